@@ -1,0 +1,261 @@
+"""What a network does to a length, per axis: the arithmetic behind the promise.
+
+A network maps an input of legal length ``n`` to an output of length ``n - 2 * lost``, whose
+first `spoiled[0]` and last `spoiled[1]` pixels felt the end of the tile (zero padding, or
+the clamp of bilinear upsampling) and must be thrown away::
+
+    input   |<- lost ->|<------------- output ------------->|<- lost ->|
+                       |<- spoiled ->|<- exact ->|<- spoiled ->|
+
+Two outputs agree only where their *uncropped* outputs start on one grid of `step` pixels,
+the pooling stride: that is the other half of the arithmetic, and :meth:`AxisFootprint.span`
+is the place where both halves meet.
+
+`Extent` derives all of it by walking a network's own layers, so that no margin is typed in
+by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from tilenet.errors import SettingsError
+from tilenet.geometry import ceil_div, round_down, round_up
+
+
+class IllegalLength(ValueError):
+    """A layer cannot take this length: a pooled length is odd, or nothing is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """One feature map along one axis: where its elements lie, and which of them are exact.
+
+    Attributes
+    ----------
+    length : int
+        Number of elements.
+    origin : int
+        Input pixel on which element 0 is centred (the first of them, after pooling).
+    stride : int
+        Input pixels between two elements.
+    exact : tuple of int
+        Half-open range of the elements that the ends of the tile have not touched.
+    step : int
+        The largest stride so far.
+    """
+
+    length: int
+    origin: int = 0
+    stride: int = 1
+    exact: tuple[int, int] = (0, 0)
+    step: int = 1
+
+    @classmethod
+    def whole(cls, length: int) -> Extent:
+        """Return the extent of an input of that length: all of it exact."""
+        return cls(length, exact=(0, length))
+
+    def conv(self, kernel: int, padding: int) -> Extent:
+        """Convolve with an odd kernel, with `padding` zeros at each end."""
+        reach = (kernel - 1) // 2
+        lo, hi = self.exact
+        return self._next(
+            length=self.length + 2 * padding - 2 * reach,
+            origin=self.origin + self.stride * (reach - padding),
+            exact=(lo + padding, hi + padding - 2 * reach),
+        )
+
+    def pool(self, size: int) -> Extent:
+        """Pool with that size and stride."""
+        if self.length % size:
+            raise IllegalLength(f"a length of {self.length} cannot be pooled by {size}")
+        lo, hi = self.exact
+        stride = self.stride * size
+        return self._next(
+            length=self.length // size,
+            stride=stride,
+            exact=(ceil_div(lo, size), hi // size),
+            step=max(self.step, stride),
+        )
+
+    def up_transposed(self, size: int) -> Extent:
+        """Apply a transposed convolution whose kernel and stride are both `size`."""
+        lo, hi = self.exact
+        return self._next(length=self.length * size, stride=self.stride // size, exact=(lo * size, hi * size))
+
+    def up_linear(self, size: int) -> Extent:
+        """Resize linearly by `size` (``align_corners=False``), which clamps at both ends.
+
+        Output ``j`` lies at source position ``(2 j + 1 - size) / (2 size)`` and is exact if
+        both source elements around it are.
+        """
+        if size == 1:
+            return self
+        lo, hi = self.exact
+        first = ceil_div(2 * size * lo + size - 1, 2)
+        last = (2 * size * (hi - 1) + size - 1) // 2
+        return self._next(length=self.length * size, stride=self.stride // size, exact=(first, last + 1))
+
+    def joined(self, skip: Extent) -> Extent:
+        """Concatenate with a skip connection, of which the centre is taken."""
+        cut = (skip.length - self.length) // 2
+        if cut < 0 or (skip.origin + cut * skip.stride, skip.stride) != (self.origin, self.stride):
+            raise IllegalLength(f"a skip of {skip.length} does not line up with {self.length}")
+        exact = (max(self.exact[0], skip.exact[0] - cut), min(self.exact[1], skip.exact[1] - cut))
+        return self._next(length=self.length, exact=exact)
+
+    def _next(self, **changes: int | tuple[int, int]) -> Extent:
+        after = replace(self, **changes)  # type: ignore[arg-type]
+        if after.length < 1:
+            raise IllegalLength("nothing is left of so short an input")
+        return after
+
+
+@dataclass(frozen=True, slots=True)
+class AxisFootprint:
+    """What a network does to a length along one axis.
+
+    Attributes
+    ----------
+    step : int
+        Pooling stride: tiles must lie on one grid of this pitch.
+    lost : int
+        Input pixels that the output lacks at each end.
+    spoiled : tuple of int
+        Output pixels at the front and at the back that are not exact.
+    smallest : int
+        The shortest legal input; the others are `step` apart.
+    """
+
+    step: int = 1
+    lost: int = 0
+    spoiled: tuple[int, int] = (0, 0)
+    smallest: int = 1
+
+    @property
+    def margin(self) -> int:
+        """Input pixels around a pixel, at each end, that its value depends on."""
+        return self.lost + max(self.spoiled)
+
+    def is_legal(self, length: int) -> bool:
+        """Tell whether the network takes an input of that length."""
+        return length >= self.smallest and (length - self.smallest) % self.step == 0
+
+    def legal_at_least(self, length: int) -> int:
+        """Return the shortest legal input length that is no shorter than `length`."""
+        return self.smallest + round_up(max(0, length - self.smallest), self.step)
+
+    def output_length(self, length: int) -> int:
+        """Return the output length for an input length, which must be legal."""
+        if not self.is_legal(length):
+            raise SettingsError(
+                f"an input of {length} is not legal; nearest: "
+                f"{', '.join(str(n) for n in self._around(length))} (every {self.step} from {self.smallest})"
+            )
+        return length - 2 * self.lost
+
+    def span(self, start: int, stop: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return what to read, and what to crop of the output, to write ``start:stop``.
+
+        The uncropped output starts on the global grid, at or before the first pixel that
+        may be spoiled; the read starts `lost` before it.
+        """
+        origin = round_down(start, self.step) - round_up(self.spoiled[0], self.step)
+        length = self.legal_at_least(stop - origin + self.spoiled[1] + 2 * self.lost)
+        read = (origin - self.lost, origin - self.lost + length)
+        return read, (start - origin, stop - origin)
+
+    def _around(self, length: int) -> list[int]:
+        above = self.legal_at_least(length)
+        return [n for n in (above - self.step, above) if n >= self.smallest]
+
+    @classmethod
+    def of_walk(cls, walk: Callable[[int], Extent]) -> AxisFootprint:
+        """Derive the footprint from a function that walks an input length through the layers.
+
+        Raises
+        ------
+        ValueError
+            If no length is legal, or what is lost or spoiled depends on the length.
+        """
+        smallest = next((n for n in range(1, 100_000) if _is_legal(walk, n)), None)
+        if smallest is None:
+            raise ValueError("no input length is legal for this network")
+        step = walk(smallest).step
+        # Far longer than any reach (a U-Net's is 7 steps), so that its two ends do not meet.
+        long, longer = walk(smallest + 64 * step), walk(smallest + 65 * step)
+        ends = (long.exact[0], long.length - long.exact[1])
+        if (longer.exact[0], longer.length - longer.exact[1]) != ends or longer.length != long.length + step:
+            raise ValueError("what this network loses depends on the length of its input")
+        return cls(step=step, lost=long.origin, spoiled=ends, smallest=smallest)
+
+
+def _is_legal(walk: Callable[[int], Extent], length: int) -> bool:
+    try:
+        walk(length)
+    except IllegalLength:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a network does to a length, for each of its axes in array order.
+
+    Examples
+    --------
+    A stack of valid 3x3 convolutions, nine deep, without pooling:
+
+    >>> Footprint.valid(2, lost=9).margin
+    (9, 9)
+
+    A network that pads with zeros, pools twice, and reaches 20 pixels:
+
+    >>> Footprint.same(2, reach=20, step=4).axes[0].span(0, 64)
+    ((-20, 84), (20, 84))
+    """
+
+    axes: tuple[AxisFootprint, ...]
+
+    @classmethod
+    def valid(cls, ndim: int, *, lost: int, step: int = 1) -> Footprint:
+        """Return the footprint of an unpadded network that loses `lost` px a side.
+
+        Its output is taken to be `step` px long, or a multiple of it.
+        """
+        return cls((AxisFootprint(step, lost, smallest=2 * lost + step),) * ndim)
+
+    @classmethod
+    def same(cls, ndim: int, *, reach: int, step: int = 1) -> Footprint:
+        """Return the footprint of a padded network that sees `reach` px a side."""
+        return cls((AxisFootprint(step, 0, (reach, reach), smallest=step),) * ndim)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.axes)
+
+    @property
+    def step(self) -> tuple[int, ...]:
+        """Pitch of the grid, px per axis."""
+        return tuple(a.step for a in self.axes)
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """Input px that the output lacks at each end, per axis."""
+        return tuple(a.lost for a in self.axes)
+
+    @property
+    def margin(self) -> tuple[int, ...]:
+        """Input px that an output px depends on at each side, per axis."""
+        return tuple(a.margin for a in self.axes)
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the output shape for a legal input shape (`SettingsError` otherwise)."""
+        return tuple(a.output_length(n) for a, n in zip(self.axes, shape, strict=True))
+
+    def with_outer(self, count: int) -> Footprint:
+        """Return the same footprint behind `count` axes over which the network is looped."""
+        return Footprint((AxisFootprint(),) * count + self.axes)

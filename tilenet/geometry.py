@@ -1,0 +1,121 @@
+"""Boxes of integers, and the mirror: all the geometry that there is.
+
+Lengths are in pixels, axes in array order. Integers stay integers: nothing here divides
+with a remainder unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return `a / b` rounded up.
+
+    >>> ceil_div(7, 3), ceil_div(6, 3)
+    (3, 2)
+    """
+    return -(-a // b)
+
+
+def round_down(a: int, step: int) -> int:
+    """Return the largest multiple of `step` that is at most `a`."""
+    return a // step * step
+
+
+def round_up(a: int, step: int) -> int:
+    """Return the smallest multiple of `step` that is at least `a`."""
+    return ceil_div(a, step) * step
+
+
+def mirror(index: int, length: int) -> int:
+    """Fold an index from anywhere on the infinitely mirrored line into `range(length)`.
+
+    The edge pixel is not repeated (NumPy's ``reflect``), and it folds as often as needed.
+
+    >>> [mirror(i, 5) for i in range(-3, 8)]
+    [3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1]
+    >>> mirror(-7, 1)
+    0
+    """
+    if length == 1:
+        return 0
+    period = 2 * (length - 1)
+    index %= period
+    return min(index, period - index)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A half-open box ``start <= p < stop`` in array order; it may leave the image.
+
+    Attributes
+    ----------
+    start, stop : tuple of int
+        Pixels, one per axis.
+
+    Examples
+    --------
+    >>> box = Box((-2, 0), (3, 4))
+    >>> box.shape, box.size
+    ((5, 4), 20)
+    >>> box & Box.of_shape((8, 8))
+    Box(start=(0, 0), stop=(3, 4))
+    """
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.start) != len(self.stop):
+            raise ValueError(f"a box needs as many starts as stops, not {self.start}, {self.stop}")
+
+    @classmethod
+    def of_shape(cls, shape: Sequence[int]) -> Box:
+        """Return the box of a whole array of that shape."""
+        return cls((0,) * len(shape), tuple(shape))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.start)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths, never negative."""
+        return tuple(max(0, b - a) for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of pixels."""
+        return prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The same box as an index of an array; it must not start below zero."""
+        if any(a < 0 for a in self.start):
+            raise ValueError(f"{self} starts below zero: NumPy would count from the end")
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    def __and__(self, other: Box) -> Box:
+        """Return what both boxes cover (empty boxes have a zero in their shape)."""
+        start = tuple(map(max, self.start, other.start))
+        return Box(start, tuple(max(a, b) for a, b in zip(start, map(min, self.stop, other.stop), strict=True)))
+
+    def __contains__(self, other: Box) -> bool:
+        """Tell whether `other` lies inside this box."""
+        return (self & other) == other
+
+    def shifted(self, offset: Sequence[int]) -> Box:
+        """Return the box moved by `offset` pixels."""
+        start = tuple(a + d for a, d in zip(self.start, offset, strict=True))
+        return Box(start, tuple(b + d for b, d in zip(self.stop, offset, strict=True)))
+
+    def relative_to(self, origin: Sequence[int]) -> Box:
+        """Return the box as seen from the pixel `origin`."""
+        return self.shifted([-o for o in origin])
+
+    def __str__(self) -> str:
+        return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True)) + "]"

@@ -1,0 +1,197 @@
+"""What an image is, whatever file it comes from, and the one place where it is mirrored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box, mirror
+
+Pixels = NDArray[Any]
+AXES = "tczyx"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of an image.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Pixels along the image's axes, in their order.
+    pixel_size : tuple of float or None
+        Micrometres along the image's axes without ``c``; None for an axis where unknown.
+    """
+
+    shape: tuple[int, ...]
+    pixel_size: tuple[float | None, ...]
+
+
+class Image(ABC):
+    """One level of an image, readable box by box from several threads at once.
+
+    Boxes are in array order over `box_axes`, the axes without ``c``; what is read has the
+    channels in front: shape (C, *box.shape), in the image's own dtype.
+
+    Attributes
+    ----------
+    name : str
+        Path, or what an array is called in messages.
+    axes : str
+        Letters of ``tczyx``, one per array axis, in file order (``"yxc"`` for RGB).
+    dtype : numpy.dtype
+        Type of the pixels.
+    levels : tuple of Level
+        All resolutions, finest first.
+    level : int
+        The one that this image reads.
+    channel_names : tuple of str
+        One per channel; empty strings where unknown.
+    """
+
+    name: str
+    axes: str
+    dtype: np.dtype[Any]
+    levels: tuple[Level, ...]
+    level: int
+    channel_names: tuple[str, ...]
+
+    @abstractmethod
+    def at_level(self, level: int) -> Image:
+        """Return the same image at another resolution (`SettingsError` if there is none)."""
+
+    @abstractmethod
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box that lies inside the image: (C, *box.shape)."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this image from a changed one, field by field, ready for JSON."""
+
+    def close(self) -> None:  # noqa: B027  (most images hold nothing open)
+        """Let go of files; reading afterwards is an error."""
+
+    def __enter__(self) -> Image:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels along `axes` at this level."""
+        return self.levels[self.level].shape
+
+    @property
+    def box_axes(self) -> str:
+        """The axes without ``c``: those of boxes and of the mask."""
+        return self.axes.replace("c", "")
+
+    @property
+    def box_shape(self) -> tuple[int, ...]:
+        """Pixels along `box_axes`."""
+        return tuple(n for n, a in zip(self.shape, self.axes, strict=True) if a != "c")
+
+    @property
+    def pixel_size(self) -> tuple[float | None, ...]:
+        """Micrometres along `box_axes` at this level; None where unknown."""
+        return self.levels[self.level].pixel_size
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels, 1 where there is no ``c`` axis."""
+        return self.shape[self.axes.index("c")] if "c" in self.axes else 1
+
+    @cached_property
+    def _inside(self) -> Box:
+        return Box.of_shape(self.box_shape)
+
+    def read(self, box: Box) -> Pixels:
+        """Return the pixels of any box, mirrored outside the image.
+
+        Parameters
+        ----------
+        box : Box
+            Over `box_axes`, at this level; it may leave the image on any side.
+
+        Returns
+        -------
+        numpy.ndarray
+            (C, *box.shape), the image's dtype. Only the pixels needed are decoded.
+        """
+        if box in self._inside:
+            return self.read_inside(box)
+        folds = [fold(a, b, n) for a, b, n in zip(box.start, box.stop, self.box_shape, strict=True)]
+        pixels = self.read_inside(Box(tuple(f.start for f in folds), tuple(f.stop for f in folds)))
+        for axis, f in enumerate(folds, start=1):
+            if f.index is not None:
+                pixels = np.take(pixels, f.index, axis=axis)
+        return pixels
+
+    def with_channels(self, channels: Sequence[int]) -> Image:
+        """Return a view of some channels, in the order given."""
+        return ChannelView(self, tuple(channels))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How one axis of a mirrored read comes out of a plain one."""
+
+    start: int
+    stop: int
+    index: NDArray[np.intp] | None
+
+
+def fold(start: int, stop: int, length: int) -> Fold:
+    """Plan a mirrored read of ``start:stop`` on an axis of that length.
+
+    The plain read is the shortest range that holds every pixel needed; `index` picks from
+    it, and is None where nothing is mirrored.
+    """
+    if 0 <= start and stop <= length:
+        return Fold(start, stop, None)
+    source = np.fromiter((mirror(i, length) for i in range(start, stop)), np.intp, stop - start)
+    lowest = int(source.min())
+    return Fold(lowest, int(source.max()) + 1, source - lowest)
+
+
+class ChannelView(Image):
+    """Some channels of an image, in the order given."""
+
+    def __init__(self, image: Image, channels: tuple[int, ...]) -> None:
+        wrong = [c for c in channels if not 0 <= c < image.n_channels]
+        if wrong or not channels:
+            raise ImageError(
+                f"{image.name}: has channels 0 to {image.n_channels - 1}, not {', '.join(map(str, wrong)) or 'none'}. "
+                f"Choose others with channels"
+            )
+        self._image, self._channels = image, channels
+        self.name, self.axes, self.dtype, self.level = image.name, image.axes, image.dtype, image.level
+        self.channel_names = tuple(image.channel_names[c] for c in channels)
+        self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
+
+    def _reshaped(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(len(self._channels) if a == "c" else n for n, a in zip(shape, self.axes, strict=True))
+
+    def at_level(self, level: int) -> Image:
+        """Return the same channels at another resolution."""
+        return ChannelView(self._image.at_level(level), self._channels)
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the chosen channels of a box inside the image."""
+        return self._image.read_inside(box)[list(self._channels)]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells the underlying image from a changed one."""
+        return self._image.identity()
+
+    def close(self) -> None:
+        """Let go of the underlying image's files."""
+        self._image.close()

@@ -1,0 +1,133 @@
+"""Intensity scaling: from pixels to what a network was trained on, never from one tile.
+
+A model card says the *rule*; `resolve` turns it, once per image, into the numbers of a
+`Scaling`, which the output records and every tile shares::
+
+    {"method": "none"}
+    {"method": "linear", "subtract": 0, "divide": 255}
+    {"method": "percentile", "low": 1, "high": 99.8, "per_channel": false, "clip": [-1, 3]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.errors import ImageError, ModelError
+from tilenet.geometry import Box
+from tilenet.readers.image import Image, Pixels
+
+# A level of up to so many pixels is read whole for its percentiles; of a larger one,
+# SAMPLES**2 windows of SAMPLE px a side on a regular grid.
+WHOLE_LEVEL = 2**24
+SAMPLES, SAMPLE = 8, 256
+METHODS = ("none", "linear", "percentile")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """``(pixel - subtract) / divide`` per channel, then clipped if asked.
+
+    Attributes
+    ----------
+    subtract, divide : tuple of float
+        One per channel, or one for all.
+    clip : tuple of float, optional
+        Lowest and highest value.
+    """
+
+    subtract: tuple[float, ...] = (0.0,)
+    divide: tuple[float, ...] = (1.0,)
+    clip: tuple[float, float] | None = None
+
+    def apply(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Return scaled pixels (C, *n) as float32; NaN stays NaN."""
+        column = (-1,) + (1,) * (pixels.ndim - 1)
+        out = pixels.astype(np.float32)
+        if any(self.subtract):
+            out -= np.asarray(self.subtract, np.float32).reshape(column)
+        if any(d != 1 for d in self.divide):
+            out /= np.asarray(self.divide, np.float32).reshape(column)
+        return np.clip(out, *self.clip, out=out) if self.clip else out
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers for the run record."""
+        return {
+            "subtract": list(self.subtract),
+            "divide": list(self.divide),
+            "clip": list(self.clip) if self.clip else None,
+        }
+
+    @classmethod
+    def from_json(cls, numbers: Mapping[str, Any]) -> Scaling:
+        """Return the scaling of a run record."""
+        clip = tuple(numbers["clip"]) if numbers["clip"] else None
+        return cls(tuple(numbers["subtract"]), tuple(numbers["divide"]), clip)
+
+
+def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
+    """Return the numbers of a rule for an image.
+
+    Parameters
+    ----------
+    rule : mapping
+        As on the model card; see the module's text.
+    image : Image
+        Read only by ``percentile``, from a coarse level where there is one.
+    """
+    clip = tuple(map(float, rule["clip"])) if rule.get("clip") else None
+    match rule.get("method"):
+        case "none":
+            return Scaling(clip=clip)  # type: ignore[arg-type]
+        case "linear":
+            return Scaling(_floats(rule.get("subtract", 0)), _floats(rule.get("divide", 1)), clip)  # type: ignore[arg-type]
+        case "percentile":
+            return of_percentiles(sample(image), rule, name=image.name)
+        case other:
+            raise ModelError(f"model card: scaling method {other!r} is none of {', '.join(METHODS)}")
+
+
+def of_percentiles(pixels: Pixels, rule: Mapping[str, Any], *, name: str) -> Scaling:
+    """Return the numbers of a ``percentile`` rule for pixels (C, *n) or (C, n)."""
+    values = pixels.reshape(len(pixels), -1) if rule.get("per_channel") else pixels.reshape(1, -1)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ImageError(f"{name}: has pixels that are not finite, so it has no percentiles. Replace them first")
+    low, high = np.percentile(values, [rule["low"], rule["high"]], axis=1)
+    clip = tuple(map(float, rule["clip"])) if rule.get("clip") else None
+    span = [float(b - a) or 1.0 for a, b in zip(low, high, strict=True)]  # a flat image stays 0
+    return Scaling(tuple(map(float, low)), tuple(span), clip)  # type: ignore[arg-type]
+
+
+def sample(image: Image) -> Pixels:
+    """Return pixels (C, n) that stand for the whole image, the same on every call.
+
+    All of the finest level that has at most `WHOLE_LEVEL` pixels, or else windows on a
+    regular grid over the coarsest.
+    """
+    sizes = [Box.of_shape(image.at_level(k).box_shape).size for k in range(len(image.levels))]
+    level = next((k for k, size in enumerate(sizes) if size <= WHOLE_LEVEL), len(sizes) - 1)
+    source = image.at_level(level)
+    whole = Box.of_shape(source.box_shape)
+    boxes = [whole] if whole.size <= WHOLE_LEVEL else grid_of_windows(source.box_shape)
+    read = [source.read_inside(box) for box in boxes]
+    return np.concatenate([r.reshape(len(r), -1) for r in read], axis=1)
+
+
+def grid_of_windows(shape: Sequence[int]) -> list[Box]:
+    """Return windows spread evenly over an array, both ends included; outer axes thinned."""
+    corners: list[tuple[int, ...]] = [()]
+    for axis, n in enumerate(shape):
+        side = SAMPLE if axis >= len(shape) - 2 else 1
+        count = min(SAMPLES, -(-n // side))
+        starts = [k * max(0, n - side) // max(1, count - 1) for k in range(count)]
+        corners = [c + (s,) for c in corners for s in starts]
+    sides = (1,) * (len(shape) - 2) + (SAMPLE,) * min(2, len(shape))
+    return [Box(c, tuple(min(n, a + s) for a, s, n in zip(c, sides, shape, strict=True))) for c in corners]
+
+
+def _floats(value: float | Sequence[float]) -> tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, Sequence) else (float(value),)

@@ -1,0 +1,224 @@
+"""The U-Net of Ronneberger et al. 2015, in 2-D and 3-D, and its footprint.
+
+Parameter names follow a well-known PyTorch version (jvanvugt/pytorch-unet), so that its
+checkpoints load unchanged. Every layer says with `walk` what it does to a length, beside
+the `forward` that does it.
+
+References
+----------
+O. Ronneberger, P. Fischer, T. Brox: U-Net: Convolutional Networks for Biomedical Image
+Segmentation. MICCAI 2015, https://doi.org/10.1007/978-3-319-24574-4_28
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tilenet.footprint import AxisFootprint, Extent, Footprint
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOL = {
+    ("max", 2): nn.functional.max_pool2d,
+    ("max", 3): nn.functional.max_pool3d,
+    ("avg", 2): nn.functional.avg_pool2d,
+    ("avg", 3): nn.functional.avg_pool3d,
+}
+LINEAR = {2: "bilinear", 3: "trilinear"}
+UP_MODES = ("upconv", "upsample")
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions, each with ReLU and, if asked, batch normalisation after it."""
+
+    def __init__(self, in_size: int, out_size: int, *, ndim: int, padding: bool, batch_norm: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for size in (in_size, out_size):
+            layers += [CONV[ndim](size, out_size, kernel_size=3, padding=int(padding)), nn.ReLU()]
+            if batch_norm:
+                layers.append(NORM[ndim](out_size))
+        self.block = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_size, *n) to (N, out_size, *m)."""
+        out: Tensor = self.block(x)
+        return out
+
+    def walk(self, x: Extent, axis: int) -> Extent:
+        """Follow a length through the convolutions."""
+        for layer in self.block:
+            if hasattr(layer, "kernel_size"):
+                x = x.conv(layer.kernel_size[axis], layer.padding[axis])
+        return x
+
+
+class UpBlock(nn.Module):
+    """Upsampling, the skip connection, and a `ConvBlock`."""
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        *,
+        ndim: int,
+        up_mode: str,
+        pool_size: tuple[int, ...],
+        padding: bool,
+        batch_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.pool_size = pool_size
+        self.up: nn.Module
+        if up_mode == "upconv":
+            self.up = UP_CONV[ndim](in_size, out_size, kernel_size=pool_size, stride=pool_size)
+        else:
+            scale = tuple(float(p) for p in pool_size)
+            self.up = nn.Sequential(
+                nn.Upsample(mode=LINEAR[ndim], scale_factor=scale), CONV[ndim](in_size, out_size, kernel_size=1)
+            )
+        self.conv_block = ConvBlock(in_size, out_size, ndim=ndim, padding=padding, batch_norm=batch_norm)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Map (N, in_size, *n) and the skip (N, out_size, *m) to (N, out_size, *k)."""
+        up = self.up(x)
+        out: Tensor = self.conv_block(torch.cat([up, center_crop(skip, up.shape[2:])], dim=1))
+        return out
+
+    def walk(self, x: Extent, skip: Extent, axis: int) -> Extent:
+        """Follow a length through upsampling, skip and convolutions."""
+        size = self.pool_size[axis]
+        up = x.up_linear(size) if isinstance(self.up, nn.Sequential) else x.up_transposed(size)
+        return self.conv_block.walk(up.joined(skip), axis)
+
+
+def center_crop(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the centre of (N, C, *n) of the given spatial shape, as a view."""
+    for axis, (have, want) in enumerate(zip(x.shape[2:], shape, strict=True), start=2):
+        x = x.narrow(axis, (have - want) // 2, want)
+    return x
+
+
+class UNet(nn.Module):
+    """The U-Net of Ronneberger et al. 2015.
+
+    Parameters
+    ----------
+    in_channels : int
+        Channels of the input.
+    n_classes : int
+        Channels of the output (logits; there is no softmax inside).
+    depth : int
+        Number of resolutions; ``depth - 1`` poolings.
+    wf : int
+        The first block has ``2 ** wf`` channels, each deeper one twice as many.
+    padding : bool
+        Pad each 3x3 convolution with zeros. The default, False, is the paper's.
+    batch_norm : bool
+        Normalise after each ReLU.
+    up_mode : {"upconv", "upsample"}
+        Transposed convolution, or (bi/tri)linear resizing and a 1x1 convolution.
+    ndim : {2, 3}
+        Spatial axes.
+    pooling : {"max", "avg"}
+        Average pooling is that of reference checkpoints from before March 2019.
+    pool_size : sequence of int, optional
+        Per axis; default 2 everywhere. ``(1, 2, 2)`` spares thin stacks.
+
+    Attributes
+    ----------
+    footprint : Footprint
+        What the network does to a length, derived from its layers.
+
+    Examples
+    --------
+    >>> net = UNet(depth=5, wf=2)
+    >>> net.footprint.output_shape((572, 572))
+    (388, 388)
+    >>> net.footprint.step, net.footprint.margin
+    ((16, 16), (92, 92))
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        n_classes: int = 2,
+        depth: int = 5,
+        wf: int = 6,
+        padding: bool = False,
+        batch_norm: bool = False,
+        up_mode: str = "upconv",
+        *,
+        ndim: int = 2,
+        pooling: str = "max",
+        pool_size: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.pool_size = tuple(pool_size) if pool_size is not None else (2,) * ndim
+        _check_options(depth, ndim, up_mode, pooling, self.pool_size)
+        self.in_channels, self.n_classes, self.depth, self.wf = in_channels, n_classes, depth, wf
+        self.padding, self.batch_norm, self.up_mode = padding, batch_norm, up_mode
+        self.ndim, self.pooling = ndim, pooling
+        sizes = [2 ** (wf + i) for i in range(depth)]
+        self.down_path = nn.ModuleList(
+            ConvBlock(a, b, ndim=ndim, padding=padding, batch_norm=batch_norm)
+            for a, b in zip([in_channels, *sizes], sizes, strict=False)
+        )
+        self.up_path = nn.ModuleList(
+            UpBlock(
+                2 * b, b, ndim=ndim, up_mode=up_mode, pool_size=self.pool_size, padding=padding, batch_norm=batch_norm
+            )
+            for b in reversed(sizes[:-1])
+        )
+        self.last = CONV[ndim](sizes[0], n_classes, kernel_size=1)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The arguments that build this network again, ready for JSON."""
+        names = ("in_channels", "n_classes", "depth", "wf", "padding", "batch_norm", "up_mode", "ndim", "pooling")
+        return {name: getattr(self, name) for name in names} | {"pool_size": list(self.pool_size)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, *n), n legal, to logits (N, n_classes, *(n - 2 lost))."""
+        pool = POOL[self.pooling, self.ndim]
+        skips: list[Tensor] = []
+        for i, down in enumerate(self.down_path):
+            x = down(pool(x, self.pool_size) if i else x)
+            skips.append(x)
+        for up, skip in zip(self.up_path, skips[-2::-1], strict=True):
+            x = up(x, skip)
+        out: Tensor = self.last(x)
+        return out
+
+    def walk(self, length: int, axis: int) -> Extent:
+        """Follow an input length through all layers along one axis."""
+        x = Extent.whole(length)
+        skips: list[Extent] = []
+        for i, down in enumerate(self.down_path):
+            x = down.walk(x.pool(self.pool_size[axis]) if i else x, axis)
+            skips.append(x)
+        for up, skip in zip(self.up_path, skips[-2::-1], strict=True):
+            x = up.walk(x, skip, axis)
+        return x
+
+    @property
+    def footprint(self) -> Footprint:
+        """What the network does to a length, per axis."""
+        return Footprint(tuple(AxisFootprint.of_walk(lambda n, a=axis: self.walk(n, a)) for axis in range(self.ndim)))  # type: ignore[misc]
+
+
+def _check_options(depth: int, ndim: int, up_mode: str, pooling: str, pool_size: tuple[int, ...]) -> None:
+    if ndim not in CONV:
+        raise ValueError(f"ndim is 2 or 3, not {ndim}")
+    if depth < 1:
+        raise ValueError(f"depth is at least 1, not {depth}")
+    if up_mode not in UP_MODES:
+        raise ValueError(f"up_mode is one of {', '.join(UP_MODES)}, not {up_mode!r}")
+    if (pooling, ndim) not in POOL:
+        raise ValueError(f"pooling is 'max' or 'avg', not {pooling!r}")
+    if len(pool_size) != ndim or min(pool_size) < 1:
+        raise ValueError(f"pool_size needs {ndim} positive numbers, not {pool_size}")
