@@ -1,0 +1,1 @@
+"""Exact, seamless segmentation of images too large for memory."""

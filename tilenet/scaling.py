@@ -124,7 +124,7 @@ def grid_of_windows(shape: Sequence[int]) -> list[Box]:
         side = SAMPLE if axis >= len(shape) - 2 else 1
         count = min(SAMPLES, -(-n // side))
         starts = [k * max(0, n - side) // max(1, count - 1) for k in range(count)]
-        corners = [c + (s,) for c in corners for s in starts]
+        corners = [(*c, s) for c in corners for s in starts]
     sides = (1,) * (len(shape) - 2) + (SAMPLE,) * min(2, len(shape))
     return [Box(c, tuple(min(n, a + s) for a, s, n in zip(c, sides, shape, strict=True))) for c in corners]
 

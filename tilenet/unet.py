@@ -12,17 +12,18 @@ Segmentation. MICCAI 2015, https://doi.org/10.1007/978-3-319-24574-4_28
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tilenet.footprint import AxisFootprint, Extent, Footprint
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-POOL = {
+CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+UP_CONV: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOL: dict[tuple[str, int], Callable[..., Tensor]] = {
     ("max", 2): nn.functional.max_pool2d,
     ("max", 3): nn.functional.max_pool3d,
     ("avg", 2): nn.functional.avg_pool2d,
@@ -52,8 +53,8 @@ class ConvBlock(nn.Module):
     def walk(self, x: Extent, axis: int) -> Extent:
         """Follow a length through the convolutions."""
         for layer in self.block:
-            if hasattr(layer, "kernel_size"):
-                x = x.conv(layer.kernel_size[axis], layer.padding[axis])
+            if isinstance(layer, nn.Conv2d | nn.Conv3d):
+                x = x.conv(layer.kernel_size[axis], int(layer.padding[axis]))
         return x
 
 
@@ -199,9 +200,11 @@ class UNet(nn.Module):
         x = Extent.whole(length)
         skips: list[Extent] = []
         for i, down in enumerate(self.down_path):
+            assert isinstance(down, ConvBlock)
             x = down.walk(x.pool(self.pool_size[axis]) if i else x, axis)
             skips.append(x)
         for up, skip in zip(self.up_path, skips[-2::-1], strict=True):
+            assert isinstance(up, UpBlock)
             x = up.walk(x, skip, axis)
         return x
 

@@ -1,0 +1,187 @@
+"""The plan: which pixels to read, compute and write, decided before anything is touched.
+
+Pure integers. A plan is a grid of blocks, a block a grid of tiles, and both are computed
+from their index when asked for, so that a plan of a billion tiles costs nothing::
+
+    block  = one shard of every output array
+    +-----------------+-----------------+        a tile reads more than it writes:
+    | tile   tile     | tile   tile     |            . . . . . . . .
+    |                 |                 |            .  +-------+  .   read  (dots)
+    | tile   tile     | tile   tile     |            .  | write |  .   write (box)
+    +-----------------+-----------------+            .  +-------+  .
+    |                 |                 |            . . . . . . . .
+
+Every tile's uncropped output starts on one global grid of `Footprint.step` pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+from math import prod
+from typing import overload
+
+from tilenet.footprint import AxisFootprint, Footprint
+from tilenet.geometry import Box, ceil_div
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One forward pass: what the network sees, and what of it is kept.
+
+    Attributes
+    ----------
+    read : Box
+        What the network sees, in image pixels; it may leave the image.
+    write : Box
+        What this tile alone fills, in image pixels.
+    crop : Box
+        `write`, inside the network's output.
+    """
+
+    read: Box
+    write: Box
+    crop: Box
+
+
+def tile_of(footprint: Footprint, write: Box) -> Tile:
+    """Return the tile that computes exactly the pixels of `write`, wherever it lies.
+
+    >>> tile_of(Footprint.valid(1, lost=2), Box((4,), (9,))).read
+    Box(start=(2,), stop=(11,))
+    """
+    spans = [axis.span(a, b) for axis, a, b in zip(footprint.axes, write.start, write.stop, strict=True)]
+    read = Box(tuple(r[0] for r, _ in spans), tuple(r[1] for r, _ in spans))
+    crop = Box(tuple(c[0] for _, c in spans), tuple(c[1] for _, c in spans))
+    return Tile(read, write, crop)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One shard of every output array: the unit of work, of writing and of resuming.
+
+    Attributes
+    ----------
+    index : int
+        Place in the plan.
+    position : tuple of int
+        Place in the grid of blocks: the shard's coordinates.
+    box : Box
+        Its pixels, clipped to the image.
+    footprint : Footprint
+        Of the network, with the outer axes in front.
+    tile : tuple of int
+        Sides of its tiles.
+    """
+
+    index: int
+    position: tuple[int, ...]
+    box: Box
+    footprint: Footprint
+    tile: tuple[int, ...]
+
+    @property
+    def tiles(self) -> Iterator[Tile]:
+        """The tiles, in array order; together they write every pixel of the box once."""
+        for corner in product(*map(range, self.box.start, self.box.stop, self.tile)):
+            stop = tuple(min(a + t, b) for a, t, b in zip(corner, self.tile, self.box.stop, strict=True))
+            yield tile_of(self.footprint, Box(corner, stop))
+
+    def batches(self, size: int) -> Iterator[tuple[Tile, ...]]:
+        """Yield the tiles in groups of one input shape, at most `size` each.
+
+        The grouping depends on the block alone, so that a resumed run repeats it.
+        """
+        ordered = sorted(self.tiles, key=lambda tile: tile.read.shape, reverse=True)
+        for _, group in groupby(ordered, key=lambda tile: tile.read.shape):
+            tiles = tuple(group)
+            for i in range(0, len(tiles), size):
+                yield tiles[i : i + size]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Sequence[Block]):
+    """Blocks of tiles over an image; ``plan[i]`` is computed from ``i``.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        What is written: the image's axes without ``c``.
+    footprint : Footprint
+        One entry per axis; trivial ones for the axes that the network is looped over.
+    tile, block : tuple of int
+        Sides in pixels: of what a tile writes, and of a block. A block is whole tiles.
+    batch : int
+        Most tiles in one forward pass.
+    """
+
+    shape: tuple[int, ...]
+    footprint: Footprint
+    tile: tuple[int, ...]
+    block: tuple[int, ...]
+    batch: int = 1
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of blocks along each axis."""
+        return tuple(map(ceil_div, self.shape, self.block))
+
+    def __len__(self) -> int:
+        return prod(self.grid)
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Block]: ...
+    def __getitem__(self, index: int | slice) -> Block | Sequence[Block]:
+        """Return a block by its index, or a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"the plan has {len(self)} blocks, no block {index}")
+        index %= len(self)
+        rest = index
+        position: tuple[int, ...] = ()
+        for n in reversed(self.grid):
+            rest, place = divmod(rest, n)
+            position = (place, *position)
+        start = tuple(p * b for p, b in zip(position, self.block, strict=True))
+        stop = tuple(min(a + b, n) for a, b, n in zip(start, self.block, self.shape, strict=True))
+        return Block(index, position, Box(start, stop), self.footprint, self.tile)
+
+    @property
+    def n_tiles(self) -> int:
+        """Number of forward-passed tiles."""
+        return prod(map(_count_tiles, self.shape, self.tile, self.block))
+
+    @property
+    def largest_read(self) -> tuple[int, ...]:
+        """Input shape of the largest tile."""
+        first = Box((0,) * len(self.shape), tuple(map(min, self.tile, self.shape)))
+        return tile_of(self.footprint, first).read.shape
+
+    @property
+    def pixels_read(self) -> int:
+        """Input pixels of all tiles together."""
+        axes = zip(self.footprint.axes, self.shape, self.tile, strict=True)
+        return prod(read_along(axis, n, t) for axis, n, t in axes)
+
+    @property
+    def redundancy(self) -> float:
+        """Input pixels read for each pixel written."""
+        return self.pixels_read / prod(self.shape)
+
+
+def read_along(axis: AxisFootprint, n: int, tile: int) -> int:
+    """Return how many input pixels the tiles read along an axis of length `n`."""
+
+    def length(written: int) -> int:
+        (start, stop), _ = axis.span(0, written)
+        return stop - start
+
+    return n // tile * length(tile) + (length(n % tile) if n % tile else 0)
+
+
+def _count_tiles(n: int, tile: int, block: int) -> int:
+    return n // block * (block // tile) + ceil_div(n % block, tile)

@@ -1,0 +1,184 @@
+"""The sizes of tiles, blocks and batches: pure functions of image, footprint and memory.
+
+Nothing here asks how much memory happens to be free: the same arguments give the same plan
+on every machine, which is what lets many workers, and later runs, agree on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+
+from tilenet.errors import SettingsError
+from tilenet.footprint import Footprint
+from tilenet.geometry import Box, ceil_div, round_down, round_up
+from tilenet.plan import Plan, read_along, tile_of
+
+DEFAULT_MEMORY = 4_000_000_000
+# Of the memory, the part that activations may fill; the rest holds the interpreter, the
+# tiles read ahead and the blocks being written.
+ACTIVATIONS = (3, 4)
+# What a predictor that does not say is taken to need; the paper's network needs about 1300.
+DEFAULT_BYTES_PER_PIXEL = 2048
+# Smallest and largest default block side, by the number of axes: 2**18 to 2**24 pixels.
+BLOCK_SIDES = {1: (2**18, 2**24), 2: (512, 4096), 3: (64, 256)}
+ENOUGH_BLOCKS = 16
+# Planes of a stack share a block up to this size, lest a stack become millions of files.
+STACKED_PIXELS = 2**22
+# Tiles are batched up to so many input pixels: beyond that a batch gains nothing.
+BATCH_PIXELS = 2**20
+
+
+def plan_tiles(
+    shape: Sequence[int],
+    footprint: Footprint,
+    *,
+    tile: int | Sequence[int] | None = None,
+    block: int | Sequence[int] | None = None,
+    batch: int | None = None,
+    memory: int | None = None,
+    bytes_per_pixel: float | None = None,
+) -> Plan:
+    """Decide blocks and tiles for an image: a pure function of its arguments.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        The image's axes without ``c``. Axes in front of the footprint's are outer ones
+        (time, or planes for a 2-D network): the network is looped over them.
+    footprint : Footprint
+        What the network does to a length.
+    tile : int or sequence of int, optional
+        Side of what a tile writes, a multiple of the step; default the one that costs
+        least among those that divide the block and fit the memory.
+    block : int or sequence of int, optional
+        Side of a block, a multiple of the tile; default the largest power of two within
+        `BLOCK_SIDES` that leaves 16 blocks.
+    batch : int, optional
+        Most tiles per forward pass; default as many as make about a million pixels.
+    memory : int, optional
+        Bytes for the whole run; default 4 GB.
+    bytes_per_pixel : float, optional
+        What the predictor needs per input pixel.
+
+    Returns
+    -------
+    Plan
+        A sequence of blocks.
+
+    Raises
+    ------
+    SettingsError
+        If a size is off the grid (naming the nearest legal ones), or nothing fits.
+
+    Examples
+    --------
+    >>> plan = plan_tiles((5000, 7000), Footprint.valid(2, lost=92, step=16), tile=512)
+    >>> len(plan), plan.block, plan[0].box.shape
+    (35, (1024, 1024), (1024, 1024))
+    """
+    shape, outer = tuple(map(int, shape)), len(shape) - footprint.ndim
+    if outer < 0 or min(shape, default=0) < 1:
+        raise SettingsError(f"an image of shape {shape} does not suit a network with {footprint.ndim} axes")
+    inner = shape[outer:]
+    fit = int(
+        (memory or DEFAULT_MEMORY) * ACTIVATIONS[0] / ACTIVATIONS[1] / (bytes_per_pixel or DEFAULT_BYTES_PER_PIXEL)
+    )
+    tiles, blocks = _sides(tile, footprint, "tile"), _sides(block, footprint, "block")
+    _check_grid(tiles, footprint)
+    if blocks is None:
+        blocks = _default_block(inner, footprint, tiles)
+    if tiles is None:
+        tiles = _default_tile(inner, footprint, blocks, fit)
+    if any(b % t for b, t in zip(blocks, tiles, strict=True)):
+        raise SettingsError(
+            f"block {_text(blocks)} is not whole tiles of {_text(tiles)}; give a multiple, or leave it out"
+        )
+    planes = _default_planes(shape[:outer], inner, blocks)
+    plan = Plan(shape, footprint.with_outer(outer), (1,) * outer + tiles, planes + blocks)
+    batch = _default_batch(plan, fit) if batch is None else batch
+    if batch < 1:
+        raise SettingsError(f"batch {batch} is less than 1")
+    return Plan(plan.shape, plan.footprint, plan.tile, plan.block, batch)
+
+
+def _default_block(shape: tuple[int, ...], footprint: Footprint, tile: tuple[int, ...] | None) -> tuple[int, ...]:
+    smallest, largest = BLOCK_SIDES[len(shape)]
+    side = largest
+    while side > smallest and prod(ceil_div(n, side) for n in shape) < ENOUGH_BLOCKS:
+        side //= 2
+    if tile is None:
+        return tuple(round_up(side, step) for step in footprint.step)
+    return tuple(t * max(1, side // t) for t in tile)
+
+
+def _default_tile(shape: tuple[int, ...], footprint: Footprint, block: tuple[int, ...], fit: int) -> tuple[int, ...]:
+    choices = []
+    for b, step in zip(block, footprint.step, strict=True):
+        if b % step:
+            raise SettingsError(
+                f"block {b} is not a multiple of {step}, the network's step; nearest {_nearest(b, step)}"
+            )
+        choices.append([step * d for d in range(1, b // step + 1) if b // step % d == 0])
+    tiles = [tile for tile in product(*choices) if _read_size(shape, footprint, tile) <= fit]
+    if not tiles:
+        least = _read_size(shape, footprint, tuple(c[0] for c in choices))
+        raise SettingsError(f"the smallest tile reads {least} px, and the memory holds {fit}: give more with --memory")
+
+    def cost(tile: tuple[int, ...]) -> tuple[int, int]:
+        total = prod(read_along(axis, n, t) for axis, n, t in zip(footprint.axes, shape, tile, strict=True))
+        return total, -prod(tile)
+
+    return min(tiles, key=cost)
+
+
+def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+    """Return how many planes a block holds along each outer axis: the innermost fills first."""
+    room = STACKED_PIXELS // prod(map(min, block, shape))
+    planes: tuple[int, ...] = ()
+    for n in reversed(outer):
+        side = 1
+        while side * 2 <= min(room, n) and n // (side * 2) * prod(map(ceil_div, shape, block)) >= ENOUGH_BLOCKS:
+            side *= 2
+        planes, room = (side, *planes), room // side
+        if side < n:
+            room = 0
+    return planes
+
+
+def _default_batch(plan: Plan, fit: int) -> int:
+    tile = prod(plan.largest_read)
+    in_block = prod(map(ceil_div, map(min, plan.block, plan.shape), plan.tile))
+    return max(1, min(in_block, BATCH_PIXELS // tile, fit // tile))
+
+
+def _read_size(shape: tuple[int, ...], footprint: Footprint, tile: tuple[int, ...]) -> int:
+    write = Box((0,) * len(shape), tuple(map(min, tile, shape)))
+    return tile_of(footprint, write).read.size
+
+
+def _sides(value: int | Sequence[int] | None, footprint: Footprint, what: str) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    sides = (value,) * footprint.ndim if isinstance(value, int) else tuple(map(int, value))
+    if len(sides) != footprint.ndim or min(sides) < 1:
+        raise SettingsError(f"{what} {_text(sides)} needs {footprint.ndim} positive sides, one per axis of the network")
+    return sides
+
+
+def _check_grid(tile: tuple[int, ...] | None, footprint: Footprint) -> None:
+    for side, step in zip(tile or (), footprint.step, strict=False):
+        if side % step:
+            raise SettingsError(
+                f"tile {side} is not a multiple of {step}, the network's step: seams would show; "
+                f"nearest {_nearest(side, step)}"
+            )
+
+
+def _nearest(side: int, step: int) -> str:
+    return ", ".join(str(n) for n in (round_down(side, step), round_up(side, step)) if n)
+
+
+def _text(sides: Sequence[int]) -> str:
+    return " x ".join(map(str, sides))
