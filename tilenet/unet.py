@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tilenet.card import ModelCard
 from tilenet.footprint import AxisFootprint, Extent, Footprint
 
 CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -134,6 +135,8 @@ class UNet(nn.Module):
     ----------
     footprint : Footprint
         What the network does to a length, derived from its layers.
+    card : ModelCard or None
+        What it is for; set by `load_model`.
 
     Examples
     --------
@@ -176,6 +179,7 @@ class UNet(nn.Module):
             for b in reversed(sizes[:-1])
         )
         self.last = CONV[ndim](sizes[0], n_classes, kernel_size=1)
+        self.card: ModelCard | None = None
 
     @property
     def options(self) -> dict[str, object]:
