@@ -1,0 +1,203 @@
+"""Predictors: what turns a batch of tiles into a batch of logits.
+
+A predictor is any callable from (N, C, *n) to (N, K, *m) with a `footprint`. This module
+makes one of a PyTorch network.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tilenet.errors import EnvironmentFault, ModelError, SettingsError
+from tilenet.footprint import Footprint
+from tilenet.scaling import Scaling
+from tilenet.unet import UNet
+
+PRECISIONS = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
+TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+# mallopt(3): the names of three parameters of glibc's malloc.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+
+
+class TorchPredictor:
+    """A PyTorch network as a predictor.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Copied: the one given is neither moved nor switched to eval mode.
+    footprint : Footprint
+        What it does to a length.
+    device : torch.device
+        Where it runs.
+    precision : {"auto", "fp32", "bf16", "fp16"}
+        ``auto`` is fp32 on every device, since the others change the logits.
+    scaling : Scaling
+        Applied to each batch first.
+    """
+
+    def __init__(
+        self, network: nn.Module, footprint: Footprint, *, device: torch.device, precision: str, scaling: Scaling
+    ) -> None:
+        self.footprint, self.device, self.scaling = footprint, device, scaling
+        self.dtype = _compute_dtype(network, precision)
+        self._network = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
+        self._layout = CHANNELS_LAST.get(footprint.ndim, torch.contiguous_format)
+        if footprint.ndim in CHANNELS_LAST:
+            self._network = self._network.to(memory_format=self._layout)  # type: ignore[call-overload]
+
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.floating[Any]]:
+        """Return logits (N, K, *m) of raw pixels (N, C, *n), float32 (or a network's float64)."""
+        with torch.inference_mode(), _exact(self.device):
+            try:
+                out = self._network(self._input(batch))
+            except RuntimeError as error:
+                raise _explained(error, batch.shape) from error
+            return (out if out.dtype == torch.float64 else out.float()).cpu().numpy()  # type: ignore[no-any-return]
+
+    def _input(self, batch: NDArray[Any]) -> Tensor:
+        if batch.dtype.name not in TORCH_DTYPES:
+            batch = batch.astype(np.float32)
+        x = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
+        x = self._scaled(x.to(torch.float64 if self.dtype == torch.float64 else torch.float32))
+        return x.to(self.dtype, memory_format=self._layout)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        def column(values: tuple[float, ...]) -> Tensor:
+            return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(1, -1, *(1,) * (x.ndim - 2))
+
+        if any(self.scaling.subtract):
+            x = x - column(self.scaling.subtract)
+        if any(d != 1 for d in self.scaling.divide):
+            x = x / column(self.scaling.divide)
+        return x.clamp(*self.scaling.clip) if self.scaling.clip else x
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f"device {name!r} is none of auto, cpu, cuda, cuda:N, mps") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise SettingsError(
+            f"device {name}: this machine has {count} CUDA devices. Use --device cpu, or another number"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError("device mps: not available on this machine. Use --device cpu")
+    return device
+
+
+def footprint_of(network: nn.Module, footprint: Footprint | None = None) -> Footprint:
+    """Return the footprint given, or the network's own (`ModelError` if it has none)."""
+    found = footprint if footprint is not None else getattr(network, "footprint", None)
+    if not isinstance(found, Footprint):
+        kind = type(network).__name__
+        raise ModelError(
+            f"{kind} has no footprint. Give footprint=Footprint.same(2, reach=..., step=...) or .valid(...)"
+        )
+    return found
+
+
+def count_outputs(network: nn.Module, footprint: Footprint, channels: int) -> int:
+    """Return K, from a pass over the smallest legal input where the network does not say."""
+    if isinstance(network, UNet):
+        outputs: int = network.n_classes
+        return outputs
+    probe = copy.deepcopy(network).eval()
+    parameter = next(iter(probe.parameters()), torch.zeros(()))
+    x = torch.zeros(1, channels, *(a.smallest for a in footprint.axes), dtype=parameter.dtype, device=parameter.device)
+    try:
+        with torch.inference_mode():
+            shape = tuple(probe(x).shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(f"the network does not take an input of shape {tuple(x.shape)}: {error}") from error
+    if shape[2:] != footprint.output_shape(x.shape[2:]):
+        want = footprint.output_shape(x.shape[2:])
+        raise ModelError(f"the footprint says {tuple(x.shape[2:])} -> {want}, the network gives {shape[2:]}")
+    return int(shape[1])
+
+
+def bytes_per_pixel(network: nn.Module, precision: str, channels: int) -> float | None:
+    """Return what a forward pass needs per input pixel, None where it cannot be told.
+
+    A U-Net peaks in its last block, where the joined skip (twice the first block's
+    channels), a convolution and its ReLU are held beside the skips (as much again).
+    """
+    if not isinstance(network, UNet):
+        return None
+    size = torch.empty(0, dtype=_compute_dtype(network, precision)).element_size()
+    return float(size * (6 * 2**network.wf + channels) + 12 * network.n_classes)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[int]:
+    """Let PyTorch use so many threads for a while; yields the number in force."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield count or before
+    finally:
+        torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's malloc not to hand big blocks back to the kernel at each free.
+
+    A forward pass allocates the same activations again and again; mapped afresh, they cost
+    30-45 % of its time in page faults. Process-wide, so only for a process that is ours.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_MAX, 0)
+            mallopt(M_MMAP_THRESHOLD, 2**30)
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _compute_dtype(network: nn.Module, precision: str) -> torch.dtype:
+    if precision not in PRECISIONS:
+        raise SettingsError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+    parameter = next(iter(network.parameters()), None)
+    if precision == "auto" and parameter is not None and parameter.dtype == torch.float64:
+        return torch.float64
+    return PRECISIONS[precision]
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Switch off what makes a GPU's results vary: TF32, and autotuned algorithms."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
+    text = str(error).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text:
+        half = max(1, shape[0] // 2)
+        advice = f"--batch {half}" if shape[0] > 1 else "a smaller --tile or --memory"
+        return EnvironmentFault(f"out of memory for a batch of shape {shape}. Start again with {advice}")
+    return ModelError(f"the network failed on a batch of shape {shape}: {text}")
