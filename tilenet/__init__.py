@@ -1,1 +1,113 @@
-"""Exact, seamless segmentation of images too large for memory."""
+"""Exact, seamless segmentation of images too large for memory.
+
+The public names below are imported when first used, so that ``import tilenet`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tilenet.api import segment
+    from tilenet.card import ModelCard
+    from tilenet.checks import verify
+    from tilenet.errors import (
+        BlocksFailed,
+        EnvironmentFault,
+        ImageError,
+        ImageNotFound,
+        ModelError,
+        ModelNotFound,
+        OutputError,
+        OutputExists,
+        OutputIncomplete,
+        OutputLocked,
+        OutputMismatch,
+        OutputNotFound,
+        SettingsError,
+        TilenetError,
+        VerifyFailed,
+    )
+    from tilenet.footprint import Footprint
+    from tilenet.geometry import Box
+    from tilenet.models import load_model, save_model
+    from tilenet.plan import Block, Plan, Tile
+    from tilenet.readers import open_image
+    from tilenet.sizes import plan_tiles
+    from tilenet.store import open_mask
+    from tilenet.unet import UNet
+
+_HOMES = {
+    "api": ("segment",),
+    "card": ("ModelCard",),
+    "checks": ("verify",),
+    "errors": (
+        "BlocksFailed",
+        "EnvironmentFault",
+        "ImageError",
+        "ImageNotFound",
+        "ModelError",
+        "ModelNotFound",
+        "OutputError",
+        "OutputExists",
+        "OutputIncomplete",
+        "OutputLocked",
+        "OutputMismatch",
+        "OutputNotFound",
+        "SettingsError",
+        "TilenetError",
+        "VerifyFailed",
+    ),
+    "footprint": ("Footprint",),
+    "geometry": ("Box",),
+    "models": ("load_model", "save_model"),
+    "plan": ("Block", "Plan", "Tile"),
+    "readers": ("open_image",),
+    "sizes": ("plan_tiles",),
+    "store": ("open_mask",),
+    "unet": ("UNet",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Block",
+    "BlocksFailed",
+    "Box",
+    "EnvironmentFault",
+    "Footprint",
+    "ImageError",
+    "ImageNotFound",
+    "ModelCard",
+    "ModelError",
+    "ModelNotFound",
+    "OutputError",
+    "OutputExists",
+    "OutputIncomplete",
+    "OutputLocked",
+    "OutputMismatch",
+    "OutputNotFound",
+    "Plan",
+    "SettingsError",
+    "Tile",
+    "TilenetError",
+    "UNet",
+    "VerifyFailed",
+    "load_model",
+    "open_image",
+    "open_mask",
+    "plan_tiles",
+    "save_model",
+    "segment",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'tilenet' has no attribute {name!r}")
+    return getattr(import_module(f"tilenet.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -81,9 +81,13 @@ class ModelCard:
         labels = self.labels or _labels(classes, values)
         return replace(self, output=output, classes=classes, mask_of_class=values, labels=labels)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the card as plain values, ready for JSON."""
+        return asdict(self)
+
     def to_json(self) -> str:
         """Return the card as text, its keys sorted."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:

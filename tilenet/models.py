@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tilenet.card import ModelCard
 from tilenet.errors import ModelError, ModelNotFound
+from tilenet.scaling import parse_rule
 from tilenet.unet import UNet
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -105,6 +106,44 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(state, path, metadata={"format": "pt", "tilenet": card.to_json()})
     return path
+
+
+def convert_model(
+    weights: str | Path,
+    out: str | Path,
+    *,
+    classes: str | None = None,
+    mask_of_class: tuple[int, ...] | None = None,
+    scaling: str | None = None,
+    **options: Any,
+) -> Path:
+    """Write weights of any kind that `load_model` takes as one file with a card.
+
+    Parameters
+    ----------
+    weights, out : path
+        What to read, and the ``.safetensors`` file to write.
+    classes : str, optional
+        Names of the outputs, commas between them.
+    mask_of_class : tuple of int, optional
+        Mask value of each output.
+    scaling : str, optional
+        Rule for intensities as on the command line; see `tilenet.scaling.parse_rule`.
+    **options
+        As for `load_model`.
+    """
+    network = load_model(weights, **options)
+    card = network.card or ModelCard()
+    said: dict[str, Any] = {}
+    if classes is not None or mask_of_class is not None:
+        said["labels"] = {}
+    if classes is not None:
+        said["classes"] = tuple(classes.split(","))
+    if mask_of_class is not None:
+        said["mask_of_class"] = mask_of_class
+    if scaling is not None:
+        said["scaling"] = parse_rule(scaling)
+    return save_model(network, out, card=replace(card, **said))
 
 
 def fingerprint(network: nn.Module) -> str:

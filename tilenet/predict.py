@@ -23,7 +23,7 @@ from tilenet.footprint import Footprint
 from tilenet.scaling import Scaling
 from tilenet.unet import UNet
 
-PRECISIONS = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -42,8 +42,8 @@ class TorchPredictor:
         What it does to a length.
     device : torch.device
         Where it runs.
-    precision : {"auto", "fp32", "bf16", "fp16"}
-        ``auto`` is fp32 on every device, since the others change the logits.
+    precision : {"fp64", "fp32", "bf16", "fp16"}
+        What it computes in.
     scaling : Scaling
         Applied to each batch first.
     """
@@ -52,7 +52,7 @@ class TorchPredictor:
         self, network: nn.Module, footprint: Footprint, *, device: torch.device, precision: str, scaling: Scaling
     ) -> None:
         self.footprint, self.device, self.scaling = footprint, device, scaling
-        self.dtype = _compute_dtype(network, precision)
+        self.dtype = PRECISIONS[precision]
         self._network = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
         self._layout = CHANNELS_LAST.get(footprint.ndim, torch.contiguous_format)
         if footprint.ndim in CHANNELS_LAST:
@@ -103,37 +103,62 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def footprint_of(network: nn.Module, footprint: Footprint | None = None) -> Footprint:
-    """Return the footprint given, or the network's own (`ModelError` if it has none)."""
-    found = footprint if footprint is not None else getattr(network, "footprint", None)
+def find_precision(name: str, network: object) -> str:
+    """Return the precision meant: ``auto`` is fp32 everywhere, fp64 for a float64 network.
+
+    bf16 and fp16 are as seamless, but their logits are not those of fp32, so that they must
+    be asked for.
+    """
+    if name != "auto" and name not in PRECISIONS:
+        raise SettingsError(f"precision {name!r} is none of auto, {', '.join(PRECISIONS)}")
+    first = next(iter(network.parameters()), None) if isinstance(network, nn.Module) else None
+    auto = "fp64" if first is not None and first.dtype == torch.float64 else "fp32"
+    return auto if name == "auto" else name
+
+
+def is_network(model: object) -> bool:
+    """Tell whether a model is a PyTorch one."""
+    return isinstance(model, nn.Module)
+
+
+def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint:
+    """Return the footprint given, or the model's own (`ModelError` if it has none)."""
+    found = footprint if footprint is not None else getattr(model, "footprint", None)
     if not isinstance(found, Footprint):
-        kind = type(network).__name__
+        kind = type(model).__name__
         raise ModelError(
             f"{kind} has no footprint. Give footprint=Footprint.same(2, reach=..., step=...) or .valid(...)"
         )
     return found
 
 
-def count_outputs(network: nn.Module, footprint: Footprint, channels: int) -> int:
-    """Return K, from a pass over the smallest legal input where the network does not say."""
-    if isinstance(network, UNet):
-        outputs: int = network.n_classes
+def count_outputs(model: Any, footprint: Footprint, channels: int) -> int:
+    """Return K, from a pass over the smallest legal input where the model does not say.
+
+    The same pass shows whether the footprint is the model's: `ModelError` if it is not.
+    """
+    if isinstance(model, UNet):
+        outputs: int = model.n_classes
         return outputs
-    probe = copy.deepcopy(network).eval()
-    parameter = next(iter(probe.parameters()), torch.zeros(()))
-    x = torch.zeros(1, channels, *(a.smallest for a in footprint.axes), dtype=parameter.dtype, device=parameter.device)
-    try:
-        with torch.inference_mode():
-            shape = tuple(probe(x).shape)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ModelError(f"the network does not take an input of shape {tuple(x.shape)}: {error}") from error
-    if shape[2:] != footprint.output_shape(x.shape[2:]):
-        want = footprint.output_shape(x.shape[2:])
-        raise ModelError(f"the footprint says {tuple(x.shape[2:])} -> {want}, the network gives {shape[2:]}")
+    x = np.zeros((1, channels, *(axis.smallest for axis in footprint.axes)), np.float32)
+    shape = tuple(_probed(model, x) if is_network(model) else np.shape(model(x)))
+    want = footprint.output_shape(x.shape[2:])
+    if shape[2:] != want:
+        raise ModelError(f"the footprint says {x.shape[2:]} -> {want}, the network gives {shape[2:]}")
     return int(shape[1])
 
 
-def bytes_per_pixel(network: nn.Module, precision: str, channels: int) -> float | None:
+def _probed(network: nn.Module, x: NDArray[np.float32]) -> tuple[int, ...]:
+    probe = copy.deepcopy(network).eval()
+    parameter = next(iter(probe.parameters()), torch.zeros(()))
+    try:
+        with torch.inference_mode():
+            return tuple(probe(torch.from_numpy(x).to(parameter.device, parameter.dtype)).shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(f"the network does not take an input of shape {x.shape}: {error}") from error
+
+
+def bytes_per_pixel(network: object, precision: str, channels: int) -> float | None:
     """Return what a forward pass needs per input pixel, None where it cannot be told.
 
     A U-Net peaks in its last block, where the joined skip (twice the first block's
@@ -141,8 +166,13 @@ def bytes_per_pixel(network: nn.Module, precision: str, channels: int) -> float 
     """
     if not isinstance(network, UNet):
         return None
-    size = torch.empty(0, dtype=_compute_dtype(network, precision)).element_size()
+    size = PRECISIONS[precision].itemsize
     return float(size * (6 * 2**network.wf + channels) + 12 * network.n_classes)
+
+
+def current_threads() -> int:
+    """Return the number of threads that PyTorch uses."""
+    return torch.get_num_threads()
 
 
 @contextmanager
@@ -168,15 +198,6 @@ def keep_freed_memory() -> None:
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_MMAP_THRESHOLD, 2**30)
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _compute_dtype(network: nn.Module, precision: str) -> torch.dtype:
-    if precision not in PRECISIONS:
-        raise SettingsError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
-    parameter = next(iter(network.parameters()), None)
-    if precision == "auto" and parameter is not None and parameter.dtype == torch.float64:
-        return torch.float64
-    return PRECISIONS[precision]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import ImageError, ModelError
+from tilenet.errors import ImageError, ModelError, SettingsError
 from tilenet.geometry import Box
 from tilenet.readers.image import Image, Pixels
 
@@ -67,6 +67,25 @@ class Scaling:
         """Return the scaling of a run record."""
         clip = tuple(numbers["clip"]) if numbers["clip"] else None
         return cls(tuple(numbers["subtract"]), tuple(numbers["divide"]), clip)
+
+
+def parse_rule(text: str) -> dict[str, Any]:
+    """Return the rule of a command-line text.
+
+    >>> parse_rule("linear:0,255")
+    {'method': 'linear', 'subtract': 0.0, 'divide': 255.0}
+    >>> parse_rule("percentile:1,99.8")
+    {'method': 'percentile', 'low': 1.0, 'high': 99.8}
+    """
+    method, _, numbers = text.partition(":")
+    names = {"none": (), "linear": ("subtract", "divide"), "percentile": ("low", "high")}.get(method)
+    try:
+        values = [float(n) for n in numbers.split(",")] if numbers else []
+        if names is None or len(values) != len(names):
+            raise ValueError
+    except ValueError as error:
+        raise SettingsError(f"scaling {text!r} is none of none, linear:SUBTRACT,DIVIDE, percentile:LOW,HIGH") from error
+    return {"method": method, **dict(zip(names, values, strict=True))}
 
 
 def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:

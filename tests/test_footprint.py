@@ -1,0 +1,97 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from oracles import is_legal, lost
+
+from tilenet.errors import SettingsError
+from tilenet.footprint import AxisFootprint, Extent, Footprint
+from tilenet.unet import UNet
+
+DEPTHS = (1, 2, 3, 4, 5)
+
+
+def axis(**options):
+    return UNet(wf=0, **options).footprint.axes[0]
+
+
+def test_the_papers_tile_of_572_gives_388_with_a_margin_of_92():
+    footprint = UNet(depth=5, wf=0).footprint
+    assert footprint.output_shape((572, 572)) == (388, 388)
+    assert footprint.margin == (92, 92)
+    assert footprint.step == (16, 16)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_what_is_lost_follows_the_closed_formula(depth):
+    assert axis(depth=depth).lost == lost(depth) == {1: 2, 2: 8, 3: 20, 4: 44, 5: 92}[depth]
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_bilinear_upsampling_spoils_one_pixel_less_than_a_step(depth):
+    spoiled = 2 ** (depth - 1) - 1
+    assert axis(depth=depth, up_mode="upsample").spoiled == (spoiled, spoiled)
+    assert axis(depth=depth, up_mode="upconv").spoiled == (0, 0)
+
+
+def test_zero_padding_spoils_94_or_109_pixels_at_depth_5():
+    assert axis(depth=5, padding=True).spoiled == (94, 94)
+    assert axis(depth=5, padding=True, up_mode="upsample").spoiled == (109, 109)
+
+
+@pytest.mark.parametrize("up_mode", ["upconv", "upsample"])
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_every_length_to_600_is_legal_just_where_a_forward_pass_says_so(depth, padding, up_mode):
+    network = UNet(depth=depth, wf=0, padding=padding, up_mode=up_mode).eval()
+    (found, _), other = network.footprint.axes, network.footprint.axes[1].smallest
+    with torch.inference_mode():
+        for length in range(1, 601):
+            assert found.is_legal(length) == is_legal(length, depth=depth, padding=padding), length
+            if found.is_legal(length) and (length < 250 or length > 560):
+                shape = network(torch.zeros(1, 1, length, other)).shape
+                assert shape[2] == found.output_length(length)
+
+
+def test_an_illegal_length_is_refused_with_its_neighbours():
+    with pytest.raises(SettingsError, match="571 is not legal; nearest: 556, 572"):
+        axis(depth=5).output_length(571)
+
+
+def test_anisotropic_pooling_has_a_footprint_of_its_own_per_axis():
+    footprint = UNet(depth=3, wf=0, ndim=3, pool_size=(1, 2, 2)).footprint
+    assert footprint.step == (1, 4, 4)
+    assert footprint.lost == (lost(3, pool=1), lost(3), lost(3)) == (10, 20, 20)
+
+
+def test_what_a_span_reads_is_legal_and_covers_what_it_writes():
+    for depth in DEPTHS:
+        for padding in (False, True):
+            for up_mode in ("upconv", "upsample"):
+                a = axis(depth=depth, padding=padding, up_mode=up_mode)
+                for start in range(40):
+                    for length in (1, 2, 17, 64):
+                        read, crop = a.span(start, start + length)
+                        n = read[1] - read[0]
+                        origin = read[0] + a.lost
+                        assert a.is_legal(n)
+                        assert origin % a.step == 0
+                        assert (origin + crop[0], origin + crop[1]) == (start, start + length)
+                        assert crop[0] >= a.spoiled[0]
+                        assert crop[1] <= a.output_length(n) - a.spoiled[1]
+
+
+def test_a_network_without_a_legal_length_is_refused():
+    with pytest.raises(ValueError, match="no input length is legal"):
+        AxisFootprint.of_walk(lambda n: Extent.whole(min(n, 3)).conv(9, 0))
+
+
+def test_a_skip_that_does_not_line_up_is_refused():
+    skip = Extent.whole(10)
+    with pytest.raises(ValueError, match="does not line up"):
+        replace(skip, length=7, origin=2).joined(skip)
+
+
+def test_footprints_of_other_networks_are_said_in_one_line():
+    assert Footprint.valid(2, lost=9).axes[0].span(0, 10) == ((-9, 19), (0, 10))
+    assert Footprint.same(3, reach=5).margin == (5, 5, 5)

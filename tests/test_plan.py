@@ -1,0 +1,174 @@
+import pickle
+import time
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tilenet.errors import SettingsError
+from tilenet.footprint import AxisFootprint, Footprint
+from tilenet.geometry import Box
+from tilenet.plan import Plan, tile_of
+from tilenet.sizes import plan_tiles
+
+CLASSIC = AxisFootprint(16, 92, (0, 0), 188)
+
+axes = st.builds(
+    lambda step, lost, front, back, extra: AxisFootprint(step, lost, (front, back), 2 * lost + extra),
+    st.integers(1, 8),
+    st.integers(0, 20),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(1, 9),
+)
+
+
+@st.composite
+def plans(draw):
+    ndim = draw(st.integers(1, 3))
+    footprint = Footprint(tuple(draw(axes) for _ in range(ndim)))
+    inner = tuple(draw(st.integers(1, 40)) for _ in range(ndim))
+    outer = tuple(draw(st.integers(1, 4)) for _ in range(draw(st.integers(0, 2))))
+    tile = tuple(a.step * draw(st.integers(1, 4)) for a in footprint.axes)
+    block = tuple(t * draw(st.integers(1, 3)) for t in tile)
+    return plan_tiles(outer + inner, footprint, tile=tile, block=block)
+
+
+@given(plans())
+@settings(max_examples=150, deadline=None)
+def test_every_pixel_is_written_once(plan):
+    count = np.zeros(plan.shape, int)
+    for block in plan:
+        inside = np.zeros(plan.shape, bool)
+        inside[block.box.slices] = True
+        for tile in block.tiles:
+            assert tile.write in block.box
+            count[tile.write.slices] += 1
+            inside[tile.write.slices] = False
+        assert not inside.any()
+    assert (count == 1).all()
+
+
+@given(plans())
+@settings(max_examples=100, deadline=None)
+def test_every_tile_lies_on_one_global_grid_and_crops_only_exact_output(plan):
+    for block in plan:
+        for tile in block.tiles:
+            for k, axis in enumerate(plan.footprint.axes):
+                length = tile.read.shape[k]
+                assert axis.is_legal(length)
+                assert (tile.read.start[k] + axis.lost) % axis.step == 0
+                assert tile.crop.start[k] >= axis.spoiled[0]
+                assert tile.crop.stop[k] <= length - 2 * axis.lost - axis.spoiled[1]
+                assert tile.read.start[k] + axis.lost + tile.crop.start[k] == tile.write.start[k]
+            assert tile.crop.shape == tile.write.shape
+
+
+@given(plans(), st.integers(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_batches_hold_every_tile_once_and_one_shape_each(plan, size):
+    for block in plan:
+        batches = list(block.batches(size))
+        assert all(len({tile.read.shape for tile in batch}) == 1 and len(batch) <= size for batch in batches)
+        flat = [tile.write.start for batch in batches for tile in batch]
+        assert sorted(flat) == [tile.write.start for tile in block.tiles]
+
+
+@given(plans())
+@settings(max_examples=100, deadline=None)
+def test_the_sums_of_a_plan_are_those_of_its_tiles(plan):
+    tiles = [tile for block in plan for tile in block.tiles]
+    assert plan.n_tiles == len(tiles)
+    assert plan.pixels_read == sum(tile.read.size for tile in tiles)
+    assert all(a <= b for tile in tiles for a, b in zip(tile.read.shape, plan.largest_read, strict=True))
+
+
+def test_a_plan_of_a_billion_tiles_costs_nothing():
+    start = time.perf_counter()
+    plan = plan_tiles((2**24, 2**24), Footprint((CLASSIC,) * 2), tile=512)
+    assert plan.n_tiles == 2**30
+    block = plan[len(plan) - 1]
+    assert block.box.stop == (2**24, 2**24)
+    assert time.perf_counter() - start < 1
+    assert len(pickle.dumps(plan)) < 2000
+
+
+def test_a_plan_is_frozen_and_survives_pickling():
+    plan = plan_tiles((100, 200), Footprint((CLASSIC,) * 2), tile=32, block=64)
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    assert pickle.loads(pickle.dumps(plan[3])) == plan[3]
+    with pytest.raises(FrozenInstanceError):
+        plan.tile = (1, 1)
+
+
+def test_blocks_are_counted_in_array_order_and_from_the_end():
+    plan = plan_tiles((100, 200), Footprint((CLASSIC,) * 2), tile=32, block=64)
+    assert [block.position for block in plan] == [(y, x) for y in range(2) for x in range(4)]
+    assert plan[-1] == plan[7]
+    with pytest.raises(IndexError, match="no block 8"):
+        plan[8]
+
+
+@pytest.mark.parametrize(("side", "nearest"), [(388, "384, 400"), (5, "16"), (1000, "992, 1008")])
+def test_a_tile_off_the_grid_is_refused_with_the_nearest_legal_ones(side, nearest):
+    with pytest.raises(SettingsError, match=f"tile {side} is not a multiple of 16.*nearest {nearest}$"):
+        plan_tiles((1000, 1000), Footprint((CLASSIC,) * 2), tile=side)
+
+
+def test_a_block_that_is_not_whole_tiles_is_refused():
+    with pytest.raises(SettingsError, match="block 64 x 64 is not whole tiles of 48 x 48"):
+        plan_tiles((1000, 1000), Footprint((CLASSIC,) * 2), tile=48, block=64)
+
+
+def test_a_memory_that_holds_no_tile_is_refused_with_the_number():
+    with pytest.raises(SettingsError, match="the smallest tile reads 4.* px.*--memory"):
+        plan_tiles((1000, 1000), Footprint((CLASSIC,) * 2), memory=10_000_000, bytes_per_pixel=1300)
+
+
+@pytest.mark.parametrize(("side", "block"), [(300, 512), (2048, 512), (4096, 1024), (10_000, 2048), (100_000, 4096)])
+def test_the_default_block_is_the_largest_power_of_two_that_leaves_sixteen(side, block):
+    plan = plan_tiles((side, side), Footprint((CLASSIC,) * 2))
+    assert plan.block == (block, block)
+    assert len(plan) >= 16 or block == 512
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([10**9, 4 * 10**9, 10**11]))
+@settings(deadline=None)
+def test_default_tiles_divide_the_block_and_fit_the_memory(height, width, memory):
+    plan = plan_tiles((height, width), Footprint((CLASSIC,) * 2), memory=memory, bytes_per_pixel=1300)
+    assert all(b % t == 0 and t % 16 == 0 for b, t in zip(plan.block, plan.tile, strict=True))
+    assert Box.of_shape(plan.largest_read).size * plan.batch * 1300 <= memory
+
+
+def test_more_memory_never_costs_more_redundancy():
+    plans = [plan_tiles((30_000,) * 2, Footprint((CLASSIC,) * 2), memory=m * 10**9) for m in (1, 2, 4, 8, 64)]
+    redundancy = [plan.redundancy for plan in plans]
+    assert redundancy == sorted(redundancy, reverse=True)
+    assert redundancy[0] > redundancy[-1]
+
+
+def test_planes_of_a_stack_share_a_block_but_never_a_tile():
+    plan = plan_tiles((1000, 256, 256), Footprint((CLASSIC,) * 2))
+    assert plan.tile[0] == 1
+    assert plan.block[0] > 1
+    assert len(plan) >= 16
+
+
+def test_a_tile_far_outside_the_image_is_computed_like_any_other():
+    tile = tile_of(Footprint((CLASSIC,)), Box((-40,), (-3,)))
+    assert (tile.read.start[0] + 92) % 16 == 0
+    assert tile.crop.shape == (37,)
+
+
+def test_an_image_with_too_few_axes_is_refused():
+    with pytest.raises(SettingsError, match="does not suit a network with 2 axes"):
+        plan_tiles((100,), Footprint((CLASSIC,) * 2))
+
+
+def test_a_plan_reads_like_a_sequence():
+    plan = plan_tiles((100, 100), Footprint((CLASSIC,) * 2), tile=32, block=32)
+    assert isinstance(plan, Plan)
+    assert [b.index for b in plan[2:5]] == [2, 3, 4]
+    assert len(list(plan)) == len(plan) == 16

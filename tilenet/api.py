@@ -1,0 +1,229 @@
+"""`segment`: one image, one model, one mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet import predict
+from tilenet.decide import Arrays
+from tilenet.errors import BlocksFailed
+from tilenet.footprint import Footprint
+from tilenet.geometry import Box
+from tilenet.job import Job, Options, check_output_option, refuse_contradiction, settle
+from tilenet.runner import Report, Sink, run
+from tilenet.scaling import Scaling
+from tilenet.store import Mask, Store, check_free, open_mask
+
+Progress = Callable[[int, int], None]
+
+
+def segment(
+    image: Any,
+    out: str | Path | None = None,
+    *,
+    model: Any = "nuclei",
+    footprint: Footprint | None = None,
+    axes: str | None = None,
+    channels: Sequence[int] | None = None,
+    level: int | None = None,
+    tile: int | Sequence[int] | None = None,
+    batch: int | None = None,
+    memory: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    scaling: Mapping[str, Any] | None = None,
+    threshold: float | None = None,
+    output: str | None = None,
+    probability_dtype: str | None = None,
+    missing: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> NDArray[Any] | Mask:
+    """Segment an image of any size, exactly: no tile leaves a trace in the result.
+
+    Parameters
+    ----------
+    image : path, array or Image
+        A file, or a NumPy, zarr or dask array.
+    out : path, optional
+        Where the mask goes, as an OME-Zarr label image. Default: returned as an array.
+    model : str, path, torch.nn.Module or callable
+        A packaged model's name, a weights file, or any network with a ``footprint``.
+    footprint : Footprint, optional
+        For a network that has none of its own.
+    axes : str, optional
+        Letters of ``tczyx``, one per axis; needed for an array of more than two.
+    channels : sequence of int, optional
+        Those the network sees, in its order.
+    level : int, optional
+        Resolution, 0 the finest (default).
+    tile, batch, memory : int, optional
+        Side in px of what a tile writes (a multiple of the network's step); most tiles per
+        forward pass; bytes for the run (4 GB). See `plan_tiles`.
+    threads : int, optional
+        For the network on a CPU; default what PyTorch uses.
+    device : str, optional
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    precision : str, optional
+        ``auto`` (fp32), ``fp32``, ``bf16``, ``fp16``; the last two change the logits.
+    scaling : mapping, optional
+        Rule for intensities, in place of the model card's; see `tilenet.scaling`.
+    threshold : float, optional
+        For a network of one output; default 0.5, or the card's.
+    output : str, optional
+        With `out`: ``mask`` or ``both`` (adds ``probabilities``). Without: ``mask``,
+        ``probabilities`` or ``logits``.
+    probability_dtype : str, optional
+        ``float32`` or ``float16``.
+    missing : {"error", "fill"}, optional
+        Whether empty file tiles are refused or read as 0.
+    resume : bool
+        Go on with `out`, or start it where there is none. What is unsaid is taken from it.
+    overwrite : bool
+        Replace `out`, if tilenet wrote it.
+    progress : callable, optional
+        Called with the pixels done and the pixels in all.
+
+    Returns
+    -------
+    numpy.ndarray or Mask
+        Classes (image's axes without ``c``), uint8; or probabilities or logits with ``c`` =
+        classes, (K, y, x) for a plane. With `out`, the opened mask.
+
+    Raises
+    ------
+    TilenetError
+        One of its kinds, see `tilenet.errors`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tilenet.segment(np.zeros((70, 90), np.uint8)).shape
+    (70, 90)
+    """
+    check_output_option(output, stored=out is not None)
+    options = Options(
+        level=level,
+        axes=axes,
+        channels=None if channels is None else tuple(channels),
+        tile=_sides(tile),
+        batch=batch,
+        memory=memory,
+        threads=threads,
+        device=device,
+        precision=precision,
+        threshold=threshold,
+        output=output,
+        probability_dtype=probability_dtype,
+        scaling=scaling,
+        missing=missing,
+    )
+    if out is None:
+        return _to_array(settle(image, model, options, footprint=footprint), progress)
+    store, job, numbers = _open_store(
+        Path(out), image, model, options, footprint=footprint, resume=resume, overwrite=overwrite
+    )
+    write_mask(store, job, numbers, progress=progress)
+    return open_mask(out)
+
+
+def write_mask(store: Store, job: Job, numbers: Scaling, *, progress: Progress | None = None) -> Report:
+    """Compute what a store still lacks, then finish it.
+
+    Raises
+    ------
+    BlocksFailed
+        If some blocks could not be computed; the store stays resumable.
+    """
+    try:
+        report = _run(job, numbers, store, progress) if not store.complete else Report()
+        if report.failures:
+            raise BlocksFailed(_failed(report, job, store))
+        if not store.complete:
+            store.build_pyramid()
+            store.finish()
+        return report
+    finally:
+        store.close()
+        job.image.close()
+
+
+def _open_store(
+    out: Path, image: Any, model: Any, options: Options, *, footprint: Footprint | None, resume: bool, overwrite: bool
+) -> tuple[Store, Job, Scaling]:
+    """Create a store, or open one to go on with: what can be refused early is."""
+    if not (resume and out.exists()):
+        check_free(out, overwrite=overwrite)
+        job = settle(image, model, options, footprint=footprint)
+        numbers = job.numbers()
+        return Store.create(out, job.layout, job.info(numbers), overwrite=overwrite), job, numbers
+    store = Store.resume(out)
+    try:
+        found = store.info
+        job = settle(image, model, options.or_recorded(found["record"]), footprint=footprint)
+        numbers = Scaling.from_json(found["scaling"])
+        refuse_contradiction(found, job.info(numbers))
+    except BaseException:
+        store.close()
+        raise
+    return store, job, numbers
+
+
+def _run(job: Job, numbers: Scaling, sink: Sink, progress: Progress | None) -> Report:
+    pending = list(sink.pending())
+    total = Box.of_shape(job.plan.shape).size
+    done = total - sum(job.plan[i].box.size for i in pending)
+
+    def advance(pixels: int) -> None:
+        nonlocal done
+        done += pixels
+        if progress:
+            progress(done, total)
+
+    with predict.threads(job.record["threads"]):
+        return run(job.plan, job.image, job.predictor(numbers), decide=job.decision, sink=sink, progress=advance)
+
+
+class _ArraySink:
+    """Blocks go into arrays in memory."""
+
+    def __init__(self, job: Job) -> None:
+        self._plan, self.arrays = job.plan, Arrays()
+
+    def pending(self) -> Iterable[int]:
+        return range(len(self._plan))
+
+    def write(self, index: int, arrays: Arrays) -> None:
+        for name, block in arrays.items():
+            lead = block.shape[: block.ndim - len(self._plan.shape)]
+            if name not in self.arrays:
+                self.arrays[name] = np.empty(lead + self._plan.shape, block.dtype)
+            self.arrays[name][(..., *self._plan[index].box.slices)] = block
+
+
+def _to_array(job: Job, progress: Progress | None) -> NDArray[Any]:
+    sink = _ArraySink(job)
+    report = _run(job, job.numbers(), sink, progress)
+    if report.failures:
+        raise BlocksFailed(_failed(report, job, None))
+    (array,) = sink.arrays.values()
+    classes_first = array.ndim > len(job.plan.shape)
+    return np.moveaxis(array, 0, 1) if classes_first and job.image.box_axes.startswith("t") else array
+
+
+def _failed(report: Report, job: Job, store: Store | None) -> str:
+    index, reason = next(iter(sorted(report.failures.items())))
+    where = f"{job.image.name}: {len(report.failures)} of {len(job.plan)} blocks failed"
+    how = "The others are done: --resume retries these" if store else "Mend the image or the model"
+    return f"{where}; block {index} at {job.plan[index].box}: {reason}. {how}"
+
+
+def _sides(tile: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    return tile if tile is None or isinstance(tile, int) else tuple(tile)

@@ -1,0 +1,173 @@
+"""`verify`: whether a mask is what was written, and what the network gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet import predict
+from tilenet.api import Progress
+from tilenet.errors import OutputMismatch, VerifyFailed
+from tilenet.footprint import Footprint
+from tilenet.geometry import Box
+from tilenet.job import Job, Options, refuse_contradiction, settle
+from tilenet.plan import Plan, tile_of
+from tilenet.runner import Predictor
+from tilenet.scaling import Scaling
+from tilenet.store import Mask, Store, open_mask
+
+WINDOW = 160
+# A pixel may differ where the logits of two mask values are closer than this part of the
+# logits' range: another tile shape rounds differently in the last bits.
+TIE = {"fp64": 1e-9, "fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
+
+
+@dataclass
+class Verification:
+    """What `verify` found.
+
+    Attributes
+    ----------
+    damage : list of str
+        Files that are not what was written.
+    windows, pixels : int
+        Recomputed and compared.
+    ties : int
+        Pixels that differ because two classes are equal but for rounding.
+    differences : list of tuple
+        Where the mask is not what the network gives: box, and number of pixels.
+    """
+
+    damage: list[str] = field(default_factory=list)
+    windows: int = 0
+    pixels: int = 0
+    ties: int = 0
+    differences: list[tuple[Box, int]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether nothing was found."""
+        return not self.damage and not self.differences
+
+    def raise_if_failed(self, name: str | Path) -> None:
+        """Raise `VerifyFailed`, naming the first damage and the first difference."""
+        found = list(self.damage[:1])
+        if self.differences:
+            box, count = self.differences[0]
+            found.append(f"{count} of {box.size} pixels at {box} are not what the network gives")
+        if found:
+            more = len(self.damage) + len(self.differences) - len(found)
+            raise VerifyFailed(
+                f"{name}: {'; '.join(found)}{f'; and {more} more' if more else ''}. "
+                f"Run the same command with --resume to mend damaged files, with --overwrite for the rest"
+            )
+
+
+def verify(
+    out: str | Path,
+    image: Any = None,
+    *,
+    model: Any = None,
+    footprint: Footprint | None = None,
+    windows: int = 8,
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check a complete mask: every file's bytes, and windows recomputed from the image.
+
+    Each window straddles borders of tiles and blocks and is computed in one forward pass, on
+    a tile of another size and origin than any that wrote it.
+
+    Parameters
+    ----------
+    out : path
+        A mask written by tilenet.
+    image : path, array or Image, optional
+        Default the file named in the mask, if it is still there; otherwise no windows.
+    model, footprint
+        Default the model named in the mask.
+    windows : int
+        Number of windows; 0 checks files alone.
+    seed : int
+        Chooses them.
+    device : str, optional
+        Default that of the run.
+
+    Returns
+    -------
+    Verification
+        `ok`, or what is wrong and where; ``raise_if_failed`` makes an error of it.
+    """
+    mask = open_mask(out)
+    found = Verification(damage=[str(d) for d in Store.damage_of(out)])
+    path = mask.info["image"]["path"]
+    if image is None and Path(path).exists():
+        image = path
+    if image is None or windows < 1:
+        return found
+    job, numbers = _same_job(mask, image, model, footprint, device)
+    with predict.threads(job.record["threads"]):
+        predictor = job.predictor(numbers)
+        boxes = list(straddling(job.plan, windows, np.random.default_rng(seed)))
+        for done, box in enumerate(boxes, start=1):
+            _compare(mask, job, predictor, box, found)
+            if progress:
+                progress(done, len(boxes))
+    job.image.close()
+    return found
+
+
+def straddling(plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:
+    """Yield windows over crossings of tile borders; each border is met before any twice."""
+    inner = plan.footprint.ndim - sum(a.step == 1 and a.margin == 0 for a in plan.footprint.axes)
+    side = WINDOW if inner < 3 else WINDOW // 4
+    orders = [random.permutation(np.arange(t, n, t)) for n, t in zip(plan.shape, plan.tile, strict=True)]
+    for i in range(count):
+        start, stop = [], []
+        for n, t, borders in zip(plan.shape, plan.tile, orders, strict=True):
+            length = 1 if t == 1 else side
+            middle = int(borders[i % len(borders)]) if len(borders) else int(random.integers(0, n))
+            first = middle - int(random.integers(length // 4, 3 * length // 4 + 1)) if t > 1 else middle
+            start.append(max(0, min(first, n - length)))
+            stop.append(min(n, start[-1] + length))
+        yield Box(tuple(start), tuple(stop))
+
+
+def _same_job(
+    mask: Mask, image: Any, model: Any, footprint: Footprint | None, device: str | None
+) -> tuple[Job, Scaling]:
+    found = mask.info
+    recorded = Options().or_recorded(found["record"])
+    job = settle(image, found["model"]["source"] if model is None else model, recorded, footprint=footprint)
+    numbers = Scaling.from_json(found["scaling"])
+    try:
+        refuse_contradiction(found, job.info(numbers))
+    except OutputMismatch as error:
+        raise OutputMismatch(f"{mask.path}: was not made from this image and model: {error}") from error
+    return job, numbers
+
+
+def _compare(mask: Mask, job: Job, predictor: Predictor, box: Box, found: Verification) -> None:
+    logits = forward(job, predictor, box)
+    wrong = job.decision.mask(logits) != mask[box.slices].reshape(logits.shape[1:])
+    tied = wrong & (job.decision.certainty(logits) < TIE[job.record["precision"]] * np.ptp(logits))
+    found.windows += 1
+    found.pixels += box.size
+    found.ties += int(tied.sum())
+    if count := int(wrong.sum()) - int(tied.sum()):
+        found.differences.append((box, count))
+
+
+def forward(job: Job, predictor: Predictor, box: Box) -> NDArray[Any]:
+    """Return the logits (K, *n) of a box, in one forward pass of its own."""
+    tile, ndim = tile_of(job.plan.footprint, box), job.footprint.ndim
+    pixels = job.image.read(tile.read)
+    batch = pixels.reshape(1, len(pixels), *pixels.shape[-ndim:])
+    logits: NDArray[Any] = predictor(batch)[0]
+    return logits[(slice(None), *tile.crop.slices[-ndim:])]

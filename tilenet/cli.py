@@ -1,0 +1,287 @@
+"""The command line: parses, calls, prints. Nothing is computed here.
+
+Heavy modules are imported inside the commands, so that ``tilenet --help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+import tilenet
+from tilenet.errors import SettingsError, TilenetError
+
+if TYPE_CHECKING:
+    from tilenet.api import Progress
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class Numbers(click.ParamType[Any]):
+    """Integers with commas between them."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the integers."""
+        try:
+            return value if isinstance(value, tuple) else tuple(int(v) for v in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not integers with commas between them", param, ctx)
+
+
+class Bytes(click.ParamType[Any]):
+    """A number of bytes, such as 4GB or 500MB."""
+
+    name = "BYTES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        found = re.fullmatch(r"([\d.]+)\s*([KMGT]?)i?B?", str(value), re.IGNORECASE)
+        if not found:
+            self.fail(f"{value!r} is not a number of bytes, such as 4GB", param, ctx)
+        return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(tilenet.__version__, message="tilenet %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Segment images of any size, exactly: no seams, whatever the tile size."""
+
+
+def image_options(command: Any) -> Any:
+    """Add the options that say how an image is to be read and cut."""
+    options = [
+        click.option("--model", "-m", default=None, help="Packaged name or weights file.  [default: nuclei]"),
+        click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: 0]"),
+        click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say."),
+        click.option("--channels", type=Numbers(), help="Channels the network sees, in its order."),
+        click.option(
+            "--tile", type=int, help="Side in px of what a tile writes.  [default: chosen by cost and memory]"
+        ),
+        click.option("--batch", type=int, help="Most tiles per forward pass."),
+        click.option("--memory", type=Bytes(), help="What the run may use.  [default: 4GB]"),
+        click.option("--threads", type=click.IntRange(1), help="For the network on a CPU.  [default: all cores]"),
+        click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
+        click.option("--precision", help="auto (fp32), fp32, bf16, fp16 or fp64.  [default: auto]"),
+        click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: the model's]"),
+        click.option("--threshold", type=float, help="For a model of one output.  [default: the model's, 0.5]"),
+        click.option("--output", type=click.Choice(["mask", "both"]), help="both adds probabilities.  [default: mask]"),
+        click.option("--probability-dtype", type=click.Choice(["float32", "float16"]), help="[default: float32]"),
+        click.option("--missing", type=click.Choice(["error", "fill"]), help="Empty file tiles.  [default: error]"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+
+
+@cli.command()
+@click.argument("image")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The mask: an OME-Zarr label image.")
+@image_options
+@click.option("--resume", is_flag=True, help="Go on with OUT, or start it where there is none.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet wrote it.")
+@JSON
+@QUIET
+def segment(image: str, out: Path, resume: bool, overwrite: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Segment IMAGE into OUT."""
+    if resume and overwrite:
+        raise SettingsError("--resume and --overwrite: say one of them")
+    from tilenet import api, predict
+
+    predict.keep_freed_memory()
+    started = time.perf_counter()
+    with progress_bar("px", shown=not quiet) as progress:
+        mask = api.segment(image, out, **_model(options), resume=resume, overwrite=overwrite, progress=progress)
+    seconds = time.perf_counter() - started
+    assert isinstance(mask, api.Mask)
+    result = {"out": str(out), "axes": mask.axes, "shape": list(mask.shape), "seconds": round(seconds, 2)}
+    result["labels"] = mask.info["card"]["labels"]
+    text = f"{out}: {_sides(mask.shape)} px, {_labels(result['labels'])}, {seconds:.1f} s"
+    _print(result, text, as_json=as_json, quiet=quiet)
+
+
+@cli.command()
+@click.argument("image")
+@image_options
+@JSON
+def plan(image: str, as_json: bool, **options: Any) -> None:
+    """Show how IMAGE would be cut, and what that takes; reads no pixels."""
+    from tilenet.job import Options, settle
+
+    options = _model(options)
+    job = settle(image, options.pop("model"), Options(**options))
+    p = job.plan
+    result = {
+        "shape": p.shape,
+        "tile": p.tile,
+        "block": p.block,
+        "batch": p.batch,
+        "blocks": len(p),
+        "tiles": p.n_tiles,
+    }
+    result |= {"largest_read": p.largest_read, "redundancy": round(p.redundancy, 3), **job.needs()}
+    rows = [
+        f"image       {image}: {job.image.axes} {_sides(job.image.shape)}, {job.image.dtype}",
+        f"model       {job.card.name}: step {job.footprint.step[-1]}, margin {job.footprint.margin[-1]} px",
+        f"tiles       {p.n_tiles} of {_sides(p.tile)} px written, {_sides(p.largest_read)} read, {p.batch} per batch",
+        f"blocks      {len(p)} of {_sides(p.block)} px",
+        f"redundancy  {p.redundancy:.2f} px read per px written",
+        f"memory      {_gigabytes(result['host_bytes'])} host, {_gigabytes(result['device_bytes'])} device",
+        f"disk        at most {_gigabytes(result['disk_bytes'])} before compression",
+    ]
+    _print(result, "\n".join(rows), as_json=as_json)
+
+
+@cli.command()
+@click.argument("file")
+@click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say.")
+@JSON
+def info(file: str, axes: str | None, as_json: bool) -> None:
+    """Show what FILE is understood to be: an image, a mask or a model."""
+    from tilenet.describe import describe
+
+    result = describe(file, axes=axes)
+    width = max(map(len, result))
+    _print(result, "\n".join(f"{k:<{width}}  {_plain(v)}" for k, v in result.items()), as_json=as_json)
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--image", help="The image, if it is no longer where it was.")
+@click.option("--model", "-m", help="The model, if it is no longer where it was.")
+@click.option("--windows", type=click.IntRange(0), default=8, show_default=True, help="Windows to recompute.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the windows.")
+@JSON
+@QUIET
+def verify(
+    out: Path, image: str | None, model: str | None, windows: int, seed: int, as_json: bool, quiet: bool
+) -> None:
+    """Check the files of OUT, and recompute windows across tile borders."""
+    from tilenet import checks
+
+    with progress_bar("windows", shown=not quiet) as progress:
+        found = checks.verify(out, image, model=model, windows=windows, seed=seed, progress=progress)
+    result = {"ok": found.ok, "damage": found.damage, "windows": found.windows, "pixels": found.pixels}
+    result |= {"ties": found.ties, "differences": [{"box": str(b), "pixels": n} for b, n in found.differences]}
+    text = (
+        f"{out}: files as written; {found.windows} windows ({found.pixels} px) as the network gives, {found.ties} ties"
+    )
+    if as_json or found.ok:
+        _print(result, text, as_json=as_json, quiet=quiet)
+    found.raise_if_failed(out)
+
+
+@cli.command()
+@click.argument("weights")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="A .safetensors file.")
+@click.option("--padding", is_flag=True, default=None, help="The network pads its convolutions with zeros.")
+@click.option("--pooling", type=click.Choice(["max", "avg"]), help="[default: max]")
+@click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: none]")
+@click.option("--classes", help="Names of the outputs, commas between them.")
+@click.option("--mask-of-class", type=Numbers(), help="Mask value of each output.")
+def convert(weights: str, out: Path, **options: Any) -> None:
+    """Write WEIGHTS as one .safetensors file with a model card."""
+    from tilenet.models import convert_model
+
+    convert_model(weights, out, **{k: v for k, v in options.items() if v is not None})
+    click.echo(f"{out}")
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+def sample(out: Path) -> None:
+    """Write a 4096 x 4096 px slide to try tilenet on."""
+    from tilenet.sample import write_sample
+
+    click.echo(f"{write_sample(out)}")
+
+
+@contextmanager
+def progress_bar(unit: str, *, shown: bool) -> Iterator[Progress | None]:
+    """Show progress on stderr with rate and time left, if that is a terminal."""
+    if not (shown and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None, rate="")
+
+        def advance(done: int, total: int) -> None:
+            speed = bars.tasks[task].speed or 0
+            rate = f"{speed / 1e6:.2f} M{unit}/s" if unit == "px" else f"{done}/{total} {unit}"
+            bars.update(task, completed=done, total=total, rate=rate)
+
+        yield advance
+
+
+def _model(options: dict[str, Any]) -> dict[str, Any]:
+    from tilenet.scaling import parse_rule
+
+    scaling = options.get("scaling")
+    return options | {"model": options["model"] or "nuclei", "scaling": parse_rule(scaling) if scaling else None}
+
+
+def _print(result: dict[str, Any], text: str, *, as_json: bool, quiet: bool = False) -> None:
+    if not quiet:
+        click.echo(json.dumps(result) if as_json else text)
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _labels(labels: dict[str, str]) -> str:
+    return ", ".join(f"{value} = {name}" for value, name in labels.items())
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, made an exception so that it is cleaned up after like an interrupt."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def main() -> None:
+    """Run the command, and turn every error into one line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(prog_name="tilenet", standalone_mode=False)
+    except (TilenetError, click.ClickException) as error:
+        _give_up(error.format_message() if isinstance(error, click.ClickException) else str(error), error)
+    except (KeyboardInterrupt, click.Abort) as error:
+        _give_up("interrupted. The same command with --resume goes on", error)
+
+
+def _give_up(message: str, error: BaseException) -> NoReturn:
+    if "--debug" in sys.argv:
+        raise error
+    click.echo(f"tilenet: error: {' '.join(message.split())}", err=True)
+    interrupted = 143 if isinstance(error, Terminated) else 130
+    sys.exit(getattr(error, "exit_code", interrupted))

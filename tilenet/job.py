@@ -1,0 +1,296 @@
+"""A job: everything that decides the bytes of a mask, settled before a pixel is read.
+
+`Options` are what a caller says; a `Job` is what follows from them, an image and a model.
+Its record is kept in the output, and every later run on the same output must come to the
+same record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import tilenet
+from tilenet import predict, scaling
+from tilenet.card import ModelCard, label_table
+from tilenet.decide import Decision
+from tilenet.errors import ImageError, ModelError, OutputMismatch, SettingsError
+from tilenet.footprint import Footprint
+from tilenet.models import find_model, fingerprint, load_model
+from tilenet.plan import Plan
+from tilenet.readers import open_image
+from tilenet.readers.image import Image
+from tilenet.runner import AHEAD, BEHIND, Predictor
+from tilenet.scaling import Scaling
+from tilenet.sizes import DEFAULT_BYTES_PER_PIXEL, plan_tiles
+from tilenet.store import Layout
+
+# Interpreter, libraries and the cache of decoded file tiles, before the first tile.
+RESIDENT = 600_000_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may say of a run; None is unsaid. See `tilenet.segment`."""
+
+    level: int | None = None
+    axes: str | None = None
+    channels: tuple[int, ...] | None = None
+    tile: int | tuple[int, ...] | None = None
+    block: int | tuple[int, ...] | None = None
+    batch: int | None = None
+    memory: int | None = None
+    threads: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    threshold: float | None = None
+    output: str | None = None
+    probability_dtype: str | None = None
+    scaling: Mapping[str, Any] | None = None
+    missing: str | None = None
+
+    def or_recorded(self, record: Mapping[str, Any]) -> Options:
+        """Return the options with what is unsaid taken from a run record."""
+        unsaid = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in record]
+        return replace(self, **{name: _frozen(record[name]) for name in unsaid})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image, one model, one plan.
+
+    Attributes
+    ----------
+    image : Image
+        At the level, and with the channels, that the network sees.
+    network : torch.nn.Module or callable
+        The predictor proper.
+    card : ModelCard
+        Completed for the network's outputs.
+    source : str
+        Where the model came from.
+    plan : Plan
+        Blocks of tiles.
+    decision : Decision
+        From logits to mask values.
+    record : dict
+        What decides the bytes, but for the scaling's numbers.
+    """
+
+    image: Image
+    network: Any
+    card: ModelCard
+    source: str
+    plan: Plan
+    decision: Decision
+    footprint: Footprint
+    bytes_per_pixel: float
+    device: str
+    record: dict[str, Any]
+
+    def predictor(self, numbers: Scaling) -> Predictor:
+        """Return what turns raw pixels into logits."""
+        if not predict.is_network(self.network):
+            return ScaledPredictor(self.network, self.footprint, numbers)
+        return predict.TorchPredictor(
+            self.network,
+            self.footprint,
+            device=predict.find_device(self.device),
+            precision=self.record["precision"],
+            scaling=numbers,
+        )
+
+    def numbers(self) -> Scaling:
+        """Return the intensity scaling of the whole image; reads pixels for percentiles."""
+        return scaling.resolve(self.record["scaling"], self.image)
+
+    @property
+    def layout(self) -> Layout:
+        """What the output looks like."""
+        classes = len(self.card.classes) if "probabilities" in self.decision.arrays else 0
+        return Layout(
+            axes=self.image.box_axes,
+            shape=self.image.box_shape,
+            block=self.plan.block,
+            pixel_size=self.image.pixel_size,
+            name=self.card.name,
+            labels=label_table(self.card),
+            classes=classes,
+            probability_dtype=self.decision.probability_dtype,
+        )
+
+    def needs(self) -> dict[str, int]:
+        """Return the bytes of host memory, device memory and disk that the run may take."""
+        channels, outputs = self.image.n_channels, len(self.card.classes)
+        pixels = prod(self.plan.largest_read) * self.plan.batch
+        read = pixels * channels * self.image.dtype.itemsize
+        passed = int(pixels * (self.bytes_per_pixel + 4 * channels))
+        written = sum({"mask": 1}.get(name, 4 * outputs) for name in self.decision.arrays)
+        block = prod(map(min, self.plan.block, self.plan.shape)) * written
+        host = RESIDENT + (AHEAD + 1) * read + (BEHIND + 2) * block
+        on_host = self.device == "cpu"
+        return {
+            "host_bytes": host + (passed if on_host else 0),
+            "device_bytes": 0 if on_host else passed,
+            "disk_bytes": prod(self.plan.shape) * written * 4 // 3,
+        }
+
+    def info(self, numbers: Scaling) -> dict[str, Any]:
+        """Return what the output says about its making."""
+        sha256 = fingerprint(self.network) if predict.is_network(self.network) else ""
+        return {
+            "version": tilenet.__version__,
+            "image": {"path": self.image.name, **self.image.identity()},
+            "model": {"name": self.card.name, "source": self.source, "sha256": sha256},
+            "card": self.card.to_dict(),
+            "record": self.record,
+            "scaling": numbers.to_json(),
+        }
+
+
+def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | None = None) -> Job:
+    """Decide everything about a run; reads no pixels.
+
+    Parameters
+    ----------
+    source
+        What `open_image` takes.
+    model
+        A packaged model's name, a path, a network, or any callable with a `footprint`.
+    options : Options
+        What the caller said.
+    footprint : Footprint, optional
+        For a network that has none of its own.
+    """
+    network, card, origin = _find_network(model)
+    footprint = predict.footprint_of(network, footprint)
+    image = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
+    _check_axes(image, footprint)
+    image = _fit_channels(image, getattr(network, "in_channels", None), options.channels)
+    card = card.completed(predict.count_outputs(network, footprint, image.n_channels))
+    precision = predict.find_precision(options.precision or "auto", network)
+    need = predict.bytes_per_pixel(network, precision, image.n_channels) or DEFAULT_BYTES_PER_PIXEL
+    plan = plan_tiles(
+        image.box_shape,
+        footprint,
+        tile=_inner(options.tile, footprint),
+        block=_inner(options.block, footprint),
+        batch=options.batch,
+        memory=options.memory,
+        bytes_per_pixel=need,
+    )
+    decision = Decision.of_card(
+        card,
+        options.output or "mask",
+        threshold=options.threshold,
+        probability_dtype=options.probability_dtype or "float32",
+    )
+    device = str(predict.find_device(options.device or "auto"))
+    record = _record(options, image=image, plan=plan, device=device, precision=precision)
+    record |= {"scaling": dict(options.scaling or card.scaling), "threshold": decision.threshold}
+    return Job(image, network, card, origin, plan, decision, footprint, need, device, record)
+
+
+def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise `OutputMismatch` where a run to be resumed was started with something else.
+
+    Parameters
+    ----------
+    found, wanted : mapping
+        The `Job.info` in the output, and that of the run that would go on with it.
+    """
+    for part in ("record", "image", "model"):
+        for name in sorted({*found[part], *wanted[part]} - {"path", "source"}):
+            old, new = found[part].get(name), wanted[part].get(name)
+            if old != new:
+                raise OutputMismatch(
+                    f"the run to be resumed has {part} {name} = {old}, now it is {new}. "
+                    f"Leave the option out, or start again with --overwrite"
+                )
+
+
+@dataclass(frozen=True)
+class ScaledPredictor:
+    """Any callable as a predictor, with the intensities scaled in front of it."""
+
+    function: Callable[[Any], Any]
+    footprint: Footprint
+    scaling: Scaling
+
+    def __call__(self, batch: Any) -> Any:
+        """Return the callable's logits (N, K, *m) of raw pixels (N, C, *n)."""
+        import numpy as np
+
+        return self.function(np.stack([self.scaling.apply(pixels) for pixels in batch]))
+
+
+def _find_network(model: Any) -> tuple[Any, ModelCard, str]:
+    if isinstance(model, str | Path):
+        network = load_model(model)
+        assert network.card is not None
+        return network, network.card, str(model if str(model) == network.card.name else find_model(model).absolute())
+    if not callable(model):
+        raise ModelError(f"a model is a name, a path, a torch.nn.Module or a callable, not a {type(model).__name__}")
+    card = getattr(model, "card", None) or ModelCard(name=type(model).__name__)
+    return model, card, type(model).__name__
+
+
+def _check_axes(image: Image, footprint: Footprint) -> None:
+    wanted = "zyx"[-footprint.ndim :]
+    if not image.box_axes.endswith(wanted):
+        raise ImageError(
+            f"{image.name}: its axes are {image.axes}, and a {footprint.ndim}-D network runs over {wanted}, "
+            f"which must come last (c aside). Choose another model, or say --axes"
+        )
+
+
+def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None) -> Image:
+    """Return the image with the channels that the network takes."""
+    if chosen is not None:
+        image = image.with_channels(chosen)
+    if wanted is None or image.n_channels == wanted:
+        return image
+    if image.n_channels == 1:
+        return image.with_channels((0,) * wanted)
+    names = ", ".join(name for name in image.channel_names if name)
+    raise ImageError(
+        f"{image.name}: has {image.n_channels} channels{f' ({names})' if names else ''}, the model takes {wanted}. "
+        f"Choose with --channels, such as --channels {','.join(map(str, range(min(wanted, image.n_channels))))}"
+    )
+
+
+def _record(options: Options, *, image: Image, plan: Plan, device: str, precision: str) -> dict[str, Any]:
+    return {
+        "level": image.level,
+        "axes": image.axes,
+        "channels": list(options.channels) if options.channels is not None else None,
+        "tile": list(plan.tile),
+        "block": list(plan.block),
+        "batch": plan.batch,
+        "threads": options.threads or predict.current_threads(),
+        "device": device.partition(":")[0],
+        "precision": precision,
+        "output": options.output or "mask",
+        "probability_dtype": options.probability_dtype or "float32",
+        "missing": options.missing or "error",
+    }
+
+
+def _inner(sides: int | tuple[int, ...] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
+    """Return the sides along the network's axes; those of a record have the outer ones too."""
+    return sides if sides is None or isinstance(sides, int) else tuple(sides)[-footprint.ndim :]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_output_option(output: str | None, *, stored: bool) -> None:
+    """Raise `SettingsError` for an output that a store, or an array, cannot be."""
+    fitting = ("mask", "both") if stored else ("mask", "probabilities", "logits")
+    if (output or "mask") not in fitting:
+        where = "a store" if stored else "an array"
+        raise SettingsError(f"output {output!r}: {where} can be {' or '.join(fitting)}")

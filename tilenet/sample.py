@@ -1,0 +1,62 @@
+"""A slide to try tilenet on, made from a photograph that comes with scikit-image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.errors import EnvironmentFault, OutputExists
+from tilenet.geometry import mirror
+
+SIDE, LEVELS, FILE_TILE = 4096, 4, 256
+
+
+def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
+    """Write a tiled, pyramidal RGB TIFF: an immunohistochemistry photograph, mirror-tiled.
+
+    The photograph (512 x 512, colon tissue, brown DAB and blue haematoxylin) is repeated by
+    reflection, never resized.
+
+    Parameters
+    ----------
+    path : str or path
+        Must not exist (`OutputExists`).
+    side : int
+        Height and width in pixels.
+    """
+    import tifffile
+    from skimage.data import immunohistochemistry
+
+    path = Path(path)
+    if path.exists():
+        raise OutputExists(f"{path}: exists already. Choose another name, or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tifffile.TiffWriter(path) as tiff:
+            for level, pixels in enumerate(_pyramid(immunohistochemistry(), side)):
+                tiff.write(
+                    pixels,
+                    photometric="rgb",
+                    tile=(FILE_TILE, FILE_TILE),
+                    compression="zlib",
+                    predictor=True,
+                    subifds=None if level else LEVELS - 1,
+                    subfiletype=1 if level else 0,
+                    metadata=None,
+                )
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
+    return path
+
+
+def _pyramid(photo: NDArray[np.uint8], side: int) -> Iterator[NDArray[np.uint8]]:
+    rows, columns = ([mirror(i, n) for i in range(side)] for n in photo.shape[:2])
+    pixels = photo[np.ix_(rows, columns)]
+    for _ in range(LEVELS):
+        yield pixels
+        n = pixels.shape[0] // 2 * 2
+        quads = pixels[:n, :n].reshape(n // 2, 2, n // 2, 2, 3)
+        pixels = quads.mean(axis=(1, 3)).round().astype(np.uint8)
