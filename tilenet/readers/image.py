@@ -177,6 +177,11 @@ class ChannelView(Image):
         self.channel_names = tuple(image.channel_names[c] for c in channels)
         self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
 
+    @property
+    def n_channels(self) -> int:
+        """Number of channels chosen; a grey image can be given to a network several times."""
+        return len(self._channels)
+
     def _reshaped(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(len(self._channels) if a == "c" else n for n, a in zip(shape, self.axes, strict=True))
 

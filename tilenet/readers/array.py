@@ -1,0 +1,70 @@
+"""Arrays that are in memory or lazy already: NumPy, zarr, dask."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from tilenet.geometry import Box
+from tilenet.readers.axes import layout_of
+from tilenet.readers.boundary import check_level, pixel_dtype, refusing
+from tilenet.readers.image import Image, Level, Pixels
+
+
+class ArrayImage(Image):
+    """An array with `shape`, `dtype` and NumPy's slicing.
+
+    Parameters
+    ----------
+    array : numpy.ndarray, zarr.Array or dask.array.Array
+        Read box by box; nothing is computed or loaded before.
+    axes : str, optional
+        One letter of ``tczyx`` per dimension; needed for more than two.
+    """
+
+    def __init__(self, array: Any, axes: str | None = None) -> None:
+        self._array = array
+        self.name = f"{type(array).__module__.partition('.')[0]} array"
+        stored = "yx" if array.ndim == 2 else ["?"] * array.ndim
+        self._layout = layout_of(stored, array.shape, axes=axes, name=self.name)
+        self.axes, self.level = self._layout.axes, 0
+        self.dtype = pixel_dtype(array.dtype, self.name)
+        self.levels = (Level(self._layout.image_shape, (None,) * len(self.axes.replace("c", ""))),)
+        self.channel_names = ("",) * self.n_channels
+
+    def at_level(self, level: int) -> Image:
+        """Return this image: there is no other level."""
+        check_level(level, 1, self.name)
+        return self
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box inside the array."""
+        out, stored = self._layout.empty(box, self.dtype)
+        with refusing(f"{self.name}: {box} cannot be read", "Read it without tilenet to see why"):
+            part = self._array[tuple(slice(a, b) for a, b in self._layout.ranges(box))]
+            # One thread: the reads themselves already run in parallel.
+            stored[...] = part.compute(scheduler="synchronous") if hasattr(part, "compute") else part
+        return out
+
+    def identity(self) -> dict[str, Any]:
+        """Return shape, type and a hash: of the pixels (NumPy), the metadata (zarr) or the graph's name (dask)."""
+        common = {"kind": self.name, "shape": list(self._array.shape), "dtype": str(self._array.dtype)}
+        if isinstance(self._array, np.ndarray):
+            return common | {"pixels_sha256": _pixels_sha256(self._array)}
+        if hasattr(self._array, "dask"):
+            return common | {"token": str(self._array.name)}
+        return common | {"metadata_sha256": _metadata_sha256(self._array)}
+
+
+def _pixels_sha256(array: Pixels) -> str:
+    digest = hashlib.sha256()
+    for row in array:  # row by row: a memory-mapped array is never held whole
+        digest.update(np.ascontiguousarray(row).tobytes())
+    return digest.hexdigest()
+
+
+def _metadata_sha256(array: Any) -> str:
+    return hashlib.sha256(json.dumps(array.metadata.to_dict(), sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,117 @@
+"""From the dimensions of a stored array to the axes of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box
+from tilenet.readers.image import AXES, Pixels
+
+SUGGESTED = {1: "x", 2: "yx", 3: "cyx", 4: "czyx", 5: "tczyx"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the dimensions of a stored array become the axes of an image.
+
+    Attributes
+    ----------
+    letters : tuple of str
+        One per dimension: a letter of ``tczyx``, or ``""`` for a single one that is no axis.
+        Several may be ``c``: they become one axis, the first of them changing slowest.
+    shape : tuple of int
+        Entries used of each dimension (fewer than stored where alpha is dropped).
+    """
+
+    letters: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def axes(self) -> str:
+        """Letters of the image's axes, in stored order."""
+        return "".join(dict.fromkeys(self.letters))
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Pixels along `axes`."""
+        return tuple(
+            prod(n for n, other in zip(self.shape, self.letters, strict=True) if other == a) for a in self.axes
+        )
+
+    def ranges(self, box: Box) -> list[tuple[int, int]]:
+        """Return start and stop along every stored dimension, for a box over the axes without ``c``."""
+        wanted = dict(zip(self.axes.replace("c", ""), zip(box.start, box.stop, strict=True), strict=True))
+        return [wanted.get(a, (0, n)) for a, n in zip(self.letters, self.shape, strict=True)]
+
+    def empty(self, box: Box, dtype: np.dtype[Any]) -> tuple[Pixels, Pixels]:
+        """Return unfilled pixels (C, *box.shape), and the same memory as the stored array has it.
+
+        What is read from the file goes into the second, dimension by dimension, and comes out
+        of the first in its final order: there is no second copy.
+        """
+        channels = [n for n, a in zip(self.shape, self.letters, strict=True) if a == "c"]
+        out = np.empty((prod(channels), *box.shape), dtype)
+        split = out.reshape(*channels, *box.shape)
+        places = {a: len(channels) + i for i, a in enumerate(self.axes.replace("c", ""))}
+        next_channel = iter(range(len(channels)))
+        order = [next(next_channel) if a == "c" else places[a] for a in self.letters if a]
+        index = tuple(slice(None) if a else np.newaxis for a in self.letters)
+        return out, split.transpose(order)[index]
+
+
+def layout_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None, name: str) -> Layout:
+    """Return the layout of a stored array.
+
+    Parameters
+    ----------
+    stored : sequence of str
+        What the file calls each dimension: any letter (``s`` are samples), ``""`` if not an axis.
+    shape : sequence of int
+        Entries used of each (without alpha).
+    axes : str or None
+        What the caller says the dimensions that are axes are, instead of the file.
+    name : str
+        For messages.
+    """
+    letters = _said(stored, shape, axes, name) if axes is not None else _told(stored, shape, name)
+    if any(letters.count(a) > 1 for a in AXES if a != "c"):
+        raise ImageError(f"{name}: has the axes {''.join(letters)}, one of them twice. {_advice(shape)}")
+    if not {"y", "x"} <= set(letters):
+        raise ImageError(f"{name}: has the axes {''.join(letters)!r}, not both y and x. {_advice(shape)}")
+    return Layout(letters, tuple(shape))
+
+
+def _told(stored: Sequence[str], shape: Sequence[int], name: str) -> tuple[str, ...]:
+    letters = ["c" if a.lower() == "s" else a.lower() for a in stored]
+    unknown = [i for i, a in enumerate(letters) if a not in AXES]
+    if any(shape[i] > 1 for i in unknown):
+        lengths = tuple(n for n, a in zip(shape, stored, strict=True) if a)
+        raise ImageError(f"{name}: has the shape {lengths}, and nothing says which axis is which. {_advice(lengths)}")
+    return tuple("" if i in unknown else a for i, a in enumerate(letters))
+
+
+def _said(stored: Sequence[str], shape: Sequence[int], axes: str, name: str) -> tuple[str, ...]:
+    lengths = tuple(n for n, a in zip(shape, stored, strict=True) if a)
+    if not set(axes) <= set(AXES) or len(set(axes)) != len(axes) or len(axes) != len(lengths):
+        raise ImageError(
+            f"{name}: has the shape {lengths}, which axes={axes!r} does not describe. "
+            f"Give one letter of {AXES} for each of its {len(lengths)} axes, e.g. axes={_suggested(lengths)!r}"
+        )
+    said = iter(axes)
+    return tuple(next(said) if a else "" for a in stored)
+
+
+def _advice(shape: Sequence[int]) -> str:
+    return f"Say them with axes (--axes), e.g. axes={_suggested(shape)!r}"
+
+
+def _suggested(shape: Sequence[int]) -> str:
+    if len(shape) == 3 and shape[-1] in (3, 4) and shape[0] > 4:
+        return "yxc"
+    return SUGGESTED.get(len(shape), "tczyx")

@@ -1,0 +1,82 @@
+"""Where whatever a damaged file makes a library raise becomes one line."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import numpy as np
+
+from tilenet.errors import ImageError, SettingsError, TilenetError
+
+# More than this is never decoded in one piece: such a tile is damaged, or meant to hurt.
+LARGEST_PIECE = 2**30
+LONGEST_AXIS = 2**31 - 1
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def refusing(what: str, remedy: str) -> Iterator[None]:
+    """Turn any exception into an `ImageError` of one line: ``<what> (<why>). <remedy>``."""
+    try:
+        yield
+    except TilenetError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{what} ({one_line(error)}). {remedy}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an exception says, on one line of bounded length."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said[:160]}" if said else type(error).__name__
+
+
+@contextmanager
+def quietly(logger: str) -> Iterator[None]:
+    """Keep a library from printing while it opens a file: what is wrong with it is raised instead."""
+    log = logging.getLogger(logger)
+    if _unless_quiet not in log.filters:
+        log.addFilter(_unless_quiet)
+    token = _quiet.set(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        _quiet.reset(token)
+
+
+def _unless_quiet(record: logging.LogRecord) -> bool:
+    # A context variable, so that another thread that uses the library itself still hears it.
+    return not _quiet.get()
+
+
+def pixel_dtype(dtype: object, name: str) -> np.dtype:  # type: ignore[type-arg]
+    """Return the native type of an image's pixels; Boolean ones are read as 0 and 1."""
+    stored = np.dtype(dtype)  # type: ignore[call-overload]
+    if stored.kind == "b":
+        return np.dtype(np.uint8)
+    if stored.kind not in "uif" or stored.itemsize > 8:
+        raise ImageError(
+            f"{name}: its pixels are {stored}, not integers or floats of at most 64 bits. Convert them first"
+        )
+    return np.dtype(stored.newbyteorder("="))
+
+
+def check_piece(n_bytes: int, what: str) -> None:
+    """Refuse a piece of an image that is too large to be decoded at once."""
+    if n_bytes > LARGEST_PIECE:
+        raise ImageError(
+            f"{what} decodes to {n_bytes / 2**30:.1f} GiB, more than {LARGEST_PIECE / 2**30:.0f} GiB. "
+            f"Convert the image to smaller tiles"
+        )
+
+
+def check_level(level: int, n_levels: int, name: str) -> None:
+    """Refuse a level that the image does not have."""
+    if not 0 <= level < n_levels:
+        raise SettingsError(f"{name}: has levels 0 to {n_levels - 1}, not {level}. Choose another with level (--level)")

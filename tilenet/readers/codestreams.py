@@ -1,0 +1,65 @@
+"""How large an encoded picture says it is, read from its header before a decoder trusts it."""
+
+from __future__ import annotations
+
+import struct
+
+PNG, JPEG, BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM"
+JP2, J2K = b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51"
+
+
+def picture_size(data: bytes, kind: str) -> tuple[int, int] | None:
+    """Return (height, width) that the header states; None where there is no such header.
+
+    Parameters
+    ----------
+    data : bytes
+        All of the codestream, or enough of its beginning.
+    kind : {"png", "jpeg", "jpeg2000", "bmp"}
+        What it should be.
+    """
+    try:
+        return {"png": _png, "jpeg": _jpeg, "jpeg2000": _jpeg2000, "bmp": _bmp}[kind](data)
+    except struct.error:
+        return None
+
+
+def _png(data: bytes) -> tuple[int, int] | None:
+    if not data.startswith(PNG) or data[12:16] != b"IHDR":
+        return None
+    width, height = struct.unpack(">II", data[16:24])
+    return height, width
+
+
+def _bmp(data: bytes) -> tuple[int, int] | None:
+    if not data.startswith(BMP):
+        return None
+    width, height = struct.unpack("<ii", data[18:26])
+    return abs(height), abs(width)
+
+
+def _jpeg(data: bytes) -> tuple[int, int] | None:
+    """Walk the marker segments up to the start of frame (ITU T.81, B.2.2)."""
+    if not data.startswith(JPEG[:2]):
+        return None
+    at = 2
+    while True:
+        mark, marker, length = struct.unpack(">BBH", data[at : at + 4])
+        if mark != 0xFF:
+            return None
+        if marker == 0xFF:  # padding before a marker
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return height, width
+        else:
+            at += 2 + length
+
+
+def _jpeg2000(data: bytes) -> tuple[int, int] | None:
+    """Read the SIZ segment (ITU T.800, A.5.1), inside a JP2 file or bare."""
+    at = data.find(J2K)
+    if at < 0:
+        return None
+    width, height, left, top = struct.unpack(">IIII", data[at + 8 : at + 24])
+    return height - top, width - left

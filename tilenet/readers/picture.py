@@ -1,0 +1,74 @@
+"""PNG, JPEG and BMP: pictures that can only be decoded whole.
+
+The decoded picture is kept (it cannot be read in parts), so its size is bounded. JPEG
+pictures are read as they are stored: an EXIF orientation turns nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box
+from tilenet.readers.axes import layout_of
+from tilenet.readers.boundary import check_level, check_piece, pixel_dtype, refusing
+from tilenet.readers.codestreams import picture_size
+from tilenet.readers.image import Image, Level, Pixels
+
+DECODERS = {"png": imagecodecs.png_decode, "jpeg": imagecodecs.jpeg_decode, "bmp": imagecodecs.bmp_decode}
+# Colour model of each number of samples, and how many of them are not alpha.
+WITHOUT_ALPHA = {1: 1, 2: 1, 3: 3, 4: 3}
+
+
+class PictureImage(Image):
+    """A PNG, JPEG or BMP of one level."""
+
+    def __init__(self, path: str, kind: str, axes: str | None = None) -> None:
+        self.name, self._kind, self._said_axes = path, kind, axes
+        with refusing(f"{path}: cannot be read as a {kind.upper()}", "The file is damaged; get it again"):
+            data = Path(path).read_bytes()
+            self._identity = {"kind": kind, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            self._pixels = _decode(data, kind, path)
+        height, width, samples = self._pixels.shape
+        stored, used = ("yx", (height, width)) if samples == 1 else ("yxs", (height, width, samples))
+        self._layout = layout_of(stored, used, axes=axes, name=path)
+        if samples == 1:
+            self._pixels = self._pixels[..., 0]
+        self.axes, self.level, self.dtype = self._layout.axes, 0, self._pixels.dtype
+        self.levels = (Level(self._layout.image_shape, (None,) * len(self.axes.replace("c", ""))),)
+        self.channel_names = ("red", "green", "blue") if samples == 3 else ("",) * self.n_channels
+
+    def at_level(self, level: int) -> Image:
+        """Return this image: there is no other level."""
+        check_level(level, 1, self.name)
+        return self
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box inside the picture."""
+        out, stored = self._layout.empty(box, self.dtype)
+        stored[...] = self._pixels[tuple(slice(a, b) for a, b in self._layout.ranges(box))]
+        return out
+
+    def identity(self) -> dict[str, Any]:
+        """Return the file's size and hash."""
+        return dict(self._identity)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PictureImage, (str(Path(self.name).resolve()), self._kind, self._said_axes)
+
+
+def _decode(data: bytes, kind: str, path: str) -> Pixels:
+    """Return (y, x, samples) without alpha."""
+    size = picture_size(data, kind)
+    if size is None:
+        raise ImageError(f"{path}: its header does not say how large it is. The file is damaged; get it again")
+    # Eight bytes a pixel: four samples of 16 bits, the most that these formats hold.
+    check_piece(size[0] * size[1] * 8, f"{path}: {size[0]} x {size[1]} px")
+    pixels = np.atleast_3d(DECODERS[kind](data))
+    samples = WITHOUT_ALPHA.get(pixels.shape[2]) if kind != "jpeg" else pixels.shape[2]
+    return np.ascontiguousarray(pixels[..., :samples].astype(pixel_dtype(pixels.dtype, path), copy=False))

@@ -1,0 +1,117 @@
+"""Pixel size and channel names, wherever a kind of TIFF keeps them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+from xml.etree import ElementTree
+
+from tilenet.readers.units import MICROMETERS
+
+PixelSize = tuple[float | None, ...]
+# Resolution tags outside this (um) are printers' defaults: 72 and 300 dpi are 353 and 85 um.
+SANE = (1e-4, 40.0)
+CENTIMETER, INCH = 3, 2
+
+
+def pixel_sizes(tiff: Any, series: Any, axes: str, shapes: Sequence[tuple[int, ...]]) -> list[PixelSize]:
+    """Return the micrometres of each level along the axes without ``c``.
+
+    Coarser levels follow from the finest and the ratio of their shapes.
+    """
+    found = _finest(tiff, series)
+    sizes = []
+    for shape in shapes:
+        size = {a: found.get(a) for a in axes if a != "c"}
+        for a, n, n0 in zip(axes, shape, shapes[0], strict=True):
+            finest = size.get(a)
+            if finest is not None:
+                size[a] = finest * (n0 / n)
+        sizes.append(tuple(size.values()))
+    return sizes
+
+
+def channel_names(tiff: Any, series: Any, n_channels: int) -> tuple[str, ...]:
+    """Return a name for each channel, empty where the file gives none."""
+    names: list[str] = []
+    if series.kind == "ome":
+        names = [c.get("Name") or "" for c in _ome_elements(tiff, "Channel")]
+    page = series.keyframe
+    if len(names) != n_channels and n_channels == 3 and "S" in page.axes and page.photometric in (2, 6):
+        names = ["red", "green", "blue"]
+    return tuple(names) if len(names) == n_channels else ("",) * n_channels
+
+
+def _finest(tiff: Any, series: Any) -> dict[str, float | None]:
+    page = tiff.pages.first
+    if series.kind == "ome":
+        size = _of_ome(tiff)
+    elif tiff.is_svs:
+        match = re.search(r"\bMPP\s*=\s*([0-9.eE+-]+)", page.description)
+        size = {a: _number(match.group(1)) for a in "yx"} if match else {}
+    elif tiff.is_imagej:
+        size = _of_imagej(tiff.imagej_metadata or {}, page)
+    else:
+        size = {}
+    return size if any(size.values()) or tiff.is_imagej else _of_tags(series.keyframe)
+
+
+def _of_ome(tiff: Any) -> dict[str, float | None]:
+    pixels = next(iter(_ome_elements(tiff, "Pixels")), {})
+    size = {}
+    for axis in "ZYX":
+        value = _number(pixels.get(f"PhysicalSize{axis}"))
+        unit = MICROMETERS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        size[axis.lower()] = value * unit if value and unit else None
+    return size
+
+
+def _ome_elements(tiff: Any, tag: str) -> list[dict[str, str]]:
+    """Return the attributes of the elements of that name in the first image."""
+    root = ElementTree.fromstring(tiff.ome_metadata)
+    image = next((e for e in root if e.tag.endswith("}Image") or e.tag == "Image"), root)
+    return [dict(e.attrib) for e in image.iter() if e.tag.rpartition("}")[2] == tag]
+
+
+def _of_imagej(metadata: dict[str, Any], page: Any) -> dict[str, float | None]:
+    unit = MICROMETERS.get(str(metadata.get("unit", "")).replace("\\u00B5", "µ"))
+    if unit is None:
+        return {}
+    per_pixel = {a: _inverse(_tag(page, t)) for a, t in (("y", "YResolution"), ("x", "XResolution"))}
+    size = {a: n * unit if n is not None else None for a, n in per_pixel.items()}
+    spacing = _number(metadata.get("spacing"))
+    return _sane(size) | {"z": spacing * unit if spacing is not None else None}
+
+
+def _of_tags(page: Any) -> dict[str, float | None]:
+    unit = {CENTIMETER: 1e4, INCH: 2.54e4}.get(_tag(page, "ResolutionUnit"))
+    if unit is None:
+        return {}
+    per_pixel = {a: _inverse(_tag(page, t)) for a, t in (("y", "YResolution"), ("x", "XResolution"))}
+    return _sane({a: n * unit if n is not None else None for a, n in per_pixel.items()})
+
+
+def _sane(size: dict[str, float | None]) -> dict[str, float | None]:
+    return {a: n if n is not None and SANE[0] <= n <= SANE[1] else None for a, n in size.items()}
+
+
+def _tag(page: Any, name: str) -> Any:
+    tag = page.tags.get(name)
+    return tag.value if tag is not None else None
+
+
+def _inverse(resolution: Any) -> float | None:
+    """Return units per pixel of a resolution tag: a fraction of pixels per unit."""
+    if not isinstance(resolution, tuple) or len(resolution) != 2 or not resolution[0]:
+        return None
+    return float(resolution[1]) / float(resolution[0])
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if isfinite(number) and number > 0 else None
