@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 
@@ -55,16 +56,16 @@ def _unless_quiet(record: logging.LogRecord) -> bool:
     return not _quiet.get()
 
 
-def pixel_dtype(dtype: object, name: str) -> np.dtype:  # type: ignore[type-arg]
+def pixel_dtype(dtype: Any, name: str) -> np.dtype[Any]:
     """Return the native type of an image's pixels; Boolean ones are read as 0 and 1."""
-    stored = np.dtype(dtype)  # type: ignore[call-overload]
+    stored: np.dtype[Any] = np.dtype(dtype)
     if stored.kind == "b":
         return np.dtype(np.uint8)
     if stored.kind not in "uif" or stored.itemsize > 8:
         raise ImageError(
             f"{name}: its pixels are {stored}, not integers or floats of at most 64 bits. Convert them first"
         )
-    return np.dtype(stored.newbyteorder("="))
+    return stored.newbyteorder("=")
 
 
 def check_piece(n_bytes: int, what: str) -> None:

@@ -131,9 +131,7 @@ class TiffSource:
                 for n, full, o in zip(segments.segment_shape[1:4], segments.page_shape[1:4], origin, strict=True)
             ]
             if any(have < n for have, n in zip(pixels.shape, needed, strict=False)):
-                raise ImageError(
-                    f"{what}: it has {pixels.shape[:3]} px instead of {tuple(needed)}. The file is damaged; get it again"
-                )
+                raise ImageError(f"{what}: it has {pixels.shape[:3]} px instead of {tuple(needed)}. Get the file again")
             return np.asarray(pixels)
 
     def _rows_of_page(self, segments: Segments, page: int, ranges: list[tuple[int, int]], out: Pixels) -> None:

@@ -93,7 +93,7 @@ def segments_of(series: Any, *, name: str) -> Segments:
 
 
 def _segment_shape(page: Any) -> tuple[int, ...]:
-    separate, _, _, width, samples = page.shaped
+    _, _, _, width, samples = page.shaped
     if page.is_tiled:
         return (1, int(page.tiledepth), int(page.tilelength), int(page.tilewidth), int(samples))
     return (1, 1, int(page.rowsperstrip), int(width), int(samples))

@@ -1,0 +1,138 @@
+"""Zarr folders: OME-Zarr (images and labels, 0.1 to 0.5) and plain arrays, v2 and v3."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tilenet.errors import ImageError, ImageNotFound
+from tilenet.geometry import Box
+from tilenet.readers.axes import Layout, layout_of
+from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, refusing
+from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.zarr_metadata import Multiscales, Node, multiscales_of, read_node, what_is_inside
+
+DAMAGED = "The image is damaged; get it again"
+# An OME-Zarr level lies at most this deep below its group.
+DEEPEST = 4
+
+
+class ZarrImage(Image):
+    """One level of an image in a zarr folder; `nodes` are its arrays, finest first."""
+
+    def __init__(self, path: str, nodes: Sequence[Node], about: Multiscales, *, axes: str | None, sha256: str) -> None:
+        from tilenet.readers.zarr_store import open_array
+
+        self.name, self.level, self._said_axes, self._sha256 = path, 0, axes, sha256
+        with quietly("zarr"), refusing(f"{path}: cannot be read as a zarr array", DAMAGED):
+            self._arrays = [open_array(node.path) for node in nodes]
+        first = self._arrays[0]
+        self.dtype = pixel_dtype(first.dtype, path)
+        self._layouts = [
+            self._layout(node, array, about.letters) for node, array in zip(nodes, self._arrays, strict=True)
+        ]
+        self.axes = self._layouts[0].axes
+        sizes = _pixel_sizes(self._layouts, about.sizes)
+        self.levels = tuple(Level(k.image_shape, size) for k, size in zip(self._layouts, sizes, strict=True))
+        named = len(about.channel_names) == self.n_channels
+        self.channel_names = about.channel_names if named else ("",) * self.n_channels
+
+    def _layout(self, node: Node, array: Any, letters: Sequence[str]) -> Layout:
+        if len(letters) != array.ndim or max(array.shape) > LONGEST_AXIS or array.dtype != self._arrays[0].dtype:
+            raise ImageError(
+                f"{node.path}: its shape {array.shape} and type {array.dtype} do not fit an image "
+                f"of the axes {''.join(letters)}. {DAMAGED}"
+            )
+        return layout_of(letters, array.shape, axes=self._said_axes, name=self.name)
+
+    def at_level(self, level: int) -> Image:
+        """Return the same image at another resolution."""
+        check_level(level, len(self.levels), self.name)
+        other = object.__new__(ZarrImage)
+        other.__dict__ |= {k: v for k, v in self.__dict__.items() if k != "_inside"} | {"level": level}
+        return other
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box inside the image, decoding only the chunks it touches."""
+        layout, array = self._layouts[self.level], self._arrays[self.level]
+        out, stored = layout.empty(box, self.dtype)
+        with refusing(f"{self.name}: {box} of level {self.level} cannot be decoded", DAMAGED):
+            stored[...] = array[tuple(slice(a, b) for a, b in layout.ranges(box))]
+        return out
+
+    def identity(self) -> dict[str, Any]:
+        """Return shape, type and a hash of the metadata documents."""
+        return {
+            "kind": "zarr",
+            "shapes": [list(array.shape) for array in self._arrays],
+            "dtype": str(self._arrays[0].dtype),
+            "metadata_sha256": self._sha256,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_zarr, (str(Path(self.name).resolve()), self.level, self._said_axes)
+
+
+def open_zarr(path: str, level: int = 0, axes: str | None = None) -> Image:
+    """Open a zarr folder: an OME-Zarr group, one of its levels, or a plain array."""
+    folder = Path(path)
+    if not folder.exists():
+        raise ImageNotFound(f"{path}: there is no such image in the zarr folder. Check the path")
+    node = read_node(folder)
+    if node is None:
+        raise ImageError(f"{path}: is a folder without zarr metadata. Give an image file or a zarr folder")
+    if node.is_array:
+        nodes, about = _array(node, folder, axes)
+    else:
+        nodes, about = _group(node, path)
+    check_level(level, len(nodes), path)
+    documents = [node.sha256, *(n.sha256 for n in nodes)]
+    sha256 = hashlib.sha256("".join(documents).encode()).hexdigest()
+    return ZarrImage(path, nodes, about, axes=axes, sha256=sha256).at_level(level)
+
+
+def _group(node: Node, path: str) -> tuple[list[Node], Multiscales]:
+    about = multiscales_of(node)
+    if about is None:
+        raise ImageError(f"{path}: is a zarr group, not an image. {what_is_inside(node)}")
+    nodes = [read_node(node.path / p) for p in about.paths]
+    missing = [p for p, n in zip(about.paths, nodes, strict=True) if n is None or not n.is_array]
+    if missing:
+        raise ImageError(f"{path}: lists {len(nodes)} levels, but lacks {', '.join(missing)}. Get the whole image")
+    return [n for n in nodes if n is not None], about
+
+
+def _array(node: Node, folder: Path, axes: str | None) -> tuple[list[Node], Multiscales]:
+    """Return an array and what is known of it: as a level of an OME-Zarr image, it and all coarser ones."""
+    inside, own = folder.resolve(), "."
+    for group in list(inside.parents)[:DEEPEST]:
+        parent = read_node(group)
+        about = multiscales_of(parent) if parent and not parent.is_array else None
+        own = inside.relative_to(group).as_posix()
+        if parent and about and own in about.paths:
+            nodes, k = _group(parent, str(folder))[0], about.paths.index(own)
+            return nodes[k:], Multiscales(about.paths[k:], about.letters, about.sizes[k:], about.channel_names)
+    letters = _plain_letters(node)
+    return [node], Multiscales((own,), letters, ((None,) * len(letters),), ())
+
+
+def _plain_letters(node: Node) -> tuple[str, ...]:
+    names = [str(name).lower() for name in node.dimension_names]
+    if len(names) == node.ndim:
+        return tuple(name if len(name) == 1 else "?" for name in names)
+    return ("y", "x") if node.ndim == 2 else ("?",) * node.ndim
+
+
+def _pixel_sizes(layouts: Sequence[Layout], stored: Sequence[Sequence[float | None]]) -> list[tuple[float | None, ...]]:
+    """Return micrometres along the axes without ``c`` of each level; what a level lacks follows from the finest."""
+    found: list[dict[str, float | None]] = []
+    for layout, level in zip(layouts, stored, strict=True):
+        size = {a: n for a, n in zip(layout.letters, level, strict=True) if a and a != "c"}
+        lengths = dict(zip(layout.axes, layout.image_shape, strict=True))
+        for a in [a for a, n in size.items() if n is None and found and found[0].get(a) is not None]:
+            finest = dict(zip(layouts[0].axes, layouts[0].image_shape, strict=True))[a]
+            size[a] = (found[0][a] or 0.0) * (finest / lengths[a])
+        found.append(size)
+    return [tuple(size.values()) for size in found]

@@ -1,0 +1,170 @@
+"""The metadata documents of a zarr folder, as far as they say what an image is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tilenet.errors import ImageError
+from tilenet.readers.boundary import refusing
+from tilenet.readers.image import AXES
+from tilenet.readers.units import MICROMETERS
+
+DAMAGED = "The metadata is damaged; get the image again"
+LARGEST_DOCUMENT = 16 * 2**20
+DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+# OME-Zarr before 0.3 had no list of axes: they were always these.
+OLD_AXES = ("0.1", "0.2")
+
+
+@dataclass(frozen=True)
+class Node:
+    """An array or a group of a zarr hierarchy (v2 or v3).
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    is_array : bool
+        False for a group.
+    attributes : dict
+        What users and conventions keep there.
+    ndim : int
+        Dimensions of an array.
+    dimension_names : list
+        Of a v3 array, or what xarray writes; empty where nothing is said.
+    sha256 : str
+        Of its documents.
+    """
+
+    path: Path
+    is_array: bool
+    attributes: dict[str, Any]
+    ndim: int
+    dimension_names: list[Any]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Multiscales:
+    """What OME-Zarr says about an image.
+
+    Attributes
+    ----------
+    paths : tuple of str
+        Of the levels' arrays inside the group, finest first.
+    letters : tuple of str
+        One per dimension, lower-case; not always one of ``tczyx``.
+    sizes : tuple of tuple of float or None
+        Micrometres along the dimensions, of each level.
+    channel_names : tuple of str
+        Empty where there are none.
+    """
+
+    paths: tuple[str, ...]
+    letters: tuple[str, ...]
+    sizes: tuple[tuple[float | None, ...], ...]
+    channel_names: tuple[str, ...]
+
+
+def read_node(path: Path) -> Node | None:
+    """Return what the documents in a folder say; None where there are none."""
+    with refusing(f"{path}: its zarr metadata cannot be read", DAMAGED):
+        found = {name: _bytes(path / name) for name in DOCUMENTS if (path / name).is_file()}
+        if not found:
+            return None
+        digest = hashlib.sha256(b"\0".join(name.encode() + b"\0" + found[name] for name in sorted(found)))
+        documents = {name: _object(data, path / name) for name, data in found.items()}
+        v3 = documents.get("zarr.json", {})
+        attributes = v3.get("attributes", {}) if v3 else documents.get(".zattrs", {})
+        is_array = v3.get("node_type") == "array" if v3 else ".zarray" in documents
+        names = v3.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS") or []
+        shape = (v3 or documents.get(".zarray", {})).get("shape", ()) if is_array else ()
+        return Node(path, is_array, attributes, len(shape), list(names) if is_array else [], digest.hexdigest())
+
+
+def multiscales_of(node: Node) -> Multiscales | None:
+    """Return the first multiscale image of a group; None where it holds none."""
+    ome = node.attributes.get("ome", node.attributes)
+    with refusing(f"{node.path}: its OME-Zarr metadata cannot be understood", DAMAGED):
+        if not ome.get("multiscales"):
+            return None
+        image = ome["multiscales"][0]
+        axes = image.get("axes") or (list(AXES) if str(image.get("version")) in OLD_AXES else [])
+        axes = [a if isinstance(a, dict) else {"name": a} for a in axes]
+        units = [MICROMETERS.get(a.get("unit") or "") for a in axes]
+        paths = tuple(_safe(str(d["path"]), node.path) for d in image["datasets"])
+        if not paths:
+            raise ImageError(f"{node.path}: lists no resolution levels. {DAMAGED}")
+        whole = _scale(image, len(axes))
+        sizes = [
+            tuple(_product(a, b, c) for a, b, c in zip(whole, _scale(d, len(axes)), units, strict=True))
+            for d in image["datasets"]
+        ]
+        channels = (ome.get("omero") or node.attributes.get("omero") or {}).get("channels") or []
+        names = tuple(str(c.get("label") or "") for c in channels)
+        return Multiscales(paths, tuple(map(_letter, axes)), tuple(sizes), names)
+
+
+def what_is_inside(node: Node) -> str:
+    """Return what to open instead of a group that is not an image."""
+    ome = node.attributes.get("ome", node.attributes)
+    if "plate" in ome:
+        return "It is a plate; give one of its images, such as a well's field: plate.zarr/A/1/0"
+    if "well" in ome:
+        return f"It is a well; give one of its fields: {node.path / '0'}"
+    if isinstance(ome.get("labels"), list) and ome["labels"]:
+        return f"It lists labels; give one: {node.path / str(ome['labels'][0])}"
+    inside = sorted(p.name for p in node.path.iterdir() if p.is_dir() and any((p / d).is_file() for d in DOCUMENTS))
+    return f"Give one of what is inside: {', '.join(inside[:8])}" if inside else "It is empty"
+
+
+def _bytes(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > LARGEST_DOCUMENT:
+        raise ImageError(f"{path}: has {size} bytes, too many for metadata. {DAMAGED}")
+    return path.read_bytes()
+
+
+def _object(data: bytes, path: Path) -> dict[str, Any]:
+    document = json.loads(data)
+    if not isinstance(document, dict):
+        raise ImageError(f"{path}: is not a JSON object. {DAMAGED}")
+    return document
+
+
+def _safe(path: str, group: Path) -> str:
+    """Return the path of a level, which must stay inside the group."""
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path:
+        raise ImageError(f"{group}: has a level at {path!r}, outside of itself. Correct its multiscales metadata")
+    return path
+
+
+def _letter(axis: dict[str, Any]) -> str:
+    name = str(axis.get("name", "")).lower()
+    by_type = {"channel": "c", "time": "t"}
+    return name if name in AXES and name else by_type.get(str(axis.get("type")), "?")
+
+
+def _scale(entry: dict[str, Any], n_axes: int) -> Sequence[float | None]:
+    """Return the scale among the coordinate transformations, 1 everywhere if there is none."""
+    for transformation in entry.get("coordinateTransformations") or []:
+        if transformation.get("type") == "scale":
+            scale = [float(v) for v in transformation["scale"]]
+            if len(scale) != n_axes:
+                raise ImageError(f"its scale has {len(scale)} numbers for {n_axes} axes")
+            return scale
+    return [1.0 if "path" not in entry else None] * n_axes
+
+
+def _product(whole: float | None, level: float | None, unit: float | None) -> float | None:
+    if whole is None or level is None or unit is None:
+        return None
+    size = whole * level * unit
+    return size if isfinite(size) and size > 0 else None
