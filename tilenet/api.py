@@ -37,6 +37,7 @@ def segment(
     threads: int | None = None,
     device: str | None = None,
     precision: str | None = None,
+    engine: str | None = None,
     scaling: Mapping[str, Any] | None = None,
     threshold: float | None = None,
     output: str | None = None,
@@ -73,6 +74,8 @@ def segment(
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     precision : str, optional
         ``auto`` (fp32), ``fp32``, ``bf16``, ``fp16``; the last two change the logits.
+    engine : str, optional
+        ``auto`` (the fastest with the same logits) or ``plain``; see `tilenet.engine`.
     scaling : mapping, optional
         Rule for intensities, in place of the model card's; see `tilenet.scaling`.
     threshold : float, optional
@@ -119,6 +122,7 @@ def segment(
         threads=threads,
         device=device,
         precision=precision,
+        engine=engine,
         threshold=threshold,
         output=output,
         probability_dtype=probability_dtype,
@@ -205,7 +209,8 @@ class _ArraySink:
             lead = block.shape[: block.ndim - len(self._plan.shape)]
             if name not in self.arrays:
                 self.arrays[name] = np.empty(lead + self._plan.shape, block.dtype)
-            self.arrays[name][(..., *self._plan[index].box.slices)] = block
+            place: tuple[Any, ...] = (..., *self._plan[index].box.slices)
+            self.arrays[name][place] = block
 
 
 def _to_array(job: Job, progress: Progress | None) -> NDArray[Any]:

@@ -74,6 +74,7 @@ def image_options(command: Any) -> Any:
         click.option("--threads", type=click.IntRange(1), help="For the network on a CPU.  [default: all cores]"),
         click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
         click.option("--precision", help="auto (fp32), fp32, bf16, fp16 or fp64.  [default: auto]"),
+        click.option("--engine", help="auto (the fastest with the same logits) or plain.  [default: auto]"),
         click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: the model's]"),
         click.option("--threshold", type=float, help="For a model of one output.  [default: the model's, 0.5]"),
         click.option("--output", type=click.Choice(["mask", "both"]), help="both adds probabilities.  [default: mask]"),

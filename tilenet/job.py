@@ -46,6 +46,7 @@ class Options:
     threads: int | None = None
     device: str | None = None
     precision: str | None = None
+    engine: str | None = None
     threshold: float | None = None
     output: str | None = None
     probability_dtype: str | None = None
@@ -100,6 +101,7 @@ class Job:
             self.footprint,
             device=predict.find_device(self.device),
             precision=self.record["precision"],
+            engine=self.record["engine"],
             scaling=numbers,
         )
 
@@ -188,10 +190,12 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
         threshold=options.threshold,
         probability_dtype=options.probability_dtype or "float32",
     )
-    device = str(predict.find_device(options.device or "auto"))
-    record = _record(options, image=image, plan=plan, device=device, precision=precision)
+    device = predict.find_device(options.device or "auto")
+    record = _record(options, image=image, plan=plan)
+    record |= {"device": device.type, "precision": precision}
+    record["engine"] = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
     record |= {"scaling": dict(options.scaling or card.scaling), "threshold": decision.threshold}
-    return Job(image, network, card, origin, plan, decision, footprint, need, device, record)
+    return Job(image, network, card, origin, plan, decision, footprint, need, str(device), record)
 
 
 def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -262,7 +266,7 @@ def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None
     )
 
 
-def _record(options: Options, *, image: Image, plan: Plan, device: str, precision: str) -> dict[str, Any]:
+def _record(options: Options, *, image: Image, plan: Plan) -> dict[str, Any]:
     return {
         "level": image.level,
         "axes": image.axes,
@@ -271,8 +275,6 @@ def _record(options: Options, *, image: Image, plan: Plan, device: str, precisio
         "block": list(plan.block),
         "batch": plan.batch,
         "threads": options.threads or predict.current_threads(),
-        "device": device.partition(":")[0],
-        "precision": precision,
         "output": options.output or "mask",
         "probability_dtype": options.probability_dtype or "float32",
         "missing": options.missing or "error",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tilenet.engine import WinogradUNet, accelerate
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.scaling import Scaling
 from tilenet.unet import UNet
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ENGINES = ("auto", "plain", "winograd")
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -44,25 +46,40 @@ class TorchPredictor:
         Where it runs.
     precision : {"fp64", "fp32", "bf16", "fp16"}
         What it computes in.
+    engine : {"plain", "winograd"}
+        As it is, or rewritten for a CPU by `tilenet.engine`.
     scaling : Scaling
         Applied to each batch first.
     """
 
     def __init__(
-        self, network: nn.Module, footprint: Footprint, *, device: torch.device, precision: str, scaling: Scaling
+        self,
+        network: nn.Module,
+        footprint: Footprint,
+        *,
+        device: torch.device,
+        precision: str,
+        engine: str,
+        scaling: Scaling,
     ) -> None:
         self.footprint, self.device, self.scaling = footprint, device, scaling
         self.dtype = PRECISIONS[precision]
-        self._network = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
+        network = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
         self._layout = CHANNELS_LAST.get(footprint.ndim, torch.contiguous_format)
-        if footprint.ndim in CHANNELS_LAST:
-            self._network = self._network.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._forward: Callable[[Tensor], Tensor]
+        if engine == "winograd":
+            self._forward = _accelerated(network)
+            self._layout = self._forward.layout
+        else:
+            self._forward = network
+            if footprint.ndim in CHANNELS_LAST:
+                network.to(memory_format=self._layout)
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.floating[Any]]:
         """Return logits (N, K, *m) of raw pixels (N, C, *n), float32 (or a network's float64)."""
         with torch.inference_mode(), _exact(self.device):
             try:
-                out = self._network(self._input(batch))
+                out = self._forward(self._input(batch))
             except RuntimeError as error:
                 raise _explained(error, batch.shape) from error
             return (out if out.dtype == torch.float64 else out.float()).cpu().numpy()  # type: ignore[no-any-return]
@@ -114,6 +131,26 @@ def find_precision(name: str, network: object) -> str:
     first = next(iter(network.parameters()), None) if isinstance(network, nn.Module) else None
     auto = "fp64" if first is not None and first.dtype == torch.float64 else "fp32"
     return auto if name == "auto" else name
+
+
+def find_engine(name: str, network: object, *, device: torch.device, precision: str) -> str:
+    """Return the engine meant: ``auto`` is ``winograd`` wherever that gives the same logits."""
+    if name not in ENGINES:
+        raise SettingsError(f"engine {name!r} is none of {', '.join(ENGINES)}")
+    if name != "auto":
+        return name
+    if device.type != "cpu" or precision != "fp32" or not isinstance(network, nn.Module):
+        return "plain"
+    return "winograd" if accelerate(copy.deepcopy(network).eval()) is not None else "plain"
+
+
+def _accelerated(network: nn.Module) -> WinogradUNet:
+    fast = accelerate(network)
+    if fast is None:
+        raise SettingsError(
+            "engine winograd: not for this network, or not on this machine. Start again with --engine plain"
+        )
+    return fast
 
 
 def is_network(model: object) -> bool:

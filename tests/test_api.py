@@ -1,0 +1,262 @@
+import numpy as np
+import pytest
+import torch
+import zarr
+from oracles import integer_network, random_network, whole_image_logits
+from torch import nn
+
+import tilenet
+from tilenet.errors import (
+    BlocksFailed,
+    ImageError,
+    ModelError,
+    OutputExists,
+    OutputMismatch,
+    OutputNotFound,
+    SettingsError,
+)
+
+IMAGE = np.random.default_rng(0).integers(0, 200, (150, 211), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return random_network(depth=3, wf=2)
+
+
+def test_an_array_in_gives_an_array_of_classes_out(network):
+    mask = tilenet.segment(IMAGE, model=network, tile=32)
+    expected = whole_image_logits(network, IMAGE[None]).argmax(axis=0)
+    assert (mask.shape, mask.dtype) == (IMAGE.shape, np.uint8)
+    assert (mask != expected).sum() <= 2
+    assert 0.02 < mask.mean() < 0.98
+
+
+def test_probabilities_have_the_classes_where_ome_wants_them(network):
+    plane = tilenet.segment(IMAGE, model=network, output="probabilities")
+    assert plane.shape == (2, *IMAGE.shape)
+    assert np.allclose(plane.sum(axis=0), 1)
+    series = tilenet.segment(IMAGE[None, None], axes="tzyx", model=network, output="probabilities")
+    assert series.shape == (1, 2, 1, *IMAGE.shape)
+    assert np.array_equal(series[0, :, 0], plane)
+
+
+def test_a_store_holds_what_the_array_would(tmp_path, network):
+    mask = tilenet.segment(IMAGE, tmp_path / "deep" / "m.zarr", model=network, tile=32, output="both")
+    assert np.array_equal(np.asarray(mask), tilenet.segment(IMAGE, model=network, tile=32))
+    assert np.array_equal(zarr.open(tmp_path / "deep" / "m.zarr" / "0")[:], np.asarray(mask))
+    probabilities = tilenet.segment(IMAGE, model=network, tile=32, output="probabilities")
+    assert np.array_equal(mask.probabilities[:], probabilities)
+
+
+def test_the_store_says_how_it_was_made(tmp_path, network):
+    mask = tilenet.segment(IMAGE, tmp_path / "m.zarr", model=network, tile=32, threads=1)
+    record = mask.info["record"]
+    assert (record["tile"], record["threads"], record["precision"], record["device"]) == ([32, 32], 1, "fp32", "cpu")
+    assert mask.info["version"] == tilenet.__version__
+    assert len(mask.info["model"]["sha256"]) == 64
+
+
+def test_a_bare_network_sees_unscaled_pixels_and_is_given_back_as_it_was():
+    seen = []
+
+    class Spy(nn.Module):
+        footprint = tilenet.Footprint.same(2, reach=1)
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3, padding=1)
+            self.drop = nn.Dropout(0.9)
+
+        def forward(self, x):
+            if x.any():
+                seen.append((x.max().item(), x.dtype, self.training))
+            return self.drop(self.conv(x))
+
+    network = Spy().train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    tilenet.segment(IMAGE, model=network)
+    assert {dtype for _, dtype, _ in seen} == {torch.float32}
+    assert max(value for value, _, _ in seen) == IMAGE.max()
+    assert not any(training for _, _, training in seen)
+    assert network.training
+    assert network.drop.training
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_scaling_is_that_of_the_whole_image_whatever_the_tile():
+    network = integer_network(depth=2, wf=1)
+    rule = {"method": "percentile", "low": 1, "high": 99}
+    low, high = np.percentile(IMAGE, [1, 99])
+    scaled = ((IMAGE.astype(np.float64) - low) / (high - low))[None]
+    expected = whole_image_logits(network, scaled)
+    for tile in (16, 50):
+        got = tilenet.segment(IMAGE, model=network, scaling=rule, tile=tile, output="logits")
+        assert np.allclose(got, expected, atol=1e-5 * np.ptp(expected))
+
+
+def test_a_scaling_per_tile_would_show():
+    network = integer_network(depth=2, wf=1)
+    gradient = (np.arange(200)[:, None] + np.zeros(200)).astype(np.uint8)
+    rule = {"method": "percentile", "low": 0, "high": 100}
+    whole = tilenet.segment(gradient, model=network, scaling=rule, output="logits")
+    part = tilenet.segment(gradient[:100], model=network, scaling=rule, output="logits")
+    assert not np.allclose(whole[:, :50], part[:, :50])
+
+
+def test_any_callable_with_a_footprint_is_a_model():
+    class Threshold:
+        footprint = tilenet.Footprint.same(2, reach=0)
+
+        def __call__(self, batch):
+            return np.concatenate([np.full_like(batch, 100), batch], axis=1)
+
+    assert np.array_equal(tilenet.segment(IMAGE, model=Threshold(), tile=64), IMAGE > 100)
+
+
+def test_a_network_without_a_footprint_is_refused_unless_one_is_given():
+    network = nn.Conv2d(1, 2, 5, padding=2)
+    with pytest.raises(ModelError, match="Conv2d has no footprint. Give footprint="):
+        tilenet.segment(IMAGE, model=network)
+    mask = tilenet.segment(IMAGE, model=network, footprint=tilenet.Footprint.same(2, reach=2), tile=30)
+    assert np.array_equal(mask, tilenet.segment(IMAGE, model=network, footprint=tilenet.Footprint.same(2, reach=2)))
+
+
+def test_a_footprint_that_is_not_the_networks_is_refused():
+    with pytest.raises(ModelError, match=r"the footprint says .* the network gives"):
+        tilenet.segment(IMAGE, model=nn.Conv2d(1, 2, 5), footprint=tilenet.Footprint.same(2, reach=2))
+
+
+def test_grey_feeds_a_network_of_three_channels_and_other_mismatches_are_refused():
+    network = random_network(depth=2, wf=2, in_channels=3)
+    assert tilenet.segment(IMAGE, model=network).shape == IMAGE.shape
+    five = np.stack([IMAGE] * 5)
+    with pytest.raises(ImageError, match="has 5 channels, the model takes 3. Choose with --channels"):
+        tilenet.segment(five, axes="cyx", model=network)
+    chosen = tilenet.segment(five, axes="cyx", channels=(4, 0, 1), model=network)
+    assert np.array_equal(chosen, tilenet.segment(IMAGE, model=network))
+
+
+def test_channels_are_seen_in_the_order_given():
+    network = random_network(depth=2, wf=2, in_channels=2)
+    pair = np.stack([IMAGE, IMAGE[::-1]])
+    swapped = tilenet.segment(pair, axes="cyx", channels=(1, 0), model=network, output="logits")
+    assert np.array_equal(swapped, tilenet.segment(pair[::-1], axes="cyx", model=network, output="logits"))
+    assert not np.array_equal(swapped, tilenet.segment(pair, axes="cyx", model=network, output="logits"))
+
+
+def test_an_array_of_more_than_two_axes_must_say_them(network):
+    with pytest.raises(ImageError, match="axes"):
+        tilenet.segment(np.zeros((4, 30, 40), np.uint8), model=network)
+
+
+def test_an_output_that_exists_is_refused_and_left_alone(tmp_path, network):
+    out = tmp_path / "m.zarr"
+    tilenet.segment(IMAGE, out, model=network)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(OutputExists, match=r"m\.zarr"):
+        tilenet.segment(IMAGE, out, model=network)
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    tilenet.segment(IMAGE // 2, out, model=network, overwrite=True)
+    assert np.array_equal(np.asarray(tilenet.open_mask(out)), tilenet.segment(IMAGE // 2, model=network))
+
+
+def test_resuming_a_complete_run_computes_and_touches_nothing(tmp_path, network):
+    out = tmp_path / "m.zarr"
+    tilenet.segment(IMAGE, out, model=network)
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*") if p.is_file()}
+    steps = []
+    tilenet.segment(IMAGE, out, model=network, resume=True, progress=lambda *step: steps.append(step))
+    assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*") if p.is_file()}
+    assert steps == []
+
+
+class Fails:
+    """A predictor that gives up after some batches."""
+
+    footprint = tilenet.Footprint.same(2, reach=1)
+
+    def __init__(self, after):
+        self.left = after
+
+    def __call__(self, batch):
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("the lamp went out")
+        return np.concatenate([np.full_like(batch, 100), batch], axis=1)
+
+
+def test_failed_blocks_are_named_and_resume_computes_only_them(tmp_path):
+    out = tmp_path / "m.zarr"
+    options = {"tile": 32, "model": Fails(12)}
+    with pytest.raises(BlocksFailed, match="blocks failed; block .* the lamp went out. The others are done"):
+        tilenet.segment(np.tile(IMAGE, (9, 9)), out, **options)
+    with pytest.raises(tilenet.OutputIncomplete):
+        tilenet.open_mask(out)
+    again = Fails(10**9)
+    mask = tilenet.segment(np.tile(IMAGE, (9, 9)), out, model=again, resume=True)
+    assert np.array_equal(np.asarray(mask), np.tile(IMAGE, (9, 9)) > 100)
+
+
+@pytest.fixture
+def halfway(tmp_path):
+    out = tmp_path / "half.zarr"
+    with pytest.raises(BlocksFailed):
+        tilenet.segment(IMAGE, out, tile=16, threads=1, model=Fails(3))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": 32}, r"record tile = \(?\[16, 16\]\)?, now it is \[32, 32\]"),
+        ({"threads": 2}, "record threads = 1, now it is 2"),
+        ({"batch": 7}, "record batch = .*, now it is 7"),
+        ({"output": "both"}, "record output = mask, now it is both"),
+        ({"scaling": {"method": "linear", "divide": 2}}, "record scaling"),
+    ],
+)
+def test_a_resumed_run_refuses_an_option_that_contradicts_it(halfway, options, message):
+    with pytest.raises(OutputMismatch, match=message):
+        tilenet.segment(IMAGE, halfway, model=Fails(10**9), resume=True, **options)
+
+
+def test_a_resumed_run_refuses_another_image_or_model(halfway, network):
+    with pytest.raises(OutputMismatch, match="image sha256"):
+        tilenet.segment(IMAGE // 2, halfway, model=Fails(10**9), resume=True)
+    with pytest.raises(OutputMismatch, match="the run to be resumed has"):
+        tilenet.segment(IMAGE, halfway, model=network, resume=True)
+
+
+def test_what_a_resumed_run_leaves_unsaid_is_taken_from_the_record(halfway):
+    mask = tilenet.segment(IMAGE, halfway, model=Fails(10**9), resume=True, memory=10**9)
+    assert mask.info["record"]["tile"] == [16, 16]
+    assert np.array_equal(np.asarray(mask), IMAGE > 100)
+
+
+def test_resume_starts_a_run_where_there_is_none(tmp_path, network):
+    assert tilenet.segment(IMAGE, tmp_path / "new.zarr", model=network, resume=True).shape == IMAGE.shape
+
+
+@pytest.mark.parametrize(("out", "output"), [(None, "both"), ("m.zarr", "logits"), ("m.zarr", "probabilities")])
+def test_an_output_that_cannot_be_is_refused(tmp_path, network, out, output):
+    with pytest.raises(SettingsError, match=f"output '{output}'"):
+        tilenet.segment(IMAGE, out and tmp_path / out, model=network, output=output)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_mask_is_opened_where_there_is_none(tmp_path):
+    with pytest.raises(OutputNotFound):
+        tilenet.open_mask(tmp_path / "nothing.zarr")
+
+
+def test_a_volume_is_segmented_by_a_network_of_three_axes():
+    network = random_network(depth=2, wf=2, ndim=3)
+    volume = np.random.default_rng(0).integers(0, 200, (20, 31, 42), dtype=np.uint8)
+    got = tilenet.segment(volume, axes="zyx", model=network, tile=(8, 16, 16), output="logits")
+    assert np.allclose(got, whole_image_logits(network, volume[None]), atol=1e-4)
+
+
+def test_axes_that_do_not_end_in_the_networks_are_refused(network):
+    with pytest.raises(ImageError, match="a 2-D network runs over yx"):
+        tilenet.segment(np.zeros((4, 5, 6), np.uint8), axes="yxz", model=network)

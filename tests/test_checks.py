@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+from oracles import random_network
+
+import tilenet
+from tilenet.checks import straddling
+from tilenet.errors import OutputMismatch, VerifyFailed
+from tilenet.sizes import plan_tiles
+from tilenet.store import Store
+
+IMAGE = np.random.default_rng(0).integers(0, 200, (600, 700), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return random_network(depth=3, wf=2)
+
+
+@pytest.fixture
+def out(tmp_path, network):
+    tilenet.segment(IMAGE, tmp_path / "m.zarr", model=network, tile=128)
+    return tmp_path / "m.zarr"
+
+
+def test_a_mask_that_is_right_passes(out, network):
+    found = tilenet.verify(out, IMAGE, model=network)
+    assert found.ok
+    assert found.windows == 8
+    assert found.pixels > 100_000
+
+
+def test_windows_straddle_every_border_of_tiles_before_any_twice(network):
+    plan = plan_tiles((4096, 4096), network.footprint, tile=512)
+    boxes = list(straddling(plan, 7, np.random.default_rng(1)))
+    for axis in (0, 1):
+        crossed = {b for box in boxes for b in range(512, 4096, 512) if box.start[axis] < b < box.stop[axis]}
+        assert crossed == set(range(512, 4096, 512))
+
+
+def test_windows_of_a_small_image_lie_inside_it(network):
+    plan = plan_tiles((3, 20, 5), network.footprint)
+    for box in straddling(plan, 5, np.random.default_rng(0)):
+        assert box in tilenet.Box((0, 0, 0), (3, 20, 5))
+        assert box.shape == (1, 20, 5)
+
+
+@pytest.mark.parametrize("border", [128, 256, 384, 512])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_strip_of_one_pixel_at_a_tile_border_is_found(tmp_path, network, border, axis, monkeypatch):
+    write = Store.write
+
+    def corrupt(self, index, arrays):
+        box = plan_tiles(IMAGE.shape, network.footprint, tile=128)[index].box
+        if box.start[axis] <= border < box.stop[axis]:
+            strip = [slice(None)] * 2
+            strip[axis] = slice(border - box.start[axis], border - box.start[axis] + 1)
+            arrays["mask"][tuple(strip)] ^= 1
+        write(self, index, arrays)
+
+    monkeypatch.setattr(Store, "write", corrupt)
+    tilenet.segment(IMAGE, tmp_path / "m.zarr", model=network, tile=128)
+    found = tilenet.verify(tmp_path / "m.zarr", IMAGE, model=network)
+    assert not found.damage, "the files are as written: only recomputing finds it"
+    assert found.differences
+    assert all(box.start[axis] <= border < box.stop[axis] for box, _ in found.differences)
+    with pytest.raises(VerifyFailed, match=r"pixels at \[.*\] are not what the network gives"):
+        found.raise_if_failed("m.zarr")
+
+
+def test_a_flipped_byte_is_found_without_the_image(out):
+    shard = max((out / "0").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    found = tilenet.verify(out, windows=0)
+    assert len(found.damage) == 1
+    with pytest.raises(VerifyFailed, match="--resume"):
+        found.raise_if_failed(out)
+
+
+def test_another_image_or_model_is_refused(out, network):
+    with pytest.raises(OutputMismatch, match="was not made from this image and model"):
+        tilenet.verify(out, IMAGE // 2, model=network)
+    with pytest.raises(OutputMismatch, match="model sha256"):
+        tilenet.verify(out, IMAGE, model=random_network(1, depth=3, wf=2))
+
+
+def test_the_attributes_are_json(out):
+    attributes = json.loads((out / "zarr.json").read_text())["attributes"]
+    assert attributes["tilenet"]["complete"] is True

@@ -1,0 +1,195 @@
+"""The command as a user types it, in a process of its own where that matters."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tifffile
+from oracles import random_network, reference_state
+from skimage.io import imsave
+
+import tilenet
+from tilenet.cli import main
+
+COMMANDS = ("segment", "plan", "info", "verify", "convert", "sample")
+
+
+def run(*args, **env):
+    """Run the command in a new process: (exit code, stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tilenet", *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=os.environ | env,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def tilenet_command(monkeypatch, capsys):
+    """Run the command in this process, which is faster: (exit code, stdout, stderr)."""
+
+    def command(*args):
+        monkeypatch.setattr(sys, "argv", ["tilenet", *map(str, args)])
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return command
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A folder with an image and a small model."""
+    pixels = np.random.default_rng(0).integers(0, 200, (300, 400, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "slide.tif", pixels, photometric="rgb", tile=(64, 64))
+    tilenet.save_model(random_network(depth=2, wf=2, in_channels=3), tmp_path / "small.safetensors")
+    return tmp_path
+
+
+def test_help_is_immediate_and_names_every_command():
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        code, out, _ = run("--help")
+        best = min(best, time.perf_counter() - start)
+    assert code == 0
+    assert all(command in out for command in COMMANDS)
+    assert best < 0.5
+
+
+def test_segment_verify_and_info_tell_one_story(work, tilenet_command):
+    slide, out, model = work / "slide.tif", work / "m.zarr", work / "small.safetensors"
+    code, text, _ = tilenet_command("segment", slide, "--out", out, "--model", model, "--tile", "64")
+    assert (code, text.startswith(f"{out}: 300 x 400 px, 1 = class 1, ")) == (0, True)
+    expected = tilenet.segment(slide, model=model, tile=64)
+    assert np.array_equal(np.asarray(tilenet.open_mask(out)), expected)
+    code, text, _ = tilenet_command("verify", out)
+    assert code == 0
+    assert "8 windows" in text
+    code, text, _ = tilenet_command("info", out, "--json")
+    assert json.loads(text)["record"]["tile"] == [64, 64]
+
+
+def test_json_goes_to_stdout_and_nothing_else(work, tilenet_command):
+    slide, out, model = work / "slide.tif", work / "m.zarr", work / "small.safetensors"
+    code, text, err = tilenet_command("segment", slide, "-o", out, "-m", model, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(text)["shape"] == [300, 400]
+    assert tilenet_command("segment", slide, "-o", out, "-m", model, "--resume", "--quiet") == (0, "", "")
+
+
+def test_the_plan_reads_no_pixels_and_promises_bytes(work, tilenet_command, monkeypatch):
+    monkeypatch.setattr(tilenet.open_image(work / "slide.tif").__class__, "read_inside", None)
+    code, text, _ = tilenet_command("plan", work / "slide.tif", "-m", work / "small.safetensors", "--json")
+    plan = json.loads(text)
+    assert (code, plan["shape"], plan["blocks"]) == (0, [300, 400], 1)
+    assert plan["host_bytes"] > 10**8
+    code, text, _ = tilenet_command("plan", work / "slide.tif", "-m", work / "small.safetensors")
+    assert "redundancy" in text
+
+
+def test_info_says_what_an_image_and_a_model_are_understood_to_be(work, tilenet_command):
+    _, text, _ = tilenet_command("info", work / "slide.tif", "--json")
+    assert {k: json.loads(text)[k] for k in ("kind", "axes", "shape", "dtype")} == {
+        "kind": "image",
+        "axes": "yxc",
+        "shape": [300, 400, 3],
+        "dtype": "uint8",
+    }
+    _, text, _ = tilenet_command("info", "nuclei")
+    assert "margin" in text
+
+
+def test_convert_makes_a_model_of_a_checkpoint(work, tilenet_command):
+    import torch
+
+    torch.save(reference_state(depth=2, in_channels=3, n_classes=3), work / "w.pth")
+    code, _, _ = tilenet_command(
+        "convert", work / "w.pth", "--out", work / "m.safetensors", "--padding", "--mask-of-class", "0,1,1"
+    )
+    assert code == 0
+    network = tilenet.load_model(work / "m.safetensors")
+    assert (network.padding, network.card.mask_of_class) == (True, (0, 1, 1))
+
+
+def test_the_sample_slide_is_tiled_pyramidal_and_never_resized(tmp_path, tilenet_command):
+    from skimage.data import immunohistochemistry
+
+    assert tilenet_command("sample", tmp_path / "s.tif")[0] == 0
+    with tilenet.open_image(tmp_path / "s.tif") as image:
+        assert [level.shape for level in image.levels] == [(n, n, 3) for n in (4096, 2048, 1024, 512)]
+        corner = image.read(tilenet.Box((0, 0), (512, 512)))
+        turned = image.read(tilenet.Box((511, 0), (1023, 512)))
+    photo = np.moveaxis(immunohistochemistry(), -1, 0)
+    assert np.array_equal(corner, photo)
+    assert np.array_equal(turned, photo[:, ::-1])
+    assert tilenet_command("sample", tmp_path / "s.tif")[0] == 2
+
+
+BAD = [
+    (["segment", "{d}/none.tif", "-o", "{d}/o.zarr"], "none.tif"),
+    (["segment", "{d}/text.tif", "-o", "{d}/o.zarr"], "text.tif"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "-m", "nucleus"], "nucleus: no such model"),
+    (["segment", "{d}/two.tif", "-o", "{d}/o.zarr"], "2 channels"),
+    (
+        ["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--tile", "100", "-m", "{d}/deep.safetensors"],
+        "nearest 96, 112",
+    ),
+    (["segment", "{d}/slide.tif", "-o", "{d}/there.zarr"], "there.zarr"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--memory", "lots"], "'lots' is not a number of bytes"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--device", "tpu"], "tpu"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--device", "cuda:77"], "cuda:77"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--level", "9"], "level"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--channels", "0,7,1"], "7"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--threshold", "0.4"], "threshold"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--scaling", "percentile:1"], "percentile"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--resume", "--overwrite"], "say one of them"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/there.zarr", "--overwrite"], "there.zarr"),
+    (["segment", "{d}/slide.tif"], "--out"),
+    (["verify", "{d}/none.zarr"], "none.zarr"),
+    (["verify", "{d}/slide.tif"], "slide.tif"),
+    (["info", "{d}/none"], "none"),
+    (["plan", "{d}/text.tif"], "text.tif"),
+    (["convert", "{d}/text.tif", "-o", "{d}/m.safetensors"], "text.tif"),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), BAD, ids=lambda v: "-".join(v[:1] + v[3:]) if isinstance(v, list) else None)
+def test_bad_input_gives_one_line_exit_2_and_nothing_written(work, tilenet_command, args, words):
+    (work / "text.tif").write_text("not an image")
+    (work / "there.zarr").mkdir()
+    imsave(work / "other.png", np.zeros((5, 5), np.uint8), check_contrast=False)
+    tifffile.imwrite(work / "two.tif", np.zeros((2, 50, 50), np.uint8), metadata={"axes": "CYX"}, ome=True)
+    tilenet.save_model(random_network(depth=5, wf=0, in_channels=3), work / "deep.safetensors")
+    before = sorted(work.rglob("*"))
+    code, out, err = tilenet_command(*(a.format(d=work) for a in args))
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("tilenet: error: ")
+    assert words in err
+    assert sorted(work.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(work):
+    code, _, err = run("--debug", "segment", work / "none.tif", "-o", work / "o.zarr")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_the_mask_is_the_same_for_two_tile_sizes_and_two_processes(work):
+    slide, model = work / "slide.tif", work / "small.safetensors"
+    for tile in (64, 128):
+        code, _, err = run("segment", slide, "-o", work / f"{tile}.zarr", "-m", model, "--tile", tile)
+        assert code == 0, err
+    first, second = (np.asarray(tilenet.open_mask(work / f"{tile}.zarr")) for tile in (64, 128))
+    assert (first != second).sum() <= 2
+    assert 0.01 < first.mean() < 0.99

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from tilenet.card import ModelCard
+from tilenet.decide import Decision
+from tilenet.errors import SettingsError
+
+RNG = np.random.default_rng(0)
+
+
+def test_classes_are_the_argmax_mapped_to_mask_values():
+    logits = RNG.normal(size=(4, 30, 40)).astype(np.float32)
+    mask = Decision("softmax", (0, 3, 3, 7))(logits)["mask"]
+    assert np.array_equal(mask, np.array([0, 3, 3, 7], np.uint8)[logits.argmax(axis=0)])
+    assert mask.dtype == np.uint8
+
+
+def test_of_equal_logits_the_first_class_wins():
+    assert Decision("softmax", (5, 6, 7))(np.zeros((3, 2, 2)))["mask"].tolist() == [[5, 5], [5, 5]]
+
+
+def test_a_sigmoid_is_cut_at_its_threshold():
+    logits = RNG.normal(size=(1, 500))
+    probability = 1 / (1 + np.exp(-logits[0]))
+    for threshold in (0.2, 0.5, 0.9):
+        mask = Decision("sigmoid", (1,), threshold)(logits)["mask"]
+        assert np.array_equal(mask, probability > threshold)
+
+
+def test_probabilities_sum_to_one_and_do_not_overflow():
+    logits = np.array([[1000.0, -1000, 3], [0, 0, 4]])
+    found = Decision("softmax", (0, 1), arrays=("probabilities",))(logits)["probabilities"]
+    assert np.allclose(found.sum(axis=0), 1)
+    assert np.allclose(found[:, 2], [1 / (1 + np.e), np.e / (1 + np.e)])
+    huge = Decision("sigmoid", (1,), arrays=("probabilities",))(np.array([[-1e4, 0.0, 1e4]]))["probabilities"]
+    assert huge.tolist() == [[0, 0.5, 1]]
+
+
+def test_certainty_is_the_gap_between_mask_values_not_classes():
+    logits = np.array([[0.0], [5.0], [4.9]])
+    assert Decision("softmax", (0, 1, 2)).certainty(logits)[0] == pytest.approx(0.1)
+    assert Decision("softmax", (0, 1, 1)).certainty(logits)[0] == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    ("card", "options", "message"),
+    [
+        (ModelCard(), {"threshold": 0.5}, "a threshold needs a network of one output"),
+        (ModelCard(output="sigmoid"), {}, "2 outputs of sigmoid make no mask"),
+        (ModelCard(), {"output": "labels"}, "output 'labels' is none of"),
+    ],
+)
+def test_a_decision_that_cannot_be_made_is_refused(card, options, message):
+    options = {"output": "mask", "threshold": None} | options
+    with pytest.raises(SettingsError, match=message):
+        Decision.of_card(
+            card.completed(2), options["output"], threshold=options["threshold"], probability_dtype="float32"
+        )
+
+
+def test_a_threshold_outside_zero_to_one_is_refused():
+    with pytest.raises(SettingsError, match=r"threshold 1\.5 is not between 0 and 1"):
+        Decision.of_card(ModelCard().completed(1), "mask", threshold=1.5, probability_dtype="float32")

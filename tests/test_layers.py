@@ -1,0 +1,121 @@
+"""The layers of the package, read off its import statements."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "tilenet"
+# Lowest first: a module may import from lower rows, and from its own.
+LAYERS = [
+    {"errors", "geometry"},
+    {"footprint", "card"},
+    {"plan", "sizes"},
+    {"unet", "readers", "store", "metrics", "objects", "sample"},
+    {"scaling", "decide", "engine"},
+    {"models", "predict", "runner"},
+    {"job", "training"},
+    {"api", "describe"},
+    {"checks"},
+    {"cli"},
+    {"__main__"},
+]
+PURE = {"errors", "geometry", "footprint", "plan", "sizes", "card"}
+HOMES = {
+    "torch": {"unet", "engine", "models", "predict", "training"},
+    "tifffile": {"readers", "sample"},
+    "zarr": {"readers", "store"},
+    "dask": {"readers"},
+    "click": {"cli"},
+    "rich": {"cli"},
+}
+STANDARD = set(sys.stdlib_module_names) | {"tilenet"}
+
+
+def module_of(path, package=PACKAGE):
+    return path.relative_to(package).with_suffix("").parts[0]
+
+
+def imports_of(source):
+    """Return (name, inside tilenet or not) of everything that a source imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "tilenet":
+            found |= {f"tilenet.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
+
+
+def breaches(module, source):
+    """Return what a module imports against the rules."""
+    level = next(i for i, layer in enumerate(LAYERS) if module in layer)
+    allowed = set().union(*LAYERS[: level + 1])
+    wrong = []
+    for name in imports_of(source):
+        top, _, rest = name.partition(".")
+        inner = rest.partition(".")[0]
+        if top == "tilenet" and inner and inner not in allowed:
+            wrong.append(f"{module} imports {name}, which is above it")
+        if top in HOMES and module not in HOMES[top]:
+            wrong.append(f"{module} imports {top}")
+        if module in PURE and top not in STANDARD:
+            wrong.append(f"{module} imports {top}, and is to be pure")
+    return wrong
+
+
+SOURCES = [p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_below(path):
+    assert breaches(module_of(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("plan", "from tilenet.readers import open_image"),
+        ("plan", "import numpy"),
+        ("runner", "import torch"),
+        ("readers", "from tilenet import job"),
+        ("job", "import zarr"),
+        ("api", "from rich.progress import Progress"),
+    ],
+)
+def test_the_rules_can_be_broken(module, source):
+    assert breaches(module, source)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_the_command_line_prints_and_exits(path):
+    calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+    names = {ast.unparse(call.func) for call in calls}
+    if module_of(path) != "cli":
+        assert not names & {"print", "sys.exit", "exit"}
+
+
+def test_no_module_bears_the_name_of_an_exported_function():
+    import tilenet
+
+    assert not {module_of(p) for p in SOURCES} & set(tilenet.__all__)
+
+
+def test_every_exported_name_exists():
+    import tilenet
+
+    assert all(getattr(tilenet, name) is not None for name in tilenet.__all__)
+    assert sorted(tilenet.__all__) == sorted(tilenet._HOME_OF)
+
+
+@pytest.mark.parametrize("command", ["import tilenet", "import tilenet.cli"])
+def test_importing_is_light(command):
+    code = (
+        f"import sys; {command}; print([m for m in ('torch', 'zarr', 'dask', 'numpy', 'skimage') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"

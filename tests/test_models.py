@@ -1,0 +1,163 @@
+import json
+
+import pytest
+import torch
+from oracles import reference_state
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tilenet.card import ModelCard
+from tilenet.errors import ModelError, ModelNotFound, SettingsError
+from tilenet.models import convert_model, fingerprint, load_model, packaged_models, save_model
+from tilenet.unet import UNet
+
+CARD = ModelCard(
+    name="cells",
+    classes=("outside", "inside", "rim"),
+    mask_of_class=(0, 1, 1),
+    scaling={"method": "linear", "subtract": 0, "divide": 255},
+    pixel_size=0.5,
+    licence="CC0-1.0",
+)
+
+
+def test_a_saved_model_comes_back_with_its_card(tmp_path):
+    network = UNet(3, 3, 2, 1, batch_norm=True, up_mode="upsample", pool_size=(2, 2))
+    path = save_model(network, tmp_path / "cells.safetensors", card=CARD)
+    back = load_model(path)
+    assert back.options == network.options
+    assert fingerprint(back) == fingerprint(network)
+    assert (back.card.classes, back.card.mask_of_class, back.card.pixel_size) == (CARD.classes, (0, 1, 1), 0.5)
+    assert back.card.labels == {"1": "inside, rim"}
+    assert not back.training
+
+
+def test_the_card_lies_in_the_file_itself(tmp_path):
+    path = save_model(UNet(depth=2, wf=1), tmp_path / "x.safetensors")
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["tilenet"])["architecture"]["depth"] == 2
+
+
+@pytest.mark.parametrize("nest", [None, "state_dict", "model_state_dict"])
+def test_state_dicts_load_bare_or_nested(tmp_path, nest):
+    state = reference_state(depth=2)
+    torch.save({nest: state, "epoch": 3} if nest else state, tmp_path / "w.pt")
+    assert torch.equal(load_model(tmp_path / "w.pt").state_dict()["last.weight"], state["last.weight"])
+
+
+def test_a_network_of_one_output_is_a_sigmoid(tmp_path):
+    torch.save(reference_state(depth=2, n_classes=1), tmp_path / "w.pt")
+    card = load_model(tmp_path / "w.pt").card
+    assert (card.output, card.mask_of_class, card.threshold) == ("sigmoid", (1,), 0.5)
+
+
+def test_the_weights_of_a_wrapped_network_load(tmp_path):
+    state = {f"module.{key}": value for key, value in reference_state(depth=2).items()}
+    torch.save(state, tmp_path / "w.pt")
+    assert load_model(tmp_path / "w.pt").depth == 2
+
+
+def test_volumes_and_their_pooling_are_read_off_the_keys(tmp_path):
+    network = UNet(depth=3, wf=1, ndim=3, pool_size=(1, 2, 2))
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    assert load_model(tmp_path / "w.pt").options == network.options
+
+
+def _with(state, **changes):
+    return {k: v for k, v in (state | {k.replace("__", "."): v for k, v in changes.items()}).items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"last__bias": None}, r"missing key last\.bias"),
+        ({"extra__weight": torch.zeros(2)}, r"unexpected key extra\.weight"),
+        ({"last__bias": torch.zeros(7)}, r"key last\.bias has shape \(7,\), not \(2,\)"),
+        ({"last__bias": torch.tensor([0.0, float("nan")])}, r"key last\.bias has values that are not finite"),
+        ({"down_path__0__block__0__weight": None}, "these are not the weights of a U-Net: no 'down_path.0"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_key(tmp_path, changes, message):
+    torch.save(_with(reference_state(depth=2), **changes), tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=f"w.pt: {message}"):
+        load_model(tmp_path / "w.pt")
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
+    canary = tmp_path / "canary"
+
+    class Malicious:
+        def __reduce__(self):
+            return open, (str(canary), "w")
+
+    torch.save({"state_dict": Malicious()}, tmp_path / "evil.pt")
+    with pytest.raises(ModelError, match="not a plain PyTorch state dict"):
+        load_model(tmp_path / "evil.pt")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x00" * 100, b"PK\x03\x04cut"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_a_file_that_is_no_model_is_refused(tmp_path, content, suffix):
+    path = tmp_path / f"m{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=f"{path}: not a"):
+        load_model(path)
+
+
+def test_an_unknown_model_is_refused_with_the_known_names():
+    with pytest.raises(ModelNotFound, match="nucleii: no such model.*packaged name: .*nuclei"):
+        load_model("nucleii")
+    assert "nuclei" in packaged_models()
+
+
+def test_an_option_that_contradicts_the_card_is_refused(tmp_path):
+    path = save_model(UNet(depth=2, wf=1), tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="its card says padding is False, not True"):
+        load_model(path, padding=True)
+
+
+def test_a_card_with_absurd_options_costs_nothing(tmp_path):
+    state = UNet(depth=2, wf=1).state_dict()
+    card = ModelCard(architecture={"depth": 2, "wf": 20})
+    save_file(state, tmp_path / "big.safetensors", metadata={"tilenet": card.to_json()})
+    with pytest.raises(ModelError, match="has shape"):
+        load_model(tmp_path / "big.safetensors")
+
+
+def test_converting_adds_what_keys_cannot_say(tmp_path):
+    torch.save(reference_state(depth=2, n_classes=3), tmp_path / "w.pth")
+    convert_model(
+        tmp_path / "w.pth",
+        tmp_path / "m.safetensors",
+        padding=True,
+        pooling="avg",
+        scaling="linear:0,255",
+        classes="out,in,rim",
+        mask_of_class=(0, 1, 1),
+    )
+    network = load_model(tmp_path / "m.safetensors")
+    assert (network.padding, network.pooling) == (True, "avg")
+    assert network.card.scaling == {"method": "linear", "subtract": 0.0, "divide": 255.0}
+    assert network.card.labels == {"1": "in, rim"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mask_of_class": (0, 1)}, ModelError, "mask_of_class names 2, the network has 3"),
+        ({"classes": "a,b"}, ModelError, "classes names 2, the network has 3"),
+        ({"mask_of_class": (0, 1, 300)}, ModelError, "leaves 0 to 255"),
+        ({"scaling": "zscore"}, SettingsError, "'zscore' is none of"),
+    ],
+)
+def test_a_conversion_that_does_not_fit_is_refused(tmp_path, options, error, message):
+    torch.save(reference_state(depth=2, n_classes=3), tmp_path / "w.pth")
+    with pytest.raises(error, match=message):
+        convert_model(tmp_path / "w.pth", tmp_path / "m.safetensors", **options)
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_model_is_written_as_safetensors_alone(tmp_path):
+    with pytest.raises(ModelError, match=r"models are written as \.safetensors"):
+        save_model(UNet(depth=1, wf=1), tmp_path / "x.pt")

@@ -1,0 +1,173 @@
+"""The loop, with a predictor of plain NumPy: no torch, no file, no store."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tilenet.decide import Decision
+from tilenet.errors import EnvironmentFault
+from tilenet.footprint import Footprint
+from tilenet.readers import open_image
+from tilenet.runner import AHEAD, READERS, run
+from tilenet.sizes import plan_tiles
+
+REACH = 2
+
+
+class BoxSum:
+    """Sums each pixel's 5 x 5 neighbourhood, without padding: exact in integers."""
+
+    footprint = Footprint.valid(2, lost=REACH)
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, batch):
+        self.batches.append(batch.shape)
+        windows = np.lib.stride_tricks.sliding_window_view(batch.astype(np.float64), (5, 5), axis=(2, 3))
+        total = windows.sum(axis=(1, 4, 5))
+        return np.stack([np.full_like(total, 100.0), total], axis=1)
+
+
+class Memory:
+    def __init__(self, plan, done=()):
+        self.plan, self.done, self.blocks = plan, set(done), {}
+
+    def pending(self):
+        return [i for i in range(len(self.plan)) if i not in self.done]
+
+    def write(self, index, arrays):
+        assert index not in self.blocks, "each block is written once"
+        self.blocks[index] = {name: array.copy() for name, array in arrays.items()}
+
+    def whole(self, name):
+        out = np.zeros(self.plan.shape)
+        for index, arrays in self.blocks.items():
+            out[self.plan[index].box.slices] = arrays[name]
+        return out
+
+
+def image_and_plan(shape=(70, 95), *, tile=10, block=30, batch=4):
+    pixels = np.random.default_rng(0).integers(0, 9, shape).astype(np.uint8)
+    axes = "zyx"[-len(shape) :]
+    return (
+        pixels,
+        open_image(pixels, axes=axes),
+        plan_tiles(shape, BoxSum.footprint, tile=tile, block=block, batch=batch),
+    )
+
+
+def expected_mask(pixels):
+    padded = np.pad(pixels, REACH, mode="reflect").astype(int)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5))
+    return windows.sum(axis=(2, 3)) > 100
+
+
+def go(image, plan, sink, predictor=None, **options):
+    return run(plan, image, predictor or BoxSum(), decide=Decision("softmax", (0, 1)), sink=sink, **options)
+
+
+def test_a_run_writes_what_the_predictor_gives_on_the_mirrored_whole():
+    pixels, image, plan = image_and_plan()
+    sink = Memory(plan)
+    report = go(image, plan, sink)
+    assert np.array_equal(sink.whole("mask"), expected_mask(pixels))
+    assert 0.1 < expected_mask(pixels).mean() < 0.9
+    assert (report.blocks, report.pixels, report.failures) == (len(plan), pixels.size, {})
+
+
+def test_only_pending_blocks_are_computed():
+    _, image, plan = image_and_plan()
+    sink = Memory(plan, done=[0, 1, 5])
+    go(image, plan, sink)
+    assert sorted(sink.blocks) == sink.pending()
+
+
+def test_batches_are_no_larger_than_planned_and_of_one_shape():
+    _, image, plan = image_and_plan(batch=4)
+    predictor = BoxSum()
+    go(image, plan, Memory(plan), predictor)
+    assert max(shape[0] for shape in predictor.batches) == 4
+    assert {shape[2:] for shape in predictor.batches} == {(14, 14), (14, 9)}
+
+
+def test_planes_of_a_stack_are_looped_over():
+    pixels, image, plan = image_and_plan((3, 40, 50))
+    sink = Memory(plan)
+    go(image, plan, sink)
+    assert all(np.array_equal(sink.whole("mask")[z], expected_mask(pixels[z])) for z in range(3))
+
+
+def test_a_block_that_raises_is_reported_and_the_others_are_done():
+    _, image, plan = image_and_plan()
+
+    class Fails(BoxSum):
+        def __call__(self, batch):
+            if len(self.batches) == 3:
+                self.batches.append(None)
+                raise ValueError("no such luck")
+            return super().__call__(batch)
+
+    sink = Memory(plan)
+    report = go(image, plan, sink, Fails())
+    (index,) = report.failures
+    assert report.failures[index] == "no such luck"
+    assert sorted([*sink.blocks, index]) == list(range(len(plan)))
+
+
+def test_logits_that_are_not_finite_fail_their_block_by_place():
+    _, image, plan = image_and_plan()
+
+    class Nan(BoxSum):
+        def __call__(self, batch):
+            logits = super().__call__(batch)
+            logits[0, 0, 3, 3] = np.nan if len(self.batches) == 1 else 0
+            return logits
+
+    report = go(image, plan, Memory(plan), Nan())
+    assert report.failures == {0: "the network's output at [0:10, 0:10] is not finite"}
+
+
+def test_a_fault_of_the_machine_ends_the_run():
+    _, image, plan = image_and_plan()
+
+    class Full(Memory):
+        def write(self, index, arrays):
+            raise EnvironmentFault("disk full")
+
+    with pytest.raises(EnvironmentFault, match="disk full"):
+        go(image, plan, Full(plan))
+
+
+def test_reading_keeps_only_a_bounded_number_of_tiles_ahead():
+    _, image, plan = image_and_plan((200, 200), tile=10, block=100, batch=2)
+    lock, reads, computed = threading.Lock(), [0], [0]
+    inner = image.read
+
+    def counted(box):
+        with lock:
+            reads[0] += 1
+        return inner(box)
+
+    image.read = counted
+
+    class Slow(BoxSum):
+        def __call__(self, batch):
+            time.sleep(0.002)
+            computed[0] += len(batch)
+            assert reads[0] - computed[0] <= AHEAD * plan.batch + READERS
+            return super().__call__(batch)
+
+    report = go(image, plan, Memory(plan), Slow())
+    assert not report.failures
+    assert computed[0] == plan.n_tiles
+
+
+def test_progress_adds_up_to_the_pixels_of_the_image():
+    pixels, image, plan = image_and_plan()
+    steps = []
+    go(image, plan, Memory(plan), progress=steps.append)
+    assert sum(steps) == pixels.size
+    assert len(steps) > len(plan)

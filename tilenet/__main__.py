@@ -1,0 +1,5 @@
+"""``python -m tilenet`` is the command."""
+
+from tilenet.cli import main
+
+main()
