@@ -79,6 +79,8 @@ def layout_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None, 
     name : str
         For messages.
     """
+    if min(shape, default=0) < 1:
+        raise ImageError(f"{name}: has the shape {tuple(shape)}, which holds no pixels. Give another image")
     letters = _said(stored, shape, axes, name) if axes is not None else _told(stored, shape, name)
     if any(letters.count(a) > 1 for a in AXES if a != "c"):
         raise ImageError(f"{name}: has the axes {''.join(letters)}, one of them twice. {_advice(shape)}")

@@ -26,12 +26,17 @@ from tilenet.geometry import Box
 from tilenet.readers.axes import Layout, layout_of
 from tilenet.readers.boundary import check_level, pixel_dtype, quietly, refusing
 from tilenet.readers.cache import PieceCache
+from tilenet.readers.codestreams import picture_size
 from tilenet.readers.image import Image, Level, Pixels
-from tilenet.readers.tiff_metadata import channel_names, pixel_sizes
+from tilenet.readers.tiff_metadata import channel_names, check_ome, pixel_sizes
 from tilenet.readers.tiff_pages import Segments, segments_of
+from tilenet.readers.tiff_walk import check_directories
 
 DAMAGED = "The file is damaged, or of a kind that tifffile cannot read"
 JPEG = (6, 7, 33007, 34892)
+# Codecs whose streams state their own size, which need not be that of the tile.
+STREAMS = {7: "jpeg", 33007: "jpeg", 33003: "jpeg2000", 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000"}
+STREAMS |= {34933: "png"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,12 @@ class TiffSource:
             raise
 
     def _open(self) -> None:
+        self._check(self.path)
         with tifffile.TiffFile(self.path) as tiff:
+            if tiff.is_ome:
+                beside = [Path(self.path).parent / other for other in check_ome(tiff, name=self.path)]
+                for other in filter(Path.is_file, beside):
+                    self._check(str(other))
             series = main_series(tiff)
             self.levels = [self._level(s) for s in series.levels]
             axes = self.levels[0].layout.axes
@@ -83,6 +93,10 @@ class TiffSource:
                 f"{self.path}: {self.n_missing} of its tiles are missing. "
                 f"Get the whole file, or fill them with 0: --missing fill"
             )
+
+    def _check(self, path: str) -> None:
+        with Path(path).open("rb") as file:
+            check_directories(file, size=Path(path).stat().st_size, name=path)
 
     def _level(self, series: Any) -> TiffLevel:
         segments = segments_of(series, name=self.path)
@@ -121,6 +135,7 @@ class TiffSource:
         what = f"{self.path}: tile {number} of page {page} cannot be decoded"
         with refusing(what, "The file is damaged; get it again"):
             data = self._bytes(segments, page, int(segments.offsets[page, number]), int(segments.counts[page, number]))
+            _check_stream(segments, data, what)
             extra = {}
             if segments.page.compression in JPEG:
                 tables = segments.jpegtables[page] if segments.jpegtables else None
@@ -203,6 +218,11 @@ class TiffImage(Image):
         check_level(level, len(self.levels), self.name)
         return TiffImage(self._source, level)
 
+    @property
+    def n_decoded(self) -> int:
+        """Tiles and strips decoded so far, for the images of all levels."""
+        return self._source.cache.n_decoded
+
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the image, decoding only the segments it touches."""
         return self._source.read(self._source.levels[self.level], box)
@@ -260,6 +280,17 @@ def stored_dimensions(series: Any, page_shape: tuple[int, ...], *, name: str) ->
     shape[samples] -= _n_alpha(page)
     shape = [*lengths[:n_outer], *shape]
     return [a if n > 1 or a in ("Y", "X") else "" for a, n in zip([*axes[:n_outer], *inner], shape, strict=True)], shape
+
+
+def _check_stream(segments: Segments, data: bytes, what: str) -> None:
+    """Refuse a tile whose own header is larger than the tile, before a decoder makes room for it."""
+    kind = STREAMS.get(int(segments.page.compression))
+    if kind is None or segments.page.jpegheader is not None:
+        return
+    size, (height, width) = picture_size(data, kind), segments.segment_shape[2:4]
+    if size is None or prod(size) > height * width:
+        says = f"says that it has {size[0]} x {size[1]} px" if size else f"is not a {kind} stream"
+        raise ImageError(f"{what}: it {says}, not {height} x {width}. Get the file again")
 
 
 def _cells(span: tuple[int, int], size: int) -> Iterator[int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 from xml.etree import ElementTree
 
+from tilenet.errors import ImageError
+from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 from tilenet.readers.units import MICROMETERS
 
 PixelSize = tuple[float | None, ...]
@@ -66,6 +68,23 @@ def _of_ome(tiff: Any) -> dict[str, float | None]:
         unit = MICROMETERS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         size[axis.lower()] = value * unit if value and unit else None
     return size
+
+
+def check_ome(tiff: Any, *, name: str) -> list[str]:
+    """Refuse absurd OME-XML, and return the names of the other files that it spreads over."""
+    elements = ElementTree.fromstring(tiff.ome_metadata).iter()
+    files = []
+    for element in elements:
+        counts = [int(element.get(k, 1)) for k in ("SizeC", "SizeZ", "SizeT", "NumPlanes", "PlaneCount")]
+        if prod(max(n, 1) for n in counts) > MOST_DIRECTORIES:
+            raise ImageError(f"{name}: its OME-XML says that it has more than {MOST_DIRECTORIES} planes. It is damaged")
+        files.append(element.get("FileName", ""))
+    others = sorted({f for f in files if f and f != tiff.filename})
+    # Only beside it: a path in an image's text must not choose what is opened.
+    wrong = [f for f in others if {"/", "\\", ":"} & set(f)]
+    if wrong:
+        raise ImageError(f"{name}: its OME-XML names {wrong[0]!r}, which is not beside it. Correct its metadata")
+    return others
 
 
 def _ome_elements(tiff: Any, tag: str) -> list[dict[str, str]]:

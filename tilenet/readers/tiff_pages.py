@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tilenet.errors import ImageError
 from tilenet.geometry import ceil_div
 from tilenet.readers.boundary import LONGEST_AXIS, check_piece
+from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 
 # TIFF 6.0 tag numbers.
 TILE_WIDTH = 322
@@ -70,6 +71,8 @@ def segments_of(series: Any, *, name: str) -> Segments:
         raise ImageError(f"{name}: has a page of {page_shape} in tiles of {segment_shape}. The file is damaged")
     n_segments = prod(map(ceil_div, page_shape[:4], segment_shape[:4]))
     n_pages = prod(series.get_shape(squeeze=False)) // prod(page_shape)
+    if not 0 < n_pages <= MOST_DIRECTORIES:
+        raise ImageError(f"{name}: says that it has {n_pages} pages. Its metadata is damaged")
     pages = list(_pages(series, n_pages))
     if _is_raw(page, pages):
         return _raw_segments(series, pages, page_shape, name)

@@ -1,0 +1,17 @@
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Return the path of a file of the shared real data, or skip the test where they are not."""
+    root = Path(os.environ.get("TILENET_TEST_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+
+    def find(name):
+        if not (root / name).exists():
+            pytest.skip(f"{name} is not in {root}: set TILENET_TEST_DATA to the folder of real images")
+        return root / name
+
+    return find

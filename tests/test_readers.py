@@ -1,0 +1,332 @@
+"""Every real image against its whole level, read by the library that knows its format."""
+
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import dask.array as da
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from skimage.io import imsave
+
+from tilenet.errors import ImageError, ImageNotFound, SettingsError
+from tilenet.geometry import Box
+from tilenet.readers import open_image
+from tilenet.readers.image import Image
+
+# Name, axes, shapes of the levels, micrometres along the axes without c (None: unknown).
+TIFFS = {
+    "slides/CMU-1-Small-Region.svs": ("yxc", [(2967, 2220, 3)], (0.499, 0.499)),
+    "slides/OS-1-detail_HE.ome.tif": ("yxc", [(1101, 1101, 3)], (0.227102, 0.227097)),
+    "slides/OS-2-vsi_Ki67.ome.tif": ("yxc", [(1445, 1445, 3)], (0.346056, 0.346053)),
+    "slides/hamamatsu_test3_DAPI.ndpi": (
+        "yxc",
+        [(4864, 3968, 3), (2432, 1984, 3), (1216, 992, 3), (608, 496, 3)],
+        (0.228175, 0.228175),
+    ),
+    "derived/cardiomyocyte_3ch_pyramid.ome.tif": ("cyx", [(3, 1080, 1280), (3, 540, 640), (3, 270, 320)], (0.65, 0.65)),
+    "derived/cmu1_generic_pyramid.tif": ("yxc", [(2967, 2220, 3), (1483, 1110, 3), (741, 555, 3)], (0.499, 0.499)),
+    "derived/test3_DAPI_gray_pyramid.ome.tif": (
+        "yx",
+        [(4864, 3968), (2432, 1984), (1216, 992), (608, 496), (304, 248)],
+        (0.228175, 0.228175),
+    ),
+    "isbi2012/test_z00-09_unlabelled.tif": ("zyx", [(10, 512, 512)], (None, None, None)),
+    "volumes/plant_nuclei_1135_image.tif": ("zyx", [(100, 100, 100)], (0.283718, 0.126786, 0.126786)),
+    "volumes/plant_ovule_boundarymap_image.tif": ("zyx", [(32, 128, 128)], (0.235, 0.15, 0.15)),
+    "volumes/xyzc_16bit__dna_conf_wf.tif": ("zcyx", [(45, 2, 130, 133)], (0.499413, 0.511878, 0.511878)),
+    "small_fluo/hela_cells_3ch.tif": ("yxc", [(512, 672, 3)], (0.051493, 0.051493)),
+    "small_fluo/mitocheck_t1_image.tif": ("yx", [(364, 260)], (0.1, 0.1)),
+    "small_fluo/nup_nuclei_2ch_image.tif": ("cyx", [(2, 420, 476)], (None, None)),
+}
+BLASTOCYST = (0.500203, 0.360398, 0.360398)
+ZARRS = {
+    "zarr/blastocyst_z060-099_v04.ome.zarr": (
+        "czyx",
+        [(2, 40, 275, 271), (2, 40, 137, 135), (2, 40, 68, 67)],
+        BLASTOCYST,
+    ),
+    "zarr/blastocyst_z070-099_v05_sharded.ome.zarr": (
+        "czyx",
+        [(2, 30, 275, 271), (2, 30, 137, 135), (2, 30, 68, 67)],
+        BLASTOCYST,
+    ),
+    "zarr/cardiomyocyte_3ch_v04.ome.zarr": (
+        "czyx",
+        [(3, 1, 1080, 1280), (3, 1, 540, 640), (3, 1, 270, 320)],
+        (1.0, 0.65, 0.65),
+    ),
+    "zarr/cardiomyocyte_3ch_v04.ome.zarr/labels/nuclei": (
+        "zyx",
+        [(1, 1080, 1280), (1, 540, 640), (1, 270, 320)],
+        (1.0, 0.65, 0.65),
+    ),
+}
+REAL = TIFFS | ZARRS
+
+
+def whole_level(path, level, axes):
+    """Return all pixels of a level (C, ...) as another library reads them."""
+    if path.suffix in (".tif", ".svs", ".ndpi"):
+        pixels = tifffile.imread(path, series=0, level=level)
+    else:
+        pixels = zarr.open_array(path / str(level), mode="r")[...]
+    return np.moveaxis(pixels, axes.index("c"), 0) if "c" in axes else pixels[None]
+
+
+def mirrored(pixels, box):
+    """Return a box of pixels (C, ...), mirrored outside by NumPy's own padding."""
+    for axis, (a, b, n) in enumerate(zip(box.start, box.stop, pixels.shape[1:], strict=True), start=1):
+        front, back = max(0, -a), max(0, b - n)
+        index = np.pad(np.arange(n), (front, back), mode="reflect")[a + front : b + front]
+        pixels = np.take(pixels, index, axis=axis)
+    return pixels
+
+
+def boxes(shape, *, seed, count=6):
+    """Return random boxes, of at most 300 px a side, around and in an image."""
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        side = [int(random.integers(1, min(2 * n, 300) + 1)) for n in shape]
+        reach = [40 if i % 2 else 0 for _ in shape]
+        start = [
+            int(random.integers(-r, max(1 - r, n + r - s) + 1)) for n, s, r in zip(shape, side, reach, strict=True)
+        ]
+        yield Box(tuple(start), tuple(a + s for a, s in zip(start, side, strict=True)))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_file_says_its_axes_levels_and_pixel_size(shared_data, name):
+    axes, shapes, pixel_size = REAL[name]
+    with open_image(shared_data(name)) as image:
+        assert (image.axes, [level.shape for level in image.levels]) == (axes, shapes)
+        assert image.pixel_size == tuple(None if n is None else pytest.approx(n, abs=1e-6) for n in pixel_size)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_boxes_of_every_level_are_those_of_the_whole_mirrored_level(shared_data, name):
+    path = shared_data(name)
+    with open_image(path) as image:
+        for k in range(len(image.levels)):
+            level = image.at_level(k)
+            whole = whole_level(path, k, level.axes)
+            assert whole.min() < whole.max()
+            for box in [*boxes(level.box_shape, seed=k), Box.of_shape(level.box_shape)]:
+                pixels = level.read(box)
+                assert pixels.dtype == level.dtype
+                np.testing.assert_array_equal(pixels, mirrored(whole, box))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_threads_read_what_one_thread_reads(shared_data, name):
+    with open_image(shared_data(name)) as image:
+        asked = list(boxes(image.box_shape, seed=7, count=8))
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(image.read, asked * 2))
+    with open_image(shared_data(name)) as image:
+        for pixels, box in zip(together, asked * 2, strict=True):
+            np.testing.assert_array_equal(pixels, image.read(box))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_an_image_survives_pickling_at_its_level(shared_data, name):
+    with open_image(shared_data(name)) as image:
+        last = image.at_level(len(image.levels) - 1)
+        box = Box((0,) * len(last.box_shape), tuple(min(n, 50) for n in last.box_shape))
+        with pickle.loads(pickle.dumps(last)) as again:
+            assert (again.level, again.shape, again.identity()) == (last.level, last.shape, last.identity())
+            np.testing.assert_array_equal(again.read(box), last.read(box))
+
+
+@pytest.mark.parametrize(("name", "level", "n_tiles"), [
+    ("slides/CMU-1-Small-Region.svs", 0, 4),
+    ("derived/test3_DAPI_gray_pyramid.ome.tif", 1, 4),
+    ("derived/cardiomyocyte_3ch_pyramid.ome.tif", 0, 12),
+])  # fmt: skip
+def test_only_the_tiles_of_a_box_are_decoded_and_each_once(shared_data, name, level, n_tiles):
+    with open_image(shared_data(name), level=level) as image:
+        assert image.n_decoded == 0
+        # Around a corner where four tiles meet (a multiple of 240, 256 and 512 px less or more one).
+        side = {"CMU": 240, "tes": 512, "car": 256}[name.split("/")[1][:3]]
+        image.read(Box((side - 1, side - 1), (side + 1, side + 1)))
+        assert image.n_decoded == n_tiles
+        image.read(Box((side - 9, side - 9), (side + 9, side + 9)))
+        assert image.n_decoded == n_tiles
+
+
+def test_threads_that_want_the_same_tile_decode_it_once(shared_data):
+    with open_image(shared_data("slides/CMU-1-Small-Region.svs")) as image:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(image.read, [Box((0, 0), (480, 480))] * 32))
+        assert image.n_decoded == 4
+
+
+def test_channel_names_come_from_the_file(shared_data):
+    names = ("DAPI", "nanog", "Lamin B1")
+    for name in ("derived/cardiomyocyte_3ch_pyramid.ome.tif", "zarr/cardiomyocyte_3ch_v04.ome.zarr"):
+        with open_image(shared_data(name)) as image:
+            assert image.channel_names == names
+
+
+def test_channels_are_chosen_by_number_and_by_name(shared_data):
+    path = shared_data("derived/cardiomyocyte_3ch_pyramid.ome.tif")
+    with open_image(path) as image, open_image(path, channels=["Lamin B1", 0]) as chosen:
+        box = Box((0, 0), (64, 64))
+        np.testing.assert_array_equal(chosen.read(box), image.read(box)[[2, 0]])
+        assert chosen.channel_names == ("Lamin B1", "DAPI")
+    with pytest.raises(ImageError, match="no channel 'GFP' \\(DAPI, nanog, Lamin B1\\)"):
+        open_image(path, channels=["GFP"])
+
+
+def test_a_path_into_an_ome_zarr_opens_that_level_and_the_coarser_ones(shared_data):
+    with open_image(shared_data("zarr/cardiomyocyte_3ch_v04.ome.zarr") / "1") as image:
+        assert [level.shape for level in image.levels] == [(3, 1, 540, 640), (3, 1, 270, 320)]
+        assert image.pixel_size == (1.0, 1.3, 1.3)
+
+
+@pytest.mark.parametrize("name", ["slides/CMU-1-Small-Region.svs", "zarr/cardiomyocyte_3ch_v04.ome.zarr"])
+def test_a_level_that_is_not_there_is_refused_with_those_that_are(shared_data, name):
+    with pytest.raises(SettingsError, match="has levels 0 to [02], not 7"):
+        open_image(shared_data(name), level=7)
+
+
+def test_a_path_that_does_not_exist_is_not_found(tmp_path):
+    for name in ("no.tif", "no.zarr", "no.zarr/0"):
+        with pytest.raises(ImageNotFound, match="does not exist|no such image"):
+            open_image(tmp_path / name)
+
+
+# The contract: what holds for an image whatever it comes from. Each source is 70 x 90 px of three channels.
+def pattern():
+    return np.random.default_rng(3).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+
+
+def as_png(folder):
+    imsave(folder / "image.png", pattern(), check_contrast=False)
+    return folder / "image.png"
+
+
+def as_tiff(folder):
+    tifffile.imwrite(folder / "image.tif", pattern(), tile=(32, 32), compression="zlib", photometric="rgb")
+    return folder / "image.tif"
+
+
+def as_strips(folder):
+    tifffile.imwrite(folder / "image.tif", pattern(), rowsperstrip=7, photometric="rgb")
+    return folder / "image.tif"
+
+
+def as_zarr(folder):
+    array = zarr.create_array(folder / "image.zarr", data=pattern(), chunks=(32, 32, 3), dimension_names=list("yxc"))
+    assert array.shape == (70, 90, 3)
+    return folder / "image.zarr"
+
+
+SOURCES = {
+    "png": as_png,
+    "tiff": as_tiff,
+    "strips": as_strips,
+    "zarr": as_zarr,
+    "numpy": lambda folder: pattern(),
+    "dask": lambda folder: da.from_array(pattern(), chunks=(30, 40, 3)),
+    "zarr array": lambda folder: zarr.open_array(as_zarr(folder), mode="r"),
+}
+
+
+@pytest.fixture(params=SOURCES)
+def image(request, tmp_path):
+    source = SOURCES[request.param](tmp_path)
+    with open_image(source, axes="yxc" if hasattr(source, "shape") else None) as image:
+        yield image
+
+
+def test_every_image_says_what_it_is(image):
+    assert (image.axes, image.shape, image.dtype) == ("yxc", (70, 90, 3), np.uint8)
+    assert (image.box_axes, image.box_shape, image.n_channels) == ("yx", (70, 90), 3)
+    assert len(image.channel_names) == 3
+    assert image.level == 0
+
+
+def test_every_image_is_mirrored_outside(image):
+    whole = np.moveaxis(pattern(), 2, 0)
+    for box in [*boxes((70, 90), seed=1, count=12), Box((-200, -500), (3, 400)), Box((69, 89), (70, 90))]:
+        np.testing.assert_array_equal(image.read(box), mirrored(whole, box))
+
+
+def test_every_image_survives_pickling(image):
+    box = Box((-5, 60), (40, 99))
+    again = pickle.loads(pickle.dumps(image))
+    np.testing.assert_array_equal(again.read(box), image.read(box))
+    assert again.identity() == image.identity()
+
+
+def test_every_image_gives_pixels_that_can_be_changed_without_changing_it(image):
+    box = Box((3, 4), (20, 30))
+    before = image.read(box).copy()
+    image.read(box)[...] = 0
+    np.testing.assert_array_equal(image.read(box), before)
+
+
+def test_every_image_refuses_a_level_that_it_lacks(image):
+    with pytest.raises(SettingsError, match="level"):
+        image.at_level(1)
+
+
+def test_an_open_image_is_returned_as_it_is(image):
+    assert open_image(image) is image
+    assert isinstance(open_image(image, channels=[1]), Image)
+
+
+def test_a_boolean_array_is_read_as_zeros_and_ones():
+    image = open_image(np.array([[True, False], [False, True]]))
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image.read(Box((0, 0), (2, 2))), [[[1, 0], [0, 1]]])
+
+
+@pytest.mark.parametrize("array", [np.zeros((5, 20, 20)), da.zeros((5, 20, 20)), zarr.zeros((5, 20, 20))])
+def test_an_array_of_more_than_two_axes_must_say_them(array):
+    with pytest.raises(ImageError, match="\\(5, 20, 20\\).*axes='cyx'"):
+        open_image(array)
+    assert open_image(array, axes="zyx").box_axes == "zyx"
+
+
+@pytest.mark.parametrize("axes", ["yx", "zyxc", "zzy", "qyx", "ZYX", "tzc"])
+def test_axes_that_do_not_describe_an_array_are_refused(axes):
+    with pytest.raises(ImageError, match="\\(5, 20, 20\\)|not both y and x"):
+        open_image(np.zeros((5, 20, 20)), axes=axes)
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4), complex), np.array([["a"]]), np.zeros((4, 4), object)])
+def test_pixels_that_are_not_numbers_are_refused(array):
+    with pytest.raises(ImageError, match="not integers or floats"):
+        open_image(array)
+
+
+def test_an_array_of_no_pixels_is_refused():
+    with pytest.raises(ImageError, match="no pixels"):
+        open_image(np.zeros((0, 4)))
+
+
+def test_what_a_dask_array_raises_becomes_an_image_error():
+    def fail(block):
+        raise OSError("the server is gone")
+
+    image = open_image(da.zeros((8, 8), chunks=4).map_blocks(fail, dtype=float, meta=np.zeros((0, 0))))
+    with pytest.raises(ImageError, match="the server is gone"):
+        image.read(Box((0, 0), (8, 8)))
+
+
+def test_opening_what_is_no_image_is_refused():
+    with pytest.raises(ImageError, match="neither a path, an array nor an image"):
+        open_image(42)
+    with pytest.raises(SettingsError, match="missing='zero'"):
+        open_image(np.zeros((4, 4)), missing="zero")
+
+
+def test_importing_the_readers_imports_no_library_that_reads():
+    heavy = ["zarr", "tifffile", "dask", "torch", "skimage", "imagecodecs"]
+    code = f"import sys, tilenet.readers; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
