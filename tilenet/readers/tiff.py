@@ -64,6 +64,7 @@ class TiffSource:
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
             with quietly("tifffile"), refusing(f"{path}: cannot be read as a TIFF", DAMAGED):
+                self._head, self._size = os.pread(self._file, 16, 0), os.fstat(self._file).st_size
                 self._open()
         except BaseException:
             self.close()
@@ -105,14 +106,16 @@ class TiffSource:
 
     def read(self, level: TiffLevel, box: Box) -> Pixels:
         """Return the pixels of a box inside a level."""
+        if self._file < 0:
+            raise ImageError(f"{self.path}: is closed. Open it again")
         out, stored = level.layout.empty(box, self.dtype)
-        ranges = level.layout.ranges(box)
-        outer = level.layout.shape[:-5]
+        ranges, outer = level.layout.ranges(box), level.layout.shape[:-5]
         fill = self._rows_of_page if level.segments.raw else self._segments_of_page
-        for index in product(*(range(a, b) for a, b in ranges[:-5])):
-            page = int(np.ravel_multi_index(index, outer)) if outer else 0
-            target = stored[tuple(i - a for i, (a, _) in zip(index, ranges, strict=False))]
-            fill(level.segments, page, ranges[-5:], target)
+        with refusing(f"{self.path}: {box} cannot be read", DAMAGED):
+            for index in product(*(range(a, b) for a, b in ranges[:-5])):
+                page = int(np.ravel_multi_index(index, outer)) if outer else 0
+                target = stored[tuple(i - a for i, (a, _) in zip(index, ranges, strict=False))]
+                fill(level.segments, page, ranges[-5:], target)
         return out
 
     def _segments_of_page(self, segments: Segments, page: int, ranges: list[tuple[int, int]], out: Pixels) -> None:
@@ -180,14 +183,14 @@ class TiffSource:
 
     def identity(self) -> dict[str, Any]:
         """Return the file's size and a hash of its header and segment tables."""
-        digest = hashlib.sha256(os.pread(self._file, 16, 0))
+        digest = hashlib.sha256(self._head)
         for level in self.levels:
             digest.update(repr((level.segments.page_shape, level.segments.segment_shape)).encode())
             digest.update(level.segments.offsets.astype("<u8").tobytes())
             digest.update(level.segments.counts.astype("<u8").tobytes())
         return {
             "kind": "tiff",
-            "bytes": os.fstat(self._file).st_size,
+            "bytes": self._size,
             "tables_sha256": digest.hexdigest(),
             "missing": self.n_missing,
         }

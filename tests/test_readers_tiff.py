@@ -1,0 +1,259 @@
+"""Kinds of TIFF that the shared data lack, written here and read box by box."""
+
+import logging
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box
+from tilenet.readers import open_image
+from tilenet.readers.cache import PieceCache
+
+WINDOWS = [Box((0, 0), (100, 130)), Box((31, 60), (65, 129)), Box((99, 0), (100, 1)), Box((48, 5), (49, 130))]
+
+
+def noise(shape, dtype=np.uint8):
+    values = np.random.default_rng(5).integers(0, 200, shape)
+    # Runs, so that every codec has something to do.
+    return np.repeat(values, 2, axis=-1)[..., : shape[-1]].astype(dtype)
+
+
+def write(folder, pixels, **options):
+    path = folder / "image.tif"
+    tifffile.imwrite(path, pixels, **options)
+    return path
+
+
+def assert_reads(path, whole, **options):
+    """Check windows of an image against its whole pixels (C, ..., y, x)."""
+    with open_image(path, **options) as image:
+        assert image.dtype == whole.dtype
+        for window in WINDOWS:
+            outer = whole.shape[1:-2]
+            box = Box((0,) * len(outer) + window.start, outer + window.stop)
+            np.testing.assert_array_equal(image.read(box), whole[..., *window.slices])
+        return image
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd", "packbits", "lzma", "png", "jpeg2000"])
+@pytest.mark.parametrize("cut", [{"tile": (32, 48)}, {"rowsperstrip": 9}, {"rowsperstrip": 100}])
+def test_every_lossless_compression_in_tiles_and_strips(tmp_path, compression, cut):
+    pixels = noise((100, 130, 3))
+    path = write(tmp_path, pixels, photometric="rgb", compression=compression, **cut)
+    assert_reads(path, np.moveaxis(pixels, 2, 0))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("options", [{}, {"tile": (32, 32), "compression": "zlib", "predictor": True}])
+def test_every_pixel_type_in_both_byte_orders(tmp_path, dtype, byteorder, options):
+    if dtype == "f2" and options:
+        options = {"tile": (32, 32), "compression": "zlib"}
+    pixels = noise((100, 130), dtype)
+    assert_reads(write(tmp_path, pixels, byteorder=byteorder, photometric="minisblack", **options), pixels[None])
+
+
+def test_jpeg_tiles_are_those_that_tifffile_decodes(tmp_path):
+    smooth = np.add.outer(np.arange(100), np.arange(130)).astype(np.uint8)
+    path = write(tmp_path, np.stack([smooth, smooth, 255 - smooth], -1), tile=(32, 32), compression="jpeg")
+    assert_reads(path, np.moveaxis(tifffile.imread(path), 2, 0))
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (32, 32)}, {"tile": (32, 32), "compression": "zlib"}])
+def test_separate_colour_planes_are_channels(tmp_path, options):
+    pixels = noise((3, 100, 130))
+    path = write(tmp_path, pixels, photometric="rgb", planarconfig="separate", **options)
+    assert assert_reads(path, pixels).axes == "cyx"
+
+
+def test_a_bigtiff_is_read(tmp_path):
+    pixels = noise((100, 130), np.uint16)
+    assert_reads(write(tmp_path, pixels, bigtiff=True, tile=(32, 32)), pixels[None])
+
+
+def test_one_bit_pixels_are_read_as_zeros_and_ones(tmp_path):
+    pixels = noise((100, 130)) > 90
+    assert_reads(write(tmp_path, pixels, photometric="minisblack"), pixels[None].astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+@pytest.mark.parametrize("options", [{}, {"tile": (32, 32), "compression": "zlib"}])
+def test_alpha_is_dropped(tmp_path, kind, options):
+    colour, grey = noise((100, 130, 4)), noise((100, 130, 2))
+    path = write(tmp_path, colour, photometric="rgb", extrasamples=[kind], **options)
+    assert assert_reads(path, np.moveaxis(colour[..., :3], 2, 0)).axes == "yxc"
+    path = write(tmp_path, grey, photometric="minisblack", extrasamples=[kind], planarconfig="contig", **options)
+    assert assert_reads(path, grey[None, ..., 0]).axes == "yx"
+
+
+def test_samples_that_are_not_alpha_are_kept(tmp_path):
+    pixels = noise((100, 130, 4))
+    path = write(tmp_path, pixels, photometric="rgb", extrasamples=["unspecified"])
+    assert_reads(path, np.moveaxis(pixels, 2, 0))
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_an_imagej_hyperstack_keeps_its_axes_and_spacing(tmp_path, compression):
+    pixels = noise((2, 3, 4, 100, 130), np.uint16)  # (t, z, c, y, x)
+    options = {"resolution": (4.0, 4.0), "metadata": {"axes": "TZCYX", "unit": "um", "spacing": 1.5}}
+    path = write(tmp_path, pixels, imagej=True, compression=compression, **options)
+    image = assert_reads(path, np.moveaxis(pixels, 2, 0))
+    assert (image.axes, image.pixel_size) == ("tzcyx", (None, 1.5, 0.25, 0.25))
+
+
+def test_one_plane_of_a_stack_decodes_one_page(tmp_path):
+    path = write(tmp_path, noise((20, 100, 130)), metadata={"axes": "ZYX"}, compression="zlib", rowsperstrip=100)
+    with open_image(path) as image:
+        image.read(Box((7, 0, 0), (8, 100, 130)))
+        assert image.n_decoded == 1
+
+
+def test_channels_and_samples_become_one_axis_channel_by_channel(tmp_path):
+    pixels = noise((2, 100, 130, 3))  # (C, y, x, S)
+    path = tmp_path / "image.ome.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb", metadata={"axes": "CYXS"}, tile=(32, 32))
+    image = assert_reads(path, np.moveaxis(pixels, 3, 1).reshape(6, 100, 130))
+    assert (image.axes, image.shape) == ("cyx", (6, 100, 130))
+
+
+def test_an_ome_tiff_over_several_files_is_read(tmp_path):
+    pixels = noise((3, 100, 130))
+    planes = "".join(
+        f'<TiffData FirstZ="{z}" IFD="0" PlaneCount="1"><UUID FileName="p{z}.ome.tif">urn:uuid:{z}</UUID></TiffData>'
+        for z in range(3)
+    )
+    document = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0"><Image ID="Image:0">'
+        '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="130" SizeY="100" SizeZ="3" SizeC="1" '
+        f'SizeT="1" PhysicalSizeZ="2000" PhysicalSizeZUnit="nm">{planes}</Pixels></Image></OME>'
+    )
+    for z in range(3):
+        tifffile.imwrite(tmp_path / f"p{z}.ome.tif", pixels[z], compression="zlib", description=document, metadata=None)
+    image = assert_reads(tmp_path / "p0.ome.tif", pixels[None])
+    assert (image.axes, image.pixel_size) == ("zyx", (2.0, None, None))
+    (tmp_path / "p1.ome.tif").unlink()
+    with pytest.raises(ImageError, match="1 of its tiles are missing"):
+        open_image(tmp_path / "p0.ome.tif")
+
+
+@pytest.mark.parametrize("shape", [(5, 100, 130), (2, 5, 100, 130)])
+def test_a_tiff_that_does_not_say_its_axes_is_refused_until_they_are_said(tmp_path, shape):
+    pixels = noise(shape)
+    path = write(tmp_path, pixels, photometric="minisblack", metadata=None)
+    with pytest.raises(ImageError, match="--axes"):
+        open_image(path)
+    if len(shape) == 3:
+        assert assert_reads(path, pixels[None], axes="zyx").axes == "zyx"
+        assert assert_reads(path, pixels, axes="cyx").axes == "cyx"
+
+
+def test_said_axes_must_fit_the_file(tmp_path):
+    path = write(tmp_path, noise((5, 100, 130)), photometric="minisblack", metadata=None)
+    with pytest.raises(ImageError, match="\\(5, 100, 130\\), which axes='yx' does not describe"):
+        open_image(path, axes="yx")
+
+
+def test_resolution_tags_give_a_pixel_size_only_when_sane(tmp_path):
+    pixels = noise((100, 130))
+    for resolution, unit, expected in [
+        ((20000, 40000), "CENTIMETER", (0.25, 0.5)),  # (x, y) in the file
+        ((50800, 50800), "INCH", (0.5, 0.5)),
+        ((72, 72), "INCH", (None, None)),
+        ((300, 300), "INCH", (None, None)),
+        ((2, 2), "NONE", (None, None)),
+    ]:
+        path = write(tmp_path, pixels, resolution=resolution, resolutionunit=unit)
+        with open_image(path) as image:
+            assert image.pixel_size == tuple(n if n is None else pytest.approx(n) for n in expected)
+
+
+def test_levels_carry_their_own_pixel_size(tmp_path):
+    path = tmp_path / "image.ome.tif"
+    pixels = noise((100, 130))
+    with tifffile.TiffWriter(path) as tiff:
+        about = {"axes": "YX", "PhysicalSizeX": 500, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.5}
+        tiff.write(pixels, subifds=1, tile=(32, 32), metadata=about)
+        tiff.write(pixels[::2, ::2], tile=(32, 32), subfiletype=1)
+    with open_image(path, level=1) as image:
+        assert (image.shape, image.pixel_size) == ((50, 65), (1.0, 1.0))
+
+
+@pytest.fixture
+def sparse(tmp_path):
+    """Return a TIFF of 4 x 5 tiles, two of them missing, and its pixels."""
+    pixels = noise((100, 130))
+    path = write(tmp_path, pixels, tile=(32, 32), compression="zlib")
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tags = tiff.pages.first.tags
+        for name in ("TileOffsets", "TileByteCounts"):
+            values = list(tags[name].value)
+            values[0] = values[7] = 0
+            tags[name].overwrite(values)
+    pixels[:32, :32] = pixels[32:64, 64:96] = 0
+    return path, pixels
+
+
+def test_missing_tiles_are_counted_and_refused(sparse):
+    with pytest.raises(ImageError, match="2 of its tiles are missing.*--missing fill"):
+        open_image(sparse[0])
+
+
+def test_missing_tiles_are_filled_with_zeros_when_asked(sparse):
+    path, pixels = sparse
+    image = assert_reads(path, pixels[None], missing="fill")
+    assert image.n_missing == image.identity()["missing"] == 2
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(image)).read(WINDOWS[0])[0], pixels)
+
+
+def test_the_identity_is_that_of_the_content_not_of_the_path(tmp_path):
+    first = write(tmp_path, noise((100, 130)), tile=(32, 32), compression="zlib")
+    shutil.copy(first, tmp_path / "copy.tif")
+    other = tmp_path / "other.tif"
+    tifffile.imwrite(other, noise((100, 130))[::-1], tile=(32, 32), compression="zlib")
+    same, copied, changed = (open_image(p).identity() for p in (first, tmp_path / "copy.tif", other))
+    assert same == copied
+    assert same != changed
+
+
+def test_reading_a_closed_image_is_an_error(tmp_path):
+    for options in ({}, {"compression": "zlib"}):
+        image = open_image(write(tmp_path, noise((100, 130)), **options))
+        image.close()
+        with pytest.raises(ImageError):
+            image.read(WINDOWS[0])
+
+
+def test_what_tifffile_logs_while_opening_is_not_printed(tmp_path, caplog):
+    path = write(tmp_path, noise((100, 130)), extratags=[(42113, "s", 0, "no number", True)])
+    with caplog.at_level(logging.DEBUG):
+        open_image(path).close()
+        assert not caplog.records
+        tifffile.imread(path)
+    assert "GDAL_NODATA" in caplog.text  # others who use tifffile still hear of it
+
+
+def test_the_cache_keeps_to_its_bytes_but_always_holds_the_newest():
+    cache, piece = PieceCache(max_bytes=250), np.zeros(100, np.uint8)
+    for key in (1, 2, 1, 3, 1):
+        cache.get(key, lambda: piece)
+    assert (cache.n_decoded, cache.n_bytes) == (3, 200)  # 2, unused longest, made room for 3
+    cache.get(2, lambda: piece)
+    assert cache.n_decoded == 4
+    for _ in range(2):
+        cache.get("large", lambda: np.zeros(1000, np.uint8))
+    assert (cache.n_decoded, cache.n_bytes) == (5, 1000)
+
+
+def test_a_piece_that_fails_is_tried_again():
+    cache = PieceCache()
+
+    def fail():
+        raise ValueError("once")
+
+    with pytest.raises(ValueError, match="once"):
+        cache.get(1, fail)
+    assert cache.get(1, lambda: np.ones(1))[0] == 1
