@@ -78,6 +78,8 @@ class TiffSource:
                 for other in filter(Path.is_file, beside):
                     self._check(str(other))
             series = main_series(tiff)
+            if tiff.is_ome and series.kind != "ome" and self.said_axes is None:
+                raise ImageError(f"{self.path}: its OME-XML does not describe its pages. Say what they are: --axes")
             self.levels = [self._level(s) for s in series.levels]
             axes = self.levels[0].layout.axes
             self.levels = [level for level in self.levels if level.layout.axes == axes]
@@ -88,7 +90,8 @@ class TiffSource:
             self.channel_names = channel_names(tiff, series, n_channels)
             self.n_missing = sum(level.segments.n_missing for level in self.levels)
             for level in self.levels:
-                level.segments.page.decode  # noqa: B018  (built here: its first use is not thread-safe)
+                # Built here, as its first use is not thread-safe; without data it only says what it cannot decode.
+                level.segments.page.decode(None, 0)
         if self.n_missing and self.missing == "error":
             raise ImageError(
                 f"{self.path}: {self.n_missing} of its tiles are missing. "

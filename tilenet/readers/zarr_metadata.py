@@ -143,6 +143,8 @@ def _safe(path: str, group: Path) -> str:
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path:
         raise ImageError(f"{group}: has a level at {path!r}, outside of itself. Correct its multiscales metadata")
+    if not (group / path).resolve().is_relative_to(group.resolve()):
+        raise ImageError(f"{group}: its level {path!r} is a link that leads out of it. Copy the image with its files")
     return path
 
 
@@ -158,7 +160,7 @@ def _scale(entry: dict[str, Any], n_axes: int) -> Sequence[float | None]:
         if transformation.get("type") == "scale":
             scale = [float(v) for v in transformation["scale"]]
             if len(scale) != n_axes:
-                raise ImageError(f"its scale has {len(scale)} numbers for {n_axes} axes")
+                raise ValueError(f"a scale of {len(scale)} numbers for {n_axes} axes")
             return scale
     return [1.0 if "path" not in entry else None] * n_axes
 

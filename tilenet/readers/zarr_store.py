@@ -108,8 +108,10 @@ def open_array(path: Path) -> Any:
     """Open the array in a folder, its metadata and the first of its files checked."""
     store = BoundedStore(path.absolute())
     array = zarr.open_array(store=store, mode="r")
-    if not array.shape or min(array.shape) < 1:
-        raise ImageError(f"{path}: has the shape {array.shape}, which holds no pixels. Give another image")
+    if min(array.shape, default=0) < 1 or min(array.chunks) < 1:
+        raise ImageError(
+            f"{path}: has the shape {array.shape} in chunks of {array.chunks}: no pixels. Give another image"
+        )
     chunk_bytes = prod(array.chunks) * array.dtype.itemsize
     check_piece(chunk_bytes, f"{path}: one of its chunks of {array.chunks}")
     store.bounds = _bounds(array, chunk_bytes)
