@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from tilenet.errors import ImageError, SettingsError, TilenetError
 # More than this is never decoded in one piece: such a tile is damaged, or meant to hurt.
 LARGEST_PIECE = 2**30
 LONGEST_AXIS = 2**31 - 1
+DAMAGED = "The file is damaged, or of a kind that cannot be read; get it again"
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
@@ -81,3 +84,10 @@ def check_level(level: int, n_levels: int, name: str) -> None:
     """Refuse a level that the image does not have."""
     if not 0 <= level < n_levels:
         raise SettingsError(f"{name}: has levels 0 to {n_levels - 1}, not {level}. Choose another with level (--level)")
+
+
+def reopening(path: str, **options: Any) -> tuple[Any, ...]:
+    """Return what `__reduce__` gives for an image that is opened anew, by its path, where it is unpickled."""
+    from tilenet.readers import open_image
+
+    return partial(open_image, **options), (str(Path(path).resolve()),)

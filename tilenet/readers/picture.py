@@ -16,7 +16,7 @@ import numpy as np
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import layout_of
-from tilenet.readers.boundary import check_level, check_piece, pixel_dtype, refusing
+from tilenet.readers.boundary import check_level, check_piece, pixel_dtype, refusing, reopening
 from tilenet.readers.codestreams import picture_size
 from tilenet.readers.image import Image, Level, Pixels
 
@@ -59,7 +59,7 @@ class PictureImage(Image):
         return dict(self._identity)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PictureImage, (str(Path(self.name).resolve()), self._kind, self._said_axes)
+        return reopening(self.name, axes=self._said_axes)
 
 
 def _decode(data: bytes, kind: str, path: str) -> Pixels:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError
 from tilenet.geometry import ceil_div
-from tilenet.readers.boundary import LONGEST_AXIS, check_piece
+from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_piece
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 
 # TIFF 6.0 tag numbers.
@@ -167,3 +167,29 @@ def _files(pages: list[Any]) -> tuple[str, ...]:
 def _jpegtables(pages: list[Any]) -> tuple[bytes | None, ...]:
     tables = [p.jpegtables if p is not None else None for p in pages]
     return tuple(tables) if any(tables) else ()
+
+
+def stored_dimensions(series: Any, page_shape: tuple[int, ...], *, name: str) -> tuple[list[str], list[int]]:
+    """Return letter and length of the dimensions outside the pages, then of (S, D, L, W, C) of a page.
+
+    The letter is empty where a dimension is no axis; alpha is not counted.
+    """
+    page, axes, lengths = series.keyframe, series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+    if axes.endswith("S") and lengths[-1] == 1 and "S" not in page.axes:
+        axes, lengths = axes[:-1], lengths[:-1]
+    n_outer = len(axes) - len(page.axes)
+    if n_outer < 0 or tuple(lengths[n_outer:]) != tuple(page.shape):
+        raise ImageError(f"{name}: says it is {axes} {tuple(lengths)}, but its pages are {page.shape}. {DAMAGED}")
+    samples = 4 if page.planarconfig == 1 else 0
+    place = {"S": samples, "Z": 1, "Y": 2, "X": 3}
+    inner, shape = [""] * 5, list(page_shape)
+    for letter, own in zip(axes[n_outer:], page.axes, strict=True):
+        inner[place[own]] = letter
+    shape[samples] -= _n_alpha(page)
+    shape = [*lengths[:n_outer], *shape]
+    return [a if n > 1 or a in ("Y", "X") else "" for a, n in zip([*axes[:n_outer], *inner], shape, strict=True)], shape
+
+
+def _n_alpha(page: Any) -> int:
+    """Return how many of the last samples are alpha (ExtraSamples 1 and 2)."""
+    return sum(int(kind) in (1, 2) for kind in page.extrasamples) if page.samplesperpixel > 1 else 0

@@ -6,8 +6,10 @@ that fits into the file. Here only counts and offsets are looked at, nothing is 
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from tilenet.errors import ImageError
@@ -43,19 +45,13 @@ class Format:
         return cls(order, "H", "I", "HHI4s", "Q" if ndpi and order == "<" else "I")
 
 
-def check_directories(file: BinaryIO, *, size: int, name: str) -> None:
-    """Refuse a TIFF whose directories loop, lie outside of it, or hold absurd tags.
+def check_directories(path: str) -> None:
+    """Refuse a TIFF whose directories loop, lie outside of it, or hold absurd tags."""
+    with Path(path).open("rb") as file:
+        _check_chain(file, size=os.fstat(file.fileno()).st_size, name=path)
 
-    Parameters
-    ----------
-    file : binary file
-        Read from its start.
-    size : int
-        Its bytes.
-    name : str
-        For messages.
-    """
-    file.seek(0)
+
+def _check_chain(file: BinaryIO, *, size: int, name: str) -> None:
     head = file.read(16)
     if len(head) < 8:
         raise ImageError(f"{name}: ends in its header, after {size} bytes. Get the whole file")

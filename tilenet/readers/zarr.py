@@ -10,7 +10,7 @@ from typing import Any
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.geometry import Box
 from tilenet.readers.axes import Layout, layout_of
-from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, refusing
+from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, refusing, reopening
 from tilenet.readers.image import Image, Level, Pixels
 from tilenet.readers.zarr_metadata import Multiscales, Node, multiscales_of, read_node, what_is_inside
 
@@ -72,10 +72,10 @@ class ZarrImage(Image):
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_zarr, (str(Path(self.name).resolve()), self.level, self._said_axes)
+        return reopening(self.name, level=self.level, axes=self._said_axes)
 
 
-def open_zarr(path: str, level: int = 0, axes: str | None = None) -> Image:
+def open_zarr(path: str, *, level: int, axes: str | None) -> Image:
     """Open a zarr folder: an OME-Zarr group, one of its levels, or a plain array."""
     folder = Path(path)
     if not folder.exists():

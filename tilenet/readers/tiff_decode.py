@@ -1,0 +1,160 @@
+"""Reading the bytes of tiles, strips and rows of a TIFF, and decoding them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box
+from tilenet.readers.boundary import refusing
+from tilenet.readers.cache import PieceCache
+from tilenet.readers.codestreams import picture_size
+from tilenet.readers.image import Pixels
+from tilenet.readers.tiff_pages import Segments
+
+JPEG = (6, 7, 33007, 34892)
+APERIO_YCBCR = 33003
+# Codecs whose streams state their own size, which need not be that of the tile.
+STREAMS = {7: "jpeg", 33007: "jpeg", 33003: "jpeg2000", 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000"}
+STREAMS |= {34933: "png"}
+# Uncompressed rows are read in pieces of at most this many bytes.
+ROWS_AT_ONCE = 2**26
+Ranges = list[tuple[int, int]]
+
+
+class PageReader:
+    """Fills arrays from the pages of an open TIFF, from any number of threads.
+
+    Parameters
+    ----------
+    path : str
+        Opened here, and closed by `close`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.cache = PieceCache()
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.size = os.fstat(self._file).st_size
+        self.head = os.pread(self._file, 16, 0)
+
+    def fill(self, out: Pixels, segments: Segments, page: int, ranges: Ranges) -> None:
+        """Read a part of a page into `out`.
+
+        Parameters
+        ----------
+        out : numpy.ndarray
+            (S, D, L, W, C), of the lengths of `ranges`.
+        segments : Segments
+            Of the level.
+        page : int
+            Number of the page in it.
+        ranges : list of (int, int)
+            Start and stop along S, D, L, W, C.
+        """
+        if self._file < 0:
+            raise ImageError(f"{self.path}: is closed. Open it again")
+        read = self._rows if segments.raw else self._segments
+        read(out, segments, page, ranges)
+
+    def close(self) -> None:
+        """Close the file."""
+        file, self._file = getattr(self, "_file", -1), -1
+        if file >= 0:
+            os.close(file)
+
+    __del__ = close
+
+    def _segments(self, out: Pixels, segments: Segments, page: int, ranges: Ranges) -> None:
+        shape = segments.segment_shape[:4]
+        corner = [a for a, _ in ranges[:4]]
+        asked = Box(tuple(corner), tuple(b for _, b in ranges[:4]))
+        for cell in product(*map(_cells, ranges[:4], shape)):
+            number = int(np.ravel_multi_index(cell, segments.grid))
+            origin = [i * n for i, n in zip(cell, shape, strict=True)]
+            part = asked & Box.of_shape(shape).shifted(origin)
+            target = out[part.relative_to(corner).slices]
+            if segments.counts[page, number] == 0:
+                target[...] = 0
+                continue
+            pixels = self.cache.get((id(segments), page, number), partial(self._decode, segments, page, number))
+            target[...] = pixels[np.newaxis][(*part.relative_to(origin).slices, slice(*ranges[4]))]
+
+    def _decode(self, segments: Segments, page: int, number: int) -> Pixels:
+        """Return one segment (d, l, w, c)."""
+        what = f"{self.path}: tile {number} of page {page} cannot be decoded"
+        with refusing(what, "The file is damaged; get it again"):
+            data = self._bytes(segments, page, int(segments.offsets[page, number]), int(segments.counts[page, number]))
+            _check_stream(segments, data, what)
+            tables: dict[str, Any] = {}
+            if segments.page.compression in JPEG:
+                tables["jpegtables"] = segments.jpegtables[page] if segments.jpegtables else None
+                tables["jpegheader"] = segments.page.jpegheader
+            pixels, (_, *origin, _), _ = segments.page.decode(data, number, **tables)
+            ends = zip(origin, segments.segment_shape[1:4], segments.page_shape[1:4], strict=True)
+            needed = tuple(min(n, whole - o) for o, n, whole in ends)
+            if any(have < n for have, n in zip(pixels.shape, needed, strict=False)):
+                raise ValueError(f"it has {pixels.shape[:3]} px instead of {needed}")
+            return rgb_of_ycbcr(pixels) if segments.page.compression == APERIO_YCBCR else np.asarray(pixels)
+
+    def _rows(self, out: Pixels, segments: Segments, page: int, ranges: Ranges) -> None:
+        """Read uncompressed rows, each only as far as it is needed."""
+        if segments.counts[page, 0] == 0:
+            out[...] = 0
+            return
+        stored = segments.page.dtype.newbyteorder(segments.page.parent.byteorder)
+        _, depth, length, width, samples = segments.page_shape
+        (s0, s1), (d0, d1), (y0, y1), (x0, x1), _ = ranges
+        n_row = (x1 - x0) * samples * stored.itemsize
+        # Whole rows lie one behind the other: many in one read. Otherwise one read a row.
+        at_once = max(1, ROWS_AT_ONCE // n_row) if (x0, x1) == (0, width) else 1
+        for s, d, y in product(range(s0, s1), range(d0, d1), range(y0, y1, at_once)):
+            n = min(at_once, y1 - y)
+            first = (((s * depth + d) * length + y) * width + x0) * samples * stored.itemsize
+            data = self._bytes(segments, page, int(segments.offsets[page, 0]) + first, n * n_row)
+            rows = np.frombuffer(data, stored).reshape(n, x1 - x0, samples)
+            out[s - s0, d - d0, y - y0 : y - y0 + n] = rows[..., slice(*ranges[4])]
+
+    def _bytes(self, segments: Segments, page: int, offset: int, count: int) -> bytes:
+        if not segments.files or segments.files[page] == self.path:
+            data = os.pread(self._file, count, offset)
+        else:
+            with Path(segments.files[page]).open("rb") as file:
+                data = os.pread(file.fileno(), count, offset)
+        if len(data) < count:
+            raise EOFError(f"page {page} ends {count - len(data)} bytes too early")
+        return data
+
+
+def rgb_of_ycbcr(pixels: Pixels) -> Pixels:
+    """Return 8-bit RGB of 8-bit YCbCr (..., 3), full range (JFIF 1.02, section 7).
+
+    Aperio's JPEG 2000 tiles of compression 33003 hold YCbCr without saying so in the stream.
+    """
+    y, blue, red = (pixels[..., i].astype(np.float32) - (128 if i else 0) for i in range(3))
+    rgb = np.stack([y + 1.402 * red, y - 0.344136 * blue - 0.714136 * red, y + 1.772 * blue], axis=-1)
+    out: Pixels = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    return out
+
+
+def _cells(span: tuple[int, int], size: int) -> Iterator[int]:
+    return iter(range(span[0] // size, -(-span[1] // size)))
+
+
+def _check_stream(segments: Segments, data: bytes, what: str) -> None:
+    """Refuse a tile whose own header is larger than the tile, before a decoder makes room for it."""
+    kind = STREAMS.get(int(segments.page.compression))
+    if kind is None or segments.page.jpegheader is not None:
+        return
+    size, (height, width) = picture_size(data, kind), segments.segment_shape[2:4]
+    if size is None or prod(size) > height * width:
+        says = f"says that it has {size[0]} x {size[1]} px" if size else f"is not a {kind} stream"
+        raise ImageError(f"{what}: it {says}, not {height} x {width}. Get the file again")
