@@ -1,0 +1,143 @@
+"""Kinds of zarr that the shared data lack, and what OME-Zarr metadata mean."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import zarr
+from zarr.storage import LocalStore
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box
+from tilenet.readers import open_image
+
+PIXELS = np.random.default_rng(2).integers(0, 60000, (3, 100, 130), dtype=np.uint16)
+
+
+def group(folder, *, axes="cyx", scale=(1, 0.5, 0.25), unit="micrometer", n_levels=2, scaled=2, version="0.5", **more):
+    """Write an OME-Zarr image whose first `scaled` levels say their scale; return its path."""
+    store = zarr.create_group(folder / "image.zarr", zarr_format=3 if version == "0.5" else 2)
+    for k in range(n_levels):
+        store.create_array(str(k), data=PIXELS[:, :: 2**k, :: 2**k], chunks=(1, 32, 32))
+    about = [{"name": a, "type": "channel" if a == "c" else "space"} | ({"unit": unit} if unit else {}) for a in axes]
+    datasets = [{"path": str(k)} for k in range(n_levels)]
+    for k in range(scaled):
+        factors = [s if a == "c" else s * 2**k for a, s in zip(axes, scale, strict=True)]
+        datasets[k]["coordinateTransformations"] = [
+            {"type": "scale", "scale": factors},
+            {"type": "translation", "translation": [7.0] * len(axes)},
+        ]
+    ome = {"multiscales": [{"axes": about, "datasets": datasets, "version": version}], **more}
+    store.attrs.update({"ome": ome | {"version": version}} if version == "0.5" else ome)
+    return folder / "image.zarr"
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("options", [{}, {"compressors": None}, {"chunks": (2, 100, 40)}, {"shards": (2, 64, 64)}])
+def test_a_plain_array_is_read_once_its_axes_are_said(tmp_path, zarr_format, options):
+    if zarr_format == 2 and "shards" in options:
+        pytest.skip("zarr v2 has no shards")
+    options = {"chunks": (1, 32, 32)} | options
+    zarr.create_array(tmp_path / "plain.zarr", data=PIXELS, zarr_format=zarr_format, **options)
+    with pytest.raises(ImageError, match="\\(3, 100, 130\\).*--axes"):
+        open_image(tmp_path / "plain.zarr")
+    image = open_image(tmp_path / "plain.zarr", axes="zyx")
+    assert (image.axes, image.pixel_size) == ("zyx", (None, None, None))
+    np.testing.assert_array_equal(image.read(Box((0, 0, 0), (3, 100, 130)))[0], PIXELS)
+    np.testing.assert_array_equal(image.read(Box((1, 31, 5), (3, 66, 129)))[0], PIXELS[1:, 31:66, 5:129])
+
+
+@pytest.mark.parametrize("codec", [zarr.codecs.GzipCodec(), zarr.codecs.ZstdCodec(), zarr.codecs.BloscCodec()])
+def test_every_common_codec_passes_the_check_for_bombs(tmp_path, codec):
+    for name, pixels in (("noise", PIXELS), ("flat", np.zeros_like(PIXELS) + 7)):
+        zarr.create_array(tmp_path / name, data=pixels, chunks=(3, 100, 130), compressors=codec)
+        read = open_image(tmp_path / name, axes="cyx").read(Box((0, 0), (100, 130)))
+        np.testing.assert_array_equal(read, pixels)
+
+
+@pytest.mark.parametrize("codec", ["zlib", "bz2", "lzma", "lz4", "zstd", "gzip", "blosc"])
+def test_every_common_codec_of_zarr_v2_passes_the_check_for_bombs(tmp_path, codec):
+    import numcodecs
+
+    compressor = numcodecs.get_codec({"id": codec})
+    zarr.create_array(tmp_path / "a", data=PIXELS, chunks=(3, 64, 64), compressors=compressor, zarr_format=2)
+    read = open_image(tmp_path / "a", axes="cyx").read(Box((0, 0), (100, 130)))
+    np.testing.assert_array_equal(read, PIXELS)
+
+
+def test_dimension_names_of_zarr_v3_and_of_xarray_say_the_axes(tmp_path):
+    zarr.create_array(tmp_path / "v3", data=PIXELS, dimension_names=["c", "y", "x"])
+    zarr.create_array(tmp_path / "v2", data=PIXELS, zarr_format=2, attributes={"_ARRAY_DIMENSIONS": ["z", "y", "x"]})
+    zarr.create_array(tmp_path / "other", data=PIXELS, dimension_names=["band", "row", "column"])
+    assert (open_image(tmp_path / "v3").axes, open_image(tmp_path / "v2").axes) == ("cyx", "zyx")
+    with pytest.raises(ImageError, match="--axes"):
+        open_image(tmp_path / "other")
+
+
+def test_chunks_that_were_never_written_are_the_fill_value(tmp_path):
+    array = zarr.create_array(tmp_path / "a", shape=(64, 64), chunks=(32, 32), dtype="u1", fill_value=9)
+    array[:32, :32] = 5
+    pixels = open_image(tmp_path / "a").read(Box((0, 0), (64, 64)))[0]
+    assert (pixels[:32, :32] == 5).all()
+    assert (pixels[32:] == 9).all()
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("micrometer", 1), ("nanometer", 1e-3), ("millimeter", 1e3), ("pixel", None), (None, None)]
+)
+def test_scales_are_micrometres_whatever_their_unit(tmp_path, version, unit, factor):
+    image = open_image(group(tmp_path, unit=unit, version=version), level=1)
+    assert image.pixel_size == (
+        (None, None) if factor is None else (pytest.approx(factor), pytest.approx(0.5 * factor))
+    )
+
+
+def test_a_level_without_a_scale_follows_from_the_finest(tmp_path):
+    assert open_image(group(tmp_path, scaled=1), level=1).pixel_size == (1.0, 0.5)
+
+
+def test_the_scale_of_the_whole_multiscale_multiplies_that_of_its_levels(tmp_path):
+    path = group(tmp_path)
+    attributes = dict(zarr.open_group(path).attrs)
+    attributes["ome"]["multiscales"][0]["coordinateTransformations"] = [{"type": "scale", "scale": [1, 10, 10]}]
+    zarr.open_group(path).attrs.update(attributes)
+    assert open_image(path).pixel_size == (5.0, 2.5)
+
+
+def test_channel_labels_are_taken_only_when_there_is_one_for_each_channel(tmp_path):
+    three = [{"label": a} for a in ("red", "", "blue")]
+    assert open_image(group(tmp_path / "a", omero={"channels": three})).channel_names == ("red", "", "blue")
+    assert open_image(group(tmp_path / "b", omero={"channels": three[:2]})).channel_names == ("", "", "")
+
+
+def test_only_the_chunks_of_a_box_are_fetched(tmp_path, monkeypatch):
+    image = open_image(group(tmp_path))
+    fetched, get = [], LocalStore.get
+
+    async def counting(self, key, *arguments, **options):
+        fetched.append(key)
+        return await get(self, key, *arguments, **options)
+
+    monkeypatch.setattr(LocalStore, "get", counting)
+    image.read(Box((31, 63), (33, 65)))
+    assert sorted(fetched) == sorted(f"c/{c}/{y}/{x}" for c in range(3) for y in (0, 1) for x in (1, 2))
+
+
+def test_the_identity_follows_the_metadata(tmp_path):
+    path = group(tmp_path)
+    before = open_image(path).identity()
+    assert before == open_image(path).identity()
+    json.dumps(before)
+    zarr.open_group(path).attrs["note"] = "changed"
+    assert open_image(path).identity() != before
+
+
+def test_opening_prints_and_warns_nothing(tmp_path, caplog, capsys):
+    path = group(tmp_path)
+    (path / "notes.txt").write_text("not zarr")
+    with caplog.at_level(logging.DEBUG, logger="zarr"):
+        open_image(path)
+    assert not caplog.records
+    assert capsys.readouterr() == ("", "")
