@@ -4,6 +4,7 @@ import logging
 import pickle
 import shutil
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -257,3 +258,21 @@ def test_a_piece_that_fails_is_tried_again():
     with pytest.raises(ValueError, match="once"):
         cache.get(1, fail)
     assert cache.get(1, lambda: np.ones(1))[0] == 1
+
+
+def test_jpeg_2000_tiles_of_an_svs_have_the_colours_that_openslide_shows(tmp_path):
+    openslide = pytest.importorskip("openslide", reason="openslide reads the same slide as a second opinion")
+    smooth = np.add.outer(np.arange(256), np.arange(256)) // 2
+    ycbcr = np.stack([smooth, 255 - smooth, np.full_like(smooth, 90)], axis=-1).astype(np.uint8)
+    tile = imagecodecs.jpeg2k_encode(ycbcr, level=0, codecformat="j2k", mct=False)
+    path = tmp_path / "image.svs"
+    options = {"shape": (256, 256, 3), "dtype": "u1", "tile": (256, 256), "photometric": "rgb", "compression": 33005}
+    tifffile.imwrite(path, iter([tile]), description="Aperio Image Library v1|MPP = 0.5", metadata=None, **options)
+    for compression, difference in ((33003, 1), (33005, 0)):  # YCbCr, RGB
+        with tifffile.TiffFile(path, mode="r+") as tiff:
+            tiff.pages.first.tags["Compression"].overwrite(compression)
+        shown = np.asarray(openslide.OpenSlide(path).read_region((0, 0), 0, (256, 256)))[..., :3]
+        with open_image(path) as image:
+            read = np.moveaxis(image.read(Box((0, 0), (256, 256))), 0, 2)
+            assert image.pixel_size == (0.5, 0.5)
+        assert np.abs(read.astype(int) - shown).max() <= difference

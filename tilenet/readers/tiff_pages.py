@@ -18,6 +18,8 @@ from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 # TIFF 6.0 tag numbers.
 TILE_WIDTH = 322
 NO_COMPRESSION = 1
+# LZW, JPEG, deflate and PackBits never pack better than some 1400 : 1.
+RATIOS, BEST_RATIO, HARMLESS = (5, 7, 8, 32773, 32946), 2000, 2**26
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def segments_of(series: Any, *, name: str) -> Segments:
         return _raw_segments(series, pages, page_shape, name)
     if len(pages) < n_pages:
         raise ImageError(f"{name}: has {len(pages)} pages of {n_pages}. The file is damaged; get it again")
-    check_piece(prod(segment_shape) * page.dtype.itemsize, f"{name}: one of its tiles of {segment_shape[2:4]} px")
+    segment_bytes = prod(segment_shape) * page.dtype.itemsize
+    check_piece(segment_bytes, f"{name}: one of its tiles of {segment_shape[2:4]} px")
     offsets, counts = np.zeros((2, len(pages), n_segments), np.uint64)
     for i, p in enumerate(pages):
         if p is None:
@@ -92,6 +95,11 @@ def segments_of(series: Any, *, name: str) -> Segments:
         counts[i] = p.databytecounts[:n_segments]
     counts[offsets == 0] = 0
     _check_ends(offsets, counts, pages, name)
+    if segment_bytes > HARMLESS and page.compression in RATIOS and segment_bytes > BEST_RATIO * int(counts.max()):
+        raise ImageError(
+            f"{name}: its tiles of {segment_shape[2:4]} px have at most {counts.max()} bytes, too few to fill them. "
+            f"The file is damaged; get it again"
+        )
     return Segments(page, page_shape, segment_shape, offsets, counts, _files(pages), _jpegtables(pages), raw=False)
 
 
