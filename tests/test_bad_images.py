@@ -96,6 +96,7 @@ def file_of(folder, content, name="image.tif"):
 WHOLE_FILES = {
     "empty": (b"", "is empty"),
     "text": (b"this is not an image at all", "not an image"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "an HTML page": (b"<html><body>404</body></html>", "not an image"),
     "only a byte order": (b"II", "not an image"),
     "only a header": (b"II*\0\0\0\0\0", "only the header"),
@@ -475,6 +476,11 @@ def test_groups_that_are_no_image_say_what_to_open_instead(tmp_path, refused):
     refused(tmp_path / "plate.zarr", says="plate")
     (tmp_path / "folder").mkdir()
     refused(tmp_path / "folder", says="without zarr metadata")
+
+
+def test_a_path_that_no_system_takes_is_refused(tmp_path, refused):
+    refused(tmp_path / ("long" * 2000))
+    refused(str(tmp_path / "nul\0byte"))
 
 
 def test_an_address_is_refused_as_one():

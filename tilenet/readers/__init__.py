@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
+from tilenet.readers.boundary import refusing
 from tilenet.readers.image import Image
 
 __all__ = ["open_image"]
@@ -15,6 +16,13 @@ __all__ = ["open_image"]
 MISSING = ("error", "fill")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PICTURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"BM": "bmp"}
+# What is given by mistake, by its first bytes.
+OTHERS = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the file that it stands for. Fetch it: git lfs pull",
+    b"PK\x03\x04": "is a zip archive. Unpack it first",
+    b"\x1f\x8b": "is a gzip archive. Unpack it first",
+    b"\x89HDF": "is an HDF5 file. Pass one of its arrays to the Python function, or convert it to zarr",
+}
 READABLE = "TIFF, OME-TIFF, SVS, NDPI, zarr, OME-Zarr, PNG, JPEG and BMP are read"
 
 
@@ -26,7 +34,7 @@ def open_image(
     channels: Sequence[int | str] | None = None,
     missing: str = "error",
 ) -> Image:
-    """Open an image of any kind, without reading its pixels.
+    """Open an image of any kind, without reading its pixels (but for PNG, JPEG and BMP, which have no parts).
 
     Parameters
     ----------
@@ -75,23 +83,23 @@ def open_image(
 def _open_path(path: str, *, level: int, axes: str | None, missing: str) -> Image:
     if "://" in path:
         raise ImageError(f"{path}: is an address, and only local files are read. Fetch it first")
-    if Path(path).is_dir() or _inside_zarr(Path(path)):
-        from tilenet.readers.zarr import open_zarr
+    with refusing(f"{path}: cannot be opened", "Check the path and its permissions"):
+        if Path(path).is_dir() or _inside_zarr(Path(path)):
+            from tilenet.readers.zarr import open_zarr
 
-        return open_zarr(path, level=level, axes=axes)
-    head = _head(path)
-    if head[:4] in TIFF:
-        from tilenet.readers.tiff import open_tiff
+            return open_zarr(path, level=level, axes=axes)
+        head = _head(path)
+        if head[:4] in TIFF:
+            from tilenet.readers.tiff import open_tiff
 
-        return open_tiff(path, level=level, axes=axes, missing=missing)
-    for magic, kind in PICTURES.items():
-        if head.startswith(magic):
-            from tilenet.readers.picture import PictureImage
+            return open_tiff(path, level=level, axes=axes, missing=missing)
+        for magic, kind in PICTURES.items():
+            if head.startswith(magic):
+                from tilenet.readers.picture import PictureImage
 
-            return PictureImage(path, kind, axes).at_level(level)
-    if not head:
-        raise ImageError(f"{path}: is empty. Get it again")
-    raise ImageError(f"{path}: is not an image that tilenet reads. {READABLE}")
+                return PictureImage(path, kind, axes).at_level(level)
+    what = next((text for magic, text in OTHERS.items() if head.startswith(magic)), None)
+    raise ImageError(f"{path}: {what or f'is not an image that tilenet reads. {READABLE}'}")
 
 
 def _inside_zarr(path: Path) -> bool:
@@ -101,17 +109,15 @@ def _inside_zarr(path: Path) -> bool:
 
 def _head(path: str) -> bytes:
     """Return the first bytes of a file, enough to tell its kind."""
-    try:
-        if not Path(path).exists():
-            raise ImageNotFound(f"{path}: does not exist. Check the path")
-        if not Path(path).is_file():
-            raise ImageError(f"{path}: is neither a file nor a folder. Give an image")
-        with Path(path).open("rb") as file:
-            return file.read(16)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{path}: cannot be opened ({error}). Check the path and its permissions") from error
+    if not Path(path).exists():
+        raise ImageNotFound(f"{path}: does not exist. Check the path")
+    if not Path(path).is_file():
+        raise ImageError(f"{path}: is neither a file nor a folder. Give an image")
+    with Path(path).open("rb") as file:
+        head = file.read(32)
+    if not head:
+        raise ImageError(f"{path}: is empty. Get it again")
+    return head
 
 
 def _numbers(channels: Sequence[int | str], image: Image) -> list[int]:

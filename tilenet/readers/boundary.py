@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tilenet.errors import ImageError, SettingsError, TilenetError
 LARGEST_PIECE = 2**30
 LONGEST_AXIS = 2**31 - 1
 DAMAGED = "The file is damaged, or of a kind that cannot be read; get it again"
+_one_at_a_time = RLock()
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
@@ -47,7 +49,8 @@ def quietly(logger: str) -> Iterator[None]:
         log.addFilter(_unless_quiet)
     token = _quiet.set(True)
     try:
-        with warnings.catch_warnings():
+        # Python's list of warning filters is one for all threads.
+        with _one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

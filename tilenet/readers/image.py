@@ -54,6 +54,8 @@ class Image(ABC):
         The one that this image reads.
     channel_names : tuple of str
         One per channel; empty strings where unknown.
+    n_missing : int
+        Tiles that the file lacks and that are read as 0, over all levels.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Image(ABC):
     levels: tuple[Level, ...]
     level: int
     channel_names: tuple[str, ...]
+    n_missing: int = 0
 
     @abstractmethod
     def at_level(self, level: int) -> Image:
@@ -175,6 +178,7 @@ class ChannelView(Image):
         self._image, self._channels = image, channels
         self.name, self.axes, self.dtype, self.level = image.name, image.axes, image.dtype, image.level
         self.channel_names = tuple(image.channel_names[c] for c in channels)
+        self.n_missing = image.n_missing
         self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
 
     @property
