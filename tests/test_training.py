@@ -1,0 +1,336 @@
+"""Training: targets against slow truth, crops that stay aligned, runs that repeat and resume."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from tilenet.errors import ImageError, ModelError, OutputExists, OutputMismatch, SettingsError
+from tilenet.models import load_model
+from tilenet.objects import objects
+from tilenet.training import Recipe, train
+from tilenet.training.augment import draw_crop
+from tilenet.training.data import find_pairs, read_pairs, split
+from tilenet.training.loss import loss_of, rate_at
+from tilenet.training.targets import border_weights, depth_classes, make_targets
+from tilenet.training.validation import predict_whole
+from tilenet.unet import UNet
+
+VOLUMES = Path(__file__).parents[2] / "shared/data/volumes"
+STILL = Recipe(zoom=1, elastic=0, intensity=0, stain=0, flips=False, turns="none", scaling={"method": "none"})
+SMALL = Recipe(
+    depth=2,
+    wf=2,
+    tile=40,
+    epochs=5,
+    crops=16,
+    batch=4,
+    rate=1e-2,
+    scaling={"method": "linear", "divide": 255},
+    elastic=2,
+)
+
+
+def discs(rng, shape=(60, 70)):
+    label = np.zeros(shape, np.uint16)
+    y, x = np.indices(shape)
+    for k in range(1, 7):
+        cy, cx = rng.integers(0, shape[0]), rng.integers(0, shape[1])
+        label[(y - cy) ** 2 + (x - cx) ** 2 <= rng.integers(4, 9) ** 2] = k
+    return label
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small only wait for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(5)
+    for part in ("images", "labels"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    for k in range(6):
+        label = discs(rng)
+        image = np.clip((label > 0) * 120 + rng.normal(60, 20, label.shape), 0, 255).astype(np.uint8)
+        tifffile.imwrite(tmp_path / f"data/images/cells{k}.tif", image)
+        tifffile.imwrite(tmp_path / f"data/labels/cells{k}.tif", label)
+    return tmp_path / "data"
+
+
+def slow_border_weights(labels, w0, sigma):
+    out = np.zeros(labels.shape)
+    points = {k: np.argwhere(labels == k) for k in np.unique(labels) if k}
+    for at in np.ndindex(labels.shape):
+        distances = sorted(np.sqrt(((p - np.array(at)) ** 2).sum(1)).min() for p in points.values())
+        out[at] = w0 * np.exp(-((distances[0] + distances[1]) ** 2) / (2 * sigma**2))
+    return out
+
+
+@pytest.mark.parametrize("shape", [(24, 31), (9, 8, 11)])
+def test_border_weights_equal_the_formula_written_out(shape):
+    labels = np.zeros(shape, int)
+    labels[..., 1:4, 2:5], labels[..., 2:6, 5:7], labels[..., 7:, 1:3] = 4, 2, 9
+    weights = border_weights(labels, w0=10, sigma=2)
+    assert np.allclose(weights, slow_border_weights(labels, 10, 2), atol=1e-4)
+    assert weights.max() > 5 > 0.1 > weights.min()
+
+
+def test_a_lone_object_has_no_border_weight():
+    labels = np.zeros((12, 12), int)
+    labels[3:7, 3:7] = 1
+    assert not border_weights(labels, w0=10, sigma=5).any()
+
+
+def test_depth_classes_of_a_square_are_rings():
+    labels = np.zeros((9, 9), int)
+    labels[1:8, 1:8] = 1  # distances 1, 2, 3, 4 of 4: rim, body, centre, centre
+    assert depth_classes(labels)[4].tolist() == [0, 1, 2, 3, 3, 3, 2, 1, 0]
+
+
+def test_an_object_cut_by_the_edge_is_deepest_at_the_edge():
+    labels = np.zeros((9, 9), int)
+    labels[2:7, :4] = 1
+    assert depth_classes(labels)[4].tolist() == [3, 3, 2, 1, 0, 0, 0, 0, 0]
+
+
+def test_touching_objects_have_rims_between_them():
+    labels = np.ones((12, 24), int)
+    labels[:, 12:] = 2
+    assert (depth_classes(labels)[:, 11:13] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"flips": True}, {"turns": "right"}, {"flips": True, "turns": "right"}],
+    ids=["still", "flips", "turns", "both"],
+)
+@pytest.mark.parametrize("source", [(23, 17), (5, 19, 14)])
+def test_image_and_target_of_a_crop_stay_aligned_pixel_by_pixel(change, source):
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 200, (1, *source)).astype(np.float32))
+    shape, lost = (7, 28, 28)[-len(source) :], (2, 6, 6)[-len(source) :]
+    for _ in range(8):
+        x, y = draw_crop(pixels, pixels, shape=shape, lost=lost, recipe=replace(STILL, **change), rng=rng)
+        inner = x[(slice(None), *(slice(k, -k) for k in lost))]
+        assert torch.allclose(inner, y, atol=0.02)
+        assert inner.std() > 10
+
+
+def test_a_still_crop_is_a_window_of_the_mirrored_image():
+    image = np.arange(35, dtype=np.float32).reshape(5, 7)
+    x, _ = draw_crop(
+        torch.from_numpy(image)[None],
+        torch.zeros(2, 5, 7),
+        shape=(9, 9),
+        lost=(1, 1),
+        recipe=STILL,
+        rng=np.random.default_rng(0),
+    )
+    mirrored = np.pad(image, 12, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(mirrored, (9, 9))
+    assert (np.abs(windows - x[0].numpy()).max(axis=(2, 3)) < 1e-3).any()
+
+
+def test_deformed_crops_keep_classes_whole_and_move_with_the_image():
+    rng = np.random.default_rng(1)
+    label = torch.from_numpy((discs(rng) > 0).astype(np.float32))[None]
+    recipe = replace(STILL, zoom=1.5, elastic=4, turns="any", flips=True)
+    agree = []
+    for _ in range(10):
+        x, y = draw_crop(label, label, shape=(48, 48), lost=(8, 8), recipe=recipe, rng=rng)
+        assert set(y.unique().tolist()) <= {0.0, 1.0}
+        agree.append(((x[:, 8:-8, 8:-8] > 0.5) == (y > 0.5)).float().mean())
+    assert min(agree) > 0.97
+
+
+def test_small_objects_and_borders_weigh_more():
+    labels = discs(np.random.default_rng(2)).astype(np.int32)
+    plain, small = (make_targets(labels, Recipe(small=s, w0=0), ()) for s in (0, 10_000))
+    assert (plain[1] == 1).all()
+    assert (small[1][labels > 0] == 2.5).all()
+    assert (small[1][labels == 0] == 1).all()
+    assert make_targets(labels, Recipe(w0=10), ())[1].max() > 2
+
+
+def test_the_loss_is_the_weighted_cross_entropy():
+    logits = torch.log(torch.tensor([[[[0.25, 0.5]], [[0.75, 0.5]]]]))
+    target = torch.tensor([[[[1.0, 0.0]], [[3.0, 1.0]]]])
+    expected = -(3 * np.log(0.75) + np.log(0.5)) / 4
+    assert loss_of(logits, target, dice=0, class_weights=torch.ones(2)).item() == pytest.approx(expected)
+    assert loss_of(logits, target, dice=1, class_weights=torch.ones(2)).item() > expected
+
+
+def test_the_rate_warms_up_holds_and_falls_to_nothing():
+    rates = [rate_at(k, 1000, Recipe(rate=1.0, hold=0.5)) for k in range(1001)]
+    assert rates[0] < 0.05
+    assert rates[499] == 1
+    assert rates[750] == pytest.approx(0.5)
+    assert rates[1000] < 1e-9
+
+
+def test_a_network_learns_and_the_better_epoch_is_kept(folder, tmp_path):
+    seen = []
+    model = train(folder, tmp_path / "m.safetensors", recipe=SMALL, progress=seen.append)
+    assert seen[-1].loss < 0.7 * seen[0].loss
+    assert seen[-1].best > 0.85
+    assert model.card.metrics["validation"]["dice"] == max(p.score for p in seen)
+    assert model.card.mask_of_class == (0, 1)
+    assert {p.name for p in (tmp_path / "m.training").iterdir()} >= {"history.csv", "history.png"}
+    assert len((tmp_path / "m.training/history.csv").read_text().splitlines()) == 6
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(folder, tmp_path):
+    recipe = replace(SMALL, epochs=2, dropout=0.2)
+    for name, r in (("a", recipe), ("b", recipe), ("c", replace(recipe, seed=1))):
+        train(folder, tmp_path / f"{name}.safetensors", recipe=r)
+    a, b, c = (load_model(tmp_path / f"{n}.safetensors").state_dict() for n in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["last.weight"], c["last.weight"])
+
+
+def test_a_killed_training_resumes_to_the_same_bytes(folder, tmp_path):
+    recipe = replace(SMALL, epochs=3)
+
+    def killed(progress):
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    train(folder, tmp_path / "whole.safetensors", recipe=recipe)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, tmp_path / "cut.safetensors", recipe=recipe, progress=killed)
+    seen = []
+    train(folder, tmp_path / "cut.safetensors", recipe=recipe, resume=True, progress=seen.append)
+    assert [p.epoch for p in seen] == [3]
+    whole, cut = (torch.load(tmp_path / f"{n}.training/last.pt", weights_only=True) for n in ("whole", "cut"))
+    assert all(torch.equal(whole["average"][k], cut["average"][k]) for k in whole["average"])
+    assert whole["rows"] == cut["rows"]
+
+
+def test_an_existing_training_is_neither_overwritten_nor_resumed_otherwise(folder, tmp_path):
+    recipe, out = replace(SMALL, epochs=1, crops=4), tmp_path / "m.safetensors"
+    train(folder, out, recipe=recipe)
+    with pytest.raises(OutputExists, match="Resume it"):
+        train(folder, out, recipe=recipe)
+    with pytest.raises(OutputMismatch, match="epochs 1, not 2"):
+        train(folder, out, recipe=replace(recipe, epochs=2), resume=True)
+
+
+def test_depth_targets_give_a_model_whose_mask_has_two_values(folder, tmp_path):
+    recipe = replace(SMALL, targets="depth", epochs=1, crops=8)
+    model = train(folder, tmp_path / "m.safetensors", recipe=recipe)
+    assert model.card.classes == ("background", "rim", "body", "centre")
+    assert model.card.mask_of_class == (0, 1, 1, 1)
+    assert "f1" in model.card.metrics["validation"]
+
+
+def test_classes_are_the_values_of_the_labels_in_order(folder, tmp_path):
+    for path in (folder / "labels").iterdir():
+        tifffile.imwrite(path, (tifffile.imread(path) > 0).astype(np.uint8) * 255)
+    recipe = replace(SMALL, targets="classes", epochs=2, class_weights=("balanced",))
+    model = train(folder, tmp_path / "m.safetensors", recipe=recipe)
+    assert model.card.classes == ("class 0", "class 255")
+    assert model.card.mask_of_class == (0, 1)
+
+
+def test_a_whole_prediction_does_not_depend_on_its_tiles(monkeypatch):
+    torch.manual_seed(0)
+    network = UNet(1, 2, depth=3, wf=2).double().eval()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    image = np.random.default_rng(0).normal(size=(1, 50, 61))
+    monkeypatch.setattr("tilenet.training.validation.TILE", {2: 512})
+    whole = predict_whole(network, image)
+    monkeypatch.setattr("tilenet.training.validation.TILE", {2: 16})
+    assert np.allclose(predict_whole(network, image), whole, atol=1e-6)
+    assert whole.std() > 1e-3
+
+
+def test_a_split_is_drawn_by_seed_and_never_empty(folder):
+    pairs = read_pairs(folder, {"method": "none"})
+    a, b = split(pairs, 0.3, seed=0)
+    assert (len(a), len(b)) == (4, 2)
+    assert {p.name for p in a} | {p.name for p in b} == set(find_pairs(folder))
+    assert [p.name for p in b] == [p.name for p in split(pairs, 0.3, seed=0)[1]]
+    assert len(split(pairs, 0.01, seed=0)[1]) == 1
+    with pytest.raises(SettingsError, match="cells0"):
+        split(pairs[:1], 0.5, seed=0)
+
+
+def test_images_that_are_left_out_are_not_trained_on(folder, tmp_path):
+    with pytest.raises(SettingsError, match="cells5"):
+        train(folder, tmp_path / "m.safetensors", recipe=SMALL, leave_out={f"cells{k}" for k in range(5)})
+
+
+def test_bad_data_are_refused_by_file_name(folder, tmp_path):
+    label = folder / "labels/cells3.tif"
+    good = tifffile.imread(label)
+    for wrong, says in (
+        (good.astype(np.float32), "cells3.tif: holds float32"),
+        (good[:-1], r"cells3.tif: is \(59, 70\), but cells3.tif is \(60, 70\)"),
+        (good.astype(np.int16) - 5, "cells3.tif: has labels that are negative"),
+    ):
+        tifffile.imwrite(label, wrong)
+        with pytest.raises(ImageError, match=says):
+            train(folder, tmp_path / "m.safetensors", recipe=SMALL)
+    label.unlink()
+    with pytest.raises(ImageError, match="cells3.tif: has no partner in labels"):
+        train(folder, tmp_path / "m.safetensors", recipe=SMALL)
+    with pytest.raises(ImageError, match="no such folder"):
+        find_pairs(tmp_path / "nowhere")
+    assert not (tmp_path / "m.training").exists()
+
+
+def test_settings_that_make_no_sense_are_refused(folder, tmp_path):
+    for wrong in ({"targets": "boxes"}, {"epochs": 0}, {"validation": 1.0}, {"zoom": 0.5}):
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
+            Recipe(**wrong)
+    with pytest.raises(ModelError, match="Change the ending"):
+        train(folder, tmp_path / "m.pt", recipe=SMALL)
+
+
+@pytest.mark.skipif(not VOLUMES.is_dir(), reason="needs the shared volumes")
+def test_a_3d_network_learns_nuclei_from_a_volume(tmp_path):
+    image = tifffile.imread(VOLUMES / "plant_nuclei_1135_image.tif")
+    label = tifffile.imread(VOLUMES / "plant_nuclei_1135_label.tif")
+    for part, array in (("images", image), ("labels", label)):
+        (tmp_path / part).mkdir()
+        # Two volumes that share no plane; the gap is more than the network sees.
+        tifffile.imwrite(tmp_path / part / "low.tif", array[:48])
+        tifffile.imwrite(tmp_path / part / "high.tif", array[64:])
+    recipe = replace(SMALL, wf=3, tile=24, epochs=3, crops=24, targets="mask")
+    seen = []
+    model = train(
+        tmp_path, tmp_path / "m.safetensors", recipe=recipe, axes="zyx", validate_on=["high"], progress=seen.append
+    )
+    assert model.ndim == 3
+    assert seen[-1].loss < seen[0].loss
+    assert seen[-1].best > 0.6
+
+
+@pytest.mark.parametrize("kind", ["mask", "probabilities"])
+def test_touching_discs_become_two_objects(kind):
+    y, x = np.indices((30, 50))
+    labels = np.where((y - 15) ** 2 + (x - 15) ** 2 <= 100, 1, 0)
+    labels[(y - 15) ** 2 + (x - 33) ** 2 <= 100] = 2
+    given = labels > 0 if kind == "mask" else np.eye(4, dtype=np.float32)[depth_classes(labels)].transpose(2, 0, 1)
+    found = objects(given)
+    assert found.max() == 2
+    assert np.array_equal(found > 0, labels > 0)
+    assert found[15, 10] != found[15, 38]
+
+
+def test_objects_below_the_least_size_are_dropped_and_numbers_have_no_gaps():
+    mask = np.zeros((20, 30), int)
+    mask[2:4, 2:4] = mask[8:16, 3:11] = mask[8:16, 18:26] = 1
+    assert objects(mask, min_size=5).max() == 2
+    assert objects(mask, min_size=1).max() == 3
+    assert objects(np.zeros((5, 5), int)).max() == 0
+    with pytest.raises(SettingsError, match="names 2 classes"):
+        objects(np.ones((3, 5, 5), np.float32), depth_of_class=(0, 1))

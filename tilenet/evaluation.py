@@ -1,0 +1,109 @@
+"""A prediction against the truth: two files, or two folders of files matched by stem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet import metrics
+from tilenet.errors import ImageError, ImageNotFound
+from tilenet.labels import files_by_stem, read_labels
+from tilenet.objects import objects
+
+Labels = NDArray[np.int32]
+
+
+def evaluate(prediction: str | Path, truth: str | Path, *, classes: bool = False) -> dict[str, Any]:
+    """Score a prediction.
+
+    Parameters
+    ----------
+    prediction, truth : str or path
+        A file (or mask folder) each; or a folder of them each, matched by the part of their
+        names before the first dot.
+    classes : bool
+        The labels are classes. By default they are objects (instance labels); a prediction
+        that is a mask of 0 and 1 is first parted into objects.
+
+    Returns
+    -------
+    dict
+        Ready for JSON: ``images``, ``pixel_error``, ``dice`` and ``iou`` per class (``"1"`` is
+        the foreground of objects); for objects also ``objects`` per IoU threshold,
+        ``mean_ap``, ``panoptic_quality``, ``rand`` and ``information``. Pixels and objects are
+        counted over all images; ``mean_ap``, ``rand`` and ``information`` are means of images.
+
+    Raises
+    ------
+    ImageError, ImageNotFound
+        If a file has no partner or another shape, or does not hold integers.
+    """
+    pairs = match(Path(prediction), Path(truth))
+    pixels: dict[int, metrics.PixelCounts] = {}
+    counts = dict.fromkeys(metrics.THRESHOLDS, metrics.ObjectCounts())
+    means: list[dict[str, float]] = []
+    for stem, (a, b) in pairs.items():
+        found, true = read_labels(a), read_labels(b)
+        if found.shape != true.shape:
+            raise ImageError(
+                f"{a}: is {found.shape}, but the truth of {stem} is {true.shape}. Score images of one size"
+            )
+        seen = (found, true) if classes else (np.minimum(found, 1), np.minimum(true, 1))
+        for c, n in metrics.count_pixels(*seen).items():
+            pixels[c] = pixels.get(c, metrics.PixelCounts()) + n
+        if not classes:
+            labels = objects(found) if found.max(initial=0) == 1 < true.max(initial=0) else found
+            for t, count in metrics.count_objects(labels, true, thresholds=metrics.THRESHOLDS).items():
+                counts[t] += count
+            means.append(_of_image(labels, true))
+    scores = _of_pixels(pixels, len(pairs))
+    return scores if classes else scores | _of_objects(counts, means)
+
+
+def match(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
+    """Return the pairs of files by stem; two files are one pair, whatever their names."""
+    for path in (prediction, truth):
+        if not path.exists():
+            raise ImageNotFound(f"{path}: no such file or folder")
+    if not (_is_set(prediction) and _is_set(truth)):
+        return {truth.name: (prediction, truth)}
+    found, true = files_by_stem(prediction), files_by_stem(truth)
+    for stem in sorted({*found, *true}):
+        if stem not in found or stem not in true:
+            there, lacking = (found[stem], truth) if stem in found else (true[stem], prediction)
+            raise ImageNotFound(f"{there}: has no partner in {lacking}. Every file needs one of the same stem")
+    return {stem: (found[stem], true[stem]) for stem in sorted(found)}
+
+
+def _is_set(path: Path) -> bool:
+    """Tell a folder of files from a zarr store, which is a folder too."""
+    return path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zattrs", ".zarray", ".zgroup"))
+
+
+def _of_pixels(pixels: Mapping[int, metrics.PixelCounts], images: int) -> dict[str, Any]:
+    total = sum(n.both + n.only_truth for n in pixels.values())
+    wrong = sum(n.only_truth for n in pixels.values())
+    return {
+        "images": images,
+        "pixel_error": wrong / max(1, total),
+        "dice": {str(c): n.dice for c, n in sorted(pixels.items())},
+        "iou": {str(c): n.iou for c, n in sorted(pixels.items())},
+    }
+
+
+def _of_image(found: Labels, true: Labels) -> dict[str, float]:
+    return {
+        "mean_ap": metrics.mean_average_precision(found, true),
+        "rand": metrics.rand_scores(found, true).f_score,
+        "information": metrics.information_scores(found, true).f_score,
+    }
+
+
+def _of_objects(counts: Mapping[float, metrics.ObjectCounts], means: list[dict[str, float]]) -> dict[str, Any]:
+    shown = {str(t): {"f1": n.f1, "precision": n.precision, "recall": n.recall} for t, n in counts.items()}
+    averages = {name: float(np.mean([m[name] for m in means])) for name in means[0]}
+    return {"objects": shown, "panoptic_quality": counts[0.5].panoptic_quality, **averages}

@@ -1,0 +1,54 @@
+"""Labels from files: whole planes or volumes of integers, and folders of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.errors import ImageError, ImageNotFound
+from tilenet.geometry import Box
+from tilenet.readers import open_image
+
+HIDDEN = (".", "_")
+
+
+def files_by_stem(folder: Path) -> dict[str, Path]:
+    """Return the files (or zarr folders) of a folder by the part of their names before the first dot."""
+    if not folder.is_dir():
+        raise ImageNotFound(f"{folder}: no such folder. A set of pairs is two folders of one file per image")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(HIDDEN):
+            continue
+        stem = path.name.split(".")[0]
+        if stem in found:
+            raise ImageError(f"{path}: has the same stem as {found[stem].name}. Rename one of them")
+        found[stem] = path
+    if not found:
+        raise ImageNotFound(f"{folder}: is empty. Put one file per image into it")
+    return found
+
+
+def read_labels(path: str | Path, *, axes: str | None = None) -> NDArray[np.int32]:
+    """Return the labels (*n) of a 2-D or 3-D file; `ImageError` unless they are integers."""
+    with open_image(path, axes=axes) as image:
+        if image.dtype.kind not in "iub":
+            raise ImageError(f"{path}: holds {image.dtype}, not integers. Labels are whole numbers, 0 is background")
+        labels = image.read_inside(Box.of_shape(image.box_shape))
+    if any(not np.array_equal(labels[0], other) for other in labels[1:]):
+        raise ImageError(f"{path}: has {len(labels)} different channels. Labels have one number per pixel")
+    if labels.size and (labels[0].min() < 0 or labels[0].max() > np.iinfo(np.int32).max):
+        raise ImageError(f"{path}: has labels that are negative or beyond 2**31. Number the objects from 1")
+    plain: NDArray[np.int32] = labels[0].reshape(spatial_shape(labels.shape[1:], path)).astype(np.int32)
+    return plain
+
+
+def spatial_shape(shape: tuple[int, ...], path: str | Path) -> tuple[int, ...]:
+    """Return the shape without leading axes of length 1; two or three axes must be left."""
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) not in (2, 3):
+        raise ImageError(f"{path}: has shape {shape}. Planes and volumes are taken, one per file")
+    return shape

@@ -1,0 +1,16 @@
+"""Training: pairs of images and labels in, a model file out.
+
+data.py        pairs from a folder, split by seed
+targets.py     what each pixel is to become, and how much it counts
+augment.py     crops, deformed and recoloured at random
+recipe.py      every option, in one place
+validation.py  whole images through the network, scored
+history.py     the curves, as CSV and as a picture
+checkpoint.py  what a killed training needs to go on
+loop.py        `train`
+"""
+
+from tilenet.training.loop import Progress, train
+from tilenet.training.recipe import Recipe
+
+__all__ = ["Progress", "Recipe", "train"]

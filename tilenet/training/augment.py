@@ -1,0 +1,144 @@
+"""Crops of training images, deformed and recoloured at random.
+
+A crop is drawn once: flip, turn, zoom and elastic deformation become one coordinate map, at
+which the image is read linearly and its target by nearest neighbour. Outside the image the map
+is mirrored, without repeating the edge, as in prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tilenet.training.recipe import Recipe
+
+Random = np.random.Generator
+
+
+def draw_crop(
+    image: Tensor, target: Tensor, *, shape: Sequence[int], lost: Sequence[int], recipe: Recipe, rng: Random
+) -> tuple[Tensor, Tensor]:
+    """Return a random crop and its target.
+
+    Parameters
+    ----------
+    image : Tensor
+        (C, *n) float32, scaled.
+    target : Tensor
+        (2, *n) float32: class and weight.
+    shape : sequence of int
+        Size of the crop, legal for the network.
+    lost : sequence of int
+        What the network's output, and so the target, lacks at each end.
+
+    Returns
+    -------
+    tuple of Tensor
+        (C, *shape), and (2, *(shape - 2 lost)).
+    """
+    grid = draw_grid(image.shape[1:], shape, recipe, rng)
+    inner = grid[tuple(slice(k, n - k) for k, n in zip(lost, shape, strict=True))]
+    return draw_colours(_read(image, grid, "bilinear"), recipe, rng), _read(target, inner, "nearest")
+
+
+def draw_grid(source: Sequence[int], shape: Sequence[int], recipe: Recipe, rng: Random) -> Tensor:
+    """Return the source pixel of each pixel of a crop: (*shape, axes), in array order."""
+    axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in shape]
+    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    if recipe.elastic:
+        offsets = offsets + _displacements(shape, recipe, rng)
+    matrix = torch.from_numpy(_draw_matrix(len(shape), recipe, rng))
+    centre = torch.tensor(
+        [
+            _draw_centre(n, m, lossless=recipe.turns != "any" and recipe.zoom == 1, rng=rng)
+            for n, m in zip(source, shape, strict=True)
+        ]
+    )
+    return offsets @ matrix.T + centre
+
+
+def _draw_centre(length: int, crop: int, *, lossless: bool, rng: Random) -> float:
+    centre = rng.uniform(0, length - 1)
+    # Without zoom and odd angles, pixels should land on pixels: nothing is blurred.
+    return round(centre) + (0.5 if crop % 2 == 0 else 0.0) if lossless else centre
+
+
+def _draw_matrix(ndim: int, recipe: Recipe, rng: Random) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    matrix = np.eye(ndim)
+    turn = {"none": 0.0, "right": math.pi / 2 * rng.integers(4), "any": rng.uniform(0, 2 * math.pi)}[recipe.turns]
+    scale = math.exp(rng.uniform(-1, 1) * math.log(recipe.zoom))
+    c, s = math.cos(turn) / scale, math.sin(turn) / scale
+    matrix[-2:, -2:] = [[c, -s], [s, c]]
+    if recipe.flips:
+        matrix = matrix * rng.choice([-1, 1], ndim)
+    return matrix.round(12).astype(np.float32)
+
+
+def _displacements(shape: Sequence[int], recipe: Recipe, rng: Random) -> Tensor:
+    """Return smooth random displacements in the plane y, x: (*shape, axes)."""
+    points = rng.normal(0, recipe.elastic, (1, 2, recipe.elastic_grid, recipe.elastic_grid)).astype(np.float32)
+    plane = functional.interpolate(torch.from_numpy(points), tuple(shape[-2:]), mode="bicubic", align_corners=True)
+    moved = torch.zeros(*shape, len(shape))
+    moved[..., -2:] = plane[0].permute(1, 2, 0)
+    return moved
+
+
+def _read(pixels: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """Return (C, *n) read at (*m, axes) source pixels, mirrored outside: (C, *m)."""
+    last = torch.tensor([max(1, n - 1) for n in pixels.shape[1:]])
+    unit = (grid * (2 / last) - 1).flip(-1)
+    read = functional.grid_sample(pixels[None], unit[None], mode=mode, padding_mode="reflection", align_corners=True)
+    return read[0]
+
+
+def draw_colours(x: Tensor, recipe: Recipe, rng: Random) -> Tensor:
+    """Return (C, *n) with its channels, intensities and sharpness changed at random."""
+    if len(x) > 1:
+        x = _mix_channels(x, recipe, rng)
+    if rng.random() < recipe.invert:
+        x = 1 - x
+    if recipe.intensity:
+        gamma = math.exp(rng.normal(0, recipe.intensity))
+        x = torch.where(x > 0, x.clamp_min(1e-6) ** gamma, x)
+        x = x * math.exp(rng.normal(0, recipe.intensity)) + rng.normal(0, recipe.intensity / 3)
+    if rng.random() < recipe.noise:
+        x = _blurred(x, rng.uniform(0.5, 1.6)) if rng.random() < 0.5 else x + _noise(x.shape, rng)
+    clip = recipe.scaling.get("clip")
+    return x.clamp(*clip) if clip else x
+
+
+def _mix_channels(x: Tensor, recipe: Recipe, rng: Random) -> Tensor:
+    mix = np.eye(len(x))
+    if rng.random() < recipe.swap:
+        mix = mix[rng.permutation(len(x))]
+    if rng.random() < recipe.grey:
+        mix = np.full_like(mix, 1 / len(x))
+    mix = mix + rng.normal(0, recipe.stain, mix.shape)
+    if rng.random() < recipe.tint:
+        strength = rng.choice([0, 0.3, 1], len(x))
+        strength[rng.integers(len(x))] = 1
+        mix = strength[:, None] * mix
+    mixed: Tensor = torch.tensordot(torch.from_numpy(mix.astype(np.float32)), x, dims=1)
+    return mixed
+
+
+def _noise(shape: Sequence[int], rng: Random) -> Tensor:
+    channels = shape[0] if rng.random() < 0.5 else 1
+    return torch.from_numpy(rng.standard_normal((channels, *shape[1:]), np.float32)) * rng.uniform(0, 0.08)
+
+
+def _blurred(x: Tensor, sigma: float) -> Tensor:
+    """Return (C, *n) smoothed by a Gaussian in the plane y, x."""
+    t = torch.arange(-4.0, 5.0)
+    kernel = torch.exp(-t * t / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    planes = x.reshape(-1, 1, *x.shape[-2:])
+    for weight, pad in ((kernel, (4, 4, 0, 0)), (kernel.mT, (0, 0, 4, 4))):
+        planes = functional.conv2d(functional.pad(planes, pad, mode="replicate"), weight)
+    smooth: Tensor = planes.reshape(x.shape)
+    return smooth

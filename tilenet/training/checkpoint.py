@@ -1,0 +1,74 @@
+"""What a killed training needs to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tilenet.errors import OutputExists, OutputMismatch
+from tilenet.training.recipe import Recipe
+
+State = dict[str, Tensor]
+
+
+class Folder:
+    """The folder beside the model: recipe, last state, best weights, history.
+
+    Examples
+    --------
+    >>> Folder(Path("cells.safetensors")).path.name
+    'cells.training'
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.path = out, out.with_suffix(".training")
+        self.last, self.recipe = self.path / "last.pt", self.path / "recipe.json"
+
+    def begin(self, recipe: Recipe, *, resume: bool) -> dict[str, Any] | None:
+        """Return the state to go on from, None for a fresh start; refuse what would be lost."""
+        text = json.dumps(recipe.identity(), indent=1, sort_keys=True)
+        if not resume and (self.path.exists() or self.out.exists()):
+            raise OutputExists(f"{self.out}: exists, or its training does. Resume it, or choose another name")
+        if not self.recipe.is_file():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.recipe.write_text(text)
+            return None
+        if (before := self.recipe.read_text()) != text:
+            old, new = json.loads(before), json.loads(text)
+            name = next(k for k in {**old, **new} if old.get(k) != new.get(k))
+            raise OutputMismatch(f"{self.path}: was started with {name} {old.get(name)}, not {new.get(name)}")
+        return torch.load(self.last, weights_only=True) if self.last.is_file() else None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the last state; a kill meanwhile leaves the one before."""
+        temporary = self.last.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.last)  # noqa: PTH105  (the plain call, known to be atomic)
+
+
+class Average:
+    """Exponential moving average of a network's weights and statistics.
+
+    Late weights count most, but early in training the average follows at once: the decay
+    starts low and reaches `decay` after many steps.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay, self.step = decay, 0
+        self.state: State = {k: v.detach().clone() for k, v in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Take in the weights after a step."""
+        self.step += 1
+        decay = min(self.decay, self.step / (self.step + 20))
+        for key, value in network.state_dict().items():
+            if value.dtype.is_floating_point and self.decay:
+                self.state[key].lerp_(value, 1 - decay)
+            else:
+                self.state[key].copy_(value)

@@ -1,0 +1,261 @@
+"""Training a U-Net on a folder of pairs.
+
+References
+----------
+O. Ronneberger, P. Fischer, T. Brox: U-Net: Convolutional Networks for Biomedical Image
+Segmentation. MICCAI 2015, https://doi.org/10.1007/978-3-319-24574-4_28
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tilenet.card import ModelCard
+from tilenet.errors import ImageError, ModelError
+from tilenet.models import load_model, save_model
+from tilenet.predict import find_device
+from tilenet.training.checkpoint import Average, Folder
+from tilenet.training.crops import Crops
+from tilenet.training.data import Pair, read_pairs, split
+from tilenet.training.history import write_csv, write_picture
+from tilenet.training.loss import class_weights, loss_of, optimizer_of, rate_at
+from tilenet.training.recipe import Recipe
+from tilenet.training.targets import CLASSES, class_values
+from tilenet.training.validation import predict_whole, validate
+from tilenet.unet import UNet
+
+GRADIENT_NORM = 5.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands after an epoch.
+
+    Attributes
+    ----------
+    epoch, epochs : int
+        Done, and in all.
+    loss, score, best : float
+        Mean training loss of the epoch; validation score, and the best so far.
+    seconds_left : float
+        At the pace of this run.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    score: float
+    best: float
+    seconds_left: float
+
+
+def train(
+    data: str | Path,
+    out: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    start: str | Path | None = None,
+    card: ModelCard | None = None,
+    axes: str | None = None,
+    resume: bool = False,
+    leave_out: Collection[str] = (),
+    validate_on: Collection[str] = (),
+    progress: Callable[[Progress], None] | None = None,
+) -> UNet:
+    """Train a network and write it, at its best epoch, to one file.
+
+    Parameters
+    ----------
+    data : str or path
+        A folder with ``images/`` and ``labels/``, one file each per stem.
+    out : str or path
+        The model, ``.safetensors``. Beside it, ``OUT.training/`` gets ``history.csv``,
+        ``history.png`` and what a resume needs.
+    recipe : Recipe, optional
+        All options; the default suits objects in a few dozen images.
+    start : str or path, optional
+        A model whose weights to start from, of the same architecture; by default He's.
+    card : ModelCard, optional
+        What to say of the model besides what follows from the recipe.
+    axes : str, optional
+        Of the images, for files that do not say them (``"zyx"``).
+    resume : bool
+        Go on after the last finished epoch of a killed training, or start one.
+    leave_out : collection of str
+        Stems that are not used at all, such as a test set.
+    validate_on : collection of str
+        Stems that choose the best epoch; by default a share drawn by seed.
+    progress : callable, optional
+        Called after each epoch.
+
+    Returns
+    -------
+    UNet
+        The best network, in eval mode, with its card.
+
+    Raises
+    ------
+    ImageError, ImageNotFound
+        If the data are not pairs that can be trained on.
+    OutputExists, OutputMismatch
+        If `out` exists, or the training to be resumed had another recipe.
+    """
+    recipe, out = recipe or Recipe(), Path(out)
+    if out.suffix != ".safetensors":
+        raise ModelError(f"{out}: models are written as .safetensors. Change the ending")
+    pairs = [p for p in read_pairs(data, recipe.scaling, axes=axes) if p.name not in set(leave_out)]
+    chosen = _split(pairs, recipe, validate_on)
+    folder = Folder(out)
+    state = folder.begin(recipe, resume=resume)
+    run = _Run(recipe, folder, chosen, card or ModelCard())
+    if state is not None:
+        run.restore(state)
+    elif start is not None:
+        run.start_from(load_model(start))
+    run.to_the_end(progress or (lambda _: None))
+    return load_model(out)
+
+
+def _split(pairs: list[Pair], recipe: Recipe, validate_on: Collection[str]) -> tuple[list[Pair], list[Pair]]:
+    if not validate_on:
+        return split(pairs, recipe.validation, seed=recipe.seed)
+    if missing := sorted(set(validate_on) - {p.name for p in pairs}):
+        raise ImageError(f"{missing[0]}: is to be validated on, but is not among the training data")
+    held = set(validate_on)
+    return [p for p in pairs if p.name not in held], [p for p in pairs if p.name in held]
+
+
+class _Run:
+    """One training: everything that changes from step to step."""
+
+    def __init__(self, recipe: Recipe, folder: Folder, pairs: tuple[list[Pair], list[Pair]], card: ModelCard) -> None:
+        self.recipe, self.folder, self.held = recipe, folder, pairs[1]
+        labels = [p.label for p in (*pairs[0], *pairs[1])]
+        self.values = class_values(labels) if recipe.targets == "classes" else ()  # type: ignore[arg-type]
+        self.card = _completed(card, recipe, self.values)
+        self.device = find_device(recipe.device)
+        channels, ndim = len(pairs[0][0].image), pairs[0][0].label.ndim
+        self.network = build(recipe, channels, len(self.card.classes), ndim).to(self.device)
+        self.network.to(memory_format=torch.channels_last if ndim == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
+        self.forward = torch.compile(self.network) if recipe.compiled else self.network
+        self.crops = Crops(pairs[0], recipe, self.network.footprint, self.values)
+        self.optimizer = optimizer_of(self.network, recipe)
+        self.average = Average(self.network, recipe.average)
+        self.class_weights = class_weights(self.crops.targets, recipe, len(self.card.classes)).to(self.device)
+        self.rows: list[dict[str, float]] = []
+
+    def start_from(self, model: UNet) -> None:
+        if model.options != self.network.options:
+            raise ModelError(f"the model to start from has options {model.options}, not {self.network.options}")
+        self.network.load_state_dict(model.state_dict())
+        self.average = Average(self.network, self.recipe.average)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.state, self.average.step = state["average"], state["step"]
+        self.rows = state["rows"]
+
+    def to_the_end(self, progress: Callable[[Progress], None]) -> None:
+        began, first = time.monotonic(), len(self.rows)
+        for epoch in range(first, self.recipe.epochs):
+            torch.manual_seed(self.recipe.seed * 1_000_003 + epoch)  # dropout
+            loss = self._epoch(epoch)
+            self._finish(epoch, loss)
+            pace = (time.monotonic() - began) / (epoch + 1 - first)
+            scores = [row["score"] for row in self.rows]
+            left = pace * (self.recipe.epochs - epoch - 1)
+            progress(Progress(epoch + 1, self.recipe.epochs, loss, scores[-1], max(scores), left))
+
+    def _epoch(self, epoch: int) -> float:
+        self.network.train()
+        losses = []
+        per_epoch = max(1, len(self.crops) // self.recipe.batch)
+        for k, (x, y) in enumerate(self.crops.batches(epoch)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate_at(epoch * per_epoch + k, self.recipe.epochs * per_epoch, self.recipe)
+            losses.append(self._step(x.to(self.device), y.to(self.device)))
+        return float(torch.stack(losses).mean())
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        bf16 = self.recipe.precision == "bf16" or (self.recipe.precision == "auto" and self.device.type == "cuda")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            logits = self.forward(x)
+        loss = loss_of(logits.float(), y, dice=self.recipe.dice, class_weights=self.class_weights)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+        self.optimizer.step()
+        self.average.update(self.network)
+        return loss.detach()
+
+    def _finish(self, epoch: int, loss: float) -> None:
+        """Validate the averaged weights, keep them if they are the best, and save the state."""
+        network = build(self.recipe, self.network.in_channels, self.network.n_classes, self.network.ndim)
+        network.load_state_dict(self.average.state)
+        network.to(self.device).eval()
+        scores = validate(network, self.held, self.recipe, self.values)
+        if not self.rows or scores["score"] > max(row["score"] for row in self.rows):
+            metrics = {"validation": scores, "epoch": epoch + 1}
+            save_model(network, self.folder.out, card=replace(self.card, metrics=self.card.metrics | metrics))
+        self.rows.append({"epoch": epoch + 1, "loss": loss, **scores})
+        write_csv(self.rows, self.folder.path / "history.csv")
+        examples = [(p, predict_whole(network, p.image).argmax(axis=0)) for p in self.held[:3]]
+        write_picture(self.rows, examples, self.folder.path / "history.png")
+        self.folder.save(
+            {
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state,
+                "step": self.average.step,
+                "rows": self.rows,
+            }
+        )
+
+
+def build(recipe: Recipe, channels: int, classes: int, ndim: int) -> UNet:
+    """Return the recipe's network with He's initial weights, the same for the same seed."""
+    torch.manual_seed(recipe.seed)
+    network = UNet(
+        channels,
+        classes,
+        recipe.depth,
+        recipe.wf,
+        recipe.padding,
+        recipe.batch_norm,
+        recipe.up_mode,
+        ndim=ndim,
+        pool_size=recipe.pool_size,
+    )
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    if recipe.dropout:
+        network.down_path[-1].register_forward_hook(
+            lambda block, _, x: functional.dropout(x, recipe.dropout, block.training)
+        )
+    return network
+
+
+def _completed(card: ModelCard, recipe: Recipe, values: tuple[int, ...]) -> ModelCard:
+    """Return the card with what the recipe decides: classes, mask values, scaling."""
+    if recipe.targets == "classes":
+        names = card.classes or tuple(f"class {v}" for v in values)
+        return replace(card, classes=names, mask_of_class=tuple(range(len(values))), scaling=dict(recipe.scaling))
+    names = CLASSES[recipe.targets]
+    mask = (0,) + (1,) * (len(names) - 1)
+    return replace(
+        card, classes=names, mask_of_class=mask, scaling=dict(recipe.scaling), labels=card.labels or {"1": "object"}
+    )

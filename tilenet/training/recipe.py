@@ -1,0 +1,144 @@
+"""Every option of a training, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tilenet.errors import SettingsError
+
+PERCENTILES = {"method": "percentile", "low": 1, "high": 99.8, "per_channel": False, "clip": [-0.5, 1.5]}
+RATES = {"adamw": 2e-3, "sgd": 1e-2}
+# What these change is who computes and how fast; a resumed training may have others.
+FREE = ("workers", "device", "compiled")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. The defaults suit a few dozen images of objects.
+
+    Attributes
+    ----------
+    depth, wf, padding, batch_norm, up_mode, pool_size
+        Of the network; see `tilenet.UNet`.
+    dropout : float
+        Share of the features dropped at the bottom of the network while training.
+    targets : {"mask", "depth", "classes"}
+        What is learned from labels: object or not (any label but 0); how deep inside an object
+        (background, rim, body, centre), which tells neighbours apart and needs instance
+        labels; or the labels themselves, as classes in ascending order.
+    class_weights : tuple of float
+        w_c of each class; empty for 1, or ``("balanced",)`` for inverse frequencies.
+    small : float
+        Objects of fewer pixels than this count more, by the root of the ratio (at most 2.5).
+    w0, sigma : float
+        Height, and width in pixels, of the extra weight where two objects are near (the
+        paper's border weights); not for ``targets="classes"``.
+    dice : float
+        Share of a soft Dice loss of the foreground, beside the weighted cross entropy.
+    scaling : mapping
+        Rule for intensities, also on the model card; see `tilenet.scaling`.
+    tile : int, optional
+        Side of the network's output in training, rounded up to a legal one.
+    zoom : float
+        Crops are enlarged or reduced by up to this factor.
+    elastic, elastic_grid : float, int
+        Standard deviation (pixels) of the displacements, and points per side of their grid.
+    flips, turns : bool, {"none", "right", "any"}
+        Mirrored crops; turns in the plane y, x by right angles or by any.
+    intensity, stain : float
+        Strength of random gamma, gain and offset; of random mixing of colour channels.
+    noise, invert, tint, swap, grey : float
+        Share of the crops that are blurred or noisy; inverted; shown in some channels only, as
+        a fluorescent stain in an RGB image is; given their channels in another order; made grey.
+    shares : mapping of str to float
+        How often images are drawn whose names start so; by default by their size.
+    optimizer : {"adamw", "sgd"}
+        AdamW, or SGD with `momentum`; both with a cosine schedule from `rate`.
+    hold : float
+        Share of the training before the cosine starts to fall.
+    average : float
+        Decay a step of the moving average of the weights that is kept; 0 for none.
+    epochs, crops, batch : int
+        An epoch is that many crops; by default as many as cover the training images once.
+    validation : float
+        Share of the images that choose the best epoch.
+    seed : int
+        Decides split, weights and crops: the same seed gives the same bytes on a CPU.
+    precision, device, workers, compiled
+        ``auto`` is bf16 on a GPU and fp32 elsewhere; `workers` are processes that make crops;
+        `compiled` has torch compile the network first, which takes about a minute.
+    """
+
+    depth: int = 4
+    wf: int = 4
+    padding: bool = False
+    batch_norm: bool = True
+    up_mode: str = "upconv"
+    pool_size: tuple[int, ...] | None = None
+    dropout: float = 0.0
+    targets: str = "mask"
+    class_weights: tuple[float | str, ...] = ()
+    small: float = 0.0
+    w0: float = 10.0
+    sigma: float = 5.0
+    dice: float = 0.5
+    scaling: Mapping[str, Any] = field(default_factory=lambda: dict(PERCENTILES))
+    tile: int | None = None
+    zoom: float = 1.25
+    elastic: float = 10.0
+    elastic_grid: int = 3
+    flips: bool = True
+    turns: str = "right"
+    intensity: float = 0.2
+    stain: float = 0.1
+    noise: float = 0.0
+    invert: float = 0.0
+    tint: float = 0.0
+    swap: float = 0.0
+    grey: float = 0.0
+    shares: Mapping[str, float] = field(default_factory=dict)
+    optimizer: str = "adamw"
+    rate: float | None = None
+    hold: float = 0.0
+    momentum: float = 0.99
+    weight_decay: float = 1e-2
+    average: float = 0.99
+    epochs: int = 60
+    crops: int | None = None
+    batch: int = 4
+    validation: float = 0.2
+    seed: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+    workers: int = 0
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {
+            "targets": ("mask", "depth", "classes"),
+            "turns": ("none", "right", "any"),
+            "optimizer": tuple(RATES),
+            "precision": ("auto", "fp32", "bf16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise SettingsError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is at least 1, not {getattr(self, name)}")
+        if not 0 < self.validation < 1:
+            raise SettingsError(f"validation is a share between 0 and 1, not {self.validation}")
+        if self.zoom < 1:
+            raise SettingsError(f"zoom is at least 1, not {self.zoom}")
+
+    @property
+    def peak_rate(self) -> float:
+        """Learning rate at the start of the cosine."""
+        return RATES[self.optimizer] if self.rate is None else self.rate
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that decides the result, ready for JSON."""
+        values = {name: value for name, value in asdict(self).items() if name not in FREE}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
