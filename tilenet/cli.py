@@ -102,17 +102,17 @@ def segment(image: str, out: Path, resume: bool, overwrite: bool, as_json: bool,
     """Segment IMAGE into OUT."""
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite: say one of them")
-    from tilenet import api, predict
+    from tilenet import api, predict, store
 
     predict.keep_freed_memory()
     started = time.perf_counter()
     with progress_bar("px", shown=not quiet) as progress:
         mask = api.segment(image, out, **_model(options), resume=resume, overwrite=overwrite, progress=progress)
     seconds = time.perf_counter() - started
-    assert isinstance(mask, api.Mask)
-    result = {"out": str(out), "axes": mask.axes, "shape": list(mask.shape), "seconds": round(seconds, 2)}
-    result["labels"] = mask.info["card"]["labels"]
-    text = f"{out}: {_sides(mask.shape)} px, {_labels(result['labels'])}, {seconds:.1f} s"
+    assert isinstance(mask, store.Mask)
+    labels = mask.info["card"]["labels"]
+    result = {"out": str(out), "axes": mask.axes, "shape": mask.shape, "labels": labels, "seconds": round(seconds, 2)}
+    text = f"{out}: {_sides(mask.shape)} px, {_labels(labels)}, {seconds:.1f} s"
     _print(result, text, as_json=as_json, quiet=quiet)
 
 
@@ -126,7 +126,7 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
 
     options = _model(options)
     job = settle(image, options.pop("model"), Options(**options))
-    p = job.plan
+    p, needs = job.plan, job.needs()
     result = {
         "shape": p.shape,
         "tile": p.tile,
@@ -135,15 +135,15 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
         "blocks": len(p),
         "tiles": p.n_tiles,
     }
-    result |= {"largest_read": p.largest_read, "redundancy": round(p.redundancy, 3), **job.needs()}
+    result |= {"largest_read": p.largest_read, "redundancy": round(p.redundancy, 3), **needs}
     rows = [
         f"image       {image}: {job.image.axes} {_sides(job.image.shape)}, {job.image.dtype}",
         f"model       {job.card.name}: step {job.footprint.step[-1]}, margin {job.footprint.margin[-1]} px",
         f"tiles       {p.n_tiles} of {_sides(p.tile)} px written, {_sides(p.largest_read)} read, {p.batch} per batch",
         f"blocks      {len(p)} of {_sides(p.block)} px",
         f"redundancy  {p.redundancy:.2f} px read per px written",
-        f"memory      {_gigabytes(result['host_bytes'])} host, {_gigabytes(result['device_bytes'])} device",
-        f"disk        at most {_gigabytes(result['disk_bytes'])} before compression",
+        f"memory      {_gigabytes(needs['host_bytes'])} host, {_gigabytes(needs['device_bytes'])} device",
+        f"disk        at most {_gigabytes(needs['disk_bytes'])} before compression",
     ]
     _print(result, "\n".join(rows), as_json=as_json)
 

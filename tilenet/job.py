@@ -194,7 +194,7 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
     record = _record(options, image=image, plan=plan)
     record |= {"device": device.type, "precision": precision}
     record["engine"] = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
-    record |= {"scaling": dict(options.scaling or card.scaling), "threshold": decision.threshold}
+    record |= {"scaling": dict(options.scaling or card.scaling), "threshold": decision.threshold if len(card.classes) == 1 else None}
     return Job(image, network, card, origin, plan, decision, footprint, need, str(device), record)
 
 

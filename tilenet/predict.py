@@ -73,7 +73,7 @@ class TorchPredictor:
         else:
             self._forward = network
             if footprint.ndim in CHANNELS_LAST:
-                network.to(memory_format=self._layout)
+                network.to(memory_format=self._layout)  # type: ignore[call-overload]
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.floating[Any]]:
         """Return logits (N, K, *m) of raw pixels (N, C, *n), float32 (or a network's float64)."""
@@ -82,7 +82,7 @@ class TorchPredictor:
                 out = self._forward(self._input(batch))
             except RuntimeError as error:
                 raise _explained(error, batch.shape) from error
-            return (out if out.dtype == torch.float64 else out.float()).cpu().numpy()  # type: ignore[no-any-return]
+            return (out if out.dtype == torch.float64 else out.float()).cpu().numpy()
 
     def _input(self, batch: NDArray[Any]) -> Tensor:
         if batch.dtype.name not in TORCH_DTYPES:

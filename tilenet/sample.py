@@ -28,15 +28,16 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
         Height and width in pixels.
     """
     import tifffile
-    from skimage.data import immunohistochemistry
+    from skimage import data
 
+    photo: NDArray[np.uint8] = data.immunohistochemistry()  # type: ignore[no-untyped-call]
     path = Path(path)
     if path.exists():
         raise OutputExists(f"{path}: exists already. Choose another name, or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tifffile.TiffWriter(path) as tiff:
-            for level, pixels in enumerate(_pyramid(immunohistochemistry(), side)):
+            for level, pixels in enumerate(_pyramid(photo, side)):
                 tiff.write(
                     pixels,
                     photometric="rgb",
