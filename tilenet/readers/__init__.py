@@ -97,7 +97,7 @@ def _open_path(path: str, *, level: int, axes: str | None, missing: str) -> Imag
             if head.startswith(magic):
                 from tilenet.readers.picture import PictureImage
 
-                return PictureImage(path, kind, axes).at_level(level)
+                return PictureImage(path, kind, axes=axes).at_level(level)
     what = next((text for magic, text in OTHERS.items() if head.startswith(magic)), None)
     raise ImageError(f"{path}: {what or f'is not an image that tilenet reads. {READABLE}'}")
 

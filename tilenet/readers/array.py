@@ -37,7 +37,7 @@ class ArrayImage(Image):
 
     def at_level(self, level: int) -> Image:
         """Return this image: there is no other level."""
-        check_level(level, 1, self.name)
+        check_level(level, 1, name=self.name)
         return self
 
     def read_inside(self, box: Box) -> Pixels:

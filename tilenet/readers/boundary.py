@@ -83,7 +83,7 @@ def check_piece(n_bytes: int, what: str) -> None:
         )
 
 
-def check_level(level: int, n_levels: int, name: str) -> None:
+def check_level(level: int, n_levels: int, *, name: str) -> None:
     """Refuse a level that the image does not have."""
     if not 0 <= level < n_levels:
         raise SettingsError(f"{name}: has levels 0 to {n_levels - 1}, not {level}. Choose another with level (--level)")

@@ -28,12 +28,12 @@ WITHOUT_ALPHA = {1: 1, 2: 1, 3: 3, 4: 3}
 class PictureImage(Image):
     """A PNG, JPEG or BMP of one level."""
 
-    def __init__(self, path: str, kind: str, axes: str | None = None) -> None:
+    def __init__(self, path: str, kind: str, *, axes: str | None = None) -> None:
         self.name, self._kind, self._said_axes = path, kind, axes
         with refusing(f"{path}: cannot be read as a {kind.upper()}", "The file is damaged; get it again"):
             data = Path(path).read_bytes()
             self._identity = {"kind": kind, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            self._pixels = _decode(data, kind, path)
+            self._pixels = _decode(data, kind, path=path)
         height, width, samples = self._pixels.shape
         stored, used = ("yx", (height, width)) if samples == 1 else ("yxs", (height, width, samples))
         self._layout = layout_of(stored, used, axes=axes, name=path)
@@ -45,7 +45,7 @@ class PictureImage(Image):
 
     def at_level(self, level: int) -> Image:
         """Return this image: there is no other level."""
-        check_level(level, 1, self.name)
+        check_level(level, 1, name=self.name)
         return self
 
     def read_inside(self, box: Box) -> Pixels:
@@ -62,7 +62,7 @@ class PictureImage(Image):
         return reopening(self.name, axes=self._said_axes)
 
 
-def _decode(data: bytes, kind: str, path: str) -> Pixels:
+def _decode(data: bytes, kind: str, *, path: str) -> Pixels:
     """Return (y, x, samples) without alpha."""
     size = picture_size(data, kind)
     if size is None:

@@ -89,8 +89,10 @@ class TiffSource:
             page.decode(None, 0)
             if page.photometric == YCBCR and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
                 raise ImageError(f"{self.path}: its pixels are YCbCr without JPEG. Convert them to RGB")
-        self.pixel_sizes = pixel_sizes(tiff, series, first.axes, [k.layout.image_shape for k in self.levels])
-        self.channel_names = channel_names(tiff, series, n_channels)
+        self.pixel_sizes = pixel_sizes(
+            tiff, series, axes=first.axes, shapes=[k.layout.image_shape for k in self.levels]
+        )
+        self.channel_names = channel_names(tiff, series, n_channels=n_channels)
         self.n_missing = sum(level.segments.n_missing for level in self.levels)
 
     def _level(self, series: Any) -> TiffLevel:
@@ -106,7 +108,7 @@ class TiffSource:
             for index in product(*(range(a, b) for a, b in ranges[:-5])):
                 page = int(np.ravel_multi_index(index, outer)) if outer else 0
                 part = stored[tuple(i - a for i, (a, _) in zip(index, ranges, strict=False))]
-                self.pages.fill(part, level.segments, page, ranges[-5:])
+                self.pages.fill(part, level.segments, page=page, ranges=ranges[-5:])
         return out
 
     def identity(self) -> dict[str, Any]:
@@ -138,7 +140,7 @@ class TiffImage(Image):
 
     def at_level(self, level: int) -> Image:
         """Return the same image at another resolution."""
-        check_level(level, len(self.levels), self.name)
+        check_level(level, len(self.levels), name=self.name)
         return TiffImage(self._source, level)
 
     @property

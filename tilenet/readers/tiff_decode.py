@@ -46,7 +46,7 @@ class PageReader:
         self.size = os.fstat(self._file).st_size
         self.head = os.pread(self._file, 16, 0)
 
-    def fill(self, out: Pixels, segments: Segments, page: int, ranges: Ranges) -> None:
+    def fill(self, out: Pixels, segments: Segments, *, page: int, ranges: Ranges) -> None:
         """Read a part of a page into `out`.
 
         Parameters

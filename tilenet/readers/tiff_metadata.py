@@ -18,7 +18,7 @@ SANE = (1e-4, 40.0)
 CENTIMETER, INCH = 3, 2
 
 
-def pixel_sizes(tiff: Any, series: Any, axes: str, shapes: Sequence[tuple[int, ...]]) -> list[PixelSize]:
+def pixel_sizes(tiff: Any, series: Any, *, axes: str, shapes: Sequence[tuple[int, ...]]) -> list[PixelSize]:
     """Return the micrometres of each level along the axes without ``c``.
 
     Coarser levels follow from the finest and the ratio of their shapes.
@@ -35,7 +35,7 @@ def pixel_sizes(tiff: Any, series: Any, axes: str, shapes: Sequence[tuple[int, .
     return sizes
 
 
-def channel_names(tiff: Any, series: Any, n_channels: int) -> tuple[str, ...]:
+def channel_names(tiff: Any, series: Any, *, n_channels: int) -> tuple[str, ...]:
     """Return a name for each channel, empty where the file gives none."""
     names: list[str] = []
     if series.kind == "ome":

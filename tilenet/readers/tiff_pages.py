@@ -71,36 +71,51 @@ def segments_of(series: Any, *, name: str) -> Segments:
     page_shape, segment_shape = tuple(map(int, page.shaped)), _segment_shape(page)
     if min(page_shape + segment_shape) < 1 or max(page_shape) > LONGEST_AXIS:
         raise ImageError(f"{name}: has a page of {page_shape} in tiles of {segment_shape}. The file is damaged")
-    n_segments = prod(map(ceil_div, page_shape[:4], segment_shape[:4]))
     n_pages = prod(series.get_shape(squeeze=False)) // prod(page_shape)
     if not 0 < n_pages <= MOST_DIRECTORIES:
         raise ImageError(f"{name}: says that it has {n_pages} pages. Its metadata is damaged")
     pages = list(_pages(series, n_pages))
-    if _is_raw(page, pages):
-        return _raw_segments(series, pages, page_shape, name)
-    if len(pages) < n_pages:
+    raw = _is_raw(page, pages)
+    if raw:
+        segment_shape = (1, *page_shape[1:])
+        offsets, counts = _whole_pages(pages, n_pages, n_bytes=prod(page_shape) * page.dtype.itemsize)
+        pages = pages if len(pages) == n_pages else pages * n_pages
+    elif len(pages) == n_pages:
+        check_piece(prod(segment_shape) * page.dtype.itemsize, f"{name}: one of its tiles of {segment_shape[2:4]} px")
+        offsets, counts = _table(pages, prod(map(ceil_div, page_shape[:4], segment_shape[:4])), name=name)
+    else:
         raise ImageError(f"{name}: has {len(pages)} pages of {n_pages}. The file is damaged; get it again")
-    segment_bytes = prod(segment_shape) * page.dtype.itemsize
-    check_piece(segment_bytes, f"{name}: one of its tiles of {segment_shape[2:4]} px")
+    _check_ends(offsets, counts, pages=pages, name=name)
+    segments = Segments(page, page_shape, segment_shape, offsets, counts, _files(pages), _jpegtables(pages), raw)
+    _check_filled(segments, name)
+    return segments
+
+
+def _table(pages: list[Any], n_segments: int, *, name: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return offsets and byte counts (pages, segments); a count of 0 where the file holds nothing."""
     offsets, counts = np.zeros((2, len(pages), n_segments), np.uint64)
-    for i, p in enumerate(pages):
-        if p is None:
+    for i, page in enumerate(pages):
+        if page is None:
             continue
-        if min(len(p.dataoffsets), len(p.databytecounts)) < n_segments:
+        listed = min(len(page.dataoffsets), len(page.databytecounts))
+        if listed < n_segments:
             raise ImageError(
-                f"{name}: lists {min(len(p.dataoffsets), len(p.databytecounts))} tiles or strips "
-                f"of the {n_segments} that page {i} consists of. The file is damaged; get it again"
+                f"{name}: lists {listed} tiles or strips of the {n_segments} that page {i} consists of. "
+                f"The file is damaged; get it again"
             )
-        offsets[i] = p.dataoffsets[:n_segments]
-        counts[i] = p.databytecounts[:n_segments]
+        offsets[i] = page.dataoffsets[:n_segments]
+        counts[i] = page.databytecounts[:n_segments]
     counts[offsets == 0] = 0
-    _check_ends(offsets, counts, pages, name)
-    if segment_bytes > HARMLESS and page.compression in RATIOS and segment_bytes > BEST_RATIO * int(counts.max()):
-        raise ImageError(
-            f"{name}: its tiles of {segment_shape[2:4]} px have at most {counts.max()} bytes, too few to fill them. "
-            f"The file is damaged; get it again"
-        )
-    return Segments(page, page_shape, segment_shape, offsets, counts, _files(pages), _jpegtables(pages), raw=False)
+    return offsets, counts
+
+
+def _whole_pages(pages: list[Any], n_pages: int, *, n_bytes: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the same of uncompressed pages, one segment each; one page may stand for all behind it."""
+    starts = [int(page.dataoffsets[0]) for page in pages]
+    if len(starts) < n_pages:
+        starts = [starts[0] + i * n_bytes for i in range(n_pages)]
+    offsets = np.array(starts, np.uint64).reshape(-1, 1)
+    return offsets, np.where(offsets == 0, np.uint64(0), np.uint64(n_bytes))
 
 
 def _segment_shape(page: Any) -> tuple[int, ...]:
@@ -132,39 +147,28 @@ def _in_one_piece(page: Any) -> bool:
     )
 
 
-def _raw_segments(series: Any, pages: list[Any], page_shape: tuple[int, ...], name: str) -> Segments:
-    """Return a table of whole uncompressed pages, one segment each."""
-    n_bytes = prod(page_shape) * series.keyframe.dtype.itemsize
-    n_pages = prod(series.get_shape(squeeze=False)) // prod(page_shape)
-    starts = [int(p.dataoffsets[0]) for p in pages]
-    if len(starts) < n_pages:
-        starts = [starts[0] + i * n_bytes for i in range(n_pages)]
-    offsets = np.array(starts, np.uint64).reshape(-1, 1)
-    counts = np.full_like(offsets, n_bytes)
-    counts[offsets == 0] = 0
-    _check_ends(offsets, counts, pages if len(pages) == n_pages else pages * n_pages, name)
-    segment_shape = (1, *page_shape[1:])
-    return Segments(series.keyframe, page_shape, segment_shape, offsets, counts, _files(pages), (), raw=True)
-
-
-def _check_ends(offsets: NDArray[np.uint64], counts: NDArray[np.uint64], pages: list[Any], name: str) -> None:
+def _check_ends(offsets: NDArray[np.uint64], counts: NDArray[np.uint64], *, pages: list[Any], name: str) -> None:
     """Refuse a file that ends before its last segment does."""
-    main = next(p.parent for p in pages if p is not None)
-    for i, p in enumerate(pages):
-        if p is None:
-            continue
-        size = p.parent.filehandle.size
-        # Compared this way around, because the sum may overflow in a damaged table.
-        beyond = (counts[i] > size) | (offsets[i] > np.uint64(size) - np.minimum(counts[i], np.uint64(size)))
-        beyond &= counts[i] > 0
-        if beyond.any():
-            worst = int(np.argmax(np.where(beyond, offsets[i], 0)))
-            end = int(offsets[i][worst]) + int(counts[i][worst])
-            of = name if p.parent is main else f"{name}: {p.parent.filehandle.name}"
-            raise ImageError(
-                f"{of}: is cut off: it has {size} bytes, but {int(beyond.sum())} of the {beyond.size} tiles or strips "
-                f"of page {i} end beyond that, one at {end}. Get the whole file"
-            )
+    sizes = np.array([[p.parent.filehandle.size if p is not None else 0] for p in pages], np.uint64)
+    # Compared this way around, because the sum may overflow in a damaged table.
+    beyond = (counts > 0) & (offsets > sizes - np.minimum(counts, sizes))
+    if beyond.any():
+        page, segment = np.unravel_index(int(np.argmax(np.where(beyond, offsets, 0))), offsets.shape)
+        end = int(offsets[page, segment]) + int(counts[page, segment])
+        raise ImageError(
+            f"{name}: is cut off: it has {int(sizes[page, 0])} bytes, but {int(beyond.sum())} of its {beyond.size} "
+            f"tiles or strips end beyond that, one at {end}. Get the whole file"
+        )
+
+
+def _check_filled(segments: Segments, name: str) -> None:
+    """Refuse segments that decode to far more than their bytes can say."""
+    n_bytes, largest = prod(segments.segment_shape) * segments.page.dtype.itemsize, int(segments.counts.max())
+    if n_bytes > HARMLESS and segments.page.compression in RATIOS and n_bytes > BEST_RATIO * largest > 0:
+        raise ImageError(
+            f"{name}: its tiles of {segments.segment_shape[2:4]} px have at most {largest} bytes, too few to fill "
+            f"them. The file is damaged; get it again"
+        )
 
 
 def _files(pages: list[Any]) -> tuple[str, ...]:

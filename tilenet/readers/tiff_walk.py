@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tilenet.errors import ImageError
 
 MOST_TAGS = 4096
-MOST_DIRECTORIES = 2**20
+MOST_DIRECTORIES = 2**18
 # Tables of tile offsets and byte counts: 2**22 tiles of 256 px are an image of 524288 x 524288.
 TABLES = (273, 279, 324, 325)
 MOST_TILES = 2**22
@@ -25,98 +24,93 @@ BYTES_OF_TYPE = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)
 SUB_IFDS = 330
 
 
-@dataclass(frozen=True)
-class Format:
-    """How a TIFF writes its numbers: byte order, and the sizes of counts and offsets."""
-
-    order: str
-    count: str
-    offset: str
-    entry: str
-    next_offset: str
-
-    @classmethod
-    def of(cls, head: bytes, *, ndpi: bool) -> Format:
-        """Return the format that the first bytes of a file announce."""
-        order = "<" if head[:2] == b"II" else ">"
-        if struct.unpack(f"{order}H", head[2:4])[0] == 43:
-            return cls(order, "Q", "Q", "HHQ8s", "Q")
-        # NDPI is a classic TIFF whose offsets between directories have 64 bits.
-        return cls(order, "H", "I", "HHI4s", "Q" if ndpi and order == "<" else "I")
-
-
 def check_directories(path: str) -> None:
     """Refuse a TIFF whose directories loop, lie outside of it, or hold absurd tags."""
     with Path(path).open("rb") as file:
-        _check_chain(file, size=os.fstat(file.fileno()).st_size, name=path)
+        Walk(file, path).along()
 
 
-def _check_chain(file: BinaryIO, *, size: int, name: str) -> None:
-    head = file.read(16)
-    if len(head) < 8:
-        raise ImageError(f"{name}: ends in its header, after {size} bytes. Get the whole file")
-    form = Format.of(head, ndpi=name.lower().endswith(".ndpi"))
-    at = 8 if form.count == "Q" else 4
-    (first,) = struct.unpack_from(form.order + form.next_offset, head, at)
-    if first == 0:
-        raise ImageError(f"{name}: holds no image, only the header of a TIFF. Get the file again")
-    seen: set[int] = set()
-    inside: list[int] = []
-    offset = first
-    while offset:
-        if offset in seen:
-            raise ImageError(f"{name}: its directories run in a circle at byte {offset}. The file is damaged")
-        if len(seen) >= MOST_DIRECTORIES:
-            raise ImageError(f"{name}: has more than {MOST_DIRECTORIES} directories. Convert it to a zarr")
-        seen.add(offset)
-        offset, listed = _directory(file, form, offset, size, name)
-        inside.extend(listed)
-    for offset in inside:  # pyramid levels; what follows one in a chain, tifffile does not read
-        _directory(file, form, offset, size, name)
+class Walk:
+    """A walk along the directories of one open TIFF.
 
+    Numbers are written in one of three ways: classic, BigTIFF, and NDPI, which is classic
+    but for the 64 bits of its offsets between directories.
+    """
 
-def _directory(file: BinaryIO, form: Format, offset: int, size: int, name: str) -> tuple[int, list[int]]:
-    """Check one directory; return the offsets of the next and of those inside it."""
-    beyond = ImageError(
-        f"{name}: is cut off or damaged: it has {size} bytes, but its directory at byte {offset} ends beyond that. "
-        f"Get the whole file"
-    )
-    count_size = struct.calcsize(form.order + form.count)
-    entry = struct.Struct(form.order + form.entry)
-    if offset < 8 or offset + count_size > size:
-        raise beyond
-    file.seek(offset)
-    (n_tags,) = struct.unpack(form.order + form.count, file.read(count_size))
-    if not 0 < n_tags <= MOST_TAGS:
-        raise ImageError(f"{name}: has a directory of {n_tags} tags at byte {offset}. The file is damaged")
-    data = file.read(n_tags * entry.size + struct.calcsize(form.order + form.next_offset))
-    if len(data) < n_tags * entry.size + struct.calcsize(form.order + form.next_offset):
-        raise beyond
-    inner: list[int] = []
-    for code, kind, count, value in entry.iter_unpack(data[: n_tags * entry.size]):
-        _check_tag(code, kind, count, name)
-        if code == SUB_IFDS:
-            inner = _offsets(file, form, kind, count, value, size, name)
-    (following,) = struct.unpack_from(form.order + form.next_offset, data, n_tags * entry.size)
-    return int(following), inner
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.file, self.name, self.size = file, name, os.fstat(file.fileno()).st_size
+        self.head = file.read(16)
+        if len(self.head) < 8:
+            raise ImageError(f"{name}: ends in its header, after {self.size} bytes. Get the whole file")
+        order = "<" if self.head[:2] == b"II" else ">"
+        self.big = struct.unpack(f"{order}H", self.head[2:4])[0] == 43
+        ndpi = order == "<" and name.lower().endswith(".ndpi")
+        self.count = struct.Struct(f"{order}Q" if self.big else f"{order}H")
+        self.entry = struct.Struct(f"{order}HHQ8s" if self.big else f"{order}HHI4s")
+        self.following = struct.Struct(f"{order}Q" if self.big or ndpi else f"{order}I")
+        self.order = order
 
+    def along(self) -> None:
+        """Check the chain of directories, and those that its SubIFDs tags list."""
+        (offset,) = self.following.unpack_from(self.head, 8 if self.big else 4)
+        if offset == 0:
+            raise ImageError(f"{self.name}: holds no image, only the header of a TIFF. Get the file again")
+        seen: set[int] = set()
+        inside: list[int] = []
+        while offset:
+            if offset in seen:
+                raise ImageError(f"{self.name}: its directories run in a circle at byte {offset}. The file is damaged")
+            seen.add(offset)
+            offset, listed = self.directory(offset)
+            inside.extend(listed)
+            if len(seen) + len(inside) > MOST_DIRECTORIES:
+                raise ImageError(f"{self.name}: has more than {MOST_DIRECTORIES} directories. Convert it to zarr")
+        for offset in inside:  # pyramid levels; what follows one in a chain, tifffile does not read
+            self.directory(offset)
 
-def _check_tag(code: int, kind: int, count: int, name: str) -> None:
-    n_bytes = count * (BYTES_OF_TYPE[kind] if kind < len(BYTES_OF_TYPE) else 1)
-    if code in TABLES and count > MOST_TILES:
-        raise ImageError(f"{name}: lists {count} tiles on a page, more than {MOST_TILES}. Convert it to larger tiles")
-    if code not in TABLES and n_bytes > LARGEST_TAG and count > 1:
-        raise ImageError(f"{name}: has {n_bytes} bytes in its tag {code}. The file is damaged")
+    def directory(self, offset: int) -> tuple[int, list[int]]:
+        """Check one directory; return the offsets of the next and of those inside it."""
+        beyond = ImageError(
+            f"{self.name}: is cut off or damaged: it has {self.size} bytes, but its directory at byte {offset} "
+            f"ends beyond that. Get the whole file"
+        )
+        if offset < 8 or offset + self.count.size > self.size:
+            raise beyond
+        self.file.seek(offset)
+        (n_tags,) = self.count.unpack(self.file.read(self.count.size))
+        if not 0 < n_tags <= MOST_TAGS:
+            raise ImageError(f"{self.name}: has a directory of {n_tags} tags at byte {offset}. The file is damaged")
+        n_bytes = n_tags * self.entry.size
+        data = self.file.read(n_bytes + self.following.size)
+        if len(data) < n_bytes + self.following.size:
+            raise beyond
+        inner: list[int] = []
+        for tag in self.entry.iter_unpack(data[:n_bytes]):
+            inner += self.tag(*tag)
+        (following,) = self.following.unpack_from(data, n_bytes)
+        return int(following), inner
 
+    def tag(self, code: int, kind: int, *rest: Any) -> list[int]:
+        """Check one tag; return the offsets of directories that it lists."""
+        count, value = rest
+        n_bytes = count * (BYTES_OF_TYPE[kind] if kind < len(BYTES_OF_TYPE) else 1)
+        if code in TABLES and count > MOST_TILES:
+            raise ImageError(
+                f"{self.name}: lists {count} tiles on a page, more than {MOST_TILES}. Convert it to larger tiles"
+            )
+        if code not in TABLES and n_bytes > LARGEST_TAG and count > 1:
+            raise ImageError(f"{self.name}: has {n_bytes} bytes in its tag {code}. The file is damaged")
+        return self.listed(kind, count, value=value) if code == SUB_IFDS else []
 
-def _offsets(file: BinaryIO, form: Format, kind: int, count: int, value: bytes, size: int, name: str) -> list[int]:
-    """Return the offsets that a SubIFDs tag lists."""
-    letter = "Q" if kind in (16, 18) else "I"
-    n_bytes = count * struct.calcsize("=" + letter)
-    if n_bytes > len(value):
-        (at,) = struct.unpack(form.order + form.offset, value)
-        if at + n_bytes > size:
-            raise ImageError(f"{name}: its table of pyramid levels lies beyond its {size} bytes. Get the whole file")
-        file.seek(at)
-        value = file.read(n_bytes)
-    return [o for o in struct.unpack(f"{form.order}{count}{letter}", value[:n_bytes]) if o]
+    def listed(self, kind: int, count: int, *, value: bytes) -> list[int]:
+        """Return the offsets that a SubIFDs tag lists."""
+        numbers = struct.Struct(f"{self.order}{count}{'Q' if kind in (16, 18) else 'I'}")
+        if numbers.size > len(value):
+            at = int.from_bytes(value, "little" if self.order == "<" else "big")
+            if count > MOST_DIRECTORIES or at + numbers.size > self.size:
+                raise ImageError(f"{self.name}: its table of pyramid levels lies beyond its end. Get the whole file")
+            here = self.file.tell()
+            self.file.seek(at)
+            value = self.file.read(numbers.size)
+            self.file.seek(here)
+        return [offset for offset in numbers.unpack(value[: numbers.size]) if offset]

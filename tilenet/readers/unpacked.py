@@ -14,7 +14,7 @@ HARMLESS = 64 * 2**20
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
-def unpacks_to_more(data: bytes, codec: str, limit: int) -> bool:
+def unpacks_to_more(data: bytes, codec: str, *, limit: int) -> bool:
     """Tell whether packed data unpack to more than `limit` bytes; False for unknown codecs."""
     return _MORE[codec](data, limit) if codec in _MORE and data else False
 

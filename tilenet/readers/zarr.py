@@ -49,7 +49,7 @@ class ZarrImage(Image):
 
     def at_level(self, level: int) -> Image:
         """Return the same image at another resolution."""
-        check_level(level, len(self.levels), self.name)
+        check_level(level, len(self.levels), name=self.name)
         other = object.__new__(ZarrImage)
         other.__dict__ |= {k: v for k, v in self.__dict__.items() if k != "_inside"} | {"level": level}
         return other
@@ -84,10 +84,10 @@ def open_zarr(path: str, *, level: int, axes: str | None) -> Image:
     if node is None:
         raise ImageError(f"{path}: is a folder without zarr metadata. Give an image file or a zarr folder")
     if node.is_array:
-        nodes, about = _array(node, folder, axes)
+        nodes, about = _array(node, folder)
     else:
         nodes, about = _group(node, path)
-    check_level(level, len(nodes), path)
+    check_level(level, len(nodes), name=path)
     documents = [node.sha256, *(n.sha256 for n in nodes)]
     sha256 = hashlib.sha256("".join(documents).encode()).hexdigest()
     return ZarrImage(path, nodes, about, axes=axes, sha256=sha256).at_level(level)
@@ -104,7 +104,7 @@ def _group(node: Node, path: str) -> tuple[list[Node], Multiscales]:
     return [n for n in nodes if n is not None], about
 
 
-def _array(node: Node, folder: Path, axes: str | None) -> tuple[list[Node], Multiscales]:
+def _array(node: Node, folder: Path) -> tuple[list[Node], Multiscales]:
     """Return an array and what is known of it: as a level of an OME-Zarr image, it and all coarser ones."""
     inside, own = folder.resolve(), "."
     for group in list(inside.parents)[:DEEPEST]:

@@ -97,7 +97,7 @@ class BoundedStore(LocalStore):
         if isinstance(byte_range, SuffixByteRequest):  # the index of a shard
             return
         chunks = _chunks_of_shard(data, bounds.index_bytes) if bounds.index_bytes and byte_range is None else [data]
-        if any(unpacks_to_more(chunk, bounds.codec, bounds.chunk_bytes) for chunk in chunks):
+        if any(unpacks_to_more(chunk, bounds.codec, limit=bounds.chunk_bytes) for chunk in chunks):
             raise ImageError(
                 f"{self.root}: {key} unpacks to more than the {bounds.chunk_bytes} bytes that it can have. "
                 f"The file is damaged; get it again"
