@@ -438,6 +438,15 @@ def test_a_decompression_bomb_in_a_chunk_is_refused(tmp_path, refused, compresso
     refused(tmp_path / "image.zarr", reading=True)
 
 
+def test_a_bomb_inside_a_shard_is_refused_when_all_of_the_shard_is_read(tmp_path, refused):
+    pixels = np.random.default_rng(0).integers(0, 255, (512, 512), dtype=np.uint8)
+    options = {"chunks": (256, 256), "shards": (512, 512), "compressors": zarr.codecs.BloscCodec()}
+    zarr.create_array(tmp_path / "image.zarr", data=pixels, **options)
+    # Bytes 4 to 8 of a blosc chunk say what it unpacks to.
+    patched(tmp_path / "image.zarr" / "c" / "0" / "0", 4, struct.pack("<I", 2**30))
+    refused(tmp_path / "image.zarr", reading=True, says="unpacks to more")
+
+
 @pytest.mark.parametrize("where", ["0/c", "0/c/0", "0"])
 def test_a_link_out_of_the_image_is_refused(tmp_path, refused, where):
     path = ome_zarr(tmp_path)

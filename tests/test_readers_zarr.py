@@ -48,6 +48,18 @@ def test_a_plain_array_is_read_once_its_axes_are_said(tmp_path, zarr_format, opt
     np.testing.assert_array_equal(image.read(Box((1, 31, 5), (3, 66, 129)))[0], PIXELS[1:, 31:66, 5:129])
 
 
+@pytest.mark.parametrize("location", ["start", "end"])
+@pytest.mark.parametrize("box", [Box((0, 0), (64, 64)), Box((0, 0), (100, 130)), Box((3, 4), (9, 30))])
+def test_shards_are_read_whole_and_in_parts_wherever_their_index_is(tmp_path, location, box):
+    codec = zarr.codecs.ShardingCodec(
+        chunk_shape=(1, 32, 32), codecs=[zarr.codecs.BytesCodec(), zarr.codecs.BloscCodec()], index_location=location
+    )
+    options = {"chunks": (3, 64, 64), "serializer": codec, "compressors": None, "filters": None}
+    zarr.create_array(tmp_path / "a", data=PIXELS, **options)
+    read = open_image(tmp_path / "a", axes="cyx").read(box)
+    np.testing.assert_array_equal(read, PIXELS[:, *box.slices])
+
+
 @pytest.mark.parametrize("codec", [zarr.codecs.GzipCodec(), zarr.codecs.ZstdCodec(), zarr.codecs.BloscCodec()])
 def test_every_common_codec_passes_the_check_for_bombs(tmp_path, codec):
     for name, pixels in (("noise", PIXELS), ("flat", np.zeros_like(PIXELS) + 7)):

@@ -126,16 +126,24 @@ def _bounds(array: Any, chunk_bytes: int) -> Bounds:
         codec = getattr(metadata.compressor, "codec_id", "")
         index_bytes, file_bytes = 0, chunk_bytes
     else:
-        codecs = metadata.codecs
-        sharding = next((c for c in codecs if isinstance(c, ShardingCodec)), None)
-        packers = [c.to_dict()["name"] for c in (sharding.codecs if sharding else codecs)]
+        sharding = next((c for c in metadata.codecs if isinstance(c, ShardingCodec)), None)
+        packers = [c.to_dict()["name"] for c in (sharding.codecs if sharding else metadata.codecs)]
         codec = next((name.removeprefix("numcodecs.") for name in reversed(packers) if name != "crc32c"), "")
         whole = array.shards or array.chunks
         index_bytes = 16 * prod(whole) // prod(array.chunks) if sharding else 0
         file_bytes = prod(whole) * array.dtype.itemsize + index_bytes
+        if sharding and not _index_is_usual(sharding):
+            codec, index_bytes = "", 0
     # Filters may widen what a compressor gives: eight times is float64 out of bytes.
     unpacked = max(chunk_bytes, min(8 * chunk_bytes, LARGEST_PIECE))
     return Bounds(2 * file_bytes + SLACK, unpacked + SLACK, codec, index_bytes)
+
+
+def _index_is_usual(sharding: ShardingCodec) -> bool:
+    """Tell whether shards have the index that zarr writes by default; others are left to zarr to check."""
+    codecs = [c.to_dict() for c in sharding.index_codecs]
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    return str(sharding.index_location.value) == "end" and codecs == [little, {"name": "crc32c"}]
 
 
 def _chunks_of_shard(data: bytes, index_bytes: int) -> Iterator[bytes]:
