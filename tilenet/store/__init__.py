@@ -1,7 +1,15 @@
-"""The mask on disk: one shard a block, a journal, a lock, a pyramid."""
+"""The mask on disk: a sharded OME-Zarr 0.5 label image, written block by block.
 
+One block is one shard, and a shard is one file: encoded in memory, written under a temporary
+name, synced, renamed, and then entered in the journal with size and checksum. A file that is
+there proves nothing; the journal does. Whatever moment a run is killed at, the resumed one
+ends with the same bytes.
+"""
+
+from tilenet.store.damage import Damage
 from tilenet.store.layout import Layout
 from tilenet.store.mask import Mask, open_mask
-from tilenet.store.writer import Damage, Store, check_free, read_attributes
+from tilenet.store.place import can_resume, check_free
+from tilenet.store.writer import Store
 
-__all__ = ["Damage", "Layout", "Mask", "Store", "check_free", "open_mask", "read_attributes"]
+__all__ = ["Damage", "Layout", "Mask", "Store", "can_resume", "check_free", "open_mask"]

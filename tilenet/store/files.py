@@ -1,68 +1,84 @@
-"""Files written whole or not at all, and faults of the machine told in one line."""
+"""Every change of the file system goes through `step`: one place to fail, and to be killed."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from tilenet.errors import EnvironmentFault
+from tilenet.errors import EnvironmentFault, TilenetError
 
-TEMPORARY = ".part"
-_numbers = count()
-
-
-def _nothing(name: str) -> None:
-    """Do nothing; tests put a process's death in this place."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-# Called before each step that changes the file system, so that a test can stop at any of them.
-on_step: Callable[[str], None] = _nothing
+def step(name: str, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do one thing to the file system; tests put themselves in its place."""
+    return do(*args, **kwargs)
 
 
-def step(name: str) -> None:
-    """Announce a step that changes the file system."""
-    on_step(name)
+@contextmanager
+def faults_named(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[None]:
+    """Turn an `OSError` into the one line that says which path, and how much room there is."""
+    try:
+        yield
+    except TilenetError:
+        raise
+    except OSError as error:
+        raise EnvironmentFault(_describe(Path(path), error, needed)) from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, bring it to the disk, and rename it into place."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{next(_numbers)}{TEMPORARY}")
-    with faults(path, need=len(content)):
-        step("mkdir")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        step("write")
+def _describe(path: Path, error: OSError, needed: int) -> str:
+    reason = (error.strerror or type(error).__name__).lower()
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: cannot be written ({reason}). Mend that, then run again with --resume"
+    room = f"{free_bytes(path):,} bytes free" + (f", {needed:,} needed" if needed else "")
+    return f"{path}: {reason}: {room}. Make room, then run again with --resume"
+
+
+def free_bytes(path: Path) -> int:
+    """Return the room on the file system that a path lies on, or would lie on."""
+    return shutil.disk_usage(nearest_folder(path)).free
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return the path, or the nearest of its parents that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def write_file(path: Path, parts: Iterable[bytes], *, temporary: Path) -> None:
+    """Put a whole file in place, or leave what was there: never a part of it.
+
+    Its folder is not synced, so that one `sync_folder` serves several files.
+    """
+    try:
+        handle = step("create", os.open, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            step("rename")
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        step("renamed")
-        sync_folder(path.parent)
+            for part in parts:
+                step("write", write_all, handle, part)
+            step("sync", os.fsync, handle)
+        finally:
+            os.close(handle)
+        step("rename", os.replace, temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
-def append_line(path: Path, line: bytes) -> None:
-    """Append a line and bring it to the disk."""
-    with faults(path, need=len(line)):
-        step("append")
-        with path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        step("appended")
+def write_all(handle: int, data: bytes) -> None:
+    """Write every byte: the kernel may take fewer at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk: without it a rename may not outlive a power cut."""
+    """Make the names in a folder last through a loss of power."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -70,29 +86,25 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left under temporary names."""
-    for path in folder.rglob(f"*{TEMPORARY}"):
-        step("sweep")
-        path.unlink(missing_ok=True)
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each so that it lasts."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        # Another thread may have made it in the meantime.
+        step("make folder", new.mkdir, exist_ok=True)
+        step("sync folder", sync_folder, new.parent)
 
 
-@contextmanager
-def faults(path: Path, *, need: int = 0) -> Iterator[None]:
-    """Turn errors of the operating system into one line that names path and space."""
-    try:
-        yield
-    except EnvironmentFault:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = f"disk full ({_free(path)} bytes free, {need} needed). Make room, then go on with --resume"
-        else:
-            reason = f"cannot be written ({reason}). Mend that, then go on with --resume"
-        raise EnvironmentFault(f"{path}: {reason}") from error
+def remove_file(path: Path) -> None:
+    """Remove a file that may be gone already."""
+    with suppress(FileNotFoundError):
+        step("remove", os.unlink, path)
 
 
-def _free(path: Path) -> int:
-    existing = next(p for p in [path, *path.absolute().parents] if p.exists())
-    return shutil.disk_usage(existing).free
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of our own and all in it; links in it are not followed."""
+    if folder.is_dir() and not folder.is_symlink():
+        step("remove tree", shutil.rmtree, folder)

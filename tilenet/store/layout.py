@@ -1,234 +1,216 @@
-"""What a mask on disk looks like: shapes, shards, OME-Zarr metadata. Pure but for NumPy types.
+"""What a store looks like, decided before anything is written: pure integers and names.
 
-References
-----------
-OME-Zarr 0.5: https://ngff.openmicroscopy.org/0.5/
+OUT/zarr.json             OME-Zarr metadata, and how the mask was made
+OUT/0/ 1/ 2/ ...          the mask and its pyramid, one shard (a file) per block
+OUT/probabilities/0/      with classes: one shard per block and class
+OUT/.tilenet/             journal and lock
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from math import isqrt
 from typing import Any
 
-import numpy as np
-
+from tilenet.errors import SettingsError
 from tilenet.geometry import Box, ceil_div
 
 SMALLEST_LEVEL = 256
-# Side of a chunk inside a shard, by the number of axes that a block is long in.
-CHUNK = {1: 2**18, 2: 512, 3: 64}
-DOWNSAMPLED = "yx"
-MASK, PROBABILITIES = "mask", "probabilities"
-Labels = Mapping[int, tuple[str, tuple[int, ...] | None]]
+# Pixels of an inner chunk: 512 x 512, or 64 x 64 x 64.
+CHUNK = 2**18
+PROBABILITIES = "probabilities/0"
 
 
 @dataclass(frozen=True)
-class ArraySpec:
-    """One zarr array of the store.
-
-    Attributes
-    ----------
-    path : str
-        Below the store, such as ``"0"`` or ``"probabilities/0"``.
-    axes : str
-        One letter per axis.
-    shape, shard, chunk : tuple of int
-        Pixels; a chunk divides the shard.
-    dtype : numpy.dtype
-        Type of the pixels.
-    """
+class ArrayLayout:
+    """One array: `axes`, `shape`, sides of a shard (`block`) and of a `chunk` in it, `dtype`."""
 
     path: str
     axes: str
     shape: tuple[int, ...]
-    shard: tuple[int, ...]
+    block: tuple[int, ...]
     chunk: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: str
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All that decides the arrays of a mask.
+    """Axes, shape and blocks of a mask, from which all metadata of its arrays follow.
 
     Attributes
     ----------
     axes : str
-        The image's without ``c``.
+        The image's without ``c``, of ``tzyx``, ending in ``yx``.
     shape : tuple of int
-        Of level 0.
+        Full resolution, in pixels.
     block : tuple of int
-        The plan's: one block is one shard of every array.
+        Sides of a shard of every array; may exceed the shape.
     pixel_size : tuple of float or None
         Micrometres along `axes`; None where unknown.
     name : str
-        Of the multiscale.
+        For people.
     labels : mapping
-        Name and colour (or None) of each mask value but background.
+        Mask value -> (name, colour as red, green, blue, alpha or None).
     classes : int
-        Channels of the probabilities; 0 for none.
+        More than 0: the store has probabilities too.
     probability_dtype : str
         ``float32`` or ``float16``.
+
+    Examples
+    --------
+    >>> layout = Layout("yx", (1000, 600), (512, 512), (0.5, 0.5), "demo", {1: ("nucleus", None)})
+    >>> layout.levels, layout.grid(0), layout.box(0, 3)
+    (((1000, 600), (500, 300), (250, 150)), (2, 2), Box(start=(512, 512), stop=(1000, 600)))
+    >>> layout.files(0, 3)
+    ('0/c/1/1',)
     """
 
     axes: str
     shape: tuple[int, ...]
     block: tuple[int, ...]
     pixel_size: tuple[float | None, ...]
-    name: str = ""
-    labels: Labels = field(default_factory=dict)
+    name: str
+    labels: Mapping[int, tuple[str, tuple[int, ...] | None]] = field(default_factory=dict)
     classes: int = 0
     probability_dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        n = len(self.axes)
+        if self.axes not in ("yx", "zyx", "tyx", "tzyx"):
+            raise SettingsError(f"a mask has the axes yx, zyx, tyx or tzyx, not {self.axes!r}")
+        if not len(self.shape) == len(self.block) == len(self.pixel_size) == n:
+            raise SettingsError(f"axes {self.axes} do not fit {self.shape}, {self.block}, {self.pixel_size}")
+        if min(self.shape) < 1 or min(self.block) < 1:
+            raise SettingsError(f"shape {self.shape} and block {self.block} must be positive")
+        if self.probability_dtype not in ("float16", "float32", "float64"):
+            raise SettingsError(f"probabilities are float16, float32 or float64, not {self.probability_dtype}")
+        if any(value < 0 for value in self.labels) or self.classes < 0:
+            raise SettingsError("mask values and the number of classes are not negative")
+
+    @cached_property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the pyramid: halved in y and x, rounded up, until 256 px or less."""
+        shapes = [self.shape]
+        while max(shapes[-1][-2:]) > SMALLEST_LEVEL:
+            y, x = shapes[-1][-2:]
+            shapes.append((*self.shape[:-2], ceil_div(y, 2), ceil_div(x, 2)))
+        return tuple(shapes)
+
+    @cached_property
+    def mask_dtype(self) -> str:
+        """The smallest unsigned integer that holds every mask value."""
+        largest = max(self.labels, default=0)
+        return next(f"uint{bits}" for bits in (8, 16, 32, 64) if largest < 2**bits)
+
+    @cached_property
+    def chunk(self) -> tuple[int, ...]:
+        """Sides of an inner chunk: divisors of the block, about 2**18 pixels together."""
+        planes = [nearest_divisor(n, 64) if axis == "z" else 1 for axis, n in zip(self.axes, self.block, strict=True)]
+        side = isqrt(CHUNK // max(planes))
+        return (*planes[:-2], *(nearest_divisor(n, side) for n in self.block[-2:]))
+
     @property
-    def n_levels(self) -> int:
-        """Number of resolutions: halved until the plane fits a thumbnail."""
-        plane = max(n for n, axis in zip(self.shape, self.axes, strict=True) if axis in DOWNSAMPLED)
-        levels = 1
-        while ceil_div(plane, 2**levels) >= SMALLEST_LEVEL:
-            levels += 1
-        return levels
+    def class_axis(self) -> int:
+        """Where ``c`` stands among the axes of the probabilities."""
+        return self.axes.startswith("t")
 
-    def stride(self, level: int) -> tuple[int, ...]:
-        """Return how many level-0 pixels a pixel of a level stands for, per axis."""
-        return tuple(2**level if axis in DOWNSAMPLED else 1 for axis in self.axes)
+    @cached_property
+    def arrays(self) -> dict[str, ArrayLayout]:
+        """Every array by its path, the levels of the mask first."""
+        masks = [
+            ArrayLayout(str(i), self.axes, shape, self.block, self.chunk, self.mask_dtype)
+            for i, shape in enumerate(self.levels)
+        ]
+        found = {array.path: array for array in masks}
+        if self.classes:
+            axes = "".join(self.with_class(tuple(self.axes), "c"))
+            shape, block = self.with_class(self.shape, self.classes), self.with_class(self.block, 1)
+            chunk = self.with_class(self.chunk, 1)
+            found[PROBABILITIES] = ArrayLayout(PROBABILITIES, axes, shape, block, chunk, self.probability_dtype)
+        return found
 
-    def level_shape(self, level: int) -> tuple[int, ...]:
-        """Return the shape of a level, rounded up."""
-        return tuple(map(ceil_div, self.shape, self.stride(level)))
+    def with_class(self, sides: tuple[Any, ...], of_class: Any) -> tuple[Any, ...]:
+        """Return `sides` along the mask's axes with that of ``c`` put in its place."""
+        return (*sides[: self.class_axis], of_class, *sides[self.class_axis :])
 
     def grid(self, level: int) -> tuple[int, ...]:
-        """Return the number of shards along each axis of a level."""
-        return tuple(map(ceil_div, self.level_shape(level), self.block))
+        """Return the number of blocks along each axis."""
+        return tuple(map(ceil_div, self.levels[level], self.block))
 
     def n_blocks(self, level: int) -> int:
-        """Return the number of shards of a level."""
-        return prod(self.grid(level))
+        """Return the number of blocks of a level."""
+        n = 1
+        for along in self.grid(level):
+            n *= along
+        return n
 
     def position(self, level: int, index: int) -> tuple[int, ...]:
-        """Return the place of a shard in its level's grid, from its index in array order."""
-        return tuple(int(i) for i in np.unravel_index(index, self.grid(level)))
+        """Return the place of a block in its grid: its shard's coordinates."""
+        place: tuple[int, ...] = ()
+        for along in reversed(self.grid(level)):
+            index, last = divmod(index, along)
+            place = (last, *place)
+        return place
+
+    def index(self, level: int, position: tuple[int, ...]) -> int:
+        """Return the index of the block at a place in the grid."""
+        index = 0
+        for along, place in zip(self.grid(level), position, strict=True):
+            index = index * along + place
+        return index
 
     def box(self, level: int, index: int) -> Box:
-        """Return the pixels of a shard, clipped to its level."""
+        """Return the pixels of a block, clipped to the level."""
         start = tuple(p * b for p, b in zip(self.position(level, index), self.block, strict=True))
-        stop = tuple(min(a + b, n) for a, b, n in zip(start, self.block, self.level_shape(level), strict=True))
-        return Box(start, stop)
+        stop = (min(a + b, n) for a, b, n in zip(start, self.block, self.levels[level], strict=True))
+        return Box(start, tuple(stop))
 
-    def array(self, level: int) -> ArraySpec:
-        """Return the mask's array at a level."""
-        return ArraySpec(
-            str(level), self.axes, self.level_shape(level), self.block, chunk_of(self.block), np.dtype(np.uint8)
-        )
+    def n_files(self, level: int) -> int:
+        """Return the number of files that a block of this level has at most."""
+        return 1 + (self.classes if level == 0 else 0)
 
-    @property
-    def channel_axis(self) -> int:
-        """Where ``c`` stands among the probabilities' axes: behind ``t``, as OME-Zarr wants it."""
-        return 1 if self.axes.startswith("t") else 0
+    def files(self, level: int, index: int) -> tuple[str, ...]:
+        """Return a block's files, relative to the store: the mask's, then one per class."""
+        place = tuple(map(str, self.position(level, index)))
+        mask = "/".join((str(level), "c", *place))
+        if level or not self.classes:
+            return (mask,)
+        classes = (self.with_class(place, str(k)) for k in range(self.classes))
+        return (mask, *("/".join((PROBABILITIES, "c", *at)) for at in classes))
 
-    @property
-    def probabilities(self) -> ArraySpec | None:
-        """The array of probabilities, one class per shard, or None."""
-        if not self.classes:
+    def block_of_file(self, array: str, coordinates: tuple[int, ...]) -> int | None:
+        """Return the block that a shard of an array belongs to; None if it is outside the grid."""
+        level = 0 if array == PROBABILITIES else int(array)
+        if array == PROBABILITIES and len(coordinates) > self.class_axis:
+            if coordinates[self.class_axis] >= self.classes:
+                return None
+            coordinates = coordinates[: self.class_axis] + coordinates[self.class_axis + 1 :]
+        grid = self.grid(level)
+        if len(coordinates) != len(grid) or any(a >= n for a, n in zip(coordinates, grid, strict=True)):
             return None
-
-        def with_channel(sides: tuple[int, ...], n: int) -> tuple[int, ...]:
-            return (*sides[: self.channel_axis], n, *sides[self.channel_axis :])
-
-        axes = self.axes[: self.channel_axis] + "c" + self.axes[self.channel_axis :]
-        return ArraySpec(
-            "probabilities/0",
-            axes,
-            with_channel(self.shape, self.classes),
-            with_channel(self.block, 1),
-            with_channel(chunk_of(self.block), 1),
-            np.dtype(self.probability_dtype),
-        )
+        return self.index(level, coordinates)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the layout for the store's own record."""
-        return {
-            "axes": self.axes,
-            "shape": list(self.shape),
-            "block": list(self.block),
-            "pixel_size": list(self.pixel_size),
-            "name": self.name,
-            "labels": [[value, name, list(color) if color else None] for value, (name, color) in self.labels.items()],
-            "classes": self.classes,
-            "probability_dtype": self.probability_dtype,
-        }
+        """Return the layout as plain values."""
+        labels = {str(value): [name, color and list(color)] for value, (name, color) in self.labels.items()}
+        return asdict(self) | {"labels": labels}
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Layout:
-        """Return the layout of a store's record."""
-        labels = {int(v): (name, tuple(color) if color else None) for v, name, color in found["labels"]}
-        tuples = {key: tuple(found[key]) for key in ("shape", "block", "pixel_size")}
-        return cls(**(dict(found) | tuples | {"labels": labels}))
+    def from_json(cls, values: Mapping[str, Any]) -> Layout:
+        """Return the layout of what `to_json` gave."""
+        labels = {int(v): (name, color and tuple(color)) for v, (name, color) in values["labels"].items()}
+        sides = {name: tuple(values[name]) for name in ("shape", "block", "pixel_size")}
+        return cls(**{**values, **sides, "labels": labels})
 
 
-def chunk_of(block: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the chunk inside a shard: the largest even division of the block that is small.
+def nearest_divisor(n: int, target: int) -> int:
+    """Return the divisor of `n` that is nearest to `target` in ratio.
 
-    >>> chunk_of((1, 4096, 1040)), chunk_of((256, 256, 256))
-    ((1, 512, 260), (64, 64, 64))
+    >>> nearest_divisor(4096, 512), nearest_divisor(768, 512), nearest_divisor(97, 512), nearest_divisor(1, 64)
+    (512, 384, 97, 1)
     """
-    largest = CHUNK[min(3, max(1, sum(side > 1 for side in block)))]
-
-    def divided(side: int) -> int:
-        parts = next(k for k in range(1, side + 1) if side % k == 0 and side // k <= largest)
-        # A side with no useful divisor (a prime, say) is better left whole than cut to crumbs.
-        return side // parts if side // parts * 4 >= min(side, largest) else side
-
-    return tuple(map(divided, block))
-
-
-def label_metadata(layout: Layout) -> dict[str, Any]:
-    """Return the ``ome`` attribute of the mask's group, validated."""
-    from yaozarrs import v05
-
-    values = list(layout.labels)
-    colors = [{"label-value": v, "rgba": list(c)} for v, (_, c) in layout.labels.items() if c]
-    about: dict[str, Any] = {"version": "0.5"}
-    about["properties"] = [{"label-value": v, "name": name} for v, (name, _) in layout.labels.items()]
-    if values and len(colors) == len(values):  # viewers hide labels that a list of colours leaves out
-        about["colors"] = colors
-    if not about["properties"]:
-        del about["properties"]
-    scales = [_scale(layout, layout.stride(k)) for k in range(layout.n_levels)]
-    datasets = [_dataset(str(k), scale) for k, scale in enumerate(scales)]
-    ome = {"version": "0.5", "multiscales": [_multiscale(layout.name, _axes(layout), datasets)], "image-label": about}
-    v05.LabelImage.model_validate(ome)
-    return ome
-
-
-def image_metadata(layout: Layout) -> dict[str, Any]:
-    """Return the ``ome`` attribute of the probabilities' group, validated."""
-    from yaozarrs import v05
-
-    axes, scale, at = _axes(layout), _scale(layout, layout.stride(0)), layout.channel_axis
-    axes.insert(at, {"name": "c", "type": "channel"})
-    scale.insert(at, 1.0)
-    ome = {"version": "0.5", "multiscales": [_multiscale(layout.name, axes, [_dataset("0", scale)])]}
-    v05.Image.model_validate(ome)
-    return ome
-
-
-def _axes(layout: Layout) -> list[dict[str, str]]:
-    axes = []
-    for axis, size in zip(layout.axes, layout.pixel_size, strict=True):
-        unit = {"unit": "micrometer"} if axis != "t" and size else {}
-        axes.append({"name": axis, "type": "time" if axis == "t" else "space", **unit})
-    return axes
-
-
-def _scale(layout: Layout, stride: tuple[int, ...]) -> list[float]:
-    return [float((size or 1.0) * n) for size, n in zip(layout.pixel_size, stride, strict=True)]
-
-
-def _dataset(path: str, scale: list[float]) -> dict[str, Any]:
-    return {"path": path, "coordinateTransformations": [{"type": "scale", "scale": scale}]}
-
-
-def _multiscale(name: str, axes: list[dict[str, str]], datasets: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"name": name, "axes": axes, "datasets": datasets}
+    small = [d for d in range(1, isqrt(n) + 1) if n % d == 0]
+    divisors = {*small, *(n // d for d in small)}
+    return min(divisors, key=lambda d: (max(d, target) * 1000 // min(d, target), d))

@@ -1,117 +1,206 @@
-"""The lock: a lease with a heartbeat, so that it works across nodes and outlives no crash."""
+"""One writer at a time: a lease file with host, process and a heartbeat.
+
+A lease is ``lock.N``. It is taken by creating the next number, which only one process can
+do, so two that find the same dead holder cannot both win. Its heartbeat is its modification
+time, compared with that of a file made a moment ago in the same folder: both are the file
+server's clock, so the clocks of the nodes do not matter.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from uuid import uuid4
 
 from tilenet.errors import OutputLocked
-from tilenet.store.files import faults, write_whole
+from tilenet.store.files import remove_file, step, write_all
 
-BEAT, STALE = 10.0, 120.0  # seconds
-LOCK, GUARD = "lock", "guard"
-_held: set[str] = set()  # run ids of this process
+BEAT = 10.0
+# Seconds without a heartbeat after which a holder on another machine is taken for dead.
+STALE = 60.0
+TRIES = 100
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease.
+
+    Attributes
+    ----------
+    host, pid, run : str, int, str
+        For people, and for telling two leases of one process apart.
+    machine : str
+        Where `pid` means this process: boot, and the namespace of process numbers.
+    started : str
+        When the process began, in ticks since boot: process numbers are used again.
+    """
+
+    host: str
+    pid: int
+    run: str
+    machine: str
+    started: str
+
+    @classmethod
+    def here(cls) -> Holder:
+        """Return this process as a holder, under a run id of its own."""
+        pid = os.getpid()
+        return cls(socket.gethostname(), pid, uuid4().hex, this_machine(), started(pid))
+
+    @property
+    def dead(self) -> bool:
+        """Tell whether the holder is known to have ended; False also means unknown."""
+        return self.machine == this_machine() and started(self.pid) != self.started
+
+
+def this_machine() -> str:
+    """Return what is the same for all processes that share process numbers, or only the host."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
+def started(pid: int) -> str:
+    """Return when a process began; empty if there is none, ``unknown`` if that cannot be told."""
+    try:
+        os.kill(pid, 0)
+        # Field 22 of proc(5); the name, field 2, may hold spaces and brackets. Z: dead, not yet collected.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    except ProcessLookupError:
+        return ""
+    except OSError:
+        return "unknown"
 
 
 class Lease:
-    """The right to write one store, held until released, or until its holder is dead.
+    """The right to write a store, until `release` or the end of the process."""
 
-    Parameters
-    ----------
-    folder : Path
-        The store's own folder.
-    run : str
-        Identifies this holder.
-
-    Raises
-    ------
-    OutputLocked
-        If another run holds it; the message names host and process.
-    """
-
-    def __init__(self, folder: Path, run: str) -> None:
-        self.folder, self.run = folder, run
-        with _guarded(folder):
-            refuse_if_held(folder)
-            _write(folder, run)
-        _held.add(run)
+    def __init__(self, folder: Path, number: int, holder: Holder) -> None:
+        self.folder, self.number, self.holder = folder, number, holder
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
-        self._thread.start()
 
-    def release(self) -> None:
-        """Give the lease back."""
-        self._stop.set()
-        self._thread.join()
-        _held.discard(self.run)
-        with faults(self.folder / LOCK), _guarded(self.folder):
-            if (_read(self.folder) or {}).get("run") == self.run:
-                (self.folder / LOCK).unlink()
+    @property
+    def path(self) -> Path:
+        """The lease's file."""
+        return self.folder / f"lock.{self.number}"
 
-    def check(self) -> None:
-        """Raise `OutputLocked` if another run has taken the lease meanwhile."""
-        holder = _read(self.folder)
-        if holder is None or holder["run"] != self.run:
-            raise OutputLocked(f"{self.folder.parent}: another run has taken it over. This one stops")
+    @classmethod
+    def take(cls, folder: Path, name: Path) -> Lease:
+        """Take the lease kept in `folder`; the heartbeat begins with `start`.
+
+        Raises
+        ------
+        OutputLocked
+            If another live process has it; `name` is what it is said to write.
+        """
+        mine = Holder.here()
+        note = folder / f"{mine.run}.part"
+        for _ in range(TRIES):
+            try:
+                _write_note(note, mine)
+                held = leases(folder)
+                _refuse_live(held, note, name)
+                lease = cls(folder, 1 + max((number for number, _ in held), default=0), mine)
+                step("lock", os.link, note, lease.path)
+            except (FileExistsError, FileNotFoundError):
+                continue  # another was quicker, or swept our note away: look again
+            finally:
+                remove_file(note)
+            return lease._settled(name)
+        raise OutputLocked(f"{name}: too many runs at once want to write it. Start one of them again")
+
+    def _settled(self, name: Path) -> Lease:
+        others = [(number, path) for number, path in leases(self.folder) if number != self.number]
+        try:
+            _refuse_live(others, self.path, name)
+        except OutputLocked:
+            remove_file(self.path)
+            raise
+        for _, path in others:
+            remove_file(path)
+        return self
+
+    def start(self, folder: Path) -> None:
+        """Begin the heartbeat, in the folder where the lease now lies."""
+        self.folder = folder
+        threading.Thread(target=self._beat, name="tilenet-lease", daemon=True).start()
 
     def _beat(self) -> None:
+        # Not a `step`: it changes no content, and no run depends on when it happens.
         while not self._stop.wait(BEAT):
-            # A heartbeat that fails once (a full disk, say) is not the end of the run.
-            with contextlib.suppress(OSError):
-                if self.folder.is_dir():
-                    _write(self.folder, self.run)
+            with suppress(OSError):
+                os.utime(self.path)
+
+    def check(self, name: Path) -> None:
+        """Raise `OutputLocked` if another run took the lease while this one was asleep."""
+        held = leases(self.folder)
+        if [number for number, _ in held] != [self.number]:
+            taker = read_holder(held[-1][1]) if held else None
+            raise OutputLocked(f"{name}: was taken over by {_describe(taker)}. Let that run finish it")
+
+    def release(self) -> None:
+        """End the heartbeat and remove the lease."""
+        self._stop.set()
+        remove_file(self.path)
 
 
-def refuse_if_held(folder: Path) -> None:
-    """Raise `OutputLocked` if a live run holds the store."""
-    holder = _read(folder)
-    if holder is not None and _alive(holder):
-        raise OutputLocked(
-            f"{folder.parent}: is being written by process {holder['pid']} on {holder['host']} "
-            f"(run {holder['run']}). Wait for it, or stop it"
-        )
+def leases(folder: Path) -> list[tuple[int, Path]]:
+    """Return the leases in a folder by number, lowest first."""
+    numbers = (path.name.removeprefix("lock.") for path in folder.iterdir() if path.name.startswith("lock."))
+    return sorted((int(n), folder / f"lock.{n}") for n in numbers if n.isdecimal())
 
 
-def _alive(holder: dict[str, Any]) -> bool:
-    if time.time() - holder["beat"] > STALE:
-        return False
-    if holder["host"] != socket.gethostname():
-        return True
-    if holder["pid"] == os.getpid():
-        return holder["run"] in _held  # else a namesake from before: containers number alike
+def live_holder(held: list[tuple[int, Path]], now: float) -> tuple[bool, Holder | None]:
+    """Tell whether any of these leases is alive at `now`, and whose it is."""
+    for _, path in reversed(held):
+        with suppress(FileNotFoundError):
+            holder, age = read_holder(path), now - path.stat().st_mtime
+            same = holder is not None and holder.machine == this_machine()
+            if not holder.dead if holder and same else age < STALE:
+                return True, holder
+    return False, None
+
+
+def read_holder(path: Path) -> Holder | None:
+    """Return who holds a lease; None if its file is not readable."""
     try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _read(folder: Path) -> dict[str, Any] | None:
-    try:
-        holder = json.loads((folder / LOCK).read_bytes())
-        return holder if {"host", "pid", "run", "beat"} <= holder.keys() else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
+        return Holder(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError):
         return None
 
 
-def _write(folder: Path, run: str) -> None:
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "run": run, "beat": time.time()}
-    write_whole(folder / LOCK, json.dumps(holder).encode())
+def _refuse_live(held: list[tuple[int, Path]], fresh: Path, name: Path) -> None:
+    alive, holder = live_holder(held, fresh.stat().st_mtime)
+    if alive:
+        raise OutputLocked(
+            f"{name}: is being written by {_describe(holder)}. Wait for that run, or end it and use --resume"
+        )
 
 
-@contextlib.contextmanager
-def _guarded(folder: Path) -> Iterator[None]:
-    """Keep others from judging and taking the lock at the same time; the kernel lets go if we die."""
-    with faults(folder), (folder / GUARD).open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _describe(holder: Holder | None) -> str:
+    return f"process {holder.pid} on {holder.host}" if holder else "another run"
+
+
+def _write_note(path: Path, holder: Holder) -> None:
+    handle = step("create", os.open, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        step("write", write_all, handle, json.dumps(asdict(holder)).encode())
+    finally:
+        os.close(handle)
+
+
+def notes(folder: Path) -> Iterator[Path]:
+    """Yield the temporary files in a folder."""
+    return folder.glob("*.part")

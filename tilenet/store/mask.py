@@ -1,81 +1,102 @@
-"""A complete mask, opened for reading."""
+"""`open_mask`: a complete mask, read through zarr."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from tilenet.errors import OutputIncomplete
-from tilenet.store.layout import Layout
-from tilenet.store.writer import read_attributes
+from tilenet.store.layout import PROBABILITIES, Layout
+from tilenet.store.metadata import read_root
+
+if TYPE_CHECKING:
+    import zarr
+
+    Array = zarr.Array[Any]
 
 
 class Mask:
-    """A mask written by tilenet, read lazily; made by `open_mask`.
+    """A complete mask: index it like an array, or hand it to NumPy whole.
 
     Attributes
     ----------
     path : Path
-        The OME-Zarr label image.
-    axes : str
-        One letter per axis.
-    levels : tuple of zarr.Array
-        All resolutions, finest first.
-    pixel_size : tuple of float or None
-        Micrometres along `axes` at level 0; None where unknown.
-    probabilities : zarr.Array or None
-        With ``c`` = classes.
+        Where it is.
     info : dict
-        How it was made: version, image, model, card, run record, scaling.
+        How it was made.
+    levels : tuple of zarr.Array
+        The pyramid, finest first.
+    probabilities : zarr.Array or None
+        One channel a class, if they were asked for.
     """
 
-    def __init__(self, path: Path) -> None:
-        import zarr
+    def __init__(self, path: Path, layout: Layout, info: dict[str, Any]) -> None:
+        self.path, self.info, self._layout = path, info, layout
+        self.levels: tuple[Array, ...] = tuple(_open(path / str(i)) for i in range(len(layout.levels)))
+        self.probabilities: Array | None = _open(path / PROBABILITIES) if layout.classes else None
 
-        found = read_attributes(path)["tilenet"]
-        if not found["complete"]:
-            raise OutputIncomplete(f"{path}: is not complete. Go on with the same command and --resume")
-        layout = Layout.from_json(found["layout"])
-        self.path, self.axes, self.info = path, layout.axes, found["info"]
-        self.pixel_size = layout.pixel_size
-        self.levels = tuple(zarr.open_array(path / str(k), mode="r") for k in range(layout.n_levels))
-        self.probabilities = zarr.open_array(path / "probabilities/0", mode="r") if layout.classes else None
+    @property
+    def axes(self) -> str:
+        """Letters of ``tzyx``."""
+        return self._layout.axes
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Pixels along `axes`."""
-        return tuple(self.levels[0].shape)
+        """Pixels along the axes."""
+        return self._layout.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the mask values."""
-        return np.dtype(self.levels[0].dtype)
+        """Of the mask values."""
+        return np.dtype(self._layout.mask_dtype)
+
+    @property
+    def pixel_size(self) -> tuple[float | None, ...]:
+        """Micrometres along the axes; None where unknown."""
+        return self._layout.pixel_size
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         return np.asarray(self.levels[0][index])
 
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        return self[...].astype(self.dtype if dtype is None else dtype)
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a mask on disk cannot become an array without copying")
+        return np.asarray(self[...], dtype=dtype)
 
     def __repr__(self) -> str:
-        sides = " x ".join(map(str, self.shape))
-        return f"<Mask {self.path}: {self.axes} {sides}, {len(self.levels)} levels, {self.info['card']['name']}>"
+        sides = " x ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
+        more = ", with probabilities" if self.probabilities is not None else ""
+        return f"<Mask {self.path.name}: {sides}, {self.dtype}, {len(self.levels)} levels{more}>"
 
 
 def open_mask(path: str | Path) -> Mask:
-    """Open a complete mask.
+    """Open a mask that tilenet wrote to the end.
 
     Parameters
     ----------
     path : path
-        What `segment` wrote.
+        The folder.
+
+    Returns
+    -------
+    Mask
 
     Raises
     ------
     OutputNotFound, OutputIncomplete, OutputError
-        If there is none, it is not complete, or tilenet did not write it.
+        If there is none, if blocks are missing, if tilenet did not write it.
     """
-    return Mask(Path(path))
+    path = Path(path)
+    layout, info, complete = read_root(path)
+    if not complete:
+        raise OutputIncomplete(f"{path}: is not complete. Run the command that made it again, with --resume")
+    return Mask(path, layout, info)
+
+
+def _open(path: Path) -> Array:
+    import zarr
+
+    return zarr.open_array(path, mode="r", zarr_format=3)

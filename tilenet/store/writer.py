@@ -1,361 +1,291 @@
-"""The store: creates a mask on disk, takes whole blocks, and knows what is still missing.
-
-OUT/
-  zarr.json            `ome` metadata, and `tilenet`: how it was made, whether it is complete
-  0/ 1/ 2/ ...         the mask and its pyramid
-  probabilities/       if asked for: an OME-Zarr image
-  .tilenet/
-    journal/           lines of (level, block, files, sizes, checksums)
-    lock, guard        the lease, while somebody writes
-"""
+"""`Store`: the mask as it is written, block by block, by a run that may be killed at any time."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from time import time
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import BlocksFailed, OutputError, OutputExists, OutputNotFound
-from tilenet.store.files import faults, step, sweep, write_whole
-from tilenet.store.journal import Journal
-from tilenet.store.layout import MASK, PROBABILITIES, ArraySpec, Layout, image_metadata, label_metadata
-from tilenet.store.lease import Lease, refuse_if_held
-from tilenet.store.shards import Entry, checksum, group_metadata, metadata, write_shard
+from tilenet.errors import OutputError, OutputIncomplete
+from tilenet.geometry import Box
+from tilenet.store.blocks import Blocks, Shard
+from tilenet.store.build import build
+from tilenet.store.damage import Damage, blocks_lost, find_damage, read_right
+from tilenet.store.files import faults_named, remove_file, remove_tree, step, sync_folder, write_all, write_file
+from tilenet.store.journal import FOLDER, MERGED, Written
+from tilenet.store.layout import PROBABILITIES, Layout
+from tilenet.store.lease import Lease, leases
+from tilenet.store.metadata import OWN, ROOT, read_root, root_document
+from tilenet.store.place import REPLACED, check_free, recover
+from tilenet.store.pyramid import shrink
 
-OWN = ".tilenet"
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One file that is not what was written.
-
-    Attributes
-    ----------
-    level, index : int
-        Its block; -1 for a file that nobody wrote.
-    path : str
-        Below the store.
-    what : str
-        Missing, of another size, changed, or not ours.
-    """
-
-    level: int
-    index: int
-    path: str
-    what: str
-
-    def __str__(self) -> str:
-        block = f"block {self.index} of level {self.level}: " if self.index >= 0 else ""
-        return f"{block}{self.path} {self.what}"
+LOG = "log.jsonl"
 
 
 class Store:
-    """A mask being written; made by `create` or `resume`.
+    """A mask that is being written; see `Store.create` and `Store.resume`.
 
     Attributes
     ----------
     path : Path
-        Where it is.
+        The folder.
     layout : Layout
-        Its arrays.
+        Axes, shape and blocks.
     info : dict
-        How it was made: what `create` was given.
+        How the mask is made, as given to `create`.
     complete : bool
-        Whether everything is there and verified.
+        Whether every block is written and verified; then nothing can be written any more.
     """
 
-    def __init__(self, path: Path, run: str, *, lease: Lease | None) -> None:
+    def __init__(self, path: Path, *, lease: Lease | None) -> None:
         self.path, self._lease = path, lease
-        self._attributes = read_attributes(path)
-        self.info: dict[str, Any] = self._attributes["tilenet"]["info"]
-        self.layout = Layout.from_json(self._attributes["tilenet"]["layout"])
-        self.complete: bool = self._attributes["tilenet"]["complete"]
-        self._journal = Journal(path / OWN / "journal", run)
-        self._lock = threading.Lock()
+        self.layout, self.info, self.complete = read_root(path)
+        self._blocks = Blocks(path, self.layout, lease.holder.run if lease else "")
 
     @classmethod
-    def create(cls, path: str | Path, layout: Layout, info: dict[str, Any], *, overwrite: bool = False) -> Store:
-        """Make an empty store, all of it or nothing, and take its lease.
+    def create(cls, path: str | Path, layout: Layout, info: Mapping[str, Any], *, overwrite: bool = False) -> Store:
+        """Make a store without pixels, and the folders above it, and take its lease.
 
         Parameters
         ----------
         path : path
-            Missing parent folders are made.
+            Where; there must be nothing, or with `overwrite` a store that tilenet wrote. That
+            one is kept inside the new one until the new one is complete.
         layout : Layout
-            Its arrays.
-        info : dict
-            How it is made, ready for JSON; kept under the attribute ``tilenet``.
+            Axes, shape and blocks.
+        info : mapping
+            How the mask is made; plain values, for JSON.
         overwrite : bool
-            Replace a store that tilenet wrote; it is kept aside until this one is complete.
-        """
-        path = Path(path)
-        check_free(path, overwrite=overwrite)
-        run = uuid4().hex[:12]
-        fresh = path.with_name(f".{path.name}.{run}.new")
-        with faults(path):
-            _sweep_beside(path)
-            step("create")
-            (fresh / OWN / "journal").mkdir(parents=True)
-        for name, content in _documents(layout, info).items():
-            write_whole(fresh / name, content)
-        with faults(path):
-            lease = Lease(fresh / OWN, run)
-            try:
-                if overwrite and path.exists():
-                    step("aside")
-                    _remove(_aside(path))
-                    path.rename(_aside(path))
-                step("publish")
-                fresh.rename(path)
-            except OSError as error:
-                lease.release()
-                _remove(fresh)
-                if path.exists():  # somebody was faster
-                    check_free(path)
-                raise error
-            lease.folder = path / OWN
-        return cls(path, run, lease=lease)
+            Replace a store.
 
-    @classmethod
-    def inspect(cls, path: str | Path) -> Store:
-        """Open a store to look at: nothing can be written."""
-        return cls(Path(path), "", lease=None)
+        Raises
+        ------
+        OutputExists, OutputLocked, EnvironmentFault
+            If something is in the way, if another run is writing there, if the disk is full
+            or cannot be written.
+        """
+        path = Path(path).absolute()
+        check_free(path, overwrite=overwrite)
+        with faults_named(path):
+            store = cls(path, lease=build(path, layout, info, replace=path.exists()))
+            store.log("created")
+        return store
 
     @classmethod
     def resume(cls, path: str | Path) -> Store:
-        """Open a store to go on with it.
+        """Open a store to go on with, and take its lease.
 
-        A complete one is verified: if nothing is damaged it is opened as it is and nothing is
-        touched, else the damaged blocks become pending again.
+        A complete one is compared with its journal: if it is right, nothing is touched and
+        nothing is pending; what is damaged is removed and pending again.
+
+        Raises
+        ------
+        OutputNotFound, OutputError, OutputLocked
+            If there is none, if tilenet did not write it, if another run is writing it.
         """
-        path, run = Path(path), uuid4().hex[:12]
-        if read_attributes(path)["tilenet"]["complete"]:
-            store = cls(path, run, lease=None)
-            damaged = {(d.level, d.index) for d in store.check() if d.index >= 0}
-            if not damaged:
+        path = Path(path).absolute()
+        with faults_named(path):
+            recover(path)
+            store = cls.inspect(path)
+            if store.complete and not store.check() and not _left_behind(path / OWN):
                 return store
-            store._lease = Lease(path / OWN, run)
-            store._set_complete(False)
-            store._journal.drop(damaged)
+            lease = Lease.take(path / OWN, path)
+            lease.start(path / OWN)
+            store = cls(path, lease=lease)
+            try:
+                store._take_up()
+            except BaseException:
+                store.close()
+                raise
             return store
-        lease = Lease(path / OWN, run)
-        sweep(path)
-        return cls(path, run, lease=lease)
 
-    def pending(self) -> Iterator[int]:
-        """Yield the blocks of level 0 that are not journalled with the right file sizes."""
-        return self._pending(0)
+    @classmethod
+    def inspect(cls, path: str | Path) -> Store:
+        """Open a store to look at; nothing can be written."""
+        return cls(Path(path).absolute(), lease=None)
 
-    def write(self, index: int, arrays: dict[str, NDArray[Any]]) -> None:
-        """Write all shards of a block, once, and then its line in the journal.
+    def _take_up(self) -> None:
+        """Put the store into the state from which a run goes on."""
+        for left in (self.path / OWN).glob("*.part"):
+            remove_file(left)
+        if not self.complete:
+            self.log("resumed")
+            return
+        damage = self.check()
+        if any(found.file == ROOT for found in damage):
+            raise OutputError(f"{self.path / ROOT}: was changed since it was written. Start again with --overwrite")
+        if not damage:  # killed after its last step but one
+            self._tidy()
+            self.close()
+            return
+        self._write_root(complete=False)
+        self._blocks.lose(damage)
+        self.log("reopened", damaged=len(damage))
+
+    def pending(self, level: int = 0) -> Iterator[int]:
+        """Yield the blocks of a level that are not in the journal with files of the right sizes."""
+        return self._blocks.pending(level)
+
+    def write(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write one block: one whole shard of each array, then its line in the journal.
+
+        Safe from several threads, for different blocks.
 
         Parameters
         ----------
         index : int
-            In array order over the grid of blocks.
-        arrays : dict
-            ``mask`` (*box) and, if the layout has them, ``probabilities`` (K, *box), clipped to
-            the image.
-        """
-        position = self.layout.position(0, index)
-        files = self._write_shard(self.layout.array(0), position, arrays[MASK])
-        spec, at = self.layout.probabilities, self.layout.channel_axis
-        if spec is not None:
-            for k, plane in enumerate(arrays[PROBABILITIES]):
-                place = (*position[:at], k, *position[at:])
-                files += self._write_shard(spec, place, np.expand_dims(plane.astype(spec.dtype), at))
-        self._note(0, index, files)
-
-    def build_pyramid(self) -> None:
-        """Build the coarser levels from the finer ones, shard by shard."""
-        import zarr
-
-        for level in range(1, self.layout.n_levels):
-            finer = zarr.open_array(self.path / str(level - 1), mode="r")
-            shape, stride = self.layout.level_shape(level - 1), self.layout.stride(1)
-            for index in self._pending(level):
-                box = self.layout.box(level, index)
-                region = tuple(
-                    slice(a * s, min(b * s, n), s)
-                    for a, b, s, n in zip(box.start, box.stop, stride, shape, strict=True)
-                )
-                spec, position = self.layout.array(level), self.layout.position(level, index)
-                self._note(level, index, self._write_shard(spec, position, np.asarray(finer[region])))
-
-    def finish(self) -> None:
-        """Verify every file, merge the journal, and only then call the store complete.
+            Of the block at level 0.
+        arrays : mapping
+            ``mask`` of the block's clipped shape and, where the layout has classes,
+            ``probabilities`` with the classes in front.
 
         Raises
         ------
-        BlocksFailed
-            If files have been damaged meanwhile; resuming writes them again.
+        EnvironmentFault, OutputLocked
+            If the disk is full or fails; if another run has taken over.
         """
-        sweep(self.path)
-        damage = self.check()
-        if damage:
-            self._journal.drop({(d.level, d.index) for d in damage if d.index >= 0})
-            raise BlocksFailed(
-                f"{self.path}: {len(damage)} files are not what was written ({damage[0]}). "
-                f"Go on with --resume to write them again"
-            )
-        self._journal.merge()
-        self._set_complete(True)
-        _remove(_aside(self.path))
+        if not 0 <= index < self.layout.n_blocks(0):
+            raise IndexError(f"{self.path} has {self.layout.n_blocks(0)} blocks, no block {index}")
+        self._held().check(self.path)
+        self._blocks.write(0, index, list(self._shards(self.layout.box(0, index), arrays)))
+
+    def _shards(self, box: Box, arrays: Mapping[str, NDArray[Any]]) -> Iterator[Shard]:
+        yield Shard("0", box, _checked(arrays["mask"], box.shape, self.layout.mask_dtype))
+        if n := self.layout.classes:
+            values = _checked(arrays["probabilities"], (n, *box.shape), self.layout.probability_dtype)
+            put = self.layout.with_class
+            for k, of_class in enumerate(values):
+                place = Box(put(box.start, k), put(box.stop, k + 1))
+                yield Shard(PROBABILITIES, place, np.expand_dims(of_class, self.layout.class_axis))
+
+    def build_pyramid(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Write the coarser levels, shard by shard; goes on where it was interrupted.
+
+        Parameters
+        ----------
+        progress : callable
+            Called with the blocks done and the blocks in all.
+
+        Raises
+        ------
+        OutputIncomplete
+            If blocks of level 0 are pending.
+        BlocksFailed
+            If a block to be read is damaged; it is pending again.
+        """
+        self._refuse_pending(0)
+        work = [(level, i) for level in range(1, len(self.layout.levels)) for i in self.pending(level)]
+        for done, (level, index) in enumerate(work, start=1):
+            self._held().check(self.path)
+            pixels = shrink(self.layout, level, index, read=self._blocks.read)
+            self._blocks.write(level, index, [Shard(str(level), self.layout.box(level, index), pixels)])
+            if progress:
+                progress(done, len(work))
+
+    def finish(self) -> None:
+        """Verify every file, write the sorted journal, and set ``complete: true`` last.
+
+        Raises
+        ------
+        OutputIncomplete
+            If blocks are pending.
+        BlocksFailed
+            If files are not as they were written; their blocks are pending again.
+        """
+        if self.complete:
+            return
+        self._held().check(self.path)
+        for level in range(len(self.layout.levels)):
+            self._refuse_pending(level)
+        with faults_named(self.path):
+            documents = self._settle_documents()
+            damage = [found for found in find_damage(self.path, self._blocks) if found.block is not None]
+            if damage:
+                raise self._blocks.lose(damage)
+            lines = self._blocks.journal.sorted_lines(documents)
+            write_file(self.path / OWN / MERGED, lines, temporary=self._blocks.temporary())
+            step("sync folder", sync_folder, self.path / OWN)
+            self.log("finished")
+            self._tidy()
+            self._write_root(complete=True)
         self.close()
 
+    def _settle_documents(self) -> dict[str, Written]:
+        """Put every ``zarr.json`` but the root's right; return what all of them are at the end."""
+        fixed = {name: Written.of(data) for name, data in self._blocks.documents.items()}
+        for name, written in fixed.items():
+            if read_right(self.path / name, written) is None:
+                self._blocks.put(name, self._blocks.documents[name])
+        self._blocks.journal.documents.clear()
+        return fixed | {ROOT: Written.of(root_document(self.layout, self.info, complete=True))}
+
+    def _tidy(self) -> None:
+        """Remove what only a run in progress needs."""
+        self._blocks.pen.close()
+        remove_tree(self.path / OWN / FOLDER)
+        remove_tree(self.path / OWN / REPLACED)
+
+    def _write_root(self, *, complete: bool) -> None:
+        document = root_document(self.layout, self.info, complete=complete)
+        write_file(self.path / ROOT, [document], temporary=self._blocks.temporary())
+        step("sync folder", sync_folder, self.path)
+        self.complete = complete
+
     def check(self) -> list[Damage]:
-        """Return every file whose size or checksum is not the journal's, or that nobody wrote."""
-        found, known = [], set()
-        for (level, index), files in sorted(self._journal.entries.items()):
-            for name, size, total in files:
-                known.add(name)
-                if what := _compare(self.path / name, size, total):
-                    found.append(Damage(level, index, name, what))
-        return found + [Damage(-1, -1, name, "was not written by this run") for name in self._shards() - known]
+        """Return every file that is not what the journal says, reading them all.
+
+        Blocks that are not written yet are no damage in a store that is not complete.
+        """
+        lost = blocks_lost(self._blocks) if self.complete else ()
+        return [*lost, *find_damage(self.path, self._blocks)]
+
+    @classmethod
+    def damage_of(cls, path: str | Path) -> list[Damage]:
+        """Return the damage of a store without taking its lease; see `check`."""
+        return cls.inspect(path).check()
 
     def close(self) -> None:
-        """Give the lease back; what is written stays."""
-        if self._lease is not None:
-            self._lease.release()
-            self._lease = None
+        """Release the lease, complete or not; may be called twice."""
+        self._blocks.pen.close()
+        lease, self._lease = self._lease, None
+        if lease:
+            lease.release()
 
-    def _pending(self, level: int) -> Iterator[int]:
-        entries = self._journal.entries
-        for index in range(self.layout.n_blocks(level)):
-            files = entries.get((level, index))
-            if files is None or any(_size(self.path / name) != size for name, size, _ in files):
-                yield index
-
-    def _write_shard(self, spec: ArraySpec, position: tuple[int, ...], pixels: NDArray[Any]) -> list[Entry]:
+    def _held(self) -> Lease:
         if self._lease is None:
-            raise OutputError(f"{self.path}: is not open for writing")
-        self._lease.check()
-        return write_shard(self.path, spec, position, pixels)
+            raise OutputError(f"{self.path}: is complete or closed, and cannot be written")
+        return self._lease
 
-    def _note(self, level: int, index: int, files: list[Entry]) -> None:
-        with self._lock:
-            self._journal.add(level, index, files)
+    def _refuse_pending(self, level: int) -> None:
+        if (first := next(self.pending(level), None)) is not None:
+            where = f" of level {level}" if level else ""
+            raise OutputIncomplete(f"{self.path}: block {first}{where} is not written. Run again with --resume")
 
-    def _set_complete(self, complete: bool) -> None:
-        self._attributes["tilenet"]["complete"] = self.complete = complete
-        write_whole(self.path / "zarr.json", group_metadata(self._attributes))
-
-    def _shards(self) -> set[str]:
-        specs = [self.layout.array(k) for k in range(self.layout.n_levels)]
-        specs += [self.layout.probabilities] if self.layout.probabilities else []
-        files = (p for spec in specs for p in (self.path / spec.path / "c").rglob("*") if p.is_file())
-        return {p.relative_to(self.path).as_posix() for p in files}
-
-
-def read_attributes(path: Path) -> dict[str, Any]:
-    """Return the attributes of a store (`OutputNotFound`, or `OutputError` if it is not tilenet's)."""
-    if not path.exists():
-        raise OutputNotFound(f"{path}: there is no such mask")
-    try:
-        attributes: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())["attributes"]
-        if {"info", "layout", "complete"} <= attributes["tilenet"].keys():
-            return attributes
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise OutputError(f"{path}: is not a mask that tilenet wrote. Choose another path")
+    def log(self, event: str, **facts: Any) -> None:
+        """Add a line to ``.tilenet/log.jsonl``, the one file that differs from run to run."""
+        holder = self._held().holder
+        line = {"time": round(time(), 3), "event": event, "host": holder.host, "pid": holder.pid, **facts}
+        handle = step("open log", os.open, self.path / OWN / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            step("log", write_all, handle, json.dumps(line).encode() + b"\n")
+        finally:
+            os.close(handle)
 
 
-def check_free(path: Path, *, overwrite: bool = False) -> None:
-    """Refuse, before any work, an output that exists or cannot be made.
-
-    With `overwrite`, one that tilenet wrote and nobody is writing may be replaced.
-    """
-    parent = next(p for p in path.absolute().parents if p.exists())
-    with faults(path):
-        if not parent.is_dir():
-            raise NotADirectoryError(20, f"{parent} is not a folder")
-        if not os.access(parent, os.W_OK):
-            raise PermissionError(13, f"{parent} is read-only")
-    if not (path.exists() or path.is_symlink()):
-        return
-    if path.is_symlink() or not path.is_dir() or path.resolve() in (Path.home().resolve(), Path("/")):
-        raise OutputExists(f"{path}: exists, and is not a mask that tilenet wrote. Choose another path")
-    try:
-        read_attributes(path)
-    except OutputError as error:
-        raise OutputExists(f"{path}: exists, and is not a mask that tilenet wrote. Choose another path") from error
-    refuse_if_held(path / OWN)
-    if not overwrite:
-        raise OutputExists(f"{path}: exists. Go on with --resume, replace it with --overwrite, or choose another path")
-    _check_ours(path)
+def _left_behind(own: Path) -> bool:
+    """Tell whether a run was killed after it had completed the store."""
+    return bool(leases(own) or list(own.glob("*.part")) or (own / FOLDER).exists() or (own / REPLACED).exists())
 
 
-def _check_ours(path: Path) -> None:
-    layout = Layout.from_json(read_attributes(path)["tilenet"]["layout"])
-    ours = {OWN, "zarr.json", PROBABILITIES, *map(str, range(layout.n_levels))}
-    foreign = sorted(p.name for p in path.iterdir() if p.name not in ours)
-    if foreign:
-        raise OutputExists(f"{path}: holds {foreign[0]}, which tilenet did not write. Move it away first")
-
-
-def _documents(layout: Layout, info: dict[str, Any]) -> dict[str, bytes]:
-    """Return every metadata file of an empty store."""
-    own = {"info": info, "layout": layout.to_json(), "complete": False}
-    arrays = [layout.array(level) for level in range(layout.n_levels)]
-    documents = {f"{spec.path}/zarr.json": metadata(spec) for spec in arrays}
-    if layout.probabilities is not None:
-        documents[f"{layout.probabilities.path}/zarr.json"] = metadata(layout.probabilities)
-        documents[f"{PROBABILITIES}/zarr.json"] = group_metadata({"ome": image_metadata(layout)})
-    return documents | {"zarr.json": group_metadata({"ome": label_metadata(layout), "tilenet": own})}
-
-
-def _compare(path: Path, size: int, total: str) -> str | None:
-    found = _size(path)
-    if found is None:
-        return "is missing"
-    if found != size:
-        return f"has {found} bytes, not {size}"
-    return None if checksum(path.read_bytes()) == total else "has been changed"
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.replaced")
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder of ours: a store that was replaced, or one never published."""
-    if path.is_dir() and not path.is_symlink():
-        with faults(path):
-            step("remove")
-            shutil.rmtree(path)
-
-
-def _sweep_beside(path: Path) -> None:
-    """Remove stores that a killed run was about to publish under this name."""
-    for fresh in path.parent.glob(f".{path.name}.*.new"):
-        if (fresh / OWN).is_dir():
-            try:
-                refuse_if_held(fresh / OWN)
-            except OutputError:
-                continue
-            if not (fresh / OWN / "lock").exists() and _young(fresh):
-                continue
-            _remove(fresh)
-
-
-def _young(fresh: Path) -> bool:
-    """Tell whether somebody may be making it this very minute."""
-    import time
-
-    return time.time() - fresh.stat().st_mtime < 60
+def _checked(values: NDArray[Any], shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    if values.shape != shape:
+        raise ValueError(f"a block of shape {shape} was expected, not {values.shape}")
+    if not np.can_cast(values.dtype, dtype, "safe"):
+        raise ValueError(f"pixels of {dtype} were expected, not {values.dtype}")
+    return values

@@ -1,0 +1,126 @@
+"""The blocks of a store: written whole, entered in the journal, read back only if they are right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from numpy.typing import NDArray
+
+from tilenet.errors import BlocksFailed
+from tilenet.geometry import Box
+from tilenet.store import codec
+from tilenet.store.damage import Damage, read_right
+from tilenet.store.files import faults_named, make_folder, remove_file, step, sync_folder, write_file
+from tilenet.store.journal import NO_FILE, Journal, Pen, Written
+from tilenet.store.layout import Layout
+from tilenet.store.metadata import OWN, fixed_documents
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one file of a block is to hold: pixels of the `box` of an `array`."""
+
+    array: str
+    box: Box
+    values: NDArray[Any]
+
+
+class Blocks:
+    """Shards and journal of one store.
+
+    Parameters
+    ----------
+    path : Path
+        The store.
+    layout : Layout
+        Its arrays.
+    writer : str
+        Names the journal file of this writer.
+    """
+
+    def __init__(self, path: Path, layout: Layout, writer: str) -> None:
+        self.path, self.layout = path, layout
+        self.documents = fixed_documents(layout)
+        self.journal = Journal(layout)
+        self.journal.load(path / OWN)
+        self.pen = Pen(path / OWN, writer)
+
+    def pending(self, level: int) -> Iterator[int]:
+        """Yield the blocks that are not in the journal with files of the right sizes."""
+        for index in range(self.layout.n_blocks(level)):
+            if (level, index) not in self.journal or not self._sizes_right(level, index):
+                yield index
+
+    def _sizes_right(self, level: int, index: int) -> bool:
+        files = zip(self.layout.files(level, index), self.journal.sizes(level, index), strict=True)
+        return all(_size_of(f"{self.path}/{file}") == size for file, size in files)
+
+    def write(self, level: int, index: int, shards: Sequence[Shard]) -> None:
+        """Write all files of a block, then its line in the journal."""
+        names = self.layout.files(level, index)
+        files = [self._write_shard(name, shard) for name, shard in zip(names, shards, strict=True)]
+        written = [self.path / name for name, of in zip(names, files, strict=True) if of]
+        with faults_named(self.path):
+            for folder in sorted({path.parent for path in written}):
+                step("sync folder", sync_folder, folder)
+            self.pen.append(self.journal.line(level, index, files))
+            self.journal.record(level, index, files)
+
+    def _write_shard(self, name: str, shard: Shard) -> Written | None:
+        data = codec.encode(self.documents[f"{shard.array}/zarr.json"], shard.box, shard.values)
+        if data is not None:
+            return self.put(name, data)
+        with faults_named(self.path / name):
+            remove_file(self.path / name)
+        return None
+
+    def put(self, name: str, data: bytes) -> Written:
+        """Put a whole file in place; its folder is not synced yet."""
+        with faults_named(self.path / name, needed=len(data)):
+            make_folder((self.path / name).parent)
+            write_file(self.path / name, [data], temporary=self.temporary())
+        return Written.of(data)
+
+    def temporary(self) -> Path:
+        """Return the name of a new temporary file, which a resumed run would sweep."""
+        return self.path / OWN / f"{uuid4().hex}.part"
+
+    def read(self, level: int, index: int) -> NDArray[Any] | None:
+        """Return the mask's pixels of a block; None if all of them are background.
+
+        Raises
+        ------
+        BlocksFailed
+            If the file is not what was written; the block is pending again.
+        """
+        name, written = self.layout.files(level, index)[0], (self.journal.files(level, index) or (None,))[0]
+        if written is None:
+            return None
+        data = read_right(self.path / name, written)
+        if data is None:
+            raise self.lose([Damage(name, "damaged", str(level), index)])
+        document = self.documents[f"{level}/zarr.json"]
+        return codec.decode(document, name.partition("/")[2], data, self.layout.box(level, index))
+
+    def lose(self, damage: Sequence[Damage]) -> BlocksFailed:
+        """Remove damaged shards, which makes their blocks pending; return the error that says so."""
+        for found in damage:
+            if found.block is not None:
+                with faults_named(self.path / found.file):
+                    remove_file(self.path / found.file)
+        return BlocksFailed(
+            f"{self.path}: {len(damage)} files are not what was written ({damage[0]}): the disk may be failing. "
+            f"Run again with --resume to write them anew"
+        )
+
+
+def _size_of(path: str) -> int:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return os.stat(path).st_size  # noqa: PTH116 - a million times
+    return NO_FILE

@@ -1,0 +1,80 @@
+"""A new store: made beside its place and moved there whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tilenet.errors import OutputExists, OutputLocked
+from tilenet.store.files import make_folder, remove_tree, step, sync_folder, write_file
+from tilenet.store.layout import Layout
+from tilenet.store.lease import Lease
+from tilenet.store.metadata import OWN, ROOT, fixed_documents, root_document
+from tilenet.store.place import REPLACED, sweep, temporary_place
+
+
+def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool) -> Lease:
+    """Make a store without pixels at `path` and return its lease.
+
+    With `replace`, the store that is there moves into the new one and stays there until that
+    is complete: however the run ends, one of the two is whole.
+    """
+    documents = {ROOT: root_document(layout, info, complete=False), **fixed_documents(layout)}
+    make_folder(path.parent)
+    sweep(path)
+    new = temporary_place(path)
+    try:
+        step("make folder", new.mkdir)
+        step("make folder", (new / OWN).mkdir)
+        lease = Lease.take(new / OWN, path)
+        for name, data in documents.items():
+            make_folder((new / name).parent)
+            write_file(new / name, [data], temporary=new / OWN / f"{uuid4().hex}.part")
+            step("sync folder", sync_folder, (new / name).parent)
+        if replace:
+            _move_aside(path, new / OWN / REPLACED)
+        _move_in(new, path)
+    except BaseException:
+        with suppress(OSError):
+            _take_back(new, path)
+        raise
+    lease.start(path / OWN)
+    return lease
+
+
+def _move_aside(path: Path, aside: Path) -> None:
+    """Move the old store into the new one; its own lease keeps other runs off it."""
+    lease = Lease.take(path / OWN, path)
+    try:
+        step("rename", os.rename, path, aside)
+    except OSError:
+        lease.release()
+        raise
+
+
+def _move_in(new: Path, path: Path) -> None:
+    try:
+        step("rename", os.rename, new, path)
+    except OSError:
+        if not path.exists():
+            raise
+        # Another run was quicker. If it lives, taking its lease fails with its name.
+        Lease.take(path / OWN, path).release()
+        raise OutputExists(f"{path}: was made by another run just now. Use --resume, or choose another path") from None
+    step("sync folder", sync_folder, path.parent)
+
+
+def _take_back(new: Path, path: Path) -> None:
+    """Undo a store that could not be moved into its place."""
+    aside = new / OWN / REPLACED
+    if aside.exists():
+        if path.exists():
+            raise OutputLocked(f"{path}: was made by another run meanwhile; the mask before it is kept in {aside}")
+        os.rename(aside, path)  # noqa: PTH104 - undoing, so it is no step
+        for lock in (path / OWN).glob("lock.*"):
+            lock.unlink()
+    remove_tree(new)

@@ -1,0 +1,54 @@
+"""Shards to bytes and back, by zarr itself, in memory.
+
+A shard written by several calls would be read, changed and written again by zarr, and two
+writers would lose each other's pixels. So each is encoded once, whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.geometry import Box
+
+
+def encode(document: bytes, box: Box, values: NDArray[Any]) -> bytes | None:
+    """Return the shard of an array that holds `box`; None if all of it is background.
+
+    Parameters
+    ----------
+    document : bytes
+        The array's ``zarr.json``.
+    box : Box
+        The shard's pixels, clipped to the array.
+    values : numpy.ndarray
+        Of the box's shape.
+    """
+    shards = _open(document, {}, box, values)[1]
+    if len(shards) > 1:
+        raise ValueError(f"{box} is not one shard but {len(shards)}")
+    return next(iter(shards.values()), None)
+
+
+def decode(document: bytes, key: str, shard: bytes, box: Box) -> NDArray[Any]:
+    """Return the pixels `box` of the shard with this key, such as ``c/0/1``."""
+    return _open(document, {key: shard}, box, None)[0]
+
+
+def _open(
+    document: bytes, shards: dict[str, bytes], box: Box, values: NDArray[Any] | None
+) -> tuple[NDArray[Any], dict[str, bytes]]:
+    import zarr
+    from zarr.buffer import default_buffer_prototype
+    from zarr.storage import MemoryStore
+
+    make = default_buffer_prototype().buffer.from_bytes
+    content = {key: make(data) for key, data in ({"zarr.json": document} | shards).items()}
+    config = {"write_empty_chunks": False}
+    array = zarr.open_array(MemoryStore(content), mode="r+", zarr_format=3, config=config)
+    if values is None:
+        return np.asarray(array[box.slices]), {}
+    array[box.slices] = values
+    return values, {key: data.to_bytes() for key, data in content.items() if key != "zarr.json"}

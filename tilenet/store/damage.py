@@ -1,0 +1,117 @@
+"""Whether every file of a store is what the journal says was written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tilenet.store.journal import Journal, Written
+from tilenet.store.layout import Layout
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file that is not what was written.
+
+    Attributes
+    ----------
+    file : str
+        Relative to the store.
+    what : str
+        ``missing``, ``changed``, ``extra`` or ``not in the journal``.
+    array : str
+        Path of the array; empty for metadata.
+    block : int or None
+        Index of the block in that array's level.
+    """
+
+    file: str
+    what: str
+    array: str = ""
+    block: int | None = None
+
+    def __str__(self) -> str:
+        where = f" (array {self.array}, block {self.block})" if self.block is not None else ""
+        return f"{self.file}{where} is {self.what}"
+
+
+class Recorded(Protocol):
+    """A layout, and what the journal knows of it."""
+
+    layout: Layout
+    journal: Journal
+
+
+def find_damage(path: Path, found: Recorded) -> Iterator[Damage]:
+    """Yield what is damaged; reads every file once.
+
+    Blocks that are not written yet are no damage in a store that is not complete: see
+    `blocks_lost`.
+    """
+    layout, journal = found.layout, found.journal
+    yield from _documents_changed(path, journal)
+    for level in range(len(layout.levels)):
+        for index in range(layout.n_blocks(level)):
+            if written := journal.files(level, index):
+                for file, of in zip(layout.files(level, index), written, strict=True):
+                    what = _compare(path / file, of)
+                    if what:
+                        yield Damage(file, what, _array_of(file), index)
+    for array in layout.arrays:
+        yield from _extra_files(path, layout, array)
+
+
+def blocks_lost(found: Recorded) -> Iterator[Damage]:
+    """Yield the blocks of a complete store that its journal does not know."""
+    layout, journal = found.layout, found.journal
+    if not journal.documents:
+        yield Damage(".tilenet/journal.jsonl", "cut short or missing")
+    for level in range(len(layout.levels)):
+        for index in range(layout.n_blocks(level)):
+            if (level, index) not in journal:
+                for file in layout.files(level, index):
+                    yield Damage(file, "not in the journal", _array_of(file), index)
+
+
+def read_right(path: Path, written: Written) -> bytes | None:
+    """Return the content of a file if it is what was written, else None."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data if Written.of(data) == written else None
+
+
+def _compare(path: Path, written: Written | None) -> str:
+    if written is None:
+        return "extra" if path.exists() else ""
+    if read_right(path, written) is not None:
+        return ""
+    return "changed" if path.exists() else "missing"
+
+
+def _documents_changed(path: Path, journal: Journal) -> Iterator[Damage]:
+    for file, written in journal.documents.items():
+        if what := _compare(path / file, written):
+            yield Damage(file, what)
+
+
+def _extra_files(path: Path, layout: Layout, array: str) -> Iterator[Damage]:
+    """Yield shards of no block, and files that are no shards; hidden ones are the system's."""
+    top = path / array / "c"
+    for folder, _, names in os.walk(top):
+        for name in names:
+            if name.startswith("."):
+                continue
+            parts = (Path(folder) / name).relative_to(top).parts
+            numbers = tuple(int(part) for part in parts if part.isdecimal())
+            block = layout.block_of_file(array, numbers) if len(numbers) == len(parts) else None
+            if block is None:
+                yield Damage("/".join((array, "c", *parts)), "extra", array)
+
+
+def _array_of(file: str) -> str:
+    return file.partition("/c/")[0]

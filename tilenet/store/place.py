@@ -1,0 +1,133 @@
+"""Where a store may go, and how a new one takes the place of an old one.
+
+A store is made under a temporary name beside its place and renamed, so that what is at OUT
+is always a whole store. Nothing is ever removed unless tilenet's own marker is in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from uuid import uuid4
+
+from tilenet.errors import EnvironmentFault, OutputError, OutputExists
+from tilenet.store.files import faults_named, nearest_folder, remove_tree, step, sync_folder
+from tilenet.store.lease import STALE, leases, live_holder, started, this_machine
+from tilenet.store.metadata import OWN, ROOT, read_root
+
+REPLACED = "replaced"
+NEW = ".tilenet-new"
+
+
+def check_free(path: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse a place where no store can be made; writes nothing there.
+
+    Raises
+    ------
+    OutputExists
+        If something is there that `overwrite` does not allow to replace.
+    EnvironmentFault
+        If the folder it would be in cannot be written, or is a file.
+    """
+    path = Path(path).absolute()
+    with faults_named(path):
+        recover(path)
+        if path.exists() or path.is_symlink():
+            _refuse_to_replace(path, overwrite)
+        folder = nearest_folder(path.parent)
+        if not folder.is_dir():
+            raise EnvironmentFault(f"{folder}: is a file, and {path} would be inside it. Choose another path")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise EnvironmentFault(f"{folder}: cannot be written, and {path} would be in it. Choose another path")
+
+
+def _refuse_to_replace(path: Path, overwrite: bool) -> None:
+    ours = is_ours(path)
+    if not overwrite:
+        how = "Go on with it (--resume), replace it (--overwrite), or choose" if ours else "Choose"
+        raise OutputExists(f"{path}: exists already. {how} another path")
+    protected = (Path.home().resolve(), Path(path.anchor))
+    if not ours or path.resolve() in protected or os.path.ismount(path):
+        raise OutputExists(f"{path}: exists, and is not a mask that tilenet wrote. Nothing is overwritten there")
+    known = {OWN, ROOT, *(array.partition("/")[0] for array in read_root(path)[0].arrays)}
+    if foreign := sorted({entry.name for entry in path.iterdir()} - known):
+        raise OutputExists(f"{path}: holds {foreign[0]}, which tilenet did not write. Move it away first")
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether a folder is a store that tilenet wrote, and not a link to one."""
+    try:
+        read_root(path)
+    except OutputError:
+        return False
+    return not path.is_symlink() and not (path / OWN).is_symlink()
+
+
+def can_resume(path: str | Path) -> bool:
+    """Tell whether there is something at a path to go on with."""
+    path = Path(path).absolute()
+    with faults_named(path):
+        recover(path)
+    return path.exists()
+
+
+def temporary_place(path: Path) -> Path:
+    """Return a name beside `path` that says who made it."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{started(os.getpid())}-{uuid4().hex[:8]}{NEW}")
+
+
+def recover(path: Path) -> None:
+    """Put a new store in its place if a run was killed after it had moved the old one away."""
+    if path.exists() or path.is_symlink():
+        return
+    for new in abandoned(path):
+        if (new / OWN / REPLACED).is_dir() and is_ours(new):
+            step("rename", os.rename, new, path)
+            step("sync folder", sync_folder, path.parent)
+            return
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed runs left beside `path`."""
+    for new in abandoned(path):
+        if not (new / OWN / REPLACED).is_dir():
+            remove_tree(new)
+
+
+def abandoned(path: Path) -> Iterator[Path]:
+    """Yield the half-made stores beside `path` whose makers are dead."""
+    if path.parent.is_dir():
+        for new in sorted(path.parent.glob(f".{_escaped(path.name)}.*{NEW}")):
+            if new.is_dir() and not new.is_symlink() and _maker_is_dead(new):
+                yield new
+
+
+def _maker_is_dead(new: Path) -> bool:
+    marks = new.name.removesuffix(NEW).rpartition(".")[2].split("-")
+    if len(marks) != 4 or not marks[1].isdecimal():
+        return False
+    machine, pid, ticks, _ = marks
+    if machine == _machine():
+        return started(int(pid)) != ticks
+    age = _clock_of(new.parent) - new.stat().st_mtime
+    held = leases(new / OWN) if (new / OWN).is_dir() else []
+    return age > STALE and not live_holder(held, _clock_of(new.parent))[0]
+
+
+def _clock_of(folder: Path) -> float:
+    """Return the time by the clock of the file server."""
+    note = folder / f".{uuid4().hex}.part"
+    note.touch()
+    now = note.stat().st_mtime
+    note.unlink()
+    return now
+
+
+def _machine() -> str:
+    return sha256(this_machine().encode()).hexdigest()[:12]
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
