@@ -326,10 +326,25 @@ def test_touching_discs_become_two_objects(kind):
     assert found[15, 10] != found[15, 38]
 
 
+def test_objects_that_are_nowhere_surely_deep_are_dropped():
+    probabilities = np.zeros((4, 12, 30), np.float32)
+    probabilities[0] = 1
+    for columns, centre in ((slice(2, 10), 0.9), (slice(18, 26), 0.4)):
+        probabilities[:, 2:10, columns] = np.array([0.05, 0.5, 0.05 + 0.4 - min(centre, 0.4), min(centre, 0.4)])[
+            :, None, None
+        ]
+        probabilities[:, 4:8, columns.start + 2 : columns.stop - 2] = np.array([1 - centre, 0, 0, centre])[
+            :, None, None
+        ]
+    probabilities[0, 4:8, 20:24], probabilities[1, 4:8, 20:24] = 0, 0.6
+    assert objects(probabilities, least_depth=0.75).max() == 1
+    assert objects(probabilities, least_depth=0.5).max() == 2
+
+
 def test_objects_below_the_least_size_are_dropped_and_numbers_have_no_gaps():
     mask = np.zeros((20, 30), int)
     mask[2:4, 2:4] = mask[8:16, 3:11] = mask[8:16, 18:26] = 1
-    assert objects(mask, min_size=5).max() == 2
+    assert objects(mask).max() == 2
     assert objects(mask, min_size=1).max() == 3
     assert objects(np.zeros((5, 5), int)).max() == 0
     with pytest.raises(SettingsError, match="names 2 classes"):

@@ -26,8 +26,9 @@ def objects(
     mask_or_probabilities: Array,
     *,
     depth_of_class: Sequence[float] | None = None,
-    min_size: int = 12,
-    prominence: float = 0.1,
+    min_size: int = 20,
+    prominence: float = 0.2,
+    least_depth: float = 0.75,
 ) -> Labels:
     """Label the objects of an image.
 
@@ -44,6 +45,9 @@ def objects(
     prominence : float
         Two centres are two objects if the way from one to the other is shallower by this
         share of the full depth. Larger values merge, smaller ones split.
+    least_depth : float
+        For probabilities of three classes or more: objects in which no pixel is expected to
+        lie so deep are dropped. Larger values drop more that is uncertain.
 
     Returns
     -------
@@ -60,7 +64,12 @@ def objects(
         foreground, depth = array > 0, _depth_of_mask(array > 0)
     else:
         foreground, depth = _read_probabilities(array, depth_of_class)
-    return _grow(foreground, depth, prominence=prominence, min_size=min_size)
+    labels = _grow(foreground, depth, prominence=prominence)
+    drop = np.bincount(labels.ravel()) < min_size
+    if array.dtype.kind == "f" and len(array) > 2:
+        drop |= ndi.maximum(depth, labels, np.arange(len(drop))) < least_depth
+    labels[drop[labels]] = 0
+    return np.asarray(relabel_sequential(labels)[0], np.int32)  # type: ignore[no-untyped-call]
 
 
 def _read_probabilities(array: Array, depth_of_class: Sequence[float] | None) -> tuple[Array, Array]:
@@ -84,7 +93,7 @@ def _depth_of_mask(foreground: Array) -> Array:
     return depth
 
 
-def _grow(foreground: Array, depth: Array, *, prominence: float, min_size: int) -> Labels:
+def _grow(foreground: Array, depth: Array, *, prominence: float) -> Labels:
     # Smoothed a little, so that a plateau's ripples are no centres.
     smooth = ndi.gaussian_filter(depth.astype(np.float32), 1.0) * foreground
     seeds, n = ndi.label(h_maxima(smooth, prominence), structure=np.ones((3,) * smooth.ndim))  # type: ignore[no-untyped-call]
@@ -92,7 +101,5 @@ def _grow(foreground: Array, depth: Array, *, prominence: float, min_size: int) 
     # A piece too shallow for any seed is an object by itself.
     bare = (pieces > 0) & ~np.isin(pieces, np.unique(pieces[seeds > 0]))
     seeds = np.where(bare, pieces + n, seeds)
-    labels = watershed(-smooth, seeds, mask=foreground)  # type: ignore[no-untyped-call]
-    sizes = np.bincount(labels.ravel())
-    labels[sizes[labels] < min_size] = 0
-    return np.asarray(relabel_sequential(labels)[0], np.int32)  # type: ignore[no-untyped-call]
+    labels: Labels = watershed(-smooth, seeds, mask=foreground)  # type: ignore[no-untyped-call]
+    return labels

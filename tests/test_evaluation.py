@@ -1,0 +1,78 @@
+"""A prediction against the truth, from files and folders."""
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+
+from tilenet import metrics
+from tilenet.errors import ImageError, ImageNotFound
+from tilenet.evaluation import evaluate
+
+TRUTH = np.kron([[1, 0, 2], [0, 0, 0], [3, 0, 4]], np.ones((8, 8), int)).astype(np.uint16)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for part in ("prediction", "truth"):
+        (tmp_path / part).mkdir()
+    worse = TRUTH.copy()
+    worse[TRUTH == 4] = 0
+    worse[8:12, :8] = 1
+    for stem, found in (("a", TRUTH), ("b", worse)):
+        tifffile.imwrite(tmp_path / f"prediction/{stem}.tif", found)
+        tifffile.imwrite(tmp_path / f"truth/{stem}.ome.tif", TRUTH)
+    return tmp_path / "prediction", tmp_path / "truth"
+
+
+def test_a_folder_is_scored_as_counted_by_hand(folders):
+    scores = evaluate(*folders)
+    assert scores["images"] == 2
+    # 512 true px, of which 64 are missed; 32 px are false; 1152 px in all.
+    assert scores["pixel_error"] == 96 / 1152
+    assert scores["dice"]["1"] == pytest.approx(2 * 448 / (512 + 480))
+    # Eight true objects; seven match, at IoU 1 but for one at 64/96: none of that is false.
+    assert scores["objects"]["0.5"] == {"f1": 14 / 15, "precision": 1.0, "recall": 7 / 8}
+    assert scores["objects"]["0.7"]["f1"] == pytest.approx(12 / 15)
+    assert scores["panoptic_quality"] == pytest.approx((6 + 64 / 96) / 7.5)
+    # Where the truth has objects, each is one segment of the prediction, if only its background.
+    assert scores["rand"] == pytest.approx(1)
+    json.dumps(scores)
+
+
+def test_two_files_are_one_pair_whatever_their_names(folders):
+    scores = evaluate(folders[0] / "b.tif", folders[1] / "a.ome.tif")
+    assert scores["images"] == 1
+    found = tifffile.imread(folders[0] / "b.tif")
+    assert scores["mean_ap"] == metrics.mean_average_precision(found, TRUTH)
+
+
+def test_classes_are_scored_one_by_one(folders):
+    scores = evaluate(*folders, classes=True)
+    assert scores["dice"]["2"] == 1
+    assert scores["dice"]["4"] == pytest.approx(2 / 3)
+    assert "objects" not in scores
+
+
+def test_a_mask_of_two_values_is_parted_into_objects_first(folders):
+    for path in folders[0].iterdir():
+        tifffile.imwrite(path, (tifffile.imread(path) > 0).astype(np.uint8))
+    assert evaluate(*folders)["objects"]["0.5"]["recall"] == 7 / 8
+
+
+def test_a_file_without_a_partner_is_an_error(folders):
+    (folders[1] / "b.ome.tif").unlink()
+    with pytest.raises(ImageNotFound, match=r"b\.tif: has no partner"):
+        evaluate(*folders)
+    with pytest.raises(ImageNotFound, match="nowhere: no such file"):
+        evaluate(folders[0] / "nowhere", folders[1])
+
+
+def test_files_that_cannot_be_compared_are_refused_by_name(folders):
+    tifffile.imwrite(folders[0] / "b.tif", TRUTH[1:])
+    with pytest.raises(ImageError, match=r"b\.tif: is \(23, 24\), but the truth of b is \(24, 24\)"):
+        evaluate(*folders)
+    tifffile.imwrite(folders[0] / "b.tif", TRUTH.astype(np.float32))
+    with pytest.raises(ImageError, match=r"b\.tif: holds float32"):
+        evaluate(*folders)
