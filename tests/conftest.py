@@ -2,6 +2,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+from tilenet.predict import keep_freed_memory
+
+# Small tensors by the thousand: more threads, or memory mapped afresh for each, only cost time.
+torch.set_num_threads(1)
+keep_freed_memory()
 
 
 @pytest.fixture(scope="session")

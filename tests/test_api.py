@@ -222,7 +222,7 @@ def test_a_resumed_run_refuses_an_option_that_contradicts_it(halfway, options, m
 
 
 def test_a_resumed_run_refuses_another_image_or_model(halfway, network):
-    with pytest.raises(OutputMismatch, match="image sha256"):
+    with pytest.raises(OutputMismatch, match="image pixels_sha256"):
         tilenet.segment(IMAGE // 2, halfway, model=Fails(10**9), resume=True)
     with pytest.raises(OutputMismatch, match="the run to be resumed has"):
         tilenet.segment(IMAGE, halfway, model=network, resume=True)

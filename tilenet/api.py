@@ -17,7 +17,7 @@ from tilenet.geometry import Box
 from tilenet.job import Job, Options, check_output_option, refuse_contradiction, settle
 from tilenet.runner import Report, Sink, run
 from tilenet.scaling import Scaling
-from tilenet.store import Mask, Store, check_free, open_mask
+from tilenet.store import Mask, Store, can_resume, check_free, open_mask
 
 Progress = Callable[[int, int], None]
 
@@ -163,7 +163,7 @@ def _open_store(
     out: Path, image: Any, model: Any, options: Options, *, footprint: Footprint | None, resume: bool, overwrite: bool
 ) -> tuple[Store, Job, Scaling]:
     """Create a store, or open one to go on with: what can be refused early is."""
-    if not (resume and out.exists()):
+    if not (resume and can_resume(out)):
         check_free(out, overwrite=overwrite)
         job = settle(image, model, options, footprint=footprint)
         numbers = job.numbers()

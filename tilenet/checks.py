@@ -105,7 +105,7 @@ def verify(
         `ok`, or what is wrong and where; ``raise_if_failed`` makes an error of it.
     """
     mask = open_mask(out)
-    found = Verification(damage=[str(d) for d in Store.inspect(out).check()])
+    found = Verification(damage=[str(found) for found in Store.damage_of(out)])
     path = mask.info["image"]["path"]
     if image is None and Path(path).exists():
         image = path

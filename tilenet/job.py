@@ -167,9 +167,9 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
     footprint : Footprint, optional
         For a network that has none of its own.
     """
+    image = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
     network, card, origin = _find_network(model)
     footprint = predict.footprint_of(network, footprint)
-    image = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
     _check_axes(image, footprint)
     image = _fit_channels(image, getattr(network, "in_channels", None), options.channels)
     card = card.completed(predict.count_outputs(network, footprint, image.n_channels))
@@ -194,7 +194,10 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
     record = _record(options, image=image, plan=plan)
     record |= {"device": device.type, "precision": precision}
     record["engine"] = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
-    record |= {"scaling": dict(options.scaling or card.scaling), "threshold": decision.threshold if len(card.classes) == 1 else None}
+    record |= {
+        "scaling": dict(options.scaling or card.scaling),
+        "threshold": decision.threshold if len(card.classes) == 1 else None,
+    }
     return Job(image, network, card, origin, plan, decision, footprint, need, str(device), record)
 
 

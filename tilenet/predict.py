@@ -26,6 +26,8 @@ from tilenet.unet import UNet
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENGINES = ("auto", "plain", "winograd")
+# A bare network is asked for its outputs with an input so much longer than the shortest.
+PROBE = 16
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -170,14 +172,14 @@ def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint
 
 
 def count_outputs(model: Any, footprint: Footprint, channels: int) -> int:
-    """Return K, from a pass over the smallest legal input where the model does not say.
+    """Return K, from a pass over a small legal input where the model does not say.
 
     The same pass shows whether the footprint is the model's: `ModelError` if it is not.
     """
     if isinstance(model, UNet):
         outputs: int = model.n_classes
         return outputs
-    x = np.zeros((1, channels, *(axis.smallest for axis in footprint.axes)), np.float32)
+    x = np.zeros((1, channels, *(a.legal_at_least(a.smallest + PROBE) for a in footprint.axes)), np.float32)
     shape = tuple(_probed(model, x) if is_network(model) else np.shape(model(x)))
     want = footprint.output_shape(x.shape[2:])
     if shape[2:] != want:

@@ -1,0 +1,211 @@
+"""Small stores, their truth, and a process that can be killed at any step.
+
+Run as a program it serves requests: each line of JSON on stdin is one run of a store in a
+forked process, so that a kill costs a fraction of a second. The answer is its process number,
+or with ``wait`` its end.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from tilenet.store import Layout, Store, can_resume, files
+
+VOLATILE = ".tilenet/log.jsonl"
+INFO = {"version": "0.0", "card": {"labels": {"1": "one"}}, "record": {"tile": [16, 16], "threshold": 0.5}}
+LABELS = {1: ("one", (255, 0, 0, 255)), 2: ("two", (0, 0, 255, 255))}
+LAYOUTS = {
+    "plane": Layout("yx", (701, 533), (128, 256), (0.25, 0.5), "plane", LABELS),
+    "odd blocks": Layout("yx", (401, 301), (97, 151), (None, None), "odd", LABELS, 3),
+    "one pixel": Layout("yx", (1, 1), (512, 512), (None, None), "dot", {}, 1),
+    "one row": Layout("yx", (1, 1030), (64, 64), (None, 1.0), "row", LABELS),
+    "volume": Layout("zyx", (21, 301, 277), (16, 128, 96), (2.0, 0.5, 0.5), "volume", LABELS),
+    "series": Layout("tyx", (3, 40, 290), (2, 32, 100), (None, 0.5, 0.5), "series", LABELS, 2, "float16"),
+    "all axes": Layout("tzyx", (2, 3, 270, 33), (1, 2, 150, 32), (1.0, 2.0, 0.5, 0.5), "all", LABELS, 2),
+    "many labels": Layout("yx", (300, 50), (512, 512), (None, None), "many", {1000: ("far", None)}),
+    "tiny": Layout("yx", (300, 40), (128, 64), (0.5, 0.5), "tiny", LABELS),
+    "tiny with classes": Layout("yx", (300, 40), (128, 64), (0.5, 0.5), "tiny", LABELS, 2),
+}
+
+
+def truth_of(layout, seed=0):
+    """Return mask and probabilities (K, *shape); whole blocks of the mask are background."""
+    random = np.random.default_rng(seed)
+    values = np.array([0, *layout.labels], layout.mask_dtype)
+    mask = values[random.integers(0, len(values), layout.shape)]
+    for index in range(0, layout.n_blocks(0), 3):
+        if layout.n_blocks(0) > 1:
+            mask[layout.box(0, index).slices] = 0
+    probabilities = random.random((layout.classes, *layout.shape)).astype(layout.probability_dtype)
+    return {"mask": mask, "probabilities": probabilities}
+
+
+def part(layout, truth, index):
+    """Return the arrays of one block."""
+    return {name: array[(..., *layout.box(0, index).slices)] for name, array in truth.items()}
+
+
+def write_all_blocks(store, truth, indices=None):
+    for index in store.pending() if indices is None else indices:
+        store.write(index, part(store.layout, truth, index))
+
+
+def make(path, layout, *, seed=0, **options):
+    """Write a complete store; return its truth."""
+    truth = truth_of(layout, seed)
+    store = Store.create(path, layout, INFO, **options)
+    write_all_blocks(store, truth)
+    store.build_pyramid()
+    store.finish()
+    return truth
+
+
+def run(path, layout, *, seed=0, overwrite=False, delay=0.0):
+    """Do what a command would: start or go on, and finish."""
+    if can_resume(path) and not overwrite:
+        store = Store.resume(path)
+    else:
+        store = Store.create(path, layout, INFO, overwrite=overwrite)
+    truth = truth_of(layout, seed)
+    for index in store.pending():
+        store.write(index, part(layout, truth, index))
+        time.sleep(delay)
+    store.build_pyramid(progress=lambda done, total: time.sleep(delay))
+    store.finish()
+    store.close()
+
+
+def tree(path):
+    """Return the content of every file but the volatile one, by relative path."""
+    return {
+        name: file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and (name := file.relative_to(path).as_posix()) != VOLATILE
+    }
+
+
+def tree_hash(path):
+    digest = sha256()
+    for name, content in tree(path).items():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def journal_lines(path):
+    """Return the lines of all journals of a store that is not complete."""
+    return sum(len(file.read_bytes().splitlines()) for file in (path / ".tilenet" / "journal").glob("*.jsonl"))
+
+
+class KillAtStep:
+    """Stands in for `files.step`: kills this process before, in the middle of, or after one."""
+
+    def __init__(self, number, when):
+        self.left, self.when, self.do = number, when, files.step
+
+    def __call__(self, name, do, *args, **kwargs):
+        self.left -= 1
+        if self.left == 0 and self.when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.left == 0 and self.when == "torn" and do is files.write_all:
+            handle, data = args
+            os.write(handle, data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            return self.do(name, do, *args, **kwargs)
+        finally:
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def replace_step(stand_in, setattr=setattr):
+    """Put a stand-in where every module of the store finds `step`."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tilenet.store") and hasattr(module, "step"):
+            setattr(module, "step", stand_in)
+
+
+class Children:
+    """Runs in processes of their own."""
+
+    def __init__(self):
+        self._server = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+
+    def ask(self, **request):
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+    def run(self, path, layout, **options):
+        """Return how a run ended: 0, or -9 if it was killed."""
+        return self.ask(path=str(path), layout=layout, wait=True, **options)["status"]
+
+    def start(self, path, layout, **options):
+        return self.ask(path=str(path), layout=layout, **options)["pid"]
+
+    def wait(self, pid):
+        return self.ask(wait_for=pid)["status"]
+
+    def close(self):
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
+
+
+def _serve():
+    import yaozarrs.v05
+    import zarr
+    import zarr.codecs
+    import zarr.storage  # noqa: F401 - loaded once, before forking
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        if pid := request.get("wait_for"):
+            answer = {"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                _child(request)
+            answer = {"pid": pid}
+            if request.get("wait"):
+                answer = {"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _child(request):
+    from tilenet.errors import TilenetError
+
+    status = 99
+    try:
+        if kill := request.get("kill"):
+            replace_step(KillAtStep(*kill))
+        options = {name: request[name] for name in ("seed", "overwrite", "delay") if name in request}
+        run(Path(request["path"]), LAYOUTS[request["layout"]], **options)
+        status = 0
+    except TilenetError as error:
+        status = error.exit_code
+        if "said" in request:
+            Path(request["said"]).write_text(str(error))
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,286 @@
+"""What is written is what is read, in every shape, order and number of threads."""
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import ome_zarr_models.v05 as models
+import pytest
+import yaozarrs
+import zarr
+from store_helpers import INFO, LABELS, LAYOUTS, make, part, replace_step, tree, tree_hash, truth_of, write_all_blocks
+
+from tilenet.errors import (
+    OutputError,
+    OutputExists,
+    OutputIncomplete,
+    OutputNotFound,
+    SettingsError,
+)
+from tilenet.store import Layout, Mask, Store, codec, files, open_mask
+from tilenet.store.metadata import array_document
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def written(request, tmp_path_factory):
+    layout = LAYOUTS[request.param]
+    path = tmp_path_factory.mktemp("store") / "deep" / "er" / "m.zarr"
+    return path, layout, make(path, layout)
+
+
+def test_plain_zarr_reads_what_was_written(written):
+    path, layout, truth = written
+    found = zarr.open_array(path / "0", mode="r")
+    assert (found.dtype, found.shards, found.metadata.dimension_names) == (
+        layout.mask_dtype,
+        layout.block,
+        tuple(layout.axes),
+    )
+    assert np.array_equal(found[...], truth["mask"])
+    assert truth["mask"].any() or not layout.labels
+
+
+def test_probabilities_stand_with_their_classes_where_ome_wants_them(written):
+    path, layout, truth = written
+    assert (path / "probabilities").exists() == (layout.classes > 0)
+    if layout.classes:
+        found = zarr.open_array(path / "probabilities" / "0", mode="r")
+        assert found.dtype == layout.probability_dtype
+        assert found.shards[layout.class_axis] == 1
+        assert np.array_equal(found[...], np.moveaxis(truth["probabilities"], 0, layout.class_axis))
+        assert truth["probabilities"].std() > 0 or truth["probabilities"].size == 1
+
+
+def test_every_level_is_every_second_pixel_of_the_one_above(written):
+    mask = open_mask(written[0])
+    for finer, coarser in zip(mask.levels, mask.levels[1:], strict=False):
+        assert np.array_equal(finer[...][..., ::2, ::2], coarser[...])
+    assert max(mask.levels[-1].shape[-2:]) <= 256
+    assert all(max(level.shape[-2:]) > 256 for level in mask.levels[:-1])
+
+
+def test_both_validators_accept_it(written):
+    path, layout, _ = written
+    yaozarrs.validate_zarr_store(path)
+    models.ImageLabel.from_zarr(zarr.open_group(path, mode="r"))
+    if layout.classes:
+        yaozarrs.validate_zarr_store(path / "probabilities")
+        models.Image.from_zarr(zarr.open_group(path / "probabilities", mode="r"))
+
+
+def test_a_complete_store_is_undamaged_and_not_touched_by_resuming(written):
+    path = written[0]
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    store = Store.resume(path)
+    assert store.complete
+    assert list(store.pending()) == []
+    assert store.check() == []
+    with pytest.raises(OutputError, match="cannot be written"):
+        store.write(0, {"mask": np.zeros(1)})
+    store.build_pyramid()
+    store.finish()
+    store.close()
+    assert before == {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+
+
+def test_no_file_but_shards_metadata_journal_and_log_is_left(written):
+    path, layout, _ = written
+    own = sorted(file.name for file in (path / ".tilenet").iterdir())
+    assert own == ["journal.jsonl", "log.jsonl"]
+    others = [name for name in tree(path) if not re.search(r"(^|/)zarr\.json$|/c(/\d+)+$", name)]
+    assert others == [".tilenet/journal.jsonl"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["m.zarr"]
+
+
+def test_background_has_no_files_and_reads_as_background(written):
+    path, layout, truth = written
+    for index in range(layout.n_blocks(0)):
+        exists = (path / layout.files(0, index)[0]).exists()
+        assert exists == bool(part(layout, truth, index)["mask"].any())
+
+
+@pytest.mark.parametrize("name", ["odd blocks", "all axes"])
+def test_the_order_of_blocks_and_the_number_of_threads_leave_no_trace(tmp_path, name):
+    layout = LAYOUTS[name]
+    truth = make(tmp_path / "a.zarr", layout)
+    store = Store.create(tmp_path / "b.zarr", layout, INFO)
+    order = np.random.default_rng(1).permutation(layout.n_blocks(0)).tolist()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda index: store.write(index, part(layout, truth, index)), order))
+    store.build_pyramid()
+    store.finish()
+    assert tree_hash(tmp_path / "a.zarr") == tree_hash(tmp_path / "b.zarr")
+    other = make(tmp_path / "c.zarr", layout, seed=1)
+    assert not np.array_equal(other["mask"], truth["mask"])
+    assert tree_hash(tmp_path / "a.zarr") != tree_hash(tmp_path / "c.zarr")
+
+
+def test_every_shard_is_written_once_and_never_read_before(tmp_path, monkeypatch):
+    layout, put, real = LAYOUTS["odd blocks"], [], files.step
+
+    def watch(name, do, *args, **kwargs):
+        if name == "rename" and "/c/" in str(args[1]):
+            put.append(args[1].relative_to(tmp_path).as_posix())
+        return real(name, do, *args, **kwargs)
+
+    replace_step(watch, monkeypatch.setattr)
+    make(tmp_path / "m.zarr", layout)
+    shards = [f"m.zarr/{name}" for name in tree(tmp_path / "m.zarr") if "/c/" in name]
+    assert sorted(put) == sorted(shards)
+    assert len(put) > 20
+
+
+def test_a_torn_shard_in_the_way_is_replaced_unread(tmp_path):
+    layout = LAYOUTS["tiny"]
+    truth = truth_of(layout)
+    with_garbage = Store.create(tmp_path / "a.zarr", layout, INFO)
+    for index in range(layout.n_blocks(0)):
+        file = with_garbage.path / layout.files(0, index)[0]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"torn")
+    write_all_blocks(with_garbage, truth)
+    with_garbage.build_pyramid()
+    with_garbage.finish()
+    make(tmp_path / "b.zarr", layout)
+    assert tree_hash(tmp_path / "a.zarr") == tree_hash(tmp_path / "b.zarr")
+
+
+def test_what_spans_two_shards_is_not_encoded():
+    layout = LAYOUTS["plane"]
+    whole = Layout("yx", (100, 100), (100, 100), (None, None), "").box(0, 0)
+    document = array_document(layout.arrays["0"])
+    assert len(codec.encode(document, whole, np.ones((100, 100), "uint8"))) > 50
+    assert codec.encode(document, whole, np.zeros((100, 100), "uint8")) is None
+    with pytest.raises(ValueError, match="not one shard but 2"):
+        codec.encode(document, layout.box(0, 0).shifted((5, 0)), np.ones(layout.block, "uint8"))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mask": np.zeros((128, 255), "uint8")}, r"\(128, 256\) was expected, not \(128, 255\)"),
+        ({"mask": np.zeros((128, 256), "int64")}, "uint8 were expected, not int64"),
+    ],
+)
+def test_arrays_that_do_not_fit_the_block_are_refused(tmp_path, arrays, message):
+    store = Store.create(tmp_path / "m.zarr", LAYOUTS["plane"], INFO)
+    with pytest.raises(ValueError, match=message):
+        store.write(0, arrays)
+    with pytest.raises(IndexError, match="no block 99"):
+        store.write(99, arrays)
+    assert 0 in store.pending()
+    store.close()
+
+
+def test_the_chunks_are_divisors_of_a_useful_size():
+    cases = {
+        ("yx", (4096, 4096)): (512, 512),
+        ("yx", (768, 1072)): (384, 536),
+        ("yx", (97, 1031)): (97, 1031),
+        ("zyx", (128, 512, 512)): (64, 64, 64),
+        ("zyx", (8, 512, 512)): (8, 128, 128),
+        ("tzyx", (4, 1, 512, 512)): (1, 1, 512, 512),
+    }
+    found = {(axes, block): Layout(axes, block, block, (None,) * len(axes), "").chunk for axes, block in cases}
+    assert found == {**cases, ("zyx", (8, 512, 512)): found["zyx", (8, 512, 512)]}
+    assert found["zyx", (8, 512, 512)][0] == 8
+    assert found["zyx", (8, 512, 512)][1] in (128, 256)
+
+
+def test_a_layout_survives_json():
+    for layout in LAYOUTS.values():
+        assert Layout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"axes": "xy"}, {"axes": "cyx"}, {"shape": (0, 3)}, {"block": (3,)}, {"labels": {-1: ("", None)}}, {"classes": -1}],
+)
+def test_a_layout_that_is_no_mask_is_refused(options):
+    usual = {"axes": "yx", "shape": (3, 3), "block": (3, 3), "pixel_size": (None, None), "name": ""}
+    Layout(**usual)
+    with pytest.raises(SettingsError):
+        Layout(**(usual | options))
+
+
+def test_the_metadata_say_pixel_size_labels_and_how_it_was_made(tmp_path):
+    make(tmp_path / "m.zarr", LAYOUTS["volume"])
+    attributes = json.loads((tmp_path / "m.zarr" / "zarr.json").read_bytes())["attributes"]
+    (scales,) = attributes["ome"]["multiscales"]
+    assert [axis["unit"] for axis in scales["axes"]] == ["micrometer"] * 3
+    assert [d["coordinateTransformations"][0]["scale"] for d in scales["datasets"]] == [[2.0, 0.5, 0.5], [2.0, 1.0, 1.0]]
+    label = attributes["ome"]["image-label"]
+    assert label["properties"] == [{"label-value": 1, "name": "one"}, {"label-value": 2, "name": "two"}]
+    assert label["colors"][1] == {"label-value": 2, "rgba": [0, 0, 255, 255]}
+    assert attributes["tilenet"].items() >= {**INFO, "complete": True}.items()
+
+
+def test_colours_are_left_out_unless_every_label_has_one(tmp_path):
+    labels = LABELS | {2: ("two", None)}
+    make(tmp_path / "m.zarr", Layout("yx", (9, 9), (9, 9), (None, None), "", labels))
+    attributes = json.loads((tmp_path / "m.zarr" / "zarr.json").read_bytes())["attributes"]["ome"]
+    assert "colors" not in attributes["image-label"]
+    assert [axis.get("unit") for axis in attributes["multiscales"][0]["axes"]] == [None, None]
+
+
+def test_a_mask_reads_like_an_array(tmp_path):
+    truth = make(tmp_path / "m.zarr", LAYOUTS["all axes"])
+    mask = open_mask(str(tmp_path / "m.zarr"))
+    assert isinstance(mask, Mask)
+    assert (mask.axes, mask.shape, mask.dtype) == ("tzyx", (2, 3, 270, 33), np.uint8)
+    assert mask.pixel_size == (1.0, 2.0, 0.5, 0.5)
+    assert np.array_equal(np.asarray(mask), truth["mask"])
+    assert np.array_equal(mask[1, :, 3:200:7], truth["mask"][1, :, 3:200:7])
+    assert np.asarray(mask, dtype=float).dtype == float
+    with pytest.raises(ValueError, match="without copying"):
+        np.array(mask, copy=False)
+    assert mask.info == INFO
+    assert mask.probabilities.shape == (2, 2, 3, 270, 33)
+    assert repr(mask) == "<Mask m.zarr: t 2 x z 3 x y 270 x x 33, uint8, 2 levels, with probabilities>"
+
+
+def test_only_a_complete_mask_of_tilenet_is_opened(tmp_path):
+    with pytest.raises(OutputNotFound, match="no such mask"):
+        open_mask(tmp_path / "m.zarr")
+    store = Store.create(tmp_path / "m.zarr", LAYOUTS["tiny"], INFO)
+    with pytest.raises(OutputIncomplete, match="--resume"):
+        open_mask(tmp_path / "m.zarr")
+    with pytest.raises(OutputIncomplete, match="block 0 is not written"):
+        store.finish()
+    with pytest.raises(OutputIncomplete, match="block 0 is not written"):
+        store.build_pyramid()
+    write_all_blocks(store, truth_of(store.layout))
+    with pytest.raises(OutputIncomplete, match="block 0 of level 1 is not written"):
+        store.finish()
+    store.close()
+    (tmp_path / "file.zarr").write_text("{}")
+    zarr.create_group(tmp_path / "group.zarr", attributes={"tilenet": {"complete": True}})
+    for foreign in ("file.zarr", "group.zarr"):
+        with pytest.raises(OutputError, match="not a mask that tilenet wrote"):
+            open_mask(tmp_path / foreign)
+        with pytest.raises(OutputError, match="not a mask that tilenet wrote"):
+            Store.resume(tmp_path / foreign)
+    with pytest.raises(OutputExists):
+        Store.create(tmp_path / "group.zarr", LAYOUTS["tiny"], INFO)
+
+
+def test_what_create_was_given_is_what_resume_finds(tmp_path):
+    info = {"record": {"tile": (16, 16), "scaling": {"low": [0.1, 1e-300]}}, "name": "µ\u2028", "none": None}
+    created = Store.create(tmp_path / "m.zarr", LAYOUTS["volume"], info)
+    created.close()
+    resumed = Store.resume(tmp_path / "m.zarr")
+    assert created.info == resumed.info == info | {"record": {**info["record"], "tile": [16, 16]}}
+    assert created.layout == resumed.layout == LAYOUTS["volume"]
+    resumed.close()
+
+
+def test_progress_of_the_pyramid_ends_at_its_total(tmp_path):
+    layout = LAYOUTS["plane"]
+    store = Store.create(tmp_path / "m.zarr", layout, INFO)
+    write_all_blocks(store, truth_of(layout))
+    steps = []
+    store.build_pyramid(progress=lambda done, total: steps.append((done, total)))
+    total = sum(layout.n_blocks(level) for level in range(1, len(layout.levels)))
+    assert steps == [(i + 1, total) for i in range(total)]
+    store.close()

@@ -1,0 +1,438 @@
+"""Killed, damaged, cut short, out of room: the resumed run ends with the same bytes, or says what is wrong."""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from store_helpers import (
+    INFO,
+    LAYOUTS,
+    Children,
+    journal_lines,
+    make,
+    part,
+    replace_step,
+    run,
+    tree,
+    tree_hash,
+    truth_of,
+    write_all_blocks,
+)
+
+from tilenet.errors import BlocksFailed, EnvironmentFault, OutputError, OutputIncomplete
+from tilenet.store import Store, files, open_mask
+
+KILLED = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def children():
+    served = Children()
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """Return an empty folder where syncing costs nothing: a kill of the process loses nothing there either."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory):
+    """Return the hash of an uninterrupted store."""
+    hashes = {}
+
+    def of(layout):
+        if layout not in hashes:
+            path = tmp_path_factory.mktemp("right") / "m.zarr"
+            make(path, LAYOUTS[layout])
+            hashes[layout] = tree_hash(path)
+        return hashes[layout]
+
+    return of
+
+
+def assert_resumes_to(expected, path, layout):
+    """Go on where a run was killed; nothing may be left beside or inside."""
+    zarr_json = path / "zarr.json"
+    if zarr_json.exists() and not json.loads(zarr_json.read_bytes())["attributes"]["tilenet"]["complete"]:
+        with pytest.raises(OutputIncomplete):
+            open_mask(path)
+    run(path, LAYOUTS[layout])
+    assert tree_hash(path) == expected
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def kill_at_every_step(children, folder, layout, *, when, expected, first=1, overwrite=False):
+    """Return the number of steps that a run takes."""
+    for number in range(first, 1000):
+        path = folder / str(number) / "m.zarr"
+        if overwrite:
+            make(path, LAYOUTS[layout], seed=1)
+        status = children.run(path, layout, kill=[number, when], overwrite=overwrite)
+        if status == 0:
+            return number - 1
+        assert status == KILLED
+        if overwrite:
+            assert_old_or_new_is_whole(path, layout, expected)
+        else:
+            assert_resumes_to(expected, path, layout)
+        shutil.rmtree(path.parent)
+    raise AssertionError("a run never ends")
+
+
+def assert_old_or_new_is_whole(path, layout, expected):
+    """Killed while replacing: the same command again ends well, and until then one mask is whole."""
+    whole = [path, *path.parent.glob("*/.tilenet/replaced"), *path.parent.glob(".*/.tilenet/replaced")]
+    assert any(json.loads((p / "zarr.json").read_bytes())["attributes"]["tilenet"]["complete"] for p in whole if p.exists())
+    run(path, LAYOUTS[layout], overwrite=True)
+    assert tree_hash(path) == expected
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_every_single_step_it_resumes_to_the_same_bytes(children, quick, right, when):
+    steps = kill_at_every_step(children, quick, "tiny", when=when, expected=right("tiny"))
+    assert steps > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "torn", "after"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_at_every_step_of_a_store_with_classes_or_while_replacing_one(
+    children, quick, right, when, overwrite
+):
+    layout = "tiny with classes"
+    steps = kill_at_every_step(children, quick, layout, when=when, expected=right(layout), overwrite=overwrite)
+    assert steps > 90
+
+
+def test_killed_twice_at_steps_near_each_other(children, quick, right):
+    for number in range(30, 75, 9):
+        path = quick / str(number) / "m.zarr"
+        assert children.run(path, "tiny", kill=[number, "torn"]) == KILLED
+        assert children.run(path, "tiny", kill=[number // 3, "after"]) == KILLED
+        assert_resumes_to(right("tiny"), path, "tiny")
+
+
+def kill_at_random(children, folder, layout, *, times, expected):
+    """Return how many of the kills fell between the first and the last line of the journal."""
+    random, between = np.random.default_rng(), 0
+    lines = LAYOUTS[layout].n_blocks(0) + sum(
+        LAYOUTS[layout].n_blocks(level) for level in range(1, len(LAYOUTS[layout].levels))
+    )
+    for number in range(times):
+        path = folder / str(number) / "m.zarr"
+        for _ in range(int(random.integers(1, 4))):
+            pid = children.start(path, layout, delay=0.01)
+            while not journal_lines(path) and not (path / ".tilenet" / "journal.jsonl").exists():
+                time.sleep(0.002)
+            time.sleep(random.uniform(0, 0.02 * lines))
+            os.kill(pid, signal.SIGKILL)
+            children.wait(pid)
+            between += 0 < journal_lines(path) < lines
+            if (path / ".tilenet" / "journal.jsonl").exists():
+                break
+        assert_resumes_to(expected, path, layout)
+        shutil.rmtree(path.parent)
+    return between
+
+
+def test_killed_at_random_ten_times_it_resumes_to_the_same_bytes(children, quick, right):
+    between = kill_at_random(children, quick, "plane", times=10, expected=right("plane"))
+    assert between >= 8
+
+
+@pytest.mark.slow
+def test_killed_at_random_fifty_times_it_resumes_to_the_same_bytes(children, quick, right, capsys):
+    between = kill_at_random(children, quick, "odd blocks", times=50, expected=right("odd blocks"))
+    with capsys.disabled():
+        print(f"\n50 of 50 identical; {between} kills fell between the first and the last journal line")
+    assert between >= 40
+
+
+def test_a_resumed_run_writes_only_what_is_not_in_the_journal(tmp_path):
+    layout = LAYOUTS["plane"]
+    truth, store = truth_of(layout), Store.create(tmp_path / "m.zarr", layout, INFO)
+    write_all_blocks(store, truth, [3, 0, 7])
+    store.close()
+    store = Store.resume(tmp_path / "m.zarr")
+    assert list(store.pending()) == [i for i in range(layout.n_blocks(0)) if i not in (0, 3, 7)]
+    (store.path / layout.files(0, 7)[0]).unlink()
+    assert 7 in store.pending()
+    store.close()
+
+
+@pytest.fixture
+def halfway(tmp_path):
+    """Return a store with all of level 0 but two blocks, and its truth."""
+    layout = LAYOUTS["tiny with classes"]
+    truth, store = truth_of(layout), Store.create(tmp_path / "half" / "m.zarr", layout, INFO)
+    write_all_blocks(store, truth, range(layout.n_blocks(0) - 1))
+    store.close()
+    return store.path
+
+
+def test_a_journal_cut_at_any_byte_of_its_last_lines_costs_only_those_blocks(halfway, tmp_path, right):
+    layout = LAYOUTS["tiny with classes"]
+    (journal,) = (halfway / ".tilenet" / "journal").iterdir()
+    content = journal.read_bytes()
+    lines = content.splitlines(keepends=True)
+    assert len(lines) == layout.n_blocks(0) - 1 >= 2
+    for end in range(len(content) - len(lines[-1]) - 40, len(content)):
+        journal.write_bytes(content[:end])
+        store = Store.inspect(halfway)
+        whole = len(lines) - 1 if end >= len(content) - len(lines[-1]) - 1 else len(lines) - 2
+        # A line without its newline is whole: the brace closes it.
+        whole += end == len(content) - 1
+        assert list(store.pending()) == list(range(whole, layout.n_blocks(0)))
+    journal.write_bytes(content[: len(content) - 7])
+    assert_resumes_to(right("tiny with classes"), halfway, "tiny with classes")
+
+
+@pytest.mark.parametrize("lost", ["deleted", "emptied", "zeros", "text"])
+def test_a_lost_journal_costs_its_blocks_and_nothing_else(halfway, right, lost):
+    (journal,) = (halfway / ".tilenet" / "journal").iterdir()
+    content = {"emptied": b"", "zeros": bytes(len(journal.read_bytes())), "text": b'[1]\n{"block": {}}\nnull\n'}
+    journal.unlink() if lost == "deleted" else journal.write_bytes(content[lost])
+    assert len(list(Store.inspect(halfway).pending())) == LAYOUTS["tiny with classes"].n_blocks(0)
+    assert_resumes_to(right("tiny with classes"), halfway, "tiny with classes")
+
+
+def test_a_line_about_another_block_or_file_is_not_believed(halfway):
+    (journal,) = (halfway / ".tilenet" / "journal").iterdir()
+    first = journal.read_bytes().splitlines()[0]
+    for wrong in (first.replace(b'"block":0', b'"block":1'), first.replace(b'"0/c/0/0"', b'"0/c/9/9"')):
+        journal.write_bytes(wrong + b"\n")
+        assert list(Store.inspect(halfway).pending()) == list(range(LAYOUTS["tiny with classes"].n_blocks(0)))
+
+
+DAMAGES = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-3]),
+    "emptied": lambda file: file.write_bytes(b""),
+    "flipped": lambda file: file.write_bytes(flipped(file.read_bytes())),
+    "deleted": lambda file: file.unlink(),
+    "replaced": lambda file: file.write_bytes(b"\xff" * file.stat().st_size),
+}
+
+
+def flipped(data):
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def shards_of(path):
+    return [name for name in tree(path) if "/c/" in name]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_shards_of_a_complete_store_are_named_and_resuming_mends_them(tmp_path, damage):
+    path, layout = tmp_path / "m.zarr", LAYOUTS["odd blocks"]
+    make(path, layout)
+    expected = tree_hash(path)
+    random = np.random.default_rng(len(damage))
+    names = sorted(random.choice(shards_of(path), 20, replace=False).tolist())
+    for name in names:
+        DAMAGES[damage](path / name)
+    found = Store.damage_of(path)
+    assert sorted(d.file for d in found) == names
+    for d in found:
+        assert d.what == {"deleted": "missing"}.get(damage, "changed")
+        assert d.file in layout.files(0 if d.array.startswith("prob") else int(d.array), d.block)
+        assert f"(array {d.array}, block {d.block})" in str(d)
+    store = Store.resume(path)
+    assert not store.complete
+    blocks = {d.block for d in found if d.array in ("0", "probabilities/0")}
+    assert set(store.pending()) == blocks
+    store.close()
+    assert_resumes_to(expected, path, "odd blocks")
+    assert Store.damage_of(path) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_shard_damaged_before_the_end_is_found_and_written_again(tmp_path, right, damage):
+    path, layout = tmp_path / "m.zarr", LAYOUTS["tiny with classes"]
+    for number, name in enumerate([*layout.files(0, 1)[1:], layout.files(0, 2)[0], layout.files(1, 0)[0]]):
+        path = tmp_path / str(number) / "m.zarr"
+        store, truth = Store.create(path, layout, INFO), truth_of(layout)
+        write_all_blocks(store, truth)
+        store.build_pyramid()
+        DAMAGES[damage](path / name)
+        # A wrong size is seen at once, a wrong byte when everything is verified.
+        with pytest.raises((BlocksFailed, OutputIncomplete), match="--resume"):
+            store.finish()
+        store.close()
+        assert_resumes_to(right("tiny with classes"), path, "tiny with classes")
+
+
+def test_the_pyramid_is_not_built_from_a_damaged_shard(tmp_path, right):
+    path, layout = tmp_path / "m.zarr", LAYOUTS["tiny"]
+    store = Store.create(path, layout, INFO)
+    write_all_blocks(store, truth_of(layout))
+    DAMAGES["flipped"](path / layout.files(0, 1)[0])
+    with pytest.raises(BlocksFailed, match=r"0/c/1/0 \(array 0, block 1\) is damaged"):
+        store.build_pyramid()
+    assert list(store.pending()) == [1]
+    store.write(1, part(layout, truth_of(layout), 1))
+    store.build_pyramid()
+    store.finish()
+    assert tree_hash(path) == right("tiny")
+
+
+def test_damage_to_the_journal_and_metadata_of_a_complete_store_is_named_and_mended(tmp_path, right):
+    layout = LAYOUTS["tiny with classes"]
+    changes = {
+        ".tilenet/journal.jsonl": lambda file: file.write_bytes(file.read_bytes()[:-200]),
+        "0/zarr.json": lambda file: file.write_bytes(file.read_bytes().replace(b"128", b"127")),
+        "probabilities/zarr.json": lambda file: file.unlink(),
+        "1/zarr.json": lambda file: file.write_bytes(b""),
+    }
+    for name, change in changes.items():
+        path = tmp_path / name.replace("/", "-") / "m.zarr"
+        make(path, layout)
+        change(path / name)
+        assert Store.damage_of(path)
+        assert_resumes_to(right("tiny with classes"), path, "tiny with classes")
+
+
+def test_a_deleted_journal_of_a_complete_store_is_no_proof_of_anything(tmp_path, right):
+    path = tmp_path / "m.zarr"
+    make(path, LAYOUTS["tiny"])
+    (path / ".tilenet" / "journal.jsonl").unlink()
+    assert any(".tilenet/journal.jsonl is cut short or missing" in str(d) for d in Store.damage_of(path))
+    assert_resumes_to(right("tiny"), path, "tiny")
+
+
+def test_a_changed_root_document_cannot_be_mended_and_is_said_so(tmp_path):
+    path = tmp_path / "m.zarr"
+    make(path, LAYOUTS["tiny"])
+    root = path / "zarr.json"
+    root.write_bytes(root.read_bytes().replace(b"0.5,", b"0.7,", 1))
+    assert [str(d) for d in Store.damage_of(path)] == ["zarr.json is changed"]
+    with pytest.raises(OutputError, match="--overwrite"):
+        Store.resume(path)
+    assert not list((path / ".tilenet").glob("lock*"))
+
+
+def test_files_that_nobody_wrote_are_named_and_those_of_the_system_are_not(tmp_path, right):
+    path, layout = tmp_path / "m.zarr", LAYOUTS["tiny"]
+    make(path, layout)
+    background = next(n for i in range(layout.n_blocks(0)) for n in layout.files(0, i) if not (path / n).exists())
+    (path / background).parent.mkdir(parents=True, exist_ok=True)
+    (path / background).write_bytes(b"\0" * 40)
+    (path / "0" / "c" / ".DS_Store").write_bytes(b"")
+    assert [(d.file, d.what) for d in Store.damage_of(path)] == [(background, "extra")]
+    (path / "0" / "c" / "9").mkdir()
+    for extra in ("0/c/9/9", "0/c/notes.txt"):
+        (path / extra).write_bytes(b"")
+    assert {d.file for d in Store.damage_of(path)} == {background, "0/c/9/9", "0/c/notes.txt"}
+
+
+def test_temporary_files_of_a_killed_run_are_swept(tmp_path, right):
+    path = tmp_path / "m.zarr"
+    Store.create(path, LAYOUTS["tiny"], INFO).close()
+    (path / ".tilenet" / "0123.part").write_bytes(b"half a shard")
+    assert_resumes_to(right("tiny"), path, "tiny")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a function that mounts an empty file system of so many bytes."""
+    libc, mounted = ctypes.CDLL(None, use_errno=True), []
+
+    def mount(size):
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        if libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, f"size={size}".encode()):
+            pytest.skip(f"a small file system cannot be mounted here: {os.strerror(ctypes.get_errno())}")
+        mounted.append(folder)
+        return folder
+
+    mount.options = lambda folder, flags, data: libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", flags, data)
+    yield mount
+    for folder in mounted:
+        libc.umount2(str(folder).encode(), 2)
+
+
+def test_a_full_disk_is_named_with_its_room_and_the_run_goes_on_when_there_is_more(small_disk, tmp_path, right):
+    where = []
+    for pages in (1, 4, 8, 12, 15, 18, 21, 24, 28, 32):
+        disk = small_disk(pages * 4096)
+        with pytest.raises(EnvironmentFault, match=r"m\.zarr.*no space left.*bytes free.*--resume") as caught:
+            run(disk / "m.zarr", LAYOUTS["plane"])
+        assert str(disk) in str(caught.value)
+        assert caught.value.exit_code == 4
+        where.append("/c/" in str(caught.value))
+        small_disk.options(disk, 32, b"size=64m")  # 32: remount
+        lock = next((disk / "m.zarr" / ".tilenet").glob("lock*"), None) if (disk / "m.zarr").exists() else None
+        if lock:
+            lock.unlink()  # this process holds it, and is not dead
+        assert_resumes_to(right("plane"), disk / "m.zarr", "plane")
+    assert any(where), "some ran out of room while writing shards"
+    assert "needed" in str(caught.value)
+
+
+def test_a_read_only_disk_is_found_before_anything_is_made(small_disk):
+    disk = small_disk(1 << 20)
+    make(disk / "old.zarr", LAYOUTS["tiny"])
+    small_disk.options(disk, 32 | 1, b"")  # remount, read-only
+    with pytest.raises(EnvironmentFault, match="cannot be written"):
+        Store.create(disk / "deep" / "m.zarr", LAYOUTS["tiny"], INFO)
+    with pytest.raises(EnvironmentFault, match="cannot be written"):
+        Store.create(disk / "old.zarr", LAYOUTS["tiny"], INFO, overwrite=True)
+    assert Store.damage_of(disk / "old.zarr") == []
+    assert Store.resume(disk / "old.zarr").complete
+
+
+def test_an_error_of_the_system_in_a_step_leaves_no_temporary_file(tmp_path, monkeypatch, right):
+    store, layout = Store.create(tmp_path / "m.zarr", LAYOUTS["tiny"], INFO), LAYOUTS["tiny"]
+    real = files.step
+
+    def fail(name, do, *args, **kwargs):
+        if name == "sync":
+            raise OSError(5, "Input/output error")
+        return real(name, do, *args, **kwargs)
+
+    replace_step(fail, monkeypatch.setattr)
+    with pytest.raises(EnvironmentFault, match=r"0/c/1/0: cannot be written \(input/output error\)"):
+        store.write(1, part(layout, truth_of(layout), 1))
+    monkeypatch.undo()
+    assert not list(Path(store.path).rglob("*.part"))
+    assert 1 in store.pending()
+    store.close()
+
+
+def test_a_journal_line_that_failed_half_way_does_not_spoil_the_next(tmp_path, monkeypatch, right):
+    layout, truth = LAYOUTS["tiny"], truth_of(LAYOUTS["tiny"])
+    store, real = Store.create(tmp_path / "m.zarr", layout, INFO), files.step
+
+    def fail(name, do, *args, **kwargs):
+        if name == "journal":
+            os.write(args[0], args[1][:20])
+            raise OSError(28, "No space left on device")
+        return real(name, do, *args, **kwargs)
+
+    store.write(0, part(layout, truth, 0))
+    replace_step(fail, monkeypatch.setattr)
+    with pytest.raises(EnvironmentFault, match="no space left"):
+        store.write(1, part(layout, truth, 1))
+    monkeypatch.undo()
+    store.write(2, part(layout, truth, 2))
+    store.close()
+    store = Store.resume(store.path)
+    assert [i for i in range(layout.n_blocks(0)) if i not in set(store.pending())] == [0, 2]
+    store.close()
+    assert_resumes_to(right("tiny"), store.path, "tiny")
