@@ -73,13 +73,15 @@ def run(path, layout, *, seed=0, overwrite=False, delay=0.0):
         store = Store.resume(path)
     else:
         store = Store.create(path, layout, INFO, overwrite=overwrite)
-    truth = truth_of(layout, seed)
-    for index in store.pending():
-        store.write(index, part(layout, truth, index))
-        time.sleep(delay)
-    store.build_pyramid(progress=lambda done, total: time.sleep(delay))
-    store.finish()
-    store.close()
+    try:
+        truth = truth_of(layout, seed)
+        for index in store.pending():
+            store.write(index, part(layout, truth, index))
+            time.sleep(delay)
+        store.build_pyramid(progress=lambda done, total: time.sleep(delay))
+        store.finish()
+    finally:
+        store.close()
 
 
 def tree(path):
@@ -165,7 +167,6 @@ class Children:
 
 
 def _serve():
-    import yaozarrs.v05
     import zarr
     import zarr.codecs
     import zarr.storage  # noqa: F401 - loaded once, before forking

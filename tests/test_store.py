@@ -9,6 +9,7 @@ import ome_zarr_models.v05 as models
 import pytest
 import yaozarrs
 import zarr
+from store_fixtures import folder_in_memory, written  # noqa: F401
 from store_helpers import INFO, LABELS, LAYOUTS, make, part, replace_step, tree, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import (
@@ -20,13 +21,6 @@ from tilenet.errors import (
 )
 from tilenet.store import Layout, Mask, Store, codec, files, open_mask
 from tilenet.store.metadata import array_document
-
-
-@pytest.fixture(scope="module", params=LAYOUTS)
-def written(request, tmp_path_factory):
-    layout = LAYOUTS[request.param]
-    path = tmp_path_factory.mktemp("store") / "deep" / "er" / "m.zarr"
-    return path, layout, make(path, layout)
 
 
 def test_plain_zarr_reads_what_was_written(written):
@@ -195,7 +189,14 @@ def test_a_layout_survives_json():
 
 @pytest.mark.parametrize(
     "options",
-    [{"axes": "xy"}, {"axes": "cyx"}, {"shape": (0, 3)}, {"block": (3,)}, {"labels": {-1: ("", None)}}, {"classes": -1}],
+    [
+        {"axes": "xy"},
+        {"axes": "cyx"},
+        {"shape": (0, 3)},
+        {"block": (3,)},
+        {"labels": {-1: ("", None)}},
+        {"classes": -1},
+    ],
 )
 def test_a_layout_that_is_no_mask_is_refused(options):
     usual = {"axes": "yx", "shape": (3, 3), "block": (3, 3), "pixel_size": (None, None), "name": ""}
@@ -209,7 +210,10 @@ def test_the_metadata_say_pixel_size_labels_and_how_it_was_made(tmp_path):
     attributes = json.loads((tmp_path / "m.zarr" / "zarr.json").read_bytes())["attributes"]
     (scales,) = attributes["ome"]["multiscales"]
     assert [axis["unit"] for axis in scales["axes"]] == ["micrometer"] * 3
-    assert [d["coordinateTransformations"][0]["scale"] for d in scales["datasets"]] == [[2.0, 0.5, 0.5], [2.0, 1.0, 1.0]]
+    assert [d["coordinateTransformations"][0]["scale"] for d in scales["datasets"]] == [
+        [2.0, 0.5, 0.5],
+        [2.0, 1.0, 1.0],
+    ]
     label = attributes["ome"]["image-label"]
     assert label["properties"] == [{"label-value": 1, "name": "one"}, {"label-value": 2, "name": "two"}]
     assert label["colors"][1] == {"label-value": 2, "rgba": [0, 0, 255, 255]}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from math import isqrt
+from math import isqrt, prod
 from typing import Any
 
 from tilenet.errors import SettingsError
@@ -137,14 +137,15 @@ class Layout:
 
     def grid(self, level: int) -> tuple[int, ...]:
         """Return the number of blocks along each axis."""
-        return tuple(map(ceil_div, self.levels[level], self.block))
+        return self._grids[level]
+
+    @cached_property
+    def _grids(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(map(ceil_div, shape, self.block)) for shape in self.levels)
 
     def n_blocks(self, level: int) -> int:
         """Return the number of blocks of a level."""
-        n = 1
-        for along in self.grid(level):
-            n *= along
-        return n
+        return prod(self.grid(level))
 
     def position(self, level: int, index: int) -> tuple[int, ...]:
         """Return the place of a block in its grid: its shard's coordinates."""
