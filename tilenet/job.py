@@ -145,7 +145,7 @@ class Job:
         sha256 = fingerprint(self.network) if predict.is_network(self.network) else ""
         return {
             "version": tilenet.__version__,
-            "image": {"path": self.image.name, **self.image.identity()},
+            "image": {"path": _absolute(self.image.name), **self.image.identity()},
             "model": {"name": self.card.name, "source": self.source, "sha256": sha256},
             "card": self.card.to_dict(),
             "record": self.record,
@@ -282,6 +282,12 @@ def _record(options: Options, *, image: Image, plan: Plan) -> dict[str, Any]:
         "probability_dtype": options.probability_dtype or "float32",
         "missing": options.missing or "error",
     }
+
+
+def _absolute(name: str) -> str:
+    """Return where a file lies, so that `verify` finds it from anywhere; other names as they are."""
+    path = Path(name)
+    return str(path.absolute()) if path.exists() else name
 
 
 def _inner(sides: int | tuple[int, ...] | None, footprint: Footprint) -> int | tuple[int, ...] | None:

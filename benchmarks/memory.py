@@ -1,0 +1,73 @@
+"""Peak memory of whole runs on slides of growing size, with a small network.
+
+    python benchmarks/memory.py [--sides 8192 32768] [--json]
+
+Each row is one child process that segments a synthetic slide of side x side px, generated tile by
+tile (nothing of it is ever in memory whole), into a store on disk. `peak` is the child's VmHWM, `ratio` is
+the peak over the first row's. Flat memory means ratios near 1; the goal is 1.10 at the most.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+CHILD = """
+import sys
+import numpy as np, torch
+import tilenet
+from tilenet import predict
+from tilenet.readers.image import Image, Level
+
+class Synthetic(Image):
+    name, axes, dtype, level, channel_names = "synthetic", "yx", np.dtype(np.uint8), 0, ("",)
+    def __init__(self, side):
+        self.levels = (Level((side, side), (None, None)),)
+    def at_level(self, level):
+        return self
+    def read_inside(self, box):
+        rows, columns = (np.arange(a, b) for a, b in zip(box.start, box.stop))
+        return ((rows[:, None] * 7 ^ columns * 13) % 251).astype(np.uint8)[None]
+    def identity(self):
+        return {"kind": "synthetic"}
+
+predict.keep_freed_memory()
+torch.manual_seed(0)
+network = tilenet.UNet(depth=3, wf=2)
+tilenet.segment(Synthetic(int(sys.argv[1])), sys.argv[2], model=network, tile=1024, threads=2)
+print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def peak_of(side: int, folder: Path) -> int:
+    """Return the peak bytes of a child that segments a slide of that side."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(side), str(folder / f"{side}.zarr")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sides", type=int, nargs="+", default=[8192, 32768])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        peaks = {side: peak_of(side, Path(folder)) for side in options.sides}
+    first = peaks[options.sides[0]]
+    rows = [{"side": s, "peak_bytes": p, "ratio": float(np.round(p / first, 3))} for s, p in peaks.items()]
+    for row in [] if options.json else rows:
+        print(f"{row['side']:>6} px  {row['peak_bytes'] / 1e6:8.0f} MB  {row['ratio']:.3f}")
+    if options.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
