@@ -221,6 +221,22 @@ def test_an_existing_training_is_neither_overwritten_nor_resumed_otherwise(folde
         train(folder, out, recipe=recipe)
     with pytest.raises(OutputMismatch, match="epochs 1, not 2"):
         train(folder, out, recipe=replace(recipe, epochs=2), resume=True)
+    with pytest.raises(OutputMismatch, match="started with images"):
+        train(folder, out, recipe=recipe, leave_out={"cells0"}, resume=True)
+
+
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(folder, tmp_path):
+    first = train(folder, tmp_path / "first.safetensors", recipe=replace(SMALL, epochs=1, crops=4))
+    train(
+        folder,
+        tmp_path / "on.safetensors",
+        recipe=replace(SMALL, epochs=1, crops=4),
+        start=tmp_path / "first.safetensors",
+    )
+    with pytest.raises(ModelError, match="the model to start from"):
+        train(folder, tmp_path / "m.safetensors", recipe=replace(SMALL, depth=3), start=tmp_path / "first.safetensors")
+    assert first.depth == 2
+    assert not (tmp_path / "m.training").exists()
 
 
 def test_depth_targets_give_a_model_whose_mask_has_two_values(folder, tmp_path):
@@ -327,16 +343,12 @@ def test_touching_discs_become_two_objects(kind):
 
 
 def test_objects_that_are_nowhere_surely_deep_are_dropped():
-    probabilities = np.zeros((4, 12, 30), np.float32)
-    probabilities[0] = 1
-    for columns, centre in ((slice(2, 10), 0.9), (slice(18, 26), 0.4)):
-        probabilities[:, 2:10, columns] = np.array([0.05, 0.5, 0.05 + 0.4 - min(centre, 0.4), min(centre, 0.4)])[
-            :, None, None
-        ]
-        probabilities[:, 4:8, columns.start + 2 : columns.stop - 2] = np.array([1 - centre, 0, 0, centre])[
-            :, None, None
-        ]
-    probabilities[0, 4:8, 20:24], probabilities[1, 4:8, 20:24] = 0, 0.6
+    labels = np.zeros((12, 30), int)
+    labels[2:10, 2:10], labels[2:10, 18:26] = 1, 2
+    probabilities = np.eye(4, dtype=np.float32)[depth_classes(labels)].transpose(2, 0, 1)
+    doubtful = 0.6 * probabilities[:, labels == 2]
+    doubtful[0] = 0.4  # the centre's expected depth is 0.6
+    probabilities[:, labels == 2] = doubtful
     assert objects(probabilities, least_depth=0.75).max() == 1
     assert objects(probabilities, least_depth=0.5).max() == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from tilenet.errors import OutputExists, OutputMismatch
-from tilenet.training.recipe import Recipe
 
 State = dict[str, Tensor]
 
@@ -29,9 +29,12 @@ class Folder:
         self.out, self.path = out, out.with_suffix(".training")
         self.last, self.recipe = self.path / "last.pt", self.path / "recipe.json"
 
-    def begin(self, recipe: Recipe, *, resume: bool) -> dict[str, Any] | None:
-        """Return the state to go on from, None for a fresh start; refuse what would be lost."""
-        text = json.dumps(recipe.identity(), indent=1, sort_keys=True)
+    def begin(self, identity: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
+        """Return the state to go on from, None for a fresh start; refuse what would be lost.
+
+        `identity` is all that decides the result; a training resumes only with the same.
+        """
+        text = json.dumps(identity, indent=1, sort_keys=True)
         if not resume and (self.path.exists() or self.out.exists()):
             raise OutputExists(f"{self.out}: exists, or its training does. Resume it, or choose another name")
         if not self.recipe.is_file():

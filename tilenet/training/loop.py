@@ -8,6 +8,7 @@ Segmentation. MICCAI 2015, https://doi.org/10.1007/978-3-319-24574-4_28
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -113,13 +114,12 @@ def train(
         raise ModelError(f"{out}: models are written as .safetensors. Change the ending")
     pairs = [p for p in read_pairs(data, recipe.scaling, axes=axes) if p.name not in set(leave_out)]
     chosen = _split(pairs, recipe, validate_on)
-    folder = Folder(out)
-    state = folder.begin(recipe, resume=resume)
-    run = _Run(recipe, folder, chosen, card or ModelCard())
+    run = _Run(recipe, Folder(out), chosen, card or ModelCard())
+    if start is not None:
+        run.start_from(load_model(start))
+    state = run.folder.begin(recipe.identity() | {"images": _summary(chosen)}, resume=resume)
     if state is not None:
         run.restore(state)
-    elif start is not None:
-        run.start_from(load_model(start))
     run.to_the_end(progress or (lambda _: None))
     return load_model(out)
 
@@ -131,6 +131,13 @@ def _split(pairs: list[Pair], recipe: Recipe, validate_on: Collection[str]) -> t
         raise ImageError(f"{missing[0]}: is to be validated on, but is not among the training data")
     held = set(validate_on)
     return [p for p in pairs if p.name not in held], [p for p in pairs if p.name in held]
+
+
+def _summary(pairs: tuple[list[Pair], list[Pair]]) -> str:
+    """Return what tells these images from others, so that a resume goes on with the same."""
+    counts = [len(part) for part in pairs]
+    digest = hashlib.sha256(repr([[(p.name, p.label.shape) for p in part] for part in pairs]).encode()).hexdigest()
+    return f"{counts[0]} and {counts[1]} for validation ({digest[:12]})"
 
 
 class _Run:
