@@ -9,7 +9,7 @@ import ome_zarr_models.v05 as models
 import pytest
 import yaozarrs
 import zarr
-from store_fixtures import folder_in_memory, written  # noqa: F401
+from store_fixtures import complete_store, folder_in_memory  # noqa: F401
 from store_helpers import INFO, LABELS, LAYOUTS, make, part, replace_step, tree, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import (
@@ -79,7 +79,7 @@ def test_a_complete_store_is_undamaged_and_not_touched_by_resuming(written):
 
 
 def test_no_file_but_shards_metadata_journal_and_log_is_left(written):
-    path, layout, _ = written
+    path = written[0]
     own = sorted(file.name for file in (path / ".tilenet").iterdir())
     assert own == ["journal.jsonl", "log.jsonl"]
     others = [name for name in tree(path) if not re.search(r"(^|/)zarr\.json$|/c(/\d+)+$", name)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_fixtures import children, folder_in_memory, right  # noqa: F401
+from store_fixtures import children_of_this_process, folder_in_memory, hashes_of_uninterrupted_stores  # noqa: F401
 from store_helpers import (
     INFO,
     LAYOUTS,
@@ -63,9 +63,8 @@ def kill_at_every_step(children, folder, layout, *, when, expected, first=1, ove
 def assert_old_or_new_is_whole(path, layout, expected):
     """Killed while replacing: the same command again ends well, and until then one mask is whole."""
     whole = [path, *path.parent.glob("*/.tilenet/replaced"), *path.parent.glob(".*/.tilenet/replaced")]
-    assert any(
-        json.loads((p / "zarr.json").read_bytes())["attributes"]["tilenet"]["complete"] for p in whole if p.exists()
-    )
+    documents = [json.loads((p / "zarr.json").read_bytes())["attributes"] for p in whole if p.exists()]
+    assert any(document["tilenet"]["complete"] for document in documents)
     run(path, LAYOUTS[layout], overwrite=True)
     assert tree_hash(path) == expected
     assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -120,7 +120,7 @@ class Store:
         damage = self.check()
         if any(found.file == ROOT for found in damage):
             raise OutputError(f"{self.path / ROOT}: was changed since it was written. Start again with --overwrite")
-        if not damage:  # killed after its last step but one
+        if not damage:  # killed after it was complete
             self._tidy()
             self.close()
             return
@@ -189,7 +189,7 @@ class Store:
                 progress(done, len(work))
 
     def finish(self) -> None:
-        """Verify every file, write the sorted journal, and set ``complete: true`` last.
+        """Verify every file, write the sorted journal, then set ``complete: true``.
 
         Raises
         ------
@@ -212,8 +212,9 @@ class Store:
             write_file(self.path / OWN / MERGED, lines, temporary=self._blocks.temporary())
             step("sync folder", sync_folder, self.path / OWN)
             self.log("finished")
-            self._tidy()
             self._write_root(complete=True)
+            # Only now: until here the mask that was replaced is the only complete one.
+            self._tidy()
         self.close()
 
     def _settle_documents(self) -> dict[str, Written]:
