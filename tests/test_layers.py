@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tilenet"
 # Lowest first: a module may import from lower rows, and from its own.
 LAYERS = [
-    {"errors", "geometry"},
+    {"errors", "geometry", "interrupts"},
     {"footprint", "card"},
     {"plan", "sizes"},
     {"unet", "readers", "store", "metrics", "objects", "sample"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-PURE = {"errors", "geometry", "footprint", "plan", "sizes", "card"}
+PURE = {"errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card"}
 HOMES = {
     "torch": {"unet", "engine", "models", "predict", "training"},
     "tifffile": {"readers", "sample"},

@@ -6,8 +6,8 @@ Heavy modules are imported inside the commands, so that ``tilenet --help`` is im
 from __future__ import annotations
 
 import json
+import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ import click
 
 import tilenet
 from tilenet.errors import SettingsError, TilenetError
+from tilenet.interrupts import Interrupted, interruptible
 
 if TYPE_CHECKING:
     from tilenet.api import Progress
@@ -261,28 +262,43 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, made an exception so that it is cleaned up after like an interrupt."""
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
-
-
 def main() -> None:
     """Run the command, and turn every error into one line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    with interruptible(_say_interrupted):
+        try:
+            _run()
+        except Interrupted as error:
+            _say_interrupted()
+            # Not sys.exit: that would wait for a thread whose read hangs.
+            os._exit(error.exit_code)
+
+
+def _run() -> None:
     try:
-        cli.main(prog_name="tilenet", standalone_mode=False)
-    except (TilenetError, click.ClickException) as error:
-        _give_up(error.format_message() if isinstance(error, click.ClickException) else str(error), error)
-    except (KeyboardInterrupt, click.Abort) as error:
-        _give_up("interrupted. The same command with --resume goes on", error)
+        with cli.make_context("tilenet", sys.argv[1:]) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        _give_up(error.format_message(), error, error.exit_code)
+    except TilenetError as error:
+        _give_up(str(error), error, error.exit_code)
+    except MemoryError as error:
+        _give_up("out of memory. Run again with a smaller --tile, --batch or --memory", error, 4)
+    except Exception as error:
+        _give_up(f"unexpected {type(error).__name__}: {error}. Run again with --debug, and report it", error, 1)
 
 
-def _give_up(message: str, error: BaseException) -> NoReturn:
+def _give_up(message: str, error: BaseException, code: int) -> NoReturn:
     if "--debug" in sys.argv:
         raise error
+    _say(message)
+    sys.exit(code)
+
+
+def _say_interrupted() -> None:
+    _say(f"interrupted. {'The same command with --resume goes on' if 'segment' in sys.argv else 'Run it again'}")
+
+
+def _say(message: str) -> None:
     click.echo(f"tilenet: error: {' '.join(message.split())}", err=True)
-    interrupted = 143 if isinstance(error, Terminated) else 130
-    sys.exit(getattr(error, "exit_code", interrupted))

@@ -1,0 +1,253 @@
+"""The command in processes that can be killed: ``main()`` in forks of a server that has loaded PyTorch.
+
+Run as a program it is that server: each line of JSON on stdin starts one command, or waits
+for one. The model called ``stub`` is a NumPy predictor; everything else is the command as a
+user runs it.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from store_helpers import journal_lines, tree_hash  # noqa: F401 - for the tests
+
+from tilenet.card import ModelCard
+from tilenet.footprint import Footprint
+
+SIDES = (2048, 2560)
+TILES_PER_BLOCK = 4
+STUB = ("--model", "stub", "--tile", "256", "--batch", "2")
+# Computed, and not yet in the journal: one in the making, two being written.
+IN_FLIGHT = 3
+
+
+class Stub:
+    """Tells whether the 3 x 3 pixels around one are bright.
+
+    Parameters
+    ----------
+    sleep : float
+        Seconds per batch.
+    calls : path
+        Gets one byte per tile.
+    fault : str
+        What goes wrong: ``nan``, ``memory``, ``error``, ``hang`` (in C, where no handler runs).
+    at : list of int
+        In which calls.
+    bright : int
+        Sum of nine pixels.
+    hanging : path
+        Made when it hangs.
+    """
+
+    footprint = Footprint.same(2, reach=1)
+
+    def __init__(self, *, sleep=0.01, calls=None, fault="", at=(), bright=900, hanging=None):
+        self.sleep, self.calls, self.hanging, self.bright = sleep, calls, hanging, bright
+        self.fault, self.at = fault, at
+        self.card = ModelCard(name="stub")
+        self.number = -1
+
+    def __call__(self, batch):
+        if batch.any():  # not the zeros with which the outputs are counted
+            self._count(len(batch))
+        fault = self.fault if self.number in self.at else ""
+        if fault == "hang":
+            Path(self.hanging).touch()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+        if fault == "memory":
+            raise MemoryError
+        if fault == "error":
+            raise ValueError("the lamp went out")
+        padded = np.pad(batch.astype(np.float32), [(0, 0), (0, 0), (1, 1), (1, 1)])
+        rows = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
+        total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+        total[0, 0, 9, 9] += np.nan if fault == "nan" else 0
+        return np.concatenate([np.full_like(total, self.bright), total], axis=1)
+
+    def _count(self, tiles):
+        self.number += 1
+        if self.calls:
+            with Path(self.calls).open("ab") as file:
+                file.write(b"." * tiles)
+        time.sleep(self.sleep)
+
+
+def write_image(path, *, seed=0, sides=SIDES):
+    """Write a tiled TIFF of noise on a slope, so that its mask is neither empty nor full."""
+    random = np.random.default_rng(seed)
+    slope = np.linspace(0, 120, sides[1], dtype=np.uint8)
+    pixels = random.integers(0, 136, sides, dtype=np.uint8) // 8 * 8 + slope
+    tifffile.imwrite(path, pixels, tile=(256, 256), compression="zlib")
+    return path
+
+
+class Commands:
+    """Commands in processes of their own, with what they print in files."""
+
+    def __init__(self, folder):
+        self.folder, self.number = folder, 0
+        self._server = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+
+    def _ask(self, **request):
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+    def start(self, *args, **request):
+        """Start a command; `stub` are arguments of `Stub`, `environ` and `limit` see `_child`."""
+        self.number += 1
+        prints = self.folder / f"prints{self.number}"
+        command = Command(self, self._ask(args=[str(a) for a in args], prints=str(prints), **request)["pid"])
+        command.prints = prints
+        return command
+
+    def run(self, *args, **request):
+        """Return (exit code, what was printed to stderr)."""
+        return self.start(*args, **request).wait()
+
+    def close(self):
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
+
+
+class Command:
+    """One of them."""
+
+    def __init__(self, commands, pid):
+        self._commands, self.pid = commands, pid
+
+    def wait(self, seconds=120):
+        """Return (exit code, stderr); the code of a killed one is negative."""
+        status = self._commands._ask(wait_for=self.pid, seconds=seconds)["status"]
+        assert status is not None, f"still running after {seconds} s: {self.said}"
+        return status, self.said
+
+    @property
+    def said(self):
+        return Path(f"{self.prints}.err").read_text()
+
+    def signal(self, number):
+        """Send a signal; False if it had ended by itself."""
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def wait_until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.003)
+
+
+def is_complete(out):
+    """Tell what the store says of itself."""
+    root = out / "zarr.json"
+    return root.exists() and json.loads(root.read_bytes())["attributes"]["tilenet"]["complete"]
+
+
+def entries(out):
+    """Return the number of journal entries, 0 before there is a store."""
+    merged = out / ".tilenet" / "journal.jsonl"
+    return len(merged.read_bytes().splitlines()) - 1 if merged.exists() else journal_lines(out)
+
+
+def stray(out):
+    """Return files that a run leaves only if it was not cleaned up after."""
+    beside = [p.name for p in out.parent.glob(f".{out.name}*")]
+    inside = [p for pattern in ("*.part", "lock.*") for p in out.rglob(pattern)]
+    return [*beside, *inside]
+
+
+def _serve():
+    import torch
+    import zarr.codecs  # noqa: F401
+    from yaozarrs import v05  # noqa: F401
+
+    import tilenet.checks
+    import tilenet.cli  # noqa: F401 - all loaded once, before forking
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if pid := request.get("wait_for"):
+            answer = {"status": _wait(pid, request["seconds"])}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                _child(request)
+            answer = {"pid": pid}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _wait(pid, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def _child(request):
+    from tilenet import job
+    from tilenet.cli import main
+
+    for number, ending in ((1, "out"), (2, "err")):
+        handle = os.open(f"{request['prints']}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(handle, number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(request.get("environ", {}))
+    if (stub := request.get("stub")) is not None:
+        real = job.load_model
+        stub["hanging"] = request.get("hanging")
+        job.load_model = lambda name, **options: Stub(**stub) if name == "stub" else real(name, **options)
+    if request.get("hang_reads"):
+        from tilenet.readers.image import Image
+
+        Image.read = lambda self, box: (Path(request["hanging"]).touch(), time.sleep(600))
+    if bytes_ := request.get("file_size_limit"):
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
+    sys.argv = ["tilenet", *request["args"]]
+    status = 0
+    try:
+        main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        status = 99
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,282 @@
+"""The command killed, interrupted, started twice, out of room: it resumes to the same bytes."""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from faults import (
+    IN_FLIGHT,
+    STUB,
+    TILES_PER_BLOCK,
+    Commands,
+    entries,
+    is_complete,
+    stray,
+    tree_hash,
+    wait_until,
+    write_image,
+)
+
+from tilenet.errors import OutputIncomplete
+from tilenet.store import open_mask
+
+BLOCKS, ENTRIES = 20, 30
+RESUMES = "tilenet: error: interrupted. The same command with --resume goes on\n"
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def commands(folder):
+    commands = Commands(folder)
+    yield commands
+    commands.close()
+
+
+@pytest.fixture(scope="module")
+def image(folder):
+    return write_image(folder / "slide.tif")
+
+
+@pytest.fixture(scope="module")
+def whole(commands, image, folder):
+    """Return the hash of an uninterrupted run, and the seconds between its first and last entry."""
+    out, times = folder / "whole.zarr", []
+    run = commands.start("segment", image, "-o", out, *STUB, stub={})
+    for least in (1, ENTRIES):
+        wait_until(lambda least=least: entries(out) >= least)
+        times.append(time.monotonic())
+    assert run.wait() == (0, "")
+    assert 0.05 < np.asarray(open_mask(out)).mean() < 0.95
+    assert (entries(out), stray(out)) == (ENTRIES, [])
+    return tree_hash(out), times[1] - times[0]
+
+
+def kill_and_resume(commands, image, out, *, kills, span, random, options=STUB, stub=None):
+    """Return how many kills fell between the first and last entry of the journal, and how many there were."""
+    calls = out.with_suffix(".calls")
+    stub = {"calls": str(calls)} if stub is None else stub
+    between = done = 0
+    for _ in range(kills):
+        before = entries(out)
+        run = commands.start("segment", image, "-o", out, "--resume", *options, stub=stub)
+        if random.random() < 0.9:  # the others die at any moment from the start
+            wait_until(lambda before=before: entries(out) > before or is_complete(out))
+        time.sleep(random.uniform(0, span))
+        run.signal(signal.SIGKILL)
+        run.wait()
+        if is_complete(out):
+            break
+        done += 1
+        between += 0 < entries(out) < ENTRIES
+        if out.exists():
+            with pytest.raises(OutputIncomplete):
+                open_mask(out)
+    assert commands.run("segment", image, "-o", out, "--resume", *options, stub=stub) == (0, "")
+    assert stray(out) == []
+    if calls.exists():
+        recomputed = len(calls.read_bytes()) // TILES_PER_BLOCK - BLOCKS
+        assert recomputed <= IN_FLIGHT * done
+    return between, done
+
+
+def kill_many(commands, image, folder, whole, times):
+    random, counts = np.random.default_rng(), np.zeros(2, int)
+    for number in range(times):
+        out = folder / f"killed{number}.zarr"
+        kills = int(random.integers(1, 4))
+        counts += kill_and_resume(commands, image, out, kills=kills, span=0.6 * whole[1], random=random)
+        assert tree_hash(out) == whole[0], f"cycle {number} of {kills} kills"
+    between, kills = map(int, counts)
+    print(f"\n{times} of {times} identical after {kills} kills; {between} fell between the first and last entry")
+    assert between >= 0.8 * kills
+    assert kills >= times
+
+
+def test_killed_at_random_and_resumed_ten_times_every_byte_is_the_same(commands, image, folder, whole, capsys):
+    with capsys.disabled():
+        kill_many(commands, image, folder, whole, 10)
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_resumed_fifty_times_every_byte_is_the_same(commands, image, tmp_path, whole, capsys):
+    with capsys.disabled():
+        kill_many(commands, image, tmp_path, whole, 50)
+
+
+def test_a_hash_of_another_mask_is_another(commands, image, tmp_path, whole):
+    out = tmp_path / "m.zarr"
+    assert commands.run("segment", image, "-o", out, *STUB, stub={"bright": 901}) == (0, "")
+    assert tree_hash(out) != whole[0]
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_the_packaged_network_killed_and_resumed_gives_the_same_bytes(commands, tmp_path, times):
+    image = write_image(tmp_path / "small.tif", sides=(1100, 700))
+    options = ("--tile", "256", "--threads", "1")
+    assert commands.run("segment", image, "-o", tmp_path / "whole.zarr", *options) == (0, "")
+    expected, random = tree_hash(tmp_path / "whole.zarr"), np.random.default_rng()
+    assert np.asarray(open_mask(tmp_path / "whole.zarr")).any()
+    for number in range(times):
+        out = tmp_path / f"{number}.zarr"
+        _, kills = kill_and_resume(commands, image, out, kills=2, span=1.0, random=random, options=options, stub={})
+        assert tree_hash(out) == expected
+        assert kills >= 1
+
+
+@pytest.mark.slow
+def test_a_fresh_interpreter_killed_and_resumed_gives_the_same_bytes(tmp_path):
+    image = write_image(tmp_path / "small.tif", sides=(1100, 700))
+    line = [sys.executable, "-m", "tilenet", "segment", image, "--tile", "256", "--threads", "1", "--resume", "-o"]
+    subprocess.run([*line, tmp_path / "whole.zarr"], check=True)
+    out = tmp_path / "m.zarr"
+    run = subprocess.Popen([*line, out])
+    wait_until(lambda: entries(out) > 0)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    assert not is_complete(out)
+    subprocess.run([*line, out], check=True)
+    assert tree_hash(out) == tree_hash(tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_an_interrupted_run_says_in_one_line_how_to_go_on(commands, image, tmp_path, whole, number, times):
+    random, slowest = np.random.default_rng(), 0.0
+    for cycle in range(times):
+        out = tmp_path / f"{cycle}.zarr"
+        run = commands.start("segment", image, "-o", out, *STUB, stub={})
+        if cycle % 4 != 3:
+            wait_until(lambda out=out: entries(out) > 0)
+        time.sleep(random.uniform(0.1, 0.5) * whole[1])
+        start = time.monotonic()
+        assert run.signal(number)
+        run.signal(number)  # the impatient press twice
+        assert run.wait() == (SIGNALS[number], RESUMES)
+        slowest = max(slowest, time.monotonic() - start)
+        assert not is_complete(out)
+        assert commands.run("segment", image, "-o", out, "--resume", *STUB, stub={}) == (0, "")
+        assert (tree_hash(out), stray(out)) == (whole[0], [])
+    assert slowest < 10
+
+
+@pytest.mark.parametrize(
+    ("number", "hang"),
+    [
+        (signal.SIGTERM, {"stub": {"fault": "hang", "at": [8]}}),
+        (signal.SIGINT, {"stub": {}, "hang_reads": True}),
+    ],
+)
+def test_a_forward_pass_or_a_read_that_does_not_end_cannot_hold_up_an_interrupt(
+    commands, image, tmp_path, whole, number, hang
+):
+    out = tmp_path / "m.zarr"
+    hanging = tmp_path / "hanging"
+    run = commands.start("segment", image, "-o", out, *STUB, **hang, hanging=str(hanging))
+    wait_until(hanging.exists)
+    time.sleep(0.2)  # until all threads of the pool hang
+    start = time.monotonic()
+    run.signal(number)
+    assert run.wait() == (SIGNALS[number], RESUMES)
+    assert 3 < time.monotonic() - start < 10, "it did not hang, or for too long"
+    assert commands.run("segment", image, "-o", out, "--resume", *STUB, stub={}) == (0, "")
+    assert (tree_hash(out), stray(out)) == (whole[0], [])
+
+
+@pytest.mark.parametrize(
+    ("times", "resume"),
+    [(3, False), (2, True), *(pytest.param(20, how, marks=pytest.mark.slow) for how in (False, True))],
+)
+def test_of_runs_started_at_once_on_one_output_exactly_one_runs(commands, image, tmp_path, whole, resume, times):
+    for cycle in range(times):
+        out = tmp_path / f"{cycle}.zarr"
+        options = ("segment", image, "-o", out, *STUB, *["--resume"] * resume)
+        runs = [commands.start(*options, stub={}) for _ in range(2)]
+        ends = [run.wait() for run in runs]
+        (winner,) = [run for run, (code, _) in zip(runs, ends, strict=True) if code == 0]
+        (refused,) = [said for code, said in ends if code == 2]
+        assert refused.startswith(f"tilenet: error: {out}: ")
+        assert refused.count("\n") == 1
+        if f"is being written by process {winner.pid} on " not in refused:
+            assert "was made by another run just now" in refused or "exists already" in refused
+        assert (tree_hash(out), stray(out)) == (whole[0], [])
+
+
+def test_a_run_that_lives_is_named_to_the_second(commands, image, tmp_path):
+    out = tmp_path / "m.zarr"
+    first = commands.start("segment", image, "-o", out, *STUB, stub={"sleep": 0.1})
+    wait_until(lambda: entries(out) > 0)
+    for how in ("--resume", "--overwrite"):
+        code, said = commands.run("segment", image, "-o", out, *STUB, how, stub={})
+        assert code == 2
+        assert re.search(rf"is being written by process {first.pid} on \S+\. Wait for that run", said)
+    first.signal(signal.SIGKILL)
+    first.wait()
+    assert commands.run("segment", image, "-o", out, *STUB, "--resume", stub={}) == (0, "")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a function that mounts, or mounts anew, a file system of so many bytes; options as mount(8)."""
+    libc, folder = ctypes.CDLL(None, use_errno=True), tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(data, flags=0):
+        if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", flags, data.encode()):
+            pytest.skip(f"a small file system cannot be mounted here: {os.strerror(ctypes.get_errno())}")
+        return folder
+
+    yield mount
+    libc.umount2(bytes(folder), 2)
+
+
+REMOUNT, READ_ONLY = 32, 1
+
+
+@pytest.mark.parametrize("room", ["40k", "200k", pytest.param("330k", marks=pytest.mark.slow)])
+def test_a_full_disk_is_exit_4_with_its_bytes_and_resumes_to_the_same(commands, image, small_disk, whole, room):
+    out = small_disk(f"size={room}") / "m.zarr"
+    code, said = commands.run("segment", image, "-o", out, *STUB, stub={})
+    assert code == 4
+    assert re.fullmatch(
+        rf"tilenet: error: {out}\S*: no space left on device: [\d,]+ bytes free(, [\d,]+ needed)?\. "
+        "Make room, then run again with --resume\n",
+        said,
+    )
+    small_disk("size=64m", REMOUNT)
+    assert commands.run("segment", image, "-o", out, "--resume", *STUB, stub={}) == (0, "")
+    assert (tree_hash(out), stray(out)) == (whole[0], [])
+
+
+def test_a_file_larger_than_allowed_is_exit_4_too(commands, image, tmp_path, whole):
+    out = tmp_path / "m.zarr"
+    code, said = commands.run("segment", image, "-o", out, *STUB, stub={}, file_size_limit=20_000)
+    assert code == 4
+    assert re.search(r"m\.zarr/0/c/\d/\d: cannot be written \(file too large\).*--resume\n$", said)
+    assert commands.run("segment", image, "-o", out, "--resume", *STUB, stub={}) == (0, "")
+    assert tree_hash(out) == whole[0]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(commands, image, small_disk, tmp_path):
+    disk = small_disk("size=1m")
+    (disk / "half.zarr").mkdir()
+    small_disk("", REMOUNT | READ_ONLY)
+    (tmp_path / "file").write_text("in the way")
+    model = ("--model", tmp_path / "none.safetensors")  # looked for only after the output was
+    places = {disk / "m.zarr": 4, tmp_path / "file" / "m.zarr": 4, tmp_path / "file": 2, disk / "half.zarr": 2}
+    for out, expected in places.items():
+        code, said = commands.run("segment", image, "-o", out, *model)
+        assert (code, said.count("\n"), "no such model" in said) == (expected, 1, False), said
+        assert str(out) in said
+    assert (tmp_path / "file").read_text() == "in the way"
+    assert "no such model" in commands.run("segment", image, "-o", tmp_path / "m.zarr", *model)[1]
