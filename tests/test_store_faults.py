@@ -70,7 +70,8 @@ def assert_old_or_new_is_whole(path, layout, expected):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+# Between the end of a step and the next one nothing changes on disk: after is before the next.
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_killed_at_every_single_step_it_resumes_to_the_same_bytes(children, tmp_path, right, when):
     steps = kill_at_every_step(children, tmp_path, "tiny", when=when, expected=right("tiny"))
     assert steps > 50
@@ -96,39 +97,41 @@ def test_killed_twice_at_steps_near_each_other(children, tmp_path, right):
 
 
 def kill_at_random(children, folder, layout, *, times, expected):
-    """Return how many of the kills fell between the first and the last line of the journal."""
-    random, between = np.random.default_rng(), 0
-    lines = LAYOUTS[layout].n_blocks(0) + sum(
-        LAYOUTS[layout].n_blocks(level) for level in range(1, len(LAYOUTS[layout].levels))
-    )
+    """Return the number of kills, and how many fell between the first and the last line of the journal."""
+    random, kills, between = np.random.default_rng(), 0, 0
+    lines = sum(LAYOUTS[layout].n_blocks(level) for level in range(len(LAYOUTS[layout].levels)))
     for number in range(times):
         path = folder / str(number) / "m.zarr"
         for _ in range(int(random.integers(1, 4))):
-            pid = children.start(path, layout, delay=0.01)
-            while not journal_lines(path) and not (path / ".tilenet" / "journal.jsonl").exists():
-                time.sleep(0.002)
-            time.sleep(random.uniform(0, 0.02 * lines))
+            pid, reached = children.start(path, layout, delay=0.005), journal_lines(path)
+            target = random.integers(reached, lines + 1)
+            while journal_lines(path) < target and not (path / ".tilenet" / "journal.jsonl").exists():
+                time.sleep(0.001)
+            time.sleep(random.uniform(0, 0.01))
             os.kill(pid, signal.SIGKILL)
-            children.wait(pid)
+            kills += children.wait(pid) == KILLED
             between += 0 < journal_lines(path) < lines
             if (path / ".tilenet" / "journal.jsonl").exists():
                 break
         assert_resumes_to(expected, path, layout)
         shutil.rmtree(path.parent)
-    return between
+    return kills, between
 
 
 def test_killed_at_random_ten_times_it_resumes_to_the_same_bytes(children, tmp_path, right):
-    between = kill_at_random(children, tmp_path, "plane", times=10, expected=right("plane"))
-    assert between >= 8
+    kills, between = kill_at_random(children, tmp_path, "plane", times=10, expected=right("plane"))
+    assert kills >= 10
+    assert between >= 0.7 * kills
 
 
 @pytest.mark.slow
 def test_killed_at_random_fifty_times_it_resumes_to_the_same_bytes(children, tmp_path, right, capsys):
-    between = kill_at_random(children, tmp_path, "odd blocks", times=50, expected=right("odd blocks"))
+    kills, between = kill_at_random(children, tmp_path, "plane", times=50, expected=right("plane"))
     with capsys.disabled():
-        print(f"\n50 of 50 identical; {between} kills fell between the first and the last journal line")
-    assert between >= 40
+        print(
+            f"\n50 of 50 identical after {kills} kills, {between} of them between the first and the last journal line"
+        )
+    assert between >= 0.8 * kills
 
 
 def test_a_resumed_run_writes_only_what_is_not_in_the_journal(tmp_path):

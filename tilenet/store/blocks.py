@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import BlocksFailed
@@ -18,7 +19,7 @@ from tilenet.store import codec
 from tilenet.store.damage import Damage, read_right
 from tilenet.store.files import faults_named, make_folder, remove_file, step, sync_folder, write_file
 from tilenet.store.journal import NO_FILE, Journal, Pen, Written
-from tilenet.store.layout import Layout
+from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import OWN, fixed_documents
 
 
@@ -118,6 +119,27 @@ class Blocks:
             f"{self.path}: {len(damage)} files are not what was written ({damage[0]}): the disk may be failing. "
             f"Run again with --resume to write them anew"
         )
+
+
+def shards_of(layout: Layout, index: int, arrays: Mapping[str, NDArray[Any]]) -> Iterator[Shard]:
+    """Yield the shards of a block of level 0, in the order of its files, from ``mask`` and ``probabilities``."""
+    if not 0 <= index < layout.n_blocks(0):
+        raise IndexError(f"the mask has {layout.n_blocks(0)} blocks, no block {index}")
+    box = layout.box(0, index)
+    yield Shard("0", box, _checked(arrays["mask"], box.shape, layout.mask_dtype))
+    if layout.classes:
+        shape = (layout.classes, *box.shape)
+        for k, values in enumerate(_checked(arrays["probabilities"], shape, layout.probability_dtype)):
+            place = Box(layout.with_class(box.start, k), layout.with_class(box.stop, k + 1))
+            yield Shard(PROBABILITIES, place, np.expand_dims(values, layout.class_axis))
+
+
+def _checked(values: NDArray[Any], shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    if values.shape != shape:
+        raise ValueError(f"a block of shape {shape} was expected, not {values.shape}")
+    if not np.can_cast(values.dtype, dtype, "safe"):
+        raise ValueError(f"pixels of {dtype} were expected, not {values.dtype}")
+    return values
 
 
 def _size_of(path: str) -> int:

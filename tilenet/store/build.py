@@ -18,7 +18,7 @@ from tilenet.store.place import REPLACED, sweep, temporary_place
 
 
 def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool) -> Lease:
-    """Make a store without pixels at `path` and return its lease.
+    """Make a store without pixels at `path` and return its lease, not started yet.
 
     With `replace`, the store that is there moves into the new one and stays there until that
     is complete: however the run ends, one of the two is whole.
@@ -42,7 +42,6 @@ def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool)
         with suppress(OSError):
             _take_back(new, path)
         raise
-    lease.start(path / OWN)
     return lease
 
 

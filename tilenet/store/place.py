@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputExists
 from tilenet.store.files import faults_named, nearest_folder, remove_tree, step, sync_folder
+from tilenet.store.journal import FOLDER
 from tilenet.store.lease import STALE, leases, live_holder, started, this_machine
 from tilenet.store.metadata import OWN, ROOT, read_root
 
@@ -94,6 +95,11 @@ def sweep(path: Path) -> None:
     for new in abandoned(path):
         if not (new / OWN / REPLACED).is_dir():
             remove_tree(new)
+
+
+def left_behind(own: Path) -> bool:
+    """Tell whether a run was killed after it had completed the store, but before it had tidied up."""
+    return bool(leases(own) or list(own.glob("*.part")) or (own / FOLDER).exists() or (own / REPLACED).exists())
 
 
 def abandoned(path: Path) -> Iterator[Path]:

@@ -9,20 +9,18 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import OutputError, OutputIncomplete
-from tilenet.geometry import Box
-from tilenet.store.blocks import Blocks, Shard
+from tilenet.store.blocks import Blocks, Shard, shards_of
 from tilenet.store.build import build
 from tilenet.store.damage import Damage, blocks_lost, find_damage, read_right
 from tilenet.store.files import faults_named, remove_file, remove_tree, step, sync_folder, write_all, write_file
 from tilenet.store.journal import FOLDER, MERGED, Written
-from tilenet.store.layout import PROBABILITIES, Layout
-from tilenet.store.lease import Lease, leases
+from tilenet.store.layout import Layout
+from tilenet.store.lease import Lease
 from tilenet.store.metadata import OWN, ROOT, read_root, root_document
-from tilenet.store.place import REPLACED, check_free, recover
+from tilenet.store.place import REPLACED, check_free, left_behind, recover
 from tilenet.store.pyramid import shrink
 
 LOG = "log.jsonl"
@@ -73,7 +71,7 @@ class Store:
         path = Path(path).absolute()
         check_free(path, overwrite=overwrite)
         with faults_named(path):
-            store = cls(path, lease=build(path, layout, info, replace=path.exists()))
+            store = cls._leased(path, build(path, layout, info, replace=path.exists()))
             store.log("created")
         return store
 
@@ -92,18 +90,26 @@ class Store:
         path = Path(path).absolute()
         with faults_named(path):
             recover(path)
-            store = cls.inspect(path)
-            if store.complete and not store.check() and not _left_behind(path / OWN):
-                return store
-            lease = Lease.take(path / OWN, path)
-            lease.start(path / OWN)
-            store = cls(path, lease=lease)
+            if read_root(path)[2] and not left_behind(path / OWN):
+                store = cls.inspect(path)
+                if not store.check():
+                    return store
+            store = cls._leased(path, Lease.take(path / OWN, path))
             try:
                 store._take_up()
             except BaseException:
                 store.close()
                 raise
             return store
+
+    @classmethod
+    def _leased(cls, path: Path, lease: Lease) -> Store:
+        lease.start(path / OWN)
+        try:
+            return cls(path, lease=lease)
+        except BaseException:
+            lease.release()
+            raise
 
     @classmethod
     def inspect(cls, path: str | Path) -> Store:
@@ -150,19 +156,8 @@ class Store:
         EnvironmentFault, OutputLocked
             If the disk is full or fails; if another run has taken over.
         """
-        if not 0 <= index < self.layout.n_blocks(0):
-            raise IndexError(f"{self.path} has {self.layout.n_blocks(0)} blocks, no block {index}")
         self._held().check(self.path)
-        self._blocks.write(0, index, list(self._shards(self.layout.box(0, index), arrays)))
-
-    def _shards(self, box: Box, arrays: Mapping[str, NDArray[Any]]) -> Iterator[Shard]:
-        yield Shard("0", box, _checked(arrays["mask"], box.shape, self.layout.mask_dtype))
-        if n := self.layout.classes:
-            values = _checked(arrays["probabilities"], (n, *box.shape), self.layout.probability_dtype)
-            put = self.layout.with_class
-            for k, of_class in enumerate(values):
-                place = Box(put(box.start, k), put(box.stop, k + 1))
-                yield Shard(PROBABILITIES, place, np.expand_dims(of_class, self.layout.class_axis))
+        self._blocks.write(0, index, list(shards_of(self.layout, index, arrays)))
 
     def build_pyramid(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Write the coarser levels, shard by shard; goes on where it was interrupted.
@@ -277,16 +272,3 @@ class Store:
             step("log", write_all, handle, json.dumps(line).encode() + b"\n")
         finally:
             os.close(handle)
-
-
-def _left_behind(own: Path) -> bool:
-    """Tell whether a run was killed after it had completed the store."""
-    return bool(leases(own) or list(own.glob("*.part")) or (own / FOLDER).exists() or (own / REPLACED).exists())
-
-
-def _checked(values: NDArray[Any], shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    if values.shape != shape:
-        raise ValueError(f"a block of shape {shape} was expected, not {values.shape}")
-    if not np.can_cast(values.dtype, dtype, "safe"):
-        raise ValueError(f"pixels of {dtype} were expected, not {values.dtype}")
-    return values
