@@ -10,7 +10,7 @@ import torch
 
 from tilenet.errors import ImageError, ModelError, OutputExists, OutputMismatch, SettingsError
 from tilenet.models import load_model
-from tilenet.objects import objects
+from tilenet.instances import objects
 from tilenet.training import Recipe, train
 from tilenet.training.augment import draw_crop
 from tilenet.training.data import find_pairs, read_pairs, split

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import tilenet
+from tilenet import cli_training
 from tilenet.errors import SettingsError, TilenetError
 from tilenet.interrupts import Interrupted, interruptible
 
@@ -213,6 +214,10 @@ def sample(out: Path) -> None:
     click.echo(f"{write_sample(out)}")
 
 
+cli.add_command(cli_training.train)
+cli.add_command(cli_training.evaluate)
+
+
 @contextmanager
 def progress_bar(unit: str, *, shown: bool) -> Iterator[Progress | None]:
     """Show progress on stderr with rate and time left, if that is a terminal."""
@@ -301,4 +306,6 @@ def _say_interrupted() -> None:
 
 
 def _say(message: str) -> None:
-    click.echo(f"tilenet: error: {' '.join(message.split())}", err=True)
+    # A file's name, or what a library quotes of its content, must not steer the terminal.
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    click.echo(f"tilenet: error: {line}", err=True)

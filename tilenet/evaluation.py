@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tilenet import metrics
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.labels import files_by_stem, read_labels
-from tilenet.objects import objects
+from tilenet.instances import objects
 
 Labels = NDArray[np.int32]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilenet import metrics
 from tilenet.errors import ModelError
-from tilenet.objects import objects
+from tilenet.instances import objects
 from tilenet.readers.image import fold
 from tilenet.training.data import Pair, find_pairs, read_pair
 from tilenet.training.recipe import Recipe
