@@ -102,7 +102,10 @@ def tree_hash(path):
 
 def journal_lines(path):
     """Return the lines of all journals of a store that is not complete."""
-    return sum(len(file.read_bytes().splitlines()) for file in (path / ".tilenet" / "journal").glob("*.jsonl"))
+    try:
+        return sum(len(file.read_bytes().splitlines()) for file in (path / ".tilenet" / "journal").glob("*.jsonl"))
+    except FileNotFoundError:
+        return 0  # tidied away this moment
 
 
 class KillAtStep:

@@ -103,8 +103,8 @@ def kill_at_random(children, folder, layout, *, times, expected):
     for number in range(times):
         path = folder / str(number) / "m.zarr"
         for _ in range(int(random.integers(1, 4))):
-            pid, reached = children.start(path, layout, delay=0.005), journal_lines(path)
-            target = random.integers(reached, lines + 1)
+            pid, reached = children.start(path, layout, delay=0.005), max(1, journal_lines(path))
+            target = random.integers(min(reached, lines - 1), lines)
             while journal_lines(path) < target and not (path / ".tilenet" / "journal.jsonl").exists():
                 time.sleep(0.001)
             time.sleep(random.uniform(0, 0.01))
@@ -121,7 +121,7 @@ def kill_at_random(children, folder, layout, *, times, expected):
 def test_killed_at_random_ten_times_it_resumes_to_the_same_bytes(children, tmp_path, right):
     kills, between = kill_at_random(children, tmp_path, "plane", times=10, expected=right("plane"))
     assert kills >= 10
-    assert between >= 0.7 * kills
+    assert between >= 0.8 * kills
 
 
 @pytest.mark.slow
