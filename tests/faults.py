@@ -8,6 +8,7 @@ user runs it.
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -228,12 +229,11 @@ def _child(request):
 
         Image.read = lambda self, box: (Path(request["hanging"]).touch(), time.sleep(600))
     if bytes_ := request.get("file_size_limit"):
-        import resource
-
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
+    os.chdir(request.get("cwd", "."))
     sys.argv = ["tilenet", *request["args"]]
-    status = 0
+    status, before, start = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     try:
         main()
     except SystemExit as end:
@@ -246,6 +246,10 @@ def _child(request):
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        if request.get("measure"):
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            used = {"seconds": time.monotonic() - start, "kibibytes": peak - before}
+            Path(f"{request['prints']}.used").write_text(json.dumps(used))
         os._exit(status)
 
 

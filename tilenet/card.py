@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from math import isfinite
+from typing import Any, cast
 
 from tilenet.errors import ModelError
 
 OUTPUTS = ("softmax", "sigmoid", "regression")
 MASK_VALUES = range(256)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 100_000
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and isfinite(value) and abs(value) < 1e30
+
+
+def _is_integers(value: object) -> bool:
+    return isinstance(value, tuple | list) and all(type(v) is int for v in value)
+
+
+def _is_table(value: object, of: Callable[[object], bool] = lambda value: True) -> bool:
+    return isinstance(value, dict) and all(_is_text(k) and of(v) for k, v in value.items())
+
+
+def _is_colors(value: object) -> bool:
+    return _is_table(value, _is_integers) and all(
+        key.isdecimal() and len(color) == 4 and set(color) <= set(MASK_VALUES)
+        for key, color in cast("dict[str, list[int]]", value).items()
+    )
+
+
+# A card may come from a stranger: what each field can be.
+RULES: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("name", "output", "training_data", "licence", "notes"), _is_text),
+    **dict.fromkeys(("architecture", "scaling", "metrics"), _is_table),
+    "classes": lambda value: isinstance(value, tuple | list) and all(map(_is_text, value)),
+    "mask_of_class": _is_integers,
+    "threshold": _is_number,
+    "labels": lambda value: _is_table(value, _is_text),
+    "colors": _is_colors,
+    "pixel_size": lambda value: value is None or (_is_number(value) and value > 0),
+}
 
 
 @dataclass(frozen=True)
@@ -61,10 +98,13 @@ class ModelCard:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, is_right in RULES.items():
+            if not is_right(value := getattr(self, name)):
+                raise ModelError(f"model card: {name} cannot be {str(value)[:60]!r}. Correct the card")
         if self.output not in OUTPUTS:
-            raise ModelError(f"model card: output {self.output!r} is none of {', '.join(OUTPUTS)}")
+            raise ModelError(f"model card: output {self.output!r} is none of {', '.join(OUTPUTS)}. Correct the card")
         if any(v not in MASK_VALUES for v in self.mask_of_class):
-            raise ModelError(f"model card: mask_of_class {list(self.mask_of_class)} leaves 0 to 255")
+            raise ModelError(f"model card: mask_of_class {list(self.mask_of_class)} leaves 0 to 255. Correct the card")
 
     def completed(self, n_outputs: int) -> ModelCard:
         """Return the card with what follows from the number of outputs filled in.
@@ -77,7 +117,9 @@ class ModelCard:
         values = self.mask_of_class or ((1,) if n_outputs == 1 else tuple(range(n_outputs)))
         for what, given in (("classes", classes), ("mask_of_class", values)):
             if len(given) != n_outputs:
-                raise ModelError(f"model card: {what} names {len(given)}, the network has {n_outputs} outputs")
+                raise ModelError(
+                    f"model card: {what} names {len(given)}, the network has {n_outputs} outputs. Correct it"
+                )
         labels = self.labels or _labels(classes, values)
         return replace(self, output=output, classes=classes, mask_of_class=values, labels=labels)
 
@@ -94,12 +136,16 @@ class ModelCard:
         """Return the card of a text written by `to_json`; unknown keys are refused."""
         try:
             values: dict[str, Any] = json.loads(text)
+            if not isinstance(values, dict):
+                raise TypeError(f"a {type(values).__name__}")
             if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
-                raise ModelError(f"model card: {unknown[0]!r} is not a known key; it was written by a newer tilenet")
+                raise ModelError(f"model card: {unknown[0]!r} is not a known key. Update tilenet, or correct the card")
             values |= {k: tuple(values[k]) for k in ("classes", "mask_of_class") if k in values}
             return cls(**values)
-        except (json.JSONDecodeError, RecursionError, TypeError) as error:
-            raise ModelError(f"model card: not readable ({error})") from error
+        except (ValueError, RecursionError, TypeError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"model card: not readable ({str(error)[:100]}). Get the model again") from error
 
 
 def _labels(classes: Sequence[str], values: Sequence[int]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from tilenet.errors import SettingsError, TilenetError
 from tilenet.interrupts import Interrupted, interruptible
 
 if TYPE_CHECKING:
-    from tilenet.api import Progress
+    from tilenet.compute import Progress
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -96,11 +96,14 @@ QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but erro
 @click.argument("image")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The mask: an OME-Zarr label image.")
 @image_options
+@click.option("--objects", is_flag=True, help="Number the objects, 1..n, of an image that fits in memory.")
 @click.option("--resume", is_flag=True, help="Go on with OUT, or start it where there is none.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet wrote it.")
 @JSON
 @QUIET
-def segment(image: str, out: Path, resume: bool, overwrite: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+def segment(
+    image: str, out: Path, objects: bool, resume: bool, overwrite: bool, as_json: bool, quiet: bool, **options: Any
+) -> None:
     """Segment IMAGE into OUT."""
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite: say one of them")

@@ -7,27 +7,36 @@ always with ``weights_only=True``: a pickle can run anything.
 from __future__ import annotations
 
 import hashlib
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tilenet.card import ModelCard
 from tilenet.errors import ModelError, ModelNotFound
+from tilenet.readers.boundary import one_line
 from tilenet.scaling import parse_rule
+from tilenet.states import State, read_claims, read_weights
 from tilenet.unet import UNet
 
 WEIGHTS = Path(__file__).parent / "weights"
-NESTS = ("state_dict", "model_state_dict", "model")
-WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-State = dict[str, Tensor]
+# Beyond these, not even the list of layers is made.
+LARGEST = (
+    ("depth", int, 16),
+    ("wf", int, 24),
+    ("ndim", int, 3),
+    ("in_channels", int, 2**16),
+    ("n_classes", int, 2**16),
+    ("padding", bool, True),
+    ("batch_norm", bool, True),
+)
+LARGEST_POOL = 8
+COUNTER = "num_batches_tracked"
+REMEDY = "Get the file again, or save model.state_dict() anew"
 
 
 def packaged_models() -> list[str]:
@@ -75,15 +84,16 @@ def load_model(model: str | Path, **options: Any) -> UNet:
     """
     path = find_model(model)
     try:
-        state, card = _read(path)
-        architecture = _architecture(state, card, options)
-        network = _build(state, architecture)
-        network.card = replace(card, name=card.name or path.stem, architecture=network.options).completed(
-            network.n_classes
-        )
+        claims, card = read_claims(path)
+        network = _skeleton(_architecture(claims, card, options))
+        _check_claims(claims, network)
+        card = replace(card, name=card.name or path.stem, architecture=network.options)
+        network.card = card.completed(network.n_classes)
+        return _filled(network, read_weights(path, claims))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    return network
+    except Exception as error:  # of whatever kind the library met the damage with
+        raise ModelError(f"{path}: not a model that can be read ({one_line(error)}). {REMEDY}") from error
 
 
 def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) -> Path:
@@ -156,37 +166,6 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[State, ModelCard]:
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ModelError(f"not a plain PyTorch state dict ({_first_line(error)}). Save model.state_dict()") from error
-    for nest in NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ModelError(f"holds a {type(content).__name__}, not a state dict. Save model.state_dict()")
-    return {_unwrapped(str(key)): value for key, value in content.items()}, ModelCard()
-
-
-def _read_safetensors(path: Path) -> tuple[State, ModelCard]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("tilenet")
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"not a safetensors file ({_first_line(error)}). Copy or convert it again") from error
-    return state, ModelCard.from_json(text) if text else ModelCard()
-
-
-def _unwrapped(key: str) -> str:
-    for wrapper in WRAPPERS:
-        key = key.removeprefix(wrapper)
-    return key
-
-
 def _architecture(state: State, card: ModelCard, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the network: the card's, or those that the keys tell."""
     known = card.architecture or options_of_keys(state)
@@ -221,37 +200,48 @@ def options_of_keys(state: Mapping[str, Tensor]) -> dict[str, Any]:
         return found
     except (KeyError, ValueError, IndexError) as error:
         keys = ", ".join(list(state)[:2]) or "none"
-        raise ModelError(f"these are not the weights of a U-Net: no {error} among its keys ({keys}, ...)") from error
+        raise ModelError(
+            f"these are not the weights of a U-Net: no {error} among its keys ({keys}, ...). Choose another file"
+        ) from error
 
 
-def _build(state: State, architecture: Mapping[str, Any]) -> UNet:
+def _skeleton(architecture: Mapping[str, Any]) -> UNet:
+    """Return the network without memory for its weights: absurd options cost nothing."""
+    for name, kind, largest in LARGEST:
+        value = architecture.get(name, kind(1))
+        if type(value) is not kind or value > largest:
+            raise ModelError(f"its {name} is {str(value)[:40]}, which no U-Net has. {REMEDY}")
+    if any(type(n) is not int or n > LARGEST_POOL for n in architecture.get("pool_size") or ()):
+        raise ModelError(
+            f"its pool_size {str(architecture['pool_size'])[:40]} is none of 1 to {LARGEST_POOL}. {REMEDY}"
+        )
     try:
-        with torch.device("meta"):  # so that absurd options cost nothing before they are refused
-            network = UNet(**architecture)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise ModelError(f"its architecture cannot be built ({_first_line(error)})") from error
+        with torch.device("meta"):
+            return UNet(**architecture)
+    except Exception as error:
+        raise ModelError(f"its architecture cannot be built ({one_line(error)}). {REMEDY}") from error
+
+
+def _check_claims(claims: State, network: UNet) -> None:
     wanted = network.state_dict()
-    state = _modernised(state, wanted)
-    for key in [*wanted, *state]:
-        if key not in state or key not in wanted:
-            kind = "missing" if key not in state else "unexpected"
-            raise ModelError(f"{kind} key {key}. Are these the weights of this architecture? {dict(architecture)}")
-        if state[key].shape != wanted[key].shape:
-            shapes = f"{tuple(state[key].shape)}, not {tuple(wanted[key].shape)}"
+    for key in [*wanted, *claims]:
+        if key not in claims and key.endswith(COUNTER):
+            continue  # which old checkpoints lack
+        if key not in claims or key not in wanted:
+            kind = "missing" if key not in claims else "unexpected"
+            raise ModelError(f"{kind} key {key}. Are these the weights of this architecture? {network.options}")
+        if claims[key].shape != wanted[key].shape:
+            shapes = f"{tuple(claims[key].shape)}, not {tuple(wanted[key].shape)}"
             raise ModelError(f"key {key} has shape {shapes}. Are these the weights of this architecture?")
-        if not torch.isfinite(state[key]).all():
+
+
+def _filled(network: UNet, state: State) -> UNet:
+    """Return the network with its weights, in at least float32."""
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
             raise ModelError(f"key {key} has values that are not finite. The training failed, or the file is damaged")
-    network.load_state_dict(state, strict=True, assign=True)
+        if value.dtype in (torch.float16, torch.bfloat16):
+            state[key] = value.float()
+    counters = {key: torch.tensor(0) for key in network.state_dict() if key.endswith(COUNTER)}
+    network.load_state_dict(counters | state, strict=True, assign=True)
     return network.eval().requires_grad_(False)
-
-
-def _modernised(state: State, wanted: Mapping[str, Tensor]) -> State:
-    """Return weights in at least float32, with the counters that old checkpoints lack."""
-    counters = {k: torch.tensor(0) for k in wanted if k.endswith("num_batches_tracked")}
-    halves = (torch.float16, torch.bfloat16)
-    return {k: v.float() if v.dtype in halves else v for k, v in (counters | state).items()}
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:160]

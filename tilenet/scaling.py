@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import ImageError, ModelError, SettingsError
+from tilenet.errors import ImageError, ModelError, SettingsError, TilenetError
 from tilenet.geometry import Box
 from tilenet.readers.image import Image, Pixels
 
@@ -98,6 +99,22 @@ def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
     image : Image
         Read only by ``percentile``, from a coarse level where there is one.
     """
+    try:
+        numbers = _resolved(rule, image)
+        used = [*numbers.subtract, *numbers.divide, *(numbers.clip or (0, 1))]
+        if len(numbers.clip or (0, 1)) != 2 or not all(map(isfinite, used)) or 0 in numbers.divide:
+            raise ValueError(f"it would be {numbers.to_json()}")
+        if not {len(numbers.subtract), len(numbers.divide)} <= {1, image.n_channels}:
+            raise ValueError(f"it has numbers for other than {image.n_channels} channels")
+    except TilenetError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        said = f"{type(error).__name__}: {str(error)[:100]}"
+        raise ModelError(f"scaling {str(dict(rule))[:100]} cannot be used ({said}). Say another (--scaling)") from error
+    return numbers
+
+
+def _resolved(rule: Mapping[str, Any], image: Image) -> Scaling:
     clip = tuple(map(float, rule["clip"])) if rule.get("clip") else None
     match rule.get("method"):
         case "none":
