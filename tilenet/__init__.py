@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tilenet import metrics
     from tilenet.api import segment
     from tilenet.card import ModelCard
     from tilenet.checks import verify
@@ -29,13 +30,16 @@ if TYPE_CHECKING:
         TilenetError,
         VerifyFailed,
     )
+    from tilenet.evaluation import evaluate
     from tilenet.footprint import Footprint
     from tilenet.geometry import Box
+    from tilenet.instances import objects
     from tilenet.models import load_model, save_model
     from tilenet.plan import Block, Plan, Tile
     from tilenet.readers import open_image
     from tilenet.sizes import plan_tiles
     from tilenet.store import open_mask
+    from tilenet.training import train
     from tilenet.unet import UNet
 
 _HOMES = {
@@ -59,13 +63,16 @@ _HOMES = {
         "TilenetError",
         "VerifyFailed",
     ),
+    "evaluation": ("evaluate",),
     "footprint": ("Footprint",),
     "geometry": ("Box",),
+    "instances": ("objects",),
     "models": ("load_model", "save_model"),
     "plan": ("Block", "Plan", "Tile"),
     "readers": ("open_image",),
     "sizes": ("plan_tiles",),
     "store": ("open_mask",),
+    "training": ("train",),
     "unet": ("UNet",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -93,17 +100,23 @@ __all__ = [
     "TilenetError",
     "UNet",
     "VerifyFailed",
+    "evaluate",
     "load_model",
+    "metrics",
+    "objects",
     "open_image",
     "open_mask",
     "plan_tiles",
     "save_model",
     "segment",
+    "train",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "metrics":  # a module, for its many functions
+        return import_module("tilenet.metrics")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'tilenet' has no attribute {name!r}")
     return getattr(import_module(f"tilenet.{_HOME_OF[name]}"), name)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet import predict
-from tilenet.decide import Arrays
-from tilenet.errors import BlocksFailed
+from tilenet.compute import Progress, fill_store, finish, to_array, to_objects
 from tilenet.footprint import Footprint
-from tilenet.geometry import Box
-from tilenet.job import Job, Options, check_output_option, refuse_contradiction, settle
-from tilenet.runner import Report, Sink, run
+from tilenet.job import Job, Options, check_output_option, refuse_contradiction, refuse_with_objects, settle
 from tilenet.scaling import Scaling
 from tilenet.store import Mask, Store, can_resume, check_free, open_mask
-
-Progress = Callable[[int, int], None]
 
 
 def segment(
@@ -41,6 +36,7 @@ def segment(
     scaling: Mapping[str, Any] | None = None,
     threshold: float | None = None,
     output: str | None = None,
+    objects: bool = False,
     probability_dtype: str | None = None,
     missing: str | None = None,
     resume: bool = False,
@@ -83,6 +79,9 @@ def segment(
     output : str, optional
         With `out`: ``mask`` or ``both`` (adds ``probabilities``). Without: ``mask``,
         ``probabilities`` or ``logits``.
+    objects : bool
+        Give numbered objects (1..n) instead of classes, for an image that fits in memory; see
+        `tilenet.objects`.
     probability_dtype : str, optional
         ``float32`` or ``float16``.
     missing : {"error", "fill"}, optional
@@ -111,7 +110,11 @@ def segment(
     >>> tilenet.segment(np.zeros((70, 90), np.uint8)).shape
     (70, 90)
     """
-    check_output_option(output, stored=out is not None)
+    if objects:
+        refuse_with_objects(output=output, resume=resume)
+        output = "objects"
+    else:
+        check_output_option(output, stored=out is not None)
     options = Options(
         level=level,
         axes=axes,
@@ -130,33 +133,17 @@ def segment(
         missing=missing,
     )
     if out is None:
-        return _to_array(settle(image, model, options, footprint=footprint), progress)
+        job = settle(image, model, options, footprint=footprint)
+        numbers = job.numbers()
+        return (to_objects if objects else to_array)(job, numbers, progress=progress)
+    if objects:
+        _store_objects(Path(out), image, model, options, footprint=footprint, overwrite=overwrite, progress=progress)
+        return open_mask(out)
     store, job, numbers = _open_store(
         Path(out), image, model, options, footprint=footprint, resume=resume, overwrite=overwrite
     )
-    write_mask(store, job, numbers, progress=progress)
+    fill_store(store, job, numbers, progress=progress)
     return open_mask(out)
-
-
-def write_mask(store: Store, job: Job, numbers: Scaling, *, progress: Progress | None = None) -> Report:
-    """Compute what a store still lacks, then finish it.
-
-    Raises
-    ------
-    BlocksFailed
-        If some blocks could not be computed; the store stays resumable.
-    """
-    try:
-        report = _run(job, numbers, store, progress) if not store.complete else Report()
-        if report.failures:
-            raise BlocksFailed(_failed(report, job, store))
-        if not store.complete:
-            store.build_pyramid()
-            store.finish()
-        return report
-    finally:
-        store.close()
-        job.image.close()
 
 
 def _open_store(
@@ -180,54 +167,23 @@ def _open_store(
     return store, job, numbers
 
 
-def _run(job: Job, numbers: Scaling, sink: Sink, progress: Progress | None) -> Report:
-    pending = list(sink.pending())
-    total = Box.of_shape(job.plan.shape).size
-    done = total - sum(job.plan[i].box.size for i in pending)
-
-    def advance(pixels: int) -> None:
-        nonlocal done
-        done += pixels
-        if progress:
-            progress(done, total)
-
-    with predict.threads(job.record["threads"]):
-        return run(job.plan, job.image, job.predictor(numbers), decide=job.decision, sink=sink, progress=advance)
-
-
-class _ArraySink:
-    """Blocks go into arrays in memory."""
-
-    def __init__(self, job: Job) -> None:
-        self._plan, self.arrays = job.plan, Arrays()
-
-    def pending(self) -> Iterable[int]:
-        return range(len(self._plan))
-
-    def write(self, index: int, arrays: Arrays) -> None:
-        for name, block in arrays.items():
-            lead = block.shape[: block.ndim - len(self._plan.shape)]
-            if name not in self.arrays:
-                self.arrays[name] = np.empty(lead + self._plan.shape, block.dtype)
-            place: tuple[Any, ...] = (..., *self._plan[index].box.slices)
-            self.arrays[name][place] = block
-
-
-def _to_array(job: Job, progress: Progress | None) -> NDArray[Any]:
-    sink = _ArraySink(job)
-    report = _run(job, job.numbers(), sink, progress)
-    if report.failures:
-        raise BlocksFailed(_failed(report, job, None))
-    (array,) = sink.arrays.values()
-    classes_first = array.ndim > len(job.plan.shape)
-    return np.moveaxis(array, 0, 1) if classes_first and job.image.box_axes.startswith("t") else array
-
-
-def _failed(report: Report, job: Job, store: Store | None) -> str:
-    index, reason = next(iter(sorted(report.failures.items())))
-    where = f"{job.image.name}: {len(report.failures)} of {len(job.plan)} blocks failed"
-    how = "The others are done: --resume retries these" if store else "Mend the image or the model"
-    return f"{where}; block {index} at {job.plan[index].box}: {reason}. {how}"
+def _store_objects(
+    out: Path, image: Any, model: Any, options: Options, *, footprint: Footprint | None, overwrite: bool, progress: Any
+) -> None:
+    """Find objects in memory, then write them: there is nothing to resume."""
+    check_free(out, overwrite=overwrite)
+    job = settle(image, model, options, footprint=footprint)
+    numbers = job.numbers()
+    labels = to_objects(job, numbers, progress=progress).astype(np.uint32)
+    layout = replace(job.layout, labels={}, largest=max(2**16, int(labels.max(initial=0))), classes=0)
+    store = Store.create(out, layout, job.info(numbers), overwrite=overwrite)
+    try:
+        for index in store.pending():
+            store.write(index, {"mask": labels[job.plan[index].box.slices]})
+        finish(store)
+    finally:
+        store.close()
+        job.image.close()
 
 
 def _sides(tile: int | Sequence[int] | None) -> int | tuple[int, ...] | None:

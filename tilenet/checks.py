@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import predict
-from tilenet.api import Progress
+from tilenet.compute import Progress
 from tilenet.errors import OutputMismatch, VerifyFailed
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
@@ -89,7 +89,8 @@ def verify(
     out : path
         A mask written by tilenet.
     image : path, array or Image, optional
-        Default the file named in the mask, if it is still there; otherwise no windows.
+        Default the file named in the mask, if it is still there; otherwise no windows. Nor of
+        objects, whose outlines depend on more than a window.
     model, footprint
         Default the model named in the mask.
     windows : int
@@ -109,7 +110,7 @@ def verify(
     path = mask.info["image"]["path"]
     if image is None and Path(path).exists():
         image = path
-    if image is None or windows < 1:
+    if image is None or windows < 1 or mask.info["record"]["output"] == "objects":
         return found
     job, numbers = _same_job(mask, image, model, footprint, device)
     with predict.threads(job.record["threads"]):

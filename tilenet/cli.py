@@ -112,7 +112,8 @@ def segment(
     predict.keep_freed_memory()
     started = time.perf_counter()
     with progress_bar("px", shown=not quiet) as progress:
-        mask = api.segment(image, out, **_model(options), resume=resume, overwrite=overwrite, progress=progress)
+        how = {"objects": objects, "resume": resume, "overwrite": overwrite, "progress": progress}
+        mask = api.segment(image, out, **_model(options), **how)
     seconds = time.perf_counter() - started
     assert isinstance(mask, store.Mask)
     labels = mask.info["card"]["labels"]

@@ -20,6 +20,7 @@ ARRAYS_OF_OUTPUT = {
     "probabilities": ("probabilities",),
     "both": ("mask", "probabilities"),
     "logits": ("logits",),
+    "objects": ("probabilities",),
 }
 
 

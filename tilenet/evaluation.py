@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tilenet import metrics
 from tilenet.errors import ImageError, ImageNotFound
-from tilenet.labels import files_by_stem, read_labels
 from tilenet.instances import objects
+from tilenet.labels import files_by_stem, read_labels
 
 Labels = NDArray[np.int32]
 

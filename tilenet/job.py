@@ -305,3 +305,11 @@ def check_output_option(output: str | None, *, stored: bool) -> None:
     if (output or "mask") not in fitting:
         where = "a store" if stored else "an array"
         raise SettingsError(f"output {output!r}: {where} can be {' or '.join(fitting)}")
+
+
+def refuse_with_objects(*, output: str | None, resume: bool) -> None:
+    """Raise `SettingsError` for what objects, found in memory, cannot be asked with."""
+    if output not in (None, "mask"):
+        raise SettingsError(f"objects and output {output!r}: say one of them")
+    if resume:
+        raise SettingsError("objects are found in memory at once, so there is nothing to resume; use overwrite")

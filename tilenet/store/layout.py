@@ -57,6 +57,8 @@ class Layout:
         More than 0: the store has probabilities too.
     probability_dtype : str
         ``float32`` or ``float16``.
+    largest : int
+        Largest mask value, where it is not one of the labels (objects are numbered).
 
     Examples
     --------
@@ -75,6 +77,7 @@ class Layout:
     labels: Mapping[int, tuple[str, tuple[int, ...] | None]] = field(default_factory=dict)
     classes: int = 0
     probability_dtype: str = "float32"
+    largest: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.axes)
@@ -101,7 +104,7 @@ class Layout:
     @cached_property
     def mask_dtype(self) -> str:
         """The smallest unsigned integer that holds every mask value."""
-        largest = max(self.labels, default=0)
+        largest = max([self.largest, *self.labels])
         return next(f"uint{bits}" for bits in (8, 16, 32, 64) if largest < 2**bits)
 
     @cached_property

@@ -1,0 +1,120 @@
+"""A job, carried out: into a store, into an array, into numbered objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet import predict
+from tilenet.decide import Arrays
+from tilenet.errors import BlocksFailed, SettingsError
+from tilenet.geometry import Box
+from tilenet.instances import objects
+from tilenet.job import Job
+from tilenet.runner import Report, Sink, run
+from tilenet.scaling import Scaling
+from tilenet.store import Store
+
+Progress = Callable[[int, int], None]
+
+
+def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress | None = None) -> Report:
+    """Compute what a store still lacks, then finish and close it.
+
+    Raises
+    ------
+    BlocksFailed
+        If some blocks could not be computed; the store stays resumable.
+    """
+    try:
+        report = run_job(job, numbers, store, progress=progress) if not store.complete else Report()
+        if report.failures:
+            raise BlocksFailed(f"{_failed(report, job)}. The others are done: --resume retries these")
+        finish(store)
+        return report
+    finally:
+        store.close()
+        job.image.close()
+
+
+def finish(store: Store) -> None:
+    """Build the pyramid of a store whose level 0 is there, verify it, and call it complete."""
+    if not store.complete:
+        store.build_pyramid()
+        store.finish()
+
+
+def run_job(job: Job, numbers: Scaling, sink: Sink, *, progress: Progress | None = None) -> Report:
+    """Compute the pending blocks of a sink, with the job's threads."""
+    pending = list(sink.pending())
+    total = Box.of_shape(job.plan.shape).size
+    done = total - sum(job.plan[i].box.size for i in pending)
+
+    def advance(pixels: int) -> None:
+        nonlocal done
+        done += pixels
+        if progress:
+            progress(done, total)
+
+    with predict.threads(job.record["threads"]):
+        return run(job.plan, job.image, job.predictor(numbers), decide=job.decision, sink=sink, progress=advance)
+
+
+def to_array(job: Job, numbers: Scaling, *, progress: Progress | None = None) -> NDArray[Any]:
+    """Return the job's one array, whole: classes (*n); or (K, *n), with ``c`` behind ``t``."""
+    sink = ArraySink(job)
+    report = run_job(job, numbers, sink, progress=progress)
+    if report.failures:
+        raise BlocksFailed(f"{_failed(report, job)}. Mend the image or the model")
+    (array,) = sink.arrays.values()
+    classes_first = array.ndim > len(job.plan.shape)
+    return np.moveaxis(array, 0, 1) if classes_first and job.image.box_axes.startswith("t") else array
+
+
+def to_objects(job: Job, numbers: Scaling, *, progress: Progress | None = None) -> NDArray[np.int32]:
+    """Return numbered objects (*n) of an image that fits in memory; 0 is background.
+
+    Raises
+    ------
+    SettingsError
+        If the network is looped over planes or times: their objects would have to be joined.
+    """
+    outer = job.image.box_shape[: -job.footprint.ndim]
+    if max(outer, default=1) > 1:
+        raise SettingsError(
+            f"{job.image.name}: objects are found in one plane (or volume, by a 3-D network) at a time, "
+            f"not in {' x '.join(map(str, outer))}. Segment planes one by one"
+        )
+    probabilities = to_array(job, numbers, progress=progress).reshape(-1, *job.image.box_shape[-job.footprint.ndim :])
+    if len(probabilities) == 1:
+        probabilities = np.concatenate([1 - probabilities, probabilities])
+    return objects(probabilities).reshape(job.image.box_shape)
+
+
+class ArraySink:
+    """Blocks go into arrays in memory; see `tilenet.runner.Sink`."""
+
+    def __init__(self, job: Job) -> None:
+        self._plan, self.arrays = job.plan, Arrays()
+
+    def pending(self) -> Iterable[int]:
+        """Return all blocks."""
+        return range(len(self._plan))
+
+    def write(self, index: int, arrays: Arrays) -> None:
+        """Copy a block into its place."""
+        for name, block in arrays.items():
+            lead = block.shape[: block.ndim - len(self._plan.shape)]
+            if name not in self.arrays:
+                self.arrays[name] = np.empty(lead + self._plan.shape, block.dtype)
+            place: tuple[Any, ...] = (..., *self._plan[index].box.slices)
+            self.arrays[name][place] = block
+
+
+def _failed(report: Report, job: Job) -> str:
+    index, reason = next(iter(sorted(report.failures.items())))
+    where = f"{job.image.name}: {len(report.failures)} of {len(job.plan)} blocks failed"
+    return f"{where}; block {index} at {job.plan[index].box}: {reason}"
