@@ -5,12 +5,16 @@ forked process, so that a kill costs a fraction of a second. The answer is its p
 or with ``wait`` its end.
 """
 
+import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -169,11 +173,25 @@ class Children:
         self._server.stdout.close()
 
 
-def _serve():
-    import zarr
-    import zarr.codecs
-    import zarr.storage  # noqa: F401 - loaded once, before forking
+def _load_all_that_a_run_loads():
+    """Import it once, before forking; by name, because running zarr here would start threads."""
+    source, sink = os.pipe()
+    if os.fork() == 0:
+        folder = Path(tempfile.mkdtemp())
+        run(folder / "m.zarr", LAYOUTS["tiny with classes"])
+        shutil.rmtree(folder)
+        os.write(sink, " ".join(name for name in sys.modules if not name.startswith("_")).encode())
+        os._exit(0)
+    os.close(sink)
+    with os.fdopen(source) as told:
+        for name in told.read().split():
+            with suppress(ImportError):
+                importlib.import_module(name)
+    os.wait()
 
+
+def _serve():
+    _load_all_that_a_run_loads()
     for line in sys.stdin:
         request = json.loads(line)
         if pid := request.get("wait_for"):

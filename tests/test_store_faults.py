@@ -70,8 +70,7 @@ def assert_old_or_new_is_whole(path, layout, expected):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-# Between the end of a step and the next one nothing changes on disk: after is before the next.
-@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_every_single_step_it_resumes_to_the_same_bytes(children, tmp_path, right, when):
     steps = kill_at_every_step(children, tmp_path, "tiny", when=when, expected=right("tiny"))
     assert steps > 50
