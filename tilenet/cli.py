@@ -112,13 +112,16 @@ def segment(
     predict.keep_freed_memory()
     started = time.perf_counter()
     with progress_bar("px", shown=not quiet) as progress:
-        how = {"objects": objects, "resume": resume, "overwrite": overwrite, "progress": progress}
-        mask = api.segment(image, out, **_model(options), **how)
+        options = _model(options) | {"objects": objects, "progress": progress}
+        mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite)
     seconds = time.perf_counter() - started
     assert isinstance(mask, store.Mask)
     labels = mask.info["card"]["labels"]
     result = {"out": str(out), "axes": mask.axes, "shape": mask.shape, "labels": labels, "seconds": round(seconds, 2)}
-    text = f"{out}: {_sides(mask.shape)} px, {_labels(labels)}, {seconds:.1f} s"
+    if objects:
+        result["objects"] = int(mask[...].max())
+    what = f"{result['objects']} objects" if objects else _labels(labels)
+    text = f"{out}: {_sides(mask.shape)} px, {what}, {seconds:.1f} s"
     _print(result, text, as_json=as_json, quiet=quiet)
 
 
@@ -188,8 +191,8 @@ def verify(
     text = (
         f"{out}: files as written; {found.windows} windows ({found.pixels} px) as the network gives, {found.ties} ties"
     )
-    if as_json or found.ok:
-        _print(result, text, as_json=as_json, quiet=quiet)
+    wrong = [*found.damage, *(f"{count} of {box.size} px at {box} differ" for box, count in found.differences)]
+    _print(result, text if found.ok else "\n".join(wrong), as_json=as_json, quiet=quiet)
     found.raise_if_failed(out)
 
 
