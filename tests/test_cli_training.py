@@ -1,0 +1,97 @@
+"""`tilenet train` and `tilenet evaluate`, as a user types them."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+
+import tilenet
+from tilenet.cli import main
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["tilenet", *map(str, args)])
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def discs(seed):
+    """Return an image of bright discs in noise, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((96, 96), np.uint16)
+    y, x = np.mgrid[:96, :96]
+    for k, (cy, cx) in enumerate([(20, 20), (20, 70), (70, 25), (65, 70)], start=1):
+        cy, cx = cy + rng.integers(-5, 6), cx + rng.integers(-5, 6)
+        labels[(y - cy) ** 2 + (x - cx) ** 2 < rng.integers(60, 160)] = k
+    image = (30 + 150 * (labels > 0) + rng.normal(0, 10, labels.shape)).clip(0, 255)
+    return image.astype(np.uint8), labels
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name in ("images", "labels", "found"):
+        (tmp_path / name).mkdir()
+    for seed in range(6):
+        image, labels = discs(seed)
+        tifffile.imwrite(tmp_path / "images" / f"{seed}.tif", image)
+        tifffile.imwrite(tmp_path / "labels" / f"{seed}.tif", labels)
+    return tmp_path
+
+
+SMALL = ("--depth", 2, "--wf", 3, "--tile", 48, "--epochs", 4, "--batch", 2, "--crops", 24, "--elastic", 2)
+
+
+def test_a_model_trained_by_the_command_segments_and_scores(data, command):
+    model = data / "discs.safetensors"
+    code, out, err = command("train", data, "--out", model, *SMALL)
+    assert code == 0, err
+    assert err.count("epoch ") == 4
+    for seed in range(6):
+        target = data / "found" / f"{seed}.zarr"
+        assert command("segment", data / "images" / f"{seed}.tif", "-m", model, "-o", target)[0] == 0
+    code, out, _ = command("evaluate", data / "found", data / "labels", "--json")
+    scores = json.loads(out)
+    assert (code, scores["images"]) == (0, 6)
+    assert scores["dice"]["1"] > 0.8
+    assert tilenet.load_model(model).card.metrics
+
+
+def test_perfect_predictions_score_one_and_a_missing_pair_is_an_error(data, command):
+    code, out, _ = command("evaluate", data / "labels", data / "labels")
+    assert code == 0
+    assert "mean_ap" in out
+    assert "1.0000" in out
+    (data / "labels" / "3.tif").rename(data / "found" / "other.tif")
+    code, _, err = command("evaluate", data / "labels", data / "images")
+    assert code == 2
+    assert "3.tif" in err
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda d: (d / "labels" / "3.tif").unlink(), "3"),
+        (lambda d: tifffile.imwrite(d / "labels" / "2.tif", np.zeros((5, 5), np.uint16)), "2.tif"),
+        (lambda d: tifffile.imwrite(d / "labels" / "1.tif", np.zeros((96, 96), np.float32)), "1.tif"),
+        (lambda d: [p.unlink() for p in (d / "images").iterdir()], "images"),
+    ],
+)
+def test_bad_data_are_refused_by_file_name(data, command, break_it, words):
+    break_it(data)
+    code, _, err = command("train", data, "--out", data / "m.safetensors", *SMALL)
+    assert (code, err.count("\n")) == (2, 1)
+    assert words in err
+    assert not (data / "m.safetensors").exists()

@@ -1,0 +1,58 @@
+"""The pages say what is true: links lead somewhere, commands and options exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tilenet.cli import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands_of(text):
+    """Return every `tilenet ...` command line of a page, in blocks or between backquotes."""
+    lines = re.findall(r"^(?:    |\s*)(tilenet [a-z].*)$", text, re.M) + re.findall(r"`(tilenet [^`]+)`", text)
+    chained = re.findall(r"&& (tilenet [^&\n]+)", text)
+    return [line.strip() for line in lines + chained]
+
+
+def misuses(line):
+    """Return what a command line says that the command does not know."""
+    words = [w for w in shlex.split(line.replace("...", ""), comments=True) if w]
+    command = cli.commands.get(words[1])
+    if command is None:
+        return [] if words[1].startswith("-") else [f"no command {words[1]}"]
+    known = {name for option in command.params for name in option.opts} | {"--help"}
+    return [w for w in words[2:] if w.startswith("-") and w not in known]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_link_to_a_file_leads_somewhere(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_command_and_option_exists(page):
+    assert [(line, wrong) for line in commands_of(page.read_text()) if (wrong := misuses(line))] == []
+
+
+def test_the_check_of_commands_can_fail():
+    assert misuses("tilenet segmnet x") == ["no command segmnet"]
+    assert misuses("tilenet segment x --titel 3") == ["--titel"]
+    assert commands_of("    tilenet plan x\n") == ["tilenet plan x"]
+
+
+def test_the_first_two_blocks_install_and_run_and_test():
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
+    assert "tilenet segment slide.tif --out mask.zarr" in blocks[0]
+    assert "pytest" in blocks[1]
+    assert all(block.count("\n") == 1 for block in blocks[:2])
+
+
+@pytest.mark.parametrize("test", re.findall(r"`(tests/\w+\.py)`", (ROOT / "docs" / "guarantee.md").read_text()))
+def test_every_test_that_the_guarantee_names_exists(test):
+    assert (ROOT / test).exists()
