@@ -23,6 +23,7 @@ from tilenet.card import ModelCard
 from tilenet.footprint import Footprint
 
 SIDES = (2048, 2560)
+BLOCKS, ENTRIES = 20, 30
 TILES_PER_BLOCK = 4
 STUB = ("--model", "stub", "--tile", "256", "--batch", "2")
 # Computed, and not yet in the journal: one in the making, two being written.
@@ -81,12 +82,12 @@ class Stub:
         time.sleep(self.sleep)
 
 
-def write_image(path, *, seed=0, sides=SIDES):
+def write_image(path, *, seed=0, sides=SIDES, side=128):
     """Write a tiled TIFF of noise on a slope, so that its mask is neither empty nor full."""
     random = np.random.default_rng(seed)
     slope = np.linspace(0, 120, sides[1], dtype=np.uint8)
     pixels = random.integers(0, 136, sides, dtype=np.uint8) // 8 * 8 + slope
-    tifffile.imwrite(path, pixels, tile=(256, 256), compression="zlib")
+    tifffile.imwrite(path, pixels, tile=(side, side), compression="zlib")
     return path
 
 

@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pytest
 from faults import (
+    BLOCKS,
+    ENTRIES,
     IN_FLIGHT,
     STUB,
     TILES_PER_BLOCK,
@@ -26,7 +28,6 @@ from faults import (
 from tilenet.errors import OutputIncomplete
 from tilenet.store import open_mask
 
-BLOCKS, ENTRIES = 20, 30
 RESUMES = "tilenet: error: interrupted. The same command with --resume goes on\n"
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tilenet.compute import Progress, fill_store, finish, to_array, to_objects
 from tilenet.footprint import Footprint
-from tilenet.job import Job, Options, check_output_option, refuse_contradiction, refuse_with_objects, settle
+from tilenet.job import Job, Options, check_info, check_output_option, refuse_contradiction, refuse_with_objects, settle
 from tilenet.scaling import Scaling
 from tilenet.store import Mask, Store, can_resume, check_free, open_mask
 
@@ -158,6 +158,7 @@ def _open_store(
     store = Store.resume(out)
     try:
         found = store.info
+        check_info(found, out)
         job = settle(image, model, options.or_recorded(found["record"]), footprint=footprint)
         numbers = Scaling.from_json(found["scaling"])
         refuse_contradiction(found, job.info(numbers))

@@ -105,8 +105,11 @@ def verify(
     Verification
         `ok`, or what is wrong and where; ``raise_if_failed`` makes an error of it.
     """
+    store = Store.inspect(out)
+    found = Verification(damage=[str(found) for found in store.check()] if store.complete else [])
+    if found.damage:  # windows of damaged files could not even be read
+        return found
     mask = open_mask(out)
-    found = Verification(damage=[str(found) for found in Store.damage_of(out)])
     path = mask.info["image"]["path"]
     if image is None and Path(path).exists():
         image = path

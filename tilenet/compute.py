@@ -19,6 +19,8 @@ from tilenet.scaling import Scaling
 from tilenet.store import Store
 
 Progress = Callable[[int, int], None]
+# Failed blocks that an error names.
+NAMED = 4
 
 
 def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress | None = None) -> Report:
@@ -115,6 +117,7 @@ class ArraySink:
 
 
 def _failed(report: Report, job: Job) -> str:
-    index, reason = next(iter(sorted(report.failures.items())))
+    named = [f"block {i} at {job.plan[i].box}: {report.failures[i]}" for i in sorted(report.failures)[:NAMED]]
+    more = len(report.failures) - len(named)
     where = f"{job.image.name}: {len(report.failures)} of {len(job.plan)} blocks failed"
-    return f"{where}; block {index} at {job.plan[index].box}: {reason}"
+    return "; ".join([where, *named, *([f"and {more} more"] if more else [])])

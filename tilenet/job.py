@@ -7,6 +7,7 @@ same record.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import prod
@@ -17,7 +18,7 @@ import tilenet
 from tilenet import predict, scaling
 from tilenet.card import ModelCard, label_table
 from tilenet.decide import Decision
-from tilenet.errors import ImageError, ModelError, OutputMismatch, SettingsError
+from tilenet.errors import ImageError, ModelError, OutputError, OutputMismatch, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.models import find_model, fingerprint, load_model
 from tilenet.plan import Plan
@@ -28,6 +29,8 @@ from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_BYTES_PER_PIXEL, plan_tiles
 from tilenet.store import Layout
 
+# What may change between two runs of one output: where things lie, and what is for people.
+SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
 # Interpreter, libraries and the cache of decoded file tiles, before the first tile.
 RESIDENT = 600_000_000
 
@@ -201,6 +204,13 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
     return Job(image, network, card, origin, plan, decision, footprint, need, str(device), record)
 
 
+def check_info(info: Mapping[str, Any], name: str | Path) -> None:
+    """Raise `OutputError` where an output does not say how it was made, as no run leaves it."""
+    for part in ("record", "image", "model", "card", "scaling"):
+        if not isinstance(info.get(part), dict):
+            raise OutputError(f"{name}: zarr.json was changed, it has no {part} any more. Start again with --overwrite")
+
+
 def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise `OutputMismatch` where a run to be resumed was started with something else.
 
@@ -209,8 +219,9 @@ def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
     found, wanted : mapping
         The `Job.info` in the output, and that of the run that would go on with it.
     """
-    for part in ("record", "image", "model"):
-        for name in sorted({*found[part], *wanted[part]} - {"path", "source"}):
+    wanted = json.loads(json.dumps(wanted))
+    for part in ("record", "image", "model", "card"):
+        for name in sorted({*found[part], *wanted[part]} - SAME_BYTES):
             old, new = found[part].get(name), wanted[part].get(name)
             if old != new:
                 raise OutputMismatch(

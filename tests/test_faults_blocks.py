@@ -1,0 +1,294 @@
+"""Blocks that fail, runs that were changed, masks that were damaged: named, and mended by ``--resume``."""
+
+import json
+import sys
+from dataclasses import replace
+from itertools import cycle
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from faults import BLOCKS, STUB, Commands, entries, is_complete, stray, tree_hash, write_image
+
+import tilenet
+from tilenet import api
+from tilenet.card import ModelCard
+from tilenet.cli import main
+from tilenet.errors import EnvironmentFault
+from tilenet.unet import UNet
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("blocks")
+
+
+@pytest.fixture(scope="module")
+def commands(folder):
+    commands = Commands(folder)
+    yield commands
+    commands.close()
+
+
+@pytest.fixture(scope="module")
+def image(folder):
+    return write_image(folder / "slide.tif")
+
+
+@pytest.fixture(scope="module")
+def whole(commands, image, folder):
+    """Return a complete mask."""
+    assert commands.run("segment", image, "-o", folder / "whole.zarr", *STUB, stub={}) == (0, "")
+    return folder / "whole.zarr"
+
+
+def resume(commands, image, out, calls, *options):
+    """Go on with a run; return how many tiles that took."""
+    calls.unlink(missing_ok=True)
+    ended = commands.run("segment", image, "-o", out, "--resume", *STUB, *options, stub={"calls": str(calls)})
+    assert ended == (0, "")
+    assert stray(out) == []
+    return len(calls.read_bytes()) if calls.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("nan", "the network's output at [512:768, 512:768] is not finite"),
+        ("memory", "MemoryError"),
+        ("error", "the lamp went out"),
+    ],
+)
+def test_a_block_that_fails_is_named_the_others_are_done_and_resume_computes_only_it(
+    commands, image, tmp_path, whole, fault, says
+):
+    out = tmp_path / "m.zarr"
+    stub = {"fault": fault, "at": [12]}  # two batches a block: the first of block 6
+    code, said = commands.run("segment", image, "-o", out, *STUB, stub=stub)
+    assert (code, said.count("\n")) == (3, 1)
+    assert f"1 of {BLOCKS} blocks failed; block 6 at [512:1024, 512:1024]: {says}" in said
+    assert (entries(out), is_complete(out)) == (BLOCKS - 1, False)
+    assert resume(commands, image, out, tmp_path / "calls") == 4
+    assert tree_hash(out) == tree_hash(whole)
+
+
+def test_a_file_tile_that_cannot_be_read_is_named_with_its_block(commands, tmp_path, image, whole):
+    broken, out = tmp_path / "broken.tif", tmp_path / "m.zarr"
+    content = bytearray(image.read_bytes())
+    with tifffile.TiffFile(image) as file:
+        number = 5 * file.pages.first.chunked[1] + 9  # inside block 7: no other reads it
+        at = file.pages.first.dataoffsets[number]
+    good, content[at : at + 8] = bytes(content[at : at + 8]), b"\xff" * 8
+    broken.write_bytes(content)
+    code, said = commands.run("segment", broken, "-o", out, *STUB, stub={})
+    assert (code, said.count("\n")) == (3, 1)
+    assert f"1 of {BLOCKS} blocks failed; block 7 at [512:1024, 1024:1536]" in said
+    assert f"tile {number} of page 0" in said
+    content[at : at + 8] = good
+    broken.write_bytes(content)
+    assert resume(commands, broken, out, tmp_path / "calls") == 4
+    assert np.array_equal(np.asarray(tilenet.open_mask(out)), np.asarray(tilenet.open_mask(whole)))
+
+
+def test_out_of_memory_on_a_device_ends_the_run_with_the_batch_to_try(tmp_path):
+    class Greedy(torch.nn.Conv2d):
+        footprint = tilenet.Footprint.same(2, reach=1)
+
+        def forward(self, x):
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("tried to allocate 3.00 GiB")
+            return super().forward(x)
+
+    pixels, network = np.zeros((600, 600), np.uint8), Greedy(1, 2, 3, padding=1)
+    with pytest.raises(EnvironmentFault, match=r"out of memory for a batch of shape .*Start again with --batch 2$"):
+        tilenet.segment(pixels, tmp_path / "m.zarr", model=network, tile=64, batch=4)
+    assert tilenet.segment(pixels, tmp_path / "n.zarr", model=network, tile=64, batch=2).shape == (600, 600)
+
+
+@pytest.fixture(scope="module")
+def halfway(commands, image, folder):
+    out = folder / "half.zarr"
+    code, _ = commands.run("segment", image, "-o", out, *STUB, "--threads", "1", stub={"fault": "error", "at": [3]})
+    assert code == 3
+    return out
+
+
+CHANGES = {
+    "tile": ("--tile", "512"),
+    "batch": ("--batch", "4"),
+    "threads": ("--threads", "2"),
+    "precision": ("--precision", "bf16"),
+    "engine": ("--engine", "winograd"),
+    "output": ("--output", "both"),
+    "probability_dtype": ("--probability-dtype", "float16"),
+    "scaling": ("--scaling", "linear:0,255"),
+    "missing": ("--missing", "fill"),
+    "channels": ("--channels", "0"),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_changed_setting_is_refused_by_name_with_both_values(commands, image, halfway, field):
+    before = tree_hash(halfway)
+    options = [*STUB, *CHANGES[field]]
+    code, said = commands.run("segment", image, "-o", halfway, "--resume", *options, stub={})
+    assert (code, said.count("\n")) == (2, 1)
+    assert f"the run to be resumed has record {field} = " in said
+    assert "now it is " in said
+    assert tree_hash(halfway) == before
+    assert stray(halfway) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "sides", "side"),
+    [("bytes", (2048, 2560), 128), ("tables_sha256", (2048, 2560), 64), ("bytes", (9, 9), 16)],
+)
+def test_another_image_is_refused_by_what_is_different(commands, halfway, tmp_path, field, sides, side):
+    other = write_image(tmp_path / "slide.tif", seed=1, sides=sides, side=side)
+    if field == "tables_sha256":  # as long as the first, to the byte
+        size = (halfway.parent / "slide.tif").stat().st_size
+        content = other.read_bytes()
+        other.write_bytes(content[:size] + bytes(max(0, size - len(content))))
+    code, said = commands.run("segment", other, "-o", halfway, "--resume", *STUB, stub={})
+    assert code == 2
+    assert f"the run to be resumed has image {field} = " in said or "is cut off" in said
+
+
+def test_other_weights_and_another_card_are_refused_but_another_place_is_not(commands, tmp_path):
+    image, out = write_image(tmp_path / "slide.tif", sides=(600, 600)), tmp_path / "m.zarr"
+    torch.manual_seed(0)
+    first, second = (UNet(depth=2, wf=1) for _ in range(2))
+    card = ModelCard(name="cells")
+    for name, network, mask in (
+        ("a", first, (0, 1)),
+        ("b", second, (0, 1)),
+        ("c", first, (0, 2)),
+        ("d", first, (0, 1)),
+    ):
+        tilenet.save_model(network, tmp_path / f"{name}.safetensors", card=replace(card, mask_of_class=mask))
+    assert commands.run("segment", image, "-o", out, "-m", tmp_path / "a.safetensors") == (0, "")
+    for name, field in (("b", "model sha256"), ("c", "card")):
+        code, said = commands.run("segment", image, "-o", out, "--resume", "-m", tmp_path / f"{name}.safetensors")
+        assert code == 2
+        assert f"the run to be resumed has {field}" in said
+    (tmp_path / "slide.tif").rename(tmp_path / "moved.tif")
+    ended = commands.run("segment", tmp_path / "moved.tif", "-o", out, "--resume", "-m", tmp_path / "d.safetensors")
+    assert ended == (0, "")
+
+
+def test_a_complete_run_resumed_computes_nothing_and_touches_nothing(commands, image, whole, tmp_path):
+    before = {path: path.lstat().st_mtime_ns for path in (whole, *whole.rglob("*"))}
+    assert resume(commands, image, whole, tmp_path / "calls") == 0
+    assert {path: path.lstat().st_mtime_ns for path in (whole, *whole.rglob("*"))} == before
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {"cut": cut, "emptied": lambda path: path.write_bytes(b""), "flipped": flip, "deleted": lambda p: p.unlink()}
+
+
+@pytest.mark.parametrize("times", [8, pytest.param(80, marks=pytest.mark.slow)])
+def test_verify_names_every_damaged_file_and_resume_mends_them(commands, image, folder, whole, tmp_path, times, capsys):
+    random, expected, found = np.random.default_rng(), tree_hash(whole), 0
+    kinds = cycle(DAMAGES.items())
+    for _ in range(times // 4):
+        shards = sorted(path for path in whole.rglob("c/*/*") if path.is_file())
+        hurt = {shards[i]: next(kinds) for i in random.choice(len(shards), 4, replace=False)}
+        for path, (_, damage) in hurt.items():
+            damage(path)
+        run = commands.start("verify", whole, "--windows", "2", stub={})
+        code, said = run.wait()
+        listed = (folder / f"{run.prints.name}.out").read_text()
+        assert (code, said.count("\n")) == (3, 1)
+        named = {path for path in hurt if path.relative_to(whole).as_posix() in listed}
+        found += len(named)
+        assert len(listed.splitlines()) == len(named) == 4, listed
+        level_0 = sum(path.relative_to(whole).parts[0] == "0" for path in hurt)
+        assert resume(commands, image, whole, tmp_path / "calls") == 4 * level_0
+        assert tree_hash(whole) == expected
+    assert commands.run("verify", whole, "--windows", "2", stub={}) == (0, "")
+    with capsys.disabled():
+        print(f"\n{found} of {times} damaged shards named, no false alarm, all mended to the same bytes")
+
+
+@pytest.mark.parametrize("name", ["0/zarr.json", "1/zarr.json", ".tilenet/journal.jsonl"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_documents_are_found_and_mended(commands, image, whole, tmp_path, name, damage):
+    expected = tree_hash(whole)
+    DAMAGES[damage](whole / name)
+    code, said = commands.run("verify", whole, "--windows", "0", stub={})
+    assert (code, said.count("\n")) == (3, 1)
+    resume(commands, image, whole, tmp_path / "calls")
+    assert tree_hash(whole) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 10**5, b'{"attributes": {"tilenet": {"format": 1}}}'])
+def test_a_mask_without_its_root_is_no_mask_and_nothing_in_it_is_touched(commands, image, tmp_path, content):
+    out = tmp_path / "m.zarr"
+    code, _ = commands.run("segment", image, "-o", out, *STUB, stub={"fault": "error", "at": [3]})
+    assert code == 3
+    (out / "zarr.json").write_bytes(content)
+    before = tree_hash(out)
+    for line in (["verify", out], *(["segment", image, "-o", out, *STUB, how] for how in ("--resume", "--overwrite"))):
+        code, said = commands.run(*line, stub={})
+        assert (code, said.count("\n")) == (2, 1)
+        assert str(out) in said
+    assert tree_hash(out) == before
+
+
+def test_a_mask_whose_record_was_changed_by_hand_is_refused(commands, image, tmp_path):
+    out = tmp_path / "m.zarr"
+    commands.run("segment", image, "-o", out, *STUB, stub={"fault": "error", "at": [3]})
+    for name in ("record", "image", "model", "card", "scaling"):
+        document = json.loads((out / "zarr.json").read_bytes())
+        for value in (None, 7, "x"):
+            document["attributes"]["tilenet"][name] = value
+            changed = out.with_name(f"{name}-{value}.zarr")
+            changed.mkdir()
+            (changed / ".tilenet").mkdir()
+            (changed / "zarr.json").write_text(json.dumps(document))
+            code, said = commands.run("segment", image, "-o", changed, "--resume", *STUB, stub={})
+            assert (code, said.count("\n")) == (2, 1), said
+            assert str(changed) in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ZeroDivisionError("no\nluck"), 1, "unexpected ZeroDivisionError: no luck. Run again with --debug"),
+        (OSError(5, "Input/output error"), 1, "unexpected OSError: [Errno 5] Input/output error. Run"),
+        (MemoryError(), 4, "out of memory. Run again with a smaller --tile"),
+        (RecursionError("too deep"), 1, "unexpected RecursionError"),
+        (EnvironmentFault("lost \x1b[31m\x07"), 4, "lost ?[31m?"),
+    ],
+)
+def test_whatever_else_goes_wrong_is_one_line_too(monkeypatch, capsys, error, code, says):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(api, "segment", fail)
+    monkeypatch.setattr(sys, "argv", ["tilenet", "segment", "a.tif", "-o", "b.zarr"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert (end.value.code, said.count("\n")) == (code, 1)
+    assert f"tilenet: error: {says}" in said
+
+
+def test_with_debug_the_traceback_is_shown(monkeypatch):
+    def fail(*args, **options):
+        raise ZeroDivisionError("no luck")
+
+    monkeypatch.setattr(api, "segment", fail)
+    monkeypatch.setattr(sys, "argv", ["tilenet", "--debug", "segment", "a.tif", "-o", "b.zarr"])
+    with pytest.raises(ZeroDivisionError):
+        main()
