@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def commands_of(text):
     """Return every `tilenet ...` command line of a page, in blocks or between backquotes."""
-    lines = re.findall(r"^(?:    |\s*)(tilenet [a-z].*)$", text, re.M) + re.findall(r"`(tilenet [^`]+)`", text)
+    lines = re.findall(r"^ {4,}(tilenet [a-z].*)$", text, re.M) + re.findall(r"`(tilenet [^`]+)`", text)
     chained = re.findall(r"&& (tilenet [^&\n]+)", text)
     return [line.strip() for line in lines + chained]
 
