@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from store_helpers import journal_lines, tree_hash  # noqa: F401 - for the tests
+from store_helpers import KillAtStep, journal_lines, replace_step, tree_hash  # noqa: F401 - for the tests
 
 from tilenet.card import ModelCard
 from tilenet.footprint import Footprint
@@ -40,7 +40,7 @@ class Stub:
     calls : path
         Gets one byte per tile.
     fault : str
-        What goes wrong: ``nan``, ``memory``, ``error``, ``hang`` (in C, where no handler runs).
+        What goes wrong: ``nan``, ``memory``, ``error``, ``die``, ``hang`` (in C, where no handler runs).
     at : list of int
         In which calls.
     bright : int
@@ -64,6 +64,8 @@ class Stub:
         if fault == "hang":
             Path(self.hanging).touch()
             hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+        if fault == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
         if fault == "memory":
             raise MemoryError
         if fault == "error":
@@ -229,6 +231,8 @@ def _child(request):
         from tilenet.readers.image import Image
 
         Image.read = lambda self, box: (Path(request["hanging"]).touch(), time.sleep(600))
+    if kill := request.get("kill"):
+        replace_step(KillAtStep(*kill))
     if bytes_ := request.get("file_size_limit"):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))

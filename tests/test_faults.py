@@ -189,7 +189,7 @@ def test_a_forward_pass_or_a_read_that_does_not_end_cannot_hold_up_an_interrupt(
     start = time.monotonic()
     run.signal(number)
     assert run.wait() == (SIGNALS[number], RESUMES)
-    assert 3 < time.monotonic() - start < 10, "it did not hang, or for too long"
+    assert 2 < time.monotonic() - start < 10, "it did not hang, or for too long"
     assert commands.run("segment", image, "-o", out, "--resume", *STUB, stub={}) == (0, "")
     assert (tree_hash(out), stray(out)) == (whole[0], [])
 

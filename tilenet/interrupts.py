@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 # Seconds that blocks in flight have to be finished; a store survives a kill, so no more are needed.
-GRACE = 5.0
+GRACE = 3.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
