@@ -270,13 +270,14 @@ def test_a_file_larger_than_allowed_is_exit_4_too(commands, image, tmp_path, who
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(commands, image, small_disk, tmp_path):
     disk = small_disk("size=1m")
-    (disk / "half.zarr").mkdir()
+    (disk / "empty.zarr").mkdir()
+    commands.run("segment", image, "-o", disk / "half.zarr", *STUB, stub={"fault": "die", "at": [9]})
     small_disk("", REMOUNT | READ_ONLY)
     (tmp_path / "file").write_text("in the way")
     model = ("--model", tmp_path / "none.safetensors")  # looked for only after the output was
-    places = {disk / "m.zarr": 4, tmp_path / "file" / "m.zarr": 4, tmp_path / "file": 2, disk / "half.zarr": 2}
-    for out, expected in places.items():
-        code, said = commands.run("segment", image, "-o", out, *model)
+    places = {disk / "m.zarr": 4, tmp_path / "file" / "m.zarr": 4, tmp_path / "file": 2, disk / "empty.zarr": 2}
+    for out, expected in {**places, disk / "half.zarr": 4}.items():
+        code, said = commands.run("segment", image, "-o", out, *model, *["--resume"] * (out.name == "half.zarr"))
         assert (code, said.count("\n"), "no such model" in said) == (expected, 1, False), said
         assert str(out) in said
     assert (tmp_path / "file").read_text() == "in the way"
