@@ -35,6 +35,7 @@ RECIPE = Recipe(
     stain=0.1,
     swap=0.12,
     grey=0.1,
+    dab=0.4,
     shares={"fluo": 0.55, "colour": 0.37, "bfgray": 0.08},
     batch=8,
     crops=800,

@@ -9,12 +9,13 @@ import tifffile
 import torch
 
 from tilenet.errors import ImageError, ModelError, OutputExists, OutputMismatch, SettingsError
-from tilenet.models import load_model
 from tilenet.instances import objects
+from tilenet.models import load_model
 from tilenet.training import Recipe, train
 from tilenet.training.augment import draw_crop
 from tilenet.training.data import find_pairs, read_pairs, split
 from tilenet.training.loss import loss_of, rate_at
+from tilenet.training.stain import is_coloured, paint_dab
 from tilenet.training.targets import border_weights, depth_classes, make_targets
 from tilenet.training.validation import predict_whole
 from tilenet.unet import UNet
@@ -149,6 +150,30 @@ def test_deformed_crops_keep_classes_whole_and_move_with_the_image():
         assert set(y.unique().tolist()) <= {0.0, 1.0}
         agree.append(((x[:, 8:-8, 8:-8] > 0.5) == (y > 0.5)).float().mean())
     assert min(agree) > 0.97
+
+
+def test_painted_nuclei_are_bluer_than_what_is_brown_around_them():
+    rng = np.random.default_rng(4)
+    nuclei = torch.from_numpy((discs(rng) > 0).astype(np.float32))
+    purple = torch.stack([1 - 0.6 * nuclei, 1 - 0.8 * nuclei, 1 - 0.3 * nuclei])
+    assert is_coloured(purple)
+    assert not is_coloured(purple[:1].expand(3, -1, -1))
+    warmth = []
+    for _ in range(40):
+        x = paint_dab(purple, nuclei, rng)
+        assert 0 < x.min() <= x.max() <= 1
+        warm = x[0] - x[2]
+        warmth.append(float(warm[nuclei == 0].mean() - warm[nuclei > 0].mean()))
+    assert np.mean(np.array(warmth) > 0) > 0.6
+
+
+def test_only_colour_images_are_repainted():
+    rng = np.random.default_rng(0)
+    target = torch.ones(2, 40, 40)
+    for channels, changed in (([0.9, 0.2, 0.6], True), ([0.5, 0.5, 0.5], False)):
+        image = torch.tensor(channels)[:, None, None].expand(3, 40, 40)
+        x, _ = draw_crop(image, target, shape=(20, 20), lost=(2, 2), recipe=replace(STILL, dab=1), rng=rng)
+        assert torch.allclose(x, image[:, :20, :20], atol=1e-5) is not changed
 
 
 def test_small_objects_and_borders_weigh_more():

@@ -3,6 +3,8 @@
 data.py        pairs from a folder, split by seed
 targets.py     what each pixel is to become, and how much it counts
 augment.py     crops, deformed and recoloured at random
+stain.py       blue and brown, painted onto purple images
+loss.py        what is made small, and at what pace
 recipe.py      every option, in one place
 validation.py  whole images through the network, scored
 history.py     the curves, as CSV and as a picture

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tilenet.training.recipe import Recipe
+from tilenet.training.stain import is_coloured, paint_dab
 
 Random = np.random.Generator
 
@@ -43,7 +44,10 @@ def draw_crop(
     """
     grid = draw_grid(image.shape[1:], shape, recipe, rng)
     inner = grid[tuple(slice(k, n - k) for k, n in zip(lost, shape, strict=True))]
-    return draw_colours(_read(image, grid, "bilinear"), recipe, rng), _read(target, inner, "nearest")
+    x = _read(image, grid, "bilinear")
+    if recipe.dab and x.ndim == 3 and is_coloured(image) and rng.random() < recipe.dab:
+        x = paint_dab(x, (_read(target[:1], grid, "nearest")[0] > 0).float(), rng)
+    return draw_colours(x, recipe, rng), _read(target, inner, "nearest")
 
 
 def draw_grid(source: Sequence[int], shape: Sequence[int], recipe: Recipe, rng: Random) -> Tensor:

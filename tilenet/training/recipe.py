@@ -52,6 +52,9 @@ class Recipe:
     noise, invert, tint, swap, grey : float
         Share of the crops that are blurred or noisy; inverted; shown in some channels only, as
         a fluorescent stain in an RGB image is; given their channels in another order; made grey.
+    dab : float
+        Share of the crops of colour images that are repainted as immunohistochemistry, with
+        blue haematoxylin and brown DAB; only where labels are nuclei.
     shares : mapping of str to float
         How often images are drawn whose names start so; by default by their size.
     optimizer : {"adamw", "sgd"}
@@ -98,6 +101,7 @@ class Recipe:
     tint: float = 0.0
     swap: float = 0.0
     grey: float = 0.0
+    dab: float = 0.0
     shares: Mapping[str, float] = field(default_factory=dict)
     optimizer: str = "adamw"
     rate: float | None = None
