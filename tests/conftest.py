@@ -22,3 +22,13 @@ def shared_data():
         return root / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    """Return what runs the command in processes that can be killed; one server for all tests."""
+    from faults import Commands
+
+    commands = Commands(tmp_path_factory.mktemp("prints"))
+    yield commands
+    commands.close()

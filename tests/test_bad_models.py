@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faults import Commands, write_image
+from faults import write_image
 from oracles import reference_state
 from safetensors.torch import save_file
 from torch import nn
@@ -212,13 +212,6 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     write_image(folder / "slide.tif", sides=(300, 300))
     return folder
-
-
-@pytest.fixture(scope="module")
-def commands(work, tmp_path_factory):
-    commands = Commands(tmp_path_factory.mktemp("prints"))
-    yield commands
-    commands.close()
 
 
 def refused(commands, work, model, **request):

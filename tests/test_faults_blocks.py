@@ -4,12 +4,13 @@ import json
 import sys
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-from faults import BLOCKS, STUB, Commands, entries, is_complete, stray, tree_hash, write_image
+from faults import BLOCKS, STUB, entries, is_complete, stray, tree_hash, write_image
 
 import tilenet
 from tilenet import api
@@ -22,13 +23,6 @@ from tilenet.unet import UNet
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("blocks")
-
-
-@pytest.fixture(scope="module")
-def commands(folder):
-    commands = Commands(folder)
-    yield commands
-    commands.close()
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +191,7 @@ DAMAGES = {"cut": cut, "emptied": lambda path: path.write_bytes(b""), "flipped":
 
 
 @pytest.mark.parametrize("times", [8, pytest.param(80, marks=pytest.mark.slow)])
-def test_verify_names_every_damaged_file_and_resume_mends_them(commands, image, folder, whole, tmp_path, times, capsys):
+def test_verify_names_every_damaged_file_and_resume_mends_them(commands, image, whole, tmp_path, times, capsys):
     random, expected, found = np.random.default_rng(), tree_hash(whole), 0
     kinds = cycle(DAMAGES.items())
     for _ in range(times // 4):
@@ -207,7 +201,7 @@ def test_verify_names_every_damaged_file_and_resume_mends_them(commands, image, 
             damage(path)
         run = commands.start("verify", whole, "--windows", "2", stub={})
         code, said = run.wait()
-        listed = (folder / f"{run.prints.name}.out").read_text()
+        listed = Path(f"{run.prints}.out").read_text()
         assert (code, said.count("\n")) == (3, 1)
         named = {path for path in hurt if path.relative_to(whole).as_posix() in listed}
         found += len(named)

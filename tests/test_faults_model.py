@@ -1,12 +1,13 @@
 """Runs killed, failed, damaged, resumed and verified in any order: whatever came before, the end is the same."""
 
 import json
+import re
 import shutil
 import signal
 from itertools import count
 
 import pytest
-from faults import Commands, is_complete, stray, tree_hash, write_image
+from faults import is_complete, stray, tree, tree_hash, write_image
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -74,11 +75,11 @@ class Faults(RuleBasedStateMachine):
     @precondition(lambda self: self.out.exists())
     @rule(option=st.sampled_from([("--tile", "256"), ("--threads", "3"), ("--scaling", "linear:0,2"), ()]))
     def run_otherwise(self, option):
-        before, mended = tree_hash(self.out), self.is_complete and self.hurt
+        before, mended = self.content(), self.is_complete and (self.hurt or self.left)
         code, said = self.run(*option, *["--resume"] * bool(option))
         assert (code, said.count("\n")) == (2, 1), said
-        if not mended:  # what is damaged in a complete mask is found, and removed, first
-            assert tree_hash(self.out) == before
+        if not mended:  # what is damaged or left in a complete mask is found, and removed, first
+            assert self.content() == before
 
     @precondition(lambda self: self.out.exists())
     @rule(kind=st.sampled_from(["cut", "emptied", "flipped", "deleted"]), pick=st.integers(0, 1000))
@@ -103,6 +104,15 @@ class Faults(RuleBasedStateMachine):
     @property
     def is_complete(self):
         return self.out.exists() and is_complete(self.out)
+
+    @property
+    def left(self):
+        """Return what a run killed in its last steps leaves."""
+        return [*stray(self.out), *self.out.glob(".tilenet/journal"), *self.out.glob(".tilenet/replaced")]
+
+    def content(self):
+        """Return all files but those that any run sweeps away."""
+        return {name: data for name, data in tree(self.out).items() if not re.search(r"\.part$|/lock\.\d+$", name)}
 
     def settle(self, code):
         if code == 0:
@@ -147,27 +157,26 @@ def hurt(path, kind):
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory):
+def machine(commands, tmp_path_factory):
     from tilenet.store.lease import this_machine
 
     folder = tmp_path_factory.mktemp("model")
-    Faults.folder, Faults.machine, Faults.commands = folder, this_machine(), Commands(folder)
+    Faults.folder, Faults.machine, Faults.commands = folder, this_machine(), commands
     Faults.image = write_image(folder / "slide.tif", sides=(1400, 1000))
     out = folder / "whole.zarr"
     assert Faults.commands.run("segment", Faults.image, "-o", out, *STUB, stub={"sleep": 0}) == (0, "")
     Faults.expected = tree_hash(out)
-    yield Faults
-    Faults.commands.close()
+    return Faults
 
 
-@pytest.mark.parametrize("examples", [6, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [4, pytest.param(60, marks=pytest.mark.slow)])
 def test_whatever_befalls_a_run_it_ends_with_the_same_bytes(machine, examples):
     quick = settings(
         max_examples=examples,
         stateful_step_count=8,
         deadline=None,
         database=None,
-        phases=[Phase.generate] if examples < 100 else [Phase.generate, Phase.shrink],
+        phases=[Phase.generate],  # each example takes seconds: shrinking one takes minutes
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(machine, settings=quick)
