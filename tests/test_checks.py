@@ -90,3 +90,10 @@ def test_another_image_or_model_is_refused(out, network):
 def test_the_attributes_are_json(out):
     attributes = json.loads((out / "zarr.json").read_text())["attributes"]
     assert attributes["tilenet"]["complete"] is True
+
+
+def test_a_mask_whose_image_is_gone_is_not_called_recomputed(tmp_path, network):
+    tilenet.segment(IMAGE, tmp_path / "m.zarr", model=network, tile=128)
+    found = tilenet.verify(tmp_path / "m.zarr", model=network)
+    assert (found.ok, found.windows) == (True, 0)
+    assert "no longer" in found.not_recomputed

@@ -193,3 +193,19 @@ def test_the_mask_is_the_same_for_two_tile_sizes_and_two_processes(work):
     first, second = (np.asarray(tilenet.open_mask(work / f"{tile}.zarr")) for tile in (64, 128))
     assert (first != second).sum() <= 2
     assert 0.01 < first.mean() < 0.99
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--memory", "1.2.3G", "is not a number of bytes"),
+        ("--memory", "0", "the memory holds 0"),
+        ("--scaling", "percentile:99,1", "the first must be the lower"),
+        ("--channels", "0,1", "such as --channels 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_told_with_the_way_out(work, tilenet_command, option, value, words):
+    args = ("segment", work / "slide.tif", "-o", work / "o.zarr", "-m", work / "small.safetensors", option, value)
+    code, _, err = tilenet_command(*args)
+    assert (code, err.count("\n")) == (2, 1)
+    assert words in err

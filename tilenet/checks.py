@@ -35,6 +35,8 @@ class Verification:
     ----------
     damage : list of str
         Files that are not what was written.
+    not_recomputed : str
+        Why no window was recomputed, if none was.
     windows, pixels : int
         Recomputed and compared.
     ties : int
@@ -44,6 +46,7 @@ class Verification:
     """
 
     damage: list[str] = field(default_factory=list)
+    not_recomputed: str = ""
     windows: int = 0
     pixels: int = 0
     ties: int = 0
@@ -113,7 +116,11 @@ def verify(
     path = mask.info["image"]["path"]
     if image is None and Path(path).exists():
         image = path
-    if image is None or windows < 1 or mask.info["record"]["output"] == "objects":
+    if mask.info["record"]["output"] == "objects":
+        found.not_recomputed = "outlines of objects depend on more than a window"
+    elif image is None:
+        found.not_recomputed = f"the image is no longer at {path}; name it with --image"
+    if found.not_recomputed or windows < 1:
         return found
     job, numbers = _same_job(mask, image, model, footprint, device)
     with predict.threads(job.record["threads"]):

@@ -48,7 +48,7 @@ class Bytes(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number of bytes."""
-        found = re.fullmatch(r"([\d.]+)\s*([KMGT]?)i?B?", str(value), re.IGNORECASE)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", str(value), re.IGNORECASE)
         if not found:
             self.fail(f"{value!r} is not a number of bytes, such as 4GB", param, ctx)
         return int(float(found[1]) * UNITS[found[2].upper()])
@@ -186,11 +186,14 @@ def verify(
 
     with progress_bar("windows", shown=not quiet) as progress:
         found = checks.verify(out, image, model=model, windows=windows, seed=seed, progress=progress)
-    result = {"ok": found.ok, "damage": found.damage, "windows": found.windows, "pixels": found.pixels}
+    result = {"ok": found.ok, "damage": found.damage, "not_recomputed": found.not_recomputed}
+    result |= {"windows": found.windows, "pixels": found.pixels}
     result |= {"ties": found.ties, "differences": [{"box": str(b), "pixels": n} for b, n in found.differences]}
     text = (
         f"{out}: files as written; {found.windows} windows ({found.pixels} px) as the network gives, {found.ties} ties"
     )
+    if found.not_recomputed:
+        text = f"{out}: files as written; nothing was recomputed: {found.not_recomputed}"
     wrong = [*found.damage, *(f"{count} of {box.size} px at {box} differ" for box, count in found.differences)]
     _print(result, text if found.ok else "\n".join(wrong), as_json=as_json, quiet=quiet)
     found.raise_if_failed(out)

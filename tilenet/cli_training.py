@@ -90,7 +90,7 @@ def train(
     show = None if quiet else _show
     network = train_network(data, out, recipe=recipe, start=start, axes=axes, resume=resume, progress=show)
     if not quiet:
-        click.echo(f"{out}: {network.card.metrics if network.card else ''}")
+        click.echo("\n".join([f"{out}", *_rows(network.card.metrics if network.card else {}, "  ")]))
 
 
 @click.command()

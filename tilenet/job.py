@@ -224,13 +224,14 @@ def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
         for name in sorted({*found[part], *wanted[part]} - SAME_BYTES):
             old, new = found[part].get(name), wanted[part].get(name)
             if old != new:
+                how = "Leave the option out" if part == "record" else f"That is another {part}: give the same"
                 raise OutputMismatch(
                     f"the run to be resumed has {part} {name} = {old}, now it is {new}. "
-                    f"Leave the option out, or start again with --overwrite"
+                    f"{how}, or start again with --overwrite"
                 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class ScaledPredictor:
     """Any callable as a predictor, with the intensities scaled in front of it."""
 
@@ -274,9 +275,11 @@ def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None
     if image.n_channels == 1:
         return image.with_channels((0,) * wanted)
     names = ", ".join(name for name in image.channel_names if name)
+    # One channel feeds any network, so that is what a network of more can be given.
+    some = range(wanted) if wanted < image.n_channels else range(1)
     raise ImageError(
         f"{image.name}: has {image.n_channels} channels{f' ({names})' if names else ''}, the model takes {wanted}. "
-        f"Choose with --channels, such as --channels {','.join(map(str, range(min(wanted, image.n_channels))))}"
+        f"Choose with --channels, such as --channels {','.join(map(str, some))}"
     )
 
 

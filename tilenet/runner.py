@@ -20,14 +20,23 @@ from numpy.typing import NDArray
 
 from tilenet.decide import Arrays, Decision, block_buffers
 from tilenet.errors import EnvironmentFault
+from tilenet.footprint import Footprint
 from tilenet.plan import Block, Plan, Tile
 from tilenet.readers.image import Image, Pixels
 
-Predictor = Callable[[NDArray[Any]], NDArray[Any]]
 READERS = 4
 # Batches read before they are needed, and blocks finished but not yet on disk: what bounds
 # the memory beside the activations.
 AHEAD, BEHIND = 2, 2
+
+
+class Predictor(Protocol):
+    """What turns a batch of tiles into logits."""
+
+    footprint: Footprint
+
+    def __call__(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Return logits (N, K, *m) of raw pixels (N, C, *n)."""
 
 
 class Sink(Protocol):
@@ -143,7 +152,7 @@ def _compute(
 ) -> Arrays:
     """Predict one batch into the buffers of its block; returns them."""
     started = perf_counter()
-    ndim = predictor.footprint.ndim  # type: ignore[attr-defined]
+    ndim = predictor.footprint.ndim
     # Outer axes are one plane long in every tile: the network never sees them.
     tiles = [pixels.reshape(pixels.shape[:1] + pixels.shape[-ndim:]) for pixels in (read.result() for read in reads)]
     batch = np.stack(tiles)  # (N, C, *n)

@@ -122,6 +122,8 @@ def _resolved(rule: Mapping[str, Any], image: Image) -> Scaling:
         case "linear":
             return Scaling(_floats(rule.get("subtract", 0)), _floats(rule.get("divide", 1)), clip)  # type: ignore[arg-type]
         case "percentile":
+            if not 0 <= rule["low"] < rule["high"] <= 100:
+                raise SettingsError(f"percentiles {rule['low']} and {rule['high']}: the first must be the lower")
             return of_percentiles(sample(image), rule, name=image.name)
         case other:
             raise ModelError(f"model card: scaling method {other!r} is none of {', '.join(METHODS)}")

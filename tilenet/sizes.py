@@ -83,7 +83,10 @@ def plan_tiles(
         raise SettingsError(f"an image of shape {shape} does not suit a network with {footprint.ndim} axes")
     inner = shape[outer:]
     fit = int(
-        (memory or DEFAULT_MEMORY) * ACTIVATIONS[0] / ACTIVATIONS[1] / (bytes_per_pixel or DEFAULT_BYTES_PER_PIXEL)
+        (DEFAULT_MEMORY if memory is None else memory)
+        * ACTIVATIONS[0]
+        / ACTIVATIONS[1]
+        / (bytes_per_pixel or DEFAULT_BYTES_PER_PIXEL)
     )
     tiles, blocks = _sides(tile, footprint, "tile"), _sides(block, footprint, "block")
     _check_grid(tiles, footprint)
