@@ -107,6 +107,7 @@ def segment(
     Examples
     --------
     >>> import numpy as np
+    >>> import tilenet
     >>> tilenet.segment(np.zeros((70, 90), np.uint8)).shape
     (70, 90)
     """
