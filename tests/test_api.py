@@ -260,3 +260,56 @@ def test_a_volume_is_segmented_by_a_network_of_three_axes():
 def test_axes_that_do_not_end_in_the_networks_are_refused(network):
     with pytest.raises(ImageError, match="a 2-D network runs over yx"):
         tilenet.segment(np.zeros((4, 5, 6), np.uint8), axes="yxz", model=network)
+
+
+def discs():
+    """Return an image of bright discs, four of them in touching pairs, and how many there are."""
+    y, x = np.mgrid[:200, :260]
+    centres = [(40, 40), (40, 66), (120, 60), (150, 180), (150, 206), (60, 200)]
+    image = sum(((y - cy) ** 2 + (x - cx) ** 2 < 15**2) for cy, cx in centres) > 0
+    return (image * np.uint8(200)), len(centres)
+
+
+class Bright:
+    """A predictor whose foreground is what is brighter than 100."""
+
+    footprint = tilenet.Footprint.same(2, reach=0)
+
+    def __call__(self, batch):
+        return np.concatenate([np.full_like(batch, 100), batch], axis=1)
+
+
+def test_objects_are_numbered_and_touching_ones_parted(tmp_path):
+    image, count = discs()
+    labels = tilenet.segment(image, model=Bright(), objects=True)
+    assert np.unique(labels).tolist() == list(range(count + 1))
+    assert np.array_equal(labels > 0, image > 100)
+    mask = tilenet.segment(image, tmp_path / "o.zarr", model=Bright(), objects=True)
+    assert np.array_equal(np.asarray(mask), labels)
+    assert mask.dtype == np.uint32
+    found = tilenet.verify(tmp_path / "o.zarr", image, model=Bright())
+    assert (found.ok, found.windows) == (True, 0)
+    assert "objects" in found.not_recomputed
+
+
+@pytest.mark.parametrize("options", [{"output": "both"}, {"resume": True}])
+def test_objects_refuse_what_cannot_go_with_them(tmp_path, options):
+    with pytest.raises(SettingsError, match="objects"):
+        tilenet.segment(discs()[0], tmp_path / "o.zarr", model=Bright(), objects=True, **options)
+
+
+def test_objects_of_a_stack_are_refused():
+    with pytest.raises(SettingsError, match="one plane"):
+        tilenet.segment(np.stack([discs()[0]] * 2), axes="zyx", model=Bright(), objects=True)
+
+
+@pytest.mark.parametrize("inside", ["", "0"])
+@pytest.mark.parametrize("objects", [False, True])
+def test_the_image_itself_is_never_replaced(tmp_path, inside, objects):
+    tilenet.segment(IMAGE, tmp_path / "m.zarr", model=Bright())
+    before = {p: p.read_bytes() for p in (tmp_path / "m.zarr").rglob("*") if p.is_file()}
+    with pytest.raises(OutputExists, match="is, or holds, the image"):
+        tilenet.segment(
+            tmp_path / "m.zarr" / inside, tmp_path / "m.zarr", model=Bright(), overwrite=True, objects=objects
+        )
+    assert before == {p: p.read_bytes() for p in (tmp_path / "m.zarr").rglob("*") if p.is_file()}

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.compute import Progress, fill_store, finish, to_array, to_objects
+from tilenet.errors import OutputExists
 from tilenet.footprint import Footprint
 from tilenet.job import Job, Options, check_info, check_output_option, refuse_contradiction, refuse_with_objects, settle
 from tilenet.scaling import Scaling
@@ -137,6 +138,7 @@ def segment(
         job = settle(image, model, options, footprint=footprint)
         numbers = job.numbers()
         return (to_objects if objects else to_array)(job, numbers, progress=progress)
+    _spare_the_input(Path(out), image)
     if objects:
         _store_objects(Path(out), image, model, options, footprint=footprint, overwrite=overwrite, progress=progress)
         return open_mask(out)
@@ -145,6 +147,14 @@ def segment(
     )
     fill_store(store, job, numbers, progress=progress)
     return open_mask(out)
+
+
+def _spare_the_input(out: Path, image: Any) -> None:
+    """Refuse an output that is the image itself, or a folder that holds it."""
+    if isinstance(image, str | Path):
+        source, target = Path(image).resolve(), out.resolve()
+        if target == source or target in source.parents:
+            raise OutputExists(f"{out}: is, or holds, the image that is to be read. Choose another path")
 
 
 def _open_store(
