@@ -13,7 +13,6 @@ from oracles import random_network, reference_state
 from skimage.io import imsave
 
 import tilenet
-from tilenet.cli import main
 
 COMMANDS = ("segment", "plan", "info", "verify", "convert", "sample")
 
@@ -28,23 +27,6 @@ def run(*args, **env):
         timeout=120,
     )
     return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture
-def tilenet_command(monkeypatch, capsys):
-    """Run the command in this process, which is faster: (exit code, stdout, stderr)."""
-
-    def command(*args):
-        monkeypatch.setattr(sys, "argv", ["tilenet", *map(str, args)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return command
 
 
 @pytest.fixture

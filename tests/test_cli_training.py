@@ -1,31 +1,12 @@
 """`tilenet train` and `tilenet evaluate`, as a user types them."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import tifffile
 
 import tilenet
-from tilenet.cli import main
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["tilenet", *map(str, args)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
 
 
 def discs(seed):
@@ -54,28 +35,28 @@ def data(tmp_path):
 SMALL = ("--depth", 2, "--wf", 3, "--tile", 48, "--epochs", 4, "--batch", 2, "--crops", 24, "--elastic", 2)
 
 
-def test_a_model_trained_by_the_command_segments_and_scores(data, command):
+def test_a_model_trained_by_the_command_segments_and_scores(data, tilenet_command):
     model = data / "discs.safetensors"
-    code, out, err = command("train", data, "--out", model, *SMALL)
+    code, out, err = tilenet_command("train", data, "--out", model, *SMALL)
     assert code == 0, err
     assert err.count("epoch ") == 4
     for seed in range(6):
         target = data / "found" / f"{seed}.zarr"
-        assert command("segment", data / "images" / f"{seed}.tif", "-m", model, "-o", target)[0] == 0
-    code, out, _ = command("evaluate", data / "found", data / "labels", "--json")
+        assert tilenet_command("segment", data / "images" / f"{seed}.tif", "-m", model, "-o", target)[0] == 0
+    code, out, _ = tilenet_command("evaluate", data / "found", data / "labels", "--json")
     scores = json.loads(out)
     assert (code, scores["images"]) == (0, 6)
     assert scores["dice"]["1"] > 0.8
     assert tilenet.load_model(model).card.metrics
 
 
-def test_perfect_predictions_score_one_and_a_missing_pair_is_an_error(data, command):
-    code, out, _ = command("evaluate", data / "labels", data / "labels")
+def test_perfect_predictions_score_one_and_a_missing_pair_is_an_error(data, tilenet_command):
+    code, out, _ = tilenet_command("evaluate", data / "labels", data / "labels")
     assert code == 0
     assert "mean_ap" in out
     assert "1.0000" in out
     (data / "labels" / "3.tif").rename(data / "found" / "other.tif")
-    code, _, err = command("evaluate", data / "labels", data / "images")
+    code, _, err = tilenet_command("evaluate", data / "labels", data / "images")
     assert code == 2
     assert "3.tif" in err
 
@@ -89,9 +70,9 @@ def test_perfect_predictions_score_one_and_a_missing_pair_is_an_error(data, comm
         (lambda d: [p.unlink() for p in (d / "images").iterdir()], "images"),
     ],
 )
-def test_bad_data_are_refused_by_file_name(data, command, break_it, words):
+def test_bad_data_are_refused_by_file_name(data, tilenet_command, break_it, words):
     break_it(data)
-    code, _, err = command("train", data, "--out", data / "m.safetensors", *SMALL)
+    code, _, err = tilenet_command("train", data, "--out", data / "m.safetensors", *SMALL)
     assert (code, err.count("\n")) == (2, 1)
     assert words in err
     assert not (data / "m.safetensors").exists()
