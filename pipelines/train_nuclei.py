@@ -1,6 +1,6 @@
 """Train the packaged model `nuclei`: nuclei in fluorescence, grey and H&E-like images.
 
-    python pipelines/train_nuclei.py DATA OUT.safetensors [--epochs 60] [--start MODEL]
+    python pipelines/train_nuclei.py DATA OUT.safetensors [--epochs 32] [--start MODEL]
 
 DATA is the stage 1 training set of the 2018 Data Science Bowl (BBBC038v1, CC0, Caicedo et al. 2019,
 with the community's corrected labels) as a folder of images/ and labels/, the names beginning with
@@ -44,6 +44,7 @@ RECIPE = Recipe(
     hold=0.45,
     precision="bf16",
     workers=1,
+    compiled=True,
 )
 
 CARD = ModelCard(
@@ -71,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=32)
     parser.add_argument("--start", type=Path, help="a model whose weights to start from")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
