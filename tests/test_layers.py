@@ -20,6 +20,7 @@ LAYERS = [
     {"compute"},
     {"api", "describe"},
     {"checks"},
+    {"cli_options"},
     {"cli", "cli_training"},
     {"__main__"},
 ]
@@ -29,8 +30,8 @@ HOMES = {
     "tifffile": {"readers", "sample"},
     "zarr": {"readers", "store"},
     "dask": {"readers"},
-    "click": {"cli", "cli_training"},
-    "rich": {"cli"},
+    "click": {"cli", "cli_options", "cli_training"},
+    "rich": {"cli_options"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"tilenet"}
 

@@ -5,53 +5,31 @@ Heavy modules are imported inside the commands, so that ``tilenet --help`` is im
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 import tilenet
 from tilenet import cli_training
+from tilenet.cli_options import (
+    JSON,
+    QUIET,
+    Numbers,
+    gigabytes,
+    image_options,
+    label_names,
+    plain,
+    progress_bar,
+    show,
+    sides,
+    with_model,
+)
 from tilenet.errors import SettingsError, TilenetError
 from tilenet.interrupts import Interrupted, interruptible
-
-if TYPE_CHECKING:
-    from tilenet.compute import Progress
-
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-class Numbers(click.ParamType[Any]):
-    """Integers with commas between them."""
-
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Return the integers."""
-        try:
-            return value if isinstance(value, tuple) else tuple(int(v) for v in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not integers with commas between them", param, ctx)
-
-
-class Bytes(click.ParamType[Any]):
-    """A number of bytes, such as 4GB or 500MB."""
-
-    name = "BYTES"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number of bytes."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", str(value), re.IGNORECASE)
-        if not found:
-            self.fail(f"{value!r} is not a number of bytes, such as 4GB", param, ctx)
-        return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -59,37 +37,6 @@ class Bytes(click.ParamType[Any]):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """Segment images of any size, exactly: no seams, whatever the tile size."""
-
-
-def image_options(command: Any) -> Any:
-    """Add the options that say how an image is to be read and cut."""
-    options = [
-        click.option("--model", "-m", default=None, help="Packaged name or weights file.  [default: nuclei]"),
-        click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: 0]"),
-        click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say."),
-        click.option("--channels", type=Numbers(), help="Channels the network sees, in its order."),
-        click.option(
-            "--tile", type=int, help="Side in px of what a tile writes.  [default: chosen by cost and memory]"
-        ),
-        click.option("--batch", type=int, help="Most tiles per forward pass."),
-        click.option("--memory", type=Bytes(), help="What the run may use.  [default: 4GB]"),
-        click.option("--threads", type=click.IntRange(1), help="For the network on a CPU.  [default: all cores]"),
-        click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
-        click.option("--precision", help="auto (fp32), fp32, bf16, fp16 or fp64.  [default: auto]"),
-        click.option("--engine", help="auto (the fastest with the same logits) or plain.  [default: auto]"),
-        click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: the model's]"),
-        click.option("--threshold", type=float, help="For a model of one output.  [default: the model's, 0.5]"),
-        click.option("--output", type=click.Choice(["mask", "both"]), help="both adds probabilities.  [default: mask]"),
-        click.option("--probability-dtype", type=click.Choice(["float32", "float16"]), help="[default: float32]"),
-        click.option("--missing", type=click.Choice(["error", "fill"]), help="Empty file tiles.  [default: error]"),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 
 
 @cli.command()
@@ -112,7 +59,7 @@ def segment(
     predict.keep_freed_memory()
     started = time.perf_counter()
     with progress_bar("px", shown=not quiet) as progress:
-        options = _model(options) | {"objects": objects, "progress": progress}
+        options = with_model(options) | {"objects": objects, "progress": progress}
         mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite)
     seconds = time.perf_counter() - started
     assert isinstance(mask, store.Mask)
@@ -120,9 +67,9 @@ def segment(
     result = {"out": str(out), "axes": mask.axes, "shape": mask.shape, "labels": labels, "seconds": round(seconds, 2)}
     if objects:
         result["objects"] = int(mask[...].max())
-    what = f"{result['objects']} objects" if objects else _labels(labels)
-    text = f"{out}: {_sides(mask.shape)} px, {what}, {seconds:.1f} s"
-    _print(result, text, as_json=as_json, quiet=quiet)
+    what = f"{result['objects']} objects" if objects else label_names(labels)
+    text = f"{out}: {sides(mask.shape)} px, {what}, {seconds:.1f} s"
+    show(result, text, as_json=as_json, quiet=quiet)
 
 
 @cli.command()
@@ -133,7 +80,7 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
     """Show how IMAGE would be cut, and what that takes; reads no pixels."""
     from tilenet.job import Options, settle
 
-    options = _model(options)
+    options = with_model(options)
     job = settle(image, options.pop("model"), Options(**options))
     p, needs = job.plan, job.needs()
     result = {
@@ -146,15 +93,15 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
     }
     result |= {"largest_read": p.largest_read, "redundancy": round(p.redundancy, 3), **needs}
     rows = [
-        f"image       {image}: {job.image.axes} {_sides(job.image.shape)}, {job.image.dtype}",
+        f"image       {image}: {job.image.axes} {sides(job.image.shape)}, {job.image.dtype}",
         f"model       {job.card.name}: step {job.footprint.step[-1]}, margin {job.footprint.margin[-1]} px",
-        f"tiles       {p.n_tiles} of {_sides(p.tile)} px written, {_sides(p.largest_read)} read, {p.batch} per batch",
-        f"blocks      {len(p)} of {_sides(p.block)} px",
+        f"tiles       {p.n_tiles} of {sides(p.tile)} px written, {sides(p.largest_read)} read, {p.batch} per batch",
+        f"blocks      {len(p)} of {sides(p.block)} px",
         f"redundancy  {p.redundancy:.2f} px read per px written",
-        f"memory      {_gigabytes(needs['host_bytes'])} host, {_gigabytes(needs['device_bytes'])} device",
-        f"disk        at most {_gigabytes(needs['disk_bytes'])} before compression",
+        f"memory      {gigabytes(needs['host_bytes'])} host, {gigabytes(needs['device_bytes'])} device",
+        f"disk        at most {gigabytes(needs['disk_bytes'])} before compression",
     ]
-    _print(result, "\n".join(rows), as_json=as_json)
+    show(result, "\n".join(rows), as_json=as_json)
 
 
 @cli.command()
@@ -167,7 +114,7 @@ def info(file: str, axes: str | None, as_json: bool) -> None:
 
     result = describe(file, axes=axes)
     width = max(map(len, result))
-    _print(result, "\n".join(f"{k:<{width}}  {_plain(v)}" for k, v in result.items()), as_json=as_json)
+    show(result, "\n".join(f"{k:<{width}}  {plain(v)}" for k, v in result.items()), as_json=as_json)
 
 
 @cli.command()
@@ -195,7 +142,7 @@ def verify(
     if found.not_recomputed:
         text = f"{out}: files as written; nothing was recomputed: {found.not_recomputed}"
     wrong = [*found.damage, *(f"{count} of {box.size} px at {box} differ" for box, count in found.differences)]
-    _print(result, text if found.ok else "\n".join(wrong), as_json=as_json, quiet=quiet)
+    show(result, text if found.ok else "\n".join(wrong), as_json=as_json, quiet=quiet)
     found.raise_if_failed(out)
 
 
@@ -226,55 +173,6 @@ def sample(out: Path) -> None:
 
 cli.add_command(cli_training.train)
 cli.add_command(cli_training.evaluate)
-
-
-@contextmanager
-def progress_bar(unit: str, *, shown: bool) -> Iterator[Progress | None]:
-    """Show progress on stderr with rate and time left, if that is a terminal."""
-    if not (shown and sys.stderr.isatty()):
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("", total=None, rate="")
-
-        def advance(done: int, total: int) -> None:
-            speed = bars.tasks[task].speed or 0
-            rate = f"{speed / 1e6:.2f} M{unit}/s" if unit == "px" else f"{done}/{total} {unit}"
-            bars.update(task, completed=done, total=total, rate=rate)
-
-        yield advance
-
-
-def _model(options: dict[str, Any]) -> dict[str, Any]:
-    from tilenet.scaling import parse_rule
-
-    scaling = options.get("scaling")
-    return options | {"model": options["model"] or "nuclei", "scaling": parse_rule(scaling) if scaling else None}
-
-
-def _print(result: dict[str, Any], text: str, *, as_json: bool, quiet: bool = False) -> None:
-    if not quiet:
-        click.echo(json.dumps(result) if as_json else text)
-
-
-def _sides(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _labels(labels: dict[str, str]) -> str:
-    return ", ".join(f"{value} = {name}" for value, name in labels.items())
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def main() -> None:

@@ -1,0 +1,129 @@
+"""What the commands share: options, progress, and how a result is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tilenet.compute import Progress
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class Numbers(click.ParamType[Any]):
+    """Integers with commas between them."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the integers."""
+        try:
+            return value if isinstance(value, tuple) else tuple(int(v) for v in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not integers with commas between them", param, ctx)
+
+
+class Bytes(click.ParamType[Any]):
+    """A number of bytes, such as 4GB or 500MB."""
+
+    name = "BYTES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", str(value), re.IGNORECASE)
+        if not found:
+            self.fail(f"{value!r} is not a number of bytes, such as 4GB", param, ctx)
+        return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def image_options(command: Any) -> Any:
+    """Add the options that say how an image is to be read and cut."""
+    options = [
+        click.option("--model", "-m", default=None, help="Packaged name or weights file.  [default: nuclei]"),
+        click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: 0]"),
+        click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say."),
+        click.option("--channels", type=Numbers(), help="Channels the network sees, in its order."),
+        click.option(
+            "--tile", type=int, help="Side in px of what a tile writes.  [default: chosen by cost and memory]"
+        ),
+        click.option("--batch", type=int, help="Most tiles per forward pass."),
+        click.option("--memory", type=Bytes(), help="What the run may use.  [default: 4GB]"),
+        click.option("--threads", type=click.IntRange(1), help="For the network on a CPU.  [default: all cores]"),
+        click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
+        click.option("--precision", help="auto (fp32), fp32, bf16, fp16 or fp64.  [default: auto]"),
+        click.option("--engine", help="auto (the fastest with the same logits) or plain.  [default: auto]"),
+        click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: the model's]"),
+        click.option("--threshold", type=float, help="For a model of one output.  [default: the model's, 0.5]"),
+        click.option("--output", type=click.Choice(["mask", "both"]), help="both adds probabilities.  [default: mask]"),
+        click.option("--probability-dtype", type=click.Choice(["float32", "float16"]), help="[default: float32]"),
+        click.option("--missing", type=click.Choice(["error", "fill"]), help="Empty file tiles.  [default: error]"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+
+
+@contextmanager
+def progress_bar(unit: str, *, shown: bool) -> Iterator[Progress | None]:
+    """Show progress on stderr with rate and time left, if that is a terminal."""
+    if not (shown and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None, rate="")
+
+        def advance(done: int, total: int) -> None:
+            speed = bars.tasks[task].speed or 0
+            rate = f"{speed / 1e6:.2f} M{unit}/s" if unit == "px" else f"{done}/{total} {unit}"
+            bars.update(task, completed=done, total=total, rate=rate)
+
+        yield advance
+
+
+def with_model(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the default model, and the scaling as a rule."""
+    from tilenet.scaling import parse_rule
+
+    scaling = options.get("scaling")
+    return options | {"model": options["model"] or "nuclei", "scaling": parse_rule(scaling) if scaling else None}
+
+
+def show(result: dict[str, Any], text: str, *, as_json: bool, quiet: bool = False) -> None:
+    """Print a result for people, or for machines."""
+    if not quiet:
+        click.echo(json.dumps(result) if as_json else text)
+
+
+def sides(shape: Sequence[int]) -> str:
+    """Return ``3 x 4`` of (3, 4)."""
+    return " x ".join(map(str, shape))
+
+
+def label_names(labels: dict[str, str]) -> str:
+    """Return ``1 = nucleus`` of {"1": "nucleus"}."""
+    return ", ".join(f"{value} = {name}" for value, name in labels.items())
+
+
+def gigabytes(count: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{count / 1e9:.2f} GB"
+
+
+def plain(value: Any) -> str:
+    """Return a value as one line."""
+    return value if isinstance(value, str) else json.dumps(value)
