@@ -5,13 +5,14 @@
 DATA is the stage 1 training set of the 2018 Data Science Bowl (BBBC038v1, CC0, Caicedo et al. 2019,
 with the community's corrected labels) as a folder of images/ and labels/, the names beginning with
 the kind: fluo_, colour_, bfgray_. The images of nuclei_test.txt, a fifth of each kind, are never
-read; those of nuclei_validation.txt choose the epoch. Prints the scores of both at the end.
+read; those of nuclei_validation.txt choose the epoch. The scores of both, by kind, go onto the model card.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from tilenet import ModelCard
+from tilenet import ModelCard, UNet, save_model
 from tilenet.training import Progress, Recipe, train
 from tilenet.training.validation import score_pairs
 
@@ -61,6 +62,13 @@ def names(file: str) -> list[str]:
     return (HERE / file).read_text().split()
 
 
+def scores_by_kind(model: UNet, data: Path, stems: list[str]) -> dict[str, dict[str, float]]:
+    """Return the scores of all images, and of each kind."""
+    by_kind = {kind or "all": [s for s in stems if s.startswith(kind)] for kind in ("", *KINDS)}
+    scores = {kind: score_pairs(model, data, some) for kind, some in by_kind.items()}
+    return {kind: {k: round(v, 3) for k, v in values.items()} for kind, values in scores.items()}
+
+
 def show(p: Progress) -> None:
     """Print one line per epoch."""
     left = f"{p.seconds_left / 60:.0f} min left"
@@ -88,11 +96,12 @@ def main() -> None:
         validate_on=names("nuclei_validation.txt"),
         progress=show,
     )
-    for part in ("validation", "test"):
-        stems = names(f"nuclei_{part}.txt")
-        for kind in ("", *KINDS):
-            scores = score_pairs(model, args.data, [s for s in stems if s.startswith(kind)])
-            print(part, kind or "all", {k: round(v, 3) for k, v in scores.items()})
+    metrics = {part: scores_by_kind(model, args.data, names(f"nuclei_{part}.txt")) for part in ("validation", "test")}
+    for part, scores in metrics.items():
+        for kind, values in scores.items():
+            print(part, kind, values)
+    assert model.card is not None
+    save_model(model, args.out, card=replace(model.card, metrics=metrics))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 import tifffile
 
 import tilenet
+import tilenet.training
 
 
 def discs(seed):
@@ -76,3 +77,20 @@ def test_bad_data_are_refused_by_file_name(data, tilenet_command, break_it, word
     assert (code, err.count("\n")) == (2, 1)
     assert words in err
     assert not (data / "m.safetensors").exists()
+
+
+def test_the_help_names_every_option_of_the_recipe_and_its_default(tilenet_command):
+    _, out, _ = tilenet_command("train", "--help")
+    text = " ".join(out.split())
+    recipe = tilenet.training.Recipe()
+    for name, value in vars(recipe).items():
+        if name not in ("scaling", "shares"):  # a rule of its own; for scripts
+            assert f"--{name.replace('_', '-')}" in text
+        if isinstance(value, float):
+            assert f"[default: {value}]" in text
+
+
+def test_weights_that_are_no_numbers_are_refused(data, tilenet_command):
+    code, _, err = tilenet_command("train", data, "--out", data / "m.safetensors", "--class-weights", "1,heavy")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "1,heavy" in err

@@ -1,12 +1,12 @@
 """Training: targets against slow truth, crops that stay aligned, runs that repeat and resume."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 
 from tilenet.errors import ImageError, ModelError, OutputExists, OutputMismatch, SettingsError
 from tilenet.instances import objects
@@ -20,7 +20,6 @@ from tilenet.training.targets import border_weights, depth_classes, make_targets
 from tilenet.training.validation import predict_whole
 from tilenet.unet import UNet
 
-VOLUMES = Path(__file__).parents[2] / "shared/data/volumes"
 STILL = Recipe(zoom=1, elastic=0, intensity=0, stain=0, flips=False, turns="none", scaling={"method": "none"})
 SMALL = Recipe(
     depth=2,
@@ -336,10 +335,20 @@ def test_settings_that_make_no_sense_are_refused(folder, tmp_path):
         train(folder, tmp_path / "m.pt", recipe=SMALL)
 
 
-@pytest.mark.skipif(not VOLUMES.is_dir(), reason="needs the shared volumes")
-def test_a_3d_network_learns_nuclei_from_a_volume(tmp_path):
-    image = tifffile.imread(VOLUMES / "plant_nuclei_1135_image.tif")
-    label = tifffile.imread(VOLUMES / "plant_nuclei_1135_label.tif")
+def test_pairs_may_be_zarr_as_well_as_files(folder, tmp_path):
+    for part in ("images", "labels"):
+        path = folder / part / "cells1.tif"
+        zarr.save_array(folder / part / "cells1.zarr", tifffile.imread(path))
+        path.unlink()
+    same = read_pairs(folder, SMALL.scaling)
+    assert [p.name for p in same] == [f"cells{k}" for k in range(6)]
+    assert same[1].label.max() == 6
+    assert train(folder, tmp_path / "m.safetensors", recipe=replace(SMALL, epochs=1)).n_classes == 2
+
+
+def test_a_3d_network_learns_nuclei_from_a_volume(shared_data, tmp_path):
+    image = tifffile.imread(shared_data("volumes/plant_nuclei_1135_image.tif"))
+    label = tifffile.imread(shared_data("volumes/plant_nuclei_1135_label.tif"))
     for part, array in (("images", image), ("labels", label)):
         (tmp_path / part).mkdir()
         # Two volumes that share no plane; the gap is more than the network sees.

@@ -9,8 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tilenet.cli_options import Numbers
+from tilenet.training.recipe import RATES, Recipe
+
 if TYPE_CHECKING:
     from tilenet.training import Progress
+
+
+class Weights(click.ParamType[Any]):
+    """Numbers with commas between them, or ``balanced``."""
+
+    name = "W,W,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float | str, ...]:
+        """Return the weights."""
+        try:
+            return (value,) if value == "balanced" else tuple(float(v) for v in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is neither numbers with commas between them nor balanced", param, ctx)
+
 
 # Name, type and help of the options that go to the recipe; unsaid ones keep its defaults.
 RECIPE: tuple[tuple[str, Any, str], ...] = (
@@ -19,14 +36,18 @@ RECIPE: tuple[tuple[str, Any, str], ...] = (
     ("padding", bool, "Pad convolutions with zeros (true or false)."),
     ("batch_norm", bool, "Normalise after each ReLU (true or false)."),
     ("up_mode", click.Choice(["upconv", "upsample"]), "How the network upsamples."),
-    ("dropout", float, "Share of features dropped at the bottom."),
+    ("pool_size", Numbers(), "Poolings per axis, such as 1,2,2 for a thin stack."),
+    ("dropout", float, "Share of features dropped at the bottom (the paper's: 0.5)."),
     (
         "targets",
         click.Choice(["mask", "depth", "classes"]),
         "Objects or not; how deep inside one; the labels as classes.",
     ),
+    ("class_weights", Weights(), "Weight of each class, or balanced."),
+    ("small", float, "Objects of fewer pixels than this count more."),
     ("w0", float, "Height of the weight between near objects (the paper's: 10)."),
     ("sigma", float, "Its width in pixels (the paper's: 5)."),
+    ("dice", float, "Share of the soft Dice loss."),
     ("tile", int, "Side of the network's output in training."),
     ("zoom", float, "Crops are enlarged or reduced by up to this factor."),
     ("elastic", float, "Standard deviation of the displacements, in pixels (the paper's: 10)."),
@@ -36,9 +57,17 @@ RECIPE: tuple[tuple[str, Any, str], ...] = (
     ("intensity", float, "Strength of random gamma, gain and offset."),
     ("stain", float, "Strength of random mixing of colour channels."),
     ("noise", float, "Share of crops that are blurred or noisy."),
+    ("invert", float, "Share of crops that are inverted."),
+    ("tint", float, "Share of crops shown in some channels only."),
+    ("swap", float, "Share of crops whose channels change places."),
+    ("grey", float, "Share of crops that lose their colour."),
+    ("dab", float, "Share of colour crops repainted brown and blue (labels must be nuclei)."),
     ("optimizer", click.Choice(["adamw", "sgd"]), "Both with a cosine schedule."),
     ("rate", float, "Learning rate."),
     ("momentum", float, "Of sgd (the paper's: 0.99)."),
+    ("weight_decay", float, "Of adamw."),
+    ("hold", float, "Share of the training before the rate falls."),
+    ("average", float, "Decay a step of the averaged weights that are kept; 0 for none."),
     ("epochs", int, "How often the images are gone through."),
     ("crops", int, "Crops per epoch."),
     ("batch", int, "Crops per step."),
@@ -47,14 +76,31 @@ RECIPE: tuple[tuple[str, Any, str], ...] = (
     ("precision", click.Choice(["auto", "fp32", "bf16"]), "auto is bf16 on a GPU, fp32 elsewhere."),
     ("device", str, "auto, cpu or cuda."),
     ("workers", int, "Processes that make crops."),
+    ("compiled", bool, "Have PyTorch compile the network first (true or false)."),
 )
+
+
+# What is done where the recipe says nothing.
+UNSAID = {
+    "pool_size": "2 along each axis",
+    "class_weights": "1 each",
+    "tile": "196, in a volume 28",
+    "rate": ", ".join(f"{rate:g} for {name}" for name, rate in RATES.items()),
+    "crops": "as many as cover the images once",
+}
 
 
 def recipe_options(command: Any) -> Any:
     """Add an option for each entry of `RECIPE`."""
     for name, kind, text in reversed(RECIPE):
-        command = click.option(f"--{name.replace('_', '-')}", name, type=kind, help=text)(command)
+        said = f"{text}  [default: {_default(name)}]"
+        command = click.option(f"--{name.replace('_', '-')}", name, type=kind, help=said)(command)
     return command
+
+
+def _default(name: str) -> str:
+    value = getattr(Recipe(), name)
+    return UNSAID.get(name, "") if value in (None, ()) else str(value).lower()
 
 
 @click.command()
@@ -79,7 +125,6 @@ def train(
     """Train a U-Net on DATA: a folder with images/ and labels/, files of one stem in each."""
     from tilenet.predict import keep_freed_memory
     from tilenet.scaling import parse_rule
-    from tilenet.training import Recipe
     from tilenet.training import train as train_network
 
     keep_freed_memory()

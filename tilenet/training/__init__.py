@@ -12,7 +12,20 @@ checkpoint.py  what a killed training needs to go on
 loop.py        `train`
 """
 
-from tilenet.training.loop import Progress, train
+from typing import TYPE_CHECKING, Any
+
 from tilenet.training.recipe import Recipe
 
+if TYPE_CHECKING:
+    from tilenet.training.loop import Progress, train
+
 __all__ = ["Progress", "Recipe", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # The recipe is needed for the command's help, PyTorch is not.
+    if name in ("Progress", "train"):
+        from tilenet.training import loop
+
+        return getattr(loop, name)
+    raise AttributeError(f"module 'tilenet.training' has no attribute {name!r}")
