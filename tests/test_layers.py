@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "tilenet"
 # Lowest first: a module may import from lower rows, and from its own.
 LAYERS = [
     {"errors", "geometry", "interrupts"},
-    {"footprint", "card"},
+    {"footprint", "card", "region"},
     {"plan", "sizes"},
     {"unet", "readers", "store", "metrics", "instances", "sample"},
     {"scaling", "decide", "engine", "labels", "states"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"cli", "cli_training"},
     {"__main__"},
 ]
-PURE = {"errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card"}
+PURE = {"errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region"}
 HOMES = {
     "torch": {"unet", "engine", "states", "models", "predict", "training"},
     "tifffile": {"readers", "sample"},

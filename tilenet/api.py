@@ -14,6 +14,7 @@ from tilenet.compute import Progress, fill_store, finish, to_array, to_objects
 from tilenet.errors import OutputExists
 from tilenet.footprint import Footprint
 from tilenet.job import Job, Options, check_info, check_output_option, refuse_contradiction, refuse_with_objects, settle
+from tilenet.region import Roi
 from tilenet.scaling import Scaling
 from tilenet.store import Mask, Store, can_resume, check_free, open_mask
 
@@ -27,6 +28,7 @@ def segment(
     axes: str | None = None,
     channels: Sequence[int] | None = None,
     level: int | None = None,
+    roi: Roi | None = None,
     tile: int | Sequence[int] | None = None,
     batch: int | None = None,
     memory: int | None = None,
@@ -62,6 +64,9 @@ def segment(
         Those the network sees, in its order.
     level : int, optional
         Resolution, 0 the finest (default).
+    roi : sequence of slice or (start, stop), optional
+        The part to segment, in pixels of the resolution that is read; axes in front that are
+        not given are taken whole. The result is that part of the whole image's mask.
     tile, batch, memory : int, optional
         Side in px of what a tile writes (a multiple of the network's step); most tiles per
         forward pass; bytes for the run (4 GB). See `plan_tiles`.
@@ -119,6 +124,7 @@ def segment(
         check_output_option(output, stored=out is not None)
     options = Options(
         level=level,
+        roi=roi,
         axes=axes,
         channels=None if channels is None else tuple(channels),
         tile=_sides(tile),

@@ -177,7 +177,7 @@ def _compare(mask: Mask, job: Job, predictor: Predictor, box: Box, found: Verifi
 
 def forward(job: Job, predictor: Predictor, box: Box) -> NDArray[Any]:
     """Return the logits (K, *n) of a box, in one forward pass of its own."""
-    tile, ndim = tile_of(job.plan.footprint, box), job.footprint.ndim
+    tile, ndim = tile_of(job.plan.footprint, box, job.plan.origin), job.footprint.ndim
     pixels = job.image.read(tile.read)
     batch = pixels.reshape(1, len(pixels), *pixels.shape[-ndim:])
     logits: NDArray[Any] = predictor(batch)[0]

@@ -29,6 +29,7 @@ from tilenet.cli_options import (
     with_model,
 )
 from tilenet.errors import SettingsError, TilenetError
+from tilenet.geometry import Box
 from tilenet.interrupts import Interrupted, interruptible
 
 
@@ -85,6 +86,7 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
     p, needs = job.plan, job.needs()
     result = {
         "shape": p.shape,
+        "roi": job.record["roi"],
         "tile": p.tile,
         "block": p.block,
         "batch": p.batch,
@@ -92,8 +94,10 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
         "tiles": p.n_tiles,
     }
     result |= {"largest_read": p.largest_read, "redundancy": round(p.redundancy, 3), **needs}
+    roi = job.record["roi"]
+    part = f", part {Box(*zip(*roi, strict=True))}" if roi else ""
     rows = [
-        f"image       {image}: {job.image.axes} {sides(job.image.shape)}, {job.image.dtype}",
+        f"image       {image}: {job.image.axes} {sides(job.image.shape)}, {job.image.dtype}{part}",
         f"model       {job.card.name}: step {job.footprint.step[-1]}, margin {job.footprint.margin[-1]} px",
         f"tiles       {p.n_tiles} of {sides(p.tile)} px written, {sides(p.largest_read)} read, {p.batch} per batch",
         f"blocks      {len(p)} of {sides(p.block)} px",

@@ -43,6 +43,22 @@ class Bytes(click.ParamType[Any]):
         return int(float(found[1]) * UNITS[found[2].upper()])
 
 
+class Part(click.ParamType[Any]):
+    """A part of an image: start:stop of each axis, commas between them."""
+
+    name = "Y0:Y1,X0:X1"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return (start, stop) of each axis."""
+        from tilenet.errors import SettingsError
+        from tilenet.region import parse_roi
+
+        try:
+            return parse_roi(value) if isinstance(value, str) else value
+        except SettingsError as error:
+            self.fail(str(error), param, ctx)
+
+
 def image_options(command: Any) -> Any:
     """Add the options that say how an image is to be read and cut."""
     options = [
@@ -50,6 +66,7 @@ def image_options(command: Any) -> Any:
         click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: 0]"),
         click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say."),
         click.option("--channels", type=Numbers(), help="Channels the network sees, in its order."),
+        click.option("--roi", type=Part(), help="The part to take, in px of that level.  [default: all]"),
         click.option(
             "--tile", type=int, help="Side in px of what a tile writes.  [default: chosen by cost and memory]"
         ),

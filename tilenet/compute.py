@@ -84,16 +84,16 @@ def to_objects(job: Job, numbers: Scaling, *, progress: Progress | None = None) 
     SettingsError
         If the network is looped over planes or times: their objects would have to be joined.
     """
-    outer = job.image.box_shape[: -job.footprint.ndim]
+    outer = job.plan.shape[: -job.footprint.ndim]
     if max(outer, default=1) > 1:
         raise SettingsError(
             f"{job.image.name}: objects are found in one plane (or volume, by a 3-D network) at a time, "
             f"not in {' x '.join(map(str, outer))}. Segment planes one by one"
         )
-    probabilities = to_array(job, numbers, progress=progress).reshape(-1, *job.image.box_shape[-job.footprint.ndim :])
+    probabilities = to_array(job, numbers, progress=progress).reshape(-1, *job.plan.shape[-job.footprint.ndim :])
     if len(probabilities) == 1:
         probabilities = np.concatenate([1 - probabilities, probabilities])
-    return objects(probabilities).reshape(job.image.box_shape)
+    return objects(probabilities).reshape(job.plan.shape)
 
 
 class ArraySink:

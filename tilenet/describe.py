@@ -45,7 +45,13 @@ def _mask(file: str) -> dict[str, Any] | None:
         mask = open_mask(file)
     except OutputError:
         return None
-    facts = {"kind": "mask", "axes": mask.axes, "shape": mask.shape, "pixel_size_um": mask.pixel_size}
+    facts = {
+        "kind": "mask",
+        "axes": mask.axes,
+        "shape": mask.shape,
+        "origin": mask.origin,
+        "pixel_size_um": mask.pixel_size,
+    }
     facts |= {"levels": [level.shape for level in mask.levels], "labels": mask.info["card"]["labels"]}
     made = {name: mask.info[name] for name in ("version", "image", "model", "record", "scaling")}
     return facts | {"probabilities": mask.probabilities is not None} | made

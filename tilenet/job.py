@@ -24,6 +24,7 @@ from tilenet.models import find_model, fingerprint, load_model
 from tilenet.plan import Plan
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
+from tilenet.region import find_roi, roi_to_json
 from tilenet.runner import AHEAD, BEHIND, Predictor
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_BYTES_PER_PIXEL, plan_tiles
@@ -55,6 +56,7 @@ class Options:
     probability_dtype: str | None = None
     scaling: Mapping[str, Any] | None = None
     missing: str | None = None
+    roi: Sequence[Any] | None = None
 
     def or_recorded(self, record: Mapping[str, Any]) -> Options:
         """Return the options with what is unsaid taken from a run record."""
@@ -118,13 +120,14 @@ class Job:
         classes = len(self.card.classes) if "probabilities" in self.decision.arrays else 0
         return Layout(
             axes=self.image.box_axes,
-            shape=self.image.box_shape,
+            shape=self.plan.shape,
             block=self.plan.block,
             pixel_size=self.image.pixel_size,
             name=self.card.name,
             labels=label_table(self.card),
             classes=classes,
             probability_dtype=self.decision.probability_dtype,
+            origin=self.plan.origin,
         )
 
     def needs(self) -> dict[str, int]:
@@ -178,14 +181,16 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
     card = card.completed(predict.count_outputs(network, footprint, image.n_channels))
     precision = predict.find_precision(options.precision or "auto", network)
     need = predict.bytes_per_pixel(network, precision, image.n_channels) or DEFAULT_BYTES_PER_PIXEL
+    part = find_roi(options.roi, image.box_shape, name=image.name)
     plan = plan_tiles(
-        image.box_shape,
+        part.shape,
         footprint,
         tile=_inner(options.tile, footprint),
         block=_inner(options.block, footprint),
         batch=options.batch,
         memory=options.memory,
         bytes_per_pixel=need,
+        origin=part.start,
     )
     decision = Decision.of_card(
         card,
@@ -194,7 +199,7 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
         probability_dtype=options.probability_dtype or "float32",
     )
     device = predict.find_device(options.device or "auto")
-    record = _record(options, image=image, plan=plan)
+    record = _record(options, image=image, plan=plan) | {"roi": roi_to_json(part, options.roi)}
     record |= {"device": device.type, "precision": precision}
     record["engine"] = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
     record |= {

@@ -11,7 +11,8 @@ from their index when asked for, so that a plan of a billion tiles costs nothing
     +-----------------+-----------------+            .  +-------+  .
     |                 |                 |            . . . . . . . .
 
-Every tile's uncropped output starts on one global grid of `Footprint.step` pixels.
+Every tile's uncropped output starts on one global grid of `Footprint.step` pixels, the
+image's own: a plan of a part of the image (`Plan.origin`) does not move it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Tile:
     read : Box
         What the network sees, in image pixels; it may leave the image.
     write : Box
-        What this tile alone fills, in image pixels.
+        What this tile alone fills, in pixels of the plan: from its origin on.
     crop : Box
         `write`, inside the network's output.
     """
@@ -45,13 +46,25 @@ class Tile:
     crop: Box
 
 
-def tile_of(footprint: Footprint, write: Box) -> Tile:
+def tile_of(footprint: Footprint, write: Box, origin: Sequence[int] = ()) -> Tile:
     """Return the tile that computes exactly the pixels of `write`, wherever it lies.
+
+    Parameters
+    ----------
+    footprint : Footprint
+        One entry per axis.
+    write : Box
+        Pixels as seen from `origin`.
+    origin : sequence of int
+        A pixel of the image; default its first.
 
     >>> tile_of(Footprint.valid(1, lost=2), Box((4,), (9,))).read
     Box(start=(2,), stop=(11,))
+    >>> tile_of(Footprint.valid(1, lost=2), Box((4,), (9,)), (100,)).read
+    Box(start=(102,), stop=(111,))
     """
-    spans = [axis.span(a, b) for axis, a, b in zip(footprint.axes, write.start, write.stop, strict=True)]
+    inside = write.shifted(origin) if origin else write
+    spans = [axis.span(a, b) for axis, a, b in zip(footprint.axes, inside.start, inside.stop, strict=True)]
     read = Box(tuple(r[0] for r, _ in spans), tuple(r[1] for r, _ in spans))
     crop = Box(tuple(c[0] for _, c in spans), tuple(c[1] for _, c in spans))
     return Tile(read, write, crop)
@@ -68,11 +81,13 @@ class Block:
     position : tuple of int
         Place in the grid of blocks: the shard's coordinates.
     box : Box
-        Its pixels, clipped to the image.
+        Its pixels, as seen from the plan's origin, clipped to the plan.
     footprint : Footprint
         Of the network, with the outer axes in front.
     tile : tuple of int
         Sides of its tiles.
+    origin : tuple of int
+        The plan's.
     """
 
     index: int
@@ -80,13 +95,14 @@ class Block:
     box: Box
     footprint: Footprint
     tile: tuple[int, ...]
+    origin: tuple[int, ...] = ()
 
     @property
     def tiles(self) -> Iterator[Tile]:
         """The tiles, in array order; together they write every pixel of the box once."""
         for corner in product(*map(range, self.box.start, self.box.stop, self.tile)):
             stop = tuple(min(a + t, b) for a, t, b in zip(corner, self.tile, self.box.stop, strict=True))
-            yield tile_of(self.footprint, Box(corner, stop))
+            yield tile_of(self.footprint, Box(corner, stop), self.origin)
 
     def batches(self, size: int) -> Iterator[tuple[Tile, ...]]:
         """Yield the tiles in groups of one input shape, at most `size` each.
@@ -107,13 +123,15 @@ class Plan(Sequence[Block]):
     Attributes
     ----------
     shape : tuple of int
-        What is written: the image's axes without ``c``.
+        What is written: the image's axes without ``c``, or a part of them.
     footprint : Footprint
         One entry per axis; trivial ones for the axes that the network is looped over.
     tile, block : tuple of int
         Sides in pixels: of what a tile writes, and of a block. A block is whole tiles.
     batch : int
         Most tiles in one forward pass.
+    origin : tuple of int
+        Pixel of the image at which the part that is written begins; empty for its first.
     """
 
     shape: tuple[int, ...]
@@ -121,6 +139,7 @@ class Plan(Sequence[Block]):
     tile: tuple[int, ...]
     block: tuple[int, ...]
     batch: int = 1
+    origin: tuple[int, ...] = ()
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -148,7 +167,7 @@ class Plan(Sequence[Block]):
             position = (place, *position)
         start = tuple(p * b for p, b in zip(position, self.block, strict=True))
         stop = tuple(min(a + b, n) for a, b, n in zip(start, self.block, self.shape, strict=True))
-        return Block(index, position, Box(start, stop), self.footprint, self.tile)
+        return Block(index, position, Box(start, stop), self.footprint, self.tile, self.origin)
 
     @property
     def n_tiles(self) -> int:
@@ -159,13 +178,13 @@ class Plan(Sequence[Block]):
     def largest_read(self) -> tuple[int, ...]:
         """Input shape of the largest tile."""
         first = Box((0,) * len(self.shape), tuple(map(min, self.tile, self.shape)))
-        return tile_of(self.footprint, first).read.shape
+        return tile_of(self.footprint, first, self.origin).read.shape
 
     @property
     def pixels_read(self) -> int:
         """Input pixels of all tiles together."""
-        axes = zip(self.footprint.axes, self.shape, self.tile, strict=True)
-        return prod(read_along(axis, n, t) for axis, n, t in axes)
+        axes = zip(self.footprint.axes, self.shape, self.tile, self.origin or (0,) * len(self.shape), strict=True)
+        return prod(read_along(axis, n, t, start) for axis, n, t, start in axes)
 
     @property
     def redundancy(self) -> float:
@@ -173,11 +192,12 @@ class Plan(Sequence[Block]):
         return self.pixels_read / prod(self.shape)
 
 
-def read_along(axis: AxisFootprint, n: int, tile: int) -> int:
-    """Return how many input pixels the tiles read along an axis of length `n`."""
+def read_along(axis: AxisFootprint, n: int, tile: int, origin: int = 0) -> int:
+    """Return how many input pixels the tiles read to write `n` pixels of an axis from `origin` on."""
 
     def length(written: int) -> int:
-        (start, stop), _ = axis.span(0, written)
+        # The same for every tile: a tile is a multiple of the step.
+        (start, stop), _ = axis.span(origin, origin + written)
         return stop - start
 
     return n // tile * length(tile) + (length(n % tile) if n % tile else 0)

@@ -7,6 +7,7 @@ on every machine, which is what lets many workers, and later runs, agree on it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from math import prod
 
@@ -39,6 +40,7 @@ def plan_tiles(
     batch: int | None = None,
     memory: int | None = None,
     bytes_per_pixel: float | None = None,
+    origin: Sequence[int] = (),
 ) -> Plan:
     """Decide blocks and tiles for an image: a pure function of its arguments.
 
@@ -61,6 +63,9 @@ def plan_tiles(
         Bytes for the whole run; default 4 GB.
     bytes_per_pixel : float, optional
         What the predictor needs per input pixel.
+    origin : sequence of int, optional
+        Pixel of the image at which `shape` begins, where it is a part of the image: tiles stay
+        on the image's grid. Default its first.
 
     Returns
     -------
@@ -81,7 +86,7 @@ def plan_tiles(
     shape, outer = tuple(map(int, shape)), len(shape) - footprint.ndim
     if outer < 0 or min(shape, default=0) < 1:
         raise SettingsError(f"an image of shape {shape} does not suit a network with {footprint.ndim} axes")
-    inner = shape[outer:]
+    inner, origin = shape[outer:], tuple(map(int, origin)) if any(origin) else ()
     fit = int(
         (DEFAULT_MEMORY if memory is None else memory)
         * ACTIVATIONS[0]
@@ -93,17 +98,17 @@ def plan_tiles(
     if blocks is None:
         blocks = _default_block(inner, footprint, tiles)
     if tiles is None:
-        tiles = _default_tile(inner, footprint, blocks, fit)
+        tiles = _default_tile(_placed(inner, origin[outer:]), footprint, blocks, fit)
     if any(b % t for b, t in zip(blocks, tiles, strict=True)):
         raise SettingsError(
             f"block {_text(blocks)} is not whole tiles of {_text(tiles)}; give a multiple, or leave it out"
         )
     planes = _default_planes(shape[:outer], inner, blocks)
-    plan = Plan(shape, footprint.with_outer(outer), (1,) * outer + tiles, planes + blocks)
+    plan = Plan(shape, footprint.with_outer(outer), (1,) * outer + tiles, planes + blocks, origin=origin)
     batch = _default_batch(plan, fit) if batch is None else batch
     if batch < 1:
         raise SettingsError(f"batch {batch} is less than 1")
-    return Plan(plan.shape, plan.footprint, plan.tile, plan.block, batch)
+    return replace(plan, batch=batch)
 
 
 def _default_block(shape: tuple[int, ...], footprint: Footprint, tile: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -116,7 +121,7 @@ def _default_block(shape: tuple[int, ...], footprint: Footprint, tile: tuple[int
     return tuple(t * max(1, side // t) for t in tile)
 
 
-def _default_tile(shape: tuple[int, ...], footprint: Footprint, block: tuple[int, ...], fit: int) -> tuple[int, ...]:
+def _default_tile(part: Box, footprint: Footprint, block: tuple[int, ...], fit: int) -> tuple[int, ...]:
     choices = []
     for b, step in zip(block, footprint.step, strict=True):
         if b % step:
@@ -124,16 +129,20 @@ def _default_tile(shape: tuple[int, ...], footprint: Footprint, block: tuple[int
                 f"block {b} is not a multiple of {step}, the network's step; nearest {_nearest(b, step)}"
             )
         choices.append([step * d for d in range(1, b // step + 1) if b // step % d == 0])
-    tiles = [tile for tile in product(*choices) if _read_size(shape, footprint, tile) <= fit]
+    tiles = [tile for tile in product(*choices) if _read_size(part, footprint, tile) <= fit]
     if not tiles:
-        least = _read_size(shape, footprint, tuple(c[0] for c in choices))
+        least = _read_size(part, footprint, tuple(c[0] for c in choices))
         raise SettingsError(f"the smallest tile reads {least} px, and the memory holds {fit}: give more with --memory")
 
     def cost(tile: tuple[int, ...]) -> tuple[int, int]:
-        total = prod(read_along(axis, n, t) for axis, n, t in zip(footprint.axes, shape, tile, strict=True))
-        return total, -prod(tile)
+        axes = zip(footprint.axes, part.shape, tile, part.start, strict=True)
+        return prod(read_along(axis, n, t, start) for axis, n, t, start in axes), -prod(tile)
 
     return min(tiles, key=cost)
+
+
+def _placed(shape: tuple[int, ...], origin: tuple[int, ...]) -> Box:
+    return Box.of_shape(shape).shifted(origin) if origin else Box.of_shape(shape)
 
 
 def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
@@ -156,9 +165,9 @@ def _default_batch(plan: Plan, fit: int) -> int:
     return max(1, min(in_block, BATCH_PIXELS // tile, fit // tile))
 
 
-def _read_size(shape: tuple[int, ...], footprint: Footprint, tile: tuple[int, ...]) -> int:
-    write = Box((0,) * len(shape), tuple(map(min, tile, shape)))
-    return tile_of(footprint, write).read.size
+def _read_size(part: Box, footprint: Footprint, tile: tuple[int, ...]) -> int:
+    write = Box.of_shape(tuple(map(min, tile, part.shape)))
+    return tile_of(footprint, write, part.start).read.size
 
 
 def _sides(value: int | Sequence[int] | None, footprint: Footprint, what: str) -> tuple[int, ...] | None:

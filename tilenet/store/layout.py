@@ -59,6 +59,8 @@ class Layout:
         ``float32`` or ``float16``.
     largest : int
         Largest mask value, where it is not one of the labels (objects are numbered).
+    origin : tuple of int
+        Pixel of the image at which the mask begins; empty for its first.
 
     Examples
     --------
@@ -78,6 +80,7 @@ class Layout:
     classes: int = 0
     probability_dtype: str = "float32"
     largest: int = 0
+    origin: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.axes)
@@ -85,6 +88,8 @@ class Layout:
             raise SettingsError(f"a mask has the axes yx, zyx, tyx or tzyx, not {self.axes!r}")
         if not len(self.shape) == len(self.block) == len(self.pixel_size) == n:
             raise SettingsError(f"axes {self.axes} do not fit {self.shape}, {self.block}, {self.pixel_size}")
+        if self.origin and len(self.origin) != n:
+            raise SettingsError(f"origin {self.origin} does not fit the axes {self.axes}")
         if min(self.shape) < 1 or min(self.block) < 1:
             raise SettingsError(f"shape {self.shape} and block {self.block} must be positive")
         if self.probability_dtype not in ("float16", "float32", "float64"):
@@ -205,7 +210,7 @@ class Layout:
     def from_json(cls, values: Mapping[str, Any]) -> Layout:
         """Return the layout of what `to_json` gave."""
         labels = {int(v): (name, color and tuple(color)) for v, (name, color) in values["labels"].items()}
-        sides = {name: tuple(values[name]) for name in ("shape", "block", "pixel_size")}
+        sides = {name: tuple(values.get(name, ())) for name in ("shape", "block", "pixel_size", "origin")}
         return cls(**{**values, **sides, "labels": labels})
 
 

@@ -58,6 +58,11 @@ class Mask:
         """Micrometres along the axes; None where unknown."""
         return self._layout.pixel_size
 
+    @property
+    def origin(self) -> tuple[int, ...]:
+        """Pixel of the image at which the mask begins: zeros unless it is of a part (`roi`)."""
+        return self._layout.origin or (0,) * len(self.shape)
+
     def __getitem__(self, index: Any) -> NDArray[Any]:
         return np.asarray(self.levels[0][index])
 

@@ -117,10 +117,14 @@ def _probability_image(layout: Layout) -> dict[str, Any]:
 
 def _multiscale(layout: Layout, axes: str, paths: list[str]) -> dict[str, Any]:
     sizes = dict(zip(layout.axes, layout.pixel_size, strict=True))
+    starts = dict(zip(layout.axes, layout.origin, strict=False))
+    # Pixel 0 of every level is taken from pixel 0 of the finest: they begin at one place.
+    translation = [float(sizes.get(axis) or 1) * starts.get(axis, 0) for axis in axes]
+    placed = [{"type": "translation", "translation": translation}] if layout.origin else []
     datasets = []
     for level, path in enumerate(paths):
         scale = [float(sizes.get(axis) or 1) * (2**level if axis in "yx" else 1) for axis in axes]
-        datasets.append({"path": path, "coordinateTransformations": [{"type": "scale", "scale": scale}]})
+        datasets.append({"path": path, "coordinateTransformations": [{"type": "scale", "scale": scale}, *placed]})
     described = {"name": layout.name, "axes": [_axis(axis, sizes.get(axis)) for axis in axes], "datasets": datasets}
     return described | ({"type": "nearest"} if len(paths) > 1 else {})
 

@@ -1,0 +1,85 @@
+"""A part of an image, as people say it: ``y0:y1,x0:x1``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tilenet.errors import SettingsError
+from tilenet.geometry import Box
+
+# Along one axis: a slice without a step, or (start, stop); None is the end of the image.
+Range = slice | tuple[int | None, int | None]
+Roi = Sequence[Range]
+
+
+def parse_roi(text: str) -> tuple[tuple[int | None, int | None], ...]:
+    """Return (start, stop) of each axis of a command-line text; None for an open end.
+
+    >>> parse_roi("0:512,1024:")
+    ((0, 512), (1024, None))
+    """
+    found = [re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part) for part in text.split(",")]
+    if not all(found):
+        raise SettingsError(f"roi {text!r} is not start:stop for each axis, such as 0:512,1024:2048")
+    return tuple((int(f[1]) if f[1] else None, int(f[2]) if f[2] else None) for f in found if f)
+
+
+def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
+    """Return the part of an image as a box.
+
+    Parameters
+    ----------
+    roi : sequence of slice or (start, stop), optional
+        One entry per axis, in array order; axes in front that are not given are taken whole,
+        as is an end that is None. None is the whole image.
+    shape : sequence of int
+        Pixels along the image's axes without ``c``.
+    name : str
+        The image's, for messages.
+
+    Raises
+    ------
+    SettingsError
+        If it is empty, leaves the image, or has more axes than it.
+
+    Examples
+    --------
+    >>> find_roi([(512, 1024), slice(None, 100)], (7, 2000, 3000), name="stack.tif")
+    Box(start=(0, 512, 0), stop=(7, 1024, 100))
+    """
+    ranges = [_ends(entry) for entry in ([roi] if isinstance(roi, slice) else roi or ())]
+    missing = len(shape) - len(ranges)
+    if missing < 0:
+        raise SettingsError(f"{name}: roi has {len(ranges)} axes, the image {len(shape)}. Give one start:stop an axis")
+    ends = [(0, n) for n in shape[:missing]]
+    ends += [(a or 0, n if b is None else b) for (a, b), n in zip(ranges, shape[missing:], strict=True)]
+    box = Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
+    if not box.size or box not in Box.of_shape(shape):
+        what = "is empty" if not box.size else "leaves the image"
+        raise SettingsError(
+            f"{name}: roi {box} {what}, which has {' x '.join(map(str, shape))} px. Give starts and stops inside it"
+        )
+    return box
+
+
+def roi_to_json(box: Box, roi: Roi | None) -> list[list[int]] | None:
+    """Return what the run record keeps: [start, stop] of every axis; None for the whole image.
+
+    >>> roi_to_json(Box((0, 5), (7, 9)), [(5, 9)])
+    [[0, 7], [5, 9]]
+    """
+    return None if roi is None else [[a, b] for a, b in zip(box.start, box.stop, strict=True)]
+
+
+def _ends(entry: Any) -> tuple[int | None, int | None]:
+    if isinstance(entry, slice):
+        if entry.step not in (None, 1):
+            raise SettingsError(f"roi {entry}: steps of {entry.step} px cannot be taken. Leave the step out")
+        entry = (entry.start, entry.stop)
+    try:
+        start, stop = (None if end is None else int(end) for end in entry)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"roi {entry!r} is neither a slice nor (start, stop). Give one of them an axis") from error
+    return start, stop
