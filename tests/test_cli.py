@@ -70,6 +70,19 @@ def test_json_goes_to_stdout_and_nothing_else(work, tilenet_command):
     assert tilenet_command("segment", slide, "-o", out, "-m", model, "--resume", "--quiet") == (0, "", "")
 
 
+def test_the_profile_says_where_the_time_went(work, tilenet_command):
+    slide, out, model = work / "slide.tif", work / "m.zarr", work / "small.safetensors"
+    _, text, _ = tilenet_command("segment", slide, "-o", out, "-m", model, "--json", "--profile")
+    profile = json.loads(text)["profile"]
+    seconds = profile["seconds"]
+    assert profile["pixels"] == 300 * 400
+    assert min(seconds.values()) > 0
+    assert seconds["waited"] + seconds["computed"] + seconds["finished"] <= seconds["in all"]
+    assert profile["px_per_s"]["in all"] == pytest.approx(300 * 400 / seconds["in all"], rel=0.01)
+    _, text, _ = tilenet_command("segment", slide, "-o", out, "-m", model, "--overwrite", "--profile")
+    assert all(f"\n{stage} " in text for stage in ("read", "waited", "computed", "written", "finished", "in all"))
+
+
 def test_the_plan_reads_no_pixels_and_promises_bytes(work, tilenet_command, monkeypatch):
     monkeypatch.setattr(tilenet.open_image(work / "slide.tif").__class__, "read_inside", None)
     code, text, _ = tilenet_command("plan", work / "slide.tif", "-m", work / "small.safetensors", "--json")

@@ -171,3 +171,13 @@ def test_progress_adds_up_to_the_pixels_of_the_image():
     go(image, plan, Memory(plan), progress=steps.append)
     assert sum(steps) == pixels.size
     assert len(steps) > len(plan)
+
+
+def test_the_report_tells_slow_reading_from_slow_writing():
+    _, image, plan = image_and_plan()
+    read, sink = image.read, Memory(plan)
+    image.read = lambda box: (time.sleep(0.01), read(box))[1]
+    report = go(image, plan, sink)
+    assert report.read > 0.01 * plan.n_tiles > 0.05
+    assert report.written < report.read
+    assert report.waited + report.computed < report.seconds

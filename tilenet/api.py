@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tilenet.errors import OutputExists
 from tilenet.footprint import Footprint
 from tilenet.job import Job, Options, check_info, check_output_option, refuse_contradiction, refuse_with_objects, settle
 from tilenet.region import Roi
+from tilenet.runner import Report
 from tilenet.scaling import Scaling
 from tilenet.store import Mask, Store, can_resume, check_free, open_mask
 
@@ -45,6 +46,7 @@ def segment(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    report: Callable[[Report], None] | None = None,
 ) -> NDArray[Any] | Mask:
     """Segment an image of any size, exactly: no tile leaves a trace in the result.
 
@@ -98,6 +100,9 @@ def segment(
         Replace `out`, if tilenet wrote it.
     progress : callable, optional
         Called with the pixels done and the pixels in all.
+    report : callable, optional
+        Called at the end, with `out`, with a `tilenet.runner.Report`: what was done, and where
+        the time went.
 
     Returns
     -------
@@ -151,7 +156,9 @@ def segment(
     store, job, numbers = _open_store(
         Path(out), image, model, options, footprint=footprint, resume=resume, overwrite=overwrite
     )
-    fill_store(store, job, numbers, progress=progress)
+    done = fill_store(store, job, numbers, progress=progress)
+    if report:
+        report(done)
     return open_mask(out)
 
 

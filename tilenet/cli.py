@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -23,6 +23,8 @@ from tilenet.cli_options import (
     image_options,
     label_names,
     plain,
+    profile_of,
+    profile_rows,
     progress_bar,
     show,
     sides,
@@ -31,6 +33,9 @@ from tilenet.cli_options import (
 from tilenet.errors import SettingsError, TilenetError
 from tilenet.geometry import Box
 from tilenet.interrupts import Interrupted, interruptible
+
+if TYPE_CHECKING:
+    from tilenet.runner import Report
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -47,10 +52,19 @@ def cli(debug: bool) -> None:
 @click.option("--objects", is_flag=True, help="Number the objects, 1..n, of an image that fits in memory.")
 @click.option("--resume", is_flag=True, help="Go on with OUT, or start it where there is none.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet wrote it.")
+@click.option("--profile", is_flag=True, help="Show where the time went.")
 @JSON
 @QUIET
 def segment(
-    image: str, out: Path, objects: bool, resume: bool, overwrite: bool, as_json: bool, quiet: bool, **options: Any
+    image: str,
+    out: Path,
+    objects: bool,
+    resume: bool,
+    overwrite: bool,
+    profile: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Segment IMAGE into OUT."""
     if resume and overwrite:
@@ -59,9 +73,10 @@ def segment(
 
     predict.keep_freed_memory()
     started = time.perf_counter()
+    reports: list[Report] = []
     with progress_bar("px", shown=not quiet) as progress:
         options = with_model(options) | {"objects": objects, "progress": progress}
-        mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite)
+        mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
     seconds = time.perf_counter() - started
     assert isinstance(mask, store.Mask)
     labels = mask.info["card"]["labels"]
@@ -70,6 +85,9 @@ def segment(
         result["objects"] = int(mask[...].max())
     what = f"{result['objects']} objects" if objects else label_names(labels)
     text = f"{out}: {sides(mask.shape)} px, {what}, {seconds:.1f} s"
+    if profile and reports:
+        result["profile"] = profile_of(reports[0])
+        text = "\n".join([text, *profile_rows(result["profile"])])
     show(result, text, as_json=as_json, quiet=quiet)
 
 

@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from tilenet.compute import Progress
+    from tilenet.runner import Report
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -144,3 +145,31 @@ def gigabytes(count: int) -> str:
 def plain(value: Any) -> str:
     """Return a value as one line."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+# What a stage of a run is, for `profile_rows`.
+STAGES = {
+    "read": "tiles read, by all readers together, beside the network",
+    "waited": "the network waited for tiles",
+    "computed": "the network ran, and its output was decided upon",
+    "written": "blocks written, beside the network",
+    "finished": "pyramid built, and every file checked",
+}
+
+
+def profile_of(report: Report) -> dict[str, Any]:
+    """Return the seconds of each stage of a run, and its pixels per second."""
+    seconds = {stage: getattr(report, stage) for stage in STAGES} | {"in all": report.seconds + report.finished}
+    rate = {stage: round(report.pixels / spent) if spent else None for stage, spent in seconds.items()}
+    rounded = {stage: round(spent, 3) for stage, spent in seconds.items()}
+    return {"pixels": report.pixels, "seconds": rounded, "px_per_s": rate}
+
+
+def profile_rows(profile: dict[str, Any]) -> list[str]:
+    """Return a table of where the time went."""
+    rows = [f"{'':<9} {'seconds':>9} {'Mpx/s':>9}"]
+    for stage, seconds in profile["seconds"].items():
+        rate = profile["px_per_s"][stage]
+        said = f"{rate / 1e6:>9.2f}" if rate else f"{'-':>9}"
+        rows.append(f"{stage:<9} {seconds:>9.2f} {said}  {STAGES.get(stage, '')}".rstrip())
+    return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,9 @@ def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress |
         report = run_job(job, numbers, store, progress=progress) if not store.complete else Report()
         if report.failures:
             raise BlocksFailed(f"{_failed(report, job)}. The others are done: --resume retries these")
+        started = perf_counter()
         finish(store)
+        report.finished = perf_counter() - started
         return report
     finally:
         store.close()

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,11 @@ READERS = 4
 # Batches read before they are needed, and blocks finished but not yet on disk: what bounds
 # the memory beside the activations.
 AHEAD, BEHIND = 2, 2
+
+
+T = TypeVar("T")
+Timed = tuple[T, float]
+Reads = list[Future[Timed[Pixels]]]
 
 
 class Predictor(Protocol):
@@ -57,8 +62,13 @@ class Report:
     ----------
     blocks, pixels : int
         Written by this run.
-    seconds, waited, computed : float
-        In all; waiting for tiles to be read; predicting and deciding.
+    seconds : float
+        From the first read to the last write.
+    read, waited, computed, written : float
+        Seconds in which tiles were read, by `READERS` threads together; the network waited for
+        them; it ran, and its output was decided upon; blocks were written, by a thread of its own.
+    finished : float
+        Seconds for the pyramid and the check of every file, afterwards.
     failures : dict
         Of the blocks that could not be computed, by index: the reason.
     """
@@ -66,8 +76,11 @@ class Report:
     blocks: int = 0
     pixels: int = 0
     seconds: float = 0.0
+    read: float = 0.0
     waited: float = 0.0
     computed: float = 0.0
+    written: float = 0.0
+    finished: float = 0.0
     failures: dict[int, str] = field(default_factory=dict)
 
 
@@ -103,7 +116,7 @@ def run(
     """
     report, started = Report(), perf_counter()
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
-        behind: deque[tuple[Block, Future[None]]] = deque()
+        behind: deque[tuple[Block, Future[Timed[None]]]] = deque()
         buffers: Arrays = {}
         try:
             for work, reads in _read_ahead(readers, image, _all_work(plan, sink.pending())):
@@ -117,7 +130,7 @@ def run(
                         report.failures[work.block.index] = _reason(error)
                 if work.last:
                     if work.block.index not in report.failures:
-                        behind.append((work.block, writer.submit(sink.write, work.block.index, buffers)))
+                        behind.append((work.block, writer.submit(_timed, sink.write, work.block.index, buffers)))
                     buffers = {}
                     _settle(behind, report, leave=BEHIND - 1)
             _settle(behind, report, leave=0)
@@ -135,11 +148,9 @@ def _all_work(plan: Plan, indices: Iterable[int]) -> Iterator[Work]:
             yield Work(block, tiles, last=tiles is batches[-1])
 
 
-def _read_ahead(
-    pool: ThreadPoolExecutor, image: Image, works: Iterator[Work]
-) -> Iterator[tuple[Work, list[Future[Pixels]]]]:
-    def submit(work: Work) -> tuple[Work, list[Future[Pixels]]]:
-        return work, [pool.submit(image.read, tile.read) for tile in work.tiles]
+def _read_ahead(pool: ThreadPoolExecutor, image: Image, works: Iterator[Work]) -> Iterator[tuple[Work, Reads]]:
+    def submit(work: Work) -> tuple[Work, Reads]:
+        return work, [pool.submit(_timed, image.read, tile.read) for tile in work.tiles]
 
     ahead = deque(submit(work) for work in islice(works, AHEAD))
     while ahead:
@@ -148,15 +159,15 @@ def _read_ahead(
 
 
 def _compute(
-    work: Work, reads: list[Future[Pixels]], predictor: Predictor, decide: Decision, buffers: Arrays, report: Report
+    work: Work, reads: Reads, predictor: Predictor, decide: Decision, buffers: Arrays, report: Report
 ) -> Arrays:
     """Predict one batch into the buffers of its block; returns them."""
     started = perf_counter()
     ndim = predictor.footprint.ndim
     # Outer axes are one plane long in every tile: the network never sees them.
-    tiles = [pixels.reshape(pixels.shape[:1] + pixels.shape[-ndim:]) for pixels in (read.result() for read in reads)]
-    batch = np.stack(tiles)  # (N, C, *n)
-    read = perf_counter()
+    found = [read.result() for read in reads]
+    batch = np.stack([pixels.reshape(pixels.shape[:1] + pixels.shape[-ndim:]) for pixels, _ in found])  # (N, C, *n)
+    there = perf_counter()
     logits = predictor(batch)  # (N, K, *m)
     for tile, of_tile in zip(work.tiles, logits, strict=True):
         cropped = of_tile[(slice(None), *tile.crop.slices[-ndim:])]  # (K, *write)
@@ -167,16 +178,23 @@ def _compute(
         place: tuple[Any, ...] = (..., *tile.write.relative_to(work.block.box.start).slices)
         for name, values in arrays.items():
             buffers[name][place] = values.reshape(buffers[name][place].shape)
-    report.waited += read - started
-    report.computed += perf_counter() - read
+    report.read += sum(seconds for _, seconds in found)
+    report.waited += there - started
+    report.computed += perf_counter() - there
     return buffers
 
 
-def _settle(behind: deque[tuple[Block, Future[None]]], report: Report, *, leave: int) -> None:
+def _timed(action: Callable[..., T], *arguments: Any) -> Timed[T]:
+    """Return what an action gives, and the seconds it took."""
+    started = perf_counter()
+    return action(*arguments), perf_counter() - started
+
+
+def _settle(behind: deque[tuple[Block, Future[Timed[None]]]], report: Report, *, leave: int) -> None:
     """Wait until at most `leave` blocks are still being written."""
     while len(behind) > leave:
         block, write = behind.popleft()
-        write.result()
+        report.written += write.result()[1]
         report.blocks += 1
         report.pixels += block.box.size
 
