@@ -74,7 +74,7 @@ class Blocks:
             self.journal.record(level, index, files)
 
     def _write_shard(self, name: str, shard: Shard) -> Written | None:
-        data = codec.encode(self.documents[f"{shard.array}/zarr.json"], shard.box, shard.values)
+        data = codec.encode(self.documents[self.layout.document(shard.array)], shard.box, shard.values)
         if data is not None:
             return self.put(name, data)
         with faults_named(self.path / name):
@@ -106,7 +106,7 @@ class Blocks:
         data = read_right(self.path / name, written)
         if data is None:
             raise self.lose([Damage(name, "damaged", str(level), index)])
-        document = self.documents[f"{level}/zarr.json"]
+        document = self.documents[self.layout.document(str(level))]
         return codec.decode(document, name.partition("/")[2], data, self.layout.box(level, index))
 
     def lose(self, damage: Sequence[Damage]) -> BlocksFailed:

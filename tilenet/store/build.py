@@ -13,7 +13,7 @@ from tilenet.errors import OutputExists, OutputLocked
 from tilenet.store.files import make_folder, remove_tree, step, sync_folder, write_file
 from tilenet.store.layout import Layout
 from tilenet.store.lease import Lease
-from tilenet.store.metadata import OWN, ROOT, fixed_documents, root_document
+from tilenet.store.metadata import OWN, fixed_documents, root_document
 from tilenet.store.place import REPLACED, sweep, temporary_place
 
 
@@ -23,7 +23,7 @@ def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool)
     With `replace`, the store that is there moves into the new one and stays there until that
     is complete: however the run ends, one of the two is whole.
     """
-    documents = {ROOT: root_document(layout, info, complete=False), **fixed_documents(layout)}
+    documents = {layout.root: root_document(layout, info, complete=False), **fixed_documents(layout)}
     make_folder(path.parent)
     sweep(path)
     new = temporary_place(path)

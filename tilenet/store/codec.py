@@ -1,4 +1,4 @@
-"""Shards to bytes and back, by zarr itself, in memory.
+"""Shards (in zarr format 2: chunks) to bytes and back, by zarr itself, in memory.
 
 A shard written by several calls would be read, changed and written again by zarr, and two
 writers would lose each other's pixels. So each is encoded once, whole.
@@ -6,12 +6,14 @@ writers would lose each other's pixels. So each is encoded once, whole.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.geometry import Box
+from tilenet.store.layout import DOCUMENTS
 
 
 def encode(document: bytes, box: Box, values: NDArray[Any]) -> bytes | None:
@@ -20,7 +22,7 @@ def encode(document: bytes, box: Box, values: NDArray[Any]) -> bytes | None:
     Parameters
     ----------
     document : bytes
-        The array's ``zarr.json``.
+        The array's ``zarr.json``, or ``.zarray``.
     box : Box
         The shard's pixels, clipped to the array.
     values : numpy.ndarray
@@ -33,7 +35,7 @@ def encode(document: bytes, box: Box, values: NDArray[Any]) -> bytes | None:
 
 
 def decode(document: bytes, key: str, shard: bytes, box: Box) -> NDArray[Any]:
-    """Return the pixels `box` of the shard with this key, such as ``c/0/1``."""
+    """Return the pixels `box` of the shard with this key, such as ``c/0/1`` (format 2: ``0/1``)."""
     return _open(document, {key: shard}, box, None)[0]
 
 
@@ -45,10 +47,12 @@ def _open(
     from zarr.storage import MemoryStore
 
     make = default_buffer_prototype().buffer.from_bytes
-    content = {key: make(data) for key, data in ({"zarr.json": document} | shards).items()}
+    zarr_format = json.loads(document)["zarr_format"]
+    name = DOCUMENTS[zarr_format][1]
+    content = {key: make(data) for key, data in ({name: document} | shards).items()}
     config = {"write_empty_chunks": False}
-    array = zarr.open_array(MemoryStore(content), mode="r+", zarr_format=3, config=config)
+    array = zarr.open_array(MemoryStore(content), mode="r+", zarr_format=zarr_format, config=config)
     if values is None:
         return np.asarray(array[box.slices]), {}
     array[box.slices] = values
-    return values, {key: data.to_bytes() for key, data in content.items() if key != "zarr.json"}
+    return values, {key: data.to_bytes() for key, data in content.items() if key != name}

@@ -59,7 +59,7 @@ def find_damage(path: Path, found: Recorded) -> Iterator[Damage]:
                 for file, of in zip(layout.files(level, index), written, strict=True):
                     what = _compare(path / file, of)
                     if what:
-                        yield Damage(file, what, _array_of(file), index)
+                        yield Damage(file, what, layout.array_of(file), index)
     for array in layout.arrays:
         yield from _extra_files(path, layout, array)
 
@@ -73,7 +73,7 @@ def blocks_lost(found: Recorded) -> Iterator[Damage]:
         for index in range(layout.n_blocks(level)):
             if (level, index) not in journal:
                 for file in layout.files(level, index):
-                    yield Damage(file, "not in the journal", _array_of(file), index)
+                    yield Damage(file, "not in the journal", layout.array_of(file), index)
 
 
 def read_right(path: Path, written: Written) -> bytes | None:
@@ -101,7 +101,8 @@ def _documents_changed(path: Path, journal: Journal) -> Iterator[Damage]:
 
 def _extra_files(path: Path, layout: Layout, array: str) -> Iterator[Damage]:
     """Yield shards of no block, and files that are no shards; hidden ones are the system's."""
-    top = path / array / "c"
+    folder_of_blocks = layout.folder(array)
+    top = path / folder_of_blocks
     for folder, _, names in os.walk(top):
         for name in names:
             if name.startswith("."):
@@ -110,8 +111,4 @@ def _extra_files(path: Path, layout: Layout, array: str) -> Iterator[Damage]:
             numbers = tuple(int(part) for part in parts if part.isdecimal())
             block = layout.block_of_file(array, numbers) if len(numbers) == len(parts) else None
             if block is None:
-                yield Damage("/".join((array, "c", *parts)), "extra", array)
-
-
-def _array_of(file: str) -> str:
-    return file.partition("/c/")[0]
+                yield Damage("/".join((folder_of_blocks, *parts)), "extra", array)

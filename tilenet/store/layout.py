@@ -4,6 +4,9 @@ OUT/zarr.json             OME-Zarr metadata, and how the mask was made
 OUT/0/ 1/ 2/ ...          the mask and its pyramid, one shard (a file) per block
 OUT/probabilities/0/      with classes: one shard per block and class
 OUT/.tilenet/             journal and lock
+
+That is zarr format 3, for OME-Zarr 0.5. Within an image of OME-Zarr 0.4 it is format 2, which has
+no shards: there one chunk (a file) is a block, and ``.zattrs`` and ``.zarray`` are the documents.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import isqrt, prod
-from typing import Any
+from typing import Any, Literal
 
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box, ceil_div
@@ -21,11 +24,13 @@ SMALLEST_LEVEL = 256
 # Pixels of an inner chunk: 512 x 512, or 64 x 64 x 64.
 CHUNK = 2**18
 PROBABILITIES = "probabilities/0"
+# Of a group and of an array, by zarr format: the document that says what it is and means.
+DOCUMENTS = {2: (".zattrs", ".zarray"), 3: ("zarr.json", "zarr.json")}
 
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """One array: `axes`, `shape`, sides of a shard (`block`) and of a `chunk` in it, `dtype`."""
+    """One array: `axes`, `shape`, sides of a block and of a `chunk` (in zarr format 2 the same), `dtype`."""
 
     path: str
     axes: str
@@ -61,6 +66,13 @@ class Layout:
         Largest mask value, where it is not one of the labels (objects are numbered).
     origin : tuple of int
         Pixel of the image at which the mask begins; empty for its first.
+    zarr_format : int
+        3 (OME-Zarr 0.5), or 2 (OME-Zarr 0.4).
+    source : str
+        Where the labelled image is, from the store; empty for a mask that lies in no image.
+    frame : mapping
+        Of a mask in an image: ``axes``, ``scale`` of a mask pixel and ``translation`` of the image's
+        first pixel, in that image's own units; empty: micrometres, no translation.
 
     Examples
     --------
@@ -81,6 +93,9 @@ class Layout:
     probability_dtype: str = "float32"
     largest: int = 0
     origin: tuple[int, ...] = ()
+    zarr_format: Literal[2, 3] = 3
+    source: str = ""
+    frame: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.axes)
@@ -94,6 +109,8 @@ class Layout:
             raise SettingsError(f"shape {self.shape} and block {self.block} must be positive")
         if self.probability_dtype not in ("float16", "float32", "float64"):
             raise SettingsError(f"probabilities are float16, float32 or float64, not {self.probability_dtype}")
+        if self.zarr_format not in DOCUMENTS:
+            raise SettingsError(f"a mask is written in zarr format 2 or 3, not {self.zarr_format}")
         if any(value < 0 for value in self.labels) or self.classes < 0:
             raise SettingsError("mask values and the number of classes are not negative")
 
@@ -119,6 +136,22 @@ class Layout:
         side = isqrt(CHUNK // max(planes))
         return (*planes[:-2], *(nearest_divisor(n, side) for n in self.block[-2:]))
 
+    def _chunk_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.chunk if self.zarr_format == 3 else tuple(map(min, self.block, shape))
+
+    @property
+    def root(self) -> str:
+        """The file that says what the store is."""
+        return DOCUMENTS[self.zarr_format][0]
+
+    def document(self, array: str) -> str:
+        """Return the file that describes an array, relative to the store."""
+        return f"{array}/{DOCUMENTS[self.zarr_format][1]}"
+
+    def folder(self, array: str) -> str:
+        """Return where the files of an array's blocks lie, relative to the store."""
+        return f"{array}/c" if self.zarr_format == 3 else array
+
     @property
     def class_axis(self) -> int:
         """Where ``c`` stands among the axes of the probabilities."""
@@ -128,14 +161,14 @@ class Layout:
     def arrays(self) -> dict[str, ArrayLayout]:
         """Every array by its path, the levels of the mask first."""
         masks = [
-            ArrayLayout(str(i), self.axes, shape, self.block, self.chunk, self.mask_dtype)
+            ArrayLayout(str(i), self.axes, shape, self.block, self._chunk_of(shape), self.mask_dtype)
             for i, shape in enumerate(self.levels)
         ]
         found = {array.path: array for array in masks}
         if self.classes:
             axes = "".join(self.with_class(tuple(self.axes), "c"))
             shape, block = self.with_class(self.shape, self.classes), self.with_class(self.block, 1)
-            chunk = self.with_class(self.chunk, 1)
+            chunk = self.with_class(self._chunk_of(self.shape), 1)
             found[PROBABILITIES] = ArrayLayout(PROBABILITIES, axes, shape, block, chunk, self.probability_dtype)
         return found
 
@@ -183,11 +216,15 @@ class Layout:
     def files(self, level: int, index: int) -> tuple[str, ...]:
         """Return a block's files, relative to the store: the mask's, then one per class."""
         place = tuple(map(str, self.position(level, index)))
-        mask = "/".join((str(level), "c", *place))
+        mask = "/".join((self.folder(str(level)), *place))
         if level or not self.classes:
             return (mask,)
         classes = (self.with_class(place, str(k)) for k in range(self.classes))
-        return (mask, *("/".join((PROBABILITIES, "c", *at)) for at in classes))
+        return (mask, *("/".join((self.folder(PROBABILITIES), *at)) for at in classes))
+
+    def array_of(self, file: str) -> str:
+        """Return the array that a block's file belongs to."""
+        return PROBABILITIES if file.startswith(f"{PROBABILITIES}/") else file.partition("/")[0]
 
     def block_of_file(self, array: str, coordinates: tuple[int, ...]) -> int | None:
         """Return the block that a shard of an array belongs to; None if it is outside the grid."""
@@ -204,7 +241,10 @@ class Layout:
     def to_json(self) -> dict[str, Any]:
         """Return the layout as plain values."""
         labels = {str(value): [name, color and list(color)] for value, (name, color) in self.labels.items()}
-        return asdict(self) | {"labels": labels}
+        values = asdict(self) | {"labels": labels}
+        # Only a mask in an image has these: any other says of itself what it always said.
+        usual = {"zarr_format": 3, "source": "", "frame": {}}
+        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Layout:

@@ -35,8 +35,8 @@ class Mask:
 
     def __init__(self, path: Path, layout: Layout, info: dict[str, Any]) -> None:
         self.path, self.info, self._layout = path, info, layout
-        self.levels: tuple[Array, ...] = tuple(_open(path / str(i)) for i in range(len(layout.levels)))
-        self.probabilities: Array | None = _open(path / PROBABILITIES) if layout.classes else None
+        self.levels: tuple[Array, ...] = tuple(_open(path / str(i), layout) for i in range(len(layout.levels)))
+        self.probabilities: Array | None = _open(path / PROBABILITIES, layout) if layout.classes else None
 
     @property
     def axes(self) -> str:
@@ -101,7 +101,7 @@ def open_mask(path: str | Path) -> Mask:
     return Mask(path, layout, info)
 
 
-def _open(path: Path) -> Array:
+def _open(path: Path, layout: Layout) -> Array:
     import zarr
 
-    return zarr.open_array(path, mode="r", zarr_format=3)
+    return zarr.open_array(path, mode="r", zarr_format=layout.zarr_format)

@@ -1,4 +1,4 @@
-"""The ``zarr.json`` documents of a store, made from the layout and checked by yaozarrs."""
+"""The documents of a store, ``zarr.json`` or ``.zattrs`` and the like, made from the layout and checked by yaozarrs."""
 
 from __future__ import annotations
 
@@ -8,50 +8,63 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.errors import OutputError, OutputNotFound
-from tilenet.store.layout import ArrayLayout, Layout
+from tilenet.store.layout import DOCUMENTS, ArrayLayout, Layout
 
 FORMAT = 1
 ZSTD_LEVEL = 3
-ROOT = "zarr.json"
 OWN = ".tilenet"
+OME = {2: "0.4", 3: "0.5"}
+GROUP = json.dumps({"zarr_format": 2}).encode()
 
 
 def root_document(layout: Layout, info: Mapping[str, Any], *, complete: bool) -> bytes:
-    """Return OUT/zarr.json: the label image's metadata, and how it was made."""
+    """Return OUT/zarr.json (OUT/.zattrs): the label image's metadata, and how it was made."""
     own = {**info, "format": FORMAT, "layout": layout.to_json(), "complete": complete}
-    return _group({"ome": _label_image(layout), "tilenet": own})
+    return _group(layout, _label_image(layout), {"tilenet": own})
 
 
 def fixed_documents(layout: Layout) -> dict[str, bytes]:
-    """Return every other ``zarr.json`` by its path; they follow from the layout alone."""
-    documents = {f"{path}/zarr.json": array_document(array) for path, array in layout.arrays.items()}
+    """Return every other document by its path; they follow from the layout alone."""
+    documents = {
+        layout.document(path): array_document(array, layout.zarr_format) for path, array in layout.arrays.items()
+    }
+    groups = [""]
     if layout.classes:
-        documents["probabilities/zarr.json"] = _group({"ome": _probability_image(layout)})
-    return documents
+        groups.append("probabilities/")
+        documents[f"probabilities/{layout.root}"] = _group(layout, _probability_image(layout), {})
+    return documents | ({f"{group}.zgroup": GROUP for group in groups} if layout.zarr_format == 2 else {})
 
 
-def array_document(array: ArrayLayout) -> bytes:
-    """Return an array's ``zarr.json``: sharded, zstd with a checksum, background 0.
+def array_document(array: ArrayLayout, zarr_format: int = 3) -> bytes:
+    """Return an array's ``zarr.json`` or ``.zarray``: a file a block, zstd with a checksum, background 0.
 
     Without its checksum, zstd gives a flipped byte back as if it were right.
     """
     import zarr
+    from numcodecs import Zstd
     from zarr.codecs import ZstdCodec
     from zarr.storage import MemoryStore
 
     content: dict[str, Any] = {}
-    zarr.create_array(
-        MemoryStore(content),
-        shape=array.shape,
-        shards=array.block,
-        chunks=array.chunk,
-        dtype=array.dtype,
-        fill_value=0,
-        compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True)],
-        dimension_names=list(array.axes),
-        zarr_format=3,
-    )
-    document: bytes = content["zarr.json"].to_bytes()
+    common: dict[str, Any] = {"shape": array.shape, "chunks": array.chunk, "dtype": array.dtype, "fill_value": 0}
+    if zarr_format == 2:
+        zarr.create_array(
+            MemoryStore(content),
+            **common,
+            compressors=Zstd(level=ZSTD_LEVEL, checksum=True),
+            chunk_key_encoding={"name": "v2", "separator": "/"},
+            zarr_format=2,
+        )
+    else:
+        zarr.create_array(
+            MemoryStore(content),
+            **common,
+            shards=array.block,
+            compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True)],
+            dimension_names=list(array.axes),
+            zarr_format=3,
+        )
+    document: bytes = content[DOCUMENTS[zarr_format][1]].to_bytes()
     return document
 
 
@@ -69,7 +82,7 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
         raise OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
     foreign = OutputError(f"{path}: is not a mask that tilenet wrote. Choose another path")
     try:
-        own = dict(json.loads((path / ROOT).read_bytes())["attributes"]["tilenet"])
+        own = dict(_attributes(path)["tilenet"])
         written, layout, complete = own.pop("format"), own.pop("layout"), own.pop("complete")
         if not (path / OWN).is_dir():
             raise foreign
@@ -84,52 +97,86 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
         raise foreign from error
 
 
-def _group(attributes: dict[str, Any]) -> bytes:
-    document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+def _attributes(path: Path) -> Any:
+    """Return the attributes of a group of either format."""
+    for (root, _), nested in ((DOCUMENTS[3], True), (DOCUMENTS[2], False)):
+        if nested is False or (path / root).exists():
+            document = json.loads((path / root).read_bytes())
+            return document["attributes"] if nested else document
+    return None
+
+
+def _group(layout: Layout, image: dict[str, Any], more: dict[str, Any]) -> bytes:
+    """Return the document of a group: its attributes, or what holds them."""
+    if layout.zarr_format == 2:
+        return _json({**image, **more})
+    return _json({"zarr_format": 3, "node_type": "group", "attributes": {"ome": image, **more}})
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=2, allow_nan=False).encode()
 
 
 def _label_image(layout: Layout) -> dict[str, Any]:
-    from yaozarrs import v05
+    from yaozarrs import v04, v05
 
     values = sorted(layout.labels)
     names = [{"label-value": v, "name": layout.labels[v][0]} for v in values]
     colors = [{"label-value": v, "rgba": list(layout.labels[v][1] or ())} for v in values]
     # Viewers hide the labels that a list of colours leaves out.
     listed = bool(colors) and all(color["rgba"] for color in colors)
-    label: dict[str, Any] = {"version": "0.5"}
+    label: dict[str, Any] = {"version": OME[layout.zarr_format]}
     label |= {"properties": names} if names else {}
     label |= {"colors": colors} if listed else {}
+    label |= {"source": {"image": layout.source}} if layout.source else {}
     paths = [str(i) for i in range(len(layout.levels))]
-    image = {"version": "0.5", "multiscales": [_multiscale(layout, layout.axes, paths)], "image-label": label}
-    v05.LabelImage.model_validate(image)
+    image = _image(layout, layout.axes, paths) | {"image-label": label}
+    (v05 if layout.zarr_format == 3 else v04).LabelImage.model_validate(image)
     return image
 
 
 def _probability_image(layout: Layout) -> dict[str, Any]:
-    from yaozarrs import v05
+    from yaozarrs import v04, v05
 
-    axes = "".join(layout.with_class(tuple(layout.axes), "c"))
-    image = {"version": "0.5", "multiscales": [_multiscale(layout, axes, ["0"])]}
-    v05.Image.model_validate(image)
+    image = _image(layout, "".join(layout.with_class(tuple(layout.axes), "c")), ["0"])
+    (v05 if layout.zarr_format == 3 else v04).Image.model_validate(image)
     return image
 
 
+def _image(layout: Layout, axes: str, paths: list[str]) -> dict[str, Any]:
+    """Return the metadata of a multiscale image; its version stands where that of OME-Zarr does."""
+    described, version = _multiscale(layout, axes, paths), {"version": OME[layout.zarr_format]}
+    if layout.zarr_format == 2:
+        return {"multiscales": [version | described]}
+    return version | {"multiscales": [described]}
+
+
 def _multiscale(layout: Layout, axes: str, paths: list[str]) -> dict[str, Any]:
-    sizes = dict(zip(layout.axes, layout.pixel_size, strict=True))
+    frame = layout.frame or _micrometres(layout)
+    scale, first, described = (dict(zip(layout.axes, frame[n], strict=True)) for n in ("scale", "translation", "axes"))
+    described["c"] = {"name": "c", "type": "channel"}
     starts = dict(zip(layout.axes, layout.origin, strict=False))
     # Pixel 0 of every level is taken from pixel 0 of the finest: they begin at one place.
-    translation = [float(sizes.get(axis) or 1) * starts.get(axis, 0) for axis in axes]
-    placed = [{"type": "translation", "translation": translation}] if layout.origin else []
+    begin = [first.get(axis, 0.0) + scale.get(axis, 1.0) * starts.get(axis, 0) for axis in axes]
+    placed = [{"type": "translation", "translation": begin}] if layout.origin or any(begin) else []
     datasets = []
     for level, path in enumerate(paths):
-        scale = [float(sizes.get(axis) or 1) * (2**level if axis in "yx" else 1) for axis in axes]
-        datasets.append({"path": path, "coordinateTransformations": [{"type": "scale", "scale": scale}, *placed]})
-    described = {"name": layout.name, "axes": [_axis(axis, sizes.get(axis)) for axis in axes], "datasets": datasets}
-    return described | ({"type": "nearest"} if len(paths) > 1 else {})
+        sides = [scale.get(axis, 1.0) * (2**level if axis in "yx" else 1) for axis in axes]
+        datasets.append({"path": path, "coordinateTransformations": [{"type": "scale", "scale": sides}, *placed]})
+    image = {"name": layout.name, "axes": [described[axis] for axis in axes], "datasets": datasets}
+    return image | ({"type": "nearest"} if len(paths) > 1 else {})
+
+
+def _micrometres(layout: Layout) -> dict[str, Any]:
+    """Return the frame of a mask that lies in no image: micrometres, where they are known."""
+    return {
+        "axes": [_axis(axis, size) for axis, size in zip(layout.axes, layout.pixel_size, strict=True)],
+        "scale": [float(size or 1) for size in layout.pixel_size],
+        "translation": [0.0] * len(layout.axes),
+    }
 
 
 def _axis(name: str, pixel_size: float | None) -> dict[str, str]:
-    if name in "tc":
-        return {"name": name, "type": {"t": "time", "c": "channel"}[name]}
+    if name == "t":
+        return {"name": name, "type": "time"}
     return {"name": name, "type": "space"} | ({"unit": "micrometer"} if pixel_size else {})

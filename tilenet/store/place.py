@@ -16,7 +16,7 @@ from tilenet.errors import EnvironmentFault, OutputError, OutputExists
 from tilenet.store.files import faults_named, nearest_folder, remove_tree, step, sync_folder
 from tilenet.store.journal import FOLDER
 from tilenet.store.lease import STALE, leases, live_holder, started, this_machine
-from tilenet.store.metadata import OWN, ROOT, read_root
+from tilenet.store.metadata import OWN, fixed_documents, read_root
 
 REPLACED = "replaced"
 NEW = ".tilenet-new"
@@ -52,7 +52,8 @@ def _refuse_to_replace(path: Path, overwrite: bool) -> None:
     protected = (Path.home().resolve(), Path(path.anchor))
     if not ours or path.resolve() in protected or os.path.ismount(path):
         raise OutputExists(f"{path}: exists, and is not a mask that tilenet wrote. Nothing is overwritten there")
-    known = {OWN, ROOT, *(array.partition("/")[0] for array in read_root(path)[0].arrays)}
+    layout = read_root(path)[0]
+    known = {OWN, layout.root, *(file.partition("/")[0] for file in fixed_documents(layout))}
     if foreign := sorted({entry.name for entry in path.iterdir()} - known):
         raise OutputExists(f"{path}: holds {foreign[0]}, which tilenet did not write. Move it away first")
 

@@ -19,7 +19,7 @@ from tilenet.store.files import faults_named, remove_file, remove_tree, step, sy
 from tilenet.store.journal import FOLDER, MERGED, Written
 from tilenet.store.layout import Layout
 from tilenet.store.lease import Lease
-from tilenet.store.metadata import OWN, ROOT, read_root, root_document
+from tilenet.store.metadata import OWN, read_root, root_document
 from tilenet.store.place import REPLACED, check_free, left_behind, recover
 from tilenet.store.pyramid import shrink
 
@@ -124,8 +124,10 @@ class Store:
             self.log("resumed")
             return
         damage = self.check()
-        if any(found.file == ROOT for found in damage):
-            raise OutputError(f"{self.path / ROOT}: was changed since it was written. Start again with --overwrite")
+        if any(found.file == self.layout.root for found in damage):
+            raise OutputError(
+                f"{self.path / self.layout.root}: was changed since it was written. Start again with --overwrite"
+            )
         if not damage:  # killed after it was complete
             self._tidy()
             self.close()
@@ -213,13 +215,13 @@ class Store:
         self.close()
 
     def _settle_documents(self) -> dict[str, Written]:
-        """Put every ``zarr.json`` but the root's right; return what all of them are at the end."""
+        """Put every document but the root's right; return what all of them are at the end."""
         fixed = {name: Written.of(data) for name, data in self._blocks.documents.items()}
         for name, written in fixed.items():
             if read_right(self.path / name, written) is None:
                 self._blocks.put(name, self._blocks.documents[name])
         self._blocks.journal.documents.clear()
-        return fixed | {ROOT: Written.of(root_document(self.layout, self.info, complete=True))}
+        return fixed | {self.layout.root: Written.of(root_document(self.layout, self.info, complete=True))}
 
     def _tidy(self) -> None:
         """Remove what only a run in progress needs."""
@@ -229,7 +231,7 @@ class Store:
 
     def _write_root(self, *, complete: bool) -> None:
         document = root_document(self.layout, self.info, complete=complete)
-        write_file(self.path / ROOT, [document], temporary=self._blocks.temporary())
+        write_file(self.path / self.layout.root, [document], temporary=self._blocks.temporary())
         step("sync folder", sync_folder, self.path)
         self.complete = complete
 
