@@ -25,6 +25,11 @@ from tilenet.store import Layout, Store, can_resume, files
 VOLATILE = ".tilenet/log.jsonl"
 INFO = {"version": "0.0", "card": {"labels": {"1": "one"}}, "record": {"tile": [16, 16], "threshold": 0.5}}
 LABELS = {1: ("one", (255, 0, 0, 255)), 2: ("two", (0, 0, 255, 255))}
+FRAME = {
+    "axes": [{"name": "t", "type": "time", "unit": "second"}, *({"name": n, "type": "space"} for n in "yx")],
+    "scale": [60.0, 500.0, 250.0],
+    "translation": [0.0, 3.0, 0.0],
+}
 LAYOUTS = {
     "plane": Layout("yx", (701, 533), (128, 256), (0.25, 0.5), "plane", LABELS),
     "odd blocks": Layout("yx", (401, 301), (97, 151), (None, None), "odd", LABELS, 3),
@@ -32,6 +37,17 @@ LAYOUTS = {
     "one row": Layout("yx", (1, 1030), (64, 64), (None, 1.0), "row", LABELS),
     "volume": Layout("zyx", (21, 301, 277), (16, 128, 96), (2.0, 0.5, 0.5), "volume", LABELS),
     "series": Layout("tyx", (3, 40, 290), (2, 32, 100), (None, 0.5, 0.5), "series", LABELS, 2, "float16"),
+    "format 2": Layout(
+        "tyx",
+        (3, 40, 290),
+        (2, 32, 100),
+        (None, 0.5, 0.5),
+        "0.4",
+        LABELS,
+        2,
+        zarr_format=2,
+        frame=FRAME,
+    ),
     "all axes": Layout("tzyx", (2, 3, 270, 33), (1, 2, 150, 32), (1.0, 2.0, 0.5, 0.5), "all", LABELS, 2),
     "many labels": Layout("yx", (300, 50), (512, 512), (None, None), "many", {1000: ("far", None)}),
     "tiny": Layout("yx", (300, 40), (128, 64), (0.5, 0.5), "tiny", LABELS),
