@@ -104,6 +104,15 @@ def run(path, layout, *, seed=0, overwrite=False, delay=0.0):
         store.close()
 
 
+def write_for(leader, path, layout, blocks, lines):
+    """Write blocks for the run of another process, and its lines into a file."""
+    store, truth = Store.join(path, leader), truth_of(layout)
+    found = b"".join(store.write(index, part(layout, truth, index)) for index in blocks)
+    store.close()
+    if lines:
+        Path(lines).write_bytes(found)
+
+
 def tree(path):
     """Return the content of every file but the volatile one, by relative path."""
     return {
@@ -230,8 +239,11 @@ def _child(request):
     try:
         if kill := request.get("kill"):
             replace_step(KillAtStep(*kill))
-        options = {name: request[name] for name in ("seed", "overwrite", "delay") if name in request}
-        run(Path(request["path"]), LAYOUTS[request["layout"]], **options)
+        path, layout = Path(request["path"]), LAYOUTS[request["layout"]]
+        if "join" in request:
+            write_for(request["join"], path, layout, request["blocks"], request.get("lines"))
+        else:
+            run(path, layout, **{name: request[name] for name in ("seed", "overwrite", "delay") if name in request})
         status = 0
     except TilenetError as error:
         status = error.exit_code

@@ -50,7 +50,7 @@ class Sink(Protocol):
     def pending(self) -> Iterable[int]:
         """Return the indices of the blocks that are still to be written."""
 
-    def write(self, index: int, arrays: Arrays) -> None:
+    def write(self, index: int, arrays: Arrays) -> object:
         """Store the arrays of one whole block; called once per block, from one thread."""
 
 
@@ -116,7 +116,7 @@ def run(
     """
     report, started = Report(), perf_counter()
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
-        behind: deque[tuple[Block, Future[Timed[None]]]] = deque()
+        behind: deque[tuple[Block, Future[Timed[object]]]] = deque()
         buffers: Arrays = {}
         try:
             for work, reads in _read_ahead(readers, image, _all_work(plan, sink.pending())):
@@ -190,7 +190,7 @@ def _timed(action: Callable[..., T], *arguments: Any) -> Timed[T]:
     return action(*arguments), perf_counter() - started
 
 
-def _settle(behind: deque[tuple[Block, Future[Timed[None]]]], report: Report, *, leave: int) -> None:
+def _settle(behind: deque[tuple[Block, Future[Timed[object]]]], report: Report, *, leave: int) -> None:
     """Wait until at most `leave` blocks are still being written."""
     while len(behind) > leave:
         block, write = behind.popleft()

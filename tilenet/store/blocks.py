@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ from tilenet.geometry import Box
 from tilenet.store import codec
 from tilenet.store.damage import Damage, read_right
 from tilenet.store.files import faults_named, make_folder, remove_file, step, sync_folder, write_file
-from tilenet.store.journal import NO_FILE, Journal, Pen, Written
+from tilenet.store.journal import NO_FILE, Journal, Pen, Written, line_of
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import OWN, fixed_documents
 
@@ -43,14 +44,26 @@ class Blocks:
         Its arrays.
     writer : str
         Names the journal file of this writer.
+    allowed : callable
+        Raises if nothing may be written any more; called before every file.
     """
 
-    def __init__(self, path: Path, layout: Layout, writer: str) -> None:
+    def __init__(self, path: Path, layout: Layout, writer: str, *, allowed: Callable[[], None] = lambda: None) -> None:
         self.path, self.layout = path, layout
         self.documents = fixed_documents(layout)
-        self.journal = Journal(layout)
-        self.journal.load(path / OWN)
         self.pen = Pen(path / OWN, writer)
+        self._allowed = allowed
+
+    @cached_property
+    def journal(self) -> Journal:
+        """What was written when it was first asked for, and what was noted since."""
+        journal = Journal(self.layout)
+        journal.load(self.path / OWN)
+        return journal
+
+    def load(self) -> None:
+        """Read the journal now: one who shares the work among threads needs it from the start."""
+        assert self.journal is not None
 
     def pending(self, level: int) -> Iterator[int]:
         """Yield the blocks that are not in the journal with files of the right sizes."""
@@ -62,22 +75,28 @@ class Blocks:
         files = zip(self.layout.files(level, index), self.journal.sizes(level, index), strict=True)
         return all(_size_of(f"{self.path}/{file}") == size for file, size in files)
 
-    def write(self, level: int, index: int, shards: Sequence[Shard]) -> None:
-        """Write all files of a block, then its line in the journal."""
+    def write(self, level: int, index: int, shards: Sequence[Shard]) -> bytes:
+        """Write all files of a block, then its line in the journal; return that line."""
+        with faults_named(self.path):
+            self._allowed()
         names = self.layout.files(level, index)
         files = [self._write_shard(name, shard) for name, shard in zip(names, shards, strict=True)]
         written = [self.path / name for name, of in zip(names, files, strict=True) if of]
         with faults_named(self.path):
             for folder in sorted({path.parent for path in written}):
                 step("sync folder", sync_folder, folder)
-            self.pen.append(self.journal.line(level, index, files))
-            self.journal.record(level, index, files)
+            line = line_of(self.layout, level, index, files)
+            self.pen.append(line)
+            if "journal" in vars(self):  # a writer that is told its blocks never loads it
+                self.journal.record(level, index, files)
+        return line
 
     def _write_shard(self, name: str, shard: Shard) -> Written | None:
         data = codec.encode(self.documents[self.layout.document(shard.array)], shard.box, shard.values)
         if data is not None:
             return self.put(name, data)
         with faults_named(self.path / name):
+            self._allowed()
             remove_file(self.path / name)
         return None
 
@@ -85,7 +104,7 @@ class Blocks:
         """Put a whole file in place; its folder is not synced yet."""
         with faults_named(self.path / name, needed=len(data)):
             make_folder((self.path / name).parent)
-            write_file(self.path / name, [data], temporary=self.temporary())
+            write_file(self.path / name, [data], temporary=self.temporary(), allowed=self._allowed)
         return Written.of(data)
 
     def temporary(self) -> Path:

@@ -42,7 +42,10 @@ class Recorded(Protocol):
     """A layout, and what the journal knows of it."""
 
     layout: Layout
-    journal: Journal
+
+    @property
+    def journal(self) -> Journal:
+        """Sizes and checksums."""
 
 
 def find_damage(path: Path, found: Recorded) -> Iterator[Damage]:

@@ -50,10 +50,13 @@ def nearest_folder(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def write_file(path: Path, parts: Iterable[bytes], *, temporary: Path) -> None:
+def write_file(
+    path: Path, parts: Iterable[bytes], *, temporary: Path, allowed: Callable[[], None] = lambda: None
+) -> None:
     """Put a whole file in place, or leave what was there: never a part of it.
 
-    Its folder is not synced, so that one `sync_folder` serves several files.
+    Its folder is not synced, so that one `sync_folder` serves several files. `allowed` is
+    called last, and raises if the file must not be put in place any more.
     """
     try:
         handle = step("create", os.open, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -63,8 +66,9 @@ def write_file(path: Path, parts: Iterable[bytes], *, temporary: Path) -> None:
             step("sync", os.fsync, handle)
         finally:
             os.close(handle)
+        allowed()
         step("rename", os.replace, temporary, path)
-    except OSError:
+    except (OSError, TilenetError):
         with suppress(OSError):
             temporary.unlink()
         raise

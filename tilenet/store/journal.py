@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -38,6 +39,14 @@ class Written:
     def of(cls, data: bytes) -> Written:
         """Return those of the content of a file."""
         return cls(len(data), sha256(data).hexdigest())
+
+    @classmethod
+    def from_json(cls, of: Sequence[Any]) -> Written:
+        """Return those that a line of the journal says; `ValueError` for what no file has."""
+        size, digest = of
+        if not 0 < size < 2**63 or len(bytes.fromhex(digest)) != sha256().digest_size:
+            raise ValueError(f"a file cannot have the size {size} and the checksum {digest}")
+        return cls(int(size), digest)
 
 
 Files = Sequence[Written | None]
@@ -85,26 +94,34 @@ class Journal:
             if path.is_file():
                 with path.open("rb") as lines:
                     for line in lines:
-                        self._read(line)
+                        with suppress(ValueError):  # that block is written again
+                            self.note(line)
 
-    def _read(self, line: bytes) -> None:
-        try:
+    def note(self, line: bytes) -> None:
+        """Note what a line says, in memory.
+
+        Raises
+        ------
+        ValueError
+            If it is cut short or damaged, or says what cannot be of this store.
+        """
+        with _named_faults():
             entry = json.loads(line)
             if "documents" in entry:
                 self.documents = {name: Written(*of) for name, of in entry["documents"].items()}
-                return
-            level, index, files = entry["level"], entry["block"], entry["files"]
-            if not 0 <= index < self._layout.n_blocks(level) or tuple(files) != self._layout.files(level, index):
-                return
-            self.record(level, index, tuple(of and Written(*of) for of in files.values()))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError):
-            return  # cut short or damaged: that block is written again
+            else:
+                self._note_block(entry)
 
-    def line(self, level: int, index: int, files: Files) -> bytes:
-        """Return the entry of a block."""
-        names = self._layout.files(level, index)
-        listed = {name: written and [written.size, written.digest] for name, written in zip(names, files, strict=True)}
-        return _line({"level": level, "block": index, "files": listed})
+    def note_block(self, line: bytes) -> None:
+        """Note what a line about a block says; see `note`."""
+        with _named_faults():
+            self._note_block(json.loads(line))
+
+    def _note_block(self, entry: Mapping[str, Any]) -> None:
+        level, index, files = entry["level"], entry["block"], entry["files"]
+        if not 0 <= index < self._layout.n_blocks(level) or tuple(files) != self._layout.files(level, index):
+            raise ValueError(f"there is no such block {index} of level {level}")
+        self.record(level, index, [of if of is None else Written.from_json(of) for of in files.values()])
 
     def sorted_lines(self, documents: Mapping[str, Written]) -> Iterator[bytes]:
         """Yield the whole journal, many lines at a time."""
@@ -112,7 +129,8 @@ class Journal:
         for level in range(len(self._sizes)):
             for start in range(0, len(self._sizes[level]), LINES):
                 some = range(start, min(start + LINES, len(self._sizes[level])))
-                yield b"".join(self.line(level, i, files) for i in some if (files := self.files(level, i)))
+                lines = (line_of(self._layout, level, i, files) for i in some if (files := self.files(level, i)))
+                yield b"".join(lines)
 
 
 class Pen:
@@ -129,13 +147,19 @@ class Pen:
         """Add a line, synced. After a failure the next one begins anew."""
         with self._lock:
             if self._file is None:
-                self._file = self._open()
+                self._file = self._create()
             torn, self._torn = self._torn, True
             step("journal", write_all, self._file, b"\n" + line if torn else line)
             step("sync journal", os.fsync, self._file)
             self._torn = False
 
-    def _open(self) -> int:
+    def open(self) -> None:
+        """Make the file, which the first line would do otherwise."""
+        with self._lock:
+            if self._file is None:
+                self._file = self._create()
+
+    def _create(self) -> int:
         make_folder(self._folder)
         earlier = [int(path.name[:6]) for path in self._folder.iterdir() if path.name[:6].isdecimal()]
         path = self._folder / f"{1 + max(earlier, default=0):06d}-{self._writer}.jsonl"
@@ -149,6 +173,22 @@ class Pen:
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
+
+
+def line_of(layout: Layout, level: int, index: int, files: Files) -> bytes:
+    """Return the entry of a block."""
+    names = layout.files(level, index)
+    listed = {name: written and [written.size, written.digest] for name, written in zip(names, files, strict=True)}
+    return _line({"level": level, "block": index, "files": listed})
+
+
+@contextmanager
+def _named_faults() -> Iterator[None]:
+    """Make a `ValueError` of whatever comes out of JSON that is not what was expected."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError("it is not an entry of a journal") from error
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

@@ -90,6 +90,11 @@ class Lease:
         self._stop = threading.Event()
 
     @property
+    def run(self) -> str:
+        """Tells this lease from every other."""
+        return self.holder.run
+
+    @property
     def path(self) -> Path:
         """The lease's file."""
         return self.folder / f"lock.{self.number}"
@@ -144,14 +149,35 @@ class Lease:
     def check(self, name: Path) -> None:
         """Raise `OutputLocked` if another run took the lease while this one was asleep."""
         held = leases(self.folder)
-        if [number for number, _ in held] != [self.number]:
-            taker = read_holder(held[-1][1]) if held else None
-            raise OutputLocked(f"{name}: was taken over by {_describe(taker)}. Let that run finish it")
+        if [number for number, _ in held] != [self.number] or _run_of(self.path) != self.holder.run:
+            raise OutputLocked(f"{name}: was taken over by {_taker(held)}. Let that run finish it")
 
     def release(self) -> None:
-        """End the heartbeat and remove the lease."""
+        """End the heartbeat and remove the lease, if another run has not taken it meanwhile."""
         self._stop.set()
-        remove_file(self.path)
+        if _run_of(self.path) == self.holder.run:
+            remove_file(self.path)
+
+
+class Joined:
+    """The right to write blocks under a lease that another process holds and keeps alive.
+
+    Whether that process lives is not asked: it may be on another machine, and what is written
+    after its death is what it asked for. The right ends with the lock's run id.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder, self.run = folder, run
+
+    def check(self, name: Path) -> None:
+        """Raise `OutputLocked` if the lock in the folder is no longer that run's."""
+        held = leases(self.folder)
+        if [_run_of(path) for _, path in held] != [self.run]:
+            who = f"is being written by {_taker(held)}, not" if held else "is no longer being written"
+            raise OutputLocked(f"{name}: {who} by the run {self.run}. Let its blocks be given out anew")
+
+    def release(self) -> None:
+        """Leave the lease to the process that holds it."""
 
 
 def leases(folder: Path) -> list[tuple[int, Path]]:
@@ -179,6 +205,21 @@ def read_holder(path: Path) -> Holder | None:
         raise
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _run_of(path: Path) -> str:
+    """Return the run id in a lock; empty if it is gone or not readable."""
+    try:
+        holder = read_holder(path)
+    except FileNotFoundError:
+        return ""
+    return holder.run if holder else ""
+
+
+def _taker(held: list[tuple[int, Path]]) -> str:
+    with suppress(FileNotFoundError):
+        return _describe(read_holder(held[-1][1]) if held else None)
+    return _describe(None)
 
 
 def _refuse_live(held: list[tuple[int, Path]], fresh: Path, name: Path) -> None:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from time import time
 from typing import Any
+from uuid import uuid4
 
 from numpy.typing import NDArray
 
-from tilenet.errors import OutputError, OutputIncomplete
+from tilenet.errors import EnvironmentFault, OutputError, OutputIncomplete
 from tilenet.store.blocks import Blocks, Shard, shards_of
 from tilenet.store.build import build
-from tilenet.store.damage import Damage, blocks_lost, find_damage, read_right
-from tilenet.store.files import faults_named, remove_file, remove_tree, step, sync_folder, write_all, write_file
-from tilenet.store.journal import FOLDER, MERGED, Written
+from tilenet.store.damage import Damage, blocks_lost, find_damage
+from tilenet.store.files import faults_named, remove_file
 from tilenet.store.layout import Layout
-from tilenet.store.lease import Lease
-from tilenet.store.metadata import OWN, read_root, root_document
-from tilenet.store.place import REPLACED, check_free, left_behind, recover
+from tilenet.store.lease import Joined, Lease
+from tilenet.store.metadata import OWN, read_root
+from tilenet.store.place import check_free, left_behind, recover
 from tilenet.store.pyramid import shrink
-
-LOG = "log.jsonl"
+from tilenet.store.seal import log, seal, tidy, write_root
 
 
 class Store:
-    """A mask that is being written; see `Store.create` and `Store.resume`.
+    """A mask that is being written; see `Store.create`, `Store.resume` and `Store.join`.
 
     Attributes
     ----------
@@ -41,10 +37,13 @@ class Store:
         Whether every block is written and verified; then nothing can be written any more.
     """
 
-    def __init__(self, path: Path, *, lease: Lease | None) -> None:
+    def __init__(self, path: Path, *, lease: Lease | Joined | None) -> None:
         self.path, self._lease = path, lease
         self.layout, self.info, self.complete = read_root(path)
-        self._blocks = Blocks(path, self.layout, lease.holder.run if lease else "")
+        # One process may have several writers, so each names its journal file anew.
+        self._blocks = Blocks(path, self.layout, uuid4().hex, allowed=self._check_allowed)
+        if not isinstance(lease, Joined):
+            self._blocks.load()
 
     @classmethod
     def create(cls, path: str | Path, layout: Layout, info: Mapping[str, Any], *, overwrite: bool = False) -> Store:
@@ -72,7 +71,7 @@ class Store:
         check_free(path, overwrite=overwrite)
         with faults_named(path):
             store = cls._leased(path, build(path, layout, info, replace=path.exists()))
-            store.log("created")
+            store._log("created")
         return store
 
     @classmethod
@@ -116,12 +115,47 @@ class Store:
         """Open a store to look at; nothing can be written."""
         return cls(Path(path).absolute(), lease=None)
 
+    @classmethod
+    def join(cls, path: str | Path, run: str) -> Store:
+        """Open a store to write some blocks of it for a run that another process leads.
+
+        Takes no lease: the leader's, with its run id, must be there at every write. What is
+        written goes into a journal file of its own, and the leader learns of it by `adopt`,
+        or by reading the journals when it resumes. Only the leader can finish the store.
+
+        Parameters
+        ----------
+        path : path
+            The store.
+        run : str
+            `run` of the store as the leader opened it.
+
+        Raises
+        ------
+        OutputNotFound, OutputError, OutputLocked
+            If there is none; if it is complete, or tilenet did not write it; if it is not,
+            or no longer, that run which writes it.
+        """
+        path = Path(path).absolute()
+        with faults_named(path):
+            store = cls(path, lease=Joined(path / OWN, run))
+            if store.complete:
+                raise OutputError(f"{path}: is complete, and cannot be written")
+            store._check_allowed()
+            store._blocks.pen.open()  # now, so that a late line cannot make a new file in a finished store
+        return store
+
+    @property
+    def run(self) -> str:
+        """The run id of the lease, with which other processes can `join`."""
+        return self._held().run
+
     def _take_up(self) -> None:
         """Put the store into the state from which a run goes on."""
         for left in (self.path / OWN).glob("*.part"):
             remove_file(left)
         if not self.complete:
-            self.log("resumed")
+            self._log("resumed")
             return
         damage = self.check()
         if any(found.file == self.layout.root for found in damage):
@@ -129,18 +163,19 @@ class Store:
                 f"{self.path / self.layout.root}: was changed since it was written. Start again with --overwrite"
             )
         if not damage:  # killed after it was complete
-            self._tidy()
+            tidy(self._blocks)
             self.close()
             return
-        self._write_root(complete=False)
+        write_root(self._blocks, self.info, complete=False)
+        self.complete = False
         self._blocks.lose(damage)
-        self.log("reopened", damaged=len(damage))
+        self._log("reopened", damaged=len(damage))
 
     def pending(self, level: int = 0) -> Iterator[int]:
         """Yield the blocks of a level that are not in the journal with files of the right sizes."""
         return self._blocks.pending(level)
 
-    def write(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def write(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> bytes:
         """Write one block: one whole shard of each array, then its line in the journal.
 
         Safe from several threads, for different blocks.
@@ -153,13 +188,42 @@ class Store:
             ``mask`` of the block's clipped shape and, where the layout has classes,
             ``probabilities`` with the classes in front.
 
+        Returns
+        -------
+        bytes
+            The line in the journal, for `adopt`.
+
         Raises
         ------
         EnvironmentFault, OutputLocked
             If the disk is full or fails; if another run has taken over.
         """
-        self._held().check(self.path)
-        self._blocks.write(0, index, list(shards_of(self.layout, index, arrays)))
+        self._held()
+        shards = list(shards_of(self.layout, index, arrays))
+        try:
+            return self._blocks.write(0, index, shards)
+        except EnvironmentFault:
+            self._check_allowed()  # a run that took over sweeps away what this one was writing
+            raise
+
+    def adopt(self, line: bytes) -> None:
+        """Note what a writer that joined has written, as if this one had.
+
+        Parameters
+        ----------
+        line : bytes
+            What its `write` returned.
+
+        Raises
+        ------
+        OutputError
+            If it is no line about a block of this store.
+        """
+        self._lead()
+        try:
+            self._blocks.journal.note_block(line)
+        except ValueError as error:
+            raise OutputError(f"{self.path}: {error}: {line[:80]!r}. Write that block again") from error
 
     def build_pyramid(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Write the coarser levels, shard by shard; goes on where it was interrupted.
@@ -176,10 +240,11 @@ class Store:
         BlocksFailed
             If a block to be read is damaged; it is pending again.
         """
+        if not self.complete:
+            self._lead()
         self._refuse_pending(0)
         work = [(level, i) for level in range(1, len(self.layout.levels)) for i in self.pending(level)]
         for done, (level, index) in enumerate(work, start=1):
-            self._held().check(self.path)
             pixels = shrink(self.layout, level, index, read=self._blocks.read)
             self._blocks.write(level, index, [Shard(str(level), self.layout.box(level, index), pixels)])
             if progress:
@@ -197,43 +262,18 @@ class Store:
         """
         if self.complete:
             return
-        self._held().check(self.path)
+        self._lead()
+        self._check_allowed()
         for level in range(len(self.layout.levels)):
             self._refuse_pending(level)
         with faults_named(self.path):
-            documents = self._settle_documents()
-            damage = [found for found in find_damage(self.path, self._blocks) if found.block is not None]
-            if damage:
-                raise self._blocks.lose(damage)
-            lines = self._blocks.journal.sorted_lines(documents)
-            write_file(self.path / OWN / MERGED, lines, temporary=self._blocks.temporary())
-            step("sync folder", sync_folder, self.path / OWN)
-            self.log("finished")
-            self._write_root(complete=True)
+            seal(self._blocks, self.info)
+            self._log("finished")
+            write_root(self._blocks, self.info, complete=True)
+            self.complete = True
             # Only now: until here the mask that was replaced is the only complete one.
-            self._tidy()
+            tidy(self._blocks)
         self.close()
-
-    def _settle_documents(self) -> dict[str, Written]:
-        """Put every document but the root's right; return what all of them are at the end."""
-        fixed = {name: Written.of(data) for name, data in self._blocks.documents.items()}
-        for name, written in fixed.items():
-            if read_right(self.path / name, written) is None:
-                self._blocks.put(name, self._blocks.documents[name])
-        self._blocks.journal.documents.clear()
-        return fixed | {self.layout.root: Written.of(root_document(self.layout, self.info, complete=True))}
-
-    def _tidy(self) -> None:
-        """Remove what only a run in progress needs."""
-        self._blocks.pen.close()
-        remove_tree(self.path / OWN / FOLDER)
-        remove_tree(self.path / OWN / REPLACED)
-
-    def _write_root(self, *, complete: bool) -> None:
-        document = root_document(self.layout, self.info, complete=complete)
-        write_file(self.path / self.layout.root, [document], temporary=self._blocks.temporary())
-        step("sync folder", sync_folder, self.path)
-        self.complete = complete
 
     def check(self) -> list[Damage]:
         """Return every file that is not what the journal says, reading them all.
@@ -255,22 +295,24 @@ class Store:
         if lease:
             lease.release()
 
-    def _held(self) -> Lease:
+    def _held(self) -> Lease | Joined:
         if self._lease is None:
             raise OutputError(f"{self.path}: is complete or closed, and cannot be written")
         return self._lease
+
+    def _lead(self) -> Lease:
+        lease = self._held()
+        if isinstance(lease, Joined):
+            raise OutputError(f"{self.path}: only the run that was joined can do this, not one that joined it")
+        return lease
+
+    def _check_allowed(self) -> None:
+        self._held().check(self.path)
 
     def _refuse_pending(self, level: int) -> None:
         if (first := next(self.pending(level), None)) is not None:
             where = f" of level {level}" if level else ""
             raise OutputIncomplete(f"{self.path}: block {first}{where} is not written. Run again with --resume")
 
-    def log(self, event: str, **facts: Any) -> None:
-        """Add a line to ``.tilenet/log.jsonl``, the one file that differs from run to run."""
-        holder = self._held().holder
-        line = {"time": round(time(), 3), "event": event, "host": holder.host, "pid": holder.pid, **facts}
-        handle = step("open log", os.open, self.path / OWN / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            step("log", write_all, handle, json.dumps(line).encode() + b"\n")
-        finally:
-            os.close(handle)
+    def _log(self, event: str, **facts: Any) -> None:
+        log(self.path / OWN, self._lead().holder, event, **facts)

@@ -1,0 +1,73 @@
+"""The end of a store: everything verified, one sorted journal, ``complete: true`` last."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from time import time
+from typing import Any
+
+from tilenet.store.blocks import Blocks
+from tilenet.store.damage import find_damage, read_right
+from tilenet.store.files import remove_tree, step, sync_folder, write_all, write_file
+from tilenet.store.journal import FOLDER, MERGED, Written
+from tilenet.store.lease import Holder
+from tilenet.store.metadata import OWN, root_document
+from tilenet.store.place import REPLACED
+
+LOG = "log.jsonl"
+
+
+def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
+    """Verify every file and write the sorted journal, which is all but the root document.
+
+    Raises
+    ------
+    BlocksFailed
+        If files are not as they were written; their blocks are pending again.
+    """
+    documents = _settle_documents(blocks) | {
+        blocks.layout.root: Written.of(root_document(blocks.layout, info, complete=True))
+    }
+    damage = [found for found in find_damage(blocks.path, blocks) if found.block is not None]
+    if damage:
+        raise blocks.lose(damage)
+    lines = blocks.journal.sorted_lines(documents)
+    write_file(blocks.path / OWN / MERGED, lines, temporary=blocks.temporary())
+    step("sync folder", sync_folder, blocks.path / OWN)
+
+
+def _settle_documents(blocks: Blocks) -> dict[str, Written]:
+    """Put every document but the root's right; return what they are at the end."""
+    fixed = {name: Written.of(data) for name, data in blocks.documents.items()}
+    for name, written in fixed.items():
+        if read_right(blocks.path / name, written) is None:
+            blocks.put(name, blocks.documents[name])
+    blocks.journal.documents.clear()
+    return fixed
+
+
+def write_root(blocks: Blocks, info: Mapping[str, Any], *, complete: bool) -> None:
+    """Say whether the store is complete."""
+    document = root_document(blocks.layout, info, complete=complete)
+    write_file(blocks.path / blocks.layout.root, [document], temporary=blocks.temporary())
+    step("sync folder", sync_folder, blocks.path)
+
+
+def tidy(blocks: Blocks) -> None:
+    """Remove what only a run in progress needs."""
+    blocks.pen.close()
+    remove_tree(blocks.path / OWN / FOLDER)
+    remove_tree(blocks.path / OWN / REPLACED)
+
+
+def log(own: Path, holder: Holder, event: str, **facts: Any) -> None:
+    """Add a line to ``.tilenet/log.jsonl``, the one file that differs from run to run."""
+    line = {"time": round(time(), 3), "event": event, "host": holder.host, "pid": holder.pid, **facts}
+    handle = step("open log", os.open, own / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        step("log", write_all, handle, json.dumps(line).encode() + b"\n")
+    finally:
+        os.close(handle)
