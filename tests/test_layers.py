@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "tilenet"
 # Lowest first: a module may import from lower rows, and from its own.
 LAYERS = [
     {"errors", "geometry", "interrupts"},
-    {"footprint", "card", "region"},
+    {"footprint", "card", "region", "resolution"},
     {"plan", "sizes"},
     {"unet", "readers", "store", "metrics", "instances", "sample"},
     {"scaling", "decide", "engine", "labels", "states"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"cli", "cli_training"},
     {"__main__"},
 ]
-PURE = {"errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region"}
+PURE = {"errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region", "resolution"}
 HOMES = {
     "torch": {"unet", "engine", "states", "models", "predict", "training"},
     "tifffile": {"readers", "sample"},

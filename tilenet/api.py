@@ -29,6 +29,7 @@ def segment(
     axes: str | None = None,
     channels: Sequence[int] | None = None,
     level: int | None = None,
+    mpp: float | None = None,
     roi: Roi | None = None,
     tile: int | Sequence[int] | None = None,
     batch: int | None = None,
@@ -65,10 +66,14 @@ def segment(
     channels : sequence of int, optional
         Those the network sees, in its order.
     level : int, optional
-        Resolution, 0 the finest (default).
+        Resolution, 0 the finest.
+    mpp : float, optional
+        Micrometres per pixel that the network is to see: from the coarsest level that is at
+        least as fine, resampled where it is not within 10 %. Where neither `level` nor `mpp`
+        is said, the pixel size on the model's card, if the image has one too; else level 0.
     roi : sequence of slice or (start, stop), optional
-        The part to segment, in pixels of the resolution that is read; axes in front that are
-        not given are taken whole. The result is that part of the whole image's mask.
+        The part to segment, in pixels of the resolution that the network sees; axes in front
+        that are not given are taken whole. The result is that part of the whole image's mask.
     tile, batch, memory : int, optional
         Side in px of what a tile writes (a multiple of the network's step); most tiles per
         forward pass; bytes for the run (4 GB). See `plan_tiles`.
@@ -130,6 +135,7 @@ def segment(
     options = Options(
         level=level,
         roi=roi,
+        mpp=mpp,
         axes=axes,
         channels=None if channels is None else tuple(channels),
         tile=_sides(tile),

@@ -26,6 +26,7 @@ from tilenet.cli_options import (
     profile_of,
     profile_rows,
     progress_bar,
+    remarks,
     show,
     sides,
     with_model,
@@ -74,13 +75,14 @@ def segment(
     predict.keep_freed_memory()
     started = time.perf_counter()
     reports: list[Report] = []
-    with progress_bar("px", shown=not quiet) as progress:
+    with progress_bar("px", shown=not quiet) as progress, remarks(shown=not (quiet or as_json)) as said:
         options = with_model(options) | {"objects": objects, "progress": progress}
         mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
     seconds = time.perf_counter() - started
     assert isinstance(mask, store.Mask)
     labels = mask.info["card"]["labels"]
     result = {"out": str(out), "axes": mask.axes, "shape": mask.shape, "labels": labels, "seconds": round(seconds, 2)}
+    result["resolution"] = {k: mask.info["record"][k] for k in ("level", "mpp", "factor")} | {"why": " ".join(said)}
     if objects:
         result["objects"] = int(mask[...].max())
     what = f"{result['objects']} objects" if objects else label_names(labels)
@@ -104,6 +106,7 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
     p, needs = job.plan, job.needs()
     result = {
         "shape": p.shape,
+        "resolution": job.resolution.to_json() | {"why": job.resolution.text},
         "roi": job.record["roi"],
         "tile": p.tile,
         "block": p.block,
@@ -116,6 +119,7 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
     part = f", part {Box(*zip(*roi, strict=True))}" if roi else ""
     rows = [
         f"image       {image}: {job.image.axes} {sides(job.image.shape)}, {job.image.dtype}{part}",
+        f"resolution  {job.resolution.text}",
         f"model       {job.card.name}: step {job.footprint.step[-1]}, margin {job.footprint.margin[-1]} px",
         f"tiles       {p.n_tiles} of {sides(p.tile)} px written, {sides(p.largest_read)} read, {p.batch} per batch",
         f"blocks      {len(p)} of {sides(p.block)} px",

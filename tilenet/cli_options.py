@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,10 @@ def image_options(command: Any) -> Any:
     """Add the options that say how an image is to be read and cut."""
     options = [
         click.option("--model", "-m", default=None, help="Packaged name or weights file.  [default: nuclei]"),
-        click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: 0]"),
+        click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: by --mpp]"),
+        click.option(
+            "--mpp", type=float, help="Micrometres per pixel the network sees.  [default: the model's, else level 0]"
+        ),
         click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say."),
         click.option("--channels", type=Numbers(), help="Channels the network sees, in its order."),
         click.option("--roi", type=Part(), help="The part to take, in px of that level.  [default: all]"),
@@ -111,6 +115,34 @@ def progress_bar(unit: str, *, shown: bool) -> Iterator[Progress | None]:
             bars.update(task, completed=done, total=total, rate=rate)
 
         yield advance
+
+
+class _Remarks(logging.Handler):
+    def __init__(self, *, shown: bool) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+        self._shown = shown
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        if self._shown:
+            # A file's name must not steer the terminal.
+            line = "".join(c if c.isprintable() else "?" for c in self.lines[-1])
+            click.echo(f"tilenet: {line}", err=True)
+
+
+@contextmanager
+def remarks(*, shown: bool) -> Iterator[list[str]]:
+    """Collect what the package says of a run, such as which level it reads, and show it on stderr."""
+    handler, log = _Remarks(shown=shown), logging.getLogger("tilenet")
+    before = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def with_model(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ same record.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import prod
@@ -24,8 +25,10 @@ from tilenet.models import find_model, fingerprint, load_model
 from tilenet.plan import Plan
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
+from tilenet.readers.resampled import at_resolution, in_plane
 from tilenet.region import find_roi, roi_to_json
-from tilenet.runner import AHEAD, BEHIND, Predictor
+from tilenet.resolution import Resolution, recorded, resolve
+from tilenet.runner import AHEAD, BEHIND, READERS, Predictor
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_BYTES_PER_PIXEL, plan_tiles
 from tilenet.store import Layout
@@ -34,6 +37,8 @@ from tilenet.store import Layout
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
 # Interpreter, libraries and the cache of decoded file tiles, before the first tile.
 RESIDENT = 600_000_000
+# What people ought to hear of a run before it starts; the command prints it.
+LOG = logging.getLogger("tilenet")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Options:
     """What a caller may say of a run; None is unsaid. See `tilenet.segment`."""
 
     level: int | None = None
+    mpp: float | None = None
     axes: str | None = None
     channels: tuple[int, ...] | None = None
     tile: int | tuple[int, ...] | None = None
@@ -57,6 +63,8 @@ class Options:
     scaling: Mapping[str, Any] | None = None
     missing: str | None = None
     roi: Sequence[Any] | None = None
+    # Only from a record: what level and mpp came to.
+    factor: tuple[Any, ...] | None = None
 
     def or_recorded(self, record: Mapping[str, Any]) -> Options:
         """Return the options with what is unsaid taken from a run record."""
@@ -84,6 +92,8 @@ class Job:
         From logits to mask values.
     record : dict
         What decides the bytes, but for the scaling's numbers.
+    resolution : Resolution
+        Which pixels the network sees, and why.
     """
 
     image: Image
@@ -96,6 +106,7 @@ class Job:
     bytes_per_pixel: float
     device: str
     record: dict[str, Any]
+    resolution: Resolution
 
     def predictor(self, numbers: Scaling) -> Predictor:
         """Return what turns raw pixels into logits."""
@@ -128,6 +139,7 @@ class Job:
             classes=classes,
             probability_dtype=self.decision.probability_dtype,
             origin=self.plan.origin,
+            shift=self.image.shift,
         )
 
     def needs(self) -> dict[str, int]:
@@ -138,7 +150,7 @@ class Job:
         passed = int(pixels * (self.bytes_per_pixel + 4 * channels))
         written = sum({"mask": 1}.get(name, 4 * outputs) for name in self.decision.arrays)
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
-        host = RESIDENT + (AHEAD + 1) * read + (BEHIND + 2) * block
+        host = RESIDENT + (AHEAD + 1) * read + READERS * self.image.working_bytes + (BEHIND + 2) * block
         on_host = self.device == "cpu"
         return {
             "host_bytes": host + (passed if on_host else 0),
@@ -176,6 +188,8 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
     image = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
     network, card, origin = _find_network(model)
     footprint = predict.footprint_of(network, footprint)
+    resolution = _resolution(image, card, options)
+    image = at_resolution(image, resolution)
     _check_axes(image, footprint)
     image = _fit_channels(image, getattr(network, "in_channels", None), options.channels)
     card = card.completed(predict.count_outputs(network, footprint, image.n_channels))
@@ -199,14 +213,14 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
         probability_dtype=options.probability_dtype or "float32",
     )
     device = predict.find_device(options.device or "auto")
-    record = _record(options, image=image, plan=plan) | {"roi": roi_to_json(part, options.roi)}
-    record |= {"device": device.type, "precision": precision}
+    record = _record(options, image=image, plan=plan) | resolution.to_json()
+    record |= {"roi": roi_to_json(part, options.roi), "device": device.type, "precision": precision}
     record["engine"] = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
     record |= {
         "scaling": dict(options.scaling or card.scaling),
         "threshold": decision.threshold if len(card.classes) == 1 else None,
     }
-    return Job(image, network, card, origin, plan, decision, footprint, need, str(device), record)
+    return Job(image, network, card, origin, plan, decision, footprint, need, str(device), record, resolution)
 
 
 def check_info(info: Mapping[str, Any], name: str | Path) -> None:
@@ -262,6 +276,24 @@ def _find_network(model: Any) -> tuple[Any, ModelCard, str]:
     return model, card, type(model).__name__
 
 
+def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:
+    if options.factor is not None:
+        return recorded(options.level or 0, options.factor, options.mpp)
+    # An open image at another level than the finest was put there by the caller.
+    level = image.level if options.level is None and image.level else options.level
+    resolution = resolve(
+        [in_plane(image, k) for k in range(len(image.levels))],
+        level=level,
+        mpp=options.mpp,
+        card=card.pixel_size,
+        model=card.name,
+        name=image.name,
+    )
+    if resolution.told:
+        LOG.info("%s: %s", image.name, resolution.text)
+    return resolution
+
+
 def _check_axes(image: Image, footprint: Footprint) -> None:
     wanted = "zyx"[-footprint.ndim :]
     if not image.box_axes.endswith(wanted):
@@ -290,7 +322,6 @@ def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None
 
 def _record(options: Options, *, image: Image, plan: Plan) -> dict[str, Any]:
     return {
-        "level": image.level,
         "axes": image.axes,
         "channels": list(options.channels) if options.channels is not None else None,
         "tile": list(plan.tile),

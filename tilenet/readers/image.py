@@ -56,6 +56,8 @@ class Image(ABC):
         One per channel; empty strings where unknown.
     n_missing : int
         Tiles that the file lacks and that are read as 0, over all levels.
+    working_bytes : int
+        Most bytes that reading takes for a while, in each thread, beside what it returns.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Image(ABC):
     level: int
     channel_names: tuple[str, ...]
     n_missing: int = 0
+    working_bytes: int = 0
 
     @abstractmethod
     def at_level(self, level: int) -> Image:
@@ -106,6 +109,11 @@ class Image(ABC):
     def pixel_size(self) -> tuple[float | None, ...]:
         """Micrometres along `box_axes` at this level; None where unknown."""
         return self.levels[self.level].pixel_size
+
+    @property
+    def shift(self) -> tuple[float, ...]:
+        """How far the first pixel's centre lies behind that of the stored level, in pixels along `box_axes`."""
+        return (0.0,) * len(self.box_axes)
 
     @property
     def n_channels(self) -> int:
@@ -178,8 +186,13 @@ class ChannelView(Image):
         self._image, self._channels = image, channels
         self.name, self.axes, self.dtype, self.level = image.name, image.axes, image.dtype, image.level
         self.channel_names = tuple(image.channel_names[c] for c in channels)
-        self.n_missing = image.n_missing
+        self.n_missing, self.working_bytes = image.n_missing, image.working_bytes
         self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
+
+    @property
+    def shift(self) -> tuple[float, ...]:
+        """Of the image whose channels they are."""
+        return self._image.shift
 
     @property
     def n_channels(self) -> int:

@@ -73,6 +73,9 @@ class Layout:
     frame : mapping
         Of a mask in an image: ``axes``, ``scale`` of a mask pixel and ``translation`` of the image's
         first pixel, in that image's own units; empty: micrometres, no translation.
+    shift : tuple of float
+        How far the first pixel's centre lies behind that of the stored image's, in pixels of the
+        mask; not 0 where the image was resampled. Empty for none.
 
     Examples
     --------
@@ -96,6 +99,7 @@ class Layout:
     zarr_format: Literal[2, 3] = 3
     source: str = ""
     frame: Mapping[str, Any] = field(default_factory=dict)
+    shift: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.axes)
@@ -105,6 +109,8 @@ class Layout:
             raise SettingsError(f"axes {self.axes} do not fit {self.shape}, {self.block}, {self.pixel_size}")
         if self.origin and len(self.origin) != n:
             raise SettingsError(f"origin {self.origin} does not fit the axes {self.axes}")
+        if self.shift and len(self.shift) != n:
+            raise SettingsError(f"shift {self.shift} does not fit the axes {self.axes}")
         if min(self.shape) < 1 or min(self.block) < 1:
             raise SettingsError(f"shape {self.shape} and block {self.block} must be positive")
         if self.probability_dtype not in ("float16", "float32", "float64"):
@@ -250,7 +256,7 @@ class Layout:
     def from_json(cls, values: Mapping[str, Any]) -> Layout:
         """Return the layout of what `to_json` gave."""
         labels = {int(v): (name, color and tuple(color)) for v, (name, color) in values["labels"].items()}
-        sides = {name: tuple(values.get(name, ())) for name in ("shape", "block", "pixel_size", "origin")}
+        sides = {name: tuple(values.get(name, ())) for name in ("shape", "block", "pixel_size", "origin", "shift")}
         return cls(**{**values, **sides, "labels": labels})
 
 

@@ -156,8 +156,11 @@ def _multiscale(layout: Layout, axes: str, paths: list[str]) -> dict[str, Any]:
     scale, first, described = (dict(zip(layout.axes, frame[n], strict=True)) for n in ("scale", "translation", "axes"))
     described["c"] = {"name": "c", "type": "channel"}
     starts = dict(zip(layout.axes, layout.origin, strict=False))
+    shifts = dict(zip(layout.axes, layout.shift, strict=False))
     # Pixel 0 of every level is taken from pixel 0 of the finest: they begin at one place.
-    begin = [first.get(axis, 0.0) + scale.get(axis, 1.0) * starts.get(axis, 0) for axis in axes]
+    begin = [
+        first.get(axis, 0.0) + scale.get(axis, 1.0) * (starts.get(axis, 0) + shifts.get(axis, 0.0)) for axis in axes
+    ]
     placed = [{"type": "translation", "translation": begin}] if layout.origin or any(begin) else []
     datasets = []
     for level, path in enumerate(paths):

@@ -1,0 +1,301 @@
+"""An image at another pixel size, against averages of exact fractions and other libraries."""
+
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from math import ceil, floor
+
+import numpy as np
+import pytest
+import tifffile
+from oracles import integer_network, random_network, whole_image_logits
+
+import tilenet
+from tilenet.errors import ImageError, OutputMismatch
+from tilenet.geometry import Box
+from tilenet.readers import open_image, resampled
+from tilenet.readers.resampled import Resampled
+
+# Up to 3.7 stored pixels per pixel, and down to 2 / 5.
+FACTORS = [Fraction(2), Fraction(3, 2), Fraction(750, 499), Fraction(37, 10), Fraction(2, 5), Fraction(999, 1000)]
+
+
+def one_axis(values, factor):
+    """Return the means of a list over [i f, (i + 1) f), or its interpolation, in exact fractions."""
+    n, out = len(values), []
+    for i in range(ceil(Fraction(n) / factor)):
+        if factor >= 1:
+            low, high = i * factor, min((i + 1) * factor, Fraction(n))
+            shares = {j: min(high, j + 1) - max(low, j) for j in range(floor(low), ceil(high))}
+        else:
+            place = (i + Fraction(1, 2)) * factor - Fraction(1, 2)
+            j = floor(place)
+            shares = {j: 1 - (place - j), j + 1: place - j}
+        total = sum(shares.values())
+        out.append(sum(Fraction(values[min(max(j, 0), n - 1)]) * w for j, w in shares.items()) / total)
+    return out
+
+
+def exact(plane, factor):
+    """Return a plane of integers, resampled in fractions and rounded half up."""
+    rows = [one_axis(column, factor[0]) for column in plane.T.tolist()]
+    planes = [one_axis(row, factor[1]) for row in zip(*rows, strict=True)]
+    return np.array([[floor(v + Fraction(1, 2)) for v in row] for row in planes])
+
+
+def pixels_of(shape, dtype=np.uint8, seed=0):
+    info = np.iinfo(dtype)
+    return np.random.default_rng(seed).integers(info.min, info.max, shape, dtype, endpoint=True)
+
+
+def whole(image):
+    return image.read(Box.of_shape(image.box_shape))
+
+
+@pytest.mark.parametrize("factor", FACTORS, ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32"])
+def test_integers_are_the_rounded_means_of_exact_fractions(factor, dtype):
+    plane = pixels_of((23, 31), dtype)
+    for both in ((factor, factor), (factor, Fraction(1)), (Fraction(5, 3), factor)):
+        found = whole(Resampled(open_image(plane), both))
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found[0], exact(plane, both))
+
+
+def test_means_and_interpolation_are_those_of_scikit_image():
+    from skimage.transform import resize, resize_local_mean
+
+    plane = np.random.default_rng(0).normal(size=(60, 90))
+    coarse = whole(Resampled(open_image(plane), (Fraction(3, 2), Fraction(5, 2))))[0]
+    np.testing.assert_allclose(coarse, resize_local_mean(plane, (40, 36), preserve_range=True), atol=1e-12)
+    fine = whole(Resampled(open_image(plane), (Fraction(1, 2), Fraction(2, 3))))[0]
+    expected = resize(plane, (120, 135), order=1, mode="edge", anti_aliasing=False, preserve_range=True)
+    np.testing.assert_allclose(fine, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", FACTORS, ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_pixel_does_not_depend_on_the_box_that_asks(factor, dtype, monkeypatch):
+    stack = pixels_of((2, 83, 71, 3))
+    stack = stack if dtype == "uint8" else (stack / np.float32(7)).astype(np.float32)
+    image = Resampled(open_image(stack, axes="zyxc"), (factor, factor))
+    monkeypatch.setattr(resampled, "PIECE", 500)  # in many pieces
+    all_of_it = image.read(Box((0, -40, -40), (2, 240, 240)))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(whole(image), all_of_it[:, :, 40:, 40:][:, :, : image.shape[1], : image.shape[2]])
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        start = rng.integers(-40, 190, 2)
+        box = Box((1, *map(int, start)), (2, *map(int, start + rng.integers(1, 40, 2))))
+        np.testing.assert_array_equal(image.read(box), all_of_it[(slice(None), *box.shifted((0, 40, 40)).slices)])
+
+
+def test_a_pixel_that_asked_for_other_pixels_would_be_found(monkeypatch):
+    """The same test fails where the grid begins at the box instead of at the image."""
+    image = Resampled(open_image(pixels_of((80, 80))), (Fraction(3, 2), Fraction(3, 2)))
+    right = whole(image)
+    honest = resampled.taps
+
+    def from_the_box(start, stop, length, factor):
+        found = honest(0, stop - start, length, factor)
+        first = floor(start * factor)
+        return resampled.Taps(first, first + found.stop, found.index, found.weight)
+
+    monkeypatch.setattr(resampled, "taps", from_the_box)
+    assert (image.read(Box((7, 7), (20, 20))) != right[:, 7:20, 7:20]).any()
+
+
+def test_nothing_but_the_pixels_of_a_box_decides_it():
+    plane = np.ones((40, 40), np.float32)
+    plane[9, 9] = np.nan
+    found = whole(Resampled(open_image(plane), (Fraction(3, 2), Fraction(3, 2))))[0]
+    assert np.argwhere(np.isnan(found)).tolist() == [[6, 6]]
+    assert (found[~np.isnan(found)] == 1).all()
+
+
+def test_pixels_too_large_to_be_summed_exactly_are_refused():
+    with pytest.raises(ImageError, match="uint64 pixels are too large to be resampled exactly. Choose a level"):
+        Resampled(open_image(pixels_of((8, 8), np.uint64)), (Fraction(3, 2), Fraction(3, 2)))
+
+
+@pytest.mark.parametrize("name", [
+    "slides/CMU-1-Small-Region.svs",
+    "slides/hamamatsu_test3_DAPI.ndpi",
+    "derived/cmu1_generic_pyramid.tif",
+    "derived/cardiomyocyte_3ch_pyramid.ome.tif",
+    "zarr/blastocyst_z060-099_v04.ome.zarr",
+])  # fmt: skip
+def test_real_files_are_resampled_box_by_box_as_scikit_image_does_it_whole(shared_data, name):
+    from skimage.transform import resize_local_mean
+
+    with open_image(shared_data(name)) as stored:
+        stored = stored.at_level(len(stored.levels) - 1)
+        n = [min(600, length) // 3 * 3 for length in stored.box_shape[-2:]]
+        planes = stored.read(Box((0,) * len(stored.box_shape), (*[1] * (len(stored.box_shape) - 2), *n)))
+        image = Resampled(stored, (Fraction(3, 2), Fraction(3)))
+        boxes = [Box((0, 0), (n[0] // 6, n[1] // 3)), Box((n[0] // 6, 0), (n[0] * 2 // 3, n[1] // 3))]
+        lead = (0,) * (len(stored.box_shape) - 2)
+        parts = [image.read(Box((*lead, *b.start), (*(1 for _ in lead), *b.stop))) for b in boxes]
+        found = np.concatenate(parts, axis=-2).reshape(len(planes), n[0] * 2 // 3, n[1] // 3)
+        assert found.dtype == stored.dtype
+        for channel, plane in zip(found, planes.reshape(len(planes), *n), strict=True):
+            expected = resize_local_mean(plane.astype(float), (n[0] * 2 // 3, n[1] // 3), preserve_range=True)
+            assert np.abs(channel - expected).max() <= 0.5 + 1e-6
+            assert channel.min() < channel.max()
+
+
+def test_it_has_the_coarser_levels_and_survives_pickling_threads_and_channels(shared_data):
+    with open_image(shared_data("slides/hamamatsu_test3_DAPI.ndpi"), level=1) as stored:
+        image = Resampled(stored, (Fraction(3, 2), Fraction(3, 2)))
+        assert [level.shape for level in image.levels] == [(1622, 1323, 3), (1216, 992, 3), (608, 496, 3)]
+        assert image.pixel_size == tuple(pytest.approx(n * 1.5) for n in stored.pixel_size)
+        assert image.shift == (pytest.approx(1 / 6),) * 2  # a quarter of a stored pixel
+        coarse = image.at_level(1)
+        box = Box((0, 0), (900, 800))
+        np.testing.assert_array_equal(coarse.read(box), stored.at_level(2).read(box))
+        pixels = image.read(box)
+        assert pixels.any()
+        with pickle.loads(pickle.dumps(image)) as again:
+            np.testing.assert_array_equal(again.read(box), pixels)
+        np.testing.assert_array_equal(image.with_channels((2, 0)).read(box), pixels[[2, 0]])
+        np.testing.assert_array_equal(image.with_channels((2,)).with_channels((0, 0, 0)).read(box), pixels[[2, 2, 2]])
+        with ThreadPoolExecutor(4) as pool:
+            assert all(np.array_equal(part, pixels) for part in pool.map(image.read, [box] * 4))
+
+
+# Masks.
+
+
+def with_pixel_size(folder, plane, um, name="slide.ome.tif"):
+    """Write a plane whose pixels are so many micrometres."""
+    about = {"axes": "YX", "PhysicalSizeX": um, "PhysicalSizeY": um}
+    tifffile.imwrite(folder / name, plane, metadata=about, ome=True, tile=(64, 64))
+    return folder / name
+
+
+@pytest.mark.parametrize("mpp", [0.75, 1.85, 0.3])
+def test_logits_are_those_of_one_pass_over_the_mirrored_resampled_whole(tmp_path, mpp):
+    slide = with_pixel_size(tmp_path, pixels_of((150, 201)) % 9, 0.5)
+    network = integer_network(in_channels=1, n_classes=2, depth=3, wf=1)
+    image = Resampled(open_image(slide), (Fraction(mpp / 0.5).limit_denominator(1000),) * 2)
+    expected = whole_image_logits(network, whole(image))
+    for tile in (24, 56):
+        found = tilenet.segment(slide, model=network, mpp=mpp, tile=tile, output="logits", precision="fp64")
+        np.testing.assert_array_equal(found, expected)
+    assert np.ptp(expected) > 0
+
+
+@pytest.mark.parametrize(("name", "mpp"), [
+    ("slides/hamamatsu_test3_DAPI.ndpi", 2.1),
+    ("slides/CMU-1-Small-Region.svs", 1.7),
+    ("derived/cmu1_generic_pyramid.tif", 1.7),
+    ("derived/test3_DAPI_gray_pyramid.ome.tif", 1.3),
+])  # fmt: skip
+def test_the_mask_of_a_slide_is_that_of_the_resampled_array_whatever_the_tile(shared_data, name, mpp):
+    path = shared_data(name)
+    with open_image(path) as image:
+        network = integer_network(in_channels=image.n_channels, depth=2, wf=1)
+        k = max(k for k, level in enumerate(image.levels) if max(level.pixel_size) <= 1.1 * mpp)
+        factor = tuple(Fraction(mpp / n).limit_denominator(1000) for n in image.levels[k].pixel_size)
+        array = whole(Resampled(image.at_level(k), factor))
+    expected = tilenet.segment(array, axes="cyx", model=network, tile=64, output="logits")
+    for tile in (96, 250):
+        found = tilenet.segment(path, model=network, mpp=mpp, tile=tile, output="logits")
+        np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(expected)) > 100
+
+
+def test_the_record_repeats_the_choice_and_refuses_another(tmp_path):
+    slide = with_pixel_size(tmp_path, pixels_of((200, 260)), 0.5)
+    model = tmp_path / "m.safetensors"
+    card = tilenet.ModelCard(pixel_size=0.8, scaling={"method": "linear", "subtract": 0, "divide": 255})
+    tilenet.save_model(random_network(in_channels=1, depth=2, wf=1), model, card=card)
+    out = tmp_path / "m.zarr"
+    first = np.asarray(tilenet.segment(slide, out, model=model, tile=32))
+    record = tilenet.open_mask(out).info["record"]
+    assert {k: record[k] for k in ("level", "mpp", "factor")} == {"level": 0, "mpp": 0.8, "factor": [[8, 5], [8, 5]]}
+    assert first.shape == (125, 163)
+    assert tilenet.verify(out).ok
+    for same in ({}, {"mpp": 0.8}, {"level": 0}):
+        assert np.array_equal(tilenet.segment(slide, out, model=model, resume=True, **same), first)
+    for other in ({"mpp": 0.6}, {"level": 1}):
+        with pytest.raises((OutputMismatch, tilenet.errors.SettingsError)):
+            tilenet.segment(slide, out, model=model, resume=True, **other)
+    explicit = tilenet.segment(slide, model=model, mpp=0.8)
+    assert np.array_equal(explicit, first)
+    assert tilenet.segment(slide, model=model, level=0).shape == (200, 260)
+
+
+def disc_slide(folder, *, um=0.5, radius=30.0, centre=(120.3, 200.8)):
+    """Write a slide with one bright disc; its centre in pixels from the slide's corner."""
+    y, x = np.mgrid[:301, :401] + 0.5
+    inside = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
+    return with_pixel_size(folder, (inside * 200).astype(np.uint8), um), centre
+
+
+class Bright:
+    """A predictor whose foreground is what is brighter than 100."""
+
+    footprint = tilenet.Footprint.same(2, reach=0, step=1)
+    in_channels = 1
+
+    def __call__(self, batch):
+        return batch[:, :1] - 100.0
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.8, 1.3, 2.0, 0.31])
+def test_the_mask_lies_where_the_slide_does_to_within_one_of_its_pixels(tmp_path, mpp):
+    slide, centre = disc_slide(tmp_path)
+    mask = tilenet.segment(slide, tmp_path / "m.zarr", model=Bright(), mpp=mpp)
+    attributes = json.loads((tmp_path / "m.zarr" / "zarr.json").read_text())["attributes"]
+    for level, dataset in zip(mask.levels, attributes["ome"]["multiscales"][0]["datasets"], strict=True):
+        moves = {t["type"]: t[t["type"]] for t in dataset["coordinateTransformations"]}
+        scale, moved = moves["scale"], moves.get("translation", [0.0, 0.0])
+        found = np.argwhere(np.asarray(level[...])).mean(axis=0) * scale + moved
+        # A viewer puts the centre of the slide's first pixel at 0.
+        wanted = (np.array(centre) - 0.5) * 0.5
+        assert (np.abs(found - wanted) < np.array(scale)).all()
+        assert scale[0] * 2 < 30  # the disc is resolved
+    fine = np.argwhere(mask[...]).mean(axis=0)
+    moves = {
+        t["type"]: t[t["type"]] for t in attributes["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    }
+    placed = fine * moves["scale"] + moves.get("translation", [0.0, 0.0])
+    assert np.abs(placed - wanted).max() < 0.06  # far less than half a pixel: the translation is right
+    assert ("translation" in moves) == (mpp != 0.5)
+
+
+def test_the_card_decides_unless_something_is_said_and_a_line_says_so(tmp_path, tilenet_command):
+    slide = with_pixel_size(tmp_path, pixels_of((200, 260)), 0.5)
+    bare = tmp_path / "bare.tif"
+    tifffile.imwrite(bare, pixels_of((200, 260)))
+    model = tmp_path / "cells.safetensors"
+    tilenet.save_model(random_network(in_channels=1, depth=2, wf=1), model, card=tilenet.ModelCard(pixel_size=1.0))
+    said = f"tilenet: {slide}: level 0 (0.5 um/px) resampled: averaged over 2 px, for the 1 um/px that cells knows\n"
+    assert tilenet_command("segment", slide, "-o", tmp_path / "a.zarr", "-m", model)[::2] == (0, said)
+    assert tilenet_command("segment", slide, "-o", tmp_path / "b.zarr", "-m", model, "--quiet") == (0, "", "")
+    code, out, err = tilenet_command("segment", slide, "-o", tmp_path / "c.zarr", "-m", model, "--json")
+    why = json.loads(out)["resolution"]
+    assert (code, err, why["factor"], why["mpp"]) == (0, "", [[2, 1], [2, 1]], 1.0)
+    assert why["why"] in said
+    _, out, _ = tilenet_command("plan", slide, "-m", model)
+    assert "resolution  level 0 (0.5 um/px) resampled: averaged over 2 px" in out
+    _, _, err = tilenet_command("segment", bare, "-o", tmp_path / "d.zarr", "-m", model)
+    assert "level 0 as stored: the image does not say its pixel size (cells knows 1 um/px)" in err
+    code, _, err = tilenet_command("segment", bare, "-o", tmp_path / "e.zarr", "-m", model, "--mpp", "1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "bare.tif: does not say its pixel size, so mpp means nothing. Choose a level (--level)" in err
+    code, _, err = tilenet_command(
+        "segment", slide, "-o", tmp_path / "e.zarr", "-m", model, "--mpp", "1", "--level", "0"
+    )
+    assert (code, "Leave one of them out" in err) == (2, True)
+
+
+def test_a_part_is_in_pixels_of_the_resampled_image(tmp_path):
+    slide = with_pixel_size(tmp_path, pixels_of((200, 260)), 0.5)
+    network = integer_network(in_channels=1, n_classes=2, depth=2, wf=1)
+    everything = tilenet.segment(slide, model=network, mpp=0.75)
+    part = tilenet.segment(slide, model=network, mpp=0.75, roi=[(30, 99), (50, 120)])
+    assert np.array_equal(part, everything[30:99, 50:120])
+    assert part.any()

@@ -1,0 +1,218 @@
+"""An image at another pixel size, computed from a level of a stored one as it is read.
+
+Resampled pixel i covers the stored pixels ``[i f, (i + 1) f)``, f an exact fraction::
+
+    stored      |  0  |  1  |  2  |  3  |  4  |        f = 3/2
+    resampled   |   0    |   1    |   2    | 3 |       pixel 0 = (2 a0 + a1) / 3
+
+Its value is the mean over that interval, along y and then x (a box filter, which leaves nothing
+to alias); at the far edge, over the part that lies inside. Where f < 1 it is interpolated
+linearly between the two stored pixels whose centres are next to its own. Either way it is a
+sum of the same terms in the same order whoever asks: integers in exact arithmetic, rounded
+once, half up; floats in float64. So it does not depend on the box that was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box, ceil_div
+from tilenet.readers.boundary import check_level
+from tilenet.readers.image import Image, Level, Pixels
+from tilenet.resolution import AS_STORED, PixelSize, Resolution
+
+# Pixels (of all channels, stored or resampled) that are worked on at once, and what each takes meanwhile.
+PIECE, BYTES_PER_PIXEL = 2**21, 24
+RESAMPLED = "yx"
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What some resampled pixels are sums of, along one axis.
+
+    Attributes
+    ----------
+    start, stop : int
+        Stored pixels that are needed.
+    index, weight : numpy.ndarray
+        (K, n) stored pixels, counted from `start`, and their whole-number weights. K depends
+        on the factor alone; surplus ones weigh 0.
+    """
+
+    start: int
+    stop: int
+    index: NDArray[np.int64]
+    weight: NDArray[np.int64]
+
+
+def taps(start: int, stop: int, length: int, factor: Fraction) -> Taps:
+    """Return the taps of resampled pixels ``start:stop`` of an axis of `length` stored ones.
+
+    >>> found = taps(0, 2, 5, Fraction(3, 2))
+    >>> found.index.T.tolist(), found.weight.T.tolist()
+    ([[0, 1], [1, 2]], [[2, 1], [1, 2]])
+    """
+    a, b = factor.numerator, factor.denominator
+    pixel = np.arange(start, stop, dtype=np.int64)
+    if factor >= 1:  # in b-ths of a stored pixel: [i a, (i + 1) a)
+        low, high = pixel * a, np.minimum((pixel + 1) * a, length * b)
+        index = low // b + np.arange((a + 2 * b - 2) // b)[:, None]
+        weight = np.maximum(np.minimum(high, (index + 1) * b) - np.maximum(low, index * b), 0)
+        # A surplus tap stays on a pixel that counts anyway: 0 times NaN is NaN.
+        index = np.minimum(index, (high - 1) // b)
+    else:  # in 2 b-ths: how far the centre (i + 1/2) a/b lies behind that of stored pixel 0
+        whole, rest = np.divmod((2 * pixel + 1) * a - b, 2 * b)
+        index = np.clip(np.stack([whole, whole + 1]), 0, length - 1)
+        weight = np.stack([2 * b - rest, rest])
+    first = int(index.min())
+    return Taps(first, int(index.max()) + 1, index - first, weight)
+
+
+class Resampled(Image):
+    """An image whose level 0 is one level of another, resampled along y and x.
+
+    Its other levels are the coarser ones of the other image, as they are.
+
+    Parameters
+    ----------
+    image : Image
+        At the level that is to be resampled.
+    factor : tuple of Fraction
+        Stored pixels per resampled pixel, along y and x.
+
+    Raises
+    ------
+    ImageError
+        If its pixels are integers too large to be summed exactly.
+    """
+
+    working_bytes = PIECE * BYTES_PER_PIXEL
+
+    def __init__(self, image: Image, factor: tuple[Fraction, Fraction]) -> None:
+        self._image, self.factor, self.level = image, factor, 0
+        self.name, self.axes, self.dtype = image.name, image.axes, image.dtype
+        self.channel_names, self.n_missing = image.channel_names, image.n_missing
+        self._by_axis = dict(zip(RESAMPLED, factor, strict=True))
+        largest = np.iinfo(self.dtype).max if self.dtype.kind in "ui" else 0
+        if 4 * largest * prod(max(f.numerator, 2 * f.denominator) for f in factor) >= 2**63:
+            raise ImageError(
+                f"{self.name}: its {self.dtype} pixels are too large to be resampled exactly. Choose a level (--level)"
+            )
+        shape = tuple(
+            ceil_div(n * f.denominator, f.numerator)
+            for n, f in ((n, self._by_axis.get(a, Fraction(1))) for n, a in zip(image.shape, self.axes, strict=True))
+        )
+        sizes = zip(image.pixel_size, self._factors, strict=True)
+        first = Level(shape, tuple(None if n is None else n * f.numerator / f.denominator for n, f in sizes))
+        coarser = [k for k, level in enumerate(image.levels) if prod(level.shape) < prod(shape)]
+        self.levels = (first, *(image.levels[k] for k in coarser))
+        self._coarser = coarser
+
+    @property
+    def _factors(self) -> list[Fraction]:
+        return [self._by_axis.get(a, Fraction(1)) for a in self.box_axes]
+
+    @property
+    def shift(self) -> tuple[float, ...]:
+        """Half a pixel less half a stored one, in pixels: how far their first centres are apart."""
+        return tuple(0.0 if self.level else float(1 - 1 / f) / 2 for f in self._factors)
+
+    def at_level(self, level: int) -> Image:
+        """Return the resampled level, or one of the coarser stored ones."""
+        check_level(level, len(self.levels), name=self.name)
+        other = Resampled(self._image, self.factor)
+        other.level = level
+        return other
+
+    def with_channels(self, channels: Sequence[int]) -> Image:
+        """Return a view of some channels; no other is resampled for it."""
+        if len(channels) > self.n_channels or self.level:
+            return super().with_channels(channels)
+        return Resampled(self._image.with_channels(channels), self.factor)
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box that lies inside the image, piece by piece."""
+        if self.level:
+            return self._image.at_level(self._coarser[self.level - 1]).read_inside(box)
+        out = np.empty((self.n_channels, *box.shape), self.dtype)
+        for piece in self._pieces(box):
+            out[(slice(None), *piece.relative_to(box.start).slices)] = self._resampled(piece)
+        return out
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells the underlying image from a changed one."""
+        return self._image.identity()
+
+    def close(self) -> None:
+        """Let go of the underlying image's files."""
+        self._image.close()
+
+    def _pieces(self, box: Box) -> Iterator[Box]:
+        """Yield boxes that need few pixels at once, whatever the factor."""
+        stored = [ceil_div(n * f.numerator, f.denominator) + 2 for n, f in zip(box.shape, self._factors, strict=True)]
+        if max(prod(stored), box.size) * self.n_channels <= PIECE or box.size <= 1:
+            yield box
+            return
+        axis = max(range(box.ndim), key=lambda k: (box.shape[k] > 1, stored[k]))
+        middle = (box.start[axis] + box.stop[axis]) // 2
+        for a, b in ((box.start[axis], middle), (middle, box.stop[axis])):
+            start, stop = list(box.start), list(box.stop)
+            start[axis], stop[axis] = a, b
+            yield from self._pieces(Box(tuple(start), tuple(stop)))
+
+    def _resampled(self, box: Box) -> Pixels:
+        found = [
+            taps(a, b, n, f) if f != 1 else None
+            for a, b, n, f in zip(box.start, box.stop, self._image.box_shape, self._factors, strict=True)
+        ]
+        starts = tuple(t.start if t else a for t, a in zip(found, box.start, strict=True))
+        stops = tuple(t.stop if t else b for t, b in zip(found, box.stop, strict=True))
+        pixels = self._image.read_inside(Box(starts, stops))
+        return mean(pixels, {axis: t for axis, t in enumerate(found, start=1) if t})
+
+
+def at_resolution(image: Image, resolution: Resolution) -> Image:
+    """Return an image at a level, resampled where that is asked."""
+    image = image if image.level == resolution.level else image.at_level(resolution.level)
+    return image if resolution.factor == AS_STORED else Resampled(image, resolution.factor)
+
+
+def in_plane(image: Image, level: int) -> PixelSize:
+    """Return the micrometres along y and x at a level."""
+    sizes = dict(zip(image.box_axes, image.levels[level].pixel_size, strict=True))
+    return sizes["y"], sizes["x"]
+
+
+def mean(pixels: Pixels, along: dict[int, Taps]) -> Pixels:
+    """Return the weighted means of pixels along some axes, in their own dtype.
+
+    Integers are exact and rounded half up. The order of the axes, and that of the terms along
+    each, is fixed: floats are the same bits whatever else is computed with them.
+    """
+    exact = pixels.dtype.kind in "ui"
+    weight_type = np.dtype(np.int64 if exact else np.float64)
+    sums: NDArray[Any] = pixels
+    total: NDArray[Any] = np.ones((1,) * pixels.ndim, weight_type)
+    for axis, t in along.items():
+        shape = [-1 if k == axis else 1 for k in range(pixels.ndim)]
+        weights = t.weight.astype(weight_type)
+        sums = weighted_sum(sums, t.index, [w.reshape(shape) for w in weights], axis)
+        total = total * weights.sum(axis=0).reshape(shape)
+    means: Pixels = (2 * sums + total) // (2 * total) if exact else sums / total
+    return means.astype(pixels.dtype)
+
+
+def weighted_sum(pixels: Pixels, index: NDArray[np.int64], weights: list[NDArray[Any]], axis: int) -> NDArray[Any]:
+    """Return the sum over k of ``weights[k] * pixels[index[k]]`` along an axis, in that order."""
+    out: NDArray[Any] = np.take(pixels, index[0], axis=axis) * weights[0]
+    for i, weight in zip(index[1:], weights[1:], strict=True):
+        out += np.take(pixels, i, axis=axis) * weight
+    return out

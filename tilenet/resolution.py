@@ -1,0 +1,197 @@
+"""Which pixels a network is given: a level of the image, and how far it is resampled.
+
+Pure numbers: what is said is a level, a pixel size, or neither; what comes out is a level and
+an exact rational factor along y and x. `tilenet.readers.resampled` does the resampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import isfinite
+
+from tilenet.errors import SettingsError
+
+# Pixels whose size is within 10 % of the one wanted are taken as they are.
+TOLERANCE = Fraction(11, 10)
+# Factors have small integers, so that sums of pixels stay exact; the mask says the pixel size
+# that really comes out, at most 0.05 % from the one wanted.
+LARGEST_DENOMINATOR = 1000
+# Finer than that, nothing but interpolation would be segmented.
+FINEST = Fraction(1, 8)
+
+Factor = tuple[Fraction, Fraction]
+PixelSize = tuple[float | None, float | None]
+AS_STORED: Factor = (Fraction(1), Fraction(1))
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A level, and what is done to it.
+
+    Attributes
+    ----------
+    level : int
+        Of the image as it is stored, 0 the finest.
+    factor : tuple of Fraction
+        Stored pixels per pixel that the network sees, along y and x.
+    mpp : float or None
+        Micrometres per pixel that were wanted; None where nobody said.
+    text : str
+        What was chosen and why, for people.
+    told : bool
+        Whether a pixel size had a say, so that people ought to hear of it.
+    """
+
+    level: int
+    factor: Factor = AS_STORED
+    mpp: float | None = None
+    text: str = ""
+    told: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """Return what the run record keeps."""
+        return {
+            "level": self.level,
+            "mpp": self.mpp,
+            "factor": [[f.numerator, f.denominator] for f in self.factor],
+        }
+
+
+def choose(sizes: Sequence[PixelSize], wanted: float) -> tuple[int, Factor]:
+    """Return the coarsest level that is at least as fine as wanted, and its factors along y and x.
+
+    Parameters
+    ----------
+    sizes : sequence of (float or None, float or None)
+        Micrometres along y and x of each level, finest first; at least those of the first.
+    wanted : float
+        Micrometres per pixel.
+
+    Examples
+    --------
+    >>> choose([(0.25, 0.25), (0.5, 0.5), (1.0, 1.0)], 0.75)
+    (1, (Fraction(3, 2), Fraction(3, 2)))
+
+    A level within 10 % is fine enough, and is not resampled:
+
+    >>> choose([(0.25, 0.25), (0.52, 0.52)], 0.5)
+    (1, (Fraction(1, 1), Fraction(1, 1)))
+
+    No level is fine enough:
+
+    >>> choose([(1.0, 1.0)], 0.5)
+    (0, (Fraction(1, 2), Fraction(1, 2)))
+    """
+    factors = [tuple(_factor(wanted, n) for n in size) if None not in size else None for size in sizes]
+    fine = [k for k, f in enumerate(factors) if f is not None and min(f) * TOLERANCE >= 1]
+    level = max(fine, default=0)
+    y, x = factors[level] or AS_STORED
+    near = all(max(f, 1 / f) <= TOLERANCE for f in (y, x))
+    return level, AS_STORED if near else (y, x)
+
+
+def resolve(
+    sizes: Sequence[PixelSize],
+    *,
+    level: int | None = None,
+    mpp: float | None = None,
+    card: float | None = None,
+    model: str = "the model",
+    name: str = "the image",
+) -> Resolution:
+    """Decide what is read, from what the caller says and what image and model know.
+
+    Parameters
+    ----------
+    sizes : sequence of (float or None, float or None)
+        Micrometres along y and x of each level, finest first.
+    level, mpp : int, float, optional
+        What the caller says: one of them, or neither.
+    card : float, optional
+        Micrometres per pixel that the model was trained on; used where the caller says nothing.
+    model, name : str
+        Of the model and the image, for messages.
+
+    Raises
+    ------
+    SettingsError
+        If both level and mpp are said; if mpp is, and the image has no pixel size; or if it
+        is much finer than the image.
+
+    Examples
+    --------
+    >>> resolve([(0.25, 0.25), (0.5, 0.5)], mpp=0.5).text
+    'level 1 (0.5 um/px) as stored, for the 0.5 um/px asked for'
+    """
+    if mpp is not None and not (isfinite(mpp) and mpp > 0):
+        raise SettingsError(f"mpp {mpp:g} is not a number of micrometres per pixel. Give one such as 0.5")
+    if level is not None and mpp is not None:
+        raise SettingsError(f"level {level} and mpp {mpp:g} both say what to read. Leave one of them out")
+    if level is not None:
+        return Resolution(level, text=f"level {level}{_um(sizes, level)} as stored, as asked")
+    known = None not in sizes[0]
+    if mpp is not None and not known:
+        raise SettingsError(f"{name}: does not say its pixel size, so mpp means nothing. Choose a level (--level)")
+    wanted = mpp if mpp is not None else card
+    if wanted is None or not known:
+        return _as_it_is(sizes, card=card, model=model)
+    whose = f"the {wanted:g} um/px asked for" if mpp is not None else f"the {wanted:g} um/px that {model} knows"
+    level, factor = choose(sizes, wanted)
+    if min(factor) < FINEST:
+        raise SettingsError(
+            f"{name}: has{_um(sizes, 0, '')} at its finest, {float(1 / min(factor)):.3g} times coarser than {whose}. "
+            f"Choose a coarser mpp, or a level (--level)"
+        )
+    if factor == AS_STORED:
+        return Resolution(level, mpp=wanted, text=f"level {level}{_um(sizes, level)} as stored, for {whose}", told=True)
+    by = " x ".join(f"{float(f):.6g}" for f in dict.fromkeys(factor))
+    how = "averaged over" if min(factor) >= 1 else "interpolated, no finer than the file, in steps of"
+    text = f"level {level}{_um(sizes, level)} resampled: {how} {by} px, for {whose}"
+    return Resolution(level, factor, wanted, text, told=True)
+
+
+def recorded(level: int, factor: Sequence[Sequence[int]], mpp: float | None) -> Resolution:
+    """Return the resolution that a run record holds.
+
+    >>> recorded(1, [[3, 2], [3, 2]], 0.75).to_json()
+    {'level': 1, 'mpp': 0.75, 'factor': [[3, 2], [3, 2]]}
+    """
+    try:
+        y, x = (Fraction(*f) for f in factor)
+        sane = min(y, x) > 0
+    except (TypeError, ValueError, ZeroDivisionError):
+        sane = False
+    if not sane:
+        raise SettingsError(f"the run record's factor {str(factor)[:60]} was changed. Start again with --overwrite")
+    how = "as stored" if (y, x) == AS_STORED else f"resampled by {float(y):.6g} x {float(x):.6g}"
+    return Resolution(level, (y, x), mpp, f"level {level} {how}, as the run was started", told=mpp is not None)
+
+
+def _factor(wanted: float, size: float | None) -> Fraction:
+    assert size is not None
+    if wanted >= size:
+        return Fraction(wanted / size).limit_denominator(LARGEST_DENOMINATOR)
+    # The same care for factors below 1, whose numerator is the small number.
+    return 1 / Fraction(size / wanted).limit_denominator(LARGEST_DENOMINATOR)
+
+
+def _as_it_is(sizes: Sequence[PixelSize], *, card: float | None, model: str) -> Resolution:
+    image_says, model_says = None not in sizes[0], card is not None
+    if image_says:
+        why = f"{model} does not say which pixel size it knows"
+    elif model_says:
+        why = f"the image does not say its pixel size ({model} knows {card:g} um/px)"
+    else:
+        why = "neither the image nor the model says a pixel size"
+    return Resolution(0, text=f"level 0{_um(sizes, 0)} as stored: {why}", told=image_says or model_says)
+
+
+def _um(sizes: Sequence[PixelSize], level: int, form: str = "()") -> str:
+    """Return `` (0.5 um/px)``, or nothing where unknown."""
+    size = sizes[level] if level < len(sizes) else (None, None)
+    if None in size:
+        return ""
+    text = " x ".join(dict.fromkeys(f"{n:.4g}" for n in size)) + " um/px"
+    return f" ({text})" if form else f" {text}"
