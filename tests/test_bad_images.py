@@ -484,7 +484,7 @@ def test_groups_that_are_no_image_say_what_to_open_instead(tmp_path, refused):
     zarr.create_group(tmp_path / "plate.zarr").attrs["ome"] = {"plate": {}}
     refused(tmp_path / "plate.zarr", says="plate")
     (tmp_path / "folder").mkdir()
-    refused(tmp_path / "folder", says="without zarr metadata")
+    refused(tmp_path / "folder", says="no zarr metadata")
 
 
 def test_a_path_that_no_system_takes_is_refused(tmp_path, refused):

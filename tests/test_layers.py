@@ -30,6 +30,10 @@ HOMES = {
     "tifffile": {"readers", "sample"},
     "zarr": {"readers", "store"},
     "dask": {"readers"},
+    "openslide": {"readers"},
+    "wsidicom": {"readers"},
+    "pydicom": {"readers"},
+    "pylibCZIrw": {"readers"},
     "click": {"cli", "cli_options", "cli_training"},
     "rich": {"cli_options"},
 }
@@ -86,6 +90,7 @@ def test_a_module_imports_only_from_below(path):
         ("runner", "import torch"),
         ("readers", "from tilenet import job"),
         ("job", "import zarr"),
+        ("api", "import openslide"),
         ("api", "from rich.progress import Progress"),
     ],
 )

@@ -65,16 +65,33 @@ ZARRS = {
         (1.0, 0.65, 0.65),
     ),
 }
-REAL = TIFFS | ZARRS
+OTHERS = {
+    "volumes/c_elegans_em_series": ("zyx", [(21, 256, 256)], (None, None, None)),
+    "slides/camelyon_overview_jpeg2000.dcm": ("yxc", [(812, 1696, 3)], (28.968, 28.969)),
+}
+REAL = TIFFS | ZARRS | OTHERS
 
 
 def whole_level(path, level, axes):
     """Return all pixels of a level (C, ...) as another library reads them."""
     if path.suffix in (".tif", ".svs", ".ndpi"):
         pixels = tifffile.imread(path, series=0, level=level)
+    elif path.suffix == ".dcm":
+        pixels = dicom_frames(path)
+    elif path.name == "c_elegans_em_series":
+        pixels = np.stack([tifffile.imread(path / f"c_elegans_em_z{z:04}.tif") for z in range(21)])
     else:
         pixels = zarr.open_array(path / str(level), mode="r")[...]
     return np.moveaxis(pixels, axes.index("c"), 0) if "c" in axes else pixels[None]
+
+
+def dicom_frames(path):
+    """Return the frames of a fully tiled DICOM side by side, as pydicom decodes them."""
+    file = pytest.importorskip("pydicom").dcmread(path)
+    high, wide = file.TotalPixelMatrixRows, file.TotalPixelMatrixColumns
+    rows, columns = -(-high // file.Rows), -(-wide // file.Columns)
+    grid = file.pixel_array.reshape(rows, columns, file.Rows, file.Columns, 3)
+    return grid.swapaxes(1, 2).reshape(rows * file.Rows, columns * file.Columns, 3)[:high, :wide]
 
 
 def mirrored(pixels, box):
@@ -98,8 +115,15 @@ def boxes(shape, *, seed, count=6):
         yield Box(tuple(start), tuple(a + s for a, s in zip(start, side, strict=True)))
 
 
+def need_extra(name):
+    """Skip where the extra that reads a file is not installed."""
+    if name.endswith(".dcm"):
+        pytest.importorskip("wsidicom", reason="the extra dicom is not installed")
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_file_says_its_axes_levels_and_pixel_size(shared_data, name):
+    need_extra(name)
     axes, shapes, pixel_size = REAL[name]
     with open_image(shared_data(name)) as image:
         assert (image.axes, [level.shape for level in image.levels]) == (axes, shapes)
@@ -108,6 +132,7 @@ def test_a_real_file_says_its_axes_levels_and_pixel_size(shared_data, name):
 
 @pytest.mark.parametrize("name", REAL)
 def test_boxes_of_every_level_are_those_of_the_whole_mirrored_level(shared_data, name):
+    need_extra(name)
     path = shared_data(name)
     with open_image(path) as image:
         for k in range(len(image.levels)):
@@ -122,6 +147,7 @@ def test_boxes_of_every_level_are_those_of_the_whole_mirrored_level(shared_data,
 
 @pytest.mark.parametrize("name", REAL)
 def test_threads_read_what_one_thread_reads(shared_data, name):
+    need_extra(name)
     with open_image(shared_data(name)) as image:
         asked = list(boxes(image.box_shape, seed=7, count=8))
         with ThreadPoolExecutor(8) as pool:
@@ -133,6 +159,7 @@ def test_threads_read_what_one_thread_reads(shared_data, name):
 
 @pytest.mark.parametrize("name", REAL)
 def test_an_image_survives_pickling_at_its_level(shared_data, name):
+    need_extra(name)
     with open_image(shared_data(name)) as image:
         last = image.at_level(len(image.levels) - 1)
         box = Box((0,) * len(last.box_shape), tuple(min(n, 50) for n in last.box_shape))
@@ -225,7 +252,23 @@ def as_zarr(folder):
     return folder / "image.zarr"
 
 
+def as_slide(folder):
+    pytest.importorskip("openslide", reason="the extra slide is not installed")
+    tifffile.imwrite(folder / "image.bif", pattern(), tile=(32, 32), photometric="rgb")
+    return folder / "image.bif"
+
+
+def as_czi(folder):
+    czi = pytest.importorskip("pylibCZIrw.czi", reason="the extra czi is not installed")
+    with czi.create_czi(str(folder / "image.czi")) as document:
+        document.write(np.ascontiguousarray(pattern()[..., ::-1]))
+        document.write_metadata("image")
+    return folder / "image.czi"
+
+
 SOURCES = {
+    "slide": as_slide,
+    "czi": as_czi,
     "png": as_png,
     "tiff": as_tiff,
     "strips": as_strips,

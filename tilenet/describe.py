@@ -61,6 +61,7 @@ def _image(file: str, axes: str | None) -> dict[str, Any]:
     with open_image(file, axes=axes) as image:
         return {
             "kind": "image",
+            "reader": image.reader,
             "axes": image.axes,
             "shape": image.shape,
             "dtype": str(image.dtype),

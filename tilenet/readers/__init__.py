@@ -7,23 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tilenet.errors import ImageError, ImageNotFound, SettingsError
+from tilenet.errors import ImageError, SettingsError
 from tilenet.readers.boundary import refusing
 from tilenet.readers.image import Image
+from tilenet.readers.kinds import dicom_files, kind_of
+from tilenet.readers.zarr_metadata import has_documents
 
 __all__ = ["open_image"]
 
 MISSING = ("error", "fill")
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-PICTURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"BM": "bmp"}
-# What is given by mistake, by its first bytes.
-OTHERS = {
-    b"version https://git-lfs": "is a Git LFS pointer, not the file that it stands for. Fetch it: git lfs pull",
-    b"PK\x03\x04": "is a zip archive. Unpack it first",
-    b"\x1f\x8b": "is a gzip archive. Unpack it first",
-    b"\x89HDF": "is an HDF5 file. Pass one of its arrays to the Python function, or convert it to zarr",
-}
-READABLE = "TIFF, OME-TIFF, SVS, NDPI, zarr, OME-Zarr, PNG, JPEG and BMP are read"
 
 
 def open_image(
@@ -39,8 +31,9 @@ def open_image(
     Parameters
     ----------
     source : str, Path, numpy.ndarray, zarr.Array, dask.array.Array or Image
-        A file or a zarr folder (what it is is told by its content, not its name), an array, or
-        an open image, which is returned as it is, or at `level` where that is not 0.
+        A file or a folder (of zarr, DICOM or numbered planes; `readers.kinds` says which reader
+        opens what), an array, or an open image, which is returned as it is, or at `level`
+        where that is not 0.
     level : int
         Resolution to read; 0 is the finest.
     axes : str, optional
@@ -85,39 +78,47 @@ def _open_path(path: str, *, level: int, axes: str | None, missing: str) -> Imag
         raise ImageError(f"{path}: is an address, and only local files are read. Fetch it first")
     with refusing(f"{path}: cannot be opened", "Check the path and its permissions"):
         if Path(path).is_dir() or _inside_zarr(Path(path)):
-            from tilenet.readers.zarr import open_zarr
+            return _open_folder(path, level=level, axes=axes, missing=missing)
+        return _open_file(path, kind_of(path), level=level, axes=axes, missing=missing)
 
-            return open_zarr(path, level=level, axes=axes)
-        head = _head(path)
-        if head[:4] in TIFF:
-            from tilenet.readers.tiff import open_tiff
 
-            return open_tiff(path, level=level, axes=axes, missing=missing)
-        for magic, kind in PICTURES.items():
-            if head.startswith(magic):
-                from tilenet.readers.picture import PictureImage
+def _open_file(path: str, kind: str, *, level: int, axes: str | None, missing: str) -> Image:
+    if kind == "tiff":
+        from tilenet.readers.tiff import open_tiff
 
-                return PictureImage(path, kind, axes=axes).at_level(level)
-    what = next((text for magic, text in OTHERS.items() if head.startswith(magic)), None)
-    raise ImageError(f"{path}: {what or f'is not an image that tilenet reads. {READABLE}'}")
+        return open_tiff(path, level=level, axes=axes, missing=missing)
+    if kind == "slide":
+        from tilenet.readers.slide import open_slide
+
+        return open_slide(path, level=level, axes=axes)
+    if kind == "dicom":
+        from tilenet.readers.dicom import open_dicom
+
+        return open_dicom(path, level=level, axes=axes, missing=missing)
+    if kind == "czi":
+        from tilenet.readers.czi import open_czi
+
+        return open_czi(path, level=level, axes=axes, missing=missing)
+    from tilenet.readers.picture import PictureImage
+
+    return PictureImage(path, kind, axes=axes).at_level(level)
+
+
+def _open_folder(path: str, *, level: int, axes: str | None, missing: str) -> Image:
+    if not Path(path).exists() or has_documents(path):
+        from tilenet.readers.zarr import open_zarr
+
+        return open_zarr(path, level=level, axes=axes)
+    if dicom_files(path):
+        return _open_file(path, "dicom", level=level, axes=axes, missing=missing)
+    from tilenet.readers.planes import PlanesImage
+
+    return PlanesImage(path, axes=axes, missing=missing).at_level(level)
 
 
 def _inside_zarr(path: Path) -> bool:
     """Tell whether a path that does not exist would lie in a zarr folder."""
     return not path.exists() and any(p.suffix == ".zarr" and p.is_dir() for p in path.parents)
-
-
-def _head(path: str) -> bytes:
-    """Return the first bytes of a file, enough to tell its kind."""
-    if not Path(path).exists():
-        raise ImageNotFound(f"{path}: does not exist. Check the path")
-    if not Path(path).is_file():
-        raise ImageError(f"{path}: is neither a file nor a folder. Give an image")
-    with Path(path).open("rb") as file:
-        head = file.read(32)
-    if not head:
-        raise ImageError(f"{path}: is empty. Get it again")
-    return head
 
 
 def _numbers(channels: Sequence[int | str], image: Image) -> list[int]:

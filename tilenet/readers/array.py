@@ -25,6 +25,8 @@ class ArrayImage(Image):
         One letter of ``tczyx`` per dimension; needed for more than two.
     """
 
+    reader = "array"
+
     def __init__(self, array: Any, axes: str | None = None) -> None:
         self._array = array
         self.name = f"{type(array).__module__.partition('.')[0]} array"

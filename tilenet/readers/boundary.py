@@ -94,3 +94,14 @@ def reopening(path: str, **options: Any) -> tuple[Any, ...]:
     from tilenet.readers import open_image
 
     return partial(open_image, **options), (str(Path(path).resolve()),)
+
+
+@contextmanager
+def needing(path: str, *, kind: str, library: str, extra: str) -> Iterator[None]:
+    """Name the extra to install where an import inside fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImageError(
+            f'{path}: is {kind}, read with {library}. Install it: pip install "tilenet[{extra}]"'
+        ) from error

@@ -58,6 +58,8 @@ class Image(ABC):
         Tiles that the file lacks and that are read as 0, over all levels.
     working_bytes : int
         Most bytes that reading takes for a while, in each thread, beside what it returns.
+    reader : str
+        Which of tilenet's readers, and whose library, reads it.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Image(ABC):
     channel_names: tuple[str, ...]
     n_missing: int = 0
     working_bytes: int = 0
+    reader: str = ""
 
     @abstractmethod
     def at_level(self, level: int) -> Image:
@@ -187,6 +190,7 @@ class ChannelView(Image):
         self.name, self.axes, self.dtype, self.level = image.name, image.axes, image.dtype, image.level
         self.channel_names = tuple(image.channel_names[c] for c in channels)
         self.n_missing, self.working_bytes = image.n_missing, image.working_bytes
+        self.reader = image.reader
         self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
 
     @property

@@ -28,6 +28,8 @@ WITHOUT_ALPHA = {1: 1, 2: 1, 3: 3, 4: 3}
 class PictureImage(Image):
     """A PNG, JPEG or BMP of one level."""
 
+    reader = "picture (imagecodecs)"
+
     def __init__(self, path: str, kind: str, *, axes: str | None = None) -> None:
         self.name, self._kind, self._said_axes = path, kind, axes
         with refusing(f"{path}: cannot be read as a {kind.upper()}", "The file is damaged; get it again"):

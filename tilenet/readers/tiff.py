@@ -129,6 +129,8 @@ class TiffSource:
 class TiffImage(Image):
     """One level of a TIFF."""
 
+    reader = "TIFF (tifffile)"
+
     def __init__(self, source: TiffSource, level: int) -> None:
         self._source, self.level, self.name = source, level, source.path
         first = source.levels[0].layout

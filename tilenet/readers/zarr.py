@@ -22,6 +22,8 @@ DEEPEST = 4
 class ZarrImage(Image):
     """One level of an image in a zarr folder; `nodes` are its arrays, finest first."""
 
+    reader = "zarr"
+
     def __init__(self, path: str, nodes: Sequence[Node], about: Multiscales, *, axes: str | None, sha256: str) -> None:
         from tilenet.readers.zarr_store import open_array
 

@@ -72,6 +72,11 @@ class Multiscales:
     channel_names: tuple[str, ...]
 
 
+def has_documents(path: str) -> bool:
+    """Tell whether a folder is one of zarr."""
+    return any((Path(path) / name).is_file() for name in DOCUMENTS)
+
+
 def read_node(path: Path) -> Node | None:
     """Return what the documents in a folder say; None where there are none."""
     with refusing(f"{path}: its zarr metadata cannot be read", DAMAGED):

@@ -1,0 +1,418 @@
+"""Planes, slides, DICOM and CZI: what is particular to each, and what all of them must do."""
+
+import pickle
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image as Picture
+
+from tilenet.errors import ImageError, SettingsError
+from tilenet.geometry import Box
+from tilenet.readers import open_image
+from tilenet.readers.planes import PlanesImage
+
+RANDOM = np.random.default_rng(11)
+
+
+def whole(image):
+    return image.read(Box.of_shape(image.box_shape))
+
+
+def n_open():
+    """Return how many files this process holds open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+# Planes
+
+
+def planes(folder, names, *, shape=(20, 30), dtype=np.uint8):
+    """Write one plane per name, all of them different; return (z, y, x)."""
+    folder.mkdir(exist_ok=True)
+    stack = RANDOM.integers(0, 200, (len(names), *shape)).astype(dtype)
+    for name, plane in zip(names, stack, strict=True):
+        if name.endswith(".tif"):
+            tifffile.imwrite(folder / name, plane)
+        else:
+            Picture.fromarray(plane).save(folder / name)
+    return stack
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "bmp"])
+def test_planes_are_in_the_order_of_their_numbers(tmp_path, suffix):
+    stack = planes(tmp_path / "s", [f"cell2_z{k}.{suffix}" for k in range(8, 12)])
+    image = open_image(tmp_path / "s")
+    assert (image.axes, image.shape) == ("zyx", (4, 20, 30))
+    np.testing.assert_array_equal(whole(image)[0], stack)
+    assert open_image(tmp_path / "s", axes="tyx").box_axes == "tyx"
+
+
+def test_colour_planes_are_a_stack_with_channels(tmp_path):
+    stack = planes(tmp_path / "s", ["1.png", "2.png"], shape=(20, 30, 3))
+    image = open_image(tmp_path / "s")
+    assert image.axes == "zyxc"
+    np.testing.assert_array_equal(whole(image), np.moveaxis(stack, 3, 0))
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["z1.tif", "z2.tif", "z4.tif"], "z2.tif and z4.tif are next to each other: 1 planes lack"),
+        (["z1.tif", "z01.tif", "z2.tif"], "have the same number"),
+        (["z1c1.tif", "z2c2.tif"], "differ in 2 numbers"),
+        (["z1.tif", "z2.png"], "z2.png is not named like z1.tif"),
+        (["a.tif", "b.tif"], "not named like"),
+        (["z1.tif"], "holds 1 files"),
+    ],
+)
+def test_files_that_are_no_numbered_series_are_refused(tmp_path, names, says):
+    planes(tmp_path / "s", names)
+    with pytest.raises(ImageError, match=says):
+        open_image(tmp_path / "s")
+
+
+def test_a_folder_among_planes_is_refused_and_litter_is_not(tmp_path):
+    planes(tmp_path / "s", ["z1.tif", "z2.tif"])
+    (tmp_path / "s" / ".DS_Store").write_bytes(b"x")
+    assert open_image(tmp_path / "s").shape == (2, 20, 30)
+    (tmp_path / "s" / "old").mkdir()
+    with pytest.raises(ImageError, match="holds the folder old"):
+        open_image(tmp_path / "s")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+@pytest.mark.parametrize("other", [{"shape": (20, 31)}, {"dtype": np.uint16}])
+def test_a_plane_unlike_the_first_is_named(tmp_path, suffix, other):
+    planes(tmp_path / "s", [f"z{k}.{suffix}" for k in range(3)])
+    planes(tmp_path / "s", [f"z1.{suffix}"], **other)
+    with pytest.raises(ImageError, match=f"z1.{suffix}: is .* but z0.{suffix} is"):
+        whole(open_image(tmp_path / "s"))
+
+
+def test_a_stack_of_stacks_is_refused(tmp_path):
+    planes(tmp_path / "s", ["z0.tif", "z1.tif"])
+    tifffile.imwrite(tmp_path / "s" / "z0.tif", np.zeros((5, 20, 30), np.uint8), metadata={"axes": "ZYX"})
+    with pytest.raises(ImageError, match="z0.tif: has the axes zyx"):
+        open_image(tmp_path / "s")
+
+
+def test_only_the_planes_of_a_box_are_read_and_each_once(tmp_path, monkeypatch):
+    planes(tmp_path / "s", [f"z{k}.tif" for k in range(9)])
+    image, read = open_image(tmp_path / "s"), []
+    inner = PlanesImage._read
+    monkeypatch.setattr(PlanesImage, "_read", lambda self, index, box: read.append(index) or inner(self, index, box))
+    for _ in range(2):
+        image.read(Box((3, 0, 0), (5, 5, 5)))
+    assert read == [3, 4]
+
+
+def test_a_plane_larger_than_the_cache_is_read_in_parts(tmp_path, monkeypatch):
+    stack = planes(tmp_path / "s", [f"z{k}.tif" for k in range(3)])
+    monkeypatch.setattr("tilenet.readers.planes.CACHE_BYTES", 100)
+    image = open_image(tmp_path / "s")
+    np.testing.assert_array_equal(whole(image)[0], stack)
+    assert image._whole.n_decoded == 0
+
+
+def test_a_changed_plane_changes_the_identity(tmp_path):
+    planes(tmp_path / "s", [f"z{k}.png" for k in range(3)])
+    before = open_image(tmp_path / "s").identity()
+    assert before == open_image(tmp_path / "s").identity()
+    planes(tmp_path / "s", ["z1.png"])
+    assert open_image(tmp_path / "s").identity() != before
+
+
+# Slides
+
+SECOND_OPINIONS = [
+    ("slides/CMU-1-Small-Region.svs", {0: 0}),
+    ("slides/hamamatsu_test3_DAPI.ndpi", {0: 0, 1: 1, 2: 2, 3: 3}),
+]
+
+
+@pytest.mark.parametrize(("name", "levels"), SECOND_OPINIONS)
+def test_openslide_and_tifffile_give_the_same_pixels_and_sizes(shared_data, name, levels):
+    pytest.importorskip("openslide")
+    from tilenet.readers.slide import open_slide
+
+    path = str(shared_data(name))
+    with open_image(path) as tiff, open_slide(path, level=0, axes=None) as slide:
+        for ours, theirs in levels.items():
+            one, two = tiff.at_level(ours), slide.at_level(theirs)
+            assert one.pixel_size == pytest.approx(two.pixel_size)
+            for corner in ((0, 0), tuple(n // 2 for n in one.box_shape)):
+                box = Box(corner, tuple(min(a + 600, n + 9) for a, n in zip(corner, one.box_shape, strict=True)))
+                pixels = one.read(box)
+                assert pixels.min() < pixels.max()
+                # Both decode with libjpeg; two builds of it may round differently.
+                assert np.abs(pixels.astype(int) - two.read(box)).max() <= 1
+
+
+def test_a_level_of_an_uneven_reduction_does_not_depend_on_the_box(shared_data):
+    pytest.importorskip("openslide")
+    from tilenet.readers.slide import open_slide
+
+    with open_slide(str(shared_data("derived/cmu1_generic_pyramid.tif")), level=1, axes=None) as slide:
+        assert slide._source.downsamples[1] != 2
+        everything = whole(slide)
+    with open_slide(str(shared_data("derived/cmu1_generic_pyramid.tif")), level=1, axes=None) as slide:
+        for box in (Box((700, 333), (1101, 801)), Box((511, 511), (513, 513))):
+            np.testing.assert_array_equal(slide.read(box), everything[:, *box.slices])
+
+
+def mirax(folder, tiles, *, fill=0xFFFFFF):
+    """Write a MIRAX slide of two levels from {(row, column): (16, 16, 3)} on a grid of 4 x 4; return its path.
+
+    Slidedat.ini says what there is; Index.dat holds a pointer to each level's list of (image,
+    offset, length, file); Data0000.dat holds the PNGs.
+    """
+    inside = folder / "slide"
+    inside.mkdir()
+    coarse = {}
+    for (row, column), pixels in tiles.items():
+        corner = (row - row % 2, column - column % 2)
+        part = coarse.setdefault(corner, np.full((16, 16, 3), 255, np.uint8))
+        y, x = 8 * (row % 2), 8 * (column % 2)
+        part[y : y + 8, x : x + 8] = pixels[::2, ::2]
+    data, pages = b"", []
+    for level in (tiles, coarse):
+        entries = []
+        for (row, column), pixels in sorted(level.items()):
+            Picture.fromarray(pixels).save(inside / "tile.png")
+            png = (inside / "tile.png").read_bytes()
+            entries.append((row * 4 + column, len(data), len(png), 0))
+            data += png
+        pages.append(entries)
+    (inside / "tile.png").unlink()
+    (inside / "Data0000.dat").write_bytes(data)
+    head = b"01.02" + b"ID"
+    table = len(head) + 8
+    index, at = b"", table + 8
+    pointers = []
+    for entries in pages:
+        pointers.append(at + len(index))
+        index += struct.pack("<ii", 0, at + len(index) + 8)
+        index += struct.pack("<ii", len(entries), 0) + b"".join(struct.pack("<iiii", *e) for e in entries)
+    (inside / "Index.dat").write_bytes(head + struct.pack("<ii", table, 0) + struct.pack("<ii", *pointers) + index)
+    level = "OVERLAP_X = 0\nOVERLAP_Y = 0\nIMAGE_FORMAT = PNG\nDIGITIZER_WIDTH = 16\nDIGITIZER_HEIGHT = 16\n"
+    (inside / "Slidedat.ini").write_text(
+        "[GENERAL]\nSLIDE_VERSION = 01.02\nSLIDE_ID = ID\nIMAGENUMBER_X = 4\nIMAGENUMBER_Y = 4\n"
+        "OBJECTIVE_MAGNIFICATION = 20\n[HIERARCHICAL]\nHIER_COUNT = 1\nNONHIER_COUNT = 0\nINDEXFILE = Index.dat\n"
+        "HIER_0_NAME = Slide zoom level\nHIER_0_COUNT = 2\nHIER_0_VAL_0_SECTION = L0\nHIER_0_VAL_1_SECTION = L1\n"
+        "[DATAFILE]\nFILE_COUNT = 1\nFILE_0 = Data0000.dat\n"
+        + "".join(
+            f"[L{k}]\nIMAGE_CONCAT_FACTOR = {k}\nMICROMETER_PER_PIXEL_X = {0.25 * 2**k}\n"
+            f"MICROMETER_PER_PIXEL_Y = {0.25 * 2**k}\nIMAGE_FILL_COLOR_BGR = {fill}\n{level}"
+            for k in range(2)
+        )
+    )
+    Picture.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "slide.mrxs", format="jpeg")
+    return folder / "slide.mrxs"
+
+
+def test_a_mirax_slide_is_read_and_what_was_not_scanned_is_its_background(tmp_path):
+    pytest.importorskip("openslide")
+    places = [(r, c) for r in range(4) for c in range(4) if (r, c) not in ((1, 2), (3, 3))]
+    tiles = {place: RANDOM.integers(0, 255, (16, 16, 3), dtype=np.uint8) for place in places}
+    expected = np.empty((64, 64, 3), np.uint8)
+    expected[...] = (0x10, 0x20, 0x30)
+    for (row, column), pixels in tiles.items():
+        expected[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = pixels
+    with open_image(mirax(tmp_path, tiles, fill=0x302010)) as image:
+        assert image.reader == "OpenSlide (mirax)"
+        assert [level.shape for level in image.levels] == [(64, 64, 3), (32, 32, 3)]
+        assert image.pixel_size == (0.25, 0.25)
+        np.testing.assert_array_equal(whole(image), np.moveaxis(expected, 2, 0))
+        scanned = np.s_[:, :16, :16]
+        np.testing.assert_array_equal(whole(image.at_level(1))[scanned], np.moveaxis(expected[:32:2, :32:2], 2, 0))
+
+
+# DICOM
+
+
+@pytest.fixture(scope="session")
+def dicom_pyramid(shared_data, tmp_path_factory):
+    """Return a folder of one slide in four levels, written by wsidicom from the real one."""
+    wsidicom = pytest.importorskip("wsidicom")
+    folder = tmp_path_factory.mktemp("dicom")
+    with wsidicom.WsiDicom.open(shared_data("slides/camelyon_overview_jpeg2000.dcm")) as slide:
+        slide.save(folder, add_missing_levels=True)
+    return folder
+
+
+def test_a_folder_of_dicom_files_is_one_slide_with_its_levels(dicom_pyramid, shared_data):
+    with open_image(dicom_pyramid) as image:
+        assert image.reader == "DICOM (wsidicom)"
+        assert [level.shape for level in image.levels] == [(812, 1696, 3), (406, 848, 3), (203, 424, 3), (102, 212, 3)]
+        assert image.at_level(1).pixel_size == pytest.approx((57.936, 57.938))
+        fine, coarse = whole(image), whole(image.at_level(1))
+        with open_image(shared_data("slides/camelyon_overview_jpeg2000.dcm")) as origin:
+            np.testing.assert_array_equal(fine, whole(origin))
+        halved = fine.reshape(3, 406, 2, 848, 2).mean(axis=(2, 4))
+        assert np.corrcoef(halved.ravel(), coarse.ravel())[0, 1] > 0.99
+
+
+def test_dicom_files_of_two_series_are_refused_not_skipped(dicom_pyramid, shared_data, tmp_path):
+    for file in dicom_pyramid.iterdir():
+        shutil.copy(file, tmp_path)
+    pydicom = pytest.importorskip("pydicom")
+    other = pydicom.dcmread(shared_data("slides/camelyon_overview_jpeg2000.dcm"))
+    other.SeriesInstanceUID = pydicom.uid.generate_uid()
+    other.save_as(tmp_path / "other.dcm")
+    with pytest.raises(ImageError, match="holds files of 2 series"):
+        open_image(tmp_path)
+
+
+def test_tiles_that_a_dicom_lacks_are_refused_until_they_may_be_filled(shared_data, monkeypatch):
+    """No sparse file is at hand: wsidicom is made to say that one tile of a full one is not there."""
+    data = pytest.importorskip("wsidicom.instance.wsidicom_image_data")
+    from tilenet.readers.dicom import DicomSource
+
+    path = shared_data("slides/camelyon_overview_jpeg2000.dcm")
+    with open_image(path) as image:
+        expected = whole(image)
+    monkeypatch.setattr(DicomSource, "_tiles", lambda self, group: (range(7), range(4)))
+    monkeypatch.setattr(data.WsiDicomImageData, "is_sparse", lambda self, tile, z, path: (tile.x, tile.y) == (2, 1))
+    with pytest.raises(ImageError, match="1 of its tiles are missing.*--missing fill"):
+        open_image(path)
+    with open_image(path, missing="fill") as image:
+        expected[:, 256:512, 512:768] = 0
+        np.testing.assert_array_equal(whole(image), expected)
+
+
+# CZI
+
+
+@pytest.fixture
+def czi_file(tmp_path):
+    """Return what writes a CZI: (t, z, c, y, x) in two mosaic tiles with a gap of 10 px between them."""
+    czi = pytest.importorskip("pylibCZIrw.czi")
+
+    def write(pixels, *, skip=(), corner=(-7, 5), name="image.czi"):
+        with czi.create_czi(str(tmp_path / name)) as document:
+            for t, z, c in np.ndindex(pixels.shape[:3]):
+                if (t, z, c) in skip:
+                    continue
+                for columns, at in ((slice(0, 40), 0), (slice(50, None), 50)):
+                    part = np.ascontiguousarray(pixels[t, z, c, :, columns])
+                    document.write(part, plane={"T": t, "Z": z, "C": c}, location=(corner[0] + at, corner[1]))
+            names = {c: f"dye {c}" for c in range(pixels.shape[2])}
+            document.write_metadata("image", names, scale_x=0.25e-6, scale_y=0.5e-6, scale_z=2e-6)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((1, 1, 1), "yx"), ((1, 1, 3), "cyx"), ((1, 4, 2), "zcyx"), ((2, 3, 2), "tzcyx")]
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_czi_mosaic_keeps_its_axes_channels_and_sizes(czi_file, shape, axes, dtype):
+    pixels = RANDOM.integers(1, 250, (*shape, 30, 90)).astype(dtype)
+    with open_image(czi_file(pixels)) as image:
+        assert (image.axes, image.dtype) == (axes, dtype)
+        assert image.pixel_size == pytest.approx(
+            tuple({"t": None, "z": 2.0, "y": 0.5, "x": 0.25}[a] for a in image.box_axes)
+        )
+        assert image.channel_names == tuple(f"dye {c}" for c in range(shape[2]))
+        pixels[..., 40:50] = 0
+        expected = np.moveaxis(pixels, 2, 0).reshape(shape[2], *image.box_shape)
+        np.testing.assert_array_equal(whole(image), expected)
+
+
+def test_a_czi_is_read_in_pieces_that_fit_together(czi_file, monkeypatch):
+    pixels = RANDOM.integers(1, 60000, (1, 1, 1, 70, 120)).astype(np.uint16)
+    monkeypatch.setattr("tilenet.readers.czi.SIDE", (32, 32))
+    with open_image(czi_file(pixels)) as image:
+        pixels[..., 40:50] = 0
+        for box in (Box((0, 0), (70, 120)), Box((31, 20), (65, 97))):
+            np.testing.assert_array_equal(image.read(box)[0], pixels[0, 0, 0][box.slices])
+
+
+def test_a_plane_that_a_czi_lacks_is_refused_until_it_may_be_filled(czi_file):
+    pixels = RANDOM.integers(1, 250, (1, 3, 2, 30, 90)).astype(np.uint8)
+    path = czi_file(pixels, skip=[(0, 1, 1)])
+    with pytest.raises(ImageError, match="1 of its 6 planes are missing.*--missing fill"):
+        open_image(path)
+    with open_image(path, missing="fill") as image:
+        assert image.n_missing == 1
+        assert not whole(image)[1, 1].any()
+
+
+# All of them
+
+
+@pytest.fixture(params=["planes", "slide", "dicom", "czi"])
+def path(request, tmp_path):
+    """Return an image of each kind."""
+    if request.param == "planes":
+        planes(tmp_path / "s", [f"z{k}.tif" for k in range(3)])
+        return tmp_path / "s"
+    if request.param == "slide":
+        pytest.importorskip("openslide")
+        return mirax(tmp_path, {(r, c): np.full((16, 16, 3), 9, np.uint8) for r in range(4) for c in range(4)})
+    if request.param == "dicom":
+        return request.getfixturevalue("shared_data")("slides/camelyon_overview_jpeg2000.dcm")
+    return request.getfixturevalue("czi_file")(RANDOM.integers(1, 250, (1, 2, 1, 30, 90)).astype(np.uint8))
+
+
+def test_a_closed_image_leaves_no_file_open(path):
+    open_image(path).close()  # what a library opens once and keeps
+    before = n_open()
+    for _ in range(3):
+        with open_image(path) as image:
+            image.read(Box((0,) * len(image.box_shape), (1,) * len(image.box_shape)))
+            pickle.loads(pickle.dumps(image)).close()
+    assert n_open() == before
+
+
+def test_a_level_that_an_image_lacks_is_refused(path):
+    with pytest.raises(SettingsError, match="level"):
+        open_image(path, level=9)
+
+
+@pytest.mark.parametrize("keep", [0.03, 0.4, 0.9])
+def test_a_file_cut_off_is_an_image_error_of_one_line(path, tmp_path, keep):
+    if path.suffix == ".dcm":
+        path = Path(shutil.copy(path, tmp_path / "cut.dcm"))
+    victim = {"s": path / "z1.tif", "slide": path.parent / "slide" / "Data0000.dat"}.get(path.stem, path)
+    source = victim.read_bytes()
+    victim.write_bytes(source[: int(keep * len(source))])
+    with pytest.raises(ImageError) as caught, open_image(path) as image:
+        whole(image)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "module", "says"),
+    [
+        ("a.mrxs", b"\xff\xd8\xff", "openslide", 'is a slide, read with OpenSlide. .*"tilenet\\[slide\\]"'),
+        ("a.dcm", b"\0" * 128 + b"DICM", "wsidicom", 'is a DICOM image, read with wsidicom. .*"tilenet\\[dicom\\]"'),
+        ("a.czi", b"ZISRAWFILE", "pylibCZIrw", 'is a CZI file, read with pylibCZIrw. .*"tilenet\\[czi\\]"'),
+    ],
+)
+def test_a_missing_extra_is_named_with_what_installs_it(
+    tmp_path, monkeypatch, tilenet_command, name, content, module, says
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageError, match=f"{name}: {says}"):
+        open_image(tmp_path / name)
+    code, _, err = tilenet_command("info", tmp_path / name)
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_info_says_which_reader_reads_a_file(shared_data, tilenet_command):
+    for name, reader in (
+        ("slides/CMU-1-Small-Region.svs", "TIFF (tifffile)"),
+        ("volumes/c_elegans_em_series", "folder of planes"),
+    ):
+        code, out, _ = tilenet_command("info", shared_data(name))
+        assert code == 0
+        assert reader in out

@@ -1,0 +1,183 @@
+"""CZI through pylibCZIrw: mosaics, channels, ``z`` and ``t``; the finest resolution.
+
+All scenes are one image, as they lie on the stage; between them, and wherever else there is
+no tile of a mosaic, pixels are 0. libCZI reads one box at a time: threads wait for each other,
+and decoded pieces are kept for the next box.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from itertools import product
+from math import prod
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box
+from tilenet.readers.axes import layout_of
+from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, needing, refusing, reopening
+from tilenet.readers.cache import PieceCache
+from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.pieces import assemble
+
+SIDE = (1024, 1024)
+# Samples and type of libCZI's pixel types; colours are stored blue first.
+PIXELS = {
+    "Gray8": (1, np.uint8),
+    "Gray16": (1, np.uint16),
+    "Gray32Float": (1, np.float32),
+    "Bgr24": (3, np.uint8),
+    "Bgr48": (3, np.uint16),
+    "Bgr96Float": (3, np.float32),
+}
+HEADER_BYTES = 1024
+METRE = 1e6
+
+
+class CziImage(Image):
+    """A CZI, of one level."""
+
+    reader = "CZI (pylibCZIrw)"
+
+    def __init__(self, path: str, *, axes: str | None = None, missing: str = "error") -> None:
+        with needing(path, kind="a CZI file", library="pylibCZIrw", extra="czi"):
+            from pylibCZIrw import czi
+        self.name, self._said_axes, self._missing, self.level = path, axes, missing, 0
+        self._lock, self._cache = Lock(), PieceCache()
+        self._czi: Any = None
+        try:
+            with refusing(f"{path}: cannot be read as a CZI", DAMAGED):
+                self._czi = czi.CziReader(path)
+                self._take()
+        except ImageError:
+            self.close()
+            raise
+
+    def _take(self) -> None:
+        extents: dict[str, tuple[int, int]] = self._czi.total_bounding_box_no_pyramid
+        more = [a for a, (start, stop) in extents.items() if a not in "TZCXY" and stop - start > 1]
+        if more:
+            raise ImageError(f"{self.name}: has an axis {more[0]}, which no image has here. Export one of its parts")
+        shape = [extents[a][1] - extents[a][0] for a in "TZCYX"]
+        if not 0 < min(shape) <= max(shape) <= LONGEST_AXIS:
+            raise ImageError(f"{self.name}: has {shape} pixels along t, z, c, y and x. {DAMAGED}")
+        self._corner = (extents["Y"][0], extents["X"][0])
+        samples = self._take_type(shape[2])
+        full = (*shape, samples)
+        letters = [a if n > 1 or a in "yx" else "" for a, n in zip("tzcyxs", full, strict=True)]
+        self._layout = layout_of(letters, full, axes=self._said_axes, name=self.name)
+        self.axes = self._layout.axes
+        about = self._czi.raw_metadata
+        self._take_metadata(ElementTree.fromstring(about), samples)
+        self.n_missing = self._count_missing(shape)
+        with Path(self.name).open("rb") as file:
+            self._sha256 = hashlib.sha256(file.read(HEADER_BYTES) + about.encode()).hexdigest()
+
+    def _take_type(self, n_channels: int) -> int:
+        """Take the type of the pixels; return their samples."""
+        kinds = [self._czi.get_channel_pixel_type(c) for c in range(n_channels)]
+        if len(set(kinds)) > 1 or kinds[0] not in PIXELS:
+            raise ImageError(f"{self.name}: has pixels of {', '.join(kinds)}; one of {', '.join(PIXELS)} is read")
+        samples, dtype = PIXELS[kinds[0]]
+        self.dtype = np.dtype(dtype)
+        return samples
+
+    def _take_metadata(self, root: ElementTree.Element, samples: int) -> None:
+        sizes = {d.get("Id", "").lower(): _micrometres(d.findtext("Value")) for d in root.iterfind(".//Items/Distance")}
+        self.levels = (Level(self._layout.image_shape, tuple(sizes.get(a) for a in self.axes if a != "c")),)
+        found = root.iterfind(".//Information/Image/Dimensions/Channels/Channel")
+        names = tuple(channel.get("Name", "") for channel in found)
+        if samples == self.n_channels == 3:
+            names = ("red", "green", "blue")
+        self.channel_names = names if len(names) == self.n_channels else ("",) * self.n_channels
+
+    def _count_missing(self, shape: list[int]) -> int:
+        """Return how many planes the file holds nothing of; refuse them unless they may be filled."""
+        held = set()
+
+        def note(_: int, about: Any) -> bool:
+            at = {str(k).rpartition(".")[2]: v for k, v in about.coordinate.to_dict().items()}
+            held.add(tuple(at.get(a, 0) for a in "TZC"))
+            return True
+
+        self._czi.enumerate_subblocks(note)
+        lacking = prod(shape[:3]) - len(held)
+        if lacking and self._missing == "error":
+            raise ImageError(
+                f"{self.name}: {lacking} of its {prod(shape[:3])} planes are missing. "
+                f"Get the whole file, or fill them with 0: --missing fill"
+            )
+        return lacking
+
+    def at_level(self, level: int) -> Image:
+        """Return this image: no other level is read."""
+        check_level(level, 1, name=self.name)
+        return self
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box inside the image."""
+        out, stored = self._layout.empty(box, self.dtype)
+        *outer, rows, columns, _ = self._layout.ranges(box)
+        plane = Box((rows[0], columns[0]), (rows[1], columns[1]))
+        for index in product(*(range(a, b) for a, b in outer)):
+            at = dict(zip("TZC", index, strict=True))
+            place = tuple(i - a for i, (a, _) in zip(index, outer, strict=True))
+            assemble(
+                np.moveaxis(stored[place], 2, 0),
+                plane,
+                shape=self._layout.shape[3:5],
+                side=SIDE,
+                piece=partial(self._piece, at),
+            )
+        return out
+
+    def _piece(self, at: dict[str, int], box: Box) -> Pixels:
+        return self._cache.get((*at.values(), box), lambda: self._decoded(at, box))
+
+    def _decoded(self, at: dict[str, int], box: Box) -> Pixels:
+        """Return a piece of a plane (samples, y, x)."""
+        corner = box.shifted(self._corner).start
+        with self._lock, refusing(f"{self.name}: {box} of {at} cannot be read", DAMAGED):
+            if self._czi is None:
+                raise ImageError(f"{self.name}: is closed. Open it again")
+            pixels: Pixels = self._czi.read(roi=(*corner[::-1], *box.shape[::-1]), plane=at)  # (y, x, samples)
+            return np.moveaxis(pixels[..., ::-1], 2, 0).astype(self.dtype)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the file's size, and a hash of its header (with its GUID) and its metadata."""
+        return {
+            "kind": "czi",
+            "bytes": Path(self.name).stat().st_size,
+            "metadata_sha256": self._sha256,
+            "missing": self.n_missing,
+        }
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            czi, self._czi = self._czi, None
+            if czi is not None:
+                czi.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopening(self.name, axes=self._said_axes, missing=self._missing)
+
+
+def _micrometres(metres: str | None) -> float | None:
+    try:
+        number = float(metres or "") * METRE
+    except ValueError:
+        return None
+    return number if 0 < number < float("inf") else None
+
+
+def open_czi(path: str, *, level: int, axes: str | None, missing: str) -> Image:
+    """Open a CZI."""
+    check_level(level, 1, name=path)
+    return CziImage(path, axes=axes, missing=missing)

@@ -1,0 +1,198 @@
+"""DICOM whole-slide images through wsidicom: one file (one level), or the folder of all levels.
+
+Optical paths are channels and focal planes are ``z``. A folder must hold one slide: files of
+another series are refused, not skipped. wsidicom reads from several threads, and keeps what
+it decoded (100 MB).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box
+from tilenet.readers.axes import Layout, layout_of
+from tilenet.readers.boundary import (
+    DAMAGED,
+    LONGEST_AXIS,
+    check_level,
+    check_piece,
+    needing,
+    pixel_dtype,
+    quietly,
+    refusing,
+    reopening,
+)
+from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.kinds import dicom_files
+from tilenet.readers.pieces import assemble
+
+
+class DicomSource:
+    """An open slide, shared by the images of all its levels."""
+
+    def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
+        with needing(path, kind="a DICOM image", library="wsidicom", extra="dicom"):
+            import wsidicom
+        self.path, self.said_axes, self.missing = path, axes, missing
+        self.slide: Any = None
+        files = sorted(dicom_files(path)) if Path(path).is_dir() else [Path(path)]
+        try:
+            with quietly("wsidicom"), refusing(f"{path}: cannot be read as a DICOM whole-slide image", DAMAGED):
+                self.identity = _identity(files, path)
+                self.slide = wsidicom.WsiDicom.open(files)
+                self._take()
+        except ImageError:
+            self.close()
+            raise
+        if self.n_missing and missing == "error":
+            self.close()
+            raise ImageError(
+                f"{path}: {self.n_missing} of its tiles are missing. "
+                f"Get the whole file, or fill them with 0: --missing fill"
+            )
+
+    def _take(self) -> None:
+        if len(self.slide.pyramids) != 1:
+            raise ImageError(f"{self.path}: holds {len(self.slide.pyramids)} pyramids. Give the files of one of them")
+        self.groups = list(self.slide.levels)
+        first = self.groups[0]
+        self.planes, self.paths = list(first.focal_planes), list(first.optical_paths)
+        image = first.default_instance.image_data
+        self.dtype, self.samples = pixel_dtype(image.dtype, self.path), int(image.samples_per_pixel)
+        self.layouts, self.n_missing = [self._layout(group) for group in self.groups], 0
+        for group in self.groups:
+            self.n_missing += sum(
+                self._lacks(group, *at) for at in product(*self._tiles(group), self.planes, self.paths)
+            )
+        self.levels = tuple(map(self._level, self.groups, self.layouts))
+
+    def _layout(self, group: Any) -> Layout:
+        size, tile = group.size, group.tile_size
+        image = group.default_instance.image_data
+        same = list(group.focal_planes) == self.planes and list(group.optical_paths) == self.paths
+        if not same or (image.dtype, image.samples_per_pixel) != (self.dtype, self.samples):
+            raise ImageError(f"{self.path}: its levels differ in type, planes or channels. Give one level: one file")
+        if max(size.width, size.height) > LONGEST_AXIS:
+            raise ImageError(f"{self.path}: says that it has {size.width} x {size.height} px. {DAMAGED}")
+        check_piece(tile.width * tile.height * self.samples * self.dtype.itemsize, f"{self.path}: one of its tiles")
+        shape = (len(self.planes), len(self.paths), size.height, size.width, self.samples)
+        letters = [a if n > 1 or a in "yx" else "" for a, n in zip("zcyxs", shape, strict=True)]
+        return layout_of(letters, shape, axes=self.said_axes, name=self.path)
+
+    def _level(self, group: Any, layout: Layout) -> Level:
+        of = {"y": float(group.mpp.height), "x": float(group.mpp.width), "z": self._z_step()}
+        sizes = [of.get(a) for a in layout.axes if a != "c"]
+        return Level(layout.image_shape, tuple(n if n and 0 < n < float("inf") else None for n in sizes))
+
+    def _z_step(self) -> float | None:
+        """Return micrometres between focal planes, where all are equally far apart."""
+        steps = np.diff(self.planes)
+        return float(steps.mean()) if len(steps) and np.allclose(steps, steps.mean(), rtol=1e-3) else None
+
+    def _tiles(self, group: Any) -> tuple[range, range]:
+        """Return the columns and rows that tiles may lack in; none where the file says that it is full."""
+        tiled = group.default_instance.image_data.tiled_size
+        full = all(str(instance.dataset.tile_type.name) == "FULL" for instance in group.instances.values())
+        return (range(0), range(0)) if full else (range(tiled.width), range(tiled.height))
+
+    def _lacks(self, group: Any, column: int, row: int, plane: float, path: str) -> bool:
+        from wsidicom.geometry import Point
+
+        data = group.get_instance(plane, path).image_data
+        return bool(data.is_sparse(Point(column, row), plane, path))
+
+    def piece(self, level: int, box: Box, plane: float, path: str) -> Pixels:
+        """Return a tile (samples, y, x)."""
+        group = self.groups[level]
+        tile = group.tile_size
+        with refusing(f"{self.path}: {box} of level {level} cannot be read", DAMAGED):
+            if self.n_missing and self._lacks(
+                group, box.start[1] // tile.width, box.start[0] // tile.height, plane, path
+            ):
+                return np.zeros((self.samples, *box.shape), self.dtype)
+            pixels = self.slide.read_region(
+                box.start[::-1], group.level, box.shape[::-1], z=plane, path=path, threads=1, as_array=True
+            )
+            return np.moveaxis(np.asarray(pixels).reshape(*box.shape, self.samples), 2, 0)
+
+    def close(self) -> None:
+        """Close the files."""
+        if self.slide is not None:
+            self.slide.close()
+
+
+class DicomImage(Image):
+    """One level of a DICOM whole-slide image."""
+
+    reader = "DICOM (wsidicom)"
+
+    def __init__(self, source: DicomSource, level: int) -> None:
+        self._source, self.level, self.name, self.levels = source, level, source.path, source.levels
+        self.axes, self.dtype, self.n_missing = source.layouts[0].axes, source.dtype, source.n_missing
+        colour = self.n_channels == 3 == source.samples
+        self.channel_names = ("red", "green", "blue") if colour else ("",) * self.n_channels
+
+    def at_level(self, level: int) -> Image:
+        """Return the same slide at another resolution."""
+        check_level(level, len(self.levels), name=self.name)
+        return DicomImage(self._source, level)
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box inside the slide, decoding only the tiles it touches."""
+        source, level = self._source, self.level
+        layout, tile = source.layouts[level], source.groups[level].tile_size
+        out, stored = layout.empty(box, self.dtype)
+        (z0, z1), channels, rows, columns, _ = layout.ranges(box)
+        plane = Box((rows[0], columns[0]), (rows[1], columns[1]))
+        for z, c in product(range(z0, z1), range(*channels)):
+            assemble(
+                np.moveaxis(stored[z - z0, c], 2, 0),
+                plane,
+                shape=layout.shape[2:4],
+                side=(tile.height, tile.width),
+                piece=partial(source.piece, level, plane=source.planes[z], path=source.paths[c]),
+            )
+        return out
+
+    def identity(self) -> dict[str, Any]:
+        """Return the bytes of the files and a hash of their instance UIDs and shapes."""
+        return self._source.identity | {
+            "shapes": [list(level.shape) for level in self.levels],
+            "missing": self.n_missing,
+        }
+
+    def close(self) -> None:
+        """Close the files, for the images of all levels."""
+        self._source.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopening(self.name, level=self.level, axes=self._source.said_axes, missing=self._source.missing)
+
+
+def _identity(files: Sequence[Path], path: str) -> dict[str, Any]:
+    """Return what tells the files from others; refuse files of more than one series, which wsidicom would skip."""
+    import pydicom
+
+    heads = [pydicom.dcmread(f, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]) for f in files]
+    series = {str(head.get("SeriesInstanceUID", "")) for head in heads}
+    if len(series) > 1:
+        raise ImageError(f"{path}: holds files of {len(series)} series. Give a folder of one slide, or one file")
+    uids = sorted(str(head.file_meta.get("MediaStorageSOPInstanceUID", "")) for head in heads)
+    return {
+        "kind": "dicom",
+        "bytes": sum(f.stat().st_size for f in files),
+        "instances_sha256": hashlib.sha256("\n".join(uids).encode()).hexdigest(),
+    }
+
+
+def open_dicom(path: str, *, level: int, axes: str | None, missing: str) -> Image:
+    """Open a DICOM file, or a folder of the files of one slide, at one of its levels."""
+    return DicomImage(DicomSource(path, axes=axes, missing=missing), 0).at_level(level)

@@ -1,0 +1,76 @@
+"""Which reader opens what: one rule, by the first bytes of a file, never one reader after another.
+
+1. A name that is OpenSlide's (`SLIDE_NAMES`): OpenSlide. These are TIFFs, pictures and texts
+   that mean a slide only together with what else is in them, or in the folder beside them.
+2. The first bytes: TIFF (also SVS and NDPI), PNG, JPEG, BMP, CZI, DICOM.
+3. A folder: zarr if it has zarr metadata, DICOM if it has ``.dcm`` files, else numbered planes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tilenet.errors import ImageError, ImageNotFound
+
+SLIDE_NAMES = {
+    ".mrxs": "MIRAX",
+    ".vms": "Hamamatsu VMS",
+    ".vmu": "Hamamatsu VMU",
+    ".bif": "Ventana BIF",
+    ".scn": "Leica SCN",
+    ".svslide": "Sakura",
+}
+MAGIC = {
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+    b"II+\0": "tiff",
+    b"MM\0+": "tiff",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"\xff\xd8\xff": "jpeg",
+    b"BM": "bmp",
+    b"ZISRAWFILE": "czi",
+}
+PICTURES = ("png", "jpeg", "bmp")
+# DICOM files begin with 128 bytes that say nothing (PS3.10, 7.1).
+DICOM_AT, DICOM, DICOM_SUFFIX = 128, b"DICM", ".dcm"
+# What is given by mistake, by its first bytes.
+OTHERS = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the file that it stands for. Fetch it: git lfs pull",
+    b"PK\x03\x04": "is a zip archive. Unpack it first",
+    b"\x1f\x8b": "is a gzip archive. Unpack it first",
+    b"\x89HDF": "is an HDF5 file. Pass one of its arrays to the Python function, or convert it to zarr",
+    b"\xda\xce\xbe\x0a": "is an ND2 file. Convert it to OME-TIFF or OME-Zarr first",
+}
+READABLE = "TIFF, OME-TIFF, SVS, NDPI, MRXS, CZI, DICOM, zarr, OME-Zarr, PNG, JPEG and BMP are read"
+
+
+def kind_of(path: str | Path) -> str:
+    """Return ``"tiff"``, ``"png"``, ``"jpeg"``, ``"bmp"``, ``"czi"``, ``"dicom"`` or ``"slide"``; refuse all else."""
+    head = _head(path)
+    if Path(path).suffix.lower() in SLIDE_NAMES:
+        return "slide"
+    kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
+    if kind is None and head[DICOM_AT:].startswith(DICOM):
+        kind = "dicom"
+    if kind is None:
+        what = next((text for magic, text in OTHERS.items() if head.startswith(magic)), None)
+        raise ImageError(f"{path}: {what or f'is not an image that tilenet reads. {READABLE}'}")
+    return kind
+
+
+def dicom_files(folder: str | Path) -> list[Path]:
+    """Return the files in a folder that DICOM's name says they are its own."""
+    return [p for p in Path(folder).iterdir() if p.suffix.lower() == DICOM_SUFFIX and not p.name.startswith(".")]
+
+
+def _head(path: str | Path) -> bytes:
+    """Return the first bytes of a file, enough to tell its kind."""
+    if not Path(path).exists():
+        raise ImageNotFound(f"{path}: does not exist. Check the path")
+    if not Path(path).is_file():
+        raise ImageError(f"{path}: is neither a file nor a folder. Give an image")
+    with Path(path).open("rb") as file:
+        head = file.read(DICOM_AT + len(DICOM))
+    if not head:
+        raise ImageError(f"{path}: is empty. Get it again")
+    return head

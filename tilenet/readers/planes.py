@@ -1,0 +1,172 @@
+"""A folder of numbered planes (TIFF, PNG, JPEG or BMP), read as a stack along z.
+
+File names must be alike but for one number; planes are in the order of that number, and none
+may lack. A plane is read when a box needs it, and kept decoded while there is room; of planes
+larger than that room only the parts are read that a box touches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box
+from tilenet.readers.axes import layout_of
+from tilenet.readers.boundary import check_level, refusing, reopening
+from tilenet.readers.cache import CACHE_BYTES, PieceCache
+from tilenet.readers.codestreams import picture_size
+from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.kinds import PICTURES, kind_of
+
+HEADER_BYTES = 2**16
+# Files that file managers leave in folders.
+LITTER = ("thumbs.db", "desktop.ini")
+
+
+class PlanesImage(Image):
+    """A stack of planes, one file each; one level."""
+
+    reader = "folder of planes"
+
+    def __init__(self, path: str, *, axes: str | None = None, missing: str = "error") -> None:
+        self.name, self._said_axes, self._missing, self.level = path, axes, missing, 0
+        with refusing(f"{path}: cannot be read as a folder of planes", "Check the folder and its permissions"):
+            self._files = numbered_files(Path(path))
+            with self._open(0) as first:
+                _check_plane(first)
+                self._plane_axes, self._plane_shape, self.dtype = first.axes, first.shape, first.dtype
+                size, self.channel_names = first.pixel_size, first.channel_names
+            self.n_missing = 0
+            self._sha256 = hashlib.sha256("\n".join(map(self._probe, range(len(self._files)))).encode()).hexdigest()
+        layout = layout_of(f"z{self._plane_axes}", (len(self._files), *self._plane_shape), axes=axes, name=path)
+        if layout.axes not in (f"z{self._plane_axes}", f"t{self._plane_axes}"):
+            raise ImageError(
+                f"{path}: holds planes of the axes {self._plane_axes}, which axes={axes!r} does not describe. "
+                f"Say z{self._plane_axes} or t{self._plane_axes}"
+            )
+        self.axes, self.levels = layout.axes, (Level(layout.image_shape, (None, *size)),)
+        self._whole = PieceCache()
+
+    def at_level(self, level: int) -> Image:
+        """Return this image: there is no other level."""
+        check_level(level, 1, name=self.name)
+        return self
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box inside the stack, plane by plane."""
+        plane = Box(box.start[1:], box.stop[1:])
+        out = np.empty((self.n_channels, *box.shape), self.dtype)
+        for place, index in enumerate(range(box.start[0], box.stop[0])):
+            with refusing(f"{self._files[index]}: {plane} cannot be read", "The file is damaged; get it again"):
+                out[:, place] = self._part(index, plane)
+        return out
+
+    def identity(self) -> dict[str, Any]:
+        """Return the number of planes, and a hash of their names, sizes and headers."""
+        return {
+            "kind": "planes",
+            "planes": len(self._files),
+            "files_sha256": self._sha256,
+            "missing": self.n_missing,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopening(self.name, axes=self._said_axes, missing=self._missing)
+
+    def _probe(self, index: int) -> str:
+        """Return what tells a plane from a changed one; refuse one that its header shows to be unlike the first."""
+        file = self._files[index]
+        kind = kind_of(file)
+        if kind not in PICTURES:
+            with self._open(index) as image:
+                self._check_like_first(index, image)
+                self.n_missing += image.n_missing
+                return f"{file.name} {image.identity()}"
+        with file.open("rb") as opened:
+            head = opened.read(HEADER_BYTES)
+        size = picture_size(head, kind)
+        if size is not None and size != tuple(self._plane_shape[self._plane_axes.index(a)] for a in "yx"):
+            raise self._unlike(index, f"{size[0]} x {size[1]} px")
+        return f"{file.name} {file.stat().st_size} {hashlib.sha256(head).hexdigest()}"
+
+    def _open(self, index: int) -> Image:
+        from tilenet.readers import open_image
+
+        return open_image(self._files[index], missing=self._missing)
+
+    def _part(self, index: int, box: Box) -> Pixels:
+        """Return a box of a plane: (C, y, x)."""
+        small = prod(self._plane_shape) * self.dtype.itemsize <= CACHE_BYTES
+        if small or kind_of(self._files[index]) in PICTURES:
+            return self._whole.get(index, lambda: self._read(index, Box.of_shape(self._plane_box)))[:, *box.slices]
+        return self._read(index, box)
+
+    @property
+    def _plane_box(self) -> tuple[int, ...]:
+        return tuple(n for n, a in zip(self._plane_shape, self._plane_axes, strict=True) if a != "c")
+
+    def _read(self, index: int, box: Box) -> Pixels:
+        with self._open(index) as image:
+            self._check_like_first(index, image)  # of pictures only the header was seen
+            return image.read_inside(box)
+
+    def _check_like_first(self, index: int, image: Image) -> None:
+        _check_plane(image)
+        if (image.axes, image.shape, image.dtype) != (self._plane_axes, self._plane_shape, self.dtype):
+            raise self._unlike(index, f"{image.axes} {image.shape} of {image.dtype}")
+
+    def _unlike(self, index: int, found: str) -> ImageError:
+        first = f"{self._plane_axes} {self._plane_shape} of {self.dtype}"
+        return ImageError(
+            f"{self._files[index]}: is {found}, but {self._files[0].name} is {first}. "
+            f"Give a folder of planes of one size and type"
+        )
+
+
+def _check_plane(image: Image) -> None:
+    if not set(image.axes) <= set("cyx"):
+        raise ImageError(f"{image.name}: has the axes {image.axes}, not those of one plane. Open it by itself")
+
+
+def numbered_files(folder: Path) -> list[Path]:
+    """Return the planes in a folder in the order of their numbers; refuse what is no such series."""
+    files = [p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in LITTER]
+    folders = sorted(p.name for p in files if not p.is_file())
+    way_out = "Give an image file, a zarr folder, or a folder of nothing but numbered planes"
+    if folders or len(files) < 2:
+        what = f"holds the folder {folders[0]}" if folders else f"holds {len(files)} files"
+        raise ImageError(f"{folder}: has no zarr metadata and {what}, so it is no stack of planes. {way_out}")
+    parts = {p: re.split(r"(\d+)", p.name) for p in files}
+    first = parts[min(files)]
+    for file, own in sorted(parts.items()):
+        if len(own) != len(first) or own[::2] != first[::2] or len(own) < 2:
+            raise ImageError(
+                f"{folder}: {file.name} is not named like {min(files).name}, so it is no stack of planes. {way_out}"
+            )
+    numbers = {p: tuple(map(int, own[1::2])) for p, own in parts.items()}
+    varying = [k for k in range(len(first) // 2) if len({n[k] for n in numbers.values()}) > 1]
+    if len(varying) != 1:
+        raise ImageError(
+            f"{folder}: the names of its planes differ in {len(varying)} numbers, not in one. "
+            f"Give a folder of one stack, its planes numbered"
+        )
+    return _without_gaps({p: n[varying[0]] for p, n in numbers.items()}, folder)
+
+
+def _without_gaps(numbers: dict[Path, int], folder: Path) -> list[Path]:
+    files = sorted(numbers, key=lambda p: (numbers[p], p.name))
+    for before, after in pairwise(files):
+        step = numbers[after] - numbers[before]
+        if step != 1:
+            what = "have the same number" if step == 0 else f"are next to each other: {step - 1} planes lack"
+            raise ImageError(
+                f"{folder}: {before.name} and {after.name} {what}. Number the planes 0, 1, 2, ... without gaps"
+            )
+    return files

@@ -1,0 +1,128 @@
+"""Slides through OpenSlide: MIRAX (MRXS) and the other kinds of `kinds.SLIDE_NAMES`.
+
+Pixels are 8-bit red, green and blue, as OpenSlide shows them. What the scanner left out is
+transparent there, and is read as the slide's background colour (white where it names none).
+A level whose reduction is not a whole number has no exact place for each of its pixels in the
+coordinates that OpenSlide wants; it is read in pieces on a fixed grid, so that every pixel is
+the same whatever box asks for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box
+from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, needing, refusing, reopening
+from tilenet.readers.cache import PieceCache
+from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.pieces import assemble
+
+SIDE = (512, 512)
+WHITE = "FFFFFF"
+
+
+class SlideSource:
+    """An open slide, shared by the images of all its levels."""
+
+    def __init__(self, path: str) -> None:
+        with needing(path, kind="a slide", library="OpenSlide", extra="slide"):
+            import openslide
+        self.path, self.cache, self.bytes = path, PieceCache(), Path(path).stat().st_size
+        with refusing(f"{path}: cannot be read by OpenSlide", DAMAGED):
+            self.slide: Any = openslide.OpenSlide(path)
+        try:
+            with refusing(f"{path}: cannot be read by OpenSlide", DAMAGED):
+                self._take(dict(self.slide.properties))
+        except ImageError:
+            self.slide.close()
+            raise
+
+    def _take(self, properties: dict[str, str]) -> None:
+        self.downsamples = [float(n) for n in self.slide.level_downsamples]
+        self.shapes = [(int(height), int(width)) for width, height in self.slide.level_dimensions]
+        if not self.shapes or not all(0 < n <= LONGEST_AXIS for shape in self.shapes for n in shape):
+            raise ImageError(f"{self.path}: has levels of {self.shapes} px. {DAMAGED}")
+        self.vendor = properties.get("openslide.vendor", "")
+        self.hash = properties.get("openslide.quickhash-1", "")
+        colour = properties.get("openslide.background-color", WHITE)
+        self.background = tuple(bytes.fromhex(colour))
+        finest = [_micrometres(properties.get(f"openslide.mpp-{a}")) for a in "yx"]
+        self.levels = tuple(Level((*shape, 3), _coarser(finest, self.shapes[0], shape)) for shape in self.shapes)
+
+    def piece(self, level: int, box: Box) -> Pixels:
+        """Return a piece of the grid (3, y, x)."""
+        return self.cache.get((level, box), lambda: self._decoded(level, box))
+
+    def _decoded(self, level: int, box: Box) -> Pixels:
+        at = tuple(round(a * self.downsamples[level]) for a in reversed(box.start))
+        with refusing(f"{self.path}: {box} of level {level} cannot be read", DAMAGED):
+            rgba = np.asarray(self.slide.read_region(at, level, box.shape[::-1]))  # (y, x, 4)
+            alpha = rgba[..., 3:].astype(np.uint16)
+            colour = rgba[..., :3]
+            if not (alpha == 255).all():
+                behind = np.array(self.background, np.uint16)
+                colour = ((colour * alpha + behind * (255 - alpha) + 127) // 255).astype(np.uint8)
+            return np.ascontiguousarray(np.moveaxis(colour, 2, 0))
+
+
+class SlideImage(Image):
+    """One level of a slide."""
+
+    axes, dtype, channel_names = "yxc", np.dtype(np.uint8), ("red", "green", "blue")
+
+    def __init__(self, source: SlideSource, level: int) -> None:
+        self._source, self.level, self.name, self.levels = source, level, source.path, source.levels
+        self.reader = f"OpenSlide ({source.vendor})"
+
+    def at_level(self, level: int) -> Image:
+        """Return the same slide at another resolution."""
+        check_level(level, len(self.levels), name=self.name)
+        return SlideImage(self._source, level)
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box inside the slide, decoding only the pieces it touches."""
+        out = np.empty((3, *box.shape), np.uint8)
+        read, level = self._source.piece, self.level
+        assemble(out, box, shape=self.box_shape, side=SIDE, piece=lambda cell: read(level, cell))
+        return out
+
+    def identity(self) -> dict[str, Any]:
+        """Return the file's size, the levels, and OpenSlide's own hash of the slide."""
+        source = self._source
+        return {
+            "kind": "slide",
+            "vendor": source.vendor,
+            "bytes": source.bytes,
+            "shapes": [list(shape) for shape in source.shapes],
+            "quickhash": source.hash,
+        }
+
+    def close(self) -> None:
+        """Close the slide, for the images of all its levels."""
+        self._source.slide.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopening(self.name, level=self.level)
+
+
+def _coarser(finest: list[float | None], whole: tuple[int, int], shape: tuple[int, int]) -> tuple[float | None, ...]:
+    return tuple(None if um is None else um * (a / b) for um, a, b in zip(finest, whole, shape, strict=True))
+
+
+def _micrometres(said: str | None) -> float | None:
+    try:
+        number = float(said or "")
+    except ValueError:
+        return None
+    return number if 0 < number < float("inf") else None
+
+
+def open_slide(path: str, *, level: int, axes: str | None) -> Image:
+    """Open a slide at one of its levels, with OpenSlide whatever its name."""
+    if axes is not None and axes != SlideImage.axes:
+        raise ImageError(f"{path}: a slide has the axes yxc, not {axes}. Leave --axes out")
+    return SlideImage(SlideSource(path), 0).at_level(level)
