@@ -268,6 +268,11 @@ def test_dicom_files_of_two_series_are_refused_not_skipped(dicom_pyramid, shared
         open_image(tmp_path)
 
 
+def test_a_folder_of_dicom_and_other_files_is_refused(shared_data):
+    with pytest.raises(ImageError, match="slides: holds CMU-1-Small-Region.svs beside DICOM files"):
+        open_image(shared_data("slides"))
+
+
 def test_tiles_that_a_dicom_lacks_are_refused_until_they_may_be_filled(shared_data, monkeypatch):
     """No sparse file is at hand: wsidicom is made to say that one tile of a full one is not there."""
     data = pytest.importorskip("wsidicom.instance.wsidicom_image_data")

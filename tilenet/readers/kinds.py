@@ -32,7 +32,7 @@ MAGIC = {
 }
 PICTURES = ("png", "jpeg", "bmp")
 # DICOM files begin with 128 bytes that say nothing (PS3.10, 7.1).
-DICOM_AT, DICOM, DICOM_SUFFIX = 128, b"DICM", ".dcm"
+DICOM_AT, DICOM, DICOM_SUFFIX, DICOM_INDEX = 128, b"DICM", ".dcm", ("DICOMDIR",)
 # What is given by mistake, by its first bytes.
 OTHERS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it stands for. Fetch it: git lfs pull",
@@ -59,8 +59,13 @@ def kind_of(path: str | Path) -> str:
 
 
 def dicom_files(folder: str | Path) -> list[Path]:
-    """Return the files in a folder that DICOM's name says they are its own."""
-    return [p for p in Path(folder).iterdir() if p.suffix.lower() == DICOM_SUFFIX and not p.name.startswith(".")]
+    """Return the DICOM files in a folder, none if there are none; refuse a folder that holds others beside them."""
+    files = [p for p in Path(folder).iterdir() if not p.name.startswith(".") and p.name not in DICOM_INDEX]
+    found = [p for p in files if p.suffix.lower() == DICOM_SUFFIX]
+    others = sorted(p.name for p in files if p not in found)
+    if found and others:
+        raise ImageError(f"{folder}: holds {others[0]} beside DICOM files. Give one file, or a folder of one slide")
+    return found
 
 
 def _head(path: str | Path) -> bytes:
