@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tilenet.plan import Block, Plan, Tile
     from tilenet.readers import open_image
     from tilenet.sizes import plan_tiles
+    from tilenet.slides import batch
     from tilenet.store import open_mask
     from tilenet.training import train
     from tilenet.unet import UNet
@@ -71,6 +72,7 @@ _HOMES = {
     "plan": ("Block", "Plan", "Tile"),
     "readers": ("open_image",),
     "sizes": ("plan_tiles",),
+    "slides": ("batch",),
     "store": ("open_mask",),
     "training": ("train",),
     "unet": ("UNet",),
@@ -100,6 +102,7 @@ __all__ = [
     "TilenetError",
     "UNet",
     "VerifyFailed",
+    "batch",
     "evaluate",
     "load_model",
     "metrics",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.compute import Progress, fill_store, finish, to_array, to_objects
-from tilenet.errors import OutputExists
+from tilenet.errors import OutputExists, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.job import Job, Options, check_info, check_output_option, refuse_contradiction, refuse_with_objects, settle
 from tilenet.region import Roi
@@ -48,6 +48,7 @@ def segment(
     overwrite: bool = False,
     progress: Progress | None = None,
     report: Callable[[Report], None] | None = None,
+    client: Any = None,
 ) -> NDArray[Any] | Mask:
     """Segment an image of any size, exactly: no tile leaves a trace in the result.
 
@@ -108,6 +109,10 @@ def segment(
     report : callable, optional
         Called at the end, with `out`, with a `tilenet.runner.Report`: what was done, and where
         the time went.
+    client : distributed.Client, optional
+        Have the blocks computed by the workers of a Dask cluster, with `out` alone: image and
+        model are paths or names then, since each worker opens them by itself. The same bytes as
+        without, with the same `threads`.
 
     Returns
     -------
@@ -151,24 +156,42 @@ def segment(
         scaling=scaling,
         missing=missing,
     )
+    if client is not None:
+        _check_workers_can(image, model, out, objects=objects)
     if out is None:
         job = settle(image, model, options, footprint=footprint)
         numbers = job.numbers()
         return (to_objects if objects else to_array)(job, numbers, progress=progress)
-    _spare_the_input(Path(out), image)
+    spare_the_input(Path(out), image)
     if objects:
         _store_objects(Path(out), image, model, options, footprint=footprint, overwrite=overwrite, progress=progress)
         return open_mask(out)
-    store, job, numbers = _open_store(
+    store, job, numbers = open_store(
         Path(out), image, model, options, footprint=footprint, resume=resume, overwrite=overwrite
     )
-    done = fill_store(store, job, numbers, progress=progress)
+    if client is None:
+        done = fill_store(store, job, numbers, progress=progress)
+    else:
+        from tilenet import distributed
+
+        names = {"image": image, "model": model, "footprint": footprint}
+        done = distributed.fill_by_workers(store, job, client, names=names, progress=progress)
     if report:
         report(done)
     return open_mask(out)
 
 
-def _spare_the_input(out: Path, image: Any) -> None:
+def _check_workers_can(image: Any, model: Any, out: str | Path | None, *, objects: bool) -> None:
+    from tilenet import distributed
+
+    if out is None:
+        raise SettingsError("workers write into a store: give out with client")
+    if objects:
+        raise SettingsError("objects are found in memory, by one process: leave the workers out")
+    distributed.check_sendable(image, model)
+
+
+def spare_the_input(out: Path, image: Any) -> None:
     """Refuse an output that is the image itself, or a folder that holds it."""
     if isinstance(image, str | Path):
         source, target = Path(image).resolve(), out.resolve()
@@ -176,7 +199,7 @@ def _spare_the_input(out: Path, image: Any) -> None:
             raise OutputExists(f"{out}: is, or holds, the image that is to be read. Choose another path")
 
 
-def _open_store(
+def open_store(
     out: Path, image: Any, model: Any, options: Options, *, footprint: Footprint | None, resume: bool, overwrite: bool
 ) -> tuple[Store, Job, Scaling]:
     """Create a store, or open one to go on with: what can be refused early is."""

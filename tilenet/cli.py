@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import tilenet
-from tilenet import cli_training
+from tilenet import cli_batch, cli_training
+from tilenet.cli_cluster import cluster_of, cluster_options
 from tilenet.cli_options import (
     JSON,
     QUIET,
@@ -50,6 +51,7 @@ def cli(debug: bool) -> None:
 @click.argument("image")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The mask: an OME-Zarr label image.")
 @image_options
+@cluster_options
 @click.option("--objects", is_flag=True, help="Number the objects, 1..n, of an image that fits in memory.")
 @click.option("--resume", is_flag=True, help="Go on with OUT, or start it where there is none.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet wrote it.")
@@ -75,8 +77,12 @@ def segment(
     predict.keep_freed_memory()
     started = time.perf_counter()
     reports: list[Report] = []
-    with progress_bar("px", shown=not quiet) as progress, remarks(shown=not (quiet or as_json)) as said:
-        options = with_model(options) | {"objects": objects, "progress": progress}
+    with (
+        cluster_of(options) as client,
+        progress_bar("px", shown=not quiet) as progress,
+        remarks(shown=not (quiet or as_json)) as said,
+    ):
+        options = with_model(options) | {"objects": objects, "progress": progress, "client": client}
         mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
     seconds = time.perf_counter() - started
     assert isinstance(mask, store.Mask)
@@ -197,6 +203,7 @@ def sample(out: Path) -> None:
     click.echo(f"{write_sample(out)}")
 
 
+cli.add_command(cli_batch.batch)
 cli.add_command(cli_training.train)
 cli.add_command(cli_training.evaluate)
 

@@ -34,8 +34,7 @@ def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress |
     """
     try:
         report = run_job(job, numbers, store, progress=progress) if not store.complete else Report()
-        if report.failures:
-            raise BlocksFailed(f"{_failed(report, job)}. The others are done: --resume retries these")
+        raise_if_failed(report, job)
         started = perf_counter()
         finish(store)
         report.finished = perf_counter() - started
@@ -43,6 +42,12 @@ def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress |
     finally:
         store.close()
         job.image.close()
+
+
+def raise_if_failed(report: Report, job: Job) -> None:
+    """Raise `BlocksFailed` with the first blocks that a store could not be given."""
+    if report.failures:
+        raise BlocksFailed(f"{_failed(report, job)}. The others are done: --resume retries these")
 
 
 def finish(store: Store) -> None:
@@ -54,18 +59,24 @@ def finish(store: Store) -> None:
 
 def run_job(job: Job, numbers: Scaling, sink: Sink, *, progress: Progress | None = None) -> Report:
     """Compute the pending blocks of a sink, with the job's threads."""
-    pending = list(sink.pending())
+    advance = counted(job, sink.pending(), progress)
+    with predict.threads(job.record["threads"]):
+        return run(job.plan, job.image, job.predictor(numbers), decide=job.decision, sink=sink, progress=advance)
+
+
+def counted(job: Job, pending: Iterable[int], progress: Progress | None) -> Callable[[int], None]:
+    """Return what adds pixels to those that are not pending, and tells `progress` of the sum."""
+    if progress is None:
+        return lambda pixels: None
     total = Box.of_shape(job.plan.shape).size
     done = total - sum(job.plan[i].box.size for i in pending)
 
     def advance(pixels: int) -> None:
         nonlocal done
         done += pixels
-        if progress:
-            progress(done, total)
+        progress(done, total)
 
-    with predict.threads(job.record["threads"]):
-        return run(job.plan, job.image, job.predictor(numbers), decide=job.decision, sink=sink, progress=advance)
+    return advance
 
 
 def to_array(job: Job, numbers: Scaling, *, progress: Progress | None = None) -> NDArray[Any]:

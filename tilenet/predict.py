@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,6 +121,16 @@ def find_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise SettingsError("device mps: not available on this machine. Use --device cpu")
     return device
+
+
+def visible_gpus(device: str | None) -> list[str]:
+    """Return the CUDA devices that a run with this device may use, as CUDA_VISIBLE_DEVICES names them."""
+    if device not in (None, "auto") and not str(device).startswith("cuda"):
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    found = [name for name in named.split(",") if name] or list(map(str, range(torch.cuda.device_count())))
+    _, _, index = (device or "").partition(":")
+    return [found[int(index)]] if index.isdecimal() and int(index) < len(found) else found[: torch.cuda.device_count()]
 
 
 def find_precision(name: str, network: object) -> str:

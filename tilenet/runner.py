@@ -83,6 +83,12 @@ class Report:
     finished: float = 0.0
     failures: dict[int, str] = field(default_factory=dict)
 
+    def add(self, other: Report) -> None:
+        """Add what another process did: sums of all but the failures."""
+        for name, value in vars(other).items():
+            if name != "failures":
+                setattr(self, name, getattr(self, name) + value)
+
 
 @dataclass(frozen=True)
 class Work:

@@ -9,7 +9,7 @@ ends with the same bytes.
 from tilenet.store.damage import Damage
 from tilenet.store.layout import Layout
 from tilenet.store.mask import Mask, open_mask
-from tilenet.store.place import can_resume, check_free
+from tilenet.store.place import can_resume, check_free, is_complete
 from tilenet.store.writer import Store
 
-__all__ = ["Damage", "Layout", "Mask", "Store", "can_resume", "check_free", "open_mask"]
+__all__ = ["Damage", "Layout", "Mask", "Store", "can_resume", "check_free", "is_complete", "open_mask"]

@@ -75,6 +75,13 @@ def can_resume(path: str | Path) -> bool:
     return path.exists()
 
 
+def is_complete(path: str | Path) -> bool:
+    """Tell whether there is a complete store with nothing left to tidy up; its files are not read."""
+    path = Path(path).absolute()
+    with faults_named(path):
+        return path.exists() and read_root(path)[2] and not left_behind(path / OWN)
+
+
 def temporary_place(path: Path) -> Path:
     """Return a name beside `path` that says who made it."""
     return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{started(os.getpid())}-{uuid4().hex[:8]}{NEW}")

@@ -1,0 +1,210 @@
+"""Many images, one mask each: what is complete is skipped, and one bad image stops no other."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from oracles import random_network
+from store_helpers import tree
+from stub import BAD, Bright
+from test_distributed import Cluster, write_image
+
+import tilenet
+from tilenet import worker
+from tilenet.errors import BlocksFailed, ImageError, SettingsError
+from tilenet.job import Options
+from tilenet.orders import read_orders
+
+TILES = {"tile": 512, "threads": 1}
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Return three images; the one in the middle has a block that cannot be computed."""
+    (tmp_path / "slides").mkdir()
+    sides = [(600, 1100), (1536, 2048), (700, 700)]
+    paths = [write_image(tmp_path / "slides" / f"{n}.ome.tif", seed=i, sides=sides[i]) for i, n in enumerate("abc")]
+    pixels = tifffile.imread(paths[1])
+    pixels[600, 600] = BAD
+    tifffile.imwrite(paths[1], pixels, tile=(256, 256))
+    return paths
+
+
+@pytest.mark.parametrize("cluster", [None, Cluster(workers=4)], ids=["one process", "workers"])
+def test_one_bad_image_stops_no_other_and_the_next_call_goes_on(images, tmp_path, cluster):
+    told = []
+    options = {"model": Bright(), "client": cluster, **TILES}
+    results = tilenet.batch([tmp_path / "slides" / "*.tif"], tmp_path / "masks", tell=told.append, **options)
+    assert [(r.slide, r.status) for r in results] == [("a", "done"), ("b", "failed"), ("c", "done")]
+    assert sorted(r.slide for r in told) == ["a", "b", "c"]
+    assert "1 of 12 blocks failed; block 5" in results[1].error and "the lamp went out" in results[1].error
+    for name, image in zip("ac", images[::2], strict=True):
+        tilenet.segment(image, tmp_path / "alone.zarr", model=Bright(), overwrite=True, **TILES)
+        assert tree(tmp_path / "masks" / f"{name}.zarr") == tree(tmp_path / "alone.zarr")
+    before = tree(tmp_path / "masks" / "a.zarr")
+    pixels = tifffile.imread(images[1])
+    pixels[600, 600] = 7
+    tifffile.imwrite(images[1], pixels, tile=(256, 256))
+    results = tilenet.batch(images, tmp_path / "masks", **options)
+    assert [(r.slide, r.status) for r in results] == [("a", "skipped"), ("b", "done"), ("c", "skipped")]
+    tilenet.segment(images[1], tmp_path / "alone.zarr", model=Bright(), overwrite=True, **TILES)
+    assert tree(tmp_path / "masks" / "b.zarr") == tree(tmp_path / "alone.zarr")
+    assert tree(tmp_path / "masks" / "a.zarr") == before
+    worker.close_all()
+
+
+def test_the_summary_says_what_became_of_each_image(images, tmp_path):
+    images.append(tmp_path / "gone.tif")
+    tilenet.batch(images, tmp_path / "masks", model=Bright(), **TILES)
+    rows = list(csv.DictReader((tmp_path / "masks" / "summary.csv").read_text().splitlines()))
+    assert [row["slide"] for row in rows] == ["a", "b", "c", "gone"]
+    assert [row["status"] for row in rows] == ["done", "failed", "done", "failed"]
+    assert rows[0]["pixels"] == str(600 * 1100) and float(rows[0]["seconds"]) > 0
+    assert "does not exist" in rows[3]["error"] and rows[3]["pixels"] == "0"
+    listed = json.loads((tmp_path / "masks" / "summary.json").read_text())
+    assert [row["error"] for row in listed] == [row["error"] for row in rows]
+
+
+def test_a_complete_mask_made_with_other_options_is_no_success(images, tmp_path):
+    tilenet.batch(images[:1], tmp_path / "masks", model=Bright(), **TILES)
+    (result,) = tilenet.batch(images[:1], tmp_path / "masks", model=Bright(), tile=256, threads=1)
+    assert result.status == "failed" and "tile = [512, 512], now it is [256, 256]" in result.error
+
+
+def test_names_that_collide_are_refused_before_work(images, tmp_path):
+    (tmp_path / "other").mkdir()
+    twin = write_image(tmp_path / "other" / "A.tif")
+    with pytest.raises(SettingsError, match=r"a\.ome\.tif and .*A\.tif: both would be A\.zarr.*column name"):
+        tilenet.batch([*images, twin], tmp_path / "masks", model=Bright())
+    assert not (tmp_path / "masks").exists()
+
+
+def test_an_image_is_not_overwritten_by_its_mask(tmp_path):
+    import zarr
+
+    zarr.save_array(str(tmp_path / "a.zarr"), np.zeros((64, 64), np.uint8))
+    (result,) = tilenet.batch([tmp_path / "a.zarr"], tmp_path, model=Bright())
+    assert result.status == "failed" and "is to be read" in result.error
+
+
+def test_a_list_says_names_and_options(tmp_path):
+    listed = tmp_path / "list.csv"
+    listed.write_text('image,name,channels,tile,scaling\nx.tif,first,"0,2",256,\n/data/y.tif,,,,percentile:1,\n')
+    with pytest.raises(SettingsError, match="line 3 has no image, or more values"):
+        read_orders([listed], model="nuclei", options=Options())
+    listed.write_text('image,name,channels,tile,scaling\nx.tif,first,"0,2",256,\n/data/y.tif,,,,"percentile:1,99"\n')
+    one, two = read_orders([listed], model="nuclei", options=Options(tile=128, level=1))
+    assert (one.name, one.image) == ("first", str(tmp_path / "x.tif"))
+    assert (one.options.channels, one.options.tile, one.options.level) == ((0, 2), 256, 1)
+    assert (two.name, two.image, two.options.tile) == ("y", "/data/y.tif", 128)
+    assert two.options.scaling == {"method": "percentile", "low": 1.0, "high": 99.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name\na\n", "has no column image"),
+        ("image,colour\na.tif,red\n", "column 'colour' is none of image, name"),
+        ("image,tile\na.tif,big\n", "line 2: tile cannot be 'big'"),
+        ("image,name\na.tif,../b\n", "is no name of a file"),
+        ("image\n", "needs an image"),
+    ],
+)
+def test_a_list_that_says_what_cannot_be_is_refused_by_line(tmp_path, text, said):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(SettingsError, match=said):
+        tilenet.batch(tmp_path / "list.csv", tmp_path / "masks")
+    assert not (tmp_path / "masks").exists()
+
+
+def test_a_plain_list_has_a_path_a_line(tmp_path):
+    (tmp_path / "list.txt").write_text("# two\na.tif\n\nb.ome.tif\n")
+    orders = read_orders([tmp_path / "list.txt"], model="nuclei", options=Options())
+    assert [order.name for order in orders] == ["a", "b"]
+
+
+def test_what_no_worker_could_open_is_refused_before_work(images, tmp_path):
+    with pytest.raises(SettingsError, match="workers load models by themselves"):
+        tilenet.batch(images, tmp_path / "masks", model=random_network(depth=2, wf=1), client=Cluster())
+    with pytest.raises(SettingsError, match="batch has no such option"):
+        tilenet.batch(images, tmp_path / "masks", tiel=256)
+    assert not (tmp_path / "masks").exists()
+
+
+def test_the_command_prints_a_line_an_image_and_exits_with_3(tilenet_command, tmp_path):
+    model = tilenet.save_model(random_network(in_channels=1, depth=2, wf=1), tmp_path / "small.safetensors")
+    image = write_image(tmp_path / "a.tif", sides=(300, 200))
+    args = ("--out", tmp_path / "masks", "--model", model, "--threads", 1)
+    code, out, err = tilenet_command("batch", image, tmp_path / "gone.tif", *args)
+    assert code == 3 and "1 of 2 images failed, the first gone" in err and len(err.splitlines()) == 1
+    (first, second), last = sorted(out.splitlines()[:2]), out.splitlines()[2]
+    assert first.startswith("a  done  60000 px") and second.startswith("gone  failed")
+    assert last.endswith("1 done, 0 skipped, 1 failed; see summary.csv")
+    code, out, _ = tilenet_command("batch", image, *args, "--json")
+    assert code == 0 and json.loads(out)["skipped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--workers", 2, "--scheduler", "tcp://127.0.0.1:1"), "say one of them"),
+        (("--scheduler", "nowhere.json"), "no such file, and no address"),
+        (("--workers", 2, "--tls-key", "key.pem"), "go together, with --scheduler"),
+        (("--cluster", "nowhere.yaml"), "cannot be read"),
+    ],
+)
+def test_where_blocks_are_computed_is_said_once_and_rightly(tilenet_command, tmp_path, options, said):
+    code, _, err = tilenet_command("batch", "a.tif", "--out", tmp_path / "masks", *options)
+    assert code == 2 and said in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("type: slurm\nadapt: {minimum: 3, maximum: 2}", "adapt must be two numbers"),
+        ("type: slurm\nadapt: {minimum: 1}", "adapt must be two numbers"),
+        ("type: cloud\nadapt: {minimum: 1, maximum: 2}", "type 'cloud' is none of slurm, pbs, lsf, sge"),
+        ("type: slurm\nadpat: 3", "adpat is none of adapt, arguments, tls, type"),
+        ("type: [", "is not YAML"),
+        ("- slurm", "must have type, arguments and adapt"),
+        ("type: slurm\narguments: [8]\nadapt: {minimum: 1, maximum: 2}", "must be names with values"),
+        ("type: slurm\nadapt: {minimum: 1, maximum: 2}\ntls: yes", "tls must have ca_file, cert and key"),
+        (
+            "type: slurm\narguments: {cores: 1}\nadapt: {minimum: 1, maximum: 2}",
+            "arguments must say the memory of a job",
+        ),
+        (
+            "type: slurm\narguments: {cores: 1, memory: 1GB, coers: 2}\nadapt: {minimum: 1, maximum: 2}",
+            "SLURMCluster has no argument coers",
+        ),
+    ],
+)
+def test_a_cluster_file_that_says_what_cannot_be_is_refused_in_a_line(tilenet_command, tmp_path, text, said):
+    (tmp_path / "cluster.yaml").write_text(text)
+    code, _, err = tilenet_command("batch", "a.tif", "--out", tmp_path / "m", "--cluster", tmp_path / "cluster.yaml")
+    assert code == 2 and said in err and len(err.splitlines()) == 1 and not (tmp_path / "m").exists()
+
+
+def test_real_slides_make_the_masks_of_single_runs(shared_data, tmp_path):
+    model = tilenet.save_model(random_network(in_channels=1, depth=2, wf=1), tmp_path / "small.safetensors")
+    names = {"small_fluo/mitocheck_t1_image.tif": 0, "derived/test3_DAPI_gray_pyramid.ome.tif": 2}
+    levels = {shared_data(name): level for name, level in names.items()}
+    lines = [f"{image.absolute()},{level}\n" for image, level in levels.items()]
+    (tmp_path / "list.csv").write_text("image,level\n" + "".join(lines))
+    results = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", model=str(model), **TILES)
+    assert [r.status for r in results] == ["done", "done"], results
+    for (image, level), result in zip(levels.items(), results, strict=True):
+        tilenet.segment(image, tmp_path / "alone.zarr", model=model, overwrite=True, level=level, **TILES)
+        assert tree(tmp_path / "masks" / f"{result.slide}.zarr") == tree(tmp_path / "alone.zarr")
+
+
+def test_errors_of_an_image_are_those_of_segment(tmp_path):
+    (tmp_path / "notes.txt").write_text("empty.tif")
+    (tmp_path / "empty.tif").touch()
+    (result,) = tilenet.batch(tmp_path / "notes.txt", tmp_path / "masks", model=Bright())
+    with pytest.raises(ImageError) as error:
+        tilenet.segment(tmp_path / "empty.tif", tmp_path / "m.zarr", model=Bright())
+    assert result.error == str(error.value)
+    assert BlocksFailed.exit_code == 3

@@ -1,0 +1,54 @@
+"""The command ``tilenet batch``: parses, calls, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tilenet.cli_cluster import cluster_of, cluster_options
+from tilenet.cli_options import JSON, QUIET, image_options, show, with_model
+from tilenet.errors import BlocksFailed
+
+if TYPE_CHECKING:
+    from tilenet.summary import Result
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The folder of the masks.")
+@image_options
+@cluster_options
+@JSON
+@QUIET
+def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Segment many IMAGES into OUT/<name>.zarr.
+
+    IMAGES are files, patterns in quotes ("slides/*.svs"), and lists: .txt with a path a line, .csv
+    with a column image and, where wanted, name and options. Masks that are complete are skipped,
+    others are gone on with: the same command again is all that a killed batch needs.
+    """
+    from tilenet import predict, slides
+
+    def tell(result: Result) -> None:
+        if not (quiet or as_json):
+            click.echo(_line(result))
+
+    predict.keep_freed_memory()
+    with cluster_of(options) as client:
+        results = slides.batch(images, out, client=client, tell=tell, **with_model(options))
+    counts = {status: sum(r.status == status for r in results) for status in ("done", "skipped", "failed")}
+    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    listed = {"out": str(out), **counts, "slides": [vars(result) for result in results]}
+    show(listed, f"{out}: {said}; see summary.csv", as_json=as_json, quiet=quiet)
+    if failed := [result for result in results if result.status == "failed"]:
+        raise BlocksFailed(
+            f"{out}: {len(failed)} of {len(results)} images failed, the first {failed[0].slide}: {failed[0].error}"
+        )
+
+
+def _line(result: Result) -> str:
+    if result.status == "failed":
+        return f"{result.slide}  failed  {result.error}"
+    return f"{result.slide}  {result.status}  {result.pixels} px  {result.seconds:.1f} s"

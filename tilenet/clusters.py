@@ -1,0 +1,237 @@
+"""Dask clusters: of processes here, one that runs already, one of jobs on a cluster.
+
+Whatever is started here listens on the loopback interface alone, unless told otherwise:
+who can reach a scheduler can run code as its user.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilenet import predict
+from tilenet.errors import EnvironmentFault, SettingsError
+from tilenet.readers.boundary import one_line
+
+if TYPE_CHECKING:
+    from distributed import Client, Security
+
+SILENT = logging.CRITICAL
+LOOPBACK = "127.0.0.1"
+# Without a port of its own the scheduler's HTTP server warns where another one has the default port.
+NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
+TYPES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
+PARTS = {"type", "arguments", "adapt", "tls"}
+INSTALL = 'Install it: pip install "tilenet[cluster]"'
+# One block a worker: a second one, waiting there, would be lost with it and count as its death too.
+# A job that was lost is replaced after `lost-worker-timeout`.
+CONFIG = {
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.deploy.lost-worker-timeout": "5s",
+    "distributed.comm.timeouts.connect": "10s",
+}
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files for encrypted connections: those that Dask calls ca-file, cert and key."""
+
+    ca_file: str
+    cert: str
+    key: str
+
+    def security(self) -> Security:
+        """Return it as Dask wants it, for scheduler, worker and client alike."""
+        from distributed import Security
+
+        for path in (self.ca_file, self.cert, self.key):
+            if not Path(path).is_file():
+                raise SettingsError(f"{path}: no such file. TLS needs a CA file, a certificate and a key")
+        parts = {
+            f"tls_{role}_{part}": getattr(self, part)
+            for role in ("client", "scheduler", "worker")
+            for part in ("cert", "key")
+        }
+        return Security(require_encryption=True, tls_ca_file=self.ca_file, **parts)
+
+
+@contextmanager
+def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client]:
+    """Start so many processes on this machine; each has a GPU of its own, as far as there are.
+
+    Meanwhile the default of `threads` is this machine's, shared out.
+
+    Parameters
+    ----------
+    workers : int
+        Number of processes.
+    device : str, optional
+        That of the run: with ``cpu`` no GPU is given out.
+    """
+    with _quiet():
+        from distributed import Nanny, Scheduler, SpecCluster
+
+        # What a run may use is bounded by its plan, and freed memory is kept: Dask's own limit would kill it.
+        options = {"nthreads": 1, "host": LOOPBACK, "memory_limit": 0, "dashboard": False, "silence_logs": SILENT}
+        gpus = predict.visible_gpus(device)
+        environ = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
+        specs = {i: {"cls": Nanny, "options": options | {"env": environ[i % len(environ)]}} for i in range(workers)}
+        scheduler = {"cls": Scheduler, "options": {"host": LOOPBACK, "port": 0, **NO_DASHBOARD}}
+        share = max(1, predict.current_threads() // workers)
+        with (
+            SpecCluster(specs, scheduler, silence_logs=SILENT) as cluster,
+            _client(cluster) as client,
+            predict.threads(share),
+        ):
+            yield client
+
+
+@contextmanager
+def existing_cluster(scheduler: str, *, tls: Tls | None = None) -> Iterator[Client]:
+    """Connect to a scheduler: ``tcp://host:port``, ``tls://host:port`` or a scheduler file.
+
+    Raises
+    ------
+    EnvironmentFault
+        If it does not answer.
+    SettingsError
+        If it is neither an address nor a file.
+    """
+    if "://" not in scheduler and not Path(scheduler).is_file():
+        raise SettingsError(f"{scheduler}: no such file, and no address. Give tcp://host:port or a scheduler file")
+    where = {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
+    with _quiet(), _client(name=scheduler, security=tls.security() if tls else None, **where) as client:
+        yield client
+
+
+@contextmanager
+def described_cluster(path: str | Path) -> Iterator[Client]:
+    """Start a cluster of jobs (Slurm, PBS, LSF, SGE) that a YAML file describes; see docs/cluster.md.
+
+    Meanwhile the default of `threads` is a job's cores, shared out among its processes.
+
+    Raises
+    ------
+    SettingsError
+        If the file says what cannot be, or dask-jobqueue is not installed.
+    """
+    kind, arguments, adapt, tls = read_description(path)
+    with _quiet():
+        kind_of_cluster = _jobqueue(kind, arguments, path)
+        if tls:
+            arguments |= {"security": tls.security(), "protocol": "tls://"}
+        options = {**NO_DASHBOARD} | arguments.pop("scheduler_options", {})
+        if not {"host", "interface"} & {*options, *arguments}:
+            options["host"] = LOOPBACK
+        extra = ["--nthreads", "1", "--no-dashboard", *arguments.pop("worker_extra_args", [])]
+        try:
+            cluster = kind_of_cluster(scheduler_options=options, worker_extra_args=extra, **arguments)
+        except (TypeError, ValueError, OSError, RuntimeError) as error:
+            raise SettingsError(f"{path}: {kind} does not take these arguments ({one_line(error)})") from error
+        share = max(1, int(arguments.get("cores", 1)) // int(arguments.get("processes", 1)))
+        with cluster:
+            cluster.adapt(minimum_jobs=adapt["minimum"], maximum_jobs=adapt["maximum"], target_duration="1s")
+            with _client(cluster) as client, predict.threads(share):
+                yield client
+
+
+def _jobqueue(kind: str, arguments: Mapping[str, Any], path: str | Path) -> Any:
+    """Return the class of a kind of cluster, its arguments checked: a half-made one cannot be closed."""
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise SettingsError(f"{path}: needs dask-jobqueue, which is not installed. {INSTALL}") from error
+    cluster = getattr(dask_jobqueue, TYPES[kind])
+    makers = [*cluster.__mro__, *cluster.job_cls.__mro__]
+    known = {name for maker in makers for name in signature(maker.__init__).parameters}
+    if unknown := sorted(map(str, set(arguments) - known)):
+        raise SettingsError(f"{path}: {cluster.__name__} has no argument {unknown[0]}. See dask-jobqueue's pages")
+    if missing := [name for name in ("cores", "memory") if name not in arguments]:
+        raise SettingsError(f"{path}: arguments must say the {missing[0]} of a job")
+    return cluster
+
+
+def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, int], Tls | None]:
+    """Return type, arguments, adapt and TLS of a cluster file, checked.
+
+    Raises
+    ------
+    SettingsError
+        Naming the file, the entry, and what may stand there.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}). Give a cluster file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise SettingsError(f"{path}: must have type, arguments and adapt; see docs/cluster.md")
+    if unknown := sorted(map(str, set(found) - PARTS)):
+        raise SettingsError(f"{path}: {unknown[0]} is none of {', '.join(sorted(PARTS))}")
+    if found.get("type") not in TYPES:
+        raise SettingsError(f"{path}: type {found.get('type')!r} is none of {', '.join(TYPES)}")
+    arguments = found.get("arguments") or {}
+    if not isinstance(arguments, dict):
+        raise SettingsError(f"{path}: arguments must be names with values, such as cores: 8")
+    return found["type"], dict(arguments), _adapt(found.get("adapt"), path), _tls(found.get("tls"), path)
+
+
+def _adapt(found: Any, path: str | Path) -> dict[str, int]:
+    right = isinstance(found, Mapping) and set(found) == {"minimum", "maximum"}
+    if (
+        not right
+        or not all(type(n) is int for n in found.values())
+        or not 0 <= found["minimum"] <= found["maximum"] > 0
+    ):
+        raise SettingsError(f"{path}: adapt must be two numbers of jobs, such as {{minimum: 1, maximum: 40}}")
+    return dict(found)
+
+
+def _tls(found: Any, path: str | Path) -> Tls | None:
+    if found is None:
+        return None
+    if not isinstance(found, Mapping) or set(found) != {"ca_file", "cert", "key"}:
+        raise SettingsError(f"{path}: tls must have ca_file, cert and key, each a file")
+    return Tls(**{name: str(file) for name, file in found.items()})
+
+
+@contextmanager
+def _client(cluster: Any = None, *, name: str = "", **where: Any) -> Iterator[Client]:
+    from distributed import Client
+
+    if cluster:
+        where["address"] = cluster
+    try:
+        client = Client(set_as_default=False, **where)
+    except (OSError, ValueError) as error:
+        raise EnvironmentFault(
+            f"{name or 'the cluster'}: no scheduler answers ({one_line(error)}). Is it running?"
+        ) from error
+    with client:
+        yield client
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Set what Dask is to do, and keep its own messages from the terminal: errors come back as outcomes."""
+    try:
+        import dask
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(f"workers need Dask's distributed, which is not installed. {INSTALL}") from error
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(SILENT)
+    try:
+        with dask.config.set(CONFIG):
+            yield
+    finally:
+        logger.setLevel(before)

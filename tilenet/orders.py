@@ -1,0 +1,149 @@
+"""What a batch is asked for: images, their names and their options, from paths, patterns and lists."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tilenet.errors import SettingsError
+from tilenet.job import Options
+from tilenet.scaling import parse_rule
+
+# Endings that say no more than the ones before them: slide.ome.tif is the slide "slide".
+INNER = (".ome",)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+# Columns of a list that are options, and what their text means.
+COLUMNS: Mapping[str, Callable[[str], Any]] = {
+    "level": int,
+    "mpp": float,
+    "axes": str,
+    "channels": _integers,
+    "tile": int,
+    "batch": int,
+    "threads": int,
+    "scaling": parse_rule,
+    "threshold": float,
+    "output": str,
+    "missing": str,
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """One image of a batch.
+
+    Attributes
+    ----------
+    name : str
+        Of its mask, without ending.
+    image : str
+        Path.
+    model : str, path or callable
+        What `segment` takes.
+    options : Options
+        Its own, or those of all.
+    """
+
+    name: str
+    image: str
+    model: Any
+    options: Options
+
+
+def read_orders(images: Sequence[str | Path], *, model: Any, options: Options) -> list[Order]:
+    """Return what is to be done for images, patterns and lists.
+
+    Parameters
+    ----------
+    images : sequence of path
+        Files, patterns, and lists ending in ``.txt`` or ``.csv``.
+    model, options
+        What holds where a list says nothing else.
+
+    Raises
+    ------
+    SettingsError
+        If there is nothing to do, if names collide, if a list says what cannot be.
+    """
+    plain = Order("", "", model, options)
+    orders = [order for image in images for order in _orders_of(str(image), plain)]
+    if not orders:
+        raise SettingsError("a batch needs an image at least. Give paths, patterns or lists")
+    first: dict[str, Order] = {}
+    for order in orders:
+        # Folders may not tell a from A, so that one mask would silently take the other's place.
+        if (other := first.setdefault(order.name.casefold(), order)) is not order:
+            raise SettingsError(
+                f"{other.image} and {order.image}: both would be {order.name}.zarr. Give a .csv list with a column name"
+            )
+    return orders
+
+
+def _orders_of(image: str, plain: Order) -> Iterator[Order]:
+    path = Path(image)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        yield from _read_csv(path, plain)
+    elif path.suffix.lower() == ".txt" and path.is_file():
+        lines = (line.strip() for line in _text(path).splitlines())
+        yield from (_order(path.parent / line, plain) for line in lines if line and not line.startswith("#"))
+    elif not path.exists() and glob.has_magic(image):
+        found = sorted(glob.glob(image))  # noqa: PTH207 - patterns may be absolute
+        if not found:
+            raise SettingsError(f"{image}: no image matches. Check the pattern")
+        yield from (_order(Path(match), plain) for match in found)
+    else:
+        yield _order(path, plain)
+
+
+def _order(path: Path, plain: Order) -> Order:
+    name = path.stem
+    for ending in INNER:
+        name = name.removesuffix(ending)
+    return replace(plain, name=name, image=str(path))
+
+
+def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
+    rows = csv.DictReader(io.StringIO(_text(path)), restkey="", skipinitialspace=True)
+    known = ("image", "name", "model", *COLUMNS)
+    header = list(rows.fieldnames or ())
+    if "image" not in header:
+        raise SettingsError(f"{path}: has no column image. Its first line must name the columns")
+    if unknown := [column for column in header if column not in known]:
+        raise SettingsError(f"{path}: column {unknown[0]!r} is none of {', '.join(known)}")
+    for row in rows:
+        where = f"{path}: line {rows.line_num}"
+        if "" in row or not row["image"]:
+            raise SettingsError(f"{where} has no image, or more values than columns. Put values with commas in quotes")
+        said = {column: value for column, value in row.items() if value}
+        order = _order(path.parent / said.pop("image"), plain)
+        name, model = said.pop("name", order.name), said.pop("model", plain.model)
+        if Path(name).name != name or name.startswith("."):
+            raise SettingsError(f"{where}: {name!r} is no name of a file. Choose another name")
+        yield replace(order, name=name, model=model, options=replace(plain.options, **_options(said, where)))
+
+
+def _options(said: Mapping[str, str], where: str) -> dict[str, Any]:
+    options = {}
+    for column, text in said.items():
+        try:
+            options[column] = COLUMNS[column](text)
+        except ValueError as error:
+            raise SettingsError(f"{where}: {column} cannot be {text!r}. See tilenet segment --help") from error
+    return options
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: is not a list that can be read ({error}). Save it as UTF-8 text") from error

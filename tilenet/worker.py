@@ -1,0 +1,172 @@
+"""What a worker does with one block: open everything where it is, compute, write, report.
+
+A worker is told paths and the number of a block, and nothing else. What decides the bytes
+it reads from the run record in the output, and it refuses if here the same record would
+not come out: another image under that path, another engine, no such device.
+"""
+
+from __future__ import annotations
+
+import atexit
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from tilenet import predict
+from tilenet.decide import Arrays
+from tilenet.errors import EnvironmentFault, OutputLocked, TilenetError
+from tilenet.footprint import Footprint
+from tilenet.job import Options, check_info, refuse_contradiction, settle
+from tilenet.models import load_model
+from tilenet.runner import Report, run
+from tilenet.scaling import Scaling
+from tilenet.store import Store
+
+# Jobs that a process keeps open: the one at hand, and those that came before and behind it in the queue.
+OPEN = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a worker finds all that a run is about.
+
+    Attributes
+    ----------
+    out, run : str
+        The output, and the run id in its lock.
+    image : str
+        Absolute path.
+    model : str or callable
+        A packaged name or an absolute path; or a callable that is pickled by its name.
+    footprint : Footprint, optional
+        For a callable that has none of its own.
+    """
+
+    out: str
+    run: str
+    image: str
+    model: Any
+    footprint: Footprint | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one block on one worker.
+
+    Attributes
+    ----------
+    line : bytes
+        The journal's entry, if it was written.
+    report : Report
+        What that took.
+    failure : str
+        Why it cannot be computed.
+    refusal : str
+        Why this worker cannot compute it; another might.
+    fault : TilenetError or None
+        What ends the whole run.
+    """
+
+    line: bytes = b""
+    report: Report = field(default_factory=Report)
+    failure: str = ""
+    refusal: str = ""
+    fault: TilenetError | None = None
+
+
+class Opened:
+    """Store, image and model of a task, opened once per process."""
+
+    def __init__(self, task: Task) -> None:
+        self.store = Store.join(task.out, task.run)
+        found = self.store.info
+        check_info(found, task.out)
+        model = _network(task.model) if isinstance(task.model, str) else task.model
+        self.job = settle(task.image, model, Options().or_recorded(found["record"]), footprint=task.footprint)
+        numbers = Scaling.from_json(found["scaling"])
+        refuse_contradiction(found, self.job.info(numbers))
+        self.predictor = self.job.predictor(numbers)
+
+    def compute(self, index: int) -> Outcome:
+        """Compute and write one block."""
+        job, sink = self.job, OneBlock(self.store, index)
+        with predict.threads(job.record["threads"]):
+            report = run(job.plan, job.image, self.predictor, decide=job.decision, sink=sink)
+        return Outcome(sink.line, report, failure=report.failures.get(index, ""))
+
+    def close(self) -> None:
+        """Let go of files."""
+        self.store.close()
+        self.job.image.close()
+
+
+class OneBlock:
+    """A sink for a single block; see `tilenet.runner.Sink`."""
+
+    def __init__(self, store: Store, index: int) -> None:
+        self._store, self._index, self.line = store, index, b""
+
+    def pending(self) -> Iterable[int]:
+        """Return the one block."""
+        return (self._index,)
+
+    def write(self, index: int, arrays: Arrays) -> None:
+        """Write it, and keep its journal line."""
+        self.line = self._store.write(index, arrays)
+
+
+_opened: OrderedDict[tuple[str, str], Opened] = OrderedDict()
+# The number of threads is one setting of the whole process, and memory was promised for one block.
+_one_block_at_a_time = threading.Lock()
+
+
+def compute_block(task: Task, index: int) -> Outcome:
+    """Compute one block of a task in this process; what goes wrong comes back as an `Outcome`."""
+    with _one_block_at_a_time:
+        try:
+            return _open(task).compute(index)
+        except (EnvironmentFault, OutputLocked) as error:
+            return Outcome(fault=error)
+        except MemoryError:
+            return Outcome(refusal=f"{socket.gethostname()}: out of memory. Give workers more, or use a smaller --tile")
+        except Exception as error:  # of whatever kind: this worker cannot, another might
+            return Outcome(refusal=f"worker on {socket.gethostname()}: {error or type(error).__name__}")
+
+
+def close_all() -> None:
+    """Close what this process keeps open."""
+    while _opened:
+        _opened.popitem()[1].close()
+
+
+def _open(task: Task) -> Opened:
+    _prepare()
+    key = (task.out, task.run)
+    if key not in _opened:
+        while len(_opened) >= OPEN:
+            _opened.popitem(last=False)[1].close()
+        _opened[key] = Opened(task)
+    _opened.move_to_end(key)
+    return _opened[key]
+
+
+@cache
+def _prepare() -> None:
+    """Set up the process, before its first tensor."""
+    predict.keep_freed_memory()
+    atexit.register(close_all)
+
+
+def _network(model: str) -> Any:
+    """Return the network of a name or path; the last one is kept for the slides to come."""
+    return _loaded(model, Path(model).stat().st_mtime_ns if Path(model).exists() else 0)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, modified: int) -> Any:
+    return load_model(model)
