@@ -14,8 +14,8 @@ LAYERS = [
     {"footprint", "card", "region", "resolution"},
     {"plan", "sizes"},
     {"unet", "readers", "store", "metrics", "instances", "sample"},
-    {"scaling", "decide", "engine", "labels", "states"},
-    {"models", "predict", "runner"},
+    {"scaling", "decide", "engine", "labels", "states", "tiff_mask"},
+    {"models", "predict", "runner", "tiff_export"},
     {"job", "training", "evaluation"},
     {"compute", "worker"},
     {"distributed", "clusters"},
@@ -29,7 +29,7 @@ LAYERS = [
 PURE = {"errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region", "resolution"}
 HOMES = {
     "torch": {"unet", "engine", "states", "models", "predict", "training"},
-    "tifffile": {"readers", "sample"},
+    "tifffile": {"readers", "sample", "tiff_mask", "tiff_export"},
     "zarr": {"readers", "store"},
     "dask": {"readers", "clusters"},
     "distributed": {"distributed", "clusters", "slides"},

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tilenet.readers import open_image
     from tilenet.sizes import plan_tiles
     from tilenet.slides import batch
-    from tilenet.store import open_mask
+    from tilenet.tiff_mask import open_mask
     from tilenet.training import train
     from tilenet.unet import UNet
 
@@ -73,7 +73,7 @@ _HOMES = {
     "readers": ("open_image",),
     "sizes": ("plan_tiles",),
     "slides": ("batch",),
-    "store": ("open_mask",),
+    "tiff_mask": ("open_mask",),
     "training": ("train",),
     "unet": ("UNet",),
 }

@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.compute import Progress, fill_store, finish, to_array, to_objects
-from tilenet.errors import OutputExists, SettingsError
+from tilenet.errors import OutputError, OutputExists, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.job import Job, Options, check_info, check_output_option, refuse_contradiction, refuse_with_objects, settle
 from tilenet.region import Roi
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
 from tilenet.store import Mask, Store, can_resume, check_free, open_mask
+from tilenet.tiff_export import deliver
+from tilenet.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask, store_beside
 
 
 def segment(
@@ -49,7 +51,7 @@ def segment(
     progress: Progress | None = None,
     report: Callable[[Report], None] | None = None,
     client: Any = None,
-) -> NDArray[Any] | Mask:
+) -> NDArray[Any] | Mask | TiffMask:
     """Segment an image of any size, exactly: no tile leaves a trace in the result.
 
     Parameters
@@ -57,7 +59,8 @@ def segment(
     image : path, array or Image
         A file, or a NumPy, zarr or dask array.
     out : path, optional
-        Where the mask goes, as an OME-Zarr label image. Default: returned as an array.
+        Where the mask goes, as an OME-Zarr label image; as an OME-TIFF if the name ends in
+        ``.tif``, kept in ``OUT.zarr`` while it is made. Default: returned as an array.
     model : str, path, torch.nn.Module or callable
         A packaged model's name, a weights file, or any network with a ``footprint``.
     footprint : Footprint, optional
@@ -116,7 +119,7 @@ def segment(
 
     Returns
     -------
-    numpy.ndarray or Mask
+    numpy.ndarray, Mask or TiffMask
         Classes (image's axes without ``c``), uint8; or probabilities or logits with ``c`` =
         classes, (K, y, x) for a plane. With `out`, the opened mask.
 
@@ -162,23 +165,49 @@ def segment(
         job = settle(image, model, options, footprint=footprint)
         numbers = job.numbers()
         return (to_objects if objects else to_array)(job, numbers, progress=progress)
-    spare_the_input(Path(out), image)
+    out = Path(out)
+    place = store_beside(out) if is_tiff(out) else out  # a TIFF is written when the mask is whole
+    spare_the_input(out, image)
+    if is_tiff(out):
+        spare_the_input(place, image)
+        _check_tiff(out, output, replace=resume or overwrite)
+        if resume and out.exists() and not can_resume(place):
+            return _same_tiff(out, image, model, options, footprint=footprint)
     if objects:
-        _store_objects(Path(out), image, model, options, footprint=footprint, overwrite=overwrite, progress=progress)
-        return open_mask(out)
-    store, job, numbers = open_store(
-        Path(out), image, model, options, footprint=footprint, resume=resume, overwrite=overwrite
-    )
-    if client is None:
-        done = fill_store(store, job, numbers, progress=progress)
+        _store_objects(place, image, model, options, footprint=footprint, overwrite=overwrite, progress=progress)
     else:
-        from tilenet import distributed
+        store, job, numbers = open_store(
+            place, image, model, options, footprint=footprint, resume=resume, overwrite=overwrite
+        )
+        if client is None:
+            done = fill_store(store, job, numbers, progress=progress)
+        else:
+            from tilenet import distributed
 
-        names = {"image": image, "model": model, "footprint": footprint}
-        done = distributed.fill_by_workers(store, job, client, names=names, progress=progress)
-    if report:
-        report(done)
-    return open_mask(out)
+            names = {"image": image, "model": model, "footprint": footprint}
+            done = distributed.fill_by_workers(store, job, client, names=names, progress=progress)
+        if report:
+            report(done)
+    return deliver(place, out) if is_tiff(out) else open_mask(out)
+
+
+def _check_tiff(out: Path, output: str | None, *, replace: bool) -> None:
+    """Refuse what cannot become a TIFF at `out`."""
+    if output == "both":
+        raise SettingsError(f"{out}: a TIFF holds the mask alone, and output 'both' was said. Give a name in .zarr")
+    check_tiff_place(out, replace=replace)
+
+
+def _same_tiff(out: Path, image: Any, model: Any, options: Options, *, footprint: Footprint | None) -> TiffMask:
+    """Return a TIFF that is whole already, if it is right and was made from the same."""
+    mask = open_tiff_mask(out)
+    check_info(mask.info, out)
+    job = settle(image, model, options.or_recorded(mask.info["record"]), footprint=footprint)
+    refuse_contradiction(mask.info, job.info(Scaling.from_json(mask.info["scaling"])))
+    job.image.close()
+    if damage := mask.check():
+        raise OutputError(f"{out}: {damage[0]}. Start again with --overwrite")
+    return mask
 
 
 def _check_workers_can(image: Any, model: Any, out: str | Path | None, *, objects: bool) -> None:

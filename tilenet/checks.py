@@ -19,7 +19,8 @@ from tilenet.job import Job, Options, refuse_contradiction, settle
 from tilenet.plan import Plan, tile_of
 from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
-from tilenet.store import Mask, Store, open_mask
+from tilenet.store import Mask, Store
+from tilenet.tiff_mask import TiffMask, is_tiff, open_mask, open_tiff_mask
 
 WINDOW = 160
 # A pixel may differ where the logits of two mask values are closer than this part of the
@@ -108,8 +109,7 @@ def verify(
     Verification
         `ok`, or what is wrong and where; ``raise_if_failed`` makes an error of it.
     """
-    store = Store.inspect(out)
-    found = Verification(damage=[str(found) for found in store.check()] if store.complete else [])
+    found = Verification(damage=_damage(Path(out)))
     if found.damage:  # windows of damaged files could not even be read
         return found
     mask = open_mask(out)
@@ -134,6 +134,14 @@ def verify(
     return found
 
 
+def _damage(out: Path) -> list[str]:
+    """Return what is damaged of a complete mask; one that is not complete is refused on opening."""
+    if out.is_file() and is_tiff(out):
+        return open_tiff_mask(out).check()
+    store = Store.inspect(out)
+    return [str(found) for found in store.check()] if store.complete else []
+
+
 def straddling(plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:
     """Yield windows over crossings of tile borders; each border is met before any twice."""
     inner = plan.footprint.ndim - sum(a.step == 1 and a.margin == 0 for a in plan.footprint.axes)
@@ -151,7 +159,7 @@ def straddling(plan: Plan, count: int, random: np.random.Generator) -> Iterator[
 
 
 def _same_job(
-    mask: Mask, image: Any, model: Any, footprint: Footprint | None, device: str | None
+    mask: Mask | TiffMask, image: Any, model: Any, footprint: Footprint | None, device: str | None
 ) -> tuple[Job, Scaling]:
     found = mask.info
     recorded = Options().or_recorded(found["record"])
@@ -164,7 +172,7 @@ def _same_job(
     return job, numbers
 
 
-def _compare(mask: Mask, job: Job, predictor: Predictor, box: Box, found: Verification) -> None:
+def _compare(mask: Mask | TiffMask, job: Job, predictor: Predictor, box: Box, found: Verification) -> None:
     logits = forward(job, predictor, box)
     wrong = job.decision.mask(logits) != mask[box.slices].reshape(logits.shape[1:])
     tied = wrong & (job.decision.certainty(logits) < TIE[job.record["precision"]] * np.ptp(logits))

@@ -49,7 +49,7 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @click.argument("image")
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The mask: an OME-Zarr label image.")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The mask: OME-Zarr, or .ome.tif.")
 @image_options
 @cluster_options
 @click.option("--objects", is_flag=True, help="Number the objects, 1..n, of an image that fits in memory.")
@@ -72,7 +72,9 @@ def segment(
     """Segment IMAGE into OUT."""
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite: say one of them")
-    from tilenet import api, predict, store
+    import numpy as np
+
+    from tilenet import api, predict
 
     predict.keep_freed_memory()
     started = time.perf_counter()
@@ -85,7 +87,7 @@ def segment(
         options = with_model(options) | {"objects": objects, "progress": progress, "client": client}
         mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
     seconds = time.perf_counter() - started
-    assert isinstance(mask, store.Mask)
+    assert not isinstance(mask, np.ndarray)
     labels = mask.info["card"]["labels"]
     result = {"out": str(out), "axes": mask.axes, "shape": mask.shape, "labels": labels, "seconds": round(seconds, 2)}
     result["resolution"] = {k: mask.info["record"][k] for k in ("level", "mpp", "factor")} | {"why": " ".join(said)}

@@ -39,7 +39,7 @@ def _model(file: str) -> dict[str, Any]:
 
 
 def _mask(file: str) -> dict[str, Any] | None:
-    from tilenet.store import open_mask
+    from tilenet.tiff_mask import open_mask
 
     try:
         mask = open_mask(file)
@@ -52,7 +52,11 @@ def _mask(file: str) -> dict[str, Any] | None:
         "origin": mask.origin,
         "pixel_size_um": mask.pixel_size,
     }
-    facts |= {"levels": [level.shape for level in mask.levels], "labels": mask.info["card"]["labels"]}
+    facts |= {
+        "dtype": str(mask.dtype),
+        "levels": [level.shape for level in mask.levels],
+        "labels": mask.info["card"]["labels"],
+    }
     made = {name: mask.info[name] for name in ("version", "image", "model", "record", "scaling")}
     return facts | {"probabilities": mask.probabilities is not None} | made
 

@@ -1,0 +1,177 @@
+"""Writing a mask as a TIFF: streamed from a complete store, read back, and only then put in place."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_OID, uuid5
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.errors import BlocksFailed, SettingsError
+from tilenet.store import Layout, Mask, Store, open_mask
+from tilenet.store.files import faults_named, make_folder, remove_tree, step, sync_folder
+from tilenet.store.lease import Lease
+from tilenet.store.metadata import FORMAT, OWN
+from tilenet.store.place import sweep, temporary_place
+from tilenet.tiff_mask import TILE, TiffMask, check_tiff_place, is_tiff, open_tiff_mask, tile_boxes
+
+# A classic TIFF holds 4 GiB; what does not compress, and the tables, need a little more than the pixels.
+MOST_CLASSIC = 2**32 * 15 // 16
+# Micrometres in the unit of the resolution tags.
+CENTIMETER = 10_000
+
+
+def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) -> TiffMask:
+    """Write a complete mask as a tiled, pyramidal OME-TIFF; a few tiles are in memory at a time.
+
+    It is written beside its place, read back and compared tile by tile, and only then moved there.
+
+    Parameters
+    ----------
+    mask : path
+        A mask that tilenet wrote to the end (OME-Zarr).
+    out : path
+        The file; ``.ome.tif`` by custom.
+    overwrite : bool
+        Replace a TIFF mask that tilenet wrote.
+
+    Returns
+    -------
+    TiffMask
+
+    Raises
+    ------
+    OutputExists, OutputNotFound, OutputIncomplete, BlocksFailed, EnvironmentFault
+        If something is in the way; if the mask is not there, not complete or damaged; if the disk is full.
+    """
+    out = Path(out).absolute()
+    if not is_tiff(out):
+        raise SettingsError(f"{out}: is no name of a TIFF. Give one that ends in .ome.tif")
+    check_tiff_place(out, replace=overwrite)
+    opened = open_mask(mask)
+    layout = _intact(mask)
+    with faults_named(out):
+        make_folder(out.parent)
+        sweep(out)
+        folder = temporary_place(out)
+        step("make folder", folder.mkdir)
+        try:
+            _write(folder / out.name, opened, layout)
+            _compare(folder / out.name, opened, layout)
+            _intact(mask)  # another run might have replaced it meanwhile
+            step("sync", _sync_file, folder / out.name)
+            step("rename", os.replace, folder / out.name, out)
+            step("sync folder", sync_folder, out.parent)
+        finally:
+            with suppress(OSError):
+                remove_tree(folder)
+    return open_tiff_mask(out)
+
+
+def deliver(store: Path, out: Path) -> TiffMask:
+    """Turn the complete store that a run wrote beside `out` into `out`, then remove it.
+
+    Killed at any time, it leaves the whole store, or the whole TIFF, or both.
+    """
+    with faults_named(store):
+        lease = Lease.take(store / OWN, store)
+        lease.start(store / OWN)
+        try:
+            mask = write_tiff(store, out, overwrite=True)
+            # Under another name first: a store with half of its files must not look like one to go on with.
+            aside = temporary_place(store)
+            step("rename", os.rename, store, aside)
+            remove_tree(aside)
+        finally:
+            lease.release()
+    return mask
+
+
+def _intact(mask: str | Path) -> Layout:
+    """Return the layout of a store whose every file is what was written."""
+    store = Store.inspect(mask)
+    if damage := store.check():
+        raise BlocksFailed(
+            f"{mask}: {len(damage)} files are not what was written ({damage[0]}). "
+            f"Mend it: run the command that made it again, with --resume"
+        )
+    return store.layout
+
+
+def _write(path: Path, mask: Mask, layout: Layout) -> None:
+    import tifffile
+
+    sizes = dict(zip(layout.axes, layout.pixel_size, strict=True))
+    pixels = sum(map(prod, layout.levels)) * np.dtype(layout.mask_dtype).itemsize
+    finest = {"subifds": len(layout.levels) - 1 or None, "metadata": _ome(mask, layout)}
+    with tifffile.TiffWriter(path, bigtiff=pixels > MOST_CLASSIC, byteorder="<", ome=True) as tiff:
+        for level, shape in enumerate(layout.levels):
+            tiff.write(
+                (_padded(mask.levels[level][box.slices]) for box in tile_boxes(shape)),
+                shape=shape,
+                dtype=layout.mask_dtype,
+                tile=(TILE, TILE),
+                compression="zlib",
+                predictor=False,
+                photometric="minisblack",
+                software="tilenet",
+                maxworkers=1,
+                **_resolution(sizes, 2**level),
+                **(finest if not level else {"subfiletype": 1, "metadata": None}),
+            )
+
+
+def _ome(mask: Mask, layout: Layout) -> dict[str, Any]:
+    if layout.mask_dtype == "uint64":
+        raise SettingsError(f"{mask.path}: its labels are uint64, and OME-TIFF goes to uint32. Keep the zarr")
+    own = {"tilenet": {**mask.info, "format": FORMAT, "layout": layout.to_json()}}
+    description = json.dumps(own, sort_keys=True)
+    found: dict[str, Any] = {"axes": layout.axes.upper(), "Name": layout.name, "Description": description}
+    found |= {"UUID": str(uuid5(NAMESPACE_OID, description)), "Creator": "tilenet"}
+    for axis, size in zip(layout.axes, layout.pixel_size, strict=True):
+        if size and axis != "t":
+            found |= {f"PhysicalSize{axis.upper()}": size, f"PhysicalSize{axis.upper()}Unit": "µm"}
+    return found
+
+
+def _resolution(sizes: dict[str, float | None], factor: int) -> dict[str, Any]:
+    x, y = sizes["x"], sizes["y"]
+    if not x or not y:
+        return {}
+    per_pixel = CENTIMETER / (x * factor), CENTIMETER / (y * factor)
+    return {"resolution": per_pixel, "resolutionunit": "CENTIMETER"}
+
+
+def _padded(pixels: Any) -> NDArray[Any]:
+    tile = np.zeros((TILE, TILE), pixels.dtype)
+    plane = pixels.reshape(pixels.shape[-2:])
+    tile[: plane.shape[0], : plane.shape[1]] = plane
+    return tile
+
+
+def _compare(path: Path, mask: Mask, layout: Layout) -> None:
+    """Read a TIFF back and compare it with the store, tile by tile."""
+    written = open_tiff_mask(path)
+    try:
+        for level, shape in enumerate(layout.levels):
+            for box in tile_boxes(shape):
+                if not np.array_equal(written.levels[level].read(box), mask.levels[level][box.slices]):
+                    raise BlocksFailed(
+                        f"{path}: level {level} at {box} reads back differently: the disk may be failing. Run it again"
+                    )
+    finally:
+        written.close()
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,264 @@
+"""A mask as one file: a tiled, pyramidal OME-TIFF of labels.
+
+Every level is that of the store, tile by tile, deflated without a predictor: what QuPath, Bio-Formats,
+OpenSlide, napari and tifffile all read. How the mask was made is kept as JSON in the
+Description of the OME-XML. Nothing in the file depends on when or where it was written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet import store
+from tilenet.errors import ImageError, OutputError, OutputExists, OutputNotFound
+from tilenet.geometry import Box
+from tilenet.readers import open_image
+from tilenet.readers.boundary import quietly
+from tilenet.readers.image import Image
+from tilenet.store import Layout, Mask
+from tilenet.store.metadata import FORMAT
+from tilenet.store.pyramid import doubled
+
+SUFFIXES = (".tif", ".tiff")
+TILE = 512
+
+
+def is_tiff(path: str | Path) -> bool:
+    """Tell whether an output is to be a TIFF, by its name."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def store_beside(out: Path) -> Path:
+    """Return where the mask is kept while `out` is not whole: ``mask.tif.zarr`` beside ``mask.tif``."""
+    return out.with_name(f"{out.name}.zarr")
+
+
+class TiffLevel:
+    """One resolution of a TIFF mask: index it like an array."""
+
+    def __init__(self, image: Image, axes: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._image, self.shape, self.dtype = image, shape, dtype
+        # The reader leaves out axes of length 1 in front.
+        self._kept = [i for i, axis in enumerate(axes) if axis in image.axes]
+        expected = "".join(axes[i] for i in self._kept), tuple(shape[i] for i in self._kept), dtype
+        if (image.axes, image.shape, image.dtype) != expected or prod(image.shape) != prod(shape):
+            raise OutputError(f"{image.name}: its pages are not what its description says. Write it again")
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Return the pixels of a box inside it."""
+        if not box.size:
+            return np.empty(box.shape, self.dtype)
+        inner = Box(tuple(box.start[i] for i in self._kept), tuple(box.stop[i] for i in self._kept))
+        pixels: NDArray[Any] = self._image.read_inside(inner)[0]
+        return pixels.reshape(box.shape)
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        box, inside = _box_of(index, self.shape)
+        pixels: NDArray[Any] = self.read(box)[inside]
+        return pixels
+
+
+class TiffMask:
+    """A mask in a TIFF that tilenet wrote: index it like an array, or hand it to NumPy whole.
+
+    Attributes
+    ----------
+    path : Path
+        Where it is.
+    info : dict
+        How it was made.
+    levels : tuple of TiffLevel
+        The pyramid, finest first.
+    probabilities : None
+        A TIFF holds the mask alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.probabilities = path, None
+        self._layout, self.info = _read_description(path)
+        self._image, shapes = open_image(path), self._layout.levels
+        if len(self._image.levels) != len(shapes):
+            raise OutputError(f"{path}: has {len(self._image.levels)} levels of {len(shapes)}. Write it again")
+        self.levels = tuple(
+            TiffLevel(self._image.at_level(k), self.axes, shape, self.dtype) for k, shape in enumerate(shapes)
+        )
+
+    @property
+    def axes(self) -> str:
+        """Letters of ``tzyx``."""
+        return self._layout.axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels along the axes."""
+        return self._layout.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the mask values."""
+        return np.dtype(self._layout.mask_dtype)
+
+    @property
+    def pixel_size(self) -> tuple[float | None, ...]:
+        """Micrometres along the axes; None where unknown."""
+        return self._layout.pixel_size
+
+    @property
+    def origin(self) -> tuple[int, ...]:
+        """Pixel of the image at which the mask begins: zeros unless it is of a part (`roi`)."""
+        return self._layout.origin or (0,) * len(self.shape)
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        return self.levels[0][index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a mask on disk cannot become an array without copying")
+        return np.asarray(self[...], dtype=dtype)
+
+    def __repr__(self) -> str:
+        sides = " x ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
+        return f"<TiffMask {self.path.name}: {sides}, {self.dtype}, {len(self.levels)} levels>"
+
+    def check(self) -> list[str]:
+        """Return what is damaged; decodes every tile, whose own checksum (Adler-32) tells."""
+        for level, coarse in enumerate(self.levels):
+            for box in tile_boxes(coarse.shape):
+                try:
+                    pixels = coarse.read(box)
+                    finer = _halved(self.levels[level - 1], box) if level else pixels
+                except ImageError as error:
+                    return [str(error)]
+                if not np.array_equal(pixels, finer):
+                    return [f"level {level} at {box} is not every second pixel of the finer level"]
+        return []
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._image.close()
+
+
+def open_mask(path: str | Path) -> Mask | TiffMask:
+    """Open a mask that tilenet wrote to the end: OME-Zarr, or OME-TIFF.
+
+    Parameters
+    ----------
+    path : path
+        The folder, or the file.
+
+    Returns
+    -------
+    Mask or TiffMask
+
+    Raises
+    ------
+    OutputNotFound, OutputIncomplete, OutputError
+        If there is none, if blocks are missing, if tilenet did not write it.
+    """
+    return open_tiff_mask(path) if is_tiff(path) and not Path(path).is_dir() else store.open_mask(path)
+
+
+def open_tiff_mask(path: str | Path) -> TiffMask:
+    """Open a TIFF mask that tilenet wrote.
+
+    Raises
+    ------
+    OutputNotFound, OutputError
+        If there is none, if tilenet did not write it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
+    return TiffMask(path)
+
+
+def check_tiff_place(out: Path, *, replace: bool) -> None:
+    """Refuse a place where no TIFF can be put; writes nothing there.
+
+    Raises
+    ------
+    OutputExists
+        If something is there, unless it is a TIFF mask of tilenet and `replace` is said.
+    """
+    if not (out.exists() or out.is_symlink()):
+        return
+    try:
+        open_tiff_mask(out).close()
+    except (OutputError, ImageError) as error:
+        raise OutputExists(
+            f"{out}: exists, and is not a mask that tilenet wrote. Nothing is overwritten there"
+        ) from error
+    if not replace:
+        raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
+
+
+def tile_boxes(shape: tuple[int, ...]) -> Iterator[Box]:
+    """Yield the boxes of a level's tiles in the order of the file: planes, then rows, then columns.
+
+    >>> [str(box) for box in tile_boxes((2, 300, 600))][:3]
+    ['[0:1, 0:300, 0:512]', '[0:1, 0:300, 512:600]', '[1:2, 0:300, 0:512]']
+    """
+    sides = (1,) * (len(shape) - 2) + (TILE, TILE)
+    for start in product(*(range(0, n, side) for n, side in zip(shape, sides, strict=True))):
+        yield Box(start, tuple(a + side for a, side in zip(start, sides, strict=True))) & Box.of_shape(shape)
+
+
+def _halved(level: TiffLevel, box: Box) -> NDArray[Any]:
+    """Return what a box of the next level should hold: every second pixel of this one."""
+    return level.read(doubled(box) & Box.of_shape(level.shape))[..., ::2, ::2]
+
+
+def _read_description(path: Path) -> tuple[Layout, dict[str, Any]]:
+    import tifffile
+
+    foreign = OutputError(f"{path}: is not a mask that tilenet wrote. Choose another path")
+    try:
+        open_image(path).close()  # refuses what is damaged or hostile
+        with quietly("tifffile"), tifffile.TiffFile(path) as tiff:
+            texts = (
+                e.text for e in ElementTree.fromstring(tiff.ome_metadata or "").iter() if e.tag.endswith("}Description")
+            )
+            own = json.loads(next(texts) or "")["tilenet"]
+        written, layout = own.pop("format"), Layout.from_json(own.pop("layout"))
+    except ImageError:
+        raise foreign from None
+    except Exception as error:  # whatever a stranger's text makes the parsers raise
+        raise foreign from error
+    if written != FORMAT:
+        raise OutputError(f"{path}: has format {written}, this tilenet knows {FORMAT}. Use the tilenet that wrote it")
+    return layout, own
+
+
+def _box_of(index: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
+    """Return the box that an index touches, and the index inside that box.
+
+    >>> box, inside = _box_of((3, slice(None, None, 2)), (10, 7))
+    >>> str(box), inside
+    ('[3:4, 0:7]', (0, slice(0, None, 2)))
+    """
+    entries = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis not in entries:
+        entries.append(Ellipsis)
+    at = entries.index(Ellipsis)
+    entries[at : at + 1] = [slice(None)] * (len(shape) - len(entries) + 1)
+    if len(entries) != len(shape) or not all(isinstance(e, slice | int | np.integer) for e in entries):
+        raise IndexError(f"integers and slices along {len(shape)} axes are taken, not {index}")
+    start, stop, inside = [], [], []
+    for entry, n in zip(entries, shape, strict=True):
+        found = range(n)[entry] if isinstance(entry, slice) else range(n)[int(entry) :][:1]
+        if not isinstance(entry, slice) and not -n <= entry < n:
+            raise IndexError(f"index {entry} is outside an axis of {n} pixels")
+        lowest, highest = min(found, default=0), max(found, default=-1)
+        start.append(lowest)
+        stop.append(highest + 1)
+        inside.append(slice(found.start - lowest, None, found.step) if isinstance(entry, slice) else 0)
+    return Box(tuple(start), tuple(stop)), tuple(inside)
