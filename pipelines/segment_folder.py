@@ -1,0 +1,40 @@
+"""Segment every slide of a folder, on a few processes or on a cluster.
+
+    python pipelines/segment_folder.py slides/ masks/ --workers 4
+    python pipelines/segment_folder.py slides/ masks/ --cluster pipelines/cluster_slurm.yaml
+
+Run it again after a kill: what is complete is skipped, what is not is gone on with.
+"""
+
+import argparse
+from pathlib import Path
+
+import tilenet
+from tilenet.clusters import described_cluster, local_cluster
+
+ENDINGS = {".svs", ".ndpi", ".tif", ".tiff", ".zarr"}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("slides", type=Path)
+    arguments.add_argument("masks", type=Path)
+    arguments.add_argument("--model", default="nuclei")
+    arguments.add_argument("--workers", type=int, default=2)
+    arguments.add_argument("--cluster", type=Path, help="a cluster file, in place of --workers")
+    given = arguments.parse_args()
+    images = sorted(path for path in given.slides.iterdir() if path.suffix.lower() in ENDINGS)
+    with described_cluster(given.cluster) if given.cluster else local_cluster(given.workers) as client:
+        results = tilenet.batch(images, given.masks, model=given.model, client=client, tell=print)
+    for result in results:
+        if result.status != "failed":
+            mask = tilenet.open_mask(given.masks / f"{result.slide}.zarr")
+            coarsest = mask.levels[-1][...]
+            print(
+                f"{result.slide}: {100 * (coarsest > 0).mean():.1f} % of the pixels are {mask.info['card']['labels']}"
+            )
+
+
+# Workers import this file; without the guard each would start a batch of its own.
+if __name__ == "__main__":
+    main()

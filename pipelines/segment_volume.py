@@ -1,0 +1,34 @@
+"""Segment a large volume with a network of your own, on a few processes.
+
+    python pipelines/segment_volume.py volume.zarr mask.zarr --model network.safetensors --axes zyx --workers 4
+
+A 3-D network runs over zyx, a 2-D one over each plane. The volume is never in memory; run it again after a kill.
+"""
+
+import argparse
+from pathlib import Path
+
+import tilenet
+from tilenet.clusters import local_cluster
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("volume", type=Path)
+    arguments.add_argument("mask", type=Path)
+    arguments.add_argument("--model", required=True, help="a .safetensors file; tilenet.save_model writes one")
+    arguments.add_argument("--axes", help="where the file does not say, such as zyx")
+    arguments.add_argument("--channel", type=int, help="of a volume with several")
+    arguments.add_argument("--workers", type=int, default=2)
+    given = arguments.parse_args()
+    channels = None if given.channel is None else [given.channel]
+    options = {"model": given.model, "axes": given.axes, "channels": channels, "resume": True}
+    with local_cluster(given.workers) as client:
+        mask = tilenet.segment(given.volume, given.mask, client=client, **options)
+    for z in range(0, mask.shape[0], max(1, mask.shape[0] // 8)):
+        print(f"plane {z}: {100 * (mask[z] > 0).mean():.1f} % foreground")
+
+
+# Workers import this file; without the guard each would start a run of its own.
+if __name__ == "__main__":
+    main()

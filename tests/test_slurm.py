@@ -1,0 +1,92 @@
+"""A batch on a real Slurm: two nodes on this machine, jobs that are cancelled, and the bytes of a local run.
+
+tests/slurm.sh install && pytest -q -m slow tests/test_slurm.py
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from oracles import random_network
+from store_helpers import tree
+from test_distributed import write_image
+
+import tilenet
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not shutil.which("slurmctld") or os.geteuid() != 0, reason="needs tests/slurm.sh install, as root"
+    ),
+]
+SCRIPT = Path(__file__).with_name("slurm.sh")
+NAMES = ("a", "b", "c", "d")
+CLUSTER = """
+type: slurm
+arguments:
+  cores: 1
+  memory: 4GB
+  walltime: "00:20:00"
+  log_directory: {folder}
+  death_timeout: 120
+adapt: {{minimum: 1, maximum: 2}}
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Start the cluster; return the environment in which its commands work."""
+    folder = tmp_path / "slurm"
+    subprocess.run([SCRIPT, "start", folder], check=True, timeout=120)
+    paths = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    yield {**os.environ, **paths, "SLURM_CONF": str(folder / "slurm.conf")}
+    subprocess.run([SCRIPT, "stop", folder], check=True)
+
+
+def jobs(environ):
+    """Return the ids of the jobs that run."""
+    return subprocess.run(
+        ["squeue", "-h", "-t", "R", "-o", "%A"], env=environ, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def lines_written(out):
+    return sum(path.read_bytes().count(b"\n") for path in out.rglob("journal/*.jsonl"))
+
+
+def test_a_batch_whose_jobs_are_cancelled_has_the_bytes_of_a_local_one(slurm, tmp_path):
+    model = tilenet.save_model(random_network(in_channels=1, depth=3, wf=4), tmp_path / "small.safetensors")
+    (tmp_path / "slides").mkdir()
+    images = [write_image(tmp_path / "slides" / f"{n}.tif", seed=i, sides=(2048, 2048)) for i, n in enumerate(NAMES)]
+    (tmp_path / "cluster.yaml").write_text(CLUSTER.format(folder=tmp_path))
+    options = ["--model", model, "--tile", "512", "--threads", "1", "--cluster", tmp_path / "cluster.yaml"]
+    command = [sys.executable, "-m", "tilenet", "batch", tmp_path / "slides" / "*.tif", "--out", tmp_path / "masks"]
+    seen, cancelled = set(), set()
+    with (tmp_path / "said").open("w") as said:
+        batch = subprocess.Popen([*map(str, command + options)], env=slurm, stdout=said, stderr=said)
+        deadline = time.monotonic() + 400
+        while batch.poll() is None and time.monotonic() < deadline:
+            running = jobs(slurm)
+            seen |= set(running)
+            # A few blocks into the work of each, the first two jobs are lost.
+            if len(cancelled) < 2 and running and lines_written(tmp_path / "masks") >= 5 * (len(cancelled) + 1):
+                victim = min(set(running) - cancelled, default=None)
+                if victim:
+                    subprocess.run(["scancel", victim], env=slurm, check=True)
+                    cancelled.add(victim)
+            time.sleep(0.3)
+        batch.kill()
+        batch.wait()
+    text = (tmp_path / "said").read_text()
+    assert batch.returncode == 0, text
+    assert text.splitlines()[-1].endswith("4 done, 0 skipped, 0 failed; see summary.csv")
+    assert len(cancelled) == 2 and len(seen) >= 3, (cancelled, seen)
+    for name, image in zip(NAMES, images, strict=True):
+        tilenet.segment(image, tmp_path / "alone.zarr", model=model, overwrite=True, tile=512, threads=1)
+        assert tree(tmp_path / "masks" / f"{name}.zarr") == tree(tmp_path / "alone.zarr")
+    assert jobs(slurm) == []
+    print(f"\n{len(seen)} jobs, {len(cancelled)} of them cancelled; {len(NAMES)} masks identical")
