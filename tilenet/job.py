@@ -36,7 +36,9 @@ from tilenet.store import Layout
 # What may change between two runs of one output: where things lie, and what is for people.
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
 # Interpreter, libraries and the cache of decoded file tiles, before the first tile.
-RESIDENT = 600_000_000
+RESIDENT = 330_000_000
+# The network as given, the predictor's copy of it, and what the fast path makes of that.
+COPIES = 3
 # What people ought to hear of a run before it starts; the command prints it.
 LOG = logging.getLogger("tilenet")
 
@@ -150,7 +152,8 @@ class Job:
         passed = int(pixels * (self.bytes_per_pixel + 4 * channels))
         written = sum({"mask": 1}.get(name, 4 * outputs) for name in self.decision.arrays)
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
-        host = RESIDENT + (AHEAD + 1) * read + READERS * self.image.working_bytes + (BEHIND + 2) * block
+        weights = COPIES * predict.weight_bytes(self.network)
+        host = RESIDENT + weights + (AHEAD + 1) * read + READERS * self.image.working_bytes + (BEHIND + 2) * block
         on_host = self.device == "cpu"
         return {
             "host_bytes": host + (passed if on_host else 0),
