@@ -141,12 +141,13 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
 @cli.command()
 @click.argument("file")
 @click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say.")
+@click.option("--model", "-m", default="nuclei", show_default=True, help="For an image: what this model would get.")
 @JSON
-def info(file: str, axes: str | None, as_json: bool) -> None:
+def info(file: str, axes: str | None, model: str, as_json: bool) -> None:
     """Show what FILE is understood to be: an image, a mask or a model."""
     from tilenet.describe import describe
 
-    result = describe(file, axes=axes)
+    result = describe(file, axes=axes, model=model)
     width = max(map(len, result))
     show(result, "\n".join(f"{k:<{width}}  {plain(v)}" for k, v in result.items()), as_json=as_json)
 
@@ -186,6 +187,7 @@ def verify(
 @click.option("--padding", is_flag=True, default=None, help="The network pads its convolutions with zeros.")
 @click.option("--pooling", type=click.Choice(["max", "avg"]), help="[default: max]")
 @click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: none]")
+@click.option("--pixel-size", type=float, help="Micrometres per pixel of the training images.")
 @click.option("--classes", help="Names of the outputs, commas between them.")
 @click.option("--mask-of-class", type=Numbers(), help="Mask value of each output.")
 def convert(weights: str, out: Path, **options: Any) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tilenet.errors import OutputError
+from tilenet.errors import OutputError, TilenetError
 from tilenet.readers import open_image
+from tilenet.readers.image import Image
 
 MODEL_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
-def describe(file: str, *, axes: str | None = None) -> dict[str, Any]:
+def describe(file: str, *, axes: str | None = None, model: str = "nuclei") -> dict[str, Any]:
     """Return what `tilenet info` prints, ready for JSON.
 
     Parameters
@@ -20,12 +21,14 @@ def describe(file: str, *, axes: str | None = None) -> dict[str, Any]:
         A path, or the name of a packaged model.
     axes : str, optional
         For an image whose file does not say.
+    model : str
+        For an image: what `segment` would give to this model.
     """
     from tilenet.models import packaged_models
 
     if file in packaged_models() or Path(file).suffix in MODEL_SUFFIXES:
         return _model(file)
-    return _mask(file) or _image(file, axes)
+    return _mask(file) or _image(file, axes, model)
 
 
 def _model(file: str) -> dict[str, Any]:
@@ -61,9 +64,9 @@ def _mask(file: str) -> dict[str, Any] | None:
     return facts | {"probabilities": mask.probabilities is not None} | made
 
 
-def _image(file: str, axes: str | None) -> dict[str, Any]:
+def _image(file: str, axes: str | None, model: str) -> dict[str, Any]:
     with open_image(file, axes=axes) as image:
-        return {
+        facts = {
             "kind": "image",
             "reader": image.reader,
             "axes": image.axes,
@@ -71,5 +74,23 @@ def _image(file: str, axes: str | None) -> dict[str, Any]:
             "dtype": str(image.dtype),
             "levels": [level.shape for level in image.levels],
             "pixel_size_um": image.pixel_size,
+            "pixel_sizes_um": [level.pixel_size for level in image.levels],
             "channels": image.channel_names,
+            "colour": image.is_color,
         }
+        return facts | {"segment": f"{model}: {_reading(image, axes, model)}"}
+
+
+def _reading(image: Image, axes: str | None, model: str) -> str:
+    """Return what a model would be given of an image, or why it would not."""
+    from tilenet.job import Options, settle
+
+    try:
+        job = settle(image, model, Options(axes=axes))
+    except TilenetError as error:
+        return f"refused: {str(error).removeprefix(f'{image.name}: ')}"
+    planes = f", {image.box_axes} plane by plane" if len(image.box_axes) > job.footprint.ndim else ""
+    what = "red, green and blue" if image.is_color else f"{image.n_channels} channels"
+    if image.n_channels == 1:
+        what = "one channel" if job.image.n_channels == 1 else "one channel, for every input"
+    return f"{job.resolution.text}; {what}{planes}"

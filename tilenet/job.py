@@ -194,6 +194,7 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
     resolution = _resolution(image, card, options)
     image = at_resolution(image, resolution)
     _check_axes(image, footprint)
+    _check_color(image, network, options.channels)
     image = _fit_channels(image, getattr(network, "in_channels", None), options.channels)
     card = card.completed(predict.count_outputs(network, footprint, image.n_channels))
     precision = predict.find_precision(options.precision or "auto", network)
@@ -303,6 +304,20 @@ def _check_axes(image: Image, footprint: Footprint) -> None:
         raise ImageError(
             f"{image.name}: its axes are {image.axes}, and a {footprint.ndim}-D network runs over {wanted}, "
             f"which must come last (c aside). Choose another model, or say --axes"
+        )
+
+
+def _check_color(image: Image, network: Any, chosen: Sequence[int] | None) -> None:
+    """Refuse three stains that would pass for red, green and blue.
+
+    A network without a card is the caller's own: it is given the channels as they are.
+    """
+    of_three = getattr(network, "in_channels", None) == image.n_channels == 3
+    if chosen is None and of_three and getattr(network, "card", None) is not None and not image.is_color:
+        names = ", ".join(name or f"channel {i}" for i, name in enumerate(image.channel_names))
+        raise ImageError(
+            f"{image.name}: its 3 channels ({names}; {image.dtype}) are not known to be an 8-bit colour picture, and "
+            f"the model takes red, green and blue. Choose one stain, such as --channels 0, or all: --channels 0,1,2"
         )
 
 

@@ -125,6 +125,7 @@ def convert_model(
     classes: str | None = None,
     mask_of_class: tuple[int, ...] | None = None,
     scaling: str | None = None,
+    pixel_size: float | None = None,
     **options: Any,
 ) -> Path:
     """Write weights of any kind that `load_model` takes as one file with a card.
@@ -139,6 +140,8 @@ def convert_model(
         Mask value of each output.
     scaling : str, optional
         Rule for intensities as on the command line; see `tilenet.scaling.parse_rule`.
+    pixel_size : float, optional
+        Micrometres per pixel of the training images.
     **options
         As for `load_model`.
     """
@@ -153,6 +156,8 @@ def convert_model(
         said["mask_of_class"] = mask_of_class
     if scaling is not None:
         said["scaling"] = parse_rule(scaling)
+    if pixel_size is not None:
+        said["pixel_size"] = pixel_size
     return save_model(network, out, card=replace(card, **said))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tilenet.geometry import Box
 from tilenet.readers.axes import layout_of
 from tilenet.readers.boundary import check_level, pixel_dtype, refusing
-from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.image import Image, Level, Pixels, names_of_array
 
 
 class ArrayImage(Image):
@@ -35,7 +35,7 @@ class ArrayImage(Image):
         self.axes, self.level = self._layout.axes, 0
         self.dtype = pixel_dtype(array.dtype, self.name)
         self.levels = (Level(self._layout.image_shape, (None,) * len(self.axes.replace("c", ""))),)
-        self.channel_names = ("",) * self.n_channels
+        self.channel_names = names_of_array(self.axes, self.n_channels, self.dtype)
 
     def at_level(self, level: int) -> Image:
         """Return this image: there is no other level."""

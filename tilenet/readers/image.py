@@ -16,6 +16,7 @@ from tilenet.geometry import Box, mirror
 
 Pixels = NDArray[Any]
 AXES = "tczyx"
+RGB = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,15 @@ class Image(ABC):
         """Number of channels, 1 where there is no ``c`` axis."""
         return self.shape[self.axes.index("c")] if "c" in self.axes else 1
 
+    @property
+    def is_color(self) -> bool:
+        """Whether the channels are the red, green and blue of a colour picture.
+
+        They are called so, and have 8 bits: cameras on fluorescence microscopes store three
+        stains of 16 bits as RGB too.
+        """
+        return self.dtype == np.uint8 and tuple(name.lower() for name in self.channel_names) == RGB
+
     @cached_property
     def _inside(self) -> Box:
         return Box.of_shape(self.box_shape)
@@ -152,6 +162,12 @@ class Image(ABC):
     def with_channels(self, channels: Sequence[int]) -> Image:
         """Return a view of some channels, in the order given."""
         return ChannelView(self, tuple(channels))
+
+
+def names_of_array(axes: str, n_channels: int, dtype: np.dtype[Any]) -> tuple[str, ...]:
+    """Return the channel names of an array that has none: picture libraries store 8-bit colour as (y, x, 3)."""
+    color = axes == "yxc" and n_channels == 3 and dtype == np.uint8
+    return RGB if color else ("",) * n_channels
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tilenet.geometry import Box
 from tilenet.readers.axes import layout_of
 from tilenet.readers.boundary import check_level, check_piece, pixel_dtype, refusing, reopening
 from tilenet.readers.codestreams import picture_size
-from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.image import RGB, Image, Level, Pixels
 
 DECODERS = {"png": imagecodecs.png_decode, "jpeg": imagecodecs.jpeg_decode, "bmp": imagecodecs.bmp_decode}
 # Colour model of each number of samples, and how many of them are not alpha.
@@ -43,7 +43,7 @@ class PictureImage(Image):
             self._pixels = self._pixels[..., 0]
         self.axes, self.level, self.dtype = self._layout.axes, 0, self._pixels.dtype
         self.levels = (Level(self._layout.image_shape, (None,) * len(self.axes.replace("c", ""))),)
-        self.channel_names = ("red", "green", "blue") if samples == 3 else ("",) * self.n_channels
+        self.channel_names = RGB if samples == 3 else ("",) * self.n_channels
 
     def at_level(self, level: int) -> Image:
         """Return this image: there is no other level."""

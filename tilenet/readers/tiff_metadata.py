@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from tilenet.errors import ImageError
+from tilenet.readers.image import RGB
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 from tilenet.readers.units import MICROMETERS
 
@@ -42,7 +43,7 @@ def channel_names(tiff: Any, series: Any, *, n_channels: int) -> tuple[str, ...]
         names = [c.get("Name") or "" for c in _ome_elements(tiff, "Channel")]
     page = series.keyframe
     if len(names) != n_channels and n_channels == 3 and "S" in page.axes and page.photometric in (2, 6):
-        names = ["red", "green", "blue"]
+        names = list(RGB)
     return tuple(names) if len(names) == n_channels else ("",) * n_channels
 
 

@@ -11,7 +11,7 @@ from tilenet.errors import ImageError, ImageNotFound
 from tilenet.geometry import Box
 from tilenet.readers.axes import Layout, layout_of
 from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, refusing, reopening
-from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.image import Image, Level, Pixels, names_of_array
 from tilenet.readers.zarr_metadata import Multiscales, Node, multiscales_of, read_node, what_is_inside
 
 DAMAGED = "The image is damaged; get it again"
@@ -39,7 +39,8 @@ class ZarrImage(Image):
         sizes = _pixel_sizes(self._layouts, about.sizes)
         self.levels = tuple(Level(k.image_shape, size) for k, size in zip(self._layouts, sizes, strict=True))
         named = len(about.channel_names) == self.n_channels
-        self.channel_names = about.channel_names if named else ("",) * self.n_channels
+        unnamed = names_of_array(self.axes, self.n_channels, self.dtype)
+        self.channel_names = about.channel_names if named else unnamed
 
     def _layout(self, node: Node, array: Any, letters: Sequence[str]) -> Layout:
         if len(letters) != array.ndim or max(array.shape) > LONGEST_AXIS or array.dtype != self._arrays[0].dtype:

@@ -1,0 +1,167 @@
+"""What the axes and channels of an image are taken for: said by the file or the user, never guessed."""
+
+import json
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from oracles import random_network
+from skimage.io import imsave
+
+import tilenet
+from tilenet.errors import ImageError
+
+STAINS = [
+    "small_fluo/hela_cells_3ch.tif",
+    "derived/cardiomyocyte_3ch_pyramid.ome.tif",
+    "zarr/cardiomyocyte_3ch_v04.ome.zarr",
+]
+COLOR = [
+    "slides/CMU-1-Small-Region.svs",
+    "slides/OS-1-detail_HE.ome.tif",
+    "slides/OS-2-vsi_Ki67.ome.tif",
+    "slides/hamamatsu_test3_DAPI.ndpi",
+    "derived/cmu1_generic_pyramid.tif",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model of three channels, in a file."""
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    return tilenet.save_model(random_network(in_channels=3, depth=2, wf=1), path)
+
+
+def pixels_of(*shape, dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("name", STAINS)
+def test_three_stains_of_a_real_file_are_not_taken_for_red_green_and_blue(shared_data, model, name, tilenet_command):
+    path = shared_data(name)
+    with tilenet.open_image(path) as image:
+        assert not image.is_color
+        names = ", ".join(image.channel_names)
+    code, out, err = tilenet_command("plan", path, "-m", model)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"its 3 channels ({names}; uint16) are not known to be an 8-bit colour picture" in err
+    assert "Choose one stain, such as --channels 0, or all: --channels 0,1,2" in err
+    for channels in ("0", "0,1,2", "2,2,2"):
+        assert tilenet_command("plan", path, "-m", model, "--channels", channels)[0] == 0
+
+
+@pytest.mark.parametrize("name", COLOR)
+def test_the_colour_of_a_real_slide_needs_no_choice(shared_data, model, name, tilenet_command):
+    with tilenet.open_image(shared_data(name)) as image:
+        assert image.is_color
+    assert tilenet_command("plan", shared_data(name), "-m", model)[0] == 0
+
+
+def written(folder, kind):
+    """Write three channels as one kind of file; the file and, where needed, its axes."""
+    path = folder / kind
+    match kind:
+        case "rgb.tif":
+            tifffile.imwrite(path, pixels_of(50, 60, 3), photometric="rgb")
+        case "planar.tif":
+            tifffile.imwrite(path, pixels_of(3, 50, 60), photometric="rgb", planarconfig="separate")
+        case "rgb.png":
+            imsave(path, pixels_of(50, 60, 3), check_contrast=False)
+        case "named.ome.tif":
+            about = {"axes": "CYX", "Channel": {"Name": ["Red", "Green", "Blue"]}}
+            tifffile.imwrite(path, pixels_of(3, 50, 60), ome=True, metadata=about)
+        case "yxc.zarr":
+            zarr.create_array(path, data=pixels_of(50, 60, 3), dimension_names=["y", "x", "c"])
+        case "rgb16.tif":
+            tifffile.imwrite(path, pixels_of(50, 60, 3, dtype=np.uint16), photometric="rgb")
+        case "rgb16.png":
+            path.write_bytes(imagecodecs.png_encode(pixels_of(50, 60, 3, dtype=np.uint16)))
+        case "samples.tif":
+            tifffile.imwrite(path, pixels_of(50, 60, 3), photometric="minisblack", planarconfig="contig")
+        case "stains.ome.tif":
+            about = {"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "RFP"]}}
+            tifffile.imwrite(path, pixels_of(3, 50, 60), ome=True, metadata=about, photometric="minisblack")
+        case "cyx.zarr":
+            zarr.create_array(path, data=pixels_of(3, 50, 60), dimension_names=["c", "y", "x"])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["rgb.tif", "planar.tif", "rgb.png", "named.ome.tif", "yxc.zarr"])
+def test_what_is_stored_as_an_8_bit_colour_picture_is_one(tmp_path, model, kind):
+    assert tilenet.segment(written(tmp_path, kind), model=model).shape == (50, 60)
+
+
+@pytest.mark.parametrize("kind", ["rgb16.tif", "rgb16.png", "samples.tif", "stains.ome.tif", "cyx.zarr"])
+def test_what_is_not_must_be_chosen(tmp_path, model, kind):
+    path = written(tmp_path, kind)
+    with pytest.raises(ImageError, match="are not known to be an 8-bit colour picture"):
+        tilenet.segment(path, model=model)
+    as_they_are = tilenet.segment(path, model=model, channels=(0, 1, 2), output="logits")
+    one = tilenet.segment(path, model=model, channels=(1,), output="logits")
+    assert one.shape == as_they_are.shape == (2, 50, 60)
+    assert np.array_equal(one, tilenet.segment(path, model=model, channels=(1, 1, 1), output="logits"))
+    assert (one != as_they_are).any()
+
+
+def test_of_arrays_only_8_bit_yxc_is_colour_and_a_network_of_the_callers_own_is_fed_as_it_is(model):
+    assert tilenet.segment(pixels_of(50, 60, 3), axes="yxc", model=model).shape == (50, 60)
+    for array, axes in ((pixels_of(3, 50, 60), "cyx"), (pixels_of(50, 60, 3, dtype=np.float32), "yxc")):
+        with pytest.raises(ImageError, match=r"its 3 channels \(channel 0, channel 1, channel 2; "):
+            tilenet.segment(array, axes=axes, model=model)
+    own = random_network(in_channels=3, depth=2, wf=1)
+    assert tilenet.segment(pixels_of(3, 50, 60), axes="cyx", model=own).shape == (50, 60)
+
+
+def test_a_chosen_channel_is_recorded_so_that_resume_and_verify_repeat_it(tmp_path, model):
+    path, out = written(tmp_path, "stains.ome.tif"), tmp_path / "m.zarr"
+    tilenet.segment(path, out, model=model, channels=(1,))
+    assert tilenet.open_mask(out).info["record"]["channels"] == [1]
+    assert tilenet.verify(out).ok
+    tilenet.segment(path, out, model=model, resume=True)
+
+
+@pytest.mark.parametrize(("name", "axes"), [
+    ("volumes/plant_nuclei_1135_image.tif", "zyx"),
+    ("volumes/xyzc_16bit__dna_conf_wf.tif", "zcyx"),
+    ("small_fluo/nup_nuclei_2ch_image.tif", "cyx"),
+])  # fmt: skip
+def test_a_stack_that_lost_its_metadata_asks_for_its_axes(shared_data, tmp_path, tilenet_command, name, axes):
+    with tilenet.open_image(shared_data(name)) as told:
+        assert told.axes == axes
+        box = tilenet.Box((0,) * len(told.box_shape), told.box_shape)
+        tifffile.imwrite(tmp_path / "bare.tif", tifffile.imread(shared_data(name)), metadata=None)
+        code, out, err = tilenet_command("info", tmp_path / "bare.tif")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "nothing says which axis is which. Say them with axes (--axes), e.g." in err
+        if len(axes) == 3:  # pages of four axes have lost their shape too
+            with tilenet.open_image(tmp_path / "bare.tif", axes=axes) as said:
+                np.testing.assert_array_equal(said.read(box), told.read(box))
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("slides/hamamatsu_test3_DAPI.ndpi", "nuclei: level 0 (0.2282 um/px) as stored: nuclei does not say"),
+    ("volumes/plant_nuclei_1135_image.tif", "one channel, for every input, zyx plane by plane"),
+    ("small_fluo/hela_cells_3ch.tif", "nuclei: refused: its 3 channels (red, green, blue; uint16)"),
+])  # fmt: skip
+def test_info_prints_what_was_understood(shared_data, tilenet_command, name, words):
+    code, text, _ = tilenet_command("info", shared_data(name), "--json")
+    found = json.loads(text)
+    with tilenet.open_image(shared_data(name)) as image:
+        assert code == 0
+        assert found["axes"] == image.axes
+        assert found["dtype"] == str(image.dtype)
+        assert found["channels"] == list(image.channel_names)
+        assert found["colour"] == image.is_color
+        assert found["levels"] == [list(level.shape) for level in image.levels]
+        assert found["pixel_sizes_um"] == [list(level.pixel_size) for level in image.levels]
+        assert words in found["segment"]
+
+
+def test_convert_puts_a_pixel_size_on_the_card_and_info_says_what_follows(tmp_path, model, tilenet_command):
+    out, about = tmp_path / "cells.safetensors", {"axes": "YX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    assert tilenet_command("convert", model, "-o", out, "--pixel-size", "0.5")[0] == 0
+    tifffile.imwrite(tmp_path / "s.ome.tif", pixels_of(90, 90), metadata=about, ome=True)
+    _, text, _ = tilenet_command("info", tmp_path / "s.ome.tif", "-m", out)
+    assert "level 0 (0.25 um/px) resampled: averaged over 2 px, for the 0.5 um/px that" in text
