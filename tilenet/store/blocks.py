@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import BlocksFailed
-from tilenet.geometry import Box
+from tilenet.geometry import Box, round_down
 from tilenet.store import codec
 from tilenet.store.damage import Damage, read_right
+from tilenet.store.entries import NO_FILE, UNKNOWN
 from tilenet.store.files import faults_named, make_folder, remove_file, step, sync_folder, write_file
-from tilenet.store.journal import NO_FILE, Journal, Pen, Written, line_of
+from tilenet.store.journal import Journal, Pen, Written, line_of
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import OWN, fixed_documents
 
@@ -65,15 +66,27 @@ class Blocks:
         """Read the journal now: one who shares the work among threads needs it from the start."""
         assert self.journal is not None
 
-    def pending(self, level: int) -> Iterator[int]:
-        """Yield the blocks that are not in the journal with files of the right sizes."""
-        for index in range(self.layout.n_blocks(level)):
-            if (level, index) not in self.journal or not self._sizes_right(level, index):
-                yield index
+    def pending(self, level: int, among: range | None = None) -> Iterator[int]:
+        """Yield the blocks, all or those in a range, that are not in the journal with files of the right sizes."""
+        among = range(self.layout.n_blocks(level)) if among is None else among
+        along = self.layout.grid(level)[-1]
+        places = {str(place): place for place in range(along)}
+        for start in range(round_down(among.start, along), among.stop, along):
+            row = range(start, start + along)
+            for place in np.flatnonzero(self._wrong_sizes(level, row, places)).tolist():
+                if row[place] in among:
+                    yield row[place]
 
-    def _sizes_right(self, level: int, index: int) -> bool:
-        files = zip(self.layout.files(level, index), self.journal.sizes(level, index), strict=True)
-        return all(_size_of(f"{self.path}/{file}") == size for file, size in files)
+    def _wrong_sizes(self, level: int, row: range, places: Mapping[str, int]) -> NDArray[np.bool_]:
+        """Tell for one row of the grid, whose files lie in one folder each, which are pending."""
+        known = self.journal.sizes(level, row)  # (blocks, files)
+        unknown: NDArray[np.bool_] = known[:, 0] == UNKNOWN
+        if unknown.all():
+            return unknown
+        folders = [f"{self.path}/{file.rpartition('/')[0]}" for file in self.layout.files(level, row.start)]
+        found = np.stack([_sizes_in(folder, places) for folder in folders], axis=1)
+        wrong: NDArray[np.bool_] = unknown | (known != found).any(axis=1)
+        return wrong
 
     def write(self, level: int, index: int, shards: Sequence[Shard]) -> bytes:
         """Write all files of a block, then its line in the journal; return that line."""
@@ -161,7 +174,13 @@ def _checked(values: NDArray[Any], shape: tuple[int, ...], dtype: str) -> NDArra
     return values
 
 
-def _size_of(path: str) -> int:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return os.stat(path).st_size  # noqa: PTH116 - a million times
-    return NO_FILE
+def _sizes_in(folder: str, places: Mapping[str, int]) -> NDArray[np.int64]:
+    """Return the sizes of the files with these names, each at its place; `NO_FILE` for those that are missing."""
+    sizes = np.full(len(places), NO_FILE, np.int64)
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:  # a million files
+        for entry in entries:
+            place = places.get(entry.name)
+            if place is not None:
+                with suppress(FileNotFoundError):
+                    sizes[place] = entry.stat().st_size
+    return sizes

@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tilenet.store.entries import DIGEST, NO_FILE, UNKNOWN, Form
 from tilenet.store.files import make_folder, step, sync_folder, write_all
 from tilenet.store.layout import Layout
 
 FOLDER, MERGED = "journal", "journal.jsonl"
-# Of a block: not in the journal; all background, so that there is no file.
-UNKNOWN, NO_FILE = 0, -1
 LINES = 4096
+# Bytes of a journal that are read at once.
+PIECE = 2**20
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Written:
     def from_json(cls, of: Sequence[Any]) -> Written:
         """Return those that a line of the journal says; `ValueError` for what no file has."""
         size, digest = of
-        if not 0 < size < 2**63 or len(bytes.fromhex(digest)) != sha256().digest_size:
+        if not 0 < size < 2**63 or len(bytes.fromhex(digest)) != DIGEST:
             raise ValueError(f"a file cannot have the size {size} and the checksum {digest}")
         return cls(int(size), digest)
 
@@ -60,25 +62,28 @@ class Journal:
         self.documents: dict[str, Written] = {}
         blocks = [(layout.n_blocks(level), layout.n_files(level)) for level in range(len(layout.levels))]
         self._sizes = [np.zeros(shape, np.int64) for shape in blocks]
-        self._digests = [np.zeros((*shape, 32), np.uint8) for shape in blocks]
+        self._digests = [np.zeros((*shape, DIGEST), np.uint8) for shape in blocks]
 
     def __contains__(self, block: tuple[int, int]) -> bool:
         level, index = block
         return bool(self._sizes[level][index, 0] != UNKNOWN)
 
-    def sizes(self, level: int, index: int) -> list[int]:
-        """Return the sizes of a block's files; `UNKNOWN` or `NO_FILE` for none."""
-        sizes: list[int] = self._sizes[level][index].tolist()
-        return sizes
+    def sizes(self, level: int, some: range) -> NDArray[np.int64]:
+        """Return the sizes of the files of some blocks (blocks, files); `UNKNOWN` or `NO_FILE` for none."""
+        return self._sizes[level][some.start : some.stop]
+
+    def count(self, level: int) -> int:
+        """Return the number of blocks of a level that are known."""
+        return int(np.count_nonzero(self._sizes[level][:, 0] != UNKNOWN))
 
     def files(self, level: int, index: int) -> Files | None:
         """Return what was written for a block; None for a file that is all background."""
         if (level, index) not in self:
             return None
-        digests = self._digests[level][index]
+        sizes, digests = self._sizes[level][index].tolist(), self._digests[level][index]
         return tuple(
             None if size == NO_FILE else Written(size, digest.tobytes().hex())
-            for size, digest in zip(self.sizes(level, index), digests, strict=True)
+            for size, digest in zip(sizes, digests, strict=True)
         )
 
     def record(self, level: int, index: int, files: Files) -> None:
@@ -90,12 +95,22 @@ class Journal:
 
     def load(self, folder: Path) -> None:
         """Read the sorted journal, then those of the writers, oldest first."""
+        form = Form(self._layout)
         for path in (folder / MERGED, *sorted((folder / FOLDER).glob("*.jsonl"))):
             if path.is_file():
-                with path.open("rb") as lines:
-                    for line in lines:
-                        with suppress(ValueError):  # that block is written again
-                            self.note(line)
+                with path.open("rb") as file:
+                    while lines := file.readlines(PIECE):
+                        self._note_all(lines, form)
+
+    def _note_all(self, lines: list[bytes], form: Form) -> None:
+        if found := form.read(lines):
+            # Where a block is named twice, NumPy leaves the last one, as line by line.
+            self._sizes[found.level][found.blocks] = found.sizes
+            self._digests[found.level][found.blocks] = found.digests
+            return
+        for line in lines:
+            with suppress(ValueError):  # that block is written again
+                self.note(line)
 
     def note(self, line: bytes) -> None:
         """Note what a line says, in memory.

@@ -171,9 +171,9 @@ class Store:
         self._blocks.lose(damage)
         self._log("reopened", damaged=len(damage))
 
-    def pending(self, level: int = 0) -> Iterator[int]:
-        """Yield the blocks of a level that are not in the journal with files of the right sizes."""
-        return self._blocks.pending(level)
+    def pending(self, level: int = 0, among: range | None = None) -> Iterator[int]:
+        """Yield the blocks, of a level or a range, that are not in the journal with files of the right sizes."""
+        return self._blocks.pending(level, among)
 
     def write(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> bytes:
         """Write one block: one whole shard of each array, then its line in the journal.

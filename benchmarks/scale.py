@@ -1,0 +1,105 @@
+"""What planning and resuming a job of a million blocks take: seconds, and bytes of memory.
+
+    python benchmarks/scale.py [--blocks 1000000] [--folder DIR] [--json]
+
+A store of so many blocks is laid out with a journal and a file of one byte for each, one block in a hundred
+missing; that takes minutes and as many inodes. Then child processes are timed. `plan` cuts the image into blocks of
+tiles. `open` is `Store.resume`: the lease, and the journal read. `pending` compares every file's size with
+the journal. `peak` is VmHWM of the child that resumes, `library` its part before the store was opened. The
+goals for 10^6 blocks: planning under 1 s, resuming (open and pending) under 10 s and 300 MB.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from hashlib import sha256
+from math import isqrt
+from pathlib import Path
+from time import perf_counter
+
+from tilenet.store import Layout, Store
+from tilenet.store.journal import Written, line_of
+
+BLOCK = 512
+MISSING = 100
+PLAN = """
+import json, sys
+from time import perf_counter
+started = perf_counter()
+from tilenet.footprint import Footprint
+from tilenet.sizes import plan_tiles
+side = int(sys.argv[1])
+plan = plan_tiles((side, side), Footprint.valid(2, step=16, lost=92), tile=512, block=512)
+numbers = len(plan), plan.n_tiles, plan.redundancy, plan[len(plan) - 1].box.stop
+print(json.dumps({"plan": perf_counter() - started, "blocks": numbers[0]}))
+"""
+RESUME = """
+import json, sys
+from time import perf_counter
+import zarr, yaozarrs.v05
+from tilenet.store import Store
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+library, started = peak(), perf_counter()
+store = Store.resume(sys.argv[1])
+opened = perf_counter()
+pending = sum(1 for _ in store.pending())
+done = perf_counter()
+store.close()
+seconds = {"open": opened - started, "pending": done - opened, "resume": done - started}
+print(json.dumps(seconds | {"pending_blocks": pending, "library_bytes": library, "peak_bytes": peak()}))
+"""
+
+
+def build(path: Path, side: int) -> int:
+    """Make a store of `side` x `side` blocks that a run has left, as far as a resume looks; return its blocks."""
+    pixels = (side * BLOCK, side * BLOCK)
+    layout = Layout("yx", pixels, (BLOCK, BLOCK), (None, None), "scale", {1: ("one", None)})
+    Store.create(path, layout, {}).close()
+    journal = path / ".tilenet" / "journal"
+    journal.mkdir()
+    with (journal / "000001-benchmark.jsonl").open("wb") as lines:
+        for index in range(layout.n_blocks(0)):
+            (name,) = layout.files(0, index)
+            lines.write(line_of(layout, 0, index, [Written(1, sha256(b"%d" % index).hexdigest())]))
+            if index % side == 0:
+                (path / name).parent.mkdir(parents=True)
+            if index % MISSING:
+                (path / name).write_bytes(b".")
+    return layout.n_blocks(0)
+
+
+def child(code: str, argument: object) -> dict[str, float]:
+    """Return what a fresh process measures."""
+    done = subprocess.run([sys.executable, "-c", code, str(argument)], capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--blocks", type=int, default=10**6, help="rounded down to a square")
+    parser.add_argument("--folder", type=Path, help="where the store goes, such as a parallel file system")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    side = isqrt(options.blocks)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        path, started = Path(folder) / "scale.zarr", perf_counter()
+        blocks = build(path, side)
+        built = perf_counter() - started
+        row = {**child(PLAN, side * BLOCK), **child(RESUME, path), "built": built}
+    assert row["blocks"] == blocks
+    assert row["pending_blocks"] == -(-blocks // MISSING)
+    if options.json:
+        print(json.dumps(row))
+        return
+    print(f"{blocks:,} blocks, laid out in {built:.0f} s")
+    for name in ("plan", "open", "pending", "resume"):
+        print(f"{name:>8} {row[name]:8.2f} s")
+    print(f"    peak {row['peak_bytes'] / 1e6:8.0f} MB, of which the libraries {row['library_bytes'] / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
