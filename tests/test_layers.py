@@ -18,12 +18,12 @@ LAYERS = [
     {"models", "predict", "runner", "tiff_export"},
     {"job", "training", "evaluation"},
     {"compute", "worker"},
-    {"distributed", "clusters"},
+    {"distributed", "clusters", "shares"},
     {"api", "describe", "orders", "summary"},
     {"slides"},
     {"checks"},
     {"cli_options", "cli_cluster"},
-    {"cli", "cli_batch", "cli_training"},
+    {"cli", "cli_batch", "cli_shares", "cli_training"},
     {"__main__"},
 ]
 PURE = {"errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region", "resolution"}
@@ -39,7 +39,7 @@ HOMES = {
     "wsidicom": {"readers"},
     "pydicom": {"readers"},
     "pylibCZIrw": {"readers"},
-    "click": {"cli", "cli_batch", "cli_options", "cli_cluster", "cli_training"},
+    "click": {"cli", "cli_batch", "cli_shares", "cli_options", "cli_cluster", "cli_training"},
     "rich": {"cli_options"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"tilenet"}

@@ -13,8 +13,9 @@ from store_helpers import INFO, LAYOUTS, make, part, replace_step, tree, tree_ha
 
 from tilenet.errors import OutputError, OutputIncomplete, OutputLocked, OutputNotFound
 from tilenet.store import Store, files, open_mask
+from tilenet.store import holder as holders
 from tilenet.store import lease as leases
-from tilenet.store.lease import Holder
+from tilenet.store.holder import Holder
 
 KILLED = -signal.SIGKILL
 NAME = "tiny with classes"
@@ -193,7 +194,7 @@ def test_a_lock_of_the_same_number_but_another_run_is_another_lock(leader):
     writer, run = Store.join(leader.path, leader.run), leader.run
     leader.close()
     second = Store.resume(leader.path)
-    assert [path.name for _, path in leases.leases(leader.path / ".tilenet")] == ["lock.1"]
+    assert [lock.path.name for lock in leases.locks(leader.path / ".tilenet")] == ["lock.1"]
     assert second.run != run
     with pytest.raises(OutputLocked):
         write(writer, 0)
@@ -203,7 +204,7 @@ def test_a_lock_of_the_same_number_but_another_run_is_another_lock(leader):
 
 def test_a_writer_on_another_machine_asks_for_no_process(leader, monkeypatch):
     monkeypatch.setattr(leases, "this_machine", lambda: "far")
-    monkeypatch.setattr(leases, "started", lambda pid: 1 / 0)
+    monkeypatch.setattr(holders, "started", lambda pid: 1 / 0)
     writer = Store.join(leader.path, leader.run)
     write(writer, 0)
     os.utime(leader.path / ".tilenet" / "lock.1", (0, time.time() - 10 * leases.STALE))
@@ -225,7 +226,7 @@ def test_only_the_leader_finishes(leader):
     writer = Store.join(leader.path, leader.run)
     line = write(writer, 0)
     for act in (writer.build_pyramid, writer.finish, lambda: writer.adopt(line)):
-        with pytest.raises(OutputError, match="only the run that was joined"):
+        with pytest.raises(OutputError, match="only a run that holds the whole"):
             act()
     writer.close()
     leader.adopt(line)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet import shares
 from tilenet.compute import Progress, fill_store, finish, to_array, to_objects
 from tilenet.errors import OutputError, OutputExists, SettingsError
 from tilenet.footprint import Footprint
@@ -17,7 +18,7 @@ from tilenet.job import Job, Options, check_info, check_output_option, refuse_co
 from tilenet.region import Roi
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
-from tilenet.store import Mask, Store, can_resume, check_free, open_mask
+from tilenet.store import Mask, Store, can_resume, check_free, is_complete, open_mask
 from tilenet.tiff_export import deliver
 from tilenet.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask, store_beside
 
@@ -51,7 +52,8 @@ def segment(
     progress: Progress | None = None,
     report: Callable[[Report], None] | None = None,
     client: Any = None,
-) -> NDArray[Any] | Mask | TiffMask:
+    shard: tuple[int, int] | None = None,
+) -> NDArray[Any] | Mask | TiffMask | None:
     """Segment an image of any size, exactly: no tile leaves a trace in the result.
 
     Parameters
@@ -116,12 +118,16 @@ def segment(
         Have the blocks computed by the workers of a Dask cluster, with `out` alone: image and
         model are paths or names then, since each worker opens them by itself. The same bytes as
         without, with the same `threads`.
+    shard : (int, int), optional
+        Compute only share I of N (I from 1) of the blocks of `out`, beside other processes that
+        compute theirs; `resume` goes without saying. See `tilenet.shares`.
 
     Returns
     -------
     numpy.ndarray, Mask or TiffMask
         Classes (image's axes without ``c``), uint8; or probabilities or logits with ``c`` =
-        classes, (K, y, x) for a plane. With `out`, the opened mask.
+        classes, (K, y, x) for a plane. With `out`, the opened mask. With `shard`, None while
+        blocks of other shares are not written; the last share finishes the mask, and returns it.
 
     Raises
     ------
@@ -161,6 +167,8 @@ def segment(
     )
     if client is not None:
         _check_workers_can(image, model, out, objects=objects)
+    if shard is not None:
+        shares.check_combination(out, objects=objects, overwrite=overwrite, client=client)
     if out is None:
         job = settle(image, model, options, footprint=footprint)
         numbers = job.numbers()
@@ -173,6 +181,11 @@ def segment(
         _check_tiff(out, output, replace=resume or overwrite)
         if resume and out.exists() and not can_resume(place):
             return _same_tiff(out, image, model, options, footprint=footprint)
+    if shard is not None:
+        done = shares.fill_share(out, image, model, options, footprint=footprint, share=shard, progress=progress)
+        if report:
+            report(done)
+        return open_mask(out) if is_complete(out) else None
     if objects:
         _store_objects(place, image, model, options, footprint=footprint, overwrite=overwrite, progress=progress)
     else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import tilenet
-from tilenet import cli_batch, cli_training
+from tilenet import cli_batch, cli_shares, cli_training
 from tilenet.cli_cluster import cluster_of, cluster_options
 from tilenet.cli_options import (
     JSON,
@@ -52,6 +52,7 @@ def cli(debug: bool) -> None:
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The mask: OME-Zarr, or .ome.tif.")
 @image_options
 @cluster_options
+@cli_shares.shard_option
 @click.option("--objects", is_flag=True, help="Number the objects, 1..n, of an image that fits in memory.")
 @click.option("--resume", is_flag=True, help="Go on with OUT, or start it where there is none.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet wrote it.")
@@ -87,6 +88,9 @@ def segment(
         options = with_model(options) | {"objects": objects, "progress": progress, "client": client}
         mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
     seconds = time.perf_counter() - started
+    if mask is None:
+        show(*cli_shares.share_result(out, options["shard"], seconds), as_json=as_json, quiet=quiet)
+        return
     assert not isinstance(mask, np.ndarray)
     labels = mask.info["card"]["labels"]
     result = {"out": str(out), "axes": mask.axes, "shape": mask.shape, "labels": labels, "seconds": round(seconds, 2)}
@@ -208,6 +212,7 @@ def sample(out: Path) -> None:
 
 
 cli.add_command(cli_batch.batch)
+cli.add_command(cli_shares.finish)
 cli.add_command(cli_training.train)
 cli.add_command(cli_training.evaluate)
 
@@ -247,7 +252,9 @@ def _give_up(message: str, error: BaseException, code: int) -> NoReturn:
 
 
 def _say_interrupted() -> None:
-    _say(f"interrupted. {'The same command with --resume goes on' if 'segment' in sys.argv else 'Run it again'}")
+    again = "The same command with --resume goes on" if "segment" in sys.argv else "Run it again"
+    shard = any(word.startswith("--shard") for word in sys.argv)
+    _say(f"interrupted. {'The same command goes on' if shard else again}")
 
 
 def _say(message: str) -> None:

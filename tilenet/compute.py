@@ -50,10 +50,10 @@ def raise_if_failed(report: Report, job: Job) -> None:
         raise BlocksFailed(f"{_failed(report, job)}. The others are done: --resume retries these")
 
 
-def finish(store: Store) -> None:
+def finish(store: Store, *, progress: Progress | None = None) -> None:
     """Build the pyramid of a store whose level 0 is there, verify it, and call it complete."""
     if not store.complete:
-        store.build_pyramid()
+        store.build_pyramid(progress)
         store.finish()
 
 

@@ -8,8 +8,21 @@ ends with the same bytes.
 
 from tilenet.store.damage import Damage
 from tilenet.store.layout import Layout
+from tilenet.store.lease import Share
 from tilenet.store.mask import Mask, open_mask
-from tilenet.store.place import can_resume, check_free, is_complete
+from tilenet.store.place import can_resume, check_free, held_whole, is_complete, refuse_shares
 from tilenet.store.writer import Store
 
-__all__ = ["Damage", "Layout", "Mask", "Store", "can_resume", "check_free", "is_complete", "open_mask"]
+__all__ = [
+    "Damage",
+    "Layout",
+    "Mask",
+    "Share",
+    "Store",
+    "can_resume",
+    "check_free",
+    "held_whole",
+    "is_complete",
+    "open_mask",
+    "refuse_shares",
+]

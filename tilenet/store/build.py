@@ -12,13 +12,13 @@ from uuid import uuid4
 from tilenet.errors import OutputExists, OutputLocked
 from tilenet.store.files import make_folder, remove_tree, step, sync_folder, write_file
 from tilenet.store.layout import Layout
-from tilenet.store.lease import Lease
+from tilenet.store.lease import Lease, Share
 from tilenet.store.metadata import OWN, fixed_documents, root_document
 from tilenet.store.place import REPLACED, sweep, temporary_place
 
 
-def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool) -> Lease:
-    """Make a store without pixels at `path` and return its lease, not started yet.
+def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool, share: Share | None = None) -> Lease:
+    """Make a store without pixels at `path` and return its lease, or that of a share, not started yet.
 
     With `replace`, the store that is there moves into the new one and stays there until that
     is complete: however the run ends, one of the two is whole.
@@ -30,14 +30,14 @@ def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool)
     try:
         step("make folder", new.mkdir)
         step("make folder", (new / OWN).mkdir)
-        lease = Lease.take(new / OWN, path)
+        lease = Lease.take(new / OWN, path, share)
         for name, data in documents.items():
             make_folder((new / name).parent)
             write_file(new / name, [data], temporary=new / OWN / f"{uuid4().hex}.part")
             step("sync folder", sync_folder, (new / name).parent)
         if replace:
             _move_aside(path, new / OWN / REPLACED)
-        _move_in(new, path)
+        _move_in(new, path, share)
     except BaseException:
         with suppress(OSError):
             _take_back(new, path)
@@ -55,14 +55,14 @@ def _move_aside(path: Path, aside: Path) -> None:
         raise
 
 
-def _move_in(new: Path, path: Path) -> None:
+def _move_in(new: Path, path: Path, share: Share | None) -> None:
     try:
         step("rename", os.rename, new, path)
     except OSError:
         if not path.exists():
             raise
         # Another run was quicker. If it lives, taking its lease fails with its name.
-        Lease.take(path / OWN, path).release()
+        Lease.take(path / OWN, path, share).release()
         raise OutputExists(f"{path}: was made by another run just now. Use --resume, or choose another path") from None
     step("sync folder", sync_folder, path.parent)
 

@@ -1,92 +1,67 @@
-"""One writer at a time: a lease file with host, process and a heartbeat.
+"""Who may write: lease files with host, process and a heartbeat.
 
-A lease is ``lock.N``. It is taken by creating the next number, which only one process can
-do, so two that find the same dead holder cannot both win. Its heartbeat is its modification
+A lease is ``lock.N``, for the whole store, or ``share-I-of-M.N``, for one share of it. It is
+taken by creating the next number, which only one process can do, so two that find the same dead
+holder cannot both win. The whole excludes every share, and a share excludes the same share and
+those of another number of shares: each announces itself first and looks at the others then, so that of two
+that exclude each other at most one goes on. Its heartbeat is its modification
 time, compared with that of a file made a moment ago in the same folder: both are the file
 server's clock, so the clocks of the nodes do not matter.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import socket
+import re
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from uuid import uuid4
+from typing import NamedTuple
 
 from tilenet.errors import OutputLocked
-from tilenet.store.files import remove_file, step, write_all
+from tilenet.store.files import remove_file, step
+from tilenet.store.holder import Holder, read_holder, run_of, this_machine, write_holder
 
 BEAT = 10.0
 # Seconds without a heartbeat after which a holder on another machine is taken for dead.
 STALE = 60.0
 TRIES = 100
+# Live holders that an error names.
+NAMED = 4
+WHOLE = "lock"
+# Which of how many, from 1.
+Share = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a lease.
+class Lock(NamedTuple):
+    """The file of a lease: ``kind.number``."""
 
-    Attributes
-    ----------
-    host, pid, run : str, int, str
-        For people, and for telling two leases of one process apart.
-    machine : str
-        Where `pid` means this process: boot, and the namespace of process numbers.
-    started : str
-        When the process began, in ticks since boot: process numbers are used again.
-    """
-
-    host: str
-    pid: int
-    run: str
-    machine: str
-    started: str
-
-    @classmethod
-    def here(cls) -> Holder:
-        """Return this process as a holder, under a run id of its own."""
-        pid = os.getpid()
-        return cls(socket.gethostname(), pid, uuid4().hex, this_machine(), started(pid))
+    kind: str
+    number: int
+    path: Path
 
     @property
-    def dead(self) -> bool:
-        """Tell whether the holder is known to have ended; False also means unknown."""
-        return self.machine == this_machine() and started(self.pid) != self.started
+    def share(self) -> Share | None:
+        """The share that it is for; None for the whole store."""
+        found = re.fullmatch(r"share-(\d+)-of-(\d+)", self.kind)
+        return (int(found[1]), int(found[2])) if found else None
 
+    def excludes(self, kind: str) -> bool:
+        """Tell whether there may be no lease of that kind beside this one."""
+        other = self._replace(kind=kind).share
+        return self.share is None or other is None or self.share == other or self.share[1] != other[1]
 
-def this_machine() -> str:
-    """Return what is the same for all processes that share process numbers, or only the host."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    with suppress(OSError):
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return " ".join(parts)
-
-
-def started(pid: int) -> str:
-    """Return when a process began; empty if there is none, ``unknown`` if that cannot be told."""
-    try:
-        os.kill(pid, 0)
-        # Field 22 of proc(5); the name, field 2, may hold spaces and brackets. Z: dead, not yet collected.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]
-    except ProcessLookupError:
-        return ""
-    except OSError:
-        return "unknown"
+    def describe(self, holder: Holder | None) -> str:
+        """Return who that is, for people."""
+        who = _describe(holder)
+        return f"share {self.share[0]}/{self.share[1]} ({who})" if self.share else who
 
 
 class Lease:
-    """The right to write a store, until `release` or the end of the process."""
+    """The right to write a store or a share of it, until `release` or the end of the process."""
 
-    def __init__(self, folder: Path, number: int, holder: Holder) -> None:
-        self.folder, self.number, self.holder = folder, number, holder
+    def __init__(self, folder: Path, kind: str, number: int, holder: Holder) -> None:
+        self.folder, self.kind, self.number, self.holder = folder, kind, number, holder
         self._stop = threading.Event()
 
     @property
@@ -97,25 +72,25 @@ class Lease:
     @property
     def path(self) -> Path:
         """The lease's file."""
-        return self.folder / f"lock.{self.number}"
+        return self.folder / f"{self.kind}.{self.number}"
 
     @classmethod
-    def take(cls, folder: Path, name: Path) -> Lease:
-        """Take the lease kept in `folder`; the heartbeat begins with `start`.
+    def take(cls, folder: Path, name: Path, share: Share | None = None) -> Lease:
+        """Take the lease of a store, or of a share, kept in `folder`; the heartbeat begins with `start`.
 
         Raises
         ------
         OutputLocked
-            If another live process has it; `name` is what it is said to write.
+            If another live process has it, or one that excludes it; `name` is what it is said to write.
         """
-        mine = Holder.here()
+        mine, kind = Holder.here(), WHOLE if share is None else "share-{}-of-{}".format(*share)
         note = folder / f"{mine.run}.part"
         for _ in range(TRIES):
             try:
-                _write_note(note, mine)
-                held = leases(folder)
-                _refuse_live(held, note, name)
-                lease = cls(folder, 1 + max((number for number, _ in held), default=0), mine)
+                write_holder(note, mine)
+                refuse_live(_rivals(folder, kind), note.stat().st_mtime, name)
+                last = max((lock.number for lock in locks(folder) if lock.kind == kind), default=0)
+                lease = cls(folder, kind, 1 + last, mine)
                 step("lock", os.link, note, lease.path)
             except (FileExistsError, FileNotFoundError):
                 continue  # another was quicker, or swept our note away: look again
@@ -125,14 +100,14 @@ class Lease:
         raise OutputLocked(f"{name}: too many runs at once want to write it. Start one of them again")
 
     def _settled(self, name: Path) -> Lease:
-        others = [(number, path) for number, path in leases(self.folder) if number != self.number]
+        others = [lock for lock in _rivals(self.folder, self.kind) if lock.path != self.path]
         try:
-            _refuse_live(others, self.path, name)
+            refuse_live(others, self.path.stat().st_mtime, name)
         except OutputLocked:
             remove_file(self.path)
             raise
-        for _, path in others:
-            remove_file(path)
+        for lock in others:
+            remove_file(lock.path)
         return self
 
     def start(self, folder: Path) -> None:
@@ -148,14 +123,16 @@ class Lease:
 
     def check(self, name: Path) -> None:
         """Raise `OutputLocked` if another run took the lease while this one was asleep."""
-        held = leases(self.folder)
-        if [number for number, _ in held] != [self.number] or _run_of(self.path) != self.holder.run:
-            raise OutputLocked(f"{name}: was taken over by {_taker(held)}. Let that run finish it")
+        held = locks(self.folder)
+        same = [lock.number for lock in held if lock.kind == self.kind]
+        if same != [self.number] or run_of(self.path) != self.run:
+            takers = [lock for lock in held if lock.excludes(self.kind)]
+            raise OutputLocked(f"{name}: was taken over by {_taker(takers)}. Let that run finish it")
 
     def release(self) -> None:
         """End the heartbeat and remove the lease, if another run has not taken it meanwhile."""
         self._stop.set()
-        if _run_of(self.path) == self.holder.run:
+        if run_of(self.path) == self.run:
             remove_file(self.path)
 
 
@@ -171,8 +148,8 @@ class Joined:
 
     def check(self, name: Path) -> None:
         """Raise `OutputLocked` if the lock in the folder is no longer that run's."""
-        held = leases(self.folder)
-        if [_run_of(path) for _, path in held] != [self.run]:
+        held = [lock for lock in locks(self.folder) if lock.kind == WHOLE]
+        if [run_of(lock.path) for lock in held] != [self.run]:
             who = f"is being written by {_taker(held)}, not" if held else "is no longer being written"
             raise OutputLocked(f"{name}: {who} by the run {self.run}. Let its blocks be given out anew")
 
@@ -180,68 +157,42 @@ class Joined:
         """Leave the lease to the process that holds it."""
 
 
-def leases(folder: Path) -> list[tuple[int, Path]]:
-    """Return the leases in a folder by number, lowest first."""
-    numbers = (path.name.removeprefix("lock.") for path in folder.iterdir() if path.name.startswith("lock."))
-    return sorted((int(n), folder / f"lock.{n}") for n in numbers if n.isdecimal())
+def locks(folder: Path) -> list[Lock]:
+    """Return the files of all leases in a folder, lowest numbers first."""
+    found = ((path, re.fullmatch(r"(lock|share-\d+-of-\d+)\.(\d+)", path.name)) for path in folder.iterdir())
+    return sorted((Lock(name[1], int(name[2]), path) for path, name in found if name), key=lambda lock: lock.number)
 
 
-def live_holder(held: list[tuple[int, Path]], now: float) -> tuple[bool, Holder | None]:
-    """Tell whether any of these leases is alive at `now`, and whose it is."""
-    for _, path in reversed(held):
+def live(held: list[Lock], now: float) -> list[tuple[Lock, Holder | None]]:
+    """Return which of these leases are alive at `now`, and whose they are."""
+    found = []
+    for lock in reversed(held):
         with suppress(FileNotFoundError):
-            holder, age = read_holder(path), now - path.stat().st_mtime
+            holder, age = read_holder(lock.path), now - lock.path.stat().st_mtime
             same = holder is not None and holder.machine == this_machine()
             if not holder.dead if holder and same else age < STALE:
-                return True, holder
-    return False, None
+                found.append((lock, holder))
+    return found
 
 
-def read_holder(path: Path) -> Holder | None:
-    """Return who holds a lease; None if its file is not readable."""
-    try:
-        return Holder(**json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, TypeError):
-        return None
+def refuse_live(held: list[Lock], now: float, name: Path) -> None:
+    """Raise `OutputLocked` naming the leases that are alive at `now`."""
+    if alive := live(held, now):
+        who = [lock.describe(holder) for lock, holder in alive[:NAMED]]
+        more = [f"{len(alive) - NAMED} more"] if len(alive) > NAMED else []
+        that = "that run, or end it" if len(alive) == 1 else "them, or end them"
+        raise OutputLocked(f"{name}: is being written by {', '.join(who + more)}. Wait for {that} and use --resume")
 
 
-def _run_of(path: Path) -> str:
-    """Return the run id in a lock; empty if it is gone or not readable."""
-    try:
-        holder = read_holder(path)
-    except FileNotFoundError:
-        return ""
-    return holder.run if holder else ""
+def _rivals(folder: Path, kind: str) -> list[Lock]:
+    return [lock for lock in locks(folder) if lock.excludes(kind)]
 
 
-def _taker(held: list[tuple[int, Path]]) -> str:
+def _taker(held: list[Lock]) -> str:
     with suppress(FileNotFoundError):
-        return _describe(read_holder(held[-1][1]) if held else None)
+        return held[-1].describe(read_holder(held[-1].path)) if held else _describe(None)
     return _describe(None)
-
-
-def _refuse_live(held: list[tuple[int, Path]], fresh: Path, name: Path) -> None:
-    alive, holder = live_holder(held, fresh.stat().st_mtime)
-    if alive:
-        raise OutputLocked(
-            f"{name}: is being written by {_describe(holder)}. Wait for that run, or end it and use --resume"
-        )
 
 
 def _describe(holder: Holder | None) -> str:
     return f"process {holder.pid} on {holder.host}" if holder else "another run"
-
-
-def _write_note(path: Path, holder: Holder) -> None:
-    handle = step("create", os.open, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        step("write", write_all, handle, json.dumps(asdict(holder)).encode())
-    finally:
-        os.close(handle)
-
-
-def notes(folder: Path) -> Iterator[Path]:
-    """Yield the temporary files in a folder."""
-    return folder.glob("*.part")

@@ -14,8 +14,9 @@ from uuid import uuid4
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputExists
 from tilenet.store.files import faults_named, nearest_folder, remove_tree, step, sync_folder
+from tilenet.store.holder import started, this_machine
 from tilenet.store.journal import FOLDER
-from tilenet.store.lease import STALE, leases, live_holder, started, this_machine
+from tilenet.store.lease import STALE, live, locks, refuse_live
 from tilenet.store.metadata import OWN, fixed_documents, read_root
 
 REPLACED = "replaced"
@@ -82,6 +83,21 @@ def is_complete(path: str | Path) -> bool:
         return path.exists() and read_root(path)[2] and not left_behind(path / OWN)
 
 
+def refuse_shares(path: str | Path) -> None:
+    """Raise `OutputLocked` naming the shares of a store that are being written; `OutputNotFound` if there is none."""
+    path = Path(path).absolute()
+    read_root(path)
+    with faults_named(path):
+        refuse_live([lock for lock in locks(path / OWN) if lock.share], _clock_of(path / OWN), path)
+
+
+def held_whole(path: str | Path) -> bool:
+    """Tell whether there is a lease of the whole of a store, its holder dead or alive."""
+    path = Path(path).absolute()
+    with faults_named(path):
+        return any(lock.share is None for lock in locks(path / OWN))
+
+
 def temporary_place(path: Path) -> Path:
     """Return a name beside `path` that says who made it."""
     return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{started(os.getpid())}-{uuid4().hex[:8]}{NEW}")
@@ -107,7 +123,7 @@ def sweep(path: Path) -> None:
 
 def left_behind(own: Path) -> bool:
     """Tell whether a run was killed after it had completed the store, but before it had tidied up."""
-    return bool(leases(own) or list(own.glob("*.part")) or (own / FOLDER).exists() or (own / REPLACED).exists())
+    return bool(locks(own) or list(own.glob("*.part")) or (own / FOLDER).exists() or (own / REPLACED).exists())
 
 
 def abandoned(path: Path) -> Iterator[Path]:
@@ -126,8 +142,8 @@ def _maker_is_dead(new: Path) -> bool:
     if machine == _machine():
         return started(int(pid)) != ticks
     age = _clock_of(new.parent) - new.stat().st_mtime
-    held = leases(new / OWN) if (new / OWN).is_dir() else []
-    return age > STALE and not live_holder(held, _clock_of(new.parent))[0]
+    held = locks(new / OWN) if (new / OWN).is_dir() else []
+    return age > STALE and not live(held, _clock_of(new.parent))
 
 
 def _clock_of(folder: Path) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from time import time
 from typing import Any
@@ -12,12 +13,12 @@ from typing import Any
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import find_damage, read_right
 from tilenet.store.files import remove_tree, step, sync_folder, write_all, write_file
+from tilenet.store.holder import Holder
 from tilenet.store.journal import FOLDER, MERGED, Written
-from tilenet.store.lease import Holder
 from tilenet.store.metadata import OWN, root_document
 from tilenet.store.place import REPLACED
 
-LOG = "log.jsonl"
+LOG, SHARE = "log.jsonl", "share"
 
 
 def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
@@ -71,3 +72,12 @@ def log(own: Path, holder: Holder, event: str, **facts: Any) -> None:
         step("log", write_all, handle, json.dumps(line).encode() + b"\n")
     finally:
         os.close(handle)
+
+
+def last_shares(own: Path) -> int:
+    """Return into how many shares the store was last cut, as the log tells; 0 if into none."""
+    count = 0
+    for line in (own / LOG).read_bytes().splitlines() if (own / LOG).exists() else []:
+        with suppress(ValueError, TypeError, AttributeError, IndexError):  # cut short by a crash: it is for people
+            count = int(json.loads(line).get(SHARE, (0, count))[1])
+    return count

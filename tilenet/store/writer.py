@@ -1,29 +1,22 @@
-"""`Store`: the mask as it is written, block by block, by a run that may be killed at any time."""
+"""`Store`: the mask as it is written, block by block, by runs that may be killed at any time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import uuid4
 
 from numpy.typing import NDArray
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputIncomplete
-from tilenet.store.blocks import Blocks, Shard, shards_of
-from tilenet.store.build import build
-from tilenet.store.damage import Damage, blocks_lost, find_damage
-from tilenet.store.files import faults_named, remove_file
-from tilenet.store.layout import Layout
-from tilenet.store.lease import Joined, Lease
-from tilenet.store.metadata import OWN, read_root
-from tilenet.store.place import check_free, left_behind, recover
+from tilenet.store.blocks import Shard, shards_of
+from tilenet.store.files import faults_named
+from tilenet.store.held import Held
 from tilenet.store.pyramid import shrink
-from tilenet.store.seal import log, seal, tidy, write_root
+from tilenet.store.seal import seal, tidy, write_root
 
 
-class Store:
-    """A mask that is being written; see `Store.create`, `Store.resume` and `Store.join`.
+class Store(Held):
+    """A mask that is being written; see `create`, `resume`, `take_share` and `join`.
 
     Attributes
     ----------
@@ -36,144 +29,6 @@ class Store:
     complete : bool
         Whether every block is written and verified; then nothing can be written any more.
     """
-
-    def __init__(self, path: Path, *, lease: Lease | Joined | None) -> None:
-        self.path, self._lease = path, lease
-        self.layout, self.info, self.complete = read_root(path)
-        # One process may have several writers, so each names its journal file anew.
-        self._blocks = Blocks(path, self.layout, uuid4().hex, allowed=self._check_allowed)
-        if not isinstance(lease, Joined):
-            self._blocks.load()
-
-    @classmethod
-    def create(cls, path: str | Path, layout: Layout, info: Mapping[str, Any], *, overwrite: bool = False) -> Store:
-        """Make a store without pixels, and the folders above it, and take its lease.
-
-        Parameters
-        ----------
-        path : path
-            Where; there must be nothing, or with `overwrite` a store that tilenet wrote. That
-            one is kept inside the new one until the new one is complete.
-        layout : Layout
-            Axes, shape and blocks.
-        info : mapping
-            How the mask is made; plain values, for JSON.
-        overwrite : bool
-            Replace a store.
-
-        Raises
-        ------
-        OutputExists, OutputLocked, EnvironmentFault
-            If something is in the way, if another run is writing there, if the disk is full
-            or cannot be written.
-        """
-        path = Path(path).absolute()
-        check_free(path, overwrite=overwrite)
-        with faults_named(path):
-            store = cls._leased(path, build(path, layout, info, replace=path.exists()))
-            store._log("created")
-        return store
-
-    @classmethod
-    def resume(cls, path: str | Path) -> Store:
-        """Open a store to go on with, and take its lease.
-
-        A complete one is compared with its journal: if it is right, nothing is touched and
-        nothing is pending; what is damaged is removed and pending again.
-
-        Raises
-        ------
-        OutputNotFound, OutputError, OutputLocked
-            If there is none, if tilenet did not write it, if another run is writing it.
-        """
-        path = Path(path).absolute()
-        with faults_named(path):
-            recover(path)
-            if read_root(path)[2] and not left_behind(path / OWN):
-                store = cls.inspect(path)
-                if not store.check():
-                    return store
-            store = cls._leased(path, Lease.take(path / OWN, path))
-            try:
-                store._take_up()
-            except BaseException:
-                store.close()
-                raise
-            return store
-
-    @classmethod
-    def _leased(cls, path: Path, lease: Lease) -> Store:
-        lease.start(path / OWN)
-        try:
-            return cls(path, lease=lease)
-        except BaseException:
-            lease.release()
-            raise
-
-    @classmethod
-    def inspect(cls, path: str | Path) -> Store:
-        """Open a store to look at; nothing can be written."""
-        return cls(Path(path).absolute(), lease=None)
-
-    @classmethod
-    def join(cls, path: str | Path, run: str) -> Store:
-        """Open a store to write some blocks of it for a run that another process leads.
-
-        Takes no lease: the leader's, with its run id, must be there at every write. What is
-        written goes into a journal file of its own, and the leader learns of it by `adopt`,
-        or by reading the journals when it resumes. Only the leader can finish the store.
-
-        Parameters
-        ----------
-        path : path
-            The store.
-        run : str
-            `run` of the store as the leader opened it.
-
-        Raises
-        ------
-        OutputNotFound, OutputError, OutputLocked
-            If there is none; if it is complete, or tilenet did not write it; if it is not,
-            or no longer, that run which writes it.
-        """
-        path = Path(path).absolute()
-        with faults_named(path):
-            store = cls(path, lease=Joined(path / OWN, run))
-            if store.complete:
-                raise OutputError(f"{path}: is complete, and cannot be written")
-            store._check_allowed()
-            store._blocks.pen.open()  # now, so that a late line cannot make a new file in a finished store
-        return store
-
-    @property
-    def run(self) -> str:
-        """The run id of the lease, with which other processes can `join`."""
-        return self._held().run
-
-    def _take_up(self) -> None:
-        """Put the store into the state from which a run goes on."""
-        for left in (self.path / OWN).glob("*.part"):
-            remove_file(left)
-        if not self.complete:
-            self._log("resumed")
-            return
-        damage = self.check()
-        if any(found.file == self.layout.root for found in damage):
-            raise OutputError(
-                f"{self.path / self.layout.root}: was changed since it was written. Start again with --overwrite"
-            )
-        if not damage:  # killed after it was complete
-            tidy(self._blocks)
-            self.close()
-            return
-        write_root(self._blocks, self.info, complete=False)
-        self.complete = False
-        self._blocks.lose(damage)
-        self._log("reopened", damaged=len(damage))
-
-    def pending(self, level: int = 0, among: range | None = None) -> Iterator[int]:
-        """Yield the blocks, of a level or a range, that are not in the journal with files of the right sizes."""
-        return self._blocks.pending(level, among)
 
     def write(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> bytes:
         """Write one block: one whole shard of each array, then its line in the journal.
@@ -275,44 +130,7 @@ class Store:
             tidy(self._blocks)
         self.close()
 
-    def check(self) -> list[Damage]:
-        """Return every file that is not what the journal says, reading them all.
-
-        Blocks that are not written yet are no damage in a store that is not complete.
-        """
-        lost = blocks_lost(self._blocks) if self.complete else ()
-        return [*lost, *find_damage(self.path, self._blocks)]
-
-    @classmethod
-    def damage_of(cls, path: str | Path) -> list[Damage]:
-        """Return the damage of a store without taking its lease; see `check`."""
-        return cls.inspect(path).check()
-
-    def close(self) -> None:
-        """Release the lease, complete or not; may be called twice."""
-        self._blocks.pen.close()
-        lease, self._lease = self._lease, None
-        if lease:
-            lease.release()
-
-    def _held(self) -> Lease | Joined:
-        if self._lease is None:
-            raise OutputError(f"{self.path}: is complete or closed, and cannot be written")
-        return self._lease
-
-    def _lead(self) -> Lease:
-        lease = self._held()
-        if isinstance(lease, Joined):
-            raise OutputError(f"{self.path}: only the run that was joined can do this, not one that joined it")
-        return lease
-
-    def _check_allowed(self) -> None:
-        self._held().check(self.path)
-
     def _refuse_pending(self, level: int) -> None:
         if (first := next(self.pending(level), None)) is not None:
             where = f" of level {level}" if level else ""
             raise OutputIncomplete(f"{self.path}: block {first}{where} is not written. Run again with --resume")
-
-    def _log(self, event: str, **facts: Any) -> None:
-        log(self.path / OWN, self._lead().holder, event, **facts)

@@ -1,0 +1,311 @@
+"""Job arrays: shares of one mask in processes of their own, killed, doubled, late: the bytes of one run."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+from faults import BLOCKS, STUB, Stub, is_complete, journal_lines, stray, tree_hash, wait_until, write_image
+
+import tilenet
+from tilenet.errors import OutputIncomplete, OutputLocked, SettingsError
+from tilenet.shares import blocks_of_share, finish_shares, written_of
+from tilenet.store import Store, can_resume, open_mask
+from tilenet.store import lease as leases
+from tilenet.store.holder import Holder
+
+SIDES = (2048, 1024)
+SMALL_BLOCKS = 8
+SMALL = {"model": Stub(sleep=0), "tile": 256, "batch": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("shares")
+
+
+@pytest.fixture(scope="module")
+def image(folder):
+    return write_image(folder / "slide.tif")
+
+
+@pytest.fixture(scope="module")
+def whole(commands, image, folder):
+    """Return the hash of a plain run, by the command."""
+    out = folder / "whole.zarr"
+    assert commands.run("segment", image, "-o", out, *STUB, stub={"sleep": 0}) == (0, "")
+    return tree_hash(out)
+
+
+@pytest.fixture(scope="module")
+def small(folder):
+    return write_image(folder / "small.tif", sides=SIDES)
+
+
+@pytest.fixture(scope="module")
+def small_whole(small, folder):
+    """Return the hash of a plain run, in this process."""
+    tilenet.segment(small, folder / "small.zarr", **SMALL)
+    assert Store.inspect(folder / "small.zarr").layout.n_blocks(0) == SMALL_BLOCKS
+    return tree_hash(folder / "small.zarr")
+
+
+def start(commands, image, out, share, **stub):
+    return commands.start("segment", image, "-o", out, "--shard", share, *STUB, stub={"sleep": 0.01} | stub)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 7, 100, 10**6])
+@pytest.mark.parametrize("count", [1, 2, 3, 64])
+def test_every_block_is_in_one_share_and_shares_differ_by_one_block(blocks, count):
+    ranges = [blocks_of_share((i, count), blocks) for i in range(1, count + 1)]
+    assert [edge for r in ranges for edge in (r.start, r.stop)][1:-1] == [r.start for r in ranges[1:] for _ in (0, 1)]
+    assert (ranges[0].start, ranges[-1].stop) == (0, blocks)
+    assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_shares_started_at_once_from_nothing_give_the_bytes_of_one_run(commands, image, tmp_path, whole, count):
+    out = tmp_path / "m.zarr"
+    runs = [start(commands, image, out, f"{i}/{count}") for i in range(1, count + 1)]
+    assert [run.wait() for run in runs] == [(0, "")] * count
+    assert is_complete(out), "the last share did not finish it"
+    assert (tree_hash(out), stray(out)) == (whole, [])
+    said = [(run.prints.with_name(run.prints.name + ".out")).read_text() for run in runs]
+    unfinished = [line for line in said if ": share " in line]
+    assert len(unfinished) < count
+    for line in unfinished:
+        assert re.search(rf"m\.zarr: share \d/{count} done, \d+ of {BLOCKS} blocks of the mask are there, ", line)
+
+
+def test_a_killed_share_is_run_again_with_the_same_line(commands, image, tmp_path, whole):
+    out = tmp_path / "m.zarr"
+    runs = [start(commands, image, out, f"{i}/3") for i in (1, 2)]
+    killed = start(commands, image, out, "3/3", sleep=0.1)
+    wait_until(lambda: can_resume(out) and journal_lines(out) > 3)
+    killed.signal(signal.SIGKILL)
+    assert killed.wait()[0] == -signal.SIGKILL
+    assert [run.wait() for run in runs] == [(0, "")] * 2
+    assert not is_complete(out)
+    code, said = commands.run("finish", out)
+    assert code == 2
+    assert re.fullmatch(
+        rf"tilenet: error: {out}: \d of {BLOCKS} blocks are not written, of the shares 3/3\. Run those again\n", said
+    )
+    assert start(commands, image, out, "3/3").wait() == (0, "")
+    assert (is_complete(out), tree_hash(out), stray(out)) == (True, whole, [])
+    assert start(commands, image, out, "3/3").wait() == (0, ""), (
+        "a complete mask is no error for a share that comes late"
+    )
+    assert tree_hash(out) == whole
+
+
+def test_an_interrupted_share_says_so_and_goes_on(commands, image, tmp_path, whole):
+    out = tmp_path / "m.zarr"
+    run = start(commands, image, out, "1/2", sleep=0.05)
+    wait_until(lambda: can_resume(out) and journal_lines(out) > 0)
+    run.signal(signal.SIGTERM)
+    assert run.wait() == (143, "tilenet: error: interrupted. The same command goes on\n")
+    assert [start(commands, image, out, f"{i}/2").wait() for i in (1, 2)] == [(0, "")] * 2
+    assert (is_complete(out), tree_hash(out), stray(out)) == (True, whole, [])
+
+
+def test_while_shares_are_at_work_who_would_write_the_same_is_refused_by_name(commands, image, tmp_path, whole):
+    out = tmp_path / "m.zarr"
+    runs = [start(commands, image, out, f"{i}/2", sleep=0.15) for i in (1, 2)]
+    wait_until(lambda: out.exists() and len(list((out / ".tilenet").glob("share-*"))) == 2)
+    same = rf"is being written by share 1/2 \(process {runs[0].pid} on \S+\)\. Wait for that run"
+    every = r"is being written by share \d/2 \(process \d+ on \S+\), share \d/2 \(process \d+ on \S+\)\. Wait for them"
+    for options, expected in (
+        (("segment", image, "-o", out, *STUB, "--shard", "1/2"), same),
+        (("segment", image, "-o", out, *STUB, "--shard", "1/3"), every),
+        (("segment", image, "-o", out, *STUB, "--resume"), every),
+        (("segment", image, "-o", out, *STUB, "--overwrite"), every),
+        (("finish", out), every),
+    ):
+        code, said = commands.run(*options, stub={})
+        assert (code, said.count("\n")) == (2, 1)
+        assert re.search(expected, said), said
+    assert [run.wait() for run in runs] == [(0, "")] * 2
+    assert (is_complete(out), tree_hash(out), stray(out)) == (True, whole, [])
+
+
+def test_while_an_ordinary_run_is_at_work_a_share_is_refused(commands, image, tmp_path, monkeypatch):
+    out = tmp_path / "m.zarr"
+    run = commands.start("segment", image, "-o", out, *STUB, stub={"sleep": 0.1})
+    wait_until(lambda: can_resume(out) and journal_lines(out) > 0)
+    monkeypatch.setattr(tilenet.shares, "PATIENCE", 0.3)
+    with pytest.raises(OutputLocked, match=rf"is being written by process {run.pid} on"):
+        tilenet.segment(image, out, shard=(1, 2), **SMALL | {"tile": 256, "batch": 2})
+    run.signal(signal.SIGKILL)
+    run.wait()
+
+
+def kill_shares(commands, image, out, random, count=3):
+    """Kill shares at random until each has come to its end; return the number of kills."""
+    kills, left = 0, set(range(1, count + 1))
+    while left:
+        runs = {i: start(commands, image, out, f"{i}/{count}") for i in left}
+        for i, run in runs.items():
+            if random.random() < 0.6:
+                time.sleep(random.uniform(0, 0.5))
+                kills += run.signal(signal.SIGKILL)
+            code, said = run.wait()
+            assert code in (0, -signal.SIGKILL), said
+            if code == 0:
+                left.discard(i)
+    return kills
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_shares_killed_at_random_and_run_again_give_the_same_bytes(commands, image, tmp_path, whole, times, capsys):
+    random, kills = np.random.default_rng(), 0
+    for number in range(times):
+        out = tmp_path / f"{number}.zarr"
+        kills += kill_shares(commands, image, out, random)
+        if not is_complete(out):  # the last share was killed while it finished
+            assert commands.run("finish", out) == (0, "")
+        assert (tree_hash(out), stray(out)) == (whole, [])
+    with capsys.disabled():
+        print(f"\n{times} of {times} cycles of 3 shares identical after {kills} kills")
+
+
+def fill(image, out, shares, **options):
+    return [tilenet.segment(image, out, shard=share, **SMALL | options) for share in shares]
+
+
+def test_in_one_process_share_after_share_the_last_returns_the_mask(small, small_whole, tmp_path):
+    out = tmp_path / "m.zarr"
+    first, second, last = fill(small, out, [(3, 3), (1, 3), (2, 3)])
+    assert first is None
+    assert second is None
+    assert last.shape == SIDES
+    assert (tree_hash(out), stray(out)) == (small_whole, [])
+
+
+def test_shares_can_go_on_with_a_plain_run_and_a_plain_run_with_shares(small, small_whole, tmp_path):
+    out = tmp_path / "m.zarr"
+    fill(small, out, [(2, 4)])
+    assert written_of(out) == (2, SMALL_BLOCKS)
+    fill(small, out, [(1, 2)])  # none is at work, so their number may change
+    assert written_of(out) == (4, SMALL_BLOCKS)
+    with pytest.raises(OutputIncomplete, match=r"4 of 8 blocks are not written, of the shares 2/2\."):
+        finish_shares(out)
+    tilenet.segment(small, out, resume=True, **SMALL)
+    assert tree_hash(out) == small_whole
+
+
+def test_finish_of_a_store_without_shares_says_resume(small, small_whole, tmp_path):
+    out = tmp_path / "m.zarr"
+    fill(small, out, [(1, 1)])
+    finish_shares(out)
+    assert tree_hash(out) == small_whole
+    layout = open_mask(out)._layout
+    Store.create(tmp_path / "plain.zarr", layout, {}).close()
+    with pytest.raises(OutputIncomplete, match=r"8 of 8 blocks are not written. Run the same command again"):
+        finish_shares(tmp_path / "plain.zarr")
+
+
+def test_another_setting_for_another_share_is_refused(small, tmp_path, tilenet_command):
+    out = tmp_path / "m.zarr"
+    fill(small, out, [(1, 2)])
+    with pytest.raises(tilenet.errors.OutputMismatch, match="tile"):
+        fill(small, out, [(2, 2)], tile=128)
+    assert not list((out / ".tilenet").glob("share*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shard": (0, 3)}, "share 0/3: shares count from 1, so give 1/3 to 3/3"),
+        ({"shard": (4, 3)}, "share 4/3"),
+        ({"shard": (1, 0)}, "share 1/0"),
+        ({"shard": (1, 2), "overwrite": True}, "replace what the others wrote"),
+        ({"shard": (1, 2), "objects": True}, "objects are found in memory"),
+        ({"shard": (1, 2), "out": None}, "give out with shard"),
+        ({"shard": (1, 2), "out": "m.ome.tif"}, r"m\.ome\.tif: shares are written into a mask of many files"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused_before_anything_is_made(small, tmp_path, options, message):
+    with pytest.raises(SettingsError, match=message):
+        tilenet.segment(small, **{"out": tmp_path / "m.zarr"} | SMALL | options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_how_a_share_is_written(small, tmp_path, tilenet_command):
+    code, _, said = tilenet_command("segment", small, "-o", tmp_path / "m.zarr", "--shard", "half")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "'half' is not a share, such as 1/8" in said
+
+
+def test_the_command_finishes_what_the_last_share_could_not(small, small_whole, tmp_path, monkeypatch, tilenet_command):
+    out = tmp_path / "m.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(tilenet.shares, "_finish_if_last", lambda out: None)  # killed just then
+        assert fill(small, out, [(1, 2), (2, 2)]) == [None, None]
+    assert tilenet_command("finish", out) == (0, f"{out}: complete, every file verified\n", "")
+    assert tree_hash(out) == small_whole
+    assert json.loads(tilenet_command("finish", out, "--json")[1]) == {"out": str(out), "complete": True}
+
+
+@pytest.fixture
+def shares(small, tmp_path):
+    """Return a store and two of its three shares, held."""
+    out = tmp_path / "m.zarr"
+    fill(small, out, [(1, 3)])
+    held = [Store.take_share(out, (i, 3)) for i in (2, 3)]
+    yield out, *held
+    for store in held:
+        store.close()
+
+
+def a_block(store):
+    return {"mask": np.zeros(store.layout.box(0, 3).shape, np.uint8)}
+
+
+def test_only_the_dead_holder_of_a_share_is_replaced_and_writes_no_more(shares, monkeypatch):
+    out, second, third = shares
+    with pytest.raises(OutputLocked, match="share 2/3"):
+        Store.take_share(out, (2, 3))
+    monkeypatch.setattr(Holder, "dead", property(lambda holder: holder.run == second.run))
+    again = Store.take_share(out, (2, 3))
+    with pytest.raises(OutputLocked, match=rf"taken over by share 2/3 \(process {os.getpid()}"):
+        second.write(3, a_block(second))
+    third.write(3, a_block(third))
+    again.write(3, a_block(again))
+    again.close()
+
+
+def test_a_share_asleep_whose_store_a_whole_run_took_over_writes_no_more(shares, monkeypatch):
+    out, second, third = shares
+    monkeypatch.setattr(Holder, "dead", property(lambda holder: True))
+    taker = Store.resume(out)
+    monkeypatch.undo()
+    assert [lock.kind for lock in leases.locks(out / ".tilenet")] == ["lock"]
+    for store in (second, third):
+        with pytest.raises(OutputLocked, match=rf"taken over by process {os.getpid()} on"):
+            store.write(3, a_block(store))
+    with pytest.raises(OutputLocked):
+        Store.take_share(out, (1, 3))
+    taker.close()
+
+
+def test_a_share_cannot_finish_the_store(shares):
+    for act in (shares[1].finish, shares[1].build_pyramid, lambda: shares[1].adopt(b"")):
+        with pytest.raises(tilenet.errors.OutputError, match="holds the whole"):
+            act()
+
+
+@pytest.mark.parametrize(("ages", "taken"), [((0, 0), False), ((0, 90), False), ((90, 90), True)])
+def test_on_another_machine_a_share_holds_while_its_heart_beats(shares, monkeypatch, ages, taken):
+    out = shares[0]
+    for lock, age in zip(leases.locks(out / ".tilenet"), ages, strict=True):
+        lock.path.write_text(lock.path.read_text().replace(leases.this_machine(), "far"))
+        os.utime(lock.path, (time.time() - age,) * 2)
+    if taken:
+        Store.resume(out).close()
+    else:
+        with pytest.raises(OutputLocked, match=r"by share \d/3"):
+            Store.resume(out)

@@ -1,0 +1,196 @@
+"""Job arrays: several processes write one mask, each a share of its blocks, and the last one finishes it.
+
+No process leads. Each has the lease of its own share, all repeat the run record that the first
+one left in the store, and whoever finds nothing pending and no other at work takes the
+lease of the whole. A killed share is started again with the same line, on any machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tilenet.compute import Progress, finish, raise_if_failed, run_job
+from tilenet.decide import Arrays
+from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, SettingsError
+from tilenet.footprint import Footprint
+from tilenet.job import Job, Options, check_info, refuse_contradiction, settle
+from tilenet.runner import Report
+from tilenet.scaling import Scaling
+from tilenet.store import Share, Store, can_resume, check_free, held_whole, refuse_shares
+from tilenet.tiff_mask import is_tiff
+
+# A run that looks whether it is the last, or loses the race to create the store, has the lease
+# of the whole for a moment. Seconds that a share waits for it.
+PATIENCE, LOOK = 5.0, 0.1
+
+
+def blocks_of_share(share: Share, n_blocks: int) -> range:
+    """Return the blocks of share I of N, I from 1: one range, its length the same for all but for one block.
+
+    Neighbours in a row share the rows of file tiles that they read, so a range decodes nearly
+    every file tile once; ``index % N`` would have every share read the whole image.
+
+    >>> [list(blocks_of_share((i, 3), 7)) for i in (1, 2, 3)]
+    [[0, 1], [2, 3], [4, 5, 6]]
+    """
+    which, count = share
+    return range((which - 1) * n_blocks // count, which * n_blocks // count)
+
+
+def check_share(share: Share) -> None:
+    """Raise `SettingsError` for a share that there is not."""
+    which, count = share
+    if not 1 <= which <= count:
+        raise SettingsError(f"share {which}/{count}: shares count from 1, so give 1/{count} to {max(count, 1)}/{count}")
+
+
+def check_combination(out: str | Path | None, *, objects: bool, overwrite: bool, client: Any) -> None:
+    """Raise `SettingsError` for what cannot be asked for with shares."""
+    if out is None:
+        raise SettingsError("shares are written into a store: give out with shard")
+    if is_tiff(Path(out)):
+        raise SettingsError(f"{out}: shares are written into a mask of many files. Give a name in .zarr")
+    if overwrite:
+        raise SettingsError("shard and overwrite: each share would replace what the others wrote. Remove OUT first")
+    if objects or client is not None:
+        other = "objects are found in memory, by one process" if objects else "workers share the blocks by themselves"
+        raise SettingsError(f"shard: {other}. Leave one of them out")
+
+
+@dataclass
+class ShareSink:
+    """The blocks of a share; see `tilenet.runner.Sink`."""
+
+    store: Store
+    blocks: range
+
+    def pending(self) -> Iterable[int]:
+        """Return the share's blocks that are still to be written."""
+        return self.store.pending(among=self.blocks)
+
+    def write(self, index: int, arrays: Arrays) -> object:
+        """Write one block."""
+        return self.store.write(index, arrays)
+
+
+def fill_share(
+    out: Path,
+    image: Any,
+    model: Any,
+    options: Options,
+    *,
+    footprint: Footprint | None,
+    share: Share,
+    progress: Progress | None = None,
+) -> Report:
+    """Compute what a share of a store still lacks; finish the store if nothing else is left to do.
+
+    Raises
+    ------
+    BlocksFailed
+        If some blocks could not be computed; the share stays resumable.
+    """
+    check_share(share)
+    store, job, numbers = _open_share(out, image, model, options, footprint=footprint, share=share)
+    try:
+        sink = ShareSink(store, blocks_of_share(share, store.layout.n_blocks(0)))
+        report = run_job(job, numbers, sink, progress=progress) if not store.complete else Report()
+        raise_if_failed(report, job)
+    finally:
+        store.close()
+        job.image.close()
+    started = time.perf_counter()
+    _finish_if_last(out)
+    report.finished = time.perf_counter() - started
+    return report
+
+
+def _open_share(
+    out: Path, image: Any, model: Any, options: Options, *, footprint: Footprint | None, share: Share
+) -> tuple[Store, Job, Scaling]:
+    """Create a store, or open the one that another share was quicker to create."""
+    if not can_resume(out):
+        try:
+            check_free(out)
+            job = settle(image, model, options, footprint=footprint)
+            numbers = job.numbers()
+            return Store.create(out, job.layout, job.info(numbers), share=share), job, numbers
+        except OutputExists:
+            if not can_resume(out):
+                raise
+    store = _take_share(out, share)
+    try:
+        found = store.info
+        check_info(found, out)
+        job = settle(image, model, options.or_recorded(found["record"]), footprint=footprint)
+        refuse_contradiction(found, job.info(numbers := Scaling.from_json(found["scaling"])))
+    except BaseException:
+        store.close()
+        raise
+    return store, job, numbers
+
+
+def _take_share(out: Path, share: Share) -> Store:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return Store.take_share(out, share)
+        except OutputLocked:
+            if time.monotonic() > deadline or not held_whole(out):
+                raise
+            time.sleep(LOOK)
+
+
+def _finish_if_last(out: Path) -> None:
+    """Finish a store unless blocks are pending or others are at work: then one of them will.
+
+    Of shares that end together each sees that the others have gone, or is seen by the last.
+    """
+    try:
+        finish_shares(out)
+    except (OutputIncomplete, OutputLocked):
+        return
+
+
+def finish_shares(out: Path, *, progress: Progress | None = None) -> None:
+    """Build the pyramid of a store whose blocks are all there, verify it, and call it complete.
+
+    Raises
+    ------
+    OutputLocked
+        If shares are at work.
+    OutputIncomplete
+        If blocks are pending; the message says how many, and of which shares.
+    BlocksFailed
+        If files are not as they were written; their blocks are pending again.
+    """
+    refuse_shares(out)
+    store = Store.inspect(out)
+    if not store.complete and (pending := list(store.pending())):
+        raise OutputIncomplete(f"{out}: {_say_pending(store, pending)}")
+    store = Store.resume(out)
+    try:
+        finish(store, progress=progress)
+    finally:
+        store.close()
+
+
+def written_of(out: Path) -> tuple[int, int]:
+    """Return how many blocks are there, and of how many."""
+    store = Store.inspect(out)
+    total = store.layout.n_blocks(0)
+    return total - sum(1 for _ in store.pending()), total
+
+
+def _say_pending(store: Store, pending: list[int]) -> str:
+    total, count = store.layout.n_blocks(0), store.shares
+    what = f"{len(pending)} of {total} blocks are not written"
+    if not count:
+        return f"{what}. Run the same command again with --resume"
+    shares = [(i, count) for i in range(1, count + 1)]
+    lacking = [f"{i}/{n}" for i, n in shares if not set(pending).isdisjoint(blocks_of_share((i, n), total))]
+    return f"{what}, of the shares {', '.join(lacking)}. Run those again"
