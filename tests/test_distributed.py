@@ -332,8 +332,8 @@ def test_a_task_is_coordinates_alone(slide):
 
 
 def test_nothing_of_dask_is_said_to_the_user():
-    logger = logging.getLogger("distributed")
-    before = logger.level
+    loggers = [logging.getLogger(f"distributed{part}") for part in ("", ".client", ".scheduler", ".nanny")]
+    before = [logger.level for logger in loggers]
     with clusters._quiet():
-        assert not logging.getLogger("distributed.scheduler").isEnabledFor(logging.ERROR)
-    assert logger.level == before
+        assert not any(logger.isEnabledFor(logging.ERROR) for logger in loggers)
+    assert [logger.level for logger in loggers] == before

@@ -227,11 +227,14 @@ def _quiet() -> Iterator[None]:
         import distributed  # noqa: F401
     except ImportError as error:
         raise SettingsError(f"workers need Dask's distributed, which is not installed. {INSTALL}") from error
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(SILENT)
+    # Some of its loggers have a level of their own.
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(SILENT)
     try:
         with dask.config.set(CONFIG):
             yield
     finally:
-        logger.setLevel(before)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
