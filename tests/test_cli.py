@@ -76,7 +76,7 @@ def test_the_profile_says_where_the_time_went(work, tilenet_command):
     profile = json.loads(text)["profile"]
     seconds = profile["seconds"]
     assert profile["pixels"] == 300 * 400
-    assert min(seconds.values()) > 0
+    assert min(seconds[stage] for stage in ("read", "computed", "written", "finished")) > 0
     assert seconds["waited"] + seconds["computed"] + seconds["finished"] <= seconds["in all"]
     assert profile["px_per_s"]["in all"] == pytest.approx(300 * 400 / seconds["in all"], rel=0.01)
     _, text, _ = tilenet_command("segment", slide, "-o", out, "-m", model, "--overwrite", "--profile")

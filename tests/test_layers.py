@@ -19,11 +19,11 @@ LAYERS = [
     {"job", "training", "evaluation"},
     {"compute", "worker"},
     {"distributed", "clusters", "shares"},
-    {"api", "describe", "orders", "summary"},
+    {"api", "describe", "orders", "pictures", "summary"},
     {"slides"},
     {"checks"},
     {"cli_options", "cli_cluster"},
-    {"cli", "cli_batch", "cli_shares", "cli_training"},
+    {"cli", "cli_batch", "cli_pictures", "cli_shares", "cli_training"},
     {"__main__"},
 ]
 PURE = {"errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region", "resolution"}
@@ -39,7 +39,7 @@ HOMES = {
     "wsidicom": {"readers"},
     "pydicom": {"readers"},
     "pylibCZIrw": {"readers"},
-    "click": {"cli", "cli_batch", "cli_shares", "cli_options", "cli_cluster", "cli_training"},
+    "click": {"cli", "cli_batch", "cli_pictures", "cli_shares", "cli_options", "cli_cluster", "cli_training"},
     "rich": {"cli_options"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"tilenet"}

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tilenet.geometry import Box
     from tilenet.instances import objects
     from tilenet.models import load_model, save_model
+    from tilenet.pictures import overlay
     from tilenet.plan import Block, Plan, Tile
     from tilenet.readers import open_image
     from tilenet.sizes import plan_tiles
@@ -69,6 +70,7 @@ _HOMES = {
     "geometry": ("Box",),
     "instances": ("objects",),
     "models": ("load_model", "save_model"),
+    "pictures": ("overlay",),
     "plan": ("Block", "Plan", "Tile"),
     "readers": ("open_image",),
     "sizes": ("plan_tiles",),
@@ -109,6 +111,7 @@ __all__ = [
     "objects",
     "open_image",
     "open_mask",
+    "overlay",
     "plan_tiles",
     "save_model",
     "segment",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import tilenet
-from tilenet import cli_batch, cli_shares, cli_training
+from tilenet import cli_batch, cli_pictures, cli_shares, cli_training
 from tilenet.cli_cluster import cluster_of, cluster_options
 from tilenet.cli_options import (
     JSON,
@@ -212,6 +212,7 @@ def sample(out: Path) -> None:
 
 
 cli.add_command(cli_batch.batch)
+cli.add_command(cli_pictures.overlay)
 cli.add_command(cli_shares.finish)
 cli.add_command(cli_training.train)
 cli.add_command(cli_training.evaluate)

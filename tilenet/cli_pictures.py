@@ -1,0 +1,35 @@
+"""The command ``tilenet overlay``: parses, calls, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tilenet.cli_options import JSON, show
+from tilenet.errors import OutputExists
+
+
+@click.command()
+@click.argument("image")
+@click.argument("mask", type=click.Path(path_type=Path))
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The picture: .png or .jpg.")
+@click.option("--roi", help="The part to draw, start:stop of each axis, as for segment.  [default: all of the mask]")
+@click.option("--fill", is_flag=True, help="Tint objects rather than outline them.")
+@click.option("--max-side", type=click.IntRange(1), default=2048, show_default=True, help="Longest side in px.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+@JSON
+def overlay(
+    image: str, mask: Path, out: Path, roi: str | None, fill: bool, max_side: int, overwrite: bool, as_json: bool
+) -> None:
+    """Draw MASK over its IMAGE into OUT, small enough to look at."""
+    if out.exists() and not overwrite:
+        raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
+    from tilenet import pictures
+    from tilenet.region import parse_roi
+
+    part = parse_roi(roi) if roi else None
+    picture = pictures.overlay(image, mask, roi=part, fill=fill, max_side=max_side)
+    pictures.save(picture, out)
+    h, w = picture.shape[:2]
+    show({"out": str(out), "shape": [h, w]}, f"{out}: {h} x {w} px", as_json=as_json)

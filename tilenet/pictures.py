@@ -1,0 +1,250 @@
+"""The picture people want: an image with the outlines of its mask, small enough to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.segmentation import find_boundaries
+from skimage.transform import resize_local_mean
+
+from tilenet.errors import EnvironmentFault, OutputMismatch, SettingsError
+from tilenet.geometry import Box, ceil_div
+from tilenet.job import Options
+from tilenet.readers import open_image
+from tilenet.readers.image import Image
+from tilenet.readers.resampled import at_resolution
+from tilenet.region import Roi, find_roi
+from tilenet.resolution import recorded
+from tilenet.store import Mask
+from tilenet.tiff_mask import TiffMask, open_mask
+
+Picture = NDArray[np.uint8]
+# Stored pixels (of all channels) that are reduced at once.
+STRIP = 2**24
+# Darkest and brightest intensities shown, in percent, of what is no colour photograph.
+SHOWN = (1, 99.8)
+# Of several stains, in the order of the channels: blue, green, red, grey, cyan, magenta, yellow.
+STAINS = ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))
+UNNAMED = (255, 214, 0)
+FILLED = 0.45
+# A scale bar is at most this share of the picture's width.
+BAR = 0.25
+
+
+def overlay(
+    image: Any, mask: str | Path, *, roi: Roi | None = None, fill: bool = False, max_side: int = 2048
+) -> Picture:
+    """Draw a mask over its image.
+
+    Parameters
+    ----------
+    image : path, array or Image
+        What was segmented.
+    mask : path
+        Its mask, of whatever level, pixel size or part.
+    roi : sequence of slice or (start, stop), optional
+        The part to draw, in pixels of the grid that was segmented; default all of the mask, and
+        of a stack or series the middle plane.
+    fill : bool
+        Tint objects rather than outline them.
+    max_side : int
+        Longest side of the picture in pixels; nothing is enlarged.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (h, w, 3). Colours are those of the model card, or one for each numbered object. A bar
+        of round length where the pixel size is known.
+
+    Raises
+    ------
+    SettingsError, OutputMismatch
+        If the part is empty or of several planes; if the mask is not of this image.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, tilenet
+    >>> pixels = np.zeros((70, 90), np.uint8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     mask = tilenet.segment(pixels, folder + "/mask.zarr")
+    ...     tilenet.overlay(pixels, folder + "/mask.zarr").shape
+    (70, 90, 3)
+    """
+    if max_side < 1:
+        raise SettingsError(f"max_side is at least 1, not {max_side}")
+    found = open_mask(mask)
+    with _as_segmented(image, found) as source:
+        part = _plane(source, found, roi)
+        longest = max(part.shape[-2:])
+        h, w = (max(1, n * min(longest, max_side) // longest) for n in part.shape[-2:])
+        picture = _photo(source, part, (h, w))
+        _paint(picture, _values(found, part, (h, w)), found, fill=fill)
+        size = source.pixel_size[-1]
+        if size:
+            _draw_bar(picture, size * part.shape[-1] / w)
+    return picture
+
+
+def save(picture: Picture, out: str | Path) -> None:
+    """Write a picture as a file; its kind follows from the name.
+
+    Raises
+    ------
+    SettingsError, EnvironmentFault
+        If the name says no kind of picture; if the file cannot be written.
+    """
+    from PIL import Image as Pillow
+
+    try:
+        Pillow.fromarray(picture).save(out)
+    except ValueError as error:
+        raise SettingsError(f"{out}: is the name of no kind of picture. Give one in .png or .jpg") from error
+    except OSError as error:
+        raise EnvironmentFault(f"{out}: cannot be written ({error.strerror}). Choose another path") from error
+
+
+def _as_segmented(image: Any, mask: Mask | TiffMask) -> Image:
+    """Return the image on the grid of its mask."""
+    options = Options().or_recorded(mask.info["record"])
+    stored = open_image(image, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
+    if options.factor is not None:
+        stored = at_resolution(stored, recorded(options.level or 0, options.factor, options.mpp))
+    ends = tuple(a + n for a, n in zip(mask.origin, mask.shape, strict=True))
+    whole = mask.info["record"].get("roi") is None
+    fits = ends == stored.box_shape if whole else all(b <= n for b, n in zip(ends, stored.box_shape, strict=False))
+    if stored.box_axes != mask.axes or not fits:
+        stored.close()
+        raise OutputMismatch(
+            f"{mask.path}: is {mask.axes} {mask.shape}, {stored.name} is {stored.box_axes} {stored.box_shape}. "
+            f"Give the image that was segmented"
+        )
+    return stored if options.channels is None else stored.with_channels(options.channels)
+
+
+def _plane(image: Image, mask: Mask | TiffMask, roi: Roi | None) -> Box:
+    drawn = Box(mask.origin, tuple(a + n for a, n in zip(mask.origin, mask.shape, strict=True)))
+    part = drawn
+    if roi is not None:
+        part = find_roi(roi, image.box_shape, name=image.name) & drawn
+        if not part.size:
+            raise SettingsError(f"{mask.path}: has nothing at {roi}. Choose a part inside {drawn}")
+    outer = len(part.shape) - 2
+    middle = tuple((a + b) // 2 for a, b in zip(part.start[:outer], part.stop[:outer], strict=True))
+    return Box((*middle, *part.start[outer:]), (*(m + 1 for m in middle), *part.stop[outer:]))
+
+
+def _photo(image: Image, part: Box, shape: tuple[int, int]) -> Picture:
+    """Return (h, w, 3) from the coarsest level that is as fine as the picture, in strips of bounded size."""
+    level = _coarsest([_in_plane(image, k) for k in range(len(image.levels))], part, shape)
+    coarse = image.at_level(level)
+    box = _scaled(part, image.box_shape, coarse.box_shape)
+    rows = max(1, STRIP * shape[0] // max(1, box.size * image.n_channels))
+    strips = []
+    for top in range(0, shape[0], rows):
+        bottom = min(top + rows, shape[0])
+        y0, y1 = (box.start[-2] + edge * box.shape[-2] // shape[0] for edge in (top, bottom))
+        strip = Box((*box.start[:-2], y0, box.start[-1]), (*box.stop[:-2], max(y1, y0 + 1), box.stop[-1]))
+        pixels = coarse.read_inside(strip).reshape(image.n_channels, *strip.shape[-2:])
+        strips.append(resize_local_mean(pixels.astype(np.float32), (bottom - top, shape[1]), channel_axis=0))  # type: ignore[no-untyped-call]
+    return _coloured(np.concatenate(strips, axis=1), image)
+
+
+def _in_plane(image: Image, level: int) -> tuple[int, int]:
+    sides = [n for n, a in zip(image.levels[level].shape, image.axes, strict=True) if a in "yx"]
+    return sides[0], sides[1]
+
+
+def _coarsest(levels: Sequence[Sequence[int]], part: Box, shape: tuple[int, int]) -> int:
+    """Return the last level in which the part has at least the picture's pixels."""
+    full = levels[0]
+    fine = [
+        k
+        for k, sides in enumerate(levels)
+        if all(p * n >= m * f for p, n, m, f in zip(part.shape[-2:], sides, shape, full, strict=True))
+    ]
+    return max(fine, default=0)
+
+
+def _scaled(part: Box, full: Sequence[int], level: Sequence[int]) -> Box:
+    axes = list(zip(part.start, part.stop, full, level, strict=True))
+    start = tuple(min(a * n // f, n - 1) for a, _, f, n in axes)
+    return Box(
+        start, tuple(max(s + 1, min(n, ceil_div(b * n, f))) for s, (_, b, f, n) in zip(start, axes, strict=True))
+    )
+
+
+def _coloured(pixels: NDArray[np.float32], image: Image) -> Picture:
+    """Return (h, w, 3) of (C, h, w): photographs as they are, stains stretched and in colours of their own."""
+    if image.is_color:
+        return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).round().astype(np.uint8))
+    colours = STAINS if len(pixels) > 1 else ((1, 1, 1),)
+    picture = np.zeros((*pixels.shape[1:], 3), np.float32)
+    for k, channel in enumerate(pixels):
+        low, high = np.percentile(channel, SHOWN)
+        picture += ((channel - low) / max(high - low, 1e-6)).clip(0, 1)[..., None] * colours[k % len(colours)]
+    return (picture.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _values(mask: Mask | TiffMask, part: Box, shape: tuple[int, int]) -> NDArray[Any]:
+    """Return the mask's values in the part, from the coarsest level as fine as the picture."""
+    inner = part.relative_to(mask.origin)
+    level = mask.levels[_coarsest([level.shape[-2:] for level in mask.levels], inner, shape)]
+    values = np.asarray(level[_scaled(inner, mask.shape, level.shape).slices])
+    return values.reshape(values.shape[-2:])
+
+
+def _paint(picture: Picture, values: NDArray[Any], mask: Mask | TiffMask, *, fill: bool) -> None:
+    """Draw where the values are not 0; no object is lost to the reduction."""
+    h, w = picture.shape[:2]
+    y, x = np.nonzero(values if fill else values * find_boundaries(values, mode="inner"))  # type: ignore[no-untyped-call]
+    numbers = np.zeros((h, w), values.dtype)
+    numbers[y * h // values.shape[0], x * w // values.shape[1]] = values[y, x]
+    there = numbers > 0
+    share = FILLED if fill else 1.0
+    colours = _colours(numbers[there], mask)
+    picture[there] = ((1 - share) * picture[there] + share * colours).round().astype(np.uint8)
+
+
+def _colours(numbers: NDArray[Any], mask: Mask | TiffMask) -> NDArray[np.float64]:
+    """Return the colour of each number: (n, 3), 0 to 255."""
+    if mask.info["record"]["output"] == "objects":
+        # Neighbouring numbers are far apart on the colour circle.
+        hue = numbers.astype(np.float64)[:, None] * 0.618034 + np.array([0, 1 / 3, 2 / 3])
+        bright: NDArray[np.float64] = 155 + 100 * np.cos(2 * np.pi * hue)
+        return bright
+    named = {int(value): colour[:3] for value, colour in mask.info["card"]["colors"].items()}
+    table = np.array([named.get(value, UNNAMED) for value in range(256)], np.float64)
+    found: NDArray[np.float64] = table[numbers]
+    return found
+
+
+def _draw_bar(picture: Picture, size: float) -> None:
+    """Draw a bar of round length at the lower left; `size` is micrometres per pixel of the picture."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    h, w = picture.shape[:2]
+    rounds = [m * 10.0**k for k in range(-2, 5) for m in (1, 2, 5)]
+    length = max((n for n in rounds if n / size <= BAR * w), default=0)
+    if not length or h < 32:
+        return
+    canvas = Pillow.fromarray(picture)
+    draw = ImageDraw.Draw(canvas)
+    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} um"
+    left, base, thick = w // 50 + 2, h - h // 50 - 4, max(2, h // 200)
+    draw.rectangle((left - 1, base - thick - 1, left + round(length / size) + 1, base + 1), fill="black")
+    draw.rectangle((left, base - thick, left + round(length / size), base), fill="white")
+    draw.text(
+        (left, base - thick - 4),
+        text,
+        fill="white",
+        stroke_fill="black",
+        stroke_width=1,
+        anchor="lb",
+        font_size=max(10, h // 40),
+    )
+    picture[...] = np.asarray(canvas)
