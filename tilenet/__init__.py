@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tilenet.footprint import Footprint
     from tilenet.geometry import Box
     from tilenet.instances import objects
+    from tilenet.lazily import lazy
     from tilenet.models import load_model, save_model
     from tilenet.pictures import overlay
     from tilenet.plan import Block, Plan, Tile
@@ -69,6 +70,7 @@ _HOMES = {
     "footprint": ("Footprint",),
     "geometry": ("Box",),
     "instances": ("objects",),
+    "lazily": ("lazy",),
     "models": ("load_model", "save_model"),
     "pictures": ("overlay",),
     "plan": ("Block", "Plan", "Tile"),
@@ -106,6 +108,7 @@ __all__ = [
     "VerifyFailed",
     "batch",
     "evaluate",
+    "lazy",
     "load_model",
     "metrics",
     "objects",

@@ -133,7 +133,7 @@ def run(
                     except EnvironmentFault:
                         raise
                     except Exception as error:  # one bad block must not stop the others
-                        report.failures[work.block.index] = _reason(error)
+                        report.failures[work.block.index] = reason_of(error)
                 if work.last:
                     if work.block.index not in report.failures:
                         behind.append((work.block, writer.submit(_timed, sink.write, work.block.index, buffers)))
@@ -176,10 +176,7 @@ def _compute(
     there = perf_counter()
     logits = predictor(batch)  # (N, K, *m)
     for tile, of_tile in zip(work.tiles, logits, strict=True):
-        cropped = of_tile[(slice(None), *tile.crop.slices[-ndim:])]  # (K, *write)
-        if not np.isfinite(cropped).all():
-            raise FloatingPointError(f"the network's output at {tile.write} is not finite")
-        arrays = decide(cropped)
+        arrays = decide(kept_of(tile, of_tile, ndim))
         buffers = buffers or block_buffers(arrays, ndim, work.block.box.shape)
         place: tuple[Any, ...] = (..., *tile.write.relative_to(work.block.box.start).slices)
         for name, values in arrays.items():
@@ -196,6 +193,14 @@ def _timed(action: Callable[..., T], *arguments: Any) -> Timed[T]:
     return action(*arguments), perf_counter() - started
 
 
+def kept_of(tile: Tile, logits: NDArray[Any], ndim: int) -> NDArray[Any]:
+    """Return the logits (K, *n) that a tile writes, of those that the network gave for it."""
+    kept: NDArray[Any] = logits[(slice(None), *tile.crop.slices[-ndim:])]
+    if not np.isfinite(kept).all():
+        raise FloatingPointError(f"the network's output at {tile.write} is not finite")
+    return kept
+
+
 def _settle(behind: deque[tuple[Block, Future[Timed[object]]]], report: Report, *, leave: int) -> None:
     """Wait until at most `leave` blocks are still being written."""
     while len(behind) > leave:
@@ -205,5 +210,6 @@ def _settle(behind: deque[tuple[Block, Future[Timed[object]]]], report: Report, 
         report.pixels += block.box.size
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return what went wrong, on one line."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

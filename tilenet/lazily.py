@@ -1,0 +1,324 @@
+"""`lazy`: a result as a dask array, of which only the tiles that are asked for are computed.
+
+A graph sends coordinates and one small object; images and weights are opened where they are used::
+
+    original-tilenet-segment-...    Tiles: plan, decision, where the image and the weights lie
+    (tilenet-segment-..., i, j)     Tiles[rows, columns]
+
+Dask fuses a slice of the array into the index, so that a slice costs the tiles that it touches,
+not the chunks.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+from math import prod
+from numbers import Integral
+from pathlib import Path
+from threading import Lock, RLock
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tilenet import predict
+from tilenet.errors import BlocksFailed, ImageError, ModelError, TilenetError
+from tilenet.footprint import Footprint
+from tilenet.geometry import Box, ceil_div
+from tilenet.job import Job, Options, check_output_option, settle
+from tilenet.models import fingerprint, load_model
+from tilenet.plan import Plan, tile_of
+from tilenet.runner import Predictor, kept_of, reason_of
+from tilenet.scaling import Scaling
+from tilenet.unet import UNet
+
+# Dask walks the names of all chunks for each result: so many take it a tenth of a second.
+MOST_CHUNKS = 2**16
+# Arrays that a process which did not make them keeps open between two tasks.
+KEPT = 4
+SETTINGS = (
+    *("level", "axes", "channels", "tile", "memory", "threads", "device", "precision"),
+    *("engine", "scaling", "threshold", "probability_dtype", "missing"),
+)
+
+_making, _passing = RLock(), Lock()
+_predictors: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_unpickled: OrderedDict[str, Tiles] = OrderedDict()
+
+
+def lazy(
+    image: Any,
+    *,
+    model: Any = "nuclei",
+    footprint: Footprint | None = None,
+    output: str | None = None,
+    chunks: Any = None,
+    **settings: Any,
+) -> Any:
+    """Return what `segment` gives as a dask array: a part of it costs the tiles that it touches.
+
+    Every pixel is that of `segment` with ``batch=1`` and the same tile: tiles lie on the grid of the
+    whole image and see real pixels around them. Percentiles of a scaling are read now, once.
+
+    Parameters
+    ----------
+    image : path, array or Image
+        As for `segment`. Where tasks run in other processes, a file is opened there, and an array
+        is sent. A dask array is computed box by box, never whole.
+    model, footprint
+        As for `segment`. A process holds one copy, loaded from the file where a name or a path was
+        given. A network is copied now: training it further changes nothing here.
+    output : str, optional
+        ``mask`` (default), ``probabilities`` or ``logits``.
+    chunks : int, sequence of int or str, optional
+        Of the dask array, along its axes; whole tiles are best. Default one tile, or as many as
+        keep the graph small.
+    **settings
+        Any of level, axes, channels, tile, memory, threads, device, precision, engine, scaling,
+        threshold, probability_dtype and missing, as for `segment`. `memory` is that of one
+        process, in which one tile is computed at a time.
+
+    Returns
+    -------
+    dask.array.Array
+        Shape, axes and dtype as of `segment`: (*n) for a mask, with ``c`` = classes for the others.
+
+    Raises
+    ------
+    TilenetError
+        As of `segment`; from ``compute``, `BlocksFailed` for a tile that cannot be computed.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import tilenet
+    >>> slide = da.zeros((100_000, 80_000), dtype="uint8", chunks=4096)
+    >>> mask = tilenet.lazy(slide, tile=64)
+    >>> mask[50_000:50_040, 7_000:7_010].compute().shape
+    (40, 10)
+    """
+    if unknown := set(settings) - set(SETTINGS):
+        raise TypeError(f"lazy() got an unexpected keyword argument {min(unknown)!r}")
+    check_output_option(output, stored=False)
+    settings |= {k: tuple(v) for k, v in settings.items() if k in ("tile", "channels") and isinstance(v, Sequence)}
+    job = settle(image, model, Options(**settings, output=output, batch=1), footprint=footprint)
+    tiles = Tiles(_portable(job, model), job.numbers(), uuid4().hex)
+    if isinstance(image, str | os.PathLike):
+        weakref.finalize(tiles, job.image.close)
+    return _dask_array(tiles, chunks)
+
+
+def _portable(job: Job, model: Any) -> Job:
+    """Return the job with its network as a file's name, or else as a copy that nobody changes."""
+    if isinstance(model, str | Path):
+        return replace(job, network=Weights(job.source, fingerprint(job.network)))
+    return replace(job, network=copy.deepcopy(job.network)) if predict.is_network(model) else job
+
+
+def _dask_array(tiles: Tiles, chunks: Any) -> Any:
+    import dask.array as da
+
+    if chunks is None:
+        chunks = tiles.with_classes(default_chunks(tiles.plan), -1)
+    meta = np.empty((0,) * tiles.ndim, tiles.dtype)
+    from_array: Any = da.from_array
+    return from_array(tiles, chunks=chunks, name=f"tilenet-segment-{tiles.token}", meta=meta)
+
+
+def default_chunks(plan: Plan) -> tuple[int, ...]:
+    """Return the sides of a chunk: a tile, doubled where most chunks lie until they are few enough.
+
+    >>> from tilenet.sizes import plan_tiles
+    >>> default_chunks(plan_tiles((2**20, 2**10), Footprint.same(2, reach=1), tile=64, block=64))
+    (256, 64)
+    """
+    sides = list(plan.tile)
+
+    def counts() -> list[int]:
+        return list(map(ceil_div, plan.shape, sides))
+
+    while prod(counts()) > MOST_CHUNKS:
+        longest = max(range(len(sides)), key=counts().__getitem__)
+        sides[longest] *= 2
+    return tuple(sides)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network as a file that is loaded where it is needed; `sha256` is its `fingerprint`."""
+
+    source: str
+    sha256: str
+
+    def load(self) -> UNet:
+        """Return the network (`ModelError` if the file is another one by now)."""
+        network = load_model(self.source)
+        if fingerprint(network) != self.sha256:
+            raise ModelError(f"{self.source}: was changed since the lazy array was made. Make the array again")
+        return network
+
+
+class Tiles:
+    """An array whose parts are computed when they are indexed, by whole tiles of one plan.
+
+    Parameters
+    ----------
+    job : Job
+        Its network may be `Weights`.
+    numbers : Scaling
+        Of the whole image.
+    token : str
+        Tells this array from all others.
+
+    Attributes
+    ----------
+    shape, dtype, ndim
+        Of the result, classes included.
+    """
+
+    def __init__(self, job: Job, numbers: Scaling, token: str) -> None:
+        self.token, self._job, self._numbers = token, job, numbers
+        self._class_axis = None if job.decision.arrays == ("mask",) else int(job.image.box_axes.startswith("t"))
+        self.shape = self.with_classes(job.plan.shape, len(job.card.classes))
+        self.ndim = len(self.shape)
+        self._identity = job.image.identity() if Path(job.image.name).exists() else None
+        self._key = _key(job, numbers, token)
+        self._predictor: Predictor | None = None
+        self._pickled: bytes | None = None
+        self.dtype = np.dtype(self._dtype())
+
+    @property
+    def plan(self) -> Plan:
+        """Of the image's axes without ``c``."""
+        return self._job.plan
+
+    def with_classes(self, sides: Sequence[int], of_classes: int) -> tuple[int, ...]:
+        """Return `sides` along the image's axes with that of the classes, if there is one, in its place."""
+        if self._class_axis is None:
+            return tuple(sides)
+        return (*sides[: self._class_axis], of_classes, *sides[self._class_axis :])
+
+    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
+        """Return what an integer, a slice or a list of integers picks along each axis."""
+        numbers = tuple(0 if isinstance(i, Integral) else slice(None) for i in index)
+        wanted = [np.atleast_1d(np.arange(n)[i]) for i, n in zip(index, self.shape, strict=True)]
+        out = np.empty([len(w) for w in wanted], self.dtype)
+        classes, classes_first = np.arange(1), out[np.newaxis]
+        if self._class_axis is not None:
+            classes, classes_first = wanted.pop(self._class_axis), np.moveaxis(out, self._class_axis, 0)
+        for cut in product(*map(cuts_of, wanted, self.plan.tile)):
+            values = self._tile(tuple(c.corner for c in cut))  # (K, *write)
+            place = (slice(None), *(c.place for c in cut))
+            classes_first[place] = values[np.ix_(classes, *(c.part for c in cut))]
+        return out[numbers]
+
+    def _tile(self, corner: tuple[int, ...]) -> NDArray[Any]:
+        """Return the values (K, *write), K = 1 for a mask, of the tile at a corner of the grid."""
+        job, plan = self._job, self.plan
+        stop = (min(a + t, n) for a, t, n in zip(corner, plan.tile, plan.shape, strict=True))
+        tile, ndim = tile_of(plan.footprint, Box(corner, tuple(stop))), job.footprint.ndim
+        try:
+            pixels = job.image.read(tile.read)
+            predictor = self._found_predictor()
+            # One pass at a time: PyTorch has threads of its own, and the memory was planned for one.
+            with _passing, predict.threads(job.record["threads"]):
+                logits = predictor(pixels.reshape(1, len(pixels), *pixels.shape[-ndim:]))[0]
+            (values,) = job.decision(kept_of(tile, logits, ndim)).values()
+        except TilenetError:
+            raise
+        except Exception as error:
+            where = f"{job.image.name}: the tile at {tile.write} cannot be computed"
+            raise BlocksFailed(f"{where}: {reason_of(error)}. Mend the image or the model") from error
+        return values.reshape(-1, *tile.write.shape)
+
+    def _found_predictor(self) -> Predictor:
+        """Return this process's one predictor of the same network and settings."""
+        with _making:
+            if self._predictor is None:
+                self._predictor = _predictors.get(self._key)
+            if self._predictor is None:
+                self._predictor = _predictors[self._key] = self._made_predictor()
+            return self._predictor
+
+    def _made_predictor(self) -> Predictor:
+        network = self._job.network
+        job = replace(self._job, network=network.load()) if isinstance(network, Weights) else self._job
+        return job.predictor(self._numbers)
+
+    def _dtype(self) -> DTypeLike:
+        job = self._job
+        if job.decision.arrays == ("mask",):
+            return np.uint8
+        if job.decision.arrays == ("probabilities",):
+            return job.decision.probability_dtype
+        if isinstance(job.network, Weights) or predict.is_network(job.network):
+            return np.float64 if job.record["precision"] == "fp64" else np.float32
+        smallest = (a.legal_at_least(a.smallest) for a in job.footprint.axes)
+        return self._found_predictor()(np.zeros((1, job.image.n_channels, *smallest), job.image.dtype)).dtype
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import cloudpickle
+
+        with _making:
+            if self._pickled is None:
+                self._pickled = cloudpickle.dumps((self._job, self._numbers, self._identity))
+        return _unpickle, (self.token, self._pickled)
+
+
+def _unpickle(token: str, pickled: bytes) -> Tiles:
+    """Return this process's one `Tiles` of a token: its image is opened once, not for each task."""
+    import cloudpickle
+
+    with _making:
+        if token not in _unpickled:
+            job, numbers, identity = cloudpickle.loads(pickled)
+            tiles = _unpickled[token] = Tiles(job, numbers, token)
+            weakref.finalize(tiles, job.image.close)
+            tiles._pickled = pickled
+            if tiles._identity != identity:
+                del _unpickled[token]
+                raise ImageError(f"{job.image.name}: was changed since the lazy array was made. Make the array again")
+        _unpickled.move_to_end(token)
+        while len(_unpickled) > KEPT:
+            _unpickled.popitem(last=False)
+        return _unpickled[token]
+
+
+def _key(job: Job, numbers: Scaling, token: str) -> str:
+    """Return what decides the logits of a predictor; of a network whose code is not ours, the array's token."""
+    network = job.network
+    if isinstance(network, Weights):
+        weights: Any = [network.sha256, job.card.architecture]
+    else:
+        weights = [fingerprint(network), network.options] if type(network) is UNet else token
+    how = [job.device, job.record["precision"], job.record["engine"], numbers.to_json(), repr(job.footprint)]
+    return json.dumps([weights, how])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a tile meets what is wanted along one axis: its corner, the part of it, the place in the result."""
+
+    corner: int
+    part: NDArray[np.intp]
+    place: slice
+
+
+def cuts_of(wanted: NDArray[np.intp], side: int) -> list[Cut]:
+    """Return the tiles of a grid of `side` that hold wanted pixels.
+
+    >>> [cut.corner for cut in cuts_of(np.arange(5, 40, 20), 8)]
+    [0, 24]
+    """
+    tiles = wanted // side
+    ends = [*np.flatnonzero(np.diff(tiles, prepend=-1)), len(wanted)]
+    corners = [int(tiles[start]) * side for start in ends[:-1]]
+    return [Cut(c, wanted[a:b] - c, slice(a, b)) for c, (a, b) in zip(corners, pairwise(ends), strict=True)]
