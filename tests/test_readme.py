@@ -56,3 +56,11 @@ def test_the_first_two_blocks_install_and_run_and_test():
 @pytest.mark.parametrize("test", re.findall(r"`(tests/\w+\.py)`", (ROOT / "docs" / "guarantee.md").read_text()))
 def test_every_test_that_the_guarantee_names_exists(test):
     assert (ROOT / test).exists()
+
+
+def test_the_example_of_a_large_volume_runs():
+    page = (ROOT / "docs" / "python.md").read_text()
+    (example,) = (block for block in re.findall(r"^```python\n(.*?)^```", page, re.S | re.M) if "tilenet.lazy" in block)
+    found = {}
+    exec(example, found)
+    assert found["plane"].shape == (40, 40)

@@ -32,6 +32,17 @@ class Numbers(click.ParamType[Any]):
             self.fail(f"{value!r} is not integers with commas between them", param, ctx)
 
 
+class Sides(Numbers):
+    """One side for all axes, or one per axis of the network, commas between them."""
+
+    name = "PX or Z,Y,X"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return an integer or several."""
+        found = super().convert((value,) if isinstance(value, int) else value, param, ctx)
+        return found[0] if len(found) == 1 else found
+
+
 class Bytes(click.ParamType[Any]):
     """A number of bytes, such as 4GB or 500MB."""
 
@@ -73,7 +84,9 @@ def image_options(command: Any) -> Any:
         click.option("--channels", type=Numbers(), help="Channels the network sees, in its order."),
         click.option("--roi", type=Part(), help="The part to take, in px of that level.  [default: all]"),
         click.option(
-            "--tile", type=int, help="Side in px of what a tile writes.  [default: chosen by cost and memory]"
+            "--tile",
+            type=Sides(),
+            help="Side in px of what a tile writes, or one per axis.  [default: chosen by cost and memory]",
         ),
         click.option("--batch", type=int, help="Most tiles per forward pass."),
         click.option("--memory", type=Bytes(), help="What the run may use.  [default: 4GB]"),

@@ -203,7 +203,7 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
     plan = plan_tiles(
         part.shape,
         footprint,
-        tile=_inner(options.tile, footprint),
+        tile=_inner_tile(options.tile, footprint),
         block=_inner(options.block, footprint),
         batch=options.batch,
         memory=options.memory,
@@ -361,6 +361,18 @@ def _absolute(name: str) -> str:
 def _inner(sides: int | tuple[int, ...] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
     """Return the sides along the network's axes; those of a record have the outer ones too."""
     return sides if sides is None or isinstance(sides, int) else tuple(sides)[-footprint.ndim :]
+
+
+def _inner_tile(sides: int | tuple[int, ...] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
+    """Return a tile's sides along the network's axes; along the axes in front it is one plane long."""
+    outer = () if sides is None or isinstance(sides, int) else sides[: -footprint.ndim]
+    if any(side != 1 for side in outer):
+        said = ",".join(map(str, sides)) if isinstance(sides, tuple) else sides
+        raise SettingsError(
+            f"tile {said} has {len(outer) + footprint.ndim} sides, and a {footprint.ndim}-D network is looped over "
+            f"planes. Give {footprint.ndim} sides, or a {footprint.ndim + len(outer)}-D model"
+        )
+    return _inner(sides, footprint)
 
 
 def _frozen(value: Any) -> Any:
