@@ -309,6 +309,16 @@ def test_a_tile_that_cannot_be_computed_is_named():
         array[40, 40].compute()
 
 
+def test_a_resampled_image_is_that_of_segment_before_and_after_it_was_sent(shared_data):
+    path, options = shared_data("slides/OS-1-detail_HE.ome.tif"), {"mpp": 1.7, "model": "nuclei", "tile": 64}
+    part = np.s_[64:128, 100:120]
+    whole = tilenet.segment(path, batch=1, roi=part, **options)
+    array = tilenet.lazy(path, **options)
+    assert array.shape[0] < 1101
+    for got in (array, pickle.loads(pickle.dumps(array))):
+        assert np.array_equal(got[part].compute(), whole)
+
+
 def test_what_is_not_for_lazy_is_refused(network):
     with pytest.raises(TypeError, match="'resume'"):
         tilenet.lazy(IMAGE, model=network, resume=True)

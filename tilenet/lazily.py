@@ -45,7 +45,7 @@ MOST_CHUNKS = 2**16
 # Arrays that a process which did not make them keeps open between two tasks.
 KEPT = 4
 SETTINGS = (
-    *("level", "axes", "channels", "tile", "memory", "threads", "device", "precision"),
+    *("level", "mpp", "axes", "channels", "tile", "memory", "threads", "device", "precision"),
     *("engine", "scaling", "threshold", "probability_dtype", "missing"),
 )
 
@@ -82,7 +82,7 @@ def lazy(
         Of the dask array, along its axes; whole tiles are best. Default one tile, or as many as
         keep the graph small.
     **settings
-        Any of level, axes, channels, tile, memory, threads, device, precision, engine, scaling,
+        Any of level, mpp, axes, channels, tile, memory, threads, device, precision, engine, scaling,
         threshold, probability_dtype and missing, as for `segment`. `memory` is that of one
         process, in which one tile is computed at a time.
 
