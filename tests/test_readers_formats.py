@@ -362,6 +362,7 @@ def path(request, tmp_path):
         pytest.importorskip("openslide")
         return mirax(tmp_path, {(r, c): np.full((16, 16, 3), 9, np.uint8) for r in range(4) for c in range(4)})
     if request.param == "dicom":
+        pytest.importorskip("wsidicom")
         return request.getfixturevalue("shared_data")("slides/camelyon_overview_jpeg2000.dcm")
     return request.getfixturevalue("czi_file")(RANDOM.integers(1, 250, (1, 2, 1, 30, 90)).astype(np.uint8))
 
