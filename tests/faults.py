@@ -143,7 +143,8 @@ class Command:
 
     @property
     def said(self):
-        return Path(f"{self.prints}.err").read_text()
+        file = Path(f"{self.prints}.err")
+        return file.read_text() if file.exists() else ""  # killed before it could make the file
 
     def signal(self, number):
         """Send a signal; False if it had ended by itself."""

@@ -13,7 +13,7 @@ from faults import BLOCKS, STUB, Stub, is_complete, journal_lines, stray, tree_h
 import tilenet
 from tilenet.errors import OutputIncomplete, OutputLocked, SettingsError
 from tilenet.shares import blocks_of_share, finish_shares, written_of
-from tilenet.store import Store, can_resume, open_mask
+from tilenet.store import Store, can_resume, open_mask, place
 from tilenet.store import lease as leases
 from tilenet.store.holder import Holder
 
@@ -151,8 +151,9 @@ def kill_shares(commands, image, out, random, count=3):
         for i, run in runs.items():
             if random.random() < 0.6:
                 time.sleep(random.uniform(0, 0.5))
-                kills += run.signal(signal.SIGKILL)
+                run.signal(signal.SIGKILL)
             code, said = run.wait()
+            kills += code == -signal.SIGKILL
             assert code in (0, -signal.SIGKILL), said
             if code == 0:
                 left.discard(i)
@@ -248,6 +249,16 @@ def test_the_command_finishes_what_the_last_share_could_not(small, small_whole, 
     assert tilenet_command("finish", out) == (0, f"{out}: complete, every file verified\n", "")
     assert tree_hash(out) == small_whole
     assert json.loads(tilenet_command("finish", out, "--json")[1]) == {"out": str(out), "complete": True}
+
+
+def test_the_store_that_a_killed_share_was_making_while_another_was_quicker_is_swept(small, small_whole, tmp_path):
+    out = tmp_path / "m.zarr"
+    fill(small, out, [(1, 2)])
+    half_made = tmp_path / f".{out.name}.{place._machine()}-{2**22 + 1}-123-abcdef01{place.NEW}"
+    (half_made / ".tilenet").mkdir(parents=True)
+    assert stray(out) == [half_made.name]
+    fill(small, out, [(2, 2)])
+    assert (tree_hash(out), stray(out)) == (small_whole, [])
 
 
 @pytest.fixture

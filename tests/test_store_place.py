@@ -15,7 +15,7 @@ from store_fixtures import children_of_this_process, folder_in_memory  # noqa: F
 from store_helpers import INFO, LAYOUTS, make, run, tree, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputExists, OutputLocked, OutputNotFound
-from tilenet.store import Store, can_resume, check_free, open_mask, place
+from tilenet.store import Store, can_resume, check_free, held, open_mask, place
 from tilenet.store import lease as leases
 from tilenet.store.lease import Holder, Lease, this_machine
 
@@ -122,6 +122,21 @@ def test_what_tilenet_did_not_write_is_never_replaced(tmp_path, kind, overwrite)
         Store.create(path, TINY, INFO, overwrite=overwrite)
     assert (tree(tmp_path), sorted(tmp_path.rglob("*"))) == (before, entries)
     assert path.is_symlink() == ("link" in kind)
+
+
+def test_a_store_that_appears_after_the_look_is_not_replaced_unasked(tmp_path, monkeypatch):
+    path, look = tmp_path / "m.zarr", held.check_free
+
+    def late(*args, **options):
+        look(*args, **options)
+        monkeypatch.undo()
+        make(path, TINY, seed=1)
+
+    monkeypatch.setattr(held, "check_free", late)
+    with pytest.raises(OutputExists, match="made by another run just now"):
+        Store.create(path, TINY, INFO)
+    assert np.array_equal(np.asarray(open_mask(path)), truth_of(TINY, 1)["mask"])
+    assert [file.name for file in tmp_path.iterdir()] == ["m.zarr"]
 
 
 def test_home_is_not_replaced_even_if_it_looks_like_a_store(old, monkeypatch):

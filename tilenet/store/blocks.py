@@ -175,12 +175,24 @@ def _checked(values: NDArray[Any], shape: tuple[int, ...], dtype: str) -> NDArra
 
 
 def _sizes_in(folder: str, places: Mapping[str, int]) -> NDArray[np.int64]:
-    """Return the sizes of the files with these names, each at its place; `NO_FILE` for those that are missing."""
-    sizes = np.full(len(places), NO_FILE, np.int64)
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:  # a million files
-        for entry in entries:
-            place = places.get(entry.name)
-            if place is not None:
-                with suppress(FileNotFoundError):
-                    sizes[place] = entry.stat().st_size
-    return sizes
+    """Return the sizes of the files with these names, each at its place; `NO_FILE` for those that are missing.
+
+    Of a million files: by their names in an open folder, which takes half the time of by their paths.
+    """
+    sizes = [NO_FILE] * len(places)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for name in os.listdir(handle):  # noqa: PTH208 - of an open folder
+                if name in places:
+                    sizes[places[name]] = _size_of(name, handle)
+        finally:
+            os.close(handle)
+    return np.array(sizes, np.int64)
+
+
+def _size_of(name: str, folder: int) -> int:
+    try:
+        return os.stat(name, dir_fd=folder).st_size
+    except FileNotFoundError:  # a link to nothing
+        return NO_FILE

@@ -15,7 +15,7 @@ from tilenet.store.files import faults_named, remove_file
 from tilenet.store.layout import Layout
 from tilenet.store.lease import WHOLE, Joined, Lease, Share
 from tilenet.store.metadata import OWN, read_root
-from tilenet.store.place import check_free, left_behind, recover
+from tilenet.store.place import check_free, left_behind, recover, sweep
 from tilenet.store.seal import SHARE, last_shares, log, tidy, write_root
 
 
@@ -66,7 +66,7 @@ class Held:
         path = Path(path).absolute()
         check_free(path, overwrite=overwrite)
         with faults_named(path):
-            store = cls._leased(path, build(path, layout, info, replace=path.exists(), share=share))
+            store = cls._leased(path, build(path, layout, info, replace=overwrite and path.exists(), share=share))
             store._log("created", **({SHARE: list(share)} if share else {}))
         return store
 
@@ -188,6 +188,7 @@ class Held:
         """Put the store into the state from which a run goes on."""
         for left in (self.path / OWN).glob("*.part"):
             remove_file(left)
+        sweep(self.path)  # a share may have been killed while it made a store that another was quicker to make
         if not self.complete:
             self._log("resumed")
             return
