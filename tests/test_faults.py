@@ -127,7 +127,8 @@ def test_the_packaged_network_killed_and_resumed_gives_the_same_bytes(commands, 
     assert np.asarray(open_mask(tmp_path / "whole.zarr")).any()
     for number in range(times):
         out = tmp_path / f"{number}.zarr"
-        _, kills = kill_and_resume(commands, image, out, kills=2, span=1.0, random=random, options=options, stub={})
+        # At once after a block is entered: a later moment may lie beyond the end of so short a run.
+        _, kills = kill_and_resume(commands, image, out, kills=2, span=0.0, random=random, options=options, stub={})
         assert tree_hash(out) == expected
         assert kills >= 1
 
