@@ -38,6 +38,10 @@ def test_a_folder_is_scored_as_counted_by_hand(folders):
     assert scores["panoptic_quality"] == pytest.approx((6 + 64 / 96) / 7.5)
     # Where the truth has objects, each is one segment of the prediction, if only its background.
     assert scores["rand"] == pytest.approx(1)
+    # Without background, the missed object falls to its two neighbours, about 32 px to each:
+    # sum p_ij^2 = 3 * 64^2 + 2 * 32^2, sum t_j^2 = 4 * 64^2, sum s_i^2 = 64^2 + 2 * 96^2.
+    assert scores["rand_thinned"] == pytest.approx((1 + 2 * 14336 / (16384 + 22528)) / 2, abs=1e-3)
+    assert scores["information_thinned"] < scores["information"] == pytest.approx(1)
     json.dumps(scores)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from skimage.metrics import adapted_rand_error, variation_of_information
+from skimage.segmentation import expand_labels
 
 from tilenet import metrics
 from tilenet.errors import SettingsError
@@ -101,6 +102,28 @@ def test_what_the_truth_leaves_out_does_not_count():
     truth = np.array([0, 0, 1, 1, 2, 2])
     assert metrics.rand_scores([7, 8, 1, 1, 2, 2], truth).f_score == 1
     assert metrics.rand_scores([7, 8, 1, 1, 1, 1], truth).f_score < 1
+
+
+def test_thinned_borders_leave_only_errors_of_the_partition():
+    truth = np.array([1, 1, 1, 1, 1, 0, 2, 2, 2, 2])
+    wide = np.array([3, 3, 3, 0, 0, 0, 0, 4, 4, 4])
+    # By hand, in the truth's nine pixels: pairs (1, 3) 3, (1, 0) 2, (2, 0) 1, (2, 4) 3; sum p_ij^2 = 23;
+    # sum t_j^2 = 25 + 16; sum s_i^2 = 3^2 + 3^2 + 3^2.
+    assert metrics.rand_scores(wide, truth).f_score == 2 * 23 / (41 + 27)
+    assert metrics.rand_scores(metrics.thin_borders(wide), truth).f_score == 1
+    merged = np.array([3, 3, 3, 3, 3, 3, 3, 3, 3, 0])
+    assert metrics.rand_scores(metrics.thin_borders(merged), truth).merge == 41 / 81
+
+
+def test_thinned_borders_agree_with_scikit_image():
+    labels = np.where(np.random.default_rng(0).random((40, 50)) < 0.02, np.arange(2000).reshape(40, 50), 0)
+    thinned = metrics.thin_borders(labels)
+    assert (thinned > 0).all()
+    # Where two segments are equally near, either is right.
+    apart = thinned != expand_labels(labels, 100)
+    assert apart.mean() < 0.05
+    assert np.array_equal(thinned[labels > 0], labels[labels > 0])
+    assert not metrics.thin_borders(np.zeros((3, 3), int)).any()
 
 
 def test_nothing_to_find_and_nothing_found_is_perfect():

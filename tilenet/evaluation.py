@@ -34,8 +34,9 @@ def evaluate(prediction: str | Path, truth: str | Path, *, classes: bool = False
     dict
         Ready for JSON: ``images``, ``pixel_error``, ``dice`` and ``iou`` per class (``"1"`` is
         the foreground of objects); for objects also ``objects`` per IoU threshold,
-        ``mean_ap``, ``panoptic_quality``, ``rand`` and ``information``. Pixels and objects are
-        counted over all images; ``mean_ap``, ``rand`` and ``information`` are means of images.
+        ``mean_ap``, ``panoptic_quality``, ``rand`` and ``information``, and the last two with
+        thinned borders (`metrics.thin_borders`). Pixels and objects are counted over all images;
+        ``mean_ap`` and what follows ``panoptic_quality`` are means of images.
 
     Raises
     ------
@@ -96,10 +97,13 @@ def _of_pixels(pixels: Mapping[int, metrics.PixelCounts], images: int) -> dict[s
 
 
 def _of_image(found: Labels, true: Labels) -> dict[str, float]:
+    thinned = metrics.thin_borders(found)
     return {
         "mean_ap": metrics.mean_average_precision(found, true),
         "rand": metrics.rand_scores(found, true).f_score,
         "information": metrics.information_scores(found, true).f_score,
+        "rand_thinned": metrics.rand_scores(thinned, true).f_score,
+        "information_thinned": metrics.information_scores(thinned, true).f_score,
     }
 
 

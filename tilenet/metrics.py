@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage as ndi
 from scipy import sparse
 
 from tilenet.errors import SettingsError
@@ -237,7 +238,8 @@ def rand_scores(prediction: ArrayLike, truth: ArrayLike) -> PartitionScores:
     """Return the foreground-restricted Rand scores of the ISBI 2012 challenge.
 
     Only pixels in a true segment count (label 0 of the truth, the membranes, does not);
-    label 0 of the prediction is a segment like any other.
+    label 0 of the prediction is a segment like any other. So a predicted membrane that is one
+    pixel too wide costs as much as a segment of that area; `thin_borders` takes that away.
 
     Parameters
     ----------
@@ -265,6 +267,37 @@ def information_scores(prediction: ArrayLike, truth: ArrayLike) -> PartitionScor
     return PartitionScores(
         _ratio(mutual, of_prediction), _ratio(mutual, of_truth), _ratio(2 * mutual, of_prediction + of_truth)
     )
+
+
+def thin_borders(labels: ArrayLike) -> Labels:
+    """Return instance labels whose borders have no width: each pixel of 0 joins the nearest segment.
+
+    The challenge's final scores, V Rand (thinned) and V Info (thinned), are `rand_scores` and
+    `information_scores` of a prediction with thinned borders, because the plain ones turned
+    out to tell wide membranes from thin ones rather than good partitions from bad ones. The
+    challenge's own script leaves borders of one pixel.
+
+    Parameters
+    ----------
+    labels : array of int (*n)
+        Instance labels; 0 is border or background.
+
+    Returns
+    -------
+    array of int (*n)
+        The same segments, grown until they touch; all 0 if there are none.
+
+    Examples
+    --------
+    >>> thin_borders([1, 1, 0, 0, 0, 0, 7]).tolist()
+    [1, 1, 1, 1, 7, 7, 7]
+    """
+    array = np.asarray(labels)
+    if not array.any():
+        return array
+    nearest = ndi.distance_transform_edt(array == 0, return_distances=False, return_indices=True)
+    grown: Labels = array[tuple(nearest)]
+    return grown
 
 
 def _foreground_table(prediction: ArrayLike, truth: ArrayLike) -> sparse.csr_array:
