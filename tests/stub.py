@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -21,9 +22,13 @@ class Bright:
     footprint: ClassVar = Footprint.same(2, reach=1)
     sleep: float = 0.0
     bright: int = 900
+    deaths: str = ""  # a file that gets a byte for each
 
     def __call__(self, batch):
         if (batch == DEADLY).any():
+            if self.deaths:
+                with Path(self.deaths).open("ab") as file:
+                    file.write(b".")
             os.kill(os.getpid(), signal.SIGKILL)
         if (batch == BAD).any():
             raise ValueError("the lamp went out")

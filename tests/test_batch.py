@@ -9,7 +9,7 @@ import tifffile
 from oracles import random_network
 from store_helpers import tree
 from stub import BAD, Bright
-from test_distributed import Cluster, write_image
+from workers import Cluster, write_image
 
 import tilenet
 from tilenet import worker

@@ -18,7 +18,7 @@ from faults import stray, wait_until
 from oracles import random_network
 from store_helpers import journal_lines, tree
 from stub import Bright
-from test_distributed import write_image
+from workers import write_image
 
 import tilenet
 from tilenet import clusters

@@ -18,7 +18,7 @@ LAYERS = [
     {"models", "predict", "runner", "tiff_export"},
     {"job", "training", "evaluation"},
     {"compute", "worker"},
-    {"distributed", "clusters", "shares"},
+    {"flights", "distributed", "clusters", "shares"},
     {"api", "describe", "lazily", "orders", "pictures", "summary"},
     {"slides"},
     {"checks"},

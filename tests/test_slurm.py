@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from oracles import random_network
 from store_helpers import tree
-from test_distributed import write_image
+from workers import write_image
 
 import tilenet
 

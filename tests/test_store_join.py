@@ -256,3 +256,39 @@ def test_a_line_that_no_writer_of_this_store_wrote_is_not_adopted(leader):
     leader.adopt(line)
     assert Path(leader.path / LAYOUT.files(0, 1)[1]).exists()
     assert 1 not in leader.pending()
+
+
+def test_of_two_writers_of_a_flight_the_second_learns_what_the_first_wrote(leader):
+    first, second = (Store.join(leader.path, leader.run) for _ in range(2))
+    assert first.begin("f", [0, 1]) is None
+    assert second.begin("g", [2]) is None, "another flight"
+    line = write(first, 1)
+    write(first, 2)
+    assert second.begin("f", [0, 1]) == first.begin("f", [0, 1]) == {1: line}
+    leader.forget("f")
+    assert second.begin("f", [0, 1]) is None
+    for writer in (first, second):
+        writer.close()
+
+
+@pytest.mark.parametrize("when", ["finished", "replaced"])
+def test_a_flight_is_not_begun_in_a_store_that_is_another_s_by_now(leader, monkeypatch, when):
+    writer = Store.join(leader.path, leader.run)
+
+    def end():
+        if when == "finished":
+            write_all_blocks(leader, TRUTH)
+            finish(leader)
+        else:
+            leader.close()
+            make(leader.path, LAYOUT, seed=1, overwrite=True)
+
+    replace_step(asleep_before("begin")(end), monkeypatch.setattr)
+    with pytest.raises(OutputLocked):
+        writer.begin("f", [0])
+    monkeypatch.undo()
+    with pytest.raises(OutputLocked):
+        writer.begin("f", [0])
+    writer.close()
+    assert not list(leader.path.rglob("begun-*"))
+    assert Store.damage_of(leader.path) == []

@@ -1,92 +1,41 @@
 """Blocks to Dask workers, outcomes back.
 
-Dask does the distribution. It is told the paths of a run and the number of a block, and a
-journal line comes back: no pixels, models or open files pass through it. There are as many
-blocks in flight as there are workers, so that a million blocks are never a million futures,
-and a worker that dies takes one block with it.
+Dask does the distribution. It is told the paths of a run and the numbers of some blocks, and
+journal lines come back: no pixels, models or open files pass through it. There are as many
+flights of blocks on their way as there are workers, so that a million blocks are never a
+million futures, and a worker that dies takes one block with it.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field, replace
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tilenet import predict
-from tilenet.compute import Progress, counted, finish, raise_if_failed
-from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
+from tilenet.compute import Progress, counted, finish
+from tilenet.errors import EnvironmentFault, ImageError, SettingsError
+from tilenet.flights import Flight, Queue, Slide, seconds_per_flight
 from tilenet.footprint import Footprint
 from tilenet.job import Job
 from tilenet.runner import Report
 from tilenet.store import Store
-from tilenet.worker import Outcome, Task, compute_block
+from tilenet.worker import Answer, Task, compute_blocks
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-# How many workers may refuse a block, or die of it (Dask's own default of `allowed-failures`, and one).
-TRIES = 4
 # Seconds after which the workers are counted again.
 WAKE = 1.0
-# Blocks in flight beyond twice the workers of a cluster that grows with its work.
+# Flights beyond twice the workers of a cluster that grows with its work.
 MORE = 8
 # Bytes of a pickled callable: more is a model, not the name of one.
 LARGEST_CALLABLE = 2**14
-
-
-@dataclass
-class Slide:
-    """One output that workers fill; many may share the queue.
-
-    Attributes
-    ----------
-    task : Task
-        What workers are told.
-    store : Store
-        Held by this process.
-    job : Job
-        As it was settled here; each worker settles its own.
-    advance : callable
-        Called with the pixels of each block that is written.
-    name : str
-        For people, in the names of tasks; default that of the output.
-    report : Report
-        What was done so far.
-    error : Exception or None
-        What ended it before its last block.
-    """
-
-    task: Task
-    store: Store
-    job: Job
-    advance: Callable[[int], None] = lambda pixels: None
-    name: str = ""
-    report: Report = field(default_factory=Report)
-    error: Exception | None = None
-    in_flight: int = 0
-    all_sent: bool = False
-
-    def raise_if_failed(self) -> None:
-        """Raise what ended it, or `BlocksFailed` for the blocks that could not be computed."""
-        if self.error:
-            raise self.error
-        raise_if_failed(self.report, self.job)
-
-
-@dataclass(frozen=True)
-class Flight:
-    """One block on its way; `refused_by` are the workers that could not compute it."""
-
-    slide: Slide
-    index: int
-    refused_by: tuple[str, ...] = ()
 
 
 def check_sendable(image: Any, model: Any) -> None:
@@ -163,52 +112,41 @@ def work_off(client: Client, slides: Iterable[Slide]) -> Iterator[Slide]:
     EnvironmentFault
         If the scheduler is lost. What is written stays written.
     """
-    return _Queue(client, slides).work_off()
+    return _Dispatch(client, Queue(slides)).work_off()
 
 
-class _Queue:
-    def __init__(self, client: Client, slides: Iterable[Slide]) -> None:
-        self._client = client
-        self._waiting, self._again = self._blocks_of(slides), deque[Flight]()
-        self._arrivals: SimpleQueue[tuple[str, Flight, Any]] = SimpleQueue()
-        self._futures: dict[str, Future[Any]] = {}
-        self._ended: deque[Slide] = deque()
+class _Dispatch:
+    """Flights of a queue to the workers of a client, and their answers back."""
+
+    def __init__(self, client: Client, queue: Queue) -> None:
+        self._client, self._queue = client, queue
+        self._arrivals: SimpleQueue[tuple[Flight, Any]] = SimpleQueue()
+        self._futures: dict[int, Future[Any]] = {}
         self._workers: list[str] = []
-        self._count_again, self._number = 0.0, count()
+        self._count_again = 0.0
 
     def work_off(self) -> Iterator[Slide]:
         while True:
             self._send()
-            while self._ended:
-                yield self._ended.popleft()
+            while self._queue.ended:
+                yield self._queue.ended.popleft()
             if not self._futures:
                 return
-            for key, flight, answer in self._arrived():
-                del self._futures[key]
-                self._settle(flight, answer)
-
-    def _blocks_of(self, slides: Iterable[Slide]) -> Iterator[Flight]:
-        for slide in slides:
-            for index in slide.store.pending():
-                if slide.error:
-                    break
-                slide.in_flight += 1
-                yield Flight(slide, index)
-            slide.all_sent = True
-            self._end_if_done(slide)
+            for flight, found in self._arrived():
+                del self._futures[flight.number]
+                if isinstance(found, CancelledError):
+                    raise self._lost(found)
+                self._queue.settle(flight, found if isinstance(found, Answer) else _answer_of(found))
 
     def _send(self) -> None:
-        """Keep as many blocks in flight as there are workers, or may come if there is work."""
+        """Keep as many flights on their way as there are workers, or may come if there is work."""
         if monotonic() >= self._count_again:
             self._workers = self._find_workers()
             self._count_again = monotonic() + WAKE
-        adaptive = getattr(self._client.cluster, "_adaptive", None)
-        workers = len(self._workers)
-        while len(self._futures) < max(1, min(adaptive.maximum, 2 * workers + MORE) if adaptive else workers):
-            flight = self._again.popleft() if self._again else next(self._waiting, None)
-            if flight is None:
-                return
-            self._submit(flight)
+        adaptive, workers = getattr(self._client.cluster, "_adaptive", None), len(self._workers)
+        most = max(1, min(adaptive.maximum, 2 * workers + MORE) if adaptive else workers)
+        while len(self._futures) < most and (flight := self._queue.take(most)):
+            self._submit(flight, seconds_per_flight(most))
 
     def _find_workers(self) -> list[str]:
         try:
@@ -216,28 +154,27 @@ class _Queue:
         except Exception as error:  # of several kinds, as the connection breaks here or there
             raise self._lost(error) from error
 
-    def _submit(self, flight: Flight) -> None:
-        slide = flight.slide
-        key = f"tilenet-{slide.name or Path(slide.task.out).stem}-{flight.index}-{next(self._number)}"
+    def _submit(self, flight: Flight, seconds: float) -> None:
         others = [worker for worker in self._workers if worker not in flight.refused_by] if flight.refused_by else []
         preferred = {"workers": others, "allow_other_workers": True} if others else {}
+        task = (flight.slide.task, flight.blocks, flight.id, seconds)
         try:
-            future = self._client.submit(answer, slide.task, flight.index, key=key, pure=False, **preferred)
+            future = self._client.submit(answer, *task, key=flight.name, pure=False, **preferred)
         except Exception as error:
             raise self._lost(error) from error
-        self._futures[key] = future
-        self._client.loop.add_callback(self._watch, key, flight, future)
+        self._futures[flight.number] = future
+        self._client.loop.add_callback(self._watch, flight, future)
 
-    async def _watch(self, key: str, flight: Flight, future: Future[Any]) -> None:
+    async def _watch(self, flight: Flight, future: Future[Any]) -> None:
         """Put what becomes of a future into the queue; runs in the client's own thread."""
         try:
             found = await future
         except Exception as error:
             found = error
-        self._arrivals.put((key, flight, found))
+        self._arrivals.put((flight, found))
 
-    def _arrived(self) -> Iterator[tuple[str, Flight, Any]]:
-        """Wait a while for the next outcome; yield all that are there."""
+    def _arrived(self) -> Iterator[tuple[Flight, Any]]:
+        """Wait a while for the next answer; yield all that are there."""
         try:
             yield self._arrivals.get(timeout=WAKE)
             while True:
@@ -245,51 +182,22 @@ class _Queue:
         except Empty:
             return
 
-    def _settle(self, flight: Flight, found: Any) -> None:
-        slide, index = flight.slide, flight.index
-        if isinstance(found, CancelledError):
-            raise self._lost(found)
-        worker, outcome = found if isinstance(found, tuple) else ("", _outcome_of(found))
-        if outcome.refusal and not slide.error and len(flight.refused_by) + 1 < TRIES:
-            self._again.append(replace(flight, refused_by=(*flight.refused_by, worker)))
-            return
-        slide.in_flight -= 1
-        if outcome.line:
-            slide.store.adopt(outcome.line)
-            slide.report.add(outcome.report)
-            slide.advance(outcome.report.pixels)
-        elif outcome.fault:
-            slide.error = slide.error or outcome.fault
-        elif outcome.refusal and not slide.report.blocks:
-            # Nobody could even begin: every other block would be refused too.
-            where = f"block {index} at {slide.job.plan[index].box}"
-            slide.error = slide.error or BlocksFailed(
-                f"{slide.task.out}: {where} was refused {TRIES} times: {outcome.refusal}"
-            )
-        else:
-            slide.report.failures[index] = outcome.failure or outcome.refusal
-        self._end_if_done(slide)
-
-    def _end_if_done(self, slide: Slide) -> None:
-        if slide.all_sent and not slide.in_flight:
-            self._ended.append(slide)
-
     def _lost(self, error: Exception) -> EnvironmentFault:
         where = self._client.scheduler.address if self._client.scheduler else "the scheduler"
         return EnvironmentFault(f"{where}: the scheduler is lost ({type(error).__name__}). Run again with --resume")
 
 
-def answer(task: Task, index: int) -> tuple[str, Outcome]:
-    """Run on a worker: compute a block; return its address and the outcome."""
+def answer(task: Task, blocks: Sequence[int], flight: str, seconds: float) -> Answer:
+    """Run on a worker: compute blocks; return what became of them."""
     from distributed import get_worker
 
-    return get_worker().address, compute_block(task, index)
+    return replace(compute_blocks(task, blocks, flight=flight, seconds=seconds), worker=get_worker().address)
 
 
-def _outcome_of(error: Exception) -> Outcome:
+def _answer_of(error: Exception) -> Answer:
     if type(error).__name__ == "KilledWorker":
-        return Outcome(failure=f"{error.allowed_failures + 1} workers died of it")  # type: ignore[attr-defined]
-    return Outcome(refusal=f"{type(error).__name__}: {error}")
+        return Answer(deaths=error.allowed_failures + 1)  # type: ignore[attr-defined]
+    return Answer(refusal=f"{type(error).__name__}: {error}")
 
 
 def _absolute(name: str | Path) -> str:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from tilenet.api import open_store, spare_the_input
 from tilenet.compute import finish, run_job
-from tilenet.distributed import Slide, check_sendable, task_of, work_off
+from tilenet.distributed import check_sendable, task_of, work_off
 from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
+from tilenet.flights import Slide
 from tilenet.footprint import Footprint
 from tilenet.job import Options, check_info, refuse_contradiction, settle
 from tilenet.orders import Order, read_orders

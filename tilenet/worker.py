@@ -1,6 +1,6 @@
-"""What a worker does with one block: open everything where it is, compute, write, report.
+"""What a worker does with blocks: open everything where it is, compute, write, report.
 
-A worker is told paths and the number of a block, and nothing else. What decides the bytes
+A worker is told paths and the numbers of blocks, and nothing else. What decides the bytes
 it reads from the run record in the output, and it refuses if here the same record would
 not come out: another image under that path, another engine, no such device.
 """
@@ -11,19 +11,20 @@ import atexit
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from tilenet import predict
 from tilenet.decide import Arrays
 from tilenet.errors import EnvironmentFault, OutputLocked, TilenetError
 from tilenet.footprint import Footprint
-from tilenet.job import Options, check_info, refuse_contradiction, settle
+from tilenet.job import Job, Options, check_info, refuse_contradiction, settle
 from tilenet.models import load_model
-from tilenet.runner import Report, run
+from tilenet.runner import Predictor, Report, run
 from tilenet.scaling import Scaling
 from tilenet.store import Store
 
@@ -56,7 +57,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one block on one worker.
+    """What became of one block.
 
     Attributes
     ----------
@@ -66,43 +67,86 @@ class Outcome:
         What that took.
     failure : str
         Why it cannot be computed.
-    refusal : str
-        Why this worker cannot compute it; another might.
-    fault : TilenetError or None
-        What ends the whole run.
     """
 
     line: bytes = b""
     report: Report = field(default_factory=Report)
     failure: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a flight of blocks, and why there is nothing of the others; if nothing says so, time was over.
+
+    Attributes
+    ----------
+    outcomes : dict of int to Outcome
+        By block.
+    worker : str
+        Whose answer it is.
+    refusal : str
+        Why this worker cannot go on; another might.
+    deaths : int
+        Workers that died of the first of the others.
+    fault : TilenetError or None
+        What ends the whole run.
+    """
+
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    worker: str = ""
     refusal: str = ""
+    deaths: int = 0
     fault: TilenetError | None = None
 
 
 class Opened:
-    """Store, image and model of a task, opened once per process."""
+    """Store, image and model of a task, opened once per process, the last two when a block is there for them."""
 
     def __init__(self, task: Task) -> None:
-        self.store = Store.join(task.out, task.run)
-        found = self.store.info
+        self._task, self.store = task, Store.join(task.out, task.run)
+
+    @cached_property
+    def job(self) -> Job:
+        """The job as it is settled here."""
+        task, found = self._task, self.store.info
         check_info(found, task.out)
         model = _network(task.model) if isinstance(task.model, str) else task.model
-        self.job = settle(task.image, model, Options().or_recorded(found["record"]), footprint=task.footprint)
-        numbers = Scaling.from_json(found["scaling"])
-        refuse_contradiction(found, self.job.info(numbers))
-        self.predictor = self.job.predictor(numbers)
+        job = settle(task.image, model, Options().or_recorded(found["record"]), footprint=task.footprint)
+        try:
+            refuse_contradiction(found, job.info(self._numbers))
+        except BaseException:
+            job.image.close()
+            raise
+        return job
+
+    @property
+    def _numbers(self) -> Scaling:
+        return Scaling.from_json(self.store.info["scaling"])
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        predictor: Predictor = self.job.predictor(self._numbers)
+        return predictor
+
+    def recall(self, flight: str, blocks: Iterable[int]) -> dict[int, Outcome] | None:
+        """Return None if nobody has begun that flight before, else what was written of it."""
+        if (lines := self.store.begin(flight, blocks)) is None:
+            return None
+        sizes = {index: self.store.layout.box(0, index).size for index in lines}
+        return {index: Outcome(line, Report(blocks=1, pixels=sizes[index])) for index, line in lines.items()}
 
     def compute(self, index: int) -> Outcome:
         """Compute and write one block."""
         job, sink = self.job, OneBlock(self.store, index)
         with predict.threads(job.record["threads"]):
-            report = run(job.plan, job.image, self.predictor, decide=job.decision, sink=sink)
+            report = run(job.plan, job.image, self._predictor, decide=job.decision, sink=sink)
         return Outcome(sink.line, report, failure=report.failures.get(index, ""))
 
     def close(self) -> None:
         """Let go of files."""
         self.store.close()
-        self.job.image.close()
+        if "job" in vars(self):
+            self.job.image.close()
 
 
 class OneBlock:
@@ -125,17 +169,37 @@ _opened: OrderedDict[tuple[str, str], Opened] = OrderedDict()
 _one_block_at_a_time = threading.Lock()
 
 
-def compute_block(task: Task, index: int) -> Outcome:
-    """Compute one block of a task in this process; what goes wrong comes back as an `Outcome`."""
+def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: float) -> Answer:
+    """Compute blocks of a task in this process, one after the other; what goes wrong comes back as an `Answer`.
+
+    Parameters
+    ----------
+    task, blocks
+        What.
+    flight : str
+        Names these blocks. Whoever is sent them after another had begun them does not begin: that
+        one is dead, or was taken for dead, and one of the blocks may be why.
+    seconds : float
+        No other block is begun after so many.
+    """
+    outcomes: dict[int, Outcome] = {}
     with _one_block_at_a_time:
         try:
-            return _open(task).compute(index)
+            opened, until = _open(task), monotonic() + seconds
+            if (found := opened.recall(flight, blocks)) is not None:
+                return Answer(found, deaths=1)
+            for index in blocks:
+                outcomes[index] = opened.compute(index)
+                if monotonic() > until:
+                    break
         except (EnvironmentFault, OutputLocked) as error:
-            return Outcome(fault=error)
+            return Answer(outcomes, fault=error)
         except MemoryError:
-            return Outcome(refusal=f"{socket.gethostname()}: out of memory. Give workers more, or use a smaller --tile")
+            reason = "out of memory. Give workers more, or use a smaller --tile"
+            return Answer(outcomes, refusal=f"{socket.gethostname()}: {reason}")
         except Exception as error:  # of whatever kind: this worker cannot, another might
-            return Outcome(refusal=f"worker on {socket.gethostname()}: {error or type(error).__name__}")
+            return Answer(outcomes, refusal=f"worker on {socket.gethostname()}: {error or type(error).__name__}")
+    return Answer(outcomes)
 
 
 def close_all() -> None:

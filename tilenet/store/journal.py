@@ -153,7 +153,7 @@ class Pen:
 
     def __init__(self, folder: Path, writer: str) -> None:
         self._folder = folder / FOLDER
-        self._writer = writer
+        self.writer = writer
         self._lock = threading.Lock()
         self._file: int | None = None
         self._torn = False
@@ -177,7 +177,7 @@ class Pen:
     def _create(self) -> int:
         make_folder(self._folder)
         earlier = [int(path.name[:6]) for path in self._folder.iterdir() if path.name[:6].isdecimal()]
-        path = self._folder / f"{1 + max(earlier, default=0):06d}-{self._writer}.jsonl"
+        path = self._folder / f"{1 + max(earlier, default=0):06d}-{self.writer}.jsonl"
         handle = step("create journal", os.open, path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         step("sync folder", sync_folder, self._folder)
         return handle

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputIncomplete
+from tilenet.store import begun
 from tilenet.store.blocks import Shard, shards_of
 from tilenet.store.files import faults_named
 from tilenet.store.held import Held
+from tilenet.store.metadata import OWN
 from tilenet.store.pyramid import shrink
 from tilenet.store.seal import seal, tidy, write_root
 
@@ -60,6 +62,41 @@ class Store(Held):
         except EnvironmentFault:
             self._check_allowed()  # a run that took over sweeps away what this one was writing
             raise
+
+    def begin(self, flight: str, blocks: Iterable[int]) -> dict[int, bytes] | None:
+        """Note that this writer begins to write some blocks, for a run that it joined.
+
+        Parameters
+        ----------
+        flight : str
+            Names these blocks, and nothing else in this store.
+        blocks : iterable of int
+            At level 0.
+
+        Returns
+        -------
+        dict of int to bytes or None
+            None if nobody has begun them before. Else what that writer has entered in its
+            journal, by block: lines for `adopt`.
+
+        Raises
+        ------
+        EnvironmentFault, OutputLocked
+            As `write`.
+        """
+        try:
+            self._check_allowed()
+            with faults_named(self.path):
+                before = begun.begin(self.path / OWN, flight, self._blocks.pen.writer)
+                return None if before is None else begun.lines_by(self.path / OWN, before, blocks)
+        except EnvironmentFault:
+            self._check_allowed()
+            raise
+
+    def forget(self, flight: str) -> None:
+        """Forget that blocks were begun: all that was to be known of it is."""
+        with faults_named(self.path):
+            begun.forget(self.path / OWN, flight)
 
     def adopt(self, line: bytes) -> None:
         """Note what a writer that joined has written, as if this one had.

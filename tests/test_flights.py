@@ -1,0 +1,285 @@
+"""Which blocks go together, and what follows from each answer: a queue, without workers."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tilenet.errors import BlocksFailed, OutputLocked
+from tilenet.flights import MOST, ROUNDS, TRIES, Queue, Slide, blocks_per_flight, seconds_per_flight
+from tilenet.runner import Report
+from tilenet.worker import Answer, Outcome, Task
+
+
+class Store:
+    """Stands for one: knows which blocks it lacks, and what it was told."""
+
+    def __init__(self, blocks, name="m"):
+        self.path, self.blocks = Path(f"{name}.zarr"), list(blocks)
+        self.looked, self.adopted, self.forgotten = 0, [], []
+
+    def pending(self):
+        for index in self.blocks:
+            self.looked += 1
+            yield index
+
+    def adopt(self, line):
+        self.adopted.append(int(line))
+
+    def forget(self, flight):
+        self.forgotten.append(flight)
+
+
+class Job:
+    """Stands for one, as far as an error names it."""
+
+    def __init__(self):
+        self.image = SimpleNamespace(name="slide.tif")
+        self.plan = [SimpleNamespace(box=f"[{i}]") for i in range(1000)]
+
+
+def slide_of(blocks, name="m"):
+    blocks = range(blocks) if isinstance(blocks, int) else blocks
+    return Slide(Task(f"{name}.zarr", f"run-of-{name}-and-more", "slide.tif", "nuclei"), Store(blocks, name), Job())
+
+
+def done(*blocks, **why):
+    return Answer({i: Outcome(b"%d" % i, Report(blocks=1, pixels=10)) for i in blocks}, **why)
+
+
+def work_off(queue, answers, *, workers=2):
+    """Answer flight after flight, as many at a time as there are workers; return the flights."""
+    flights, in_flight = [], []
+    while True:
+        while len(in_flight) < workers and (flight := queue.take(workers)):
+            in_flight.append(flight)
+            flights.append(flight)
+        if not in_flight:
+            return flights
+        flight = in_flight.pop(0)
+        queue.settle(flight, answers(flight))
+
+
+def all_done(flight):
+    return done(*flight.blocks)
+
+
+# How many go together.
+
+
+@given(left=st.integers(0, 10**9), workers=st.integers(0, 10**5))
+def test_a_flight_is_never_empty_never_large_and_leaves_some_for_all_others(left, workers):
+    together = blocks_per_flight(left, workers)
+    assert 1 <= together <= MOST
+    assert together == 1 or together * ROUNDS * workers <= left
+
+
+def test_large_runs_have_few_flights_and_the_last_blocks_go_alone():
+    queue = Queue([slide_of(10_000)])
+    flights = work_off(queue, all_done, workers=4)
+    assert sum(len(flight.blocks) for flight in flights) == 10_000
+    assert len(flights) < 10_000 / 30
+    assert len(flights[0].blocks) == MOST and [len(flight.blocks) for flight in flights[-ROUNDS * 4 :]] == [1] * 16
+
+
+def test_where_there_are_more_workers_than_blocks_each_block_goes_alone():
+    flights = work_off(Queue([slide_of(100)]), all_done, workers=200)
+    assert [flight.blocks for flight in flights] == [(i,) for i in range(100)]
+
+
+def test_a_few_blocks_that_a_large_run_lacks_are_shared_out_too():
+    flights = work_off(Queue([slide_of(range(0, 10_000, 1000))]), all_done, workers=4)
+    assert len(flights) == 10
+
+
+def test_a_flight_lasts_a_second_or_longer_where_many_workers_ask():
+    assert seconds_per_flight(2) == 1.0
+    assert 1000 / seconds_per_flight(1000) <= 50
+
+
+def test_a_million_blocks_are_looked_at_only_as_they_are_needed():
+    slide = slide_of(10**6)
+    queue = Queue([slide])
+    queue.take(3)
+    assert slide.store.looked <= MOST * ROUNDS * 3
+
+
+@given(blocks=st.integers(0, 300), workers=st.integers(1, 9), choices=st.lists(st.integers(0, 9), max_size=40))
+def test_whatever_comes_back_every_block_comes_to_one_end(blocks, workers, choices):
+    """Answers of every kind in any order; then all is well."""
+    slide, left = slide_of(blocks), list(choices)
+
+    def answers(flight):
+        kind = left.pop() if left else 9
+        some = flight.blocks[: len(flight.blocks) // 2]
+        if kind == 0:
+            return done(*some, deaths=1)
+        if kind == 1:
+            return done(*some, refusal="no GPU", worker="w")
+        if kind == 2:
+            return done(*some)  # its time was over
+        if kind == 3:
+            return Answer({i: Outcome(failure="bad") for i in flight.blocks})
+        return done(*flight.blocks)
+
+    queue = Queue([slide])
+    work_off(queue, answers, workers=workers)
+    assert list(queue.ended) == [slide] and slide.in_flight == 0
+    failed = set(slide.report.failures)
+    assert slide.error or sorted([*slide.store.adopted, *failed]) == list(range(blocks))
+    assert slide.report.blocks == len(slide.store.adopted) == len(set(slide.store.adopted))
+
+
+# Its time was over.
+
+
+def test_blocks_for_which_there_was_no_time_wait_again_before_the_others():
+    slide = slide_of(100)
+    queue = Queue([slide])
+    first, second = queue.take(2), queue.take(2)
+    queue.settle(first, done(first.blocks[0]))
+    assert queue.take(2).blocks[0] == first.blocks[1]
+    assert second.blocks[0] == first.blocks[-1] + 1
+
+
+def test_at_the_end_the_blocks_of_slow_flights_are_shared_out_anew():
+    slide = slide_of(64)
+    flights = work_off(Queue([slide]), lambda flight: done(flight.blocks[0]), workers=2)
+    assert len(flights) == 64 and slide.report.blocks == 64
+    assert [len(flight.blocks) for flight in flights[-8:]] == [1] * 8
+
+
+# A worker died.
+
+
+def test_when_a_worker_dies_its_blocks_go_on_alone_and_only_the_guilty_one_is_named():
+    slide = slide_of(200)
+
+    def answers(flight):
+        if 5 not in flight.blocks:
+            return done(*flight.blocks)
+        return done(*(i for i in flight.blocks if i < 5), deaths=1)
+
+    flights = work_off(Queue([slide]), answers)
+    with_it = [flight.blocks for flight in flights if 5 in flight.blocks]
+    assert len(with_it[0]) > 6 and with_it[1:] == [(5,)] * (TRIES - 1)
+    assert slide.report.failures == {5: "4 workers died of it"}
+    assert sorted(slide.store.adopted) == [i for i in range(200) if i != 5]
+    neighbours = [flight.blocks for flight in flights if set(with_it[0]) & set(flight.blocks)][1:]
+    assert all(len(blocks) == 1 for blocks in neighbours)
+    assert not any(block < 5 for (block,) in neighbours), "what the dead worker had written is not computed again"
+    with pytest.raises(BlocksFailed, match=r"1 of 1000 blocks failed; block 5 at \[5\]: 4 workers died of it"):
+        slide.raise_if_failed()
+
+
+def test_deaths_of_many_workers_at_random_blame_nobody():
+    slide, deaths = slide_of(300), iter([1, 0, 0, 1, 1] * 20)
+    work_off(Queue([slide]), lambda flight: done(*flight.blocks[1:], deaths=1) if next(deaths, 0) else all_done(flight))
+    assert slide.report.failures == {} and slide.report.blocks == 300
+
+
+@pytest.mark.parametrize(("allowed", "sent"), [(0, 4), (1, 2), (3, 1)])
+def test_a_scheduler_that_gave_up_by_itself_counts_its_deaths(allowed, sent):
+    """Dask's KilledWorker, of a block whose workers die before they can make a note."""
+    slide = slide_of(1)
+    flights = work_off(Queue([slide]), lambda flight: Answer(deaths=allowed + 1), workers=1)
+    assert len(flights) == sent and slide.report.failures == {0: "4 workers died of it"}
+
+
+def test_a_flight_of_several_that_a_scheduler_gave_up_blames_none_of_them():
+    slide = slide_of(64)
+    work_off(Queue([slide]), lambda f: Answer(deaths=4) if len(f.blocks) > 1 else all_done(f), workers=1)
+    assert slide.report.failures == {} and slide.report.blocks == 64
+
+
+# A worker refused.
+
+
+def test_a_worker_that_refuses_everything_is_only_a_detour():
+    slide, seen = slide_of(1000), set()
+
+    def answers(flight):
+        if flight.blocks in seen:
+            return done(*flight.blocks)
+        seen.add(flight.blocks)
+        return Answer(refusal="no GPU", worker="bad")
+
+    flights = work_off(Queue([slide]), answers)
+    assert slide.report.blocks == 1000 and not slide.report.failures
+    assert [f.refused_by for f in flights if f.refused_by] == [("bad",)] * (len(flights) // 2)
+
+
+def test_a_run_that_nobody_can_begin_ends_after_a_few_tries():
+    slide = slide_of(1000)
+    flights = work_off(Queue([slide]), lambda flight: Answer(refusal="no GPU here"))
+    with pytest.raises(BlocksFailed, match=r"m\.zarr: block \d+ at .* was refused 4 times: no GPU here"):
+        slide.raise_if_failed()
+    assert len(flights) <= 2 * TRIES
+
+
+def test_a_block_that_is_refused_late_is_its_own_fault_and_not_its_neighbours():
+    slide = slide_of(500)
+
+    def answers(flight):
+        if 7 not in flight.blocks:
+            return done(*flight.blocks)
+        return done(*(i for i in flight.blocks if i < 7), refusal="out of memory", worker="w")
+
+    work_off(Queue([slide]), answers)
+    assert slide.report.failures == {7: "out of memory"} and slide.report.blocks == 499
+
+
+# The run, and many slides.
+
+
+def test_a_fault_ends_a_slide_and_the_next_goes_on():
+    taken, slides = OutputLocked("taken over"), [slide_of(500, "a"), slide_of(50, "b")]
+
+    def answers(flight):
+        return done(flight.blocks[0], fault=taken) if flight.slide is slides[0] else all_done(flight)
+
+    queue = Queue(slides)
+    flights = work_off(queue, answers)
+    assert slides[0].error is taken and len([f for f in flights if f.slide is slides[0]]) == 2
+    assert set(queue.ended) == set(slides)
+    assert slides[1].error is None and slides[1].report.blocks == 50
+
+
+def test_what_a_fault_overtakes_is_not_tried_again():
+    slide = slide_of(64)
+    queue = Queue([slide])
+    first, second = queue.take(1), queue.take(1)
+    queue.settle(first, Answer(refusal="no GPU", worker="w"))
+    queue.settle(second, Answer(fault=OutputLocked("gone")))
+    assert queue.take(1) is None
+    assert list(queue.ended) == [slide] and slide.in_flight == 0
+
+
+def test_slides_are_opened_only_when_those_before_have_no_blocks_left():
+    opened = []
+
+    def slides():
+        for name in "abc":
+            opened.append(name)
+            yield slide_of(3, name)
+
+    queue = Queue(slides())
+    flights = [queue.take(2) for _ in range(4)]
+    assert opened == ["a", "b"] and flights[3].slide.name == "b"
+
+
+def test_slides_with_nothing_to_do_end_at_once():
+    slides = [slide_of(0, "a"), slide_of(2, "b"), slide_of(0, "c")]
+    queue = Queue(slides)
+    work_off(queue, all_done)
+    assert set(queue.ended) == set(slides)
+
+
+def test_a_flight_has_a_readable_name_and_an_id_of_its_own():
+    slides = [slide_of(300, "a"), slide_of(300, "b")]
+    flights = work_off(Queue(slides), all_done)
+    assert flights[0].name == "tilenet-a-0-36-run-of-a-and-0"
+    assert len({flight.id for flight in flights}) == len(flights)
+    assert sorted(slides[0].store.forgotten) == sorted(f.id for f in flights if f.slide is slides[0])

@@ -1,0 +1,178 @@
+"""One worker, in this process: what it opens, what it refuses, and what it knows of one that died."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+from oracles import random_network
+from stub import BAD
+from workers import BLOCKS, TILES, notes_of, opened, spoil, write_image, written_blocks
+
+import tilenet
+from tilenet import distributed, worker
+from tilenet.api import open_store
+from tilenet.distributed import task_of
+from tilenet.errors import EnvironmentFault, OutputLocked
+from tilenet.job import Options
+from tilenet.worker import Opened, Task, compute_blocks
+
+
+@pytest.fixture
+def image(tmp_path):
+    return write_image(tmp_path / "slide.tif")
+
+
+@pytest.fixture
+def slide(image, tmp_path):
+    slide = opened(image, tmp_path / "m.zarr")
+    yield slide
+    slide.store.close()
+    worker.close_all()
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    path = tmp_path_factory.mktemp("network") / "small.safetensors"
+    return tilenet.save_model(random_network(in_channels=1, n_classes=2, depth=2, wf=2), path)
+
+
+def compute(slide, *blocks, flight="a", seconds=60.0):
+    return compute_blocks(slide.task, blocks, flight=flight, seconds=seconds)
+
+
+def test_blocks_are_computed_one_after_the_other_and_all_lines_come_back(slide):
+    answer = compute(slide, 3, 1, 7)
+    assert list(answer.outcomes) == [3, 1, 7] and not (answer.refusal or answer.fault or answer.deaths)
+    for outcome in answer.outcomes.values():
+        slide.store.adopt(outcome.line)
+        assert (outcome.report.blocks, outcome.report.pixels) == (1, 512 * 512)
+    assert sorted(set(range(BLOCKS)) - set(slide.store.pending())) == [1, 3, 7]
+
+
+def test_no_block_is_begun_when_the_time_is_over(slide):
+    assert list(compute(slide, 0, 1, 2, seconds=0.0).outcomes) == [0]
+
+
+def test_a_bad_block_among_others_is_the_only_one_that_fails(image, slide):
+    spoil(image, BAD, (600, 600))
+    answer = compute(slide, 4, 5, 6)
+    assert {index for index, outcome in answer.outcomes.items() if outcome.line} == {4, 6}
+    assert answer.outcomes[5].failure == "the lamp went out"
+
+
+def test_who_is_sent_a_flight_that_another_began_computes_nothing_and_says_what_that_one_wrote(slide, monkeypatch):
+    def dies(self, index):
+        if index == 2:
+            raise KeyboardInterrupt  # as abrupt as a kill: nothing is said, nothing tidied
+        return real(self, index)
+
+    real = Opened.compute
+    monkeypatch.setattr(Opened, "compute", dies)
+    with pytest.raises(KeyboardInterrupt):
+        compute(slide, 0, 1, 2, 3, flight="b")
+    worker.close_all()
+    monkeypatch.setattr(Opened, "compute", lambda self, index: 1 / 0)
+    answer = compute(slide, 0, 1, 2, 3, flight="b")
+    assert (answer.deaths, answer.worker, sorted(answer.outcomes)) == (1, "", [0, 1])
+    for outcome in answer.outcomes.values():
+        slide.store.adopt(outcome.line)
+        assert (outcome.report.blocks, outcome.report.pixels) == (1, 512 * 512)
+    assert list(slide.store.pending()) == list(range(2, BLOCKS))
+    assert "division by zero" in compute(slide, 2, flight="c").refusal, "another flight is not begun yet"
+
+
+@pytest.mark.parametrize("left", ["", "no such writer", "../../../*"])
+def test_a_note_that_does_not_say_by_whom_costs_only_time(slide, left):
+    compute(slide, 5, flight="b")
+    (note,) = notes_of(slide.store.path)
+    note.write_text(left)
+    assert compute(slide, 5, 6, flight="b").outcomes == {}
+
+
+def test_the_leader_forgets_a_flight_that_is_back(slide):
+    compute(slide, 0, flight="b")
+    assert len(notes_of(slide.store.path)) == 1
+    slide.store.forget("b")
+    slide.store.forget("b")
+    assert notes_of(slide.store.path) == []
+
+
+def test_a_worker_whose_run_is_gone_writes_nothing(image, slide, tmp_path):
+    assert compute(slide, 0, flight="b").outcomes[0].line
+    slide.store.close()
+    again = opened(image, tmp_path / "m.zarr")
+    answer = compute(slide, 1, flight="c")
+    assert isinstance(answer.fault, OutputLocked) and not answer.outcomes
+    assert 1 in set(again.store.pending()) and 0 not in set(again.store.pending())
+    assert len(notes_of(tmp_path / "m.zarr")) == 1, "not even a note"
+    again.store.close()
+
+
+def test_a_full_disk_ends_the_run_and_what_was_written_before_is_not_lost(slide, monkeypatch):
+    def full(self, index):
+        if index == 1:
+            raise EnvironmentFault("disk full")
+        return real(self, index)
+
+    real = Opened.compute
+    monkeypatch.setattr(Opened, "compute", full)
+    answer = compute(slide, 0, 1, 2)
+    assert str(answer.fault) == "disk full" and list(answer.outcomes) == [0]
+
+
+def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatch):
+    def settle(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(worker, "settle", settle)
+    answer = compute(slide, 0, 1)
+    assert "out of memory. Give workers more, or use a smaller --tile" in answer.refusal and not answer.outcomes
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("device", "cuda:7", "device cuda:7: this machine has"),
+        ("engine", "winograd", "engine winograd: not for this network"),
+        ("threads", "many", "worker on"),
+        ("device", "meta", "has record device = cpu"),
+    ],
+)
+def test_a_worker_that_cannot_honour_the_record_refuses(image, network, tmp_path, monkeypatch, field, value, reason):
+    """The worker's machine is another: what the record asks for is not there."""
+    out = tmp_path / "m.zarr"
+    store, job, _ = open_store(out, image, network, Options(**TILES), footprint=None, resume=False, overwrite=False)
+    real = Options.or_recorded
+    monkeypatch.setattr(Options, "or_recorded", lambda self, record: real(self, {**record, field: value}))
+    if field == "engine":
+        monkeypatch.setattr("tilenet.predict.accelerate", lambda network: None)
+    answer = compute_blocks(task_of(store, image, network), (0, 1), flight="a", seconds=60)
+    store.close()
+    job.image.close()
+    assert reason in answer.refusal and not answer.outcomes
+    assert written_blocks(out) == []
+    worker.close_all()
+
+
+def test_a_worker_that_finds_another_image_refuses(image, slide):
+    write_image(image, sides=(1536, 2304))
+    answer = compute(slide, 0)
+    assert "has image" in answer.refusal and "That is another image" in answer.refusal
+    assert written_blocks(slide.store.path) == []
+
+
+def test_a_process_keeps_few_images_open(tmp_path):
+    slides = [opened(write_image(tmp_path / f"{i}.tif", seed=i), tmp_path / f"{i}.zarr") for i in range(5)]
+    for slide in slides:
+        assert compute(slide, 0).outcomes[0].line
+    assert len(worker._opened) == worker.OPEN
+    worker.close_all()
+    for slide in slides:
+        slide.store.close()
+
+
+def test_a_task_is_coordinates_alone(slide):
+    assert isinstance(slide.task, Task)
+    assert len(pickle.dumps((slide.task, tuple(range(64))))) < 2000
+    assert len(pickle.dumps(distributed.answer)) < 100
+    assert Path(slide.task.image).is_absolute()

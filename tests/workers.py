@@ -1,0 +1,80 @@
+"""What the tests of workers share: an image, a run before its first block, and a stand-in for a Dask client."""
+
+import asyncio
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import tifffile
+from stub import Bright
+
+from tilenet.api import open_store
+from tilenet.distributed import task_of
+from tilenet.flights import Slide
+from tilenet.job import Options
+from tilenet.worker import compute_blocks
+
+SIDES, BLOCKS = (1536, 2048), 12
+TILES = {"tile": 512, "threads": 1}
+
+
+def write_image(path, *, seed=0, sides=SIDES):
+    pixels = np.random.default_rng(seed).integers(0, 240, sides, dtype=np.uint8)
+    tifffile.imwrite(path, pixels, tile=(256, 256))
+    return path
+
+
+def spoil(image, value, at):
+    pixels = tifffile.imread(image)
+    pixels[at] = value
+    tifffile.imwrite(image, pixels, tile=(256, 256))
+
+
+def written_blocks(out):
+    return [path for path in (out / "0").rglob("*") if path.is_file() and path.name != "zarr.json"]
+
+
+def notes_of(out):
+    """Return the notes on flights that were begun."""
+    return list((out / ".tilenet" / "journal").glob("begun-*"))
+
+
+def opened(image, out, model=None, **options):
+    """Return a slide as a run has it before its first block."""
+    model = model or Bright()
+    store, job, _ = open_store(
+        out, image, model, Options(**TILES | options), footprint=None, resume=True, overwrite=False
+    )
+    return Slide(task_of(store, image, model), store, job)
+
+
+class Cluster:
+    """Stands for a client: each flight is answered as `answers(blocks, worker)` says, or computed here."""
+
+    def __init__(self, *, workers=2, answers=None):
+        self.addresses = [f"tcp://worker:{i}" for i in range(workers)]
+        self.answers, self.cluster = answers or (lambda blocks, worker: None), None
+        self.scheduler = SimpleNamespace(address="tcp://scheduler:1")
+        self.asked, self.most, self.names = [], 0, []
+        self.loop = SimpleNamespace(add_callback=self._call)
+
+    def nthreads(self):
+        return dict.fromkeys(self.addresses, 1)
+
+    def submit(self, function, task, blocks, flight, seconds, *, key, pure, workers=None, allow_other_workers=False):
+        assert not pure and seconds > 0
+        where = (workers or self.addresses)[0]
+        self.asked.append((blocks, where))
+        self.names.append(key)
+        return self._answer(task, blocks, flight, seconds, where)
+
+    async def _answer(self, task, blocks, flight, seconds, where):
+        found = self.answers(blocks, where)
+        if isinstance(found, Exception):
+            raise found
+        return replace(found or compute_blocks(task, blocks, flight=flight, seconds=seconds), worker=where)
+
+    def _call(self, function, *args):
+        self.most = max(self.most, len(function.__self__._futures))
+        threading.Thread(target=lambda: asyncio.run(function(*args))).start()

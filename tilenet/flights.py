@@ -1,0 +1,260 @@
+"""Which blocks go to a worker together, and what follows from what comes back; knows no Dask.
+
+::
+
+    pending blocks of the slides  -->  Flight  -->  a worker  -->  Answer
+         ^                                                           |
+         |-- its time was over: the rest waits again  <--------------|
+         '-- a worker refused it, or died: tried again  <------------'
+
+Scheduling costs per flight, not per block, so that small blocks go together. A worker
+computes them one after the other. If it dies, the blocks that it had not written go on
+alone: only the one that is to blame is lost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from typing import Any
+
+from tilenet.compute import raise_if_failed
+from tilenet.errors import BlocksFailed
+from tilenet.job import Job
+from tilenet.runner import Report
+from tilenet.store import Store
+from tilenet.worker import Answer, Outcome, Task
+
+# Workers that may refuse blocks, or die of one, before that is the blocks' own fault.
+TRIES = 4
+# Most blocks of a flight: so many divide the cost of scheduling by as much.
+MOST = 64
+# Flights that the blocks left make for each worker: fewer, and some would idle at the end.
+ROUNDS = 4
+# Flights that come back in a second, at most: what a client and a scheduler carry with ease.
+PER_SECOND = 50
+
+
+def blocks_per_flight(left: int, workers: int) -> int:
+    """Return how many of the blocks that are left go together; the last ones go one by one.
+
+    >>> [blocks_per_flight(left, 4) for left in (10**6, 500, 100, 20, 3)]
+    [64, 31, 6, 1, 1]
+    """
+    return min(MOST, max(1, left // (ROUNDS * max(1, workers))))
+
+
+def seconds_per_flight(workers: int) -> float:
+    """Return the seconds after which a worker begins no other block of its flight.
+
+    One, so that slow blocks come back one by one and progress is seen; more where so many
+    workers would ask for more flights a second than can be given out.
+
+    >>> [seconds_per_flight(workers) for workers in (1, 50, 1000)]
+    [1.0, 1.0, 20.0]
+    """
+    return max(1.0, workers / PER_SECOND)
+
+
+@dataclass(eq=False)
+class Slide:
+    """One output that workers fill; many may share the queue.
+
+    Attributes
+    ----------
+    task : Task
+        What workers are told.
+    store : Store
+        Held by this process.
+    job : Job
+        As it was settled here; each worker settles its own.
+    advance : callable
+        Called with the pixels of each block that is written.
+    name : str
+        For people, in the names of tasks; default that of the output.
+    report : Report
+        What was done so far.
+    error : Exception or None
+        What ended it before its last block.
+    """
+
+    task: Task
+    store: Store
+    job: Job
+    advance: Callable[[int], None] = lambda pixels: None
+    name: str = ""
+    report: Report = field(default_factory=Report)
+    error: Exception | None = None
+    # Blocks that were taken, and have not come to an end yet.
+    in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.store.path.stem
+        self._ahead, self._pending = deque[int](), iter(self.store.pending())
+
+    def take(self, workers: int) -> tuple[int, ...]:
+        """Return blocks that go together; none if all are on their way."""
+        self._look_ahead(MOST * ROUNDS * max(1, workers))
+        some = min(len(self._ahead), blocks_per_flight(len(self._ahead), workers))
+        self.in_flight += some
+        return tuple(self._ahead.popleft() for _ in range(some))
+
+    def _look_ahead(self, blocks: int) -> None:
+        self._ahead.extend(islice(self._pending, max(0, blocks - len(self._ahead))))
+
+    @property
+    def done(self) -> bool:
+        """Tell whether no block waits or is on its way."""
+        self._look_ahead(1)
+        return not (self._ahead or self.in_flight)
+
+    def give_back(self, blocks: Iterable[int]) -> None:
+        """Let blocks wait again, before all others."""
+        for index in reversed(list(blocks)):
+            self._ahead.appendleft(index)
+            self.in_flight -= 1
+
+    def note(self, index: int, outcome: Outcome) -> None:
+        """Note the end of a block."""
+        self.in_flight -= 1
+        if outcome.line:
+            self.store.adopt(outcome.line)
+            self.report.add(outcome.report)
+            self.advance(outcome.report.pixels)
+        else:
+            self.report.failures[index] = outcome.failure
+
+    def end(self, error: Exception) -> None:
+        """Give no more blocks out."""
+        self.error = self.error or error
+        self._ahead.clear()
+        self._pending = iter(())
+
+    def raise_if_failed(self) -> None:
+        """Raise what ended it, or `BlocksFailed` for the blocks that could not be computed."""
+        if self.error:
+            raise self.error
+        raise_if_failed(self.report, self.job)
+
+
+@dataclass(frozen=True)
+class Flight:
+    """Blocks on their way to a worker, together.
+
+    Attributes
+    ----------
+    slide : Slide
+        Whose they are.
+    blocks : tuple of int
+        In the order in which they are computed.
+    number : int
+        Tells it from all others of this queue.
+    refused_by : tuple of str
+        Workers that could not begin them.
+    deaths : int
+        Workers that died of the one block that it is.
+    """
+
+    slide: Slide
+    blocks: tuple[int, ...]
+    number: int
+    refused_by: tuple[str, ...] = ()
+    deaths: int = 0
+
+    @property
+    def id(self) -> str:
+        """Told apart from those of all other runs, which a scheduler may still know."""
+        return f"{self.slide.task.run[:12]}-{self.number}"
+
+    @property
+    def name(self) -> str:
+        """For people, on a dashboard."""
+        return f"tilenet-{self.slide.name}-{self.blocks[0]}-{self.blocks[-1]}-{self.id}"
+
+
+class Queue:
+    """The blocks of many slides, in one queue; slides are taken as they are needed, so that few are open."""
+
+    def __init__(self, slides: Iterable[Slide]) -> None:
+        self.ended = deque[Slide]()
+        self._slides, self._begun = iter(slides), deque[Slide]()
+        self._again, self._numbers = deque[Flight](), count()
+
+    def take(self, workers: int) -> Flight | None:
+        """Return the next flight for one of so many workers; None if no block waits."""
+        while self._again:
+            flight = self._again.popleft()
+            if not flight.slide.error:
+                return flight
+            self._drop(flight.slide, len(flight.blocks))
+        for slide in self._waiting():
+            if blocks := slide.take(workers):
+                return self._flight(slide, blocks)
+        return None
+
+    def _waiting(self) -> Iterator[Slide]:
+        yield from self._begun
+        for slide in self._slides:
+            self._begun.append(slide)
+            yield slide
+            self._end_if_done(slide)
+
+    def settle(self, flight: Flight, answer: Answer) -> None:
+        """Note what became of a flight: blocks come to their end, wait, or are tried again."""
+        slide = flight.slide
+        slide.store.forget(flight.id)
+        for index, outcome in answer.outcomes.items():
+            slide.note(index, outcome)
+        undone = tuple(index for index in flight.blocks if index not in answer.outcomes)
+        if answer.fault:
+            slide.end(answer.fault)
+        if slide.error or not undone:
+            self._drop(slide, len(undone))
+        elif answer.deaths:
+            self._after_death(flight, undone, answer.deaths)
+        elif answer.refusal:
+            self._after_refusal(replace(flight, blocks=undone, refused_by=(*flight.refused_by, answer.worker)), answer)
+        else:
+            slide.give_back(undone)
+            self._end_if_done(slide)
+
+    def _after_death(self, flight: Flight, undone: tuple[int, ...], deaths: int) -> None:
+        """Try each block alone; the first one was at hand, since they go one after the other."""
+        slide, alone = flight.slide, len(flight.blocks) == 1
+        died = flight.deaths + (deaths if alone else 1)
+        if alone and died >= TRIES:
+            slide.note(undone[0], Outcome(failure=f"{died} workers died of it"))
+            self._end_if_done(slide)
+            return
+        for index in undone:
+            of_it = died if index == undone[0] else 0
+            self._again.append(self._flight(slide, (index,), refused_by=flight.refused_by, deaths=of_it))
+
+    def _after_refusal(self, flight: Flight, answer: Answer) -> None:
+        slide, blocks = flight.slide, flight.blocks
+        if len(flight.refused_by) < TRIES:
+            self._again.append(replace(flight, number=next(self._numbers)))
+        elif not slide.report.blocks:
+            # Nobody could even begin: every other block would be refused too.
+            where = f"block {blocks[0]} at {slide.job.plan[blocks[0]].box}"
+            slide.end(BlocksFailed(f"{slide.task.out}: {where} was refused {TRIES} times: {answer.refusal}"))
+            self._drop(slide, len(blocks))
+        elif len(blocks) > 1:
+            self._again.extend(self._flight(slide, (index,)) for index in blocks)
+        else:
+            slide.note(blocks[0], Outcome(failure=answer.refusal))
+            self._end_if_done(slide)
+
+    def _flight(self, slide: Slide, blocks: tuple[int, ...], **history: Any) -> Flight:
+        return Flight(slide, blocks, next(self._numbers), **history)
+
+    def _drop(self, slide: Slide, blocks: int) -> None:
+        slide.in_flight -= blocks
+        self._end_if_done(slide)
+
+    def _end_if_done(self, slide: Slide) -> None:
+        if slide in self._begun and slide.done:
+            self._begun.remove(slide)
+            self.ended.append(slide)
