@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -52,6 +53,14 @@ LAYOUTS = {
     "many labels": Layout("yx", (300, 50), (512, 512), (None, None), "many", {1000: ("far", None)}),
     "tiny": Layout("yx", (300, 40), (128, 64), (0.5, 0.5), "tiny", LABELS),
     "tiny with classes": Layout("yx", (300, 40), (128, 64), (0.5, 0.5), "tiny", LABELS, 2),
+}
+# Masks in an image: their folder is its labels group.
+PLANE_FRAME = {name: values[1:] for name, values in FRAME.items()}
+INSIDE = {
+    f"inside, format {zarr_format}": replace(
+        LAYOUTS["tiny"], zarr_format=zarr_format, source="../../", frame=PLANE_FRAME
+    )
+    for zarr_format in (2, 3)
 }
 
 
@@ -239,7 +248,7 @@ def _child(request):
     try:
         if kill := request.get("kill"):
             replace_step(KillAtStep(*kill))
-        path, layout = Path(request["path"]), LAYOUTS[request["layout"]]
+        path, layout = Path(request["path"]), (LAYOUTS | INSIDE)[request["layout"]]
         if "join" in request:
             write_for(request["join"], path, layout, request["blocks"], request.get("lines"))
         else:

@@ -14,7 +14,7 @@ LAYERS = [
     {"footprint", "card", "region", "resolution"},
     {"plan", "sizes"},
     {"unet", "readers", "store", "metrics", "instances", "sample"},
-    {"scaling", "decide", "engine", "labels", "states", "tiff_mask"},
+    {"scaling", "decide", "engine", "into", "labels", "states", "tiff_mask"},
     {"models", "predict", "runner", "tiff_export"},
     {"job", "training", "evaluation"},
     {"compute", "worker"},

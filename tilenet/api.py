@@ -14,7 +14,9 @@ from tilenet import shares
 from tilenet.compute import Progress, fill_store, finish, to_array, to_objects
 from tilenet.errors import OutputError, OutputExists, SettingsError
 from tilenet.footprint import Footprint
+from tilenet.into import Target, open_target
 from tilenet.job import Job, Options, check_info, check_output_option, refuse_contradiction, refuse_with_objects, settle
+from tilenet.models import name_of
 from tilenet.region import Roi
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
@@ -27,6 +29,8 @@ def segment(
     image: Any,
     out: str | Path | None = None,
     *,
+    into: str | Path | None = None,
+    name: str | None = None,
     model: Any = "nuclei",
     footprint: Footprint | None = None,
     axes: str | None = None,
@@ -63,6 +67,11 @@ def segment(
     out : path, optional
         Where the mask goes, as an OME-Zarr label image; as an OME-TIFF if the name ends in
         ``.tif``, kept in ``OUT.zarr`` while it is made. Default: returned as an array.
+    into : path, optional
+        In place of `out`: an OME-Zarr image, 0.4 or 0.5, that the mask is added to as its
+        ``labels/NAME``; the image that is segmented, or one with a level of the same pixels.
+    name : str, optional
+        Of the labels, with `into`; default the model's name.
     model : str, path, torch.nn.Module or callable
         A packaged model's name, a weights file, or any network with a ``footprint``.
     footprint : Footprint, optional
@@ -141,6 +150,9 @@ def segment(
     >>> tilenet.segment(np.zeros((70, 90), np.uint8)).shape
     (70, 90)
     """
+    target = None
+    if into is not None or name is not None:
+        target, out = _labels_place(into, name, out, model)
     if objects:
         refuse_with_objects(output=output, resume=resume)
         output = "objects"
@@ -182,15 +194,19 @@ def segment(
         if resume and out.exists() and not can_resume(place):
             return _same_tiff(out, image, model, options, footprint=footprint)
     if shard is not None:
-        done = shares.fill_share(out, image, model, options, footprint=footprint, share=shard, progress=progress)
+        done = shares.fill_share(
+            out, image, model, options, footprint=footprint, share=shard, target=target, progress=progress
+        )
         if report:
             report(done)
         return open_mask(out) if is_complete(out) else None
     if objects:
-        _store_objects(place, image, model, options, footprint=footprint, overwrite=overwrite, progress=progress)
+        check_free(place, overwrite=overwrite)
+        job = settle(image, model, options, footprint=footprint, target=target)
+        _store_objects(place, job, overwrite=overwrite, progress=progress)
     else:
         store, job, numbers = open_store(
-            place, image, model, options, footprint=footprint, resume=resume, overwrite=overwrite
+            place, image, model, options, footprint=footprint, target=target, resume=resume, overwrite=overwrite
         )
         if client is None:
             done = fill_store(store, job, numbers, progress=progress)
@@ -233,6 +249,16 @@ def _check_workers_can(image: Any, model: Any, out: str | Path | None, *, object
     distributed.check_sendable(image, model)
 
 
+def _labels_place(into: str | Path | None, name: str | None, out: str | Path | None, model: Any) -> tuple[Target, Path]:
+    """Return the image that the mask goes into, and where in it."""
+    if into is None:
+        raise SettingsError(f"name {name!r} is of labels in an image: say which image, with into")
+    if out is not None:
+        raise SettingsError(f"out {out} and into {into}: say one of them")
+    target = open_target(into)
+    return target, target.place(name_of(model) if name is None else name)
+
+
 def spare_the_input(out: Path, image: Any) -> None:
     """Refuse an output that is the image itself, or a folder that holds it."""
     if isinstance(image, str | Path):
@@ -242,12 +268,20 @@ def spare_the_input(out: Path, image: Any) -> None:
 
 
 def open_store(
-    out: Path, image: Any, model: Any, options: Options, *, footprint: Footprint | None, resume: bool, overwrite: bool
+    out: Path,
+    image: Any,
+    model: Any,
+    options: Options,
+    *,
+    footprint: Footprint | None,
+    target: Target | None = None,
+    resume: bool,
+    overwrite: bool,
 ) -> tuple[Store, Job, Scaling]:
     """Create a store, or open one to go on with: what can be refused early is."""
     if not (resume and can_resume(out)):
         check_free(out, overwrite=overwrite)
-        job = settle(image, model, options, footprint=footprint)
+        job = settle(image, model, options, footprint=footprint, target=target)
         numbers = job.numbers()
         return Store.create(out, job.layout, job.info(numbers), overwrite=overwrite), job, numbers
     store = Store.resume(out)
@@ -263,12 +297,8 @@ def open_store(
     return store, job, numbers
 
 
-def _store_objects(
-    out: Path, image: Any, model: Any, options: Options, *, footprint: Footprint | None, overwrite: bool, progress: Any
-) -> None:
+def _store_objects(out: Path, job: Job, *, overwrite: bool, progress: Progress | None) -> None:
     """Find objects in memory, then write them: there is nothing to resume."""
-    check_free(out, overwrite=overwrite)
-    job = settle(image, model, options, footprint=footprint)
     numbers = job.numbers()
     labels = to_objects(job, numbers, progress=progress).astype(np.uint32)
     layout = replace(job.layout, labels={}, largest=max(2**16, int(labels.max(initial=0))), classes=0)

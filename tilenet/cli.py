@@ -49,7 +49,9 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @click.argument("image")
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The mask: OME-Zarr, or .ome.tif.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="The mask: OME-Zarr, or .ome.tif.")
+@click.option("--into", type=click.Path(path_type=Path), help="In place of --out: an OME-Zarr image, to get labels.")
+@click.option("--name", help="Of the labels, with --into.  [default: the model's]")
 @image_options
 @cluster_options
 @cli_shares.shard_option
@@ -61,7 +63,7 @@ def cli(debug: bool) -> None:
 @QUIET
 def segment(
     image: str,
-    out: Path,
+    out: Path | None,
     objects: bool,
     resume: bool,
     overwrite: bool,
@@ -70,13 +72,14 @@ def segment(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Segment IMAGE into OUT."""
+    """Segment IMAGE into the mask OUT, or into labels of an OME-Zarr image."""
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite: say one of them")
     import numpy as np
 
     from tilenet import api, predict
 
+    place = _place(out, options)
     predict.keep_freed_memory()
     started = time.perf_counter()
     reports: list[Report] = []
@@ -89,20 +92,32 @@ def segment(
         mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
     seconds = time.perf_counter() - started
     if mask is None:
-        show(*cli_shares.share_result(out, options["shard"], seconds), as_json=as_json, quiet=quiet)
+        show(*cli_shares.share_result(place, options["shard"], seconds), as_json=as_json, quiet=quiet)
         return
     assert not isinstance(mask, np.ndarray)
     labels = mask.info["card"]["labels"]
-    result = {"out": str(out), "axes": mask.axes, "shape": mask.shape, "labels": labels, "seconds": round(seconds, 2)}
+    result = {"out": str(place), "axes": mask.axes, "shape": mask.shape, "labels": labels, "seconds": round(seconds, 2)}
     result["resolution"] = {k: mask.info["record"][k] for k in ("level", "mpp", "factor")} | {"why": " ".join(said)}
     if objects:
         result["objects"] = int(mask[...].max())
     what = f"{result['objects']} objects" if objects else label_names(labels)
-    text = f"{out}: {sides(mask.shape)} px, {what}, {seconds:.1f} s"
+    text = f"{place}: {sides(mask.shape)} px, {what}, {seconds:.1f} s"
     if profile and reports:
         result["profile"] = profile_of(reports[0])
         text = "\n".join([text, *profile_rows(result["profile"])])
     show(result, text, as_json=as_json, quiet=quiet)
+
+
+def _place(out: Path | None, options: dict[str, Any]) -> Path:
+    """Return where the mask goes, for people: OUT, or inside an image."""
+    into: Path | None = options["into"]
+    if out is not None:
+        return out
+    if into is None:
+        raise SettingsError("say where the mask goes: --out mask.zarr, or --into an OME-Zarr image")
+    from tilenet.models import name_of
+
+    return into / "labels" / (options["name"] or name_of(options["model"] or "nuclei"))
 
 
 @cli.command()

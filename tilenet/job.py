@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tilenet.card import ModelCard, label_table
 from tilenet.decide import Decision
 from tilenet.errors import ImageError, ModelError, OutputError, OutputMismatch, SettingsError
 from tilenet.footprint import Footprint
+from tilenet.into import Target
 from tilenet.models import find_model, fingerprint, load_model
 from tilenet.plan import Plan
 from tilenet.readers import open_image
@@ -96,6 +97,8 @@ class Job:
         What decides the bytes, but for the scaling's numbers.
     resolution : Resolution
         Which pixels the network sees, and why.
+    inside : mapping
+        What the layout says of the image that the mask lies in; empty if it lies in none.
     """
 
     image: Image
@@ -109,6 +112,7 @@ class Job:
     device: str
     record: dict[str, Any]
     resolution: Resolution
+    inside: Mapping[str, Any] = field(default_factory=dict)
 
     def predictor(self, numbers: Scaling) -> Predictor:
         """Return what turns raw pixels into logits."""
@@ -142,6 +146,7 @@ class Job:
             probability_dtype=self.decision.probability_dtype,
             origin=self.plan.origin,
             shift=self.image.shift,
+            **self.inside,
         )
 
     def needs(self) -> dict[str, int]:
@@ -174,7 +179,9 @@ class Job:
         }
 
 
-def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | None = None) -> Job:
+def settle(
+    source: Any, model: Any, options: Options, *, footprint: Footprint | None = None, target: Target | None = None
+) -> Job:
     """Decide everything about a run; reads no pixels.
 
     Parameters
@@ -187,11 +194,14 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
         What the caller said.
     footprint : Footprint, optional
         For a network that has none of its own.
+    target : Target, optional
+        The OME-Zarr image that the mask goes into.
     """
     image = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
     network, card, origin = _find_network(model)
     footprint = predict.footprint_of(network, footprint)
     resolution = _resolution(image, card, options)
+    inside = _inside(target, image, resolution) if target else {}
     image = at_resolution(image, resolution)
     _check_axes(image, footprint)
     _check_color(image, network, options.channels)
@@ -224,7 +234,7 @@ def settle(source: Any, model: Any, options: Options, *, footprint: Footprint | 
         "scaling": dict(options.scaling or card.scaling),
         "threshold": decision.threshold if len(card.classes) == 1 else None,
     }
-    return Job(image, network, card, origin, plan, decision, footprint, need, str(device), record, resolution)
+    return Job(image, network, card, origin, plan, decision, footprint, need, str(device), record, resolution, inside)
 
 
 def check_info(info: Mapping[str, Any], name: str | Path) -> None:
@@ -296,6 +306,12 @@ def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:
     if resolution.told:
         LOG.info("%s: %s", image.name, resolution.text)
     return resolution
+
+
+def _inside(target: Target, image: Image, resolution: Resolution) -> dict[str, Any]:
+    level = resolution.level
+    shape = [n for n, a in zip(image.levels[level].shape, image.axes, strict=True) if a != "c"]
+    return target.layout_of(image.box_axes, shape, level=level, factor=resolution.factor)
 
 
 def _check_axes(image: Image, footprint: Footprint) -> None:

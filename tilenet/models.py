@@ -96,6 +96,18 @@ def load_model(model: str | Path, **options: Any) -> UNet:
         raise ModelError(f"{path}: not a model that can be read ({one_line(error)}). {REMEDY}") from error
 
 
+def name_of(model: Any) -> str:
+    """Return what a model is called, without reading its weights."""
+    if not isinstance(model, str | Path):
+        card = getattr(model, "card", None)
+        return card.name if card else type(model).__name__
+    path = find_model(model)
+    try:
+        return read_claims(path)[1].name or path.stem
+    except Exception:  # of whatever kind; `load_model` says what it is
+        return path.stem
+
+
 def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) -> Path:
     """Write a network and its card to one ``.safetensors`` file.
 

@@ -17,6 +17,7 @@ from tilenet.compute import Progress, finish, raise_if_failed, run_job
 from tilenet.decide import Arrays
 from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, SettingsError
 from tilenet.footprint import Footprint
+from tilenet.into import Target
 from tilenet.job import Job, Options, check_info, refuse_contradiction, settle
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
@@ -85,6 +86,7 @@ def fill_share(
     *,
     footprint: Footprint | None,
     share: Share,
+    target: Target | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compute what a share of a store still lacks; finish the store if nothing else is left to do.
@@ -95,7 +97,7 @@ def fill_share(
         If some blocks could not be computed; the share stays resumable.
     """
     check_share(share)
-    store, job, numbers = _open_share(out, image, model, options, footprint=footprint, share=share)
+    store, job, numbers = _open_share(out, image, model, options, footprint=footprint, share=share, target=target)
     try:
         sink = ShareSink(store, blocks_of_share(share, store.layout.n_blocks(0)))
         report = run_job(job, numbers, sink, progress=progress) if not store.complete else Report()
@@ -110,13 +112,20 @@ def fill_share(
 
 
 def _open_share(
-    out: Path, image: Any, model: Any, options: Options, *, footprint: Footprint | None, share: Share
+    out: Path,
+    image: Any,
+    model: Any,
+    options: Options,
+    *,
+    footprint: Footprint | None,
+    share: Share,
+    target: Target | None,
 ) -> tuple[Store, Job, Scaling]:
     """Create a store, or open the one that another share was quicker to create."""
     if not can_resume(out):
         try:
             check_free(out)
-            job = settle(image, model, options, footprint=footprint)
+            job = settle(image, model, options, footprint=footprint, target=target)
             numbers = job.numbers()
             return Store.create(out, job.layout, job.info(numbers), share=share), job, numbers
         except OutputExists:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tilenet.errors import OutputExists, OutputLocked
+from tilenet.errors import OutputExists, OutputLocked, TilenetError
 from tilenet.store.files import make_folder, remove_tree, step, sync_folder, write_file
 from tilenet.store.layout import Layout
 from tilenet.store.lease import Lease, Share
-from tilenet.store.metadata import OWN, fixed_documents, root_document
+from tilenet.store.listing import enlist, withdraw
+from tilenet.store.metadata import OWN, fixed_documents, read_root, root_document
 from tilenet.store.place import REPLACED, sweep, temporary_place
 
 
@@ -49,10 +50,20 @@ def _move_aside(path: Path, aside: Path) -> None:
     """Move the old store into the new one; its own lease keeps other runs off it."""
     lease = Lease.take(path / OWN, path)
     try:
+        withdraw(path, read_root(path)[0])
         step("rename", os.rename, path, aside)
-    except OSError:
+    except (OSError, TilenetError):
         lease.release()
+        _list_again(path)
         raise
+
+
+def _list_again(path: Path) -> None:
+    """List a complete mask that was to be replaced, and stays; the error that keeps it there counts more."""
+    with suppress(OSError, TilenetError):
+        layout, _, complete = read_root(path)
+        if complete:
+            enlist(path, layout)
 
 
 def _move_in(new: Path, path: Path, share: Share | None) -> None:
@@ -76,4 +87,5 @@ def _take_back(new: Path, path: Path) -> None:
         os.rename(aside, path)  # noqa: PTH104 - undoing, so it is no step
         for lock in (path / OWN).glob("lock.*"):
             lock.unlink()
+        _list_again(path)
     remove_tree(new)

@@ -14,6 +14,7 @@ from tilenet.store.damage import Damage, blocks_lost, find_damage
 from tilenet.store.files import faults_named, remove_file
 from tilenet.store.layout import Layout
 from tilenet.store.lease import WHOLE, Joined, Lease, Share
+from tilenet.store.listing import enlist, is_listed, withdraw
 from tilenet.store.metadata import OWN, read_root
 from tilenet.store.place import check_free, left_behind, recover, sweep
 from tilenet.store.seal import SHARE, last_shares, log, tidy, write_root
@@ -87,7 +88,7 @@ class Held:
             recover(path)
             if read_root(path)[2] and not left_behind(path / OWN):
                 store = cls.inspect(path)
-                if not store.check():
+                if not store.check() and is_listed(path, store.layout):
                     return store
             store = cls._leased(path, Lease.take(path / OWN, path))
             try:
@@ -198,9 +199,11 @@ class Held:
                 f"{self.path / self.layout.root}: was changed since it was written. Start again with --overwrite"
             )
         if not damage:  # killed after it was complete
+            enlist(self.path, self.layout)
             tidy(self._blocks)
             self.close()
             return
+        withdraw(self.path, self.layout)
         write_root(self._blocks, self.info, complete=False)
         self.complete = False
         self._blocks.lose(damage)

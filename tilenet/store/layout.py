@@ -76,6 +76,9 @@ class Layout:
     shift : tuple of float
         How far the first pixel's centre lies behind that of the stored image's, in pixels of the
         mask; not 0 where the image was resampled. Empty for none.
+    n_levels : int
+        Of the pyramid: labels MUST have as many as their image (OME-Zarr 0.4 and 0.5, "labels metadata").
+        0: until 256 px or less.
 
     Examples
     --------
@@ -100,6 +103,7 @@ class Layout:
     source: str = ""
     frame: Mapping[str, Any] = field(default_factory=dict)
     shift: tuple[float, ...] = ()
+    n_levels: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.axes)
@@ -122,9 +126,9 @@ class Layout:
 
     @cached_property
     def levels(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the pyramid: halved in y and x, rounded up, until 256 px or less."""
+        """Shapes of the pyramid: halved in y and x, rounded up."""
         shapes = [self.shape]
-        while max(shapes[-1][-2:]) > SMALLEST_LEVEL:
+        while len(shapes) < self.n_levels or (not self.n_levels and max(shapes[-1][-2:]) > SMALLEST_LEVEL):
             y, x = shapes[-1][-2:]
             shapes.append((*self.shape[:-2], ceil_div(y, 2), ceil_div(x, 2)))
         return tuple(shapes)
@@ -249,7 +253,7 @@ class Layout:
         labels = {str(value): [name, color and list(color)] for value, (name, color) in self.labels.items()}
         values = asdict(self) | {"labels": labels}
         # Only a mask in an image has these: any other says of itself what it always said.
-        usual = {"zarr_format": 3, "source": "", "frame": {}}
+        usual = {"zarr_format": 3, "source": "", "frame": {}, "n_levels": 0}
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
     @classmethod

@@ -12,6 +12,7 @@ from tilenet.store import begun
 from tilenet.store.blocks import Shard, shards_of
 from tilenet.store.files import faults_named
 from tilenet.store.held import Held
+from tilenet.store.listing import enlist
 from tilenet.store.metadata import OWN
 from tilenet.store.pyramid import shrink
 from tilenet.store.seal import seal, tidy, write_root
@@ -143,7 +144,7 @@ class Store(Held):
                 progress(done, len(work))
 
     def finish(self) -> None:
-        """Verify every file, write the sorted journal, then set ``complete: true``.
+        """Verify every file, write the sorted journal, then set ``complete: true``; in an image, list the mask.
 
         Raises
         ------
@@ -163,6 +164,7 @@ class Store(Held):
             self._log("finished")
             write_root(self._blocks, self.info, complete=True)
             self.complete = True
+            enlist(self.path, self.layout)
             # Only now: until here the mask that was replaced is the only complete one.
             tidy(self._blocks)
         self.close()

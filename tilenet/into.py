@@ -1,0 +1,159 @@
+"""Labels within an OME-Zarr image: where they go, and how they lie on it.
+
+``IMAGE/labels/NAME`` is a mask like any other, in the image's own format, whose pixels are those of
+one of the image's levels (resampled, or a part of them). Scale and place are said in the image's
+own axes and units, so that a viewer that shows both need not know how they were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
+
+from tilenet.errors import ImageError, ImageNotFound, OutputError, OutputExists, OutputMismatch
+from tilenet.readers import open_image
+from tilenet.readers.zarr_metadata import Node, multiscales_of, read_node, what_is_inside
+from tilenet.resolution import Factor
+from tilenet.store.listing import read_list
+from tilenet.store.place import is_ours
+
+LABELS, SOURCE = "labels", "../../"
+# Those whose axes and scales are told in one way; the key is the zarr format.
+VERSIONS: Mapping[Literal[2, 3], str] = {2: "0.4", 3: "0.5"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """An OME-Zarr image that labels go into.
+
+    Attributes
+    ----------
+    path : Path
+        The image's group.
+    zarr_format : int
+        2 (OME-Zarr 0.4) or 3 (OME-Zarr 0.5).
+    axes : str
+        The image's without ``c``.
+    shapes : tuple of tuple of int
+        Pixels of each level along `axes`.
+    frames : tuple of mapping
+        Of each level ``axes``, ``scale`` and ``translation`` along `axes`, as the image says them.
+    """
+
+    path: Path
+    zarr_format: Literal[2, 3]
+    axes: str
+    shapes: tuple[tuple[int, ...], ...]
+    frames: tuple[Mapping[str, Any], ...]
+
+    def place(self, name: str) -> Path:
+        """Return where labels of that name go.
+
+        Raises
+        ------
+        OutputError, OutputExists
+            If that is no name; if the image has labels of that name that tilenet did not write.
+        """
+        if not name.isprintable() or "/" in name or "\\" in name or not name.strip() or name.startswith((".", "__")):
+            raise OutputError(f"{self.path}: {name!r} is no name of labels. Give one with --name, such as nuclei")
+        path = self.path / LABELS / name
+        there = path.exists() or path.is_symlink()
+        if (there or name in read_list(path.parent, self.zarr_format)) and not (there and is_ours(path)):
+            raise OutputExists(f"{path}: the image has labels of that name, not by tilenet. Give another with --name")
+        return path
+
+    def layout_of(self, axes: str, shape: Sequence[int], *, level: int, factor: Factor) -> dict[str, Any]:
+        """Return what the layout of a mask says because it lies in the image.
+
+        Parameters
+        ----------
+        axes, shape : str, sequence of int
+            Of the stored pixels that are segmented, without ``c``.
+        level : int
+            Their resolution, in what is read.
+        factor : (Fraction, Fraction)
+            How many of them, along y and x, a pixel of the mask covers.
+
+        Raises
+        ------
+        OutputMismatch
+            If no level of the image has them.
+        """
+        same = [k for k, found in enumerate(self.shapes) if axes == self.axes and tuple(shape) == found]
+        if not same:
+            raise OutputMismatch(
+                f"{self.path}: has levels of {self.axes} {', '.join(map(str, self.shapes))}, and {axes} {tuple(shape)} "
+                f"is segmented. Labels lie on one of the image's levels: segment the image itself"
+            )
+        frame = self.frames[level if level in same else same[0]]
+        by_axis = dict(zip("yx", map(float, factor), strict=True))
+        scale = [size * by_axis.get(axis, 1.0) for axis, size in zip(axes, frame["scale"], strict=True)]
+        placed = {"source": SOURCE, "frame": {**frame, "scale": scale}}
+        return placed | {"zarr_format": self.zarr_format, "n_levels": len(self.shapes)}
+
+
+def open_target(path: str | Path) -> Target:
+    """Read how an OME-Zarr image describes itself; nothing is written.
+
+    Raises
+    ------
+    ImageNotFound, ImageError
+        If there is none; if it is no image of OME-Zarr 0.4 or 0.5.
+    """
+    group = Path(path).absolute()
+    if not group.is_dir():
+        raise ImageNotFound(f"{path}: is no folder, and labels go into the folder of an OME-Zarr image. Check the path")
+    node = read_node(group)
+    about = multiscales_of(node) if node and not node.is_array else None
+    if node is None or about is None:
+        what = what_is_inside(node) if node and not node.is_array else "Use --out for a mask of its own"
+        raise ImageError(f"{path}: is no OME-Zarr image that labels could go into. {what}")
+    zarr_format: Literal[2, 3] = 3 if (group / "zarr.json").is_file() else 2
+    ome = node.attributes.get("ome", node.attributes) if zarr_format == 3 else node.attributes
+    _check_kind(ome, zarr_format, path)
+    with open_image(group) as image:
+        axes = image.box_axes
+        along = [image.axes.index(axis) for axis in axes]
+        shapes = tuple(tuple(level.shape[i] for i in along) for level in image.levels)
+    frames = tuple(_frame(ome["multiscales"][0], k, about.letters, axes, node) for k in range(len(shapes)))
+    return Target(group, zarr_format, axes, shapes, frames)
+
+
+def _check_kind(ome: Mapping[str, Any], zarr_format: Literal[2, 3], path: str | Path) -> None:
+    version = str((ome if zarr_format == 3 else ome["multiscales"][0]).get("version"))
+    if version != VERSIONS[zarr_format]:
+        raise ImageError(
+            f"{path}: says that it is OME-Zarr {version} in zarr format {zarr_format}; labels go into 0.4 (format 2) "
+            f"and 0.5 (format 3). Use --out for a mask of its own"
+        )
+    if "image-label" in ome:
+        raise ImageError(f"{path}: holds labels itself. Give the image that they lie in")
+
+
+def _frame(image: Mapping[str, Any], level: int, letters: Sequence[str], axes: str, node: Node) -> dict[str, Any]:
+    """Return axes, scale and translation of a level, those of the whole image applied behind its own."""
+    places = [letters.index(axis) for axis in axes]
+    try:
+        scale, translation = [1.0] * len(letters), [0.0] * len(letters)
+        for said in (image["datasets"][level], image):
+            for one in said.get("coordinateTransformations") or ():
+                numbers = [float(n) for n in one[one["type"]]]
+                if one["type"] == "scale":
+                    scale = [a * b for a, b in zip(scale, numbers, strict=True)]
+                    translation = [a * b for a, b in zip(translation, numbers, strict=True)]
+                elif one["type"] == "translation":
+                    translation = [a + b for a, b in zip(translation, numbers, strict=True)]
+                else:
+                    raise ValueError(f"a transformation that is {one['type']!r}")
+        if not all(isfinite(n) for n in (*scale, *translation)) or min(scale) <= 0:
+            raise ValueError("scales that are not positive numbers")
+        described = [{**image["axes"][i], "name": axis} for i, axis in zip(places, axes, strict=True)]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ImageError(
+            f"{node.path}: does not say where its level {level} lies in a way that is known ({error}). "
+            f"Use --out for a mask of its own"
+        ) from error
+    return {"axes": described, "scale": [scale[i] for i in places], "translation": [translation[i] for i in places]}
