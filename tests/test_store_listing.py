@@ -218,7 +218,7 @@ def test_two_that_read_the_same_list_cannot_both_write_it(tmp_path, monkeypatch)
     assert (refused, names_in(folder, 2)) == ([True], ["theirs", "m"])
 
 
-def test_who_has_slept_until_another_took_the_lease_writes_nothing(tmp_path, monkeypatch):
+def test_who_has_slept_until_another_took_the_lease_reads_the_list_again(tmp_path, monkeypatch):
     folder, layout = group_with(tmp_path / "labels", 2), INSIDE["inside, format 2"]
     read = listing._read
 
@@ -226,14 +226,17 @@ def test_who_has_slept_until_another_took_the_lease_writes_nothing(tmp_path, mon
         document = read(group, zarr_format)
         monkeypatch.setattr(listing, "_read", read)
         (lock,) = (group / OWN).glob("lock.*")
-        lock.unlink()  # as one does who takes it for dead
-        listing.enlist(group / "other", layout)
+        lock.rename(group / OWN / "lock.2")  # as one leaves it who takes the holder for dead
         return document
 
     monkeypatch.setattr(listing, "_read", read_and_sleep)
-    with pytest.raises((OutputLocked, EnvironmentFault)):
-        make(folder / "m", layout)
-    assert names_in(folder, 2) == ["theirs", "other"]
+    monkeypatch.setattr(listing, "PATIENCE", -1.0)
+    with pytest.raises(OutputLocked, match="taken over"):
+        listing.enlist(folder / "m", layout)
+    assert names_in(folder, 2) == ["theirs"]
+    (folder / OWN / "lock.2").unlink()
+    listing.enlist(folder / "m", layout)
+    assert names_in(folder, 2) == ["theirs", "m"]
 
 
 def test_a_lease_of_a_killed_run_is_no_obstacle(children, tmp_path):

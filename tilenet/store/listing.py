@@ -58,6 +58,18 @@ def withdraw(path: Path, layout: Layout) -> None:
 
 
 def _change(group: Path, zarr_format: int, change: Callable[[Names], Names]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            _change_now(group, zarr_format, change)
+            return
+        except OutputLocked:  # others hold the lease, or took it, or each of two saw the other and gave way
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(LOOK, 2 * LOOK))
+
+
+def _change_now(group: Path, zarr_format: int, change: Callable[[Names], Names]) -> None:
     with _leased(group) as lease:
         document = _read(group, zarr_format)
         listed = _listed(document, group, zarr_format)
@@ -109,17 +121,10 @@ def _understood(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _leased(group: Path) -> Iterator[Lease]:
-    """Hold the lease of a labels group; others wait."""
-    folder, deadline = group / OWN, time.monotonic() + PATIENCE
-    while True:
-        make_folder(folder)
-        try:
-            lease = Lease.take(folder, group)
-            break
-        except OutputLocked:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(random.uniform(LOOK, 2 * LOOK))  # two that refuse each other must not do so for ever
+    """Hold the lease of a labels group."""
+    folder = group / OWN
+    make_folder(folder)
+    lease = Lease.take(folder, group)
     try:
         yield lease
     finally:
