@@ -113,7 +113,7 @@ CHANGES = {
     "batch": ("--batch", "4"),
     "threads": ("--threads", "2"),
     "precision": ("--precision", "bf16"),
-    "engine": ("--engine", "winograd"),
+    "engine": ("--engine", "fast"),
     "output": ("--output", "both"),
     "probability_dtype": ("--probability-dtype", "float16"),
     "scaling": ("--scaling", "linear:0,255"),

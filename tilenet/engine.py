@@ -1,14 +1,15 @@
 """The fast path on a CPU: the same U-Net as a flat list of steps, with Winograd convolutions.
 
-Measured against the plain network on one AVX-512 core shared with other work (depth 5, tile
-572): 2.1x for wf 6, 1.2x for wf 4. What it does, and why it pays:
+Measured against the plain network, channels last, on two AVX-512 cores (depth 5, tiles of 1024 px;
+of 512 px for wf 6): 1.6x for wf 6, 1.5x for wf 5, 1.07x for wf 4. What it does, and why it pays:
 
-- 3x3 convolutions of at least `WINOGRAD` channels go to NNPACK's Winograd transform, which
-  ships with PyTorch: 1.6 to 2.2x oneDNN's direct convolution at 64 channels and above, no
-  gain below.
-- Narrow networks stay channels-last, wide ones channels-first: what each convolution likes.
-- The 2x2 transposed convolution is a 1x1 convolution to four times the channels, shuffled
-  straight into the joined tensor; the 1x1 after bilinear resizing is done before it.
+- Networks of a width factor of at least `WIDE` stay channels-first. Their 3x3 convolutions of at least
+  `WINOGRAD` channels go to NNPACK's Winograd transform, which ships with PyTorch: 1.6 to 2.2x
+  oneDNN's direct convolution at 64 channels and above, no gain below. Pooling and the transposed
+  convolution, slow in that layout, are rewritten (8x and 1.4x).
+- Narrow ones stay channels-last, where oneDNN's direct convolutions are fastest. Changing the layout
+  between steps costs more than Winograd gains: 1.3x for wf 4, 1.5x for wf 5.
+- The 1x1 convolution after bilinear resizing is done before it.
 - Steps are flat, so that each tensor is freed as soon as the next one exists.
 
 A network is compared with its plain self at load, and falls back if it differs.
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 
 from tilenet.unet import LINEAR, ConvBlock, UNet, UpBlock, center_crop
 
+# Width factor of a network (2**wf channels in its first block), and channels of one convolution; see above.
+WIDE = 5
 WINOGRAD = 64
 # Largest difference from the plain network, as a part of the logits' range.
 TOLERANCE = 1e-5
@@ -33,7 +36,7 @@ Step = Callable[[Tensor, list[Tensor]], Tensor]
 log = logging.getLogger("tilenet")
 
 
-class WinogradUNet:
+class FastUNet:
     """A U-Net as a list of steps; call it like the network.
 
     Parameters
@@ -43,9 +46,7 @@ class WinogradUNet:
     """
 
     def __init__(self, network: UNet) -> None:
-        # Below 64 channels oneDNN's channels-last convolutions win, and most of the time is there.
-        wide = 2**network.wf >= WINOGRAD
-        self.layout = torch.contiguous_format if wide else torch.channels_last
+        self.layout = torch.contiguous_format if is_wide(network) else torch.channels_last
         self._steps = list(_steps(network, self.layout))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -56,7 +57,12 @@ class WinogradUNet:
         return x
 
 
-def accelerate(network: nn.Module) -> WinogradUNet | None:
+def is_wide(network: UNet) -> bool:
+    """Tell whether a network is run channels-first, with Winograd convolutions."""
+    return network.wf >= WIDE
+
+
+def accelerate(network: nn.Module) -> FastUNet | None:
     """Return the fast path of a network, or None (and say so) where it is not the same.
 
     Parameters
@@ -73,7 +79,7 @@ def accelerate(network: nn.Module) -> WinogradUNet | None:
         return None
     if not torch._nnpack_available():  # also initialises NNPACK
         return None
-    fast = WinogradUNet(network)
+    fast = FastUNet(network)
     length = network.footprint.axes[0].legal_at_least(network.footprint.axes[0].smallest + 32)
     x = torch.rand(1, network.in_channels, length, length, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -86,10 +92,12 @@ def accelerate(network: nn.Module) -> WinogradUNet | None:
 
 
 def _steps(network: UNet, layout: torch.memory_format) -> Iterator[Step]:
+    quick = network.pooling == "max" and network.pool_size == (2, 2) and layout == torch.contiguous_format
+    reduce = _halved if quick else F.max_pool2d if network.pooling == "max" else F.avg_pool2d
+
     def pool(x: Tensor, skips: list[Tensor]) -> Tensor:
         skips.append(x)
-        function = F.max_pool2d if network.pooling == "max" else F.avg_pool2d
-        return function(x, network.pool_size)
+        return reduce(x, network.pool_size)
 
     def last(x: Tensor, skips: list[Tensor]) -> Tensor:
         out: Tensor = network.last(x)
@@ -107,6 +115,13 @@ def _steps(network: UNet, layout: torch.memory_format) -> Iterator[Step]:
     yield last
 
 
+def _halved(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return the greatest of each 2 x 2 pixels, rows first, as their neighbours lie in memory one by one."""
+    height, width = (length // 2 * 2 for length in x.shape[2:])
+    rows = torch.maximum(x[:, :, 0:height:2], x[:, :, 1:height:2])
+    return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
+
+
 def _convolutions(block: ConvBlock, layout: torch.memory_format) -> Iterator[Step]:
     layers = list(block.block)
     for i, layer in enumerate(layers):
@@ -117,15 +132,15 @@ def _convolutions(block: ConvBlock, layout: torch.memory_format) -> Iterator[Ste
 
 def _convolution(layer: nn.Conv2d, norm: nn.BatchNorm2d | None, layout: torch.memory_format) -> Step:
     """Return convolution, ReLU and, as a scale and a shift in place, batch normalisation."""
-    winograd = min(layer.in_channels, layer.out_channels) >= WINOGRAD
+    first = layout == torch.contiguous_format
+    winograd = first and min(layer.in_channels, layer.out_channels) >= WINOGRAD
     padding = int(layer.padding[0])
     weight = layer.weight if winograd else layer.weight.to(memory_format=layout)
     affine = _affine(norm) if norm is not None else None
 
     def convolve(x: Tensor, skips: list[Tensor]) -> Tensor:
         if winograd:
-            x = torch._nnpack_spatial_convolution(x.contiguous(), weight, layer.bias, padding, 1)
-            x = x.relu_().contiguous(memory_format=layout)
+            x = torch._nnpack_spatial_convolution(x, weight, layer.bias, padding, 1).relu_()
         else:
             x = F.conv2d(x, weight, layer.bias, padding=padding).relu_()
         return x if affine is None else torch.addcmul(affine[1], x, affine[0], out=x)
@@ -142,33 +157,40 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _join(up: UpBlock, layout: torch.memory_format) -> Step:
     """Return upsampling into the first half of the channels, the skip into the other."""
-    enlarge = _transposed(up.up, up.pool_size) if isinstance(up.up, nn.ConvTranspose2d) else _linear(up.up)
+    enlarge, (tall, wide) = _enlargement(up.up, layout), up.pool_size
 
     def join(x: Tensor, skips: list[Tensor]) -> Tensor:
-        y = enlarge(x)
-        n, channels, height, width = y.shape
-        joined = torch.empty((n, 2 * channels, height, width), dtype=y.dtype, memory_format=layout)
-        joined[:, :channels] = y
-        del y
-        joined[:, channels:] = center_crop(skips.pop(), (height, width))
+        skip = skips.pop()
+        channels, height, width = skip.shape[1], x.shape[2] * tall, x.shape[3] * wide
+        joined = torch.empty((len(x), 2 * channels, height, width), dtype=x.dtype, memory_format=layout)
+        enlarge(x, joined[:, :channels])
+        joined[:, channels:] = center_crop(skip, (height, width))
         return joined
 
     return join
 
 
-def _transposed(up: nn.ConvTranspose2d, size: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
-    if size[0] != size[1]:
-        return up
-    area = size[0] * size[1]
-    weight = up.weight.permute(1, 2, 3, 0).reshape(up.out_channels * area, up.in_channels, 1, 1).contiguous()
-    assert up.bias is not None
-    bias = up.bias.repeat_interleave(area)
-    return lambda x: F.pixel_shuffle(F.conv2d(x, weight, bias), size[0])
-
-
-def _linear(up: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the 1x1 convolution before the resizing: they commute, and it is a quarter of the work."""
+def _enlargement(up: nn.Module, layout: torch.memory_format) -> Callable[[Tensor, Tensor], object]:
+    """Return what upsamples its first argument into its second."""
+    if isinstance(up, nn.ConvTranspose2d):
+        return _interleaved(up) if layout == torch.contiguous_format else lambda x, out: out.copy_(up(x))
     assert isinstance(up, nn.Sequential)
     resize, convolution = up
     assert isinstance(resize, nn.Upsample)
-    return lambda x: F.interpolate(convolution(x), scale_factor=resize.scale_factor, mode=LINEAR[2])
+    # They commute, and the convolution is a quarter of the work this way round.
+    return lambda x, out: out.copy_(F.interpolate(convolution(x), scale_factor=resize.scale_factor, mode=LINEAR[2]))
+
+
+def _interleaved(up: nn.ConvTranspose2d) -> Callable[[Tensor, Tensor], object]:
+    """Return a transposed convolution whose taps do not overlap: a 1x1 one to all taps, spread out."""
+    tall, wide = up.kernel_size
+    weight = up.weight.permute(2, 3, 1, 0).reshape(-1, up.in_channels, 1, 1).contiguous()
+    assert up.bias is not None
+    bias = up.bias.repeat(tall * wide)
+
+    def enlarge(x: Tensor, out: Tensor) -> object:
+        n, _, height, width = x.shape
+        taps = F.conv2d(x, weight, bias).view(n, tall, wide, -1, height, width)
+        return out.view(n, -1, height, tall, width, wide).copy_(taps.permute(0, 3, 4, 1, 5, 2))
+
+    return enlarge

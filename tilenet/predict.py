@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tilenet.engine import WINOGRAD, WinogradUNet, accelerate
+from tilenet.engine import FastUNet, accelerate, is_wide
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.scaling import Scaling
 from tilenet.unet import UNet
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ENGINES = ("auto", "plain", "winograd")
+ENGINES = ("auto", "plain", "fast")
 # A bare network is asked for its outputs with an input so much longer than the shortest.
 PROBE = 16
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
@@ -49,7 +49,7 @@ class TorchPredictor:
         Where it runs.
     precision : {"fp64", "fp32", "bf16", "fp16"}
         What it computes in.
-    engine : {"plain", "winograd"}
+    engine : {"plain", "fast"}
         As it is, or rewritten for a CPU by `tilenet.engine`.
     scaling : Scaling
         Applied to each batch first.
@@ -70,7 +70,7 @@ class TorchPredictor:
         network = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
         self._layout = CHANNELS_LAST.get(footprint.ndim, torch.contiguous_format)
         self._forward: Callable[[Tensor], Tensor]
-        if engine == "winograd":
+        if engine == "fast":
             self._forward = _accelerated(network)
             self._layout = self._forward.layout
         else:
@@ -147,21 +147,21 @@ def find_precision(name: str, network: object) -> str:
 
 
 def find_engine(name: str, network: object, *, device: torch.device, precision: str) -> str:
-    """Return the engine meant: ``auto`` is ``winograd`` wherever that gives the same logits."""
+    """Return the engine meant: ``auto`` is ``fast`` wherever that gives the same logits."""
     if name not in ENGINES:
         raise SettingsError(f"engine {name!r} is none of {', '.join(ENGINES)}")
     if name != "auto":
         return name
     if device.type != "cpu" or precision != "fp32" or not isinstance(network, nn.Module):
         return "plain"
-    return "winograd" if accelerate(copy.deepcopy(network).eval()) is not None else "plain"
+    return "fast" if accelerate(copy.deepcopy(network).eval()) is not None else "plain"
 
 
-def _accelerated(network: nn.Module) -> WinogradUNet:
+def _accelerated(network: nn.Module) -> FastUNet:
     fast = accelerate(network)
     if fast is None:
         raise SettingsError(
-            "engine winograd: not for this network, or not on this machine. Start again with --engine plain"
+            "engine fast: not for this network, or not on this machine. Start again with --engine plain"
         )
     return fast
 
@@ -220,7 +220,7 @@ def bytes_per_pixel(network: object, precision: str, channels: int) -> float | N
     if not isinstance(network, UNet):
         return None
     size = PRECISIONS[precision].itemsize
-    wide = network.ndim == 2 and 2**network.wf >= WINOGRAD and precision == "fp32"
+    wide = network.ndim == 2 and is_wide(network) and precision == "fp32"
     return float(size * ((12.5 if wide else 7.5) * 2**network.wf + channels) + 12 * network.n_classes)
 
 

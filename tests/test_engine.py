@@ -1,0 +1,94 @@
+import logging
+from itertools import product
+
+import pytest
+import torch
+
+import tilenet
+from tilenet import engine
+from tilenet.engine import FastUNet, accelerate, is_wide
+
+NARROW, AT_32, AT_64 = 3, 5, 6
+OPTIONS = [
+    {"up_mode": up_mode, "padding": padding, "batch_norm": batch_norm, "pooling": pooling}
+    for up_mode, padding, batch_norm, pooling in product(
+        ("upconv", "upsample"), (False, True), (False, True), ("max", "avg")
+    )
+]
+
+
+def network_of(wf, *, depth=2, **options):
+    torch.manual_seed(0)
+    network = tilenet.UNet(depth=depth, wf=wf, **options).eval().requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    return network
+
+
+def difference(network, x):
+    """Return how far the fast path is off, as a part of the logits' range."""
+    fast = FastUNet(network)
+    with torch.inference_mode():
+        plain, quick = network(x), fast(x.to(memory_format=fast.layout))
+    assert plain.std() > 0
+    return float((quick - plain).abs().max() / (plain.max() - plain.min()))
+
+
+@pytest.mark.parametrize("wf", [NARROW, AT_32, AT_64])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(str(v) for v in options.values()))
+def test_the_fast_path_gives_the_logits_of_the_plain_network(wf, options):
+    network = network_of(wf, **options)
+    length = network.footprint.axes[0].legal_at_least
+    assert difference(network, torch.rand(2, 1, length(40), length(64))) <= engine.TOLERANCE
+
+
+@pytest.mark.parametrize("wf", [NARROW, AT_64])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_shallow_and_deeper_networks_of_three_channels_too(wf, depth):
+    network = network_of(wf, depth=depth, in_channels=3, n_classes=4)
+    length = network.footprint.axes[0].legal_at_least(60)
+    assert difference(network, torch.rand(1, 3, length, length)) <= engine.TOLERANCE
+
+
+def test_pooling_that_is_not_square_is_done_by_pytorch():
+    network = network_of(AT_64, pool_size=(1, 2))
+    y, x = (axis.legal_at_least(40) for axis in network.footprint.axes)
+    assert difference(network, torch.rand(1, 1, y, x)) <= engine.TOLERANCE
+
+
+def test_halving_is_max_pooling_of_odd_lengths_and_of_what_is_not_a_number_too():
+    x = torch.rand(2, 3, 9, 12)
+    x[0, 1, 4, 5] = torch.nan
+    pooled = torch.nn.functional.max_pool2d(x, 2)
+    assert torch.equal(engine._halved(x, (2, 2)).nan_to_num(7), pooled.nan_to_num(7))
+    assert pooled.isnan().sum() == 1
+
+
+def test_wide_networks_take_winograd_convolutions_and_narrow_ones_do_not(monkeypatch):
+    taken = []
+    monkeypatch.setattr(engine, "WINOGRAD", 64)
+    real = torch._nnpack_spatial_convolution
+    monkeypatch.setattr(torch, "_nnpack_spatial_convolution", lambda *a: (taken.append(a[1].shape), real(*a))[1])
+    for wf, convolutions in ((NARROW, 0), (AT_32, 1), (AT_64, 5)):
+        taken.clear()
+        network = network_of(wf)
+        assert difference(network, torch.rand(1, 1, 44, 44)) <= engine.TOLERANCE
+        assert (len(taken), is_wide(network)) == (convolutions, convolutions > 0)
+
+
+def test_a_fast_path_that_differs_is_not_taken_and_says_so(monkeypatch, caplog):
+    network = network_of(NARROW)
+    assert accelerate(network) is not None
+    monkeypatch.setattr(engine, "center_crop", lambda skip, size: skip[:, :, : size[0], : size[1]])
+    with caplog.at_level(logging.WARNING, "tilenet"):
+        assert accelerate(network) is None
+    assert "the plain one is used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "network", [torch.nn.Conv2d(1, 2, 3), tilenet.UNet(ndim=3, depth=2, wf=2).eval(), network_of(NARROW).double()]
+)
+def test_what_has_no_fast_path_is_left_alone(network):
+    assert accelerate(network) is None
