@@ -133,7 +133,7 @@ def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatc
     ("field", "value", "reason"),
     [
         ("device", "cuda:7", "device cuda:7: this machine has"),
-        ("engine", "winograd", "engine winograd: not for this network"),
+        ("engine", "fast", "engine fast: not for this network"),
         ("threads", "many", "worker on"),
         ("device", "meta", "has record device = cpu"),
     ],

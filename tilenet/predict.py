@@ -214,14 +214,14 @@ def bytes_per_pixel(network: object, precision: str, channels: int) -> float | N
     A U-Net peaks in its last block, where the joined skip (twice the first block's
     channels), a convolution and its ReLU are held beside the skips (as much again): six
     times the first block's channels. Measured peaks of whole runs (depth 2 to 5, wf 1 to 6)
-    are 7.5 times, for what the allocator keeps between them; 12.5 times where NNPACK
+    are 7.5 times, for what the allocator keeps between them; up to 9 times where NNPACK
     transforms the finest level as a whole.
     """
     if not isinstance(network, UNet):
         return None
     size = PRECISIONS[precision].itemsize
     wide = network.ndim == 2 and is_wide(network) and precision == "fp32"
-    return float(size * ((12.5 if wide else 7.5) * 2**network.wf + channels) + 12 * network.n_classes)
+    return float(size * ((9 if wide else 7.5) * 2**network.wf + channels) + 12 * network.n_classes)
 
 
 def weight_bytes(network: object) -> int:
