@@ -490,8 +490,3 @@ def test_groups_that_are_no_image_say_what_to_open_instead(tmp_path, refused):
 def test_a_path_that_no_system_takes_is_refused(tmp_path, refused):
     refused(tmp_path / ("long" * 2000))
     refused(str(tmp_path / "nul\0byte"))
-
-
-def test_an_address_is_refused_as_one():
-    with pytest.raises(ImageError, match="only local files"):
-        open_image("https://example.org/image.zarr")

@@ -5,7 +5,10 @@ from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
+import tifffile
+import zarr
 from oracles import random_network
+from serving import serving
 from store_helpers import tree
 from stub import BAD, DEADLY, Bright
 from workers import BLOCKS, TILES, Cluster, notes_of, opened, spoil, write_image
@@ -37,6 +40,18 @@ def image(tmp_path):
 
 
 # Real workers.
+
+
+def test_workers_open_an_address_by_themselves(client, network, tmp_path):
+    pytest.importorskip("obstore", reason='needs what reads remote images: pip install "tilenet[remote]"')
+    pixels = tifffile.imread(write_image(tmp_path / "slide.tif", sides=(1024, 1536)))
+    zarr.create_array(tmp_path / "image.zarr", data=pixels, chunks=(256, 256))
+    with serving(tmp_path) as server:
+        url = f"{server.url}/image.zarr?signature"
+        tilenet.segment(url, tmp_path / "shared.zarr", model=network, client=client, **TILES)
+        assert all(asked.endswith("?signature") for asked, _ in server.seen)
+    tilenet.segment(tmp_path / "image.zarr", tmp_path / "alone.zarr", model=network, **TILES)
+    assert tree(tmp_path / "alone.zarr" / "0") == tree(tmp_path / "shared.zarr" / "0")
 
 
 def test_workers_write_the_bytes_that_one_process_writes(client, image, network, tmp_path):

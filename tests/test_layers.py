@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tilenet"
 # Lowest first: a module may import from lower rows, and from its own.
 LAYERS = [
-    {"errors", "geometry", "interrupts"},
+    {"errors", "geometry", "interrupts", "address"},
     {"footprint", "card", "region", "resolution"},
     {"plan", "sizes"},
     {"unet", "readers", "store", "metrics", "instances", "sample"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"cli", "cli_batch", "cli_pictures", "cli_shares", "cli_training"},
     {"__main__"},
 ]
-PURE = {"errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region", "resolution"}
+PURE = {"address", "errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region", "resolution"}
 HOMES = {
     "torch": {"unet", "engine", "states", "models", "predict", "training"},
     "tifffile": {"readers", "sample", "tiff_mask", "tiff_export"},
@@ -39,6 +39,9 @@ HOMES = {
     "wsidicom": {"readers"},
     "pydicom": {"readers"},
     "pylibCZIrw": {"readers"},
+    "obstore": {"readers"},
+    "boto3": {"readers"},
+    "botocore": {"readers"},
     "click": {"cli", "cli_batch", "cli_pictures", "cli_shares", "cli_options", "cli_cluster", "cli_training"},
     "rich": {"cli_options"},
 }

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import shares
+from tilenet.address import check_local, is_address
 from tilenet.compute import Progress, fill_store, finish, to_array, to_objects
 from tilenet.errors import OutputError, OutputExists, SettingsError
 from tilenet.footprint import Footprint
@@ -260,8 +261,9 @@ def _labels_place(into: str | Path | None, name: str | None, out: str | Path | N
 
 
 def spare_the_input(out: Path, image: Any) -> None:
-    """Refuse an output that is the image itself, or a folder that holds it."""
-    if isinstance(image, str | Path):
+    """Refuse an output that is remote, the image itself, or a folder that holds it."""
+    check_local(out)
+    if isinstance(image, str | Path) and not is_address(image):
         source, target = Path(image).resolve(), out.resolve()
         if target == source or target in source.parents:
             raise OutputExists(f"{out}: is, or holds, the image that is to be read. Choose another path")

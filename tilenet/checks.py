@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import predict
+from tilenet.address import check_local, is_address
 from tilenet.compute import Progress
 from tilenet.errors import OutputMismatch, VerifyFailed
 from tilenet.footprint import Footprint
@@ -109,12 +110,13 @@ def verify(
     Verification
         `ok`, or what is wrong and where; ``raise_if_failed`` makes an error of it.
     """
+    check_local(out)
     found = Verification(damage=_damage(Path(out)))
     if found.damage:  # windows of damaged files could not even be read
         return found
     mask = open_mask(out)
     path = mask.info["image"]["path"]
-    if image is None and Path(path).exists():
+    if image is None and (is_address(path) or Path(path).exists()):
         image = path
     if mask.info["record"]["output"] == "objects":
         found.not_recomputed = "outlines of objects depend on more than a window"

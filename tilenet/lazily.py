@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tilenet import predict
+from tilenet.address import is_address
 from tilenet.errors import BlocksFailed, ImageError, ModelError, TilenetError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, ceil_div
@@ -189,7 +190,8 @@ class Tiles:
         self._class_axis = None if job.decision.arrays == ("mask",) else int(job.image.box_axes.startswith("t"))
         self.shape = self.with_classes(job.plan.shape, len(job.card.classes))
         self.ndim = len(self.shape)
-        self._identity = job.image.identity() if Path(job.image.name).exists() else None
+        by_name = is_address(job.image.name) or Path(job.image.name).exists()
+        self._identity = job.image.identity() if by_name else None
         self._key = _key(job, numbers, token)
         self._predictor: Predictor | None = None
         self._pickled: bytes | None = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tilenet.address import is_address, last_name, shown
 from tilenet.errors import SettingsError
 from tilenet.job import Options
 from tilenet.scaling import parse_rule
@@ -47,7 +48,7 @@ class Order:
     name : str
         Of its mask, without ending.
     image : str
-        Path.
+        Path or address.
     model : str, path or callable
         What `segment` takes.
     options : Options
@@ -84,32 +85,40 @@ def read_orders(images: Sequence[str | Path], *, model: Any, options: Options) -
         # Folders may not tell a from A, so that one mask would silently take the other's place.
         if (other := first.setdefault(order.name.casefold(), order)) is not order:
             raise SettingsError(
-                f"{other.image} and {order.image}: both would be {order.name}.zarr. Give a .csv list with a column name"
+                f"{shown(other.image)} and {shown(order.image)}: both would be {order.name}.zarr. "
+                f"Give a .csv list with a column name"
             )
     return orders
 
 
 def _orders_of(image: str, plain: Order) -> Iterator[Order]:
     path = Path(image)
-    if path.suffix.lower() == ".csv" and path.is_file():
+    if is_address(image):
+        yield _order(image, plain)
+    elif path.suffix.lower() == ".csv" and path.is_file():
         yield from _read_csv(path, plain)
     elif path.suffix.lower() == ".txt" and path.is_file():
         lines = (line.strip() for line in _text(path).splitlines())
-        yield from (_order(path.parent / line, plain) for line in lines if line and not line.startswith("#"))
+        yield from (_order(_beside(path, line), plain) for line in lines if line and not line.startswith("#"))
     elif not path.exists() and glob.has_magic(image):
         found = sorted(glob.glob(image))  # noqa: PTH207 - patterns may be absolute
         if not found:
             raise SettingsError(f"{image}: no image matches. Check the pattern")
-        yield from (_order(Path(match), plain) for match in found)
+        yield from (_order(match, plain) for match in found)
     else:
-        yield _order(path, plain)
+        yield _order(image, plain)
 
 
-def _order(path: Path, plain: Order) -> Order:
-    name = path.stem
+def _beside(list_: Path, image: str) -> str:
+    """Return the path of an image that a list names, or its address."""
+    return image if is_address(image) else str(list_.parent / image)
+
+
+def _order(image: str, plain: Order) -> Order:
+    name = Path(last_name(image)).stem
     for ending in INNER:
         name = name.removesuffix(ending)
-    return replace(plain, name=name, image=str(path))
+    return replace(plain, name=name, image=image)
 
 
 def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
@@ -125,7 +134,7 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         if "" in row or not row["image"]:
             raise SettingsError(f"{where} has no image, or more values than columns. Put values with commas in quotes")
         said = {column: value for column, value in row.items() if value}
-        order = _order(path.parent / said.pop("image"), plain)
+        order = _order(_beside(path, said.pop("image")), plain)
         name, model = said.pop("name", order.name), said.pop("model", plain.model)
         if Path(name).name != name or name.startswith("."):
             raise SettingsError(f"{where}: {name!r} is no name of a file. Choose another name")

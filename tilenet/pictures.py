@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 from skimage.transform import resize_local_mean
 
+from tilenet.address import check_local
 from tilenet.errors import EnvironmentFault, OutputMismatch, SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.job import Options
@@ -99,6 +100,7 @@ def save(picture: Picture, out: str | Path) -> None:
     """
     from PIL import Image as Pillow
 
+    check_local(out)
     try:
         Pillow.fromarray(picture).save(out)
     except ValueError as error:

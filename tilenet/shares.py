@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tilenet.address import check_local
 from tilenet.compute import Progress, finish, raise_if_failed, run_job
 from tilenet.decide import Arrays
 from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, SettingsError
@@ -177,6 +178,7 @@ def finish_shares(out: Path, *, progress: Progress | None = None) -> None:
     BlocksFailed
         If files are not as they were written; their blocks are pending again.
     """
+    check_local(out)
     refuse_shares(out)
     store = Store.inspect(out)
     if not store.complete and (pending := list(store.pending())):

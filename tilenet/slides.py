@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from tilenet.address import check_local, shown
 from tilenet.api import open_store, spare_the_input
 from tilenet.compute import finish, run_job
 from tilenet.distributed import check_sendable, task_of, work_off
@@ -94,6 +95,7 @@ def batch(
     for order in orders:
         if client is not None:
             check_sendable(order.image, order.model)
+    check_local(out)
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -187,7 +189,7 @@ class _Batch:
             said = str(error) if isinstance(error, TilenetError) else one_line(error) if error else ""
             seconds = perf_counter() - self._started[name]
             result = Result(
-                name, order.image, status, prod(store.layout.shape) if store else 0, seconds=seconds, error=said
+                name, shown(order.image), status, prod(store.layout.shape) if store else 0, seconds=seconds, error=said
             )
             self._results[name] = result
             self._tell(result)

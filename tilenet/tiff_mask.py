@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import store
+from tilenet.address import check_local
 from tilenet.errors import ImageError, OutputError, OutputExists, OutputNotFound
 from tilenet.geometry import Box
 from tilenet.readers import open_image
@@ -164,6 +165,7 @@ def open_mask(path: str | Path) -> Mask | TiffMask:
     OutputNotFound, OutputIncomplete, OutputError
         If there is none, if blocks are missing, if tilenet did not write it.
     """
+    check_local(path)
     return open_tiff_mask(path) if is_tiff(path) and not Path(path).is_dir() else store.open_mask(path)
 
 

@@ -41,7 +41,7 @@ class Task:
     out, run : str
         The output, and the run id in its lock.
     image : str
-        Absolute path.
+        Absolute path, or an address with what opens it, which nothing prints.
     model : str or callable
         A packaged name or an absolute path; or a callable that is pickled by its name.
     footprint : Footprint, optional
@@ -50,7 +50,7 @@ class Task:
 
     out: str
     run: str
-    image: str
+    image: str = field(repr=False)
     model: Any
     footprint: Footprint | None = None
 

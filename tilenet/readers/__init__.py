@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tilenet.address import is_address, shown
 from tilenet.errors import ImageError, SettingsError
 from tilenet.readers.boundary import refusing
 from tilenet.readers.image import Image
-from tilenet.readers.kinds import dicom_files, kind_of
+from tilenet.readers.kinds import dicom_files, kind_of, refuse_remote_file
 from tilenet.readers.zarr_metadata import has_documents
 
 __all__ = ["open_image"]
@@ -32,8 +33,8 @@ def open_image(
     ----------
     source : str, Path, numpy.ndarray, zarr.Array, dask.array.Array or Image
         A file or a folder (of zarr, DICOM or numbered planes; `readers.kinds` says which reader
-        opens what), an array, or an open image, which is returned as it is, or at `level`
-        where that is not 0.
+        opens what), the address of a zarr folder (``https://`` or ``s3://``), an array, or an open
+        image, which is returned as it is, or at `level` where that is not 0.
     level : int
         Resolution to read; 0 is the finest.
     axes : str, optional
@@ -55,6 +56,8 @@ def open_image(
         There is nothing at the path.
     ImageError
         It is not an image, is damaged, or its axes cannot be told.
+    EnvironmentFault
+        The server of an address cannot be reached.
     SettingsError
         It has no such level.
     """
@@ -74,12 +77,21 @@ def open_image(
 
 
 def _open_path(path: str, *, level: int, axes: str | None, missing: str) -> Image:
-    if "://" in path:
-        raise ImageError(f"{path}: is an address, and only local files are read. Fetch it first")
+    if is_address(path):
+        return _open_address(path, level=level, axes=axes)
     with refusing(f"{path}: cannot be opened", "Check the path and its permissions"):
         if Path(path).is_dir() or _inside_zarr(Path(path)):
             return _open_folder(path, level=level, axes=axes, missing=missing)
         return _open_file(path, kind_of(path), level=level, axes=axes, missing=missing)
+
+
+def _open_address(address: str, *, level: int, axes: str | None) -> Image:
+    refuse_remote_file(address)
+    with refusing(f"{shown(address)}: cannot be opened", "Check the address"):
+        from tilenet.readers.zarr import open_zarr
+        from tilenet.readers.zarr_remote import open_folder
+
+        return open_zarr(open_folder(address), level=level, axes=axes)
 
 
 def _open_file(path: str, kind: str, *, level: int, axes: str | None, missing: str) -> Image:
@@ -107,8 +119,9 @@ def _open_file(path: str, kind: str, *, level: int, axes: str | None, missing: s
 def _open_folder(path: str, *, level: int, axes: str | None, missing: str) -> Image:
     if not Path(path).exists() or has_documents(path):
         from tilenet.readers.zarr import open_zarr
+        from tilenet.readers.zarr_local import LocalFolder
 
-        return open_zarr(path, level=level, axes=axes)
+        return open_zarr(LocalFolder(path), level=level, axes=axes)
     if dicom_files(path):
         return _open_file(path, "dicom", level=level, axes=axes, missing=missing)
     from tilenet.readers.planes import PlanesImage

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tilenet.address import is_address
 from tilenet.errors import ImageError, SettingsError, TilenetError
 
 # More than this is never decoded in one piece: such a tile is damaged, or meant to hurt.
@@ -90,10 +91,10 @@ def check_level(level: int, n_levels: int, *, name: str) -> None:
 
 
 def reopening(path: str, **options: Any) -> tuple[Any, ...]:
-    """Return what `__reduce__` gives for an image that is opened anew, by its path, where it is unpickled."""
+    """Return what `__reduce__` gives for an image that is opened anew, by path or address, where it is unpickled."""
     from tilenet.readers import open_image
 
-    return partial(open_image, **options), (str(Path(path).resolve()),)
+    return partial(open_image, **options), (path if is_address(path) else str(Path(path).resolve()),)
 
 
 @contextmanager

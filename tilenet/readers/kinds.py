@@ -3,13 +3,14 @@
 1. A name that is OpenSlide's (`SLIDE_NAMES`): OpenSlide. These are TIFFs, pictures and texts
    that mean a slide only together with what else is in them, or in the folder beside them.
 2. The first bytes: TIFF (also SVS and NDPI), PNG, JPEG, BMP, CZI, DICOM.
-3. A folder: zarr if it has zarr metadata, DICOM if it has ``.dcm`` files, else numbered planes.
+3. A folder, also a remote one: zarr if it has zarr metadata, DICOM if it has ``.dcm`` files, else numbered planes.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from tilenet.address import last_name, shown
 from tilenet.errors import ImageError, ImageNotFound
 
 SLIDE_NAMES = {
@@ -41,6 +42,8 @@ OTHERS = {
     b"\x89HDF": "is an HDF5 file. Pass one of its arrays to the Python function, or convert it to zarr",
     b"\xda\xce\xbe\x0a": "is an ND2 file. Convert it to OME-TIFF or OME-Zarr first",
 }
+# What an address may end in that is one file: these are read from a disk only.
+FILES = (".tif", ".tiff", ".svs", ".ndpi", ".czi", ".dcm", ".png", ".jpg", ".jpeg", ".bmp", ".zip", *SLIDE_NAMES)
 READABLE = "TIFF, OME-TIFF, SVS, NDPI, MRXS, CZI, DICOM, zarr, OME-Zarr, PNG, JPEG and BMP are read"
 
 
@@ -56,6 +59,12 @@ def kind_of(path: str | Path) -> str:
         what = next((text for magic, text in OTHERS.items() if head.startswith(magic)), None)
         raise ImageError(f"{path}: {what or f'is not an image that tilenet reads. {READABLE}'}")
     return kind
+
+
+def refuse_remote_file(address: str) -> None:
+    """Refuse the address of a single file."""
+    if last_name(address).lower().endswith(FILES):
+        raise ImageError(f"{shown(address)}: is a file, and only zarr is read from afar. Fetch it first, or convert it")
 
 
 def dicom_files(folder: str | Path) -> list[Path]:

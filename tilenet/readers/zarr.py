@@ -1,10 +1,9 @@
-"""Zarr folders: OME-Zarr (images and labels, 0.1 to 0.5) and plain arrays, v2 and v3."""
+"""Zarr folders, here or remote: OME-Zarr (images and labels, 0.1 to 0.5) and plain arrays, v2 and v3."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tilenet.errors import ImageError, ImageNotFound
@@ -12,11 +11,9 @@ from tilenet.geometry import Box
 from tilenet.readers.axes import Layout, layout_of
 from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, refusing, reopening
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
-from tilenet.readers.zarr_metadata import Multiscales, Node, multiscales_of, read_node, what_is_inside
+from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
 
 DAMAGED = "The image is damaged; get it again"
-# An OME-Zarr level lies at most this deep below its group.
-DEEPEST = 4
 
 
 class ZarrImage(Image):
@@ -24,14 +21,17 @@ class ZarrImage(Image):
 
     reader = "zarr"
 
-    def __init__(self, path: str, nodes: Sequence[Node], about: Multiscales, *, axes: str | None, sha256: str) -> None:
+    def __init__(
+        self, folder: Folder, nodes: Sequence[Node], about: Multiscales, *, axes: str | None, sha256: str
+    ) -> None:
         from tilenet.readers.zarr_store import open_array
 
-        self.name, self.level, self._said_axes, self._sha256 = path, 0, axes, sha256
-        with quietly("zarr"), refusing(f"{path}: cannot be read as a zarr array", DAMAGED):
-            self._arrays = [open_array(node.path) for node in nodes]
+        self.name, self.level, self._said_axes, self._sha256 = str(folder), 0, axes, sha256
+        self._folder = folder
+        with quietly("zarr"), refusing(f"{folder}: cannot be read as a zarr array", DAMAGED):
+            self._arrays = [open_array(node.folder) for node in nodes]
         first = self._arrays[0]
-        self.dtype = pixel_dtype(first.dtype, path)
+        self.dtype = pixel_dtype(first.dtype, self.name)
         self._layouts = [
             self._layout(node, array, about.letters) for node, array in zip(nodes, self._arrays, strict=True)
         ]
@@ -45,7 +45,7 @@ class ZarrImage(Image):
     def _layout(self, node: Node, array: Any, letters: Sequence[str]) -> Layout:
         if len(letters) != array.ndim or max(array.shape) > LONGEST_AXIS or array.dtype != self._arrays[0].dtype:
             raise ImageError(
-                f"{node.path}: its shape {array.shape} and type {array.dtype} do not fit an image "
+                f"{node.folder}: its shape {array.shape} and type {array.dtype} do not fit an image "
                 f"of the axes {''.join(letters)}. {DAMAGED}"
             )
         return layout_of(letters, array.shape, axes=self._said_axes, name=self.name)
@@ -75,50 +75,44 @@ class ZarrImage(Image):
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reopening(self.name, level=self.level, axes=self._said_axes)
+        return reopening(self._folder.reopens_as(), level=self.level, axes=self._said_axes)
 
 
-def open_zarr(path: str, *, level: int, axes: str | None) -> Image:
+def open_zarr(folder: Folder, *, level: int, axes: str | None) -> Image:
     """Open a zarr folder: an OME-Zarr group, one of its levels, or a plain array."""
-    folder = Path(path)
-    if not folder.exists():
-        raise ImageNotFound(f"{path}: there is no such image in the zarr folder. Check the path")
     node = read_node(folder)
     if node is None:
-        raise ImageError(f"{path}: is a folder without zarr metadata. Give an image file or a zarr folder")
-    if node.is_array:
-        nodes, about = _array(node, folder)
-    else:
-        nodes, about = _group(node, path)
-    check_level(level, len(nodes), name=path)
+        raise ImageNotFound(f"{folder}: {folder.what_lacks()}")
+    nodes, about = _array(node) if node.is_array else _group(node)
+    check_level(level, len(nodes), name=str(folder))
     documents = [node.sha256, *(n.sha256 for n in nodes)]
     sha256 = hashlib.sha256("".join(documents).encode()).hexdigest()
-    return ZarrImage(path, nodes, about, axes=axes, sha256=sha256).at_level(level)
+    return ZarrImage(folder, nodes, about, axes=axes, sha256=sha256).at_level(level)
 
 
-def _group(node: Node, path: str) -> tuple[list[Node], Multiscales]:
+def _group(node: Node) -> tuple[list[Node], Multiscales]:
     about = multiscales_of(node)
     if about is None:
-        raise ImageError(f"{path}: is a zarr group, not an image. {what_is_inside(node)}")
-    nodes = [read_node(node.path / p) for p in about.paths]
+        raise ImageError(f"{node.folder}: is a zarr group, not an image. {what_is_inside(node)}")
+    nodes = [read_node(node.folder.inside(p)) for p in about.paths]
     missing = [p for p, n in zip(about.paths, nodes, strict=True) if n is None or not n.is_array]
     if missing:
-        raise ImageError(f"{path}: lists {len(nodes)} levels, but lacks {', '.join(missing)}. Get the whole image")
+        raise ImageError(
+            f"{node.folder}: lists {len(nodes)} levels, but lacks {', '.join(missing)}. Get the whole image"
+        )
     return [n for n in nodes if n is not None], about
 
 
-def _array(node: Node, folder: Path) -> tuple[list[Node], Multiscales]:
+def _array(node: Node) -> tuple[list[Node], Multiscales]:
     """Return an array and what is known of it: as a level of an OME-Zarr image, it and all coarser ones."""
-    inside, own = folder.resolve(), "."
-    for group in list(inside.parents)[:DEEPEST]:
+    for group, own in node.folder.above():
         parent = read_node(group)
         about = multiscales_of(parent) if parent and not parent.is_array else None
-        own = inside.relative_to(group).as_posix()
         if parent and about and own in about.paths:
-            nodes, k = _group(parent, str(folder))[0], about.paths.index(own)
+            nodes, k = _group(parent)[0], about.paths.index(own)
             return nodes[k:], Multiscales(about.paths[k:], about.letters, about.sizes[k:], about.channel_names)
     letters = _plain_letters(node)
-    return [node], Multiscales((own,), letters, ((None,) * len(letters),), ())
+    return [node], Multiscales((".",), letters, ((None,) * len(letters),), ())
 
 
 def _plain_letters(node: Node) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
-"""The metadata documents of a zarr folder, as far as they say what an image is."""
+"""The metadata documents of a zarr folder, here or remote, as far as they say what an image is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path, PurePosixPath
@@ -17,9 +18,47 @@ from tilenet.readers.units import MICROMETERS
 
 DAMAGED = "The metadata is damaged; get the image again"
 LARGEST_DOCUMENT = 16 * 2**20
+# An OME-Zarr level lies at most this deep below its group.
+DEEPEST = 4
 DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 # OME-Zarr before 0.3 had no list of axes: they were always these.
 OLD_AXES = ("0.1", "0.2")
+
+
+class Folder(ABC):
+    """A folder of a zarr hierarchy, wherever it lies; as text it is what messages call it."""
+
+    @abstractmethod
+    def documents(self) -> dict[str, bytes]:
+        """Return its metadata documents, those of `DOCUMENTS` that it has."""
+
+    @abstractmethod
+    def inside(self, path: str) -> Folder:
+        """Return a folder in it; the path stays inside."""
+
+    @abstractmethod
+    def leads_out(self, path: str) -> bool:
+        """Tell whether a path in it is a link that leads out of it."""
+
+    @abstractmethod
+    def above(self) -> Iterator[tuple[Folder, str]]:
+        """Yield the folders that it lies in, the nearest first, and its path in each."""
+
+    @abstractmethod
+    def nodes_inside(self) -> list[str] | None:
+        """Return the names of the arrays and groups in it; None where that cannot be told."""
+
+    @abstractmethod
+    def what_lacks(self) -> str:
+        """Return what to say where it has no metadata documents."""
+
+    @abstractmethod
+    def store(self) -> Any:
+        """Return a zarr store of the array in it, a `zarr_store.Bounded`."""
+
+    @abstractmethod
+    def reopens_as(self) -> str:
+        """Return what `open_image` finds it by, in another process too."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +67,8 @@ class Node:
 
     Attributes
     ----------
-    path : Path
-        Its folder.
+    folder : Folder
+        Where it is.
     is_array : bool
         False for a group.
     attributes : dict
@@ -42,7 +81,7 @@ class Node:
         Of its documents.
     """
 
-    path: Path
+    folder: Folder
     is_array: bool
     attributes: dict[str, Any]
     ndim: int
@@ -77,35 +116,35 @@ def has_documents(path: str) -> bool:
     return any((Path(path) / name).is_file() for name in DOCUMENTS)
 
 
-def read_node(path: Path) -> Node | None:
+def read_node(folder: Folder) -> Node | None:
     """Return what the documents in a folder say; None where there are none."""
-    with refusing(f"{path}: its zarr metadata cannot be read", DAMAGED):
-        found = {name: _bytes(path / name) for name in DOCUMENTS if (path / name).is_file()}
+    with refusing(f"{folder}: its zarr metadata cannot be read", DAMAGED):
+        found = folder.documents()
         if not found:
             return None
         digest = hashlib.sha256(b"\0".join(name.encode() + b"\0" + found[name] for name in sorted(found)))
-        documents = {name: _object(data, path / name) for name, data in found.items()}
+        documents = {name: _object(data, f"{folder}/{name}") for name, data in found.items()}
         v3 = documents.get("zarr.json", {})
         attributes = v3.get("attributes", {}) if v3 else documents.get(".zattrs", {})
         is_array = v3.get("node_type") == "array" if v3 else ".zarray" in documents
         names = v3.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS") or []
         shape = (v3 or documents.get(".zarray", {})).get("shape", ()) if is_array else ()
-        return Node(path, is_array, attributes, len(shape), list(names) if is_array else [], digest.hexdigest())
+        return Node(folder, is_array, attributes, len(shape), list(names) if is_array else [], digest.hexdigest())
 
 
 def multiscales_of(node: Node) -> Multiscales | None:
     """Return the first multiscale image of a group; None where it holds none."""
     ome = node.attributes.get("ome", node.attributes)
-    with refusing(f"{node.path}: its OME-Zarr metadata cannot be understood", DAMAGED):
+    with refusing(f"{node.folder}: its OME-Zarr metadata cannot be understood", DAMAGED):
         if not ome.get("multiscales"):
             return None
         image = ome["multiscales"][0]
         axes = image.get("axes") or (list(AXES) if str(image.get("version")) in OLD_AXES else [])
         axes = [a if isinstance(a, dict) else {"name": a} for a in axes]
         units = [MICROMETERS.get(a.get("unit") or "") for a in axes]
-        paths = tuple(_safe(str(d["path"]), node.path) for d in image["datasets"])
+        paths = tuple(_safe(str(d["path"]), node.folder) for d in image["datasets"])
         if not paths:
-            raise ImageError(f"{node.path}: lists no resolution levels. {DAMAGED}")
+            raise ImageError(f"{node.folder}: lists no resolution levels. {DAMAGED}")
         whole = _scale(image, len(axes))
         sizes = [
             tuple(_product(a, b, c) for a, b, c in zip(whole, _scale(d, len(axes)), units, strict=True))
@@ -122,33 +161,28 @@ def what_is_inside(node: Node) -> str:
     if "plate" in ome:
         return "It is a plate; give one of its images, such as a well's field: plate.zarr/A/1/0"
     if "well" in ome:
-        return f"It is a well; give one of its fields: {node.path / '0'}"
+        return f"It is a well; give one of its fields: {node.folder.inside('0')}"
     if isinstance(ome.get("labels"), list) and ome["labels"]:
-        return f"It lists labels; give one: {node.path / str(ome['labels'][0])}"
-    inside = sorted(p.name for p in node.path.iterdir() if p.is_dir() and any((p / d).is_file() for d in DOCUMENTS))
+        return f"It lists labels; give one: {node.folder.inside(str(ome['labels'][0]))}"
+    inside = node.folder.nodes_inside()
+    if inside is None:
+        return f"Give one of what is inside, such as {node.folder.inside('0')}"
     return f"Give one of what is inside: {', '.join(inside[:8])}" if inside else "It is empty"
 
 
-def _bytes(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > LARGEST_DOCUMENT:
-        raise ImageError(f"{path}: has {size} bytes, too many for metadata. {DAMAGED}")
-    return path.read_bytes()
-
-
-def _object(data: bytes, path: Path) -> dict[str, Any]:
+def _object(data: bytes, name: str) -> dict[str, Any]:
     document = json.loads(data)
     if not isinstance(document, dict):
-        raise ImageError(f"{path}: is not a JSON object. {DAMAGED}")
+        raise ImageError(f"{name}: is not a JSON object. {DAMAGED}")
     return document
 
 
-def _safe(path: str, group: Path) -> str:
+def _safe(path: str, group: Folder) -> str:
     """Return the path of a level, which must stay inside the group."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path:
         raise ImageError(f"{group}: has a level at {path!r}, outside of itself. Correct its multiscales metadata")
-    if not (group / path).resolve().is_relative_to(group.resolve()):
+    if group.leads_out(path):
         raise ImageError(f"{group}: its level {path!r} is a link that leads out of it. Copy the image with its files")
     return path
 

@@ -1,13 +1,10 @@
-"""Files of one zarr array, none trusted: not its size, nor where a link leads, nor what it unpacks to."""
+"""One zarr array, none of its files trusted: neither their size, nor what they unpack to."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -15,17 +12,14 @@ import zarr
 from zarr.abc.store import ByteRequest, SuffixByteRequest
 from zarr.codecs import ShardingCodec
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore
 
 from tilenet.errors import ImageError
 from tilenet.readers.boundary import LARGEST_PIECE, check_piece
 from tilenet.readers.unpacked import unpacks_to_more
-from tilenet.readers.zarr_metadata import DOCUMENTS, LARGEST_DOCUMENT
+from tilenet.readers.zarr_metadata import DOCUMENTS, LARGEST_DOCUMENT, Folder
 
 # A chunk that does not compress grows by a header; no codec doubles it.
 SLACK = 2**16
-# Chunk files looked at on opening; a mask of what is wrong with the rest comes when they are read.
-PROBED = 4096
 NO_CHUNK = 2**64 - 1
 
 
@@ -49,24 +43,16 @@ class Bounds:
     index_bytes: int
 
 
-class BoundedStore(LocalStore):
-    """A folder of one array, read-only; files that no sound array has are refused."""
+class Bounded:
+    """What is common to the stores of an array, here and remote: it is read-only, and `bounds` are kept."""
 
     bounds: Bounds | None = None
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root, read_only=True)
-        self._real = f"{os.path.realpath(root)}{os.sep}"
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return a file or a part of it, checked."""
-        self._check_file(key)
-        data = await super().get(key, prototype, byte_range)
-        if data is not None and self.bounds and key not in DOCUMENTS:
-            self._check_content(key, data.to_bytes(), byte_range)
-        return data
+        raise NotImplementedError
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -74,49 +60,39 @@ class BoundedStore(LocalStore):
         """Return parts of files, checked."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
-    def _check_file(self, key: str) -> None:
-        path = os.path.realpath(self.root / key)
-        try:
-            status = Path(path).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        largest = self.bounds.file_bytes if self.bounds and key not in DOCUMENTS else LARGEST_DOCUMENT
-        if not path.startswith(self._real):
-            raise ImageError(f"{self.root}: {key} is a link that leads out of the image. Copy the image with its files")
-        if S_ISREG(status.st_mode) and status.st_size > largest:
-            raise ImageError(
-                f"{self.root}: {key} has {status.st_size} bytes, more than the {largest} that it can have. "
-                f"The file is damaged; get it again"
-            )
-        if not S_ISREG(status.st_mode) and not Path(path).is_dir():
-            raise ImageError(f"{self.root}: {key} is not a file. Get the image again")
+    def largest(self, key: str) -> int:
+        """Return how many bytes a file may have."""
+        return self.bounds.file_bytes if self.bounds and key not in DOCUMENTS else LARGEST_DOCUMENT
 
-    def _check_content(self, key: str, data: bytes, byte_range: ByteRequest | None) -> None:
+    def check_content(self, key: str, data: bytes, byte_range: ByteRequest | None) -> None:
+        """Refuse a chunk that unpacks to more than it can hold."""
         bounds = self.bounds
-        assert bounds is not None
-        if isinstance(byte_range, SuffixByteRequest):  # the index of a shard
+        if bounds is None or key in DOCUMENTS or isinstance(byte_range, SuffixByteRequest):  # the index of a shard
             return
         chunks = _chunks_of_shard(data, bounds.index_bytes) if bounds.index_bytes and byte_range is None else [data]
         if any(unpacks_to_more(chunk, bounds.codec, limit=bounds.chunk_bytes) for chunk in chunks):
             raise ImageError(
-                f"{self.root}: {key} unpacks to more than the {bounds.chunk_bytes} bytes that it can have. "
+                f"{self}: {key} unpacks to more than the {bounds.chunk_bytes} bytes that it can have. "
                 f"The file is damaged; get it again"
             )
 
+    def probe(self) -> None:
+        """Look for what is wrong with the files, as far as that is cheap."""
 
-def open_array(path: Path) -> Any:
+
+def open_array(folder: Folder) -> Any:
     """Open the array in a folder, its metadata and the first of its files checked."""
-    store = BoundedStore(path.absolute())
+    store = folder.store()
     array = zarr.open_array(store=store, mode="r")
     if min(array.shape, default=0) < 1 or min(array.chunks) < 1:
         raise ImageError(
-            f"{path}: has the shape {array.shape} in chunks of {array.chunks}: no pixels. Give another image"
+            f"{folder}: has the shape {array.shape} in chunks of {array.chunks}: no pixels. Give another image"
         )
     chunk_bytes = prod(array.chunks) * array.dtype.itemsize
-    check_piece(chunk_bytes, f"{path}: one of its chunks of {array.chunks}")
+    check_piece(chunk_bytes, f"{folder}: one of its chunks of {array.chunks}")
     store.bounds = _bounds(array, chunk_bytes)
-    check_piece(store.bounds.index_bytes, f"{path}: the index of one of its shards of {array.shards}")
-    _probe(store)
+    check_piece(store.bounds.index_bytes, f"{folder}: the index of one of its shards of {array.shards}")
+    store.probe()
     return array
 
 
@@ -152,35 +128,3 @@ def _chunks_of_shard(data: bytes, index_bytes: int) -> Iterator[bytes]:
     for offset, count in index.tolist():
         if offset != NO_CHUNK:
             yield data[offset : offset + count]
-
-
-def _probe(store: BoundedStore) -> None:
-    """Look at the first files of an array without reading chunks: empty, too large, cut off, links."""
-    index_bytes = store.bounds.index_bytes if store.bounds else 0
-    for _, path in zip(range(PROBED), _files(Path(store.root)), strict=False):
-        key = path.relative_to(store.root).as_posix()
-        store._check_file(key)
-        if path.is_dir() or path.name.startswith(".") or path.name in DOCUMENTS:
-            continue
-        size = path.stat().st_size
-        if size == 0 or (index_bytes and not _shard_is_whole(path, size, index_bytes)):
-            raise ImageError(f"{store.root}: {key} is cut off after {size} bytes. Get the image again")
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            yield Path(entry.path)
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(Path(entry.path))
-
-
-def _shard_is_whole(path: Path, size: int, index_bytes: int) -> bool:
-    if size < index_bytes + 4:
-        return False
-    with path.open("rb") as file:
-        file.seek(size - index_bytes - 4)
-        index = np.frombuffer(file.read(index_bytes), "<u8").reshape(-1, 2)
-    held = index[index[:, 0] != NO_CHUNK]
-    room = np.uint64(size - index_bytes - 4)
-    return bool((held <= room).all() and (held.sum(axis=1) <= room).all())

@@ -1,0 +1,111 @@
+"""Addresses of what is remote, and what of them may be shown: never a password, never a signature."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from tilenet.errors import ImageError, OutputError
+
+SCHEMES = ("https", "http", "s3")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+# A path keeps one of the two slashes.
+_SCHEME_OF_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:@\s]+)(:\d+)?")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a remote image lies; as text it is what may be shown and stored, and opens the image where it is public.
+
+    Attributes
+    ----------
+    scheme, host : str
+        One of `SCHEMES`; the host with its port, or the bucket.
+    path : str
+        As it is, not as URLs encode it; no slash at its ends.
+    query, login : str
+        Behind the question mark, and ``user:password`` in front of the host: both may open doors.
+    """
+
+    scheme: str
+    host: str
+    path: str
+    query: str = field(default="", repr=False)
+    login: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        path = self.path if self.scheme == "s3" else quote(self.path, safe="/:@!$&'()*+,;=~")
+        return f"{self.scheme}://{self.host}/{path}".rstrip("/")
+
+
+def is_address(name: object) -> bool:
+    """Tell whether a name is an address, not a path.
+
+    >>> is_address("https://host/image.zarr"), is_address("image.zarr"), is_address("C:/image.zarr")
+    (True, False, False)
+    """
+    return isinstance(name, str) and _SCHEME.match(name) is not None
+
+
+def parse_address(text: str) -> Address:
+    """Return the parts of an address (`ImageError` if it is of another kind, or cannot be understood).
+
+    >>> str(parse_address("https://me:secret@host/my%20image.zarr?signature=secret"))
+    'https://host/my%20image.zarr'
+    """
+    scheme, _, rest = text.partition("://")
+    scheme = scheme.lower()
+    if scheme not in SCHEMES:
+        raise ImageError(
+            f"{shown(text)}: is an address of the kind {scheme}, and {', '.join(SCHEMES)} are read. Fetch it first"
+        )
+    if scheme == "s3":  # not a URL: what follows the bucket is the key, whatever its characters
+        bucket, _, key = rest.partition("/")
+        address = Address(scheme, bucket, key.strip("/"), login=bucket.rpartition("@")[0])
+    else:
+        try:
+            parts = urlsplit(text)
+        except ValueError:
+            raise ImageError(f"{shown(text)}: is not an address that can be understood. Check it") from None
+        login, _, host = parts.netloc.rpartition("@")
+        address = Address(scheme, host, unquote(parts.path).strip("/"), parts.query, login)
+    if address.scheme == "s3" and address.login:
+        raise ImageError(f"{shown(text)}: credentials are not taken from an s3 address. Set AWS_ACCESS_KEY_ID, ...")
+    if not _HOST.fullmatch(address.host):
+        raise ImageError(f"{shown(text)}: names no host. Check the address")
+    return address
+
+
+def shown(name: str) -> str:
+    """Return a name without what may open doors; what is no address as it is.
+
+    >>> shown("https://me:secret@host:80/image.zarr?signature=secret"), shown("slide?.tif")
+    ('https://host:80/image.zarr', 'slide?.tif')
+    """
+    if not is_address(name):
+        return name
+    scheme, _, rest = name.partition("://")
+    rest = rest if scheme.lower() == "s3" else re.split(r"[?#]", rest, maxsplit=1)[0]
+    host, slash, path = rest.partition("/")
+    host = host.rpartition("@")[2]
+    # A password with a slash, unencoded, is no host: nothing of it is shown.
+    return f"{scheme}://{host}{slash}{path}".rstrip("/") if _HOST.fullmatch(host) else f"{scheme}://..."
+
+
+def last_name(name: str) -> str:
+    """Return the last part of a path or an address: what a file there would be called.
+
+    >>> last_name("https://host/a/image.ome.zarr/?signature=x"), last_name("slides/a.svs")
+    ('image.ome.zarr', 'a.svs')
+    """
+    return Path(parse_address(name).path if is_address(name) else name).name
+
+
+def check_local(out: str | Path) -> None:
+    """Refuse an output that is an address (`OutputError`)."""
+    if is_address(out) or _SCHEME_OF_PATH.match(str(out)):
+        name = shown(re.sub(r":/+", "://", str(out), count=1))
+        raise OutputError(f"{name}: is an address, and what tilenet writes is local. Give a path, and copy it there")

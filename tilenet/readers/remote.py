@@ -1,0 +1,211 @@
+"""What lies at an address, fetched with obstore: in parts, with bounded patience, and errors that give nothing away.
+
+What obstore says of an error quotes the address with all that is secret in it, so none of its
+words are passed on: only the status that a server answered, or how the connection ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from urllib.parse import unquote
+
+from tilenet.address import Address
+from tilenet.errors import EnvironmentFault, ImageError, TilenetError
+from tilenet.readers.boundary import needing
+from tilenet.readers.fetched import FetchCache
+
+# Patience: to connect, between two pieces of an answer, for one answer, and for all tries of it.
+CONNECT, SILENCE, ANSWER, TRYING = (timedelta(seconds=n) for n in (10, 30, 600, 60))
+RETRIES = 4
+BACKOFF = {"base": 2, "init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5)}
+# How long credentials are used before they are asked for again: AWS renews them ten minutes before they end.
+CREDENTIALS = timedelta(minutes=5)
+REGION = "us-east-1"
+_STATUS = re.compile(r"status code: (\d{3})")
+_ENDS = {
+    "Timeout": "no answer in time",
+    "TimedOut": "no answer in time",
+    "kind: Connect": "no connection",
+    "Interrupted": "the answer was cut off",
+    "IncompleteMessage": "the connection was closed",
+}
+# Statuses of servers that are busy or out of order, not of requests that are wrong.
+PASSING = (408, 425, 429)
+
+
+class Forbidden(ImageError):
+    """The server knows the image, or does not say, and does not give it."""
+
+
+class Remote:
+    """The files below one address.
+
+    Parameters
+    ----------
+    address : Address
+        Of an image, or of something in it.
+    text : str
+        The address as it was given, with what may be secret in it.
+    """
+
+    def __init__(self, address: Address, text: str) -> None:
+        self.address, self.text = address, text
+        with needing(str(address), kind="remote", library="obstore", extra="remote"):
+            self.store = _s3(address) if address.scheme == "s3" else _http(address)
+        self._cache = FetchCache()
+
+    def name_of(self, path: str) -> str:
+        """Return the address of a file or a folder, as it may be shown."""
+        return str(replace(self.address, path=path))
+
+    async def fetch(
+        self,
+        path: str,
+        *,
+        largest: int,
+        part: dict[str, Any] | None = None,
+        absent: Callable[[], Awaitable[None]] | None = None,
+    ) -> bytes | None:
+        """Return a file or a part of it, from the cache if it is there; None if there is no such file.
+
+        Parameters
+        ----------
+        path : str
+            Of the file, from the root of the host or the bucket.
+        largest : int
+            Bytes of the whole file; more are refused before they are fetched.
+        part : dict, optional
+            ``range`` of obstore's ``GetOptions``: ``(start, stop)``, ``{"suffix": n}``, ``{"offset": n}``.
+        absent : callable, optional
+            Awaited where there is no such file, before that is believed.
+
+        Raises
+        ------
+        ImageError
+            If the file is too large or empty, or the server refuses (`Forbidden` where access is refused).
+        EnvironmentFault
+            If the server cannot be reached, gives up or is too slow.
+        """
+
+        async def get() -> bytes | None:
+            data = await self._get(path, largest, part)
+            if data is None and absent:
+                await absent()
+            return data
+
+        whole = self._cache.find(path)
+        if whole is not None and part:
+            return _part_of(whole, part["range"])
+        return await self._cache.get((path, repr(part)) if part else path, get)
+
+    async def fetch_anew(self, path: str) -> bytes | None:
+        """Return a file as it is now."""
+        return await self._get(path, None, None)
+
+    async def _get(self, path: str, largest: int | None, part: dict[str, Any] | None) -> bytes | None:
+        import obstore
+        from obstore.exceptions import BaseError
+
+        try:
+            options: Any = part
+            found = await obstore.get_async(self.store, path, options=options)
+            size = found.meta["size"]
+            if largest is not None and size > largest:
+                raise ImageError(
+                    f"{self.name_of(path)}: has {size} bytes, more than the {largest} that it can have. "
+                    f"The file is damaged; get it again"
+                )
+            if size == 0:
+                raise ImageError(f"{self.name_of(path)}: is cut off after 0 bytes. Get the image again")
+            return bytes(await found.bytes_async())
+        except TilenetError:
+            raise
+        except FileNotFoundError:
+            return None
+        except (BaseError, ValueError, OSError) as error:
+            raise self._fault(path, error) from None
+
+    def _fault(self, path: str, error: Exception) -> Exception:
+        """Return the error to raise, in words that give nothing away."""
+        kind, said, name = type(error).__name__, str(error), self.name_of(path)
+        status = int(found[1]) if (found := _STATUS.search(said)) else None
+        if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
+            return Forbidden(f"{name}: access is refused (HTTP status {status or 403}). {self._remedy()}")
+        if kind == "NotSupportedError":
+            return ImageError(f"{name}: its server gives no parts of files (HTTP range requests). Use another server")
+        if "redirect without LOCATION" in said:
+            return ImageError(f"{name}: the bucket lies in another region. Set AWS_REGION to it")
+        if status is not None and 400 <= status < 500 and status not in PASSING:
+            return ImageError(f"{name}: cannot be fetched (HTTP status {status}). Check the address")
+        if kind == "ValueError" or "Content-Length" in said:
+            return ImageError(f"{name}: cannot be fetched from a server of this kind. Use another server")
+        how = f"HTTP status {status}" if status else next((v for k, v in _ENDS.items() if k in said), "connection lost")
+        return EnvironmentFault(f"{name}: the remote is lost ({how}). Try again; a run goes on with --resume")
+
+    def _remedy(self) -> str:
+        if self.address.scheme == "s3":
+            return "Set AWS_ACCESS_KEY_ID or AWS_PROFILE, or for a public bucket AWS_SKIP_SIGNATURE=true"
+        return "Give an address that opens it"
+
+
+def _part_of(data: bytes, part: Any) -> bytes:
+    if isinstance(part, tuple):
+        return data[slice(*part)]
+    return data[-part["suffix"] :] if "suffix" in part else data[part["offset"] :]
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "client_options": {
+            "allow_http": True,
+            "connect_timeout": CONNECT,
+            "read_timeout": SILENCE,
+            "timeout": ANSWER,
+        },
+        "retry_config": {"max_retries": RETRIES, "retry_timeout": TRYING, "backoff": BACKOFF},
+    }
+
+
+def _http(address: Address) -> Any:
+    """Return obstore's view of a web server; user and password go into a header, the query with each request."""
+    from obstore.store import HTTPStore
+
+    options = _options()
+    if address.login:
+        login = base64.b64encode(unquote(address.login).encode()).decode()
+        options["client_options"]["default_headers"] = {"Authorization": f"Basic {login}"}
+    query = f"?{address.query}" if address.query else ""
+    try:
+        return HTTPStore.from_url(f"{address.scheme}://{address.host}/{query}", **options)
+    except Exception:  # its words quote the address
+        raise ImageError(f"{address}: is not an address that can be reached. Check it") from None
+
+
+def _s3(address: Address) -> Any:
+    """Return obstore's view of a bucket, with the endpoint, region and credentials that the AWS tools would use.
+
+    Without credentials, or with AWS_SKIP_SIGNATURE, requests are anonymous.
+    """
+    import boto3
+    from botocore.exceptions import BotoCoreError
+    from obstore.store import S3Store
+
+    try:
+        session = boto3.Session()
+        region = os.environ.get("AWS_REGION") or session.region_name or REGION
+        endpoint = session.client("s3", region_name=region).meta.endpoint_url
+        signed = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() != "true" and session.get_credentials() is not None
+    except BotoCoreError as error:
+        raise ImageError(f"{address}: the settings of AWS cannot be used ({error}). Correct them") from error
+    if not signed:
+        return S3Store(address.host, endpoint=endpoint, region=region, skip_signature=True, **_options())
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    provider = Boto3CredentialProvider(session, ttl=CREDENTIALS)
+    return S3Store(address.host, endpoint=endpoint, region=region, credential_provider=provider, **_options())
