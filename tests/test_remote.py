@@ -543,6 +543,7 @@ def test_outputs_are_local(tmp_path, monkeypatch, tilenet_command, out):
     for command in (
         ("segment", "image.zarr", "--out", out),
         ("segment", "image.zarr", "--out", out, "--shard", "1/2"),
+        ("segment", "image.zarr", "--into", out),
         ("batch", "image.zarr", "--out", out),
         ("verify", out),
         ("finish", out),

@@ -13,8 +13,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+from tilenet.address import check_local
 from tilenet.errors import ImageError, ImageNotFound, OutputError, OutputExists, OutputMismatch
 from tilenet.readers import open_image
+from tilenet.readers.zarr_local import LocalFolder
 from tilenet.readers.zarr_metadata import Node, multiscales_of, read_node, what_is_inside
 from tilenet.resolution import Factor
 from tilenet.store.listing import read_list
@@ -103,10 +105,11 @@ def open_target(path: str | Path) -> Target:
     ImageNotFound, ImageError
         If there is none; if it is no image of OME-Zarr 0.4 or 0.5.
     """
+    check_local(path)
     group = Path(path).absolute()
     if not group.is_dir():
         raise ImageNotFound(f"{path}: is no folder, and labels go into the folder of an OME-Zarr image. Check the path")
-    node = read_node(group)
+    node = read_node(LocalFolder(group))
     about = multiscales_of(node) if node and not node.is_array else None
     if node is None or about is None:
         what = what_is_inside(node) if node and not node.is_array else "Use --out for a mask of its own"
@@ -153,7 +156,7 @@ def _frame(image: Mapping[str, Any], level: int, letters: Sequence[str], axes: s
         described = [{**image["axes"][i], "name": axis} for i, axis in zip(places, axes, strict=True)]
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ImageError(
-            f"{node.path}: does not say where its level {level} lies in a way that is known ({error}). "
+            f"{node.folder}: does not say where its level {level} lies in a way that is known ({error}). "
             f"Use --out for a mask of its own"
         ) from error
     return {"axes": described, "scale": [scale[i] for i in places], "translation": [translation[i] for i in places]}
