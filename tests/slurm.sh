@@ -68,7 +68,11 @@ stop() {
 }
 
 case ${1:-} in
-  install) apt-get install -y -q slurm-wlm munge ;;
+  install)
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q
+    apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=120 slurm-wlm munge
+    ;;
   start | stop) "$1" "$(realpath -m "$2")" ;;
   *) sed -n 2,7p "$0" && exit 2 ;;
 esac

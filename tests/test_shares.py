@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -280,7 +281,7 @@ def test_only_the_dead_holder_of_a_share_is_replaced_and_writes_no_more(shares, 
     out, second, third = shares
     with pytest.raises(OutputLocked, match="share 2/3"):
         Store.take_share(out, (2, 3))
-    monkeypatch.setattr(Holder, "dead", property(lambda holder: holder.run == second.run))
+    monkeypatch.setattr(Holder, "dead", property(lambda holder: holder.run == second._lease.holder.run))
     again = Store.take_share(out, (2, 3))
     with pytest.raises(OutputLocked, match=rf"taken over by share 2/3 \(process {os.getpid()}"):
         second.write(3, a_block(second))
@@ -301,6 +302,38 @@ def test_a_share_asleep_whose_store_a_whole_run_took_over_writes_no_more(shares,
     with pytest.raises(OutputLocked):
         Store.take_share(out, (1, 3))
     taker.close()
+
+
+def test_all_shares_join_the_run_that_the_first_began_and_write_no_more_when_that_is_over(shares, monkeypatch):
+    out, second, third = shares
+    first = Store.take_share(out, (1, 3))
+    assert first.run == second.run == third.run
+    first.close()
+    monkeypatch.setattr(Holder, "dead", property(lambda holder: True))
+    Store.resume(out).close()
+    monkeypatch.undo()
+    new = [Store.take_share(out, (i, 3)) for i in (1, 2)]
+    assert new[0].run == new[1].run != second.run
+    # The second's own lease may even look as it left it, number and holder; the run tells it from its successor.
+    new[1].close()
+    second._lease.path.write_text(json.dumps(asdict(second._lease.holder)))
+    for stale in (second, third):
+        with pytest.raises(OutputLocked, match="taken over by"):
+            stale.write(3, a_block(stale))
+    new[0].write(3, a_block(new[0]))
+    new[0].close()
+    second._lease.path.unlink()
+
+
+def test_arrays_of_another_number_have_a_run_of_their_own(small, tmp_path):
+    out = tmp_path / "m.zarr"
+    fill(small, out, [(1, 4)])
+    runs = []
+    for share in ((2, 4), (3, 4), (1, 2)):
+        store = Store.take_share(out, share)
+        runs.append(store.run)
+        store.close()
+    assert runs[0] == runs[1] != runs[2]
 
 
 def test_a_share_cannot_finish_the_store(shares):

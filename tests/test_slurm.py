@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from faults import wait_until
 from oracles import random_network
 from store_helpers import tree
 from workers import write_image
@@ -88,5 +89,5 @@ def test_a_batch_whose_jobs_are_cancelled_has_the_bytes_of_a_local_one(slurm, tm
     for name, image in zip(NAMES, images, strict=True):
         tilenet.segment(image, tmp_path / "alone.zarr", model=model, overwrite=True, tile=512, threads=1)
         assert tree(tmp_path / "masks" / f"{name}.zarr") == tree(tmp_path / "alone.zarr")
-    assert jobs(slurm) == []
+    wait_until(lambda: jobs(slurm) == [])
     print(f"\n{len(seen)} jobs, {len(cancelled)} of them cancelled; {len(NAMES)} masks identical")

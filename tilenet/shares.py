@@ -1,8 +1,8 @@
 """Job arrays: several processes write one mask, each a share of its blocks, and the last one finishes it.
 
-No process leads. Each has the lease of its own share, all repeat the run record that the first
-one left in the store, and whoever finds nothing pending and no other at work takes the
-lease of the whole. A killed share is started again with the same line, on any machine.
+No process leads. Each has the lease of its own share; all join the run that the first one began, and repeat the
+run record that it left in the store. Whoever finds nothing pending and no other at work takes
+the lease of the whole, which ends that run. A killed share is started again with the same line, on any machine.
 """
 
 from __future__ import annotations

@@ -111,9 +111,9 @@ class Held:
     def take_share(cls, path: str | Path, share: Share) -> Self:
         """Open a store to write a share of its blocks, while other processes write theirs.
 
-        Each process has the lease of its own share, and all see the same run record; none can
-        finish the store, which needs the lease of the whole (`resume`). A complete store is
-        returned as it is, and cannot be written.
+        Each process has the lease of its own share; all join one `run`, which the first of them
+        began, and see the same run record. None can finish the store, which needs the lease of
+        the whole (`resume`). A complete store is returned as it is, and cannot be written.
 
         Parameters
         ----------

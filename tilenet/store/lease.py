@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tilenet.errors import OutputLocked
+from tilenet.store import shared_run
 from tilenet.store.files import remove_file, step
 from tilenet.store.holder import Holder, read_holder, run_of, this_machine, write_holder
 
@@ -62,12 +63,13 @@ class Lease:
 
     def __init__(self, folder: Path, kind: str, number: int, holder: Holder) -> None:
         self.folder, self.kind, self.number, self.holder = folder, kind, number, holder
+        self._share, self._joined = Lock(kind, number, folder).share, ""
         self._stop = threading.Event()
 
     @property
     def run(self) -> str:
-        """Tells this lease from every other."""
-        return self.holder.run
+        """Tells this run from every other; that of a share is what all shares of its array have."""
+        return self._joined or self.holder.run
 
     @property
     def path(self) -> Path:
@@ -108,6 +110,10 @@ class Lease:
             raise
         for lock in others:
             remove_file(lock.path)
+        if self._share:
+            self._joined = shared_run.join(self.folder, self._share[1])
+        else:
+            shared_run.end(self.folder)
         return self
 
     def start(self, folder: Path) -> None:
@@ -122,17 +128,18 @@ class Lease:
                 os.utime(self.path)
 
     def check(self, name: Path) -> None:
-        """Raise `OutputLocked` if another run took the lease while this one was asleep."""
+        """Raise `OutputLocked` if another run took the lease while this one was asleep, or its run is over."""
         held = locks(self.folder)
         same = [lock.number for lock in held if lock.kind == self.kind]
-        if same != [self.number] or run_of(self.path) != self.run:
+        over = self._share and shared_run.run_of_shares(self.folder, self._share[1]) != self._joined
+        if over or same != [self.number] or run_of(self.path) != self.holder.run:
             takers = [lock for lock in held if lock.excludes(self.kind)]
             raise OutputLocked(f"{name}: was taken over by {_taker(takers)}. Let that run finish it")
 
     def release(self) -> None:
         """End the heartbeat and remove the lease, if another run has not taken it meanwhile."""
         self._stop.set()
-        if run_of(self.path) == self.run:
+        if run_of(self.path) == self.holder.run:
             remove_file(self.path)
 
 

@@ -1,0 +1,217 @@
+"""What more workers give, and what it costs to give them blocks.
+
+    python benchmarks/scaling.py [--rounds 5] [--side 4096] [--blocks 1000 10000 100000 1000000] [--json]
+
+**Strong scaling**: one image, segmented by 1 and by 2 workers of one thread each, in turn; medians of the rounds.
+`one worker` and `two workers` are seconds from the first of `blocks` that is given out to the last that is back;
+`finish` (pyramid, every file read again) is one process's. `start` is what the first run takes beyond the later ones:
+PyTorch, the model and the image loaded, once per worker. `limit` is two runs of one worker side by side against one
+after the other: what cores that share memory and clock would give if nothing had to be shared out. The goal for
+`speed up` is 1.9.
+
+**Scheduling**: a store of so many blocks, and a scheduler, two workers and a client in processes of their own. The
+workers write nothing, and answer at once with the lines that a journal would have, so that client and scheduler are
+all that works. `flights` is how often blocks were given out. `ms` are milliseconds per block: `wall`, and processor
+time of the two. `MB` is what the memory of either grew by (its peak; the client's with 40 bytes per block of arrays).
+The goal is 1 ms in all, and memory that is flat but for those arrays.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from hashlib import sha256
+from math import isqrt
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time, sleep
+
+import numpy as np
+import psutil
+import torch
+import zarr
+
+import tilenet
+from tilenet import clusters, distributed
+from tilenet.flights import Slide
+from tilenet.runner import Report
+from tilenet.store import Layout, Store
+from tilenet.store.journal import Written, line_of
+from tilenet.worker import Answer, Outcome, Task
+
+BLOCK = 512
+HERE = Path(__file__).parent
+ENVIRON = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+# On a dask worker the function is imported by name from this file.
+CLIENT = "import sys, scaling; print(scaling.measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))"
+Row = dict[str, float]
+
+
+# Strong scaling.
+
+
+def strong_scaling(side: int, rounds: int) -> Row:
+    """Return the median seconds of runs by one and by two workers, side by side and in turn."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        image, model = Path(folder) / "image.zarr", Path(folder) / "model.safetensors"
+        pixels = np.random.default_rng(0).integers(0, 256, (side, side), np.uint8)
+        zarr.save_array(str(image), pixels)
+        tilenet.save_model(tilenet.UNet(in_channels=1, depth=4, wf=4), model)
+        one, other, two = (stack.enter_context(clusters.local_cluster(n)) for n in (1, 1, 2))
+
+        def run(client: object, name: str) -> Report:
+            reports: list[Report] = []
+            options = {"client": client, "tile": BLOCK, "threads": 1, "overwrite": True, "report": reports.append}
+            tilenet.segment(image, Path(folder) / f"{name}.zarr", model=model, **options)
+            return reports[0]
+
+        first = [run(client, name) for client, name in ((one, "a"), (other, "b"), (two, "c"))]
+        with ThreadPoolExecutor(2) as pool:
+            found = [(run(one, "a"), run(two, "c"), *pool.map(run, (one, other), ("a", "b"))) for _ in range(rounds)]
+    alone, both = median(a.seconds for a, *_ in found), median(c.seconds for _, c, *_ in found)
+    beside = median(max(a.seconds, b.seconds) for *_, a, b in found)
+    return {
+        "blocks": first[0].blocks,
+        "start": first[0].seconds - alone,
+        "one_worker": alone,
+        "two_workers": both,
+        "finish": median(c.finished for _, c, *_ in found),
+        "speed_up": alone / both,
+        "limit": 2 * alone / beside,
+    }
+
+
+# Scheduling.
+
+
+@cache
+def layout_of(out: str) -> Layout:
+    """Return the layout of a store, read once per process."""
+    return Store.inspect(out).layout
+
+
+def answer(task: Task, blocks: tuple[int, ...], flight: str, seconds: float) -> Answer:
+    """Stand for `distributed.answer`: on a worker, say at once that blocks were written."""
+    layout, digest = layout_of(task.out), sha256(flight.encode()).hexdigest()
+    pixels = BLOCK * BLOCK
+    lines = {index: line_of(layout, 0, index, [Written(1000, digest)]) for index in blocks}
+    return Answer({i: Outcome(line, Report(blocks=1, pixels=pixels)) for i, line in lines.items()}, worker="any")
+
+
+class CountingStore(Store):
+    """Counts the flights that come back."""
+
+    flights = 0
+
+    def forget(self, flight: str) -> None:
+        """Count one."""
+        self.flights += 1
+        super().forget(flight)
+
+
+def memory(name: str, pid: int | str = "self") -> int:
+    """Return bytes of a process: ``VmRSS`` or ``VmHWM``."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def give_out(client: object, blocks: int) -> tuple[int, int]:
+    """Have a store of so many blocks filled; return how many there were, and in how many flights they went."""
+    side = isqrt(blocks)
+    layout = Layout("yx", (side * BLOCK, side * BLOCK), (BLOCK, BLOCK), (None, None), "scaling", {1: ("one", None)})
+    with tempfile.TemporaryDirectory() as folder:
+        store = CountingStore.create(Path(folder) / "m.zarr", layout, {})
+        slide = Slide(Task(str(store.path), store.run, "image", "model"), store, None)
+        assert list(distributed.work_off(client, [slide])) == [slide]
+        assert not slide.report.failures and slide.report.blocks == layout.n_blocks(0)
+        store.close()
+        return slide.report.blocks, store.flights
+
+
+def measure(scheduler_file: str, scheduler: int, blocks: int) -> str:
+    """Give out so many blocks, in the process of the client; return a row as JSON."""
+    distributed.answer = answer
+    other = psutil.Process(scheduler)
+
+    def spent() -> tuple[float, float, float]:
+        return perf_counter(), process_time(), sum(other.cpu_times()[:2])
+
+    with clusters.existing_cluster(scheduler_file) as client:
+        client.wait_for_workers(2)
+        give_out(client, 100)  # all have loaded what they need
+        memory_before = memory("VmRSS"), memory("VmRSS", scheduler)
+        before = spent()
+        done, flights = give_out(client, blocks)
+        seconds = [b - a for a, b in zip(before, spent(), strict=True)]
+    grown = [memory("VmHWM") - memory_before[0], memory("VmHWM", scheduler) - memory_before[1]]
+    row = {"blocks": done, "flights": flights}
+    row |= zip(("wall_ms", "client_ms", "scheduler_ms"), (1000 * s / done for s in seconds), strict=True)
+    return json.dumps(row | dict(zip(("client_MB", "scheduler_MB"), (size / 1e6 for size in grown), strict=True)))
+
+
+@contextmanager
+def dask(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Start a scheduler and two workers in processes of their own; yield the scheduler's file and process number."""
+    file = folder / "scheduler.json"
+    begin = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--scheduler-file", file]
+    work = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", file, "--nthreads", "1"]
+    with (folder / "log").open("w") as log, ExitStack() as stack:
+
+        def start(*command: object) -> int:
+            command = (*map(str, command), "--host", "127.0.0.1", "--no-dashboard")
+            process = subprocess.Popen(command, env=ENVIRON, stdout=log, stderr=log)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process.pid
+
+        scheduler = start(*begin)
+        while not file.exists():
+            sleep(0.1)
+        for _ in range(2):
+            start(*work, "--no-nanny")
+        yield file, scheduler
+
+
+def scheduling(blocks: int) -> Row:
+    """Return what giving out so many blocks takes."""
+    with tempfile.TemporaryDirectory() as folder, dask(Path(folder)) as (file, scheduler):
+        command = [sys.executable, "-c", CLIENT, str(file), str(scheduler), str(blocks)]
+        done = subprocess.run(command, env=ENVIRON, stdout=subprocess.PIPE, text=True, check=True)
+    row: Row = json.loads(done.stdout)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="of strong scaling; 0 for none")
+    parser.add_argument("--side", type=int, default=4096, help="of the image, px")
+    parser.add_argument("--blocks", type=int, nargs="*", default=[10**3, 10**4, 10**5, 10**6], help="for scheduling")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    strong = strong_scaling(options.side, options.rounds) if options.rounds else {}
+    if strong and not options.json:
+        print("  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in strong.items()), flush=True)
+    rows = []
+    for number, blocks in enumerate(options.blocks):
+        rows.append(scheduling(blocks))
+        if not options.json:
+            if not number:
+                print("  ".join(f"{name:>12}" for name in rows[0]))
+            print(
+                "  ".join(f"{value:12.3f}" if value % 1 else f"{value:12.0f}" for value in rows[-1].values()),
+                flush=True,
+            )
+    if options.json:
+        print(json.dumps({"strong_scaling": strong, "scheduling": rows}))
+
+
+# Workers import this file.
+if __name__ == "__main__":
+    main()
