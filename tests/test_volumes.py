@@ -132,3 +132,67 @@ def test_a_series_of_single_planes_keeps_t_and_z(tmp_path):
     assert (mask.axes, mask.shape) == ("tzyx", (3, 1, 30, 40))
     label = v05.ImageLabel.from_zarr(zarr.open_group(tmp_path / "m.zarr", mode="r")).ome_attributes.multiscales[0]
     assert [(axis.name, axis.type) for axis in label.axes][:2] == [("t", "time"), ("z", "space")]
+
+
+def placed_image(path, *, version, units=("second", "nanometer", "nanometer", "nanometer")):
+    """Write a time series of volumes in two levels, each with its own scale and translation; return their numbers."""
+    pixels = np.random.default_rng(5).integers(0, 9, (2, 3, 64, 80), dtype=np.uint8)
+    root = zarr.create_group(path, zarr_format=3 if version == "0.5" else 2)
+    said, datasets = [], []
+    for k in range(2):
+        root.create_array(str(k), data=pixels[..., :: 2**k, :: 2**k], chunks=(1, 3, 32, 32))
+        scale, translation = [30.0, 900.0, 250.0 * 2**k, 200.0 * 2**k], [0.0, 7e3, 125.0 * k + 4e4, 100.0 * k - 5e4]
+        both = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
+        datasets.append({"path": str(k), "coordinateTransformations": both})
+        said.append((np.array(scale), np.array(translation)))
+    axes = [{"name": a, "type": "time" if a == "t" else "space"} for a in "tzyx"]
+    axes = [axis | ({"unit": unit} if unit else {}) for axis, unit in zip(axes, units, strict=True)]
+    about = {"axes": axes, "datasets": datasets, "coordinateTransformations": [{"type": "scale", "scale": [2.0] * 4}]}
+    ome = {"version": version, "multiscales": [about | {"version": version}]}
+    root.attrs.update({"ome": ome} if version == "0.5" else ome)
+    return [(2 * scale, 2 * translation) for scale, translation in said]
+
+
+def place_of(out, level=0):
+    """Return axes, scale and translation of a level of a mask, as the strictest reader understands them."""
+    label = v05.ImageLabel.from_zarr(zarr.open_group(out, mode="r")).ome_attributes.multiscales[0]
+    scale, *rest = label.datasets[level].coordinateTransformations
+    return label.axes, np.array(scale.scale), np.array(rest[0].translation if rest else [0.0] * len(scale.scale))
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("options", [{}, {"level": 1}, {"roi": [(0, 2), (1, 3), (8, 24), (16, 40)]}, {"mpp": 1.3}])
+def test_a_mask_lies_where_its_ome_zarr_image_does(tmp_path, version, options):
+    levels = placed_image(tmp_path / "i.zarr", version=version)
+    mask = tilenet.segment(tmp_path / "i.zarr", tmp_path / "m.zarr", model=integer_network(2, depth=2, wf=2), **options)
+    axes, scale, translation = place_of(tmp_path / "m.zarr")
+    assert [(a.name, a.type, a.unit) for a in axes] == [("t", "time", "second")] + [
+        (a, "space", "nanometer") for a in "zyx"
+    ]
+    image_scale, image_translation = levels[options.get("level", 0)]
+    if "mpp" in options:
+        assert scale == pytest.approx([60, 1800, 1300, 1300])
+        # Both begin at the same edge of their first pixels, half a pixel before its centre.
+        assert translation - scale / 2 == pytest.approx(image_translation - image_scale / 2)
+        return
+    assert scale == pytest.approx(image_scale)
+    assert translation == pytest.approx(image_translation + image_scale * mask.origin)
+    assert place_of(tmp_path / "m.zarr", level=len(mask.levels) - 1)[2] == pytest.approx(translation)
+
+
+def test_units_that_ome_zarr_does_not_name_become_micrometres_or_go(tmp_path):
+    levels = placed_image(tmp_path / "i.zarr", version="0.5", units=(None, "nm", "pixels", "millimeter"))
+    tilenet.segment(tmp_path / "i.zarr", tmp_path / "m.zarr", model=integer_network(2, depth=2, wf=2))
+    axes, scale, translation = place_of(tmp_path / "m.zarr")
+    assert [axis.unit for axis in axes] == [None, "micrometer", None, "millimeter"]
+    factors = [1, 1e-3, 1, 1]
+    assert scale == pytest.approx(levels[0][0] * factors)
+    assert translation == pytest.approx(levels[0][1] * factors)
+
+
+def test_axes_that_are_said_to_be_others_have_no_place(tmp_path):
+    placed_image(tmp_path / "i.zarr", version="0.5")
+    with tilenet.open_image(tmp_path / "i.zarr", axes="ztyx") as image:
+        assert image.frame is None
+    with tilenet.open_image(tmp_path / "i.zarr") as image:
+        assert image.frame["axes"][0] == {"name": "t", "type": "time", "unit": "second"}

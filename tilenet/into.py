@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 from tilenet.address import check_local
 from tilenet.errors import ImageError, ImageNotFound, OutputError, OutputExists, OutputMismatch
 from tilenet.readers import open_image
+from tilenet.readers.frame import Frame, along, frame_of, scaled
 from tilenet.readers.zarr_local import LocalFolder
 from tilenet.readers.zarr_metadata import Node, multiscales_of, read_node, what_is_inside
 from tilenet.resolution import Factor
@@ -41,7 +41,7 @@ class Target:
         The image's without ``c``.
     shapes : tuple of tuple of int
         Pixels of each level along `axes`.
-    frames : tuple of mapping
+    frames : tuple of Frame
         Of each level ``axes``, ``scale`` and ``translation`` along `axes`, as the image says them.
     """
 
@@ -49,7 +49,7 @@ class Target:
     zarr_format: Literal[2, 3]
     axes: str
     shapes: tuple[tuple[int, ...], ...]
-    frames: tuple[Mapping[str, Any], ...]
+    frames: tuple[Frame, ...]
 
     def place(self, name: str) -> Path:
         """Return where labels of that name go.
@@ -92,8 +92,7 @@ class Target:
             )
         frame = self.frames[level if level in same else same[0]]
         by_axis = dict(zip("yx", map(float, factor), strict=True))
-        scale = [size * by_axis.get(axis, 1.0) for axis, size in zip(axes, frame["scale"], strict=True)]
-        placed = {"source": SOURCE, "frame": {**frame, "scale": scale}}
+        placed = {"source": SOURCE, "frame": scaled(frame, [by_axis.get(axis, 1.0) for axis in axes])}
         return placed | {"zarr_format": self.zarr_format, "n_levels": len(self.shapes)}
 
 
@@ -136,27 +135,12 @@ def _check_kind(ome: Mapping[str, Any], zarr_format: Literal[2, 3], path: str | 
         raise ImageError(f"{path}: holds labels itself. Give the image that they lie in")
 
 
-def _frame(image: Mapping[str, Any], level: int, letters: Sequence[str], axes: str, node: Node) -> dict[str, Any]:
-    """Return axes, scale and translation of a level, those of the whole image applied behind its own."""
-    places = [letters.index(axis) for axis in axes]
+def _frame(image: Mapping[str, Any], level: int, letters: Sequence[str], axes: str, node: Node) -> Frame:
+    """Return axes, scale and translation of a level."""
     try:
-        scale, translation = [1.0] * len(letters), [0.0] * len(letters)
-        for said in (image["datasets"][level], image):
-            for one in said.get("coordinateTransformations") or ():
-                numbers = [float(n) for n in one[one["type"]]]
-                if one["type"] == "scale":
-                    scale = [a * b for a, b in zip(scale, numbers, strict=True)]
-                    translation = [a * b for a, b in zip(translation, numbers, strict=True)]
-                elif one["type"] == "translation":
-                    translation = [a + b for a, b in zip(translation, numbers, strict=True)]
-                else:
-                    raise ValueError(f"a transformation that is {one['type']!r}")
-        if not all(isfinite(n) for n in (*scale, *translation)) or min(scale) <= 0:
-            raise ValueError("scales that are not positive numbers")
-        described = [{**image["axes"][i], "name": axis} for i, axis in zip(places, axes, strict=True)]
+        return along(frame_of(image, level), [letters.index(axis) for axis in axes], axes)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ImageError(
             f"{node.folder}: does not say where its level {level} lies in a way that is known ({error}). "
             f"Use --out for a mask of its own"
         ) from error
-    return {"axes": described, "scale": [scale[i] for i in places], "translation": [translation[i] for i in places]}

@@ -146,7 +146,7 @@ class Job:
             probability_dtype=self.decision.probability_dtype,
             origin=self.plan.origin,
             shift=self.image.shift,
-            **self.inside,
+            **{"frame": self.image.frame or {}, **self.inside},
         )
 
     def needs(self) -> dict[str, int]:

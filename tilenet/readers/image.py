@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box, mirror
+from tilenet.readers.frame import Frame
 
 Pixels = NDArray[Any]
 AXES = "tczyx"
@@ -120,6 +121,11 @@ class Image(ABC):
         return (0.0,) * len(self.box_axes)
 
     @property
+    def frame(self) -> Frame | None:
+        """Where the pixels lie along `box_axes`, in the file's own units; None where it says `pixel_size` at most."""
+        return None
+
+    @property
     def n_channels(self) -> int:
         """Number of channels, 1 where there is no ``c`` axis."""
         return self.shape[self.axes.index("c")] if "c" in self.axes else 1
@@ -213,6 +219,11 @@ class ChannelView(Image):
     def shift(self) -> tuple[float, ...]:
         """Of the image whose channels they are."""
         return self._image.shift
+
+    @property
+    def frame(self) -> Frame | None:
+        """Of the image whose channels they are."""
+        return self._image.frame
 
     @property
     def n_channels(self) -> int:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tilenet.errors import ImageError
 from tilenet.geometry import Box, ceil_div
 from tilenet.readers.boundary import check_level
+from tilenet.readers.frame import Frame, scaled
 from tilenet.readers.image import Image, Level, Pixels
 from tilenet.resolution import AS_STORED, PixelSize, Resolution
 
@@ -125,6 +126,14 @@ class Resampled(Image):
     def shift(self) -> tuple[float, ...]:
         """Half a pixel less half a stored one, in pixels: how far their first centres are apart."""
         return tuple(0.0 if self.level else float(1 - 1 / f) / 2 for f in self._factors)
+
+    @property
+    def frame(self) -> Frame | None:
+        """That of the stored level, in these pixels."""
+        if self.level:
+            return self._image.at_level(self._coarser[self.level - 1]).frame
+        found = self._image.frame
+        return found and scaled(found, [float(f) for f in self._factors])
 
     def at_level(self, level: int) -> Image:
         """Return the resampled level, or one of the coarser stored ones."""

@@ -10,6 +10,7 @@ from tilenet.errors import ImageError, ImageNotFound
 from tilenet.geometry import Box
 from tilenet.readers.axes import Layout, layout_of
 from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, refusing, reopening
+from tilenet.readers.frame import Frame, along, in_known_units
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
 
@@ -41,6 +42,7 @@ class ZarrImage(Image):
         named = len(about.channel_names) == self.n_channels
         unnamed = names_of_array(self.axes, self.n_channels, self.dtype)
         self.channel_names = about.channel_names if named else unnamed
+        self._about = about
 
     def _layout(self, node: Node, array: Any, letters: Sequence[str]) -> Layout:
         if len(letters) != array.ndim or max(array.shape) > LONGEST_AXIS or array.dtype != self._arrays[0].dtype:
@@ -49,6 +51,14 @@ class ZarrImage(Image):
                 f"of the axes {''.join(letters)}. {DAMAGED}"
             )
         return layout_of(letters, array.shape, axes=self._said_axes, name=self.name)
+
+    @property
+    def frame(self) -> Frame | None:
+        """Where the pixels of this level lie, as the image says; None where it does not, or is said to be another."""
+        found = self._about.frames[self.level]
+        if found is None or self._said_axes is not None:
+            return None
+        return in_known_units(along(found, [self._about.letters.index(a) for a in self.box_axes], self.box_axes))
 
     def at_level(self, level: int) -> Image:
         """Return the same image at another resolution."""
@@ -110,9 +120,9 @@ def _array(node: Node) -> tuple[list[Node], Multiscales]:
         about = multiscales_of(parent) if parent and not parent.is_array else None
         if parent and about and own in about.paths:
             nodes, k = _group(parent)[0], about.paths.index(own)
-            return nodes[k:], Multiscales(about.paths[k:], about.letters, about.sizes[k:], about.channel_names)
+            return nodes[k:], about.coarser(k)
     letters = _plain_letters(node)
-    return [node], Multiscales((".",), letters, ((None,) * len(letters),), ())
+    return [node], Multiscales((".",), letters, ((None,) * len(letters),), (), (None,))
 
 
 def _plain_letters(node: Node) -> tuple[str, ...]:

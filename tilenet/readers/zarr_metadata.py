@@ -13,6 +13,7 @@ from typing import Any
 
 from tilenet.errors import ImageError
 from tilenet.readers.boundary import refusing
+from tilenet.readers.frame import Frame, frame_of
 from tilenet.readers.image import AXES
 from tilenet.readers.units import MICROMETERS
 
@@ -103,12 +104,20 @@ class Multiscales:
         Micrometres along the dimensions, of each level.
     channel_names : tuple of str
         Empty where there are none.
+    frames : tuple of Frame or None
+        Of each level along the dimensions; None where it is not said where they lie.
     """
 
     paths: tuple[str, ...]
     letters: tuple[str, ...]
     sizes: tuple[tuple[float | None, ...], ...]
     channel_names: tuple[str, ...]
+    frames: tuple[Frame | None, ...]
+
+    def coarser(self, level: int) -> Multiscales:
+        """Return what is said of the levels from that one on."""
+        parts = (self.paths[level:], self.letters, self.sizes[level:], self.channel_names, self.frames[level:])
+        return Multiscales(*parts)
 
 
 def has_documents(path: str) -> bool:
@@ -152,7 +161,8 @@ def multiscales_of(node: Node) -> Multiscales | None:
         ]
         channels = (ome.get("omero") or node.attributes.get("omero") or {}).get("channels") or []
         names = tuple(str(c.get("label") or "") for c in channels)
-        return Multiscales(paths, tuple(map(_letter, axes)), tuple(sizes), names)
+        frames = tuple(_frame(image, k) for k in range(len(paths)))
+        return Multiscales(paths, tuple(map(_letter, axes)), tuple(sizes), names, frames)
 
 
 def what_is_inside(node: Node) -> str:
@@ -185,6 +195,15 @@ def _safe(path: str, group: Folder) -> str:
     if group.leads_out(path):
         raise ImageError(f"{group}: its level {path!r} is a link that leads out of it. Copy the image with its files")
     return path
+
+
+def _frame(image: dict[str, Any], level: int) -> Frame | None:
+    """Return where a level lies, None where that is not said in a way that is known."""
+    try:
+        said = image["datasets"][level].get("coordinateTransformations")
+        return frame_of(image, level) if said and isinstance(image["axes"][0], dict) else None
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
 
 
 def _letter(axis: dict[str, Any]) -> str:

@@ -71,8 +71,8 @@ class Layout:
     source : str
         Where the labelled image is, from the store; empty for a mask that lies in no image.
     frame : mapping
-        Of a mask in an image: ``axes``, ``scale`` of a mask pixel and ``translation`` of the image's
-        first pixel, in that image's own units; empty: micrometres, no translation.
+        Of a mask of or in an OME-Zarr image: ``axes``, ``scale`` of a mask pixel and ``translation`` of
+        the image's first pixel, in that image's own units; empty: micrometres, no translation.
     shift : tuple of float
         How far the first pixel's centre lies behind that of the stored image's, in pixels of the
         mask; not 0 where the image was resampled. Empty for none.
