@@ -71,6 +71,14 @@ def test_workers_write_the_bytes_that_one_process_writes(client, image, network,
     assert len(progress) == BLOCKS and progress[-1] == (1536 * 2048, 1536 * 2048)
 
 
+def test_a_client_of_a_notebook_serves_segment_and_lazy(client, image, network, tmp_path):
+    mask = tilenet.segment(image, tmp_path / "m.zarr", model=network, client=client, **TILES)
+    array = tilenet.lazy(image, model=network, tile=512, threads=1)
+    assert array.name.startswith("tilenet-segment-")
+    lazily = client.compute(array[300:1200, 700:1900]).result()
+    assert np.array_equal(lazily, mask[300:1200, 700:1900]) and len(np.unique(lazily)) == 2
+
+
 def test_a_bad_block_is_named_and_the_others_are_done(client, image, tmp_path):
     spoil(image, BAD, (600, 600))
     with pytest.raises(BlocksFailed, match=r"1 of 12 blocks failed; block 5 at .*the lamp went out"):

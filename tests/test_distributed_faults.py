@@ -90,11 +90,11 @@ def start(folder, *args):
         return subprocess.Popen(command, env=ENVIRON, stdout=said, stderr=said)
 
 
-def test_workers_are_killed_every_few_seconds(image, tmp_path):
-    slow = Bright(sleep=4.0)
+def test_workers_are_killed_every_few_seconds(tmp_path):
+    """Some kills fall on the first block of a flight, some on a later one: blocks take less than a second."""
+    image = write_image(tmp_path / "slide.tif", sides=(8192, 6144))
     tilenet.segment(image, tmp_path / "alone.zarr", model=Bright(), **TILES)
-    alone = {path: data for path, data in tree(tmp_path / "alone.zarr").items() if path != "zarr.json"}
-    kills = 0
+    alone, kills = tree(tmp_path / "alone.zarr"), 0
     for number in range(RUNS):
         dice, ended = random.Random(number), threading.Event()
         with clusters.local_cluster(4) as client:
@@ -110,13 +110,13 @@ def test_workers_are_killed_every_few_seconds(image, tmp_path):
             killer = threading.Thread(target=kill)
             killer.start()
             try:
+                slow = Bright(sleep=0.4)
                 tilenet.segment(image, tmp_path / "m.zarr", model=slow, client=client, overwrite=True, **TILES)
             finally:
                 ended.set()
                 killer.join()
-        found = tree(tmp_path / "m.zarr")
-        assert {path: found[path] for path in alone} == alone and stray(tmp_path / "m.zarr") == []
-    assert kills >= 2 * RUNS
+        assert tree(tmp_path / "m.zarr") == alone and stray(tmp_path / "m.zarr") == []
+    assert kills >= RUNS
     print(f"\n{RUNS} of {RUNS} runs of 4 workers identical after {kills} kills")
 
 

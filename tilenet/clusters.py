@@ -105,8 +105,19 @@ def existing_cluster(scheduler: str, *, tls: Tls | None = None) -> Iterator[Clie
     if "://" not in scheduler and not Path(scheduler).is_file():
         raise SettingsError(f"{scheduler}: no such file, and no address. Give tcp://host:port or a scheduler file")
     where = {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
-    with _quiet(), _client(name=scheduler, security=tls.security() if tls else None, **where) as client:
-        yield client
+    encrypted = "tls://" in (scheduler if "://" in scheduler else Path(scheduler).read_text(errors="replace"))
+    with _quiet():
+        if encrypted and not (tls or _dask_setting("distributed.comm.tls.ca-file")):
+            raise SettingsError(f"{scheduler}: wants a certificate. Give --tls-ca-file, --tls-cert and --tls-key")
+        with _client(name=scheduler, security=tls.security() if tls else None, **where) as client:
+            yield client
+
+
+def _dask_setting(name: str) -> Any:
+    """Return what Dask's own configuration says, files and environment included."""
+    import dask
+
+    return dask.config.get(name, None)
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def _orders_of(image: str, plain: Order) -> Iterator[Order]:
         lines = (line.strip() for line in _text(path).splitlines())
         yield from (_order(_beside(path, line), plain) for line in lines if line and not line.startswith("#"))
     elif not path.exists() and glob.has_magic(image):
-        found = sorted(glob.glob(image))  # noqa: PTH207 - patterns may be absolute
+        found = sorted(glob.glob(image, recursive=True))  # noqa: PTH207 - patterns may be absolute
         if not found:
             raise SettingsError(f"{image}: no image matches. Check the pattern")
         yield from (_order(match, plain) for match in found)

@@ -1,0 +1,101 @@
+"""Clusters that tilenet starts: where they listen, and what each worker gets."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tilenet import predict
+from tilenet.clusters import described_cluster, existing_cluster, local_cluster
+from tilenet.errors import EnvironmentFault, SettingsError
+
+DESCRIPTION = """
+type: slurm
+arguments: {cores: 8, processes: 2, memory: 4GB}
+adapt: {minimum: 0, maximum: 3}
+"""
+
+
+def listening():
+    """Return the addresses at which this process and its children listen."""
+    import psutil
+
+    here = psutil.Process()
+    connections = [c for process in [here, *here.children(recursive=True)] for c in process.net_connections("tcp")]
+    return {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+
+
+@pytest.mark.parametrize(
+    ("count", "named", "device", "found"),
+    [
+        (4, "", None, ["0", "1", "2", "3"]),
+        (4, "", "auto", ["0", "1", "2", "3"]),
+        (4, "", "cuda", ["0", "1", "2", "3"]),
+        (4, "", "cuda:2", ["2"]),
+        (2, "5,GPU-7a", "cuda", ["5", "GPU-7a"]),
+        (2, "5,GPU-7a", "cuda:1", ["GPU-7a"]),
+        (4, "", "cpu", []),
+        (0, "", None, []),
+        (0, "", "mps", []),
+    ],
+)
+def test_the_gpus_of_a_run_are_those_that_this_process_sees(monkeypatch, count, named, device, found):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert predict.visible_gpus(device) == found
+
+
+def test_each_worker_has_a_gpu_of_its_own_and_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(predict, "visible_gpus", lambda device: ["1", "GPU-7a"])
+    with predict.threads(8), local_cluster(3, device="cuda") as client:
+        seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+        assert sorted(seen.values()) == ["1", "1", "GPU-7a"]
+        assert predict.current_threads() == 2
+        assert set(client.nthreads().values()) == {1}
+        assert listening() == {"127.0.0.1"}
+
+
+def test_a_cluster_of_jobs_listens_on_loopback_and_shares_a_job_s_cores_out(tmp_path):
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION)
+    before = predict.current_threads()
+    with described_cluster(tmp_path / "cluster.yaml") as client:
+        assert client.scheduler.address.startswith("tcp://127.0.0.1:")
+        assert listening() == {"127.0.0.1"}
+        assert predict.current_threads() == 4
+        assert client.cluster._adaptive.maximum == 3 * 2
+        worker = client.cluster.job_script().splitlines()[-1]
+        assert "--nworkers 2" in worker and worker.rindex("--nthreads 1") > worker.index("--nthreads 4"), (
+            "the last holds"
+        )
+    assert predict.current_threads() == before
+
+
+def test_a_cluster_listens_elsewhere_where_that_is_said(tmp_path):
+    said = "scheduler_options: {host: 0.0.0.0}}"
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("4GB}", f"4GB, {said}"))
+    with described_cluster(tmp_path / "cluster.yaml"):
+        assert "0.0.0.0" in listening()
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl, to make a certificate")
+def test_a_cluster_with_tls_lets_nobody_in_without_a_certificate(tmp_path):
+    files = {name: tmp_path / f"{name}.pem" for name in ("cert", "key")}
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    subprocess.run([*make, "-keyout", files["key"], "-out", files["cert"]], check=True, capture_output=True)
+    tls = f"tls: {{ca_file: {files['cert']}, cert: {files['cert']}, key: {files['key']}}}\n"
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION + tls)
+    with described_cluster(tmp_path / "cluster.yaml") as client:
+        address = client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        assert all(part in client.cluster.job_script() for part in ("--tls-ca-file", "--tls-cert", "--tls-key"))
+        with pytest.raises(SettingsError, match=r"tls://.*: wants a certificate"), existing_cluster(address):
+            pass
+        with (
+            pytest.raises(EnvironmentFault, match="no scheduler answers"),
+            existing_cluster(address.replace("tls", "tcp")),
+        ):
+            pass
+    files["key"].unlink()
+    with pytest.raises(SettingsError, match=r"key\.pem: no such file"), described_cluster(tmp_path / "cluster.yaml"):
+        pass
