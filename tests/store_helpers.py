@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tilenet.store import Layout, Store, can_resume, files
+from tilenet.store import Layout, Store, TissueMap, can_resume, files
 
 VOLATILE = ".tilenet/log.jsonl"
 INFO = {"version": "0.0", "card": {"labels": {"1": "one"}}, "record": {"tile": [16, 16], "threshold": 0.5}}
@@ -31,6 +31,7 @@ FRAME = {
     "scale": [60.0, 500.0, 250.0],
     "translation": [0.0, 3.0, 0.0],
 }
+TISSUE = TissueMap(np.arange(35).reshape(7, 5) % 3 == 0, (401, 290)).to_json()
 LAYOUTS = {
     "plane": Layout("yx", (701, 533), (128, 256), (0.25, 0.5), "plane", LABELS),
     "odd blocks": Layout("yx", (401, 301), (97, 151), (None, None), "odd", LABELS, 3),
@@ -48,6 +49,10 @@ LAYOUTS = {
         2,
         zarr_format=2,
         frame=FRAME,
+        tissue=TISSUE,
+    ),
+    "part with tissue": Layout(
+        "zyx", (3, 40, 100), (2, 32, 64), (2.0, 0.5, 0.5), "part", LABELS, origin=(0, 361, 190), tissue=TISSUE
     ),
     "all axes": Layout("tzyx", (2, 3, 270, 33), (1, 2, 150, 32), (1.0, 2.0, 0.5, 0.5), "all", LABELS, 2),
     "many labels": Layout("yx", (300, 50), (512, 512), (None, None), "many", {1000: ("far", None)}),

@@ -6,8 +6,10 @@ import tifffile
 from oracles import random_network
 
 import tilenet
+from tilenet.drawing import UNNAMED
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.pictures import UNNAMED, overlay
+from tilenet.pictures import overlay
+from tilenet.store.tissue_map import TISSUE_COLOR
 
 
 class Bright:
@@ -108,3 +110,72 @@ def test_the_command_draws_a_real_slide_and_keeps_what_is_there(shared_data, tmp
     assert target.read_bytes() == before
     code, _, err = tilenet_command("overlay", slide, tmp_path / "m.zarr", "--out", tmp_path / "o.what")
     assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(("plane", "drawn"), [(None, 2), (0, 0), ([3], 3)])
+def test_the_plane_of_a_stack_is_the_one_that_is_asked_for(tmp_path, plane, drawn):
+    stack = np.zeros((4, 60, 80), np.uint8)
+    for z in range(4):
+        stack[z, 10 : 20 + 5 * z, 10:20] = 255
+    mask = tilenet.segment(stack, tmp_path / "mask.zarr", model=Bright(), axes="zyx")
+    picture = overlay(stack, tmp_path / "mask.zarr", plane=plane, fill=True)
+    bare = overlay(np.zeros_like(stack), tmp_path / "mask.zarr", plane=plane, fill=True)
+    assert np.array_equal(bare.any(axis=-1), mask[drawn] > 0)
+    assert picture.any()
+
+
+def test_planes_and_times_are_in_array_order_and_refused_where_there_are_none(tmp_path, square):
+    series = np.zeros((2, 3, 50, 60), np.uint8)
+    series[1, 2, 5:30, 5:9] = 255
+    tilenet.segment(series, tmp_path / "m.zarr", model=Bright(), axes="tzyx", roi=[(0, 2), (1, 3), (0, 50), (0, 60)])
+    assert outlined(overlay(series, tmp_path / "m.zarr", plane=(1, 2))).any()
+    assert not outlined(overlay(series, tmp_path / "m.zarr", plane=(0, 2))).any()
+    for wrong in (2, (2, 1), (1, 0), (0, 1, 1)):
+        with pytest.raises(SettingsError, match="one number for each of t 0 to 1, z 1 to 2"):
+            overlay(series, tmp_path / "m.zarr", plane=wrong)
+    with pytest.raises(SettingsError, match="It has one plane"):
+        overlay(square / "slide.tif", square / "mask.zarr", plane=0)
+
+
+def test_the_tissue_map_is_outlined_and_what_was_skipped_is_darker(tmp_path):
+    pixels = np.random.default_rng(0).integers(100, 110, (600, 1100), dtype=np.uint8)
+    there = np.zeros((60, 110), bool)
+    there[10:20, 10:20] = True
+    tilenet.segment(pixels, tmp_path / "mask.zarr", model=Bright(), tile=512, tissue=there)
+    plain, drawn = (overlay(pixels, tmp_path / "mask.zarr", tissue=t) for t in (False, True))
+    blue = (drawn == TISSUE_COLOR).all(axis=-1)
+    y, x = np.nonzero(blue)
+    assert (y.min(), y.max(), x.min(), x.max()) == (99, 200, 99, 200) and not blue[105:195, 105:195].any()
+    above_the_bar = np.s_[512:550]
+    assert np.array_equal(drawn[above_the_bar], plain[above_the_bar] // 2)
+    assert np.array_equal(drawn[:512, 300:512], plain[:512, 300:512])
+    tilenet.segment(pixels, tmp_path / "plain.zarr", model=Bright(), tile=512)
+    with pytest.raises(SettingsError, match="made without --tissue"):
+        overlay(pixels, tmp_path / "plain.zarr", tissue=True)
+
+
+def test_the_overview_lies_beside_the_mask_and_keeps_the_store_whole(square, tilenet_command):
+    slide, rest = square / "slide.tif", ("-m", square / "small.safetensors", "--threads", 1)
+    tilenet.save_model(tilenet.UNet(depth=2, wf=1), square / "small.safetensors")
+    for name in ("m.zarr", "t.ome.tif"):
+        code, out, _ = tilenet_command("segment", slide, "-o", square / name, *rest, "--overview")
+        picture = square / f"{name.partition('.')[0]}.overview.png"
+        assert code == 0 and str(picture) in out
+        tilenet_command("overlay", slide, square / name, "--out", square / "same.png", "--overwrite")
+        assert picture.read_bytes() == (square / "same.png").read_bytes()
+        assert tilenet_command("verify", square / name)[0] == 0
+    assert tilenet_command("segment", slide, "-o", square / "m.zarr", *rest, "--overview", "--overwrite")[0] == 0
+    (square / "n.overview.png").write_text("mine")
+    code, _, err = tilenet_command("segment", slide, "-o", square / "n.zarr", *rest, "--overview")
+    assert code == 2 and "n.overview.png: exists already" in err and not (square / "n.zarr").exists()
+
+
+def test_a_batch_draws_an_overview_of_each_and_what_lacks_one(square, tilenet_command):
+    command = ("batch", square / "slide.tif", "-o", square / "masks", "-m", square / "small.safetensors", "--overview")
+    tilenet.save_model(tilenet.UNet(depth=2, wf=1), square / "small.safetensors")
+    assert tilenet_command(*command)[0] == 0
+    picture = square / "masks" / "slide.overview.png"
+    drawn = picture.read_bytes()
+    picture.unlink()
+    code, out, _ = tilenet_command(*command)
+    assert code == 0 and "1 skipped" in out and picture.read_bytes() == drawn

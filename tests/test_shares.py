@@ -204,7 +204,7 @@ def test_finish_of_a_store_without_shares_says_resume(small, small_whole, tmp_pa
     fill(small, out, [(1, 1)])
     finish_shares(out)
     assert tree_hash(out) == small_whole
-    layout = open_mask(out)._layout
+    layout = open_mask(out).layout
     Store.create(tmp_path / "plain.zarr", layout, {}).close()
     with pytest.raises(OutputIncomplete, match=r"8 of 8 blocks are not written. Run the same command again"):
         finish_shares(tmp_path / "plain.zarr")

@@ -39,6 +39,7 @@ def segment(
     level: int | None = None,
     mpp: float | None = None,
     roi: Roi | None = None,
+    tissue: Any = None,
     tile: int | Sequence[int] | None = None,
     batch: int | None = None,
     memory: int | None = None,
@@ -90,6 +91,11 @@ def segment(
     roi : sequence of slice or (start, stop), optional
         The part to segment, in pixels of the resolution that the network sees; axes in front
         that are not given are taken whole. The result is that part of the whole image's mask.
+    tissue : bool, path or array, optional
+        Skip blocks without tissue: they are 0 in mask and probabilities, and are not read. All
+        others are as without it. True: tissue is found on a coarse level, see `tilenet.tissue`; the
+        map is kept in the output. A path or an array: a mask of the whole image, at any size, not 0
+        where there is tissue, taken as it is. Default: nothing is skipped.
     tile, batch, memory : int, optional
         Side in px of what a tile writes (a multiple of the network's step); most tiles per
         forward pass; bytes for the run (4 GB). See `plan_tiles`.
@@ -162,6 +168,7 @@ def segment(
     options = Options(
         level=level,
         roi=roi,
+        tissue=tissue,
         mpp=mpp,
         axes=axes,
         channels=None if channels is None else tuple(channels),
@@ -284,8 +291,8 @@ def open_store(
     if not (resume and can_resume(out)):
         check_free(out, overwrite=overwrite)
         job = settle(image, model, options, footprint=footprint, target=target)
-        numbers = job.numbers()
-        return Store.create(out, job.layout, job.info(numbers), overwrite=overwrite), job, numbers
+        layout, info, numbers = job.described()
+        return Store.create(out, layout, info, overwrite=overwrite), job, numbers
     store = Store.resume(out)
     try:
         found = store.info
@@ -301,10 +308,10 @@ def open_store(
 
 def _store_objects(out: Path, job: Job, *, overwrite: bool, progress: Progress | None) -> None:
     """Find objects in memory, then write them: there is nothing to resume."""
-    numbers = job.numbers()
+    layout, info, numbers = job.described()
     labels = to_objects(job, numbers, progress=progress).astype(np.uint32)
-    layout = replace(job.layout, labels={}, largest=max(2**16, int(labels.max(initial=0))), classes=0)
-    store = Store.create(out, layout, job.info(numbers), overwrite=overwrite)
+    layout = replace(layout, labels={}, largest=max(2**16, int(labels.max(initial=0))), classes=0)
+    store = Store.create(out, layout, info, overwrite=overwrite)
     try:
         for index in store.pending():
             store.write(index, {"mask": labels[job.plan[index].box.slices]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tilenet.store import Mask, Store
 from tilenet.tiff_mask import TiffMask, is_tiff, open_mask, open_tiff_mask
 
 WINDOW = 160
+# Windows that are looked at for each that has tissue.
+TRIES = 50
 # A pixel may differ where the logits of two mask values are closer than this part of the
 # logits' range: another tile shape rounds differently in the last bits.
 TIE = {"fp64": 1e-9, "fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
@@ -127,7 +130,9 @@ def verify(
     job, numbers = _same_job(mask, image, model, footprint, device)
     with predict.threads(job.record["threads"]):
         predictor = job.predictor(numbers)
-        boxes = list(straddling(job.plan, windows, np.random.default_rng(seed)))
+        boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
+        if not boxes:
+            found.not_recomputed = "there is no tissue, and all of the mask is background"
         for done, box in enumerate(boxes, start=1):
             _compare(mask, job, predictor, box, found)
             if progress:
@@ -142,6 +147,17 @@ def _damage(out: Path) -> list[str]:
         return open_tiff_mask(out).check()
     store = Store.inspect(out)
     return [str(found) for found in store.check()] if store.complete else []
+
+
+def _windows(mask: Mask | TiffMask, plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:
+    """Yield windows over crossings of tile borders; not where all of them was skipped."""
+    there = (box for box in straddling(plan, count * TRIES, random) if _computed(mask, box).any())
+    return islice(there, count)
+
+
+def _computed(mask: Mask | TiffMask, box: Box) -> NDArray[np.bool_]:
+    """Return of the pixels of a box, along y and x, whether their blocks were computed, not skipped."""
+    return mask.layout.computed_at(*(np.arange(a, b) for a, b in zip(box.start[-2:], box.stop[-2:], strict=True)))
 
 
 def straddling(plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:
@@ -176,8 +192,10 @@ def _same_job(
 
 def _compare(mask: Mask | TiffMask, job: Job, predictor: Predictor, box: Box, found: Verification) -> None:
     logits = forward(job, predictor, box)
-    wrong = job.decision.mask(logits) != mask[box.slices].reshape(logits.shape[1:])
-    tied = wrong & (job.decision.certainty(logits) < TIE[job.record["precision"]] * np.ptp(logits))
+    computed = _computed(mask, box)
+    expected = np.where(computed, job.decision.mask(logits), 0)
+    wrong = expected != mask[box.slices].reshape(logits.shape[1:])
+    tied = wrong & computed & (job.decision.certainty(logits) < TIE[job.record["precision"]] * np.ptp(logits))
     found.windows += 1
     found.pixels += box.size
     found.ties += int(tied.sum())

@@ -18,6 +18,7 @@ from tilenet import cli_batch, cli_pictures, cli_shares, cli_training
 from tilenet.cli_cluster import cluster_of, cluster_options
 from tilenet.cli_options import (
     JSON,
+    OVERVIEW,
     QUIET,
     Numbers,
     gigabytes,
@@ -37,6 +38,7 @@ from tilenet.geometry import Box
 from tilenet.interrupts import Interrupted, interruptible
 
 if TYPE_CHECKING:
+    from tilenet.job import Job
     from tilenet.runner import Report
 
 
@@ -58,6 +60,7 @@ def cli(debug: bool) -> None:
 @click.option("--objects", is_flag=True, help="Number the objects, 1..n, of an image that fits in memory.")
 @click.option("--resume", is_flag=True, help="Go on with OUT, or start it where there is none.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet wrote it.")
+@OVERVIEW
 @click.option("--profile", is_flag=True, help="Show where the time went.")
 @JSON
 @QUIET
@@ -67,6 +70,7 @@ def segment(
     objects: bool,
     resume: bool,
     overwrite: bool,
+    overview: bool,
     profile: bool,
     as_json: bool,
     quiet: bool,
@@ -77,9 +81,12 @@ def segment(
         raise SettingsError("--resume and --overwrite: say one of them")
     import numpy as np
 
-    from tilenet import api, predict
+    from tilenet import api, pictures, predict
 
     place = _place(out, options)
+    picture = pictures.overview_beside(place, options["into"]) if overview else None
+    if picture:
+        pictures.check_overview_place(picture, replace=resume or overwrite or options["shard"] is not None)
     predict.keep_freed_memory()
     started = time.perf_counter()
     reports: list[Report] = []
@@ -101,6 +108,13 @@ def segment(
     if objects:
         result["objects"] = int(mask[...].max())
     what = f"{result['objects']} objects" if objects else label_names(labels)
+    if tissue := mask.info.get("tissue"):
+        result["tissue"] = tissue
+        what += f", {tissue['skipped']:.0%} skipped as glass"
+    if picture:
+        pictures.save(pictures.overlay(image, place), picture)
+        result["overview"] = str(picture)
+        what += f", see {picture}"
     text = f"{place}: {sides(mask.shape)} px, {what}, {seconds:.1f} s"
     if profile and reports:
         result["profile"] = profile_of(reports[0])
@@ -125,7 +139,7 @@ def _place(out: Path | None, options: dict[str, Any]) -> Path:
 @image_options
 @JSON
 def plan(image: str, as_json: bool, **options: Any) -> None:
-    """Show how IMAGE would be cut, and what that takes; reads no pixels."""
+    """Show how IMAGE would be cut, and what that takes; reads no pixels, but a coarse level for --tissue."""
     from tilenet.job import Options, settle
 
     options = with_model(options)
@@ -154,7 +168,20 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
         f"memory      {gigabytes(needs['host_bytes'])} host, {gigabytes(needs['device_bytes'])} device",
         f"disk        at most {gigabytes(needs['disk_bytes'])} before compression",
     ]
+    if job.search.rule:
+        result["tissue"], told = _tissue_of(job)
+        rows.append(f"tissue      {told}")
     show(result, "\n".join(rows), as_json=as_json)
+
+
+def _tissue_of(job: Job) -> tuple[dict[str, Any] | None, str]:
+    """Return what would be skipped, as facts and in words."""
+    from tilenet.cells import pixels_read
+    from tilenet.tissue import remark
+
+    if job.search.cheap and job.tissue:
+        return job.tissue.to_json(job.plan), remark(job.tissue, job.plan)[1]
+    return None, f"not looked for: there is no small level, {pixels_read(job.search.image)} px would be read"
 
 
 @cli.command()
@@ -250,6 +277,10 @@ def _run() -> None:
             cli.invoke(context)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
+    except click.MissingParameter as error:
+        # The word behind --tissue is a mask, be it meant for the image.
+        hint = " --tissue takes the word behind it for a mask: say it last" if "--tissue" in sys.argv else ""
+        _give_up(error.format_message() + hint, error, error.exit_code)
     except click.ClickException as error:
         _give_up(error.format_message(), error, error.exit_code)
     except TilenetError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli_cluster import cluster_of, cluster_options
-from tilenet.cli_options import JSON, QUIET, image_options, show, with_model
+from tilenet.cli_options import JSON, OVERVIEW, QUIET, image_options, show, with_model
 from tilenet.errors import BlocksFailed
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The folder of the masks.")
 @image_options
 @cluster_options
+@OVERVIEW
 @JSON
 @QUIET
 def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -51,4 +52,5 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
 def _line(result: Result) -> str:
     if result.status == "failed":
         return f"{result.slide}  failed  {result.error}"
-    return f"{result.slide}  {result.status}  {result.pixels} px  {result.seconds:.1f} s"
+    tissue = "" if result.tissue is None else f"  {result.tissue:.0%} computed"
+    return f"{result.slide}  {result.status}  {result.pixels} px{tissue}  {result.seconds:.1f} s"

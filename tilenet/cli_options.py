@@ -72,6 +72,17 @@ class Part(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
+class TissueMask(click.ParamType[Any]):
+    """A mask of the user's own; nothing behind the option: tissue is found."""
+
+    name = "MASK"
+    FOUND = "auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return True, or the path of a mask."""
+        return True if value == self.FOUND else value
+
+
 def image_options(command: Any) -> Any:
     """Add the options that say how an image is to be read and cut."""
     options = [
@@ -83,6 +94,14 @@ def image_options(command: Any) -> Any:
         click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say."),
         click.option("--channels", type=Numbers(), help="Channels the network sees, in its order."),
         click.option("--roi", type=Part(), help="The part to take, in px of that level.  [default: all]"),
+        click.option(
+            "--tissue",
+            type=TissueMask(),
+            is_flag=False,
+            flag_value=TissueMask.FOUND,
+            help="Skip blocks without tissue. Alone (behind IMAGE): found on a coarse level. MASK: a picture or zarr "
+            "of the whole image, 0 on glass.  [default: nothing is skipped]",
+        ),
         click.option(
             "--tile",
             type=Sides(),
@@ -105,6 +124,9 @@ def image_options(command: Any) -> Any:
     return command
 
 
+OVERVIEW = click.option(
+    "--overview", is_flag=True, help="Draw the mask over the image, in NAME.overview.png beside it."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from tilenet.cli_options import JSON, show
+from tilenet.cli_options import JSON, Numbers, show
 from tilenet.errors import OutputExists
 
 
@@ -15,13 +16,13 @@ from tilenet.errors import OutputExists
 @click.argument("mask", type=click.Path(path_type=Path))
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The picture: .png or .jpg.")
 @click.option("--roi", help="The part to draw, start:stop of each axis, as for segment.  [default: all of the mask]")
+@click.option("--plane", type=Numbers(), help="Of a stack: Z, or T,Z of a series of stacks.  [default: the middle]")
+@click.option("--tissue", is_flag=True, help="Draw the tissue map, and darken what was skipped.")
 @click.option("--fill", is_flag=True, help="Tint objects rather than outline them.")
 @click.option("--max-side", type=click.IntRange(1), default=2048, show_default=True, help="Longest side in px.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @JSON
-def overlay(
-    image: str, mask: Path, out: Path, roi: str | None, fill: bool, max_side: int, overwrite: bool, as_json: bool
-) -> None:
+def overlay(image: str, mask: Path, out: Path, overwrite: bool, as_json: bool, roi: str | None, **how: Any) -> None:
     """Draw MASK over its IMAGE into OUT, small enough to look at."""
     if out.exists() and not overwrite:
         raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
@@ -29,7 +30,7 @@ def overlay(
     from tilenet.region import parse_roi
 
     part = parse_roi(roi) if roi else None
-    picture = pictures.overlay(image, mask, roi=part, fill=fill, max_side=max_side)
+    picture = pictures.overlay(image, mask, roi=part, **how)
     pictures.save(picture, out)
     h, w = picture.shape[:2]
     show({"out": str(out), "shape": [h, w]}, f"{out}: {h} x {w} px", as_json=as_json)

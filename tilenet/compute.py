@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from tilenet.instances import objects
 from tilenet.job import Job
 from tilenet.runner import Report, Sink, run
 from tilenet.scaling import Scaling
-from tilenet.store import Store
+from tilenet.store import Store, TissueMap
 
 Progress = Callable[[int, int], None]
 # Failed blocks that an error names.
@@ -33,7 +33,8 @@ def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress |
         If some blocks could not be computed; the store stays resumable.
     """
     try:
-        report = run_job(job, numbers, store, progress=progress) if not store.complete else Report()
+        tissue = store.layout.tissue_map
+        report = run_job(job, numbers, store, tissue=tissue, progress=progress) if not store.complete else Report()
         raise_if_failed(report, job)
         started = perf_counter()
         finish(store)
@@ -57,11 +58,35 @@ def finish(store: Store, *, progress: Progress | None = None) -> None:
         store.finish()
 
 
-def run_job(job: Job, numbers: Scaling, sink: Sink, *, progress: Progress | None = None) -> Report:
-    """Compute the pending blocks of a sink, with the job's threads."""
+class Skipping(Sink, Protocol):
+    """Where blocks go, and blocks without tissue are noted."""
+
+    def write_background(self, index: int) -> object:
+        """Store one whole block as background."""
+
+
+def run_job(
+    job: Job, numbers: Scaling, sink: Skipping, *, tissue: TissueMap | None, progress: Progress | None = None
+) -> Report:
+    """Compute the pending blocks of a sink, with the job's threads; those without tissue are background."""
+    skipped = skip_glass(job, sink, tissue)
     advance = counted(job, sink.pending(), progress)
     with predict.threads(job.record["threads"]):
-        return run(job.plan, job.image, job.predictor(numbers), decide=job.decision, sink=sink, progress=advance)
+        report = run(job.plan, job.image, job.predictor(numbers), decide=job.decision, sink=sink, progress=advance)
+    report.skipped = skipped
+    return report
+
+
+def skip_glass(job: Job, sink: Skipping, tissue: TissueMap | None) -> int:
+    """Write the pending blocks that have no tissue, for which nothing is read; return their number."""
+    if tissue is None:
+        return 0
+    # The map is of the plane: all planes of a stack have the same blocks.
+    computed = tissue.computed(job.plan).ravel()
+    glass = [index for index in sink.pending() if not computed[index % computed.size]]
+    for index in glass:
+        sink.write_background(index)
+    return len(glass)
 
 
 def counted(job: Job, pending: Iterable[int], progress: Progress | None) -> Callable[[int], None]:
@@ -81,8 +106,8 @@ def counted(job: Job, pending: Iterable[int], progress: Progress | None) -> Call
 
 def to_array(job: Job, numbers: Scaling, *, progress: Progress | None = None) -> NDArray[Any]:
     """Return the job's one array, whole: classes (*n); or (K, *n), with ``c`` behind ``t``."""
-    sink = ArraySink(job)
-    report = run_job(job, numbers, sink, progress=progress)
+    sink, tissue = ArraySink(job), job.tissue
+    report = run_job(job, numbers, sink, tissue=tissue.map if tissue else None, progress=progress)
     if report.failures:
         raise BlocksFailed(f"{_failed(report, job)}. Mend the image or the model")
     (array,) = sink.arrays.values()
@@ -115,10 +140,21 @@ class ArraySink:
 
     def __init__(self, job: Job) -> None:
         self._plan, self.arrays = job.plan, Arrays()
+        self._decide, self._classes, self._ndim = job.decision, len(job.card.classes), job.footprint.ndim
+        self._there: set[int] = set()
 
     def pending(self) -> Iterable[int]:
-        """Return all blocks."""
-        return range(len(self._plan))
+        """Return the blocks that are not written."""
+        return (index for index in range(len(self._plan)) if index not in self._there)
+
+    def write_background(self, index: int) -> None:
+        """Leave a block as it is, 0 in every array."""
+        if not self.arrays:  # it may be that nothing is computed which would show their types
+            pixel = self._decide(np.zeros((self._classes, *(1,) * self._ndim), np.float32))
+            self.arrays = {
+                name: np.zeros(a.shape[: -self._ndim] + self._plan.shape, a.dtype) for name, a in pixel.items()
+            }
+        self._there.add(index)
 
     def write(self, index: int, arrays: Arrays) -> None:
         """Copy a block into its place."""
@@ -128,6 +164,7 @@ class ArraySink:
                 self.arrays[name] = np.empty(lead + self._plan.shape, block.dtype)
             place: tuple[Any, ...] = (..., *self._plan[index].box.slices)
             self.arrays[name][place] = block
+        self._there.add(index)
 
 
 def _failed(report: Report, job: Job) -> str:

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tilenet import predict
-from tilenet.compute import Progress, counted, finish
+from tilenet.compute import Progress, counted, finish, skip_glass
 from tilenet.errors import EnvironmentFault, ImageError, SettingsError
 from tilenet.flights import Flight, Queue, Slide, seconds_per_flight
 from tilenet.footprint import Footprint
@@ -84,8 +84,9 @@ def fill_by_workers(
     try:
         if store.complete:
             return Report()
-        advance, started = counted(job, store.pending(), progress), monotonic()
-        slide = Slide(task_of(store, **names), store, job, advance)
+        started, skipped = monotonic(), skip_glass(job, store, store.layout.tissue_map)
+        advance = counted(job, store.pending(), progress)
+        slide = Slide(task_of(store, **names), store, job, advance, report=Report(skipped=skipped))
         for _ in work_off(client, [slide]):
             slide.report.seconds = monotonic() - started
             slide.raise_if_failed()

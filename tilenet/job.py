@@ -11,12 +11,13 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import tilenet
-from tilenet import predict, scaling
+from tilenet import predict, scaling, tissue
 from tilenet.card import ModelCard, label_table
 from tilenet.decide import Decision
 from tilenet.errors import ImageError, ModelError, OutputError, OutputMismatch, SettingsError
@@ -33,6 +34,7 @@ from tilenet.runner import AHEAD, BEHIND, READERS, Predictor
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_BYTES_PER_PIXEL, plan_tiles
 from tilenet.store import Layout
+from tilenet.tissue import Search, Tissue
 
 # What may change between two runs of one output: where things lie, and what is for people.
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
@@ -66,6 +68,7 @@ class Options:
     scaling: Mapping[str, Any] | None = None
     missing: str | None = None
     roi: Sequence[Any] | None = None
+    tissue: Any = None
     # Only from a record: what level and mpp came to.
     factor: tuple[Any, ...] | None = None
 
@@ -97,6 +100,8 @@ class Job:
         What decides the bytes, but for the scaling's numbers.
     resolution : Resolution
         Which pixels the network sees, and why.
+    search : Search
+        What is asked about tissue.
     inside : mapping
         What the layout says of the image that the mask lies in; empty if it lies in none.
     """
@@ -112,6 +117,7 @@ class Job:
     device: str
     record: dict[str, Any]
     resolution: Resolution
+    search: Search
     inside: Mapping[str, Any] = field(default_factory=dict)
 
     def predictor(self, numbers: Scaling) -> Predictor:
@@ -130,6 +136,23 @@ class Job:
     def numbers(self) -> Scaling:
         """Return the intensity scaling of the whole image; reads pixels for percentiles."""
         return scaling.resolve(self.record["scaling"], self.image)
+
+    @cached_property
+    def tissue(self) -> Tissue | None:
+        """Where there is tissue, if that is asked of a new run; reads a coarse level of the image."""
+        found = self.search.run()
+        if found is not None:
+            loudness, said = tissue.remark(found, self.plan)
+            LOG.log(loudness, "%s: tissue %s", self.image.name, said)
+        return found
+
+    def described(self) -> tuple[Layout, dict[str, Any], Scaling]:
+        """Return layout, info and scaling of a new output; reads pixels for tissue and for percentiles."""
+        numbers, found = self.numbers(), self.tissue
+        if found is None:
+            return self.layout, self.info(numbers), numbers
+        layout = replace(self.layout, tissue=found.map.to_json())
+        return layout, self.info(numbers) | {"tissue": found.to_json(self.plan)}, numbers
 
     @property
     def layout(self) -> Layout:
@@ -205,6 +228,7 @@ def settle(
     image = at_resolution(image, resolution)
     _check_axes(image, footprint)
     _check_color(image, network, options.channels)
+    whole = image
     image = _fit_channels(image, getattr(network, "in_channels", None), options.channels)
     card = card.completed(predict.count_outputs(network, footprint, image.n_channels))
     precision = predict.find_precision(options.precision or "auto", network)
@@ -229,12 +253,17 @@ def settle(
     device = predict.find_device(options.device or "auto")
     record = _record(options, image=image, plan=plan) | resolution.to_json()
     record |= {"roi": roi_to_json(part, options.roi), "device": device.type, "precision": precision}
+    search = tissue.search(options.tissue, whole, channels=options.channels, footprint=footprint)
+    if search.rule and "logits" in decision.arrays:
+        raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
+    record["tissue"] = search.rule
     record["engine"] = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
     record |= {
         "scaling": dict(options.scaling or card.scaling),
         "threshold": decision.threshold if len(card.classes) == 1 else None,
     }
-    return Job(image, network, card, origin, plan, decision, footprint, need, str(device), record, resolution, inside)
+    how = (str(device), record, resolution, search, inside)
+    return Job(image, network, card, origin, plan, decision, footprint, need, *how)
 
 
 def check_info(info: Mapping[str, Any], name: str | Path) -> None:

@@ -17,10 +17,16 @@ from tilenet.scaling import parse_rule
 
 # Endings that say no more than the ones before them: slide.ome.tif is the slide "slide".
 INNER = (".ome",)
+# Of a column of masks: the one that is found in the image.
+AUTO = "auto"
 
 
 def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
+
+
+def _tissue(text: str) -> bool | str:
+    return text == AUTO or text
 
 
 # Columns of a list that are options, and what their text means.
@@ -36,6 +42,7 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "threshold": float,
     "output": str,
     "missing": str,
+    "tissue": _tissue,
 }
 
 
@@ -110,7 +117,7 @@ def _orders_of(image: str, plain: Order) -> Iterator[Order]:
 
 
 def _beside(list_: Path, image: str) -> str:
-    """Return the path of an image that a list names, or its address."""
+    """Return the path of an image, or of a mask, that a list names, or its address."""
     return image if is_address(image) else str(list_.parent / image)
 
 
@@ -138,6 +145,8 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         name, model = said.pop("name", order.name), said.pop("model", plain.model)
         if Path(name).name != name or name.startswith("."):
             raise SettingsError(f"{where}: {name!r} is no name of a file. Choose another name")
+        if said.get("tissue", AUTO) != AUTO:
+            said["tissue"] = _beside(path, said["tissue"])
         yield replace(order, name=name, model=model, options=replace(plain.options, **_options(said, where)))
 
 

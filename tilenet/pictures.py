@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.segmentation import find_boundaries
 from skimage.transform import resize_local_mean
 
 from tilenet.address import check_local
-from tilenet.errors import EnvironmentFault, OutputMismatch, SettingsError
+from tilenet.drawing import Picture, draw_bar, paint, paint_tissue
+from tilenet.errors import EnvironmentFault, OutputExists, OutputMismatch, SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.job import Options
 from tilenet.readers import open_image
@@ -23,21 +24,23 @@ from tilenet.resolution import recorded
 from tilenet.store import Mask
 from tilenet.tiff_mask import TiffMask, open_mask
 
-Picture = NDArray[np.uint8]
 # Stored pixels (of all channels) that are reduced at once.
 STRIP = 2**24
 # Darkest and brightest intensities shown, in percent, of what is no colour photograph.
 SHOWN = (1, 99.8)
 # Of several stains, in the order of the channels: blue, green, red, grey, cyan, magenta, yellow.
 STAINS = ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))
-UNNAMED = (255, 214, 0)
-FILLED = 0.45
-# A scale bar is at most this share of the picture's width.
-BAR = 0.25
 
 
 def overlay(
-    image: Any, mask: str | Path, *, roi: Roi | None = None, fill: bool = False, max_side: int = 2048
+    image: Any,
+    mask: str | Path,
+    *,
+    roi: Roi | None = None,
+    plane: int | Sequence[int] | None = None,
+    fill: bool = False,
+    tissue: bool = False,
+    max_side: int = 2048,
 ) -> Picture:
     """Draw a mask over its image.
 
@@ -48,10 +51,14 @@ def overlay(
     mask : path
         Its mask, of whatever level, pixel size or part.
     roi : sequence of slice or (start, stop), optional
-        The part to draw, in pixels of the grid that was segmented; default all of the mask, and
-        of a stack or series the middle plane.
+        The part to draw, in pixels of the grid that was segmented; default all of the mask.
+    plane : int or sequence of int, optional
+        Of a stack or series: which plane of the image, one number for each axis in front of y and x.
+        Default the middle one of the part.
     fill : bool
         Tint objects rather than outline them.
+    tissue : bool
+        Draw the outline of the tissue map too, and darken the blocks that were skipped.
     max_side : int
         Longest side of the picture in pixels; nothing is enlarged.
 
@@ -64,7 +71,7 @@ def overlay(
     Raises
     ------
     SettingsError, OutputMismatch
-        If the part is empty or of several planes; if the mask is not of this image.
+        If the part is empty, or there is no such plane or no tissue map; if the mask is not of this image.
 
     Examples
     --------
@@ -79,14 +86,16 @@ def overlay(
         raise SettingsError(f"max_side is at least 1, not {max_side}")
     found = open_mask(mask)
     with _as_segmented(image, found) as source:
-        part = _plane(source, found, roi)
+        part = _plane(_part(source, found, roi), found, plane)
         longest = max(part.shape[-2:])
         h, w = (max(1, n * min(longest, max_side) // longest) for n in part.shape[-2:])
         picture = _photo(source, part, (h, w))
-        _paint(picture, _values(found, part, (h, w)), found, fill=fill)
+        if tissue:
+            paint_tissue(picture, found, part)
+        paint(picture, _values(found, part, (h, w)), found, fill=fill)
         size = source.pixel_size[-1]
         if size:
-            _draw_bar(picture, size * part.shape[-1] / w)
+            draw_bar(picture, size * part.shape[-1] / w)
     return picture
 
 
@@ -101,12 +110,42 @@ def save(picture: Picture, out: str | Path) -> None:
     from PIL import Image as Pillow
 
     check_local(out)
+    out = Path(out)
+    half_made = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
     try:
-        Pillow.fromarray(picture).save(out)
+        try:
+            Pillow.fromarray(picture).save(half_made)
+            half_made.replace(out)
+        finally:
+            half_made.unlink(missing_ok=True)
     except ValueError as error:
         raise SettingsError(f"{out}: is the name of no kind of picture. Give one in .png or .jpg") from error
     except OSError as error:
         raise EnvironmentFault(f"{out}: cannot be written ({error.strerror}). Choose another path") from error
+
+
+def overview_beside(mask: str | Path, into: str | Path | None = None) -> Path:
+    """Return where the picture of a mask goes: beside it, for a store holds nothing but what its journal lists.
+
+    >>> overview_beside("masks/a.zarr").as_posix(), overview_beside("masks/a.ome.tif").as_posix()
+    ('masks/a.overview.png', 'masks/a.overview.png')
+
+    Labels in an image have it beside that image:
+
+    >>> overview_beside("b.ome.zarr/labels/nuclei", into="b.ome.zarr").as_posix()
+    'b.nuclei.overview.png'
+    """
+    beside, label = Path(mask if into is None else into), "" if into is None else f".{Path(mask).name}"
+    name = beside.name
+    for ending in (".zarr", ".tiff", ".tif", ".ome"):
+        name = name.removesuffix(ending)
+    return beside.with_name(f"{name or beside.name}{label}.overview.png")
+
+
+def check_overview_place(picture: Path, *, replace: bool) -> None:
+    """Raise `OutputExists` for a picture that is there already, unless the mask may be too."""
+    if picture.exists() and not replace:
+        raise OutputExists(f"{picture}: exists already. Replace it and the mask (--overwrite), or choose another path")
 
 
 def _as_segmented(image: Any, mask: Mask | TiffMask) -> Image:
@@ -127,16 +166,29 @@ def _as_segmented(image: Any, mask: Mask | TiffMask) -> Image:
     return stored if options.channels is None else stored.with_channels(options.channels)
 
 
-def _plane(image: Image, mask: Mask | TiffMask, roi: Roi | None) -> Box:
+def _part(image: Image, mask: Mask | TiffMask, roi: Roi | None) -> Box:
     drawn = Box(mask.origin, tuple(a + n for a, n in zip(mask.origin, mask.shape, strict=True)))
-    part = drawn
-    if roi is not None:
-        part = find_roi(roi, image.box_shape, name=image.name) & drawn
-        if not part.size:
-            raise SettingsError(f"{mask.path}: has nothing at {roi}. Choose a part inside {drawn}")
-    outer = len(part.shape) - 2
-    middle = tuple((a + b) // 2 for a, b in zip(part.start[:outer], part.stop[:outer], strict=True))
-    return Box((*middle, *part.start[outer:]), (*(m + 1 for m in middle), *part.stop[outer:]))
+    if roi is None:
+        return drawn
+    part = find_roi(roi, image.box_shape, name=image.name) & drawn
+    if not part.size:
+        raise SettingsError(f"{mask.path}: has nothing at {roi}. Choose a part inside {drawn}")
+    return part
+
+
+def _plane(part: Box, mask: Mask | TiffMask, plane: int | Sequence[int] | None) -> Box:
+    """Return one plane of a part: the one that is asked for, or the middle one."""
+    ends = list(zip(part.start[:-2], part.stop[:-2], strict=True))
+    chosen = tuple((a + b) // 2 for a, b in ends)
+    if plane is not None:
+        chosen = (plane,) if isinstance(plane, int) else tuple(plane)
+    if len(chosen) != len(ends) or any(not a <= n < b for n, (a, b) in zip(chosen, ends, strict=True)):
+        there = ", ".join(f"{axis} {a} to {b - 1}" for axis, (a, b) in zip(mask.axes, ends, strict=False))
+        raise SettingsError(
+            f"{mask.path}: has no plane {','.join(map(str, chosen))}. "
+            + (f"Give one number for each of {there}" if there else "It has one plane: leave the plane out")
+        )
+    return Box((*chosen, *part.start[-2:]), (*(n + 1 for n in chosen), *part.stop[-2:]))
 
 
 def _photo(image: Image, part: Box, shape: tuple[int, int]) -> Picture:
@@ -197,56 +249,3 @@ def _values(mask: Mask | TiffMask, part: Box, shape: tuple[int, int]) -> NDArray
     level = mask.levels[_coarsest([level.shape[-2:] for level in mask.levels], inner, shape)]
     values = np.asarray(level[_scaled(inner, mask.shape, level.shape).slices])
     return values.reshape(values.shape[-2:])
-
-
-def _paint(picture: Picture, values: NDArray[Any], mask: Mask | TiffMask, *, fill: bool) -> None:
-    """Draw where the values are not 0; no object is lost to the reduction."""
-    h, w = picture.shape[:2]
-    y, x = np.nonzero(values if fill else values * find_boundaries(values, mode="inner"))  # type: ignore[no-untyped-call]
-    numbers = np.zeros((h, w), values.dtype)
-    numbers[y * h // values.shape[0], x * w // values.shape[1]] = values[y, x]
-    there = numbers > 0
-    share = FILLED if fill else 1.0
-    colours = _colours(numbers[there], mask)
-    picture[there] = ((1 - share) * picture[there] + share * colours).round().astype(np.uint8)
-
-
-def _colours(numbers: NDArray[Any], mask: Mask | TiffMask) -> NDArray[np.float64]:
-    """Return the colour of each number: (n, 3), 0 to 255."""
-    if mask.info["record"]["output"] == "objects":
-        # Neighbouring numbers are far apart on the colour circle.
-        hue = numbers.astype(np.float64)[:, None] * 0.618034 + np.array([0, 1 / 3, 2 / 3])
-        bright: NDArray[np.float64] = 155 + 100 * np.cos(2 * np.pi * hue)
-        return bright
-    named = {int(value): colour[:3] for value, colour in mask.info["card"]["colors"].items()}
-    table = np.array([named.get(value, UNNAMED) for value in range(256)], np.float64)
-    found: NDArray[np.float64] = table[numbers]
-    return found
-
-
-def _draw_bar(picture: Picture, size: float) -> None:
-    """Draw a bar of round length at the lower left; `size` is micrometres per pixel of the picture."""
-    from PIL import Image as Pillow
-    from PIL import ImageDraw
-
-    h, w = picture.shape[:2]
-    rounds = [m * 10.0**k for k in range(-2, 5) for m in (1, 2, 5)]
-    length = max((n for n in rounds if n / size <= BAR * w), default=0)
-    if not length or h < 32:
-        return
-    canvas = Pillow.fromarray(picture)
-    draw = ImageDraw.Draw(canvas)
-    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} um"
-    left, base, thick = w // 50 + 2, h - h // 50 - 4, max(2, h // 200)
-    draw.rectangle((left - 1, base - thick - 1, left + round(length / size) + 1, base + 1), fill="black")
-    draw.rectangle((left, base - thick, left + round(length / size), base), fill="white")
-    draw.text(
-        (left, base - thick - 4),
-        text,
-        fill="white",
-        stroke_fill="black",
-        stroke_width=1,
-        anchor="lb",
-        font_size=max(10, h // 40),
-    )
-    picture[...] = np.asarray(canvas)

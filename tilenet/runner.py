@@ -61,7 +61,9 @@ class Report:
     Attributes
     ----------
     blocks, pixels : int
-        Written by this run.
+        Computed and written by this run.
+    skipped : int
+        Blocks written as background, because there is no tissue in them.
     seconds : float
         From the first read to the last write.
     read, waited, computed, written : float
@@ -75,6 +77,7 @@ class Report:
 
     blocks: int = 0
     pixels: int = 0
+    skipped: int = 0
     seconds: float = 0.0
     read: float = 0.0
     waited: float = 0.0

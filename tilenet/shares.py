@@ -78,6 +78,10 @@ class ShareSink:
         """Write one block."""
         return self.store.write(index, arrays)
 
+    def write_background(self, index: int) -> object:
+        """Write one block as background."""
+        return self.store.write_background(index)
+
 
 def fill_share(
     out: Path,
@@ -101,7 +105,8 @@ def fill_share(
     store, job, numbers = _open_share(out, image, model, options, footprint=footprint, share=share, target=target)
     try:
         sink = ShareSink(store, blocks_of_share(share, store.layout.n_blocks(0)))
-        report = run_job(job, numbers, sink, progress=progress) if not store.complete else Report()
+        tissue = store.layout.tissue_map
+        report = run_job(job, numbers, sink, tissue=tissue, progress=progress) if not store.complete else Report()
         raise_if_failed(report, job)
     finally:
         store.close()
@@ -127,8 +132,8 @@ def _open_share(
         try:
             check_free(out)
             job = settle(image, model, options, footprint=footprint, target=target)
-            numbers = job.numbers()
-            return Store.create(out, job.layout, job.info(numbers), share=share), job, numbers
+            layout, info, numbers = job.described()
+            return Store.create(out, layout, info, share=share), job, numbers
         except OutputExists:
             if not can_resume(out):
                 raise

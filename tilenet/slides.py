@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from tilenet.address import check_local, shown
 from tilenet.api import open_store, spare_the_input
-from tilenet.compute import finish, run_job
+from tilenet.compute import finish, run_job, skip_glass
 from tilenet.distributed import check_sendable, task_of, work_off
 from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
 from tilenet.flights import Slide
 from tilenet.footprint import Footprint
 from tilenet.job import Options, check_info, refuse_contradiction, settle
 from tilenet.orders import Order, read_orders
+from tilenet.pictures import overlay, overview_beside, save
 from tilenet.readers.boundary import one_line
+from tilenet.runner import Report
 from tilenet.scaling import Scaling
 from tilenet.store import Store, is_complete
 from tilenet.summary import Result, write_summary
@@ -42,6 +44,7 @@ def batch(
     footprint: Footprint | None = None,
     client: Client | None = None,
     tell: Callable[[Result], None] = lambda result: None,
+    overview: bool = False,
     **options: Any,
 ) -> list[Result]:
     """Segment many images into the masks ``OUT/<name>.zarr``, and write a summary beside them.
@@ -63,6 +66,8 @@ def batch(
         Have the workers of a Dask cluster compute the blocks of all images from one queue.
     tell : callable
         Called with each `Result`, as an image comes to its end; from any thread, one at a time.
+    overview : bool
+        Draw each mask over its image, see `tilenet.overlay`, in ``OUT/<name>.overview.png``.
     **options
         Of `segment`: ``level``, ``channels``, ``tile``, ``threads``, ``output`` and so on.
 
@@ -100,15 +105,22 @@ def batch(
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
-    return _Batch(orders, Path(out), footprint, tell).run(client)
+    return _Batch(orders, Path(out), footprint, tell, overview=overview).run(client)
 
 
 class _Batch:
     """The state of one call: what is open, what came out."""
 
     def __init__(
-        self, orders: Sequence[Order], out: Path, footprint: Footprint | None, tell: Callable[[Result], None]
+        self,
+        orders: Sequence[Order],
+        out: Path,
+        footprint: Footprint | None,
+        tell: Callable[[Result], None],
+        *,
+        overview: bool,
     ) -> None:
+        self._overview = overview
         self._orders, self._out, self._footprint, self._tell = orders, out, footprint, tell
         self._results: dict[str, Result] = {}
         self._started: dict[str, float] = {}
@@ -160,7 +172,10 @@ class _Batch:
         out = self._out / f"{order.name}.zarr"
         spare_the_input(out, order.image)
         if is_complete(out):
-            self._note(order.name, "skipped", store=_unchanged(out, order, self._footprint))
+            store = _unchanged(out, order, self._footprint)
+            if self._overview and not overview_beside(out).exists():
+                save(overlay(order.image, out), overview_beside(out))
+            self._note(order.name, "skipped", store=store)
             return None
         store, job, _ = open_store(
             out, order.image, order.model, order.options, footprint=self._footprint, resume=True, overwrite=False
@@ -168,12 +183,20 @@ class _Batch:
         if store.complete:  # another process was quicker, or only tidying was left
             self._note(order.name, "skipped", store=store)
             return None
-        return Slide(task_of(store, order.image, order.model, footprint=self._footprint), store, job, name=order.name)
+        try:
+            report = Report(skipped=skip_glass(job, store, store.layout.tissue_map))
+        except BaseException:
+            store.close()
+            raise
+        task = task_of(store, order.image, order.model, footprint=self._footprint)
+        return Slide(task, store, job, name=order.name, report=report)
 
     def _finish(self, slide: Slide) -> None:
         try:
             slide.raise_if_failed()
             finish(slide.store)
+            if self._overview:
+                save(overlay(slide.task.image, slide.store.path), overview_beside(slide.store.path))
         except Exception as error:
             self._note(slide.name, "failed", error=error, store=slide.store)
         else:
@@ -188,9 +211,10 @@ class _Batch:
             order = next(order for order in self._orders if order.name == name)
             said = str(error) if isinstance(error, TilenetError) else one_line(error) if error else ""
             seconds = perf_counter() - self._started[name]
-            result = Result(
-                name, shown(order.image), status, prod(store.layout.shape) if store else 0, seconds=seconds, error=said
-            )
+            pixels = prod(store.layout.shape) if store else 0
+            glass = store.info.get("tissue", {}).get("skipped") if store else None
+            tissue = None if glass is None else round(1 - glass, 6)
+            result = Result(name, shown(order.image), status, pixels, tissue=tissue, seconds=seconds, error=said)
             self._results[name] = result
             self._tell(result)
 
@@ -200,7 +224,7 @@ def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
     for slide in slides:
         numbers = Scaling.from_json(slide.store.info["scaling"])
         try:
-            slide.report = run_job(slide.job, numbers, slide.store)
+            slide.report = run_job(slide.job, numbers, slide.store, tissue=slide.store.layout.tissue_map)
         except Exception as error:
             slide.error = error
         yield slide

@@ -25,7 +25,7 @@ from tilenet.geometry import Box
 from tilenet.readers import open_image
 from tilenet.readers.boundary import quietly
 from tilenet.readers.image import Image
-from tilenet.store import Layout, Mask
+from tilenet.store import Layout, Mask, TissueMap
 from tilenet.store.metadata import FORMAT
 from tilenet.store.pyramid import doubled
 
@@ -77,6 +77,8 @@ class TiffMask:
         Where it is.
     info : dict
         How it was made.
+    layout : Layout
+        Axes, shape and blocks of the store that it was written from.
     levels : tuple of TiffLevel
         The pyramid, finest first.
     probabilities : None
@@ -85,8 +87,8 @@ class TiffMask:
 
     def __init__(self, path: Path) -> None:
         self.path, self.probabilities = path, None
-        self._layout, self.info = _read_description(path)
-        self._image, shapes = open_image(path), self._layout.levels
+        self.layout, self.info = _read_description(path)
+        self._image, shapes = open_image(path), self.layout.levels
         if len(self._image.levels) != len(shapes):
             raise OutputError(f"{path}: has {len(self._image.levels)} levels of {len(shapes)}. Write it again")
         self.levels = tuple(
@@ -96,27 +98,32 @@ class TiffMask:
     @property
     def axes(self) -> str:
         """Letters of ``tzyx``."""
-        return self._layout.axes
+        return self.layout.axes
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Pixels along the axes."""
-        return self._layout.shape
+        return self.layout.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the mask values."""
-        return np.dtype(self._layout.mask_dtype)
+        return np.dtype(self.layout.mask_dtype)
 
     @property
     def pixel_size(self) -> tuple[float | None, ...]:
         """Micrometres along the axes; None where unknown."""
-        return self._layout.pixel_size
+        return self.layout.pixel_size
 
     @property
     def origin(self) -> tuple[int, ...]:
         """Pixel of the image at which the mask begins: zeros unless it is of a part (`roi`)."""
-        return self._layout.origin or (0,) * len(self.shape)
+        return self.layout.origin or (0,) * len(self.shape)
+
+    @property
+    def tissue(self) -> TissueMap | None:
+        """Where there is tissue, by which blocks were skipped; None where that was not asked."""
+        return self.layout.tissue_map
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         return self.levels[0][index]

@@ -11,6 +11,7 @@ from tilenet.store.layout import Layout
 from tilenet.store.lease import Share
 from tilenet.store.mask import Mask, open_mask
 from tilenet.store.place import can_resume, check_free, held_whole, is_complete, refuse_shares
+from tilenet.store.tissue_map import TissueMap
 from tilenet.store.writer import Store
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Mask",
     "Share",
     "Store",
+    "TissueMap",
     "can_resume",
     "check_free",
     "held_whole",

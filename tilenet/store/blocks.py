@@ -88,8 +88,8 @@ class Blocks:
         wrong: NDArray[np.bool_] = unknown | (known != found).any(axis=1)
         return wrong
 
-    def write(self, level: int, index: int, shards: Sequence[Shard]) -> bytes:
-        """Write all files of a block, then its line in the journal; return that line."""
+    def write(self, level: int, index: int, shards: Sequence[Shard | None]) -> bytes:
+        """Write all files of a block, None for background, then its line in the journal; return that line."""
         with faults_named(self.path):
             self._allowed()
         names = self.layout.files(level, index)
@@ -104,10 +104,11 @@ class Blocks:
                 self.journal.record(level, index, files)
         return line
 
-    def _write_shard(self, name: str, shard: Shard) -> Written | None:
-        data = codec.encode(self.documents[self.layout.document(shard.array)], shard.box, shard.values)
-        if data is not None:
-            return self.put(name, data)
+    def _write_shard(self, name: str, shard: Shard | None) -> Written | None:
+        if shard is not None:
+            data = codec.encode(self.documents[self.layout.document(shard.array)], shard.box, shard.values)
+            if data is not None:
+                return self.put(name, data)
         with faults_named(self.path / name):
             self._allowed()
             remove_file(self.path / name)

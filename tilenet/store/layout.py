@@ -3,6 +3,7 @@
 OUT/zarr.json             OME-Zarr metadata, and how the mask was made
 OUT/0/ 1/ 2/ ...          the mask and its pyramid, one shard (a file) per block
 OUT/probabilities/0/      with classes: one shard per block and class
+OUT/tissue/0/             with a tissue map: the map, in one shard
 OUT/.tilenet/             journal and lock
 
 That is zarr format 3, for OME-Zarr 0.5. Within an image of OME-Zarr 0.4 it is format 2, which has
@@ -17,13 +18,17 @@ from functools import cached_property
 from math import isqrt, prod
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box, ceil_div
+from tilenet.store.tissue_map import Pixel, TissueMap
 
 SMALLEST_LEVEL = 256
 # Pixels of an inner chunk: 512 x 512, or 64 x 64 x 64.
 CHUNK = 2**18
-PROBABILITIES = "probabilities/0"
+PROBABILITIES, TISSUE = "probabilities/0", "tissue/0"
 # Of a group and of an array, by zarr format: the document that says what it is and means.
 DOCUMENTS = {2: (".zattrs", ".zarray"), 3: ("zarr.json", "zarr.json")}
 
@@ -79,6 +84,8 @@ class Layout:
     n_levels : int
         Of the pyramid: labels MUST have as many as their image (OME-Zarr 0.4 and 0.5, "labels metadata").
         0: until 256 px or less.
+    tissue : mapping
+        The `TissueMap`, as plain values, that says which blocks were computed; empty: all were.
 
     Examples
     --------
@@ -104,6 +111,7 @@ class Layout:
     frame: Mapping[str, Any] = field(default_factory=dict)
     shift: tuple[float, ...] = ()
     n_levels: int = 0
+    tissue: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.axes)
@@ -123,6 +131,9 @@ class Layout:
             raise SettingsError(f"a mask is written in zarr format 2 or 3, not {self.zarr_format}")
         if any(value < 0 for value in self.labels) or self.classes < 0:
             raise SettingsError("mask values and the number of classes are not negative")
+        ends = [a + n for a, n in zip(self.origin or (0,) * n, self.shape, strict=True)][-2:]
+        if self.tissue_map and any(a > b for a, b in zip(ends, self.tissue_map.covers, strict=True)):
+            raise SettingsError(f"a tissue map of {self.tissue_map.covers} px does not cover {ends}")
 
     @cached_property
     def levels(self) -> tuple[tuple[int, ...], ...]:
@@ -132,6 +143,17 @@ class Layout:
             y, x = shapes[-1][-2:]
             shapes.append((*self.shape[:-2], ceil_div(y, 2), ceil_div(x, 2)))
         return tuple(shapes)
+
+    @cached_property
+    def tissue_map(self) -> TissueMap | None:
+        """Where there is tissue; None where that was not asked."""
+        return TissueMap.from_json(self.tissue) if self.tissue else None
+
+    def computed_at(self, y: Pixel, x: Pixel) -> NDArray[np.bool_]:
+        """Return of some rows and columns of the mask whether their blocks were computed, not skipped."""
+        if self.tissue_map is None:
+            return np.ones((len(y), len(x)), bool)
+        return self.tissue_map.computed(self)[np.ix_(y // self.block[-2], x // self.block[-1])]
 
     @cached_property
     def mask_dtype(self) -> str:
@@ -252,8 +274,8 @@ class Layout:
         """Return the layout as plain values."""
         labels = {str(value): [name, color and list(color)] for value, (name, color) in self.labels.items()}
         values = asdict(self) | {"labels": labels}
-        # Only a mask in an image has these: any other says of itself what it always said.
-        usual = {"zarr_format": 3, "source": "", "frame": {}, "n_levels": 0}
+        # Only a mask in an image, or one with a tissue map, has these: any other says what it always said.
+        usual = {"zarr_format": 3, "source": "", "frame": {}, "n_levels": 0, "tissue": {}}
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
     @classmethod

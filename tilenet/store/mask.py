@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tilenet.errors import OutputIncomplete
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import read_root
+from tilenet.store.tissue_map import TissueMap
 
 if TYPE_CHECKING:
     import zarr
@@ -27,6 +28,8 @@ class Mask:
         Where it is.
     info : dict
         How it was made.
+    layout : Layout
+        Its axes, shape and blocks.
     levels : tuple of zarr.Array
         The pyramid, finest first.
     probabilities : zarr.Array or None
@@ -34,34 +37,39 @@ class Mask:
     """
 
     def __init__(self, path: Path, layout: Layout, info: dict[str, Any]) -> None:
-        self.path, self.info, self._layout = path, info, layout
+        self.path, self.info, self.layout = path, info, layout
         self.levels: tuple[Array, ...] = tuple(_open(path / str(i), layout) for i in range(len(layout.levels)))
         self.probabilities: Array | None = _open(path / PROBABILITIES, layout) if layout.classes else None
 
     @property
     def axes(self) -> str:
         """Letters of ``tzyx``."""
-        return self._layout.axes
+        return self.layout.axes
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Pixels along the axes."""
-        return self._layout.shape
+        return self.layout.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the mask values."""
-        return np.dtype(self._layout.mask_dtype)
+        return np.dtype(self.layout.mask_dtype)
 
     @property
     def pixel_size(self) -> tuple[float | None, ...]:
         """Micrometres along the axes; None where unknown."""
-        return self._layout.pixel_size
+        return self.layout.pixel_size
 
     @property
     def origin(self) -> tuple[int, ...]:
         """Pixel of the image at which the mask begins: zeros unless it is of a part (`roi`)."""
-        return self._layout.origin or (0,) * len(self.shape)
+        return self.layout.origin or (0,) * len(self.shape)
+
+    @property
+    def tissue(self) -> TissueMap | None:
+        """Where there is tissue, by which blocks were skipped; None where that was not asked."""
+        return self.layout.tissue_map
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         return np.asarray(self.levels[0][index])

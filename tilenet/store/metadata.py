@@ -7,8 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tilenet.errors import OutputError, OutputNotFound
-from tilenet.store.layout import DOCUMENTS, ArrayLayout, Layout
+from tilenet.geometry import Box
+from tilenet.store import codec
+from tilenet.store.layout import DOCUMENTS, TISSUE, ArrayLayout, Layout
+from tilenet.store.tissue_map import TISSUE_COLOR, TissueMap
 
 FORMAT = 1
 ZSTD_LEVEL = 3
@@ -20,7 +25,8 @@ GROUP = json.dumps({"zarr_format": 2}).encode()
 def root_document(layout: Layout, info: Mapping[str, Any], *, complete: bool) -> bytes:
     """Return OUT/zarr.json (OUT/.zattrs): the label image's metadata, and how it was made."""
     own = {**info, "format": FORMAT, "layout": layout.to_json(), "complete": complete}
-    return _group(layout, _label_image(layout), {"tilenet": own})
+    levels = [str(level) for level in range(len(layout.levels))]
+    return _group(layout, _label_image(layout, levels), {"tilenet": own})
 
 
 def fixed_documents(layout: Layout) -> dict[str, bytes]:
@@ -32,6 +38,9 @@ def fixed_documents(layout: Layout) -> dict[str, bytes]:
     if layout.classes:
         groups.append("probabilities/")
         documents[f"probabilities/{layout.root}"] = _group(layout, _probability_image(layout), {})
+    if layout.tissue_map:
+        groups.append("tissue/")
+        documents |= _tissue_documents(layout, layout.tissue_map)
     return documents | ({f"{group}.zgroup": GROUP for group in groups} if layout.zarr_format == 2 else {})
 
 
@@ -117,7 +126,7 @@ def _json(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=2, allow_nan=False).encode()
 
 
-def _label_image(layout: Layout) -> dict[str, Any]:
+def _label_image(layout: Layout, paths: list[str]) -> dict[str, Any]:
     from yaozarrs import v04, v05
 
     values = sorted(layout.labels)
@@ -129,7 +138,6 @@ def _label_image(layout: Layout) -> dict[str, Any]:
     label |= {"properties": names} if names else {}
     label |= {"colors": colors} if listed else {}
     label |= {"source": {"image": layout.source}} if layout.source else {}
-    paths = [str(i) for i in range(len(layout.levels))]
     image = _image(layout, layout.axes, paths) | {"image-label": label}
     (v05 if layout.zarr_format == 3 else v04).LabelImage.model_validate(image)
     return image
@@ -141,6 +149,35 @@ def _probability_image(layout: Layout) -> dict[str, Any]:
     image = _image(layout, "".join(layout.with_class(tuple(layout.axes), "c")), ["0"])
     (v05 if layout.zarr_format == 3 else v04).Image.model_validate(image)
     return image
+
+
+def _tissue_documents(layout: Layout, found: TissueMap) -> dict[str, bytes]:
+    """Return the tissue map as a label image of its own, for viewers: a group with one array, one file."""
+    shape = found.cells.shape
+    array = ArrayLayout(TISSUE, "yx", shape, shape, shape, "uint8")
+    document = array_document(array, layout.zarr_format)
+    documents = {f"tissue/{layout.root}": _group(layout, _tissue_image(layout, found), {})}
+    documents[layout.document(TISSUE)] = document
+    data = codec.encode(document, Box.of_shape(shape), found.cells.astype(np.uint8))
+    return documents | ({f"{layout.folder(TISSUE)}/0/0": data} if data else {})
+
+
+def _tissue_image(layout: Layout, found: TissueMap) -> dict[str, Any]:
+    """Return the metadata of the map: a cell is many pixels wide, and its centre lies in their midst."""
+    frame = layout.frame or _micrometres(layout)
+    sides = [n / cells for n, cells in zip(found.covers, found.cells.shape, strict=True)]
+    shifts = [shift + (side - 1) / 2 for shift, side in zip(layout.shift[-2:] or (0.0, 0.0), sides, strict=True)]
+    scale = [side * size for side, size in zip(sides, frame["scale"][-2:], strict=True)]
+    starts = zip(frame["translation"][-2:], shifts, frame["scale"][-2:], strict=True)
+    placed = {
+        "axes": frame["axes"][-2:],
+        "scale": scale,
+        "translation": [first + shift * size for first, shift, size in starts],
+    }
+    name, labels = f"{layout.name} tissue", {1: ("tissue", (*TISSUE_COLOR, 255))}
+    shape = found.cells.shape
+    plane = Layout("yx", shape, shape, (None, None), name, labels, zarr_format=layout.zarr_format, frame=placed)
+    return _label_image(plane, ["0"])
 
 
 def _image(layout: Layout, axes: str, paths: list[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -57,7 +57,14 @@ class Store(Held):
             If the disk is full or fails; if another run has taken over.
         """
         self._held()
-        shards = list(shards_of(self.layout, index, arrays))
+        return self._write(index, list(shards_of(self.layout, index, arrays)))
+
+    def write_background(self, index: int) -> bytes:
+        """Write one block as background, in every array: its line in the journal, and no file; see `write`."""
+        self._held()
+        return self._write(index, [None] * self.layout.n_files(0))
+
+    def _write(self, index: int, shards: Sequence[Shard | None]) -> bytes:
         try:
             return self._blocks.write(0, index, shards)
         except EnvironmentFault:

@@ -1,0 +1,79 @@
+"""What skipping glass saves: runs of one slide with and without ``--tissue``, in turns.
+
+    python benchmarks/tissue.py SLIDE [--canvas 6144] [--rounds 3] [--json]
+
+With ``--canvas N`` the slide, a colour picture, lies in the middle of N x N px of its own glass, the
+brightest square of it repeated: scans of whole slides have that much glass, small test files have not. A row
+is one round: seconds of each run, from the first look at the file to the last check of the mask, and their
+ratio. The last line has the median ratio, and the part of the pixels that lies in blocks with tissue: the
+inverse of that is the most that the ratio could be.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+import tilenet
+from tilenet import predict
+
+GLASS = 256
+
+
+def on_canvas(slide: Path, side: int, out: Path) -> Path:
+    """Write a pyramid of a slide in the middle of its own glass; return its path."""
+    with tilenet.open_image(slide) as image:
+        h, w = image.box_shape
+        pixels = np.moveaxis(image.read_inside(tilenet.Box.of_shape((h, w))), 0, -1)
+    corners = [(y, x) for y in range(0, h - GLASS, GLASS) for x in range(0, w - GLASS, GLASS)]
+    y, x = max(corners, key=lambda at: pixels[at[0] : at[0] + GLASS, at[1] : at[1] + GLASS].mean())
+    repeats = -(-side // GLASS)
+    canvas = np.tile(pixels[y : y + GLASS, x : x + GLASS], (repeats, repeats, 1))[:side, :side]
+    canvas[(side - h) // 2 :, (side - w) // 2 :][:h, :w] = pixels
+    with tifffile.TiffWriter(out) as tiff:
+        levels = [canvas[:: 2**k, :: 2**k] for k in range(4)]
+        for k, level in enumerate(levels):
+            first = {"subifds": len(levels) - 1} if not k else {"subfiletype": 1}
+            tiff.write(level, tile=(256, 256), compression="jpeg", photometric="rgb", **first)
+    return out
+
+
+def main() -> None:
+    """Measure, and print a row a round."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("slide", type=Path)
+    parser.add_argument("--canvas", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    said = parser.parse_args()
+    predict.keep_freed_memory()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        slide = on_canvas(said.slide, said.canvas, folder / "slide.tif") if said.canvas else said.slide
+        tilenet.segment(slide, folder / "warm.zarr", roi=[(0, 512), (0, 512)])
+        rows, computed = [], 1.0
+        for number in range(said.rounds):
+            seconds = {}
+            for tissue in (None, True) if number % 2 else (True, None):
+                started = time.perf_counter()
+                mask = tilenet.segment(slide, folder / "mask.zarr", tissue=tissue, overwrite=True)
+                seconds["all" if tissue is None else "tissue"] = time.perf_counter() - started
+                computed = computed if tissue is None else 1 - mask.info["tissue"]["skipped"]
+            rows.append(seconds | {"ratio": seconds["all"] / seconds["tissue"]})
+            if not said.json:
+                print("  ".join(f"{key} {value:.2f}" for key, value in rows[-1].items()))
+    result = {"ratio": statistics.median(row["ratio"] for row in rows), "computed": computed, "rounds": rows}
+    print(
+        json.dumps(result)
+        if said.json
+        else f"median ratio {result['ratio']:.2f}, {computed:.1%} of the pixels computed"
+    )
+
+
+if __name__ == "__main__":
+    main()

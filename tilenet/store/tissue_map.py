@@ -1,0 +1,143 @@
+"""Where on an image there is tissue: a coarse map of its plane, kept with the mask, from which all else follows.
+
+Which blocks are computed is asked of the map alone, in whole numbers, so that every process and
+every resumed run comes to the same answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.geometry import Box, ceil_div
+
+# Cells along the longest side: half a megabyte of bits before they are deflated.
+MOST_CELLS = 2048
+# Blue, which stands apart from stains and from the colours of classes.
+TISSUE_COLOR = (0, 160, 255)
+
+Pixel = NDArray[np.int64]
+
+
+class Cut(Protocol):
+    """What is cut into blocks: a plan, a layout. Its last two axes are y and x."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels along each axis."""
+
+    @property
+    def block(self) -> tuple[int, ...]:
+        """Sides of a block."""
+
+    @property
+    def origin(self) -> tuple[int, ...]:
+        """Pixel of the image at which it begins; empty for the first."""
+
+
+@dataclass(frozen=True, eq=False)
+class TissueMap:
+    """A map of equal cells over the y, x plane of an image; one for all planes of a stack.
+
+    Attributes
+    ----------
+    cells : numpy.ndarray
+        bool (h, w): whether a cell has tissue.
+    covers : (int, int)
+        Pixels of the whole image along y and x, at the resolution that the network sees.
+
+    Examples
+    --------
+    >>> found = TissueMap(np.array([[True, False], [False, False]]), (100, 80))
+    >>> found.meets(Box((0, 0), (50, 41))), found.meets(Box((50, 0), (100, 80)))
+    (True, False)
+    """
+
+    cells: NDArray[np.bool_]
+    covers: tuple[int, int]
+
+    def meets(self, box: Box) -> bool:
+        """Tell whether there is tissue in a box of image pixels; its last two axes are y and x."""
+        y, x = box.start[-2:], box.stop[-2:]
+        return bool(self._counts([(y[0], x[0])], [(y[1], x[1])])[0, 0])
+
+    def at(self, y: Pixel, x: Pixel) -> NDArray[np.bool_]:
+        """Return of some rows and columns of image pixels whether there is tissue: (rows, columns)."""
+        along = zip((y, x), self.cells.shape, self.covers, strict=True)
+        found: NDArray[np.bool_] = self.cells[np.ix_(*(pixel * cells // n for pixel, cells, n in along))]
+        return found
+
+    def computed(self, cut: Cut) -> NDArray[np.bool_]:
+        """Return for each block along y and x, in their order, whether it has tissue: (rows, columns)."""
+        origin, shape = (cut.origin or (0,) * len(cut.shape))[-2:], cut.shape[-2:]
+        along = [
+            [(first + a, first + min(a + side, n)) for a in range(0, n, side)]
+            for first, n, side in zip(origin, shape, cut.block[-2:], strict=True)
+        ]
+        found: NDArray[np.bool_] = self._counts(*along) > 0
+        return found
+
+    def part_computed(self, cut: Cut) -> float:
+        """Return what part of the pixels lies in blocks with tissue."""
+        rows, columns = (
+            np.minimum(side, n - np.arange(0, n, side)) for n, side in zip(cut.shape[-2:], cut.block[-2:], strict=True)
+        )
+        return float((np.outer(rows, columns) * self.computed(cut)).sum() / (cut.shape[-2] * cut.shape[-1]))
+
+    def _counts(self, rows: list[tuple[int, int]], columns: list[tuple[int, int]]) -> NDArray[np.int64]:
+        """Return the number of cells with tissue that some ranges of pixels touch: (rows, columns)."""
+        (y0, y1), (x0, x1) = (
+            np.array([(a * cells // pixels, ceil_div(b * cells, pixels)) for a, b in ranges]).T
+            for ranges, cells, pixels in zip((rows, columns), self.cells.shape, self.covers, strict=True)
+        )
+        sums = self._sums
+        counts: NDArray[np.int64] = sums[np.ix_(y1, x1)] - sums[np.ix_(y0, x1)] - sums[np.ix_(y1, x0)]
+        return counts + sums[np.ix_(y0, x0)]
+
+    @cached_property
+    def _sums(self) -> NDArray[np.int64]:
+        """How many cells with tissue lie above and left of each corner."""
+        sums = np.zeros(tuple(n + 1 for n in self.cells.shape), np.int64)
+        sums[1:, 1:] = self.cells.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+        return sums
+
+    @property
+    def fraction(self) -> float:
+        """Part of the cells that has tissue."""
+        return float(self.cells.mean())
+
+    @property
+    def sha256(self) -> str:
+        """Of all that it says."""
+        facts = [list(self.cells.shape), list(self.covers), np.packbits(self.cells).tobytes().hex()]
+        return sha256(json.dumps(facts).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the map as plain values; a bit a cell, row by row, deflated, in base64."""
+        bits = base64.b64encode(zlib.compress(np.packbits(self.cells).tobytes(), 9)).decode()
+        return {"cells": list(self.cells.shape), "covers": list(self.covers), "bits": bits}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TissueMap:
+        """Return the map of what `to_json` gave; `ValueError` for what it cannot have given."""
+        h, w = map(int, values["cells"])
+        y, x = map(int, values["covers"])
+        if not (1 <= h <= min(y, MOST_CELLS) and 1 <= w <= min(x, MOST_CELLS)):
+            raise ValueError(f"a tissue map of {y} x {x} px cannot have {h} x {w} cells")
+        size = ceil_div(h * w, 8)
+        try:
+            packed = zlib.decompressobj().decompress(base64.b64decode(values["bits"]), size + 1)
+        except zlib.error as error:
+            raise ValueError(f"the tissue map is damaged: {error}") from error
+        if len(packed) != size:
+            raise ValueError(f"the tissue map has {len(packed)} bytes, not {size}")
+        return cls(np.unpackbits(np.frombuffer(packed, np.uint8), count=h * w).reshape(h, w).astype(bool), (y, x))
