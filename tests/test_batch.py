@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -208,3 +209,13 @@ def test_errors_of_an_image_are_those_of_segment(tmp_path):
         tilenet.segment(tmp_path / "empty.tif", tmp_path / "m.zarr", model=Bright())
     assert result.error == str(error.value)
     assert BlocksFailed.exit_code == 3
+
+
+@pytest.mark.parametrize(("module", "how"), [("distributed", "--workers"), ("dask_jobqueue", "--cluster")])
+def test_a_missing_extra_is_named_with_what_installs_it(tmp_path, monkeypatch, tilenet_command, module, how):
+    (tmp_path / "cluster.yaml").write_text("type: slurm\n")
+    monkeypatch.setitem(sys.modules, module, None)
+    said = {"--workers": "2", "--cluster": tmp_path / "cluster.yaml"}[how]
+    code, _, err = tilenet_command("batch", "a.tif", "--out", tmp_path / "masks", how, said)
+    assert (code, err.count("\n")) == (2, 1)
+    assert 'is not installed. Install it: pip install "tilenet[cluster]"' in err

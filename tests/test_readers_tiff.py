@@ -3,11 +3,14 @@
 import logging
 import pickle
 import shutil
+import struct
+import zlib
 
 import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from test_bad_images import directory
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
@@ -208,6 +211,27 @@ def test_missing_tiles_are_filled_with_zeros_when_asked(sparse):
     image = assert_reads(path, pixels[None], missing="fill")
     assert image.n_missing == image.identity()["missing"] == 2
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(image)).read(WINDOWS[0])[0], pixels)
+
+
+def test_tiles_that_gdal_leaves_out_are_missing_too(tmp_path):
+    """Offset and length 0 (GDAL's SPARSE_OK), in a file that no library wrote."""
+    pixels = noise((64, 64))
+    corners = [(0, 0), (0, 32), (32, 0), (32, 32)]
+    packed = [zlib.compress(pixels[y : y + 32, x : x + 32].tobytes()) for y, x in corners]
+    packed[1] = b""
+    table = 8 + 2 + 10 * 12 + 4
+    offsets = [table + 32 + sum(map(len, packed[:k])) if data else 0 for k, data in enumerate(packed)]
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: 32, 323: 32}
+    entries = [(code, 4, 1, value) for code, value in tags.items()]
+    head = directory(*entries, (324, 4, 4, table), (325, 4, 4, table + 16))
+    assert len(head) == table
+    path = tmp_path / "sparse.tif"
+    path.write_bytes(head + struct.pack("<8I", *offsets, *map(len, packed)) + b"".join(packed))
+    with pytest.raises(ImageError, match="1 of its tiles are missing.*--missing fill"):
+        open_image(path)
+    pixels[:32, 32:] = 0
+    with open_image(path, missing="fill") as image:
+        np.testing.assert_array_equal(image.read(Box((0, 0), (64, 64)))[0], pixels)
 
 
 def test_the_identity_is_that_of_the_content_not_of_the_path(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ PIXELS = np.random.default_rng(2).integers(0, 60000, (3, 100, 130), dtype=np.uin
 
 def group(folder, *, axes="cyx", scale=(1, 0.5, 0.25), unit="micrometer", n_levels=2, scaled=2, version="0.5", **more):
     """Write an OME-Zarr image whose first `scaled` levels say their scale; return its path."""
+    pixels = PIXELS[:, None] if len(axes) == 4 else PIXELS
     store = zarr.create_group(folder / "image.zarr", zarr_format=3 if version == "0.5" else 2)
     for k in range(n_levels):
-        store.create_array(str(k), data=PIXELS[:, :: 2**k, :: 2**k], chunks=(1, 32, 32))
+        store.create_array(str(k), data=pixels[..., :: 2**k, :: 2**k], chunks=(1,) * (pixels.ndim - 2) + (32, 32))
     about = [{"name": a, "type": "channel" if a == "c" else "space"} | ({"unit": unit} if unit else {}) for a in axes]
     datasets = [{"path": str(k)} for k in range(n_levels)]
     for k in range(scaled):
@@ -153,3 +155,67 @@ def test_opening_prints_and_warns_nothing(tmp_path, caplog, capsys):
         open_image(path)
     assert not caplog.records
     assert capsys.readouterr() == ("", "")
+
+
+# Arrays that another library wrote
+
+
+V2 = [{}, {"compressor": {"id": "zlib", "level": 5}, "dimension_separator": "/"}, {"compressor": None, "order": "F"}]
+SHARDED = {
+    "name": "sharding_indexed",
+    "configuration": {
+        "chunk_shape": [1, 32, 32],
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "zstd"}],
+        "index_location": "start",
+    },
+}
+V3 = [
+    {},
+    {
+        "codecs": [
+            {"name": "bytes", "configuration": {"endian": "big"}},
+            {"name": "gzip", "configuration": {"level": 5}},
+        ]
+    },
+    {"codecs": [SHARDED], "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2, 64, 64]}}},
+    {"codecs": [{"name": "transpose", "configuration": {"order": [2, 0, 1]}}, {"name": "bytes"}, {"name": "blosc"}]},
+]
+
+
+def by_tensorstore(path, pixels, driver, metadata):
+    """Write an array with tensorstore."""
+    tensorstore = pytest.importorskip("tensorstore", reason="another library that writes zarr: pip install tensorstore")
+    spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path)}, "metadata": metadata}
+    array = tensorstore.open(spec, create=True, dtype=pixels.dtype.name, shape=pixels.shape).result()
+    array.write(pixels).result()
+
+
+@pytest.mark.parametrize(
+    ("driver", "metadata"), [("zarr", m) for m in V2] + [("zarr3", m) for m in V3], ids=lambda value: str(value)[:40]
+)
+def test_arrays_that_another_library_wrote_are_read(tmp_path, driver, metadata):
+    by_tensorstore(
+        tmp_path / "a.zarr", PIXELS, driver, {"chunks": [1, 50, 40]} | metadata if driver == "zarr" else metadata
+    )
+    image = open_image(tmp_path / "a.zarr", axes="cyx")
+    for box in (Box((0, 0), (100, 130)), Box((31, 5), (66, 129))):
+        np.testing.assert_array_equal(image.read(box), PIXELS[:, *box.slices])
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_ome_zarr_whose_arrays_another_library_wrote_is_read(tmp_path, version):
+    path = group(tmp_path, axes="czyx", scale=(1, 2, 0.5, 0.25), version=version)
+    for k in range(2):
+        pixels = PIXELS[:, None, :: 2**k, :: 2**k]
+        shutil.rmtree(path / str(k))
+        if version == "0.4":
+            metadata = {"chunks": [1, 1, 50, 40], "dimension_separator": "/"}
+        else:
+            sharded = {**SHARDED, "configuration": SHARDED["configuration"] | {"chunk_shape": [1, 1, 16, 16]}}
+            grid = {"name": "regular", "configuration": {"chunk_shape": [3, 1, 32, 32]}}
+            metadata = {"codecs": [sharded], "chunk_grid": grid}
+        by_tensorstore(path / str(k), pixels, "zarr" if version == "0.4" else "zarr3", metadata)
+    for k in range(2):
+        image = open_image(path, level=k)
+        assert (image.axes, image.pixel_size) == ("czyx", (2.0 * 2**k, 0.5 * 2**k, 0.25 * 2**k))
+        np.testing.assert_array_equal(image.read(Box.of_shape(image.box_shape)), PIXELS[:, None, :: 2**k, :: 2**k])
