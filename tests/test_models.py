@@ -32,6 +32,13 @@ def test_a_saved_model_comes_back_with_its_card(tmp_path):
     assert not back.training
 
 
+def test_a_model_may_be_read_by_whom_a_new_file_may(tmp_path):
+    path = save_model(UNet(depth=2, wf=1), tmp_path / "x.safetensors")
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["any", "x.safetensors"]
+
+
 def test_the_card_lies_in_the_file_itself(tmp_path):
     path = save_model(UNet(depth=2, wf=1), tmp_path / "x.safetensors")
     with safe_open(path, framework="pt") as file:

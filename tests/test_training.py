@@ -327,6 +327,29 @@ def test_bad_data_are_refused_by_file_name(folder, tmp_path):
     assert not (tmp_path / "m.training").exists()
 
 
+def test_images_of_other_kinds_are_refused_by_file_name(folder, tmp_path):
+    image = tifffile.imread(folder / "images/cells3.tif")
+    two_channels, volume = np.stack([image] * 2), np.stack([image] * 5)
+    for wrong, axes, says in (
+        (two_channels, "CYX", "has 1 channels, others have 2"),
+        (volume, "ZYX", "cells3.tif: has 3 axes, cells0.tif has 2"),
+    ):
+        tifffile.imwrite(folder / "images/cells3.tif", wrong, photometric="minisblack", metadata={"axes": axes})
+        if axes == "ZYX":
+            tifffile.imwrite(folder / "labels/cells3.tif", volume, metadata={"axes": axes})
+        with pytest.raises(ImageError, match=says):
+            train(folder, tmp_path / "m.safetensors", recipe=SMALL)
+
+
+@pytest.mark.parametrize(("value", "says"), [(0, "no label holds an object"), (1, "no label holds background")])
+def test_labels_that_can_teach_nothing_are_refused(folder, tmp_path, value, says):
+    for path in (folder / "labels").iterdir():
+        tifffile.imwrite(path, np.full_like(tifffile.imread(path), value))
+    with pytest.raises(ImageError, match=says):
+        train(folder, tmp_path / "m.safetensors", recipe=SMALL)
+    assert not (tmp_path / "m.training").exists()
+
+
 def test_settings_that_make_no_sense_are_refused(folder, tmp_path):
     for wrong in ({"targets": "boxes"}, {"epochs": 0}, {"validation": 1.0}, {"zoom": 0.5}):
         with pytest.raises(SettingsError, match=next(iter(wrong))):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from tilenet.card import ModelCard
@@ -126,7 +126,10 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
     card = card or model.card or ModelCard()
     card = replace(card, name=card.name or path.stem, architecture=model.options).completed(model.n_classes)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    save_file(state, path, metadata={"format": "pt", "tilenet": card.to_json()})
+    # Not by `save_file`, whose files nobody but their owner may read; replaced whole, for a kill meanwhile.
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(save(state, metadata={"format": "pt", "tilenet": card.to_json()}))
+    temporary.replace(path)
     return path
 
 

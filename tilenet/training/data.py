@@ -77,13 +77,15 @@ def read_pairs(folder: str | Path, scaling: Mapping[str, Any], *, axes: str | No
 
     One grey channel beside colour images becomes three equal ones.
     """
-    pairs = [read_pair(name, *paths, scaling=scaling, axes=axes) for name, paths in find_pairs(folder).items()]
-    channels = max(len(p.image) for p in pairs)
+    paths = find_pairs(folder)
+    pairs = [read_pair(name, *files, scaling=scaling, axes=axes) for name, files in paths.items()]
+    channels, first = max(len(p.image) for p in pairs), paths[pairs[0].name][0]
     for p in pairs:
+        image = paths[p.name][0]
         if p.label.ndim != pairs[0].label.ndim:
-            raise ImageError(f"{p.name}: has {p.label.ndim} axes, {pairs[0].name} has {pairs[0].label.ndim}")
-        if len(p.image) not in (1, channels):
-            raise ImageError(f"{p.name}: has {len(p.image)} channels, others have {channels}")
+            raise ImageError(f"{image}: has {p.label.ndim} axes, {first.name} has {pairs[0].label.ndim}. Train on one")
+        if len(p.image) != channels and (len(p.image), channels) != (1, 3):
+            raise ImageError(f"{image}: has {len(p.image)} channels, others have {channels}. Train on images alike")
     return [Pair(p.name, np.broadcast_to(p.image, (channels, *p.label.shape)), p.label) for p in pairs]
 
 

@@ -29,7 +29,7 @@ from tilenet.training.data import Pair, read_pairs, split
 from tilenet.training.history import write_csv, write_picture
 from tilenet.training.loss import class_weights, loss_of, optimizer_of, rate_at
 from tilenet.training.recipe import Recipe
-from tilenet.training.targets import CLASSES, class_values
+from tilenet.training.targets import CLASSES, check_objects, class_values
 from tilenet.training.validation import predict_whole, validate
 from tilenet.unet import UNet
 
@@ -146,6 +146,8 @@ class _Run:
     def __init__(self, recipe: Recipe, folder: Folder, pairs: tuple[list[Pair], list[Pair]], card: ModelCard) -> None:
         self.recipe, self.folder, self.held = recipe, folder, pairs[1]
         labels = [p.label for p in (*pairs[0], *pairs[1])]
+        if recipe.targets != "classes":
+            check_objects(labels, recipe.targets)  # type: ignore[arg-type]
         self.values = class_values(labels) if recipe.targets == "classes" else ()  # type: ignore[arg-type]
         self.card = _completed(card, recipe, self.values)
         self.device = find_device(recipe.device)

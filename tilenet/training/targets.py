@@ -103,6 +103,14 @@ def class_values(labels: list[Labels]) -> tuple[int, ...]:
     return tuple(sorted(values))
 
 
+def check_objects(labels: list[Labels], targets: str) -> None:
+    """Refuse labels from which ``mask`` or ``depth`` targets could teach nothing."""
+    if not any(one.any() for one in labels):
+        raise ImageError("no label holds an object: all are 0. Objects are numbered from 1")
+    if targets == "mask" and all(one.all() for one in labels):
+        raise ImageError("no label holds background (0), so a mask of objects has one value. Train with targets depth")
+
+
 def make_targets(labels: Labels, recipe: Recipe, values: tuple[int, ...]) -> Floats:
     """Return class and weight of each pixel: (2, *n) float32, so that one warp takes both.
 
