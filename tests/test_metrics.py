@@ -1,9 +1,12 @@
-"""Scores, against cases counted by hand and against scikit-image."""
+"""Scores, against cases counted by hand, scikit-image and torchmetrics."""
 
 import numpy as np
 import pytest
+import torch
 from skimage.metrics import adapted_rand_error, variation_of_information
 from skimage.segmentation import expand_labels
+from torchmetrics.detection import PanopticQuality
+from torchmetrics.functional.classification import multiclass_f1_score, multiclass_jaccard_index
 
 from tilenet import metrics
 from tilenet.errors import SettingsError
@@ -34,6 +37,27 @@ def test_counts_of_two_images_add_to_those_of_both_side_by_side():
     both = metrics.count_pixels(np.hstack([PREDICTION, TRUTH]) > 0, np.hstack([TRUTH, TRUTH]) > 0)
     assert a[0] + a[1] == both[True]
     assert a[0] != a[1]
+
+
+def test_dice_and_iou_of_each_class_agree_with_torchmetrics(partitions):
+    a, b = (torch.from_numpy(x) for x in partitions)
+    options = {"num_classes": 10, "average": None}
+    for ours, theirs in ((metrics.dice, multiclass_f1_score), (metrics.iou, multiclass_jaccard_index)):
+        expected = theirs(a, b, **options).tolist()
+        assert ours(*partitions) == pytest.approx({c: expected[c] for c in ours(*partitions)})
+        assert 0 < max(expected) < 1
+
+
+def test_panoptic_quality_agrees_with_torchmetrics(partitions):
+    prediction, truth = partitions
+    theirs = PanopticQuality(things={1}, stuffs={0})
+    both = [torch.from_numpy(np.stack([x > 0, x], axis=-1))[None].int() for x in (np.maximum(prediction - 1, 0), truth)]
+    found = theirs(*both)
+    # Theirs is the mean over both classes; the background is one segment.
+    background = metrics.panoptic_quality(both[0][0, ..., 0].numpy() == 0, both[1][0, ..., 0].numpy() == 0)
+    objects = metrics.panoptic_quality(both[0][0, ..., 1].numpy(), truth)
+    assert (objects + background) / 2 == pytest.approx(float(found), abs=1e-6)
+    assert 0.3 < objects < 1
 
 
 def test_objects_match_by_their_overlap_as_counted_by_hand():
