@@ -213,7 +213,8 @@ def test_errors_of_an_image_are_those_of_segment(tmp_path):
 
 @pytest.mark.parametrize(("module", "how"), [("distributed", "--workers"), ("dask_jobqueue", "--cluster")])
 def test_a_missing_extra_is_named_with_what_installs_it(tmp_path, monkeypatch, tilenet_command, module, how):
-    (tmp_path / "cluster.yaml").write_text("type: slurm\n")
+    text = "type: slurm\narguments: {cores: 1, memory: 1GB}\nadapt: {minimum: 1, maximum: 2}\n"
+    (tmp_path / "cluster.yaml").write_text(text)
     monkeypatch.setitem(sys.modules, module, None)
     said = {"--workers": "2", "--cluster": tmp_path / "cluster.yaml"}[how]
     code, _, err = tilenet_command("batch", "a.tif", "--out", tmp_path / "masks", how, said)
