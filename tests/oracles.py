@@ -162,3 +162,19 @@ def reference_forward(state, x, *, depth, padding, batch_norm, up_mode, pooling=
         skip = skip[:, :, dy // 2 : dy // 2 + x.shape[2], dx // 2 : dx // 2 + x.shape[3]]
         x = block(f"{key}.conv_block", torch.cat([x, skip], 1))
     return F.conv2d(x, state["last.weight"], state["last.bias"])
+
+
+def filled(regions, shape):
+    """Draw (value, rings of (y, x)): a pixel is inside if an odd number of vertical edges lie to its left."""
+    plane = np.zeros(shape, np.int64)
+    for value, rings in regions:
+        flips = np.zeros((shape[0], shape[1] + 1), np.int64)
+        for ring in map(np.asarray, rings):
+            for (y0, x0), (y1, x1) in zip(ring.tolist(), np.roll(ring, -1, axis=0).tolist(), strict=True):
+                assert y0 == y1 or x0 == x1, "an edge is neither along a row nor along a column"
+                if x0 == x1 and y0 != y1:
+                    flips[min(y0, y1) : max(y0, y1), x0] += 1
+        inside = np.cumsum(flips, axis=1)[:, :-1] % 2 == 1
+        assert not (plane[inside] != 0).any(), "two regions overlap"
+        plane[inside] = value
+    return plane

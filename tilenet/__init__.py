@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from tilenet.evaluation import evaluate
     from tilenet.footprint import Footprint
+    from tilenet.geojson import write_geojson
     from tilenet.geometry import Box
     from tilenet.instances import objects
     from tilenet.lazily import lazy
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from tilenet.readers import open_image
     from tilenet.sizes import plan_tiles
     from tilenet.slides import batch
+    from tilenet.tiff_export import write_tiff
     from tilenet.tiff_mask import open_mask
     from tilenet.training import train
     from tilenet.unet import UNet
@@ -68,6 +70,7 @@ _HOMES = {
     ),
     "evaluation": ("evaluate",),
     "footprint": ("Footprint",),
+    "geojson": ("write_geojson",),
     "geometry": ("Box",),
     "instances": ("objects",),
     "lazily": ("lazy",),
@@ -77,6 +80,7 @@ _HOMES = {
     "readers": ("open_image",),
     "sizes": ("plan_tiles",),
     "slides": ("batch",),
+    "tiff_export": ("write_tiff",),
     "tiff_mask": ("open_mask",),
     "training": ("train",),
     "unet": ("UNet",),
@@ -120,6 +124,8 @@ __all__ = [
     "segment",
     "train",
     "verify",
+    "write_geojson",
+    "write_tiff",
 ]
 
 

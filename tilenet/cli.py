@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import tilenet
-from tilenet import cli_batch, cli_pictures, cli_shares, cli_training
+from tilenet import cli_batch, cli_export, cli_pictures, cli_shares, cli_training
 from tilenet.cli_cluster import cluster_of, cluster_options
 from tilenet.cli_options import (
     JSON,
@@ -254,6 +254,7 @@ def sample(out: Path) -> None:
 
 
 cli.add_command(cli_batch.batch)
+cli.add_command(cli_export.export)
 cli.add_command(cli_pictures.overlay)
 cli.add_command(cli_shares.finish)
 cli.add_command(cli_training.train)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 
 from tilenet.errors import BlocksFailed, SettingsError
 from tilenet.store import Layout, Mask, Store, open_mask
-from tilenet.store.files import faults_named, make_folder, remove_tree, step, sync_folder
+from tilenet.store.files import faults_named, remove_tree, step
 from tilenet.store.lease import Lease
 from tilenet.store.metadata import FORMAT, OWN
-from tilenet.store.place import sweep, temporary_place
+from tilenet.store.place import put_whole, temporary_place
 from tilenet.tiff_mask import TILE, TiffMask, check_tiff_place, is_tiff, open_tiff_mask, tile_boxes
 
 # A classic TIFF holds 4 GiB; what does not compress, and the tables, need a little more than the pixels.
@@ -54,23 +53,14 @@ def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) ->
     if not is_tiff(out):
         raise SettingsError(f"{out}: is no name of a TIFF. Give one that ends in .ome.tif")
     check_tiff_place(out, replace=overwrite)
+    if is_tiff(mask) and Path(mask).is_file():
+        raise SettingsError(f"{mask}: is a TIFF already. Give a mask.zarr")
     opened = open_mask(mask)
-    layout = _intact(mask)
-    with faults_named(out):
-        make_folder(out.parent)
-        sweep(out)
-        folder = temporary_place(out)
-        step("make folder", folder.mkdir)
-        try:
-            _write(folder / out.name, opened, layout)
-            _compare(folder / out.name, opened, layout)
-            _intact(mask)  # another run might have replaced it meanwhile
-            step("sync", _sync_file, folder / out.name)
-            step("rename", os.replace, folder / out.name, out)
-            step("sync folder", sync_folder, out.parent)
-        finally:
-            with suppress(OSError):
-                remove_tree(folder)
+    layout = intact(mask)
+    with put_whole(out) as path:
+        _write(path, opened, layout)
+        _compare(path, opened, layout)
+        intact(mask)  # another run might have replaced it meanwhile
     return open_tiff_mask(out)
 
 
@@ -93,7 +83,7 @@ def deliver(store: Path, out: Path) -> TiffMask:
     return mask
 
 
-def _intact(mask: str | Path) -> Layout:
+def intact(mask: str | Path) -> Layout:
     """Return the layout of a store whose every file is what was written."""
     store = Store.inspect(mask)
     if damage := store.check():
@@ -167,11 +157,3 @@ def _compare(path: Path, mask: Mask, layout: Layout) -> None:
                     )
     finally:
         written.close()
-
-
-def _sync_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

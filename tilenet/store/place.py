@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputExists
-from tilenet.store.files import faults_named, nearest_folder, remove_tree, step, sync_folder
+from tilenet.store.files import faults_named, make_folder, nearest_folder, remove_tree, step, sync_folder
 from tilenet.store.holder import started, this_machine
 from tilenet.store.journal import FOLDER
 from tilenet.store.lease import STALE, live, locks, refuse_live
@@ -96,6 +97,24 @@ def held_whole(path: str | Path) -> bool:
     path = Path(path).absolute()
     with faults_named(path):
         return any(lock.share is None for lock in locks(path / OWN))
+
+
+@contextmanager
+def put_whole(out: Path) -> Iterator[Path]:
+    """Yield where to write a file, and put it at `out` when that is done: never a part of it."""
+    with faults_named(out):
+        make_folder(out.parent)
+        sweep(out)
+        folder = temporary_place(out)
+        step("make folder", folder.mkdir)
+        try:
+            yield folder / out.name
+            step("sync", sync_folder, folder / out.name)
+            step("rename", os.replace, folder / out.name, out)
+            step("sync folder", sync_folder, out.parent)
+        finally:
+            with suppress(OSError):
+                remove_tree(folder)
 
 
 def temporary_place(path: Path) -> Path:

@@ -1,0 +1,302 @@
+"""Polygons of a mask: the mask again when they are filled, in pixels of the slide, in the form that QuPath reads."""
+
+import json
+import shutil
+from uuid import UUID
+
+import numpy as np
+import pytest
+import shapely
+import tifffile
+from oracles import filled
+
+import tilenet
+from tilenet import geojson
+from tilenet.errors import BlocksFailed, EnvironmentFault, OutputExists, OutputIncomplete, OutputMismatch, SettingsError
+from tilenet.footprint import Footprint
+from tilenet.geojson import write_geojson
+from tilenet.store import Layout, Store
+
+CARD = tilenet.ModelCard(
+    name="shades", classes=("dark", "grey", "bright"), mask_of_class=(0, 1, 2), colors={"2": [230, 30, 60, 255]}
+)
+RECTANGLES = [(40, 120, 60, 300), (40, 90, 500, 760), (200, 420, 100, 160), (260, 400, 360, 640), (500, 561, 33, 777)]
+
+
+def shades(batch):
+    """Tell dark, grey and bright pixels apart."""
+    x = np.asarray(batch, np.float32)
+    return np.concatenate([-abs(x), -abs(x - 100), -abs(x - 200)], axis=1)
+
+
+shades.card, shades.footprint = CARD, Footprint.same(2, reach=0, step=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a pyramidal slide of rectangles, and its mask."""
+    folder = tmp_path_factory.mktemp("geojson")
+    pixels = np.zeros((600, 800), np.uint8)
+    for k, (y0, y1, x0, x1) in enumerate(RECTANGLES):
+        pixels[y0:y1, x0:x1] = 100 + 100 * (k % 2)
+    size = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(folder / "slide.tif") as tiff:
+        tiff.write(pixels, tile=(64, 64), subifds=1, **size)
+        tiff.write(
+            pixels[::2, ::2], tile=(64, 64), subfiletype=1, resolution=(10000, 10000), resolutionunit="CENTIMETER"
+        )
+    tilenet.segment(folder / "slide.tif", folder / "mask.zarr", model=shades, tile=128)
+    return folder
+
+
+def features_of(path):
+    """Return the features after the checks that each of them must pass."""
+    collection = json.loads(path.read_bytes())
+    assert collection["type"] == "FeatureCollection"
+    for feature in collection["features"]:
+        assert feature["type"] == "Feature"
+        UUID(feature["id"])
+        assert feature["properties"]["objectType"] == "detection"
+        assert len(feature["properties"]["classification"]["color"]) == 3
+        shape = shapely.from_geojson(json.dumps(feature))
+        assert shape.is_valid, shapely.is_valid_reason(shape)
+        for polygon in polygons_of(feature):
+            assert all(ring[0] == ring[-1] for ring in polygon)
+            assert [shapely.LinearRing(ring).is_ccw for ring in polygon] == [True] + [False] * (len(polygon) - 1)
+    assert len({feature["id"] for feature in collection["features"]}) == len(collection["features"])
+    return collection["features"]
+
+
+def polygons_of(feature):
+    geometry = feature["geometry"]
+    return [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
+
+
+def values_of(features, names):
+    """Return (value, rings as y and x) of each polygon."""
+    found = []
+    for feature in features:
+        value = names[feature["properties"]["classification"]["name"]]
+        found += [(value, [np.array(ring)[:, ::-1] for ring in polygon]) for polygon in polygons_of(feature)]
+    return found
+
+
+def boxes_of(features):
+    return sorted(shapely.from_geojson(json.dumps(f)).bounds for f in features)
+
+
+def test_filled_again_they_are_the_mask_whatever_the_strips(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 3, (150, 170), dtype=np.uint8) * 100
+    mask = tilenet.segment(noise, tmp_path / "m.zarr", model=shades, tile=64)
+    said = write_geojson(tmp_path / "m.zarr", tmp_path / "whole.geojson")
+    features = features_of(tmp_path / "whole.geojson")
+    found = values_of(features, {"grey": 1, "bright": 2})
+    assert np.array_equal(filled(found, mask.shape), mask)
+    assert set(np.unique(mask)) == {0, 1, 2}
+    assert sum(said.features.values()) == len(features) > 100
+    assert said.vertices == sum(len(ring) for _, rings in found for ring in rings) - sum(
+        len(rings) for _, rings in found
+    )
+    whole = (tmp_path / "whole.geojson").read_bytes()
+    for band, strip in ((1000, 500), (170, 170), (2**20, 170 * 7)):
+        monkeypatch.setattr(geojson, "BAND", band)
+        monkeypatch.setattr(geojson, "STRIP", strip)
+        write_geojson(tmp_path / "m.zarr", tmp_path / "strips.geojson", overwrite=True)
+        assert (tmp_path / "strips.geojson").read_bytes() == whole
+
+
+def test_regions_have_the_names_and_colours_of_the_card(folder, tmp_path):
+    said = write_geojson(folder / "mask.zarr", tmp_path / "m.geojson")
+    assert dict(said.features) == {"grey": 3, "bright": 2}
+    classes = [f["properties"]["classification"] for f in features_of(tmp_path / "m.geojson")]
+    assert {c["name"]: c["color"] for c in classes} == {"grey": [255, 214, 0], "bright": [230, 30, 60]}
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [({}, 0), ({"level": 1}, 1), ({"mpp": 0.75}, 1.5), ({"roi": np.s_[30:580, 20:790]}, 0), ({"mpp": 1.7}, 3.4)],
+    ids=["whole", "level", "resampled", "part", "coarse"],
+)
+def test_coordinates_are_pixels_of_the_slide_at_full_resolution(folder, tmp_path, options, tolerance):
+    tilenet.segment(folder / "slide.tif", tmp_path / "m.zarr", model=shades, tile=128, **options)
+    write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
+    expected = sorted((x0, y0, x1, y1) for y0, y1, x0, x1 in RECTANGLES)
+    features = features_of(tmp_path / "m.geojson")
+    if "mpp" in options:  # averages of bright and dark pixels are grey: rims of their own
+        shapes = [(f, shapely.from_geojson(json.dumps(f)).buffer(-2)) for f in features]
+        features = [f for f, shape in shapes if shape.area > max(1000, shape.envelope.area / 2)]
+    np.testing.assert_allclose(boxes_of(features), expected, atol=tolerance)
+
+
+def test_nothing_reaches_beyond_the_slide(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "slide.tif", np.full((101, 103), 200, np.uint8), resolution=(10000, 10000), resolutionunit=3
+    )
+    tilenet.segment(tmp_path / "slide.tif", tmp_path / "m.zarr", model=shades, mpp=1.7)
+    write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
+    assert boxes_of(features_of(tmp_path / "m.geojson")) == [(0.0, 0.0, 103.0, 101.0)]
+
+
+@pytest.mark.parametrize(("full", "coarse", "ratio"), [(2967, 741, 4), (1001, 501, 2), (1001, 500, 2), (300, 200, 1.5)])
+def test_a_level_is_halved_and_rounded_and_its_pixels_are_whole_ones(full, coarse, ratio):
+    from tilenet.placement import _ratio
+
+    assert _ratio(full, coarse) == ratio
+
+
+def test_a_mask_of_a_coarser_level_asks_for_its_image(folder, tmp_path):
+    shutil.copy(folder / "slide.tif", tmp_path / "slide.tif")
+    tilenet.segment(tmp_path / "slide.tif", tmp_path / "m.zarr", model=shades, level=1)
+    (tmp_path / "slide.tif").unlink()
+    with pytest.raises(OutputMismatch, match="--image"):
+        write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
+    tifffile.imwrite(tmp_path / "other.tif", np.zeros((90, 90), np.uint8))
+    with pytest.raises(OutputMismatch, match="--image"):
+        write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", image=tmp_path / "other.tif")
+    with tifffile.TiffWriter(tmp_path / "smaller.tif") as tiff:
+        tiff.write(np.zeros((590, 800), np.uint8), subifds=1)
+        tiff.write(np.zeros((295, 400), np.uint8), subfiletype=1)
+    with pytest.raises(OutputMismatch, match="beyond level 1"):
+        write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", image=tmp_path / "smaller.tif")
+    assert not (tmp_path / "m.geojson").exists()
+    assert write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", image=folder / "slide.tif").vertices == 20
+
+
+def test_each_plane_of_a_stack_is_named_as_qupath_names_it(tmp_path):
+    stack = np.zeros((2, 3, 40, 50), np.uint8)
+    for t in range(2):
+        for z in range(3):
+            stack[t, z, 5:15, 5 + z : 20 + z + t] = 200
+    tilenet.segment(stack, tmp_path / "m.zarr", axes="tzyx", model=shades, roi=np.s_[:, 1:, :, :])
+    write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
+    features = features_of(tmp_path / "m.geojson")
+    assert [f["geometry"]["plane"] for f in features] == [{"c": -1, "z": z, "t": t} for t in range(2) for z in (1, 2)]
+    bounds = [shapely.from_geojson(json.dumps(f)).bounds for f in features]
+    assert bounds == [(5 + z, 5, 20 + z + t, 15) for t in range(2) for z in (1, 2)]
+    tilenet.segment(stack[0, :1], tmp_path / "one.zarr", axes="zyx", model=shades)
+    write_geojson(tmp_path / "one.zarr", tmp_path / "one.geojson")
+    assert "plane" not in features_of(tmp_path / "one.geojson")[0]["geometry"]
+    tilenet.segment(stack[0], tmp_path / "third.zarr", axes="zyx", model=shades, roi=np.s_[2:3, :, :])
+    write_geojson(tmp_path / "third.zarr", tmp_path / "third.geojson")
+    assert features_of(tmp_path / "third.geojson")[0]["geometry"]["plane"] == {"c": -1, "z": 2, "t": 0}
+
+
+def write_objects(path, labels, folder):
+    """Write a mask of numbered objects, as `segment --objects` does."""
+    info = tilenet.open_mask(folder / "mask.zarr").info
+    info["record"] |= {"output": "objects"}
+    info["card"] |= {"labels": {"1": "nucleus"}, "colors": {"1": [1, 2, 3, 255]}}
+    layout = Layout("yx", labels.shape, (64, 64), (None, None), "m", largest=2**16)
+    store = Store.create(path, layout, info)
+    for index in store.pending():
+        store.write(index, {"mask": labels[layout.box(0, index).slices]})
+    store.build_pyramid()
+    store.finish()
+
+
+def test_an_object_is_one_feature_however_many_pieces_it_has(folder, tmp_path, monkeypatch):
+    labels = np.zeros((130, 90), np.uint32)
+    labels[3:20, 4:30] = 70000
+    labels[10:12, 8:12] = 0
+    labels[10, 9] = 5
+    labels[20:25, 30:40] = 70000  # touches at a corner
+    labels[100:110, 50:60] = 70000  # far away
+    labels[100:110, 60:70] = 6  # side by side
+    write_objects(tmp_path / "m.zarr", labels, folder)
+    said = write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
+    assert (dict(said.features), said.vertices) == ({"nucleus": 3}, 4 + 4 + (4 + 4) + 4 + 4)
+    features = features_of(tmp_path / "m.geojson")
+    assert [f["properties"]["name"] for f in features] == ["5", "6", "70000"]
+    assert [f["geometry"]["type"] for f in features] == ["Polygon", "Polygon", "MultiPolygon"]
+    assert features[0]["properties"]["classification"] == {"name": "nucleus", "color": [1, 2, 3]}
+    named = [
+        (int(f["properties"]["name"]), [np.array(r)[:, ::-1] for r in p]) for f in features for p in polygons_of(f)
+    ]
+    assert np.array_equal(filled(named, labels.shape), labels)
+    whole = (tmp_path / "m.geojson").read_bytes()
+    monkeypatch.setattr(geojson, "STRIP", 90)
+    write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", overwrite=True)
+    assert (tmp_path / "m.geojson").read_bytes() == whole
+
+
+def test_real_nuclei_are_the_same_from_zarr_tiff_and_labels_in_an_image(shared_data, tmp_path):
+    slide = shared_data("slides/CMU-1-Small-Region.svs")
+    part = {"roi": np.s_[1200:1500, 900:1300], "tile": 256}
+    mask = tilenet.segment(slide, tmp_path / "m.zarr", **part)
+    tilenet.write_tiff(tmp_path / "m.zarr", tmp_path / "m.ome.tif").close()
+    for name in ("m.zarr", "m.ome.tif"):
+        said = write_geojson(tmp_path / name, tmp_path / f"{name}.geojson")
+        assert said.features["nucleus"] > 10
+    assert (tmp_path / "m.zarr.geojson").read_bytes() == (tmp_path / "m.ome.tif.geojson").read_bytes()
+    found = values_of(features_of(tmp_path / "m.zarr.geojson"), {"nucleus": 1})
+    moved = [(value, [ring - (1200, 900) for ring in rings]) for value, rings in found]
+    assert np.array_equal(filled(moved, mask.shape), mask)
+
+
+def test_what_is_not_whole_is_not_exported(folder, tmp_path):
+    shutil.copytree(folder / "mask.zarr", tmp_path / "m.zarr")
+    shard = next(p for p in sorted((tmp_path / "m.zarr" / "0" / "c").rglob("*")) if p.is_file())
+    shard.unlink()
+    with pytest.raises(BlocksFailed, match="--resume"):
+        write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
+    store = Store.create(tmp_path / "half.zarr", Layout("yx", (9, 9), (9, 9), (None, None), "m"), {})
+    store.close()
+    with pytest.raises(OutputIncomplete):
+        write_geojson(tmp_path / "half.zarr", tmp_path / "m.geojson")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["half.zarr", "m.zarr"]
+
+
+def test_a_file_is_whole_or_not_there_and_is_replaced_only_if_asked(folder, tmp_path, monkeypatch):
+    out = tmp_path / "m.geojson"
+    write_geojson(folder / "mask.zarr", out)
+    whole = out.read_bytes()
+    out.write_text("mine")
+    with pytest.raises(OutputExists, match="--overwrite"):
+        write_geojson(folder / "mask.zarr", out)
+    with pytest.raises(OutputExists, match="another path"):
+        write_geojson(folder / "mask.zarr", tmp_path, overwrite=True)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(geojson, "regions", full)
+        with pytest.raises(EnvironmentFault, match="Make room"):
+            write_geojson(folder / "mask.zarr", out, overwrite=True)
+    assert (out.read_text(), [p.name for p in tmp_path.iterdir()]) == ("mine", ["m.geojson"])
+    write_geojson(folder / "mask.zarr", out, overwrite=True)
+    assert out.read_bytes() == whole
+
+
+def test_the_command_writes_either_or_both_and_says_how_many(folder, tmp_path, tilenet_command):
+    mask, out, tiff = folder / "mask.zarr", tmp_path / "m.geojson", tmp_path / "m.ome.tif"
+    code, text, _ = tilenet_command("export", mask, "--geojson", out)
+    assert (code, text) == (0, f"{out}: 2 bright, 3 grey, 20 vertices\n")
+    code, text, _ = tilenet_command("export", mask, "--geojson", out, "--tiff", tiff, "--overwrite", "--json")
+    assert json.loads(text) == {
+        "geojson": {"out": str(out), "features": {"grey": 3, "bright": 2}, "vertices": 20},
+        "tiff": {"out": str(tiff), "axes": "yx", "shape": [600, 800]},
+    }
+    assert np.array_equal(tilenet.open_mask(tiff), tilenet.open_mask(mask))
+    assert tilenet_command("export", mask, "--geojson", out, "--as", "annotation", "--overwrite")[0] == 0
+    assert {f["properties"]["objectType"] for f in json.loads(out.read_bytes())["features"]} == {"annotation"}
+    for options, message in {
+        (): "--geojson out.geojson, --tiff",
+        ("--geojson", out): "--overwrite",
+        ("--tiff", tmp_path / "m.png"): "ends in .ome.tif",
+    }.items():
+        code, _, error = tilenet_command("export", mask, *options)
+        assert (code, message in error) == (2, True)
+    code, _, error = tilenet_command("export", tiff, "--tiff", tmp_path / "again.ome.tif")
+    assert (code, "is a TIFF already" in error) == (2, True)
+
+
+def test_other_kinds_of_features_are_refused(folder, tmp_path):
+    with pytest.raises(SettingsError, match="annotation"):
+        write_geojson(folder / "mask.zarr", tmp_path / "m.geojson", kind="cell")
+
+
+def test_progress_ends_at_its_total(folder, tmp_path):
+    seen = []
+    write_geojson(folder / "mask.zarr", tmp_path / "m.geojson", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (600, 600)
