@@ -9,6 +9,8 @@ import pytest
 import shapely
 import tifffile
 from oracles import filled
+from stub import Bright
+from test_into import write_image
 
 import tilenet
 from tilenet import geojson
@@ -86,7 +88,7 @@ def boxes_of(features):
 
 
 def test_filled_again_they_are_the_mask_whatever_the_strips(tmp_path, monkeypatch):
-    noise = np.random.default_rng(0).integers(0, 3, (150, 170), dtype=np.uint8) * 100
+    noise = np.random.default_rng(0).integers(0, 3, (100, 110), dtype=np.uint8) * 100
     mask = tilenet.segment(noise, tmp_path / "m.zarr", model=shades, tile=64)
     said = write_geojson(tmp_path / "m.zarr", tmp_path / "whole.geojson")
     features = features_of(tmp_path / "whole.geojson")
@@ -98,7 +100,7 @@ def test_filled_again_they_are_the_mask_whatever_the_strips(tmp_path, monkeypatc
         len(rings) for _, rings in found
     )
     whole = (tmp_path / "whole.geojson").read_bytes()
-    for band, strip in ((1000, 500), (170, 170), (2**20, 170 * 7)):
+    for band, strip in ((1000, 500), (110, 110), (2**20, 110 * 7)):
         monkeypatch.setattr(geojson, "BAND", band)
         monkeypatch.setattr(geojson, "STRIP", strip)
         write_geojson(tmp_path / "m.zarr", tmp_path / "strips.geojson", overwrite=True)
@@ -219,7 +221,7 @@ def test_an_object_is_one_feature_however_many_pieces_it_has(folder, tmp_path, m
     assert (tmp_path / "m.geojson").read_bytes() == whole
 
 
-def test_real_nuclei_are_the_same_from_zarr_tiff_and_labels_in_an_image(shared_data, tmp_path):
+def test_real_nuclei_are_the_same_from_zarr_and_tiff(shared_data, tmp_path):
     slide = shared_data("slides/CMU-1-Small-Region.svs")
     part = {"roi": np.s_[1200:1500, 900:1300], "tile": 256}
     mask = tilenet.segment(slide, tmp_path / "m.zarr", **part)
@@ -231,6 +233,14 @@ def test_real_nuclei_are_the_same_from_zarr_tiff_and_labels_in_an_image(shared_d
     found = values_of(features_of(tmp_path / "m.zarr.geojson"), {"nucleus": 1})
     moved = [(value, [ring - (1200, 900) for ring in rings]) for value, rings in found]
     assert np.array_equal(filled(moved, mask.shape), mask)
+
+
+def test_labels_in_an_image_are_exported_as_any_mask(tmp_path):
+    image = write_image(tmp_path / "image.zarr", "0.4")
+    mask = tilenet.segment(image, into=image, name="m", model=Bright(), channels=[0], tile=64, level=1)
+    write_geojson(mask.path, tmp_path / "m.geojson")
+    found = values_of(features_of(tmp_path / "m.geojson"), {"class 1": 1})
+    assert np.array_equal(filled(found, (90, 300)), np.kron(mask, np.ones((2, 2), int)))
 
 
 def test_what_is_not_whole_is_not_exported(folder, tmp_path):

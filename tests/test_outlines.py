@@ -74,11 +74,11 @@ def test_filled_again_they_are_the_plane_whatever_the_strips(plane, heights):
     check(plane, [1], heights)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("values", [1, 2, 5])
 def test_noise_of_many_regions_holes_and_pinches(seed, values):
-    plane = np.random.default_rng(seed).integers(0, values + 1, (90, 70)).astype(np.uint16)
-    plane[30:50, 10:60] = 1
+    plane = np.random.default_rng(seed).integers(0, values + 1, (70, 60)).astype(np.uint16)
+    plane[30:50, 10:50] = 1
     check(plane, [1], [7], [32], [3, 11])
 
 
