@@ -1,13 +1,14 @@
 """Useful-FLOP efficiency of the whole command, and of other ways to run the same network.
 
-    python benchmarks/efficiency.py [--wf 6] [--side 2048] [--tile N] [--threads 2] [--rounds 2] [--json]
+    python benchmarks/efficiency.py [--wf 6 | --model nuclei] [--side 4096] [--memory GB] [--rounds 2] [--json]
 
-A slide (grey TIFF, tiled) of side x side px goes through an unpadded U-Net of depth 5. Each row is one way:
+A slide (TIFF, tiled, of noise) of side x side px goes through an unpadded U-Net of depth 5, or through a model. Each
+row is one way:
 
 - ``command``    `tilenet.segment`: TIFF in, zarr out, everything included but the start of Python
 - ``network``    the same engine on the same tiles in memory, nothing else
 - ``plain``      the plain network on the same tiles in memory, channels last
-- ``paper loop`` the plain network, channels first, input tiles of 572 px stepping by 388, as most people run it
+- ``paper loop`` the plain network, channels first, input tiles of 572 px laid edge to edge, as most people run it
 
 `px/s` counts output pixels. `efficiency` = ideal FLOP per output pixel (infinite tile, no halo) x px/s / the best
 rate of a 4096 x 4096 float32 matrix product in this process (best of ten): 1.0 means that every useful FLOP ran
@@ -27,7 +28,6 @@ import torch
 import tilenet
 import tilenet.job
 from tilenet import predict
-from tilenet.scaling import Scaling
 
 
 def ideal_flops(network):
@@ -55,18 +55,20 @@ def timed(action):
     return time.perf_counter() - start
 
 
-def ways(network, pixels, slide, folder, options):
-    """Return name -> (action, output pixels)."""
-    job = tilenet.job.settle(slide, network, tilenet.job.Options(tile=options.tile, threads=options.threads))
+def ways(network, slide, folder, options):
+    """Return the job, and name -> (action, output pixels)."""
+    how = {"memory": options.memory and int(options.memory * 1e9), "threads": options.threads}
+    job = tilenet.job.settle(slide, network, tilenet.job.Options(**how))
     tiles = [tile for block in job.plan for tile in block.tiles]
-    with tilenet.open_image(slide) as image:
-        batches = [image.read(tile.read)[None] for tile in tiles]
-    fast = job.predictor(Scaling())
-    arguments = {"device": torch.device("cpu"), "precision": "fp32", "scaling": Scaling()}
+    batches = [job.image.read(tile.read)[None] for tile in tiles]
+    fast = job.predictor(job.numbers())
+    arguments = {"device": torch.device("cpu"), "precision": "fp32", "scaling": job.numbers()}
     plain = predict.TorchPredictor(network, network.footprint, engine="plain", **arguments)
     naive = [
         torch.from_numpy(np.ascontiguousarray(b[..., :572, :572])).float() for b in batches if min(b.shape[2:]) >= 572
     ]
+    pixels = sum(tile.write.size for tile in tiles)
+    (kept, _) = network.footprint.output_shape((572, 572))
 
     def paper():
         with torch.inference_mode():
@@ -74,56 +76,62 @@ def ways(network, pixels, slide, folder, options):
                 network(x)
 
     def command():
-        tilenet.segment(
-            slide, folder / "m.zarr", model=network, tile=options.tile, threads=options.threads, overwrite=True
-        )
+        tilenet.segment(slide, folder / "m.zarr", model=network, overwrite=True, **how)
 
     return job, {
-        "command": (command, pixels.size),
-        "network": (lambda: [fast(b) for b in batches], pixels.size),
-        "plain": (lambda: [plain(b) for b in batches], pixels.size),
-        "paper loop": (paper, len(naive) * 388**2),
+        "command": (command, pixels),
+        "network": (lambda: [fast(b) for b in batches], pixels),
+        "plain": (lambda: [plain(b) for b in batches], pixels),
+        "paper loop": (paper, len(naive) * kept**2),
     }
+
+
+def write_slide(path, side, channels):
+    """Write noise as a tiled TIFF: grey, or red, green and blue."""
+    shape = (side, side) if channels == 1 else (side, side, channels)
+    pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    tifffile.imwrite(
+        path, pixels, tile=(256, 256), compression="zlib", photometric="rgb" if channels == 3 else "minisblack"
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("wf", 6), ("side", 2048), ("tile", None), ("threads", 2), ("rounds", 2)):
+    for name, default in (("wf", 6), ("side", 4096), ("threads", 2), ("rounds", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--model", help="a model, in place of the classic network")
+    parser.add_argument("--memory", type=float, help="GB, as segment takes them")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     predict.keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    network = tilenet.UNet(depth=5, wf=options.wf).eval()
+    network = tilenet.load_model(options.model) if options.model else tilenet.UNet(depth=5, wf=options.wf).eval()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pixels = np.random.default_rng(0).integers(0, 255, (options.side, options.side), dtype=np.uint8)
-        tifffile.imwrite(folder / "slide.tif", pixels, tile=(256, 256), compression="zlib")
-        job, runs = ways(network, pixels, folder / "slide.tif", folder, options)
+        write_slide(folder / "slide.tif", options.side, network.in_channels)
+        job, runs = ways(network, folder / "slide.tif", folder, options)
         rate, best = matrix_rate(), dict.fromkeys(runs, 1e9)
         for _ in range(options.rounds):
             for way, (action, _) in runs.items():
                 best[way] = min(best[way], timed(action))
-        rate = max(rate, matrix_rate())
+            rate = max(rate, matrix_rate())
+        job.image.close()
     flops = ideal_flops(network)
     rows = [
         {"way": way, "px_per_s": round(count / best[way]), "efficiency": round(flops * count / best[way] / rate, 3)}
         for way, (_, count) in runs.items()
     ]
     found = {
-        "wf": options.wf,
+        "model": options.model or f"depth 5, wf {options.wf}",
         "tile": job.plan.tile,
         "engine": job.record["engine"],
-        "matrix_gflops": round(rate / 1e9),
     }
-    found |= {"mflop_per_px": round(flops / 1e6, 3), "rows": rows}
+    found |= {"matrix_gflops": round(rate / 1e9), "mflop_per_px": round(flops / 1e6, 3), "rows": rows}
     if options.json:
         print(json.dumps(found))
         return
-    print(
-        f"wf {options.wf}, tile {job.plan.tile}, engine {job.record['engine']}, matrix product {rate / 1e9:.0f} GFLOP/s"
-    )
+    print(", ".join(f"{name} {value}" for name, value in found.items() if name != "rows"))
     for row in rows:
         print(f"{row['way']:<12} {row['px_per_s']:>10} px/s   efficiency {row['efficiency']:.2f}")
 

@@ -1,0 +1,228 @@
+"""What other ways to run the same network on the same slide take, and how far off they are.
+
+    pip install "tilenet[peers]"
+    python benchmarks/peers.py [--wf 5] [--side 2048] [--tiles 512 1024] [--rounds 1] [--json]
+
+A slide (grey, side x side px, tiled TIFF) goes through a U-Net of depth 5, from file to mask. Every run is a child
+process of its own, in turns; the best of the rounds counts. All have the same weights, threads and allocator setting,
+channels-last tensors where that is theirs to choose, and run a tile of these sides (what they feed to the network is
+theirs: overlap, context), one at a time, as batches of such tiles gain nothing on a CPU:
+
+- ``tilenet``      `tilenet.segment` to a zarr store; ``tilenet padded`` the same of the zero-padded network
+- ``MONAI``        `sliding_window_inference`, overlap 0.25, gaussian: needs the zero-padded network
+- ``tiler``        `Tiler` and `Merger`, overlap 0.25, Hann window, the zero-padded network
+- ``map_overlap``  `dask.array.map_overlap`, 96 px, "reflect", the zero-padded network
+- ``paper loop``   the unpadded network on tiles laid edge to edge, mirrored at the border: Ronneberger et al. 2015
+- ``whole``        one pass over the whole mirrored image: exact, if memory allows
+
+`peak` is VmHWM of the child. `error` is the largest difference of its logits from those of one pass over the whole
+mirrored image, as a part of their range, on the slide's first 1024 x 1024 px. `times` is the speed of tilenet, with the
+largest of the tiles whose peak is at most this one's, over this one's.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+
+import tilenet
+from tilenet import predict
+
+CROP = 1024
+# More than zero padding reaches at depth 5, and a multiple of the step.
+HALO = 112
+CONTEXT = 92
+OVERLAP = 96
+OURS = ("tilenet", "tilenet padded")
+
+
+def mirrored(pixels, before, after):
+    """Return the image with a mirrored border, as a batch of one, channels last."""
+    x = np.pad(pixels, ((before, after), (before, after)), mode="reflect").astype(np.float32)[None, None]
+    return torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
+
+
+def whole(networks, pixels, tile):
+    """One pass over the mirrored image."""
+    network = networks["valid"]
+    wanted = len(pixels) + 2 * CONTEXT
+    after = CONTEXT + network.footprint.axes[0].legal_at_least(wanted) - wanted
+    return network(mirrored(pixels, CONTEXT, after))[0, :, : len(pixels), : len(pixels)]
+
+
+def whole_padded(networks, pixels):
+    """One pass of the zero-padded network, its border far away."""
+    return networks["padded"](mirrored(pixels, HALO, HALO))[0, :, HALO:-HALO, HALO:-HALO]
+
+
+def paper_loop(networks, pixels, tile):
+    """Tiles of a legal size, edge to edge."""
+    network, side = networks["valid"], len(pixels)
+    read = network.footprint.axes[0].legal_at_least(tile + 2 * CONTEXT) - 16  # 572 -> 388, and so on
+    step = read - 2 * CONTEXT
+    padded = mirrored(pixels, CONTEXT, CONTEXT + -side % step)
+    out = torch.empty(2, side, side)
+    for y in range(0, side, step):
+        for x in range(0, side, step):
+            found = network(padded[..., y : y + read, x : x + read].contiguous(memory_format=torch.channels_last))
+            out[:, y : y + step, x : x + step] = found[0, :, : side - y, : side - x]
+    return out
+
+
+def monai(networks, pixels, tile):
+    """MONAI's sliding window."""
+    from monai.inferers import sliding_window_inference
+
+    x = torch.from_numpy(pixels.astype(np.float32))[None, None]
+    network = networks["padded"]
+    return sliding_window_inference(
+        x, tile, 1, lambda b: network(b.contiguous(memory_format=torch.channels_last)), overlap=0.25, mode="gaussian"
+    )[0]
+
+
+def tiler(networks, pixels, tile):
+    """Blend overlapping tiles, as the package does."""
+    from tiler import Merger, Tiler
+
+    tiles = Tiler(pixels.shape, (tile, tile), overlap=0.25, mode="reflect")
+    padding = [tuple(p) for p in tiles.calculate_padding()[1]] if tiles.calculate_padding()[1] is not None else None
+    padded = np.pad(pixels, padding, mode="reflect")
+    tiles.recalculate(data_shape=padded.shape)
+    merger = Merger(tiles, window="hann", logits=2)
+    for number, found in tiles(padded.astype(np.float32)):
+        x = torch.from_numpy(found)[None, None].contiguous(memory_format=torch.channels_last)
+        merger.add(number, networks["padded"](x)[0].numpy())
+    return torch.from_numpy(merger.merge(extra_padding=padding))
+
+
+def map_overlap(networks, pixels, tile):
+    """Dask's overlapping blocks, one at a time."""
+    import dask
+    import dask.array as da
+
+    def logits(block):
+        x = torch.from_numpy(block.astype(np.float32))[None, None].contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            return networks["padded"](x)[0].numpy()
+
+    image = da.from_array(pixels, chunks=tile)
+    surrounded = da.overlap.overlap(image, depth=OVERLAP, boundary="reflect")
+    found = surrounded.map_blocks(logits, dtype=np.float32, new_axis=0, chunks=((2,), *surrounded.chunks))
+    trimmed = da.overlap.trim_internal(found, {0: 0, 1: OVERLAP, 2: OVERLAP}, boundary="reflect")
+    with dask.config.set(scheduler="synchronous"):
+        return torch.from_numpy(trimmed.compute())
+
+
+PEERS = {"MONAI": monai, "tiler": tiler, "map_overlap": map_overlap, "paper loop": paper_loop, "whole": whole}
+UNPADDED = ("paper loop", "whole", "tilenet")
+
+
+def child(way, tile, slide):
+    """Run one way once; print its seconds, peak and error."""
+    predict.keep_freed_memory()
+    torch.set_num_threads(2)
+    networks = make_networks(json.loads(slide.with_suffix(".json").read_text())["wf"])
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        start = time.perf_counter()
+        if way in OURS:
+            network = networks["valid" if way in UNPADDED else "padded"]
+            tilenet.segment(slide, slide.with_name("mask.zarr"), model=network, tile=tile, threads=2, overwrite=True)
+        else:
+            PEERS[way](networks, tifffile.imread(slide), tile).argmax(0).to(torch.uint8)
+        seconds, peak = time.perf_counter() - start, peak_bytes()
+        pixels = tifffile.imread(slide)[:CROP, :CROP]
+        truth = (whole(networks, pixels, tile) if way in UNPADDED else whole_padded(networks, pixels)).numpy()
+        if way in OURS:
+            found = tilenet.segment(pixels, model=network, tile=tile, threads=2, output="logits")
+        else:
+            found = PEERS[way](networks, pixels, tile).numpy()
+    error = float(np.abs(found - truth).max() / np.ptp(truth))
+    print(json.dumps({"seconds": seconds, "peak": peak, "error": error}))
+
+
+def make_networks(wf):
+    """Return the unpadded network and the zero-padded one, of the same weights."""
+    torch.manual_seed(0)
+    valid = tilenet.UNet(depth=5, wf=wf).eval().requires_grad_(False)
+    for layer in valid.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            torch.nn.init.kaiming_normal_(layer.weight)  # PyTorch's own would leave the deep levels without a say
+    padded = tilenet.UNet(depth=5, wf=wf, padding=True).eval().requires_grad_(False)
+    padded.load_state_dict(valid.state_dict())
+    return {name: n.to(memory_format=torch.channels_last) for name, n in (("valid", valid), ("padded", padded))}
+
+
+def peak_bytes():
+    """Return VmHWM of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def measure(way, tile, slide):
+    """Return what a child process found."""
+    command = [sys.executable, __file__, "--child", way, str(tile), str(slide)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def compare(rows):
+    """Add to each row how many times faster tilenet is in no more memory."""
+    ours = [row for row in rows if row["way"] == "tilenet"]
+    for row in rows:
+        fitting = [own["px_per_s"] for own in ours if own["peak_bytes"] <= row["peak_bytes"]]
+        row["times"] = round(max(fitting) / row["px_per_s"], 2) if fitting and row["way"] not in OURS else None
+    return rows
+
+
+def main():
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("wf", 5), ("side", 2048), ("rounds", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--tiles", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    runs = [(way, tile) for tile in options.tiles for way in (*OURS, *PEERS) if way != "whole"]
+    runs.append(("whole", options.side))
+    with tempfile.TemporaryDirectory() as folder:
+        slide = Path(folder) / "slide.tif"
+        pixels = np.random.default_rng(0).integers(0, 255, (options.side, options.side), dtype=np.uint8)
+        tifffile.imwrite(slide, pixels, tile=(256, 256), compression="zlib")
+        slide.with_suffix(".json").write_text(json.dumps({"wf": options.wf}))
+        found = {run: [] for run in runs}
+        for _ in range(options.rounds):
+            for run in runs:
+                found[run].append(measure(*run, slide))
+    rows = compare(
+        [
+            {
+                "way": way,
+                "tile": tile,
+                "px_per_s": round(options.side**2 / min(one["seconds"] for one in measured)),
+                "peak_bytes": max(one["peak"] for one in measured),
+                "error": max(one["error"] for one in measured),
+            }
+            for (way, tile), measured in found.items()
+        ]
+    )
+    if options.json:
+        print(json.dumps({"wf": options.wf, "side": options.side, "rows": rows}))
+        return
+    for row in rows:
+        times = f"{row['times']:.2f}x" if row["times"] else ""
+        speed, peak = f"{row['px_per_s']:>8} px/s", f"{row['peak_bytes'] / 1e9:6.2f} GB"
+        print(f"{row['way']:<15} {row['tile']:>5}  {speed}  {peak}  error {row['error']:.0e}  {times}")
+
+
+if __name__ == "__main__":
+    main()

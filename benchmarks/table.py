@@ -1,0 +1,88 @@
+"""Measure speed anew and write it into the README, or only write it.
+
+    python benchmarks/table.py             a quarter of an hour on a quiet machine; results go to benchmarks/speed.json
+    python benchmarks/table.py --write     the README's tables from benchmarks/speed.json, without measuring
+
+Runs `efficiency.py` for three networks and `peers.py`, and puts their tables between the README's two markers.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+README, RESULTS = HERE.parent / "README.md", HERE / "speed.json"
+BEGIN, END = "<!-- speed: python benchmarks/table.py -->\n", "<!-- end of speed -->"
+EFFICIENCY = (["--wf", "6"], ["--wf", "5"], ["--model", "nuclei"])
+NAMES = {"depth 5, wf 6": "the paper's (depth 5, wf 6)", "nuclei": "the packaged one (depth 4, wf 4)"}
+
+
+def measured(script, *arguments):
+    """Return what a benchmark prints as JSON."""
+    command = [sys.executable, str(HERE / script), *arguments, "--json"]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+
+
+def measure():
+    """Return all results: some ten minutes during which nothing else should run."""
+    return {
+        "efficiency": [measured("efficiency.py", *network) for network in EFFICIENCY],
+        "peers": measured("peers.py"),
+    }
+
+
+def efficiency_table(results):
+    """Return one row a network: efficiency and speed of each way."""
+    rows = [
+        "| network | whole command | same engine, in memory | plain, channels last | the paper's loop |",
+        "|---|---|---|---|---|",
+    ]
+    for found in results:
+        ways = {row["way"]: f"**{row['efficiency']:.2f}**, {row['px_per_s'] / 1e6:.2f} Mpx/s" for row in found["rows"]}
+        cells = [ways["command"], *(ways[way].replace("*", "") for way in ("network", "plain", "paper loop"))]
+        rows.append(f"| {NAMES.get(found['model'], found['model'])} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def peers_table(found):
+    """Return one row a way and tile."""
+    rows = ["| way, tile | px/s | peak memory | error | tilenet is faster by |", "|---|---|---|---|---|"]
+    for row in found["rows"]:
+        error = "none" if row["error"] == 0 else f"{row['error']:.0e}"
+        times = f"{row['times']:.1f}" if row["times"] else ""
+        name = f"{row['way']}, {row['tile']}" if row["way"] != "whole" else "one pass over the whole image"
+        rows.append(f"| {name} | {row['px_per_s']:,} | {row['peak_bytes'] / 1e9:.2f} GB | {error} | {times} |")
+    return "\n".join(rows)
+
+
+def render(results):
+    """Return what stands between the markers."""
+    peers = results["peers"]
+    return f"""{BEGIN}
+{efficiency_table(results["efficiency"])}
+
+Bold: useful work (no halo) against the speed of a matrix product, `benchmarks/efficiency.py`.
+
+{peers_table(peers)}
+
+A network of depth 5, wf {peers["wf"]} on {peers["side"]} x {peers["side"]} px, file to mask. The error is the largest of the
+logits, as a part of their range; the last column compares with the fastest tile of tilenet that takes no more memory:
+`benchmarks/peers.py`.
+
+{END}"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="do not measure")
+    if not parser.parse_args().write:
+        RESULTS.write_text(json.dumps(measure(), indent=1) + "\n")
+    text = README.read_text(encoding="utf-8")
+    before, after = text.index(BEGIN), text.index(END) + len(END)
+    README.write_text(text[:before] + render(json.loads(RESULTS.read_text())) + text[after:], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
