@@ -67,9 +67,9 @@ Bold: useful work (no halo) against the speed of a matrix product, `benchmarks/e
 
 {peers_table(peers)}
 
-A network of depth 5, wf {peers["wf"]} on {peers["side"]} x {peers["side"]} px, file to mask. The error is the largest of the
-logits, as a part of their range; the last column compares with the fastest tile of tilenet that takes no more memory:
-`benchmarks/peers.py`.
+A network of depth 5, wf {peers["wf"]} on a slide of {peers["side"]} px a side, file to mask. The error is the largest
+of the logits, as a part of their range; the last column compares with the fastest tile of tilenet that takes no more
+memory: `benchmarks/peers.py`.
 
 {END}"""
 
