@@ -1,22 +1,28 @@
 """The paper's own task: neuronal membranes in electron microscopy (ISBI 2012 challenge).
 
-    python pipelines/isbi2012.py DATA OUT [--epochs 120] [--resume]
+    python pipelines/isbi2012.py DATA OUT [--epochs 20] [--resume]
 
 DATA holds image/ and label/ with the slices 00.png to 23.png of the labelled stack (label: 0 membrane, 255 cell
 interior). Consecutive slices are nearly the same image, so the test slices are the last ones, apart by z, and
-not drawn at random: 00-16 train, 17-18 choose the epoch and the cut, 20-23 are scored; 19 is left out, as a gap.
-As in the paper, cells are objects and the membranes between them weigh more (w0 = 10, sigma = 5 px), and what is
-scored is the mean over turned and mirrored versions of a slice. Prints pixel error and foreground-restricted
-Rand and information scores (Arganda-Carreras et al. 2015, https://doi.org/10.3389/fnana.2015.00142).
+not drawn at random: 00-16 train, 17-18 choose epochs, levels and size, 20-23 are scored; 19 is left out, as a gap.
+What is scored is the mean of two networks (two seeds) over turned and mirrored versions of a slice. Cells grow by
+watershed until they meet, so that their Rand and information scores are those of thinned borders, the challenge's
+final form (Arganda-Carreras et al. 2015, https://doi.org/10.3389/fnana.2015.00142); the plain form is scored too,
+where the membranes are a segment like any other. With `OMP_NUM_THREADS=1` a run gives the same bytes again.
 """
 
 import argparse
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage as ndi
 from skimage.io import imread, imsave
 from skimage.measure import label
+from skimage.segmentation import find_boundaries, watershed
 
 import tilenet
 from tilenet import metrics
@@ -26,28 +32,37 @@ VALIDATION = ("17", "18")
 GAP = ("19",)
 TEST = ("20", "21", "22", "23")
 # Cutting at other levels trades split against merged cells; chosen on the validation slices alone.
-LEVELS = tuple(round(0.05 * k, 2) for k in range(4, 20))
+LEVELS = tuple(round(0.02 * k, 2) for k in range(15, 49))
+SIZES = (1, 30, 100)
 
+SEEDS = (0, 1)
+
+# Plain cross entropy: its probabilities are calibrated, which is what the pixel error asks for. (The paper's
+# border weights are `w0=10`.)
 RECIPE = Recipe(
     targets="mask",
     depth=4,
     wf=4,
-    w0=10,
-    sigma=5,
+    dropout=0.2,
+    w0=0,
+    dice=0,
     tile=244,
-    zoom=1.15,
-    elastic=5,
+    zoom=1.1,
+    elastic=4,
     elastic_grid=6,
     turns="right",
-    intensity=0.25,
+    intensity=0.2,
     noise=0.2,
     batch=4,
-    crops=128,
+    crops=192,
+    epochs=20,
     rate=3e-3,
     average=0.99,
-    hold=0.4,
     precision="bf16",
 )
+# The labels lie half a pixel above and a quarter to the left of what they are labels of: on each of the training
+# slices, the image agrees best with its label (correlation) when it is moved by so much.
+OFFSET = (-0.5, -0.25)
 CARD = tilenet.ModelCard(
     name="isbi2012",
     classes=("membrane", "interior"),
@@ -59,54 +74,84 @@ CARD = tilenet.ModelCard(
 )
 
 
-def interior(model: tilenet.UNet, image: np.ndarray) -> np.ndarray:
-    """Return the probability (y, x) that a pixel is cell interior, averaged over the eight turns and mirrors."""
+def interior(networks: list[tilenet.UNet], image: np.ndarray) -> np.ndarray:
+    """Return the probability (y, x) that a pixel is cell interior: the mean of all networks, turns and mirrors."""
     found = []
-    for turns in range(4):
-        for flip in (False, True):
-            seen = np.rot90(image, turns)[:, :: -1 if flip else 1]
-            inside = np.asarray(tilenet.segment(seen, model=model, output="probabilities"))[1]
-            found.append(np.rot90(inside[:, :: -1 if flip else 1], -turns))
+    for network, turns, flip in product(networks, range(4), (False, True)):
+        seen = np.rot90(image, turns)[:, :: -1 if flip else 1]
+        inside = np.asarray(tilenet.segment(seen, model=network, output="probabilities"))[1]
+        found.append(np.rot90(inside[:, :: -1 if flip else 1], -turns))
     return np.mean(found, axis=0)
 
 
-def cells(found: np.ndarray, level: float) -> np.ndarray:
-    """Return the connected cells cut at a level, numbered."""
-    return label(found > level, connectivity=1)
+def cells(found: np.ndarray, level: float, size: int) -> np.ndarray:
+    """Return the cells, numbered: connected places of that level and size, grown by watershed until they meet."""
+    seeds = label(found > level, connectivity=1)
+    seeds[(np.bincount(seeds.ravel()) < size)[seeds]] = 0
+    return watershed(-found, seeds)
 
 
-def score(model: Path, data: Path) -> dict[str, float]:
-    """Choose the two cuts on the validation slices, then score the test slices."""
-    truths = {stem: imread(data / "label" / f"{stem}.png") > 0 for stem in (*VALIDATION, *TEST)}
-    network = tilenet.load_model(model)
-    found = {stem: interior(network, imread(data / "image" / f"{stem}.png")) for stem in truths}
+def pixel_error(found: np.ndarray, truth: np.ndarray, level: float) -> float:
+    return metrics.pixel_error(found > level, truth > 0)
 
-    def error(stem: str, level: float) -> float:
-        return metrics.pixel_error(found[stem] > level, truths[stem])
 
-    def rand(stem: str, level: float) -> float:
-        return metrics.rand_scores(cells(found[stem], level), label(truths[stem], connectivity=1)).f_score
+def rand(found: np.ndarray, truth: np.ndarray, level: float, size: int) -> float:
+    return metrics.rand_scores(cells(found, level, size), truth).f_score
 
-    def information(stem: str, level: float) -> float:
-        return metrics.information_scores(cells(found[stem], level), label(truths[stem], connectivity=1)).f_score
 
-    pixel_level = min(LEVELS, key=lambda level: np.mean([error(s, level) for s in VALIDATION]))
-    cell_level = max(LEVELS, key=lambda level: np.mean([rand(s, level) for s in VALIDATION]))
-    return {
-        "pixel_level": pixel_level,
-        "cell_level": cell_level,
-        "pixel_error": float(np.mean([error(s, pixel_level) for s in TEST])),
-        "rand_f_score": float(np.mean([rand(s, cell_level) for s in TEST])),
-        "information_f_score": float(np.mean([information(s, cell_level) for s in TEST])),
-    }
+def information(found: np.ndarray, truth: np.ndarray, level: float, size: int) -> float:
+    return metrics.information_scores(cells(found, level, size), truth).f_score
+
+
+def plain_rand(found: np.ndarray, truth: np.ndarray, level: float) -> float:
+    return metrics.rand_scores(label(found > level, connectivity=1), truth).f_score
+
+
+def picture(image: np.ndarray, truth: np.ndarray, numbered: np.ndarray) -> np.ndarray:
+    """Return a slice beside its true and its found cells (y, 3 x, 3) uint8, each cell in the truth's colour."""
+    overlap = np.zeros((numbered.max() + 1, truth.max() + 1), int)
+    np.add.at(overlap, (numbered, truth), 1)
+    found = np.where(find_boundaries(numbered), 0, overlap[:, 1:].argmax(axis=1)[numbered] + 1)
+    colours = np.random.default_rng(0).integers(60, 255, (truth.max() + 1, 3), np.uint8)
+    colours[0] = 0
+    return np.concatenate([np.stack([image] * 3, axis=-1), colours[truth], colours[found]], axis=1)
+
+
+def score(models: list[Path], data: Path, out: Path) -> dict[str, float]:
+    """Choose levels and size on the validation slices, then score the test slices, with a picture of each."""
+    stems = (*VALIDATION, *TEST)
+    networks = [tilenet.load_model(model) for model in models]
+    found = {stem: interior(networks, read_image(data / "image" / f"{stem}.png")) for stem in stems}
+    truths = {stem: label(imread(data / "label" / f"{stem}.png") > 0, connectivity=1) for stem in stems}
+
+    def mean(scored: Callable[..., float], stems: tuple[str, ...], *cut: float) -> float:
+        return float(np.mean([scored(found[stem], truths[stem], *cut) for stem in stems]))
+
+    scores: dict[str, float] = {}
+    level = min(LEVELS, key=lambda level: mean(pixel_error, VALIDATION, level))
+    scores |= {"pixel_level": level, "pixel_error": mean(pixel_error, TEST, level)}
+    level, size = max(product(LEVELS, SIZES), key=lambda cut: mean(rand, VALIDATION, *cut))
+    scores |= {"cell_level": level, "cell_size": size, "rand_f_score_thinned": mean(rand, TEST, level, size)}
+    scores["information_f_score_thinned"] = mean(information, TEST, level, size)
+    for stem in TEST:
+        image, numbered = read_image(data / "image" / f"{stem}.png"), cells(found[stem], level, size)
+        imsave(out / f"slice{stem}.png", picture(image, truths[stem], numbered), check_contrast=False)
+    level = max(LEVELS, key=lambda level: mean(plain_rand, VALIDATION, level))
+    return scores | {"plain_level": level, "rand_f_score_plain": mean(plain_rand, TEST, level)}
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Return a slice (y, x) uint8, moved to where its label lies."""
+    moved = ndi.shift(imread(path).astype(np.float32), OFFSET, order=3, mode="mirror")
+    return moved.round().clip(0, 255).astype(np.uint8)
 
 
 def make_pairs(data: Path, pairs: Path) -> None:
-    """Lay the stack out for training: the images as they are, each connected interior as one object."""
-    (pairs / "labels").mkdir(parents=True, exist_ok=True)
-    if not (pairs / "images").exists():
-        (pairs / "images").symlink_to((data / "image").absolute())
+    """Lay the stack out for training: the images, moved to their labels, and each connected interior as one object."""
+    for part in ("images", "labels"):
+        (pairs / part).mkdir(parents=True, exist_ok=True)
     for path in sorted((data / "label").glob("*.png")):
+        imsave(pairs / "images" / path.name, read_image(data / "image" / path.name), check_contrast=False)
         numbered = label(imread(path) > 0, connectivity=1).astype(np.uint16)
         imsave(pairs / "labels" / f"{path.stem}.tif", numbered, check_contrast=False)
 
@@ -119,26 +164,24 @@ def show(p: Progress) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path, help="a folder for the model and the scores")
-    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("out", type=Path, help="a folder for the models and the scores")
+    parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
-    pairs = args.out / "data"
-    make_pairs(args.data, pairs)
-    recipe = Recipe(**{**vars(RECIPE), "epochs": args.epochs})
-    model = args.out / "isbi2012.safetensors"
-    left_out = (*GAP, *TEST)
-    train(
-        pairs,
-        model,
-        recipe=recipe,
-        card=CARD,
-        leave_out=left_out,
-        validate_on=VALIDATION,
-        resume=args.resume,
-        progress=show,
-    )
-    scores = score(model, args.data)
+    make_pairs(args.data, args.out / "data")
+    models = [args.out / f"isbi2012-{seed}.safetensors" for seed in SEEDS]
+    for seed, model in zip(SEEDS, models, strict=True):
+        train(
+            args.out / "data",
+            model,
+            recipe=replace(RECIPE, epochs=args.epochs, seed=seed),
+            card=CARD,
+            leave_out=(*GAP, *TEST),
+            validate_on=VALIDATION,
+            resume=args.resume,
+            progress=show,
+        )
+    scores = score(models, args.data, args.out)
     (args.out / "scores.json").write_text(json.dumps(scores, indent=1))
     print(json.dumps(scores))
 

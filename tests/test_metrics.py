@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_erosion
+from skimage.io import imread
+from skimage.measure import label
 from skimage.metrics import adapted_rand_error, variation_of_information
 from skimage.segmentation import expand_labels
 from torchmetrics.detection import PanopticQuality
@@ -137,6 +140,15 @@ def test_thinned_borders_leave_only_errors_of_the_partition():
     assert metrics.rand_scores(metrics.thin_borders(wide), truth).f_score == 1
     merged = np.array([3, 3, 3, 3, 3, 3, 3, 3, 3, 0])
     assert metrics.rand_scores(metrics.thin_borders(merged), truth).merge == 41 / 81
+
+
+@pytest.mark.parametrize("stem", ["20", "21", "22", "23"])
+def test_real_membranes_one_pixel_wider_cost_the_plain_score_and_not_the_thinned_one(shared_data, stem):
+    inside = imread(shared_data(f"isbi2012/label/{stem}.png")) > 0
+    truth = label(inside, connectivity=1)
+    wide = label(binary_erosion(inside, border_value=1), connectivity=1)
+    assert 0.91 < metrics.rand_scores(wide, truth).f_score < 0.93
+    assert metrics.rand_scores(metrics.thin_borders(wide), truth).f_score > 0.999
 
 
 def test_thinned_borders_agree_with_scikit_image():
