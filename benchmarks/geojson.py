@@ -1,11 +1,12 @@
-"""Peak memory and time of `tilenet export --geojson` on masks of growing size.
+"""Peak memory and processor time of `tilenet export --geojson` on masks of growing size.
 
     python benchmarks/geojson.py [--sides 5120 20480] [--json]
 
 Each row is one child process that exports a synthetic mask of side x side px: discs of 4 to 11 px radius, one per
 1000 px, as nuclei lie, and a net of lines 2048 px apart that is one region all over the mask. `peak`
-is the child's VmHWM, `file` the size of what it wrote. What must be held until the end are the
-outlines of the net alone; so the peak grows with the width (a strip is a row of chunks), not with the area.
+is the child's VmHWM, `file` the size of what it wrote, `s` seconds of the processor. What must be held until the
+end are the outlines of the net alone, so the peak should grow with the width (a strip is a row of chunks), not with
+the area.
 """
 
 import argparse
@@ -23,9 +24,9 @@ PIECE, BLOCK = 1024, 2048
 CHILD = """
 import sys, time
 from tilenet.geojson import write_geojson
-started = time.perf_counter()
+started = time.process_time()
 found = write_geojson(sys.argv[1], sys.argv[2])
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(peak, seconds, found.vertices, *found.features.values())
 """
