@@ -331,7 +331,7 @@ def test_a_boolean_array_is_read_as_zeros_and_ones():
 
 @pytest.mark.parametrize("array", [np.zeros((5, 20, 20)), da.zeros((5, 20, 20)), zarr.zeros((5, 20, 20))])
 def test_an_array_of_more_than_two_axes_must_say_them(array):
-    with pytest.raises(ImageError, match="\\(5, 20, 20\\).*axes='cyx'"):
+    with pytest.raises(ImageError, match="\\(5, 20, 20\\).*axes='zyx'"):
         open_image(array)
     assert open_image(array, axes="zyx").box_axes == "zyx"
 

@@ -13,7 +13,9 @@ from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.image import AXES, Pixels
 
-SUGGESTED = {1: "x", 2: "yx", 3: "cyx", 4: "czyx", 5: "tczyx"}
+SUGGESTED = {1: "x", 2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
+# A first axis of three that is no longer is suggested to be channels.
+FEW = 4
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def _advice(shape: Sequence[int]) -> str:
 
 
 def _suggested(shape: Sequence[int]) -> str:
-    if len(shape) == 3 and shape[-1] in (3, 4) and shape[0] > 4:
+    if len(shape) == 3 and shape[-1] in (3, 4) and shape[0] > FEW:
         return "yxc"
+    if len(shape) == 3 and shape[0] <= FEW:
+        return "cyx"
     return SUGGESTED.get(len(shape), "tczyx")
