@@ -15,7 +15,6 @@ from test_bad_images import directory
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers import open_image
-from tilenet.readers.cache import PieceCache
 
 WINDOWS = [Box((0, 0), (100, 130)), Box((31, 60), (65, 129)), Box((99, 0), (100, 1)), Box((48, 5), (49, 130))]
 
@@ -259,29 +258,6 @@ def test_what_tifffile_logs_while_opening_is_not_printed(tmp_path, caplog):
         assert not caplog.records
         tifffile.imread(path)
     assert "GDAL_NODATA" in caplog.text  # others who use tifffile still hear of it
-
-
-def test_the_cache_keeps_to_its_bytes_but_always_holds_the_newest():
-    cache, piece = PieceCache(max_bytes=250), np.zeros(100, np.uint8)
-    for key in (1, 2, 1, 3, 1):
-        cache.get(key, lambda: piece)
-    assert (cache.n_decoded, cache.n_bytes) == (3, 200)  # 2, unused longest, made room for 3
-    cache.get(2, lambda: piece)
-    assert cache.n_decoded == 4
-    for _ in range(2):
-        cache.get("large", lambda: np.zeros(1000, np.uint8))
-    assert (cache.n_decoded, cache.n_bytes) == (5, 1000)
-
-
-def test_a_piece_that_fails_is_tried_again():
-    cache = PieceCache()
-
-    def fail():
-        raise ValueError("once")
-
-    with pytest.raises(ValueError, match="once"):
-        cache.get(1, fail)
-    assert cache.get(1, lambda: np.ones(1))[0] == 1
 
 
 def test_jpeg_2000_tiles_of_an_svs_have_the_colours_that_openslide_shows(tmp_path):

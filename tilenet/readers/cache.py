@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from threading import Lock
+from typing import TypeVar
 
 from tilenet.readers.image import Pixels
 
 CACHE_BYTES = 128 * 2**20
+Key = TypeVar("Key", bound=Hashable)
 
 
 class PieceCache:
@@ -33,28 +35,38 @@ class PieceCache:
 
     def get(self, key: Hashable, decode: Callable[[], Pixels]) -> Pixels:
         """Return the piece of that key, decoding it if it is not there."""
-        with self._lock:
-            piece = self._pieces.get(key)
-            if piece is not None:
-                self._pieces.move_to_end(key)
-            else:
-                mine = self._pieces[key] = Future()
-        return piece.result() if piece is not None else self._decode(key, decode, mine)
+        return self.get_all([key], lambda _: [decode()])[0]
 
-    def _decode(self, key: Hashable, decode: Callable[[], Pixels], piece: Future[Pixels]) -> Pixels:
+    def get_all(self, keys: Sequence[Key], decode: Callable[[list[Key]], Sequence[Pixels]]) -> list[Pixels]:
+        """Return the pieces of those keys; `decode` is asked once, for all that are not there."""
+        with self._lock:
+            mine: dict[Key, Future[Pixels]] = {key: Future() for key in keys if key not in self._pieces}
+            for key in keys:
+                if key not in mine:
+                    self._pieces.move_to_end(key)
+            self._pieces.update(mine.items())
+            pieces = [self._pieces[key] for key in keys]
+        if mine:
+            # Before waiting for those of others, so that no two threads wait for each other.
+            self._decode(mine, decode)
+        return [piece.result() for piece in pieces]
+
+    def _decode(self, mine: dict[Key, Future[Pixels]], decode: Callable[[list[Key]], Sequence[Pixels]]) -> None:
         try:
-            pixels = decode()
+            decoded = decode(list(mine))
         except BaseException as error:
             with self._lock:
-                del self._pieces[key]
-            piece.set_exception(error)
+                for key in mine:
+                    del self._pieces[key]
+            for piece in mine.values():
+                piece.set_exception(error)
             raise
-        piece.set_result(pixels)
+        for piece, pixels in zip(mine.values(), decoded, strict=True):
+            piece.set_result(pixels)
         with self._lock:
-            self.n_decoded += 1
-            self.n_bytes += pixels.nbytes
-            self._make_room(key)
-        return pixels
+            self.n_decoded += len(mine)
+            self.n_bytes += sum(pixels.nbytes for pixels in decoded)
+            self._make_room(newest=next(reversed(mine)))
 
     def _make_room(self, newest: Hashable) -> None:
         for key in list(self._pieces) if self.n_bytes > self.max_bytes else ():

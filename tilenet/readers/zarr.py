@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
+import numpy as np
+
 from tilenet.errors import ImageError, ImageNotFound
-from tilenet.geometry import Box
+from tilenet.geometry import Box, round_down
 from tilenet.readers.axes import Layout, layout_of
 from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, refusing, reopening
+from tilenet.readers.cache import PieceCache
 from tilenet.readers.frame import Frame, along, in_known_units
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
@@ -28,7 +32,7 @@ class ZarrImage(Image):
         from tilenet.readers.zarr_store import open_array
 
         self.name, self.level, self._said_axes, self._sha256 = str(folder), 0, axes, sha256
-        self._folder = folder
+        self._folder, self._cache = folder, PieceCache()
         with quietly("zarr"), refusing(f"{folder}: cannot be read as a zarr array", DAMAGED):
             self._arrays = [open_array(node.folder) for node in nodes]
         first = self._arrays[0]
@@ -67,13 +71,45 @@ class ZarrImage(Image):
         other.__dict__ |= {k: v for k, v in self.__dict__.items() if k != "_inside"} | {"level": level}
         return other
 
+    @property
+    def n_decoded(self) -> int:
+        """Chunks decoded so far, for the images of all levels; those of all channels are one."""
+        return self._cache.n_decoded
+
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the image, decoding only the chunks it touches."""
-        layout, array = self._layouts[self.level], self._arrays[self.level]
+        layout = self._layouts[self.level]
         out, stored = layout.empty(box, self.dtype)
+        starts, stops = zip(*layout.ranges(box), strict=True)
+        asked = Box(starts, stops)
         with refusing(f"{self.name}: {box} of level {self.level} cannot be decoded", DAMAGED):
-            stored[...] = array[tuple(slice(a, b) for a, b in layout.ranges(box))]
+            pieces = list(self._pieces(asked))
+            keys = [(self.level, piece) for piece in pieces]
+            for piece, pixels in zip(pieces, self._cache.get_all(keys, self._decode), strict=True):
+                part = asked & piece
+                stored[part.relative_to(asked.start).slices] = pixels[part.relative_to(piece.start).slices]
         return out
+
+    def _pieces(self, asked: Box) -> Iterator[Box]:
+        """Yield the chunks of a box; those of all channels are one piece, as a box has all of them."""
+        layout, chunks = self._layouts[self.level], self._arrays[self.level].chunks
+        whole = zip(layout.letters, layout.shape, chunks, strict=True)
+        sides = [n if letter in ("c", "") else chunk for letter, n, chunk in whole]
+        corners = (range(round_down(a, n), b, n) for a, b, n in zip(asked.start, asked.stop, sides, strict=True))
+        for corner in product(*corners):
+            yield Box(corner, tuple(min(a + n, end) for a, n, end in zip(corner, sides, layout.shape, strict=True)))
+
+    def _decode(self, keys: list[tuple[int, Box]]) -> list[Pixels]:
+        """Return those chunks, by one call where they fill a box: a call costs zarr as much as a chunk."""
+        array, pieces = self._arrays[self.level], [piece for _, piece in keys]
+        starts = zip(*(piece.start for piece in pieces), strict=True)
+        stops = zip(*(piece.stop for piece in pieces), strict=True)
+        hull = Box(tuple(map(min, starts)), tuple(map(max, stops)))
+        if hull.size > sum(piece.size for piece in pieces):
+            return [np.asarray(array[piece.slices]) for piece in pieces]
+        whole = np.asarray(array[hull.slices])
+        # Copied, so that the cache lets go of one without the others.
+        return [whole[piece.relative_to(hull.start).slices].copy() for piece in pieces]
 
     def identity(self) -> dict[str, Any]:
         """Return shape, type and a hash of the metadata documents."""
