@@ -15,7 +15,7 @@ LAYERS = [
     {"plan", "sizes"},
     {"unet", "readers", "store", "metrics", "instances", "sample", "corners", "outlines"},
     {"scaling", "decide", "engine", "into", "labels", "states", "tiff_mask"},
-    {"models", "placement", "predict", "runner", "tiff_export", "cells", "tissue"},
+    {"models", "placement", "predict", "device", "runner", "tiff_export", "cells", "tissue"},
     {"geojson", "job", "training", "evaluation", "drawing"},
     {"compute", "worker"},
     {"flights", "distributed", "clusters", "shares"},
@@ -28,7 +28,7 @@ LAYERS = [
 ]
 PURE = {"address", "errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region", "resolution"}
 HOMES = {
-    "torch": {"unet", "engine", "states", "models", "predict", "training"},
+    "torch": {"unet", "engine", "states", "models", "predict", "device", "training"},
     "tifffile": {"readers", "sample", "tiff_mask", "tiff_export"},
     "zarr": {"readers", "store"},
     "dask": {"readers", "clusters", "lazily"},

@@ -141,6 +141,45 @@ def test_a_fault_of_the_machine_ends_the_run():
         go(image, plan, Full(plan))
 
 
+class Elsewhere(BoxSum):
+    """Decides by itself, later: as a GPU does."""
+
+    in_flight = 3
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.log = 0, []
+
+    def begin(self, batch, tiles, decide):
+        self.begun += 1
+        self.log.append(("begin", self.begun))
+        number, logits = self.begun, self(batch)
+
+        def finish():
+            self.log.append(("finish", number))
+            if number == 5:
+                raise ValueError("the wire was cut")
+            return [decide(of_tile) for of_tile in logits]
+
+        return finish
+
+
+def test_a_predictor_that_decides_by_itself_is_a_few_batches_ahead():
+    pixels, image, plan = image_and_plan(batch=4)
+    predictor, sink = Elsewhere(), Memory(plan)
+    report = go(image, plan, sink, predictor)
+    waiting = np.cumsum([1 if what == "begin" else -1 for what, _ in predictor.log])
+    assert waiting.max() == predictor.in_flight
+    assert waiting[-1] == 0
+    assert [n for what, n in predictor.log if what == "finish"] == sorted(n for w, n in predictor.log if w == "begin")
+    (failed,) = report.failures
+    assert report.failures[failed] == "the wire was cut"
+    assert sorted([*sink.blocks, failed]) == list(range(len(plan)))
+    expected = expected_mask(pixels)
+    for index, arrays in sink.blocks.items():
+        assert np.array_equal(arrays["mask"], expected[plan[index].box.slices])
+
+
 def test_reading_keeps_only_a_bounded_number_of_tiles_ahead():
     _, image, plan = image_and_plan((200, 200), tile=10, block=100, batch=2)
     lock, reads, computed = threading.Lock(), [0], [0]

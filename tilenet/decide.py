@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tilenet.card import ModelCard
 from tilenet.errors import SettingsError
+from tilenet.geometry import Box
 
 Logits = NDArray[np.floating[Any]]
 Arrays = dict[str, NDArray[Any]]
@@ -81,7 +82,7 @@ class Decision:
     def mask(self, logits: Logits) -> NDArray[np.uint8]:
         """Return mask values (*n); of equal logits the first class wins."""
         if self.kind != "softmax":
-            return np.where(logits[0] > self._cut, np.uint8(self.mask_of_class[0]), np.uint8(0))
+            return np.where(logits[0] > self.cut, np.uint8(self.mask_of_class[0]), np.uint8(0))
         # A running maximum over planes that lie one after the other, and a choice without a branch: four
         # times as fast as argmax over axis 0, or as an assignment by a boolean mask.
         first, *others = np.ascontiguousarray(logits)
@@ -107,7 +108,7 @@ class Decision:
         Rounding may turn a pixel whose certainty is a tiny part of the logits' range.
         """
         if self.kind != "softmax":
-            return np.asarray(np.abs(logits[0] - self._cut))
+            return np.asarray(np.abs(logits[0] - self.cut))
         values = np.asarray(self.mask_of_class)
         per_value = [logits[values == v].max(axis=0) for v in np.unique(values)]
         if len(per_value) == 1:
@@ -116,8 +117,14 @@ class Decision:
         return np.asarray(ordered[-1] - ordered[-2])
 
     @property
-    def _cut(self) -> float:
+    def cut(self) -> float:
+        """The logit above which the one output of a sigmoid or a regression is foreground."""
         return log(self.threshold / (1 - self.threshold)) if self.kind == "sigmoid" else self.threshold
+
+
+def not_finite(place: Box) -> FloatingPointError:
+    """Return the refusal of logits that are no numbers: no decision follows from them."""
+    return FloatingPointError(f"the network's output at {place} is not finite")
 
 
 def block_buffers(arrays: Arrays, ndim: int, shape: Sequence[int]) -> Arrays:

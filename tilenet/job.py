@@ -20,6 +20,7 @@ import tilenet
 from tilenet import predict, scaling, tissue
 from tilenet.card import ModelCard, label_table
 from tilenet.decide import Decision
+from tilenet.device import DevicePredictor
 from tilenet.errors import ImageError, ModelError, OutputError, OutputMismatch, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.into import Target
@@ -124,10 +125,12 @@ class Job:
         """Return what turns raw pixels into logits."""
         if not predict.is_network(self.network):
             return ScaledPredictor(self.network, self.footprint, numbers)
-        return predict.TorchPredictor(
+        device = predict.find_device(self.device)
+        kind = predict.TorchPredictor if device.type == "cpu" else DevicePredictor
+        return kind(
             self.network,
             self.footprint,
-            device=predict.find_device(self.device),
+            device=device,
             precision=self.record["precision"],
             engine=self.record["engine"],
             scaling=numbers,

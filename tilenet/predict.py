@@ -67,6 +67,7 @@ class TorchPredictor:
     ) -> None:
         self.footprint, self.device, self.scaling = footprint, device, scaling
         self.dtype = PRECISIONS[precision]
+        self._scale = _scale_on(device, scaling, self.dtype, footprint.ndim)
         network = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
         self._layout = CHANNELS_LAST.get(footprint.ndim, torch.contiguous_format)
         self._forward: Callable[[Tensor], Tensor]
@@ -80,29 +81,47 @@ class TorchPredictor:
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.floating[Any]]:
         """Return logits (N, K, *m) of raw pixels (N, C, *n), float32 (or a network's float64)."""
+        with self.computing(batch.shape):
+            return self.logits(self.tensor_of(batch).to(self.device)).cpu().numpy()
+
+    @contextmanager
+    def computing(self, shape: tuple[int, ...]) -> Iterator[None]:
+        """Compute exactly, and say what to do about what goes wrong with a batch of that shape."""
         with torch.inference_mode(), _exact(self.device):
             try:
-                out = self._forward(self._input(batch))
+                yield
             except RuntimeError as error:
-                raise _explained(error, batch.shape) from error
-            return (out if out.dtype == torch.float64 else out.float()).cpu().numpy()
+                raise _explained(error, shape) from error
 
-    def _input(self, batch: NDArray[Any]) -> Tensor:
+    def tensor_of(self, batch: NDArray[Any]) -> Tensor:
+        """Return a batch as a tensor, unscaled and as small as it is."""
         if batch.dtype.name not in TORCH_DTYPES:
             batch = batch.astype(np.float32)
-        x = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
-        x = self._scaled(x.to(torch.float64 if self.dtype == torch.float64 else torch.float32))
-        return x.to(self.dtype, memory_format=self._layout)
+        return torch.from_numpy(np.ascontiguousarray(batch))
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        def column(values: tuple[float, ...]) -> Tensor:
-            return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(1, -1, *(1,) * (x.ndim - 2))
+    def logits(self, x: Tensor) -> Tensor:
+        """Return logits (N, K, *m) of raw pixels (N, C, *n), both on the device."""
+        x = self._scale(x.to(torch.float64 if self.dtype == torch.float64 else torch.float32))
+        out = self._forward(x.to(self.dtype, memory_format=self._layout))
+        return out if out.dtype == torch.float64 else out.float()
 
-        if any(self.scaling.subtract):
-            x = x - column(self.scaling.subtract)
-        if any(d != 1 for d in self.scaling.divide):
-            x = x / column(self.scaling.divide)
-        return x.clamp(*self.scaling.clip) if self.scaling.clip else x
+
+def _scale_on(device: torch.device, scaling: Scaling, dtype: torch.dtype, ndim: int) -> Callable[[Tensor], Tensor]:
+    """Return what scales tensors there; the numbers are sent once, as sending makes the device wait."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    subtract, divide = (
+        torch.tensor(values, dtype=wide).to(device).reshape(1, -1, *(1,) * ndim)
+        for values in (scaling.subtract, scaling.divide)
+    )
+
+    def scale(x: Tensor) -> Tensor:
+        if any(scaling.subtract):
+            x = x - subtract
+        if any(d != 1 for d in scaling.divide):
+            x = x / divide
+        return x.clamp(*scaling.clip) if scaling.clip else x
+
+    return scale
 
 
 def find_device(name: str) -> torch.device:

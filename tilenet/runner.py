@@ -2,23 +2,25 @@
 
 It knows neither files nor PyTorch: an image is something to `read` boxes from, a predictor
 any callable, a sink something to `write` whole blocks to. All arithmetic was done by the
-plan; all decisions about pixels by the `Decision`.
+plan; all decisions about pixels by the `Decision`, here or where the predictor computes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.decide import Arrays, Decision, block_buffers
+from tilenet.decide import Arrays, Decision, block_buffers, not_finite
 from tilenet.errors import EnvironmentFault
 from tilenet.footprint import Footprint
 from tilenet.plan import Block, Plan, Tile
@@ -33,6 +35,8 @@ AHEAD, BEHIND = 2, 2
 T = TypeVar("T")
 Timed = tuple[T, float]
 Reads = list[Future[Timed[Pixels]]]
+# Waits for a batch that was begun, and gives the arrays of each of its tiles.
+Finish = Callable[[], Sequence[Arrays]]
 
 
 class Predictor(Protocol):
@@ -42,6 +46,22 @@ class Predictor(Protocol):
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Return logits (N, K, *m) of raw pixels (N, C, *n)."""
+
+
+@runtime_checkable
+class DecidingPredictor(Protocol):
+    """A predictor that decides by itself, where it computes, and may do so while the loop goes on.
+
+    Attributes
+    ----------
+    in_flight : int
+        Most batches that are begun and not finished.
+    """
+
+    in_flight: int
+
+    def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Finish:
+        """Begin with raw pixels (N, C, *n); either this or what it returns raises what goes wrong."""
 
 
 class Sink(Protocol):
@@ -124,29 +144,117 @@ def run(
         Called with the number of pixels each batch has added.
     """
     report, started = Report(), perf_counter()
+    begin, in_flight = _beginning(predictor, decide)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
-        behind: deque[tuple[Block, Future[Timed[object]]]] = deque()
-        buffers: Arrays = {}
+        blocks = _Blocks(predictor.footprint.ndim, sink, writer, report=report, progress=progress)
+        begun: deque[tuple[Work, Finish | None]] = deque()
         try:
             for work, reads in _read_ahead(readers, image, _all_work(plan, sink.pending())):
-                if work.block.index not in report.failures:
-                    try:
-                        buffers = _compute(work, reads, predictor, decide, buffers, report)
-                        progress(sum(tile.write.size for tile in work.tiles))
-                    except EnvironmentFault:
-                        raise
-                    except Exception as error:  # one bad block must not stop the others
-                        report.failures[work.block.index] = reason_of(error)
-                if work.last:
-                    if work.block.index not in report.failures:
-                        behind.append((work.block, writer.submit(_timed, sink.write, work.block.index, buffers)))
-                    buffers = {}
-                    _settle(behind, report, leave=BEHIND - 1)
-            _settle(behind, report, leave=0)
+                begun.append((work, blocks.begin(work, reads, begin)))
+                if len(begun) == in_flight:
+                    blocks.finish(*begun.popleft())
+            for work, finish in begun:
+                blocks.finish(work, finish)
+            blocks.settle(leave=0)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
     report.seconds = perf_counter() - started
     return report
+
+
+def _beginning(predictor: Predictor, decide: Decision) -> tuple[Callable[..., Finish], int]:
+    """Return what begins a batch of tiles, and how many batches may be begun at once."""
+    if isinstance(predictor, DecidingPredictor):
+        return partial(predictor.begin, decide=decide), predictor.in_flight
+
+    def begin(batch: NDArray[Any], tiles: Sequence[Tile]) -> Finish:
+        logits, ndim = predictor(batch), predictor.footprint.ndim  # (N, K, *m)
+        made = [decide(kept_of(tile, of_tile, ndim)) for tile, of_tile in zip(tiles, logits, strict=True)]
+        return lambda: made
+
+    return begin, 1
+
+
+class _Blocks:
+    """The blocks of a run: filled batch by batch, in their order, and written when they are whole."""
+
+    def __init__(
+        self,
+        ndim: int,
+        sink: Sink,
+        writer: ThreadPoolExecutor,
+        *,
+        report: Report,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._ndim, self._sink, self._writer = ndim, sink, writer
+        self._report, self._progress = report, progress
+        self._buffers: Arrays = {}
+        self._behind: deque[tuple[Block, Future[Timed[object]]]] = deque()
+
+    def begin(self, work: Work, reads: Reads, begin: Callable[..., Finish]) -> Finish | None:
+        """Begin a batch once its tiles are read; None where its block has failed."""
+        if work.block.index in self._report.failures:
+            return None
+        with self._noting(work.block):
+            started = perf_counter()
+            found = [read.result() for read in reads]
+            # Outer axes are one plane long in every tile: the network never sees them.
+            pixels = [of_tile.reshape(of_tile.shape[:1] + of_tile.shape[-self._ndim :]) for of_tile, _ in found]
+            batch = np.stack(pixels)  # (N, C, *n)
+            self._report.read += sum(seconds for _, seconds in found)
+            self._report.waited += perf_counter() - started
+            with self._computing():
+                return begin(batch, work.tiles)
+        return None
+
+    def finish(self, work: Work, finish: Finish | None) -> None:
+        """Put a batch into the buffers of its block, and hand the block to the writer if it was the last."""
+        block, failures = work.block, self._report.failures
+        with self._noting(block), self._computing():
+            made = finish() if finish is not None else ()
+            if block.index not in failures:
+                for tile, arrays in zip(work.tiles, made, strict=True):
+                    self._put(block, tile, arrays)
+                self._progress(sum(tile.write.size for tile in work.tiles))
+        if work.last:
+            if block.index not in failures:
+                write = self._writer.submit(_timed, self._sink.write, block.index, self._buffers)
+                self._behind.append((block, write))
+            self._buffers = {}
+            self.settle(leave=BEHIND - 1)
+
+    def settle(self, *, leave: int) -> None:
+        """Wait until at most `leave` blocks are still being written."""
+        while len(self._behind) > leave:
+            block, write = self._behind.popleft()
+            self._report.written += write.result()[1]
+            self._report.blocks += 1
+            self._report.pixels += block.box.size
+
+    def _put(self, block: Block, tile: Tile, arrays: Arrays) -> None:
+        self._buffers = self._buffers or block_buffers(arrays, self._ndim, block.box.shape)
+        place: tuple[Any, ...] = (..., *tile.write.relative_to(block.box.start).slices)
+        for name, values in arrays.items():
+            self._buffers[name][place] = values.reshape(self._buffers[name][place].shape)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            self._report.computed += perf_counter() - started
+
+    @contextmanager
+    def _noting(self, block: Block) -> Iterator[None]:
+        """Note what is raised as the failure of a block: one bad block must not stop the others."""
+        try:
+            yield
+        except EnvironmentFault:
+            raise
+        except Exception as error:
+            self._report.failures.setdefault(block.index, reason_of(error))
 
 
 def _all_work(plan: Plan, indices: Iterable[int]) -> Iterator[Work]:
@@ -167,29 +275,6 @@ def _read_ahead(pool: ThreadPoolExecutor, image: Image, works: Iterator[Work]) -
         ahead.extend(submit(work) for work in islice(works, 1))
 
 
-def _compute(
-    work: Work, reads: Reads, predictor: Predictor, decide: Decision, buffers: Arrays, report: Report
-) -> Arrays:
-    """Predict one batch into the buffers of its block; returns them."""
-    started = perf_counter()
-    ndim = predictor.footprint.ndim
-    # Outer axes are one plane long in every tile: the network never sees them.
-    found = [read.result() for read in reads]
-    batch = np.stack([pixels.reshape(pixels.shape[:1] + pixels.shape[-ndim:]) for pixels, _ in found])  # (N, C, *n)
-    there = perf_counter()
-    logits = predictor(batch)  # (N, K, *m)
-    for tile, of_tile in zip(work.tiles, logits, strict=True):
-        arrays = decide(kept_of(tile, of_tile, ndim))
-        buffers = buffers or block_buffers(arrays, ndim, work.block.box.shape)
-        place: tuple[Any, ...] = (..., *tile.write.relative_to(work.block.box.start).slices)
-        for name, values in arrays.items():
-            buffers[name][place] = values.reshape(buffers[name][place].shape)
-    report.read += sum(seconds for _, seconds in found)
-    report.waited += there - started
-    report.computed += perf_counter() - there
-    return buffers
-
-
 def _timed(action: Callable[..., T], *arguments: Any) -> Timed[T]:
     """Return what an action gives, and the seconds it took."""
     started = perf_counter()
@@ -200,17 +285,8 @@ def kept_of(tile: Tile, logits: NDArray[Any], ndim: int) -> NDArray[Any]:
     """Return the logits (K, *n) that a tile writes, of those that the network gave for it."""
     kept: NDArray[Any] = logits[(slice(None), *tile.crop.slices[-ndim:])]
     if not np.isfinite(kept).all():
-        raise FloatingPointError(f"the network's output at {tile.write} is not finite")
+        raise not_finite(tile.write)
     return kept
-
-
-def _settle(behind: deque[tuple[Block, Future[Timed[object]]]], report: Report, *, leave: int) -> None:
-    """Wait until at most `leave` blocks are still being written."""
-    while len(behind) > leave:
-        block, write = behind.popleft()
-        report.written += write.result()[1]
-        report.blocks += 1
-        report.pixels += block.box.size
 
 
 def reason_of(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """Tiles per second that reach the network, against the libraries that people would read them with.
 
-    python benchmarks/io.py [FILE ...] [--side 8192] [--tile 512] [--context 92] [--rounds 3] [--json]
+    python benchmarks/reading.py [FILE ...] [--side 8192] [--tile 512] [--context 92] [--rounds 3] [--json]
 
 Reads are those of a plan: tiles of 512 px with 92 px of context a side, in the plan's order, by as many threads as
 a run reads with. Without files it makes two of the sample photograph: a JPEG pyramid (tiles of 256 px) and the
@@ -46,15 +46,15 @@ Read = Callable[[Box], np.ndarray]
 FILE_TILE, SHARD, LEVELS = 256, 2048, 3
 
 
-def make_files(folder: Path, side: int) -> list[str]:
-    """Write the sample photograph, mirrored to side x side px, as a JPEG pyramid and as sharded zarr."""
+def make_jpeg(path: Path, side: int) -> None:
+    """Write the sample photograph, mirrored to side x side px, as a JPEG pyramid, tile by tile."""
     photo = data.immunohistochemistry()
 
     def part(y: int, x: int, step: int) -> np.ndarray:
         rows, columns = ([mirror(i * step, 512) for i in range(a, a + FILE_TILE)] for a in (y, x))
         return photo[np.ix_(rows, columns)]
 
-    with tifffile.TiffWriter(folder / "jpeg.tif") as tiff:
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for level in range(LEVELS):
             n = side >> level
             starts = [(y, x) for y in range(0, n, FILE_TILE) for x in range(0, n, FILE_TILE)]
@@ -69,8 +69,13 @@ def make_files(folder: Path, side: int) -> list[str]:
                 subfiletype=int(level > 0),
                 metadata=None,
             )
+
+
+def make_zarr(path: Path, side: int) -> None:
+    """Write the same pixels as a sharded zarr array (c, y, x)."""
+    photo = data.immunohistochemistry()
     array = zarr.create_array(
-        folder / "sharded.zarr",
+        path,
         shape=(3, side, side),
         dtype="u1",
         chunks=(3, FILE_TILE, FILE_TILE),
@@ -80,7 +85,6 @@ def make_files(folder: Path, side: int) -> list[str]:
     for y in range(0, side, SHARD):
         rows = photo[np.ix_([mirror(i, 512) for i in range(y, y + SHARD)], [mirror(i, 512) for i in range(side)])]
         array[:, y : y + SHARD] = np.moveaxis(rows, 2, 0)[:, : side - y]
-    return [str(folder / "jpeg.tif"), str(folder / "sharded.zarr")]
 
 
 @contextmanager
@@ -182,7 +186,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        files = options.files or make_files(Path(folder), options.side)
+        files = options.files
+        if not files:
+            files = [f"{folder}/jpeg.tif", f"{folder}/sharded.zarr"]
+            make_jpeg(Path(files[0]), options.side)
+            make_zarr(Path(files[1]), options.side)
         rows = [row for path in files for row in measure(path, options)]
     if options.json:
         print(json.dumps(rows))
