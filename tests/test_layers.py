@@ -17,13 +17,13 @@ LAYERS = [
     {"scaling", "decide", "engine", "into", "labels", "states", "tiff_mask"},
     {"models", "placement", "predict", "device", "runner", "tiff_export", "cells", "tissue"},
     {"geojson", "job", "training", "evaluation", "drawing"},
-    {"compute", "worker"},
+    {"compute", "worker", "tuning"},
     {"flights", "distributed", "clusters", "shares"},
     {"api", "describe", "lazily", "orders", "pictures", "summary"},
     {"slides"},
     {"checks"},
     {"cli_options", "cli_cluster"},
-    {"cli", "cli_batch", "cli_export", "cli_pictures", "cli_shares", "cli_training"},
+    {"cli", "cli_batch", "cli_export", "cli_pictures", "cli_shares", "cli_training", "cli_tuning"},
     {"__main__"},
 ]
 PURE = {"address", "errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region", "resolution"}
@@ -51,6 +51,7 @@ HOMES = {
         "cli_options",
         "cli_cluster",
         "cli_training",
+        "cli_tuning",
     },
     "rich": {"cli_options"},
 }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import tilenet
-from tilenet import cli_batch, cli_export, cli_pictures, cli_shares, cli_training
+from tilenet import cli_batch, cli_export, cli_pictures, cli_shares, cli_training, cli_tuning
 from tilenet.cli_cluster import cluster_of, cluster_options
 from tilenet.cli_options import (
     JSON,
@@ -259,6 +259,7 @@ cli.add_command(cli_pictures.overlay)
 cli.add_command(cli_shares.finish)
 cli.add_command(cli_training.train)
 cli.add_command(cli_training.evaluate)
+cli.add_command(cli_tuning.tune)
 
 
 def main() -> None:

@@ -144,7 +144,7 @@ def run(
         Called with the number of pixels each batch has added.
     """
     report, started = Report(), perf_counter()
-    begin, in_flight = _beginning(predictor, decide)
+    begin, in_flight = beginning(predictor, decide)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
         blocks = _Blocks(predictor.footprint.ndim, sink, writer, report=report, progress=progress)
         begun: deque[tuple[Work, Finish | None]] = deque()
@@ -162,7 +162,7 @@ def run(
     return report
 
 
-def _beginning(predictor: Predictor, decide: Decision) -> tuple[Callable[..., Finish], int]:
+def beginning(predictor: Predictor, decide: Decision) -> tuple[Callable[..., Finish], int]:
     """Return what begins a batch of tiles, and how many batches may be begun at once."""
     if isinstance(predictor, DecidingPredictor):
         return partial(predictor.begin, decide=decide), predictor.in_flight

@@ -1,0 +1,122 @@
+"""`tilenet tune`: with a clock that the predictor moves, so that nothing depends on the machine."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import tifffile
+from oracles import random_network
+
+import tilenet
+from tilenet import cli_tuning
+from tilenet.footprint import Footprint
+from tilenet.job import Options
+from tilenet.tuning import Setting, Trial, Tuning, tune
+
+IMAGE = np.random.default_rng(0).integers(0, 200, (3000, 2000), dtype=np.uint8)
+MEMORY = 3_000_000_000
+
+
+class Timed:
+    """A predictor that says how long it takes: so much a pass, and so much a pixel."""
+
+    footprint = Footprint.valid(2, step=16, lost=12)
+
+    def __init__(self, a_pass, a_pixel=1e-7):
+        self.a_pass, self.a_pixel, self.now, self.shapes = a_pass, a_pixel, 0.0, []
+
+    def clock(self):
+        return self.now
+
+    def __call__(self, batch):
+        self.shapes.append(batch.shape)
+        self.now += self.a_pass + self.a_pixel * batch.size
+        inside = batch[..., 12:-12, 12:-12].astype(np.float32)
+        return np.concatenate([inside, 100 - inside], axis=1)
+
+
+def tuned(predictor, *, seconds=1e6, **options):
+    options = {"memory": MEMORY, "device": "cpu", "threads": 1} | options
+    return tune(IMAGE, predictor, Options(**options), seconds=seconds, clock=predictor.clock)
+
+
+def test_the_fastest_is_found_and_is_on_the_grid():
+    found = tuned(Timed(a_pass=10.0))  # passes are dear: as many pixels in each as fit
+    assert found.best.px_per_s == max(trial.px_per_s for trial in found.trials) > found.trials[0].px_per_s
+    assert np.prod(found.best.setting.tile) * found.best.setting.batch > 1000**2
+    assert len(found.trials) > 3
+    for trial in found.trials:
+        assert all(side % 16 == 0 for side in trial.setting.tile)
+    settings = [trial.setting for trial in found.trials]
+    assert len(set(settings)) == len(settings)
+
+
+def test_rates_are_pixels_written_over_the_time_of_the_fastest_pass_but_the_first():
+    predictor = Timed(a_pass=2.0, a_pixel=0)
+    found = tuned(predictor, tile=256, batch=1)
+    assert [trial.px_per_s for trial in found.trials] == [256 * 256 / 2]
+    assert predictor.shapes[-3:] == [(1, 1, 280, 280)] * 3
+    assert (1, 1, 280, 280) not in predictor.shapes[:-3]
+
+
+def test_nothing_that_may_not_fit_the_memory_is_tried():
+    found = tuned(Timed(a_pass=10.0))
+    assert max(trial.n_bytes for trial in found.trials) <= MEMORY
+    more = tuned(Timed(a_pass=10.0), memory=3 * MEMORY)
+    assert max(trial.n_bytes for trial in more.trials) > MEMORY
+
+
+def test_what_was_said_is_not_varied():
+    found = tuned(Timed(a_pass=10.0), tile=128, batch=2)
+    assert {(trial.setting.tile, trial.setting.batch) for trial in found.trials} == {((128, 128), 2)}
+
+
+def test_what_would_take_too_long_is_left_out_and_said():
+    found = tuned(Timed(a_pass=10.0), seconds=35)  # three passes of the default take 30 s
+    assert len(found.trials) == 1
+    assert found.left_out > 2
+
+
+def test_a_default_within_three_percent_of_the_fastest_is_kept():
+    trials = [Trial(Setting((64, 64), 1, 1, "auto"), rate, 1) for rate in (100.0, 102.0)]
+    assert Tuning(tuple(trials), 0).best is trials[0]
+    faster = Trial(Setting((64, 64), 2, 1, "auto"), 104.0, 1)
+    assert Tuning((*trials, faster), 0).best is faster
+
+
+def test_engines_and_threads_of_a_network_are_varied_and_the_caller_keeps_his():
+    import torch
+
+    before = torch.get_num_threads()
+    network = random_network(depth=2, wf=5)
+    found = tune(IMAGE[:256, :256], network, Options(threads=None, tile=64, batch=1, device="cpu"))
+    engines = {trial.setting.engine for trial in found.trials}
+    assert engines == ({"auto", "plain"} if torch._nnpack_available() else {"auto"})
+    assert {trial.setting.threads for trial in found.trials} <= {before, before // 2}
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("tile", "said"), [((64, 64), "64"), ((8, 64, 32), "8,64,32")])
+def test_a_setting_is_said_in_options(tile, said):
+    expected = f"--tile {said} --batch 3 --threads 2 --engine plain"
+    assert cli_tuning.options_of(Setting(tile, 3, 2, "plain")) == expected
+
+
+def test_the_command_prints_a_table_and_options_that_segment_takes(tmp_path, tilenet_command):
+    slide, model = tmp_path / "slide.tif", tmp_path / "small.safetensors"
+    tifffile.imwrite(slide, IMAGE[:200, :300])
+    tilenet.save_model(random_network(depth=2, wf=1), model)
+    command = ("tune", slide, "--model", model, "--tile", 64, "--seconds", 5)
+    code, out, err = tilenet_command(*command)
+    assert (code, err) == (0, "")
+    assert "Mpx/s" in out
+    assert "default" in out
+    code, out, _ = tilenet_command(*command, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["trials"][0]["tile"] == [64, 64]
+    mask = tmp_path / "mask.zarr"
+    code, _, err = tilenet_command("segment", slide, "--model", model, "--out", mask, *shlex.split(found["options"]))
+    assert (code, err) == (0, "")
+    assert tilenet.open_mask(mask).info["record"]["tile"] == [64, 64]

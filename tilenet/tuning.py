@@ -1,0 +1,176 @@
+"""Which settings are fastest on this machine: measured when somebody asks, never by a run.
+
+One setting after the other is varied, tile, engine, threads, batch, and the fastest so far is
+kept. What a caller has said stays as it is, what would take more than the memory is not tried, nor
+what would not be done in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from tilenet import predict
+from tilenet.footprint import Footprint
+from tilenet.job import Job, Options, settle
+from tilenet.runner import beginning
+from tilenet.sizes import DEFAULT_MEMORY, plan_tiles
+
+SECONDS = 60.0
+# The first pass makes room and is not counted; of the others the fastest is.
+PASSES = 3
+# Tiles larger and smaller than the default: numerator, denominator.
+FACTORS = ((1, 2), (1, 4), (2, 1))
+# Rates closer than that are taken to be the same.
+ALIKE = 1.03
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What can be varied: sides of a tile, tiles in a batch, threads, and the engine as a caller says it."""
+
+    tile: tuple[int, ...]
+    batch: int
+    threads: int
+    engine: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was measured: a setting, pixels written per second by the network, and bytes that the run may take."""
+
+    setting: Setting
+    px_per_s: float
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The trials, the default first; `left_out` settings were not tried for want of time."""
+
+    trials: tuple[Trial, ...]
+    left_out: int
+
+    @property
+    def best(self) -> Trial:
+        """The fastest; the default if that is as fast within 3 %."""
+        fastest = max(self.trials, key=lambda trial: trial.px_per_s)
+        default = self.trials[0]
+        return default if default.px_per_s * ALIKE >= fastest.px_per_s else fastest
+
+
+def tune(
+    source: Any,
+    model: Any,
+    options: Options,
+    *,
+    footprint: Footprint | None = None,
+    seconds: float = SECONDS,
+    clock: Callable[[], float] = perf_counter,
+) -> Tuning:
+    """Measure settings on a batch of real tiles from the midst of an image.
+
+    Parameters
+    ----------
+    source, model, options, footprint
+        As for `tilenet.job.settle`; what the options say is not varied.
+    seconds : float
+        No setting is begun that would not be done in so much time; the default always is.
+    clock : callable
+        Tells the time in seconds.
+    """
+    job = settle(source, model, options, footprint=footprint)
+    with job.image:
+        search = _Search(job, options, deadline=clock() + seconds, clock=clock)
+        best = search.default
+        for vary in (search.tiles, search.engines, search.threads, search.batches):
+            for setting in list(vary(best.setting)):
+                trial = search.attempt(setting)
+                if trial is not None and trial.px_per_s > best.px_per_s:
+                    best = trial
+        return Tuning(tuple(search.trials), search.left_out)
+
+
+class _Search:
+    def __init__(self, job: Job, options: Options, *, deadline: float, clock: Callable[[], float]) -> None:
+        self._job, self._options, self._clock, self._deadline = job, options, clock, deadline
+        self._numbers, self._ndim = job.numbers(), job.footprint.ndim
+        self._memory = DEFAULT_MEMORY if options.memory is None else options.memory
+        self.trials: list[Trial] = []
+        self.left_out = 0
+        tile = job.plan.tile[-self._ndim :]
+        first = Setting(tile, job.plan.batch, job.record["threads"], options.engine or "auto")
+        self.default = self._measure(job, first)
+
+    def tiles(self, now: Setting) -> Iterator[Setting]:
+        """Yield tiles on the grid, smaller and larger than that of a setting."""
+        steps = self._job.footprint.step
+        for a, b in FACTORS if self._options.tile is None else ():
+            tile = tuple(side * a // b for side in now.tile)
+            if all(side * a % (b * step) == 0 for side, step in zip(now.tile, steps, strict=True)):
+                yield replace(now, tile=tile, batch=0)
+
+    def engines(self, now: Setting) -> Iterator[Setting]:
+        """Yield the plain engine, if the default is another."""
+        if self._options.engine is None and self._job.record["engine"] != "plain":
+            yield replace(now, engine="plain")
+
+    def threads(self, now: Setting) -> Iterator[Setting]:
+        """Yield half the threads: the second of two that share a core may only disturb the first."""
+        if self._options.threads is None and self._job.device == "cpu" and now.threads > 1:
+            yield replace(now, threads=now.threads // 2)
+
+    def batches(self, now: Setting) -> Iterator[Setting]:
+        """Yield single tiles, and twice as many at once."""
+        if self._options.batch is None:
+            yield from (replace(now, batch=n) for n in sorted({1, 2 * now.batch} - {now.batch}))
+
+    def attempt(self, setting: Setting) -> Trial | None:
+        """Measure a setting, unless it takes too much memory or time, or comes to one that was measured."""
+        job = self._with(setting)
+        setting = replace(setting, batch=job.plan.batch)
+        if self._bytes(job) > self._memory or setting in {trial.setting for trial in self.trials}:
+            return None
+        tiles = next(job.plan[len(job.plan) // 2].batches(job.plan.batch))
+        expected = PASSES * sum(tile.write.size for tile in tiles) / self.trials[0].px_per_s
+        if self._clock() + expected > self._deadline:
+            self.left_out += 1
+            return None
+        return self._measure(job, setting)
+
+    def _with(self, setting: Setting) -> Job:
+        job = self._job
+        plan = plan_tiles(
+            job.plan.shape,
+            job.footprint,
+            tile=setting.tile,
+            batch=setting.batch or None,
+            memory=self._memory,
+            bytes_per_pixel=job.bytes_per_pixel,
+            origin=job.plan.origin,
+        )
+        engine = "plain" if setting.engine == "plain" else job.record["engine"]
+        return replace(job, plan=plan, record=job.record | {"threads": setting.threads, "engine": engine})
+
+    def _bytes(self, job: Job) -> int:
+        needs = job.needs()
+        return needs["device_bytes"] or needs["host_bytes"]
+
+    def _measure(self, job: Job, setting: Setting) -> Trial:
+        tiles = next(job.plan[len(job.plan) // 2].batches(job.plan.batch))
+        read = [job.image.read(tile.read) for tile in tiles]
+        batch = np.stack([pixels.reshape(len(pixels), *pixels.shape[-self._ndim :]) for pixels in read])
+        begin, _ = beginning(job.predictor(self._numbers), job.decision)
+        taken = []
+        with predict.threads(setting.threads):
+            for _ in range(PASSES):
+                started = self._clock()
+                begin(batch, tiles)()
+                taken.append(self._clock() - started)
+        rate = sum(tile.write.size for tile in tiles) / min(taken[1:])
+        self.trials.append(Trial(setting, rate, self._bytes(job)))
+        return self.trials[-1]
