@@ -1,6 +1,6 @@
 """Time per pixel of whole runs on slides of growing size, with a small network.
 
-    python benchmarks/growth.py [--sides 4096 8192 16384 32768] [--depth 2] [--wf 2] [--tile 1024] [--rounds 2] [--json]
+    python benchmarks/growth.py [--sides 4096 8192 16384 32768] [--depth 2] [--wf 1] [--tile 1024] [--rounds 2] [--json]
 
 Each row is a slide of side x side px: a tiled TIFF (256 px, zlib), written once, one tile at a time, from 256 different
 tiles of smooth noise, so that all sides compress and decode alike. A child process segments it into a store on disk:
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
-    for name, default in (("depth", 2), ("wf", 2), ("tile", 1024), ("threads", 2), ("rounds", 1)):
+    for name, default in (("depth", 2), ("wf", 1), ("tile", 1024), ("threads", 2), ("rounds", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--folder", type=Path, help="where slides and masks go while they are needed")
     parser.add_argument("--json", action="store_true")
