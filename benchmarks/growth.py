@@ -1,6 +1,6 @@
 """Time per pixel of whole runs on slides of growing size, with a small network.
 
-    python benchmarks/growth.py [--sides 4096 8192 16384 32768] [--depth 2] [--wf 1] [--tile 1024] [--rounds 2] [--json]
+    python benchmarks/growth.py [--sides 4096 8192 16384 32768] [--depth 2] [--wf 1] [--tile 1024] [--rounds 1] [--json]
 
 Each row is a slide of side x side px: a tiled TIFF (256 px, zlib), written once, one tile at a time, from 256 different
 tiles of smooth noise, so that all sides compress and decode alike. A child process segments it into a store on disk:
