@@ -5,8 +5,9 @@ import shutil
 import subprocess
 
 import pytest
+from faults import wait_until
 
-from tilenet import predict
+from tilenet import clusters, predict
 from tilenet.clusters import described_cluster, existing_cluster, local_cluster
 from tilenet.errors import EnvironmentFault, SettingsError
 
@@ -54,6 +55,16 @@ def test_each_worker_has_a_gpu_of_its_own_and_its_share_of_the_cores(monkeypatch
         assert predict.current_threads() == 2
         assert set(client.nthreads().values()) == {1}
         assert listening() == {"127.0.0.1"}
+
+
+def test_a_worker_that_cannot_be_restarted_is_replaced_by_one_with_its_gpu(monkeypatch):
+    monkeypatch.setattr(predict, "visible_gpus", lambda device: ["5"])
+    monkeypatch.setattr(clusters, "LOOK", 200)
+    with local_cluster(1) as client:
+        (before,) = client.run(os.getpid).values()
+        client.cluster.sync(client.cluster.workers[0].close)
+        wait_until(lambda: client.nthreads() and before not in client.run(os.getpid).values())
+        assert list(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["5"]
 
 
 def test_a_cluster_of_jobs_listens_on_loopback_and_shares_a_job_s_cores_out(tmp_path):

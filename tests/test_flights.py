@@ -1,5 +1,6 @@
 """Which blocks go together, and what follows from each answer: a queue, without workers."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -280,6 +281,7 @@ def test_slides_with_nothing_to_do_end_at_once():
 def test_a_flight_has_a_readable_name_and_an_id_of_its_own():
     slides = [slide_of(300, "a"), slide_of(300, "b")]
     flights = work_off(Queue(slides), all_done)
-    assert flights[0].name == "tilenet-a-0-36-run-of-a-and-0"
+    assert flights[0].name == "tilenet-a-0..36-run-of-a-and-0"
+    assert re.fullmatch(r"tilenet-b-299-run-of-b-and-\d+", flights[-1].name)
     assert len({flight.id for flight in flights}) == len(flights)
     assert sorted(slides[0].store.forgotten) == sorted(f.id for f in flights if f.slide is slides[0])

@@ -46,11 +46,12 @@ def cluster_of(options: dict[str, Any]) -> Iterator[Any]:
         yield None
         return
     from tilenet import clusters
+    from tilenet.cluster_file import Tls
 
     if workers is not None:
         started = clusters.local_cluster(workers, device=options.get("device"))
     elif scheduler is not None:
-        started = clusters.existing_cluster(scheduler, tls=clusters.Tls(*files) if all(files) else None)
+        started = clusters.existing_cluster(scheduler, tls=Tls(*files) if all(files) else None)
     else:
         started = clusters.described_cluster(cluster)
     with started as client:

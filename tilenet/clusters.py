@@ -9,55 +9,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilenet import predict
+from tilenet.cluster_file import TYPES, Tls, read_description
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.readers.boundary import one_line
 
 if TYPE_CHECKING:
-    from distributed import Client, Security
+    from distributed import Client
 
 SILENT = logging.CRITICAL
 LOOPBACK = "127.0.0.1"
 # Without a port of its own the scheduler's HTTP server warns where another one has the default port.
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
-TYPES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
-PARTS = {"type", "arguments", "adapt", "tls"}
 INSTALL = 'Install it: pip install "tilenet[cluster]"'
-# One block a worker: a second one, waiting there, would be lost with it and count as its death too.
-# A job that was lost is replaced after `lost-worker-timeout`.
-CONFIG = {
-    "distributed.scheduler.worker-saturation": 1.0,
-    "distributed.deploy.lost-worker-timeout": "5s",
-    "distributed.comm.timeouts.connect": "10s",
-}
-
-
-@dataclass(frozen=True)
-class Tls:
-    """Files for encrypted connections: those that Dask calls ca-file, cert and key."""
-
-    ca_file: str
-    cert: str
-    key: str
-
-    def security(self) -> Security:
-        """Return it as Dask wants it, for scheduler, worker and client alike."""
-        from distributed import Security
-
-        for path in (self.ca_file, self.cert, self.key):
-            if not Path(path).is_file():
-                raise SettingsError(f"{path}: no such file. TLS needs a CA file, a certificate and a key")
-        parts = {
-            f"tls_{role}_{part}": getattr(self, part)
-            for role in ("client", "scheduler", "worker")
-            for part in ("cert", "key")
-        }
-        return Security(require_encryption=True, tls_ca_file=self.ca_file, **parts)
+# One block a worker: a second one, waiting there, would be lost with it.
+CONFIG = {"distributed.scheduler.worker-saturation": 1.0, "distributed.comm.timeouts.connect": "10s"}
+# What is not back after so long is closed and replaced. A process starts again by itself, which takes
+# seconds, on a busy machine many; a job that was lost never comes back.
+LOST = "distributed.deploy.lost-worker-timeout"
+LOST_PROCESS, LOST_JOB = "60s", "5s"
+# Milliseconds between looks whether processes are to be replaced.
+LOOK = 2000
 
 
 @contextmanager
@@ -73,7 +49,7 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
     device : str, optional
         That of the run: with ``cpu`` no GPU is given out.
     """
-    with _quiet():
+    with _quiet(lost=LOST_PROCESS):
         from distributed import Nanny, Scheduler, SpecCluster
 
         # What a run may use is bounded by its plan, and freed memory is kept: Dask's own limit would kill it.
@@ -85,10 +61,31 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
         share = max(1, predict.current_threads() // workers)
         with (
             SpecCluster(specs, scheduler, silence_logs=SILENT) as cluster,
+            _replacing(cluster, workers),
             _client(cluster) as client,
             predict.threads(share),
         ):
             yield client
+
+
+@contextmanager
+def _replacing(cluster: Any, workers: int) -> Iterator[None]:
+    """Start anew what a `Nanny` gives up, such as a process that is killed while it starts."""
+    from distributed.core import Status
+    from tornado.ioloop import PeriodicCallback
+
+    def replace() -> None:
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.status in (Status.failed, Status.closed):
+                del cluster.workers[name]
+        cluster.scale(workers)  # opens those of its specification that are not there
+
+    looking = PeriodicCallback(replace, LOOK)
+    cluster.loop.add_callback(looking.start)
+    try:
+        yield
+    finally:
+        cluster.loop.add_callback(looking.stop)
 
 
 @contextmanager
@@ -132,7 +129,7 @@ def described_cluster(path: str | Path) -> Iterator[Client]:
         If the file says what cannot be, or dask-jobqueue is not installed.
     """
     kind, arguments, adapt, tls = read_description(path)
-    with _quiet():
+    with _quiet(lost=LOST_JOB):
         kind_of_cluster = _jobqueue(kind, arguments, path)
         if tls:
             arguments |= {"security": tls.security(), "protocol": "tls://"}
@@ -167,53 +164,6 @@ def _jobqueue(kind: str, arguments: Mapping[str, Any], path: str | Path) -> Any:
     return cluster
 
 
-def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, int], Tls | None]:
-    """Return type, arguments, adapt and TLS of a cluster file, checked.
-
-    Raises
-    ------
-    SettingsError
-        Naming the file, the entry, and what may stand there.
-    """
-    import yaml
-
-    try:
-        found = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror}). Give a cluster file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise SettingsError(f"{path}: must have type, arguments and adapt; see docs/cluster.md")
-    if unknown := sorted(map(str, set(found) - PARTS)):
-        raise SettingsError(f"{path}: {unknown[0]} is none of {', '.join(sorted(PARTS))}")
-    if found.get("type") not in TYPES:
-        raise SettingsError(f"{path}: type {found.get('type')!r} is none of {', '.join(TYPES)}")
-    arguments = found.get("arguments") or {}
-    if not isinstance(arguments, dict):
-        raise SettingsError(f"{path}: arguments must be names with values, such as cores: 8")
-    return found["type"], dict(arguments), _adapt(found.get("adapt"), path), _tls(found.get("tls"), path)
-
-
-def _adapt(found: Any, path: str | Path) -> dict[str, int]:
-    right = isinstance(found, Mapping) and set(found) == {"minimum", "maximum"}
-    if (
-        not right
-        or not all(type(n) is int for n in found.values())
-        or not 0 <= found["minimum"] <= found["maximum"] > 0
-    ):
-        raise SettingsError(f"{path}: adapt must be two numbers of jobs, such as {{minimum: 1, maximum: 40}}")
-    return dict(found)
-
-
-def _tls(found: Any, path: str | Path) -> Tls | None:
-    if found is None:
-        return None
-    if not isinstance(found, Mapping) or set(found) != {"ca_file", "cert", "key"}:
-        raise SettingsError(f"{path}: tls must have ca_file, cert and key, each a file")
-    return Tls(**{name: str(file) for name, file in found.items()})
-
-
 @contextmanager
 def _client(cluster: Any = None, *, name: str = "", **where: Any) -> Iterator[Client]:
     from distributed import Client
@@ -231,7 +181,7 @@ def _client(cluster: Any = None, *, name: str = "", **where: Any) -> Iterator[Cl
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(*, lost: str = LOST_JOB) -> Iterator[None]:
     """Set what Dask is to do, and keep its own messages from the terminal: errors come back as outcomes."""
     try:
         import dask
@@ -244,7 +194,7 @@ def _quiet() -> Iterator[None]:
     for name in names:
         logging.getLogger(name).setLevel(SILENT)
     try:
-        with dask.config.set(CONFIG):
+        with dask.config.set(CONFIG | {LOST: lost}):
             yield
     finally:
         for name, level in before.items():

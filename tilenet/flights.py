@@ -171,7 +171,8 @@ class Flight:
     @property
     def name(self) -> str:
         """For people, on a dashboard."""
-        return f"tilenet-{self.slide.name}-{self.blocks[0]}-{self.blocks[-1]}-{self.id}"
+        first, last = self.blocks[0], self.blocks[-1]
+        return f"tilenet-{self.slide.name}-{first}{f'..{last}' if last != first else ''}-{self.id}"
 
 
 class Queue:

@@ -1,0 +1,86 @@
+"""The file that describes a cluster of jobs, and the files of TLS: read and checked, before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilenet.errors import SettingsError
+
+if TYPE_CHECKING:
+    from distributed import Security
+
+TYPES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
+PARTS = {"type", "arguments", "adapt", "tls"}
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files for encrypted connections: those that Dask calls ca-file, cert and key."""
+
+    ca_file: str
+    cert: str
+    key: str
+
+    def security(self) -> Security:
+        """Return it as Dask wants it, for scheduler, worker and client alike."""
+        from distributed import Security
+
+        for path in (self.ca_file, self.cert, self.key):
+            if not Path(path).is_file():
+                raise SettingsError(f"{path}: no such file. TLS needs a CA file, a certificate and a key")
+        parts = {
+            f"tls_{role}_{part}": getattr(self, part)
+            for role in ("client", "scheduler", "worker")
+            for part in ("cert", "key")
+        }
+        return Security(require_encryption=True, tls_ca_file=self.ca_file, **parts)
+
+
+def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, int], Tls | None]:
+    """Return type, arguments, adapt and TLS of a cluster file, checked.
+
+    Raises
+    ------
+    SettingsError
+        Naming the file, the entry, and what may stand there.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}). Give a cluster file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise SettingsError(f"{path}: must have type, arguments and adapt; see docs/cluster.md")
+    if unknown := sorted(map(str, set(found) - PARTS)):
+        raise SettingsError(f"{path}: {unknown[0]} is none of {', '.join(sorted(PARTS))}")
+    if found.get("type") not in TYPES:
+        raise SettingsError(f"{path}: type {found.get('type')!r} is none of {', '.join(TYPES)}")
+    arguments = found.get("arguments") or {}
+    if not isinstance(arguments, dict):
+        raise SettingsError(f"{path}: arguments must be names with values, such as cores: 8")
+    return found["type"], dict(arguments), _adapt(found.get("adapt"), path), _tls(found.get("tls"), path)
+
+
+def _adapt(found: Any, path: str | Path) -> dict[str, int]:
+    right = isinstance(found, Mapping) and set(found) == {"minimum", "maximum"}
+    if (
+        not right
+        or not all(type(n) is int for n in found.values())
+        or not 0 <= found["minimum"] <= found["maximum"] > 0
+    ):
+        raise SettingsError(f"{path}: adapt must be two numbers of jobs, such as {{minimum: 1, maximum: 40}}")
+    return dict(found)
+
+
+def _tls(found: Any, path: str | Path) -> Tls | None:
+    if found is None:
+        return None
+    if not isinstance(found, Mapping) or set(found) != {"ca_file", "cert", "key"}:
+        raise SettingsError(f"{path}: tls must have ca_file, cert and key, each a file")
+    return Tls(**{name: str(file) for name, file in found.items()})
