@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from tilenet import metrics
 from tilenet.errors import ImageError, ImageNotFound
@@ -63,6 +64,16 @@ def test_a_mask_of_two_values_is_parted_into_objects_first(folders):
     for path in folders[0].iterdir():
         tifffile.imwrite(path, (tifffile.imread(path) > 0).astype(np.uint8))
     assert evaluate(*folders)["objects"]["0.5"]["recall"] == 7 / 8
+
+
+def test_volumes_that_do_not_say_their_axes_are_scored_where_the_user_does(tmp_path):
+    volume = np.kron(TRUTH[None], np.ones((5, 1, 1), np.uint16))
+    tifffile.imwrite(tmp_path / "truth.tif", volume)
+    zarr.save_array(tmp_path / "found.zarr", np.where(volume == 4, 0, volume))
+    with pytest.raises(ImageError, match="--axes"):
+        evaluate(tmp_path / "found.zarr", tmp_path / "truth.tif")
+    scores = evaluate(tmp_path / "found.zarr", tmp_path / "truth.tif", axes="zyx")
+    assert scores["objects"]["0.5"] == {"f1": 6 / 7, "precision": 1.0, "recall": 3 / 4}
 
 
 def test_a_file_without_a_partner_is_an_error(folders):

@@ -142,12 +142,13 @@ def train(
 @click.argument("prediction", type=click.Path(path_type=Path))
 @click.argument("truth", type=click.Path(path_type=Path))
 @click.option("--classes", is_flag=True, help="The labels are classes, not objects.")
+@click.option("--axes", help="Letters of tczyx, one per array axis, where the files do not say.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def evaluate(prediction: Path, truth: Path, classes: bool, as_json: bool) -> None:
+def evaluate(prediction: Path, truth: Path, classes: bool, axes: str | None, as_json: bool) -> None:
     """Score PREDICTION against TRUTH: two files, or two folders of files of one stem."""
     from tilenet.evaluation import evaluate as score
 
-    scores = score(prediction, truth, classes=classes)
+    scores = score(prediction, truth, classes=classes, axes=axes)
     click.echo(json.dumps(scores) if as_json else "\n".join(_rows(scores)))
 
 

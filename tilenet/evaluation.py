@@ -17,7 +17,9 @@ from tilenet.labels import files_by_stem, read_labels
 Labels = NDArray[np.int32]
 
 
-def evaluate(prediction: str | Path, truth: str | Path, *, classes: bool = False) -> dict[str, Any]:
+def evaluate(
+    prediction: str | Path, truth: str | Path, *, classes: bool = False, axes: str | None = None
+) -> dict[str, Any]:
     """Score a prediction.
 
     Parameters
@@ -28,6 +30,8 @@ def evaluate(prediction: str | Path, truth: str | Path, *, classes: bool = False
     classes : bool
         The labels are classes. By default they are objects (instance labels); a prediction
         that is a mask of 0 and 1 is first parted into objects.
+    axes : str, optional
+        Of the labels, for files that do not say them (``"zyx"``).
 
     Returns
     -------
@@ -48,7 +52,7 @@ def evaluate(prediction: str | Path, truth: str | Path, *, classes: bool = False
     counts = dict.fromkeys(metrics.THRESHOLDS, metrics.ObjectCounts())
     means: list[dict[str, float]] = []
     for stem, (a, b) in pairs.items():
-        found, true = read_labels(a), read_labels(b)
+        found, true = read_labels(a, axes=axes), read_labels(b, axes=axes)
         if found.shape != true.shape:
             raise ImageError(
                 f"{a}: is {found.shape}, but the truth of {stem} is {true.shape}. Score images of one size"
