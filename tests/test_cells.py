@@ -30,12 +30,12 @@ def test_means_are_those_of_a_loop_over_the_cells_whatever_the_window(rows, colu
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells, "WINDOW", window)
         found = cells.reduced(image, (rows, columns), cells.mean_of)
-    assert np.array_equal(found, cell_by_cell(PIXELS[0], (rows, columns), np.mean))
+    assert np.array_equal(found, cell_by_cell(PIXELS[0], (rows, columns), np.mean).astype(np.float32))
 
 
 def test_of_a_stack_each_cell_is_the_largest_of_all_planes():
     found = cells.reduced(open_image(PIXELS, axes="zcyx"), (5, 7), cells.mean_of)
-    assert np.array_equal(found, np.maximum(*(cell_by_cell(plane, (5, 7), np.mean) for plane in PIXELS)))
+    assert np.array_equal(found, np.maximum(*(cell_by_cell(plane, (5, 7), np.mean) for plane in PIXELS)).astype("f4"))
 
 
 def test_one_pixel_is_enough_for_every_cell_that_it_touches():

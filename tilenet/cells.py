@@ -23,7 +23,7 @@ CELL = 16
 # Pixels along a window, one of which each reader holds.
 WINDOW = 2048
 
-Means = NDArray[np.float64]
+Means = NDArray[np.float32]
 Edges = list[NDArray[np.intp]]
 Reduce = Callable[[Pixels, Edges, Edges], NDArray[Any]]
 
@@ -122,7 +122,7 @@ def mean_of(pixels: Pixels, starts: Edges, stops: Edges) -> Means:
     whole = pixels.dtype.kind in "ui" and pixels.dtype.itemsize <= 4
     sums = _along(np.add, pixels, starts, stops, np.int64 if whole else np.float64)
     rows, columns = (b - a for a, b in zip(starts, stops, strict=True))
-    return np.asarray(sums / np.outer(rows, columns), np.float64)
+    return np.asarray(sums / np.outer(rows, columns), np.float32)
 
 
 def any_of(pixels: Pixels, starts: Edges, stops: Edges, *, name: str) -> NDArray[np.uint8]:

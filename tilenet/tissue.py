@@ -193,8 +193,8 @@ def read_mask(source: str | Path | NDArray[Any], image: Image) -> Tissue:
         expected = [shape[0] * covers[1] / covers[0], shape[1] * covers[0] / covers[1]]
         if min(abs(shape[1] - expected[0]), abs(shape[0] - expected[1])) > max(1, 0.01 * max(shape)):
             raise SettingsError(
-                f"{mask.name}: is {shape[0]} x {shape[1]} px, and the image {covers[0]} x {covers[1]}: tissue masks "
-                f"cover the whole image, at any size of the same proportions"
+                f"{mask.name}: is {shape[0]} x {shape[1]} px, and the image {covers[0]} x {covers[1]}. Give a mask of "
+                f"the whole image, at any size of its proportions"
             )
         by = max(ceil_div(n, min(side, MOST_CELLS)) for n, side in zip(shape, covers, strict=True))
         cells = reduced(mask, (ceil_div(shape[0], by), ceil_div(shape[1], by)), partial(any_of, name=mask.name))[0]
