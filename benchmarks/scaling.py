@@ -11,9 +11,9 @@ where nothing is shared out. The goal for `speed up` is 1.9.
 
 **Scheduling**: a store of so many blocks, and a scheduler, two workers and a client in processes of their own. The
 workers write nothing, and answer at once with the lines that a journal would have, so that client and scheduler are
-all that works. `flights` is how often blocks were given out. `ms` are milliseconds per block: `wall`, and processor
-time of the two. `MB` is what the memory of either grew by (its peak; the client's with 40 bytes per block of arrays).
-The goal is 1 ms in all, and memory that is flat but for those arrays.
+all that works. `flights` is how often blocks were given out; in the first row each block went alone. `ms` are
+milliseconds per block: `wall`, and processor time of the two. `MB` is what the memory of either grew by (its peak; the
+client's with 40 bytes per block of arrays). The goal is 1 ms in all, and memory that is flat but for those arrays.
 """
 
 import argparse
@@ -38,7 +38,7 @@ import torch
 import zarr
 
 import tilenet
-from tilenet import clusters, distributed
+from tilenet import clusters, distributed, flights
 from tilenet.flights import Slide
 from tilenet.runner import Report
 from tilenet.store import Layout, Store
@@ -49,19 +49,19 @@ BLOCK = 512
 HERE = Path(__file__).parent
 ENVIRON = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
 # On a dask worker the function is imported by name from this file.
-CLIENT = "import sys, scaling; print(scaling.measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))"
+CLIENT = "import sys, scaling; print(scaling.measure(sys.argv[1], *map(int, sys.argv[2:])))"
 Row = dict[str, float]
 
 
 # Strong scaling.
 
 
-def strong_scaling(side: int, rounds: int) -> Row:
+def strong_scaling(side: int, rounds: int, **network: int) -> Row:
     """Return the median seconds of runs by one and by two workers, in turn."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder, model = Path(name), str(Path(name) / "model.safetensors")
-        tilenet.save_model(tilenet.UNet(in_channels=1, depth=5, wf=5), model)
+        tilenet.save_model(tilenet.UNet(in_channels=1, **network), model)
         pixels = np.random.default_rng(0).integers(0, 256, (side, side), np.uint8)
         zarr.save_array(str(folder / "image.zarr"), pixels)
         zarr.save_array(str(folder / "small.zarr"), pixels[:64, :64])
@@ -145,9 +145,9 @@ def give_out(client: object, blocks: int) -> tuple[int, int]:
         return slide.report.blocks, store.flights
 
 
-def measure(scheduler_file: str, scheduler: int, blocks: int) -> str:
-    """Give out so many blocks, in the process of the client; return a row as JSON."""
-    distributed.answer = answer
+def measure(scheduler_file: str, scheduler: int, blocks: int, most: int) -> str:
+    """Give out so many blocks, at most so many at once, in the process of the client; return a row as JSON."""
+    distributed.answer, flights.MOST = answer, most
     other = psutil.Process(scheduler)
 
     def spent() -> tuple[float, float, float]:
@@ -158,10 +158,10 @@ def measure(scheduler_file: str, scheduler: int, blocks: int) -> str:
         give_out(client, 100)  # all have loaded what they need
         memory_before = memory("VmRSS"), memory("VmRSS", scheduler)
         before = spent()
-        done, flights = give_out(client, blocks)
+        done, given_out = give_out(client, blocks)
         seconds = [b - a for a, b in zip(before, spent(), strict=True)]
     grown = [memory("VmHWM") - memory_before[0], memory("VmHWM", scheduler) - memory_before[1]]
-    row = {"blocks": done, "flights": flights}
+    row = {"blocks": done, "flights": given_out}
     row |= zip(("wall_ms", "client_ms", "scheduler_ms"), (1000 * s / done for s in seconds), strict=True)
     return json.dumps(row | dict(zip(("client_MB", "scheduler_MB"), (size / 1e6 for size in grown), strict=True)))
 
@@ -189,10 +189,10 @@ def dask(folder: Path) -> Iterator[tuple[Path, int]]:
         yield file, scheduler
 
 
-def scheduling(blocks: int) -> Row:
+def scheduling(blocks: int, most: int) -> Row:
     """Return what giving out so many blocks takes."""
     with tempfile.TemporaryDirectory() as folder, dask(Path(folder)) as (file, scheduler):
-        command = [sys.executable, "-c", CLIENT, str(file), str(scheduler), str(blocks)]
+        command = [sys.executable, "-c", CLIENT, str(file), *map(str, (scheduler, blocks, most))]
         done = subprocess.run(command, env=ENVIRON, stdout=subprocess.PIPE, text=True, check=True)
     row: Row = json.loads(done.stdout)
     return row
@@ -202,15 +202,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="of strong scaling; 0 for none")
     parser.add_argument("--side", type=int, default=2048, help="of the image, px")
+    parser.add_argument("--depth", type=int, default=5, help="of the network")
+    parser.add_argument("--wf", type=int, default=5, help="of the network: 2**wf channels at the top")
     parser.add_argument("--blocks", type=int, nargs="*", default=[10**3, 10**4, 10**5, 10**6], help="for scheduling")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    strong = strong_scaling(options.side, options.rounds) if options.rounds else {}
+    strong = strong_scaling(options.side, options.rounds, depth=options.depth, wf=options.wf) if options.rounds else {}
     if strong and not options.json:
         print("  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in strong.items()), flush=True)
     rows = []
-    for number, blocks in enumerate(options.blocks):
-        rows.append(scheduling(blocks))
+    sizes = [(1000, 1), *((blocks, flights.MOST) for blocks in options.blocks)] if options.blocks else []
+    for number, (blocks, most) in enumerate(sizes):
+        rows.append(scheduling(blocks, most))
         if not options.json:
             if not number:
                 print("  ".join(f"{name:>12}" for name in rows[0]))
