@@ -14,7 +14,7 @@ from skimage.io import imsave
 
 import tilenet
 
-COMMANDS = ("segment", "plan", "info", "verify", "convert", "sample")
+COMMANDS = ("segment", "plan", "info", "verify", "convert", "sample", "tune")
 
 
 def run(*args, **env):

@@ -169,6 +169,23 @@ def test_chunks_that_are_there_do_not_keep_others_from_being_read(tmp_path):
         assert image.n_decoded == 16
 
 
+@pytest.mark.parametrize(("at_once", "n_calls"), [(2**24, 1), (4000, 3), (100, 9)])
+def test_chunks_are_asked_for_together_as_far_as_they_are_not_too_much(tmp_path, monkeypatch, at_once, n_calls):
+    monkeypatch.setattr("tilenet.readers.zarr.AT_ONCE", at_once)
+    calls, inner = [], zarr.Array.__getitem__
+
+    def counted(self, selection):
+        calls.append(selection)
+        return inner(self, selection)
+
+    monkeypatch.setattr(zarr.Array, "__getitem__", counted)
+    with open_image(write_zarr(tmp_path)) as image:
+        box = Box((5, 5), (90, 90))
+        np.testing.assert_array_equal(image.read(box)[0], PIXELS[box.slices])
+        assert len(calls) == n_calls
+        assert image.n_decoded == 9
+
+
 def test_what_is_kept_of_one_call_is_let_go_one_by_one(tmp_path):
     with open_image(write_zarr(tmp_path)) as image:
         image.read(Box((0, 0), (96, 96)))

@@ -188,7 +188,7 @@ class Job:
         on_host = self.device == "cpu"
         return {
             "host_bytes": host + (passed if on_host else 0),
-            "device_bytes": 0 if on_host else passed,
+            "device_bytes": 0 if on_host else passed + weights // COPIES + DevicePredictor.in_flight * read,
             "disk_bytes": prod(self.plan.shape) * written * 4 // 3,
         }
 

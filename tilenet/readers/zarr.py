@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import groupby, product
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from tilenet.readers.image import Image, Level, Pixels, names_of_array
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
 
 DAMAGED = "The image is damaged; get it again"
+# Most bytes of chunks that are decoded by one call.
+AT_ONCE = 2**24
 
 
 class ZarrImage(Image):
@@ -100,14 +102,24 @@ class ZarrImage(Image):
             yield Box(corner, tuple(min(a + n, end) for a, n, end in zip(corner, sides, layout.shape, strict=True)))
 
     def _decode(self, keys: list[tuple[int, Box]]) -> list[Pixels]:
-        """Return those chunks, by one call where they fill a box: a call costs zarr as much as a chunk."""
-        array, pieces = self._arrays[self.level], [piece for _, piece in keys]
+        """Return those chunks, by few calls: one costs zarr as much as a chunk."""
+        pieces = [piece for _, piece in keys]
+        if (found := self._at_once(pieces)) is not None:
+            return found
+        rows = [list(row) for _, row in groupby(pieces, key=lambda piece: piece.start[:-1])]
+        parts = rows if len(rows) > 1 else [[piece] for piece in pieces]
+        return [pixels for row in parts for pixels in self._decode([(self.level, piece) for piece in row])]
+
+    def _at_once(self, pieces: list[Box]) -> list[Pixels] | None:
+        """Return chunks by one call; None where they fill no box, or too large a one."""
         starts = zip(*(piece.start for piece in pieces), strict=True)
         stops = zip(*(piece.stop for piece in pieces), strict=True)
         hull = Box(tuple(map(min, starts)), tuple(map(max, stops)))
-        if hull.size > sum(piece.size for piece in pieces):
-            return [np.asarray(array[piece.slices]) for piece in pieces]
-        whole = np.asarray(array[hull.slices])
+        if len(pieces) > 1 and (
+            hull.size > sum(piece.size for piece in pieces) or hull.size * self.dtype.itemsize > AT_ONCE
+        ):
+            return None
+        whole = np.asarray(self._arrays[self.level][hull.slices])
         # Copied, so that the cache lets go of one without the others.
         return [whole[piece.relative_to(hull.start).slices].copy() for piece in pieces]
 
