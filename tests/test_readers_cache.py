@@ -192,3 +192,12 @@ def test_what_is_kept_of_one_call_is_let_go_one_by_one(tmp_path):
         kept = [kept.result() for kept in image._cache._pieces.values()]
         assert len(kept) == 9
         assert all(pixels.base is None for pixels in kept)
+
+
+@pytest.mark.parametrize("write", [write_tiff, write_zarr])
+def test_what_is_kept_was_promised(tmp_path, write):
+    with open_image(write(tmp_path)) as image:
+        image.read(Box.of_shape(PIXELS.shape))
+        assert cache_of(image).n_bytes == image.kept_bytes == PIXELS.nbytes
+        assert image.with_channels((0, 0, 0)).kept_bytes == PIXELS.nbytes
+    assert open_image(PIXELS).kept_bytes == 0

@@ -39,7 +39,7 @@ from tilenet.tissue import Search, Tissue
 
 # What may change between two runs of one output: where things lie, and what is for people.
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
-# Interpreter, libraries and the cache of decoded file tiles, before the first tile.
+# Interpreter and libraries, before the first tile.
 RESIDENT = 330_000_000
 # The network as given, the predictor's copy of it, and what the fast path makes of that.
 COPIES = 3
@@ -184,7 +184,8 @@ class Job:
         written = sum({"mask": 1}.get(name, 4 * outputs) for name in self.decision.arrays)
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
         weights = COPIES * predict.weight_bytes(self.network)
-        host = RESIDENT + weights + (AHEAD + 1) * read + READERS * self.image.working_bytes + (BEHIND + 2) * block
+        reading = (AHEAD + 1) * read + READERS * self.image.working_bytes + self.image.kept_bytes
+        host = RESIDENT + weights + reading + (BEHIND + 2) * block
         on_host = self.device == "cpu"
         return {
             "host_bytes": host + (passed if on_host else 0),

@@ -8,9 +8,8 @@ from concurrent.futures import Future
 from threading import Lock
 from typing import TypeVar
 
-from tilenet.readers.image import Pixels
+from tilenet.readers.image import CACHE_BYTES, Pixels
 
-CACHE_BYTES = 128 * 2**20
 Key = TypeVar("Key", bound=Hashable)
 
 

@@ -43,7 +43,7 @@ METRE = 1e6
 class CziImage(Image):
     """A CZI, of one level."""
 
-    reader = "CZI (pylibCZIrw)"
+    reader, keeps_pieces = "CZI (pylibCZIrw)", True
 
     def __init__(self, path: str, *, axes: str | None = None, missing: str = "error") -> None:
         with needing(path, kind="a CZI file", library="pylibCZIrw", extra="czi"):

@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 
-from tilenet.readers.cache import CACHE_BYTES
+from tilenet.readers.image import CACHE_BYTES
 
 # What a part takes beside its bytes, so that parts that are not there are bounded too.
 OVERHEAD = 1024

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from tilenet.readers.frame import Frame
 
 Pixels = NDArray[Any]
 AXES = "tczyx"
+# Decoded pieces of a file that are kept; see `tilenet.readers.cache`.
+CACHE_BYTES = 128 * 2**20
 RGB = ("red", "green", "blue")
 
 
@@ -60,6 +63,8 @@ class Image(ABC):
         Tiles that the file lacks and that are read as 0, over all levels.
     working_bytes : int
         Most bytes that reading takes for a while, in each thread, beside what it returns.
+    keeps_pieces : bool
+        Decoded pieces of the file are kept for the next read.
     reader : str
         Which of tilenet's readers, and whose library, reads it.
     """
@@ -72,6 +77,7 @@ class Image(ABC):
     channel_names: tuple[str, ...]
     n_missing: int = 0
     working_bytes: int = 0
+    keeps_pieces: bool = False
     reader: str = ""
 
     @abstractmethod
@@ -124,6 +130,11 @@ class Image(ABC):
     def frame(self) -> Frame | None:
         """Where the pixels lie along `box_axes`, in the file's own units; None where it says `pixel_size` at most."""
         return None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Most bytes of decoded pieces that are kept for the next read."""
+        return min(CACHE_BYTES, prod(self.shape) * self.dtype.itemsize) if self.keeps_pieces else 0
 
     @property
     def n_channels(self) -> int:
@@ -224,6 +235,11 @@ class ChannelView(Image):
     def frame(self) -> Frame | None:
         """Of the image whose channels they are."""
         return self._image.frame
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the image whose channels they are: it reads all of them."""
+        return self._image.kept_bytes
 
     @property
     def n_channels(self) -> int:

@@ -20,9 +20,9 @@ from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import layout_of
 from tilenet.readers.boundary import check_level, refusing, reopening
-from tilenet.readers.cache import CACHE_BYTES, PieceCache
+from tilenet.readers.cache import PieceCache
 from tilenet.readers.codestreams import picture_size
-from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels
 from tilenet.readers.kinds import PICTURES, kind_of
 
 HEADER_BYTES = 2**16
@@ -52,7 +52,7 @@ class PlanesImage(Image):
                 f"Say z{self._plane_axes} or t{self._plane_axes}"
             )
         self.axes, self.levels = layout.axes, (Level(layout.image_shape, (None, *size)),)
-        self._whole = PieceCache()
+        self._whole, self.keeps_pieces = PieceCache(), True
 
     def at_level(self, level: int) -> Image:
         """Return this image: there is no other level."""

@@ -123,6 +123,11 @@ class Resampled(Image):
         return [self._by_axis.get(a, Fraction(1)) for a in self.box_axes]
 
     @property
+    def kept_bytes(self) -> int:
+        """Of the image that is resampled."""
+        return self._image.kept_bytes
+
+    @property
     def shift(self) -> tuple[float, ...]:
         """Half a pixel less half a stored one, in pixels: how far their first centres are apart."""
         return tuple(0.0 if self.level else float(1 - 1 / f) / 2 for f in self._factors)

@@ -76,6 +76,7 @@ class SlideImage(Image):
 
     def __init__(self, source: SlideSource, level: int) -> None:
         self._source, self.level, self.name, self.levels = source, level, source.path, source.levels
+        self.keeps_pieces = True
         self.reader = f"OpenSlide ({source.vendor})"
 
     def at_level(self, level: int) -> Image:

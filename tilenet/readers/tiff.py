@@ -139,6 +139,7 @@ class TiffImage(Image):
             Level(k.layout.image_shape, size) for k, size in zip(source.levels, source.pixel_sizes, strict=True)
         )
         self.n_missing = source.n_missing
+        self.keeps_pieces = not source.levels[level].segments.raw
 
     def at_level(self, level: int) -> Image:
         """Return the same image at another resolution."""

@@ -26,7 +26,7 @@ AT_ONCE = 2**24
 class ZarrImage(Image):
     """One level of an image in a zarr folder; `nodes` are its arrays, finest first."""
 
-    reader = "zarr"
+    reader, keeps_pieces = "zarr", True
 
     def __init__(
         self, folder: Folder, nodes: Sequence[Node], about: Multiscales, *, axes: str | None, sha256: str
