@@ -104,11 +104,11 @@ class Remote:
             return _part_of(whole, part["range"])
         return await self._cache.get((path, repr(part)) if part else path, get)
 
-    async def fetch_anew(self, path: str) -> bytes | None:
+    async def fetch_anew(self, path: str, *, largest: int) -> bytes | None:
         """Return a file as it is now."""
-        return await self._get(path, None, None)
+        return await self._get(path, largest, None)
 
-    async def _get(self, path: str, largest: int | None, part: dict[str, Any] | None) -> bytes | None:
+    async def _get(self, path: str, largest: int, part: dict[str, Any] | None) -> bytes | None:
         import obstore
         from obstore.exceptions import BaseError
 
@@ -116,7 +116,7 @@ class Remote:
             options: Any = part
             found = await obstore.get_async(self.store, path, options=options)
             size = found.meta["size"]
-            if largest is not None and size > largest:
+            if size > largest:
                 raise ImageError(
                     f"{self.name_of(path)}: has {size} bytes, more than the {largest} that it can have. "
                     f"The file is damaged; get it again"

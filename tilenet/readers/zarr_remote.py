@@ -142,7 +142,7 @@ class RemoteArray(Bounded, ObjectStore[Any]):
     async def _still_there(self) -> None:
         """Raise `EnvironmentFault` where the image was taken away or replaced: no chunk is taken for unwritten then."""
         name, document = next(iter(self._documents.items()))
-        if await self._remote.fetch_anew(self._folder.key(name)) != document:
+        if await self._remote.fetch_anew(self._folder.key(name), largest=LARGEST_DOCUMENT) != document:
             raise EnvironmentFault(
                 f"{self}: was taken away or changed while it was read. Put it back, and run again with --resume"
             )
