@@ -29,6 +29,7 @@ from tilenet.errors import EnvironmentFault, ImageError, ImageNotFound, OutputEr
 from tilenet.geometry import Box
 from tilenet.job import Options, settle
 from tilenet.readers import fetched, open_image, remote
+from tilenet.readers.cache import PieceCache
 from tilenet.worker import Task
 
 pytest.importorskip("obstore", reason='needs what reads remote images: pip install "tilenet[remote]"')
@@ -235,6 +236,7 @@ def test_a_chunk_is_fetched_once_per_row_of_blocks_that_needs_it(tmp_path, serve
     plain_zarr(tmp_path, sides=(1024, 512), compressors=None)
     row = (64 * 64 + fetched.OVERHEAD) * 8
     monkeypatch.setattr(fetched.FetchCache.__init__, "__defaults__", (rows_kept * row,))
+    monkeypatch.setattr(PieceCache.__init__, "__defaults__", (rows_kept * 64 * 64 * 8,))
     job = settle(f"{server.url}/image.zarr", Bright(), Options(tile=64, block=256, batch=1, threads=1))
     blocks = [job.plan[i].box for i in range(len(job.plan))]
     assert len(blocks) == 8

@@ -6,8 +6,8 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 
-from tilenet.readers.image import CACHE_BYTES
-
+# Beside the pixels of decoded chunks, which are kept too: indices of shards, and what is packed smaller.
+KEPT_BYTES = 32 * 2**20
 # What a part takes beside its bytes, so that parts that are not there are bounded too.
 OVERHEAD = 1024
 
@@ -18,7 +18,7 @@ class FetchCache:
     It is used by coroutines of one event loop, that of zarr. What is not there is kept as None.
     """
 
-    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
         self.max_bytes, self.n_bytes = max_bytes, 0
         self._parts: OrderedDict[Hashable, asyncio.Future[bytes | None]] = OrderedDict()
 

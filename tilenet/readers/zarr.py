@@ -34,7 +34,7 @@ class ZarrImage(Image):
         from tilenet.readers.zarr_store import open_array
 
         self.name, self.level, self._said_axes, self._sha256 = str(folder), 0, axes, sha256
-        self._folder, self._cache = folder, PieceCache()
+        self._folder, self._cache, self.working_bytes = folder, PieceCache(), folder.kept_bytes
         with quietly("zarr"), refusing(f"{folder}: cannot be read as a zarr array", DAMAGED):
             self._arrays = [open_array(node.folder) for node in nodes]
         first = self._arrays[0]

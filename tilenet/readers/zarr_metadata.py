@@ -57,6 +57,11 @@ class Folder(ABC):
     def store(self) -> Any:
         """Return a zarr store of the array in it, a `zarr_store.Bounded`."""
 
+    @property
+    def kept_bytes(self) -> int:
+        """Most bytes of its files that are kept in memory."""
+        return 0
+
     @abstractmethod
     def reopens_as(self) -> str:
         """Return what `open_image` finds it by, in another process too."""

@@ -17,6 +17,7 @@ from zarr.storage import ObjectStore
 
 from tilenet.address import parse_address
 from tilenet.errors import EnvironmentFault
+from tilenet.readers.fetched import KEPT_BYTES
 from tilenet.readers.remote import Forbidden, Remote
 from tilenet.readers.zarr_metadata import DEEPEST, DOCUMENTS, LARGEST_DOCUMENT, Folder
 from tilenet.readers.zarr_store import Bounded
@@ -91,6 +92,11 @@ class RemoteFolder(Folder):
     def store(self) -> RemoteArray:
         """Return a zarr store of the array in it."""
         return RemoteArray(self._remote, self, self.documents())
+
+    @property
+    def kept_bytes(self) -> int:
+        """Most bytes of its files that are kept in memory."""
+        return KEPT_BYTES
 
     def reopens_as(self) -> str:
         """Return the address as it was given, with what opens it."""
