@@ -58,6 +58,21 @@ def start(commands, image, out, share, **stub):
     return commands.start("segment", image, "-o", out, "--shard", share, *STUB, stub={"sleep": 0.01} | stub)
 
 
+def hang(commands, image, out, *options, call):
+    """Start a command that hangs in one of its calls of the network; wait until it does."""
+    hanging = out.with_name(f"hangs{commands.number}")
+    stub = {"sleep": 0, "fault": "hang", "at": [call]}
+    run = commands.start("segment", image, "-o", out, *options, *STUB, stub=stub, hanging=str(hanging))
+    wait_until(hanging.exists)
+    return run
+
+
+def kill(*runs):
+    for run in runs:
+        run.signal(signal.SIGKILL)
+        assert run.wait()[0] == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("blocks", [0, 1, 7, 100, 10**6])
 @pytest.mark.parametrize("count", [1, 2, 3, 64])
 def test_every_block_is_in_one_share_and_shares_differ_by_one_block(blocks, count):
@@ -84,10 +99,7 @@ def test_shares_started_at_once_from_nothing_give_the_bytes_of_one_run(commands,
 def test_a_killed_share_is_run_again_with_the_same_line(commands, image, tmp_path, whole):
     out = tmp_path / "m.zarr"
     runs = [start(commands, image, out, f"{i}/3") for i in (1, 2)]
-    killed = start(commands, image, out, "3/3", sleep=0.1)
-    wait_until(lambda: can_resume(out) and journal_lines(out) > 3)
-    killed.signal(signal.SIGKILL)
-    assert killed.wait()[0] == -signal.SIGKILL
+    kill(hang(commands, image, out, "--shard", "3/3", call=5))
     assert [run.wait() for run in runs] == [(0, "")] * 2
     assert not is_complete(out)
     code, said = commands.run("finish", out)
@@ -105,7 +117,7 @@ def test_a_killed_share_is_run_again_with_the_same_line(commands, image, tmp_pat
 
 def test_an_interrupted_share_says_so_and_goes_on(commands, image, tmp_path, whole):
     out = tmp_path / "m.zarr"
-    run = start(commands, image, out, "1/2", sleep=0.05)
+    run = start(commands, image, out, "1/2", sleep=0.5)  # ten seconds in all
     wait_until(lambda: can_resume(out) and journal_lines(out) > 0)
     run.signal(signal.SIGTERM)
     assert run.wait() == (143, "tilenet: error: interrupted. The same command goes on\n")
@@ -115,8 +127,7 @@ def test_an_interrupted_share_says_so_and_goes_on(commands, image, tmp_path, who
 
 def test_while_shares_are_at_work_who_would_write_the_same_is_refused_by_name(commands, image, tmp_path, whole):
     out = tmp_path / "m.zarr"
-    runs = [start(commands, image, out, f"{i}/2", sleep=0.15) for i in (1, 2)]
-    wait_until(lambda: out.exists() and len(list((out / ".tilenet").glob("share-*"))) == 2)
+    runs = [hang(commands, image, out, "--shard", f"{i}/2", call=5) for i in (1, 2)]
     same = rf"is being written by share 1/2 \(process {runs[0].pid} on \S+\)\. Wait for that run"
     every = r"is being written by share \d/2 \(process \d+ on \S+\), share \d/2 \(process \d+ on \S+\)\. Wait for them"
     for options, expected in (
@@ -129,19 +140,18 @@ def test_while_shares_are_at_work_who_would_write_the_same_is_refused_by_name(co
         code, said = commands.run(*options, stub={})
         assert (code, said.count("\n")) == (2, 1)
         assert re.search(expected, said), said
-    assert [run.wait() for run in runs] == [(0, "")] * 2
+    kill(*runs)
+    assert [start(commands, image, out, f"{i}/2").wait() for i in (1, 2)] == [(0, "")] * 2
     assert (is_complete(out), tree_hash(out), stray(out)) == (True, whole, [])
 
 
 def test_while_an_ordinary_run_is_at_work_a_share_is_refused(commands, image, tmp_path, monkeypatch):
     out = tmp_path / "m.zarr"
-    run = commands.start("segment", image, "-o", out, *STUB, stub={"sleep": 0.1})
-    wait_until(lambda: can_resume(out) and journal_lines(out) > 0)
+    run = hang(commands, image, out, call=5)
     monkeypatch.setattr(tilenet.shares, "PATIENCE", 0.3)
     with pytest.raises(OutputLocked, match=rf"is being written by process {run.pid} on"):
         tilenet.segment(image, out, shard=(1, 2), **SMALL | {"tile": 256, "batch": 2})
-    run.signal(signal.SIGKILL)
-    run.wait()
+    kill(run)
 
 
 def kill_shares(commands, image, out, random, count=3):
