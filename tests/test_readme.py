@@ -1,7 +1,9 @@
 """The pages say what is true: links lead somewhere, commands and options exist."""
 
+import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,13 @@ def test_the_example_of_a_large_volume_runs():
     found = {}
     exec(example, found)
     assert found["plane"].shape == (40, 40)
+
+
+def test_the_tables_of_speed_are_those_that_were_measured(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    import table
+
+    results = json.loads(table.RESULTS.read_text())
+    assert table.render(results) in table.README.read_text()
+    results["peers"]["rows"][0]["px_per_s"] += 1
+    assert table.render(results) not in table.README.read_text()
