@@ -278,7 +278,7 @@ def test_other_processes_give_the_same(files):
 
 def test_a_distributed_client_gives_the_same(network):
     distributed = pytest.importorskip("distributed")
-    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
     with (
         dask.config.set(scheduler=None),
         distributed.LocalCluster(**options) as cluster,
