@@ -1,7 +1,7 @@
 """What other ways to run the same network on the same slide take, and how far off they are.
 
     pip install "tilenet[peers]"
-    python benchmarks/peers.py [--wf 5] [--side 2048] [--tiles 512 1024] [--rounds 1] [--json]
+    python benchmarks/peers.py [--wf 5] [--side 2048] [--tiles 256 512 1024] [--rounds 1] [--json]
 
 A slide (grey, side x side px, tiled TIFF) goes through a U-Net of depth 5, from file to mask. Every run is a child
 process of its own, in turns; the best of the rounds counts. All have the same weights, threads and allocator setting,
@@ -189,7 +189,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("wf", 5), ("side", 2048), ("rounds", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--tiles", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--tiles", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     runs = [(way, tile) for tile in options.tiles for way in (*OURS, *PEERS) if way != "whole"]

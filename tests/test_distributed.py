@@ -11,7 +11,7 @@ from oracles import random_network
 from serving import serving
 from store_helpers import tree
 from stub import BAD, DEADLY, Bright
-from workers import BLOCKS, TILES, Cluster, notes_of, opened, spoil, write_image
+from workers import BLOCKS, TILES, Cluster, a_slide, an_image, notes_of, opened, spoil, write_image  # noqa: F401
 
 import tilenet
 from tilenet import clusters, flights, worker
@@ -32,11 +32,6 @@ def network(tmp_path_factory):
     """Return the file of a small network."""
     path = tmp_path_factory.mktemp("network") / "small.safetensors"
     return tilenet.save_model(random_network(in_channels=1, n_classes=2, depth=2, wf=2), path)
-
-
-@pytest.fixture
-def image(tmp_path):
-    return write_image(tmp_path / "slide.tif")
 
 
 # Real workers.
@@ -134,14 +129,6 @@ def test_the_cores_are_shared_out(client):
 
 
 # The dispatch, without Dask.
-
-
-@pytest.fixture
-def slide(image, tmp_path):
-    slide = opened(image, tmp_path / "m.zarr")
-    yield slide
-    slide.store.close()
-    worker.close_all()
 
 
 def test_no_more_flights_are_on_their_way_than_there_are_workers(slide):

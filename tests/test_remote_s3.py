@@ -6,9 +6,9 @@ import urllib.request
 
 import numpy as np
 import pytest
+from remote_images import plain_zarr, same_masks, whole
 from serving import serving
 from stub import Bright
-from test_remote import plain_zarr, same_masks, whole
 
 import tilenet
 from tilenet.errors import EnvironmentFault, ImageError, ImageNotFound

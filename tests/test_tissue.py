@@ -1,267 +1,24 @@
-"""Blocks without tissue are background and are not read; all others are as without a map."""
+"""Where there is tissue: how it is found, what a map of it says, and masks of one's own."""
 
 import json
 import logging
-import signal
 
 import numpy as np
 import pytest
 import tifffile
 import yaozarrs
 import zarr
-from faults import STUB, entries, tree_hash, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from ome_zarr_models import v04, v05
-from store_helpers import tree
-from stub import Bright
-from test_distributed import Cluster
+from ome_zarr_models import v05
+from tissue_images import BLOCK, OPTIONS, SIDES, a_mask_of_ones_own, a_slide, blocks_of, glass, write  # noqa: F401
 
 import tilenet
-from tilenet import tissue, worker
-from tilenet.errors import ImageError, OutputMismatch, SettingsError, VerifyFailed
+from tilenet import tissue
+from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
 from tilenet.job import Options, settle
-from tilenet.readers.image import Image
-from tilenet.store import Store, TissueMap
-
-SIDES, BLOCK = (1100, 1500), 512
-OPTIONS = {"model": Bright(bright=90), "tile": BLOCK, "threads": 1}
-
-
-def glass(sides=SIDES, *, seed=0):
-    """Return fluorescence of a dark background, half of whose pixels are foreground to `OPTIONS`' model."""
-    return np.random.default_rng(seed).integers(5, 16, sides, dtype=np.uint8)
-
-
-@pytest.fixture
-def slide(tmp_path):
-    """Return a pyramid with tissue in (300:600, 500:900)."""
-    pixels = glass()
-    pixels[300:600, 500:900] += np.random.default_rng(1).integers(40, 200, (300, 400), dtype=np.uint8)
-    return write(tmp_path / "slide.tif", pixels)
-
-
-def write(path, pixels):
-    with tifffile.TiffWriter(path) as tiff:
-        tiff.write(pixels, tile=(64, 64), subifds=2, resolution=(20000, 20000), resolutionunit="CENTIMETER")
-        for k in (2, 4):
-            means = pixels[: SIDES[0] // k * k, : SIDES[1] // k * k].reshape(SIDES[0] // k, k, SIDES[1] // k, k)
-            tiff.write(means.mean(axis=(1, 3)).astype(np.uint8), tile=(64, 64), subfiletype=1)
-    return path
-
-
-def blocks_of(mask, computed):
-    """Yield each block's pixels, of those that were computed or of those that were skipped."""
-    layout = mask.layout
-    for index in range(layout.n_blocks(0)):
-        box = layout.box(0, index)
-        if layout.computed_at(*np.transpose([box.start[-2:]]))[0, 0] == computed:
-            yield box.slices
-
-
-# The promise.
-
-
-@pytest.mark.parametrize(
-    "how",
-    [{}, {"level": 1}, {"mpp": 0.8}, {"roi": [(100, 1100), (40, 1400)]}, {"output": "both"}, {"channels": [0]}],
-    ids=str,
-)
-def test_a_block_with_tissue_is_as_without_a_map_and_any_other_is_0(slide, tmp_path, how):
-    options = OPTIONS | {"tile": 256} | how
-    plain = tilenet.segment(slide, tmp_path / "plain.zarr", **options)
-    mask = tilenet.segment(slide, tmp_path / "mask.zarr", tissue=True, **options)
-    kept, skipped = list(blocks_of(mask, computed=True)), list(blocks_of(mask, computed=False))
-    assert kept and skipped
-    assert mask.info["tissue"]["skipped_blocks"] == len(skipped)
-    for box in kept:
-        assert np.array_equal(mask[box], plain[box])
-        if mask.probabilities is not None:
-            assert np.array_equal(mask.probabilities[(..., *box)], plain.probabilities[(..., *box)])
-    for box in skipped:
-        assert plain[box].any() and not mask[box].any()
-        if mask.probabilities is not None:
-            assert not mask.probabilities[(..., *box)].any()
-
-
-def test_no_pixel_whose_context_has_tissue_is_skipped(slide, tmp_path):
-    mask = tilenet.segment(slide, tmp_path / "mask.zarr", tissue=True, **OPTIONS)
-    context = Box((300 - 1, 500 - 1), (600 + 1, 900 + 1))
-    y, x = (np.arange(a, b) for a, b in zip(context.start, context.stop, strict=True))
-    assert mask.layout.computed_at(y, x).all()
-    assert not mask.layout.computed_at(np.arange(1100), np.arange(1500)).all()
-
-
-def test_glass_is_not_read_at_full_resolution(slide, tmp_path, monkeypatch):
-    read, boxes = Image.read, []
-    monkeypatch.setattr(Image, "read", lambda self, box: boxes.append(box) or read(self, box))
-    mask = tilenet.segment(slide, tmp_path / "mask.zarr", tissue=True, **OPTIONS)
-    assert len(boxes) == len(list(blocks_of(mask, computed=True))) < mask.info["tissue"]["blocks"]
-    assert all(mask.tissue.meets(Box(tuple(max(0, a) for a in box.start), box.stop)) for box in boxes)
-
-
-def test_an_array_is_what_a_store_holds(slide, tmp_path):
-    mask = tilenet.segment(slide, tmp_path / "mask.zarr", tissue=True, output="both", **OPTIONS)
-    assert np.array_equal(tilenet.segment(slide, tissue=True, **OPTIONS), mask[...])
-    assert np.array_equal(
-        tilenet.segment(slide, tissue=True, output="probabilities", **OPTIONS), mask.probabilities[...]
-    )
-    nothing = tilenet.segment(glass(), tissue=np.zeros((10, 14), bool), output="probabilities", **OPTIONS)
-    assert (nothing.shape, nothing.dtype, nothing.any()) == ((2, *SIDES), np.float32, np.False_)
-    with pytest.raises(SettingsError, match="has no logits"):
-        tilenet.segment(slide, tissue=True, output="logits", **OPTIONS)
-
-
-def test_a_stack_has_one_map_of_what_any_plane_shows(tmp_path):
-    stack = np.stack([glass(seed=k) for k in range(3)])
-    stack[2, 300:500, 600:800] = 200
-    plain = tilenet.segment(stack, axes="zyx", **OPTIONS)
-    mask = tilenet.segment(stack, tmp_path / "mask.zarr", axes="zyx", tissue=True, **OPTIONS)
-    assert 0 < mask.info["tissue"]["skipped_blocks"] < mask.info["tissue"]["blocks"]
-    computed = np.broadcast_to(mask.layout.computed_at(np.arange(SIDES[0]), np.arange(SIDES[1])), stack.shape)
-    assert computed[:, 300:500, 600:800].all()
-    assert np.array_equal(mask[...], np.where(computed, plain, 0))
-
-
-def test_all_ways_to_compute_blocks_skip_the_same(slide, tmp_path):
-    tilenet.segment(slide, tmp_path / "alone.zarr", tissue=True, **OPTIONS)
-    alone, progress = tree(tmp_path / "alone.zarr"), []
-    tilenet.segment(
-        slide,
-        tmp_path / "workers.zarr",
-        tissue=True,
-        client=Cluster(workers=2),
-        progress=lambda *done: progress.append(done),
-        **OPTIONS,
-    )
-    worker.close_all()
-    assert progress[-1] == (SIDES[0] * SIDES[1],) * 2
-    for share in ((2, 3), (1, 3), (3, 3)):
-        tilenet.segment(slide, tmp_path / "shares.zarr", tissue=True, shard=share, **OPTIONS)
-    (result,) = tilenet.batch([slide], tmp_path / "masks", tissue=True, **OPTIONS)
-    assert result.tissue == pytest.approx(1 - tilenet.open_mask(tmp_path / "alone.zarr").info["tissue"]["skipped"])
-    assert 0 < result.tissue < 1
-    for other in ("workers.zarr", "shares.zarr", "masks/slide.zarr"):
-        assert tree(tmp_path / other) == alone
-    tiff = tilenet.segment(slide, tmp_path / "mask.ome.tif", tissue=True, **OPTIONS)
-    assert np.array_equal(tiff[...], tilenet.open_mask(tmp_path / "alone.zarr")[...])
-    assert tilenet.verify(tmp_path / "mask.ome.tif", model=OPTIONS["model"]).ok
-    tiff.close()
-
-
-def test_no_worker_is_asked_for_glass(slide, tmp_path):
-    cluster = Cluster(workers=2)
-    asked, submit = [], cluster.submit
-    cluster.submit = lambda *args, **kwargs: asked.append(args[2]) or submit(*args, **kwargs)
-    mask = tilenet.segment(slide, tmp_path / "mask.zarr", tissue=True, client=cluster, **OPTIONS)
-    worker.close_all()
-    assert len(asked) == mask.info["tissue"]["blocks"] - mask.info["tissue"]["skipped_blocks"]
-
-
-# Killed, resumed, checked.
-
-
-def test_killed_and_resumed_without_a_word_of_tissue_every_byte_is_the_same(commands, slide, tmp_path):
-    how = ("-q", *STUB)
-    assert commands.run("segment", slide, "-o", tmp_path / "whole.zarr", "--tissue", *how, stub={}) == (0, "")
-    out = tmp_path / "killed.zarr"
-    run = commands.start("segment", slide, "-o", out, "--tissue", *how, stub={"sleep": 0.2})
-    wait_until(lambda: entries(out) > 5)  # all of the glass, and a block
-    run.signal(signal.SIGKILL)
-    run.wait()
-    assert Store.inspect(out).layout.tissue and list(Store.inspect(out).pending())
-    assert commands.run("segment", slide, "-o", out, "--resume", *how, stub={}) == (0, "")
-    assert tree_hash(out) == tree_hash(tmp_path / "whole.zarr")
-    assert Store.inspect(out).info["tissue"]["skipped_blocks"] == 5
-
-
-def test_another_tissue_is_refused_by_name_on_resuming(slide, tmp_path):
-    mine, other = np.eye(2, dtype=bool), np.ones((2, 2), bool)
-    tilenet.segment(slide, tmp_path / "plain.zarr", **OPTIONS)
-    tilenet.segment(slide, tmp_path / "auto.zarr", tissue=True, **OPTIONS)
-    before = tree(tmp_path / "auto.zarr")
-    tilenet.segment(slide, tmp_path / "mine.zarr", tissue=resized(mine), **OPTIONS)
-    for name, given_now in (("plain", True), ("auto", resized(mine)), ("auto", False), ("mine", resized(other))):
-        with pytest.raises(OutputMismatch, match="has record tissue = .*, now it is"):
-            tilenet.segment(slide, tmp_path / f"{name}.zarr", tissue=given_now, resume=True, **OPTIONS)
-    for name, given_now in (("auto", True), ("auto", None), ("mine", resized(mine)), ("mine", None)):
-        tilenet.segment(slide, tmp_path / f"{name}.zarr", tissue=given_now, resume=True, **OPTIONS)
-    assert tree(tmp_path / "auto.zarr") == before
-
-
-def resized(cells):
-    return np.kron(cells, np.ones((SIDES[0] // 20, SIDES[1] // 20), bool))
-
-
-def test_a_run_that_is_gone_on_with_looks_for_no_tissue(slide, tmp_path, monkeypatch):
-    whole = tilenet.segment(slide, tmp_path / "whole.zarr", tissue=True, **OPTIONS)
-    store = Store.create(tmp_path / "m.zarr", whole.layout, whole.info)
-    store.close()
-    monkeypatch.setattr(tissue, "find", None)
-    tilenet.segment(slide, tmp_path / "m.zarr", tissue=True, resume=True, **OPTIONS)
-    assert tree(tmp_path / "m.zarr") == tree(tmp_path / "whole.zarr")
-
-
-def test_verify_knows_what_was_skipped(slide, tmp_path, monkeypatch):
-    tilenet.segment(slide, tmp_path / "mask.zarr", tissue=True, **OPTIONS)
-    found = tilenet.verify(tmp_path / "mask.zarr", model=OPTIONS["model"], windows=20)
-    assert found.ok and found.windows == 20
-    tilenet.segment(slide, tmp_path / "none.zarr", tissue=np.zeros((11, 15), bool), **OPTIONS)
-    found = tilenet.verify(tmp_path / "none.zarr", model=OPTIONS["model"])
-    assert found.ok and "there is no tissue" in found.not_recomputed
-
-    def wrong(self, index):
-        return self.write(index, {"mask": np.ones(self.layout.box(0, index).shape, np.uint8)})
-
-    monkeypatch.setattr(Store, "write_background", wrong)
-    tilenet.segment(slide, tmp_path / "wrong.zarr", tissue=True, **OPTIONS)
-    found = tilenet.verify(tmp_path / "wrong.zarr", model=OPTIONS["model"], windows=20)
-    with pytest.raises(VerifyFailed, match="are not what the network gives"):
-        found.raise_if_failed("wrong.zarr")
-
-
-def test_a_damaged_map_is_found_and_put_right(slide, tmp_path):
-    tilenet.segment(slide, tmp_path / "mask.zarr", tissue=True, **OPTIONS)
-    before, shard = tree(tmp_path / "mask.zarr"), tmp_path / "mask.zarr" / "tissue" / "0" / "c" / "0" / "0"
-    shard.write_bytes(shard.read_bytes()[:-3])
-    assert tilenet.verify(tmp_path / "mask.zarr").damage == ["tissue/0/c/0/0 is changed"]
-    tilenet.segment(slide, tmp_path / "mask.zarr", resume=True, **OPTIONS)
-    assert tree(tmp_path / "mask.zarr") == before
-
-
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_labels_in_an_image_have_the_map_beside_them(slide, tmp_path, version, tilenet_command):
-    image, model = tmp_path / "image.ome.zarr", tmp_path / "small.safetensors"
-    tilenet.save_model(tilenet.UNet(depth=2, wf=1), model)
-    write_ome_zarr(image, tifffile.imread(slide), version)
-    args = ("--into", image, "--name", "cells", "-m", model, "--tissue", "--overview")
-    code, out, _ = tilenet_command("segment", image, *args)
-    assert code == 0 and "% skipped as glass" in out and (tmp_path / "image.cells.overview.png").exists()
-    mask = tilenet.open_mask(image / "labels" / "cells")
-    group = zarr.open_group(image / "labels" / "cells" / "tissue", mode="r")
-    assert np.array_equal(group["0"][...], mask.tissue.cells) and 0 < mask.tissue.cells.mean() < 1
-    {"0.4": v04, "0.5": v05}[version].ImageLabel.from_zarr(group)
-    assert tilenet_command("verify", image / "labels" / "cells")[0] == 0
-    yaozarrs.validate_zarr_store(image)
-
-
-def write_ome_zarr(path, pixels, version):
-    """Write an image in micrometres, 0.5 a pixel."""
-    group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
-    names = {} if version == "0.4" else {"dimension_names": ["y", "x"]}
-    group.create_array("0", data=pixels, chunks=(256, 256), **names)
-    scale = [{"type": "scale", "scale": [0.5, 0.5]}]
-    image = {
-        "name": "image",
-        "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"],
-        "datasets": [{"path": "0", "coordinateTransformations": scale}],
-    }
-    if version == "0.4":
-        group.attrs.update({"multiscales": [image | {"version": version}]})
-    else:
-        group.attrs.update({"ome": {"version": version, "multiscales": [image]}})
-
+from tilenet.store import TissueMap
 
 # The map.
 
@@ -393,13 +150,6 @@ def test_on_real_slides_glass_is_skipped_and_tissue_is_not(shared_data):
 # A mask of one's own.
 
 
-@pytest.fixture
-def own():
-    mask = np.zeros((110, 150), np.uint8)
-    mask[30:31, 70:71] = 255
-    return mask
-
-
 @pytest.mark.parametrize("kind", ["array", "png", "colour png", "tif", "zarr"])
 def test_a_mask_of_ones_own_is_taken_as_it_is(slide, tmp_path, own, kind):
     given_now = own > 0
@@ -431,43 +181,3 @@ def test_a_mask_of_other_proportions_or_in_colour_is_refused(slide, own):
         tilenet.segment(slide, tissue=own.T, **OPTIONS)
     with pytest.raises(ImageError, match="does not exist"):
         tilenet.segment(slide, tissue="nowhere.png", **OPTIONS)
-
-
-# The command.
-
-
-def test_the_option_stands_alone_or_has_a_mask_behind_it(slide, tmp_path, own, tilenet_command):
-    from PIL import Image as Pillow
-
-    Pillow.fromarray(own).save(tmp_path / "own.png")
-    small = tilenet.save_model(tilenet.UNet(depth=2, wf=1), tmp_path / "small.safetensors")
-    rest = ("-m", small, "--tile", 256, "--threads", 1)
-    code, out, err = tilenet_command("segment", slide, "--tissue", "--out", tmp_path / "auto.zarr", *rest)
-    assert code == 0 and "% skipped as glass" in out and "tissue by intensity above" in err
-    code, out, _ = tilenet_command(
-        "segment", slide, "--tissue", tmp_path / "own.png", "-o", tmp_path / "own.zarr", *rest, "--json"
-    )
-    assert (code, json.loads(out)["tissue"]["method"]) == (0, "given")
-    code, _, err = tilenet_command("segment", "--tissue", slide, "-o", tmp_path / "no.zarr", *rest)
-    assert code == 2 and "say it last" in err and err.count("\n") == 1
-    code, out, _ = tilenet_command("plan", slide, *rest, "--tissue")
-    skipped = json.loads(tilenet_command("info", tmp_path / "auto.zarr", "--json")[1])["tissue"]["skipped_blocks"]
-    assert code == 0 and f"{skipped} of 9 blocks are skipped" in out
-    code, out, _ = tilenet_command("verify", tmp_path / "auto.zarr")
-    assert code == 0 and "as the network gives" in out
-
-
-def test_a_plan_does_not_read_a_whole_slide_for_it(slide, tilenet_command, monkeypatch):
-    monkeypatch.setattr(tissue, "CHEAP", 100)
-    code, out, _ = tilenet_command("plan", slide, "--tissue", "--json")
-    assert code == 0 and json.loads(out)["tissue"] is None
-
-
-def test_a_list_says_whose_tissue_is_which(slide, tmp_path, own):
-    tifffile.imwrite(tmp_path / "own.tif", own)
-    (tmp_path / "list.csv").write_text("image,name,tissue\nslide.tif,a,auto\nslide.tif,b,own.tif\nslide.tif,c,\n")
-    results = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", **OPTIONS)
-    assert [r.status for r in results] == ["done"] * 3
-    assert results[1].tissue < results[0].tissue < 1 and results[2].tissue is None
-    rows = (tmp_path / "masks" / "summary.csv").read_text().splitlines()
-    assert rows[2].split(",")[4] == str(results[1].tissue) and rows[3].split(",")[4] == ""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from oracles import random_network
 from stub import BAD
-from workers import BLOCKS, TILES, notes_of, opened, spoil, write_image, written_blocks
+from workers import BLOCKS, TILES, a_slide, an_image, notes_of, opened, spoil, write_image, written_blocks  # noqa: F401
 
 import tilenet
 from tilenet import distributed, worker
@@ -15,19 +15,6 @@ from tilenet.distributed import task_of
 from tilenet.errors import EnvironmentFault, OutputLocked
 from tilenet.job import Options
 from tilenet.worker import Opened, Task, compute_blocks
-
-
-@pytest.fixture
-def image(tmp_path):
-    return write_image(tmp_path / "slide.tif")
-
-
-@pytest.fixture
-def slide(image, tmp_path):
-    slide = opened(image, tmp_path / "m.zarr")
-    yield slide
-    slide.store.close()
-    worker.close_all()
 
 
 @pytest.fixture(scope="module")

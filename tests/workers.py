@@ -6,9 +6,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import tifffile
 from stub import Bright
 
+from tilenet import worker
 from tilenet.api import open_store
 from tilenet.distributed import task_of
 from tilenet.flights import Slide
@@ -47,6 +49,19 @@ def opened(image, out, model=None, **options):
         out, image, model, Options(**TILES | options), footprint=None, resume=True, overwrite=False
     )
     return Slide(task_of(store, image, model), store, job)
+
+
+@pytest.fixture(name="image")
+def an_image(tmp_path):
+    return write_image(tmp_path / "slide.tif")
+
+
+@pytest.fixture(name="slide")
+def a_slide(image, tmp_path):
+    slide = opened(image, tmp_path / "m.zarr")
+    yield slide
+    slide.store.close()
+    worker.close_all()
 
 
 class Cluster:

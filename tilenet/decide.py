@@ -83,7 +83,7 @@ class Decision:
         """Return mask values (*n); of equal logits the first class wins."""
         if self.kind != "softmax":
             return np.where(logits[0] > self.cut, np.uint8(self.mask_of_class[0]), np.uint8(0))
-        # A running maximum over planes that lie one after the other, and a choice without a branch: four
+        # A running maximum over planes that lie one after the other, and a choice without a branch: several
         # times as fast as argmax over axis 0, or as an assignment by a boolean mask.
         first, *others = np.ascontiguousarray(logits)
         mask, best = np.full(first.shape, self.mask_of_class[0], np.uint8), first

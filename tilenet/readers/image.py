@@ -133,7 +133,7 @@ class Image(ABC):
 
     @property
     def kept_bytes(self) -> int:
-        """Most bytes of decoded pieces that are kept for the next read."""
+        """Most bytes that are kept for the next read: of decoded pieces."""
         return min(CACHE_BYTES, prod(self.shape) * self.dtype.itemsize) if self.keeps_pieces else 0
 
     @property

@@ -34,7 +34,7 @@ class ZarrImage(Image):
         from tilenet.readers.zarr_store import open_array
 
         self.name, self.level, self._said_axes, self._sha256 = str(folder), 0, axes, sha256
-        self._folder, self._cache, self.working_bytes = folder, PieceCache(), folder.kept_bytes
+        self._folder, self._cache = folder, PieceCache()
         with quietly("zarr"), refusing(f"{folder}: cannot be read as a zarr array", DAMAGED):
             self._arrays = [open_array(node.folder) for node in nodes]
         first = self._arrays[0]
@@ -57,6 +57,11 @@ class ZarrImage(Image):
                 f"of the axes {''.join(letters)}. {DAMAGED}"
             )
         return layout_of(letters, array.shape, axes=self._said_axes, name=self.name)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Most bytes that are kept for the next read: decoded chunks, and of a remote image what was fetched."""
+        return super().kept_bytes + self._folder.kept_bytes
 
     @property
     def frame(self) -> Frame | None:
