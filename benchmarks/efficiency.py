@@ -26,8 +26,9 @@ import tifffile
 import torch
 
 import tilenet
-import tilenet.job
 from tilenet import predict
+from tilenet.options import Options
+from tilenet.settling import settle
 
 # Of the tiles, those that run without the command: speeds are per pixel.
 EVERY = 4
@@ -61,7 +62,7 @@ def timed(action):
 def ways(network, slide, folder, options):
     """Return the job, and name -> (action, output pixels)."""
     how = {"memory": options.memory and int(options.memory * 1e9), "threads": options.threads}
-    job = tilenet.job.settle(slide, network, tilenet.job.Options(**how))
+    job = settle(slide, network, Options(**how))
     tiles = [tile for block in job.plan for tile in block.tiles][::EVERY]
     batches = [job.image.read(tile.read)[None] for tile in tiles]
     fast = job.predictor(job.numbers())

@@ -27,8 +27,10 @@ from reading import make_jpeg
 
 import tilenet
 from tilenet import predict
-from tilenet.job import Job, Options, settle
+from tilenet.job import Job
+from tilenet.options import Options
 from tilenet.scaling import Scaling
+from tilenet.settling import settle
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 MATRIX = 8192

@@ -22,7 +22,8 @@ import sys
 import numpy as np, torch
 import tilenet
 from tilenet import predict
-from tilenet.job import Options, settle
+from tilenet.options import Options
+from tilenet.settling import settle
 from tilenet.readers.image import Image, Level
 
 class Synthetic(Image):

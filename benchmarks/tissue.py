@@ -27,7 +27,8 @@ from scipy import ndimage
 
 import tilenet
 from tilenet import predict
-from tilenet.job import Options, settle
+from tilenet.options import Options
+from tilenet.settling import settle
 
 GLASS = 256
 

@@ -216,7 +216,7 @@ def _wait(pid, seconds):
 
 
 def _child(request):
-    from tilenet import job
+    from tilenet import settling
     from tilenet.cli import main
 
     for number, ending in ((1, "out"), (2, "err")):
@@ -225,9 +225,9 @@ def _child(request):
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request.get("environ", {}))
     if (stub := request.get("stub")) is not None:
-        real = job.load_model
+        real = settling.load_model
         stub["hanging"] = request.get("hanging")
-        job.load_model = lambda name, **options: Stub(**stub) if name == "stub" else real(name, **options)
+        settling.load_model = lambda name, **options: Stub(**stub) if name == "stub" else real(name, **options)
     if request.get("hang_reads"):
         from tilenet.readers.image import Image
 

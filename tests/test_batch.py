@@ -15,7 +15,7 @@ from workers import Cluster, write_image
 import tilenet
 from tilenet import worker
 from tilenet.errors import BlocksFailed, ImageError, SettingsError
-from tilenet.job import Options
+from tilenet.options import Options
 from tilenet.orders import read_orders
 
 TILES = {"tile": 512, "threads": 1}

@@ -8,10 +8,11 @@ from oracles import integer_network, random_network
 from tilenet.compute import ArraySink
 from tilenet.decide import Decision
 from tilenet.device import DevicePredictor, decided
-from tilenet.job import Options, settle
+from tilenet.options import Options
 from tilenet.predict import TorchPredictor
 from tilenet.runner import run
 from tilenet.scaling import Scaling
+from tilenet.settling import settle
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 200, (3, 203, 150), dtype=np.uint8)

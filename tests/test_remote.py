@@ -18,9 +18,10 @@ import tilenet
 from tilenet.compute import to_array
 from tilenet.errors import EnvironmentFault
 from tilenet.geometry import Box
-from tilenet.job import Options, settle
+from tilenet.options import Options
 from tilenet.readers import fetched, open_image
 from tilenet.readers.cache import PieceCache
+from tilenet.settling import settle
 
 pytest.importorskip("obstore", reason='needs what reads remote images: pip install "tilenet[remote]"')
 

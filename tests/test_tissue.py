@@ -17,7 +17,8 @@ import tilenet
 from tilenet import tissue
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
-from tilenet.job import Options, settle
+from tilenet.options import Options
+from tilenet.settling import settle
 from tilenet.store import TissueMap
 
 # The map.

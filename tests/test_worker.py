@@ -10,10 +10,11 @@ from workers import BLOCKS, TILES, a_slide, an_image, notes_of, opened, spoil, w
 
 import tilenet
 from tilenet import distributed, worker
-from tilenet.api import open_store
 from tilenet.distributed import task_of
 from tilenet.errors import EnvironmentFault, OutputLocked
-from tilenet.job import Options
+from tilenet.options import Options
+from tilenet.outputs import open_store
+from tilenet.settling import Wanted
 from tilenet.worker import Opened, Task, compute_blocks
 
 
@@ -128,12 +129,13 @@ def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatc
 def test_a_worker_that_cannot_honour_the_record_refuses(image, network, tmp_path, monkeypatch, field, value, reason):
     """The worker's machine is another: what the record asks for is not there."""
     out = tmp_path / "m.zarr"
-    store, job, _ = open_store(out, image, network, Options(**TILES), footprint=None, resume=False, overwrite=False)
+    wanted = Wanted(image, network, Options(**TILES))
+    store, job, _ = open_store(out, wanted)
     real = Options.or_recorded
     monkeypatch.setattr(Options, "or_recorded", lambda self, record: real(self, {**record, field: value}))
     if field == "engine":
         monkeypatch.setattr("tilenet.predict.accelerate", lambda network: None)
-    answer = compute_blocks(task_of(store, image, network), (0, 1), flight="a", seconds=60)
+    answer = compute_blocks(task_of(store, wanted), (0, 1), flight="a", seconds=60)
     store.close()
     job.image.close()
     assert reason in answer.refusal and not answer.outcomes

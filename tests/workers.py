@@ -11,10 +11,11 @@ import tifffile
 from stub import Bright
 
 from tilenet import worker
-from tilenet.api import open_store
 from tilenet.distributed import task_of
 from tilenet.flights import Slide
-from tilenet.job import Options
+from tilenet.options import Options
+from tilenet.outputs import open_store
+from tilenet.settling import Wanted
 from tilenet.worker import compute_blocks
 
 SIDES, BLOCKS = (1536, 2048), 12
@@ -44,11 +45,9 @@ def notes_of(out):
 
 def opened(image, out, model=None, **options):
     """Return a slide as a run has it before its first block."""
-    model = model or Bright()
-    store, job, _ = open_store(
-        out, image, model, Options(**TILES | options), footprint=None, resume=True, overwrite=False
-    )
-    return Slide(task_of(store, image, model), store, job)
+    wanted = Wanted(image, model or Bright(), Options(**TILES | options))
+    store, job, _ = open_store(out, wanted, resume=True)
+    return Slide(task_of(store, wanted), store, job)
 
 
 @pytest.fixture(name="image")

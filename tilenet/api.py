@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import shares
-from tilenet.address import check_local, is_address
-from tilenet.compute import Progress, fill_store, finish, to_array, to_objects
-from tilenet.errors import OutputError, OutputExists, SettingsError
+from tilenet.compute import Progress, fill_store, to_array, to_objects
+from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
-from tilenet.into import Target, open_target
-from tilenet.job import Job, Options, check_info, check_output_option, refuse_contradiction, refuse_with_objects, settle
-from tilenet.models import name_of
+from tilenet.job import Job
+from tilenet.options import Options, check_output_option, refuse_with_objects
+from tilenet.outputs import check_tiff, labels_place, open_store, same_tiff, spare_the_input, store_objects
 from tilenet.region import Roi
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
-from tilenet.store import Mask, Store, can_resume, check_free, is_complete, open_mask
+from tilenet.settling import Wanted
+from tilenet.store import Mask, Store, can_resume, is_complete, open_mask
 from tilenet.tiff_export import deliver
-from tilenet.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask, store_beside
+from tilenet.tiff_mask import TiffMask, is_tiff, store_beside
 
 
 def segment(
@@ -159,7 +157,7 @@ def segment(
     """
     target = None
     if into is not None or name is not None:
-        target, out = _labels_place(into, name, out, model)
+        target, out = labels_place(into, name, out, model)
     if objects:
         refuse_with_objects(output=output, resume=resume)
         output = "objects"
@@ -185,66 +183,49 @@ def segment(
         scaling=scaling,
         missing=missing,
     )
+    wanted = Wanted(image, model, options, footprint, target)
     if client is not None:
         _check_workers_can(image, model, out, objects=objects)
     if shard is not None:
         shares.check_combination(out, objects=objects, overwrite=overwrite, client=client)
     if out is None:
-        job = settle(image, model, options, footprint=footprint)
-        numbers = job.numbers()
-        return (to_objects if objects else to_array)(job, numbers, progress=progress)
+        job = wanted.settle()
+        return (to_objects if objects else to_array)(job, job.numbers(), progress=progress)
     out = Path(out)
     place = store_beside(out) if is_tiff(out) else out  # a TIFF is written when the mask is whole
     spare_the_input(out, image)
     if is_tiff(out):
         spare_the_input(place, image)
-        _check_tiff(out, output, replace=resume or overwrite)
+        check_tiff(out, output, replace=resume or overwrite)
         if resume and out.exists() and not can_resume(place):
-            return _same_tiff(out, image, model, options, footprint=footprint)
-    if shard is not None:
-        done = shares.fill_share(
-            out, image, model, options, footprint=footprint, share=shard, target=target, progress=progress
-        )
-        if report:
-            report(done)
-        return open_mask(out) if is_complete(out) else None
+            return same_tiff(out, wanted)
     if objects:
-        check_free(place, overwrite=overwrite)
-        job = settle(image, model, options, footprint=footprint, target=target)
-        _store_objects(place, job, overwrite=overwrite, progress=progress)
+        store_objects(place, wanted, overwrite=overwrite, progress=progress)
+        return _whole(place, out)
+    if shard is not None:
+        done = shares.fill_share(out, wanted, shard, progress=progress)
     else:
-        store, job, numbers = open_store(
-            place, image, model, options, footprint=footprint, target=target, resume=resume, overwrite=overwrite
-        )
-        if client is None:
-            done = fill_store(store, job, numbers, progress=progress)
-        else:
-            from tilenet import distributed
+        store, job, numbers = open_store(place, wanted, resume=resume, overwrite=overwrite)
+        done = _fill(store, job, numbers, wanted, client=client, progress=progress)
+    if report:
+        report(done)
+    return _whole(place, out) if is_complete(place) else None
 
-            names = {"image": image, "model": model, "footprint": footprint}
-            done = distributed.fill_by_workers(store, job, client, names=names, progress=progress)
-        if report:
-            report(done)
+
+def _fill(
+    store: Store, job: Job, numbers: Scaling, wanted: Wanted, *, client: Any, progress: Progress | None
+) -> Report:
+    """Have a store filled and finished, here or by the workers of a cluster."""
+    if client is None:
+        return fill_store(store, job, numbers, progress=progress)
+    from tilenet import distributed
+
+    return distributed.fill_by_workers(store, job, client, wanted, progress=progress)
+
+
+def _whole(place: Path, out: Path) -> Mask | TiffMask:
+    """Return the mask that is whole at `place`, as what `out` is to be."""
     return deliver(place, out) if is_tiff(out) else open_mask(out)
-
-
-def _check_tiff(out: Path, output: str | None, *, replace: bool) -> None:
-    """Refuse what cannot become a TIFF at `out`."""
-    if output == "both":
-        raise SettingsError(f"{out}: a TIFF holds the mask alone, and output 'both' was said. Give a name in .zarr")
-    check_tiff_place(out, replace=replace)
-
-
-def _same_tiff(out: Path, image: Any, model: Any, options: Options, *, footprint: Footprint | None) -> TiffMask:
-    """Return a TIFF that is whole already, if it is right and was made from the same."""
-    mask = open_tiff_mask(out)
-    check_info(mask.info, out)
-    job = settle(image, model, options.or_recorded(mask.info["record"]), footprint=footprint)
-    refuse_contradiction(mask.info, job.info(Scaling.from_json(mask.info["scaling"])))
-    job.image.close()
-    if damage := mask.check():
-        raise OutputError(f"{out}: {damage[0]}. Start again with --overwrite")
-    return mask
 
 
 def _check_workers_can(image: Any, model: Any, out: str | Path | None, *, objects: bool) -> None:
@@ -255,70 +236,6 @@ def _check_workers_can(image: Any, model: Any, out: str | Path | None, *, object
     if objects:
         raise SettingsError("objects are found in memory, by one process: leave the workers out")
     distributed.check_sendable(image, model)
-
-
-def _labels_place(into: str | Path | None, name: str | None, out: str | Path | None, model: Any) -> tuple[Target, Path]:
-    """Return the image that the mask goes into, and where in it."""
-    if into is None:
-        raise SettingsError(f"name {name!r} is of labels in an image: say which image, with into")
-    if out is not None:
-        raise SettingsError(f"out {out} and into {into}: say one of them")
-    target = open_target(into)
-    return target, target.place(name_of(model) if name is None else name)
-
-
-def spare_the_input(out: Path, image: Any) -> None:
-    """Refuse an output that is remote, the image itself, or a folder that holds it."""
-    check_local(out)
-    if isinstance(image, str | Path) and not is_address(image):
-        source, target = Path(image).resolve(), out.resolve()
-        if target == source or target in source.parents:
-            raise OutputExists(f"{out}: is, or holds, the image that is to be read. Choose another path")
-
-
-def open_store(
-    out: Path,
-    image: Any,
-    model: Any,
-    options: Options,
-    *,
-    footprint: Footprint | None,
-    target: Target | None = None,
-    resume: bool,
-    overwrite: bool,
-) -> tuple[Store, Job, Scaling]:
-    """Create a store, or open one to go on with: what can be refused early is."""
-    if not (resume and can_resume(out)):
-        check_free(out, overwrite=overwrite)
-        job = settle(image, model, options, footprint=footprint, target=target)
-        layout, info, numbers = job.described()
-        return Store.create(out, layout, info, overwrite=overwrite), job, numbers
-    store = Store.resume(out)
-    try:
-        found = store.info
-        check_info(found, out)
-        job = settle(image, model, options.or_recorded(found["record"]), footprint=footprint)
-        numbers = Scaling.from_json(found["scaling"])
-        refuse_contradiction(found, job.info(numbers))
-    except BaseException:
-        store.close()
-        raise
-    return store, job, numbers
-
-
-def _store_objects(out: Path, job: Job, *, overwrite: bool, progress: Progress | None) -> None:
-    """Find objects in memory, then write them: there is nothing to resume."""
-    layout, info, numbers = job.described()
-    labels = to_objects(job, numbers, progress=progress).astype(np.uint32)
-    layout = replace(layout, labels={}, largest=max(2**16, int(labels.max(initial=0))), classes=0)
-    store = Store.create(out, layout, info, overwrite=overwrite)
-    try:
-        for index in store.pending():
-            store.write(index, {"mask": labels[job.plan[index].box.slices]})
-        finish(store)
-    finally:
-        store.close()
-        job.image.close()
 
 
 def _sides(tile: int | Sequence[int] | None) -> int | tuple[int, ...] | None:

@@ -17,10 +17,11 @@ from tilenet.compute import Progress
 from tilenet.errors import OutputMismatch, VerifyFailed
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
-from tilenet.job import Job, Options, refuse_contradiction, settle
+from tilenet.job import Job
 from tilenet.plan import Plan, tile_of
 from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
+from tilenet.settling import Wanted
 from tilenet.store import Mask, Store
 from tilenet.tiff_mask import TiffMask, is_tiff, open_mask, open_tiff_mask
 
@@ -180,14 +181,11 @@ def _same_job(
     mask: Mask | TiffMask, image: Any, model: Any, footprint: Footprint | None, device: str | None
 ) -> tuple[Job, Scaling]:
     found = mask.info
-    recorded = Options().or_recorded(found["record"])
-    job = settle(image, found["model"]["source"] if model is None else model, recorded, footprint=footprint)
-    numbers = Scaling.from_json(found["scaling"])
+    wanted = Wanted(image, found["model"]["source"] if model is None else model, footprint=footprint)
     try:
-        refuse_contradiction(found, job.info(numbers))
+        return wanted.settle_as(found, mask.path)
     except OutputMismatch as error:
         raise OutputMismatch(f"{mask.path}: was not made from this image and model: {error}") from error
-    return job, numbers
 
 
 def _compare(mask: Mask | TiffMask, job: Job, predictor: Predictor, box: Box, found: Verification) -> None:

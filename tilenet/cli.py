@@ -140,7 +140,8 @@ def _place(out: Path | None, options: dict[str, Any]) -> Path:
 @JSON
 def plan(image: str, as_json: bool, **options: Any) -> None:
     """Show how IMAGE would be cut, and what that takes; reads no pixels, but a coarse level for --tissue."""
-    from tilenet.job import Options, settle
+    from tilenet.options import Options
+    from tilenet.settling import settle
 
     options = with_model(options)
     job = settle(image, options.pop("model"), Options(**options))

@@ -23,7 +23,7 @@ def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:
     What is said by an option is not varied; nothing above --memory is tried. No default is changed.
     """
     from tilenet import predict
-    from tilenet.job import Options
+    from tilenet.options import Options
     from tilenet.tuning import tune as measure
 
     options = with_model(options)

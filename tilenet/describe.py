@@ -83,7 +83,8 @@ def _image(file: str, axes: str | None, model: str) -> dict[str, Any]:
 
 def _reading(image: Image, axes: str | None, model: str) -> str:
     """Return what a model would be given of an image, or why it would not."""
-    from tilenet.job import Options, settle
+    from tilenet.options import Options
+    from tilenet.settling import settle
 
     try:
         job = settle(image, model, Options(axes=axes))

@@ -9,7 +9,7 @@ million futures, and a worker that dies takes one block with it.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +21,9 @@ from tilenet import predict
 from tilenet.compute import Progress, counted, finish, skip_glass
 from tilenet.errors import EnvironmentFault, ImageError, SettingsError
 from tilenet.flights import Flight, Queue, Slide, seconds_per_flight
-from tilenet.footprint import Footprint
 from tilenet.job import Job
 from tilenet.runner import Report
+from tilenet.settling import Wanted
 from tilenet.store import Store
 from tilenet.worker import Answer, Task, compute_blocks
 
@@ -54,14 +54,14 @@ def check_sendable(image: Any, model: Any) -> None:
         raise SettingsError(f"{name}: has {size} bytes pickled, for every block. Let it load them when it is called")
 
 
-def task_of(store: Store, image: str | Path, model: Any, *, footprint: Footprint | None = None) -> Task:
+def task_of(store: Store, wanted: Wanted) -> Task:
     """Return what workers are told of a run."""
-    model = _absolute(model) if isinstance(model, str | Path) else model
-    return Task(str(store.path), store.run, _absolute(image), model, footprint)
+    model = _absolute(wanted.model) if isinstance(wanted.model, str | Path) else wanted.model
+    return Task(str(store.path), store.run, _absolute(wanted.image), model, wanted.footprint)
 
 
 def fill_by_workers(
-    store: Store, job: Job, client: Client, *, names: Mapping[str, Any], progress: Progress | None = None
+    store: Store, job: Job, client: Client, wanted: Wanted, *, progress: Progress | None = None
 ) -> Report:
     """Have workers compute what a store still lacks, then finish and close it.
 
@@ -71,8 +71,8 @@ def fill_by_workers(
         What is to be filled, and how.
     client : distributed.Client
         Of the cluster.
-    names : mapping
-        What workers open: ``image``, ``model`` and ``footprint``, see `task_of`.
+    wanted : Wanted
+        What workers open by themselves: image, model and footprint.
     progress : callable, optional
         Called with the pixels done and the pixels in all.
 
@@ -86,7 +86,7 @@ def fill_by_workers(
             return Report()
         started, skipped = monotonic(), skip_glass(job, store, store.layout.tissue_map)
         advance = counted(job, store.pending(), progress)
-        slide = Slide(task_of(store, **names), store, job, advance, report=Report(skipped=skipped))
+        slide = Slide(task_of(store, wanted), store, job, advance, report=Report(skipped=skipped))
         for _ in work_off(client, [slide]):
             slide.report.seconds = monotonic() - started
             slide.raise_if_failed()

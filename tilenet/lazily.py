@@ -34,11 +34,13 @@ from tilenet.address import is_address
 from tilenet.errors import BlocksFailed, ImageError, ModelError, TilenetError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, ceil_div
-from tilenet.job import Job, Options, check_output_option, settle
+from tilenet.job import Job
 from tilenet.models import fingerprint, load_model
+from tilenet.options import Options, check_output_option
 from tilenet.plan import Plan, tile_of
 from tilenet.runner import Predictor, kept_of, reason_of
 from tilenet.scaling import Scaling
+from tilenet.settling import settle
 from tilenet.unet import UNet
 
 # Dask walks the names of all chunks for each result: so many take it a tenth of a second.

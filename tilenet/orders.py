@@ -12,7 +12,7 @@ from typing import Any
 
 from tilenet.address import is_address, last_name, shown
 from tilenet.errors import SettingsError
-from tilenet.job import Options
+from tilenet.options import Options
 from tilenet.scaling import parse_rule
 
 # Endings that say no more than the ones before them: slide.ome.tif is the slide "slide".

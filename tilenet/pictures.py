@@ -15,7 +15,7 @@ from tilenet.address import check_local
 from tilenet.drawing import Picture, draw_bar, paint, paint_tissue
 from tilenet.errors import EnvironmentFault, OutputExists, OutputMismatch, SettingsError
 from tilenet.geometry import Box, ceil_div
-from tilenet.job import Options
+from tilenet.options import Options
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution

@@ -17,11 +17,10 @@ from tilenet.address import check_local
 from tilenet.compute import Progress, finish, raise_if_failed, run_job
 from tilenet.decide import Arrays
 from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, SettingsError
-from tilenet.footprint import Footprint
-from tilenet.into import Target
-from tilenet.job import Job, Options, check_info, refuse_contradiction, settle
+from tilenet.job import Job
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
+from tilenet.settling import Wanted
 from tilenet.store import Share, Store, can_resume, check_free, held_whole, refuse_shares
 from tilenet.tiff_mask import is_tiff
 
@@ -83,17 +82,7 @@ class ShareSink:
         return self.store.write_background(index)
 
 
-def fill_share(
-    out: Path,
-    image: Any,
-    model: Any,
-    options: Options,
-    *,
-    footprint: Footprint | None,
-    share: Share,
-    target: Target | None = None,
-    progress: Progress | None = None,
-) -> Report:
+def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | None = None) -> Report:
     """Compute what a share of a store still lacks; finish the store if nothing else is left to do.
 
     Raises
@@ -102,7 +91,7 @@ def fill_share(
         If some blocks could not be computed; the share stays resumable.
     """
     check_share(share)
-    store, job, numbers = _open_share(out, image, model, options, footprint=footprint, share=share, target=target)
+    store, job, numbers = _open_share(out, wanted, share)
     try:
         sink = ShareSink(store, blocks_of_share(share, store.layout.n_blocks(0)))
         tissue = store.layout.tissue_map
@@ -117,21 +106,12 @@ def fill_share(
     return report
 
 
-def _open_share(
-    out: Path,
-    image: Any,
-    model: Any,
-    options: Options,
-    *,
-    footprint: Footprint | None,
-    share: Share,
-    target: Target | None,
-) -> tuple[Store, Job, Scaling]:
+def _open_share(out: Path, wanted: Wanted, share: Share) -> tuple[Store, Job, Scaling]:
     """Create a store, or open the one that another share was quicker to create."""
     if not can_resume(out):
         try:
             check_free(out)
-            job = settle(image, model, options, footprint=footprint, target=target)
+            job = wanted.settle()
             layout, info, numbers = job.described()
             return Store.create(out, layout, info, share=share), job, numbers
         except OutputExists:
@@ -139,10 +119,7 @@ def _open_share(
                 raise
     store = _take_share(out, share)
     try:
-        found = store.info
-        check_info(found, out)
-        job = settle(image, model, options.or_recorded(found["record"]), footprint=footprint)
-        refuse_contradiction(found, job.info(numbers := Scaling.from_json(found["scaling"])))
+        job, numbers = wanted.settle_as(store.info, out)
     except BaseException:
         store.close()
         raise

@@ -14,18 +14,19 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tilenet.address import check_local, shown
-from tilenet.api import open_store, spare_the_input
 from tilenet.compute import finish, run_job, skip_glass
 from tilenet.distributed import check_sendable, task_of, work_off
 from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
 from tilenet.flights import Slide
 from tilenet.footprint import Footprint
-from tilenet.job import Options, check_info, refuse_contradiction, settle
+from tilenet.options import Options
 from tilenet.orders import Order, read_orders
+from tilenet.outputs import open_store, spare_the_input
 from tilenet.pictures import overlay, overview_beside, save
 from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
+from tilenet.settling import Wanted
 from tilenet.store import Store, is_complete
 from tilenet.summary import Result, write_summary
 
@@ -171,15 +172,14 @@ class _Batch:
     def _slide_of(self, order: Order) -> Slide | None:
         out = self._out / f"{order.name}.zarr"
         spare_the_input(out, order.image)
+        wanted = Wanted(order.image, order.model, order.options, self._footprint)
         if is_complete(out):
-            store = _unchanged(out, order, self._footprint)
+            store = _unchanged(out, wanted)
             if self._overview and not overview_beside(out).exists():
                 save(overlay(order.image, out), overview_beside(out))
             self._note(order.name, "skipped", store=store)
             return None
-        store, job, _ = open_store(
-            out, order.image, order.model, order.options, footprint=self._footprint, resume=True, overwrite=False
-        )
+        store, job, _ = open_store(out, wanted, resume=True)
         if store.complete:  # another process was quicker, or only tidying was left
             self._note(order.name, "skipped", store=store)
             return None
@@ -188,8 +188,7 @@ class _Batch:
         except BaseException:
             store.close()
             raise
-        task = task_of(store, order.image, order.model, footprint=self._footprint)
-        return Slide(task, store, job, name=order.name, report=report)
+        return Slide(task_of(store, wanted), store, job, name=order.name, report=report)
 
     def _finish(self, slide: Slide) -> None:
         try:
@@ -230,14 +229,9 @@ def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
         yield slide
 
 
-def _unchanged(out: Path, order: Order, footprint: Footprint | None) -> Store:
+def _unchanged(out: Path, wanted: Wanted) -> Store:
     """Return the complete store of an image, if it is what these options would make."""
     store = Store.inspect(out)
-    check_info(store.info, out)
-    options = order.options.or_recorded(store.info["record"])
-    job = settle(order.image, order.model, options, footprint=footprint)
-    try:
-        refuse_contradiction(store.info, job.info(Scaling.from_json(store.info["scaling"])))
-    finally:
-        job.image.close()
+    job, _ = wanted.settle_as(store.info, out)
+    job.image.close()
     return store

@@ -16,8 +16,10 @@ import numpy as np
 
 from tilenet import predict
 from tilenet.footprint import Footprint
-from tilenet.job import Job, Options, settle
+from tilenet.job import Job
+from tilenet.options import Options
 from tilenet.runner import beginning
+from tilenet.settling import settle
 from tilenet.sizes import DEFAULT_MEMORY, plan_tiles
 
 SECONDS = 60.0
@@ -77,7 +79,7 @@ def tune(
     Parameters
     ----------
     source, model, options, footprint
-        As for `tilenet.job.settle`; what the options say is not varied.
+        As for `tilenet.settling.settle`; what the options say is not varied.
     seconds : float
         No setting is begun that would not be done in so much time; the default always is.
     clock : callable

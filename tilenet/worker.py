@@ -22,10 +22,11 @@ from tilenet import predict
 from tilenet.decide import Arrays
 from tilenet.errors import EnvironmentFault, OutputLocked, TilenetError
 from tilenet.footprint import Footprint
-from tilenet.job import Job, Options, check_info, refuse_contradiction, settle
+from tilenet.job import Job
 from tilenet.models import load_model
 from tilenet.runner import Predictor, Report, run
 from tilenet.scaling import Scaling
+from tilenet.settling import Wanted
 from tilenet.store import Store
 
 # Jobs that a process keeps open: the one at hand, and those that came before and behind it in the queue.
@@ -108,15 +109,9 @@ class Opened:
     @cached_property
     def job(self) -> Job:
         """The job as it is settled here."""
-        task, found = self._task, self.store.info
-        check_info(found, task.out)
+        task = self._task
         model = _network(task.model) if isinstance(task.model, str) else task.model
-        job = settle(task.image, model, Options().or_recorded(found["record"]), footprint=task.footprint)
-        try:
-            refuse_contradiction(found, job.info(self._numbers))
-        except BaseException:
-            job.image.close()
-            raise
+        job, _ = Wanted(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
         return job
 
     @property

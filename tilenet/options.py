@@ -1,0 +1,61 @@
+"""What a caller may say of a run, and what contradicts itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from tilenet.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may say of a run; None is unsaid. See `tilenet.segment`."""
+
+    level: int | None = None
+    mpp: float | None = None
+    axes: str | None = None
+    channels: tuple[int, ...] | None = None
+    tile: int | tuple[int, ...] | None = None
+    block: int | tuple[int, ...] | None = None
+    batch: int | None = None
+    memory: int | None = None
+    threads: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    engine: str | None = None
+    threshold: float | None = None
+    output: str | None = None
+    probability_dtype: str | None = None
+    scaling: Mapping[str, Any] | None = None
+    missing: str | None = None
+    roi: Sequence[Any] | None = None
+    tissue: Any = None
+    # Only from a record: what level and mpp came to.
+    factor: tuple[Any, ...] | None = None
+
+    def or_recorded(self, record: Mapping[str, Any]) -> Options:
+        """Return the options with what is unsaid taken from a run record."""
+        unsaid = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in record]
+        return replace(self, **{name: _frozen(record[name]) for name in unsaid})
+
+
+def check_output_option(output: str | None, *, stored: bool) -> None:
+    """Raise `SettingsError` for an output that a store, or an array, cannot be."""
+    fitting = ("mask", "both") if stored else ("mask", "probabilities", "logits")
+    if (output or "mask") not in fitting:
+        where = "a store" if stored else "an array"
+        raise SettingsError(f"output {output!r}: {where} can be {' or '.join(fitting)}")
+
+
+def refuse_with_objects(*, output: str | None, resume: bool) -> None:
+    """Raise `SettingsError` for what objects, found in memory, cannot be asked with."""
+    if output not in (None, "mask"):
+        raise SettingsError(f"objects and output {output!r}: say one of them")
+    if resume:
+        raise SettingsError("objects are found in memory at once, so there is nothing to resume; use overwrite")
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

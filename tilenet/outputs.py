@@ -1,0 +1,91 @@
+"""What `out` may be, and how it is begun or gone on with: a store, objects, a TIFF, labels of an image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilenet.address import check_local, is_address
+from tilenet.compute import Progress, finish, to_objects
+from tilenet.errors import OutputError, OutputExists, SettingsError
+from tilenet.into import Target, open_target
+from tilenet.job import Job
+from tilenet.models import name_of
+from tilenet.scaling import Scaling
+from tilenet.settling import Wanted
+from tilenet.store import Store, can_resume, check_free
+from tilenet.tiff_mask import TiffMask, check_tiff_place, open_tiff_mask
+
+
+def labels_place(into: str | Path | None, name: str | None, out: str | Path | None, model: Any) -> tuple[Target, Path]:
+    """Return the image that the mask goes into, and where in it."""
+    if into is None:
+        raise SettingsError(f"name {name!r} is of labels in an image: say which image, with into")
+    if out is not None:
+        raise SettingsError(f"out {out} and into {into}: say one of them")
+    target = open_target(into)
+    return target, target.place(name_of(model) if name is None else name)
+
+
+def spare_the_input(out: Path, image: Any) -> None:
+    """Refuse an output that is remote, the image itself, or a folder that holds it."""
+    check_local(out)
+    if isinstance(image, str | Path) and not is_address(image):
+        source, target = Path(image).resolve(), out.resolve()
+        if target == source or target in source.parents:
+            raise OutputExists(f"{out}: is, or holds, the image that is to be read. Choose another path")
+
+
+def open_store(
+    out: Path, wanted: Wanted, *, resume: bool = False, overwrite: bool = False
+) -> tuple[Store, Job, Scaling]:
+    """Create a store, or open one to go on with: what can be refused early is."""
+    if not (resume and can_resume(out)):
+        check_free(out, overwrite=overwrite)
+        job = wanted.settle()
+        layout, info, numbers = job.described()
+        return Store.create(out, layout, info, overwrite=overwrite), job, numbers
+    store = Store.resume(out)
+    try:
+        job, numbers = wanted.settle_as(store.info, out)
+    except BaseException:
+        store.close()
+        raise
+    return store, job, numbers
+
+
+def store_objects(out: Path, wanted: Wanted, *, overwrite: bool, progress: Progress | None) -> None:
+    """Find objects in memory, then write them: there is nothing to resume."""
+    check_free(out, overwrite=overwrite)
+    job = wanted.settle()
+    layout, info, numbers = job.described()
+    labels = to_objects(job, numbers, progress=progress).astype(np.uint32)
+    layout = replace(layout, labels={}, largest=max(2**16, int(labels.max(initial=0))), classes=0)
+    store = Store.create(out, layout, info, overwrite=overwrite)
+    try:
+        for index in store.pending():
+            store.write(index, {"mask": labels[job.plan[index].box.slices]})
+        finish(store)
+    finally:
+        store.close()
+        job.image.close()
+
+
+def check_tiff(out: Path, output: str | None, *, replace: bool) -> None:
+    """Refuse what cannot become a TIFF at `out`."""
+    if output == "both":
+        raise SettingsError(f"{out}: a TIFF holds the mask alone, and output 'both' was said. Give a name in .zarr")
+    check_tiff_place(out, replace=replace)
+
+
+def same_tiff(out: Path, wanted: Wanted) -> TiffMask:
+    """Return a TIFF that is whole already, if it is right and was made from the same."""
+    mask = open_tiff_mask(out)
+    job, _ = wanted.settle_as(mask.info, out)
+    job.image.close()
+    if damage := mask.check():
+        raise OutputError(f"{out}: {damage[0]}. Start again with --overwrite")
+    return mask

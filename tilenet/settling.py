@@ -1,0 +1,253 @@
+"""From what a caller says, an image and a model to a job: reads no pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tilenet import predict, tissue
+from tilenet.card import ModelCard
+from tilenet.decide import Decision
+from tilenet.errors import ImageError, ModelError, SettingsError
+from tilenet.footprint import Footprint
+from tilenet.geometry import Box
+from tilenet.into import Target
+from tilenet.job import Job, check_info, refuse_contradiction
+from tilenet.models import find_model, load_model
+from tilenet.options import Options
+from tilenet.plan import Plan
+from tilenet.readers import open_image
+from tilenet.readers.image import Image
+from tilenet.readers.resampled import at_resolution, in_plane
+from tilenet.region import find_roi, roi_to_json
+from tilenet.resolution import Resolution, recorded, resolve
+from tilenet.scaling import Scaling
+from tilenet.sizes import DEFAULT_BYTES_PER_PIXEL, plan_tiles
+
+# What people ought to hear of a run before it starts; the command prints it.
+LOG = logging.getLogger("tilenet")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be segmented, with what, and how: the arguments of `settle`."""
+
+    image: Any
+    model: Any
+    options: Options = field(default_factory=Options)
+    footprint: Footprint | None = None
+    target: Target | None = None
+
+    def settle(self) -> Job:
+        """Return the job of a new output."""
+        return settle(self.image, self.model, self.options, footprint=self.footprint, target=self.target)
+
+    def settle_as(self, info: Mapping[str, Any], name: str | Path) -> tuple[Job, Scaling]:
+        """Return the job of an output that was begun, and its scaling.
+
+        Parameters
+        ----------
+        info : mapping
+            What the output says about its making; gives what the options leave unsaid.
+        name : str or path
+            The output's, for messages.
+
+        Raises
+        ------
+        OutputError, OutputMismatch
+            If it does not say how it was made, or was made in another way.
+        """
+        check_info(info, name)
+        options, numbers = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
+        job = settle(self.image, self.model, options, footprint=self.footprint)
+        try:
+            refuse_contradiction(info, job.info(numbers))
+        except BaseException:
+            job.image.close()
+            raise
+        return job, numbers
+
+
+def settle(
+    source: Any, model: Any, options: Options, *, footprint: Footprint | None = None, target: Target | None = None
+) -> Job:
+    """Decide everything about a run; reads no pixels.
+
+    Parameters
+    ----------
+    source
+        What `open_image` takes.
+    model
+        A packaged model's name, a path, a network, or any callable with a `footprint`.
+    options : Options
+        What the caller said.
+    footprint : Footprint, optional
+        For a network that has none of its own.
+    target : Target, optional
+        The OME-Zarr image that the mask goes into.
+    """
+    network, card, origin = _find_network(model)
+    footprint = predict.footprint_of(network, footprint)
+    opened = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
+    resolution = _resolution(opened, card, options)
+    inside = _inside(target, opened, resolution) if target else {}
+    whole = at_resolution(opened, resolution)
+    _check_axes(whole, footprint)
+    _check_color(whole, network, options.channels)
+    image = _fit_channels(whole, getattr(network, "in_channels", None), options.channels)
+    card = card.completed(predict.count_outputs(network, footprint, image.n_channels))
+    device = predict.find_device(options.device or "auto")
+    precision = predict.find_precision(options.precision or "auto", network)
+    engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
+    need = predict.bytes_per_pixel(network, precision, image.n_channels) or DEFAULT_BYTES_PER_PIXEL
+    part = find_roi(options.roi, image.box_shape, name=image.name)
+    plan = _plan(part, footprint, options, need)
+    decision = _decision(card, options)
+    search = tissue.search(options.tissue, whole, channels=options.channels, footprint=footprint)
+    if search.rule and "logits" in decision.arrays:
+        raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
+    record = {
+        **_asked(options, image, plan),
+        **resolution.to_json(),
+        "roi": roi_to_json(part, options.roi),
+        "device": device.type,
+        "precision": precision,
+        "engine": engine,
+        "tissue": search.rule,
+        "scaling": dict(options.scaling or card.scaling),
+        "threshold": decision.threshold if len(card.classes) == 1 else None,
+    }
+    how = (str(device), record, resolution, search, inside)
+    return Job(image, network, card, origin, plan, decision, footprint, need, *how)
+
+
+def _find_network(model: Any) -> tuple[Any, ModelCard, str]:
+    if isinstance(model, str | Path):
+        network = load_model(model)
+        assert network.card is not None
+        return network, network.card, str(model if str(model) == network.card.name else find_model(model).absolute())
+    if not callable(model):
+        raise ModelError(f"a model is a name, a path, a torch.nn.Module or a callable, not a {type(model).__name__}")
+    card = getattr(model, "card", None) or ModelCard(name=type(model).__name__)
+    return model, card, type(model).__name__
+
+
+def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:
+    if options.factor is not None:
+        return recorded(options.level or 0, options.factor, options.mpp)
+    # An open image at another level than the finest was put there by the caller.
+    level = image.level if options.level is None and image.level else options.level
+    resolution = resolve(
+        [in_plane(image, k) for k in range(len(image.levels))],
+        level=level,
+        mpp=options.mpp,
+        card=card.pixel_size,
+        model=card.name,
+        name=image.name,
+    )
+    if resolution.told:
+        LOG.info("%s: %s", image.name, resolution.text)
+    return resolution
+
+
+def _inside(target: Target, image: Image, resolution: Resolution) -> dict[str, Any]:
+    level = resolution.level
+    shape = [n for n, a in zip(image.levels[level].shape, image.axes, strict=True) if a != "c"]
+    return target.layout_of(image.box_axes, shape, level=level, factor=resolution.factor)
+
+
+def _check_axes(image: Image, footprint: Footprint) -> None:
+    wanted = "zyx"[-footprint.ndim :]
+    if not image.box_axes.endswith(wanted):
+        raise ImageError(
+            f"{image.name}: its axes are {image.axes}, and a {footprint.ndim}-D network runs over {wanted}, "
+            f"which must come last (c aside). Choose another model, or say --axes"
+        )
+
+
+def _check_color(image: Image, network: Any, chosen: Sequence[int] | None) -> None:
+    """Refuse three stains that would pass for red, green and blue.
+
+    A network without a card is the caller's own: it is given the channels as they are.
+    """
+    of_three = getattr(network, "in_channels", None) == image.n_channels == 3
+    if chosen is None and of_three and getattr(network, "card", None) is not None and not image.is_color:
+        names = ", ".join(name or f"channel {i}" for i, name in enumerate(image.channel_names))
+        raise ImageError(
+            f"{image.name}: its 3 channels ({names}; {image.dtype}) are not known to be an 8-bit colour picture, and "
+            f"the model takes red, green and blue. Choose one stain, such as --channels 0, or all: --channels 0,1,2"
+        )
+
+
+def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None) -> Image:
+    """Return the image with the channels that the network takes."""
+    if chosen is not None:
+        image = image.with_channels(chosen)
+    if wanted is None or image.n_channels == wanted:
+        return image
+    if image.n_channels == 1:
+        return image.with_channels((0,) * wanted)
+    names = ", ".join(name for name in image.channel_names if name)
+    # One channel feeds any network, so that is what a network of more can be given.
+    some = range(wanted) if wanted < image.n_channels else range(1)
+    raise ImageError(
+        f"{image.name}: has {image.n_channels} channels{f' ({names})' if names else ''}, the model takes {wanted}. "
+        f"Choose with --channels, such as --channels {','.join(map(str, some))}"
+    )
+
+
+def _plan(part: Box, footprint: Footprint, options: Options, bytes_per_pixel: float) -> Plan:
+    return plan_tiles(
+        part.shape,
+        footprint,
+        tile=_inner_tile(options.tile, footprint),
+        block=_inner(options.block, footprint),
+        batch=options.batch,
+        memory=options.memory,
+        bytes_per_pixel=bytes_per_pixel,
+        origin=part.start,
+    )
+
+
+def _decision(card: ModelCard, options: Options) -> Decision:
+    return Decision.of_card(
+        card,
+        options.output or "mask",
+        threshold=options.threshold,
+        probability_dtype=options.probability_dtype or "float32",
+    )
+
+
+def _asked(options: Options, image: Image, plan: Plan) -> dict[str, Any]:
+    """Return what a caller may say, with what it came to where it was not said."""
+    return {
+        "axes": image.axes,
+        "channels": list(options.channels) if options.channels is not None else None,
+        "tile": list(plan.tile),
+        "block": list(plan.block),
+        "batch": plan.batch,
+        "threads": options.threads or predict.current_threads(),
+        "output": options.output or "mask",
+        "probability_dtype": options.probability_dtype or "float32",
+        "missing": options.missing or "error",
+    }
+
+
+def _inner(sides: int | tuple[int, ...] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
+    """Return the sides along the network's axes; those of a record have the outer ones too."""
+    return sides if sides is None or isinstance(sides, int) else tuple(sides)[-footprint.ndim :]
+
+
+def _inner_tile(sides: int | tuple[int, ...] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
+    """Return a tile's sides along the network's axes; along the axes in front it is one plane long."""
+    outer = () if sides is None or isinstance(sides, int) else sides[: -footprint.ndim]
+    if any(side != 1 for side in outer):
+        said = ",".join(map(str, sides)) if isinstance(sides, tuple) else sides
+        raise SettingsError(
+            f"tile {said} has {len(outer) + footprint.ndim} sides, and a {footprint.ndim}-D network is looped over "
+            f"planes. Give {footprint.ndim} sides, or a {footprint.ndim + len(outer)}-D model"
+        )
+    return _inner(sides, footprint)
