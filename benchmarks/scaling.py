@@ -3,7 +3,8 @@
     python benchmarks/scaling.py [--rounds 3] [--side 2048] [--blocks 1000 10000 100000 1000000] [--json]
 
 **Strong scaling**: one image, segmented by 1 and by 2 workers of one thread each, in turn, by a network of the paper's
-shape with half its channels; medians of the rounds. `one worker` and `two workers` are seconds from the first of
+shape with half its channels; medians of the rounds. A worker has one core, as under a batch system that was asked for
+one: what reads ahead and writes behind shares it. `one worker` and `two workers` are seconds from the first of
 `blocks` that is given out to the last that is back; `finish` (pyramid, every file read again) is one process's; `start`
 is a whole command on an image of one block: Python, PyTorch and the model loaded, workers started. `limit` is two
 runs of one worker side by side against one after the other: what cores that share memory and clock give
@@ -74,8 +75,10 @@ def strong_scaling(side: int, rounds: int, **network: int) -> Row:
             tilenet.segment(folder / f"{image}.zarr", folder / f"{name}.zarr", model=model, **options)
             return reports[0]
 
-        for client in (one, other, two, two):
+        for client, cores in ((one, [0]), (other, [1]), (two, [0, 1])):
+            give_cores(client, cores)
             run(client, "first", "small")
+        run(two, "first", "small")
         with ThreadPoolExecutor(2) as pool:
             found = [(run(one, "a"), run(two, "c"), *pool.map(run, (one, other), ("a", "b"))) for _ in range(rounds)]
     alone, both = median(a.seconds for a, *_ in found), median(c.seconds for _, c, *_ in found)
@@ -88,6 +91,18 @@ def strong_scaling(side: int, rounds: int, **network: int) -> Row:
         "finish": median(c.finished for _, c, *_ in found),
         "start": start,
     }
+
+
+def give_cores(client: object, cores: list[int]) -> None:
+    """Give each worker one core, with all the threads it has, and so all that it starts."""
+    for address, core in zip(sorted(client.scheduler_info(n_workers=-1)["workers"]), cores, strict=True):
+        client.run(take_core, core, workers=[address])
+
+
+def take_core(core: int) -> None:
+    """Keep this process to one core."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
 
 
 def seconds_of_command(image: Path, *options: str) -> float:
