@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from math import prod
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from tilenet.errors import ImageError
-from tilenet.geometry import Box
 from tilenet.readers.boundary import refusing
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.codestreams import picture_size
@@ -74,19 +72,16 @@ class PageReader:
     __del__ = close
 
     def _segments(self, out: Pixels, segments: Segments, page: int, ranges: Ranges) -> None:
-        shape = segments.segment_shape[:4]
-        corner = [a for a, _ in ranges[:4]]
-        asked = Box(tuple(corner), tuple(b for _, b in ranges[:4]))
-        for cell in product(*map(_cells, ranges[:4], shape)):
-            number = int(np.ravel_multi_index(cell, segments.grid))
-            origin = [i * n for i, n in zip(cell, shape, strict=True)]
-            part = asked & Box.of_shape(shape).shifted(origin)
-            target = out[part.relative_to(corner).slices]
-            if segments.counts[page, number] == 0:
-                target[...] = 0
+        channels, counts, grid = slice(*ranges[4]), segments.counts[page], segments.grid
+        # Slides have thousands of rows of 8 px as segments: what can be said per axis is not said for each of them.
+        for meetings in product(*map(_meetings, ranges[:4], segments.segment_shape[:4])):
+            cell, wanted, part = zip(*meetings, strict=True)
+            number = int(np.ravel_multi_index(cell, grid))
+            if counts[number] == 0:
+                out[wanted] = 0
                 continue
             pixels = self.cache.get((id(segments), page, number), partial(self._decode, segments, page, number))
-            target[...] = pixels[np.newaxis][(*part.relative_to(origin).slices, slice(*ranges[4]))]
+            out[wanted] = pixels[np.newaxis][(*part, channels)]
 
     def _decode(self, segments: Segments, page: int, number: int) -> Pixels:
         """Return one segment (d, l, w, c)."""
@@ -145,8 +140,15 @@ def rgb_of_ycbcr(pixels: Pixels) -> Pixels:
     return out
 
 
-def _cells(span: tuple[int, int], size: int) -> Iterator[int]:
-    return iter(range(span[0] // size, -(-span[1] // size)))
+def _meetings(span: tuple[int, int], size: int) -> list[tuple[int, slice, slice]]:
+    """Return the cells of that size that a span meets: which, where in the span, and with what part of the cell."""
+    start, stop = span
+    met = []
+    for cell in range(start // size, -(-stop // size)):
+        origin = cell * size
+        a, b = max(start, origin), min(stop, origin + size)
+        met.append((cell, slice(a - start, b - start), slice(a - origin, b - origin)))
+    return met
 
 
 def _check_stream(segments: Segments, data: bytes, what: str) -> None:
