@@ -1,9 +1,10 @@
-"""Measure speed anew and write it into the README, or only write it.
+"""Measure speed anew and write it into README and docs/figures.md, or only write it.
 
     python benchmarks/table.py             a quarter of an hour on a quiet machine; results go to benchmarks/speed.json
-    python benchmarks/table.py --write     the README's tables from benchmarks/speed.json, without measuring
+    python benchmarks/table.py --write     the tables from benchmarks/speed.json, without measuring
 
-Runs `efficiency.py` for three networks and `peers.py`, and puts their tables between the README's two markers.
+Runs `efficiency.py` for three networks and `peers.py`, and puts their tables between two markers: in the README other
+ways with the tile that is fastest for them, in the figures all tiles.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-README, RESULTS = HERE.parent / "README.md", HERE / "speed.json"
+README, FIGURES, RESULTS = HERE.parent / "README.md", HERE.parent / "docs" / "figures.md", HERE / "speed.json"
 BEGIN, END = "<!-- speed: python benchmarks/table.py -->\n", "<!-- end of speed -->"
 EFFICIENCY = (["--wf", "6", "--rounds", "1"], ["--wf", "5"], ["--model", "nuclei", "--rounds", "3"])
 NAMES = {"depth 5, wf 6": "the paper's (depth 5, wf 6)", "nuclei": "the packaged one (depth 4, wf 4)"}
@@ -46,10 +47,17 @@ def efficiency_table(results):
     return "\n".join(rows)
 
 
-def peers_table(found):
+def at_their_best(rows):
+    """Return the rows of tilenet, and the fastest of each other way."""
+    ways = dict.fromkeys(row["way"] for row in rows if row["way"] != "tilenet")
+    best = [max((row for row in rows if row["way"] == way), key=lambda row: row["px_per_s"]) for way in ways]
+    return [row for row in rows if row["way"] == "tilenet"] + best
+
+
+def peers_table(rows_found):
     """Return one row a way and tile."""
     rows = ["| way, tile | px/s | peak memory | error | tilenet is faster by |", "|---|---|---|---|---|"]
-    for row in found["rows"]:
+    for row in rows_found:
         error = "none" if row["error"] == 0 else f"{row['error']:.0e}"
         times = f"{row['times']:.1f}" if row["times"] else ""
         name = f"{row['way']}, {row['tile']}" if row["way"] != "whole" else "one pass over the whole image"
@@ -58,20 +66,33 @@ def peers_table(found):
 
 
 def render(results):
-    """Return what stands between the markers."""
+    """Return what stands between the README's markers."""
     peers = results["peers"]
     return f"""{BEGIN}
 {efficiency_table(results["efficiency"])}
 
 Bold: useful work (no halo) against the speed of a matrix product, `benchmarks/efficiency.py`.
 
-{peers_table(peers)}
+{peers_table(at_their_best(peers["rows"]))}
 
-A network of depth 5, wf {peers["wf"]} on a slide of {peers["side"]} px a side, file to mask. The error is the largest
-of the logits, as a part of their range; the last column compares with the fastest tile of tilenet that takes no more
-memory: `benchmarks/peers.py`.
+A network of depth 5, wf {peers["wf"]} on a slide of {peers["side"]} px a side, file to mask; the others with the tile
+that is fastest for them. The error is the largest of the logits, as a part of their range; the last column compares
+with the fastest tile of tilenet that takes no more memory. `benchmarks/peers.py`;
+[all tiles](docs/figures.md#speed-on-a-cpu).
 
 {END}"""
+
+
+def render_figures(results):
+    """Return what stands between the markers of the figures."""
+    return f"{BEGIN}\n{peers_table(results['peers']['rows'])}\n\n{END}"
+
+
+def put(path, text):
+    """Write a text between the markers of a page."""
+    page = path.read_text(encoding="utf-8")
+    before, after = page.index(BEGIN), page.index(END) + len(END)
+    path.write_text(page[:before] + text + page[after:], encoding="utf-8")
 
 
 def main():
@@ -79,9 +100,9 @@ def main():
     parser.add_argument("--write", action="store_true", help="do not measure")
     if not parser.parse_args().write:
         RESULTS.write_text(json.dumps(measure(), indent=1) + "\n")
-    text = README.read_text(encoding="utf-8")
-    before, after = text.index(BEGIN), text.index(END) + len(END)
-    README.write_text(text[:before] + render(json.loads(RESULTS.read_text())) + text[after:], encoding="utf-8")
+    results = json.loads(RESULTS.read_text())
+    put(README, render(results))
+    put(FIGURES, render_figures(results))
 
 
 if __name__ == "__main__":

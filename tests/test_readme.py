@@ -74,5 +74,7 @@ def test_the_tables_of_speed_are_those_that_were_measured(monkeypatch):
 
     results = json.loads(table.RESULTS.read_text())
     assert table.render(results) in table.README.read_text()
+    assert table.render_figures(results) in table.FIGURES.read_text()
     results["peers"]["rows"][0]["px_per_s"] += 1
     assert table.render(results) not in table.README.read_text()
+    assert table.render_figures(results) not in table.FIGURES.read_text()
