@@ -26,7 +26,7 @@ import tifffile
 import torch
 
 import tilenet
-from tilenet import predict
+from tilenet import machine, predict
 from tilenet.options import Options
 from tilenet.settling import settle
 
@@ -107,7 +107,7 @@ def main():
     parser.add_argument("--memory", type=float, help="GB, as segment takes them")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    predict.keep_freed_memory()
+    machine.keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     network = tilenet.load_model(options.model) if options.model else tilenet.UNet(depth=5, wf=options.wf).eval()

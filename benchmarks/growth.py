@@ -28,10 +28,10 @@ CHILD = """
 import sys, time
 import numpy as np, torch
 import tilenet
-from tilenet import predict
+from tilenet import machine
 
 slide, out, depth, wf, tile, threads = *sys.argv[1:3], *map(int, sys.argv[3:])
-predict.keep_freed_memory()
+machine.keep_freed_memory()
 torch.manual_seed(0)
 network = tilenet.UNet(depth=depth, wf=wf)
 options = {"model": network, "tile": tile, "threads": threads}

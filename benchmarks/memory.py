@@ -21,7 +21,7 @@ CHILD = """
 import sys
 import numpy as np, torch
 import tilenet
-from tilenet import predict
+from tilenet import machine
 from tilenet.options import Options
 from tilenet.settling import settle
 from tilenet.readers.image import Image, Level
@@ -38,7 +38,7 @@ class Synthetic(Image):
     def identity(self):
         return {"kind": "synthetic"}
 
-predict.keep_freed_memory()
+machine.keep_freed_memory()
 torch.manual_seed(0)
 side, out, depth, wf, tile = int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 network = tilenet.UNet(depth=depth, wf=wf)

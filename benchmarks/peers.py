@@ -34,7 +34,7 @@ import tifffile
 import torch
 
 import tilenet
-from tilenet import predict
+from tilenet import machine
 
 CROP = 1024
 # More than zero padding reaches at depth 5, and a multiple of the step.
@@ -127,7 +127,7 @@ UNPADDED = ("paper loop", "whole", "tilenet")
 
 def child(way, tile, slide):
     """Run one way once; print its seconds, peak and error."""
-    predict.keep_freed_memory()
+    machine.keep_freed_memory()
     torch.set_num_threads(2)
     networks = make_networks(json.loads(slide.with_suffix(".json").read_text())["wf"])
     with torch.inference_mode(), warnings.catch_warnings():

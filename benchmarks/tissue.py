@@ -26,7 +26,7 @@ import tifffile
 from scipy import ndimage
 
 import tilenet
-from tilenet import predict
+from tilenet import machine
 from tilenet.options import Options
 from tilenet.settling import settle
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="+")
     parser.add_argument("--json", action="store_true")
     said = parser.parse_args()
-    predict.keep_freed_memory()
+    machine.keep_freed_memory()
     if said.lost:
         print(lost(said.slide, level=said.level, channels=said.channels and tuple(said.channels)))
         return

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tilenet.cli import main
-from tilenet.predict import keep_freed_memory
+from tilenet.machine import keep_freed_memory
 
 # Small tensors by the thousand: more threads, or memory mapped afresh for each, only cost time.
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from faults import wait_until
 
-from tilenet import clusters, predict
+from tilenet import clusters, machine
 from tilenet.clusters import described_cluster, existing_cluster, local_cluster
 from tilenet.errors import EnvironmentFault, SettingsError
 
@@ -44,21 +44,21 @@ def listening():
 def test_the_gpus_of_a_run_are_those_that_this_process_sees(monkeypatch, count, named, device, found):
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert predict.visible_gpus(device) == found
+    assert machine.visible_gpus(device) == found
 
 
 def test_each_worker_has_a_gpu_of_its_own_and_its_share_of_the_cores(monkeypatch):
-    monkeypatch.setattr(predict, "visible_gpus", lambda device: ["1", "GPU-7a"])
-    with predict.threads(8), local_cluster(3, device="cuda") as client:
+    monkeypatch.setattr(machine, "visible_gpus", lambda device: ["1", "GPU-7a"])
+    with machine.threads(8), local_cluster(3, device="cuda") as client:
         seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
         assert sorted(seen.values()) == ["1", "1", "GPU-7a"]
-        assert predict.current_threads() == 2
+        assert machine.current_threads() == 2
         assert set(client.nthreads().values()) == {1}
         assert listening() == {"127.0.0.1"}
 
 
 def test_a_worker_that_cannot_be_restarted_is_replaced_by_one_with_its_gpu(monkeypatch):
-    monkeypatch.setattr(predict, "visible_gpus", lambda device: ["5"])
+    monkeypatch.setattr(machine, "visible_gpus", lambda device: ["5"])
     monkeypatch.setattr(clusters, "LOOK", 200)
     with local_cluster(1) as client:
         (before,) = client.run(os.getpid).values()
@@ -69,17 +69,17 @@ def test_a_worker_that_cannot_be_restarted_is_replaced_by_one_with_its_gpu(monke
 
 def test_a_cluster_of_jobs_listens_on_loopback_and_shares_a_job_s_cores_out(tmp_path):
     (tmp_path / "cluster.yaml").write_text(DESCRIPTION)
-    before = predict.current_threads()
+    before = machine.current_threads()
     with described_cluster(tmp_path / "cluster.yaml") as client:
         assert client.scheduler.address.startswith("tcp://127.0.0.1:")
         assert listening() == {"127.0.0.1"}
-        assert predict.current_threads() == 4
+        assert machine.current_threads() == 4
         assert client.cluster._adaptive.maximum == 3 * 2
         worker = client.cluster.job_script().splitlines()[-1]
         assert "--nworkers 2" in worker and worker.rindex("--nthreads 1") > worker.index("--nthreads 4"), (
             "the last holds"
         )
-    assert predict.current_threads() == before
+    assert machine.current_threads() == before
 
 
 def test_a_cluster_listens_elsewhere_where_that_is_said(tmp_path):

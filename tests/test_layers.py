@@ -14,7 +14,7 @@ LAYERS = [
     {"footprint", "card", "region", "resolution"},
     {"plan", "sizes"},
     {"unet", "readers", "store", "metrics", "instances", "sample", "corners", "outlines"},
-    {"scaling", "decide", "engine", "into", "labels", "states", "tiff_mask"},
+    {"scaling", "decide", "engine", "machine", "into", "labels", "states", "tiff_mask"},
     {"models", "placement", "predict", "device", "runner", "tiff_export", "cells", "tissue"},
     {"geojson", "options", "job", "training", "evaluation", "drawing"},
     {"settling"},
@@ -30,7 +30,7 @@ LAYERS = [
 ]
 PURE = {"address", "errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region", "resolution"}
 HOMES = {
-    "torch": {"unet", "engine", "states", "models", "predict", "device", "training"},
+    "torch": {"unet", "engine", "machine", "states", "models", "predict", "device", "training"},
     "tifffile": {"readers", "sample", "tiff_mask", "tiff_export"},
     "zarr": {"readers", "store"},
     "dask": {"readers", "clusters", "lazily"},

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet import predict
+from tilenet import machine
 from tilenet.address import check_local, is_address
 from tilenet.compute import Progress
 from tilenet.errors import OutputMismatch, VerifyFailed
@@ -129,7 +129,7 @@ def verify(
     if found.not_recomputed or windows < 1:
         return found
     job, numbers = _same_job(mask, image, model, footprint, device)
-    with predict.threads(job.record["threads"]):
+    with machine.threads(job.record["threads"]):
         predictor = job.predictor(numbers)
         boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
         if not boxes:

@@ -81,13 +81,13 @@ def segment(
         raise SettingsError("--resume and --overwrite: say one of them")
     import numpy as np
 
-    from tilenet import api, pictures, predict
+    from tilenet import api, machine, pictures
 
     place = _place(out, options)
     picture = pictures.overview_beside(place, options["into"]) if overview else None
     if picture:
         pictures.check_overview_place(picture, replace=resume or overwrite or options["shard"] is not None)
-    predict.keep_freed_memory()
+    machine.keep_freed_memory()
     started = time.perf_counter()
     reports: list[Report] = []
     with (

@@ -30,13 +30,13 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     with a column image and, where wanted, name and options. Masks that are complete are skipped,
     others are gone on with: the same command again is all that a killed batch needs.
     """
-    from tilenet import predict, slides
+    from tilenet import machine, slides
 
     def tell(result: Result) -> None:
         if not (quiet or as_json):
             click.echo(_line(result))
 
-    predict.keep_freed_memory()
+    machine.keep_freed_memory()
     with cluster_of(options) as client:
         results = slides.batch(images, out, client=client, tell=tell, **with_model(options))
     counts = {status: sum(r.status == status for r in results) for status in ("done", "skipped", "failed")}

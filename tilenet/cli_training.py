@@ -123,7 +123,7 @@ def train(
     **said: Any,
 ) -> None:
     """Train a U-Net on DATA: a folder with images/ and labels/, files of one stem in each."""
-    from tilenet.predict import keep_freed_memory
+    from tilenet.machine import keep_freed_memory
     from tilenet.scaling import parse_rule
     from tilenet.training import train as train_network
 

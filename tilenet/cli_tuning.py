@@ -22,12 +22,12 @@ def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:
 
     What is said by an option is not varied; nothing above --memory is tried. No default is changed.
     """
-    from tilenet import predict
+    from tilenet import machine
     from tilenet.options import Options
     from tilenet.tuning import tune as measure
 
     options = with_model(options)
-    predict.keep_freed_memory()
+    machine.keep_freed_memory()
     found = measure(image, options.pop("model"), Options(**options), seconds=seconds)
     trials = [{**vars(t.setting), "px_per_s": round(t.px_per_s), "bytes": t.n_bytes} for t in found.trials]
     best = options_of(found.best.setting)

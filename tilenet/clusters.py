@@ -13,7 +13,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilenet import predict
+from tilenet import machine
 from tilenet.cluster_file import TYPES, Tls, read_description
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.readers.boundary import one_line
@@ -54,16 +54,16 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
 
         # What a run may use is bounded by its plan, and freed memory is kept: Dask's own limit would kill it.
         options = {"nthreads": 1, "host": LOOPBACK, "memory_limit": 0, "dashboard": False, "silence_logs": SILENT}
-        gpus = predict.visible_gpus(device)
+        gpus = machine.visible_gpus(device)
         environ = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
         specs = {i: {"cls": Nanny, "options": options | {"env": environ[i % len(environ)]}} for i in range(workers)}
         scheduler = {"cls": Scheduler, "options": {"host": LOOPBACK, "port": 0, **NO_DASHBOARD}}
-        share = max(1, predict.current_threads() // workers)
+        share = max(1, machine.current_threads() // workers)
         with (
             SpecCluster(specs, scheduler, silence_logs=SILENT) as cluster,
             _replacing(cluster, workers),
             _client(cluster) as client,
-            predict.threads(share),
+            machine.threads(share),
         ):
             yield client
 
@@ -144,7 +144,7 @@ def described_cluster(path: str | Path) -> Iterator[Client]:
         share = max(1, int(arguments.get("cores", 1)) // int(arguments.get("processes", 1)))
         with cluster:
             cluster.adapt(minimum_jobs=adapt["minimum"], maximum_jobs=adapt["maximum"], target_duration="1s")
-            with _client(cluster) as client, predict.threads(share):
+            with _client(cluster) as client, machine.threads(share):
                 yield client
 
 

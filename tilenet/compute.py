@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet import predict
+from tilenet import machine
 from tilenet.decide import Arrays
 from tilenet.errors import BlocksFailed, SettingsError
 from tilenet.geometry import Box
@@ -71,7 +71,7 @@ def run_job(
     """Compute the pending blocks of a sink, with the job's threads; those without tissue are background."""
     skipped = skip_glass(job, sink, tissue)
     advance = counted(job, sink.pending(), progress)
-    with predict.threads(job.record["threads"]):
+    with machine.threads(job.record["threads"]):
         report = run(job.plan, job.image, job.predictor(numbers), decide=job.decision, sink=sink, progress=advance)
     report.skipped = skipped
     return report

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tilenet
-from tilenet import predict, scaling, tissue
+from tilenet import machine, predict, scaling, tissue
 from tilenet.card import ModelCard, label_table
 from tilenet.decide import Decision
 from tilenet.device import DevicePredictor
@@ -87,7 +87,7 @@ class Job:
         """Return what turns raw pixels into logits."""
         if not predict.is_network(self.network):
             return ScaledPredictor(self.network, self.footprint, numbers)
-        device = predict.find_device(self.device)
+        device = machine.find_device(self.device)
         kind = predict.TorchPredictor if device.type == "cpu" else DevicePredictor
         return kind(
             self.network,

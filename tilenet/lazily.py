@@ -29,7 +29,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tilenet import predict
+from tilenet import machine, predict
 from tilenet.address import is_address
 from tilenet.errors import BlocksFailed, ImageError, ModelError, TilenetError
 from tilenet.footprint import Footprint
@@ -233,7 +233,7 @@ class Tiles:
             pixels = job.image.read(tile.read)
             predictor = self._found_predictor()
             # One pass at a time: PyTorch has threads of its own, and the memory was planned for one.
-            with _passing, predict.threads(job.record["threads"]):
+            with _passing, machine.threads(job.record["threads"]):
                 logits = predictor(pixels.reshape(1, len(pixels), *pixels.shape[-ndim:]))[0]
             (values,) = job.decision(kept_of(tile, logits, ndim)).values()
         except TilenetError:

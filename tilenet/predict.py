@@ -7,9 +7,6 @@ makes one of a PyTorch network.
 from __future__ import annotations
 
 import copy
-import ctypes
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,8 +29,6 @@ PROBE = 16
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-# mallopt(3): the names of three parameters of glibc's malloc.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 
 class TorchPredictor:
@@ -122,34 +117,6 @@ def _scale_on(device: torch.device, scaling: Scaling, dtype: torch.dtype, ndim: 
         return x.clamp(*scaling.clip) if scaling.clip else x
 
     return scale
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device of ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SettingsError(f"device {name!r} is none of auto, cpu, cuda, cuda:N, mps") from error
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise SettingsError(
-            f"device {name}: this machine has {count} CUDA devices. Use --device cpu, or another number"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise SettingsError("device mps: not available on this machine. Use --device cpu")
-    return device
-
-
-def visible_gpus(device: str | None) -> list[str]:
-    """Return the CUDA devices that a run with this device may use, as CUDA_VISIBLE_DEVICES names them."""
-    if device not in (None, "auto") and not str(device).startswith("cuda"):
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    found = [name for name in named.split(",") if name] or list(map(str, range(torch.cuda.device_count())))
-    _, _, index = (device or "").partition(":")
-    return [found[int(index)]] if index.isdecimal() and int(index) < len(found) else found[: torch.cuda.device_count()]
 
 
 def find_precision(name: str, network: object) -> str:
@@ -248,36 +215,6 @@ def weight_bytes(network: object) -> int:
     if not isinstance(network, nn.Module):
         return 0
     return sum(weights.numel() * weights.element_size() for weights in network.parameters())
-
-
-def current_threads() -> int:
-    """Return the number of threads that PyTorch uses."""
-    return torch.get_num_threads()
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[int]:
-    """Let PyTorch use so many threads for a while; yields the number in force."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield count or before
-    finally:
-        torch.set_num_threads(before)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc's malloc not to hand big blocks back to the kernel at each free.
-
-    A forward pass allocates the same activations again and again; mapped afresh, they cost
-    30-45 % of its time in page faults. Process-wide, so only for a process that is ours.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(M_MMAP_MAX, 0)
-            mallopt(M_MMAP_THRESHOLD, 2**30)
-            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager

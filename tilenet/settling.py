@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tilenet import predict, tissue
+from tilenet import machine, predict, tissue
 from tilenet.card import ModelCard
 from tilenet.decide import Decision
 from tilenet.errors import ImageError, ModelError, SettingsError
@@ -99,7 +99,7 @@ def settle(
     _check_color(whole, network, options.channels)
     image = _fit_channels(whole, getattr(network, "in_channels", None), options.channels)
     card = card.completed(predict.count_outputs(network, footprint, image.n_channels))
-    device = predict.find_device(options.device or "auto")
+    device = machine.find_device(options.device or "auto")
     precision = predict.find_precision(options.precision or "auto", network)
     engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
     need = predict.bytes_per_pixel(network, precision, image.n_channels) or DEFAULT_BYTES_PER_PIXEL
@@ -229,7 +229,7 @@ def _asked(options: Options, image: Image, plan: Plan) -> dict[str, Any]:
         "tile": list(plan.tile),
         "block": list(plan.block),
         "batch": plan.batch,
-        "threads": options.threads or predict.current_threads(),
+        "threads": options.threads or machine.current_threads(),
         "output": options.output or "mask",
         "probability_dtype": options.probability_dtype or "float32",
         "missing": options.missing or "error",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tilenet import predict
+from tilenet import machine
 from tilenet.footprint import Footprint
 from tilenet.job import Job
 from tilenet.options import Options
@@ -168,7 +168,7 @@ class _Search:
         batch = np.stack([pixels.reshape(len(pixels), *pixels.shape[-self._ndim :]) for pixels in read])
         begin, _ = beginning(job.predictor(self._numbers), job.decision)
         taken = []
-        with predict.threads(setting.threads):
+        with machine.threads(setting.threads):
             for _ in range(PASSES):
                 started = self._clock()
                 begin(batch, tiles)()

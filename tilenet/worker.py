@@ -18,7 +18,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from tilenet import predict
+from tilenet import machine
 from tilenet.decide import Arrays
 from tilenet.errors import EnvironmentFault, OutputLocked, TilenetError
 from tilenet.footprint import Footprint
@@ -133,7 +133,7 @@ class Opened:
     def compute(self, index: int) -> Outcome:
         """Compute and write one block."""
         job, sink = self.job, OneBlock(self.store, index)
-        with predict.threads(job.record["threads"]):
+        with machine.threads(job.record["threads"]):
             report = run(job.plan, job.image, self._predictor, decide=job.decision, sink=sink)
         return Outcome(sink.line, report, failure=report.failures.get(index, ""))
 
@@ -217,7 +217,7 @@ def _open(task: Task) -> Opened:
 @cache
 def _prepare() -> None:
     """Set up the process, before its first tensor."""
-    predict.keep_freed_memory()
+    machine.keep_freed_memory()
     atexit.register(close_all)
 
 

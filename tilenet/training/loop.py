@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from tilenet.card import ModelCard
 from tilenet.errors import ImageError, ModelError
+from tilenet.machine import find_device
 from tilenet.models import load_model, save_model
-from tilenet.predict import find_device
 from tilenet.training.checkpoint import Average, Folder
 from tilenet.training.crops import Crops
 from tilenet.training.data import Pair, read_pairs, split
