@@ -164,18 +164,34 @@ def test_a_job_that_every_worker_refuses_ends_after_a_few_tries(slide):
     assert len(cluster.asked) < 4 * BLOCKS
 
 
-def test_what_dask_raises_for_a_flight_is_a_refusal_or_a_death(slide):
-    class KilledWorker(Exception):
-        allowed_failures = 3
+class KilledWorker(Exception):
+    """Known by its name, as Dask is not imported to tell."""
 
-    raised = {10: ModuleNotFoundError("No module named 'stub'"), 11: KilledWorker()}
+
+def test_what_dask_raises_for_a_flight_is_a_refusal_or_a_death(slide, monkeypatch):
+    raised = {9: ModuleNotFoundError("No module named 'stub'"), 10: KilledWorker(), 11: KilledWorker()}
     cluster = Cluster(workers=5, answers=lambda blocks, where: raised.get(blocks[0]))
+
+    def is_begun(self, flight):
+        return any(name.endswith(f"-10-{flight}") for name in cluster.names)
+
+    monkeypatch.setattr(type(slide.store), "is_begun", is_begun)
     list(work_off(cluster, [slide]))
     assert slide.report.failures == {
-        10: "ModuleNotFoundError: No module named 'stub'",
-        11: "4 workers died of it",
+        9: "ModuleNotFoundError: No module named 'stub'",
+        10: "4 workers died of it",
+        11: "workers die before they begin it",
     }
-    assert slide.report.blocks == BLOCKS - 2
+    assert slide.report.blocks == BLOCKS - 3
+    asked = [blocks for blocks, _ in cluster.asked]
+    assert asked.count((10,)) == asked.count((11,)) == 4
+
+
+def test_deaths_before_a_block_is_begun_blame_nobody(slide):
+    """Four workers died of a flight, says Dask; each was killed while it started."""
+    storm = iter([KilledWorker()] * 3 + [None] + [KilledWorker()] * 3)
+    list(work_off(Cluster(answers=lambda blocks, where: next(storm, None) if 7 in blocks else None), [slide]))
+    assert slide.report.failures == {} and slide.report.blocks == BLOCKS
 
 
 def test_the_queue_knows_no_end_of_a_slide(image, tmp_path):

@@ -116,7 +116,7 @@ def test_whatever_comes_back_every_block_comes_to_one_end(blocks, workers, choic
         kind = left.pop() if left else 9
         some = flight.blocks[: len(flight.blocks) // 2]
         if kind == 0:
-            return done(*some, deaths=1)
+            return done(*some, death=True)
         if kind == 1:
             return done(*some, refusal="no GPU", worker="w")
         if kind == 2:
@@ -161,7 +161,7 @@ def test_when_a_worker_dies_its_blocks_go_on_alone_and_only_the_guilty_one_is_na
     def answers(flight):
         if 5 not in flight.blocks:
             return done(*flight.blocks)
-        return done(*(i for i in flight.blocks if i < 5), deaths=1)
+        return done(*(i for i in flight.blocks if i < 5), death=True)
 
     flights = work_off(Queue([slide]), answers)
     with_it = [flight.blocks for flight in flights if 5 in flight.blocks]
@@ -176,22 +176,14 @@ def test_when_a_worker_dies_its_blocks_go_on_alone_and_only_the_guilty_one_is_na
 
 
 def test_deaths_of_many_workers_at_random_blame_nobody():
-    slide, deaths = slide_of(300), iter([1, 0, 0, 1, 1] * 20)
-    work_off(Queue([slide]), lambda flight: done(*flight.blocks[1:], deaths=1) if next(deaths, 0) else all_done(flight))
+    slide, dies = slide_of(300), iter([1, 0, 0, 1, 1] * 20)
+    work_off(Queue([slide]), lambda flight: done(*flight.blocks[1:], death=True) if next(dies, 0) else all_done(flight))
     assert slide.report.failures == {} and slide.report.blocks == 300
 
 
-@pytest.mark.parametrize(("allowed", "sent"), [(0, 4), (1, 2), (3, 1)])
-def test_a_scheduler_that_gave_up_by_itself_counts_its_deaths(allowed, sent):
-    """Dask's KilledWorker, of a block whose workers die before they can make a note."""
-    slide = slide_of(1)
-    flights = work_off(Queue([slide]), lambda flight: Answer(deaths=allowed + 1), workers=1)
-    assert len(flights) == sent and slide.report.failures == {0: "4 workers died of it"}
-
-
-def test_a_flight_of_several_that_a_scheduler_gave_up_blames_none_of_them():
+def test_a_death_of_a_flight_of_several_blames_none_of_them():
     slide = slide_of(64)
-    work_off(Queue([slide]), lambda f: Answer(deaths=4) if len(f.blocks) > 1 else all_done(f), workers=1)
+    work_off(Queue([slide]), lambda f: Answer(death=True) if len(f.blocks) > 1 else all_done(f), workers=1)
     assert slide.report.failures == {} and slide.report.blocks == 64
 
 

@@ -9,7 +9,7 @@ from stub import BAD
 from workers import BLOCKS, TILES, a_slide, an_image, notes_of, opened, spoil, write_image, written_blocks  # noqa: F401
 
 import tilenet
-from tilenet import distributed, worker
+from tilenet import distributed, settling, worker
 from tilenet.distributed import task_of
 from tilenet.errors import EnvironmentFault, OutputLocked
 from tilenet.options import Options
@@ -30,7 +30,7 @@ def compute(slide, *blocks, flight="a", seconds=60.0):
 
 def test_blocks_are_computed_one_after_the_other_and_all_lines_come_back(slide):
     answer = compute(slide, 3, 1, 7)
-    assert list(answer.outcomes) == [3, 1, 7] and not (answer.refusal or answer.fault or answer.deaths)
+    assert list(answer.outcomes) == [3, 1, 7] and not (answer.refusal or answer.fault or answer.death)
     for outcome in answer.outcomes.values():
         slide.store.adopt(outcome.line)
         assert (outcome.report.blocks, outcome.report.pixels) == (1, 512 * 512)
@@ -61,7 +61,7 @@ def test_who_is_sent_a_flight_that_another_began_computes_nothing_and_says_what_
     worker.close_all()
     monkeypatch.setattr(Opened, "compute", lambda self, index: 1 / 0)
     answer = compute(slide, 0, 1, 2, 3, flight="b")
-    assert (answer.deaths, answer.worker, sorted(answer.outcomes)) == (1, "", [0, 1])
+    assert (answer.death, answer.worker, sorted(answer.outcomes)) == (True, "", [0, 1])
     for outcome in answer.outcomes.values():
         slide.store.adopt(outcome.line)
         assert (outcome.report.blocks, outcome.report.pixels) == (1, 512 * 512)
@@ -112,7 +112,7 @@ def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatc
     def settle(*args, **options):
         raise MemoryError
 
-    monkeypatch.setattr(worker, "settle", settle)
+    monkeypatch.setattr(settling, "settle", settle)
     answer = compute(slide, 0, 1)
     assert "out of memory. Give workers more, or use a smaller --tile" in answer.refusal and not answer.outcomes
 

@@ -137,7 +137,7 @@ class _Dispatch:
                 del self._futures[flight.number]
                 if isinstance(found, CancelledError):
                     raise self._lost(found)
-                self._queue.settle(flight, found if isinstance(found, Answer) else _answer_of(found))
+                self._queue.settle(flight, found if isinstance(found, Answer) else _answer_of(found, flight))
 
     def _send(self) -> None:
         """Keep as many flights on their way as there are workers, or may come if there is work."""
@@ -195,10 +195,13 @@ def answer(task: Task, blocks: Sequence[int], flight: str, seconds: float) -> An
     return replace(compute_blocks(task, blocks, flight=flight, seconds=seconds), worker=get_worker().address)
 
 
-def _answer_of(error: Exception) -> Answer:
-    if type(error).__name__ == "KilledWorker":
-        return Answer(deaths=error.allowed_failures + 1)  # type: ignore[attr-defined]
-    return Answer(refusal=f"{type(error).__name__}: {error}")
+def _answer_of(error: Exception, flight: Flight) -> Answer:
+    if type(error).__name__ != "KilledWorker":
+        return Answer(refusal=f"{type(error).__name__}: {error}")
+    # Dask sent it to one worker after the other, and all died: of them, one at most had begun it.
+    if flight.slide.store.is_begun(flight.id):
+        return Answer(death=True)
+    return Answer(refusal="workers die before they begin it")
 
 
 def _absolute(name: str | Path) -> str:

@@ -213,19 +213,18 @@ class Queue:
             slide.end(answer.fault)
         if slide.error or not undone:
             self._drop(slide, len(undone))
-        elif answer.deaths:
-            self._after_death(flight, undone, answer.deaths)
+        elif answer.death:
+            self._after_death(flight, undone)
         elif answer.refusal:
             self._after_refusal(replace(flight, blocks=undone, refused_by=(*flight.refused_by, answer.worker)), answer)
         else:
             slide.give_back(undone)
             self._end_if_done(slide)
 
-    def _after_death(self, flight: Flight, undone: tuple[int, ...], deaths: int) -> None:
+    def _after_death(self, flight: Flight, undone: tuple[int, ...]) -> None:
         """Try each block alone; the first one was at hand, since they go one after the other."""
-        slide, alone = flight.slide, len(flight.blocks) == 1
-        died = flight.deaths + (deaths if alone else 1)
-        if alone and died >= TRIES:
+        slide, died = flight.slide, flight.deaths + 1
+        if died >= TRIES:
             slide.note(undone[0], Outcome(failure=f"{died} workers died of it"))
             self._end_if_done(slide)
             return

@@ -87,8 +87,8 @@ class Answer:
         Whose answer it is.
     refusal : str
         Why this worker cannot go on; another might.
-    deaths : int
-        Workers that died of the first of the others.
+    death : bool
+        Whether a worker died of the first of the others.
     fault : TilenetError or None
         What ends the whole run.
     """
@@ -96,7 +96,7 @@ class Answer:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     worker: str = ""
     refusal: str = ""
-    deaths: int = 0
+    death: bool = False
     fault: TilenetError | None = None
 
 
@@ -182,7 +182,7 @@ def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: f
         try:
             opened, until = _open(task), monotonic() + seconds
             if (found := opened.recall(flight, blocks)) is not None:
-                return Answer(found, deaths=1)
+                return Answer(found, death=True)
             for index in blocks:
                 outcomes[index] = opened.compute(index)
                 if monotonic() > until:

@@ -33,6 +33,11 @@ def begin(own: Path, flight: str, writer: str) -> str | None:
     return None
 
 
+def is_begun(own: Path, flight: str) -> bool:
+    """Tell whether a writer has begun a flight that has not come to its end."""
+    return _note(own, flight).exists()
+
+
 def forget(own: Path, flight: str) -> None:
     """Remove the note on a flight that has come to its end."""
     remove_file(_note(own, flight))

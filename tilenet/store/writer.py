@@ -101,6 +101,11 @@ class Store(Held):
             self._check_allowed()
             raise
 
+    def is_begun(self, flight: str) -> bool:
+        """Tell whether a writer that joined has begun some blocks, and has not come to their end."""
+        with faults_named(self.path):
+            return begun.is_begun(self.path / OWN, flight)
+
     def forget(self, flight: str) -> None:
         """Forget that blocks were begun: all that was to be known of it is."""
         with faults_named(self.path):
