@@ -25,7 +25,7 @@ LAYERS = [
     {"slides"},
     {"checks"},
     {"cli_options", "cli_cluster"},
-    {"cli", "cli_batch", "cli_export", "cli_pictures", "cli_shares", "cli_training", "cli_tuning"},
+    {"cli", "cli_batch", "cli_export", "cli_pictures", "cli_segment", "cli_shares", "cli_training", "cli_tuning"},
     {"__main__"},
 ]
 PURE = {"address", "errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region", "resolution"}
@@ -49,6 +49,7 @@ HOMES = {
         "cli_batch",
         "cli_export",
         "cli_pictures",
+        "cli_segment",
         "cli_shares",
         "cli_options",
         "cli_cluster",
