@@ -25,7 +25,8 @@ from tilenet.geometry import Box
 from tilenet.readers import open_image
 from tilenet.readers.boundary import quietly
 from tilenet.readers.image import Image
-from tilenet.store import Layout, Mask, TissueMap
+from tilenet.store import Layout, Mask
+from tilenet.store.mask import AnyMask
 from tilenet.store.metadata import FORMAT
 from tilenet.store.pyramid import doubled
 
@@ -68,7 +69,7 @@ class TiffLevel:
         return pixels
 
 
-class TiffMask:
+class TiffMask(AnyMask):
     """A mask in a TIFF that tilenet wrote: index it like an array, or hand it to NumPy whole.
 
     Attributes
@@ -94,48 +95,6 @@ class TiffMask:
         self.levels = tuple(
             TiffLevel(self._image.at_level(k), self.axes, shape, self.dtype) for k, shape in enumerate(shapes)
         )
-
-    @property
-    def axes(self) -> str:
-        """Letters of ``tzyx``."""
-        return self.layout.axes
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Pixels along the axes."""
-        return self.layout.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the mask values."""
-        return np.dtype(self.layout.mask_dtype)
-
-    @property
-    def pixel_size(self) -> tuple[float | None, ...]:
-        """Micrometres along the axes; None where unknown."""
-        return self.layout.pixel_size
-
-    @property
-    def origin(self) -> tuple[int, ...]:
-        """Pixel of the image at which the mask begins: zeros unless it is of a part (`roi`)."""
-        return self.layout.origin or (0,) * len(self.shape)
-
-    @property
-    def tissue(self) -> TissueMap | None:
-        """Where there is tissue, by which blocks were skipped; None where that was not asked."""
-        return self.layout.tissue_map
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        return self.levels[0][index]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("a mask on disk cannot become an array without copying")
-        return np.asarray(self[...], dtype=dtype)
-
-    def __repr__(self) -> str:
-        sides = " x ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
-        return f"<TiffMask {self.path.name}: {sides}, {self.dtype}, {len(self.levels)} levels>"
 
     def check(self) -> list[str]:
         """Return what is damaged; decodes every tile, whose own checksum (Adler-32) tells."""

@@ -19,27 +19,14 @@ if TYPE_CHECKING:
     Array = zarr.Array[Any]
 
 
-class Mask:
-    """A complete mask: index it like an array, or hand it to NumPy whole.
+class AnyMask:
+    """What masks have in common, whatever they are kept in: all but how their levels are opened."""
 
-    Attributes
-    ----------
-    path : Path
-        Where it is.
-    info : dict
-        How it was made.
-    layout : Layout
-        Its axes, shape and blocks.
-    levels : tuple of zarr.Array
-        The pyramid, finest first.
-    probabilities : zarr.Array or None
-        One channel a class, if they were asked for.
-    """
-
-    def __init__(self, path: Path, layout: Layout, info: dict[str, Any]) -> None:
-        self.path, self.info, self.layout = path, info, layout
-        self.levels: tuple[Array, ...] = tuple(_open(path / str(i), layout) for i in range(len(layout.levels)))
-        self.probabilities: Array | None = _open(path / PROBABILITIES, layout) if layout.classes else None
+    path: Path
+    info: dict[str, Any]
+    layout: Layout
+    levels: tuple[Any, ...]
+    probabilities: Any
 
     @property
     def axes(self) -> str:
@@ -82,7 +69,32 @@ class Mask:
     def __repr__(self) -> str:
         sides = " x ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
         more = ", with probabilities" if self.probabilities is not None else ""
-        return f"<Mask {self.path.name}: {sides}, {self.dtype}, {len(self.levels)} levels{more}>"
+        return f"<{type(self).__name__} {self.path.name}: {sides}, {self.dtype}, {len(self.levels)} levels{more}>"
+
+
+class Mask(AnyMask):
+    """A complete mask in a folder: index it like an array, or hand it to NumPy whole.
+
+    Attributes
+    ----------
+    path : Path
+        Where it is.
+    info : dict
+        How it was made.
+    layout : Layout
+        Its axes, shape and blocks.
+    levels : tuple of zarr.Array
+        The pyramid, finest first.
+    probabilities : zarr.Array or None
+        One channel a class, if they were asked for.
+    """
+
+    levels: tuple[Array, ...]
+
+    def __init__(self, path: Path, layout: Layout, info: dict[str, Any]) -> None:
+        self.path, self.info, self.layout = path, info, layout
+        self.levels = tuple(_open(path / str(i), layout) for i in range(len(layout.levels)))
+        self.probabilities: Array | None = _open(path / PROBABILITIES, layout) if layout.classes else None
 
 
 def open_mask(path: str | Path) -> Mask:
