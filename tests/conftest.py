@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tilenet.cli import main
 from tilenet.machine import keep_freed_memory
@@ -11,6 +12,9 @@ from tilenet.machine import keep_freed_memory
 # Small tensors by the thousand: more threads, or memory mapped afresh for each, only cost time.
 torch.set_num_threads(1)
 keep_freed_memory()
+# How long an example takes says how busy the machine is.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def cell_by_cell(pixels, shape, of):
     return out
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 37), st.integers(1, 53), st.integers(1, 40))
 def test_means_are_those_of_a_loop_over_the_cells_whatever_the_window(rows, columns, window):
     image = open_image(PIXELS[0], axes="cyx")

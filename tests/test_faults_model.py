@@ -174,7 +174,6 @@ def test_whatever_befalls_a_run_it_ends_with_the_same_bytes(machine, examples):
     quick = settings(
         max_examples=examples,
         stateful_step_count=8,
-        deadline=None,
         database=None,
         phases=[Phase.generate],  # each example takes seconds: shrinking one takes minutes
         suppress_health_check=list(HealthCheck),

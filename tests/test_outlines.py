@@ -68,7 +68,7 @@ planes = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(plane=planes, heights=st.lists(st.integers(1, 5), min_size=1, max_size=4))
 def test_filled_again_they_are_the_plane_whatever_the_strips(plane, heights):
     check(plane, [1], heights)

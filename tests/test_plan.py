@@ -37,7 +37,7 @@ def plans(draw):
 
 
 @given(plans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_pixel_is_written_once(plan):
     count = np.zeros(plan.shape, int)
     for block in plan:
@@ -52,7 +52,7 @@ def test_every_pixel_is_written_once(plan):
 
 
 @given(plans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_tile_lies_on_one_global_grid_and_crops_only_exact_output(plan):
     for block in plan:
         for tile in block.tiles:
@@ -67,7 +67,7 @@ def test_every_tile_lies_on_one_global_grid_and_crops_only_exact_output(plan):
 
 
 @given(plans(), st.integers(1, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_batches_hold_every_tile_once_and_one_shape_each(plan, size):
     for block in plan:
         batches = list(block.batches(size))
@@ -77,7 +77,7 @@ def test_batches_hold_every_tile_once_and_one_shape_each(plan, size):
 
 
 @given(plans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_sums_of_a_plan_are_those_of_its_tiles(plan):
     tiles = [tile for block in plan for tile in block.tiles]
     assert plan.n_tiles == len(tiles)
@@ -135,7 +135,6 @@ def test_the_default_block_is_the_largest_power_of_two_that_leaves_sixteen(side,
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([10**9, 4 * 10**9, 10**11]))
-@settings(deadline=None)
 def test_default_tiles_divide_the_block_and_fit_the_memory(height, width, memory):
     plan = plan_tiles((height, width), Footprint((CLASSIC,) * 2), memory=memory, bytes_per_pixel=1300)
     assert all(b % t == 0 and t % 16 == 0 for b, t in zip(plan.block, plan.tile, strict=True))
