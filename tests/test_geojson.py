@@ -111,7 +111,7 @@ def test_regions_have_the_names_and_colours_of_the_card(folder, tmp_path):
     said = write_geojson(folder / "mask.zarr", tmp_path / "m.geojson")
     assert dict(said.features) == {"grey": 3, "bright": 2}
     classes = [f["properties"]["classification"] for f in features_of(tmp_path / "m.geojson")]
-    assert {c["name"]: c["color"] for c in classes} == {"grey": [255, 214, 0], "bright": [230, 30, 60]}
+    assert {c["name"]: c["color"] for c in classes} == {"grey": [230, 159, 0], "bright": [230, 30, 60]}
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from oracles import reference_state
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tilenet.card import ModelCard
-from tilenet.errors import ModelError, ModelNotFound, SettingsError
+from tilenet.card import PALETTE, ModelCard, colors_of, label_table
+from tilenet.errors import ModelError, ModelNotFound, SettingsError, TilenetError
 from tilenet.models import convert_model, fingerprint, load_model, packaged_models, save_model
 from tilenet.unet import UNet
 
@@ -130,6 +130,34 @@ def test_a_card_with_absurd_options_costs_nothing(tmp_path):
     save_file(state, tmp_path / "big.safetensors", metadata={"tilenet": card.to_json()})
     with pytest.raises(ModelError, match="has shape"):
         load_model(tmp_path / "big.safetensors")
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2, 3), (3, 1, 0, 2), (0, 7, 9, 200)])
+def test_every_mask_value_has_a_colour_of_its_own(values):
+    own = {str(max(values)): list(PALETTE[0])}
+    table = label_table(ModelCard(classes=tuple("abcd"), mask_of_class=values, colors=own))
+    colors = {value: color for value, (_, color) in table.items()}
+    assert set(colors) == set(values) - {0} and len(set(colors.values())) == 3
+    assert colors[max(values)] == PALETTE[0]
+
+
+def test_more_values_than_the_palette_has_colours_have_one_too():
+    assert len(colors_of({"mask_of_class": list(range(30)), "colors": {}})) == 29
+
+
+def test_new_classes_do_not_get_the_colours_of_the_old_ones(tmp_path):
+    convert_model("nuclei", tmp_path / "m.safetensors", mask_of_class=(0, 1, 2, 3), colors="1=0000ff, 3=#FF0000")
+    card = load_model(tmp_path / "m.safetensors").card
+    assert card.colors == {"1": [0, 0, 255, 255], "3": [255, 0, 0, 255]}
+    assert card.labels == {"1": "rim", "2": "body", "3": "centre"}
+    convert_model("nuclei", tmp_path / "same.safetensors", pixel_size=0.5)
+    assert load_model(tmp_path / "same.safetensors").card.colors == load_model("nuclei").card.colors != {}
+
+
+@pytest.mark.parametrize("said", ["", "red", "1=red", "1=00ff0", "1:00ff00", "x=00ff00", "300=00ff00"])
+def test_colours_that_are_none_are_refused(tmp_path, said):
+    with pytest.raises(TilenetError, match="colors"):
+        convert_model("nuclei", tmp_path / "m.safetensors", colors=said)
 
 
 def test_converting_adds_what_keys_cannot_say(tmp_path):

@@ -6,7 +6,7 @@ import tifffile
 from oracles import random_network
 
 import tilenet
-from tilenet.drawing import UNNAMED
+from tilenet.card import PALETTE
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.pictures import overlay
 from tilenet.store.tissue_map import TISSUE_COLOR
@@ -35,7 +35,7 @@ def square(tmp_path):
 
 
 def outlined(picture):
-    return (picture == UNNAMED).all(axis=-1)
+    return (picture == PALETTE[0][:3]).all(axis=-1)
 
 
 def test_the_outline_is_the_inner_border_of_the_mask(square):

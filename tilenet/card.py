@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import cycle
 from math import isfinite
 from typing import Any, cast
 
-from tilenet.errors import ModelError
+from tilenet.errors import ModelError, SettingsError
 
 OUTPUTS = ("softmax", "sigmoid", "regression")
 MASK_VALUES = range(256)
+# Okabe and Ito 2008, https://jfly.uni-koeln.de/color: told apart by people who do not see all colours, too.
+PALETTE = (
+    *((230, 159, 0, 255), (86, 180, 233, 255), (0, 158, 115, 255), (240, 228, 66, 255)),
+    *((0, 114, 178, 255), (213, 94, 0, 255), (204, 121, 167, 255)),
+)
 
 
 def _is_text(value: object) -> bool:
@@ -32,7 +39,7 @@ def _is_table(value: object, of: Callable[[object], bool] = lambda value: True) 
 
 def _is_colors(value: object) -> bool:
     return _is_table(value, _is_integers) and all(
-        key.isdecimal() and len(color) == 4 and set(color) <= set(MASK_VALUES)
+        key.isdecimal() and int(key) in MASK_VALUES and len(color) == 4 and set(color) <= set(MASK_VALUES)
         for key, color in cast("dict[str, list[int]]", value).items()
     )
 
@@ -156,8 +163,39 @@ def _labels(classes: Sequence[str], values: Sequence[int]) -> dict[str, str]:
     return named
 
 
-def label_table(card: ModelCard) -> Mapping[int, tuple[str, tuple[int, ...] | None]]:
-    """Return name and colour (None where unsaid) of each mask value but background."""
-    values = sorted({v for v in card.mask_of_class if v})
-    colors = {int(v): tuple(c) for v, c in card.colors.items()}
-    return {v: (card.labels.get(str(v), f"class {v}"), colors.get(v)) for v in values}
+def colors_of(card: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
+    """Return the colour, red, green, blue and opacity, of each mask value but background.
+
+    Parameters
+    ----------
+    card : mapping
+        As of `ModelCard.to_dict`. Values without a colour get one of a palette that no other has.
+
+    Examples
+    --------
+    >>> colors_of({"mask_of_class": [0, 1, 2], "colors": {"1": [230, 159, 0, 255]}})
+    {1: (230, 159, 0, 255), 2: (86, 180, 233, 255)}
+    """
+    found = {int(value): tuple(color) for value, color in card["colors"].items()}
+    free = cycle([color for color in PALETTE if color not in found.values()] or PALETTE)
+    for value in sorted({v for v in card["mask_of_class"] if v} - set(found)):
+        found[value] = next(free)
+    return found
+
+
+def label_table(card: ModelCard) -> Mapping[int, tuple[str, tuple[int, ...]]]:
+    """Return name and colour of each mask value but background."""
+    colors = colors_of(card.to_dict())
+    return {v: (card.labels.get(str(v), f"class {v}"), colors[v]) for v in sorted({v for v in card.mask_of_class if v})}
+
+
+def parse_colors(text: str) -> dict[str, list[int]]:
+    """Return the colours of mask values as a card has them.
+
+    >>> parse_colors("1=00c864,2=ffd600")
+    {'1': [0, 200, 100, 255], '2': [255, 214, 0, 255]}
+    """
+    found = [re.fullmatch(r"\s*(\d+)\s*=\s*#?([0-9a-fA-F]{6})\s*", part) for part in text.split(",")]
+    if not all(found):
+        raise SettingsError(f"colors {text!r} is not VALUE=RRGGBB for each mask value, such as 1=00c864,2=ffd600")
+    return {str(int(f[1])): [*bytes.fromhex(f[2]), 255] for f in found if f}

@@ -144,6 +144,7 @@ def verify(
 @click.option("--pixel-size", type=float, help="Micrometres per pixel of the training images.")
 @click.option("--classes", help="Names of the outputs, commas between them.")
 @click.option("--mask-of-class", type=Numbers(), help="Mask value of each output.")
+@click.option("--colors", help="Colours of mask values, such as 1=00c864,2=ffd600.  [default: of a palette]")
 def convert(weights: str, out: Path, **options: Any) -> None:
     """Write WEIGHTS as one .safetensors file with a model card."""
     from tilenet.models import convert_model

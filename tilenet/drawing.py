@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
+from tilenet.card import colors_of
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.store import Mask
@@ -15,7 +16,6 @@ from tilenet.store.tissue_map import TISSUE_COLOR
 from tilenet.tiff_mask import TiffMask
 
 Picture = NDArray[np.uint8]
-UNNAMED = (255, 214, 0)
 FILLED = 0.45
 # A scale bar is at most this share of the picture's width.
 BAR = 0.25
@@ -53,8 +53,9 @@ def _colours(numbers: NDArray[Any], mask: Mask | TiffMask) -> NDArray[np.float64
         hue = numbers.astype(np.float64)[:, None] * 0.618034 + np.array([0, 1 / 3, 2 / 3])
         bright: NDArray[np.float64] = 155 + 100 * np.cos(2 * np.pi * hue)
         return bright
-    named = {int(value): colour[:3] for value, colour in mask.info["card"]["colors"].items()}
-    table = np.array([named.get(value, UNNAMED) for value in range(256)], np.float64)
+    table = np.zeros((256, 3))
+    for value, color in colors_of(mask.info["card"]).items():
+        table[value] = color[:3]
     found: NDArray[np.float64] = table[numbers]
     return found
 

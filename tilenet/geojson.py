@@ -21,6 +21,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.card import colors_of
 from tilenet.corners import Ring
 from tilenet.errors import BlocksFailed, OutputExists, SettingsError
 from tilenet.outlines import Region, regions
@@ -33,7 +34,6 @@ from tilenet.tiff_mask import TILE, TiffMask, open_mask
 KINDS = ("detection", "annotation")
 # Pixels that are read at once, and that are outlined at once.
 BAND, STRIP = 2**27, 2**24
-UNNAMED = (255, 214, 0)
 
 
 @dataclass
@@ -137,7 +137,7 @@ class _Features:
         card: Mapping[str, Any] = mask.info["card"]
         self._objects = mask.info["record"]["output"] == "objects"
         self._names = {int(value): str(name) for value, name in card["labels"].items() if value.isdecimal()}
-        self._colors = {int(value): color[:3] for value, color in card["colors"].items()}
+        self._colors = {value: color[:3] for value, color in colors_of(card).items()}
         self._seed = uuid5(NAMESPACE_OID, json.dumps(mask.info, sort_keys=True))
 
     def collection(self, progress: Callable[[int, int], None] | None) -> Iterator[bytes]:
@@ -193,7 +193,7 @@ class _Features:
         return self._names.get(value, f"class {value}")
 
     def _properties(self, value: int, name: str) -> str:
-        color = self._colors.get(next(iter(self._names), 0) if self._objects else value, UNNAMED)
+        color = self._colors[min(self._colors) if self._objects else value]
         said: dict[str, Any] = {"objectType": self._kind, "classification": {"name": name, "color": list(color)}}
         return json.dumps(said | ({"name": str(value)} if self._objects else {}), separators=(",", ":"))
 

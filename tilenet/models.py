@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tilenet.card import ModelCard
+from tilenet.card import ModelCard, parse_colors
 from tilenet.errors import ModelError, ModelNotFound
 from tilenet.readers.boundary import one_line
 from tilenet.scaling import parse_rule
@@ -141,6 +141,7 @@ def convert_model(
     mask_of_class: tuple[int, ...] | None = None,
     scaling: str | None = None,
     pixel_size: float | None = None,
+    colors: str | None = None,
     **options: Any,
 ) -> Path:
     """Write weights of any kind that `load_model` takes as one file with a card.
@@ -157,6 +158,8 @@ def convert_model(
         Rule for intensities as on the command line; see `tilenet.scaling.parse_rule`.
     pixel_size : float, optional
         Micrometres per pixel of the training images.
+    colors : str, optional
+        Colours of mask values, such as ``1=00c864,2=ffd600``; the others get one of a palette.
     **options
         As for `load_model`.
     """
@@ -164,7 +167,7 @@ def convert_model(
     card = network.card or ModelCard()
     said: dict[str, Any] = {}
     if classes is not None or mask_of_class is not None:
-        said["labels"] = {}
+        said |= {"labels": {}, "colors": {}}
     if classes is not None:
         said["classes"] = tuple(classes.split(","))
     if mask_of_class is not None:
@@ -173,6 +176,8 @@ def convert_model(
         said["scaling"] = parse_rule(scaling)
     if pixel_size is not None:
         said["pixel_size"] = pixel_size
+    if colors is not None:
+        said["colors"] = parse_colors(colors)
     return save_model(network, out, card=replace(card, **said))
 
 
