@@ -14,7 +14,7 @@ from tilenet.corners import Ring
 from tilenet.errors import ImageError, OutputMismatch
 from tilenet.geometry import ceil_div
 from tilenet.readers import open_image
-from tilenet.resolution import AS_STORED, recorded
+from tilenet.resolution import AS_STORED, covered, recorded
 from tilenet.store import Mask
 from tilenet.tiff_mask import TiffMask
 
@@ -70,19 +70,9 @@ def find_grid(mask: Mask | TiffMask, image: str | Path | None) -> Grid:
         raise OutputMismatch(
             f"{mask.path}: reaches to {ends}, beyond level {record['level']} of {source}. Give its image"
         )
-    y, x = (_ratio(n, m) * f for n, m, f in zip(full, stored, by, strict=True))
+    y, x = (covered(n, m) * f for n, m, f in zip(full, stored, by, strict=True))
     return Grid(origin, (y, x), full)
 
 
 def _in_plane(axes: str, shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[axes.index("y")], shape[axes.index("x")]
-
-
-def _ratio(full: int, coarse: int) -> Fraction:
-    """Return how many full-resolution pixels a pixel of a level covers: levels are halved, and rounded.
-
-    >>> _ratio(2967, 741), _ratio(300, 200)
-    (Fraction(4, 1), Fraction(3, 2))
-    """
-    whole = max(1, round(full / coarse))
-    return Fraction(whole) if coarse in (full // whole, ceil_div(full, whole)) else Fraction(full, coarse)

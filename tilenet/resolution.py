@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import isfinite
+from math import isfinite, log2
 
 from tilenet.errors import SettingsError
+from tilenet.geometry import ceil_div
 
 # Pixels whose size is within 10 % of the one wanted are taken as they are.
 TOLERANCE = Fraction(11, 10)
@@ -24,6 +25,27 @@ FINEST = Fraction(1, 8)
 Factor = tuple[Fraction, Fraction]
 PixelSize = tuple[float | None, float | None]
 AS_STORED: Factor = (Fraction(1), Fraction(1))
+
+
+def covered(finest: int, coarse: int) -> Fraction:
+    """Return how many pixels of the finest level one pixel of a coarser level covers along an axis.
+
+    Parameters
+    ----------
+    finest, coarse : int
+        Lengths of the two levels. Levels are made by whole numbers, mostly by halving, and what is left
+        over at the end is dropped or rounded up: only where no such number fits is it their ratio.
+
+    Examples
+    --------
+    >>> covered(2967, 741), covered(2967, 23), covered(300, 200)
+    (Fraction(4, 1), Fraction(128, 1), Fraction(3, 2))
+    """
+    ratio = finest / coarse
+    for whole in (2 ** max(0, round(log2(ratio))), max(1, round(ratio))):
+        if coarse in (finest // whole, ceil_div(finest, whole)):
+            return Fraction(whole)
+    return Fraction(finest, coarse)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, needing
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.image import Image, Level, Pixels
 from tilenet.readers.pieces import assemble
+from tilenet.resolution import covered
 
 SIDE = (512, 512)
 WHITE = "FFFFFF"
@@ -111,7 +112,9 @@ class SlideImage(Image):
 
 
 def _coarser(finest: list[float | None], whole: tuple[int, int], shape: tuple[int, int]) -> tuple[float | None, ...]:
-    return tuple(None if um is None else um * (a / b) for um, a, b in zip(finest, whole, shape, strict=True))
+    return tuple(
+        None if um is None else um * float(covered(a, b)) for um, a, b in zip(finest, whole, shape, strict=True)
+    )
 
 
 def _micrometres(said: str | None) -> float | None:

@@ -12,6 +12,7 @@ from tilenet.errors import ImageError
 from tilenet.readers.image import RGB
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 from tilenet.readers.units import MICROMETERS
+from tilenet.resolution import covered
 
 PixelSize = tuple[float | None, ...]
 # Resolution tags outside this (um) are printers' defaults: 72 and 300 dpi are 353 and 85 um.
@@ -22,7 +23,7 @@ CENTIMETER, INCH = 3, 2
 def pixel_sizes(tiff: Any, series: Any, *, axes: str, shapes: Sequence[tuple[int, ...]]) -> list[PixelSize]:
     """Return the micrometres of each level along the axes without ``c``.
 
-    Coarser levels follow from the finest and the ratio of their shapes.
+    Coarser levels follow from the finest and how many of its pixels theirs cover.
     """
     found = _finest(tiff, series)
     sizes = []
@@ -31,7 +32,7 @@ def pixel_sizes(tiff: Any, series: Any, *, axes: str, shapes: Sequence[tuple[int
         for a, n, n0 in zip(axes, shape, shapes[0], strict=True):
             finest = size.get(a)
             if finest is not None:
-                size[a] = finest * (n0 / n)
+                size[a] = finest * float(covered(n0, n))
         sizes.append(tuple(size.values()))
     return sizes
 

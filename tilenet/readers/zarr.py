@@ -17,6 +17,7 @@ from tilenet.readers.cache import PieceCache
 from tilenet.readers.frame import Frame, along, in_known_units
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
+from tilenet.resolution import covered
 
 DAMAGED = "The image is damaged; get it again"
 # Most bytes of chunks that are decoded by one call.
@@ -193,6 +194,6 @@ def _pixel_sizes(layouts: Sequence[Layout], stored: Sequence[Sequence[float | No
         lengths = dict(zip(layout.axes, layout.image_shape, strict=True))
         for a in [a for a, n in size.items() if n is None and found and found[0].get(a) is not None]:
             finest = dict(zip(layouts[0].axes, layouts[0].image_shape, strict=True))[a]
-            size[a] = (found[0][a] or 0.0) * (finest / lengths[a])
+            size[a] = (found[0][a] or 0.0) * float(covered(finest, lengths[a]))
         found.append(size)
     return [tuple(size.values()) for size in found]
