@@ -105,6 +105,19 @@ def test_info_says_what_an_image_and_a_model_are_understood_to_be(work, tilenet_
     assert "margin" in text
 
 
+def test_axes_that_are_said_in_place_of_the_files_are_told_and_shown(work, tilenet_command):
+    pixels = np.random.default_rng(0).integers(0, 200, (2, 60, 70), dtype=np.uint8)
+    tifffile.imwrite(work / "s.ome.tif", pixels, metadata={"axes": "CYX"}, ome=True)
+    args = (work / "s.ome.tif", "-m", work / "small.safetensors", "--axes", "tyx")
+    code, text, err = tilenet_command("segment", *args, "-o", work / "o.zarr")
+    assert (code, "axes taken as tyx, as asked; the file says cyx" in err, "2 x 60 x 70 px" in text) == (0, True, True)
+    assert "tyx 2 x 60 x 70, uint8 (the file says cyx)" in tilenet_command("plan", *args)[1]
+    shown = json.loads(tilenet_command("info", args[0], "--axes", "tyx", "--json")[1])
+    assert (shown["axes"], shown["axes_in_file"]) == ("tyx", "cyx")
+    shown = json.loads(tilenet_command("info", args[0], "--axes", "cyx", "--json")[1])
+    assert (shown["axes"], "axes_in_file" in shown) == ("cyx", False)
+
+
 def test_convert_makes_a_model_of_a_checkpoint(work, tilenet_command):
     import torch
 
@@ -151,6 +164,7 @@ BAD = [
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--resume", "--overwrite"], "say one of them"),
     (["segment", "{d}/slide.tif", "-o", "{d}/there.zarr", "--overwrite"], "there.zarr"),
     (["segment", "{d}/slide.tif"], "--out"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--axes", "zyx", "--roi", "0:1,:,:"], "its axes are yxc"),
     (["verify", "{d}/none.zarr"], "none.zarr"),
     (["verify", "{d}/slide.tif"], "slide.tif"),
     (["info", "{d}/none"], "none"),

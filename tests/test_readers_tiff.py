@@ -160,6 +160,35 @@ def test_said_axes_must_fit_the_file(tmp_path):
         open_image(path, axes="yx")
 
 
+@pytest.mark.parametrize("axes", ["zyx", "cyx", "xyc", "yxz", "yx", "yxq"])
+def test_a_slide_keeps_its_colour_axis(tmp_path, axes):
+    path = write(tmp_path, noise((100, 130, 3)), photometric="rgb")
+    with pytest.raises(
+        ImageError, match=f"says that its axes are yxc, and axes='{axes}' does not keep.*--axes\\) out$"
+    ):
+        open_image(path, axes=axes)
+    with open_image(path, axes="yxc") as image:
+        assert (image.axes, image.told_axes) == ("yxc", "yxc")
+
+
+def test_channels_that_are_planes_may_be_said_to_be_z_or_time_but_rows_stay_rows(tmp_path):
+    pixels = noise((2, 5, 100, 130))
+    path = write(tmp_path, pixels, photometric="minisblack", metadata={"axes": "ZCYX"}, ome=True)
+    with open_image(path, axes="tzyx") as image:
+        assert (image.axes, image.told_axes, image.box_shape) == ("tzyx", "zcyx", pixels.shape)
+        np.testing.assert_array_equal(image.read(Box((0,) * 4, pixels.shape))[0], pixels)
+    for axes in ("zcxy", "yxzc", "zyx", "zycx"):
+        with pytest.raises(ImageError, match="says that its axes are zcyx.*or rename t, z and c only"):
+            open_image(path, axes=axes)
+
+
+def test_channels_of_colour_are_opened_again_by_the_axes_that_were_recorded(tmp_path):
+    pixels = noise((2, 100, 130, 3))
+    path = write(tmp_path, pixels, photometric="rgb", metadata={"axes": "CYXS"}, ome=True)
+    with open_image(path) as first, open_image(path, axes=first.axes) as again:
+        assert (again.axes, again.n_channels) == ("cyx", 6)
+
+
 def test_resolution_tags_give_a_pixel_size_only_when_sane(tmp_path):
     pixels = noise((100, 130))
     for resolution, unit, expected in [

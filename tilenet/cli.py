@@ -32,6 +32,7 @@ from tilenet.interrupts import Interrupted, interruptible
 
 if TYPE_CHECKING:
     from tilenet.job import Job
+    from tilenet.readers.image import Image
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -67,7 +68,7 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
     roi = job.record["roi"]
     part = f", part {Box(*zip(*roi, strict=True))}" if roi else ""
     rows = [
-        f"image       {image}: {job.image.axes} {sides(job.image.shape)}, {job.image.dtype}{part}",
+        f"image       {image}: {job.image.axes} {sides(job.image.shape)}, {job.image.dtype}{part}{_renamed(job.image)}",
         f"resolution  {job.resolution.text}",
         f"model       {job.card.name}: step {job.footprint.step[-1]}, margin {job.footprint.margin[-1]} px",
         f"tiles       {p.n_tiles} of {sides(p.tile)} px written, {sides(p.largest_read)} read, {p.batch} per batch",
@@ -82,6 +83,11 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
     show(result, "\n".join(rows), as_json=as_json)
 
 
+def _renamed(image: Image) -> str:
+    """Return what the file calls its axes, where they were said to be others."""
+    return f" (the file says {image.told_axes})" if image.told_axes not in ("", image.axes) else ""
+
+
 def _tissue_of(job: Job) -> tuple[dict[str, Any] | None, str]:
     """Return what would be skipped, as facts and in words."""
     from tilenet.cells import pixels_read
@@ -94,7 +100,7 @@ def _tissue_of(job: Job) -> tuple[dict[str, Any] | None, str]:
 
 @cli.command()
 @click.argument("file")
-@click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say.")
+@click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c.")
 @click.option("--model", "-m", default="nuclei", show_default=True, help="For an image: what this model would get.")
 @JSON
 def info(file: str, axes: str | None, model: str, as_json: bool) -> None:

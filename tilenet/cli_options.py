@@ -91,7 +91,9 @@ def image_options(command: Any) -> Any:
         click.option(
             "--mpp", type=float, help="Micrometres per pixel the network sees.  [default: the model's, else level 0]"
         ),
-        click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say."),
+        click.option(
+            "--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c."
+        ),
         click.option("--channels", type=Numbers(), help="Channels the network sees, in its order."),
         click.option("--roi", type=Part(), help="The part to take, in px of that level.  [default: all]"),
         click.option(

@@ -92,6 +92,8 @@ def settle(
     network, card, origin = _find_network(model)
     footprint = predict.footprint_of(network, footprint)
     opened = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
+    if opened.told_axes not in ("", opened.axes):
+        LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.told_axes)
     resolution = _resolution(opened, card, options)
     inside = _inside(target, opened, resolution) if target else {}
     whole = at_resolution(opened, resolution)

@@ -39,7 +39,7 @@ def open_image(
         Resolution to read; 0 is the finest.
     axes : str, optional
         One letter of ``tczyx`` per axis, for arrays of more than two axes and for files that
-        do not say which axis is which.
+        do not say which axis is which. In those that do, t, z and c of planes can be renamed.
     channels : sequence of int or str, optional
         Numbers or names of the channels to read, in that order; all by default.
     missing : {"error", "fill"}

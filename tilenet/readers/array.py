@@ -30,7 +30,7 @@ class ArrayImage(Image):
     def __init__(self, array: Any, axes: str | None = None) -> None:
         self._array = array
         self.name = f"{type(array).__module__.partition('.')[0]} array"
-        stored = "yx" if array.ndim == 2 else ["?"] * array.ndim
+        stored = "yx" if array.ndim == 2 and axes is None else ["?"] * array.ndim
         self._layout = layout_of(stored, array.shape, axes=axes, name=self.name)
         self.axes, self.level = self._layout.axes, 0
         self.dtype = pixel_dtype(array.dtype, self.name)

@@ -29,10 +29,13 @@ class Layout:
         Several may be ``c``: they become one axis, the first of them changing slowest.
     shape : tuple of int
         Entries used of each dimension (fewer than stored where alpha is dropped).
+    told : str
+        The axes that the file says it has; empty where it does not say.
     """
 
     letters: tuple[str, ...]
     shape: tuple[int, ...]
+    told: str = ""
 
     @property
     def axes(self) -> str:
@@ -77,36 +80,73 @@ def layout_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None, 
     shape : sequence of int
         Entries used of each (without alpha).
     axes : str or None
-        What the caller says the dimensions that are axes are, instead of the file.
+        What the caller says the dimensions that are axes are. Where the file says it too, y, x and
+        colour stay: only t, z and c of planes have other names.
     name : str
         For messages.
     """
     if min(shape, default=0) < 1:
         raise ImageError(f"{name}: has the shape {tuple(shape)}, which holds no pixels. Give another image")
-    letters = _said(stored, shape, axes, name) if axes is not None else _told(stored, shape, name)
-    if any(letters.count(a) > 1 for a in AXES if a != "c"):
-        raise ImageError(f"{name}: has the axes {''.join(letters)}, one of them twice. {_advice(shape)}")
-    if not {"y", "x"} <= set(letters):
-        raise ImageError(f"{name}: has the axes {''.join(letters)!r}, not both y and x. {_advice(shape)}")
-    return Layout(letters, tuple(shape))
+    told, nameless = _told(stored, shape)
+    if axes is None and nameless:
+        lengths = _lengths(stored, shape)
+        raise ImageError(f"{name}: has the shape {lengths}, and nothing says which axis is which. {_advice(lengths)}")
+    says = "".join(dict.fromkeys(told)) if not nameless and _fault(told) is None else ""
+    letters = told
+    if axes is not None and axes != says:
+        letters = _renamed(stored, told, axes, says, name) if says else _said(stored, shape, axes, name)
+    if fault := _fault(letters):
+        raise ImageError(f"{name}: has the axes {''.join(letters)!r}, {fault}. {_advice(shape)}")
+    return Layout(letters, tuple(shape), says)
 
 
-def _told(stored: Sequence[str], shape: Sequence[int], name: str) -> tuple[str, ...]:
+def _lengths(stored: Sequence[str], shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(n for n, a in zip(shape, stored, strict=True) if a)
+
+
+def _told(stored: Sequence[str], shape: Sequence[int]) -> tuple[tuple[str, ...], bool]:
+    """Return the file's letters, and whether an axis of more than one entry has none that is known."""
     letters = ["c" if a.lower() == "s" else a.lower() for a in stored]
     unknown = [i for i, a in enumerate(letters) if a not in AXES]
-    if any(shape[i] > 1 for i in unknown):
-        lengths = tuple(n for n, a in zip(shape, stored, strict=True) if a)
-        raise ImageError(f"{name}: has the shape {lengths}, and nothing says which axis is which. {_advice(lengths)}")
-    return tuple("" if i in unknown else a for i, a in enumerate(letters))
+    told = tuple("" if i in unknown else a for i, a in enumerate(letters))
+    return told, any(shape[i] > 1 for i in unknown)
+
+
+def _fault(letters: Sequence[str]) -> str | None:
+    if any(letters.count(a) > 1 for a in AXES if a != "c"):
+        return "one of them twice"
+    return None if {"y", "x"} <= set(letters) else "not both y and x"
 
 
 def _said(stored: Sequence[str], shape: Sequence[int], axes: str, name: str) -> tuple[str, ...]:
-    lengths = tuple(n for n, a in zip(shape, stored, strict=True) if a)
-    if not set(axes) <= set(AXES) or len(set(axes)) != len(axes) or len(axes) != len(lengths):
+    lengths = _lengths(stored, shape)
+    if not _fits(axes, stored):
         raise ImageError(
             f"{name}: has the shape {lengths}, which axes={axes!r} does not describe. "
             f"Give one letter of {AXES} for each of its {len(lengths)} axes, e.g. axes={_suggested(lengths)!r}"
         )
+    return _in_place(axes, stored)
+
+
+def _renamed(stored: Sequence[str], told: Sequence[str], axes: str, says: str, name: str) -> tuple[str, ...]:
+    """Return said letters in place of the file's; refuse those that move y, x or colour."""
+    letters = _in_place(axes, stored) if _fits(axes, stored) else None
+    behind_x = told.index("x")
+    kept = [a in ("y", "x") or (a == "c" and (stored[i] in "sS" or i > behind_x)) for i, a in enumerate(told)]
+    if letters is None or any(k and a != b for k, a, b in zip(kept, told, letters, strict=True)):
+        others = "" if all(k for k, a in zip(kept, stored, strict=True) if a) else ", or rename t, z and c only"
+        raise ImageError(
+            f"{name}: says that its axes are {says}, and axes={axes!r} does not keep y, x and colour in their places. "
+            f"Leave axes (--axes) out{others}"
+        )
+    return letters
+
+
+def _fits(axes: str, stored: Sequence[str]) -> bool:
+    return set(axes) <= set(AXES) and len(set(axes)) == len(axes) == sum(map(bool, stored))
+
+
+def _in_place(axes: str, stored: Sequence[str]) -> tuple[str, ...]:
     said = iter(axes)
     return tuple(next(said) if a else "" for a in stored)
 

@@ -72,7 +72,7 @@ class CziImage(Image):
         full = (*shape, samples)
         letters = [a if n > 1 or a in "yx" else "" for a, n in zip("tzcyxs", full, strict=True)]
         self._layout = layout_of(letters, full, axes=self._said_axes, name=self.name)
-        self.axes = self._layout.axes
+        self.axes, self.told_axes = self._layout.axes, self._layout.told
         about = self._czi.raw_metadata
         self._take_metadata(ElementTree.fromstring(about), samples)
         self.n_missing = self._count_missing(shape)

@@ -136,7 +136,8 @@ class DicomImage(Image):
 
     def __init__(self, source: DicomSource, level: int) -> None:
         self._source, self.level, self.name, self.levels = source, level, source.path, source.levels
-        self.axes, self.dtype, self.n_missing = source.layouts[0].axes, source.dtype, source.n_missing
+        self.axes, self.told_axes = source.layouts[0].axes, source.layouts[0].told
+        self.dtype, self.n_missing = source.dtype, source.n_missing
         colour = self.n_channels == 3 == source.samples
         self.channel_names = ("red", "green", "blue") if colour else ("",) * self.n_channels
 

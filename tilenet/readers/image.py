@@ -67,6 +67,8 @@ class Image(ABC):
         Decoded pieces of the file are kept for the next read.
     reader : str
         Which of tilenet's readers, and whose library, reads it.
+    told_axes : str
+        The axes that the file says it has; empty where it does not say.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Image(ABC):
     working_bytes: int = 0
     keeps_pieces: bool = False
     reader: str = ""
+    told_axes: str = ""
 
     @abstractmethod
     def at_level(self, level: int) -> Image:
@@ -223,7 +226,7 @@ class ChannelView(Image):
         self.name, self.axes, self.dtype, self.level = image.name, image.axes, image.dtype, image.level
         self.channel_names = tuple(image.channel_names[c] for c in channels)
         self.n_missing, self.working_bytes = image.n_missing, image.working_bytes
-        self.reader = image.reader
+        self.reader, self.told_axes = image.reader, image.told_axes
         self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
 
     @property

@@ -42,6 +42,7 @@ class PictureImage(Image):
         if samples == 1:
             self._pixels = self._pixels[..., 0]
         self.axes, self.level, self.dtype = self._layout.axes, 0, self._pixels.dtype
+        self.told_axes = self._layout.told
         self.levels = (Level(self._layout.image_shape, (None,) * len(self.axes.replace("c", ""))),)
         self.channel_names = RGB if samples == 3 else ("",) * self.n_channels
 

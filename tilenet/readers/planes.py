@@ -51,6 +51,7 @@ class PlanesImage(Image):
                 f"{path}: holds planes of the axes {self._plane_axes}, which axes={axes!r} does not describe. "
                 f"Say z{self._plane_axes} or t{self._plane_axes}"
             )
+        self.told_axes = layout.told
         self.axes, self.levels = layout.axes, (Level(layout.image_shape, (None, *size)),)
         self._whole, self.keeps_pieces = PieceCache(), True
 

@@ -100,7 +100,7 @@ class Resampled(Image):
     def __init__(self, image: Image, factor: tuple[Fraction, Fraction]) -> None:
         self._image, self.factor, self.level = image, factor, 0
         self.name, self.axes, self.dtype = image.name, image.axes, image.dtype
-        self.reader = image.reader
+        self.reader, self.told_axes = image.reader, image.told_axes
         self.channel_names, self.n_missing = image.channel_names, image.n_missing
         self._by_axis = dict(zip(RESAMPLED, factor, strict=True))
         largest = np.iinfo(self.dtype).max if self.dtype.kind in "ui" else 0

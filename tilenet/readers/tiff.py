@@ -135,6 +135,7 @@ class TiffImage(Image):
         self._source, self.level, self.name = source, level, source.path
         first = source.levels[0].layout
         self.axes, self.dtype, self.channel_names = first.axes, source.dtype, source.channel_names
+        self.told_axes = first.told
         self.levels = tuple(
             Level(k.layout.image_shape, size) for k, size in zip(source.levels, source.pixel_sizes, strict=True)
         )

@@ -43,7 +43,7 @@ class ZarrImage(Image):
         self._layouts = [
             self._layout(node, array, about.letters) for node, array in zip(nodes, self._arrays, strict=True)
         ]
-        self.axes = self._layouts[0].axes
+        self.axes, self.told_axes = self._layouts[0].axes, self._layouts[0].told
         sizes = _pixel_sizes(self._layouts, about.sizes)
         self.levels = tuple(Level(k.image_shape, size) for k, size in zip(self._layouts, sizes, strict=True))
         named = len(about.channel_names) == self.n_channels
@@ -68,7 +68,7 @@ class ZarrImage(Image):
     def frame(self) -> Frame | None:
         """Where the pixels of this level lie, as the image says; None where it does not, or is said to be another."""
         found = self._about.frames[self.level]
-        if found is None or self._said_axes is not None:
+        if found is None or self.axes != self.told_axes:
             return None
         return in_known_units(along(found, [self._about.letters.index(a) for a in self.box_axes], self.box_axes))
 
