@@ -188,6 +188,34 @@ def test_bad_input_gives_one_line_exit_2_and_nothing_written(work, tilenet_comma
     assert sorted(work.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("m.png", "--overview draws"),
+        ("m.JPEG", "not .jpeg. Give a name in .zarr, or in .ome.tif"),
+        ("m.geojson", "tilenet export mask.zarr --geojson"),
+        *((f"m{end}", "Give a name in .zarr") for end in (".nii.gz", ".npy", ".h5", ".csv", ".svs", ".mrxs", ".dcm")),
+    ],
+)
+def test_no_zarr_folder_is_called_like_another_file(work, tilenet_command, name, words):
+    before = sorted(work.rglob("*"))
+    args = (work / "slide.tif", "-m", work / "small.safetensors", "--out", work / name)
+    for more in ((), ("--shard", "1/2"), ("--objects",)):
+        code, out, err = tilenet_command("segment", *args, *more)
+        assert (code, out, err.count("\n"), words in err) == (2, "", 1, True), err
+    code, out, err = tilenet_command("batch", *args)
+    assert (code, out, "becomes a folder of masks" in err) == (2, "", True)
+    with pytest.raises(tilenet.errors.SettingsError, match="Give a name|tilenet export"):
+        tilenet.segment(np.zeros((64, 64), np.uint8), work / name)
+    assert sorted(work.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["m", "m.v2", "m.ome.zarr", "slide_0.25"])
+def test_names_that_end_like_no_file_of_another_kind_are_taken(work, tilenet_command, name):
+    code, _, err = tilenet_command("segment", work / "slide.tif", "-m", work / "small.safetensors", "-o", work / name)
+    assert (code, tilenet.open_mask(work / name).shape) == (0, (300, 400)), err
+
+
 def test_debug_shows_the_traceback(work):
     code, _, err = run("--debug", "segment", work / "none.tif", "-o", work / "o.zarr")
     assert code == 1

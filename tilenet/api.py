@@ -14,7 +14,7 @@ from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
 from tilenet.job import Job
 from tilenet.options import Options, check_output_option, refuse_with_objects
-from tilenet.outputs import check_tiff, labels_place, open_store, same_tiff, spare_the_input, store_objects
+from tilenet.outputs import check_name, check_tiff, labels_place, open_store, same_tiff, spare_the_input, store_objects
 from tilenet.region import Roi
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
@@ -66,7 +66,8 @@ def segment(
         A file, or a NumPy, zarr or dask array.
     out : path, optional
         Where the mask goes, as an OME-Zarr label image; as an OME-TIFF if the name ends in
-        ``.tif``, kept in ``OUT.zarr`` while it is made. Default: returned as an array.
+        ``.tif``, kept in ``OUT.zarr`` while it is made; other files' endings are refused.
+        Default: returned as an array.
     into : path, optional
         In place of `out`: an OME-Zarr image, 0.4 or 0.5, that the mask is added to as its
         ``labels/NAME``; the image that is segmented, or one with a level of the same pixels.
@@ -194,6 +195,8 @@ def segment(
     out = Path(out)
     place = store_beside(out) if is_tiff(out) else out  # a TIFF is written when the mask is whole
     spare_the_input(out, image)
+    if target is None:
+        check_name(out)
     if is_tiff(out):
         spare_the_input(place, image)
         check_tiff(out, output, replace=resume or overwrite)

@@ -14,10 +14,37 @@ from tilenet.errors import OutputError, OutputExists, SettingsError
 from tilenet.into import Target, open_target
 from tilenet.job import Job
 from tilenet.models import name_of
+from tilenet.readers.kinds import SLIDE_NAMES
 from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
 from tilenet.store import Store, can_resume, check_free
-from tilenet.tiff_mask import TiffMask, check_tiff_place, open_tiff_mask
+from tilenet.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask
+
+# Endings that people take for a file of that kind, where a folder would appear; and what to do for one.
+ZARR_OR_TIFF = "Give a name in .zarr, or in .ome.tif"
+PICTURE = f"{ZARR_OR_TIFF}; --overview draws the mask beside it, and tilenet overlay as you like"
+POLYGONS = "Write mask.zarr, then run: tilenet export mask.zarr --geojson mask.geojson"
+OTHER_KINDS = {
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".jp2", ".pdf", ".svg"), PICTURE),
+    **dict.fromkeys((".geojson", ".json", ".xml"), POLYGONS),
+    **dict.fromkeys((".nii", ".gz", ".npy", ".npz", ".h5", ".hdf5", ".mat", ".nrrd", ".mha", ".mhd"), ZARR_OR_TIFF),
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".zip", ".tar", ".n5", ".nd2", ".lif", ".safetensors"), ZARR_OR_TIFF),
+    **dict.fromkeys((".svs", ".ndpi", ".czi", ".dcm", *SLIDE_NAMES), ZARR_OR_TIFF),
+}
+
+
+def check_name(out: Path) -> None:
+    """Refuse a name that ends like a file of a kind that is not written."""
+    ending = out.suffix.lower()
+    if ending in OTHER_KINDS:
+        raise SettingsError(f"{out}: a mask is an OME-Zarr folder or an OME-TIFF, not {ending}. {OTHER_KINDS[ending]}")
+
+
+def check_folder_name(out: Path) -> None:
+    """Refuse a name for a folder of masks that ends like a file."""
+    ending = out.suffix.lower()
+    if ending in OTHER_KINDS or is_tiff(out):
+        raise SettingsError(f"{out}: becomes a folder of masks, one NAME.zarr an image. Give a name without {ending}")
 
 
 def labels_place(into: str | Path | None, name: str | None, out: str | Path | None, model: Any) -> tuple[Target, Path]:

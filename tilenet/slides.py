@@ -21,7 +21,7 @@ from tilenet.flights import Slide
 from tilenet.footprint import Footprint
 from tilenet.options import Options
 from tilenet.orders import Order, read_orders
-from tilenet.outputs import open_store, spare_the_input
+from tilenet.outputs import check_folder_name, open_store, spare_the_input
 from tilenet.pictures import overlay, overview_beside, save
 from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
@@ -102,6 +102,7 @@ def batch(
         if client is not None:
             check_sendable(order.image, order.model)
     check_local(out)
+    check_folder_name(Path(out))
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
