@@ -118,6 +118,19 @@ def test_axes_that_are_said_in_place_of_the_files_are_told_and_shown(work, tilen
     assert (shown["axes"], "axes_in_file" in shown) == ("cyx", False)
 
 
+def test_info_counts_missing_tiles_and_says_what_segment_would(work, tilenet_command):
+    path, tile = work / "sparse.tif", np.ones((64, 64, 3), np.uint8)
+    options = {"shape": (128, 192, 3), "dtype": "uint8", "tile": (64, 64), "photometric": "rgb"}
+    tifffile.imwrite(path, iter([tile, None, tile, tile, None, tile]), **options)
+    code, _, refused = tilenet_command("segment", path, "-m", work / "small.safetensors", "-o", work / "o.zarr")
+    assert (code, "2 of its tiles are missing" in refused) == (2, True)
+    code, text, err = tilenet_command("info", path, "-m", work / "small.safetensors", "--json")
+    found = json.loads(text)
+    assert (code, err, found["missing_tiles"], found["shape"]) == (0, "", 2, [128, 192, 3])
+    assert f": refused: {refused.split('sparse.tif: ')[1].strip()}. With that: level 0 as stored" in found["segment"]
+    assert "missing_tiles" not in tilenet_command("info", work / "slide.tif", "--json")[1]
+
+
 def test_convert_makes_a_model_of_a_checkpoint(work, tilenet_command):
     import torch
 

@@ -62,7 +62,7 @@ def test_colour_planes_are_a_stack_with_channels(tmp_path):
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (["z1.tif", "z2.tif", "z4.tif"], "z2.tif and z4.tif are next to each other: 1 planes lack"),
+        (["z1.tif", "z2.tif", "z4.tif"], "z2.tif and z4.tif are next to each other: 1 plane is missing"),
         (["z1.tif", "z01.tif", "z2.tif"], "have the same number"),
         (["z1c1.tif", "z2c2.tif"], "differ in 2 numbers"),
         (["z1.tif", "z2.png"], "z2.png is not named like z1.tif"),
@@ -283,7 +283,7 @@ def test_tiles_that_a_dicom_lacks_are_refused_until_they_may_be_filled(shared_da
         expected = whole(image)
     monkeypatch.setattr(DicomSource, "_tiles", lambda self, group: (range(7), range(4)))
     monkeypatch.setattr(data.WsiDicomImageData, "is_sparse", lambda self, tile, z, path: (tile.x, tile.y) == (2, 1))
-    with pytest.raises(ImageError, match="1 of its tiles are missing.*--missing fill"):
+    with pytest.raises(ImageError, match="1 of its tiles is missing.*--missing fill"):
         open_image(path)
     with open_image(path, missing="fill") as image:
         expected[:, 256:512, 512:768] = 0
@@ -342,7 +342,7 @@ def test_a_czi_is_read_in_pieces_that_fit_together(czi_file, monkeypatch):
 def test_a_plane_that_a_czi_lacks_is_refused_until_it_may_be_filled(czi_file):
     pixels = RANDOM.integers(1, 250, (1, 3, 2, 30, 90)).astype(np.uint8)
     path = czi_file(pixels, skip=[(0, 1, 1)])
-    with pytest.raises(ImageError, match="1 of its 6 planes are missing.*--missing fill"):
+    with pytest.raises(ImageError, match="1 of its 6 planes is missing.*--missing fill"):
         open_image(path)
     with open_image(path, missing="fill") as image:
         assert image.n_missing == 1

@@ -139,7 +139,7 @@ def test_an_ome_tiff_over_several_files_is_read(tmp_path):
     image = assert_reads(tmp_path / "p0.ome.tif", pixels[None])
     assert (image.axes, image.pixel_size) == ("zyx", (2.0, None, None))
     (tmp_path / "p1.ome.tif").unlink()
-    with pytest.raises(ImageError, match="1 of its tiles are missing"):
+    with pytest.raises(ImageError, match="1 of its tiles is missing"):
         open_image(tmp_path / "p0.ome.tif")
 
 
@@ -255,7 +255,7 @@ def test_tiles_that_gdal_leaves_out_are_missing_too(tmp_path):
     assert len(head) == table
     path = tmp_path / "sparse.tif"
     path.write_bytes(head + struct.pack("<8I", *offsets, *map(len, packed)) + b"".join(packed))
-    with pytest.raises(ImageError, match="1 of its tiles are missing.*--missing fill"):
+    with pytest.raises(ImageError, match="1 of its tiles is missing.*--missing fill"):
         open_image(path)
     pixels[:32, 32:] = 0
     with open_image(path, missing="fill") as image:

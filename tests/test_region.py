@@ -123,7 +123,7 @@ def test_verify_looks_for_a_part_where_it_lies(tmp_path, network, monkeypatch):
 @pytest.mark.parametrize(
     ("roi", "why"),
     [
-        ([(0, 10), (5, 5)], r"\[0:10, 5:5\] is empty, which has 150 x 211 px"),
+        ([(0, 10), (5, 5)], r"\[0:10, 5:5\] is empty; the image has 150 x 211 px"),
         ([(0, 151), (0, 5)], r"leaves the image, which has 150 x 211 px"),
         ([(-3, 10), (0, 5)], "leaves the image"),
         ([(0, 1)] * 3, "3 axes, the image 2"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from tilenet.errors import OutputError, TilenetError
 from tilenet.readers import open_image
+from tilenet.readers.boundary import PiecesMissing
 from tilenet.readers.image import Image
 
 MODEL_SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -65,7 +66,8 @@ def _mask(file: str) -> dict[str, Any] | None:
 
 
 def _image(file: str, axes: str | None, model: str) -> dict[str, Any]:
-    with open_image(file, axes=axes) as image:
+    image, refused = _opened(file, axes)
+    with image:
         facts = {
             "kind": "image",
             "reader": image.reader,
@@ -79,7 +81,18 @@ def _image(file: str, axes: str | None, model: str) -> dict[str, Any]:
             "channels": image.channel_names,
             "colour": image.is_color,
         }
-        return facts | {"segment": f"{model}: {_reading(image, axes, model)}"}
+        if image.n_missing:
+            facts["missing_tiles"] = image.n_missing
+        return facts | {"segment": f"{model}: {refused}{_reading(image, axes, model)}"}
+
+
+def _opened(file: str, axes: str | None) -> tuple[Image, str]:
+    """Return an image, and what `segment` says before `--missing fill`, where it lacks pieces."""
+    try:
+        return open_image(file, axes=axes), ""
+    except PiecesMissing as error:
+        refused = str(error).removeprefix(f"{file}: ")
+        return open_image(file, axes=axes, missing="fill"), f"refused: {refused}. With that: "
 
 
 def _reading(image: Image, axes: str | None, model: str) -> str:

@@ -57,10 +57,9 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     ends += [(a or 0, n if b is None else b) for (a, b), n in zip(ranges, shape[missing:], strict=True)]
     box = Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
     if not box.size or box not in Box.of_shape(shape):
-        what = "is empty" if not box.size else "leaves the image"
-        raise SettingsError(
-            f"{name}: roi {box} {what}, which has {' x '.join(map(str, shape))} px. Give starts and stops inside it"
-        )
+        size = f"{' x '.join(map(str, shape))} px"
+        what = f"is empty; the image has {size}" if not box.size else f"leaves the image, which has {size}"
+        raise SettingsError(f"{name}: roi {box} {what}. Give starts and stops inside it")
     return box
 
 

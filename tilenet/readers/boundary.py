@@ -25,6 +25,10 @@ _one_at_a_time = RLock()
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
+class PiecesMissing(ImageError):
+    """The file lacks tiles or planes, which nobody said are to be filled."""
+
+
 @contextmanager
 def refusing(what: str, remedy: str) -> Iterator[None]:
     """Turn any exception into an `ImageError` of one line: ``<what> (<why>). <remedy>``."""
@@ -88,6 +92,15 @@ def check_level(level: int, n_levels: int, *, name: str) -> None:
     """Refuse a level that the image does not have."""
     if not 0 <= level < n_levels:
         raise SettingsError(f"{name}: has levels 0 to {n_levels - 1}, not {level}. Choose another with level (--level)")
+
+
+def check_missing(count: int, missing: str, *, name: str, pieces: str = "tiles") -> None:
+    """Refuse a file that lacks pieces, unless they are to be filled."""
+    if count and missing == "error":
+        verb, them = ("is", "it") if count == 1 else ("are", "them")
+        raise PiecesMissing(
+            f"{name}: {count} of its {pieces} {verb} missing. Get the whole file, or fill {them} with 0: --missing fill"
+        )
 
 
 def reopening(path: str, **options: Any) -> tuple[Any, ...]:

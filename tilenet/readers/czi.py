@@ -21,7 +21,7 @@ import numpy as np
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import layout_of
-from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, needing, refusing, reopening
+from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, check_missing, needing, refusing, reopening
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.image import Image, Level, Pixels
 from tilenet.readers.pieces import assemble
@@ -108,11 +108,7 @@ class CziImage(Image):
 
         self._czi.enumerate_subblocks(note)
         lacking = prod(shape[:3]) - len(held)
-        if lacking and self._missing == "error":
-            raise ImageError(
-                f"{self.name}: {lacking} of its {prod(shape[:3])} planes are missing. "
-                f"Get the whole file, or fill them with 0: --missing fill"
-            )
+        check_missing(lacking, self._missing, name=self.name, pieces=f"{prod(shape[:3])} planes")
         return lacking
 
     def at_level(self, level: int) -> Image:

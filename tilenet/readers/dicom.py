@@ -23,6 +23,7 @@ from tilenet.readers.boundary import (
     DAMAGED,
     LONGEST_AXIS,
     check_level,
+    check_missing,
     check_piece,
     needing,
     pixel_dtype,
@@ -49,15 +50,10 @@ class DicomSource:
                 self.identity = _identity(files, path)
                 self.slide = wsidicom.WsiDicom.open(files)
                 self._take()
+                check_missing(self.n_missing, missing, name=path)
         except ImageError:
             self.close()
             raise
-        if self.n_missing and missing == "error":
-            self.close()
-            raise ImageError(
-                f"{path}: {self.n_missing} of its tiles are missing. "
-                f"Get the whole file, or fill them with 0: --missing fill"
-            )
 
     def _take(self) -> None:
         if len(self.slide.pyramids) != 1:

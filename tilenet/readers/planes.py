@@ -166,7 +166,8 @@ def _without_gaps(numbers: dict[Path, int], folder: Path) -> list[Path]:
     for before, after in pairwise(files):
         step = numbers[after] - numbers[before]
         if step != 1:
-            what = "have the same number" if step == 0 else f"are next to each other: {step - 1} planes lack"
+            lacks = "1 plane is missing" if step == 2 else f"{step - 1} planes are missing"
+            what = "have the same number" if step == 0 else f"are next to each other: {lacks}"
             raise ImageError(
                 f"{folder}: {before.name} and {after.name} {what}. Number the planes 0, 1, 2, ... without gaps"
             )

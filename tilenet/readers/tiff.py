@@ -21,7 +21,7 @@ import tifffile
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import Layout, layout_of
-from tilenet.readers.boundary import DAMAGED, check_level, pixel_dtype, quietly, refusing, reopening
+from tilenet.readers.boundary import DAMAGED, check_level, check_missing, pixel_dtype, quietly, refusing, reopening
 from tilenet.readers.image import Image, Level, Pixels
 from tilenet.readers.tiff_decode import PageReader
 from tilenet.readers.tiff_metadata import channel_names, check_ome, pixel_sizes
@@ -56,11 +56,7 @@ class TiffSource:
             check_directories(path)
             with tifffile.TiffFile(path) as tiff:
                 self._take(tiff, self._series(tiff))
-            if self.n_missing and missing == "error":
-                raise ImageError(
-                    f"{path}: {self.n_missing} of its tiles are missing. "
-                    f"Get the whole file, or fill them with 0: --missing fill"
-                )
+            check_missing(self.n_missing, missing, name=path)
             self.pages = PageReader(path)
 
     def _series(self, tiff: tifffile.TiffFile) -> Any:
