@@ -336,6 +336,23 @@ def test_an_array_of_more_than_two_axes_must_say_them(array):
     assert open_image(array, axes="zyx").box_axes == "zyx"
 
 
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((4, 100, 100, 3), "zyxc"),
+        ((2, 5, 100, 100, 4), "tzyxc"),
+        ((2, 5, 100, 100), "czyx"),
+        ((100, 100, 3), "yxc"),
+        ((3, 100, 100), "cyx"),
+        ((2, 3, 3, 3), "czyx"),
+    ],
+)
+def test_the_axes_that_are_suggested_open_an_array_with_its_colours_last(shape, axes):
+    with pytest.raises(ImageError, match=f"e.g. axes='{axes}'$"):
+        open_image(np.zeros(shape, np.uint8))
+    assert open_image(np.zeros(shape, np.uint8), axes=axes).shape == shape
+
+
 @pytest.mark.parametrize("axes", ["yx", "zyxc", "zzy", "qyx", "ZYX", "tzc"])
 def test_axes_that_do_not_describe_an_array_are_refused(axes):
     with pytest.raises(ImageError, match="\\(5, 20, 20\\)|not both y and x"):

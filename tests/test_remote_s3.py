@@ -133,7 +133,14 @@ def test_a_bucket_that_does_not_open_says_what_to_set(aws, bucket, tilenet_comma
     assert good not in err
 
 
-@pytest.mark.parametrize("name", ["s3://public/other.zarr", "s3://no-such-bucket/image.zarr", "s3://public"])
+def test_a_bucket_that_does_not_exist_is_named(aws, tilenet_command):
+    aws(checked=False)
+    code, _, err = tilenet_command("info", "s3://no-such-bucket/image.zarr")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "there is no bucket no-such-bucket. Check its name" in err
+
+
+@pytest.mark.parametrize("name", ["s3://public/other.zarr", "s3://public"])
 def test_what_is_not_there_is_not_found(aws, name):
     aws(checked=False)
     with pytest.raises(ImageNotFound, match="has no zarr metadata"):

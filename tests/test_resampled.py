@@ -12,7 +12,7 @@ import tifffile
 from oracles import integer_network, random_network, whole_image_logits
 
 import tilenet
-from tilenet.errors import ImageError, OutputMismatch
+from tilenet.errors import ImageError, OutputMismatch, SettingsError
 from tilenet.geometry import Box
 from tilenet.readers import open_image, resampled
 from tilenet.readers.resampled import Resampled
@@ -115,7 +115,9 @@ def test_nothing_but_the_pixels_of_a_box_decides_it():
 
 
 def test_pixels_too_large_to_be_summed_exactly_are_refused():
-    with pytest.raises(ImageError, match="uint64 pixels are too large to be resampled exactly. Choose a level"):
+    with pytest.raises(
+        ImageError, match="of uint64 cannot be taken exactly in 64 bits. Choose a finer mpp .*, or a level"
+    ):
         Resampled(open_image(pixels_of((8, 8), np.uint64)), (Fraction(3, 2), Fraction(3, 2)))
 
 
@@ -184,6 +186,17 @@ def test_logits_are_those_of_one_pass_over_the_mirrored_resampled_whole(tmp_path
         found = tilenet.segment(slide, model=network, mpp=mpp, tile=tile, output="logits", precision="fp64")
         np.testing.assert_array_equal(found, expected)
     assert np.ptp(expected) > 0
+
+
+@pytest.mark.parametrize("mpp", [1e9, 101])
+def test_a_pixel_larger_than_the_whole_image_is_refused(tmp_path, mpp):
+    slide = with_pixel_size(tmp_path, pixels_of((150, 200)), 0.5)
+    network = integer_network(in_channels=1, n_classes=2, depth=2, wf=1)
+    with pytest.raises(
+        SettingsError, match=r"is 75 x 100 um in all, less than a pixel of .* um. Give an mpp far below 100"
+    ):
+        tilenet.segment(slide, model=network, mpp=mpp)
+    assert tilenet.segment(slide, model=network, mpp=50, tile=4).shape == (2, 2)
 
 
 @pytest.mark.parametrize(("name", "mpp"), [

@@ -156,6 +156,8 @@ def _advice(shape: Sequence[int]) -> str:
 
 
 def _suggested(shape: Sequence[int]) -> str:
+    if len(shape) in (4, 5) and shape[-1] in (3, 4) and min(shape[-3:-1]) > FEW:
+        return "tzyxc"[-len(shape) :]
     if len(shape) == 3 and shape[-1] in (3, 4) and shape[0] > FEW:
         return "yxc"
     if len(shape) == 3 and shape[0] <= FEW:

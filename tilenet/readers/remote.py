@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from tilenet.address import Address
-from tilenet.errors import EnvironmentFault, ImageError, TilenetError
+from tilenet.errors import EnvironmentFault, ImageError, ImageNotFound, TilenetError
 from tilenet.readers.boundary import needing
 from tilenet.readers.fetched import FetchCache
 
@@ -39,8 +39,16 @@ _ENDS = {
 PASSING = (408, 425, 429)
 
 
+# What S3 answers where the bucket lacks, not the file.
+NO_BUCKET = "<Code>NoSuchBucket</Code>"
+
+
 class Forbidden(ImageError):
     """The server knows the image, or does not say, and does not give it."""
+
+
+class BucketNotFound(ImageNotFound):
+    """There is no bucket of that name."""
 
 
 class Remote:
@@ -126,7 +134,10 @@ class Remote:
             return bytes(await found.bytes_async())
         except TilenetError:
             raise
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if NO_BUCKET in str(error):
+                bucket = self.address.host
+                raise BucketNotFound(f"{self.name_of(path)}: there is no bucket {bucket}. Check its name") from None
             return None
         except (BaseError, ValueError, OSError) as error:
             raise self._fault(path, error) from None

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.readers.boundary import check_level
 from tilenet.readers.frame import Frame, scaled
@@ -105,8 +105,10 @@ class Resampled(Image):
         self._by_axis = dict(zip(RESAMPLED, factor, strict=True))
         largest = np.iinfo(self.dtype).max if self.dtype.kind in "ui" else 0
         if 4 * largest * prod(max(f.numerator, 2 * f.denominator) for f in factor) >= 2**63:
+            by = " x ".join(f"{float(f):.6g}" for f in dict.fromkeys(factor))
             raise ImageError(
-                f"{self.name}: its {self.dtype} pixels are too large to be resampled exactly. Choose a level (--level)"
+                f"{self.name}: the mean over {by} px of {self.dtype} cannot be taken exactly in 64 bits. "
+                f"Choose a finer mpp (--mpp), or a level (--level)"
             )
         shape = tuple(
             ceil_div(n * f.denominator, f.numerator)
@@ -197,7 +199,21 @@ class Resampled(Image):
 def at_resolution(image: Image, resolution: Resolution) -> Image:
     """Return an image at a level, resampled where that is asked."""
     image = image if image.level == resolution.level else image.at_level(resolution.level)
+    _refuse_larger_than_image(image, resolution)
     return image if resolution.factor == AS_STORED else Resampled(image, resolution.factor)
+
+
+def _refuse_larger_than_image(image: Image, resolution: Resolution) -> None:
+    """Refuse pixels larger than the whole image."""
+    size, sides = in_plane(image, image.level), dict(zip(image.axes, image.shape, strict=True))
+    if resolution.mpp is None or None in size:
+        return
+    whole = [sides[a] * um for a, um in zip(RESAMPLED, size, strict=True) if um is not None]
+    if resolution.mpp > max(whole):
+        raise SettingsError(
+            f"{image.name}: is {' x '.join(f'{um:.6g}' for um in whole)} um in all, less than a pixel of "
+            f"{resolution.mpp:g} um. Give an mpp far below {max(whole):.6g} (--mpp), or a level (--level)"
+        )
 
 
 def in_plane(image: Image, level: int) -> PixelSize:

@@ -18,7 +18,7 @@ from zarr.storage import ObjectStore
 from tilenet.address import parse_address
 from tilenet.errors import EnvironmentFault
 from tilenet.readers.fetched import KEPT_BYTES
-from tilenet.readers.remote import Forbidden, Remote
+from tilenet.readers.remote import BucketNotFound, Forbidden, Remote
 from tilenet.readers.zarr_metadata import DEEPEST, DOCUMENTS, LARGEST_DOCUMENT, Folder
 from tilenet.readers.zarr_store import Bounded
 
@@ -139,7 +139,7 @@ class RemoteArray(Bounded, ObjectStore[Any]):
             data = await self._remote.fetch(
                 self._folder.key(key), largest=self.largest(key), part=_part(byte_range), absent=self._still_there
             )
-        except Forbidden as error:  # it could be opened, so this passes
+        except (Forbidden, BucketNotFound) as error:  # it could be opened, so this passes
             raise EnvironmentFault(f"{error}. A run goes on with --resume") from None
         if data is not None:
             self.check_content(key, data, byte_range)
