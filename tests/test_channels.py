@@ -122,6 +122,61 @@ def test_a_chosen_channel_is_recorded_so_that_resume_and_verify_repeat_it(tmp_pa
     tilenet.segment(path, out, model=model, resume=True)
 
 
+@pytest.fixture
+def stained(tmp_path):
+    """An image of four channels, two of the same name."""
+    about = {"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "auto", "auto"]}}
+    tifffile.imwrite(tmp_path / "stains.ome.tif", pixels_of(4, 50, 60), metadata=about, ome=True)
+    return tmp_path / "stains.ome.tif"
+
+
+def test_channels_are_chosen_by_name_and_recorded_as_numbers(stained, model, tmp_path, tilenet_command):
+    args = ("segment", stained, "-m", model, "-o", tmp_path / "m.zarr", "--channels")
+    code, _, err = tilenet_command(*args, "GFP, 2,DAPI")
+    assert code == 0, err
+    mask = tilenet.open_mask(tmp_path / "m.zarr")
+    assert mask.info["record"]["channels"] == [1, 2, 0]
+    assert tilenet_command(*args, "1,2,DAPI", "--resume")[0] == 0
+    code, _, err = tilenet_command(*args, "DAPI,2,GFP", "--resume")
+    assert (code, "channels = [1, 2, 0], now it is [0, 2, 1]" in err) == (2, True)
+    expected = tilenet.segment(stained, model=model, channels=(1, 2, 0))
+    np.testing.assert_array_equal(np.asarray(mask), expected)
+    np.testing.assert_array_equal(tilenet.lazy(stained, model=model, channels=["GFP", 2, "DAPI"]).compute(), expected)
+    alone = tilenet.segment(stained, model=model, channels="GFP")
+    np.testing.assert_array_equal(alone, tilenet.segment(stained, model=model, channels=[1]))
+    assert tilenet_command("overlay", stained, tmp_path / "m.zarr", "-o", tmp_path / "o.png")[0] == 0
+
+
+def test_a_list_of_a_batch_names_channels(stained, model, tmp_path):
+    (tmp_path / "list.csv").write_text(f"image,name,channels\n{stained},a,DAPI\n{stained},b,Cy5\n")
+    first, second = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", model=model)
+    assert (first.status, second.status) == ("done", "failed")
+    assert tilenet.open_mask(tmp_path / "masks/a.zarr").info["record"]["channels"] == [0]
+    assert "has no channel 'Cy5' (DAPI, GFP, auto)" in second.error
+
+
+@pytest.mark.parametrize(
+    ("channels", "words"),
+    [
+        ("dapi", "has no channel 'dapi' (DAPI, GFP, auto). Choose by number, 0 to 3"),
+        ("auto", "has 2 channels 'auto' (2 and 3). Choose by number"),
+        ("DAPI,,GFP", "are not numbers or names with commas between them"),
+        ("4", "has channels 0 to 3, not 4"),
+    ],
+)
+def test_channels_that_are_unknown_or_ambiguous_are_refused_with_the_names(
+    stained, model, tilenet_command, channels, words
+):
+    for command in ("plan", "tune"):
+        code, out, err = tilenet_command(command, stained, "-m", model, "--channels", channels)
+        assert (code, out, err.count("\n"), words in err) == (2, "", 1, True), err
+
+
+def test_an_image_without_names_says_so(model):
+    with pytest.raises(ImageError, match=r"has no channel 'DAPI' \(no named channels\). Choose by number, 0 to 2"):
+        tilenet.segment(pixels_of(3, 50, 60), axes="cyx", model=model, channels="DAPI")
+
+
 @pytest.mark.parametrize(("name", "axes"), [
     ("volumes/plant_nuclei_1135_image.tif", "zyx"),
     ("volumes/xyzc_16bit__dna_conf_wf.tif", "zcyx"),

@@ -33,7 +33,7 @@ def segment(
     model: Any = "nuclei",
     footprint: Footprint | None = None,
     axes: str | None = None,
-    channels: Sequence[int] | None = None,
+    channels: str | Sequence[int | str] | None = None,
     level: int | None = None,
     mpp: float | None = None,
     roi: Roi | None = None,
@@ -79,8 +79,8 @@ def segment(
         For a network that has none of its own.
     axes : str, optional
         Letters of ``tczyx``, one per axis; needed for an array of more than two.
-    channels : sequence of int, optional
-        Those the network sees, in its order.
+    channels : sequence of int or str, optional
+        Those the network sees, in its order: numbers, or names that the image says.
     level : int, optional
         Resolution, 0 the finest.
     mpp : float, optional
@@ -170,7 +170,7 @@ def segment(
         tissue=tissue,
         mpp=mpp,
         axes=axes,
-        channels=None if channels is None else tuple(channels),
+        channels=channels if channels is None or isinstance(channels, str) else tuple(channels),
         tile=_sides(tile),
         batch=batch,
         memory=memory,

@@ -32,6 +32,22 @@ class Numbers(click.ParamType[Any]):
             self.fail(f"{value!r} is not integers with commas between them", param, ctx)
 
 
+class Channels(click.ParamType[Any]):
+    """Numbers of channels, or their names, commas between them."""
+
+    name = "N or NAME,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return integers and names."""
+        from tilenet.errors import SettingsError
+        from tilenet.options import parse_channels
+
+        try:
+            return parse_channels(value) if isinstance(value, str) else value
+        except SettingsError as error:
+            self.fail(str(error), param, ctx)
+
+
 class Sides(Numbers):
     """One side for all axes, or one per axis of the network, commas between them."""
 
@@ -94,7 +110,7 @@ def image_options(command: Any) -> Any:
         click.option(
             "--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c."
         ),
-        click.option("--channels", type=Numbers(), help="Channels the network sees, in its order."),
+        click.option("--channels", type=Channels(), help="Channels the network sees, in its order, by number or name."),
         click.option("--roi", type=Part(), help="The part to take, in px of that level.  [default: all]"),
         click.option(
             "--tissue",

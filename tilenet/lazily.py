@@ -111,7 +111,8 @@ def lazy(
     if unknown := set(settings) - set(SETTINGS):
         raise TypeError(f"lazy() got an unexpected keyword argument {min(unknown)!r}")
     check_output_option(output, stored=False)
-    settings |= {k: tuple(v) for k, v in settings.items() if k in ("tile", "channels") and isinstance(v, Sequence)}
+    several = {k: v for k, v in settings.items() if k in ("tile", "channels") and isinstance(v, Sequence)}
+    settings |= {k: tuple(v) for k, v in several.items() if not isinstance(v, str)}
     job = settle(image, model, Options(**settings, output=output, batch=1), footprint=footprint)
     tiles = Tiles(_portable(job, model), job.numbers(), uuid4().hex)
     if isinstance(image, str | os.PathLike):

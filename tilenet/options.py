@@ -16,7 +16,8 @@ class Options:
     level: int | None = None
     mpp: float | None = None
     axes: str | None = None
-    channels: tuple[int, ...] | None = None
+    # Numbers, or names that the image says: settling makes numbers of all. A text is one name.
+    channels: tuple[int | str, ...] | str | None = None
     tile: int | tuple[int, ...] | None = None
     block: int | tuple[int, ...] | None = None
     batch: int | None = None
@@ -35,10 +36,26 @@ class Options:
     # Only from a record: what level and mpp came to.
     factor: tuple[Any, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.channels, str):
+            object.__setattr__(self, "channels", (self.channels,))
+
     def or_recorded(self, record: Mapping[str, Any]) -> Options:
         """Return the options with what is unsaid taken from a run record."""
         unsaid = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in record]
         return replace(self, **{name: _frozen(record[name]) for name in unsaid})
+
+
+def parse_channels(text: str) -> tuple[int | str, ...]:
+    """Return numbers and names of a text with commas between them.
+
+    >>> parse_channels("DAPI, 2")
+    ('DAPI', 2)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise SettingsError(f"channels {text!r} are not numbers or names with commas between them, such as 0,2 or DAPI")
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
 def check_output_option(output: str | None, *, stored: bool) -> None:

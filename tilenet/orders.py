@@ -12,17 +12,13 @@ from typing import Any
 
 from tilenet.address import is_address, last_name, shown
 from tilenet.errors import SettingsError
-from tilenet.options import Options
+from tilenet.options import Options, parse_channels
 from tilenet.scaling import parse_rule
 
 # Endings that say no more than the ones before them: slide.ome.tif is the slide "slide".
 INNER = (".ome",)
 # Of a column of masks: the one that is found in the image.
 AUTO = "auto"
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
 
 
 def _tissue(text: str) -> bool | str:
@@ -34,7 +30,7 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "level": int,
     "mpp": float,
     "axes": str,
-    "channels": _integers,
+    "channels": parse_channels,
     "tile": int,
     "batch": int,
     "threads": int,

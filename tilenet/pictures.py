@@ -163,7 +163,7 @@ def _as_segmented(image: Any, mask: Mask | TiffMask) -> Image:
             f"{mask.path}: is {mask.axes} {mask.shape}, {stored.name} is {stored.box_axes} {stored.box_shape}. "
             f"Give the image that was segmented"
         )
-    return stored if options.channels is None else stored.with_channels(options.channels)
+    return stored if options.channels is None else stored.with_channels(stored.channel_numbers(options.channels))
 
 
 def _part(image: Image, mask: Mask | TiffMask, roi: Roi | None) -> Box:

@@ -94,12 +94,13 @@ def settle(
     opened = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
     if opened.told_axes not in ("", opened.axes):
         LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.told_axes)
+    channels = None if options.channels is None else opened.channel_numbers(options.channels)
     resolution = _resolution(opened, card, options)
     inside = _inside(target, opened, resolution) if target else {}
     whole = at_resolution(opened, resolution)
     _check_axes(whole, footprint)
-    _check_color(whole, network, options.channels)
-    image = _fit_channels(whole, getattr(network, "in_channels", None), options.channels)
+    _check_color(whole, network, channels)
+    image = _fit_channels(whole, getattr(network, "in_channels", None), channels)
     card = card.completed(predict.count_outputs(network, footprint, image.n_channels))
     device = machine.find_device(options.device or "auto")
     precision = predict.find_precision(options.precision or "auto", network)
@@ -108,11 +109,12 @@ def settle(
     part = find_roi(options.roi, image.box_shape, name=image.name)
     plan = _plan(part, footprint, options, need)
     decision = _decision(card, options)
-    search = tissue.search(options.tissue, whole, channels=options.channels, footprint=footprint)
+    search = tissue.search(options.tissue, whole, channels=channels, footprint=footprint)
     if search.rule and "logits" in decision.arrays:
         raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
     record = {
         **_asked(options, image, plan),
+        "channels": list(channels) if channels is not None else None,
         **resolution.to_json(),
         "roi": roi_to_json(part, options.roi),
         "device": device.type,
@@ -227,7 +229,6 @@ def _asked(options: Options, image: Image, plan: Plan) -> dict[str, Any]:
     """Return what a caller may say, with what it came to where it was not said."""
     return {
         "axes": image.axes,
-        "channels": list(options.channels) if options.channels is not None else None,
         "tile": list(plan.tile),
         "block": list(plan.block),
         "batch": plan.batch,

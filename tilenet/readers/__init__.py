@@ -73,7 +73,7 @@ def open_image(
         image = ArrayImage(source, axes).at_level(level)
     else:
         raise ImageError(f"{type(source).__name__}: is neither a path, an array nor an image. Give one of them")
-    return image if channels is None else image.with_channels(_numbers(channels, image))
+    return image if channels is None else image.with_channels(image.channel_numbers(channels))
 
 
 def _open_path(path: str, *, level: int, axes: str | None, missing: str) -> Image:
@@ -132,14 +132,3 @@ def _open_folder(path: str, *, level: int, axes: str | None, missing: str) -> Im
 def _inside_zarr(path: Path) -> bool:
     """Tell whether a path that does not exist would lie in a zarr folder."""
     return not path.exists() and any(p.suffix == ".zarr" and p.is_dir() for p in path.parents)
-
-
-def _numbers(channels: Sequence[int | str], image: Image) -> list[int]:
-    """Return channel numbers for numbers and names."""
-    numbers = []
-    for channel in channels:
-        if isinstance(channel, str) and channel not in image.channel_names:
-            names = ", ".join(filter(None, image.channel_names)) or "no named channels"
-            raise ImageError(f"{image.name}: has no channel {channel!r} ({names}). Choose another with channels")
-        numbers.append(image.channel_names.index(channel) if isinstance(channel, str) else int(channel))
-    return numbers

@@ -179,6 +179,19 @@ class Image(ABC):
                 pixels = np.take(pixels, f.index, axis=axis)
         return pixels
 
+    def channel_numbers(self, channels: Sequence[int | str]) -> tuple[int, ...]:
+        """Return the numbers of channels that are given as numbers or by name."""
+        return tuple(self._named(channel) if isinstance(channel, str) else int(channel) for channel in channels)
+
+    def _named(self, channel: str) -> int:
+        found = [k for k, name in enumerate(self.channel_names) if name and name == channel]
+        if len(found) == 1:
+            return found[0]
+        numbers = " and ".join(map(str, found))
+        names = ", ".join(dict.fromkeys(filter(None, self.channel_names))) or "no named channels"
+        what = f"{len(found)} channels {channel!r} ({numbers})" if found else f"no channel {channel!r} ({names})"
+        raise ImageError(f"{self.name}: has {what}. Choose by number, 0 to {self.n_channels - 1}, or another name")
+
     def with_channels(self, channels: Sequence[int]) -> Image:
         """Return a view of some channels, in the order given."""
         return ChannelView(self, tuple(channels))
