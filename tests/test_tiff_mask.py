@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from hashlib import sha256
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -43,6 +44,33 @@ def whole(slide):
     segment(slide, slide / "whole.zarr")
     segment(slide, slide / "whole.ome.tif")
     return slide / "whole.zarr", slide / "whole.ome.tif"
+
+
+def positions_in(path):
+    """Return the position of each plane as OME-XML says it."""
+    with tifffile.TiffFile(path) as tiff:
+        planes = [e.attrib for e in ElementTree.fromstring(tiff.ome_metadata).iter() if e.tag.endswith("}Plane")]
+    for plane in planes:
+        assert {plane.get("PositionYUnit"), plane.get("PositionXUnit")} == {"µm"}
+    return [(float(plane["PositionY"]), float(plane["PositionX"])) for plane in planes]
+
+
+def test_a_part_says_in_ome_xml_where_it_begins_and_a_whole_does_not(slide, whole, tmp_path):
+    segment(slide, tmp_path / "part.ome.tif", roi=np.s_[100:200, 64:600])
+    assert positions_in(tmp_path / "part.ome.tif") == [(25.0, 16.0)]
+    assert tilenet.open_mask(tmp_path / "part.ome.tif").origin == (100, 64)
+    assert positions_in(whole[1]) == []
+
+
+def test_every_plane_of_a_part_has_its_position_but_none_without_a_pixel_size(slide, tmp_path):
+    stack = np.random.default_rng(0).integers(0, 200, (5, 70, 90), dtype=np.uint8)
+    about = {"axes": "ZYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
+    tifffile.imwrite(tmp_path / "stack.ome.tif", stack, metadata=about, ome=True)
+    options = {"model": slide / "tiny.safetensors", "roi": np.s_[1:4, 8:40, :]}
+    tilenet.segment(tmp_path / "stack.ome.tif", tmp_path / "m.ome.tif", **options)
+    assert positions_in(tmp_path / "m.ome.tif") == [(2.0, 0.0)] * 3
+    tilenet.segment(stack, tmp_path / "n.ome.tif", axes="zyx", **options)
+    assert positions_in(tmp_path / "n.ome.tif") == []
 
 
 @pytest.mark.parametrize("name", ["plane", "one pixel", "one row", "volume", "series", "all axes", "many labels"])

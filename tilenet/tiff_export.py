@@ -127,7 +127,17 @@ def _ome(mask: Mask, layout: Layout) -> dict[str, Any]:
     for axis, size in zip(layout.axes, layout.pixel_size, strict=True):
         if size and axis != "t":
             found |= {f"PhysicalSize{axis.upper()}": size, f"PhysicalSize{axis.upper()}Unit": "µm"}
-    return found
+    return found | _position(layout)
+
+
+def _position(layout: Layout) -> dict[str, Any]:
+    """Return where a part of an image begins: micrometres from the image's upper left corner, for each plane."""
+    planes, plane = prod(layout.shape[:-2]), dict[str, Any]()
+    for axis, first, size in list(zip(layout.axes, layout.origin, layout.pixel_size, strict=False))[-2:]:
+        if any(layout.origin) and size:
+            plane |= {f"Position{axis.upper()}": [first * size] * planes}
+            plane |= {f"Position{axis.upper()}Unit": ["µm"] * planes}
+    return {"Plane": plane} if plane else {}
 
 
 def _resolution(sizes: dict[str, float | None], factor: int) -> dict[str, Any]:
