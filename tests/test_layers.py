@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "tilenet"
 # Lowest first: a module may import from lower rows, and from its own.
 LAYERS = [
     {"errors", "geometry", "interrupts", "address"},
-    {"footprint", "card", "region", "resolution"},
+    {"footprint", "card", "region", "resolution", "spared"},
     {"plan", "sizes"},
     {"unet", "readers", "store", "metrics", "instances", "sample", "corners", "outlines"},
     {"scaling", "decide", "engine", "machine", "into", "labels", "states", "tiff_mask"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"compute", "worker", "tuning"},
     {"cluster_file", "flights", "distributed", "clusters", "shares"},
     {"outputs"},
-    {"api", "describe", "lazily", "orders", "pictures", "summary"},
+    {"api", "describe", "lazily", "orders", "picture_files", "pictures", "summary"},
     {"slides"},
     {"checks"},
     {"cli_options", "cli_cluster"},

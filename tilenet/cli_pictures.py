@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from tilenet.cli_options import JSON, Numbers, show
-from tilenet.errors import OutputExists
 
 
 @click.command()
@@ -20,17 +19,16 @@ from tilenet.errors import OutputExists
 @click.option("--tissue", is_flag=True, help="Draw the tissue map, and darken what was skipped.")
 @click.option("--fill", is_flag=True, help="Tint objects rather than outline them.")
 @click.option("--max-side", type=click.IntRange(1), default=2048, show_default=True, help="Longest side in px.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet drew it.")
 @JSON
 def overlay(image: str, mask: Path, out: Path, overwrite: bool, as_json: bool, roi: str | None, **how: Any) -> None:
     """Draw MASK over its IMAGE into OUT, small enough to look at."""
-    if out.exists() and not overwrite:
-        raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
-    from tilenet import pictures
+    from tilenet import picture_files, pictures
     from tilenet.region import parse_roi
 
+    picture_files.check_picture_place(out, replace=overwrite, image=image, mask=mask)
     part = parse_roi(roi) if roi else None
     picture = pictures.overlay(image, mask, roi=part, **how)
-    pictures.save(picture, out)
+    picture_files.save(picture, out)
     h, w = picture.shape[:2]
     show({"out": str(out), "shape": [h, w]}, f"{out}: {h} x {w} px", as_json=as_json)

@@ -64,12 +64,13 @@ def segment(
         raise SettingsError("--resume and --overwrite: say one of them")
     import numpy as np
 
-    from tilenet import api, machine, pictures
+    from tilenet import api, machine, picture_files, pictures
 
     place = _place(out, options)
-    picture = pictures.overview_beside(place, options["into"]) if overview else None
+    picture = picture_files.overview_beside(place, options["into"]) if overview else None
     if picture:
-        pictures.check_overview_place(picture, replace=resume or overwrite or options["shard"] is not None)
+        again = resume or overwrite or options["shard"] is not None
+        picture_files.check_picture_place(picture, replace=again, image=image)
     machine.keep_freed_memory()
     started = time.perf_counter()
     reports: list[Report] = []
@@ -89,7 +90,7 @@ def segment(
     result = {"out": str(place), "seconds": round(seconds, 2), **result}
     result["resolution"] |= {"why": " ".join(said)}
     if picture:
-        pictures.save(pictures.overlay(image, place), picture)
+        picture_files.save(pictures.overlay(image, place), picture)
         result["overview"] = str(picture)
         what += f", see {picture}"
     text = f"{place}: {sides(mask.shape)} px, {what}, {seconds:.1f} s"

@@ -21,12 +21,15 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 import numpy as np
 from numpy.typing import NDArray
 
+import tilenet
 from tilenet.card import colors_of
 from tilenet.corners import Ring
-from tilenet.errors import BlocksFailed, OutputExists, SettingsError
+from tilenet.errors import BlocksFailed, SettingsError
 from tilenet.outlines import Region, regions
 from tilenet.placement import Grid, find_grid
+from tilenet.spared import check_file_place, refuse_inside
 from tilenet.store import Mask
+from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 from tilenet.tiff_export import intact
 from tilenet.tiff_mask import TILE, TiffMask, open_mask
@@ -34,6 +37,8 @@ from tilenet.tiff_mask import TILE, TiffMask, open_mask
 KINDS = ("detection", "annotation")
 # Pixels that are read at once, and that are outlined at once.
 BAND, STRIP = 2**27, 2**24
+# How our files begin and no others: RFC 7946 allows further members, and QuPath passes over them.
+HEAD = b'{"type":"FeatureCollection","tilenet":'
 
 
 @dataclass
@@ -82,7 +87,7 @@ def write_geojson(
     kind : {"detection", "annotation"}
         What the features are in QuPath, which takes many detections and few annotations.
     overwrite : bool
-        Replace a file.
+        Replace a file that `write_geojson` wrote.
     progress : callable, optional
         Called with the rows done and the rows in all.
 
@@ -107,19 +112,21 @@ def write_geojson(
     if kind not in KINDS:
         raise SettingsError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     out = Path(out).absolute()
-    if out.is_dir() or out.is_symlink() or (out.exists() and not overwrite):
-        way = (
-            "Choose another path" if out.is_dir() or out.is_symlink() else "Replace it (--overwrite), or choose another"
-        )
-        raise OutputExists(f"{out}: exists already. {way}")
     opened = open_mask(mask)
+    refuse_inside(out, image=opened.info["image"]["path"])
+    check_file_place(out, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON", image=image, mask=mask)
     grid = find_grid(opened, image)
     _refuse_damage(opened)
     found = Outlined(out)
-    with put_whole(out) as path, path.open("wb") as file:
+    with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
         for part in _Features(opened, grid, kind, found).collection(progress):
             file.write(part)
     return found
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(HEAD)) == HEAD
 
 
 def _refuse_damage(mask: Mask | TiffMask) -> None:
@@ -144,7 +151,7 @@ class _Features:
         """Yield the file."""
         planes = list(product(*map(range, self._mask.shape[:-2])))
         height = self._mask.shape[-2]
-        yield b'{"type":"FeatureCollection","features":['
+        yield HEAD + b'"' + tilenet.__version__.encode() + b'","features":['
         before = "\n"
         for number, plane in enumerate(planes):
             ids, place = uuid5(self._seed, str(plane)), self._plane(plane)

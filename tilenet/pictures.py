@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.transform import resize_local_mean
 
-from tilenet.address import check_local
 from tilenet.drawing import Picture, draw_bar, paint, paint_tissue
-from tilenet.errors import EnvironmentFault, OutputExists, OutputMismatch, SettingsError
+from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.options import Options
 from tilenet.readers import open_image
@@ -97,55 +95,6 @@ def overlay(
         if size:
             draw_bar(picture, size * part.shape[-1] / w)
     return picture
-
-
-def save(picture: Picture, out: str | Path) -> None:
-    """Write a picture as a file; its kind follows from the name.
-
-    Raises
-    ------
-    SettingsError, EnvironmentFault
-        If the name says no kind of picture; if the file cannot be written.
-    """
-    from PIL import Image as Pillow
-
-    check_local(out)
-    out = Path(out)
-    half_made = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
-    try:
-        try:
-            Pillow.fromarray(picture).save(half_made)
-            half_made.replace(out)
-        finally:
-            half_made.unlink(missing_ok=True)
-    except ValueError as error:
-        raise SettingsError(f"{out}: is the name of no kind of picture. Give one in .png or .jpg") from error
-    except OSError as error:
-        raise EnvironmentFault(f"{out}: cannot be written ({error.strerror}). Choose another path") from error
-
-
-def overview_beside(mask: str | Path, into: str | Path | None = None) -> Path:
-    """Return where the picture of a mask goes: beside it, for a store holds nothing but what its journal lists.
-
-    >>> overview_beside("masks/a.zarr").as_posix(), overview_beside("masks/a.ome.tif").as_posix()
-    ('masks/a.overview.png', 'masks/a.overview.png')
-
-    Labels in an image have it beside that image:
-
-    >>> overview_beside("b.ome.zarr/labels/nuclei", into="b.ome.zarr").as_posix()
-    'b.nuclei.overview.png'
-    """
-    beside, label = Path(mask if into is None else into), "" if into is None else f".{Path(mask).name}"
-    name = beside.name
-    for ending in (".zarr", ".tiff", ".tif", ".ome"):
-        name = name.removesuffix(ending)
-    return beside.with_name(f"{name or beside.name}{label}.overview.png")
-
-
-def check_overview_place(picture: Path, *, replace: bool) -> None:
-    """Raise `OutputExists` for a picture that is there already, unless the mask may be too."""
-    if picture.exists() and not replace:
-        raise OutputExists(f"{picture}: exists already. Replace it and the mask (--overwrite), or choose another path")
 
 
 def _as_segmented(image: Any, mask: Mask | TiffMask) -> Image:

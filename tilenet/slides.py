@@ -22,7 +22,8 @@ from tilenet.footprint import Footprint
 from tilenet.options import Options
 from tilenet.orders import Order, read_orders
 from tilenet.outputs import check_folder_name, open_store, spare_the_input
-from tilenet.pictures import overlay, overview_beside, save
+from tilenet.picture_files import check_picture_place, overview_beside, save
+from tilenet.pictures import overlay
 from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
@@ -180,6 +181,8 @@ class _Batch:
                 save(overlay(order.image, out), overview_beside(out))
             self._note(order.name, "skipped", store=store)
             return None
+        if self._overview:
+            check_picture_place(overview_beside(out), replace=True, image=order.image)
         store, job, _ = open_store(out, wanted, resume=True)
         if store.complete:  # another process was quicker, or only tidying was left
             self._note(order.name, "skipped", store=store)

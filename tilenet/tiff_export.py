@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import BlocksFailed, SettingsError
+from tilenet.spared import refuse_inside
 from tilenet.store import Layout, Mask, Store, open_mask
 from tilenet.store.files import faults_named, remove_tree, step
 from tilenet.store.lease import Lease
@@ -52,6 +53,7 @@ def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) ->
     out = Path(out).absolute()
     if not is_tiff(out):
         raise SettingsError(f"{out}: is no name of a TIFF. Give one that ends in .ome.tif")
+    refuse_inside(out, mask=mask)
     check_tiff_place(out, replace=overwrite)
     if is_tiff(mask) and Path(mask).is_file():
         raise SettingsError(f"{mask}: is a TIFF already. Give a mask.zarr")

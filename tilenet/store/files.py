@@ -14,6 +14,9 @@ from tilenet.errors import EnvironmentFault, TilenetError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# What to do when a fault is mended.
+RESUME = "run again with --resume"
+AGAIN = "run it again"
 
 
 def step(name: str, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -22,22 +25,22 @@ def step(name: str, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 @contextmanager
-def faults_named(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[None]:
+def faults_named(path: str | os.PathLike[str], *, needed: int = 0, again: str = RESUME) -> Iterator[None]:
     """Turn an `OSError` into the one line that says which path, and how much room there is."""
     try:
         yield
     except TilenetError:
         raise
     except OSError as error:
-        raise EnvironmentFault(_describe(Path(path), error, needed)) from error
+        raise EnvironmentFault(_describe(Path(path), error, needed, again)) from error
 
 
-def _describe(path: Path, error: OSError, needed: int) -> str:
+def _describe(path: Path, error: OSError, needed: int, again: str) -> str:
     reason = (error.strerror or type(error).__name__).lower()
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: cannot be written ({reason}). Mend that, then run again with --resume"
+        return f"{path}: cannot be written ({reason}). Mend that, then {again}"
     room = f"{free_bytes(path):,} bytes free" + (f", {needed:,} needed" if needed else "")
-    return f"{path}: {reason}: {room}. Make room, then run again with --resume"
+    return f"{path}: {reason}: {room}. Make room, then {again}"
 
 
 def free_bytes(path: Path) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputExists
-from tilenet.store.files import faults_named, make_folder, nearest_folder, remove_tree, step, sync_folder
+from tilenet.store.files import RESUME, faults_named, make_folder, nearest_folder, remove_tree, step, sync_folder
 from tilenet.store.holder import started, this_machine
 from tilenet.store.journal import FOLDER
 from tilenet.store.lease import STALE, live, locks, refuse_live
@@ -100,9 +100,9 @@ def held_whole(path: str | Path) -> bool:
 
 
 @contextmanager
-def put_whole(out: Path) -> Iterator[Path]:
+def put_whole(out: Path, *, again: str = RESUME) -> Iterator[Path]:
     """Yield where to write a file, and put it at `out` when that is done: never a part of it."""
-    with faults_named(out):
+    with faults_named(out, again=again):
         make_folder(out.parent)
         sweep(out)
         folder = temporary_place(out)

@@ -1,0 +1,88 @@
+"""Pictures as files: where they go, how tilenet's own are told from others, and how they are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tilenet.drawing import Picture
+from tilenet.errors import SettingsError
+from tilenet.spared import check_file_place
+from tilenet.store.files import AGAIN
+from tilenet.store.place import put_whole
+
+# Kinds that can be marked, so that tilenet's own are known again.
+KINDS = ("PNG", "JPEG", "TIFF", "WEBP")
+# The tag "Software" of EXIF. A mask that is a TIFF says "tilenet" there, and is no picture.
+SOFTWARE, MARK = 0x0131, "tilenet overlay"
+
+
+def check_picture_place(out: str | Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
+    """Refuse a place where a picture must not be put, and a name of no kind of picture; writes nothing.
+
+    Raises
+    ------
+    SettingsError, OutputError, OutputExists
+        If the name is none of a picture; if the place is remote; if it is the image, the mask or inside
+        one of them, or holds what tilenet did not draw, or what `replace` does not allow to replace.
+    """
+    out = Path(out)
+    _kind(out)
+    check_file_place(out, replace=replace, is_ours=is_picture_of_ours, kind="a picture", image=image, mask=mask)
+
+
+def save(picture: Picture, out: str | Path) -> None:
+    """Write a picture as a file, in place of an older one of tilenet's; its kind follows from the name.
+
+    Raises
+    ------
+    SettingsError, OutputExists, EnvironmentFault
+        If the name says no kind of picture; if something else is there; if it cannot be written.
+    """
+    from PIL import Image as Pillow
+
+    out = Path(out).absolute()
+    # Once more: a run may have lasted for hours since its place was found free.
+    check_picture_place(out, replace=True)
+    marked = Pillow.Exif()
+    marked[SOFTWARE] = MARK
+    with put_whole(out, again=AGAIN) as path:
+        Pillow.fromarray(picture).save(path, format=_kind(out), exif=marked)
+
+
+def is_picture_of_ours(path: Path) -> bool:
+    """Tell whether a file is a picture that tilenet drew, by the mark in it."""
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(path, formats=KINDS) as picture:
+            return str(picture.getexif().get(SOFTWARE)) == MARK
+    except Exception:  # whatever a stranger's file makes the parsers raise
+        return False
+
+
+def overview_beside(mask: str | Path, into: str | Path | None = None) -> Path:
+    """Return where the picture of a mask goes: beside it, for a store holds nothing but what its journal lists.
+
+    >>> overview_beside("masks/a.zarr").as_posix(), overview_beside("masks/a.ome.tif").as_posix()
+    ('masks/a.overview.png', 'masks/a.overview.png')
+
+    Labels in an image have it beside that image:
+
+    >>> overview_beside("b.ome.zarr/labels/nuclei", into="b.ome.zarr").as_posix()
+    'b.nuclei.overview.png'
+    """
+    beside, label = Path(mask if into is None else into), "" if into is None else f".{Path(mask).name}"
+    name = beside.name
+    for ending in (".zarr", ".tiff", ".tif", ".ome"):
+        name = name.removesuffix(ending)
+    return beside.with_name(f"{name or beside.name}{label}.overview.png")
+
+
+def _kind(out: Path) -> str:
+    from PIL import Image as Pillow
+
+    kind = Pillow.registered_extensions().get(out.suffix.lower())
+    if kind not in KINDS:
+        raise SettingsError(f"{out}: is the name of no kind of picture. Give one in .png or .jpg")
+    return kind
