@@ -153,12 +153,12 @@ def test_a_mask_of_a_coarser_level_asks_for_its_image(folder, tmp_path):
     with pytest.raises(OutputMismatch, match="--image"):
         write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
     tifffile.imwrite(tmp_path / "other.tif", np.zeros((90, 90), np.uint8))
-    with pytest.raises(OutputMismatch, match="--image"):
+    with pytest.raises(OutputMismatch, match="no level 1 .* Give the image that was segmented"):
         write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", image=tmp_path / "other.tif")
     with tifffile.TiffWriter(tmp_path / "smaller.tif") as tiff:
         tiff.write(np.zeros((590, 800), np.uint8), subifds=1)
         tiff.write(np.zeros((295, 400), np.uint8), subfiletype=1)
-    with pytest.raises(OutputMismatch, match="beyond level 1"):
+    with pytest.raises(OutputMismatch, match="bytes: .* there, .* here"):
         write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", image=tmp_path / "smaller.tif")
     assert not (tmp_path / "m.geojson").exists()
     assert write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", image=folder / "slide.tif").vertices == 20

@@ -15,7 +15,7 @@ LAYERS = [
     {"plan", "sizes"},
     {"unet", "readers", "store", "metrics", "instances", "sample", "corners", "outlines"},
     {"scaling", "decide", "engine", "machine", "into", "labels", "states", "tiff_mask"},
-    {"models", "placement", "predict", "device", "runner", "tiff_export", "cells", "tissue"},
+    {"models", "placement", "provenance", "predict", "device", "runner", "tiff_export", "cells", "tissue"},
     {"geojson", "options", "job", "training", "evaluation", "drawing"},
     {"settling"},
     {"compute", "worker", "tuning"},

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tilenet.cli_options import JSON, Numbers, show
+from tilenet.cli_options import JSON, Numbers, remarks, show
 
 
 @click.command()
@@ -28,7 +28,8 @@ def overlay(image: str, mask: Path, out: Path, overwrite: bool, as_json: bool, r
 
     picture_files.check_picture_place(out, replace=overwrite, image=image, mask=mask)
     part = parse_roi(roi) if roi else None
-    picture = pictures.overlay(image, mask, roi=part, **how)
+    with remarks(shown=not as_json) as said:
+        picture = pictures.overlay(image, mask, roi=part, **how)
     picture_files.save(picture, out)
     h, w = picture.shape[:2]
-    show({"out": str(out), "shape": [h, w]}, f"{out}: {h} x {w} px", as_json=as_json)
+    show({"out": str(out), "shape": [h, w], "remarks": said}, f"{out}: {h} x {w} px", as_json=as_json)

@@ -82,8 +82,8 @@ def write_geojson(
     out : path
         The file, ``.geojson`` by custom.
     image : path, optional
-        What was segmented, if it is no longer where it was; needed only for a mask of a coarser
-        level or another pixel size.
+        What was segmented, if it is no longer where it was, and no other image; needed only for a
+        mask of a coarser level or another pixel size.
     kind : {"detection", "annotation"}
         What the features are in QuPath, which takes many detections and few annotations.
     overwrite : bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tilenet.drawing import Picture, draw_bar, paint, paint_tissue
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.options import Options
-from tilenet.readers import open_image
+from tilenet.provenance import open_as_segmented, remark
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution
 from tilenet.region import Roi, find_roi
@@ -22,6 +23,8 @@ from tilenet.resolution import recorded
 from tilenet.store import Mask
 from tilenet.tiff_mask import TiffMask, open_mask
 
+# What people ought to hear of what they look at; the command prints it.
+LOG = logging.getLogger("tilenet")
 # Stored pixels (of all channels) that are reduced at once.
 STRIP = 2**24
 # Darkest and brightest intensities shown, in percent, of what is no colour photograph.
@@ -45,7 +48,7 @@ def overlay(
     Parameters
     ----------
     image : path, array or Image
-        What was segmented.
+        What was segmented, or a copy of it; of a file that is another, a warning is logged (``tilenet``).
     mask : path
         Its mask, of whatever level, pixel size or part.
     roi : sequence of slice or (start, stop), optional
@@ -84,6 +87,8 @@ def overlay(
         raise SettingsError(f"max_side is at least 1, not {max_side}")
     found = open_mask(mask)
     with _as_segmented(image, found) as source:
+        if isinstance(image, str | Path | Image) and (said := remark(source, found)):
+            LOG.warning("%s", said)
         part = _plane(_part(source, found, roi), found, plane)
         longest = max(part.shape[-2:])
         h, w = (max(1, n * min(longest, max_side) // longest) for n in part.shape[-2:])
@@ -100,7 +105,7 @@ def overlay(
 def _as_segmented(image: Any, mask: Mask | TiffMask) -> Image:
     """Return the image on the grid of its mask."""
     options = Options().or_recorded(mask.info["record"])
-    stored = open_image(image, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
+    stored = open_as_segmented(image, mask)
     if options.factor is not None:
         stored = at_resolution(stored, recorded(options.level or 0, options.factor, options.mpp))
     ends = tuple(a + n for a, n in zip(mask.origin, mask.shape, strict=True))

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from tilenet.corners import Ring
 from tilenet.errors import ImageError, OutputMismatch
-from tilenet.geometry import ceil_div
-from tilenet.readers import open_image
+from tilenet.provenance import open_as_segmented, refuse_another
+from tilenet.readers.image import Image
 from tilenet.resolution import AS_STORED, covered, recorded
 from tilenet.store import Mask
 from tilenet.tiff_mask import TiffMask
@@ -45,33 +45,40 @@ class Grid:
 
 
 def find_grid(mask: Mask | TiffMask, image: str | Path | None) -> Grid:
-    """Return where a mask lies; its image is opened only if it is of a coarser level or another pixel size.
+    """Return where a mask lies; its image is opened only if it is given, or needed.
+
+    It is needed where the mask is of a coarser level, or of another pixel size.
 
     Raises
     ------
     OutputMismatch
-        If the image is not there, or is another.
+        If the image is needed and not there, or is another than the mask was made from.
     """
     record, origin = mask.info["record"], (mask.origin[-2], mask.origin[-1])
     by = recorded(record["level"], record["factor"], record["mpp"]).factor
-    if record["level"] == 0 and by == AS_STORED:
+    as_it_is = record["level"] == 0 and by == AS_STORED
+    if as_it_is and image is None:
         return Grid(origin)
-    source = mask.info["image"]["path"] if image is None else image
-    try:
-        with open_image(source, axes=record["axes"]) as opened:
-            full, stored = (_in_plane(opened.axes, opened.levels[k].shape) for k in (0, record["level"]))
-    except (ImageError, IndexError) as error:
-        raise OutputMismatch(
-            f"{mask.path}: is of level {record['level']} of {source}, and where that lies at full resolution only "
-            f"the image says ({error}). Name it with --image"
-        ) from error
-    ends = [a + n for a, n in zip(origin, mask.shape[-2:], strict=True)]
-    if any(end > ceil_div(n * f.denominator, f.numerator) for end, n, f in zip(ends, stored, by, strict=True)):
-        raise OutputMismatch(
-            f"{mask.path}: reaches to {ends}, beyond level {record['level']} of {source}. Give its image"
-        )
+    with _image_of(mask, image) as opened:
+        refuse_another(opened, mask)
+        full, stored = (_in_plane(opened.axes, opened.levels[k].shape) for k in (0, record["level"]))
+    if as_it_is:
+        return Grid(origin)
     y, x = (covered(n, m) * f for n, m, f in zip(full, stored, by, strict=True))
     return Grid(origin, (y, x), full)
+
+
+def _image_of(mask: Mask | TiffMask, image: str | Path | None) -> Image:
+    if image is not None:
+        return open_as_segmented(image, mask)
+    source = mask.info["image"]["path"]
+    try:
+        return open_as_segmented(source, mask)
+    except ImageError as error:
+        raise OutputMismatch(
+            f"{mask.path}: is of level {mask.info['record']['level']} of {source}, and where that lies at full "
+            f"resolution only the image says ({error}). Name it with --image"
+        ) from error
 
 
 def _in_plane(axes: str, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -188,7 +188,9 @@ def _halved(level: TiffLevel, box: Box) -> NDArray[Any]:
 def _read_description(path: Path) -> tuple[Layout, dict[str, Any]]:
     import tifffile
 
-    foreign = OutputError(f"{path}: is not a mask that tilenet wrote. Choose another path")
+    foreign = OutputError(
+        f"{path}: is not a mask that tilenet wrote. Give one made by tilenet segment, or choose another path"
+    )
     try:
         open_image(path).close()  # refuses what is damaged or hostile
         with quietly("tifffile"), tifffile.TiffFile(path) as tiff:

@@ -89,7 +89,9 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
     """
     if not path.exists():
         raise OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
-    foreign = OutputError(f"{path}: is not a mask that tilenet wrote. Choose another path")
+    foreign = OutputError(
+        f"{path}: is not a mask that tilenet wrote. Give one made by tilenet segment, or choose another path"
+    )
     try:
         own = dict(_attributes(path)["tilenet"])
         written, layout, complete = own.pop("format"), own.pop("layout"), own.pop("complete")
