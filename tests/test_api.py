@@ -213,6 +213,7 @@ def halfway(tmp_path):
         ({"threads": 2}, "record threads = 1, now it is 2"),
         ({"batch": 7}, "record batch = .*, now it is 7"),
         ({"output": "both"}, "record output = mask, now it is both"),
+        ({"tissue": IMAGE >= 0}, r"half.zarr: .* record tissue = None, now it is given \(sha256 \w{12}\)\. Leave"),
         ({"scaling": {"method": "linear", "divide": 2}}, "record scaling"),
     ],
 )

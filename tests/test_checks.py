@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 from oracles import random_network
 
 import tilenet
@@ -81,10 +82,22 @@ def test_a_flipped_byte_is_found_without_the_image(out):
 
 
 def test_another_image_or_model_is_refused(out, network):
-    with pytest.raises(OutputMismatch, match="was not made from this image and model"):
+    with pytest.raises(OutputMismatch, match=r"made from \(pixels_sha256: .*\. Give the image that was segmented$"):
         tilenet.verify(out, IMAGE // 2, model=network)
-    with pytest.raises(OutputMismatch, match="model sha256"):
+    with pytest.raises(OutputMismatch, match="made with model sha256 .* Give the model that it was made with$"):
         tilenet.verify(out, IMAGE, model=random_network(1, depth=3, wf=2))
+
+
+def test_of_another_image_only_mask_and_image_are_spoken_of(tmp_path, network, tilenet_command):
+    for name, side in (("a", 90), ("b", 80), ("c", 90)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros((side, side + 9), np.uint8), tile=(32, 32))
+    tilenet.save_model(network, tmp_path / "m.safetensors")
+    tilenet.segment(tmp_path / "a.tif", tmp_path / "m.zarr", model=tmp_path / "m.safetensors")
+    code, _, error = tilenet_command("verify", tmp_path / "m.zarr", "--image", tmp_path / "b.tif")
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.endswith("Give the image that was segmented\n")
+    assert "resume" not in error and "--overwrite" not in error
+    assert tilenet_command("verify", tmp_path / "m.zarr", "--image", tmp_path / "c.tif")[0] == 0
 
 
 def test_the_attributes_are_json(out):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,8 +17,9 @@ from tilenet.compute import Progress
 from tilenet.errors import OutputMismatch, VerifyFailed
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
-from tilenet.job import Job
+from tilenet.job import Job, contradiction
 from tilenet.plan import Plan, tile_of
+from tilenet.provenance import check_image
 from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
@@ -180,12 +181,20 @@ def straddling(plan: Plan, count: int, random: np.random.Generator) -> Iterator[
 def _same_job(
     mask: Mask | TiffMask, image: Any, model: Any, footprint: Footprint | None, device: str | None
 ) -> tuple[Job, Scaling]:
+    check_image(image, mask)
     found = mask.info
     wanted = Wanted(image, found["model"]["source"] if model is None else model, footprint=footprint)
-    try:
-        return wanted.settle_as(found, mask.path)
-    except OutputMismatch as error:
-        raise OutputMismatch(f"{mask.path}: was not made from this image and model: {error}") from error
+    return wanted.settle_as(found, mask.path, refuse=_refuse_another)
+
+
+def _refuse_another(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str | Path) -> None:
+    """Raise `OutputMismatch` where what would be recomputed is not what the mask says of its making."""
+    if differs := contradiction(found, wanted):
+        part, field, old, new = differs
+        way = {"record": "Verify it with the tilenet and on the machine that made it"}.get(
+            part, f"Give the {part} that it was made with"
+        )
+        raise OutputMismatch(f"{name}: was made with {part} {field} = {old}, and here it is {new}. {way}")
 
 
 def _compare(mask: Mask | TiffMask, job: Job, predictor: Predictor, box: Box, found: Verification) -> None:

@@ -175,24 +175,45 @@ def check_info(info: Mapping[str, Any], name: str | Path) -> None:
             raise OutputError(f"{name}: zarr.json was changed, it has no {part} any more. Start again with --overwrite")
 
 
-def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise `OutputMismatch` where a run to be resumed was started with something else.
+def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
+    """Return part, field and both values, for people, of the first difference that would give other bytes.
 
     Parameters
     ----------
     found, wanted : mapping
-        The `Job.info` in the output, and that of the run that would go on with it.
+        The `Job.info` in the output, and that of the run that would repeat it.
     """
     wanted = json.loads(json.dumps(wanted))
     for part in ("record", "image", "model", "card"):
-        for name in sorted({*found[part], *wanted[part]} - SAME_BYTES):
-            old, new = found[part].get(name), wanted[part].get(name)
+        for field_ in sorted({*found[part], *wanted[part]} - SAME_BYTES):
+            old, new = found[part].get(field_), wanted[part].get(field_)
             if old != new:
-                how = "Leave the option out" if part == "record" else f"That is another {part}: give the same"
-                raise OutputMismatch(
-                    f"the run to be resumed has {part} {name} = {old}, now it is {new}. "
-                    f"{how}, or start again with --overwrite"
-                )
+                return part, field_, _said(old), _said(new)
+    return None
+
+
+def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str | Path) -> None:
+    """Raise `OutputMismatch` where a run to be resumed, whose output is `name`, was started with something else."""
+    if differs := contradiction(found, wanted):
+        part, field_, old, new = differs
+        how = "Leave the option out" if part == "record" else f"That is another {part}: give the same"
+        raise OutputMismatch(
+            f"{name}: the run to be resumed has {part} {field_} = {old}, now it is {new}. "
+            f"{how}, or start again with --overwrite"
+        )
+
+
+def _said(value: Any) -> str:
+    """Return a value of a record for people: of a rule its method first, of a checksum enough to tell.
+
+    >>> _said({"method": "linear", "divide": 2}), _said(None), _said([1, 2])
+    ('linear (divide 2)', 'None', '[1, 2]')
+    """
+    if not isinstance(value, Mapping):
+        return str(value)
+    more = ", ".join(f"{k} {str(v)[:12] if k == 'sha256' else v}" for k, v in value.items() if k != "method")
+    method = str(value.get("method", ""))
+    return f"{method} ({more})" if method and more else method or more or "nothing"
 
 
 @dataclass

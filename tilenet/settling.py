@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tilenet.sizes import DEFAULT_BYTES_PER_PIXEL, plan_tiles
 
 # What people ought to hear of a run before it starts; the command prints it.
 LOG = logging.getLogger("tilenet")
+Refusal = Callable[[Mapping[str, Any], Mapping[str, Any], str | Path], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class Wanted:
         """Return the job of a new output."""
         return settle(self.image, self.model, self.options, footprint=self.footprint, target=self.target)
 
-    def settle_as(self, info: Mapping[str, Any], name: str | Path) -> tuple[Job, Scaling]:
+    def settle_as(
+        self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal = refuse_contradiction
+    ) -> tuple[Job, Scaling]:
         """Return the job of an output that was begun, and its scaling.
 
         Parameters
@@ -54,6 +57,8 @@ class Wanted:
             What the output says about its making; gives what the options leave unsaid.
         name : str or path
             The output's, for messages.
+        refuse : callable
+            Raises where the two infos contradict each other; by default as of a run to be resumed.
 
         Raises
         ------
@@ -64,7 +69,7 @@ class Wanted:
         options, numbers = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
         job = settle(self.image, self.model, options, footprint=self.footprint)
         try:
-            refuse_contradiction(info, job.info(numbers))
+            refuse(info, job.info(numbers), name)
         except BaseException:
             job.image.close()
             raise
