@@ -7,6 +7,7 @@ from oracles import random_network
 
 import tilenet
 from tilenet.card import PALETTE
+from tilenet.drawing import draw_bar
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.pictures import overlay
 from tilenet.store.tissue_map import TISSUE_COLOR
@@ -38,11 +39,11 @@ def outlined(picture):
     return (picture == PALETTE[0][:3]).all(axis=-1)
 
 
-def test_the_outline_is_the_inner_border_of_the_mask(square):
+def test_the_outline_is_the_inner_border_of_the_mask_two_pixels_wide(square):
     picture = overlay(square / "slide.tif", square / "mask.zarr")
     expected = np.zeros((300, 400), bool)
     expected[40:60, 50:90] = True
-    expected[41:59, 51:89] = False
+    expected[42:58, 52:88] = False
     assert np.array_equal(outlined(picture), expected)
     assert picture.shape == (300, 400, 3)
     assert not outlined(np.asarray(overlay(square / "slide.tif", square / "mask.zarr", fill=True))).any()
@@ -85,8 +86,30 @@ def test_a_mask_of_a_coarser_grid_is_drawn_on_that_grid(square):
 
 def test_the_bar_is_as_long_as_it_says(square):
     picture = overlay(square / "slide.tif", square / "mask.zarr")  # 0.5 um per px: 50 um are 100 px
-    rows = (picture == 255).all(axis=-1)[200:].sum(axis=1)
-    assert rows.max() == 101
+    bar = (picture == 255).all(axis=-1)[-12]  # on black: the plate is seen
+    left, right = (found := np.flatnonzero(bar))[[0, -1]]
+    assert (right - left + 1, len(found)) == (4 + 101 + 4, 4 + 4)
+
+
+@pytest.mark.parametrize("ground", [0, 128, 255])
+@pytest.mark.parametrize("side", [64, 200, 2048])
+def test_bar_and_text_are_black_on_white_whatever_the_background(ground, side):
+    picture = np.full((side, side, 3), ground, np.uint8)
+    draw_bar(picture, 0.5)
+    y, x = np.nonzero((picture != ground).any(axis=-1))
+    drawn = picture[y.min() : y.max() + 1, x.min() : x.max() + 1]
+    assert drawn.shape[0] > max(12, side // 40) and drawn.shape[1] >= side // 8
+    assert (drawn == 0).all(axis=-1).sum() > 30
+    if ground != 255:  # where the plate is seen, its edges are whole
+        assert all((edge == 255).all() for edge in (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]))
+    assert (picture[: side // 2] == ground).all()
+
+
+def test_a_reduced_outline_is_one_pixel_wide_so_that_small_objects_are_not_filled(square):
+    picture = overlay(square / "slide.tif", square / "mask.zarr", max_side=300)
+    assert picture.shape == (225, 300, 3)
+    rows = outlined(picture)[31:44, 37:68]  # the square is 30:45, 37:68 here
+    assert rows.sum(axis=1).max() <= 2 and outlined(picture).any()
 
 
 def test_a_mask_of_another_image_is_refused(square, tmp_path):

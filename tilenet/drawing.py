@@ -19,6 +19,10 @@ Picture = NDArray[np.uint8]
 FILLED = 0.45
 # A scale bar is at most this share of the picture's width.
 BAR = 0.25
+# Pixels of the white plate around it and its text: so they read on tissue, on glass and on black.
+PLATE = 4
+# Height of a text that is read without looking closer, where the picture has room for it.
+LEGIBLE = 18
 
 
 def paint_tissue(picture: Picture, mask: Mask | TiffMask, part: Box) -> None:
@@ -37,13 +41,22 @@ def paint_tissue(picture: Picture, mask: Mask | TiffMask, part: Box) -> None:
 def paint(picture: Picture, values: NDArray[Any], mask: Mask | TiffMask, *, fill: bool) -> None:
     """Draw where the values are not 0; no object is lost to the reduction."""
     h, w = picture.shape[:2]
-    y, x = np.nonzero(values if fill else values * find_boundaries(values, mode="inner"))  # type: ignore[no-untyped-call]
+    # Of a mask that is reduced to the picture, rims of two pixels would fill small objects.
+    y, x = np.nonzero(values if fill else _rims(values, 2 if (h, w) == values.shape else 1))
     numbers = np.zeros((h, w), values.dtype)
     numbers[y * h // values.shape[0], x * w // values.shape[1]] = values[y, x]
     there = numbers > 0
     share = FILLED if fill else 1.0
     colours = _colours(numbers[there], mask)
     picture[there] = ((1 - share) * picture[there] + share * colours).round().astype(np.uint8)
+
+
+def _rims(values: NDArray[Any], width: int) -> NDArray[Any]:
+    """Return the values of objects within that many pixels of their border, 0 inside."""
+    inside = values
+    for _ in range(width):
+        inside = inside * ~find_boundaries(inside, mode="inner")  # type: ignore[no-untyped-call]
+    return np.where(inside == 0, values, 0)
 
 
 def _colours(numbers: NDArray[Any], mask: Mask | TiffMask) -> NDArray[np.float64]:
@@ -61,7 +74,7 @@ def _colours(numbers: NDArray[Any], mask: Mask | TiffMask) -> NDArray[np.float64
 
 
 def draw_bar(picture: Picture, size: float) -> None:
-    """Draw a bar of round length at the lower left; `size` is micrometres per pixel of the picture."""
+    """Draw a bar of round length on a plate at the lower left; `size` is micrometres per pixel of the picture."""
     from PIL import Image as Pillow
     from PIL import ImageDraw
 
@@ -73,16 +86,11 @@ def draw_bar(picture: Picture, size: float) -> None:
     canvas = Pillow.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} um"
-    left, base, thick = w // 50 + 2, h - h // 50 - 4, max(2, h // 200)
-    draw.rectangle((left - 1, base - thick - 1, left + round(length / size) + 1, base + 1), fill="black")
-    draw.rectangle((left, base - thick, left + round(length / size), base), fill="white")
-    draw.text(
-        (left, base - thick - 4),
-        text,
-        fill="white",
-        stroke_fill="black",
-        stroke_width=1,
-        anchor="lb",
-        font_size=max(10, h // 40),
-    )
+    left, base, thick = w // 50 + PLATE, h - h // 50 - PLATE - 1, max(3, h // 200)
+    right, top = left + round(length / size), base - thick
+    place, font = (left, top - PLATE), {"anchor": "lb", "font_size": max(h // 40, min(LEGIBLE, w // 8), 10)}
+    _, text_top, text_right, _ = draw.textbbox(place, text, **font)
+    draw.rectangle((left - PLATE, text_top - PLATE, max(right, text_right) + PLATE, base + PLATE), fill="white")
+    draw.rectangle((left, top, right, base), fill="black")
+    draw.text(place, text, fill="black", **font)
     picture[...] = np.asarray(canvas)
