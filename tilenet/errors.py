@@ -10,7 +10,7 @@
     │   ├── OutputExists (FileExistsError)
     │   ├── OutputNotFound (FileNotFoundError)
     │   ├── OutputIncomplete             opened before it was complete
-    │   ├── OutputMismatch               resumed with other options, image or model
+    │   ├── OutputMismatch               resumed or used with other options, image or model
     │   └── OutputLocked                 another run is writing it
     ├── BlocksFailed (RuntimeError)  3   the run ended, some blocks could not be computed
     ├── VerifyFailed (RuntimeError)  3   the mask is not what the network gives
@@ -64,7 +64,7 @@ class OutputIncomplete(OutputError):
 
 
 class OutputMismatch(OutputError):
-    """The run to be resumed was started with other options, another image or another model."""
+    """The mask was made, or the run to be resumed was started, with other options, image or model."""
 
 
 class OutputLocked(OutputError):
