@@ -1,6 +1,6 @@
 """What more workers give, and what it costs to give them blocks.
 
-    python benchmarks/scaling.py [--rounds 3] [--side 2048] [--blocks 1000 10000 100000 1000000] [--json]
+    python benchmarks/scaling.py [--rounds 3] [--side 2048] [--tile 512] [--blocks 1000 10000 100000 1000000] [--json]
 
 **Strong scaling**: one image, segmented by 1 and by 2 workers of one thread each, in turn, by a network of the paper's
 shape with half its channels; medians of the rounds. A worker has one core, as under a batch system that was asked for
@@ -57,7 +57,7 @@ Row = dict[str, float]
 # Strong scaling.
 
 
-def strong_scaling(side: int, rounds: int, **network: int) -> Row:
+def strong_scaling(side: int, rounds: int, tile: int, **network: int) -> Row:
     """Return the median seconds of runs by one and by two workers, in turn."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -71,7 +71,7 @@ def strong_scaling(side: int, rounds: int, **network: int) -> Row:
 
         def run(client: object, name: str, image: str = "image") -> Report:
             reports: list[Report] = []
-            options = {"client": client, "tile": BLOCK, "threads": 1, "overwrite": True, "report": reports.append}
+            options = {"client": client, "tile": tile, "threads": 1, "overwrite": True, "report": reports.append}
             tilenet.segment(folder / f"{image}.zarr", folder / f"{name}.zarr", model=model, **options)
             return reports[0]
 
@@ -217,12 +217,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="of strong scaling; 0 for none")
     parser.add_argument("--side", type=int, default=2048, help="of the image, px")
+    parser.add_argument("--tile", type=int, default=BLOCK, help="px; small ones lie in a core's cache")
     parser.add_argument("--depth", type=int, default=5, help="of the network")
     parser.add_argument("--wf", type=int, default=5, help="of the network: 2**wf channels at the top")
     parser.add_argument("--blocks", type=int, nargs="*", default=[10**3, 10**4, 10**5, 10**6], help="for scheduling")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    strong = strong_scaling(options.side, options.rounds, depth=options.depth, wf=options.wf) if options.rounds else {}
+    network = {"depth": options.depth, "wf": options.wf}
+    strong = strong_scaling(options.side, options.rounds, options.tile, **network) if options.rounds else {}
     if strong and not options.json:
         print("  ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in strong.items()), flush=True)
     rows = []
