@@ -217,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="of strong scaling; 0 for none")
     parser.add_argument("--side", type=int, default=2048, help="of the image, px")
-    parser.add_argument("--tile", type=int, default=BLOCK, help="px; small ones lie in a core's cache")
+    parser.add_argument("--tile", type=int, default=BLOCK, help="px")
     parser.add_argument("--depth", type=int, default=5, help="of the network")
     parser.add_argument("--wf", type=int, default=5, help="of the network: 2**wf channels at the top")
     parser.add_argument("--blocks", type=int, nargs="*", default=[10**3, 10**4, 10**5, 10**6], help="for scheduling")
