@@ -76,12 +76,7 @@ def open_store(
         layout, info, numbers = job.described()
         return Store.create(out, layout, info, overwrite=overwrite), job, numbers
     store = Store.resume(out)
-    try:
-        job, numbers = wanted.settle_as(store.info, out)
-    except BaseException:
-        store.close()
-        raise
-    return store, job, numbers
+    return store, *wanted.settle_for(store)
 
 
 def store_objects(out: Path, wanted: Wanted, *, overwrite: bool, progress: Progress | None) -> None:

@@ -26,6 +26,7 @@ from tilenet.region import find_roi, roi_to_json
 from tilenet.resolution import Resolution, recorded, resolve
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_BYTES_PER_PIXEL, plan_tiles
+from tilenet.store import Store
 
 # What people ought to hear of a run before it starts; the command prints it.
 LOG = logging.getLogger("tilenet")
@@ -74,6 +75,14 @@ class Wanted:
             job.image.close()
             raise
         return job, numbers
+
+    def settle_for(self, store: Store) -> tuple[Job, Scaling]:
+        """Return the job of a store that was opened to go on with, and its scaling; what cannot go on is closed."""
+        try:
+            return self.settle_as(store.info, store.path)
+        except BaseException:
+            store.close()
+            raise
 
 
 def settle(

@@ -118,12 +118,7 @@ def _open_share(out: Path, wanted: Wanted, share: Share) -> tuple[Store, Job, Sc
             if not can_resume(out):
                 raise
     store = _take_share(out, share)
-    try:
-        job, numbers = wanted.settle_as(store.info, out)
-    except BaseException:
-        store.close()
-        raise
-    return store, job, numbers
+    return store, *wanted.settle_for(store)
 
 
 def _take_share(out: Path, share: Share) -> Store:
