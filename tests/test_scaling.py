@@ -1,0 +1,30 @@
+"""Percentiles that are counted, against NumPy's."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tilenet.errors import ImageError
+from tilenet.scaling import COUNTED, of_percentiles, percentiles
+
+SHARES = st.lists(st.one_of(st.floats(0, 100), st.sampled_from([0, 1, 50, 99.8, 100])), min_size=1, max_size=3)
+DTYPES = ("uint8", "uint16", ">u2", "int16", "uint32", "float32")
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 60))), st.sampled_from(DTYPES), SHARES)
+def test_percentiles_are_those_of_numpy_to_the_last_bit(bytes_, dtype, shares):
+    values = (bytes_.astype(np.uint16) * (257 if "2" in np.dtype(dtype).str else 1)).astype(dtype)
+    np.testing.assert_array_equal(percentiles(values, shares), np.percentile(values, shares, axis=1))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_percentiles_of_more_than_is_counted_at_once_are_those_of_numpy(dtype):
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (2, 2 * COUNTED + 17), dtype, endpoint=True)
+    np.testing.assert_array_equal(percentiles(values, [1, 99.8]), np.percentile(values, [1, 99.8], axis=1))
+
+
+def test_pixels_that_are_no_numbers_have_no_percentiles():
+    with pytest.raises(ImageError, match=r"scan\.tif: has pixels that are not finite"):
+        of_percentiles(np.array([[1, np.nan]], np.float32), {"low": 1, "high": 99}, name="scan.tif")
