@@ -7,20 +7,16 @@ import pytest
 import tifffile
 import torch
 import zarr
+from training_helpers import discs
 
 from tilenet.errors import ImageError, ModelError, OutputExists, OutputMismatch, SettingsError
-from tilenet.instances import objects
 from tilenet.models import load_model
 from tilenet.training import Recipe, train
-from tilenet.training.augment import draw_crop
 from tilenet.training.data import find_pairs, read_pairs, split
 from tilenet.training.loss import loss_of, rate_at
-from tilenet.training.stain import is_coloured, paint_dab
-from tilenet.training.targets import border_weights, depth_classes, make_targets
 from tilenet.training.validation import predict_whole
 from tilenet.unet import UNet
 
-STILL = Recipe(zoom=1, elastic=0, intensity=0, stain=0, flips=False, turns="none", scaling={"method": "none"})
 SMALL = Recipe(
     depth=2,
     wf=2,
@@ -32,15 +28,6 @@ SMALL = Recipe(
     scaling={"method": "linear", "divide": 255},
     elastic=2,
 )
-
-
-def discs(rng, shape=(60, 70)):
-    label = np.zeros(shape, np.uint16)
-    y, x = np.indices(shape)
-    for k in range(1, 7):
-        cy, cx = rng.integers(0, shape[0]), rng.integers(0, shape[1])
-        label[(y - cy) ** 2 + (x - cx) ** 2 <= rng.integers(4, 9) ** 2] = k
-    return label
 
 
 @pytest.fixture(autouse=True)
@@ -63,125 +50,6 @@ def folder(tmp_path):
         tifffile.imwrite(tmp_path / f"data/images/cells{k}.tif", image)
         tifffile.imwrite(tmp_path / f"data/labels/cells{k}.tif", label)
     return tmp_path / "data"
-
-
-def slow_border_weights(labels, w0, sigma):
-    out = np.zeros(labels.shape)
-    points = {k: np.argwhere(labels == k) for k in np.unique(labels) if k}
-    for at in np.ndindex(labels.shape):
-        distances = sorted(np.sqrt(((p - np.array(at)) ** 2).sum(1)).min() for p in points.values())
-        out[at] = w0 * np.exp(-((distances[0] + distances[1]) ** 2) / (2 * sigma**2))
-    return out
-
-
-@pytest.mark.parametrize("shape", [(24, 31), (9, 8, 11)])
-def test_border_weights_equal_the_formula_written_out(shape):
-    labels = np.zeros(shape, int)
-    labels[..., 1:4, 2:5], labels[..., 2:6, 5:7], labels[..., 7:, 1:3] = 4, 2, 9
-    weights = border_weights(labels, w0=10, sigma=2)
-    assert np.allclose(weights, slow_border_weights(labels, 10, 2), atol=1e-4)
-    assert weights.max() > 5 > 0.1 > weights.min()
-
-
-def test_a_lone_object_has_no_border_weight():
-    labels = np.zeros((12, 12), int)
-    labels[3:7, 3:7] = 1
-    assert not border_weights(labels, w0=10, sigma=5).any()
-
-
-def test_depth_classes_of_a_square_are_rings():
-    labels = np.zeros((9, 9), int)
-    labels[1:8, 1:8] = 1  # distances 1, 2, 3, 4 of 4: rim, body, centre, centre
-    assert depth_classes(labels)[4].tolist() == [0, 1, 2, 3, 3, 3, 2, 1, 0]
-
-
-def test_an_object_cut_by_the_edge_is_deepest_at_the_edge():
-    labels = np.zeros((9, 9), int)
-    labels[2:7, :4] = 1
-    assert depth_classes(labels)[4].tolist() == [3, 3, 2, 1, 0, 0, 0, 0, 0]
-
-
-def test_touching_objects_have_rims_between_them():
-    labels = np.ones((12, 24), int)
-    labels[:, 12:] = 2
-    assert (depth_classes(labels)[:, 11:13] == 1).all()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{}, {"flips": True}, {"turns": "right"}, {"flips": True, "turns": "right"}],
-    ids=["still", "flips", "turns", "both"],
-)
-@pytest.mark.parametrize("source", [(23, 17), (5, 19, 14)])
-def test_image_and_target_of_a_crop_stay_aligned_pixel_by_pixel(change, source):
-    rng = np.random.default_rng(0)
-    pixels = torch.from_numpy(rng.integers(0, 200, (1, *source)).astype(np.float32))
-    shape, lost = (7, 28, 28)[-len(source) :], (2, 6, 6)[-len(source) :]
-    for _ in range(8):
-        x, y = draw_crop(pixels, pixels, shape=shape, lost=lost, recipe=replace(STILL, **change), rng=rng)
-        inner = x[(slice(None), *(slice(k, -k) for k in lost))]
-        assert torch.allclose(inner, y, atol=0.02)
-        assert inner.std() > 10
-
-
-def test_a_still_crop_is_a_window_of_the_mirrored_image():
-    image = np.arange(35, dtype=np.float32).reshape(5, 7)
-    x, _ = draw_crop(
-        torch.from_numpy(image)[None],
-        torch.zeros(2, 5, 7),
-        shape=(9, 9),
-        lost=(1, 1),
-        recipe=STILL,
-        rng=np.random.default_rng(0),
-    )
-    mirrored = np.pad(image, 12, mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(mirrored, (9, 9))
-    assert (np.abs(windows - x[0].numpy()).max(axis=(2, 3)) < 1e-3).any()
-
-
-def test_deformed_crops_keep_classes_whole_and_move_with_the_image():
-    rng = np.random.default_rng(1)
-    label = torch.from_numpy((discs(rng) > 0).astype(np.float32))[None]
-    recipe = replace(STILL, zoom=1.5, elastic=4, turns="any", flips=True)
-    agree = []
-    for _ in range(10):
-        x, y = draw_crop(label, label, shape=(48, 48), lost=(8, 8), recipe=recipe, rng=rng)
-        assert set(y.unique().tolist()) <= {0.0, 1.0}
-        agree.append(((x[:, 8:-8, 8:-8] > 0.5) == (y > 0.5)).float().mean())
-    assert min(agree) > 0.97
-
-
-def test_painted_nuclei_are_bluer_than_what_is_brown_around_them():
-    rng = np.random.default_rng(4)
-    nuclei = torch.from_numpy((discs(rng) > 0).astype(np.float32))
-    purple = torch.stack([1 - 0.6 * nuclei, 1 - 0.8 * nuclei, 1 - 0.3 * nuclei])
-    assert is_coloured(purple)
-    assert not is_coloured(purple[:1].expand(3, -1, -1))
-    warmth = []
-    for _ in range(40):
-        x = paint_dab(purple, nuclei, rng)
-        assert 0 < x.min() <= x.max() <= 1
-        warm = x[0] - x[2]
-        warmth.append(float(warm[nuclei == 0].mean() - warm[nuclei > 0].mean()))
-    assert np.mean(np.array(warmth) > 0) > 0.6
-
-
-def test_only_colour_images_are_repainted():
-    rng = np.random.default_rng(0)
-    target = torch.ones(2, 40, 40)
-    for channels, changed in (([0.9, 0.2, 0.6], True), ([0.5, 0.5, 0.5], False)):
-        image = torch.tensor(channels)[:, None, None].expand(3, 40, 40)
-        x, _ = draw_crop(image, target, shape=(20, 20), lost=(2, 2), recipe=replace(STILL, dab=1), rng=rng)
-        assert torch.allclose(x, image[:, :20, :20], atol=1e-5) is not changed
-
-
-def test_small_objects_and_borders_weigh_more():
-    labels = discs(np.random.default_rng(2)).astype(np.int32)
-    plain, small = (make_targets(labels, Recipe(small=s, w0=0), ()) for s in (0, 10_000))
-    assert (plain[1] == 1).all()
-    assert (small[1][labels > 0] == 2.5).all()
-    assert (small[1][labels == 0] == 1).all()
-    assert make_targets(labels, Recipe(w0=10), ())[1].max() > 2
 
 
 def test_the_loss_is_the_weighted_cross_entropy():
@@ -209,6 +77,22 @@ def test_a_network_learns_and_the_better_epoch_is_kept(folder, tmp_path):
     assert model.card.mask_of_class == (0, 1)
     assert {p.name for p in (tmp_path / "m.training").iterdir()} >= {"history.csv", "history.png"}
     assert len((tmp_path / "m.training/history.csv").read_text().splitlines()) == 6
+
+
+def test_a_training_that_is_told_where_to_stop_keeps_that_epoch_of_the_same_schedule(folder, tmp_path):
+    states = {}
+
+    def remember(progress):
+        states[progress.epoch] = torch.load(tmp_path / "whole.training/last.pt", weights_only=True)["average"]
+
+    train(folder, tmp_path / "whole.safetensors", recipe=SMALL, progress=remember)
+    recipe, seen = replace(SMALL, stop=2), []
+    stopped = train(folder, tmp_path / "stopped.safetensors", recipe=recipe, progress=seen.append)
+    assert [p.epoch for p in seen] == [1, 2]
+    assert seen[-1].epochs == 2
+    assert stopped.card.metrics["epoch"] == 2
+    assert all(torch.equal(stopped.state_dict()[name], value) for name, value in states[2].items())
+    assert not torch.equal(states[2]["last.weight"], states[5]["last.weight"])
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(folder, tmp_path):
@@ -351,7 +235,7 @@ def test_labels_that_can_teach_nothing_are_refused(folder, tmp_path, value, says
 
 
 def test_settings_that_make_no_sense_are_refused(folder, tmp_path):
-    for wrong in ({"targets": "boxes"}, {"epochs": 0}, {"validation": 1.0}, {"zoom": 0.5}):
+    for wrong in ({"targets": "boxes"}, {"epochs": 0}, {"stop": 0}, {"stop": 61}, {"validation": 1.0}, {"zoom": 0.5}):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             Recipe(**wrong)
     with pytest.raises(ModelError, match="Change the ending"):
@@ -385,36 +269,3 @@ def test_a_3d_network_learns_nuclei_from_a_volume(shared_data, tmp_path):
     assert model.ndim == 3
     assert seen[-1].loss < seen[0].loss
     assert seen[-1].best > 0.6
-
-
-@pytest.mark.parametrize("kind", ["mask", "probabilities"])
-def test_touching_discs_become_two_objects(kind):
-    y, x = np.indices((30, 50))
-    labels = np.where((y - 15) ** 2 + (x - 15) ** 2 <= 100, 1, 0)
-    labels[(y - 15) ** 2 + (x - 33) ** 2 <= 100] = 2
-    given = labels > 0 if kind == "mask" else np.eye(4, dtype=np.float32)[depth_classes(labels)].transpose(2, 0, 1)
-    found = objects(given)
-    assert found.max() == 2
-    assert np.array_equal(found > 0, labels > 0)
-    assert found[15, 10] != found[15, 38]
-
-
-def test_objects_that_are_nowhere_surely_deep_are_dropped():
-    labels = np.zeros((12, 30), int)
-    labels[2:10, 2:10], labels[2:10, 18:26] = 1, 2
-    probabilities = np.eye(4, dtype=np.float32)[depth_classes(labels)].transpose(2, 0, 1)
-    doubtful = 0.6 * probabilities[:, labels == 2]
-    doubtful[0] = 0.4  # the centre's expected depth is 0.6
-    probabilities[:, labels == 2] = doubtful
-    assert objects(probabilities, least_depth=0.75).max() == 1
-    assert objects(probabilities, least_depth=0.5).max() == 2
-
-
-def test_objects_below_the_least_size_are_dropped_and_numbers_have_no_gaps():
-    mask = np.zeros((20, 30), int)
-    mask[2:4, 2:4] = mask[8:16, 3:11] = mask[8:16, 18:26] = 1
-    assert objects(mask).max() == 2
-    assert objects(mask, min_size=1).max() == 3
-    assert objects(np.zeros((5, 5), int)).max() == 0
-    with pytest.raises(SettingsError, match="names 2 classes"):
-        objects(np.ones((3, 5, 5), np.float32), depth_of_class=(0, 1))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tilenet.training.recipe import Recipe
-from tilenet.training.stain import is_coloured, paint_dab
+from tilenet.training.stain import is_coloured, paint_dab, paint_holes
 
 Random = np.random.Generator
 
@@ -45,8 +45,13 @@ def draw_crop(
     grid = draw_grid(image.shape[1:], shape, recipe, rng)
     inner = grid[tuple(slice(k, n - k) for k, n in zip(lost, shape, strict=True))]
     x = _read(image, grid, "bilinear")
-    if recipe.dab and x.ndim == 3 and is_coloured(image) and rng.random() < recipe.dab:
-        x = paint_dab(x, (_read(target[:1], grid, "nearest")[0] > 0).float(), rng)
+    coloured = x.ndim == 3 and is_coloured(image)
+    if coloured and (recipe.dab or recipe.holes):
+        nuclei = (_read(target[:1], grid, "nearest")[0] > 0).float()
+        x = paint_dab(x, nuclei, rng) if rng.random() < recipe.dab else x
+        x = paint_holes(x, nuclei, rng) if rng.random() < recipe.holes else x
+    if not coloured and rng.random() < recipe.invert:
+        x = 1 - x
     return draw_colours(x, recipe, rng), _read(target, inner, "nearest")
 
 
@@ -104,8 +109,6 @@ def draw_colours(x: Tensor, recipe: Recipe, rng: Random) -> Tensor:
     """Return (C, *n) with its channels, intensities and sharpness changed at random."""
     if len(x) > 1:
         x = _mix_channels(x, recipe, rng)
-    if rng.random() < recipe.invert:
-        x = 1 - x
     if recipe.intensity:
         gamma = math.exp(rng.normal(0, recipe.intensity))
         x = torch.where(x > 0, x.clamp_min(1e-6) ** gamma, x)

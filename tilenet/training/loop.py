@@ -71,7 +71,7 @@ def train(
     validate_on: Collection[str] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> UNet:
-    """Train a network and write it, at its best epoch, to one file.
+    """Train a network and write it, at its best epoch (or at `Recipe.stop`), to one file.
 
     Parameters
     ----------
@@ -175,14 +175,15 @@ class _Run:
 
     def to_the_end(self, progress: Callable[[Progress], None]) -> None:
         began, first = time.monotonic(), len(self.rows)
-        for epoch in range(first, self.recipe.epochs):
+        last = self.recipe.last_epoch
+        for epoch in range(first, last):
             torch.manual_seed(self.recipe.seed * 1_000_003 + epoch)  # dropout
             loss = self._epoch(epoch)
             self._finish(epoch, loss)
             pace = (time.monotonic() - began) / (epoch + 1 - first)
             scores = [row["score"] for row in self.rows]
-            left = pace * (self.recipe.epochs - epoch - 1)
-            progress(Progress(epoch + 1, self.recipe.epochs, loss, scores[-1], max(scores), left))
+            left = pace * (last - epoch - 1)
+            progress(Progress(epoch + 1, last, loss, scores[-1], max(scores), left))
 
     def _epoch(self, epoch: int) -> float:
         self.network.train()
@@ -209,12 +210,13 @@ class _Run:
         return loss.detach()
 
     def _finish(self, epoch: int, loss: float) -> None:
-        """Validate the averaged weights, keep them if they are the best, and save the state."""
+        """Validate the averaged weights, keep them if they are to be kept, and save the state."""
         network = build(self.recipe, self.network.in_channels, self.network.n_classes, self.network.ndim)
         network.load_state_dict(self.average.state)
         network.to(self.device).eval()
         scores = validate(network, self.held, self.recipe, self.values)
-        if not self.rows or scores["score"] > max(row["score"] for row in self.rows):
+        best = not self.rows or scores["score"] > max(row["score"] for row in self.rows)
+        if epoch + 1 == self.recipe.stop if self.recipe.stop else best:
             metrics = {"validation": scores, "epoch": epoch + 1}
             save_model(network, self.folder.out, card=replace(self.card, metrics=self.card.metrics | metrics))
         self.rows.append({"epoch": epoch + 1, "loss": loss, **scores})

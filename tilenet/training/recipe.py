@@ -50,11 +50,13 @@ class Recipe:
     intensity, stain : float
         Strength of random gamma, gain and offset; of random mixing of colour channels.
     noise, invert, tint, swap, grey : float
-        Share of the crops that are blurred or noisy; inverted; shown in some channels only, as
-        a fluorescent stain in an RGB image is; given their channels in another order; made grey.
-    dab : float
+        Share of the crops that are blurred or noisy; inverted, if they are of grey images; shown
+        in some channels only, as a fluorescent stain in an RGB image is; given their channels in
+        another order; made grey.
+    dab, holes : float
         Share of the crops of colour images that are repainted as immunohistochemistry, with
-        blue haematoxylin and brown DAB; only where labels are nuclei.
+        blue haematoxylin and brown DAB; that get white holes outside of nuclei. Only where labels
+        are nuclei of stained tissue.
     shares : mapping of str to float
         How often images are drawn whose names start so; by default by their size.
     optimizer : {"adamw", "sgd"}
@@ -65,6 +67,9 @@ class Recipe:
         Decay a step of the moving average of the weights that is kept; 0 for none.
     epochs, crops, batch : int
         An epoch is that many crops; by default as many as cover the training images once.
+    stop : int, optional
+        Epoch to end after, keeping its network whatever the validation says: to train once more
+        on all images up to the epoch that was found best. Default the last; the best is kept.
     validation : float
         Share of the images that choose the best epoch.
     seed : int
@@ -102,6 +107,7 @@ class Recipe:
     swap: float = 0.0
     grey: float = 0.0
     dab: float = 0.0
+    holes: float = 0.0
     shares: Mapping[str, float] = field(default_factory=dict)
     optimizer: str = "adamw"
     rate: float | None = None
@@ -110,6 +116,7 @@ class Recipe:
     weight_decay: float = 1e-2
     average: float = 0.99
     epochs: int = 60
+    stop: int | None = None
     crops: int | None = None
     batch: int = 4
     validation: float = 0.2
@@ -132,10 +139,17 @@ class Recipe:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is at least 1, not {getattr(self, name)}")
+        if self.stop is not None and not 1 <= self.stop <= self.epochs:
+            raise SettingsError(f"stop is one of the {self.epochs} epochs, from 1, not {self.stop}")
         if not 0 < self.validation < 1:
             raise SettingsError(f"validation is a share between 0 and 1, not {self.validation}")
         if self.zoom < 1:
             raise SettingsError(f"zoom is at least 1, not {self.zoom}")
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch that the training ends after."""
+        return self.stop or self.epochs
 
     @property
     def peak_rate(self) -> float:

@@ -1,8 +1,9 @@
-"""Haematoxylin and DAB, painted onto images of another stain.
+"""Haematoxylin, DAB and holes, painted onto images of stained tissue.
 
 Colour images of nuclei are mostly purple. Where the labels say what is a nucleus, the same
 tissue can be shown as immunohistochemistry does: blue nuclei in brown cytoplasm, or some of
-the nuclei brown. Stains absorb light, so they add up as optical densities.
+the nuclei brown. Stains absorb light, so they add up as optical densities. And it can be shown
+with holes (vacuoles, fat, gaps), which are bright and round as nuclei are in fluorescence.
 
 References
 ----------
@@ -55,6 +56,27 @@ def paint_dab(x: Tensor, nuclei: Tensor, rng: Random) -> Tensor:
         blue = blue * (1 - stained * rng.uniform(0.3, 0.9))
     brown = brown.clamp_max(DENSEST)
     return torch.exp(-1.5 * blue * _colour(HAEMATOXYLIN, 0.12, rng) - 1.3 * brown * _colour(DAB, 0.1, rng))
+
+
+def paint_holes(x: Tensor, nuclei: Tensor, rng: Random) -> Tensor:
+    """Return a crop with white holes of one size, from specks to gaps, where no nucleus is.
+
+    Parameters
+    ----------
+    x : Tensor
+        (3, h, w) float32, scaled so that 1 is white.
+    nuclei : Tensor
+        (h, w) float32, 1 inside nuclei.
+    rng : numpy.random.Generator
+        Decides how large, how many and how sharp the holes are.
+    """
+    side = max(x.shape[-2:])
+    points = round(math.exp(rng.uniform(math.log(3), math.log(max(4, side / 5)))))
+    steepness = side / points * rng.uniform(0.5, 2)
+    holes = torch.sigmoid((_field(x.shape[-2:], points, rng) - rng.uniform(0.2, 1.6)) * steepness)
+    holes = holes * (1 - functional.max_pool2d(nuclei[None, None], 3, 1, 1)[0, 0])
+    white = torch.from_numpy(rng.normal(1, 0.04, (3, 1, 1)).astype(np.float32))
+    return x * (1 - holes) + white * holes
 
 
 def _cytoplasm(density: Tensor, soft: Tensor, patches: Tensor, rng: Random) -> Tensor:

@@ -1,0 +1,158 @@
+"""Targets against slow truth, and crops that stay aligned with them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from training_helpers import discs
+
+from tilenet.training import Recipe
+from tilenet.training.augment import draw_crop
+from tilenet.training.stain import is_coloured, paint_dab, paint_holes
+from tilenet.training.targets import border_weights, depth_classes, make_targets
+
+STILL = Recipe(zoom=1, elastic=0, intensity=0, stain=0, flips=False, turns="none", scaling={"method": "none"})
+
+
+def slow_border_weights(labels, w0, sigma):
+    out = np.zeros(labels.shape)
+    points = {k: np.argwhere(labels == k) for k in np.unique(labels) if k}
+    for at in np.ndindex(labels.shape):
+        distances = sorted(np.sqrt(((p - np.array(at)) ** 2).sum(1)).min() for p in points.values())
+        out[at] = w0 * np.exp(-((distances[0] + distances[1]) ** 2) / (2 * sigma**2))
+    return out
+
+
+@pytest.mark.parametrize("shape", [(24, 31), (9, 8, 11)])
+def test_border_weights_equal_the_formula_written_out(shape):
+    labels = np.zeros(shape, int)
+    labels[..., 1:4, 2:5], labels[..., 2:6, 5:7], labels[..., 7:, 1:3] = 4, 2, 9
+    weights = border_weights(labels, w0=10, sigma=2)
+    assert np.allclose(weights, slow_border_weights(labels, 10, 2), atol=1e-4)
+    assert weights.max() > 5 > 0.1 > weights.min()
+
+
+def test_a_lone_object_has_no_border_weight():
+    labels = np.zeros((12, 12), int)
+    labels[3:7, 3:7] = 1
+    assert not border_weights(labels, w0=10, sigma=5).any()
+
+
+def test_depth_classes_of_a_square_are_rings():
+    labels = np.zeros((9, 9), int)
+    labels[1:8, 1:8] = 1  # distances 1, 2, 3, 4 of 4: rim, body, centre, centre
+    assert depth_classes(labels)[4].tolist() == [0, 1, 2, 3, 3, 3, 2, 1, 0]
+
+
+def test_an_object_cut_by_the_edge_is_deepest_at_the_edge():
+    labels = np.zeros((9, 9), int)
+    labels[2:7, :4] = 1
+    assert depth_classes(labels)[4].tolist() == [3, 3, 2, 1, 0, 0, 0, 0, 0]
+
+
+def test_touching_objects_have_rims_between_them():
+    labels = np.ones((12, 24), int)
+    labels[:, 12:] = 2
+    assert (depth_classes(labels)[:, 11:13] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"flips": True}, {"turns": "right"}, {"flips": True, "turns": "right"}],
+    ids=["still", "flips", "turns", "both"],
+)
+@pytest.mark.parametrize("source", [(23, 17), (5, 19, 14)])
+def test_image_and_target_of_a_crop_stay_aligned_pixel_by_pixel(change, source):
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 200, (1, *source)).astype(np.float32))
+    shape, lost = (7, 28, 28)[-len(source) :], (2, 6, 6)[-len(source) :]
+    for _ in range(8):
+        x, y = draw_crop(pixels, pixels, shape=shape, lost=lost, recipe=replace(STILL, **change), rng=rng)
+        inner = x[(slice(None), *(slice(k, -k) for k in lost))]
+        assert torch.allclose(inner, y, atol=0.02)
+        assert inner.std() > 10
+
+
+def test_a_still_crop_is_a_window_of_the_mirrored_image():
+    image = np.arange(35, dtype=np.float32).reshape(5, 7)
+    x, _ = draw_crop(
+        torch.from_numpy(image)[None],
+        torch.zeros(2, 5, 7),
+        shape=(9, 9),
+        lost=(1, 1),
+        recipe=STILL,
+        rng=np.random.default_rng(0),
+    )
+    mirrored = np.pad(image, 12, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(mirrored, (9, 9))
+    assert (np.abs(windows - x[0].numpy()).max(axis=(2, 3)) < 1e-3).any()
+
+
+def test_deformed_crops_keep_classes_whole_and_move_with_the_image():
+    rng = np.random.default_rng(1)
+    label = torch.from_numpy((discs(rng) > 0).astype(np.float32))[None]
+    recipe = replace(STILL, zoom=1.5, elastic=4, turns="any", flips=True)
+    agree = []
+    for _ in range(10):
+        x, y = draw_crop(label, label, shape=(48, 48), lost=(8, 8), recipe=recipe, rng=rng)
+        assert set(y.unique().tolist()) <= {0.0, 1.0}
+        agree.append(((x[:, 8:-8, 8:-8] > 0.5) == (y > 0.5)).float().mean())
+    assert min(agree) > 0.97
+
+
+def test_painted_nuclei_are_bluer_than_what_is_brown_around_them():
+    rng = np.random.default_rng(4)
+    nuclei = torch.from_numpy((discs(rng) > 0).astype(np.float32))
+    purple = torch.stack([1 - 0.6 * nuclei, 1 - 0.8 * nuclei, 1 - 0.3 * nuclei])
+    assert is_coloured(purple)
+    assert not is_coloured(purple[:1].expand(3, -1, -1))
+    warmth = []
+    for _ in range(40):
+        x = paint_dab(purple, nuclei, rng)
+        assert 0 < x.min() <= x.max() <= 1
+        warm = x[0] - x[2]
+        warmth.append(float(warm[nuclei == 0].mean() - warm[nuclei > 0].mean()))
+    assert np.mean(np.array(warmth) > 0) > 0.6
+
+
+def test_holes_are_white_and_leave_nuclei_as_they_are():
+    rng = np.random.default_rng(4)
+    nuclei = torch.from_numpy((discs(rng, (90, 120)) > 0).astype(np.float32))
+    tissue = torch.full((3, 90, 120), 0.5)
+    shares = []
+    for _ in range(40):
+        x = paint_holes(tissue, nuclei, rng)
+        assert torch.equal(x[:, nuclei > 0], tissue[:, nuclei > 0])
+        assert 0.5 <= x.min() <= x.max() < 1.2
+        shares.append(float((x.mean(0) > 0.9).float().mean()))
+    assert 0.02 < np.mean(shares) < 0.4
+    assert max(shares) < 0.6
+
+
+def test_only_grey_images_are_inverted():
+    rng = np.random.default_rng(0)
+    target = torch.zeros(2, 40, 40)
+    for channels, expected in (([0.9, 0.2, 0.6], [0.9, 0.2, 0.6]), ([0.2] * 3, [0.8] * 3), ([0.2], [0.8])):
+        image = torch.tensor(channels)[:, None, None].expand(len(channels), 40, 40)
+        x, _ = draw_crop(image, target, shape=(20, 20), lost=(2, 2), recipe=replace(STILL, invert=1), rng=rng)
+        assert torch.allclose(x, torch.tensor(expected)[:, None, None].expand(-1, 20, 20), atol=1e-5)
+
+
+@pytest.mark.parametrize(("paint", "label"), [("dab", 1), ("holes", 0)])
+def test_only_colour_images_are_repainted(paint, label):
+    rng = np.random.default_rng(0)
+    target = torch.full((2, 40, 40), float(label))
+    for channels, changed in (([0.9, 0.2, 0.6], True), ([0.5, 0.5, 0.5], False)):
+        image = torch.tensor(channels)[:, None, None].expand(3, 40, 40)
+        x, _ = draw_crop(image, target, shape=(20, 20), lost=(2, 2), recipe=replace(STILL, **{paint: 1}), rng=rng)
+        assert torch.allclose(x, image[:, :20, :20], atol=1e-5) is not changed
+
+
+def test_small_objects_and_borders_weigh_more():
+    labels = discs(np.random.default_rng(2)).astype(np.int32)
+    plain, small = (make_targets(labels, Recipe(small=s, w0=0), ()) for s in (0, 10_000))
+    assert (plain[1] == 1).all()
+    assert (small[1][labels > 0] == 2.5).all()
+    assert (small[1][labels == 0] == 1).all()
+    assert make_targets(labels, Recipe(w0=10), ())[1].max() > 2
