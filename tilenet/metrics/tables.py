@@ -1,0 +1,38 @@
+"""Two label images, counted pixel by pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from tilenet.errors import SettingsError
+
+Labels = NDArray[np.integer[Any]]
+
+
+def ratio(part: float, whole: float) -> float:
+    """Return `part / whole`, and 1 where there is nothing to find and nothing was found."""
+    return float(part / whole) if whole else 1.0
+
+
+def pair(prediction: ArrayLike, truth: ArrayLike) -> tuple[Labels, Labels]:
+    """Return both as arrays of one shape; refuse others, and what are not labels."""
+    a, b = np.asarray(prediction), np.asarray(truth)
+    if a.shape != b.shape:
+        raise SettingsError(f"prediction {a.shape} and truth {b.shape} differ in shape. Score images of one size")
+    for what, array in (("prediction", a), ("truth", b)):
+        if array.dtype.kind not in "iub":
+            raise SettingsError(f"the {what} holds {array.dtype}, not integer labels. Threshold or label it first")
+    return a, b
+
+
+def contingency(a: Labels, b: Labels) -> tuple[Labels, Labels, sparse.csr_array]:
+    """Return the labels of `a` and of `b`, and how many pixels bear each pair of them."""
+    labels_a, ia = np.unique(a, return_inverse=True)
+    labels_b, ib = np.unique(b, return_inverse=True)
+    ones = np.ones(a.size, np.int64)
+    table = sparse.coo_array((ones, (ia.ravel(), ib.ravel())), shape=(len(labels_a), len(labels_b)))
+    return labels_a, labels_b, table.tocsr()
