@@ -20,7 +20,7 @@ LAYERS = [
     {"settling"},
     {"compute", "worker", "tuning"},
     {"cluster_file", "flights", "distributed", "clusters", "shares"},
-    {"outputs"},
+    {"outputs", "tiles"},
     {"api", "describe", "lazily", "orders", "picture_files", "pictures", "summary"},
     {"slides"},
     {"checks"},

@@ -11,7 +11,7 @@ import pytest
 from oracles import integer_network, random_network, whole_image_logits
 
 import tilenet
-from tilenet import lazily
+from tilenet import lazily, tiles
 from tilenet.errors import BlocksFailed, ImageError, ModelError, SettingsError
 from tilenet.job import Job
 
@@ -223,7 +223,7 @@ def made(monkeypatch):
     make = Job.predictor
     monkeypatch.setattr(Job, "predictor", lambda job, numbers: predictors.append(make(job, numbers)) or predictors[-1])
     yield predictors
-    lazily._unpickled.clear()
+    tiles._unpickled.clear()
 
 
 def test_a_process_has_one_copy_of_a_model_however_many_tasks_and_arrays_use_it(files, made):
@@ -241,10 +241,10 @@ def test_a_model_is_let_go_with_the_last_array_that_uses_it(network):
     array = tilenet.lazy(IMAGE, model=network, tile=30)
     array.compute()
     gc.collect()
-    before = len(lazily._predictors)
+    before = len(tiles._predictors)
     del array
     gc.collect()
-    assert len(lazily._predictors) == before - 1
+    assert len(tiles._predictors) == before - 1
 
 
 def test_what_is_sent_holds_neither_weights_nor_pixels_of_files_and_opens_them_once(files, made):

@@ -1,0 +1,213 @@
+"""An array of tiles that are computed when they are indexed, and that other processes can open, too.
+
+It is sent as coordinates, paths and a plan: images and weights are opened where they are used, once in a
+process for all of its tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+from numbers import Integral
+from pathlib import Path
+from threading import Lock, RLock
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tilenet import machine, predict
+from tilenet.address import is_address
+from tilenet.errors import BlocksFailed, ImageError, ModelError, TilenetError
+from tilenet.geometry import Box
+from tilenet.job import Job
+from tilenet.models import fingerprint, load_model
+from tilenet.plan import Plan, tile_of
+from tilenet.runner import Predictor, kept_of, reason_of
+from tilenet.scaling import Scaling
+from tilenet.unet import UNet
+
+# Arrays that a process which did not make them keeps open between two tasks.
+KEPT = 4
+
+_making, _passing = RLock(), Lock()
+_predictors: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_unpickled: OrderedDict[str, Tiles] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network as a file that is loaded where it is needed; `sha256` is its `fingerprint`."""
+
+    source: str
+    sha256: str
+
+    def load(self) -> UNet:
+        """Return the network (`ModelError` if the file is another one by now)."""
+        network = load_model(self.source)
+        if fingerprint(network) != self.sha256:
+            raise ModelError(f"{self.source}: was changed since the lazy array was made. Make the array again")
+        return network
+
+
+class Tiles:
+    """An array whose parts are computed when they are indexed, by whole tiles of one plan.
+
+    Parameters
+    ----------
+    job : Job
+        Its network may be `Weights`.
+    numbers : Scaling
+        Of the whole image.
+    token : str
+        Tells this array from all others.
+
+    Attributes
+    ----------
+    shape, dtype, ndim
+        Of the result, classes included.
+    """
+
+    def __init__(self, job: Job, numbers: Scaling, token: str) -> None:
+        self.token, self._job, self._numbers = token, job, numbers
+        self._class_axis = None if job.decision.arrays == ("mask",) else int(job.image.box_axes.startswith("t"))
+        self.shape = self.with_classes(job.plan.shape, len(job.card.classes))
+        self.ndim = len(self.shape)
+        by_name = is_address(job.image.name) or Path(job.image.name).exists()
+        self._identity = job.image.identity() if by_name else None
+        self._key = _key(job, numbers, token)
+        self._predictor: Predictor | None = None
+        self._pickled: bytes | None = None
+        self.dtype = np.dtype(self._dtype())
+
+    @property
+    def plan(self) -> Plan:
+        """Of the image's axes without ``c``."""
+        return self._job.plan
+
+    def with_classes(self, sides: Sequence[int], of_classes: int) -> tuple[int, ...]:
+        """Return `sides` along the image's axes with that of the classes, if there is one, in its place."""
+        if self._class_axis is None:
+            return tuple(sides)
+        return (*sides[: self._class_axis], of_classes, *sides[self._class_axis :])
+
+    def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
+        """Return what an integer, a slice or a list of integers picks along each axis."""
+        numbers = tuple(0 if isinstance(i, Integral) else slice(None) for i in index)
+        wanted = [np.atleast_1d(np.arange(n)[i]) for i, n in zip(index, self.shape, strict=True)]
+        out = np.empty([len(w) for w in wanted], self.dtype)
+        classes, classes_first = np.arange(1), out[np.newaxis]
+        if self._class_axis is not None:
+            classes, classes_first = wanted.pop(self._class_axis), np.moveaxis(out, self._class_axis, 0)
+        for cut in product(*map(cuts_of, wanted, self.plan.tile)):
+            values = self._tile(tuple(c.corner for c in cut))  # (K, *write)
+            place = (slice(None), *(c.place for c in cut))
+            classes_first[place] = values[np.ix_(classes, *(c.part for c in cut))]
+        return out[numbers]
+
+    def _tile(self, corner: tuple[int, ...]) -> NDArray[Any]:
+        """Return the values (K, *write), K = 1 for a mask, of the tile at a corner of the grid."""
+        job, plan = self._job, self.plan
+        stop = (min(a + t, n) for a, t, n in zip(corner, plan.tile, plan.shape, strict=True))
+        tile, ndim = tile_of(plan.footprint, Box(corner, tuple(stop))), job.footprint.ndim
+        try:
+            pixels = job.image.read(tile.read)
+            predictor = self._found_predictor()
+            # One pass at a time: PyTorch has threads of its own, and the memory was planned for one.
+            with _passing, machine.threads(job.record["threads"]):
+                logits = predictor(pixels.reshape(1, len(pixels), *pixels.shape[-ndim:]))[0]
+            (values,) = job.decision(kept_of(tile, logits, ndim)).values()
+        except TilenetError:
+            raise
+        except Exception as error:
+            where = f"{job.image.name}: the tile at {tile.write} cannot be computed"
+            raise BlocksFailed(f"{where}: {reason_of(error)}. Mend the image or the model") from error
+        return values.reshape(-1, *tile.write.shape)
+
+    def _found_predictor(self) -> Predictor:
+        """Return this process's one predictor of the same network and settings."""
+        with _making:
+            if self._predictor is None:
+                self._predictor = _predictors.get(self._key)
+            if self._predictor is None:
+                self._predictor = _predictors[self._key] = self._made_predictor()
+            return self._predictor
+
+    def _made_predictor(self) -> Predictor:
+        network = self._job.network
+        job = replace(self._job, network=network.load()) if isinstance(network, Weights) else self._job
+        return job.predictor(self._numbers)
+
+    def _dtype(self) -> DTypeLike:
+        job = self._job
+        if job.decision.arrays == ("mask",):
+            return np.uint8
+        if job.decision.arrays == ("probabilities",):
+            return job.decision.probability_dtype
+        if isinstance(job.network, Weights) or predict.is_network(job.network):
+            return np.float64 if job.record["precision"] == "fp64" else np.float32
+        smallest = (a.legal_at_least(a.smallest) for a in job.footprint.axes)
+        return self._found_predictor()(np.zeros((1, job.image.n_channels, *smallest), job.image.dtype)).dtype
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import cloudpickle
+
+        with _making:
+            if self._pickled is None:
+                self._pickled = cloudpickle.dumps((self._job, self._numbers, self._identity))
+        return _unpickle, (self.token, self._pickled)
+
+
+def _unpickle(token: str, pickled: bytes) -> Tiles:
+    """Return this process's one `Tiles` of a token: its image is opened once, not for each task."""
+    import cloudpickle
+
+    with _making:
+        if token not in _unpickled:
+            job, numbers, identity = cloudpickle.loads(pickled)
+            tiles = _unpickled[token] = Tiles(job, numbers, token)
+            weakref.finalize(tiles, job.image.close)
+            tiles._pickled = pickled
+            if tiles._identity != identity:
+                del _unpickled[token]
+                raise ImageError(f"{job.image.name}: was changed since the lazy array was made. Make the array again")
+        _unpickled.move_to_end(token)
+        while len(_unpickled) > KEPT:
+            _unpickled.popitem(last=False)
+        return _unpickled[token]
+
+
+def _key(job: Job, numbers: Scaling, token: str) -> str:
+    """Return what decides the logits of a predictor; of a network whose code is not ours, the array's token."""
+    network = job.network
+    if isinstance(network, Weights):
+        weights: Any = [network.sha256, job.card.architecture]
+    else:
+        weights = [fingerprint(network), network.options] if type(network) is UNet else token
+    how = [job.device, job.record["precision"], job.record["engine"], numbers.to_json(), repr(job.footprint)]
+    return json.dumps([weights, how])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a tile meets what is wanted along one axis: its corner, the part of it, the place in the result."""
+
+    corner: int
+    part: NDArray[np.intp]
+    place: slice
+
+
+def cuts_of(wanted: NDArray[np.intp], side: int) -> list[Cut]:
+    """Return the tiles of a grid of `side` that hold wanted pixels.
+
+    >>> [cut.corner for cut in cuts_of(np.arange(5, 40, 20), 8)]
+    [0, 24]
+    """
+    tiles = wanted // side
+    ends = [*np.flatnonzero(np.diff(tiles, prepend=-1)), len(wanted)]
+    corners = [int(tiles[start]) * side for start in ends[:-1]]
+    return [Cut(c, wanted[a:b] - c, slice(a, b)) for c, (a, b) in zip(corners, pairwise(ends), strict=True)]
