@@ -52,6 +52,20 @@ def test_shallow_and_deeper_networks_of_three_channels_too(wf, depth):
     assert difference(network, torch.rand(1, 3, length, length)) <= engine.TOLERANCE
 
 
+@pytest.mark.parametrize("wf", [NARROW, AT_32, AT_64])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_pixel_that_is_no_number_makes_logits_that_are_none(wf, value, batch_norm):
+    network = network_of(wf, depth=3, batch_norm=batch_norm)
+    length = network.footprint.axes[0].legal_at_least(60)
+    x = torch.rand(1, 1, length, length)
+    x[0, 0, length // 2, length // 2] = value
+    fast = FastUNet(network)
+    with torch.inference_mode():
+        assert not torch.isfinite(network(x)).all()
+        assert not torch.isfinite(fast(x.to(memory_format=fast.layout))).all()
+
+
 def test_pooling_that_is_not_square_is_done_by_pytorch():
     network = network_of(AT_64, pool_size=(1, 2))
     y, x = (axis.legal_at_least(40) for axis in network.footprint.axes)

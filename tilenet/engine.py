@@ -145,6 +145,7 @@ def _convolution(weight: Tensor, bias: Tensor, padding: int, after: Affine | Non
         if winograd:
             x = torch._nnpack_spatial_convolution(x, weight, bias, padding, 1).relu_()
         else:
+            # oneDNN's own ReLU would save 3 % of the time, but makes 0 of what is not a number.
             x = F.conv2d(x, weight, bias, padding=padding).relu_()
         return x if after is None else torch.addcmul(after[1], x, after[0], out=x)
 
