@@ -1,4 +1,6 @@
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,18 @@ CARD = ModelCard(
     pixel_size=0.5,
     licence="CC0-1.0",
 )
+
+
+def test_the_packaged_model_has_the_card_that_its_pipeline_writes():
+    pipeline = runpy.run_path(str(Path(__file__).parent.parent / "pipelines/train_nuclei.py"))
+    network = load_model("nuclei")
+    said = ("name", "labels", "colors", "training_data", "licence", "notes")
+    assert [getattr(network.card, name) for name in said] == [getattr(pipeline["CARD"], name) for name in said]
+    assert "Not for diagnosis" in network.card.notes
+    recipe = pipeline["RECIPE"]
+    assert (network.options["depth"], network.options["wf"]) == (recipe.depth, recipe.wf)
+    assert network.card.scaling == recipe.scaling
+    assert network.card.metrics["test"]["all"]["images"] == len(pipeline["names"]("nuclei_test.txt"))
 
 
 def test_a_saved_model_comes_back_with_its_card(tmp_path):
