@@ -136,6 +136,13 @@ def test_a_part_that_is_not_one_is_refused(roi, why, network):
         tilenet.segment(IMAGE, model=network, roi=roi)
 
 
+def test_a_part_may_be_said_in_python_as_it_is_typed(network):
+    expected = tilenet.segment(IMAGE, model=network, roi=np.s_[5:140, 7:])
+    np.testing.assert_array_equal(tilenet.segment(IMAGE, model=network, roi="5:140,7:"), expected)
+    with pytest.raises(SettingsError, match="roi '5-140' is not start:stop"):
+        tilenet.segment(IMAGE, model=network, roi="5-140")
+
+
 def test_a_part_is_typed_as_starts_and_stops():
     assert find_roi(parse_roi("3:,:9"), (20, 30), name="x") == Box((3, 0), (20, 9))
     for wrong in ("", "3", "3:4:5", "a:b", "-3:5"):

@@ -87,8 +87,8 @@ def segment(
         Micrometres per pixel that the network is to see: from the coarsest level that is at
         least as fine, resampled where it is not within 10 %. Where neither `level` nor `mpp`
         is said, the pixel size on the model's card, if the image has one too; else level 0.
-    roi : sequence of slice or (start, stop), optional
-        The part to segment, in pixels of the resolution that the network sees; axes in front
+    roi : str, or sequence of slice or (start, stop), optional
+        ``"512:1024,:2048"`` or an entry an axis: the part to segment, in pixels of the resolution that the network sees; axes in front
         that are not given are taken whole. The result is that part of the whole image's mask.
     tissue : bool, path or array, optional
         Skip blocks without tissue: they are 0 in mask and probabilities, and are not read. All

@@ -31,7 +31,7 @@ class Options:
     probability_dtype: str | None = None
     scaling: Mapping[str, Any] | None = None
     missing: str | None = None
-    roi: Sequence[Any] | None = None
+    roi: str | Sequence[Any] | None = None
     tissue: Any = None
     # Only from a record: what level and mpp came to.
     factor: tuple[Any, ...] | None = None

@@ -51,7 +51,7 @@ def overlay(
         What was segmented, or a copy of it; of a file that is another, a warning is logged (``tilenet``).
     mask : path
         Its mask, of whatever level, pixel size or part.
-    roi : sequence of slice or (start, stop), optional
+    roi : str, or sequence of slice or (start, stop), optional
         The part to draw, in pixels of the grid that was segmented; default all of the mask.
     plane : int or sequence of int, optional
         Of a stack or series: which plane of the image, one number for each axis in front of y and x.

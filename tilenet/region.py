@@ -11,7 +11,7 @@ from tilenet.geometry import Box
 
 # Along one axis: a slice without a step, or (start, stop); None is the end of the image.
 Range = slice | tuple[int | None, int | None]
-Roi = Sequence[Range]
+Roi = str | Sequence[Range]
 
 
 def parse_roi(text: str) -> tuple[tuple[int | None, int | None], ...]:
@@ -31,8 +31,8 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
 
     Parameters
     ----------
-    roi : sequence of slice or (start, stop), optional
-        One entry per axis, in array order; axes in front that are not given are taken whole,
+    roi : str, or sequence of slice or (start, stop), optional
+        A text as `parse_roi` takes, or one entry per axis, in array order; axes in front that are not given are taken whole,
         as is an end that is None. None is the whole image.
     shape : sequence of int
         Pixels along the image's axes without ``c``.
@@ -49,6 +49,8 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     >>> find_roi([(512, 1024), slice(None, 100)], (7, 2000, 3000), name="stack.tif")
     Box(start=(0, 512, 0), stop=(7, 1024, 100))
     """
+    if isinstance(roi, str):
+        roi = parse_roi(roi)
     ranges = [_ends(entry) for entry in ([roi] if isinstance(roi, slice) else roi or ())]
     missing = len(shape) - len(ranges)
     if missing < 0:
