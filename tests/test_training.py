@@ -13,6 +13,7 @@ from tilenet.errors import ImageError, ModelError, OutputExists, OutputMismatch,
 from tilenet.models import load_model
 from tilenet.training import Recipe, train
 from tilenet.training.data import find_pairs, read_pairs, split
+from tilenet.training.history import COLOURS, FRAME, GREY, _curves
 from tilenet.training.loss import loss_of, rate_at
 from tilenet.training.validation import predict_whole
 from tilenet.unet import UNet
@@ -77,6 +78,19 @@ def test_a_network_learns_and_the_better_epoch_is_kept(folder, tmp_path):
     assert model.card.mask_of_class == (0, 1)
     assert {p.name for p in (tmp_path / "m.training").iterdir()} >= {"history.csv", "history.png"}
     assert len((tmp_path / "m.training/history.csv").read_text().splitlines()) == 6
+
+
+def test_the_curves_mark_the_best_epoch_on_scales_that_hold_them():
+    rows = [
+        {"epoch": k + 1, "loss": loss, "score": score} for k, (loss, score) in enumerate([(4, 0), (2, 1), (1, 0.5)])
+    ]
+    left, top, right, bottom = FRAME
+    drawn = _curves(rows)
+    centre, middle = (left + right) // 2, (top + bottom) // 2
+    assert tuple(drawn[top, centre]) == COLOURS["score"]
+    assert tuple(drawn[middle, centre]) == COLOURS["loss"]
+    assert tuple(drawn[bottom - 10, centre]) == GREY, "the line at the best epoch"
+    assert _curves(rows[:1]).shape == drawn.shape
 
 
 def test_a_training_that_is_told_where_to_stop_keeps_that_epoch_of_the_same_schedule(folder, tmp_path):

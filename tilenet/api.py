@@ -88,8 +88,9 @@ def segment(
         least as fine, resampled where it is not within 10 %. Where neither `level` nor `mpp`
         is said, the pixel size on the model's card, if the image has one too; else level 0.
     roi : str, or sequence of slice or (start, stop), optional
-        ``"512:1024,:2048"`` or an entry an axis: the part to segment, in pixels of the resolution that the network sees; axes in front
-        that are not given are taken whole. The result is that part of the whole image's mask.
+        ``"512:1024,:2048"`` or an entry an axis: the part to segment, in pixels of the resolution
+        that the network sees; axes in front that are not given are taken whole. The result is that
+        part of the whole image's mask.
     tissue : bool, path or array, optional
         Skip blocks without tissue: they are 0 in mask and probabilities, and are not read. All
         others are as without it. True: tissue is found on a coarse level, see `tilenet.tissue`; the

@@ -32,8 +32,8 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     Parameters
     ----------
     roi : str, or sequence of slice or (start, stop), optional
-        A text as `parse_roi` takes, or one entry per axis, in array order; axes in front that are not given are taken whole,
-        as is an end that is None. None is the whole image.
+        A text as `parse_roi` takes, or one entry per axis, in array order; axes in front that are
+        not given are taken whole, as is an end that is None. None is the whole image.
     shape : sequence of int
         Pixels along the image's axes without ``c``.
     name : str

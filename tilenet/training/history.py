@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 from imagecodecs import png_encode
 from numpy.typing import NDArray
-from skimage.draw import line
+from PIL import Image as Pillow
+from PIL import ImageDraw
 
 from tilenet.training.data import Pair
 
 Picture = NDArray[np.uint8]
-HEIGHT, WIDTH, SIDE = 160, 640, 208
+HEIGHT, WIDTH, SIDE = 200, 640, 208
+# Left, top, right and bottom of the curves; around them are their scales.
+FRAME = (40, 10, WIDTH - 40, HEIGHT - 24)
+GREY, BLACK = (160, 160, 160), (0, 0, 0)
 COLOURS = {"loss": (200, 60, 40), "score": (30, 110, 200)}
 
 
@@ -28,7 +32,7 @@ def write_csv(rows: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def write_picture(rows: Sequence[dict[str, float]], examples: Sequence[tuple[Pair, NDArray[Any]]], path: Path) -> None:
-    """Write a PNG: loss (red) and score (blue) over epochs; below, images, truths and predictions.
+    """Write a PNG: loss (red) and score (blue) over epochs, the best one marked; below, images, truths and predictions.
 
     Parameters
     ----------
@@ -48,16 +52,27 @@ def write_picture(rows: Sequence[dict[str, float]], examples: Sequence[tuple[Pai
 
 
 def _curves(rows: Sequence[dict[str, float]]) -> Picture:
-    canvas = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
-    canvas[[0, -1]] = canvas[:, [0, -1]] = 160
-    for name, colour in COLOURS.items():
+    """Return loss and score over epochs, each with its own scale, and a line at the best score."""
+    canvas = Pillow.new("RGB", (WIDTH, HEIGHT), "white")
+    draw = ImageDraw.Draw(canvas)
+    left, top, right, bottom = FRAME
+    last, best = len(rows) - 1, int(np.argmax([row["score"] for row in rows]))
+    xs = np.linspace(left, right, len(rows))
+    draw.rectangle(FRAME, outline=GREY)
+    draw.line([(xs[best], top), (xs[best], bottom)], fill=GREY)
+    for name, at, anchor, inside in (("loss", left - 4, "rm", left + 8), ("score", right + 4, "lm", right - 90)):
         values = np.array([row[name] for row in rows])
-        top = max(1e-9, float(values.max())) if name == "loss" else 1.0
-        ys = np.round((HEIGHT - 5) * (1 - np.clip(values / top, 0, 1))).astype(int) + 2
-        xs = np.linspace(2, WIDTH - 3, len(values)).astype(int)
-        for k in range(max(1, len(values) - 1)):
-            canvas[line(ys[k], xs[k], ys[min(k + 1, len(ys) - 1)], xs[min(k + 1, len(xs) - 1)])] = colour  # type: ignore[no-untyped-call]
-    return canvas
+        highest = max(1.0, float(values.max()))
+        points = list(zip(xs, bottom - (bottom - top) * values.clip(0) / highest, strict=True))
+        draw.line(points, fill=COLOURS[name], width=2)
+        draw.circle(points[best], 3, fill=COLOURS[name])
+        draw.text((at, top), f"{highest:.2g}", fill=COLOURS[name], anchor=anchor)
+        draw.text((at, bottom), "0", fill=COLOURS[name], anchor=anchor)
+        draw.text((inside, top + 8), f"{name} {values[best]:.3f}", fill=COLOURS[name])
+    draw.text(((left + right) / 2, top + 8), f"best: epoch {best + 1} of {last + 1}", fill=BLACK, anchor="mt")
+    draw.text((left, bottom + 4), "epoch 1", fill=BLACK, anchor="lt")
+    draw.text((right, bottom + 4), f"epoch {last + 1}", fill=BLACK, anchor="rt")
+    return np.asarray(canvas)
 
 
 def _coloured(labels: NDArray[Any]) -> NDArray[np.float32]:
