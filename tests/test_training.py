@@ -81,9 +81,7 @@ def test_a_network_learns_and_the_better_epoch_is_kept(folder, tmp_path):
 
 
 def test_the_curves_mark_the_best_epoch_on_scales_that_hold_them():
-    rows = [
-        {"epoch": k + 1, "loss": loss, "score": score} for k, (loss, score) in enumerate([(4, 0), (2, 1), (1, 0.5)])
-    ]
+    rows = [{"loss": loss, "score": score} for loss, score in ((4, 0), (2, 1), (1, 0.5))]
     left, top, right, bottom = FRAME
     drawn = _curves(rows)
     centre, middle = (left + right) // 2, (top + bottom) // 2

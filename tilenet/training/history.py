@@ -60,7 +60,7 @@ def _curves(rows: Sequence[dict[str, float]]) -> Picture:
     xs = np.linspace(left, right, len(rows))
     draw.rectangle(FRAME, outline=GREY)
     draw.line([(xs[best], top), (xs[best], bottom)], fill=GREY)
-    for name, at, anchor, inside in (("loss", left - 4, "rm", left + 8), ("score", right + 4, "lm", right - 90)):
+    for name, at, anchor, share in (("loss", left - 4, "rm", 0.25), ("score", right + 4, "lm", 0.75)):
         values = np.array([row[name] for row in rows])
         highest = max(1.0, float(values.max()))
         points = list(zip(xs, bottom - (bottom - top) * values.clip(0) / highest, strict=True))
@@ -68,8 +68,9 @@ def _curves(rows: Sequence[dict[str, float]]) -> Picture:
         draw.circle(points[best], 3, fill=COLOURS[name])
         draw.text((at, top), f"{highest:.2g}", fill=COLOURS[name], anchor=anchor)
         draw.text((at, bottom), "0", fill=COLOURS[name], anchor=anchor)
-        draw.text((inside, top + 8), f"{name} {values[best]:.3f}", fill=COLOURS[name])
-    draw.text(((left + right) / 2, top + 8), f"best: epoch {best + 1} of {last + 1}", fill=BLACK, anchor="mt")
+        place = left + share * (right - left), bottom + 4
+        draw.text(place, f"{name} {values[best]:.3f}", fill=COLOURS[name], anchor="mt")
+    draw.text(((left + right) / 2, bottom + 4), f"best: epoch {best + 1} of {last + 1}", fill=BLACK, anchor="mt")
     draw.text((left, bottom + 4), "epoch 1", fill=BLACK, anchor="lt")
     draw.text((right, bottom + 4), f"epoch {last + 1}", fill=BLACK, anchor="rt")
     return np.asarray(canvas)
