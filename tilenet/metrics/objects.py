@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tilenet.errors import SettingsError
-from tilenet.metrics.tables import contingency, pair, ratio
+from tilenet.metrics.tables import Summed, contingency, pair, ratio
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 AP_THRESHOLDS = tuple(k / 100 for k in range(50, 100, 5))
 
 
 @dataclass(frozen=True)
-class ObjectCounts:
+class ObjectCounts(Summed):
     """Objects matched at one threshold of IoU.
 
     Attributes
@@ -38,14 +38,6 @@ class ObjectCounts:
     only_prediction: int = 0
     only_truth: int = 0
     iou_sum: float = 0.0
-
-    def __add__(self, other: ObjectCounts) -> ObjectCounts:
-        return ObjectCounts(
-            self.matched + other.matched,
-            self.only_prediction + other.only_prediction,
-            self.only_truth + other.only_truth,
-            self.iou_sum + other.iou_sum,
-        )
 
     @property
     def precision(self) -> float:

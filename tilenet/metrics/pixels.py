@@ -7,23 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tilenet.metrics.tables import contingency, pair, ratio
+from tilenet.metrics.tables import Summed, contingency, pair, ratio
 
 
 @dataclass(frozen=True)
-class PixelCounts:
+class PixelCounts(Summed):
     """Pixels of one class: found and true, found only, true only."""
 
     both: int = 0
     only_prediction: int = 0
     only_truth: int = 0
-
-    def __add__(self, other: PixelCounts) -> PixelCounts:
-        return PixelCounts(
-            self.both + other.both,
-            self.only_prediction + other.only_prediction,
-            self.only_truth + other.only_truth,
-        )
 
     @property
     def dice(self) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +12,14 @@ from scipy import sparse
 from tilenet.errors import SettingsError
 
 Labels = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Counts, as a dataclass: those of two images can be added."""
+
+    def __add__(self, other: Self) -> Self:
+        return replace(self, **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
 def ratio(part: float, whole: float) -> float:

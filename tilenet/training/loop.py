@@ -215,8 +215,7 @@ class _Run:
         network.load_state_dict(self.average.state)
         network.to(self.device).eval()
         scores = validate(network, self.held, self.recipe, self.values)
-        best = not self.rows or scores["score"] > max(row["score"] for row in self.rows)
-        if epoch + 1 == self.recipe.stop if self.recipe.stop else best:
+        if self._is_kept(epoch, scores["score"]):
             metrics = {"validation": scores, "epoch": epoch + 1}
             save_model(network, self.folder.out, card=replace(self.card, metrics=self.card.metrics | metrics))
         self.rows.append({"epoch": epoch + 1, "loss": loss, **scores})
@@ -232,6 +231,11 @@ class _Run:
                 "rows": self.rows,
             }
         )
+
+    def _is_kept(self, epoch: int, score: float) -> bool:
+        if self.recipe.stop:
+            return epoch + 1 == self.recipe.stop
+        return not self.rows or score > max(row["score"] for row in self.rows)
 
 
 def build(recipe: Recipe, channels: int, classes: int, ndim: int) -> UNet:

@@ -68,8 +68,8 @@ class Recipe:
     epochs, crops, batch : int
         An epoch is that many crops; by default as many as cover the training images once.
     stop : int, optional
-        Epoch to end after, keeping its network whatever the validation says: to train once more
-        on all images up to the epoch that was found best. Default the last; the best is kept.
+        Epoch to end after, keeping its network whatever the validation says: to train once more,
+        on what were validation images too, up to the epoch that was found best. Default the last; the best is kept.
     validation : float
         Share of the images that choose the best epoch.
     seed : int

@@ -59,17 +59,7 @@ def paint_dab(x: Tensor, nuclei: Tensor, rng: Random) -> Tensor:
 
 
 def paint_holes(x: Tensor, nuclei: Tensor, rng: Random) -> Tensor:
-    """Return a crop with white holes of one size, from specks to gaps, where no nucleus is.
-
-    Parameters
-    ----------
-    x : Tensor
-        (3, h, w) float32, scaled so that 1 is white.
-    nuclei : Tensor
-        (h, w) float32, 1 inside nuclei.
-    rng : numpy.random.Generator
-        Decides how large, how many and how sharp the holes are.
-    """
+    """Return a crop (as for `paint_dab`) with white holes of one size, from specks to gaps, where no nucleus is."""
     side = max(x.shape[-2:])
     points = round(math.exp(rng.uniform(math.log(3), math.log(max(4, side / 5)))))
     steepness = side / points * rng.uniform(0.5, 2)
