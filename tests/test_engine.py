@@ -3,6 +3,7 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import tilenet
 from tilenet import engine
@@ -64,6 +65,27 @@ def test_a_pixel_that_is_no_number_makes_logits_that_are_none(wf, value, batch_n
     with torch.inference_mode():
         assert not torch.isfinite(network(x)).all()
         assert not torch.isfinite(fast(x.to(memory_format=fast.layout))).all()
+
+
+def test_a_transposed_convolution_and_the_next_are_one_of_2x2_taps_per_fine_pixel():
+    transposed, convolution = torch.rand(6, 3, 2, 2), torch.rand(5, 3, 3, 3)
+    x = torch.rand(1, 6, 7, 9)
+    expected = F.conv2d(F.conv_transpose2d(x, transposed, stride=2), convolution)
+    found = F.conv2d(x, engine._composed(transposed, convolution)).view(1, 2, 2, 5, 6, 8)
+    for row, column in product(range(2), range(2)):
+        torch.testing.assert_close(found[:, row, column], expected[:, :, row::2, column::2])
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [({}, True), ({"wf": AT_32}, False), ({"padding": True}, False), ({"up_mode": "upsample"}, False)],
+    ids=str,
+)
+def test_what_is_padded_resized_or_wide_is_not_fused(options, fused, monkeypatch):
+    built = []
+    monkeypatch.setattr(engine, "_fused", lambda up: built.append(up))
+    FastUNet(network_of(**{"wf": NARROW, **options}))
+    assert bool(built) == fused
 
 
 def test_pooling_that_is_not_square_is_done_by_pytorch():
