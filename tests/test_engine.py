@@ -78,10 +78,16 @@ def test_a_transposed_convolution_and_the_next_are_one_of_2x2_taps_per_fine_pixe
 
 @pytest.mark.parametrize(
     ("options", "fused"),
-    [({}, True), ({"wf": AT_32}, False), ({"padding": True}, False), ({"up_mode": "upsample"}, False)],
+    [
+        ({}, True),
+        ({"wf": AT_32}, False),
+        ({"padding": True}, False),
+        ({"up_mode": "upsample"}, False),
+        ({"pool_size": (1, 2)}, False),
+    ],
     ids=str,
 )
-def test_what_is_padded_resized_or_wide_is_not_fused(options, fused, monkeypatch):
+def test_what_is_padded_resized_wide_or_not_halved_is_not_fused(options, fused, monkeypatch):
     built = []
     monkeypatch.setattr(engine, "_fused", lambda up: built.append(up))
     FastUNet(network_of(**{"wf": NARROW, **options}))

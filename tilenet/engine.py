@@ -1,7 +1,7 @@
 """The fast path on a CPU: the same U-Net as a flat list of steps, with Winograd convolutions.
 
 Measured against the plain network, channels last, on two AVX-512 cores (`benchmarks/efficiency.py`): 2.1x for
-the paper's network (depth 5, wf 6), 1.4x for wf 5, 1.1x for the packaged one (wf 4). What it does, and why it pays:
+the paper's network (depth 5, wf 6), 1.4x for wf 5, 1.2x for the packaged one (wf 4). What it does, and why it pays:
 
 - Networks of a width factor of at least `WIDE` stay channels-first. Their 3x3 convolutions of at least
   `WINOGRAD` channels go to NNPACK's Winograd transform, which ships with PyTorch: 1.6 to 2.2x
