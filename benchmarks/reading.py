@@ -38,8 +38,7 @@ from skimage import data
 from tilenet import open_image
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, ceil_div, mirror
-from tilenet.readers.image import CACHE_BYTES
-from tilenet.runner import READERS
+from tilenet.readers.image import CACHE_BYTES, READERS
 from tilenet.sizes import plan_tiles
 
 Read = Callable[[Box], np.ndarray]

@@ -10,7 +10,8 @@ from tilenet.decide import Decision
 from tilenet.errors import EnvironmentFault
 from tilenet.footprint import Footprint
 from tilenet.readers import open_image
-from tilenet.runner import AHEAD, READERS, run
+from tilenet.readers.image import READERS
+from tilenet.runner import AHEAD, run
 from tilenet.sizes import plan_tiles
 
 REACH = 2

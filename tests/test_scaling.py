@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tilenet.errors import ImageError
-from tilenet.scaling import COUNTED, of_percentiles, percentiles
+from tilenet.readers import open_image
+from tilenet.scaling import COUNTED, of_percentiles, percentiles, sample
 
 SHARES = st.lists(st.one_of(st.floats(0, 100), st.sampled_from([0, 1, 50, 99.8, 100])), min_size=1, max_size=3)
 DTYPES = ("uint8", "uint16", ">u2", "int16", "uint32", "float32")
@@ -28,3 +29,10 @@ def test_percentiles_of_more_than_is_counted_at_once_are_those_of_numpy(dtype):
 def test_pixels_that_are_no_numbers_have_no_percentiles():
     with pytest.raises(ImageError, match=r"scan\.tif: has pixels that are not finite"):
         of_percentiles(np.array([[1, np.nan]], np.float32), {"low": 1, "high": 99}, name="scan.tif")
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 5), (8, 2), (2, 7, 3)])
+def test_a_small_image_is_sampled_whole_each_pixel_once(shape):
+    pixels = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+    image = open_image(pixels, axes="zyx"[-len(shape) :])
+    assert sorted(sample(image).ravel()) == list(range(pixels.size))

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box, ceil_div
-from tilenet.readers.image import Image, Pixels
-from tilenet.runner import READERS
+from tilenet.readers.image import READERS, Image, Pixels
 from tilenet.store.tissue_map import MOST_CELLS
 
 # Pixels along a cell, where the image is not so large that there would be too many cells.

@@ -24,9 +24,9 @@ from tilenet.errors import OutputError, OutputMismatch
 from tilenet.footprint import Footprint
 from tilenet.models import fingerprint
 from tilenet.plan import Plan
-from tilenet.readers.image import Image
+from tilenet.readers.image import READERS, Image
 from tilenet.resolution import Resolution
-from tilenet.runner import AHEAD, BEHIND, READERS, Predictor
+from tilenet.runner import AHEAD, BEHIND, Predictor
 from tilenet.scaling import Scaling
 from tilenet.store import Layout
 from tilenet.tissue import Search, Tissue

@@ -24,9 +24,8 @@ from tilenet.decide import Arrays, Decision, block_buffers, not_finite
 from tilenet.errors import EnvironmentFault
 from tilenet.footprint import Footprint
 from tilenet.plan import Block, Plan, Tile
-from tilenet.readers.image import Image, Pixels
+from tilenet.readers.image import READERS, Image, Pixels
 
-READERS = 4
 # Batches read before they are needed, and blocks finished but not yet on disk: what bounds
 # the memory beside the activations.
 AHEAD, BEHIND = 2, 2

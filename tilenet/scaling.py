@@ -11,6 +11,7 @@ A model card says the *rule*; `resolve` turns it, once per image, into the numbe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -19,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, ModelError, SettingsError, TilenetError
-from tilenet.geometry import Box
-from tilenet.readers.image import Image, Pixels
+from tilenet.geometry import Box, ceil_div
+from tilenet.readers.image import READERS, Image, Pixels
 
 # A level of up to so many pixels is read whole for its percentiles; of a larger one,
 # SAMPLES**2 windows of SAMPLE px a side on a regular grid.
@@ -157,9 +158,7 @@ def percentiles(values: Pixels, shares: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _counted(values: Pixels, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    counts = np.zeros(2 ** (8 * values.dtype.itemsize), np.int64)
-    for start in range(0, len(values), COUNTED):
-        counts += np.bincount(values[start : start + COUNTED], minlength=len(counts))
+    counts = _counts_of(values)
     place = shares / 100 * (len(values) - 1)
     before = np.floor(place)
     ranks = np.minimum([before, before + 1], len(values) - 1)
@@ -167,6 +166,19 @@ def _counted(values: Pixels, shares: NDArray[np.float64]) -> NDArray[np.float64]
     part = place - before
     # From the nearer end, as NumPy does, so that the last bit is the same.
     return np.asarray(np.where(part < 0.5, a + (b - a) * part, b - (b - a) * (1 - part)))
+
+
+def _counts_of(values: Pixels) -> NDArray[np.int64]:
+    """Return how often each value of an unsigned type of 8 or 16 bits is there."""
+    bits = 8 * values.dtype.itemsize
+    if bits == 8 and len(values) % 2 == 0:
+        # Two values at once, each pair a number of 16 bits: half the time.
+        pairs = _counts_of(np.ascontiguousarray(values).view(np.uint16)).reshape(256, 256)
+        return np.asarray(pairs.sum(axis=0) + pairs.sum(axis=1))
+    counts = np.zeros(2**bits, np.int64)
+    for start in range(0, len(values), COUNTED):
+        counts += np.bincount(values[start : start + COUNTED], minlength=len(counts))
+    return counts
 
 
 def sample(image: Image) -> Pixels:
@@ -179,10 +191,23 @@ def sample(image: Image) -> Pixels:
     level = next((k for k, size in enumerate(sizes) if size <= WHOLE_LEVEL), len(sizes) - 1)
     source = image.at_level(level)
     whole = Box.of_shape(source.box_shape)
-    boxes = [whole] if whole.size <= WHOLE_LEVEL else grid_of_windows(source.box_shape)
-    read = [source.read_inside(box) for box in boxes]
-    flat = [pixels.reshape(len(pixels), -1) for pixels in read]
-    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+    boxes = bands(whole) if whole.size <= WHOLE_LEVEL else grid_of_windows(source.box_shape)
+    with ThreadPoolExecutor(READERS, "sample") as pool:
+        read = list(pool.map(source.read_inside, boxes))
+    return np.concatenate([pixels.reshape(len(pixels), -1) for pixels in read], axis=1)
+
+
+def bands(whole: Box) -> list[Box]:
+    """Return the box of a whole array cut along its rows, into one part for each thread that reads.
+
+    >>> [band.start for band in bands(Box.of_shape((6, 2)))]
+    [(0, 0), (2, 0), (4, 0)]
+    """
+    (*planes, height, width) = whole.shape
+    side = ceil_div(height, READERS)
+    return [
+        Box.of_shape((*planes, side, width)).shifted((*[0] * len(planes), y, 0)) & whole for y in range(0, height, side)
+    ]
 
 
 def grid_of_windows(shape: Sequence[int]) -> list[Box]:

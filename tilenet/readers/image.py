@@ -20,6 +20,8 @@ Pixels = NDArray[Any]
 AXES = "tczyx"
 # Decoded pieces of a file that are kept; see `tilenet.readers.cache`.
 CACHE_BYTES = 128 * 2**20
+# Threads that read an image at once.
+READERS = 4
 RGB = ("red", "green", "blue")
 
 
