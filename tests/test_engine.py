@@ -7,9 +7,11 @@ import torch.nn.functional as F
 
 import tilenet
 from tilenet import engine
-from tilenet.engine import FastUNet, accelerate, is_wide
+from tilenet.engine import FastUNet, accelerate
+from tilenet.winograd import WinogradConvolution
 
-NARROW, AT_32, AT_64 = 3, 5, 6
+# Width factors of networks without a Winograd convolution, with one, and with such ones at each level but the finest.
+NARROW, WIDE, WIDER = 3, 6, 7
 OPTIONS = [
     {"up_mode": up_mode, "padding": padding, "batch_norm": batch_norm, "pooling": pooling}
     for up_mode, padding, batch_norm, pooling in product(
@@ -32,12 +34,12 @@ def difference(network, x):
     """Return how far the fast path is off, as a part of the logits' range."""
     fast = FastUNet(network)
     with torch.inference_mode():
-        plain, quick = network(x), fast(x.to(memory_format=fast.layout))
+        plain, quick = network(x), fast(x.to(memory_format=torch.channels_last))
     assert plain.std() > 0
     return float((quick - plain).abs().max() / (plain.max() - plain.min()))
 
 
-@pytest.mark.parametrize("wf", [NARROW, AT_32, AT_64])
+@pytest.mark.parametrize("wf", [NARROW, WIDE, WIDER])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(str(v) for v in options.values()))
 def test_the_fast_path_gives_the_logits_of_the_plain_network(wf, options):
     network = network_of(wf, **options)
@@ -45,7 +47,7 @@ def test_the_fast_path_gives_the_logits_of_the_plain_network(wf, options):
     assert difference(network, torch.rand(2, 1, length(40), length(64))) <= engine.TOLERANCE
 
 
-@pytest.mark.parametrize("wf", [NARROW, AT_64])
+@pytest.mark.parametrize("wf", [NARROW, WIDER])
 @pytest.mark.parametrize("depth", [1, 3])
 def test_shallow_and_deeper_networks_of_three_channels_too(wf, depth):
     network = network_of(wf, depth=depth, in_channels=3, n_classes=4)
@@ -53,7 +55,7 @@ def test_shallow_and_deeper_networks_of_three_channels_too(wf, depth):
     assert difference(network, torch.rand(1, 3, length, length)) <= engine.TOLERANCE
 
 
-@pytest.mark.parametrize("wf", [NARROW, AT_32, AT_64])
+@pytest.mark.parametrize("wf", [NARROW, WIDE, WIDER])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_a_pixel_that_is_no_number_makes_logits_that_are_none(wf, value, batch_norm):
@@ -64,7 +66,7 @@ def test_a_pixel_that_is_no_number_makes_logits_that_are_none(wf, value, batch_n
     fast = FastUNet(network)
     with torch.inference_mode():
         assert not torch.isfinite(network(x)).all()
-        assert not torch.isfinite(fast(x.to(memory_format=fast.layout))).all()
+        assert not torch.isfinite(fast(x.to(memory_format=torch.channels_last))).all()
 
 
 def test_a_transposed_convolution_and_the_next_are_one_of_2x2_taps_per_fine_pixel():
@@ -77,47 +79,54 @@ def test_a_transposed_convolution_and_the_next_are_one_of_2x2_taps_per_fine_pixe
 
 
 @pytest.mark.parametrize(
-    ("options", "fused"),
+    ("options", "blocks"),
     [
-        ({}, True),
-        ({"wf": AT_32}, False),
-        ({"padding": True}, False),
-        ({"up_mode": "upsample"}, False),
-        ({"pool_size": (1, 2)}, False),
+        ({}, 3),
+        ({"wf": WIDE}, 2),
+        ({"wf": WIDER}, 0),
+        ({"padding": True}, 0),
+        ({"up_mode": "upsample"}, 2),
+        ({"pool_size": (1, 2)}, 2),
     ],
     ids=str,
 )
-def test_what_is_padded_resized_wide_or_not_halved_is_not_fused(options, fused, monkeypatch):
-    built = []
-    monkeypatch.setattr(engine, "_fused", lambda up: built.append(up))
-    FastUNet(network_of(**{"wf": NARROW, **options}))
-    assert bool(built) == fused
+def test_what_is_padded_wide_resized_or_not_halved_is_not_done_in_bands(options, blocks):
+    network = network_of(**{"wf": NARROW, **options})
+    assert sum(map(engine.takes_bands, (*network.down_path, *network.up_path))) == blocks
+    assert sum(isinstance(step, engine._Bands) for step in FastUNet(network)._steps) == blocks
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_norm": True}, {"up_mode": "upsample"}, {"pooling": "avg"}], ids=str)
+@pytest.mark.parametrize("band", [1, 20_000, 10**9])
+def test_bands_of_any_height_give_the_logits_of_the_plain_network(band, options, monkeypatch):
+    monkeypatch.setattr(engine, "BAND", band)
+    network = network_of(NARROW, depth=3, in_channels=3, **options)
+    y, x = (axis.legal_at_least(n) for axis, n in zip(network.footprint.axes, (60, 84), strict=True))
+    assert difference(network, torch.rand(2, 3, y, x)) <= engine.TOLERANCE
+
+
+def test_bands_are_of_the_height_that_fits_and_cover_each_row_once(monkeypatch):
+    heights = []
+    monkeypatch.setattr(engine, "BAND", 4 * 8 * 80 * 10)
+    bands = engine._Bands([lambda x, skips: (heights.append(x.shape[2]), x[:, :, 2:-2, 2:-2])[1]], channels=8)
+    x = torch.rand(1, 8, 37, 80)
+    assert torch.equal(bands(x, []), x[:, :, 2:-2, 2:-2])
+    assert heights == [14, 14, 14, 7]
 
 
 def test_pooling_that_is_not_square_is_done_by_pytorch():
-    network = network_of(AT_64, pool_size=(1, 2))
+    network = network_of(WIDER, pool_size=(1, 2))
     y, x = (axis.legal_at_least(40) for axis in network.footprint.axes)
     assert difference(network, torch.rand(1, 1, y, x)) <= engine.TOLERANCE
 
 
-def test_halving_is_max_pooling_of_odd_lengths_and_of_what_is_not_a_number_too():
-    x = torch.rand(2, 3, 9, 12)
-    x[0, 1, 4, 5] = torch.nan
-    pooled = torch.nn.functional.max_pool2d(x, 2)
-    assert torch.equal(engine._halved(x, (2, 2)).nan_to_num(7), pooled.nan_to_num(7))
-    assert pooled.isnan().sum() == 1
-
-
-def test_wide_networks_take_winograd_convolutions_and_narrow_ones_do_not(monkeypatch):
+@pytest.mark.parametrize(("wf", "convolutions"), [(NARROW, 0), (WIDE, 1), (WIDER, 5)])
+def test_wide_convolutions_are_winograd_s_and_narrow_ones_are_not(wf, convolutions, monkeypatch):
     taken = []
-    monkeypatch.setattr(engine, "WINOGRAD", 64)
-    real = torch._nnpack_spatial_convolution
-    monkeypatch.setattr(torch, "_nnpack_spatial_convolution", lambda *a: (taken.append(a[1].shape), real(*a))[1])
-    for wf, convolutions in ((NARROW, 0), (AT_32, 1), (AT_64, 5)):
-        taken.clear()
-        network = network_of(wf)
-        assert difference(network, torch.rand(1, 1, 44, 44)) <= engine.TOLERANCE
-        assert (len(taken), is_wide(network)) == (convolutions, convolutions > 0)
+    real = WinogradConvolution.__call__
+    monkeypatch.setattr(WinogradConvolution, "__call__", lambda self, x: (taken.append(x.shape), real(self, x))[1])
+    assert difference(network_of(wf), torch.rand(1, 1, 44, 44)) <= engine.TOLERANCE
+    assert len(taken) == convolutions
 
 
 def test_a_fast_path_that_differs_is_not_taken_and_says_so(monkeypatch, caplog):

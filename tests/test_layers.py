@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "geometry", "interrupts", "address"},
     {"footprint", "card", "region", "resolution", "spared"},
     {"plan", "sizes"},
-    {"unet", "readers", "store", "metrics", "instances", "sample", "corners", "outlines"},
+    {"unet", "winograd", "readers", "store", "metrics", "instances", "sample", "corners", "outlines"},
     {"scaling", "decide", "engine", "machine", "into", "labels", "states", "tiff_mask"},
     {"models", "placement", "provenance", "predict", "device", "runner", "tiff_export", "cells", "tissue"},
     {"geojson", "options", "job", "training", "evaluation", "drawing"},
@@ -30,7 +30,7 @@ LAYERS = [
 ]
 PURE = {"address", "errors", "geometry", "interrupts", "footprint", "plan", "sizes", "card", "region", "resolution"}
 HOMES = {
-    "torch": {"unet", "engine", "machine", "states", "models", "predict", "device", "training"},
+    "torch": {"unet", "winograd", "engine", "machine", "states", "models", "predict", "device", "training"},
     "tifffile": {"readers", "sample", "tiff_mask", "tiff_export"},
     "zarr": {"readers", "store"},
     "dask": {"readers", "clusters", "lazily"},

@@ -92,7 +92,7 @@ def test_engines_and_threads_of_a_network_are_varied_and_the_caller_keeps_his():
     network = random_network(depth=2, wf=5)
     found = tune(IMAGE[:256, :256], network, Options(threads=None, tile=64, batch=1, device="cpu"))
     engines = {trial.setting.engine for trial in found.trials}
-    assert engines == ({"auto", "plain"} if torch._nnpack_available() else {"auto"})
+    assert engines == {"auto", "plain"}
     assert {trial.setting.threads for trial in found.trials} <= {before, before // 2}
     assert torch.get_num_threads() == before
 

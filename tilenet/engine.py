@@ -1,16 +1,13 @@
-"""The fast path on a CPU: the same U-Net as a flat list of steps, with Winograd convolutions.
+"""The fast path on a CPU: the same U-Net as a flat list of steps, channels last.
 
-Measured against the plain network, channels last, on two AVX-512 cores (`benchmarks/efficiency.py`): 2.1x for
-the paper's network (depth 5, wf 6), 1.4x for wf 5, 1.2x for the packaged one (wf 4). What it does, and why it pays:
+What it does, and why it pays, measured on two AVX-512 cores (`benchmarks/efficiency.py`):
 
-- Networks of a width factor of at least `WIDE` stay channels-first. Their 3x3 convolutions of at least
-  `WINOGRAD` channels go to NNPACK's Winograd transform, which ships with PyTorch: 1.6 to 2.2x
-  oneDNN's direct convolution at 64 channels and above, no gain below. Pooling and the transposed
-  convolution, slow in that layout, are rewritten (8x and 1.4x).
-- Narrow ones stay channels-last, where oneDNN's direct convolutions are fastest. Changing the layout
-  between steps costs more than Winograd gains: 1.3x for wf 4, 1.5x for wf 5.
-- In these, unpadded, a transposed convolution, the skip and the convolution after them are one step: 1.1x
-  for wf 4, 1.2x for depth 3, wf 2. (The finest level strip by strip, to stay in the cache, gained nothing.)
+- 3x3 convolutions of at least `WINOGRAD` channels are Winograd's (`tilenet/winograd.py`: 1.2 to 3.3x);
+  narrower ones oneDNN's direct ones, which are as fast as the processor in this layout.
+- Unpadded, a transposed convolution, the skip and a narrow convolution after them are one step: 1.1x
+  for wf 4, 1.2x for depth 3, wf 2.
+- Unpadded blocks of narrow convolutions are done band after band of rows: as fast, in 0.6 times the
+  memory (wf 4 and 5).
 - Batch normalisation between two unpadded convolutions is folded into the second.
 - The 1x1 convolution after bilinear resizing is done before it.
 - Steps are flat, so that each tensor is freed as soon as the next one exists.
@@ -22,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import product, zip_longest
 
 import torch
@@ -29,10 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilenet.unet import LINEAR, ConvBlock, UNet, UpBlock, center_crop
+from tilenet.winograd import WinogradConvolution
 
-# Width factor of a network (2**wf channels in its first block), and channels of one convolution; see above.
-WIDE = 5
-WINOGRAD = 64
+# Channels, in and out, from which a convolution is Winograd's: below, its sums take longer than the products it saves.
+WINOGRAD = 128
+# Rows and columns that a block's two 3x3 convolutions cost, and bytes of the rows taken at once.
+LOST = 4
+BAND = 8e6
 # Largest difference from the plain network, as a part of the logits' range.
 TOLERANCE = 1e-5
 Step = Callable[[Tensor, list[Tensor]], Tensor]
@@ -51,20 +52,14 @@ class FastUNet:
     """
 
     def __init__(self, network: UNet) -> None:
-        self.layout = torch.contiguous_format if is_wide(network) else torch.channels_last
-        self._steps = list(_steps(network, self.layout))
+        self._steps = list(_steps(network))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Map (N, C, h, w) to logits (N, K, h', w')."""
+        """Map (N, C, h, w), channels last, to logits (N, K, h', w')."""
         skips: list[Tensor] = []
         for step in self._steps:
             x = step(x, skips)
         return x
-
-
-def is_wide(network: UNet) -> bool:
-    """Tell whether a network is run channels-first, with Winograd convolutions."""
-    return network.wf >= WIDE
 
 
 def accelerate(network: nn.Module) -> FastUNet | None:
@@ -82,23 +77,20 @@ def accelerate(network: nn.Module) -> FastUNet | None:
         or network.last.weight.dtype != torch.float32
     ):
         return None
-    if not torch._nnpack_available():  # also initialises NNPACK
-        return None
     fast = FastUNet(network)
     length = network.footprint.axes[0].legal_at_least(network.footprint.axes[0].smallest + 32)
     x = torch.rand(1, network.in_channels, length, length, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         plain = network(x)
-        difference = (fast(x.to(memory_format=fast.layout)) - plain).abs().max() / (plain.max() - plain.min())
+        difference = (fast(x.to(memory_format=torch.channels_last)) - plain).abs().max() / (plain.max() - plain.min())
     if difference <= TOLERANCE:
         return fast
     log.warning("the fast path differs from this network by %.1e of its range: the plain one is used", difference)
     return None
 
 
-def _steps(network: UNet, layout: torch.memory_format) -> Iterator[Step]:
-    quick = network.pooling == "max" and network.pool_size == (2, 2) and layout == torch.contiguous_format
-    reduce = _halved if quick else F.max_pool2d if network.pooling == "max" else F.avg_pool2d
+def _steps(network: UNet) -> Iterator[Step]:
+    reduce = F.max_pool2d if network.pooling == "max" else F.avg_pool2d
 
     def pool(x: Tensor, skips: list[Tensor]) -> Tensor:
         skips.append(x)
@@ -112,23 +104,70 @@ def _steps(network: UNet, layout: torch.memory_format) -> Iterator[Step]:
         assert isinstance(down, ConvBlock)
         if i:
             yield pool
-        yield from _convolutions(down, layout)
-    for up in network.up_path:
+        steps, channels = list(_convolutions(down)), 2 ** (network.wf + i)
+        yield from [_Bands(steps, channels)] if takes_bands(down) else steps
+    for i, up in enumerate(network.up_path, start=2):
         assert isinstance(up, UpBlock)
-        first, *others = _convolutions(up.conv_block, layout)
-        yield from [_fused(up)] if _can_fuse(up, layout) else [_join(up, layout), first]
-        yield from others
-    yield last
+        first, *others = _convolutions(up.conv_block)
+        channels = 2 ** (network.wf + network.depth - i)
+        if i == network.depth:
+            others.append(last)
+        yield from (
+            [_Bands([_fused(up), *others], channels, scale=2)] if takes_bands(up) else [_join(up), first, *others]
+        )
+    if network.depth == 1:
+        yield last
 
 
-def _halved(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return the greatest of each 2 x 2 pixels, rows first, as their neighbours lie in memory one by one."""
-    height, width = (length // 2 * 2 for length in x.shape[2:])
-    rows = torch.maximum(x[:, :, 0:height:2], x[:, :, 1:height:2])
-    return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
+def takes_bands(block: ConvBlock | UpBlock) -> bool:
+    """Tell whether a block is done band after band, with upsampling and the convolution after it as one.
+
+    Not where zeros are padded, as between bands there are none, nor where Winograd needs fewer products.
+    """
+    inner = block.conv_block if isinstance(block, UpBlock) else block
+    convolutions = [layer for layer in inner.block if isinstance(layer, nn.Conv2d)]
+    if any(any(layer.padding) or is_winograd(layer.weight) for layer in convolutions):
+        return False
+    return inner is block or (isinstance(block.up, nn.ConvTranspose2d) and block.pool_size == (2, 2))
 
 
-def _convolutions(block: ConvBlock, layout: torch.memory_format) -> Iterator[Step]:
+@dataclass
+class _Bands:
+    """The steps of a block, one band of rows after the other: what is between them is in memory in part only.
+
+    Attributes
+    ----------
+    steps : list
+        Two 3x3 convolutions, unpadded, the first perhaps with upsampling and a skip.
+    channels : int
+        What the first gives.
+    scale : int
+        Rows that they make of one, but for those that are lost: 2 with upsampling, 1 without.
+    """
+
+    steps: list[Step]
+    channels: int
+    scale: int = 1
+
+    def __call__(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        """Map (N, C, h, w) to (N, K, scale * h - 4, scale * w - 4)."""
+        height, width = self.scale * x.shape[2] - LOST, self.scale * x.shape[3]
+        skip = center_crop(skips.pop(), (height + LOST, width)) if self.scale > 1 else x
+        rows = max(2, int(BAND / (len(x) * self.channels * width * x.itemsize)) // 2 * 2)
+        out = torch.empty(0)
+        for top in range(0, height, rows):
+            stop = min(top + rows, height)
+            made, beside = x[:, :, top // self.scale : (stop + LOST) // self.scale], [skip[:, :, top : stop + LOST]]
+            for step in self.steps:
+                made = step(made, beside)
+            if top == 0:
+                shape = (len(x), made.shape[1], height, made.shape[3])
+                out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+            out[:, :, top:stop] = made
+        return out
+
+
+def _convolutions(block: ConvBlock) -> Iterator[Step]:
     convolutions = [layer for layer in block.block if isinstance(layer, nn.Conv2d)]
     norms = [_affine(layer) for layer in block.block if isinstance(layer, nn.BatchNorm2d)]
     before = None
@@ -136,23 +175,30 @@ def _convolutions(block: ConvBlock, layout: torch.memory_format) -> Iterator[Ste
         weight, bias = _folded(layer, before)
         # Zeros that are padded come after the normalisation, so that it folds only where there are none.
         before = after if layer is convolutions[0] and not any(layer.padding) else None
-        yield _convolution(weight, bias, int(layer.padding[0]), None if before else after, layout)
+        yield _convolution(weight, bias, int(layer.padding[0]), None if before else after)
 
 
-def _convolution(weight: Tensor, bias: Tensor, padding: int, after: Affine | None, layout: torch.memory_format) -> Step:
+def _convolution(weight: Tensor, bias: Tensor, padding: int, after: Affine | None) -> Step:
     """Return convolution, ReLU and, in place, batch normalisation."""
-    winograd = layout == torch.contiguous_format and min(weight.shape[:2]) >= WINOGRAD
-    weight = weight.contiguous(memory_format=layout)
+    if is_winograd(weight):
+        convolved: Callable[[Tensor], Tensor] = WinogradConvolution(weight, bias, padding)
+    else:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+
+        def convolved(x: Tensor) -> Tensor:
+            # oneDNN's own ReLU would save 3 % of the time, but makes 0 of what is not a number.
+            return F.conv2d(x, weight, bias, padding=padding).relu_()
 
     def convolve(x: Tensor, skips: list[Tensor]) -> Tensor:
-        if winograd:
-            x = torch._nnpack_spatial_convolution(x, weight, bias, padding, 1).relu_()
-        else:
-            # oneDNN's own ReLU would save 3 % of the time, but makes 0 of what is not a number.
-            x = F.conv2d(x, weight, bias, padding=padding).relu_()
+        x = convolved(x)
         return x if after is None else torch.addcmul(after[1], x, after[0], out=x)
 
     return convolve
+
+
+def is_winograd(weight: Tensor) -> bool:
+    """Tell whether a convolution with these weights (K, C, 3, 3) is done by Winograd's transform."""
+    return min(weight.shape[:2]) >= WINOGRAD
 
 
 def _affine(norm: nn.BatchNorm2d) -> Affine:
@@ -171,30 +217,20 @@ def _folded(layer: nn.Conv2d, before: Affine | None) -> tuple[Tensor, Tensor]:
     return layer.weight * before[0], layer.bias + (layer.weight * before[1]).sum((1, 2, 3))
 
 
-def _join(up: UpBlock, layout: torch.memory_format) -> Step:
+def _join(up: UpBlock) -> Step:
     """Return upsampling into the first half of the channels, the skip into the other."""
-    enlarge, (tall, wide) = _enlargement(up.up, layout), up.pool_size
+    enlarge, (tall, wide) = _enlargement(up.up), up.pool_size
 
     def join(x: Tensor, skips: list[Tensor]) -> Tensor:
         skip = skips.pop()
         channels, height, width = skip.shape[1], x.shape[2] * tall, x.shape[3] * wide
-        joined = torch.empty((len(x), 2 * channels, height, width), dtype=x.dtype, memory_format=layout)
-        enlarge(x, joined[:, :channels])
+        shape = (len(x), 2 * channels, height, width)
+        joined = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        joined[:, :channels] = enlarge(x)
         joined[:, channels:] = center_crop(skip, (height, width))
         return joined
 
     return join
-
-
-def _can_fuse(up: UpBlock, layout: torch.memory_format) -> bool:
-    """Tell whether upsampling and the convolution after it are done as one.
-
-    Not where zeros are padded between them, and not channels-first, where Winograd needs fewer products.
-    """
-    first = up.conv_block.block[0]
-    assert isinstance(first, nn.Conv2d)
-    plain = isinstance(up.up, nn.ConvTranspose2d) and up.pool_size == (2, 2)
-    return plain and layout == torch.channels_last and not any(first.padding)
 
 
 def _fused(up: UpBlock) -> Step:
@@ -240,27 +276,12 @@ def _composed(transposed: Tensor, convolution: Tensor) -> Tensor:
     return taps.reshape(4 * outputs, inputs, 2, 2).to(convolution.dtype)
 
 
-def _enlargement(up: nn.Module, layout: torch.memory_format) -> Callable[[Tensor, Tensor], object]:
-    """Return what upsamples its first argument into its second."""
+def _enlargement(up: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what upsamples."""
     if isinstance(up, nn.ConvTranspose2d):
-        return _interleaved(up) if layout == torch.contiguous_format else lambda x, out: out.copy_(up(x))
+        return up
     assert isinstance(up, nn.Sequential)
     resize, convolution = up
     assert isinstance(resize, nn.Upsample)
     # They commute, and the convolution is a quarter of the work this way round.
-    return lambda x, out: out.copy_(F.interpolate(convolution(x), scale_factor=resize.scale_factor, mode=LINEAR[2]))
-
-
-def _interleaved(up: nn.ConvTranspose2d) -> Callable[[Tensor, Tensor], object]:
-    """Return a transposed convolution whose taps do not overlap: a 1x1 one to all taps, spread out."""
-    tall, wide = up.kernel_size
-    weight = up.weight.permute(2, 3, 1, 0).reshape(-1, up.in_channels, 1, 1).contiguous()
-    assert up.bias is not None
-    bias = up.bias.repeat(tall * wide)
-
-    def enlarge(x: Tensor, out: Tensor) -> object:
-        n, _, height, width = x.shape
-        taps = F.conv2d(x, weight, bias).view(n, tall, wide, -1, height, width)
-        return out.view(n, -1, height, tall, width, wide).copy_(taps.permute(0, 3, 4, 1, 5, 2))
-
-    return enlarge
+    return lambda x: F.interpolate(convolution(x), scale_factor=resize.scale_factor, mode=LINEAR[2])

@@ -10,13 +10,14 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tilenet.engine import FastUNet, accelerate, is_wide
+from tilenet.engine import FastUNet, accelerate, takes_bands
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.scaling import Scaling
@@ -29,6 +30,8 @@ PROBE = 16
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+# Fast paths between being found the same as their network and being used, once: until then it may change.
+_checked: WeakKeyDictionary[nn.Module, FastUNet] = WeakKeyDictionary()
 
 
 class TorchPredictor:
@@ -63,14 +66,12 @@ class TorchPredictor:
         self.footprint, self.device, self.scaling = footprint, device, scaling
         self.dtype = PRECISIONS[precision]
         self._scale = _scale_on(device, scaling, self.dtype, footprint.ndim)
-        network = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
         self._layout = CHANNELS_LAST.get(footprint.ndim, torch.contiguous_format)
         self._forward: Callable[[Tensor], Tensor]
         if engine == "fast":
-            self._forward = _accelerated(network)
-            self._layout = self._forward.layout
+            self._forward = _fast(network)
         else:
-            self._forward = network
+            self._forward = network = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
             if footprint.ndim in CHANNELS_LAST:
                 network.to(memory_format=self._layout)  # type: ignore[call-overload]
 
@@ -140,11 +141,17 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
         return name
     if device.type != "cpu" or precision != "fp32" or not isinstance(network, nn.Module):
         return "plain"
-    return "fast" if accelerate(copy.deepcopy(network).eval()) is not None else "plain"
+    _checked.pop(network, None)  # of an earlier job, and large
+    fast = accelerate(copy.deepcopy(network).eval().requires_grad_(False))
+    if fast is None:
+        return "plain"
+    _checked[network] = fast
+    return "fast"
 
 
-def _accelerated(network: nn.Module) -> FastUNet:
-    fast = accelerate(network)
+def _fast(network: nn.Module) -> FastUNet:
+    """Return the fast path of a network: the one that `find_engine` has just made, if it has."""
+    fast = _checked.pop(network, None) or accelerate(copy.deepcopy(network).eval().requires_grad_(False))
     if fast is None:
         raise SettingsError(
             "engine fast: not for this network, or not on this machine. Start again with --engine plain"
@@ -194,20 +201,20 @@ def _probed(network: nn.Module, x: NDArray[np.float32]) -> tuple[int, ...]:
         raise ModelError(f"the network does not take an input of shape {x.shape}: {error}") from error
 
 
-def bytes_per_pixel(network: object, precision: str, channels: int) -> float | None:
+def bytes_per_pixel(network: object, precision: str, channels: int, *, engine: str) -> float | None:
     """Return what a forward pass needs per input pixel, None where it cannot be told.
 
     A U-Net peaks in its last block, where the joined skip (twice the first block's
     channels), a convolution and its ReLU are held beside the skips (as much again): six
     times the first block's channels. Measured peaks of whole runs (depth 2 to 5, wf 1 to 6)
-    are 7.5 times, for what the allocator keeps between them; up to 9 times where NNPACK
-    transforms the finest level as a whole.
+    are 7.5 times, for what the allocator keeps between them; 4 times where blocks are done
+    in bands.
     """
     if not isinstance(network, UNet):
         return None
     size = PRECISIONS[precision].itemsize
-    wide = network.ndim == 2 and is_wide(network) and precision == "fp32"
-    return float(size * ((9 if wide else 7.5) * 2**network.wf + channels) + 12 * network.n_classes)
+    banded = engine == "fast" and takes_bands((*network.down_path, *network.up_path)[-1])
+    return float(size * ((4 if banded else 7.5) * 2**network.wf + channels) + 12 * network.n_classes)
 
 
 def weight_bytes(network: object) -> int:

@@ -119,7 +119,7 @@ def settle(
     device = machine.find_device(options.device or "auto")
     precision = predict.find_precision(options.precision or "auto", network)
     engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
-    need = predict.bytes_per_pixel(network, precision, image.n_channels) or DEFAULT_BYTES_PER_PIXEL
+    need = predict.bytes_per_pixel(network, precision, image.n_channels, engine=engine) or DEFAULT_BYTES_PER_PIXEL
     part = find_roi(options.roi, image.box_shape, name=image.name)
     plan = _plan(part, footprint, options, need)
     decision = _decision(card, options)

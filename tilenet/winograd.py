@@ -1,0 +1,144 @@
+"""3x3 convolutions of a quarter of the products: Winograd's F(4x4, 3x3), channels last.
+
+Four by four pixels of the output need six by six of the input. Under a transform of pixels and weights the
+convolution is a product at each of the 36 places: a matrix product each, over many such squares and all
+channels, which oneDNN does at the processor's speed. The transform itself is a few sums of rows, then of columns.
+
+Against oneDNN's direct convolution, two cores of AVX-512 (AMD EPYC, 500 GFLOP/s), with ReLU: 1.2x from 128 to 128
+channels, 1.7x from 256 to 256, 2.0x from 512 to 256, 2.2x from 512 to 512, 3.3x from 1024 to 512; at 64 channels only
+0.7x, as sums then take as long as products. Against NNPACK's Winograd convolution, channels first: 1.0x, 1.3x,
+1.4x, 1.8x and 2.0x, and half its error.
+
+References
+----------
+A. Lavin, S. Gray: Fast Algorithms for Convolutional Neural Networks. CVPR 2016, https://arxiv.org/abs/1509.09308
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Pixels along an axis that are made at once, and those they need.
+MADE, NEEDED = 4, 6
+# An image is done strip by strip, so that its transform, which is 2.25 times as large, is never in memory as a
+# whole: so many bytes before and after the products.
+STRIP = 64e6
+# Of three weights along an axis (Lavin and Gray, section 4.2).
+OF_WEIGHTS = [
+    [1 / 4, 0, 0],
+    [-1 / 6, -1 / 6, -1 / 6],
+    [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6],
+    [1 / 24, -1 / 12, 1 / 6],
+    [0, 0, 1],
+]
+
+
+class WinogradConvolution:
+    """A 3x3 convolution and its ReLU.
+
+    Parameters
+    ----------
+    weight, bias : torch.Tensor
+        (K, C, 3, 3) and (K,), float32.
+    padding : int
+        Zeros around the image.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, padding: int) -> None:
+        self._products = [_multiplication(of_place) for of_place in _transformed_weights(weight)]
+        self._bias, self._padding = bias, padding
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (N, C, h, w), channels last, to (N, K, h - 2, w - 2), where it is padded by 1 to (N, K, h, w)."""
+        if self._padding:
+            x = F.pad(x, (self._padding,) * 4)
+        n, _, height, width = x.shape
+        out = x.new_empty((n, height - 2, width - 2, len(self._bias)))
+        for image, made in zip(x.permute(0, 2, 3, 1), out, strict=True):
+            self._convolve(image, made)
+        return out.permute(0, 3, 1, 2)
+
+    def _convolve(self, image: Tensor, made: Tensor) -> None:
+        """Fill (h - 2, w - 2, K) from (h, w, C)."""
+        (height, width, channels), outputs = made.shape[:2] + image.shape[2:], made.shape[2]
+        high, wide = -(-height // MADE), -(-width // MADE)
+        rows = min(high, max(1, int(STRIP / (NEEDED**2 * wide * (channels + outputs) * image.itemsize))))
+        # What the last square has too much stays zero, and what is made of it is not kept.
+        tall = image.new_zeros((NEEDED, rows, MADE * wide + 2, channels))
+        for top in range(0, height, MADE * rows):
+            strip = image[top : top + MADE * rows + 2]
+            count = -(-(len(strip) - 2) // MADE)
+            strip = F.pad(strip, (0, 0, 0, 0, 0, MADE * count + 2 - len(strip)))
+            _transform(_windows(strip, 0), list(tall[:, :count, : width + 2]))
+            places = image.new_empty((NEEDED, NEEDED, count, wide, channels))
+            _transform(_windows(tall[:, :count], 2), places.unbind(1))
+            fine = self._made(places)
+            kept = made[top : top + MADE * rows]
+            torch.add(fine[: len(kept), :width], self._bias, out=kept).relu_()
+
+    def _made(self, places: Tensor) -> Tensor:
+        """Return the pixels (4 h, 4 w, K) that the transform (6, 6, h, w, C) becomes."""
+        _, _, height, width, channels = places.shape
+        products = [
+            multiply(place)
+            for multiply, place in zip(self._products, places.view(NEEDED**2, -1, channels), strict=True)
+        ]
+        half = places.new_empty((MADE, NEEDED, height, width, len(self._bias)))
+        for column in range(NEEDED):
+            _transform_back(products[column::NEEDED], list(half[:, column].flatten(1, 2)))
+        fine = places.new_empty((height, MADE, width, MADE, len(self._bias)))
+        _transform_back(half.unbind(1), fine.permute(3, 1, 0, 2, 4).unbind())
+        return fine.view(MADE * height, MADE * width, -1)
+
+
+def _multiplication(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what maps (T, C) to (T, K), by weights (K, C)."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return lambda x: x @ weight.t()
+    # What `torch.compile` calls: weights are laid out once. A 1x1 convolution, which does so at each call, takes
+    # 1.1 to 1.7 times as long; a plain product (MKL) twice, on a processor that is not Intel's.
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+def _transformed_weights(weight: Tensor) -> Iterator[Tensor]:
+    """Yield the weights (K, C) of each of the 36 places, from (K, C, 3, 3): six by six, as together they are large."""
+    matrix = torch.tensor(OF_WEIGHTS, dtype=torch.float64)
+    flat = weight.double().permute(2, 3, 0, 1).reshape(9, -1)
+    for row in matrix:
+        of_row = torch.kron(row, matrix) @ flat  # (6, K C)
+        yield from of_row.to(weight.dtype).view(NEEDED, *weight.shape[:2])
+
+
+def _windows(x: Tensor, axis: int) -> Sequence[Tensor]:
+    """Return the first of each square's pixels along an axis, the second, and so on to the sixth."""
+    return x.unfold(axis, NEEDED, MADE).unbind(-1)
+
+
+def _transform(x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """Transform six pixels, in few sums (Lavin and Gray, section 4.2)."""
+    a, b = torch.sub(x[4], x[2], alpha=4), torch.sub(x[3], x[1], alpha=4)
+    torch.add(a, b, out=out[1])
+    torch.sub(a, b, out=out[2])
+    torch.sub(x[4], x[2], out=a)
+    torch.sub(x[3], x[1], out=b)
+    torch.add(a, b, alpha=2, out=out[3])
+    torch.sub(a, b, alpha=2, out=out[4])
+    torch.add(torch.sub(x[4], x[2], alpha=5, out=a), x[0], alpha=4, out=out[0])
+    torch.add(torch.sub(x[5], x[3], alpha=5, out=b), x[1], alpha=4, out=out[5])
+
+
+def _transform_back(x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """Return from six places to four pixels."""
+    a, b = x[1] + x[2], x[3] + x[4]
+    torch.add(a, b, alpha=4, out=out[2])
+    torch.add(a.add_(b), x[0], out=out[0])
+    torch.sub(x[1], x[2], out=a)
+    torch.sub(x[3], x[4], out=b)
+    torch.add(a, b, alpha=2, out=out[1])
+    torch.add(a.add_(b, alpha=8), x[5], out=out[3])
