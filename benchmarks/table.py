@@ -1,6 +1,6 @@
 """Measure speed anew and write it into README and docs/figures.md, or only write it.
 
-    python benchmarks/table.py             a quarter of an hour on a quiet machine; results go to benchmarks/speed.json
+    python benchmarks/table.py             twenty minutes on a quiet machine; results go to benchmarks/speed.json
     python benchmarks/table.py --write     the tables from benchmarks/speed.json, without measuring
 
 Runs `efficiency.py` for three networks and `peers.py`, and puts their tables between two markers: in the README other
@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 README, FIGURES, RESULTS = HERE.parent / "README.md", HERE.parent / "docs" / "figures.md", HERE / "speed.json"
 BEGIN, END = "<!-- speed: python benchmarks/table.py -->\n", "<!-- end of speed -->"
 EFFICIENCY = (["--wf", "6", "--rounds", "1"], ["--wf", "5"], ["--model", "nuclei", "--rounds", "3"])
+PEERS = ("--side", "3072", "--tiles", "256", "512", "768", "1024")
 NAMES = {"depth 5, wf 6": "the paper's (depth 5, wf 6)", "nuclei": "the packaged one (depth 4, wf 4)"}
 
 
@@ -27,10 +28,10 @@ def measured(script, *arguments):
 
 
 def measure():
-    """Return all results: some ten minutes during which nothing else should run."""
+    """Return all results: some twenty minutes during which nothing else should run."""
     return {
         "efficiency": [measured("efficiency.py", *network) for network in EFFICIENCY],
-        "peers": measured("peers.py"),
+        "peers": measured("peers.py", *PEERS),
     }
 
 

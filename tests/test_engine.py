@@ -10,7 +10,7 @@ from tilenet import engine
 from tilenet.engine import FastUNet, accelerate
 from tilenet.winograd import WinogradConvolution
 
-# Width factors of networks without a Winograd convolution, with one, and with such ones at each level but the finest.
+# Width factors of networks without a Winograd convolution, with one, and with all but the first.
 NARROW, WIDE, WIDER = 3, 6, 7
 OPTIONS = [
     {"up_mode": up_mode, "padding": padding, "batch_norm": batch_norm, "pooling": pooling}
@@ -18,6 +18,11 @@ OPTIONS = [
         ("upconv", "upsample"), (False, True), (False, True), ("max", "avg")
     )
 ]
+
+
+@pytest.fixture(autouse=True)
+def the_rule_of_avx512(monkeypatch):
+    monkeypatch.setattr(engine, "WINOGRAD", 128)
 
 
 def network_of(wf, *, depth=2, **options):
