@@ -20,11 +20,6 @@ OPTIONS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def the_rule_of_avx512(monkeypatch):
-    monkeypatch.setattr(engine, "WINOGRAD", 128)
-
-
 def network_of(wf, *, depth=2, **options):
     torch.manual_seed(0)
     network = tilenet.UNet(depth=depth, wf=wf, **options).eval().requires_grad_(False)
@@ -102,7 +97,7 @@ def test_what_is_padded_wide_resized_or_not_halved_is_not_done_in_bands(options,
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_norm": True}, {"up_mode": "upsample"}, {"pooling": "avg"}], ids=str)
-@pytest.mark.parametrize("band", [1, 20_000, 10**9])
+@pytest.mark.parametrize("band", [1, 60_000, 10**9])
 def test_bands_of_any_height_give_the_logits_of_the_plain_network(band, options, monkeypatch):
     monkeypatch.setattr(engine, "BAND", band)
     network = network_of(NARROW, depth=3, in_channels=3, **options)
@@ -119,7 +114,7 @@ def test_bands_are_of_the_height_that_fits_and_cover_each_row_once(monkeypatch):
     assert heights == [14, 14, 14, 7]
 
 
-def test_pooling_that_is_not_square_is_done_by_pytorch():
+def test_with_pooling_that_is_not_square_too():
     network = network_of(WIDER, pool_size=(1, 2))
     y, x = (axis.legal_at_least(40) for axis in network.footprint.axes)
     assert difference(network, torch.rand(1, 1, y, x)) <= engine.TOLERANCE

@@ -63,8 +63,10 @@ def test_a_strip_is_not_seen_in_what_it_makes(monkeypatch):
         torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_not_a_number_stays_none():
-    x = of((1, 8, 20, 20))
-    x[0, 3, 10, 10] = torch.nan
+def test_what_is_not_a_number_stays_none_and_is_felt_by_its_squares_alone():
+    x = of((1, 8, 30, 30))
+    x[0, 3, 13, 13] = torch.nan
     found, exact = both(x, outputs=8, padding=0)
     assert found[exact.isnan()].isnan().all()
+    felt = found.isnan().any(dim=1)[0].nonzero()
+    assert (felt.min(), felt.max()) == (11, 15)  # by a direct convolution: 11 to 13

@@ -30,8 +30,9 @@ from tilenet.unet import LINEAR, ConvBlock, UNet, UpBlock, center_crop
 from tilenet.winograd import WinogradConvolution
 
 # Channels, in and out, from which a convolution is Winograd's: below, its sums take longer than the products it saves.
-# PyTorch 2.13, two cores, 64 or 128: wf 6 takes 0.84 or 0.75 s for a tile with AVX-512, 1.17 or 1.23 s with AVX2 alone.
-WINOGRAD = 128 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 64
+# Not a matter of the instruction set, on which memory, and with it default tiles, would then depend: with AVX2 alone
+# 64 would be as good (wf 6, one tile: 1.17 s for 1.23; with AVX-512 0.84 for 0.75).
+WINOGRAD = 128
 # Rows and columns that a block's two 3x3 convolutions cost, and bytes of the rows taken at once.
 LOST = 4
 BAND = 8e6
@@ -92,13 +93,15 @@ def accelerate(network: nn.Module) -> FastUNet | None:
 
 def _steps(network: UNet) -> Iterator[Step]:
     reduce = F.max_pool2d if network.pooling == "max" else F.avg_pool2d
+    # Not the network itself, most of whose weights are not used any more.
+    size, to_logits = network.pool_size, network.last
 
     def pool(x: Tensor, skips: list[Tensor]) -> Tensor:
         skips.append(x)
-        return reduce(x, network.pool_size)
+        return reduce(x, size)
 
     def last(x: Tensor, skips: list[Tensor]) -> Tensor:
-        out: Tensor = network.last(x)
+        out: Tensor = to_logits(x)
         return out
 
     for i, down in enumerate(network.down_path):
@@ -123,7 +126,8 @@ def _steps(network: UNet) -> Iterator[Step]:
 def takes_bands(block: ConvBlock | UpBlock) -> bool:
     """Tell whether a block is done band after band, with upsampling and the convolution after it as one.
 
-    Not where zeros are padded, as between bands there are none, nor where Winograd needs fewer products.
+    Not where zeros are padded, as between bands there are none, nor where Winograd needs fewer products, nor
+    where upsampling is anything but a transposed convolution of 2 x 2 taps.
     """
     inner = block.conv_block if isinstance(block, UpBlock) else block
     convolutions = [layer for layer in inner.block if isinstance(layer, nn.Conv2d)]

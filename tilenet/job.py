@@ -35,9 +35,9 @@ from tilenet.tissue import Search, Tissue
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
 # Interpreter and libraries, before the first tile.
 RESIDENT = 350_000_000
-# The network as given, the predictor's copy of it, and what an engine makes of that: for Winograd's transform, weights
-# of 36 places for those of 9.
-COPIES = {"plain": 3, "fast": 6}
+# The network as given, and what an engine makes of it: a copy while it is checked, or for Winograd's
+# transform weights of 36 places for those of 9.
+COPIES = {"plain": 3, "fast": 5}
 # What people ought to hear of a run before it starts; the command prints it.
 LOG = logging.getLogger("tilenet")
 

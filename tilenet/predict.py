@@ -30,8 +30,8 @@ PROBE = 16
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-# Fast paths between being found the same as their network and being used, once: until then it may change.
-_checked: WeakKeyDictionary[nn.Module, FastUNet] = WeakKeyDictionary()
+# Fast paths between being found the same as their network and being used, once, with the state of its weights.
+_checked: WeakKeyDictionary[nn.Module, tuple[object, FastUNet]] = WeakKeyDictionary()
 
 
 class TorchPredictor:
@@ -69,7 +69,7 @@ class TorchPredictor:
         self._layout = CHANNELS_LAST.get(footprint.ndim, torch.contiguous_format)
         self._forward: Callable[[Tensor], Tensor]
         if engine == "fast":
-            self._forward = _fast(network)
+            self._forward = _fast(network, device, self.dtype)
         else:
             self._forward = network = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
             if footprint.ndim in CHANNELS_LAST:
@@ -145,18 +145,26 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
     fast = accelerate(copy.deepcopy(network).eval().requires_grad_(False))
     if fast is None:
         return "plain"
-    _checked[network] = fast
+    _checked[network] = _state_of(network), fast
     return "fast"
 
 
-def _fast(network: nn.Module) -> FastUNet:
+def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastUNet:
     """Return the fast path of a network: the one that `find_engine` has just made, if it has."""
-    fast = _checked.pop(network, None) or accelerate(copy.deepcopy(network).eval().requires_grad_(False))
+    state, fast = _checked.pop(network, (None, None))
+    if fast is not None and state == _state_of(network) and device.type == "cpu" and dtype == torch.float32:
+        return fast
+    fast = accelerate(copy.deepcopy(network).eval().requires_grad_(False).to(device, dtype))
     if fast is None:
         raise SettingsError(
             "engine fast: not for this network, or not on this machine. Start again with --engine plain"
         )
     return fast
+
+
+def _state_of(network: nn.Module) -> object:
+    """Return what differs once a weight has changed: where it lies, and how often it was written."""
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in network.state_dict().values()]
 
 
 def is_network(model: object) -> bool:

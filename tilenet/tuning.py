@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tilenet import machine
+from tilenet import machine, predict
 from tilenet.footprint import Footprint
 from tilenet.job import Job
 from tilenet.options import Options
@@ -146,6 +146,9 @@ class _Search:
 
     def _with(self, setting: Setting) -> Job:
         job = self._job
+        engine = "plain" if setting.engine == "plain" else job.record["engine"]
+        need = predict.bytes_per_pixel(job.network, job.record["precision"], job.image.n_channels, engine=engine)
+        job = replace(job, bytes_per_pixel=need or job.bytes_per_pixel)
         plan = plan_tiles(
             job.plan.shape,
             job.footprint,
@@ -155,7 +158,6 @@ class _Search:
             bytes_per_pixel=job.bytes_per_pixel,
             origin=job.plan.origin,
         )
-        engine = "plain" if setting.engine == "plain" else job.record["engine"]
         return replace(job, plan=plan, record=job.record | {"threads": setting.threads, "engine": engine})
 
     def _bytes(self, job: Job) -> int:

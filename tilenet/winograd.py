@@ -9,6 +9,9 @@ channels, 1.7x from 256 to 256, 2.0x from 512 to 256, 2.2x from 512 to 512, 3.3x
 0.7x, as sums then take as long as products. Against NNPACK's Winograd convolution, channels first: 1.0x, 1.3x,
 1.4x, 1.8x and 2.0x. With AVX2 alone: 1.1x of direct ones at 64 channels, 2.9x from 512 to 512.
 
+What is not a number, or so large that sums lose the others, is felt by a whole square: up to two pixels beyond
+those of a direct convolution.
+
 References
 ----------
 A. Lavin, S. Gray: Fast Algorithms for Convolutional Neural Networks. CVPR 2016, https://arxiv.org/abs/1509.09308
