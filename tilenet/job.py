@@ -34,7 +34,7 @@ from tilenet.tissue import Search, Tissue
 # What may change between two runs of one output: where things lie, and what is for people.
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
 # Interpreter and libraries, before the first tile.
-RESIDENT = 350_000_000
+RESIDENT = 320_000_000
 # The network as given, and what an engine makes of it: a copy while it is checked, or for Winograd's
 # transform weights of 36 places for those of 9.
 COPIES = {"plain": 3, "fast": 5}
