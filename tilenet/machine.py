@@ -64,7 +64,8 @@ def keep_freed_memory() -> None:
     """Tell glibc's malloc not to hand big blocks back to the kernel at each free.
 
     A forward pass allocates the same activations again and again; mapped afresh, they cost
-    30-45 % of its time in page faults. Threads share one arena: what one frees serves another. Process-wide, so only for a process that is ours.
+    30-45 % of its time in page faults. Threads share one arena, so that what one frees serves
+    another. Process-wide, so only for a process that is ours.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
