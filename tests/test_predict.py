@@ -65,6 +65,14 @@ def test_it_is_used_once_and_does_not_outlive_its_network(network):
     assert_same_logits(network)
 
 
+def test_weights_whose_changes_nobody_counts_are_checked_again():
+    with torch.inference_mode():
+        network = tilenet.UNet(depth=2, wf=3).eval()
+        assert predict.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
+        change(network)
+    assert_same_logits(network)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
 def test_the_fast_path_is_of_float32_alone_also_where_it_was_checked(network, precision):
     predict.find_engine("auto", network, device=CPU, precision="fp32")

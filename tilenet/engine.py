@@ -243,7 +243,7 @@ def _fused(up: UpBlock) -> Step:
 
     A transposed convolution of 2 x 2 taps and the 3x3 one after it are four 2x2 convolutions of the coarse
     pixels, one for each of the four fine pixels in a coarse one: 8 products instead of 11, and
-    nothing is joined in memory.
+    nothing is joined in memory. The skip is as large as the upsampled pixels, (N, C, 2 h, 2 w).
     """
     first, coarse = up.conv_block.block[0], up.up
     assert isinstance(first, nn.Conv2d) and isinstance(coarse, nn.ConvTranspose2d)
@@ -255,8 +255,7 @@ def _fused(up: UpBlock) -> Step:
     bias = first.bias + torch.einsum("omij,m->o", of_up, coarse.bias)
 
     def join(x: Tensor, skips: list[Tensor]) -> Tensor:
-        skip = center_crop(skips.pop(), (2 * x.shape[2], 2 * x.shape[3]))
-        out = F.conv2d(skip, of_skip, bias)  # (N, C, 2 h, 2 w)
+        out = F.conv2d(skips.pop(), of_skip, bias)  # (N, C, 2 h - 2, 2 w - 2)
         fine = F.conv2d(x, taps)  # (N, (2, 2, C), h, w)
         n, _, height, width = fine.shape
         rows = out.permute(0, 2, 3, 1).view(n, height, 2, width, 2, channels)

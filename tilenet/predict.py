@@ -163,8 +163,11 @@ def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastU
 
 
 def _state_of(network: nn.Module) -> object:
-    """Return what differs once a weight has changed: where it lies, and how often it was written."""
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in network.state_dict().values()]
+    """Return what differs once a weight has changed: where it lies, and how often it was written.
+
+    Of inference tensors nobody counts that, and so they equal none.
+    """
+    return [(t.data_ptr(), object() if t.is_inference() else t._version) for t in network.state_dict().values()]
 
 
 def is_network(model: object) -> bool:
