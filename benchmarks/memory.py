@@ -42,9 +42,9 @@ machine.keep_freed_memory()
 torch.manual_seed(0)
 side, out, depth, wf, tile = int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 network = tilenet.UNet(depth=depth, wf=wf)
-promised = settle(Synthetic(side), network, Options(tile=tile, threads=2)).needs()["host_bytes"]
 tilenet.segment(Synthetic(side), out, model=network, tile=tile, threads=2)
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+promised = settle(Synthetic(side), network, Options(tile=tile, threads=2)).needs()["host_bytes"]
 print(peak, promised)
 """
 

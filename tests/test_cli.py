@@ -249,7 +249,7 @@ def test_the_mask_is_the_same_for_two_tile_sizes_and_two_processes(work):
     ("option", "value", "words"),
     [
         ("--memory", "1.2.3G", "is not a number of bytes"),
-        ("--memory", "0", "the memory holds 0"),
+        ("--memory", "0", "the memory has 0 MB for them"),
         ("--scaling", "percentile:99,1", "the first must be the lower"),
         ("--channels", "0,1", "such as --channels 0"),
     ],

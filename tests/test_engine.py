@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 import tilenet
-from tilenet import engine
-from tilenet.engine import FastUNet, accelerate
+from tilenet import bands, engine, steps
+from tilenet.engine import FastUNet, accelerate, channels_last
 from tilenet.winograd import WinogradConvolution
 
 # Width factors of networks without a Winograd convolution, with one, and with all but the first.
@@ -34,7 +34,7 @@ def difference(network, x):
     """Return how far the fast path is off, as a part of the logits' range."""
     fast = FastUNet(network)
     with torch.inference_mode():
-        plain, quick = network(x), fast(x.to(memory_format=torch.channels_last))
+        plain, quick = network(x), fast(x, channels_last)
     assert plain.std() > 0
     return float((quick - plain).abs().max() / (plain.max() - plain.min()))
 
@@ -66,14 +66,14 @@ def test_a_pixel_that_is_no_number_makes_logits_that_are_none(wf, value, batch_n
     fast = FastUNet(network)
     with torch.inference_mode():
         assert not torch.isfinite(network(x)).all()
-        assert not torch.isfinite(fast(x.to(memory_format=torch.channels_last))).all()
+        assert not torch.isfinite(fast(x, channels_last)).all()
 
 
 def test_a_transposed_convolution_and_the_next_are_one_of_2x2_taps_per_fine_pixel():
     transposed, convolution = torch.rand(6, 3, 2, 2), torch.rand(5, 3, 3, 3)
     x = torch.rand(1, 6, 7, 9)
     expected = F.conv2d(F.conv_transpose2d(x, transposed, stride=2), convolution)
-    found = F.conv2d(x, engine._composed(transposed, convolution)).view(1, 2, 2, 5, 6, 8)
+    found = F.conv2d(x, steps._composed(transposed, convolution)).view(1, 2, 2, 5, 6, 8)
     for row, column in product(range(2), range(2)):
         torch.testing.assert_close(found[:, row, column], expected[:, :, row::2, column::2])
 
@@ -92,26 +92,53 @@ def test_a_transposed_convolution_and_the_next_are_one_of_2x2_taps_per_fine_pixe
 )
 def test_what_is_padded_wide_resized_or_not_halved_is_not_done_in_bands(options, blocks):
     network = network_of(**{"wf": NARROW, **options})
-    assert sum(map(engine.takes_bands, (*network.down_path, *network.up_path))) == blocks
-    assert sum(isinstance(step, engine._Bands) for step in FastUNet(network)._steps) == blocks
+    assert sum(map(steps.takes_bands, (*network.down_path, *network.up_path))) == blocks
+    assert sum(isinstance(step, steps._Bands) for step in FastUNet(network)._steps) == blocks
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_norm": True}, {"up_mode": "upsample"}, {"pooling": "avg"}], ids=str)
+IN_BANDS = [{}, {"batch_norm": True}, {"pooling": "avg"}, {"pool_size": (3, 2)}, {"up_mode": "upsample"}]
+
+
+@pytest.mark.parametrize("wf", [NARROW, WIDER])
+@pytest.mark.parametrize("options", IN_BANDS, ids=str)
+@pytest.mark.parametrize("pixels", [1, 10_000, 10**9])
+def test_bands_of_any_height_give_the_logits_of_the_plain_network(wf, options, pixels, monkeypatch):
+    monkeypatch.setattr(bands, "BAND_PIXELS", pixels)
+    network = network_of(wf, depth=3, in_channels=3, **options)
+    y, x = (axis.legal_at_least(n) for axis, n in zip(network.footprint.axes, (140, 60), strict=True))
+    assert difference(network, torch.rand(2, 3, y, x)) <= engine.TOLERANCE
+
+
+@pytest.mark.parametrize("options", IN_BANDS, ids=str)
 @pytest.mark.parametrize("band", [1, 60_000, 10**9])
-def test_bands_of_any_height_give_the_logits_of_the_plain_network(band, options, monkeypatch):
-    monkeypatch.setattr(engine, "BAND", band)
+def test_and_so_do_rows_of_a_block_however_few(band, options, monkeypatch):
+    monkeypatch.setattr(steps, "BAND", band)
     network = network_of(NARROW, depth=3, in_channels=3, **options)
     y, x = (axis.legal_at_least(n) for axis, n in zip(network.footprint.axes, (60, 84), strict=True))
     assert difference(network, torch.rand(2, 3, y, x)) <= engine.TOLERANCE
 
 
-def test_bands_are_of_the_height_that_fits_and_cover_each_row_once(monkeypatch):
-    heights = []
-    monkeypatch.setattr(engine, "BAND", 4 * 8 * 80 * 10)
-    bands = engine._Bands([lambda x, skips: (heights.append(x.shape[2]), x[:, :, 2:-2, 2:-2])[1]], channels=8)
-    x = torch.rand(1, 8, 37, 80)
-    assert torch.equal(bands(x, []), x[:, :, 2:-2, 2:-2])
-    assert heights == [14, 14, 14, 7]
+@pytest.mark.parametrize(
+    ("options", "heights"), [({}, [44, 32, 4]), ({"padding": True}, [80]), ({"depth": 1}, [32, 32, 16])]
+)
+def test_each_row_is_prepared_once_in_the_order_of_bands(options, heights, monkeypatch):
+    monkeypatch.setattr(bands, "BAND_PIXELS", 80 * 32)
+    seen = []
+    network = network_of(NARROW, **{"depth": 3, **options})
+    assert network.footprint.axes[0].is_legal(80)
+    x = torch.arange(80.0)[:, None].expand(1, 1, 80, 80)
+    FastUNet(network)(x, lambda band: (seen.append(band[0, 0, :, 0]), channels_last(band))[1])
+    assert [len(rows) for rows in seen] == heights
+    assert torch.equal(torch.cat(seen), torch.arange(80.0))
+
+
+def test_a_network_that_pads_or_clamps_is_not_done_in_bands(monkeypatch):
+    monkeypatch.setattr(engine, "can_band", lambda axis: True)
+    monkeypatch.setattr(bands, "BAND_PIXELS", 1)
+    for options in ({"padding": True}, {"up_mode": "upsample"}):
+        network = network_of(NARROW, depth=3, **options)
+        length = network.footprint.axes[0].legal_at_least(140)
+        assert difference(network, torch.rand(1, 1, length, length)) > engine.TOLERANCE
 
 
 def test_with_pooling_that_is_not_square_too():
@@ -124,7 +151,7 @@ def test_with_pooling_that_is_not_square_too():
 def test_wide_convolutions_are_winograd_s_and_narrow_ones_are_not(wf, convolutions, monkeypatch):
     taken = []
     real = WinogradConvolution.__call__
-    monkeypatch.setattr(WinogradConvolution, "__call__", lambda self, x: (taken.append(x.shape), real(self, x))[1])
+    monkeypatch.setattr(WinogradConvolution, "__call__", lambda self, *x: (taken.append(x[0].shape), real(self, *x))[1])
     assert difference(network_of(wf), torch.rand(1, 1, 44, 44)) <= engine.TOLERANCE
     assert len(taken) == convolutions
 
@@ -132,7 +159,7 @@ def test_wide_convolutions_are_winograd_s_and_narrow_ones_are_not(wf, convolutio
 def test_a_fast_path_that_differs_is_not_taken_and_says_so(monkeypatch, caplog):
     network = network_of(NARROW)
     assert accelerate(network) is not None
-    monkeypatch.setattr(engine, "center_crop", lambda skip, size: skip[:, :, : size[0], : size[1]])
+    monkeypatch.setattr(steps, "_composed", lambda transposed, convolution: torch.zeros(32, 16, 2, 2))
     with caplog.at_level(logging.WARNING, "tilenet"):
         assert accelerate(network) is None
     assert "the plain one is used" in caplog.text

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tilenet.bands import Demand
 from tilenet.errors import SettingsError
 from tilenet.footprint import AxisFootprint, Footprint
 from tilenet.geometry import Box
@@ -123,8 +124,9 @@ def test_a_block_that_is_not_whole_tiles_is_refused():
 
 
 def test_a_memory_that_holds_no_tile_is_refused_with_the_number():
-    with pytest.raises(SettingsError, match="the smallest tile reads 4.* px.*--memory"):
-        plan_tiles((1000, 1000), Footprint((CLASSIC,) * 2), memory=10_000_000, bytes_per_pixel=1300)
+    told = "the smallest tile takes [0-9.]+ MB of activations, and the memory has 7.5 MB for them.*--memory"
+    with pytest.raises(SettingsError, match=told):
+        plan_tiles((1000, 1000), Footprint((CLASSIC,) * 2), memory=10_000_000, demand=Demand(1300))
 
 
 @pytest.mark.parametrize(("side", "block"), [(300, 512), (2048, 512), (4096, 1024), (10_000, 2048), (100_000, 4096)])
@@ -136,7 +138,7 @@ def test_the_default_block_is_the_largest_power_of_two_that_leaves_sixteen(side,
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([10**9, 4 * 10**9, 10**11]))
 def test_default_tiles_divide_the_block_and_fit_the_memory(height, width, memory):
-    plan = plan_tiles((height, width), Footprint((CLASSIC,) * 2), memory=memory, bytes_per_pixel=1300)
+    plan = plan_tiles((height, width), Footprint((CLASSIC,) * 2), memory=memory, demand=Demand(1300))
     assert all(b % t == 0 and t % 16 == 0 for b, t in zip(plan.block, plan.tile, strict=True))
     assert Box.of_shape(plan.largest_read).size * plan.batch * 1300 <= memory
 

@@ -8,6 +8,7 @@ import tilenet
 from tilenet import predict
 from tilenet.errors import SettingsError
 from tilenet.scaling import Scaling
+from tilenet.sizes import DEFAULT_DEMAND
 
 CPU = torch.device("cpu")
 BATCH = np.random.default_rng(0).integers(0, 255, (1, 1, 60, 60), dtype=np.uint8)
@@ -85,8 +86,22 @@ def test_a_float64_network_that_is_run_in_float32_may_take_it(network):
     assert predictor_of(network, engine="fast")(BATCH).dtype == np.float32
 
 
-def test_bands_spare_memory_and_the_plain_engine_has_none(network):
-    plain, fast = (predict.bytes_per_pixel(network, "fp32", 1, engine=engine) for engine in ("plain", "fast"))
-    assert fast < 0.6 * plain
+def test_of_a_tile_done_in_bands_only_a_band_is_in_memory(network):
+    plain, fast = (predict.demand_of(network, "fp32", 1, engine=engine) for engine in ("plain", "fast"))
+    assert fast.of((400, 400)) < 0.7 * plain.of((400, 400))
+    assert fast.of((4000, 4000)) < 0.2 * plain.of((4000, 4000))
     padded = tilenet.UNet(depth=2, wf=3, padding=True)
-    assert predict.bytes_per_pixel(padded, "fp32", 1, engine="fast") == plain
+    assert predict.demand_of(padded, "fp32", 1, engine="fast") == plain
+
+
+@pytest.mark.parametrize(("wf", "bytes_"), [(4, 0), (6, 1.6e8)])
+def test_winograd_s_transforms_are_a_strip_at_the_most(wf, bytes_):
+    assert predict.demand_of(tilenet.UNet(depth=2, wf=wf), "fp32", 1, engine="fast").fixed == bytes_
+
+
+def test_at_a_coarse_level_they_are_less():
+    assert 5e7 < predict.demand_of(tilenet.UNet(depth=4, wf=4), "fp32", 1, engine="fast").fixed < 9e7
+
+
+def test_a_predictor_that_does_not_say_what_it_needs_gets_the_default():
+    assert predict.demand_of(lambda batch: batch, "fp32", 1, engine="plain") == DEFAULT_DEMAND

@@ -17,6 +17,7 @@ from typing import Any
 
 import tilenet
 from tilenet import machine, predict, scaling, tissue
+from tilenet.bands import Demand
 from tilenet.card import ModelCard, label_table
 from tilenet.decide import Decision
 from tilenet.device import DevicePredictor
@@ -77,7 +78,7 @@ class Job:
     plan: Plan
     decision: Decision
     footprint: Footprint
-    bytes_per_pixel: float
+    demand: Demand
     device: str
     record: dict[str, Any]
     resolution: Resolution
@@ -141,9 +142,8 @@ class Job:
     def needs(self) -> dict[str, int]:
         """Return the bytes of host memory, device memory and disk that the run may take."""
         channels, outputs = self.image.n_channels, len(self.card.classes)
-        pixels = prod(self.plan.largest_read) * self.plan.batch
-        read = pixels * channels * self.image.dtype.itemsize
-        passed = int(pixels * (self.bytes_per_pixel + 4 * channels))
+        read = prod(self.plan.largest_read) * self.plan.batch * channels * self.image.dtype.itemsize
+        passed = self.demand.of(self.plan.largest_read, self.plan.batch)
         written = sum({"mask": 1}.get(name, 4 * outputs) for name in self.decision.arrays)
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
         weights = predict.weight_bytes(self.network)

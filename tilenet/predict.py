@@ -17,10 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tilenet.engine import FastUNet, accelerate, takes_bands
+from tilenet.bands import Demand, can_band
+from tilenet.engine import FastUNet, accelerate, winograd_bytes
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.scaling import Scaling
+from tilenet.sizes import DEFAULT_DEMAND
+from tilenet.steps import takes_bands
 from tilenet.unet import UNet
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,13 +70,14 @@ class TorchPredictor:
         self.dtype = PRECISIONS[precision]
         self._scale = _scale_on(device, scaling, self.dtype, footprint.ndim)
         self._layout = CHANNELS_LAST.get(footprint.ndim, torch.contiguous_format)
-        self._forward: Callable[[Tensor], Tensor]
+        self._forward: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
         if engine == "fast":
             self._forward = _fast(network, device, self.dtype)
         else:
-            self._forward = network = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
+            plain = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
             if footprint.ndim in CHANNELS_LAST:
-                network.to(memory_format=self._layout)  # type: ignore[call-overload]
+                plain.to(memory_format=self._layout)  # type: ignore[call-overload]
+            self._forward = lambda x, prepared: plain(prepared(x))
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.floating[Any]]:
         """Return logits (N, K, *m) of raw pixels (N, C, *n), float32 (or a network's float64)."""
@@ -97,9 +101,13 @@ class TorchPredictor:
 
     def logits(self, x: Tensor) -> Tensor:
         """Return logits (N, K, *m) of raw pixels (N, C, *n), both on the device."""
-        x = self._scale(x.to(torch.float64 if self.dtype == torch.float64 else torch.float32))
-        out = self._forward(x.to(self.dtype, memory_format=self._layout))
+        out = self._forward(x, self._prepared)
         return out if out.dtype == torch.float64 else out.float()
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        """Return raw pixels as the network takes them."""
+        x = self._scale(x.to(torch.float64 if self.dtype == torch.float64 else torch.float32))
+        return x.to(self.dtype, memory_format=self._layout)
 
 
 def _scale_on(device: torch.device, scaling: Scaling, dtype: torch.dtype, ndim: int) -> Callable[[Tensor], Tensor]:
@@ -212,20 +220,23 @@ def _probed(network: nn.Module, x: NDArray[np.float32]) -> tuple[int, ...]:
         raise ModelError(f"the network does not take an input of shape {x.shape}: {error}") from error
 
 
-def bytes_per_pixel(network: object, precision: str, channels: int, *, engine: str) -> float | None:
-    """Return what a forward pass needs per input pixel, None where it cannot be told.
+def demand_of(network: object, precision: str, channels: int, *, engine: str) -> Demand:
+    """Return the bytes that a forward pass needs.
 
     A U-Net peaks in its last block, where the joined skip (twice the first block's
     channels), a convolution and its ReLU are held beside the skips (as much again): six
     times the first block's channels. Measured peaks of whole runs (depth 2 to 5, wf 1 to 6)
-    are 7.5 times, for what the allocator keeps between them; 4 times where blocks are done
-    in bands.
+    are 7.5 times, for what the allocator keeps between them; 4 times where the block is done
+    a few rows after the other.
     """
     if not isinstance(network, UNet):
-        return None
-    size = PRECISIONS[precision].itemsize
-    banded = engine == "fast" and takes_bands((*network.down_path, *network.up_path)[-1])
-    return float(size * ((4 if banded else 7.5) * 2**network.wf + channels) + 12 * network.n_classes)
+        return DEFAULT_DEMAND
+    fast, size, row = engine == "fast", PRECISIONS[precision].itemsize, network.footprint.axes[0]
+    spared = fast and takes_bands((*network.down_path, *network.up_path)[-1])
+    passed = size * ((4 if spared else 7.5) * 2**network.wf + channels) + 4 * channels
+    decided = 12 * network.n_classes
+    fixed = winograd_bytes(network) if fast else 0
+    return Demand(decided, passed, row, fixed) if fast and can_band(row) else Demand(decided + passed, fixed=fixed)
 
 
 def weight_bytes(network: object) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet import machine, predict, tissue
+from tilenet.bands import Demand
 from tilenet.card import ModelCard
 from tilenet.decide import Decision
 from tilenet.errors import ImageError, ModelError, SettingsError
@@ -25,7 +26,7 @@ from tilenet.readers.resampled import at_resolution, in_plane
 from tilenet.region import find_roi, roi_to_json
 from tilenet.resolution import Resolution, recorded, resolve
 from tilenet.scaling import Scaling
-from tilenet.sizes import DEFAULT_BYTES_PER_PIXEL, plan_tiles
+from tilenet.sizes import plan_tiles
 from tilenet.store import Store
 
 # What people ought to hear of a run before it starts; the command prints it.
@@ -119,9 +120,9 @@ def settle(
     device = machine.find_device(options.device or "auto")
     precision = predict.find_precision(options.precision or "auto", network)
     engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
-    need = predict.bytes_per_pixel(network, precision, image.n_channels, engine=engine) or DEFAULT_BYTES_PER_PIXEL
+    demand = predict.demand_of(network, precision, image.n_channels, engine=engine)
     part = find_roi(options.roi, image.box_shape, name=image.name)
-    plan = _plan(part, footprint, options, need)
+    plan = _plan(part, footprint, options, demand)
     decision = _decision(card, options)
     search = tissue.search(options.tissue, whole, channels=channels, footprint=footprint)
     if search.rule and "logits" in decision.arrays:
@@ -139,7 +140,7 @@ def settle(
         "threshold": decision.threshold if len(card.classes) == 1 else None,
     }
     how = (str(device), record, resolution, search, inside)
-    return Job(image, network, card, origin, plan, decision, footprint, need, *how)
+    return Job(image, network, card, origin, plan, decision, footprint, demand, *how)
 
 
 def _find_network(model: Any) -> tuple[Any, ModelCard, str]:
@@ -217,7 +218,7 @@ def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None
     )
 
 
-def _plan(part: Box, footprint: Footprint, options: Options, bytes_per_pixel: float) -> Plan:
+def _plan(part: Box, footprint: Footprint, options: Options, demand: Demand) -> Plan:
     return plan_tiles(
         part.shape,
         footprint,
@@ -225,7 +226,7 @@ def _plan(part: Box, footprint: Footprint, options: Options, bytes_per_pixel: fl
         block=_inner(options.block, footprint),
         batch=options.batch,
         memory=options.memory,
-        bytes_per_pixel=bytes_per_pixel,
+        demand=demand,
         origin=part.start,
     )
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import product
 from math import prod
 
+from tilenet.bands import Demand
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, ceil_div, round_down, round_up
@@ -20,10 +21,12 @@ DEFAULT_MEMORY = 4_000_000_000
 # Of the memory, the part that activations may fill; the rest holds the interpreter, the
 # tiles read ahead and the blocks being written.
 ACTIVATIONS = (3, 4)
-# What a predictor that does not say is taken to need; the paper's network needs about 1300.
-DEFAULT_BYTES_PER_PIXEL = 2048
+# What a predictor that does not say is taken to need, of bytes for each pixel; the paper's network needs about 1300.
+DEFAULT_DEMAND = Demand(2048)
 # Smallest and largest default block side, by the number of axes: 2**18 to 2**24 pixels.
 BLOCK_SIDES = {1: (2**18, 2**24), 2: (512, 4096), 3: (64, 256)}
+# Largest default side of a tile. One of 4096 px would have depth 5 compute 3 % less, and take four times the memory.
+TILE_SIDES = {1: 2**22, 2: 2048, 3: 256}
 ENOUGH_BLOCKS = 16
 # Planes of a stack share a block up to this size, lest a stack become millions of files.
 STACKED_PIXELS = 2**22
@@ -39,7 +42,7 @@ def plan_tiles(
     block: int | Sequence[int] | None = None,
     batch: int | None = None,
     memory: int | None = None,
-    bytes_per_pixel: float | None = None,
+    demand: Demand = DEFAULT_DEMAND,
     origin: Sequence[int] = (),
 ) -> Plan:
     """Decide blocks and tiles for an image: a pure function of its arguments.
@@ -61,8 +64,8 @@ def plan_tiles(
         Most tiles per forward pass; default as many as make about a million pixels.
     memory : int, optional
         Bytes for the whole run; default 4 GB.
-    bytes_per_pixel : float, optional
-        What the predictor needs per input pixel.
+    demand : Demand, optional
+        What the predictor needs.
     origin : sequence of int, optional
         Pixel of the image at which `shape` begins, where it is a part of the image: tiles stay
         on the image's grid. Default its first.
@@ -87,25 +90,20 @@ def plan_tiles(
     if outer < 0 or min(shape, default=0) < 1:
         raise SettingsError(f"an image of shape {shape} does not suit a network with {footprint.ndim} axes")
     inner, origin = shape[outer:], tuple(map(int, origin)) if any(origin) else ()
-    fit = int(
-        (DEFAULT_MEMORY if memory is None else memory)
-        * ACTIVATIONS[0]
-        / ACTIVATIONS[1]
-        / (bytes_per_pixel or DEFAULT_BYTES_PER_PIXEL)
-    )
+    room = (DEFAULT_MEMORY if memory is None else memory) * ACTIVATIONS[0] // ACTIVATIONS[1]
     tiles, blocks = _sides(tile, footprint, "tile"), _sides(block, footprint, "block")
     _check_grid(tiles, footprint)
     if blocks is None:
         blocks = _default_block(inner, footprint, tiles)
     if tiles is None:
-        tiles = _default_tile(_placed(inner, origin[outer:]), footprint, blocks, fit)
+        tiles = _default_tile(_placed(inner, origin[outer:]), footprint, blocks, demand=demand, room=room)
     if any(b % t for b, t in zip(blocks, tiles, strict=True)):
         raise SettingsError(
             f"block {_text(blocks)} is not whole tiles of {_text(tiles)}; give a multiple, or leave it out"
         )
     planes = _default_planes(shape[:outer], inner, blocks)
     plan = Plan(shape, footprint.with_outer(outer), (1,) * outer + tiles, planes + blocks, origin=origin)
-    batch = _default_batch(plan, fit) if batch is None else batch
+    batch = _default_batch(plan, demand, room) if batch is None else batch
     if batch < 1:
         raise SettingsError(f"batch {batch} is less than 1")
     return replace(plan, batch=batch)
@@ -121,18 +119,23 @@ def _default_block(shape: tuple[int, ...], footprint: Footprint, tile: tuple[int
     return tuple(t * max(1, side // t) for t in tile)
 
 
-def _default_tile(part: Box, footprint: Footprint, block: tuple[int, ...], fit: int) -> tuple[int, ...]:
-    choices = []
+def _default_tile(
+    part: Box, footprint: Footprint, block: tuple[int, ...], *, demand: Demand, room: int
+) -> tuple[int, ...]:
+    choices, largest = [], TILE_SIDES[len(block)]
     for b, step in zip(block, footprint.step, strict=True):
         if b % step:
             raise SettingsError(
                 f"block {b} is not a multiple of {step}, the network's step; nearest {_nearest(b, step)}"
             )
-        choices.append([step * d for d in range(1, b // step + 1) if b // step % d == 0])
-    tiles = [tile for tile in product(*choices) if _read_size(part, footprint, tile) <= fit]
+        choices.append([step * d for d in range(1, max(step, min(b, largest)) // step + 1) if b // step % d == 0])
+    tiles = [tile for tile in product(*choices) if demand.of(_read_shape(part, footprint, tile)) <= room]
     if not tiles:
-        least = _read_size(part, footprint, tuple(c[0] for c in choices))
-        raise SettingsError(f"the smallest tile reads {least} px, and the memory holds {fit}: give more with --memory")
+        least = demand.of(_read_shape(part, footprint, tuple(c[0] for c in choices)))
+        raise SettingsError(
+            f"the smallest tile takes {_mb(least)} of activations, and the memory has {_mb(room)} for them: "
+            f"give more with --memory"
+        )
 
     def cost(tile: tuple[int, ...]) -> tuple[int, int]:
         axes = zip(footprint.axes, part.shape, tile, part.start, strict=True)
@@ -159,15 +162,20 @@ def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple
     return planes
 
 
-def _default_batch(plan: Plan, fit: int) -> int:
-    tile = prod(plan.largest_read)
+def _default_batch(plan: Plan, demand: Demand, room: int) -> int:
+    read = plan.largest_read
     in_block = prod(map(ceil_div, map(min, plan.block, plan.shape), plan.tile))
-    return max(1, min(in_block, BATCH_PIXELS // tile, fit // tile))
+    most = min(in_block, BATCH_PIXELS // prod(read))
+    return next((n for n in range(most, 1, -1) if demand.of(read, n) <= room), 1)
 
 
-def _read_size(part: Box, footprint: Footprint, tile: tuple[int, ...]) -> int:
+def _read_shape(part: Box, footprint: Footprint, tile: tuple[int, ...]) -> tuple[int, ...]:
     write = Box.of_shape(tuple(map(min, tile, part.shape)))
-    return tile_of(footprint, write, part.start).read.size
+    return tile_of(footprint, write, part.start).read.shape
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.3g} MB"
 
 
 def _sides(value: int | Sequence[int] | None, footprint: Footprint, what: str) -> tuple[int, ...] | None:

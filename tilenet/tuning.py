@@ -147,15 +147,15 @@ class _Search:
     def _with(self, setting: Setting) -> Job:
         job = self._job
         engine = "plain" if setting.engine == "plain" else job.record["engine"]
-        need = predict.bytes_per_pixel(job.network, job.record["precision"], job.image.n_channels, engine=engine)
-        job = replace(job, bytes_per_pixel=need or job.bytes_per_pixel)
+        demand = predict.demand_of(job.network, job.record["precision"], job.image.n_channels, engine=engine)
+        job = replace(job, demand=demand)
         plan = plan_tiles(
             job.plan.shape,
             job.footprint,
             tile=setting.tile,
             batch=setting.batch or None,
             memory=self._memory,
-            bytes_per_pixel=job.bytes_per_pixel,
+            demand=demand,
             origin=job.plan.origin,
         )
         return replace(job, plan=plan, record=job.record | {"threads": setting.threads, "engine": engine})

@@ -25,10 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tilenet.stream import rows_of
+
 # Pixels along an axis that are made at once, and those they need.
 MADE, NEEDED = 4, 6
-# An image is done strip by strip, so that its transform, which is 2.25 times as large, is never in memory as a
+# An image is done strip by strip, so that its transform, which is so many times as large, is never in memory as a
 # whole: so many bytes before and after the products.
+GROWN = NEEDED**2 / MADE**2
 STRIP = 64e6
 # Of three weights along an axis (Lavin and Gray, section 4.2).
 OF_WEIGHTS = [
@@ -56,25 +59,28 @@ class WinogradConvolution:
         self._products = [_multiplication(of_place) for of_place in _transformed_weights(weight)]
         self._bias, self._padding = bias, padding
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map (N, C, h, w), channels last, to (N, K, h - 2, w - 2), where it is padded by 1 to (N, K, h, w)."""
+    def __call__(self, x: Tensor, before: Tensor) -> Tensor:
+        """Map (N, C, h, w), channels last, to (N, K, h - 2, w - 2), where it is padded by 1 to (N, K, h, w).
+
+        The rows before, if any, (N, C, b, w), lie above: h is larger by b.
+        """
         if self._padding:
             x = F.pad(x, (self._padding,) * 4)
         n, _, height, width = x.shape
-        out = x.new_empty((n, height - 2, width - 2, len(self._bias)))
-        for image, made in zip(x.permute(0, 2, 3, 1), out, strict=True):
-            self._convolve(image, made)
+        out = x.new_empty((n, before.shape[2] + height - 2, width - 2, len(self._bias)))
+        for above, image, made in zip(before.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1), out, strict=True):
+            self._convolve(above, image, made)
         return out.permute(0, 3, 1, 2)
 
-    def _convolve(self, image: Tensor, made: Tensor) -> None:
-        """Fill (h - 2, w - 2, K) from (h, w, C)."""
+    def _convolve(self, above: Tensor, image: Tensor, made: Tensor) -> None:
+        """Fill (h - 2, w - 2, K) from (b, w, C) and below it (h - b, w, C)."""
         (height, width, channels), outputs = made.shape[:2] + image.shape[2:], made.shape[2]
         high, wide = -(-height // MADE), -(-width // MADE)
         rows = min(high, max(1, int(STRIP / (NEEDED**2 * wide * (channels + outputs) * image.itemsize))))
         # What the last square has too much stays zero, and what is made of it is not kept.
         tall = image.new_zeros((NEEDED, rows, MADE * wide + 2, channels))
         for top in range(0, height, MADE * rows):
-            strip = image[top : top + MADE * rows + 2]
+            strip = rows_of(above, image, top, min(top + MADE * rows, height) + 2, axis=0)
             count = -(-(len(strip) - 2) // MADE)
             strip = F.pad(strip, (0, 0, 0, 0, 0, MADE * count + 2 - len(strip)))
             _transform(_windows(strip, 0), list(tall[:, :count, : width + 2]))

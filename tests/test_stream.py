@@ -1,0 +1,64 @@
+"""What is held from band to band comes out as if it had never been parted."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tilenet.stream import Skip, Stream, rows_of
+
+parts = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+
+
+def numbered(rows, width=5):
+    return torch.arange(rows * width).reshape(1, 1, rows, width)
+
+
+@given(parts, st.integers(1, 5))
+def test_a_step_is_given_the_rows_before_again(heights, count):
+    stream, whole, top = Stream(), numbered(sum(heights)), 0
+    for band in whole.split(heights, dim=2):
+        assert torch.equal(stream.before("step", band, count), whole[:, :, max(0, top - count) : top])
+        top += band.shape[2]
+
+
+def test_each_step_has_rows_of_its_own():
+    stream = Stream()
+    stream.before("one", numbered(3), 2)
+    assert stream.before("other", numbered(3), 2).shape[2] == 0
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.data())
+def test_rows_of_two_tensors_are_those_of_both_on_top_of_each_other(above, below, data):
+    start = data.draw(st.integers(0, above + below))
+    stop = data.draw(st.integers(start, above + below))
+    whole = numbered(above + below)
+    before, x = whole.split((above, below), dim=2)
+    found = rows_of(before, x, start, stop)
+    assert torch.equal(found, whole[:, :, start:stop])
+    if start >= above and found.numel():
+        assert found.data_ptr() == whole[:, :, start:].data_ptr()
+
+
+@given(parts, st.integers(0, 3), st.integers(0, 2), st.data())
+def test_a_skip_gives_its_centre_in_order_whatever_the_parts(heights, above, again, data):
+    heights = [heights[0] + 2 * above + again, *heights[1:]]
+    whole, skip, top = numbered(sum(heights), 9), Skip(), above
+    for i, part in enumerate(whole.split(heights, dim=2)):
+        skip.add(part)
+        held = sum(heights[: i + 1]) - top
+        # Of the first band the height says where the centre begins; rows below it wait.
+        rows = heights[0] - 2 * above if i == 0 else data.draw(st.integers(max(1, again), max(1, again, held)))
+        skip.center((rows, 5))
+        rows = min(rows, held)
+        found = torch.cat(skip.take(rows, again=min(again, rows)), dim=2)
+        assert torch.equal(found, whole[:, :, top : top + rows, 2:7])
+        top += rows - min(again, rows)
+
+
+def test_a_skip_holds_no_memory_of_rows_that_were_taken():
+    skip, first = Skip(), torch.zeros(1, 1, 1000, 10)
+    skip.add(first)
+    skip.center((1000, 10))
+    skip.take(990)
+    skip.add(torch.zeros(1, 1, 5, 10))
+    assert [part.untyped_storage().nbytes() for part in skip._parts] == [400, 200]

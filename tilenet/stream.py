@@ -1,0 +1,74 @@
+"""What a pass through a network holds from one band of rows to the next (see `tilenet.bands`)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ROWS = 2  # The axis of (N, C, h, w).
+
+
+class Stream:
+    """The rows that steps need again, and the skips on their way from the contracting to the expanding path."""
+
+    def __init__(self) -> None:
+        self.skips: dict[int, Skip] = defaultdict(Skip)
+        self._last: dict[object, Tensor] = {}
+
+    def before(self, step: object, x: Tensor, count: int) -> Tensor:
+        """Return the last rows that a step was given before `x`, none at first; keep the last `count` of both."""
+        before = self._last.get(step, x[:, :, :0])
+        total = before.shape[ROWS] + x.shape[ROWS]
+        # A copy, lest a few rows keep all of them in memory.
+        self._last[step] = rows_of(before, x, max(0, total - count), total).clone()
+        return before
+
+
+class Skip:
+    """Rows that wait for those that join them: the centre of what is added, in its order."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+        self._begun = False
+
+    def add(self, x: Tensor) -> None:
+        """Add rows (N, C, h, w) below those that wait."""
+        self._parts = [*(part.clone() for part in self._parts), x]
+
+    def center(self, shape: Sequence[int]) -> None:
+        """Let the next rows taken be those over which the next (N, C, *shape) come to lie.
+
+        The first band is a legal input of its own, so that its centre is where that of the tile begins.
+        """
+        height, width = shape
+        if not self._begun:
+            (first,) = self._parts
+            above = (first.shape[ROWS] - height) // 2
+            self._parts = [first.narrow(ROWS, above, first.shape[ROWS] - above)]
+            self._begun = True
+        self._parts = [part.narrow(-1, (part.shape[-1] - width) // 2, width) for part in self._parts]
+
+    def take(self, rows: int, *, again: int = 0) -> list[Tensor]:
+        """Return the next rows in pieces; the last `again` of them are taken another time."""
+        taken, left, dropped = [], [], rows - again
+        for part in self._parts:
+            length = part.shape[ROWS]
+            if rows > 0:
+                taken.append(part.narrow(ROWS, 0, min(rows, length)))
+            if dropped < length:
+                left.append(part.narrow(ROWS, max(0, dropped), length - max(0, dropped)))
+            rows, dropped = rows - length, dropped - length
+        self._parts = left
+        return taken
+
+
+def rows_of(before: Tensor, x: Tensor, start: int, stop: int, *, axis: int = ROWS) -> Tensor:
+    """Return rows of two tensors on top of each other: a view where they lie in the lower one."""
+    above = before.shape[axis]
+    lower = x.narrow(axis, max(0, start - above), max(0, stop - above) - max(0, start - above))
+    if start >= above:
+        return lower
+    return torch.cat([before.narrow(axis, start, min(stop, above) - start), lower], axis)
