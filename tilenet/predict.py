@@ -226,14 +226,16 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str) ->
     A U-Net peaks in its last block, where the joined skip (twice the first block's
     channels), a convolution and its ReLU are held beside the skips (as much again): six
     times the first block's channels. Measured peaks of whole runs (depth 2 to 5, wf 1 to 6)
-    are 7.5 times, for what the allocator keeps between them; 4 times where the block is done
-    a few rows after the other.
+    are 7.5 times, for what the allocator keeps between them; of a band 5 times, and 4 times where
+    the block is done a few rows after the other.
     """
     if not isinstance(network, UNet):
         return DEFAULT_DEMAND
     fast, size, row = engine == "fast", PRECISIONS[precision].itemsize, network.footprint.axes[0]
-    spared = fast and takes_bands((*network.down_path, *network.up_path)[-1])
-    passed = size * ((4 if spared else 7.5) * 2**network.wf + channels) + 4 * channels
+    times = 7.5
+    if fast and can_band(row):
+        times = 4 if takes_bands((*network.down_path, *network.up_path)[-1]) else 5
+    passed = size * (times * 2**network.wf + channels) + 4 * channels
     decided = 12 * network.n_classes
     fixed = winograd_bytes(network) if fast else 0
     return Demand(decided, passed, row, fixed) if fast and can_band(row) else Demand(decided + passed, fixed=fixed)

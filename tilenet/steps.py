@@ -23,7 +23,7 @@ from tilenet.winograd import WinogradConvolution
 # 64 would be as good (wf 6, one tile: 1.17 s for 1.23; with AVX-512 0.84 for 0.75).
 WINOGRAD = 128
 # Bytes of the rows of a block that are taken at once, and the least of its rows: two convolutions leave some of them.
-BAND = 4e6
+BAND = 8e6
 LEAST = 8
 Step = Callable[[Tensor, Stream], Tensor]
 Affine = tuple[Tensor, Tensor]
@@ -108,7 +108,10 @@ class _Bands:
             stream.skips[self.level].center((scale * height, scale * width))
         rows = max(LEAST, int(BAND / (n * self.channels * scale**2 * width * x.itemsize)))
         bands = [(top, min(top + rows, height)) for top in range(0, height, rows)]
-        return in_bands(self.steps, x, bands, stream, scale=scale)
+        made = in_bands(self.steps, x, bands, stream, scale=scale)
+        if self.level is not None:
+            stream.skips[self.level].release()
+        return made
 
 
 def in_bands(steps: list[Step], x: Tensor, bands: list[tuple[int, int]], stream: Stream, *, scale: int) -> Tensor:
@@ -152,7 +155,7 @@ def _convolution(weight: Tensor, bias: Tensor, padding: int, after: Affine | Non
 
         def convolved(x: Tensor, before: Tensor) -> Tensor:
             # oneDNN's own ReLU would save 3 % of the time, but makes 0 of what is not a number.
-            return F.conv2d(_below(before, x), weight, bias, padding=padding).relu_()
+            return F.conv2d(_stacked([before, x]), weight, bias, padding=padding).relu_()
 
     def convolve(x: Tensor, stream: Stream) -> Tensor:
         x = convolved(x, x[:, :, :0] if padding else stream.before(convolve, x, 2))
@@ -161,8 +164,10 @@ def _convolution(weight: Tensor, bias: Tensor, padding: int, after: Affine | Non
     return convolve
 
 
-def _below(before: Tensor, x: Tensor) -> Tensor:
-    return torch.cat([before, x], 2) if before.shape[2] else x
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """Return rows on top of each other: a copy only if there is more than one part."""
+    some = [part for part in parts if part.shape[2]]
+    return some[0] if len(some) == 1 else torch.cat(some, 2)
 
 
 def is_winograd(weight: Tensor) -> bool:
@@ -201,6 +206,7 @@ def _join(up: UpBlock, level: int) -> Step:
         for piece in pieces:
             joined[:, channels:, top : top + piece.shape[2]] = piece
             top += piece.shape[2]
+        skip.release()
         return joined
 
     return join
@@ -223,8 +229,8 @@ def _fused(up: UpBlock, level: int) -> Step:
     bias = first.bias + torch.einsum("omij,m->o", of_up, coarse.bias)
 
     def join(x: Tensor, stream: Stream) -> Tensor:
-        x = _below(stream.before(join, x, 1), x)
-        skip = torch.cat(stream.skips[level].take(2 * x.shape[2], again=2), 2)
+        x = _stacked([stream.before(join, x, 1), x])
+        skip = _stacked(stream.skips[level].take(2 * x.shape[2], again=2))
         out = F.conv2d(skip, of_skip, bias)  # (N, C, 2 h - 2, 2 w - 2)
         fine = F.conv2d(x, taps)  # (N, (2, 2, C), h, w)
         n, _, height, width = fine.shape

@@ -36,7 +36,11 @@ class Skip:
 
     def add(self, x: Tensor) -> None:
         """Add rows (N, C, h, w) below those that wait."""
-        self._parts = [*(part.clone() for part in self._parts), x]
+        self._parts.append(x)
+
+    def release(self) -> None:
+        """Let go of rows that were taken: of a band they are most, and those that wait are views of all."""
+        self._parts = [part.clone() for part in self._parts]
 
     def center(self, shape: Sequence[int]) -> None:
         """Let the next rows taken be those over which the next (N, C, *shape) come to lie.
