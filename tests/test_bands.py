@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tilenet
-from tilenet.bands import BAND_PIXELS, Demand, can_band, split_rows
+from tilenet.bands import BAND_BYTES, Demand, band_pixels, can_band, split_rows
 from tilenet.footprint import AxisFootprint
 
 networks = st.builds(
@@ -15,21 +15,21 @@ networks = st.builds(
 )
 
 
-@given(networks, st.integers(1, 10**6), st.integers(1, 10**5))
-def test_bands_cover_each_row_once_the_first_legal_and_the_others_whole_steps(axis, more, width):
+@given(networks, st.integers(1, 10**6), st.integers(1, 10**5), st.integers(1, 10**7))
+def test_bands_cover_each_row_once_the_first_legal_and_the_others_whole_steps(axis, more, width, pixels):
     length = axis.legal_at_least(more)
-    bands = split_rows(axis, length, width)
+    bands = split_rows(axis, length, width, pixels)
     assert [row for start, stop in bands[:500] for row in range(start, stop)] == list(range(bands[:500][-1][1]))
     assert bands[-1][1] == length
     assert axis.is_legal(bands[0][1])
     assert all(stop > start and (stop - start) % axis.step == 0 for start, stop in bands[1:])
 
 
-@given(networks, st.integers(1, 10**4))
-def test_a_band_holds_no_more_pixels_than_it_may_unless_the_network_needs_more_rows(axis, width):
+@given(networks, st.integers(1, 10**4), st.integers(1, 10**7))
+def test_a_band_holds_no_more_pixels_than_it_may_unless_the_network_needs_more_rows(axis, width, pixels):
     least = max(4 * axis.step, axis.smallest)
-    for start, stop in split_rows(axis, axis.legal_at_least(3000), width):
-        assert (stop - start) * width <= max(BAND_PIXELS + axis.step * width, (least + axis.step) * width)
+    for start, stop in split_rows(axis, axis.legal_at_least(3000), width, pixels):
+        assert (stop - start) * width <= max(pixels + axis.step * width, (least + axis.step) * width)
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,15 @@ def test_networks_that_pad_or_clamp_are_not_done_in_bands(options, may):
 
 def test_a_demand_grows_with_the_tile_by_what_is_not_in_bands():
     axis = AxisFootprint(step=16, lost=92, smallest=188)
-    demand = Demand(per_pixel=10, in_band=1000, axis=axis, fixed=5)
+    demand = Demand(per_pixel=10, in_band=1000, axis=axis, pixels=500_000, fixed=5)
     assert demand.of((188, 188)) == 5 + 1010 * 188**2
     assert demand.of((1, 4092, 4092)) == 5 + 10 * 4092**2 + 1000 * 4092 * 188
     assert demand.of((2044, 2044), batch=2) == demand.of((2044, 4088))
     assert Demand(10, 1000).of((4, 5, 6), batch=3) == 1010 * 360
+
+
+@pytest.mark.parametrize("wf", range(8))
+def test_bands_are_as_large_for_all_networks_but_narrow_ones(wf):
+    held = band_pixels(2**wf) * 4 * 2**wf
+    assert held <= BAND_BYTES
+    assert wf < 4 or held > 0.98 * BAND_BYTES

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 import tilenet
-from tilenet import bands, engine, steps
+from tilenet import engine, steps
 from tilenet.engine import FastUNet, accelerate, channels_last
+from tilenet.stream import Stream
 from tilenet.winograd import WinogradConvolution
 
 # Width factors of networks without a Winograd convolution, with one, and with all but the first.
@@ -30,11 +31,11 @@ def network_of(wf, *, depth=2, **options):
     return network
 
 
-def difference(network, x):
+def difference(network, x, **how):
     """Return how far the fast path is off, as a part of the logits' range."""
     fast = FastUNet(network)
     with torch.inference_mode():
-        plain, quick = network(x), fast(x, channels_last)
+        plain, quick = network(x), fast(x, channels_last, **how)
     assert plain.std() > 0
     return float((quick - plain).abs().max() / (plain.max() - plain.min()))
 
@@ -102,11 +103,10 @@ IN_BANDS = [{}, {"batch_norm": True}, {"pooling": "avg"}, {"pool_size": (3, 2)},
 @pytest.mark.parametrize("wf", [NARROW, WIDER])
 @pytest.mark.parametrize("options", IN_BANDS, ids=str)
 @pytest.mark.parametrize("pixels", [1, 10_000, 10**9])
-def test_bands_of_any_height_give_the_logits_of_the_plain_network(wf, options, pixels, monkeypatch):
-    monkeypatch.setattr(bands, "BAND_PIXELS", pixels)
+def test_bands_of_any_height_give_the_logits_of_the_plain_network(wf, options, pixels):
     network = network_of(wf, depth=3, in_channels=3, **options)
     y, x = (axis.legal_at_least(n) for axis, n in zip(network.footprint.axes, (140, 60), strict=True))
-    assert difference(network, torch.rand(2, 3, y, x)) <= engine.TOLERANCE
+    assert difference(network, torch.rand(2, 3, y, x), pixels=pixels) <= engine.TOLERANCE
 
 
 @pytest.mark.parametrize("options", IN_BANDS, ids=str)
@@ -121,24 +121,22 @@ def test_and_so_do_rows_of_a_block_however_few(band, options, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "heights"), [({}, [44, 32, 4]), ({"padding": True}, [80]), ({"depth": 1}, [32, 32, 16])]
 )
-def test_each_row_is_prepared_once_in_the_order_of_bands(options, heights, monkeypatch):
-    monkeypatch.setattr(bands, "BAND_PIXELS", 80 * 32)
+def test_each_row_is_prepared_once_in_the_order_of_bands(options, heights):
     seen = []
     network = network_of(NARROW, **{"depth": 3, **options})
     assert network.footprint.axes[0].is_legal(80)
     x = torch.arange(80.0)[:, None].expand(1, 1, 80, 80)
-    FastUNet(network)(x, lambda band: (seen.append(band[0, 0, :, 0]), channels_last(band))[1])
+    FastUNet(network)(x, lambda band: (seen.append(band[0, 0, :, 0]), channels_last(band))[1], pixels=80 * 32)
     assert [len(rows) for rows in seen] == heights
     assert torch.equal(torch.cat(seen), torch.arange(80.0))
 
 
 def test_a_network_that_pads_or_clamps_is_not_done_in_bands(monkeypatch):
     monkeypatch.setattr(engine, "can_band", lambda axis: True)
-    monkeypatch.setattr(bands, "BAND_PIXELS", 1)
     for options in ({"padding": True}, {"up_mode": "upsample"}):
         network = network_of(NARROW, depth=3, **options)
         length = network.footprint.axes[0].legal_at_least(140)
-        assert difference(network, torch.rand(1, 1, length, length)) > engine.TOLERANCE
+        assert difference(network, torch.rand(1, 1, length, length), pixels=1) > engine.TOLERANCE
 
 
 def test_with_pooling_that_is_not_square_too():
@@ -163,6 +161,14 @@ def test_a_fast_path_that_differs_is_not_taken_and_says_so(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "tilenet"):
         assert accelerate(network) is None
     assert "the plain one is used" in caplog.text
+
+
+def test_nor_is_one_that_differs_between_two_bands_alone(monkeypatch, caplog):
+    network, real = network_of(NARROW, depth=3), Stream.before
+    monkeypatch.setattr(Stream, "before", lambda *arguments: torch.zeros_like(real(*arguments)))
+    length = network.footprint.axes[0].legal_at_least(60)
+    assert difference(network, torch.rand(1, 1, length, length)) <= engine.TOLERANCE
+    assert accelerate(network) is None
 
 
 @pytest.mark.parametrize(

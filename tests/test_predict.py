@@ -9,6 +9,7 @@ from tilenet import predict
 from tilenet.errors import SettingsError
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_DEMAND
+from tilenet.winograd import STRIP
 
 CPU = torch.device("cpu")
 BATCH = np.random.default_rng(0).integers(0, 255, (1, 1, 60, 60), dtype=np.uint8)
@@ -94,13 +95,13 @@ def test_of_a_tile_done_in_bands_only_a_band_is_in_memory(network):
     assert predict.demand_of(padded, "fp32", 1, engine="fast") == plain
 
 
-@pytest.mark.parametrize(("wf", "bytes_"), [(4, 0), (6, 1.6e8)])
-def test_winograd_s_transforms_are_a_strip_at_the_most(wf, bytes_):
-    assert predict.demand_of(tilenet.UNet(depth=2, wf=wf), "fp32", 1, engine="fast").fixed == bytes_
-
-
-def test_at_a_coarse_level_they_are_less():
-    assert 5e7 < predict.demand_of(tilenet.UNet(depth=4, wf=4), "fp32", 1, engine="fast").fixed < 9e7
+@pytest.mark.parametrize(
+    ("depth", "wf", "strips"), [(2, 4, 0), (4, 4, 0), (3, 5, 3.5), (2, 6, 3.5)], ids=["none", "coarse", "finer", "fine"]
+)
+def test_winograd_s_strips_count_where_its_convolutions_are_not_all_coarse(depth, wf, strips):
+    network = tilenet.UNet(depth=depth, wf=wf)
+    assert predict.demand_of(network, "fp32", 1, engine="fast").fixed == strips * STRIP
+    assert predict.demand_of(network, "fp32", 1, engine="plain").fixed == 0
 
 
 def test_a_predictor_that_does_not_say_what_it_needs_gets_the_default():

@@ -15,8 +15,9 @@ from math import prod
 from tilenet.footprint import AxisFootprint
 from tilenet.geometry import round_down
 
-# Input pixels of a band. Fewer make the deepest layers read their weights for few pixels.
-BAND_PIXELS = 2**19
+# Bytes of the first block's activations in a band, float32, and most pixels of one. The deepest layers read all their
+# weights for each band: with half as many bytes, wf 4 to 6 take 2 to 4 % more time.
+BAND_BYTES, MOST_PIXELS = 128_000_000, 2**21
 # Rows of a band are so many steps, or a multiple: then the deepest layer has whole squares of Winograd's.
 STEPS = 4
 
@@ -26,16 +27,25 @@ def can_band(axis: AxisFootprint) -> bool:
     return axis.spoiled == (0, 0)
 
 
-def split_rows(axis: AxisFootprint, length: int, width: int) -> list[tuple[int, int]]:
-    """Return the input rows of each band, of a legal `length` of rows `width` pixels long.
+def band_pixels(channels: int) -> int:
+    """Return the input pixels of a band of a network whose first block has so many channels.
+
+    >>> band_pixels(64), band_pixels(4)
+    (500000, 2097152)
+    """
+    return min(MOST_PIXELS, BAND_BYTES // (4 * channels))
+
+
+def split_rows(axis: AxisFootprint, length: int, width: int, pixels: int) -> list[tuple[int, int]]:
+    """Return the input rows of each band of so many pixels, of a legal `length` of rows `width` pixels long.
 
     The first band is a legal input, all others are a multiple of the step.
 
-    >>> split_rows(AxisFootprint(step=16, lost=92, smallest=188), 1228, 1228)
+    >>> split_rows(AxisFootprint(step=16, lost=92, smallest=188), 1228, 1228, 500_000)
     [(0, 396), (396, 780), (780, 1164), (1164, 1228)]
     """
     unit = STEPS * axis.step
-    rows = max(unit, round_down(BAND_PIXELS // width, unit))
+    rows = max(unit, round_down(pixels // width, unit))
     starts = [0, *range(axis.legal_at_least(rows), length, rows)]
     return list(zip(starts, [*starts[1:], length], strict=True))
 
@@ -52,6 +62,8 @@ class Demand:
         For each input pixel whose activations are in memory at a time.
     axis : AxisFootprint, optional
         Of the rows, where a tile is done in bands; default all pixels are in memory at a time.
+    pixels : int
+        Those of a band.
     fixed : float
         Whatever the tile.
     """
@@ -59,6 +71,7 @@ class Demand:
     per_pixel: float
     in_band: float = 0
     axis: AxisFootprint | None = None
+    pixels: int = MOST_PIXELS
     fixed: float = 0
 
     def of(self, shape: Sequence[int], batch: int = 1) -> int:
@@ -70,5 +83,5 @@ class Demand:
         pixels = held = prod(shape) * batch
         if self.axis is not None:
             length, width = shape[-2], shape[-1] * batch
-            held = width * max(stop - start for start, stop in split_rows(self.axis, length, width))
+            held = width * max(stop - start for start, stop in split_rows(self.axis, length, width, self.pixels))
         return int(self.fixed + self.per_pixel * pixels + self.in_band * held)

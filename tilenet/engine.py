@@ -6,8 +6,8 @@ What it does, and why it pays, measured on two AVX-512 cores (`benchmarks/effici
   narrower ones oneDNN's direct ones, which are as fast as the processor in this layout.
 - Unpadded, a transposed convolution, the skip and a narrow convolution after them are one step: 1.1x
   for wf 4, 1.2x for depth 3, wf 2.
-- Networks that neither pad nor clamp are done in bands of rows (`tilenet/bands.py`), and their blocks of
-  narrow convolutions in bands that fit a cache.
+- Networks that neither pad nor clamp are done in bands of rows (`tilenet/bands.py`): a tile of 2048 px in less memory
+  than one of 1024 px took, as fast. Their blocks of narrow convolutions are done in bands that fit a cache.
 - Batch normalisation between two unpadded convolutions is folded into the second.
 - The 1x1 convolution after bilinear resizing is done before it.
 - Steps are flat, so that each tensor is freed as soon as the next one exists.
@@ -19,19 +19,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from tilenet.bands import BAND_PIXELS, can_band, split_rows
-from tilenet.steps import WINOGRAD, in_bands, steps_of
+from tilenet.bands import band_pixels, can_band, split_rows
+from tilenet.steps import WINOGRAD, steps_of
 from tilenet.stream import Stream
 from tilenet.unet import UNet
-from tilenet.winograd import GROWN, STRIP
+from tilenet.winograd import STRIP
 
 # Largest difference from the plain network, as a part of the logits' range.
 TOLERANCE = 1e-5
+# The coarsest level at which Winograd's transforms are large beside the activations of the finest one.
+COARSE = 2
 log = logging.getLogger("tilenet")
 
 
@@ -46,12 +47,30 @@ class FastUNet:
 
     def __init__(self, network: UNet) -> None:
         self._steps, self._axis = list(steps_of(network)), network.footprint.axes[0]
+        self._pixels = band_pixels(2**network.wf)
 
-    def __call__(self, x: Tensor, prepared: Callable[[Tensor], Tensor]) -> Tensor:
-        """Map (N, C, h, w) to logits (N, K, h', w'); each band is prepared: made float32, channels last."""
+    def __call__(self, x: Tensor, prepared: Callable[[Tensor], Tensor], *, pixels: int | None = None) -> Tensor:
+        """Map (N, C, h, w) to logits (N, K, h', w'); each band of rows is prepared: made float32, channels last."""
         n, _, height, width = x.shape
-        bands = split_rows(self._axis, height, n * width) if can_band(self._axis) else [(0, height)]
-        return in_bands([lambda band, stream: prepared(band), *self._steps], x, bands, Stream(), scale=1)
+        bands = [(0, height)]
+        if can_band(self._axis):
+            bands = split_rows(self._axis, height, n * width, pixels or self._pixels)
+        out, top, stream = torch.empty(0), 0, Stream(again=len(bands) > 1)
+        for start, stop in bands:
+            made = self._passed(prepared(x[:, :, start:stop]), stream)
+            if len(bands) == 1:
+                return made
+            if start == 0:
+                shape = (*made.shape[:2], self._axis.output_length(height), made.shape[3])
+                out = torch.empty(shape, dtype=made.dtype, memory_format=torch.channels_last)
+            out[:, :, top : top + made.shape[2]] = made
+            top += made.shape[2]
+        return out
+
+    def _passed(self, x: Tensor, stream: Stream) -> Tensor:
+        for step in self._steps:
+            x = step(x, stream)
+        return x
 
 
 def accelerate(network: nn.Module) -> FastUNet | None:
@@ -74,7 +93,7 @@ def accelerate(network: nn.Module) -> FastUNet | None:
     x = torch.rand(1, network.in_channels, length, length, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         plain = network(x)
-        difference = (fast(x, channels_last) - plain).abs().max() / (plain.max() - plain.min())
+        difference = (fast(x, channels_last, pixels=1) - plain).abs().max() / (plain.max() - plain.min())
     if difference <= TOLERANCE:
         return fast
     log.warning("the fast path differs from this network by %.1e of its range: the plain one is used", difference)
@@ -87,13 +106,9 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def winograd_bytes(network: UNet) -> float:
-    """Return the bytes of the widest of Winograd's transforms: before and after the products, and between two sums.
+    """Return the bytes of Winograd's transforms: before and after the products, and between and after sums.
 
-    That is at the finest level that has any: of a strip, or of all rows of a band where that is less.
+    None where only coarse levels have any: they are done while less else is held than in the last block.
     """
     levels = [i for i in range(network.depth) if 2 ** (network.wf + i) >= WINOGRAD]
-    if not levels:
-        return 0.0
-    # Of a block's convolutions the first of the expanding path has most channels: twice those that it makes.
-    channels, pixels = 3 * 2 ** (network.wf + levels[0]), BAND_PIXELS / prod(network.pool_size) ** levels[0]
-    return float(2.5 * min(STRIP, GROWN * channels * pixels * network.last.weight.itemsize))
+    return 3.5 * STRIP if levels and levels[0] <= COARSE else 0.0

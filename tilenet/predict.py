@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tilenet.bands import Demand, can_band
+from tilenet.bands import Demand, band_pixels, can_band
 from tilenet.engine import FastUNet, accelerate, winograd_bytes
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
@@ -226,7 +226,7 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str) ->
     A U-Net peaks in its last block, where the joined skip (twice the first block's
     channels), a convolution and its ReLU are held beside the skips (as much again): six
     times the first block's channels. Measured peaks of whole runs (depth 2 to 5, wf 1 to 6)
-    are 7.5 times, for what the allocator keeps between them; of a band 5 times, and 4 times where
+    are 7.5 times, for what the allocator keeps between them; of a band 5 times, and 3.5 times where
     the block is done a few rows after the other.
     """
     if not isinstance(network, UNet):
@@ -234,11 +234,13 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str) ->
     fast, size, row = engine == "fast", PRECISIONS[precision].itemsize, network.footprint.axes[0]
     times = 7.5
     if fast and can_band(row):
-        times = 4 if takes_bands((*network.down_path, *network.up_path)[-1]) else 5
+        times = 3.5 if takes_bands((*network.down_path, *network.up_path)[-1]) else 5
     passed = size * (times * 2**network.wf + channels) + 4 * channels
     decided = 12 * network.n_classes
     fixed = winograd_bytes(network) if fast else 0
-    return Demand(decided, passed, row, fixed) if fast and can_band(row) else Demand(decided + passed, fixed=fixed)
+    if not fast or not can_band(row):
+        return Demand(decided + passed, fixed=fixed)
+    return Demand(decided, passed, row, band_pixels(2**network.wf), fixed)
 
 
 def weight_bytes(network: object) -> int:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tilenet.stream import Stream
+from tilenet.stream import Stream, rows_of, stacked
 from tilenet.unet import LINEAR, ConvBlock, UNet, UpBlock
 from tilenet.winograd import WinogradConvolution
 
@@ -22,9 +22,10 @@ from tilenet.winograd import WinogradConvolution
 # Not a matter of the instruction set, on which memory, and with it default tiles, would then depend: with AVX2 alone
 # 64 would be as good (wf 6, one tile: 1.17 s for 1.23; with AVX-512 0.84 for 0.75).
 WINOGRAD = 128
-# Bytes of the rows of a block that are taken at once, and the least of its rows: two convolutions leave some of them.
+# Rows and columns that a block's two 3x3 convolutions cost; rows that it makes at once, in bytes and at the least.
+LOST = 4
 BAND = 8e6
-LEAST = 8
+LEAST = 24
 Step = Callable[[Tensor, Stream], Tensor]
 Affine = tuple[Tensor, Tensor]
 
@@ -81,7 +82,7 @@ def takes_bands(block: ConvBlock | UpBlock) -> bool:
     return inner is block or (isinstance(block.up, nn.ConvTranspose2d) and block.pool_size == (2, 2))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Bands:
     """The steps of a block, a few rows after the other, so that what is between them fits a cache.
 
@@ -100,35 +101,33 @@ class _Bands:
     level: int | None = None
 
     def __call__(self, x: Tensor, stream: Stream) -> Tensor:
-        """Map (N, C, h, w) to (N, K, h - 4, w - 4), or with upsampling to (N, K, 2 h - 4, 2 w - 4)."""
-        n, _, height, width = x.shape
-        scale = 1
+        """Map (N, C, h, w), below the rows before, to (N, K, scale * h - 4, scale * w - 4)."""
+        scale = 1 if self.level is None else 2
+        before = stream.before(self, x, LOST // scale)
+        height, width = scale * (before.shape[2] + x.shape[2]) - LOST, scale * x.shape[3]
+        rows = max(LEAST, int(BAND / (len(x) * self.channels * width * x.itemsize)) // 2 * 2)
         if self.level is not None:
-            scale = 2
-            stream.skips[self.level].center((scale * height, scale * width))
-        rows = max(LEAST, int(BAND / (n * self.channels * scale**2 * width * x.itemsize)))
-        bands = [(top, min(top + rows, height)) for top in range(0, height, rows)]
-        made = in_bands(self.steps, x, bands, stream, scale=scale)
+            stream.skips[self.level].center((height + LOST, width))
+        out = torch.empty(0)
+        for top in range(0, height, rows):
+            stop = min(top + rows, height)
+            made = self._made(rows_of(before, x, top // scale, (stop + LOST) // scale), stop - top, stream)
+            if top == 0:
+                shape = (*made.shape[:2], height, made.shape[3])
+                out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+            out[:, :, top:stop] = made
         if self.level is not None:
             stream.skips[self.level].release()
-        return made
+        return out
 
-
-def in_bands(steps: list[Step], x: Tensor, bands: list[tuple[int, int]], stream: Stream, *, scale: int) -> Tensor:
-    """Take rows of (N, C, h, w) through steps, band after band; each row makes `scale` rows, but for the first."""
-    out, top = torch.empty(0), 0
-    for start, stop in bands:
-        made = x[:, :, start:stop]
-        for step in steps:
-            made = step(made, stream)
-        if len(bands) == 1:
-            return made
-        if start == 0:
-            shape = (*made.shape[:2], made.shape[2] + scale * (x.shape[2] - stop), made.shape[3])
-            out = torch.empty(shape, dtype=made.dtype, memory_format=torch.channels_last)
-        out[:, :, top : top + made.shape[2]] = made
-        top += made.shape[2]
-    return out
+    def _made(self, x: Tensor, rows: int, stream: Stream) -> Tensor:
+        """Return what these rows, and those of the skip, make by themselves: a few of the first step are made twice."""
+        alone = Stream(again=False)
+        if self.level is not None:
+            alone.skips[self.level].add(stacked(stream.skips[self.level].take(rows + LOST, again=LOST)))
+        for step in self.steps:
+            x = step(x, alone)
+        return x
 
 
 def _layers(block: ConvBlock) -> list[nn.Conv2d]:
@@ -155,19 +154,13 @@ def _convolution(weight: Tensor, bias: Tensor, padding: int, after: Affine | Non
 
         def convolved(x: Tensor, before: Tensor) -> Tensor:
             # oneDNN's own ReLU would save 3 % of the time, but makes 0 of what is not a number.
-            return F.conv2d(_stacked([before, x]), weight, bias, padding=padding).relu_()
+            return F.conv2d(stacked([before, x]), weight, bias, padding=padding).relu_()
 
     def convolve(x: Tensor, stream: Stream) -> Tensor:
         x = convolved(x, x[:, :, :0] if padding else stream.before(convolve, x, 2))
         return x if after is None else torch.addcmul(after[1], x, after[0], out=x)
 
     return convolve
-
-
-def _stacked(parts: list[Tensor]) -> Tensor:
-    """Return rows on top of each other: a copy only if there is more than one part."""
-    some = [part for part in parts if part.shape[2]]
-    return some[0] if len(some) == 1 else torch.cat(some, 2)
 
 
 def is_winograd(weight: Tensor) -> bool:
@@ -229,8 +222,7 @@ def _fused(up: UpBlock, level: int) -> Step:
     bias = first.bias + torch.einsum("omij,m->o", of_up, coarse.bias)
 
     def join(x: Tensor, stream: Stream) -> Tensor:
-        x = _stacked([stream.before(join, x, 1), x])
-        skip = _stacked(stream.skips[level].take(2 * x.shape[2], again=2))
+        (skip,) = stream.skips[level].take(2 * x.shape[2])
         out = F.conv2d(skip, of_skip, bias)  # (N, C, 2 h - 2, 2 w - 2)
         fine = F.conv2d(x, taps)  # (N, (2, 2, C), h, w)
         n, _, height, width = fine.shape

@@ -12,15 +12,24 @@ ROWS = 2  # The axis of (N, C, h, w).
 
 
 class Stream:
-    """The rows that steps need again, and the skips on their way from the contracting to the expanding path."""
+    """The rows that steps need again, and the skips on their way from the contracting to the expanding path.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    again : bool
+        Whether there will be more rows.
+    """
+
+    def __init__(self, *, again: bool = True) -> None:
         self.skips: dict[int, Skip] = defaultdict(Skip)
+        self._again = again
         self._last: dict[object, Tensor] = {}
 
     def before(self, step: object, x: Tensor, count: int) -> Tensor:
         """Return the last rows that a step was given before `x`, none at first; keep the last `count` of both."""
         before = self._last.get(step, x[:, :, :0])
+        if not self._again:
+            return before
         total = before.shape[ROWS] + x.shape[ROWS]
         # A copy, lest a few rows keep all of them in memory.
         self._last[step] = rows_of(before, x, max(0, total - count), total).clone()
@@ -76,3 +85,9 @@ def rows_of(before: Tensor, x: Tensor, start: int, stop: int, *, axis: int = ROW
     if start >= above:
         return lower
     return torch.cat([before.narrow(axis, start, min(stop, above) - start), lower], axis)
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Return rows on top of each other: a copy only if there is more than one part."""
+    some = [part for part in parts if part.shape[ROWS]]
+    return some[0] if len(some) == 1 else torch.cat(some, ROWS)

@@ -29,9 +29,8 @@ from tilenet.stream import rows_of
 
 # Pixels along an axis that are made at once, and those they need.
 MADE, NEEDED = 4, 6
-# An image is done strip by strip, so that its transform, which is so many times as large, is never in memory as a
+# An image is done strip by strip, so that its transform, which is 2.25 times as large, is never in memory as a
 # whole: so many bytes before and after the products.
-GROWN = NEEDED**2 / MADE**2
 STRIP = 64e6
 # Of three weights along an axis (Lavin and Gray, section 4.2).
 OF_WEIGHTS = [
