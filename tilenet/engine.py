@@ -7,7 +7,8 @@ What it does, and why it pays, measured on two AVX-512 cores (`benchmarks/effici
 - Unpadded, a transposed convolution, the skip and a narrow convolution after them are one step: 1.1x
   for wf 4, 1.2x for depth 3, wf 2.
 - Networks that neither pad nor clamp are done in bands of rows (`tilenet/bands.py`): a tile of 2048 px in about the
-  memory that one of 1024 px takes in one go, and 4 % faster. Their blocks of narrow convolutions are done in bands that fit a cache.
+  memory that one of 1024 px takes in one go, and 4 % faster. Their blocks of narrow convolutions are done in
+  bands that fit a cache.
 - Batch normalisation between two unpadded convolutions is folded into the second.
 - The 1x1 convolution after bilinear resizing is done before it.
 - Steps are flat, so that each tensor is freed as soon as the next one exists.
