@@ -163,7 +163,7 @@ def test_a_fast_path_that_differs_is_not_taken_and_says_so(monkeypatch, caplog):
     assert "the plain one is used" in caplog.text
 
 
-def test_nor_is_one_that_differs_between_two_bands_alone(monkeypatch, caplog):
+def test_nor_is_one_that_differs_between_two_bands_alone(monkeypatch):
     network, real = network_of(NARROW, depth=3), Stream.before
     monkeypatch.setattr(Stream, "before", lambda *arguments: torch.zeros_like(real(*arguments)))
     length = network.footprint.axes[0].legal_at_least(60)

@@ -148,7 +148,6 @@ class _Search:
         job = self._job
         engine = "plain" if setting.engine == "plain" else job.record["engine"]
         demand = predict.demand_of(job.network, job.record["precision"], job.image.n_channels, engine=engine)
-        job = replace(job, demand=demand)
         plan = plan_tiles(
             job.plan.shape,
             job.footprint,
@@ -158,7 +157,9 @@ class _Search:
             demand=demand,
             origin=job.plan.origin,
         )
-        return replace(job, plan=plan, record=job.record | {"threads": setting.threads, "engine": engine})
+        return replace(
+            job, plan=plan, demand=demand, record=job.record | {"threads": setting.threads, "engine": engine}
+        )
 
     def _bytes(self, job: Job) -> int:
         needs = job.needs()
