@@ -56,7 +56,7 @@ class FastUNet:
         bands = [(0, height)]
         if can_band(self._axis):
             bands = split_rows(self._axis, height, n * width, pixels or self._pixels)
-        out, top, stream = torch.empty(0), 0, Stream(again=len(bands) > 1)
+        out, top, stream = torch.empty(0), 0, Stream()
         for start, stop in bands:
             made = self._passed(prepared(x[:, :, start:stop]), stream)
             if len(bands) == 1:

@@ -234,7 +234,7 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str) ->
     fast, size, row = engine == "fast", PRECISIONS[precision].itemsize, network.footprint.axes[0]
     times = 7.5
     if fast and can_band(row):
-        times = 3.5 if takes_bands((*network.down_path, *network.up_path)[-1]) else 5
+        times = 3.5 if takes_bands((*network.down_path, *network.up_path)[-1], network.pool_size) else 5
     passed = size * (times * 2**network.wf + channels) + 4 * channels
     decided = 12 * network.n_classes
     fixed = winograd_bytes(network) if fast else 0

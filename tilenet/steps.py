@@ -6,24 +6,25 @@ what they make of the whole, as each keeps in the `Stream` the rows that it need
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product, zip_longest
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tilenet.stream import Stream, rows_of, stacked
+from tilenet.compiled import CompiledConvolution, find_instructions
+from tilenet.stream import Stream, joined, stacked
 from tilenet.unet import LINEAR, ConvBlock, UNet, UpBlock
 from tilenet.winograd import WinogradConvolution
 
-# Channels, in and out, from which a convolution is Winograd's: below, its sums take longer than the products it saves.
-# Not a matter of the instruction set, on which memory, and with it default tiles, would then depend: with AVX2 alone
-# 64 would be as good (wf 6, one tile: 1.17 s for 1.23; with AVX-512 0.84 for 0.75).
+# Channels, in and out, of which compiled convolutions take multiples.
+COMPILED = 16
+# Channels, in and out, from which PyTorch's are Winograd's: below, its sums take longer than the products it saves.
 WINOGRAD = 128
-# Rows and columns that a block's two 3x3 convolutions cost; rows that it makes at once, in bytes and at the least.
-LOST = 4
+# Rows that a block makes at once: so many bytes of its first convolution, and at the least. (The first rows are fewer by
+# the four that two convolutions cost, which leaves whole squares of Winograd's and an even number to pool.)
 BAND = 8e6
 LEAST = 24
 Step = Callable[[Tensor, Stream], Tensor]
@@ -41,22 +42,19 @@ def steps_of(network: UNet) -> Iterator[Step]:
 
     for level, down in enumerate(network.down_path):
         assert isinstance(down, ConvBlock)
-        if level:
-            yield _pool(network, level - 1)
-        steps, channels = list(_convolutions(down)), 2 ** (network.wf + level)
-        yield from [_Bands(steps, channels)] if takes_bands(down) else steps
+        steps = [_convolution(*layer) for layer in _layers(down)]
+        if level < network.depth - 1:
+            steps.append(_pool(network, level))
+        elif level == 0:
+            steps.append(last)
+        yield _Block(steps, 2 ** (network.wf + level), takes_bands(down, network.pool_size))
     for level, up in zip(reversed(range(network.depth - 1)), network.up_path, strict=True):
         assert isinstance(up, UpBlock)
-        first, *others = _convolutions(up.conv_block)
+        first, *others = _layers(up.conv_block)
+        steps = [_join(up, level, first), *(_convolution(*layer) for layer in others)]
         if level == 0:
-            others.append(last)
-        yield from (
-            [_Bands([_fused(up, level), *others], 2 ** (network.wf + level), level=level)]
-            if takes_bands(up)
-            else [_join(up, level), first, *others]
-        )
-    if network.depth == 1:
-        yield last
+            steps.append(last)
+        yield _Block(steps, 2 ** (network.wf + level), takes_bands(up, network.pool_size), skip=(level, up.pool_size))
 
 
 def _pool(network: UNet, level: int) -> Step:
@@ -70,102 +68,118 @@ def _pool(network: UNet, level: int) -> Step:
     return pool
 
 
-def takes_bands(block: ConvBlock | UpBlock) -> bool:
-    """Tell whether a block is done band after band, with upsampling and the convolution after it as one.
+def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
+    """Tell whether a block is done band after band.
 
-    Not where zeros are padded, as between bands there are none, nor where Winograd needs fewer products, nor
-    where upsampling is anything but a transposed convolution of 2 x 2 taps.
+    Not where zeros are padded, as between bands there are none, nor where upsampling is anything but a
+    transposed convolution, nor where PyTorch's Winograd convolution has strips of its own.
     """
     inner = block.conv_block if isinstance(block, UpBlock) else block
-    if any(any(layer.padding) or is_winograd(layer.weight) for layer in _layers(inner)):
+    if tuple(pool_size) != (2, 2) or any(padding or _kind(weight) is WinogradConvolution for weight, _, padding, _ in _layers(inner)):
         return False
-    return inner is block or (isinstance(block.up, nn.ConvTranspose2d) and block.pool_size == (2, 2))
+    return inner is block or isinstance(block.up, nn.ConvTranspose2d)
 
 
 @dataclass(eq=False)
-class _Bands:
+class _Block:
     """The steps of a block, a few rows after the other, so that what is between them fits a cache.
 
     Attributes
     ----------
     steps : list
-        Two 3x3 convolutions, unpadded, the first perhaps with upsampling and a skip.
+        Two 3x3 convolutions, the first perhaps after upsampling and with a skip, and what follows them.
     channels : int
         What the first gives.
-    level : int, optional
-        That of the skip which is joined after upsampling; default neither.
+    in_bands : bool
+        Whether a few rows make a few rows.
+    skip : (int, tuple of int), optional
+        The level of the skip that is joined after upsampling, and by what factors this is; default neither.
     """
 
     steps: list[Step]
     channels: int
-    level: int | None = None
+    in_bands: bool
+    skip: tuple[int, tuple[int, ...]] | None = None
 
     def __call__(self, x: Tensor, stream: Stream) -> Tensor:
-        """Map (N, C, h, w), below the rows before, to (N, K, scale * h - 4, scale * w - 4)."""
-        scale = 1 if self.level is None else 2
-        before = stream.before(self, x, LOST // scale)
-        height, width = scale * (before.shape[2] + x.shape[2]) - LOST, scale * x.shape[3]
-        rows = max(LEAST, int(BAND / (len(x) * self.channels * width * x.itemsize)) // 2 * 2)
-        if self.level is not None:
-            stream.skips[self.level].center((height + LOST, width))
-        out = torch.empty(0)
-        for top in range(0, height, rows):
-            stop = min(top + rows, height)
-            made = self._made(rows_of(before, x, top // scale, (stop + LOST) // scale), stop - top, stream)
-            if top == 0:
-                shape = (*made.shape[:2], height, made.shape[3])
-                out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-            out[:, :, top:stop] = made
-        if self.level is not None:
-            stream.skips[self.level].release()
+        """Map (N, C, h, w) to what the steps make of it."""
+        n, _, height, width = x.shape
+        level, (tall, wide) = self.skip or (None, (1, 1))
+        if level is not None:
+            stream.skips[level].center((tall * height, wide * width))
+        rows = height
+        if self.in_bands:
+            rows = max(LEAST, int(BAND / (n * self.channels * wide * width * x.itemsize)) // 8 * 8) // tall
+        out = stacked([self._passed(band, stream) for band in x.split(rows, 2)])
+        if level is not None:
+            stream.skips[level].release()
         return out
 
-    def _made(self, x: Tensor, rows: int, stream: Stream) -> Tensor:
-        """Return what these rows, and those of the skip, make by themselves: a few of the first step are made twice."""
-        alone = Stream(again=False)
-        if self.level is not None:
-            alone.skips[self.level].add(stacked(stream.skips[self.level].take(rows + LOST, again=LOST)))
+    def _passed(self, x: Tensor, stream: Stream) -> Tensor:
         for step in self.steps:
-            x = step(x, alone)
+            x = step(x, stream)
         return x
 
 
-def _layers(block: ConvBlock) -> list[nn.Conv2d]:
-    return [layer for layer in block.block if isinstance(layer, nn.Conv2d)]
+Layer = tuple[Tensor, Tensor, int, Affine | None]
 
 
-def _convolutions(block: ConvBlock) -> Iterator[Step]:
-    convolutions = _layers(block)
+def _layers(block: ConvBlock) -> Iterator[Layer]:
+    """Yield weights, biases and padding of each convolution, and the normalisation that follows its ReLU, if any."""
+    convolutions = [layer for layer in block.block if isinstance(layer, nn.Conv2d)]
     norms = [_affine(layer) for layer in block.block if isinstance(layer, nn.BatchNorm2d)]
     before = None
     for layer, after in zip_longest(convolutions, norms):
         weight, bias = _folded(layer, before)
         # Zeros that are padded come after the normalisation, so that it folds only where there are none.
         before = after if layer is convolutions[0] and not any(layer.padding) else None
-        yield _convolution(weight, bias, int(layer.padding[0]), None if before else after)
+        yield weight, bias, int(layer.padding[0]), None if before else after
 
 
 def _convolution(weight: Tensor, bias: Tensor, padding: int, after: Affine | None) -> Step:
     """Return convolution, ReLU and, in place, batch normalisation."""
-    if is_winograd(weight):
-        convolved: Callable[[Tensor, Tensor], Tensor] = WinogradConvolution(weight, bias, padding)
-    else:
-        weight = weight.contiguous(memory_format=torch.channels_last)
-
-        def convolved(x: Tensor, before: Tensor) -> Tensor:
-            # oneDNN's own ReLU would save 3 % of the time, but makes 0 of what is not a number.
-            return F.conv2d(stacked([before, x]), weight, bias, padding=padding).relu_()
+    convolved = _convolved(weight, bias, padding)
 
     def convolve(x: Tensor, stream: Stream) -> Tensor:
-        x = convolved(x, x[:, :, :0] if padding else stream.before(convolve, x, 2))
+        x = convolved([x] if padding else [stream.before(convolve, x, 2), x])
         return x if after is None else torch.addcmul(after[1], x, after[0], out=x)
 
     return convolve
 
 
-def is_winograd(weight: Tensor) -> bool:
-    """Tell whether a convolution with these weights (K, C, 3, 3) is done by Winograd's transform."""
-    return min(weight.shape[:2]) >= WINOGRAD
+def _join(up: UpBlock, level: int, layer: Layer) -> Step:
+    """Return upsampling, and the convolution of what it gives and the skip, with ReLU and batch normalisation."""
+    weight, bias, padding, after = layer
+    enlarge, convolved = _enlargement(up.up), _convolved(weight, bias, padding)
+
+    def join(x: Tensor, stream: Stream) -> Tensor:
+        x, skip = enlarge(x), stream.skips[level]
+        pieces = [x] if padding else [stream.before(join, x, 2), x]
+        x = convolved(pieces, skip.take(sum(piece.shape[2] for piece in pieces), again=2))
+        return x if after is None else torch.addcmul(after[1], x, after[0], out=x)
+
+    return join
+
+
+def _kind(weight: Tensor) -> type | None:
+    """Return what does a 3x3 convolution with these weights (K, C, 3, 3), None where it is oneDNN's direct one."""
+    outputs, inputs = weight.shape[:2]
+    if find_instructions() and outputs % COMPILED == inputs % COMPILED == 0:
+        return CompiledConvolution
+    return WinogradConvolution if min(outputs, inputs) >= WINOGRAD else None
+
+
+def _convolved(weight: Tensor, bias: Tensor, padding: int) -> Callable[..., Tensor]:
+    """Return convolution and ReLU of one or two sources, each in pieces (see `CompiledConvolution`)."""
+    kind = _kind(weight)
+    if kind is CompiledConvolution:
+        return CompiledConvolution(weight, bias, padding, find_instructions())
+    if kind is WinogradConvolution:
+        wide = WinogradConvolution(weight, bias, padding)
+        return lambda *sources: wide(joined(sources))
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    # oneDNN's own ReLU would save 3 % of the time, but makes 0 of what is not a number.
+    return lambda *sources: F.conv2d(joined(sources), weight, bias, padding=padding).relu_()
 
 
 def _affine(norm: nn.BatchNorm2d) -> Affine:
@@ -182,70 +196,6 @@ def _folded(layer: nn.Conv2d, before: Affine | None) -> tuple[Tensor, Tensor]:
     if before is None:
         return layer.weight, layer.bias
     return layer.weight * before[0], layer.bias + (layer.weight * before[1]).sum((1, 2, 3))
-
-
-def _join(up: UpBlock, level: int) -> Step:
-    """Return upsampling into the first half of the channels, the skip into the other."""
-    enlarge, (tall, wide) = _enlargement(up.up), up.pool_size
-
-    def join(x: Tensor, stream: Stream) -> Tensor:
-        skip, (height, width) = stream.skips[level], (x.shape[2] * tall, x.shape[3] * wide)
-        skip.center((height, width))
-        pieces, top = skip.take(height), 0
-        channels = pieces[0].shape[1]
-        shape = (len(x), 2 * channels, height, width)
-        joined = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-        joined[:, :channels] = enlarge(x)
-        for piece in pieces:
-            joined[:, channels:, top : top + piece.shape[2]] = piece
-            top += piece.shape[2]
-        skip.release()
-        return joined
-
-    return join
-
-
-def _fused(up: UpBlock, level: int) -> Step:
-    """Return upsampling, the skip, the first convolution and its ReLU as one step, channels-last.
-
-    A transposed convolution of 2 x 2 taps and the 3x3 one after it are four 2x2 convolutions of the coarse
-    pixels, one for each of the four fine pixels in a coarse one: 8 products instead of 11, and
-    nothing is joined in memory. The skip is as large as the upsampled pixels, (N, C, 2 h, 2 w).
-    """
-    first, coarse = up.conv_block.block[0], up.up
-    assert isinstance(first, nn.Conv2d) and isinstance(coarse, nn.ConvTranspose2d)
-    assert first.bias is not None and coarse.bias is not None
-    channels = first.out_channels
-    of_up, of_skip = first.weight.chunk(2, dim=1)
-    taps = _composed(coarse.weight, of_up).contiguous(memory_format=torch.channels_last)
-    of_skip = of_skip.contiguous(memory_format=torch.channels_last)
-    bias = first.bias + torch.einsum("omij,m->o", of_up, coarse.bias)
-
-    def join(x: Tensor, stream: Stream) -> Tensor:
-        (skip,) = stream.skips[level].take(2 * x.shape[2])
-        out = F.conv2d(skip, of_skip, bias)  # (N, C, 2 h - 2, 2 w - 2)
-        fine = F.conv2d(x, taps)  # (N, (2, 2, C), h, w)
-        n, _, height, width = fine.shape
-        rows = out.permute(0, 2, 3, 1).view(n, height, 2, width, 2, channels)
-        rows += fine.permute(0, 2, 3, 1).view(n, height, width, 2, 2, channels).transpose(2, 3)
-        return out.relu_()
-
-    return join
-
-
-def _composed(transposed: Tensor, convolution: Tensor) -> Tensor:
-    """Return the 2x2 weights (4 O, I, 2, 2) of a transposed convolution (I, M, 2, 2) and a 3x3 one (O, M, 3, 3).
-
-    Fine pixel ``2 k + p`` of the output sees fine pixels ``2 k + p + i``: of coarse pixel ``k + (p + i) // 2``
-    the tap ``(p + i) % 2``, and so along both axes.
-    """
-    outputs, inputs = len(convolution), len(transposed)
-    taps = torch.zeros((2, 2, outputs, inputs, 2, 2), dtype=torch.float64)
-    for p, q, i, j in product(range(2), range(2), range(3), range(3)):
-        tap = transposed[:, :, (p + i) % 2, (q + j) % 2]
-        weight = torch.einsum("om,im->oi", convolution[:, :, i, j].double(), tap.double())
-        taps[p, q, :, :, (p + i) // 2, (q + j) // 2] += weight
-    return taps.reshape(4 * outputs, inputs, 2, 2).to(convolution.dtype)
 
 
 def _enlargement(up: nn.Module) -> Callable[[Tensor], Tensor]:

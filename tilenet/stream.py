@@ -12,27 +12,19 @@ ROWS = 2  # The axis of (N, C, h, w).
 
 
 class Stream:
-    """The rows that steps need again, and the skips on their way from the contracting to the expanding path.
+    """The rows that steps need again, and the skips on their way from the contracting to the expanding path."""
 
-    Parameters
-    ----------
-    again : bool
-        Whether there will be more rows.
-    """
-
-    def __init__(self, *, again: bool = True) -> None:
+    def __init__(self) -> None:
         self.skips: dict[int, Skip] = defaultdict(Skip)
-        self._again = again
         self._last: dict[object, Tensor] = {}
 
     def before(self, step: object, x: Tensor, count: int) -> Tensor:
         """Return the last rows that a step was given before `x`, none at first; keep the last `count` of both."""
         before = self._last.get(step, x[:, :, :0])
-        if not self._again:
-            return before
-        total = before.shape[ROWS] + x.shape[ROWS]
+        last = x[:, :, max(0, x.shape[ROWS] - count) :]
         # A copy, lest a few rows keep all of them in memory.
-        self._last[step] = rows_of(before, x, max(0, total - count), total).clone()
+        above = before[:, :, max(0, before.shape[ROWS] + last.shape[ROWS] - count) :]
+        self._last[step] = stacked([above, last.clone()])
         return before
 
 
@@ -58,9 +50,7 @@ class Skip:
         """
         height, width = shape
         if not self._begun:
-            (first,) = self._parts
-            above = (first.shape[ROWS] - height) // 2
-            self._parts = [first.narrow(ROWS, above, first.shape[ROWS] - above)]
+            self.take((sum(part.shape[ROWS] for part in self._parts) - height) // 2)
             self._begun = True
         self._parts = [part.narrow(-1, (part.shape[-1] - width) // 2, width) for part in self._parts]
 
@@ -78,16 +68,20 @@ class Skip:
         return taken
 
 
-def rows_of(before: Tensor, x: Tensor, start: int, stop: int, *, axis: int = ROWS) -> Tensor:
-    """Return rows of two tensors on top of each other: a view where they lie in the lower one."""
-    above = before.shape[axis]
-    lower = x.narrow(axis, max(0, start - above), max(0, stop - above) - max(0, start - above))
-    if start >= above:
-        return lower
-    return torch.cat([before.narrow(axis, start, min(stop, above) - start), lower], axis)
-
-
 def stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Return rows on top of each other: a copy only if there is more than one part."""
-    some = [part for part in parts if part.shape[ROWS]]
-    return some[0] if len(some) == 1 else torch.cat(some, ROWS)
+    """Return rows (N, C, h, w) on top of each other, channels last: a copy only if there is more than one part."""
+    some = [part for part in parts if part.shape[ROWS]] or parts[:1]
+    if len(some) == 1:
+        return some[0]
+    n, channels, _, width = some[0].shape
+    shape = (n, channels, sum(part.shape[ROWS] for part in some), width)
+    return torch.cat(list(some), ROWS, out=torch.empty(shape, dtype=some[0].dtype, memory_format=torch.channels_last))
+
+
+def joined(sources: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Return the channels of all sources, each rows on top of each other, in one tensor."""
+    if len(sources) == 1:
+        return stacked(sources[0])
+    x = [stacked(pieces) for pieces in sources]
+    shape = (len(x[0]), sum(part.shape[1] for part in x), *x[0].shape[2:])
+    return torch.cat(x, 1, out=torch.empty(shape, dtype=x[0].dtype, memory_format=torch.channels_last))

@@ -25,20 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tilenet.stream import rows_of
-
 # Pixels along an axis that are made at once, and those they need.
 MADE, NEEDED = 4, 6
 # An image is done strip by strip, so that its transform, which is 2.25 times as large, is never in memory as a
 # whole: so many bytes before and after the products.
 STRIP = 64e6
-# Of three weights along an axis (Lavin and Gray, section 4.2).
+# Of three weights along an axis: Toom and Cook's for the points 0, LESS, -LESS, MORE, -MORE and infinity. With 1 and 2
+# for LESS and MORE, as in the paper, errors are four times as large.
+LESS, MORE = 0.5**0.5, 2**0.5
 OF_WEIGHTS = [
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
+    [1, 0, 0],
+    [-2 / 3, -2 / 3 * LESS, -1 / 3],
+    [-2 / 3, 2 / 3 * LESS, -1 / 3],
+    [1 / 6, 1 / 6 * MORE, 1 / 3],
+    [1 / 6, -1 / 6 * MORE, 1 / 3],
     [0, 0, 1],
 ]
 
@@ -55,31 +55,28 @@ class WinogradConvolution:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, padding: int) -> None:
-        self._products = [_multiplication(of_place) for of_place in _transformed_weights(weight)]
+        self._products = [_multiplication(of_place) for of_place in transformed_weights(weight)]
         self._bias, self._padding = bias, padding
 
-    def __call__(self, x: Tensor, before: Tensor) -> Tensor:
-        """Map (N, C, h, w), channels last, to (N, K, h - 2, w - 2), where it is padded by 1 to (N, K, h, w).
-
-        The rows before, if any, (N, C, b, w), lie above: h is larger by b.
-        """
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (N, C, h, w), channels last, to (N, K, h - 2, w - 2), where it is padded by 1 to (N, K, h, w)."""
         if self._padding:
             x = F.pad(x, (self._padding,) * 4)
         n, _, height, width = x.shape
-        out = x.new_empty((n, before.shape[2] + height - 2, width - 2, len(self._bias)))
-        for above, image, made in zip(before.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1), out, strict=True):
-            self._convolve(above, image, made)
+        out = x.new_empty((n, height - 2, width - 2, len(self._bias)))
+        for image, made in zip(x.permute(0, 2, 3, 1), out, strict=True):
+            self._convolve(image, made)
         return out.permute(0, 3, 1, 2)
 
-    def _convolve(self, above: Tensor, image: Tensor, made: Tensor) -> None:
-        """Fill (h - 2, w - 2, K) from (b, w, C) and below it (h - b, w, C)."""
+    def _convolve(self, image: Tensor, made: Tensor) -> None:
+        """Fill (h - 2, w - 2, K) from (h, w, C)."""
         (height, width, channels), outputs = made.shape[:2] + image.shape[2:], made.shape[2]
         high, wide = -(-height // MADE), -(-width // MADE)
         rows = min(high, max(1, int(STRIP / (NEEDED**2 * wide * (channels + outputs) * image.itemsize))))
         # What the last square has too much stays zero, and what is made of it is not kept.
         tall = image.new_zeros((NEEDED, rows, MADE * wide + 2, channels))
         for top in range(0, height, MADE * rows):
-            strip = rows_of(above, image, top, min(top + MADE * rows, height) + 2, axis=0)
+            strip = image[top : min(top + MADE * rows, height) + 2]
             count = -(-(len(strip) - 2) // MADE)
             strip = F.pad(strip, (0, 0, 0, 0, 0, MADE * count + 2 - len(strip)))
             _transform(_windows(strip, 0), list(tall[:, :count, : width + 2]))
@@ -114,7 +111,7 @@ def _multiplication(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
-def _transformed_weights(weight: Tensor) -> Iterator[Tensor]:
+def transformed_weights(weight: Tensor) -> Iterator[Tensor]:
     """Yield the weights (K, C) of each of the 36 places, from (K, C, 3, 3): six by six, as together they are large."""
     matrix = torch.tensor(OF_WEIGHTS, dtype=torch.float64)
     flat = weight.double().permute(2, 3, 0, 1).reshape(9, -1)
@@ -129,24 +126,24 @@ def _windows(x: Tensor, axis: int) -> Sequence[Tensor]:
 
 
 def _transform(x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """Transform six pixels, in few sums (Lavin and Gray, section 4.2)."""
-    a, b = torch.sub(x[4], x[2], alpha=4), torch.sub(x[3], x[1], alpha=4)
-    torch.add(a, b, out=out[1])
-    torch.sub(a, b, out=out[2])
-    torch.sub(x[4], x[2], out=a)
-    torch.sub(x[3], x[1], out=b)
-    torch.add(a, b, alpha=2, out=out[3])
-    torch.sub(a, b, alpha=2, out=out[4])
-    torch.add(torch.sub(x[4], x[2], alpha=5, out=a), x[0], alpha=4, out=out[0])
-    torch.add(torch.sub(x[5], x[3], alpha=5, out=b), x[1], alpha=4, out=out[5])
+    """Transform six pixels."""
+    a, b = torch.sub(x[4], x[2], alpha=2), torch.sub(x[3], x[1], alpha=2)
+    torch.add(a, b, alpha=LESS, out=out[1])
+    torch.sub(a, b, alpha=LESS, out=out[2])
+    torch.sub(x[4], x[2], alpha=0.5, out=a)
+    torch.sub(x[3], x[1], alpha=0.5, out=b)
+    torch.add(a, b, alpha=MORE, out=out[3])
+    torch.sub(a, b, alpha=MORE, out=out[4])
+    torch.add(torch.sub(x[4], x[2], alpha=2.5, out=a), x[0], out=out[0])
+    torch.add(torch.sub(x[5], x[3], alpha=2.5, out=b), x[1], out=out[5])
 
 
 def _transform_back(x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
     """Return from six places to four pixels."""
     a, b = x[1] + x[2], x[3] + x[4]
-    torch.add(a, b, alpha=4, out=out[2])
+    torch.add(a.mul(0.5), b, alpha=2, out=out[2])
     torch.add(a.add_(b), x[0], out=out[0])
-    torch.sub(x[1], x[2], out=a)
-    torch.sub(x[3], x[4], out=b)
-    torch.add(a, b, alpha=2, out=out[1])
-    torch.add(a.add_(b, alpha=8), x[5], out=out[3])
+    torch.sub(x[1], x[2], out=a).mul_(LESS)
+    torch.sub(x[3], x[4], out=b).mul_(MORE)
+    torch.add(a, b, out=out[1])
+    torch.add(a.mul_(0.5).add_(b, alpha=2), x[5], out=out[3])

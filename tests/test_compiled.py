@@ -1,0 +1,114 @@
+import platform
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tilenet import compiled
+from tilenet.compiled import AVX2, AVX512, CompiledConvolution, find_instructions
+
+LAST = torch.channels_last
+BEST = find_instructions()
+needs_it = pytest.mark.skipif(not BEST, reason="no compiled convolutions here: no x86-64 with AVX2, or no C compiler")
+SETS = [level for level in (AVX2, AVX512) if level <= BEST]
+X86 = platform.machine() == "x86_64" and platform.system() == "Linux"
+
+
+def of(shape, *, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def layer_of(inputs, outputs):
+    return of((outputs, inputs, 3, 3), seed=1) / (9 * inputs) ** 0.5, of(outputs, seed=2)
+
+
+def single(x):
+    return x.float().contiguous(memory_format=LAST)
+
+
+def both(x, *, outputs, padding=0, level=BEST):
+    """Return the compiled convolution and ReLU in float32, and the plain ones in float64."""
+    weight, bias = layer_of(x.shape[1], outputs)
+    found = CompiledConvolution(weight.float(), bias.float(), padding, level)([single(x)])
+    return found, F.conv2d(x, weight, bias, padding=padding).relu()
+
+
+def assert_near(found, exact):
+    assert found.shape == exact.shape and exact.std() > 0
+    assert float((found - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
+
+
+@pytest.mark.skipif(not (X86 and shutil.which("cc")), reason="no x86-64, or no C compiler")
+def test_where_there_is_a_compiler_there_are_compiled_convolutions():
+    assert BEST in (AVX2, AVX512)
+
+
+@needs_it
+@settings(max_examples=80, deadline=None)
+@given(
+    st.tuples(st.integers(1, 3), st.sampled_from([16, 32, 48]), st.integers(3, 60), st.integers(3, 60)),
+    st.sampled_from([16, 32, 48, 64]),
+    st.integers(0, 1),
+    st.sampled_from(SETS),
+)
+def test_it_is_the_convolution_at_every_size(shape, outputs, padding, level):
+    found, exact = both(of(shape), outputs=outputs, padding=padding, level=level)
+    assert_near(found, exact)
+    assert found.is_contiguous(memory_format=LAST)
+
+
+@needs_it
+@pytest.mark.parametrize("level", SETS)
+@pytest.mark.parametrize("shape", [(256, 128), (512, 256), (1024, 512)])
+def test_deep_ones_too(shape, level):
+    assert_near(*both(of((1, shape[0], 30, 27)), outputs=shape[1], level=level))
+
+
+@needs_it
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 5), st.integers(0, 1))
+def test_rows_may_come_in_pieces_and_channels_from_two_tensors(heights, below, left, padding):
+    x, other = of((2, 16, sum(heights) + below + 3, 11)), of((2, 48, sum(heights) + below + 3, 11), seed=3)
+    weight, bias = layer_of(64, 32)
+    pieces = list(single(x).split([*heights, below + 3], dim=2))
+    # The middle of something larger, as a skip is.
+    centre = F.pad(single(other), (left, 2, 1, 4)).contiguous(memory_format=LAST)[:, :, 1:-4, left:-2]
+    found = CompiledConvolution(weight.float(), bias.float(), padding, BEST)(pieces, [centre])
+    assert_near(found, F.conv2d(torch.cat([x, other], 1), weight, bias, padding=padding).relu())
+
+
+@needs_it
+@pytest.mark.parametrize("level", SETS)
+def test_bits_depend_on_neither_threads_nor_neighbours(level):
+    x, (weight, bias) = single(of((1, 32, 90, 102))), layer_of(32, 48)
+    convolution = CompiledConvolution(weight.float(), bias.float(), 0, level)
+    whole, count = convolution([x]), torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(convolution([x]), whole)
+    finally:
+        torch.set_num_threads(count)
+    # A part that begins at a multiple of four: the same squares.
+    assert torch.equal(convolution([x[:, :, 8:62, 20:90]]), whole[:, :, 8:60, 20:88])
+
+
+@needs_it
+def test_what_is_not_a_number_stays_none_and_is_felt_by_its_squares_alone():
+    x = of((1, 16, 30, 30))
+    x[0, 3, 13, 13] = torch.nan
+    found, exact = both(x, outputs=16)
+    assert found[exact.isnan()].isnan().all()
+    felt = found.isnan().any(dim=1)[0].nonzero()
+    assert (felt.min(), felt.max()) == (11, 15)  # by a direct convolution: 11 to 13
+
+
+def test_a_library_that_cannot_be_loaded_is_none(monkeypatch, tmp_path):
+    compiled._library.cache_clear()
+    (tmp_path / f"_winograd{compiled.EXTENSION_SUFFIXES[0]}").write_text("no library")
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    assert find_instructions() == 0
+    compiled._library.cache_clear()

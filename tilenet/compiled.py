@@ -1,0 +1,116 @@
+"""3x3 convolutions compiled from C (`winograd.c`), where there are any: Winograd's, without a detour through memory.
+
+They are built when tilenet is installed, if there is a C compiler, for x86-64 processors with AVX2 or AVX-512. Without
+them convolutions are PyTorch's (`tilenet/winograd.py`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tilenet.winograd import NEEDED, transformed_weights
+
+# Names of the instruction sets that the library may tell of.
+AVX2, AVX512 = 1, 2
+# Floats of a vector, and squares that are transformed before they are multiplied: a multiple of those that the
+# registers hold sums of, as many as a core's cache holds, but for deep layers more, as each time all weights are read.
+LANES = {AVX2: 8, AVX512: 16}
+SQUARES = {AVX2: 24, AVX512: 28}
+DEEP = 256
+
+
+class _Piece(ctypes.Structure):
+    _fields_ = (("first", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("image", "row", "rows")))
+
+
+class _Source(ctypes.Structure):
+    _fields_ = (("pieces", ctypes.POINTER(_Piece)), ("count", ctypes.c_long), ("channels", ctypes.c_long))
+
+
+class _Convolution(ctypes.Structure):
+    _fields_ = (
+        ("sources", _Source * 2),
+        *((name, ctypes.c_void_p) for name in ("weights", "bias", "out", "work")),
+        *(
+            (name, ctypes.c_long)
+            for name in ("outputs", "images", "height", "width", "padding", "squares", "work_size", "next")
+        ),
+    )
+
+
+class CompiledConvolution:
+    """A 3x3 convolution and its ReLU.
+
+    Parameters
+    ----------
+    weight, bias : torch.Tensor
+        (K, C, 3, 3) and (K,), float32; multiples of 16 channels.
+    padding : int
+        Zeros around the image.
+    instructions : int
+        Those of this processor, or fewer.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, padding: int, instructions: int) -> None:
+        outputs, inputs = weight.shape[:2]
+        panel = LANES[instructions] * (1 if outputs % (2 * LANES[instructions]) else 2)
+        self._weights = torch.empty(NEEDED**2, outputs // panel, inputs, panel)
+        for place, of_place in zip(self._weights, transformed_weights(weight), strict=True):
+            place.copy_(of_place.view(-1, panel, inputs).transpose(1, 2))
+        self._bias, self._padding, self._instructions = bias.contiguous(), padding, instructions
+        self._squares = SQUARES[instructions] * max(1, inputs // DEEP)
+        self._work = NEEDED**2 * (self._squares * (inputs + 2 * LANES[instructions]) + inputs)
+
+    def __call__(self, *sources: Sequence[Tensor]) -> Tensor:
+        """Map one or two sources to (N, K, h - 2, w - 2), or padded by 1 to (N, K, h, w), channels last.
+
+        A source is pieces (N, C, b, w), channels last, that lie on top of each other, h rows in all; of two, the
+        channels of the second come after those of the first.
+        """
+        (first, *_), lost = sources[0], 2 - 2 * self._padding
+        height, width = sum(piece.shape[2] for piece in sources[0]) - lost, first.shape[3] - lost
+        images, outputs, threads = len(first), len(self._bias), torch.get_num_threads()
+        out = torch.empty((images, outputs, height, width), memory_format=torch.channels_last)
+        work = torch.empty(threads * self._work)
+        job = _Convolution(
+            (_Source * 2)(*map(_source, sources)),
+            *(tensor.data_ptr() for tensor in (self._weights, self._bias, out, work)),
+            *(outputs, images, height, width, self._padding, self._squares, self._work),
+        )
+        library = _library()
+        assert library is not None
+        library.tilenet_convolve(ctypes.byref(job), self._instructions, threads)
+        return out
+
+
+def find_instructions() -> int:
+    """Return the best instruction set that this processor and what was compiled share, 0 if there is none."""
+    library = _library()
+    return 0 if library is None else int(library.tilenet_instructions())
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    # PyTorch has loaded the OpenMP in which it wants its symbols; another one is as good as no library.
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_winograd{suffix}")
+        if path.exists():
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:
+                return None
+    return None
+
+
+def _source(pieces: Sequence[Tensor]) -> _Source:
+    listed = [
+        (piece.data_ptr(), piece.stride(0), piece.stride(2), piece.shape[2]) for piece in pieces if piece.shape[2]
+    ]
+    return _Source((_Piece * len(listed))(*listed), len(listed), pieces[0].shape[1])

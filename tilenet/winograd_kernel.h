@@ -1,0 +1,140 @@
+/* Winograd's convolution for vectors of LANES floats, ROWS x 2 of which the processor's registers hold as sums.
+
+Included once for each instruction set, with LANES, ROWS, TARGET and SUFFIX defined.
+*/
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(x) JOIN(x, SUFFIX)
+#define INLINE TARGET static inline __attribute__((always_inline))
+
+typedef float NAME(vector) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int NAME(whole) __attribute__((vector_size(4 * LANES)));
+#define vector NAME(vector)
+#define LOAD(p) (*(const vector *)(p))
+#define STORE(p, v) (*(vector *)(p) = (v))
+
+/* Transform six pixels, `step` apart where they come to lie. */
+INLINE void NAME(forth)(const vector *x, vector *out, long step) {
+    vector a = x[4] - 2.0f * x[2], b = x[3] - 2.0f * x[1], c = x[4] - 0.5f * x[2], d = x[3] - 0.5f * x[1];
+    out[0] = x[0] - 2.5f * x[2] + x[4];
+    out[1 * step] = a + LESS * b;
+    out[2 * step] = a - LESS * b;
+    out[3 * step] = c + MORE * d;
+    out[4 * step] = c - MORE * d;
+    out[5 * step] = x[1] - 2.5f * x[3] + x[5];
+}
+
+/* Return from six places to four pixels. */
+INLINE void NAME(back)(const vector *x, vector *out) {
+    vector a = x[1] + x[2], b = x[3] + x[4], c = LESS * (x[1] - x[2]), d = MORE * (x[3] - x[4]);
+    out[0] = x[0] + a + b;
+    out[1] = c + d;
+    out[2] = 0.5f * a + 2.0f * b;
+    out[3] = 0.5f * c + 2.0f * d + x[5];
+}
+
+/* Transform a square of six by six pixels, all channels of each in a row: places are `place` floats apart. */
+TARGET static void NAME(transform)(const float *const *rows, long channels, float *out, long place) {
+    for (long c = 0; c < channels; c += LANES) {
+        vector half[SQUARE], x[NEEDED];
+        for (int j = 0; j < NEEDED; j++) {
+            for (int i = 0; i < NEEDED; i++) x[i] = LOAD(rows[i] + j * channels + c);
+            NAME(forth)(x, half + j, NEEDED);
+        }
+        for (int i = 0; i < NEEDED; i++) {
+            NAME(forth)(half + NEEDED * i, x, 1);
+            for (int j = 0; j < NEEDED; j++) STORE(out + (NEEDED * i + j) * place + c, x[j]);
+        }
+    }
+}
+
+/* Multiply (ROWS, channels) by (channels, vectors x LANES), all sums in registers. */
+INLINE void NAME(multiply)(const float *x, const float *weights, long channels, float *out, int vectors) {
+    vector sums[ROWS][2];
+#pragma GCC unroll 16
+    for (int t = 0; t < ROWS; t++) sums[t][0] = sums[t][1] = (vector){0};
+    for (long c = 0; c < channels; c++, weights += vectors * LANES) {
+        vector first = LOAD(weights), second = vectors == 2 ? LOAD(weights + LANES) : first;
+#pragma GCC unroll 16
+        for (int t = 0; t < ROWS; t++) {
+            sums[t][0] += x[t * channels + c] * first;
+            if (vectors == 2) sums[t][1] += x[t * channels + c] * second;
+        }
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < ROWS; t++) {
+        STORE(out + t * vectors * LANES, sums[t][0]);
+        if (vectors == 2) STORE(out + (t * 2 + 1) * LANES, sums[t][1]);
+    }
+}
+
+/* Make of a square's products its pixels, as far as they are in the image; add the bias; ReLU. */
+TARGET static void NAME(finish)(
+    const float *products, long place, const float *bias, struct pixels out, long channels
+) {
+    for (long c = 0; c < channels; c += LANES) {
+        vector half[MADE * NEEDED], x[NEEDED], y[MADE], shift = LOAD(bias + c);
+        for (int j = 0; j < NEEDED; j++) {
+            for (int i = 0; i < NEEDED; i++) x[i] = LOAD(products + (NEEDED * i + j) * place + c);
+            NAME(back)(x, y);
+            for (int i = 0; i < MADE; i++) half[NEEDED * i + j] = y[i];
+        }
+        for (int i = 0; i < out.high; i++) {
+            NAME(back)(half + NEEDED * i, y);
+            for (int j = 0; j < out.wide; j++) {
+                vector z = y[j] + shift;
+                /* What is not a number is not less than zero, and stays. */
+                STORE(out.first + i * out.row + j * out.pixel + c, (vector)((NAME(whole))z & ~(z < 0)));
+            }
+        }
+    }
+}
+
+/* Convolve `count` squares from the `first` on. */
+TARGET static void NAME(convolve)(const struct convolution *q, long first, long count, float *work) {
+    long channels = q->sources[0].channels + q->sources[1].channels, place = q->squares * channels;
+    long panel = q->outputs % (2 * LANES) ? LANES : 2 * LANES;
+    float *places = work, *products = places + SQUARE * place, *edge = products + SQUARE * q->squares * 2 * LANES;
+    for (long t = 0, offset; t < count; t++) {
+        const float *rows[NEEDED];
+        offset = 0;
+        for (int s = 0; s < 2; offset += q->sources[s++].channels) {
+            if (!q->sources[s].channels) continue;
+            find_square(q, s, first + t, rows, edge);
+            NAME(transform)(rows, q->sources[s].channels, places + t * channels + offset, place);
+        }
+    }
+    for (long k = 0; k < q->outputs; k += panel) {
+        for (long p = 0; p < SQUARE; p++) {
+            const float *weights = q->weights + (p * q->outputs + k) * channels;
+            for (long t = 0; t < count; t += ROWS) {
+                const float *x = places + p * place + t * channels;
+                float *out = products + (p * q->squares + t) * panel;
+                if (panel == 2 * LANES) NAME(multiply)(x, weights, channels, out, 2);
+                else NAME(multiply)(x, weights, channels, out, 1);
+            }
+        }
+        for (long t = 0; t < count; t++)
+            NAME(finish)(products + t * panel, q->squares * panel, q->bias + k, find_out(q, first + t, k), panel);
+    }
+}
+
+static void NAME(run)(void *argument) {
+    struct convolution *q = argument;
+    float *work = q->work + omp_get_thread_num() * q->work_size;
+    long total = q->images * count_squares(q->height) * count_squares(q->width), at;
+    while ((at = __atomic_fetch_add(&q->next, q->squares, __ATOMIC_RELAXED)) < total)
+        NAME(convolve)(q, at, total - at < q->squares ? total - at : q->squares, work);
+}
+
+#undef vector
+#undef LOAD
+#undef STORE
+#undef INLINE
+#undef NAME
+#undef JOIN
+#undef JOIN_
+#undef LANES
+#undef ROWS
+#undef TARGET
+#undef SUFFIX
