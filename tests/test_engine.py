@@ -1,18 +1,20 @@
 import logging
+from collections import Counter
 from itertools import product
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import tilenet
 from tilenet import engine, steps
+from tilenet.compiled import CompiledConvolution, find_instructions
 from tilenet.engine import FastUNet, accelerate, channels_last
 from tilenet.stream import Stream
 from tilenet.winograd import WinogradConvolution
 
-# Width factors of networks without a Winograd convolution, with one, and with all but the first.
+# Width factors of networks of which PyTorch does no convolution by Winograd's transform, one, and all but the first.
 NARROW, WIDE, WIDER = 3, 6, 7
+BEST = find_instructions()
 OPTIONS = [
     {"up_mode": up_mode, "padding": padding, "batch_norm": batch_norm, "pooling": pooling}
     for up_mode, padding, batch_norm, pooling in product(
@@ -31,6 +33,12 @@ def network_of(wf, *, depth=2, **options):
     return network
 
 
+@pytest.fixture(params=range(BEST + 1))
+def instructions(request, monkeypatch):
+    """Convolutions of PyTorch, and those compiled for each set of instructions that this processor has."""
+    monkeypatch.setattr(steps, "find_instructions", lambda: request.param)
+
+
 def difference(network, x, **how):
     """Return how far the fast path is off, as a part of the logits' range."""
     fast = FastUNet(network)
@@ -42,6 +50,7 @@ def difference(network, x, **how):
 
 @pytest.mark.parametrize("wf", [NARROW, WIDE, WIDER])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(str(v) for v in options.values()))
+@pytest.mark.usefixtures("instructions")
 def test_the_fast_path_gives_the_logits_of_the_plain_network(wf, options):
     network = network_of(wf, **options)
     length = network.footprint.axes[0].legal_at_least
@@ -50,6 +59,7 @@ def test_the_fast_path_gives_the_logits_of_the_plain_network(wf, options):
 
 @pytest.mark.parametrize("wf", [NARROW, WIDER])
 @pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.usefixtures("instructions")
 def test_shallow_and_deeper_networks_of_three_channels_too(wf, depth):
     network = network_of(wf, depth=depth, in_channels=3, n_classes=4)
     length = network.footprint.axes[0].legal_at_least(60)
@@ -59,6 +69,7 @@ def test_shallow_and_deeper_networks_of_three_channels_too(wf, depth):
 @pytest.mark.parametrize("wf", [NARROW, WIDE, WIDER])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.usefixtures("instructions")
 def test_a_pixel_that_is_no_number_makes_logits_that_are_none(wf, value, batch_norm):
     network = network_of(wf, depth=3, batch_norm=batch_norm)
     length = network.footprint.axes[0].legal_at_least(60)
@@ -70,31 +81,23 @@ def test_a_pixel_that_is_no_number_makes_logits_that_are_none(wf, value, batch_n
         assert not torch.isfinite(fast(x, channels_last)).all()
 
 
-def test_a_transposed_convolution_and_the_next_are_one_of_2x2_taps_per_fine_pixel():
-    transposed, convolution = torch.rand(6, 3, 2, 2), torch.rand(5, 3, 3, 3)
-    x = torch.rand(1, 6, 7, 9)
-    expected = F.conv2d(F.conv_transpose2d(x, transposed, stride=2), convolution)
-    found = F.conv2d(x, steps._composed(transposed, convolution)).view(1, 2, 2, 5, 6, 8)
-    for row, column in product(range(2), range(2)):
-        torch.testing.assert_close(found[:, row, column], expected[:, :, row::2, column::2])
-
-
 @pytest.mark.parametrize(
-    ("options", "blocks"),
+    ("options", "compiled", "by_pytorch"),
     [
-        ({}, 3),
-        ({"wf": WIDE}, 2),
-        ({"wf": WIDER}, 0),
-        ({"padding": True}, 0),
-        ({"up_mode": "upsample"}, 2),
-        ({"pool_size": (1, 2)}, 2),
+        ({}, 3, 3),
+        ({"wf": WIDE}, 3, 2),
+        ({"wf": WIDER}, 3, 0),
+        ({"padding": True}, 0, 0),
+        ({"up_mode": "upsample"}, 2, 2),
+        ({"pool_size": (1, 2)}, 0, 0),
     ],
     ids=str,
 )
-def test_what_is_padded_wide_resized_or_not_halved_is_not_done_in_bands(options, blocks):
+def test_what_is_padded_resized_or_not_halved_is_not_done_in_bands(options, compiled, by_pytorch, monkeypatch):
     network = network_of(**{"wf": NARROW, **options})
-    assert sum(map(steps.takes_bands, (*network.down_path, *network.up_path))) == blocks
-    assert sum(isinstance(step, steps._Bands) for step in FastUNet(network)._steps) == blocks
+    for level, blocks in ((BEST, compiled if BEST else by_pytorch), (0, by_pytorch)):
+        monkeypatch.setattr(steps, "find_instructions", lambda level=level: level)
+        assert sum(block.in_bands for block in FastUNet(network)._steps) == blocks
 
 
 IN_BANDS = [{}, {"batch_norm": True}, {"pooling": "avg"}, {"pool_size": (3, 2)}, {"up_mode": "upsample"}]
@@ -103,6 +106,7 @@ IN_BANDS = [{}, {"batch_norm": True}, {"pooling": "avg"}, {"pool_size": (3, 2)},
 @pytest.mark.parametrize("wf", [NARROW, WIDER])
 @pytest.mark.parametrize("options", IN_BANDS, ids=str)
 @pytest.mark.parametrize("pixels", [1, 10_000, 10**9])
+@pytest.mark.usefixtures("instructions")
 def test_bands_of_any_height_give_the_logits_of_the_plain_network(wf, options, pixels):
     network = network_of(wf, depth=3, in_channels=3, **options)
     y, x = (axis.legal_at_least(n) for axis, n in zip(network.footprint.axes, (140, 60), strict=True))
@@ -111,6 +115,7 @@ def test_bands_of_any_height_give_the_logits_of_the_plain_network(wf, options, p
 
 @pytest.mark.parametrize("options", IN_BANDS, ids=str)
 @pytest.mark.parametrize("band", [1, 60_000, 10**9])
+@pytest.mark.usefixtures("instructions")
 def test_and_so_do_rows_of_a_block_however_few(band, options, monkeypatch):
     monkeypatch.setattr(steps, "BAND", band)
     network = network_of(NARROW, depth=3, in_channels=3, **options)
@@ -139,25 +144,41 @@ def test_a_network_that_pads_or_clamps_is_not_done_in_bands(monkeypatch):
         assert difference(network, torch.rand(1, 1, length, length), pixels=1) > engine.TOLERANCE
 
 
+@pytest.mark.usefixtures("instructions")
 def test_with_pooling_that_is_not_square_too():
     network = network_of(WIDER, pool_size=(1, 2))
     y, x = (axis.legal_at_least(40) for axis in network.footprint.axes)
     assert difference(network, torch.rand(1, 1, y, x)) <= engine.TOLERANCE
 
 
-@pytest.mark.parametrize(("wf", "convolutions"), [(NARROW, 0), (WIDE, 1), (WIDER, 5)])
-def test_wide_convolutions_are_winograd_s_and_narrow_ones_are_not(wf, convolutions, monkeypatch):
-    taken = []
-    real = WinogradConvolution.__call__
-    monkeypatch.setattr(WinogradConvolution, "__call__", lambda self, *x: (taken.append(x[0].shape), real(self, *x))[1])
+@pytest.mark.parametrize(
+    ("wf", "level", "kinds"),
+    [
+        (NARROW, 0, {}),
+        (WIDE, 0, {WinogradConvolution: 1}),
+        (WIDER, 0, {WinogradConvolution: 5}),
+        (NARROW, BEST, {CompiledConvolution: 1}),
+        (WIDER, BEST, {CompiledConvolution: 5}),
+    ],
+)
+def test_convolutions_are_compiled_ones_or_if_wide_winograd_s_of_pytorch(wf, level, kinds, monkeypatch):
+    if level != 0 and not BEST:
+        pytest.skip("no compiled convolutions here")
+    monkeypatch.setattr(steps, "find_instructions", lambda: level)
+    taken = Counter()
+    for kind in (WinogradConvolution, CompiledConvolution):
+        real = kind.__call__
+        monkeypatch.setattr(
+            kind, "__call__", lambda self, *x, kind=kind, real=real: (taken.update([kind]), real(self, *x))[1]
+        )
     assert difference(network_of(wf), torch.rand(1, 1, 44, 44)) <= engine.TOLERANCE
-    assert len(taken) == convolutions
+    assert taken == kinds
 
 
 def test_a_fast_path_that_differs_is_not_taken_and_says_so(monkeypatch, caplog):
     network = network_of(NARROW)
     assert accelerate(network) is not None
-    monkeypatch.setattr(steps, "_composed", lambda transposed, convolution: torch.zeros(32, 16, 2, 2))
+    monkeypatch.setattr(steps, "_folded", lambda layer, before: (layer.weight * 1.001, layer.bias))
     with caplog.at_level(logging.WARNING, "tilenet"):
         assert accelerate(network) is None
     assert "the plain one is used" in caplog.text

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilenet.stream import Skip, Stream, rows_of
+from tilenet.stream import Skip, Stream, joined, stacked
 
 parts = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
@@ -27,16 +27,20 @@ def test_each_step_has_rows_of_its_own():
     assert stream.before("other", numbered(3), 2).shape[2] == 0
 
 
-@given(st.integers(0, 6), st.integers(0, 6), st.data())
-def test_rows_of_two_tensors_are_those_of_both_on_top_of_each_other(above, below, data):
-    start = data.draw(st.integers(0, above + below))
-    stop = data.draw(st.integers(start, above + below))
-    whole = numbered(above + below)
-    before, x = whole.split((above, below), dim=2)
-    found = rows_of(before, x, start, stop)
-    assert torch.equal(found, whole[:, :, start:stop])
-    if start >= above and found.numel():
-        assert found.data_ptr() == whole[:, :, start:].data_ptr()
+def test_what_is_kept_of_a_band_is_a_copy():
+    stream, band = Stream(), torch.zeros(1, 1, 1000, 10)
+    stream.before("step", band, 2)
+    assert stream.before("step", band, 2).untyped_storage().nbytes() == 2 * 10 * 4
+
+
+@given(parts, st.integers(1, 3))
+def test_pieces_on_top_of_each_other_and_channels_after_each_other_are_one_tensor(heights, channels):
+    whole = torch.arange(2.0 * channels * sum(heights) * 5).reshape(2, channels, -1, 5)
+    pieces = whole.split([*heights, 0], dim=2)
+    assert torch.equal(stacked(pieces), whole)
+    both = joined([pieces, [-whole]])
+    assert torch.equal(both, torch.cat([whole, -whole], dim=1))
+    assert stacked([whole]) is whole and both.is_contiguous(memory_format=torch.channels_last)
 
 
 @given(parts, st.integers(0, 3), st.integers(0, 2), st.data())
@@ -44,7 +48,8 @@ def test_a_skip_gives_its_centre_in_order_whatever_the_parts(heights, above, aga
     heights = [heights[0] + 2 * above + again, *heights[1:]]
     whole, skip, top = numbered(sum(heights), 9), Skip(), above
     for i, part in enumerate(whole.split(heights, dim=2)):
-        skip.add(part)
+        for piece in part.split(3, dim=2):
+            skip.add(piece)
         held = sum(heights[: i + 1]) - top
         # Of the first band the height says where the centre begins; rows below it wait.
         rows = heights[0] - 2 * above if i == 0 else data.draw(st.integers(max(1, again), max(1, again, held)))

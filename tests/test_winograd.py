@@ -14,18 +14,17 @@ def of(shape, *, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def both(x, *, outputs, padding, above=0):
+def both(x, *, outputs, padding):
     """Return Winograd's convolution and ReLU in float32, and the plain ones in float64."""
     channels = x.shape[1]
     weight, bias = of((outputs, channels, 3, 3), seed=1) / (9 * channels) ** 0.5, of(outputs, seed=2)
-    before, below = (rows.float().to(memory_format=LAST) for rows in x.split((above, x.shape[2] - above), dim=2))
-    found = WinogradConvolution(weight.float(), bias.float(), padding)(below, before)
+    found = WinogradConvolution(weight.float(), bias.float(), padding)(x.float().to(memory_format=LAST))
     return found, F.conv2d(x, weight, bias, padding=padding).relu()
 
 
 def assert_near(found, exact):
     assert found.shape == exact.shape and exact.std() > 0
-    assert float((found - exact).abs().max()) <= 3e-5 * float(exact.abs().max())
+    assert float((found - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
 
 
 @settings(max_examples=60, deadline=None)
@@ -40,15 +39,6 @@ def test_it_is_the_convolution_at_every_size_and_in_strips_of_any_size(shape, ou
         patched.setattr(winograd, "STRIP", strip)
         found, exact = both(of(shape), outputs=outputs, padding=padding)
     assert found.shape == exact.shape
-    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(3, 30), st.integers(0, 9), st.integers(1, 10**6))
-def test_rows_may_come_in_two_parts(height, above, strip):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(winograd, "STRIP", strip)
-        found, exact = both(of((2, 3, height + above, 11)), outputs=5, padding=0, above=above)
     torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
 
 

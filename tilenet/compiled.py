@@ -19,11 +19,11 @@ from tilenet.winograd import NEEDED, transformed_weights
 
 # Names of the instruction sets that the library may tell of.
 AVX2, AVX512 = 1, 2
-# Floats of a vector, and squares that are transformed before they are multiplied: a multiple of those that the
-# registers hold sums of, as many as a core's cache holds, but for deep layers more, as each time all weights are read.
+# Floats of a vector.
 LANES = {AVX2: 8, AVX512: 16}
-SQUARES = {AVX2: 24, AVX512: 28}
-DEEP = 256
+# Squares that are transformed before they are multiplied: a multiple of those that registers hold sums of (ROWS), as
+# many as a core's cache holds, but of deep layers more, as all weights are read for each so many.
+SQUARES, DEEP = 36, 256
 
 
 class _Piece(ctypes.Structure):
@@ -65,7 +65,7 @@ class CompiledConvolution:
         for place, of_place in zip(self._weights, transformed_weights(weight), strict=True):
             place.copy_(of_place.view(-1, panel, inputs).transpose(1, 2))
         self._bias, self._padding, self._instructions = bias.contiguous(), padding, instructions
-        self._squares = SQUARES[instructions] * max(1, inputs // DEEP)
+        self._squares = SQUARES * max(1, inputs // DEEP)
         self._work = NEEDED**2 * (self._squares * (inputs + 2 * LANES[instructions]) + inputs)
 
     def __call__(self, *sources: Sequence[Tensor]) -> Tensor:

@@ -28,40 +28,61 @@ extern int omp_get_thread_num(void);
 
 static long count_squares(long length) { return (length + MADE - 1) / MADE; }
 
-/* Return a row of an image, NULL above and below it. */
-static const float *find_row(const struct source *source, long image, long y) {
-    for (long i = 0; y >= 0 && i < source->count; y -= source->pieces[i++].rows) {
-        const struct piece *piece = source->pieces + i;
-        if (y < piece->rows) return piece->first + image * piece->image + y * piece->row;
+/* Where a square's first output pixel is. */
+struct spot { long image, y, x; };
+
+static struct spot find_spot(const struct convolution *q, long square) {
+    long wide = count_squares(q->width), high = count_squares(q->height);
+    return (struct spot){square / (wide * high), square / wide % high * MADE, square % wide * MADE};
+}
+
+/* Go on to the next square; tell whether it lies beside the one before. */
+static int advance(const struct convolution *q, struct spot *spot) {
+    if ((spot->x += MADE) < q->width) return 1;
+    spot->x = 0;
+    if ((spot->y += MADE) < q->height) return 0;
+    spot->y = 0;
+    spot->image++;
+    return 0;
+}
+
+/* Find the six rows of a source that squares need, NULL for those above and below the image. */
+static void find_rows(const struct convolution *q, const struct source *source, struct spot spot, const float **rows) {
+    for (int i = 0; i < NEEDED; i++) {
+        long y = spot.y - q->padding + i, piece = 0;
+        while (piece < source->count && y >= source->pieces[piece].rows) y -= source->pieces[piece++].rows;
+        const struct piece *found = source->pieces + piece;
+        rows[i] = y < 0 || piece == source->count ? NULL : found->first + spot.image * found->image + y * found->row;
     }
-    return NULL;
 }
 
 /* Find where the six rows of a square begin: in a copy, with zeros, where it is not all in the image. */
-static void find_square(const struct convolution *q, int s, long square, const float **rows, float *edge) {
-    const struct source *source = q->sources + s;
-    long wide = count_squares(q->width), high = count_squares(q->height), channels = source->channels;
-    long image = square / (wide * high), y = square / wide % high * MADE - q->padding;
-    long x = square % wide * MADE - q->padding, width = q->width + 2 - 2 * q->padding;
-    long left = x < 0 ? -x : 0, stop = width - x < NEEDED ? width - x : NEEDED, inside = left == 0 && stop == NEEDED;
+static void find_square(
+    const struct convolution *q, long channels, long x, const float *const *rows, float *edge, const float **square
+) {
+    long width = q->width + 2 - 2 * q->padding, left = x < q->padding ? q->padding - x : 0;
+    long stop = width + q->padding - x < NEEDED ? width + q->padding - x : NEEDED;
     for (int i = 0; i < NEEDED; i++) {
-        const float *row = find_row(source, image, y + i);
-        rows[i] = row + x * channels;
-        if (row && inside) continue;
+        if (rows[i] && left == 0 && stop == NEEDED) {
+            square[i] = rows[i] + (x - q->padding) * channels;
+            continue;
+        }
         float *copy = edge + i * NEEDED * channels;
         memset(copy, 0, NEEDED * channels * sizeof(float));
-        if (row) memcpy(copy + left * channels, row + (x + left) * channels, (stop - left) * channels * sizeof(float));
-        rows[i] = copy;
+        if (rows[i])
+            memcpy(
+                copy + left * channels, rows[i] + (x - q->padding + left) * channels,
+                (stop - left) * channels * sizeof(float)
+            );
+        square[i] = copy;
     }
 }
 
 /* Find the pixels that a square makes, from channel k on. */
-static struct pixels find_out(const struct convolution *q, long square, long k) {
-    long wide = count_squares(q->width), high = count_squares(q->height);
-    long image = square / (wide * high), y = square / wide % high * MADE, x = square % wide * MADE;
-    long down = q->height - y, right = q->width - x;
+static struct pixels find_out(const struct convolution *q, struct spot spot, long k) {
+    long down = q->height - spot.y, right = q->width - spot.x;
     return (struct pixels){
-        q->out + ((image * q->height + y) * q->width + x) * q->outputs + k,
+        q->out + ((spot.image * q->height + spot.y) * q->width + spot.x) * q->outputs + k,
         q->width * q->outputs,
         q->outputs,
         down < MADE ? down : MADE,
@@ -70,7 +91,7 @@ static struct pixels find_out(const struct convolution *q, long square, long k) 
 }
 
 #define LANES 16
-#define ROWS 14
+#define ROWS 12
 #define TARGET __attribute__((target("avx512f,fma")))
 #define SUFFIX _avx512
 #include "winograd_kernel.h"

@@ -95,13 +95,13 @@ TARGET static void NAME(convolve)(const struct convolution *q, long first, long 
     long channels = q->sources[0].channels + q->sources[1].channels, place = q->squares * channels;
     long panel = q->outputs % (2 * LANES) ? LANES : 2 * LANES;
     float *places = work, *products = places + SQUARE * place, *edge = products + SQUARE * q->squares * 2 * LANES;
-    for (long t = 0, offset; t < count; t++) {
-        const float *rows[NEEDED];
-        offset = 0;
-        for (int s = 0; s < 2; offset += q->sources[s++].channels) {
-            if (!q->sources[s].channels) continue;
-            find_square(q, s, first + t, rows, edge);
-            NAME(transform)(rows, q->sources[s].channels, places + t * channels + offset, place);
+    for (long s = 0, offset = 0; s < 2 && q->sources[s].channels; offset += q->sources[s++].channels) {
+        const float *rows[NEEDED], *square[NEEDED];
+        struct spot spot = find_spot(q, first);
+        for (long t = 0, beside = 0; t < count; t++, beside = advance(q, &spot)) {
+            if (!beside) find_rows(q, q->sources + s, spot, rows);
+            find_square(q, q->sources[s].channels, spot.x, rows, edge, square);
+            NAME(transform)(square, q->sources[s].channels, places + t * channels + offset, place);
         }
     }
     for (long k = 0; k < q->outputs; k += panel) {
@@ -114,8 +114,9 @@ TARGET static void NAME(convolve)(const struct convolution *q, long first, long 
                 else NAME(multiply)(x, weights, channels, out, 1);
             }
         }
-        for (long t = 0; t < count; t++)
-            NAME(finish)(products + t * panel, q->squares * panel, q->bias + k, find_out(q, first + t, k), panel);
+        struct spot spot = find_spot(q, first);
+        for (long t = 0; t < count; t++, advance(q, &spot))
+            NAME(finish)(products + t * panel, q->squares * panel, q->bias + k, find_out(q, spot, k), panel);
     }
 }
 
