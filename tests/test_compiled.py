@@ -32,7 +32,7 @@ def single(x):
 def both(x, *, outputs, padding=0, level=BEST):
     """Return the compiled convolution and ReLU in float32, and the plain ones in float64."""
     weight, bias = layer_of(x.shape[1], outputs)
-    found = CompiledConvolution(weight.float(), bias.float(), padding, level)([single(x)])
+    found = CompiledConvolution(weight.float(), bias.float(), padding, None, instructions=level)([single(x)])
     return found, F.conv2d(x, weight, bias, padding=padding).relu()
 
 
@@ -76,15 +76,45 @@ def test_rows_may_come_in_pieces_and_channels_from_two_tensors(heights, below, l
     pieces = list(single(x).split([*heights, below + 3], dim=2))
     # The middle of something larger, as a skip is.
     centre = F.pad(single(other), (left, 2, 1, 4)).contiguous(memory_format=LAST)[:, :, 1:-4, left:-2]
-    found = CompiledConvolution(weight.float(), bias.float(), padding, BEST)(pieces, [centre])
+    found = CompiledConvolution(weight.float(), bias.float(), padding, None, instructions=BEST)(pieces, [centre])
     assert_near(found, F.conv2d(torch.cat([x, other], 1), weight, bias, padding=padding).relu())
+
+
+@needs_it
+@settings(max_examples=40, deadline=None)
+@given(st.integers(3, 30), st.integers(3, 30), st.integers(0, 1), st.sampled_from(SETS))
+def test_scale_shift_and_the_largest_of_two_by_two_come_with_it(height, width, padding, level):
+    x, (weight, bias) = of((2, 16, height, width)), layer_of(16, 32)
+    scale, shift = of(32, seed=4), of(32, seed=5)  # of either sign
+    convolution = CompiledConvolution(
+        weight.float(), bias.float(), padding, (scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)), instructions=level
+    )
+    found, pooled = convolution.pooled([single(x)])
+    exact = F.conv2d(x, weight, bias, padding=padding).relu() * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+    assert_near(found, exact)
+    assert torch.equal(found, convolution([single(x)]))
+    if min(found.shape[2:]) > 1:
+        assert torch.equal(pooled, F.max_pool2d(found, 2))
+    else:
+        assert pooled.numel() == 0
+
+
+@needs_it
+@pytest.mark.parametrize("level", SETS)
+def test_the_largest_of_pixels_one_of_which_is_not_a_number_is_none(level):
+    weight, bias = layer_of(16, 16)
+    for row, column in ((8, 8), (8, 9), (9, 8), (9, 9)):
+        x = single(of((1, 16, 22, 22)))
+        x[0, 0, row, column] = torch.nan
+        found, pooled = CompiledConvolution(weight.float(), bias.float(), 1, None, instructions=level).pooled([x])
+        assert torch.equal(pooled.isnan(), F.max_pool2d(found, 2).isnan()) and pooled.isnan().any()
 
 
 @needs_it
 @pytest.mark.parametrize("level", SETS)
 def test_bits_depend_on_neither_threads_nor_neighbours(level):
     x, (weight, bias) = single(of((1, 32, 90, 102))), layer_of(32, 48)
-    convolution = CompiledConvolution(weight.float(), bias.float(), 0, level)
+    convolution = CompiledConvolution(weight.float(), bias.float(), 0, None, instructions=level)
     whole, count = convolution([x]), torch.get_num_threads()
     try:
         for threads in (1, 3):

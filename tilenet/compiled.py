@@ -37,7 +37,7 @@ class _Source(ctypes.Structure):
 class _Convolution(ctypes.Structure):
     _fields_ = (
         ("sources", _Source * 2),
-        *((name, ctypes.c_void_p) for name in ("weights", "bias", "out", "work")),
+        *((name, ctypes.c_void_p) for name in ("weights", "bias", "scale", "shift", "out", "pooled", "work")),
         *(
             (name, ctypes.c_long)
             for name in ("outputs", "images", "height", "width", "padding", "squares", "work_size", "next")
@@ -46,7 +46,7 @@ class _Convolution(ctypes.Structure):
 
 
 class CompiledConvolution:
-    """A 3x3 convolution and its ReLU.
+    """A 3x3 convolution, its ReLU, and a scale and a shift of what this gives.
 
     Parameters
     ----------
@@ -54,17 +54,22 @@ class CompiledConvolution:
         (K, C, 3, 3) and (K,), float32; multiples of 16 channels.
     padding : int
         Zeros around the image.
+    after : (torch.Tensor, torch.Tensor), optional
+        Scale and shift, of K elements each; default neither.
     instructions : int
         Those of this processor, or fewer.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, padding: int, instructions: int) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor, padding: int, after: tuple[Tensor, Tensor] | None, *, instructions: int
+    ) -> None:
         outputs, inputs = weight.shape[:2]
         panel = LANES[instructions] * (1 if outputs % (2 * LANES[instructions]) else 2)
         self._weights = torch.empty(NEEDED**2, outputs // panel, inputs, panel)
         for place, of_place in zip(self._weights, transformed_weights(weight), strict=True):
             place.copy_(of_place.view(-1, panel, inputs).transpose(1, 2))
-        self._bias, self._padding, self._instructions = bias.contiguous(), padding, instructions
+        self._numbers = [numbers.float().flatten().contiguous() for numbers in (bias, *(after or ()))]
+        self._padding, self._instructions, self._outputs = padding, instructions, outputs
         self._squares = SQUARES * max(1, inputs // DEEP)
         self._work = NEEDED**2 * (self._squares * (inputs + 2 * LANES[instructions]) + inputs)
 
@@ -74,20 +79,40 @@ class CompiledConvolution:
         A source is pieces (N, C, b, w), channels last, that lie on top of each other, h rows in all; of two, the
         channels of the second come after those of the first.
         """
-        (first, *_), lost = sources[0], 2 - 2 * self._padding
-        height, width = sum(piece.shape[2] for piece in sources[0]) - lost, first.shape[3] - lost
-        images, outputs, threads = len(first), len(self._bias), torch.get_num_threads()
-        out = torch.empty((images, outputs, height, width), memory_format=torch.channels_last)
+        out = self._out(sources)
+        self._convolve(sources, out, None)
+        return out
+
+    def pooled(self, *sources: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return that, and the largest of each two by two of its pixels, as `max_pool2d` does."""
+        out = self._out(sources)
+        n, outputs, height, width = out.shape
+        pooled = torch.empty((n, outputs, height // 2, width // 2), memory_format=torch.channels_last)
+        self._convolve(sources, out, pooled)
+        return out, pooled
+
+    def _out(self, sources: Sequence[Sequence[Tensor]]) -> Tensor:
+        lost, pieces = 2 - 2 * self._padding, sources[0]
+        height, width = sum(piece.shape[2] for piece in pieces) - lost, pieces[0].shape[3] - lost
+        return torch.empty((len(pieces[0]), self._outputs, height, width), memory_format=torch.channels_last)
+
+    def _convolve(self, sources: Sequence[Sequence[Tensor]], out: Tensor, pooled: Tensor | None) -> None:
+        threads = torch.get_num_threads()
         work = torch.empty(threads * self._work)
+        addresses = [tensor.data_ptr() for tensor in self._numbers]
+        n, outputs, height, width = out.shape
         job = _Convolution(
             (_Source * 2)(*map(_source, sources)),
-            *(tensor.data_ptr() for tensor in (self._weights, self._bias, out, work)),
-            *(outputs, images, height, width, self._padding, self._squares, self._work),
+            self._weights.data_ptr(),
+            *(addresses if len(addresses) == 3 else (*addresses, None, None)),
+            out.data_ptr(),
+            None if pooled is None else pooled.data_ptr(),
+            work.data_ptr(),
+            *(outputs, n, height, width, self._padding, self._squares, self._work),
         )
         library = _library()
         assert library is not None
         library.tilenet_convolve(ctypes.byref(job), self._instructions, threads)
-        return out
 
 
 def find_instructions() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,30 +43,20 @@ def steps_of(network: UNet) -> Iterator[Step]:
 
     for level, down in enumerate(network.down_path):
         assert isinstance(down, ConvBlock)
-        steps = [_convolution(*layer) for layer in _layers(down)]
+        first, second = _layers(down)
+        steps = [_convolution(first)]
         if level < network.depth - 1:
-            steps.append(_pool(network, level))
-        elif level == 0:
-            steps.append(last)
+            steps.append(_pool(second, network, level))
+        else:
+            steps += [_convolution(second), *([last] if level == 0 else [])]
         yield _Block(steps, 2 ** (network.wf + level), takes_bands(down, network.pool_size))
     for level, up in zip(reversed(range(network.depth - 1)), network.up_path, strict=True):
         assert isinstance(up, UpBlock)
-        first, *others = _layers(up.conv_block)
-        steps = [_join(up, level, first), *(_convolution(*layer) for layer in others)]
+        first, second = _layers(up.conv_block)
+        steps = [_join(first, up, level), _convolution(second)]
         if level == 0:
             steps.append(last)
         yield _Block(steps, 2 ** (network.wf + level), takes_bands(up, network.pool_size), skip=(level, up.pool_size))
-
-
-def _pool(network: UNet, level: int) -> Step:
-    reduce = F.max_pool2d if network.pooling == "max" else F.avg_pool2d
-    size = network.pool_size
-
-    def pool(x: Tensor, stream: Stream) -> Tensor:
-        stream.skips[level].add(x)
-        return reduce(x, size)
-
-    return pool
 
 
 def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
@@ -75,7 +66,7 @@ def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
     transposed convolution, nor where PyTorch's Winograd convolution has strips of its own.
     """
     inner = block.conv_block if isinstance(block, UpBlock) else block
-    if tuple(pool_size) != (2, 2) or any(padding or _kind(weight) is WinogradConvolution for weight, _, padding, _ in _layers(inner)):
+    if tuple(pool_size) != (2, 2) or any(layer.padding or _kind(layer.weight) is WinogradConvolution for layer in _layers(inner)):
         return False
     return inner is block or isinstance(block.up, nn.ConvTranspose2d)
 
@@ -121,11 +112,16 @@ class _Block:
         return x
 
 
-Layer = tuple[Tensor, Tensor, int, Affine | None]
+class Layer(NamedTuple):
+    """A 3x3 convolution, its ReLU, and the batch normalisation after it, if any."""
+
+    weight: Tensor
+    bias: Tensor
+    padding: int
+    after: Affine | None
 
 
 def _layers(block: ConvBlock) -> Iterator[Layer]:
-    """Yield weights, biases and padding of each convolution, and the normalisation that follows its ReLU, if any."""
     convolutions = [layer for layer in block.block if isinstance(layer, nn.Conv2d)]
     norms = [_affine(layer) for layer in block.block if isinstance(layer, nn.BatchNorm2d)]
     before = None
@@ -133,30 +129,45 @@ def _layers(block: ConvBlock) -> Iterator[Layer]:
         weight, bias = _folded(layer, before)
         # Zeros that are padded come after the normalisation, so that it folds only where there are none.
         before = after if layer is convolutions[0] and not any(layer.padding) else None
-        yield weight, bias, int(layer.padding[0]), None if before else after
+        yield Layer(weight, bias, int(layer.padding[0]), None if before else after)
 
 
-def _convolution(weight: Tensor, bias: Tensor, padding: int, after: Affine | None) -> Step:
-    """Return convolution, ReLU and, in place, batch normalisation."""
-    convolved = _convolved(weight, bias, padding)
+def _convolution(layer: Layer) -> Step:
+    convolved, padding = _convolved(layer), layer.padding
 
     def convolve(x: Tensor, stream: Stream) -> Tensor:
-        x = convolved([x] if padding else [stream.before(convolve, x, 2), x])
-        return x if after is None else torch.addcmul(after[1], x, after[0], out=x)
+        return convolved([x] if padding else [stream.before(convolve, x, 2), x])
 
     return convolve
 
 
-def _join(up: UpBlock, level: int, layer: Layer) -> Step:
-    """Return upsampling, and the convolution of what it gives and the skip, with ReLU and batch normalisation."""
-    weight, bias, padding, after = layer
-    enlarge, convolved = _enlargement(up.up), _convolved(weight, bias, padding)
+def _pool(layer: Layer, network: UNet, level: int) -> Step:
+    """Return a convolution that leaves what it gives as a skip, and pooling."""
+    convolved, padding, size = _convolved(layer), layer.padding, network.pool_size
+    reduce = F.max_pool2d if network.pooling == "max" else F.avg_pool2d
+    at_once = isinstance(convolved, CompiledConvolution) and network.pooling == "max" and tuple(size) == (2, 2)
+
+    def pool(x: Tensor, stream: Stream) -> Tensor:
+        rows = [x] if padding else [stream.before(pool, x, 2), x]
+        if at_once:
+            out, reduced = convolved.pooled(rows)
+        else:
+            out = convolved(rows)
+            reduced = reduce(out, size)
+        stream.skips[level].add(out)
+        return reduced
+
+    return pool
+
+
+def _join(layer: Layer, up: UpBlock, level: int) -> Step:
+    """Return upsampling, and the convolution of what it gives and the skip."""
+    convolved, padding, enlarge = _convolved(layer), layer.padding, _enlargement(up.up)
 
     def join(x: Tensor, stream: Stream) -> Tensor:
-        x, skip = enlarge(x), stream.skips[level]
-        pieces = [x] if padding else [stream.before(join, x, 2), x]
-        x = convolved(pieces, skip.take(sum(piece.shape[2] for piece in pieces), again=2))
-        return x if after is None else torch.addcmul(after[1], x, after[0], out=x)
+        x = enlarge(x)
+        rows = [x] if padding else [stream.before(join, x, 2), x]
+        return convolved(rows, stream.skips[level].take(sum(piece.shape[2] for piece in rows), again=2))
 
     return join
 
@@ -169,17 +180,24 @@ def _kind(weight: Tensor) -> type | None:
     return WinogradConvolution if min(outputs, inputs) >= WINOGRAD else None
 
 
-def _convolved(weight: Tensor, bias: Tensor, padding: int) -> Callable[..., Tensor]:
-    """Return convolution and ReLU of one or two sources, each in pieces (see `CompiledConvolution`)."""
+def _convolved(layer: Layer) -> CompiledConvolution | Callable[..., Tensor]:
+    """Return the layer as a function of one or two sources, each in pieces (see `CompiledConvolution`)."""
+    weight, bias, padding, after = layer
     kind = _kind(weight)
     if kind is CompiledConvolution:
-        return CompiledConvolution(weight, bias, padding, find_instructions())
+        return CompiledConvolution(weight, bias, padding, after, instructions=find_instructions())
     if kind is WinogradConvolution:
-        wide = WinogradConvolution(weight, bias, padding)
-        return lambda *sources: wide(joined(sources))
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    # oneDNN's own ReLU would save 3 % of the time, but makes 0 of what is not a number.
-    return lambda *sources: F.conv2d(joined(sources), weight, bias, padding=padding).relu_()
+        convolved: Callable[[Tensor], Tensor] = WinogradConvolution(weight, bias, padding)
+    else:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        # oneDNN's own ReLU would save 3 % of the time, but makes 0 of what is not a number.
+        convolved = lambda x: F.conv2d(x, weight, bias, padding=padding).relu_()  # noqa: E731
+
+    def normalised(*sources: Sequence[Tensor]) -> Tensor:
+        x = convolved(joined(sources))
+        return x if after is None else torch.addcmul(after[1], x, after[0], out=x)
+
+    return normalised
 
 
 def _affine(norm: nn.BatchNorm2d) -> Affine:

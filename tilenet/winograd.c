@@ -13,12 +13,15 @@ enum { MADE = 4, NEEDED = 6, SQUARE = NEEDED * NEEDED };
 /* Rows on top of those of the next piece; `image` and `row` floats apart. */
 struct piece { const float *first; long image, row, rows; };
 struct source { const struct piece *pieces; long count, channels; };
-struct pixels { float *first; long row, pixel; int high, wide; };
+struct pixels { float *first, *pooled; long row, pooled_row, pixel, high, wide, channel; };
 struct convolution {
     struct source sources[2]; /* one below the other along the channels; the second may have none */
     const float *weights;     /* (36, K / panel, C, panel) */
     const float *bias;        /* (K) */
+    const float *scale;       /* (K), after ReLU; NULL for neither scale nor shift */
+    const float *shift;       /* (K) */
     float *out;               /* (N, height, width, K) */
+    float *pooled;            /* (N, height / 2, width / 2, K), the largest of two by two, or NULL */
     float *work;              /* work_size floats of each thread */
     long outputs, images, height, width, padding, squares, work_size, next;
 };
@@ -78,15 +81,20 @@ static void find_square(
     }
 }
 
-/* Find the pixels that a square makes, from channel k on. */
+/* Find the pixels that a square makes, from channel k on, and those that two by two of them make. */
 static struct pixels find_out(const struct convolution *q, struct spot spot, long k) {
-    long down = q->height - spot.y, right = q->width - spot.x;
+    long down = q->height - spot.y, right = q->width - spot.x, high = q->height / 2, wide = q->width / 2;
+    float *first = q->out + ((spot.image * q->height + spot.y) * q->width + spot.x) * q->outputs + k;
+    float *pooled = q->pooled + ((spot.image * high + spot.y / 2) * wide + spot.x / 2) * q->outputs + k;
     return (struct pixels){
-        q->out + ((spot.image * q->height + spot.y) * q->width + spot.x) * q->outputs + k,
-        q->width * q->outputs,
-        q->outputs,
-        down < MADE ? down : MADE,
-        right < MADE ? right : MADE,
+        .first = first,
+        .pooled = q->pooled ? pooled : NULL,
+        .row = q->width * q->outputs,
+        .pooled_row = wide * q->outputs,
+        .pixel = q->outputs,
+        .channel = k,
+        .high = down < MADE ? down : MADE,
+        .wide = right < MADE ? right : MADE,
     };
 }
 

@@ -68,26 +68,59 @@ INLINE void NAME(multiply)(const float *x, const float *weights, long channels, 
     }
 }
 
-/* Make of a square's products its pixels, as far as they are in the image; add the bias; ReLU. */
-TARGET static void NAME(finish)(
-    const float *products, long place, const float *bias, struct pixels out, long channels
+/* Return `yes` where a mask has ones, `no` where it has zeros. */
+INLINE vector NAME(choose)(NAME(whole) mask, vector yes, vector no) {
+    return (vector)((mask & (NAME(whole))yes) | (~mask & (NAME(whole))no));
+}
+
+/* What is not a number is not less than zero, and stays; the larger of it and any other is none either. */
+INLINE vector NAME(relu)(vector x) { return NAME(choose)(x < 0, (vector){0}, x); }
+INLINE vector NAME(larger)(vector x, vector y) { return NAME(choose)((y > x) | (y != y), y, x); }
+
+/* Make of a square's products its pixels, and the largest of each two by two, as far as they are in the image.
+
+`whole` and `pools` are constants, of a few copies of this.
+*/
+INLINE void NAME(finish)(
+    const struct convolution *q, const float *products, long place, struct pixels out, long channels, int whole,
+    int pools
 ) {
     for (long c = 0; c < channels; c += LANES) {
-        vector half[MADE * NEEDED], x[NEEDED], y[MADE], shift = LOAD(bias + c);
+        vector half[MADE * NEEDED], x[NEEDED], y[2 * MADE], bias = LOAD(q->bias + out.channel + c);
+        vector scale = (vector){0}, shift = (vector){0};
+        if (q->scale) scale = LOAD(q->scale + out.channel + c), shift = LOAD(q->shift + out.channel + c);
         for (int j = 0; j < NEEDED; j++) {
             for (int i = 0; i < NEEDED; i++) x[i] = LOAD(products + (NEEDED * i + j) * place + c);
             NAME(back)(x, y);
             for (int i = 0; i < MADE; i++) half[NEEDED * i + j] = y[i];
         }
-        for (int i = 0; i < out.high; i++) {
+        for (int i = 0; i < MADE; i += 2) {
             NAME(back)(half + NEEDED * i, y);
-            for (int j = 0; j < out.wide; j++) {
-                vector z = y[j] + shift;
-                /* What is not a number is not less than zero, and stays. */
-                STORE(out.first + i * out.row + j * out.pixel + c, (vector)((NAME(whole))z & ~(z < 0)));
+            NAME(back)(half + NEEDED * (i + 1), y + MADE);
+            for (int j = 0; j < 2 * MADE; j++) {
+                long row = i + j / MADE, column = j % MADE;
+                y[j] = NAME(relu)(y[j] + bias);
+                if (q->scale) y[j] = y[j] * scale + shift;
+                if (whole || (row < out.high && column < out.wide))
+                    STORE(out.first + row * out.row + column * out.pixel + c, y[j]);
+            }
+            for (int j = 0; pools && j < MADE; j += 2) {
+                vector most = NAME(larger)(NAME(larger)(y[j], y[j + 1]), NAME(larger)(y[j + MADE], y[j + MADE + 1]));
+                if (whole || (i + 1 < out.high && j + 1 < out.wide))
+                    STORE(out.pooled + (i / 2) * out.pooled_row + (j / 2) * out.pixel + c, most);
             }
         }
     }
+}
+
+TARGET static void NAME(finish_any)(
+    const struct convolution *q, const float *products, long place, struct pixels out, long channels
+) {
+    if (out.high < MADE || out.wide < MADE) {
+        if (out.pooled) NAME(finish)(q, products, place, out, channels, 0, 1);
+        else NAME(finish)(q, products, place, out, channels, 0, 0);
+    } else if (out.pooled) NAME(finish)(q, products, place, out, channels, 1, 1);
+    else NAME(finish)(q, products, place, out, channels, 1, 0);
 }
 
 /* Convolve `count` squares from the `first` on. */
@@ -116,7 +149,7 @@ TARGET static void NAME(convolve)(const struct convolution *q, long first, long 
         }
         struct spot spot = find_spot(q, first);
         for (long t = 0; t < count; t++, advance(q, &spot))
-            NAME(finish)(products + t * panel, q->squares * panel, q->bias + k, find_out(q, spot, k), panel);
+            NAME(finish_any)(q, products + t * panel, q->squares * panel, find_out(q, spot, k), panel);
     }
 }
 
