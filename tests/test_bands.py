@@ -41,9 +41,9 @@ def test_networks_that_pad_or_clamp_are_not_done_in_bands(options, may):
 
 def test_a_demand_grows_with_the_tile_by_what_is_not_in_bands():
     axis = AxisFootprint(step=16, lost=92, smallest=188)
-    demand = Demand(per_pixel=10, in_band=1000, axis=axis, pixels=500_000, fixed=5)
-    assert demand.of((188, 188)) == 5 + 1010 * 188**2
-    assert demand.of((1, 4092, 4092)) == 5 + 10 * 4092**2 + 1000 * 4092 * 188
+    demand = Demand(per_pixel=10, in_band=1000, axis=axis, pixels=500_000)
+    assert demand.of((188, 188)) == 1010 * 188**2
+    assert demand.of((1, 4092, 4092)) == 10 * 4092**2 + 1000 * 4092 * 188
     assert demand.of((2044, 2044), batch=2) == demand.of((2044, 4088))
     assert Demand(10, 1000).of((4, 5, 6), batch=3) == 1010 * 360
 

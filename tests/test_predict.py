@@ -1,5 +1,7 @@
 """Which engine a network gets, and that it is this network's as it is now."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,6 @@ from tilenet import predict
 from tilenet.errors import SettingsError
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_DEMAND
-from tilenet.winograd import STRIP
 
 CPU = torch.device("cpu")
 BATCH = np.random.default_rng(0).integers(0, 255, (1, 1, 60, 60), dtype=np.uint8)
@@ -95,13 +96,16 @@ def test_of_a_tile_done_in_bands_only_a_band_is_in_memory(network):
     assert predict.demand_of(padded, "fp32", 1, engine="fast") == plain
 
 
-@pytest.mark.parametrize(
-    ("depth", "wf", "strips"), [(2, 4, 0), (4, 4, 0), (3, 5, 3.5), (2, 6, 3.5)], ids=["none", "coarse", "finer", "fine"]
-)
-def test_winograd_s_strips_count_where_its_convolutions_are_not_all_coarse(depth, wf, strips):
-    network = tilenet.UNet(depth=depth, wf=wf)
-    assert predict.demand_of(network, "fp32", 1, engine="fast").fixed == strips * STRIP
-    assert predict.demand_of(network, "fp32", 1, engine="plain").fixed == 0
+def test_people_hear_of_convolutions_that_were_not_compiled_and_outputs_say_which_were_used(
+    network, monkeypatch, caplog
+):
+    for name in ("avx2", "pytorch"):
+        monkeypatch.setattr(predict, "convolutions", lambda name=name: name)
+        with caplog.at_level(logging.INFO, "tilenet"):
+            assert predict.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
+        assert ("C compiler" in caplog.text) == (name == "pytorch")
+        assert predict.computed("fast") == {"torch": torch.__version__, "convolutions": name}
+    assert predict.computed("plain") == {"torch": torch.__version__}
 
 
 def test_a_predictor_that_does_not_say_what_it_needs_gets_the_default():

@@ -27,6 +27,11 @@ def can_band(axis: AxisFootprint) -> bool:
     return axis.spoiled == (0, 0)
 
 
+def halves(pool_size: Sequence[int]) -> bool:
+    """Tell whether pooling halves both axes, so that a block, too, can make a few rows of a few."""
+    return tuple(pool_size) == (2, 2)
+
+
 def band_pixels(channels: int) -> int:
     """Return the input pixels of a band of a network whose first block has so many channels.
 
@@ -64,15 +69,12 @@ class Demand:
         Of the rows, where a tile is done in bands; default all pixels are in memory at a time.
     pixels : int
         Those of a band.
-    fixed : float
-        Whatever the tile.
     """
 
     per_pixel: float
     in_band: float = 0
     axis: AxisFootprint | None = None
     pixels: int = MOST_PIXELS
-    fixed: float = 0
 
     def of(self, shape: Sequence[int], batch: int = 1) -> int:
         """Return the bytes of a pass over a batch of tiles that read `shape`.
@@ -84,4 +86,4 @@ class Demand:
         if self.axis is not None:
             length, width = shape[-2], shape[-1] * batch
             held = width * max(stop - start for start, stop in split_rows(self.axis, length, width, self.pixels))
-        return int(self.fixed + self.per_pixel * pixels + self.in_band * held)
+        return int(self.per_pixel * pixels + self.in_band * held)

@@ -15,15 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tilenet.winograd import NEEDED, transformed_weights
+from tilenet.geometry import round_up
+from tilenet.winograd import MADE, NEEDED, transformed_weights
 
-# Names of the instruction sets that the library may tell of.
+# The instruction sets that the library may tell of, and their names.
 AVX2, AVX512 = 1, 2
+NAMES = {0: "pytorch", AVX2: "avx2", AVX512: "avx512"}
 # Floats of a vector.
 LANES = {AVX2: 8, AVX512: 16}
 # Squares that are transformed before they are multiplied: a multiple of those that registers hold sums of (ROWS), as
-# many as a core's cache holds, but of deep layers more, as all weights are read for each so many.
-SQUARES, DEEP = 36, 256
+# many as a core's cache holds, but of deep layers more, as all weights are read for each so many. Less where that
+# would leave a thread without.
+SQUARES, DEEP, UNIT = 36, 256, 12
 
 
 class _Piece(ctypes.Structure):
@@ -70,8 +73,7 @@ class CompiledConvolution:
             place.copy_(of_place.view(-1, panel, inputs).transpose(1, 2))
         self._numbers = [numbers.float().flatten().contiguous() for numbers in (bias, *(after or ()))]
         self._padding, self._instructions, self._outputs = padding, instructions, outputs
-        self._squares = SQUARES * max(1, inputs // DEEP)
-        self._work = NEEDED**2 * (self._squares * (inputs + 2 * LANES[instructions]) + inputs)
+        self._inputs, self._panel = inputs, 2 * LANES[instructions]
 
     def __call__(self, *sources: Sequence[Tensor]) -> Tensor:
         """Map one or two sources to (N, K, h - 2, w - 2), or padded by 1 to (N, K, h, w), channels last.
@@ -97,10 +99,12 @@ class CompiledConvolution:
         return torch.empty((len(pieces[0]), self._outputs, height, width), memory_format=torch.channels_last)
 
     def _convolve(self, sources: Sequence[Sequence[Tensor]], out: Tensor, pooled: Tensor | None) -> None:
-        threads = torch.get_num_threads()
-        work = torch.empty(threads * self._work)
-        addresses = [tensor.data_ptr() for tensor in self._numbers]
         n, outputs, height, width = out.shape
+        threads, total = torch.get_num_threads(), n * -(-height // MADE) * -(-width // MADE)
+        squares = min(SQUARES * max(1, self._inputs // DEEP), round_up(-(-total // (2 * threads)), UNIT))
+        size = NEEDED**2 * (squares * (self._inputs + self._panel) + self._inputs)
+        work = torch.empty(threads * size)
+        addresses = [tensor.data_ptr() for tensor in self._numbers]
         job = _Convolution(
             (_Source * 2)(*map(_source, sources)),
             self._weights.data_ptr(),
@@ -108,7 +112,7 @@ class CompiledConvolution:
             out.data_ptr(),
             None if pooled is None else pooled.data_ptr(),
             work.data_ptr(),
-            *(outputs, n, height, width, self._padding, self._squares, self._work),
+            *(outputs, n, height, width, self._padding, squares, size),
         )
         library = _library()
         assert library is not None
@@ -119,6 +123,11 @@ def find_instructions() -> int:
     """Return the best instruction set that this processor and what was compiled share, 0 if there is none."""
     library = _library()
     return 0 if library is None else int(library.tilenet_instructions())
+
+
+def convolutions() -> str:
+    """Return what does the convolutions of the fast path here: ``avx512``, ``avx2``, or ``pytorch``."""
+    return NAMES[find_instructions()]
 
 
 @cache
@@ -135,7 +144,5 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _source(pieces: Sequence[Tensor]) -> _Source:
-    listed = [
-        (piece.data_ptr(), piece.stride(0), piece.stride(2), piece.shape[2]) for piece in pieces if piece.shape[2]
-    ]
+    listed = [_Piece(piece.data_ptr(), piece.stride(0), piece.stride(2), piece.shape[2]) for piece in pieces]
     return _Source((_Piece * len(listed))(*listed), len(listed), pieces[0].shape[1])

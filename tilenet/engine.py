@@ -2,13 +2,12 @@
 
 What it does, and why it pays, measured on two AVX-512 cores (`benchmarks/efficiency.py`):
 
-- 3x3 convolutions of at least 128 channels are Winograd's (`tilenet/winograd.py`: 1.2 to 3.3x);
-  narrower ones oneDNN's direct ones, which are as fast as the processor in this layout.
-- Unpadded, a transposed convolution, the skip and a narrow convolution after them are one step: 1.1x
-  for wf 4, 1.2x for depth 3, wf 2.
+- 3x3 convolutions are Winograd's, compiled (`tilenet/winograd.c`: 1.5 to 3x as fast as oneDNN's direct ones), scale,
+  shift and pooling with them, where tilenet was installed with a C compiler and channels are multiples of 16.
+  Else those of at least 128 channels are Winograd's out of PyTorch's sums (`tilenet/winograd.py`), others oneDNN's.
 - Networks that neither pad nor clamp are done in bands of rows (`tilenet/bands.py`): a tile of 2048 px in about the
-  memory that one of 1024 px takes in one go, and 4 % faster. Their blocks of narrow convolutions are done in
-  bands that fit a cache.
+  memory that one of 1024 px takes in one go, and 4 % faster. Their blocks are done in bands that fit a cache.
+- Upsampled pixels and the skip go into one convolution without being joined in memory.
 - Batch normalisation between two unpadded convolutions is folded into the second.
 - The 1x1 convolution after bilinear resizing is done before it.
 - Steps are flat, so that each tensor is freed as soon as the next one exists.
@@ -25,15 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from tilenet.bands import band_pixels, can_band, split_rows
-from tilenet.steps import WINOGRAD, steps_of
+from tilenet.steps import steps_of
 from tilenet.stream import Stream
 from tilenet.unet import UNet
-from tilenet.winograd import STRIP
 
 # Largest difference from the plain network, as a part of the logits' range.
 TOLERANCE = 1e-5
-# The coarsest level at which Winograd's transforms are large beside the activations of the finest one.
-COARSE = 2
 log = logging.getLogger("tilenet")
 
 
@@ -104,12 +100,3 @@ def accelerate(network: nn.Module) -> FastUNet | None:
 def channels_last(x: Tensor) -> Tensor:
     """Return (N, C, h, w) in the layout that convolutions take here."""
     return x.to(memory_format=torch.channels_last)
-
-
-def winograd_bytes(network: UNet) -> float:
-    """Return the bytes of Winograd's transforms: before and after the products, and between and after sums.
-
-    None where only coarse levels have any: they are done while less else is held than in the last block.
-    """
-    levels = [i for i in range(network.depth) if 2 ** (network.wf + i) >= WINOGRAD]
-    return 3.5 * STRIP if levels and levels[0] <= COARSE else 0.0

@@ -166,6 +166,7 @@ class Job:
             "card": self.card.to_dict(),
             "record": self.record,
             "scaling": numbers.to_json(),
+            "computed": predict.computed(self.record["engine"]),
         }
 
 

@@ -7,6 +7,7 @@ makes one of a PyTorch network.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tilenet.bands import Demand, band_pixels, can_band
-from tilenet.engine import FastUNet, accelerate, winograd_bytes
+from tilenet.bands import Demand, band_pixels, can_band, halves
+from tilenet.compiled import convolutions
+from tilenet.engine import FastUNet, accelerate
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_DEMAND
-from tilenet.steps import takes_bands
 from tilenet.unet import UNet
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,6 +34,7 @@ PROBE = 16
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+log = logging.getLogger("tilenet")
 # Fast paths between being found the same as their network and being used, once, with the state of its weights.
 _checked: WeakKeyDictionary[nn.Module, tuple[object, FastUNet]] = WeakKeyDictionary()
 
@@ -154,7 +156,17 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
     if fast is None:
         return "plain"
     _checked[network] = _state_of(network), fast
+    if convolutions() == "pytorch":
+        log.info(
+            "convolutions are PyTorch's, about half as fast as those that tilenet compiles when it is installed where "
+            "there is a C compiler, for x86-64 on Linux"
+        )
     return "fast"
+
+
+def computed(engine: str) -> dict[str, str]:
+    """Return what last bits may depend on, for people: PyTorch's version, and the compiled convolutions."""
+    return {"torch": torch.__version__, **({"convolutions": convolutions()} if engine == "fast" else {})}
 
 
 def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastUNet:
@@ -234,13 +246,12 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str) ->
     fast, size, row = engine == "fast", PRECISIONS[precision].itemsize, network.footprint.axes[0]
     times = 7.5
     if fast and can_band(row):
-        times = 3.5 if takes_bands((*network.down_path, *network.up_path)[-1], network.pool_size) else 5
+        times = 3.5 if halves(network.pool_size) else 5
     passed = size * (times * 2**network.wf + channels) + 4 * channels
     decided = 12 * network.n_classes
-    fixed = winograd_bytes(network) if fast else 0
     if not fast or not can_band(row):
-        return Demand(decided + passed, fixed=fixed)
-    return Demand(decided, passed, row, band_pixels(2**network.wf), fixed)
+        return Demand(decided + passed)
+    return Demand(decided, passed, row, band_pixels(2**network.wf))
 
 
 def weight_bytes(network: object) -> int:

@@ -29,7 +29,7 @@ from torch import Tensor
 MADE, NEEDED = 4, 6
 # An image is done strip by strip, so that its transform, which is 2.25 times as large, is never in memory as a
 # whole: so many bytes before and after the products.
-STRIP = 64e6
+STRIP = 32e6
 # Of three weights along an axis: Toom and Cook's for the points 0, LESS, -LESS, MORE, -MORE and infinity. With 1 and 2
 # for LESS and MORE, as in the paper, errors are four times as large.
 LESS, MORE = 0.5**0.5, 2**0.5
