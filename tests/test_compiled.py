@@ -1,5 +1,6 @@
 import platform
 import shutil
+from itertools import product
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilenet import compiled
-from tilenet.compiled import AVX2, AVX512, CompiledConvolution, find_instructions
+from tilenet.compiled import AVX2, AVX512, CompiledConvolution, CompiledUpsampling, composed, find_instructions
 
 LAST = torch.channels_last
 BEST = find_instructions()
@@ -97,6 +98,38 @@ def test_scale_shift_and_the_largest_of_two_by_two_come_with_it(height, width, p
         assert torch.equal(pooled, F.max_pool2d(found, 2))
     else:
         assert pooled.numel() == 0
+
+
+@needs_it
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 9), max_size=2), st.integers(2, 20), st.integers(2, 30), st.sampled_from([16, 32, 48]),
+    st.sampled_from(SETS),
+)  # fmt: skip
+def test_upsampling_and_the_convolution_after_it_are_one(heights, below, width, outputs, level):
+    x = of((2, 64, sum(heights) + below, width))
+    transposed, weight = of((64, 24, 2, 2), seed=1) / 64**0.5, of((outputs, 24, 3, 3), seed=2) / (9 * 24) ** 0.5
+    upsampled = CompiledUpsampling(transposed, weight, instructions=level)
+    found = upsampled(single(x).split([*heights, below], dim=2))
+    assert_near(found, F.conv2d(F.conv_transpose2d(x, transposed, stride=2), weight))
+
+
+@needs_it
+@pytest.mark.parametrize("level", SETS)
+def test_what_is_there_is_added_before_anything_else(level):
+    x, there, (weight, bias) = of((2, 16, 23, 30)), of((2, 32, 21, 28), seed=3), layer_of(16, 32)
+    scale = of(32, seed=4).view(1, -1, 1, 1)
+    convolution = CompiledConvolution(weight.float(), bias.float(), 0, (scale, scale), instructions=level)
+    found = convolution.added(single(there), [single(x)])
+    assert_near(found, (F.conv2d(x, weight, bias) + there).relu() * scale + scale)
+
+
+def test_a_transposed_convolution_and_the_next_are_one_of_2x2_taps_per_finer_pixel():
+    transposed, convolution, x = of((6, 3, 2, 2)), of((5, 3, 3, 3)), of((1, 6, 7, 9))
+    expected = F.conv2d(F.conv_transpose2d(x, transposed, stride=2), convolution)
+    found = F.conv2d(x, composed(transposed, convolution)).view(1, 2, 2, 5, 6, 8)
+    for row, column in product(range(2), range(2)):
+        torch.testing.assert_close(found[:, row, column], expected[:, :, row::2, column::2])
 
 
 @needs_it

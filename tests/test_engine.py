@@ -7,7 +7,7 @@ import torch
 
 import tilenet
 from tilenet import engine, steps
-from tilenet.compiled import CompiledConvolution, find_instructions
+from tilenet.compiled import CompiledConvolution, CompiledUpsampling, find_instructions
 from tilenet.engine import FastUNet, accelerate, channels_last
 from tilenet.stream import Stream
 from tilenet.winograd import WinogradConvolution
@@ -144,6 +144,22 @@ def test_a_network_that_pads_or_clamps_is_not_done_in_bands(monkeypatch):
         assert difference(network, torch.rand(1, 1, length, length), pixels=1) > engine.TOLERANCE
 
 
+@pytest.mark.skipif(not BEST, reason="no compiled convolutions here")
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [({"wf": 4}, 2), ({"wf": 6}, 1), ({"padding": True}, 0), ({"up_mode": "upsample"}, 0), ({"pool_size": (1, 2)}, 0)],
+    ids=str,
+)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_upsampling_and_a_narrow_convolution_are_one(options, layers, batch_norm, monkeypatch):
+    taken, real = [], CompiledUpsampling.__call__
+    monkeypatch.setattr(CompiledUpsampling, "__call__", lambda self, x: (taken.append(self), real(self, x))[1])
+    network = network_of(**{"wf": 4, "depth": 3, "batch_norm": batch_norm, **options})
+    y, x = (axis.legal_at_least(60) for axis in network.footprint.axes)
+    assert difference(network, torch.rand(2, 1, y, x)) <= engine.TOLERANCE
+    assert len(taken) == layers
+
+
 @pytest.mark.usefixtures("instructions")
 def test_with_pooling_that_is_not_square_too():
     network = network_of(WIDER, pool_size=(1, 2))
@@ -166,11 +182,12 @@ def test_convolutions_are_compiled_ones_or_if_wide_winograd_s_of_pytorch(wf, lev
         pytest.skip("no compiled convolutions here")
     monkeypatch.setattr(steps, "find_instructions", lambda: level)
     taken = Counter()
+
+    def counting(real):
+        return lambda self, *arrays, **how: (taken.update([type(self)]), real(self, *arrays, **how))[1]
+
     for kind in (WinogradConvolution, CompiledConvolution):
-        real = kind._convolve
-        monkeypatch.setattr(
-            kind, "_convolve", lambda self, *x, kind=kind, real=real: (taken.update([kind]), real(self, *x))[1]
-        )
+        monkeypatch.setattr(kind, "_convolve", counting(kind._convolve))
     assert difference(network_of(wf), torch.rand(1, 1, 44, 44)) <= engine.TOLERANCE
     assert taken == kinds
 

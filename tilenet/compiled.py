@@ -10,13 +10,14 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tilenet.geometry import round_up
-from tilenet.winograd import MADE, NEEDED, transformed_weights
+from tilenet.winograd import NEEDED, transformed_weights
 
 # The instruction sets that the library may tell of, and their names.
 AVX2, AVX512 = 1, 2
@@ -43,12 +44,56 @@ class _Convolution(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("weights", "bias", "scale", "shift", "out", "pooled", "work")),
         *(
             (name, ctypes.c_long)
-            for name in ("outputs", "images", "height", "width", "padding", "squares", "work_size", "next")
+            for name in (
+                *("made", "adds", "outputs", "images", "height", "width", "padding"),
+                *("squares", "work_size", "next"),
+            )
         ),
     )
 
 
-class CompiledConvolution:
+class _Compiled:
+    """What convolutions have in common: weights (K, C, n, n) transformed, and numbers for each output."""
+
+    def __init__(self, weight: Tensor, numbers: Sequence[Tensor], padding: int, *, instructions: int) -> None:
+        outputs, inputs, taps, _ = weight.shape
+        panel = LANES[instructions] * (1 if outputs % (2 * LANES[instructions]) else 2)
+        self._weights = torch.empty(NEEDED**2, outputs // panel, inputs, panel)
+        for place, of_place in zip(self._weights, transformed_weights(weight), strict=True):
+            place.copy_(of_place.view(-1, panel, inputs).transpose(1, 2))
+        self._numbers = [of_outputs.float().flatten().contiguous() for of_outputs in numbers]
+        self._padding, self._instructions, self._panel = padding, instructions, 2 * LANES[instructions]
+        self._outputs, self._inputs, self._made = outputs, inputs, NEEDED + 1 - taps
+
+    def _shape(self, sources: Sequence[Sequence[Tensor]]) -> tuple[int, int, int, int]:
+        lost, pieces = NEEDED - self._made - 2 * self._padding, sources[0]
+        height, width = sum(piece.shape[2] for piece in pieces) - lost, pieces[0].shape[3] - lost
+        return len(pieces[0]), self._outputs, height, width
+
+    def _convolve(
+        self, sources: Sequence[Sequence[Tensor]], out: Tensor, *, pooled: Tensor | None = None, adds: bool = False
+    ) -> None:
+        n, outputs, height, width = self._shape(sources)
+        threads, total = torch.get_num_threads(), n * -(-height // self._made) * -(-width // self._made)
+        squares = min(SQUARES * max(1, self._inputs // DEEP), round_up(-(-total // (2 * threads)), UNIT))
+        size = NEEDED**2 * (squares * (self._inputs + self._panel) + self._inputs)
+        work = torch.empty(threads * size)
+        addresses = [tensor.data_ptr() for tensor in self._numbers]
+        job = _Convolution(
+            (_Source * 2)(*map(_source, sources)),
+            self._weights.data_ptr(),
+            *(*addresses, None, None, None)[:3],
+            out.data_ptr(),
+            None if pooled is None else pooled.data_ptr(),
+            work.data_ptr(),
+            *(self._made, adds, outputs, n, height, width, self._padding, squares, size),
+        )
+        library = _library()
+        assert library is not None
+        library.tilenet_convolve(ctypes.byref(job), self._instructions, threads)
+
+
+class CompiledConvolution(_Compiled):
     """A 3x3 convolution, its ReLU, and a scale and a shift of what this gives.
 
     Parameters
@@ -66,14 +111,7 @@ class CompiledConvolution:
     def __init__(
         self, weight: Tensor, bias: Tensor, padding: int, after: tuple[Tensor, Tensor] | None, *, instructions: int
     ) -> None:
-        outputs, inputs = weight.shape[:2]
-        panel = LANES[instructions] * (1 if outputs % (2 * LANES[instructions]) else 2)
-        self._weights = torch.empty(NEEDED**2, outputs // panel, inputs, panel)
-        for place, of_place in zip(self._weights, transformed_weights(weight), strict=True):
-            place.copy_(of_place.view(-1, panel, inputs).transpose(1, 2))
-        self._numbers = [numbers.float().flatten().contiguous() for numbers in (bias, *(after or ()))]
-        self._padding, self._instructions, self._outputs = padding, instructions, outputs
-        self._inputs, self._panel = inputs, 2 * LANES[instructions]
+        super().__init__(weight, (bias, *(after or ())), padding, instructions=instructions)
 
     def __call__(self, *sources: Sequence[Tensor]) -> Tensor:
         """Map one or two sources to (N, K, h - 2, w - 2), or padded by 1 to (N, K, h, w), channels last.
@@ -81,42 +119,63 @@ class CompiledConvolution:
         A source is pieces (N, C, b, w), channels last, that lie on top of each other, h rows in all; of two, the
         channels of the second come after those of the first.
         """
-        out = self._out(sources)
-        self._convolve(sources, out, None)
+        out = torch.empty(self._shape(sources), memory_format=torch.channels_last)
+        self._convolve(sources, out)
         return out
 
     def pooled(self, *sources: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return that, and the largest of each two by two of its pixels, as `max_pool2d` does."""
-        out = self._out(sources)
-        n, outputs, height, width = out.shape
+        n, outputs, height, width = self._shape(sources)
+        out = torch.empty((n, outputs, height, width), memory_format=torch.channels_last)
         pooled = torch.empty((n, outputs, height // 2, width // 2), memory_format=torch.channels_last)
-        self._convolve(sources, out, pooled)
+        self._convolve(sources, out, pooled=pooled)
         return out, pooled
 
-    def _out(self, sources: Sequence[Sequence[Tensor]]) -> Tensor:
-        lost, pieces = 2 - 2 * self._padding, sources[0]
-        height, width = sum(piece.shape[2] for piece in pieces) - lost, pieces[0].shape[3] - lost
-        return torch.empty((len(pieces[0]), self._outputs, height, width), memory_format=torch.channels_last)
+    def added(self, out: Tensor, *sources: Sequence[Tensor]) -> Tensor:
+        """Return, in place, what it makes of sources where `out` is added to it before ReLU."""
+        self._convolve(sources, out, adds=True)
+        return out
 
-    def _convolve(self, sources: Sequence[Sequence[Tensor]], out: Tensor, pooled: Tensor | None) -> None:
-        n, outputs, height, width = out.shape
-        threads, total = torch.get_num_threads(), n * -(-height // MADE) * -(-width // MADE)
-        squares = min(SQUARES * max(1, self._inputs // DEEP), round_up(-(-total // (2 * threads)), UNIT))
-        size = NEEDED**2 * (squares * (self._inputs + self._panel) + self._inputs)
-        work = torch.empty(threads * size)
-        addresses = [tensor.data_ptr() for tensor in self._numbers]
-        job = _Convolution(
-            (_Source * 2)(*map(_source, sources)),
-            self._weights.data_ptr(),
-            *(addresses if len(addresses) == 3 else (*addresses, None, None)),
-            out.data_ptr(),
-            None if pooled is None else pooled.data_ptr(),
-            work.data_ptr(),
-            *(outputs, n, height, width, self._padding, squares, size),
-        )
-        library = _library()
-        assert library is not None
-        library.tilenet_convolve(ctypes.byref(job), self._instructions, threads)
+
+class CompiledUpsampling(_Compiled):
+    """A transposed convolution of 2x2 taps and an unpadded 3x3 one of what it gives, as one: neither bias nor ReLU.
+
+    They are four 2x2 convolutions of the coarse pixels, one for each of the four finer pixels in one.
+
+    Parameters
+    ----------
+    transposed : torch.Tensor
+        (C, M, 2, 2), with a stride of 2.
+    weight : torch.Tensor
+        (K, M, 3, 3).
+    instructions : int
+        Those of this processor, or fewer.
+    """
+
+    def __init__(self, transposed: Tensor, weight: Tensor, *, instructions: int) -> None:
+        super().__init__(composed(transposed, weight), (), 0, instructions=instructions)
+
+    def __call__(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Map pieces (N, C, b, w) on top of each other, h rows in all, to (N, K, 2 h - 2, 2 w - 2), channels last."""
+        n, outputs, height, width = self._shape([pieces])
+        out = torch.empty((n, outputs // 4, 2 * height, 2 * width), memory_format=torch.channels_last)
+        self._convolve([pieces], out)
+        return out
+
+
+def composed(transposed: Tensor, weight: Tensor) -> Tensor:
+    """Return the 2x2 weights (4 K, C, 2, 2) of a transposed convolution (C, M, 2, 2) and a 3x3 one (K, M, 3, 3).
+
+    Finer pixel ``2 k + p`` of the output sees finer pixels ``2 k + p + i``: of coarse pixel ``k + (p + i) // 2``
+    the tap ``(p + i) % 2``, and so along both axes.
+    """
+    outputs, inputs = len(weight), len(transposed)
+    taps = torch.zeros((2, 2, outputs, inputs, 2, 2), dtype=torch.float64)
+    for p, q, i, j in product(range(2), range(2), range(3), range(3)):
+        tap = transposed[:, :, (p + i) % 2, (q + j) % 2]
+        of_tap = torch.einsum("om,im->oi", weight[:, :, i, j].double(), tap.double())
+        taps[p, q, :, :, (p + i) // 2, (q + j) // 2] += of_tap
+    return taps.reshape(4 * outputs, inputs, 2, 2)
 
 
 def find_instructions() -> int:

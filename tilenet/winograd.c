@@ -1,4 +1,5 @@
-/* 3x3 convolutions and their ReLU by Winograd's F(4x4, 3x3), channels last, float32 (see winograd.py).
+/* 3x3 convolutions and their ReLU by Winograd's F(4x4, 3x3), channels last, float32 (see winograd.py); by F(5x5, 2x2), which
+needs as many pixels and as many places, the 2x2 convolutions that upsampling and such a convolution are together.
 
 A few squares go all the way, transform, products, and back, so that nothing between is larger than a core's cache.
 Each square is computed by itself, in one order: its bits depend on neither threads nor neighbours.
@@ -6,7 +7,8 @@ Threads are those of the OpenMP that PyTorch has loaded; nothing else is linked.
 */
 #include <string.h>
 
-enum { MADE = 4, NEEDED = 6, SQUARE = NEEDED * NEEDED };
+/* Pixels along an axis that a square makes, by taps of three or two, and those that it needs. */
+enum { BY_THREE = 4, BY_TWO = 5, NEEDED = 6, SQUARE = NEEDED * NEEDED };
 #define LESS 0.70710678118654752f
 #define MORE 1.41421356237309505f
 
@@ -23,27 +25,29 @@ struct convolution {
     float *out;               /* (N, height, width, K) */
     float *pooled;            /* (N, height / 2, width / 2, K), the largest of two by two, or NULL */
     float *work;              /* work_size floats of each thread */
+    long made;                /* BY_THREE; or BY_TWO: outputs are those of the (2, 2) finer pixels in one, out is finer */
+    long adds;                /* whether what is in `out` is added before ReLU */
     long outputs, images, height, width, padding, squares, work_size, next;
 };
 
 extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
 extern int omp_get_thread_num(void);
 
-static long count_squares(long length) { return (length + MADE - 1) / MADE; }
+static long count_squares(const struct convolution *q, long length) { return (length + q->made - 1) / q->made; }
 
 /* Where a square's first output pixel is. */
 struct spot { long image, y, x; };
 
 static struct spot find_spot(const struct convolution *q, long square) {
-    long wide = count_squares(q->width), high = count_squares(q->height);
-    return (struct spot){square / (wide * high), square / wide % high * MADE, square % wide * MADE};
+    long wide = count_squares(q, q->width), high = count_squares(q, q->height);
+    return (struct spot){square / (wide * high), square / wide % high * q->made, square % wide * q->made};
 }
 
 /* Go on to the next square; tell whether it lies beside the one before. */
 static int advance(const struct convolution *q, struct spot *spot) {
-    if ((spot->x += MADE) < q->width) return 1;
+    if ((spot->x += q->made) < q->width) return 1;
     spot->x = 0;
-    if ((spot->y += MADE) < q->height) return 0;
+    if ((spot->y += q->made) < q->height) return 0;
     spot->y = 0;
     spot->image++;
     return 0;
@@ -63,7 +67,7 @@ static void find_rows(const struct convolution *q, const struct source *source, 
 static void find_square(
     const struct convolution *q, long channels, long x, const float *const *rows, float *edge, const float **square
 ) {
-    long width = q->width + 2 - 2 * q->padding, left = x < q->padding ? q->padding - x : 0;
+    long width = q->width + NEEDED - q->made - 2 * q->padding, left = x < q->padding ? q->padding - x : 0;
     long stop = width + q->padding - x < NEEDED ? width + q->padding - x : NEEDED;
     for (int i = 0; i < NEEDED; i++) {
         if (rows[i] && left == 0 && stop == NEEDED) {
@@ -93,9 +97,20 @@ static struct pixels find_out(const struct convolution *q, struct spot spot, lon
         .pooled_row = wide * q->outputs,
         .pixel = q->outputs,
         .channel = k,
-        .high = down < MADE ? down : MADE,
-        .wide = right < MADE ? right : MADE,
+        .high = down < q->made ? down : q->made,
+        .wide = right < q->made ? right : q->made,
     };
+}
+
+/* Find, of the finer pixels that a square makes, those of which channel k is one. */
+static struct pixels find_finer(const struct convolution *q, struct spot spot, long k) {
+    long channels = q->outputs / 4, finer = k / channels, row = 2 * q->width * channels;
+    struct pixels out = find_out(q, spot, 0);
+    out.first = q->out + 2 * (spot.image * q->height + spot.y) * row + 2 * spot.x * channels;
+    out.first += finer / 2 * row + finer % 2 * channels + k % channels;
+    out.row = 2 * row;
+    out.pixel = 2 * channels;
+    return out;
 }
 
 #define LANES 16

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Pixels along an axis that are made at once, and those they need.
-MADE, NEEDED = 4, 6
+# Pixels along an axis that are made at once, by three taps or by two, and those they need.
+MADE, BY_TWO, NEEDED = 4, 5, 6
 # An image is done strip by strip, so that its transform, which is 2.25 times as large, is never in memory as a
 # whole: so many bytes before and after the products.
 STRIP = 32e6
@@ -112,12 +112,17 @@ def _multiplication(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def transformed_weights(weight: Tensor) -> Iterator[Tensor]:
-    """Yield the weights (K, C) of each of the 36 places, from (K, C, 3, 3): six by six, as together they are large."""
-    matrix = torch.tensor(OF_WEIGHTS, dtype=torch.float64)
-    flat = weight.double().permute(2, 3, 0, 1).reshape(9, -1)
+    """Yield the weights (K, C) of each of the 36 places, from (K, C, 3, 3): six by six, as together they are large.
+
+    Those of (K, C, 2, 2) are for squares of five by five.
+    """
+    taps = weight.shape[-1]
+    matrix = torch.tensor(OF_WEIGHTS, dtype=torch.float64)[:, :taps]
+    matrix[-1] = torch.eye(taps)[-1]  # of the point at infinity: the last tap
+    flat = weight.double().permute(2, 3, 0, 1).reshape(taps**2, -1)
     for row in matrix:
         of_row = torch.kron(row, matrix) @ flat  # (6, K C)
-        yield from of_row.to(weight.dtype).view(NEEDED, *weight.shape[:2])
+        yield from of_row.float().view(NEEDED, *weight.shape[:2])
 
 
 def _windows(x: Tensor, axis: int) -> Sequence[Tensor]:

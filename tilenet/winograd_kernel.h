@@ -24,13 +24,15 @@ INLINE void NAME(forth)(const vector *x, vector *out, long step) {
     out[5 * step] = x[1] - 2.5f * x[3] + x[5];
 }
 
-/* Return from six places to four pixels. */
-INLINE void NAME(back)(const vector *x, vector *out) {
+/* Return from six places to four pixels, or to five. */
+INLINE void NAME(back)(const vector *x, vector *out, int made) {
     vector a = x[1] + x[2], b = x[3] + x[4], c = LESS * (x[1] - x[2]), d = MORE * (x[3] - x[4]);
     out[0] = x[0] + a + b;
     out[1] = c + d;
     out[2] = 0.5f * a + 2.0f * b;
-    out[3] = 0.5f * c + 2.0f * d + x[5];
+    out[3] = 0.5f * c + 2.0f * d;
+    if (made == BY_TWO) out[4] = 0.25f * a + 4.0f * b;
+    out[made - 1] += x[5];
 }
 
 /* Transform a square of six by six pixels, all channels of each in a row: places are `place` floats apart. */
@@ -86,26 +88,30 @@ INLINE void NAME(finish)(
     int pools
 ) {
     for (long c = 0; c < channels; c += LANES) {
-        vector half[MADE * NEEDED], x[NEEDED], y[2 * MADE], bias = LOAD(q->bias + out.channel + c);
+        vector half[BY_THREE * NEEDED], x[NEEDED], y[2 * BY_THREE], bias = LOAD(q->bias + out.channel + c);
         vector scale = (vector){0}, shift = (vector){0};
         if (q->scale) scale = LOAD(q->scale + out.channel + c), shift = LOAD(q->shift + out.channel + c);
         for (int j = 0; j < NEEDED; j++) {
             for (int i = 0; i < NEEDED; i++) x[i] = LOAD(products + (NEEDED * i + j) * place + c);
-            NAME(back)(x, y);
-            for (int i = 0; i < MADE; i++) half[NEEDED * i + j] = y[i];
+            NAME(back)(x, y, BY_THREE);
+            for (int i = 0; i < BY_THREE; i++) half[NEEDED * i + j] = y[i];
         }
-        for (int i = 0; i < MADE; i += 2) {
-            NAME(back)(half + NEEDED * i, y);
-            NAME(back)(half + NEEDED * (i + 1), y + MADE);
-            for (int j = 0; j < 2 * MADE; j++) {
-                long row = i + j / MADE, column = j % MADE;
-                y[j] = NAME(relu)(y[j] + bias);
+        for (int i = 0; i < BY_THREE; i += 2) {
+            NAME(back)(half + NEEDED * i, y, BY_THREE);
+            NAME(back)(half + NEEDED * (i + 1), y + BY_THREE, BY_THREE);
+            for (int j = 0; j < 2 * BY_THREE; j++) {
+                long row = i + j / BY_THREE, column = j % BY_THREE;
+                int inside = whole || (row < out.high && column < out.wide);
+                float *pixel = out.first + row * out.row + column * out.pixel + c;
+                y[j] += bias;
+                if (q->adds && inside) y[j] += LOAD(pixel);
+                y[j] = NAME(relu)(y[j]);
                 if (q->scale) y[j] = y[j] * scale + shift;
-                if (whole || (row < out.high && column < out.wide))
-                    STORE(out.first + row * out.row + column * out.pixel + c, y[j]);
+                if (inside) STORE(pixel, y[j]);
             }
-            for (int j = 0; pools && j < MADE; j += 2) {
-                vector most = NAME(larger)(NAME(larger)(y[j], y[j + 1]), NAME(larger)(y[j + MADE], y[j + MADE + 1]));
+            for (int j = 0; pools && j < BY_THREE; j += 2) {
+                const vector *above = y + j, *below = above + BY_THREE;
+                vector most = NAME(larger)(NAME(larger)(above[0], above[1]), NAME(larger)(below[0], below[1]));
                 if (whole || (i + 1 < out.high && j + 1 < out.wide))
                     STORE(out.pooled + (i / 2) * out.pooled_row + (j / 2) * out.pixel + c, most);
             }
@@ -116,11 +122,31 @@ INLINE void NAME(finish)(
 TARGET static void NAME(finish_any)(
     const struct convolution *q, const float *products, long place, struct pixels out, long channels
 ) {
-    if (out.high < MADE || out.wide < MADE) {
+    if (out.high < BY_THREE || out.wide < BY_THREE) {
         if (out.pooled) NAME(finish)(q, products, place, out, channels, 0, 1);
         else NAME(finish)(q, products, place, out, channels, 0, 0);
     } else if (out.pooled) NAME(finish)(q, products, place, out, channels, 1, 1);
     else NAME(finish)(q, products, place, out, channels, 1, 0);
+}
+
+/* Make of a square's products the finer pixels of LANES outputs, as far as they are in the image. */
+INLINE void NAME(finish_finer)(const float *products, long place, struct pixels out, int whole) {
+    vector half[BY_TWO * NEEDED], x[NEEDED], y[BY_TWO];
+    for (int j = 0; j < NEEDED; j++) {
+        for (int i = 0; i < NEEDED; i++) x[i] = LOAD(products + (NEEDED * i + j) * place);
+        NAME(back)(x, y, BY_TWO);
+        for (int i = 0; i < BY_TWO; i++) half[NEEDED * i + j] = y[i];
+    }
+    for (int i = 0; i < BY_TWO && (whole || i < out.high); i++) {
+        NAME(back)(half + NEEDED * i, y, BY_TWO);
+        for (int j = 0; j < BY_TWO; j++)
+            if (whole || j < out.wide) STORE(out.first + i * out.row + j * out.pixel, y[j]);
+    }
+}
+
+TARGET static void NAME(finish_finer_any)(const float *products, long place, struct pixels out) {
+    if (out.high < BY_TWO || out.wide < BY_TWO) NAME(finish_finer)(products, place, out, 0);
+    else NAME(finish_finer)(products, place, out, 1);
 }
 
 /* Convolve `count` squares from the `first` on. */
@@ -148,15 +174,20 @@ TARGET static void NAME(convolve)(const struct convolution *q, long first, long 
             }
         }
         struct spot spot = find_spot(q, first);
-        for (long t = 0; t < count; t++, advance(q, &spot))
-            NAME(finish_any)(q, products + t * panel, q->squares * panel, find_out(q, spot, k), panel);
+        for (long t = 0; t < count; t++, advance(q, &spot)) {
+            const float *made = products + t * panel;
+            if (q->made == BY_THREE) NAME(finish_any)(q, made, q->squares * panel, find_out(q, spot, k), panel);
+            else
+                for (long c = 0; c < panel; c += LANES)
+                    NAME(finish_finer_any)(made + c, q->squares * panel, find_finer(q, spot, k + c));
+        }
     }
 }
 
 static void NAME(run)(void *argument) {
     struct convolution *q = argument;
     float *work = q->work + omp_get_thread_num() * q->work_size;
-    long total = q->images * count_squares(q->height) * count_squares(q->width), at;
+    long total = q->images * count_squares(q, q->height) * count_squares(q, q->width), at;
     while ((at = __atomic_fetch_add(&q->next, q->squares, __ATOMIC_RELAXED)) < total)
         NAME(convolve)(q, at, total - at < q->squares ? total - at : q->squares, work);
 }
