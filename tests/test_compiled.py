@@ -33,7 +33,9 @@ def single(x):
 def both(x, *, outputs, padding=0, level=BEST):
     """Return the compiled convolution and ReLU in float32, and the plain ones in float64."""
     weight, bias = layer_of(x.shape[1], outputs)
-    found = CompiledConvolution(weight.float(), bias.float(), padding, None, instructions=level)([single(x)])
+    found = CompiledConvolution(weight.float(), bias.float(), padding, None, instructions=level)(
+        [single(x)], zeros=(padding, padding)
+    )
     return found, F.conv2d(x, weight, bias, padding=padding).relu()
 
 
@@ -77,8 +79,19 @@ def test_rows_may_come_in_pieces_and_channels_from_two_tensors(heights, below, l
     pieces = list(single(x).split([*heights, below + 3], dim=2))
     # The middle of something larger, as a skip is.
     centre = F.pad(single(other), (left, 2, 1, 4)).contiguous(memory_format=LAST)[:, :, 1:-4, left:-2]
-    found = CompiledConvolution(weight.float(), bias.float(), padding, None, instructions=BEST)(pieces, [centre])
+    convolution = CompiledConvolution(weight.float(), bias.float(), padding, None, instructions=BEST)
+    found = convolution(pieces, [centre], zeros=(padding, padding))
     assert_near(found, F.conv2d(torch.cat([x, other], 1), weight, bias, padding=padding).relu())
+
+
+@needs_it
+@given(st.integers(0, 1), st.integers(0, 1))
+def test_zeros_may_be_padded_above_or_below_alone(above, below):
+    x, (weight, bias) = of((1, 16, 14, 13)), layer_of(16, 16)
+    found = CompiledConvolution(weight.float(), bias.float(), 1, None, instructions=BEST)(
+        [single(x)], zeros=(above, below)
+    )
+    assert_near(found, F.conv2d(F.pad(x, (1, 1, above, below)), weight, bias).relu())
 
 
 @needs_it
@@ -90,10 +103,11 @@ def test_scale_shift_and_the_largest_of_two_by_two_come_with_it(height, width, p
     convolution = CompiledConvolution(
         weight.float(), bias.float(), padding, (scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)), instructions=level
     )
-    found, pooled = convolution.pooled([single(x)])
+    zeros = (padding, padding)
+    found, pooled = convolution.pooled([single(x)], zeros=zeros)
     exact = F.conv2d(x, weight, bias, padding=padding).relu() * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
     assert_near(found, exact)
-    assert torch.equal(found, convolution([single(x)]))
+    assert torch.equal(found, convolution([single(x)], zeros=zeros))
     if min(found.shape[2:]) > 1:
         assert torch.equal(pooled, F.max_pool2d(found, 2))
     else:
@@ -139,7 +153,7 @@ def test_the_largest_of_pixels_one_of_which_is_not_a_number_is_none(level):
     for row, column in ((8, 8), (8, 9), (9, 8), (9, 9)):
         x = single(of((1, 16, 22, 22)))
         x[0, 0, row, column] = torch.nan
-        found, pooled = CompiledConvolution(weight.float(), bias.float(), 1, None, instructions=level).pooled([x])
+        found, pooled = CompiledConvolution(weight.float(), bias.float(), 0, None, instructions=level).pooled([x])
         assert torch.equal(pooled.isnan(), F.max_pool2d(found, 2).isnan()) and pooled.isnan().any()
 
 

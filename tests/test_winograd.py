@@ -14,12 +14,12 @@ def of(shape, *, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def both(x, *, outputs, padding):
+def both(x, *, outputs):
     """Return Winograd's convolution and ReLU in float32, and the plain ones in float64."""
     channels = x.shape[1]
     weight, bias = of((outputs, channels, 3, 3), seed=1) / (9 * channels) ** 0.5, of(outputs, seed=2)
-    found = WinogradConvolution(weight.float(), bias.float(), padding)(x.float().to(memory_format=LAST))
-    return found, F.conv2d(x, weight, bias, padding=padding).relu()
+    found = WinogradConvolution(weight.float(), bias.float())(x.float().to(memory_format=LAST))
+    return found, F.conv2d(x, weight, bias).relu()
 
 
 def assert_near(found, exact):
@@ -31,34 +31,33 @@ def assert_near(found, exact):
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(3, 40), st.integers(3, 40)),
     st.integers(1, 9),
-    st.integers(0, 1),
     st.integers(1, 10**6),
 )
-def test_it_is_the_convolution_at_every_size_and_in_strips_of_any_size(shape, outputs, padding, strip):
+def test_it_is_the_convolution_at_every_size_and_in_strips_of_any_size(shape, outputs, strip):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(winograd, "STRIP", strip)
-        found, exact = both(of(shape), outputs=outputs, padding=padding)
+        found, exact = both(of(shape), outputs=outputs)
     assert found.shape == exact.shape
     torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [128, 1024])
 def test_wide_ones_are_near_the_exact_ones(channels):
-    found, exact = both(of((1, channels, 30, 27)), outputs=128, padding=0)
+    found, exact = both(of((1, channels, 30, 27)), outputs=128)
     assert_near(found, exact)
     assert found.is_contiguous(memory_format=LAST)
 
 
 def test_without_onednn_it_is_the_same(monkeypatch):
     monkeypatch.setattr(winograd.torch.ops, "mkldnn", object())
-    assert_near(*both(of((1, 64, 30, 27)), outputs=64, padding=0))
+    assert_near(*both(of((1, 64, 30, 27)), outputs=64))
 
 
 def test_a_strip_is_not_seen_in_what_it_makes(monkeypatch):
     x, whole = of((1, 8, 62, 45)), None
     for strip in (1, 10**5, 10**9):
         monkeypatch.setattr(winograd, "STRIP", strip)
-        found, _ = both(x, outputs=8, padding=0)
+        found, _ = both(x, outputs=8)
         whole = found if whole is None else whole
         torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
 
@@ -66,7 +65,7 @@ def test_a_strip_is_not_seen_in_what_it_makes(monkeypatch):
 def test_what_is_not_a_number_stays_none_and_is_felt_by_its_squares_alone():
     x = of((1, 8, 30, 30))
     x[0, 3, 13, 13] = torch.nan
-    found, exact = both(x, outputs=8, padding=0)
+    found, exact = both(x, outputs=8)
     assert found[exact.isnan()].isnan().all()
     felt = found.isnan().any(dim=1)[0].nonzero()
     assert (felt.min(), felt.max()) == (11, 15)  # by a direct convolution: 11 to 13

@@ -45,11 +45,15 @@ class _Convolution(ctypes.Structure):
         *(
             (name, ctypes.c_long)
             for name in (
-                *("made", "adds", "outputs", "images", "height", "width", "padding"),
+                *("made", "adds", "outputs", "images", "height", "width", "padding", "above"),
                 *("squares", "work_size", "next"),
             )
         ),
     )
+
+
+Sources = Sequence[Sequence[Tensor]]
+Zeros = tuple[int, int]
 
 
 class _Compiled:
@@ -65,15 +69,15 @@ class _Compiled:
         self._padding, self._instructions, self._panel = padding, instructions, 2 * LANES[instructions]
         self._outputs, self._inputs, self._made = outputs, inputs, NEEDED + 1 - taps
 
-    def _shape(self, sources: Sequence[Sequence[Tensor]]) -> tuple[int, int, int, int]:
-        lost, pieces = NEEDED - self._made - 2 * self._padding, sources[0]
-        height, width = sum(piece.shape[2] for piece in pieces) - lost, pieces[0].shape[3] - lost
-        return len(pieces[0]), self._outputs, height, width
+    def _shape(self, sources: Sources, zeros: Zeros) -> tuple[int, int, int, int]:
+        lost, pieces = NEEDED - self._made, sources[0]
+        height = sum(piece.shape[2] for piece in pieces) + sum(zeros) - lost
+        return len(pieces[0]), self._outputs, height, pieces[0].shape[3] + 2 * self._padding - lost
 
     def _convolve(
-        self, sources: Sequence[Sequence[Tensor]], out: Tensor, *, pooled: Tensor | None = None, adds: bool = False
+        self, sources: Sources, zeros: Zeros, out: Tensor, *, pooled: Tensor | None = None, adds: bool = False
     ) -> None:
-        n, outputs, height, width = self._shape(sources)
+        n, outputs, height, width = self._shape(sources, zeros)
         threads, total = torch.get_num_threads(), n * -(-height // self._made) * -(-width // self._made)
         squares = min(SQUARES * max(1, self._inputs // DEEP), round_up(-(-total // (2 * threads)), UNIT))
         size = NEEDED**2 * (squares * (self._inputs + self._panel) + self._inputs)
@@ -86,7 +90,7 @@ class _Compiled:
             out.data_ptr(),
             None if pooled is None else pooled.data_ptr(),
             work.data_ptr(),
-            *(self._made, adds, outputs, n, height, width, self._padding, squares, size),
+            *(self._made, adds, outputs, n, height, width, self._padding, zeros[0], squares, size),
         )
         library = _library()
         assert library is not None
@@ -101,7 +105,7 @@ class CompiledConvolution(_Compiled):
     weight, bias : torch.Tensor
         (K, C, 3, 3) and (K,), float32; multiples of 16 channels.
     padding : int
-        Zeros around the image.
+        Columns of zeros on either side.
     after : (torch.Tensor, torch.Tensor), optional
         Scale and shift, of K elements each; default neither.
     instructions : int
@@ -113,27 +117,27 @@ class CompiledConvolution(_Compiled):
     ) -> None:
         super().__init__(weight, (bias, *(after or ())), padding, instructions=instructions)
 
-    def __call__(self, *sources: Sequence[Tensor]) -> Tensor:
-        """Map one or two sources to (N, K, h - 2, w - 2), or padded by 1 to (N, K, h, w), channels last.
+    def __call__(self, *sources: Sequence[Tensor], zeros: Zeros = (0, 0)) -> Tensor:
+        """Map one or two sources to (N, K, h - 2, w - 2 + 2 padding), channels last.
 
-        A source is pieces (N, C, b, w), channels last, that lie on top of each other, h rows in all; of two, the
-        channels of the second come after those of the first.
+        A source is pieces (N, C, b, w), channels last, that lie on top of each other, with rows of zeros above and
+        below h rows in all; of two, the channels of the second come after those of the first.
         """
-        out = torch.empty(self._shape(sources), memory_format=torch.channels_last)
-        self._convolve(sources, out)
+        out = torch.empty(self._shape(sources, zeros), memory_format=torch.channels_last)
+        self._convolve(sources, zeros, out)
         return out
 
-    def pooled(self, *sources: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def pooled(self, *sources: Sequence[Tensor], zeros: Zeros = (0, 0)) -> tuple[Tensor, Tensor]:
         """Return that, and the largest of each two by two of its pixels, as `max_pool2d` does."""
-        n, outputs, height, width = self._shape(sources)
+        n, outputs, height, width = self._shape(sources, zeros)
         out = torch.empty((n, outputs, height, width), memory_format=torch.channels_last)
         pooled = torch.empty((n, outputs, height // 2, width // 2), memory_format=torch.channels_last)
-        self._convolve(sources, out, pooled=pooled)
+        self._convolve(sources, zeros, out, pooled=pooled)
         return out, pooled
 
     def added(self, out: Tensor, *sources: Sequence[Tensor]) -> Tensor:
         """Return, in place, what it makes of sources where `out` is added to it before ReLU."""
-        self._convolve(sources, out, adds=True)
+        self._convolve(sources, (0, 0), out, adds=True)
         return out
 
 
@@ -157,9 +161,9 @@ class CompiledUpsampling(_Compiled):
 
     def __call__(self, pieces: Sequence[Tensor]) -> Tensor:
         """Map pieces (N, C, b, w) on top of each other, h rows in all, to (N, K, 2 h - 2, 2 w - 2), channels last."""
-        n, outputs, height, width = self._shape([pieces])
+        n, outputs, height, width = self._shape([pieces], (0, 0))
         out = torch.empty((n, outputs // 4, 2 * height, 2 * width), memory_format=torch.channels_last)
-        self._convolve([pieces], out)
+        self._convolve([pieces], (0, 0), out)
         return out
 
 

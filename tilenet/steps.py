@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilenet.bands import halves
-from tilenet.compiled import CompiledConvolution, CompiledUpsampling, find_instructions
+from tilenet.compiled import CompiledConvolution, CompiledUpsampling, Zeros, find_instructions
 from tilenet.stream import Stream, joined, stacked
 from tilenet.unet import LINEAR, ConvBlock, UNet, UpBlock
 from tilenet.winograd import WinogradConvolution
@@ -68,15 +68,15 @@ def steps_of(network: UNet) -> Iterator[Step]:
 def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
     """Tell whether a block is done band after band.
 
-    Not where zeros are padded, as between bands there are none, nor where upsampling is anything but a
-    transposed convolution, nor where PyTorch's Winograd convolution has strips of its own.
+    Not where upsampling is anything but a transposed convolution; nor, without compiled convolutions, where zeros
+    are padded, or where Winograd's convolution has strips of its own.
     """
     inner = block.conv_block if isinstance(block, UpBlock) else block
-    if not halves(pool_size) or any(
-        layer.padding or _kind(layer.weight) is WinogradConvolution for layer in _layers(inner)
-    ):
+    if not halves(pool_size) or not (inner is block or isinstance(block.up, nn.ConvTranspose2d)):
         return False
-    return inner is block or isinstance(block.up, nn.ConvTranspose2d)
+    return find_instructions() != 0 or not any(
+        layer.padding or _kind(layer.weight) is WinogradConvolution for layer in _layers(inner)
+    )
 
 
 @dataclass(eq=False)
@@ -110,15 +110,15 @@ class _Block:
         if self.in_bands:
             pixels = BAND / (min(max(self.channels, NARROW), DEEP) * x.itemsize)
             rows = max(WHOLE, int(pixels / (n * wide * width)) // WHOLE * WHOLE) // tall
-        out = stacked([self._passed(band, stream) for band in torch.split(x, rows, 2)])
+        out, bands = [], torch.split(x, rows, 2)
+        for band in bands:
+            stream.last = band is bands[-1]
+            for step in self.steps:
+                band = step(band, stream)
+            out.append(band)
         if level is not None:
             stream.skips[level].release()
-        return out
-
-    def _passed(self, x: Tensor, stream: Stream) -> Tensor:
-        for step in self.steps:
-            x = step(x, stream)
-        return x
+        return stacked(out)
 
 
 class Layer(NamedTuple):
@@ -141,29 +141,36 @@ def _layers(block: ConvBlock) -> Iterator[Layer]:
         yield Layer(weight, bias, int(layer.padding[0]), None if before else after)
 
 
+def _rows(step: Step, x: Tensor, stream: Stream, padding: int) -> tuple[list[Tensor], Zeros]:
+    """Return the rows that a 3x3 convolution takes: those kept and those that come; and those of zeros around them."""
+    before = stream.before(step, x, 2)
+    return [before, x], (0 if before.shape[2] else padding, padding if stream.last else 0)
+
+
 def _convolution(layer: Layer) -> Step:
-    convolved, padding = _convolved(layer), layer.padding
+    convolved = _convolved(layer)
 
     def convolve(x: Tensor, stream: Stream) -> Tensor:
-        return convolved([x] if padding else [stream.before(convolve, x, 2), x])
+        rows, zeros = _rows(convolve, x, stream, layer.padding)
+        return convolved(rows, zeros=zeros)
 
     return convolve
 
 
 def _pool(layer: Layer, network: UNet, level: int) -> Step:
     """Return a convolution that leaves what it gives as a skip, and pooling."""
-    convolved, padding, size = _convolved(layer), layer.padding, network.pool_size
+    convolved, size = _convolved(layer), network.pool_size
     reduce = F.max_pool2d if network.pooling == "max" else F.avg_pool2d
     at_once = None
     if isinstance(convolved, CompiledConvolution) and network.pooling == "max" and halves(size):
         at_once = convolved.pooled
 
     def pool(x: Tensor, stream: Stream) -> Tensor:
-        rows = [x] if padding else [stream.before(pool, x, 2), x]
+        rows, zeros = _rows(pool, x, stream, layer.padding)
         if at_once:
-            out, reduced = at_once(rows)
+            out, reduced = at_once(rows, zeros=zeros)
         else:
-            out = convolved(rows)
+            out = convolved(rows, zeros=zeros)
             reduced = reduce(out, size)
         stream.skips[level].add(out)
         return reduced
@@ -176,12 +183,12 @@ def _join(layer: Layer, up: UpBlock, level: int) -> Step:
     at_once = layer.weight.shape[0] <= AT_ONCE and _taps(up) == (2, 2) and layer.padding == 0
     if at_once and _kind(layer.weight) is CompiledConvolution:
         return _join_at_once(layer, up, level)
-    convolved, padding, enlarge = _convolved(layer), layer.padding, _enlargement(up.up)
+    convolved, enlarge = _convolved(layer), _enlargement(up.up)
 
     def join(x: Tensor, stream: Stream) -> Tensor:
-        x = enlarge(x)
-        rows = [x] if padding else [stream.before(join, x, 2), x]
-        return convolved(rows, stream.skips[level].take(sum(piece.shape[2] for piece in rows), again=2))
+        rows, zeros = _rows(join, enlarge(x), stream, layer.padding)
+        skip = stream.skips[level].take(sum(piece.shape[2] for piece in rows), again=2)
+        return convolved(rows, skip, zeros=zeros)
 
     return join
 
@@ -221,14 +228,15 @@ def _convolved(layer: Layer) -> CompiledConvolution | Callable[..., Tensor]:
     if kind is CompiledConvolution:
         return CompiledConvolution(weight, bias, padding, after, instructions=find_instructions())
     if kind is WinogradConvolution:
-        convolved: Callable[[Tensor], Tensor] = WinogradConvolution(weight, bias, padding)
+        convolved: Callable[[Tensor], Tensor] = WinogradConvolution(weight, bias)
     else:
         weight = weight.contiguous(memory_format=torch.channels_last)
         # oneDNN's own ReLU would save 3 % of the time, but makes 0 of what is not a number.
-        convolved = lambda x: F.conv2d(x, weight, bias, padding=padding).relu_()  # noqa: E731
+        convolved = lambda x: F.conv2d(x, weight, bias).relu_()  # noqa: E731
 
-    def normalised(*sources: Sequence[Tensor]) -> Tensor:
-        x = convolved(joined(sources))
+    def normalised(*sources: Sequence[Tensor], zeros: Zeros) -> Tensor:
+        x = joined(sources)
+        x = convolved(F.pad(x, (padding, padding, *zeros)) if padding else x)
         return x if after is None else torch.addcmul(after[1], x, after[0], out=x)
 
     return normalised

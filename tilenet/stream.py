@@ -12,10 +12,19 @@ ROWS = 2  # The axis of (N, C, h, w).
 
 
 class Stream:
-    """The rows that steps need again, and the skips on their way from the contracting to the expanding path."""
+    """The rows that steps need again, and the skips on their way from the contracting to the expanding path.
+
+    Attributes
+    ----------
+    skips : dict
+        By their level.
+    last : bool
+        Whether no rows come after those that are on their way, so that zeros are padded below them.
+    """
 
     def __init__(self) -> None:
         self.skips: dict[int, Skip] = defaultdict(Skip)
+        self.last = True
         self._last: dict[object, Tensor] = {}
 
     def before(self, step: object, x: Tensor, count: int) -> Tensor:

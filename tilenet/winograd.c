@@ -27,7 +27,9 @@ struct convolution {
     float *work;              /* work_size floats of each thread */
     long made;                /* BY_THREE; or BY_TWO: outputs are those of the (2, 2) finer pixels in one, out is finer */
     long adds;                /* whether what is in `out` is added before ReLU */
-    long outputs, images, height, width, padding, squares, work_size, next;
+    long outputs, images, height, width;
+    long padding, above;      /* columns of zeros on either side, rows of zeros above; those below follow from height */
+    long squares, work_size, next;
 };
 
 extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
@@ -56,7 +58,7 @@ static int advance(const struct convolution *q, struct spot *spot) {
 /* Find the six rows of a source that squares need, NULL for those above and below the image. */
 static void find_rows(const struct convolution *q, const struct source *source, struct spot spot, const float **rows) {
     for (int i = 0; i < NEEDED; i++) {
-        long y = spot.y - q->padding + i, piece = 0;
+        long y = spot.y - q->above + i, piece = 0;
         while (piece < source->count && y >= source->pieces[piece].rows) y -= source->pieces[piece++].rows;
         const struct piece *found = source->pieces + piece;
         rows[i] = y < 0 || piece == source->count ? NULL : found->first + spot.image * found->image + y * found->row;

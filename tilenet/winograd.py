@@ -1,13 +1,12 @@
-"""3x3 convolutions of a quarter of the products: Winograd's F(4x4, 3x3), channels last.
+"""3x3 convolutions of a quarter of the products: Winograd's F(4x4, 3x3), channels last, out of PyTorch's operations.
 
 Four by four pixels of the output need six by six of the input. Under a transform of pixels and weights the
 convolution is a product at each of the 36 places: a matrix product each, over many such squares and all
 channels, which oneDNN does at the processor's speed. The transform itself is a few sums of rows, then of columns.
 
-Against oneDNN's direct convolution, two cores of AVX-512 (AMD EPYC, 500 GFLOP/s), with ReLU: 1.2x from 128 to 128
-channels, 1.7x from 256 to 256, 2.0x from 512 to 256, 2.2x from 512 to 512, 3.3x from 1024 to 512; at 64 channels only
-0.7x, as sums then take as long as products. Against NNPACK's Winograd convolution, channels first: 1.0x, 1.3x,
-1.4x, 1.8x and 2.0x. With AVX2 alone: 1.1x of direct ones at 64 channels, 2.9x from 512 to 512.
+This is for where nothing was compiled (`tilenet/compiled.py`): each sum is a pass through memory here. Against oneDNN's
+direct convolution, two cores of AVX-512 (AMD EPYC, 500 GFLOP/s), with ReLU: 1.2x from 128 to 128 channels, 1.7x from
+256 to 256, 2.2x from 512 to 512, 3.3x from 1024 to 512; at 64 channels only 0.7x.
 
 What is not a number, or so large that sums lose the others, is felt by a whole square: up to two pixels beyond
 those of a direct convolution.
@@ -15,6 +14,8 @@ those of a direct convolution.
 References
 ----------
 A. Lavin, S. Gray: Fast Algorithms for Convolutional Neural Networks. CVPR 2016, https://arxiv.org/abs/1509.09308
+B. Barabasz et al.: Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks. ACM
+TOMS 2020, https://arxiv.org/abs/1803.10986: points other than small whole numbers are more accurate.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Pixels along an axis that are made at once, by three taps or by two, and those they need.
-MADE, BY_TWO, NEEDED = 4, 5, 6
+# Pixels along an axis that are made at once, and those they need.
+MADE, NEEDED = 4, 6
 # An image is done strip by strip, so that its transform, which is 2.25 times as large, is never in memory as a
 # whole: so many bytes before and after the products.
 STRIP = 32e6
@@ -50,18 +51,14 @@ class WinogradConvolution:
     ----------
     weight, bias : torch.Tensor
         (K, C, 3, 3) and (K,), float32.
-    padding : int
-        Zeros around the image.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, padding: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self._products = [_multiplication(of_place) for of_place in transformed_weights(weight)]
-        self._bias, self._padding = bias, padding
+        self._bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Map (N, C, h, w), channels last, to (N, K, h - 2, w - 2), where it is padded by 1 to (N, K, h, w)."""
-        if self._padding:
-            x = F.pad(x, (self._padding,) * 4)
+        """Map (N, C, h, w), channels last, to (N, K, h - 2, w - 2)."""
         n, _, height, width = x.shape
         out = x.new_empty((n, height - 2, width - 2, len(self._bias)))
         for image, made in zip(x.permute(0, 2, 3, 1), out, strict=True):
