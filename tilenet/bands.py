@@ -16,7 +16,7 @@ from tilenet.footprint import AxisFootprint
 from tilenet.geometry import round_down
 
 # Bytes of the first block's activations in a band, float32, and most pixels of one. The deepest layers read all their
-# weights for each band: with two thirds of these bytes, wf 5 and 6 take 2 to 5 % more time, with more no less.
+# weights for each band: with two thirds of these bytes, wf 5 and 6 take 4 to 7 % more time, with more no less.
 BAND_BYTES, MOST_PIXELS = 96_000_000, 2**21
 # Rows of a band are so many steps, or a multiple: then the deepest layer has whole squares of Winograd's.
 STEPS = 4
