@@ -52,6 +52,8 @@ class _Convolution(ctypes.Structure):
     )
 
 
+# Tensors whose channels come after each other, each in pieces that lie on top of each other; rows of zeros above and
+# below them.
 Sources = Sequence[Sequence[Tensor]]
 Zeros = tuple[int, int]
 

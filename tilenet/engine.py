@@ -7,7 +7,8 @@ What it does, and why it pays, measured on two AVX-512 cores (`benchmarks/effici
   Else those of at least 128 channels are Winograd's out of PyTorch's sums (`tilenet/winograd.py`), others oneDNN's.
 - Networks that neither pad nor clamp are done in bands of rows (`tilenet/bands.py`): a tile of 2048 px in about the
   memory that one of 1024 px takes in one go, and 4 % faster. Their blocks are done in bands that fit a cache.
-- Upsampled pixels and the skip go into one convolution without being joined in memory.
+- Upsampled pixels and the skip go into one convolution without being joined in memory; of up to 64 channels, unpadded
+  and compiled, upsampling and that convolution are one: 5 to 9 % less time in all.
 - Batch normalisation between two unpadded convolutions is folded into the second.
 - The 1x1 convolution after bilinear resizing is done before it.
 - Steps are flat, so that each tensor is freed as soon as the next one exists.

@@ -1,7 +1,8 @@
 """A U-Net as steps: functions of (N, C, h, w), channels last, and of what came before in the same pass.
 
-Steps that neither pad nor clamp may be given an image in bands of rows: what they make of them, one below the other, is
-what they make of the whole, as each keeps in the `Stream` the rows that it needs again.
+Steps that do not clamp may be given an image in bands of rows: what they make of them, one below the other, is what
+they make of the whole, as each keeps in the `Stream` the rows that it needs again, and zeros are padded above the first
+and below the last alone.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def _join(layer: Layer, up: UpBlock, level: int) -> Step:
 
 
 def _join_at_once(layer: Layer, up: UpBlock, level: int) -> Step:
-    """Return the same without the upsampled pixels: 9 products of theirs for 14 (all by Winograd's transform)."""
+    """Return the same without the upsampled pixels: two thirds of their products."""
     assert isinstance(up.up, nn.ConvTranspose2d) and up.up.bias is not None
     of_up, of_skip = layer.weight.chunk(2, dim=1)
     bias = layer.bias + torch.einsum("omij,m->o", of_up, up.up.bias)
