@@ -24,12 +24,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import imagecodecs
 import numpy as np
 import tifffile
 import zarr
@@ -46,25 +48,27 @@ FILE_TILE, SHARD, LEVELS = 256, 2048, 3
 
 
 def make_jpeg(path: Path, side: int) -> None:
-    """Write the sample photograph, mirrored to side x side px, as a JPEG pyramid, tile by tile."""
+    """Write the sample photograph, repeated to side x side px, as a JPEG pyramid; each tile is encoded once."""
     photo = data.immunohistochemistry()
+    unit = np.pad(photo, ((0, len(photo)), (0, len(photo)), (0, 0)), mode="symmetric")
 
-    def part(y: int, x: int, step: int) -> np.ndarray:
-        rows, columns = ([mirror(i * step, 512) for i in range(a, a + FILE_TILE)] for a in (y, x))
-        return photo[np.ix_(rows, columns)]
+    @cache
+    def encoded(y: int, x: int, step: int) -> bytes:
+        rows, columns = ((a + np.arange(FILE_TILE)) * step % len(unit) for a in (y, x))
+        pixels = unit[np.ix_(rows, columns)]
+        return imagecodecs.jpeg_encode(pixels, level=85, colorspace="RGB", outcolorspace="YCBCR", subsampling=(2, 2))
 
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for level in range(LEVELS):
-            n = side >> level
-            starts = [(y, x) for y in range(0, n, FILE_TILE) for x in range(0, n, FILE_TILE)]
+            n, period = side >> level, len(unit) >> level
+            starts = range(0, n, FILE_TILE)
             tiff.write(
-                (part(y, x, 1 << level) for y, x in starts),
+                (encoded(y % period, x % period, 1 << level) for y in starts for x in starts),
                 shape=(n, n, 3),
                 dtype="u1",
                 photometric="rgb",
                 tile=(FILE_TILE, FILE_TILE),
                 compression="jpeg",
-                compressionargs={"level": 85},
                 subfiletype=int(level > 0),
                 metadata=None,
             )

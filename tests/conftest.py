@@ -12,6 +12,9 @@ from tilenet.machine import keep_freed_memory
 # Small tensors by the thousand: more threads, or memory mapped afresh for each, only cost time.
 torch.set_num_threads(1)
 keep_freed_memory()
+# Read when kernels are first imported: without a GPU they are tested as plain array functions.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # How long an example takes says how busy the machine is.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

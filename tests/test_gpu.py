@@ -8,14 +8,21 @@ import torch
 from oracles import random_network, whole_image_logits
 
 import tilenet
+from tilenet import predict
 from tilenet.decide import Decision
 from tilenet.device import DevicePredictor
+from tilenet.engine import HOPPER
 from tilenet.errors import BlocksFailed
+from tilenet.scaling import Scaling
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
+framed = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability()[0] != HOPPER, reason="it is no Hopper GPU"
+)
+CUDA = torch.device("cuda")
 IMAGE = np.random.default_rng(0).integers(0, 200, (403, 350), dtype=np.uint8)
 
 
@@ -26,8 +33,8 @@ def network():
 
 def test_fp32_logits_agree_with_the_whole_image_on_the_cpu(network):
     expected = whole_image_logits(network, IMAGE[None])
-    for tile in (32, 64, 256):
-        got = tilenet.segment(IMAGE, model=network, tile=tile, device="cuda", output="logits")
+    for tile, engine in ((32, "auto"), (64, "plain"), (256, "auto")):
+        got = tilenet.segment(IMAGE, model=network, tile=tile, device="cuda", engine=engine, output="logits")
         assert np.abs(got - expected).max() <= 1e-5 * np.ptp(expected)
 
 
@@ -39,9 +46,45 @@ def test_the_same_record_gives_the_same_bytes(network, precision):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_leaves_no_seams(network, precision):
-    options = {"model": network, "device": "cuda", "precision": precision, "output": "logits"}
+    options = {"model": network, "device": "cuda", "precision": precision, "engine": "plain", "output": "logits"}
     small, large = (tilenet.segment(IMAGE, tile=tile, **options) for tile in (64, 256))
     assert np.abs(small - large).max() <= 0.02 * np.ptp(large)
+
+
+@framed
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_frames_no_bit_depends_on_tiles_or_batches(network, precision):
+    options = {"model": network, "device": "cuda", "precision": precision, "engine": "fast", "output": "logits"}
+    expected = tilenet.segment(IMAGE, tile=256, **options)
+    for tile, batch in ((64, 1), (64, 7), (128, 2)):
+        assert np.array_equal(tilenet.segment(IMAGE, tile=tile, block=256, batch=batch, **options), expected)
+
+
+@framed
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"in_channels": 3, "batch_norm": True}, {"depth": 2, "wf": 7, "pooling": "avg", "n_classes": 19}],
+    ids=str,
+)
+def test_frames_are_as_close_to_float64_as_they_should_be(options):
+    network = random_network(**{"depth": 5, "wf": 4} | options).requires_grad_(False)
+    axis = network.footprint.axes[0]
+    x = torch.rand(2, network.in_channels, axis.legal_at_least(300), axis.legal_at_least(420))
+    exact = copy.deepcopy(network).double().cuda()(x.double().cuda())
+    for precision, allowed in (("fp32", 1e-5), ("fp16", 0.01), ("bf16", 0.05)):
+        assert predict.find_engine("auto", network, device=CUDA, precision=precision) == "fast"
+        how = {"device": CUDA, "precision": precision, "engine": "fast", "scaling": Scaling()}
+        found = torch.from_numpy(DevicePredictor(network, network.footprint, **how)(x.numpy())).double().cuda()
+        assert (found - exact).abs().max() <= allowed * (exact.max() - exact.min())
+
+
+@framed
+def test_only_networks_that_have_frames_are_put_on_them(network):
+    padded = random_network(depth=3, wf=4, padding=True)
+    assert predict.find_engine("auto", network, device=CUDA, precision="fp32") == "fast"
+    assert predict.find_engine("auto", padded, device=CUDA, precision="fp32") == "plain"
+    assert predict.find_engine("auto", network.double(), device=CUDA, precision="fp64") == "plain"
+    network.float()
 
 
 def test_tf32_stays_as_the_caller_had_it(network):

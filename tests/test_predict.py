@@ -89,11 +89,11 @@ def test_a_float64_network_that_is_run_in_float32_may_take_it(network):
 
 
 def test_of_a_tile_done_in_bands_only_a_band_is_in_memory(network):
-    plain, fast = (predict.demand_of(network, "fp32", 1, engine=engine) for engine in ("plain", "fast"))
+    plain, fast = (predict.demand_of(network, "fp32", 1, engine=engine, device="cpu") for engine in ("plain", "fast"))
     assert fast.of((400, 400)) < 0.7 * plain.of((400, 400))
     assert fast.of((4000, 4000)) < 0.2 * plain.of((4000, 4000))
     padded = tilenet.UNet(depth=2, wf=3, padding=True)
-    assert predict.demand_of(padded, "fp32", 1, engine="fast") == plain
+    assert predict.demand_of(padded, "fp32", 1, engine="fast", device="cpu") == plain
 
 
 def test_people_hear_of_convolutions_that_were_not_compiled_and_outputs_say_which_were_used(
@@ -104,9 +104,9 @@ def test_people_hear_of_convolutions_that_were_not_compiled_and_outputs_say_whic
         with caplog.at_level(logging.INFO, "tilenet"):
             assert predict.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
         assert ("C compiler" in caplog.text) == (name == "pytorch")
-        assert predict.computed("fast") == {"torch": torch.__version__, "convolutions": name}
-    assert predict.computed("plain") == {"torch": torch.__version__}
+        assert predict.computed("fast", "cpu") == {"torch": torch.__version__, "convolutions": name}
+    assert predict.computed("plain", "cpu") == {"torch": torch.__version__}
 
 
 def test_a_predictor_that_does_not_say_what_it_needs_gets_the_default():
-    assert predict.demand_of(lambda batch: batch, "fp32", 1, engine="plain") == DEFAULT_DEMAND
+    assert predict.demand_of(lambda batch: batch, "fp32", 1, engine="plain", device="cpu") == DEFAULT_DEMAND

@@ -149,9 +149,14 @@ class Elsewhere(BoxSum):
 
     def __init__(self):
         super().__init__()
-        self.begun, self.log = 0, []
+        self.begun, self.log, self.rooms = 0, [], []
+
+    def room(self, shape, dtype):
+        self.rooms.append(np.empty(shape, dtype))
+        return self.rooms[-1]
 
     def begin(self, batch, tiles, decide):
+        assert any(batch is room for room in self.rooms)
         self.begun += 1
         self.log.append(("begin", self.begun))
         number, logits = self.begun, self(batch)

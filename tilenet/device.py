@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tilenet.decide import Arrays, Decision, not_finite
 from tilenet.plan import Tile
-from tilenet.predict import TorchPredictor
+from tilenet.predict import TORCH_DTYPES, TorchPredictor
 
 
 class DevicePredictor(TorchPredictor):
@@ -38,11 +39,19 @@ class DevicePredictor(TorchPredictor):
         super().__init__(*arguments, **options)
         self._copies = _Copies(self.device) if self.device.type == "cuda" else None
 
+    def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return an array that a batch is read into: pinned, so that the device fetches it by itself."""
+        if self._copies is None or dtype.name not in TORCH_DTYPES:
+            return np.empty(shape, dtype)
+        pinned: NDArray[Any] = torch.empty(shape, dtype=getattr(torch, dtype.name), pin_memory=True).numpy()
+        return pinned
+
     def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Callable[[], list[Arrays]]:
         """Send a batch (N, C, *n) and begin to compute; what is returned waits for the arrays of each tile."""
         shape, crops = batch.shape, [tile.crop.slices[-self.footprint.ndim :] for tile in tiles]
         with self.computing(shape):
-            logits = self.logits(self._sent(self.tensor_of(batch)))  # (N, K, *m)
+            sending = [self.tensor_of(batch)]
+            logits = self.logits(self._sent(*sending))  # (N, K, *m)
             kept = [of_tile[:, *crop] for of_tile, crop in zip(logits, crops, strict=True)]
             finite = torch.stack([torch.isfinite(of_tile).all() for of_tile in kept])
             made = [decided(decide, of_tile) for of_tile in kept]
@@ -51,6 +60,7 @@ class DevicePredictor(TorchPredictor):
         def finish() -> list[Arrays]:
             with self.computing(shape):
                 finite, *found = fetch()
+            sending.clear()  # not before: the device fetches it while others read the next batch
             for tile, good in zip(tiles, finite, strict=True):
                 if not good:
                     raise not_finite(tile.write)
@@ -84,7 +94,8 @@ class _Copies:
         """Return a tensor on the device; it is there when the current stream needs it."""
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._up):
-            there = x.pin_memory().to(self._device, non_blocking=True)
+            pinned = x if x.is_pinned() else x.pin_memory()
+            there = pinned.to(self._device, non_blocking=True)
         computing.wait_stream(self._up)
         there.record_stream(computing)
         return there

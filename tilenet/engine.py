@@ -18,8 +18,10 @@ A network is compared with its plain self at load, and falls back if it differs.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,10 @@ from tilenet.unet import UNet
 # Largest difference from the plain network, as a part of the logits' range.
 TOLERANCE = 1e-5
 log = logging.getLogger("tilenet")
+# Major compute capability of the GPUs for whose matrix units, and copies between memories, the kernels are parted.
+HOPPER = 9
+# From pixels (N, C, h, w), and what prepares them, to logits.
+FastPath = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 class FastUNet:
@@ -71,31 +77,64 @@ class FastUNet:
         return x
 
 
-def accelerate(network: nn.Module) -> FastUNet | None:
+def accelerate(network: nn.Module) -> FastPath | None:
     """Return the fast path of a network, or None (and say so) where it is not the same.
 
     Parameters
     ----------
     network : torch.nn.Module
-        In eval mode. Anything but a 2-D float32 `UNet` on a CPU has no fast path.
+        In eval mode, where it is to run. There is a fast path for a 2-D float32 `UNet` on a CPU, and for one that
+        neither pads nor interpolates, of 16 channels or more, on a Hopper GPU where there is Triton.
     """
-    if (
-        not isinstance(network, UNet)
-        or network.ndim != 2
-        or network.training
-        or network.last.weight.dtype != torch.float32
-    ):
+    if not isinstance(network, UNet) or network.ndim != 2 or network.training:
         return None
-    fast = FastUNet(network)
+    weight = network.last.weight
     length = network.footprint.axes[0].legal_at_least(network.footprint.axes[0].smallest + 32)
-    x = torch.rand(1, network.in_channels, length, length, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(1, network.in_channels, length, length, generator=torch.Generator().manual_seed(0)).to(weight.device)
+    if weight.device.type == "cuda":
+        return _on_frames(network, x)
+    return _in_steps(network, x) if weight.dtype == torch.float32 else None
+
+
+def _in_steps(network: UNet, x: Tensor) -> FastPath | None:
+    fast = FastUNet(network)
     with torch.inference_mode():
         plain = network(x)
-        difference = (fast(x, channels_last, pixels=1) - plain).abs().max() / (plain.max() - plain.min())
-    if difference <= TOLERANCE:
-        return fast
-    log.warning("the fast path differs from this network by %.1e of its range: the plain one is used", difference)
-    return None
+        difference = _difference(fast(x, channels_last, pixels=1), plain)
+    return fast if _same(difference, TOLERANCE) else None
+
+
+def _on_frames(network: UNet, x: Tensor) -> FastPath | None:
+    """Return the fast path on a GPU, as close to float64 as float32 should be, or as half precision is without it."""
+    if torch.cuda.get_device_capability(x.device)[0] != HOPPER or find_spec("triton") is None:
+        return None
+    from tilenet.framed import FramedUNet, can_frame
+
+    if not can_frame(network):
+        return None
+    dtype, exact = network.last.weight.dtype, copy.deepcopy(network).double()
+    with torch.inference_mode():
+        logits = exact(x.double())
+        try:
+            fast = FramedUNet(network)
+            difference = _difference(fast(x, lambda x: x.to(dtype)), logits)
+        except Exception as error:  # whatever goes wrong in Triton's compiler, the device's or the C compiler
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning("the fast path cannot be had on this device (%s): the plain one is used", reason)
+            return None
+        allowed = TOLERANCE if dtype == torch.float32 else 2 * _difference(network(x.to(dtype)), logits)
+    return fast if _same(difference, allowed) else None
+
+
+def _difference(found: Tensor, logits: Tensor) -> float:
+    """Return the largest difference from logits, as a part of their range."""
+    return float((found.to(logits.dtype) - logits).abs().max() / (logits.max() - logits.min()))
+
+
+def _same(difference: float, allowed: float) -> bool:
+    if not difference <= allowed:
+        log.warning("the fast path differs from this network by %.1e of its range: the plain one is used", difference)
+    return difference <= allowed
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ class Job:
             "card": self.card.to_dict(),
             "record": self.record,
             "scaling": numbers.to_json(),
-            "computed": predict.computed(self.record["engine"]),
+            "computed": predict.computed(self.record["engine"], self.device),
         }
 
 

@@ -10,6 +10,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from tilenet.bands import Demand, band_pixels, can_band, halves
 from tilenet.compiled import convolutions
-from tilenet.engine import FastUNet, accelerate
+from tilenet.engine import FastPath, accelerate
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.scaling import Scaling
@@ -36,7 +37,7 @@ TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float6
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 log = logging.getLogger("tilenet")
 # Fast paths between being found the same as their network and being used, once, with the state of its weights.
-_checked: WeakKeyDictionary[nn.Module, tuple[object, FastUNet]] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[nn.Module, tuple[object, FastPath]] = WeakKeyDictionary()
 
 
 class TorchPredictor:
@@ -53,7 +54,7 @@ class TorchPredictor:
     precision : {"fp64", "fp32", "bf16", "fp16"}
         What it computes in.
     engine : {"plain", "fast"}
-        As it is, or rewritten for a CPU by `tilenet.engine`.
+        As it is, or rewritten for the device by `tilenet.engine`.
     scaling : Scaling
         Applied to each batch first.
     """
@@ -72,11 +73,13 @@ class TorchPredictor:
         self.dtype = PRECISIONS[precision]
         self._scale = _scale_on(device, scaling, self.dtype, footprint.ndim)
         self._layout = CHANNELS_LAST.get(footprint.ndim, torch.contiguous_format)
-        self._forward: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+        self._forward: FastPath
         if engine == "fast":
             self._forward = _fast(network, device, self.dtype)
+            if device.type != "cpu":
+                self._layout = torch.contiguous_format
         else:
-            plain = copy.deepcopy(network).eval().requires_grad_(False).to(device, self.dtype)
+            plain = _ready(network, device, self.dtype)
             if footprint.ndim in CHANNELS_LAST:
                 plain.to(memory_format=self._layout)  # type: ignore[call-overload]
             self._forward = lambda x, prepared: plain(prepared(x))
@@ -149,14 +152,15 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
         raise SettingsError(f"engine {name!r} is none of {', '.join(ENGINES)}")
     if name != "auto":
         return name
-    if device.type != "cpu" or precision != "fp32" or not isinstance(network, nn.Module):
+    if not isinstance(network, nn.Module):
         return "plain"
     _checked.pop(network, None)  # of an earlier job, and large
-    fast = accelerate(copy.deepcopy(network).eval().requires_grad_(False))
+    dtype = PRECISIONS[precision]
+    fast = accelerate(_ready(network, device, dtype))
     if fast is None:
         return "plain"
-    _checked[network] = _state_of(network), fast
-    if convolutions() == "pytorch":
+    _checked[network] = (_state_of(network), device, dtype), fast
+    if device.type == "cpu" and convolutions() == "pytorch":
         log.info(
             "convolutions are PyTorch's, about two thirds as fast as those that tilenet compiles when it is installed "
             "where there is a C compiler, for x86-64 on Linux"
@@ -164,17 +168,25 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
     return "fast"
 
 
-def computed(engine: str) -> dict[str, str]:
-    """Return what last bits may depend on, for people: PyTorch's version, and the compiled convolutions."""
-    return {"torch": torch.__version__, **({"convolutions": convolutions()} if engine == "fast" else {})}
+def computed(engine: str, device: str) -> dict[str, str]:
+    """Return what last bits may depend on, for people: the versions of what computes."""
+    found = {"torch": str(torch.__version__)}
+    if engine == "fast":
+        found["convolutions"] = convolutions() if device == "cpu" else f"triton {version('triton')}"
+    return found
 
 
-def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastUNet:
+def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a network where it is to run."""
+    return copy.deepcopy(network).eval().requires_grad_(False).to(device, dtype)
+
+
+def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath:
     """Return the fast path of a network: the one that `find_engine` has just made, if it has."""
     state, fast = _checked.pop(network, (None, None))
-    if fast is not None and state == _state_of(network) and device.type == "cpu" and dtype == torch.float32:
+    if fast is not None and state == (_state_of(network), device, dtype):
         return fast
-    fast = accelerate(copy.deepcopy(network).eval().requires_grad_(False).to(device, dtype))
+    fast = accelerate(_ready(network, device, dtype))
     if fast is None:
         raise SettingsError(
             "engine fast: not for this network, or not on this machine. Start again with --engine plain"
@@ -232,7 +244,7 @@ def _probed(network: nn.Module, x: NDArray[np.float32]) -> tuple[int, ...]:
         raise ModelError(f"the network does not take an input of shape {x.shape}: {error}") from error
 
 
-def demand_of(network: object, precision: str, channels: int, *, engine: str) -> Demand:
+def demand_of(network: object, precision: str, channels: int, *, engine: str, device: str) -> Demand:
     """Return the bytes that a forward pass needs.
 
     A U-Net peaks in its last block, where the joined skip (twice the first block's
@@ -244,6 +256,8 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str) ->
     if not isinstance(network, UNet):
         return DEFAULT_DEMAND
     fast, size, row = engine == "fast", PRECISIONS[precision].itemsize, network.footprint.axes[0]
+    if fast and device != "cpu":
+        return Demand(12 * network.n_classes + size * 4.5 * 2**network.wf + 24 * channels)
     times = 7.5
     if fast and can_band(row):
         times = 3.5 if halves(network.pool_size) else 5

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from time import perf_counter
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from tilenet.decide import Arrays, Decision, block_buffers, not_finite
 from tilenet.errors import EnvironmentFault
 from tilenet.footprint import Footprint
+from tilenet.geometry import ceil_div
 from tilenet.plan import Block, Plan, Tile
-from tilenet.readers.image import READERS, Image, Pixels
+from tilenet.readers.image import READERS, Image
 
 # Batches read before they are needed, and blocks finished but not yet on disk: what bounds
 # the memory beside the activations.
@@ -33,7 +34,7 @@ AHEAD, BEHIND = 2, 2
 
 T = TypeVar("T")
 Timed = tuple[T, float]
-Reads = list[Future[Timed[Pixels]]]
+Reads = list[Future[Timed[None]]]
 # Waits for a batch that was begun, and gives the arrays of each of its tiles.
 Finish = Callable[[], Sequence[Arrays]]
 
@@ -58,6 +59,9 @@ class DecidingPredictor(Protocol):
     """
 
     in_flight: int
+
+    def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return an array that a batch is read into, from where it is sent fastest."""
 
     def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Finish:
         """Begin with raw pixels (N, C, *n); either this or what it returns raises what goes wrong."""
@@ -144,12 +148,15 @@ def run(
     """
     report, started = Report(), perf_counter()
     begin, in_flight = beginning(predictor, decide)
+    reading = Reading(image, predictor.footprint.ndim, ahead=AHEAD)
+    if isinstance(predictor, DecidingPredictor):
+        reading = replace(reading, ahead=ceil_div(2 * READERS, plan.batch), room=predictor.room)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
         blocks = _Blocks(predictor.footprint.ndim, sink, writer, report=report, progress=progress)
         begun: deque[tuple[Work, Finish | None]] = deque()
         try:
-            for work, reads in _read_ahead(readers, image, _all_work(plan, sink.pending())):
-                begun.append((work, blocks.begin(work, reads, begin)))
+            for work, batch, reads in _read_ahead(readers, reading, _all_work(plan, sink.pending())):
+                begun.append((work, blocks.begin(work, batch, reads, begin=begin)))
                 if len(begun) == in_flight:
                     blocks.finish(*begun.popleft())
             for work, finish in begun:
@@ -174,6 +181,30 @@ def beginning(predictor: Predictor, decide: Decision) -> tuple[Callable[..., Fin
     return begin, 1
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What batches are read from, how many `ahead`, and into what."""
+
+    image: Image
+    ndim: int
+    ahead: int
+    room: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = np.empty
+
+    def begin(self, pool: ThreadPoolExecutor, work: Work) -> tuple[Work, NDArray[Any], Reads]:
+        """Begin to read the tiles of a batch (N, C, *n)."""
+        inner, image = work.tiles[0].read.shape[-self.ndim :], self.image
+        batch = self.room((len(work.tiles), image.n_channels, *inner), image.dtype.newbyteorder("="))
+        return (
+            work,
+            batch,
+            [pool.submit(_timed, self._read, tile, place) for tile, place in zip(work.tiles, batch, strict=True)],
+        )
+
+    def _read(self, tile: Tile, place: NDArray[Any]) -> None:
+        # Outer axes are one plane long in every tile: the network never sees them.
+        place[...] = self.image.read(tile.read).reshape(place.shape)
+
+
 class _Blocks:
     """The blocks of a run: filled batch by batch, in their order, and written when they are whole."""
 
@@ -191,17 +222,13 @@ class _Blocks:
         self._buffers: Arrays = {}
         self._behind: deque[tuple[Block, Future[Timed[object]]]] = deque()
 
-    def begin(self, work: Work, reads: Reads, begin: Callable[..., Finish]) -> Finish | None:
-        """Begin a batch once its tiles are read; None where its block has failed."""
+    def begin(self, work: Work, batch: NDArray[Any], reads: Reads, *, begin: Callable[..., Finish]) -> Finish | None:
+        """Begin a batch (N, C, *n) once its tiles are read; None where its block has failed."""
         if work.block.index in self._report.failures:
             return None
         with self._noting(work.block):
             started = perf_counter()
-            found = [read.result() for read in reads]
-            # Outer axes are one plane long in every tile: the network never sees them.
-            pixels = [of_tile.reshape(of_tile.shape[:1] + of_tile.shape[-self._ndim :]) for of_tile, _ in found]
-            batch = np.stack(pixels)  # (N, C, *n)
-            self._report.read += sum(seconds for _, seconds in found)
+            self._report.read += sum([read.result()[1] for read in reads])
             self._report.waited += perf_counter() - started
             with self._computing():
                 return begin(batch, work.tiles)
@@ -264,14 +291,13 @@ def _all_work(plan: Plan, indices: Iterable[int]) -> Iterator[Work]:
             yield Work(block, tiles, last=tiles is batches[-1])
 
 
-def _read_ahead(pool: ThreadPoolExecutor, image: Image, works: Iterator[Work]) -> Iterator[tuple[Work, Reads]]:
-    def submit(work: Work) -> tuple[Work, Reads]:
-        return work, [pool.submit(_timed, image.read, tile.read) for tile in work.tiles]
-
-    ahead = deque(submit(work) for work in islice(works, AHEAD))
+def _read_ahead(
+    pool: ThreadPoolExecutor, reading: Reading, works: Iterator[Work]
+) -> Iterator[tuple[Work, NDArray[Any], Reads]]:
+    ahead = deque(reading.begin(pool, work) for work in islice(works, reading.ahead))
     while ahead:
         yield ahead.popleft()
-        ahead.extend(submit(work) for work in islice(works, 1))
+        ahead.extend(reading.begin(pool, work) for work in islice(works, 1))
 
 
 def _timed(action: Callable[..., T], *arguments: Any) -> Timed[T]:

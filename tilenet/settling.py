@@ -120,7 +120,7 @@ def settle(
     device = machine.find_device(options.device or "auto")
     precision = predict.find_precision(options.precision or "auto", network)
     engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
-    demand = predict.demand_of(network, precision, image.n_channels, engine=engine)
+    demand = predict.demand_of(network, precision, image.n_channels, engine=engine, device=device.type)
     part = find_roi(options.roi, image.box_shape, name=image.name)
     plan = _plan(part, footprint, options, demand)
     decision = _decision(card, options)

@@ -50,7 +50,7 @@ def steps_of(network: UNet) -> Iterator[Step]:
 
     for level, down in enumerate(network.down_path):
         assert isinstance(down, ConvBlock)
-        first, second = _layers(down)
+        first, second = layers_of(down)
         steps = [_convolution(first)]
         if level < network.depth - 1:
             steps.append(_pool(second, network, level))
@@ -59,7 +59,7 @@ def steps_of(network: UNet) -> Iterator[Step]:
         yield _Block(steps, 2 ** (network.wf + level), takes_bands(down, network.pool_size))
     for level, up in zip(reversed(range(network.depth - 1)), network.up_path, strict=True):
         assert isinstance(up, UpBlock)
-        first, second = _layers(up.conv_block)
+        first, second = layers_of(up.conv_block)
         steps = [_join(first, up, level), _convolution(second)]
         if level == 0:
             steps.append(last)
@@ -76,7 +76,7 @@ def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
     if not halves(pool_size) or not (inner is block or isinstance(block.up, nn.ConvTranspose2d)):
         return False
     return find_instructions() != 0 or not any(
-        layer.padding or _kind(layer.weight) is WinogradConvolution for layer in _layers(inner)
+        layer.padding or _kind(layer.weight) is WinogradConvolution for layer in layers_of(inner)
     )
 
 
@@ -131,7 +131,8 @@ class Layer(NamedTuple):
     after: Affine | None
 
 
-def _layers(block: ConvBlock) -> Iterator[Layer]:
+def layers_of(block: ConvBlock) -> Iterator[Layer]:
+    """Yield the two layers of a block, in eval mode, normalisation folded into the second where it can be."""
     convolutions = [layer for layer in block.block if isinstance(layer, nn.Conv2d)]
     norms = [_affine(layer) for layer in block.block if isinstance(layer, nn.BatchNorm2d)]
     before = None

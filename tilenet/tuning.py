@@ -147,7 +147,8 @@ class _Search:
     def _with(self, setting: Setting) -> Job:
         job = self._job
         engine = "plain" if setting.engine == "plain" else job.record["engine"]
-        demand = predict.demand_of(job.network, job.record["precision"], job.image.n_channels, engine=engine)
+        precision, device = job.record["precision"], job.record["device"]
+        demand = predict.demand_of(job.network, precision, job.image.n_channels, engine=engine, device=device)
         plan = plan_tiles(
             job.plan.shape,
             job.footprint,

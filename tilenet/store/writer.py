@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,6 +18,9 @@ from tilenet.store.listing import enlist
 from tilenet.store.metadata import OWN
 from tilenet.store.pyramid import shrink
 from tilenet.store.seal import seal, tidy, write_root
+
+# Threads that make coarser blocks, each of which holds two; and how many blocks are given to them at once.
+SHRINKING, AT_ONCE = 4, 16
 
 
 class Store(Held):
@@ -148,12 +153,19 @@ class Store(Held):
         if not self.complete:
             self._lead()
         self._refuse_pending(0)
-        work = [(level, i) for level in range(1, len(self.layout.levels)) for i in self.pending(level)]
-        for done, (level, index) in enumerate(work, start=1):
-            pixels = shrink(self.layout, level, index, read=self._blocks.read)
-            self._blocks.write(level, index, [Shard(str(level), self.layout.box(level, index), pixels)])
-            if progress:
-                progress(done, len(work))
+        work = [(level, list(self.pending(level))) for level in range(1, len(self.layout.levels))]
+        done, total = 0, sum(len(indices) for _, indices in work)
+        with ThreadPoolExecutor(SHRINKING, "shrink") as pool:
+            for level, indices in work:
+                for start in range(0, len(indices), AT_ONCE):
+                    for _ in pool.map(partial(self._write_coarser, level), indices[start : start + AT_ONCE]):
+                        done += 1
+                        if progress:
+                            progress(done, total)
+
+    def _write_coarser(self, level: int, index: int) -> None:
+        pixels = shrink(self.layout, level, index, read=self._blocks.read)
+        self._blocks.write(level, index, [Shard(str(level), self.layout.box(level, index), pixels)])
 
     def finish(self) -> None:
         """Verify every file, write the sorted journal, then set ``complete: true``; in an image, list the mask.

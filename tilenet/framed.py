@@ -1,0 +1,82 @@
+"""The fast path on a GPU: the same U-Net, its layers on frames (`tilenet/frames.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from tilenet import frames
+from tilenet.bands import halves
+from tilenet.steps import Affine, Layer, layers_of
+from tilenet.unet import ConvBlock, UNet, UpBlock
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class FramedUNet:
+    """A U-Net on frames; call it like the network.
+
+    Parameters
+    ----------
+    network : UNet
+        One that `can_frame`, in eval mode, where it is to run; it is left as it is.
+    """
+
+    def __init__(self, network: UNet) -> None:
+        self._step, self._mean = 2 ** (network.depth - 1), network.pooling == "avg"
+        top, *down = (layers_of(block) for block in network.down_path if isinstance(block, ConvBlock))
+        first, second = top
+        self._first, self._second = frames.ImageConvolution(*_of(first)), frames.Convolution(*_of(second))
+        self._down = [_convolutions(layers) for layers in down]
+        self._up = [
+            (_upsampling(up), *_convolutions(layers_of(up.conv_block)))
+            for up in network.up_path
+            if isinstance(up, UpBlock)
+        ]
+        assert network.last.bias is not None
+        self._last = frames.Classification(network.last.weight, network.last.bias)
+
+    def __call__(self, x: Tensor, prepared: Callable[[Tensor], Tensor]) -> Tensor:
+        """Map (N, C, h, w), which is prepared first, to logits (N, K, h', w'), float32."""
+        with torch.cuda.device(x.device if x.is_cuda else -1):  # Triton starts kernels on the current one
+            skips: list[frames.Frame] = []
+            frame = self._first(prepared(x), step=self._step)
+            frame = self._second(frame, joined=len(self._up) > 0)
+            for left, (first, second) in zip(reversed(range(len(self._down))), self._down, strict=True):
+                skips.append(frame)
+                frame = frames.pooled(frame, mean=self._mean)
+                frame = first(frame)
+                frame = second(frame, joined=left > 0)
+            for enlarge, first, second in self._up:
+                frame = enlarge(frame, skips.pop())
+                frame = first(frame)
+                frame = second(frame)
+            return self._last(frame)
+
+
+def can_frame(network: UNet) -> bool:
+    """Tell whether a network's layers are all such as frames have: 2-D, unpadded, of 16 channels at least."""
+    return (
+        network.ndim == 2
+        and not network.padding
+        and network.up_mode == "upconv"
+        and halves(network.pool_size)
+        and 2**network.wf >= frames.LEAST
+        and network.last.weight.dtype in DTYPES
+    )
+
+
+def _of(layer: Layer) -> tuple[Tensor, Tensor, Affine | None]:
+    return layer.weight, layer.bias, layer.after
+
+
+def _convolutions(layers: Iterable[Layer]) -> tuple[frames.Convolution, frames.Convolution]:
+    first, second = (frames.Convolution(*_of(layer)) for layer in layers)
+    return first, second
+
+
+def _upsampling(up: UpBlock) -> frames.Upsampling:
+    assert isinstance(up.up, nn.ConvTranspose2d) and up.up.bias is not None
+    return frames.Upsampling(up.up.weight, up.up.bias)

@@ -1,0 +1,135 @@
+"""The layers of a U-Net as Triton kernels; `tilenet/frames.py` says on what, and starts them.
+
+Each program makes blocks of rows (pixels) and columns (channels) of a matrix: products of another's rows with weights
+(outputs, taps * inputs), summed in float32. Products of float32 are three of TF32, which together are exact to about
+2^-21.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def convolve(
+    x, weights, out, bias, scale, shift, width, first_row, blocks, columns, parts,
+    after: tl.constexpr, precision: tl.constexpr, flatten: tl.constexpr,
+    block_rows: tl.constexpr, block_outputs: tl.constexpr, block_inputs: tl.constexpr,
+):  # fmt: skip
+    """Write blocks of a 3x3 convolution, its ReLU, and perhaps a scale and a shift."""
+    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), flatten=flatten):
+        row = block // columns * block_rows
+        first = block % columns * block_outputs
+        total = tl.zeros((block_rows, block_outputs), tl.float32)
+        for k in range(9 * parts):
+            tap = k // parts
+            a = x.load([first_row + row + tap // 3 * width + tap % 3, k % parts * block_inputs])
+            b = weights.load([first, k * block_inputs])
+            total = tl.dot(a, b.T, total, input_precision=precision)
+        channel = first + tl.arange(0, block_outputs)
+        total += tl.load(bias + channel)[None, :]
+        total = tl.where(total < 0, 0.0, total)  # what is no number stays none
+        if after:
+            total = total * tl.load(scale + channel)[None, :] + tl.load(shift + channel)[None, :]
+        out.store([row, first], total.to(out.dtype))
+
+
+@triton.jit
+def convolve_image(
+    x, weights, out, bias, scale, shift, image_stride, channel_stride, y_stride, x_stride,
+    height, width, h, w, used, channels, parts,
+    after: tl.constexpr, precision: tl.constexpr,
+    block_rows: tl.constexpr, block_outputs: tl.constexpr, block_inputs: tl.constexpr,
+):  # fmt: skip
+    """Write a block of the same of images of few channels: all taps of all channels in as few products as they need."""
+    row, first = tl.program_id(0) * block_rows, tl.program_id(1) * block_outputs
+    p = row + tl.arange(0, block_rows)
+    place = p % (height * width)
+    y, column = place // width, place % width
+    inside = (p < used) & (y < h) & (column < w)
+    corner = x + (p // (height * width)).to(tl.int64) * image_stride + y * y_stride + column * x_stride
+    total = tl.zeros((block_rows, block_outputs), tl.float32)
+    for part in range(parts):
+        k = part * block_inputs + tl.arange(0, block_inputs)
+        tap = k // channels
+        there = tap // 3 * y_stride + tap % 3 * x_stride + k % channels * channel_stride
+        a = tl.load(corner[:, None] + there[None, :], mask=inside[:, None] & (tap < 9)[None, :], other=0.0)
+        b = weights.load([first, part * block_inputs])
+        total = tl.dot(a, b.T, total, input_precision=precision)
+    channel = first + tl.arange(0, block_outputs)
+    total += tl.load(bias + channel)[None, :]
+    total = tl.where(total < 0, 0.0, total)
+    if after:
+        total = total * tl.load(scale + channel)[None, :] + tl.load(shift + channel)[None, :]
+    out.store([row, first], total.to(out.dtype))
+
+
+@triton.jit
+def upsample(
+    x, weights, out, bias, width, used, first_row, stride, columns, parts,
+    outputs: tl.constexpr, precision: tl.constexpr,
+    block_rows: tl.constexpr, block_outputs: tl.constexpr, block_inputs: tl.constexpr,
+):  # fmt: skip
+    """Write a block of a 2x2 transposed convolution of stride 2, whose columns are its taps' outputs."""
+    row = tl.program_id(0) // columns * block_rows
+    first = tl.program_id(0) % columns * block_outputs
+    total = tl.zeros((block_rows, block_outputs), tl.float32)
+    for k in range(parts):
+        a = x.load([row, k * block_inputs])
+        b = weights.load([first, k * block_inputs])
+        total = tl.dot(a, b.T, total, input_precision=precision)
+    column = first + tl.arange(0, block_outputs)
+    total += tl.load(bias + column % outputs)[None, :]
+    p = row + tl.arange(0, block_rows)
+    corner = first_row + (4 * width * (p // width) + 2 * (p % width)).to(tl.int64)
+    tap = column // outputs
+    there = corner[:, None] + (2 * width * (tap // 2) + tap % 2)[None, :]
+    tl.store(
+        out + there * stride + (column % outputs)[None, :], total.to(out.dtype.element_ty), mask=(p < used)[:, None]
+    )
+
+
+@triton.jit
+def pool(
+    x, out, width, used, stride, mean: tl.constexpr, channels: tl.constexpr, block_rows: tl.constexpr
+):  # fmt: skip
+    """Write the largest, or the mean, of each 2x2 pixels."""
+    p = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    c = tl.arange(0, channels)
+    inside = (p < used)[:, None]
+    corner = x + ((p // width).to(tl.int64) * 4 * width + 2 * (p % width))[:, None] * stride + c[None, :]
+    q00 = tl.load(corner, mask=inside).to(tl.float32)
+    q01 = tl.load(corner + stride, mask=inside).to(tl.float32)
+    q10 = tl.load(corner + 2 * width * stride, mask=inside).to(tl.float32)
+    q11 = tl.load(corner + (2 * width + 1) * stride, mask=inside).to(tl.float32)
+    if mean:
+        made = (q00 + q01 + (q10 + q11)) * 0.25
+    else:
+        nan: tl.constexpr = tl.PropagateNan.ALL
+        made = tl.maximum(tl.maximum(q00, q01, nan), tl.maximum(q10, q11, nan), nan)
+    tl.store(out + p.to(tl.int64)[:, None] * channels + c[None, :], made.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def classify(
+    x, weights, out, bias, images, height, width, h, w, classes, parts,
+    precision: tl.constexpr, block_rows: tl.constexpr, block_outputs: tl.constexpr, block_inputs: tl.constexpr,
+):  # fmt: skip
+    """Write a block of the logits of a 1x1 convolution, class by class."""
+    row = tl.program_id(0) * block_rows
+    total = tl.zeros((block_rows, block_outputs), tl.float32)
+    for k in range(parts):
+        a = x.load([row, k * block_inputs])
+        b = weights.load([0, k * block_inputs])
+        total = tl.dot(a, b.T, total, input_precision=precision)
+    klass = tl.arange(0, block_outputs)
+    total += tl.load(bias + klass)[None, :]
+    p = row + tl.arange(0, block_rows)
+    image, place = p // (height * width), p % (height * width)
+    y, column = place // width, place % width
+    inside = (image < images) & (y < h) & (column < w)
+    there = (image.to(tl.int64) * classes * h + y) * w + column
+    tl.store(
+        out + there[:, None] + klass.to(tl.int64)[None, :] * h * w,
+        total,
+        mask=inside[:, None] & (klass < classes)[None, :],
+    )
