@@ -2,6 +2,7 @@
 
 import logging
 from concurrent.futures import CancelledError
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,14 +10,15 @@ import tifffile
 import zarr
 from oracles import random_network
 from serving import serving
-from store_helpers import tree
+from store_helpers import INFO, LAYOUTS, make, tree, tree_hash, truth_of, write_all_blocks
 from stub import BAD, DEADLY, Bright
 from workers import BLOCKS, TILES, Cluster, a_slide, an_image, notes_of, opened, spoil, write_image  # noqa: F401
 
 import tilenet
 from tilenet import clusters, flights, worker
-from tilenet.distributed import check_sendable, work_off
+from tilenet.distributed import _spread, check_sendable, work_off
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
+from tilenet.store import Store
 from tilenet.worker import Answer
 
 
@@ -47,6 +49,28 @@ def test_workers_open_an_address_by_themselves(client, network, tmp_path):
         assert all(asked.endswith("?signature") for asked, _ in server.seen)
     tilenet.segment(tmp_path / "image.zarr", tmp_path / "alone.zarr", model=network, **TILES)
     assert tree(tmp_path / "alone.zarr" / "0") == tree(tmp_path / "shared.zarr" / "0")
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_workers_make_coarser_levels_and_what_they_fail_to_make_is_made_here(client, tmp_path, failing):
+    class Failing:
+        """A client whose workers fail at the last blocks they are sent."""
+
+        made = 0
+
+        def map(self, shard, blocks, *, pure):
+            well = len(blocks) - failing
+            self.made += max(0, well)
+            return [client.submit(shard if i < well else int, block, pure=pure) for i, block in enumerate(blocks)]
+
+    layout, workers = LAYOUTS["odd blocks"], Failing()
+    make(tmp_path / "alone.zarr", layout)
+    store = Store.create(tmp_path / "shared.zarr", layout, INFO)
+    write_all_blocks(store, truth_of(layout))
+    store.build_pyramid(spread=partial(_spread, workers))
+    store.finish()
+    assert tree_hash(tmp_path / "shared.zarr") == tree_hash(tmp_path / "alone.zarr")
+    assert workers.made > 0
 
 
 def test_workers_write_the_bytes_that_one_process_writes(client, image, network, tmp_path):

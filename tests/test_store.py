@@ -1,6 +1,7 @@
 """What is written is what is read, in every shape, order and number of threads."""
 
 import json
+import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -113,6 +114,23 @@ def test_the_order_of_blocks_and_the_number_of_threads_leave_no_trace(tmp_path, 
     other = make(tmp_path / "c.zarr", layout, seed=1)
     assert not np.array_equal(other["mask"], truth["mask"])
     assert tree_hash(tmp_path / "a.zarr") != tree_hash(tmp_path / "c.zarr")
+
+
+def test_coarser_blocks_may_be_made_by_another_process(tmp_path):
+    layout, sent = LAYOUTS["odd blocks"], []
+
+    def elsewhere(blocks):
+        for block in map(pickle.loads, map(pickle.dumps, blocks)):
+            sent.append((block.level, block.index))
+            yield block.shard()
+
+    make(tmp_path / "a.zarr", layout)
+    store = Store.create(tmp_path / "b.zarr", layout, INFO)
+    write_all_blocks(store, truth_of(layout))
+    store.build_pyramid(spread=elsewhere)
+    store.finish()
+    assert tree_hash(tmp_path / "a.zarr") == tree_hash(tmp_path / "b.zarr")
+    assert sent == [(level, i) for level in range(1, len(layout.levels)) for i in range(layout.n_blocks(level))]
 
 
 def test_every_shard_is_written_once_and_never_read_before(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from tilenet.job import Job
 from tilenet.runner import Report, Sink, run
 from tilenet.scaling import Scaling
 from tilenet.store import Store, TissueMap
+from tilenet.store.writer import Spread
 
 Progress = Callable[[int, int], None]
 # Failed blocks that an error names.
@@ -51,10 +52,10 @@ def raise_if_failed(report: Report, job: Job) -> None:
         raise BlocksFailed(f"{_failed(report, job)}. The others are done: --resume retries these")
 
 
-def finish(store: Store, *, progress: Progress | None = None) -> None:
-    """Build the pyramid of a store whose level 0 is there, verify it, and call it complete."""
+def finish(store: Store, *, progress: Progress | None = None, spread: Spread | None = None) -> None:
+    """Build the pyramid of a store whose level 0 is there (see there), verify it, and call it complete."""
     if not store.complete:
-        store.build_pyramid(progress)
+        store.build_pyramid(progress, spread=spread)
         store.finish()
 
 

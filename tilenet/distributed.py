@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -24,7 +25,7 @@ from tilenet.flights import Flight, Queue, Slide, seconds_per_flight
 from tilenet.job import Job
 from tilenet.runner import Report
 from tilenet.settling import Wanted
-from tilenet.store import Store
+from tilenet.store import Coarser, Store
 from tilenet.worker import Answer, Task, compute_blocks
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def fill_by_workers(
         for _ in work_off(client, [slide]):
             slide.report.seconds = monotonic() - started
             slide.raise_if_failed()
-        finish(store)
+        finish(store, spread=partial(_spread, client))
         slide.report.finished = monotonic() - started - slide.report.seconds
         return slide.report
     finally:
@@ -186,6 +187,17 @@ class _Dispatch:
     def _lost(self, error: Exception) -> EnvironmentFault:
         where = self._client.scheduler.address if self._client.scheduler else "the scheduler"
         return EnvironmentFault(f"{where}: the scheduler is lost ({type(error).__name__}). Run again with --resume")
+
+
+def _spread(client: Client, coarser: Sequence[Coarser]) -> Iterator[bytes | None]:
+    """Have workers make the shards of coarser blocks; what they fail to make is made here."""
+    futures = client.map(Coarser.shard, coarser, pure=False)
+    for future, block in zip(futures, coarser, strict=True):
+        try:
+            shard = future.result()
+        except Exception:  # a worker that died, or cannot see the files; of the files' own faults it is told here
+            shard = block.shard()
+        yield shard
 
 
 def answer(task: Task, blocks: Sequence[int], flight: str, seconds: float) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from tilenet.errors import BlocksFailed
 from tilenet.geometry import Box, round_down
 from tilenet.store import codec
-from tilenet.store.damage import Damage, read_right
+from tilenet.store.damage import Damage
 from tilenet.store.entries import NO_FILE, UNKNOWN
 from tilenet.store.files import faults_named, make_folder, remove_file, step, sync_folder, write_file
 from tilenet.store.journal import Journal, Pen, Written, line_of
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import OWN, fixed_documents
+from tilenet.store.pyramid import Coarser, sources
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,14 @@ class Blocks:
 
     def write(self, level: int, index: int, shards: Sequence[Shard | None]) -> bytes:
         """Write all files of a block, None for background, then its line in the journal; return that line."""
+        return self.put_all(level, index, (None if shard is None else self._encoded(shard) for shard in shards))
+
+    def put_all(self, level: int, index: int, shards: Iterable[bytes | None]) -> bytes:
+        """Write a block whose shards are encoded, or background; return its line in the journal."""
         with faults_named(self.path):
             self._allowed()
         names = self.layout.files(level, index)
-        files = [self._write_shard(name, shard) for name, shard in zip(names, shards, strict=True)]
+        files = [self._put_or_remove(name, data) for name, data in zip(names, shards, strict=True)]
         written = [self.path / name for name, of in zip(names, files, strict=True) if of]
         with faults_named(self.path):
             for folder in sorted({path.parent for path in written}):
@@ -104,11 +109,12 @@ class Blocks:
                 self.journal.record(level, index, files)
         return line
 
-    def _write_shard(self, name: str, shard: Shard | None) -> Written | None:
-        if shard is not None:
-            data = codec.encode(self.documents[self.layout.document(shard.array)], shard.box, shard.values)
-            if data is not None:
-                return self.put(name, data)
+    def _encoded(self, shard: Shard) -> bytes | None:
+        return codec.encode(self.documents[self.layout.document(shard.array)], shard.box, shard.values)
+
+    def _put_or_remove(self, name: str, data: bytes | None) -> Written | None:
+        if data is not None:
+            return self.put(name, data)
         with faults_named(self.path / name):
             self._allowed()
             remove_file(self.path / name)
@@ -125,22 +131,10 @@ class Blocks:
         """Return the name of a new temporary file, which a resumed run would sweep."""
         return self.path / OWN / f"{uuid4().hex}.part"
 
-    def read(self, level: int, index: int) -> NDArray[Any] | None:
-        """Return the mask's pixels of a block; None if all of them are background.
-
-        Raises
-        ------
-        BlocksFailed
-            If the file is not what was written; the block is pending again.
-        """
-        name, written = self.layout.files(level, index)[0], (self.journal.files(level, index) or (None,))[0]
-        if written is None:
-            return None
-        data = read_right(self.path / name, written)
-        if data is None:
-            raise self.lose([Damage(name, "damaged", str(level), index)])
-        document = self.documents[self.layout.document(str(level))]
-        return codec.decode(document, name.partition("/")[2], data, self.layout.box(level, index))
+    def coarser(self, level: int, index: int) -> Coarser:
+        """Return what it takes to make a block of a coarser level."""
+        finer = {i: (self.journal.files(level - 1, i) or (None,))[0] for i in sources(self.layout, level, index)}
+        return Coarser(self.path, self.layout, level, index, finer)
 
     def lose(self, damage: Sequence[Damage]) -> BlocksFailed:
         """Remove damaged shards, which makes their blocks pending; return the error that says so."""

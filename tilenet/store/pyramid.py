@@ -1,37 +1,85 @@
-"""One block of a coarser level from the shards of the finer one, nearest pixels [::2]."""
+"""Blocks of coarser levels from the shards of the finer ones, nearest pixels [::2]."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.geometry import Box, ceil_div
+from tilenet.store import codec
+from tilenet.store.damage import Damage, read_right
+from tilenet.store.journal import Written
 from tilenet.store.layout import Layout
-
-# Pixels of a block of a level, or None where all of them are background.
-Read = Callable[[int, int], NDArray[Any] | None]
+from tilenet.store.metadata import array_document
 
 
-def shrink(layout: Layout, level: int, index: int, *, read: Read) -> NDArray[Any]:
-    """Return a block of `level` made of the blocks of the level above; holds one of them at a time."""
-    box = layout.box(level, index)
-    pixels = np.zeros(box.shape, layout.mask_dtype)
-    for source in sources(layout, level, index):
-        finer = read(level - 1, source)
-        if finer is None:
-            continue
-        found = layout.box(level - 1, source)
-        reached = halved(found) & box
-        origin = doubled(reached).relative_to(found.start).start
-        steps = (1,) * (box.ndim - 2) + (2, 2)
-        lengths = zip(origin, reached.shape, steps, strict=True)
-        picked = finer[tuple(slice(a, a + n * s, s) for a, n, s in lengths)]
-        pixels[reached.relative_to(box.start).slices] = picked
-    return pixels
+class Damaged(Exception):
+    """A file that is to be read is not what was written; its one argument is the `Damage`."""
+
+
+@dataclass(frozen=True)
+class Coarser:
+    """A block of a coarser level that is still to be made: by any process that sees the files of the store.
+
+    Attributes
+    ----------
+    path : Path
+        The store.
+    layout : Layout
+        Its arrays.
+    level, index : int
+        Which block.
+    finer : mapping
+        The blocks of the finer level that have a pixel of it, and what was written for each; None: all background.
+    """
+
+    path: Path
+    layout: Layout
+    level: int
+    index: int
+    finer: Mapping[int, Written | None]
+
+    def shard(self) -> bytes | None:
+        """Return its shard, None if all of it is background; holds the pixels of one finer block at a time.
+
+        Raises
+        ------
+        Damaged
+            If a finer block is not what was written.
+        """
+        box = self.layout.box(self.level, self.index)
+        pixels = np.zeros(box.shape, self.layout.mask_dtype)
+        for index in self.finer:
+            finer = self._read(index)
+            if finer is None:
+                continue
+            found = self.layout.box(self.level - 1, index)
+            reached = halved(found) & box
+            origin = doubled(reached).relative_to(found.start).start
+            steps = (1,) * (box.ndim - 2) + (2, 2)
+            lengths = zip(origin, reached.shape, steps, strict=True)
+            picked = finer[tuple(slice(a, a + n * s, s) for a, n, s in lengths)]
+            pixels[reached.relative_to(box.start).slices] = picked
+        return codec.encode(self._document(self.level), box, pixels)
+
+    def _read(self, index: int) -> NDArray[Any] | None:
+        level, written = self.level - 1, self.finer[index]
+        if written is None:
+            return None
+        name = self.layout.files(level, index)[0]
+        data = read_right(self.path / name, written)
+        if data is None:
+            raise Damaged(Damage(name, "damaged", str(level), index))
+        return codec.decode(self._document(level), name.partition("/")[2], data, self.layout.box(level, index))
+
+    def _document(self, level: int) -> bytes:
+        return array_document(self.layout.arrays[str(level)], self.layout.zarr_format)
 
 
 def sources(layout: Layout, level: int, index: int) -> Iterator[int]:

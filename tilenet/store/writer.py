@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,11 +16,13 @@ from tilenet.store.files import faults_named
 from tilenet.store.held import Held
 from tilenet.store.listing import enlist
 from tilenet.store.metadata import OWN
-from tilenet.store.pyramid import shrink
+from tilenet.store.pyramid import Coarser, Damaged
 from tilenet.store.seal import seal, tidy, write_root
 
-# Threads that make coarser blocks, each of which holds two; and how many blocks are given to them at once.
-SHRINKING, AT_ONCE = 4, 16
+# Threads that make coarser blocks, each of which holds two; and how many blocks are begun at once, here or elsewhere.
+SHRINKING, AT_ONCE = 4, 64
+# Makes the shards of some blocks, in their order.
+Spread = Callable[[Sequence[Coarser]], Iterable[bytes | None]]
 
 
 class Store(Held):
@@ -135,13 +137,17 @@ class Store(Held):
         except ValueError as error:
             raise OutputError(f"{self.path}: {error}: {line[:80]!r}. Write that block again") from error
 
-    def build_pyramid(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def build_pyramid(
+        self, progress: Callable[[int, int], None] | None = None, *, spread: Spread | None = None
+    ) -> None:
         """Write the coarser levels, shard by shard; goes on where it was interrupted.
 
         Parameters
         ----------
         progress : callable
             Called with the blocks done and the blocks in all.
+        spread : callable
+            Makes the shards of some blocks, in their order; default threads of this process.
 
         Raises
         ------
@@ -156,16 +162,21 @@ class Store(Held):
         work = [(level, list(self.pending(level))) for level in range(1, len(self.layout.levels))]
         done, total = 0, sum(len(indices) for _, indices in work)
         with ThreadPoolExecutor(SHRINKING, "shrink") as pool:
-            for level, indices in work:
+            for level, indices in work:  # one after the other: each is made of the one before it
                 for start in range(0, len(indices), AT_ONCE):
-                    for _ in pool.map(partial(self._write_coarser, level), indices[start : start + AT_ONCE]):
+                    some = indices[start : start + AT_ONCE]
+                    shards = self._shards(level, some, spread or partial(pool.map, Coarser.shard))
+                    for index, shard in zip(some, shards, strict=True):
+                        self._blocks.put_all(level, index, [shard])
                         done += 1
                         if progress:
                             progress(done, total)
 
-    def _write_coarser(self, level: int, index: int) -> None:
-        pixels = shrink(self.layout, level, index, read=self._blocks.read)
-        self._blocks.write(level, index, [Shard(str(level), self.layout.box(level, index), pixels)])
+    def _shards(self, level: int, indices: Iterable[int], spread: Spread) -> Iterator[bytes | None]:
+        try:
+            yield from spread([self._blocks.coarser(level, index) for index in indices])
+        except Damaged as error:
+            raise self._blocks.lose([*error.args]) from error
 
     def finish(self) -> None:
         """Verify every file, write the sorted journal, then set ``complete: true``; in an image, list the mask.
