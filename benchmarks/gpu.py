@@ -1,124 +1,190 @@
 """How much of a GPU's matrix rate a network reaches, and how much of that a whole run keeps.
 
-    python benchmarks/gpu.py [--wf 6] [--tile 2048] [--batch N] [--side 16384] [--device cuda] [--rounds 3] [--json]
+    python benchmarks/gpu.py [--wf 6] [--tile 2048] [--batch 1] [--precisions bf16 fp16 fp32] [--rounds 3]
+                             [--side 16384] [--workers 0 8] [--json]
 
-One row for each precision (fp16, bf16, fp32). The network is the paper's U-Net (depth 5, unpadded) of three
-channels. `matrix` is the rate of a product of two 8192 x 8192 matrices in that precision (fp32 without TF32), best of
-ten. `network` runs the predictor on one batch that is on the device already; `command` is `tilenet.segment`, from a
-JPEG pyramid of side x side px (256 px tiles, made from the sample photograph) to a zarr mask, everything included but
-the start of Python. Px/s count output pixels, the best of the rounds; `efficiency` is ideal FLOP per output pixel
-(infinite tile, no halo) x the network's px/s over the rate of the bf16 product; `of network` is the command's px/s over
-the network's. Goals on an H200: an efficiency of at least 0.45 in bf16, `of network` at least 0.90.
-Without a CUDA device it says so, and exits with 2.
+One row for each precision. The network is the paper's U-Net (depth 5, unpadded) of three channels. `matrix` is the rate
+of a product of two 8192 x 8192 matrices in that precision (fp32 without TF32), best of ten. `plain` and `network` are
+output pixels per second of one batch of noise that is on the device already, through PyTorch's layers (channels last)
+and through the fast path, in turns, the best of the rounds; `efficiency` is ideal FLOP per output pixel (infinite tile,
+no halo) x the network's px/s over the rate of the bf16 product; `bytes` what the network's pass took at most of the
+device, for each pixel read; `difference` the largest of the fast path's logits from float64, as a part of their range.
+
+Then, for each number of workers (0: none), `tilenet segment` in a process of its own, from a JPEG pyramid of side x
+side px (256 px tiles, made from the sample photograph) to a zarr mask: `command`, px/s with the start of Python and of
+the workers and all; `run`, from the first block to the pyramid's last; both over the network's. Goals on an H200: an
+efficiency of at least 0.45 in bf16, `run` at least 0.90 of the network. Without a CUDA device it says so, and exits
+with 2.
 """
 
 import argparse
+import copy
 import json
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from efficiency import ideal_flops
 from reading import make_jpeg
 
 import tilenet
 from tilenet import predict
-from tilenet.job import Job
-from tilenet.options import Options
+from tilenet.device import DevicePredictor
 from tilenet.scaling import Scaling
-from tilenet.settling import settle
 
-PRECISIONS = ("fp16", "bf16", "fp32")
 MATRIX = 8192
+CUDA = torch.device("cuda")
 
 
-def matrix_rate(device: torch.device, precision: str) -> float:
+def matrix_rate(precision: str) -> float:
     """Return the best FLOP/s of a matrix product there."""
-    a = torch.rand(MATRIX, MATRIX, device=device).to(predict.PRECISIONS[precision])
+    a = torch.randn(MATRIX, MATRIX, device=CUDA).to(predict.PRECISIONS[precision])
     for _ in range(3):
         a @ a
-    return 2 * MATRIX**3 / min(seconds(lambda: a @ a, device) for _ in range(10))
+    return 2 * MATRIX**3 / min(seconds(lambda: a @ a) for _ in range(10))
 
 
-def seconds(action: Callable[[], object], device: torch.device) -> float:
+def seconds(action: Callable[[], object]) -> float:
     """Return how long an action takes until the device has done it."""
-    torch.cuda.synchronize(device)
+    torch.cuda.synchronize()
     started = time.perf_counter()
     action()
-    torch.cuda.synchronize(device)
+    torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def measure(job: Job, slide: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Return px/s of the bare network and of the whole command, for the precision of a job."""
-    device, precision = torch.device(job.device), job.record["precision"]
-    predictor = job.predictor(Scaling())
-    tiles = list(next(job.plan[0].batches(job.plan.batch)))
-    with tilenet.open_image(slide) as image:
-        there = torch.from_numpy(np.stack([image.read(tile.read) for tile in tiles])).to(device)
+def measure_network(network: tilenet.UNet, precision: str, options: argparse.Namespace) -> dict[str, float]:
+    """Return px/s of both engines on one batch, and what the fast one takes and errs."""
+    read = options.tile + 2 * network.footprint.axes[0].lost
+    x = torch.randint(0, 256, (options.batch, 3, read, read), dtype=torch.uint8, device=CUDA)
+    made = {
+        engine: DevicePredictor(
+            network, network.footprint, device=CUDA, precision=precision, engine=engine, scaling=Scaling()
+        )
+        for engine in ("plain", "fast")
+    }
 
-    def network() -> None:
-        with predictor.computing(tuple(there.shape)):
-            predictor.logits(there)
+    def run(engine: str) -> torch.Tensor:
+        with made[engine].computing(tuple(x.shape)):
+            return made[engine].logits(x)
 
-    def command() -> None:
-        settings = {"tile": options.tile, "batch": options.batch, "memory": options.memory, "precision": precision}
-        out = folder / f"{precision}.zarr"
-        tilenet.segment(slide, out, model=job.network, device=job.device, overwrite=True, **settings)
+    run("plain")  # cuDNN loads its kernels
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run("fast")
+    peak = torch.cuda.max_memory_allocated() - before
+    taken = {engine: [] for engine in made}
+    for _ in range(options.rounds):
+        for engine, times in taken.items():
+            times.append(seconds(lambda engine=engine: run(engine)))
+    pixels = options.batch * options.tile**2
+    return {
+        "plain_px_per_s": pixels / min(taken["plain"]),
+        "network_px_per_s": pixels / min(taken["fast"]),
+        "bytes_per_px": peak / (options.batch * read**2),
+        "difference": error_of(network, made["fast"]),
+    }
 
-    network()  # cuDNN loads its kernels
-    bare = min(seconds(network, device) for _ in range(3 * options.rounds))
-    whole = min(seconds(command, device) for _ in range(options.rounds))
-    pixels = sum(tile.write.size for tile in tiles)
-    return {"network_px_per_s": pixels / bare, "command_px_per_s": options.side**2 / whole}
+
+def error_of(network: tilenet.UNet, fast: DevicePredictor) -> float:
+    """Return the largest difference of the fast path's logits from float64, as a part of their range."""
+    side = network.footprint.axes[0].legal_at_least(600)
+    x = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, device=CUDA)
+    with torch.inference_mode():
+        exact = copy.deepcopy(network).double().to(CUDA)(x.double())
+        with fast.computing(tuple(x.shape)):
+            return float((fast.logits(x).double() - exact).abs().max() / (exact.max() - exact.min()))
+
+
+def measure_command(folder: Path, precision: str, workers: int, options: argparse.Namespace) -> dict[str, float]:
+    """Return px/s of the whole command, and of its run."""
+    command = [sys.executable, "-m", "tilenet", "segment", folder / "slide.tif", "--out", folder / "mask.zarr"]
+    command += ["--model", folder / "network.safetensors", "--device", "cuda", "--precision", precision]
+    command += [
+        "--tile",
+        options.tile,
+        "--batch",
+        options.batch,
+        "--memory",
+        "40GB",
+        "--overwrite",
+        "--profile",
+        "--json",
+    ]
+    command += ["--workers", workers] if workers else []
+    started = time.perf_counter()
+    printed = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+    whole = time.perf_counter() - started
+    profile = json.loads(printed)["profile"]["seconds"]
+    pixels = options.side**2
+    return {
+        "workers": workers,
+        "command_px_per_s": pixels / whole,
+        "run_px_per_s": pixels / profile["in all"],
+        **profile,
+    }
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict]:
+    torch.manual_seed(0)
+    network = tilenet.UNet(in_channels=3, depth=5, wf=options.wf).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:  # so that logits do not fade, and both classes occur
+            torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+    flops, tensor_cores = ideal_flops(network), matrix_rate("bf16")
+    with tempfile.TemporaryDirectory() as name:
+        if options.workers:
+            make_jpeg(Path(name) / "slide.tif", options.side)
+            tilenet.save_model(network, Path(name) / "network.safetensors")
+        for precision in options.precisions:
+            found = measure_network(network, precision, options)
+            torch.cuda.empty_cache()
+            found["efficiency"] = flops * found["network_px_per_s"] / tensor_cores
+            commands = [measure_command(Path(name), precision, workers, options) for workers in options.workers]
+            yield {"precision": precision, "matrix_flops": matrix_rate(precision), **found, "commands": commands}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("wf", 6), ("tile", 2048), ("batch", None), ("side", 16384), ("rounds", 3)):
+    for name, default in (("wf", 6), ("tile", 2048), ("batch", 1), ("side", 16384), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--memory", type=float, default=40e9, help="bytes of the device that a run may use")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precisions", nargs="*", default=["bf16", "fp16", "fp32"])
+    parser.add_argument("--workers", nargs="*", type=int, default=[0, 8])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device: nothing was measured", file=sys.stderr)
         sys.exit(2)
-    options.memory = int(options.memory)
-    device = torch.device(options.device)
-    torch.manual_seed(0)
-    network = tilenet.UNet(in_channels=3, depth=5, wf=options.wf)
-    flops, tensor_cores = ideal_flops(network), matrix_rate(device, "bf16")
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        slide = f"{name}/slide.tif"
-        make_jpeg(Path(slide), options.side)
-        for precision in PRECISIONS:
-            settings = Options(
-                tile=options.tile,
-                batch=options.batch,
-                memory=options.memory,
-                precision=precision,
-                device=options.device,
-            )
-            found = measure(settle(slide, network, settings), slide, Path(name), options)
-            found["efficiency"] = flops * found["network_px_per_s"] / tensor_cores
-            found["of_network"] = found["command_px_per_s"] / found["network_px_per_s"]
-            rows.append({"precision": precision, "matrix_flops": matrix_rate(device, precision), **found})
+    device = torch.cuda.get_device_name()
+    if not options.json:
+        print(f"{device}, wf {options.wf}, tile {options.tile}, batch {options.batch}")
+    made = []
+    for row in rows(options):
+        made.append(row)
+        if not options.json:
+            tell(row)
     if options.json:
-        print(json.dumps({"device": torch.cuda.get_device_name(device), "flop_per_px": flops, "rows": rows}))
-        return
-    print(f"{torch.cuda.get_device_name(device)}, wf {options.wf}, tile {options.tile}, {flops / 1e6:.2f} MFLOP/px")
-    for row in rows:
-        rates = (
-            f"network {row['network_px_per_s'] / 1e6:7.2f} Mpx/s  command {row['command_px_per_s'] / 1e6:7.2f} Mpx/s"
+        print(
+            json.dumps({"device": device, "wf": options.wf, "tile": options.tile, "side": options.side, "rows": made})
         )
-        shares = f"efficiency {row['efficiency']:.2f}  of network {row['of_network']:.2f}"
-        print(f"{row['precision']}  matrix {row['matrix_flops'] / 1e12:7.1f} TFLOP/s  {rates}  {shares}")
+
+
+def tell(row: dict) -> None:
+    plain, network = row["plain_px_per_s"], row["network_px_per_s"]
+    print(f"{row['precision']}  matrix {row['matrix_flops'] / 1e12:5.0f} TFLOP/s", end="  ")
+    print(f"plain {plain / 1e6:6.1f}  network {network / 1e6:6.1f} Mpx/s  efficiency {row['efficiency']:.2f}", end="  ")
+    print(f"{row['bytes_per_px']:.0f} bytes/px  difference {row['difference']:.1e}", flush=True)
+    for found in row["commands"]:
+        command, run = found["command_px_per_s"], found["run_px_per_s"]
+        print(
+            f"      {found['workers']} workers: command {command / 1e6:6.1f} Mpx/s ({command / network:.2f} of network)"
+            f"  run {run / 1e6:6.1f} ({run / network:.2f})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
