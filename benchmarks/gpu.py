@@ -1,7 +1,7 @@
 """How much of a GPU's matrix rate a network reaches, and how much of that a whole run keeps.
 
     python benchmarks/gpu.py [--wf 6] [--tile 2048] [--batch 1] [--precisions bf16 fp16 fp32] [--rounds 3]
-                             [--side 16384] [--workers 0 8] [--json]
+                             [--side 16384 | --slide FILE] [--workers 0 8] [--json]
 
 One row for each precision. The network is the paper's U-Net (depth 5, unpadded) of three channels. `matrix` is the rate
 of a product of two 8192 x 8192 matrices in that precision (fp32 without TF32), best of ten. `plain` and `network` are
@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 
 import torch
@@ -102,7 +103,8 @@ def error_of(network: tilenet.UNet, fast: DevicePredictor) -> float:
 
 def measure_command(folder: Path, precision: str, workers: int, options: argparse.Namespace) -> dict[str, float]:
     """Return px/s of the whole command, and of its run."""
-    command = [sys.executable, "-m", "tilenet", "segment", folder / "slide.tif", "--out", folder / "mask.zarr"]
+    slide = options.slide or folder / "slide.tif"
+    command = [sys.executable, "-m", "tilenet", "segment", slide, "--out", folder / "mask.zarr"]
     command += ["--model", folder / "network.safetensors", "--device", "cuda", "--precision", precision]
     command += [
         "--tile",
@@ -120,7 +122,8 @@ def measure_command(folder: Path, precision: str, workers: int, options: argpars
     printed = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
     whole = time.perf_counter() - started
     profile = json.loads(printed)["profile"]["seconds"]
-    pixels = options.side**2
+    with tilenet.open_image(slide) as image:
+        pixels = prod(image.box_shape)
     return {
         "workers": workers,
         "command_px_per_s": pixels / whole,
@@ -138,7 +141,8 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
     flops, tensor_cores = ideal_flops(network), matrix_rate("bf16")
     with tempfile.TemporaryDirectory() as name:
         if options.workers:
-            make_jpeg(Path(name) / "slide.tif", options.side)
+            if not options.slide:
+                make_jpeg(Path(name) / "slide.tif", options.side)
             tilenet.save_model(network, Path(name) / "network.safetensors")
         for precision in options.precisions:
             found = measure_network(network, precision, options)
@@ -154,6 +158,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--precisions", nargs="*", default=["bf16", "fp16", "fp32"])
     parser.add_argument("--workers", nargs="*", type=int, default=[0, 8])
+    parser.add_argument("--slide", help="in place of the one that is made")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -168,9 +173,7 @@ def main() -> None:
         if not options.json:
             tell(row)
     if options.json:
-        print(
-            json.dumps({"device": device, "wf": options.wf, "tile": options.tile, "side": options.side, "rows": made})
-        )
+        print(json.dumps({"device": device, "wf": options.wf, "tile": options.tile, "rows": made}))
 
 
 def tell(row: dict) -> None:
@@ -182,7 +185,7 @@ def tell(row: dict) -> None:
         command, run = found["command_px_per_s"], found["run_px_per_s"]
         print(
             f"      {found['workers']} workers: command {command / 1e6:6.1f} Mpx/s ({command / network:.2f} of network)"
-            f"  run {run / 1e6:6.1f} ({run / network:.2f})",
+            f"  run {run / 1e6:6.1f} ({run / network:.2f})  {found['in all']:.1f} s, finished {found['finished']:.1f} s",
             flush=True,
         )
 

@@ -57,7 +57,7 @@ def test_on_frames_no_bit_depends_on_tiles_or_batches(network, precision):
     options = {"model": network, "device": "cuda", "precision": precision, "engine": "fast", "output": "logits"}
     expected = tilenet.segment(IMAGE, tile=256, **options)
     for tile, batch in ((64, 1), (64, 7), (128, 2)):
-        assert np.array_equal(tilenet.segment(IMAGE, tile=tile, block=256, batch=batch, **options), expected)
+        assert np.array_equal(tilenet.segment(IMAGE, tile=tile, batch=batch, **options), expected)
 
 
 @framed
@@ -113,7 +113,7 @@ def test_probabilities_come_off_the_device_in_the_type_asked_for(network):
 
 def test_batches_in_flight_give_the_bytes_of_one_after_the_other(network, monkeypatch):
     image = np.random.default_rng(1).integers(0, 200, (1500, 1300), dtype=np.uint8)
-    options = {"model": network, "tile": 64, "block": 256, "batch": 2, "device": "cuda"}
+    options = {"model": network, "tile": 64, "batch": 2, "device": "cuda"}
     found = tilenet.segment(image, **options)
     monkeypatch.setattr(DevicePredictor, "in_flight", 1)
     assert np.array_equal(found, tilenet.segment(image, **options))

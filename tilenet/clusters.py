@@ -13,7 +13,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilenet import machine
+from tilenet import machine, worker
 from tilenet.cluster_file import TYPES, Tls, read_description
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.readers.boundary import one_line
@@ -65,7 +65,10 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
             _client(cluster) as client,
             machine.threads(share),
         ):
+            # While the image is opened here, workers load what takes them seconds.
+            loading = client.map(worker.load, [device] * workers, pure=False)
             yield client
+            del loading
 
 
 @contextmanager

@@ -34,6 +34,11 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def begin(name: str | None) -> None:
+    """Have a device ready, which takes a GPU's driver a second or more."""
+    torch.zeros(1, device=find_device(name or "auto"))
+
+
 def visible_gpus(device: str | None) -> list[str]:
     """Return the CUDA devices that a run with this device may use, as CUDA_VISIBLE_DEVICES names them."""
     if device not in (None, "auto") and not str(device).startswith("cuda"):

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -195,6 +196,13 @@ def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: f
         except Exception as error:  # of whatever kind: this worker cannot, another might
             return Answer(outcomes, refusal=f"worker on {socket.gethostname()}: {error or type(error).__name__}")
     return Answer(outcomes)
+
+
+def load(device: str | None) -> None:
+    """Load libraries, and begin with the device: what takes a new process seconds."""
+    _prepare()
+    with suppress(TilenetError, RuntimeError):  # whoever computes is told
+        machine.begin(device)
 
 
 def close_all() -> None:
