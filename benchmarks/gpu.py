@@ -183,11 +183,10 @@ def tell(row: dict) -> None:
     print(f"{row['bytes_per_px']:.0f} bytes/px  difference {row['difference']:.1e}", flush=True)
     for found in row["commands"]:
         command, run = found["command_px_per_s"], found["run_px_per_s"]
-        print(
-            f"      {found['workers']} workers: command {command / 1e6:6.1f} Mpx/s ({command / network:.2f} of network)"
-            f"  run {run / 1e6:6.1f} ({run / network:.2f})  {found['in all']:.1f} s, finished {found['finished']:.1f} s",
-            flush=True,
-        )
+        print(f"      {found['workers']} workers", end="  ")
+        print(f"command {command / 1e6:6.1f} Mpx/s ({command / network:.2f} of network)", end="  ")
+        print(f"run {run / 1e6:6.1f} ({run / network:.2f})", end="  ")
+        print(f"{found['in all']:.1f} s, of them {found['finished']:.1f} to finish", flush=True)
 
 
 if __name__ == "__main__":
