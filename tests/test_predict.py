@@ -110,3 +110,31 @@ def test_people_hear_of_convolutions_that_were_not_compiled_and_outputs_say_whic
 
 def test_a_predictor_that_does_not_say_what_it_needs_gets_the_default():
     assert predict.demand_of(lambda batch: batch, "fp32", 1, engine="plain", device="cpu") == DEFAULT_DEMAND
+
+
+def test_a_gpu_computes_by_cudnn_without_tf32_or_tuning_and_leaves_what_the_caller_had():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def flags():
+        return cudnn.enabled, cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+
+    before = flags()
+    with predict._exact(torch.device("cuda")):
+        assert flags() == (True, True, False, False, False)
+    assert flags() == before
+
+
+def test_a_pass_on_frames_needs_less_than_the_plain_one():
+    network = UNet(depth=5, wf=6)
+    for precision in ("fp32", "bf16"):
+        plain, fast = (
+            predict.demand_of(network, precision, 3, engine=engine, device="cuda") for engine in ("plain", "fast")
+        )
+        assert fast.axis is None
+        assert 0.4 < fast.of((1000, 1000)) / plain.of((1000, 1000)) < 0.7
+
+
+def test_what_computed_says_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(predict, "version", lambda name: f"of {name}")
+    assert predict.computed("fast", "cuda")["convolutions"] == "triton of triton"
+    assert predict.computed("plain", "cuda") == {"torch": torch.__version__}

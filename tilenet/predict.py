@@ -251,13 +251,13 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str, de
     channels), a convolution and its ReLU are held beside the skips (as much again): six
     times the first block's channels. Measured peaks of whole runs (depth 2 to 5, wf 1 to 6)
     are 7.5 times, for what the allocator keeps between them; of a band 5 times, and 3.5 times where
-    the block is done a few rows after the other; on frames (a GPU), where a skip is joined in its place, 3.1.
+    the block is done a few rows after the other; on frames (a GPU), where a skip has room for what joins it, 3.6.
     """
     if not isinstance(network, UNet):
         return DEFAULT_DEMAND
     fast, size, row = engine == "fast", PRECISIONS[precision].itemsize, network.footprint.axes[0]
     if fast and device != "cpu":
-        return Demand(12 * network.n_classes + size * (3.25 * 2**network.wf + channels) + 4 * channels)
+        return Demand(12 * network.n_classes + size * (3.75 * 2**network.wf + channels) + 4 * channels)
     times = 7.5
     if fast and can_band(row):
         times = 3.5 if halves(network.pool_size) else 5
@@ -284,7 +284,9 @@ def _exact(device: torch.device) -> Iterator[None]:
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+        # What is not said here is not as it was: cuDNN itself would be off.
+        enabled = torch.backends.cudnn.enabled
+        with torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
