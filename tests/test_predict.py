@@ -125,7 +125,7 @@ def test_a_gpu_computes_by_cudnn_without_tf32_or_tuning_and_leaves_what_the_call
 
 
 def test_a_pass_on_frames_needs_less_than_the_plain_one():
-    network = UNet(depth=5, wf=6)
+    network = tilenet.UNet(depth=5, wf=6)
     for precision in ("fp32", "bf16"):
         plain, fast = (
             predict.demand_of(network, precision, 3, engine=engine, device="cuda") for engine in ("plain", "fast")
