@@ -1,6 +1,7 @@
 """The fast paths: on a GPU the same U-Net on frames (`tilenet/framed.py`), on a CPU as a flat list of steps.
 
-What the steps (`tilenet/steps.py`, channels last) do, and why it pays, measured on two AVX-512 cores (`benchmarks/efficiency.py`):
+What the steps (`tilenet/steps.py`, channels last) do, and why it pays, measured on two AVX-512 cores
+(`benchmarks/efficiency.py`):
 
 - 3x3 convolutions are Winograd's, compiled (`tilenet/winograd.c`: 1.5 to 3x as fast as oneDNN's direct ones), scale,
   shift and pooling with them, where tilenet was installed with a C compiler and channels are multiples of 16.
