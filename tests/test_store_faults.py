@@ -27,7 +27,7 @@ from store_helpers import (
 
 from tilenet.errors import BlocksFailed, EnvironmentFault, OutputError, OutputIncomplete
 from tilenet.store import Store, files, open_mask
-from tilenet.store.writer import SHRINKING
+from tilenet.store.pyramid import THREADS
 
 KILLED = -signal.SIGKILL
 
@@ -100,7 +100,7 @@ def kill_at_random(children, folder, layout, *, times, expected):
     """Return the number of kills, and how many fell between the first and the last line of the journal."""
     random, kills, between = np.random.default_rng(), 0, 0
     lines = sum(LAYOUTS[layout].n_blocks(level) for level in range(len(LAYOUTS[layout].levels)))
-    latest = lines - 2 * SHRINKING  # coarser blocks, the last lines, come several at once
+    latest = lines - 2 * THREADS  # coarser blocks, the last lines, come several at once
     for number in range(times):
         path = folder / str(number) / "m.zarr"
         for _ in range(int(random.integers(1, 4))):

@@ -17,8 +17,7 @@ from tilenet.instances import objects
 from tilenet.job import Job
 from tilenet.runner import Report, Sink, run
 from tilenet.scaling import Scaling
-from tilenet.store import Store, TissueMap
-from tilenet.store.writer import Spread
+from tilenet.store import Spread, Store, TissueMap
 
 Progress = Callable[[int, int], None]
 # Failed blocks that an error names.

@@ -26,6 +26,7 @@ from tilenet.job import Job
 from tilenet.runner import Report
 from tilenet.settling import Wanted
 from tilenet.store import Coarser, Store
+from tilenet.store.pyramid import begun
 from tilenet.worker import Answer, Task, compute_blocks
 
 if TYPE_CHECKING:
@@ -189,10 +190,13 @@ class _Dispatch:
         return EnvironmentFault(f"{where}: the scheduler is lost ({type(error).__name__}). Run again with --resume")
 
 
-def _spread(client: Client, coarser: Sequence[Coarser]) -> Iterator[bytes | None]:
+def _spread(client: Client, blocks: Iterable[Coarser]) -> Iterator[bytes | None]:
     """Have workers make the shards of coarser blocks; what they fail to make is made here."""
-    futures = client.map(Coarser.shard, coarser, pure=False)
-    for future, block in zip(futures, coarser, strict=True):
+
+    def begin(block: Coarser) -> Future[bytes | None]:
+        return client.submit(Coarser.shard, block, pure=False)
+
+    for block, future in begun(blocks, begin, ahead=2 * len(client.nthreads())):
         try:
             shard = future.result()
         except Exception:  # a worker that died, or cannot see the files; of the files' own faults it is told here

@@ -111,12 +111,11 @@ class TorchPredictor:
 
     def _prepared(self, x: Tensor) -> Tensor:
         """Return raw pixels as the network takes them."""
-        x = self._scale(x.to(torch.float64 if self.dtype == torch.float64 else torch.float32))
-        return x.to(self.dtype, memory_format=self._layout)
+        return self._scale(x).to(self.dtype, memory_format=self._layout)
 
 
 def _scale_on(device: torch.device, scaling: Scaling, dtype: torch.dtype, ndim: int) -> Callable[[Tensor], Tensor]:
-    """Return what scales tensors there; the numbers are sent once, as sending makes the device wait."""
+    """Return what makes scaled floats of tensors there; numbers are sent once, as sending makes the device wait."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     subtract, divide = (
         torch.tensor(values, dtype=wide).to(device).reshape(1, -1, *(1,) * ndim)
@@ -124,11 +123,12 @@ def _scale_on(device: torch.device, scaling: Scaling, dtype: torch.dtype, ndim: 
     )
 
     def scale(x: Tensor) -> Tensor:
+        x = x.to(wide, copy=True)
         if any(scaling.subtract):
-            x = x - subtract
+            x -= subtract
         if any(d != 1 for d in scaling.divide):
-            x = x / divide
-        return x.clamp(*scaling.clip) if scaling.clip else x
+            x /= divide
+        return x.clamp_(*scaling.clip) if scaling.clip else x
 
     return scale
 

@@ -11,7 +11,7 @@ from tilenet.store.layout import Layout
 from tilenet.store.lease import Share
 from tilenet.store.mask import Mask, open_mask
 from tilenet.store.place import can_resume, check_free, held_whole, is_complete, refuse_shares
-from tilenet.store.pyramid import Coarser
+from tilenet.store.pyramid import Coarser, Spread
 from tilenet.store.tissue_map import TissueMap
 from tilenet.store.writer import Store
 
@@ -21,6 +21,7 @@ __all__ = [
     "Layout",
     "Mask",
     "Share",
+    "Spread",
     "Store",
     "TissueMap",
     "can_resume",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,9 @@ from tilenet.store.damage import Damage, read_right
 from tilenet.store.journal import Written
 from tilenet.store.layout import Layout
 from tilenet.store.metadata import array_document
+
+# Threads of one process that make coarser blocks.
+THREADS = 2
 
 
 class Damaged(Exception):
@@ -80,6 +85,28 @@ class Coarser:
 
     def _document(self, level: int) -> bytes:
         return array_document(self.layout.arrays[str(level)], self.layout.zarr_format)
+
+
+# Makes the shards of blocks, in their order.
+Spread = Callable[[Iterable[Coarser]], Iterator[bytes | None]]
+T = TypeVar("T")
+
+
+def in_threads(blocks: Iterable[Coarser]) -> Iterator[bytes | None]:
+    """Make shards in a few threads, each of which holds the pixels of two blocks."""
+    with ThreadPoolExecutor(THREADS, "coarser") as pool:
+        for _, future in begun(blocks, lambda block: pool.submit(block.shard), ahead=THREADS):
+            yield future.result()
+
+
+def begun(blocks: Iterable[Coarser], begin: Callable[[Coarser], T], *, ahead: int) -> Iterator[tuple[Coarser, T]]:
+    """Yield blocks with what beginning them gave, so many at most begun beyond the one that is yielded."""
+    waiting: deque[tuple[Coarser, T]] = deque()
+    for block in blocks:
+        waiting.append((block, begin(block)))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def sources(layout: Layout, level: int, index: int) -> Iterator[int]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,13 +14,8 @@ from tilenet.store.files import faults_named
 from tilenet.store.held import Held
 from tilenet.store.listing import enlist
 from tilenet.store.metadata import OWN
-from tilenet.store.pyramid import Coarser, Damaged
+from tilenet.store.pyramid import Damaged, Spread, in_threads
 from tilenet.store.seal import seal, tidy, write_root
-
-# Threads that make coarser blocks, each of which holds two; and how many blocks are begun at once, here or elsewhere.
-SHRINKING, AT_ONCE = 4, 64
-# Makes the shards of some blocks, in their order.
-Spread = Callable[[Sequence[Coarser]], Iterable[bytes | None]]
 
 
 class Store(Held):
@@ -147,7 +140,7 @@ class Store(Held):
         progress : callable
             Called with the blocks done and the blocks in all.
         spread : callable
-            Makes the shards of some blocks, in their order; default threads of this process.
+            Makes the shards of blocks, in their order; default two threads of this process.
 
         Raises
         ------
@@ -161,20 +154,17 @@ class Store(Held):
         self._refuse_pending(0)
         work = [(level, list(self.pending(level))) for level in range(1, len(self.layout.levels))]
         done, total = 0, sum(len(indices) for _, indices in work)
-        with ThreadPoolExecutor(SHRINKING, "shrink") as pool:
-            for level, indices in work:  # one after the other: each is made of the one before it
-                for start in range(0, len(indices), AT_ONCE):
-                    some = indices[start : start + AT_ONCE]
-                    shards = self._shards(level, some, spread or partial(pool.map, Coarser.shard))
-                    for index, shard in zip(some, shards, strict=True):
-                        self._blocks.put_all(level, index, [shard])
-                        done += 1
-                        if progress:
-                            progress(done, total)
+        for level, indices in work:  # one after the other: each is made of the one before it
+            shards = self._shards(level, indices, spread or in_threads)
+            for index, shard in zip(indices, shards, strict=True):
+                self._blocks.put_all(level, index, [shard])
+                done += 1
+                if progress:
+                    progress(done, total)
 
     def _shards(self, level: int, indices: Iterable[int], spread: Spread) -> Iterator[bytes | None]:
         try:
-            yield from spread([self._blocks.coarser(level, index) for index in indices])
+            yield from spread(self._blocks.coarser(level, index) for index in indices)
         except Damaged as error:
             raise self._blocks.lose([*error.args]) from error
 
