@@ -27,7 +27,6 @@ from store_helpers import (
 
 from tilenet.errors import BlocksFailed, EnvironmentFault, OutputError, OutputIncomplete
 from tilenet.store import Store, files, open_mask
-from tilenet.store.pyramid import THREADS
 
 KILLED = -signal.SIGKILL
 
@@ -100,12 +99,11 @@ def kill_at_random(children, folder, layout, *, times, expected):
     """Return the number of kills, and how many fell between the first and the last line of the journal."""
     random, kills, between = np.random.default_rng(), 0, 0
     lines = sum(LAYOUTS[layout].n_blocks(level) for level in range(len(LAYOUTS[layout].levels)))
-    latest = lines - 2 * THREADS  # coarser blocks, the last lines, come several at once
     for number in range(times):
         path = folder / str(number) / "m.zarr"
         for _ in range(int(random.integers(1, 4))):
             pid, reached = children.start(path, layout, delay=0.005), max(1, journal_lines(path))
-            target = random.integers(min(reached, latest - 1), latest)
+            target = random.integers(min(reached, lines - 1), lines)
             while journal_lines(path) < target and not (path / ".tilenet" / "journal.jsonl").exists():
                 time.sleep(0.001)
             time.sleep(random.uniform(0, 0.01))

@@ -9,10 +9,12 @@ million futures, and a worker that dies takes one block with it.
 from __future__ import annotations
 
 import pickle
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -26,7 +28,6 @@ from tilenet.job import Job
 from tilenet.runner import Report
 from tilenet.settling import Wanted
 from tilenet.store import Coarser, Store
-from tilenet.store.pyramid import begun
 from tilenet.worker import Answer, Task, compute_blocks
 
 if TYPE_CHECKING:
@@ -192,16 +193,19 @@ class _Dispatch:
 
 def _spread(client: Client, blocks: Iterable[Coarser]) -> Iterator[bytes | None]:
     """Have workers make the shards of coarser blocks; what they fail to make is made here."""
+    begun: deque[tuple[Coarser, Future[bytes | None]]] = deque()
+    for block in blocks:
+        begun.append((block, client.submit(Coarser.shard, block, pure=False)))
+        if len(begun) > 2 * len(client.nthreads()):
+            yield _shard_of(*begun.popleft())
+    yield from starmap(_shard_of, begun)
 
-    def begin(block: Coarser) -> Future[bytes | None]:
-        return client.submit(Coarser.shard, block, pure=False)
 
-    for block, future in begun(blocks, begin, ahead=2 * len(client.nthreads())):
-        try:
-            shard = future.result()
-        except Exception:  # a worker that died, or cannot see the files; of the files' own faults it is told here
-            shard = block.shard()
-        yield shard
+def _shard_of(block: Coarser, future: Future[bytes | None]) -> bytes | None:
+    try:
+        return future.result()  # type: ignore[no-any-return]
+    except Exception:  # a worker that died, or cannot see the files; of the files' own faults it is told here
+        return block.shard()
 
 
 def answer(task: Task, blocks: Sequence[int], flight: str, seconds: float) -> Answer:

@@ -14,7 +14,7 @@ from tilenet.store.files import faults_named
 from tilenet.store.held import Held
 from tilenet.store.listing import enlist
 from tilenet.store.metadata import OWN
-from tilenet.store.pyramid import Damaged, Spread, in_threads
+from tilenet.store.pyramid import Damaged, Spread, here
 from tilenet.store.seal import seal, tidy, write_root
 
 
@@ -140,7 +140,7 @@ class Store(Held):
         progress : callable
             Called with the blocks done and the blocks in all.
         spread : callable
-            Makes the shards of blocks, in their order; default two threads of this process.
+            Makes the shards of blocks, in their order; default this thread.
 
         Raises
         ------
@@ -155,7 +155,7 @@ class Store(Held):
         work = [(level, list(self.pending(level))) for level in range(1, len(self.layout.levels))]
         done, total = 0, sum(len(indices) for _, indices in work)
         for level, indices in work:  # one after the other: each is made of the one before it
-            shards = self._shards(level, indices, spread or in_threads)
+            shards = self._shards(level, indices, spread or here)
             for index, shard in zip(indices, shards, strict=True):
                 self._blocks.put_all(level, index, [shard])
                 done += 1
