@@ -22,7 +22,7 @@ LAYERS = [
     {"kernels"},
     {"frames"},
     {"framed"},
-    {"scaling", "decide", "engine", "machine", "into", "labels", "states", "tiff_mask"},
+    {"scaling", "decide", "ahead", "engine", "machine", "into", "labels", "states", "tiff_mask"},
     {"models", "placement", "provenance", "predict", "device", "runner", "tiff_export", "cells", "tissue"},
     {"geojson", "options", "job", "training", "evaluation", "drawing"},
     {"settling"},

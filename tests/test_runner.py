@@ -6,12 +6,13 @@ import time
 import numpy as np
 import pytest
 
+from tilenet.ahead import AHEAD
 from tilenet.decide import Decision
 from tilenet.errors import EnvironmentFault
 from tilenet.footprint import Footprint
 from tilenet.readers import open_image
 from tilenet.readers.image import READERS
-from tilenet.runner import AHEAD, run
+from tilenet.runner import run
 from tilenet.sizes import plan_tiles
 
 REACH = 2

@@ -17,6 +17,7 @@ from typing import Any
 
 import tilenet
 from tilenet import machine, predict, scaling, tissue
+from tilenet.ahead import ahead_of
 from tilenet.bands import Demand
 from tilenet.card import ModelCard, label_table
 from tilenet.decide import Decision
@@ -27,7 +28,7 @@ from tilenet.models import fingerprint
 from tilenet.plan import Plan
 from tilenet.readers.image import READERS, Image
 from tilenet.resolution import Resolution
-from tilenet.runner import AHEAD, BEHIND, Predictor
+from tilenet.runner import BEHIND, Predictor
 from tilenet.scaling import Scaling
 from tilenet.store import Layout
 from tilenet.tissue import Search, Tissue
@@ -147,9 +148,10 @@ class Job:
         written = sum({"mask": 1}.get(name, 4 * outputs) for name in self.decision.arrays)
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
         weights = predict.weight_bytes(self.network)
-        reading = (AHEAD + 1) * read + READERS * self.image.working_bytes + self.image.kept_bytes
-        host = RESIDENT + int(COPIES[self.record["engine"]] * weights) + reading + (BEHIND + 2) * block
         on_host = self.device == "cpu"
+        ahead = ahead_of(self.plan.batch, decides=not on_host)
+        reading = (ahead + 1) * read + READERS * self.image.working_bytes + self.image.kept_bytes
+        host = RESIDENT + int(COPIES[self.record["engine"]] * weights) + reading + (BEHIND + 2) * block
         return {
             "host_bytes": host + (passed if on_host else 0),
             "device_bytes": 0 if on_host else passed + weights + DevicePredictor.in_flight * read,

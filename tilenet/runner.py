@@ -11,30 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from time import perf_counter
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.ahead import Batch, Reading, Timed, Work, ahead_of, all_work, timed
 from tilenet.decide import Arrays, Decision, block_buffers, not_finite
 from tilenet.errors import EnvironmentFault
 from tilenet.footprint import Footprint
-from tilenet.geometry import ceil_div
 from tilenet.plan import Block, Plan, Tile
 from tilenet.readers.image import READERS, Image
 
-# Batches read before they are needed, and blocks finished but not yet on disk: what bounds
-# the memory beside the activations.
-AHEAD, BEHIND = 2, 2
-
-
-T = TypeVar("T")
-Timed = tuple[T, float]
-Reads = list[Future[Timed[None]]]
+# Blocks finished but not yet on disk: with the batches read ahead, what bounds the memory beside the activations.
+BEHIND = 2
 # Waits for a batch that was begun, and gives the arrays of each of its tiles.
 Finish = Callable[[], Sequence[Arrays]]
 
@@ -116,15 +109,6 @@ class Report:
                 setattr(self, name, getattr(self, name) + value)
 
 
-@dataclass(frozen=True)
-class Work:
-    """One batch: tiles of one block, one input shape."""
-
-    block: Block
-    tiles: tuple[Tile, ...]
-    last: bool
-
-
 def run(
     plan: Plan,
     image: Image,
@@ -148,15 +132,15 @@ def run(
     """
     report, started = Report(), perf_counter()
     begin, in_flight = beginning(predictor, decide)
-    reading = Reading(image, predictor.footprint.ndim, ahead=AHEAD)
-    if isinstance(predictor, DecidingPredictor):
-        reading = replace(reading, ahead=ceil_div(2 * READERS, plan.batch), room=predictor.room)
+    decides = isinstance(predictor, DecidingPredictor)
+    room = predictor.room if isinstance(predictor, DecidingPredictor) else np.empty
+    reading = Reading(image, predictor.footprint.ndim, ahead=ahead_of(plan.batch, decides=decides), room=room)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
         blocks = _Blocks(predictor.footprint.ndim, sink, writer, report=report, progress=progress)
         begun: deque[tuple[Work, Finish | None]] = deque()
         try:
-            for work, batch, reads in _read_ahead(readers, reading, _all_work(plan, sink.pending())):
-                begun.append((work, blocks.begin(work, batch, reads, begin=begin)))
+            for batch in reading.batches(readers, all_work(plan, sink.pending())):
+                begun.append((batch.work, blocks.begin(batch, begin)))
                 if len(begun) == in_flight:
                     blocks.finish(*begun.popleft())
             for work, finish in begun:
@@ -181,30 +165,6 @@ def beginning(predictor: Predictor, decide: Decision) -> tuple[Callable[..., Fin
     return begin, 1
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What batches are read from, how many `ahead`, and into what."""
-
-    image: Image
-    ndim: int
-    ahead: int
-    room: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = np.empty
-
-    def begin(self, pool: ThreadPoolExecutor, work: Work) -> tuple[Work, NDArray[Any], Reads]:
-        """Begin to read the tiles of a batch (N, C, *n)."""
-        inner, image = work.tiles[0].read.shape[-self.ndim :], self.image
-        batch = self.room((len(work.tiles), image.n_channels, *inner), image.dtype.newbyteorder("="))
-        return (
-            work,
-            batch,
-            [pool.submit(_timed, self._read, tile, place) for tile, place in zip(work.tiles, batch, strict=True)],
-        )
-
-    def _read(self, tile: Tile, place: NDArray[Any]) -> None:
-        # Outer axes are one plane long in every tile: the network never sees them.
-        place[...] = self.image.read(tile.read).reshape(place.shape)
-
-
 class _Blocks:
     """The blocks of a run: filled batch by batch, in their order, and written when they are whole."""
 
@@ -222,16 +182,17 @@ class _Blocks:
         self._buffers: Arrays = {}
         self._behind: deque[tuple[Block, Future[Timed[object]]]] = deque()
 
-    def begin(self, work: Work, batch: NDArray[Any], reads: Reads, *, begin: Callable[..., Finish]) -> Finish | None:
-        """Begin a batch (N, C, *n) once its tiles are read; None where its block has failed."""
-        if work.block.index in self._report.failures:
+    def begin(self, batch: Batch, begin: Callable[..., Finish]) -> Finish | None:
+        """Begin a batch once its tiles are read; None where its block has failed."""
+        block, tiles = batch.work.block, batch.work.tiles
+        if block.index in self._report.failures:
             return None
-        with self._noting(work.block):
+        with self._noting(block):
             started = perf_counter()
-            self._report.read += sum([read.result()[1] for read in reads])
+            self._report.read += sum([read.result()[1] for read in batch.reads])
             self._report.waited += perf_counter() - started
             with self._computing():
-                return begin(batch, work.tiles)
+                return begin(batch.pixels, tiles)
         return None
 
     def finish(self, work: Work, finish: Finish | None) -> None:
@@ -245,7 +206,7 @@ class _Blocks:
                 self._progress(sum(tile.write.size for tile in work.tiles))
         if work.last:
             if block.index not in failures:
-                write = self._writer.submit(_timed, self._sink.write, block.index, self._buffers)
+                write = self._writer.submit(timed, self._sink.write, block.index, self._buffers)
                 self._behind.append((block, write))
             self._buffers = {}
             self.settle(leave=BEHIND - 1)
@@ -281,29 +242,6 @@ class _Blocks:
             raise
         except Exception as error:
             self._report.failures.setdefault(block.index, reason_of(error))
-
-
-def _all_work(plan: Plan, indices: Iterable[int]) -> Iterator[Work]:
-    for index in indices:
-        block = plan[index]
-        batches = list(block.batches(plan.batch))
-        for tiles in batches:
-            yield Work(block, tiles, last=tiles is batches[-1])
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, reading: Reading, works: Iterator[Work]
-) -> Iterator[tuple[Work, NDArray[Any], Reads]]:
-    ahead = deque(reading.begin(pool, work) for work in islice(works, reading.ahead))
-    while ahead:
-        yield ahead.popleft()
-        ahead.extend(reading.begin(pool, work) for work in islice(works, 1))
-
-
-def _timed(action: Callable[..., T], *arguments: Any) -> Timed[T]:
-    """Return what an action gives, and the seconds it took."""
-    started = perf_counter()
-    return action(*arguments), perf_counter() - started
 
 
 def kept_of(tile: Tile, logits: NDArray[Any], ndim: int) -> NDArray[Any]:

@@ -1,0 +1,92 @@
+"""Batches of tiles, read before the network needs them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from time import perf_counter
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.geometry import ceil_div
+from tilenet.plan import Block, Plan, Tile
+from tilenet.readers.image import READERS, Image
+
+# Batches read before they are needed.
+AHEAD = 2
+T = TypeVar("T")
+Timed = tuple[T, float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch: tiles of one block, one input shape."""
+
+    block: Block
+    tiles: tuple[Tile, ...]
+    last: bool
+
+
+def ahead_of(batch: int, *, decides: bool) -> int:
+    """Return how many batches are read ahead; for a predictor that decides elsewhere, enough to keep readers busy.
+
+    >>> ahead_of(1, decides=False), ahead_of(1, decides=True), ahead_of(4, decides=True)
+    (2, 8, 2)
+    """
+    return max(AHEAD, ceil_div(2 * READERS, batch)) if decides else AHEAD
+
+
+class Batch(NamedTuple):
+    """A batch that is being read: pixels (N, C, *n), there when all reads are done."""
+
+    work: Work
+    pixels: NDArray[Any]
+    reads: list[Future[Timed[None]]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What batches are read from, how many `ahead`, and what makes `room` for one."""
+
+    image: Image
+    ndim: int
+    ahead: int
+    room: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
+
+    def batches(self, pool: ThreadPoolExecutor, works: Iterator[Work]) -> Iterator[Batch]:
+        """Yield batches in their order, with others behind them being read."""
+        ahead = deque(self._begin(pool, work) for work in islice(works, self.ahead))
+        while ahead:
+            yield ahead.popleft()
+            ahead.extend(self._begin(pool, work) for work in islice(works, 1))
+
+    def _begin(self, pool: ThreadPoolExecutor, work: Work) -> Batch:
+        # All tiles of a batch have one shape.
+        shape = (len(work.tiles), self.image.n_channels, *work.tiles[0].read.shape[-self.ndim :])
+        pixels = self.room(shape, self.image.dtype.newbyteorder("="))
+        places = zip(work.tiles, pixels, strict=True)
+        return Batch(work, pixels, [pool.submit(timed, self._read, tile, place) for tile, place in places])
+
+    def _read(self, tile: Tile, place: NDArray[Any]) -> None:
+        # Outer axes are one plane long in every tile: the network never sees them.
+        place[...] = self.image.read(tile.read).reshape(place.shape)
+
+
+def all_work(plan: Plan, indices: Iterable[int]) -> Iterator[Work]:
+    """Yield the batches of some blocks, in their order."""
+    for index in indices:
+        block = plan[index]
+        batches = list(block.batches(plan.batch))
+        for tiles in batches:
+            yield Work(block, tiles, last=tiles is batches[-1])
+
+
+def timed(action: Callable[..., T], *arguments: Any) -> Timed[T]:
+    """Return what an action gives, and the seconds it took."""
+    started = perf_counter()
+    return action(*arguments), perf_counter() - started
