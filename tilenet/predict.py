@@ -262,7 +262,7 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str, de
     if fast and can_band(row):
         times = 3.5 if halves(network.pool_size) else 5
     passed = size * (times * 2**network.wf + channels) + 4 * channels
-    decided = 12 * network.n_classes
+    decided = 8 * network.n_classes
     if not fast or not can_band(row):
         return Demand(decided + passed)
     return Demand(decided, passed, row, band_pixels(2**network.wf))
