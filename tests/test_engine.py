@@ -216,7 +216,14 @@ def test_nor_is_one_that_differs_between_two_bands_alone(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "network", [torch.nn.Conv2d(1, 2, 3), tilenet.UNet(ndim=3, depth=2, wf=2).eval(), network_of(NARROW).double()]
+    "network",
+    [
+        torch.nn.Conv2d(1, 2, 3),
+        tilenet.UNet(ndim=3, depth=2, wf=2).eval(),
+        network_of(NARROW).double(),
+        network_of(NARROW).to("meta"),  # neither a CPU nor a CUDA device
+    ],
+    ids=["no U-Net", "3-D", "float64", "another device"],
 )
 def test_what_has_no_fast_path_is_left_alone(network):
     assert accelerate(network) is None

@@ -94,7 +94,7 @@ def accelerate(network: nn.Module) -> FastPath | None:
     x = torch.rand(1, network.in_channels, length, length, generator=torch.Generator().manual_seed(0)).to(weight.device)
     if weight.device.type == "cuda":
         return _on_frames(network, x)
-    return _in_steps(network, x) if weight.dtype == torch.float32 else None
+    return _in_steps(network, x) if (weight.device.type, weight.dtype) == ("cpu", torch.float32) else None
 
 
 def _in_steps(network: UNet, x: Tensor) -> FastPath | None:
