@@ -3,6 +3,7 @@
 import logging
 from concurrent.futures import CancelledError
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,10 +60,10 @@ def test_workers_make_coarser_levels_and_what_they_fail_to_make_is_made_here(cli
         made = 0
         nthreads = client.nthreads
 
-        def submit(self, shard, block, *, pure):
+        def submit(self, shard, block, *, key, pure):
             self.made += 1
             fails = failing and self.made % failing == 0
-            return client.submit(int if fails else shard, block, pure=pure)
+            return client.submit(int if fails else shard, block, key=key, pure=pure)
 
     layout, workers = LAYOUTS["odd blocks"], Failing()
     make(tmp_path / "alone.zarr", layout)
@@ -72,6 +73,36 @@ def test_workers_make_coarser_levels_and_what_they_fail_to_make_is_made_here(cli
     store.finish()
     assert tree_hash(tmp_path / "shared.zarr") == tree_hash(tmp_path / "alone.zarr")
     assert workers.made == sum(layout.n_blocks(level) for level in range(1, len(layout.levels)))
+
+
+def test_without_workers_or_a_scheduler_coarser_levels_are_made_here(tmp_path):
+    class Nobody:
+        """A client whose scheduler has no workers any more, or is lost."""
+
+        def __init__(self, *, lost):
+            self.lost = lost
+
+        def nthreads(self):
+            if self.lost:
+                raise OSError("no scheduler")
+            return {}
+
+        def submit(self, *_, **__):
+            if self.lost:
+                raise OSError("no scheduler")
+            return SimpleNamespace(result=self.wait, done=lambda: False)
+
+        def wait(self, timeout):
+            raise TimeoutError
+
+    layout = LAYOUTS["odd blocks"]
+    make(tmp_path / "alone.zarr", layout)
+    for lost in (False, True):
+        store = Store.create(tmp_path / f"{lost}.zarr", layout, INFO)
+        write_all_blocks(store, truth_of(layout))
+        store.build_pyramid(spread=partial(_spread, Nobody(lost=lost)))
+        store.finish()
+        assert tree_hash(tmp_path / f"{lost}.zarr") == tree_hash(tmp_path / "alone.zarr")
 
 
 def test_workers_write_the_bytes_that_one_process_writes(client, image, network, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from oracles import random_network
 
 from tilenet import engine
+from tilenet.errors import EnvironmentFault
 from tilenet.unet import UNet
 
 pytest.importorskip("triton", reason="needs Triton, which comes with PyTorch for CUDA: pip install triton")
@@ -153,13 +155,35 @@ def test_a_fast_path_that_is_right_is_taken(hopper, dtype):
     fast, x = accelerated(network), images_for(network, seed=1, dtype=dtype)
     assert isinstance(fast, framed.FramedUNet)
     with torch.inference_mode():
-        assert (fast(x, lambda x: x) - plain(network, x)).abs().max() < 0.05
+        found, expected = fast(x, lambda x: x), plain(network, x)
+    allowed = 2e-6 if dtype == torch.float32 else 1e-2
+    assert (found - expected).abs().max() <= allowed * (expected.max() - expected.min())
 
 
-def test_it_is_for_one_generation_of_gpus_alone(monkeypatch):
-    for major in (7, 8, 10, 12):
+def test_it_is_for_one_generation_of_gpus_of_one_make(monkeypatch):
+    cuda, network = torch.device("cuda"), network_of()
+    for major, expected in ((7, False), (8, False), (9, True), (10, False), (12, False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, major=major: (major, 0))
+        assert engine.may_accelerate(network, cuda, torch.bfloat16) is expected
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", "6.2")  # which counts its own as 9.x
+    assert not engine.may_accelerate(network, cuda, torch.bfloat16)
+
+
+def test_a_triton_that_is_too_old_is_no_reason_to_stop(hopper, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tilenet.framed", None)  # as where an import in it fails
+    with caplog.at_level(logging.WARNING, "tilenet"):
         assert accelerated(network_of()) is None
+    assert "the plain one is used" in caplog.text
+
+
+def test_a_gpu_without_room_is_said_to_be_that(hopper, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(frames, "pooled", fail)
+    with pytest.raises(EnvironmentFault, match="out of memory before the run began"):
+        accelerated(network_of())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -185,3 +209,7 @@ def test_a_compiler_that_fails_is_no_reason_to_stop(hopper, monkeypatch, caplog)
     with caplog.at_level(logging.WARNING, "tilenet"):
         assert accelerated(network_of()) is None
     assert "cannot be had on this device (Failed to find C compiler): the plain one is used" in caplog.text
+
+
+def test_what_compiles_the_kernels_has_a_version():
+    assert engine.kernels().startswith("triton 3.")

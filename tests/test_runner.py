@@ -187,6 +187,22 @@ def test_a_predictor_that_decides_by_itself_is_a_few_batches_ahead():
         assert np.array_equal(arrays["mask"], expected[plan[index].box.slices])
 
 
+def test_a_block_for_whose_tiles_there_is_no_room_fails_alone():
+    _, image, plan = image_and_plan(batch=4)
+
+    class Crowded(Elsewhere):
+        def room(self, shape, dtype):
+            if len(self.rooms) == 1:
+                self.rooms.append(None)
+                raise MemoryError("no room for a batch")
+            return super().room(shape, dtype)
+
+    predictor, sink = Crowded(), Memory(plan)
+    report = go(image, plan, sink, predictor)
+    assert "no room for a batch" in report.failures.values()
+    assert len(sink.blocks) == len(plan) - len(report.failures) > 0
+
+
 def test_reading_keeps_only_a_bounded_number_of_tiles_ahead():
     _, image, plan = image_and_plan((200, 200), tile=10, block=100, batch=2)
     lock, reads, computed = threading.Lock(), [0], [0]

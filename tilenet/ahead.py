@@ -68,7 +68,12 @@ class Reading:
     def _begin(self, pool: ThreadPoolExecutor, work: Work) -> Batch:
         # All tiles of a batch have one shape.
         shape = (len(work.tiles), self.image.n_channels, *work.tiles[0].read.shape[-self.ndim :])
-        pixels = self.room(shape, self.image.dtype.newbyteorder("="))
+        try:
+            pixels = self.room(shape, self.image.dtype.newbyteorder("="))
+        except MemoryError as error:  # it is those who wait for the pixels that are told
+            failed: Future[Timed[None]] = Future()
+            failed.set_exception(error)
+            return Batch(work, np.empty(0), [failed])
         places = zip(work.tiles, pixels, strict=True)
         return Batch(work, pixels, [pool.submit(timed, self._read, tile, place) for tile, place in places])
 

@@ -66,7 +66,7 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
             machine.threads(share),
         ):
             # While the image is opened here, workers load what takes them seconds.
-            loading = client.map(worker.load, [device] * workers, pure=False)
+            loading = client.map(worker.load, [device] * workers, key="tilenet-load", pure=False)
             yield client
             del loading
 

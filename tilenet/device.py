@@ -12,6 +12,7 @@ close to NumPy's as the device's exponential function is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,11 @@ class DevicePredictor(TorchPredictor):
 
     def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return an array that a batch is read into: pinned, so that the device fetches it by itself."""
-        if self._copies is None or dtype.name not in TORCH_DTYPES:
-            return np.empty(shape, dtype)
-        pinned: NDArray[Any] = torch.empty(shape, dtype=getattr(torch, dtype.name), pin_memory=True).numpy()
-        return pinned
+        if self._copies is not None and dtype.name in TORCH_DTYPES:
+            with suppress(RuntimeError):  # it is sent from elsewhere then, or whoever sends it says what is wrong
+                pinned: NDArray[Any] = torch.empty(shape, dtype=getattr(torch, dtype.name), pin_memory=True).numpy()
+                return pinned
+        return np.empty(shape, dtype)
 
     def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Callable[[], list[Arrays]]:
         """Send a batch (N, C, *n) and begin to compute; what is returned waits for the arrays of each tile."""

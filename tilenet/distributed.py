@@ -12,13 +12,14 @@ import pickle
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import starmap
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from tilenet import predict
 from tilenet.compute import Progress, counted, finish, skip_glass
@@ -87,6 +88,7 @@ def fill_by_workers(
     try:
         if store.complete:
             return Report()
+        predict.forget(job.network)
         started, skipped = monotonic(), skip_glass(job, store, store.layout.tissue_map)
         advance = counted(job, store.pending(), progress)
         slide = Slide(task_of(store, wanted), store, job, advance, report=Report(skipped=skipped))
@@ -193,19 +195,38 @@ class _Dispatch:
 
 def _spread(client: Client, blocks: Iterable[Coarser]) -> Iterator[bytes | None]:
     """Have workers make the shards of coarser blocks; what they fail to make is made here."""
-    begun: deque[tuple[Coarser, Future[bytes | None]]] = deque()
+    begun: deque[tuple[Coarser, Future[bytes | None] | None]] = deque()
     for block in blocks:
-        begun.append((block, client.submit(Coarser.shard, block, pure=False)))
-        if len(begun) > 2 * len(client.nthreads()):
-            yield _shard_of(*begun.popleft())
-    yield from starmap(_shard_of, begun)
+        begun.append((block, _begun(client, block)))
+        if len(begun) > 2 * _count(client):
+            yield _shard_of(client, *begun.popleft())
+    for block, future in begun:
+        yield _shard_of(client, block, future)
 
 
-def _shard_of(block: Coarser, future: Future[bytes | None]) -> bytes | None:
-    try:
-        return future.result()  # type: ignore[no-any-return]
-    except Exception:  # a worker that died, or cannot see the files; of the files' own faults it is told here
-        return block.shard()
+def _begun(client: Client, block: Coarser) -> Future[bytes | None] | None:
+    name = f"tilenet-level-{block.level}-block-{block.index}-{uuid4().hex}"
+    with suppress(Exception):  # the scheduler is lost: nothing that it alone could do is left
+        return client.submit(Coarser.shard, block, key=name, pure=False)
+    return None
+
+
+def _shard_of(client: Client, block: Coarser, future: Future[bytes | None] | None) -> bytes | None:
+    while future is not None:
+        try:
+            return future.result(timeout=WAKE)  # type: ignore[no-any-return]
+        except TimeoutError:
+            if future.done() or not _count(client):
+                break
+        except Exception:  # a worker that died, or cannot see the files; of the files' own faults it is told here
+            break
+    return block.shard()
+
+
+def _count(client: Client) -> int:
+    with suppress(Exception):
+        return len(client.nthreads())
+    return 0
 
 
 def answer(task: Task, blocks: Sequence[int], flight: str, seconds: float) -> Answer:

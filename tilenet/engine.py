@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from tilenet.bands import band_pixels, can_band, split_rows
+from tilenet.errors import EnvironmentFault
 from tilenet.steps import steps_of
 from tilenet.stream import Stream
 from tilenet.unet import UNet
@@ -87,14 +88,24 @@ def accelerate(network: nn.Module) -> FastPath | None:
         In eval mode, where it is to run. There is a fast path for a 2-D float32 `UNet` on a CPU, and for one that
         neither pads nor interpolates, of 16 channels or more, on a Hopper GPU where there is Triton.
     """
-    if not isinstance(network, UNet) or network.ndim != 2 or network.training:
+    if not isinstance(network, UNet) or network.training:
         return None
     weight = network.last.weight
+    if not may_accelerate(network, weight.device, weight.dtype):
+        return None
     length = network.footprint.axes[0].legal_at_least(network.footprint.axes[0].smallest + 32)
     x = torch.rand(1, network.in_channels, length, length, generator=torch.Generator().manual_seed(0)).to(weight.device)
-    if weight.device.type == "cuda":
-        return _on_frames(network, x)
-    return _in_steps(network, x) if (weight.device.type, weight.dtype) == ("cpu", torch.float32) else None
+    return _in_steps(network, x) if weight.device.type == "cpu" else _on_frames(network, x)
+
+
+def may_accelerate(network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether it is worth while to send a network to a device, to see whether there is a fast path."""
+    if not isinstance(network, UNet) or network.ndim != 2:
+        return False
+    if device.type != "cuda":
+        return (device.type, dtype) == ("cpu", torch.float32)
+    nvidia = torch.version.hip is None
+    return nvidia and torch.cuda.get_device_capability(device)[0] == HOPPER and find_spec("triton") is not None
 
 
 def _in_steps(network: UNet, x: Tensor) -> FastPath | None:
@@ -107,24 +118,33 @@ def _in_steps(network: UNet, x: Tensor) -> FastPath | None:
 
 def _on_frames(network: UNet, x: Tensor) -> FastPath | None:
     """Return the fast path on a GPU, as close to float64 as float32 should be, or as half precision is without it."""
-    if torch.cuda.get_device_capability(x.device)[0] != HOPPER or find_spec("triton") is None:
-        return None
-    from tilenet.framed import FramedUNet, can_frame
+    try:
+        from tilenet.framed import FramedUNet, can_frame
 
-    if not can_frame(network):
-        return None
-    dtype, exact = network.last.weight.dtype, copy.deepcopy(network).double()
-    with torch.inference_mode():
-        logits = exact(x.double())
-        try:
+        if not can_frame(network):
+            return None
+        dtype = network.last.weight.dtype
+        with torch.inference_mode():
+            logits = copy.deepcopy(network).double()(x.double())
             fast = FramedUNet(network)
             difference = _difference(fast(x, lambda x: x.to(dtype)), logits)
-        except Exception as error:  # whatever goes wrong in Triton's compiler, the device's or the C compiler
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning("the fast path cannot be had on this device (%s): the plain one is used", reason)
-            return None
-        allowed = TOLERANCE if dtype == torch.float32 else 2 * _difference(network(x.to(dtype)), logits)
+            allowed = TOLERANCE if dtype == torch.float32 else 2 * _difference(network(x.to(dtype)), logits)
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentFault(f"{x.device}: out of memory before the run began. Free it, or use another") from error
+    except Exception as error:  # whatever goes wrong in Triton (an older one too), the device's compiler or that of C
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        log.warning("the fast path cannot be had on this device (%s): the plain one is used", reason)
+        return None
     return fast if _same(difference, allowed) else None
+
+
+def kernels() -> str:
+    """Return what a GPU's fast path is compiled by; the bare name where it was another machine's."""
+    if find_spec("triton") is None:
+        return "triton"
+    from tilenet.frames import TRITON
+
+    return f"triton {TRITON}"
 
 
 def _difference(found: Tensor, logits: Tensor) -> float:

@@ -24,6 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from tilenet import kernels
 from tilenet.geometry import ceil_div, round_up
 
+TRITON: str = triton.__version__
 # The least channels that a matrix product takes.
 LEAST = 16
 

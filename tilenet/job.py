@@ -150,6 +150,8 @@ class Job:
         weights = predict.weight_bytes(self.network)
         on_host = self.device == "cpu"
         ahead = ahead_of(self.plan.batch, decides=not on_host)
+        if not on_host:  # pinned memory is given out, and kept, in powers of two
+            read = 2 ** (read - 1).bit_length()
         reading = (ahead + 1) * read + READERS * self.image.working_bytes + self.image.kept_bytes
         host = RESIDENT + int(COPIES[self.record["engine"]] * weights) + reading + (BEHIND + 2) * block
         return {

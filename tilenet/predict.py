@@ -10,7 +10,6 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from tilenet.bands import Demand, band_pixels, can_band, halves
 from tilenet.compiled import convolutions
-from tilenet.engine import FastPath, accelerate
+from tilenet.engine import FastPath, accelerate, kernels, may_accelerate
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.scaling import Scaling
@@ -152,10 +151,10 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
         raise SettingsError(f"engine {name!r} is none of {', '.join(ENGINES)}")
     if name != "auto":
         return name
-    if not isinstance(network, nn.Module):
+    dtype = PRECISIONS[precision]
+    if not isinstance(network, nn.Module) or not may_accelerate(network, device, dtype):
         return "plain"
     _checked.pop(network, None)  # of an earlier job, and large
-    dtype = PRECISIONS[precision]
     fast = accelerate(_ready(network, device, dtype))
     if fast is None:
         return "plain"
@@ -172,8 +171,16 @@ def computed(engine: str, device: str) -> dict[str, str]:
     """Return what last bits may depend on, for people: the versions of what computes."""
     found = {"torch": str(torch.__version__)}
     if engine == "fast":
-        found["convolutions"] = convolutions() if device == "cpu" else f"triton {version('triton')}"
+        found["convolutions"] = convolutions() if device == "cpu" else kernels()
     return found
+
+
+def forget(network: object) -> None:
+    """Let go of the fast path of a network, which no one in this process will use."""
+    if isinstance(network, nn.Module):
+        _checked.pop(network, None)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -186,7 +193,7 @@ def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastP
     state, fast = _checked.pop(network, (None, None))
     if fast is not None and state == (_state_of(network), device, dtype):
         return fast
-    fast = accelerate(_ready(network, device, dtype))
+    fast = accelerate(_ready(network, device, dtype)) if may_accelerate(network, device, dtype) else None
     if fast is None:
         raise SettingsError(
             "engine fast: not for this network, or not on this machine. Start again with --engine plain"
