@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from oracles import random_network
 
 from tilenet import engine
-from tilenet.errors import EnvironmentFault
+from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.unet import UNet
 
 pytest.importorskip("triton", reason="needs Triton, which comes with PyTorch for CUDA: pip install triton")
@@ -213,3 +213,10 @@ def test_a_compiler_that_fails_is_no_reason_to_stop(hopper, monkeypatch, caplog)
 
 def test_what_compiles_the_kernels_has_a_version():
     assert engine.kernels().startswith("triton 3.")
+
+
+def test_an_image_of_more_values_than_32_bits_count_is_refused():
+    network = network_of(in_channels=3)
+    too_large = torch.zeros(1).expand(1, 3, 30_000, 30_000)
+    with pytest.raises(SettingsError, match="30000 x 30000 px has 2.7e\\+09 values. Start again with a smaller --tile"):
+        on_frames(network, too_large)

@@ -22,6 +22,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tilenet import kernels
+from tilenet.errors import SettingsError
 from tilenet.geometry import ceil_div, round_up
 
 TRITON: str = triton.__version__
@@ -155,8 +156,18 @@ class ImageConvolution:
         self._bias, self._after, self._scales = bias.float(), _affine(bias, after), after is not None
 
     def __call__(self, x: Tensor, *, step: int) -> Frame:
-        """Return what it makes of (N, C, h, w), as a frame whose pitch is a multiple of `step`."""
+        """Return what it makes of (N, C, h, w), as a frame whose pitch is a multiple of `step`.
+
+        Raises
+        ------
+        SettingsError
+            If an image has too many values to be counted in 32 bits.
+        """
         n, _, h, w = x.shape
+        if x[0].numel() >= 2**31:  # what is computed with in the kernel
+            raise SettingsError(
+                f"a tile of {h} x {w} px has {x[0].numel():.1e} values. Start again with a smaller --tile"
+            )
         height, width = pitch = (round_up(h, step), round_up(w, step))
         outputs = len(self._bias)
         out = Frame(x.new_empty((n * height * width, outputs)), pitch, (h - 2, w - 2))

@@ -51,7 +51,7 @@ def convolve_image(
     for part in range(parts):
         k = part * block_inputs + tl.arange(0, block_inputs)
         tap = k // channels
-        there = tap // 3 * y_stride + tap % 3 * x_stride + (k % channels).to(tl.int64) * channel_stride
+        there = tap // 3 * y_stride + tap % 3 * x_stride + k % channels * channel_stride
         a = tl.load(corner[:, None] + there[None, :], mask=inside[:, None] & (tap < 9)[None, :], other=0.0)
         b = weights.load([first, part * block_inputs])
         total = tl.dot(a, b.T, total, input_precision=precision)
