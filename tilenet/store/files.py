@@ -105,6 +105,12 @@ def make_folder(folder: Path) -> None:
         step("sync folder", sync_folder, new.parent)
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove the temporary files of whoever was killed while writing them."""
+    for left in folder.glob("*.part"):
+        remove_file(left)
+
+
 def remove_file(path: Path) -> None:
     """Remove a file that may be gone already."""
     with suppress(FileNotFoundError):

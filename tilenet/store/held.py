@@ -11,7 +11,7 @@ from tilenet.errors import OutputError
 from tilenet.store.blocks import Blocks
 from tilenet.store.build import build
 from tilenet.store.damage import Damage, blocks_lost, find_damage
-from tilenet.store.files import faults_named, remove_file
+from tilenet.store.files import faults_named, remove_parts
 from tilenet.store.layout import Layout
 from tilenet.store.lease import WHOLE, Joined, Lease, Share
 from tilenet.store.listing import enlist, is_listed, withdraw
@@ -187,8 +187,7 @@ class Held:
 
     def _take_up(self) -> None:
         """Put the store into the state from which a run goes on."""
-        for left in (self.path / OWN).glob("*.part"):
-            remove_file(left)
+        remove_parts(self.path / OWN)
         sweep(self.path)  # a share may have been killed while it made a store that another was quicker to make
         if not self.complete:
             self._log("resumed")

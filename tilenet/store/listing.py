@@ -19,7 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from tilenet.errors import OutputError, OutputLocked
-from tilenet.store.files import make_folder, remove_file, step, sync_folder, write_file
+from tilenet.store.files import make_folder, remove_parts, step, sync_folder, write_file
 from tilenet.store.layout import DOCUMENTS, Layout
 from tilenet.store.lease import STALE, Lease
 from tilenet.store.metadata import GROUP, OME, OWN
@@ -128,8 +128,7 @@ def _leased(group: Path) -> Iterator[Lease]:
     try:
         yield lease
     finally:
-        for left in folder.glob("*.part"):  # of killed runs; who is taking the lease begins again
-            remove_file(left)
+        remove_parts(folder)  # of killed runs; who is taking the lease begins again
         lease.release()
         with suppress(OSError):  # another run holds it, or is about to
             step("remove folder", os.rmdir, folder)

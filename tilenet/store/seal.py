@@ -12,7 +12,7 @@ from typing import Any
 
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import find_damage, read_right
-from tilenet.store.files import remove_tree, step, sync_folder, write_all, write_file
+from tilenet.store.files import remove_parts, remove_tree, step, sync_folder, write_all, write_file
 from tilenet.store.holder import Holder
 from tilenet.store.journal import FOLDER, MERGED, Written
 from tilenet.store.metadata import OWN, root_document
@@ -60,6 +60,7 @@ def write_root(blocks: Blocks, info: Mapping[str, Any], *, complete: bool) -> No
 def tidy(blocks: Blocks) -> None:
     """Remove what only a run in progress needs."""
     blocks.pen.close()
+    remove_parts(blocks.path / OWN)  # of workers that were killed, too: no run may come that takes this one up
     remove_tree(blocks.path / OWN / FOLDER)
     remove_tree(blocks.path / OWN / REPLACED)
 
