@@ -135,7 +135,7 @@ def test_a_pass_on_frames_needs_less_than_the_plain_one():
 
 
 def test_what_computed_says_of_a_gpu(monkeypatch):
-    monkeypatch.setattr(predict, "kernels", lambda: "triton 3.9")
+    monkeypatch.setattr(predict, "triton_version", lambda: "triton 3.9")
     assert predict.computed("fast", "cuda")["convolutions"] == "triton 3.9"
     assert predict.computed("fast", "cpu")["convolutions"] != "triton 3.9"
     assert predict.computed("plain", "cuda") == {"torch": torch.__version__}

@@ -50,7 +50,7 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
         That of the run: with ``cpu`` no GPU is given out.
     """
     with _quiet(lost=LOST_PROCESS):
-        from distributed import Nanny, Scheduler, SpecCluster
+        from distributed import Nanny, Scheduler, SpecCluster, fire_and_forget
 
         # What a run may use is bounded by its plan, and freed memory is kept: Dask's own limit would kill it.
         options = {"nthreads": 1, "host": LOOPBACK, "memory_limit": 0, "dashboard": False, "silence_logs": SILENT}
@@ -66,9 +66,8 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
             machine.threads(share),
         ):
             # While the image is opened here, workers load what takes them seconds.
-            loading = client.map(worker.load, [device] * workers, key="tilenet-load", pure=False)
+            fire_and_forget(client.map(worker.load, [device] * workers, key="tilenet-load", pure=False))
             yield client
-            del loading
 
 
 @contextmanager

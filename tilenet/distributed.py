@@ -196,9 +196,10 @@ class _Dispatch:
 def _spread(client: Client, blocks: Iterable[Coarser]) -> Iterator[bytes | None]:
     """Have workers make the shards of coarser blocks; what they fail to make is made here."""
     begun: deque[tuple[Coarser, Future[bytes | None] | None]] = deque()
+    most = 2 * _count(client)
     for block in blocks:
         begun.append((block, _begun(client, block)))
-        if len(begun) > 2 * _count(client):
+        if len(begun) > most:
             yield _shard_of(client, *begun.popleft())
     for block, future in begun:
         yield _shard_of(client, block, future)

@@ -130,7 +130,9 @@ def _on_frames(network: UNet, x: Tensor) -> FastPath | None:
             difference = _difference(fast(x, lambda x: x.to(dtype)), logits)
             allowed = TOLERANCE if dtype == torch.float32 else 2 * _difference(network(x.to(dtype)), logits)
     except torch.OutOfMemoryError as error:
-        raise EnvironmentFault(f"{x.device}: out of memory before the run began. Free it, or use another") from error
+        raise EnvironmentFault(
+            f"{x.device}: out of memory before the run began. Free it, or take another --device"
+        ) from error
     except Exception as error:  # whatever goes wrong in Triton (an older one too), the device's compiler or that of C
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         log.warning("the fast path cannot be had on this device (%s): the plain one is used", reason)
@@ -138,7 +140,7 @@ def _on_frames(network: UNet, x: Tensor) -> FastPath | None:
     return fast if _same(difference, allowed) else None
 
 
-def kernels() -> str:
+def triton_version() -> str:
     """Return what a GPU's fast path is compiled by; the bare name where it was another machine's."""
     if find_spec("triton") is None:
         return "triton"

@@ -96,10 +96,10 @@ def blocking_of(outputs: int, inputs: int, dtype: torch.dtype) -> Blocking:
     Blocking(rows=128, outputs=256, inputs=64, warps=8, stages=3, programs=1)
     """
     if dtype == torch.float32:
-        return Blocking(128, min(outputs, 64), min(32, inputs), 4, 3)
+        return Blocking(128, min(outputs, 64), _at_once(inputs, dtype), 4, 3)
     if outputs >= 256:
-        return Blocking(128, 256, min(64, inputs), 8, 3, programs=1)
-    return Blocking(256, min(outputs, 128), min(64, inputs), 8, 3, programs=1)
+        return Blocking(128, 256, _at_once(inputs, dtype), 8, 3, programs=1)
+    return Blocking(256, min(outputs, 128), _at_once(inputs, dtype), 8, 3, programs=1)
 
 
 class Convolution:
@@ -191,8 +191,8 @@ class Upsampling:
     def __init__(self, weight: Tensor, bias: Tensor, *, blocking: Blocking | None = None) -> None:
         self._weights = weight.permute(2, 3, 1, 0).reshape(-1, len(weight)).contiguous()
         self._bias = bias.float()
-        wide = 64 if weight.dtype != torch.float32 else 32
-        self._blocking = blocking or Blocking(128, min(4 * len(bias), 128), min(wide, len(weight)), 8, 3)
+        inputs = _at_once(len(weight), weight.dtype)
+        self._blocking = blocking or Blocking(128, min(4 * len(bias), 128), inputs, 8, 3)
 
     def __call__(self, x: Frame, skip: Frame) -> Frame:
         """Return upsampled pixels, joined with the middle of a skip that was made to be `joined`."""
@@ -238,7 +238,7 @@ class Classification:
         """Return logits (N, K, h, w)."""
         inputs, (height, width) = x.rows.shape[1], x.pitch
         images, (h, w) = len(x.rows) // (height * width), x.shape
-        wide = min(64 if x.rows.dtype != torch.float32 else 32, inputs)
+        wide = _at_once(inputs, x.rows.dtype)
         out = torch.empty((images, self._classes, h, w), device=x.rows.device)
         kernels.classify[(ceil_div(x.used, 128),)](
             _described(x.rows, 128, wide),
@@ -253,6 +253,11 @@ class Classification:
 
 def _described(rows: Tensor, *block: int) -> Any:
     return TensorDescriptor(rows, list(rows.shape), list(rows.stride()), list(block))
+
+
+def _at_once(inputs: int, dtype: torch.dtype) -> int:
+    """Return how many input channels are multiplied at once: 128 bytes of them."""
+    return min(128 // dtype.itemsize, inputs)
 
 
 def _precision(dtype: torch.dtype) -> str:

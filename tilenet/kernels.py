@@ -10,6 +10,16 @@ import triton.language as tl
 
 
 @triton.jit
+def activated(total, bias, scale, shift, channel, after: tl.constexpr):
+    """Return sums with their bias, after the ReLU, and perhaps a scale and a shift; what is no number stays none."""
+    total += tl.load(bias + channel)[None, :]
+    total = tl.where(total < 0, 0.0, total)
+    if after:
+        total = total * tl.load(scale + channel)[None, :] + tl.load(shift + channel)[None, :]
+    return total
+
+
+@triton.jit
 def convolve(
     x, weights, out, bias, scale, shift, width, first_row, blocks, columns, parts,
     after: tl.constexpr, precision: tl.constexpr, flatten: tl.constexpr,
@@ -26,11 +36,7 @@ def convolve(
             b = weights.load([first, k * block_inputs])
             total = tl.dot(a, b.T, total, input_precision=precision)
         channel = first + tl.arange(0, block_outputs)
-        total += tl.load(bias + channel)[None, :]
-        total = tl.where(total < 0, 0.0, total)  # what is no number stays none
-        if after:
-            total = total * tl.load(scale + channel)[None, :] + tl.load(shift + channel)[None, :]
-        out.store([row, first], total.to(out.dtype))
+        out.store([row, first], activated(total, bias, scale, shift, channel, after).to(out.dtype))
 
 
 @triton.jit
@@ -56,11 +62,7 @@ def convolve_image(
         b = weights.load([first, part * block_inputs])
         total = tl.dot(a, b.T, total, input_precision=precision)
     channel = first + tl.arange(0, block_outputs)
-    total += tl.load(bias + channel)[None, :]
-    total = tl.where(total < 0, 0.0, total)
-    if after:
-        total = total * tl.load(scale + channel)[None, :] + tl.load(shift + channel)[None, :]
-    out.store([row, first], total.to(out.dtype))
+    out.store([row, first], activated(total, bias, scale, shift, channel, after).to(out.dtype))
 
 
 @triton.jit

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tilenet.bands import Demand, band_pixels, can_band, halves
 from tilenet.compiled import convolutions
-from tilenet.engine import FastPath, accelerate, kernels, may_accelerate
+from tilenet.engine import FastPath, accelerate, may_accelerate, triton_version
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.scaling import Scaling
@@ -171,7 +171,7 @@ def computed(engine: str, device: str) -> dict[str, str]:
     """Return what last bits may depend on, for people: the versions of what computes."""
     found = {"torch": str(torch.__version__)}
     if engine == "fast":
-        found["convolutions"] = convolutions() if device == "cpu" else kernels()
+        found["convolutions"] = convolutions() if device == "cpu" else triton_version()
     return found
 
 

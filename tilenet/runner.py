@@ -132,9 +132,9 @@ def run(
     """
     report, started = Report(), perf_counter()
     begin, in_flight = beginning(predictor, decide)
-    decides = isinstance(predictor, DecidingPredictor)
-    room = predictor.room if isinstance(predictor, DecidingPredictor) else np.empty
-    reading = Reading(image, predictor.footprint.ndim, ahead=ahead_of(plan.batch, decides=decides), room=room)
+    room = predictor.room if isinstance(predictor, DecidingPredictor) else None
+    ahead = ahead_of(plan.batch, decides=room is not None)
+    reading = Reading(image, predictor.footprint.ndim, ahead=ahead, room=room or np.empty)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
         blocks = _Blocks(predictor.footprint.ndim, sink, writer, report=report, progress=progress)
         begun: deque[tuple[Work, Finish | None]] = deque()
