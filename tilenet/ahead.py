@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -66,16 +66,22 @@ class Reading:
             ahead.extend(self._begin(pool, work) for work in islice(works, 1))
 
     def _begin(self, pool: ThreadPoolExecutor, work: Work) -> Batch:
-        # All tiles of a batch have one shape.
-        shape = (len(work.tiles), self.image.n_channels, *work.tiles[0].read.shape[-self.ndim :])
         try:
-            pixels = self.room(shape, self.image.dtype.newbyteorder("="))
+            pixels = self._empty(work.tiles)
         except MemoryError as error:  # it is those who wait for the pixels that are told
             failed: Future[Timed[None]] = Future()
             failed.set_exception(error)
             return Batch(work, np.empty(0), [failed])
         places = zip(work.tiles, pixels, strict=True)
         return Batch(work, pixels, [pool.submit(timed, self._read, tile, place) for tile, place in places])
+
+    def _empty(self, tiles: Sequence[Tile]) -> NDArray[Any]:
+        """Return room for tiles (N, C, *n), all of one shape, with channels where they are in what is read."""
+        n, channels, dtype = len(tiles), self.image.n_channels, self.image.dtype.newbyteorder("=")
+        shape = tiles[0].read.shape[-self.ndim :]
+        if self.image.channels_last:
+            return np.moveaxis(self.room((n, *shape, channels), dtype), -1, 1)
+        return self.room((n, channels, *shape), dtype)
 
     def _read(self, tile: Tile, place: NDArray[Any]) -> None:
         # Outer axes are one plane long in every tile: the network never sees them.

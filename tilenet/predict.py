@@ -101,7 +101,7 @@ class TorchPredictor:
         """Return a batch as a tensor, unscaled and as small as it is."""
         if batch.dtype.name not in TORCH_DTYPES:
             batch = batch.astype(np.float32)
-        return torch.from_numpy(np.ascontiguousarray(batch))
+        return torch.from_numpy(batch)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return logits (N, K, *m) of raw pixels (N, C, *n), both on the device."""

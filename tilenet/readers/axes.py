@@ -57,17 +57,20 @@ class Layout:
     def empty(self, box: Box, dtype: np.dtype[Any]) -> tuple[Pixels, Pixels]:
         """Return unfilled pixels (C, *box.shape), and the same memory as the stored array has it.
 
-        What is read from the file goes into the second, dimension by dimension, and comes out
-        of the first in its final order: there is no second copy.
+        What is read from the file goes into the second, dimension by dimension, and comes out of the first in
+        its final order. Neighbours in the file are neighbours in memory, as copying one by one takes longer than
+        decoding a JPEG tile; several dimensions of channels come together where the last of them is.
         """
-        channels = [n for n, a in zip(self.shape, self.letters, strict=True) if a == "c"]
-        out = np.empty((prod(channels), *box.shape), dtype)
-        split = out.reshape(*channels, *box.shape)
-        places = {a: len(channels) + i for i, a in enumerate(self.axes.replace("c", ""))}
-        next_channel = iter(range(len(channels)))
-        order = [next(next_channel) if a == "c" else places[a] for a in self.letters if a]
+        letters = [a for a in self.letters if a]
+        lengths = [b - a for (a, b), letter in zip(self.ranges(box), self.letters, strict=True) if letter]
+        channels = [i for i, a in enumerate(letters) if a == "c"]
+        before = [i for i in range(max(channels, default=0)) if i not in channels]
+        order = [*before, *channels, *range(len(before) + len(channels), len(letters))]
+        memory = np.empty([lengths[i] for i in order], dtype)
+        sides = [lengths[i] for i in order if i not in channels]
+        sides.insert(len(before), prod(lengths[i] for i in channels))
         index = tuple(slice(None) if a else np.newaxis for a in self.letters)
-        return out, split.transpose(order)[index]
+        return np.moveaxis(memory.reshape(sides), len(before), 0), memory.transpose(np.argsort(order))[index]
 
 
 def layout_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None, name: str) -> Layout:

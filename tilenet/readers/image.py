@@ -137,6 +137,17 @@ class Image(ABC):
         return None
 
     @property
+    def channels_last(self) -> bool:
+        """Whether channels are neighbours in memory in what is read, as they are in the file."""
+        return self.axes.endswith("c")
+
+    def empty(self, box: Box) -> Pixels:
+        """Return unfilled pixels (C, *box.shape), channels last in memory where they are so in the file."""
+        if self.channels_last:
+            return np.moveaxis(np.empty((*box.shape, self.n_channels), self.dtype), -1, 0)
+        return np.empty((self.n_channels, *box.shape), self.dtype)
+
+    @property
     def kept_bytes(self) -> int:
         """Most bytes that are kept for the next read: of decoded pieces."""
         return min(CACHE_BYTES, prod(self.shape) * self.dtype.itemsize) if self.keeps_pieces else 0
@@ -170,15 +181,15 @@ class Image(ABC):
         Returns
         -------
         numpy.ndarray
-            (C, *box.shape), the image's dtype. Only the pixels needed are decoded.
+            (C, *box.shape), the image's dtype; in memory, channels are where the file has them. Only the
+            pixels needed are decoded.
         """
         if box in self._inside:
             return self.read_inside(box)
         folds = [fold(a, b, n) for a, b, n in zip(box.start, box.stop, self.box_shape, strict=True)]
         pixels = self.read_inside(Box(tuple(f.start for f in folds), tuple(f.stop for f in folds)))
         for axis, f in enumerate(folds, start=1):
-            if f.index is not None:
-                pixels = np.take(pixels, f.index, axis=axis)
+            pixels = f.unfolded(pixels, axis)
         return pixels
 
     def channel_numbers(self, channels: Sequence[int | str]) -> tuple[int, ...]:
@@ -207,24 +218,47 @@ def names_of_array(axes: str, n_channels: int, dtype: np.dtype[Any]) -> tuple[st
 
 @dataclass(frozen=True)
 class Fold:
-    """How one axis of a mirrored read comes out of a plain one."""
+    """How one axis of a mirrored read comes out of a plain one.
+
+    Attributes
+    ----------
+    start, stop : int
+        The plain read: the shortest range that holds every pixel needed.
+    runs : tuple of slice
+        Its parts, forward and backward, one behind the other.
+    """
 
     start: int
     stop: int
-    index: NDArray[np.intp] | None
+    runs: tuple[slice, ...]
+
+    def unfolded(self, pixels: Pixels, axis: int) -> Pixels:
+        """Return the mirrored read of a plain one, in memory as this is."""
+        if self.runs == (slice(None),):
+            return pixels
+        return np.concatenate([pixels[(slice(None),) * axis + (run,)] for run in self.runs], axis=axis)
 
 
 def fold(start: int, stop: int, length: int) -> Fold:
     """Plan a mirrored read of ``start:stop`` on an axis of that length.
 
-    The plain read is the shortest range that holds every pixel needed; `index` picks from
-    it, and is None where nothing is mirrored.
+    >>> fold(-2, 4, 5)
+    Fold(start=0, stop=4, runs=(slice(2, 0, -1), slice(0, 4, 1)))
     """
     if 0 <= start and stop <= length:
-        return Fold(start, stop, None)
+        return Fold(start, stop, (slice(None),))
     source = np.fromiter((mirror(i, length) for i in range(start, stop)), np.intp, stop - start)
-    lowest = int(source.min())
-    return Fold(lowest, int(source.max()) + 1, source - lowest)
+    lowest, steps = int(source.min()), np.diff(source)
+    # An axis of one pixel does not turn, it stands still.
+    ends = np.union1d(np.flatnonzero(np.diff(steps)), np.flatnonzero(steps == 0)) + 1
+    return Fold(lowest, int(source.max()) + 1, tuple(map(_run, np.split(source - lowest, ends))))
+
+
+def _run(places: NDArray[np.intp]) -> slice:
+    """Return the slice that gives evenly spaced places."""
+    first, last = int(places[0]), int(places[-1])
+    step = -1 if last < first else 1
+    return slice(first, last + step if last + step >= 0 else None, step)
 
 
 class ChannelView(Image):

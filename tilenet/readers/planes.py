@@ -63,7 +63,7 @@ class PlanesImage(Image):
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the stack, plane by plane."""
         plane = Box(box.start[1:], box.stop[1:])
-        out = np.empty((self.n_channels, *box.shape), self.dtype)
+        out = self.empty(box)
         for place, index in enumerate(range(box.start[0], box.stop[0])):
             with refusing(f"{self._files[index]}: {plane} cannot be read", "The file is damaged; get it again"):
                 out[:, place] = self._part(index, plane)

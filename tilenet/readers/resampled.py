@@ -159,7 +159,7 @@ class Resampled(Image):
         """Return the pixels of a box that lies inside the image, piece by piece."""
         if self.level:
             return self._image.at_level(self._coarser[self.level - 1]).read_inside(box)
-        out = np.empty((self.n_channels, *box.shape), self.dtype)
+        out = self.empty(box)
         for piece in self._pieces(box):
             out[(slice(None), *piece.relative_to(box.start).slices)] = self._resampled(piece)
         return out

@@ -67,7 +67,7 @@ class SlideSource:
             if not (alpha == 255).all():
                 behind = np.array(self.background, np.uint16)
                 colour = ((colour * alpha + behind * (255 - alpha) + 127) // 255).astype(np.uint8)
-            return np.ascontiguousarray(np.moveaxis(colour, 2, 0))
+            return np.moveaxis(np.ascontiguousarray(colour), 2, 0)
 
 
 class SlideImage(Image):
@@ -87,7 +87,7 @@ class SlideImage(Image):
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the slide, decoding only the pieces it touches."""
-        out = np.empty((3, *box.shape), np.uint8)
+        out = self.empty(box)
         read, level = self._source.piece, self.level
         assemble(out, box, shape=self.box_shape, side=SIDE, piece=lambda cell: read(level, cell))
         return out

@@ -31,8 +31,7 @@ def predict_whole(network: UNet, image: Floats) -> Floats:
         tile = image
         for axis, (_, read, _) in enumerate(spans, start=1):
             f = fold(read[0], read[1], image.shape[axis])
-            index = np.arange(f.start, f.stop) if f.index is None else f.start + f.index
-            tile = np.take(tile, index, axis=axis)
+            tile = f.unfolded(tile[(slice(None),) * axis + (slice(f.start, f.stop),)], axis)
         with torch.inference_mode():
             x = torch.from_numpy(np.ascontiguousarray(tile))[None].to(parameter.device)
             p = network(x)[0].float().softmax(dim=0).cpu().numpy()
