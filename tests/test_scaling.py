@@ -14,26 +14,35 @@ SHARES = st.lists(st.one_of(st.floats(0, 100), st.sampled_from([0, 1, 50, 99.8, 
 DTYPES = ("uint8", "uint16", ">u2", "int16", "uint32", "float32")
 
 
-@given(arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 60))), st.sampled_from(DTYPES), SHARES)
+@given(st.lists(arrays(np.uint8, st.integers(1, 60)), min_size=1, max_size=3), st.sampled_from(DTYPES), SHARES)
 def test_percentiles_are_those_of_numpy_to_the_last_bit(bytes_, dtype, shares):
-    values = (bytes_.astype(np.uint16) * (257 if "2" in np.dtype(dtype).str else 1)).astype(dtype)
-    np.testing.assert_array_equal(percentiles(values, shares), np.percentile(values, shares, axis=1))
+    parts = [(some.astype(np.uint16) * (257 if "2" in np.dtype(dtype).str else 1)).astype(dtype) for some in bytes_]
+    np.testing.assert_array_equal(percentiles(parts, shares), np.percentile(np.concatenate(parts), shares))
 
 
 @pytest.mark.parametrize("more", [17, 18])  # bytes of an even number are counted in pairs
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_percentiles_of_more_than_is_counted_at_once_are_those_of_numpy(dtype, more):
-    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (2, 2 * COUNTED + more), dtype, endpoint=True)
-    np.testing.assert_array_equal(percentiles(values, [1, 99.8]), np.percentile(values, [1, 99.8], axis=1))
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, 2 * COUNTED + more, dtype, endpoint=True)
+    np.testing.assert_array_equal(percentiles([values], [1, 99.8]), np.percentile(values, [1, 99.8]))
 
 
 def test_pixels_that_are_no_numbers_have_no_percentiles():
     with pytest.raises(ImageError, match=r"scan\.tif: has pixels that are not finite"):
-        of_percentiles(np.array([[1, np.nan]], np.float32), {"low": 1, "high": 99}, name="scan.tif")
+        of_percentiles([np.array([[1, np.nan]], np.float32)], {"low": 1, "high": 99}, name="scan.tif")
+
+
+def test_percentiles_of_each_channel_are_those_of_that_channel_alone():
+    parts = [np.random.default_rng(0).integers(0, 99, (2, n, 5), np.uint8) for n in (3, 4)]
+    rule = {"low": 10, "high": 90, "per_channel": True}
+    found = of_percentiles(parts, rule, name="scan.tif")
+    for c, alone in enumerate([of_percentiles([part[c : c + 1] for part in parts], rule, name="") for c in range(2)]):
+        assert (found.subtract[c], found.divide[c]) == (alone.subtract[0], alone.divide[0])
+    assert found.subtract[0] != found.subtract[1]
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (3, 5), (8, 2), (2, 7, 3)])
 def test_a_small_image_is_sampled_whole_each_pixel_once(shape):
     pixels = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
     image = open_image(pixels, axes="zyx"[-len(shape) :])
-    assert sorted(sample(image).ravel()) == list(range(pixels.size))
+    assert sorted(value for part in sample(image) for value in part.flat) == list(range(pixels.size))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import groupby
 from math import log
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -95,11 +98,13 @@ class Decision:
         """Fill a mask with the values of the largest of few logits."""
         # A running maximum over planes that lie one after the other, and a choice without a branch: several
         # times as fast as argmax over axis 0, or as an assignment by a boolean mask.
-        best, *others = np.ascontiguousarray(logits)
-        mask[...] = self.mask_of_class[0]
-        for value, plane in zip(self.mask_of_class[1:], others, strict=True):
-            mask ^= (mask ^ np.uint8(value)) * (plane > best).view(np.uint8)
-            best = np.maximum(best, plane)
+        planes = zip(self.mask_of_class, np.ascontiguousarray(logits), strict=True)
+        grouped = groupby(planes, itemgetter(0))
+        (first, best), *others = [(value, reduce(np.maximum, [plane for _, plane in some])) for value, some in grouped]
+        mask[...] = first
+        for value, largest in others:
+            mask ^= (mask ^ np.uint8(value)) * (largest > best).view(np.uint8)
+            best = np.maximum(best, largest)
 
     def probabilities(self, logits: Logits) -> NDArray[Any]:
         """Return probabilities (K, *n): softmax, sigmoid, or a regression's plain values."""

@@ -68,7 +68,8 @@ class FastUNet:
                 return made
             if start == 0:
                 shape = (*made.shape[:2], self._axis.output_length(height), made.shape[3])
-                out = torch.empty(shape, dtype=made.dtype, memory_format=torch.channels_last)
+                # Whoever decides upon logits wants them class by class.
+                out = torch.empty(shape, dtype=made.dtype)
             out[:, :, top : top + made.shape[2]] = made
             top += made.shape[2]
         return out

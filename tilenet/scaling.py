@@ -132,36 +132,34 @@ def _resolved(rule: Mapping[str, Any], image: Image) -> Scaling:
             raise ModelError(f"model card: scaling method {other!r} is none of {', '.join(METHODS)}")
 
 
-def of_percentiles(pixels: Pixels, rule: Mapping[str, Any], *, name: str) -> Scaling:
-    """Return the numbers of a ``percentile`` rule for pixels (C, *n) or (C, n)."""
-    values = pixels.reshape(len(pixels), -1) if rule.get("per_channel") else pixels.reshape(1, -1)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+def of_percentiles(parts: Sequence[Pixels], rule: Mapping[str, Any], *, name: str) -> Scaling:
+    """Return the numbers of a ``percentile`` rule for pixels in parts (C, *n)."""
+    if parts[0].dtype.kind == "f" and not all(np.isfinite(part).all() for part in parts):
         raise ImageError(f"{name}: has pixels that are not finite, so it has no percentiles. Replace them first")
-    low, high = percentiles(values, [rule["low"], rule["high"]])
+    rows = [[part[c] for part in parts] for c in range(len(parts[0]))] if rule.get("per_channel") else [parts]
+    shares = [rule["low"], rule["high"]]
+    low, high = zip(*(percentiles([part.ravel(order="K") for part in row], shares) for row in rows), strict=True)
     clip = tuple(map(float, rule["clip"])) if rule.get("clip") else None
     span = [float(b - a) or 1.0 for a, b in zip(low, high, strict=True)]  # a flat image stays 0
     return Scaling(tuple(map(float, low)), tuple(span), clip)  # type: ignore[arg-type]
 
 
-def percentiles(values: Pixels, shares: Sequence[float]) -> NDArray[np.float64]:
-    """Return the percentiles (shares, rows) of each row of values, as `numpy.percentile` gives them.
+def percentiles(parts: Sequence[Pixels], shares: Sequence[float]) -> NDArray[np.float64]:
+    """Return the percentiles (shares,) of values in parts, as `numpy.percentile` gives them.
 
-    Integers of 8 and 16 bits are counted, which takes a sixth of the time that sorting does.
+    Integers of 8 and 16 bits are counted, which takes a sixth of the time that sorting does, and no second copy.
 
-    >>> percentiles(np.array([[1, 2, 4]], np.uint8), [50, 75])
-    array([[2.],
-           [3.]])
+    >>> percentiles([np.array([4], np.uint8), np.array([1, 2], np.uint8)], [50, 75])
+    array([2., 3.])
     """
-    if values.dtype.kind != "u" or values.dtype.itemsize > 2:
-        return np.percentile(values, shares, axis=1)
-    return np.stack([_counted(row, np.asarray(shares, float)) for row in values], axis=1)
-
-
-def _counted(values: Pixels, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    counts = _counts_of(values)
-    place = shares / 100 * (len(values) - 1)
+    dtype = parts[0].dtype
+    if dtype.kind != "u" or dtype.itemsize > 2:
+        return np.asarray(np.percentile(np.concatenate(parts), shares))
+    counts = np.sum([_counts_of(part) for part in parts], axis=0)
+    last = int(counts.sum()) - 1
+    place = np.asarray(shares, float) / 100 * last
     before = np.floor(place)
-    ranks = np.minimum([before, before + 1], len(values) - 1)
+    ranks = np.minimum([before, before + 1], last)
     a, b = np.searchsorted(counts.cumsum(), ranks, side="right").astype(float)
     part = place - before
     # From the nearer end, as NumPy does, so that the last bit is the same.
@@ -181,8 +179,8 @@ def _counts_of(values: Pixels) -> NDArray[np.int64]:
     return counts
 
 
-def sample(image: Image) -> Pixels:
-    """Return pixels (C, n) that stand for the whole image, the same on every call.
+def sample(image: Image) -> list[Pixels]:
+    """Return pixels in parts (C, *n) that stand for the whole image, the same on every call.
 
     All of the finest level that has at most `WHOLE_LEVEL` pixels, or else windows on a
     regular grid over the coarsest.
@@ -193,8 +191,7 @@ def sample(image: Image) -> Pixels:
     whole = Box.of_shape(source.box_shape)
     boxes = bands(whole) if whole.size <= WHOLE_LEVEL else grid_of_windows(source.box_shape)
     with ThreadPoolExecutor(READERS, "sample") as pool:
-        read = list(pool.map(source.read_inside, boxes))
-    return np.concatenate([pixels.reshape(len(pixels), -1) for pixels in read], axis=1)
+        return list(pool.map(source.read_inside, boxes))
 
 
 def bands(whole: Box) -> list[Box]:

@@ -14,8 +14,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import layout_of
