@@ -8,10 +8,12 @@ from tilenet.errors import SettingsError
 RNG = np.random.default_rng(0)
 
 
-def test_classes_are_the_argmax_mapped_to_mask_values():
-    logits = RNG.normal(size=(4, 30, 40)).astype(np.float32)
-    mask = Decision("softmax", (0, 3, 3, 7))(logits)["mask"]
-    assert np.array_equal(mask, np.array([0, 3, 3, 7], np.uint8)[logits.argmax(axis=0)])
+@pytest.mark.parametrize("values", [(0, 3, 3, 7), (3, 3, 0, 0), (1, 0, 1, 0), (5, 5, 5, 5)])
+@pytest.mark.parametrize("spread", [0.7, 1e3])  # of whole numbers, so that many are equal, or hardly any
+def test_classes_are_the_argmax_mapped_to_mask_values(values, spread):
+    logits = np.rint(RNG.normal(scale=spread, size=(4, 30, 40))).astype(np.float32)
+    mask = Decision("softmax", values)(logits)["mask"]
+    assert np.array_equal(mask, np.array(values, np.uint8)[logits.argmax(axis=0)])
     assert mask.dtype == np.uint8
 
 

@@ -57,6 +57,23 @@ def test_the_fast_path_gives_the_logits_of_the_plain_network(wf, options):
     assert difference(network, torch.rand(2, 1, length(40), length(64))) <= engine.TOLERANCE
 
 
+@pytest.mark.parametrize("wf", [NARROW, 5, WIDER])
+@pytest.mark.parametrize("options", OPTIONS[::3], ids=lambda options: "-".join(str(v) for v in options.values()))
+@pytest.mark.usefixtures("instructions")
+def test_the_number_of_threads_changes_no_bit(wf, options):
+    network, before = network_of(wf, depth=3, n_classes=3, **options), torch.get_num_threads()
+    side = network.footprint.axes[0].legal_at_least(150)
+    fast, x, found = FastUNet(network), torch.rand(1, 1, side, side), []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                found.append(fast(x, channels_last))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(logits, found[0]) for logits in found[1:])
+
+
 @pytest.mark.parametrize("wf", [NARROW, WIDER])
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.usefixtures("instructions")

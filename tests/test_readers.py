@@ -146,6 +146,17 @@ def test_boxes_of_every_level_are_those_of_the_whole_mirrored_level(shared_data,
 
 
 @pytest.mark.parametrize("name", REAL)
+def test_channels_are_neighbours_in_memory_where_they_are_so_in_the_file(shared_data, name):
+    need_extra(name)
+    with open_image(shared_data(name)) as image:
+        inside = Box((0,) * len(image.box_shape), tuple(min(n, 30) for n in image.box_shape))
+        for box in (inside, inside.shifted((0,) * (inside.ndim - 2) + (-9, -7))):
+            pixels = image.read(box)
+            assert image.channels_last == image.axes.endswith("c")
+            assert not image.channels_last or np.moveaxis(pixels, 0, -1).flags.c_contiguous
+
+
+@pytest.mark.parametrize("name", REAL)
 def test_threads_read_what_one_thread_reads(shared_data, name):
     need_extra(name)
     with open_image(shared_data(name)) as image:

@@ -20,7 +20,9 @@ from tilenet.errors import (
     OutputNotFound,
     SettingsError,
 )
+from tilenet.geometry import Box
 from tilenet.store import Layout, Mask, Store, codec, files, open_mask
+from tilenet.store.layout import ArrayLayout
 from tilenet.store.metadata import array_document
 
 
@@ -171,6 +173,22 @@ def test_what_spans_two_shards_is_not_encoded():
     assert codec.encode(document, whole, np.zeros((100, 100), "uint8")) is None
     with pytest.raises(ValueError, match="not one shard but 2"):
         codec.encode(document, layout.box(0, 0).shifted((5, 0)), np.ones(layout.block, "uint8"))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+@pytest.mark.parametrize("shape", [(256, 256), (250, 130)])
+def test_a_shard_has_the_bytes_that_zarr_by_itself_writes(tmp_path, dtype, shape):
+    array = ArrayLayout("0", "yx", shape, block=(256, 256), chunk=(64, 64), dtype=dtype)
+    values = np.zeros(shape, dtype)
+    values[:64, :64] = 3
+    values[200, 100] = values[64, 64] = 1
+    np.negative(values[64:, 64:128], out=values[64:, 64:128])  # of floats, -0.0 is not 0.0
+    document = array_document(array)
+    (tmp_path / "zarr.json").write_bytes(document)
+    zarr.open_array(tmp_path, mode="r+", config={"write_empty_chunks": False})[...] = values
+    found = codec.encode(document, Box.of_shape(shape), values)
+    assert found == (tmp_path / "c/0/0").read_bytes()
+    np.testing.assert_array_equal(codec.decode(document, "c/0/0", found, Box.of_shape(shape)), values)
 
 
 @pytest.mark.parametrize(

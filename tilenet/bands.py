@@ -17,7 +17,7 @@ from tilenet.geometry import round_down
 
 # Bytes of the first block's activations in a band, float32, and most pixels of one. The deepest layers read all their
 # weights for each band: with two thirds of these bytes, wf 5 and 6 take 4 to 7 % more time, with more no less.
-BAND_BYTES, MOST_PIXELS = 96_000_000, 2**21
+BAND_BYTES, MOST_PIXELS = 96_000_000, 2**20
 # Rows of a band are so many steps, or a multiple: then the deepest layer has whole squares of Winograd's.
 STEPS = 4
 
@@ -36,7 +36,7 @@ def band_pixels(channels: int) -> int:
     """Return the input pixels of a band of a network whose first block has so many channels.
 
     >>> band_pixels(64), band_pixels(4)
-    (375000, 2097152)
+    (375000, 1048576)
     """
     return min(MOST_PIXELS, BAND_BYTES // (4 * channels))
 

@@ -41,12 +41,10 @@ Affine = tuple[Tensor, Tensor]
 
 def steps_of(network: UNet) -> Iterator[Step]:
     """Yield the steps of a network, in eval mode; its weights are shared or copied, it is left as it is."""
-    # Not the network itself, most of whose weights are not used any more.
-    to_logits = network.last
+    to_logits = _pointwise(network.last)
 
     def last(x: Tensor, stream: Stream) -> Tensor:
-        out: Tensor = to_logits(x)
-        return out
+        return to_logits(x)
 
     for level, down in enumerate(network.down_path):
         assert isinstance(down, ConvBlock)
@@ -267,5 +265,15 @@ def _enlargement(up: nn.Module) -> Callable[[Tensor], Tensor]:
     assert isinstance(up, nn.Sequential)
     resize, convolution = up
     assert isinstance(resize, nn.Upsample)
+    pointwise, scale = _pointwise(convolution), resize.scale_factor
     # They commute, and the convolution is a quarter of the work this way round.
-    return lambda x: F.interpolate(convolution(x), scale_factor=resize.scale_factor, mode=LINEAR[2])
+    return lambda x: F.interpolate(pointwise(x), scale_factor=scale, mode=LINEAR[2])
+
+
+def _pointwise(convolution: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a 1x1 convolution by oneDNN: one thread alone has PyTorch take another way, to other last bits."""
+    assert isinstance(convolution, nn.Conv2d)
+    weight, bias = convolution.weight, convolution.bias
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return convolution
+    return lambda x: torch.mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)
