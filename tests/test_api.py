@@ -280,6 +280,17 @@ class Bright:
         return np.concatenate([np.full_like(batch, 100), batch], axis=1)
 
 
+def test_a_function_is_given_pixels_in_the_usual_order_in_memory():
+    def brightest(batch):
+        assert (batch.shape[1], batch.dtype, batch.flags.c_contiguous) == (3, np.float32, True)
+        return np.concatenate([np.full_like(batch[:, :1], 100), batch.max(axis=1, keepdims=True)], axis=1)
+
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    footprint = tilenet.Footprint.same(2, reach=0)
+    mask = tilenet.segment(image, axes="yxc", model=brightest, footprint=footprint, tile=32, batch=2)
+    assert np.array_equal(mask, image.max(axis=2) > 100)
+
+
 def test_objects_are_numbered_and_touching_ones_parted(tmp_path):
     image, count = discs()
     labels = tilenet.segment(image, model=Bright(), objects=True)
