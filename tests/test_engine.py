@@ -61,9 +61,9 @@ def test_the_fast_path_gives_the_logits_of_the_plain_network(wf, options):
 @pytest.mark.parametrize("options", OPTIONS[::3], ids=lambda options: "-".join(str(v) for v in options.values()))
 @pytest.mark.usefixtures("instructions")
 def test_the_number_of_threads_changes_no_bit(wf, options):
-    network, before = network_of(wf, depth=3, n_classes=3, **options), torch.get_num_threads()
+    network, before = network_of(wf, depth=3, in_channels=3, n_classes=3, **options), torch.get_num_threads()
     side = network.footprint.axes[0].legal_at_least(150)
-    fast, x, found = FastUNet(network), torch.rand(1, 1, side, side), []
+    fast, x, found = FastUNet(network), torch.rand(2, 3, side, side), []
     try:
         for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)

@@ -139,3 +139,15 @@ def test_what_computed_says_of_a_gpu(monkeypatch):
     assert predict.computed("fast", "cuda")["convolutions"] == "triton 3.9"
     assert predict.computed("fast", "cpu")["convolutions"] != "triton 3.9"
     assert predict.computed("plain", "cuda") == {"torch": torch.__version__}
+
+
+@pytest.mark.parametrize("engine", ["plain", "fast"])
+def test_a_batch_may_lie_in_memory_in_any_order(network, engine):
+    predictor = predictor_of(network, engine=engine)
+    batch = np.random.default_rng(0).random((1, 1, 60, 60), np.float32)
+    expected = predictor(batch)
+    backward = np.ascontiguousarray(batch[:, :, ::-1])[:, :, ::-1]
+    fixed = np.asfortranarray(batch)
+    fixed.flags.writeable = False
+    for same in (backward, fixed):
+        np.testing.assert_allclose(predictor(same), expected, atol=1e-5)

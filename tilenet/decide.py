@@ -97,14 +97,14 @@ class Decision:
     def _choose(self, logits: Logits, mask: NDArray[np.uint8]) -> None:
         """Fill a mask with the values of the largest of few logits."""
         # A running maximum over planes that lie one after the other, and a choice without a branch: several
-        # times as fast as argmax over axis 0, or as an assignment by a boolean mask.
-        planes = zip(self.mask_of_class, np.ascontiguousarray(logits), strict=True)
-        grouped = groupby(planes, itemgetter(0))
-        (first, best), *others = [(value, reduce(np.maximum, [plane for _, plane in some])) for value, some in grouped]
-        mask[...] = first
-        for value, largest in others:
-            mask ^= (mask ^ np.uint8(value)) * (largest > best).view(np.uint8)
-            best = np.maximum(best, largest)
+        # times as fast as argmax over axis 0, or as an assignment by a boolean mask. Of neighbours with one mask
+        # value only the largest counts, whichever of them it is.
+        classes = groupby(zip(self.mask_of_class, np.ascontiguousarray(logits), strict=True), key=itemgetter(0))
+        largest = [(value, reduce(np.maximum, [plane for _, plane in of_value])) for value, of_value in classes]
+        mask[...], best = largest[0]
+        for value, plane in largest[1:]:
+            mask ^= (mask ^ np.uint8(value)) * (plane > best).view(np.uint8)
+            best = np.maximum(best, plane)
 
     def probabilities(self, logits: Logits) -> NDArray[Any]:
         """Return probabilities (K, *n): softmax, sigmoid, or a regression's plain values."""

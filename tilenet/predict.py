@@ -101,7 +101,9 @@ class TorchPredictor:
         """Return a batch as a tensor, unscaled and as small as it is."""
         if batch.dtype.name not in TORCH_DTYPES:
             batch = batch.astype(np.float32)
-        return torch.from_numpy(batch)
+        # PyTorch takes nothing that runs backward in memory, and warns of what must not be written to.
+        usable = batch.flags.writeable and min(batch.strides) >= 0
+        return torch.from_numpy(batch if usable else batch.copy())
 
     def logits(self, x: Tensor) -> Tensor:
         """Return logits (N, K, *m) of raw pixels (N, C, *n), both on the device."""

@@ -136,9 +136,9 @@ def of_percentiles(parts: Sequence[Pixels], rule: Mapping[str, Any], *, name: st
     """Return the numbers of a ``percentile`` rule for pixels in parts (C, *n)."""
     if parts[0].dtype.kind == "f" and not all(np.isfinite(part).all() for part in parts):
         raise ImageError(f"{name}: has pixels that are not finite, so it has no percentiles. Replace them first")
-    rows = [[part[c] for part in parts] for c in range(len(parts[0]))] if rule.get("per_channel") else [parts]
-    shares = [rule["low"], rule["high"]]
-    low, high = zip(*(percentiles([part.ravel(order="K") for part in row], shares) for row in rows), strict=True)
+    channels = range(len(parts[0])) if rule.get("per_channel") else [slice(None)]
+    values = ([part[channel].ravel(order="K") for part in parts] for channel in channels)
+    low, high = zip(*(percentiles(some, [rule["low"], rule["high"]]) for some in values), strict=True)
     clip = tuple(map(float, rule["clip"])) if rule.get("clip") else None
     span = [float(b - a) or 1.0 for a, b in zip(low, high, strict=True)]  # a flat image stays 0
     return Scaling(tuple(map(float, low)), tuple(span), clip)  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ def percentiles(parts: Sequence[Pixels], shares: Sequence[float]) -> NDArray[np.
     """
     dtype = parts[0].dtype
     if dtype.kind != "u" or dtype.itemsize > 2:
-        return np.asarray(np.percentile(np.concatenate(parts), shares))
+        return np.asarray(np.percentile(np.concatenate(parts), shares, overwrite_input=True))
     counts = np.sum([_counts_of(part) for part in parts], axis=0)
     last = int(counts.sum()) - 1
     place = np.asarray(shares, float) / 100 * last

@@ -271,7 +271,7 @@ def _enlargement(up: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _pointwise(convolution: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a 1x1 convolution by oneDNN: one thread alone has PyTorch take another way, to other last bits."""
+    """Return a 1x1 convolution, by oneDNN if it is there: of one thread PyTorch takes another way, to other bits."""
     assert isinstance(convolution, nn.Conv2d)
     weight, bias = convolution.weight, convolution.bias
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]

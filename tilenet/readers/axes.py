@@ -59,18 +59,18 @@ class Layout:
 
         What is read from the file goes into the second, dimension by dimension, and comes out of the first in
         its final order. Neighbours in the file are neighbours in memory, as copying one by one takes longer than
-        decoding a JPEG tile; several dimensions of channels come together where the last of them is.
+        decoding a JPEG tile; but several dimensions of channels come together where the first of them is.
         """
         letters = [a for a in self.letters if a]
         lengths = [b - a for (a, b), letter in zip(self.ranges(box), self.letters, strict=True) if letter]
         channels = [i for i, a in enumerate(letters) if a == "c"]
-        before = [i for i in range(max(channels, default=0)) if i not in channels]
-        order = [*before, *channels, *range(len(before) + len(channels), len(letters))]
+        others, place = [i for i, a in enumerate(letters) if a != "c"], min(channels, default=0)
+        order = others[:place] + channels + others[place:]
         memory = np.empty([lengths[i] for i in order], dtype)
-        sides = [lengths[i] for i in order if i not in channels]
-        sides.insert(len(before), prod(lengths[i] for i in channels))
+        sides = [lengths[i] for i in others]
+        sides.insert(place, prod(lengths[i] for i in channels))
         index = tuple(slice(None) if a else np.newaxis for a in self.letters)
-        return np.moveaxis(memory.reshape(sides), len(before), 0), memory.transpose(np.argsort(order))[index]
+        return np.moveaxis(memory.reshape(sides), place, 0), memory.transpose(np.argsort(order))[index]
 
 
 def layout_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None, name: str) -> Layout:

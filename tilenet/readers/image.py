@@ -233,7 +233,7 @@ class Fold:
     runs: tuple[slice, ...]
 
     def unfolded(self, pixels: Pixels, axis: int) -> Pixels:
-        """Return the mirrored read of a plain one, in memory as this is."""
+        """Return the mirrored read of a plain one; neighbours in memory stay so."""
         if self.runs == (slice(None),):
             return pixels
         return np.concatenate([pixels[(slice(None),) * axis + (run,)] for run in self.runs], axis=axis)
@@ -307,7 +307,10 @@ class ChannelView(Image):
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the chosen channels of a box inside the image."""
-        return self._image.read_inside(box)[list(self._channels)]
+        pixels = self._image.read_inside(box)
+        if self.channels_last:
+            return np.moveaxis(np.take(np.moveaxis(pixels, 0, -1), self._channels, axis=-1), -1, 0)
+        return pixels[list(self._channels)]
 
     def identity(self) -> dict[str, Any]:
         """Return what tells the underlying image from a changed one."""
