@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 from skimage.io import imsave
 
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
-from tilenet.geometry import Box
+from tilenet.geometry import Box, mirror
 from tilenet.readers import open_image
-from tilenet.readers.image import Image
+from tilenet.readers.image import Image, fold
 
 # Name, axes, shapes of the levels, micrometres along the axes without c (None: unknown).
 TIFFS = {
@@ -312,6 +314,14 @@ def test_every_image_is_mirrored_outside(image):
         np.testing.assert_array_equal(image.read(box), mirrored(whole, box))
 
 
+@given(length=st.integers(1, 7), start=st.integers(-30, 30), count=st.integers(1, 40))
+def test_a_fold_gives_the_pixels_that_mirroring_asks_for(length, start, count):
+    wanted = [mirror(i, length) for i in range(start, start + count)]
+    found = fold(start, start + count, length)
+    assert (found.start, found.stop) == (min(wanted), max(wanted) + 1)
+    assert found.unfolded(np.arange(length)[None, found.start : found.stop], 1)[0].tolist() == wanted
+
+
 def test_every_image_survives_pickling(image):
     box = Box((-5, 60), (40, 99))
     again = pickle.loads(pickle.dumps(image))
@@ -334,62 +344,6 @@ def test_every_image_refuses_a_level_that_it_lacks(image):
 def test_an_open_image_is_returned_as_it_is(image):
     assert open_image(image) is image
     assert isinstance(open_image(image, channels=[1]), Image)
-
-
-def test_a_boolean_array_is_read_as_zeros_and_ones():
-    image = open_image(np.array([[True, False], [False, True]]))
-    assert image.dtype == np.uint8
-    np.testing.assert_array_equal(image.read(Box((0, 0), (2, 2))), [[[1, 0], [0, 1]]])
-
-
-@pytest.mark.parametrize("array", [np.zeros((5, 20, 20)), da.zeros((5, 20, 20)), zarr.zeros((5, 20, 20))])
-def test_an_array_of_more_than_two_axes_must_say_them(array):
-    with pytest.raises(ImageError, match="\\(5, 20, 20\\).*axes='zyx'"):
-        open_image(array)
-    assert open_image(array, axes="zyx").box_axes == "zyx"
-
-
-@pytest.mark.parametrize(
-    ("shape", "axes"),
-    [
-        ((4, 100, 100, 3), "zyxc"),
-        ((2, 5, 100, 100, 4), "tzyxc"),
-        ((2, 5, 100, 100), "czyx"),
-        ((100, 100, 3), "yxc"),
-        ((3, 100, 100), "cyx"),
-        ((2, 3, 3, 3), "czyx"),
-    ],
-)
-def test_the_axes_that_are_suggested_open_an_array_with_its_colours_last(shape, axes):
-    with pytest.raises(ImageError, match=f"e.g. axes='{axes}'$"):
-        open_image(np.zeros(shape, np.uint8))
-    assert open_image(np.zeros(shape, np.uint8), axes=axes).shape == shape
-
-
-@pytest.mark.parametrize("axes", ["yx", "zyxc", "zzy", "qyx", "ZYX", "tzc"])
-def test_axes_that_do_not_describe_an_array_are_refused(axes):
-    with pytest.raises(ImageError, match="\\(5, 20, 20\\)|not both y and x"):
-        open_image(np.zeros((5, 20, 20)), axes=axes)
-
-
-@pytest.mark.parametrize("array", [np.zeros((4, 4), complex), np.array([["a"]]), np.zeros((4, 4), object)])
-def test_pixels_that_are_not_numbers_are_refused(array):
-    with pytest.raises(ImageError, match="not integers or floats"):
-        open_image(array)
-
-
-def test_an_array_of_no_pixels_is_refused():
-    with pytest.raises(ImageError, match="no pixels"):
-        open_image(np.zeros((0, 4)))
-
-
-def test_what_a_dask_array_raises_becomes_an_image_error():
-    def fail(block):
-        raise OSError("the server is gone")
-
-    image = open_image(da.zeros((8, 8), chunks=4).map_blocks(fail, dtype=float, meta=np.zeros((0, 0))))
-    with pytest.raises(ImageError, match="the server is gone"):
-        image.read(Box((0, 0), (8, 8)))
 
 
 def test_opening_what_is_no_image_is_refused():

@@ -1,0 +1,66 @@
+"""Arrays as images: what they are taken for, and what is refused."""
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+
+from tilenet.errors import ImageError
+from tilenet.geometry import Box
+from tilenet.readers import open_image
+
+
+def test_a_boolean_array_is_read_as_zeros_and_ones():
+    image = open_image(np.array([[True, False], [False, True]]))
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image.read(Box((0, 0), (2, 2))), [[[1, 0], [0, 1]]])
+
+
+@pytest.mark.parametrize("array", [np.zeros((5, 20, 20)), da.zeros((5, 20, 20)), zarr.zeros((5, 20, 20))])
+def test_an_array_of_more_than_two_axes_must_say_them(array):
+    with pytest.raises(ImageError, match="\\(5, 20, 20\\).*axes='zyx'"):
+        open_image(array)
+    assert open_image(array, axes="zyx").box_axes == "zyx"
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((4, 100, 100, 3), "zyxc"),
+        ((2, 5, 100, 100, 4), "tzyxc"),
+        ((2, 5, 100, 100), "czyx"),
+        ((100, 100, 3), "yxc"),
+        ((3, 100, 100), "cyx"),
+        ((2, 3, 3, 3), "czyx"),
+    ],
+)
+def test_the_axes_that_are_suggested_open_an_array_with_its_colours_last(shape, axes):
+    with pytest.raises(ImageError, match=f"e.g. axes='{axes}'$"):
+        open_image(np.zeros(shape, np.uint8))
+    assert open_image(np.zeros(shape, np.uint8), axes=axes).shape == shape
+
+
+@pytest.mark.parametrize("axes", ["yx", "zyxc", "zzy", "qyx", "ZYX", "tzc"])
+def test_axes_that_do_not_describe_an_array_are_refused(axes):
+    with pytest.raises(ImageError, match="\\(5, 20, 20\\)|not both y and x"):
+        open_image(np.zeros((5, 20, 20)), axes=axes)
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4), complex), np.array([["a"]]), np.zeros((4, 4), object)])
+def test_pixels_that_are_not_numbers_are_refused(array):
+    with pytest.raises(ImageError, match="not integers or floats"):
+        open_image(array)
+
+
+def test_an_array_of_no_pixels_is_refused():
+    with pytest.raises(ImageError, match="no pixels"):
+        open_image(np.zeros((0, 4)))
+
+
+def test_what_a_dask_array_raises_becomes_an_image_error():
+    def fail(block):
+        raise OSError("the server is gone")
+
+    image = open_image(da.zeros((8, 8), chunks=4).map_blocks(fail, dtype=float, meta=np.zeros((0, 0))))
+    with pytest.raises(ImageError, match="the server is gone"):
+        image.read(Box((0, 0), (8, 8)))
