@@ -8,8 +8,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilenet import compiled
-from tilenet.compiled import AVX2, AVX512, CompiledConvolution, CompiledUpsampling, composed, find_instructions
+from tilenet import native
+from tilenet.compiled import (
+    CompiledClassification,
+    CompiledConvolution,
+    CompiledUpsampling,
+    DirectConvolution,
+    composed,
+)
+from tilenet.native import AVX2, AVX512, find_instructions
 
 LAST = torch.channels_last
 BEST = find_instructions()
@@ -24,6 +31,10 @@ def of(shape, *, seed=0):
 
 def layer_of(inputs, outputs):
     return of((outputs, inputs, 3, 3), seed=1) / (9 * inputs) ** 0.5, of(outputs, seed=2)
+
+
+def floats(layer):
+    return [numbers.float() for numbers in layer]
 
 
 def single(x):
@@ -129,6 +140,50 @@ def test_upsampling_and_the_convolution_after_it_are_one(heights, below, width, 
 
 
 @needs_it
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.integers(0, 9), max_size=2), st.integers(3, 20), st.integers(3, 40), st.sampled_from([1, 2, 3, 5, 17]),
+    st.sampled_from([16, 32, 48]), st.integers(0, 1), st.sampled_from(SETS),
+)  # fmt: skip
+def test_few_channels_are_convolved_tap_by_tap(heights, below, width, inputs, outputs, padding, level):
+    x, (weight, bias) = of((2, inputs, sum(heights) + below, width)), layer_of(inputs, outputs)
+    scale, shift = of(outputs, seed=4), of(outputs, seed=5)
+    convolution = DirectConvolution(
+        weight.float(), bias.float(), padding, (scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)), instructions=level
+    )
+    found = convolution(single(x).split([*heights, below], dim=2), zeros=(padding, padding))
+    exact = F.conv2d(x, weight, bias, padding=padding).relu() * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+    assert_near(found, exact)
+    assert found.is_contiguous(memory_format=LAST)
+
+
+@needs_it
+@settings(max_examples=80, deadline=None)
+@given(
+    st.tuples(st.integers(1, 3), st.sampled_from([16, 32, 48]), st.integers(1, 60), st.integers(1, 60)),
+    st.integers(1, 19),
+    st.sampled_from(SETS),
+)
+def test_the_last_convolution_gives_class_by_class(shape, outputs, level):
+    x, weight, bias = of(shape), of((outputs, shape[1], 1, 1), seed=1), of(outputs, seed=2)
+    found = CompiledClassification(weight.float(), bias.float(), instructions=level)(single(x))
+    exact = F.conv2d(x, weight, bias)
+    assert found.shape == exact.shape and found.is_contiguous()
+    assert float((found - exact).abs().max()) <= 1e-5 * max(1, float(exact.abs().max()))
+
+
+@needs_it
+@pytest.mark.parametrize("level", SETS)
+def test_what_is_not_a_number_is_felt_by_its_taps_alone_in_the_first_and_last(level):
+    x, (weight, bias) = single(of((1, 3, 30, 30))), layer_of(3, 16)
+    x[0, 1, 13, 14] = torch.nan
+    made = DirectConvolution(weight.float(), bias.float(), 0, None, instructions=level)([x])
+    assert torch.equal(made.isnan(), F.conv2d(x, weight.float()).isnan()) and made.isnan().any()
+    logits = CompiledClassification(of((2, 16, 1, 1)).float(), of(2).float(), instructions=level)(made)
+    assert torch.equal(logits.isnan().any(1), made.isnan().any(1))
+
+
+@needs_it
 @pytest.mark.parametrize("level", SETS)
 def test_what_is_there_is_added_before_anything_else(level):
     x, there, (weight, bias) = of((2, 16, 23, 30)), of((2, 32, 21, 28), seed=3), layer_of(16, 32)
@@ -160,17 +215,25 @@ def test_the_largest_of_pixels_one_of_which_is_not_a_number_is_none(level):
 @needs_it
 @pytest.mark.parametrize("level", SETS)
 def test_bits_depend_on_neither_threads_nor_neighbours(level):
-    x, (weight, bias) = single(of((1, 32, 90, 102))), layer_of(32, 48)
-    convolution = CompiledConvolution(weight.float(), bias.float(), 0, None, instructions=level)
-    whole, count = convolution([x]), torch.get_num_threads()
+    x, weight = single(of((1, 32, 90, 102))), of((5, 48, 1, 1)).float()
+    convolution = CompiledConvolution(*floats(layer_of(32, 48)), 0, None, instructions=level)
+    direct = DirectConvolution(*floats(layer_of(3, 48)), 0, None, instructions=level)
+    classification = CompiledClassification(weight, weight[:, 0, 0, 0].contiguous(), instructions=level)
+    pixels = single(x[:, :3])
+    count = torch.get_num_threads()
+    whole = [convolution([x]), direct([pixels]), classification(direct([pixels]))]
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            assert torch.equal(convolution([x]), whole)
+            found = [convolution([x]), direct([pixels]), classification(direct([pixels]))]
+            assert all(map(torch.equal, found, whole))
     finally:
         torch.set_num_threads(count)
-    # A part that begins at a multiple of four: the same squares.
-    assert torch.equal(convolution([x[:, :, 8:62, 20:90]]), whole[:, :, 8:60, 20:88])
+    # A part: of Winograd's, that begins at a multiple of four, so that squares are the same.
+    assert torch.equal(convolution([x[:, :, 8:62, 20:90]]), whole[0][:, :, 8:60, 20:88])
+    part = direct([pixels[:, :, 7:60, 19:90]])
+    assert torch.equal(part, whole[1][:, :, 7:58, 19:88])
+    assert torch.equal(classification(part), whole[2][:, :, 7:58, 19:88])
 
 
 @needs_it
@@ -184,8 +247,8 @@ def test_what_is_not_a_number_stays_none_and_is_felt_by_its_squares_alone():
 
 
 def test_a_library_that_cannot_be_loaded_is_none(monkeypatch, tmp_path):
-    compiled._library.cache_clear()
-    (tmp_path / f"_winograd{compiled.EXTENSION_SUFFIXES[0]}").write_text("no library")
-    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    native._library.cache_clear()
+    (tmp_path / f"_convolutions{native.EXTENSION_SUFFIXES[0]}").write_text("no library")
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     assert find_instructions() == 0
-    compiled._library.cache_clear()
+    native._library.cache_clear()

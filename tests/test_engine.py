@@ -7,8 +7,9 @@ import torch
 
 import tilenet
 from tilenet import engine, steps
-from tilenet.compiled import CompiledConvolution, CompiledUpsampling, find_instructions
+from tilenet.compiled import CompiledConvolution, CompiledUpsampling, DirectConvolution
 from tilenet.engine import FastUNet, accelerate, channels_last
+from tilenet.native import find_instructions
 from tilenet.stream import Stream
 from tilenet.winograd import WinogradConvolution
 
@@ -196,8 +197,8 @@ def test_with_pooling_that_is_not_square_too():
         (NARROW, 0, {}),
         (WIDE, 0, {WinogradConvolution: 1}),
         (WIDER, 0, {WinogradConvolution: 5}),
-        (NARROW, BEST, {CompiledConvolution: 1}),
-        (WIDER, BEST, {CompiledConvolution: 5}),
+        (NARROW, BEST, {CompiledConvolution: 1, DirectConvolution: 1}),
+        (WIDER, BEST, {CompiledConvolution: 5, DirectConvolution: 1}),
     ],
 )
 def test_convolutions_are_compiled_ones_or_if_wide_winograd_s_of_pytorch(wf, level, kinds, monkeypatch):
@@ -209,7 +210,7 @@ def test_convolutions_are_compiled_ones_or_if_wide_winograd_s_of_pytorch(wf, lev
     def counting(real):
         return lambda self, *arrays, **how: (taken.update([type(self)]), real(self, *arrays, **how))[1]
 
-    for kind in (WinogradConvolution, CompiledConvolution):
+    for kind in (WinogradConvolution, CompiledConvolution, DirectConvolution):
         monkeypatch.setattr(kind, "_convolve", counting(kind._convolve))
     assert difference(network_of(wf), torch.rand(1, 1, 44, 44)) <= engine.TOLERANCE
     assert taken == kinds
@@ -225,8 +226,13 @@ def test_a_fast_path_that_differs_is_not_taken_and_says_so(monkeypatch, caplog):
 
 
 def test_nor_is_one_that_differs_between_two_bands_alone(monkeypatch):
-    network, real = network_of(NARROW, depth=3), Stream.before
-    monkeypatch.setattr(Stream, "before", lambda *arguments: torch.zeros_like(real(*arguments)))
+    network, real = network_of(NARROW, depth=3), Stream.after
+
+    def forgetting(*arguments):
+        before, *pieces = real(*arguments)
+        return [torch.zeros_like(before), *pieces]
+
+    monkeypatch.setattr(Stream, "after", forgetting)
     length = network.footprint.axes[0].legal_at_least(60)
     assert difference(network, torch.rand(1, 1, length, length)) <= engine.TOLERANCE
     assert accelerate(network) is None

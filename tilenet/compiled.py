@@ -1,56 +1,25 @@
-"""3x3 convolutions compiled from C (`winograd.c`), where there are any: Winograd's, without a detour through memory.
+"""Convolutions compiled from C (`convolutions.c`), where there are any (`tilenet/native.py`).
 
-They are built when tilenet is installed, if there is a C compiler, for x86-64 processors with AVX2 or AVX-512. Without
-them convolutions are PyTorch's (`tilenet/winograd.py`).
+3x3 ones are Winograd's, without a detour through memory. The first of a network, of few channels in, and the last,
+1x1 and of few channels out, are done tap by tap. Without them convolutions are PyTorch's (`tilenet/winograd.py`).
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import product
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tilenet.geometry import round_up
+from tilenet.native import LANES, Classification, Convolution, Source, call, source_of
 from tilenet.winograd import NEEDED, transformed_weights
 
-# The instruction sets that the library may tell of, and their names.
-AVX2, AVX512 = 1, 2
-NAMES = {0: "pytorch", AVX2: "avx2", AVX512: "avx512"}
-# Floats of a vector.
-LANES = {AVX2: 8, AVX512: 16}
 # Squares that are transformed before they are multiplied: a multiple of those that registers hold sums of (ROWS), as
 # many as a core's cache holds, but of deep layers more, as all weights are read for each so many. Less where that
 # would leave a thread without.
 SQUARES, DEEP, UNIT = 36, 256, 12
-
-
-class _Piece(ctypes.Structure):
-    _fields_ = (("first", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("image", "row", "rows")))
-
-
-class _Source(ctypes.Structure):
-    _fields_ = (("pieces", ctypes.POINTER(_Piece)), ("count", ctypes.c_long), ("channels", ctypes.c_long))
-
-
-class _Convolution(ctypes.Structure):
-    _fields_ = (
-        ("sources", _Source * 2),
-        *((name, ctypes.c_void_p) for name in ("weights", "bias", "scale", "shift", "out", "pooled", "work")),
-        *(
-            (name, ctypes.c_long)
-            for name in (
-                *("made", "adds", "outputs", "images", "height", "width", "padding", "above"),
-                *("squares", "work_size", "next"),
-            )
-        ),
-    )
-
 
 # Tensors whose channels come after each other, each in pieces that lie on top of each other; rows of zeros above and
 # below them.
@@ -59,17 +28,29 @@ Zeros = tuple[int, int]
 
 
 class _Compiled:
-    """What convolutions have in common: weights (K, C, n, n) transformed, and numbers for each output."""
+    """What convolutions have in common: weights (K, C, n, n) as the library takes them, and numbers for each output."""
+
+    _does = "tilenet_convolve"
 
     def __init__(self, weight: Tensor, numbers: Sequence[Tensor], padding: int, *, instructions: int) -> None:
-        outputs, inputs, taps, _ = weight.shape
-        panel = LANES[instructions] * (1 if outputs % (2 * LANES[instructions]) else 2)
-        self._weights = torch.empty(NEEDED**2, outputs // panel, inputs, panel)
-        for place, of_place in zip(self._weights, transformed_weights(weight), strict=True):
-            place.copy_(of_place.view(-1, panel, inputs).transpose(1, 2))
+        self._outputs, self._inputs, taps, _ = weight.shape
+        lanes = LANES[instructions]
+        self._panel, self._made = lanes * (1 if self._outputs % (2 * lanes) else 2), NEEDED + 1 - taps
+        self._weights = self._arranged(weight)
         self._numbers = [of_outputs.float().flatten().contiguous() for of_outputs in numbers]
-        self._padding, self._instructions, self._panel = padding, instructions, 2 * LANES[instructions]
-        self._outputs, self._inputs, self._made = outputs, inputs, NEEDED + 1 - taps
+        self._padding, self._instructions, self._widest = padding, instructions, 2 * lanes
+
+    def _arranged(self, weight: Tensor) -> Tensor:
+        """Return the weights (36, K / panel, C, panel) of Winograd's places."""
+        arranged = torch.empty(NEEDED**2, self._outputs // self._panel, self._inputs, self._panel)
+        for place, of_place in zip(arranged, transformed_weights(weight), strict=True):
+            place.copy_(of_place.view(-1, self._panel, self._inputs).transpose(1, 2))
+        return arranged
+
+    def _work(self, total: int, threads: int) -> tuple[int, int]:
+        """Return how many of `total` squares are done at once, and the floats that a thread needs for them."""
+        squares = min(SQUARES * max(1, self._inputs // DEEP), round_up(-(-total // (2 * threads)), UNIT))
+        return squares, NEEDED**2 * (squares * (self._inputs + self._widest) + self._inputs)
 
     def _shape(self, sources: Sources, zeros: Zeros) -> tuple[int, int, int, int]:
         lost, pieces = NEEDED - self._made, sources[0]
@@ -81,12 +62,11 @@ class _Compiled:
     ) -> None:
         n, outputs, height, width = self._shape(sources, zeros)
         threads, total = torch.get_num_threads(), n * -(-height // self._made) * -(-width // self._made)
-        squares = min(SQUARES * max(1, self._inputs // DEEP), round_up(-(-total // (2 * threads)), UNIT))
-        size = NEEDED**2 * (squares * (self._inputs + self._panel) + self._inputs)
+        squares, size = self._work(total, threads)
         work = torch.empty(threads * size)
         addresses = [tensor.data_ptr() for tensor in self._numbers]
-        job = _Convolution(
-            (_Source * 2)(*map(_source, sources)),
+        job = Convolution(
+            (Source * 2)(*map(source_of, sources)),
             self._weights.data_ptr(),
             *(*addresses, None, None, None)[:3],
             out.data_ptr(),
@@ -94,18 +74,16 @@ class _Compiled:
             work.data_ptr(),
             *(self._made, adds, outputs, n, height, width, self._padding, zeros[0], squares, size),
         )
-        library = _library()
-        assert library is not None
-        library.tilenet_convolve(ctypes.byref(job), self._instructions, threads)
+        call(self._does, job, self._instructions, threads)
 
 
-class CompiledConvolution(_Compiled):
+class _Layer(_Compiled):
     """A 3x3 convolution, its ReLU, and a scale and a shift of what this gives.
 
     Parameters
     ----------
     weight, bias : torch.Tensor
-        (K, C, 3, 3) and (K,), float32; multiples of 16 channels.
+        (K, C, 3, 3) and (K,), float32; K is a multiple of 16.
     padding : int
         Columns of zeros on either side.
     after : (torch.Tensor, torch.Tensor), optional
@@ -129,6 +107,25 @@ class CompiledConvolution(_Compiled):
         self._convolve(sources, zeros, out)
         return out
 
+
+class DirectConvolution(_Layer):
+    """Such a layer tap by tap, of one source and any number of channels: those of an image."""
+
+    _does = "tilenet_convolve_directly"
+
+    def _arranged(self, weight: Tensor) -> Tensor:
+        """Return the weights (K / panel, 3, 3, C, panel) of the taps."""
+        panels = weight.float().reshape(-1, self._panel, *weight.shape[1:])
+        return panels.permute(0, 3, 4, 2, 1).contiguous()
+
+    def _work(self, total: int, threads: int) -> tuple[int, int]:
+        """Return the floats of three rows of as many pixels as registers hold sums of need."""
+        return 1, 3 * (UNIT + 2) * self._inputs
+
+
+class CompiledConvolution(_Layer):
+    """Such a layer by Winograd's convolution, of multiples of 16 channels."""
+
     def pooled(self, *sources: Sequence[Tensor], zeros: Zeros = (0, 0)) -> tuple[Tensor, Tensor]:
         """Return that, and the largest of each two by two of its pixels, as `max_pool2d` does."""
         n, outputs, height, width = self._shape(sources, zeros)
@@ -140,6 +137,31 @@ class CompiledConvolution(_Compiled):
     def added(self, out: Tensor, *sources: Sequence[Tensor]) -> Tensor:
         """Return, in place, what it makes of sources where `out` is added to it before ReLU."""
         self._convolve(sources, (0, 0), out, adds=True)
+        return out
+
+
+class CompiledClassification:
+    """A 1x1 convolution of few channels out, class by class in memory.
+
+    Parameters
+    ----------
+    weight, bias : torch.Tensor
+        (K, C, 1, 1) and (K,), float32; C is a multiple of 16.
+    instructions : int
+        Those of this processor, or fewer.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, instructions: int) -> None:
+        self._weights, self._bias, self._instructions = weight.flatten(1).contiguous(), bias, instructions
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (N, C, h, w), channels last, to (N, K, h, w), contiguous."""
+        (n, channels, height, width), outputs = x.shape, len(self._bias)
+        out = torch.empty(n, outputs, height, width)
+        pointers = (tensor.data_ptr() for tensor in (x, self._weights, self._bias, out))
+        strides = x.stride(0), out.stride(0), out.stride(1)
+        job = Classification(*pointers, *strides, n, height * width, channels, outputs)
+        call("tilenet_classify", job, self._instructions, torch.get_num_threads())
         return out
 
 
@@ -182,32 +204,3 @@ def composed(transposed: Tensor, weight: Tensor) -> Tensor:
         of_tap = torch.einsum("om,im->oi", weight[:, :, i, j].double(), tap.double())
         taps[p, q, :, :, (p + i) // 2, (q + j) // 2] += of_tap
     return taps.reshape(4 * outputs, inputs, 2, 2)
-
-
-def find_instructions() -> int:
-    """Return the best instruction set that this processor and what was compiled share, 0 if there is none."""
-    library = _library()
-    return 0 if library is None else int(library.tilenet_instructions())
-
-
-def convolutions() -> str:
-    """Return what does the convolutions of the fast path here: ``avx512``, ``avx2``, or ``pytorch``."""
-    return NAMES[find_instructions()]
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    # PyTorch has loaded the OpenMP in which it wants its symbols; another one is as good as no library.
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_winograd{suffix}")
-        if path.exists():
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError:
-                return None
-    return None
-
-
-def _source(pieces: Sequence[Tensor]) -> _Source:
-    listed = [_Piece(piece.data_ptr(), piece.stride(0), piece.stride(2), piece.shape[2]) for piece in pieces]
-    return _Source((_Piece * len(listed))(*listed), len(listed), pieces[0].shape[1])

@@ -3,9 +3,10 @@
 What the steps (`tilenet/steps.py`, channels last) do, and why it pays, measured on two AVX-512 cores
 (`benchmarks/efficiency.py`):
 
-- 3x3 convolutions are Winograd's, compiled (`tilenet/winograd.c`: 1.5 to 3x as fast as oneDNN's direct ones), scale,
-  shift and pooling with them, where tilenet was installed with a C compiler and channels are multiples of 16.
-  Else those of at least 128 channels are Winograd's out of PyTorch's sums (`tilenet/winograd.py`), others oneDNN's.
+- 3x3 convolutions are Winograd's, compiled (`tilenet/convolutions.c`: 1.5 to 3x as fast as oneDNN's direct ones),
+  scale, shift and pooling with them, where tilenet was installed with a C compiler and channels are multiples of 16.
+  The first, of the image's channels, and the last, 1x1, are compiled tap by tap. Without a compiler those of at least
+  128 channels are Winograd's out of PyTorch's sums (`tilenet/winograd.py`), others oneDNN's.
 - Networks that neither pad nor clamp are done in bands of rows (`tilenet/bands.py`): a tile of 2048 px in about the
   memory that one of 1024 px takes in one go, and 4 % faster. Their blocks are done in bands that fit a cache.
 - Upsampled pixels and the skip go into one convolution without being joined in memory; of up to 64 channels, unpadded
@@ -63,21 +64,20 @@ class FastUNet:
             bands = split_rows(self._axis, height, n * width, pixels or self._pixels)
         out, top, stream = torch.empty(0), 0, Stream()
         for start, stop in bands:
-            made = self._passed(prepared(x[:, :, start:stop]), stream)
-            if len(bands) == 1:
-                return made
-            if start == 0:
-                shape = (*made.shape[:2], self._axis.output_length(height), made.shape[3])
-                # Whoever decides upon logits wants them class by class.
-                out = torch.empty(shape, dtype=made.dtype)
-            out[:, :, top : top + made.shape[2]] = made
-            top += made.shape[2]
+            for made in self._passed(prepared(x[:, :, start:stop]), stream):
+                if top == 0:
+                    # Whoever decides upon logits wants them class by class.
+                    shape = (*made.shape[:2], self._axis.output_length(height), made.shape[3])
+                    out = torch.empty(shape, dtype=made.dtype)
+                out[:, :, top : top + made.shape[2]] = made
+                top += made.shape[2]
         return out
 
-    def _passed(self, x: Tensor, stream: Stream) -> Tensor:
+    def _passed(self, x: Tensor, stream: Stream) -> list[Tensor]:
+        pieces = [x]
         for step in self._steps:
-            x = step(x, stream)
-        return x
+            pieces = step(pieces, stream)
+        return pieces
 
 
 def accelerate(network: nn.Module) -> FastPath | None:

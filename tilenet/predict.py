@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tilenet.bands import Demand, band_pixels, can_band, halves
-from tilenet.compiled import convolutions
 from tilenet.engine import FastPath, accelerate, may_accelerate, triton_version
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
+from tilenet.native import convolutions
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_DEMAND
 from tilenet.unet import UNet

@@ -1,4 +1,6 @@
-"""A U-Net as steps: functions of (N, C, h, w), channels last, and of what came before in the same pass.
+"""A U-Net as steps: functions of rows (N, C, h, w), channels last, and of what came before in the same pass.
+
+Rows come in pieces that lie on top of each other, so that nothing is copied to be in one.
 
 Steps that do not clamp may be given an image in bands of rows: what they make of them, one below the other, is what
 they make of the whole, as each keeps in the `Stream` the rows that it needs again, and zeros are padded above the first
@@ -17,12 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilenet.bands import halves
-from tilenet.compiled import CompiledConvolution, CompiledUpsampling, Zeros, find_instructions
-from tilenet.stream import Stream, joined, stacked
+from tilenet.compiled import (
+    CompiledClassification,
+    CompiledConvolution,
+    CompiledUpsampling,
+    DirectConvolution,
+    Zeros,
+)
+from tilenet.native import find_instructions
+from tilenet.stream import Stream, between, height_of, joined, stacked
 from tilenet.unet import LINEAR, ConvBlock, UNet, UpBlock
 from tilenet.winograd import WinogradConvolution
 
-# Channels, in and out, of which compiled convolutions take multiples.
+# Channels of which compiled convolutions give multiples; those that take other channels are direct.
 COMPILED = 16
 # Channels, in and out, from which PyTorch's are Winograd's: below, its sums take longer than the products it saves.
 WINOGRAD = 128
@@ -35,16 +44,16 @@ BAND, NARROW, DEEP = 8e6, 16, 64
 # Rows are a multiple, so that squares of Winograd's are whole: of four rows, or five before they are doubled. (The
 # first are fewer by the four that two convolutions cost.)
 WHOLE = 20
-Step = Callable[[Tensor, Stream], Tensor]
+Step = Callable[[Sequence[Tensor], Stream], Tensor]
 Affine = tuple[Tensor, Tensor]
 
 
-def steps_of(network: UNet) -> Iterator[Step]:
-    """Yield the steps of a network, in eval mode; its weights are shared or copied, it is left as it is."""
-    to_logits = _pointwise(network.last)
+def steps_of(network: UNet) -> Iterator[_Block]:
+    """Yield the blocks of steps of a network, in eval mode; its weights are shared or copied, it is left as it is."""
+    to_logits = _classification(network.last)
 
-    def last(x: Tensor, stream: Stream) -> Tensor:
-        return to_logits(x)
+    def last(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
+        return to_logits(stacked(pieces))
 
     for level, down in enumerate(network.down_path):
         assert isinstance(down, ConvBlock)
@@ -99,25 +108,26 @@ class _Block:
     in_bands: bool
     skip: tuple[int, tuple[int, ...]] | None = None
 
-    def __call__(self, x: Tensor, stream: Stream) -> Tensor:
-        """Map (N, C, h, w) to what the steps make of it."""
-        n, _, height, width = x.shape
+    def __call__(self, pieces: Sequence[Tensor], stream: Stream) -> list[Tensor]:
+        """Map rows (N, C, h, w), in pieces, to what the steps make of them, in pieces."""
+        n, _, _, width = pieces[0].shape
+        height = rows = height_of(pieces)
         level, (tall, wide) = self.skip or (None, (1, 1))
         if level is not None:
             stream.skips[level].center((tall * height, wide * width))
-        rows = height
         if self.in_bands:
-            pixels = BAND / (min(max(self.channels, NARROW), DEEP) * x.itemsize)
+            pixels = BAND / (min(max(self.channels, NARROW), DEEP) * pieces[0].itemsize)
             rows = max(WHOLE, int(pixels / (n * wide * width)) // WHOLE * WHOLE) // tall
-        out, bands = [], torch.split(x, rows, 2)
-        for band in bands:
-            stream.last = band is bands[-1]
+        out = []
+        for start in range(0, height, rows):
+            stream.last = start + rows >= height
+            band = between(pieces, start, start + rows)
             for step in self.steps:
-                band = step(band, stream)
-            out.append(band)
+                band = [step(band, stream)]
+            out += band
         if level is not None:
             stream.skips[level].release()
-        return stacked(out)
+        return out
 
 
 class Layer(NamedTuple):
@@ -141,17 +151,17 @@ def layers_of(block: ConvBlock) -> Iterator[Layer]:
         yield Layer(weight, bias, int(layer.padding[0]), None if before else after)
 
 
-def _rows(step: Step, x: Tensor, stream: Stream, padding: int) -> tuple[list[Tensor], Zeros]:
+def _rows(step: Step, pieces: Sequence[Tensor], stream: Stream, padding: int) -> tuple[list[Tensor], Zeros]:
     """Return the rows that a 3x3 convolution takes: those kept and those that come; and those of zeros around them."""
-    before = stream.before(step, x, 2)
-    return [before, x], (0 if before.shape[2] else padding, padding if stream.last else 0)
+    rows = stream.after(step, pieces, 2)
+    return rows, (0 if rows[0].shape[2] else padding, padding if stream.last else 0)
 
 
 def _convolution(layer: Layer) -> Step:
     convolved = _convolved(layer)
 
-    def convolve(x: Tensor, stream: Stream) -> Tensor:
-        rows, zeros = _rows(convolve, x, stream, layer.padding)
+    def convolve(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
+        rows, zeros = _rows(convolve, pieces, stream, layer.padding)
         return convolved(rows, zeros=zeros)
 
     return convolve
@@ -165,8 +175,8 @@ def _pool(layer: Layer, network: UNet, level: int) -> Step:
     if isinstance(convolved, CompiledConvolution) and network.pooling == "max" and halves(size):
         at_once = convolved.pooled
 
-    def pool(x: Tensor, stream: Stream) -> Tensor:
-        rows, zeros = _rows(pool, x, stream, layer.padding)
+    def pool(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
+        rows, zeros = _rows(pool, pieces, stream, layer.padding)
         if at_once:
             out, reduced = at_once(rows, zeros=zeros)
         else:
@@ -185,9 +195,9 @@ def _join(layer: Layer, up: UpBlock, level: int) -> Step:
         return _join_at_once(layer, up, level)
     convolved, enlarge = _convolved(layer), _enlargement(up.up)
 
-    def join(x: Tensor, stream: Stream) -> Tensor:
-        rows, zeros = _rows(join, enlarge(x), stream, layer.padding)
-        skip = stream.skips[level].take(sum(piece.shape[2] for piece in rows), again=2)
+    def join(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
+        rows, zeros = _rows(join, [enlarge(stacked(pieces))], stream, layer.padding)
+        skip = stream.skips[level].take(height_of(rows), again=2)
         return convolved(rows, skip, zeros=zeros)
 
     return join
@@ -201,8 +211,8 @@ def _join_at_once(layer: Layer, up: UpBlock, level: int) -> Step:
     upsampled = CompiledUpsampling(up.up.weight, of_up, instructions=find_instructions())
     convolved = CompiledConvolution(of_skip, bias, 0, layer.after, instructions=find_instructions())
 
-    def join(x: Tensor, stream: Stream) -> Tensor:
-        out = upsampled([stream.before(join, x, 1), x])
+    def join(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
+        out = upsampled(stream.after(join, pieces, 1))
         return convolved.added(out, stream.skips[level].take(out.shape[2] + 2, again=2))
 
     return join
@@ -216,17 +226,17 @@ def _taps(up: UpBlock) -> tuple[int, ...]:
 def _kind(weight: Tensor) -> type | None:
     """Return what does a 3x3 convolution with these weights (K, C, 3, 3), None where it is oneDNN's direct one."""
     outputs, inputs = weight.shape[:2]
-    if find_instructions() and outputs % COMPILED == inputs % COMPILED == 0:
-        return CompiledConvolution
+    if find_instructions() and outputs % COMPILED == 0:
+        return DirectConvolution if inputs % COMPILED else CompiledConvolution
     return WinogradConvolution if min(outputs, inputs) >= WINOGRAD else None
 
 
-def _convolved(layer: Layer) -> CompiledConvolution | Callable[..., Tensor]:
+def _convolved(layer: Layer) -> Callable[..., Tensor]:
     """Return the layer as a function of one or two sources, each in pieces (see `CompiledConvolution`)."""
     weight, bias, padding, after = layer
     kind = _kind(weight)
-    if kind is CompiledConvolution:
-        return CompiledConvolution(weight, bias, padding, after, instructions=find_instructions())
+    if kind is CompiledConvolution or kind is DirectConvolution:
+        return kind(weight, bias, padding, after, instructions=find_instructions())
     if kind is WinogradConvolution:
         convolved: Callable[[Tensor], Tensor] = WinogradConvolution(weight, bias)
     else:
@@ -268,6 +278,14 @@ def _enlargement(up: nn.Module) -> Callable[[Tensor], Tensor]:
     pointwise, scale = _pointwise(convolution), resize.scale_factor
     # They commute, and the convolution is a quarter of the work this way round.
     return lambda x: F.interpolate(pointwise(x), scale_factor=scale, mode=LINEAR[2])
+
+
+def _classification(last: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what makes logits."""
+    assert isinstance(last, nn.Conv2d) and last.bias is not None
+    if find_instructions() and last.in_channels % COMPILED == 0:
+        return CompiledClassification(last.weight, last.bias, instructions=find_instructions())
+    return _pointwise(last)
 
 
 def _pointwise(convolution: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -27,14 +27,12 @@ class Stream:
         self.last = True
         self._last: dict[object, Tensor] = {}
 
-    def before(self, step: object, x: Tensor, count: int) -> Tensor:
-        """Return the last rows that a step was given before `x`, none at first; keep the last `count` of both."""
-        before = self._last.get(step, x[:, :, :0])
-        last = x[:, :, max(0, x.shape[ROWS] - count) :]
+    def after(self, step: object, pieces: Sequence[Tensor], count: int) -> list[Tensor]:
+        """Return the last rows that a step was given, none at first, and `pieces`; keep the last `count` of both."""
+        rows = [self._last.get(step, pieces[0][:, :, :0]), *pieces]
         # A copy, lest a few rows keep all of them in memory.
-        above = before[:, :, max(0, before.shape[ROWS] + last.shape[ROWS] - count) :]
-        self._last[step] = stacked([above, last.clone()])
-        return before
+        self._last[step] = stacked(last_rows(rows, count)).clone()
+        return rows
 
 
 class Skip:
@@ -65,16 +63,30 @@ class Skip:
 
     def take(self, rows: int, *, again: int = 0) -> list[Tensor]:
         """Return the next rows in pieces; the last `again` of them are taken another time."""
-        taken, left, dropped = [], [], rows - again
-        for part in self._parts:
-            length = part.shape[ROWS]
-            if rows > 0:
-                taken.append(part.narrow(ROWS, 0, min(rows, length)))
-            if dropped < length:
-                left.append(part.narrow(ROWS, max(0, dropped), length - max(0, dropped)))
-            rows, dropped = rows - length, dropped - length
-        self._parts = left
+        taken = between(self._parts, 0, rows)
+        self._parts = between(self._parts, rows - again, height_of(self._parts))
         return taken
+
+
+def last_rows(pieces: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Return the last rows of pieces on top of each other, all of them if there are no more than `count`."""
+    return between(pieces, max(0, height_of(pieces) - count), height_of(pieces))
+
+
+def between(pieces: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+    """Return the rows from `start` to `stop` of pieces on top of each other, in pieces."""
+    found, top = [], 0
+    for piece in pieces:
+        first, last = max(0, start - top), min(piece.shape[ROWS], stop - top)
+        if first < last:
+            found.append(piece.narrow(ROWS, first, last - first))
+        top += piece.shape[ROWS]
+    return found
+
+
+def height_of(pieces: Sequence[Tensor]) -> int:
+    """Return the rows of pieces on top of each other."""
+    return sum(piece.shape[ROWS] for piece in pieces)
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:

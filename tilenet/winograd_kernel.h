@@ -1,17 +1,4 @@
-/* Winograd's convolution for vectors of LANES floats, ROWS x 2 of which the processor's registers hold as sums.
-
-Included once for each instruction set, with LANES, ROWS, TARGET and SUFFIX defined.
-*/
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
-#define NAME(x) JOIN(x, SUFFIX)
-#define INLINE TARGET static inline __attribute__((always_inline))
-
-typedef float NAME(vector) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int NAME(whole) __attribute__((vector_size(4 * LANES)));
-#define vector NAME(vector)
-#define LOAD(p) (*(const vector *)(p))
-#define STORE(p, v) (*(vector *)(p) = (v))
+/* Winograd's convolution, ROWS x 2 vectors of whose sums the processor's registers hold (see vectors.h). */
 
 /* Transform six pixels, `step` apart where they come to lie. */
 INLINE void NAME(forth)(const vector *x, vector *out, long step) {
@@ -70,13 +57,7 @@ INLINE void NAME(multiply)(const float *x, const float *weights, long channels, 
     }
 }
 
-/* Return `yes` where a mask has ones, `no` where it has zeros. */
-INLINE vector NAME(choose)(NAME(whole) mask, vector yes, vector no) {
-    return (vector)((mask & (NAME(whole))yes) | (~mask & (NAME(whole))no));
-}
-
-/* What is not a number is not less than zero, and stays; the larger of it and any other is none either. */
-INLINE vector NAME(relu)(vector x) { return NAME(choose)(x < 0, (vector){0}, x); }
+/* The larger of two; what is not a number is larger than any. */
 INLINE vector NAME(larger)(vector x, vector y) { return NAME(choose)((y > x) | (y != y), y, x); }
 
 /* Make of a square's products its pixels, and the largest of each two by two, as far as they are in the image.
@@ -159,7 +140,7 @@ TARGET static void NAME(convolve)(const struct convolution *q, long first, long 
         struct spot spot = find_spot(q, first);
         for (long t = 0, beside = 0; t < count; t++, beside = advance(q, &spot)) {
             if (!beside) find_rows(q, q->sources + s, spot, rows);
-            find_square(q, q->sources[s].channels, spot.x, rows, edge, square);
+            find_pixels(q, q->sources[s].channels, spot.x, rows, (struct extent){NEEDED, NEEDED}, edge, square);
             NAME(transform)(square, q->sources[s].channels, places + t * channels + offset, place);
         }
     }
@@ -191,15 +172,3 @@ static void NAME(run)(void *argument) {
     while ((at = __atomic_fetch_add(&q->next, q->squares, __ATOMIC_RELAXED)) < total)
         NAME(convolve)(q, at, total - at < q->squares ? total - at : q->squares, work);
 }
-
-#undef vector
-#undef LOAD
-#undef STORE
-#undef INLINE
-#undef NAME
-#undef JOIN
-#undef JOIN_
-#undef LANES
-#undef ROWS
-#undef TARGET
-#undef SUFFIX

@@ -1,5 +1,6 @@
 /* 3x3 convolutions and their ReLU by Winograd's F(4x4, 3x3), channels last, float32 (see winograd.py); by F(5x5, 2x2), which
-needs as many pixels and as many places, the 2x2 convolutions that upsampling and such a convolution are together.
+needs as many pixels and as many places, the 2x2 convolutions that upsampling and such a convolution are together; and
+tap by tap the first convolution of a network and its last.
 
 A few squares go all the way, transform, products, and back, so that nothing between is larger than a core's cache.
 Each square is computed by itself, in one order: its bits depend on neither threads nor neighbours.
@@ -7,8 +8,9 @@ Threads are those of the OpenMP that PyTorch has loaded; nothing else is linked.
 */
 #include <string.h>
 
-/* Pixels along an axis that a square makes, by taps of three or two, and those that it needs. */
-enum { BY_THREE = 4, BY_TWO = 5, NEEDED = 6, SQUARE = NEEDED * NEEDED };
+/* Pixels along an axis that a square makes, by taps of three or two, and those that it needs; and those that a thread
+takes at a time where each is made by itself. */
+enum { BY_THREE = 4, BY_TWO = 5, NEEDED = 6, SQUARE = NEEDED * NEEDED, PART = 1024 };
 #define LESS 0.70710678118654752f
 #define MORE 1.41421356237309505f
 
@@ -18,7 +20,7 @@ struct source { const struct piece *pieces; long count, channels; };
 struct pixels { float *first, *pooled; long row, pooled_row, pixel, high, wide, channel; };
 struct convolution {
     struct source sources[2]; /* one below the other along the channels; the second may have none */
-    const float *weights;     /* (36, K / panel, C, panel) */
+    const float *weights;     /* (36, K / panel, C, panel); tap by tap (K / panel, 3, 3, C, panel) */
     const float *bias;        /* (K) */
     const float *scale;       /* (K), after ReLU; NULL for neither scale nor shift */
     const float *shift;       /* (K) */
@@ -30,6 +32,14 @@ struct convolution {
     long outputs, images, height, width;
     long padding, above;      /* columns of zeros on either side, rows of zeros above; those below follow from height */
     long squares, work_size, next;
+};
+struct classification {
+    const float *x;       /* (N, pixels, C) */
+    const float *weights; /* (K, C) */
+    const float *bias;    /* (K) */
+    float *out;           /* (N, K, pixels) */
+    long x_image, out_image, plane; /* floats between images, and between outputs */
+    long images, pixels, channels, outputs, next;
 };
 
 extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
@@ -65,25 +75,28 @@ static void find_rows(const struct convolution *q, const struct source *source, 
     }
 }
 
-/* Find where the six rows of a square begin: in a copy, with zeros, where it is not all in the image. */
-static void find_square(
-    const struct convolution *q, long channels, long x, const float *const *rows, float *edge, const float **square
+struct extent { int high, wide; };
+
+/* Find where the first rows of some pixels begin: in a copy, with zeros, where these are not all in the image. */
+static void find_pixels(
+    const struct convolution *q, long channels, long x, const float *const *rows, struct extent needed, float *edge,
+    const float **found
 ) {
     long width = q->width + NEEDED - q->made - 2 * q->padding, left = x < q->padding ? q->padding - x : 0;
-    long stop = width + q->padding - x < NEEDED ? width + q->padding - x : NEEDED;
-    for (int i = 0; i < NEEDED; i++) {
-        if (rows[i] && left == 0 && stop == NEEDED) {
-            square[i] = rows[i] + (x - q->padding) * channels;
+    long stop = width + q->padding - x < needed.wide ? width + q->padding - x : needed.wide;
+    for (int i = 0; i < needed.high; i++) {
+        if (rows[i] && left == 0 && stop == needed.wide) {
+            found[i] = rows[i] + (x - q->padding) * channels;
             continue;
         }
-        float *copy = edge + i * NEEDED * channels;
-        memset(copy, 0, NEEDED * channels * sizeof(float));
+        float *copy = edge + i * needed.wide * channels;
+        memset(copy, 0, needed.wide * channels * sizeof(float));
         if (rows[i])
             memcpy(
                 copy + left * channels, rows[i] + (x - q->padding + left) * channels,
                 (stop - left) * channels * sizeof(float)
             );
-        square[i] = copy;
+        found[i] = copy;
     }
 }
 
@@ -119,13 +132,13 @@ static struct pixels find_finer(const struct convolution *q, struct spot spot, l
 #define ROWS 12
 #define TARGET __attribute__((target("avx512f,fma")))
 #define SUFFIX _avx512
-#include "winograd_kernel.h"
+#include "vectors.h"
 
 #define LANES 8
 #define ROWS 6
 #define TARGET __attribute__((target("avx2,fma")))
 #define SUFFIX _avx2
-#include "winograd_kernel.h"
+#include "vectors.h"
 
 /* Tell which instructions this processor has: 2 for AVX-512, 1 for AVX2, 0 for neither. */
 int tilenet_instructions(void) {
@@ -137,4 +150,14 @@ int tilenet_instructions(void) {
 void tilenet_convolve(struct convolution *q, int instructions, unsigned threads) {
     q->next = 0;
     GOMP_parallel(instructions == 2 ? run_avx512 : run_avx2, q, threads, 0);
+}
+
+void tilenet_convolve_directly(struct convolution *q, int instructions, unsigned threads) {
+    q->next = 0;
+    GOMP_parallel(instructions == 2 ? run_direct_avx512 : run_direct_avx2, q, threads, 0);
+}
+
+void tilenet_classify(struct classification *q, int instructions, unsigned threads) {
+    q->next = 0;
+    GOMP_parallel(instructions == 2 ? run_classification_avx512 : run_classification_avx2, q, threads, 0);
 }

@@ -1,0 +1,90 @@
+"""What was compiled from C (`convolutions.c`), as Python calls it.
+
+It is built when tilenet is installed, if there is a C compiler, for x86-64 processors with AVX2 or AVX-512.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+from torch import Tensor
+
+# The instruction sets that the library may tell of, and their names.
+AVX2, AVX512 = 1, 2
+NAMES = {0: "pytorch", AVX2: "avx2", AVX512: "avx512"}
+# Floats of a vector.
+LANES = {AVX2: 8, AVX512: 16}
+
+
+def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
+class Piece(ctypes.Structure):
+    """Rows of an image."""
+
+    _fields_ = (*_fields(ctypes.c_void_p, "first"), *_fields(ctypes.c_long, "image row rows"))
+
+
+class Source(ctypes.Structure):
+    """Pieces on top of each other."""
+
+    _fields_ = (("pieces", ctypes.POINTER(Piece)), *_fields(ctypes.c_long, "count channels"))
+
+
+class Convolution(ctypes.Structure):
+    """What a 3x3 or 2x2 convolution is done from, and to."""
+
+    _fields_ = (
+        ("sources", Source * 2),
+        *_fields(ctypes.c_void_p, "weights bias scale shift out pooled work"),
+        *_fields(ctypes.c_long, "made adds outputs images height width padding above squares work_size next"),
+    )
+
+
+class Classification(ctypes.Structure):
+    """What a 1x1 convolution is done from, and to."""
+
+    _fields_ = (
+        *_fields(ctypes.c_void_p, "x weights bias out"),
+        *_fields(ctypes.c_long, "x_image out_image plane images pixels channels outputs next"),
+    )
+
+
+def source_of(pieces: Sequence[Tensor]) -> Source:
+    """Return pieces (N, C, b, w), channels last, as a source."""
+    listed = [Piece(piece.data_ptr(), piece.stride(0), piece.stride(2), piece.shape[2]) for piece in pieces]
+    return Source((Piece * len(listed))(*listed), len(listed), pieces[0].shape[1])
+
+
+def call(name: str, job: ctypes.Structure, instructions: int, threads: int) -> None:
+    """Call a function of the library, which is there, with so many threads."""
+    getattr(_library(), name)(ctypes.byref(job), instructions, threads)
+
+
+def find_instructions() -> int:
+    """Return the best instruction set that this processor and what was compiled share, 0 if there is none."""
+    library = _library()
+    return 0 if library is None else int(library.tilenet_instructions())
+
+
+def convolutions() -> str:
+    """Return what does the convolutions of the fast path here: ``avx512``, ``avx2``, or ``pytorch``."""
+    return NAMES[find_instructions()]
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    # PyTorch has loaded the OpenMP in which it wants its symbols; another one is as good as no library.
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_convolutions{suffix}")
+        if path.exists():
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:
+                return None
+    return None
