@@ -291,7 +291,7 @@ def test_only_the_dead_holder_of_a_share_is_replaced_and_writes_no_more(shares, 
     out, second, third = shares
     with pytest.raises(OutputLocked, match="share 2/3"):
         Store.take_share(out, (2, 3))
-    monkeypatch.setattr(Holder, "dead", property(lambda holder: holder.run == second._lease.holder.run))
+    monkeypatch.setattr(Holder, "alive", property(lambda holder: holder.run != second._lease.holder.run))
     again = Store.take_share(out, (2, 3))
     with pytest.raises(OutputLocked, match=rf"taken over by share 2/3 \(process {os.getpid()}"):
         second.write(3, a_block(second))
@@ -302,7 +302,7 @@ def test_only_the_dead_holder_of_a_share_is_replaced_and_writes_no_more(shares, 
 
 def test_a_share_asleep_whose_store_a_whole_run_took_over_writes_no_more(shares, monkeypatch):
     out, second, third = shares
-    monkeypatch.setattr(Holder, "dead", property(lambda holder: True))
+    monkeypatch.setattr(Holder, "alive", property(lambda holder: False))
     taker = Store.resume(out)
     monkeypatch.undo()
     assert [lock.kind for lock in leases.locks(out / ".tilenet")] == ["lock"]
@@ -319,7 +319,7 @@ def test_all_shares_join_the_run_that_the_first_began_and_write_no_more_when_tha
     first = Store.take_share(out, (1, 3))
     assert first.run == second.run == third.run
     first.close()
-    monkeypatch.setattr(Holder, "dead", property(lambda holder: True))
+    monkeypatch.setattr(Holder, "alive", property(lambda holder: False))
     Store.resume(out).close()
     monkeypatch.undo()
     new = [Store.take_share(out, (i, 3)) for i in (1, 2)]

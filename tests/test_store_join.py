@@ -172,7 +172,7 @@ def test_a_writer_asleep_while_its_store_is_replaced_by_another_does_not_write_i
 def test_after_a_takeover_the_writers_of_the_dead_run_are_refused_and_those_of_the_new_one_are_not(leader, monkeypatch):
     writer = Store.join(leader.path, leader.run)
     write(writer, 0)
-    monkeypatch.setattr(Holder, "dead", property(lambda holder: True))
+    monkeypatch.setattr(Holder, "alive", property(lambda holder: False))
     taker = Store.resume(leader.path)
     monkeypatch.undo()
     assert 0 not in taker.pending()

@@ -15,9 +15,10 @@ from store_fixtures import children_of_this_process, folder_in_memory  # noqa: F
 from store_helpers import INFO, LAYOUTS, make, run, tree, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputExists, OutputLocked, OutputNotFound
-from tilenet.store import Store, can_resume, check_free, held, open_mask, place
+from tilenet.store import Store, can_resume, check_free, held, holder, open_mask, place
 from tilenet.store import lease as leases
-from tilenet.store.lease import Holder, Lease, this_machine
+from tilenet.store.holder import this_machine
+from tilenet.store.lease import Holder, Lease
 
 TINY = LAYOUTS["tiny"]
 
@@ -301,6 +302,33 @@ def test_the_lock_of_this_machine_holds_while_its_process_lives_however_long_it_
     first.release()
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_lock_of_another_user_s_process_on_this_machine_holds(own, monkeypatch, hidden):
+    ticks = holder.started(os.getpid())
+    lock = leave_lock(own, pid=os.getpid(), started=ticks)
+
+    read_text = Path.read_text
+
+    def refused(pid, number):
+        raise PermissionError
+
+    def hiding(path):  # as a /proc mounted with hidepid
+        if path.name == "stat":
+            raise FileNotFoundError
+        return read_text(path)
+
+    monkeypatch.setattr(os, "kill", refused)
+    if hidden:
+        monkeypatch.setattr(Path, "read_text", hiding)
+    else:
+        os.utime(lock, (0, 0))
+    assert holder.is_running(os.getpid(), ticks) is (None if hidden else True)
+    assert [lock for lock, _ in leases.live(leases.locks(own), time.time())] == leases.locks(own)
+    if hidden:  # then its heart is asked
+        os.utime(lock, (0, 0))
+        assert leases.live(leases.locks(own), time.time()) == []
+
+
 def test_the_heart_beats(own, monkeypatch):
     monkeypatch.setattr(leases, "BEAT", 0.01)
     store = Store.resume(own.parent)
@@ -314,7 +342,7 @@ def test_the_heart_beats(own, monkeypatch):
 
 def test_a_run_that_slept_and_lost_its_lease_writes_nothing_more(own, monkeypatch):
     sleeper = Store.resume(own.parent)
-    monkeypatch.setattr(Holder, "dead", property(lambda holder: True))
+    monkeypatch.setattr(Holder, "alive", property(lambda holder: False))
     taker = Store.resume(own.parent)
     monkeypatch.undo()
     before = tree(own.parent)

@@ -40,9 +40,9 @@ class Holder:
         return cls(socket.gethostname(), pid, uuid4().hex, this_machine(), started(pid))
 
     @property
-    def dead(self) -> bool:
-        """Tell whether the holder is known to have ended; False also means unknown."""
-        return self.machine == this_machine() and started(self.pid) != self.started
+    def alive(self) -> bool | None:
+        """Tell whether the holder is running; None where that cannot be told, as on another machine."""
+        return is_running(self.pid, self.started) if self.machine == this_machine() else None
 
 
 def this_machine() -> str:
@@ -57,15 +57,23 @@ def this_machine() -> str:
 
 def started(pid: int) -> str:
     """Return when a process began; empty if there is none, ``unknown`` if that cannot be told."""
-    try:
-        os.kill(pid, 0)
+    with suppress(OSError):
         # Field 22 of proc(5); the name, field 2, may hold spaces and brackets. Z: dead, not yet collected.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] == "Z" else fields[19]
+    try:
+        os.kill(pid, 0)
     except ProcessLookupError:
         return ""
     except OSError:
-        return "unknown"
+        pass  # It is another user's: there, but hidden from this one.
+    return "unknown"
+
+
+def is_running(pid: int, began: str) -> bool | None:
+    """Tell whether the process that began then is running on this machine; None where that cannot be told."""
+    now = started(pid)
+    return None if now == "unknown" else now == began
 
 
 def read_holder(path: Path) -> Holder | None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from tilenet.errors import OutputLocked
 from tilenet.store import shared_run
 from tilenet.store.files import remove_file, step
-from tilenet.store.holder import Holder, read_holder, run_of, this_machine, write_holder
+from tilenet.store.holder import Holder, read_holder, run_of, write_holder
 
 BEAT = 10.0
 # Seconds without a heartbeat after which a holder on another machine is taken for dead.
@@ -176,8 +176,8 @@ def live(held: list[Lock], now: float) -> list[tuple[Lock, Holder | None]]:
     for lock in reversed(held):
         with suppress(FileNotFoundError):
             holder, age = read_holder(lock.path), now - lock.path.stat().st_mtime
-            same = holder is not None and holder.machine == this_machine()
-            if not holder.dead if holder and same else age < STALE:
+            alive = holder.alive if holder else None
+            if age < STALE if alive is None else alive:
                 found.append((lock, holder))
     return found
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputExists
 from tilenet.store.files import RESUME, faults_named, make_folder, nearest_folder, remove_tree, step, sync_folder
-from tilenet.store.holder import started, this_machine
+from tilenet.store.holder import is_running, started, this_machine
 from tilenet.store.journal import FOLDER
 from tilenet.store.lease import STALE, live, locks, refuse_live
 from tilenet.store.metadata import OWN, fixed_documents, read_root
@@ -158,8 +158,9 @@ def _maker_is_dead(new: Path) -> bool:
     if len(marks) != 4 or not marks[1].isdecimal():
         return False
     machine, pid, ticks, _ = marks
-    if machine == _machine():
-        return started(int(pid)) != ticks
+    running = is_running(int(pid), ticks) if machine == _machine() else None
+    if running is not None:
+        return not running
     age = _clock_of(new.parent) - new.stat().st_mtime
     held = locks(new / OWN) if (new / OWN).is_dir() else []
     return age > STALE and not live(held, _clock_of(new.parent))
