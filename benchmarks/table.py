@@ -72,8 +72,6 @@ def render(results):
     return f"""{BEGIN}
 {efficiency_table(results["efficiency"])}
 
-Bold: useful work (no halo) against the speed of a matrix product, `benchmarks/efficiency.py`.
-
 {peers_table(at_their_best(peers["rows"]))}
 
 A network of depth 5, wf {peers["wf"]} on a slide of {peers["side"]} px a side, file to mask; the others with the tile
