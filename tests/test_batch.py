@@ -150,7 +150,7 @@ def test_the_command_prints_a_line_an_image_and_exits_with_3(tilenet_command, tm
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--workers", 2, "--scheduler", "tcp://127.0.0.1:1"), "say one of them"),
+        (("--workers", 2, "--scheduler", "tcp://127.0.0.1:1"), "give only one of them"),
         (("--scheduler", "nowhere.json"), "no such file, and no address"),
         (("--workers", 2, "--tls-key", "key.pem"), "go together, with --scheduler"),
         (("--cluster", "nowhere.yaml"), "cannot be read"),

@@ -174,7 +174,7 @@ BAD = [
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--channels", "0,7,1"], "7"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--threshold", "0.4"], "threshold"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--scaling", "percentile:1"], "percentile"),
-    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--resume", "--overwrite"], "say one of them"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--resume", "--overwrite"], "give only one of them"),
     (["segment", "{d}/slide.tif", "-o", "{d}/there.zarr", "--overwrite"], "there.zarr"),
     (["segment", "{d}/slide.tif"], "--out"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--axes", "zyx", "--roi", "0:1,:,:"], "its axes are yxc"),
@@ -229,10 +229,17 @@ def test_names_that_end_like_no_file_of_another_kind_are_taken(work, tilenet_com
     assert (code, tilenet.open_mask(work / name).shape) == (0, (300, 400)), err
 
 
-def test_debug_shows_the_traceback(work):
-    code, _, err = run("--debug", "segment", work / "none.tif", "-o", work / "o.zarr")
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_debug_shows_the_traceback_wherever_it_stands(work, place):
+    words = ["segment", work / "none.tif", "-o", work / "o.zarr"]
+    code, _, err = run(*words[:place], "--debug", *words[place:])
     assert code == 1
     assert "Traceback" in err
+
+
+def test_and_none_of_a_line_that_was_mistyped(work):
+    code, _, err = run("info", "--debug", work / "none.tif", "--nonsense")
+    assert (code, err.count("\n")) == (2, 1) and "--nonsense" in err
 
 
 def test_the_mask_is_the_same_for_two_tile_sizes_and_two_processes(work):

@@ -82,7 +82,7 @@ def test_bad_data_are_refused_by_file_name(data, tilenet_command, break_it, word
 def test_the_help_names_every_option_of_the_recipe_and_its_default(tilenet_command):
     _, out, _ = tilenet_command("train", "--help")
     text = " ".join(out.split())
-    recipe = tilenet.training.Recipe()
+    recipe = tilenet.Recipe()
     for name, value in vars(recipe).items():
         if name not in ("scaling", "shares"):  # a rule of its own; for scripts
             assert f"--{name.replace('_', '-')}" in text

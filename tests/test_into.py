@@ -267,7 +267,7 @@ def test_what_labels_cannot_go_into_is_refused_with_the_way_out(tmp_path):
 
 def test_out_into_and_name_are_asked_for_as_they_go_together(tmp_path):
     pixels = np.zeros((20, 20), np.uint8)
-    with pytest.raises(SettingsError, match="say one of them"):
+    with pytest.raises(SettingsError, match="give only one of them"):
         tilenet.segment(pixels, tmp_path / "m.zarr", into=tmp_path / "i.zarr", model=Bright())
     with pytest.raises(SettingsError, match="with into"):
         tilenet.segment(pixels, tmp_path / "m.zarr", name="m", model=Bright())

@@ -53,6 +53,14 @@ def test_a_model_may_be_read_by_whom_a_new_file_may(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["any", "x.safetensors"]
 
 
+def test_saving_makes_folders_and_touches_no_file_but_its_own(tmp_path):
+    (tmp_path / "net.tmp").write_text("mine")
+    save_model(UNet(depth=1, wf=1), tmp_path / "net.safetensors")
+    save_model(UNet(depth=1, wf=1), tmp_path / "new" / "net.safetensors")
+    assert (tmp_path / "net.tmp").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["net.safetensors", "net.safetensors", "net.tmp", "new"]
+
+
 def test_the_card_lies_in_the_file_itself(tmp_path):
     path = save_model(UNet(depth=2, wf=1), tmp_path / "x.safetensors")
     with safe_open(path, framework="pt") as file:

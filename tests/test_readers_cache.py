@@ -68,6 +68,21 @@ def test_a_piece_that_fails_is_tried_again():
     assert [p.size for p in cache.get_all([1, 2], lambda keys: [piece(1) for _ in keys])] == [1, 1]
 
 
+def test_where_fewer_pieces_come_than_were_asked_for_nobody_waits_for_the_others():
+    cache = PieceCache()
+    with ThreadPoolExecutor(1) as other:
+        waiting = []
+
+        def fewer(keys):
+            waiting.append(other.submit(cache.get_all, [2], fewer))
+            return [piece(1)]
+
+        with pytest.raises(ValueError, match="zip"):
+            cache.get_all([1, 2], fewer)
+        with pytest.raises(ValueError, match="zip"):
+            waiting[0].result(timeout=10)
+
+
 def test_what_another_thread_is_decoding_is_waited_for_after_the_rest_is_decoded():
     cache, begun, rest = PieceCache(), threading.Event(), threading.Event()
 

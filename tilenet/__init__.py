@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tilenet.slides import batch
     from tilenet.tiff_export import write_tiff
     from tilenet.tiff_mask import open_mask
-    from tilenet.training import train
+    from tilenet.training import Recipe, train
     from tilenet.unet import UNet
 
 _HOMES = {
@@ -82,7 +82,7 @@ _HOMES = {
     "slides": ("batch",),
     "tiff_export": ("write_tiff",),
     "tiff_mask": ("open_mask",),
-    "training": ("train",),
+    "training": ("Recipe", "train"),
     "unet": ("UNet",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -105,6 +105,7 @@ __all__ = [
     "OutputMismatch",
     "OutputNotFound",
     "Plan",
+    "Recipe",
     "SettingsError",
     "Tile",
     "TilenetError",
@@ -138,4 +139,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

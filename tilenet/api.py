@@ -72,7 +72,7 @@ def segment(
         In place of `out`: an OME-Zarr image, 0.4 or 0.5, that the mask is added to as its
         ``labels/NAME``; the image that is segmented, or one with a level of the same pixels.
     name : str, optional
-        Of the labels, with `into`; default the model's name.
+        Name of the label group that `into` is given; default the model's name.
     model : str, path, torch.nn.Module or callable
         A packaged model's name, a weights file, or any network with a ``footprint``.
     footprint : Footprint, optional
@@ -80,13 +80,13 @@ def segment(
     axes : str, optional
         Letters of ``tczyx``, one per axis; needed for an array of more than two.
     channels : sequence of int or str, optional
-        Those the network sees, in its order: numbers, or names that the image says.
+        Channels that the network sees, in its order: numbers, or names that the image gives them.
     level : int, optional
-        Resolution, 0 the finest.
+        Resolution level of the image; 0 is the finest.
     mpp : float, optional
         Micrometres per pixel that the network is to see: from the coarsest level that is at
         least as fine, resampled where it is not within 10 %. Where neither `level` nor `mpp`
-        is said, the pixel size on the model's card, if the image has one too; else level 0.
+        is given, the pixel size on the model's card, if the image has one too; else level 0.
     roi : str, or sequence of slice or (start, stop), optional
         ``"512:1024,:2048"`` or an entry an axis: the part to segment, in pixels of the resolution
         that the network sees; axes in front that are not given are taken whole. The result is that
@@ -104,11 +104,14 @@ def segment(
     device : str, optional
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     precision : str, optional
-        ``auto`` (fp32), ``fp32``, ``bf16``, ``fp16``; the last two change the logits.
+        ``auto`` (fp64 for a float64 network, else fp32), ``fp64``, ``fp32``, ``bf16`` or ``fp16``;
+        the last two change the logits.
     engine : str, optional
-        ``auto`` (the fastest with the same logits) or ``plain``; see `tilenet.engine`.
+        ``auto`` (the fastest with the same logits), ``plain``, or ``fast`` (refused where there is
+        none); see `tilenet.engine`.
     scaling : mapping, optional
-        Rule for intensities, in place of the model card's; see `tilenet.scaling`.
+        Rule for intensities, in place of the model card's, such as ``{"method": "linear",
+        "subtract": 0, "divide": 255}``; see `tilenet.scaling`.
     threshold : float, optional
         For a network of one output; default 0.5, or the card's.
     output : str, optional
@@ -118,18 +121,17 @@ def segment(
         Give numbered objects (1..n) instead of classes, for an image that fits in memory; see
         `tilenet.objects`.
     probability_dtype : str, optional
-        ``float32`` or ``float16``.
+        ``float32``, ``float16`` or ``float64``.
     missing : {"error", "fill"}, optional
         Whether empty file tiles are refused or read as 0.
     resume : bool
-        Go on with `out`, or start it where there is none. What is unsaid is taken from it.
+        Go on with `out`, or start it where there is none. Options that are not given are taken from it.
     overwrite : bool
         Replace `out`, if tilenet wrote it.
     progress : callable, optional
         Called with the pixels done and the pixels in all.
     report : callable, optional
-        Called at the end, with `out`, with a `tilenet.runner.Report`: what was done, and where
-        the time went.
+        Called at the end with a `tilenet.runner.Report`: what was done, and where the time went.
     client : distributed.Client, optional
         Have the blocks computed by the workers of a Dask cluster, with `out` alone: image and
         model are paths or names then, since each worker opens them by itself. The same bytes as
@@ -141,8 +143,9 @@ def segment(
     Returns
     -------
     numpy.ndarray, Mask or TiffMask
-        Classes (image's axes without ``c``), uint8; or probabilities or logits with ``c`` =
-        classes, (K, y, x) for a plane. With `out`, the opened mask. With `shard`, None while
+        Classes (image's axes without ``c``), uint8; numbered objects, int32; or probabilities
+        (`probability_dtype`) or logits (float32, or float64 in fp64) with ``c`` = classes,
+        (K, y, x) for a plane. With `out`, the opened mask. With `shard`, None while
         blocks of other shares are not written; the last share finishes the mask, and returns it.
 
     Raises
@@ -157,6 +160,8 @@ def segment(
     >>> tilenet.segment(np.zeros((70, 90), np.uint8)).shape
     (70, 90)
     """
+    if resume and overwrite:
+        raise SettingsError("resume and overwrite: give only one of them")
     target = None
     if into is not None or name is not None:
         target, out = labels_place(into, name, out, model)
@@ -171,8 +176,8 @@ def segment(
         tissue=tissue,
         mpp=mpp,
         axes=axes,
-        channels=channels if channels is None or isinstance(channels, str) else tuple(channels),
-        tile=_sides(tile),
+        channels=channels,
+        tile=tile,
         batch=batch,
         memory=memory,
         threads=threads,
@@ -191,11 +196,11 @@ def segment(
     if shard is not None:
         shares.check_combination(out, objects=objects, overwrite=overwrite, client=client)
     if out is None:
-        job = wanted.settle()
-        return (to_objects if objects else to_array)(job, job.numbers(), progress=progress)
+        with wanted.settle() as job:
+            return (to_objects if objects else to_array)(job, job.numbers(), progress=progress, report=report)
     out = Path(out)
     place = store_beside(out) if is_tiff(out) else out  # a TIFF is written when the mask is whole
-    spare_the_input(out, image)
+    spare_the_input(out, image, inside=target is not None)
     if target is None:
         check_name(out)
     if is_tiff(out):
@@ -204,7 +209,7 @@ def segment(
         if resume and out.exists() and not can_resume(place):
             return same_tiff(out, wanted)
     if objects:
-        store_objects(place, wanted, overwrite=overwrite, progress=progress)
+        store_objects(place, wanted, overwrite=overwrite, progress=progress, report=report)
         return _whole(place, out)
     if shard is not None:
         done = shares.fill_share(out, wanted, shard, progress=progress)
@@ -240,7 +245,3 @@ def _check_workers_can(image: Any, model: Any, out: str | Path | None, *, object
     if objects:
         raise SettingsError("objects are found in memory, by one process: leave the workers out")
     distributed.check_sendable(image, model)
-
-
-def _sides(tile: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
-    return tile if tile is None or isinstance(tile, int) else tuple(tile)

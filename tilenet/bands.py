@@ -28,7 +28,7 @@ def can_band(axis: AxisFootprint) -> bool:
 
 
 def halves(pool_size: Sequence[int]) -> bool:
-    """Tell whether pooling halves both axes, so that a block, too, can make a few rows of a few."""
+    """Tell whether pooling is 2x2, so that a block of the network, too, can be done a few rows at a time."""
     return tuple(pool_size) == (2, 2)
 
 

@@ -130,7 +130,7 @@ def verify(
     if found.not_recomputed or windows < 1:
         return found
     job, numbers = _same_job(mask, image, model, footprint, device)
-    with machine.threads(job.record["threads"]):
+    with job, machine.threads(job.record["threads"]):
         predictor = job.predictor(numbers)
         boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
         if not boxes:
@@ -139,7 +139,6 @@ def verify(
             _compare(mask, job, predictor, box, found)
             if progress:
                 progress(done, len(boxes))
-    job.image.close()
     return found
 
 

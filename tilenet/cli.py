@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from tilenet.job import Job
     from tilenet.readers.image import Image
 
+# Taken out of the line before it is parsed, as any command may go wrong.
+DEBUG = "--debug"
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(tilenet.__version__, message="tilenet %(version)s")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; it may stand anywhere on the line.")
 def cli(debug: bool) -> None:
     """Segment images of any size, exactly: no seams, whatever the tile size."""
 
@@ -191,7 +194,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        with cli.make_context("tilenet", sys.argv[1:]) as context:
+        with cli.make_context("tilenet", [word for word in sys.argv[1:] if word != DEBUG]) as context:
             cli.invoke(context)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
@@ -206,18 +209,19 @@ def _run() -> None:
     except MemoryError as error:
         _give_up("out of memory. Run again with a smaller --tile, --batch or --memory", error, 4)
     except Exception as error:
-        _give_up(f"unexpected {type(error).__name__}: {error}. Run again with --debug, and report it", error, 1)
+        _give_up(f"unexpected {type(error).__name__}: {error}. Run again with {DEBUG}, and report it", error, 1)
 
 
 def _give_up(message: str, error: BaseException, code: int) -> NoReturn:
-    if "--debug" in sys.argv:
+    if DEBUG in sys.argv and not isinstance(error, click.ClickException):
         raise error
     _say(message)
     sys.exit(code)
 
 
 def _say_interrupted() -> None:
-    again = "The same command with --resume goes on" if "segment" in sys.argv else "Run it again"
+    resumes = not {"segment", "train"}.isdisjoint(sys.argv)
+    again = "The same command with --resume goes on" if resumes else "Run it again"
     shard = any(word.startswith("--shard") for word in sys.argv)
     _say(f"interrupted. {'The same command goes on' if shard else again}")
 

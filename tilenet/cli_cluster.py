@@ -39,7 +39,7 @@ def cluster_of(options: dict[str, Any]) -> Iterator[Any]:
     workers, scheduler, cluster = (options.pop(name) for name in WAYS)
     files = [options.pop(name) for name in TLS]
     if sum(way is not None for way in (workers, scheduler, cluster)) > 1:
-        raise SettingsError("--workers, --scheduler and --cluster: say one of them")
+        raise SettingsError("--workers, --scheduler and --cluster: give only one of them")
     if any(files) and not (all(files) and scheduler):
         raise SettingsError("--tls-ca-file, --tls-cert and --tls-key go together, with --scheduler")
     if (workers, scheduler, cluster) == (None, None, None):

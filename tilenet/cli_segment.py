@@ -60,8 +60,6 @@ def segment(
     **options: Any,
 ) -> None:
     """Segment IMAGE into the mask OUT, or into labels of an OME-Zarr image."""
-    if resume and overwrite:
-        raise SettingsError("--resume and --overwrite: say one of them")
     import numpy as np
 
     from tilenet import api, machine, picture_files, pictures

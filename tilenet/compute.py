@@ -20,6 +20,7 @@ from tilenet.scaling import Scaling
 from tilenet.store import Spread, Store, TissueMap
 
 Progress = Callable[[int, int], None]
+Reported = Callable[[Report], None]
 # Failed blocks that an error names.
 NAMED = 4
 
@@ -42,7 +43,7 @@ def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress |
         return report
     finally:
         store.close()
-        job.image.close()
+        job.close()
 
 
 def raise_if_failed(report: Report, job: Job) -> None:
@@ -104,18 +105,24 @@ def counted(job: Job, pending: Iterable[int], progress: Progress | None) -> Call
     return advance
 
 
-def to_array(job: Job, numbers: Scaling, *, progress: Progress | None = None) -> NDArray[Any]:
+def to_array(
+    job: Job, numbers: Scaling, *, progress: Progress | None = None, report: Reported | None = None
+) -> NDArray[Any]:
     """Return the job's one array, whole: classes (*n); or (K, *n), with ``c`` behind ``t``."""
     sink, tissue = ArraySink(job), job.tissue
-    report = run_job(job, numbers, sink, tissue=tissue.map if tissue else None, progress=progress)
-    if report.failures:
-        raise BlocksFailed(f"{_failed(report, job)}. Mend the image or the model")
+    done = run_job(job, numbers, sink, tissue=tissue.map if tissue else None, progress=progress)
+    if done.failures:
+        raise BlocksFailed(f"{_failed(done, job)}. Fix the image or the model")
+    if report:
+        report(done)
     (array,) = sink.arrays.values()
     classes_first = array.ndim > len(job.plan.shape)
     return np.moveaxis(array, 0, 1) if classes_first and job.image.box_axes.startswith("t") else array
 
 
-def to_objects(job: Job, numbers: Scaling, *, progress: Progress | None = None) -> NDArray[np.int32]:
+def to_objects(
+    job: Job, numbers: Scaling, *, progress: Progress | None = None, report: Reported | None = None
+) -> NDArray[np.int32]:
     """Return numbered objects (*n) of an image that fits in memory; 0 is background.
 
     Raises
@@ -129,7 +136,8 @@ def to_objects(job: Job, numbers: Scaling, *, progress: Progress | None = None) 
             f"{job.image.name}: objects are found in one plane (or volume, by a 3-D network) at a time, "
             f"not in {' x '.join(map(str, outer))}. Segment planes one by one"
         )
-    probabilities = to_array(job, numbers, progress=progress).reshape(-1, *job.plan.shape[-job.footprint.ndim :])
+    sides = job.plan.shape[-job.footprint.ndim :]
+    probabilities = to_array(job, numbers, progress=progress, report=report).reshape(-1, *sides)
     if len(probabilities) == 1:
         probabilities = np.concatenate([1 - probabilities, probabilities])
     return objects(probabilities).reshape(job.plan.shape)
@@ -161,7 +169,7 @@ class ArraySink:
         for name, block in arrays.items():
             lead = block.shape[: block.ndim - len(self._plan.shape)]
             if name not in self.arrays:
-                self.arrays[name] = np.empty(lead + self._plan.shape, block.dtype)
+                self.arrays[name] = np.zeros(lead + self._plan.shape, block.dtype)
             place: tuple[Any, ...] = (..., *self._plan[index].box.slices)
             self.arrays[name][place] = block
         self._there.add(index)

@@ -21,6 +21,7 @@ Logits = NDArray[np.floating[Any]]
 Arrays = dict[str, NDArray[Any]]
 # Logits that are decided upon at once, so that what is between them fits a cache: half the time of a whole tile.
 STRIP_BYTES = 2**20
+PROBABILITY_DTYPES = ("float16", "float32", "float64")
 ARRAYS_OF_OUTPUT = {
     "mask": ("mask",),
     "probabilities": ("probabilities",),
@@ -45,7 +46,7 @@ class Decision:
     arrays : tuple of str
         Those wanted, of ``mask``, ``probabilities`` and ``logits``.
     probability_dtype : str
-        ``float32`` or ``float16``.
+        One of `PROBABILITY_DTYPES`.
 
     Examples
     --------
@@ -70,6 +71,8 @@ class Decision:
             raise SettingsError(f"a threshold needs a network of one output; this one has {len(card.mask_of_class)}")
         if several and card.output != "softmax" and output in ("mask", "both"):
             raise SettingsError(f"{len(card.classes)} outputs of {card.output} make no mask; ask for probabilities")
+        if probability_dtype not in PROBABILITY_DTYPES:
+            raise SettingsError(f"probabilities are {', '.join(PROBABILITY_DTYPES)}, not {probability_dtype}")
         level = card.threshold if threshold is None else threshold
         if card.output == "sigmoid" and not 0 < level < 1:
             raise SettingsError(f"threshold {level} is not between 0 and 1")

@@ -100,7 +100,7 @@ def fill_by_workers(
         return slide.report
     finally:
         store.close()
-        job.image.close()
+        job.close()
 
 
 def work_off(client: Client, slides: Iterable[Slide]) -> Iterator[Slide]:

@@ -37,7 +37,7 @@ from tilenet.unet import UNet
 # Largest difference from the plain network, as a part of the logits' range.
 TOLERANCE = 1e-5
 log = logging.getLogger("tilenet")
-# Major compute capability of the GPUs for whose matrix units, and copies between memories, the kernels are parted.
+# Major compute capability of the GPUs for which the block sizes of the kernels were chosen.
 HOPPER = 9
 # From pixels (N, C, h, w), and what prepares them, to logits.
 FastPath = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]

@@ -41,9 +41,9 @@ class Frame:
     pitch : tuple of int
         Rows and columns that each image takes.
     shape : tuple of int
-        Height and width of what is meant of each.
+        Height and width of the valid part of each image.
     first : int
-        Row of the first pixel that is meant.
+        Row of the first valid pixel.
     """
 
     rows: Tensor

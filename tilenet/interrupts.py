@@ -62,7 +62,9 @@ def _ignore(number: int, frame: Any) -> None:
 
 
 def _watch(woken: socket.socket, last_words: Callable[[], None]) -> None:
-    number = woken.recv(1)
+    # Every signal that has a handler in Python wakes it, those of others too.
+    while (number := woken.recv(1)) and number[0] not in SIGNALS:
+        pass
     if number:  # not closed here: a second signal would have nowhere to be written to
         time.sleep(GRACE)
         last_words()

@@ -60,7 +60,7 @@ class Target:
             If that is no name; if the image has labels of that name that tilenet did not write.
         """
         if not name.isprintable() or "/" in name or "\\" in name or not name.strip() or name.startswith((".", "__")):
-            raise OutputError(f"{self.path}: {name!r} is no name of labels. Give one with --name, such as nuclei")
+            raise OutputError(f"{self.path}: {name!r} is not a valid name of labels. Give another with --name: nuclei")
         path = self.path / LABELS / name
         there = path.exists() or path.is_symlink()
         if (there or name in read_list(path.parent, self.zarr_format)) and not (there and is_ours(path)):

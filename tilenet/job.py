@@ -70,6 +70,8 @@ class Job:
         What is asked about tissue.
     inside : mapping
         What the layout says of the image that the mask lies in; empty if it lies in none.
+    owns_image : bool
+        Whether the image was opened for this job, which then closes it; not one that the caller had opened.
     """
 
     image: Image
@@ -85,6 +87,18 @@ class Job:
     resolution: Resolution
     search: Search
     inside: Mapping[str, Any] = field(default_factory=dict)
+    owns_image: bool = True
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the image, if it was opened for this job."""
+        if self.owns_image:
+            self.image.close()
 
     def predictor(self, numbers: Scaling) -> Predictor:
         """Return what turns raw pixels into logits."""
@@ -202,7 +216,7 @@ def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any], na
     """Raise `OutputMismatch` where a run to be resumed, whose output is `name`, was started with something else."""
     if differs := contradiction(found, wanted):
         part, field_, old, new = differs
-        how = "Leave the option out" if part == "record" else f"That is another {part}: give the same"
+        how = "Leave the option out" if part == "record" else f"Give the {part} that the run was started with"
         raise OutputMismatch(
             f"{name}: the run to be resumed has {part} {field_} = {old}, now it is {new}. "
             f"{how}, or start again with --overwrite"

@@ -12,9 +12,7 @@ not the chunks.
 from __future__ import annotations
 
 import copy
-import os
 import weakref
-from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -95,11 +93,13 @@ def lazy(
     if unknown := set(settings) - set(SETTINGS):
         raise TypeError(f"lazy() got an unexpected keyword argument {min(unknown)!r}")
     check_output_option(output, stored=False)
-    several = {k: v for k, v in settings.items() if k in ("tile", "channels") and isinstance(v, Sequence)}
-    settings |= {k: tuple(v) for k, v in several.items() if not isinstance(v, str)}
     job = settle(image, model, Options(**settings, output=output, batch=1), footprint=footprint)
-    tiles = Tiles(_portable(job, model), job.numbers(), uuid4().hex)
-    if isinstance(image, str | os.PathLike):
+    try:
+        tiles = Tiles(_portable(job, model), job.numbers(), uuid4().hex)
+    except BaseException:
+        job.close()
+        raise
+    if job.owns_image:
         weakref.finalize(tiles, job.image.close)
     return _dask_array(tiles, chunks)
 

@@ -21,6 +21,8 @@ from tilenet.errors import ModelError, ModelNotFound
 from tilenet.readers.boundary import one_line
 from tilenet.scaling import parse_rule
 from tilenet.states import State, read_claims, read_weights
+from tilenet.store.files import AGAIN
+from tilenet.store.place import put_whole
 from tilenet.unet import UNet
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -119,6 +121,13 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
         Must end in ``.safetensors``; an existing file is replaced.
     card : ModelCard, optional
         Default the network's own ``card``; the architecture is always the network's.
+
+    Raises
+    ------
+    ModelError
+        If the path has another ending, or the card does not fit the network.
+    EnvironmentFault
+        If it cannot be written there.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -126,10 +135,9 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
     card = card or model.card or ModelCard()
     card = replace(card, name=card.name or path.stem, architecture=model.options).completed(model.n_classes)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    # Not by `save_file`, whose files nobody but their owner may read; replaced whole, for a kill meanwhile.
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(save(state, metadata={"format": "pt", "tilenet": card.to_json()}))
-    temporary.replace(path)
+    # Not by `save_file`, whose files nobody but their owner may read.
+    with put_whole(path, again=AGAIN) as part:
+        part.write_bytes(save(state, metadata={"format": "pt", "tilenet": card.to_json()}))
     return path
 
 

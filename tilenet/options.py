@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import index
 from typing import Any
 
 from tilenet.errors import SettingsError
@@ -17,9 +18,9 @@ class Options:
     mpp: float | None = None
     axes: str | None = None
     # Numbers, or names that the image says: settling makes numbers of all. A text is one name.
-    channels: tuple[int | str, ...] | str | None = None
-    tile: int | tuple[int, ...] | None = None
-    block: int | tuple[int, ...] | None = None
+    channels: Sequence[int | str] | str | None = None
+    tile: int | Sequence[int] | None = None
+    block: int | Sequence[int] | None = None
     batch: int | None = None
     memory: int | None = None
     threads: int | None = None
@@ -37,8 +38,14 @@ class Options:
     factor: tuple[Any, ...] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.channels, str):
-            object.__setattr__(self, "channels", (self.channels,))
+        """Take numbers and sequences of any kind as plain ones; refuse what no run could be done with."""
+        for name in ("channels", "tile", "block"):
+            object.__setattr__(self, name, _plain(getattr(self, name), name))
+        for name in ("threads", "batch", "memory"):
+            value = _plain(getattr(self, name), name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise SettingsError(f"{name} {value}: must be a whole number, 1 at least")
+            object.__setattr__(self, name, value)
 
     def or_recorded(self, record: Mapping[str, Any]) -> Options:
         """Return the options with what is unsaid taken from a run record."""
@@ -69,9 +76,23 @@ def check_output_option(output: str | None, *, stored: bool) -> None:
 def refuse_with_objects(*, output: str | None, resume: bool) -> None:
     """Raise `SettingsError` for what objects, found in memory, cannot be asked with."""
     if output not in (None, "mask"):
-        raise SettingsError(f"objects and output {output!r}: say one of them")
+        raise SettingsError(f"objects and output {output!r}: give only one of them")
     if resume:
         raise SettingsError("objects are found in memory at once, so there is nothing to resume; use overwrite")
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return a whole number, or a tuple of them and of texts, as Python's own."""
+    if value is None or isinstance(value, str):
+        return (value,) if value is not None and name == "channels" else value
+    try:
+        return int(index(value))
+    except TypeError:
+        pass
+    try:
+        return tuple(each if isinstance(each, str) else int(index(each)) for each in value)
+    except TypeError as error:
+        raise SettingsError(f"{name} {value!r}: neither a whole number nor a sequence of them") from error
 
 
 def _frozen(value: Any) -> Any:

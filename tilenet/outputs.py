@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tilenet.address import check_local, is_address
-from tilenet.compute import Progress, finish, to_objects
+from tilenet.compute import Progress, Reported, finish, to_objects
 from tilenet.errors import OutputError, OutputExists, SettingsError
 from tilenet.into import Target, open_target
 from tilenet.job import Job
@@ -17,7 +17,8 @@ from tilenet.models import name_of
 from tilenet.readers.kinds import SLIDE_NAMES
 from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
-from tilenet.store import Store, can_resume, check_free
+from tilenet.spared import refuse_inside
+from tilenet.store import Share, Store, can_resume, check_free
 from tilenet.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask
 
 # Endings that people take for a file of that kind, where a folder would appear; and what to do for one.
@@ -52,18 +53,20 @@ def labels_place(into: str | Path | None, name: str | None, out: str | Path | No
     if into is None:
         raise SettingsError(f"name {name!r} is of labels in an image: say which image, with into")
     if out is not None:
-        raise SettingsError(f"out {out} and into {into}: say one of them")
+        raise SettingsError(f"out {out} and into {into}: give only one of them")
     target = open_target(into)
     return target, target.place(name_of(model) if name is None else name)
 
 
-def spare_the_input(out: Path, image: Any) -> None:
-    """Refuse an output that is remote, the image itself, or a folder that holds it."""
+def spare_the_input(out: Path, image: Any, *, inside: bool = False) -> None:
+    """Refuse an output that is remote, the image itself, a folder that holds it or, but for labels, lies inside it."""
     check_local(out)
+    if not inside:
+        refuse_inside(out, image=image)
     if isinstance(image, str | Path) and not is_address(image):
         source, target = Path(image).resolve(), out.resolve()
-        if target == source or target in source.parents:
-            raise OutputExists(f"{out}: is, or holds, the image that is to be read. Choose another path")
+        if target in source.parents:
+            raise OutputExists(f"{out}: holds the image that is to be read. Choose another path")
 
 
 def open_store(
@@ -72,19 +75,32 @@ def open_store(
     """Create a store, or open one to go on with: what can be refused early is."""
     if not (resume and can_resume(out)):
         check_free(out, overwrite=overwrite)
-        job = wanted.settle()
-        layout, info, numbers = job.described()
-        return Store.create(out, layout, info, overwrite=overwrite), job, numbers
+        return create_store(out, wanted, overwrite=overwrite)
     store = Store.resume(out)
     return store, *wanted.settle_for(store)
 
 
-def store_objects(out: Path, wanted: Wanted, *, overwrite: bool, progress: Progress | None) -> None:
+def create_store(
+    out: Path, wanted: Wanted, *, overwrite: bool = False, share: Share | None = None
+) -> tuple[Store, Job, Scaling]:
+    """Create a store, or a share of one."""
+    job = wanted.settle()
+    try:
+        layout, info, numbers = job.described()
+        return Store.create(out, layout, info, overwrite=overwrite, share=share), job, numbers
+    except BaseException:
+        job.close()
+        raise
+
+
+def store_objects(
+    out: Path, wanted: Wanted, *, overwrite: bool, progress: Progress | None, report: Reported | None
+) -> None:
     """Find objects in memory, then write them: there is nothing to resume."""
     check_free(out, overwrite=overwrite)
-    job = wanted.settle()
-    layout, info, numbers = job.described()
-    labels = to_objects(job, numbers, progress=progress).astype(np.uint32)
+    with wanted.settle() as job:
+        layout, info, numbers = job.described()
+        labels = to_objects(job, numbers, progress=progress, report=report).astype(np.uint32)
     layout = replace(layout, labels={}, largest=max(2**16, int(labels.max(initial=0))), classes=0)
     store = Store.create(out, layout, info, overwrite=overwrite)
     try:
@@ -93,7 +109,6 @@ def store_objects(out: Path, wanted: Wanted, *, overwrite: bool, progress: Progr
         finish(store)
     finally:
         store.close()
-        job.image.close()
 
 
 def check_tiff(out: Path, output: str | None, *, replace: bool) -> None:
@@ -107,7 +122,7 @@ def same_tiff(out: Path, wanted: Wanted) -> TiffMask:
     """Return a TIFF that is whole already, if it is right and was made from the same."""
     mask = open_tiff_mask(out)
     job, _ = wanted.settle_as(mask.info, out)
-    job.image.close()
+    job.close()
     if damage := mask.check():
         raise OutputError(f"{out}: {damage[0]}. Start again with --overwrite")
     return mask

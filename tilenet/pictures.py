@@ -15,7 +15,7 @@ from tilenet.drawing import Picture, draw_bar, paint, paint_tissue
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.options import Options
-from tilenet.provenance import open_as_segmented, remark
+from tilenet.provenance import closing, open_as_segmented, remark
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution
 from tilenet.region import Roi, find_roi
@@ -86,7 +86,7 @@ def overlay(
     if max_side < 1:
         raise SettingsError(f"max_side is at least 1, not {max_side}")
     found = open_mask(mask)
-    with _as_segmented(image, found) as source:
+    with closing(_as_segmented(image, found), image) as source:
         if isinstance(image, str | Path | Image) and (said := remark(source, found)):
             LOG.warning("%s", said)
         part = _plane(_part(source, found, roi), found, plane)
@@ -112,11 +112,11 @@ def _as_segmented(image: Any, mask: Mask | TiffMask) -> Image:
     whole = mask.info["record"].get("roi") is None
     fits = ends == stored.box_shape if whole else all(b <= n for b, n in zip(ends, stored.box_shape, strict=False))
     if stored.box_axes != mask.axes or not fits:
-        stored.close()
-        raise OutputMismatch(
-            f"{mask.path}: is {mask.axes} {mask.shape}, {stored.name} is {stored.box_axes} {stored.box_shape}. "
-            f"Give the image that was segmented"
-        )
+        with closing(stored, image):
+            raise OutputMismatch(
+                f"{mask.path}: is {mask.axes} {mask.shape}, {stored.name} is {stored.box_axes} {stored.box_shape}. "
+                f"Give the image that was segmented"
+            )
     return stored if options.channels is None else stored.with_channels(stored.channel_numbers(options.channels))
 
 

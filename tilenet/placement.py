@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tilenet.corners import Ring
 from tilenet.errors import ImageError, OutputMismatch
-from tilenet.provenance import open_as_segmented, refuse_another
+from tilenet.provenance import closing, open_as_segmented, refuse_another
 from tilenet.readers.image import Image
 from tilenet.resolution import AS_STORED, covered, recorded
 from tilenet.store import Mask
@@ -59,7 +59,7 @@ def find_grid(mask: Mask | TiffMask, image: str | Path | None) -> Grid:
     as_it_is = record["level"] == 0 and by == AS_STORED
     if as_it_is and image is None:
         return Grid(origin)
-    with _image_of(mask, image) as opened:
+    with closing(_image_of(mask, image), image) as opened:
         refuse_another(opened, mask)
         full, stored = (_in_plane(opened.axes, opened.levels[k].shape) for k in (0, record["level"]))
     if as_it_is:

@@ -236,21 +236,31 @@ def count_outputs(model: Any, footprint: Footprint, channels: int) -> int:
         outputs: int = model.n_classes
         return outputs
     x = np.zeros((1, channels, *(a.legal_at_least(a.smallest + PROBE) for a in footprint.axes)), np.float32)
-    shape = tuple(_probed(model, x) if is_network(model) else np.shape(model(x)))
+    shape = _probed(model, x)
     want = footprint.output_shape(x.shape[2:])
     if shape[2:] != want:
         raise ModelError(f"the footprint says {x.shape[2:]} -> {want}, the network gives {shape[2:]}")
     return int(shape[1])
 
 
-def _probed(network: nn.Module, x: NDArray[np.float32]) -> tuple[int, ...]:
+def _probed(model: Any, x: NDArray[np.float32]) -> tuple[int, ...]:
+    """Return the shape of what a model makes of an input."""
+    try:
+        made = _passed(model, x) if is_network(model) else model(x)
+    except Exception as error:  # of whatever kind: it is somebody's code
+        said = str(error) or type(error).__name__
+        raise ModelError(f"the network does not take an input of shape {x.shape}: {said}") from error
+    if not hasattr(made, "shape"):
+        kind = type(made).__name__
+        raise ModelError(f"the network gives a {kind}, not an array of logits. Wrap it in what returns them alone")
+    return tuple(made.shape)
+
+
+def _passed(network: nn.Module, x: NDArray[np.float32]) -> Any:
     probe = copy.deepcopy(network).eval()
     parameter = next(iter(probe.parameters()), torch.zeros(()))
-    try:
-        with torch.inference_mode():
-            return tuple(probe(torch.from_numpy(x).to(parameter.device, parameter.dtype)).shape)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ModelError(f"the network does not take an input of shape {x.shape}: {error}") from error
+    with torch.inference_mode():
+        return probe(torch.from_numpy(x).to(parameter.device, parameter.dtype))
 
 
 def demand_of(network: object, precision: str, channels: int, *, engine: str, device: str) -> Demand:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tilenet.address import shown
@@ -40,6 +41,11 @@ def open_as_segmented(source: Any, mask: Mask | TiffMask) -> Image:
         ) from error
 
 
+def closing(image: Image, source: Any) -> AbstractContextManager[Image]:
+    """Return what closes an image at its end, unless it was opened by the caller, as the source of itself."""
+    return nullcontext(image) if isinstance(source, Image) else image
+
+
 def difference(image: Image, mask: Mask | TiffMask) -> str:
     """Return how an image differs from the one that a mask was made from; nothing where it is the same."""
     recorded, here = mask.info["image"], json.loads(json.dumps(image.identity()))
@@ -61,12 +67,8 @@ def refuse_another(image: Image, mask: Mask | TiffMask) -> None:
 
 def check_image(source: Any, mask: Mask | TiffMask) -> None:
     """Raise `OutputMismatch` for what is not the image that a mask was made from."""
-    image = open_as_segmented(source, mask)
-    try:
+    with closing(open_as_segmented(source, mask), source) as image:
         refuse_another(image, mask)
-    finally:
-        if not isinstance(source, Image):  # an open one is the caller's
-            image.close()
 
 
 def remark(image: Image, mask: Mask | TiffMask) -> str:
@@ -85,12 +87,10 @@ def remark(image: Image, mask: Mask | TiffMask) -> str:
 def _fault(source: Any, missing: str) -> str:
     """Return why an image cannot be opened as it is, if it cannot."""
     try:
-        image = open_image(source, missing=missing)
+        with closing(open_image(source, missing=missing), source):
+            return ""
     except TilenetError as error:
         return str(error)
-    if not isinstance(source, Image):
-        image.close()
-    return ""
 
 
 def _short(value: Any) -> str:

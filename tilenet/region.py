@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 from tilenet.errors import SettingsError
@@ -51,7 +52,8 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     """
     if isinstance(roi, str):
         roi = parse_roi(roi)
-    ranges = [_ends(entry) for entry in ([roi] if isinstance(roi, slice) else roi or ())]
+    entries = () if roi is None else (roi,) if isinstance(roi, slice) else roi
+    ranges = [_ends(entry) for entry in entries]
     missing = len(shape) - len(ranges)
     if missing < 0:
         raise SettingsError(f"{name}: roi has {len(ranges)} axes, the image {len(shape)}. Give one start:stop an axis")
@@ -80,7 +82,7 @@ def _ends(entry: Any) -> tuple[int | None, int | None]:
             raise SettingsError(f"roi {entry}: steps of {entry.step} px cannot be taken. Leave the step out")
         entry = (entry.start, entry.stop)
     try:
-        start, stop = (None if end is None else int(end) for end in entry)
+        start, stop = (None if end is None else index(end) for end in entry)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"roi {entry!r} is neither a slice nor (start, stop). Give one of them an axis") from error
     return start, stop

@@ -203,7 +203,7 @@ class _Blocks:
             if block.index not in failures:
                 for tile, arrays in zip(work.tiles, made, strict=True):
                     self._put(block, tile, arrays)
-                self._progress(sum(tile.write.size for tile in work.tiles))
+        self._progress(sum(tile.write.size for tile in work.tiles))
         if work.last:
             if block.index not in failures:
                 write = self._writer.submit(timed, self._sink.write, block.index, self._buffers)

@@ -29,7 +29,12 @@ WHOLE_LEVEL = 2**24
 SAMPLES, SAMPLE = 8, 256
 # Pixels that are counted at once: few enough to stay in the cache.
 COUNTED = 2**18
-METHODS = ("none", "linear", "percentile")
+# What a rule of each method may say.
+KEYS = {
+    "none": ("clip",),
+    "linear": ("subtract", "divide", "clip"),
+    "percentile": ("low", "high", "per_channel", "clip"),
+}
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,12 @@ def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
         Read only by ``percentile``, from a coarse level where there is one.
     """
     try:
+        if unknown := set(rule) - {"method", *KEYS.get(rule.get("method", ""), rule)}:
+            raise ValueError(f"it knows no {min(map(str, unknown))}")
         numbers = _resolved(rule, image)
         used = [*numbers.subtract, *numbers.divide, *(numbers.clip or (0, 1))]
-        if len(numbers.clip or (0, 1)) != 2 or not all(map(isfinite, used)) or 0 in numbers.divide:
+        low, high = numbers.clip or (0, 1)
+        if not low < high or not all(map(isfinite, used)) or 0 in numbers.divide:
             raise ValueError(f"it would be {numbers.to_json()}")
         if not {len(numbers.subtract), len(numbers.divide)} <= {1, image.n_channels}:
             raise ValueError(f"it has numbers for other than {image.n_channels} channels")
@@ -113,7 +121,9 @@ def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         said = f"{type(error).__name__}: {str(error)[:100]}"
-        raise ModelError(f"scaling {str(dict(rule))[:100]} cannot be used ({said}). Say another (--scaling)") from error
+        raise ModelError(
+            f"scaling {str(dict(rule))[:100]} cannot be used ({said}). Give another (--scaling)"
+        ) from error
     return numbers
 
 
@@ -129,7 +139,7 @@ def _resolved(rule: Mapping[str, Any], image: Image) -> Scaling:
                 raise SettingsError(f"percentiles {rule['low']} and {rule['high']}: the first must be the lower")
             return of_percentiles(sample(image), rule, name=image.name)
         case other:
-            raise ModelError(f"model card: scaling method {other!r} is none of {', '.join(METHODS)}")
+            raise ModelError(f"model card: scaling method {other!r} is none of {', '.join(KEYS)}")
 
 
 def of_percentiles(parts: Sequence[Pixels], rule: Mapping[str, Any], *, name: str) -> Scaling:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tilenet import machine, predict, tissue
 from tilenet.bands import Demand
@@ -73,7 +73,7 @@ class Wanted:
         try:
             refuse(info, job.info(numbers), name)
         except BaseException:
-            job.image.close()
+            job.close()
             raise
         return job, numbers
 
@@ -104,9 +104,29 @@ def settle(
     target : Target, optional
         The OME-Zarr image that the mask goes into.
     """
-    network, card, origin = _find_network(model)
-    footprint = predict.footprint_of(network, footprint)
+    found = _find_model(model)
+    footprint = predict.footprint_of(found.network, footprint)
     opened = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
+    owns_image = not isinstance(source, Image)
+    try:
+        job = _settled(opened, found, options, footprint=footprint, target=target)
+    except BaseException:
+        if owns_image:
+            opened.close()
+        raise
+    return replace(job, owns_image=owns_image)
+
+
+class _Model(NamedTuple):
+    """A network, its card, and where it came from."""
+
+    network: Any
+    card: ModelCard
+    source: str
+
+
+def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footprint, target: Target | None) -> Job:
+    network, card, source = model
     if opened.told_axes not in ("", opened.axes):
         LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.told_axes)
     channels = None if options.channels is None else opened.channel_numbers(options.channels)
@@ -139,19 +159,33 @@ def settle(
         "scaling": dict(options.scaling or card.scaling),
         "threshold": decision.threshold if len(card.classes) == 1 else None,
     }
-    how = (str(device), record, resolution, search, inside)
-    return Job(image, network, card, origin, plan, decision, footprint, demand, *how)
+    return Job(
+        image=image,
+        network=network,
+        card=card,
+        source=source,
+        plan=plan,
+        decision=decision,
+        footprint=footprint,
+        demand=demand,
+        device=str(device),
+        record=record,
+        resolution=resolution,
+        search=search,
+        inside=inside,
+    )
 
 
-def _find_network(model: Any) -> tuple[Any, ModelCard, str]:
+def _find_model(model: Any) -> _Model:
     if isinstance(model, str | Path):
         network = load_model(model)
         assert network.card is not None
-        return network, network.card, str(model if str(model) == network.card.name else find_model(model).absolute())
+        source = str(model if str(model) == network.card.name else find_model(model).absolute())
+        return _Model(network, network.card, source)
     if not callable(model):
         raise ModelError(f"a model is a name, a path, a torch.nn.Module or a callable, not a {type(model).__name__}")
     card = getattr(model, "card", None) or ModelCard(name=type(model).__name__)
-    return model, card, type(model).__name__
+    return _Model(model, card, type(model).__name__)
 
 
 def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:
@@ -254,16 +288,16 @@ def _asked(options: Options, image: Image, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _inner(sides: int | tuple[int, ...] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
+def _inner(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
     """Return the sides along the network's axes; those of a record have the outer ones too."""
     return sides if sides is None or isinstance(sides, int) else tuple(sides)[-footprint.ndim :]
 
 
-def _inner_tile(sides: int | tuple[int, ...] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
+def _inner_tile(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
     """Return a tile's sides along the network's axes; along the axes in front it is one plane long."""
     outer = () if sides is None or isinstance(sides, int) else sides[: -footprint.ndim]
     if any(side != 1 for side in outer):
-        said = ",".join(map(str, sides)) if isinstance(sides, tuple) else sides
+        said = sides if isinstance(sides, int | None) else ",".join(map(str, sides))
         raise SettingsError(
             f"tile {said} has {len(outer) + footprint.ndim} sides, and a {footprint.ndim}-D network is looped over "
             f"planes. Give {footprint.ndim} sides, or a {footprint.ndim + len(outer)}-D model"

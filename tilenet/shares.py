@@ -18,6 +18,7 @@ from tilenet.compute import Progress, finish, raise_if_failed, run_job
 from tilenet.decide import Arrays
 from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, SettingsError
 from tilenet.job import Job
+from tilenet.outputs import create_store
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
@@ -99,7 +100,7 @@ def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | 
         raise_if_failed(report, job)
     finally:
         store.close()
-        job.image.close()
+        job.close()
     started = time.perf_counter()
     _finish_if_last(out)
     report.finished = time.perf_counter() - started
@@ -111,9 +112,7 @@ def _open_share(out: Path, wanted: Wanted, share: Share) -> tuple[Store, Job, Sc
     if not can_resume(out):
         try:
             check_free(out)
-            job = wanted.settle()
-            layout, info, numbers = job.described()
-            return Store.create(out, layout, info, share=share), job, numbers
+            return create_store(out, wanted, share=share)
         except OutputExists:
             if not can_resume(out):
                 raise

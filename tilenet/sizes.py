@@ -21,7 +21,7 @@ DEFAULT_MEMORY = 4_000_000_000
 # Of the memory, the part that activations may fill; the rest holds the interpreter, the
 # tiles read ahead and the blocks being written.
 ACTIVATIONS = (3, 4)
-# What a predictor that does not say is taken to need, of bytes for each pixel; the paper's network needs about 1300.
+# Bytes for each input pixel that a predictor is taken to need which declares none; the paper's network needs 1300.
 DEFAULT_DEMAND = Demand(2048)
 # Smallest and largest default block side, by the number of axes: 2**18 to 2**24 pixels.
 BLOCK_SIDES = {1: (2**18, 2**24), 2: (512, 4096), 3: (64, 256)}
@@ -87,6 +87,8 @@ def plan_tiles(
     (35, (1024, 1024), (1024, 1024))
     """
     shape, outer = tuple(map(int, shape)), len(shape) - footprint.ndim
+    if footprint.ndim not in BLOCK_SIDES:
+        raise SettingsError(f"a network has 1 to {max(BLOCK_SIDES)} axes, not {footprint.ndim}")
     if outer < 0 or min(shape, default=0) < 1:
         raise SettingsError(f"an image of shape {shape} does not suit a network with {footprint.ndim} axes")
     inner, origin = shape[outer:], tuple(map(int, origin)) if any(origin) else ()

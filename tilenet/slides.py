@@ -19,7 +19,7 @@ from tilenet.distributed import check_sendable, task_of, work_off
 from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
 from tilenet.flights import Slide
 from tilenet.footprint import Footprint
-from tilenet.options import Options
+from tilenet.options import Options, check_output_option
 from tilenet.orders import Order, read_orders
 from tilenet.outputs import check_folder_name, open_store, spare_the_input
 from tilenet.picture_files import check_picture_place, overview_beside, save
@@ -100,6 +100,7 @@ def batch(
         raise SettingsError(f"batch has no such option: {one_line(error)}") from error
     orders = read_orders([images] if isinstance(images, str | Path) else images, model=model, options=common)
     for order in orders:
+        check_output_option(order.options.output, stored=True)
         if client is not None:
             check_sendable(order.image, order.model)
     check_local(out)
@@ -138,8 +139,8 @@ class _Batch:
             for slide in work_off(client, slides) if client is not None else _one_by_one(slides):
                 finishing.add(finishers.submit(self._finish, slide))
                 while len(finishing) > WAITING:
-                    finishing = wait(finishing, return_when=FIRST_COMPLETED).not_done
-            wait(finishing)
+                    finishing = _raised(*wait(finishing, return_when=FIRST_COMPLETED))
+            _raised(*wait(finishing))
         finally:
             opener.shutdown(wait=False, cancel_futures=True)
             finishers.shutdown(wait=False, cancel_futures=True)
@@ -185,12 +186,14 @@ class _Batch:
             check_picture_place(overview_beside(out), replace=True, image=order.image)
         store, job, _ = open_store(out, wanted, resume=True)
         if store.complete:  # another process was quicker, or only tidying was left
+            job.close()
             self._note(order.name, "skipped", store=store)
             return None
         try:
             report = Report(skipped=skip_glass(job, store, store.layout.tissue_map))
         except BaseException:
             store.close()
+            job.close()
             raise
         return Slide(task_of(store, wanted), store, job, name=order.name, report=report)
 
@@ -206,7 +209,7 @@ class _Batch:
             self._note(slide.name, "done", store=slide.store)
         finally:
             slide.store.close()
-            slide.job.image.close()
+            slide.job.close()
             del self._open[slide.name]
 
     def _note(self, name: str, status: str, *, store: Store | None = None, error: Exception | None = None) -> None:
@@ -220,6 +223,13 @@ class _Batch:
             result = Result(name, shown(order.image), status, pixels, tissue=tissue, seconds=seconds, error=said)
             self._results[name] = result
             self._tell(result)
+
+
+def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Future[None]]:
+    """Return those that are waited for; raise what those that are done have raised, such as `tell` of the caller."""
+    for future in done:
+        future.result()
+    return waiting
 
 
 def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
@@ -237,5 +247,5 @@ def _unchanged(out: Path, wanted: Wanted) -> Store:
     """Return the complete store of an image, if it is what these options would make."""
     store = Store.inspect(out)
     job, _ = wanted.settle_as(store.info, out)
-    job.image.close()
+    job.close()
     return store

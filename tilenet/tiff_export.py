@@ -91,7 +91,7 @@ def intact(mask: str | Path) -> Layout:
     if damage := store.check():
         raise BlocksFailed(
             f"{mask}: {len(damage)} files are not what was written ({damage[0]}). "
-            f"Mend it: run the command that made it again, with --resume"
+            f"Repair it: run the command that made it again, with --resume"
         )
     return store.layout
 

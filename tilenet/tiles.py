@@ -125,7 +125,7 @@ class Tiles:
             raise
         except Exception as error:
             where = f"{job.image.name}: the tile at {tile.write} cannot be computed"
-            raise BlocksFailed(f"{where}: {reason_of(error)}. Mend the image or the model") from error
+            raise BlocksFailed(f"{where}: {reason_of(error)}. Fix the image or the model") from error
         return values.reshape(-1, *tile.write.shape)
 
     def _found_predictor(self) -> Predictor:

@@ -86,7 +86,7 @@ def tune(
         Tells the time in seconds.
     """
     job = settle(source, model, options, footprint=footprint)
-    with job.image:
+    with job:
         search = _Search(job, options, deadline=clock() + seconds, clock=clock)
         best = search.default
         for vary in (search.tiles, search.engines, search.threads, search.batches):

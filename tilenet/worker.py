@@ -142,7 +142,7 @@ class Opened:
         """Let go of files."""
         self.store.close()
         if "job" in vars(self):
-            self.job.image.close()
+            self.job.close()
 
 
 class OneBlock:

@@ -155,7 +155,7 @@ def _in_place(axes: str, stored: Sequence[str]) -> tuple[str, ...]:
 
 
 def _advice(shape: Sequence[int]) -> str:
-    return f"Say them with axes (--axes), e.g. axes={_suggested(shape)!r}"
+    return f"Specify them with axes (--axes), e.g. axes={_suggested(shape)!r}"
 
 
 def _suggested(shape: Sequence[int]) -> str:

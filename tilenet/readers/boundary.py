@@ -69,7 +69,10 @@ def _unless_quiet(record: logging.LogRecord) -> bool:
 
 def pixel_dtype(dtype: Any, name: str) -> np.dtype[Any]:
     """Return the native type of an image's pixels; Boolean ones are read as 0 and 1."""
-    stored: np.dtype[Any] = np.dtype(dtype)
+    try:
+        stored: np.dtype[Any] = np.dtype(dtype)
+    except TypeError as error:
+        raise ImageError(f"{name}: its pixels are {dtype}, no type of NumPy. Pass it as a NumPy array") from error
     if stored.kind == "b":
         return np.dtype(np.uint8)
     if stored.kind not in "uif" or stored.itemsize > 8:

@@ -57,6 +57,7 @@ class PieceCache:
     def _decode(self, mine: dict[Key, Future[Pixels]], decode: Callable[[list[Key]], Sequence[Pixels]]) -> None:
         try:
             decoded = decode(list(mine))
+            pieces = list(zip(mine.values(), decoded, strict=True))
         except BaseException as error:
             with self._lock:
                 for key in mine:
@@ -64,7 +65,7 @@ class PieceCache:
             for piece in mine.values():
                 piece.set_exception(error)
             raise
-        for piece, pixels in zip(mine.values(), decoded, strict=True):
+        for piece, pixels in pieces:
             piece.set_result(pixels)
         with self._lock:
             self.n_decoded += len(mine)

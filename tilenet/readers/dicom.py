@@ -94,7 +94,7 @@ class DicomSource:
         return float(steps.mean()) if len(steps) and np.allclose(steps, steps.mean(), rtol=1e-3) else None
 
     def _tiles(self, group: Any) -> tuple[range, range]:
-        """Return the columns and rows that tiles may lack in; none where the file says that it is full."""
+        """Return the columns and rows in which tiles may be missing; none where the file says that it is full."""
         tiled = group.default_instance.image_data.tiled_size
         full = all(str(instance.dataset.tile_type.name) == "FULL" for instance in group.instances.values())
         return (range(0), range(0)) if full else (range(tiled.width), range(tiled.height))

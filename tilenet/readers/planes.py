@@ -1,7 +1,7 @@
 """A folder of numbered planes (TIFF, PNG, JPEG or BMP), read as a stack along z.
 
 File names must be alike but for one number; planes are in the order of that number, and none
-may lack. A plane is read when a box needs it, and kept decoded while there is room; of planes
+may be missing. A plane is read when a box needs it, and kept decoded while there is room; of planes
 larger than that room only the parts are read that a box touches.
 """
 

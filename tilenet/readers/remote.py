@@ -39,7 +39,7 @@ _ENDS = {
 PASSING = (408, 425, 429)
 
 
-# What S3 answers where the bucket lacks, not the file.
+# What S3 answers where the bucket is missing, not the file.
 NO_BUCKET = "<Code>NoSuchBucket</Code>"
 
 

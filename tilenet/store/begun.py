@@ -17,7 +17,9 @@ from tilenet.store.journal import FOLDER
 
 
 def begin(own: Path, flight: str, writer: str) -> str | None:
-    """Note that a writer begins a flight; return who had before, None if nobody (not known who: empty).
+    """Note that a writer begins a flight; return the one that began it earlier, None if there was none.
+
+    Empty if its note cannot be read.
 
     The folder is the journal's: a writer that comes after the end of the store finds none.
     """

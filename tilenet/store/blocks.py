@@ -65,7 +65,7 @@ class Blocks:
 
     def load(self) -> None:
         """Read the journal now: one who shares the work among threads needs it from the start."""
-        assert self.journal is not None
+        _ = self.journal
 
     def pending(self, level: int, among: range | None = None) -> Iterator[int]:
         """Yield the blocks, all or those in a range, that are not in the journal with files of the right sizes."""
@@ -172,7 +172,7 @@ def _checked(values: NDArray[Any], shape: tuple[int, ...], dtype: str) -> NDArra
 def _sizes_in(folder: str, places: Mapping[str, int]) -> NDArray[np.int64]:
     """Return the sizes of the files with these names, each at its place; `NO_FILE` for those that are missing.
 
-    Of a million files: by their names in an open folder, which takes half the time of by their paths.
+    They are looked up relative to an open folder: half the time of full paths, for a million files.
     """
     sizes = [NO_FILE] * len(places)
     with suppress(FileNotFoundError, NotADirectoryError):

@@ -38,7 +38,7 @@ def faults_named(path: str | os.PathLike[str], *, needed: int = 0, again: str = 
 def _describe(path: Path, error: OSError, needed: int, again: str) -> str:
     reason = (error.strerror or type(error).__name__).lower()
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: cannot be written ({reason}). Mend that, then {again}"
+        return f"{path}: cannot be written ({reason}). Fix that, then {again}"
     room = f"{free_bytes(path):,} bytes free" + (f", {needed:,} needed" if needed else "")
     return f"{path}: {reason}: {room}. Make room, then {again}"
 

@@ -116,7 +116,7 @@ def _understood(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise OutputError(f"{path}: is no list of labels that can be read. Mend it first") from error
+        raise OutputError(f"{path}: is no list of labels that can be read. Fix it first") from error
 
 
 @contextmanager

@@ -107,7 +107,7 @@ class Store(Held):
             return begun.is_begun(self.path / OWN, flight)
 
     def forget(self, flight: str) -> None:
-        """Forget that blocks were begun: all that was to be known of it is."""
+        """Remove the note that blocks were begun: what became of them is recorded."""
         with faults_named(self.path):
             begun.forget(self.path / OWN, flight)
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tilenet.errors import OutputExists, OutputMismatch
+from tilenet.store.files import AGAIN
+from tilenet.store.place import put_whole
 
 State = dict[str, Tensor]
 
@@ -38,8 +40,8 @@ class Folder:
         if not resume and (self.path.exists() or self.out.exists()):
             raise OutputExists(f"{self.out}: exists, or its training does. Resume it, or choose another name")
         if not self.recipe.is_file():
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.recipe.write_text(text)
+            with put_whole(self.recipe, again=AGAIN) as part:
+                part.write_text(text)
             return None
         if (before := self.recipe.read_text()) != text:
             old, new = json.loads(before), json.loads(text)

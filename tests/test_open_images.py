@@ -1,0 +1,74 @@
+"""Whose an open image is: what the caller opened stays open, what tilenet opened is closed."""
+
+import numpy as np
+import pytest
+import tifffile
+
+import tilenet
+from tilenet.errors import ModelError, SettingsError, TilenetError
+from tilenet.readers import open_image
+from tilenet.readers.tiff_decode import PageReader
+
+
+@pytest.fixture
+def slide(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 112), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "slide.tif", pixels, tile=(32, 32))
+    return tmp_path / "slide.tif"
+
+
+@pytest.fixture
+def open_now(monkeypatch):
+    """Return the files that are open, and keep them from being collected."""
+    opened, init = [], PageReader.__init__
+
+    def opening(self, path):
+        init(self, path)
+        opened.append(self)
+
+    monkeypatch.setattr(PageReader, "__init__", opening)
+    return lambda: [reader.path for reader in opened if reader._file >= 0]
+
+
+def test_an_image_that_the_caller_opened_stays_open_whatever_is_done_with_it(slide, tmp_path):
+    out = tmp_path / "m.zarr"
+    with open_image(slide) as image:
+        mask = tilenet.segment(image, out)
+        assert np.array_equal(tilenet.segment(image), np.asarray(mask))
+        assert tilenet.verify(out, image).ok
+        assert tilenet.overlay(image, out).shape == (96, 112, 3)
+        assert np.array_equal(tilenet.lazy(image).compute(), np.asarray(mask))
+        with pytest.raises(TilenetError):
+            tilenet.segment(image, tmp_path / "n.zarr", tile=3)
+        with pytest.raises(TilenetError):
+            tilenet.segment(image, out, threshold=0.3, resume=True)
+        tilenet.segment(image, tmp_path / "o.zarr", objects=True)
+        tilenet.segment(image, tmp_path / "p.zarr", shard=(1, 1))
+        assert image.read_inside(tilenet.Box((0, 0), (2, 2))).shape == (1, 2, 2)
+
+
+def test_an_image_that_was_opened_by_its_path_is_closed_when_the_call_ends(slide, tmp_path, open_now):
+    out = tmp_path / "m.zarr"
+    tilenet.segment(slide)
+    tilenet.segment(slide, out)
+    tilenet.segment(slide, objects=True)
+    tilenet.segment(slide, tmp_path / "p.zarr", shard=(1, 1))
+    assert tilenet.verify(out).ok
+    tilenet.overlay(slide, out)
+    tilenet.batch([slide], tmp_path / "masks")
+    tilenet.batch([slide], tmp_path / "masks")
+    assert open_now() == []
+
+
+def test_and_so_it_is_where_the_call_fails(slide, tmp_path, open_now):
+    def broken(batch):
+        raise ValueError("broken")
+
+    with pytest.raises(SettingsError):
+        tilenet.segment(slide, tile=3)
+    with pytest.raises(ModelError, match="broken"):
+        tilenet.segment(slide, model=broken, footprint=tilenet.Footprint.same(2, reach=1))
+    assert open_now() == []
+    with pytest.raises(TilenetError):
+        tilenet.segment(slide, tmp_path / "m.zarr", scaling={"method": "percentile", "low": 3, "high": 1})
+    assert open_now() == []

@@ -1,0 +1,145 @@
+"""What a caller may say, of whatever type, and what is refused in a line before anything is written."""
+
+from itertools import count
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from oracles import random_network
+
+import tilenet
+from tilenet.errors import ImageError, ModelError, OutputExists, SettingsError
+from tilenet.footprint import Footprint
+from tilenet.options import Options
+
+IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return random_network(depth=2, wf=1)
+
+
+def test_numbers_and_sequences_of_any_kind_are_plain_ones():
+    options = Options(tile=np.array([64, np.int64(32)]), block=np.int32(128), channels=["DAPI", np.int8(2)])
+    assert (options.tile, options.block, options.channels) == ((64, 32), 128, ("DAPI", 2))
+    assert Options(channels="DAPI").channels == ("DAPI",)
+    assert all(type(side) is int for side in (*options.tile, options.block))
+
+
+def test_a_roi_may_be_an_array(network):
+    whole = tilenet.segment(IMAGE, model=network)
+    assert np.array_equal(tilenet.segment(IMAGE, model=network, roi=np.array([[8, 40], [0, 90]])), whole[8:40])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threads": 0}, "threads 0"),
+        ({"threads": -1}, "threads -1"),
+        ({"batch": 1.5}, "batch"),
+        ({"memory": 0}, "memory 0"),
+        ({"tile": 64.0}, "tile 64.0"),
+        ({"roi": [(0, 0.9), (0, 5)]}, "neither a slice nor"),
+        ({"probability_dtype": "int8"}, "float16, float32, float64, not int8"),
+        ({"scaling": {"method": "linear", "subtrct": 5}}, "knows no subtrct"),
+        ({"scaling": {"method": "none", "divide": 5}}, "knows no divide"),
+        ({"scaling": {"method": "linear", "clip": [3, -1]}}, "it would be"),
+        ({"resume": True, "overwrite": True}, "give only one of them"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_by_its_name(network, options, said):
+    with pytest.raises((SettingsError, ModelError), match=said):
+        tilenet.segment(IMAGE, model=network, **options)
+
+
+def test_a_tensor_is_no_image_and_the_way_out_is_told(network):
+    with pytest.raises(ImageError, match=r"torch\.float32.*NumPy array"):
+        tilenet.segment(torch.zeros(70, 90), model=network)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [(lambda x: {"out": x}, "gives a dict"), (lambda x: 1 / 0, "division by zero"), (lambda x: None, "a NoneType")],
+)
+def test_a_model_that_gives_no_logits_is_refused_before_anything_is_read(made, said):
+    class Model(torch.nn.Module):
+        footprint = Footprint.same(2, reach=1)
+
+        def forward(self, x):
+            return made(x)
+
+    with pytest.raises(ModelError, match=said):
+        tilenet.segment(IMAGE, model=Model())
+    with pytest.raises(ModelError, match=said):
+        tilenet.segment(IMAGE, model=made, footprint=Model.footprint)
+
+
+def test_a_network_of_four_axes_has_no_plan():
+    with pytest.raises(SettingsError, match="1 to 3 axes, not 4"):
+        tilenet.plan_tiles((9, 9, 9, 9), Footprint.same(4, reach=1))
+
+
+def test_a_mask_is_not_put_into_its_own_image(tmp_path, network):
+    (tmp_path / "planes").mkdir()
+    for z in range(2):
+        tifffile.imwrite(tmp_path / "planes" / f"z{z}.tif", IMAGE)
+    with pytest.raises(OutputExists, match="inside it"):
+        tilenet.segment(tmp_path / "planes", tmp_path / "planes" / "m.zarr", model=network)
+    assert sorted(path.name for path in (tmp_path / "planes").iterdir()) == ["z0.tif", "z1.tif"]
+
+
+def test_an_output_that_no_store_can_be_is_refused_before_a_batch_begins(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", IMAGE)
+    (tmp_path / "list.csv").write_text("image,output\na.tif,probabilities\n")
+    for images, options in (([tmp_path / "a.tif"], {"output": "logits"}), ([tmp_path / "list.csv"], {})):
+        with pytest.raises(SettingsError, match="a store can be mask or both"):
+            tilenet.batch(images, tmp_path / "masks", **options)
+    assert not (tmp_path / "masks").exists()
+
+
+def test_what_the_caller_s_own_functions_raise_is_not_taken_for_something_else(tmp_path, network):
+    tifffile.imwrite(tmp_path / "a.tif", IMAGE)
+
+    def broken(*_):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        tilenet.segment(IMAGE, model=network, progress=broken)
+    with pytest.raises(LookupError, match="mine"):
+        tilenet.batch([tmp_path / "a.tif"], tmp_path / "masks", model=network, tell=broken)
+
+
+@pytest.mark.parametrize("how", [{}, {"objects": True}, {"out": "m.zarr"}, {"out": "m.zarr", "objects": True}], ids=str)
+def test_every_way_to_segment_reports_once_at_the_end(tmp_path, network, how):
+    reports = []
+    if "out" in how:
+        how = {**how, "out": tmp_path / how["out"]}
+    tilenet.segment(IMAGE, model=network, report=reports.append, **how)
+    assert [report.blocks for report in reports] == [1] and reports[0].pixels == IMAGE.size
+
+
+class InAFile:
+    """What the data sets of other libraries have in common with a NumPy array."""
+
+    def __init__(self, pixels):
+        self._pixels, self.shape, self.dtype, self.ndim = pixels, pixels.shape, pixels.dtype, pixels.ndim
+        self.reads = count()
+
+    def __len__(self):
+        return len(self._pixels)
+
+    def __getitem__(self, index):
+        next(self.reads)
+        return self._pixels[index]
+
+
+def test_an_array_of_another_library_is_known_again_by_its_pixels(tmp_path, network, monkeypatch):
+    monkeypatch.setattr("tilenet.readers.array.HASHED", 90 * 16)
+    mask = tilenet.segment(InAFile(IMAGE), tmp_path / "m.zarr", model=network)
+    assert np.array_equal(np.asarray(mask), tilenet.segment(IMAGE, model=network))
+    assert tilenet.verify(tmp_path / "m.zarr", InAFile(IMAGE), model=network).ok
+    with pytest.raises(tilenet.errors.OutputMismatch):
+        tilenet.verify(tmp_path / "m.zarr", InAFile(IMAGE ^ (np.arange(90) == 89)), model=network)
