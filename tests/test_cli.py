@@ -256,7 +256,8 @@ def test_the_mask_is_the_same_for_two_tile_sizes_and_two_processes(work):
     ("option", "value", "words"),
     [
         ("--memory", "1.2.3G", "is not a number of bytes"),
-        ("--memory", "0", "the memory has 0 MB for them"),
+        ("--memory", "0", "is 0 bytes. Give a unit"),
+        ("--memory", "4", "is 4 bytes. Give a unit, such as 4GB"),
         ("--scaling", "percentile:99,1", "the first must be the lower"),
         ("--channels", "0,1", "such as --channels 0"),
     ],

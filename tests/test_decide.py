@@ -47,7 +47,7 @@ def test_certainty_is_the_gap_between_mask_values_not_classes():
 @pytest.mark.parametrize(
     ("card", "options", "message"),
     [
-        (ModelCard(), {"threshold": 0.5}, "a threshold needs a network of one output"),
+        (ModelCard(), {"threshold": 0.5}, "a threshold is for a network of one output"),
         (ModelCard(output="sigmoid"), {}, "2 outputs of sigmoid make no mask"),
         (ModelCard(), {"output": "labels"}, "output 'labels' is none of"),
     ],

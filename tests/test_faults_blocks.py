@@ -128,8 +128,8 @@ def test_a_changed_setting_is_refused_by_name_with_both_values(commands, image, 
     options = [*STUB, *CHANGES[field]]
     code, said = commands.run("segment", image, "-o", halfway, "--resume", *options, stub={})
     assert (code, said.count("\n")) == (2, 1)
-    assert f"the run to be resumed has record {field} = " in said
-    assert "now it is " in said
+    assert f"was begun with {field} = " in said
+    assert "and now it is " in said
     assert tree_hash(halfway) == before
     assert stray(halfway) == []
 
@@ -146,7 +146,7 @@ def test_another_image_is_refused_by_what_is_different(commands, halfway, tmp_pa
         other.write_bytes(content[:size] + bytes(max(0, size - len(content))))
     code, said = commands.run("segment", other, "-o", halfway, "--resume", *STUB, stub={})
     assert code == 2
-    assert f"the run to be resumed has image {field} = " in said or "is cut off" in said
+    assert f"was begun with image {field} = " in said or "is cut off" in said
 
 
 def test_other_weights_and_another_card_are_refused_but_another_place_is_not(commands, tmp_path):
@@ -165,7 +165,7 @@ def test_other_weights_and_another_card_are_refused_but_another_place_is_not(com
     for name, field in (("b", "model sha256"), ("c", "card")):
         code, said = commands.run("segment", image, "-o", out, "--resume", "-m", tmp_path / f"{name}.safetensors")
         assert code == 2
-        assert f"the run to be resumed has {field}" in said
+        assert f"was begun with {field}" in said
     (tmp_path / "slide.tif").rename(tmp_path / "moved.tif")
     ended = commands.run("segment", tmp_path / "moved.tif", "-o", out, "--resume", "-m", tmp_path / "d.safetensors")
     assert ended == (0, "")

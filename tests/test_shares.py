@@ -15,6 +15,7 @@ import tilenet
 from tilenet.errors import OutputIncomplete, OutputLocked, SettingsError
 from tilenet.shares import blocks_of_share, finish_shares, written_of
 from tilenet.store import Store, can_resume, open_mask, place
+from tilenet.store import holder as holders
 from tilenet.store import lease as leases
 from tilenet.store.holder import Holder
 
@@ -356,7 +357,7 @@ def test_a_share_cannot_finish_the_store(shares):
 def test_on_another_machine_a_share_holds_while_its_heart_beats(shares, monkeypatch, ages, taken):
     out = shares[0]
     for lock, age in zip(leases.locks(out / ".tilenet"), ages, strict=True):
-        lock.path.write_text(lock.path.read_text().replace(leases.this_machine(), "far"))
+        lock.path.write_text(lock.path.read_text().replace(holders.this_machine(), "far"))
         os.utime(lock.path, (time.time() - age,) * 2)
     if taken:
         Store.resume(out).close()

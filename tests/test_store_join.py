@@ -199,7 +199,7 @@ def test_a_lock_of_the_same_number_but_another_run_is_another_lock(leader):
 
 
 def test_a_writer_on_another_machine_asks_for_no_process(leader, monkeypatch):
-    monkeypatch.setattr(leases, "this_machine", lambda: "far")
+    monkeypatch.setattr(holders, "this_machine", lambda: "far")
     monkeypatch.setattr(holders, "started", lambda pid: 1 / 0)
     writer = Store.join(leader.path, leader.run)
     write(writer, 0)

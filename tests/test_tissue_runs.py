@@ -144,7 +144,7 @@ def test_another_tissue_is_refused_by_name_on_resuming(slide, tmp_path):
     before = tree(tmp_path / "auto.zarr")
     tilenet.segment(slide, tmp_path / "mine.zarr", tissue=resized(mine), **OPTIONS)
     for name, given_now in (("plain", True), ("auto", resized(mine)), ("auto", False), ("mine", resized(other))):
-        with pytest.raises(OutputMismatch, match="has record tissue = .*, now it is"):
+        with pytest.raises(OutputMismatch, match="was begun with tissue = .*, and now it is"):
             tilenet.segment(slide, tmp_path / f"{name}.zarr", tissue=given_now, resume=True, **OPTIONS)
     for name, given_now in (("auto", True), ("auto", None), ("mine", resized(mine)), ("mine", None)):
         tilenet.segment(slide, tmp_path / f"{name}.zarr", tissue=given_now, resume=True, **OPTIONS)

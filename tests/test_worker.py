@@ -123,7 +123,7 @@ def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatc
         ("device", "cuda:7", "device cuda:7: this machine has"),
         ("engine", "fast", "engine fast: not for this network"),
         ("threads", "many", "worker on"),
-        ("device", "meta", "has record device = cpu"),
+        ("device", "meta", "was begun with device = cpu"),
     ],
 )
 def test_a_worker_that_cannot_honour_the_record_refuses(image, network, tmp_path, monkeypatch, field, value, reason):
@@ -146,7 +146,7 @@ def test_a_worker_that_cannot_honour_the_record_refuses(image, network, tmp_path
 def test_a_worker_that_finds_another_image_refuses(image, slide):
     write_image(image, sides=(1536, 2304))
     answer = compute(slide, 0)
-    assert "has image" in answer.refusal and "That is another image" in answer.refusal
+    assert "was begun with image" in answer.refusal and "Give the image that" in answer.refusal
     assert written_blocks(slide.store.path) == []
 
 

@@ -27,8 +27,9 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     """Segment many IMAGES into OUT/<name>.zarr.
 
     IMAGES are files, patterns in quotes ("slides/*.svs"), and lists: .txt with a path a line, .csv
-    with a column image and, where wanted, name and options. Masks that are complete are skipped,
-    others are gone on with: the same command again is all that a killed batch needs.
+    with a column image and, where wanted, name, model and one for each option (mpp, channels, ...).
+    Masks that are complete are skipped, others are gone on with: the same command again is all that
+    a killed batch needs.
     """
     from tilenet import machine, slides
 
@@ -44,9 +45,8 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     listed = {"out": str(out), **counts, "slides": [vars(result) for result in results]}
     show(listed, f"{out}: {said}; see summary.csv", as_json=as_json, quiet=quiet)
     if failed := [result for result in results if result.status == "failed"]:
-        raise BlocksFailed(
-            f"{out}: {len(failed)} of {len(results)} images failed, the first {failed[0].slide}: {failed[0].error}"
-        )
+        first = f", the first {failed[0].slide}: {failed[0].error}" if quiet or as_json else ", each for its own reason"
+        raise BlocksFailed(f"{out}: {len(failed)} of {len(results)} images failed{first}")
 
 
 def _line(result: Result) -> str:

@@ -69,7 +69,10 @@ class Bytes(click.ParamType[Any]):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", str(value), re.IGNORECASE)
         if not found:
             self.fail(f"{value!r} is not a number of bytes, such as 4GB", param, ctx)
-        return int(float(found[1]) * UNITS[found[2].upper()])
+        count = int(float(found[1]) * UNITS[found[2].upper()])
+        if count < UNITS["M"]:
+            self.fail(f"{value!r} is {count} bytes. Give a unit, such as {found[1]}GB", param, ctx)
+        return count
 
 
 class Part(click.ParamType[Any]):
@@ -232,6 +235,8 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+# Seconds from which a rate says something.
+SHOWN = 0.01
 # What a stage of a run is, for `profile_rows`.
 STAGES = {
     "read": "tiles read, by all readers together, beside the network",
@@ -255,6 +260,6 @@ def profile_rows(profile: dict[str, Any]) -> list[str]:
     rows = [f"{'':<9} {'seconds':>9} {'Mpx/s':>9}"]
     for stage, seconds in profile["seconds"].items():
         rate = profile["px_per_s"][stage]
-        said = f"{rate / 1e6:>9.2f}" if rate else f"{'-':>9}"
+        said = f"{rate / 1e6:>9.2f}" if rate and seconds >= SHOWN else f"{'-':>9}"
         rows.append(f"{stage:<9} {seconds:>9.2f} {said}  {STAGES.get(stage, '')}".rstrip())
     return rows

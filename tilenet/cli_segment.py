@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("image")
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="The mask: OME-Zarr, or .ome.tif.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="The mask: OME-Zarr, or a TIFF by its ending.")
 @click.option("--into", type=click.Path(path_type=Path), help="In place of --out: an OME-Zarr image, to get labels.")
 @click.option("--name", help="Of the labels, with --into.  [default: the model's]")
 @image_options

@@ -68,7 +68,10 @@ class Decision:
             raise SettingsError(f"output {output!r} is none of {', '.join(ARRAYS_OF_OUTPUT)}")
         several = len(card.mask_of_class) > 1
         if several and threshold is not None:
-            raise SettingsError(f"a threshold needs a network of one output; this one has {len(card.mask_of_class)}")
+            raise SettingsError(
+                f"a threshold is for a network of one output; of {len(card.mask_of_class)} the largest wins. "
+                f"Leave it out, or ask for probabilities"
+            )
         if several and card.output != "softmax" and output in ("mask", "both"):
             raise SettingsError(f"{len(card.classes)} outputs of {card.output} make no mask; ask for probabilities")
         if probability_dtype not in PROBABILITY_DTYPES:

@@ -29,7 +29,7 @@ def describe(file: str, *, axes: str | None = None, model: str = "nuclei") -> di
 
     if file in packaged_models() or Path(file).suffix in MODEL_SUFFIXES:
         return _model(file)
-    return _mask(file) or _image(file, axes, model)
+    return _mask(file) or _unfinished(file) or _image(file, axes, model)
 
 
 def _model(file: str) -> dict[str, Any]:
@@ -63,6 +63,20 @@ def _mask(file: str) -> dict[str, Any] | None:
     }
     made = {n: mask.info[n] for n in ("version", "image", "model", "record", "scaling", "tissue") if n in mask.info}
     return facts | {"probabilities": mask.probabilities is not None} | made
+
+
+def _unfinished(file: str) -> dict[str, Any] | None:
+    from tilenet.shares import written_of
+    from tilenet.store import is_ours
+
+    if not is_ours(Path(file)):
+        return None
+    written, total = written_of(Path(file))
+    return {
+        "kind": "mask, not complete",
+        "blocks": f"{written} of {total} are written",
+        "segment": "the same command with --resume goes on",
+    }
 
 
 def _image(file: str, axes: str | None, model: str) -> dict[str, Any]:

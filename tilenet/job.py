@@ -212,25 +212,32 @@ def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[
     return None
 
 
-def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str | Path) -> None:
-    """Raise `OutputMismatch` where a run to be resumed, whose output is `name`, was started with something else."""
+def refuse_contradiction(
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    name: str | Path,
+    *,
+    anew: str = "or start again with --overwrite",
+) -> None:
+    """Raise `OutputMismatch` where a run to be resumed, whose output is `name`, was started with something else.
+
+    `anew` says how another is started in its place.
+    """
     if differs := contradiction(found, wanted):
         part, field_, old, new = differs
+        what = field_ if part == "record" else f"{part} {field_}"
         how = "Leave the option out" if part == "record" else f"Give the {part} that the run was started with"
-        raise OutputMismatch(
-            f"{name}: the run to be resumed has {part} {field_} = {old}, now it is {new}. "
-            f"{how}, or start again with --overwrite"
-        )
+        raise OutputMismatch(f"{name}: was begun with {what} = {old}, and now it is {new}. {how}, {anew}")
 
 
 def _said(value: Any) -> str:
     """Return a value of a record for people: of a rule its method first, of a checksum enough to tell.
 
     >>> _said({"method": "linear", "divide": 2}), _said(None), _said([1, 2])
-    ('linear (divide 2)', 'None', '[1, 2]')
+    ('linear (divide 2)', 'not given', '[1, 2]')
     """
     if not isinstance(value, Mapping):
-        return str(value)
+        return "not given" if value is None else str(value)
     more = ", ".join(f"{k} {str(v)[:12] if k == 'sha256' else v}" for k, v in value.items() if k != "method")
     method = str(value.get("method", ""))
     return f"{method} ({more})" if method and more else method or more or "nothing"

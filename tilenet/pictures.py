@@ -124,10 +124,10 @@ def _part(image: Image, mask: Mask | TiffMask, roi: Roi | None) -> Box:
     drawn = Box(mask.origin, tuple(a + n for a, n in zip(mask.origin, mask.shape, strict=True)))
     if roi is None:
         return drawn
-    part = find_roi(roi, image.box_shape, name=image.name) & drawn
-    if not part.size:
-        raise SettingsError(f"{mask.path}: has nothing at {roi}. Choose a part inside {drawn}")
-    return part
+    asked = find_roi(roi, image.box_shape, name=image.name)
+    if not (asked & drawn).size:
+        raise SettingsError(f"{mask.path}: has nothing at {asked}. Choose a part inside {drawn}")
+    return asked & drawn
 
 
 def _plane(part: Box, mask: Mask | TiffMask, plane: int | Sequence[int] | None) -> Box:

@@ -202,7 +202,7 @@ def _factor(wanted: float, size: float | None) -> Fraction:
 def _as_it_is(sizes: Sequence[PixelSize], *, card: float | None, model: str) -> Resolution:
     image_says, model_says = None not in sizes[0], card is not None
     if image_says:
-        why = f"{model} does not say which pixel size it knows"
+        why = f"the card of {model} names no pixel size, --mpp chooses another"
     elif model_says:
         why = f"the image does not say its pixel size ({model} knows {card:g} um/px)"
     else:

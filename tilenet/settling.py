@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,18 +18,19 @@ from tilenet.errors import ImageError, ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.into import Target
-from tilenet.job import Job, check_info, refuse_contradiction
+from tilenet.job import RESIDENT, Job, check_info, refuse_contradiction
 from tilenet.models import find_model, load_model
 from tilenet.options import Options
 from tilenet.plan import Plan
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
+from tilenet.readers.planes import PlanesImage
 from tilenet.readers.resampled import at_resolution, in_plane
 from tilenet.region import find_roi, roi_to_json
 from tilenet.resolution import Resolution, recorded, resolve
 from tilenet.scaling import Scaling
 from tilenet.sizes import plan_tiles
-from tilenet.store import Store
+from tilenet.store import Store, is_ours
 
 # What people ought to hear of a run before it starts; the command prints it.
 LOG = logging.getLogger("tilenet")
@@ -43,13 +46,14 @@ class Wanted:
     options: Options = field(default_factory=Options)
     footprint: Footprint | None = None
     target: Target | None = None
+    anew: str = "or start again with --overwrite"
 
     def settle(self) -> Job:
         """Return the job of a new output."""
         return settle(self.image, self.model, self.options, footprint=self.footprint, target=self.target)
 
     def settle_as(
-        self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal = refuse_contradiction
+        self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal | None = None
     ) -> tuple[Job, Scaling]:
         """Return the job of an output that was begun, and its scaling.
 
@@ -59,8 +63,9 @@ class Wanted:
             What the output says about its making; gives what the options leave unsaid.
         name : str or path
             The output's, for messages.
-        refuse : callable
-            Raises where the two infos contradict each other; by default as of a run to be resumed.
+        refuse : callable, optional
+            Raises where the two infos contradict each other; by default as of a run to be resumed, and `anew` says
+            how another is started in its place.
 
         Raises
         ------
@@ -71,7 +76,7 @@ class Wanted:
         options, numbers = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
         job = settle(self.image, self.model, options, footprint=self.footprint)
         try:
-            refuse(info, job.info(numbers), name)
+            (refuse or partial(refuse_contradiction, anew=self.anew))(info, job.info(numbers), name)
         except BaseException:
             job.close()
             raise
@@ -105,6 +110,8 @@ def settle(
         The OME-Zarr image that the mask goes into.
     """
     found = _find_model(model)
+    if isinstance(source, str | Path) and is_ours(Path(source)):
+        LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
     footprint = predict.footprint_of(found.network, footprint)
     opened = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
     owns_image = not isinstance(source, Image)
@@ -114,7 +121,17 @@ def settle(
         if owns_image:
             opened.close()
         raise
+    _remark_memory(job, options.memory)
     return replace(job, owns_image=owns_image)
+
+
+def _remark_memory(job: Job, memory: int | None) -> None:
+    needs = job.needs()["host_bytes"]
+    if memory is not None and needs > memory:
+        LOG.warning(
+            "%s: takes %.2f GB, more than the memory of %.2f GB: Python and its libraries alone take %.2f GB",
+            *(job.image.name, needs / 1e9, memory / 1e9, RESIDENT / 1e9),
+        )
 
 
 class _Model(NamedTuple):
@@ -129,6 +146,8 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
     network, card, source = model
     if opened.told_axes not in ("", opened.axes):
         LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.told_axes)
+    if opened.reader == PlanesImage.reader:
+        LOG.info("%s: its %d files are read as one stack along %s", opened.name, opened.shape[0], opened.axes[0])
     channels = None if options.channels is None else opened.channel_numbers(options.channels)
     resolution = _resolution(opened, card, options)
     inside = _inside(target, opened, resolution) if target else {}
@@ -229,9 +248,11 @@ def _check_color(image: Image, network: Any, chosen: Sequence[int] | None) -> No
     of_three = getattr(network, "in_channels", None) == image.n_channels == 3
     if chosen is None and of_three and getattr(network, "card", None) is not None and not image.is_color:
         names = ", ".join(name or f"channel {i}" for i, name in enumerate(image.channel_names))
+        one = image.channel_names[0] or "0"
         raise ImageError(
             f"{image.name}: its 3 channels ({names}; {image.dtype}) are not known to be an 8-bit colour picture, and "
-            f"the model takes red, green and blue. Choose one stain, such as --channels 0, or all: --channels 0,1,2"
+            f"the model takes red, green and blue. Choose one stain, such as --channels {shlex.quote(one)}, "
+            f"or all: --channels 0,1,2"
         )
 
 
@@ -246,8 +267,9 @@ def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None
     names = ", ".join(name for name in image.channel_names if name)
     # One channel feeds any network, so that is what a network of more can be given.
     some = range(wanted) if wanted < image.n_channels else range(1)
+    has = f"has {image.n_channels} channels" if chosen is None else f"{image.n_channels} channels were chosen"
     raise ImageError(
-        f"{image.name}: has {image.n_channels} channels{f' ({names})' if names else ''}, the model takes {wanted}. "
+        f"{image.name}: {has}{f' ({names})' if names else ''}, the model takes {wanted}. "
         f"Choose with --channels, such as --channels {','.join(map(str, some))}"
     )
 

@@ -175,7 +175,8 @@ class _Batch:
     def _slide_of(self, order: Order) -> Slide | None:
         out = self._out / f"{order.name}.zarr"
         spare_the_input(out, order.image)
-        wanted = Wanted(order.image, order.model, order.options, self._footprint)
+        anew = "or give the batch another folder"
+        wanted = Wanted(order.image, order.model, order.options, self._footprint, anew=anew)
         if is_complete(out):
             store = _unchanged(out, wanted)
             if self._overview and not overview_beside(out).exists():

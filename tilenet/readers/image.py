@@ -198,6 +198,8 @@ class Image(ABC):
 
     def _named(self, channel: str) -> int:
         found = [k for k, name in enumerate(self.channel_names) if name and name == channel]
+        if not found:
+            found = [k for k, name in enumerate(self.channel_names) if name.casefold() == channel.casefold()]
         if len(found) == 1:
             return found[0]
         numbers = " and ".join(map(str, found))

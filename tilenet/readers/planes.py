@@ -143,12 +143,13 @@ def numbered_files(folder: Path) -> list[Path]:
         what = f"holds the folder {folders[0]}" if folders else f"holds {len(files)} files"
         raise ImageError(f"{folder}: has no zarr metadata and {what}, so it is no stack of planes. {way_out}")
     parts = {p: re.split(r"(\d+)", p.name) for p in files}
+    first, *others = sorted(parts.values())
+    if odd := next((own for own in others if own[::2] != first[::2] or len(own) < 2), None):
+        raise ImageError(
+            f"{folder}: {''.join(odd)} is not named like {''.join(first)}, so it is no stack of planes. "
+            f'{way_out}; many images: tilenet batch "{folder}/*"'
+        )
     first = parts[min(files)]
-    for file, own in sorted(parts.items()):
-        if len(own) != len(first) or own[::2] != first[::2] or len(own) < 2:
-            raise ImageError(
-                f"{folder}: {file.name} is not named like {min(files).name}, so it is no stack of planes. {way_out}"
-            )
     numbers = {p: tuple(map(int, own[1::2])) for p, own in parts.items()}
     varying = [k for k in range(len(first) // 2) if len({n[k] for n in numbers.values()}) > 1]
     if len(varying) != 1:

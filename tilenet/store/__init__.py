@@ -10,7 +10,7 @@ from tilenet.store.damage import Damage
 from tilenet.store.layout import Layout
 from tilenet.store.lease import Share
 from tilenet.store.mask import Mask, open_mask
-from tilenet.store.place import can_resume, check_free, held_whole, is_complete, refuse_shares
+from tilenet.store.place import can_resume, check_free, held_whole, is_complete, is_ours, refuse_shares
 from tilenet.store.pyramid import Coarser, Spread
 from tilenet.store.tissue_map import TissueMap
 from tilenet.store.writer import Store
@@ -28,6 +28,7 @@ __all__ = [
     "check_free",
     "held_whole",
     "is_complete",
+    "is_ours",
     "open_mask",
     "refuse_shares",
 ]
