@@ -213,7 +213,10 @@ def halfway(tmp_path):
         ({"threads": 2}, "begun with threads = 1, and now it is 2"),
         ({"batch": 7}, "begun with batch = .*, and now it is 7"),
         ({"output": "both"}, "begun with output = mask, and now it is both"),
-        ({"tissue": IMAGE >= 0}, r"half.zarr: was begun with tissue = not given, and now it is given \(sha256 \w{12}\)\. Leave"),
+        (
+            {"tissue": IMAGE >= 0},
+            r"begun with tissue = not given, and now it is given \(sha256 \w{12}\)\. Leave",
+        ),
         ({"scaling": {"method": "linear", "divide": 2}}, "begun with scaling"),
     ],
 )

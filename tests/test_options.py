@@ -143,3 +143,35 @@ def test_an_array_of_another_library_is_known_again_by_its_pixels(tmp_path, netw
     assert tilenet.verify(tmp_path / "m.zarr", InAFile(IMAGE), model=network).ok
     with pytest.raises(tilenet.errors.OutputMismatch):
         tilenet.verify(tmp_path / "m.zarr", InAFile(IMAGE ^ (np.arange(90) == 89)), model=network)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"out": random_network(depth=1, wf=1)}, "not a UNet. Give a network as model="),
+        ({"progress": True}, "progress True is nothing that can be called"),
+        ({"memory": "2GB"}, "memory 2GB"),
+        ({"model": torch.nn.Conv2d}, "Conv2d is a class. Give an instance"),
+        ({"footprint": 3}, "3 is no Footprint"),
+        ({"footprint": Footprint.same(2, reach=3)}, "a UNet's footprint follows from its layers"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_arguments_in_each_other_s_place_are_refused_by_name(network, options, said):
+    with pytest.raises((SettingsError, ModelError), match=said):
+        tilenet.segment(IMAGE, **{"model": network, **options})
+
+
+def test_a_rule_may_be_given_as_its_text(network):
+    rule = {"method": "percentile", "low": 1, "high": 99}
+    found = tilenet.segment(IMAGE, model=network, scaling="percentile:1,99", output="logits", channels=0)
+    assert np.array_equal(found, tilenet.segment(IMAGE, model=network, scaling=rule, output="logits"))
+
+
+def test_a_part_may_be_counted_from_the_end_and_leave_axes_out(network):
+    whole = tilenet.segment(np.stack([IMAGE] * 3), axes="zyx", model=network)
+    for roi in (np.s_[..., 8:40], np.s_[-1:], np.s_[1:-1, ...], ..., np.s_[0:2, ..., -16:]):
+        part = roi if isinstance(roi, slice) or roi is ... else tuple(roi)
+        expected = whole[:, :, -90:][:, :, slice(None)][:, -1:] if isinstance(roi, slice) else whole[part]
+        expected = whole[..., -1:] if isinstance(roi, slice) else expected  # one entry is of the last axis
+        assert np.array_equal(tilenet.segment(np.stack([IMAGE] * 3), axes="zyx", model=network, roi=roi), expected)

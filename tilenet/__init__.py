@@ -4,6 +4,7 @@ The public names below are imported when first used, so that ``import tilenet`` 
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
         VerifyFailed,
     )
     from tilenet.evaluation import evaluate
-    from tilenet.footprint import Footprint
+    from tilenet.footprint import AxisFootprint, Footprint
     from tilenet.geojson import write_geojson
     from tilenet.geometry import Box
     from tilenet.instances import objects
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
     from tilenet.pictures import overlay
     from tilenet.plan import Block, Plan, Tile
     from tilenet.readers import open_image
+    from tilenet.readers.image import Image
     from tilenet.sizes import plan_tiles
     from tilenet.slides import batch
+    from tilenet.store import Mask
     from tilenet.tiff_export import write_tiff
     from tilenet.tiff_mask import open_mask
     from tilenet.training import Recipe, train
@@ -69,7 +72,7 @@ _HOMES = {
         "VerifyFailed",
     ),
     "evaluation": ("evaluate",),
-    "footprint": ("Footprint",),
+    "footprint": ("AxisFootprint", "Footprint"),
     "geojson": ("write_geojson",),
     "geometry": ("Box",),
     "instances": ("objects",),
@@ -78,8 +81,10 @@ _HOMES = {
     "pictures": ("overlay",),
     "plan": ("Block", "Plan", "Tile"),
     "readers": ("open_image",),
+    "readers.image": ("Image",),
     "sizes": ("plan_tiles",),
     "slides": ("batch",),
+    "store": ("Mask",),
     "tiff_export": ("write_tiff",),
     "tiff_mask": ("open_mask",),
     "training": ("Recipe", "train"),
@@ -88,13 +93,16 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AxisFootprint",
     "Block",
     "BlocksFailed",
     "Box",
     "EnvironmentFault",
     "Footprint",
+    "Image",
     "ImageError",
     "ImageNotFound",
+    "Mask",
     "ModelCard",
     "ModelError",
     "ModelNotFound",
@@ -131,11 +139,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "metrics":  # a module, for its many functions
-        return import_module("tilenet.metrics")
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'tilenet' has no attribute {name!r}")
-    return getattr(import_module(f"tilenet.{_HOME_OF[name]}"), name)
+    if name in _HOME_OF:
+        return getattr(import_module(f"tilenet.{_HOME_OF[name]}"), name)
+    if not name.startswith("_") and find_spec(f"tilenet.{name}"):
+        return import_module(f"tilenet.{name}")
+    raise AttributeError(f"module 'tilenet' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

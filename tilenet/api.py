@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def segment(
     device: str | None = None,
     precision: str | None = None,
     engine: str | None = None,
-    scaling: Mapping[str, Any] | None = None,
+    scaling: Mapping[str, Any] | str | None = None,
     threshold: float | None = None,
     output: str | None = None,
     objects: bool = False,
@@ -109,9 +110,9 @@ def segment(
     engine : str, optional
         ``auto`` (the fastest with the same logits), ``plain``, or ``fast`` (refused where there is
         none); see `tilenet.engine`.
-    scaling : mapping, optional
+    scaling : mapping or str, optional
         Rule for intensities, in place of the model card's, such as ``{"method": "linear",
-        "subtract": 0, "divide": 255}``; see `tilenet.scaling`.
+        "subtract": 0, "divide": 255}`` or ``"percentile:1,99.8"``; see `tilenet.scaling`.
     threshold : float, optional
         For a network of one output; default 0.5, or the card's.
     output : str, optional
@@ -160,6 +161,7 @@ def segment(
     >>> tilenet.segment(np.zeros((70, 90), np.uint8)).shape
     (70, 90)
     """
+    _check_kinds(out, progress=progress, report=report)
     if resume and overwrite:
         raise SettingsError("resume and overwrite: give only one of them")
     target = None
@@ -235,6 +237,15 @@ def _fill(
 def _whole(place: Path, out: Path) -> Mask | TiffMask:
     """Return the mask that is whole at `place`, as what `out` is to be."""
     return deliver(place, out) if is_tiff(out) else open_mask(out)
+
+
+def _check_kinds(out: Any, **called: Any) -> None:
+    """Refuse arguments in each other's place."""
+    if out is not None and not isinstance(out, str | PathLike):
+        raise SettingsError(f"out is where the mask goes, not a {type(out).__name__}. Give a network as model=...")
+    for name, function in called.items():
+        if function is not None and not callable(function):
+            raise SettingsError(f"{name} {function!r} is nothing that can be called. Give a function, or leave it out")
 
 
 def _check_workers_can(image: Any, model: Any, out: str | Path | None, *, objects: bool) -> None:

@@ -91,7 +91,7 @@ def accelerate(network: nn.Module) -> FastPath | None:
     """
     if not isinstance(network, UNet) or network.training:
         return None
-    weight = network.last.weight
+    weight = next(network.parameters())
     if not may_accelerate(network, weight.device, weight.dtype):
         return None
     length = network.footprint.axes[0].legal_at_least(network.footprint.axes[0].smallest + 32)
@@ -110,10 +110,14 @@ def may_accelerate(network: nn.Module, device: torch.device, dtype: torch.dtype)
 
 
 def _in_steps(network: UNet, x: Tensor) -> FastPath | None:
-    fast = FastUNet(network)
     with torch.inference_mode():
         plain = network(x)
-        difference = _difference(fast(x, channels_last, pixels=1), plain)
+        try:
+            fast = FastUNet(network)
+            difference = _difference(fast(x, channels_last, pixels=1), plain)
+        except (AttributeError, AssertionError, ValueError, RuntimeError) as error:  # layers were replaced
+            log.warning("the fast path cannot be had for this network (%s): the plain one is used", error)
+            return None
     return fast if _same(difference, TOLERANCE) else None
 
 

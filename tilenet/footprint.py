@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 
 from tilenet.errors import SettingsError
 from tilenet.geometry import ceil_div, round_down, round_up
@@ -220,17 +221,23 @@ class Footprint:
     axes: tuple[AxisFootprint, ...]
 
     @classmethod
-    def valid(cls, ndim: int, *, lost: int, step: int = 1) -> Footprint:
-        """Return the footprint of an unpadded network that loses `lost` px a side.
+    def valid(cls, ndim: int, *, lost: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
+        """Return the footprint of an unpadded network that loses `lost` px a side; one number, or one for each axis.
 
         Its output is taken to be `step` px long, or a multiple of it.
         """
-        return cls((AxisFootprint(step, lost, smallest=2 * lost + step),) * ndim)
+        axes = zip(_per_axis(step, ndim, "step", least=1), _per_axis(lost, ndim, "lost", least=0), strict=True)
+        return cls(tuple(AxisFootprint(s, n, smallest=2 * n + s) for s, n in axes))
 
     @classmethod
-    def same(cls, ndim: int, *, reach: int, step: int = 1) -> Footprint:
-        """Return the footprint of a padded network that sees `reach` px a side."""
-        return cls((AxisFootprint(step, 0, (reach, reach), smallest=step),) * ndim)
+    def same(cls, ndim: int, *, reach: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
+        """Return the footprint of a padded network that sees `reach` px a side; one number, or one for each axis.
+
+        >>> Footprint.same(3, reach=(2, 20, 20), step=(1, 4, 4)).margin
+        (2, 20, 20)
+        """
+        axes = zip(_per_axis(step, ndim, "step", least=1), _per_axis(reach, ndim, "reach", least=0), strict=True)
+        return cls(tuple(AxisFootprint(s, 0, (n, n), smallest=s) for s, n in axes))
 
     @property
     def ndim(self) -> int:
@@ -259,3 +266,13 @@ class Footprint:
     def with_outer(self, count: int) -> Footprint:
         """Return the same footprint behind `count` axes over which the network is looped."""
         return Footprint((AxisFootprint(),) * count + self.axes)
+
+
+def _per_axis(value: int | Sequence[int], ndim: int, name: str, *, least: int) -> tuple[int, ...]:
+    try:
+        values = tuple(map(index, value)) if isinstance(value, Sequence) else (index(value),) * ndim
+    except TypeError:
+        values = ()
+    if len(values) != ndim or min(values, default=least - 1) < least:
+        raise SettingsError(f"{name} {value!r}: give a whole number, {least} at least, or one for each of {ndim} axes")
+    return values

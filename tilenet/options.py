@@ -8,6 +8,7 @@ from operator import index
 from typing import Any
 
 from tilenet.errors import SettingsError
+from tilenet.scaling import parse_rule
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Options:
     threshold: float | None = None
     output: str | None = None
     probability_dtype: str | None = None
-    scaling: Mapping[str, Any] | None = None
+    # A rule, or its text on the command line.
+    scaling: Any = None
     missing: str | None = None
     roi: str | Sequence[Any] | None = None
     tissue: Any = None
@@ -41,6 +43,10 @@ class Options:
         """Take numbers and sequences of any kind as plain ones; refuse what no run could be done with."""
         for name in ("channels", "tile", "block"):
             object.__setattr__(self, name, _plain(getattr(self, name), name))
+        if isinstance(self.channels, int | str):
+            object.__setattr__(self, "channels", (self.channels,))
+        if isinstance(self.scaling, str):
+            object.__setattr__(self, "scaling", parse_rule(self.scaling))
         for name in ("threads", "batch", "memory"):
             value = _plain(getattr(self, name), name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -84,7 +90,7 @@ def refuse_with_objects(*, output: str | None, resume: bool) -> None:
 def _plain(value: Any, name: str) -> Any:
     """Return a whole number, or a tuple of them and of texts, as Python's own."""
     if value is None or isinstance(value, str):
-        return (value,) if value is not None and name == "channels" else value
+        return value
     try:
         return int(index(value))
     except TypeError:

@@ -29,8 +29,6 @@ from tilenet.unet import UNet
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENGINES = ("auto", "plain", "fast")
-# A bare network is asked for its outputs with an input so much longer than the shortest.
-PROBE = 16
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -187,7 +185,11 @@ def forget(network: object) -> None:
 
 def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Return a copy of a network where it is to run."""
-    return copy.deepcopy(network).eval().requires_grad_(False).to(device, dtype)
+    ready = copy.deepcopy(network).eval().to(device, dtype)
+    for parameter in ready.parameters():  # one by one: a TorchScript module has no other way
+        if parameter.is_leaf:
+            parameter.requires_grad_(False)
+    return ready
 
 
 def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath:
@@ -217,50 +219,15 @@ def is_network(model: object) -> bool:
 
 
 def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint:
-    """Return the footprint given, or the model's own (`ModelError` if it has none)."""
-    found = footprint if footprint is not None else getattr(model, "footprint", None)
+    """Return the footprint given, or the model's own (`ModelError` if it has none, or a `UNet` has another)."""
+    own = getattr(model, "footprint", None)
+    found = footprint if footprint is not None else own
     if not isinstance(found, Footprint):
-        kind = type(model).__name__
-        raise ModelError(
-            f"{kind} has no footprint. Give footprint=Footprint.same(2, reach=..., step=...) or .valid(...)"
-        )
+        what = f"{type(model).__name__} has no footprint" if found is None else f"{found!r} is no Footprint"
+        raise ModelError(f"{what}. Give footprint=Footprint.same(2, reach=..., step=...) or .valid(...)")
+    if isinstance(model, UNet) and found != own:
+        raise ModelError("a UNet's footprint follows from its layers, and is another than was given. Leave it out")
     return found
-
-
-def count_outputs(model: Any, footprint: Footprint, channels: int) -> int:
-    """Return K, from a pass over a small legal input where the model does not say.
-
-    The same pass shows whether the footprint is the model's: `ModelError` if it is not.
-    """
-    if isinstance(model, UNet):
-        outputs: int = model.n_classes
-        return outputs
-    x = np.zeros((1, channels, *(a.legal_at_least(a.smallest + PROBE) for a in footprint.axes)), np.float32)
-    shape = _probed(model, x)
-    want = footprint.output_shape(x.shape[2:])
-    if shape[2:] != want:
-        raise ModelError(f"the footprint says {x.shape[2:]} -> {want}, the network gives {shape[2:]}")
-    return int(shape[1])
-
-
-def _probed(model: Any, x: NDArray[np.float32]) -> tuple[int, ...]:
-    """Return the shape of what a model makes of an input."""
-    try:
-        made = _passed(model, x) if is_network(model) else model(x)
-    except Exception as error:  # of whatever kind: it is somebody's code
-        said = str(error) or type(error).__name__
-        raise ModelError(f"the network does not take an input of shape {x.shape}: {said}") from error
-    if not hasattr(made, "shape"):
-        kind = type(made).__name__
-        raise ModelError(f"the network gives a {kind}, not an array of logits. Wrap it in what returns them alone")
-    return tuple(made.shape)
-
-
-def _passed(network: nn.Module, x: NDArray[np.float32]) -> Any:
-    probe = copy.deepcopy(network).eval()
-    parameter = next(iter(probe.parameters()), torch.zeros(()))
-    with torch.inference_mode():
-        return probe(torch.from_numpy(x).to(parameter.device, parameter.dtype))
 
 
 def demand_of(network: object, precision: str, channels: int, *, engine: str, device: str) -> Demand:

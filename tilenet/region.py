@@ -49,16 +49,16 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     --------
     >>> find_roi([(512, 1024), slice(None, 100)], (7, 2000, 3000), name="stack.tif")
     Box(start=(0, 512, 0), stop=(7, 1024, 100))
+    >>> find_roi((slice(-2, None), ...), (7, 2000, 3000), name="stack.tif")
+    Box(start=(5, 0, 0), stop=(7, 2000, 3000))
     """
     if isinstance(roi, str):
         roi = parse_roi(roi)
-    entries = () if roi is None else (roi,) if isinstance(roi, slice) else roi
-    ranges = [_ends(entry) for entry in entries]
-    missing = len(shape) - len(ranges)
-    if missing < 0:
-        raise SettingsError(f"{name}: roi has {len(ranges)} axes, the image {len(shape)}. Give one start:stop an axis")
-    ends = [(0, n) for n in shape[:missing]]
-    ends += [(a or 0, n if b is None else b) for (a, b), n in zip(ranges, shape[missing:], strict=True)]
+    entries = _entries(roi, len(shape))
+    if len(entries) > len(shape):
+        raise SettingsError(f"{name}: roi has {len(entries)} axes, the image {len(shape)}. Give one start:stop an axis")
+    ranges = [(None, None)] * (len(shape) - len(entries)) + [_ends(entry) for entry in entries]
+    ends = [(_counted(a or 0, n), n if b is None else _counted(b, n)) for (a, b), n in zip(ranges, shape, strict=True)]
     box = Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
     if not box.size or box not in Box.of_shape(shape):
         size = f"{' x '.join(map(str, shape))} px"
@@ -74,6 +74,19 @@ def roi_to_json(box: Box, roi: Roi | None) -> list[list[int]] | None:
     [[0, 7], [5, 9]]
     """
     return None if roi is None else [[a, b] for a, b in zip(box.start, box.stop, strict=True)]
+
+
+def _entries(roi: Any, axes: int) -> list[Any]:
+    """Return the entries of a part, ``...`` replaced by the axes that it stands for."""
+    entries = [] if roi is None else [roi] if isinstance(roi, slice) or roi is ... else list(roi)
+    if (at := next((i for i, entry in enumerate(entries) if entry is ...), None)) is None:
+        return entries
+    return [*entries[:at], *[slice(None)] * (axes - len(entries) + 1), *entries[at + 1 :]]
+
+
+def _counted(end: int, n: int) -> int:
+    """Return an end counted from an axis's first pixel; as NumPy has it, a negative one is counted from its last."""
+    return end + n if end < 0 else end
 
 
 def _ends(entry: Any) -> tuple[int | None, int | None]:

@@ -22,6 +22,7 @@ from tilenet.job import RESIDENT, Job, check_info, refuse_contradiction
 from tilenet.models import find_model, load_model
 from tilenet.options import Options
 from tilenet.plan import Plan
+from tilenet.probe import ask, remarks
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
 from tilenet.readers.planes import PlanesImage
@@ -155,7 +156,10 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
     _check_axes(whole, footprint)
     _check_color(whole, network, channels)
     image = _fit_channels(whole, getattr(network, "in_channels", None), channels)
-    card = card.completed(predict.count_outputs(network, footprint, image.n_channels))
+    answer = ask(network, footprint, image.n_channels)
+    card = card.completed(answer.outputs)
+    for said in remarks(network, card, answer):
+        LOG.warning("%s: %s", card.name, said)
     device = machine.find_device(options.device or "auto")
     precision = predict.find_precision(options.precision or "auto", network)
     engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
@@ -187,6 +191,7 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
         decision=decision,
         footprint=footprint,
         demand=demand,
+        answer=answer,
         device=str(device),
         record=record,
         resolution=resolution,
@@ -201,6 +206,8 @@ def _find_model(model: Any) -> _Model:
         assert network.card is not None
         source = str(model if str(model) == network.card.name else find_model(model).absolute())
         return _Model(network, network.card, source)
+    if isinstance(model, type):
+        raise ModelError(f"{model.__name__} is a class. Give an instance of it, such as {model.__name__}(...)")
     if not callable(model):
         raise ModelError(f"a model is a name, a path, a torch.nn.Module or a callable, not a {type(model).__name__}")
     card = getattr(model, "card", None) or ModelCard(name=type(model).__name__)
@@ -236,7 +243,7 @@ def _check_axes(image: Image, footprint: Footprint) -> None:
     if not image.box_axes.endswith(wanted):
         raise ImageError(
             f"{image.name}: its axes are {image.axes}, and a {footprint.ndim}-D network runs over {wanted}, "
-            f"which must come last (c aside). Choose another model, or say --axes"
+            f"which must come last (c aside). Move them (numpy.moveaxis), choose another model, or specify --axes"
         )
 
 

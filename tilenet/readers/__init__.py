@@ -72,7 +72,9 @@ def open_image(
 
         image = ArrayImage(source, axes).at_level(level)
     else:
-        raise ImageError(f"{type(source).__name__}: is neither a path, an array nor an image. Give one of them")
+        kind = type(source).__name__
+        one = "Give its path, or one of its arrays" if kind == "Group" else "Give one of them"
+        raise ImageError(f"{kind}: is neither a path, an array nor an image. {one}")
     return image if channels is None else image.with_channels(image.channel_numbers(channels))
 
 

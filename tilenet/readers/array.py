@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import layout_of
 from tilenet.readers.boundary import check_level, pixel_dtype, refusing
@@ -35,6 +36,8 @@ class ArrayImage(Image):
         self._array = array
         self.name = f"{type(array).__module__.partition('.')[0]} array"
         stored = "yx" if array.ndim == 2 and axes is None else ["?"] * array.ndim
+        if any(n != n for n in array.shape):
+            raise ImageError(f"{self.name}: chunks of unknown sizes. Call compute_chunk_sizes() first")
         self._layout = layout_of(stored, array.shape, axes=axes, name=self.name)
         self.axes, self.level = self._layout.axes, 0
         self.dtype = pixel_dtype(array.dtype, self.name)

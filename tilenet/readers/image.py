@@ -100,6 +100,11 @@ class Image(ABC):
     def close(self) -> None:  # noqa: B027  (most images hold nothing open)
         """Let go of files; reading afterwards is an error."""
 
+    def __repr__(self) -> str:
+        sides = " x ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
+        level = f"level {self.level} of {len(self.levels)}"
+        return f"<{type(self).__name__} {self.name}: {sides}, {self.dtype}, {level}>"
+
     def __enter__(self) -> Image:
         return self
 

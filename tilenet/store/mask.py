@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,19 @@ class AnyMask:
     def shape(self) -> tuple[int, ...]:
         """Pixels along the axes."""
         return self.layout.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of pixels."""
+        return prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
     @property
     def dtype(self) -> np.dtype[Any]:
