@@ -13,7 +13,7 @@ from stub import Bright
 from test_into import write_image
 
 import tilenet
-from tilenet import geojson
+from tilenet import shapes
 from tilenet.errors import BlocksFailed, EnvironmentFault, OutputExists, OutputIncomplete, OutputMismatch, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.geojson import write_geojson
@@ -101,8 +101,8 @@ def test_filled_again_they_are_the_mask_whatever_the_strips(tmp_path, monkeypatc
     )
     whole = (tmp_path / "whole.geojson").read_bytes()
     for band, strip in ((1000, 500), (110, 110), (2**20, 110 * 7)):
-        monkeypatch.setattr(geojson, "BAND", band)
-        monkeypatch.setattr(geojson, "STRIP", strip)
+        monkeypatch.setattr(shapes, "BAND", band)
+        monkeypatch.setattr(shapes, "STRIP", strip)
         write_geojson(tmp_path / "m.zarr", tmp_path / "strips.geojson", overwrite=True)
         assert (tmp_path / "strips.geojson").read_bytes() == whole
 
@@ -216,7 +216,7 @@ def test_an_object_is_one_feature_however_many_pieces_it_has(folder, tmp_path, m
     ]
     assert np.array_equal(filled(named, labels.shape), labels)
     whole = (tmp_path / "m.geojson").read_bytes()
-    monkeypatch.setattr(geojson, "STRIP", 90)
+    monkeypatch.setattr(shapes, "STRIP", 90)
     write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", overwrite=True)
     assert (tmp_path / "m.geojson").read_bytes() == whole
 
@@ -269,7 +269,7 @@ def test_a_file_is_whole_or_not_there_and_is_replaced_only_if_asked(folder, tmp_
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(geojson, "regions", full)
+        broken.setattr(shapes, "regions", full)
         with pytest.raises(EnvironmentFault, match="Make room"):
             write_geojson(folder / "mask.zarr", out, overwrite=True)
     assert (out.read_bytes(), [p.name for p in tmp_path.iterdir()]) == (whole, ["m.geojson"])
@@ -280,7 +280,7 @@ def test_a_file_is_whole_or_not_there_and_is_replaced_only_if_asked(folder, tmp_
 def test_the_command_writes_either_or_both_and_says_how_many(folder, tmp_path, tilenet_command):
     mask, out, tiff = folder / "mask.zarr", tmp_path / "m.geojson", tmp_path / "m.ome.tif"
     code, text, _ = tilenet_command("export", mask, "--geojson", out)
-    assert (code, text) == (0, f"{out}: 2 bright, 3 grey, 20 vertices\n")
+    assert (code, text.splitlines()[0]) == (0, f"{out}: 2 bright regions, 3 grey regions, 20 vertices")
     code, text, _ = tilenet_command("export", mask, "--geojson", out, "--tiff", tiff, "--overwrite", "--json")
     assert json.loads(text) == {
         "geojson": {"out": str(out), "features": {"grey": 3, "bright": 2}, "vertices": 20},
@@ -290,7 +290,7 @@ def test_the_command_writes_either_or_both_and_says_how_many(folder, tmp_path, t
     assert tilenet_command("export", mask, "--geojson", out, "--as", "annotation", "--overwrite")[0] == 0
     assert {f["properties"]["objectType"] for f in json.loads(out.read_bytes())["features"]} == {"annotation"}
     for options, message in {
-        (): "--geojson out.geojson, --tiff",
+        (): "--geojson out.geojson, --csv",
         ("--geojson", out): "--overwrite",
         ("--tiff", tmp_path / "m.png"): "ends in .ome.tif",
     }.items():

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tilenet.geometry import Box
     from tilenet.instances import objects
     from tilenet.lazily import lazy
+    from tilenet.measures import write_table
     from tilenet.models import load_model, save_model
     from tilenet.pictures import overlay
     from tilenet.plan import Block, Plan, Tile
@@ -77,6 +78,7 @@ _HOMES = {
     "geometry": ("Box",),
     "instances": ("objects",),
     "lazily": ("lazy",),
+    "measures": ("write_table",),
     "models": ("load_model", "save_model"),
     "pictures": ("overlay",),
     "plan": ("Block", "Plan", "Tile"),
@@ -134,6 +136,7 @@ __all__ = [
     "train",
     "verify",
     "write_geojson",
+    "write_table",
     "write_tiff",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ FILE = click.Path(path_type=Path)
 @click.command()
 @click.argument("mask", type=FILE)
 @click.option("--geojson", type=FILE, help="Polygons of regions or objects, as QuPath imports them.")
+@click.option("--csv", type=FILE, help="A table of regions or objects: class, centroid, area, box.")
 @click.option("--tiff", type=FILE, help="A tiled, pyramidal OME-TIFF of labels.")
-@click.option("--image", type=FILE, help="The image, if it is no longer where it was (for --geojson).")
+@click.option("--image", type=FILE, help="The image, if it is no longer where it was (for --geojson and --csv).")
 @click.option(
     "--as",
     "kind",
@@ -32,6 +34,7 @@ FILE = click.Path(path_type=Path)
 def export(
     mask: Path,
     geojson: Path | None,
+    csv: Path | None,
     tiff: Path | None,
     image: Path | None,
     kind: str,
@@ -40,10 +43,11 @@ def export(
     quiet: bool,
 ) -> None:
     """Write a complete MASK in another format."""
-    if geojson is None and tiff is None:
-        raise SettingsError("say what to write: --geojson out.geojson, --tiff out.ome.tif")
+    if geojson is None and csv is None and tiff is None:
+        raise SettingsError("say what to write: --geojson out.geojson, --csv out.csv, --tiff out.ome.tif")
     result: dict[str, Any] = {}
     rows = []
+    objects = True
     if tiff is not None:
         from tilenet.tiff_export import write_tiff
 
@@ -56,6 +60,27 @@ def export(
         with progress_bar("rows", shown=not quiet) as progress:
             found = write_geojson(mask, geojson, image=image, kind=kind, overwrite=overwrite, progress=progress)
         result["geojson"] = {"out": str(geojson), "features": dict(found.features), "vertices": found.vertices}
-        counts = ", ".join(f"{count} {name}" for name, count in sorted(found.features.items())) or "no regions"
-        rows.append(f"{geojson}: {counts}, {found.vertices} vertices")
+        rows.append(f"{geojson}: {_counts(found.features, objects=found.objects)}, {found.vertices} vertices")
+        objects = found.objects
+    if csv is not None:
+        from tilenet.measures import write_table
+
+        with progress_bar("rows", shown=not quiet) as progress:
+            table = write_table(mask, csv, image=image, overwrite=overwrite, progress=progress)
+        density = {name: round(value, 2) for name, value in table.per_mm2.items()}
+        result["csv"] = {"out": str(csv), "counts": dict(table.counts), "area_px": dict(table.area_px)}
+        result["csv"] |= {"area_um2_of_a_pixel": table.pixel_um2, "per_mm2": density}
+        per = "".join(f", {value:g} {name} per mm2" for name, value in sorted(density.items()))
+        rows.append(f"{csv}: {_counts(table.counts, objects=table.objects)}{per}")
+        objects = table.objects
+    if not objects:
+        rows.append(
+            "regions are no objects: touching ones are one, and specks count. segment --objects tells objects apart"
+        )
     show(result, "\n".join(rows), as_json=as_json, quiet=quiet)
+
+
+def _counts(counts: Mapping[str, int], *, objects: bool) -> str:
+    """Return how many there are of each class."""
+    kind = "" if objects else " regions"
+    return ", ".join(f"{count} {name}{kind}" for name, count in sorted(counts.items())) or "no regions"

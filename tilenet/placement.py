@@ -43,6 +43,13 @@ class Grid:
             corners = np.minimum(corners, self.limit)
         return corners[:, ::-1]
 
+    def place_point(self, y: float, x: float) -> tuple[float, float]:
+        """Return x and y of a point in image pixels."""
+        down, right = (
+            (at + first) * float(step) for at, first, step in zip((y, x), self.origin, self.step, strict=True)
+        )
+        return right, down
+
 
 def find_grid(mask: Mask | TiffMask, image: str | Path | None) -> Grid:
     """Return where a mask lies; its image is opened only if it is given, or needed.

@@ -1,0 +1,114 @@
+"""Tables of a mask: what scikit-image measures of its labels, whatever the strips."""
+
+import csv
+
+import numpy as np
+import pytest
+import tifffile
+from skimage.measure import label, regionprops
+from stub import Bright
+
+import tilenet
+from tilenet import shapes
+from tilenet.errors import OutputExists
+from tilenet.footprint import Footprint
+from tilenet.measures import COLUMNS, write_table
+
+RANDOM = np.random.default_rng(0)
+# Blobs with holes, of two classes, at every border.
+PIXELS = (np.kron(RANDOM.integers(0, 3, (13, 17)), np.ones((9, 7))) * 100).astype(np.uint8)
+
+
+def shades(batch):
+    """Tell dark, grey and bright pixels apart."""
+    x = np.asarray(batch, np.float32)
+    return np.concatenate([-abs(x), -abs(x - 100), -abs(x - 200)], axis=1)
+
+
+shades.footprint = Footprint.same(2, reach=0, step=1)
+shades.card = tilenet.ModelCard(name="shades", classes=("dark", "grey", "bright"), mask_of_class=(0, 1, 2))
+
+
+def lines_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_slide(path, pixels):
+    size = {"resolution": (20000, 10000), "resolutionunit": "CENTIMETER"}  # 0.5 um along x, 1 along y
+    tifffile.imwrite(path, pixels, tile=(32, 32), **size)
+    return path
+
+
+@pytest.mark.parametrize("strip", [1, 500, 2**24])
+def test_lines_are_what_scikit_image_measures(tmp_path, monkeypatch, strip):
+    monkeypatch.setattr(shapes, "STRIP", strip)
+    mask = tilenet.segment(write_slide(tmp_path / "s.tif", PIXELS), tmp_path / "m.zarr", model=shades)
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    expected = set()
+    for value, name in ((1, "grey"), (2, "bright")):
+        for region in regionprops(label(np.asarray(mask) == value, connectivity=1)):
+            y, x = (round(float(at) + 0.5, 3) for at in region.centroid)
+            top, left, bottom, right = region.bbox
+            expected.add((name, x, y, int(region.area), region.area * 0.5, left, top, right, bottom))
+    lines = lines_of(tmp_path / "m.csv")
+    assert tuple(lines[0]) == COLUMNS
+    numbers = (*("x", "y", "area_px", "area_um2"), *("left", "top", "right", "bottom"))
+    assert {(line["class"], *(float(line[name]) for name in numbers)) for line in lines} == expected
+    assert len(expected) == len(lines) == sum(found.counts.values()) > 40
+    assert found.area_px == {name: int((np.asarray(mask) == k).sum()) for k, name in ((1, "grey"), (2, "bright"))}
+    assert found.per_mm2["grey"] == pytest.approx(found.counts["grey"] / (PIXELS.size * 0.5e-6))
+
+
+def test_an_object_is_one_line_however_many_regions_it_has(tmp_path):
+    slide = write_slide(tmp_path / "s.tif", PIXELS)
+    mask = tilenet.segment(slide, tmp_path / "m.zarr", model=Bright(), objects=True)
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    lines = lines_of(tmp_path / "m.csv")
+    labels = np.asarray(mask)
+    assert found.objects and {int(line["object"]) for line in lines} == set(np.unique(labels)) - {0}
+    for line in lines:
+        _, x = np.nonzero(labels == int(line["object"]))
+        assert (int(line["area_px"]), float(line["x"])) == (len(x), round(x.mean() + 0.5, 3))
+    polygons = tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
+    assert polygons.features == found.counts
+    text = (tmp_path / "m.geojson").read_text()
+    assert all(f'"id":"{line["id"]}"' in text for line in lines)
+
+
+def test_what_a_part_holds_is_placed_in_the_whole_plane_by_plane(tmp_path):
+    stack = np.stack([PIXELS, PIXELS[::-1]])
+    part = {"axes": "zyx", "model": shades}
+    tilenet.segment(stack, tmp_path / "m.zarr", roi=np.s_[1:, 20:60, 30:90], **part)
+    write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    lines = lines_of(tmp_path / "m.csv")
+    assert {line["z"] for line in lines} == {"1"} and {line["area_um2"] for line in lines} == {""}
+    for line in lines:
+        left, top, right, bottom = (int(line[side]) for side in ("left", "top", "right", "bottom"))
+        assert 30 <= left < right <= 90 and 20 <= top < bottom <= 60
+        value = {"grey": 100, "bright": 200}[line["class"]]
+        assert (stack[1, top:bottom, left:right] == value).sum() >= int(line["area_px"]) > 0
+
+
+def test_only_a_table_of_tilenet_s_is_replaced(tmp_path):
+    tilenet.segment(PIXELS, tmp_path / "m.zarr", model=shades)
+    (tmp_path / "mine.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(OutputExists, match="not a table that tilenet wrote"):
+        write_table(tmp_path / "m.zarr", tmp_path / "mine.csv", overwrite=True)
+    write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    with pytest.raises(OutputExists, match="exists already"):
+        write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    before = (tmp_path / "m.csv").read_bytes()
+    write_table(tmp_path / "m.zarr", tmp_path / "m.csv", overwrite=True)
+    assert (tmp_path / "m.csv").read_bytes() == before
+    assert (tmp_path / "mine.csv").read_text() == "x,y\n1,2\n"
+
+
+def test_the_command_says_how_many_there_are_and_that_regions_are_no_objects(tmp_path, tilenet_command):
+    slide = write_slide(tmp_path / "s.tif", PIXELS)
+    tilenet.segment(slide, tmp_path / "m.zarr", model=shades)
+    code, out, _ = tilenet_command("export", tmp_path / "m.zarr", "--csv", tmp_path / "m.csv")
+    assert code == 0 and " grey regions, " in out and "per mm2" in out and "segment --objects" in out
+    tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
+    code, out, _ = tilenet_command("export", tmp_path / "o.zarr", "--csv", tmp_path / "o.csv")
+    assert code == 0 and "regions" not in out

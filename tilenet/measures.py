@@ -1,0 +1,166 @@
+"""A mask as a table: a line per region or object, with its class, size and place, as CSV.
+
+Areas and centroids are those of the pixels, exact, from the outlines (the shoelace formula), so that no more than a
+strip of the mask is in memory. Ids are those of the polygons of `tilenet.write_geojson`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from tilenet.corners import Ring
+from tilenet.placement import Grid, find_grid
+from tilenet.shapes import Progress, Shape, has_objects, refuse_damage, shapes_of
+from tilenet.spared import check_file_place, refuse_inside
+from tilenet.store.files import AGAIN
+from tilenet.store.place import put_whole
+from tilenet.tiff_mask import open_mask
+
+# x and y in pixels of the image at full resolution, from its upper left corner; areas in pixels of the mask.
+COLUMNS = (
+    *("id", "class", "object", "t", "z", "x", "y", "area_px", "area_um2"),
+    *("left", "top", "right", "bottom"),
+)
+HEAD = ",".join(COLUMNS).encode()
+DECIMALS = 3
+
+
+@dataclass
+class Measured:
+    """What was written.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    counts : dict
+        Number of lines by class.
+    area_px : dict
+        Pixels of the mask by class.
+    objects : bool
+        Whether lines are objects, not regions of a class.
+    pixel_um2 : float or None
+        Area of a pixel of the mask, where its size is known.
+    mask_px : int
+        Pixels of the mask, planes and background included.
+    """
+
+    path: Path
+    counts: Counter[str] = field(default_factory=Counter)
+    area_px: Counter[str] = field(default_factory=Counter)
+    objects: bool = False
+    pixel_um2: float | None = None
+    mask_px: int = 0
+
+    @property
+    def per_mm2(self) -> dict[str, float]:
+        """Number of lines by class for each square millimetre of the mask, where the size of its pixels is known."""
+        if self.pixel_um2 is None:
+            return {}
+        return {name: count / (self.mask_px * self.pixel_um2) * 1e6 for name, count in self.counts.items()}
+
+
+def write_table(
+    mask: str | Path,
+    out: str | Path,
+    *,
+    image: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Measured:
+    """Write a CSV table of the regions of a complete mask, or of its objects.
+
+    Its columns are ``id``; ``class``; ``object`` (its number); ``t`` and ``z``; ``x`` and ``y`` (the centroid, in
+    pixels of the image at full resolution); ``area_px`` (pixels of the mask); ``area_um2`` (empty where the pixel size
+    is unknown); ``left``, ``top``, ``right`` and ``bottom`` of the box around it, as `x` and `y` are.
+
+    Parameters
+    ----------
+    mask : path
+        A mask that tilenet wrote to the end, OME-Zarr or OME-TIFF.
+    out : path
+        The file, ``.csv`` by custom.
+    image : path, optional
+        What was segmented, if it is no longer where it was; needed only for a mask of a coarser level or another
+        pixel size.
+    overwrite : bool
+        Replace a file that `write_table` wrote.
+    progress : callable, optional
+        Called with the rows done and the rows in all.
+
+    Returns
+    -------
+    Measured
+
+    Raises
+    ------
+    OutputNotFound, OutputIncomplete, BlocksFailed, OutputExists, OutputMismatch, EnvironmentFault
+        As `tilenet.write_geojson`.
+
+    Examples
+    --------
+    >>> import tempfile, tilenet
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     mask = tilenet.segment(np.zeros((70, 90), np.uint8), folder + "/mask.zarr")
+    ...     dict(tilenet.write_table(folder + "/mask.zarr", folder + "/mask.csv").counts)
+    {}
+    """
+    out = Path(out).absolute()
+    opened = open_mask(mask)
+    refuse_inside(out, image=opened.info["image"]["path"])
+    check_file_place(out, replace=overwrite, is_ours=_is_ours, kind="a table", image=image, mask=mask)
+    grid = find_grid(opened, image)
+    refuse_damage(opened)
+    y, x = opened.pixel_size[-2:]
+    pixel = None if y is None or x is None else y * x
+    found = Measured(out, objects=has_objects(opened), pixel_um2=pixel, mask_px=prod(opened.shape))
+    with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(COLUMNS)
+        for shape in shapes_of(opened, progress):
+            table.writerow(_line(shape, opened.axes, grid, found))
+    return found
+
+
+def _line(shape: Shape, axes: str, grid: Grid, found: Measured) -> Iterator[object]:
+    """Yield the values of a line, and count what is in it."""
+    area, (y, x) = area_and_centroid([ring for part in shape.parts for ring in part.rings])
+    corners = np.concatenate([part.rings[0] for part in shape.parts])
+    box = grid.place(np.stack([corners.min(axis=0), corners.max(axis=0)]).astype(np.int32))[:2]
+    found.counts[shape.name] += 1
+    found.area_px[shape.name] += area
+    where = dict(zip(axes, shape.plane, strict=False))
+    yield from (shape.id, shape.name, shape.value if found.objects else "", where.get("t", 0), where.get("z", 0))
+    yield from (round(value, DECIMALS) for value in grid.place_point(y, x))
+    yield from (area, "" if found.pixel_um2 is None else round(area * found.pixel_um2, DECIMALS))
+    yield from box.ravel().tolist()
+
+
+def area_and_centroid(rings: Sequence[Ring]) -> tuple[int, tuple[float, float]]:
+    """Return the pixels within rings, holes left out, and the mean of y and of x over them, from corners counted.
+
+    >>> area_and_centroid([np.array([[0, 0], [0, 3], [2, 3], [2, 0]])])
+    (6, (1.0, 1.5))
+    """
+    # From the first corner, so that products stay small.
+    first, doubled, moments = rings[0][0], 0.0, np.zeros(2)
+    for ring in rings:
+        at = (ring - first).astype(np.float64)
+        after = np.roll(at, -1, axis=0)
+        cross = at[:, 1] * after[:, 0] - after[:, 1] * at[:, 0]
+        doubled += cross.sum()
+        moments += ((at + after) * cross[:, None]).sum(axis=0)
+    y, x = (first + moments / (3 * doubled)).tolist()
+    return round(abs(doubled) / 2), (y, x)
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.readline().rstrip() == HEAD

@@ -1,0 +1,142 @@
+"""The regions of a complete mask, or its objects, one after the other: what GeoJSON and tables are made of.
+
+A region is what has one value and is connected by edges of pixels; an object is what has one number, in one plane. The
+mask is read strip by strip; in memory are a strip, and the outlines that are not closed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.errors import BlocksFailed
+from tilenet.outlines import Region, regions
+from tilenet.store import Mask
+from tilenet.tiff_export import intact
+from tilenet.tiff_mask import TILE, TiffMask
+
+# Pixels that are read at once, and that are outlined at once.
+BAND, STRIP = 2**27, 2**24
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A region, or all regions of an object.
+
+    Attributes
+    ----------
+    value : int
+        In the mask: that of a class, or the number of an object.
+    name : str
+        Of its class.
+    parts : sequence of Region
+        One, but of an object whose pixels do not touch.
+    plane : tuple of int
+        Where it lies along the axes in front of y and x, counted from the image's first plane.
+    id : UUID
+        The same from run to run.
+    """
+
+    value: int
+    name: str
+    parts: Sequence[Region]
+    plane: tuple[int, ...]
+    id: UUID
+
+
+def has_objects(mask: Mask | TiffMask) -> bool:
+    """Tell whether the values of a mask are numbers of objects."""
+    return bool(mask.info["record"]["output"] == "objects")
+
+
+def refuse_damage(mask: Mask | TiffMask) -> None:
+    """Raise `BlocksFailed` for a mask whose files are not what was written."""
+    if isinstance(mask, Mask):
+        intact(mask.path)
+    elif damage := mask.check():
+        raise BlocksFailed(f"{mask.path}: {damage[0]}. Make it again")
+
+
+def shapes_of(mask: Mask | TiffMask, progress: Progress | None = None) -> Iterator[Shape]:
+    """Yield the shapes of a mask, plane by plane, in the order of their last rows."""
+    seed, objects = uuid5(NAMESPACE_OID, json.dumps(mask.info, sort_keys=True)), has_objects(mask)
+    name_of = _names(mask, objects)
+    planes, height = list(product(*map(range, mask.shape[:-2]))), mask.shape[-2]
+    for number, index in enumerate(planes):
+
+        def advance(row: int, done: int = number * height) -> None:
+            if progress:
+                progress(done + row, len(planes) * height)
+
+        ids = uuid5(seed, str(index))
+        plane = tuple(i + first for i, first in zip(index, mask.origin, strict=False))
+        traced = regions(_strips(mask, index, advance))
+        last_rows = _last_rows(_strips(mask, index)) if objects else None
+        for value, parts in _by_value(traced, last_rows):
+            y, x = parts[0].rings[0][0].tolist()
+            yield Shape(value, name_of(value), parts, plane, uuid5(ids, f"{value} {y} {x}"))
+
+
+def _names(mask: Mask | TiffMask, objects: bool) -> Callable[[int], str]:
+    """Return what names the class of a value; numbered objects are of the one class that there is."""
+    labels: Mapping[str, Any] = mask.info["card"]["labels"]
+    names = {int(value): str(name) for value, name in labels.items() if value.isdecimal()}
+    if objects:
+        name = next(iter(names.values())) if len(names) == 1 else "object"
+        return lambda value: name
+    return lambda value: names.get(value, f"class {value}")
+
+
+def _strips(
+    mask: Mask | TiffMask, plane: tuple[int, ...], advance: Callable[[int], None] = lambda row: None
+) -> Iterator[NDArray[Any]]:
+    """Yield a plane from top to bottom, whole rows of chunks at once where they are not too large."""
+    level: Any = mask.levels[0]
+    height, width = mask.shape[-2:]
+    band = max(1, min(getattr(level, "chunks", (TILE, TILE))[-2], BAND // width))
+    rows = max(1, STRIP // width)
+    for top in range(0, height, band):
+        pixels = np.asarray(level[(*plane, slice(top, min(top + band, height)))])
+        for first in range(0, len(pixels), rows):
+            yield pixels[first : first + rows]
+        advance(top + len(pixels))
+
+
+def _last_rows(strips: Iterable[NDArray[Any]]) -> dict[int, int]:
+    """Return the row behind the last of each value."""
+    found: dict[int, int] = {}
+    top = 0
+    for strip in strips:
+        values, place = np.unique(strip[::-1], return_index=True)
+        found |= dict(zip(values.tolist(), (top + len(strip) - place // strip.shape[1]).tolist(), strict=True))
+        top += len(strip)
+    return found
+
+
+def _by_value(traced: Iterable[Region], last_rows: Mapping[int, int] | None) -> Iterator[tuple[int, Sequence[Region]]]:
+    """Yield regions one by one or, given the last row of each value, all of a value together when the last is there."""
+    if last_rows is None:
+        yield from ((region.value, (region,)) for region in traced)
+        return
+    parts: dict[int, list[Region]] = {}
+    ends: list[tuple[int, int]] = []
+    for region in traced:
+        while ends and ends[0][0] < region.bottom:
+            whole = heapq.heappop(ends)[1]
+            yield whole, parts.pop(whole)
+        if region.value not in parts:
+            parts[region.value] = []
+            heapq.heappush(ends, (last_rows[region.value], region.value))
+        parts[region.value].append(region)
+    while ends:
+        whole = heapq.heappop(ends)[1]
+        yield whole, parts.pop(whole)
