@@ -25,6 +25,7 @@ from tilenet.footprint import Footprint
 SIDES = (2048, 2560)
 BLOCKS, ENTRIES = 20, 30
 TILES_PER_BLOCK = 4
+ASKED = 64
 STUB = ("--model", "stub", "--tile", "256", "--batch", "2")
 # Computed, and not yet in the journal: one in the making, two being written.
 IN_FLIGHT = 3
@@ -58,9 +59,10 @@ class Stub:
         self.number = -1
 
     def __call__(self, batch):
-        if batch.any():  # not the zeros with which the outputs are counted
+        tile = batch.shape[-1] > ASKED  # not what a model is asked before a run
+        if tile:
             self._count(len(batch))
-        fault = self.fault if self.number in self.at else ""
+        fault = self.fault if tile and self.number in self.at else ""
         if fault == "hang":
             Path(self.hanging).touch()
             hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
@@ -73,7 +75,8 @@ class Stub:
         padded = np.pad(batch.astype(np.float32), [(0, 0), (0, 0), (1, 1), (1, 1)])
         rows = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
         total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-        total[0, 0, 9, 9] += np.nan if fault == "nan" else 0
+        if fault == "nan":
+            total[0, 0, 9, 9] = np.nan
         return np.concatenate([np.full_like(total, self.bright), total], axis=1)
 
     def _count(self, tiles):

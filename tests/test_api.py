@@ -69,7 +69,7 @@ def test_a_bare_network_sees_unscaled_pixels_and_is_given_back_as_it_was():
             self.drop = nn.Dropout(0.9)
 
         def forward(self, x):
-            if x.any():
+            if x.shape[-1] > IMAGE.shape[-1] // 2:  # a tile, not what is asked before
                 seen.append((x.max().item(), x.dtype, self.training))
             return self.drop(self.conv(x))
 

@@ -121,6 +121,17 @@ def laid_edge_to_edge(image, network, tile):
     return out
 
 
+class Disguised(torch.nn.Module):
+    """A network that nobody knows to be a U-Net, so that it may be given another footprint."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x)
+
+
 def test_tiles_off_the_grid_would_show():
     network = integer_network(3, depth=3, wf=1)
     image = image_of((90, 70))
@@ -136,7 +147,7 @@ def test_a_spoiled_rim_that_is_kept_would_show(padding, up_mode):
     expected = whole_image_logits(network, image)
     ignorant = Footprint((replace(right, spoiled=(0, 0)),) * 2)
     assert np.array_equal(tiled_logits(image, network, tile=16), expected)
-    assert not np.array_equal(tiled_logits(image, network, footprint=ignorant, tile=16), expected)
+    assert not np.array_equal(tiled_logits(image, Disguised(network), footprint=ignorant, tile=16), expected)
 
 
 def test_a_crop_in_front_that_shifts_the_grid_would_show():
@@ -150,7 +161,7 @@ def test_a_crop_in_front_that_shifts_the_grid_would_show():
             return (origin - self.lost, origin - self.lost + length), (start - origin, stop - origin)
 
     shifted = Footprint((Shifted(right.step, right.lost, right.spoiled, right.smallest),) * 2)
-    got = tiled_logits(image, network, footprint=shifted, tile=16)
+    got = tiled_logits(image, Disguised(network), footprint=shifted, tile=16)
     assert not np.array_equal(got, whole_image_logits(network, image))
 
 

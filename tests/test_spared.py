@@ -111,8 +111,8 @@ def test_a_batch_computes_nothing_whose_overview_would_replace_a_picture_of_some
     (folder / "masks").mkdir()
     (folder / "masks" / "image.overview.png").write_text("mine")
     command = ("batch", folder / "image.png", "-o", folder / "masks", "-m", folder / "small.safetensors")
-    code, _, error = tilenet_command(*command, "--overview")
-    assert (code, "is not a picture that tilenet wrote" in error) == (3, True)
+    code, out, _ = tilenet_command(*command, "--overview")
+    assert (code, "is not a picture that tilenet wrote" in out) == (3, True)
     assert (folder / "masks" / "image.overview.png").read_text() == "mine"
     assert not (folder / "masks" / "image.zarr").exists()
 
