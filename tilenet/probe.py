@@ -30,7 +30,7 @@ LONGER = 16
 KEPT, CLOSE = 64, 1e-2
 # Most pixels of a tile that is computed for that, and by how much of their range logits may then differ: by rounding in
 # single precision, by that of halves.
-TILE_PIXELS = 2**20
+TILE_PIXELS = 2**18
 ROUNDING, OF_HALVES = 1e-4, 5e-2
 
 
