@@ -188,7 +188,7 @@ class Fails:
 
 def test_failed_blocks_are_named_and_resume_computes_only_them(tmp_path):
     out = tmp_path / "m.zarr"
-    options = {"tile": 32, "model": Fails(12)}
+    options = {"tile": 32, "model": Fails(14)}
     with pytest.raises(BlocksFailed, match="blocks failed; block .* the lamp went out. The others are done"):
         tilenet.segment(np.tile(IMAGE, (9, 9)), out, **options)
     with pytest.raises(tilenet.OutputIncomplete):

@@ -111,8 +111,10 @@ def _off(model: Any, footprint: Footprint, channels: int) -> float:
         return 0.0
     x = small_input((channels, *large.read.shape))
     a = _asked(model, x)[:, :, *large.crop.slices][:, :, *(slice(s, 2 * s) for s in footprint.step)]
-    b = _asked(model, x[:, :, *small.read.relative_to(large.read.start).slices])[:, :, *small.crop.slices]
-    off = np.abs(a - b).max() / max(np.ptp(a), 1e-6)
+    part = np.ascontiguousarray(x[:, :, *small.read.relative_to(large.read.start).slices])
+    b = _asked(model, part)[:, :, *small.crop.slices]
+    with np.errstate(invalid="ignore"):
+        off = np.abs(a - b).max() / max(np.ptp(a), 1e-6)
     first = next(iter(model.parameters()), torch.zeros(())) if isinstance(model, nn.Module) else torch.zeros(())
     allowed = OF_HALVES if first.dtype.itemsize < 4 else ROUNDING
     return float(off) if off > allowed else 0.0
