@@ -72,3 +72,16 @@ def test_and_so_it_is_where_the_call_fails(slide, tmp_path, open_now):
     with pytest.raises(TilenetError):
         tilenet.segment(slide, tmp_path / "m.zarr", scaling={"method": "percentile", "low": 3, "high": 1})
     assert open_now() == []
+
+
+def test_and_a_batch_closes_what_it_had_opened_ahead_too(slide, tmp_path, open_now):
+    copies = [tmp_path / f"s{k}.tif" for k in range(4)]
+    for path in copies:
+        path.write_bytes(slide.read_bytes())
+
+    def broken(result):
+        raise LookupError(result.slide)
+
+    with pytest.raises(LookupError):
+        tilenet.batch(copies, tmp_path / "masks", tell=broken)
+    assert open_now() == []

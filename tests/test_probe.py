@@ -11,6 +11,7 @@ from torch import nn
 import tilenet
 from tilenet.errors import ModelError, OutputMismatch, SettingsError
 from tilenet.footprint import Footprint
+from tilenet.job import Job
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90), dtype=np.uint8)
 POINT, NEAR = Footprint.same(2, reach=0), Footprint.same(2, reach=1)
@@ -49,9 +50,9 @@ def gain(value):
 @pytest.mark.parametrize(
     ("first", "other", "footprint"),
     [
-        (lambda: brighter_than(128), lambda: brighter_than(50), POINT),
+        (lambda: brighter_than(128), lambda: brighter_than(128.5), POINT),
         (lambda: lambda x: x > 128.0, lambda: lambda x: x > 50.0, POINT),
-        (lambda: gain(1.0), lambda: gain(1.5), NEAR),
+        (lambda: gain(1.0), lambda: gain(1.001), NEAR),
         (lambda: nn.Sequential(convolution(), nn.ReLU()), lambda: nn.Sequential(convolution(), nn.Tanh()), NEAR),
     ],
     ids=["function", "threshold", "attribute", "layer without weights"],
@@ -86,10 +87,24 @@ def test_nor_by_the_same_with_another_footprint(tmp_path):
         (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2)), ""),
         (nn.Sequential(nn.Conv2d(1, 2, 5, padding=2)), "there are seams"),
         (EverySecond(), "there are seams"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3, padding=8, dilation=8)), "there are seams"),
+        (lambda x: x + np.random.default_rng().normal(size=x.shape), "gives other logits for the same pixels"),
         (lambda x: x / 255, "look like probabilities"),
         (lambda x: x - 100, ""),
     ],
-    ids=["sigmoid", "softmax", "instance norm", "group norm", "batch norm", "reach", "step", "map", "logits"],
+    ids=[
+        "sigmoid",
+        "softmax",
+        "instance norm",
+        "group norm",
+        "batch norm",
+        "reach",
+        "step",
+        "dilation",
+        "random",
+        "map",
+        "logits",
+    ],
 )
 def test_what_does_not_suit_is_told_before_the_run(caplog, model, warned):
     with caplog.at_level(logging.WARNING, "tilenet"):
@@ -136,3 +151,30 @@ def test_a_footprint_may_differ_from_axis_to_axis():
     footprint = Footprint.valid(3, lost=(1, 5, 6), step=(1, 2, 4))
     assert (footprint.lost, footprint.step) == ((1, 5, 6), (1, 2, 4))
     assert footprint.output_shape((3, 12, 16)) == (1, 2, 4)
+
+
+def test_a_model_that_takes_no_short_inputs_is_asked_with_legal_ones(caplog):
+    footprint = Footprint((tilenet.AxisFootprint(1, 0, (8, 8), smallest=64),) * 2)
+
+    def at_least_64(x):
+        assert min(x.shape[2:]) >= 64
+        return x - 100
+
+    with caplog.at_level(logging.WARNING, "tilenet"):
+        tilenet.segment(IMAGE, model=at_least_64, footprint=footprint)
+    assert caplog.text == ""
+
+
+def test_a_mask_of_a_version_that_asked_nothing_is_gone_on_with(tmp_path, monkeypatch):
+    out, model = tmp_path / "m.zarr", brighter_than(128)
+    with monkeypatch.context() as before:
+        info = Job.info
+        asked = ("footprint", "answer")
+
+        def without(job, numbers):
+            found = info(job, numbers)
+            return found | {"model": {name: value for name, value in found["model"].items() if name not in asked}}
+
+        before.setattr(Job, "info", without)
+        tilenet.segment(IMAGE, out, model=model, footprint=POINT)
+    assert tilenet.verify(out, IMAGE, model=model, footprint=POINT).ok

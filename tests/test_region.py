@@ -145,7 +145,8 @@ def test_a_part_may_be_said_in_python_as_it_is_typed(network):
 
 def test_a_part_is_typed_as_starts_and_stops():
     assert find_roi(parse_roi("3:,:9"), (20, 30), name="x") == Box((3, 0), (20, 9))
-    for wrong in ("", "3", "3:4:5", "a:b", "-3:5"):
+    assert find_roi(parse_roi("-3:,:-9"), (20, 30), name="x") == Box((17, 0), (20, 21))
+    for wrong in ("", "3", "3:4:5", "a:b", "--3:5"):
         with pytest.raises(SettingsError, match="start:stop"):
             parse_roi(wrong)
 

@@ -144,9 +144,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME_OF:
         return getattr(import_module(f"tilenet.{_HOME_OF[name]}"), name)
-    if not name.startswith("_") and find_spec(f"tilenet.{name}"):
+    missing = AttributeError(f"module 'tilenet' has no attribute {name!r}")
+    if name.startswith("_") or not name.isidentifier() or not find_spec(f"tilenet.{name}"):
+        raise missing
+    try:
         return import_module(f"tilenet.{name}")
-    raise AttributeError(f"module 'tilenet' has no attribute {name!r}")
+    except ImportError as error:  # of what only some machines have
+        raise missing from error
 
 
 def __dir__() -> list[str]:

@@ -71,7 +71,8 @@ class Bytes(click.ParamType[Any]):
             self.fail(f"{value!r} is not a number of bytes, such as 4GB", param, ctx)
         count = int(float(found[1]) * UNITS[found[2].upper()])
         if count < UNITS["M"]:
-            self.fail(f"{value!r} is {count} bytes. Give a unit, such as {found[1]}GB", param, ctx)
+            unit = "Give more" if found[2] else f"Give a unit, such as {found[1]}GB"
+            self.fail(f"{value!r} is {count} bytes. {unit}", param, ctx)
         return count
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import index
+from typing import SupportsIndex
 
 from tilenet.errors import SettingsError
 from tilenet.geometry import ceil_div, round_down, round_up
@@ -270,7 +271,7 @@ class Footprint:
 
 def _per_axis(value: int | Sequence[int], ndim: int, name: str, *, least: int) -> tuple[int, ...]:
     try:
-        values = tuple(map(index, value)) if isinstance(value, Sequence) else (index(value),) * ndim
+        values = (index(value),) * ndim if isinstance(value, SupportsIndex) else tuple(map(index, value))
     except TypeError:
         values = ()
     if len(values) != ndim or min(values, default=least - 1) < least:

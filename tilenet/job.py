@@ -26,7 +26,7 @@ from tilenet.errors import OutputError, OutputMismatch
 from tilenet.footprint import Footprint
 from tilenet.models import fingerprint
 from tilenet.plan import Plan
-from tilenet.probe import Answer, alike
+from tilenet.probe import Answer, difference
 from tilenet.readers.image import READERS, Image
 from tilenet.resolution import Resolution
 from tilenet.runner import BEHIND, Predictor
@@ -37,7 +37,8 @@ from tilenet.tissue import Search, Tissue
 # What may change between two runs of one output: where things lie, and what is for people.
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
 # What masks that older versions made do not say.
-LATER = {("model", "footprint"), ("model", "answer")}
+ANSWER = ("model", "answer")
+LATER = {("model", "footprint"), ANSWER}
 # Interpreter and libraries, before the first tile.
 RESIDENT = 320_000_000
 # The network as given, and what an engine makes of it: a copy while it is checked, or for Winograd's
@@ -193,7 +194,7 @@ class Job:
                 "source": self.source,
                 "sha256": sha256,
                 "footprint": [[a.step, a.lost, *a.spoiled] for a in self.footprint.axes],
-                "answer": list(self.answer.values),
+                "answer": self.answer.to_json(),
             },
             "card": self.card.to_dict(),
             "record": self.record,
@@ -221,9 +222,12 @@ def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[
     for part in ("record", "image", "model", "card"):
         for field_ in sorted({*found[part], *wanted[part]} - SAME_BYTES):
             old, new = found[part].get(field_), wanted[part].get(field_)
-            if ((part, field_) in LATER and old is None) or (field_ == "answer" and alike(old, new)):
+            if old is None and (part, field_) in LATER:
                 continue
-            if old != new:
+            if (part, field_) == ANSWER:
+                if off := difference(old, new):
+                    return part, field_, "another", f"off by {off:.2g} of its range"
+            elif old != new:
                 return part, field_, _said(old), _said(new)
     return None
 

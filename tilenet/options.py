@@ -41,17 +41,16 @@ class Options:
 
     def __post_init__(self) -> None:
         """Take numbers and sequences of any kind as plain ones; refuse what no run could be done with."""
-        for name in ("channels", "tile", "block"):
-            object.__setattr__(self, name, _plain(getattr(self, name), name))
+        for name in ("tile", "block", "channels"):
+            object.__setattr__(self, name, _plain(getattr(self, name), name, texts=name == "channels"))
         if isinstance(self.channels, int | str):
             object.__setattr__(self, "channels", (self.channels,))
+        for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", 1)):
+            object.__setattr__(self, name, _count(getattr(self, name), name, least))
         if isinstance(self.scaling, str):
             object.__setattr__(self, "scaling", parse_rule(self.scaling))
-        for name in ("threads", "batch", "memory"):
-            value = _plain(getattr(self, name), name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise SettingsError(f"{name} {value}: must be a whole number, 1 at least")
-            object.__setattr__(self, name, value)
+        if self.scaling is not None and not isinstance(self.scaling, Mapping):
+            raise SettingsError(f"scaling {self.scaling!r}: give a rule, such as {{'method': 'none'}}, or its text")
 
     def or_recorded(self, record: Mapping[str, Any]) -> Options:
         """Return the options with what is unsaid taken from a run record."""
@@ -87,18 +86,29 @@ def refuse_with_objects(*, output: str | None, resume: bool) -> None:
         raise SettingsError("objects are found in memory at once, so there is nothing to resume; use overwrite")
 
 
-def _plain(value: Any, name: str) -> Any:
-    """Return a whole number, or a tuple of them and of texts, as Python's own."""
-    if value is None or isinstance(value, str):
+def _plain(value: Any, name: str, *, texts: bool) -> Any:
+    """Return a whole number, or a tuple of them (and of texts), as Python's own."""
+    if value is None or (texts and isinstance(value, str)):
         return value
     try:
-        return int(index(value))
-    except TypeError:
-        pass
-    try:
-        return tuple(each if isinstance(each, str) else int(index(each)) for each in value)
+        if hasattr(value, "__index__") and not hasattr(value, "__len__"):
+            return int(index(value))
+        return tuple(each if texts and isinstance(each, str) else int(index(each)) for each in value)
     except TypeError as error:
         raise SettingsError(f"{name} {value!r}: neither a whole number nor a sequence of them") from error
+
+
+def _count(value: Any, name: str, least: int) -> int | None:
+    """Return a whole number; floats that are one will do."""
+    if value is None:
+        return None
+    try:
+        number = int(value) if isinstance(value, float) and value.is_integer() else int(index(value))
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise SettingsError(f"{name} {value!r}: give a whole number, {least} at least")
+    return number
 
 
 def _frozen(value: Any) -> Any:

@@ -45,9 +45,8 @@ class Grid:
 
     def place_point(self, y: float, x: float) -> tuple[float, float]:
         """Return x and y of a point in image pixels."""
-        down, right = (
-            (at + first) * float(step) for at, first, step in zip((y, x), self.origin, self.step, strict=True)
-        )
+        at = [(a + first) * float(step) for a, first, step in zip((y, x), self.origin, self.step, strict=True)]
+        down, right = map(min, at, self.limit) if self.limit else at
         return right, down
 
 

@@ -21,7 +21,7 @@ def parse_roi(text: str) -> tuple[tuple[int | None, int | None], ...]:
     >>> parse_roi("0:512,1024:")
     ((0, 512), (1024, None))
     """
-    found = [re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part) for part in text.split(",")]
+    found = [re.fullmatch(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*", part) for part in text.split(",")]
     if not all(found):
         raise SettingsError(f"roi {text!r} is not start:stop for each axis, such as 0:512,1024:2048")
     return tuple((int(f[1]) if f[1] else None, int(f[2]) if f[2] else None) for f in found if f)
@@ -78,7 +78,10 @@ def roi_to_json(box: Box, roi: Roi | None) -> list[list[int]] | None:
 
 def _entries(roi: Any, axes: int) -> list[Any]:
     """Return the entries of a part, ``...`` replaced by the axes that it stands for."""
-    entries = [] if roi is None else [roi] if isinstance(roi, slice) or roi is ... else list(roi)
+    try:
+        entries = [] if roi is None else [roi] if isinstance(roi, slice) or roi is ... else list(roi)
+    except TypeError as error:
+        raise SettingsError(f"roi {roi!r} is no part. Give one slice or (start, stop) an axis") from error
     if (at := next((i for i, entry in enumerate(entries) if entry is ...), None)) is None:
         return entries
     return [*entries[:at], *[slice(None)] * (axes - len(entries) + 1), *entries[at + 1 :]]

@@ -94,6 +94,8 @@ def batch(
         ...
     tilenet.errors.SettingsError: slides/*.svs: no image matches. Check the pattern
     """
+    if footprint is not None and not callable(model):
+        raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
     try:
         common = Options(**options)
     except TypeError as error:
@@ -137,15 +139,17 @@ class _Batch:
         try:
             slides = self._opened(opener)
             for slide in work_off(client, slides) if client is not None else _one_by_one(slides):
+                finishing = _raised(*wait(finishing, timeout=0))
                 finishing.add(finishers.submit(self._finish, slide))
                 while len(finishing) > WAITING:
                     finishing = _raised(*wait(finishing, return_when=FIRST_COMPLETED))
             _raised(*wait(finishing))
         finally:
-            opener.shutdown(wait=False, cancel_futures=True)
+            opener.shutdown(cancel_futures=True)
             finishers.shutdown(wait=False, cancel_futures=True)
             for slide in list(self._open.values()):
                 slide.store.close()
+                slide.job.close()
             results = [self._results[order.name] for order in self._orders if order.name in self._results]
             write_summary(self._out, results)
         return results
@@ -167,29 +171,30 @@ class _Batch:
         except Exception as error:  # one bad image must not stop the others
             self._note(order.name, "failed", error=error)
             return None
-        if slide is None:
+        if isinstance(slide, Store):
+            self._note(order.name, "skipped", store=slide)
             return None
         self._open[order.name] = slide
         return slide
 
-    def _slide_of(self, order: Order) -> Slide | None:
+    def _slide_of(self, order: Order) -> Slide | Store:
+        """Return what is to be computed, or the store that is complete."""
         out = self._out / f"{order.name}.zarr"
         spare_the_input(out, order.image)
         anew = "or give the batch another folder"
-        wanted = Wanted(order.image, order.model, order.options, self._footprint, anew=anew)
+        footprint = self._footprint if callable(order.model) else None  # a list may say another model, by its name
+        wanted = Wanted(order.image, order.model, order.options, footprint, anew=anew)
         if is_complete(out):
             store = _unchanged(out, wanted)
             if self._overview and not overview_beside(out).exists():
                 save(overlay(order.image, out), overview_beside(out))
-            self._note(order.name, "skipped", store=store)
-            return None
+            return store
         if self._overview:
             check_picture_place(overview_beside(out), replace=True, image=order.image)
         store, job, _ = open_store(out, wanted, resume=True)
         if store.complete:  # another process was quicker, or only tidying was left
             job.close()
-            self._note(order.name, "skipped", store=store)
-            return None
+            return store
         try:
             report = Report(skipped=skip_glass(job, store, store.layout.tissue_map))
         except BaseException:
