@@ -25,7 +25,8 @@ from tilenet.footprint import Footprint
 SIDES = (2048, 2560)
 BLOCKS, ENTRIES = 20, 30
 TILES_PER_BLOCK = 4
-ASKED = 64
+# Pixels along x of what a model is asked before a run, at the most.
+ASKED = 128
 STUB = ("--model", "stub", "--tile", "256", "--batch", "2")
 # Computed, and not yet in the journal: one in the making, two being written.
 IN_FLIGHT = 3
