@@ -19,13 +19,12 @@ import tilenet
 from tilenet.card import colors_of
 from tilenet.corners import Ring
 from tilenet.errors import SettingsError
-from tilenet.placement import Grid, find_grid
-from tilenet.shapes import Progress, Shape, has_objects, refuse_damage, shapes_of
-from tilenet.spared import check_file_place, refuse_inside
+from tilenet.placement import Grid
+from tilenet.shapes import Progress, Shape, has_objects, open_for, shapes_of
 from tilenet.store import Mask
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
-from tilenet.tiff_mask import TiffMask, open_mask
+from tilenet.tiff_mask import TiffMask
 
 KINDS = ("detection", "annotation")
 # How our files begin and no others: RFC 7946 allows further members, and QuPath passes over them.
@@ -106,11 +105,7 @@ def write_geojson(
     if kind not in KINDS:
         raise SettingsError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     out = Path(out).absolute()
-    opened = open_mask(mask)
-    refuse_inside(out, image=opened.info["image"]["path"])
-    check_file_place(out, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON", image=image, mask=mask)
-    grid = find_grid(opened, image)
-    refuse_damage(opened)
+    opened, grid = open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON")
     found = Outlined(out, objects=has_objects(opened))
     with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
         for part in _Features(opened, grid, kind, found).collection(progress):

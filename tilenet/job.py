@@ -36,8 +36,8 @@ from tilenet.tissue import Search, Tissue
 
 # What may change between two runs of one output: where things lie, and what is for people.
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
-# What masks that older versions made do not say.
 ANSWER = ("model", "answer")
+# What masks that older versions made do not say.
 LATER = {("model", "footprint"), ANSWER}
 # Interpreter and libraries, before the first tile.
 RESIDENT = 320_000_000

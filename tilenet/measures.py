@@ -16,12 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from tilenet.corners import Ring
-from tilenet.placement import Grid, find_grid
-from tilenet.shapes import Progress, Shape, has_objects, refuse_damage, shapes_of
-from tilenet.spared import check_file_place, refuse_inside
+from tilenet.placement import Grid
+from tilenet.shapes import Progress, Shape, has_objects, open_for, shapes_of
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
-from tilenet.tiff_mask import open_mask
 
 # x and y in pixels of the image at full resolution, from its upper left corner; areas in pixels of the mask.
 COLUMNS = (
@@ -113,11 +111,7 @@ def write_table(
     {}
     """
     out = Path(out).absolute()
-    opened = open_mask(mask)
-    refuse_inside(out, image=opened.info["image"]["path"])
-    check_file_place(out, replace=overwrite, is_ours=_is_ours, kind="a table", image=image, mask=mask)
-    grid = find_grid(opened, image)
-    refuse_damage(opened)
+    opened, grid = open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table")
     y, x = opened.pixel_size[-2:]
     pixel = None if y is None or x is None else y * x
     found = Measured(out, objects=has_objects(opened), pixel_um2=pixel, mask_px=prod(opened.shape))

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 
 from tilenet.errors import BlocksFailed
 from tilenet.outlines import Region, regions
+from tilenet.placement import Grid, find_grid
+from tilenet.spared import check_file_place, refuse_inside
 from tilenet.store import Mask
 from tilenet.tiff_export import intact
-from tilenet.tiff_mask import TILE, TiffMask
+from tilenet.tiff_mask import TILE, TiffMask, open_mask
 
 # Pixels that are read at once, and that are outlined at once.
 BAND, STRIP = 2**27, 2**24
@@ -58,12 +61,33 @@ def has_objects(mask: Mask | TiffMask) -> bool:
     return bool(mask.info["record"]["output"] == "objects")
 
 
-def refuse_damage(mask: Mask | TiffMask) -> None:
-    """Raise `BlocksFailed` for a mask whose files are not what was written."""
+def _refuse_damage(mask: Mask | TiffMask) -> None:
     if isinstance(mask, Mask):
         intact(mask.path)
     elif damage := mask.check():
         raise BlocksFailed(f"{mask.path}: {damage[0]}. Make it again")
+
+
+def open_for(
+    out: Path, mask: str | Path, image: str | Path | None, *, replace: bool, is_ours: Callable[[Path], bool], kind: str
+) -> tuple[Mask | TiffMask, Grid]:
+    """Open a mask that a file is made of, and say where it lies; what can be refused is refused before any work.
+
+    Parameters
+    ----------
+    out : Path
+        The file; neither in the mask nor in its image, and nobody else's.
+    mask, image : path
+        As for `tilenet.write_geojson`.
+    replace, is_ours, kind
+        As for `tilenet.spared.check_file_place`.
+    """
+    opened = open_mask(mask)
+    refuse_inside(out, image=opened.info["image"]["path"])
+    check_file_place(out, replace=replace, is_ours=is_ours, kind=kind, image=image, mask=mask)
+    grid = find_grid(opened, image)
+    _refuse_damage(opened)
+    return opened, grid
 
 
 def shapes_of(mask: Mask | TiffMask, progress: Progress | None = None) -> Iterator[Shape]:
