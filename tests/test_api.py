@@ -6,6 +6,7 @@ from oracles import integer_network, random_network, whole_image_logits
 from torch import nn
 
 import tilenet
+from tilenet import machine
 from tilenet.errors import (
     BlocksFailed,
     ImageError,
@@ -15,6 +16,8 @@ from tilenet.errors import (
     OutputNotFound,
     SettingsError,
 )
+from tilenet.options import Options
+from tilenet.settling import settle
 
 IMAGE = np.random.default_rng(0).integers(0, 200, (150, 211), dtype=np.uint8)
 
@@ -104,13 +107,24 @@ def test_a_scaling_per_tile_would_show():
     assert not np.allclose(whole[:, :50], part[:, :50])
 
 
+class Threshold:
+    footprint = tilenet.Footprint.same(2, reach=0)
+
+    def __call__(self, batch):
+        return np.concatenate([np.full_like(batch, 100), batch], axis=1)
+
+
+def test_a_function_runs_on_no_device_of_ours(monkeypatch):
+    function = Threshold()
+    monkeypatch.setattr(machine, "find_device", lambda name: torch.device("cuda" if name == "auto" else name))
+    job = settle(IMAGE, function, Options())
+    assert job.record["device"] == "cpu"
+    assert job.needs()["device_bytes"] == 0
+    with pytest.raises(SettingsError, match="device cuda: the model is a function"):
+        settle(IMAGE, function, Options(device="cuda"))
+
+
 def test_any_callable_with_a_footprint_is_a_model():
-    class Threshold:
-        footprint = tilenet.Footprint.same(2, reach=0)
-
-        def __call__(self, batch):
-            return np.concatenate([np.full_like(batch, 100), batch], axis=1)
-
     assert np.array_equal(tilenet.segment(IMAGE, model=Threshold(), tile=64), IMAGE > 100)
 
 
@@ -262,7 +276,8 @@ def test_a_volume_is_segmented_by_a_network_of_three_axes():
     network = random_network(depth=2, wf=2, ndim=3)
     volume = np.random.default_rng(0).integers(0, 200, (20, 31, 42), dtype=np.uint8)
     got = tilenet.segment(volume, axes="zyx", model=network, tile=(8, 16, 16), output="logits")
-    assert np.allclose(got, whole_image_logits(network, volume[None]), atol=1e-4)
+    expected = whole_image_logits(network, volume[None])
+    assert np.abs(got - expected).max() <= 1e-5 * np.ptp(expected)
 
 
 def test_axes_that_do_not_end_in_the_networks_are_refused(network):

@@ -2,6 +2,7 @@ import platform
 import shutil
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from tilenet.compiled import (
     DirectConvolution,
     composed,
 )
+from tilenet.decide import Decision
 from tilenet.native import AVX2, AVX512, find_instructions
 
 LAST = torch.channels_last
@@ -170,6 +172,58 @@ def test_the_last_convolution_gives_class_by_class(shape, outputs, level):
     exact = F.conv2d(x, weight, bias)
     assert found.shape == exact.shape and found.is_contiguous()
     assert float((found - exact).abs().max()) <= 1e-5 * max(1, float(exact.abs().max()))
+
+
+@needs_it
+@settings(max_examples=80, deadline=None)
+@given(
+    st.tuples(st.integers(1, 3), st.sampled_from([16, 48]), st.integers(1, 60), st.integers(1, 60)),
+    st.lists(st.integers(0, 255), min_size=1, max_size=7),
+    st.sampled_from(SETS),
+)
+def test_masks_made_at_once_are_those_of_the_logits(shape, values, level):
+    # Few weights, so that logits are often equal: of those the first wins.
+    weight = of((len(values), shape[1], 1, 1)).round().float()
+    classification = CompiledClassification(weight, torch.zeros(len(values)), instructions=level)
+    x = single(of(shape).round() * (of(shape[2:], seed=1) > 0))
+    found = classification.decided(x, torch.tensor(values, dtype=torch.uint8))
+    decide = Decision("softmax", tuple(values))
+    assert found.shape == (shape[0], 1, *shape[2:])
+    for mask, logits in zip(found, classification(x), strict=True):
+        assert np.array_equal(mask[0].numpy(), decide.mask(logits.numpy()))
+
+
+@needs_it
+def test_a_value_for_each_class_is_needed():
+    classification = CompiledClassification(of((3, 16, 1, 1)).float(), of(3).float(), instructions=BEST)
+    with pytest.raises(ValueError, match="2 values are not those of 3 outputs"):
+        classification.decided(single(of((1, 16, 4, 4))), torch.tensor([0, 1], dtype=torch.uint8))
+
+
+@needs_it
+def test_a_library_of_another_version_is_not_used(monkeypatch, caplog):
+    monkeypatch.setattr(native, "Classification", native.Convolution)
+    native._library.cache_clear()
+    try:
+        assert native.convolutions() == "pytorch"
+        assert "of another version of tilenet, and not used" in caplog.text
+    finally:
+        monkeypatch.undo()
+        native._library.cache_clear()
+    assert find_instructions() == BEST
+
+
+@needs_it
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("level", SETS)
+def test_no_mask_is_made_at_once_where_a_single_logit_is_not_finite(level, value):
+    classification = CompiledClassification(of((2, 16, 1, 1)).float(), of(2).float(), instructions=level)
+    values = torch.tensor([0, 1], dtype=torch.uint8)
+    for row, column in product((0, 11, 22), (0, 20, 40)):
+        x = single(of((2, 16, 23, 41)))
+        assert classification.decided(x, values) is not None
+        x[1, 5, row, column] = value
+        assert classification.decided(x, values) is None
 
 
 @needs_it

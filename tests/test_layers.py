@@ -1,6 +1,7 @@
-"""The layers of the package, read off its import statements."""
+"""The layers of the package, as the design page lists them, against its import statements."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,35 +9,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tilenet"
-# Lowest first: a module may import from lower rows, and from its own.
-LAYERS = [
-    {"errors", "geometry", "interrupts", "address"},
-    {"footprint", "card", "region", "resolution", "spared"},
-    {"bands"},
-    {"plan", "sizes"},
-    {"readers", "store", "metrics", "instances", "sample", "corners", "outlines"},
-    {"unet", "stream"},
-    {"winograd", "native"},
-    {"compiled"},
-    {"steps"},
-    {"kernels"},
-    {"frames"},
-    {"framed"},
-    {"scaling", "decide", "ahead", "engine", "machine", "into", "labels", "states", "tiff_mask"},
-    {"models", "placement", "probe", "provenance", "predict", "device", "runner", "tiff_export", "cells", "tissue"},
-    {"shapes"},
-    {"geojson", "measures", "options", "job", "training", "evaluation", "drawing"},
-    {"settling"},
-    {"compute", "worker", "tuning"},
-    {"cluster_file", "flights", "distributed", "clusters"},
-    {"outputs", "shares", "tiles"},
-    {"api", "describe", "lazily", "orders", "picture_files", "pictures", "summary"},
-    {"slides"},
-    {"checks"},
-    {"cli_options", "cli_cluster"},
-    {"cli", "cli_batch", "cli_export", "cli_pictures", "cli_segment", "cli_shares", "cli_training", "cli_tuning"},
-    {"__main__"},
-]
+DESIGN = PACKAGE.parent / "docs" / "design.md"
+
+
+def layers():
+    """Return the modules of each line of the table on the design page, lowest first."""
+    _, _, table = DESIGN.read_text().partition("## Modules")
+    rows = [line.strip() for line in table.splitlines() if line.startswith("    ")]
+    return [set(re.split(r"  +", row)[0].split(", ")) for row in rows] + [{"__main__"}]
+
+
+LAYERS = layers()
 PURE = {
     "address",
     "bands",
@@ -67,6 +50,7 @@ HOMES = {
         "models",
         "predict",
         "device",
+        "host",
         "training",
     },
     "triton": {"kernels", "frames"},
@@ -135,6 +119,12 @@ def breaches(module, source):
 
 
 SOURCES = [p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE]
+
+
+def test_the_design_page_lists_every_module_once():
+    listed = sorted(name for layer in LAYERS for name in layer)
+    assert listed == sorted({module_of(path) for path in SOURCES})
+    assert sum(map(len, LAYERS)) == len(set(listed))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))

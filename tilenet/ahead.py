@@ -32,13 +32,13 @@ class Work:
     last: bool
 
 
-def ahead_of(batch: int, *, decides: bool) -> int:
-    """Return how many batches are read ahead; for a predictor that decides elsewhere, enough to keep readers busy.
+def ahead_of(batch: int, *, apart: bool) -> int:
+    """Return how many batches are read ahead; for a predictor that computes apart, enough to keep readers busy.
 
-    >>> ahead_of(1, decides=False), ahead_of(1, decides=True), ahead_of(4, decides=True)
+    >>> ahead_of(1, apart=False), ahead_of(1, apart=True), ahead_of(4, apart=True)
     (2, 8, 2)
     """
-    return max(AHEAD, ceil_div(2 * READERS, batch)) if decides else AHEAD
+    return max(AHEAD, ceil_div(2 * READERS, batch)) if apart else AHEAD
 
 
 class Batch(NamedTuple):

@@ -156,13 +156,39 @@ class CompiledClassification:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (N, C, h, w), channels last, to (N, K, h, w), contiguous."""
-        (n, channels, height, width), outputs = x.shape, len(self._bias)
-        out = torch.empty(n, outputs, height, width)
-        pointers = (tensor.data_ptr() for tensor in (x, self._weights, self._bias, out))
-        strides = x.stride(0), out.stride(0), out.stride(1)
-        job = Classification(*pointers, *strides, n, height * width, channels, outputs)
-        call("tilenet_classify", job, self._instructions, torch.get_num_threads())
+        out = torch.empty(len(x), len(self._bias), *x.shape[2:])
+        self._classify(x, out=out)
         return out
+
+    def decided(self, x: Tensor, values: Tensor) -> Tensor | None:
+        """Return instead the value (N, 1, h, w) uint8 of the largest output, of equal ones the first.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            (N, C, h, w), channels last.
+        values : torch.Tensor
+            (K) uint8, of each output.
+
+        Returns
+        -------
+        torch.Tensor or None
+            None if an output somewhere is not finite.
+        """
+        if len(values) != len(self._bias):
+            raise ValueError(f"{len(values)} values are not those of {len(self._bias)} outputs")
+        mask = torch.empty((len(x), 1, *x.shape[2:]), dtype=torch.uint8)
+        return None if self._classify(x, mask=mask, values=values).spoiled else mask
+
+    def _classify(
+        self, x: Tensor, *, out: Tensor | None = None, mask: Tensor | None = None, values: Tensor | None = None
+    ) -> Classification:
+        (n, channels, height, width), outputs = x.shape, len(self._bias)
+        pointers = (t if t is None else t.data_ptr() for t in (x, self._weights, self._bias, out, mask, values))
+        plane = height * width
+        job = Classification(*pointers, x.stride(0), outputs * plane, plane, n, plane, channels, outputs)
+        call("tilenet_classify", job, self._instructions, torch.get_num_threads())
+        return job
 
 
 class CompiledUpsampling(_Compiled):

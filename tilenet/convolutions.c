@@ -37,9 +37,12 @@ struct classification {
     const float *x;       /* (N, pixels, C) */
     const float *weights; /* (K, C) */
     const float *bias;    /* (K) */
-    float *out;           /* (N, K, pixels) */
+    float *out;           /* (N, K, pixels); NULL where it is decided upon at once */
+    unsigned char *mask;  /* (N, pixels): the value of the largest output, of equal ones the first */
+    const unsigned char *values;    /* (K) */
     long x_image, out_image, plane; /* floats between images, and between outputs */
     long images, pixels, channels, outputs, next;
+    long spoiled;         /* set to 1 where outputs that are decided upon are not finite */
 };
 
 extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
@@ -146,6 +149,9 @@ int tilenet_instructions(void) {
     if (__builtin_cpu_supports("avx512f")) return 2;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0;
 }
+
+/* Tell how large the structures are that this was compiled with: whoever calls it may be of another version. */
+long tilenet_structures(void) { return sizeof(struct convolution) << 16 | sizeof(struct classification); }
 
 void tilenet_convolve(struct convolution *q, int instructions, unsigned threads) {
     q->next = 0;

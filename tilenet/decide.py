@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tilenet.card import ModelCard
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
+from tilenet.plan import Tile
 
 Logits = NDArray[np.floating[Any]]
 Arrays = dict[str, NDArray[Any]]
@@ -137,6 +138,11 @@ class Decision:
         return np.asarray(ordered[-1] - ordered[-2])
 
     @property
+    def is_choice(self) -> bool:
+        """Whether all that is wanted of logits is which of them is the largest."""
+        return self.kind == "softmax" and self.arrays == ("mask",)
+
+    @property
     def cut(self) -> float:
         """The logit above which the one output of a sigmoid or a regression is foreground."""
         return log(self.threshold / (1 - self.threshold)) if self.kind == "sigmoid" else self.threshold
@@ -145,6 +151,14 @@ class Decision:
 def not_finite(place: Box) -> FloatingPointError:
     """Return the refusal of logits that are no numbers: no decision follows from them."""
     return FloatingPointError(f"the network's output at {place} is not finite")
+
+
+def kept_of(tile: Tile, logits: NDArray[Any], ndim: int) -> NDArray[Any]:
+    """Return the logits (K, *n) that a tile writes, of those that the network gave for it."""
+    kept: NDArray[Any] = logits[(slice(None), *tile.crop.slices[-ndim:])]
+    if not np.isfinite(kept).all():
+        raise not_finite(tile.write)
+    return kept
 
 
 def block_buffers(arrays: Arrays, ndim: int, shape: Sequence[int]) -> Arrays:

@@ -88,9 +88,8 @@ INLINE void NAME(transpose)(vector *x) {
     }
 }
 
-/* Make LANES pixels of each output, or the first `count` of them: channels become vectors of pixels. */
-INLINE void NAME(make_outputs)(const struct classification *q, const float *x, float *out, long count, int whole) {
-    vector sums[q->outputs];
+/* Make LANES pixels of each output, of which `count` are there: channels become vectors of pixels. */
+INLINE void NAME(make_outputs)(const struct classification *q, const float *x, vector *sums, long count, int whole) {
     for (long k = 0; k < q->outputs; k++) sums[k] = (vector){0} + q->bias[k];
     for (long c = 0; c < q->channels; c += LANES) {
         vector of_channel[LANES];
@@ -104,19 +103,44 @@ INLINE void NAME(make_outputs)(const struct classification *q, const float *x, f
             for (int i = 0; i < LANES; i++) sums[k] += of_channel[i] * weights[i];
         }
     }
-    for (long k = 0; k < q->outputs; k++) {
-        float *pixels = out + k * q->plane;
-        if (whole) STORE(pixels, sums[k]);
-        else memcpy(pixels, sums + k, count * sizeof(float));
-    }
 }
 
-TARGET static void NAME(classify)(const struct classification *q, long image, long first, long stop) {
+/* Write the values of the largest outputs; return ones where an output is not finite. */
+INLINE NAME(whole) NAME(decide)(const struct classification *q, const vector *sums, unsigned char *mask, long count) {
+    vector best = sums[0], off = sums[0] - sums[0];
+    NAME(whole) chosen = (NAME(whole)){0} + q->values[0];
+    for (long k = 1; k < q->outputs; k++) {
+        NAME(whole) more = sums[k] > best;
+        chosen = (more & ((NAME(whole)){0} + q->values[k])) | (~more & chosen);
+        best = NAME(choose)(more, sums[k], best);
+        off += sums[k] - sums[k];
+    }
+    NAME(bytes) narrow = __builtin_convertvector(chosen, NAME(bytes));
+    memcpy(mask, &narrow, count);
+    return off != 0;
+}
+
+TARGET static void NAME(classify)(struct classification *q, long image, long first, long stop) {
     const float *x = q->x + image * q->x_image;
-    float *out = q->out + image * q->out_image;
-    for (; first + LANES <= stop; first += LANES)
-        NAME(make_outputs)(q, x + first * q->channels, out + first, LANES, 1);
-    if (first < stop) NAME(make_outputs)(q, x + first * q->channels, out + first, stop - first, 0);
+    NAME(whole) wrong = {0};
+    for (; first < stop; first += LANES) {
+        long count = stop - first < LANES ? stop - first : LANES;
+        vector sums[q->outputs];
+        if (count == LANES) NAME(make_outputs)(q, x + first * q->channels, sums, LANES, 1);
+        else NAME(make_outputs)(q, x + first * q->channels, sums, count, 0);
+        if (q->mask) {
+            unsigned char *mask = q->mask + image * q->pixels + first;
+            wrong |= count == LANES ? NAME(decide)(q, sums, mask, LANES) : NAME(decide)(q, sums, mask, count);
+            continue;
+        }
+        for (long k = 0; k < q->outputs; k++) {
+            float *pixels = q->out + image * q->out_image + k * q->plane + first;
+            if (count == LANES) STORE(pixels, sums[k]);
+            else memcpy(pixels, sums + k, count * sizeof(float));
+        }
+    }
+    for (int t = 0; t < LANES; t++)
+        if (wrong[t]) __atomic_store_n(&q->spoiled, 1, __ATOMIC_RELAXED);
 }
 
 static void NAME(run_classification)(void *argument) {

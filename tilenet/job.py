@@ -24,6 +24,7 @@ from tilenet.decide import Decision
 from tilenet.device import DevicePredictor
 from tilenet.errors import OutputError, OutputMismatch
 from tilenet.footprint import Footprint
+from tilenet.host import HostPredictor
 from tilenet.models import fingerprint
 from tilenet.plan import Plan
 from tilenet.probe import Answer, difference
@@ -114,7 +115,7 @@ class Job:
         if not predict.is_network(self.network):
             return ScaledPredictor(self.network, self.footprint, numbers)
         device = machine.find_device(self.device)
-        kind = predict.TorchPredictor if device.type == "cpu" else DevicePredictor
+        kind = HostPredictor if device.type == "cpu" else DevicePredictor
         return kind(
             self.network,
             self.footprint,
@@ -167,16 +168,19 @@ class Job:
         """Return the bytes of host memory, device memory and disk that the run may take."""
         channels, outputs = self.image.n_channels, len(self.card.classes)
         read = prod(self.plan.largest_read) * self.plan.batch * channels * self.image.dtype.itemsize
+        engine, device = self.record["engine"], self.record["device"]
         passed = self.demand.of(self.plan.largest_read, self.plan.batch)
+        spared = predict.spared_of(self.network, self.decision, engine=engine, device=device)
+        passed -= spared * prod(self.plan.largest_read) * self.plan.batch
         written = sum({"mask": 1}.get(name, 4 * outputs) for name in self.decision.arrays)
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
         weights = predict.weight_bytes(self.network)
         on_host = self.device == "cpu"
-        ahead = ahead_of(self.plan.batch, decides=not on_host)
+        ahead = ahead_of(self.plan.batch, apart=not on_host)
         if not on_host:  # pinned memory is given out, and kept, in powers of two
             read = 2 ** (read - 1).bit_length()
         reading = (ahead + 1) * read + READERS * self.image.working_bytes + self.image.kept_bytes
-        host = RESIDENT + int(COPIES[self.record["engine"]] * weights) + reading + (BEHIND + 2) * block
+        host = RESIDENT + int(COPIES[engine] * weights) + reading + (BEHIND + 2) * block
         return {
             "host_bytes": host + (passed if on_host else 0),
             "device_bytes": 0 if on_host else passed + weights + DevicePredictor.in_flight * read,

@@ -6,6 +6,7 @@ It is built when tilenet is installed, if there is a C compiler, for x86-64 proc
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+LOG = logging.getLogger("tilenet")
 # The instruction sets that the library may tell of, and their names.
 AVX2, AVX512 = 1, 2
 NAMES = {0: "pytorch", AVX2: "avx2", AVX512: "avx512"}
@@ -47,11 +49,11 @@ class Convolution(ctypes.Structure):
 
 
 class Classification(ctypes.Structure):
-    """What a 1x1 convolution is done from, and to."""
+    """What a 1x1 convolution is done from, and to, or what is decided upon."""
 
     _fields_ = (
-        *_fields(ctypes.c_void_p, "x weights bias out"),
-        *_fields(ctypes.c_long, "x_image out_image plane images pixels channels outputs next"),
+        *_fields(ctypes.c_void_p, "x weights bias out mask values"),
+        *_fields(ctypes.c_long, "x_image out_image plane images pixels channels outputs next spoiled"),
     )
 
 
@@ -84,7 +86,13 @@ def _library() -> ctypes.CDLL | None:
         path = Path(__file__).with_name(f"_convolutions{suffix}")
         if path.exists():
             try:
-                return ctypes.CDLL(str(path))
+                library = ctypes.CDLL(str(path))
+                if library.tilenet_structures() == ctypes.sizeof(Convolution) << 16 | ctypes.sizeof(Classification):
+                    return library
+                raise AttributeError
             except OSError:
+                return None
+            except AttributeError:
+                LOG.warning("%s: is of another version of tilenet, and not used. Install tilenet again", path)
                 return None
     return None

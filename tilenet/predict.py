@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tilenet import steps
 from tilenet.bands import Demand, band_pixels, can_band, halves
+from tilenet.decide import Decision
 from tilenet.engine import FastPath, accelerate, may_accelerate, triton_version
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
@@ -32,6 +34,8 @@ ENGINES = ("auto", "plain", "fast")
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+# Bytes of a pixel's logits for each class, and of its mask, with the copies that are made of them.
+LOGITS, MASKS = 8, 2
 log = logging.getLogger("tilenet")
 # Fast paths between being found the same as their network and being used, once, with the state of its weights.
 _checked: WeakKeyDictionary[nn.Module, tuple[object, FastPath]] = WeakKeyDictionary()
@@ -230,8 +234,22 @@ def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint
     return found
 
 
+def keeps_no_logits(network: object, decision: Decision, *, engine: str, device: str) -> bool:
+    """Tell whether masks come out of a network's last step, and logits are never in memory."""
+    if not isinstance(network, UNet) or (engine, device) != ("fast", "cpu"):
+        return False
+    return decision.is_choice and steps.decides_at_once(network)
+
+
+def spared_of(network: object, decision: Decision, *, engine: str, device: str) -> int:
+    """Return the bytes that a pass needs less for each pixel; no plan counts on it, as it depends on the processor."""
+    if not isinstance(network, UNet) or not keeps_no_logits(network, decision, engine=engine, device=device):
+        return 0
+    return LOGITS * network.n_classes - MASKS
+
+
 def demand_of(network: object, precision: str, channels: int, *, engine: str, device: str) -> Demand:
-    """Return the bytes that a forward pass needs.
+    """Return the bytes that a forward pass needs, and the decision upon its logits.
 
     A U-Net peaks in its last block, where the joined skip (twice the first block's
     channels), a convolution and its ReLU are held beside the skips (as much again): six
@@ -248,7 +266,7 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str, de
     if fast and can_band(row):
         times = 3.5 if halves(network.pool_size) else 5
     passed = size * (times * 2**network.wf + channels) + 4 * channels
-    decided = 8 * network.n_classes
+    decided = LOGITS * network.n_classes
     if not fast or not can_band(row):
         return Demand(decided + passed)
     return Demand(decided, passed, row, band_pixels(2**network.wf))

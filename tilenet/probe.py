@@ -123,7 +123,7 @@ def _apart(old: Sequence[float], new: Sequence[float]) -> float:
     return float(np.nan_to_num(off, nan=np.inf).max() / max(np.ptp(finite) if finite.size else 0, 1e-6))
 
 
-def remarks(model: Any, card: ModelCard, answer: Answer) -> Iterator[str]:
+def remarks(card: ModelCard, answer: Answer) -> Iterator[str]:
     """Yield what people ought to hear of a model of their own."""
     if answer.like_probabilities and card.output != "regression":
         yield (

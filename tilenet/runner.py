@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.ahead import Batch, Reading, Timed, Work, ahead_of, all_work, timed
-from tilenet.decide import Arrays, Decision, block_buffers, not_finite
+from tilenet.decide import Arrays, Decision, block_buffers, kept_of
 from tilenet.errors import EnvironmentFault
 from tilenet.footprint import Footprint
 from tilenet.plan import Block, Plan, Tile
@@ -133,7 +133,7 @@ def run(
     report, started = Report(), perf_counter()
     begin, in_flight = beginning(predictor, decide)
     room = predictor.room if isinstance(predictor, DecidingPredictor) else None
-    ahead = ahead_of(plan.batch, decides=room is not None)
+    ahead = ahead_of(plan.batch, apart=in_flight > 1)
     reading = Reading(image, predictor.footprint.ndim, ahead=ahead, room=room or np.empty)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
         blocks = _Blocks(predictor.footprint.ndim, sink, writer, report=report, progress=progress)
@@ -242,14 +242,6 @@ class _Blocks:
             raise
         except Exception as error:
             self._report.failures.setdefault(block.index, reason_of(error))
-
-
-def kept_of(tile: Tile, logits: NDArray[Any], ndim: int) -> NDArray[Any]:
-    """Return the logits (K, *n) that a tile writes, of those that the network gave for it."""
-    kept: NDArray[Any] = logits[(slice(None), *tile.crop.slices[-ndim:])]
-    if not np.isfinite(kept).all():
-        raise not_finite(tile.write)
-    return kept
 
 
 def reason_of(error: Exception) -> str:

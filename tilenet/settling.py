@@ -158,9 +158,9 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
     image = _fit_channels(whole, getattr(network, "in_channels", None), channels)
     answer = ask(network, footprint, image.n_channels)
     card = card.completed(answer.outputs)
-    for said in remarks(network, card, answer):
+    for said in remarks(card, answer):
         LOG.warning("%s: %s", card.name, said)
-    device = machine.find_device(options.device or "auto")
+    device = machine.find_device(_device_of(network, options))
     precision = predict.find_precision(options.precision or "auto", network)
     engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
     demand = predict.demand_of(network, precision, image.n_channels, engine=engine, device=device.type)
@@ -212,6 +212,15 @@ def _find_model(model: Any) -> _Model:
         raise ModelError(f"a model is a name, a path, a torch.nn.Module or a callable, not a {type(model).__name__}")
     card = getattr(model, "card", None) or ModelCard(name=type(model).__name__)
     return _Model(model, card, type(model).__name__)
+
+
+def _device_of(network: Any, options: Options) -> str:
+    name = options.device or "auto"
+    if predict.is_network(network):
+        return name
+    if name not in ("auto", "cpu"):
+        raise SettingsError(f"device {name}: the model is a function, and computes wherever it does. Leave device out")
+    return "cpu"
 
 
 def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:

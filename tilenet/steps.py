@@ -27,7 +27,7 @@ from tilenet.compiled import (
     Zeros,
 )
 from tilenet.native import find_instructions
-from tilenet.stream import Stream, between, height_of, joined, stacked
+from tilenet.stream import NotFinite, Stream, between, height_of, joined, stacked
 from tilenet.unet import LINEAR, ConvBlock, UNet, UpBlock
 from tilenet.winograd import WinogradConvolution
 
@@ -50,10 +50,16 @@ Affine = tuple[Tensor, Tensor]
 
 def steps_of(network: UNet) -> Iterator[_Block]:
     """Yield the blocks of steps of a network, in eval mode; its weights are shared or copied, it is left as it is."""
-    to_logits = _classification(network.last)
+    to_logits = _classification(network)
 
     def last(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
-        return to_logits(stacked(pieces))
+        if stream.values is None:
+            return to_logits(stacked(pieces))
+        assert isinstance(to_logits, CompiledClassification)
+        mask = to_logits.decided(stacked(pieces), stream.values)
+        if mask is None:
+            raise NotFinite
+        return mask
 
     for level, down in enumerate(network.down_path):
         assert isinstance(down, ConvBlock)
@@ -280,10 +286,16 @@ def _enlargement(up: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: F.interpolate(pointwise(x), scale_factor=scale, mode=LINEAR[2])
 
 
-def _classification(last: nn.Module) -> Callable[[Tensor], Tensor]:
+def decides_at_once(network: UNet) -> bool:
+    """Tell whether the last step, where a `Stream` has values for classes, makes masks and no logits."""
+    return find_instructions() != 0 and 2**network.wf % COMPILED == 0
+
+
+def _classification(network: UNet) -> Callable[[Tensor], Tensor]:
     """Return what makes logits."""
+    last = network.last
     assert isinstance(last, nn.Conv2d) and last.bias is not None
-    if find_instructions() and last.in_channels % COMPILED == 0:
+    if decides_at_once(network):
         return CompiledClassification(last.weight, last.bias, instructions=find_instructions())
     return _pointwise(last)
 

@@ -11,6 +11,10 @@ from torch import Tensor
 ROWS = 2  # The axis of (N, C, h, w).
 
 
+class NotFinite(Exception):
+    """Logits that were to be decided upon are no numbers."""
+
+
 class Stream:
     """The rows that steps need again, and the skips on their way from the contracting to the expanding path.
 
@@ -20,9 +24,12 @@ class Stream:
         By their level.
     last : bool
         Whether no rows come after those that are on their way, so that zeros are padded below them.
+    values : torch.Tensor, optional
+        The mask value of each class, (K) uint8, where the last step decides upon logits at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, values: Tensor | None = None) -> None:
+        self.values = values
         self.skips: dict[int, Skip] = defaultdict(Skip)
         self.last = True
         self._last: dict[object, Tensor] = {}

@@ -22,12 +22,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from tilenet import machine, predict
 from tilenet.address import is_address
+from tilenet.decide import kept_of
 from tilenet.errors import BlocksFailed, ImageError, ModelError, TilenetError
 from tilenet.geometry import Box
 from tilenet.job import Job
 from tilenet.models import fingerprint, load_model
 from tilenet.plan import Plan, tile_of
-from tilenet.runner import Predictor, kept_of, reason_of
+from tilenet.runner import Predictor, reason_of
 from tilenet.scaling import Scaling
 from tilenet.unet import UNet
 

@@ -9,6 +9,7 @@ Included once for each instruction set, with LANES, ROWS, TARGET and SUFFIX defi
 
 typedef float NAME(vector) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int NAME(whole) __attribute__((vector_size(4 * LANES)));
+typedef unsigned char NAME(bytes) __attribute__((vector_size(LANES)));
 #define vector NAME(vector)
 #define LOAD(p) (*(const vector *)(p))
 #define STORE(p, v) (*(vector *)(p) = (v))

@@ -1,0 +1,55 @@
+"""Predictors on a CPU: where masks alone are asked for, a network's last step decides, and no logits are in memory.
+
+The mask is, bit for bit, what `Decision` makes of the same logits. They are looked at while they lie in a register, and
+neither written nor read again: of the packaged network 4 floats a pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tilenet.decide import Arrays, Decision, kept_of
+from tilenet.engine import FastUNet
+from tilenet.plan import Tile
+from tilenet.predict import TorchPredictor
+
+
+class HostPredictor(TorchPredictor):
+    """A predictor that decides, too; see `tilenet.runner.DecidingPredictor`.
+
+    Attributes
+    ----------
+    in_flight : int
+        A batch is finished when it is begun.
+    """
+
+    in_flight = 1
+
+    def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return an array that a batch is read into."""
+        return np.empty(shape, dtype)
+
+    def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Callable[[], list[Arrays]]:
+        """Compute a batch (N, C, *n); what is returned gives the arrays of each tile."""
+        ndim, masks = self.footprint.ndim, self._masks(batch, decide)
+        if masks is not None:
+            made = [{"mask": mask[tile.crop.slices[-ndim:]]} for tile, mask in zip(tiles, masks, strict=True)]
+        else:
+            logits = self(batch)  # (N, K, *m)
+            made = [decide(kept_of(tile, of_tile, ndim)) for tile, of_tile in zip(tiles, logits, strict=True)]
+        return lambda: made
+
+    def _masks(self, batch: NDArray[Any], decide: Decision) -> NDArray[np.uint8] | None:
+        """Return masks (N, *m), or None where it takes logits: to tell, too, where they are not finite."""
+        fast = self._forward
+        if not isinstance(fast, FastUNet) or not decide.is_choice:
+            return None
+        values = torch.tensor(decide.mask_of_class, dtype=torch.uint8)
+        with self.computing(batch.shape):
+            masks = fast.decided(self.tensor_of(batch), self._prepared, values)
+        return None if masks is None else masks.numpy()
