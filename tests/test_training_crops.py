@@ -5,11 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from training_helpers import discs
 
+from tilenet import UNet
+from tilenet.errors import SettingsError
 from tilenet.training import Recipe
-from tilenet.training.augment import draw_crop
-from tilenet.training.stain import is_coloured, paint_dab, paint_holes
+from tilenet.training.augment import draw_crop, draw_grid
+from tilenet.training.crops import Crops
+from tilenet.training.data import Pair
+from tilenet.training.stain import crowd, look_of, membranes, paint_holes, paint_stains
 from tilenet.training.targets import border_weights, depth_classes, make_targets
 
 STILL = Recipe(zoom=1, elastic=0, intensity=0, stain=0, flips=False, turns="none", scaling={"method": "none"})
@@ -101,19 +106,70 @@ def test_deformed_crops_keep_classes_whole_and_move_with_the_image():
     assert min(agree) > 0.97
 
 
-def test_painted_nuclei_are_bluer_than_what_is_brown_around_them():
+@pytest.mark.parametrize("look", ["stained", "fluorescent"])
+def test_painted_nuclei_are_bluer_than_what_is_brown_around_them(look):
     rng = np.random.default_rng(4)
     nuclei = torch.from_numpy((discs(rng) > 0).astype(np.float32))
-    purple = torch.stack([1 - 0.6 * nuclei, 1 - 0.8 * nuclei, 1 - 0.3 * nuclei])
-    assert is_coloured(purple)
-    assert not is_coloured(purple[:1].expand(3, -1, -1))
+    image = torch.stack([1 - 0.6 * nuclei, 1 - 0.8 * nuclei, 1 - 0.3 * nuclei])
+    if look == "fluorescent":
+        image = (0.8 * nuclei).expand(3, -1, -1)
+    assert look_of(image, nuclei) == look
     warmth = []
     for _ in range(40):
-        x = paint_dab(purple, nuclei, rng)
+        x = paint_stains(image, nuclei, rng, look=look)
         assert 0 < x.min() <= x.max() <= 1
         warm = x[0] - x[2]
         warmth.append(float(warm[nuclei == 0].mean() - warm[nuclei > 0].mean()))
     assert np.mean(np.array(warmth) > 0) > 0.6
+
+
+def test_a_crop_of_fluorescence_without_nuclei_becomes_pale_tissue():
+    dark, none = torch.full((3, 60, 60), 0.02), torch.zeros(60, 60)
+    brightness = [
+        float(paint_stains(dark, none, np.random.default_rng(seed), look="fluorescent").median()) for seed in range(20)
+    ]
+    assert np.median(brightness) > 0.7
+
+
+def test_a_crowd_has_more_nuclei_none_of_which_touch_and_targets_that_fit():
+    nuclei = torch.zeros(60, 90)
+    nuclei[5:15, 10:20], nuclei[20:28, 60:80] = 1, 2
+    x, target = crowd((nuclei / 2)[None], torch.stack([nuclei, 3 - nuclei]))
+    assert torch.equal(x[0] * 2, target[0])
+    assert torch.equal(target[0][nuclei > 0], nuclei[nuclei > 0])
+    labels, count = ndimage.label(target[0].numpy() > 0)
+    assert count == 8
+    assert sorted(np.bincount(labels.ravel())[1:]) == [100] * 4 + [160] * 4
+    assert (target[1][target[0] > 0] == 3 - target[0][target[0] > 0]).all()
+
+
+def test_membranes_lie_between_nuclei_that_touch():
+    depth = torch.zeros(40, 60)
+    depth[5:35, 5:30], depth[5:35, 30:55] = 1, 1  # two nuclei, whose rims are one region
+    depth[10:30, 10:25], depth[10:30, 35:50] = 2, 2
+    rng = np.random.default_rng(0)
+    brown = torch.stack([membranes(depth, rng) for _ in range(20)])
+    assert (brown[:, 15:25, 28:32].amax((1, 2)) > brown[:, 15:25, 15:20].mean((1, 2))).all()
+    assert not membranes(torch.zeros(40, 60), rng).any()
+
+
+def test_what_images_look_like():
+    nuclei = torch.zeros(20, 20)
+    nuclei[5:12, 5:12] = 1
+    bright, dark, none = nuclei.expand(3, -1, -1), (1 - nuclei).expand(3, -1, -1), torch.zeros(20, 20)
+    assert look_of(torch.stack([nuclei, nuclei, 1 - nuclei]), nuclei) == "stained"
+    assert look_of(bright, nuclei) == "fluorescent"
+    others = [(dark, nuclei), (bright[:1], nuclei), (bright, none), (bright, none + 1), (bright[:, None], nuclei[None])]
+    assert {look_of(*pair) for pair in others} == {"other"}
+
+
+@pytest.mark.parametrize("option", ["dab", "dyed", "holes"])
+def test_stains_are_refused_where_nothing_could_be_stained(option):
+    network = UNet(1, 2, depth=2, wf=2)
+    pair = Pair("a", np.zeros((1, 80, 80), np.float32), discs(np.random.default_rng(0), (80, 80)).astype(np.int32))
+    Crops([pair], Recipe(tile=20), network.footprint, ())
+    with pytest.raises(SettingsError, match="three channels"):
+        Crops([pair], Recipe(tile=20, **{option: 0.5}), network.footprint, ())
 
 
 def test_holes_are_white_and_leave_nuclei_as_they_are():
@@ -124,7 +180,7 @@ def test_holes_are_white_and_leave_nuclei_as_they_are():
     for _ in range(40):
         x = paint_holes(tissue, nuclei, rng)
         assert torch.equal(x[:, nuclei > 0], tissue[:, nuclei > 0])
-        assert 0.5 <= x.min() <= x.max() < 1.2
+        assert 0.5 - 1e-6 <= x.min() <= x.max() < 1.2
         shares.append(float((x.mean(0) > 0.9).float().mean()))
     assert 0.02 < np.mean(shares) < 0.4
     assert max(shares) < 0.6
@@ -135,18 +191,47 @@ def test_only_grey_images_are_inverted():
     target = torch.zeros(2, 40, 40)
     for channels, expected in (([0.9, 0.2, 0.6], [0.9, 0.2, 0.6]), ([0.2] * 3, [0.8] * 3), ([0.2], [0.8])):
         image = torch.tensor(channels)[:, None, None].expand(len(channels), 40, 40)
-        x, _ = draw_crop(image, target, shape=(20, 20), lost=(2, 2), recipe=replace(STILL, invert=1), rng=rng)
+        recipe, look = replace(STILL, invert=1), look_of(image, target[0])
+        x, _ = draw_crop(image, target, shape=(20, 20), lost=(2, 2), recipe=recipe, rng=rng, look=look)
         assert torch.allclose(x, torch.tensor(expected)[:, None, None].expand(-1, 20, 20), atol=1e-5)
 
 
-@pytest.mark.parametrize(("paint", "label"), [("dab", 1), ("holes", 0)])
-def test_only_colour_images_are_repainted(paint, label):
-    rng = np.random.default_rng(0)
-    target = torch.full((2, 40, 40), float(label))
-    for channels, changed in (([0.9, 0.2, 0.6], True), ([0.5, 0.5, 0.5], False)):
-        image = torch.tensor(channels)[:, None, None].expand(3, 40, 40)
-        x, _ = draw_crop(image, target, shape=(20, 20), lost=(2, 2), recipe=replace(STILL, **{paint: 1}), rng=rng)
-        assert torch.allclose(x, image[:, :20, :20], atol=1e-5) is not changed
+@pytest.mark.parametrize(("paint", "repainted"), [("dab", {"colour"}), ("holes", {"colour"}), ("dyed", {"bright"})])
+def test_only_what_an_option_is_for_is_repainted(paint, repainted):
+    target = torch.zeros(2, 40, 40)
+    target[:, 10:20, 10:20] = 1
+    images = {
+        "colour": torch.stack([0.9 - 0.5 * target[0], 0.2 * target[0] + 0.2, 0.6 + 0 * target[0]]),
+        "bright": (0.2 + 0.6 * target[:1]).expand(3, -1, -1),
+        "dark": (0.8 - 0.6 * target[:1]).expand(3, -1, -1),
+    }
+    for kind, image in images.items():
+        plain, painted = (
+            draw_crop(
+                image,
+                target,
+                shape=(20, 20),
+                lost=(2, 2),
+                recipe=recipe,
+                rng=np.random.default_rng(1),
+                look=look_of(image, target[0]),
+            )[0]
+            for recipe in (STILL, replace(STILL, **{paint: 1.0}))
+        )
+        assert torch.allclose(painted, plain, atol=1e-5) is (kind not in repainted)
+
+
+def test_stretched_crops_are_longer_one_way_by_as_much_as_was_asked_at_most():
+    recipe = replace(STILL, stretch=2.0, turns="any")
+    ratios = []
+    for seed in range(50):
+        grid = draw_grid((100, 100), (21, 21), recipe, np.random.default_rng(seed))
+        steps = torch.stack([grid[11, 10] - grid[10, 10], grid[10, 11] - grid[10, 10]])
+        lengths = torch.linalg.svdvals(steps)
+        assert abs(float(lengths.prod()) - 1) < 1e-4
+        ratios.append(float(lengths[0] / lengths[1]))
+    assert max(ratios) < 2.001
+    assert 1.3 < np.mean(ratios) < 1.6
 
 
 def test_small_objects_and_borders_weigh_more():

@@ -16,13 +16,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from tilenet.training.recipe import Recipe
-from tilenet.training.stain import is_coloured, paint_dab, paint_holes
+from tilenet.training.stain import crowd, paint_holes, paint_stains
 
 Random = np.random.Generator
+# Share of what is painted onto fluorescence that gets more nuclei first.
+CROWDED = 0.6
 
 
 def draw_crop(
-    image: Tensor, target: Tensor, *, shape: Sequence[int], lost: Sequence[int], recipe: Recipe, rng: Random
+    image: Tensor,
+    target: Tensor,
+    *,
+    shape: Sequence[int],
+    lost: Sequence[int],
+    recipe: Recipe,
+    rng: Random,
+    look: str = "other",
 ) -> tuple[Tensor, Tensor]:
     """Return a random crop and its target.
 
@@ -36,6 +45,8 @@ def draw_crop(
         Size of the crop, legal for the network.
     lost : sequence of int
         What the network's output, and so the target, lacks at each end.
+    look : {"stained", "fluorescent", "other"}
+        What the image looks like (`look_of`).
 
     Returns
     -------
@@ -43,16 +54,18 @@ def draw_crop(
         (C, *shape), and (2, *(shape - 2 lost)).
     """
     grid = draw_grid(image.shape[1:], shape, recipe, rng)
-    inner = grid[tuple(slice(k, n - k) for k, n in zip(lost, shape, strict=True))]
-    x = _read(image, grid, "bilinear")
-    coloured = x.ndim == 3 and is_coloured(image)
-    if coloured and (recipe.dab or recipe.holes):
-        nuclei = (_read(target[:1], grid, "nearest")[0] > 0).float()
-        x = paint_dab(x, nuclei, rng) if rng.random() < recipe.dab else x
-        x = paint_holes(x, nuclei, rng) if rng.random() < recipe.holes else x
-    if not coloured and rng.random() < recipe.invert:
+    x, y = _read(image, grid, "bilinear"), _read(target, grid, "nearest")
+    repainted = {"stained": recipe.dab, "fluorescent": recipe.dyed}.get(look)
+    if repainted and rng.random() < repainted:
+        if look == "fluorescent" and rng.random() < CROWDED:
+            x, y = crowd(x, y)
+        x, look = paint_stains(x, y[0], rng, look=look), "stained"
+    if look == "stained" and recipe.holes and rng.random() < recipe.holes:
+        x = paint_holes(x, (y[0] > 0).float(), rng)
+    if look != "stained" and rng.random() < recipe.invert:
         x = 1 - x
-    return draw_colours(x, recipe, rng), _read(target, inner, "nearest")
+    inner = (slice(None), *(slice(k, n - k) for k, n in zip(lost, shape, strict=True)))
+    return draw_colours(x, recipe, rng), y[inner]
 
 
 def draw_grid(source: Sequence[int], shape: Sequence[int], recipe: Recipe, rng: Random) -> Tensor:
@@ -64,7 +77,7 @@ def draw_grid(source: Sequence[int], shape: Sequence[int], recipe: Recipe, rng: 
     matrix = torch.from_numpy(_draw_matrix(len(shape), recipe, rng))
     centre = torch.tensor(
         [
-            _draw_centre(n, m, lossless=recipe.turns != "any" and recipe.zoom == 1, rng=rng)
+            _draw_centre(n, m, lossless=recipe.turns != "any" and recipe.zoom == recipe.stretch == 1, rng=rng)
             for n, m in zip(source, shape, strict=True)
         ]
     )
@@ -83,9 +96,20 @@ def _draw_matrix(ndim: int, recipe: Recipe, rng: Random) -> np.ndarray[tuple[int
     scale = math.exp(rng.uniform(-1, 1) * math.log(recipe.zoom))
     c, s = math.cos(turn) / scale, math.sin(turn) / scale
     matrix[-2:, -2:] = [[c, -s], [s, c]]
+    if recipe.stretch > 1:
+        matrix[-2:, -2:] = matrix[-2:, -2:] @ _draw_stretch(recipe.stretch, rng)
     if recipe.flips:
         matrix = matrix * rng.choice([-1, 1], ndim)
     return matrix.round(12).astype(np.float32)
+
+
+def _draw_stretch(most: float, rng: Random) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Return a matrix that stretches along one direction and squeezes across it, at most by so much in all."""
+    angle, factor = rng.uniform(0, math.pi), math.exp(rng.uniform(0, 1) * math.log(most) / 2)
+    c, s = math.cos(angle), math.sin(angle)
+    axes = np.array([[c, -s], [s, c]])
+    stretched: np.ndarray[tuple[int, int], np.dtype[np.float64]] = axes @ np.diag([1 / factor, factor]) @ axes.T
+    return stretched
 
 
 def _displacements(shape: Sequence[int], recipe: Recipe, rng: Random) -> Tensor:

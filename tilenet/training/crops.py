@@ -14,6 +14,7 @@ from tilenet.footprint import Footprint
 from tilenet.training.augment import draw_crop
 from tilenet.training.data import Pair
 from tilenet.training.recipe import Recipe
+from tilenet.training.stain import look_of
 from tilenet.training.targets import make_targets
 
 TILE = {2: 196, 3: 28}
@@ -35,6 +36,9 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         # Writable copies: a grey image broadcast to three channels is a read-only view.
         self.images = [torch.from_numpy(np.array(p.image, np.float32)) for p in pairs]
         self.targets = [torch.from_numpy(make_targets(p.label, recipe, values)) for p in pairs]
+        self.looks = [look_of(*pair) for pair in zip(self.images, (t[0] for t in self.targets), strict=True)]
+        if (recipe.dab or recipe.dyed or recipe.holes) and {*self.looks} == {"other"}:
+            raise SettingsError("dab, dyed and holes are for planes of three channels, stained or fluorescent ones")
         self.chances = chances(pairs, recipe)
         output = np.prod(footprint.output_shape(self.shape))
         self.count = recipe.crops or int(np.ceil(sum(p.label.size for p in pairs) / output))
@@ -45,7 +49,15 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.recipe.seed, self.epoch, index])
         k = int(rng.choice(len(self.images), p=self.chances))
-        return draw_crop(self.images[k], self.targets[k], shape=self.shape, lost=self.lost, recipe=self.recipe, rng=rng)
+        return draw_crop(
+            self.images[k],
+            self.targets[k],
+            shape=self.shape,
+            lost=self.lost,
+            recipe=self.recipe,
+            rng=rng,
+            look=self.looks[k],
+        )
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of an epoch: (N, C, *input) and (N, 2, *output)."""

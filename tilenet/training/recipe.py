@@ -41,8 +41,9 @@ class Recipe:
         Rule for intensities, also on the model card; see `tilenet.scaling`.
     tile : int, optional
         Side of the network's output in training, rounded up to a legal one.
-    zoom : float
-        Crops are enlarged or reduced by up to this factor.
+    zoom, stretch : float
+        Crops are enlarged or reduced by up to the one factor; and lengthened along any one direction in the
+        plane y, x, against the other, by up to the second.
     elastic, elastic_grid : float, int
         Standard deviation (pixels) of the displacements, and points per side of their grid.
     flips, turns : bool, {"none", "right", "any"}
@@ -53,10 +54,10 @@ class Recipe:
         Share of the crops that are blurred or noisy; inverted, if they are of grey images; shown
         in some channels only, as a fluorescent stain in an RGB image is; given their channels in
         another order; made grey.
-    dab, holes : float
-        Share of the crops of colour images that are repainted as immunohistochemistry, with
-        blue haematoxylin and brown DAB; that get white holes outside of nuclei. Only where labels
-        are nuclei of stained tissue.
+    dab, dyed, holes : float
+        Share of the crops of colour images, and of grey ones with bright objects (fluorescence), that are
+        repainted as immunohistochemistry, with blue haematoxylin and brown DAB; share of the coloured and of
+        those repainted that get white holes outside of nuclei. Only where labels are nuclei.
     shares : mapping of str to float
         How often images are drawn whose names start so; by default by their size.
     optimizer : {"adamw", "sgd"}
@@ -95,6 +96,7 @@ class Recipe:
     scaling: Mapping[str, Any] = field(default_factory=lambda: dict(PERCENTILES))
     tile: int | None = None
     zoom: float = 1.25
+    stretch: float = 1.0
     elastic: float = 10.0
     elastic_grid: int = 3
     flips: bool = True
@@ -107,6 +109,7 @@ class Recipe:
     swap: float = 0.0
     grey: float = 0.0
     dab: float = 0.0
+    dyed: float = 0.0
     holes: float = 0.0
     shares: Mapping[str, float] = field(default_factory=dict)
     optimizer: str = "adamw"
@@ -143,8 +146,9 @@ class Recipe:
             raise SettingsError(f"stop is one of the {self.epochs} epochs, from 1, not {self.stop}")
         if not 0 < self.validation < 1:
             raise SettingsError(f"validation is a share between 0 and 1, not {self.validation}")
-        if self.zoom < 1:
-            raise SettingsError(f"zoom is at least 1, not {self.zoom}")
+        for name in ("zoom", "stretch"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is at least 1, not {getattr(self, name)}")
 
     @property
     def last_epoch(self) -> int:
