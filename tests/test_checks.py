@@ -6,7 +6,7 @@ import tifffile
 from oracles import random_network
 
 import tilenet
-from tilenet.checks import straddling
+from tilenet.checks import _same_job, straddling
 from tilenet.errors import OutputMismatch, VerifyFailed
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
@@ -30,6 +30,13 @@ def test_a_mask_that_is_right_passes(out, network):
     assert found.ok
     assert found.windows == 8
     assert found.pixels > 100_000
+
+
+def test_a_mask_made_on_a_device_that_is_not_here_is_refused_naming_it(out, network):
+    mask = tilenet.open_mask(out)
+    mask.info["record"]["device"] = "cuda:77"
+    with pytest.raises(OutputMismatch, match=r"m\.zarr: was made with device cuda:77, which .* --windows 0"):
+        _same_job(mask, IMAGE, network, None)
 
 
 def test_windows_straddle_every_border_of_tiles_before_any_twice(network):

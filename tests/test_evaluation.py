@@ -66,6 +66,30 @@ def test_a_mask_of_two_values_is_parted_into_objects_first(folders):
     assert evaluate(*folders)["objects"]["0.5"]["recall"] == 7 / 8
 
 
+def test_how_objects_are_numbered_makes_no_difference(tmp_path):
+    truth = np.zeros((30, 60), np.uint8)
+    truth[5:10, 5:8], truth[5:25, 30:50] = 1, 2  # of 15 pixels, and of many
+    for name, values in (("truth", (1, 2)), ("ones", (1, 0)), ("others", (7, 0))):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "a.tif", np.array([0, *values], np.uint8)[truth])
+        tifffile.imwrite(tmp_path / name / "b.tif", np.array([0, 5, 6], np.uint8)[truth])
+    scores = [evaluate(tmp_path / name, tmp_path / "truth") for name in ("ones", "others")]
+    assert scores[0] == scores[1]
+    assert scores[0]["objects"]["0.5"]["recall"] == 3 / 4
+
+
+def test_masks_are_parted_in_all_images_also_where_there_is_one_object(tmp_path):
+    truth = np.zeros((60, 60), np.uint8)
+    truth[5:25, 5:25] = 1
+    found = truth.copy()
+    found[40:55, 10:25] = 1
+    for folder, images in (("truth", (truth, truth + (found - truth) * 2)), ("found", (found, found))):
+        (tmp_path / folder).mkdir()
+        for name, image in zip("ab", images, strict=True):
+            tifffile.imwrite(tmp_path / folder / f"{name}.tif", image)
+    assert evaluate(tmp_path / "found", tmp_path / "truth")["objects"]["0.5"]["recall"] == 1
+
+
 def test_volumes_that_do_not_say_their_axes_are_scored_where_the_user_does(tmp_path):
     volume = np.kron(TRUTH[None], np.ones((5, 1, 1), np.uint16))
     tifffile.imwrite(tmp_path / "truth.tif", volume)

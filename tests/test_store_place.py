@@ -207,6 +207,15 @@ def test_what_killed_runs_left_beside_the_place_is_swept_and_nothing_else(tmp_pa
     assert sorted(tmp_path.iterdir()) == sorted([path, *kept])
 
 
+def test_what_was_left_beside_a_place_of_a_longer_name_stays(old):
+    Store.create(old, TINY, INFO, overwrite=True).close()
+    left = old.rename(abandoned(old))  # as it was between the two renames
+    place.check_free(old.with_name("m"))
+    Store.create(old.with_name("m"), TINY, INFO).close()
+    assert left.is_dir()
+    assert can_resume(old)
+
+
 def test_a_run_killed_while_it_replaced_a_store_is_rolled_forward(old):
     store = Store.create(old, TINY, INFO, overwrite=True)
     store.close()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tilenet import machine
 from tilenet.address import check_local, is_address
 from tilenet.compute import Progress
-from tilenet.errors import OutputMismatch, VerifyFailed
+from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.job import Job, contradiction
@@ -86,7 +86,6 @@ def verify(
     footprint: Footprint | None = None,
     windows: int = 8,
     seed: int = 0,
-    device: str | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Check a complete mask: every file's bytes, and windows recomputed from the image.
@@ -107,8 +106,6 @@ def verify(
         Number of windows; 0 checks files alone.
     seed : int
         Chooses them.
-    device : str, optional
-        Default that of the run.
 
     Returns
     -------
@@ -129,7 +126,7 @@ def verify(
         found.not_recomputed = f"the image is no longer at {path}; name it with --image"
     if found.not_recomputed or windows < 1:
         return found
-    job, numbers = _same_job(mask, image, model, footprint, device)
+    job, numbers = _same_job(mask, image, model, footprint)
     with job, machine.threads(job.record["threads"]):
         predictor = job.predictor(numbers)
         boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
@@ -146,8 +143,7 @@ def _damage(out: Path) -> list[str]:
     """Return what is damaged of a complete mask; one that is not complete is refused on opening."""
     if out.is_file() and is_tiff(out):
         return open_tiff_mask(out).check()
-    store = Store.inspect(out)
-    return [str(found) for found in store.check()] if store.complete else []
+    return [str(found) for found in Store.damage_of(out)]
 
 
 def _windows(mask: Mask | TiffMask, plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:
@@ -177,11 +173,16 @@ def straddling(plan: Plan, count: int, random: np.random.Generator) -> Iterator[
         yield Box(tuple(start), tuple(stop))
 
 
-def _same_job(
-    mask: Mask | TiffMask, image: Any, model: Any, footprint: Footprint | None, device: str | None
-) -> tuple[Job, Scaling]:
+def _same_job(mask: Mask | TiffMask, image: Any, model: Any, footprint: Footprint | None) -> tuple[Job, Scaling]:
     check_image(image, mask)
-    found = mask.info
+    found, device = mask.info, mask.info["record"]["device"]
+    try:
+        machine.find_device(device)
+    except SettingsError as error:
+        raise OutputMismatch(
+            f"{mask.path}: was made with device {device}, which this machine has not. Verify it on one that has; "
+            f"--windows 0 checks the files alone"
+        ) from error
     wanted = Wanted(image, found["model"]["source"] if model is None else model, footprint=footprint)
     return wanted.settle_as(found, mask.path, refuse=_refuse_another)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ def evaluate(
         A file (or mask folder) each; or a folder of them each, matched by the part of their
         names before the first dot.
     classes : bool
-        The labels are classes. By default they are objects (instance labels); a prediction
-        that is a mask of 0 and 1 is first parted into objects.
+        The labels are classes. By default they are objects (instance labels); predictions
+        that are masks, of 0 and 1 in every file, are first parted into objects, if any truth has more than one.
     axes : str, optional
         Of the labels, for files that do not say them (``"zyx"``).
 
@@ -51,6 +51,8 @@ def evaluate(
     pixels: dict[int, metrics.PixelCounts] = {}
     counts = dict.fromkeys(metrics.THRESHOLDS, metrics.ObjectCounts())
     means: list[dict[str, float]] = []
+    predictions, truths = zip(*pairs.values(), strict=True)
+    parted = not classes and _are_masks(predictions, axes) and not _are_masks(truths, axes)
     for stem, (a, b) in pairs.items():
         found, true = read_labels(a, axes=axes), read_labels(b, axes=axes)
         if found.shape != true.shape:
@@ -61,7 +63,7 @@ def evaluate(
         for c, n in metrics.count_pixels(*seen).items():
             pixels[c] = pixels.get(c, metrics.PixelCounts()) + n
         if not classes:
-            labels = objects(found) if found.max(initial=0) == 1 < true.max(initial=0) else found
+            labels = objects(found) if parted else found
             for t, count in metrics.count_objects(labels, true, thresholds=metrics.THRESHOLDS).items():
                 counts[t] += count
             means.append(_of_image(labels, true))
@@ -82,6 +84,11 @@ def match(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
             there, lacking = (found[stem], truth) if stem in found else (true[stem], prediction)
             raise ImageNotFound(f"{there}: has no partner in {lacking}. Every file needs one of the same stem")
     return {stem: (found[stem], true[stem]) for stem in sorted(found)}
+
+
+def _are_masks(paths: Iterable[Path], axes: str | None) -> bool:
+    """Tell whether no file holds a value above 1."""
+    return all(read_labels(path, axes=axes).max(initial=0) <= 1 for path in paths)
 
 
 def _is_set(path: Path) -> bool:

@@ -179,5 +179,6 @@ def _say_pending(store: Store, pending: list[int]) -> str:
     if not count:
         return f"{what}. Run the same command again with --resume"
     shares = [(i, count) for i in range(1, count + 1)]
-    lacking = [f"{i}/{n}" for i, n in shares if not set(pending).isdisjoint(blocks_of_share((i, n), total))]
+    missing = set(pending)
+    lacking = [f"{i}/{n}" for i, n in shares if not missing.isdisjoint(blocks_of_share((i, n), total))]
     return f"{what}, of the shares {', '.join(lacking)}. Run those again"

@@ -92,7 +92,7 @@ class Search:
         checksum of the map that was given.
     image : Image
         What is looked at: a colour picture whole, of others the channels that were chosen.
-    reach : (int, int)
+    margin : (int, int)
         The network's context along y and x, in pixels.
     given : Tissue or None
         The user's own map; None too where a run is gone on with, whose map its output has.
@@ -100,14 +100,14 @@ class Search:
 
     rule: dict[str, Any] | None
     image: Image
-    reach: tuple[int, int]
+    margin: tuple[int, int]
     given: Tissue | None = None
 
     def run(self) -> Tissue | None:
         """Return the tissue, if that was asked; reads a coarse level of the image."""
         if self.rule is None or self.given is not None:
             return self.given
-        return find(self.image, self.reach)
+        return find(self.image, self.margin)
 
     @property
     def cheap(self) -> bool:
@@ -137,17 +137,17 @@ def search(wanted: Any, image: Image, *, channels: Sequence[int] | None, footpri
     """
     # Each once: a grey image may feed every input of a network.
     looked_at = image if image.is_color or channels is None else image.with_channels(sorted(set(channels)))
-    reach = footprint.margin[-2], footprint.margin[-1]
+    margin = footprint.margin[-2], footprint.margin[-1]
     if wanted is None or wanted is False:
-        return Search(None, looked_at, reach)
+        return Search(None, looked_at, margin)
     if wanted is True or isinstance(wanted, Mapping):
-        return Search({"method": "auto"} if wanted is True else dict(wanted), looked_at, reach)
+        return Search({"method": "auto"} if wanted is True else dict(wanted), looked_at, margin)
     found = read_mask(wanted, image)
-    return Search({"method": "given", "sha256": found.map.sha256}, looked_at, reach, found)
+    return Search({"method": "given", "sha256": found.map.sha256}, looked_at, margin, found)
 
 
-def find(image: Image, reach: tuple[int, int]) -> Tissue:
-    """Return where there is tissue on an image, as far as a network whose context is `reach` px would feel it.
+def find(image: Image, margin: tuple[int, int]) -> Tissue:
+    """Return where there is tissue on an image, as far as a network whose margin is `margin` px would feel it.
 
     Raises
     ------
@@ -165,11 +165,11 @@ def find(image: Image, reach: tuple[int, int]) -> Tissue:
         means = means.max(axis=0, keepdims=True)
     cells, thresholds = _of_saturation(means) if colour else _of_intensity(means, image.name)
     cells = remove_small_holes(cells, max_size=HOLE)
-    radius = [ceil_div(r * n, side) for r, n, side in zip(reach, cells.shape, covers, strict=True)]
+    radius = [ceil_div(r * n, side) for r, n, side in zip(margin, cells.shape, covers, strict=True)]
     square = footprint_rectangle([2 * r + 1 for r in radius], decomposition="separable")  # type: ignore[no-untyped-call]
     cells = dilation(cells, square, mode="min")
     method, view = "saturation" if colour else "intensity", plane_of(coarse)
-    facts = {"method": method, "threshold": thresholds, "looked_at": list(view), "dilated": list(reach)}
+    facts = {"method": method, "threshold": thresholds, "looked_at": list(view), "dilated": list(margin)}
     above = ", ".join(f"{threshold:.4g}" for threshold in dict.fromkeys(thresholds))
     return Tissue(TissueMap(cells, covers), facts, f"by {method} above {above} on {view[0]} x {view[1]} px")
 

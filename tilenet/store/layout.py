@@ -66,7 +66,7 @@ class Layout:
     classes : int
         More than 0: the store has probabilities too.
     probability_dtype : str
-        ``float32`` or ``float16``.
+        ``float32``, ``float16`` or ``float64``.
     largest : int
         Largest mask value, where it is not one of the labels (objects are numbered).
     origin : tuple of int

@@ -25,7 +25,7 @@ NEW = ".tilenet-new"
 
 
 def check_free(path: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse a place where no store can be made; writes nothing there.
+    """Refuse a place where no store can be made; writes nothing, but puts back what a killed run had moved away.
 
     Raises
     ------
@@ -149,7 +149,9 @@ def abandoned(path: Path) -> Iterator[Path]:
     """Yield the half-made stores beside `path` whose makers are dead."""
     if path.parent.is_dir():
         for new in sorted(path.parent.glob(f".{_escaped(path.name)}.*{NEW}")):
-            if new.is_dir() and not new.is_symlink() and _maker_is_dead(new):
+            # Of `slide`, what was left beside `slide.zarr` is another's.
+            own = "." not in new.name.removeprefix(f".{path.name}.").removesuffix(NEW)
+            if own and new.is_dir() and not new.is_symlink() and _maker_is_dead(new):
                 yield new
 
 
