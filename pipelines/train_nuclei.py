@@ -60,15 +60,16 @@ CARD = ModelCard(
     training_data="BBBC038v1 (2018 Data Science Bowl, stage 1): fluorescence, grey and purple-stained images",
     licence="CC0-1.0",
     notes=(
-        "Trained by pipelines/train_nuclei.py, seed 0: 16 epochs from the weights before, which had 32 epochs from random "
-        "weights, without fluorescence painted as tissue and without stretching. The validation images chose the "
-        "epoch, and the defaults of tilenet.objects, by which the objects of the scores were made. Counts are "
+        "Trained by pipelines/train_nuclei.py, seed 0: 16 epochs from the weights before, which had 32 epochs from "
+        "random weights, without fluorescence painted as tissue and without stretching. The validation images chose "
+        "the epoch, and the defaults of tilenet.objects, by which the objects of the scores were made. Counts are "
         "pooled over images, mean_ap is the mean of images. Pixel sizes of the training images are unknown "
         "and mixed; nuclei of about 10 to 40 px across are known. Looked at: fluorescence (DAPI, H2B; good), Ki67 "
         "with haematoxylin at about 0.25 um/px (good; faint blue nuclei are partly missed), H&E at 0.25 to "
         "0.5 um/px (dark and middling nuclei found, large pale ones partly; false pieces in dense purple cytoplasm, "
         "at flakes of keratin and in some white holes; on twelve tiles of another H&E set mean Dice is 0.71 at "
-        "0.5 um/px and 0.80 at 0.25), brown DAB epithelium (clear nuclei found, many crowded and pale ones missed). Not for stains of the nuclear "
+        "0.5 um/px and 0.80 at 0.25), brown DAB epithelium (clear nuclei found, many crowded and pale ones missed). "
+        "Not for stains of the nuclear "
         "envelope (rims alone are found), nor electron microscopy. Weak on grey bright-field smears, and on a piece of "
         "glass without tissue cut out by itself, whose noise the scaling enlarges. Not for diagnosis."
     ),

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tifffile
 import torch
 import zarr
 from oracles import integer_network, random_network, whole_image_logits
@@ -112,6 +113,23 @@ class Threshold:
 
     def __call__(self, batch):
         return np.concatenate([np.full_like(batch, 100), batch], axis=1)
+
+
+def test_a_run_goes_on_with_its_own_image_and_says_which_it_was(tmp_path):
+    paths = [tmp_path / "plane.tif", tmp_path / "stack.tif", tmp_path / "other.tif"]
+    for path, image in zip(paths, (IMAGE, np.stack([IMAGE] * 3), IMAGE[:-1]), strict=True):
+        tifffile.imwrite(path, image, metadata={"axes": "ZYX"[-image.ndim :]}, imagej=True)
+    tilenet.segment(paths[0], tmp_path / "m.zarr", model=Threshold(), axes="yx")
+    for path in paths[1:]:
+        with pytest.raises(OutputMismatch, match=r"m\.zarr: was begun with image .* Give the image"):
+            tilenet.segment(path, tmp_path / "m.zarr", model=Threshold(), resume=True)
+
+
+def test_pixels_that_are_no_numbers_are_named_as_the_reason():
+    image = IMAGE.astype(np.float32)
+    image[20, 30] = np.nan
+    with pytest.raises(BlocksFailed, match="as there are pixels in the image that are not finite. Replace them"):
+        tilenet.segment(image, model=Threshold())
 
 
 def test_a_function_runs_on_no_device_of_ours(monkeypatch):

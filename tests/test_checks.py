@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from oracles import random_network
 
 import tilenet
 from tilenet.checks import _same_job, straddling
-from tilenet.errors import OutputMismatch, VerifyFailed
+from tilenet.errors import BlocksFailed, OutputError, OutputMismatch, VerifyFailed
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
 
@@ -37,6 +38,34 @@ def test_a_mask_made_on_a_device_that_is_not_here_is_refused_naming_it(out, netw
     mask.info["record"]["device"] = "cuda:77"
     with pytest.raises(OutputMismatch, match=r"m\.zarr: was made with device cuda:77, which .* --windows 0"):
         _same_job(mask, IMAGE, network, None)
+
+
+def test_of_a_mask_made_with_an_object_of_python_the_files_are_checked_and_it_is_said_what_recomputes_windows(out):
+    found = tilenet.verify(out, IMAGE)
+    assert found.ok and found.windows == 0
+    assert "UNet of Python: tilenet.verify(mask, model=...)" in found.not_recomputed
+
+
+def test_a_mask_that_lost_a_file_is_not_opened_and_damaged_bytes_are_refused_on_reading(out):
+    shard = out / "0" / "c" / "0" / "0"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:50] + bytes(40) + content[90:])
+    mask = tilenet.open_mask(out)
+    with pytest.raises(BlocksFailed, match=r"level 0 cannot be read .* tilenet verify"):
+        mask[:]
+    shard.unlink()
+    with pytest.raises(BlocksFailed, match=r"0/c/0/0 \(level 0, block 0\) is not as it was written, or missing"):
+        tilenet.open_mask(out)
+    shard.write_bytes(content)
+    (out / "1" / "zarr.json").unlink()
+    with pytest.raises(BlocksFailed, match="has lost its metadata"):
+        tilenet.open_mask(out)
+
+
+def test_a_mask_that_was_copied_without_its_hidden_folder_says_so(out):
+    shutil.rmtree(out / ".tilenet")
+    with pytest.raises(OutputError, match=r"lacks its folder \.tilenet"):
+        tilenet.open_mask(out)
 
 
 def test_windows_straddle_every_border_of_tiles_before_any_twice(network):

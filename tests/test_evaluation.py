@@ -90,6 +90,23 @@ def test_masks_are_parted_in_all_images_also_where_there_is_one_object(tmp_path)
     assert evaluate(tmp_path / "found", tmp_path / "truth")["objects"]["0.5"]["recall"] == 1
 
 
+def test_masks_of_255_are_masks_as_those_of_1(tmp_path):
+    for folder, value in (("found", 255), ("ones", 1)):
+        (tmp_path / folder).mkdir()
+        tifffile.imwrite(tmp_path / folder / "a.tif", ((TRUTH > 0) * value).astype(np.uint8))
+    (tmp_path / "truth").mkdir()
+    tifffile.imwrite(tmp_path / "truth" / "a.tif", TRUTH)
+    assert evaluate(tmp_path / "found", tmp_path / "truth")["objects"]["0.5"]["recall"] == 1
+    for a, b in (("found", "ones"), ("ones", "found")):
+        assert evaluate(tmp_path / a, tmp_path / b)["objects"]["0.5"]["f1"] == 1
+
+
+def test_what_a_batch_leaves_beside_masks_is_no_prediction(folders):
+    for name in ("summary.csv", "summary.json", "a.overview.png"):
+        (folders[0] / name).write_text("")
+    assert evaluate(*folders)["images"] == 2
+
+
 def test_volumes_that_do_not_say_their_axes_are_scored_where_the_user_does(tmp_path):
     volume = np.kron(TRUTH[None], np.ones((5, 1, 1), np.uint16))
     tifffile.imwrite(tmp_path / "truth.tif", volume)

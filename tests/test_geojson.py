@@ -262,8 +262,13 @@ def test_a_file_is_whole_or_not_there_and_is_replaced_only_if_asked(folder, tmp_
     whole = out.read_bytes()
     with pytest.raises(OutputExists, match="--overwrite"):
         write_geojson(folder / "mask.zarr", out)
+    taken = tmp_path / "folder.geojson"
+    taken.mkdir()
     with pytest.raises(OutputExists, match="another path"):
-        write_geojson(folder / "mask.zarr", tmp_path, overwrite=True)
+        write_geojson(folder / "mask.zarr", taken, overwrite=True)
+    taken.rmdir()
+    with pytest.raises(SettingsError, match=r"m\.csv: a GeoJSON is written as \.geojson or \.json"):
+        write_geojson(folder / "mask.zarr", tmp_path / "m.csv")
 
     def full(*args):
         raise OSError(28, "No space left on device")

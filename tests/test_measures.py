@@ -10,7 +10,7 @@ from stub import Bright
 
 import tilenet
 from tilenet import shapes
-from tilenet.errors import OutputExists
+from tilenet.errors import OutputExists, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.measures import COLUMNS, write_table
 
@@ -76,6 +76,48 @@ def test_an_object_is_one_line_however_many_regions_it_has(tmp_path):
     assert all(f'"id":"{line["id"]}"' in text for line in lines)
 
 
+class Bright3D:
+    footprint = Footprint.same(3, reach=0, step=1)
+
+    def __call__(self, batch):
+        return np.asarray(batch, np.float32) - 100
+
+
+def test_an_object_of_a_volume_is_one_line_of_voxels(tmp_path, tilenet_command):
+    volume = np.zeros((8, 60, 70), np.uint8)
+    volume[1:6, 5:25, 10:40] = 200
+    volume[3, 20:50, 45:60] = 200
+    volume[6:8, 30:58, 5:30] = 200
+    mask = tilenet.segment(volume, tmp_path / "m.zarr", axes="zyx", model=Bright3D(), objects=True)
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    expected = set()
+    for region in regionprops(np.asarray(mask)):
+        z, y, x = (round(float(at) + 0.5, 3) for at in region.centroid)
+        front, top, left, back, bottom, right = region.bbox
+        expected.add((region.label, z, y, x, int(region.area), left, top, right, bottom, front, back))
+    lines = lines_of(tmp_path / "m.csv")
+    names = ("object", *"zyx", "volume_px", "left", "top", "right", "bottom", "front", "back")
+    assert {tuple(float(line[name]) for name in names) for line in lines} == expected
+    assert found.volumes and len(lines) == sum(found.counts.values()) == 3
+    assert found.area_px == {"foreground": (np.asarray(mask) > 0).sum()}
+    assert {line["area_px"] for line in lines} == {""}
+    code, out, _ = tilenet_command("export", tmp_path / "m.zarr", "--geojson", tmp_path / "m.geojson")
+    assert code == 0
+    assert "8 foreground outlines in planes" in out
+
+
+def test_a_volume_of_known_voxels_has_objects_for_each_mm3(tmp_path):
+    volume = np.zeros((4, 30, 40), np.uint8)
+    volume[1:3, 5:20, 10:30] = 200
+    path, size = tmp_path / "v.ome.tif", {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2}
+    tifffile.imwrite(path, volume, metadata={"axes": "ZYX"} | size, ome=True)
+    tilenet.segment(path, tmp_path / "m.zarr", model=Bright3D(), objects=True)
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    (line,) = lines_of(tmp_path / "m.csv")
+    assert (float(line["volume_px"]), float(line["volume_um3"])) == (600, 300)
+    assert found.per_mm2 == {} and found.per_mm3 == {"foreground": pytest.approx(1e9 / (4 * 30 * 40 * 0.5))}
+
+
 def test_what_a_part_holds_is_placed_in_the_whole_plane_by_plane(tmp_path):
     stack = np.stack([PIXELS, PIXELS[::-1]])
     part = {"axes": "zyx", "model": shades}
@@ -124,3 +166,9 @@ def test_places_at_the_clipped_edge_of_a_coarser_mask_lie_in_the_image(tmp_path)
     (line,) = lines_of(tmp_path / "m.csv")
     assert (line["left"], line["top"], line["right"], line["bottom"]) == ("0", "0", "301", "101")
     assert (float(line["x"]), float(line["y"]), line["area_px"]) == (152.0, 52.0, str(26 * 76))
+
+
+def test_a_table_is_written_as_csv_alone(tmp_path):
+    tilenet.segment(PIXELS, tmp_path / "m.zarr", model=shades)
+    with pytest.raises(SettingsError, match=r"m\.xlsx: a table is written as \.csv"):
+        write_table(tmp_path / "m.zarr", tmp_path / "m.xlsx")

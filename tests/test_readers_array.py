@@ -64,3 +64,8 @@ def test_what_a_dask_array_raises_becomes_an_image_error():
     image = open_image(da.zeros((8, 8), chunks=4).map_blocks(fail, dtype=float, meta=np.zeros((0, 0))))
     with pytest.raises(ImageError, match="the server is gone"):
         image.read(Box((0, 0), (8, 8)))
+
+
+def test_a_masked_array_is_refused_as_its_mask_would_not_be_heeded():
+    with pytest.raises(ImageError, match="is masked"):
+        open_image(np.ma.masked_array(np.zeros((9, 9)), mask=np.eye(9)))

@@ -305,3 +305,23 @@ def test_jpeg_2000_tiles_of_an_svs_have_the_colours_that_openslide_shows(tmp_pat
             read = np.moveaxis(image.read(Box((0, 0), (256, 256))), 0, 2)
             assert image.pixel_size == (0.5, 0.5)
         assert np.abs(read.astype(int) - shown).max() <= difference
+
+
+def test_of_several_images_alike_in_a_file_it_is_said_that_one_is_read(tmp_path, caplog):
+    path = tmp_path / "positions.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        for value in range(3):
+            tiff.write(np.full((60, 70), value, np.uint8))
+    with open_image(path) as image:
+        assert image.shape == (60, 70)
+    assert "positions.ome.tif: holds 3 images, of which one is read, 60 x 70 px" in caplog.text
+
+
+def test_a_small_image_beside_another_is_a_label_and_not_told(tmp_path, caplog):
+    path = tmp_path / "slide.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        tiff.write(np.zeros((600, 700), np.uint8))
+        tiff.write(np.zeros((60, 70), np.uint8))
+    with open_image(path) as image:
+        assert image.shape == (600, 700)
+    assert not caplog.text

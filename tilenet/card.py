@@ -120,7 +120,8 @@ class ModelCard:
         mask value.
         """
         output = "sigmoid" if n_outputs == 1 and self.output == "softmax" else self.output
-        classes = self.classes or tuple(f"class {k}" for k in range(n_outputs))
+        numbered = ("foreground",) if n_outputs == 1 else tuple(f"class {k}" for k in range(n_outputs))
+        classes = self.classes or numbered
         values = self.mask_of_class or ((1,) if n_outputs == 1 else tuple(range(n_outputs)))
         for what, given in (("classes", classes), ("mask_of_class", values)):
             if len(given) != n_outputs:

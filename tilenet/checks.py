@@ -18,6 +18,7 @@ from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.job import Job, contradiction
+from tilenet.models import packaged_models
 from tilenet.plan import Plan, tile_of
 from tilenet.provenance import check_image
 from tilenet.runner import Predictor
@@ -122,6 +123,9 @@ def verify(
         image = path
     if mask.info["record"]["output"] == "objects":
         found.not_recomputed = "outlines of objects depend on more than a window"
+    elif model is None and _was_an_object(mask.info["model"]["source"]):
+        kind = mask.info["model"]["source"]
+        found.not_recomputed = f"the model was a {kind} of Python: tilenet.verify(mask, model=...) recomputes them"
     elif image is None:
         found.not_recomputed = f"the image is no longer at {path}; name it with --image"
     if found.not_recomputed or windows < 1:
@@ -137,6 +141,11 @@ def verify(
             if progress:
                 progress(done, len(boxes))
     return found
+
+
+def _was_an_object(source: str) -> bool:
+    """Tell whether a model was neither a packaged one nor a file, of which the whole path is kept."""
+    return source not in packaged_models() and not Path(source).is_absolute()
 
 
 def _damage(out: Path) -> list[str]:

@@ -181,6 +181,10 @@ cli.add_command(cli_training.evaluate)
 cli.add_command(cli_tuning.tune)
 
 
+# As of a program that SIGPIPE ended.
+CLOSED_PIPE = 141
+
+
 def main() -> None:
     """Run the command, and turn every error into one line and an exit code."""
     with interruptible(_say_interrupted):
@@ -206,6 +210,9 @@ def _run() -> None:
         _give_up(error.format_message(), error, error.exit_code)
     except TilenetError as error:
         _give_up(str(error), error, error.exit_code)
+    except BrokenPipeError:  # nobody reads what is printed any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED_PIPE)
     except MemoryError as error:
         _give_up("out of memory. Run again with a smaller --tile, --batch or --memory", error, 4)
     except Exception as error:

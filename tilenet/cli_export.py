@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tilenet.cli_options import JSON, QUIET, progress_bar, show, sides
 from tilenet.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tilenet.geojson import Outlined
 
 FILE = click.Path(path_type=Path)
 
@@ -60,18 +63,23 @@ def export(
         with progress_bar("rows", shown=not quiet) as progress:
             found = write_geojson(mask, geojson, image=image, kind=kind, overwrite=overwrite, progress=progress)
         result["geojson"] = {"out": str(geojson), "features": dict(found.features), "vertices": found.vertices}
-        rows.append(f"{geojson}: {_counts(found.features, objects=found.objects)}, {found.vertices} vertices")
+        rows.append(f"{geojson}: {_counts(found.features, kind=_kind(found))}, {found.vertices} vertices")
         objects = found.objects
     if csv is not None:
         from tilenet.measures import write_table
 
         with progress_bar("rows", shown=not quiet) as progress:
             table = write_table(mask, csv, image=image, overwrite=overwrite, progress=progress)
-        density = {name: round(value, 2) for name, value in table.per_mm2.items()}
+        space, numbers = ("mm3", table.per_mm3) if table.volumes else ("mm2", table.per_mm2)
+        density = {name: round(value, 2) for name, value in numbers.items()}
         result["csv"] = {"out": str(csv), "counts": dict(table.counts), "area_px": dict(table.area_px)}
-        result["csv"] |= {"area_um2_of_a_pixel": table.pixel_um2, "per_mm2": density}
-        per = "".join(f", {value:g} {name} per mm2" for name, value in sorted(density.items()))
-        rows.append(f"{csv}: {_counts(table.counts, objects=table.objects)}{per}")
+        result["csv"] |= {
+            "area_um2_of_a_pixel": table.pixel_um2,
+            "um3_of_a_voxel": table.voxel_um3,
+            f"per_{space}": density,
+        }
+        per = "".join(f", {value:g} {name} per {space}" for name, value in sorted(density.items()))
+        rows.append(f"{csv}: {_counts(table.counts, kind='' if table.objects else ' regions')}{per}")
         objects = table.objects
     if not objects:
         rows.append(
@@ -80,7 +88,11 @@ def export(
     show(result, "\n".join(rows), as_json=as_json, quiet=quiet)
 
 
-def _counts(counts: Mapping[str, int], *, objects: bool) -> str:
+def _kind(found: Outlined) -> str:
+    """Return what features are of a class."""
+    return " outlines in planes" if found.volumes else "" if found.objects else " regions"
+
+
+def _counts(counts: Mapping[str, int], *, kind: str) -> str:
     """Return how many there are of each class."""
-    kind = "" if objects else " regions"
     return ", ".join(f"{count} {name}{kind}" for name, count in sorted(counts.items())) or "no regions"

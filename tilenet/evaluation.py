@@ -29,7 +29,7 @@ def evaluate(
         names before the first dot.
     classes : bool
         The labels are classes. By default they are objects (instance labels); predictions
-        that are masks, of 0 and 1 in every file, are first parted into objects, if any truth has more than one.
+        that are masks, of 0 and one other value in all files, are first parted into objects, if the truths are not.
     axes : str, optional
         Of the labels, for files that do not say them (``"zyx"``).
 
@@ -87,8 +87,13 @@ def match(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _are_masks(paths: Iterable[Path], axes: str | None) -> bool:
-    """Tell whether no file holds a value above 1."""
-    return all(read_labels(path, axes=axes).max(initial=0) <= 1 for path in paths)
+    """Tell whether all files together hold one value beside 0, such as 1 or 255, or none."""
+    values: set[int] = set()
+    for path in paths:
+        values.update(np.unique(read_labels(path, axes=axes)).tolist())
+        if len(values - {0}) > 1:
+            return False
+    return True
 
 
 def _is_set(path: Path) -> bool:

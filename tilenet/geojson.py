@@ -20,7 +20,7 @@ from tilenet.card import colors_of
 from tilenet.corners import Ring
 from tilenet.errors import SettingsError
 from tilenet.placement import Grid
-from tilenet.shapes import Progress, Shape, has_objects, open_for, shapes_of
+from tilenet.shapes import Progress, Shape, has_objects, has_volumes, open_for, shapes_of
 from tilenet.store import Mask
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
@@ -43,14 +43,15 @@ class Outlined:
         Number of them by their classification.
     vertices : int
         Corners of all polygons.
-    objects : bool
-        Whether they are objects, not regions of a class.
+    objects, volumes : bool
+        Whether they are objects, not regions of a class; and whether these reach over planes, with a feature in each.
     """
 
     path: Path
     features: Counter[str] = field(default_factory=Counter)
     vertices: int = 0
     objects: bool = False
+    volumes: bool = False
 
 
 def write_geojson(
@@ -65,8 +66,9 @@ def write_geojson(
     """Write the regions of a complete mask, or its objects, as a GeoJSON FeatureCollection.
 
     A region is what has one value and is connected by edges of pixels; an object is what has one
-    number, in one plane. Polygons follow the edges of pixels, so that filled again they are the
-    mask. It is read strip by strip; in memory are a strip, and the outlines that are not closed.
+    number, in one plane: one of a volume has a feature in each of its planes. Polygons follow the
+    edges of pixels, so that filled again they are the mask. It is read strip by strip; in memory
+    are a strip, and the outlines that are not closed.
 
     Parameters
     ----------
@@ -106,7 +108,7 @@ def write_geojson(
         raise SettingsError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     out = Path(out).absolute()
     opened, grid = open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON")
-    found = Outlined(out, objects=has_objects(opened))
+    found = Outlined(out, objects=has_objects(opened), volumes=has_volumes(opened))
     with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
         for part in _Features(opened, grid, kind, found).collection(progress):
             file.write(part)

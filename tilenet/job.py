@@ -223,7 +223,7 @@ def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[
         The `Job.info` in the output, and that of the run that would repeat it.
     """
     wanted = json.loads(json.dumps(wanted))
-    for part in ("record", "image", "model", "card"):
+    for part in ("image", "record", "model", "card"):
         for field_ in sorted({*found[part], *wanted[part]} - SAME_BYTES):
             old, new = found[part].get(field_), wanted[part].get(field_)
             if old is None and (part, field_) in LATER:

@@ -12,6 +12,8 @@ from tilenet.geometry import Box
 from tilenet.readers import open_image
 
 HIDDEN = (".", "_")
+# What `tilenet batch` leaves beside masks, and others beside images.
+BESIDE = (".csv", ".json", ".overview.png")
 
 
 def files_by_stem(folder: Path) -> dict[str, Path]:
@@ -20,7 +22,7 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
         raise ImageNotFound(f"{folder}: no such folder. A set of pairs is two folders of one file per image")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(HIDDEN):
+        if path.name.startswith(HIDDEN) or path.name.endswith(BESIDE):
             continue
         stem = path.name.split(".")[0]
         if stem in found:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tilenet.corners import Ring
 from tilenet.placement import Grid
-from tilenet.shapes import Progress, Shape, has_objects, open_for, shapes_of
+from tilenet.shapes import Progress, Shape, has_objects, has_volumes, open_for, shapes_of
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 
-# x and y in pixels of the image at full resolution, from its upper left corner; areas in pixels of the mask.
+# x and y in pixels of the image at full resolution, from its upper left corner; sizes in pixels of the mask.
 COLUMNS = (
-    *("id", "class", "object", "t", "z", "x", "y", "area_px", "area_um2"),
-    *("left", "top", "right", "bottom"),
+    *("id", "class", "object", "t", "z", "x", "y", "area_px", "area_um2", "volume_px", "volume_um3"),
+    *("left", "top", "right", "bottom", "front", "back"),
 )
 HEAD = ",".join(COLUMNS).encode()
 DECIMALS = 3
@@ -41,11 +43,11 @@ class Measured:
     counts : dict
         Number of lines by class.
     area_px : dict
-        Pixels of the mask by class.
-    objects : bool
-        Whether lines are objects, not regions of a class.
-    pixel_um2 : float or None
-        Area of a pixel of the mask, where its size is known.
+        Pixels of the mask by class, in all planes together.
+    objects, volumes : bool
+        Whether lines are objects, not regions of a class; and whether these reach over planes.
+    pixel_um2, voxel_um3 : float or None
+        Area and volume of a pixel of the mask, where its size is known.
     mask_px : int
         Pixels of the mask, planes and background included.
     """
@@ -54,15 +56,44 @@ class Measured:
     counts: Counter[str] = field(default_factory=Counter)
     area_px: Counter[str] = field(default_factory=Counter)
     objects: bool = False
+    volumes: bool = False
     pixel_um2: float | None = None
+    voxel_um3: float | None = None
     mask_px: int = 0
 
     @property
     def per_mm2(self) -> dict[str, float]:
-        """Number of lines by class for each square millimetre of the mask, where the size of its pixels is known."""
-        if self.pixel_um2 is None:
+        """Number of lines by class for each square millimetre of planes, where the size of their pixels is known."""
+        if self.pixel_um2 is None or self.volumes:
             return {}
         return {name: count / (self.mask_px * self.pixel_um2) * 1e6 for name, count in self.counts.items()}
+
+    @property
+    def per_mm3(self) -> dict[str, float]:
+        """Number of objects by class for each cubic millimetre of a volume, where the size of its pixels is known."""
+        if self.voxel_um3 is None or not self.volumes:
+            return {}
+        return {name: count / (self.mask_px * self.voxel_um3) * 1e9 for name, count in self.counts.items()}
+
+
+@dataclass
+class _Solid:
+    """An object of a volume, plane by plane: what a line says of it."""
+
+    first: Shape
+    pixels: int = 0
+    moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    low: NDArray[np.int64] = field(default_factory=lambda: np.full(3, np.iinfo(np.int64).max))
+    high: NDArray[np.int64] = field(default_factory=lambda: np.full(3, np.iinfo(np.int64).min))
+
+    def add(self, shape: Shape) -> None:
+        """Add what lies in one more plane."""
+        area, centre, low, high = _measured(shape)
+        z = shape.plane[-1]
+        self.pixels += area
+        self.moments += area * np.array([z + 0.5, *centre])
+        self.low = np.minimum(self.low, [z, *low])
+        self.high = np.maximum(self.high, [z + 1, *high])
 
 
 def write_table(
@@ -76,8 +107,11 @@ def write_table(
     """Write a CSV table of the regions of a complete mask, or of its objects.
 
     Its columns are ``id``; ``class``; ``object`` (its number); ``t`` and ``z``; ``x`` and ``y`` (the centroid, in
-    pixels of the image at full resolution); ``area_px`` (pixels of the mask); ``area_um2`` (empty where the pixel size
-    is unknown); ``left``, ``top``, ``right`` and ``bottom`` of the box around it, as `x` and `y` are.
+    pixels of the image at full resolution, from the corner of its first pixel); ``area_px`` (pixels of the mask);
+    ``area_um2`` (empty where the pixel size is unknown); ``left``, ``top``, ``right`` and ``bottom`` of the box around
+    it, as `x` and `y` are, and ``front`` and ``back``, its first plane and that behind its last. An object of a volume
+    is one line: with ``volume_px`` and ``volume_um3`` in place of areas, and the centroid's `z`, from the front of the
+    first plane.
 
     Parameters
     ----------
@@ -115,26 +149,67 @@ def write_table(
     y, x = opened.pixel_size[-2:]
     pixel = None if y is None or x is None else y * x
     found = Measured(out, objects=has_objects(opened), pixel_um2=pixel, mask_px=prod(opened.shape))
+    if has_volumes(opened):
+        z = opened.pixel_size[-3]
+        found.volumes, found.voxel_um3 = True, None if pixel is None or z is None else pixel * z
     with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
-        for shape in shapes_of(opened, progress):
-            table.writerow(_line(shape, opened.axes, grid, found))
+        shapes = shapes_of(opened, progress)
+        if found.volumes:
+            table.writerows(_line_of_solid(solid, opened.axes, grid, found) for solid in _solids(shapes))
+        else:
+            table.writerows(_line(shape, opened.axes, grid, found) for shape in shapes)
     return found
+
+
+def _solids(shapes: Iterable[Shape]) -> Iterable[_Solid]:
+    """Return the objects of a volume, in the order of their first planes."""
+    solids: dict[int, _Solid] = {}
+    for shape in shapes:
+        solids.setdefault(shape.value, _Solid(shape)).add(shape)
+    return solids.values()
+
+
+def _measured(shape: Shape) -> tuple[int, tuple[float, float], NDArray[Any], NDArray[Any]]:
+    """Return pixels, centroid (y, x), and first and last corner (2) of a shape, in pixels of the mask."""
+    area, centre = area_and_centroid([ring for part in shape.parts for ring in part.rings])
+    corners = np.concatenate([part.rings[0] for part in shape.parts])
+    return area, centre, corners.min(axis=0), corners.max(axis=0)
 
 
 def _line(shape: Shape, axes: str, grid: Grid, found: Measured) -> Iterator[object]:
     """Yield the values of a line, and count what is in it."""
-    area, (y, x) = area_and_centroid([ring for part in shape.parts for ring in part.rings])
-    corners = np.concatenate([part.rings[0] for part in shape.parts])
-    box = grid.place(np.stack([corners.min(axis=0), corners.max(axis=0)]).astype(np.int32))[:2]
+    area, (y, x), low, high = _measured(shape)
     found.counts[shape.name] += 1
     found.area_px[shape.name] += area
-    where = dict(zip(axes, shape.plane, strict=False))
-    yield from (shape.id, shape.name, shape.value if found.objects else "", where.get("t", 0), where.get("z", 0))
+    where = dict.fromkeys("tz", 0) | dict(zip(axes, shape.plane, strict=False))
+    yield from (shape.id, shape.name, shape.value if found.objects else "", where["t"], where["z"])
     yield from (round(value, DECIMALS) for value in grid.place_point(y, x))
-    yield from (area, "" if found.pixel_um2 is None else round(area * found.pixel_um2, DECIMALS))
-    yield from box.ravel().tolist()
+    yield from (area, _times(area, found.pixel_um2), "", "")
+    yield from (*_box(grid, low, high), where["z"], where["z"] + 1)
+
+
+def _line_of_solid(solid: _Solid, axes: str, grid: Grid, found: Measured) -> Iterator[object]:
+    """Yield the values of the line of an object in a volume, and count it."""
+    shape, (z, y, x) = solid.first, (solid.moments / solid.pixels).tolist()
+    found.counts[shape.name] += 1
+    found.area_px[shape.name] += solid.pixels
+    t = dict(zip(axes, shape.plane, strict=False)).get("t", 0)
+    yield from (shape.id, shape.name, shape.value, t, round(z, DECIMALS))
+    yield from (round(value, DECIMALS) for value in grid.place_point(y, x))
+    yield from ("", "", solid.pixels, _times(solid.pixels, found.voxel_um3))
+    yield from (*_box(grid, solid.low[1:], solid.high[1:]), solid.low[0], solid.high[0])
+
+
+def _times(pixels: int, size: float | None) -> float | str:
+    return "" if size is None else round(pixels * size, DECIMALS)
+
+
+def _box(grid: Grid, low: NDArray[Any], high: NDArray[Any]) -> list[float]:
+    """Return left, top, right and bottom in pixels of the image."""
+    placed: list[float] = grid.place(np.stack([low, high]).astype(np.int32))[:2].ravel().tolist()
+    return placed
 
 
 def area_and_centroid(rings: Sequence[Ring]) -> tuple[int, tuple[float, float]]:

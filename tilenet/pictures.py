@@ -200,6 +200,6 @@ def _coloured(pixels: NDArray[np.float32], image: Image) -> Picture:
 def _values(mask: Mask | TiffMask, part: Box, shape: tuple[int, int]) -> NDArray[Any]:
     """Return the mask's values in the part, from the coarsest level as fine as the picture."""
     inner = part.relative_to(mask.origin)
-    level = mask.levels[_coarsest([level.shape[-2:] for level in mask.levels], inner, shape)]
-    values = np.asarray(level[_scaled(inner, mask.shape, level.shape).slices])
+    level = _coarsest([level.shape[-2:] for level in mask.levels], inner, shape)
+    values = mask.read(level, _scaled(inner, mask.shape, mask.levels[level].shape).slices)
     return values.reshape(values.shape[-2:])

@@ -192,7 +192,10 @@ class _Blocks:
             self._report.read += sum([read.result()[1] for read in batch.reads])
             self._report.waited += perf_counter() - started
             with self._computing():
-                return begin(batch.pixels, tiles)
+                try:
+                    return begin(batch.pixels, tiles)
+                except FloatingPointError as error:
+                    raise _blaming(batch.pixels, error) from error
         return None
 
     def finish(self, work: Work, finish: Finish | None) -> None:
@@ -242,6 +245,13 @@ class _Blocks:
             raise
         except Exception as error:
             self._report.failures.setdefault(block.index, reason_of(error))
+
+
+def _blaming(pixels: NDArray[Any], error: FloatingPointError) -> FloatingPointError:
+    """Return the error, with its cause where that is in the image."""
+    if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
+        return error
+    return FloatingPointError(f"{error}, as there are pixels in the image that are not finite. Replace them")
 
 
 def reason_of(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from tilenet import machine, predict, tissue
 from tilenet.bands import Demand
 from tilenet.card import ModelCard
 from tilenet.decide import Decision
-from tilenet.errors import ImageError, ModelError, SettingsError
+from tilenet.errors import ImageError, ModelError, SettingsError, TilenetError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.into import Target
@@ -75,13 +76,26 @@ class Wanted:
         """
         check_info(info, name)
         options, numbers = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
-        job = settle(self.image, self.model, options, footprint=self.footprint)
+        try:
+            job = settle(self.image, self.model, options, footprint=self.footprint)
+        except (ImageError, SettingsError):
+            self._refuse_another_image(info, name)
+            raise
         try:
             (refuse or partial(refuse_contradiction, anew=self.anew))(info, job.info(numbers), name)
         except BaseException:
             job.close()
             raise
         return job, numbers
+
+    def _refuse_another_image(self, info: Mapping[str, Any], name: str | Path) -> None:
+        """Raise `OutputMismatch` where what does not go with the recorded options is another image."""
+        try:
+            image = open_image(self.image, axes=self.options.axes)
+        except TilenetError:
+            return
+        with nullcontext(image) if isinstance(self.image, Image) else image:
+            refuse_contradiction(info, {**info, "image": image.identity()}, name, anew=self.anew)
 
     def settle_for(self, store: Store) -> tuple[Job, Scaling]:
         """Return the job of a store that was opened to go on with, and its scaling; what cannot go on is closed."""

@@ -18,7 +18,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import BlocksFailed
+from tilenet.errors import BlocksFailed, SettingsError
 from tilenet.outlines import Region, regions
 from tilenet.placement import Grid, find_grid
 from tilenet.spared import check_file_place, refuse_inside
@@ -29,6 +29,7 @@ from tilenet.tiff_mask import TILE, TiffMask, open_mask
 # Pixels that are read at once, and that are outlined at once.
 BAND, STRIP = 2**27, 2**24
 Progress = Callable[[int, int], None]
+ENDINGS = {"a table": (".csv",), "a GeoJSON": (".geojson", ".json")}
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ def has_objects(mask: Mask | TiffMask) -> bool:
     return bool(mask.info["record"]["output"] == "objects")
 
 
+def has_volumes(mask: Mask | TiffMask) -> bool:
+    """Tell whether objects reach over planes: of several planes, objects are found by a network of three axes alone."""
+    return has_objects(mask) and max(mask.shape[:-2], default=1) > 1
+
+
 def _refuse_damage(mask: Mask | TiffMask) -> None:
     if isinstance(mask, Mask):
         intact(mask.path)
@@ -82,6 +88,8 @@ def open_for(
     replace, is_ours, kind
         As for `tilenet.spared.check_file_place`.
     """
+    if out.suffix.lower() not in ENDINGS[kind]:
+        raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
     opened = open_mask(mask)
     refuse_inside(out, image=opened.info["image"]["path"])
     check_file_place(out, replace=replace, is_ours=is_ours, kind=kind, image=image, mask=mask)

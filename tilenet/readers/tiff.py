@@ -9,6 +9,7 @@ by channel. Palette indices, and greys of which 0 is white, are read as they are
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -27,6 +28,10 @@ from tilenet.readers.tiff_decode import PageReader
 from tilenet.readers.tiff_metadata import channel_names, check_ome, pixel_sizes
 from tilenet.readers.tiff_pages import Segments, segments_of, stored_dimensions
 from tilenet.readers.tiff_walk import check_directories
+
+LOG = logging.getLogger("tilenet")
+# Kinds of files that may hold several images alike; smaller ones by this factor are labels and thumbnails.
+SEVERAL, LESSER = {"ome", "shaped", "generic", "uniform"}, 4
 
 YCBCR = 6
 
@@ -70,7 +75,14 @@ class TiffSource:
         first = tiff.series[0]
         if tiff.is_ome and first.kind != "ome" and self.said_axes is None:
             raise ImageError(f"{self.path}: its OME-XML does not describe its pages. Say what they are: --axes")
-        return max(tiff.series, key=lambda s: prod(s.shape)) if first.kind == "generic" else first
+        chosen = max(tiff.series, key=lambda s: prod(s.shape)) if first.kind == "generic" else first
+        others = [s for s in tiff.series if s.index != chosen.index and prod(s.shape) * LESSER > prod(chosen.shape)]
+        if others and chosen.kind in SEVERAL:
+            LOG.warning(
+                "%s: holds %d images, of which one is read, %s px. Write the others to files of their own",
+                *(self.path, len(others) + 1, " x ".join(map(str, chosen.shape))),
+            )
+        return chosen
 
     def _take(self, tiff: tifffile.TiffFile, series: Any) -> None:
         """Take all that is needed of a series, so that tifffile's file can be closed."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import OutputIncomplete
-from tilenet.store.layout import PROBABILITIES, Layout
+from tilenet.errors import BlocksFailed, OutputIncomplete
+from tilenet.store.blocks import Blocks
+from tilenet.store.layout import DOCUMENTS, PROBABILITIES, Layout
 from tilenet.store.metadata import read_root
 from tilenet.store.tissue_map import TissueMap
 
@@ -73,7 +74,18 @@ class AnyMask:
         return self.layout.tissue_map
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        return np.asarray(self.levels[0][index])
+        return self.read(0, index)
+
+    def read(self, level: int, index: Any) -> NDArray[Any]:
+        """Return pixels of a level, by any index of arrays; `BlocksFailed` if a file of them is damaged."""
+        try:
+            return np.asarray(self.levels[level][index])
+        except (RuntimeError, ValueError, OSError) as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BlocksFailed(
+                f"{self.path}: level {level} cannot be read ({said}). tilenet verify names the files that are damaged; "
+                f"the command that made it writes them anew, with --resume"
+            ) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
@@ -107,12 +119,13 @@ class Mask(AnyMask):
 
     def __init__(self, path: Path, layout: Layout, info: dict[str, Any]) -> None:
         self.path, self.info, self.layout = path, info, layout
+        _refuse_lost(path, layout)
         self.levels = tuple(_open(path / str(i), layout) for i in range(len(layout.levels)))
         self.probabilities: Array | None = _open(path / PROBABILITIES, layout) if layout.classes else None
 
 
 def open_mask(path: str | Path) -> Mask:
-    """Open a mask that tilenet wrote to the end.
+    """Open a mask that tilenet wrote to the end, and of which no file is missing or has another size by now.
 
     Parameters
     ----------
@@ -126,7 +139,9 @@ def open_mask(path: str | Path) -> Mask:
     Raises
     ------
     OutputNotFound, OutputIncomplete, OutputError
-        If there is none, if blocks are missing, if tilenet did not write it.
+        If there is none, if it was not written to the end, if tilenet did not write it.
+    BlocksFailed
+        If files are lost. (What they hold is checked by `tilenet.verify`.)
     """
     path = Path(path)
     layout, info, complete = read_root(path)
@@ -135,7 +150,24 @@ def open_mask(path: str | Path) -> Mask:
     return Mask(path, layout, info)
 
 
+def _refuse_lost(path: Path, layout: Layout) -> None:
+    """Refuse a mask that lacks files: zarr would take what is missing for background."""
+    blocks = Blocks(path, layout, "")
+    for level in range(len(layout.levels)):
+        lost = next(blocks.pending(level), None)
+        if lost is not None:
+            names = ", ".join(layout.files(level, lost))
+            raise BlocksFailed(
+                f"{path}: {names} (level {level}, block {lost}) is not as it was written, or missing. Repair it: run "
+                f"the command that made it again, with --resume"
+            )
+
+
 def _open(path: Path, layout: Layout) -> Array:
     import zarr
 
+    if not (path / DOCUMENTS[layout.zarr_format][1]).exists():
+        raise BlocksFailed(
+            f"{path}: has lost its metadata. Repair it: run the command that made the mask again, with --resume"
+        )
     return zarr.open_array(path, mode="r", zarr_format=layout.zarr_format)

@@ -96,7 +96,10 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
         own = dict(_attributes(path)["tilenet"])
         written, layout, complete = own.pop("format"), own.pop("layout"), own.pop("complete")
         if not (path / OWN).is_dir():
-            raise foreign
+            raise OutputError(
+                f"{path}: lacks its folder {OWN}, where the sizes and checksums of its files are. Copy that too, as "
+                f"it is hidden from some programs"
+            )
         if written != FORMAT:
             raise OutputError(
                 f"{path}: has format {written}, this tilenet knows {FORMAT}. Use the tilenet that wrote it"
