@@ -258,7 +258,8 @@ def test_the_mask_is_the_same_for_two_tile_sizes_and_two_processes(work):
         ("--memory", "1.2.3G", "is not a number of bytes"),
         ("--memory", "0", "is 0 bytes. Give a unit"),
         ("--memory", "4", "is 4 bytes. Give a unit, such as 4GB"),
-        ("--scaling", "percentile:99,1", "the first must be the lower"),
+        ("--scaling", "percentile:99,1", "the lower one first"),
+        ("--scaling", "linear:0,0", "cannot divide by 0"),
         ("--channels", "0,1", "such as --channels 0"),
     ],
 )

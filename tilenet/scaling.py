@@ -113,7 +113,9 @@ def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
         numbers = _resolved(rule, image)
         used = [*numbers.subtract, *numbers.divide, *(numbers.clip or (0, 1))]
         low, high = numbers.clip or (0, 1)
-        if not low < high or not all(map(isfinite, used)) or 0 in numbers.divide:
+        if 0 in numbers.divide:
+            raise SettingsError("a scaling cannot divide by 0. Give another (--scaling)")
+        if not low < high or not all(map(isfinite, used)):
             raise ValueError(f"it would be {numbers.to_json()}")
         if not {len(numbers.subtract), len(numbers.divide)} <= {1, image.n_channels}:
             raise ValueError(f"it has numbers for other than {image.n_channels} channels")
@@ -136,7 +138,9 @@ def _resolved(rule: Mapping[str, Any], image: Image) -> Scaling:
             return Scaling(_floats(rule.get("subtract", 0)), _floats(rule.get("divide", 1)), clip)  # type: ignore[arg-type]
         case "percentile":
             if not 0 <= rule["low"] < rule["high"] <= 100:
-                raise SettingsError(f"percentiles {rule['low']} and {rule['high']}: the first must be the lower")
+                raise SettingsError(
+                    f"percentiles {rule['low']} and {rule['high']}: give two from 0 to 100, the lower one first"
+                )
             return of_percentiles(sample(image), rule, name=image.name)
         case other:
             raise ModelError(f"model card: scaling method {other!r} is none of {', '.join(KEYS)}")

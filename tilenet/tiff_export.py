@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tilenet.errors import BlocksFailed, SettingsError
 from tilenet.spared import refuse_inside
 from tilenet.store import Layout, Mask, Store, open_mask
-from tilenet.store.files import faults_named, remove_tree, step
+from tilenet.store.files import AGAIN, faults_named, remove_tree, step
 from tilenet.store.lease import Lease
 from tilenet.store.metadata import FORMAT, OWN
 from tilenet.store.place import put_whole, temporary_place
@@ -59,7 +59,7 @@ def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) ->
         raise SettingsError(f"{mask}: is a TIFF already. Give a mask.zarr")
     opened = open_mask(mask)
     layout = intact(mask)
-    with put_whole(out) as path:
+    with put_whole(out, again=AGAIN) as path:
         _write(path, opened, layout)
         _compare(path, opened, layout)
         intact(mask)  # another run might have replaced it meanwhile
