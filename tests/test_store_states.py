@@ -136,6 +136,8 @@ class Runs(RuleBasedStateMachine):
             open_mask(self.path)
         except OutputIncomplete:
             return False
+        except BlocksFailed:  # it was written to the end, and has lost files since
+            return True
         return True
 
     def _right_file(self, name):

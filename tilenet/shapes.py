@@ -88,11 +88,11 @@ def open_for(
     replace, is_ours, kind
         As for `tilenet.spared.check_file_place`.
     """
-    if out.suffix.lower() not in ENDINGS[kind]:
-        raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
     opened = open_mask(mask)
     refuse_inside(out, image=opened.info["image"]["path"])
     check_file_place(out, replace=replace, is_ours=is_ours, kind=kind, image=image, mask=mask)
+    if out.suffix.lower() not in ENDINGS[kind]:
+        raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
     grid = find_grid(opened, image)
     _refuse_damage(opened)
     return opened, grid

@@ -30,8 +30,8 @@ from tilenet.readers.tiff_pages import Segments, segments_of, stored_dimensions
 from tilenet.readers.tiff_walk import check_directories
 
 LOG = logging.getLogger("tilenet")
-# Kinds of files that may hold several images alike; smaller ones by this factor are labels and thumbnails.
-SEVERAL, LESSER = {"ome", "shaped", "generic", "uniform"}, 4
+# Kinds of files that may hold several images alike; smaller ones by this factor are labels, thumbnails, levels.
+SEVERAL, LESSER = {"ome", "shaped", "generic", "uniform"}, 3
 
 YCBCR = 6
 
