@@ -1,5 +1,7 @@
 import os
+import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,10 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tilenet.cli import main
+from tilenet.errors import ImageError
+from tilenet.geometry import Box
 from tilenet.machine import keep_freed_memory
+from tilenet.readers import open_image
 
 # Small tensors by the thousand: more threads, or memory mapped afresh for each, only cost time.
 torch.set_num_threads(1)
@@ -31,6 +36,38 @@ def shared_data():
         return root / name
 
     return find
+
+
+def peak_memory(*, reset=False):
+    """Return the peak resident kibibytes of this process, since the last reset; 0 where not to be had."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    except OSError:
+        return 0
+
+
+@pytest.fixture
+def refused():
+    """Return a check that an image is refused on opening, or (`reading`) on reading it whole."""
+
+    def check(path, *, reading=False, says=""):
+        before, start = peak_memory(reset=True), time.monotonic()
+        with pytest.raises(ImageError) as caught:
+            image = open_image(path)
+            if reading:
+                image.read(Box.of_shape(image.box_shape))
+        message = str(caught.value)
+        assert "\n" not in message
+        assert os.fspath(path) in message
+        assert says in message
+        assert message.count(". ") >= 1, "no way out is named"
+        assert time.monotonic() - start < 10
+        assert peak_memory() - before < 512 * 1024
+        return message
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from oracles import random_network, reference_state
 from skimage.io import imsave
 
 import tilenet
+from tilenet.cli import CLOSED_PIPE
 
 COMMANDS = ("segment", "plan", "info", "verify", "convert", "sample", "tune")
 
@@ -268,3 +269,12 @@ def test_a_setting_that_cannot_be_is_told_with_the_way_out(work, tilenet_command
     code, _, err = tilenet_command(*args)
     assert (code, err.count("\n")) == (2, 1)
     assert words in err
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "tilenet", "info", "nuclei"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")

@@ -14,7 +14,7 @@ from oracles import random_network
 from remote_images import a_server, milliseconds, plain_zarr, same_masks, segmented, whole  # noqa: F401
 from serving import serving
 from store_helpers import tree
-from test_bad_images import METADATA, bomb_gzip, edit, ome_zarr
+from test_bad_zarrs import METADATA, bomb_gzip, edit, ome_zarr
 from test_readers_zarr import PIXELS, group
 
 import tilenet

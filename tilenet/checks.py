@@ -152,7 +152,8 @@ def _damage(out: Path) -> list[str]:
     """Return what is damaged of a complete mask; one that is not complete is refused on opening."""
     if out.is_file() and is_tiff(out):
         return open_tiff_mask(out).check()
-    return [str(found) for found in Store.damage_of(out)]
+    store = Store.inspect(out)
+    return [str(found) for found in store.check()] if store.complete else []
 
 
 def _windows(mask: Mask | TiffMask, plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:

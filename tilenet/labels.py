@@ -17,7 +17,10 @@ BESIDE = (".csv", ".json", ".overview.png")
 
 
 def files_by_stem(folder: Path) -> dict[str, Path]:
-    """Return the files (or zarr folders) of a folder by the part of their names before the first dot."""
+    """Return the files (or zarr folders) of a folder by the part of their names before the first dot.
+
+    Tables, overviews and hidden files are passed over.
+    """
     if not folder.is_dir():
         raise ImageNotFound(f"{folder}: no such folder. A set of pairs is two folders of one file per image")
     found: dict[str, Path] = {}

@@ -81,18 +81,21 @@ def convolutions() -> str:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    # PyTorch has loaded the OpenMP in which it wants its symbols; another one is as good as no library.
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_convolutions{suffix}")
         if path.exists():
-            try:
-                library = ctypes.CDLL(str(path))
-                if library.tilenet_structures() == ctypes.sizeof(Convolution) << 16 | ctypes.sizeof(Classification):
-                    return library
-                raise AttributeError
-            except OSError:
-                return None
-            except AttributeError:
-                LOG.warning("%s: is of another version of tilenet, and not used. Install tilenet again", path)
-                return None
+            return _loaded(path)
     return None
+
+
+def _loaded(path: Path) -> ctypes.CDLL | None:
+    # PyTorch has loaded the OpenMP in which it wants its symbols; another one is as good as no library.
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    structures = getattr(library, "tilenet_structures", lambda: 0)()
+    if structures != ctypes.sizeof(Convolution) << 16 | ctypes.sizeof(Classification):
+        LOG.warning("%s: is of another version of tilenet, and not used. Install tilenet again", path)
+        return None
+    return library

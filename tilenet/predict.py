@@ -234,18 +234,15 @@ def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint
     return found
 
 
-def keeps_no_logits(network: object, decision: Decision, *, engine: str, device: str) -> bool:
-    """Tell whether masks come out of a network's last step, and logits are never in memory."""
-    if not isinstance(network, UNet) or (engine, device) != ("fast", "cpu"):
-        return False
-    return decision.is_choice and steps.decides_at_once(network)
-
-
 def spared_of(network: object, decision: Decision, *, engine: str, device: str) -> int:
-    """Return the bytes that a pass needs less for each pixel; no plan counts on it, as it depends on the processor."""
-    if not isinstance(network, UNet) or not keeps_no_logits(network, decision, engine=engine, device=device):
+    """Return the bytes that a pass needs less for each pixel where masks are decided upon at once.
+
+    No plan counts on it, as it depends on the processor.
+    """
+    if not isinstance(network, UNet) or (engine, device) != ("fast", "cpu"):
         return 0
-    return LOGITS * network.n_classes - MASKS
+    at_once = decision.is_choice and steps.decides_at_once(network)
+    return LOGITS * network.n_classes - MASKS if at_once else 0
 
 
 def demand_of(network: object, precision: str, channels: int, *, engine: str, device: str) -> Demand:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -34,6 +35,15 @@ LOG = logging.getLogger("tilenet")
 SEVERAL, LESSER = {"ome", "shaped", "generic", "uniform"}, 3
 
 YCBCR = 6
+
+
+@cache
+def _tell_of_others(path: str, count: int, shape: tuple[int, ...]) -> None:
+    """Say once that of several images in a file one is read: it is opened several times in a run."""
+    LOG.warning(
+        "%s: holds %d images, of which one is read, %s px. Write the others to files of their own",
+        *(path, count, " x ".join(map(str, shape))),
+    )
 
 
 @dataclass(frozen=True)
@@ -78,10 +88,7 @@ class TiffSource:
         chosen = max(tiff.series, key=lambda s: prod(s.shape)) if first.kind == "generic" else first
         others = [s for s in tiff.series if s.index != chosen.index and prod(s.shape) * LESSER > prod(chosen.shape)]
         if others and chosen.kind in SEVERAL:
-            LOG.warning(
-                "%s: holds %d images, of which one is read, %s px. Write the others to files of their own",
-                *(self.path, len(others) + 1, " x ".join(map(str, chosen.shape))),
-            )
+            _tell_of_others(self.path, len(others) + 1, tuple(chosen.shape))
         return chosen
 
     def _take(self, tiff: tifffile.TiffFile, series: Any) -> None:

@@ -1,0 +1,241 @@
+"""Damaged and hostile zarr images: each is one line, one `ImageError`, soon and in little memory."""
+
+import gzip
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+import zarr
+from test_bad_images import PIXELS, patched
+
+from tilenet.geometry import Box
+from tilenet.readers import open_image
+
+
+# Zarr: a sound image of two levels, and what is done to it.
+def ome_zarr(folder, *, name="image.zarr", **options):
+    group = zarr.create_group(folder / name)
+    for k in range(2):
+        options = {"chunks": (32, 32), "shards": (64, 64)} | options
+        group.create_array(str(k), data=PIXELS[:: 2**k, :: 2**k], **options)
+    axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "yx"]
+    datasets = [
+        {"path": str(k), "coordinateTransformations": [{"type": "scale", "scale": [2**k] * 2}]} for k in range(2)
+    ]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    return folder / name
+
+
+def edit(path, change):
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def levels(document):
+    return document["attributes"]["ome"]["multiscales"][0]["datasets"]
+
+
+def chunk_grid(shape):
+    def change(document):
+        document["chunk_grid"]["configuration"]["chunk_shape"] = shape
+
+    return change
+
+
+def codec(**to):
+    def change(document):
+        document["codecs"][0]["configuration"]["codecs"][-1] = to
+
+    return change
+
+
+def inner_chunks(shape):
+    def change(document):
+        document["codecs"][0]["configuration"]["chunk_shape"] = shape
+
+    return change
+
+
+def put(**to):
+    return lambda document: document.update(to)
+
+
+def level_path(path):
+    return lambda document: levels(document)[1].update(path=path)
+
+
+METADATA = {
+    "an unknown codec": ("0", codec(name="nonsense", configuration={}), "nonsense"),
+    "chunks of 0": ("0", inner_chunks([0, 32]), ""),
+    "chunks of -1": ("0", inner_chunks([-1, 32]), ""),
+    "chunks of one axis": ("0", chunk_grid([64]), ""),
+    "huge chunks": ("0", lambda d: [chunk_grid([2**16, 2**16])(d), inner_chunks([2**16, 2**16])(d)], "GiB"),
+    "a huge shard index": ("0", lambda d: [chunk_grid([2**20, 2**20])(d), inner_chunks([1, 1])(d)], "GiB"),
+    "a shape of 2^62": ("0", put(shape=[2**62, 2**62]), ""),
+    "a negative shape": ("0", put(shape=[-5, 10]), ""),
+    "a shape of 0": ("0", put(shape=[0, 10]), "no pixels"),
+    "a shape of text": ("0", put(shape="wide"), ""),
+    "no shape": ("0", lambda d: d.pop("shape"), ""),
+    "three axes": ("0", put(shape=[2, 128, 192]), ""),
+    "a type of complex numbers": ("0", put(data_type="complex64", fill_value=[0, 0]), ""),
+    "a type unknown": ("0", put(data_type="float7"), ""),
+    "a format unknown": ("0", put(zarr_format=9), ""),
+    "another type in level 1": ("1", put(data_type="uint16"), ""),
+    "a path out of the group": ("", level_path("../other.zarr/0"), "outside"),
+    "an absolute path": ("", level_path("/etc"), "outside"),
+    "an address": ("", level_path("s3://bucket/0"), "outside"),
+    "a level that is not there": ("", level_path("7"), "lacks 7"),
+    "a level that is the group": ("", level_path("."), ""),
+    "no levels": ("", lambda d: levels(d).clear(), "no resolution levels"),
+    "a level without a path": ("", lambda d: levels(d)[0].pop("path"), ""),
+    "a scale of three": ("", lambda d: levels(d)[0]["coordinateTransformations"][0].update(scale=[1, 1, 1]), ""),
+    "a scale of text": ("", lambda d: levels(d)[0]["coordinateTransformations"][0].update(scale=["a", "b"]), ""),
+    "axes twice": ("", lambda d: d["attributes"]["ome"]["multiscales"][0].update(axes=["y", "y"]), "twice"),
+    "axes unknown": ("", lambda d: d["attributes"]["ome"]["multiscales"][0].update(axes=["p", "q"]), "--axes"),
+    "multiscales of text": ("", lambda d: d["attributes"]["ome"].update(multiscales="all"), ""),
+    "attributes of a list": ("", lambda d: d.update(attributes=[1]), ""),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_zarr_metadata_that_makes_no_sound_image_is_refused(tmp_path, refused, name):
+    where, change, says = METADATA[name]
+    path = ome_zarr(tmp_path)
+    assert open_image(path).shape == (128, 192)
+    edit(path / where / "zarr.json", change)
+    refused(path, says=says)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"null", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b'{"zarr_format": 3}'],
+)
+@pytest.mark.parametrize("where", ["", "0"])
+def test_a_zarr_document_that_is_cut_or_nested_is_refused(tmp_path, refused, content, where):
+    path = ome_zarr(tmp_path)
+    (path / where / "zarr.json").write_bytes(content)
+    refused(path)
+
+
+def test_a_zarr_document_of_many_megabytes_is_refused(tmp_path, refused):
+    path = ome_zarr(tmp_path)
+    (path / "zarr.json").write_bytes(b" " * (17 * 2**20))
+    refused(path, says="too many for metadata")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 50, 0.9])
+def test_a_truncated_shard_is_found_on_opening(tmp_path, refused, keep):
+    path = ome_zarr(tmp_path)
+    shard = path / "0" / "c" / "1" / "1"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
+    refused(path, says="c/1/1 is cut off")
+
+
+def test_an_empty_chunk_is_found_on_opening(tmp_path, refused):
+    path = ome_zarr(tmp_path, shards=None)
+    (path / "0" / "c" / "2" / "3").write_bytes(b"")
+    refused(path, says="c/2/3 is cut off after 0 bytes")
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 12, b"\xff" * 12])
+def test_a_damaged_chunk_is_refused_when_it_is_read(tmp_path, refused, damage):
+    path = ome_zarr(tmp_path, shards=None)
+    patched(path / "0" / "c" / "1" / "2", 0, damage)
+    refused(path, reading=True, says="level 0")
+
+
+def test_a_chunk_file_larger_than_any_chunk_is_refused(tmp_path, refused):
+    path = ome_zarr(tmp_path, shards=None)
+    with (path / "0" / "c" / "0" / "0").open("r+b") as file:
+        file.truncate(2**34)  # sparse: takes no room on the disk
+    refused(path, says="17179869184 bytes")
+
+
+def bomb_gzip(size):
+    import io
+
+    out = io.BytesIO()
+    with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=9) as file:
+        for _ in range(size // 2**24):
+            file.write(bytes(2**24))
+    return out.getvalue()
+
+
+def bomb_zstd(size):
+    import imagecodecs
+
+    return bytes(imagecodecs.zstd_encode(bytes(size), level=9))
+
+
+def bomb_blosc(size):
+    import imagecodecs
+
+    return bytes(imagecodecs.blosc_encode(bytes(size), level=9))
+
+
+@pytest.mark.parametrize(
+    ("compressor", "bomb"),
+    [
+        (zarr.codecs.GzipCodec(), lambda: bomb_gzip(2**29)),
+        (zarr.codecs.ZstdCodec(), lambda: bomb_zstd(2**29)),
+        (zarr.codecs.BloscCodec(), lambda: bomb_blosc(2**27)),
+    ],
+)
+def test_a_decompression_bomb_in_a_chunk_is_refused(tmp_path, refused, compressor, bomb):
+    pixels = np.zeros((1024, 1024), np.uint8)
+    zarr.create_array(tmp_path / "image.zarr", data=pixels + 1, chunks=(1024, 1024), compressors=compressor)
+    (tmp_path / "image.zarr" / "c" / "0" / "0").write_bytes(bomb())
+    refused(tmp_path / "image.zarr", reading=True)
+
+
+def test_a_bomb_inside_a_shard_is_refused_when_all_of_the_shard_is_read(tmp_path, refused):
+    pixels = np.random.default_rng(0).integers(0, 255, (512, 512), dtype=np.uint8)
+    options = {"chunks": (256, 256), "shards": (512, 512), "compressors": zarr.codecs.BloscCodec()}
+    zarr.create_array(tmp_path / "image.zarr", data=pixels, **options)
+    # Bytes 4 to 8 of a blosc chunk say what it unpacks to.
+    patched(tmp_path / "image.zarr" / "c" / "0" / "0", 4, struct.pack("<I", 2**30))
+    refused(tmp_path / "image.zarr", reading=True, says="unpacks to more")
+
+
+@pytest.mark.parametrize("where", ["0/c", "0/c/0", "0"])
+def test_a_link_out_of_the_image_is_refused(tmp_path, refused, where):
+    path = ome_zarr(tmp_path)
+    (path / where).rename(tmp_path / "elsewhere")
+    (path / where).symlink_to(tmp_path / "elsewhere")
+    refused(path, says="link")
+
+
+def test_a_link_to_a_whole_image_is_followed(tmp_path):
+    (tmp_path / "link.zarr").symlink_to(ome_zarr(tmp_path))
+    assert open_image(tmp_path / "link.zarr").read(Box((0, 0), (128, 192))).shape == (1, 128, 192)
+
+
+def test_a_pipe_among_the_chunks_is_refused(tmp_path, refused):
+    path = ome_zarr(tmp_path)
+    (path / "0" / "c" / "0" / "0").unlink()
+    os.mkfifo(path / "0" / "c" / "0" / "0")
+    refused(path, says="is not a file")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [put(chunks=[0, 0]), put(compressor={"id": "nonsense"}), put(dtype="<c8"), put(dtype="|O"), put(order="Q")],
+)
+def test_damaged_metadata_of_zarr_v2_are_refused(tmp_path, refused, change):
+    zarr.create_array(tmp_path / "image.zarr", data=PIXELS, chunks=(32, 32), zarr_format=2)
+    edit(tmp_path / "image.zarr" / ".zarray", change)
+    refused(tmp_path / "image.zarr")
+
+
+def test_groups_that_are_no_image_say_what_to_open_instead(tmp_path, refused):
+    plain_group = zarr.create_group(tmp_path / "group.zarr")
+    plain_group.create_array("inside", data=PIXELS)
+    refused(tmp_path / "group.zarr", says="inside")
+    zarr.create_group(tmp_path / "plate.zarr").attrs["ome"] = {"plate": {}}
+    refused(tmp_path / "plate.zarr", says="plate")
+    (tmp_path / "folder").mkdir()
+    refused(tmp_path / "folder", says="no zarr metadata")
