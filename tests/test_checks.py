@@ -8,7 +8,7 @@ from oracles import random_network
 
 import tilenet
 from tilenet.checks import _same_job, straddling
-from tilenet.errors import BlocksFailed, OutputError, OutputMismatch, VerifyFailed
+from tilenet.errors import BlocksFailed, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
 
@@ -146,3 +146,12 @@ def test_a_mask_whose_image_is_gone_is_not_called_recomputed(tmp_path, network):
     found = tilenet.verify(tmp_path / "m.zarr", model=network)
     assert (found.ok, found.windows) == (True, 0)
     assert "no longer" in found.not_recomputed
+
+
+def test_an_unfinished_mask_is_called_that_whatever_else_is_wrong_with_it(out):
+    (out / "0" / "c" / "0" / "0").write_bytes(b"cut")
+    root = json.loads((out / "zarr.json").read_text())
+    root["attributes"]["tilenet"]["complete"] = False
+    (out / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(OutputIncomplete, match="is not complete"):
+        tilenet.verify(out, IMAGE)
