@@ -42,10 +42,11 @@ class _Compiled:
 
     def _arranged(self, weight: Tensor) -> Tensor:
         """Return the weights (36, K / panel, C, panel) of Winograd's places."""
-        arranged = torch.empty(NEEDED**2, self._outputs // self._panel, self._inputs, self._panel)
-        for place, of_place in zip(arranged, transformed_weights(weight), strict=True):
-            place.copy_(of_place.view(-1, self._panel, self._inputs).transpose(1, 2))
-        return arranged
+        return transformed_weights(self._panels(weight))
+
+    def _panels(self, weight: Tensor) -> Tensor:
+        """Return the weights (n, n, K / panel, C, panel), tap by tap."""
+        return weight.reshape(-1, self._panel, *weight.shape[1:]).permute(3, 4, 0, 2, 1)
 
     def _work(self, total: int, threads: int) -> tuple[int, int]:
         """Return how many of `total` squares are done at once, and the floats that a thread needs for them."""
@@ -115,8 +116,7 @@ class DirectConvolution(_Layer):
 
     def _arranged(self, weight: Tensor) -> Tensor:
         """Return the weights (K / panel, 3, 3, C, panel) of the taps."""
-        panels = weight.float().reshape(-1, self._panel, *weight.shape[1:])
-        return panels.permute(0, 3, 4, 2, 1).contiguous()
+        return self._panels(weight).permute(2, 0, 1, 3, 4).float().contiguous()
 
     def _work(self, total: int, threads: int) -> tuple[int, int]:
         """Return the floats of three rows of as many pixels as registers hold sums of need."""

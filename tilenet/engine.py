@@ -122,7 +122,8 @@ def accelerate(network: nn.Module) -> FastPath | None:
     weight = next(network.parameters())
     if not may_accelerate(network, weight.device, weight.dtype):
         return None
-    length = network.footprint.axes[0].legal_at_least(network.footprint.axes[0].smallest + 32)
+    axis = network.footprint.axes[0]
+    length = axis.legal_at_least(axis.smallest + 32)
     x = torch.rand(1, network.in_channels, length, length, generator=torch.Generator().manual_seed(0)).to(weight.device)
     return _in_steps(network, x) if weight.device.type == "cpu" else _on_frames(network, x)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def fixed_documents(layout: Layout) -> dict[str, bytes]:
     return documents | ({f"{group}.zgroup": GROUP for group in groups} if layout.zarr_format == 2 else {})
 
 
+@lru_cache(maxsize=64)  # of each level, as a pyramid asks for it with each of its blocks: a quarter of the time
 def array_document(array: ArrayLayout, zarr_format: int = 3) -> bytes:
     """Return an array's ``zarr.json`` or ``.zarray``: a file a block, zstd with a checksum, background 0.
 
