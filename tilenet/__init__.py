@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tilenet import metrics
     from tilenet.api import segment
+    from tilenet.batches import batch
     from tilenet.card import ModelCard
     from tilenet.checks import verify
     from tilenet.errors import (
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from tilenet.readers import open_image
     from tilenet.readers.image import Image
     from tilenet.sizes import plan_tiles
-    from tilenet.slides import batch
     from tilenet.store import Mask
     from tilenet.tiff_export import write_tiff
     from tilenet.tiff_mask import open_mask
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api": ("segment",),
+    "batches": ("batch",),
     "card": ("ModelCard",),
     "checks": ("verify",),
     "errors": (
@@ -85,7 +86,6 @@ _HOMES = {
     "readers": ("open_image",),
     "readers.image": ("Image",),
     "sizes": ("plan_tiles",),
-    "slides": ("batch",),
     "store": ("Mask",),
     "tiff_export": ("write_tiff",),
     "tiff_mask": ("open_mask",),

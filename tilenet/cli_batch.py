@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The folder of the masks.")
 @image_options
 @cluster_options
+@click.option("--objects", is_flag=True, help="Number the objects of each image, which must fit in memory.")
+@click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
 @OVERVIEW
 @JSON
 @QUIET
@@ -31,7 +33,7 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     Masks that are complete are skipped, others are gone on with: the same command again is all that
     a killed batch needs.
     """
-    from tilenet import machine, slides
+    from tilenet import batches, machine
 
     def tell(result: Result) -> None:
         if not (quiet or as_json):
@@ -39,7 +41,7 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
 
     machine.keep_freed_memory()
     with cluster_of(options) as client:
-        results = slides.batch(images, out, client=client, tell=tell, **with_model(options))
+        results = batches.batch(images, out, client=client, tell=tell, **with_model(options))
     counts = {status: sum(r.status == status for r in results) for status in ("done", "skipped", "failed")}
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     listed = {"out": str(out), **counts, "slides": [vars(result) for result in results]}
@@ -53,4 +55,5 @@ def _line(result: Result) -> str:
     if result.status == "failed":
         return f"{result.slide}  failed  {result.error}"
     tissue = "" if result.tissue is None else f"  {result.tissue:.0%} computed"
-    return f"{result.slide}  {result.status}  {result.pixels} px{tissue}  {result.seconds:.1f} s"
+    counts = "".join(f"  {count} {name}" for name, count in sorted((result.counts or {}).items()))
+    return f"{result.slide}  {result.status}  {result.pixels} px{tissue}{counts}  {result.seconds:.1f} s"

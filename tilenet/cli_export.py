@@ -78,7 +78,7 @@ def export(
             "um3_of_a_voxel": table.voxel_um3,
             f"per_{space}": density,
         }
-        per = "".join(f", {value:g} {name} per {space}" for name, value in sorted(density.items()))
+        per = "".join(f", {value:g} {name} per {space}" for name, value in sorted(density.items()) if value)
         rows.append(f"{csv}: {_counts(table.counts, kind='' if table.objects else ' regions')}{per}")
         objects = table.objects
     if not objects:
@@ -95,4 +95,4 @@ def _kind(found: Outlined) -> str:
 
 def _counts(counts: Mapping[str, int], *, kind: str) -> str:
     """Return how many there are of each class."""
-    return ", ".join(f"{count} {name}{kind}" for name, count in sorted(counts.items())) or "no regions"
+    return ", ".join(f"{count} {name}{kind}" for name, count in sorted(counts.items()) if count) or "no regions"

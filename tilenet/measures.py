@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 
 from tilenet.corners import Ring
 from tilenet.placement import Grid
-from tilenet.shapes import Progress, Shape, has_objects, has_volumes, open_for, shapes_of
+from tilenet.shapes import Progress, Shape, class_names, has_objects, has_volumes, open_for, shapes_of
+from tilenet.spared import check_file_place
+from tilenet.store import Mask
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
+from tilenet.tiff_mask import TiffMask, open_mask
 
 # x and y in pixels of the image at full resolution, from its upper left corner; sizes in pixels of the mask.
 COLUMNS = (
@@ -41,7 +44,7 @@ class Measured:
     path : Path
         The file.
     counts : dict
-        Number of lines by class.
+        Number of lines by class; 0 of those that there might have been.
     area_px : dict
         Pixels of the mask by class, in all planes together.
     objects, volumes : bool
@@ -142,16 +145,11 @@ def write_table(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     mask = tilenet.segment(np.zeros((70, 90), np.uint8), folder + "/mask.zarr")
     ...     dict(tilenet.write_table(folder + "/mask.zarr", folder + "/mask.csv").counts)
-    {}
+    {'nucleus': 0}
     """
     out = Path(out).absolute()
     opened, grid = open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table")
-    y, x = opened.pixel_size[-2:]
-    pixel = None if y is None or x is None else y * x
-    found = Measured(out, objects=has_objects(opened), pixel_um2=pixel, mask_px=prod(opened.shape))
-    if has_volumes(opened):
-        z = opened.pixel_size[-3]
-        found.volumes, found.voxel_um3 = True, None if pixel is None or z is None else pixel * z
+    found = _nothing_in(opened, out)
     with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
@@ -160,6 +158,33 @@ def write_table(
             table.writerows(_line_of_solid(solid, opened.axes, grid, found) for solid in _solids(shapes))
         else:
             table.writerows(_line(shape, opened.axes, grid, found) for shape in shapes)
+    return found
+
+
+def read_table(mask: str | Path, table: str | Path) -> Measured:
+    """Return what `write_table` found in a mask, from the table that it wrote."""
+    found = _nothing_in(open_mask(mask), Path(table).absolute())
+    with found.path.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            found.counts[line["class"]] += 1
+            found.area_px[line["class"]] += int(line["volume_px" if found.volumes else "area_px"])
+    return found
+
+
+def check_table_place(out: Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
+    """Refuse a place where a table must not be put; see `tilenet.spared.check_file_place`."""
+    check_file_place(out, replace=replace, is_ours=_is_ours, kind="a table", image=image, mask=mask)
+
+
+def _nothing_in(mask: Mask | TiffMask, out: Path) -> Measured:
+    """Return what is known of a mask before its first shape: none of each class."""
+    y, x = mask.pixel_size[-2:]
+    pixel = None if y is None or x is None else y * x
+    none = dict.fromkeys(class_names(mask).values(), 0)
+    found = Measured(out, Counter(none), Counter(none), has_objects(mask), pixel_um2=pixel, mask_px=prod(mask.shape))
+    if has_volumes(mask):
+        z = mask.pixel_size[-3]
+        found.volumes, found.voxel_um3 = True, None if pixel is None or z is None else pixel * z
     return found
 
 

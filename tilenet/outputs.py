@@ -94,7 +94,7 @@ def create_store(
 
 
 def store_objects(
-    out: Path, wanted: Wanted, *, overwrite: bool, progress: Progress | None, report: Reported | None
+    out: Path, wanted: Wanted, *, overwrite: bool, progress: Progress | None = None, report: Reported | None = None
 ) -> None:
     """Find objects in memory, then write them: there is nothing to resume."""
     check_free(out, overwrite=overwrite)

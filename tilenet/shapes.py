@@ -118,14 +118,18 @@ def shapes_of(mask: Mask | TiffMask, progress: Progress | None = None) -> Iterat
             yield Shape(value, name_of(value), parts, plane, uuid5(ids, f"{value} {y} {x}"))
 
 
-def _names(mask: Mask | TiffMask, objects: bool) -> Callable[[int], str]:
-    """Return what names the class of a value; numbered objects are of the one class that there is."""
+def class_names(mask: Mask | TiffMask) -> dict[int, str]:
+    """Return the names of the classes that shapes may be of, by mask value; of numbered objects there is one, 0."""
     labels: Mapping[str, Any] = mask.info["card"]["labels"]
     names = {int(value): str(name) for value, name in labels.items() if value.isdecimal()}
-    if objects:
-        name = next(iter(names.values())) if len(names) == 1 else "object"
-        return lambda value: name
-    return lambda value: names.get(value, f"class {value}")
+    if not has_objects(mask):
+        return names
+    return {0: next(iter(names.values())) if len(names) == 1 else "object"}
+
+
+def _names(mask: Mask | TiffMask, objects: bool) -> Callable[[int], str]:
+    names = class_names(mask)
+    return lambda value: names[0] if objects else names.get(value, f"class {value}")
 
 
 def _strips(

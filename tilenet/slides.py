@@ -1,7 +1,4 @@
-"""`batch`: many images, one mask each.
-
-What is complete is skipped, what is not is gone on with, and one bad image stops no other.
-"""
+"""The runs of a batch: what is complete is skipped, what is not is gone on with, one bad image stops no other."""
 
 from __future__ import annotations
 
@@ -11,25 +8,24 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from math import prod
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tilenet.address import check_local, shown
+from tilenet.address import shown
+from tilenet.beside import Beside
 from tilenet.compute import finish, run_job, skip_glass
-from tilenet.distributed import check_sendable, task_of, work_off
-from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
+from tilenet.distributed import task_of, work_off
+from tilenet.errors import TilenetError
 from tilenet.flights import Slide
 from tilenet.footprint import Footprint
-from tilenet.options import Options, check_output_option
-from tilenet.orders import Order, read_orders
-from tilenet.outputs import check_folder_name, open_store, spare_the_input
-from tilenet.picture_files import check_picture_place, overview_beside, save
-from tilenet.pictures import overlay
+from tilenet.measures import Measured
+from tilenet.orders import Order
+from tilenet.outputs import open_store, spare_the_input, store_objects
 from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
-from tilenet.store import Store, is_complete
-from tilenet.summary import Result, write_summary
+from tilenet.store import Store, can_resume, is_complete
+from tilenet.summary import Result, write_counts, write_summary
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -38,83 +34,7 @@ if TYPE_CHECKING:
 FINISHERS, WAITING = 4, 8
 
 
-def batch(
-    images: str | Path | Sequence[str | Path],
-    out: str | Path,
-    *,
-    model: Any = "nuclei",
-    footprint: Footprint | None = None,
-    client: Client | None = None,
-    tell: Callable[[Result], None] = lambda result: None,
-    overview: bool = False,
-    **options: Any,
-) -> list[Result]:
-    """Segment many images into the masks ``OUT/<name>.zarr``, and write a summary beside them.
-
-    Masks that are complete are left as they are, others are gone on with. What goes wrong with
-    an image is noted, and the others are done.
-
-    Parameters
-    ----------
-    images : path or sequence of path
-        Images, patterns such as ``"slides/*.svs"``, and lists of images (``.txt``: a path a line;
-        ``.csv``: a column ``image``, and ``name`` and options of `segment` where wanted). Paths in
-        a list are relative to it.
-    out : path
-        A folder; made where there is none.
-    model, footprint
-        As for `segment`; a list may say another model for an image.
-    client : distributed.Client, optional
-        Have the workers of a Dask cluster compute the blocks of all images from one queue.
-    tell : callable
-        Called with each `Result`, as an image comes to its end; from any thread, one at a time.
-    overview : bool
-        Draw each mask over its image, see `tilenet.overlay`, in ``OUT/<name>.overview.png``.
-    **options
-        Of `segment`: ``level``, ``channels``, ``tile``, ``threads``, ``output`` and so on.
-
-    Returns
-    -------
-    list of Result
-        In the order of the images: name, ``done``, ``skipped`` or ``failed``, pixels, seconds, error.
-
-    Raises
-    ------
-    SettingsError
-        Before any work, if there is no image, if two would have the same name, if a list says
-        what cannot be.
-    EnvironmentFault
-        If the scheduler is lost. The same call again goes on.
-
-    Examples
-    --------
-    >>> import tilenet
-    >>> tilenet.batch("slides/*.svs", "masks", tile=512)
-    Traceback (most recent call last):
-        ...
-    tilenet.errors.SettingsError: slides/*.svs: no image matches. Check the pattern
-    """
-    if footprint is not None and not callable(model):
-        raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
-    try:
-        common = Options(**options)
-    except TypeError as error:
-        raise SettingsError(f"batch has no such option: {one_line(error)}") from error
-    orders = read_orders([images] if isinstance(images, str | Path) else images, model=model, options=common)
-    for order in orders:
-        check_output_option(order.options.output, stored=True)
-        if client is not None:
-            check_sendable(order.image, order.model)
-    check_local(out)
-    check_folder_name(Path(out))
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
-    return _Batch(orders, Path(out), footprint, tell, overview=overview).run(client)
-
-
-class _Batch:
+class Batch:
     """The state of one call: what is open, what came out."""
 
     def __init__(
@@ -124,16 +44,33 @@ class _Batch:
         footprint: Footprint | None,
         tell: Callable[[Result], None],
         *,
-        overview: bool,
+        beside: Beside,
     ) -> None:
-        self._overview = overview
         self._orders, self._out, self._footprint, self._tell = orders, out, footprint, tell
+        self._beside = beside
         self._results: dict[str, Result] = {}
+        self._measured: dict[str, Measured] = {}
         self._started: dict[str, float] = {}
         self._open: dict[str, Slide] = {}
         self._one_at_a_time = threading.Lock()
 
-    def run(self, client: Client | None) -> list[Result]:
+    def run(self, client: Client | None, *, objects: bool = False) -> list[Result]:
+        """Do all of it; blocks by the workers of a client, or objects, which take an image at once, in this thread."""
+        try:
+            if objects:
+                for order in self._orders:
+                    self._open_one(order, objects=True)
+            else:
+                self._compute(client)
+        finally:
+            results = [self._results[order.name] for order in self._orders if order.name in self._results]
+            write_summary(self._out, results)
+            if self._beside.table:
+                names = (order.name for order in self._orders)
+                write_counts(self._out, {name: self._measured[name] for name in names if name in self._measured})
+        return results
+
+    def _compute(self, client: Client | None) -> None:
         opener, finishers = ThreadPoolExecutor(1, "open"), ThreadPoolExecutor(FINISHERS, "finish")
         finishing: set[Future[None]] = set()
         try:
@@ -150,9 +87,6 @@ class _Batch:
             for slide in list(self._open.values()):
                 slide.store.close()
                 slide.job.close()
-            results = [self._results[order.name] for order in self._orders if order.name in self._results]
-            write_summary(self._out, results)
-        return results
 
     def _opened(self, opener: ThreadPoolExecutor) -> Iterator[Slide]:
         """Yield the images that are to be computed; each is opened while the one before it is computed."""
@@ -164,70 +98,80 @@ class _Batch:
             if slide:
                 yield slide
 
-    def _open_one(self, order: Order) -> Slide | None:
+    def _open_one(self, order: Order, *, objects: bool = False) -> Slide | None:
         self._started[order.name] = perf_counter()
         try:
-            slide = self._slide_of(order)
+            slide, status = self._slide_of(order, objects=objects)
+            if isinstance(slide, Slide):
+                self._open[order.name] = slide
+                return slide
+            self._make_beside(order, slide.path)
         except Exception as error:  # one bad image must not stop the others
-            self._note(order.name, "failed", error=error)
-            return None
-        if isinstance(slide, Store):
-            self._note(order.name, "skipped", store=slide)
-            return None
-        self._open[order.name] = slide
-        return slide
+            self._note(order, "failed", error=error)
+        else:
+            self._note(order, status, store=slide)
+        return None
 
-    def _slide_of(self, order: Order) -> Slide | Store:
-        """Return what is to be computed, or the store that is complete."""
+    def _slide_of(self, order: Order, *, objects: bool) -> tuple[Slide | Store, str]:
+        """Return what is to be computed, or the store that is complete, and what became of that."""
         out = self._out / f"{order.name}.zarr"
         spare_the_input(out, order.image)
-        anew = "or give the batch another folder"
+        self._beside.check(order.image, out)
         footprint = self._footprint if callable(order.model) else None  # a list may say another model, by its name
-        wanted = Wanted(order.image, order.model, order.options, footprint, anew=anew)
+        wanted = Wanted(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
         if is_complete(out):
-            store = _unchanged(out, wanted)
-            if self._overview and not overview_beside(out).exists():
-                save(overlay(order.image, out), overview_beside(out))
-            return store
-        if self._overview:
-            check_picture_place(overview_beside(out), replace=True, image=order.image)
+            return _unchanged(out, wanted), "skipped"
+        if objects:
+            # What was killed has nothing to go on with, as objects are found before any is written.
+            store_objects(out, wanted, overwrite=can_resume(out))
+            return Store.inspect(out), "done"
         store, job, _ = open_store(out, wanted, resume=True)
         if store.complete:  # another process was quicker, or only tidying was left
             job.close()
-            return store
+            return store, "skipped"
         try:
             report = Report(skipped=skip_glass(job, store, store.layout.tissue_map))
         except BaseException:
             store.close()
             job.close()
             raise
-        return Slide(task_of(store, wanted), store, job, name=order.name, report=report)
+        return Slide(task_of(store, wanted), store, job, name=order.name, report=report), ""
+
+    def _make_beside(self, order: Order, mask: Path) -> None:
+        if (found := self._beside.make(order.image, mask)) is not None:
+            self._measured[order.name] = found
 
     def _finish(self, slide: Slide) -> None:
+        order = next(order for order in self._orders if order.name == slide.name)
         try:
             slide.raise_if_failed()
             finish(slide.store)
-            if self._overview:
-                save(overlay(slide.task.image, slide.store.path), overview_beside(slide.store.path))
+            self._make_beside(order, slide.store.path)
         except Exception as error:
-            self._note(slide.name, "failed", error=error, store=slide.store)
+            self._note(order, "failed", error=error, store=slide.store)
         else:
-            self._note(slide.name, "done", store=slide.store)
+            self._note(order, "done", store=slide.store)
         finally:
             slide.store.close()
             slide.job.close()
             del self._open[slide.name]
 
-    def _note(self, name: str, status: str, *, store: Store | None = None, error: Exception | None = None) -> None:
+    def _note(self, order: Order, status: str, *, store: Store | None = None, error: Exception | None = None) -> None:
+        said = str(error) if isinstance(error, TilenetError) else one_line(error) if error else ""
+        glass = store.info.get("tissue", {}).get("skipped") if store else None
+        found = self._measured.get(order.name)
         with self._one_at_a_time:
-            order = next(order for order in self._orders if order.name == name)
-            said = str(error) if isinstance(error, TilenetError) else one_line(error) if error else ""
-            seconds = perf_counter() - self._started[name]
-            pixels = prod(store.layout.shape) if store else 0
-            glass = store.info.get("tissue", {}).get("skipped") if store else None
-            tissue = None if glass is None else round(1 - glass, 6)
-            result = Result(name, shown(order.image), status, pixels, tissue=tissue, seconds=seconds, error=said)
-            self._results[name] = result
+            result = Result(
+                order.name,
+                shown(order.image),
+                status,
+                prod(store.layout.shape) if store else 0,
+                tissue=None if glass is None else round(1 - glass, 6),
+                counts=dict(found.counts) if found else None,
+                seconds=perf_counter() - self._started[order.name],
+                error=said,
+            )
+            self._results[order.name] = result
             self._tell(result)
 
 

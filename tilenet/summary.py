@@ -1,15 +1,22 @@
-"""What became of the images of a batch: `Result`, and the files that list them."""
+"""What became of the images of a batch: `Result`, and the files that list them and what is in them."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from tilenet.errors import EnvironmentFault
+from tilenet.measures import Measured
+
+# Names that no table of an image of a batch can have.
+TABLES = ("summary", "counts")
+COUNTS = ("slide", "class", "kind", "count", "pixels", "covered", "um2", "um3", "per_mm2", "per_mm3")
+DECIMALS = 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class Result:
         Of the mask; 0 where it did not come to one.
     tissue : float or None
         Part of the pixels that was computed because there is tissue; None where that was not asked.
+    counts : dict or None
+        Objects, or regions, by class; None where they were not asked for.
     seconds : float
         From opening it to its end. Images overlap, so these add up to more than the whole took.
     error : str
@@ -39,6 +48,7 @@ class Result:
     status: str
     pixels: int = 0
     tissue: float | None = None
+    counts: dict[str, int] | None = None
     seconds: float = 0.0
     error: str = ""
 
@@ -51,14 +61,56 @@ def write_summary(folder: Path, results: Sequence[Result]) -> None:
     EnvironmentFault
         If they cannot be written.
     """
-    rows = [asdict(result) | {"seconds": round(result.seconds, 3)} for result in results]
+    rows = [asdict(result) | {"seconds": round(result.seconds, DECIMALS)} for result in results]
+    said = [row | {"counts": _text(row["counts"])} for row in rows]
+    _put(folder / "summary.csv", _table([f.name for f in fields(Result)], said))
+    _put(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
+
+
+def write_counts(folder: Path, measured: Mapping[str, Measured]) -> None:
+    """Write ``counts.csv``: how many objects, or regions, of each class are in each mask of a batch.
+
+    Its columns are ``slide``, ``class``, ``kind`` (object or region), ``count``, ``pixels`` of the mask in all of them,
+    the part of it that they cover, their area in um2 or (of objects of volumes) volume in um3, and how many there
+    are for each square or cubic millimetre of what was segmented.
+
+    Raises
+    ------
+    EnvironmentFault
+        If it cannot be written.
+    """
+    lines = [line for slide, found in measured.items() for line in _count_lines(slide, found)]
+    _put(folder / "counts.csv", _table(COUNTS, lines))
+
+
+def _count_lines(slide: str, found: Measured) -> Iterable[dict[str, Any]]:
+    for name, count in sorted(found.counts.items()):
+        pixels = found.area_px[name]
+        sizes = {"um3": found.voxel_um3} if found.volumes else {"um2": found.pixel_um2}
+        kind = "object" if found.objects else "region"
+        line: dict[str, Any] = {"slide": slide, "class": name, "kind": kind, "count": count}
+        line |= {"pixels": pixels, "covered": round(pixels / found.mask_px, 6)}
+        line |= {unit: round(pixels * size, DECIMALS) for unit, size in sizes.items() if size is not None}
+        rates = {"per_mm2": found.per_mm2.get(name), "per_mm3": found.per_mm3.get(name)}
+        yield line | {unit: round(rate, DECIMALS) for unit, rate in rates.items() if rate is not None}
+
+
+def _text(counts: Mapping[str, int] | None) -> str:
+    return "; ".join(f"{count} {name}" for name, count in sorted((counts or {}).items()))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, [f.name for f in fields(Result)])
+    writer = csv.DictWriter(table, columns)
     writer.writeheader()
     writer.writerows(rows)
-    for name, text in (("summary.csv", table.getvalue()), ("summary.json", json.dumps(rows, indent=1) + "\n")):
-        try:
-            (folder / f"{name}.part").write_text(text, encoding="utf-8", newline="")
-            (folder / f"{name}.part").replace(folder / name)
-        except OSError as error:
-            raise EnvironmentFault(f"{folder / name}: cannot be written ({error.strerror}). Free some space") from error
+    return table.getvalue()
+
+
+def _put(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8", newline="")
+        part.replace(path)
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror}). Free some space") from error

@@ -1,0 +1,143 @@
+"""Batches that count: the objects of each image, a table of each mask, and one of all."""
+
+import csv
+import os
+
+import numpy as np
+import pytest
+import tifffile
+from store_helpers import tree
+from stub import BAD, Bright
+from workers import Cluster
+
+import tilenet
+from tilenet.errors import SettingsError
+
+SIZE = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}  # 0.5 um
+COUNTING = {"model": Bright(), "objects": True, "table": True, "threads": 1}
+
+
+@pytest.fixture
+def slides(tmp_path):
+    """Return images with three, no and two bright squares; that in the middle has a pixel that cannot be computed."""
+    places = {"a": ((10, 10), (40, 60), (80, 20)), "b": (), "c": ((5, 5), (60, 60))}
+    for name, corners in places.items():
+        pixels = np.zeros((120, 110), np.uint8)
+        for y, x in corners:
+            pixels[y : y + 20, x : x + 15] = 200
+        if name == "b":
+            pixels[50, 50] = BAD
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, tile=(32, 32), **SIZE)
+    return [tmp_path / f"{name}.tif" for name in places]
+
+
+def lines_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_objects_and_tables_are_those_of_single_runs_and_a_bad_image_stops_no_other(slides, tmp_path):
+    results = tilenet.batch(slides, tmp_path / "masks", **COUNTING)
+    assert [(r.slide, r.status) for r in results] == [("a", "done"), ("b", "failed"), ("c", "done")]
+    assert "the lamp went out" in results[1].error and not (tmp_path / "masks" / "b.csv").exists()
+    for slide in slides[::2]:
+        tilenet.segment(slide, tmp_path / "one.zarr", model=Bright(), objects=True, threads=1, overwrite=True)
+        tilenet.write_table(tmp_path / "one.zarr", tmp_path / "one.csv", overwrite=True)
+        assert tree(tmp_path / "masks" / f"{slide.stem}.zarr") == tree(tmp_path / "one.zarr")
+        assert (tmp_path / "masks" / f"{slide.stem}.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    first, second = lines_of(tmp_path / "masks" / "counts.csv")
+    assert (first["slide"], first["class"], first["kind"], first["count"]) == ("a", "class 1", "object", "3")
+    pixels = (np.asarray(tilenet.open_mask(tmp_path / "masks" / "a.zarr")) > 0).sum()
+    assert (int(first["pixels"]), float(first["um2"]), first["um3"]) == (pixels, pixels / 4, "") and pixels > 880
+    assert float(first["covered"]) == pytest.approx(pixels / 13200, abs=1e-6)
+    assert float(first["per_mm2"]) == pytest.approx(3 / (13200 * 0.25e-6), abs=1e-3)
+    assert (second["slide"], second["count"]) == ("c", "2")
+    summary = lines_of(tmp_path / "masks" / "summary.csv")
+    assert [line["counts"] for line in summary] == ["3 class 1", "", "2 class 1"]
+
+
+def test_the_next_call_counts_what_is_complete_and_an_image_of_nothing_counts_0(slides, tmp_path):
+    tilenet.batch(slides, tmp_path / "masks", **COUNTING)
+    before = tree(tmp_path / "masks" / "a.zarr"), (tmp_path / "masks" / "a.csv").stat().st_mtime_ns
+    tifffile.imwrite(slides[1], np.zeros((120, 110), np.uint8), tile=(32, 32), **SIZE)
+    results = tilenet.batch(slides, tmp_path / "masks", **COUNTING)
+    assert [(r.status, r.counts["class 1"]) for r in results] == [("skipped", 3), ("done", 0), ("skipped", 2)]
+    assert before == (tree(tmp_path / "masks" / "a.zarr"), (tmp_path / "masks" / "a.csv").stat().st_mtime_ns)
+    assert [line["count"] for line in lines_of(tmp_path / "masks" / "counts.csv")] == ["3", "0", "2"]
+
+
+def test_a_table_older_than_its_mask_is_made_anew(slides, tmp_path):
+    masks = tmp_path / "masks"
+    tilenet.batch(slides[:1], masks, overview=True, **COUNTING)
+    drawn = (masks / "a.overview.png").read_bytes()
+    # As if there had been another mask of that name before.
+    tilenet.segment(slides[2], tmp_path / "c.zarr", model=Bright(), objects=True, threads=1)
+    tilenet.write_table(tmp_path / "c.zarr", masks / "a.csv", overwrite=True)
+    for name in ("a.csv", "a.overview.png"):
+        os.utime(masks / name, (1, 1))
+    (result,) = tilenet.batch(slides[:1], masks, overview=True, **COUNTING)
+    assert (result.status, result.counts) == ("skipped", {"class 1": 3})
+    assert len(lines_of(masks / "a.csv")) == 3 and (masks / "a.overview.png").stat().st_mtime > 1
+    assert (masks / "a.overview.png").read_bytes() == drawn
+
+
+def test_regions_of_plain_masks_are_counted_by_several_workers_too(slides, tmp_path):
+    tilenet.batch(slides[::2], tmp_path / "masks", model=Bright(), table=True, client=Cluster(workers=2), threads=1)
+    lines = lines_of(tmp_path / "masks" / "counts.csv")
+    assert [(line["slide"], line["kind"], line["count"]) for line in lines] == [
+        ("a", "region", "3"),
+        ("c", "region", "2"),
+    ]
+
+
+def test_a_mask_of_classes_is_no_success_where_objects_are_asked_for(slides, tmp_path):
+    tilenet.batch(slides[:1], tmp_path / "masks", model=Bright(), threads=1)
+    (result,) = tilenet.batch(slides[:1], tmp_path / "masks", **COUNTING)
+    assert result.status == "failed" and "begun with output = mask, and now it is objects" in result.error
+
+
+def test_objects_that_were_killed_while_they_were_written_are_found_again(slides, tmp_path, monkeypatch):
+    from tilenet import outputs
+
+    def killed(store):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(outputs, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tilenet.batch(slides[:1], tmp_path / "masks", **COUNTING)
+    assert (tmp_path / "masks" / "a.zarr").exists()
+    monkeypatch.undo()
+    (result,) = tilenet.batch(slides[:1], tmp_path / "masks", **COUNTING)
+    assert (result.status, result.counts) == ("done", {"class 1": 3})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"client": Cluster()}, "leave the workers out"),
+        ({"output": "both"}, "objects and output 'both'"),
+    ],
+)
+def test_what_objects_cannot_be_asked_with_is_refused_before_work(slides, tmp_path, more, said):
+    with pytest.raises(SettingsError, match=said):
+        tilenet.batch(slides, tmp_path / "masks", **COUNTING, **more)
+    assert not (tmp_path / "masks").exists()
+
+
+def test_no_table_takes_the_place_of_that_of_all_or_of_somebody_else_s(slides, tmp_path):
+    twin = slides[0].rename(tmp_path / "Counts.tif")
+    with pytest.raises(SettingsError, match=r"its table would be Counts\.csv, which is that of the whole batch"):
+        tilenet.batch(twin, tmp_path / "masks", **COUNTING)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "c.csv").write_text("mine")
+    (result,) = tilenet.batch(slides[2], tmp_path / "masks", **COUNTING)
+    assert result.status == "failed" and "not a table that tilenet wrote" in result.error
+    assert not (tmp_path / "masks" / "c.zarr").exists() and (tmp_path / "masks" / "c.csv").read_text() == "mine"
+
+
+def test_the_command_counts_nuclei_of_real_images(shared_data, tilenet_command, tmp_path):
+    image = shared_data("small_fluo/mitocheck_t1_image.tif")
+    code, out, _ = tilenet_command("batch", image, "-o", tmp_path / "masks", "--objects", "--csv", "--threads", 1)
+    found = tilenet.segment(image, objects=True).max()
+    assert code == 0 and f"  {found} nucleus  " in out and found > 3
+    assert len(lines_of(tmp_path / "masks" / f"{image.name.partition('.')[0]}.csv")) == found

@@ -1,0 +1,123 @@
+"""`batch`: many images, one mask each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilenet.address import check_local, shown
+from tilenet.beside import Beside
+from tilenet.distributed import check_sendable
+from tilenet.errors import EnvironmentFault, SettingsError
+from tilenet.footprint import Footprint
+from tilenet.options import Options, check_output_option, refuse_with_objects
+from tilenet.orders import Order, read_orders
+from tilenet.outputs import check_folder_name
+from tilenet.readers.boundary import one_line
+from tilenet.slides import Batch
+from tilenet.summary import TABLES, Result
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def batch(
+    images: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    model: Any = "nuclei",
+    footprint: Footprint | None = None,
+    client: Client | None = None,
+    tell: Callable[[Result], None] = lambda result: None,
+    overview: bool = False,
+    table: bool = False,
+    objects: bool = False,
+    **options: Any,
+) -> list[Result]:
+    """Segment many images into the masks ``OUT/<name>.zarr``, and write a summary beside them.
+
+    Masks that are complete are left as they are, others are gone on with. What goes wrong with an image is noted, and
+    the others are done. Pictures and tables that are not there, or older than their mask, are made anew.
+
+    Parameters
+    ----------
+    images : path or sequence of path
+        Images, patterns such as ``"slides/*.svs"``, and lists of images (``.txt``: a path a line;
+        ``.csv``: a column ``image``, and ``name`` and options of `segment` where wanted). Paths in
+        a list are relative to it.
+    out : path
+        A folder; made where there is none.
+    model, footprint
+        As for `segment`; a list may say another model for an image.
+    client : distributed.Client, optional
+        Have the workers of a Dask cluster compute the blocks of all images from one queue.
+    tell : callable
+        Called with each `Result`, as an image comes to its end; from any thread, one at a time.
+    overview : bool
+        Draw each mask over its image, see `tilenet.overlay`, in ``OUT/<name>.overview.png``.
+    table : bool
+        Write a table of each mask, see `tilenet.write_table`, as ``OUT/<name>.csv``, and how many there are of each
+        class in each image as ``OUT/counts.csv``.
+    objects : bool
+        Number objects instead of writing classes, as `segment` does: each image in memory, by this process.
+    **options
+        Of `segment`: ``level``, ``channels``, ``tile``, ``threads``, ``output`` and so on.
+
+    Returns
+    -------
+    list of Result
+        In the order of the images: name, ``done``, ``skipped`` or ``failed``, pixels, seconds, error.
+
+    Raises
+    ------
+    SettingsError
+        Before any work, if there is no image, if two would have the same name, if a list says
+        what cannot be.
+    EnvironmentFault
+        If the scheduler is lost. The same call again goes on.
+
+    Examples
+    --------
+    >>> import tilenet
+    >>> tilenet.batch("slides/*.svs", "masks", tile=512)
+    Traceback (most recent call last):
+        ...
+    tilenet.errors.SettingsError: slides/*.svs: no image matches. Check the pattern
+    """
+    if footprint is not None and not callable(model):
+        raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
+    try:
+        common = Options(**options)
+    except TypeError as error:
+        raise SettingsError(f"batch has no such option: {one_line(error)}") from error
+    orders = read_orders([images] if isinstance(images, str | Path) else images, model=model, options=common)
+    for order in orders:
+        _check(order, objects=objects, table=table, client=client)
+    if objects:
+        orders = [replace(order, options=replace(order.options, output="objects")) for order in orders]
+    check_local(out)
+    check_folder_name(Path(out))
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
+    beside = Beside(overview=overview, table=table)
+    return Batch(orders, Path(out), footprint, tell, beside=beside).run(client, objects=objects)
+
+
+def _check(order: Order, *, objects: bool, table: bool, client: Client | None) -> None:
+    """Refuse what cannot be done for an image, before any work."""
+    if objects:
+        refuse_with_objects(output=order.options.output, resume=False)
+        if client is not None:
+            raise SettingsError("objects are found in memory, by one process: leave the workers out")
+    check_output_option(order.options.output, stored=True)
+    if client is not None:
+        check_sendable(order.image, order.model)
+    if table and order.name.casefold() in TABLES:
+        raise SettingsError(
+            f"{shown(order.image)}: its table would be {order.name}.csv, which is that of the whole batch. Give a .csv "
+            f"list with a column name"
+        )
