@@ -288,7 +288,7 @@ def test_the_command_writes_either_or_both_and_says_how_many(folder, tmp_path, t
     assert (code, text.splitlines()[0]) == (0, f"{out}: 2 bright regions, 3 grey regions, 20 vertices")
     code, text, _ = tilenet_command("export", mask, "--geojson", out, "--tiff", tiff, "--overwrite", "--json")
     assert json.loads(text) == {
-        "geojson": {"out": str(out), "features": {"grey": 3, "bright": 2}, "vertices": 20},
+        "geojson": {"out": str(out), "features": {"grey": 3, "bright": 2}, "vertices": 20, "left_out": 0},
         "tiff": {"out": str(tiff), "axes": "yx", "shape": [600, 800]},
     }
     assert np.array_equal(tilenet.open_mask(tiff), tilenet.open_mask(mask))

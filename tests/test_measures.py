@@ -151,6 +151,9 @@ def test_the_command_says_how_many_there_are_and_that_regions_are_no_objects(tmp
     tilenet.segment(slide, tmp_path / "m.zarr", model=shades)
     code, out, _ = tilenet_command("export", tmp_path / "m.zarr", "--csv", tmp_path / "m.csv")
     assert code == 0 and " grey regions, " in out and "per mm2" in out and "segment --objects" in out
+    command = ("export", tmp_path / "m.zarr", "--csv", tmp_path / "m.csv", "--overwrite", "--min-area", "32um2")
+    code, out, _ = tilenet_command(*command)
+    assert code == 0 and " smaller than 32um2 left out" in out
     tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
     code, out, _ = tilenet_command("export", tmp_path / "o.zarr", "--csv", tmp_path / "o.csv")
     assert code == 0 and "regions" not in out
@@ -166,6 +169,36 @@ def test_places_at_the_clipped_edge_of_a_coarser_mask_lie_in_the_image(tmp_path)
     (line,) = lines_of(tmp_path / "m.csv")
     assert (line["left"], line["top"], line["right"], line["bottom"]) == ("0", "0", "301", "101")
     assert (float(line["x"]), float(line["y"]), line["area_px"]) == (152.0, 52.0, str(26 * 76))
+
+
+@pytest.mark.parametrize(("least", "pixels"), [(100, 100), ("100px", 100), ("63 um2", 126), ("0.5um2", 1), ("0", 0)])
+def test_what_is_smaller_than_asked_is_left_out_of_tables_and_polygons_and_counted(tmp_path, least, pixels):
+    tilenet.segment(write_slide(tmp_path / "s.tif", PIXELS), tmp_path / "m.zarr", model=shades)
+    every = write_table(tmp_path / "m.zarr", tmp_path / "all.csv")
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", min_area=least)
+    expected = [line for line in lines_of(tmp_path / "all.csv") if int(line["area_px"]) >= pixels]
+    assert lines_of(tmp_path / "m.csv") == expected and len(expected) == sum(found.counts.values()) > 10
+    assert found.left_out == sum(every.counts.values()) - len(expected)
+    polygons = tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", min_area=least)
+    assert (polygons.features, polygons.left_out) == (found.counts, found.left_out)
+    text = (tmp_path / "m.geojson").read_text()
+    assert text.count('"Feature"') == len(expected) and all(line["id"] in text for line in expected)
+
+
+def test_a_least_area_that_cannot_be_said_of_a_mask_is_refused(tmp_path, tilenet_command):
+    tilenet.segment(PIXELS, tmp_path / "m.zarr", model=shades)
+    tilenet.segment(np.full((4, 9, 9), 200, np.uint8), tmp_path / "v.zarr", axes="zyx", model=Bright3D(), objects=True)
+    for mask, area, said in (
+        ("m.zarr", "20um2", "the size of its pixels is unknown. Give the area in them"),
+        ("m.zarr", "20mm", "min area '20mm': give pixels"),
+        ("m.zarr", "-3", "min area '-3': give pixels"),
+        ("v.zarr", "20px", "objects of a volume have no area. Choose lines of the table by volume_px"),
+    ):
+        for kind, name in (("--csv", "x.csv"), ("--geojson", "x.geojson")):
+            code, _, err = tilenet_command("export", tmp_path / mask, kind, tmp_path / name, f"--min-area={area}")
+            assert code == 2 and said in err and len(err.splitlines()) == 1 and not (tmp_path / name).exists()
+    code, _, err = tilenet_command("export", tmp_path / "m.zarr", "--tiff", tmp_path / "x.tif", "--min-area", 3)
+    assert code == 2 and "is for --geojson and --csv" in err and not (tmp_path / "x.tif").exists()
 
 
 def test_a_table_is_written_as_csv_alone(tmp_path):

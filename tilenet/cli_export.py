@@ -23,6 +23,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--csv", type=FILE, help="A table of regions or objects: class, centroid, area, box.")
 @click.option("--tiff", type=FILE, help="A tiled, pyramidal OME-TIFF of labels.")
 @click.option("--image", type=FILE, help="The image, if it is no longer where it was (for --geojson and --csv).")
+@click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, or 80px of the mask.")
 @click.option(
     "--as",
     "kind",
@@ -40,6 +41,7 @@ def export(
     csv: Path | None,
     tiff: Path | None,
     image: Path | None,
+    min_area: str | None,
     kind: str,
     overwrite: bool,
     as_json: bool,
@@ -48,44 +50,72 @@ def export(
     """Write a complete MASK in another format."""
     if geojson is None and csv is None and tiff is None:
         raise SettingsError("say what to write: --geojson out.geojson, --csv out.csv, --tiff out.ome.tif")
+    if min_area is not None and geojson is None and csv is None:
+        raise SettingsError(f"--min-area {min_area} is for --geojson and --csv: a TIFF is the mask as it is")
     result: dict[str, Any] = {}
     rows = []
-    objects = True
+    said: dict[str, Any] = {"image": image, "min_area": min_area, "overwrite": overwrite, "quiet": quiet}
     if tiff is not None:
-        from tilenet.tiff_export import write_tiff
-
-        written = write_tiff(mask, tiff, overwrite=overwrite)
-        result["tiff"] = {"out": str(tiff), "axes": written.axes, "shape": written.shape}
-        rows.append(f"{tiff}: {sides(written.shape)} px, {len(written.levels)} levels")
+        result["tiff"], row = _tiff(mask, tiff, overwrite=overwrite)
+        rows.append(row)
+    objects = True
     if geojson is not None:
-        from tilenet.geojson import write_geojson
-
-        with progress_bar("rows", shown=not quiet) as progress:
-            found = write_geojson(mask, geojson, image=image, kind=kind, overwrite=overwrite, progress=progress)
-        result["geojson"] = {"out": str(geojson), "features": dict(found.features), "vertices": found.vertices}
-        rows.append(f"{geojson}: {_counts(found.features, kind=_kind(found))}, {found.vertices} vertices")
-        objects = found.objects
+        result["geojson"], row, objects = _polygons(mask, geojson, kind=kind, **said)
+        rows.append(row)
     if csv is not None:
-        from tilenet.measures import write_table
-
-        with progress_bar("rows", shown=not quiet) as progress:
-            table = write_table(mask, csv, image=image, overwrite=overwrite, progress=progress)
-        space, numbers = ("mm3", table.per_mm3) if table.volumes else ("mm2", table.per_mm2)
-        density = {name: round(value, 2) for name, value in numbers.items()}
-        result["csv"] = {"out": str(csv), "counts": dict(table.counts), "area_px": dict(table.area_px)}
-        result["csv"] |= {
-            "area_um2_of_a_pixel": table.pixel_um2,
-            "um3_of_a_voxel": table.voxel_um3,
-            f"per_{space}": density,
-        }
-        per = "".join(f", {value:g} {name} per {space}" for name, value in sorted(density.items()) if value)
-        rows.append(f"{csv}: {_counts(table.counts, kind='' if table.objects else ' regions')}{per}")
-        objects = table.objects
+        result["csv"], row, objects = _table(mask, csv, **said)
+        rows.append(row)
     if not objects:
         rows.append(
             "regions are no objects: touching ones are one, and specks count. segment --objects tells objects apart"
         )
     show(result, "\n".join(rows), as_json=as_json, quiet=quiet)
+
+
+def _tiff(mask: Path, out: Path, *, overwrite: bool) -> tuple[dict[str, Any], str]:
+    """Write a TIFF; return what it is, as facts and in words."""
+    from tilenet.tiff_export import write_tiff
+
+    written = write_tiff(mask, out, overwrite=overwrite)
+    facts = {"out": str(out), "axes": written.axes, "shape": written.shape}
+    return facts, f"{out}: {sides(written.shape)} px, {len(written.levels)} levels"
+
+
+def _polygons(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
+    """Write polygons; return what was written, as facts and in words, and whether it is of objects."""
+    from tilenet.geojson import write_geojson
+
+    with progress_bar("rows", shown=not quiet) as progress:
+        found = write_geojson(mask, out, progress=progress, **said)
+    facts = {"out": str(out), "features": dict(found.features), "vertices": found.vertices, "left_out": found.left_out}
+    counted = _counts(found.features, kind=_kind(found))
+    return facts, f"{out}: {counted}, {found.vertices} vertices{_left_out(found.left_out, said)}", found.objects
+
+
+def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
+    """Write a table; return the same."""
+    from tilenet.measures import write_table
+
+    with progress_bar("rows", shown=not quiet) as progress:
+        found = write_table(mask, out, progress=progress, **said)
+    space, numbers = ("mm3", found.per_mm3) if found.volumes else ("mm2", found.per_mm2)
+    density = {name: round(value, 2) for name, value in numbers.items()}
+    facts = {
+        "out": str(out),
+        "counts": dict(found.counts),
+        "left_out": found.left_out,
+        "area_px": dict(found.area_px),
+        "area_um2_of_a_pixel": found.pixel_um2,
+        "um3_of_a_voxel": found.voxel_um3,
+        f"per_{space}": density,
+    }
+    per = "".join(f", {value:g} {name} per {space}" for name, value in sorted(density.items()) if value)
+    counted = _counts(found.counts, kind="" if found.objects else " regions")
+    return facts, f"{out}: {counted}{per}{_left_out(found.left_out, said)}", found.objects
+
+
+def _left_out(count: int, said: Mapping[str, Any]) -> str:
+    return f", {count} smaller than {said['min_area']} left out" if count else ""
 
 
 def _kind(found: Outlined) -> str:

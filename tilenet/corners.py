@@ -223,3 +223,21 @@ def _events(
     found[0], found[1], found[2], found[5], found[6] = y, x, value, turns, pinched
     found[3], found[4] = headings
     return found
+
+
+def area_and_centroid(rings: Sequence[Ring]) -> tuple[int, tuple[float, float]]:
+    """Return the pixels within rings, holes left out, and the mean of y and of x over them, from corners counted.
+
+    >>> area_and_centroid([np.array([[0, 0], [0, 3], [2, 3], [2, 0]])])
+    (6, (1.0, 1.5))
+    """
+    # From the first corner, so that products stay small.
+    first, doubled, moments = rings[0][0], 0.0, np.zeros(2)
+    for ring in rings:
+        at = (ring - first).astype(np.float64)
+        after = np.roll(at, -1, axis=0)
+        cross = at[:, 1] * after[:, 0] - after[:, 1] * at[:, 0]
+        doubled += cross.sum()
+        moments += ((at + after) * cross[:, None]).sum(axis=0)
+    y, x = (first + moments / (3 * doubled)).tolist()
+    return round(abs(doubled) / 2), (y, x)

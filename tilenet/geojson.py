@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tilenet.card import colors_of
 from tilenet.corners import Ring
 from tilenet.errors import SettingsError
 from tilenet.placement import Grid
-from tilenet.shapes import Progress, Shape, has_objects, has_volumes, open_for, shapes_of
+from tilenet.shapes import Progress, Shape, has_objects, has_volumes, large_ones, least_pixels, open_for, shapes_of
 from tilenet.store import Mask
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
@@ -45,6 +45,8 @@ class Outlined:
         Corners of all polygons.
     objects, volumes : bool
         Whether they are objects, not regions of a class; and whether these reach over planes, with a feature in each.
+    left_out : int
+        How many are smaller than `min_area`.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Outlined:
     vertices: int = 0
     objects: bool = False
     volumes: bool = False
+    left_out: int = 0
 
 
 def write_geojson(
@@ -59,6 +62,7 @@ def write_geojson(
     out: str | Path,
     *,
     image: str | Path | None = None,
+    min_area: str | float | None = None,
     kind: str = "detection",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -79,6 +83,8 @@ def write_geojson(
     image : path, optional
         What was segmented, if it is no longer where it was, and no other image; needed only for a
         mask of a coarser level or another pixel size.
+    min_area : str or float, optional
+        Leave smaller ones out, without their holes: pixels of the mask, or text such as ``"20um2"``. Not of volumes.
     kind : {"detection", "annotation"}
         What the features are in QuPath, which takes many detections and few annotations.
     overwrite : bool
@@ -109,8 +115,9 @@ def write_geojson(
     out = Path(out).absolute()
     opened, grid = open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON")
     found = Outlined(out, objects=has_objects(opened), volumes=has_volumes(opened))
+    shapes = large_ones(shapes_of(opened, progress), least_pixels(opened, min_area), found)
     with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
-        for part in _Features(opened, grid, kind, found).collection(progress):
+        for part in _Features(opened, grid, kind, found).collection(shapes):
             file.write(part)
     return found
 
@@ -128,11 +135,11 @@ class _Features:
         self._objects = found.objects
         self._colors = {value: color[:3] for value, color in colors_of(mask.info["card"]).items()}
 
-    def collection(self, progress: Progress | None) -> Iterator[bytes]:
+    def collection(self, shapes: Iterable[Shape]) -> Iterator[bytes]:
         """Yield the file."""
         yield HEAD + b'"' + tilenet.__version__.encode() + b'","features":['
         before = "\n"
-        for shape in shapes_of(self._mask, progress):
+        for shape in shapes:
             yield f"{before}{self._feature(shape)}".encode()
             before = ",\n"
         yield b"\n]}\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -17,9 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.corners import Ring
+from tilenet.corners import area_and_centroid
 from tilenet.placement import Grid
-from tilenet.shapes import Progress, Shape, class_names, has_objects, has_volumes, open_for, shapes_of
+from tilenet.shapes import (
+    Progress,
+    Shape,
+    class_names,
+    has_objects,
+    has_volumes,
+    large_ones,
+    least_pixels,
+    open_for,
+    shapes_of,
+)
 from tilenet.spared import check_file_place
 from tilenet.store import Mask
 from tilenet.store.files import AGAIN
@@ -53,6 +63,8 @@ class Measured:
         Area and volume of a pixel of the mask, where its size is known.
     mask_px : int
         Pixels of the mask, planes and background included.
+    left_out : int
+        How many are smaller than `min_area`.
     """
 
     path: Path
@@ -63,6 +75,7 @@ class Measured:
     pixel_um2: float | None = None
     voxel_um3: float | None = None
     mask_px: int = 0
+    left_out: int = 0
 
     @property
     def per_mm2(self) -> dict[str, float]:
@@ -104,6 +117,7 @@ def write_table(
     out: str | Path,
     *,
     image: str | Path | None = None,
+    min_area: str | float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Measured:
@@ -125,6 +139,8 @@ def write_table(
     image : path, optional
         What was segmented, if it is no longer where it was; needed only for a mask of a coarser level or another
         pixel size.
+    min_area : str or float, optional
+        As for `tilenet.write_geojson`.
     overwrite : bool
         Replace a file that `write_table` wrote.
     progress : callable, optional
@@ -149,11 +165,11 @@ def write_table(
     """
     out = Path(out).absolute()
     opened, grid = open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table")
-    found = _nothing_in(opened, out)
+    found, least = _nothing_in(opened, out), least_pixels(opened, min_area)
     with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
-        shapes = shapes_of(opened, progress)
+        shapes = large_ones(shapes_of(opened, progress), least, found)
         if found.volumes:
             table.writerows(_line_of_solid(solid, opened.axes, grid, found) for solid in _solids(shapes))
         else:
@@ -235,24 +251,6 @@ def _box(grid: Grid, low: NDArray[Any], high: NDArray[Any]) -> list[float]:
     """Return left, top, right and bottom in pixels of the image."""
     placed: list[float] = grid.place(np.stack([low, high]).astype(np.int32))[:2].ravel().tolist()
     return placed
-
-
-def area_and_centroid(rings: Sequence[Ring]) -> tuple[int, tuple[float, float]]:
-    """Return the pixels within rings, holes left out, and the mean of y and of x over them, from corners counted.
-
-    >>> area_and_centroid([np.array([[0, 0], [0, 3], [2, 3], [2, 0]])])
-    (6, (1.0, 1.5))
-    """
-    # From the first corner, so that products stay small.
-    first, doubled, moments = rings[0][0], 0.0, np.zeros(2)
-    for ring in rings:
-        at = (ring - first).astype(np.float64)
-        after = np.roll(at, -1, axis=0)
-        cross = at[:, 1] * after[:, 0] - after[:, 1] * at[:, 0]
-        doubled += cross.sum()
-        moments += ((at + after) * cross[:, None]).sum(axis=0)
-    y, x = (first + moments / (3 * doubled)).tolist()
-    return round(abs(doubled) / 2), (y, x)
 
 
 def _is_ours(path: Path) -> bool:

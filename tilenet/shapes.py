@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.corners import area_and_centroid
 from tilenet.errors import BlocksFailed, SettingsError
 from tilenet.outlines import Region, regions
 from tilenet.placement import Grid, find_grid
@@ -116,6 +118,44 @@ def shapes_of(mask: Mask | TiffMask, progress: Progress | None = None) -> Iterat
         for value, parts in _by_value(traced, last_rows):
             y, x = parts[0].rings[0][0].tolist()
             yield Shape(value, name_of(value), parts, plane, uuid5(ids, f"{value} {y} {x}"))
+
+
+class Counted(Protocol):
+    """What is told of shapes that are left out."""
+
+    left_out: int
+
+
+def large_ones(shapes: Iterable[Shape], least: float, found: Counted) -> Iterator[Shape]:
+    """Yield the shapes of at least so many pixels, and count the others."""
+    for shape in shapes:
+        if least and area_and_centroid([ring for part in shape.parts for ring in part.rings])[0] < least:
+            found.left_out += 1
+        else:
+            yield shape
+
+
+def least_pixels(mask: Mask | TiffMask, area: str | float | None) -> float:
+    """Return an area, in pixels of the mask or said as ``"20um2"``, in pixels of the mask.
+
+    Raises
+    ------
+    SettingsError
+        If it is none, or cannot be said of this mask.
+    """
+    if area is None:
+        return 0
+    said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px|um2|)", str(area))
+    if not said:
+        raise SettingsError(f"min area {area!r}: give pixels of the mask, such as 80px, or an area, such as 20um2")
+    if has_volumes(mask):
+        raise SettingsError(f"{mask.path}: objects of a volume have no area. Choose lines of the table by volume_px")
+    number, (y, x) = float(said[1]), mask.pixel_size[-2:]
+    if said[2] != "um2":
+        return number
+    if y is None or x is None:
+        raise SettingsError(f"{mask.path}: the size of its pixels is unknown. Give the area in them, such as 80px")
+    return number / (y * x)
 
 
 def class_names(mask: Mask | TiffMask) -> dict[int, str]:
