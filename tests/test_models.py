@@ -218,3 +218,19 @@ def test_a_conversion_that_does_not_fit_is_refused(tmp_path, options, error, mes
 def test_a_model_is_written_as_safetensors_alone(tmp_path):
     with pytest.raises(ModelError, match=r"models are written as \.safetensors"):
         save_model(UNet(depth=1, wf=1), tmp_path / "x.pt")
+
+
+def test_weights_that_do_not_say_whether_their_network_pads_are_told_of_until_they_do(
+    tmp_path, tilenet_command, caplog
+):
+    network = UNet(depth=2, wf=1, padding=True)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    load_model(tmp_path / "w.pt")
+    assert "w.pt: does not say whether its network pads with zeros" in caplog.text
+    assert "taken for one that does not. Say which: tilenet convert " in caplog.text
+    caplog.clear()
+    assert load_model(tmp_path / "w.pt", padding=True).options["padding"] is True
+    for flag, pads in (("--padding", True), ("--no-padding", False)):
+        assert tilenet_command("convert", tmp_path / "w.pt", "--out", tmp_path / "w.safetensors", flag)[::2] == (0, "")
+        assert load_model(tmp_path / "w.safetensors").options["padding"] is pads
+    assert caplog.text == ""

@@ -147,7 +147,7 @@ def verify(
 @cli.command()
 @click.argument("weights")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="A .safetensors file.")
-@click.option("--padding", is_flag=True, default=None, help="The network pads its convolutions with zeros.")
+@click.option("--padding/--no-padding", default=None, help="Whether the network pads its convolutions with zeros.")
 @click.option("--pooling", type=click.Choice(["max", "avg"]), help="[default: max]")
 @click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: none]")
 @click.option("--pixel-size", type=float, help="Micrometres per pixel of the training images.")

@@ -7,6 +7,7 @@ always with ``weights_only=True``: a pickle can run anything.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 from tilenet.unet import UNet
 
+LOG = logging.getLogger("tilenet")
 WEIGHTS = Path(__file__).parent / "weights"
 # Beyond these, not even the list of layers is made.
 LARGEST = (
@@ -37,6 +39,8 @@ LARGEST = (
     ("batch_norm", bool, True),
 )
 LARGEST_POOL = 8
+# What no key of a state dict tells, and decides about most pixels.
+UNSAID = "padding"
 COUNTER = "num_batches_tracked"
 REMEDY = "Get the file again, or save model.state_dict() anew"
 
@@ -87,15 +91,23 @@ def load_model(model: str | Path, **options: Any) -> UNet:
     path = find_model(model)
     try:
         claims, card = read_claims(path)
+        told = bool(card.architecture)
         network = _skeleton(_architecture(claims, card, options))
         _check_claims(claims, network)
         card = replace(card, name=card.name or path.stem, architecture=network.options)
         network.card = card.completed(network.n_classes)
-        return _filled(network, read_weights(path, claims))
+        filled = _filled(network, read_weights(path, claims))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     except Exception as error:  # of whatever kind the library met the damage with
         raise ModelError(f"{path}: not a model that can be read ({one_line(error)}). {REMEDY}") from error
+    if UNSAID not in options and not told:
+        LOG.warning(
+            "%s: does not say whether its network pads with zeros, and is taken for one that does not. Say which: "
+            "tilenet convert %s --out NAME.safetensors --padding, or --no-padding",
+            *(path, path),
+        )
+    return filled
 
 
 def name_of(model: Any) -> str:
@@ -201,9 +213,9 @@ def fingerprint(network: nn.Module) -> str:
 
 def _architecture(state: State, card: ModelCard, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of the network: the card's, or those that the keys tell."""
-    known = card.architecture or options_of_keys(state)
     if not card.architecture:
-        return known | dict(options)
+        return options_of_keys(state) | dict(options)
+    known = card.architecture
     for name, value in options.items():
         if known.get(name) != value:
             raise ModelError(f"its card says {name} is {known.get(name)}, not {value}. Leave the option out")
