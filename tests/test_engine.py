@@ -250,3 +250,18 @@ def test_nor_is_one_that_differs_between_two_bands_alone(monkeypatch):
 )
 def test_what_has_no_fast_path_is_left_alone(network):
     assert accelerate(network) is None
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize(("depth", "pool_size"), [(3, (1, 4)), (4, (1, 2)), (4, (2, 3)), (4, (4, 2)), (5, (1, 3))])
+def test_networks_that_pool_unequally_have_a_fast_path_too(depth, pool_size, padding):
+    network = network_of(4, depth=depth, pool_size=pool_size, padding=padding)
+    assert accelerate(network) is not None
+
+
+def test_a_network_of_constant_logits_is_no_other_one_than_itself(caplog):
+    network = network_of(4)
+    for weights in network.parameters():
+        weights.zero_()
+    assert accelerate(network) is not None and caplog.text == ""
+    assert engine._difference(torch.ones(2), torch.zeros(2)) == float("inf")

@@ -2,12 +2,15 @@ import copy
 import gc
 import pickle
 import threading
+import tracemalloc
 
 import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from oracles import integer_network, random_network, whole_image_logits
 
 import tilenet
@@ -338,3 +341,28 @@ def test_a_real_file_and_the_packaged_model_give_what_segment_gives(shared_data)
     whole = tilenet.segment(path, batch=1, roi=np.s_[4:6, :, :], **options)
     got = tilenet.lazy(path, **options)[4:6].compute()
     assert np.array_equal(got, whole)
+
+
+def test_a_slice_of_an_axis_of_any_length_takes_the_memory_of_its_tiles():
+    endless = np.broadcast_to(np.uint8(3), (10**9, 64))
+    made = tilenet.lazy(endless, model=random_network(depth=2, wf=1), tile=64)
+    made[5:9, 7:9].compute()
+    tracemalloc.start()
+    assert made[10**9 - 5 :, 7:9].compute().shape == (5, 2)
+    (_, peak), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
+    assert peak < 2**24
+
+
+@given(
+    st.integers(1, 30).flatmap(
+        lambda n: st.tuples(
+            st.just(n), st.slices(n) | st.integers(-n, n - 1) | st.lists(st.integers(-n, n - 1), max_size=5)
+        )
+    )
+)
+def test_indices_pick_what_they_pick_of_an_array(drawn):
+    length, index = drawn
+    picked = tiles.picked(index, length)
+    assert picked.tolist() == np.atleast_1d(np.arange(length)[np.array(index, int) if index == [] else index]).tolist()
+    with pytest.raises(IndexError, match=f"not within an axis of {length}"):
+        tiles.picked([0, length], length)

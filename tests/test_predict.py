@@ -1,13 +1,14 @@
 """Which engine a network gets, and that it is this network's as it is now."""
 
 import logging
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 import tilenet
-from tilenet import predict
+from tilenet import machine, predict
 from tilenet.errors import SettingsError
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_DEMAND
@@ -151,3 +152,27 @@ def test_a_batch_may_lie_in_memory_in_any_order(network, engine):
     fixed.flags.writeable = False
     for same in (backward, fixed):
         np.testing.assert_allclose(predictor(same), expected, atol=1e-5)
+
+
+def test_threads_that_overlap_leave_the_number_that_was_there_before():
+    before, first_in, second_in = torch.get_num_threads(), threading.Event(), threading.Event()
+
+    def first():
+        with machine.threads(before + 1):
+            first_in.set()
+            second_in.wait()
+
+    one = threading.Thread(target=first)
+    one.start()
+    first_in.wait()
+    with machine.threads(before + 2):
+        second_in.set()
+        one.join()
+        with machine.threads(before + 3):
+            assert torch.get_num_threads() == before + 3
+        assert torch.get_num_threads() == before + 2
+    seen = []
+    later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert seen == [before] == [torch.get_num_threads()]

@@ -107,10 +107,10 @@ static void find_pixels(
 static struct pixels find_out(const struct convolution *q, struct spot spot, long k) {
     long down = q->height - spot.y, right = q->width - spot.x, high = q->height / 2, wide = q->width / 2;
     float *first = q->out + ((spot.image * q->height + spot.y) * q->width + spot.x) * q->outputs + k;
-    float *pooled = q->pooled + ((spot.image * high + spot.y / 2) * wide + spot.x / 2) * q->outputs + k;
+    long pooled = ((spot.image * high + spot.y / 2) * wide + spot.x / 2) * q->outputs + k;
     return (struct pixels){
         .first = first,
-        .pooled = q->pooled ? pooled : NULL,
+        .pooled = q->pooled ? q->pooled + pooled : NULL,
         .row = q->width * q->outputs,
         .pooled_row = wide * q->outputs,
         .pixel = q->outputs,

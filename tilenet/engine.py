@@ -26,6 +26,7 @@ import copy
 import logging
 from collections.abc import Callable
 from importlib.util import find_spec
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from tilenet.bands import band_pixels, can_band, split_rows
 from tilenet.errors import EnvironmentFault
 from tilenet.steps import decides_at_once, steps_of
 from tilenet.stream import NotFinite, Stream
-from tilenet.unet import UNet
+from tilenet.unet import UNet, is_as_built
 
 # Largest difference from the plain network, as a part of the logits' range.
 TOLERANCE = 1e-5
@@ -122,9 +123,11 @@ def accelerate(network: nn.Module) -> FastPath | None:
     weight = next(network.parameters())
     if not may_accelerate(network, weight.device, weight.dtype):
         return None
-    axis = network.footprint.axes[0]
-    length = axis.legal_at_least(axis.smallest + 32)
-    x = torch.rand(1, network.in_channels, length, length, generator=torch.Generator().manual_seed(0)).to(weight.device)
+    if not is_as_built(network):
+        log.warning("the fast path cannot be had where layers of a U-Net were replaced: the plain one is used")
+        return None
+    lengths = (axis.legal_at_least(axis.smallest + 32) for axis in network.footprint.axes)
+    x = torch.rand(1, network.in_channels, *lengths, generator=torch.Generator().manual_seed(0)).to(weight.device)
     return _in_steps(network, x) if weight.device.type == "cpu" else _on_frames(network, x)
 
 
@@ -141,12 +144,8 @@ def may_accelerate(network: nn.Module, device: torch.device, dtype: torch.dtype)
 def _in_steps(network: UNet, x: Tensor) -> FastPath | None:
     with torch.inference_mode():
         plain = network(x)
-        try:
-            fast = FastUNet(network)
-            difference = _difference(fast(x, channels_last, pixels=1), plain)
-        except (AttributeError, AssertionError, ValueError, RuntimeError) as error:  # layers were replaced
-            log.warning("the fast path cannot be had for this network (%s): the plain one is used", error)
-            return None
+        fast = FastUNet(network)
+        difference = _difference(fast(x, channels_last, pixels=1), plain)
     return fast if _same(difference, TOLERANCE) else None
 
 
@@ -185,7 +184,8 @@ def triton_version() -> str:
 
 def _difference(found: Tensor, logits: Tensor) -> float:
     """Return the largest difference from logits, as a part of their range."""
-    return float((found.to(logits.dtype) - logits).abs().max() / (logits.max() - logits.min()))
+    largest, span = float((found.to(logits.dtype) - logits).abs().max()), float(logits.max() - logits.min())
+    return largest and (largest / span if span else inf)
 
 
 def _same(difference: float, allowed: float) -> bool:

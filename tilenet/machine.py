@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 
@@ -14,6 +15,10 @@ from tilenet.errors import SettingsError
 
 # mallopt(3): the names of four parameters of glibc's malloc.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
+
+# PyTorch's number of threads as `threads` found it: one for each that has not ended, the first one's first.
+_found: list[int] = []
+_changing = Lock()
 
 
 def find_device(name: str) -> torch.device:
@@ -56,13 +61,21 @@ def current_threads() -> int:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[int]:
-    """Let PyTorch use so many threads for a while; yields the number in force."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    """Let PyTorch use so many threads for a while; yields the number in force.
+
+    Where several overlap, in threads of the caller's, the last leaves the number that the first one found.
+    """
+    with _changing:
+        before = torch.get_num_threads()
+        _found.append(before)
+        torch.set_num_threads(count or before)
     try:
         yield count or before
     finally:
-        torch.set_num_threads(before)
+        with _changing:
+            first = _found[0]
+            _found.pop()
+            torch.set_num_threads(before if _found else first)
 
 
 def keep_freed_memory() -> None:

@@ -94,8 +94,10 @@ def _loaded(path: Path) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
     except OSError:
         return None
-    structures = getattr(library, "tilenet_structures", lambda: 0)()
-    if structures != ctypes.sizeof(Convolution) << 16 | ctypes.sizeof(Classification):
+    structures = getattr(library, "tilenet_structures", None)
+    if structures is not None:
+        structures.restype = ctypes.c_long
+    if structures is None or structures() != ctypes.sizeof(Convolution) << 16 | ctypes.sizeof(Classification):
         LOG.warning("%s: is of another version of tilenet, and not used. Install tilenet again", path)
         return None
     return library

@@ -27,7 +27,7 @@ from tilenet.footprint import Footprint
 from tilenet.native import convolutions
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_DEMAND
-from tilenet.unet import UNet
+from tilenet.unet import UNet, is_as_built
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENGINES = ("auto", "plain", "fast")
@@ -223,13 +223,13 @@ def is_network(model: object) -> bool:
 
 
 def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint:
-    """Return the footprint given, or the model's own (`ModelError` if it has none, or a `UNet` has another)."""
+    """Return the footprint given, or the model's own; `ModelError` if none, or if a `UNet` as built has another."""
     own = getattr(model, "footprint", None)
     found = footprint if footprint is not None else own
     if not isinstance(found, Footprint):
         what = f"{type(model).__name__} has no footprint" if found is None else f"{found!r} is no Footprint"
         raise ModelError(f"{what}. Give footprint=Footprint.same(2, reach=..., step=...) or .valid(...)")
-    if isinstance(model, UNet) and found != own:
+    if is_as_built(model) and found != own:
         raise ModelError("a UNet's footprint follows from its layers, and is another than was given. Leave it out")
     return found
 

@@ -23,7 +23,7 @@ from tilenet.errors import ModelError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, ceil_div, round_up
 from tilenet.plan import tile_of
-from tilenet.unet import UNet
+from tilenet.unet import is_as_built
 
 # A model is asked with an input so much longer than the shortest.
 LONGER = 16
@@ -45,7 +45,8 @@ class Answer:
     outputs : int
         K.
     values : tuple of float
-        Some of its numbers; none of a `UNet`, whose weights and card say all, or of a model that does not repeat them.
+        Some of its numbers; none of a `UNet` as built, whose weights and card say all, or of a model that does not
+        repeat them.
     within : float
         By how much of their range they may differ from those of the same model.
     repeats : bool
@@ -70,7 +71,7 @@ class Answer:
 
 def ask(model: Any, footprint: Footprint, channels: int) -> Answer:
     """Return the answer of a model; `ModelError` if it fails, gives no array, or has another footprint."""
-    if type(model) is UNet:
+    if is_as_built(model):
         return Answer(model.n_classes)
     x = small_input((channels, *(a.legal_at_least(a.smallest + LONGER) for a in footprint.axes)))
     made, again = _asked(model, x), _asked(model, x)

@@ -30,7 +30,7 @@ from tilenet.models import fingerprint, load_model
 from tilenet.plan import Plan, tile_of
 from tilenet.runner import Predictor, reason_of
 from tilenet.scaling import Scaling
-from tilenet.unet import UNet
+from tilenet.unet import UNet, is_as_built
 
 # Arrays that a process which did not make them keeps open between two tasks.
 KEPT = 4
@@ -99,7 +99,7 @@ class Tiles:
     def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
         """Return what an integer, a slice or a list of integers picks along each axis."""
         numbers = tuple(0 if isinstance(i, Integral) else slice(None) for i in index)
-        wanted = [np.atleast_1d(np.arange(n)[i]) for i, n in zip(index, self.shape, strict=True)]
+        wanted = [picked(i, n) for i, n in zip(index, self.shape, strict=True)]
         out = np.empty([len(w) for w in wanted], self.dtype)
         classes, classes_first = np.arange(1), out[np.newaxis]
         if self._class_axis is not None:
@@ -182,13 +182,30 @@ def _unpickle(token: str, pickled: bytes) -> Tiles:
         return _unpickled[token]
 
 
+def picked(index: Any, length: int) -> NDArray[np.intp]:
+    """Return what an integer, a slice or a list of integers picks of an axis, however long that is.
+
+    >>> picked(slice(-2, None), 10**15).tolist(), picked([1, -1], 4).tolist(), picked(-4, 4).tolist()
+    ([999999999999998, 999999999999999], [1, 3], [0])
+    """
+    if isinstance(index, slice):
+        picked = range(length)[index]
+        return np.arange(picked.start, picked.stop, picked.step)
+    found = np.atleast_1d(np.asarray(index))
+    if found.dtype == bool:
+        found = np.flatnonzero(found)
+    if found.size and not (-length <= found.min() and found.max() < length):
+        raise IndexError(f"{index} is not within an axis of {length}")
+    return np.where(found < 0, found + length, found).astype(np.intp)
+
+
 def _key(job: Job, numbers: Scaling, token: str) -> str:
     """Return what decides the logits of a predictor; of a network whose code is not ours, the array's token."""
     network = job.network
     if isinstance(network, Weights):
         weights: Any = [network.sha256, job.card.architecture]
     else:
-        weights = [fingerprint(network), network.options] if type(network) is UNet else token
+        weights = [fingerprint(network), network.options] if is_as_built(network) else token
     how = [job.device, job.record["precision"], job.record["engine"], numbers.to_json(), repr(job.footprint)]
     return json.dumps([weights, how])
 

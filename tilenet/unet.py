@@ -55,7 +55,8 @@ class ConvBlock(nn.Module):
         """Follow a length through the convolutions."""
         for layer in self.block:
             if isinstance(layer, nn.Conv2d | nn.Conv3d):
-                x = x.conv(layer.kernel_size[axis], int(layer.padding[axis]))
+                spread = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+                x = x.conv(spread, int(layer.padding[axis]))
         return x
 
 
@@ -216,6 +217,27 @@ class UNet(nn.Module):
     def footprint(self) -> Footprint:
         """What the network does to a length, per axis."""
         return Footprint(tuple(AxisFootprint.of_walk(lambda n, a=axis: self.walk(n, a)) for axis in range(self.ndim)))  # type: ignore[misc]
+
+
+def is_as_built(model: object) -> bool:
+    """Tell whether a model is a `UNet` that its options and its weights describe: no layer was replaced, nor hooked."""
+    if not isinstance(model, UNet) or type(model).forward is not UNet.forward:
+        return False
+    with torch.device("meta"):
+        return _layers(model) == _layers(UNet(**model.options))  # type: ignore[arg-type]
+
+
+def _layers(network: UNet) -> list[tuple[object, ...]]:
+    return [
+        (
+            name,
+            # Of the network itself a class of somebody's may be told by its forward alone.
+            name and (type(layer), layer.extra_repr()),
+            "forward" in vars(layer),
+            bool(layer._forward_hooks or layer._forward_pre_hooks),
+        )
+        for name, layer in network.named_modules()
+    ]
 
 
 def _check_options(depth: int, ndim: int, up_mode: str, pooling: str, pool_size: tuple[int, ...]) -> None:
