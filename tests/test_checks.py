@@ -1,9 +1,11 @@
 import json
+import pickle
 import shutil
 
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from oracles import random_network
 
 import tilenet
@@ -59,6 +61,79 @@ def test_a_mask_that_lost_a_file_is_not_opened_and_damaged_bytes_are_refused_on_
     shard.write_bytes(content)
     (out / "1" / "zarr.json").unlink()
     with pytest.raises(BlocksFailed, match="has lost its metadata"):
+        tilenet.open_mask(out)
+
+
+@pytest.mark.parametrize("v2", [False, True], ids=["zarr 3", "zarr 2"])
+def test_what_an_open_mask_loses_is_no_background(tmp_path, network, v2):
+    if v2:
+        zarr.create_array(tmp_path / "i.zarr/0", shape=IMAGE.shape, chunks=(64, 64), dtype="u1", zarr_format=2)[:] = (
+            IMAGE
+        )
+        scales = [{"type": "scale", "scale": [1, 1]}]
+        image = {"version": "0.4", "axes": [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]}
+        image["datasets"] = [{"path": "0", "coordinateTransformations": scales}]
+        (tmp_path / "i.zarr/.zgroup").write_text('{"zarr_format": 2}')
+        (tmp_path / "i.zarr/.zattrs").write_text(json.dumps({"multiscales": [image]}))
+        given = {"image": tmp_path / "i.zarr", "into": tmp_path / "i.zarr", "name": "m"}
+    else:
+        given = {"image": IMAGE, "out": tmp_path / "m.zarr"}
+    mask = tilenet.segment(**given, model=network, tile=128, output="both")
+    assert mask.layout.zarr_format == (2 if v2 else 3)
+    whole, other = mask[:], pickle.loads(pickle.dumps(mask))
+    step = 2 ** (len(mask.levels) - 1)
+    assert np.array_equal(other[:], whole) and np.array_equal(other.levels[-1][:], whole[::step, ::step])
+    for array, read in (
+        ("0", mask.__getitem__),
+        ("0", other.__getitem__),
+        ("probabilities/0", mask.probabilities.get_basic_selection),
+    ):
+        folder = mask.path / mask.layout.folder(array)
+        lost = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))[-1]
+        content = lost.read_bytes()
+        lost.unlink()
+        with pytest.raises((BlocksFailed, OSError), match=f"{lost.name} is missing"):
+            read(...)
+        lost.write_bytes(content)
+        read(...)
+    shutil.rmtree(mask.path)
+    with pytest.raises(BlocksFailed, match="is missing"):
+        mask[:]
+
+
+def test_background_that_has_no_file_is_read_as_before(tmp_path):
+    def nothing(batch):
+        return -np.ones_like(batch)
+
+    mask = tilenet.segment(IMAGE, tmp_path / "m.zarr", model=nothing, footprint=tilenet.Footprint.same(2, reach=0))
+    assert not any((tmp_path / "m.zarr/0").glob("c/*")) and not mask[:].any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "junk",
+        lambda text: "{}",
+        lambda text: text.replace("600", "601"),
+        lambda text: text.replace("uint8", "int16"),
+    ],
+    ids=["no JSON", "nothing", "shape", "type"],
+)
+def test_metadata_of_an_array_that_was_changed_is_damage(out, network, change):
+    document = out / "0" / "zarr.json"
+    document.write_text(change(document.read_text()))
+    with pytest.raises(BlocksFailed, match=r"m\.zarr/0: its metadata .* with --resume"):
+        tilenet.open_mask(out)
+    with pytest.raises(BlocksFailed, match=r"0: its metadata .* with --resume"):
+        tilenet.write_geojson(out, out.with_name("m.geojson"))
+
+
+@pytest.mark.parametrize("side", [1e300, 10**30, 0, -3, True, "600"])
+def test_a_layout_that_no_mask_has_is_not_one_that_tilenet_wrote(out, side):
+    root = json.loads((out / "zarr.json").read_text())
+    root["attributes"]["tilenet"]["layout"]["shape"][0] = side
+    (out / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(OutputError, match="is not a mask that tilenet wrote"):
         tilenet.open_mask(out)
 
 

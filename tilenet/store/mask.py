@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import BlocksFailed, OutputIncomplete
+from tilenet.readers.boundary import one_line
 from tilenet.store.blocks import Blocks
-from tilenet.store.layout import DOCUMENTS, PROBABILITIES, Layout
+from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import read_root
 from tilenet.store.tissue_map import TissueMap
 
@@ -120,8 +121,8 @@ class Mask(AnyMask):
     def __init__(self, path: Path, layout: Layout, info: dict[str, Any]) -> None:
         self.path, self.info, self.layout = path, info, layout
         _refuse_lost(path, layout)
-        self.levels = tuple(_open(path / str(i), layout) for i in range(len(layout.levels)))
-        self.probabilities: Array | None = _open(path / PROBABILITIES, layout) if layout.classes else None
+        self.levels = tuple(_open(path, str(i), layout) for i in range(len(layout.levels)))
+        self.probabilities: Array | None = _open(path, PROBABILITIES, layout) if layout.classes else None
 
 
 def open_mask(path: str | Path) -> Mask:
@@ -163,11 +164,20 @@ def _refuse_lost(path: Path, layout: Layout) -> None:
             )
 
 
-def _open(path: Path, layout: Layout) -> Array:
+def _open(path: Path, array: str, layout: Layout) -> Array:
     import zarr
 
-    if not (path / DOCUMENTS[layout.zarr_format][1]).exists():
-        raise BlocksFailed(
-            f"{path}: has lost its metadata. Repair it: run the command that made the mask again, with --resume"
-        )
-    return zarr.open_array(path, mode="r", zarr_format=layout.zarr_format)
+    from tilenet.store.kept import KeptFiles
+
+    repair = "Repair it: run the command that made the mask again, with --resume"
+    if not (path / layout.document(array)).exists():
+        raise BlocksFailed(f"{path / array}: has lost its metadata. {repair}")
+    try:
+        store = KeptFiles(path / array, mask=path, array=array, layout=layout)
+        opened: Array = zarr.open_array(store, mode="r", zarr_format=layout.zarr_format)
+    except Exception as error:  # of whatever kind the damage makes zarr raise
+        raise BlocksFailed(f"{path / array}: its metadata cannot be read ({one_line(error)}). {repair}") from error
+    wanted = layout.arrays[array]
+    if (opened.shape, opened.dtype) != (wanted.shape, np.dtype(wanted.dtype)):
+        raise BlocksFailed(f"{path / array}: its metadata says another shape or type than was written. {repair}")
+    return opened

@@ -106,7 +106,10 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
             raise OutputError(
                 f"{path}: has format {written}, this tilenet knows {FORMAT}. Use the tilenet that wrote it"
             )
-        return Layout.from_json(layout), own, complete is True
+        found = Layout.from_json(layout)
+        if not all(type(n) is int and 0 < n < 2**63 for n in (*found.shape, *found.block)):
+            raise foreign
+        return found, own, complete is True
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, OutputError):
             raise
