@@ -1,16 +1,20 @@
-"""Percentiles that are counted, against NumPy's."""
+"""Percentiles that are counted, against NumPy's; and pixels that float32 cannot hold."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from oracles import random_network
 
+import tilenet
 from tilenet.errors import ImageError
+from tilenet.footprint import Footprint
 from tilenet.readers import open_image
 from tilenet.scaling import COUNTED, of_percentiles, percentiles, sample
 
 SHARES = st.lists(st.one_of(st.floats(0, 100), st.sampled_from([0, 1, 50, 99.8, 100])), min_size=1, max_size=3)
+POINT = Footprint.same(2, reach=0)
 DTYPES = ("uint8", "uint16", ">u2", "int16", "uint32", "float32")
 
 
@@ -46,3 +50,17 @@ def test_a_small_image_is_sampled_whole_each_pixel_once(shape):
     pixels = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
     image = open_image(pixels, axes="zyx"[-len(shape) :])
     assert sorted(value for part in sample(image) for value in part.flat) == list(range(pixels.size))
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int32", "int64", "uint64", "float64"])
+@pytest.mark.parametrize("engine", ["plain", "fast", "function"])
+def test_pixels_that_float32_would_round_are_scaled_before_they_are_rounded(dtype, engine):
+    small = np.random.default_rng(0).integers(0, 200, (60, 70))
+    rule = {"method": "linear", "subtract": 2**25, "divide": 2}
+    network = random_network(depth=2, wf=4)
+    model, how = (network, {"engine": engine}) if engine != "function" else (lambda x: x - 50, {"footprint": POINT})
+    logits = tilenet.segment((small + 2**25).astype(dtype), model=model, output="logits", scaling=rule, **how)
+    expected = tilenet.segment(
+        small.astype(np.uint8), model=model, output="logits", scaling=rule | {"subtract": 0}, **how
+    )
+    np.testing.assert_array_equal(logits, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from operator import index
 from typing import Any
 
@@ -47,6 +48,8 @@ class Options:
             object.__setattr__(self, "channels", (self.channels,))
         for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", 1)):
             object.__setattr__(self, name, _count(getattr(self, name), name, least))
+        if self.threshold is not None and not isinstance(self.threshold, Real):
+            raise SettingsError(f"threshold {self.threshold!r}: give a number")
         if isinstance(self.scaling, str):
             object.__setattr__(self, "scaling", parse_rule(self.scaling))
         if self.scaling is not None and not isinstance(self.scaling, Mapping):

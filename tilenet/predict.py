@@ -25,7 +25,7 @@ from tilenet.engine import FastPath, accelerate, may_accelerate, triton_version
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.native import convolutions
-from tilenet.scaling import Scaling
+from tilenet.scaling import Scaling, is_wide
 from tilenet.sizes import DEFAULT_DEMAND
 from tilenet.unet import UNet, is_as_built
 
@@ -33,6 +33,8 @@ PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat
 ENGINES = ("auto", "plain", "fast")
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
+# Of these, those that are scaled in float64: see `is_wide`.
+WIDE = {torch.int32, torch.int64, torch.float64}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 # Bytes of a pixel's logits for each class, and of its mask, with the copies that are made of them.
 LOGITS, MASKS = 8, 2
@@ -102,7 +104,7 @@ class TorchPredictor:
     def tensor_of(self, batch: NDArray[Any]) -> Tensor:
         """Return a batch as a tensor, unscaled and as small as it is."""
         if batch.dtype.name not in TORCH_DTYPES:
-            batch = batch.astype(np.float32)
+            batch = batch.astype(np.float64 if is_wide(batch.dtype) else np.float32)
         # PyTorch takes nothing that runs backward in memory, and warns of what must not be written to.
         usable = batch.flags.writeable and min(batch.strides) >= 0
         return torch.from_numpy(batch if usable else batch.copy())
@@ -119,13 +121,18 @@ class TorchPredictor:
 
 def _scale_on(device: torch.device, scaling: Scaling, dtype: torch.dtype, ndim: int) -> Callable[[Tensor], Tensor]:
     """Return what makes scaled floats of tensors there; numbers are sent once, as sending makes the device wait."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    subtract, divide = (
-        torch.tensor(values, dtype=wide).to(device).reshape(1, -1, *(1,) * ndim)
-        for values in (scaling.subtract, scaling.divide)
-    )
+    exact = torch.float32 if device.type == "mps" else torch.float64  # which that lacks
+    numbers = {
+        wide: [
+            torch.tensor(values, dtype=wide).to(device).reshape(1, -1, *(1,) * ndim)
+            for values in (scaling.subtract, scaling.divide)
+        ]
+        for wide in (torch.float32, exact)
+    }
 
     def scale(x: Tensor) -> Tensor:
+        wide = exact if dtype == torch.float64 or x.dtype in WIDE else torch.float32
+        subtract, divide = numbers[wide]
         x = x.to(wide, copy=True)
         if any(scaling.subtract):
             x -= subtract

@@ -56,12 +56,13 @@ class Scaling:
     def apply(self, pixels: Pixels) -> NDArray[np.float32]:
         """Return scaled pixels (C, *n) as float32; NaN stays NaN."""
         column = (-1,) + (1,) * (pixels.ndim - 1)
-        out = pixels.astype(np.float32)
+        wide = np.dtype(np.float64 if is_wide(pixels.dtype) else np.float32)
+        out: NDArray[np.floating[Any]] = pixels.astype(wide)
         if any(self.subtract):
-            out -= np.asarray(self.subtract, np.float32).reshape(column)
+            out -= np.asarray(self.subtract, wide).reshape(column)
         if any(d != 1 for d in self.divide):
-            out /= np.asarray(self.divide, np.float32).reshape(column)
-        return np.clip(out, *self.clip, out=out) if self.clip else out
+            out /= np.asarray(self.divide, wide).reshape(column)
+        return (np.clip(out, *self.clip, out=out) if self.clip else out).astype(np.float32, copy=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers for the run record."""
@@ -76,6 +77,15 @@ class Scaling:
         """Return the scaling of a run record."""
         clip = tuple(numbers["clip"]) if numbers["clip"] else None
         return cls(tuple(numbers["subtract"]), tuple(numbers["divide"]), clip)
+
+
+def is_wide(dtype: np.dtype[Any]) -> bool:
+    """Tell whether pixels are to be scaled in float64, as float32 would round them before anything is subtracted.
+
+    >>> is_wide(np.dtype("uint16")), is_wide(np.dtype("float32")), is_wide(np.dtype("uint32"))
+    (False, False, True)
+    """
+    return dtype != np.float32 and dtype.itemsize > 2
 
 
 def parse_rule(text: str) -> dict[str, Any]:
