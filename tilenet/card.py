@@ -111,7 +111,9 @@ class ModelCard:
         if self.output not in OUTPUTS:
             raise ModelError(f"model card: output {self.output!r} is none of {', '.join(OUTPUTS)}. Correct the card")
         if any(v not in MASK_VALUES for v in self.mask_of_class):
-            raise ModelError(f"model card: mask_of_class {str(list(self.mask_of_class))[:60]} leaves 0 to 255. Correct the card")
+            raise ModelError(
+                f"model card: mask_of_class {str(list(self.mask_of_class))[:60]} leaves 0 to 255. Correct the card"
+            )
 
     def completed(self, n_outputs: int) -> ModelCard:
         """Return the card with what follows from the number of outputs filled in.

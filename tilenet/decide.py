@@ -161,6 +161,13 @@ def kept_of(tile: Tile, logits: NDArray[Any], ndim: int) -> NDArray[Any]:
     return kept
 
 
+def decide_each(
+    decide: Callable[[Logits], Arrays], tiles: Sequence[Tile], logits: NDArray[Any], ndim: int
+) -> list[Arrays]:
+    """Return the arrays of each tile of a batch, from the logits (N, K, *m) of all."""
+    return [decide(kept_of(tile, of_tile, ndim)) for tile, of_tile in zip(tiles, logits, strict=True)]
+
+
 def block_buffers(arrays: Arrays, ndim: int, shape: Sequence[int]) -> Arrays:
     """Return unfilled arrays for a block of `shape`, for the `arrays` of a tile of `ndim` axes."""
     return {name: np.empty(a.shape[: a.ndim - ndim] + tuple(shape), a.dtype) for name, a in arrays.items()}

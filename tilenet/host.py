@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tilenet.decide import Arrays, Decision, kept_of
+from tilenet.decide import Arrays, Decision, decide_each
 from tilenet.engine import FastUNet
 from tilenet.plan import Tile
 from tilenet.predict import TorchPredictor
@@ -40,8 +40,7 @@ class HostPredictor(TorchPredictor):
         if masks is not None:
             made = [{"mask": mask[tile.crop.slices[-ndim:]]} for tile, mask in zip(tiles, masks, strict=True)]
         else:
-            logits = self(batch)  # (N, K, *m)
-            made = [decide(kept_of(tile, of_tile, ndim)) for tile, of_tile in zip(tiles, logits, strict=True)]
+            made = decide_each(decide, tiles, self(batch), ndim)
         return lambda: made
 
     def _masks(self, batch: NDArray[Any], decide: Decision) -> NDArray[np.uint8] | None:

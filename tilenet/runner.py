@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.ahead import Batch, Reading, Timed, Work, ahead_of, all_work, timed
-from tilenet.decide import Arrays, Decision, block_buffers, kept_of
+from tilenet.decide import Arrays, Decision, block_buffers, decide_each
 from tilenet.errors import EnvironmentFault
 from tilenet.footprint import Footprint
 from tilenet.plan import Block, Plan, Tile
@@ -158,8 +158,7 @@ def beginning(predictor: Predictor, decide: Decision) -> tuple[Callable[..., Fin
         return partial(predictor.begin, decide=decide), predictor.in_flight
 
     def begin(batch: NDArray[Any], tiles: Sequence[Tile]) -> Finish:
-        logits, ndim = predictor(batch), predictor.footprint.ndim  # (N, K, *m)
-        made = [decide(kept_of(tile, of_tile, ndim)) for tile, of_tile in zip(tiles, logits, strict=True)]
+        made = decide_each(decide, tiles, predictor(batch), predictor.footprint.ndim)
         return lambda: made
 
     return begin, 1

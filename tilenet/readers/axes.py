@@ -155,6 +155,8 @@ def _in_place(axes: str, stored: Sequence[str]) -> tuple[str, ...]:
 
 
 def _advice(shape: Sequence[int]) -> str:
+    if len(shape) < 2:
+        return "Give a plane at least, such as an array of one row: pixels[numpy.newaxis]"
     return f"Specify them with axes (--axes), e.g. axes={_suggested(shape)!r}"
 
 
