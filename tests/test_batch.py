@@ -110,7 +110,8 @@ def test_a_list_says_names_and_options(tmp_path):
         ("image,colour\na.tif,red\n", "column 'colour' is none of image, name"),
         ("image,tile\na.tif,big\n", "line 2: tile cannot be 'big'"),
         ("image,name\na.tif,../b\n", "is no name of a file"),
-        ("image\n", "needs an image"),
+        ("image\n", r"list\.csv: names no image"),
+        ("image,level,level\na.tif,1,0\n", "has two columns level"),
     ],
 )
 def test_a_list_that_says_what_cannot_be_is_refused_by_line(tmp_path, text, said):

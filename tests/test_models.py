@@ -231,6 +231,7 @@ def test_weights_that_do_not_say_whether_their_network_pads_are_told_of_until_th
     caplog.clear()
     assert load_model(tmp_path / "w.pt", padding=True).options["padding"] is True
     for flag, pads in (("--padding", True), ("--no-padding", False)):
-        assert tilenet_command("convert", tmp_path / "w.pt", "--out", tmp_path / "w.safetensors", flag)[::2] == (0, "")
+        command = ("convert", tmp_path / "w.pt", "-o", tmp_path / "w.safetensors", flag, "--overwrite")
+        assert tilenet_command(*command)[::2] == (0, "")
         assert load_model(tmp_path / "w.safetensors").options["padding"] is pads
     assert caplog.text == ""

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from stub import Bright
 
+import tilenet
 from tilenet.errors import SettingsError
 from tilenet.instances import objects
 from tilenet.training.targets import depth_classes
@@ -39,3 +41,14 @@ def test_objects_below_the_least_size_are_dropped_and_numbers_have_no_gaps():
     assert objects(np.zeros((5, 5), int)).max() == 0
     with pytest.raises(SettingsError, match="names 2 classes"):
         objects(np.ones((3, 5, 5), np.float32), depth_of_class=(0, 1))
+
+
+def test_what_becomes_no_object_is_told(caplog):
+    pixels = np.zeros((60, 70), np.uint8)
+    pixels[5:25, 5:25], pixels[40:43, 40:43] = 200, 200  # a speck of 9 px
+    with caplog.at_level("INFO", "tilenet"):
+        found = tilenet.segment(pixels, model=Bright(), objects=True)
+    mask = (tilenet.segment(pixels, model=Bright()) > 0).sum()
+    lost = mask - (found > 0).sum()
+    assert found.max() == 1 and lost > 0
+    assert f"{lost} of the {mask} pixels of a mask are in no object" in caplog.text

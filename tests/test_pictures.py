@@ -202,3 +202,22 @@ def test_a_batch_draws_an_overview_of_each_and_what_lacks_one(square, tilenet_co
     picture.unlink()
     code, out, _ = tilenet_command(*command)
     assert code == 0 and "1 skipped" in out and picture.read_bytes() == drawn
+
+
+def test_an_image_of_another_pixel_size_is_refused_and_one_that_says_none_is_drawn(square):
+    pixels = tifffile.imread(square / "slide.tif")
+    for name, size in (("other", (50000, 50000)), ("near", (20200, 20200)), ("none", None)):
+        more = {"resolution": size, "resolutionunit": "CENTIMETER"} if size else {}
+        tifffile.imwrite(square / f"{name}.tif", pixels, tile=(64, 64), **more)
+    with pytest.raises(OutputMismatch, match=r"has pixels of 0\.5 um along y, and .*other\.tif of 0\.2 um"):
+        overlay(square / "other.tif", square / "mask.zarr")
+    for name in ("near", "none"):
+        assert outlined(overlay(square / f"{name}.tif", square / "mask.zarr")).any()
+
+
+def test_a_part_that_leaves_the_mask_is_refused_not_cut(square):
+    with pytest.raises(SettingsError, match="leaves the image"):
+        overlay(square / "slide.tif", square / "mask.zarr", roi=np.s_[200:400, 100:200])
+    tilenet.segment(square / "slide.tif", square / "part.zarr", model=Bright(), roi=np.s_[100:200, 100:200])
+    with pytest.raises(SettingsError, match="has not all of .* Choose a part inside"):
+        overlay(square / "slide.tif", square / "part.zarr", roi=np.s_[50:150, 100:200])

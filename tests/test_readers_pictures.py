@@ -72,3 +72,14 @@ def test_a_cut_picture_is_refused_on_opening(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ImageError, match="cannot be read as a PNG"):
         open_image(path)
+
+
+def test_a_jpeg_that_was_cut_off_is_refused_and_one_with_more_behind_it_is_read(tmp_path):
+    whole = save(tmp_path, COLOUR[..., 0], "RGB", "a.jpg")
+    data = whole.read_bytes()
+    (tmp_path / "longer.jpg").write_bytes(data + b"appended by a camera")
+    assert np.array_equal(open_image(tmp_path / "longer.jpg").read(WHOLE), open_image(whole).read(WHOLE))
+    for kept in (len(data) - 2, len(data) - 200):
+        (tmp_path / "half.jpg").write_bytes(data[:kept])
+        with pytest.raises(ImageError, match=r"half\.jpg: is cut off"):
+            open_image(tmp_path / "half.jpg")

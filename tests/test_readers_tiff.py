@@ -325,3 +325,25 @@ def test_a_small_image_beside_another_is_a_label_and_not_told(tmp_path, caplog):
     with open_image(path) as image:
         assert image.shape == (600, 700)
     assert not caplog.text
+
+
+def test_numbers_of_colours_are_told_and_a_table_that_only_shows_greys_in_colour_is_not(tmp_path, caplog):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8)
+    ramp = np.linspace(0, 2**16 - 1, 256).astype(np.uint16)
+    mixed = np.random.default_rng(1).permutation(ramp)
+    tables = {
+        "green": [0 * ramp, ramp, 0 * ramp],
+        "colours": [mixed, ramp, mixed],
+    }
+    for name, table in tables.items():
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="palette", colormap=np.array(table, np.uint16))
+        with open_image(tmp_path / f"{name}.tif") as image:
+            assert np.array_equal(image.read(Box((0, 0), (40, 50)))[0], pixels)
+    assert caplog.text.count("numbers of a palette") == 1
+    assert "colours.tif: its pixels are numbers of a palette" in caplog.text
+
+
+def test_a_slash_behind_the_name_of_a_file_is_no_damage(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 50), np.uint8))
+    with open_image(f"{tmp_path / 'a.tif'}/") as image:
+        assert image.name == str(tmp_path / "a.tif")

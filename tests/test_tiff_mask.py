@@ -327,3 +327,17 @@ def test_tiles_cover_every_level_once():
         seen[box.slices] += 1
     assert (seen == 1).all()
     assert [str(b) for b in tiff_mask.tile_boxes((1, 1))] == [str(Box((0, 0), (1, 1)))]
+
+
+def test_a_tiff_that_is_not_complete_is_said_to_be_that(slide, tmp_path, tilenet_command, monkeypatch):
+    from tilenet import compute
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(compute, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment(slide, tmp_path / "m.ome.tif")
+    code, _, err = tilenet_command("verify", tmp_path / "m.ome.tif")
+    assert code == 2 and "m.ome.tif: is not complete, and is made in m.ome.tif.zarr" in err

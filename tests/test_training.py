@@ -137,7 +137,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(folder, tmp_path):
 def test_an_existing_training_is_neither_overwritten_nor_resumed_otherwise(folder, tmp_path):
     recipe, out = replace(SMALL, epochs=1, crops=4), tmp_path / "m.safetensors"
     train(folder, out, recipe=recipe)
-    with pytest.raises(OutputExists, match="Resume it"):
+    with pytest.raises(OutputExists, match="Go on with it"):
         train(folder, out, recipe=recipe)
     with pytest.raises(OutputMismatch, match="epochs 1, not 2"):
         train(folder, out, recipe=replace(recipe, epochs=2), resume=True)
@@ -247,11 +247,16 @@ def test_labels_that_can_teach_nothing_are_refused(folder, tmp_path, value, says
 
 
 def test_settings_that_make_no_sense_are_refused(folder, tmp_path):
-    for wrong in ({"targets": "boxes"}, {"epochs": 0}, {"stop": 0}, {"stop": 61}, {"validation": 1.0}, {"zoom": 0.5}):
+    numbers = {"rate": float("nan"), "dropout": 2, "workers": -1, "seed": -1, "hold": 7, "elastic": -3, "crops": 0}
+    several = ({name: value} for name, value in (numbers | {"depth": 99, "dice": 5}).items())
+    others = ({"targets": "boxes"}, {"epochs": 0}, {"stop": 0}, {"stop": 61}, {"validation": 1.0}, {"zoom": 0.5})
+    for wrong in (*several, *others):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             Recipe(**wrong)
     with pytest.raises(ModelError, match="Change the ending"):
         train(folder, tmp_path / "m.pt", recipe=SMALL)
+    with pytest.raises(SettingsError, match="class_weights are 3, and there are 2 classes: background, "):
+        train(folder, tmp_path / "m.safetensors", recipe=replace(SMALL, class_weights=(1, 2, 3)))
 
 
 def test_pairs_may_be_zarr_as_well_as_files(folder, tmp_path):

@@ -154,6 +154,7 @@ def verify(
 @click.option("--classes", help="Names of the outputs, commas between them.")
 @click.option("--mask-of-class", type=Numbers(), help="Mask value of each output.")
 @click.option("--colors", help="Colours of mask values, such as 1=00c864,2=ffd600.  [default: of a palette]")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
 def convert(weights: str, out: Path, **options: Any) -> None:
     """Write WEIGHTS as one .safetensors file with a model card."""
     from tilenet.models import convert_model

@@ -207,7 +207,8 @@ def with_model(options: dict[str, Any]) -> dict[str, Any]:
     from tilenet.scaling import parse_rule
 
     scaling = options.get("scaling")
-    return options | {"model": options["model"] or "nuclei", "scaling": parse_rule(scaling) if scaling else None}
+    model = "nuclei" if options["model"] is None else options["model"]
+    return options | {"model": model, "scaling": None if scaling is None else parse_rule(scaling)}
 
 
 def show(result: dict[str, Any], text: str, *, as_json: bool, quiet: bool = False) -> None:

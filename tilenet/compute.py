@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from tilenet.runner import Report, Sink, run
 from tilenet.scaling import Scaling
 from tilenet.store import Spread, Store, TissueMap
 
+# What people ought to hear of a run; the command prints it.
+LOG = logging.getLogger("tilenet")
 Progress = Callable[[int, int], None]
 Reported = Callable[[Report], None]
 # Failed blocks that an error names.
@@ -140,7 +143,14 @@ def to_objects(
     probabilities = to_array(job, numbers, progress=progress, report=report).reshape(-1, *sides)
     if len(probabilities) == 1:
         probabilities = np.concatenate([1 - probabilities, probabilities])
-    return objects(probabilities).reshape(job.plan.shape)
+    found = objects(probabilities)
+    mask, kept = np.count_nonzero(probabilities.argmax(axis=0)), np.count_nonzero(found)
+    if kept < mask:
+        LOG.info(
+            "%s: %d of the %d pixels of a mask are in no object: specks, and what the network is unsure of",
+            *(job.image.name, mask - kept, mask),
+        )
+    return found.reshape(job.plan.shape)
 
 
 class ArraySink:

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tilenet.card import ModelCard, parse_colors
-from tilenet.errors import ModelError, ModelNotFound
+from tilenet.errors import ModelError, ModelNotFound, OutputExists
 from tilenet.readers.boundary import one_line
 from tilenet.scaling import parse_rule
 from tilenet.states import State, read_claims, read_weights
@@ -162,6 +162,7 @@ def convert_model(
     scaling: str | None = None,
     pixel_size: float | None = None,
     colors: str | None = None,
+    overwrite: bool = False,
     **options: Any,
 ) -> Path:
     """Write weights of any kind that `load_model` takes as one file with a card.
@@ -180,9 +181,18 @@ def convert_model(
         Micrometres per pixel of the training images.
     colors : str, optional
         Colours of mask values, such as ``1=00c864,2=ffd600``; the others get one of a palette.
+    overwrite : bool
+        Replace a model that is there.
     **options
         As for `load_model`.
+
+    Raises
+    ------
+    OutputExists, ModelNotFound, ModelError
+        If there is a file already; if `weights` cannot be read; if what is said does not suit them.
     """
+    if not overwrite and Path(out).exists():
+        raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
     network = load_model(weights, **options)
     card = network.card or ModelCard()
     said: dict[str, Any] = {}
@@ -198,7 +208,11 @@ def convert_model(
         said["pixel_size"] = pixel_size
     if colors is not None:
         said["colors"] = parse_colors(colors)
-    return save_model(network, out, card=replace(card, **said))
+    card = replace(card, **said).completed(network.n_classes)
+    if unknown := sorted(set(map(int, card.colors)) - set(card.mask_of_class)):
+        values = ", ".join(map(str, sorted(set(card.mask_of_class))))
+        raise ModelError(f"a colour of mask value {unknown[0]}: its values are {values}. Give one of them")
+    return save_model(network, out, card=card)
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -11,6 +11,9 @@ from typing import Any
 from tilenet.errors import SettingsError
 from tilenet.scaling import parse_rule
 
+# More than any processor has.
+MOST_THREADS = 4096
+
 
 @dataclass(frozen=True)
 class Options:
@@ -42,12 +45,17 @@ class Options:
 
     def __post_init__(self) -> None:
         """Take numbers and sequences of any kind as plain ones; refuse what no run could be done with."""
+        for option in fields(self):
+            if isinstance(said := getattr(self, option.name), str) and not said:
+                raise SettingsError(f"{option.name} is empty. Give a value, or leave it out")
         for name in ("tile", "block", "channels"):
             object.__setattr__(self, name, _plain(getattr(self, name), name, texts=name == "channels"))
         if isinstance(self.channels, int | str):
             object.__setattr__(self, "channels", (self.channels,))
         for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", 1)):
             object.__setattr__(self, name, _count(getattr(self, name), name, least))
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise SettingsError(f"threads {self.threads}: give {MOST_THREADS} at most")
         if self.threshold is not None and not isinstance(self.threshold, Real):
             raise SettingsError(f"threshold {self.threshold!r}: give a number")
         if isinstance(self.scaling, str):

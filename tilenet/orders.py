@@ -99,10 +99,12 @@ def _orders_of(image: str, plain: Order) -> Iterator[Order]:
     if is_address(image):
         yield _order(image, plain)
     elif path.suffix.lower() == ".csv" and path.is_file():
-        yield from _read_csv(path, plain)
+        yield from _not_none(path, _read_csv(path, plain))
     elif path.suffix.lower() == ".txt" and path.is_file():
         lines = (line.strip() for line in _text(path).splitlines())
-        yield from (_order(_beside(path, line), plain) for line in lines if line and not line.startswith("#"))
+        yield from _not_none(
+            path, (_order(_beside(path, line), plain) for line in lines if line and not line.startswith("#"))
+        )
     elif not path.exists() and glob.has_magic(image):
         found = sorted(glob.glob(image, recursive=True))  # noqa: PTH207 - patterns may be absolute
         if not found:
@@ -110,6 +112,14 @@ def _orders_of(image: str, plain: Order) -> Iterator[Order]:
         yield from (_order(match, plain) for match in found)
     else:
         yield _order(image, plain)
+
+
+def _not_none(path: Path, orders: Iterator[Order]) -> Iterator[Order]:
+    first = next(orders, None)
+    if first is None:
+        raise SettingsError(f"{path}: names no image. Write one a line, or leave the list out")
+    yield first
+    yield from orders
 
 
 def _beside(list_: Path, image: str) -> str:
@@ -132,6 +142,8 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         raise SettingsError(f"{path}: has no column image. Its first line must name the columns")
     if unknown := [column for column in header if column not in known]:
         raise SettingsError(f"{path}: column {unknown[0]!r} is none of {', '.join(known)}")
+    if twice := [column for column in known if header.count(column) > 1]:
+        raise SettingsError(f"{path}: has two columns {twice[0]}. Remove one")
     for row in rows:
         where = f"{path}: line {rows.line_num}"
         if "" in row or not row["image"]:

@@ -36,6 +36,8 @@ OTHER_KINDS = {
 
 def check_name(out: Path) -> None:
     """Refuse a name that ends like a file of a kind that is not written."""
+    if not out.name:
+        raise SettingsError(f"out {str(out)!r} is no name of a mask. {ZARR_OR_TIFF}")
     ending = out.suffix.lower()
     if ending in OTHER_KINDS:
         raise SettingsError(f"{out}: a mask is an OME-Zarr folder or an OME-TIFF, not {ending}. {OTHER_KINDS[ending]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tilenet.tiff_mask import TiffMask, open_mask
 LOG = logging.getLogger("tilenet")
 # Stored pixels (of all channels) that are reduced at once.
 STRIP = 2**24
+# Logarithm of the ratio of pixel sizes up to which they are one.
+ALIKE = 0.1
 # Darkest and brightest intensities shown, in percent, of what is no colour photograph.
 SHOWN = (1, 99.8)
 # Of several stains, in the order of the channels: blue, green, red, grey, cyan, magenta, yellow.
@@ -117,6 +120,14 @@ def _as_segmented(image: Any, mask: Mask | TiffMask) -> Image:
                 f"{mask.path}: is {mask.axes} {mask.shape}, {stored.name} is {stored.box_axes} {stored.box_shape}. "
                 f"Give the image that was segmented"
             )
+    for axis, there, here in zip(mask.axes, mask.pixel_size, stored.pixel_size, strict=True):
+        # A copy may have lost the size, or rounded it.
+        if there and here and abs(log(there / here)) > ALIKE:
+            with closing(stored, image):
+                raise OutputMismatch(
+                    f"{mask.path}: has pixels of {there:g} um along {axis}, and {stored.name} of {here:g} um. Give the "
+                    f"image that was segmented"
+                )
     return stored if options.channels is None else stored.with_channels(stored.channel_numbers(options.channels))
 
 
@@ -125,9 +136,9 @@ def _part(image: Image, mask: Mask | TiffMask, roi: Roi | None) -> Box:
     if roi is None:
         return drawn
     asked = find_roi(roi, image.box_shape, name=image.name)
-    if not (asked & drawn).size:
-        raise SettingsError(f"{mask.path}: has nothing at {asked}. Choose a part inside {drawn}")
-    return asked & drawn
+    if asked & drawn != asked:
+        raise SettingsError(f"{mask.path}: has not all of {asked}. Choose a part inside {drawn}")
+    return asked
 
 
 def _plane(part: Box, mask: Mask | TiffMask, plane: int | Sequence[int] | None) -> Box:

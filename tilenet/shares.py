@@ -28,6 +28,8 @@ from tilenet.tiff_mask import is_tiff
 # A run that looks whether it is the last, or loses the race to create the store, has the lease
 # of the whole for a moment. Seconds that a share waits for it.
 PATIENCE, LOOK = 5.0, 0.1
+# Each has a file of its own.
+MOST_SHARES = 100_000
 
 
 def blocks_of_share(share: Share, n_blocks: int) -> range:
@@ -48,6 +50,8 @@ def check_share(share: Share) -> None:
     which, count = share
     if not 1 <= which <= count:
         raise SettingsError(f"share {which}/{count}: shares count from 1, so give 1/{count} to {max(count, 1)}/{count}")
+    if count > MOST_SHARES:
+        raise SettingsError(f"share {which}/{count}: give {MOST_SHARES} shares at most")
 
 
 def check_combination(out: str | Path | None, *, objects: bool, overwrite: bool, client: Any) -> None:

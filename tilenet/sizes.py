@@ -25,6 +25,8 @@ ACTIVATIONS = (3, 4)
 DEFAULT_DEMAND = Demand(2048)
 # Smallest and largest default block side, by the number of axes: 2**18 to 2**24 pixels.
 BLOCK_SIDES = {1: (2**18, 2**24), 2: (512, 4096), 3: (64, 256)}
+# Pixels of a tile that no memory would hold.
+LARGEST_TILE = 2**32
 # Largest default side of a tile. One of 4096 px would have depth 5 compute 3 % less, and take four times the memory.
 TILE_SIDES = {1: 2**22, 2: 2048, 3: 256}
 ENOUGH_BLOCKS = 16
@@ -95,6 +97,8 @@ def plan_tiles(
     room = (DEFAULT_MEMORY if memory is None else memory) * ACTIVATIONS[0] // ACTIVATIONS[1]
     tiles, blocks = _sides(tile, footprint, "tile"), _sides(block, footprint, "block")
     _check_grid(tiles, footprint)
+    if tiles is not None and prod(tiles) > LARGEST_TILE:
+        raise SettingsError(f"tile {_text(tiles)}: is larger than any memory. Give smaller sides, or leave it out")
     if blocks is None:
         blocks = _default_block(inner, footprint, tiles)
     if tiles is None:

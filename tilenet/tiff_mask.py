@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tilenet import store
 from tilenet.address import check_local
-from tilenet.errors import ImageError, OutputError, OutputExists, OutputNotFound
+from tilenet.errors import ImageError, OutputError, OutputExists, OutputIncomplete, OutputNotFound
 from tilenet.geometry import Box
 from tilenet.readers import open_image
 from tilenet.readers.boundary import quietly
@@ -145,6 +145,10 @@ def open_tiff_mask(path: str | Path) -> TiffMask:
     """
     path = Path(path)
     if not path.exists():
+        if (made_in := store_beside(path)).exists():
+            raise OutputIncomplete(
+                f"{path}: is not complete, and is made in {made_in.name}. Run the command again, with --resume"
+            )
         raise OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
     return TiffMask(path)
 

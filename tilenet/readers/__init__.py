@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.address import is_address, shown
-from tilenet.errors import ImageError, SettingsError
+from tilenet.errors import ImageError, ImageNotFound, SettingsError
 from tilenet.readers.boundary import refusing
 from tilenet.readers.image import Image
 from tilenet.readers.kinds import dicom_files, kind_of, refuse_remote_file
@@ -81,7 +81,11 @@ def open_image(
 def _open_path(path: str, *, level: int, axes: str | None, missing: str) -> Image:
     if is_address(path):
         return _open_address(path, level=level, axes=axes)
+    if not path:
+        raise ImageNotFound("the image is an empty text. Give its path")
     with refusing(f"{path}: cannot be opened", "Check the path and its permissions"):
+        if Path(path).is_file():
+            path = path.rstrip("/")  # as a shell may put it behind a name
         if Path(path).is_dir() or _inside_zarr(Path(path)):
             return _open_folder(path, level=level, axes=axes, missing=missing)
         return _open_file(path, kind_of(path), level=level, axes=axes, missing=missing)

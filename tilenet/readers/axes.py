@@ -124,10 +124,7 @@ def _fault(letters: Sequence[str]) -> str | None:
 def _said(stored: Sequence[str], shape: Sequence[int], axes: str, name: str) -> tuple[str, ...]:
     lengths = _lengths(stored, shape)
     if not _fits(axes, stored):
-        raise ImageError(
-            f"{name}: has the shape {lengths}, which axes={axes!r} does not describe. "
-            f"Give one letter of {AXES} for each of its {len(lengths)} axes, e.g. axes={_suggested(lengths)!r}"
-        )
+        raise ImageError(f"{name}: has the shape {lengths}, which axes={axes!r} does not describe. " + _advice(lengths))
     return _in_place(axes, stored)
 
 
@@ -157,7 +154,9 @@ def _in_place(axes: str, stored: Sequence[str]) -> tuple[str, ...]:
 def _advice(shape: Sequence[int]) -> str:
     if len(shape) < 2:
         return "Give a plane at least, such as an array of one row: pixels[numpy.newaxis]"
-    return f"Specify them with axes (--axes), e.g. axes={_suggested(shape)!r}"
+    if len(shape) > len(AXES):
+        return f"There are {len(shape)}, and {len(AXES)} at most can be read: write those of one image as a file"
+    return f"Give one letter of {AXES} for each of its {len(shape)} axes (--axes), e.g. axes={_suggested(shape)!r}"
 
 
 def _suggested(shape: Sequence[int]) -> str:

@@ -73,7 +73,10 @@ def dicom_files(folder: str | Path) -> list[Path]:
     found = [p for p in files if p.suffix.lower() == DICOM_SUFFIX]
     others = sorted(p.name for p in files if p not in found)
     if found and others:
-        raise ImageError(f"{folder}: holds {others[0]} beside DICOM files. Give one file, or a folder of one slide")
+        raise ImageError(
+            f"{folder}: holds {others[0]} beside DICOM files. Give one file, a folder of one slide, or (for a batch) a "
+            f"pattern such as '{folder}/*'"
+        )
     return found
 
 

@@ -21,6 +21,8 @@ from tilenet.readers.codestreams import picture_size
 from tilenet.readers.image import RGB, Image, Level, Pixels
 
 DECODERS = {"png": imagecodecs.png_decode, "jpeg": imagecodecs.jpeg_decode, "bmp": imagecodecs.bmp_decode}
+# Markers (ITU-T T.81, B.1.1.3). Within a scan a byte FF is followed by 00, so that neither is found there by chance.
+SCAN_OF_JPEG, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 # Colour model of each number of samples, and how many of them are not alpha.
 WITHOUT_ALPHA = {1: 1, 2: 1, 3: 3, 4: 3}
 
@@ -72,6 +74,8 @@ def _decode(data: bytes, kind: str, *, path: str) -> Pixels:
         raise ImageError(f"{path}: its header does not say how large it is. The file is damaged; get it again")
     # Eight bytes a pixel: four samples of 16 bits, the most that these formats hold.
     check_piece(size[0] * size[1] * 8, f"{path}: {size[0]} x {size[1]} px")
+    if kind == "jpeg" and data.rfind(END_OF_JPEG) < data.rfind(SCAN_OF_JPEG):
+        raise ImageError(f"{path}: is cut off, as a JPEG without an end. Get the file again")
     pixels = np.atleast_3d(DECODERS[kind](data))
     samples = WITHOUT_ALPHA.get(pixels.shape[2]) if kind != "jpeg" else pixels.shape[2]
     return np.ascontiguousarray(pixels[..., :samples].astype(pixel_dtype(pixels.dtype, path), copy=False))

@@ -3,7 +3,8 @@
 tifffile says where the tiles and strips ("segments") of a file lie and how one is decoded;
 this module reads and decodes only those that a box touches. Axes of length 1 that OME-XML
 and ImageJ always declare are not axes of the image; channels and samples are one axis ``c``, channel
-by channel. Palette indices, and greys of which 0 is white, are read as they are stored.
+by channel. Numbers of a palette (which is told, unless it is a ramp that shows greys in colour) and greys of which
+0 is white are read as they are stored.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LOG = logging.getLogger("tilenet")
 # Kinds of files that may hold several images alike; smaller ones by this factor are labels, thumbnails, levels.
 SEVERAL, LESSER = {"ome", "shaped", "generic", "uniform"}, 3
 
-YCBCR = 6
+PALETTE, YCBCR = 3, 6
 
 
 @cache
@@ -44,6 +45,22 @@ def _tell_of_others(path: str, count: int, shape: tuple[int, ...]) -> None:
         "%s: holds %d images, of which one is read, %s px. Write the others to files of their own",
         *(path, count, " x ".join(map(str, shape))),
     )
+
+
+@cache
+def _tell_of_palette(path: str) -> None:
+    LOG.warning(
+        "%s: its pixels are numbers of a palette, and are read as greys. Write a picture in colour as RGB first",
+        path,
+    )
+
+
+def _is_picture_of_palette(page: tifffile.TiffPage) -> bool:
+    """Tell whether numbers are of colours, and not of greys that a look-up table shows in colour, nor of labels."""
+    if page.photometric != PALETTE or page.colormap is None:
+        return False
+    colors = np.asarray(page.colormap, np.int64)  # (3, 256)
+    return bool((np.diff(colors) < 0).any())
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,8 @@ class TiffSource:
             # Built here, as its first use is not thread-safe; without data it only says what it cannot decode.
             page = level.segments.page
             page.decode(None, 0)
+            if _is_picture_of_palette(page):
+                _tell_of_palette(self.path)
             if page.photometric == YCBCR and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
                 raise ImageError(f"{self.path}: its pixels are YCbCr without JPEG. Convert them to RGB")
         self.pixel_sizes = pixel_sizes(

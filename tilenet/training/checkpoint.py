@@ -38,7 +38,8 @@ class Folder:
         """
         text = json.dumps(identity, indent=1, sort_keys=True)
         if not resume and (self.path.exists() or self.out.exists()):
-            raise OutputExists(f"{self.out}: exists, or its training does. Resume it, or choose another name")
+            there = self.path if self.path.exists() else self.out
+            raise OutputExists(f"{there}: exists already. Go on with it (--resume), or choose another name")
         if not self.recipe.is_file():
             with put_whole(self.recipe, again=AGAIN) as part:
                 part.write_text(text)
@@ -46,7 +47,10 @@ class Folder:
         if (before := self.recipe.read_text()) != text:
             old, new = json.loads(before), json.loads(text)
             name = next(k for k in {**old, **new} if old.get(k) != new.get(k))
-            raise OutputMismatch(f"{self.path}: was started with {name} {old.get(name)}, not {new.get(name)}")
+            raise OutputMismatch(
+                f"{self.path}: was started with {name} {old.get(name)}, not {new.get(name)}. Give the same, or choose "
+                f"another name"
+            )
         return torch.load(self.last, weights_only=True) if self.last.is_file() else None
 
     def save(self, state: dict[str, Any]) -> None:

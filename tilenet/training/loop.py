@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tilenet.card import ModelCard
-from tilenet.errors import ImageError, ModelError
+from tilenet.errors import ImageError, ModelError, SettingsError
 from tilenet.machine import find_device
 from tilenet.models import load_model, save_model
 from tilenet.training.checkpoint import Average, Folder
@@ -150,6 +150,9 @@ class _Run:
             check_objects(labels, recipe.targets)  # type: ignore[arg-type]
         self.values = class_values(labels) if recipe.targets == "classes" else ()  # type: ignore[arg-type]
         self.card = _completed(card, recipe, self.values)
+        if recipe.class_weights not in ((), ("balanced",)) and len(recipe.class_weights) != len(self.card.classes):
+            count, classes = len(recipe.class_weights), ", ".join(self.card.classes)
+            raise SettingsError(f"class_weights are {count}, and there are {len(self.card.classes)} classes: {classes}")
         self.device = find_device(recipe.device)
         channels, ndim = len(pairs[0][0].image), pairs[0][0].label.ndim
         self.network = build(recipe, channels, len(self.card.classes), ndim).to(self.device)
@@ -163,7 +166,11 @@ class _Run:
 
     def start_from(self, model: UNet) -> None:
         if model.options != self.network.options:
-            raise ModelError(f"the model to start from has options {model.options}, not {self.network.options}")
+            wanted = self.network.options
+            differs = ", ".join(f"{k} {v}, not {wanted[k]}" for k, v in model.options.items() if v != wanted[k])
+            raise ModelError(
+                f"the model to start from has {differs}. Train such a network, or start from another model"
+            )
         self.network.load_state_dict(model.state_dict())
         self.average = Average(self.network, self.recipe.average)
 

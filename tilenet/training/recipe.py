@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any
 
 from tilenet.errors import SettingsError
@@ -12,6 +13,14 @@ PERCENTILES = {"method": "percentile", "low": 1, "high": 99.8, "per_channel": Fa
 RATES = {"adamw": 2e-3, "sgd": 1e-2}
 # What these change is who computes and how fast; a resumed training may have others.
 FREE = ("workers", "device", "compiled")
+# Least and most of what is a number.
+RANGES = (
+    *((name, 1, inf) for name in ("epochs", "batch", "crops", "tile", "zoom", "stretch", "elastic_grid")),
+    *((name, 0, inf) for name in ("small", "w0", "elastic", "intensity", "stain", "weight_decay", "workers", "seed")),
+    *((name, 0, 1) for name in ("dropout", "dice", "hold", "average", "momentum")),
+    *((name, 0, 1) for name in ("noise", "invert", "tint", "swap", "grey", "dab", "dyed", "holes")),
+    *(("depth", 1, 16), ("wf", 0, 24), ("sigma", 1e-6, inf)),
+)
 
 
 @dataclass(frozen=True)
@@ -139,16 +148,17 @@ class Recipe:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise SettingsError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.stop is not None and not 1 <= self.stop <= self.epochs:
             raise SettingsError(f"stop is one of the {self.epochs} epochs, from 1, not {self.stop}")
         if not 0 < self.validation < 1:
             raise SettingsError(f"validation is a share between 0 and 1, not {self.validation}")
-        for name in ("zoom", "stretch"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is at least 1, not {getattr(self, name)}")
+        for name, least, most in RANGES:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                limits = f"at least {least:g}" if most == inf else f"from {least:g} to {most:g}"
+                raise SettingsError(f"{name} is {limits}, not {value}")
+        if self.rate is not None and not 0 < self.rate < inf:
+            raise SettingsError(f"rate is above 0, not {self.rate}")
 
     @property
     def last_epoch(self) -> int:
