@@ -150,7 +150,7 @@ def _was_an_object(source: str) -> bool:
 
 def _damage(out: Path) -> list[str]:
     """Return what is damaged of a complete mask; one that is not complete is refused on opening."""
-    if out.is_file() and is_tiff(out):
+    if is_tiff(out) and not out.is_dir():
         return open_tiff_mask(out).check()
     store = Store.inspect(out)
     return [str(found) for found in store.check()] if store.complete else []
