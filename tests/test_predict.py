@@ -1,6 +1,8 @@
 """Which engine a network gets, and that it is this network's as it is now."""
 
 import logging
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -176,3 +178,28 @@ def test_threads_that_overlap_leave_the_number_that_was_there_before():
     later.start()
     later.join()
     assert seen == [before] == [torch.get_num_threads()]
+
+
+FREED = """
+import numpy as np
+from tilenet import machine
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) // 1024
+
+machine.keep_freed_memory()
+some = [np.ones(2**20) for _ in range(32)]
+kept = some[1::2]
+full = resident()
+del some
+freed = resident()
+machine.give_back_freed_memory()
+print(full - freed, full - resident(), len(kept))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_memory_that_is_kept_for_the_next_pass_is_given_back_when_there_is_none():
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    kept, given_back, _ = map(int, done.stdout.split())
+    assert kept < 16 and given_back > 100  # of 128 MB that are free, in pieces between others

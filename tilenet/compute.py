@@ -41,6 +41,7 @@ def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress |
         report = run_job(job, numbers, store, tissue=tissue, progress=progress) if not store.complete else Report()
         raise_if_failed(report, job)
         started = perf_counter()
+        machine.give_back_freed_memory()
         finish(store)
         report.finished = perf_counter() - started
         return report

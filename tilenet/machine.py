@@ -92,3 +92,14 @@ def keep_freed_memory() -> None:
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_MMAP_THRESHOLD, 2**30)
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Hand all that is free to the kernel: between two stages, so that the second does not add to the first one's peak.
+
+    What is kept for activations lies in pieces that the next stage may not fit into.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
