@@ -68,7 +68,7 @@ def batch(
     Returns
     -------
     list of Result
-        In the order of the images: name, ``done``, ``skipped`` or ``failed``, pixels, seconds, error.
+        In the order of the images: name, ``done``, ``skipped`` or ``failed``, pixels, counts, seconds, error.
 
     Raises
     ------

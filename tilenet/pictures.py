@@ -75,7 +75,8 @@ def overlay(
     Raises
     ------
     SettingsError, OutputMismatch
-        If the part is empty, or there is no such plane or no tissue map; if the mask is not of this image.
+        If the part is not all in the mask, or there is no such plane or no tissue map; if the mask is not of this
+        image.
 
     Examples
     --------

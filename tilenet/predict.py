@@ -34,7 +34,7 @@ ENGINES = ("auto", "plain", "fast")
 # What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 # Of these, those that are scaled in float64: see `is_wide`.
-WIDE = {torch.int32, torch.int64, torch.float64}
+WIDE = {torch.int32, torch.float64}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 # Bytes of a pixel's logits for each class, and of its mask, with the copies that are made of them.
 LOGITS, MASKS = 8, 2

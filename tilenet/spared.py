@@ -52,7 +52,7 @@ def refuse_inside(out: Path, **spared: Any) -> None:
 
 def _meet(out: Path, spared: Any) -> bool:
     """Tell whether a file would be, or be inside, what is to be spared; the names of arrays are no paths."""
-    if not isinstance(spared, str | Path) or is_address(spared):
+    if not isinstance(spared, str | Path) or spared == "" or is_address(spared):
         return False
     source, target = Path(spared).resolve(), out.resolve()
     return target == source or source in target.parents

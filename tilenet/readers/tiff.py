@@ -56,7 +56,7 @@ def _tell_of_palette(path: str) -> None:
 
 
 def _is_picture_of_palette(page: tifffile.TiffPage) -> bool:
-    """Tell whether numbers are of colours, and not of greys that a look-up table shows in colour, nor of labels."""
+    """Tell whether numbers are of colours (or labels), and not greys that a look-up table shows in colour: a ramp."""
     if page.photometric != PALETTE or page.colormap is None:
         return False
     colors = np.asarray(page.colormap, np.int64)  # (3, 256)

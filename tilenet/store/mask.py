@@ -78,7 +78,7 @@ class AnyMask:
         return self.read(0, index)
 
     def read(self, level: int, index: Any) -> NDArray[Any]:
-        """Return pixels of a level, by any index of arrays; `BlocksFailed` if a file of them is damaged."""
+        """Return pixels of a level, by any index of arrays; `BlocksFailed` if a file of them is damaged or lost."""
         try:
             return np.asarray(self.levels[level][index])
         except (RuntimeError, ValueError, OSError) as error:
