@@ -6,8 +6,13 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+import torch
+import zarr
 
+import tilenet
 from tilenet.cli import cli
 
 ROOT = Path(__file__).parent.parent
@@ -72,12 +77,50 @@ def test_every_test_that_the_guarantee_names_exists(test):
     assert (ROOT / test).exists()
 
 
-def test_the_example_of_a_large_volume_runs():
-    page = (ROOT / "docs" / "python.md").read_text()
-    (example,) = (block for block in re.findall(r"^```python\n(.*?)^```", page, re.S | re.M) if "tilenet.lazy" in block)
-    found = {}
-    exec(example, found)
-    assert found["plane"].shape == (40, 40)
+def python_blocks():
+    """Return every block of Python of the pages."""
+    return [
+        pytest.param(block, id=f"{page.stem}-{k}")
+        for page in PAGES
+        for k, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M))
+    ]
+
+
+def padded_network():
+    """Return one that pools three times, as the page says of `MyPaddedNetwork`."""
+    return torch.nn.Sequential(tilenet.UNet(depth=4, wf=1, padding=True))
+
+
+def valid_network():
+    """Return one that loses 32 px a side, as the page says of `MyValidNetwork`."""
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 2, 65))
+
+
+@pytest.fixture
+def what_the_pages_name(tmp_path, monkeypatch):
+    """Return the names that the blocks use, in a folder with the files that they read."""
+    monkeypatch.chdir(tmp_path)
+    plane = np.random.default_rng(0).integers(0, 255, (96, 128), np.uint8)
+    with tifffile.TiffWriter("slide.svs") as slide:
+        for step in (1, 2):
+            slide.write(plane[::step, ::step], tile=(16, 16), subifds=step % 2, subfiletype=step - 1)
+    zarr.create_array("volume.zarr", data=np.zeros((513, 16, 16), np.uint8), dimension_names="zyx")
+    network = tilenet.UNet(depth=2, wf=1).eval()
+    volume = np.zeros((3, 40, 30), np.uint8)
+    networks = {"MyPaddedNetwork": padded_network, "MyValidNetwork": valid_network}
+    return {"tilenet": tilenet, "array": plane, "volume": volume, "network": network, **networks}
+
+
+@pytest.mark.parametrize("block", python_blocks())
+def test_every_block_of_python_runs_as_it_stands(block, what_the_pages_name):
+    exec(block, what_the_pages_name)
+    if "plane" in what_the_pages_name and "lazy" in block:
+        assert what_the_pages_name["plane"].ndim == 2
+
+
+def test_a_block_that_is_wrong_fails(what_the_pages_name):
+    with pytest.raises(tilenet.ImageError):
+        exec('tilenet.segment("no.svs", "mask.zarr")', what_the_pages_name)
 
 
 def test_the_tables_of_speed_are_those_that_were_measured(monkeypatch):
