@@ -127,6 +127,12 @@ def test_a_plain_list_has_a_path_a_line(tmp_path):
     assert [order.name for order in orders] == ["a", "b"]
 
 
+def test_blanks_around_the_values_of_a_list_mean_nothing(tmp_path):
+    (tmp_path / "list.csv").write_text("image,name,level\n a.tif ,first , 1\n")
+    (order,) = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
+    assert (order.image, order.name, order.options.level) == (str(tmp_path / "a.tif"), "first", 1)
+
+
 def test_what_no_worker_could_open_is_refused_before_work(images, tmp_path):
     with pytest.raises(SettingsError, match="workers load models by themselves"):
         tilenet.batch(images, tmp_path / "masks", model=random_network(depth=2, wf=1), client=Cluster())

@@ -144,7 +144,17 @@ def test_channels_are_chosen_by_name_and_recorded_as_numbers(stained, model, tmp
     np.testing.assert_array_equal(tilenet.lazy(stained, model=model, channels=["GFP", 2, "DAPI"]).compute(), expected)
     alone = tilenet.segment(stained, model=model, channels="GFP")
     np.testing.assert_array_equal(alone, tilenet.segment(stained, model=model, channels=[1]))
+    swapped = tilenet.segment(stained, model=model, channels="1,2,DAPI")
+    np.testing.assert_array_equal(swapped, expected)
     assert tilenet_command("overlay", stained, tmp_path / "m.zarr", "-o", tmp_path / "o.png")[0] == 0
+
+
+def test_one_channel_is_opened_by_its_number_or_name(stained):
+    with tilenet.open_image(stained) as image:
+        second = image.read(tilenet.Box((0, 0), (5, 5)))[1:2]
+    for one in (1, "GFP", [1]):
+        with tilenet.open_image(stained, channels=one) as image:
+            np.testing.assert_array_equal(image.read(tilenet.Box((0, 0), (5, 5))), second)
 
 
 def test_a_list_of_a_batch_names_channels(stained, model, tmp_path):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -279,6 +280,24 @@ def test_a_setting_that_cannot_be_is_told_with_the_way_out(work, tilenet_command
     code, _, err = tilenet_command(*args)
     assert (code, err.count("\n")) == (2, 1)
     assert words in err
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
+def test_a_full_stdout_is_a_fault_of_the_machine_and_a_full_or_closed_stderr_is_none(work):
+    def run(*args, **streams):
+        return subprocess.run([sys.executable, "-m", "tilenet", *map(str, args)], text=True, check=False, **streams)
+
+    with FULL.open("w") as full:
+        done = run("info", "nuclei", stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 4
+        assert done.stderr.startswith("tilenet: error: stdout: cannot be written (No space left on device). ")
+        assert done.stderr.count("\n") == 1
+        assert run("info", "nothing", stdout=subprocess.PIPE, stderr=full).returncode == 2
+    segment = ("segment", work / "slide.tif", "-m", work / "small.safetensors", "-o", work / "closed.zarr")
+    assert run(*segment, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2)).returncode == 0
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly():

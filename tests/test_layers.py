@@ -75,11 +75,12 @@ HOMES = {
         "cli_segment",
         "cli_shares",
         "cli_options",
+        "cli_output",
         "cli_cluster",
         "cli_training",
         "cli_tuning",
     },
-    "rich": {"cli_options"},
+    "rich": {"cli_output"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"tilenet"}
 

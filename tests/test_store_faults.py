@@ -381,6 +381,18 @@ def test_an_error_of_the_system_in_a_step_leaves_no_temporary_file(tmp_path, mon
     store.close()
 
 
+def test_a_store_that_was_moved_away_is_told_as_that(tmp_path, right):
+    layout = LAYOUTS["tiny"]
+    store = Store.create(tmp_path / "m.zarr", layout, INFO)
+    store.write(0, part(layout, truth_of(layout), 0))
+    (tmp_path / "m.zarr").rename(tmp_path / "moved.zarr")
+    with pytest.raises(EnvironmentFault, match=r"m\.zarr.*cannot be written \(no such file or directory\)"):
+        store.write(1, part(layout, truth_of(layout), 1))
+    (tmp_path / "moved.zarr").rename(store.path)
+    store.close()
+    assert_resumes_to(right("tiny"), store.path, "tiny")
+
+
 def test_a_journal_line_that_failed_half_way_does_not_spoil_the_next(tmp_path, monkeypatch, right):
     layout, truth = LAYOUTS["tiny"], truth_of(LAYOUTS["tiny"])
     store, real = Store.create(tmp_path / "m.zarr", layout, INFO), files.step

@@ -34,7 +34,7 @@ def segment(
     model: Any = "nuclei",
     footprint: Footprint | None = None,
     axes: str | None = None,
-    channels: str | Sequence[int | str] | None = None,
+    channels: int | str | Sequence[int | str] | None = None,
     level: int | None = None,
     mpp: float | None = None,
     roi: Roi | None = None,
@@ -80,8 +80,9 @@ def segment(
         For a network that has none of its own.
     axes : str, optional
         Letters of ``tczyx``, one per axis; needed for an array of more than two.
-    channels : sequence of int or str, optional
-        Channels that the network sees, in its order: numbers, or names that the image gives them.
+    channels : int, str or sequence of them, optional
+        Channels that the network sees, in its order: numbers, or names that the image gives them;
+        ``"DAPI,2"`` as on the command line.
     level : int, optional
         Resolution level of the image; 0 is the finest.
     mpp : float, optional

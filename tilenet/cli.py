@@ -14,18 +14,8 @@ import click
 
 import tilenet
 from tilenet import cli_batch, cli_export, cli_pictures, cli_segment, cli_shares, cli_training, cli_tuning
-from tilenet.cli_options import (
-    JSON,
-    QUIET,
-    Numbers,
-    gigabytes,
-    image_options,
-    plain,
-    progress_bar,
-    show,
-    sides,
-    with_model,
-)
+from tilenet.cli_options import JSON, QUIET, Numbers, image_options, with_model
+from tilenet.cli_output import gigabytes, plain, print_nothing_more, progress_bar, say, show, sides, tell
 from tilenet.errors import TilenetError
 from tilenet.geometry import Box
 from tilenet.interrupts import Interrupted, interruptible
@@ -160,7 +150,7 @@ def convert(weights: str, out: Path, **options: Any) -> None:
     from tilenet.models import convert_model
 
     convert_model(weights, out, **{k: v for k, v in options.items() if v is not None})
-    click.echo(f"{out}")
+    say(f"{out}")
 
 
 @cli.command()
@@ -169,7 +159,7 @@ def sample(out: Path) -> None:
     """Write a 4096 x 4096 px slide to try tilenet on."""
     from tilenet.sample import write_sample
 
-    click.echo(f"{write_sample(out)}")
+    say(f"{write_sample(out)}")
 
 
 cli.add_command(cli_segment.segment)
@@ -212,7 +202,7 @@ def _run() -> None:
     except TilenetError as error:
         _give_up(str(error), error, error.exit_code)
     except BrokenPipeError:  # nobody reads what is printed any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_nothing_more()
         sys.exit(CLOSED_PIPE)
     except MemoryError as error:
         _give_up("out of memory. Run again with a smaller --tile, --batch or --memory", error, 4)
@@ -235,6 +225,4 @@ def _say_interrupted() -> None:
 
 
 def _say(message: str) -> None:
-    # A file's name, or what a library quotes of its content, must not steer the terminal.
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
-    click.echo(f"tilenet: error: {line}", err=True)
+    tell(f"tilenet: error: {' '.join(message.split())}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli_cluster import cluster_of, cluster_options
-from tilenet.cli_options import JSON, OVERVIEW, QUIET, image_options, show, with_model
+from tilenet.cli_options import JSON, OVERVIEW, QUIET, image_options, with_model
+from tilenet.cli_output import say, show
 from tilenet.errors import BlocksFailed
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
 
     def tell(result: Result) -> None:
         if not (quiet or as_json):
-            click.echo(_line(result))
+            say(_line(result))
 
     machine.keep_freed_memory()
     with cluster_of(options) as client:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli_options import JSON, QUIET, progress_bar, show, sides
+from tilenet.cli_options import JSON, QUIET
+from tilenet.cli_output import progress_bar, show, sides
 from tilenet.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from tilenet.cli_options import JSON, Numbers, remarks, show
+from tilenet.cli_options import JSON, Numbers
+from tilenet.cli_output import remarks, show
 
 
 @click.command()

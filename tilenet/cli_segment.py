@@ -10,20 +10,8 @@ import click
 
 from tilenet import cli_shares
 from tilenet.cli_cluster import cluster_of, cluster_options
-from tilenet.cli_options import (
-    JSON,
-    OVERVIEW,
-    QUIET,
-    image_options,
-    label_names,
-    profile_of,
-    profile_rows,
-    progress_bar,
-    remarks,
-    show,
-    sides,
-    with_model,
-)
+from tilenet.cli_options import JSON, OVERVIEW, QUIET, image_options, with_model
+from tilenet.cli_output import label_names, profile_of, profile_rows, progress_bar, remarks, show, sides
 from tilenet.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from tilenet.cli_options import JSON, QUIET, progress_bar, show
+from tilenet.cli_options import JSON, QUIET
+from tilenet.cli_output import progress_bar, show
 
 
 class ShareOf(click.ParamType[Any]):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tilenet.cli_options import Numbers
+from tilenet.cli_output import say, show, tell
 from tilenet.training.recipe import RATES, Recipe
 
 if TYPE_CHECKING:
@@ -137,10 +136,10 @@ def train(
     if scaling is not None:
         chosen["scaling"] = parse_rule(scaling)
     recipe = Recipe(**chosen)
-    show = None if quiet else _show
-    network = train_network(data, out, recipe=recipe, start=start, axes=axes, resume=resume, progress=show)
+    progress = None if quiet else _tell_epoch
+    network = train_network(data, out, recipe=recipe, start=start, axes=axes, resume=resume, progress=progress)
     if not quiet:
-        click.echo("\n".join([f"{out}", *_rows(network.card.metrics if network.card else {}, "  ")]))
+        say("\n".join([f"{out}", *_rows(network.card.metrics if network.card else {}, "  ")]))
 
 
 @click.command()
@@ -154,15 +153,12 @@ def evaluate(prediction: Path, truth: Path, classes: bool, axes: str | None, as_
     from tilenet.evaluation import evaluate as score
 
     scores = score(prediction, truth, classes=classes, axes=axes)
-    click.echo(json.dumps(scores) if as_json else "\n".join(_rows(scores)))
+    show(scores, "\n".join(_rows(scores)), as_json=as_json)
 
 
-def _show(p: Progress) -> None:
+def _tell_epoch(p: Progress) -> None:
     left = f"{p.seconds_left / 60:.1f} min left"
-    click.echo(
-        f"epoch {p.epoch}/{p.epochs}: loss {p.loss:.4f}, score {p.score:.4f} (best {p.best:.4f}), {left}", err=True
-    )
-    sys.stderr.flush()
+    tell(f"epoch {p.epoch}/{p.epochs}: loss {p.loss:.4f}, score {p.score:.4f} (best {p.best:.4f}), {left}")
 
 
 def _rows(scores: dict[str, Any], indent: str = "") -> list[str]:

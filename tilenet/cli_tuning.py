@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli_options import JSON, gigabytes, image_options, show, sides, with_model
+from tilenet.cli_options import JSON, image_options, with_model
+from tilenet.cli_output import gigabytes, show, sides
 
 if TYPE_CHECKING:
     from tilenet.tuning import Setting, Tuning

@@ -136,9 +136,10 @@ def to_objects(
     """
     outer = job.plan.shape[: -job.footprint.ndim]
     if max(outer, default=1) > 1:
+        one, each = ("plane", "planes") if job.footprint.ndim == 2 else ("volume", "volumes")
         raise SettingsError(
-            f"{job.image.name}: objects are found in one plane (or volume, by a 3-D network) at a time, "
-            f"not in {' x '.join(map(str, outer))}. Segment planes one by one"
+            f"{job.image.name}: objects are found in one {one} at a time, not in {' x '.join(map(str, outer))} of "
+            f"them. Segment {each} one by one (--roi)"
         )
     sides = job.plan.shape[-job.footprint.ndim :]
     probabilities = to_array(job, numbers, progress=progress, report=report).reshape(-1, *sides)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.geometry import Box
 from tilenet.readers import open_image
+from tilenet.store import refuse_unfinished
 
 HIDDEN = (".", "_")
 # What `tilenet batch` leaves beside masks, and others beside images.
@@ -37,7 +38,16 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
 
 
 def read_labels(path: str | Path, *, axes: str | None = None) -> NDArray[np.int32]:
-    """Return the labels (*n) of a 2-D or 3-D file; `ImageError` unless they are integers."""
+    """Return the labels (*n) of a 2-D or 3-D file.
+
+    Raises
+    ------
+    ImageError
+        Unless they are integers.
+    OutputIncomplete, BlocksFailed
+        If they are a mask that tilenet wrote, but not to the end, or that has lost files since.
+    """
+    refuse_unfinished(path)
     with open_image(path, axes=axes) as image:
         if image.dtype.kind not in "iub":
             raise ImageError(f"{path}: holds {image.dtype}, not integers. Labels are whole numbers, 0 is background")

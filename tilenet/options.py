@@ -23,7 +23,7 @@ class Options:
     mpp: float | None = None
     axes: str | None = None
     # Numbers, or names that the image says: settling makes numbers of all. A text is one name.
-    channels: Sequence[int | str] | str | None = None
+    channels: int | str | Sequence[int | str] | None = None
     tile: int | Sequence[int] | None = None
     block: int | Sequence[int] | None = None
     batch: int | None = None
@@ -50,8 +50,8 @@ class Options:
                 raise SettingsError(f"{option.name} is empty. Give a value, or leave it out")
         for name in ("tile", "block", "channels"):
             object.__setattr__(self, name, _plain(getattr(self, name), name, texts=name == "channels"))
-        if isinstance(self.channels, int | str):
-            object.__setattr__(self, "channels", (self.channels,))
+        if isinstance(said := self.channels, int | str):
+            object.__setattr__(self, "channels", parse_channels(said) if isinstance(said, str) else (said,))
         for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", 1)):
             object.__setattr__(self, name, _count(getattr(self, name), name, least))
         if self.threads is not None and self.threads > MOST_THREADS:

@@ -146,9 +146,9 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         raise SettingsError(f"{path}: has two columns {twice[0]}. Remove one")
     for row in rows:
         where = f"{path}: line {rows.line_num}"
-        if "" in row or not row["image"]:
+        if "" in row or not (row["image"] or "").strip():
             raise SettingsError(f"{where} has no image, or more values than columns. Put values with commas in quotes")
-        said = {column: value for column, value in row.items() if value}
+        said = {column: value.strip() for column, value in row.items() if value.strip()}
         order = _order(_beside(path, said.pop("image")), plain)
         name, model = said.pop("name", order.name), said.pop("model", plain.model)
         if Path(name).name != name or name.startswith("."):

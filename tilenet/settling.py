@@ -32,7 +32,7 @@ from tilenet.region import find_roi, roi_to_json
 from tilenet.resolution import Resolution, recorded, resolve
 from tilenet.scaling import Scaling
 from tilenet.sizes import plan_tiles
-from tilenet.store import Store, is_ours
+from tilenet.store import Store, is_ours, refuse_unfinished
 
 # What people ought to hear of a run before it starts; the command prints it.
 LOG = logging.getLogger("tilenet")
@@ -126,6 +126,7 @@ def settle(
     """
     found = _find_model(model)
     if isinstance(source, str | Path) and is_ours(Path(source)):
+        refuse_unfinished(source)
         LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
     footprint = predict.footprint_of(found.network, footprint)
     opened = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")

@@ -31,7 +31,7 @@ from tilenet.geometry import ceil_div
 from tilenet.plan import Plan
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
-from tilenet.store import TissueMap
+from tilenet.store import TissueMap, refuse_unfinished
 from tilenet.store.tissue_map import MOST_CELLS
 
 # Saturation below the first is the noise of glass, above the second it is never glass, whatever Otsu says:
@@ -188,6 +188,8 @@ def read_mask(source: str | Path | NDArray[Any], image: Image) -> Tissue:
 
     It is taken as it is: no hole is closed, nothing is dilated.
     """
+    if isinstance(source, str | Path):
+        refuse_unfinished(source)
     with open_image(source) as mask:
         shape, covers = plane_of(mask), plane_of(image)
         expected = [shape[0] * covers[1] / covers[0], shape[1] * covers[0] / covers[1]]

@@ -24,7 +24,7 @@ def open_image(
     *,
     level: int = 0,
     axes: str | None = None,
-    channels: Sequence[int | str] | None = None,
+    channels: int | str | Sequence[int | str] | None = None,
     missing: str = "error",
 ) -> Image:
     """Open an image of any kind, without reading its pixels (but for PNG, JPEG and BMP, which have no parts).
@@ -40,8 +40,8 @@ def open_image(
     axes : str, optional
         One letter of ``tczyx`` per axis, for arrays of more than two axes and for files that
         do not say which axis is which. In those that do, t, z and c of planes can be renamed.
-    channels : sequence of int or str, optional
-        Numbers or names of the channels to read, in that order; all by default.
+    channels : int, str or sequence of them, optional
+        Number or name of the channel to read, or those of several, in that order; all by default.
     missing : {"error", "fill"}
         What to do about a file that lacks some of its tiles: refuse it, or read them as 0.
 

@@ -197,8 +197,10 @@ class Image(ABC):
             pixels = f.unfolded(pixels, axis)
         return pixels
 
-    def channel_numbers(self, channels: Sequence[int | str]) -> tuple[int, ...]:
-        """Return the numbers of channels that are given as numbers or by name."""
+    def channel_numbers(self, channels: int | str | Sequence[int | str]) -> tuple[int, ...]:
+        """Return the numbers of channels, or of one, that are given as numbers or by name."""
+        if isinstance(channels, int | str):
+            channels = (channels,)
         return tuple(self._named(channel) if isinstance(channel, str) else int(channel) for channel in channels)
 
     def _named(self, channel: str) -> int:

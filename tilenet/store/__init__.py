@@ -9,7 +9,7 @@ ends with the same bytes.
 from tilenet.store.damage import Damage
 from tilenet.store.layout import Layout
 from tilenet.store.lease import Share
-from tilenet.store.mask import Mask, open_mask
+from tilenet.store.mask import Mask, open_mask, refuse_unfinished
 from tilenet.store.place import can_resume, check_free, held_whole, is_complete, is_ours, refuse_shares
 from tilenet.store.pyramid import Coarser, Spread
 from tilenet.store.tissue_map import TissueMap
@@ -31,4 +31,5 @@ __all__ = [
     "is_ours",
     "open_mask",
     "refuse_shares",
+    "refuse_unfinished",
 ]

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from tilenet.store.journal import Journal, Written
 from tilenet.store.layout import Layout
+from tilenet.store.metadata import foreign_entries
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def find_damage(path: Path, found: Recorded) -> Iterator[Damage]:
                     what = _compare(path / file, of)
                     if what:
                         yield Damage(file, what, layout.array_of(file), index)
+    yield from (Damage(name, "extra") for name in foreign_entries(path, layout) if not name.startswith("."))
     for array in layout.arrays:
         yield from _extra_files(path, layout, array)
 

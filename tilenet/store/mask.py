@@ -14,6 +14,7 @@ from tilenet.readers.boundary import one_line
 from tilenet.store.blocks import Blocks
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import read_root
+from tilenet.store.place import is_ours
 from tilenet.store.tissue_map import TissueMap
 
 if TYPE_CHECKING:
@@ -149,6 +150,12 @@ def open_mask(path: str | Path) -> Mask:
     if not complete:
         raise OutputIncomplete(f"{path}: is not complete. Run the command that made it again, with --resume")
     return Mask(path, layout, info)
+
+
+def refuse_unfinished(path: str | Path) -> None:
+    """Refuse a mask that `open_mask` refuses, before it is read as an image: what it lacks would be background."""
+    if is_ours(Path(path)):
+        open_mask(path)
 
 
 def _refuse_lost(path: Path, layout: Layout) -> None:

@@ -45,6 +45,12 @@ def fixed_documents(layout: Layout) -> dict[str, bytes]:
     return documents | ({f"{group}.zgroup": GROUP for group in groups} if layout.zarr_format == 2 else {})
 
 
+def foreign_entries(path: Path, layout: Layout) -> list[str]:
+    """Return the names in a store's folder that no store has."""
+    known = {OWN, layout.root, *(file.partition("/")[0] for file in fixed_documents(layout))}
+    return sorted({entry.name for entry in path.iterdir()} - known)
+
+
 @lru_cache(maxsize=64)  # of each level, as a pyramid asks for it with each of its blocks: a quarter of the time
 def array_document(array: ArrayLayout, zarr_format: int = 3) -> bytes:
     """Return an array's ``zarr.json`` or ``.zarray``: a file a block, zstd with a checksum, background 0.

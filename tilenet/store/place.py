@@ -18,7 +18,7 @@ from tilenet.store.files import RESUME, faults_named, make_folder, nearest_folde
 from tilenet.store.holder import is_running, started, this_machine
 from tilenet.store.journal import FOLDER
 from tilenet.store.lease import STALE, live, locks, refuse_live
-from tilenet.store.metadata import OWN, fixed_documents, read_root
+from tilenet.store.metadata import OWN, foreign_entries, read_root
 
 REPLACED = "replaced"
 NEW = ".tilenet-new"
@@ -40,6 +40,8 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
         if path.exists() or path.is_symlink():
             _refuse_to_replace(path, overwrite)
         folder = nearest_folder(path.parent)
+        if outer := next((p for p in (folder, *folder.parents) if is_ours(p)), None):
+            raise OutputExists(f"{path}: would be inside the mask {outer}. Choose another path")
         if not folder.is_dir():
             raise EnvironmentFault(f"{folder}: is a file, and {path} would be inside it. Choose another path")
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -56,9 +58,7 @@ def _refuse_to_replace(path: Path, overwrite: bool) -> None:
     protected = (Path.home().resolve(), Path(path.anchor))
     if not ours or path.resolve() in protected or os.path.ismount(path):
         raise OutputExists(f"{path}: exists, and is not a mask that tilenet wrote. Nothing is overwritten there")
-    layout = read_root(path)[0]
-    known = {OWN, layout.root, *(file.partition("/")[0] for file in fixed_documents(layout))}
-    if foreign := sorted({entry.name for entry in path.iterdir()} - known):
+    if foreign := foreign_entries(path, read_root(path)[0]):
         raise OutputExists(f"{path}: holds {foreign[0]}, which tilenet did not write. Move it away first")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from numpy.typing import NDArray
@@ -68,7 +69,8 @@ class Store(Held):
         try:
             return self._blocks.write(0, index, shards)
         except EnvironmentFault:
-            self._check_allowed()  # a run that took over sweeps away what this one was writing
+            with suppress(OSError):  # the folder is gone, and that is what is wrong
+                self._check_allowed()  # a run that took over sweeps away what this one was writing
             raise
 
     def begin(self, flight: str, blocks: Iterable[int]) -> dict[int, bytes] | None:

@@ -1,0 +1,145 @@
+"""What commands print, and where: results on stdout, progress, remarks and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tilenet.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from tilenet.compute import Progress
+    from tilenet.runner import Report
+
+
+@contextmanager
+def progress_bar(unit: str, *, shown: bool) -> Iterator[Progress | None]:
+    """Show progress on stderr with rate and time left, if that is a terminal."""
+    if not (shown and sys.stderr and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None, rate="")
+
+        def advance(done: int, total: int) -> None:
+            speed = bars.tasks[task].speed or 0
+            rate = f"{speed / 1e6:.2f} M{unit}/s" if unit == "px" else f"{done}/{total} {unit}"
+            bars.update(task, completed=done, total=total, rate=rate)
+
+        yield advance
+
+
+class _Remarks(logging.Handler):
+    def __init__(self, *, shown: bool) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+        self._shown = shown
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        if self._shown:
+            tell(f"tilenet: {self.lines[-1]}")
+
+
+@contextmanager
+def remarks(*, shown: bool) -> Iterator[list[str]]:
+    """Collect what the package says of a run, such as which level it reads, and show it on stderr."""
+    handler, log = _Remarks(shown=shown), logging.getLogger("tilenet")
+    before = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+def show(result: dict[str, Any], text: str, *, as_json: bool, quiet: bool = False) -> None:
+    """Print a result for people, or for machines."""
+    if not quiet:
+        say(json.dumps(result) if as_json else text)
+
+
+def say(text: str) -> None:
+    """Print on stdout; `EnvironmentFault` if that is full."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print_nothing_more()
+        raise EnvironmentFault(f"stdout: cannot be written ({error.strerror}). Only what is printed is lost") from error
+
+
+def tell(line: str) -> None:
+    """Print a line on stderr; whether anybody can read it changes nothing."""
+    with suppress(OSError):
+        # A file's name, or what a library quotes of its content, must not steer the terminal.
+        click.echo("".join(c if c.isprintable() else "?" for c in line), err=True)
+
+
+def print_nothing_more() -> None:
+    """Forget what is printed from now on, or Python would try again as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def sides(shape: Sequence[int]) -> str:
+    """Return ``3 x 4`` of (3, 4)."""
+    return " x ".join(map(str, shape))
+
+
+def label_names(labels: dict[str, str]) -> str:
+    """Return ``1 = nucleus`` of {"1": "nucleus"}."""
+    return ", ".join(f"{value} = {name}" for value, name in labels.items())
+
+
+def gigabytes(count: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{count / 1e9:.2f} GB"
+
+
+def plain(value: Any) -> str:
+    """Return a value as one line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# Seconds from which a rate says something.
+SHOWN = 0.01
+# What a stage of a run is, for `profile_rows`.
+STAGES = {
+    "read": "tiles read, by all readers together, beside the network",
+    "waited": "the network waited for tiles",
+    "computed": "the network ran, and its output was decided upon",
+    "written": "blocks written, beside the network",
+    "finished": "pyramid built, and every file checked",
+}
+
+
+def profile_of(report: Report) -> dict[str, Any]:
+    """Return the seconds of each stage of a run, and its pixels per second."""
+    seconds = {stage: getattr(report, stage) for stage in STAGES} | {"in all": report.seconds + report.finished}
+    rate = {stage: round(report.pixels / spent) if spent else None for stage, spent in seconds.items()}
+    exact = {stage: round(spent, 6) for stage, spent in seconds.items()}
+    return {"pixels": report.pixels, "seconds": exact, "px_per_s": rate}
+
+
+def profile_rows(profile: dict[str, Any]) -> list[str]:
+    """Return a table of where the time went."""
+    rows = [f"{'':<9} {'seconds':>9} {'Mpx/s':>9}"]
+    for stage, seconds in profile["seconds"].items():
+        rate = profile["px_per_s"][stage]
+        said = f"{rate / 1e6:>9.2f}" if rate and seconds >= SHOWN else f"{'-':>9}"
+        rows.append(f"{stage:<9} {seconds:>9.2f} {said}  {STAGES.get(stage, '')}".rstrip())
+    return rows
