@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from stub import BAD, Bright
 from workers import Cluster, write_image
 
 import tilenet
-from tilenet import worker
-from tilenet.errors import BlocksFailed, ImageError, SettingsError
+from tilenet import summary, worker
+from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
 from tilenet.options import Options
 from tilenet.orders import read_orders
 
@@ -125,6 +126,29 @@ def test_a_plain_list_has_a_path_a_line(tmp_path):
     (tmp_path / "list.txt").write_text("# two\na.tif\n\nb.ome.tif\n")
     orders = read_orders([tmp_path / "list.txt"], model="nuclei", options=Options())
     assert [order.name for order in orders] == ["a", "b"]
+
+
+def test_an_image_is_named_after_its_own_folder_and_never_hidden(tmp_path, monkeypatch):
+    (tmp_path / "stack").mkdir()
+    monkeypatch.chdir(tmp_path / "stack")
+    orders = read_orders([".", "../b.tif"], model="nuclei", options=Options())
+    assert [order.name for order in orders] == ["stack", "b"]
+    for hidden in ("/", ".hidden.tif"):
+        with pytest.raises(SettingsError, match="is no name of a file"):
+            read_orders([hidden], model="nuclei", options=Options())
+
+
+def test_batches_into_one_folder_do_not_spoil_each_other_s_summary(tmp_path):
+    results = [summary.Result(str(k), "i", "done", 1) for k in range(3)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: summary.write_summary(tmp_path, results), range(40)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["summary.csv", "summary.json"]
+    assert len(json.loads((tmp_path / "summary.json").read_text())) == 3
+    with pytest.raises(EnvironmentFault, match="summary.csv: cannot be written"):
+        (tmp_path / "summary.csv").unlink()
+        (tmp_path / "summary.csv").mkdir()
+        (tmp_path / "summary.csv" / "x").mkdir()
+        summary.write_summary(tmp_path, results)
 
 
 def test_blanks_around_the_values_of_a_list_mean_nothing(tmp_path):

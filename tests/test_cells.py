@@ -1,5 +1,7 @@
 """The coarse view is what a slow loop over all pixels gives, and never much of the image is held."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from tilenet import cells
 from tilenet.errors import SettingsError
 from tilenet.readers import open_image
+from tilenet.readers.image import READERS
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (2, 3, 37, 53), dtype=np.uint8)
 
@@ -36,6 +39,15 @@ def test_means_are_those_of_a_loop_over_the_cells_whatever_the_window(rows, colu
 def test_of_a_stack_each_cell_is_the_largest_of_all_planes():
     found = cells.reduced(open_image(PIXELS, axes="zcyx"), (5, 7), cells.mean_of)
     assert np.array_equal(found, np.maximum(*(cell_by_cell(plane, (5, 7), np.mean) for plane in PIXELS)).astype("f4"))
+
+
+def test_few_windows_are_read_ahead_however_many_there_are():
+    windows = iter(range(1000))
+    with ThreadPoolExecutor(2) as pool:
+        reading = cells._ahead(pool, lambda window: np.array([window]), windows)
+        assert next(reading) == (0, np.array([0]))
+        assert next(windows) == 2 * READERS
+        assert [int(values[0]) for _, values in reading] == [k for k in range(1, 1000) if k != 2 * READERS]
 
 
 def test_one_pixel_is_enough_for_every_cell_that_it_touches():

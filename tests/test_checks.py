@@ -151,6 +151,28 @@ def test_windows_straddle_every_border_of_tiles_before_any_twice(network):
         assert crossed == set(range(512, 4096, 512))
 
 
+def test_windows_meet_every_plane_before_any_twice(network):
+    plan = plan_tiles((5, 256, 256), network.footprint, tile=64)
+    boxes = list(straddling(plan, 5, np.random.default_rng(1)))
+    assert sorted(box.start[0] for box in boxes) == [0, 1, 2, 3, 4]
+
+
+def test_a_first_plane_that_is_wrong_is_found(tmp_path, network, monkeypatch):
+    write = Store.write
+
+    def corrupt(self, index, arrays):
+        if index == 0:
+            arrays["mask"][0] ^= 1
+        write(self, index, arrays)
+
+    monkeypatch.setattr(Store, "write", corrupt)
+    stack = np.stack([IMAGE[:200, :200]] * 2)
+    tilenet.segment(stack, tmp_path / "m.zarr", model=network, axes="zyx")
+    found = tilenet.verify(tmp_path / "m.zarr", stack, model=network)
+    assert not found.damage
+    assert {box.start[0] for box, _ in found.differences} == {0}
+
+
 def test_windows_of_a_small_image_lie_inside_it(network):
     plan = plan_tiles((3, 20, 5), network.footprint)
     for box in straddling(plan, 5, np.random.default_rng(0)):

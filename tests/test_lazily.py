@@ -2,6 +2,7 @@ import copy
 import gc
 import pickle
 import threading
+import time
 import tracemalloc
 
 import cloudpickle
@@ -77,6 +78,7 @@ class Passes:
             self.n, self.now = self.n + 1, self.now + 1
             self.most = max(self.most, self.now)
         out = np.concatenate([np.full_like(batch, 4.5), batch], axis=1)
+        time.sleep(0.001)  # or no two passes would ever meet
         with LOCK:
             self.now -= 1
         return out
@@ -226,6 +228,17 @@ def made(monkeypatch):
     make = Job.predictor
     monkeypatch.setattr(Job, "predictor", lambda job, numbers: predictors.append(make(job, numbers)) or predictors[-1])
     yield predictors
+    tiles._unpickled.clear()
+
+
+def test_a_process_keeps_the_images_of_few_arrays_open(files, monkeypatch):
+    monkeypatch.setattr(tiles, "KEPT", 3)
+    tiles._unpickled.clear()
+    arrays = [tilenet.lazy(files[0], model=files[1], tile=16, scaling=f"linear:0,{k}") for k in range(1, 6)]
+    expected = [array[:5, :5].compute() for array in arrays]
+    sent = [pickle.loads(pickle.dumps(array)) for array in arrays]
+    assert len(tiles._unpickled) == 3
+    assert all(np.array_equal(array[:5, :5].compute(), made) for array, made in zip(sent, expected, strict=True))
     tiles._unpickled.clear()
 
 

@@ -5,7 +5,7 @@ import pytest
 import tifffile
 
 import tilenet
-from tilenet.errors import ModelError, SettingsError, TilenetError
+from tilenet.errors import ModelError, OutputMismatch, SettingsError, TilenetError
 from tilenet.readers import open_image
 from tilenet.readers.tiff_decode import PageReader
 
@@ -72,6 +72,10 @@ def test_and_so_it_is_where_the_call_fails(slide, tmp_path, open_now):
     with pytest.raises(TilenetError):
         tilenet.segment(slide, tmp_path / "m.zarr", scaling={"method": "percentile", "low": 3, "high": 1})
     assert open_now() == []
+    tilenet.segment(slide, tmp_path / "m.zarr")
+    with pytest.raises(OutputMismatch):
+        tilenet.segment(slide, tmp_path / "m.zarr", tile=64, resume=True)
+    assert open_now() == []
 
 
 def test_and_a_batch_closes_what_it_had_opened_ahead_too(slide, tmp_path, open_now):
@@ -85,3 +89,6 @@ def test_and_a_batch_closes_what_it_had_opened_ahead_too(slide, tmp_path, open_n
     with pytest.raises(LookupError):
         tilenet.batch(copies, tmp_path / "masks", tell=broken)
     assert open_now() == []
+    with pytest.raises(LookupError, match="slide"):
+        tilenet.batch([slide], tmp_path / "one", tell=broken)  # of the last image, too, whatever is told is raised
+    assert [lock.name for lock in tmp_path.rglob("lock.*")] == []

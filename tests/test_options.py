@@ -42,6 +42,9 @@ def test_a_roi_may_be_an_array(network):
         ({"tile": "512"}, "tile '512'"),
         ({"level": "1"}, "level '1'"),
         ({"roi": 5}, "roi 5"),
+        ({"mpp": "0.5"}, "mpp '0.5'"),
+        ({"axes": 3}, "axes 3"),
+        ({"threshold": float("nan")}, "threshold nan"),
         ({"scaling": 5}, "scaling 5"),
         ({"roi": [(0, 0.9), (0, 5)]}, "neither a slice nor"),
         ({"probability_dtype": "int8"}, "float16, float32, float64, not int8"),
@@ -77,6 +80,28 @@ def test_a_model_that_gives_no_logits_is_refused_before_anything_is_read(made, s
         tilenet.segment(IMAGE, model=Model())
     with pytest.raises(ModelError, match=said):
         tilenet.segment(IMAGE, model=made, footprint=Model.footprint)
+
+
+def test_a_run_that_takes_more_than_the_memory_it_was_given_says_so(network, caplog):
+    with caplog.at_level("WARNING", logger="tilenet"):
+        tilenet.segment(IMAGE, model=network, memory=10**10)
+        assert caplog.messages == []
+        tilenet.segment(IMAGE, model=network, memory=10**8)
+    assert [m for m in caplog.messages if "more than the memory of 0.10 GB" in m]
+
+
+def test_sides_of_a_plan_are_whole_numbers_of_any_kind(network):
+    plan = tilenet.plan_tiles((64, 64), network.footprint, tile=np.int64(16))
+    assert plan.tile == (16, 16)
+    with pytest.raises(SettingsError, match="tile 16.5"):
+        tilenet.plan_tiles((64, 64), network.footprint, tile=16.5)
+
+
+@pytest.mark.parametrize("shard", ["1/2", (1.0, 2), 1, (1, 2, 3)])
+def test_a_share_that_is_no_pair_of_whole_numbers_is_refused_before_anything_is_made(tmp_path, network, shard):
+    with pytest.raises(SettingsError, match="two whole numbers"):
+        tilenet.segment(IMAGE, tmp_path / "m.zarr", model=network, shard=shard)
+    assert not (tmp_path / "m.zarr").exists()
 
 
 def test_a_network_of_four_axes_has_no_plan():

@@ -37,6 +37,14 @@ def one_axis(values, factor):
     return out
 
 
+def test_what_is_no_number_spoils_only_the_pixels_that_cover_it():
+    row = np.ones((1, 10), np.float32)
+    row[0, 2] = np.nan  # the second pixel alone covers it, as 5/3 to 10/3
+    image = Resampled(open_image(row), (Fraction(1), Fraction(5, 3)))
+    found = image.read_inside(Box((0, 0), (1, 6)))[0, 0]
+    assert np.isnan(found).tolist() == [False, True, False, False, False, False]
+
+
 def exact(plane, factor):
     """Return a plane of integers, resampled in fractions and rounded half up."""
     rows = [one_axis(column, factor[0]) for column in plane.T.tolist()]

@@ -12,7 +12,7 @@ from tilenet.errors import EnvironmentFault
 from tilenet.footprint import Footprint
 from tilenet.readers import open_image
 from tilenet.readers.image import READERS
-from tilenet.runner import run
+from tilenet.runner import BEHIND, run
 from tilenet.sizes import plan_tiles
 
 REACH = 2
@@ -93,6 +93,22 @@ def test_batches_are_no_larger_than_planned_and_of_one_shape():
     go(image, plan, Memory(plan), predictor)
     assert max(shape[0] for shape in predictor.batches) == 4
     assert {shape[2:] for shape in predictor.batches} == {(14, 14), (14, 9)}
+
+
+def test_few_finished_blocks_wait_to_be_written_however_slow_that_is():
+    _, image, plan = image_and_plan(tile=10, block=10)
+    sink, waiting = Memory(plan), []
+
+    def advance(pixels):
+        waiting.append(advance.computed - len(sink.blocks))
+        advance.computed += 1
+
+    advance.computed = 0
+    write = sink.write
+    sink.write = lambda index, arrays: (time.sleep(0.01), write(index, arrays))
+    go(image, plan, sink, progress=advance)
+    assert len(sink.blocks) == len(plan) == 70
+    assert max(waiting) <= BEHIND + 1
 
 
 def test_planes_of_a_stack_are_looped_over():

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from oracles import random_network
 
 import tilenet
+from tilenet import scaling
 from tilenet.errors import ImageError
 from tilenet.footprint import Footprint
 from tilenet.readers import open_image
@@ -29,6 +31,18 @@ def test_percentiles_are_those_of_numpy_to_the_last_bit(bytes_, dtype, shares):
 def test_percentiles_of_more_than_is_counted_at_once_are_those_of_numpy(dtype, more):
     values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, 2 * COUNTED + more, dtype, endpoint=True)
     np.testing.assert_array_equal(percentiles([values], [1, 99.8]), np.percentile(values, [1, 99.8]))
+
+
+def test_percentiles_are_of_the_finest_level_that_is_not_too_large(tmp_path, monkeypatch):
+    levels = [np.full((64 // n, 64 // n), n, np.uint8) for n in (1, 2, 4)]
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as file:
+        for level, pixels in enumerate(levels):
+            file.write(pixels, tile=(16, 16), subifds=0 if level else 2, subfiletype=int(level > 0))
+    for most, expected in ((64 * 64, 1), (64 * 64 - 1, 2), (16 * 16, 4), (1, 4)):
+        monkeypatch.setattr(scaling, "WHOLE_LEVEL", most)
+        with open_image(tmp_path / "pyramid.tif") as image:
+            assert len(image.levels) == 3
+            assert {int(v) for part in sample(image) for v in np.unique(part)} == {expected}
 
 
 def test_pixels_that_are_no_numbers_have_no_percentiles():

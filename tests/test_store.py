@@ -150,6 +150,23 @@ def test_every_shard_is_written_once_and_never_read_before(tmp_path, monkeypatch
     assert len(put) > 20
 
 
+def test_a_block_is_in_the_journal_only_when_it_would_outlast_a_loss_of_power(tmp_path, monkeypatch):
+    layout, steps, real = LAYOUTS["tiny"], [], files.step
+    store, truth = Store.create(tmp_path / "m.zarr", layout, INFO), truth_of(layout)
+    store.write(0, part(layout, truth, 0))  # makes folders and the journal's file
+
+    def watch(name, do, *args, **kwargs):
+        steps.append(name)
+        return real(name, do, *args, **kwargs)
+
+    replace_step(watch, monkeypatch.setattr)
+    store.write(1, part(layout, truth, 1))
+    monkeypatch.undo()
+    store.close()
+    file = "(make folder, sync folder, )*create, (write, )+sync, rename, "
+    assert re.fullmatch(f"({file}){{{layout.n_files(0)}}}(sync folder, )+journal, sync journal", ", ".join(steps))
+
+
 def test_a_torn_shard_in_the_way_is_replaced_unread(tmp_path):
     layout = LAYOUTS["tiny"]
     truth = truth_of(layout)

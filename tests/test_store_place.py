@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,39 @@ def test_what_killed_runs_left_beside_the_place_is_swept_and_nothing_else(tmp_pa
     assert sorted(tmp_path.iterdir()) == sorted([path, *kept])
 
 
+def test_several_may_sweep_at_once(tmp_path):
+    for _ in range(10):
+        left = abandoned(tmp_path / "m.zarr")
+        for number in range(20):
+            (left / str(number)).mkdir(parents=True)
+            (left / str(number) / "zarr.json").write_text("x")
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(place.sweep, [tmp_path / "m.zarr"] * 4))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_goes_away_while_it_is_looked_at_was_not_abandoned(tmp_path, monkeypatch):
+    left = tmp_path / f".m.zarr.{'0' * 12}-1-123-abcdef01{place.NEW}"  # of another machine
+    left.mkdir()
+    os.utime(left, (0, 0))
+    assert list(place.abandoned(tmp_path / "m.zarr")) == [left]
+    clock = place._clock_of
+
+    def put_in_place(folder):
+        left.rename(tmp_path / "m.zarr")
+        return clock(folder)
+
+    monkeypatch.setattr(place, "_clock_of", put_in_place)
+    assert list(place.abandoned(tmp_path / "m.zarr")) == []
+
+
+def test_what_sweeping_leaves_is_the_only_copy_of_a_mask(old):
+    Store.create(old, TINY, INFO, overwrite=True).close()
+    left = old.rename(abandoned(old))  # as it was between the two renames
+    place.sweep(old)
+    assert left.is_dir()
+
+
 def test_what_was_left_beside_a_place_of_a_longer_name_stays(old):
     Store.create(old, TINY, INFO, overwrite=True).close()
     left = old.rename(abandoned(old))  # as it was between the two renames
@@ -362,6 +396,20 @@ def test_a_run_that_slept_and_lost_its_lease_writes_nothing_more(own, monkeypatc
     write_all_blocks(taker, truth_of(TINY))
     taker.build_pyramid()
     taker.finish()
+
+
+def test_a_lease_of_the_same_number_that_a_third_run_holds_is_not_the_sleepers(own, monkeypatch):
+    sleeper = Store.resume(own.parent)
+    monkeypatch.setattr(Holder, "alive", property(lambda holder: False))
+    Store.resume(own.parent).close()  # takes over, and leaves no lock
+    third = Store.resume(own.parent)
+    monkeypatch.undo()
+    assert [lock.name for lock in own.glob("lock*")] == ["lock.1"]
+    with pytest.raises(OutputLocked, match="taken over"):
+        sleeper.write(0, {"mask": truth_of(TINY)["mask"][: TINY.block[0], : TINY.block[1]]})
+    sleeper.close()
+    assert [lock.name for lock in own.glob("lock*")] == ["lock.1"], "the sleeper does not release it either"
+    third.close()
 
 
 def test_a_lease_cannot_be_taken_past_one_that_appeared_meanwhile(own, monkeypatch):

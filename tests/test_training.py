@@ -1,6 +1,8 @@
 """Training: targets against slow truth, crops that stay aligned, runs that repeat and resume."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ import torch
 import zarr
 from training_helpers import discs
 
-from tilenet.errors import ImageError, ModelError, OutputExists, OutputMismatch, SettingsError
+from tilenet.card import ModelCard
+from tilenet.errors import EnvironmentFault, ImageError, ModelError, OutputExists, OutputMismatch, SettingsError
 from tilenet.models import load_model
 from tilenet.training import Recipe, train
+from tilenet.training.checkpoint import Folder
 from tilenet.training.data import find_pairs, read_pairs, split
 from tilenet.training.history import COLOURS, FRAME, GREY, _curves
 from tilenet.training.loss import loss_of, rate_at
@@ -67,6 +71,11 @@ def test_the_rate_warms_up_holds_and_falls_to_nothing():
     assert rates[499] == 1
     assert rates[750] == pytest.approx(0.5)
     assert rates[1000] < 1e-9
+
+
+def test_a_rate_that_is_held_to_the_end_does_not_fall():
+    recipe = Recipe(hold=1)
+    assert rate_at(500, 1000, recipe) == rate_at(999, 1000, recipe) == recipe.peak_rate
 
 
 def test_a_network_learns_and_the_better_epoch_is_kept(folder, tmp_path):
@@ -143,6 +152,29 @@ def test_an_existing_training_is_neither_overwritten_nor_resumed_otherwise(folde
         train(folder, out, recipe=replace(recipe, epochs=2), resume=True)
     with pytest.raises(OutputMismatch, match="started with images"):
         train(folder, out, recipe=recipe, leave_out={"cells0"}, resume=True)
+    with pytest.raises(OutputMismatch, match="started with start None, not "):
+        train(folder, out, recipe=recipe, start=out, resume=True)
+    with pytest.raises(OutputMismatch, match="started with card "):
+        train(folder, out, recipe=recipe, card=ModelCard(name="another"), resume=True)
+    (folder / "images" / "cells0.tif").write_bytes((folder / "images" / "cells1.tif").read_bytes())
+    with pytest.raises(OutputMismatch, match="started with images"):
+        train(folder, out, recipe=recipe, resume=True)
+
+
+def test_a_full_disk_is_a_fault_of_the_machine_and_the_state_before_is_kept(tmp_path, monkeypatch):
+    state = Folder(tmp_path / "m.safetensors")
+    state.begin({"seed": 0}, resume=False)
+    state.save({"step": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(EnvironmentFault, match=r"last\.pt: no space left on device.*--resume"):
+        state.save({"step": 2})
+    monkeypatch.undo()
+    assert state.begin({"seed": 0}, resume=True) == {"step": 1}
+    assert sorted(path.name for path in state.path.iterdir()) == ["last.pt", "recipe.json"]
 
 
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(folder, tmp_path):
@@ -186,6 +218,14 @@ def test_a_whole_prediction_does_not_depend_on_its_tiles(monkeypatch):
     monkeypatch.setattr("tilenet.training.validation.TILE", {2: 16})
     assert np.allclose(predict_whole(network, image), whole, atol=1e-6)
     assert whole.std() > 1e-3
+
+
+def test_a_network_that_pools_more_than_a_tile_is_validated():
+    network = UNet(1, 2, depth=4, wf=0, ndim=3, pool_size=(1, 4, 4)).eval()
+    image = np.random.default_rng(0).normal(size=(1, 7, 70, 66)).astype(np.float32)
+    found = predict_whole(network, image)
+    assert found.shape == (2, 7, 70, 66)
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
 
 
 def test_a_split_is_drawn_by_seed_and_never_empty(folder):
@@ -249,7 +289,9 @@ def test_labels_that_can_teach_nothing_are_refused(folder, tmp_path, value, says
 def test_settings_that_make_no_sense_are_refused(folder, tmp_path):
     numbers = {"rate": float("nan"), "dropout": 2, "workers": -1, "seed": -1, "hold": 7, "elastic": -3, "crops": 0}
     several = ({name: value} for name, value in (numbers | {"depth": 99, "dice": 5}).items())
-    others = ({"targets": "boxes"}, {"epochs": 0}, {"stop": 0}, {"stop": 61}, {"validation": 1.0}, {"zoom": 0.5})
+    others = ({"zoom": math.inf}, {"shares": {"a": 0}}, {"shares": {"a": -1.0}}, {"pool_size": (0, 2)})
+    others += ({"class_weights": (0, 0)}, {"class_weights": (1, -2)}, {"class_weights": ("equal",)})
+    others += ({"targets": "boxes"}, {"epochs": 0}, {"stop": 0}, {"stop": 61}, {"validation": 1.0}, {"zoom": 0.5})
     for wrong in (*several, *others):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             Recipe(**wrong)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from math import prod
 from typing import Any
 
@@ -74,13 +75,24 @@ def reduced(image: Image, cells: tuple[int, int], reduce: Reduce) -> NDArray[Any
         return reduce(pixels.reshape(len(pixels), *window.box.shape[-2:]), window.starts, window.stops)
 
     with ThreadPoolExecutor(READERS, "cells") as pool:
-        for window, values in zip(_windows(image, cells), pool.map(read, _windows(image, cells)), strict=True):
+        for window, values in _ahead(pool, read, _windows(image, cells)):
             if out is None:
                 out = np.full((len(values), *cells), 0 if values.dtype.kind == "u" else -np.inf, values.dtype)
             place = (slice(None), *window.cells)
             out[place] = np.maximum(out[place], values)
     assert out is not None
     return out
+
+
+def _ahead(
+    pool: Executor, read: Callable[[Window], NDArray[Any]], windows: Iterator[Window]
+) -> Iterator[tuple[Window, NDArray[Any]]]:
+    """Yield windows with what is read of them; a few are read ahead, however many there are."""
+    reading = deque((window, pool.submit(read, window)) for window in islice(windows, 2 * READERS))
+    while reading:
+        window, values = reading.popleft()
+        yield window, values.result()
+        reading.extend((window, pool.submit(read, window)) for window in islice(windows, 1))
 
 
 def _windows(image: Image, cells: tuple[int, int]) -> Iterator[Window]:

@@ -171,7 +171,10 @@ def straddling(plan: Plan, count: int, random: np.random.Generator) -> Iterator[
     """Yield windows over crossings of tile borders; each border is met before any twice."""
     inner = plan.footprint.ndim - sum(a.step == 1 and a.margin == 0 for a in plan.footprint.axes)
     side = WINDOW if inner < 3 else WINDOW // 4
-    orders = [random.permutation(np.arange(t, n, t)) for n, t in zip(plan.shape, plan.tile, strict=True)]
+    # A tile of one plane, or time, has no borders: there every one of them is met.
+    orders = [
+        random.permutation(np.arange(t if t > 1 else 0, n, t)) for n, t in zip(plan.shape, plan.tile, strict=True)
+    ]
     for i in range(count):
         start, stop = [], []
         for n, t, borders in zip(plan.shape, plan.tile, orders, strict=True):

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from tilenet.bands import band_pixels, can_band, split_rows
-from tilenet.errors import EnvironmentFault
+from tilenet.errors import EnvironmentFault, first_line
 from tilenet.steps import decides_at_once, steps_of
 from tilenet.stream import NotFinite, Stream
 from tilenet.unet import UNet, is_as_built
@@ -167,8 +167,7 @@ def _on_frames(network: UNet, x: Tensor) -> FastPath | None:
             f"{x.device}: out of memory before the run began. Free it, or take another --device"
         ) from error
     except Exception as error:  # whatever goes wrong in Triton (an older one too), the device's compiler or that of C
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.warning("the fast path cannot be had on this device (%s): the plain one is used", reason)
+        log.warning("the fast path cannot be had on this device (%s): the plain one is used", first_line(error))
         return None
     return fast if _same(difference, allowed) else None
 

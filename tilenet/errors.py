@@ -21,6 +21,15 @@ the builtin that users would catch.
 """
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of what an error says, or of which kind it is where it says nothing.
+
+    >>> first_line(ValueError("\n  a\nb")), first_line(ValueError())
+    ('a', 'ValueError')
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class TilenetError(Exception):
     """Anything that tilenet refuses or gives up on; `exit_code` is that of the command."""
 

@@ -13,6 +13,12 @@ from tilenet.scaling import parse_rule
 
 # More than any processor has.
 MOST_THREADS = 4096
+# Which options are one number, or one text, and how people say it.
+KINDS = (
+    ("threshold", Real, "a number"),
+    ("mpp", Real, "micrometres per pixel, a number"),
+    ("axes", str, "letters of tczyx, one per axis"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Options:
     level: int | None = None
     mpp: float | None = None
     axes: str | None = None
-    # Numbers, or names that the image says: settling makes numbers of all. A text is one name.
+    # Numbers, or names that the image says: settling makes numbers of all.
     channels: int | str | Sequence[int | str] | None = None
     tile: int | Sequence[int] | None = None
     block: int | Sequence[int] | None = None
@@ -56,8 +62,9 @@ class Options:
             object.__setattr__(self, name, _count(getattr(self, name), name, least))
         if self.threads is not None and self.threads > MOST_THREADS:
             raise SettingsError(f"threads {self.threads}: give {MOST_THREADS} at most")
-        if self.threshold is not None and not isinstance(self.threshold, Real):
-            raise SettingsError(f"threshold {self.threshold!r}: give a number")
+        for name, kind, what in KINDS:
+            if (said := getattr(self, name)) is not None and not (isinstance(said, kind) and said == said):
+                raise SettingsError(f"{name} {said!r}: give {what}")
         if isinstance(self.scaling, str):
             object.__setattr__(self, "scaling", parse_rule(self.scaling))
         if self.scaling is not None and not isinstance(self.scaling, Mapping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,6 +86,7 @@ def read_orders(images: Sequence[str | Path], *, model: Any, options: Options) -
         raise SettingsError("a batch needs an image at least. Give paths, patterns or lists")
     first: dict[str, Order] = {}
     for order in orders:
+        _check_name(order.name, shown(order.image), "Give a .csv list with a column name")
         # Folders may not tell a from A, so that one mask would silently take the other's place.
         if (other := first.setdefault(order.name.casefold(), order)) is not order:
             raise SettingsError(
@@ -128,7 +130,7 @@ def _beside(list_: Path, image: str) -> str:
 
 
 def _order(image: str, plain: Order) -> Order:
-    name = Path(last_name(image)).stem
+    name = Path(last_name(image if is_address(image) else os.path.abspath(image))).stem  # noqa: PTH100 - of links, too
     for ending in INNER:
         name = name.removesuffix(ending)
     return replace(plain, name=name, image=image)
@@ -151,11 +153,15 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         said = {column: value.strip() for column, value in row.items() if value.strip()}
         order = _order(_beside(path, said.pop("image")), plain)
         name, model = said.pop("name", order.name), said.pop("model", plain.model)
-        if Path(name).name != name or name.startswith("."):
-            raise SettingsError(f"{where}: {name!r} is no name of a file. Choose another name")
+        _check_name(name, where, "Choose another name")
         if said.get("tissue", AUTO) != AUTO:
             said["tissue"] = _beside(path, said["tissue"])
         yield replace(order, name=name, model=model, options=replace(plain.options, **_options(said, where)))
+
+
+def _check_name(name: str, where: str, remedy: str) -> None:
+    if Path(name).name != name or not name or name.startswith("."):
+        raise SettingsError(f"{where}: {name!r} is no name of a file. {remedy}")
 
 
 def _options(said: Mapping[str, str], where: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tilenet import steps
 from tilenet.bands import Demand, band_pixels, can_band, halves
 from tilenet.decide import Decision
 from tilenet.engine import FastPath, accelerate, may_accelerate, triton_version
-from tilenet.errors import EnvironmentFault, ModelError, SettingsError
+from tilenet.errors import EnvironmentFault, ModelError, SettingsError, first_line
 from tilenet.footprint import Footprint
 from tilenet.native import convolutions
 from tilenet.scaling import Scaling, is_wide
@@ -301,7 +301,7 @@ def _exact(device: torch.device) -> Iterator[None]:
 
 
 def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
-    text = str(error).splitlines()[0]
+    text = first_line(error)
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text:
         half = max(1, shape[0] // 2)
         advice = f"--batch {half}" if shape[0] > 1 else "a smaller --tile or --memory"

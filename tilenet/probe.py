@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tilenet.card import ModelCard
-from tilenet.errors import ModelError
+from tilenet.errors import ModelError, first_line
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, ceil_div, round_up
 from tilenet.plan import tile_of
@@ -179,9 +179,10 @@ def _asked(model: Any, x: NDArray[np.float32]) -> NDArray[Any]:
     try:
         made = _passed(model, x) if isinstance(model, nn.Module) else model(x)
     except Exception as error:  # of whatever kind: it is somebody's code
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
         takes = "" if isinstance(model, nn.Module) else " (a function gets NumPy float32, and gives an array)"
-        raise ModelError(f"the network does not take an input of shape {x.shape}{takes}: {said}") from error
+        raise ModelError(
+            f"the network does not take an input of shape {x.shape}{takes}: {first_line(error)}"
+        ) from error
     if not hasattr(made, "shape"):
         kind = type(made).__name__
         raise ModelError(f"the network gives a {kind}, not an array of logits. Wrap it in what returns them alone")

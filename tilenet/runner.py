@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tilenet.ahead import Batch, Reading, Timed, Work, ahead_of, all_work, timed
 from tilenet.decide import Arrays, Decision, block_buffers, decide_each
-from tilenet.errors import EnvironmentFault
+from tilenet.errors import EnvironmentFault, first_line
 from tilenet.footprint import Footprint
 from tilenet.plan import Block, Plan, Tile
 from tilenet.readers.image import READERS, Image
@@ -243,7 +243,7 @@ class _Blocks:
         except EnvironmentFault:
             raise
         except Exception as error:
-            self._report.failures.setdefault(block.index, reason_of(error))
+            self._report.failures.setdefault(block.index, first_line(error))
 
 
 def _blaming(pixels: NDArray[Any], error: FloatingPointError) -> FloatingPointError:
@@ -251,8 +251,3 @@ def _blaming(pixels: NDArray[Any], error: FloatingPointError) -> FloatingPointEr
     if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
         return error
     return FloatingPointError(f"{error}, as there are pixels in the image that are not finite. Replace them")
-
-
-def reason_of(error: Exception) -> str:
-    """Return what went wrong, on one line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

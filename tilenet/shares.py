@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,10 @@ def blocks_of_share(share: Share, n_blocks: int) -> range:
 
 def check_share(share: Share) -> None:
     """Raise `SettingsError` for a share that there is not."""
-    which, count = share
+    try:
+        which, count = map(index, share)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"shard {share!r}: give which of how many, two whole numbers such as (1, 8)") from error
     if not 1 <= which <= count:
         raise SettingsError(f"share {which}/{count}: shares count from 1, so give 1/{count} to {max(count, 1)}/{count}")
     if count > MOST_SHARES:

@@ -6,10 +6,11 @@ on every machine, which is what lets many workers, and later runs, agree on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from math import prod
+from operator import index
 
 from tilenet.bands import Demand
 from tilenet.errors import SettingsError
@@ -187,7 +188,10 @@ def _mb(count: int) -> str:
 def _sides(value: int | Sequence[int] | None, footprint: Footprint, what: str) -> tuple[int, ...] | None:
     if value is None:
         return None
-    sides = (value,) * footprint.ndim if isinstance(value, int) else tuple(map(int, value))
+    try:
+        sides = tuple(map(index, value)) if isinstance(value, Iterable) else (index(value),) * footprint.ndim
+    except TypeError as error:
+        raise SettingsError(f"{what} {value!r}: neither a whole number nor a sequence of them") from error
     if len(sides) != footprint.ndim or min(sides) < 1:
         raise SettingsError(f"{what} {_text(sides)} needs {footprint.ndim} positive sides, one per axis of the network")
     return sides

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tilenet.errors import EnvironmentFault
 from tilenet.measures import Measured
+from tilenet.store.files import AGAIN
+from tilenet.store.place import put_whole
 
 # Names that no table of an image of a batch can have.
 TABLES = ("summary", "counts")
@@ -108,9 +109,5 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _put(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with put_whole(path, again=AGAIN) as part:
         part.write_text(text, encoding="utf-8", newline="")
-        part.replace(path)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror}). Free some space") from error

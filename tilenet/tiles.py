@@ -23,12 +23,12 @@ from numpy.typing import DTypeLike, NDArray
 from tilenet import machine, predict
 from tilenet.address import is_address
 from tilenet.decide import kept_of
-from tilenet.errors import BlocksFailed, ImageError, ModelError, TilenetError
+from tilenet.errors import BlocksFailed, ImageError, ModelError, TilenetError, first_line
 from tilenet.geometry import Box
 from tilenet.job import Job
 from tilenet.models import fingerprint, load_model
 from tilenet.plan import Plan, tile_of
-from tilenet.runner import Predictor, reason_of
+from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
 from tilenet.unet import UNet, is_as_built
 
@@ -126,7 +126,7 @@ class Tiles:
             raise
         except Exception as error:
             where = f"{job.image.name}: the tile at {tile.write} cannot be computed"
-            raise BlocksFailed(f"{where}: {reason_of(error)}. Fix the image or the model") from error
+            raise BlocksFailed(f"{where}: {first_line(error)}. Fix the image or the model") from error
         return values.reshape(-1, *tile.write.shape)
 
     def _found_predictor(self) -> Predictor:

@@ -118,6 +118,7 @@ def remove_file(path: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder of our own and all in it; links in it are not followed."""
-    if folder.is_dir() and not folder.is_symlink():
-        step("remove tree", shutil.rmtree, folder)
+    """Remove a folder of our own and all in it, as others may be doing, too; links in it are not followed."""
+    while folder.is_dir() and not folder.is_symlink():
+        with suppress(FileNotFoundError):
+            step("remove tree", shutil.rmtree, folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import BlocksFailed, OutputIncomplete
+from tilenet.errors import BlocksFailed, OutputIncomplete, first_line
 from tilenet.readers.boundary import one_line
 from tilenet.store.blocks import Blocks
 from tilenet.store.layout import PROBABILITIES, Layout
@@ -83,10 +83,9 @@ class AnyMask:
         try:
             return np.asarray(self.levels[level][index])
         except (RuntimeError, ValueError, OSError) as error:
-            said = (str(error).splitlines() or [type(error).__name__])[0]
             raise BlocksFailed(
-                f"{self.path}: level {level} cannot be read ({said}). tilenet verify names the files that are damaged; "
-                f"the command that made it writes them anew, with --resume"
+                f"{self.path}: level {level} cannot be read ({first_line(error)}). tilenet verify names the files that "
+                f"are damaged; the command that made it writes them anew, with --resume"
             ) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:

@@ -130,7 +130,8 @@ def recover(path: Path) -> None:
         return
     for new in abandoned(path):
         if (new / OWN / REPLACED).is_dir() and is_ours(new):
-            step("rename", os.rename, new, path)
+            with suppress(FileNotFoundError):  # another process was quicker
+                step("rename", os.rename, new, path)
             step("sync folder", sync_folder, path.parent)
             return
 
@@ -165,8 +166,11 @@ def _maker_is_dead(new: Path) -> bool:
     running = is_running(int(pid), ticks) if machine == _machine() else None
     if running is not None:
         return not running
-    age = _clock_of(new.parent) - new.stat().st_mtime
-    held = locks(new / OWN) if (new / OWN).is_dir() else []
+    try:
+        age = _clock_of(new.parent) - new.stat().st_mtime
+        held = locks(new / OWN) if (new / OWN).is_dir() else []
+    except FileNotFoundError:  # its maker has put it in its place, or removed it
+        return False
     return age > STALE and not live(held, _clock_of(new.parent))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from tilenet.errors import OutputExists, OutputMismatch
-from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 
 State = dict[str, Tensor]
@@ -41,8 +40,7 @@ class Folder:
             there = self.path if self.path.exists() else self.out
             raise OutputExists(f"{there}: exists already. Go on with it (--resume), or choose another name")
         if not self.recipe.is_file():
-            with put_whole(self.recipe, again=AGAIN) as part:
-                part.write_text(text)
+            self.put("recipe.json", lambda part: part.write_text(text))
             return None
         if (before := self.recipe.read_text()) != text:
             old, new = json.loads(before), json.loads(text)
@@ -54,10 +52,21 @@ class Folder:
         return torch.load(self.last, weights_only=True) if self.last.is_file() else None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the last state; a kill meanwhile leaves the one before."""
-        temporary = self.last.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.last)  # noqa: PTH105  (the plain call, known to be atomic)
+        """Replace the last state."""
+        content = io.BytesIO()  # a file of torch's own tells of a full disk by an error of no kind
+        torch.save(state, content)
+        self.put("last.pt", lambda part: part.write_bytes(content.getbuffer()))
+
+    def put(self, name: str, write: Callable[[Path], object]) -> None:
+        """Replace a file; a kill meanwhile leaves the one before.
+
+        Raises
+        ------
+        EnvironmentFault
+            If it cannot be written.
+        """
+        with put_whole(self.path / name) as part:
+            write(part)
 
 
 class Average:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,3 +97,14 @@ def split(pairs: Sequence[Pair], share: float, *, seed: int) -> tuple[list[Pair]
     order = np.random.default_rng(seed).permutation(len(pairs))
     held = {int(i) for i in order[: min(len(pairs) - 1, max(1, round(share * len(pairs))))]}
     return [p for i, p in enumerate(pairs) if i not in held], [p for i, p in enumerate(pairs) if i in held]
+
+
+def summary(pairs: tuple[list[Pair], list[Pair]]) -> str:
+    """Return what tells images, to train on and to validate on, from others: a resume goes on with the same."""
+    counts = [len(part) for part in pairs]
+    digest = hashlib.sha256()
+    for p in (*pairs[0], *pairs[1]):
+        digest.update(repr((p.name, p.image.shape)).encode())
+        digest.update(np.ascontiguousarray(p.image).data)
+        digest.update(np.ascontiguousarray(p.label).data)
+    return f"{counts[0]} and {counts[1]} for validation ({digest.hexdigest()[:12]})"

@@ -8,7 +8,6 @@ Segmentation. MICCAI 2015, https://doi.org/10.1007/978-3-319-24574-4_28
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -22,10 +21,10 @@ from torch.nn import functional
 from tilenet.card import ModelCard
 from tilenet.errors import ImageError, ModelError, SettingsError
 from tilenet.machine import find_device
-from tilenet.models import load_model, save_model
+from tilenet.models import fingerprint, load_model, save_model
 from tilenet.training.checkpoint import Average, Folder
 from tilenet.training.crops import Crops
-from tilenet.training.data import Pair, read_pairs, split
+from tilenet.training.data import Pair, read_pairs, split, summary
 from tilenet.training.history import write_csv, write_picture
 from tilenet.training.loss import class_weights, loss_of, optimizer_of, rate_at
 from tilenet.training.recipe import Recipe
@@ -115,9 +114,12 @@ def train(
     pairs = [p for p in read_pairs(data, recipe.scaling, axes=axes) if p.name not in set(leave_out)]
     chosen = _split(pairs, recipe, validate_on)
     run = _Run(recipe, Folder(out), chosen, card or ModelCard())
+    begun: dict[str, Any] = {"images": summary(chosen), "start": None, "card": run.card.to_dict()}
     if start is not None:
-        run.start_from(load_model(start))
-    state = run.folder.begin(recipe.identity() | {"images": _summary(chosen)}, resume=resume)
+        model = load_model(start)
+        run.start_from(model)
+        begun["start"] = fingerprint(model)
+    state = run.folder.begin(recipe.identity() | begun, resume=resume)
     if state is not None:
         run.restore(state)
     run.to_the_end(progress or (lambda _: None))
@@ -131,13 +133,6 @@ def _split(pairs: list[Pair], recipe: Recipe, validate_on: Collection[str]) -> t
         raise ImageError(f"{missing[0]}: is to be validated on, but is not among the training data")
     held = set(validate_on)
     return [p for p in pairs if p.name not in held], [p for p in pairs if p.name in held]
-
-
-def _summary(pairs: tuple[list[Pair], list[Pair]]) -> str:
-    """Return what tells these images from others, so that a resume goes on with the same."""
-    counts = [len(part) for part in pairs]
-    digest = hashlib.sha256(repr([[(p.name, p.label.shape) for p in part] for part in pairs]).encode()).hexdigest()
-    return f"{counts[0]} and {counts[1]} for validation ({digest[:12]})"
 
 
 class _Run:
@@ -226,9 +221,9 @@ class _Run:
             metrics = {"validation": scores, "epoch": epoch + 1}
             save_model(network, self.folder.out, card=replace(self.card, metrics=self.card.metrics | metrics))
         self.rows.append({"epoch": epoch + 1, "loss": loss, **scores})
-        write_csv(self.rows, self.folder.path / "history.csv")
+        self.folder.put("history.csv", lambda part: write_csv(self.rows, part))
         examples = [(p, predict_whole(network, p.image).argmax(axis=0)) for p in self.held[:3]]
-        write_picture(self.rows, examples, self.folder.path / "history.png")
+        self.folder.put("history.png", lambda part: write_picture(self.rows, examples, part))
         self.folder.save(
             {
                 "network": self.network.state_dict(),

@@ -17,7 +17,7 @@ WARM_UP = 100
 def rate_at(step: int, steps: int, recipe: Recipe) -> float:
     """Return the learning rate: a short warm-up, a plateau if asked, then a cosine to zero."""
     warm = min(1.0, (step + 1) / min(WARM_UP, max(1, steps // 10)))
-    done = max(0.0, step / steps - recipe.hold) / (1 - recipe.hold)
+    done = max(0.0, step / steps - recipe.hold) / (1 - recipe.hold) if recipe.hold < 1 else 0.0
     return recipe.peak_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import inf
+from numbers import Real
 from typing import Any
 
 from tilenet.errors import SettingsError
@@ -154,11 +155,17 @@ class Recipe:
             raise SettingsError(f"validation is a share between 0 and 1, not {self.validation}")
         for name, least, most in RANGES:
             value = getattr(self, name)
-            if value is not None and not least <= value <= most:
+            if value is not None and not (least <= value <= most and value < inf):
                 limits = f"at least {least:g}" if most == inf else f"from {least:g} to {most:g}"
                 raise SettingsError(f"{name} is {limits}, not {value}")
         if self.rate is not None and not 0 < self.rate < inf:
             raise SettingsError(f"rate is above 0, not {self.rate}")
+        for name, numbers in (("class_weights", self.class_weights), ("shares", self.shares.values())):
+            weights = [n for n in numbers if n != "balanced"]
+            if weights and not (all(isinstance(n, Real) and 0 <= n < inf for n in weights) and any(weights)):
+                raise SettingsError(f"{name} are numbers, none below 0 and not all 0, not {list(numbers)}")
+        if self.pool_size is not None and min(self.pool_size, default=0) < 1:
+            raise SettingsError(f"pool_size is 1 or more along each axis, not {self.pool_size}")
 
     @property
     def last_epoch(self) -> int:

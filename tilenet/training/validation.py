@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +11,10 @@ from numpy.typing import NDArray
 
 from tilenet import metrics
 from tilenet.errors import ModelError
+from tilenet.geometry import round_down
 from tilenet.instances import objects
-from tilenet.readers.image import fold
+from tilenet.readers.array import ArrayImage
+from tilenet.sizes import plan_tiles
 from tilenet.training.data import Pair, find_pairs, read_pair
 from tilenet.training.recipe import Recipe
 from tilenet.unet import UNet
@@ -26,27 +26,16 @@ Floats = NDArray[np.float32]
 def predict_whole(network: UNet, image: Floats) -> Floats:
     """Return the probabilities (K, *n) of a scaled image (C, *n), mirrored at its edges."""
     out = np.empty((network.n_classes, *image.shape[1:]), np.float32)
-    parameter = next(network.parameters())
-    for spans in _spans(network, image.shape[1:]):
-        tile = image
-        for axis, (_, read, _) in enumerate(spans, start=1):
-            f = fold(read[0], read[1], image.shape[axis])
-            tile = f.unfolded(tile[(slice(None),) * axis + (slice(f.start, f.stop),)], axis)
-        with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(tile))[None].to(parameter.device)
-            p = network(x)[0].float().softmax(dim=0).cpu().numpy()
-        out[(slice(None), *(slice(*w) for w, _, _ in spans))] = p[(slice(None), *(slice(*c) for _, _, c in spans))]
+    device, footprint = next(network.parameters()).device, network.footprint
+    source = ArrayImage(image, axes="czyx" if footprint.ndim == 3 else "cyx")
+    sides = [max(step, round_down(TILE[footprint.ndim], step)) for step in footprint.step]
+    for block in plan_tiles(image.shape[1:], footprint, tile=sides):
+        for tile in block.tiles:
+            x = torch.from_numpy(np.ascontiguousarray(source.read(tile.read)))[None].to(device)
+            with torch.inference_mode():
+                p = network(x)[0].float().softmax(dim=0).cpu().numpy()
+            out[(slice(None), *tile.write.slices)] = p[(slice(None), *tile.crop.slices)]
     return out
-
-
-def _spans(network: UNet, shape: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-    """Yield, for each tile and axis, what is written, read and cropped."""
-    axes = network.footprint.axes
-    side = TILE[len(axes)] // max(a.step for a in axes) * max(a.step for a in axes)
-    starts = [range(0, n, side) for n in shape]
-    for corner in product(*starts):
-        writes = [(s, min(n, s + side)) for s, n in zip(corner, shape, strict=True)]
-        yield tuple((w, *a.span(*w)) for w, a in zip(writes, axes, strict=True))
 
 
 def validate(network: UNet, pairs: Sequence[Pair], recipe: Recipe, values: tuple[int, ...]) -> dict[str, float]:
