@@ -172,6 +172,11 @@ class KillAtStep:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+def damage_of(path):
+    """Return the damage of a store."""
+    return Store.inspect(path).check()
+
+
 def replace_step(stand_in, setattr=setattr):
     """Put a stand-in where every module of the store finds `step`."""
     for name, module in list(sys.modules.items()):

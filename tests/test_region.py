@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import zarr
 from oracles import integer_network, random_network, whole_image_logits
+from store_helpers import damage_of
 
 import tilenet
 from tilenet.errors import OutputMismatch, SettingsError
@@ -14,7 +15,6 @@ from tilenet.geometry import Box
 from tilenet.plan import tile_of
 from tilenet.region import find_roi, parse_roi
 from tilenet.sizes import plan_tiles
-from tilenet.store import Store
 
 IMAGE = np.random.default_rng(0).integers(0, 9, (150, 211), dtype=np.uint8)
 # Off every grid, at a corner, one pixel, the far edges.
@@ -109,7 +109,7 @@ def test_a_part_is_resumed_to_the_same_bytes_and_no_other_part_goes_on_with_it(t
         tilenet.segment(IMAGE, twice, roi=np.s_[5:141, 7:], resume=True, **options)
     tilenet.segment(IMAGE, twice, resume=True, **options)
     assert lost.read_bytes() == expected
-    assert Store.damage_of(twice) == []
+    assert damage_of(twice) == []
 
 
 def test_verify_looks_for_a_part_where_it_lies(tmp_path, network, monkeypatch):

@@ -14,6 +14,7 @@ from store_fixtures import children_of_this_process, folder_in_memory, hashes_of
 from store_helpers import (
     INFO,
     LAYOUTS,
+    damage_of,
     journal_lines,
     make,
     part,
@@ -216,7 +217,7 @@ def test_damaged_shards_of_a_complete_store_are_named_and_resuming_mends_them(tm
     names = sorted(random.choice(shards_of(path), 20, replace=False).tolist())
     for name in names:
         DAMAGES[damage](path / name)
-    found = Store.damage_of(path)
+    found = damage_of(path)
     assert sorted(d.file for d in found) == names
     for d in found:
         assert d.what == {"deleted": "missing"}.get(damage, "changed")
@@ -228,7 +229,7 @@ def test_damaged_shards_of_a_complete_store_are_named_and_resuming_mends_them(tm
     assert set(store.pending()) == blocks
     store.close()
     assert_resumes_to(expected, path, "odd blocks")
-    assert Store.damage_of(path) == []
+    assert damage_of(path) == []
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -273,7 +274,7 @@ def test_damage_to_the_journal_and_metadata_of_a_complete_store_is_named_and_men
         path = tmp_path / name.replace("/", "-") / "m.zarr"
         make(path, layout)
         change(path / name)
-        assert Store.damage_of(path)
+        assert damage_of(path)
         assert_resumes_to(right("tiny with classes"), path, "tiny with classes")
 
 
@@ -281,7 +282,7 @@ def test_a_deleted_journal_of_a_complete_store_is_no_proof_of_anything(tmp_path,
     path = tmp_path / "m.zarr"
     make(path, LAYOUTS["tiny"])
     (path / ".tilenet" / "journal.jsonl").unlink()
-    assert any(".tilenet/journal.jsonl is cut short or missing" in str(d) for d in Store.damage_of(path))
+    assert any(".tilenet/journal.jsonl is cut short or missing" in str(d) for d in damage_of(path))
     assert_resumes_to(right("tiny"), path, "tiny")
 
 
@@ -290,7 +291,7 @@ def test_a_changed_root_document_cannot_be_mended_and_is_said_so(tmp_path):
     make(path, LAYOUTS["tiny"])
     root = path / "zarr.json"
     root.write_bytes(root.read_bytes().replace(b"0.5,", b"0.7,", 1))
-    assert [str(d) for d in Store.damage_of(path)] == ["zarr.json is changed"]
+    assert [str(d) for d in damage_of(path)] == ["zarr.json is changed"]
     with pytest.raises(OutputError, match="--overwrite"):
         Store.resume(path)
     assert not list((path / ".tilenet").glob("lock*"))
@@ -303,11 +304,11 @@ def test_files_that_nobody_wrote_are_named_and_those_of_the_system_are_not(tmp_p
     (path / background).parent.mkdir(parents=True, exist_ok=True)
     (path / background).write_bytes(b"\0" * 40)
     (path / "0" / "c" / ".DS_Store").write_bytes(b"")
-    assert [(d.file, d.what) for d in Store.damage_of(path)] == [(background, "extra")]
+    assert [(d.file, d.what) for d in damage_of(path)] == [(background, "extra")]
     (path / "0" / "c" / "9").mkdir()
     for extra in ("0/c/9/9", "0/c/notes.txt"):
         (path / extra).write_bytes(b"")
-    assert {d.file for d in Store.damage_of(path)} == {background, "0/c/9/9", "0/c/notes.txt"}
+    assert {d.file for d in damage_of(path)} == {background, "0/c/9/9", "0/c/notes.txt"}
 
 
 def test_temporary_files_of_a_killed_run_are_swept(tmp_path, right):
@@ -359,7 +360,7 @@ def test_a_read_only_disk_is_found_before_anything_is_made(small_disk):
         Store.create(disk / "deep" / "m.zarr", LAYOUTS["tiny"], INFO)
     with pytest.raises(EnvironmentFault, match="cannot be written"):
         Store.create(disk / "old.zarr", LAYOUTS["tiny"], INFO, overwrite=True)
-    assert Store.damage_of(disk / "old.zarr") == []
+    assert damage_of(disk / "old.zarr") == []
     assert Store.resume(disk / "old.zarr").complete
 
 

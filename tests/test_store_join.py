@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from store_fixtures import children_of_this_process, folder_in_memory, hashes_of_uninterrupted_stores  # noqa: F401
-from store_helpers import INFO, LAYOUTS, make, part, replace_step, tree, tree_hash, truth_of, write_all_blocks
+from store_helpers import (
+    INFO,
+    LAYOUTS,
+    damage_of,
+    make,
+    part,
+    replace_step,
+    tree,
+    tree_hash,
+    truth_of,
+    write_all_blocks,
+)
 
 from tilenet.errors import OutputError, OutputIncomplete, OutputLocked, OutputNotFound
 from tilenet.store import Store, files, open_mask
@@ -164,7 +175,7 @@ def test_a_writer_asleep_while_its_store_is_replaced_by_another_does_not_write_i
         write(writer, 1)
     monkeypatch.undo()
     writer.close()
-    assert Store.damage_of(leader.path) == []
+    assert damage_of(leader.path) == []
     assert np.array_equal(open_mask(leader.path)[...], truth_of(LAYOUT, 1)["mask"])
     assert not np.array_equal(open_mask(leader.path)[...], TRUTH["mask"])
 
@@ -287,4 +298,4 @@ def test_a_flight_is_not_begun_in_a_store_that_is_another_s_by_now(leader, monke
         writer.begin("f", [0])
     writer.close()
     assert not list(leader.path.rglob("begun-*"))
-    assert Store.damage_of(leader.path) == []
+    assert damage_of(leader.path) == []

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from store_fixtures import children_of_this_process, folder_in_memory  # noqa: F401
-from store_helpers import INFO, INSIDE, make, run, tree_hash, truth_of, write_all_blocks
+from store_helpers import INFO, INSIDE, damage_of, make, run, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputLocked
 from tilenet.store import Store, files, listing, open_mask
@@ -152,7 +152,7 @@ def kill_at_every_step(children, folder, layout, *, when, overwrite=False, every
         assert names in (["theirs"], ["theirs", "m"])
         if "m" in names:
             assert open_mask(path).shape == INSIDE[layout].shape
-            assert Store.damage_of(path) == []
+            assert damage_of(path) == []
         run(path, INSIDE[layout], overwrite=overwrite)
         assert names_in(path.parent, INSIDE[layout].zarr_format) == ["theirs", "m"]
         assert tree_hash(path) == expected[0]

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from store_fixtures import new_folder
-from store_helpers import INFO, LAYOUTS, make, part, tree, tree_hash, truth_of
+from store_helpers import INFO, LAYOUTS, damage_of, make, part, tree, tree_hash, truth_of
 
 from tilenet.errors import BlocksFailed, OutputIncomplete, OutputLocked
 from tilenet.store import Store, open_mask
@@ -121,14 +121,14 @@ class Runs(RuleBasedStateMachine):
             return
         assert np.array_equal(np.asarray(mask), self.truth["mask"])
         assert tree_hash(self.path) == self.right
-        assert Store.damage_of(self.path) == []
+        assert damage_of(self.path) == []
 
     @invariant()
     def damage_of_a_complete_store_is_named(self):
         if self.path.exists() and self.damaged and self._complete():
-            assert {d.file for d in Store.damage_of(self.path)} <= self.damaged
+            assert {d.file for d in damage_of(self.path)} <= self.damaged
             assert any(tree(self.path).get(name) != self._right_file(name) for name in self.damaged) == bool(
-                Store.damage_of(self.path)
+                damage_of(self.path)
             )
 
     def _complete(self):

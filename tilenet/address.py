@@ -109,3 +109,8 @@ def check_local(out: str | Path) -> None:
     if is_address(out) or _SCHEME_OF_PATH.match(str(out)):
         name = shown(re.sub(r":/+", "://", str(out), count=1))
         raise OutputError(f"{name}: is an address, and what tilenet writes is local. Give a path, and copy it there")
+
+
+def absolute(name: str | Path) -> str:
+    """Return where a file lies, for whoever has another working directory; names of no file as they are."""
+    return str(Path(name).absolute()) if Path(name).exists() else str(name)

@@ -117,30 +117,40 @@ def verify(
     found = Verification(damage=_damage(Path(out)))
     if found.damage:  # windows of damaged files could not even be read
         return found
-    mask = open_mask(out)
-    path = mask.info["image"]["path"]
-    if image is None and (is_address(path) or Path(path).exists()):
-        image = path
-    if mask.info["record"]["output"] == "objects":
-        found.not_recomputed = "outlines of objects depend on more than a window"
-    elif model is None and _was_an_object(mask.info["model"]["source"]):
-        kind = mask.info["model"]["source"]
-        found.not_recomputed = f"the model was a {kind} of Python: tilenet.verify(mask, model=...) recomputes them"
-    elif image is None:
-        found.not_recomputed = f"the image is no longer at {path}; name it with --image"
-    if found.not_recomputed or windows < 1:
-        return found
-    job, numbers = _same_job(mask, image, model, footprint)
-    with job, machine.threads(job.record["threads"]):
-        predictor = job.predictor(numbers)
-        boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
-        if not boxes:
-            found.not_recomputed = "there is no tissue, and all of the mask is background"
-        for done, box in enumerate(boxes, start=1):
-            _compare(mask, job, predictor, box, found)
-            if progress:
-                progress(done, len(boxes))
+    with open_mask(out) as mask:
+        image = _image_of(mask) if image is None else image
+        found.not_recomputed = _obstacle(mask, image, model)
+        if windows < 1 or found.not_recomputed:
+            return found
+        job, numbers = _same_job(mask, image, model, footprint)
+        with job, machine.threads(job.record["threads"]):
+            predictor = job.predictor(numbers)
+            boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
+            if not boxes:
+                found.not_recomputed = "there is no tissue, and all of the mask is background"
+            for done, box in enumerate(boxes, start=1):
+                _compare(mask, job, predictor, box, found)
+                if progress:
+                    progress(done, len(boxes))
     return found
+
+
+def _image_of(mask: Mask | TiffMask) -> str | None:
+    """Return the image that a mask was made from, if it is still there."""
+    path: str = mask.info["image"]["path"]
+    return path if is_address(path) or Path(path).exists() else None
+
+
+def _obstacle(mask: Mask | TiffMask, image: Any, model: Any) -> str:
+    """Return why no window of a mask can be recomputed; nothing if it can."""
+    source = mask.info["model"]["source"]
+    if mask.info["record"]["output"] == "objects":
+        return "outlines of objects depend on more than a window"
+    if model is None and _was_an_object(source):
+        return f"the model was a {source} of Python: tilenet.verify(mask, model=...) recomputes them"
+    if image is None:
+        return f"the image is no longer at {mask.info['image']['path']}; name it with --image"
+    return ""
 
 
 def _was_an_object(source: str) -> bool:

@@ -45,7 +45,13 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
     from tilenet.settling import settle
 
     options = with_model(options)
-    job = settle(image, options.pop("model"), Options(**options))
+    with settle(image, options.pop("model"), Options(**options)) as job:
+        result, rows = _planned(image, job)
+    show(result, "\n".join(rows), as_json=as_json)
+
+
+def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
+    """Return how an image would be cut, and what that takes, as facts and in words."""
     p, needs = job.plan, job.needs()
     result = {
         "shape": p.shape,
@@ -73,7 +79,7 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
     if job.search.rule:
         result["tissue"], told = _tissue_of(job)
         rows.append(f"tissue      {told}")
-    show(result, "\n".join(rows), as_json=as_json)
+    return result, rows
 
 
 def _renamed(image: Image) -> str:

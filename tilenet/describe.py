@@ -49,18 +49,17 @@ def _mask(file: str) -> dict[str, Any] | None:
         mask = open_mask(file)
     except OutputError:
         return None
-    facts = {
-        "kind": "mask",
-        "axes": mask.axes,
-        "shape": mask.shape,
-        "origin": mask.origin,
-        "pixel_size_um": mask.pixel_size,
-    }
-    facts |= {
-        "dtype": str(mask.dtype),
-        "levels": [level.shape for level in mask.levels],
-        "labels": mask.info["card"]["labels"],
-    }
+    with mask:
+        facts = {
+            "kind": "mask",
+            "axes": mask.axes,
+            "shape": mask.shape,
+            "origin": mask.origin,
+            "pixel_size_um": mask.pixel_size,
+            "dtype": str(mask.dtype),
+            "levels": [level.shape for level in mask.levels],
+            "labels": mask.info["card"]["labels"],
+        }
     made = {n: mask.info[n] for n in ("version", "image", "model", "record", "scaling", "tissue") if n in mask.info}
     return facts | {"probabilities": mask.probabilities is not None} | made
 

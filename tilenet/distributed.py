@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from tilenet import predict
+from tilenet.address import absolute
 from tilenet.compute import Progress, counted, finish, skip_glass
 from tilenet.errors import EnvironmentFault, ImageError, SettingsError
 from tilenet.flights import Flight, Queue, Slide, seconds_per_flight
@@ -60,8 +61,8 @@ def check_sendable(image: Any, model: Any) -> None:
 
 def task_of(store: Store, wanted: Wanted) -> Task:
     """Return what workers are told of a run."""
-    model = _absolute(wanted.model) if isinstance(wanted.model, str | Path) else wanted.model
-    return Task(str(store.path), store.run, _absolute(wanted.image), model, wanted.footprint)
+    model = absolute(wanted.model) if isinstance(wanted.model, str | Path) else wanted.model
+    return Task(str(store.path), store.run, absolute(wanted.image), model, wanted.footprint)
 
 
 def fill_by_workers(
@@ -244,8 +245,3 @@ def _answer_of(error: Exception, flight: Flight) -> Answer:
     if flight.slide.store.is_begun(flight.id):
         return Answer(death=True)
     return Answer(refusal="workers die before they begin it")
-
-
-def _absolute(name: str | Path) -> str:
-    """Return where a file lies, for a process with another working directory; other names as they are."""
-    return str(Path(name).absolute()) if Path(name).exists() else str(name)

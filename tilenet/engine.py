@@ -39,7 +39,7 @@ from tilenet.unet import UNet, is_as_built
 
 # Largest difference from the plain network, as a part of the logits' range.
 TOLERANCE = 1e-5
-log = logging.getLogger("tilenet")
+LOG = logging.getLogger("tilenet")
 # Major compute capability of the GPUs for which the block sizes of the kernels were chosen.
 HOPPER = 9
 # From pixels (N, C, h, w), and what prepares them, to logits.
@@ -124,7 +124,7 @@ def accelerate(network: nn.Module) -> FastPath | None:
     if not may_accelerate(network, weight.device, weight.dtype):
         return None
     if not is_as_built(network):
-        log.warning("the fast path cannot be had where layers of a U-Net were replaced: the plain one is used")
+        LOG.warning("the fast path cannot be had where layers of a U-Net were replaced: the plain one is used")
         return None
     lengths = (axis.legal_at_least(axis.smallest + 32) for axis in network.footprint.axes)
     x = torch.rand(1, network.in_channels, *lengths, generator=torch.Generator().manual_seed(0)).to(weight.device)
@@ -167,7 +167,7 @@ def _on_frames(network: UNet, x: Tensor) -> FastPath | None:
             f"{x.device}: out of memory before the run began. Free it, or take another --device"
         ) from error
     except Exception as error:  # whatever goes wrong in Triton (an older one too), the device's compiler or that of C
-        log.warning("the fast path cannot be had on this device (%s): the plain one is used", first_line(error))
+        LOG.warning("the fast path cannot be had on this device (%s): the plain one is used", first_line(error))
         return None
     return fast if _same(difference, allowed) else None
 
@@ -189,7 +189,7 @@ def _difference(found: Tensor, logits: Tensor) -> float:
 
 def _same(difference: float, allowed: float) -> bool:
     if not difference <= allowed:
-        log.warning("the fast path differs from this network by %.1e of its range: the plain one is used", difference)
+        LOG.warning("the fast path differs from this network by %.1e of its range: the plain one is used", difference)
     return difference <= allowed
 
 

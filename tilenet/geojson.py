@@ -113,12 +113,12 @@ def write_geojson(
     if kind not in KINDS:
         raise SettingsError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     out = Path(out).absolute()
-    opened, grid = open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON")
-    found = Outlined(out, objects=has_objects(opened), volumes=has_volumes(opened))
-    shapes = large_ones(shapes_of(opened, progress), least_pixels(opened, min_area), found)
-    with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
-        for part in _Features(opened, grid, kind, found).collection(shapes):
-            file.write(part)
+    with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON") as (opened, grid):
+        found = Outlined(out, objects=has_objects(opened), volumes=has_volumes(opened))
+        shapes = large_ones(shapes_of(opened, progress), least_pixels(opened, min_area), found)
+        with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
+            for part in _Features(opened, grid, kind, found).collection(shapes):
+                file.write(part)
     return found
 
 

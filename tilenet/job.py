@@ -17,6 +17,7 @@ from typing import Any
 
 import tilenet
 from tilenet import machine, predict, scaling, tissue
+from tilenet.address import absolute
 from tilenet.ahead import ahead_of
 from tilenet.bands import Demand
 from tilenet.card import ModelCard, label_table
@@ -192,7 +193,7 @@ class Job:
         sha256 = fingerprint(self.network) if predict.is_network(self.network) else ""
         return {
             "version": tilenet.__version__,
-            "image": {"path": _absolute(self.image.name), **self.image.identity()},
+            "image": {"path": absolute(self.image.name), **self.image.identity()},
             "model": {
                 "name": self.card.name,
                 "source": self.source,
@@ -283,9 +284,3 @@ class ScaledPredictor:
         # Whoever wrote the function may count on the usual order in memory.
         made = np.asarray(self.function(np.ascontiguousarray([self.scaling.apply(pixels) for pixels in batch])))
         return made if made.dtype.kind == "f" else made.astype(np.float64)
-
-
-def _absolute(name: str) -> str:
-    """Return where a file lies, so that `verify` finds it from anywhere; other names as they are."""
-    path = Path(name)
-    return str(path.absolute()) if path.exists() else name

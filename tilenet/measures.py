@@ -164,22 +164,23 @@ def write_table(
     {'nucleus': 0}
     """
     out = Path(out).absolute()
-    opened, grid = open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table")
-    found, least = _nothing_in(opened, out), least_pixels(opened, min_area)
-    with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(COLUMNS)
-        shapes = large_ones(shapes_of(opened, progress), least, found)
-        if found.volumes:
-            table.writerows(_line_of_solid(solid, opened.axes, grid, found) for solid in _solids(shapes))
-        else:
-            table.writerows(_line(shape, opened.axes, grid, found) for shape in shapes)
+    with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table") as (opened, grid):
+        found = _nothing_in(opened, out)
+        shapes = large_ones(shapes_of(opened, progress), least_pixels(opened, min_area), found)
+        with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(COLUMNS)
+            if found.volumes:
+                table.writerows(_line_of_solid(solid, opened.axes, grid, found) for solid in _solids(shapes))
+            else:
+                table.writerows(_line(shape, opened.axes, grid, found) for shape in shapes)
     return found
 
 
 def read_table(mask: str | Path, table: str | Path) -> Measured:
     """Return what `write_table` found in a mask, from the table that it wrote."""
-    found = _nothing_in(open_mask(mask), Path(table).absolute())
+    with open_mask(mask) as opened:
+        found = _nothing_in(opened, Path(table).absolute())
     with found.path.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             found.counts[line["class"]] += 1

@@ -89,8 +89,7 @@ def overlay(
     """
     if max_side < 1:
         raise SettingsError(f"max_side is at least 1, not {max_side}")
-    found = open_mask(mask)
-    with closing(_as_segmented(image, found), image) as source:
+    with open_mask(mask) as found, closing(_as_segmented(image, found), image) as source:
         if isinstance(image, str | Path | Image) and (said := remark(source, found)):
             LOG.warning("%s", said)
         part = _plane(_part(source, found, roi), found, plane)

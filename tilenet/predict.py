@@ -38,7 +38,7 @@ WIDE = {torch.int32, torch.float64}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 # Bytes of a pixel's logits for each class, and of its mask, with the copies that are made of them.
 LOGITS, MASKS = 8, 2
-log = logging.getLogger("tilenet")
+LOG = logging.getLogger("tilenet")
 # Fast paths between being found the same as their network and being used, once, with the state of its weights.
 _checked: WeakKeyDictionary[nn.Module, tuple[object, FastPath]] = WeakKeyDictionary()
 
@@ -171,7 +171,7 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
         return "plain"
     _checked[network] = (_state_of(network), device, dtype), fast
     if device.type == "cpu" and convolutions() == "pytorch":
-        log.info(
+        LOG.info(
             "convolutions are PyTorch's, about two thirds as fast as those that tilenet compiles when it is installed "
             "where there is a C compiler, for x86-64 on Linux"
         )

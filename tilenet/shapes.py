@@ -10,6 +10,7 @@ import heapq
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -76,9 +77,10 @@ def _refuse_damage(mask: Mask | TiffMask) -> None:
         raise BlocksFailed(f"{mask.path}: {damage[0]}. Make it again")
 
 
+@contextmanager
 def open_for(
     out: Path, mask: str | Path, image: str | Path | None, *, replace: bool, is_ours: Callable[[Path], bool], kind: str
-) -> tuple[Mask | TiffMask, Grid]:
+) -> Iterator[tuple[Mask | TiffMask, Grid]]:
     """Open a mask that a file is made of, and say where it lies; what can be refused is refused before any work.
 
     Parameters
@@ -90,14 +92,14 @@ def open_for(
     replace, is_ours, kind
         As for `tilenet.spared.check_file_place`.
     """
-    opened = open_mask(mask)
-    refuse_inside(out, image=opened.info["image"]["path"])
-    check_file_place(out, replace=replace, is_ours=is_ours, kind=kind, image=image, mask=mask)
-    if out.suffix.lower() not in ENDINGS[kind]:
-        raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
-    grid = find_grid(opened, image)
-    _refuse_damage(opened)
-    return opened, grid
+    with open_mask(mask) as opened:
+        refuse_inside(out, image=opened.info["image"]["path"])
+        check_file_place(out, replace=replace, is_ours=is_ours, kind=kind, image=image, mask=mask)
+        if out.suffix.lower() not in ENDINGS[kind]:
+            raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
+        grid = find_grid(opened, image)
+        _refuse_damage(opened)
+        yield opened, grid
 
 
 def shapes_of(mask: Mask | TiffMask, progress: Progress | None = None) -> Iterator[Shape]:

@@ -159,13 +159,10 @@ def _padded(pixels: Any) -> NDArray[Any]:
 
 def _compare(path: Path, mask: Mask, layout: Layout) -> None:
     """Read a TIFF back and compare it with the store, tile by tile."""
-    written = open_tiff_mask(path)
-    try:
+    with open_tiff_mask(path) as written:
         for level, shape in enumerate(layout.levels):
             for box in tile_boxes(shape):
                 if not np.array_equal(written.levels[level].read(box), mask.levels[level][box.slices]):
                     raise BlocksFailed(
                         f"{path}: level {level} at {box} reads back differently: the disk may be failing. Run it again"
                     )
-    finally:
-        written.close()

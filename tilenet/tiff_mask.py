@@ -27,7 +27,7 @@ from tilenet.readers.boundary import quietly
 from tilenet.readers.image import Image
 from tilenet.store import Layout, Mask
 from tilenet.store.mask import AnyMask
-from tilenet.store.metadata import FORMAT
+from tilenet.store.metadata import FORMAT, not_ours
 from tilenet.store.pyramid import doubled
 
 SUFFIXES = (".tif", ".tiff")
@@ -192,9 +192,7 @@ def _halved(level: TiffLevel, box: Box) -> NDArray[Any]:
 def _read_description(path: Path) -> tuple[Layout, dict[str, Any]]:
     import tifffile
 
-    foreign = OutputError(
-        f"{path}: is not a mask that tilenet wrote. Give one made by tilenet segment, or choose another path"
-    )
+    foreign = not_ours(path)
     try:
         open_image(path).close()  # refuses what is damaged or hostile
         with quietly("tifffile"), tifffile.TiffFile(path) as tiff:

@@ -46,6 +46,19 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[:160]}" if said else type(error).__name__
 
 
+def positive(value: Any) -> float | None:
+    """Return what a file says of a size as a number; None where it is none that a size can have.
+
+    >>> positive("0.25"), positive("inf"), positive("-1"), positive(None)
+    (0.25, None, None, None)
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < float("inf") else None
+
+
 @contextmanager
 def quietly(logger: str) -> Iterator[None]:
     """Keep a library from printing while it opens a file: what is wrong with it is raised instead."""

@@ -21,9 +21,18 @@ import numpy as np
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import layout_of
-from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, check_missing, needing, refusing, reopening
+from tilenet.readers.boundary import (
+    DAMAGED,
+    LONGEST_AXIS,
+    check_level,
+    check_missing,
+    needing,
+    positive,
+    refusing,
+    reopening,
+)
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.image import RGB, Image, Level, Pixels
 from tilenet.readers.pieces import assemble
 
 SIDE = (1024, 1024)
@@ -94,7 +103,7 @@ class CziImage(Image):
         found = root.iterfind(".//Information/Image/Dimensions/Channels/Channel")
         names = tuple(channel.get("Name", "") for channel in found)
         if samples == self.n_channels == 3:
-            names = ("red", "green", "blue")
+            names = RGB
         self.channel_names = names if len(names) == self.n_channels else ("",) * self.n_channels
 
     def _count_missing(self, shape: list[int]) -> int:
@@ -166,11 +175,8 @@ class CziImage(Image):
 
 
 def _micrometres(metres: str | None) -> float | None:
-    try:
-        number = float(metres or "") * METRE
-    except ValueError:
-        return None
-    return number if 0 < number < float("inf") else None
+    number = positive(metres)
+    return None if number is None else number * METRE
 
 
 def open_czi(path: str, *, level: int, axes: str | None, missing: str) -> Image:

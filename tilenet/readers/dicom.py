@@ -31,7 +31,7 @@ from tilenet.readers.boundary import (
     refusing,
     reopening,
 )
-from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.image import RGB, Image, Level, Pixels
 from tilenet.readers.kinds import dicom_files
 from tilenet.readers.pieces import assemble
 
@@ -135,7 +135,7 @@ class DicomImage(Image):
         self.axes, self.told_axes = source.layouts[0].axes, source.layouts[0].told
         self.dtype, self.n_missing = source.dtype, source.n_missing
         colour = self.n_channels == 3 == source.samples
-        self.channel_names = ("red", "green", "blue") if colour else ("",) * self.n_channels
+        self.channel_names = RGB if colour else ("",) * self.n_channels
 
     def at_level(self, level: int) -> Image:
         """Return the same slide at another resolution."""

@@ -16,9 +16,9 @@ import numpy as np
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
-from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, needing, refusing, reopening
+from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, needing, positive, refusing, reopening
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.image import RGB, Image, Level, Pixels
 from tilenet.readers.pieces import assemble
 from tilenet.resolution import covered
 
@@ -51,7 +51,7 @@ class SlideSource:
         self.hash = properties.get("openslide.quickhash-1", "")
         colour = properties.get("openslide.background-color", WHITE)
         self.background = tuple(bytes.fromhex(colour))
-        finest = [_micrometres(properties.get(f"openslide.mpp-{a}")) for a in "yx"]
+        finest = [positive(properties.get(f"openslide.mpp-{a}")) for a in "yx"]
         self.levels = tuple(Level((*shape, 3), _coarser(finest, self.shapes[0], shape)) for shape in self.shapes)
 
     def piece(self, level: int, box: Box) -> Pixels:
@@ -73,7 +73,7 @@ class SlideSource:
 class SlideImage(Image):
     """One level of a slide."""
 
-    axes, dtype, channel_names = "yxc", np.dtype(np.uint8), ("red", "green", "blue")
+    axes, dtype, channel_names = "yxc", np.dtype(np.uint8), RGB
 
     def __init__(self, source: SlideSource, level: int) -> None:
         self._source, self.level, self.name, self.levels = source, level, source.path, source.levels
@@ -115,14 +115,6 @@ def _coarser(finest: list[float | None], whole: tuple[int, int], shape: tuple[in
     return tuple(
         None if um is None else um * float(covered(a, b)) for um, a, b in zip(finest, whole, shape, strict=True)
     )
-
-
-def _micrometres(said: str | None) -> float | None:
-    try:
-        number = float(said or "")
-    except ValueError:
-        return None
-    return number if 0 < number < float("inf") else None
 
 
 def open_slide(path: str, *, level: int, axes: str | None) -> Image:

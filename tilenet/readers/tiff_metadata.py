@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from math import isfinite, prod
+from math import prod
 from typing import Any
 from xml.etree import ElementTree
 
 from tilenet.errors import ImageError
+from tilenet.readers.boundary import positive
 from tilenet.readers.image import RGB
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 from tilenet.readers.units import MICROMETERS
@@ -54,7 +55,7 @@ def _finest(tiff: Any, series: Any) -> dict[str, float | None]:
         size = _of_ome(tiff)
     elif tiff.is_svs:
         match = re.search(r"\bMPP\s*=\s*([0-9.eE+-]+)", page.description)
-        size = {a: _number(match.group(1)) for a in "yx"} if match else {}
+        size = {a: positive(match.group(1)) for a in "yx"} if match else {}
     elif tiff.is_imagej:
         size = _of_imagej(tiff.imagej_metadata or {}, page)
     else:
@@ -66,7 +67,7 @@ def _of_ome(tiff: Any) -> dict[str, float | None]:
     pixels = next(iter(_ome_elements(tiff, "Pixels")), {})
     size = {}
     for axis in "ZYX":
-        value = _number(pixels.get(f"PhysicalSize{axis}"))
+        value = positive(pixels.get(f"PhysicalSize{axis}"))
         unit = MICROMETERS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         size[axis.lower()] = value * unit if value and unit else None
     return size
@@ -102,7 +103,7 @@ def _of_imagej(metadata: dict[str, Any], page: Any) -> dict[str, float | None]:
         return {}
     per_pixel = {a: _inverse(_tag(page, t)) for a, t in (("y", "YResolution"), ("x", "XResolution"))}
     size = {a: n * unit if n is not None else None for a, n in per_pixel.items()}
-    spacing = _number(metadata.get("spacing"))
+    spacing = positive(metadata.get("spacing"))
     return _sane(size) | {"z": spacing * unit if spacing is not None else None}
 
 
@@ -128,11 +129,3 @@ def _inverse(resolution: Any) -> float | None:
     if not isinstance(resolution, tuple) or len(resolution) != 2 or not resolution[0]:
         return None
     return float(resolution[1]) / float(resolution[0])
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if isfinite(number) and number > 0 else None

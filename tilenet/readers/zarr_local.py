@@ -16,7 +16,7 @@ from tilenet.errors import ImageError
 from tilenet.readers.zarr_metadata import DAMAGED, DEEPEST, DOCUMENTS, LARGEST_DOCUMENT, Folder
 from tilenet.readers.zarr_store import NO_CHUNK, Bounded
 
-# Chunk files looked at on opening; a mask of what is wrong with the rest comes when they are read.
+# Chunk files looked at on opening; what is wrong with the others is found when they are read.
 PROBED = 4096
 
 

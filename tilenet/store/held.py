@@ -220,11 +220,6 @@ class Held:
         lost = blocks_lost(self._blocks) if self.complete else ()
         return [*lost, *find_damage(self.path, self._blocks)]
 
-    @classmethod
-    def damage_of(cls, path: str | Path) -> list[Damage]:
-        """Return the damage of a store without taking its lease; see `check`."""
-        return cls.inspect(path).check()
-
     def close(self) -> None:
         """Release the lease, complete or not; may be called twice."""
         self._blocks.pen.close()

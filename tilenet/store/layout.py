@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.decide import PROBABILITY_DTYPES
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.store.tissue_map import Pixel, TissueMap
@@ -125,7 +126,7 @@ class Layout:
             raise SettingsError(f"shift {self.shift} does not fit the axes {self.axes}")
         if min(self.shape) < 1 or min(self.block) < 1:
             raise SettingsError(f"shape {self.shape} and block {self.block} must be positive")
-        if self.probability_dtype not in ("float16", "float32", "float64"):
+        if self.probability_dtype not in PROBABILITY_DTYPES:
             raise SettingsError(f"probabilities are float16, float32 or float64, not {self.probability_dtype}")
         if self.zarr_format not in DOCUMENTS:
             raise SettingsError(f"a mask is written in zarr format 2 or 3, not {self.zarr_format}")

@@ -128,7 +128,9 @@ def _leased(group: Path) -> Iterator[Lease]:
     try:
         yield lease
     finally:
-        remove_parts(folder)  # of killed runs; who is taking the lease begins again
-        lease.release()
+        try:
+            remove_parts(folder)  # of killed runs; who is taking the lease begins again
+        finally:
+            lease.release()
         with suppress(OSError):  # another run holds it, or is about to
             step("remove folder", os.rmdir, folder)

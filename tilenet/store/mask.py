@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,15 @@ class AnyMask:
     layout: Layout
     levels: tuple[Any, ...]
     probabilities: Any
+
+    def close(self) -> None:
+        """Let go of what is open: nothing of a folder, the file of a TIFF."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def axes(self) -> str:

@@ -85,6 +85,13 @@ def array_document(array: ArrayLayout, zarr_format: int = 3) -> bytes:
     return document
 
 
+def not_ours(path: Path) -> OutputError:
+    """Return what to raise of something that is not a mask, or no longer."""
+    return OutputError(
+        f"{path}: is not a mask that tilenet wrote. Give one made by tilenet segment, or choose another path"
+    )
+
+
 def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
     """Return layout, info and completeness of a store.
 
@@ -97,9 +104,7 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
     """
     if not path.exists():
         raise OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
-    foreign = OutputError(
-        f"{path}: is not a mask that tilenet wrote. Give one made by tilenet segment, or choose another path"
-    )
+    foreign = not_ours(path)
     try:
         own = dict(_attributes(path)["tilenet"])
         written, layout, complete = own.pop("format"), own.pop("layout"), own.pop("complete")
