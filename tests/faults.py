@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -219,10 +220,18 @@ def _wait(pid, seconds):
     return None
 
 
+def _end_with(server):
+    """End this process when the server is gone: nobody else would end one that hangs."""
+    while os.getppid() == server:
+        time.sleep(0.5)
+    os._exit(98)
+
+
 def _child(request):
     from tilenet import settling
     from tilenet.cli import main
 
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for number, ending in ((1, "out"), (2, "err")):
         handle = os.open(f"{request['prints']}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(handle, number)
