@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -26,11 +25,10 @@ from tilenet.plan import Plan
 from tilenet.probe import ask, remarks
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
-from tilenet.readers.planes import PlanesImage
-from tilenet.readers.resampled import at_resolution, in_plane
 from tilenet.region import find_roi, roi_to_json
-from tilenet.resolution import Resolution, recorded, resolve
+from tilenet.resolution import Resolution
 from tilenet.scaling import Scaling
+from tilenet.seen import as_seen
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store, is_ours, refuse_unfinished
 
@@ -160,59 +158,63 @@ class _Model(NamedTuple):
 
 def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footprint, target: Target | None) -> Job:
     network, card, source = model
-    if opened.told_axes not in ("", opened.axes):
-        LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.told_axes)
-    if opened.reader == PlanesImage.reader:
-        LOG.info("%s: its %d files are read as one stack along %s", opened.name, opened.shape[0], opened.axes[0])
-    channels = None if options.channels is None else opened.channel_numbers(options.channels)
-    resolution = _resolution(opened, card, options)
-    inside = _inside(target, opened, resolution) if target else {}
-    whole = at_resolution(opened, resolution)
-    _check_axes(whole, footprint)
-    _check_color(whole, network, channels)
-    image = _fit_channels(whole, getattr(network, "in_channels", None), channels)
-    answer = ask(network, footprint, image.n_channels)
+    seen = as_seen(opened, network, card, options, footprint)
+    inside = _inside(target, opened, seen.resolution) if target else {}
+    answer = ask(network, footprint, seen.image.n_channels)
     card = card.completed(answer.outputs)
     for said in remarks(card, answer):
         LOG.warning("%s: %s", card.name, said)
-    device = machine.find_device(_device_of(network, options))
-    precision = predict.find_precision(options.precision or "auto", network)
-    engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
-    demand = predict.demand_of(network, precision, image.n_channels, engine=engine, device=device.type)
-    part = find_roi(options.roi, image.box_shape, name=image.name)
-    plan = _plan(part, footprint, options, demand)
+    means = _means_of(network, options, seen.image.n_channels)
+    part = find_roi(options.roi, seen.image.box_shape, name=seen.image.name)
+    plan = _plan(part, footprint, options, means.demand)
     decision = _decision(card, options)
-    search = tissue.search(options.tissue, whole, channels=channels, footprint=footprint)
+    search = tissue.search(options.tissue, seen.whole, channels=seen.channels, footprint=footprint)
     if search.rule and "logits" in decision.arrays:
         raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
     record = {
-        **_asked(options, image, plan),
-        "channels": list(channels) if channels is not None else None,
-        **resolution.to_json(),
+        **_asked(options, seen.image, plan),
+        **seen.to_record(),
         "roi": roi_to_json(part, options.roi),
-        "device": device.type,
-        "precision": precision,
-        "engine": engine,
+        "device": means.device.type,
+        "precision": means.precision,
+        "engine": means.engine,
         "tissue": search.rule,
         "scaling": dict(options.scaling or card.scaling),
         "threshold": decision.threshold if len(card.classes) == 1 else None,
     }
     return Job(
-        image=image,
+        image=seen.image,
         network=network,
         card=card,
         source=source,
         plan=plan,
         decision=decision,
         footprint=footprint,
-        demand=demand,
+        demand=means.demand,
         answer=answer,
-        device=str(device),
+        device=str(means.device),
         record=record,
-        resolution=resolution,
+        resolution=seen.resolution,
         search=search,
         inside=inside,
     )
+
+
+class _Means(NamedTuple):
+    """What a network is computed with, and what that takes."""
+
+    device: Any
+    precision: str
+    engine: str
+    demand: Demand
+
+
+def _means_of(network: Any, options: Options, n_channels: int) -> _Means:
+    device = machine.find_device(_device_of(network, options))
+    precision = predict.find_precision(options.precision or "auto", network)
+    engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
+    demand = predict.demand_of(network, precision, n_channels, engine=engine, device=device.type)
+    return _Means(device, precision, engine, demand)
 
 
 def _find_model(model: Any) -> _Model:
@@ -238,71 +240,10 @@ def _device_of(network: Any, options: Options) -> str:
     return "cpu"
 
 
-def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:
-    if options.factor is not None:
-        return recorded(options.level or 0, options.factor, options.mpp)
-    # An open image at another level than the finest was put there by the caller.
-    level = image.level if options.level is None and image.level else options.level
-    resolution = resolve(
-        [in_plane(image, k) for k in range(len(image.levels))],
-        level=level,
-        mpp=options.mpp,
-        card=card.pixel_size,
-        model=card.name,
-        name=image.name,
-    )
-    if resolution.told:
-        LOG.info("%s: %s", image.name, resolution.text)
-    return resolution
-
-
 def _inside(target: Target, image: Image, resolution: Resolution) -> dict[str, Any]:
     level = resolution.level
     shape = [n for n, a in zip(image.levels[level].shape, image.axes, strict=True) if a != "c"]
     return target.layout_of(image.box_axes, shape, level=level, factor=resolution.factor)
-
-
-def _check_axes(image: Image, footprint: Footprint) -> None:
-    wanted = "zyx"[-footprint.ndim :]
-    if not image.box_axes.endswith(wanted):
-        raise ImageError(
-            f"{image.name}: its axes are {image.axes}, and a {footprint.ndim}-D network runs over {wanted}, "
-            f"which must come last (c aside). Move them (numpy.moveaxis), choose another model, or specify --axes"
-        )
-
-
-def _check_color(image: Image, network: Any, chosen: Sequence[int] | None) -> None:
-    """Refuse three stains that would pass for red, green and blue.
-
-    A network without a card is the caller's own: it is given the channels as they are.
-    """
-    of_three = getattr(network, "in_channels", None) == image.n_channels == 3
-    if chosen is None and of_three and getattr(network, "card", None) is not None and not image.is_color:
-        names = ", ".join(name or f"channel {i}" for i, name in enumerate(image.channel_names))
-        one = image.channel_names[0] or "0"
-        raise ImageError(
-            f"{image.name}: its 3 channels ({names}; {image.dtype}) are not known to be an 8-bit colour picture, and "
-            f"the model takes red, green and blue. Choose one stain, such as --channels {shlex.quote(one)}, "
-            f"or all: --channels 0,1,2"
-        )
-
-
-def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None) -> Image:
-    """Return the image with the channels that the network takes."""
-    if chosen is not None:
-        image = image.with_channels(chosen)
-    if wanted is None or image.n_channels == wanted:
-        return image
-    if image.n_channels == 1:
-        return image.with_channels((0,) * wanted)
-    names = ", ".join(name for name in image.channel_names if name)
-    # One channel feeds any network, so that is what a network of more can be given.
-    some = range(wanted) if wanted < image.n_channels else range(1)
-    has = f"has {image.n_channels} channels" if chosen is None else f"{image.n_channels} channels were chosen"
-    raise ImageError(
-        f"{image.name}: {has}{f' ({names})' if names else ''}, the model takes {wanted}. "
-        f"Choose with --channels, such as --channels {','.join(map(str, some))}"
-    )
 
 
 def _plan(part: Box, footprint: Footprint, options: Options, demand: Demand) -> Plan:

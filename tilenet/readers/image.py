@@ -1,4 +1,4 @@
-"""What an image is, whatever file it comes from, and the one place where it is mirrored."""
+"""What an image is, whatever file it comes from; every read beyond its borders is mirrored here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import ImageError
-from tilenet.geometry import Box, mirror
+from tilenet.geometry import Box
+from tilenet.readers.fold import fold
 from tilenet.readers.frame import Frame
 
 Pixels = NDArray[Any]
@@ -223,51 +224,6 @@ def names_of_array(axes: str, n_channels: int, dtype: np.dtype[Any]) -> tuple[st
     """Return the channel names of an array that has none: picture libraries store 8-bit colour as (y, x, 3)."""
     color = axes == "yxc" and n_channels == 3 and dtype == np.uint8
     return RGB if color else ("",) * n_channels
-
-
-@dataclass(frozen=True)
-class Fold:
-    """How one axis of a mirrored read comes out of a plain one.
-
-    Attributes
-    ----------
-    start, stop : int
-        The plain read: the shortest range that holds every pixel needed.
-    runs : tuple of slice
-        Its parts, forward and backward, one behind the other.
-    """
-
-    start: int
-    stop: int
-    runs: tuple[slice, ...]
-
-    def unfolded(self, pixels: Pixels, axis: int) -> Pixels:
-        """Return the mirrored read of a plain one; neighbours in memory stay so."""
-        if self.runs == (slice(None),):
-            return pixels
-        return np.concatenate([pixels[(slice(None),) * axis + (run,)] for run in self.runs], axis=axis)
-
-
-def fold(start: int, stop: int, length: int) -> Fold:
-    """Plan a mirrored read of ``start:stop`` on an axis of that length.
-
-    >>> fold(-2, 4, 5)
-    Fold(start=0, stop=4, runs=(slice(2, 0, -1), slice(0, 4, 1)))
-    """
-    if 0 <= start and stop <= length:
-        return Fold(start, stop, (slice(None),))
-    source = np.fromiter((mirror(i, length) for i in range(start, stop)), np.intp, stop - start)
-    lowest, steps = int(source.min()), np.diff(source)
-    # An axis of one pixel does not turn, it stands still.
-    ends = np.union1d(np.flatnonzero(np.diff(steps)), np.flatnonzero(steps == 0)) + 1
-    return Fold(lowest, int(source.max()) + 1, tuple(map(_run, np.split(source - lowest, ends))))
-
-
-def _run(places: NDArray[np.intp]) -> slice:
-    """Return the slice that gives evenly spaced places."""
-    first, last = int(places[0]), int(places[-1])
-    step = -1 if last < first else 1
-    return slice(first, last + step if last + step >= 0 else None, step)
 
 
 class ChannelView(Image):

@@ -1,0 +1,131 @@
+"""An image as a network sees it: at which resolution, with which channels; what cannot be is refused."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tilenet.card import ModelCard
+from tilenet.errors import ImageError
+from tilenet.footprint import Footprint
+from tilenet.options import Options
+from tilenet.readers.image import Image
+from tilenet.readers.planes import PlanesImage
+from tilenet.readers.resampled import at_resolution, in_plane
+from tilenet.resolution import Resolution, recorded, resolve
+
+LOG = logging.getLogger("tilenet")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is read for a network.
+
+    Attributes
+    ----------
+    image : Image
+        With the channels that the network takes.
+    whole : Image
+        The same with all channels.
+    channels : tuple of int or None
+        Those that were chosen; None where nothing was said.
+    resolution : Resolution
+        Which level is read, and how it is resampled.
+    """
+
+    image: Image
+    whole: Image
+    channels: tuple[int, ...] | None
+    resolution: Resolution
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what the run record says of it."""
+        channels = None if self.channels is None else list(self.channels)
+        return {"channels": channels, **self.resolution.to_json()}
+
+
+def as_seen(opened: Image, network: Any, card: ModelCard, options: Options, footprint: Footprint) -> Seen:
+    """Return an image as a network sees it; reads no pixels.
+
+    Raises
+    ------
+    ImageError
+        If its axes or channels do not fit the network.
+    SettingsError
+        If it has no such level or pixel size.
+    """
+    if opened.told_axes not in ("", opened.axes):
+        LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.told_axes)
+    if opened.reader == PlanesImage.reader:
+        LOG.info("%s: its %d files are read as one stack along %s", opened.name, opened.shape[0], opened.axes[0])
+    channels = None if options.channels is None else opened.channel_numbers(options.channels)
+    resolution = _resolution(opened, card, options)
+    whole = at_resolution(opened, resolution)
+    _check_axes(whole, footprint)
+    _check_color(whole, network, channels)
+    image = _fit_channels(whole, getattr(network, "in_channels", None), channels)
+    return Seen(image, whole, channels, resolution)
+
+
+def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:
+    if options.factor is not None:
+        return recorded(options.level or 0, options.factor, options.mpp)
+    # An open image at another level than the finest was put there by the caller.
+    level = image.level if options.level is None and image.level else options.level
+    resolution = resolve(
+        [in_plane(image, k) for k in range(len(image.levels))],
+        level=level,
+        mpp=options.mpp,
+        card=card.pixel_size,
+        model=card.name,
+        name=image.name,
+    )
+    if resolution.told:
+        LOG.info("%s: %s", image.name, resolution.text)
+    return resolution
+
+
+def _check_axes(image: Image, footprint: Footprint) -> None:
+    wanted = "zyx"[-footprint.ndim :]
+    if not image.box_axes.endswith(wanted):
+        raise ImageError(
+            f"{image.name}: its axes are {image.axes}, and a {footprint.ndim}-D network runs over {wanted}, "
+            f"which must come last (c aside). Move them (numpy.moveaxis), choose another model, or specify --axes"
+        )
+
+
+def _check_color(image: Image, network: Any, chosen: Sequence[int] | None) -> None:
+    """Refuse three stains that would pass for red, green and blue.
+
+    A network without a card is the caller's own: it is given the channels as they are.
+    """
+    of_three = getattr(network, "in_channels", None) == image.n_channels == 3
+    if chosen is None and of_three and getattr(network, "card", None) is not None and not image.is_color:
+        names = ", ".join(name or f"channel {i}" for i, name in enumerate(image.channel_names))
+        one = image.channel_names[0] or "0"
+        raise ImageError(
+            f"{image.name}: its 3 channels ({names}; {image.dtype}) are not known to be an 8-bit colour picture, and "
+            f"the model takes red, green and blue. Choose one stain, such as --channels {shlex.quote(one)}, "
+            f"or all: --channels 0,1,2"
+        )
+
+
+def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None) -> Image:
+    """Return the image with the channels that the network takes."""
+    if chosen is not None:
+        image = image.with_channels(chosen)
+    if wanted is None or image.n_channels == wanted:
+        return image
+    if image.n_channels == 1:
+        return image.with_channels((0,) * wanted)
+    names = ", ".join(name for name in image.channel_names if name)
+    # One channel feeds any network, so that is what a network of more can be given.
+    some = range(wanted) if wanted < image.n_channels else range(1)
+    has = f"has {image.n_channels} channels" if chosen is None else f"{image.n_channels} channels were chosen"
+    raise ImageError(
+        f"{image.name}: {has}{f' ({names})' if names else ''}, the model takes {wanted}. "
+        f"Choose with --channels, such as --channels {','.join(map(str, some))}"
+    )
