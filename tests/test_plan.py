@@ -155,6 +155,10 @@ def test_planes_of_a_stack_share_a_block_but_never_a_tile():
     assert plan.tile[0] == 1
     assert plan.block[0] > 1
     assert len(plan) >= 16
+    series = plan_tiles((1000, 8, 256, 256), Footprint((CLASSIC,) * 2))
+    assert series.block[0] > 1 and series.block[1] == 8, "the inner axis is filled before the outer one is begun"
+    assert len(series) >= 16
+    assert plan_tiles((5, 10, 256, 256), Footprint((CLASSIC,) * 2)).block[0] == 1
 
 
 def test_a_tile_far_outside_the_image_is_computed_like_any_other():

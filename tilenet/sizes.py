@@ -156,14 +156,19 @@ def _placed(shape: tuple[int, ...], origin: tuple[int, ...]) -> Box:
 
 
 def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
-    """Return how many planes a block holds along each outer axis: the innermost fills first."""
+    """Return how many planes a block holds along each outer axis: the innermost fills first.
+
+    >>> _default_planes((1000, 8), (256, 256), (512, 512))
+    (8, 8)
+    """
     room = STACKED_PIXELS // prod(map(min, block, shape))
+    others = prod(outer) * prod(map(ceil_div, shape, block))
     planes: tuple[int, ...] = ()
     for n in reversed(outer):
-        side = 1
-        while side * 2 <= min(room, n) and n // (side * 2) * prod(map(ceil_div, shape, block)) >= ENOUGH_BLOCKS:
+        side, others = 1, others // n
+        while side * 2 <= min(room, n) and n // (side * 2) * others >= ENOUGH_BLOCKS:
             side *= 2
-        planes, room = (side, *planes), room // side
+        planes, room, others = (side, *planes), room // side, others * ceil_div(n, side)
         if side < n:
             room = 0
     return planes

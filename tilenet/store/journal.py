@@ -72,10 +72,6 @@ class Journal:
         """Return the sizes of the files of some blocks (blocks, files); `UNKNOWN` or `NO_FILE` for none."""
         return self._sizes[level][some.start : some.stop]
 
-    def count(self, level: int) -> int:
-        """Return the number of blocks of a level that are known."""
-        return int(np.count_nonzero(self._sizes[level][:, 0] != UNKNOWN))
-
     def files(self, level: int, index: int) -> Files | None:
         """Return what was written for a block; None for a file that is all background."""
         if (level, index) not in self:
