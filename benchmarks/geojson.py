@@ -47,7 +47,7 @@ def discs() -> np.ndarray:
 def write_mask(path: Path, side: int) -> None:
     """Write a complete mask, block by block."""
     info = {"version": "benchmark", "image": {"path": "synthetic"}, "model": {}, "scaling": {}}
-    info["card"] = {"labels": {"1": "nucleus", "2": "net"}, "colors": {}}
+    info["card"] = {"mask_of_class": [0, 1, 2], "labels": {"1": "nucleus", "2": "net"}, "colors": {}}
     info["record"] = {"level": 0, "mpp": None, "factor": [[1, 1], [1, 1]], "output": "mask", "axes": "yx"}
     labels = {1: ("nucleus", None), 2: ("net", None)}
     store = Store.create(path, Layout("yx", (side, side), (BLOCK, BLOCK), (None, None), "synthetic", labels), info)

@@ -1,6 +1,6 @@
 """What other ways to run the same network on the same slide take, and how far off they are.
 
-    pip install "tilenet[peers]"
+    pip install -c constraints.txt ".[peers]"
     python benchmarks/peers.py [--wf 5] [--side 2048] [--tiles 256 512 1024] [--rounds 1] [--json]
 
 A slide (grey, side x side px, tiled TIFF) goes through a U-Net of depth 5, from file to mask. Every run is a child
@@ -16,8 +16,9 @@ to the network is theirs: overlap, context), one at a time, as batches of such t
 - ``whole``        one pass over the whole mirrored image: exact, if memory allows
 
 `peak` is VmHWM of the child. `error` is the largest difference of its logits from those of one pass over the whole
-mirrored image, as a part of their range, on the slide's first 1024 x 1024 px. `times` is the speed of tilenet, with the
-largest of the tiles whose peak is at most this one's, over this one's.
+mirrored image, as a part of their range, on the slide's first 1024 x 1024 px: a tile as large as that has no border
+there, so that of such ways it tells nothing of seams. `times` is the speed of tilenet, with the fastest of the tiles
+whose peak is at most this one's, over this one's.
 """
 
 import argparse

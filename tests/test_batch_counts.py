@@ -48,8 +48,9 @@ def test_objects_and_tables_are_those_of_single_runs_and_a_bad_image_stops_no_ot
     first, second = lines_of(tmp_path / "masks" / "counts.csv")
     assert (first["slide"], first["class"], first["kind"], first["count"]) == ("a", "class 1", "object", "3")
     pixels = (np.asarray(tilenet.open_mask(tmp_path / "masks" / "a.zarr")) > 0).sum()
-    assert (int(first["pixels"]), float(first["um2"]), first["um3"]) == (pixels, pixels / 4, "") and pixels > 880
-    assert float(first["covered"]) == pytest.approx(pixels / 13200, abs=1e-6)
+    assert (int(first["covered_px"]), float(first["covered_um2"])) == (pixels, pixels / 4) and pixels > 880
+    assert float(first["covered_share"]) == pytest.approx(pixels / 13200, abs=1e-6)
+    assert (float(first["mm2"]), first["mm3"], first["covered_um3"]) == (13200 * 0.25e-6, "", "")
     assert float(first["per_mm2"]) == pytest.approx(3 / (13200 * 0.25e-6), abs=1e-3)
     assert (second["slide"], second["count"]) == ("c", "2")
     summary = lines_of(tmp_path / "masks" / "summary.csv")
@@ -64,6 +65,22 @@ def test_the_next_call_counts_what_is_complete_and_an_image_of_nothing_counts_0(
     assert [(r.status, r.counts["class 1"]) for r in results] == [("skipped", 3), ("done", 0), ("skipped", 2)]
     assert before == (tree(tmp_path / "masks" / "a.zarr"), (tmp_path / "masks" / "a.csv").stat().st_mtime_ns)
     assert [line["count"] for line in lines_of(tmp_path / "masks" / "counts.csv")] == ["3", "0", "2"]
+
+
+def test_smaller_ones_are_not_counted_but_listed_and_another_area_needs_no_new_table(slides, tmp_path):
+    pixels = tifffile.imread(slides[0])
+    pixels[100:106, 90:95] = 200  # a speck
+    tifffile.imwrite(slides[0], pixels, tile=(32, 32), **SIZE)
+    masks = tmp_path / "masks"
+    (first,) = tilenet.batch(slides[:1], masks, min_area="50um2", **COUNTING)
+    written = (masks / "a.csv").stat().st_mtime_ns
+    assert first.counts == {"class 1": 3} and len(lines_of(masks / "a.csv")) == 4
+    (line,) = lines_of(masks / "counts.csv")
+    assert (line["count"], line["left_out"]) == ("3", "1")
+    (again,) = tilenet.batch(slides[:1], masks, min_area=5, **COUNTING)
+    assert again.counts == {"class 1": 4} and (masks / "a.csv").stat().st_mtime_ns == written
+    with pytest.raises(SettingsError, match="ask for tables"):
+        tilenet.batch(slides[:1], masks, min_area=5, model=Bright())
 
 
 def test_a_table_older_than_its_mask_is_made_anew(slides, tmp_path):

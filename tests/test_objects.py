@@ -51,4 +51,4 @@ def test_what_becomes_no_object_is_told(caplog):
     mask = (tilenet.segment(pixels, model=Bright()) > 0).sum()
     lost = mask - (found > 0).sum()
     assert found.max() == 1 and lost > 0
-    assert f"{lost} of the {mask} pixels of a mask are in no object" in caplog.text
+    assert f"{lost} of {mask} foreground pixels belong to no object" in caplog.text

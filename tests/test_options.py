@@ -85,6 +85,7 @@ def test_a_model_that_gives_no_logits_is_refused_before_anything_is_read(made, s
 def test_a_run_that_takes_more_than_the_memory_it_was_given_says_so(network, caplog):
     with caplog.at_level("WARNING", logger="tilenet"):
         tilenet.segment(IMAGE, model=network, memory=10**10)
+        tilenet.segment(IMAGE, model=network, memory="10GB")
         assert caplog.messages == []
         tilenet.segment(IMAGE, model=network, memory=10**8)
     assert [m for m in caplog.messages if "more than the memory of 0.10 GB" in m]
@@ -177,7 +178,7 @@ def test_an_array_of_another_library_is_known_again_by_its_pixels(tmp_path, netw
     [
         ({"out": random_network(depth=1, wf=1)}, "not a UNet. Give a network as model="),
         ({"progress": True}, "progress True is nothing that can be called"),
-        ({"memory": "2GB"}, "memory '2GB'"),
+        ({"memory": "much"}, "'much' is not a number of bytes"),
         ({"model": torch.nn.Conv2d}, "Conv2d is a class. Give an instance"),
         ({"footprint": 3}, "3 is no Footprint"),
         ({"footprint": Footprint.same(2, reach=3)}, "a UNet's footprint follows from its layers"),

@@ -299,7 +299,7 @@ def test_the_card_decides_unless_something_is_said_and_a_line_says_so(tmp_path, 
     code, out, err = tilenet_command("segment", slide, "-o", tmp_path / "c.zarr", "-m", model, "--json")
     why = json.loads(out)["resolution"]
     assert (code, err, why["factor"], why["mpp"]) == (0, "", [[2, 1], [2, 1]], 1.0)
-    assert why["why"] in said
+    assert [f"tilenet: {line}\n" for line in json.loads(out)["remarks"]] == [said]
     _, out, _ = tilenet_command("plan", slide, "-m", model)
     assert "resolution  level 0 (0.5 um/px) resampled: averaged over 2 px" in out
     _, _, err = tilenet_command("segment", bare, "-o", tmp_path / "d.zarr", "-m", model)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tilenet.api import segment
     from tilenet.batches import batch
     from tilenet.card import ModelCard
-    from tilenet.checks import verify
+    from tilenet.checks import Verification, verify
     from tilenet.errors import (
         BlocksFailed,
         EnvironmentFault,
@@ -34,20 +34,22 @@ if TYPE_CHECKING:
     )
     from tilenet.evaluation import evaluate
     from tilenet.footprint import AxisFootprint, Footprint
-    from tilenet.geojson import write_geojson
+    from tilenet.geojson import Outlined, write_geojson
     from tilenet.geometry import Box
     from tilenet.instances import objects
     from tilenet.lazily import lazy
-    from tilenet.measures import write_table
+    from tilenet.measures import Measured, write_table
     from tilenet.models import load_model, save_model
     from tilenet.pictures import overlay
     from tilenet.plan import Block, Plan, Tile
     from tilenet.readers import open_image
     from tilenet.readers.image import Image
+    from tilenet.runner import Report
     from tilenet.sizes import plan_tiles
     from tilenet.store import Mask
+    from tilenet.summary import Result
     from tilenet.tiff_export import write_tiff
-    from tilenet.tiff_mask import open_mask
+    from tilenet.tiff_mask import TiffMask, open_mask
     from tilenet.training import Recipe, train
     from tilenet.unet import UNet
 
@@ -55,7 +57,7 @@ _HOMES = {
     "api": ("segment",),
     "batches": ("batch",),
     "card": ("ModelCard",),
-    "checks": ("verify",),
+    "checks": ("Verification", "verify"),
     "errors": (
         "BlocksFailed",
         "EnvironmentFault",
@@ -75,20 +77,22 @@ _HOMES = {
     ),
     "evaluation": ("evaluate",),
     "footprint": ("AxisFootprint", "Footprint"),
-    "geojson": ("write_geojson",),
+    "geojson": ("Outlined", "write_geojson"),
     "geometry": ("Box",),
     "instances": ("objects",),
     "lazily": ("lazy",),
-    "measures": ("write_table",),
+    "measures": ("Measured", "write_table"),
     "models": ("load_model", "save_model"),
     "pictures": ("overlay",),
     "plan": ("Block", "Plan", "Tile"),
     "readers": ("open_image",),
     "readers.image": ("Image",),
+    "runner": ("Report",),
     "sizes": ("plan_tiles",),
     "store": ("Mask",),
     "tiff_export": ("write_tiff",),
-    "tiff_mask": ("open_mask",),
+    "summary": ("Result",),
+    "tiff_mask": ("TiffMask", "open_mask"),
     "training": ("Recipe", "train"),
     "unet": ("UNet",),
 }
@@ -105,9 +109,11 @@ __all__ = [
     "ImageError",
     "ImageNotFound",
     "Mask",
+    "Measured",
     "ModelCard",
     "ModelError",
     "ModelNotFound",
+    "Outlined",
     "OutputError",
     "OutputExists",
     "OutputIncomplete",
@@ -116,10 +122,14 @@ __all__ = [
     "OutputNotFound",
     "Plan",
     "Recipe",
+    "Report",
+    "Result",
     "SettingsError",
+    "TiffMask",
     "Tile",
     "TilenetError",
     "UNet",
+    "Verification",
     "VerifyFailed",
     "batch",
     "evaluate",

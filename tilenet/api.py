@@ -41,7 +41,7 @@ def segment(
     tissue: Any = None,
     tile: int | Sequence[int] | None = None,
     batch: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     threads: int | None = None,
     device: str | None = None,
     precision: str | None = None,
@@ -182,7 +182,7 @@ def segment(
         channels=channels,
         tile=tile,
         batch=batch,
-        memory=memory,
+        memory=memory,  # type: ignore[arg-type]  # a text becomes a number there
         threads=threads,
         device=device,
         precision=precision,

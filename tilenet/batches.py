@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from tilenet.footprint import Footprint
 from tilenet.options import Options, check_output_option, refuse_with_objects
 from tilenet.orders import Order, read_orders
 from tilenet.outputs import check_folder_name
-from tilenet.readers.boundary import one_line
 from tilenet.slides import Batch
 from tilenet.summary import TABLES, Result
 
@@ -30,9 +29,10 @@ def batch(
     model: Any = "nuclei",
     footprint: Footprint | None = None,
     client: Client | None = None,
-    tell: Callable[[Result], None] = lambda result: None,
+    tell: Callable[[Result], None] | None = None,
     overview: bool = False,
     table: bool = False,
+    min_area: str | float | None = None,
     objects: bool = False,
     **options: Any,
 ) -> list[Result]:
@@ -53,13 +53,15 @@ def batch(
         As for `segment`; a list may say another model for an image.
     client : distributed.Client, optional
         Have the workers of a Dask cluster compute the blocks of all images from one queue.
-    tell : callable
+    tell : callable, optional
         Called with each `Result`, as an image comes to its end; from any thread, one at a time.
     overview : bool
         Draw each mask over its image, see `tilenet.overlay`, in ``OUT/<name>.overview.png``.
     table : bool
         Write a table of each mask, see `tilenet.write_table`, as ``OUT/<name>.csv``, and how many there are of each
         class in each image as ``OUT/counts.csv``.
+    min_area : str or float, optional
+        Count no smaller ones, such as ``"20um2"``, or ``"80px"`` of the mask; the tables list all.
     objects : bool
         Number objects instead of writing classes, as `segment` does: each image in memory, by this process.
     **options
@@ -86,12 +88,17 @@ def batch(
         ...
     tilenet.errors.SettingsError: slides/*.svs: no image matches. Check the pattern
     """
+    if min_area is not None and not table:
+        raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
     if footprint is not None and not callable(model):
         raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
     try:
         common = Options(**options)
     except TypeError as error:
-        raise SettingsError(f"batch has no such option: {one_line(error)}") from error
+        unknown = sorted(set(options) - {option.name for option in fields(Options)})
+        raise SettingsError(
+            f"batch has no option {unknown[0]}. See help(tilenet.batch)" if unknown else f"{error}"
+        ) from error
     orders = read_orders([images] if isinstance(images, str | Path) else images, model=model, options=common)
     for order in orders:
         _check(order, objects=objects, table=table, client=client)
@@ -103,8 +110,10 @@ def batch(
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
-    beside = Beside(overview=overview, table=table)
-    return Batch(orders, Path(out), footprint, tell, beside=beside).run(client, objects=objects)
+    beside = Beside(overview=overview, table=table, min_area=min_area)
+    return Batch(orders, Path(out), footprint, tell or (lambda result: None), beside=beside).run(
+        client, objects=objects
+    )
 
 
 def _check(order: Order, *, objects: bool, table: bool, client: Client | None) -> None:

@@ -20,10 +20,13 @@ class Beside:
         NAME.overview.png, see `tilenet.overlay`.
     table : bool
         NAME.csv, see `tilenet.write_table`.
+    min_area : str or float, optional
+        Of what is counted; the table lists smaller ones, too, so that another area needs no other table.
     """
 
     overview: bool = False
     table: bool = False
+    min_area: str | float | None = None
 
     def check(self, image: str, mask: Path) -> None:
         """Raise where something is in the way, before a mask is computed."""
@@ -40,8 +43,8 @@ class Beside:
         if not self.table:
             return None
         if _is_older(table, mask):
-            return write_table(mask, table, image=image, overwrite=True)
-        return read_table(mask, table)
+            write_table(mask, table, image=image, overwrite=True)
+        return read_table(mask, table, min_area=self.min_area)
 
 
 def table_beside(mask: Path) -> Path:

@@ -162,7 +162,7 @@ def convert(weights: str, out: Path, **options: Any) -> None:
 @cli.command()
 @click.argument("out", type=click.Path(path_type=Path))
 def sample(out: Path) -> None:
-    """Write a 4096 x 4096 px slide to try tilenet on."""
+    """Write a 4096 x 4096 px slide to try tilenet on: one photograph of 512 px, mirrored; no pixel size."""
     from tilenet.sample import write_sample
 
     say(f"{write_sample(out)}")

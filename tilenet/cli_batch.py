@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @cluster_options
 @click.option("--objects", is_flag=True, help="Number the objects of each image, which must fit in memory.")
 @click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
+@click.option("--min-area", help="With --csv: count no smaller ones, such as 20um2, or 80px of the mask.")
 @OVERVIEW
 @JSON
 @QUIET
@@ -30,7 +31,8 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     """Segment many IMAGES into OUT/<name>.zarr.
 
     IMAGES are files, patterns in quotes ("slides/*.svs"), and lists: .txt with a path a line, .csv
-    with a column image and, where wanted, name, model and one for each option (mpp, channels, ...).
+    with a column image and, where wanted, name, model, level, mpp, axes, channels, tile, batch,
+    threads, scaling, threshold, output, missing and tissue.
     Masks that are complete are skipped, others are gone on with: the same command again is all that
     a killed batch needs.
     """

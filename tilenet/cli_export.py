@@ -68,7 +68,7 @@ def export(
         rows.append(row)
     if not objects:
         rows.append(
-            "regions are no objects: touching ones are one, and specks count. segment --objects tells objects apart"
+            "a region is no object: those that touch are one, and specks count. segment --objects tells them apart"
         )
     show(result, "\n".join(rows), as_json=as_json, quiet=quiet)
 
@@ -110,8 +110,11 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
         "um3_of_a_voxel": found.voxel_um3,
         f"per_{space}": density,
     }
-    per = "".join(f", {value:g} {name} per {space}" for name, value in sorted(density.items()) if value)
-    counted = _counts(found.counts, kind="" if found.objects else " regions")
+    kind = "" if found.objects else " regions"
+    per = "".join(f", {value:,.0f} {name}{kind} per {space}" for name, value in sorted(density.items()) if value)
+    if not density:
+        per = ", no density as the pixel size is unknown"
+    counted = _counts(found.counts, kind=kind)
     return facts, f"{out}: {counted}{per}{_left_out(found.left_out, said)}", found.objects
 
 

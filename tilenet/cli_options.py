@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
-
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class Numbers(click.ParamType[Any]):
@@ -57,14 +54,13 @@ class Bytes(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number of bytes."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", str(value), re.IGNORECASE)
-        if not found:
-            self.fail(f"{value!r} is not a number of bytes, such as 4GB", param, ctx)
-        count = int(float(found[1]) * UNITS[found[2].upper()])
-        if count < UNITS["M"]:
-            unit = "Give more" if found[2] else f"Give a unit, such as {found[1]}GB"
-            self.fail(f"{value!r} is {count} bytes. {unit}", param, ctx)
-        return count
+        from tilenet.errors import SettingsError
+        from tilenet.options import parse_bytes
+
+        try:
+            return parse_bytes(str(value))
+        except SettingsError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Part(click.ParamType[Any]):
@@ -106,14 +102,14 @@ def image_options(command: Any) -> Any:
             "--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c."
         ),
         click.option("--channels", type=Channels(), help="Channels the network sees, in its order, by number or name."),
-        click.option("--roi", type=Part(), help="The part to take, in px of that level.  [default: all]"),
+        click.option("--roi", type=Part(), help="The part to take, in px of what the network sees.  [default: all]"),
         click.option(
             "--tissue",
             type=TissueMask(),
             is_flag=False,
             flag_value=TissueMask.FOUND,
-            help="Skip blocks without tissue. Alone (behind IMAGE): found on a coarse level. MASK: a picture or zarr "
-            "of the whole image, 0 on glass.  [default: nothing is skipped]",
+            help="Skip blocks without tissue. auto, or alone as the last word: found on a coarse level. MASK: a "
+            "picture or zarr of the whole image, 0 on glass.  [default: nothing is skipped]",
         ),
         click.option(
             "--tile",
@@ -122,14 +118,22 @@ def image_options(command: Any) -> Any:
         ),
         click.option("--batch", type=int, help="Most tiles per forward pass."),
         click.option("--memory", type=Bytes(), help="What the run may use.  [default: 4GB]"),
-        click.option("--threads", type=click.IntRange(1), help="For the network on a CPU.  [default: all cores]"),
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            help="For the network on a CPU.  [default: OMP_NUM_THREADS, or all cores]",
+        ),
         click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
         click.option("--precision", help="auto (fp32), fp32, bf16, fp16 or fp64.  [default: auto]"),
-        click.option("--engine", help="auto (the fastest with the same logits) or plain.  [default: auto]"),
+        click.option(
+            "--engine", help="auto (the fastest with the same logits), plain, or fast (or refused).  [default: auto]"
+        ),
         click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: the model's]"),
         click.option("--threshold", type=float, help="For a model of one output.  [default: the model's, 0.5]"),
         click.option("--output", type=click.Choice(["mask", "both"]), help="both adds probabilities.  [default: mask]"),
-        click.option("--probability-dtype", type=click.Choice(["float32", "float16"]), help="[default: float32]"),
+        click.option(
+            "--probability-dtype", type=click.Choice(["float16", "float32", "float64"]), help="[default: float32]"
+        ),
         click.option("--missing", type=click.Choice(["error", "fill"]), help="Empty file tiles.  [default: error]"),
     ]
     for option in reversed(options):

@@ -74,7 +74,7 @@ def segment(
     assert not isinstance(mask, np.ndarray)
     result, what = _result(mask, objects=objects)
     result = {"out": str(place), "seconds": round(seconds, 2), **result}
-    result["resolution"] |= {"why": " ".join(said)}
+    result["remarks"] = said
     if picture:
         picture_files.save(pictures.overlay(image, place), picture)
         result["overview"] = str(picture)

@@ -149,7 +149,7 @@ def to_objects(
     mask, kept = np.count_nonzero(probabilities.argmax(axis=0)), np.count_nonzero(found)
     if kept < mask:
         LOG.info(
-            "%s: %d of the %d pixels of a mask are in no object: specks, and what the network is unsure of",
+            "%s: %d of %d foreground pixels belong to no object: specks, and what the network is unsure of",
             *(job.image.name, mask - kept, mask),
         )
     return found.reshape(job.plan.shape)

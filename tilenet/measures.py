@@ -177,14 +177,18 @@ def write_table(
     return found
 
 
-def read_table(mask: str | Path, table: str | Path) -> Measured:
-    """Return what `write_table` found in a mask, from the table that it wrote."""
+def read_table(mask: str | Path, table: str | Path, *, min_area: str | float | None = None) -> Measured:
+    """Return what `write_table` found in a mask, from the table of all that it wrote; smaller ones are left out."""
     with open_mask(mask) as opened:
-        found = _nothing_in(opened, Path(table).absolute())
+        found, least = _nothing_in(opened, Path(table).absolute()), least_pixels(opened, min_area)
     with found.path.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
+            pixels = int(line["volume_px" if found.volumes else "area_px"])
+            if pixels < least:
+                found.left_out += 1
+                continue
             found.counts[line["class"]] += 1
-            found.area_px[line["class"]] += int(line["volume_px" if found.volumes else "area_px"])
+            found.area_px[line["class"]] += pixels
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Real
@@ -13,6 +14,7 @@ from tilenet.scaling import parse_rule
 
 # More than any processor has.
 MOST_THREADS = 4096
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 # Which options are one number, or one text, and how people say it.
 KINDS = (
     ("threshold", Real, "a number"),
@@ -58,6 +60,8 @@ class Options:
             object.__setattr__(self, name, _plain(getattr(self, name), name, texts=name == "channels"))
         if isinstance(said := self.channels, int | str):
             object.__setattr__(self, "channels", parse_channels(said) if isinstance(said, str) else (said,))
+        if isinstance(self.memory, str):
+            object.__setattr__(self, "memory", parse_bytes(self.memory))
         for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", 1)):
             object.__setattr__(self, name, _count(getattr(self, name), name, least))
         if self.threads is not None and self.threads > MOST_THREADS:
@@ -86,6 +90,22 @@ def parse_channels(text: str) -> tuple[int | str, ...]:
     if not all(parts):
         raise SettingsError(f"channels {text!r} are not numbers or names with commas between them, such as 0,2 or DAPI")
     return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+
+def parse_bytes(text: str) -> int:
+    """Return the number of bytes of a text with a unit.
+
+    >>> parse_bytes("4GB"), parse_bytes("500 mb")
+    (4000000000, 500000000)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text, re.IGNORECASE)
+    if not found:
+        raise SettingsError(f"{text!r} is not a number of bytes, such as 4GB")
+    count = int(float(found[1]) * UNITS[found[2].upper()])
+    if count < UNITS["M"]:
+        unit = "Give more" if found[2] else f"Give a unit, such as {found[1]}GB"
+        raise SettingsError(f"{text!r} is {count} bytes. {unit}")
+    return count
 
 
 def check_output_option(output: str | None, *, stored: bool) -> None:

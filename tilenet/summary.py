@@ -16,7 +16,10 @@ from tilenet.store.place import put_whole
 
 # Names that no table of an image of a batch can have.
 TABLES = ("summary", "counts")
-COUNTS = ("slide", "class", "kind", "count", "pixels", "covered", "um2", "um3", "per_mm2", "per_mm3")
+COUNTS = (
+    *("slide", "class", "kind", "count", "left_out", "covered_px", "covered_share", "covered_um2", "covered_um3"),
+    *("mm2", "mm3", "per_mm2", "per_mm3"),
+)
 DECIMALS = 3
 
 
@@ -71,9 +74,11 @@ def write_summary(folder: Path, results: Sequence[Result]) -> None:
 def write_counts(folder: Path, measured: Mapping[str, Measured]) -> None:
     """Write ``counts.csv``: how many objects, or regions, of each class are in each mask of a batch.
 
-    Its columns are ``slide``, ``class``, ``kind`` (object or region), ``count``, ``pixels`` of the mask in all of them,
-    the part of it that they cover, their area in um2 or (of objects of volumes) volume in um3, and how many there
-    are for each square or cubic millimetre of what was segmented.
+    Its columns are ``slide``, ``class``, ``kind`` (object or region), ``count``, ``left_out`` (how many of all classes
+    are smaller than the least area), what those counted cover in all (``covered_px`` of the mask, ``covered_share`` of
+    it, ``covered_um2``, of objects of volumes ``covered_um3``), the size of what was segmented (``mm2``, ``mm3``), and
+    how many there are for each of these (``per_mm2``, ``per_mm3``). What is in units of length is empty where the
+    pixel size is unknown.
 
     Raises
     ------
@@ -87,11 +92,13 @@ def write_counts(folder: Path, measured: Mapping[str, Measured]) -> None:
 def _count_lines(slide: str, found: Measured) -> Iterable[dict[str, Any]]:
     for name, count in sorted(found.counts.items()):
         pixels = found.area_px[name]
-        sizes = {"um3": found.voxel_um3} if found.volumes else {"um2": found.pixel_um2}
+        size, power = (found.voxel_um3, 3) if found.volumes else (found.pixel_um2, 2)
         kind = "object" if found.objects else "region"
-        line: dict[str, Any] = {"slide": slide, "class": name, "kind": kind, "count": count}
-        line |= {"pixels": pixels, "covered": round(pixels / found.mask_px, 6)}
-        line |= {unit: round(pixels * size, DECIMALS) for unit, size in sizes.items() if size is not None}
+        line: dict[str, Any] = {"slide": slide, "class": name, "kind": kind, "count": count, "left_out": found.left_out}
+        line |= {"covered_px": pixels, "covered_share": round(pixels / found.mask_px, 6)}
+        if size is not None:
+            line[f"covered_um{power}"] = round(pixels * size, DECIMALS)
+            line[f"mm{power}"] = round(found.mask_px * size / 1000**power, 2 * DECIMALS)
         rates = {"per_mm2": found.per_mm2.get(name), "per_mm3": found.per_mm3.get(name)}
         yield line | {unit: round(rate, DECIMALS) for unit, rate in rates.items() if rate is not None}
 
