@@ -127,7 +127,7 @@ def measure_command(folder: Path, precision: str, workers: int, options: argpars
     return {
         "workers": workers,
         "command_px_per_s": pixels / whole,
-        "run_px_per_s": pixels / profile["in all"],
+        "run_px_per_s": pixels / profile["total"],
         **profile,
     }
 

@@ -79,10 +79,10 @@ def test_the_profile_says_where_the_time_went(work, tilenet_command):
     seconds = profile["seconds"]
     assert profile["pixels"] == 300 * 400
     assert min(seconds[stage] for stage in ("read", "computed", "written", "finished")) > 0
-    assert seconds["waited"] + seconds["computed"] + seconds["finished"] <= seconds["in all"]
-    assert profile["px_per_s"]["in all"] == pytest.approx(300 * 400 / seconds["in all"], rel=0.01)
+    assert seconds["waited"] + seconds["computed"] + seconds["finished"] <= seconds["total"]
+    assert profile["px_per_s"]["total"] == pytest.approx(300 * 400 / seconds["total"], rel=0.01)
     _, text, _ = tilenet_command("segment", slide, "-o", out, "-m", model, "--overwrite", "--profile")
-    assert all(f"\n{stage} " in text for stage in ("read", "waited", "computed", "written", "finished", "in all"))
+    assert all(f"\n{stage} " in text for stage in ("read", "waited", "computed", "written", "finished", "total"))
 
 
 def test_the_plan_reads_no_pixels_and_promises_bytes(work, tilenet_command, monkeypatch):

@@ -106,8 +106,8 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
         "counts": dict(found.counts),
         "left_out": found.left_out,
         "area_px": dict(found.area_px),
-        "area_um2_of_a_pixel": found.pixel_um2,
-        "um3_of_a_voxel": found.voxel_um3,
+        "pixel_um2": found.pixel_um2,
+        "voxel_um3": found.voxel_um3,
         f"per_{space}": density,
     }
     kind = "" if found.objects else " regions"

@@ -129,7 +129,7 @@ STAGES = {
 
 def profile_of(report: Report) -> dict[str, Any]:
     """Return the seconds of each stage of a run, and its pixels per second."""
-    seconds = {stage: getattr(report, stage) for stage in STAGES} | {"in all": report.seconds + report.finished}
+    seconds = {stage: getattr(report, stage) for stage in STAGES} | {"total": report.seconds + report.finished}
     rate = {stage: round(report.pixels / spent) if spent else None for stage, spent in seconds.items()}
     exact = {stage: round(spent, 6) for stage, spent in seconds.items()}
     return {"pixels": report.pixels, "seconds": exact, "px_per_s": rate}

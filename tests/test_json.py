@@ -1,0 +1,76 @@
+"""docs/json.md names what `--json` prints: all of it, and nothing else."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from oracles import random_network
+
+import tilenet
+
+PAGE = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+SIZE = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+
+
+def fields_of(command):
+    """Return the names in the first column of a command's table."""
+    section = re.search(rf"^## {command}\n(.*?)(?=^## |\Z)", PAGE, re.S | re.M)[1]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Return a folder with a colour slide, a model, and masks of classes and of objects."""
+    folder = tmp_path_factory.mktemp("json")
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 110, 3), np.uint8)
+    tifffile.imwrite(folder / "slide.tif", pixels, tile=(32, 32), photometric="rgb", **SIZE)
+    tilenet.save_model(random_network(in_channels=3, depth=2, wf=1), folder / "m.safetensors")
+    for name, objects in (("mask", False), ("objects", True)):
+        tilenet.segment(
+            folder / "slide.tif",
+            folder / f"{name}.zarr",
+            model=folder / "m.safetensors",
+            objects=objects,
+            tissue=not objects or None,
+        )
+    return folder
+
+
+COMMANDS = {
+    "segment": [
+        "segment slide.tif -m m.safetensors --out a.zarr --tissue=auto --profile --overview",
+        "segment slide.tif -m m.safetensors --out b.zarr --objects",
+        "segment slide.tif -m m.safetensors --out c.zarr --tile 16 --shard 1/2",
+    ],
+    "plan": ["plan slide.tif -m m.safetensors --tissue=auto"],
+    "info": ["info slide.tif", "info nuclei", "info mask.zarr"],
+    "verify": ["verify mask.zarr"],
+    "overlay": ["overlay slide.tif mask.zarr --out mask.png"],
+    "export": ["export mask.zarr --csv mask.csv --geojson mask.geojson --tiff mask.ome.tif"],
+    "batch": ["batch slide.tif -m m.safetensors --out masks"],
+    "evaluate": ["evaluate objects.zarr objects.zarr"],
+    "finish": ["finish mask.zarr"],
+    "tune": ["tune slide.tif -m m.safetensors --seconds 1"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_page_names_every_field_and_no_other(command, work, tilenet_command, monkeypatch):
+    monkeypatch.chdir(work)
+    printed = set()
+    for line in COMMANDS[command]:
+        code, out, err = tilenet_command(*line.split(), "--json")
+        assert code == 0, err
+        printed |= json.loads(out).keys()
+    assert printed == fields_of(command)
+
+
+def test_every_command_with_json_is_on_the_page():
+    from tilenet.cli import cli
+
+    with_json = {name for name, command in cli.commands.items() if any("--json" in p.opts for p in command.params)}
+    assert with_json == set(COMMANDS)
