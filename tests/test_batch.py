@@ -14,10 +14,12 @@ from stub import BAD, Bright
 from workers import Cluster, write_image
 
 import tilenet
-from tilenet import summary, worker
+from tilenet import outputs, summary, worker
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
 from tilenet.options import Options
 from tilenet.orders import read_orders
+from tilenet.outputs import open_store
+from tilenet.settling import Wanted
 
 TILES = {"tile": 512, "threads": 1}
 
@@ -120,6 +122,26 @@ def test_a_list_that_says_what_cannot_be_is_refused_by_line(tmp_path, text, said
     with pytest.raises(SettingsError, match=said):
         tilenet.batch(tmp_path / "list.csv", tmp_path / "masks")
     assert not (tmp_path / "masks").exists()
+
+
+def test_a_store_that_another_batch_makes_meanwhile_is_gone_on_with_or_said_to_be_written(tmp_path, monkeypatch):
+    image = write_image(tmp_path / "a.tif", sides=(300, 200))
+    real = outputs.check_free
+
+    def slow(out, **options):
+        real(out, **options)
+        monkeypatch.undo()
+        other.append(open_store(out, Wanted(image, Bright(), Options(threads=1)), resume=True))
+
+    other = []
+    monkeypatch.setattr(outputs, "check_free", slow)
+    (result,) = tilenet.batch([image], tmp_path / "masks", model=Bright(), threads=1)
+    assert result.status == "failed" and "is being written by process" in result.error
+    store, job, _ = other[0]
+    store.close()
+    job.close()
+    (result,) = tilenet.batch([image], tmp_path / "masks", model=Bright(), threads=1)
+    assert result.status == "done"
 
 
 def test_a_plain_list_has_a_path_a_line(tmp_path):

@@ -101,6 +101,24 @@ def test_what_an_open_mask_loses_is_no_background(tmp_path, network, v2):
         mask[:]
 
 
+def test_a_mask_that_was_replaced_while_it_was_open_is_not_read_as_a_mixture(tmp_path, network):
+    out = tmp_path / "m.zarr"
+    mask = tilenet.segment(IMAGE, out, model=network, tile=128, output="both")
+    sent = pickle.dumps(mask)
+    before = mask[:]
+    again = tilenet.segment(IMAGE[:200, :150], out, model=network, tile=128, overwrite=True)
+    for old in (mask, pickle.loads(sent)):
+        with pytest.raises(BlocksFailed, match="was written anew since it was opened"):
+            old[:]
+        with pytest.raises(OSError, match="was written anew"):
+            old.probabilities[:]
+    assert again[:].shape == (200, 150)
+    tilenet.segment(IMAGE, out, model=network, tile=128, output="both", overwrite=True)
+    with pytest.raises(BlocksFailed, match="written anew"):
+        mask[:]  # nor is the same mask taken for that which was opened
+    assert np.array_equal(tilenet.open_mask(out)[:], before)
+
+
 def test_background_that_has_no_file_is_read_as_before(tmp_path):
     def nothing(batch):
         return -np.ones_like(batch)

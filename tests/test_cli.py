@@ -15,6 +15,7 @@ from skimage.io import imsave
 
 import tilenet
 from tilenet.cli import CLOSED_PIPE
+from tilenet.sample import write_sample
 
 COMMANDS = ("segment", "plan", "info", "verify", "convert", "sample", "tune")
 
@@ -298,6 +299,26 @@ def test_a_full_stdout_is_a_fault_of_the_machine_and_a_full_or_closed_stderr_is_
         assert run("info", "nothing", stdout=subprocess.PIPE, stderr=full).returncode == 2
     segment = ("segment", work / "slide.tif", "-m", work / "small.safetensors", "-o", work / "closed.zarr")
     assert run(*segment, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2)).returncode == 0
+
+
+def test_what_may_not_be_read_is_told_by_its_name(work, tilenet_command, monkeypatch):
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied", "/masks/journal.jsonl")
+
+    monkeypatch.setattr("tilenet.checks.verify", closed)
+    code, _, err = tilenet_command("verify", work / "any.zarr")
+    assert (code, err.count("\n")) == (4, 1)
+    assert "/masks/journal.jsonl: permission denied" in err
+
+
+def test_a_sample_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tifffile.TiffWriter, "write", full)
+    with pytest.raises(tilenet.EnvironmentFault, match="no space left"):
+        write_sample(tmp_path / "slide.tif")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly():

@@ -304,6 +304,16 @@ def test_a_distributed_client_gives_the_same(network):
     assert np.array_equal(got, tilenet.segment(IMAGE, model=network, tile=32)[20:70])
 
 
+def test_an_array_that_a_cluster_keeps_is_segmented_and_refused_by_lazy(network):
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
+    with dask.config.set(scheduler=None), distributed.LocalCluster(**options) as cluster, distributed.Client(cluster):
+        kept = da.from_array(IMAGE, chunks=20).persist()
+        assert np.array_equal(tilenet.segment(kept, model=network), tilenet.segment(IMAGE, model=network))
+        with pytest.raises(ImageError, match="from before that; segment takes it"):
+            tilenet.lazy(kept, model=network)
+
+
 def test_training_a_network_further_changes_no_array_that_was_made(network):
     trained = copy.deepcopy(network)
     array = tilenet.lazy(IMAGE, model=trained, tile=30)

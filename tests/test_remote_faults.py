@@ -83,6 +83,19 @@ def test_a_server_that_fails_for_good_is_given_up(tmp_path, server, fault):
     assert 1 <= len(server.seen) <= 1 + remote.RETRIES
 
 
+def test_an_answer_that_is_cut_off_once_is_asked_for_again(tmp_path, server):
+    expected = whole(open_image(plain_zarr(tmp_path)))
+    asked = {}
+
+    def fault(path):
+        asked[path] = asked.get(path, 0) + 1
+        return "cut" if "/c/" in path and asked[path] == 1 else None
+
+    server.fault = fault
+    np.testing.assert_array_equal(whole(open_image(f"{server.url}/image.zarr")), expected)
+    assert {count for path, count in asked.items() if "/c/" in path} == {2}
+
+
 def test_a_server_that_says_nothing_is_given_up(tmp_path, server, monkeypatch):
     plain_zarr(tmp_path)
     monkeypatch.setattr(remote, "SILENCE", timedelta(milliseconds=200))

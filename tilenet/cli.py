@@ -210,6 +210,8 @@ def _run() -> None:
     except BrokenPipeError:  # nobody reads what is printed any more
         print_nothing_more()
         sys.exit(CLOSED_PIPE)
+    except PermissionError as error:
+        _give_up(f"{error.filename}: permission denied. Check who may read and write it", error, 4)
     except MemoryError as error:
         _give_up("out of memory. Run again with a smaller --tile, --batch or --memory", error, 4)
     except Exception as error:

@@ -22,12 +22,14 @@ from uuid import uuid4
 import numpy as np
 
 from tilenet import predict
+from tilenet.errors import ImageError
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.job import Job
 from tilenet.models import fingerprint
 from tilenet.options import Options, check_output_option
 from tilenet.plan import Plan
+from tilenet.readers.array import client_of
 from tilenet.settling import settle
 from tilenet.tiles import Tiles, Weights
 
@@ -93,6 +95,11 @@ def lazy(
     if unknown := set(settings) - set(SETTINGS):
         raise TypeError(f"lazy() got an unexpected keyword argument {min(unknown)!r}")
     check_output_option(output, stored=False)
+    if hasattr(image, "dask") and client_of(image) is not None:
+        raise ImageError(
+            "dask array: is kept in the memory of a cluster (persist), and its workers cannot read it for each other's "
+            "tasks. Give lazy the array from before that; segment takes it as it is"
+        )
     job = settle(image, model, Options(**settings, output=output, batch=1), footprint=footprint)
     try:
         tiles = Tiles(_portable(job, model), job.numbers(), uuid4().hex)

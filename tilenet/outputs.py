@@ -76,8 +76,12 @@ def open_store(
 ) -> tuple[Store, Job, Scaling]:
     """Create a store, or open one to go on with: what can be refused early is."""
     if not (resume and can_resume(out)):
-        check_free(out, overwrite=overwrite)
-        return create_store(out, wanted, overwrite=overwrite)
+        try:
+            check_free(out, overwrite=overwrite)
+            return create_store(out, wanted, overwrite=overwrite)
+        except OutputExists:  # another run may have been quicker
+            if not (resume and can_resume(out)):
+                raise
     store = Store.resume(out)
     return store, *wanted.settle_for(store)
 

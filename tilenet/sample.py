@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import EnvironmentFault, OutputExists
+from tilenet.errors import OutputExists
 from tilenet.geometry import mirror
+from tilenet.store.files import AGAIN
+from tilenet.store.place import put_whole
 
 SIDE, LEVELS, FILE_TILE = 4096, 4, 256
 
@@ -34,22 +36,18 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
     path = Path(path)
     if path.exists():
         raise OutputExists(f"{path}: exists already. Choose another name, or remove it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tifffile.TiffWriter(path) as tiff:
-            for level, pixels in enumerate(_pyramid(photo, side)):
-                tiff.write(
-                    pixels,
-                    photometric="rgb",
-                    tile=(FILE_TILE, FILE_TILE),
-                    compression="zlib",
-                    predictor=True,
-                    subifds=None if level else LEVELS - 1,
-                    subfiletype=1 if level else 0,
-                    metadata=None,
-                )
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror or error})") from error
+    with put_whole(path, again=AGAIN) as part, tifffile.TiffWriter(part) as tiff:
+        for level, pixels in enumerate(_pyramid(photo, side)):
+            tiff.write(
+                pixels,
+                photometric="rgb",
+                tile=(FILE_TILE, FILE_TILE),
+                compression="zlib",
+                predictor=True,
+                subifds=None if level else LEVELS - 1,
+                subfiletype=1 if level else 0,
+                metadata=None,
+            )
     return path
 
 

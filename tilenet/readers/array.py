@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from math import prod
 from typing import Any
 
@@ -56,9 +57,13 @@ class ArrayImage(Image):
         out, stored = self._layout.empty(box, self.dtype)
         with refusing(f"{self.name}: {box} cannot be read", "Read it without tilenet to see why"):
             part = self._array[tuple(slice(a, b) for a, b in self._layout.ranges(box))]
-            # One thread: the reads themselves already run in parallel.
-            stored[...] = part.compute(scheduler="synchronous") if hasattr(part, "compute") else part
+            stored[...] = self._computed(part) if hasattr(part, "compute") else part
         return out
+
+    def _computed(self, part: Any) -> Any:
+        client = client_of(self._array)
+        # Else one thread: the reads themselves already run in parallel.
+        return part.compute(scheduler="synchronous" if client is None else client)
 
     def identity(self) -> dict[str, Any]:
         """Return shape, type and a hash: of the metadata (zarr), the graph's name (dask), or else of the pixels."""
@@ -68,6 +73,16 @@ class ArrayImage(Image):
         if hasattr(self._array, "metadata"):
             return common | {"metadata_sha256": _metadata_sha256(self._array)}
         return common | {"pixels_sha256": _pixels_sha256(self._array)}
+
+
+def client_of(array: Any) -> Any:
+    """Return the client of the cluster that keeps parts of a dask array in its memory; None if none does."""
+    if "distributed" not in sys.modules:
+        return None
+    future = sys.modules["distributed"].Future
+    # Only layers that are there as tasks: others may be of any number of chunks, and hold none.
+    tasks = (task for layer in array.dask.layers.values() if layer.is_materialized() for task in layer.values())
+    return next((task.client for task in tasks if isinstance(task, future)), None)
 
 
 def _pixels_sha256(array: Any) -> str:

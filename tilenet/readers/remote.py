@@ -28,11 +28,12 @@ BACKOFF = {"base": 2, "init_backoff": timedelta(seconds=0.2), "max_backoff": tim
 CREDENTIALS = timedelta(minutes=5)
 REGION = "us-east-1"
 _STATUS = re.compile(r"status code: (\d{3})")
+CUT = "Interrupted"
 _ENDS = {
     "Timeout": "no answer in time",
     "TimedOut": "no answer in time",
     "kind: Connect": "no connection",
-    "Interrupted": "the answer was cut off",
+    CUT: "the answer was cut off",
     "IncompleteMessage": "the connection was closed",
 }
 # Statuses of servers that are busy or out of order, not of requests that are wrong.
@@ -117,21 +118,17 @@ class Remote:
         return await self._get(path, largest, None)
 
     async def _get(self, path: str, largest: int, part: dict[str, Any] | None) -> bytes | None:
-        import obstore
         from obstore.exceptions import BaseError
 
         try:
-            options: Any = part
-            found = await obstore.get_async(self.store, path, options=options)
-            size = found.meta["size"]
-            if size > largest:
-                raise ImageError(
-                    f"{self.name_of(path)}: has {size} bytes, more than the {largest} that it can have. "
-                    f"The file is damaged; get it again"
-                )
-            if size == 0:
-                raise ImageError(f"{self.name_of(path)}: is cut off after 0 bytes. Get the image again")
-            return bytes(await found.bytes_async())
+            for _ in range(RETRIES):
+                try:
+                    return await self._whole(path, largest, part)
+                except BaseError as error:
+                    # obstore asks for the rest by itself only where the server says which version that is of.
+                    if CUT not in str(error):
+                        raise
+            return await self._whole(path, largest, part)
         except TilenetError:
             raise
         except FileNotFoundError as error:
@@ -141,6 +138,22 @@ class Remote:
             return None
         except (BaseError, ValueError, OSError) as error:
             raise self._fault(path, error) from None
+
+    async def _whole(self, path: str, largest: int, part: dict[str, Any] | None) -> bytes:
+        """Return what one request gives."""
+        import obstore
+
+        options: Any = part
+        found = await obstore.get_async(self.store, path, options=options)
+        size = found.meta["size"]
+        if size > largest:
+            raise ImageError(
+                f"{self.name_of(path)}: has {size} bytes, more than the {largest} that it can have. "
+                f"The file is damaged; get it again"
+            )
+        if size == 0:
+            raise ImageError(f"{self.name_of(path)}: is cut off after 0 bytes. Get the image again")
+        return bytes(await found.bytes_async())
 
     def _fault(self, path: str, error: Exception) -> Exception:
         """Return the error to raise, in words that give nothing away."""

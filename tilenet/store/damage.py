@@ -95,7 +95,9 @@ def _compare(path: Path, written: Written | None) -> str:
         return "extra" if path.exists() else ""
     if read_right(path, written) is not None:
         return ""
-    return "changed" if path.exists() else "missing"
+    if not path.exists():
+        return "missing"
+    return "changed" if os.access(path, os.R_OK) else "not readable: check its permissions"
 
 
 def _documents_changed(path: Path, journal: Journal) -> Iterator[Damage]:

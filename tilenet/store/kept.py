@@ -1,4 +1,4 @@
-"""The files of a complete mask, as zarr reads them: what is missing by now is an error, and no background."""
+"""The files of a complete mask, as zarr reads them: what is missing or replaced by now is an error, no background."""
 
 from __future__ import annotations
 
@@ -10,12 +10,29 @@ from zarr.storage import LocalStore
 
 from tilenet.store.entries import NO_FILE, UNKNOWN
 from tilenet.store.journal import Journal
-from tilenet.store.layout import PROBABILITIES, Layout
+from tilenet.store.layout import DOCUMENTS, PROBABILITIES, Layout
 from tilenet.store.metadata import OWN
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
+
+
+# Of a state of a mask: when its documents were written, and their sizes.
+Stamp = tuple[tuple[int, int] | None, ...]
+
+
+def stamp_of(mask: Path) -> Stamp:
+    """Return what tells a mask from another that took its place: every run writes these documents, as its last."""
+    return tuple(map(_written, (mask / root for root, _ in DOCUMENTS.values())))
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 class KeptFiles(LocalStore):
@@ -31,6 +48,8 @@ class KeptFiles(LocalStore):
         Which of its arrays.
     layout : Layout
         Of all of them.
+    stamp : tuple
+        Of the mask when it was opened, see `stamp_of`.
     """
 
     def __init__(
@@ -41,9 +60,10 @@ class KeptFiles(LocalStore):
         mask: Path | None = None,
         array: str = "",
         layout: Layout | None = None,
+        stamp: Stamp | None = None,
     ) -> None:
         super().__init__(root, read_only=read_only)
-        self.mask, self.array, self.layout = mask, array, layout
+        self.mask, self.array, self.layout, self.stamp = mask, array, layout, stamp
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "journal"}
@@ -59,8 +79,10 @@ class KeptFiles(LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return what is there; `OSError` if there was more."""
+        """Return what is there; `OSError` if there was more, or if it is of another mask by now."""
         found = await super().get(key, prototype, byte_range)
+        if self.mask is not None and (now := stamp_of(self.mask)) != self.stamp:
+            raise OSError(f"{self.mask} {'was written anew since it was opened' if any(now) else 'is missing'}")
         if found is None and self._was_written(key):
             raise OSError(f"{self.root / key} is missing")
         return found

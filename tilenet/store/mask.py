@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tilenet.errors import BlocksFailed, OutputIncomplete, first_line
 from tilenet.readers.boundary import one_line
 from tilenet.store.blocks import Blocks
+from tilenet.store.kept import KeptFiles, Stamp, stamp_of
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import read_root
 from tilenet.store.place import is_ours
@@ -127,11 +128,11 @@ class Mask(AnyMask):
 
     levels: tuple[Array, ...]
 
-    def __init__(self, path: Path, layout: Layout, info: dict[str, Any]) -> None:
+    def __init__(self, path: Path, layout: Layout, info: dict[str, Any], stamp: Stamp) -> None:
         self.path, self.info, self.layout = path, info, layout
         _refuse_lost(path, layout)
-        self.levels = tuple(_open(path, str(i), layout) for i in range(len(layout.levels)))
-        self.probabilities: Array | None = _open(path, PROBABILITIES, layout) if layout.classes else None
+        self.levels = tuple(_open(path, str(i), layout, stamp) for i in range(len(layout.levels)))
+        self.probabilities: Array | None = _open(path, PROBABILITIES, layout, stamp) if layout.classes else None
 
 
 def open_mask(path: str | Path) -> Mask:
@@ -154,10 +155,11 @@ def open_mask(path: str | Path) -> Mask:
         If files are lost. (What they hold is checked by `tilenet.verify`.)
     """
     path = Path(path)
+    stamp = stamp_of(path)  # before anything is read, so that all that is belongs together
     layout, info, complete = read_root(path)
     if not complete:
         raise OutputIncomplete(f"{path}: is not complete. Run the command that made it again, with --resume")
-    return Mask(path, layout, info)
+    return Mask(path, layout, info, stamp)
 
 
 def refuse_unfinished(path: str | Path) -> None:
@@ -179,16 +181,14 @@ def _refuse_lost(path: Path, layout: Layout) -> None:
             )
 
 
-def _open(path: Path, array: str, layout: Layout) -> Array:
+def _open(path: Path, array: str, layout: Layout, stamp: Stamp) -> Array:
     import zarr
-
-    from tilenet.store.kept import KeptFiles
 
     repair = "Repair it: run the command that made the mask again, with --resume"
     if not (path / layout.document(array)).exists():
         raise BlocksFailed(f"{path / array}: has lost its metadata. {repair}")
     try:
-        store = KeptFiles(path / array, mask=path, array=array, layout=layout)
+        store = KeptFiles(path / array, mask=path, array=array, layout=layout, stamp=stamp)
         opened: Array = zarr.open_array(store, mode="r", zarr_format=layout.zarr_format)
     except Exception as error:  # of whatever kind the damage makes zarr raise
         raise BlocksFailed(f"{path / array}: its metadata cannot be read ({one_line(error)}). {repair}") from error
