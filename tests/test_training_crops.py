@@ -123,6 +123,27 @@ def test_painted_nuclei_are_bluer_than_what_is_brown_around_them(look):
     assert np.mean(np.array(warmth) > 0) > 0.6
 
 
+def test_painted_crops_keep_their_hues_and_others_do_not():
+    nuclei = torch.from_numpy((discs(np.random.default_rng(4)) > 0).astype(np.float32))
+    image = torch.stack([1 - 0.6 * nuclei, 1 - 0.8 * nuclei, 1 - 0.3 * nuclei])
+    recipe = replace(STILL, grey=1, dab=1)
+
+    def spread(recipe):
+        x, _ = draw_crop(
+            image,
+            torch.stack([nuclei, nuclei]),
+            shape=(64, 64),
+            lost=(8, 8),
+            recipe=recipe,
+            rng=np.random.default_rng(1),
+            look="stained",
+        )
+        return float((x.amax(0) - x.amin(0)).mean())
+
+    assert spread(recipe) > 0.05
+    assert spread(replace(recipe, dab=0)) < 1e-6
+
+
 def test_a_crop_of_fluorescence_without_nuclei_becomes_pale_tissue():
     dark, none = torch.full((3, 60, 60), 0.02), torch.zeros(60, 60)
     brightness = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -60,6 +61,8 @@ def draw_crop(
         if look == "fluorescent" and rng.random() < CROWDED:
             x, y = crowd(x, y)
         x, look = paint_stains(x, y[0], rng, look=look), "stained"
+        # Pale nuclei in brown tissue are told by their hue alone.
+        recipe = replace(recipe, swap=0, grey=0, tint=0)
     if look == "stained" and recipe.holes and rng.random() < recipe.holes:
         x = paint_holes(x, (y[0] > 0).float(), rng)
     if look != "stained" and rng.random() < recipe.invert:
