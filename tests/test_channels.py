@@ -2,6 +2,7 @@
 
 import json
 
+import dask.array as da
 import imagecodecs
 import numpy as np
 import pytest
@@ -147,6 +148,87 @@ def test_channels_are_chosen_by_name_and_recorded_as_numbers(stained, model, tmp
     swapped = tilenet.segment(stained, model=model, channels="1,2,DAPI")
     np.testing.assert_array_equal(swapped, expected)
     assert tilenet_command("overlay", stained, tmp_path / "m.zarr", "-o", tmp_path / "o.png")[0] == 0
+
+
+APART = [
+    "cyx tiff",
+    "planar tiff",
+    "raw tiff",
+    "czyx zarr 2",
+    "cyx zarr 3",
+    "shards of two",
+    "cyx dask",
+    "cyx zarr array",
+]
+TOGETHER = ["yxc tiff", "yxc zarr"]
+FIVE = np.random.default_rng(5).integers(0, 255, (5, 70, 90), np.uint8)
+
+
+def of_five(folder, kind):
+    """Return five channels as an image of a kind, and its axes where it does not say them."""
+    path, chunked = folder / kind.replace(" ", "."), {"chunks": (1, 32, 32), "dimension_names": ["c", "y", "x"]}
+    match kind:
+        case "cyx tiff":
+            tifffile.imwrite(path, FIVE, tile=(32, 32), compression="zlib", ome=True, metadata={"axes": "CYX"})
+        case "planar tiff":
+            tifffile.imwrite(path, FIVE, tile=(32, 32), compression="zlib", planarconfig="separate", photometric="rgb")
+        case "raw tiff":
+            tifffile.imwrite(path, FIVE, ome=True, metadata={"axes": "CYX"})
+        case "yxc tiff":
+            tifffile.imwrite(path, FIVE.transpose(1, 2, 0), tile=(32, 32), compression="zlib", photometric="rgb")
+        case "czyx zarr 2":
+            zarr.create_array(path, data=FIVE[:, None], chunks=(1, 1, 32, 32), zarr_format=2)
+            return path, "czyx"
+        case "cyx zarr 3":
+            zarr.create_array(path, data=FIVE, **chunked)
+        case "shards of two":
+            zarr.create_array(path, data=FIVE, shards=(2, 64, 64), **chunked)
+        case "yxc zarr":
+            zarr.create_array(path, data=FIVE.transpose(1, 2, 0), chunks=(32, 32, 5), dimension_names=["y", "x", "c"])
+        case "cyx dask":
+            return da.from_array(FIVE, chunks=(1, 32, 32)), "cyx"
+        case "cyx zarr array":
+            return zarr.create_array({}, data=FIVE, **chunked), "cyx"
+    return path, None
+
+
+@pytest.mark.parametrize("kind", APART + TOGETHER)
+@pytest.mark.parametrize("channels", [[0], [3, 1], [4, 3, 0, 0], [2, 3, 4], [1, 0, 2, 3, 4]], ids=str)
+def test_channels_are_those_chosen_in_their_order(tmp_path, kind, channels):
+    image, axes = of_five(tmp_path, kind)
+    box = tilenet.Box((-20, 31), (40, 99))
+    with tilenet.open_image(image, axes=axes) as whole, tilenet.open_image(image, axes=axes, channels=channels) as some:
+        shift = tilenet.Box((0,) * (len(whole.box_shape) - 2) + box.start, (1,) * (len(whole.box_shape) - 2) + box.stop)
+        expected = whole.read(shift)[channels]
+        np.testing.assert_array_equal(some.read(shift), expected)
+    plain = np.pad(FIVE, ((0, 0), (20, 0), (0, 9)), mode="reflect")[:, :60, 31:]
+    np.testing.assert_array_equal(expected.reshape(len(channels), 60, 68), plain[channels])
+
+
+@pytest.mark.parametrize("kind", ["cyx tiff", "planar tiff", "cyx zarr 3"])
+def test_pieces_of_other_channels_are_not_decoded_and_their_damage_spoils_nothing(tmp_path, kind):
+    image, _ = of_five(tmp_path, kind)
+    damage_channel_4(image)
+    with tilenet.open_image(image) as whole:
+        some = whole.with_channels([1, 3])
+        np.testing.assert_array_equal(some.read_inside(tilenet.Box((0, 0), (70, 90))), FIVE[[1, 3]])
+        assert whole.n_decoded == 2 * 9
+        with pytest.raises(ImageError, match="damaged"):
+            whole.read_inside(tilenet.Box((0, 0), (70, 90)))
+
+
+def damage_channel_4(image):
+    """Spoil the first piece of the last of five channels."""
+    if image.is_dir():
+        path = image / "c" / "4" / "0" / "0"
+        path.write_bytes(path.read_bytes()[:-9])
+        return
+    with tifffile.TiffFile(image) as file:
+        pages = file.series[0].pages
+        offset = pages[-1].dataoffsets[0] if len(pages) == 5 else pages[0].dataoffsets[4 * 9]
+    content = bytearray(image.read_bytes())
+    content[offset : offset + 8] = b"\xff" * 8
+    image.write_bytes(content)
 
 
 def test_one_channel_is_opened_by_its_number_or_name(stained):

@@ -12,7 +12,7 @@ import numpy as np
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
-from tilenet.readers.axes import layout_of
+from tilenet.readers.axes import Span, layout_of
 from tilenet.readers.boundary import check_level, pixel_dtype, refusing
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
 
@@ -54,9 +54,18 @@ class ArrayImage(Image):
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the array."""
-        out, stored = self._layout.empty(box, self.dtype)
+        return self._read(box, None)
+
+    def read_channels(self, box: Box, channels: Span) -> Pixels:
+        """Return the same of some channels; the others are not computed."""
+        if not self._layout.parts_channels:
+            return super().read_channels(box, channels)
+        return self._read(box, channels)
+
+    def _read(self, box: Box, channels: Span | None) -> Pixels:
+        out, stored = self._layout.empty(box, self.dtype, channels)
         with refusing(f"{self.name}: {box} cannot be read", "Read it without tilenet to see why"):
-            part = self._array[tuple(slice(a, b) for a, b in self._layout.ranges(box))]
+            part = self._array[tuple(slice(a, b) for a, b in self._layout.ranges(box, channels))]
             stored[...] = self._computed(part) if hasattr(part, "compute") else part
         return out
 

@@ -18,6 +18,10 @@ SUGGESTED = {1: "x", 2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 FEW = 4
 
 
+# Start and stop.
+Span = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the dimensions of a stored array become the axes of an image.
@@ -49,20 +53,31 @@ class Layout:
             prod(n for n, other in zip(self.shape, self.letters, strict=True) if other == a) for a in self.axes
         )
 
-    def ranges(self, box: Box) -> list[tuple[int, int]]:
-        """Return start and stop along every stored dimension, for a box over the axes without ``c``."""
+    @property
+    def parts_channels(self) -> bool:
+        """Whether the channels are one stored dimension, in front of y and x: some are read without the others."""
+        return self.letters.count("c") == 1 and self.letters.index("c") < self.letters.index("y")
+
+    def ranges(self, box: Box, channels: Span | None = None) -> list[Span]:
+        """Return start and stop along every stored dimension, for a box over the axes without ``c``.
+
+        Of channels all are meant, or, where `parts_channels`, those from the first number to before the second.
+        """
         wanted = dict(zip(self.axes.replace("c", ""), zip(box.start, box.stop, strict=True), strict=True))
+        if channels is not None:
+            wanted["c"] = channels
         return [wanted.get(a, (0, n)) for a, n in zip(self.letters, self.shape, strict=True)]
 
-    def empty(self, box: Box, dtype: np.dtype[Any]) -> tuple[Pixels, Pixels]:
+    def empty(self, box: Box, dtype: np.dtype[Any], some: Span | None = None) -> tuple[Pixels, Pixels]:
         """Return unfilled pixels (C, *box.shape), and the same memory as the stored array has it.
 
-        What is read from the file goes into the second, dimension by dimension, and comes out of the first in
-        its final order. Neighbours in the file are neighbours in memory, as copying one by one takes longer than
-        decoding a JPEG tile; but several dimensions of channels come together where the first of them is.
+        `some` are the channels, as for `ranges`. What is read from the file goes into the second, dimension by
+        dimension, and comes out of the first in its final order. Neighbours in the file are neighbours in memory, as
+        copying one by one takes longer than decoding a JPEG tile; but several dimensions of channels come together
+        where the first of them is.
         """
         letters = [a for a in self.letters if a]
-        lengths = [b - a for (a, b), letter in zip(self.ranges(box), self.letters, strict=True) if letter]
+        lengths = [b - a for (a, b), letter in zip(self.ranges(box, some), self.letters, strict=True) if letter]
         channels = [i for i, a in enumerate(letters) if a == "c"]
         others, place = [i for i, a in enumerate(letters) if a != "c"], min(channels, default=0)
         order = others[:place] + channels + others[place:]

@@ -198,6 +198,13 @@ class Image(ABC):
             pixels = f.unfolded(pixels, axis)
         return pixels
 
+    def read_channels(self, box: Box, channels: tuple[int, int]) -> Pixels:
+        """Return some channels, from the first number to before the second, of a box inside the image.
+
+        Formats that keep channels apart read no others.
+        """
+        return self.read_inside(box)[slice(*channels)]
+
     def channel_numbers(self, channels: int | str | Sequence[int | str]) -> tuple[int, ...]:
         """Return the numbers of channels, or of one, that are given as numbers or by name."""
         if isinstance(channels, int | str):
@@ -242,6 +249,11 @@ class ChannelView(Image):
         self.n_missing, self.working_bytes = image.n_missing, image.working_bytes
         self.reader, self.told_axes = image.reader, image.told_axes
         self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
+        chosen = sorted(set(channels))
+        first = [c for c in chosen if c - 1 not in chosen]
+        last = [c for c in chosen if c + 1 not in chosen]
+        self._runs = [(a, b + 1) for a, b in zip(first, last, strict=True)]
+        self._places = [chosen.index(c) for c in channels]
 
     @property
     def shift(self) -> tuple[float, ...]:
@@ -255,7 +267,7 @@ class ChannelView(Image):
 
     @property
     def kept_bytes(self) -> int:
-        """Of the image whose channels they are: it reads all of them."""
+        """Of the image whose channels they are: it may read all of them."""
         return self._image.kept_bytes
 
     @property
@@ -272,10 +284,11 @@ class ChannelView(Image):
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the chosen channels of a box inside the image."""
-        pixels = self._image.read_inside(box)
         if self.channels_last:
+            pixels = self._image.read_inside(box)
             return np.moveaxis(np.take(np.moveaxis(pixels, 0, -1), self._channels, axis=-1), -1, 0)
-        return pixels[list(self._channels)]
+        parts = [self._image.read_channels(box, run) for run in self._runs]
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts))[self._places]
 
     def identity(self) -> dict[str, Any]:
         """Return what tells the underlying image from a changed one."""

@@ -23,7 +23,7 @@ import tifffile
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
-from tilenet.readers.axes import Layout, layout_of
+from tilenet.readers.axes import Layout, Span, layout_of
 from tilenet.readers.boundary import DAMAGED, check_level, check_missing, pixel_dtype, quietly, refusing, reopening
 from tilenet.readers.image import Image, Level, Pixels
 from tilenet.readers.tiff_decode import PageReader
@@ -134,10 +134,10 @@ class TiffSource:
         letters, shape = stored_dimensions(series, segments.page_shape, name=self.path)
         return TiffLevel(layout_of(letters, shape, axes=self.said_axes, name=self.path), segments)
 
-    def read(self, level: TiffLevel, box: Box) -> Pixels:
-        """Return the pixels of a box inside a level."""
-        out, stored = level.layout.empty(box, self.dtype)
-        ranges, outer = level.layout.ranges(box), level.layout.shape[:-5]
+    def read(self, level: TiffLevel, box: Box, channels: Span | None = None) -> Pixels:
+        """Return the pixels of a box inside a level, of all channels or of some."""
+        out, stored = level.layout.empty(box, self.dtype, channels)
+        ranges, outer = level.layout.ranges(box, channels), level.layout.shape[:-5]
         with refusing(f"{self.path}: {box} cannot be read", DAMAGED):
             for index in product(*(range(a, b) for a, b in ranges[:-5])):
                 page = int(np.ravel_multi_index(index, outer)) if outer else 0
@@ -189,6 +189,13 @@ class TiffImage(Image):
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the image, decoding only the segments it touches."""
         return self._source.read(self._source.levels[self.level], box)
+
+    def read_channels(self, box: Box, channels: Span) -> Pixels:
+        """Return the same of some channels; where they lie apart, the segments of others are not decoded."""
+        level = self._source.levels[self.level]
+        if not level.layout.parts_channels:
+            return super().read_channels(box, channels)
+        return self._source.read(level, box, channels)
 
     def identity(self) -> dict[str, Any]:
         """Return the file's size and a hash of its header and segment tables."""

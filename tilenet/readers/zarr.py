@@ -11,7 +11,7 @@ import numpy as np
 
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.geometry import Box, round_down
-from tilenet.readers.axes import Layout, layout_of
+from tilenet.readers.axes import Layout, Span, layout_of
 from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, refusing, reopening
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.frame import Frame, along, in_known_units
@@ -86,23 +86,32 @@ class ZarrImage(Image):
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the image, decoding only the chunks it touches."""
+        return self._read(box, None)
+
+    def read_channels(self, box: Box, channels: Span) -> Pixels:
+        """Return the same of some channels; where they lie apart, the chunks of others are not decoded."""
+        if not self._layouts[self.level].parts_channels:
+            return super().read_channels(box, channels)
+        return self._read(box, channels)
+
+    def _read(self, box: Box, channels: Span | None) -> Pixels:
         layout = self._layouts[self.level]
-        out, stored = layout.empty(box, self.dtype)
-        starts, stops = zip(*layout.ranges(box), strict=True)
+        out, stored = layout.empty(box, self.dtype, channels)
+        starts, stops = zip(*layout.ranges(box, channels), strict=True)
         asked = Box(starts, stops)
         with refusing(f"{self.name}: {box} of level {self.level} cannot be decoded", DAMAGED):
-            pieces = list(self._pieces(asked))
+            pieces = list(self._pieces(asked, joined="c" if channels is None else ""))
             keys = [(self.level, piece) for piece in pieces]
             for piece, pixels in zip(pieces, self._cache.get_all(keys, self._decode), strict=True):
                 part = asked & piece
                 stored[part.relative_to(asked.start).slices] = pixels[part.relative_to(piece.start).slices]
         return out
 
-    def _pieces(self, asked: Box) -> Iterator[Box]:
-        """Yield the chunks of a box; those of all channels are one piece, as a box has all of them."""
+    def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
+        """Yield the chunks of a box; those of all channels are one piece where a box has all of them."""
         layout, chunks = self._layouts[self.level], self._arrays[self.level].chunks
         whole = zip(layout.letters, layout.shape, chunks, strict=True)
-        sides = [n if letter in ("c", "") else chunk for letter, n, chunk in whole]
+        sides = [n if letter in (joined, "") else chunk for letter, n, chunk in whole]
         corners = (range(round_down(a, n), b, n) for a, b, n in zip(asked.start, asked.stop, sides, strict=True))
         for corner in product(*corners):
             yield Box(corner, tuple(min(a + n, end) for a, n, end in zip(corner, sides, layout.shape, strict=True)))
