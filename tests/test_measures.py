@@ -1,6 +1,7 @@
 """Tables of a mask: what scikit-image measures of its labels, whatever the strips."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -130,6 +131,26 @@ def test_what_a_part_holds_is_placed_in_the_whole_plane_by_plane(tmp_path):
         assert 30 <= left < right <= 90 and 20 <= top < bottom <= 60
         value = {"grey": 100, "bright": 200}[line["class"]]
         assert (stack[1, top:bottom, left:right] == value).sum() >= int(line["area_px"]) > 0
+
+
+def test_with_a_map_of_tissue_there_is_a_density_of_tissue(tmp_path, tilenet_command):
+    pixels = np.zeros((128, 200), np.uint8)
+    pixels[20:30, 20:30] = pixels[60:70, 50:60] = 255
+    tifffile.imwrite(tmp_path / "i.tif", pixels, resolution=(20000, 20000), resolutionunit="CENTIMETER")  # 0.5 um
+    tissue = np.zeros((128, 200), np.uint8)
+    tissue[:, :80] = 1  # of cells of 16 px
+    out = tmp_path / "m.zarr"
+    tilenet.segment(tmp_path / "i.tif", out, model=Bright(), tissue=tissue, roi="0:96,16:176", threads=1)
+    code, said, err = tilenet_command("export", out, "--csv", tmp_path / "m.csv", "--json")
+    assert code == 0, err
+    facts = json.loads(said)["csv"]
+    (name,) = facts["counts"]
+    share = tissue[0:96, 16:176].mean()
+    assert share == 0.4
+    assert facts["per_mm2"][name] == pytest.approx(2 / (96 * 160 * 0.25e-6), abs=0.01)
+    assert facts["per_mm2_of_tissue"][name] == pytest.approx(facts["per_mm2"][name] / share, abs=0.01)
+    _, said, _ = tilenet_command("export", out, "--csv", tmp_path / "m.csv", "--overwrite")
+    assert " of tissue)" in said
 
 
 def test_only_a_table_of_tilenet_s_is_replaced(tmp_path):

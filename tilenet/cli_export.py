@@ -110,8 +110,14 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
         "voxel_um3": found.voxel_um3,
         f"per_{space}": density,
     }
+    of_tissue = {name: round(value, 2) for name, value in found.per_mm2_of_tissue.items()}
+    facts |= {"per_mm2_of_tissue": of_tissue} if of_tissue else {}
     kind = "" if found.objects else " regions"
-    per = "".join(f", {value:,.0f} {name}{kind} per {space}" for name, value in sorted(density.items()) if value)
+    per = "".join(
+        f", {value:,.0f} {name}{kind} per {space}" + (f" ({of_tissue[name]:,.0f} of tissue)" if of_tissue else "")
+        for name, value in sorted(density.items())
+        if value
+    )
     if not density:
         per = ", no density as the pixel size is unknown"
     counted = _counts(found.counts, kind=kind)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.corners import area_and_centroid
+from tilenet.geometry import Box
 from tilenet.placement import Grid
 from tilenet.shapes import (
     Progress,
@@ -65,6 +66,8 @@ class Measured:
         Pixels of the mask, planes and background included.
     left_out : int
         How many are smaller than `min_area`.
+    tissue_share : float or None
+        Part of the mask that its map of tissue takes for tissue; None where it has none.
     """
 
     path: Path
@@ -76,6 +79,12 @@ class Measured:
     voxel_um3: float | None = None
     mask_px: int = 0
     left_out: int = 0
+    tissue_share: float | None = None
+
+    @property
+    def per_mm2_of_tissue(self) -> dict[str, float]:
+        """Number of lines by class for each square millimetre of tissue, where there is a map of it."""
+        return {name: n / self.tissue_share for name, n in self.per_mm2.items()} if self.tissue_share else {}
 
     @property
     def per_mm2(self) -> dict[str, float]:
@@ -203,6 +212,8 @@ def _nothing_in(mask: Mask | TiffMask, out: Path) -> Measured:
     pixel = None if y is None or x is None else y * x
     none = dict.fromkeys(class_names(mask).values(), 0)
     found = Measured(out, Counter(none), Counter(none), has_objects(mask), pixel_um2=pixel, mask_px=prod(mask.shape))
+    if mask.tissue is not None:
+        found.tissue_share = mask.tissue.share(Box.of_shape(mask.shape).shifted(mask.origin))
     if has_volumes(mask):
         z = mask.pixel_size[-3]
         found.volumes, found.voxel_um3 = True, None if pixel is None or z is None else pixel * z

@@ -18,7 +18,7 @@ from tilenet.store.place import put_whole
 TABLES = ("summary", "counts")
 COUNTS = (
     *("slide", "class", "kind", "count", "left_out", "covered_px", "covered_share", "covered_um2", "covered_um3"),
-    *("mm2", "mm3", "per_mm2", "per_mm3"),
+    *("mm2", "mm3", "tissue_mm2", "per_mm2", "per_mm3", "per_mm2_of_tissue"),
 )
 DECIMALS = 3
 
@@ -76,9 +76,9 @@ def write_counts(folder: Path, measured: Mapping[str, Measured]) -> None:
 
     Its columns are ``slide``, ``class``, ``kind`` (object or region), ``count``, ``left_out`` (how many of all classes
     are smaller than the least area), what those counted cover in all (``covered_px`` of the mask, ``covered_share`` of
-    it, ``covered_um2``, of objects of volumes ``covered_um3``), the size of what was segmented (``mm2``, ``mm3``), and
-    how many there are for each of these (``per_mm2``, ``per_mm3``). What is in units of length is empty where the
-    pixel size is unknown.
+    it, ``covered_um2``, of objects of volumes ``covered_um3``), the size of what was segmented (``mm2``, ``mm3``) and,
+    where there is a map of it, of the tissue (``tissue_mm2``), and how many there are for each of these (``per_mm2``,
+    ``per_mm3``, ``per_mm2_of_tissue``). What is in units of length is empty where the pixel size is unknown.
 
     Raises
     ------
@@ -99,8 +99,12 @@ def _count_lines(slide: str, found: Measured) -> Iterable[dict[str, Any]]:
         if size is not None:
             line[f"covered_um{power}"] = round(pixels * size, DECIMALS)
             line[f"mm{power}"] = round(found.mask_px * size / 1000**power, 2 * DECIMALS)
-        rates = {"per_mm2": found.per_mm2.get(name), "per_mm3": found.per_mm3.get(name)}
-        yield line | {unit: round(rate, DECIMALS) for unit, rate in rates.items() if rate is not None}
+            if found.tissue_share is not None and power == 2:
+                line["tissue_mm2"] = round(found.mask_px * size / 1e6 * found.tissue_share, 2 * DECIMALS)
+        for rate in ("per_mm2", "per_mm3", "per_mm2_of_tissue"):
+            if (value := getattr(found, rate).get(name)) is not None:
+                line[rate] = round(value, DECIMALS)
+        yield line
 
 
 def _text(counts: Mapping[str, int] | None) -> str:

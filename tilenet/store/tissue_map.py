@@ -60,6 +60,8 @@ class TissueMap:
     >>> found = TissueMap(np.array([[True, False], [False, False]]), (100, 80))
     >>> found.meets(Box((0, 0), (50, 41))), found.meets(Box((50, 0), (100, 80)))
     (True, False)
+    >>> found.share(Box((0, 0), (50, 80)))
+    0.5
     """
 
     cells: NDArray[np.bool_]
@@ -92,6 +94,14 @@ class TissueMap:
             np.minimum(side, n - np.arange(0, n, side)) for n, side in zip(cut.shape[-2:], cut.block[-2:], strict=True)
         )
         return float((np.outer(rows, columns) * self.computed(cut)).sum() / (cut.shape[-2] * cut.shape[-1]))
+
+    def share(self, box: Box) -> float:
+        """Return what part of the pixels of a box lies in cells with tissue; its last two axes are y and x."""
+        rows, columns = (
+            np.bincount(np.arange(a, b) * cells // n, minlength=cells)
+            for a, b, cells, n in zip(box.start[-2:], box.stop[-2:], self.cells.shape, self.covers, strict=True)
+        )
+        return float(rows @ self.cells @ columns / (rows.sum() * columns.sum()))
 
     def _counts(self, rows: list[tuple[int, int]], columns: list[tuple[int, int]]) -> NDArray[np.int64]:
         """Return the number of cells with tissue that some ranges of pixels touch: (rows, columns)."""
