@@ -174,9 +174,10 @@ def test_batches_into_one_folder_do_not_spoil_each_other_s_summary(tmp_path):
 
 
 def test_blanks_around_the_values_of_a_list_mean_nothing(tmp_path):
-    (tmp_path / "list.csv").write_text("image,name,level\n a.tif ,first , 1\n")
-    (order,) = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
-    assert (order.image, order.name, order.options.level) == (str(tmp_path / "a.tif"), "first", 1)
+    (tmp_path / "list.csv").write_text("image,name,level\n a.tif ,first , 1\nb.tif\n")
+    first, short = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
+    assert (first.image, first.name, first.options.level) == (str(tmp_path / "a.tif"), "first", 1)
+    assert (short.name, short.options.level) == ("b", None)
 
 
 def test_what_no_worker_could_open_is_refused_before_work(images, tmp_path):

@@ -79,6 +79,8 @@ def test_smaller_ones_are_not_counted_but_listed_and_another_area_needs_no_new_t
     assert (line["count"], line["left_out"]) == ("3", "1")
     (again,) = tilenet.batch(slides[:1], masks, min_area=5, **COUNTING)
     assert again.counts == {"class 1": 4} and (masks / "a.csv").stat().st_mtime_ns == written
+    with pytest.raises(SettingsError, match="min area '20foo'"):
+        tilenet.batch(slides[:1], masks, min_area="20foo", **COUNTING)
     with pytest.raises(SettingsError, match="ask for tables"):
         tilenet.batch(slides[:1], masks, min_area=5, model=Bright())
 

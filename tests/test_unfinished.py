@@ -9,6 +9,7 @@ from oracles import random_network
 
 import tilenet
 from tilenet.errors import BlocksFailed, OutputExists, OutputIncomplete
+from tilenet.sample import write_sample
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
 NETWORK = random_network(depth=2, wf=1)
@@ -71,11 +72,22 @@ def test_nothing_is_trained_on_labels_that_are_not_whole(masks, tmp_path):
 def test_no_mask_is_made_inside_another(masks):
     with pytest.raises(OutputExists, match=r"inside the mask .*a\. Choose another path"):
         tilenet.segment(IMAGE, masks[0] / "new" / "c", model=NETWORK)
+    (masks[0].parent / "link").symlink_to(masks[0])
+    with pytest.raises(OutputExists, match="inside the mask"):
+        tilenet.segment(IMAGE, masks[0].parent / "link" / "c", model=NETWORK)
+    for out in (masks[0], masks[0] / "b"):
+        with pytest.raises(OutputExists, match="inside the mask"):
+            tilenet.batch([masks[0].parent / "i.tif"], out, model=NETWORK)
+    with pytest.raises(OutputExists, match="inside the mask"):
+        write_sample(masks[0] / "s.tif")
     tilenet.segment(IMAGE, masks[0], model=NETWORK, overwrite=True)
 
 
 def test_what_overwrite_refuses_to_lose_verify_tells_of(masks):
     (masks[0] / "notes.txt").write_text("mine")
-    assert tilenet.verify(masks[0], IMAGE, model=NETWORK).damage == ["notes.txt is extra"]
+    assert tilenet.verify(masks[0], IMAGE, model=NETWORK).damage == [
+        "notes.txt is extra: tilenet did not write it. Move it away"
+    ]
+    assert tilenet.write_table(masks[0], masks[0].parent / "a.csv").path.exists(), "its files are as written"
     with pytest.raises(OutputExists, match="notes.txt"):
         tilenet.segment(IMAGE, masks[0], model=NETWORK, overwrite=True)

@@ -15,7 +15,9 @@ from tilenet.footprint import Footprint
 from tilenet.options import Options, check_output_option, refuse_with_objects
 from tilenet.orders import Order, read_orders
 from tilenet.outputs import check_folder_name
+from tilenet.shapes import parse_area
 from tilenet.slides import Batch
+from tilenet.store.place import refuse_inside_mask
 from tilenet.summary import TABLES, Result
 
 if TYPE_CHECKING:
@@ -88,8 +90,10 @@ def batch(
         ...
     tilenet.errors.SettingsError: slides/*.svs: no image matches. Check the pattern
     """
-    if min_area is not None and not table:
-        raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
+    if min_area is not None:
+        parse_area(min_area)
+        if not table:
+            raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
     if footprint is not None and not callable(model):
         raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
     try:
@@ -106,6 +110,7 @@ def batch(
         orders = [replace(order, options=replace(order.options, output="objects")) for order in orders]
     check_local(out)
     check_folder_name(Path(out))
+    refuse_inside_mask(Path(out) / "mask.zarr")
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:

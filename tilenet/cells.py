@@ -89,10 +89,14 @@ def _ahead(
 ) -> Iterator[tuple[Window, NDArray[Any]]]:
     """Yield windows with what is read of them; a few are read ahead, however many there are."""
     reading = deque((window, pool.submit(read, window)) for window in islice(windows, 2 * READERS))
-    while reading:
-        window, values = reading.popleft()
-        yield window, values.result()
-        reading.extend((window, pool.submit(read, window)) for window in islice(windows, 1))
+    try:
+        while reading:
+            window, values = reading.popleft()
+            yield window, values.result()
+            reading.extend((window, pool.submit(read, window)) for window in islice(windows, 1))
+    finally:
+        for _, values in reading:
+            values.cancel()
 
 
 def _windows(image: Image, cells: tuple[int, int]) -> Iterator[Window]:

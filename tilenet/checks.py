@@ -25,6 +25,7 @@ from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
 from tilenet.store import Mask, Store
+from tilenet.store.metadata import foreign_entries
 from tilenet.tiff_mask import TiffMask, is_tiff, open_mask, open_tiff_mask
 
 WINDOW = 160
@@ -163,7 +164,13 @@ def _damage(out: Path) -> list[str]:
     if is_tiff(out) and not out.is_dir():
         return open_tiff_mask(out).check()
     store = Store.inspect(out)
-    return [str(found) for found in store.check()] if store.complete else []
+    if not store.complete:
+        return []
+    # What is no part of it spoils nothing, but a run with --overwrite would refuse to lose it.
+    foreign = [name for name in foreign_entries(out, store.layout) if not name.startswith(".")]
+    return [str(found) for found in store.check()] + [
+        f"{name} is extra: tilenet did not write it. Move it away" for name in foreign
+    ]
 
 
 def _windows(mask: Mask | TiffMask, plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:

@@ -16,7 +16,7 @@ import tilenet
 from tilenet import cli_batch, cli_export, cli_pictures, cli_segment, cli_shares, cli_training, cli_tuning
 from tilenet.cli_options import JSON, QUIET, Numbers, image_options, with_model
 from tilenet.cli_output import gigabytes, plain, print_nothing_more, progress_bar, say, show, sides, tell
-from tilenet.errors import TilenetError
+from tilenet.errors import TilenetError, first_line
 from tilenet.geometry import Box
 from tilenet.interrupts import Interrupted, interruptible
 
@@ -211,7 +211,7 @@ def _run() -> None:
         print_nothing_more()
         sys.exit(CLOSED_PIPE)
     except PermissionError as error:
-        _give_up(f"{error.filename}: permission denied. Check who may read and write it", error, 4)
+        _give_up(f"{error.filename or first_line(error)}: permission denied. Check who may read and write it", error, 4)
     except MemoryError as error:
         _give_up("out of memory. Run again with a smaller --tile, --batch or --memory", error, 4)
     except Exception as error:

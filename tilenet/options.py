@@ -67,7 +67,9 @@ class Options:
         if self.threads is not None and self.threads > MOST_THREADS:
             raise SettingsError(f"threads {self.threads}: give {MOST_THREADS} at most")
         for name, kind, what in KINDS:
-            if (said := getattr(self, name)) is not None and not (isinstance(said, kind) and said == said):
+            said = getattr(self, name)
+            # What is not equal to itself is NaN.
+            if said is not None and (not isinstance(said, kind) or isinstance(said, bool) or said != said):
                 raise SettingsError(f"{name} {said!r}: give {what}")
         if isinstance(self.scaling, str):
             object.__setattr__(self, "scaling", parse_rule(self.scaling))

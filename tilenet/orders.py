@@ -137,7 +137,7 @@ def _order(image: str, plain: Order) -> Order:
 
 
 def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
-    rows = csv.DictReader(io.StringIO(_text(path)), restkey="", skipinitialspace=True)
+    rows = csv.DictReader(io.StringIO(_text(path)), restkey="", restval="", skipinitialspace=True)
     known = ("image", "name", "model", *COLUMNS)
     header = list(rows.fieldnames or ())
     if "image" not in header:
@@ -148,7 +148,7 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         raise SettingsError(f"{path}: has two columns {twice[0]}. Remove one")
     for row in rows:
         where = f"{path}: line {rows.line_num}"
-        if "" in row or not (row["image"] or "").strip():
+        if "" in row or not row["image"].strip():
             raise SettingsError(f"{where} has no image, or more values than columns. Put values with commas in quotes")
         said = {column: value.strip() for column, value in row.items() if value.strip()}
         order = _order(_beside(path, said.pop("image")), plain)
@@ -160,8 +160,8 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
 
 
 def _check_name(name: str, where: str, remedy: str) -> None:
-    if Path(name).name != name or not name or name.startswith("."):
-        raise SettingsError(f"{where}: {name!r} is no name of a file. {remedy}")
+    if not name or Path(name).name != name or name.startswith("."):
+        raise SettingsError(f"{where}: {name!r} is no name of a file that is seen. {remedy}")
 
 
 def _options(said: Mapping[str, str], where: str) -> dict[str, Any]:

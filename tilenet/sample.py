@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tilenet.errors import OutputExists
 from tilenet.geometry import mirror
 from tilenet.store.files import AGAIN
-from tilenet.store.place import put_whole
+from tilenet.store.place import put_whole, refuse_inside_mask
 
 SIDE, LEVELS, FILE_TILE = 4096, 4, 256
 
@@ -36,6 +36,7 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
     path = Path(path)
     if path.exists():
         raise OutputExists(f"{path}: exists already. Choose another name, or remove it")
+    refuse_inside_mask(path)
     with put_whole(path, again=AGAIN) as part, tifffile.TiffWriter(part) as tiff:
         for level, pixels in enumerate(_pyramid(photo, side)):
             tiff.write(

@@ -137,6 +137,18 @@ def large_ones(shapes: Iterable[Shape], least: float, found: Counted) -> Iterato
             yield shape
 
 
+def parse_area(area: str | float) -> tuple[float, str]:
+    """Return number and unit of an area, ``"um2"`` or pixels of the mask.
+
+    >>> parse_area("20 um2"), parse_area(80)
+    ((20.0, 'um2'), (80.0, ''))
+    """
+    said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px|um2|)", str(area))
+    if not said:
+        raise SettingsError(f"min area {area!r}: give pixels of the mask, such as 80px, or an area, such as 20um2")
+    return float(said[1]), said[2]
+
+
 def least_pixels(mask: Mask | TiffMask, area: str | float | None) -> float:
     """Return an area, in pixels of the mask or said as ``"20um2"``, in pixels of the mask.
 
@@ -147,13 +159,11 @@ def least_pixels(mask: Mask | TiffMask, area: str | float | None) -> float:
     """
     if area is None:
         return 0
-    said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px|um2|)", str(area))
-    if not said:
-        raise SettingsError(f"min area {area!r}: give pixels of the mask, such as 80px, or an area, such as 20um2")
+    number, unit = parse_area(area)
     if has_volumes(mask):
         raise SettingsError(f"{mask.path}: objects of a volume have no area. Choose lines of the table by volume_px")
-    number, (y, x) = float(said[1]), mask.pixel_size[-2:]
-    if said[2] != "um2":
+    y, x = mask.pixel_size[-2:]
+    if unit != "um2":
         return number
     if y is None or x is None:
         raise SettingsError(f"{mask.path}: the size of its pixels is unknown. Give the area in them, such as 80px")

@@ -41,7 +41,7 @@ def open_image(
         One letter of ``tczyx`` per axis, for arrays of more than two axes and for files that
         do not say which axis is which. In those that do, t, z and c of planes can be renamed.
     channels : int, str or sequence of them, optional
-        Number or name of the channel to read, or those of several, in that order; all by default.
+        Number or name of the channel to read, or a list of those of several, in that order; all by default.
     missing : {"error", "fill"}
         What to do about a file that lacks some of its tiles: refuse it, or read them as 0.
 

@@ -35,6 +35,7 @@ class ArrayImage(Image):
 
     def __init__(self, array: Any, axes: str | None = None) -> None:
         self._array = array
+        self._kept = hasattr(array, "dask") and client_of(array) is not None
         self.name = f"{type(array).__module__.partition('.')[0]} array"
         if isinstance(array, np.ma.MaskedArray):
             raise ImageError(f"{self.name}: is masked, and its mask would not be heeded. Give array.filled(value)")
@@ -56,10 +57,13 @@ class ArrayImage(Image):
         """Return the pixels of a box inside the array."""
         return self._read(box, None)
 
+    @property
+    def parts_channels(self) -> bool:
+        """Whether channels lie apart."""
+        return self._layout.parts_channels
+
     def read_channels(self, box: Box, channels: Span) -> Pixels:
         """Return the same of some channels; the others are not computed."""
-        if not self._layout.parts_channels:
-            return super().read_channels(box, channels)
         return self._read(box, channels)
 
     def _read(self, box: Box, channels: Span | None) -> Pixels:
@@ -70,7 +74,7 @@ class ArrayImage(Image):
         return out
 
     def _computed(self, part: Any) -> Any:
-        client = client_of(self._array)
+        client = client_of(self._array) if self._kept else None
         # Else one thread: the reads themselves already run in parallel.
         return part.compute(scheduler="synchronous" if client is None else client)
 

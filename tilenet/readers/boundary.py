@@ -36,9 +36,9 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
         yield
     except TilenetError:
         raise
-    except PermissionError as error:
-        raise ImageError(f"{what} (permission denied: {error.filename}). Check its permissions") from error
     except Exception as error:
+        if isinstance(error, PermissionError) and error.filename:
+            raise ImageError(f"{what} (permission denied: {error.filename}). Check its permissions") from error
         raise ImageError(f"{what} ({one_line(error)}). {remedy}") from error
 
 

@@ -198,12 +198,14 @@ class Image(ABC):
             pixels = f.unfolded(pixels, axis)
         return pixels
 
-    def read_channels(self, box: Box, channels: tuple[int, int]) -> Pixels:
-        """Return some channels, from the first number to before the second, of a box inside the image.
+    @property
+    def parts_channels(self) -> bool:
+        """Whether `read_channels` reads no more than it is asked for: the format keeps channels apart."""
+        return False
 
-        Formats that keep channels apart read no others.
-        """
-        return self.read_inside(box)[slice(*channels)]
+    def read_channels(self, box: Box, channels: tuple[int, int]) -> Pixels:
+        """Return some channels, from the first number to before the second, of a box inside the image."""
+        raise NotImplementedError
 
     def channel_numbers(self, channels: int | str | Sequence[int | str]) -> tuple[int, ...]:
         """Return the numbers of channels, or of one, that are given as numbers or by name."""
@@ -287,6 +289,8 @@ class ChannelView(Image):
         if self.channels_last:
             pixels = self._image.read_inside(box)
             return np.moveaxis(np.take(np.moveaxis(pixels, 0, -1), self._channels, axis=-1), -1, 0)
+        if not self._image.parts_channels:
+            return self._image.read_inside(box)[list(self._channels)]
         parts = [self._image.read_channels(box, run) for run in self._runs]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts))[self._places]
 

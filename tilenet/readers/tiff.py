@@ -190,12 +190,14 @@ class TiffImage(Image):
         """Return the pixels of a box inside the image, decoding only the segments it touches."""
         return self._source.read(self._source.levels[self.level], box)
 
+    @property
+    def parts_channels(self) -> bool:
+        """Whether channels lie apart."""
+        return self._source.levels[self.level].layout.parts_channels
+
     def read_channels(self, box: Box, channels: Span) -> Pixels:
-        """Return the same of some channels; where they lie apart, the segments of others are not decoded."""
-        level = self._source.levels[self.level]
-        if not level.layout.parts_channels:
-            return super().read_channels(box, channels)
-        return self._source.read(level, box, channels)
+        """Return the same of some channels; the segments of others are not decoded."""
+        return self._source.read(self._source.levels[self.level], box, channels)
 
     def identity(self) -> dict[str, Any]:
         """Return the file's size and a hash of its header and segment tables."""

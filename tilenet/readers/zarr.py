@@ -88,10 +88,13 @@ class ZarrImage(Image):
         """Return the pixels of a box inside the image, decoding only the chunks it touches."""
         return self._read(box, None)
 
+    @property
+    def parts_channels(self) -> bool:
+        """Whether channels lie apart."""
+        return self._layouts[self.level].parts_channels
+
     def read_channels(self, box: Box, channels: Span) -> Pixels:
-        """Return the same of some channels; where they lie apart, the chunks of others are not decoded."""
-        if not self._layouts[self.level].parts_channels:
-            return super().read_channels(box, channels)
+        """Return the same of some channels; the chunks of others are not decoded."""
         return self._read(box, channels)
 
     def _read(self, box: Box, channels: Span | None) -> Pixels:

@@ -10,7 +10,6 @@ from typing import Protocol
 
 from tilenet.store.journal import Journal, Written
 from tilenet.store.layout import Layout
-from tilenet.store.metadata import foreign_entries
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Damage:
     file : str
         Relative to the store.
     what : str
-        ``missing``, ``changed``, ``extra`` or ``not in the journal``.
+        ``missing``, ``changed``, ``unreadable``, ``extra`` or ``not in the journal``.
     array : str
         Path of the array; empty for metadata.
     block : int or None
@@ -64,7 +63,6 @@ def find_damage(path: Path, found: Recorded) -> Iterator[Damage]:
                     what = _compare(path / file, of)
                     if what:
                         yield Damage(file, what, layout.array_of(file), index)
-    yield from (Damage(name, "extra") for name in foreign_entries(path, layout) if not name.startswith("."))
     for array in layout.arrays:
         yield from _extra_files(path, layout, array)
 
@@ -97,7 +95,7 @@ def _compare(path: Path, written: Written | None) -> str:
         return ""
     if not path.exists():
         return "missing"
-    return "changed" if os.access(path, os.R_OK) else "not readable: check its permissions"
+    return "changed" if os.access(path, os.R_OK) else "unreadable"
 
 
 def _documents_changed(path: Path, journal: Journal) -> Iterator[Damage]:

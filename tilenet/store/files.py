@@ -17,6 +17,8 @@ T = TypeVar("T")
 # What to do when a fault is mended.
 RESUME = "run again with --resume"
 AGAIN = "run it again"
+# Processes that remove one folder at once, each of which may be in the way of the others.
+TOGETHER = 100
 
 
 def step(name: str, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -119,6 +121,11 @@ def remove_file(path: Path) -> None:
 
 def remove_tree(folder: Path) -> None:
     """Remove a folder of our own and all in it, as others may be doing, too; links in it are not followed."""
-    while folder.is_dir() and not folder.is_symlink():
-        with suppress(FileNotFoundError):
+    for left in reversed(range(TOGETHER)):
+        if not folder.is_dir() or folder.is_symlink():
+            return
+        try:
             step("remove tree", shutil.rmtree, folder)
+        except FileNotFoundError:
+            if not left:
+                raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import to_thread
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,21 +19,23 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
 
-# Of a state of a mask: when its documents were written, and their sizes.
-Stamp = tuple[tuple[int, int] | None, ...]
+# Of a state of a mask: its first document, when that was written, and its size.
+Stamp = tuple[str, int, int]
 
 
-def stamp_of(mask: Path) -> Stamp:
-    """Return what tells a mask from another that took its place: every run writes these documents, as its last."""
-    return tuple(map(_written, (mask / root for root, _ in DOCUMENTS.values())))
+class Replaced(OSError):
+    """Another mask took the place of an open one, or none is there any more."""
 
 
-def _written(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
+def stamp_of(mask: Path) -> Stamp | None:
+    """Return what tells a mask from another that took its place: every run writes this document, as its last."""
+    for root, _ in DOCUMENTS.values():
+        try:
+            status = (mask / root).stat()
+        except OSError:
+            continue
+        return root, status.st_mtime_ns, status.st_size
+    return None
 
 
 class KeptFiles(LocalStore):
@@ -79,10 +82,10 @@ class KeptFiles(LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return what is there; `OSError` if there was more, or if it is of another mask by now."""
+        """Return what is there; `OSError` if there was more, `Replaced` if it is of another mask by now."""
         found = await super().get(key, prototype, byte_range)
-        if self.mask is not None and (now := stamp_of(self.mask)) != self.stamp:
-            raise OSError(f"{self.mask} {'was written anew since it was opened' if any(now) else 'is missing'}")
+        if self.mask is not None and (now := await to_thread(stamp_of, self.mask)) != self.stamp:
+            raise Replaced("was written anew since it was opened. Open it again" if now else "is missing by now")
         if found is None and self._was_written(key):
             raise OSError(f"{self.root / key} is missing")
         return found

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tilenet.errors import BlocksFailed, OutputIncomplete, first_line
 from tilenet.readers.boundary import one_line
 from tilenet.store.blocks import Blocks
-from tilenet.store.kept import KeptFiles, Stamp, stamp_of
+from tilenet.store.kept import KeptFiles, Replaced, Stamp, stamp_of
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import read_root
 from tilenet.store.place import is_ours
@@ -92,6 +92,8 @@ class AnyMask:
         """Return pixels of a level, by any index of arrays; `BlocksFailed` if a file of them is damaged or lost."""
         try:
             return np.asarray(self.levels[level][index])
+        except Replaced as error:
+            raise BlocksFailed(f"{self.path}: {error}") from error
         except (RuntimeError, ValueError, OSError) as error:
             raise BlocksFailed(
                 f"{self.path}: level {level} cannot be read ({first_line(error)}). tilenet verify names the files that "
@@ -128,7 +130,7 @@ class Mask(AnyMask):
 
     levels: tuple[Array, ...]
 
-    def __init__(self, path: Path, layout: Layout, info: dict[str, Any], stamp: Stamp) -> None:
+    def __init__(self, path: Path, layout: Layout, info: dict[str, Any], stamp: Stamp | None) -> None:
         self.path, self.info, self.layout = path, info, layout
         _refuse_lost(path, layout)
         self.levels = tuple(_open(path, str(i), layout, stamp) for i in range(len(layout.levels)))
@@ -181,7 +183,7 @@ def _refuse_lost(path: Path, layout: Layout) -> None:
             )
 
 
-def _open(path: Path, array: str, layout: Layout, stamp: Stamp) -> Array:
+def _open(path: Path, array: str, layout: Layout, stamp: Stamp | None) -> Array:
     import zarr
 
     repair = "Repair it: run the command that made the mask again, with --resume"

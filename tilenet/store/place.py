@@ -40,12 +40,18 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
         if path.exists() or path.is_symlink():
             _refuse_to_replace(path, overwrite)
         folder = nearest_folder(path.parent)
-        if outer := next((p for p in (folder, *folder.parents) if is_ours(p)), None):
-            raise OutputExists(f"{path}: would be inside the mask {outer}. Choose another path")
+        refuse_inside_mask(path)
         if not folder.is_dir():
             raise EnvironmentFault(f"{folder}: is a file, and {path} would be inside it. Choose another path")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise EnvironmentFault(f"{folder}: cannot be written, and {path} would be in it. Choose another path")
+
+
+def refuse_inside_mask(path: str | Path) -> None:
+    """Refuse a place inside a mask: what it holds that no mask does stands in the way of writing it anew."""
+    folder = nearest_folder(Path(path).absolute().parent).resolve()
+    if outer := next((p for p in (folder, *folder.parents) if is_ours(p)), None):
+        raise OutputExists(f"{path}: would be inside the mask {outer}. Choose another path")
 
 
 def _refuse_to_replace(path: Path, overwrite: bool) -> None:

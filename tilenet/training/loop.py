@@ -114,11 +114,11 @@ def train(
     pairs = [p for p in read_pairs(data, recipe.scaling, axes=axes) if p.name not in set(leave_out)]
     chosen = _split(pairs, recipe, validate_on)
     run = _Run(recipe, Folder(out), chosen, card or ModelCard())
-    begun: dict[str, Any] = {"images": summary(chosen), "start": None, "card": run.card.to_dict()}
+    begun = {"images": summary(chosen), "start": None, **{f"card's {k}": v for k, v in run.card.to_dict().items()}}
     if start is not None:
         model = load_model(start)
         run.start_from(model)
-        begun["start"] = fingerprint(model)
+        begun["start"] = f"weights {fingerprint(model)[:12]}"
     state = run.folder.begin(recipe.identity() | begun, resume=resume)
     if state is not None:
         run.restore(state)
