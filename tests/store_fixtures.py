@@ -1,16 +1,20 @@
-"""Folders for the tests of the store.
+"""Folders for the tests of the store, and what is true of one that was gone on with.
 
 In memory where there is such a file system: a killed process loses nothing there either, and
 thousands of synced files cost nothing.
 """
 
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
-from store_helpers import LAYOUTS, Children, make, tree_hash
+from store_helpers import LAYOUTS, Children, make, run, tree_hash
+
+from tilenet.errors import OutputIncomplete
+from tilenet.store import open_mask
 
 
 def new_folder():
@@ -54,3 +58,21 @@ def complete_store(request):
     path = folder / "deep" / "er" / "m.zarr"
     yield path, layout, make(path, layout)
     shutil.rmtree(folder)
+
+
+@pytest.fixture(name="old")
+def store_of_another_mask(tmp_path):
+    """Return a complete store, with another mask in it than a new one would have."""
+    make(tmp_path / "m.zarr", LAYOUTS["tiny"], seed=1)
+    return tmp_path / "m.zarr"
+
+
+def assert_resumes_to(expected, path, layout):
+    """Go on where a run was killed; nothing may be left beside or inside."""
+    zarr_json = path / "zarr.json"
+    if zarr_json.exists() and not json.loads(zarr_json.read_bytes())["attributes"]["tilenet"]["complete"]:
+        with pytest.raises(OutputIncomplete):
+            open_mask(path)
+    run(path, LAYOUTS[layout])
+    assert tree_hash(path) == expected
+    assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_fixtures import children_of_this_process, folder_in_memory, hashes_of_uninterrupted_stores  # noqa: F401
+from store_fixtures import (  # noqa: F401
+    assert_resumes_to,
+    children_of_this_process,
+    folder_in_memory,
+    hashes_of_uninterrupted_stores,
+)
 from store_helpers import (
     INFO,
     LAYOUTS,
@@ -20,27 +25,15 @@ from store_helpers import (
     part,
     replace_step,
     run,
-    tree,
     tree_hash,
     truth_of,
     write_all_blocks,
 )
 
-from tilenet.errors import BlocksFailed, EnvironmentFault, OutputError, OutputIncomplete
-from tilenet.store import Store, files, open_mask
+from tilenet.errors import EnvironmentFault
+from tilenet.store import Store, files
 
 KILLED = -signal.SIGKILL
-
-
-def assert_resumes_to(expected, path, layout):
-    """Go on where a run was killed; nothing may be left beside or inside."""
-    zarr_json = path / "zarr.json"
-    if zarr_json.exists() and not json.loads(zarr_json.read_bytes())["attributes"]["tilenet"]["complete"]:
-        with pytest.raises(OutputIncomplete):
-            open_mask(path)
-    run(path, LAYOUTS[layout])
-    assert tree_hash(path) == expected
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def kill_at_every_step(children, folder, layout, *, when, expected, first=1, overwrite=False):
@@ -188,127 +181,6 @@ def test_a_line_about_another_block_or_file_is_not_believed(halfway):
     for wrong in (first.replace(b'"block":0', b'"block":1'), first.replace(b'"0/c/0/0"', b'"0/c/9/9"')):
         journal.write_bytes(wrong + b"\n")
         assert list(Store.inspect(halfway).pending()) == list(range(LAYOUTS["tiny with classes"].n_blocks(0)))
-
-
-DAMAGES = {
-    "cut": lambda file: file.write_bytes(file.read_bytes()[:-3]),
-    "emptied": lambda file: file.write_bytes(b""),
-    "flipped": lambda file: file.write_bytes(flipped(file.read_bytes())),
-    "deleted": lambda file: file.unlink(),
-    "replaced": lambda file: file.write_bytes(b"\xff" * file.stat().st_size),
-}
-
-
-def flipped(data):
-    at = len(data) // 2
-    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-
-def shards_of(path):
-    return [name for name in tree(path) if "/c/" in name]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_shards_of_a_complete_store_are_named_and_resuming_mends_them(tmp_path, damage):
-    path, layout = tmp_path / "m.zarr", LAYOUTS["odd blocks"]
-    make(path, layout)
-    expected = tree_hash(path)
-    random = np.random.default_rng(len(damage))
-    names = sorted(random.choice(shards_of(path), 20, replace=False).tolist())
-    for name in names:
-        DAMAGES[damage](path / name)
-    found = damage_of(path)
-    assert sorted(d.file for d in found) == names
-    for d in found:
-        assert d.what == {"deleted": "missing"}.get(damage, "changed")
-        assert d.file in layout.files(0 if d.array.startswith("prob") else int(d.array), d.block)
-        assert f"(array {d.array}, block {d.block})" in str(d)
-    store = Store.resume(path)
-    assert not store.complete
-    blocks = {d.block for d in found if d.array in ("0", "probabilities/0")}
-    assert set(store.pending()) == blocks
-    store.close()
-    assert_resumes_to(expected, path, "odd blocks")
-    assert damage_of(path) == []
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_shard_damaged_before_the_end_is_found_and_written_again(tmp_path, right, damage):
-    path, layout = tmp_path / "m.zarr", LAYOUTS["tiny with classes"]
-    for number, name in enumerate([*layout.files(0, 1)[1:], layout.files(0, 2)[0], layout.files(1, 0)[0]]):
-        path = tmp_path / str(number) / "m.zarr"
-        store, truth = Store.create(path, layout, INFO), truth_of(layout)
-        write_all_blocks(store, truth)
-        store.build_pyramid()
-        DAMAGES[damage](path / name)
-        # A wrong size is seen at once, a wrong byte when everything is verified.
-        with pytest.raises((BlocksFailed, OutputIncomplete), match="--resume"):
-            store.finish()
-        store.close()
-        assert_resumes_to(right("tiny with classes"), path, "tiny with classes")
-
-
-def test_the_pyramid_is_not_built_from_a_damaged_shard(tmp_path, right):
-    path, layout = tmp_path / "m.zarr", LAYOUTS["tiny"]
-    store = Store.create(path, layout, INFO)
-    write_all_blocks(store, truth_of(layout))
-    DAMAGES["flipped"](path / layout.files(0, 1)[0])
-    with pytest.raises(BlocksFailed, match=r"0/c/1/0 \(array 0, block 1\) is damaged"):
-        store.build_pyramid()
-    assert list(store.pending()) == [1]
-    store.write(1, part(layout, truth_of(layout), 1))
-    store.build_pyramid()
-    store.finish()
-    assert tree_hash(path) == right("tiny")
-
-
-def test_damage_to_the_journal_and_metadata_of_a_complete_store_is_named_and_mended(tmp_path, right):
-    layout = LAYOUTS["tiny with classes"]
-    changes = {
-        ".tilenet/journal.jsonl": lambda file: file.write_bytes(file.read_bytes()[:-200]),
-        "0/zarr.json": lambda file: file.write_bytes(file.read_bytes().replace(b"128", b"127")),
-        "probabilities/zarr.json": lambda file: file.unlink(),
-        "1/zarr.json": lambda file: file.write_bytes(b""),
-    }
-    for name, change in changes.items():
-        path = tmp_path / name.replace("/", "-") / "m.zarr"
-        make(path, layout)
-        change(path / name)
-        assert damage_of(path)
-        assert_resumes_to(right("tiny with classes"), path, "tiny with classes")
-
-
-def test_a_deleted_journal_of_a_complete_store_is_no_proof_of_anything(tmp_path, right):
-    path = tmp_path / "m.zarr"
-    make(path, LAYOUTS["tiny"])
-    (path / ".tilenet" / "journal.jsonl").unlink()
-    assert any(".tilenet/journal.jsonl is cut short or missing" in str(d) for d in damage_of(path))
-    assert_resumes_to(right("tiny"), path, "tiny")
-
-
-def test_a_changed_root_document_cannot_be_mended_and_is_said_so(tmp_path):
-    path = tmp_path / "m.zarr"
-    make(path, LAYOUTS["tiny"])
-    root = path / "zarr.json"
-    root.write_bytes(root.read_bytes().replace(b"0.5,", b"0.7,", 1))
-    assert [str(d) for d in damage_of(path)] == ["zarr.json is changed"]
-    with pytest.raises(OutputError, match="--overwrite"):
-        Store.resume(path)
-    assert not list((path / ".tilenet").glob("lock*"))
-
-
-def test_files_that_nobody_wrote_are_named_and_those_of_the_system_are_not(tmp_path, right):
-    path, layout = tmp_path / "m.zarr", LAYOUTS["tiny"]
-    make(path, layout)
-    background = next(n for i in range(layout.n_blocks(0)) for n in layout.files(0, i) if not (path / n).exists())
-    (path / background).parent.mkdir(parents=True, exist_ok=True)
-    (path / background).write_bytes(b"\0" * 40)
-    (path / "0" / "c" / ".DS_Store").write_bytes(b"")
-    assert [(d.file, d.what) for d in damage_of(path)] == [(background, "extra")]
-    (path / "0" / "c" / "9").mkdir()
-    for extra in ("0/c/9/9", "0/c/notes.txt"):
-        (path / extra).write_bytes(b"")
-    assert {d.file for d in damage_of(path)} == {background, "0/c/9/9", "0/c/notes.txt"}
 
 
 def test_temporary_files_of_a_killed_run_are_swept(tmp_path, right):

@@ -96,13 +96,9 @@ def batch(
             raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
     if footprint is not None and not callable(model):
         raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
-    try:
-        common = Options(**options)
-    except TypeError as error:
-        unknown = sorted(set(options) - {option.name for option in fields(Options)})
-        raise SettingsError(
-            f"batch has no option {unknown[0]}. See help(tilenet.batch)" if unknown else f"{error}"
-        ) from error
+    if unknown := sorted(set(options) - {option.name for option in fields(Options)}):
+        raise SettingsError(f"batch has no option {unknown[0]}. See help(tilenet.batch)")
+    common = Options(**options)
     orders = read_orders([images] if isinstance(images, str | Path) else images, model=model, options=common)
     for order in orders:
         _check(order, objects=objects, table=table, client=client)

@@ -1,0 +1,188 @@
+"""The lease of a store: who may write it, and when another may take it over."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from store_fixtures import children_of_this_process, folder_in_memory, store_of_another_mask  # noqa: F401
+from store_helpers import INFO, LAYOUTS, tree, truth_of, write_all_blocks
+
+from tilenet.errors import OutputLocked
+from tilenet.store import Store, holder, open_mask
+from tilenet.store import lease as leases
+from tilenet.store.holder import this_machine
+from tilenet.store.lease import Holder, Lease
+
+TINY = LAYOUTS["tiny"]
+
+
+def test_a_store_that_is_being_written_is_refused_naming_the_holder(tmp_path):
+    path = tmp_path / "m.zarr"
+    first = Store.create(path, TINY, INFO)
+    holder = rf"is being written by process {os.getpid()} on {socket.gethostname()}"
+    for attempt in (lambda: Store.resume(path), lambda: Store.create(path, TINY, INFO, overwrite=True)):
+        with pytest.raises(OutputLocked, match=holder):
+            attempt()
+    assert [file.name for file in tmp_path.iterdir()] == ["m.zarr"]
+    first.close()
+    first.close()
+    Store.resume(path).close()
+    assert not list((path / ".tilenet").glob("lock*"))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_of_two_simultaneous_starts_exactly_one_wins(children, tmp_path, begun):
+    for number in range(5):
+        path, said = tmp_path / str(number) / "m.zarr", tmp_path / f"said{number}"
+        if begun:
+            Store.create(path, TINY, INFO).close()
+        pids = [children.start(path, "tiny", delay=0.1, said=str(said)) for _ in range(2)]
+        assert sorted(children.wait(pid) for pid in pids) == [0, 2]
+        assert f"by process {pids[0]} on" in said.read_text() or f"by process {pids[1]} on" in said.read_text()
+        assert open_mask(path).shape == TINY.shape
+        assert [file.name for file in path.parent.iterdir()] == ["m.zarr"]
+
+
+def test_of_eight_simultaneous_runs_that_replace_one_store_exactly_one_wins(children, old):
+    pids = [children.start(old, "tiny", overwrite=True, delay=0.3) for _ in range(8)]
+    assert sorted(children.wait(pid) for pid in pids) == [0] + [2] * 7
+    assert np.array_equal(np.asarray(open_mask(old)), truth_of(TINY)["mask"])
+    assert [file.name for file in old.parent.iterdir()] == ["m.zarr"]
+
+
+def leave_lock(folder, **changes):
+    """Leave the lock of a process that has ended."""
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    told = {"host": "far", "pid": int(ended.stdout), "run": "r", "machine": this_machine(), "started": "1"} | changes
+    lock = folder / "lock.1"
+    lock.write_text(json.dumps(told))
+    return lock
+
+
+@pytest.fixture
+def own(tmp_path):
+    Store.create(tmp_path / "m.zarr", TINY, INFO).close()
+    return tmp_path / "m.zarr" / ".tilenet"
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(own):
+    leave_lock(own)
+    store = Store.resume(own.parent)
+    assert [file.name for file in own.glob("lock*")] == ["lock.2"]
+    store.close()
+    assert not list(own.glob("lock*"))
+
+
+def test_the_lock_of_a_process_whose_number_another_has_now_is_taken_over(own):
+    leave_lock(own, pid=os.getpid())
+    Store.resume(own.parent).close()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not json", b"[]", b'{"host": "h"}'])
+def test_the_lock_of_another_machine_holds_while_its_heart_beats(own, content):
+    lock = leave_lock(own, machine="another")
+    if content is not None:
+        lock.write_bytes(content)
+    with pytest.raises(OutputLocked, match="far" if content is None else "another run"):
+        Store.resume(own.parent)
+    assert lock.exists()
+    os.utime(lock, (time.time() - leases.STALE - 5,) * 2)
+    Store.resume(own.parent).close()
+
+
+def test_the_lock_of_this_machine_holds_while_its_process_lives_however_long_it_sleeps(own):
+    first = Lease.take(own, own.parent)
+    os.utime(first.path, (0, 0))
+    with pytest.raises(OutputLocked):
+        Store.resume(own.parent)
+    first.release()
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_lock_of_another_user_s_process_on_this_machine_holds(own, monkeypatch, hidden):
+    ticks = holder.started(os.getpid())
+    lock = leave_lock(own, pid=os.getpid(), started=ticks)
+
+    read_text = Path.read_text
+
+    def refused(pid, number):
+        raise PermissionError
+
+    def hiding(path):  # as a /proc mounted with hidepid
+        if path.name == "stat":
+            raise FileNotFoundError
+        return read_text(path)
+
+    monkeypatch.setattr(os, "kill", refused)
+    if hidden:
+        monkeypatch.setattr(Path, "read_text", hiding)
+    else:
+        os.utime(lock, (0, 0))
+    assert holder.is_running(os.getpid(), ticks) is (None if hidden else True)
+    assert [lock for lock, _ in leases.live(leases.locks(own), time.time())] == leases.locks(own)
+    if hidden:  # then its heart is asked
+        os.utime(lock, (0, 0))
+        assert leases.live(leases.locks(own), time.time()) == []
+
+
+def test_the_heart_beats(own, monkeypatch):
+    monkeypatch.setattr(leases, "BEAT", 0.01)
+    store = Store.resume(own.parent)
+    os.utime(own / "lock.1", (0, 0))
+    deadline = time.time() + 10
+    while (own / "lock.1").stat().st_mtime == 0 and time.time() < deadline:
+        time.sleep(0.01)
+    assert (own / "lock.1").stat().st_mtime > 0
+    store.close()
+
+
+def test_a_run_that_slept_and_lost_its_lease_writes_nothing_more(own, monkeypatch):
+    sleeper = Store.resume(own.parent)
+    monkeypatch.setattr(Holder, "alive", property(lambda holder: False))
+    taker = Store.resume(own.parent)
+    monkeypatch.undo()
+    before = tree(own.parent)
+    with pytest.raises(OutputLocked, match=rf"taken over by process {os.getpid()}"):
+        write_all_blocks(sleeper, truth_of(TINY))
+    sleeper.close()
+    assert before.keys() - tree(own.parent).keys() <= {".tilenet/lock.1"}
+    write_all_blocks(taker, truth_of(TINY))
+    taker.build_pyramid()
+    taker.finish()
+
+
+def test_a_lease_of_the_same_number_that_a_third_run_holds_is_not_the_sleepers(own, monkeypatch):
+    sleeper = Store.resume(own.parent)
+    monkeypatch.setattr(Holder, "alive", property(lambda holder: False))
+    Store.resume(own.parent).close()  # takes over, and leaves no lock
+    third = Store.resume(own.parent)
+    monkeypatch.undo()
+    assert [lock.name for lock in own.glob("lock*")] == ["lock.1"]
+    with pytest.raises(OutputLocked, match="taken over"):
+        sleeper.write(0, {"mask": truth_of(TINY)["mask"][: TINY.block[0], : TINY.block[1]]})
+    sleeper.close()
+    assert [lock.name for lock in own.glob("lock*")] == ["lock.1"], "the sleeper does not release it either"
+    third.close()
+
+
+def test_a_lease_cannot_be_taken_past_one_that_appeared_meanwhile(own, monkeypatch):
+    real = os.link
+
+    def link(source, target):
+        real(source, target)
+        if Path(target).name == "lock.1":
+            monkeypatch.undo()
+            leave_lock(own, machine="another").rename(own / "lock.7")
+            real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(OutputLocked, match="on far"):
+        Lease.take(own, own.parent)
+    assert [file.name for file in own.glob("lock*")] == ["lock.7"]
+    assert not list(own.glob("*.part"))
