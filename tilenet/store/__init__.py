@@ -1,8 +1,8 @@
 """The mask on disk: a sharded OME-Zarr 0.5 label image, written block by block.
 
-One block is one shard, and a shard is one file: encoded in memory, written under a temporary
-name, synced, renamed, and then entered in the journal with size and checksum. A file that is
-there proves nothing; the journal does. Whatever moment a run is killed at, the resumed one
+A block is one shard of the mask, and with probabilities one more per class. Each shard is one file: encoded in
+memory, written under a temporary name, synced, renamed into place, and then recorded in the journal with its size and
+checksum. That a file exists proves nothing; only its journal entry does. Whenever a run is killed, the resumed run
 ends with the same bytes.
 """
 

@@ -1,7 +1,7 @@
-"""Notes on flights: blocks that one writer has begun, so that the next knows that it is the next.
+"""Notes that a writer has begun a flight, which tell a later writer of the same flight about the earlier one.
 
-Whoever is killed says nothing. A note, which only one writer can make, tells the one that is
-sent the same blocks again; and where to read which of them are written.
+A killed writer cannot report anything. Only one writer can create the note on a flight, so a second writer that is
+sent the same blocks finds it. The note names the earlier writer, whose journal file lists the blocks already written.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tilenet.store.journal import FOLDER
 
 
 def begin(own: Path, flight: str, writer: str) -> str | None:
-    """Note that a writer begins a flight; return the one that began it earlier, None if there was none.
+    """Note that a writer begins a flight; return the writer that began it earlier, None if there was none.
 
-    Empty if its note cannot be read.
+    The result is empty if the earlier writer has not written its name into the note, for example because it was killed.
 
-    The folder is the journal's: a writer that comes after the end of the store finds none.
+    Notes lie in the journal's folder. It is removed when the store is finished, so a writer that comes later fails.
     """
     note = _note(own, flight)
     try:
@@ -36,21 +36,21 @@ def begin(own: Path, flight: str, writer: str) -> str | None:
 
 
 def is_begun(own: Path, flight: str) -> bool:
-    """Tell whether a writer has begun a flight that has not come to its end."""
+    """Return whether a writer has begun a flight that has not ended."""
     return _note(own, flight).exists()
 
 
 def forget(own: Path, flight: str) -> None:
-    """Remove the note on a flight that has come to its end."""
+    """Remove the note on a flight that has ended."""
     remove_file(_note(own, flight))
 
 
 def lines_by(own: Path, writer: str, blocks: Iterable[int]) -> dict[int, bytes]:
-    """Return the lines that a writer has entered for some blocks of level 0."""
+    """Return, by block, the journal lines that a writer has written for some blocks of level 0."""
     found, some = {}, set(blocks)
     for path in (own / FOLDER).glob(f"*-{writer}.jsonl") if writer else ():
         for line in path.read_bytes().splitlines(keepends=True):
-            with suppress(ValueError, KeyError, TypeError):  # cut short: that block is written again
+            with suppress(ValueError, KeyError, TypeError):  # a line cut short: that block is written again
                 entry = json.loads(line)
                 if entry["level"] == 0 and entry["block"] in some:
                     found[entry["block"]] = line

@@ -1,4 +1,4 @@
-"""The blocks of a store: written whole, entered in the journal, read back only if they are right."""
+"""The blocks of a store: written whole, recorded in the journal, read back only if size and checksum match."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tilenet.store.pyramid import Coarser, sources
 
 @dataclass(frozen=True)
 class Shard:
-    """What one file of a block is to hold: pixels of the `box` of an `array`."""
+    """The content of one file of a block: the pixels of an `array` within `box`."""
 
     array: str
     box: Box
@@ -36,18 +36,18 @@ class Shard:
 
 
 class Blocks:
-    """Shards and journal of one store.
+    """The shards and the journal of one store.
 
     Parameters
     ----------
     path : Path
         The store.
     layout : Layout
-        Its arrays.
+        Layout of its arrays.
     writer : str
-        Names the journal file of this writer.
+        Name of this writer, which is part of the name of its journal file.
     allowed : callable
-        Raises if nothing may be written any more; called before every file.
+        Raises if this writer may not write any more; called before each file is put in place or removed.
     """
 
     def __init__(self, path: Path, layout: Layout, writer: str, *, allowed: Callable[[], None] = lambda: None) -> None:
@@ -58,17 +58,17 @@ class Blocks:
 
     @cached_property
     def journal(self) -> Journal:
-        """What was written when it was first asked for, and what was noted since."""
+        """The journal: read from disk on first access, then updated with what this process records."""
         journal = Journal(self.layout)
         journal.load(self.path / OWN)
         return journal
 
     def load(self) -> None:
-        """Read the journal now: one who shares the work among threads needs it from the start."""
+        """Read the journal now, not on first access: threads that share the store need it from the start."""
         _ = self.journal
 
     def pending(self, level: int, among: range | None = None) -> Iterator[int]:
-        """Yield the blocks, all or those in a range, that are not in the journal with files of the right sizes."""
+        """Yield the blocks, all or in a range, that the journal lacks or whose files have other sizes than it says."""
         among = range(self.layout.n_blocks(level)) if among is None else among
         along = self.layout.grid(level)[-1]
         places = {str(place): place for place in range(along)}
@@ -79,7 +79,7 @@ class Blocks:
                     yield row[place]
 
     def _wrong_sizes(self, level: int, row: range, places: Mapping[str, int]) -> NDArray[np.bool_]:
-        """Tell for one row of the grid, whose files lie in one folder each, which are pending."""
+        """Return which blocks of one grid row are pending; their files lie in one folder per array and class."""
         known = self.journal.sizes(level, row)  # (blocks, files)
         unknown: NDArray[np.bool_] = known[:, 0] == UNKNOWN
         if unknown.all():
@@ -90,11 +90,11 @@ class Blocks:
         return wrong
 
     def write(self, level: int, index: int, shards: Sequence[Shard | None]) -> bytes:
-        """Write all files of a block, None for background, then its line in the journal; return that line."""
+        """Write all files of a block (None: background, no file), then its journal line; return that line."""
         return self.put_all(level, index, (None if shard is None else self._encoded(shard) for shard in shards))
 
     def put_all(self, level: int, index: int, shards: Iterable[bytes | None]) -> bytes:
-        """Write a block whose shards are encoded, or background; return its line in the journal."""
+        """Write a block from encoded shards (None: background), then its journal line; return that line."""
         with faults_named(self.path):
             self._allowed()
         names = self.layout.files(level, index)
@@ -105,7 +105,7 @@ class Blocks:
                 step("sync folder", sync_folder, folder)
             line = line_of(self.layout, level, index, files)
             self.pen.append(line)
-            if "journal" in vars(self):  # a writer that is told its blocks never loads it
+            if "journal" in vars(self):  # a writer that joined a run is told its blocks, and never loads it
                 self.journal.record(level, index, files)
         return line
 
@@ -121,23 +121,23 @@ class Blocks:
         return None
 
     def put(self, name: str, data: bytes) -> Written:
-        """Put a whole file in place; its folder is not synced yet."""
+        """Put a whole file in place, without syncing its folder."""
         with faults_named(self.path / name, needed=len(data)):
             make_folder((self.path / name).parent)
             write_file(self.path / name, [data], temporary=self.temporary(), allowed=self._allowed)
         return Written.of(data)
 
     def temporary(self) -> Path:
-        """Return the name of a new temporary file, which a resumed run would sweep."""
+        """Return the name of a new temporary file; a resumed run removes those that are left over."""
         return self.path / OWN / f"{uuid4().hex}.part"
 
     def coarser(self, level: int, index: int) -> Coarser:
-        """Return what it takes to make a block of a coarser level."""
+        """Return everything needed to make a block of a coarser level."""
         finer = {i: (self.journal.files(level - 1, i) or (None,))[0] for i in sources(self.layout, level, index)}
         return Coarser(self.path, self.layout, level, index, finer)
 
     def lose(self, damage: Sequence[Damage]) -> BlocksFailed:
-        """Remove damaged shards, which makes their blocks pending; return the error that says so."""
+        """Remove damaged shards, which makes their blocks pending again; return the error to raise."""
         for found in damage:
             if found.block is not None:
                 with faults_named(self.path / found.file):
@@ -149,7 +149,7 @@ class Blocks:
 
 
 def shards_of(layout: Layout, index: int, arrays: Mapping[str, NDArray[Any]]) -> Iterator[Shard]:
-    """Yield the shards of a block of level 0, in the order of its files, from ``mask`` and ``probabilities``."""
+    """Yield the shards of a block of level 0, in the order of its files, from arrays ``mask`` and ``probabilities``."""
     if not 0 <= index < layout.n_blocks(0):
         raise IndexError(f"the mask has {layout.n_blocks(0)} blocks, no block {index}")
     box = layout.box(0, index)
@@ -170,9 +170,9 @@ def _checked(values: NDArray[Any], shape: tuple[int, ...], dtype: str) -> NDArra
 
 
 def _sizes_in(folder: str, places: Mapping[str, int]) -> NDArray[np.int64]:
-    """Return the sizes of the files with these names, each at its place; `NO_FILE` for those that are missing.
+    """Return the sizes of the files named in `places`, each at its index there; `NO_FILE` where one is missing.
 
-    They are looked up relative to an open folder: half the time of full paths, for a million files.
+    Files are looked up relative to the open folder, which for a million files takes half the time of full paths.
     """
     sizes = [NO_FILE] * len(places)
     with suppress(FileNotFoundError, NotADirectoryError):
@@ -189,5 +189,5 @@ def _sizes_in(folder: str, places: Mapping[str, int]) -> NDArray[np.int64]:
 def _size_of(name: str, folder: int) -> int:
     try:
         return os.stat(name, dir_fd=folder).st_size
-    except FileNotFoundError:  # a link to nothing
+    except FileNotFoundError:  # a dangling link
         return NO_FILE

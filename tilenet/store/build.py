@@ -1,4 +1,4 @@
-"""A new store: made beside its place and moved there whole."""
+"""Creation of a store: made under a temporary name beside its destination, then moved there whole."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tilenet.store.place import REPLACED, sweep, temporary_place
 
 
 def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool, share: Share | None = None) -> Lease:
-    """Make a store without pixels at `path` and return its lease, or that of a share, not started yet.
+    """Make a store without pixels at `path`; return its lease, or that of a share, with no heartbeat yet.
 
-    With `replace`, the store that is there moves into the new one and stays there until that
-    is complete: however the run ends, one of the two is whole.
+    With `replace`, the existing store is moved into the new one and kept there until the new one is complete. However
+    the run ends, one of the two is whole.
     """
     documents = {layout.root: root_document(layout, info, complete=False), **fixed_documents(layout)}
     make_folder(path.parent)
@@ -47,7 +47,7 @@ def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool,
 
 
 def _move_aside(path: Path, aside: Path) -> None:
-    """Move the old store into the new one; its own lease keeps other runs off it."""
+    """Move the old store into the new one, holding the old store's own lease to keep other runs off it."""
     lease = Lease.take(path / OWN, path)
     try:
         withdraw(path, read_root(path)[0])
@@ -59,7 +59,10 @@ def _move_aside(path: Path, aside: Path) -> None:
 
 
 def _list_again(path: Path) -> None:
-    """List a complete mask that was to be replaced, and stays; the error that keeps it there counts more."""
+    """Put a complete mask that could not be replaced back on its image's list of labels.
+
+    Errors are suppressed, because the one that prevented the replacement matters more.
+    """
     with suppress(OSError, TilenetError):
         layout, _, complete = read_root(path)
         if complete:
@@ -72,19 +75,19 @@ def _move_in(new: Path, path: Path, share: Share | None) -> None:
     except OSError:
         if not path.exists():
             raise
-        # Another run was quicker. If it lives, taking its lease fails with its name.
+        # Another run was faster. If it is alive, taking its lease raises an error that names it.
         Lease.take(path / OWN, path, share).release()
         raise OutputExists(f"{path}: was made by another run just now. Use --resume, or choose another path") from None
     step("sync folder", sync_folder, path.parent)
 
 
 def _take_back(new: Path, path: Path) -> None:
-    """Undo a store that could not be moved into its place."""
+    """Undo the creation of a store that could not be moved into place."""
     aside = new / OWN / REPLACED
     if aside.exists():
         if path.exists():
             raise OutputLocked(f"{path}: was made by another run meanwhile; the mask before it is kept in {aside}")
-        os.rename(aside, path)  # noqa: PTH104 - undoing, so it is no step
+        os.rename(aside, path)  # noqa: PTH104 - undoing, so not a `step`
         for lock in (path / OWN).glob("lock.*"):
             lock.unlink()
         _list_again(path)

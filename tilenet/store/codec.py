@@ -1,7 +1,7 @@
-"""Shards (in zarr format 2: chunks) to bytes and back, by zarr itself, in memory.
+"""Encoding and decoding of shards (in zarr format 2: chunks) in memory, by zarr itself.
 
-A shard written by several calls would be read, changed and written again by zarr, and two
-writers would lose each other's pixels. So each is encoded once, whole.
+If a shard were written in several calls, zarr would read it, change it and write it again each time, and two writers
+would lose each other's pixels. So each shard is encoded once, whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def encode(document: bytes, box: Box, values: NDArray[Any]) -> bytes | None:
-    """Return the shard of an array that holds `box`; None if all of it is background.
+    """Return the encoded shard that holds `box`; None if all of it is background.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def encode(document: bytes, box: Box, values: NDArray[Any]) -> bytes | None:
     box : Box
         The shard's pixels, clipped to the array.
     values : numpy.ndarray
-        Of the box's shape.
+        Pixels, in the box's shape.
     """
     shards = _open(document, {}, box, values)[1]
     if len(shards) > 1:
@@ -39,7 +39,7 @@ def encode(document: bytes, box: Box, values: NDArray[Any]) -> bytes | None:
 
 
 def decode(document: bytes, key: str, shard: bytes, box: Box) -> NDArray[Any]:
-    """Return the pixels `box` of the shard with this key, such as ``c/0/1`` (format 2: ``0/1``)."""
+    """Return the pixels in `box` from the shard with this key, such as ``c/0/1`` (format 2: ``0/1``)."""
     return _open(document, {key: shard}, box, None)[0]
 
 
@@ -58,7 +58,7 @@ def _open(
     array = zarr.open_array(MemoryStore(content), mode="r+", zarr_format=zarr_format, config=config)
     if values is None:
         return np.asarray(array[box.slices]), {}
-    # Where part of a chunk is written within a shard, as at the edge of an array, zarr insists on its own check.
+    # To write part of a chunk within a shard, as at the edge of an array, zarr accepts only its own buffers.
     whole = all(n % side == 0 for n, side in zip(box.start + box.stop, array.chunks * 2, strict=True))
     array.set_basic_selection(box.slices, values, prototype=_comparing_integers() if whole else None)
     return values, {key: data.to_bytes() for key, data in content.items() if key != name}
@@ -66,9 +66,9 @@ def _open(
 
 @cache
 def _comparing_integers() -> BufferPrototype:
-    """Return what zarr holds pixels in, but for how it finds that all of a chunk is background.
+    """Return zarr's own buffers, with a faster test of whether all of an integer chunk is background.
 
-    zarr looks for NaN in integers too (zarr-python 3.1.6, pull request 4382): half the time that a shard takes.
+    zarr looks for NaN in integers too (zarr-python 3.1.6, pull request 4382), which takes half the time of a shard.
     """
     from zarr.buffer import cpu, default_buffer_prototype
 

@@ -1,4 +1,4 @@
-"""Whether every file of a store is what the journal says was written."""
+"""Checks of whether every file of a store is what the journal says was written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tilenet.store.layout import Layout
 
 @dataclass(frozen=True)
 class Damage:
-    """One file that is not what was written.
+    """One file that is not what the journal says was written.
 
     Attributes
     ----------
@@ -25,7 +25,7 @@ class Damage:
     array : str
         Path of the array; empty for metadata.
     block : int or None
-        Index of the block in that array's level.
+        Index of the block in that array's level; None where the file belongs to no block.
     """
 
     file: str
@@ -39,20 +39,20 @@ class Damage:
 
 
 class Recorded(Protocol):
-    """A layout, and what the journal knows of it."""
+    """Anything with a layout and a journal, such as `tilenet.store.blocks.Blocks`."""
 
     layout: Layout
 
     @property
     def journal(self) -> Journal:
-        """Sizes and checksums."""
+        """Sizes and checksums of the files written."""
 
 
 def find_damage(path: Path, found: Recorded) -> Iterator[Damage]:
-    """Yield what is damaged; reads every file once.
+    """Yield every damaged file; reads each file once.
 
-    Blocks that are not written yet are no damage in a store that is not complete: see
-    `blocks_lost`.
+    Blocks that are not in the journal are not reported: they are no damage while a store is incomplete. For a
+    complete store, see `blocks_lost`.
     """
     layout, journal = found.layout, found.journal
     yield from _documents_changed(path, journal)
@@ -68,7 +68,7 @@ def find_damage(path: Path, found: Recorded) -> Iterator[Damage]:
 
 
 def blocks_lost(found: Recorded) -> Iterator[Damage]:
-    """Yield the blocks of a complete store that its journal does not know."""
+    """Yield the files of those blocks of a complete store that its journal lacks."""
     layout, journal = found.layout, found.journal
     if not journal.documents:
         yield Damage(".tilenet/journal.jsonl", "cut short or missing")
@@ -80,7 +80,7 @@ def blocks_lost(found: Recorded) -> Iterator[Damage]:
 
 
 def read_right(path: Path, written: Written) -> bytes | None:
-    """Return the content of a file if it is what was written, else None."""
+    """Return the content of a file if its size and checksum are as written, else None."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -105,7 +105,7 @@ def _documents_changed(path: Path, journal: Journal) -> Iterator[Damage]:
 
 
 def _extra_files(path: Path, layout: Layout, array: str) -> Iterator[Damage]:
-    """Yield shards of no block, and files that are no shards; hidden ones are the system's."""
+    """Yield the files that are no block's shard, except hidden ones, which the operating system makes."""
     folder_of_blocks = layout.folder(array)
     top = path / folder_of_blocks
     for folder, _, names in os.walk(top):

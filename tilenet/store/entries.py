@@ -1,7 +1,7 @@
-"""Many lines of a journal at once: a million of them in seconds, where JSON takes a minute.
+"""Parsing of many journal lines at once: a million lines in seconds, where a JSON parser takes a minute.
 
-All lines about the blocks of one level have one form, so one regular expression reads them; a
-group in which any line has another form is left to JSON, line by line.
+All lines about the blocks of one level have the same form, so one regular expression parses them. A group in which any
+line has another form is left to the JSON parser, line by line.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from tilenet.store.layout import PROBABILITIES, Layout
 
-# Of a block: not in the journal; of a file: none, because all of it is background.
+# In place of sizes: the block is not in the journal; there is no file, because all of it is background.
 UNKNOWN, NO_FILE = 0, -1
 DIGEST = 32
-# As JSON writes them, so that no other spelling of a name or a number passes; 18 digits fit 64 bits.
+# Exactly as JSON writes numbers, so that no other spelling of a name or a number matches; 18 digits fit into 64 bits.
 _NUMBER, _SIZE = rb"(0|[1-9]\d{0,17})", rb"([1-9]\d{0,17})"
 _FILE = rb':(?:null|\[%b,"([0-9a-f]{64})"\])' % _SIZE
 
 
 class Entries(NamedTuple):
-    """What some lines say of blocks of a `level`: (n,) blocks, (n, files) sizes, (n, files, 32) checksums."""
+    """The content of lines about n blocks of one level: (n,) blocks, (n, files) sizes, (n, files, 32) checksums."""
 
     level: int
     blocks: NDArray[np.int64]
@@ -40,7 +40,10 @@ class Form:
         self._layout = layout
 
     def read(self, lines: Sequence[bytes]) -> Entries | None:
-        """Return what the lines say, those about no block left out; None if any has not the form of the first."""
+        """Parse lines about blocks of one level; return None if any of them has another form.
+
+        Lines whose file names and block index do not belong together are left out.
+        """
         for level, (start, pattern) in enumerate(self._patterns):
             if lines[0].startswith(start):
                 found = pattern.findall(b"".join(lines))
@@ -56,7 +59,7 @@ class Form:
         start = b'{"level":%d,"block":' % level
         folder = re.escape(self._layout.folder(str(level)).encode())
         mask = b"/".join([folder, *[_NUMBER] * ndim])
-        # A class's file lies where the mask's does: groups 2 and on are the mask's coordinates.
+        # A class's file has the coordinates of the mask's file, which are groups 2 and up of the expression.
         place = tuple(rb"\%d" % (2 + axis) for axis in range(ndim))
         classes = re.escape(self._layout.folder(PROBABILITIES).encode())
         of_classes = (

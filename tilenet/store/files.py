@@ -1,4 +1,4 @@
-"""Every change of the file system goes through `step`: one place to fail, and to be killed."""
+"""Changes to the file system. All of them go through `step`, where tests can make them fail or kill the process."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tilenet.errors import EnvironmentFault, TilenetError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# What to do when a fault is mended.
+# What an error message tells the user to do once the cause is fixed.
 RESUME = "run again with --resume"
 AGAIN = "run it again"
-# Processes that remove one folder at once, each of which may be in the way of the others.
+# Attempts to remove a folder: each other process that removes it at the same time may make one fail.
 TOGETHER = 100
 
 
 def step(name: str, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do one thing to the file system; tests put themselves in its place."""
+    """Make one change to the file system; tests replace this function."""
     return do(*args, **kwargs)
 
 
 @contextmanager
 def faults_named(path: str | os.PathLike[str], *, needed: int = 0, again: str = RESUME) -> Iterator[None]:
-    """Turn an `OSError` into the one line that says which path, and how much room there is."""
+    """Turn an `OSError` into an `EnvironmentFault`: one line with the path and, if the disk is full, the free space."""
     try:
         yield
     except TilenetError:
@@ -46,7 +46,7 @@ def _describe(path: Path, error: OSError, needed: int, again: str) -> str:
 
 
 def free_bytes(path: Path) -> int:
-    """Return the room on the file system that a path lies on, or would lie on."""
+    """Return the free bytes of the file system that a path lies on, or would lie on."""
     return shutil.disk_usage(nearest_folder(path)).free
 
 
@@ -58,10 +58,10 @@ def nearest_folder(path: Path) -> Path:
 def write_file(
     path: Path, parts: Iterable[bytes], *, temporary: Path, allowed: Callable[[], None] = lambda: None
 ) -> None:
-    """Put a whole file in place, or leave what was there: never a part of it.
+    """Put a whole file in place, or leave what was there; never leave a partial file.
 
-    Its folder is not synced, so that one `sync_folder` serves several files. `allowed` is
-    called last, and raises if the file must not be put in place any more.
+    The folder is not synced, so that one `sync_folder` serves several files. `allowed` is called just before the
+    rename, and raises if the file must not be put in place any more.
     """
     try:
         handle = step("create", os.open, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -80,14 +80,14 @@ def write_file(
 
 
 def write_all(handle: int, data: bytes) -> None:
-    """Write every byte: the kernel may take fewer at a time."""
+    """Write every byte; the kernel may accept fewer per call."""
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder, or the content of a file, last through a loss of power."""
+    """Make the names in a folder, or the content of a file, survive a loss of power."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -96,7 +96,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each so that it lasts."""
+    """Make a folder and its missing parents, each synced so that it survives a loss of power."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -108,7 +108,7 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the temporary files of whoever was killed while writing them."""
+    """Remove the temporary files that killed processes left in a folder."""
     for left in folder.glob("*.part"):
         remove_file(left)
 
@@ -120,7 +120,7 @@ def remove_file(path: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder of our own and all in it, as others may be doing, too; links in it are not followed."""
+    """Remove a folder that tilenet made, even while other processes remove it; links in it are not followed."""
     for left in reversed(range(TOGETHER)):
         if not folder.is_dir() or folder.is_symlink():
             return
