@@ -1,4 +1,4 @@
-"""A store as one process holds it: whole, one share of it, for another's run, or only to look at."""
+"""How one process opens a store: whole, for one share, for another process's run, or only to read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tilenet.store.seal import SHARE, last_shares, log, tidy, write_root
 
 
 class Held:
-    """What a `Store` is before it writes anything; see there."""
+    """The part of `Store` that opens, checks and closes it; see there."""
 
     def __init__(self, path: Path, *, lease: Lease | Joined | None) -> None:
         self.path, self._lease = path, lease
         self.layout, self.info, self.complete = read_root(path)
-        # One process may have several writers, so each names its journal file anew.
+        # One process may have several writers, so each gets a new name for its journal file.
         self._blocks = Blocks(path, self.layout, uuid4().hex, allowed=self._check_allowed)
         if not isinstance(lease, Joined):
             self._blocks.load()
@@ -41,28 +41,27 @@ class Held:
         overwrite: bool = False,
         share: Share | None = None,
     ) -> Self:
-        """Make a store without pixels, and the folders above it, and take its lease.
+        """Make a store without pixels, with any missing parent folders, and take its lease.
 
         Parameters
         ----------
         path : path
-            Where; there must be nothing, or with `overwrite` a store that tilenet wrote. That
-            one is kept inside the new one until the new one is complete.
+            Where to make it. Nothing may be there or, with `overwrite`, only a store that tilenet wrote, which is kept
+            inside the new one until the new one is complete.
         layout : Layout
             Axes, shape and blocks.
         info : mapping
-            How the mask is made; plain values, for JSON.
+            How the mask is made, as plain values for JSON.
         overwrite : bool
-            Replace a store.
+            Replace an existing store.
         share : (int, int), optional
-            Take only the lease of this share, which of how many, so that other processes can
-            take theirs; see `take_share`.
+            Take only the lease of this share (which, from 1, of how many), so that other processes can take
+            theirs; see `take_share`.
 
         Raises
         ------
         OutputExists, OutputLocked, EnvironmentFault
-            If something is in the way, if another run is writing there, if the disk is full
-            or cannot be written.
+            If something is in the way; if another run is writing there; if the disk is full or cannot be written.
         """
         path = Path(path).absolute()
         check_free(path, overwrite=overwrite)
@@ -73,15 +72,15 @@ class Held:
 
     @classmethod
     def resume(cls, path: str | Path) -> Self:
-        """Open a store to go on with, and take its lease.
+        """Open a store to continue writing it, and take its lease.
 
-        A complete one is compared with its journal: if it is right, nothing is touched and
-        nothing is pending; what is damaged is removed and pending again.
+        A complete store is compared with its journal. If every file is right, nothing is changed and nothing is
+        pending. Damaged shards are removed, and their blocks are pending again.
 
         Raises
         ------
         OutputNotFound, OutputError, OutputLocked
-            If there is none, if tilenet did not write it, if another run is writing it.
+            If there is none; if tilenet did not write it; if another run is writing it.
         """
         path = Path(path).absolute()
         with faults_named(path):
@@ -111,16 +110,16 @@ class Held:
     def take_share(cls, path: str | Path, share: Share) -> Self:
         """Open a store to write a share of its blocks, while other processes write theirs.
 
-        Each process has the lease of its own share; all join one `run`, which the first of them
-        began, and see the same run record. None can finish the store, which needs the lease of
-        the whole (`resume`). A complete store is returned as it is, and cannot be written.
+        Each process holds the lease of its own share. All of them join one `run`, which the first of them began, and
+        see the same run record. None of them can finish the store, which needs the lease of the whole (`resume`). A
+        complete store is returned as it is, and cannot be written.
 
         Parameters
         ----------
         path : path
             The store.
         share : (int, int)
-            Which, from 1, of how many.
+            Which share, from 1, of how many.
 
         Raises
         ------
@@ -134,7 +133,7 @@ class Held:
             if read_root(path)[2]:
                 return cls.inspect(path)
             store = cls._leased(path, Lease.take(path / OWN, path, share))
-            if store.complete:  # since a moment ago
+            if store.complete:  # completed by another process just now
                 store.close()
             else:
                 store._log(SHARE, share=list(share))
@@ -144,22 +143,22 @@ class Held:
     def join(cls, path: str | Path, run: str) -> Self:
         """Open a store to write some blocks of it for a run that another process leads.
 
-        Takes no lease: the leader's, with its run id, must be there at every write. What is
-        written goes into a journal file of its own, and the leader learns of it by `adopt`,
-        or by reading the journals when it resumes. Only the leader can finish the store.
+        This takes no lease: at every write, the leader's lease with its run id must still be there. Blocks are recorded
+        in a journal file of this writer's own. The leader learns of them by `adopt`, or by reading the journals when
+        it resumes. Only the leader can finish the store.
 
         Parameters
         ----------
         path : path
             The store.
         run : str
-            `run` of the store as the leader opened it.
+            The attribute `run` of the store that the leader opened.
 
         Raises
         ------
         OutputNotFound, OutputError, OutputLocked
-            If there is none; if it is complete, or tilenet did not write it; if it is not,
-            or no longer, that run which writes it.
+            If there is none; if it is complete, or tilenet did not write it; if that run is not, or no longer, the one
+            that writes it.
         """
         path = Path(path).absolute()
         with faults_named(path):
@@ -167,28 +166,28 @@ class Held:
             if store.complete:
                 raise OutputError(f"{path}: is complete, and cannot be written")
             store._check_allowed()
-            store._blocks.pen.open()  # now, so that a late line cannot make a new file in a finished store
+            store._blocks.pen.open()  # now, so that a late line cannot create a journal in a finished store
         return store
 
     @classmethod
     def inspect(cls, path: str | Path) -> Self:
-        """Open a store to look at; nothing can be written."""
+        """Open a store to read it; nothing can be written."""
         return cls(Path(path).absolute(), lease=None)
 
     @property
     def run(self) -> str:
-        """The run id of the lease, with which other processes can `join`."""
+        """The run id of the lease, which other processes pass to `join`."""
         return self._held().run
 
     @property
     def shares(self) -> int:
-        """Into how many shares it was last cut; 0 if into none."""
+        """Number of shares into which the store was last divided; 0 if it never was."""
         return last_shares(self.path / OWN)
 
     def _take_up(self) -> None:
-        """Put the store into the state from which a run goes on."""
+        """Bring the store into a state from which a run can continue."""
         remove_parts(self.path / OWN)
-        sweep(self.path)  # a share may have been killed while it made a store that another was quicker to make
+        sweep(self.path)  # a share may have been killed while creating a store that another share created first
         if not self.complete:
             self._log("resumed")
             return
@@ -197,7 +196,7 @@ class Held:
             raise OutputError(
                 f"{self.path / self.layout.root}: was changed since it was written. Start again with --overwrite"
             )
-        if not damage:  # killed after it was complete
+        if not damage:  # killed after completing the store, before tidying up
             enlist(self.path, self.layout)
             tidy(self._blocks)
             self.close()
@@ -209,19 +208,19 @@ class Held:
         self._log("reopened", damaged=len(damage))
 
     def pending(self, level: int = 0, among: range | None = None) -> Iterator[int]:
-        """Yield the blocks, of a level or a range, that are not in the journal with files of the right sizes."""
+        """Yield the blocks of a level, all or in a range, that the journal lacks or whose files have other sizes."""
         return self._blocks.pending(level, among)
 
     def check(self) -> list[Damage]:
-        """Return every file that is not what the journal says, reading them all.
+        """Read every file, and return those that are not what the journal says.
 
-        Blocks that are not written yet are no damage in a store that is not complete.
+        Blocks that are not written yet count as damage only in a complete store.
         """
         lost = blocks_lost(self._blocks) if self.complete else ()
         return [*lost, *find_damage(self.path, self._blocks)]
 
     def close(self) -> None:
-        """Release the lease, complete or not; may be called twice."""
+        """Release the lease, whether or not the store is complete; may be called twice."""
         self._blocks.pen.close()
         lease, self._lease = self._lease, None
         if lease:

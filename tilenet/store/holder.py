@@ -1,4 +1,4 @@
-"""Who holds a lease: a process, told apart from every other of any machine and time."""
+"""The holder of a lease: a process, identified so that no other on any machine, at any time, is taken for it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tilenet.store.files import step, write_all
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease.
+    """The process that holds a lease.
 
     Attributes
     ----------
     host, pid, run : str, int, str
-        For people, and for telling two leases of one process apart.
+        Host name and process number, for messages; run id, which tells two leases of one process apart.
     machine : str
-        Where `pid` means this process: boot, and the namespace of process numbers.
+        Where `pid` means this process: host, boot id and PID namespace.
     started : str
-        When the process began, in ticks since boot: process numbers are used again.
+        When the process began, in clock ticks since boot; needed because process numbers are reused.
     """
 
     host: str
@@ -35,18 +35,18 @@ class Holder:
 
     @classmethod
     def here(cls) -> Holder:
-        """Return this process as a holder, under a run id of its own."""
+        """Return this process as a holder, with a new run id."""
         pid = os.getpid()
         return cls(socket.gethostname(), pid, uuid4().hex, this_machine(), started(pid))
 
     @property
     def alive(self) -> bool | None:
-        """Tell whether the holder is running; None where that cannot be told, as on another machine."""
+        """Whether the holder is running; None where that cannot be known, as on another machine."""
         return is_running(self.pid, self.started) if self.machine == this_machine() else None
 
 
 def this_machine() -> str:
-    """Return what is the same for all processes that share process numbers, or only the host."""
+    """Return host name, boot id and PID namespace, the last two where /proc has them: the scope of process numbers."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -56,9 +56,9 @@ def this_machine() -> str:
 
 
 def started(pid: int) -> str:
-    """Return when a process began; empty if there is none, ``unknown`` if that cannot be told."""
+    """Return when a process began; empty if there is no such process, ``unknown`` if that cannot be known."""
     with suppress(OSError):
-        # Field 22 of proc(5); the name, field 2, may hold spaces and brackets. Z: dead, not yet collected.
+        # Field 22 of proc(5). The name, field 2, may hold spaces and brackets. State Z: a zombie, dead but not reaped.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] == "Z" else fields[19]
     try:
@@ -66,18 +66,18 @@ def started(pid: int) -> str:
     except ProcessLookupError:
         return ""
     except OSError:
-        pass  # It is another user's: there, but hidden from this one.
+        pass  # The process exists, but is another user's and hidden from this one.
     return "unknown"
 
 
 def is_running(pid: int, began: str) -> bool | None:
-    """Tell whether the process that began then is running on this machine; None where that cannot be told."""
+    """Return whether process `pid`, begun at `began`, is running on this machine; None where that cannot be known."""
     now = started(pid)
     return None if now == "unknown" else now == began
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Return who holds a lease; None if its file is not readable."""
+    """Return the holder written in a lease file; None if the file is there, but not readable."""
     try:
         return Holder(**json.loads(path.read_bytes()))
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def read_holder(path: Path) -> Holder | None:
 
 
 def run_of(path: Path) -> str:
-    """Return the run id in a lock; empty if it is gone or not readable."""
+    """Return the run id in a lease file; empty if the file is gone or not readable."""
     try:
         holder = read_holder(path)
     except FileNotFoundError:
@@ -96,7 +96,7 @@ def run_of(path: Path) -> str:
 
 
 def write_holder(path: Path, holder: Holder) -> None:
-    """Write what `read_holder` reads."""
+    """Write a holder to a file, for `read_holder`."""
     handle = step("create", os.open, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         step("write", write_all, handle, json.dumps(asdict(holder)).encode())

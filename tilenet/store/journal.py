@@ -1,8 +1,7 @@
-"""What has been written and is right: one line per block, with its files, sizes and checksums.
+"""The journal of written blocks: one line per block, with its files, their sizes and their checksums.
 
-Each writer appends to a file of its own, synced line by line; a line that a crash cut short
-is not a line. A complete store has one sorted file with nothing in it that depends on who
-wrote what when.
+Each writer appends to a journal file of its own, and syncs it after every line. A line that a crash cut short is
+ignored. A complete store has one sorted journal, which does not depend on who wrote which block when.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from tilenet.store.layout import Layout
 
 FOLDER, MERGED = "journal", "journal.jsonl"
 LINES = 4096
-# Bytes of a journal that are read at once.
+# Bytes of a journal to read at once.
 PIECE = 2**20
 
 
@@ -39,12 +38,12 @@ class Written:
 
     @classmethod
     def of(cls, data: bytes) -> Written:
-        """Return those of the content of a file."""
+        """Return the size and checksum of `data`, the content of a file."""
         return cls(len(data), sha256(data).hexdigest())
 
     @classmethod
     def from_json(cls, of: Sequence[Any]) -> Written:
-        """Return those that a line of the journal says; `ValueError` for what no file has."""
+        """Return the size and checksum given in a journal line; `ValueError` for values that no file can have."""
         size, digest = of
         if not 0 < size < 2**63 or len(bytes.fromhex(digest)) != DIGEST:
             raise ValueError(f"a file cannot have the size {size} and the checksum {digest}")
@@ -55,7 +54,7 @@ Files = Sequence[Written | None]
 
 
 class Journal:
-    """The journal of one store, in arrays: 40 bytes per file of a block."""
+    """The journal of one store, held in arrays: 40 bytes per file of a block."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -69,11 +68,11 @@ class Journal:
         return bool(self._sizes[level][index, 0] != UNKNOWN)
 
     def sizes(self, level: int, some: range) -> NDArray[np.int64]:
-        """Return the sizes of the files of some blocks (blocks, files); `UNKNOWN` or `NO_FILE` for none."""
+        """Return file sizes (blocks, files); `UNKNOWN` for blocks not in the journal, `NO_FILE` for background."""
         return self._sizes[level][some.start : some.stop]
 
     def files(self, level: int, index: int) -> Files | None:
-        """Return what was written for a block; None for a file that is all background."""
+        """Return what was written for a block (None: a file that is all background); None if the journal lacks the block."""
         if (level, index) not in self:
             return None
         sizes, digests = self._sizes[level][index].tolist(), self._digests[level][index]
@@ -83,14 +82,14 @@ class Journal:
         )
 
     def record(self, level: int, index: int, files: Files) -> None:
-        """Note what was written for a block, in memory."""
+        """Record in memory what was written for a block."""
         for i, written in enumerate(files):
             if written:
                 self._digests[level][index, i] = np.frombuffer(bytes.fromhex(written.digest), np.uint8)
         self._sizes[level][index] = [NO_FILE if written is None else written.size for written in files]
 
     def load(self, folder: Path) -> None:
-        """Read the sorted journal, then those of the writers, oldest first."""
+        """Read the sorted journal, then the writers' journals, oldest first."""
         form = Form(self._layout)
         for path in (folder / MERGED, *sorted((folder / FOLDER).glob("*.jsonl"))):
             if path.is_file():
@@ -100,7 +99,7 @@ class Journal:
 
     def _note_all(self, lines: list[bytes], form: Form) -> None:
         if found := form.read(lines):
-            # Where a block is named twice, NumPy leaves the last one, as line by line.
+            # If a block occurs twice, NumPy's assignment keeps the last entry, as reading line by line does.
             self._sizes[found.level][found.blocks] = found.sizes
             self._digests[found.level][found.blocks] = found.digests
             return
@@ -109,12 +108,12 @@ class Journal:
                 self.note(line)
 
     def note(self, line: bytes) -> None:
-        """Note what a line says, in memory.
+        """Record in memory what a line says.
 
         Raises
         ------
         ValueError
-            If it is cut short or damaged, or says what cannot be of this store.
+            If the line is cut short or damaged, or cannot belong to this store.
         """
         with _named_faults():
             entry = json.loads(line)
@@ -124,7 +123,7 @@ class Journal:
                 self._note_block(entry)
 
     def note_block(self, line: bytes) -> None:
-        """Note what a line about a block says; see `note`."""
+        """Record in memory what a line about a block says; see `note`."""
         with _named_faults():
             self._note_block(json.loads(line))
 
@@ -135,7 +134,7 @@ class Journal:
         self.record(level, index, [of if of is None else Written.from_json(of) for of in files.values()])
 
     def sorted_lines(self, documents: Mapping[str, Written]) -> Iterator[bytes]:
-        """Yield the whole journal, many lines at a time."""
+        """Yield the whole journal in sorted order, many lines at a time."""
         yield _line({"documents": {name: [of.size, of.digest] for name, of in sorted(documents.items())}})
         for level in range(len(self._sizes)):
             for start in range(0, len(self._sizes[level]), LINES):
@@ -155,7 +154,7 @@ class Pen:
         self._torn = False
 
     def append(self, line: bytes) -> None:
-        """Add a line, synced. After a failure the next one begins anew."""
+        """Append a line and sync the file; after a failed append, the next line starts on a new line of the file."""
         with self._lock:
             if self._file is None:
                 self._file = self._create()
@@ -165,7 +164,7 @@ class Pen:
             self._torn = False
 
     def open(self) -> None:
-        """Make the file, which the first line would do otherwise."""
+        """Create the file now, not with the first line."""
         with self._lock:
             if self._file is None:
                 self._file = self._create()
@@ -187,7 +186,7 @@ class Pen:
 
 
 def line_of(layout: Layout, level: int, index: int, files: Files) -> bytes:
-    """Return the entry of a block."""
+    """Return the journal line of a block."""
     names = layout.files(level, index)
     listed = {name: written and [written.size, written.digest] for name, written in zip(names, files, strict=True)}
     return _line({"level": level, "block": index, "files": listed})
@@ -195,7 +194,7 @@ def line_of(layout: Layout, level: int, index: int, files: Files) -> bytes:
 
 @contextmanager
 def _named_faults() -> Iterator[None]:
-    """Make a `ValueError` of whatever comes out of JSON that is not what was expected."""
+    """Raise a `ValueError` in place of any error that JSON of an unexpected form causes."""
     try:
         yield
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""The files of a complete mask, as zarr reads them: what is missing or replaced by now is an error, no background."""
+"""A zarr store over the files of a complete mask: a missing or replaced file is an error, not background."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
 
-# Of a state of a mask: its first document, when that was written, and its size.
+# Identifies one state of a mask: the name, modification time (ns) and size of its root document.
 Stamp = tuple[str, int, int]
 
 
 class Replaced(OSError):
-    """Another mask took the place of an open one, or none is there any more."""
+    """Another mask has replaced the open one, or the open one is gone."""
 
 
 def stamp_of(mask: Path) -> Stamp | None:
-    """Return what tells a mask from another that took its place: every run writes this document, as its last."""
+    """Return the stamp by which a mask differs from one that replaced it: every run writes the root document, last."""
     for root, _ in DOCUMENTS.values():
         try:
             status = (mask / root).stat()
@@ -39,20 +39,20 @@ def stamp_of(mask: Path) -> Stamp | None:
 
 
 class KeptFiles(LocalStore):
-    """The folder of one array.
+    """A zarr store over the folder of one array of a mask.
 
     Parameters
     ----------
     root, read_only
-        As for zarr's own.
+        As for `zarr.storage.LocalStore`.
     mask : Path
-        The store whose array it is.
+        Folder of the mask.
     array : str
-        Which of its arrays.
+        Path of the array in the mask.
     layout : Layout
-        Of all of them.
+        Layout of the mask.
     stamp : tuple
-        Of the mask when it was opened, see `stamp_of`.
+        Stamp of the mask when it was opened; see `stamp_of`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class KeptFiles(LocalStore):
 
     @cached_property
     def journal(self) -> Journal:
-        """What was written."""
+        """The journal of the mask, read on first access."""
         assert self.layout is not None and self.mask is not None
         journal = Journal(self.layout)
         journal.load(self.mask / OWN)
@@ -82,7 +82,7 @@ class KeptFiles(LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return what is there; `OSError` if there was more, `Replaced` if it is of another mask by now."""
+        """Return a file's content, None for background; `OSError` if the file is lost, `Replaced` if the mask is."""
         found = await super().get(key, prototype, byte_range)
         if self.mask is not None and (now := await to_thread(stamp_of, self.mask)) != self.stamp:
             raise Replaced("was written anew since it was opened. Open it again" if now else "is missing by now")

@@ -1,4 +1,4 @@
-"""What a store looks like, decided before anything is written: pure integers and names.
+"""The layout of a store, decided before anything is written: pure integers and names.
 
 OUT/zarr.json             OME-Zarr metadata, and how the mask was made
 OUT/0/ 1/ 2/ ...          the mask and its pyramid, one shard (a file) per block
@@ -6,8 +6,8 @@ OUT/probabilities/0/      with classes: one shard per block and class
 OUT/tissue/0/             with a tissue map: the map, in one shard
 OUT/.tilenet/             journal and lock
 
-That is zarr format 3, for OME-Zarr 0.5. Within an image of OME-Zarr 0.4 it is format 2, which has
-no shards: there one chunk (a file) is a block, and ``.zattrs`` and ``.zarray`` are the documents.
+This is zarr format 3, for OME-Zarr 0.5. A mask inside an OME-Zarr 0.4 image has format 2, which knows no shards: there
+each block is one chunk (a file), and the metadata documents are ``.zattrs`` and ``.zarray``.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ SMALLEST_LEVEL = 256
 # Pixels of an inner chunk: 512 x 512, or 64 x 64 x 64.
 CHUNK = 2**18
 PROBABILITIES, TISSUE = "probabilities/0", "tissue/0"
-# Of a group and of an array, by zarr format: the document that says what it is and means.
+# File names of the metadata documents of a group and of an array, by zarr format.
 DOCUMENTS = {2: (".zattrs", ".zarray"), 3: ("zarr.json", "zarr.json")}
 
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """One array: `axes`, `shape`, sides of a block and of a `chunk` (in zarr format 2 the same), `dtype`."""
+    """One array; in zarr format 3, `block` has the sides of a shard and `chunk` those of the chunks inside it."""
 
     path: str
     axes: str
@@ -53,40 +53,40 @@ class Layout:
     Attributes
     ----------
     axes : str
-        The image's without ``c``, of ``tzyx``, ending in ``yx``.
+        The image's axes without ``c``: letters of ``tzyx``, ending in ``yx``.
     shape : tuple of int
-        Full resolution, in pixels.
+        Pixels along each axis, at full resolution.
     block : tuple of int
         Sides of a shard of every array; may exceed the shape.
     pixel_size : tuple of float or None
         Micrometres along `axes`; None where unknown.
     name : str
-        For people.
+        A name for people to read.
     labels : mapping
         Mask value -> (name, colour as red, green, blue, alpha or None).
     classes : int
-        More than 0: the store has probabilities too.
+        Number of classes whose probabilities the store holds, too; 0 for none.
     probability_dtype : str
         ``float32``, ``float16`` or ``float64``.
     largest : int
-        Largest mask value, where it is not one of the labels (objects are numbered).
+        Largest mask value, where it is not one of the labels, as for numbered objects.
     origin : tuple of int
-        Pixel of the image at which the mask begins; empty for its first.
+        Pixel of the image at which the mask begins; empty for the first pixel.
     zarr_format : int
         3 (OME-Zarr 0.5), or 2 (OME-Zarr 0.4).
     source : str
-        Where the labelled image is, from the store; empty for a mask that lies in no image.
+        Path of the labelled image, relative to the store; empty for a mask that lies in no image.
     frame : mapping
-        Of a mask of or in an OME-Zarr image: ``axes``, ``scale`` of a mask pixel and ``translation`` of
-        the image's first pixel, in that image's own units; empty: micrometres, no translation.
+        For a mask of an OME-Zarr image, or inside one: ``axes``, ``scale`` of a mask pixel and ``translation`` of the
+        image's first pixel, in the units of that image. Empty: micrometres, no translation.
     shift : tuple of float
-        How far the first pixel's centre lies behind that of the stored image's, in pixels of the
-        mask; not 0 where the image was resampled. Empty for none.
+        How far the centre of the first pixel lies beyond that of the stored image's first pixel, in mask pixels. Not 0
+        where the image was resampled. Empty: no shift.
     n_levels : int
-        Of the pyramid: labels MUST have as many as their image (OME-Zarr 0.4 and 0.5, "labels metadata").
-        0: until 256 px or less.
+        Number of pyramid levels: labels MUST have as many as their image (OME-Zarr 0.4 and 0.5, "labels metadata").
+        0: as many as it takes until y and x are 256 px or less.
     tissue : mapping
-        The `TissueMap`, as plain values, that says which blocks were computed; empty: all were.
+        The `TissueMap` that decided which blocks were computed, as plain values. Empty: all blocks were computed.
 
     Examples
     --------
@@ -138,7 +138,7 @@ class Layout:
 
     @cached_property
     def levels(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the pyramid: halved in y and x, rounded up."""
+        """Shapes of the pyramid levels: y and x halved each time, rounded up."""
         shapes = [self.shape]
         while len(shapes) < self.n_levels or (not self.n_levels and max(shapes[-1][-2:]) > SMALLEST_LEVEL):
             y, x = shapes[-1][-2:]
@@ -147,24 +147,24 @@ class Layout:
 
     @cached_property
     def tissue_map(self) -> TissueMap | None:
-        """Where there is tissue; None where that was not asked."""
+        """The tissue map; None if none was asked for."""
         return TissueMap.from_json(self.tissue) if self.tissue else None
 
     def computed_at(self, y: Pixel, x: Pixel) -> NDArray[np.bool_]:
-        """Return of some rows and columns of the mask whether their blocks were computed, not skipped."""
+        """Return whether the blocks at some rows and columns of pixels were computed, not skipped: (rows, columns)."""
         if self.tissue_map is None:
             return np.ones((len(y), len(x)), bool)
         return self.tissue_map.computed(self)[np.ix_(y // self.block[-2], x // self.block[-1])]
 
     @cached_property
     def mask_dtype(self) -> str:
-        """The smallest unsigned integer that holds every mask value."""
+        """The smallest unsigned integer type that holds every mask value."""
         largest = max([self.largest, *self.labels])
         return next(f"uint{bits}" for bits in (8, 16, 32, 64) if largest < 2**bits)
 
     @cached_property
     def chunk(self) -> tuple[int, ...]:
-        """Sides of an inner chunk: divisors of the block, about 2**18 pixels together."""
+        """Sides of an inner chunk: divisors of the block's sides, whose product is about 2**18 pixels."""
         planes = [nearest_divisor(n, 64) if axis == "z" else 1 for axis, n in zip(self.axes, self.block, strict=True)]
         side = isqrt(CHUNK // max(planes))
         return (*planes[:-2], *(nearest_divisor(n, side) for n in self.block[-2:]))
@@ -174,20 +174,20 @@ class Layout:
 
     @property
     def root(self) -> str:
-        """The file that says what the store is."""
+        """File name of the root document, which says what the store is."""
         return DOCUMENTS[self.zarr_format][0]
 
     def document(self, array: str) -> str:
-        """Return the file that describes an array, relative to the store."""
+        """Return the path of an array's metadata document, relative to the store."""
         return f"{array}/{DOCUMENTS[self.zarr_format][1]}"
 
     def folder(self, array: str) -> str:
-        """Return where the files of an array's blocks lie, relative to the store."""
+        """Return the folder that holds the files of an array's blocks, relative to the store."""
         return f"{array}/c" if self.zarr_format == 3 else array
 
     @property
     def class_axis(self) -> int:
-        """Where ``c`` stands among the axes of the probabilities."""
+        """Position of ``c`` among the axes of the probabilities."""
         return self.axes.startswith("t")
 
     @cached_property
@@ -206,11 +206,11 @@ class Layout:
         return found
 
     def with_class(self, sides: tuple[Any, ...], of_class: Any) -> tuple[Any, ...]:
-        """Return `sides` along the mask's axes with that of ``c`` put in its place."""
+        """Return `sides`, one per axis of the mask, with `of_class` inserted at the position of ``c``."""
         return (*sides[: self.class_axis], of_class, *sides[self.class_axis :])
 
     def grid(self, level: int) -> tuple[int, ...]:
-        """Return the number of blocks along each axis."""
+        """Return the number of blocks of a level along each axis."""
         return self._grids[level]
 
     @cached_property
@@ -222,7 +222,7 @@ class Layout:
         return prod(self.grid(level))
 
     def position(self, level: int, index: int) -> tuple[int, ...]:
-        """Return the place of a block in its grid: its shard's coordinates."""
+        """Return the position of a block in its level's grid, which gives its shard's coordinates."""
         place: tuple[int, ...] = ()
         for along in reversed(self.grid(level)):
             index, last = divmod(index, along)
@@ -230,7 +230,7 @@ class Layout:
         return place
 
     def index(self, level: int, position: tuple[int, ...]) -> int:
-        """Return the index of the block at a place in the grid."""
+        """Return the index of the block at a position in the grid."""
         index = 0
         for along, place in zip(self.grid(level), position, strict=True):
             index = index * along + place
@@ -243,7 +243,7 @@ class Layout:
         return Box(start, tuple(stop))
 
     def n_files(self, level: int) -> int:
-        """Return the number of files that a block of this level has at most."""
+        """Return the largest number of files that a block of this level can have."""
         return 1 + (self.classes if level == 0 else 0)
 
     def files(self, level: int, index: int) -> tuple[str, ...]:
@@ -260,7 +260,7 @@ class Layout:
         return PROBABILITIES if file.startswith(f"{PROBABILITIES}/") else file.partition("/")[0]
 
     def block_of_file(self, array: str, coordinates: tuple[int, ...]) -> int | None:
-        """Return the block that a shard of an array belongs to; None if it is outside the grid."""
+        """Return the index of the block that a shard of an array belongs to; None if it is outside the grid."""
         level = 0 if array == PROBABILITIES else int(array)
         if array == PROBABILITIES and len(coordinates) > self.class_axis:
             if coordinates[self.class_axis] >= self.classes:
@@ -275,13 +275,13 @@ class Layout:
         """Return the layout as plain values."""
         labels = {str(value): [name, color and list(color)] for value, (name, color) in self.labels.items()}
         values = asdict(self) | {"labels": labels}
-        # Only a mask in an image, or one with a tissue map, has these: any other says what it always said.
+        # Values at their default are left out, so that most masks have the same document as before these existed.
         usual = {"zarr_format": 3, "source": "", "frame": {}, "n_levels": 0, "tissue": {}}
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Layout:
-        """Return the layout of what `to_json` gave."""
+        """Return the layout that `to_json` described."""
         labels = {int(v): (name, color and tuple(color)) for v, (name, color) in values["labels"].items()}
         sides = {name: tuple(values.get(name, ())) for name in ("shape", "block", "pixel_size", "origin", "shift")}
         return cls(**{**values, **sides, "labels": labels})

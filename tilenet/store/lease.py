@@ -1,12 +1,13 @@
-"""Who may write: lease files with host, process and a heartbeat.
+"""Leases, which say who may write: lock files that name host and process, with a heartbeat.
 
-A lease is ``lock.N``, for the whole store, or ``share-I-of-M.N``, for one share of it. It is
-taken by creating the next number, which only one process can do, so two that find the same dead
-holder cannot both win. The whole excludes every share, and a share excludes the same share and
-those of another number of shares: each announces itself first and looks at the others then, so that of two
-that exclude each other at most one goes on. Its heartbeat is its modification
-time, compared with that of a file made a moment ago in the same folder: both are the file
-server's clock, so the clocks of the nodes do not matter.
+A lease is a file: ``lock.N`` for the whole store, ``share-I-of-M.N`` for one share of it. A process takes a lease by
+creating the file with the next number N. Only one process can do that, so two that find the same dead holder cannot
+both win. A lease of the whole store excludes every share. A share excludes the same share, and shares of a division
+into another number of shares. Each process creates its own lease file first and only then looks at the others, so that
+of two leases that exclude each other at most one goes on.
+
+The heartbeat is the file's modification time. It is compared with that of a file just made in the same folder: both
+come from the file server's clock, so the clocks of the nodes do not matter.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from tilenet.store.files import remove_file, step
 from tilenet.store.holder import Holder, read_holder, run_of, write_holder
 
 BEAT = 10.0
-# Seconds without a heartbeat after which a holder on another machine is taken for dead.
+# Seconds without a heartbeat after which a holder on another machine counts as dead.
 STALE = 60.0
 TRIES = 100
-# Live holders that an error names.
+# Most live holders that an error message names.
 NAMED = 4
 WHOLE = "lock"
-# Which of how many, from 1.
+# Which share, from 1, of how many.
 Share = tuple[int, int]
 
 
 class Lock(NamedTuple):
-    """The file of a lease: ``kind.number``."""
+    """The file of a lease, named ``kind.number``."""
 
     kind: str
     number: int
@@ -43,17 +44,17 @@ class Lock(NamedTuple):
 
     @property
     def share(self) -> Share | None:
-        """The share that it is for; None for the whole store."""
+        """The share that the lease is for; None for the whole store."""
         found = re.fullmatch(r"share-(\d+)-of-(\d+)", self.kind)
         return (int(found[1]), int(found[2])) if found else None
 
     def excludes(self, kind: str) -> bool:
-        """Tell whether there may be no lease of that kind beside this one."""
+        """Return whether this lease and one of that `kind` exclude each other."""
         other = self._replace(kind=kind).share
         return self.share is None or other is None or self.share == other or self.share[1] != other[1]
 
     def describe(self, holder: Holder | None) -> str:
-        """Return who that is, for people."""
+        """Return a description of the holder, for messages."""
         who = _describe(holder)
         return f"share {self.share[0]}/{self.share[1]} ({who})" if self.share else who
 
@@ -68,22 +69,22 @@ class Lease:
 
     @property
     def run(self) -> str:
-        """Tells this run from every other; that of a share is what all shares of its array have."""
+        """The id of this run; all shares of one job array have the same."""
         return self._joined or self.holder.run
 
     @property
     def path(self) -> Path:
-        """The lease's file."""
+        """The file of the lease."""
         return self.folder / f"{self.kind}.{self.number}"
 
     @classmethod
     def take(cls, folder: Path, name: Path, share: Share | None = None) -> Lease:
-        """Take the lease of a store, or of a share, kept in `folder`; the heartbeat begins with `start`.
+        """Take the lease of a store, or of a share, in `folder`; `start` begins the heartbeat.
 
         Raises
         ------
         OutputLocked
-            If another live process has it, or one that excludes it; `name` is what it is said to write.
+            If another live process holds it, or a lease that excludes it; the message names `name` as the output.
         """
         mine, kind = Holder.here(), WHOLE if share is None else "share-{}-of-{}".format(*share)
         note = folder / f"{mine.run}.part"
@@ -95,7 +96,7 @@ class Lease:
                 lease = cls(folder, kind, 1 + last, mine)
                 step("lock", os.link, note, lease.path)
             except (FileExistsError, FileNotFoundError):
-                continue  # another was quicker, or swept our note away: look again
+                continue  # another process was faster, or swept our note away: try again
             finally:
                 remove_file(note)
             return lease._settled(name)
@@ -128,7 +129,7 @@ class Lease:
                 os.utime(self.path)
 
     def check(self, name: Path) -> None:
-        """Raise `OutputLocked` if another run took the lease while this one was asleep, or its run is over."""
+        """Raise `OutputLocked` if another run took the lease while this process was asleep, or if its run is over."""
         held = locks(self.folder)
         same = [lock.number for lock in held if lock.kind == self.kind]
         over = self._share and shared_run.run_of_shares(self.folder, self._share[1]) != self._joined
@@ -137,7 +138,7 @@ class Lease:
             raise OutputLocked(f"{name}: was taken over by {_taker(takers)}. Let that run finish it")
 
     def release(self) -> None:
-        """End the heartbeat and remove the lease, if another run has not taken it meanwhile."""
+        """Stop the heartbeat, and remove the lease file unless another run has taken the lease meanwhile."""
         self._stop.set()
         if run_of(self.path) == self.holder.run:
             remove_file(self.path)
@@ -146,32 +147,32 @@ class Lease:
 class Joined:
     """The right to write blocks under a lease that another process holds and keeps alive.
 
-    Whether that process lives is not asked: it may be on another machine, and what is written
-    after its death is what it asked for. The right ends with the lock's run id.
+    It does not check whether that process is alive: the process may be on another machine, and blocks written after
+    its death are still blocks that it asked for. The right ends when the lock file no longer has that run id.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
         self.folder, self.run = folder, run
 
     def check(self, name: Path) -> None:
-        """Raise `OutputLocked` if the lock in the folder is no longer that run's."""
+        """Raise `OutputLocked` if the lock file in the folder does not, or no longer, belong to that run."""
         held = [lock for lock in locks(self.folder) if lock.kind == WHOLE]
         if [run_of(lock.path) for lock in held] != [self.run]:
             who = f"is being written by {_taker(held)}, not" if held else "is no longer being written"
             raise OutputLocked(f"{name}: {who} by the run {self.run}. Let its blocks be given out anew")
 
     def release(self) -> None:
-        """Leave the lease to the process that holds it."""
+        """Do nothing: the lease belongs to the process that holds it."""
 
 
 def locks(folder: Path) -> list[Lock]:
-    """Return the files of all leases in a folder, lowest numbers first."""
+    """Return all lease files in a folder, lowest numbers first."""
     found = ((path, re.fullmatch(r"(lock|share-\d+-of-\d+)\.(\d+)", path.name)) for path in folder.iterdir())
     return sorted((Lock(name[1], int(name[2]), path) for path, name in found if name), key=lambda lock: lock.number)
 
 
 def live(held: list[Lock], now: float) -> list[tuple[Lock, Holder | None]]:
-    """Return which of these leases are alive at `now`, and whose they are."""
+    """Return those of these leases that are alive at `now`, with their holders."""
     found = []
     for lock in reversed(held):
         with suppress(FileNotFoundError):
@@ -183,7 +184,7 @@ def live(held: list[Lock], now: float) -> list[tuple[Lock, Holder | None]]:
 
 
 def refuse_live(held: list[Lock], now: float, name: Path) -> None:
-    """Raise `OutputLocked` naming the leases that are alive at `now`."""
+    """Raise `OutputLocked` if any of these leases is alive at `now`, naming its holder."""
     if alive := live(held, now):
         who = [lock.describe(holder) for lock, holder in alive[:NAMED]]
         more = [f"{len(alive) - NAMED} more"] if len(alive) > NAMED else []

@@ -1,9 +1,9 @@
-"""The list of an image's labels: a name is put on it, or taken off, and no other is lost.
+"""The list of an image's labels: adding a mask's name, or removing it, without losing other names.
 
-A mask whose layout has a `source` lies in the labels group of an image, and viewers show what that
-group lists. So a mask is listed when it is complete, and taken off before it is not any more.
-Two runs that end together must not each write the list that it read: whoever changes it
-holds a lease, kept in a folder that is there only meanwhile.
+A mask whose layout has a `source` lies in the labels group of an image, and viewers show what that group lists. So a
+mask is listed once it is complete, and removed from the list before it becomes incomplete again. Two runs that end at
+the same time could overwrite each other's change, so a process that changes the list holds a lease meanwhile. The
+lease lies in a folder that exists only for that time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from tilenet.store.layout import DOCUMENTS, Layout
 from tilenet.store.lease import STALE, Lease
 from tilenet.store.metadata import GROUP, OME, OWN
 
-# A lease is held for milliseconds, but that of a dead process of another machine until it is stale.
+# Seconds to wait for the lease in all, and between tries. A lease is held for milliseconds, except that of a process
+# that died on another machine: it is in the way until it is stale.
 PATIENCE, LOOK = 2 * STALE, 0.05
 Names = list[str]
 
 
 def read_list(group: Path, zarr_format: int) -> Names:
-    """Return the names that a labels group lists; none where there is no such group.
+    """Return the names that a labels group lists; no names if there is no such group.
 
     Raises
     ------
@@ -41,18 +42,18 @@ def read_list(group: Path, zarr_format: int) -> Names:
 
 
 def is_listed(path: Path, layout: Layout) -> bool:
-    """Tell whether a mask is listed, or lies in no image and need not be."""
+    """Return whether a mask is listed, or lies in no image and need not be listed."""
     return not layout.source or path.name in read_list(path.parent, layout.zarr_format)
 
 
 def enlist(path: Path, layout: Layout) -> None:
-    """Put a mask on the list of the group that it lies in."""
+    """Add a mask to the list of the labels group that it lies in."""
     if layout.source:
         _change(path.parent, layout.zarr_format, lambda names: [*names, *({path.name} - set(names))])
 
 
 def withdraw(path: Path, layout: Layout) -> None:
-    """Take a mask off the list of the group that it lies in."""
+    """Remove a mask from the list of the labels group that it lies in."""
     if layout.source:
         _change(path.parent, layout.zarr_format, lambda names: [name for name in names if name != path.name])
 
@@ -63,7 +64,7 @@ def _change(group: Path, zarr_format: int, change: Callable[[Names], Names]) -> 
         try:
             _change_now(group, zarr_format, change)
             return
-        except OutputLocked:  # others hold the lease, or took it, or each of two saw the other and gave way
+        except OutputLocked:  # another process holds or took the lease, or two saw each other and both gave way
             if time.monotonic() > deadline:
                 raise
             time.sleep(random.uniform(LOOK, 2 * LOOK))
@@ -87,7 +88,7 @@ def _change_now(group: Path, zarr_format: int, change: Callable[[Names], Names])
 
 
 def _read(group: Path, zarr_format: int) -> dict[str, Any]:
-    """Return the document of a labels group that holds its list, or a new one."""
+    """Return the document of a labels group that holds its list; a new document if there is none."""
     path = group / DOCUMENTS[zarr_format][0]
     if not path.exists():
         return {} if zarr_format == 2 else {"zarr_format": 3, "node_type": "group", "attributes": {}}
@@ -99,7 +100,7 @@ def _read(group: Path, zarr_format: int) -> dict[str, Any]:
 
 
 def _listed(document: dict[str, Any], group: Path, zarr_format: int) -> dict[str, Any]:
-    """Return the part of a document whose ``labels`` is the list; made where there is none."""
+    """Return the part of a document whose ``labels`` is the list; add that part if it is missing."""
     with _understood(group / DOCUMENTS[zarr_format][0]):
         part = document
         if zarr_format == 3:
@@ -129,8 +130,8 @@ def _leased(group: Path) -> Iterator[Lease]:
         yield lease
     finally:
         try:
-            remove_parts(folder)  # of killed runs; who is taking the lease begins again
+            remove_parts(folder)  # of killed runs; a process that is taking the lease tries again
         finally:
             lease.release()
-        with suppress(OSError):  # another run holds it, or is about to
+        with suppress(OSError):  # another run has a lease in it, or is about to
             step("remove folder", os.rmdir, folder)
