@@ -1,4 +1,4 @@
-"""Checks of whether every file of a store is what the journal says was written."""
+"""Comparison of the files of a store with what its journal says was written."""
 
 from __future__ import annotations
 

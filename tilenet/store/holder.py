@@ -1,4 +1,4 @@
-"""The holder of a lease: a process, identified so that no other on any machine, at any time, is taken for it."""
+"""The holder of a lease: a process, distinguished from every other process on any machine, at any time."""
 
 from __future__ import annotations
 

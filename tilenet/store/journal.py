@@ -72,7 +72,7 @@ class Journal:
         return self._sizes[level][some.start : some.stop]
 
     def files(self, level: int, index: int) -> Files | None:
-        """Return what was written for a block (None: a file that is all background); None if the journal lacks the block."""
+        """Return what was written for a block, None for an all-background file; None if the journal lacks the block."""
         if (level, index) not in self:
             return None
         sizes, digests = self._sizes[level][index].tolist(), self._digests[level][index]

@@ -82,7 +82,7 @@ class KeptFiles(LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return a file's content, None for background; `OSError` if the file is lost, `Replaced` if the mask is."""
+        """Return a file's content, None for background; `OSError` if it is lost, `Replaced` if the mask changed."""
         found = await super().get(key, prototype, byte_range)
         if self.mask is not None and (now := await to_thread(stamp_of, self.mask)) != self.stamp:
             raise Replaced("was written anew since it was opened. Open it again" if now else "is missing by now")

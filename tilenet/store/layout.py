@@ -275,7 +275,7 @@ class Layout:
         """Return the layout as plain values."""
         labels = {str(value): [name, color and list(color)] for value, (name, color) in self.labels.items()}
         values = asdict(self) | {"labels": labels}
-        # Values at their default are left out, so that most masks have the same document as before these existed.
+        # Left out at their defaults, so that ordinary masks keep the documents they had before these values existed.
         usual = {"zarr_format": 3, "source": "", "frame": {}, "n_levels": 0, "tissue": {}}
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 

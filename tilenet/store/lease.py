@@ -172,7 +172,7 @@ def locks(folder: Path) -> list[Lock]:
 
 
 def live(held: list[Lock], now: float) -> list[tuple[Lock, Holder | None]]:
-    """Return those of these leases that are alive at `now`, with their holders."""
+    """Return the leases in `held` that are alive at `now`, with their holders."""
     found = []
     for lock in reversed(held):
         with suppress(FileNotFoundError):
@@ -184,7 +184,7 @@ def live(held: list[Lock], now: float) -> list[tuple[Lock, Holder | None]]:
 
 
 def refuse_live(held: list[Lock], now: float, name: Path) -> None:
-    """Raise `OutputLocked` if any of these leases is alive at `now`, naming its holder."""
+    """Raise `OutputLocked` if any lease in `held` is alive at `now`, naming the holders."""
     if alive := live(held, now):
         who = [lock.describe(holder) for lock, holder in alive[:NAMED]]
         more = [f"{len(alive) - NAMED} more"] if len(alive) > NAMED else []

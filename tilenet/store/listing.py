@@ -25,7 +25,7 @@ from tilenet.store.lease import STALE, Lease
 from tilenet.store.metadata import GROUP, OME, OWN
 
 # Seconds to wait for the lease in all, and between tries. A lease is held for milliseconds, except that of a process
-# that died on another machine: it is in the way until it is stale.
+# that died on another machine, which blocks others until it is stale.
 PATIENCE, LOOK = 2 * STALE, 0.05
 Names = list[str]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class AnyMask:
-    """What masks have in common, whatever they are kept in: all but how their levels are opened."""
+    """What masks have in common, whether a folder or a TIFF holds them: all but how their levels are opened."""
 
     path: Path
     info: dict[str, Any]
@@ -34,7 +34,7 @@ class AnyMask:
     probabilities: Any
 
     def close(self) -> None:
-        """Let go of what is open: nothing of a folder, the file of a TIFF."""
+        """Close open files: none for a folder, the file for a TIFF."""
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +44,7 @@ class AnyMask:
 
     @property
     def axes(self) -> str:
-        """Letters of ``tzyx``."""
+        """The axes, letters of ``tzyx``."""
         return self.layout.axes
 
     @property
@@ -67,7 +67,7 @@ class AnyMask:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the mask values."""
+        """Type of the mask values."""
         return np.dtype(self.layout.mask_dtype)
 
     @property
@@ -77,19 +77,19 @@ class AnyMask:
 
     @property
     def origin(self) -> tuple[int, ...]:
-        """Pixel of the image at which the mask begins: zeros unless it is of a part (`roi`)."""
+        """Pixel of the image at which the mask begins: zeros unless the mask is of a part (`roi`)."""
         return self.layout.origin or (0,) * len(self.shape)
 
     @property
     def tissue(self) -> TissueMap | None:
-        """Where there is tissue, by which blocks were skipped; None where that was not asked."""
+        """The tissue map, which decided which blocks were skipped; None if none was asked for."""
         return self.layout.tissue_map
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         return self.read(0, index)
 
     def read(self, level: int, index: Any) -> NDArray[Any]:
-        """Return pixels of a level, by any index of arrays; `BlocksFailed` if a file of them is damaged or lost."""
+        """Return pixels of a level, by any array index; `BlocksFailed` if one of its files is damaged or lost."""
         try:
             return np.asarray(self.levels[level][index])
         except Replaced as error:
@@ -125,7 +125,7 @@ class Mask(AnyMask):
     levels : tuple of zarr.Array
         The pyramid, finest first.
     probabilities : zarr.Array or None
-        One channel a class, if they were asked for.
+        One channel per class; None if probabilities were not asked for.
     """
 
     levels: tuple[Array, ...]
@@ -138,7 +138,7 @@ class Mask(AnyMask):
 
 
 def open_mask(path: str | Path) -> Mask:
-    """Open a mask that tilenet wrote to the end, and of which no file is missing or has another size by now.
+    """Open a complete mask that tilenet wrote; refuse it if a file is missing or has another size than was written.
 
     Parameters
     ----------
@@ -152,12 +152,12 @@ def open_mask(path: str | Path) -> Mask:
     Raises
     ------
     OutputNotFound, OutputIncomplete, OutputError
-        If there is none, if it was not written to the end, if tilenet did not write it.
+        If there is none; if it is incomplete; if tilenet did not write it.
     BlocksFailed
-        If files are lost. (What they hold is checked by `tilenet.verify`.)
+        If files are lost. (Their content is checked by `tilenet.verify`.)
     """
     path = Path(path)
-    stamp = stamp_of(path)  # before anything is read, so that all that is belongs together
+    stamp = stamp_of(path)  # before anything is read, so that later reads detect a replacement
     layout, info, complete = read_root(path)
     if not complete:
         raise OutputIncomplete(f"{path}: is not complete. Run the command that made it again, with --resume")
@@ -165,13 +165,13 @@ def open_mask(path: str | Path) -> Mask:
 
 
 def refuse_unfinished(path: str | Path) -> None:
-    """Refuse a mask that `open_mask` refuses, before it is read as an image: what it lacks would be background."""
+    """Refuse what `open_mask` refuses, before a mask is read as an image: missing blocks would read as background."""
     if is_ours(Path(path)):
         open_mask(path)
 
 
 def _refuse_lost(path: Path, layout: Layout) -> None:
-    """Refuse a mask that lacks files: zarr would take what is missing for background."""
+    """Refuse a mask that lacks files: zarr would read missing files as background."""
     blocks = Blocks(path, layout, "")
     for level in range(len(layout.levels)):
         lost = next(blocks.pending(level), None)
@@ -192,7 +192,7 @@ def _open(path: Path, array: str, layout: Layout, stamp: Stamp | None) -> Array:
     try:
         store = KeptFiles(path / array, mask=path, array=array, layout=layout, stamp=stamp)
         opened: Array = zarr.open_array(store, mode="r", zarr_format=layout.zarr_format)
-    except Exception as error:  # of whatever kind the damage makes zarr raise
+    except Exception as error:  # damage can make zarr raise anything
         raise BlocksFailed(f"{path / array}: its metadata cannot be read ({one_line(error)}). {repair}") from error
     wanted = layout.arrays[array]
     if (opened.shape, opened.dtype) != (wanted.shape, np.dtype(wanted.dtype)):

@@ -1,4 +1,4 @@
-"""The documents of a store, ``zarr.json`` or ``.zattrs`` and the like, made from the layout and checked by yaozarrs."""
+"""The metadata documents of a store (``zarr.json``, ``.zattrs``, ...): made from the layout, checked by yaozarrs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ GROUP = json.dumps({"zarr_format": 2}).encode()
 
 
 def root_document(layout: Layout, info: Mapping[str, Any], *, complete: bool) -> bytes:
-    """Return OUT/zarr.json (OUT/.zattrs): the label image's metadata, and how it was made."""
+    """Return OUT/zarr.json (or OUT/.zattrs): the metadata of the label image, and how it was made."""
     own = {**info, "format": FORMAT, "layout": layout.to_json(), "complete": complete}
     levels = [str(level) for level in range(len(layout.levels))]
     return _group(layout, _label_image(layout, levels), {"tilenet": own})
 
 
 def fixed_documents(layout: Layout) -> dict[str, bytes]:
-    """Return every other document by its path; they follow from the layout alone."""
+    """Return all other documents by path; they follow from the layout alone."""
     documents = {
         layout.document(path): array_document(array, layout.zarr_format) for path, array in layout.arrays.items()
     }
@@ -46,16 +46,16 @@ def fixed_documents(layout: Layout) -> dict[str, bytes]:
 
 
 def foreign_entries(path: Path, layout: Layout) -> list[str]:
-    """Return the names in a store's folder that no store has."""
+    """Return the names in a store's folder that a store of this layout does not have."""
     known = {OWN, layout.root, *(file.partition("/")[0] for file in fixed_documents(layout))}
     return sorted({entry.name for entry in path.iterdir()} - known)
 
 
-@lru_cache(maxsize=64)  # of each level, as a pyramid asks for it with each of its blocks: a quarter of the time
+@lru_cache(maxsize=64)  # a pyramid asks for its level's document with each block: that took a quarter of the time
 def array_document(array: ArrayLayout, zarr_format: int = 3) -> bytes:
-    """Return an array's ``zarr.json`` or ``.zarray``: a file a block, zstd with a checksum, background 0.
+    """Return an array's ``zarr.json`` or ``.zarray``: one file per block, zstd with a checksum, background 0.
 
-    Without its checksum, zstd gives a flipped byte back as if it were right.
+    Without the checksum, zstd would decode a flipped byte without an error.
     """
     import zarr
     from numcodecs import Zstd
@@ -86,7 +86,7 @@ def array_document(array: ArrayLayout, zarr_format: int = 3) -> bytes:
 
 
 def not_ours(path: Path) -> OutputError:
-    """Return what to raise of something that is not a mask, or no longer."""
+    """Return the error to raise for a path that is not, or no longer, a mask that tilenet wrote."""
     return OutputError(
         f"{path}: is not a mask that tilenet wrote. Give one made by tilenet segment, or choose another path"
     )
@@ -98,7 +98,7 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
     Raises
     ------
     OutputNotFound
-        If there is nothing.
+        If there is nothing at the path.
     OutputError
         If tilenet did not write it, or it cannot be read.
     """
@@ -128,7 +128,7 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
 
 
 def _attributes(path: Path) -> Any:
-    """Return the attributes of a group of either format."""
+    """Return the attributes of a group of either zarr format."""
     for (root, _), nested in ((DOCUMENTS[3], True), (DOCUMENTS[2], False)):
         if nested is False or (path / root).exists():
             document = json.loads((path / root).read_bytes())
@@ -137,7 +137,7 @@ def _attributes(path: Path) -> Any:
 
 
 def _group(layout: Layout, image: dict[str, Any], more: dict[str, Any]) -> bytes:
-    """Return the document of a group: its attributes, or what holds them."""
+    """Return the document of a group: in zarr format 2 its attributes alone, in format 3 a document that holds them."""
     if layout.zarr_format == 2:
         return _json({**image, **more})
     return _json({"zarr_format": 3, "node_type": "group", "attributes": {"ome": image, **more}})
@@ -153,7 +153,7 @@ def _label_image(layout: Layout, paths: list[str]) -> dict[str, Any]:
     values = sorted(layout.labels)
     names = [{"label-value": v, "name": layout.labels[v][0]} for v in values]
     colors = [{"label-value": v, "rgba": list(layout.labels[v][1] or ())} for v in values]
-    # Viewers hide the labels that a list of colours leaves out.
+    # Viewers hide labels that a list of colours leaves out, so it is written only if it has all of them.
     listed = bool(colors) and all(color["rgba"] for color in colors)
     label: dict[str, Any] = {"version": OME[layout.zarr_format]}
     label |= {"properties": names} if names else {}
@@ -173,7 +173,7 @@ def _probability_image(layout: Layout) -> dict[str, Any]:
 
 
 def _tissue_documents(layout: Layout, found: TissueMap) -> dict[str, bytes]:
-    """Return the tissue map as a label image of its own, for viewers: a group with one array, one file."""
+    """Return the files of the tissue map, a label image of its own for viewers: a group with one array of one shard."""
     shape = found.cells.shape
     array = ArrayLayout(TISSUE, "yx", shape, shape, shape, "uint8")
     document = array_document(array, layout.zarr_format)
@@ -184,7 +184,7 @@ def _tissue_documents(layout: Layout, found: TissueMap) -> dict[str, bytes]:
 
 
 def _tissue_image(layout: Layout, found: TissueMap) -> dict[str, Any]:
-    """Return the metadata of the map: a cell is many pixels wide, and its centre lies in their midst."""
+    """Return the metadata of the tissue map; the translation is the centre of its first cell, many pixels wide."""
     frame = layout.frame or _micrometres(layout)
     sides = [n / cells for n, cells in zip(found.covers, found.cells.shape, strict=True)]
     shifts = [shift + (side - 1) / 2 for shift, side in zip(layout.shift[-2:] or (0.0, 0.0), sides, strict=True)]
@@ -202,7 +202,7 @@ def _tissue_image(layout: Layout, found: TissueMap) -> dict[str, Any]:
 
 
 def _image(layout: Layout, axes: str, paths: list[str]) -> dict[str, Any]:
-    """Return the metadata of a multiscale image; its version stands where that of OME-Zarr does."""
+    """Return the metadata of a multiscale image, with the version where that version of OME-Zarr has it."""
     described, version = _multiscale(layout, axes, paths), {"version": OME[layout.zarr_format]}
     if layout.zarr_format == 2:
         return {"multiscales": [version | described]}
@@ -215,7 +215,7 @@ def _multiscale(layout: Layout, axes: str, paths: list[str]) -> dict[str, Any]:
     described["c"] = {"name": "c", "type": "channel"}
     starts = dict(zip(layout.axes, layout.origin, strict=False))
     shifts = dict(zip(layout.axes, layout.shift, strict=False))
-    # Pixel 0 of every level is taken from pixel 0 of the finest: they begin at one place.
+    # Pixel 0 of every level is copied from pixel 0 of the finest level, so all levels have the same translation.
     begin = [
         first.get(axis, 0.0) + scale.get(axis, 1.0) * (starts.get(axis, 0) + shifts.get(axis, 0.0)) for axis in axes
     ]
@@ -229,7 +229,7 @@ def _multiscale(layout: Layout, axes: str, paths: list[str]) -> dict[str, Any]:
 
 
 def _micrometres(layout: Layout) -> dict[str, Any]:
-    """Return the frame of a mask that lies in no image: micrometres, where they are known."""
+    """Return the frame of a mask that lies in no image: micrometres, where pixel sizes are known."""
     return {
         "axes": [_axis(axis, size) for axis, size in zip(layout.axes, layout.pixel_size, strict=True)],
         "scale": [float(size or 1) for size in layout.pixel_size],

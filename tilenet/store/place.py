@@ -1,7 +1,7 @@
 """Where a store may go, and how a new one takes the place of an old one.
 
-A store is made under a temporary name beside its place and renamed, so that what is at OUT
-is always a whole store. Nothing is ever removed unless tilenet's own marker is in it.
+A store is made under a temporary name beside its destination and then renamed, so that what is at OUT is always a whole
+store. Nothing is ever removed unless tilenet's own marker is in it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ NEW = ".tilenet-new"
 
 
 def check_free(path: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse a place where no store can be made; writes nothing, but puts back what a killed run had moved away.
+    """Refuse a path where no store can be made.
+
+    Writes nothing, unless a run was killed while it replaced a store there: then the new store is moved into place.
 
     Raises
     ------
     OutputExists
-        If something is there that `overwrite` does not allow to replace.
+        If something is there: anything without `overwrite`, anything but a mask that tilenet wrote with it.
     EnvironmentFault
-        If the folder it would be in cannot be written, or is a file.
+        If its parent folder cannot be written, or is a file.
     """
     path = Path(path).absolute()
     with faults_named(path):
@@ -48,7 +50,7 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
 
 
 def refuse_inside_mask(path: str | Path) -> None:
-    """Refuse a place inside a mask: what it holds that no mask does stands in the way of writing it anew."""
+    """Refuse a path inside a mask: a mask with foreign files in it cannot be overwritten later."""
     folder = nearest_folder(Path(path).absolute().parent).resolve()
     if outer := next((p for p in (folder, *folder.parents) if is_ours(p)), None):
         raise OutputExists(f"{path}: would be inside the mask {outer}. Choose another path")
@@ -69,7 +71,7 @@ def _refuse_to_replace(path: Path, overwrite: bool) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Tell whether a folder is a store that tilenet wrote, and not a link to one."""
+    """Return whether a folder is a store that tilenet wrote, and not a link to one."""
     try:
         read_root(path)
     except OutputError:
@@ -78,7 +80,7 @@ def is_ours(path: Path) -> bool:
 
 
 def can_resume(path: str | Path) -> bool:
-    """Tell whether there is something at a path to go on with."""
+    """Return whether there is something at a path to resume."""
     path = Path(path).absolute()
     with faults_named(path):
         recover(path)
@@ -86,14 +88,14 @@ def can_resume(path: str | Path) -> bool:
 
 
 def is_complete(path: str | Path) -> bool:
-    """Tell whether there is a complete store with nothing left to tidy up; its files are not read."""
+    """Return whether there is a complete store with nothing left to tidy up, without reading its shards."""
     path = Path(path).absolute()
     with faults_named(path):
         return path.exists() and read_root(path)[2] and not left_behind(path / OWN)
 
 
 def refuse_shares(path: str | Path) -> None:
-    """Raise `OutputLocked` naming the shares of a store that are being written; `OutputNotFound` if there is none."""
+    """Raise `OutputLocked` naming the shares of a store that are being written; `OutputNotFound` without a store."""
     path = Path(path).absolute()
     read_root(path)
     with faults_named(path):
@@ -101,7 +103,7 @@ def refuse_shares(path: str | Path) -> None:
 
 
 def held_whole(path: str | Path) -> bool:
-    """Tell whether there is a lease of the whole of a store, its holder dead or alive."""
+    """Return whether there is a lease of the whole store, whether its holder is dead or alive."""
     path = Path(path).absolute()
     with faults_named(path):
         return any(lock.share is None for lock in locks(path / OWN))
@@ -109,7 +111,7 @@ def held_whole(path: str | Path) -> bool:
 
 @contextmanager
 def put_whole(out: Path, *, again: str = RESUME) -> Iterator[Path]:
-    """Yield where to write a file, and put it at `out` when that is done: never a part of it."""
+    """Yield a temporary path for a file, and move the file to `out` at the end: `out` is never a partial file."""
     with faults_named(out, again=again):
         make_folder(out.parent)
         sweep(out)
@@ -126,17 +128,17 @@ def put_whole(out: Path, *, again: str = RESUME) -> Iterator[Path]:
 
 
 def temporary_place(path: Path) -> Path:
-    """Return a name beside `path` that says who made it."""
+    """Return a temporary path beside `path` whose name identifies the process that makes it."""
     return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{started(os.getpid())}-{uuid4().hex[:8]}{NEW}")
 
 
 def recover(path: Path) -> None:
-    """Put a new store in its place if a run was killed after it had moved the old one away."""
+    """Move a new store into place if a run was killed after it had moved the old store away."""
     if path.exists() or path.is_symlink():
         return
     for new in abandoned(path):
         if (new / OWN / REPLACED).is_dir() and is_ours(new):
-            with suppress(FileNotFoundError):  # another process was quicker
+            with suppress(FileNotFoundError):  # another process was faster
                 step("rename", os.rename, new, path)
             step("sync folder", sync_folder, path.parent)
             return
@@ -150,15 +152,15 @@ def sweep(path: Path) -> None:
 
 
 def left_behind(own: Path) -> bool:
-    """Tell whether a run was killed after it had completed the store, but before it had tidied up."""
+    """Return whether a run was killed after it had completed the store, but before it had tidied up."""
     return bool(locks(own) or list(own.glob("*.part")) or (own / FOLDER).exists() or (own / REPLACED).exists())
 
 
 def abandoned(path: Path) -> Iterator[Path]:
-    """Yield the half-made stores beside `path` whose makers are dead."""
+    """Yield the unfinished stores beside `path` whose makers are dead."""
     if path.parent.is_dir():
         for new in sorted(path.parent.glob(f".{_escaped(path.name)}.*{NEW}")):
-            # Of `slide`, what was left beside `slide.zarr` is another's.
+            # For `slide`, the pattern also matches what was left beside `slide.zarr`, which belongs to another store.
             own = "." not in new.name.removeprefix(f".{path.name}.").removesuffix(NEW)
             if own and new.is_dir() and not new.is_symlink() and _maker_is_dead(new):
                 yield new
@@ -175,13 +177,13 @@ def _maker_is_dead(new: Path) -> bool:
     try:
         age = _clock_of(new.parent) - new.stat().st_mtime
         held = locks(new / OWN) if (new / OWN).is_dir() else []
-    except FileNotFoundError:  # its maker has put it in its place, or removed it
+    except FileNotFoundError:  # its maker has moved it into place, or removed it
         return False
     return age > STALE and not live(held, _clock_of(new.parent))
 
 
 def _clock_of(folder: Path) -> float:
-    """Return the time by the clock of the file server."""
+    """Return the current time by the clock of the file server."""
     note = folder / f".{uuid4().hex}.part"
     note.touch()
     now = note.stat().st_mtime

@@ -1,4 +1,4 @@
-"""Blocks of coarser levels from the shards of the finer ones, nearest pixels [::2]."""
+"""Blocks of coarser levels, made from the shards of the next finer level: nearest pixels, [::2]."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from tilenet.store.metadata import array_document
 
 
 class Damaged(Exception):
-    """A file that is to be read is not what was written; its one argument is the `Damage`."""
+    """Raised if a file to be read is not what was written; its one argument is the `Damage`."""
 
 
 @dataclass(frozen=True)
 class Coarser:
-    """A block of a coarser level that is still to be made: by any process that sees the files of the store.
+    """A block of a coarser level, to be made by any process that can read the files of the store.
 
     Attributes
     ----------
     path : Path
         The store.
     layout : Layout
-        Its arrays.
+        Layout of its arrays.
     level, index : int
-        Which block.
+        Level and index of the block.
     finer : mapping
-        The blocks of the finer level that have a pixel of it, and what was written for each; None: all background.
+        The blocks of the finer level that hold its pixels, and what was written for each (None: all background).
     """
 
     path: Path
@@ -46,7 +46,7 @@ class Coarser:
     finer: Mapping[int, Written | None]
 
     def shard(self) -> bytes | None:
-        """Return its shard, None if all of it is background; holds the pixels of one finer block at a time.
+        """Return its encoded shard, None if all of it is background; only one finer block is in memory at a time.
 
         Raises
         ------
@@ -82,17 +82,17 @@ class Coarser:
         return array_document(self.layout.arrays[str(level)], self.layout.zarr_format)
 
 
-# Makes the shards of blocks, in their order.
+# A function that makes the shards of blocks, and yields them in the order of the blocks.
 Spread = Callable[[Iterable[Coarser]], Iterator[bytes | None]]
 
 
 def here(blocks: Iterable[Coarser]) -> Iterator[bytes | None]:
-    """Make shards one by one: with two threads a run of a small network took 543 MB instead of 456."""
+    """Make shards one by one, in this thread: with two threads, a run of a small network took 543 MB instead of 456."""
     return (block.shard() for block in blocks)
 
 
 def sources(layout: Layout, level: int, index: int) -> Iterator[int]:
-    """Yield the blocks of the finer level that have a pixel of this block."""
+    """Yield the blocks of the finer level that hold pixels of this block."""
     box = doubled(layout.box(level, index)) & Box.of_shape(layout.levels[level - 1])
     along = (range(a // n, ceil_div(b, n)) for a, b, n in zip(box.start, box.stop, layout.block, strict=True))
     for position in product(*along):
@@ -100,7 +100,7 @@ def sources(layout: Layout, level: int, index: int) -> Iterator[int]:
 
 
 def halved(box: Box) -> Box:
-    """Return the pixels of the coarser level that are taken from `box`: its even ones.
+    """Return the box of the coarser level whose pixels come from `box`, from its even pixels.
 
     >>> halved(Box((3, 4), (8, 9)))
     Box(start=(2, 2), stop=(4, 5))
@@ -113,7 +113,7 @@ def halved(box: Box) -> Box:
 
 
 def doubled(box: Box) -> Box:
-    """Return the pixels of the finer level that `box` covers."""
+    """Return the box of the finer level that `box` covers."""
     n = box.ndim - 2
     return Box(
         box.start[:n] + tuple(2 * a for a in box.start[n:]),

@@ -1,4 +1,4 @@
-"""The end of a store: everything verified, one sorted journal, ``complete: true`` last."""
+"""Finishing a store: everything is verified, one sorted journal is written, and ``complete: true`` is set last."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG, SHARE = "log.jsonl", "share"
 
 
 def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
-    """Verify every file and write the sorted journal, which is all but the root document.
+    """Verify every file and write the sorted journal, so that only the root document is left to write.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
 
 
 def _settle_documents(blocks: Blocks) -> dict[str, Written]:
-    """Put every document but the root's right; return what they are at the end."""
+    """Rewrite any document that is not right, except the root document; return size and checksum of each."""
     fixed = {name: Written.of(data) for name, data in blocks.documents.items()}
     for name, written in fixed.items():
         if read_right(blocks.path / name, written) is None:
@@ -51,7 +51,7 @@ def _settle_documents(blocks: Blocks) -> dict[str, Written]:
 
 
 def write_root(blocks: Blocks, info: Mapping[str, Any], *, complete: bool) -> None:
-    """Say whether the store is complete."""
+    """Write the root document, which says whether the store is complete."""
     document = root_document(blocks.layout, info, complete=complete)
     write_file(blocks.path / blocks.layout.root, [document], temporary=blocks.temporary())
     step("sync folder", sync_folder, blocks.path)
@@ -60,13 +60,13 @@ def write_root(blocks: Blocks, info: Mapping[str, Any], *, complete: bool) -> No
 def tidy(blocks: Blocks) -> None:
     """Remove what only a run in progress needs."""
     blocks.pen.close()
-    remove_parts(blocks.path / OWN)  # of workers that were killed, too: no run may come that takes this one up
+    remove_parts(blocks.path / OWN)  # of killed workers, too: there may be no later run to remove them
     remove_tree(blocks.path / OWN / FOLDER)
     remove_tree(blocks.path / OWN / REPLACED)
 
 
 def log(own: Path, holder: Holder, event: str, **facts: Any) -> None:
-    """Add a line to ``.tilenet/log.jsonl``, the one file that differs from run to run."""
+    """Append a line to ``.tilenet/log.jsonl``, the one file that differs from run to run."""
     line = {"time": round(time(), 3), "event": event, "host": holder.host, "pid": holder.pid, **facts}
     handle = step("open log", os.open, own / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
@@ -76,9 +76,9 @@ def log(own: Path, holder: Holder, event: str, **facts: Any) -> None:
 
 
 def last_shares(own: Path) -> int:
-    """Return into how many shares the store was last cut, as the log tells; 0 if into none."""
+    """Return into how many shares the store was last divided, according to its log; 0 if it never was."""
     count = 0
     for line in (own / LOG).read_bytes().splitlines() if (own / LOG).exists() else []:
-        with suppress(ValueError, TypeError, AttributeError, IndexError):  # cut short by a crash: it is for people
+        with suppress(ValueError, TypeError, AttributeError, IndexError):  # cut short: skip it, logs are for people
             count = int(json.loads(line).get(SHARE, (0, count))[1])
     return count

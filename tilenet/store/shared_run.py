@@ -1,8 +1,8 @@
-"""The run that shares of a mask have in common: an id, which the first one leaves and the others join.
+"""The run that the shares of a mask have in common: an id, which the first share writes and the others read.
 
-Each share has a lease of its own, which tells it from its successors alone. The id tells all
-shares of one job array from those of another: it ends when somebody takes the lease of the
-whole, and a share that wakes after that finds it gone, or another in its place.
+Each share has a lease of its own, which distinguishes it only from later holders of the same share. The id
+distinguishes all shares of one job array from those of another. It is removed when a process takes the lease of the
+whole store. A share that wakes after that finds the id gone, or another one in its place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tilenet.store.files import remove_file, step, write_all
 
 
 def join(own: Path, count: int) -> str:
-    """Return the id of the run of so many shares, a new one where there is none."""
+    """Return the id of the run of `count` shares; start one if there is none."""
     while not (found := run_of_shares(own, count)):
         note = own / f"{uuid4().hex}.part"
         try:
@@ -24,16 +24,16 @@ def join(own: Path, count: int) -> str:
                 step("write", write_all, handle, uuid4().hex.encode())
             finally:
                 os.close(handle)
-            step("link", os.link, note, _place(own, count))  # whole, and only if no other was quicker
+            step("link", os.link, note, _place(own, count))  # with its content, and only if no other was faster
         except (FileExistsError, FileNotFoundError):
-            continue  # another was, or swept our note away
+            continue  # another process was faster, or swept our note away
         finally:
             remove_file(note)
     return found
 
 
 def run_of_shares(own: Path, count: int) -> str:
-    """Return the id of the run of so many shares; empty where there is none."""
+    """Return the id of the run of `count` shares; empty if there is none."""
     try:
         return _place(own, count).read_text()
     except FileNotFoundError:
@@ -41,7 +41,7 @@ def run_of_shares(own: Path, count: int) -> str:
 
 
 def end(own: Path) -> None:
-    """End the runs of shares, of whatever number: who still works for one may write no more."""
+    """End all runs of shares, whatever their number: processes that still work for one may write no more."""
     for path in own.glob("run-of-*"):
         remove_file(path)
 

@@ -1,7 +1,7 @@
-"""Where on an image there is tissue: a coarse map of its plane, kept with the mask, from which all else follows.
+"""A coarse map of where there is tissue in the y, x plane of an image, stored with the mask.
 
-Which blocks are computed is asked of the map alone, in whole numbers, so that every process and
-every resumed run comes to the same answer.
+The map alone decides, in integer arithmetic, which blocks are computed, so that every process and every resumed run
+comes to the same answer.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 
 from tilenet.geometry import Box, ceil_div
 
-# Cells along the longest side: half a megabyte of bits before they are deflated.
+# Most cells along a side: half a megabyte of bits before compression.
 MOST_CELLS = 2048
-# Blue, which stands apart from stains and from the colours of classes.
+# Blue, which stands out from stains and from the colours of classes.
 TISSUE_COLOR = (0, 160, 255)
 
 Pixel = NDArray[np.int64]
 
 
 class Cut(Protocol):
-    """What is cut into blocks: a plan, a layout. Its last two axes are y and x."""
+    """Anything that is cut into blocks, such as a plan or a layout; its last two axes are y and x."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,7 +41,7 @@ class Cut(Protocol):
 
     @property
     def origin(self) -> tuple[int, ...]:
-        """Pixel of the image at which it begins; empty for the first."""
+        """Pixel of the image at which it begins; empty for the first pixel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +68,18 @@ class TissueMap:
     covers: tuple[int, int]
 
     def meets(self, box: Box) -> bool:
-        """Tell whether there is tissue in a box of image pixels; its last two axes are y and x."""
+        """Return whether there is tissue in a box of image pixels, whose last two axes are y and x."""
         y, x = box.start[-2:], box.stop[-2:]
         return bool(self._counts([(y[0], x[0])], [(y[1], x[1])])[0, 0])
 
     def at(self, y: Pixel, x: Pixel) -> NDArray[np.bool_]:
-        """Return of some rows and columns of image pixels whether there is tissue: (rows, columns)."""
+        """Return whether there is tissue at some rows and columns of image pixels: (rows, columns)."""
         along = zip((y, x), self.cells.shape, self.covers, strict=True)
         found: NDArray[np.bool_] = self.cells[np.ix_(*(pixel * cells // n for pixel, cells, n in along))]
         return found
 
     def computed(self, cut: Cut) -> NDArray[np.bool_]:
-        """Return for each block along y and x, in their order, whether it has tissue: (rows, columns)."""
+        """Return for each block along y and x, in order, whether it has tissue: (rows, columns)."""
         origin, shape = (cut.origin or (0,) * len(cut.shape))[-2:], cut.shape[-2:]
         along = [
             [(first + a, first + min(a + side, n)) for a in range(0, n, side)]
@@ -89,14 +89,14 @@ class TissueMap:
         return found
 
     def part_computed(self, cut: Cut) -> float:
-        """Return what part of the pixels lies in blocks with tissue."""
+        """Return the fraction of the pixels that lies in blocks with tissue."""
         rows, columns = (
             np.minimum(side, n - np.arange(0, n, side)) for n, side in zip(cut.shape[-2:], cut.block[-2:], strict=True)
         )
         return float((np.outer(rows, columns) * self.computed(cut)).sum() / (cut.shape[-2] * cut.shape[-1]))
 
     def share(self, box: Box) -> float:
-        """Return what part of the pixels of a box lies in cells with tissue; its last two axes are y and x."""
+        """Return the fraction of the pixels of a box that lies in cells with tissue; its last two axes are y and x."""
         rows, columns = (
             np.bincount(np.arange(a, b) * cells // n, minlength=cells)
             for a, b, cells, n in zip(box.start[-2:], box.stop[-2:], self.cells.shape, self.covers, strict=True)
@@ -104,7 +104,7 @@ class TissueMap:
         return float(rows @ self.cells @ columns / (rows.sum() * columns.sum()))
 
     def _counts(self, rows: list[tuple[int, int]], columns: list[tuple[int, int]]) -> NDArray[np.int64]:
-        """Return the number of cells with tissue that some ranges of pixels touch: (rows, columns)."""
+        """Return the number of cells with tissue that ranges of pixel rows and columns touch: (rows, columns)."""
         (y0, y1), (x0, x1) = (
             np.array([(a * cells // pixels, ceil_div(b * cells, pixels)) for a, b in ranges]).T
             for ranges, cells, pixels in zip((rows, columns), self.cells.shape, self.covers, strict=True)
@@ -115,30 +115,30 @@ class TissueMap:
 
     @cached_property
     def _sums(self) -> NDArray[np.int64]:
-        """How many cells with tissue lie above and left of each corner."""
+        """Number of cells with tissue above and left of each corner: a summed-area table."""
         sums = np.zeros(tuple(n + 1 for n in self.cells.shape), np.int64)
         sums[1:, 1:] = self.cells.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
         return sums
 
     @property
     def fraction(self) -> float:
-        """Part of the cells that has tissue."""
+        """Fraction of the cells that have tissue."""
         return float(self.cells.mean())
 
     @property
     def sha256(self) -> str:
-        """Of all that it says."""
+        """Checksum of the whole map."""
         facts = [list(self.cells.shape), list(self.covers), np.packbits(self.cells).tobytes().hex()]
         return sha256(json.dumps(facts).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the map as plain values; a bit a cell, row by row, deflated, in base64."""
+        """Return the map as plain values, with one bit per cell, row by row, deflated, in base64."""
         bits = base64.b64encode(zlib.compress(np.packbits(self.cells).tobytes(), 9)).decode()
         return {"cells": list(self.cells.shape), "covers": list(self.covers), "bits": bits}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TissueMap:
-        """Return the map of what `to_json` gave; `ValueError` for what it cannot have given."""
+        """Return the map that `to_json` described; `ValueError` for values that it cannot have returned."""
         h, w = map(int, values["cells"])
         y, x = map(int, values["covers"])
         if not (1 <= h <= min(y, MOST_CELLS) and 1 <= w <= min(x, MOST_CELLS)):

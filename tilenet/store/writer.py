@@ -1,4 +1,4 @@
-"""`Store`: the mask as it is written, block by block, by runs that may be killed at any time."""
+"""`Store`: a mask that is being written, block by block, by runs that may be killed at any time."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Store(Held):
     def write(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> bytes:
         """Write one block: one whole shard of each array, then its line in the journal.
 
-        Safe from several threads, for different blocks.
+        Safe to call from several threads, for different blocks.
 
         Parameters
         ----------
         index : int
-            Of the block at level 0.
+            Index of the block at level 0.
         arrays : mapping
-            ``mask`` of the block's clipped shape and, where the layout has classes,
-            ``probabilities`` with the classes in front.
+            ``mask`` in the block's shape, clipped to the mask, and, where the layout has classes, ``probabilities``
+            with the classes as first axis.
 
         Returns
         -------
         bytes
-            The line in the journal, for `adopt`.
+            The journal line, for `adopt`.
 
         Raises
         ------
@@ -61,7 +61,7 @@ class Store(Held):
         return self._write(index, list(shards_of(self.layout, index, arrays)))
 
     def write_background(self, index: int) -> bytes:
-        """Write one block as background, in every array: its line in the journal, and no file; see `write`."""
+        """Write one block as background in every array: a line in the journal, but no file; see `write`."""
         self._held()
         return self._write(index, [None] * self.layout.n_files(0))
 
@@ -69,30 +69,30 @@ class Store(Held):
         try:
             return self._blocks.write(0, index, shards)
         except EnvironmentFault:
-            with suppress(OSError):  # the folder is gone, and that is what is wrong
-                self._check_allowed()  # a run that took over sweeps away what this one was writing
+            with suppress(OSError):  # the folder itself is gone: raise the first error
+                self._check_allowed()  # a run that took over removes the files that this one was writing
             raise
 
     def begin(self, flight: str, blocks: Iterable[int]) -> dict[int, bytes] | None:
-        """Note that this writer begins to write some blocks, for a run that it joined.
+        """Note that this writer begins a flight: some blocks, for a run that it joined.
 
         Parameters
         ----------
         flight : str
-            Names these blocks, and nothing else in this store.
+            Id of the flight, unique in this store.
         blocks : iterable of int
-            At level 0.
+            Its blocks, at level 0.
 
         Returns
         -------
         dict of int to bytes or None
-            None if nobody has begun them before. Else what that writer has entered in its
-            journal, by block: lines for `adopt`.
+            None if no writer has begun the flight before. Otherwise the lines that the earlier writer has written in
+            its journal, by block, for `adopt`.
 
         Raises
         ------
         EnvironmentFault, OutputLocked
-            As `write`.
+            As for `write`.
         """
         try:
             self._check_allowed()
@@ -104,27 +104,27 @@ class Store(Held):
             raise
 
     def is_begun(self, flight: str) -> bool:
-        """Tell whether a writer that joined has begun some blocks, and has not come to their end."""
+        """Return whether a writer that joined has begun a flight that has not ended."""
         with faults_named(self.path):
             return begun.is_begun(self.path / OWN, flight)
 
     def forget(self, flight: str) -> None:
-        """Remove the note that blocks were begun: what became of them is recorded."""
+        """Remove the note that a flight was begun, once its outcome is known."""
         with faults_named(self.path):
             begun.forget(self.path / OWN, flight)
 
     def adopt(self, line: bytes) -> None:
-        """Note what a writer that joined has written, as if this one had.
+        """Record a block that a writer that joined has written, as if this writer had written it.
 
         Parameters
         ----------
         line : bytes
-            What its `write` returned.
+            The journal line that its `write` returned.
 
         Raises
         ------
         OutputError
-            If it is no line about a block of this store.
+            If it is not a line about a block of this store.
         """
         self._lead()
         try:
@@ -135,28 +135,28 @@ class Store(Held):
     def build_pyramid(
         self, progress: Callable[[int, int], None] | None = None, *, spread: Spread | None = None
     ) -> None:
-        """Write the coarser levels, shard by shard; goes on where it was interrupted.
+        """Write the coarser levels, shard by shard; continues where it was interrupted.
 
         Parameters
         ----------
         progress : callable
-            Called with the blocks done and the blocks in all.
+            Called with the number of blocks done and of blocks in all.
         spread : callable
-            Makes the shards of blocks, in their order; default this thread.
+            Makes the shards of blocks and yields them in order; by default, this thread makes them.
 
         Raises
         ------
         OutputIncomplete
             If blocks of level 0 are pending.
         BlocksFailed
-            If a block to be read is damaged; it is pending again.
+            If a block to be read is damaged, which makes it pending again.
         """
         if not self.complete:
             self._lead()
         self._refuse_pending(0)
         work = [(level, list(self.pending(level))) for level in range(1, len(self.layout.levels))]
         done, total = 0, sum(len(indices) for _, indices in work)
-        for level, indices in work:  # one after the other: each is made of the one before it
+        for level, indices in work:  # in order: each level is made from the one before
             shards = self._shards(level, indices, spread or here)
             for index, shard in zip(indices, shards, strict=True):
                 self._blocks.put_all(level, index, [shard])
@@ -171,7 +171,7 @@ class Store(Held):
             raise self._blocks.lose([*error.args]) from error
 
     def finish(self) -> None:
-        """Verify every file, write the sorted journal, then set ``complete: true``; in an image, list the mask.
+        """Verify every file, write the sorted journal, set ``complete: true``; list the mask if it lies in an image.
 
         Raises
         ------
@@ -192,7 +192,7 @@ class Store(Held):
             write_root(self._blocks, self.info, complete=True)
             self.complete = True
             enlist(self.path, self.layout)
-            # Only now: until here the mask that was replaced is the only complete one.
+            # Only now: this removes the mask that was replaced, until here the only complete one.
             tidy(self._blocks)
         self.close()
 
