@@ -1,9 +1,10 @@
-"""What two cores give where they share next to nothing: matrix products that stay in a core's cache.
+"""How much two cores speed up work that shares almost nothing: matrix products that stay in a core's cache.
 
     python benchmarks/cores.py [--rounds 4] [--json]
 
 A process multiplies matrices of 256 x 256 (float32, 0.25 MB each) for four seconds, on each of two cores alone and on
-both at once. `ratio` is the sum of both over the mean of one: what `scaling.py` could find if nothing were shared.
+both at once. `ratio` is the summed rate of both cores at once over the mean rate of one alone: the speed-up that
+`scaling.py` could find if nothing were shared.
 """
 
 import argparse
@@ -30,7 +31,7 @@ print(done / (time.perf_counter() - started))
 
 
 def rates(*cores: int) -> list[float]:
-    """Return the products a second of one process on each of the cores, at the same time."""
+    """Return the products per second of processes that run at the same time, one on each of the cores."""
     command = [sys.executable, "-c", CHILD]
     children = [subprocess.Popen([*command, str(core)], stdout=subprocess.PIPE, text=True) for core in cores]
     return [float(child.communicate()[0]) for child in children]

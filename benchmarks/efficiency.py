@@ -2,17 +2,17 @@
 
     python benchmarks/efficiency.py [--wf 6 | --model nuclei] [--side 4096] [--memory GB] [--rounds 2] [--json]
 
-A slide (TIFF, tiled, of noise) of side x side px goes through an unpadded U-Net of depth 5, or through a model. Each
-row is one way:
+A slide (a tiled TIFF of noise) of side x side px goes through an unpadded U-Net of depth 5, or through a model. Each
+row is one way to run it:
 
-- ``command``    `tilenet.segment`: TIFF in, zarr out, everything included but the start of Python
-- ``network``    the same engine on the same tiles (each fourth, as below) in memory, nothing else
+- ``command``    `tilenet.segment`: TIFF in, zarr out, everything included except the start of Python
+- ``network``    the same engine on every fourth of the same tiles, in memory, and nothing else
 - ``plain``      the plain network on the same tiles in memory, channels last
-- ``paper loop`` the plain network, channels first, input tiles of 572 px laid edge to edge, as most people run it
+- ``paper loop`` the plain network, channels first, on input tiles of 572 px laid edge to edge, as most people run it
 
-`px/s` counts output pixels. `efficiency` = ideal FLOP per output pixel (infinite tile, no halo) x px/s / the best
+`px/s` counts output pixels. `efficiency` is ideal FLOP per output pixel (infinite tile, no halo) x px/s / the best
 rate of a 4096 x 4096 float32 matrix product in this process (best of ten): 1.0 means that every useful FLOP ran
-at the speed of a matrix product. Ways are interleaved, the best of the rounds counts. Run it on a quiet machine.
+at the speed of a matrix product. The ways take turns, and the best of the rounds counts. Run it on a quiet machine.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tilenet import machine, predict
 from tilenet.options import Options
 from tilenet.settling import settle
 
-# Of the tiles, those that run without the command: speeds are per pixel.
+# All ways but the command run only every fourth tile, as speeds are per pixel.
 EVERY = 4
 
 
@@ -47,7 +47,7 @@ def ideal_flops(network):
 
 
 def matrix_rate():
-    """Return the best FLOP/s of a float32 matrix product here."""
+    """Return the best FLOP/s of a float32 matrix product on this machine."""
     a = torch.rand(4096, 4096)
     a @ a
     return 2 * 4096**3 / min(timed(lambda: a @ a) for _ in range(10))

@@ -1,11 +1,12 @@
-"""Mutated images and weights: each must be opened or refused, in one line, soon and in little memory.
+"""Mutated images and weights: each must be opened, or refused in one line, quickly and in little memory.
 
     python benchmarks/fuzz.py --mutations 5000 [--seed 0] [FILE ...]
 
-Each mutation changes a few bytes (or JSON values) of a small TIFF, zarr image or checkpoint, made here, or of the
-FILEs given. It is then opened and read in a process of its own kind, which may end in two ways: pixels (or a network),
-or one `TilenetError`. Everything else is a fault: another exception, a signal, 10 s without an end, 512 MiB. A row says
-how many mutations of a kind were opened, refused and at fault; a fault is printed with the number that repeats it:
+Each mutation changes a few bytes (or JSON values) of a small TIFF, zarr image or checkpoint made here, or of one of the
+FILEs given. A child process then opens and reads the result. Two outcomes are right: pixels (or a network), or one
+`TilenetError`. Everything else is a fault: another exception, a signal, more than 10 s, or 512 MiB more memory. Each
+row says how many mutations of a kind were opened, were refused, or gave a fault. A fault is printed with its number,
+by which it can be repeated:
 
     python benchmarks/fuzz.py --only NUMBER [--seed 0] [FILE ...]
 """
@@ -41,7 +42,7 @@ EDGE = 2048
 
 
 def make_seeds(folder: Path) -> list[Path]:
-    """Write small files of each kind that is read."""
+    """Write a small file of each kind that tilenet reads."""
     random = np.random.default_rng(0)
     pixels = np.kron(random.integers(0, 255, (30, 25)), np.ones((8, 8))).astype(np.uint8)
     for name, options in {
@@ -72,12 +73,12 @@ def make_seeds(folder: Path) -> list[Path]:
 
 
 def kind_of(path: Path) -> str:
-    """Return the row that a seed counts in."""
+    """Return the row of the table in which a seed counts."""
     return "weights" if path.suffix in (".pth", ".pt", ".safetensors") else "zarr" if path.is_dir() else "TIFF"
 
 
 def mutate(path: Path, random: np.random.Generator) -> None:
-    """Change a file, or one file of a folder, in place."""
+    """Change a file, or one of the files in a folder, in place."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         documents = [file for file in files if file.name in ("zarr.json", ".zarray", ".zattrs", ".zgroup")]
@@ -111,7 +112,7 @@ def change_value(document: object, random: np.random.Generator) -> None:
 
 
 def change_bytes(content: bytearray, random: np.random.Generator) -> None:
-    """Flip, set, cut or double some bytes; headers and tables at both ends more often than pixels."""
+    """Flip, set, cut or repeat some bytes, more often in headers and tables at both ends than in pixels."""
     n = len(content)
     if not n:
         return
@@ -135,7 +136,7 @@ def change_bytes(content: bytearray, random: np.random.Generator) -> None:
 
 
 def attempt(path: Path) -> str:
-    """Open and read; return the outcome, or what is wrong."""
+    """Open and read a file; return the outcome, or a description of the fault."""
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         if kind_of(path) == "weights":
@@ -167,7 +168,7 @@ def read_some(path: Path) -> None:
 
 
 def one(number: int, seed: int, seeds: list[Path], folder: Path) -> tuple[str, str]:
-    """Make and try one mutation; return its kind and outcome."""
+    """Make and try the mutation of this number; return its kind and outcome."""
     source = seeds[number % len(seeds)]
     random = np.random.default_rng((seed, number))
     path = folder / f"mutated{source.suffix}"
@@ -178,7 +179,7 @@ def one(number: int, seed: int, seeds: list[Path], folder: Path) -> tuple[str, s
 
 
 def work(numbers: range, seed: int, seeds: list[Path], folder: Path, board: mmap.mmap, log: Path) -> None:
-    """Try mutations one after another, in a process of its own, saying on the board which."""
+    """Try mutations one after another, in the child process; the board always holds the current number."""
     with log.open("a") as lines:
         for number in numbers:
             board[:8] = struct.pack("<q", number)
@@ -187,7 +188,7 @@ def work(numbers: range, seed: int, seeds: list[Path], folder: Path, board: mmap
 
 
 def watch(pid: int, board: mmap.mmap) -> str:
-    """Wait for the process; end it where it hangs. Return what was wrong with it."""
+    """Wait for the child process, killing it if it hangs; return what was wrong with it, or an empty string."""
     number, since = -1, time.monotonic()
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)

@@ -3,10 +3,10 @@
     python benchmarks/geojson.py [--sides 5120 20480] [--json]
 
 Each row is one child process that exports a synthetic mask of side x side px: discs of 4 to 11 px radius, one per
-1000 px, as nuclei lie, and a net of lines 2048 px apart that is one region all over the mask. `peak`
-is the child's VmHWM, `file` the size of what it wrote, `s` seconds of the processor. What must be held until the
-end are the outlines of the net alone, so the peak should grow with the width (a strip is a row of chunks), not with
-the area.
+1000 px, about as dense as nuclei, and a net of lines 2048 px apart, which is one region all over the mask. `peak` is
+the child's VmHWM, `file` the size of the file that it wrote, `s` its processor seconds. Masks are read in strips, one
+row of chunks each, and only the outlines of the net must be held until the end. So the peak should grow with the width
+of the mask, not with its area.
 """
 
 import argparse

@@ -1,20 +1,21 @@
-"""How much of a GPU's matrix rate a network reaches, and how much of that a whole run keeps.
+"""How close a network comes to a GPU's matrix rate, and how close a whole run comes to the network's speed.
 
     python benchmarks/gpu.py [--wf 6] [--tile 2048] [--batch 1] [--precisions bf16 fp16 fp32] [--rounds 3]
                              [--side 16384 | --slide FILE] [--workers 0 8] [--json]
 
-One row for each precision. The network is the paper's U-Net (depth 5, unpadded) of three channels. `matrix` is the rate
-of a product of two 8192 x 8192 matrices in that precision (fp32 without TF32), best of ten. `plain` and `network` are
-output pixels per second of one batch of noise that is on the device already, through PyTorch's layers (channels last)
-and through the fast path, in turns, the best of the rounds; `efficiency` is ideal FLOP per output pixel (infinite tile,
-no halo) x the network's px/s over the rate of the bf16 product; `bytes` what the network's pass took at most of the
-device, for each pixel read; `difference` the largest of the fast path's logits from float64, as a part of their range.
+There is one row for each precision. The network is the paper's U-Net (depth 5, unpadded) of three channels. `matrix` is
+the rate of a product of two 8192 x 8192 matrices in that precision (fp32 without TF32), best of ten. `plain` and
+`network` are output pixels per second for one batch of noise that is already on the device: through PyTorch's layers
+(channels last) and through the fast path, which take turns; the best of the rounds counts. `efficiency` is ideal FLOP
+per output pixel (infinite tile, no halo) x the network's px/s over the rate of the bf16 product. `bytes` is the peak
+device memory of the fast path, per pixel read. `difference` is the largest difference between the fast path's logits
+and those in float64, as a fraction of the range of the latter.
 
-Then, for each number of workers (0: none), `tilenet segment` in a process of its own, from a JPEG pyramid of side x
-side px (256 px tiles, made from the sample photograph) to a zarr mask: `command`, px/s with the start of Python and of
-the workers and all; `run`, from the first block to the pyramid's last; both over the network's. Goals on an H200: an
-efficiency of at least 0.45 in bf16, `run` at least 0.90 of the network. Without a CUDA device it says so, and exits
-with 2.
+Then, for each number of workers (0: none), a process of its own runs `tilenet segment`, from a JPEG pyramid of side x
+side px (256 px tiles, made from the sample photograph) to a zarr mask. `command` is its px/s including the start of
+Python and of the workers; `run` is the px/s from the first block to the last of the pyramid. Both are also given
+relative to the network's. Goals on an H200: an efficiency of at least 0.45 in bf16, and a `run` of at least 0.90 of the
+network. Without a CUDA device, the script says so and exits with 2.
 """
 
 import argparse
@@ -42,7 +43,7 @@ CUDA = torch.device("cuda")
 
 
 def matrix_rate(precision: str) -> float:
-    """Return the best FLOP/s of a matrix product there."""
+    """Return the best FLOP/s of a matrix product on the GPU."""
     a = torch.randn(MATRIX, MATRIX, device=CUDA).to(predict.PRECISIONS[precision])
     for _ in range(3):
         a @ a
@@ -50,7 +51,7 @@ def matrix_rate(precision: str) -> float:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Return how long an action takes until the device has done it."""
+    """Return the seconds until the device has finished an action."""
     torch.cuda.synchronize()
     started = time.perf_counter()
     action()
@@ -59,7 +60,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def measure_network(network: tilenet.UNet, precision: str, options: argparse.Namespace) -> dict[str, float]:
-    """Return px/s of both engines on one batch, and what the fast one takes and errs."""
+    """Return px/s of both engines on one batch, and the memory and error of the fast one."""
     read = options.tile + 2 * network.footprint.axes[0].lost
     x = torch.randint(0, 256, (options.batch, 3, read, read), dtype=torch.uint8, device=CUDA)
     made = {
@@ -92,7 +93,7 @@ def measure_network(network: tilenet.UNet, precision: str, options: argparse.Nam
 
 
 def error_of(network: tilenet.UNet, fast: DevicePredictor) -> float:
-    """Return the largest difference of the fast path's logits from float64, as a part of their range."""
+    """Return the largest difference of the fast path's logits from float64, as a fraction of their range."""
     side = network.footprint.axes[0].legal_at_least(600)
     x = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, device=CUDA)
     with torch.inference_mode():
@@ -102,7 +103,7 @@ def error_of(network: tilenet.UNet, fast: DevicePredictor) -> float:
 
 
 def measure_command(folder: Path, precision: str, workers: int, options: argparse.Namespace) -> dict[str, float]:
-    """Return px/s of the whole command, and of its run."""
+    """Return px/s of the whole command, and of the run alone."""
     slide = options.slide or folder / "slide.tif"
     command = [sys.executable, "-m", "tilenet", "segment", slide, "--out", folder / "mask.zarr"]
     command += ["--model", folder / "network.safetensors", "--device", "cuda", "--precision", precision]
@@ -136,7 +137,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
     torch.manual_seed(0)
     network = tilenet.UNet(in_channels=3, depth=5, wf=options.wf).eval().requires_grad_(False)
     for parameter in network.parameters():
-        if parameter.ndim > 1:  # so that logits do not fade, and both classes occur
+        if parameter.ndim > 1:  # keeps the logits from fading, so that both classes occur
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
     flops, tensor_cores = ideal_flops(network), matrix_rate("bf16")
     with tempfile.TemporaryDirectory() as name:

@@ -3,12 +3,12 @@
     python benchmarks/growth.py [--sides 4096 8192 16384 32768] [--depth 2] [--wf 1] [--tile 1024] [--rounds 1] [--json]
 
 Each row is a slide of side x side px: a tiled TIFF (256 px, zlib), written once, one tile at a time, from 256 different
-tiles of smooth noise, so that all sides compress and decode alike. A child process segments it into a store on disk:
-everything from opening the file to the pyramid and the check of every checksum. Python and the libraries were
-started before, by an image of 64 px. `ns/px` is the wall clock, `cpu` the processor time of the child with its threads
-(which other work on the machine changes less); `ratio` is that of each over the first row's. Sides take turns, small
-ones up to three times a round, and the best counts. The goal: ratios of at most 1.05. The tile is the same for
-all: by default larger slides get larger tiles, which cost less.
+tiles of smooth noise, so that all sides compress and decode alike. A child process segments it into a store on disk.
+Its time covers everything from opening the file to the pyramid and the check of every checksum, but not the start of
+Python and the libraries, which an image of 64 px loads first. `ns/px` is wall-clock time, `cpu` the processor time of
+all threads of the child (which other work on the machine changes less), and `ratio` each of them over that of the first
+row. Sides take turns, small ones up to three times a round, and the best counts. The goal is a ratio of at most 1.05.
+The tile is the same for all sides: by default, larger slides get larger tiles, which cost less per pixel.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def write_slide(path: Path, side: int) -> None:
 
 
 def seconds_of(slide: Path, options: argparse.Namespace) -> tuple[float, float]:
-    """Return wall clock and processor time of a child that segments a slide."""
+    """Return wall-clock and processor seconds of a child process that segments a slide."""
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         numbers = map(str, (options.depth, options.wf, options.tile, options.threads))
         command = [sys.executable, "-c", CHILD, str(slide), f"{folder}/mask.zarr", *numbers]
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, float]]:
             write_slide(path, side)
         for turn in range(options.rounds * MOST):
             for side, path in slides.items():
-                # The largest needs no other rounds: noise is the smaller the longer a run takes.
+                # Large sides need fewer turns: the longer a run takes, the smaller its noise.
                 if turn < options.rounds * min(MOST, max(options.sides) ** 2 // (4 * side**2) or 1):
                     best[side] = tuple(map(min, best[side], seconds_of(path, options)))
     first = [seconds / options.sides[0] ** 2 for seconds in best[options.sides[0]]]

@@ -1,12 +1,12 @@
-"""What a run costs beside the network: a JPEG slide to a zarr mask, with a network that takes no time.
+"""What a run costs besides the network: from a JPEG slide to a zarr mask, with a network that takes no time.
 
     python benchmarks/host.py [--side 16384] [--tile 2048] [--rounds 3] [--json]
 
 The slide is the sample photograph, repeated to side x side px (256 px tiles, a pyramid). Tiles are read with the
-context of the paper's network (depth 5) as for a GPU; each gives a piece of a mask made beforehand, of blots of 64 px.
-`px/s` counts output pixels of the best round, from opening the slide to the verified mask and its pyramid; `per core`
-divides them by the processor's time instead: no network gets masks faster than that from so many cores. `read` and
-`written` are thread seconds, `finished` seconds.
+context of the paper's network (depth 5), as for a GPU. For each tile, the predictor returns a piece of a precomputed
+mask of blots of 64 px. `px/s` counts output pixels of the best round, from opening the slide to the verified mask and
+its pyramid. `per core` divides the pixels by processor time instead of wall-clock time: with a given number of cores,
+no network can get masks faster than that. `read` and `written` are seconds summed over threads, `finished` is seconds.
 """
 
 import argparse
@@ -29,7 +29,7 @@ BLOT = 64
 
 
 class Instant:
-    """A predictor whose masks are there already; see `tilenet.runner.DecidingPredictor`."""
+    """A predictor that returns precomputed masks; see `tilenet.runner.DecidingPredictor`."""
 
     in_flight = 2
 
@@ -41,7 +41,7 @@ class Instant:
         return np.empty(shape, dtype)
 
     def begin(self, batch, tiles, decide):
-        """Return what gives the mask of each tile."""
+        """Return a function that returns the mask of each tile."""
         return lambda: [{"mask": blots(tile.crop.shape[-2:])} for tile in tiles]
 
 
@@ -53,7 +53,7 @@ def blots(shape):
 
 
 def measure(slide, folder, options):
-    """Return wall and processor seconds, and the report, of one run."""
+    """Return wall-clock and processor seconds of one run, and figures from its report."""
     reports, network = [], tilenet.UNet(in_channels=3, depth=5, wf=1).eval()
     started, before = time.perf_counter(), os.times()
     how = {"model": network, "tile": options.tile, "engine": "plain", "overwrite": True, "report": reports.append}

@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py [--sides 8192 32768] [--depth 3] [--wf 2] [--tile 1024] [--json]
 
-Each row is one child process that segments a synthetic slide of side x side px, generated tile by
-tile (nothing of it is ever in memory whole), into a store on disk. `peak` is the child's VmHWM, `promised` what
-`tilenet plan` says of such a run, `ratio` the peak over the first row's. Flat memory means ratios near 1; the goal is
-1.10 at the most, and a peak within 10 % of the promise.
+Each row is one child process that segments a synthetic slide of side x side px into a store on disk. The slide is
+generated tile by tile, and is never in memory whole. `peak` is the child's VmHWM, `promised` the memory that
+`tilenet plan` predicts for such a run, and `ratio` the peak over that of the first row. Flat memory means ratios near
+1; the goal is at most 1.10, and a peak within 10 % of the prediction.
 """
 
 import argparse
@@ -50,7 +50,7 @@ print(peak, promised)
 
 
 def peak_of(side: int, folder: Path, network: tuple[int, ...]) -> tuple[int, int]:
-    """Return the peak bytes of a child that segments a slide of that side, and what was promised."""
+    """Return the peak bytes of a child that segments a slide of that side, and the bytes predicted."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(side), str(folder / f"{side}.zarr"), *map(str, network)],
         capture_output=True,
