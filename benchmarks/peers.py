@@ -1,24 +1,24 @@
-"""What other ways to run the same network on the same slide take, and how far off they are.
+"""Speed, memory and error of other ways to run the same network on the same slide.
 
     pip install -c constraints.txt ".[peers]"
     python benchmarks/peers.py [--wf 5] [--side 2048] [--tiles 256 512 1024] [--rounds 1] [--json]
 
 A slide (grey, side x side px, tiled TIFF) goes through a U-Net of depth 5, from file to mask. Every run is a child
-process of its own, in turns; the best of the rounds counts, without imports. All have the same weights, threads and
-allocator setting, channels-last tensors where that is theirs to choose, and run a tile of these sides (what they feed
-to the network is theirs: overlap, context), one at a time, as batches of such tiles gain nothing on a CPU:
+process of its own; the ways take turns, and the best of the rounds counts, without imports. All ways have the same
+weights, threads and allocator setting, and channels-last tensors where they can choose. Each runs one tile of the given
+side at a time, as batches of such tiles gain nothing on a CPU; how much overlap or context it adds is its own choice:
 
-- ``tilenet``      `tilenet.segment` to a zarr store; ``tilenet padded`` the same of the zero-padded network
-- ``MONAI``        `sliding_window_inference`, overlap 0.25, gaussian: needs the zero-padded network
+- ``tilenet``      `tilenet.segment` to a zarr store; ``tilenet padded`` the same with the zero-padded network
+- ``MONAI``        `sliding_window_inference`, overlap 0.25, gaussian; needs the zero-padded network
 - ``tiler``        `Tiler` and `Merger`, overlap 0.25, Hann window, the zero-padded network
 - ``map_overlap``  `dask.array.map_overlap`, 96 px, "reflect", the zero-padded network
 - ``paper loop``   the unpadded network on tiles laid edge to edge, mirrored at the border: Ronneberger et al. 2015
 - ``whole``        one pass over the whole mirrored image: exact, if memory allows
 
-`peak` is VmHWM of the child. `error` is the largest difference of its logits from those of one pass over the whole
-mirrored image, as a part of their range, on the slide's first 1024 x 1024 px: a tile as large as that has no border
-there, so that of such ways it tells nothing of seams. `times` is the speed of tilenet, with the fastest of the tiles
-whose peak is at most this one's, over this one's.
+`peak` is the child's VmHWM. `error` is the largest difference of its logits from those of one pass over the whole
+mirrored image, as a fraction of their range, on the slide's first 1024 x 1024 px. A tile at least as large as that has
+no seam there, so the error of such rows says nothing about seams. `times` is how many times faster tilenet is, with
+its fastest tile size whose peak is at most that of the row.
 """
 
 import argparse
@@ -39,7 +39,7 @@ import tilenet
 from tilenet import machine
 
 CROP = 1024
-# More than zero padding reaches at depth 5, and a multiple of the step.
+# Wider than zero padding reaches at depth 5, and a multiple of the step.
 HALO = 112
 CONTEXT = 92
 OVERLAP = 96
@@ -53,7 +53,7 @@ def mirrored(pixels, before, after):
 
 
 def whole(networks, pixels, tile):
-    """One pass over the mirrored image."""
+    """Run one pass over the mirrored image."""
     network = networks["valid"]
     wanted = len(pixels) + 2 * CONTEXT
     after = CONTEXT + network.footprint.axes[0].legal_at_least(wanted) - wanted
@@ -61,12 +61,12 @@ def whole(networks, pixels, tile):
 
 
 def whole_padded(networks, pixels):
-    """One pass of the zero-padded network, its border far away."""
+    """Run one pass of the zero-padded network, with its border too far away to matter."""
     return networks["padded"](mirrored(pixels, HALO, HALO))[0, :, HALO:-HALO, HALO:-HALO]
 
 
 def paper_loop(networks, pixels, tile):
-    """Tiles of a legal size, edge to edge."""
+    """Run tiles of a legal size, edge to edge."""
     network, side = networks["valid"], len(pixels)
     read = network.footprint.axes[0].legal_at_least(tile + 2 * CONTEXT) - 16  # 572 -> 388, and so on
     step = read - 2 * CONTEXT
@@ -80,7 +80,7 @@ def paper_loop(networks, pixels, tile):
 
 
 def monai(networks, pixels, tile):
-    """MONAI's sliding window."""
+    """Run MONAI's sliding window."""
     from monai.inferers import sliding_window_inference
 
     x = torch.from_numpy(pixels.astype(np.float32))[None, None]
@@ -106,7 +106,7 @@ def tiler(networks, pixels, tile):
 
 
 def map_overlap(networks, pixels, tile):
-    """Dask's overlapping blocks, one at a time."""
+    """Run Dask's overlapping blocks, one at a time."""
     import dask
     import dask.array as da
 
@@ -135,7 +135,7 @@ UNPADDED = ("paper loop", "whole", "tilenet")
 
 
 def child(way, tile, slide):
-    """Run one way once; print its seconds, peak and error."""
+    """Run one way once, in a child process; print its seconds, peak and error."""
     machine.keep_freed_memory()
     torch.set_num_threads(2)
     networks = make_networks(json.loads(slide.with_suffix(".json").read_text())["wf"])
@@ -167,17 +167,17 @@ def segment(way, networks, tile, slide):
 
 
 def weights_of(way):
-    """Return which of the networks a way takes."""
+    """Return which of the two networks a way runs."""
     return "valid" if way in UNPADDED else "padded"
 
 
 def make_networks(wf):
-    """Return the unpadded network and the zero-padded one, of the same weights."""
+    """Return the unpadded and the zero-padded network, with the same weights."""
     torch.manual_seed(0)
     valid = tilenet.UNet(depth=5, wf=wf).eval().requires_grad_(False)
     for layer in valid.modules():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-            torch.nn.init.kaiming_normal_(layer.weight)  # PyTorch's own would leave the deep levels without a say
+            torch.nn.init.kaiming_normal_(layer.weight)  # with PyTorch's default, deep levels would hardly matter
     padded = tilenet.UNet(depth=5, wf=wf, padding=True).eval().requires_grad_(False)
     padded.load_state_dict(valid.state_dict())
     return {name: n.to(memory_format=torch.channels_last) for name, n in (("valid", valid), ("padded", padded))}
@@ -190,13 +190,13 @@ def peak_bytes():
 
 
 def measure(way, tile, slide):
-    """Return what a child process found."""
+    """Return the seconds, peak and error that a child process measured."""
     command = [sys.executable, __file__, "--child", way, str(tile), str(slide)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 def compare(rows):
-    """Add to each row how many times faster tilenet is in no more memory."""
+    """Add to each row how many times faster tilenet is without using more memory."""
     ours = [row for row in rows if row["way"] == "tilenet"]
     for row in rows:
         fitting = [own["px_per_s"] for own in ours if own["peak_bytes"] <= row["peak_bytes"]]

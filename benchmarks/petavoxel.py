@@ -1,12 +1,12 @@
-"""What a volume of 10^15 voxels on 1,000 GPUs would need, worked out from what was measured on small ones.
+"""What a volume of 10^15 voxels on 1,000 GPUs would need, extrapolated from measurements at a small scale.
 
     python benchmarks/scaling.py --rounds 0 --json > scaling.json
     python benchmarks/petavoxel.py scaling.json [--gpus 1000] [--rate 1e7 1e8] [--memory 60e9] [--chunk 128] [--json]
 
-The plan, the journal's length and the chunks that a block reads are counted, not estimated: they are what tilenet
-would do. The cost of a flight and of a block comes from a line through the rows of `scaling.json`. `finish_ms` is
-measured here: processor time for the pyramid and the check of a block of 256 x 256 x 256 voxels, in a store of 32.
-`--rate` is an assumption, voxels per second that a GPU gives: measure yours.
+The plan, the length of the journal and the chunks that a block reads are counted, not estimated: they are those that
+tilenet would use. The cost of a flight and of a block comes from a linear fit to the rows of `scaling.json`.
+`finish_ms` is measured here: the processor time per block of 256 x 256 x 256 voxels for the pyramid and the check, in a
+store of 32 blocks. `--rate`, the voxels per second of one GPU, is an assumption: measure yours.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def layout_of(shape: tuple[int, ...], block: tuple[int, ...]) -> Layout:
 
 
 def finish_seconds() -> float:
-    """Return seconds of one core per block for the pyramid and the check of every file; cells of few voxels."""
+    """Return processor seconds per block for the pyramid and the check of every file, with a mask of small cells."""
     layout = layout_of((512, 1024, 1024), (256, 256, 256))
     z, y, x = np.ogrid[:256, :256, :256]
     cells = (np.sin(z / 5) + np.sin(y / 5) + np.sin(x / 5) > 1).astype(np.uint8)
@@ -52,7 +52,7 @@ def finish_seconds() -> float:
 
 
 def costs(rows: list[dict[str, float]]) -> tuple[float, float]:
-    """Return milliseconds of client and scheduler per flight and per block, by least squares over all rows."""
+    """Return milliseconds of client and scheduler per flight and per block: a least-squares fit to all rows."""
     ways = np.array([[row["flights"] / row["blocks"], 1] for row in rows])
     found = np.array([row["client_ms"] + row["scheduler_ms"] for row in rows])
     flight, block = np.linalg.lstsq(ways, found, rcond=None)[0]
@@ -60,7 +60,7 @@ def costs(rows: list[dict[str, float]]) -> tuple[float, float]:
 
 
 def chunks_of(plan: Plan, chunk: int) -> int:
-    """Return the chunks of an image that a block in the middle reads, each of them once."""
+    """Return how many chunks of the image a block in the middle reads, each counted once."""
     block = plan[len(plan) // 2]
     seen = set()
     for tile in block.tiles:
@@ -70,7 +70,7 @@ def chunks_of(plan: Plan, chunk: int) -> int:
 
 
 def work_out(rows: list[dict[str, float]], options: argparse.Namespace) -> dict[str, object]:
-    """Return what does not depend on the GPU."""
+    """Return the figures that do not depend on the GPU."""
     plan = plan_tiles((SIDE,) * 3, FOOTPRINT, memory=int(options.memory))
     layout = layout_of(plan.shape, plan.block)
     levels = [layout.n_blocks(level) for level in range(len(layout.levels))]
@@ -93,7 +93,7 @@ def work_out(rows: list[dict[str, float]], options: argparse.Namespace) -> dict[
 
 
 def at_rate(needs: dict[str, object], rate: float, gpus: int) -> dict[str, float]:
-    """Return what follows for a GPU that gives so many voxels a second."""
+    """Return the figures that follow if each GPU gives `rate` voxels per second."""
     block_seconds = np.prod(needs["block"]) / rate
     most = blocks_per_flight(needs["blocks"], gpus)
     blocks = min(most, int(seconds_per_flight(gpus) // block_seconds) + 1)

@@ -1,10 +1,10 @@
-"""Tiles per second that reach the network, against the libraries that people would read them with.
+"""Tiles per second that reach the network, compared with libraries that people would otherwise read them with.
 
     python benchmarks/reading.py [FILE ...] [--side 8192] [--tile 512] [--context 92] [--rounds 3] [--json]
 
-Reads are those of a plan: tiles of 512 px with 92 px of context a side, in the plan's order, by as many threads as
-a run reads with. Without files it makes two of the sample photograph: a JPEG pyramid (tiles of 256 px) and the
-same pixels as sharded zarr (chunks of 256 px, shards of 2048 px, zstd). Ways to read:
+The reads are those of a plan: tiles of 512 px with 92 px of context on each side, in the plan's order, by as many
+threads as a run reads with. Without files, the script makes two from the sample photograph: a JPEG pyramid (tiles of
+256 px) and the same pixels as sharded zarr (chunks of 256 px, shards of 2048 px, zstd). Ways to read:
 
 - ``tilenet``  `Image.read`, mirrored where a tile leaves the image
 - ``aszarr``   `zarr.open(tifffile.imread(path, aszarr=True))`, the documented way to read a part of a TIFF
@@ -12,10 +12,11 @@ same pixels as sharded zarr (chunks of 256 px, shards of 2048 px, zstd). Ways to
 - ``zarr``     zarr-python as it comes
 - ``zarrs``    zarr-python with the codec pipeline of the package zarrs
 
-The others read only what lies inside the image. `tiles/s` is the best of the rounds, in which the ways take turns,
-each beginning with nothing cached; `ratio` is tilenet's rate over theirs, the median of the rounds; `difference` the
-largest from tilenet's pixels (OpenSlide may decode JPEG a little otherwise). `decodes` says how often tilenet decoded
-each file tile or chunk: 1.0 is once; it promises once in each row of blocks, whatever the number of reads.
+The other ways read only what lies inside the image. In each round the ways take turns, each beginning with nothing
+cached. `tiles/s` is the best of the rounds, `ratio` the median over the rounds of tilenet's rate over that of the row,
+and `difference` the largest difference from tilenet's pixels (OpenSlide may decode JPEG slightly differently).
+`decodes` says how often tilenet decoded each file tile or chunk on average: 1.0 is once. It promises to decode each of
+them once per row of blocks, whatever the number of reads.
 """
 
 import argparse
@@ -48,7 +49,7 @@ FILE_TILE, SHARD, LEVELS = 256, 2048, 3
 
 
 def make_jpeg(path: Path, side: int) -> None:
-    """Write the sample photograph, repeated to side x side px, as a JPEG pyramid; each tile is encoded once."""
+    """Write the sample photograph, repeated to side x side px, as a JPEG pyramid; equal tiles are encoded once."""
     photo = data.immunohistochemistry()
     unit = np.pad(photo, ((0, len(photo)), (0, len(photo)), (0, 0)), mode="symmetric")
 
@@ -135,7 +136,7 @@ def timed(read: Read, boxes: list[Box]) -> float:
 
 
 def n_pieces(path: str) -> int:
-    """Return how many file tiles or chunks there are; those of all channels are one."""
+    """Return how many file tiles or chunks there are, counting those of all channels as one."""
     if Path(path).is_dir():
         array = zarr.open_array(path, mode="r")
         plane = list(zip(array.shape, array.chunks, strict=True))[array.ndim > 2 :]  # channels are the first axis

@@ -1,13 +1,13 @@
-"""What planning and resuming a job of a million blocks take: seconds, and bytes of memory.
+"""Time and memory that it takes to plan and to resume a job of a million blocks.
 
     python benchmarks/scale.py [--blocks 1000000] [--folder DIR] [--json]
 
-A store of so many blocks is laid out with a journal and a file of one byte for each, one block in a hundred
-missing; that takes minutes and as many inodes. Then child processes are timed. `plan` cuts the image into blocks of
-tiles. `open` is `Store.resume`: the lease, and the journal read. `pending` compares every file's size with
-the journal. `cpu` is the processor time of both, which other work on the machine changes least. `peak` is VmHWM of
-the child that resumes, `library` its part before the store was opened. The goals for 10^6 blocks: planning under
-1 s, resuming (open and pending) under 10 s and 300 MB.
+The script makes a store of that many blocks, with a journal and one file of one byte per block, where the file of one
+block in a hundred is missing. That takes minutes, and as many inodes as blocks. Then child processes are timed. `plan`
+cuts the image into blocks of tiles. `open` is `Store.resume`: taking the lease and reading the journal. `pending`
+compares every file's size with the journal. `cpu` is the processor time of both, which other work on the machine
+changes least. `peak` is the VmHWM of the child that resumes, `library` its value before the store was opened. The goals
+for 10^6 blocks: planning under 1 s, resuming (open and pending) under 10 s and 300 MB.
 """
 
 import argparse
@@ -55,7 +55,7 @@ print(json.dumps(seconds | {"pending_blocks": pending, "library_bytes": library,
 
 
 def build(path: Path, side: int) -> int:
-    """Make a store of `side` x `side` blocks that a run has left, as far as a resume looks; return its blocks."""
+    """Make a store of `side` x `side` blocks that looks interrupted to a resumed run; return its number of blocks."""
     pixels = (side * BLOCK, side * BLOCK)
     layout = Layout("yx", pixels, (BLOCK, BLOCK), (None, None), "scale", {1: ("one", None)})
     Store.create(path, layout, {}).close()
@@ -73,7 +73,7 @@ def build(path: Path, side: int) -> int:
 
 
 def child(code: str, argument: object) -> dict[str, float]:
-    """Return what a fresh process measures."""
+    """Return what the code measures in a new process."""
     done = subprocess.run([sys.executable, "-c", code, str(argument)], capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found

@@ -1,20 +1,21 @@
-"""What more workers give, and what it costs to give them blocks.
+"""How much faster more workers are, and what it costs to distribute blocks to them.
 
     python benchmarks/scaling.py [--rounds 3] [--side 2048] [--tile 512] [--blocks 1000 10000 100000 1000000] [--json]
 
-**Strong scaling**: one image, segmented by 1 and by 2 workers of one thread each, in turn, by a network of the paper's
-shape with half its channels; medians of the rounds. A worker has one core, as under a batch system that was asked for
-one: what reads ahead and writes behind shares it. `one worker` and `two workers` are seconds from the first of
-`blocks` that is given out to the last that is back; `finish` (pyramid, every file read again) is one process's; `start`
-is a whole command on an image of one block: Python, PyTorch and the model loaded, workers started. `limit` is two
-runs of one worker side by side against one after the other: what cores that share memory and clock give
-where nothing is shared out. The goal for `speed up` is 1.9.
+**Strong scaling**: one image is segmented by 1 and by 2 workers of one thread each, in turn, with a network of the
+paper's shape and half its channels; figures are medians of the rounds. A worker has one core, as under a batch system
+that was asked for one, so the threads that read ahead and write behind share it. `one worker` and `two workers` are
+seconds from giving out the first of `blocks` until the last is back. `finish` (the pyramid, and reading every file
+again) is work of one process. `start` is a whole command on an image of one block: loading Python, PyTorch and the
+model, and starting workers. `limit` is the speed-up of two separate runs of one worker each, side by side instead of
+one after the other: the most that two cores with shared memory and clock could give. The goal for `speed up` is 1.9.
 
-**Scheduling**: a store of so many blocks, and a scheduler, two workers and a client in processes of their own. The
-workers write nothing, and answer at once with the lines that a journal would have, so that client and scheduler are
-all that works. `flights` is how often blocks were given out; in the first row each block went alone. `ms` are
-milliseconds per block: `wall`, and processor time of the two. `MB` is what the memory of either grew by (its peak; the
-client's with 40 bytes per block of arrays). The goal is 1 ms in all, and memory that is flat but for those arrays.
+**Scheduling**: a store of so many blocks, with a scheduler, two workers and a client in processes of their own. The
+workers write nothing, and answer at once with the lines that a journal would have, so that only client and scheduler
+do any work. `flights` is how many flights were sent; in the first row, each block was a flight of its own. `ms` are
+milliseconds per block: `wall` for wall-clock time, the others for the processor time of client and scheduler. `MB` is
+the growth of their memory, up to its peak (the client's includes 40 bytes per block for arrays). The goal is 1 ms in
+all, and memory that does not grow apart from those arrays.
 """
 
 import argparse
@@ -49,7 +50,7 @@ from tilenet.worker import Answer, Outcome, Task
 BLOCK = 512
 HERE = Path(__file__).parent
 ENVIRON = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-# On a dask worker the function is imported by name from this file.
+# Imports this file as a module, so that Dask workers find its functions by name.
 CLIENT = "import sys, scaling; print(scaling.measure(sys.argv[1], *map(int, sys.argv[2:])))"
 Row = dict[str, float]
 
@@ -58,7 +59,7 @@ Row = dict[str, float]
 
 
 def strong_scaling(side: int, rounds: int, tile: int, **network: int) -> Row:
-    """Return the median seconds of runs by one and by two workers, in turn."""
+    """Return the median seconds of runs by one and by two workers, which take turns."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder, model = Path(name), str(Path(name) / "model.safetensors")
@@ -94,19 +95,19 @@ def strong_scaling(side: int, rounds: int, tile: int, **network: int) -> Row:
 
 
 def give_cores(client: object, cores: list[int]) -> None:
-    """Give each worker one core, with all the threads it has, and so all that it starts."""
+    """Pin each worker to one core: all threads it has, and therefore all that they start."""
     for address, core in zip(sorted(client.scheduler_info(n_workers=-1)["workers"]), cores, strict=True):
         client.run(take_core, core, workers=[address])
 
 
 def take_core(core: int) -> None:
-    """Keep this process to one core."""
+    """Pin all threads of this process to one core."""
     for thread in Path("/proc/self/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
 
 
 def seconds_of_command(image: Path, *options: str) -> float:
-    """Return the seconds of the whole command."""
+    """Return the seconds that the whole command takes."""
     command = [sys.executable, "-m", "tilenet", "segment", str(image), "--out", f"{image}.mask.zarr", *options]
     started = perf_counter()
     subprocess.run(command, env=ENVIRON, stdout=subprocess.DEVNULL, check=True)
@@ -118,12 +119,12 @@ def seconds_of_command(image: Path, *options: str) -> float:
 
 @cache
 def layout_of(out: str) -> Layout:
-    """Return the layout of a store, read once per process."""
+    """Return the layout of a store, which each process reads once."""
     return Store.inspect(out).layout
 
 
 def answer(task: Task, blocks: tuple[int, ...], flight: str, seconds: float) -> Answer:
-    """Stand for `distributed.answer`: on a worker, say at once that blocks were written."""
+    """Replace `distributed.answer` on a worker: answer at once that the blocks were written."""
     layout, digest = layout_of(task.out), sha256(flight.encode()).hexdigest()
     pixels = BLOCK * BLOCK
     lines = {index: line_of(layout, 0, index, [Written(1000, digest)]) for index in blocks}
@@ -131,24 +132,24 @@ def answer(task: Task, blocks: tuple[int, ...], flight: str, seconds: float) -> 
 
 
 class CountingStore(Store):
-    """Counts the flights that come back."""
+    """A store that counts the flights that come back."""
 
     flights = 0
 
     def forget(self, flight: str) -> None:
-        """Count one."""
+        """Count one flight."""
         self.flights += 1
         super().forget(flight)
 
 
 def memory(name: str, pid: int | str = "self") -> int:
-    """Return bytes of a process: ``VmRSS`` or ``VmHWM``."""
+    """Return the memory of a process in bytes: ``VmRSS`` or ``VmHWM``."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def give_out(client: object, blocks: int) -> tuple[int, int]:
-    """Have a store of so many blocks filled; return how many there were, and in how many flights they went."""
+    """Let workers fill a store of so many blocks; return the number of blocks and of flights."""
     side = isqrt(blocks)
     layout = Layout("yx", (side * BLOCK, side * BLOCK), (BLOCK, BLOCK), (None, None), "scaling", {1: ("one", None)})
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +162,7 @@ def give_out(client: object, blocks: int) -> tuple[int, int]:
 
 
 def measure(scheduler_file: str, scheduler: int, blocks: int, most: int) -> str:
-    """Give out so many blocks, at most so many at once, in the process of the client; return a row as JSON."""
+    """Give out so many blocks, at most `most` in a flight, from the client's process; return a row as JSON."""
     distributed.answer, flights.MOST = answer, most
     other = psutil.Process(scheduler)
 
@@ -170,7 +171,7 @@ def measure(scheduler_file: str, scheduler: int, blocks: int, most: int) -> str:
 
     with clusters.existing_cluster(scheduler_file) as client:
         client.wait_for_workers(2)
-        give_out(client, 100)  # all have loaded what they need
+        give_out(client, 100)  # now all processes have loaded what they need
         memory_before = memory("VmRSS"), memory("VmRSS", scheduler)
         before = spent()
         done, given_out = give_out(client, blocks)
@@ -183,7 +184,7 @@ def measure(scheduler_file: str, scheduler: int, blocks: int, most: int) -> str:
 
 @contextmanager
 def dask(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Start a scheduler and two workers in processes of their own; yield the scheduler's file and process number."""
+    """Start a scheduler and two workers in processes of their own; yield the scheduler's file and process id."""
     file = folder / "scheduler.json"
     begin = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--scheduler-file", file]
     work = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", file, "--nthreads", "1"]
@@ -205,7 +206,7 @@ def dask(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def scheduling(blocks: int, most: int) -> Row:
-    """Return what giving out so many blocks takes."""
+    """Return the time and memory that giving out so many blocks takes."""
     with tempfile.TemporaryDirectory() as folder, dask(Path(folder)) as (file, scheduler):
         command = [sys.executable, "-c", CLIENT, str(file), *map(str, (scheduler, blocks, most))]
         done = subprocess.run(command, env=ENVIRON, stdout=subprocess.PIPE, text=True, check=True)

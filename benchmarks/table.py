@@ -1,10 +1,10 @@
-"""Measure speed anew and write it into README and docs/figures.md, or only write it.
+"""Measure speed and write the tables in README.md and docs/figures.md, or only write the tables.
 
     python benchmarks/table.py             twenty minutes on a quiet machine; results go to benchmarks/speed.json
     python benchmarks/table.py --write     the tables from benchmarks/speed.json, without measuring
 
-Runs `efficiency.py` for three networks and `peers.py`, and puts their tables between two markers: in the README other
-ways with the tile that is fastest for them, in the figures all tiles.
+Runs `efficiency.py` for three networks, and `peers.py`. Their tables go between two markers on each page: the README
+lists other ways only with the tile size that is fastest for them, docs/figures.md lists all tile sizes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def measured(script, *arguments):
 
 
 def measure():
-    """Return all results: some twenty minutes during which nothing else should run."""
+    """Return all results; takes some twenty minutes, during which nothing else should run."""
     return {
         "efficiency": [measured("efficiency.py", *network) for network in EFFICIENCY],
         "peers": measured("peers.py", *PEERS),
@@ -36,7 +36,7 @@ def measure():
 
 
 def efficiency_table(results):
-    """Return one row a network: efficiency and speed of each way."""
+    """Return a table with one row per network: efficiency and speed of each way."""
     rows = [
         "| network | whole command | same engine, in memory | plain, channels last | the paper's loop |",
         "|---|---|---|---|---|",
@@ -49,14 +49,14 @@ def efficiency_table(results):
 
 
 def at_their_best(rows):
-    """Return the rows of tilenet, and the fastest of each other way."""
+    """Return all rows of tilenet, and the fastest row of each other way."""
     ways = dict.fromkeys(row["way"] for row in rows if row["way"] != "tilenet")
     best = [max((row for row in rows if row["way"] == way), key=lambda row: row["px_per_s"]) for way in ways]
     return [row for row in rows if row["way"] == "tilenet"] + best
 
 
 def peers_table(rows_found):
-    """Return one row a way and tile."""
+    """Return a table with one row per way and tile size."""
     rows = ["| way, tile | px/s | peak memory | error | tilenet is faster by |", "|---|---|---|---|---|"]
     for row in rows_found:
         error = "none" if row["error"] == 0 else f"{row['error']:.0e}"
@@ -67,7 +67,7 @@ def peers_table(rows_found):
 
 
 def render(results):
-    """Return what stands between the README's markers."""
+    """Return the text between the markers of the README."""
     peers = results["peers"]
     return f"""{BEGIN}
 {efficiency_table(results["efficiency"])}
@@ -83,12 +83,12 @@ with the fastest tile of tilenet that takes no more memory. `benchmarks/peers.py
 
 
 def render_figures(results):
-    """Return what stands between the markers of the figures."""
+    """Return the text between the markers of docs/figures.md."""
     return f"{BEGIN}\n{peers_table(results['peers']['rows'])}\n\n{END}"
 
 
 def put(path, text):
-    """Write a text between the markers of a page."""
+    """Replace the text between the markers of a page, markers included."""
     page = path.read_text(encoding="utf-8")
     before, after = page.index(BEGIN), page.index(END) + len(END)
     path.write_text(page[:before] + text + page[after:], encoding="utf-8")

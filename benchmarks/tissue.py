@@ -1,16 +1,17 @@
-"""What skipping glass saves: runs of one slide with and without ``--tissue``, in turns.
+"""What skipping glass saves: runs of one slide with and without ``--tissue``, which take turns.
 
     python benchmarks/tissue.py SLIDE [--canvas 6144] [--rounds 3] [--json]
     python benchmarks/tissue.py SLIDE --lost [--level 1] [--channels 0]
 
-With ``--canvas N`` the slide, a colour picture, lies in the middle of N x N px of its own glass, the
-brightest square of it repeated: scans of whole slides have that much glass, small test files have not. A row
-is one round: seconds of each run, from the first look at the file to the last check of the mask, and their
-ratio. The last line has the median ratio, and the part of the pixels that lies in blocks with tissue: the
-inverse of that is the most that the ratio could be.
+With ``--canvas N``, the slide, a colour picture, is put in the middle of N x N px of its own glass, made by repeating
+its brightest square. Scans of whole slides have that much glass; small test files do not. Each row is one round: the
+seconds of each run, from opening the file to the last check of the mask, and their ratio. The last line has the
+median ratio, and the fraction of the pixels that lies in blocks with tissue. The inverse of that fraction is an upper
+bound on the ratio.
 
-With ``--lost`` nothing is timed: objects (connected pixels of the mask) that a run without ``--tissue`` finds, and
-those that lie outside the map as a whole. Blocks being larger than the map's cells, fewer are lost in fact.
+With ``--lost``, nothing is timed. The script counts the objects (connected pixels of the mask) that a run without
+``--tissue`` finds, and those of them that lie entirely outside the tissue map. Because blocks are larger than the map's
+cells, fewer objects are lost in fact.
 """
 
 import argparse
@@ -34,7 +35,7 @@ GLASS = 256
 
 
 def on_canvas(slide: Path, side: int, out: Path) -> Path:
-    """Write a pyramid of a slide in the middle of its own glass; return its path."""
+    """Write a pyramid with the slide in the middle of its own glass; return its path."""
     with tilenet.open_image(slide) as image:
         h, w = image.box_shape
         pixels = np.moveaxis(image.read_inside(tilenet.Box.of_shape((h, w))), 0, -1)
@@ -52,7 +53,7 @@ def on_canvas(slide: Path, side: int, out: Path) -> Path:
 
 
 def lost(slide: Path, **options: Any) -> str:
-    """Return how many objects lie outside the map of a slide, and how large they are."""
+    """Return a line saying how many objects lie outside the tissue map of a slide, and how large they are."""
     mask = tilenet.segment(slide, **options)
     job = settle(slide, "nuclei", Options(tissue=True, **options))
     labels, count = ndimage.label(mask)
@@ -66,7 +67,7 @@ def lost(slide: Path, **options: Any) -> str:
 
 
 def main() -> None:
-    """Measure, and print a row a round."""
+    """Measure, and print one row per round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slide", type=Path)
     parser.add_argument("--canvas", type=int)
