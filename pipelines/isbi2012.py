@@ -3,13 +3,14 @@
     python pipelines/isbi2012.py DATA OUT [--epochs 60] [--resume]
 
 DATA holds image/ and label/ with the slices 00.png to 23.png of the labelled stack (label: 0 membrane, 255 cell
-interior). Consecutive slices are nearly the same image, so the test slices are the last ones, apart by z, and
-not drawn at random: 20-23 are scored. A first network is trained on 00-16; 17-18 choose its epoch, 17-19 levels and
-size. The network that is scored is then trained on 00-18, up to that epoch; 19 stays untrained on, as a gap. What is
-scored is its mean over turned and mirrored versions of a slice. Cells grow by watershed until they
-meet, so that their Rand and information scores are those of thinned borders, the challenge's final form
-(Arganda-Carreras et al. 2015, https://doi.org/10.3389/fnana.2015.00142); the plain form is scored too, where the
-membranes are a segment like any other. With `OMP_NUM_THREADS=1` a run gives the same bytes again.
+interior). Consecutive slices are nearly the same image, so the test slices are not drawn at random: they are the last
+ones, 20-23, separated from the others in z. A first network is trained on 00-16. Slices 17-18 choose its epoch, and
+17-19 choose the levels and the size. The network that is scored is then trained on 00-18, up to that epoch; 19 is never
+trained on, as a gap. The scores are those of the mean of its output over turned and mirrored versions of a slice. Cells
+are grown by watershed until they meet, so that their Rand and information scores are those of thinned borders, the
+challenge's final form (Arganda-Carreras et al. 2015, https://doi.org/10.3389/fnana.2015.00142). The plain form, in
+which the membranes are a segment like any other, is scored too. With `OMP_NUM_THREADS=1`, a repeated run gives the same
+bytes.
 """
 
 import argparse
@@ -33,12 +34,12 @@ VALIDATION = ("17", "18")
 GAP = ("19",)
 CHOOSING = (*VALIDATION, *GAP)
 TEST = ("20", "21", "22", "23")
-# Cutting at other levels trades split against merged cells; chosen by the first network.
+# Thresholds of the interior probability, which trade split against merged cells; chosen with the first network.
 LEVELS = tuple(round(0.02 * k, 2) for k in range(15, 49))
 SIZES = (1, 30, 100)
 
-# Plain cross entropy: its probabilities are calibrated, which is what the pixel error asks for. (The paper's
-# border weights are `w0=10`.)
+# Plain cross entropy, because it gives calibrated probabilities, which the pixel error needs. (The paper's border
+# weights are `w0=10`.)
 RECIPE = Recipe(
     targets="mask",
     depth=4,
@@ -60,8 +61,8 @@ RECIPE = Recipe(
     average=0.99,
     precision="bf16",
 )
-# The labels lie half a pixel above and a quarter to the left of what they are labels of: on each of the training
-# slices, the image agrees best with its label (correlation) when it is moved by so much.
+# The labels lie half a pixel above and a quarter of a pixel to the left of the structures that they label: on each
+# training slice, the correlation of image and label is highest when the image is moved by this offset.
 OFFSET = (-0.5, -0.25)
 CARD = tilenet.ModelCard(
     name="isbi2012",
@@ -85,7 +86,7 @@ def interior(network: tilenet.UNet, image: np.ndarray) -> np.ndarray:
 
 
 def cells(found: np.ndarray, level: float, size: int) -> np.ndarray:
-    """Return the cells, numbered: connected places of that level and size, grown by watershed until they meet."""
+    """Return numbered cells: connected regions above that level, of at least that size, grown until they meet."""
     seeds = label(found > level, connectivity=1)
     seeds[(np.bincount(seeds.ravel()) < size)[seeds]] = 0
     return watershed(-found, seeds)
@@ -108,7 +109,7 @@ def plain_rand(found: np.ndarray, truth: np.ndarray, level: float) -> float:
 
 
 def picture(image: np.ndarray, truth: np.ndarray, numbered: np.ndarray) -> np.ndarray:
-    """Return a slice beside its true and its found cells (y, 3 x, 3) uint8, each cell in the truth's colour."""
+    """Return a slice beside its true and its found cells (y, 3 x, 3) uint8; a found cell has its true cell's colour."""
     overlap = np.zeros((numbered.max() + 1, truth.max() + 1), int)
     np.add.at(overlap, (numbered, truth), 1)
     found = np.where(find_boundaries(numbered), 0, overlap[:, 1:].argmax(axis=1)[numbered] + 1)
@@ -118,7 +119,7 @@ def picture(image: np.ndarray, truth: np.ndarray, numbered: np.ndarray) -> np.nd
 
 
 def score(first: tilenet.UNet, final: tilenet.UNet, data: Path, out: Path) -> dict[str, float]:
-    """Choose levels and size by the first network, then score the final one, with a picture of each test slice."""
+    """Choose levels and size with the first network, then score the final one and draw a picture of each test slice."""
     stems = (*CHOOSING, *TEST)
     found = {
         stem: interior(final if stem in TEST else first, read_image(data / "image" / f"{stem}.png")) for stem in stems
@@ -142,13 +143,13 @@ def score(first: tilenet.UNet, final: tilenet.UNet, data: Path, out: Path) -> di
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return a slice (y, x) uint8, moved to where its label lies."""
+    """Return a slice (y, x) uint8, moved so that it lies on its label."""
     moved = ndi.shift(imread(path).astype(np.float32), OFFSET, order=3, mode="mirror")
     return moved.round().clip(0, 255).astype(np.uint8)
 
 
 def make_pairs(data: Path, pairs: Path) -> None:
-    """Lay the stack out for training: the images, moved to their labels, and each connected interior as one object."""
+    """Write the stack for training: images moved onto their labels, and labels with one object per connected interior."""
     for part in ("images", "labels"):
         (pairs / part).mkdir(parents=True, exist_ok=True)
     for path in sorted((data / "label").glob("*.png")):

@@ -2,7 +2,7 @@
 
     python pipelines/sample_picture.py docs/sample.png
 
-Runs the packaged model on the sample slide and draws the mask's outlines on a copy of the part.
+Runs the packaged model on the sample slide, and draws the outlines of the mask on a copy of that part.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python pipelines/segment_folder.py slides/ masks/ --workers 4
     python pipelines/segment_folder.py slides/ masks/ --cluster pipelines/cluster_slurm.yaml
 
-Run it again after a kill: what is complete is skipped, what is not is gone on with.
+If it is killed, run it again: complete masks are skipped, and incomplete ones are resumed.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
     python pipelines/segment_volume.py volume.zarr mask.zarr --model network.safetensors --axes zyx --workers 4
 
-A 3-D network runs over zyx, a 2-D one over each plane. The volume is never in memory; run it again after a kill.
+A 3-D network runs over zyx, a 2-D network over each plane. The volume is never in memory whole. If the script is
+killed, run it again to resume.
 """
 
 import argparse

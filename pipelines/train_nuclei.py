@@ -2,13 +2,13 @@
 
     python pipelines/train_nuclei.py DATA OUT.safetensors [--epochs 32] [--start MODEL]
 
-The packaged model took 20 epochs from its weights before (`--epochs 20 --start`), which had 48, the first 32 from
-random ones.
+The packaged model was trained for 20 epochs (`--epochs 20 --start`) from its previous weights, which had 48 epochs
+behind them, the first 32 from random weights.
 
-DATA is the stage 1 training set of the 2018 Data Science Bowl (BBBC038v1, CC0, Caicedo et al. 2019,
-with the community's corrected labels) as a folder of images/ and labels/, the names beginning with
-the kind: fluo_, colour_, bfgray_. The images of nuclei_test.txt, a fifth of each kind, are never
-read; those of nuclei_validation.txt choose the epoch. The scores of both, by kind, go onto the model card.
+DATA is the stage 1 training set of the 2018 Data Science Bowl (BBBC038v1, CC0, Caicedo et al. 2019, with the
+community's corrected labels), as a folder of images/ and labels/ in which each name begins with its kind: fluo_,
+colour_, bfgray_. The images listed in nuclei_test.txt, a fifth of each kind, are never trained on; those in
+nuclei_validation.txt choose the epoch. The scores of both, by kind, are written on the model card.
 """
 
 import argparse
@@ -23,9 +23,9 @@ HERE = Path(__file__).parent
 KINDS = ("fluo", "colour", "bfgray")
 
 RECIPE = Recipe(
-    targets="depth",  # rim, body and centre tell touching nuclei apart; a seed lies in each centre
+    targets="depth",  # rim, body and centre separate touching nuclei; each centre holds a seed
     class_weights=(1.0, 1.5, 1.5, 1.5),
-    small=300,  # half of all nuclei are smaller: pooled scores count objects, not pixels
+    small=300,  # half of all nuclei are smaller, and pooled scores count objects, not pixels
     w0=5,
     tile=244,
     zoom=1.7,  # pixel sizes are unknown and mixed, in training and in use
@@ -42,7 +42,7 @@ RECIPE = Recipe(
     grey=0.1,
     dab=0.6,
     dyed=0.6,
-    holes=0.4,  # or white holes in tissue pass for the bright nuclei of fluorescence
+    holes=0.4,  # otherwise white holes in tissue are taken for bright nuclei of fluorescence
     shares={"fluo": 0.58, "colour": 0.36, "bfgray": 0.06},
     batch=8,
     crops=800,
@@ -84,7 +84,7 @@ def names(file: str) -> list[str]:
 
 
 def scores_by_kind(model: UNet, data: Path, stems: list[str]) -> dict[str, dict[str, float]]:
-    """Return the scores of all images, and of each kind."""
+    """Return the scores of all images together, and of each kind."""
     by_kind = {kind or "all": [s for s in stems if s.startswith(kind)] for kind in ("", *KINDS)}
     scores = {kind: score_pairs(model, data, some) for kind, some in by_kind.items()}
     return {kind: {k: round(v, 3) for k, v in values.items()} for kind, values in scores.items()}
@@ -97,7 +97,7 @@ def show(p: Progress) -> None:
 
 
 def main() -> None:
-    """Train, then score the best epoch on the images that were held back."""
+    """Train, then score the best epoch on the images that were held out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
