@@ -149,7 +149,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def make_pairs(data: Path, pairs: Path) -> None:
-    """Write the stack for training: images moved onto their labels, and labels with one object per connected interior."""
+    """Write the training data: images moved onto their labels, and labels with one object per connected interior."""
     for part in ("images", "labels"):
         (pairs / part).mkdir(parents=True, exist_ok=True)
     for path in sorted((data / "label").glob("*.png")):
