@@ -1,4 +1,4 @@
-"""Changes to the file system. All of them go through `step`, where tests can make them fail or kill the process."""
+"""Changes to the file system, which go through `step`: there, tests can make them fail or kill the process."""
 
 from __future__ import annotations
 
