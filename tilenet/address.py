@@ -1,4 +1,4 @@
-"""Addresses of what is remote, and what of them may be shown: never a password, never a signature."""
+"""Addresses of remote images, and the part of them that may be shown: never a password or a signature."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from tilenet.errors import ImageError, OutputError
 
 SCHEMES = ("https", "http", "s3")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-# A path keeps one of the two slashes.
+# `pathlib.Path` collapses the two slashes after the colon into one.
 _SCHEME_OF_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:@\s]+)(:\d+)?")
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a remote image lies; as text it is what may be shown and stored, and opens the image where it is public.
+    """The address of a remote image.
+
+    As text it holds no secrets, so that it may be shown and stored; it still opens the image if that is public.
 
     Attributes
     ----------
     scheme, host : str
         One of `SCHEMES`; the host with its port, or the bucket.
     path : str
-        As it is, not as URLs encode it; no slash at its ends.
+        Without percent-encoding, and without a slash at either end.
     query, login : str
-        Behind the question mark, and ``user:password`` in front of the host: both may open doors.
+        What follows the question mark, and the ``user:password`` before the host. Both may hold credentials.
     """
 
     scheme: str
@@ -42,7 +44,7 @@ class Address:
 
 
 def is_address(name: object) -> bool:
-    """Tell whether a name is an address, not a path.
+    """Return whether a name is an address rather than a path.
 
     >>> is_address("https://host/image.zarr"), is_address("image.zarr"), is_address("C:/image.zarr")
     (True, False, False)
@@ -51,7 +53,7 @@ def is_address(name: object) -> bool:
 
 
 def parse_address(text: str) -> Address:
-    """Return the parts of an address (`ImageError` if it is of another kind, or cannot be understood).
+    """Parse an address (raises `ImageError` if its scheme is not supported, or if it is malformed).
 
     >>> str(parse_address("https://me:secret@host/my%20image.zarr?signature=secret"))
     'https://host/my%20image.zarr'
@@ -62,7 +64,7 @@ def parse_address(text: str) -> Address:
         raise ImageError(
             f"{shown(text)}: is an address of the kind {scheme}, and {', '.join(SCHEMES)} are read. Fetch it first"
         )
-    if scheme == "s3":  # not a URL: what follows the bucket is the key, whatever its characters
+    if scheme == "s3":  # not a URL: everything after the bucket is the key, even ? and #
         bucket, _, key = rest.partition("/")
         address = Address(scheme, bucket, key.strip("/"), login=bucket.rpartition("@")[0])
     else:
@@ -80,7 +82,7 @@ def parse_address(text: str) -> Address:
 
 
 def shown(name: str) -> str:
-    """Return a name without what may open doors; what is no address as it is.
+    """Return an address without its credentials; return a path unchanged.
 
     >>> shown("https://me:secret@host:80/image.zarr?signature=secret"), shown("slide?.tif")
     ('https://host:80/image.zarr', 'slide?.tif')
@@ -91,12 +93,12 @@ def shown(name: str) -> str:
     rest = rest if scheme.lower() == "s3" else re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
     host = host.rpartition("@")[2]
-    # A password with a slash, unencoded, is no host: nothing of it is shown.
+    # If a password holds an unencoded slash, its first part looks like a host: then show nothing.
     return f"{scheme}://{host}{slash}{path}".rstrip("/") if _HOST.fullmatch(host) else f"{scheme}://..."
 
 
 def last_name(name: str) -> str:
-    """Return the last part of a path or an address: what a file there would be called.
+    """Return the last part of a path or an address: the name that a file there would have.
 
     >>> last_name("https://host/a/image.ome.zarr/?signature=x"), last_name("slides/a.svs")
     ('image.ome.zarr', 'a.svs')
@@ -112,5 +114,5 @@ def check_local(out: str | Path) -> None:
 
 
 def absolute(name: str | Path) -> str:
-    """Return where a file lies, for whoever has another working directory; names of no file as they are."""
+    """Return the absolute path of an existing file, for use from other working directories; other names unchanged."""
     return str(Path(name).absolute()) if Path(name).exists() else str(name)

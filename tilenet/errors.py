@@ -1,4 +1,4 @@
-"""Every error that tilenet raises on purpose, and the exit code that goes with it.
+"""Every error that tilenet raises on purpose, and its exit code.
 
     TilenetError                     2   refused: bad input or settings
     ├── SettingsError (ValueError)       a setting that cannot be honoured
@@ -13,16 +13,16 @@
     │   ├── OutputMismatch               resumed or used with other options, image or model
     │   └── OutputLocked                 another run is writing it
     ├── BlocksFailed (RuntimeError)  3   the run ended, some blocks could not be computed
-    ├── VerifyFailed (RuntimeError)  3   the mask is not what the network gives
-    └── EnvironmentFault (OSError)   4   disk full, read-only, remote lost: resumable
+    ├── VerifyFailed (RuntimeError)  3   the mask differs from what the network computes
+    └── EnvironmentFault (OSError)   4   disk full or read-only, or remote image lost: resumable
 
-Each message is one line: the file, the number, and the way out. Each kind also inherits
-the builtin that users would catch.
+Each message is one line that names the file, the offending number, and the way out. Each class
+also inherits from the builtin exception that users would expect to catch.
 """
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of what an error says, or of which kind it is where it says nothing.
+    r"""Return the first line of an error's message, or the name of its class if the message is empty.
 
     >>> first_line(ValueError("\n  a\nb")), first_line(ValueError())
     ('a', 'ValueError')
@@ -31,7 +31,7 @@ def first_line(error: BaseException) -> str:
 
 
 class TilenetError(Exception):
-    """Anything that tilenet refuses or gives up on; `exit_code` is that of the command."""
+    """Base class of the errors that tilenet raises on purpose; a command that fails with one exits with `exit_code`."""
 
     exit_code = 2
 
@@ -45,7 +45,7 @@ class ImageError(TilenetError, ValueError):
 
 
 class ImageNotFound(ImageError, FileNotFoundError):
-    """There is nothing at the path of the image."""
+    """There is no file at the image's path."""
 
 
 class ModelError(TilenetError, ValueError):
@@ -61,7 +61,7 @@ class OutputError(TilenetError, ValueError):
 
 
 class OutputExists(OutputError, FileExistsError):
-    """The output is there already, and neither `resume` nor `overwrite` was said."""
+    """The output already exists, and neither `resume` nor `overwrite` was given."""
 
 
 class OutputNotFound(OutputError, FileNotFoundError):
@@ -69,11 +69,11 @@ class OutputNotFound(OutputError, FileNotFoundError):
 
 
 class OutputIncomplete(OutputError):
-    """The mask has blocks that are not written yet."""
+    """Some blocks of the mask are not written yet."""
 
 
 class OutputMismatch(OutputError):
-    """The mask was made, or the run to be resumed was started, with other options, image or model."""
+    """The mask was made with other options, image or model, or the run to be resumed was started with others."""
 
 
 class OutputLocked(OutputError):
@@ -87,12 +87,12 @@ class BlocksFailed(TilenetError, RuntimeError):
 
 
 class VerifyFailed(TilenetError, RuntimeError):
-    """The mask differs from what the network gives; the message says where."""
+    """The mask differs from what the network computes; the message says where."""
 
     exit_code = 3
 
 
 class EnvironmentFault(TilenetError, OSError):
-    """The disk is full or read-only, or a remote is lost; the run can be resumed."""
+    """The disk is full or read-only, or a remote image is out of reach; the run can be resumed."""
 
     exit_code = 4

@@ -1,7 +1,7 @@
-"""Boxes of integers, and the mirror: all the geometry that there is.
+"""Integer boxes and mirrored indices: all the geometry that tilenet needs.
 
-Lengths are in pixels, axes in array order. Integers stay integers: nothing here divides
-with a remainder unnoticed.
+Lengths are in pixels, axes in array order. Everything is an integer, and every division is
+explicitly rounded up or down.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def round_up(a: int, step: int) -> int:
 
 
 def mirror(index: int, length: int) -> int:
-    """Fold an index from anywhere on the infinitely mirrored line into `range(length)`.
+    """Map an index on the infinitely mirrored axis to the pixel in `range(length)` that it shows.
 
-    The edge pixel is not repeated (NumPy's ``reflect``), and it folds as often as needed.
+    The edge pixel is not repeated (NumPy's ``reflect``), and the index is reflected as often as needed.
 
     >>> [mirror(i, 5) for i in range(-3, 8)]
     [3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1]
@@ -54,7 +54,7 @@ class Box:
     Attributes
     ----------
     start, stop : tuple of int
-        Pixels, one per axis.
+        First pixel, and one past the last pixel, along each axis.
 
     Examples
     --------
@@ -74,7 +74,7 @@ class Box:
 
     @classmethod
     def of_shape(cls, shape: Sequence[int]) -> Box:
-        """Return the box of a whole array of that shape."""
+        """Return the box that covers a whole array of the given shape."""
         return cls((0,) * len(shape), tuple(shape))
 
     @property
@@ -84,7 +84,7 @@ class Box:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Lengths, never negative."""
+        """Length along each axis, never negative."""
         return tuple(max(0, b - a) for a, b in zip(self.start, self.stop, strict=True))
 
     @property
@@ -94,18 +94,18 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """The same box as an index of an array; it must not start below zero."""
+        """The box as slices that index an array; it must not start below zero."""
         if any(a < 0 for a in self.start):
             raise ValueError(f"{self} starts below zero: NumPy would count from the end")
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
     def __and__(self, other: Box) -> Box:
-        """Return what both boxes cover (empty boxes have a zero in their shape)."""
+        """Return the intersection of two boxes (an empty one has a zero in its shape)."""
         start = tuple(map(max, self.start, other.start))
         return Box(start, tuple(max(a, b) for a, b in zip(start, map(min, self.stop, other.stop), strict=True)))
 
     def __contains__(self, other: Box) -> bool:
-        """Tell whether `other` lies inside this box."""
+        """Return whether `other` lies inside this box."""
         return (self & other) == other
 
     def shifted(self, offset: Sequence[int]) -> Box:
@@ -114,7 +114,7 @@ class Box:
         return Box(start, tuple(b + d for b, d in zip(self.stop, offset, strict=True)))
 
     def relative_to(self, origin: Sequence[int]) -> Box:
-        """Return the box as seen from the pixel `origin`."""
+        """Return the box in coordinates counted from the pixel `origin`."""
         return self.shifted([-o for o in origin])
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: cleaned up after, and within seconds whatever a library is busy with."""
+"""SIGINT and SIGTERM: end a run cleanly, and within seconds even if a library call does not return."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-# Seconds that blocks in flight have to be finished; a store survives a kill, so no more are needed.
+# Seconds that blocks in progress get to finish. A store survives being killed, so a longer wait is not needed.
 GRACE = 3.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """A signal, made an exception that nothing which catches errors catches."""
+    """A signal as an exception; derived from BaseException so that ``except Exception`` does not catch it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -26,16 +26,16 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interruptible(last_words: Callable[[], None]) -> Iterator[None]:
-    """Raise `Interrupted` on the first signal, ignore more; end the process if that takes too long.
+    """Raise `Interrupted` on the first signal, ignore later ones, and end a process that takes longer than `GRACE`.
 
-    Python runs a signal's handler between two of its own steps, so not while a forward pass
-    of minutes or a read that hangs is under way. A thread that the C handler wakes has no
-    such wait.
+    Python runs a signal handler between two bytecode instructions of the main thread, so not during
+    a forward pass of minutes or a read that hangs. A thread woken through `signal.set_wakeup_fd` does
+    not have to wait for that.
 
     Parameters
     ----------
     last_words : callable
-        Called before a process that does not end by itself is ended.
+        Called just before a process that has not ended by itself is terminated.
     """
     before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
     ours, theirs = socket.socketpair()
@@ -46,7 +46,7 @@ def interruptible(last_words: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(-1)
-        theirs.close()  # ends the thread, unless a signal woke it
+        theirs.close()  # ends the thread, unless a signal has already woken it
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -58,14 +58,14 @@ def _interrupt(number: int, frame: Any) -> NoReturn:
 
 
 def _ignore(number: int, frame: Any) -> None:
-    """Let what the first signal began come to its end."""
+    """Do nothing, so that the cleanup begun by the first signal can finish."""
 
 
 def _watch(woken: socket.socket, last_words: Callable[[], None]) -> None:
-    # Every signal that has a handler in Python wakes it, those of others too.
+    # Every signal with a Python handler writes to this socket, including handlers installed by other code.
     while (number := woken.recv(1)) and number[0] not in SIGNALS:
         pass
-    if number:  # not closed here: a second signal would have nowhere to be written to
+    if number:  # the socket stays open, because a second signal is written to it too
         time.sleep(GRACE)
         last_words()
         os._exit(128 + number[0])
