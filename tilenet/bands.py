@@ -1,9 +1,10 @@
-"""Bands of rows: how a tile goes through an unpadded network piece by piece, and what memory that takes.
+"""Bands of rows: how a tile goes through an unpadded network piece by piece, and how much memory that takes.
 
-Of a network that neither pads nor clamps (`AxisFootprint.spoiled` is zero), each row of the output
-depends on rows of the input alone, not on where the tile ends. So the first rows make an output of
-their own, each `step` rows after them make `step` rows more, and what a layer needs of earlier rows
-it keeps: the result is the tile's, with the activations of a band in memory instead of the tile's.
+In a network that neither pads nor clamps (`AxisFootprint.spoiled` is zero), each output row depends
+only on input rows, not on where the tile ends. So the first band of rows gives the first output rows,
+and each further `step` input rows give `step` more output rows, as every layer keeps the earlier rows
+that it still needs. The result is that of the whole tile, but only the activations of one band are in
+memory at a time.
 """
 
 from __future__ import annotations
@@ -15,25 +16,26 @@ from math import prod
 from tilenet.footprint import AxisFootprint
 from tilenet.geometry import round_down
 
-# Bytes of the first block's activations in a band, float32, and most pixels of one. The deepest layers read all their
-# weights for each band: with two thirds of these bytes, wf 5 and 6 take 4 to 7 % more time, with more no less.
+# Bytes of a band's float32 activations in the U-Net's first block, and the most pixels of a band. The deepest layers
+# read all their weights for each band: with two thirds of these bytes, wf 5 and 6 take 4 to 7 % more time. More bytes
+# save no time.
 BAND_BYTES, MOST_PIXELS = 96_000_000, 2**20
-# Rows of a band are so many steps, or a multiple: then the deepest layer has whole squares of Winograd's.
+# A band's rows are a multiple of this many steps, so that Winograd squares fit the deepest layer's rows exactly.
 STEPS = 4
 
 
 def can_band(axis: AxisFootprint) -> bool:
-    """Tell whether rows of the output depend on nothing but rows of the input."""
+    """Return whether a tile can be computed in bands along this axis: its ends affect no output pixel."""
     return axis.spoiled == (0, 0)
 
 
 def halves(pool_size: Sequence[int]) -> bool:
-    """Tell whether pooling is 2x2, so that a block of the network, too, can be done a few rows at a time."""
+    """Return whether pooling is 2x2, so that a U-Net block can be computed a few rows at a time, too."""
     return tuple(pool_size) == (2, 2)
 
 
 def band_pixels(channels: int) -> int:
-    """Return the input pixels of a band of a network whose first block has so many channels.
+    """Return the number of input pixels of a band, for a network whose first block has `channels` channels.
 
     >>> band_pixels(64), band_pixels(4)
     (375000, 1048576)
@@ -42,9 +44,10 @@ def band_pixels(channels: int) -> int:
 
 
 def split_rows(axis: AxisFootprint, length: int, width: int, pixels: int) -> list[tuple[int, int]]:
-    """Return the input rows of each band of so many pixels, of a legal `length` of rows `width` pixels long.
+    """Return the input rows (start, stop) of each band of about `pixels` pixels.
 
-    The first band is a legal input, all others are a multiple of the step.
+    The tile has `length` rows, a legal length, of `width` pixels each. The number of rows of the
+    first band is a legal length, too; that of every other band is a multiple of the step.
 
     >>> split_rows(AxisFootprint(step=16, lost=92, smallest=188), 1228, 1228, 500_000)
     [(0, 396), (396, 780), (780, 1164), (1164, 1228)]
@@ -57,18 +60,19 @@ def split_rows(axis: AxisFootprint, length: int, width: int, pixels: int) -> lis
 
 @dataclass(frozen=True)
 class Demand:
-    """Bytes that a pass through a network takes.
+    """How many bytes of memory a forward pass takes.
 
     Attributes
     ----------
     per_pixel : float
-        For each input pixel of a batch, from its pixels to its logits.
+        Bytes for each input pixel of a batch, whether or not its activations are in memory.
     in_band : float
-        For each input pixel whose activations are in memory at a time.
+        Bytes for each input pixel whose activations are in memory at the same time.
     axis : AxisFootprint, optional
-        Of the rows, where a tile is done in bands; default all pixels are in memory at a time.
+        Footprint along the rows, if a tile is computed in bands. By default the activations of all
+        pixels are in memory at the same time.
     pixels : int
-        Those of a band.
+        Number of pixels of a band.
     """
 
     per_pixel: float
@@ -77,7 +81,7 @@ class Demand:
     pixels: int = MOST_PIXELS
 
     def of(self, shape: Sequence[int], batch: int = 1) -> int:
-        """Return the bytes of a pass over a batch of tiles that read `shape`.
+        """Return the bytes that a forward pass over a batch of tiles of input shape `shape` takes.
 
         >>> Demand(per_pixel=10, in_band=1000).of((100, 100), batch=2)
         20200000

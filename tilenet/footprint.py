@@ -1,18 +1,18 @@
-"""What a network does to a length, per axis: the arithmetic behind the promise.
+"""What a network does to a length, per axis: the arithmetic that makes tiled results exact.
 
-A network maps an input of legal length ``n`` to an output of length ``n - 2 * lost``, whose
-first `spoiled[0]` and last `spoiled[1]` pixels felt the end of the tile (zero padding, or
-the clamp of bilinear upsampling) and must be thrown away::
+A network maps an input of legal length ``n`` to an output of length ``n - 2 * lost``. Its
+first `spoiled[0]` and last `spoiled[1]` pixels are affected by the end of the tile (by zero
+padding, or by the clamping of bilinear upsampling) and must be thrown away::
 
     input   |<- lost ->|<------------- output ------------->|<- lost ->|
                        |<- spoiled ->|<- exact ->|<- spoiled ->|
 
-Two outputs agree only where their *uncropped* outputs start on one grid of `step` pixels,
-the pooling stride: that is the other half of the arithmetic, and :meth:`AxisFootprint.span`
-is the place where both halves meet.
+There is a second condition: two tiles agree where they overlap only if their *uncropped*
+outputs start on one grid of `step` pixels, the pooling stride. :meth:`AxisFootprint.span`
+satisfies both conditions.
 
-`Extent` derives all of it by walking a network's own layers, so that no margin is typed in
-by hand.
+`Extent` derives these numbers by walking through a network's layers, so that no margin is
+typed in by hand.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from tilenet.geometry import ceil_div, round_down, round_up
 
 
 class IllegalLength(ValueError):
-    """A layer cannot take this length: a pooled length is odd, or nothing is left."""
+    """A layer cannot take this length: pooling does not divide it, or nothing is left of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """One feature map along one axis: where its elements lie, and which of them are exact.
+    """A feature map along one axis: where its elements lie, and which of them are exact.
 
     Attributes
     ----------
     length : int
         Number of elements.
     origin : int
-        Input pixel on which element 0 is centred (the first of them, after pooling).
+        Input pixel on which element 0 is centred; after pooling, the first pixel that it covers.
     stride : int
         Input pixels between two elements.
     exact : tuple of int
-        Half-open range of the elements that the ends of the tile have not touched.
+        Half-open range of the elements that the ends of the tile do not affect.
     step : int
         The largest stride so far.
     """
@@ -56,7 +56,7 @@ class Extent:
 
     @classmethod
     def whole(cls, length: int) -> Extent:
-        """Return the extent of an input of that length: all of it exact."""
+        """Return the extent of an input of the given length, all of it exact."""
         return cls(length, exact=(0, length))
 
     def conv(self, kernel: int, padding: int) -> Extent:
@@ -70,7 +70,7 @@ class Extent:
         )
 
     def pool(self, size: int) -> Extent:
-        """Pool with that size and stride."""
+        """Pool with a window and a stride of `size`."""
         if self.length % size:
             raise IllegalLength(f"a length of {self.length} cannot be pooled by {size}")
         lo, hi = self.exact
@@ -101,7 +101,7 @@ class Extent:
         return self._next(length=self.length * size, stride=self.stride // size, exact=(first, last + 1))
 
     def joined(self, skip: Extent) -> Extent:
-        """Concatenate with a skip connection, of which the centre is taken."""
+        """Concatenate with the centre of a skip connection."""
         cut = (skip.length - self.length) // 2
         if cut < 0 or (skip.origin + cut * skip.stride, skip.stride) != (self.origin, self.stride):
             raise IllegalLength(f"a skip of {skip.length} does not line up with {self.length}")
@@ -122,13 +122,13 @@ class AxisFootprint:
     Attributes
     ----------
     step : int
-        Pooling stride: tiles must lie on one grid of this pitch.
+        Pooling stride: the pitch of the grid on which all tiles must lie.
     lost : int
-        Input pixels that the output lacks at each end.
+        Number of input pixels that the output lacks at each end.
     spoiled : tuple of int
-        Output pixels at the front and at the back that are not exact.
+        Number of output pixels at the front and at the back that are not exact.
     smallest : int
-        The shortest legal input; the others are `step` apart.
+        The shortest legal input length; the other legal lengths follow at every `step`.
     """
 
     step: int = 1
@@ -138,11 +138,11 @@ class AxisFootprint:
 
     @property
     def margin(self) -> int:
-        """Input pixels around a pixel, at each end, that its value depends on."""
+        """How many input pixels on each side an output pixel may depend on."""
         return self.lost + max(self.spoiled)
 
     def is_legal(self, length: int) -> bool:
-        """Tell whether the network takes an input of that length."""
+        """Return whether the network takes an input of the given length."""
         return length >= self.smallest and (length - self.smallest) % self.step == 0
 
     def legal_at_least(self, length: int) -> int:
@@ -159,10 +159,10 @@ class AxisFootprint:
         return length - 2 * self.lost
 
     def span(self, start: int, stop: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return what to read, and what to crop of the output, to write ``start:stop``.
+        """Return which range to read, and which range of the output to keep, in order to write ``start:stop``.
 
-        The uncropped output starts on the global grid, at or before the first pixel that
-        may be spoiled; the read starts `lost` before it.
+        The uncropped output starts on the global grid, early enough that its spoiled pixels lie
+        before `start`. The range to read starts `lost` pixels before the output.
         """
         origin = round_down(start, self.step) - round_up(self.spoiled[0], self.step)
         length = self.legal_at_least(stop - origin + self.spoiled[1] + 2 * self.lost)
@@ -180,13 +180,13 @@ class AxisFootprint:
         Raises
         ------
         ValueError
-            If no length is legal, or what is lost or spoiled depends on the length.
+            If no length is legal, or if `lost` or `spoiled` would depend on the length.
         """
         smallest = next((n for n in range(1, 100_000) if _is_legal(walk, n)), None)
         if smallest is None:
             raise ValueError("no input length is legal for this network")
         step = walk(smallest).step
-        # Far longer than any reach (a U-Net's is 7 steps), so that its two ends do not meet.
+        # Far longer than any network reaches (a U-Net: 7 steps), so that the effects of the two ends do not meet.
         long, longer = walk(smallest + 64 * step), walk(smallest + 65 * step)
         ends = (long.exact[0], long.length - long.exact[1])
         if (longer.exact[0], longer.length - longer.exact[1]) != ends or longer.length != long.length + step:
@@ -204,7 +204,7 @@ def _is_legal(walk: Callable[[int], Extent], length: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a network does to a length, for each of its axes in array order.
+    """What a network does to a length, along each of its axes in array order.
 
     Examples
     --------
@@ -223,16 +223,19 @@ class Footprint:
 
     @classmethod
     def valid(cls, ndim: int, *, lost: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
-        """Return the footprint of an unpadded network that loses `lost` px a side; one number, or one for each axis.
+        """Return the footprint of an unpadded network that loses `lost` pixels on each side.
 
-        Its output is taken to be `step` px long, or a multiple of it.
+        Each of `lost` and `step` is one number, or one per axis. Output lengths are assumed to be
+        multiples of `step`.
         """
         axes = zip(_per_axis(step, ndim, "step", least=1), _per_axis(lost, ndim, "lost", least=0), strict=True)
         return cls(tuple(AxisFootprint(s, n, smallest=2 * n + s) for s, n in axes))
 
     @classmethod
     def same(cls, ndim: int, *, reach: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
-        """Return the footprint of a padded network that sees `reach` px a side; one number, or one for each axis.
+        """Return the footprint of a padded network that sees `reach` pixels on each side.
+
+        Each of `reach` and `step` is one number, or one per axis.
 
         >>> Footprint.same(3, reach=(2, 20, 20), step=(1, 4, 4)).margin
         (2, 20, 20)
@@ -247,17 +250,17 @@ class Footprint:
 
     @property
     def step(self) -> tuple[int, ...]:
-        """Pitch of the grid, px per axis."""
+        """Pitch of the grid along each axis, in pixels."""
         return tuple(a.step for a in self.axes)
 
     @property
     def lost(self) -> tuple[int, ...]:
-        """Input px that the output lacks at each end, per axis."""
+        """How many input pixels the output lacks at each end, per axis."""
         return tuple(a.lost for a in self.axes)
 
     @property
     def margin(self) -> tuple[int, ...]:
-        """Input px that an output px depends on at each side, per axis."""
+        """How many input pixels on each side an output pixel may depend on, per axis."""
         return tuple(a.margin for a in self.axes)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -265,7 +268,7 @@ class Footprint:
         return tuple(a.output_length(n) for a, n in zip(self.axes, shape, strict=True))
 
     def with_outer(self, count: int) -> Footprint:
-        """Return the same footprint behind `count` axes over which the network is looped."""
+        """Return this footprint with `count` outer axes in front, over which the network is looped."""
         return Footprint((AxisFootprint(),) * count + self.axes)
 
 
