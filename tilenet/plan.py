@@ -1,7 +1,7 @@
-"""The plan: which pixels to read, compute and write, decided before anything is touched.
+"""The plan: which pixels to read, compute and write, decided before any pixel is read.
 
-Pure integers. A plan is a grid of blocks, a block a grid of tiles, and both are computed
-from their index when asked for, so that a plan of a billion tiles costs nothing::
+A plan is a grid of blocks, and a block is a grid of tiles. Both are computed from their index on
+demand, with integers only, so that a plan of a billion tiles takes no time or memory::
 
     block  = one shard of every output array
     +-----------------+-----------------+        a tile reads more than it writes:
@@ -11,8 +11,8 @@ from their index when asked for, so that a plan of a billion tiles costs nothing
     +-----------------+-----------------+            .  +-------+  .
     |                 |                 |            . . . . . . . .
 
-Every tile's uncropped output starts on one global grid of `Footprint.step` pixels, the
-image's own: a plan of a part of the image (`Plan.origin`) does not move it.
+Every tile's uncropped output starts on one global grid of `Footprint.step` pixels. The grid
+belongs to the image: a plan of a part of the image (`Plan.origin`) does not shift it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tilenet.geometry import Box, ceil_div
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One forward pass: what the network sees, and what of it is kept.
+    """One forward pass: the pixels that the network sees, and the part of its output that is kept.
 
     Attributes
     ----------
     read : Box
         What the network sees, in image pixels; it may leave the image.
     write : Box
-        What this tile alone fills, in pixels of the plan: from its origin on.
+        What this tile alone fills, in pixels counted from the plan's origin.
     crop : Box
         `write`, inside the network's output.
     """
@@ -47,16 +47,16 @@ class Tile:
 
 
 def tile_of(footprint: Footprint, write: Box, origin: Sequence[int] = ()) -> Tile:
-    """Return the tile that computes exactly the pixels of `write`, wherever it lies.
+    """Return the tile that computes exactly the pixels of `write`, wherever that box lies.
 
     Parameters
     ----------
     footprint : Footprint
         One entry per axis.
     write : Box
-        Pixels as seen from `origin`.
+        The pixels to compute, counted from `origin`.
     origin : sequence of int
-        A pixel of the image; default its first.
+        A pixel of the image; default its first pixel.
 
     >>> tile_of(Footprint.valid(1, lost=2), Box((4,), (9,))).read
     Box(start=(2,), stop=(11,))
@@ -77,17 +77,17 @@ class Block:
     Attributes
     ----------
     index : int
-        Place in the plan.
+        Index in the plan.
     position : tuple of int
-        Place in the grid of blocks: the shard's coordinates.
+        Position in the grid of blocks, which is also the shard's coordinates.
     box : Box
-        Its pixels, as seen from the plan's origin, clipped to the plan.
+        The block's pixels, counted from the plan's origin and clipped to the plan.
     footprint : Footprint
-        Of the network, with the outer axes in front.
+        Footprint of the network, with the outer axes in front.
     tile : tuple of int
-        Sides of its tiles.
+        Side lengths of its tiles.
     origin : tuple of int
-        The plan's.
+        Origin of the plan.
     """
 
     index: int
@@ -99,15 +99,15 @@ class Block:
 
     @property
     def tiles(self) -> Iterator[Tile]:
-        """The tiles, in array order; together they write every pixel of the box once."""
+        """The tiles, in array order; together they write every pixel of the box exactly once."""
         for corner in product(*map(range, self.box.start, self.box.stop, self.tile)):
             stop = tuple(min(a + t, b) for a, t, b in zip(corner, self.tile, self.box.stop, strict=True))
             yield tile_of(self.footprint, Box(corner, stop), self.origin)
 
     def batches(self, size: int) -> Iterator[tuple[Tile, ...]]:
-        """Yield the tiles in groups of one input shape, at most `size` each.
+        """Yield the tiles in batches of at most `size` tiles of the same input shape.
 
-        The grouping depends on the block alone, so that a resumed run repeats it.
+        The batches depend only on the block, so that a resumed run repeats them.
         """
         ordered = sorted(self.tiles, key=lambda tile: tile.read.shape, reverse=True)
         for _, group in groupby(ordered, key=lambda tile: tile.read.shape):
@@ -118,20 +118,20 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Plan(Sequence[Block]):
-    """Blocks of tiles over an image; ``plan[i]`` is computed from ``i``.
+    """Blocks of tiles over an image; ``plan[i]`` is computed from ``i`` on demand.
 
     Attributes
     ----------
     shape : tuple of int
-        What is written: the image's axes without ``c``, or a part of them.
+        Shape of what is written: the image without its ``c`` axis, or a part of it.
     footprint : Footprint
-        One entry per axis; trivial ones for the axes that the network is looped over.
+        One entry per axis; trivial entries for the axes that the network is looped over.
     tile, block : tuple of int
-        Sides in pixels: of what a tile writes, and of a block. A block is whole tiles.
+        Side lengths in pixels of what a tile writes, and of a block. A block consists of whole tiles.
     batch : int
-        Most tiles in one forward pass.
+        Largest number of tiles in one forward pass.
     origin : tuple of int
-        Pixel of the image at which the part that is written begins; empty for its first.
+        Pixel of the image at which the part that is written begins; empty if that is the first pixel.
     """
 
     shape: tuple[int, ...]
@@ -171,7 +171,7 @@ class Plan(Sequence[Block]):
 
     @property
     def n_tiles(self) -> int:
-        """Number of forward-passed tiles."""
+        """Number of tiles in all blocks together."""
         return prod(map(_count_tiles, self.shape, self.tile, self.block))
 
     @property
@@ -182,21 +182,21 @@ class Plan(Sequence[Block]):
 
     @property
     def pixels_read(self) -> int:
-        """Input pixels of all tiles together."""
+        """Number of input pixels of all tiles together."""
         axes = zip(self.footprint.axes, self.shape, self.tile, self.origin or (0,) * len(self.shape), strict=True)
         return prod(read_along(axis, n, t, start) for axis, n, t, start in axes)
 
     @property
     def redundancy(self) -> float:
-        """Input pixels read for each pixel written."""
+        """Number of input pixels read per pixel written."""
         return self.pixels_read / prod(self.shape)
 
 
 def read_along(axis: AxisFootprint, n: int, tile: int, origin: int = 0) -> int:
-    """Return how many input pixels the tiles read to write `n` pixels of an axis from `origin` on."""
+    """Return how many input pixels the tiles read along an axis to write `n` pixels, starting at `origin`."""
 
     def length(written: int) -> int:
-        # The same for every tile: a tile is a multiple of the step.
+        # The length is the same for every tile, because the tile side is a multiple of the step.
         (start, stop), _ = axis.span(origin, origin + written)
         return stop - start
 

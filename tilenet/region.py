@@ -1,4 +1,4 @@
-"""A part of an image, as people say it: ``y0:y1,x0:x1``."""
+"""A part of an image, as users write it: ``y0:y1,x0:x1``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 
-# Along one axis: a slice without a step, or (start, stop); None is the end of the image.
+# Along one axis: a slice without a step, or (start, stop). None stands for the border of the image.
 Range = slice | tuple[int | None, int | None]
 Roi = str | Sequence[Range]
 
 
 def parse_roi(text: str) -> tuple[tuple[int | None, int | None], ...]:
-    """Return (start, stop) of each axis of a command-line text; None for an open end.
+    """Return (start, stop) along each axis, parsed from a command-line text; None for an open end.
 
     >>> parse_roi("0:512,1024:")
     ((0, 512), (1024, None))
@@ -33,17 +33,17 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     Parameters
     ----------
     roi : str, or sequence of slice or (start, stop), optional
-        A text as `parse_roi` takes, or one entry per axis, in array order; axes in front that are
-        not given are taken whole, as is an end that is None. None is the whole image.
+        A text as `parse_roi` takes it, or one entry per axis, in array order. Leading axes that are
+        not given are taken whole. A start or stop of None is the border; None instead of a roi is the whole image.
     shape : sequence of int
-        Pixels along the image's axes without ``c``.
+        Shape of the image without its ``c`` axis.
     name : str
-        The image's, for messages.
+        Name of the image, for messages.
 
     Raises
     ------
     SettingsError
-        If it is empty, leaves the image, or has more axes than it.
+        If the part is empty, leaves the image, or has more axes than the image.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
 
 
 def roi_to_json(box: Box, roi: Roi | None) -> list[list[int]] | None:
-    """Return what the run record keeps: [start, stop] of every axis; None for the whole image.
+    """Return the part as the run record keeps it: [start, stop] of every axis; None for the whole image.
 
     >>> roi_to_json(Box((0, 5), (7, 9)), [(5, 9)])
     [[0, 7], [5, 9]]
@@ -77,7 +77,7 @@ def roi_to_json(box: Box, roi: Roi | None) -> list[list[int]] | None:
 
 
 def _entries(roi: Any, axes: int) -> list[Any]:
-    """Return the entries of a part, ``...`` replaced by the axes that it stands for."""
+    """Return the entries of a roi, with ``...`` replaced by one full slice for each axis that it stands for."""
     try:
         entries = [] if roi is None else [roi] if isinstance(roi, slice) or roi is ... else list(roi)
     except TypeError as error:
@@ -88,7 +88,7 @@ def _entries(roi: Any, axes: int) -> list[Any]:
 
 
 def _counted(end: int, n: int) -> int:
-    """Return an end counted from an axis's first pixel; as NumPy has it, a negative one is counted from its last."""
+    """Return a start or stop counted from the first pixel; a negative one counts from the end, as in NumPy."""
     return end + n if end < 0 else end
 
 

@@ -1,7 +1,7 @@
-"""Which pixels a network is given: a level of the image, and how far it is resampled.
+"""Which pixels a network is given: a level of the image, and by which factor it is resampled.
 
-Pure numbers: what is said is a level, a pixel size, or neither; what comes out is a level and
-an exact rational factor along y and x. `tilenet.readers.resampled` does the resampling.
+This module only computes numbers. The caller gives a level, a pixel size, or neither; the result is a
+level and an exact rational factor along y and x. `tilenet.readers.resampled` does the resampling.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from math import isfinite, log2
 from tilenet.errors import SettingsError
 from tilenet.geometry import ceil_div
 
-# Pixels whose size is within 10 % of the one wanted are taken as they are.
+# Pixels whose size is within 10 % of the wanted size are not resampled.
 TOLERANCE = Fraction(11, 10)
-# Factors have small integers, so that sums of pixels stay exact; the mask says the pixel size
-# that really comes out, at most 0.05 % from the one wanted.
+# Factors are fractions of small integers, so that sums of pixels stay exact. The mask states the pixel size that
+# results, which is at most 0.05 % from the wanted one.
 LARGEST_DENOMINATOR = 1000
-# Finer than that, nothing but interpolation would be segmented.
+# A smaller factor is refused: the network would see mostly interpolated pixels.
 FINEST = Fraction(1, 8)
 
 Factor = tuple[Fraction, Fraction]
@@ -30,11 +30,13 @@ AS_STORED: Factor = (Fraction(1), Fraction(1))
 def covered(finest: int, coarse: int) -> Fraction:
     """Return how many pixels of the finest level one pixel of a coarser level covers along an axis.
 
+    Levels are downsampled by whole numbers, mostly by repeated halving, and the remainder at the end is
+    dropped or rounded up. The result is such a whole number if one fits the two lengths, else their ratio.
+
     Parameters
     ----------
     finest, coarse : int
-        Lengths of the two levels. Levels are made by whole numbers, mostly by halving, and what is left
-        over at the end is dropped or rounded up: only where no such number fits is it their ratio.
+        Lengths of the two levels.
 
     Examples
     --------
@@ -50,20 +52,20 @@ def covered(finest: int, coarse: int) -> Fraction:
 
 @dataclass(frozen=True)
 class Resolution:
-    """A level, and what is done to it.
+    """The level that is read, and by which factor it is resampled.
 
     Attributes
     ----------
     level : int
-        Of the image as it is stored, 0 the finest.
+        Level of the stored image; 0 is the finest.
     factor : tuple of Fraction
         Stored pixels per pixel that the network sees, along y and x.
     mpp : float or None
-        Micrometres per pixel that were wanted; None where nobody said.
+        The wanted micrometres per pixel if they decided the choice, else None.
     text : str
-        What was chosen and why, for people.
+        What was chosen and why, in words for the user.
     told : bool
-        Whether a pixel size had a say, so that people ought to hear of it.
+        Whether the user should see `text`: a pixel size is known, and the caller did not choose a level.
     """
 
     level: int
@@ -73,7 +75,7 @@ class Resolution:
     told: bool = False
 
     def to_json(self) -> dict[str, object]:
-        """Return what the run record keeps."""
+        """Return the values that the run record keeps."""
         return {
             "level": self.level,
             "mpp": self.mpp,
@@ -87,9 +89,9 @@ def choose(sizes: Sequence[PixelSize], wanted: float) -> tuple[int, Factor]:
     Parameters
     ----------
     sizes : sequence of (float or None, float or None)
-        Micrometres along y and x of each level, finest first; at least those of the first.
+        Micrometres per pixel along y and x of each level, finest first. Those of the first level must be known.
     wanted : float
-        Micrometres per pixel.
+        The wanted micrometres per pixel.
 
     Examples
     --------
@@ -123,24 +125,24 @@ def resolve(
     model: str = "the model",
     name: str = "the image",
 ) -> Resolution:
-    """Decide what is read, from what the caller says and what image and model know.
+    """Decide which level is read and how it is resampled, from the caller's wish, the image and the model card.
 
     Parameters
     ----------
     sizes : sequence of (float or None, float or None)
-        Micrometres along y and x of each level, finest first.
+        Micrometres per pixel along y and x of each level, finest first.
     level, mpp : int, float, optional
-        What the caller says: one of them, or neither.
+        The caller's wish: one of them, or neither.
     card : float, optional
-        Micrometres per pixel that the model was trained on; used where the caller says nothing.
+        Micrometres per pixel that the model was trained on; used if the caller gives neither.
     model, name : str
-        Of the model and the image, for messages.
+        Names of the model and the image, for messages.
 
     Raises
     ------
     SettingsError
-        If both level and mpp are said; if mpp is, and the image has no pixel size; or if it
-        is much finer than the image.
+        If both `level` and `mpp` are given; if `mpp` is given and the image has no pixel size; or if
+        the wanted pixel size is much finer than the image.
 
     Examples
     --------
@@ -175,7 +177,7 @@ def resolve(
 
 
 def recorded(level: int, factor: Sequence[Sequence[int]], mpp: float | None) -> Resolution:
-    """Return the resolution that a run record holds.
+    """Return the resolution that a run record states.
 
     >>> recorded(1, [[3, 2], [3, 2]], 0.75).to_json()
     {'level': 1, 'mpp': 0.75, 'factor': [[3, 2], [3, 2]]}
@@ -195,7 +197,7 @@ def _factor(wanted: float, size: float | None) -> Fraction:
     assert size is not None
     if wanted >= size:
         return Fraction(wanted / size).limit_denominator(LARGEST_DENOMINATOR)
-    # The same care for factors below 1, whose numerator is the small number.
+    # Below 1, limit the numerator instead of the denominator, for the same relative precision.
     return 1 / Fraction(size / wanted).limit_denominator(LARGEST_DENOMINATOR)
 
 
@@ -211,7 +213,7 @@ def _as_it_is(sizes: Sequence[PixelSize], *, card: float | None, model: str) -> 
 
 
 def _um(sizes: Sequence[PixelSize], level: int, form: str = "()") -> str:
-    """Return `` (0.5 um/px)``, or nothing where unknown."""
+    """Return the pixel size of a level as `` (0.5 um/px)``, or an empty text if it is unknown."""
     size = sizes[level] if level < len(sizes) else (None, None)
     if None in size:
         return ""

@@ -1,7 +1,7 @@
 """The sizes of tiles, blocks and batches: pure functions of image, footprint and memory.
 
-Nothing here asks how much memory happens to be free: the same arguments give the same plan
-on every machine, which is what lets many workers, and later runs, agree on it.
+Nothing here asks how much memory is free at the moment. The same arguments give the same plan
+on every machine, so that all workers and all resumed runs agree on it.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from tilenet.geometry import Box, ceil_div, round_down, round_up
 from tilenet.plan import Plan, read_along, tile_of
 
 DEFAULT_MEMORY = 4_000_000_000
-# Of the memory, the part that activations may fill; the rest holds the interpreter, the
+# The fraction (numerator, denominator) of the memory that activations may fill. The rest holds the interpreter, the
 # tiles read ahead and the blocks being written.
 ACTIVATIONS = (3, 4)
-# Bytes for each input pixel that a predictor is taken to need which declares none; the paper's network needs 1300.
+# Bytes per input pixel assumed for a predictor of unknown demand. The network of the U-Net paper needs 1300.
 DEFAULT_DEMAND = Demand(2048)
-# Smallest and largest default block side, by the number of axes: 2**18 to 2**24 pixels.
+# Smallest and largest default block side, by the number of axes: blocks of 2**18 to 2**24 pixels.
 BLOCK_SIDES = {1: (2**18, 2**24), 2: (512, 4096), 3: (64, 256)}
-# Pixels of a tile that no memory would hold.
+# Most pixels of a tile: no memory would hold a larger one.
 LARGEST_TILE = 2**32
-# Largest default side of a tile. One of 4096 px would have depth 5 compute 3 % less, and take four times the memory.
+# Largest default side of a tile. With 4096 px, a network of depth 5 would compute 3 % less, in four times the memory.
 TILE_SIDES = {1: 2**22, 2: 2048, 3: 256}
 ENOUGH_BLOCKS = 16
-# Planes of a stack share a block up to this size, lest a stack become millions of files.
+# Most pixels of a block of several planes. Planes share a block because a file per plane could mean millions of files.
 STACKED_PIXELS = 2**22
-# Tiles are batched up to so many input pixels: beyond that a batch gains nothing.
+# Most input pixels of a default batch; larger batches are no faster.
 BATCH_PIXELS = 2**20
 
 
@@ -48,30 +48,30 @@ def plan_tiles(
     demand: Demand = DEFAULT_DEMAND,
     origin: Sequence[int] = (),
 ) -> Plan:
-    """Decide blocks and tiles for an image: a pure function of its arguments.
+    """Divide an image into blocks and tiles: a pure function of its arguments.
 
     Parameters
     ----------
     shape : sequence of int
-        The image's axes without ``c``. Axes in front of the footprint's are outer ones
-        (time, or planes for a 2-D network): the network is looped over them.
+        Shape of the image without its ``c`` axis. Axes in front of those of the footprint are outer
+        axes (time, or planes for a 2-D network): the network is looped over them.
     footprint : Footprint
         What the network does to a length.
     tile : int or sequence of int, optional
-        Side of what a tile writes, a multiple of the step; default the one that costs
-        least among those that divide the block and fit the memory.
+        Side of what a tile writes, a multiple of the step. The default is the side for which the
+        fewest pixels are read, among those that divide the block and fit the memory.
     block : int or sequence of int, optional
-        Side of a block, a multiple of the tile; default the largest power of two within
-        `BLOCK_SIDES` that leaves 16 blocks.
+        Side of a block, a multiple of the tile. The default is the largest power of two within
+        `BLOCK_SIDES` that gives at least 16 blocks.
     batch : int, optional
         Most tiles per forward pass; default as many as make about a million pixels.
     memory : int, optional
         Bytes for the whole run; default 4 GB.
     demand : Demand, optional
-        What the predictor needs.
+        How much memory the predictor needs.
     origin : sequence of int, optional
-        Pixel of the image at which `shape` begins, where it is a part of the image: tiles stay
-        on the image's grid. Default its first.
+        Pixel of the image at which `shape` begins, if it is a part of the image: tiles stay on the
+        image's grid. Default the first pixel.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def plan_tiles(
     Raises
     ------
     SettingsError
-        If a size is off the grid (naming the nearest legal ones), or nothing fits.
+        If a size is off the grid (the message names the nearest legal ones), or if no tile fits the memory.
 
     Examples
     --------
@@ -156,7 +156,7 @@ def _placed(shape: tuple[int, ...], origin: tuple[int, ...]) -> Box:
 
 
 def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
-    """Return how many planes a block holds along each outer axis: the innermost fills first.
+    """Return how many planes a block holds along each outer axis, filling the innermost axis first.
 
     >>> _default_planes((1000, 8), (256, 256), (512, 512))
     (8, 8)
