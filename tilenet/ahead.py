@@ -17,7 +17,7 @@ from tilenet.geometry import ceil_div
 from tilenet.plan import Block, Plan, Tile
 from tilenet.readers.image import READERS, Image
 
-# Batches read before they are needed.
+# How many batches are read before they are needed.
 AHEAD = 2
 T = TypeVar("T")
 Timed = tuple[T, float]
@@ -25,7 +25,7 @@ Timed = tuple[T, float]
 
 @dataclass(frozen=True)
 class Work:
-    """One batch: tiles of one block, one input shape."""
+    """One batch: tiles of one block with the same input shape; `last` if it is the block's last batch."""
 
     block: Block
     tiles: tuple[Tile, ...]
@@ -33,7 +33,7 @@ class Work:
 
 
 def ahead_of(batch: int, *, apart: bool) -> int:
-    """Return how many batches are read ahead; for a predictor that computes apart, enough to keep readers busy.
+    """Return how many batches to read ahead: enough to keep all readers busy if the predictor works asynchronously.
 
     >>> ahead_of(1, apart=False), ahead_of(1, apart=True), ahead_of(4, apart=True)
     (2, 8, 2)
@@ -42,7 +42,7 @@ def ahead_of(batch: int, *, apart: bool) -> int:
 
 
 class Batch(NamedTuple):
-    """A batch that is being read: pixels (N, C, *n), there when all reads are done."""
+    """A batch that is being read; its pixels (N, C, *n) are complete when all `reads` are done."""
 
     work: Work
     pixels: NDArray[Any]
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """What batches are read from, how many `ahead`, and what makes `room` for one."""
+    """Reads batches of `image`, `ahead` of them in advance, into arrays that `room` allocates."""
 
     image: Image
     ndim: int
@@ -59,7 +59,7 @@ class Reading:
     room: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
     def batches(self, pool: ThreadPoolExecutor, works: Iterator[Work]) -> Iterator[Batch]:
-        """Yield batches in their order, with others behind them being read."""
+        """Yield batches in order, while the next ones are being read."""
         ahead = deque(self._begin(pool, work) for work in islice(works, self.ahead))
         while ahead:
             yield ahead.popleft()
@@ -68,7 +68,7 @@ class Reading:
     def _begin(self, pool: ThreadPoolExecutor, work: Work) -> Batch:
         try:
             pixels = self._empty(work.tiles)
-        except MemoryError as error:  # it is those who wait for the pixels that are told
+        except MemoryError as error:  # reported to the caller that waits for the pixels
             failed: Future[Timed[None]] = Future()
             failed.set_exception(error)
             return Batch(work, np.empty(0), [failed])
@@ -76,7 +76,7 @@ class Reading:
         return Batch(work, pixels, [pool.submit(timed, self._read, tile, place) for tile, place in places])
 
     def _empty(self, tiles: Sequence[Tile]) -> NDArray[Any]:
-        """Return room for tiles (N, C, *n), all of one shape, with channels where they are in what is read."""
+        """Return an array (N, C, *n) for tiles of one shape, its channels last in memory if the image's are."""
         n, channels, dtype = len(tiles), self.image.n_channels, self.image.dtype.newbyteorder("=")
         shape = tiles[0].read.shape[-self.ndim :]
         if self.image.channels_last:
@@ -84,12 +84,12 @@ class Reading:
         return self.room((n, channels, *shape), dtype)
 
     def _read(self, tile: Tile, place: NDArray[Any]) -> None:
-        # Outer axes are one plane long in every tile: the network never sees them.
+        # A tile is one plane long along the outer axes, which the network never sees.
         place[...] = self.image.read(tile.read).reshape(place.shape)
 
 
 def all_work(plan: Plan, indices: Iterable[int]) -> Iterator[Work]:
-    """Yield the batches of some blocks, in their order."""
+    """Yield the batches of the given blocks, in order."""
     for index in indices:
         block = plan[index]
         batches = list(block.batches(plan.batch))
@@ -98,6 +98,6 @@ def all_work(plan: Plan, indices: Iterable[int]) -> Iterator[Work]:
 
 
 def timed(action: Callable[..., T], *arguments: Any) -> Timed[T]:
-    """Return what an action gives, and the seconds it took."""
+    """Return the result of a call, and the seconds it took."""
     started = perf_counter()
     return action(*arguments), perf_counter() - started

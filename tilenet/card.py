@@ -1,4 +1,4 @@
-"""The model card: what a network's weights cannot say about it."""
+"""The model card: what a network's weights alone do not tell about it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tilenet.errors import ModelError, SettingsError
 
 OUTPUTS = ("softmax", "sigmoid", "regression")
 MASK_VALUES = range(256)
-# Okabe and Ito 2008, https://jfly.uni-koeln.de/color: told apart by people who do not see all colours, too.
+# Colours that colour-blind people can tell apart, too: Okabe and Ito 2008, https://jfly.uni-koeln.de/color.
 PALETTE = (
     *((230, 159, 0, 255), (86, 180, 233, 255), (0, 158, 115, 255), (240, 228, 66, 255)),
     *((0, 114, 178, 255), (213, 94, 0, 255), (204, 121, 167, 255)),
@@ -44,7 +44,7 @@ def _is_colors(value: object) -> bool:
     )
 
 
-# A card may come from a stranger: what each field can be.
+# A card may come from an untrusted source, so every field is checked.
 RULES: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("name", "output", "training_data", "licence", "notes"), _is_text),
     **dict.fromkeys(("architecture", "scaling", "metrics"), _is_table),
@@ -64,19 +64,19 @@ class ModelCard:
     Attributes
     ----------
     name : str
-        What the model is called.
+        Name of the model.
     architecture : dict
-        Arguments of `UNet`, from which the network is built again.
+        Arguments of `UNet` that build the network again.
     output : {"softmax", "sigmoid", "regression"}
-        What the logits are: one of several classes, one class or not, or plain values.
+        What the logits mean: one of several classes, a class that is present or not, or plain values.
     classes : tuple of str
         Names of the network's outputs, in order.
     mask_of_class : tuple of int
         Mask value (0 to 255) of each class; 0 is background.
     threshold : float
-        For one output: a sigmoid (or a value) above it makes mask value 1.
+        For a network with one output: a sigmoid (or, in a regression, a value) above it is foreground.
     labels : dict
-        Name of each mask value, as text: ``{"1": "nucleus"}``.
+        Name of each mask value, which is given as text: ``{"1": "nucleus"}``.
     colors : dict
         Red, green, blue and alpha (0 to 255) of each mask value.
     scaling : dict
@@ -84,9 +84,9 @@ class ModelCard:
     pixel_size : float or None
         Micrometres per pixel of the training images.
     training_data, licence, notes : str
-        For people.
+        Texts for the user.
     metrics : dict
-        Scores, and on what they were measured.
+        Scores, and on which data they were measured.
     """
 
     name: str = ""
@@ -116,10 +116,10 @@ class ModelCard:
             )
 
     def completed(self, n_outputs: int) -> ModelCard:
-        """Return the card with what follows from the number of outputs filled in.
+        """Return the card with missing fields filled in for a network of `n_outputs` outputs.
 
-        One output is a sigmoid unless it is a regression; several are classes, each its own
-        mask value.
+        One output is a sigmoid unless it is a regression; several outputs are classes, each with
+        its own mask value.
         """
         output = "sigmoid" if n_outputs == 1 and self.output == "softmax" else self.output
         numbered = ("foreground",) if n_outputs == 1 else tuple(f"class {k}" for k in range(n_outputs))
@@ -143,7 +143,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
-        """Return the card of a text written by `to_json`; unknown keys are refused."""
+        """Parse a card that `to_json` wrote; unknown keys are refused."""
         try:
             values: dict[str, Any] = json.loads(text)
             if not isinstance(values, dict):
@@ -167,12 +167,12 @@ def _labels(classes: Sequence[str], values: Sequence[int]) -> dict[str, str]:
 
 
 def colors_of(card: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
-    """Return the colour, red, green, blue and opacity, of each mask value but background.
+    """Return the colour (red, green, blue and opacity) of each mask value except background.
 
     Parameters
     ----------
     card : mapping
-        As of `ModelCard.to_dict`. Values without a colour get one of a palette that no other has.
+        A card as returned by `ModelCard.to_dict`. Mask values without a colour get an unused one of `PALETTE`.
 
     Examples
     --------
@@ -187,13 +187,13 @@ def colors_of(card: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
 
 
 def label_table(card: ModelCard) -> Mapping[int, tuple[str, tuple[int, ...]]]:
-    """Return name and colour of each mask value but background."""
+    """Return the name and the colour of each mask value except background."""
     colors = colors_of(card.to_dict())
     return {v: (card.labels.get(str(v), f"class {v}"), colors[v]) for v in sorted({v for v in card.mask_of_class if v})}
 
 
 def parse_colors(text: str) -> dict[str, list[int]]:
-    """Return the colours of mask values as a card has them.
+    """Parse the colours of mask values from a command-line text into the form that a card holds.
 
     >>> parse_colors("1=00c864,2=ffd600")
     {'1': [0, 200, 100, 255], '2': [255, 214, 0, 255]}

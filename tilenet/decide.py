@@ -20,7 +20,7 @@ from tilenet.plan import Tile
 
 Logits = NDArray[np.floating[Any]]
 Arrays = dict[str, NDArray[Any]]
-# Logits that are decided upon at once, so that what is between them fits a cache: half the time of a whole tile.
+# Bytes of logits that are decided at once, so that intermediate arrays fit the cache: half the time of a whole tile.
 STRIP_BYTES = 2**20
 PROBABILITY_DTYPES = ("float16", "float32", "float64")
 ARRAYS_OF_OUTPUT = {
@@ -39,13 +39,13 @@ class Decision:
     Attributes
     ----------
     kind : {"softmax", "sigmoid", "regression"}
-        What the logits are.
+        What the logits mean; see `ModelCard.output`.
     mask_of_class : tuple of int
         Mask value of each class.
     threshold : float
-        For one output: a sigmoid (or, in a regression, a value) above it is foreground.
+        For a network with one output: a sigmoid (or, in a regression, a value) above it is foreground.
     arrays : tuple of str
-        Those wanted, of ``mask``, ``probabilities`` and ``logits``.
+        The arrays to return, out of ``mask``, ``probabilities`` and ``logits``.
     probability_dtype : str
         One of `PROBABILITY_DTYPES`.
 
@@ -64,7 +64,7 @@ class Decision:
 
     @classmethod
     def of_card(cls, card: ModelCard, output: str, *, threshold: float | None, probability_dtype: str) -> Decision:
-        """Return the decision that a (completed) card and the output asked for imply."""
+        """Return the decision that follows from a (completed) card and the requested output."""
         if output not in ARRAYS_OF_OUTPUT:
             raise SettingsError(f"output {output!r} is none of {', '.join(ARRAYS_OF_OUTPUT)}")
         several = len(card.mask_of_class) > 1
@@ -83,7 +83,7 @@ class Decision:
         return cls(card.output, card.mask_of_class, level, ARRAYS_OF_OUTPUT[output], probability_dtype)
 
     def __call__(self, logits: Logits) -> Arrays:
-        """Return the arrays wanted, from logits (K, *n): mask (*n), others (K, *n)."""
+        """Return the requested arrays for logits (K, *n): the mask as (*n), the others as (K, *n)."""
         make: dict[str, Callable[[Logits], NDArray[Any]]] = {
             "mask": self.mask,
             "probabilities": self.probabilities,
@@ -92,7 +92,7 @@ class Decision:
         return {name: make[name](logits) for name in self.arrays}
 
     def mask(self, logits: Logits) -> NDArray[np.uint8]:
-        """Return mask values (*n); of equal logits the first class wins."""
+        """Return mask values (*n); among equal logits, the first class wins."""
         if self.kind != "softmax":
             return np.where(logits[0] > self.cut, np.uint8(self.mask_of_class[0]), np.uint8(0))
         mask = np.empty(logits.shape[1:], np.uint8)
@@ -102,10 +102,10 @@ class Decision:
         return mask
 
     def _choose(self, logits: Logits, mask: NDArray[np.uint8]) -> None:
-        """Fill a mask with the values of the largest of few logits."""
-        # A running maximum over planes that lie one after the other, and a choice without a branch: several
-        # times as fast as argmax over axis 0, or as an assignment by a boolean mask. Of neighbours with one mask
-        # value only the largest counts, whichever of them it is.
+        """Fill `mask`, a few rows, with the mask value of each pixel's largest logit."""
+        # A running maximum over contiguous planes, with a selection that does not branch, is several times as fast
+        # as argmax over axis 0, or as assignment through a boolean mask. Neighbouring classes with the same mask
+        # value are reduced to their maximum first, because it does not matter which of them is the largest.
         classes = groupby(zip(self.mask_of_class, np.ascontiguousarray(logits), strict=True), key=itemgetter(0))
         largest = [(value, reduce(np.maximum, [plane for _, plane in of_value])) for value, of_value in classes]
         mask[...], best = largest[0]
@@ -124,9 +124,9 @@ class Decision:
         return np.asarray(powers, self.probability_dtype)
 
     def certainty(self, logits: Logits) -> NDArray[Any]:
-        """Return how far each pixel (*n) is, in logits, from another mask value.
+        """Return how far each pixel (*n) is, in logits, from getting another mask value.
 
-        Rounding may turn a pixel whose certainty is a tiny part of the logits' range.
+        Rounding errors may change a pixel whose certainty is a tiny part of the logits' range.
         """
         if self.kind != "softmax":
             return np.asarray(np.abs(logits[0] - self.cut))
@@ -139,22 +139,22 @@ class Decision:
 
     @property
     def is_choice(self) -> bool:
-        """Whether all that is wanted of logits is which of them is the largest."""
+        """Whether the result depends only on which logit of a pixel is the largest."""
         return self.kind == "softmax" and self.arrays == ("mask",)
 
     @property
     def cut(self) -> float:
-        """The logit above which the one output of a sigmoid or a regression is foreground."""
+        """The logit above which a pixel is foreground, for a sigmoid or a regression with one output."""
         return log(self.threshold / (1 - self.threshold)) if self.kind == "sigmoid" else self.threshold
 
 
 def not_finite(place: Box) -> FloatingPointError:
-    """Return the refusal of logits that are no numbers: no decision follows from them."""
+    """Return the error for logits that are NaN or infinite, from which no mask value follows."""
     return FloatingPointError(f"the network's output at {place} is not finite")
 
 
 def kept_of(tile: Tile, logits: NDArray[Any], ndim: int) -> NDArray[Any]:
-    """Return the logits (K, *n) that a tile writes, of those that the network gave for it."""
+    """Crop a tile's logits to the pixels (K, *n) that it writes; `FloatingPointError` if any is not finite."""
     kept: NDArray[Any] = logits[(slice(None), *tile.crop.slices[-ndim:])]
     if not np.isfinite(kept).all():
         raise not_finite(tile.write)
@@ -164,10 +164,10 @@ def kept_of(tile: Tile, logits: NDArray[Any], ndim: int) -> NDArray[Any]:
 def decide_each(
     decide: Callable[[Logits], Arrays], tiles: Sequence[Tile], logits: NDArray[Any], ndim: int
 ) -> list[Arrays]:
-    """Return the arrays of each tile of a batch, from the logits (N, K, *m) of all."""
+    """Return the arrays of each tile of a batch, from the batch's logits (N, K, *m)."""
     return [decide(kept_of(tile, of_tile, ndim)) for tile, of_tile in zip(tiles, logits, strict=True)]
 
 
 def block_buffers(arrays: Arrays, ndim: int, shape: Sequence[int]) -> Arrays:
-    """Return unfilled arrays for a block of `shape`, for the `arrays` of a tile of `ndim` axes."""
+    """Return unfilled arrays for a block of `shape`, named and typed like the `arrays` of a tile of `ndim` axes."""
     return {name: np.empty(a.shape[: a.ndim - ndim] + tuple(shape), a.dtype) for name, a in arrays.items()}

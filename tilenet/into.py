@@ -1,8 +1,8 @@
-"""Labels within an OME-Zarr image: where they go, and how they lie on it.
+"""Labels inside an OME-Zarr image: where they are stored, and how they are aligned with the image.
 
-``IMAGE/labels/NAME`` is a mask like any other, in the image's own format, whose pixels are those of
-one of the image's levels (resampled, or a part of them). Scale and place are said in the image's
-own axes and units, so that a viewer that shows both need not know how they were made.
+``IMAGE/labels/NAME`` is a mask like any other, in the image's own zarr format. Its pixels are those of
+one of the image's levels (resampled, or a part of them). Its scale and translation are given in the
+image's own axes and units, so that a viewer can overlay both without knowing how the mask was made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tilenet.store.listing import read_list
 from tilenet.store.place import is_ours
 
 LABELS, SOURCE = "labels", "../../"
-# Those whose axes and scales are told in one way; the key is the zarr format.
+# The supported OME-Zarr version of each zarr format; both describe axes and scales in the same way.
 VERSIONS: Mapping[Literal[2, 3], str] = {2: "0.4", 3: "0.5"}
 
 
@@ -34,15 +34,15 @@ class Target:
     Attributes
     ----------
     path : Path
-        The image's group.
+        Folder of the image's group.
     zarr_format : int
         2 (OME-Zarr 0.4) or 3 (OME-Zarr 0.5).
     axes : str
-        The image's without ``c``.
+        Axes of the image without ``c``.
     shapes : tuple of tuple of int
-        Pixels of each level along `axes`.
+        Shape of each level along `axes`.
     frames : tuple of Frame
-        Of each level ``axes``, ``scale`` and ``translation`` along `axes`, as the image says them.
+        For each level, the ``axes``, ``scale`` and ``translation`` in the image's metadata, along `axes`.
     """
 
     path: Path
@@ -52,12 +52,12 @@ class Target:
     frames: tuple[Frame, ...]
 
     def place(self, name: str) -> Path:
-        """Return where labels of that name go.
+        """Return the path at which labels of the given name are stored.
 
         Raises
         ------
         OutputError, OutputExists
-            If that is no name; if the image has labels of that name that tilenet did not write.
+            If the name is not valid; if the image has labels of that name that tilenet did not write.
         """
         if not name.isprintable() or "/" in name or "\\" in name or not name.strip() or name.startswith((".", "__")):
             raise OutputError(f"{self.path}: {name!r} is not a valid name of labels. Give another with --name: nuclei")
@@ -68,21 +68,21 @@ class Target:
         return path
 
     def layout_of(self, axes: str, shape: Sequence[int], *, level: int, factor: Factor) -> dict[str, Any]:
-        """Return what the layout of a mask says because it lies in the image.
+        """Return the entries that the layout of a mask has in addition because it lies inside the image.
 
         Parameters
         ----------
         axes, shape : str, sequence of int
-            Of the stored pixels that are segmented, without ``c``.
+            Axes and shape of the stored pixels that are segmented, without ``c``.
         level : int
-            Their resolution, in what is read.
+            Level of these pixels in the image that is read.
         factor : (Fraction, Fraction)
-            How many of them, along y and x, a pixel of the mask covers.
+            How many of these pixels one pixel of the mask covers along y and x.
 
         Raises
         ------
         OutputMismatch
-            If no level of the image has them.
+            If no level of the image has these axes and this shape.
         """
         same = [k for k, found in enumerate(self.shapes) if axes == self.axes and tuple(shape) == found]
         if not same:
@@ -97,12 +97,12 @@ class Target:
 
 
 def open_target(path: str | Path) -> Target:
-    """Read how an OME-Zarr image describes itself; nothing is written.
+    """Read the metadata of an OME-Zarr image that labels are to be stored in; nothing is written.
 
     Raises
     ------
     ImageNotFound, ImageError
-        If there is none; if it is no image of OME-Zarr 0.4 or 0.5.
+        If there is no such folder; if it is not an image of OME-Zarr 0.4 or 0.5.
     """
     check_local(path)
     group = Path(path).absolute()
@@ -136,7 +136,7 @@ def _check_kind(ome: Mapping[str, Any], zarr_format: Literal[2, 3], path: str | 
 
 
 def _frame(image: Mapping[str, Any], level: int, letters: Sequence[str], axes: str, node: Node) -> Frame:
-    """Return axes, scale and translation of a level."""
+    """Return the axes, scale and translation of a level."""
     try:
         return along(frame_of(image, level), [letters.index(axis) for axis in axes], axes)
     except (KeyError, TypeError, ValueError, IndexError) as error:

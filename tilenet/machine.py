@@ -1,4 +1,4 @@
-"""What this machine offers to a network: devices, threads, and memory that is kept."""
+"""The machine's resources: devices, threads, and whether freed memory goes back to the kernel."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 
 from tilenet.errors import SettingsError
 
-# mallopt(3): the names of four parameters of glibc's malloc.
+# Parameters of glibc's malloc; see mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
 
-# PyTorch's number of threads as `threads` found it: one for each that has not ended, the first one's first.
+# PyTorch's number of threads before each `threads` context that is still open; the oldest comes first.
 _found: list[int] = []
 _changing = Lock()
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
+    """Return the device named ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -40,12 +40,12 @@ def find_device(name: str) -> torch.device:
 
 
 def begin(name: str | None) -> None:
-    """Have a device ready, which takes a GPU's driver a second or more."""
+    """Initialise a device, which takes a second or more with a GPU's driver."""
     torch.zeros(1, device=find_device(name or "auto"))
 
 
 def visible_gpus(device: str | None) -> list[str]:
-    """Return the CUDA devices that a run with this device may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the CUDA devices that a run on `device` may use, named as in CUDA_VISIBLE_DEVICES."""
     if device not in (None, "auto") and not str(device).startswith("cuda"):
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -61,9 +61,10 @@ def current_threads() -> int:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[int]:
-    """Let PyTorch use so many threads for a while; yields the number in force.
+    """Set PyTorch's number of threads within a context; yields the number in force.
 
-    Where several overlap, in threads of the caller's, the last leaves the number that the first one found.
+    If contexts overlap, in several threads of the caller, the last one to end restores the number that
+    the first one found.
     """
     with _changing:
         before = torch.get_num_threads()
@@ -79,11 +80,11 @@ def threads(count: int | None) -> Iterator[int]:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's malloc not to hand big blocks back to the kernel at each free.
+    """Tell glibc's malloc not to return large blocks to the kernel at each free.
 
-    A forward pass allocates the same activations again and again; mapped afresh, they cost
-    30-45 % of its time in page faults. Threads share one arena, so that what one frees serves
-    another. Process-wide, so only for a process that is ours.
+    A forward pass allocates the same activations again and again. If they are mapped anew each time,
+    page faults cost 30-45 % of its time. All threads share one arena, so that memory freed by one
+    thread serves another. These settings affect the whole process, so use this only in tilenet's own.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -95,9 +96,9 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Hand all that is free to the kernel: between two stages, so that the second does not add to the first one's peak.
+    """Return all free memory to the kernel, so that the next stage of a run does not add to the peak of the last one.
 
-    What is kept for activations lies in pieces that the next stage may not fit into.
+    The memory kept for activations is in pieces that the next stage may be unable to use.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,7 +1,7 @@
-"""Models on disk: weights and their card in one file, loaded without running its code.
+"""Models on disk: weights and their card in one file, loaded without running any code from it.
 
-The format is safetensors with the card in its metadata. PyTorch state dicts are read too,
-always with ``weights_only=True``: a pickle can run anything.
+The format is safetensors with the card in its metadata. PyTorch state dicts are read too, always
+with ``weights_only=True``, because a pickle can run any code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tilenet.unet import UNet
 
 LOG = logging.getLogger("tilenet")
 WEIGHTS = Path(__file__).parent / "weights"
-# Beyond these, not even the list of layers is made.
+# Type and largest value of each option. Beyond these values, not even the list of layers is built.
 LARGEST = (
     ("depth", int, 16),
     ("wf", int, 24),
@@ -39,7 +39,7 @@ LARGEST = (
     ("batch_norm", bool, True),
 )
 LARGEST_POOL = 8
-# What no key of a state dict tells, and decides about most pixels.
+# The option that no key of a state dict reveals and that affects most pixels.
 UNSAID = "padding"
 COUNTER = "num_batches_tracked"
 REMEDY = "Get the file again, or save model.state_dict() anew"
@@ -51,7 +51,7 @@ def packaged_models() -> list[str]:
 
 
 def find_model(model: str | Path) -> Path:
-    """Return the file of a packaged model's name, or of a path (`ModelNotFound`)."""
+    """Return the file of a packaged model, given by its name, or of a path (raises `ModelNotFound`)."""
     if str(model) in packaged_models():
         return WEIGHTS / f"{model}.safetensors"
     path = Path(model)
@@ -70,13 +70,13 @@ def load_model(model: str | Path, **options: Any) -> UNet:
         A packaged model's name (``"nuclei"``), a ``.safetensors`` file, or a PyTorch state
         dict, bare or under ``state_dict`` or ``model_state_dict``.
     **options
-        Options of `UNet` that a bare state dict cannot say: ``padding``, ``pooling``, and
-        ``pool_size`` where it upsamples. What contradicts the file is refused.
+        Options of `UNet` that a bare state dict does not reveal: ``padding``, ``pooling``, and
+        ``pool_size`` if its `up_mode` is ``"upsample"``. Options that contradict the file are refused.
 
     Returns
     -------
     UNet
-        In eval mode on the CPU; its card is the attribute ``card``.
+        The network in eval mode on the CPU; its card is the attribute ``card``.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def load_model(model: str | Path, **options: Any) -> UNet:
         filled = _filled(network, read_weights(path, claims))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    except Exception as error:  # of whatever kind the library met the damage with
+    except Exception as error:  # a damaged file may raise any kind of error in the library
         raise ModelError(f"{path}: not a model that can be read ({one_line(error)}). {REMEDY}") from error
     if UNSAID not in options and not told:
         LOG.warning(
@@ -111,14 +111,14 @@ def load_model(model: str | Path, **options: Any) -> UNet:
 
 
 def name_of(model: Any) -> str:
-    """Return what a model is called, without reading its weights."""
+    """Return the name of a model, without reading its weights."""
     if not isinstance(model, str | Path):
         card = getattr(model, "card", None)
         return card.name if card else type(model).__name__
     path = find_model(model)
     try:
         return read_claims(path)[1].name or path.stem
-    except Exception:  # of whatever kind; `load_model` says what it is
+    except Exception:  # of any kind; `load_model` reports it
         return path.stem
 
 
@@ -128,7 +128,7 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
     Parameters
     ----------
     model : UNet
-        Its weights are stored as they are.
+        The network; its weights are stored unchanged.
     path : str or path
         Must end in ``.safetensors``; an existing file is replaced.
     card : ModelCard, optional
@@ -139,7 +139,7 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
     ModelError
         If the path has another ending, or the card does not fit the network.
     EnvironmentFault
-        If it cannot be written there.
+        If the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -147,7 +147,7 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
     card = card or model.card or ModelCard()
     card = replace(card, name=card.name or path.stem, architecture=model.options).completed(model.n_classes)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    # Not by `save_file`, whose files nobody but their owner may read.
+    # Not with `save_file`, which makes files that only their owner may read.
     with put_whole(path, again=AGAIN) as part:
         part.write_bytes(save(state, metadata={"format": "pt", "tilenet": card.to_json()}))
     return path
@@ -165,14 +165,14 @@ def convert_model(
     overwrite: bool = False,
     **options: Any,
 ) -> Path:
-    """Write weights of any kind that `load_model` takes as one file with a card.
+    """Convert weights of any format that `load_model` reads to one file with a card.
 
     Parameters
     ----------
     weights, out : path
-        What to read, and the ``.safetensors`` file to write.
+        The file to read, and the ``.safetensors`` file to write.
     classes : str, optional
-        Names of the outputs, commas between them.
+        Names of the outputs, separated by commas.
     mask_of_class : tuple of int, optional
         Mask value of each output.
     scaling : str, optional
@@ -180,16 +180,16 @@ def convert_model(
     pixel_size : float, optional
         Micrometres per pixel of the training images.
     colors : str, optional
-        Colours of mask values, such as ``1=00c864,2=ffd600``; the others get one of a palette.
+        Colours of mask values, such as ``1=00c864,2=ffd600``; other mask values get one from a palette.
     overwrite : bool
-        Replace a model that is there.
+        Replace an existing model.
     **options
         As for `load_model`.
 
     Raises
     ------
     OutputExists, ModelNotFound, ModelError
-        If there is a file already; if `weights` cannot be read; if what is said does not suit them.
+        If `out` exists already; if `weights` cannot be read; if the other arguments do not suit the weights.
     """
     if not overwrite and Path(out).exists():
         raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
@@ -226,7 +226,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def _architecture(state: State, card: ModelCard, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the network: the card's, or those that the keys tell."""
+    """Return the options of the network: those of the card, or else `options` and what the keys reveal."""
     if not card.architecture:
         return options_of_keys(state) | dict(options)
     known = card.architecture
@@ -237,9 +237,9 @@ def _architecture(state: State, card: ModelCard, options: Mapping[str, Any]) -> 
 
 
 def options_of_keys(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the options of the U-Net that has these parameters.
+    """Derive the options of a U-Net from its parameters.
 
-    All but ``padding``, ``pooling`` and, with upsampling, ``pool_size`` can be read off.
+    They reveal all options except ``padding``, ``pooling`` and, if `up_mode` is ``"upsample"``, ``pool_size``.
     """
     try:
         first, last = state["down_path.0.block.0.weight"], state["last.weight"]
@@ -265,7 +265,7 @@ def options_of_keys(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _skeleton(architecture: Mapping[str, Any]) -> UNet:
-    """Return the network without memory for its weights: absurd options cost nothing."""
+    """Return the network without allocating its weights, so that absurd options cost nothing."""
     for name, kind, largest in LARGEST:
         value = architecture.get(name, kind(1))
         if type(value) is not kind or value > largest:
@@ -285,7 +285,7 @@ def _check_claims(claims: State, network: UNet) -> None:
     wanted = network.state_dict()
     for key in [*wanted, *claims]:
         if key not in claims and key.endswith(COUNTER):
-            continue  # which old checkpoints lack
+            continue  # old checkpoints have no such counters
         if key not in claims or key not in wanted:
             kind = "missing" if key not in claims else "unexpected"
             raise ModelError(f"{kind} key {key}. Are these the weights of this architecture? {network.options}")
@@ -295,7 +295,7 @@ def _check_claims(claims: State, network: UNet) -> None:
 
 
 def _filled(network: UNet, state: State) -> UNet:
-    """Return the network with its weights, in at least float32."""
+    """Return the network with its weights loaded; half precision is converted to float32."""
     for key, value in state.items():
         if not torch.isfinite(value).all():
             raise ModelError(f"key {key} has values that are not finite. The training failed, or the file is damaged")

@@ -1,7 +1,7 @@
-"""Intensity scaling: from pixels to what a network was trained on, never from one tile.
+"""Intensity scaling: maps pixels to the intensities that a network was trained on.
 
-A model card says the *rule*; `resolve` turns it, once per image, into the numbers of a
-`Scaling`, which the output records and every tile shares::
+The numbers never depend on a single tile. A model card states the *rule*; once per image, `resolve`
+turns it into the numbers of a `Scaling`, which the output records and all tiles share::
 
     {"method": "none"}
     {"method": "linear", "subtract": 0, "divide": 255}
@@ -23,13 +23,13 @@ from tilenet.errors import ImageError, ModelError, SettingsError, TilenetError
 from tilenet.geometry import Box, ceil_div
 from tilenet.readers.image import READERS, Image, Pixels
 
-# A level of up to so many pixels is read whole for its percentiles; of a larger one,
-# SAMPLES**2 windows of SAMPLE px a side on a regular grid.
+# For percentiles, a level of up to WHOLE_LEVEL pixels is read whole. Of a larger level, SAMPLES**2 windows
+# of SAMPLE x SAMPLE pixels on a regular grid are read.
 WHOLE_LEVEL = 2**24
 SAMPLES, SAMPLE = 8, 256
-# Pixels that are counted at once: few enough to stay in the cache.
+# How many pixels are counted at once: few enough to stay in the cache.
 COUNTED = 2**18
-# What a rule of each method may say.
+# The keys that a rule may have, by method.
 KEYS = {
     "none": ("clip",),
     "linear": ("subtract", "divide", "clip"),
@@ -39,12 +39,12 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Scaling:
-    """``(pixel - subtract) / divide`` per channel, then clipped if asked.
+    """``(pixel - subtract) / divide`` per channel, then clipped if `clip` is given.
 
     Attributes
     ----------
     subtract, divide : tuple of float
-        One per channel, or one for all.
+        One number per channel, or one for all channels.
     clip : tuple of float, optional
         Lowest and highest value.
     """
@@ -65,7 +65,7 @@ class Scaling:
         return (np.clip(out, *self.clip, out=out) if self.clip else out).astype(np.float32, copy=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers for the run record."""
+        """Return the numbers as the run record keeps them."""
         return {
             "subtract": list(self.subtract),
             "divide": list(self.divide),
@@ -74,13 +74,13 @@ class Scaling:
 
     @classmethod
     def from_json(cls, numbers: Mapping[str, Any]) -> Scaling:
-        """Return the scaling of a run record."""
+        """Return the scaling that a run record states."""
         clip = tuple(numbers["clip"]) if numbers["clip"] else None
         return cls(tuple(numbers["subtract"]), tuple(numbers["divide"]), clip)
 
 
 def is_wide(dtype: np.dtype[Any]) -> bool:
-    """Tell whether pixels are to be scaled in float64, as float32 would round them before anything is subtracted.
+    """Return whether to scale pixels in float64, because float32 would round them before the subtraction.
 
     >>> is_wide(np.dtype("uint16")), is_wide(np.dtype("float32")), is_wide(np.dtype("uint32"))
     (False, False, True)
@@ -89,7 +89,7 @@ def is_wide(dtype: np.dtype[Any]) -> bool:
 
 
 def parse_rule(text: str) -> dict[str, Any]:
-    """Return the rule of a command-line text.
+    """Parse a scaling rule from a command-line text.
 
     >>> parse_rule("linear:0,255")
     {'method': 'linear', 'subtract': 0.0, 'divide': 255.0}
@@ -108,14 +108,14 @@ def parse_rule(text: str) -> dict[str, Any]:
 
 
 def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
-    """Return the numbers of a rule for an image.
+    """Turn a rule into the numbers of a `Scaling` for one image.
 
     Parameters
     ----------
     rule : mapping
-        As on the model card; see the module's text.
+        As on the model card; see the module's docstring.
     image : Image
-        Read only by ``percentile``, from a coarse level where there is one.
+        Only ``percentile`` reads it, from a coarse level if there is one.
     """
     try:
         if unknown := set(rule) - {"method", *KEYS.get(rule.get("method", ""), rule)}:
@@ -157,7 +157,7 @@ def _resolved(rule: Mapping[str, Any], image: Image) -> Scaling:
 
 
 def of_percentiles(parts: Sequence[Pixels], rule: Mapping[str, Any], *, name: str) -> Scaling:
-    """Return the numbers of a ``percentile`` rule for pixels in parts (C, *n)."""
+    """Return the scaling of a ``percentile`` rule, for pixels given as a list of arrays (C, *n)."""
     if parts[0].dtype.kind == "f" and not all(np.isfinite(part).all() for part in parts):
         raise ImageError(f"{name}: has pixels that are not finite, so it has no percentiles. Replace them first")
     channels = range(len(parts[0])) if rule.get("per_channel") else [slice(None)]
@@ -169,9 +169,9 @@ def of_percentiles(parts: Sequence[Pixels], rule: Mapping[str, Any], *, name: st
 
 
 def percentiles(parts: Sequence[Pixels], shares: Sequence[float]) -> NDArray[np.float64]:
-    """Return the percentiles (shares,) of values in parts, as `numpy.percentile` gives them.
+    """Return the percentiles `shares` of values given as a list of arrays, exactly as `numpy.percentile` does.
 
-    Integers of 8 and 16 bits are counted, which takes a sixth of the time that sorting does, and no second copy.
+    Unsigned integers of 8 and 16 bits are counted, which takes a sixth of the time of sorting, and no second copy.
 
     >>> percentiles([np.array([4], np.uint8), np.array([1, 2], np.uint8)], [50, 75])
     array([2., 3.])
@@ -186,15 +186,15 @@ def percentiles(parts: Sequence[Pixels], shares: Sequence[float]) -> NDArray[np.
     ranks = np.minimum([before, before + 1], last)
     a, b = np.searchsorted(counts.cumsum(), ranks, side="right").astype(float)
     part = place - before
-    # From the nearer end, as NumPy does, so that the last bit is the same.
+    # Interpolate from the nearer of the two values, as NumPy does, so that the last bit is the same.
     return np.asarray(np.where(part < 0.5, a + (b - a) * part, b - (b - a) * (1 - part)))
 
 
 def _counts_of(values: Pixels) -> NDArray[np.int64]:
-    """Return how often each value of an unsigned type of 8 or 16 bits is there."""
+    """Return how often each value of an unsigned 8-bit or 16-bit type occurs."""
     bits = 8 * values.dtype.itemsize
     if bits == 8 and len(values) % 2 == 0:
-        # Two values at once, each pair a number of 16 bits: half the time.
+        # Count pairs of values as 16-bit numbers, which takes half the time.
         pairs = _counts_of(np.ascontiguousarray(values).view(np.uint16)).reshape(256, 256)
         return np.asarray(pairs.sum(axis=0) + pairs.sum(axis=1))
     counts = np.zeros(2**bits, np.int64)
@@ -204,10 +204,10 @@ def _counts_of(values: Pixels) -> NDArray[np.int64]:
 
 
 def sample(image: Image) -> list[Pixels]:
-    """Return pixels in parts (C, *n) that stand for the whole image, the same on every call.
+    """Return pixels that represent the whole image, as a list of arrays (C, *n), the same on every call.
 
-    All of the finest level that has at most `WHOLE_LEVEL` pixels, or else windows on a
-    regular grid over the coarsest.
+    They are all pixels of the finest level that has at most `WHOLE_LEVEL` pixels. If no level is
+    that small, they are windows on a regular grid over the coarsest level.
     """
     sizes = [Box.of_shape(image.at_level(k).box_shape).size for k in range(len(image.levels))]
     level = next((k for k, size in enumerate(sizes) if size <= WHOLE_LEVEL), len(sizes) - 1)
@@ -219,7 +219,7 @@ def sample(image: Image) -> list[Pixels]:
 
 
 def bands(whole: Box) -> list[Box]:
-    """Return the box of a whole array cut along its rows, into one part for each thread that reads.
+    """Split the box of a whole array along its rows, into one part for each reading thread.
 
     >>> [band.start for band in bands(Box.of_shape((6, 2)))]
     [(0, 0), (2, 0), (4, 0)]
@@ -232,7 +232,7 @@ def bands(whole: Box) -> list[Box]:
 
 
 def grid_of_windows(shape: Sequence[int]) -> list[Box]:
-    """Return windows spread evenly over an array, both ends included; outer axes thinned."""
+    """Return windows spread evenly over an array, from end to end; along outer axes, a few single planes."""
     corners: list[tuple[int, ...]] = [()]
     for axis, n in enumerate(shape):
         side = SAMPLE if axis >= len(shape) - 2 else 1

@@ -1,4 +1,4 @@
-"""What the files that are made of a mask must not replace: its image, itself, and whatever tilenet did not write."""
+"""Files that an export must not replace: the mask, its image, and any file that tilenet did not write."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from tilenet.errors import OutputExists
 def check_file_place(
     out: Path, *, replace: bool, is_ours: Callable[[Path], bool], kind: str, image: Any = None, mask: Any = None
 ) -> None:
-    """Refuse a place where a file must not be put; writes nothing there.
+    """Raise an error if a file must not be written at a path; writes nothing.
 
     Parameters
     ----------
     out : Path
-        The file.
+        The file to be written.
     replace : bool
-        Whether one that tilenet wrote may be replaced.
+        Whether an existing file may be replaced if tilenet wrote it.
     is_ours : callable
-        Tells whether tilenet wrote what is there.
+        Returns whether tilenet wrote the file at a path.
     kind : str
-        What the file is, for people.
+        What the file is, for messages.
     image, mask : path or anything, optional
-        What nothing is put at, or into; what is no local path is spared anyhow.
+        Paths that must not be replaced, nor written into. Anything other than a local path is ignored.
 
     Raises
     ------
     OutputError, OutputExists
-        If the place is remote, or not free.
+        If the path is remote, or not free.
     """
     check_local(out)
     refuse_inside(out, image=image, mask=mask)
@@ -44,14 +44,14 @@ def check_file_place(
 
 
 def refuse_inside(out: Path, **spared: Any) -> None:
-    """Raise `OutputExists` for a file that would be, or be inside, what is to be spared."""
+    """Raise `OutputExists` if a file would replace, or lie inside, one of the spared paths."""
     for what, path in spared.items():
         if _meet(out, path):
             raise OutputExists(f"{out}: is the {what} {path}, or inside it. Choose another path")
 
 
 def _meet(out: Path, spared: Any) -> bool:
-    """Tell whether a file would be, or be inside, what is to be spared; the names of arrays are no paths."""
+    """Return whether a file would replace, or lie inside, a spared path; arrays and addresses are no paths."""
     if not isinstance(spared, str | Path) or spared == "" or is_address(spared):
         return False
     source, target = Path(spared).resolve(), out.resolve()

@@ -1,7 +1,7 @@
-"""Weights read from a file that may come from a stranger: no code in it runs, and no claim in it is believed.
+"""Read weights from an untrusted file: no code in it is run, and no claim in it is trusted.
 
-Whatever a file says of sizes is compared with its length before memory is taken, so that a
-few kilobytes cannot ask for gigabytes.
+The sizes that a file claims are compared with its length before memory is allocated, so that a file
+of a few kilobytes cannot demand gigabytes.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from tilenet.card import ModelCard
 from tilenet.errors import ModelError
 
 NESTS = ("state_dict", "model_state_dict", "model")
-WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes added by DataParallel and torch.compile
 ZIP, POINTER = b"PK\x03\x04", b"version https://git-lfs"
-# Bytes of a safetensors header, and of a card in it: those of a U-Net take a few thousand.
+# Most bytes of a safetensors header, and of the card in it; a U-Net's take a few thousand.
 LARGEST_HEADER, LARGEST_CARD = 2**24, 2**20
-# Bytes of the pickle in a PyTorch file, and files beside it: one for each tensor.
+# Most bytes of the pickle in a PyTorch file, and most records in its zip file, which has one for each tensor.
 LARGEST_PICKLE, MOST_RECORDS = 2**24, 2**16
-# A file of before PyTorch 1.6 has its weights inside the pickle, and is read whole.
+# Most bytes of a file from before PyTorch 1.6, which holds its weights inside the pickle and is read whole.
 LARGEST_OLD = 2**30
 State = dict[str, Tensor]
 
 
 def read_claims(path: Path) -> tuple[State, ModelCard]:
-    """Return names, shapes and types of the weights as tensors that may have no memory yet, and the card.
+    """Return the names and shapes of the weights, as tensors that may have no memory yet, and the card.
 
     Raises
     ------
     ModelError
-        If the file is of no known kind, or claims what cannot be.
+        If the file has no known format, or if what it claims is impossible.
     """
     with path.open("rb") as file:
         start = file.read(len(POINTER))
@@ -54,7 +54,7 @@ def read_claims(path: Path) -> tuple[State, ModelCard]:
 
 
 def read_weights(path: Path, claims: State) -> State:
-    """Return the weights whose names and shapes were found to be right."""
+    """Return the weights, after the names and shapes in `claims` were checked."""
     if path.suffix != ".safetensors":
         return {key: value.clone() for key, value in claims.items()}
     with safe_open(path, framework="pt") as file:
@@ -85,7 +85,7 @@ def _read_pytorch(path: Path, *, zipped: bool) -> State:
     elif size > LARGEST_OLD:
         raise ModelError(f"is no zip file, and has {size} bytes. Save it with a newer PyTorch, or as .safetensors")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what PyTorch warns of here is refused below
+        warnings.simplefilter("ignore")  # whatever PyTorch warns about here is refused below
         try:
             content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
@@ -114,7 +114,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _check_zip(path: Path, size: int) -> None:
-    """Refuse what PyTorch never writes: packed records, and more of them than fit."""
+    """Refuse what PyTorch never writes: compressed records, and records larger than the file."""
     with zipfile.ZipFile(path) as file:
         records = file.infolist()
     if len(records) > MOST_RECORDS or sum(record.file_size for record in records) > size:

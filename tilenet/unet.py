@@ -1,8 +1,8 @@
 """The U-Net of Ronneberger et al. 2015, in 2-D and 3-D, and its footprint.
 
 Parameter names follow a well-known PyTorch version (jvanvugt/pytorch-unet), so that its
-checkpoints load unchanged. Every layer says with `walk` what it does to a length, beside
-the `forward` that does it.
+checkpoints load unchanged. Beside its `forward`, every block has a `walk`, which computes what
+`forward` does to a length.
 
 References
 ----------
@@ -118,7 +118,7 @@ class UNet(nn.Module):
     depth : int
         Number of resolutions; ``depth - 1`` poolings.
     wf : int
-        The first block has ``2 ** wf`` channels, each deeper one twice as many.
+        The first block has ``2 ** wf`` channels; each deeper block has twice as many as the one above.
     padding : bool
         Pad each 3x3 convolution with zeros. The default, False, is the paper's.
     batch_norm : bool
@@ -128,16 +128,16 @@ class UNet(nn.Module):
     ndim : {2, 3}
         Spatial axes.
     pooling : {"max", "avg"}
-        Average pooling is that of reference checkpoints from before March 2019.
+        Reference checkpoints from before March 2019 use average pooling.
     pool_size : sequence of int, optional
-        Per axis; default 2 everywhere. ``(1, 2, 2)`` spares thin stacks.
+        Per axis; default 2 along each. ``(1, 2, 2)`` suits thin stacks: it does not pool along z.
 
     Attributes
     ----------
     footprint : Footprint
         What the network does to a length, derived from its layers.
     card : ModelCard or None
-        What it is for; set by `load_model`.
+        What the network is for; set by `load_model`.
 
     Examples
     --------
@@ -220,7 +220,7 @@ class UNet(nn.Module):
 
 
 def is_as_built(model: object) -> bool:
-    """Tell whether a model is a `UNet` that its options and its weights describe: no layer was replaced, nor hooked."""
+    """Return whether a model is a `UNet` that its options and weights fully describe: no layer replaced or hooked."""
     if not isinstance(model, UNet) or type(model).forward is not UNet.forward:
         return False
     with torch.device("meta"):
@@ -231,7 +231,7 @@ def _layers(network: UNet) -> list[tuple[object, ...]]:
     return [
         (
             name,
-            # Of the network itself a class of somebody's may be told by its forward alone.
+            # The network itself (whose name is empty) may be of a subclass, as long as it keeps UNet's forward.
             name and (type(layer), layer.extra_repr()),
             "forward" in vars(layer),
             bool(layer._forward_hooks or layer._forward_pre_hooks),
