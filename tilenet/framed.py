@@ -1,4 +1,4 @@
-"""The fast path on a GPU: the same U-Net, its layers on frames (`tilenet/frames.py`)."""
+"""The fast path on a GPU: the same U-Net, computed on frames (`tilenet/frames.py`)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class FramedUNet:
-    """A U-Net on frames; call it like the network.
+    """A U-Net computed on frames; call it like the network.
 
     Parameters
     ----------
     network : UNet
-        One that `can_frame`, in eval mode, where it is to run; it is left as it is.
+        A network that `can_frame` accepts, in eval mode, on the device where it will run; it is not changed.
     """
 
     def __init__(self, network: UNet) -> None:
@@ -39,8 +39,8 @@ class FramedUNet:
         self._last = frames.Classification(network.last.weight, network.last.bias)
 
     def __call__(self, x: Tensor, prepared: Callable[[Tensor], Tensor]) -> Tensor:
-        """Map (N, C, h, w), which is prepared first, to logits (N, K, h', w'), float32."""
-        with torch.cuda.device(x.device if x.is_cuda else -1):  # Triton starts kernels on the current one
+        """Apply `prepared` to (N, C, h, w), and map the result to float32 logits (N, K, h', w')."""
+        with torch.cuda.device(x.device if x.is_cuda else -1):  # Triton launches kernels on the current device
             skips: list[frames.Frame] = []
             frame = self._first(prepared(x), step=self._step)
             frame = self._second(frame, joined=len(self._up) > 0)
@@ -57,7 +57,7 @@ class FramedUNet:
 
 
 def can_frame(network: UNet) -> bool:
-    """Tell whether a network's layers are all such as frames have: 2-D, unpadded, of 16 channels at least."""
+    """Return whether all layers of a network can be computed on frames: 2-D, unpadded, with at least 16 channels."""
     return (
         network.ndim == 2
         and not network.padding

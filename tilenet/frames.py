@@ -1,12 +1,12 @@
-"""Layers on frames: what the fast path on a GPU is made of.
+"""Layers on frames: the parts of the fast path on a GPU.
 
 A frame holds the pixels of a batch of images as the rows of a matrix, one after the other, channels last. A 3x3
-convolution is then nine matrix products, each of the same rows further down: no border is a case of its own, and every
-pixel's sum is made of the same products in the same order, wherever in a tile it lies. What is computed across the
-right and lower borders is never read.
+convolution is then the sum of nine matrix products, each with the same rows shifted further down. No border is a
+special case, and every pixel's sum consists of the same products in the same order, wherever in a tile the pixel lies.
+Values that are computed across the right and lower borders are never read.
 
-Nothing is passed over once more in memory: a convolution adds bias, ReLU, scale and shift before it writes, and a skip
-is written beside the place of the upsampled pixels that will be joined with it.
+No result is read and written again by a separate pass: a convolution applies bias, ReLU, scale and shift before it
+writes, and it writes a skip beside the space for the upsampled pixels that will be joined with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tilenet.errors import SettingsError
 from tilenet.geometry import ceil_div, round_up
 
 TRITON: str = triton.__version__
-# The least channels that a matrix product takes.
+# The fewest channels that a matrix product can take.
 LEAST = 16
 
 
@@ -39,11 +39,11 @@ class Frame:
     rows : torch.Tensor
         (N * pitch[0] * pitch[1], C).
     pitch : tuple of int
-        Rows and columns that each image takes.
+        Height and width of the space that each image takes.
     shape : tuple of int
         Height and width of the valid part of each image.
     first : int
-        Row of the first valid pixel.
+        Index of the matrix row of the first valid pixel.
     """
 
     rows: Tensor
@@ -53,28 +53,28 @@ class Frame:
 
     @property
     def used(self) -> int:
-        """Rows from the first pixel that is meant to the last."""
+        """Number of matrix rows from the first valid pixel to the last one."""
         (height, width), (h, w) = self.pitch, self.shape
         return len(self.rows) - (height - h) * width - (width - w)
 
     def middle(self, shape: tuple[int, int]) -> Frame:
-        """Return the centre of each image."""
+        """Return the centre of each image, without a copy."""
         top, left = ((have - want) // 2 for have, want in zip(self.shape, shape, strict=True))
         return replace(self, shape=shape, first=self.first + top * self.pitch[1] + left)
 
 
 @dataclass(frozen=True)
 class Blocking:
-    """How a product is parted among programs.
+    """How a matrix product is divided among programs.
 
     Attributes
     ----------
     rows, outputs, inputs : int
-        Of a block.
+        Size of a block.
     warps, stages : int
-        Of a program; how many blocks of inputs it loads ahead.
+        Warps of a program, and how many blocks of inputs it loads ahead.
     programs : int
-        On each multiprocessor, which make one block after the other; 0: a program for each block.
+        Programs on each multiprocessor, which compute one block after the other; 0 for one program per block.
     """
 
     rows: int
@@ -86,7 +86,7 @@ class Blocking:
 
 
 def blocking_of(outputs: int, inputs: int, dtype: torch.dtype) -> Blocking:
-    """Return how a convolution is parted: a rule of its channels alone, so that no sum depends on a tile.
+    """Return how a convolution is divided: it depends on channels and dtype only, so that no sum depends on the tile.
 
     Measured on an H200 (docs/figures.md).
 
@@ -108,13 +108,13 @@ class Convolution:
     Parameters
     ----------
     weight : torch.Tensor
-        (K, C, 3, 3), K and C powers of two from 16 on.
+        (K, C, 3, 3), where K and C are powers of two and at least 16.
     bias : torch.Tensor
         (K,)
     after : sequence of torch.Tensor, optional
-        Scale and shift, K values each, after the ReLU.
+        Scale and shift, K values each, applied after the ReLU.
     blocking : Blocking, optional
-        Default that of `blocking_of`.
+        How the product is divided; default as `blocking_of` returns it.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Convolution:
         self._blocking = blocking or blocking_of(outputs, inputs, weight.dtype)
 
     def __call__(self, x: Frame, *, joined: bool = False) -> Frame:
-        """Return what it makes of a frame; `joined`: as the right half of a matrix of twice the channels."""
+        """Convolve a frame; if `joined`, write the result to the right half of a matrix of twice the channels."""
         b, outputs = self._blocking, len(self._bias)
         rows = x.rows.new_empty((len(x.rows), outputs * (2 if joined else 1)))
         out = Frame(rows[:, -outputs:], x.pitch, (x.shape[0] - 2, x.shape[1] - 2))
@@ -146,7 +146,7 @@ class Convolution:
 
 
 class ImageConvolution:
-    """The same of images, of however few channels, which become a frame; parameters as of `Convolution`."""
+    """The same convolution of images with any number of channels, which gives a frame; parameters as `Convolution`."""
 
     def __init__(self, weight: Tensor, bias: Tensor, after: Sequence[Tensor] | None = None) -> None:
         outputs, self._channels = weight.shape[:2]
@@ -156,15 +156,15 @@ class ImageConvolution:
         self._bias, self._after, self._scales = bias.float(), _affine(bias, after), after is not None
 
     def __call__(self, x: Tensor, *, step: int) -> Frame:
-        """Return what it makes of (N, C, h, w), as a frame whose pitch is a multiple of `step`.
+        """Convolve (N, C, h, w), and return a frame whose pitch is a multiple of `step`.
 
         Raises
         ------
         SettingsError
-            If an image has too many values to be counted in 32 bits.
+            If an image has too many values for 32-bit offsets.
         """
         n, _, h, w = x.shape
-        if x[0].numel() >= 2**31:  # what is computed with in the kernel
+        if x[0].numel() >= 2**31:  # the kernel computes offsets in 32 bits
             raise SettingsError(
                 f"a tile of {h} x {w} px has {x[0].numel():.1e} values. Start again with a smaller --tile"
             )
@@ -195,7 +195,7 @@ class Upsampling:
         self._blocking = blocking or Blocking(128, min(4 * len(bias), 128), inputs, 8, 3)
 
     def __call__(self, x: Frame, skip: Frame) -> Frame:
-        """Return upsampled pixels, joined with the middle of a skip that was made to be `joined`."""
+        """Upsample a frame, and join it with the centre of a skip that was computed with `joined`."""
         b, outputs = self._blocking, len(self._bias)
         rows = skip.rows.as_strided((len(skip.rows), 2 * outputs), (2 * outputs, 1), 0)
         out = replace(skip, rows=rows).middle((2 * x.shape[0], 2 * x.shape[1]))
@@ -212,7 +212,7 @@ class Upsampling:
 
 
 def pooled(x: Frame, *, mean: bool) -> Frame:
-    """Return the largest (or the mean) of each 2x2 pixels of a frame whose pitch is even."""
+    """Return the maximum (or the mean) of each 2x2 pixels of a frame, whose pitch must be even."""
     channels, pitch = x.rows.shape[1], (x.pitch[0] // 2, x.pitch[1] // 2)
     out = Frame(x.rows.new_empty((len(x.rows) // 4, channels)), pitch, (x.shape[0] // 2, x.shape[1] // 2))
     block_rows = max(1, 4096 // channels)
@@ -256,7 +256,7 @@ def _described(rows: Tensor, *block: int) -> Any:
 
 
 def _at_once(inputs: int, dtype: torch.dtype) -> int:
-    """Return how many input channels are multiplied at once: 128 bytes of them."""
+    """Return how many input channels are multiplied at once: at most 128 bytes of them."""
     return min(128 // dtype.itemsize, inputs)
 
 
@@ -265,7 +265,7 @@ def _precision(dtype: torch.dtype) -> str:
 
 
 def _affine(bias: Tensor, after: Sequence[Tensor] | None) -> list[Tensor]:
-    """Return scale and shift (K,), float32; where there are none, anything in their place."""
+    """Return scale and shift (K,) in float32; if there are none, placeholders that the kernels do not read."""
     return [values.float().flatten() for values in after or (bias, bias)]
 
 

@@ -1,8 +1,8 @@
-"""The layers of a U-Net as Triton kernels; `tilenet/frames.py` says on what, and starts them.
+"""The layers of a U-Net as Triton kernels, which `tilenet/frames.py` launches on its frames.
 
-Each program makes blocks of rows (pixels) and columns (channels) of a matrix: products of another's rows with weights
-(outputs, taps * inputs), summed in float32. Products of float32 are three of TF32, which together are exact to about
-2^-21.
+Each program computes blocks of the output matrix, whose rows are pixels and whose columns are channels: products of
+rows of the input matrix with weights (outputs, taps * inputs), summed in float32. A product of float32 numbers is
+computed as three products of TF32 numbers, which together are exact to about 2^-21.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def activated(total, bias, scale, shift, channel, after: tl.constexpr):
-    """Return sums with their bias, after the ReLU, and perhaps a scale and a shift; what is no number stays none."""
+    """Add the bias to sums, then apply the ReLU and perhaps a scale and a shift; NaN stays NaN."""
     total += tl.load(bias + channel)[None, :]
     total = tl.where(total < 0, 0.0, total)
     if after:
@@ -46,7 +46,7 @@ def convolve_image(
     after: tl.constexpr, precision: tl.constexpr,
     block_rows: tl.constexpr, block_outputs: tl.constexpr, block_inputs: tl.constexpr,
 ):  # fmt: skip
-    """Write a block of the same of images of few channels: all taps of all channels in as few products as they need."""
+    """Write a block of the same for images of few channels, in few products: each covers several taps and channels."""
     row, first = tl.program_id(0) * block_rows, tl.program_id(1) * block_outputs
     p = row + tl.arange(0, block_rows)
     place = p % (height * width)
@@ -71,7 +71,7 @@ def upsample(
     outputs: tl.constexpr, precision: tl.constexpr,
     block_rows: tl.constexpr, block_outputs: tl.constexpr, block_inputs: tl.constexpr,
 ):  # fmt: skip
-    """Write a block of a 2x2 transposed convolution of stride 2, whose columns are its taps' outputs."""
+    """Write a block of a 2x2 transposed convolution of stride 2; the product's columns are outputs tap by tap."""
     row = tl.program_id(0) // columns * block_rows
     first = tl.program_id(0) % columns * block_outputs
     total = tl.zeros((block_rows, block_outputs), tl.float32)
@@ -94,7 +94,7 @@ def upsample(
 def pool(
     x, out, width, used, stride, mean: tl.constexpr, channels: tl.constexpr, block_rows: tl.constexpr
 ):  # fmt: skip
-    """Write the largest, or the mean, of each 2x2 pixels."""
+    """Write the maximum, or the mean, of each 2x2 pixels."""
     p = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     c = tl.arange(0, channels)
     inside = (p < used)[:, None]
@@ -116,7 +116,7 @@ def classify(
     x, weights, out, bias, images, height, width, h, w, classes, parts,
     precision: tl.constexpr, block_rows: tl.constexpr, block_outputs: tl.constexpr, block_inputs: tl.constexpr,
 ):  # fmt: skip
-    """Write a block of the logits of a 1x1 convolution, class by class."""
+    """Write a block of the logits of a 1x1 convolution, one plane per class."""
     row = tl.program_id(0) * block_rows
     total = tl.zeros((block_rows, block_outputs), tl.float32)
     for k in range(parts):

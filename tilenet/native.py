@@ -1,4 +1,4 @@
-"""What was compiled from C (`convolutions.c`), as Python calls it.
+"""Bindings for the library that is compiled from C (`convolutions.c`).
 
 It is built when tilenet is installed, if there is a C compiler, for x86-64 processors with AVX2 or AVX-512.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 from torch import Tensor
 
 LOG = logging.getLogger("tilenet")
-# The instruction sets that the library may tell of, and their names.
+# The instruction sets that the library may report, and their names.
 AVX2, AVX512 = 1, 2
 NAMES = {0: "pytorch", AVX2: "avx2", AVX512: "avx512"}
-# Floats of a vector.
+# Floats per vector register.
 LANES = {AVX2: 8, AVX512: 16}
 
 
@@ -27,19 +27,19 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 
 class Piece(ctypes.Structure):
-    """Rows of an image."""
+    """Some rows of each image of a batch."""
 
     _fields_ = (*_fields(ctypes.c_void_p, "first"), *_fields(ctypes.c_long, "image row rows"))
 
 
 class Source(ctypes.Structure):
-    """Pieces on top of each other."""
+    """Vertically adjacent pieces."""
 
     _fields_ = (("pieces", ctypes.POINTER(Piece)), *_fields(ctypes.c_long, "count channels"))
 
 
 class Convolution(ctypes.Structure):
-    """What a 3x3 or 2x2 convolution is done from, and to."""
+    """Inputs and outputs of a 3x3 or 2x2 convolution."""
 
     _fields_ = (
         ("sources", Source * 2),
@@ -49,7 +49,7 @@ class Convolution(ctypes.Structure):
 
 
 class Classification(ctypes.Structure):
-    """What a 1x1 convolution is done from, and to, or what is decided upon."""
+    """Inputs and outputs of a 1x1 convolution: logits, or the mask values that follow from them."""
 
     _fields_ = (
         *_fields(ctypes.c_void_p, "x weights bias out mask values"),
@@ -58,24 +58,24 @@ class Classification(ctypes.Structure):
 
 
 def source_of(pieces: Sequence[Tensor]) -> Source:
-    """Return pieces (N, C, b, w), channels last, as a source."""
+    """Return pieces (N, C, b, w), channels last, as a `Source`."""
     listed = [Piece(piece.data_ptr(), piece.stride(0), piece.stride(2), piece.shape[2]) for piece in pieces]
     return Source((Piece * len(listed))(*listed), len(listed), pieces[0].shape[1])
 
 
 def call(name: str, job: ctypes.Structure, instructions: int, threads: int) -> None:
-    """Call a function of the library, which is there, with so many threads."""
+    """Call a function of the library, which must have been loaded, with `threads` threads."""
     getattr(_library(), name)(ctypes.byref(job), instructions, threads)
 
 
 def find_instructions() -> int:
-    """Return the best instruction set that this processor and what was compiled share, 0 if there is none."""
+    """Return the best instruction set that both this processor and the library support, 0 if there is none."""
     library = _library()
     return 0 if library is None else int(library.tilenet_instructions())
 
 
 def convolutions() -> str:
-    """Return what does the convolutions of the fast path here: ``avx512``, ``avx2``, or ``pytorch``."""
+    """Return what computes the convolutions of the fast path on this CPU: ``avx512``, ``avx2``, or ``pytorch``."""
     return NAMES[find_instructions()]
 
 
@@ -89,7 +89,8 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _loaded(path: Path) -> ctypes.CDLL | None:
-    # PyTorch has loaded the OpenMP in which it wants its symbols; another one is as good as no library.
+    # The library uses symbols of the OpenMP that PyTorch has loaded. With another OpenMP loading it fails, and
+    # tilenet does without it.
     try:
         library = ctypes.CDLL(str(path))
     except OSError:

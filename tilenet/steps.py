@@ -1,10 +1,10 @@
-"""A U-Net as steps: functions of rows (N, C, h, w), channels last, and of what came before in the same pass.
+"""A U-Net as steps: functions of rows (N, C, h, w), channels last, and of the state (`Stream`) of the forward pass.
 
-Rows come in pieces that lie on top of each other, so that nothing is copied to be in one.
+Rows are passed as a list of vertically adjacent pieces, which avoids copying them into one tensor.
 
-Steps that do not clamp may be given an image in bands of rows: what they make of them, one below the other, is what
-they make of the whole, as each keeps in the `Stream` the rows that it needs again, and zeros are padded above the first
-and below the last alone.
+Steps that do not clamp can take an image in bands of rows. Their results, one below the other, equal the result for the
+whole image: each step keeps the rows that it needs again in the `Stream`, and zeros are padded only above the first
+band and below the last one.
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ from tilenet.stream import NotFinite, Stream, between, height_of, joined, stacke
 from tilenet.unet import LINEAR, ConvBlock, UNet, UpBlock
 from tilenet.winograd import WinogradConvolution
 
-# Channels of which compiled convolutions give multiples; those that take other channels are direct.
+# Compiled convolutions need a multiple of this many output channels. They use Winograd's method if the input channels
+# are a multiple of it, too, and are direct otherwise.
 COMPILED = 16
-# Channels, in and out, from which PyTorch's are Winograd's: below, its sums take longer than the products it saves.
+# Fewest input and output channels for Winograd's method in PyTorch: with fewer, its sums take longer than the products
+# that it saves.
 WINOGRAD = 128
-# Channels up to which upsampling and the convolution after it are one: of more, weights do not fit a cache any more.
+# Most channels for which upsampling and the convolution after it are merged; the weights of more do not fit a cache.
 AT_ONCE = 64
-# Rows that a block makes at once: so many bytes of its first convolution, and at the least. Of deep layers, which read
-# all their weights for each band, as many pixels as of 64 channels: 3 (wf 5) to 5 % (wf 6) less time; of the narrowest
-# as many as of 16: 3 %.
+# A block takes as many rows at once as have BAND bytes after its first convolution, its channels counted as at least
+# NARROW and at most DEEP. Deep layers read all their weights again for each band, so they take as many pixels as layers
+# of 64 channels: 3 % (wf 5) to 5 % (wf 6) less time. The narrowest take as many as layers of 16 channels: 3 % less.
 BAND, NARROW, DEEP = 8e6, 16, 64
-# Rows are a multiple, so that squares of Winograd's are whole: of four rows, or five before they are doubled. (The
-# first are fewer by the four that two convolutions cost.)
+# The number of rows taken at once is a multiple of WHOLE, so that only whole Winograd squares are computed. They have
+# four rows, or five coarse ones where upsampling is merged. (Two convolutions cost the first band four of its rows.)
 WHOLE = 20
 Step = Callable[[Sequence[Tensor], Stream], Tensor]
 Affine = tuple[Tensor, Tensor]
 
 
 def steps_of(network: UNet) -> Iterator[_Block]:
-    """Yield the blocks of steps of a network, in eval mode; its weights are shared or copied, it is left as it is."""
+    """Yield the blocks of steps of a network in eval mode, which share or copy its weights and do not change it."""
     to_logits = _classification(network)
 
     def last(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
@@ -80,10 +82,10 @@ def steps_of(network: UNet) -> Iterator[_Block]:
 
 
 def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
-    """Tell whether a block is done band after band.
+    """Return whether a block is computed in bands.
 
-    Not where upsampling is anything but a transposed convolution; nor, without compiled convolutions, where zeros
-    are padded, or where Winograd's convolution has strips of its own.
+    It is not if it upsamples other than by a transposed convolution. Without compiled convolutions, it is also not
+    if it pads zeros, or if it uses Winograd's method in PyTorch, which works in strips of its own.
     """
     inner = block.conv_block if isinstance(block, UpBlock) else block
     if not halves(pool_size) or not (inner is block or isinstance(block.up, nn.ConvTranspose2d)):
@@ -95,18 +97,18 @@ def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
 
 @dataclass(eq=False)
 class _Block:
-    """The steps of a block, a few rows after the other, so that what is between them fits a cache.
+    """The steps of a U-Net block, applied to a few rows at a time so that intermediate results fit a cache.
 
     Attributes
     ----------
     steps : list
         Two 3x3 convolutions, the first perhaps after upsampling and with a skip, and what follows them.
     channels : int
-        What the first gives.
+        Output channels of the first convolution.
     in_bands : bool
-        Whether a few rows make a few rows.
+        Whether the block can be computed a few rows at a time.
     skip : (int, tuple of int), optional
-        The level of the skip that is joined after upsampling, and by what factors this is; default neither.
+        The level of the skip connection, and the factors of the upsampling before it; by default there is neither.
     """
 
     steps: list[Step]
@@ -115,7 +117,7 @@ class _Block:
     skip: tuple[int, tuple[int, ...]] | None = None
 
     def __call__(self, pieces: Sequence[Tensor], stream: Stream) -> list[Tensor]:
-        """Map rows (N, C, h, w), in pieces, to what the steps make of them, in pieces."""
+        """Map rows (N, C, h, w), in pieces, to the output of the last step, in pieces."""
         n, _, _, width = pieces[0].shape
         height = rows = height_of(pieces)
         level, (tall, wide) = self.skip or (None, (1, 1))
@@ -146,19 +148,19 @@ class Layer(NamedTuple):
 
 
 def layers_of(block: ConvBlock) -> Iterator[Layer]:
-    """Yield the two layers of a block, in eval mode, normalisation folded into the second where it can be."""
+    """Yield the two layers of a block in eval mode, the first's normalisation folded into the second if possible."""
     convolutions = [layer for layer in block.block if isinstance(layer, nn.Conv2d)]
     norms = [_affine(layer) for layer in block.block if isinstance(layer, nn.BatchNorm2d)]
     before = None
     for layer, after in zip_longest(convolutions, norms):
         weight, bias = _folded(layer, before)
-        # Zeros that are padded come after the normalisation, so that it folds only where there are none.
+        # Zeros are padded after the normalisation, so that it can be folded only if there is no padding.
         before = after if layer is convolutions[0] and not any(layer.padding) else None
         yield Layer(weight, bias, int(layer.padding[0]), None if before else after)
 
 
 def _rows(step: Step, pieces: Sequence[Tensor], stream: Stream, padding: int) -> tuple[list[Tensor], Zeros]:
-    """Return the rows that a 3x3 convolution takes: those kept and those that come; and those of zeros around them."""
+    """Return the input rows of a 3x3 convolution, kept and new, and the number of rows of zeros above and below."""
     rows = stream.after(step, pieces, 2)
     return rows, (0 if rows[0].shape[2] else padding, padding if stream.last else 0)
 
@@ -174,7 +176,7 @@ def _convolution(layer: Layer) -> Step:
 
 
 def _pool(layer: Layer, network: UNet, level: int) -> Step:
-    """Return a convolution that leaves what it gives as a skip, and pooling."""
+    """Return a step that convolves, adds the result to the skip connection, and pools."""
     convolved, size = _convolved(layer), network.pool_size
     reduce = F.max_pool2d if network.pooling == "max" else F.avg_pool2d
     at_once = None
@@ -195,7 +197,7 @@ def _pool(layer: Layer, network: UNet, level: int) -> Step:
 
 
 def _join(layer: Layer, up: UpBlock, level: int) -> Step:
-    """Return upsampling, and the convolution of what it gives and the skip."""
+    """Return a step that upsamples, and convolves the result and the skip connection together."""
     at_once = layer.weight.shape[0] <= AT_ONCE and _taps(up) == (2, 2) and layer.padding == 0
     if at_once and _kind(layer.weight) is CompiledConvolution:
         return _join_at_once(layer, up, level)
@@ -210,7 +212,7 @@ def _join(layer: Layer, up: UpBlock, level: int) -> Step:
 
 
 def _join_at_once(layer: Layer, up: UpBlock, level: int) -> Step:
-    """Return the same without the upsampled pixels: two thirds of their products."""
+    """Return the same step without computing upsampled pixels, in two thirds of the products that these take."""
     assert isinstance(up.up, nn.ConvTranspose2d) and up.up.bias is not None
     of_up, of_skip = layer.weight.chunk(2, dim=1)
     bias = layer.bias + torch.einsum("omij,m->o", of_up, up.up.bias)
@@ -225,12 +227,12 @@ def _join_at_once(layer: Layer, up: UpBlock, level: int) -> Step:
 
 
 def _taps(up: UpBlock) -> tuple[int, ...]:
-    """Return the taps of a transposed convolution, none of another way to upsample."""
+    """Return the kernel size of a transposed convolution; empty for other ways to upsample."""
     return tuple(up.up.kernel_size) if isinstance(up.up, nn.ConvTranspose2d) else ()
 
 
 def _kind(weight: Tensor) -> type | None:
-    """Return what does a 3x3 convolution with these weights (K, C, 3, 3), None where it is oneDNN's direct one."""
+    """Return the class for a 3x3 convolution with these weights (K, C, 3, 3); None for oneDNN's direct convolution."""
     outputs, inputs = weight.shape[:2]
     if find_instructions() and outputs % COMPILED == 0:
         return DirectConvolution if inputs % COMPILED else CompiledConvolution
@@ -247,7 +249,7 @@ def _convolved(layer: Layer) -> Callable[..., Tensor]:
         convolved: Callable[[Tensor], Tensor] = WinogradConvolution(weight, bias)
     else:
         weight = weight.contiguous(memory_format=torch.channels_last)
-        # oneDNN's own ReLU would save 3 % of the time, but makes 0 of what is not a number.
+        # oneDNN's own ReLU would save 3 % of the time, but turns NaN into 0.
         convolved = lambda x: F.conv2d(x, weight, bias).relu_()  # noqa: E731
 
     def normalised(*sources: Sequence[Tensor], zeros: Zeros) -> Tensor:
@@ -267,7 +269,7 @@ def _affine(norm: nn.BatchNorm2d) -> Affine:
 
 
 def _folded(layer: nn.Conv2d, before: Affine | None) -> tuple[Tensor, Tensor]:
-    """Return weights and biases of a convolution that takes in the scale and shift before it."""
+    """Return the weights and biases of a convolution with the scale and shift before it folded in."""
     assert layer.bias is not None
     if before is None:
         return layer.weight, layer.bias
@@ -275,24 +277,24 @@ def _folded(layer: nn.Conv2d, before: Affine | None) -> tuple[Tensor, Tensor]:
 
 
 def _enlargement(up: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return what upsamples."""
+    """Return a function that upsamples."""
     if isinstance(up, nn.ConvTranspose2d):
         return up
     assert isinstance(up, nn.Sequential)
     resize, convolution = up
     assert isinstance(resize, nn.Upsample)
     pointwise, scale = _pointwise(convolution), resize.scale_factor
-    # They commute, and the convolution is a quarter of the work this way round.
+    # Resizing and the 1x1 convolution commute, and the convolution is a quarter of the work if it comes first.
     return lambda x: F.interpolate(pointwise(x), scale_factor=scale, mode=LINEAR[2])
 
 
 def decides_at_once(network: UNet) -> bool:
-    """Tell whether the last step, where a `Stream` has values for classes, makes masks and no logits."""
+    """Return whether the last step can write mask values instead of logits, given the values in its `Stream`."""
     return find_instructions() != 0 and 2**network.wf % COMPILED == 0
 
 
 def _classification(network: UNet) -> Callable[[Tensor], Tensor]:
-    """Return what makes logits."""
+    """Return the function that computes logits."""
     last = network.last
     assert isinstance(last, nn.Conv2d) and last.bias is not None
     if decides_at_once(network):
@@ -301,7 +303,7 @@ def _classification(network: UNet) -> Callable[[Tensor], Tensor]:
 
 
 def _pointwise(convolution: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a 1x1 convolution, by oneDNN if it is there: of one thread PyTorch takes another way, to other bits."""
+    """Return a 1x1 convolution, by oneDNN if possible: PyTorch's own choice for one thread rounds differently."""
     assert isinstance(convolution, nn.Conv2d)
     weight, bias = convolution.weight, convolution.bias
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What a pass through a network holds from one band of rows to the next (see `tilenet.bands`)."""
+"""The state that a forward pass keeps from one band of rows to the next (see `tilenet.bands`)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ ROWS = 2  # The axis of (N, C, h, w).
 
 
 class NotFinite(Exception):
-    """Logits that were to be decided upon are no numbers."""
+    """Logits from which mask values should be decided are NaN or infinite."""
 
 
 class Stream:
-    """The rows that steps need again, and the skips on their way from the contracting to the expanding path.
+    """The rows that steps need again, and the skip connections from the contracting to the expanding path.
 
     Attributes
     ----------
     skips : dict
-        By their level.
+        The skip connection of each level.
     last : bool
-        Whether no rows come after those that are on their way, so that zeros are padded below them.
+        Whether the rows being processed are the last of the image, so that zeros are padded below them.
     values : torch.Tensor, optional
-        The mask value of each class, (K) uint8, where the last step decides upon logits at once.
+        The mask value of each class, (K,) uint8, if the last step turns logits directly into mask values.
     """
 
     def __init__(self, values: Tensor | None = None) -> None:
@@ -35,32 +35,33 @@ class Stream:
         self._last: dict[object, Tensor] = {}
 
     def after(self, step: object, pieces: Sequence[Tensor], count: int) -> list[Tensor]:
-        """Return the last rows that a step was given, none at first, and `pieces`; keep the last `count` of both."""
+        """Return the rows kept for a step (none at first) followed by `pieces`; keep the last `count` rows of both."""
         rows = [self._last.get(step, pieces[0][:, :, :0]), *pieces]
-        # A copy, lest a few rows keep all of them in memory.
+        # Copied, because a view of a few rows would keep the whole tensor in memory.
         self._last[step] = stacked(last_rows(rows, count)).clone()
         return rows
 
 
 class Skip:
-    """Rows that wait for those that join them: the centre of what is added, in its order."""
+    """A skip connection: a queue of rows, cropped to their centre, that wait for the upsampled rows to join them."""
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
         self._begun = False
 
     def add(self, x: Tensor) -> None:
-        """Add rows (N, C, h, w) below those that wait."""
+        """Append rows (N, C, h, w) below the waiting rows."""
         self._parts.append(x)
 
     def release(self) -> None:
-        """Let go of rows that were taken: of a band they are most, and those that wait are views of all."""
+        """Free the rows that were taken, most of a band: copy the waiting rows, which are views of the whole band."""
         self._parts = [part.clone() for part in self._parts]
 
     def center(self, shape: Sequence[int]) -> None:
-        """Let the next rows taken be those over which the next (N, C, *shape) come to lie.
+        """Crop the waiting rows so that they align with the next upsampled rows (N, C, *shape).
 
-        The first band is a legal input of its own, so that its centre is where that of the tile begins.
+        Rows are dropped only once, at the top: the first band is a legal input by itself, so that the
+        centre of its rows begins where the centre of the tile's rows begins.
         """
         height, width = shape
         if not self._begun:
@@ -69,19 +70,19 @@ class Skip:
         self._parts = [part.narrow(-1, (part.shape[-1] - width) // 2, width) for part in self._parts]
 
     def take(self, rows: int, *, again: int = 0) -> list[Tensor]:
-        """Return the next rows in pieces; the last `again` of them are taken another time."""
+        """Return the next `rows` rows, in pieces; the last `again` of them stay in the queue."""
         taken = between(self._parts, 0, rows)
         self._parts = between(self._parts, rows - again, height_of(self._parts))
         return taken
 
 
 def last_rows(pieces: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Return the last rows of pieces on top of each other, all of them if there are no more than `count`."""
+    """Return the last `count` rows of vertically adjacent pieces, or all of them if there are fewer."""
     return between(pieces, max(0, height_of(pieces) - count), height_of(pieces))
 
 
 def between(pieces: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
-    """Return the rows from `start` to `stop` of pieces on top of each other, in pieces."""
+    """Return the rows from `start` to `stop` of vertically adjacent pieces, in pieces."""
     found, top = [], 0
     for piece in pieces:
         first, last = max(0, start - top), min(piece.shape[ROWS], stop - top)
@@ -92,12 +93,12 @@ def between(pieces: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
 
 
 def height_of(pieces: Sequence[Tensor]) -> int:
-    """Return the rows of pieces on top of each other."""
+    """Return the total number of rows of vertically adjacent pieces."""
     return sum(piece.shape[ROWS] for piece in pieces)
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:
-    """Return rows (N, C, h, w) on top of each other, channels last: a copy only if there is more than one part."""
+    """Concatenate parts (N, C, h, w) along their rows, channels last; copies only if there is more than one part."""
     some = [part for part in parts if part.shape[ROWS]] or parts[:1]
     if len(some) == 1:
         return some[0]
@@ -107,7 +108,7 @@ def stacked(parts: Sequence[Tensor]) -> Tensor:
 
 
 def joined(sources: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Return the channels of all sources, each rows on top of each other, in one tensor."""
+    """Concatenate the channels of all sources, each a list of vertically adjacent pieces, into one tensor."""
     if len(sources) == 1:
         return stacked(sources[0])
     x = [stacked(pieces) for pieces in sources]
