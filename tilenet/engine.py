@@ -1,23 +1,24 @@
-"""The fast paths: on a GPU the same U-Net on frames (`tilenet/framed.py`), on a CPU as a flat list of steps.
+"""The fast paths: on a GPU the same U-Net on frames (`tilenet/framed.py`), on a CPU a flat list of steps.
 
 What the steps (`tilenet/steps.py`, channels last) do, and why it pays, measured on two AVX-512 cores
 (`benchmarks/efficiency.py`):
 
-- 3x3 convolutions are Winograd's, compiled (`tilenet/convolutions.c`: 1.5 to 3x as fast as oneDNN's direct ones),
-  scale, shift and pooling with them, where tilenet was installed with a C compiler and channels are multiples of 16.
-  The first, of the image's channels, and the last, 1x1, are compiled tap by tap. Without a compiler those of at least
-  128 channels are Winograd's out of PyTorch's sums (`tilenet/winograd.py`), others oneDNN's.
-- Networks that neither pad nor clamp are done in bands of rows (`tilenet/bands.py`): a tile of 2048 px in about the
-  memory that one of 1024 px takes in one go, and 4 % faster. Their blocks are done in bands that fit a cache.
-- Upsampled pixels and the skip go into one convolution without being joined in memory; of up to 64 channels, unpadded
-  and compiled, upsampling and that convolution are one: 5 to 9 % less time in all.
+- 3x3 convolutions use Winograd's method in compiled code (`tilenet/convolutions.c`: 1.5 to 3x as fast as oneDNN's
+  direct ones), which also applies scale, shift and pooling, if tilenet was installed with a C compiler and channels are
+  multiples of 16. The first convolution, of the image's channels, and the last, 1x1, are compiled as direct ones.
+  Without a compiler, convolutions of at least 128 channels use Winograd's method with PyTorch's operations
+  (`tilenet/winograd.py`), and others are oneDNN's.
+- Networks that neither pad nor clamp are computed in bands of rows (`tilenet/bands.py`): a tile of 2048 px takes about
+  the memory of one of 1024 px without bands, and 4 % less time. Their blocks are computed in bands that fit a cache.
+- Upsampled pixels and the skip enter one convolution without being joined in memory. For up to 64 channels, unpadded
+  and compiled, upsampling and that convolution are merged: 5 to 9 % less time for the whole network.
 - Batch normalisation between two unpadded convolutions is folded into the second.
-- Masks are decided upon in the last convolution (`tilenet/host.py`): of 16 channels and 4 classes, two cores take 6
-  to 7 ns a pixel for both, instead of 13 to 15 with logits that are written, read again and searched for NaN.
+- Mask values are decided in the last convolution (`tilenet/host.py`): for 16 channels and 4 classes, two cores take 6
+  to 7 ns per pixel for both, instead of 13 to 15 with logits that are written, read again and searched for NaN.
 - The 1x1 convolution after bilinear resizing is done before it.
-- Steps are flat, so that each tensor is freed as soon as the next one exists.
+- The list of steps is flat, so that each tensor is freed as soon as the next one exists.
 
-A network is compared with its plain self at load, and falls back if it differs.
+Before its first use, a fast path is compared with the plain network, and dropped if it differs by more than rounding.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from tilenet.steps import decides_at_once, steps_of
 from tilenet.stream import NotFinite, Stream
 from tilenet.unet import UNet, is_as_built
 
-# Largest difference from the plain network, as a part of the logits' range.
+# Largest difference from the plain network, as a fraction of the logits' range.
 TOLERANCE = 1e-5
 LOG = logging.getLogger("tilenet")
 # Major compute capability of the GPUs for which the block sizes of the kernels were chosen.
 HOPPER = 9
-# From pixels (N, C, h, w), and what prepares them, to logits.
+# Maps pixels (N, C, h, w), and a function that prepares them, to logits.
 FastPath = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
@@ -52,7 +53,7 @@ class FastUNet:
     Parameters
     ----------
     network : UNet
-        2-D, float32, in eval mode on the CPU; it is left as it is.
+        2-D, float32, in eval mode on the CPU; it is not changed.
     """
 
     def __init__(self, network: UNet) -> None:
@@ -61,23 +62,23 @@ class FastUNet:
         self._decides = decides_at_once(network)
 
     def __call__(self, x: Tensor, prepared: Callable[[Tensor], Tensor], *, pixels: int | None = None) -> Tensor:
-        """Map (N, C, h, w) to logits (N, K, h', w'); each band of rows is prepared: made float32, channels last."""
+        """Map (N, C, h, w) to logits (N, K, h', w'); `prepared` makes each band of rows float32, channels last."""
         return self._in_bands(x, prepared, Stream(), pixels or self._pixels)
 
     def decided(self, x: Tensor, prepared: Callable[[Tensor], Tensor], values: Tensor) -> Tensor | None:
-        """Map it to a mask (N, h', w') uint8: the value of the largest logit, of equal ones the first.
+        """Map (N, C, h, w) to a mask (N, h', w') uint8: the mask value of the largest logit, of equal ones the first.
 
         Parameters
         ----------
         x, prepared
-            As above.
+            As for `__call__`.
         values : torch.Tensor
-            (K) uint8, of each class.
+            (K,) uint8, the mask value of each class.
 
         Returns
         -------
         torch.Tensor or None
-            None if a logit somewhere is not finite, or if the last convolution is not compiled.
+            None if any logit is not finite, or if the last convolution is not compiled.
         """
         if not self._decides:
             return None
@@ -95,7 +96,7 @@ class FastUNet:
         for start, stop in bands:
             for made in self._passed(prepared(x[:, :, start:stop]), stream):
                 if top == 0:
-                    # Whoever decides upon logits wants them class by class.
+                    # One plane per class, as the `Decision` on the logits needs it.
                     shape = (*made.shape[:2], self._axis.output_length(height), made.shape[3])
                     out = torch.empty(shape, dtype=made.dtype)
                 out[:, :, top : top + made.shape[2]] = made
@@ -110,13 +111,13 @@ class FastUNet:
 
 
 def accelerate(network: nn.Module) -> FastPath | None:
-    """Return the fast path of a network, or None (and say so) where it is not the same.
+    """Return the fast path of a network, or None if there is none, or (with a warning) if its logits differ.
 
     Parameters
     ----------
     network : torch.nn.Module
-        In eval mode, where it is to run. There is a fast path for a 2-D float32 `UNet` on a CPU, and for one that
-        neither pads nor interpolates, of 16 channels or more, on a Hopper GPU where there is Triton.
+        In eval mode, on the device where it will run. There is a fast path for a 2-D float32 `UNet` on a CPU, and on
+        a Hopper GPU with Triton for a 2-D `UNet` of 16 channels or more that neither pads nor interpolates.
     """
     if not isinstance(network, UNet) or network.training:
         return None
@@ -132,7 +133,7 @@ def accelerate(network: nn.Module) -> FastPath | None:
 
 
 def may_accelerate(network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Tell whether it is worth while to send a network to a device, to see whether there is a fast path."""
+    """Return whether a device may have a fast path for a network, so that it is worth sending it there to find out."""
     if not isinstance(network, UNet) or network.ndim != 2:
         return False
     if device.type != "cuda":
@@ -150,7 +151,7 @@ def _in_steps(network: UNet, x: Tensor) -> FastPath | None:
 
 
 def _on_frames(network: UNet, x: Tensor) -> FastPath | None:
-    """Return the fast path on a GPU, as close to float64 as float32 should be, or as half precision is without it."""
+    """Return the fast path on a GPU, if its logits are as close to float64 ones as its precision allows."""
     try:
         from tilenet.framed import FramedUNet, can_frame
 
@@ -166,14 +167,14 @@ def _on_frames(network: UNet, x: Tensor) -> FastPath | None:
         raise EnvironmentFault(
             f"{x.device}: out of memory before the run began. Free it, or take another --device"
         ) from error
-    except Exception as error:  # whatever goes wrong in Triton (an older one too), the device's compiler or that of C
+    except Exception as error:  # any failure of Triton (perhaps an old one), or of the GPU's or the C compiler
         LOG.warning("the fast path cannot be had on this device (%s): the plain one is used", first_line(error))
         return None
     return fast if _same(difference, allowed) else None
 
 
 def triton_version() -> str:
-    """Return what a GPU's fast path is compiled by; the bare name where it was another machine's."""
+    """Return the name and version of what compiles a GPU's fast path; without the version if Triton is not here."""
     if find_spec("triton") is None:
         return "triton"
     from tilenet.frames import TRITON
@@ -182,7 +183,7 @@ def triton_version() -> str:
 
 
 def _difference(found: Tensor, logits: Tensor) -> float:
-    """Return the largest difference from logits, as a part of their range."""
+    """Return the largest difference from logits, as a fraction of their range."""
     largest, span = float((found.to(logits.dtype) - logits).abs().max()), float(logits.max() - logits.min())
     return largest and (largest / span if span else inf)
 
@@ -194,5 +195,5 @@ def _same(difference: float, allowed: float) -> bool:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Return (N, C, h, w) in the layout that convolutions take here."""
+    """Return (N, C, h, w) in the memory layout that the steps' convolutions take."""
     return x.to(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
-"""Predictors on a CPU: where masks alone are asked for, a network's last step decides, and no logits are in memory.
+"""Predictors on a CPU: if only masks are requested, the last step of a network decides, and no logits are in memory.
 
-The mask is, bit for bit, what `Decision` makes of the same logits. They are looked at while they lie in a register, and
-neither written nor read again: of the packaged network 4 floats a pixel.
+The mask is, bit for bit, what `Decision` makes of the same logits. The last step decides while the logits are in
+registers, which saves writing and reading them: 4 floats per pixel for the packaged network.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from tilenet.predict import TorchPredictor
 
 
 class HostPredictor(TorchPredictor):
-    """A predictor that decides, too; see `tilenet.runner.DecidingPredictor`.
+    """A predictor that also decides; see `tilenet.runner.DecidingPredictor`.
 
     Attributes
     ----------
     in_flight : int
-        A batch is finished when it is begun.
+        Always 1, because `begin` returns only when the batch is finished.
     """
 
     in_flight = 1
 
     def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return an array that a batch is read into."""
+        """Return an array into which a batch is read."""
         return np.empty(shape, dtype)
 
     def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Callable[[], list[Arrays]]:
-        """Compute a batch (N, C, *n); what is returned gives the arrays of each tile."""
+        """Compute a batch (N, C, *n); the returned function gives the arrays of each tile."""
         ndim, masks = self.footprint.ndim, self._masks(batch, decide)
         if masks is not None:
             made = [{"mask": mask[tile.crop.slices[-ndim:]]} for tile, mask in zip(tiles, masks, strict=True)]
@@ -44,7 +44,7 @@ class HostPredictor(TorchPredictor):
         return lambda: made
 
     def _masks(self, batch: NDArray[Any], decide: Decision) -> NDArray[np.uint8] | None:
-        """Return masks (N, *m), or None where it takes logits: to tell, too, where they are not finite."""
+        """Return masks (N, *m), or None if logits are needed, be it to find out where they are not finite."""
         fast = self._forward
         if not isinstance(fast, FastUNet) or not decide.is_choice:
             return None

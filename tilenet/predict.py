@@ -1,7 +1,7 @@
-"""Predictors: what turns a batch of tiles into a batch of logits.
+"""Predictors, which turn a batch of tiles into a batch of logits.
 
-A predictor is any callable from (N, C, *n) to (N, K, *m) with a `footprint`. This module
-makes one of a PyTorch network.
+A predictor is any callable from (N, C, *n) to (N, K, *m) with a `footprint`. This module wraps a
+PyTorch network as one.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from tilenet.unet import UNet, is_as_built
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENGINES = ("auto", "plain", "fast")
-# What `torch.from_numpy` takes and a device converts; other types are converted in NumPy.
+# Types that `torch.from_numpy` takes and a device can convert; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
-# Of these, those that are scaled in float64: see `is_wide`.
+# Those of these types that are scaled in float64; see `is_wide`.
 WIDE = {torch.int32, torch.float64}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-# Bytes of a pixel's logits for each class, and of its mask, with the copies that are made of them.
+# Bytes per pixel of the logits of one class, and of the mask, including the copies that are made of them.
 LOGITS, MASKS = 8, 2
 LOG = logging.getLogger("tilenet")
-# Fast paths between being found the same as their network and being used, once, with the state of its weights.
+# Fast paths that `find_engine` has checked and that a predictor has not yet taken, with the state of the weights then.
 _checked: WeakKeyDictionary[nn.Module, tuple[object, FastPath]] = WeakKeyDictionary()
 
 
@@ -49,15 +49,15 @@ class TorchPredictor:
     Parameters
     ----------
     network : torch.nn.Module
-        Copied: the one given is neither moved nor switched to eval mode.
+        The network. It is copied: the original is neither moved nor switched to eval mode.
     footprint : Footprint
-        What it does to a length.
+        What the network does to a length.
     device : torch.device
-        Where it runs.
+        Device to run on.
     precision : {"fp64", "fp32", "bf16", "fp16"}
-        What it computes in.
+        Floating-point type to compute in.
     engine : {"plain", "fast"}
-        As it is, or rewritten for the device by `tilenet.engine`.
+        The network itself, or its fast path on the device (see `tilenet.engine`).
     scaling : Scaling
         Applied to each batch first.
     """
@@ -88,13 +88,13 @@ class TorchPredictor:
             self._forward = lambda x, prepared: plain(prepared(x))
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.floating[Any]]:
-        """Return logits (N, K, *m) of raw pixels (N, C, *n), float32 (or a network's float64)."""
+        """Return logits (N, K, *m) of raw pixels (N, C, *n), in float32 (float64 if the network computes in it)."""
         with self.computing(batch.shape):
             return self.logits(self.tensor_of(batch).to(self.device)).cpu().numpy()
 
     @contextmanager
     def computing(self, shape: tuple[int, ...]) -> Iterator[None]:
-        """Compute exactly, and say what to do about what goes wrong with a batch of that shape."""
+        """Compute reproducibly, and turn a failure on a batch of the given shape into an error that says what to do."""
         with torch.inference_mode(), _exact(self.device):
             try:
                 yield
@@ -102,26 +102,26 @@ class TorchPredictor:
                 raise _explained(error, shape) from error
 
     def tensor_of(self, batch: NDArray[Any]) -> Tensor:
-        """Return a batch as a tensor, unscaled and as small as it is."""
+        """Return a batch as a tensor, unscaled and, if PyTorch has it, in its own type, which is small to send."""
         if batch.dtype.name not in TORCH_DTYPES:
             batch = batch.astype(np.float64 if is_wide(batch.dtype) else np.float32)
-        # PyTorch takes nothing that runs backward in memory, and warns of what must not be written to.
+        # PyTorch does not take negative strides, and warns about read-only arrays.
         usable = batch.flags.writeable and min(batch.strides) >= 0
         return torch.from_numpy(batch if usable else batch.copy())
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return logits (N, K, *m) of raw pixels (N, C, *n), both on the device."""
+        """Return logits (N, K, *m) of raw pixels (N, C, *n), both on the predictor's device."""
         out = self._forward(x, self._prepared)
         return out if out.dtype == torch.float64 else out.float()
 
     def _prepared(self, x: Tensor) -> Tensor:
-        """Return raw pixels as the network takes them."""
+        """Return raw pixels scaled, and in the type and memory layout that the network takes."""
         return self._scale(x).to(self.dtype, memory_format=self._layout)
 
 
 def _scale_on(device: torch.device, scaling: Scaling, dtype: torch.dtype, ndim: int) -> Callable[[Tensor], Tensor]:
-    """Return what makes scaled floats of tensors there; numbers are sent once, as sending makes the device wait."""
-    exact = torch.float32 if device.type == "mps" else torch.float64  # which that lacks
+    """Return a function that scales tensors on a device; it sends its numbers only once, as that stalls the device."""
+    exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
     numbers = {
         wide: [
             torch.tensor(values, dtype=wide).to(device).reshape(1, -1, *(1,) * ndim)
@@ -144,10 +144,10 @@ def _scale_on(device: torch.device, scaling: Scaling, dtype: torch.dtype, ndim: 
 
 
 def find_precision(name: str, network: object) -> str:
-    """Return the precision meant: ``auto`` is fp32 everywhere, fp64 for a float64 network.
+    """Resolve the name of a precision: ``auto`` is fp32 on every device, or fp64 for a float64 network.
 
-    bf16 and fp16 are as seamless, but their logits are not those of fp32, so that they must
-    be asked for.
+    bf16 and fp16 give no seams either, but their logits differ from those of fp32, so they are only
+    used on request.
     """
     if name != "auto" and name not in PRECISIONS:
         raise SettingsError(f"precision {name!r} is none of auto, {', '.join(PRECISIONS)}")
@@ -157,7 +157,7 @@ def find_precision(name: str, network: object) -> str:
 
 
 def find_engine(name: str, network: object, *, device: torch.device, precision: str) -> str:
-    """Return the engine meant: ``auto`` is ``fast`` wherever that gives the same logits."""
+    """Resolve the name of an engine: ``auto`` is ``fast`` if that gives the same logits, else ``plain``."""
     if name not in ENGINES:
         raise SettingsError(f"engine {name!r} is none of {', '.join(ENGINES)}")
     if name != "auto":
@@ -165,7 +165,7 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
     dtype = PRECISIONS[precision]
     if not isinstance(network, nn.Module) or not may_accelerate(network, device, dtype):
         return "plain"
-    _checked.pop(network, None)  # of an earlier job, and large
+    _checked.pop(network, None)  # left by an earlier job, and large
     fast = accelerate(_ready(network, device, dtype))
     if fast is None:
         return "plain"
@@ -179,7 +179,7 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
 
 
 def computed(engine: str, device: str) -> dict[str, str]:
-    """Return what last bits may depend on, for people: the versions of what computes."""
+    """Return the versions of the libraries that compute, on which the last bits may depend, for messages."""
     found = {"torch": str(torch.__version__)}
     if engine == "fast":
         found["convolutions"] = convolutions() if device == "cpu" else triton_version()
@@ -187,7 +187,7 @@ def computed(engine: str, device: str) -> dict[str, str]:
 
 
 def forget(network: object) -> None:
-    """Let go of the fast path of a network, which no one in this process will use."""
+    """Free the fast path of a network, which this process will not use."""
     if isinstance(network, nn.Module):
         _checked.pop(network, None)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -195,16 +195,16 @@ def forget(network: object) -> None:
 
 
 def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of a network where it is to run."""
+    """Return a copy of a network, in eval mode, on the device where it will run."""
     ready = copy.deepcopy(network).eval().to(device, dtype)
-    for parameter in ready.parameters():  # one by one: a TorchScript module has no other way
+    for parameter in ready.parameters():  # one by one, because a TorchScript module offers no other way
         if parameter.is_leaf:
             parameter.requires_grad_(False)
     return ready
 
 
 def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath:
-    """Return the fast path of a network: the one that `find_engine` has just made, if it has."""
+    """Return the fast path of a network: the one that `find_engine` has just made, if there is one."""
     state, fast = _checked.pop(network, (None, None))
     if fast is not None and state == (_state_of(network), device, dtype):
         return fast
@@ -217,20 +217,20 @@ def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastP
 
 
 def _state_of(network: nn.Module) -> object:
-    """Return what differs once a weight has changed: where it lies, and how often it was written.
+    """Return a value that changes when a weight does: the address of each tensor, and how often it was written.
 
-    Of inference tensors nobody counts that, and so they equal none.
+    Nothing counts the writes to an inference tensor, so the state of one never equals another.
     """
     return [(t.data_ptr(), object() if t.is_inference() else t._version) for t in network.state_dict().values()]
 
 
 def is_network(model: object) -> bool:
-    """Tell whether a model is a PyTorch one."""
+    """Return whether a model is a PyTorch network."""
     return isinstance(model, nn.Module)
 
 
 def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint:
-    """Return the footprint given, or the model's own; `ModelError` if none, or if a `UNet` as built has another."""
+    """Return the given footprint, or the model's; `ModelError` if there is none, or an unchanged `UNet` has another."""
     own = getattr(model, "footprint", None)
     found = footprint if footprint is not None else own
     if not isinstance(found, Footprint):
@@ -242,9 +242,9 @@ def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint
 
 
 def spared_of(network: object, decision: Decision, *, engine: str, device: str) -> int:
-    """Return the bytes that a pass needs less for each pixel where masks are decided upon at once.
+    """Return how many bytes per pixel a forward pass saves if the last step writes mask values instead of logits.
 
-    No plan counts on it, as it depends on the processor.
+    Plans do not count on these savings, because they depend on the processor.
     """
     if not isinstance(network, UNet) or (engine, device) != ("fast", "cpu"):
         return 0
@@ -253,13 +253,13 @@ def spared_of(network: object, decision: Decision, *, engine: str, device: str) 
 
 
 def demand_of(network: object, precision: str, channels: int, *, engine: str, device: str) -> Demand:
-    """Return the bytes that a forward pass needs, and the decision upon its logits.
+    """Return how much memory a forward pass, and the decision on its logits, need.
 
-    A U-Net peaks in its last block, where the joined skip (twice the first block's
-    channels), a convolution and its ReLU are held beside the skips (as much again): six
-    times the first block's channels. Measured peaks of whole runs (depth 2 to 5, wf 1 to 6)
-    are 7.5 times, for what the allocator keeps between them; of a band 5 times, and 3.5 times where
-    the block is done a few rows after the other; on frames (a GPU), where a skip has room for what joins it, 3.6.
+    A U-Net's memory peaks in its last block. There the joined skip (twice the first block's channels), a convolution
+    and its ReLU are in memory beside the skips (as much again): six times the first block's channels. The measured
+    peaks of whole runs (depth 2 to 5, wf 1 to 6) are 7.5 times, because of what the allocator keeps in between; 5 times
+    for a band; 3.5 times if the block is computed a few rows at a time; and 3.6 times on frames (a GPU), where a skip
+    has room for the pixels that it is joined with.
     """
     if not isinstance(network, UNet):
         return DEFAULT_DEMAND
@@ -277,7 +277,7 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str, de
 
 
 def weight_bytes(network: object) -> int:
-    """Return the bytes of a network's weights, 0 where it is no PyTorch one."""
+    """Return the bytes of a network's weights; 0 if it is not a PyTorch network."""
     if not isinstance(network, nn.Module):
         return 0
     return sum(weights.numel() * weights.element_size() for weights in network.parameters())
@@ -285,14 +285,14 @@ def weight_bytes(network: object) -> int:
 
 @contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
-    """Switch off what makes a GPU's results vary: TF32, and autotuned algorithms."""
+    """Switch off the features that make a GPU's results vary: TF32, and autotuned algorithms."""
     if device.type != "cuda":
         yield
         return
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        # What is not said here is not as it was: cuDNN itself would be off.
+        # A flag that is not given here gets a default instead of its current value: cuDNN itself would be switched off.
         enabled = torch.backends.cudnn.enabled
         with torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False):
             yield
