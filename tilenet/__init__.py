@@ -1,6 +1,6 @@
 """Exact, seamless segmentation of images too large for memory.
 
-The public names below are imported when first used, so that ``import tilenet`` costs nothing.
+The public names below are imported on first use, so that ``import tilenet`` takes almost no time.
 """
 
 from importlib import import_module
@@ -159,7 +159,7 @@ def __getattr__(name: str) -> Any:
         raise missing
     try:
         return import_module(f"tilenet.{name}")
-    except ImportError as error:  # of what only some machines have
+    except ImportError as error:  # it needs a package that only some machines have
         raise missing from error
 
 

@@ -1,9 +1,9 @@
-"""Predictors on a GPU: pixels go there as they are stored, and only what is written comes back.
+"""Predictors on a GPU: pixels are sent in their stored type, and only the arrays to be written come back.
 
-Logits stay on the device. They are cropped, checked and decided upon there, so that one byte of
-mask (or the probabilities asked for) crosses the bus for each pixel, not K logits. Copies
-run beside the computation, on streams of their own and through pinned memory; a bounded number of
-batches is begun before the first is waited for.
+Logits stay on the device. They are cropped, checked and decided there, so that one byte of mask (or
+the requested probabilities) per pixel crosses the bus instead of K logits. Copies run beside the
+computation, on CUDA streams of their own and through pinned memory. A bounded number of batches is
+begun before the first is waited for.
 
 The mask is, bit for bit, what `Decision` makes of the same logits in NumPy. Probabilities are as
 close to NumPy's as the device's exponential function is.
@@ -31,7 +31,7 @@ class DevicePredictor(TorchPredictor):
     Attributes
     ----------
     in_flight : int
-        Batches begun and not finished: one is computed while the next is sent.
+        Batches that may be begun and not finished: one is computed while the next is sent.
     """
 
     in_flight = 2
@@ -41,15 +41,15 @@ class DevicePredictor(TorchPredictor):
         self._copies = _Copies(self.device) if self.device.type == "cuda" else None
 
     def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return an array that a batch is read into: pinned, so that the device fetches it by itself."""
+        """Return an array into which a batch is read; it is pinned, so that the device can fetch it by itself."""
         if self._copies is not None and dtype.name in TORCH_DTYPES:
-            with suppress(RuntimeError):  # it is sent from elsewhere then, or whoever sends it says what is wrong
+            with suppress(RuntimeError):  # if pinning fails: sending the batch will pin a copy, or report the error
                 pinned: NDArray[Any] = torch.empty(shape, dtype=getattr(torch, dtype.name), pin_memory=True).numpy()
                 return pinned
         return np.empty(shape, dtype)
 
     def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Callable[[], list[Arrays]]:
-        """Send a batch (N, C, *n) and begin to compute; what is returned waits for the arrays of each tile."""
+        """Send a batch (N, C, *n) and begin to compute; the returned function waits for the arrays of each tile."""
         shape, crops = batch.shape, [tile.crop.slices[-self.footprint.ndim :] for tile in tiles]
         with self.computing(shape):
             sending = [self.tensor_of(batch)]
@@ -62,7 +62,7 @@ class DevicePredictor(TorchPredictor):
         def finish() -> list[Arrays]:
             with self.computing(shape):
                 finite, *found = fetch()
-            sending.clear()  # not before: the device fetches it while others read the next batch
+            sending.clear()  # not earlier: the device copies from this memory while the next batch is read
             for tile, good in zip(tiles, finite, strict=True):
                 if not good:
                     raise not_finite(tile.write)
@@ -82,10 +82,10 @@ class DevicePredictor(TorchPredictor):
 
 
 class _Copies:
-    """Copies to and from a CUDA device, each way on a stream of its own.
+    """Copies to and from a CUDA device, with one stream for each direction.
 
-    PyTorch's caching allocators keep pinned and device memory for the next batch, and give it
-    out again only when the streams noted here have done with it.
+    PyTorch's caching allocators keep pinned and device memory for the next batch, and reuse it only
+    when the streams recorded here are done with it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -93,7 +93,7 @@ class _Copies:
         self._up, self._down = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
 
     def send(self, x: Tensor) -> Tensor:
-        """Return a tensor on the device; it is there when the current stream needs it."""
+        """Copy a tensor to the device; the device's current stream waits for the copy."""
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._up):
             pinned = x if x.is_pinned() else x.pin_memory()
@@ -103,7 +103,7 @@ class _Copies:
         return there
 
     def fetch(self, tensors: Sequence[Tensor]) -> Callable[[], list[NDArray[Any]]]:
-        """Begin to copy tensors here; what is returned waits for them."""
+        """Begin to copy tensors to the host; the returned function waits for them."""
         self._down.wait_stream(torch.cuda.current_stream(self._device))
         here = []
         with torch.cuda.stream(self._down):
@@ -121,9 +121,9 @@ class _Copies:
 
 
 def decided(decide: Decision, logits: Tensor) -> dict[str, Tensor]:
-    """Return the arrays wanted, from logits (K, *n), on their device: mask (*n) uint8, others (K, *n).
+    """Return the requested arrays for logits (K, *n), on their device: the mask as (*n) uint8, the others as (K, *n).
 
-    The twin of `Decision.__call__`, without a word from the device to the host.
+    It is the counterpart of `Decision.__call__` that never waits for the device.
 
     >>> decided(Decision("softmax", (0, 1, 1)), torch.tensor([[3.0, 1.0], [2.0, 1.5], [0.0, 2.0]]))
     {'mask': tensor([0, 1], dtype=torch.uint8)}
@@ -137,7 +137,7 @@ def decided(decide: Decision, logits: Tensor) -> dict[str, Tensor]:
 
 
 def _mask(decide: Decision, logits: Tensor) -> Tensor:
-    """Return mask values; of equal logits the first class wins, which `torch.argmax` does not promise."""
+    """Return mask values; among equal logits the first class wins, which `torch.argmax` does not guarantee."""
     if decide.kind != "softmax":
         return (logits[0] > decide.cut).to(torch.uint8).mul_(decide.mask_of_class[0])
     mask, best = torch.full_like(logits[0], decide.mask_of_class[0], dtype=torch.uint8), logits[0]

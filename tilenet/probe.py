@@ -1,8 +1,9 @@
-"""What a model answers to small fixed inputs: how many outputs it has, and whether it is what was said of it.
+"""What a model answers to small fixed inputs: how many outputs it has, and whether it is what it is said to be.
 
-A run record cannot hold somebody's code. So of models whose weights do not say all, it holds a few of the numbers that
-they answer: whoever resumes a run, or checks its mask, with another function is told. And a footprint is somebody's
-word: a tile and a part of it are computed, which are the same if it is large enough and no layer sees the whole tile.
+A run record cannot hold a user's code. For models that are not fully described by weights, it holds a few numbers of
+their answer instead, so that it is noticed if a run is resumed, or its mask verified, with another function. Nor can a
+footprint given by the user be trusted: a tile and a part of it are computed, and compared. They agree if the footprint
+is large enough and no layer depends on the whole tile.
 """
 
 from __future__ import annotations
@@ -25,36 +26,36 @@ from tilenet.geometry import Box, ceil_div, round_up
 from tilenet.plan import tile_of
 from tilenet.unet import is_as_built
 
-# A model is asked with an input so much longer than the shortest.
+# How much longer than the shortest legal input the fixed input is, in pixels.
 LONGER = 16
-# Numbers of an answer that are kept.
+# How many numbers of an answer are kept.
 KEPT = 64
-# By how much of their range the answers of one model may differ: in single precision, and in halves or on a GPU.
+# By which fraction of their range answers of one model may differ: in single precision; in half precision or on a GPU.
 ROUNDING, COARSE = 1e-5, 5e-2
-# Pixels around the part of a tile that is computed again, at the least, and its side, by the number of axes; and most
-# pixels of the tile.
+# By number of axes, the fewest pixels around the part of a tile that is computed again, and the side of that part (else
+# 32 and 16, see `_off`); and the most pixels of the tile.
 AROUND, SIDE, TILE_PIXELS = {3: 8}, {3: 4}, 2**19
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answers.
+    """What a model answers to a fixed input.
 
     Attributes
     ----------
     outputs : int
-        K.
+        Number of outputs, K.
     values : tuple of float
-        Some of its numbers; none of a `UNet` as built, whose weights and card say all, or of a model that does not
-        repeat them.
+        Some numbers of the answer. Empty for an unchanged `UNet`, which weights and card describe fully, and for a
+        model whose answer is not finite or does not repeat.
     within : float
-        By how much of their range they may differ from those of the same model.
+        By which fraction of their range `values` may differ from those of the same model.
     repeats : bool
-        Whether the same input has the same answer.
+        Whether the same input gives the same answer again.
     like_probabilities : bool
-        Whether they lie in 0 to 1, and those of several outputs sum to 1.
+        Whether the outputs lie between 0 and 1 and, if there are several, sum to 1.
     off : float
-        Largest difference between a tile and a part of it, beyond rounding, as a part of the logits' range.
+        Largest difference between a tile and a part of it, beyond rounding, as a fraction of the logits' range.
     """
 
     outputs: int
@@ -65,12 +66,12 @@ class Answer:
     off: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a run record holds of it."""
+        """Return the part of the answer that a run record holds."""
         return {"values": list(self.values), "within": self.within}
 
 
 def ask(model: Any, footprint: Footprint, channels: int) -> Answer:
-    """Return the answer of a model; `ModelError` if it fails, gives no array, or has another footprint."""
+    """Return the answer of a model; `ModelError` if it fails, returns no array, or does not match its footprint."""
     if is_as_built(model):
         return Answer(model.n_classes)
     x = small_input((channels, *(a.legal_at_least(a.smallest + LONGER) for a in footprint.axes)))
@@ -93,13 +94,13 @@ def ask(model: Any, footprint: Footprint, channels: int) -> Answer:
 
 
 def small_input(shape: Sequence[int]) -> NDArray[np.float32]:
-    """Return (1, *shape) of values from 0 to 255, most of them small: what is there for networks of any scaling."""
+    """Return (1, *shape) of values from 0 to 255, most of them small, so that it suits networks of any scaling."""
     spread = np.arange(int(np.prod(shape))) * ((5**0.5 - 1) / 2) % 1
     return np.float32(255 * spread**4).reshape(1, *shape)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
-    """Return by how much of their range two answers of run records differ; 0 where they are those of one model.
+    """Return by which fraction of their range two recorded answers differ; 0 if they may be those of one model.
 
     >>> old = {"values": [0.0, 2.0, 1.0], "within": 1e-5}
     >>> difference(old, old | {"values": [0.0, 2.00001, 1.0]}), difference(old, old | {"values": [0.0, 1.9, 1.0]})
@@ -112,7 +113,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
 
 
 def alike(old: Sequence[float], new: Sequence[float], within: float) -> bool:
-    """Tell whether two answers are those of one model; what is no number is at the same places."""
+    """Return whether two answers may be those of one model; NaN and infinities must be at the same places."""
     return len(old) == len(new) and (len(old) == 0 or _apart(old, new) <= within)
 
 
@@ -125,7 +126,7 @@ def _apart(old: Sequence[float], new: Sequence[float]) -> float:
 
 
 def remarks(card: ModelCard, answer: Answer) -> Iterator[str]:
-    """Yield what people ought to hear of a model of their own."""
+    """Yield warnings about a model of the user's own."""
     if answer.like_probabilities and card.output != "regression":
         yield (
             "its outputs look like probabilities, and tilenet takes them for logits. Give it without its last sigmoid "
@@ -142,7 +143,7 @@ def remarks(card: ModelCard, answer: Answer) -> Iterator[str]:
 
 
 def _off(model: Any, footprint: Footprint, channels: int, within: float) -> float:
-    """Return by how much the logits of a tile and of a part of it differ; 0 if that is rounding, or cannot be seen."""
+    """Return by how much the logits of a tile and of a part of it differ; 0 if by rounding only, or if unknown."""
     ndim = footprint.ndim
     around = [a.step * _odd(ceil_div(max(4 * a.step, a.margin, AROUND.get(ndim, 32)), a.step)) for a in footprint.axes]
     sides = [round_up(SIDE.get(ndim, 16), a.step) for a in footprint.axes]
@@ -163,14 +164,14 @@ def _off(model: Any, footprint: Footprint, channels: int, within: float) -> floa
 
 
 def _odd(steps: int) -> int:
-    """Return the next number without a factor of 2, 3 or 5, so that a grid of a larger pitch shows."""
+    """Return the next number without a factor of 2, 3 or 5, so that a step larger than the footprint's is noticed."""
     while gcd(steps, 30) > 1:
         steps += 1
     return steps
 
 
 def _within(model: Any) -> float:
-    """Return by how much of their range the answers of one model may differ."""
+    """Return by which fraction of their range the answers of one model may differ."""
     first = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
     return COARSE if first is not None and (first.dtype.itemsize < 4 or first.device.type != "cpu") else ROUNDING
 
@@ -178,7 +179,7 @@ def _within(model: Any) -> float:
 def _asked(model: Any, x: NDArray[np.float32]) -> NDArray[Any]:
     try:
         made = _passed(model, x) if isinstance(model, nn.Module) else model(x)
-    except Exception as error:  # of whatever kind: it is somebody's code
+    except Exception as error:  # of any kind, because it is the user's code
         takes = "" if isinstance(model, nn.Module) else " (a function gets NumPy float32, and gives an array)"
         raise ModelError(
             f"the network does not take an input of shape {x.shape}{takes}: {first_line(error)}"

@@ -1,8 +1,8 @@
 """The loop: read ahead, predict, write behind.
 
-It knows neither files nor PyTorch: an image is something to `read` boxes from, a predictor
-any callable, a sink something to `write` whole blocks to. All arithmetic was done by the
-plan; all decisions about pixels by the `Decision`, here or where the predictor computes.
+The loop knows neither files nor PyTorch: an image is anything to `read` boxes from, a predictor is
+any callable, and a sink is anything to `write` whole blocks to. The plan has done all arithmetic.
+The `Decision` turns logits into mask values, here or where the predictor computes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from tilenet.footprint import Footprint
 from tilenet.plan import Block, Plan, Tile
 from tilenet.readers.image import READERS, Image
 
-# Blocks finished but not yet on disk: with the batches read ahead, what bounds the memory beside the activations.
+# Most blocks that are finished but not yet on disk. Together with the batches read ahead, this bounds the memory beside
+# the activations.
 BEHIND = 2
-# Waits for a batch that was begun, and gives the arrays of each of its tiles.
+# Waits for a batch that was begun, and returns the arrays of each of its tiles.
 Finish = Callable[[], Sequence[Arrays]]
 
 
 class Predictor(Protocol):
-    """What turns a batch of tiles into logits."""
+    """A callable that turns a batch of tiles into logits."""
 
     footprint: Footprint
 
@@ -43,25 +44,25 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class DecidingPredictor(Protocol):
-    """A predictor that decides by itself, where it computes, and may do so while the loop goes on.
+    """A predictor that applies the `Decision` itself, where it computes, and may do so asynchronously.
 
     Attributes
     ----------
     in_flight : int
-        Most batches that are begun and not finished.
+        Most batches that may be begun and not finished.
     """
 
     in_flight: int
 
     def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return an array that a batch is read into, from where it is sent fastest."""
+        """Return an array into which a batch is read, in memory from which it is sent fastest."""
 
     def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Finish:
-        """Begin with raw pixels (N, C, *n); either this or what it returns raises what goes wrong."""
+        """Begin a batch of raw pixels (N, C, *n); either this or the returned function raises any error."""
 
 
 class Sink(Protocol):
-    """Where blocks go."""
+    """The destination of blocks."""
 
     def pending(self) -> Iterable[int]:
         """Return the indices of the blocks that are still to be written."""
@@ -77,18 +78,18 @@ class Report:
     Attributes
     ----------
     blocks, pixels : int
-        Computed and written by this run.
+        Number of blocks, and of their pixels, that this run computed and wrote.
     skipped : int
-        Blocks written as background, because there is no tissue in them.
+        Number of blocks written as background, because there is no tissue in them.
     seconds : float
-        From the first read to the last write.
+        Time from the first read to the last write.
     read, waited, computed, written : float
-        Seconds in which tiles were read, by `READERS` threads together; the network waited for
-        them; it ran, and its output was decided upon; blocks were written, by a thread of its own.
+        Seconds spent reading tiles (the sum over `READERS` threads), waiting for them, computing
+        and deciding, and writing blocks (in a thread of its own).
     finished : float
-        Seconds for the pyramid and the check of every file, afterwards.
+        Seconds spent afterwards on the pyramid and on checking every file.
     failures : dict
-        Of the blocks that could not be computed, by index: the reason.
+        For each block that could not be computed, by index, the reason.
     """
 
     blocks: int = 0
@@ -103,7 +104,7 @@ class Report:
     failures: dict[int, str] = field(default_factory=dict)
 
     def add(self, other: Report) -> None:
-        """Add what another process did: sums of all but the failures."""
+        """Add the numbers of another process's report, but not its failures."""
         for name, value in vars(other).items():
             if name != "failures":
                 setattr(self, name, getattr(self, name) + value)
@@ -120,15 +121,15 @@ def run(
 ) -> Report:
     """Compute every pending block and hand it to the sink.
 
-    A block that raises is noted in the report, and the others are done; what concerns the
-    machine (`EnvironmentFault`) ends the run.
+    If a block fails, the report notes it, and the other blocks are still computed. An
+    `EnvironmentFault`, a problem of the machine, ends the run.
 
     Parameters
     ----------
     plan, image, predictor, decide, sink
-        What to compute, from what, how, and where to.
+        What to compute, from which image, how, and where to write it.
     progress : callable
-        Called with the number of pixels each batch has added.
+        Called after each batch, with the number of pixels that it has added.
     """
     report, started = Report(), perf_counter()
     begin, in_flight = beginning(predictor, decide)
@@ -153,7 +154,7 @@ def run(
 
 
 def beginning(predictor: Predictor, decide: Decision) -> tuple[Callable[..., Finish], int]:
-    """Return what begins a batch of tiles, and how many batches may be begun at once."""
+    """Return the function that begins a batch of tiles, and how many batches may be begun and not finished."""
     if isinstance(predictor, DecidingPredictor):
         return partial(predictor.begin, decide=decide), predictor.in_flight
 
@@ -165,7 +166,7 @@ def beginning(predictor: Predictor, decide: Decision) -> tuple[Callable[..., Fin
 
 
 class _Blocks:
-    """The blocks of a run: filled batch by batch, in their order, and written when they are whole."""
+    """The blocks of a run: filled batch by batch, in order, and written when they are complete."""
 
     def __init__(
         self,
@@ -182,7 +183,7 @@ class _Blocks:
         self._behind: deque[tuple[Block, Future[Timed[object]]]] = deque()
 
     def begin(self, batch: Batch, begin: Callable[..., Finish]) -> Finish | None:
-        """Begin a batch once its tiles are read; None where its block has failed."""
+        """Begin a batch once its tiles are read; return None if its block has failed."""
         block, tiles = batch.work.block, batch.work.tiles
         if block.index in self._report.failures:
             return None
@@ -198,7 +199,7 @@ class _Blocks:
         return None
 
     def finish(self, work: Work, finish: Finish | None) -> None:
-        """Put a batch into the buffers of its block, and hand the block to the writer if it was the last."""
+        """Copy a batch to the buffers of its block; if it is the block's last batch, hand the block to the writer."""
         block, failures = work.block, self._report.failures
         with self._noting(block), self._computing():
             made = finish() if finish is not None else ()
@@ -237,7 +238,7 @@ class _Blocks:
 
     @contextmanager
     def _noting(self, block: Block) -> Iterator[None]:
-        """Note what is raised as the failure of a block: one bad block must not stop the others."""
+        """Note any error as a failure of the block, because one bad block must not stop the others."""
         try:
             yield
         except EnvironmentFault:
@@ -247,7 +248,7 @@ class _Blocks:
 
 
 def _blaming(pixels: NDArray[Any], error: FloatingPointError) -> FloatingPointError:
-    """Return the error, with its cause where that is in the image."""
+    """Return the error; if the image has pixels that are not finite, its message names them as the cause."""
     if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
         return error
     return FloatingPointError(f"{error}, as there are pixels in the image that are not finite. Replace them")
