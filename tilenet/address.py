@@ -93,7 +93,7 @@ def shown(name: str) -> str:
     rest = rest if scheme.lower() == "s3" else re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
     host = host.rpartition("@")[2]
-    # If a password holds an unencoded slash, its first part looks like a host: then show nothing.
+    # If this is no valid host, it may be the first part of a password with an unencoded slash: show nothing of it.
     return f"{scheme}://{host}{slash}{path}".rstrip("/") if _HOST.fullmatch(host) else f"{scheme}://..."
 
 

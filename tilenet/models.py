@@ -68,7 +68,7 @@ def load_model(model: str | Path, **options: Any) -> UNet:
     ----------
     model : str or path
         A packaged model's name (``"nuclei"``), a ``.safetensors`` file, or a PyTorch state
-        dict, bare or under ``state_dict`` or ``model_state_dict``.
+        dict, bare or under ``state_dict``, ``model_state_dict`` or ``model``.
     **options
         Options of `UNet` that a bare state dict does not reveal: ``padding``, ``pooling``, and
         ``pool_size`` if its `up_mode` is ``"upsample"``. Options that contradict the file are refused.

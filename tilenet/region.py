@@ -34,7 +34,7 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     ----------
     roi : str, or sequence of slice or (start, stop), optional
         A text as `parse_roi` takes it, or one entry per axis, in array order. Leading axes that are
-        not given are taken whole. A start or stop of None is the border; None instead of a roi is the whole image.
+        not given are taken whole. A start or stop of None is the border of the image; a roi of None is the whole image.
     shape : sequence of int
         Shape of the image without its ``c`` axis.
     name : str

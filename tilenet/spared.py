@@ -1,4 +1,4 @@
-"""Files that an export must not replace: the mask, its image, and any file that tilenet did not write."""
+"""Files that an export or a picture must not replace: the mask, its image, and any file that tilenet did not write."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ AT_ONCE = 64
 # NARROW and at most DEEP. Deep layers read all their weights again for each band, so they take as many pixels as layers
 # of 64 channels: 3 % (wf 5) to 5 % (wf 6) less time. The narrowest take as many as layers of 16 channels: 3 % less.
 BAND, NARROW, DEEP = 8e6, 16, 64
-# The number of rows taken at once is a multiple of WHOLE, so that only whole Winograd squares are computed. They have
-# four rows, or five coarse ones where upsampling is merged. (Two convolutions cost the first band four of its rows.)
+# The number of rows taken at once is WHOLE or a multiple of it, so that only whole Winograd squares are computed. These
+# have four rows, or five coarse ones if upsampling is merged. (Two convolutions cost the first band four of its rows.)
 WHOLE = 20
 Step = Callable[[Sequence[Tensor], Stream], Tensor]
 Affine = tuple[Tensor, Tensor]
