@@ -1,4 +1,4 @@
-"""`verify`: whether a mask is what was written, and what the network gives."""
+"""`verify`: check that a mask's files are as written, and that its values are what the network gives."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from tilenet.store.metadata import foreign_entries
 from tilenet.tiff_mask import TiffMask, is_tiff, open_mask, open_tiff_mask
 
 WINDOW = 160
-# Windows that are looked at for each that has tissue.
+# Candidates to draw for each window wanted, since those in skipped blocks are dropped.
 TRIES = 50
-# A pixel may differ where the logits of two mask values are closer than this part of the
+# A pixel may differ where the logits of two mask values are closer than this fraction of the
 # logits' range: another tile shape rounds differently in the last bits.
 TIE = {"fp64": 1e-9, "fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
 
 
 @dataclass
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes
     ----------
     damage : list of str
-        Files that are not what was written.
+        One line for each file that is not as it was written, or that tilenet did not write.
     not_recomputed : str
         Why no window was recomputed, if none was.
     windows, pixels : int
-        Recomputed and compared.
+        Number of windows that were recomputed and compared, and of their pixels.
     ties : int
-        Pixels that differ because two classes are equal but for rounding.
+        Pixels that differ only because the logits of two classes are equal up to rounding.
     differences : list of tuple
-        Where the mask is not what the network gives: box, and number of pixels.
+        Windows where the mask is not what the network gives: box, and number of differing pixels.
     """
 
     damage: list[str] = field(default_factory=list)
@@ -63,11 +63,11 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Tell whether nothing was found."""
+        """Whether there is neither damage nor a difference."""
         return not self.damage and not self.differences
 
     def raise_if_failed(self, name: str | Path) -> None:
-        """Raise `VerifyFailed`, naming the first damage and the first difference."""
+        """Raise `VerifyFailed` if anything was found, naming the first damage and the first difference."""
         found = list(self.damage[:1])
         if self.differences:
             box, count = self.differences[0]
@@ -92,31 +92,31 @@ def verify(
 ) -> Verification:
     """Check a complete mask: every file's bytes, and windows recomputed from the image.
 
-    Each window straddles borders of tiles and blocks and is computed in one forward pass, on
-    a tile of another size and origin than any that wrote it.
+    Each window straddles borders of tiles and blocks. It is computed in one forward pass, on a tile
+    whose size and origin differ from those of the tiles that wrote it.
 
     Parameters
     ----------
     out : path
         A mask written by tilenet.
     image : path, array or Image, optional
-        Default the file named in the mask, if it is still there; otherwise no windows. Nor of
-        objects, whose outlines depend on more than a window.
+        By default the file named in the mask; if that is gone, no windows are recomputed. In a mask of
+        objects none are recomputed either, because outlines of objects depend on more than a window.
     model, footprint
-        Default the model named in the mask.
+        By default the model named in the mask.
     windows : int
-        Number of windows; 0 checks files alone.
+        Number of windows; 0 checks only the files.
     seed : int
-        Chooses them.
+        Chooses the windows.
 
     Returns
     -------
     Verification
-        `ok`, or what is wrong and where; ``raise_if_failed`` makes an error of it.
+        Whether the mask is `ok`, or what is wrong and where; ``raise_if_failed`` turns that into an error.
     """
     check_local(out)
     found = Verification(damage=_damage(Path(out)))
-    if found.damage:  # windows of damaged files could not even be read
+    if found.damage:  # windows in damaged files might not even be readable
         return found
     with open_mask(out) as mask:
         image = _image_of(mask) if image is None else image
@@ -137,13 +137,13 @@ def verify(
 
 
 def _image_of(mask: Mask | TiffMask) -> str | None:
-    """Return the image that a mask was made from, if it is still there."""
+    """Return the path of the image that a mask was made from, or None if it is gone."""
     path: str = mask.info["image"]["path"]
     return path if is_address(path) or Path(path).exists() else None
 
 
 def _obstacle(mask: Mask | TiffMask, image: Any, model: Any) -> str:
-    """Return why no window of a mask can be recomputed; nothing if it can."""
+    """Return why no window of a mask can be recomputed, or an empty string if windows can be."""
     source = mask.info["model"]["source"]
     if mask.info["record"]["output"] == "objects":
         return "outlines of objects depend on more than a window"
@@ -155,18 +155,18 @@ def _obstacle(mask: Mask | TiffMask, image: Any, model: Any) -> str:
 
 
 def _was_an_object(source: str) -> bool:
-    """Tell whether a model was neither a packaged one nor a file, of which the whole path is kept."""
+    """Return whether a model was a Python object: not a packaged name, nor a file, recorded by its absolute path."""
     return source not in packaged_models() and not Path(source).is_absolute()
 
 
 def _damage(out: Path) -> list[str]:
-    """Return what is damaged of a complete mask; one that is not complete is refused on opening."""
+    """Return the damage of a complete mask; an incomplete one is refused later, when it is opened."""
     if is_tiff(out) and not out.is_dir():
         return open_tiff_mask(out).check()
     store = Store.inspect(out)
     if not store.complete:
         return []
-    # What is no part of it spoils nothing, but a run with --overwrite would refuse to lose it.
+    # Foreign files do the mask no harm, but a run with --overwrite would refuse to delete them.
     foreign = [name for name in foreign_entries(out, store.layout) if not name.startswith(".")]
     return [str(found) for found in store.check()] + [
         f"{name} is extra: tilenet did not write it. Move it away" for name in foreign
@@ -174,21 +174,21 @@ def _damage(out: Path) -> list[str]:
 
 
 def _windows(mask: Mask | TiffMask, plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:
-    """Yield windows over crossings of tile borders; not where all of them was skipped."""
+    """Yield windows over crossings of tile borders, except those that lie in skipped blocks entirely."""
     there = (box for box in straddling(plan, count * TRIES, random) if _computed(mask, box).any())
     return islice(there, count)
 
 
 def _computed(mask: Mask | TiffMask, box: Box) -> NDArray[np.bool_]:
-    """Return of the pixels of a box, along y and x, whether their blocks were computed, not skipped."""
+    """Return for each pixel of a box, along y and x, whether its block was computed rather than skipped."""
     return mask.layout.computed_at(*(np.arange(a, b) for a, b in zip(box.start[-2:], box.stop[-2:], strict=True)))
 
 
 def straddling(plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:
-    """Yield windows over crossings of tile borders; each border is met before any twice."""
+    """Yield windows over crossings of tile borders; every border is visited before any is visited twice."""
     inner = plan.footprint.ndim - sum(a.step == 1 and a.margin == 0 for a in plan.footprint.axes)
     side = WINDOW if inner < 3 else WINDOW // 4
-    # A tile of one plane, or time, has no borders: there every one of them is met.
+    # Along an axis where a tile is one plane or time point there are no borders: visit every index instead.
     orders = [
         random.permutation(np.arange(t if t > 1 else 0, n, t)) for n, t in zip(plan.shape, plan.tile, strict=True)
     ]
@@ -218,7 +218,7 @@ def _same_job(mask: Mask | TiffMask, image: Any, model: Any, footprint: Footprin
 
 
 def _refuse_another(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str | Path) -> None:
-    """Raise `OutputMismatch` where what would be recomputed is not what the mask says of its making."""
+    """Raise `OutputMismatch` if windows would be recomputed in another way than the mask says it was made."""
     if differs := contradiction(found, wanted):
         part, field, old, new = differs
         way = {"record": "Verify it with the tilenet and on the machine that made it"}.get(
@@ -241,7 +241,7 @@ def _compare(mask: Mask | TiffMask, job: Job, predictor: Predictor, box: Box, fo
 
 
 def forward(job: Job, predictor: Predictor, box: Box) -> NDArray[Any]:
-    """Return the logits (K, *n) of a box, in one forward pass of its own."""
+    """Return the logits (K, *n) of a box, computed in a single forward pass."""
     tile, ndim = tile_of(job.plan.footprint, box, job.plan.origin), job.footprint.ndim
     pixels = job.image.read(tile.read)
     batch = pixels.reshape(1, len(pixels), *pixels.shape[-ndim:])

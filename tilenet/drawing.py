@@ -1,4 +1,4 @@
-"""What is drawn over a photograph: outlines, areas, the tissue map, a scale bar."""
+"""Draw over a picture of an image: outlines, filled areas, the tissue map, a scale bar."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tilenet.tiff_mask import TiffMask
 
 Picture = NDArray[np.uint8]
 FILLED = 0.45
-# A scale bar is at most this share of the picture's width.
+# Largest length of a scale bar, as a share of the picture's width.
 BAR = 0.25
-# Pixels of the white plate around it and its text: so they read on tissue, on glass and on black.
+# Margin in pixels of the white plate behind the bar and its text, which keeps them legible on tissue, glass and black.
 PLATE = 4
-# Height of a text that is read without looking closer, where the picture has room for it.
+# Text height in pixels that is legible without zooming in, where the picture has room for it.
 LEGIBLE = 18
 
 
 def paint_tissue(picture: Picture, mask: Mask | TiffMask, part: Box) -> None:
-    """Darken what was skipped, and draw the border of the tissue."""
+    """Darken the blocks that were skipped, and draw the border of the tissue."""
     if mask.tissue is None:
         raise SettingsError(f"{mask.path}: has no tissue map: it was made without --tissue. Leave it out here too")
     y, x = (
@@ -39,9 +39,9 @@ def paint_tissue(picture: Picture, mask: Mask | TiffMask, part: Box) -> None:
 
 
 def paint(picture: Picture, values: NDArray[Any], mask: Mask | TiffMask, *, fill: bool) -> None:
-    """Draw where the values are not 0; no object is lost to the reduction."""
+    """Draw the nonzero values of a mask; an object stays visible even if the picture's pixels are larger than it."""
     h, w = picture.shape[:2]
-    # Of a mask that is reduced to the picture, rims of two pixels would fill small objects.
+    # If the mask is finer than the picture, rims two mask pixels wide would fill small objects.
     y, x = np.nonzero(values if fill else _rims(values, 2 if (h, w) == values.shape else 1))
     numbers = np.zeros((h, w), values.dtype)
     numbers[y * h // values.shape[0], x * w // values.shape[1]] = values[y, x]
@@ -52,7 +52,7 @@ def paint(picture: Picture, values: NDArray[Any], mask: Mask | TiffMask, *, fill
 
 
 def _rims(values: NDArray[Any], width: int) -> NDArray[Any]:
-    """Return the values of objects within that many pixels of their border, 0 inside."""
+    """Return the values of objects within `width` pixels of their border, and 0 further inside."""
     inside = values
     for _ in range(width):
         inside = inside * ~find_boundaries(inside, mode="inner")  # type: ignore[no-untyped-call]
@@ -62,7 +62,7 @@ def _rims(values: NDArray[Any], width: int) -> NDArray[Any]:
 def _colours(numbers: NDArray[Any], mask: Mask | TiffMask) -> NDArray[np.float64]:
     """Return the colour of each number: (n, 3), 0 to 255."""
     if mask.info["record"]["output"] == "objects":
-        # Neighbouring numbers are far apart on the colour circle.
+        # Steps by the golden ratio put consecutive numbers far apart on the colour circle.
         hue = numbers.astype(np.float64)[:, None] * 0.618034 + np.array([0, 1 / 3, 2 / 3])
         bright: NDArray[np.float64] = 155 + 100 * np.cos(2 * np.pi * hue)
         return bright
@@ -74,7 +74,7 @@ def _colours(numbers: NDArray[Any], mask: Mask | TiffMask) -> NDArray[np.float64
 
 
 def draw_bar(picture: Picture, size: float) -> None:
-    """Draw a bar of round length on a plate at the lower left; `size` is micrometres per pixel of the picture."""
+    """Draw a scale bar of round length at the lower left; `size` is micrometres per pixel of the picture."""
     from PIL import Image as Pillow
     from PIL import ImageDraw
 

@@ -1,4 +1,4 @@
-"""Pictures as files: where they go, how tilenet's own are told from others, and how they are written."""
+"""Picture files: where they may go, how tilenet recognises its own, and how they are written."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from tilenet.spared import check_file_place
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 
-# Kinds that can be marked, so that tilenet's own are known again.
+# Formats that can carry the mark by which tilenet recognises its own pictures.
 KINDS = ("PNG", "JPEG", "TIFF", "WEBP")
-# The tag "Software" of EXIF. A mask that is a TIFF says "tilenet" there, and is no picture.
+# The EXIF tag "Software", and its value. A TIFF mask has "tilenet" there, so it is not taken for a picture.
 SOFTWARE, MARK = 0x0131, "tilenet overlay"
 
 
 def check_picture_place(out: str | Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
-    """Refuse a place where a picture must not be put, and a name of no kind of picture; writes nothing.
+    """Raise if a picture must not be put at `out`, or its name is not that of a picture; write nothing.
 
     Raises
     ------
     SettingsError, OutputError, OutputExists
-        If the name is none of a picture; if the place is remote; if it is the image, the mask or inside
-        one of them, or holds what tilenet did not draw, or what `replace` does not allow to replace.
+        If the name does not end like that of a picture; if the place is remote; if it is the image or the
+        mask, or inside one of them; if a file is there that tilenet did not draw, or that `replace` does
+        not allow to replace.
     """
     out = Path(out)
     _kind(out)
@@ -32,17 +33,17 @@ def check_picture_place(out: str | Path, *, replace: bool, image: Any = None, ma
 
 
 def save(picture: Picture, out: str | Path) -> None:
-    """Write a picture as a file, in place of an older one of tilenet's; its kind follows from the name.
+    """Write a picture file, replacing an older one that tilenet drew; the name's ending chooses the format.
 
     Raises
     ------
     SettingsError, OutputExists, EnvironmentFault
-        If the name says no kind of picture; if something else is there; if it cannot be written.
+        If the name does not end like that of a picture; if another file is there; if it cannot be written.
     """
     from PIL import Image as Pillow
 
     out = Path(out).absolute()
-    # Once more: a run may have lasted for hours since its place was found free.
+    # Check again: the run may have taken hours since its place was checked.
     check_picture_place(out, replace=True)
     marked = Pillow.Exif()
     marked[SOFTWARE] = MARK
@@ -51,23 +52,23 @@ def save(picture: Picture, out: str | Path) -> None:
 
 
 def is_picture_of_ours(path: Path) -> bool:
-    """Tell whether a file is a picture that tilenet drew, by the mark in it."""
+    """Return whether a file is a picture that tilenet drew, by the mark in it."""
     from PIL import Image as Pillow
 
     try:
         with Pillow.open(path, formats=KINDS) as picture:
             return str(picture.getexif().get(SOFTWARE)) == MARK
-    except Exception:  # whatever a stranger's file makes the parsers raise
+    except Exception:  # a foreign file may make the parsers raise anything
         return False
 
 
 def overview_beside(mask: str | Path, into: str | Path | None = None) -> Path:
-    """Return where the picture of a mask goes: beside it, for a store holds nothing but what its journal lists.
+    """Return where the picture of a mask goes: beside the mask, as a store may hold only what its journal lists.
 
     >>> overview_beside("masks/a.zarr").as_posix(), overview_beside("masks/a.ome.tif").as_posix()
     ('masks/a.overview.png', 'masks/a.overview.png')
 
-    Labels in an image have it beside that image:
+    The picture of labels inside an image goes beside that image:
 
     >>> overview_beside("b.ome.zarr/labels/nuclei", into="b.ome.zarr").as_posix()
     'b.nuclei.overview.png'

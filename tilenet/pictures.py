@@ -1,4 +1,4 @@
-"""The picture people want: an image with the outlines of its mask, small enough to look at."""
+"""`overlay`: a picture of an image with the outlines of its mask, small enough to look at."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tilenet.resolution import recorded
 from tilenet.store import Mask
 from tilenet.tiff_mask import TiffMask, open_mask
 
-# What people ought to hear of what they look at; the command prints it.
+# Warnings about what the picture shows; the command line prints them.
 LOG = logging.getLogger("tilenet")
-# Stored pixels (of all channels) that are reduced at once.
+# Number of stored values (pixels times channels) to read and reduce at once.
 STRIP = 2**24
-# Logarithm of the ratio of pixel sizes up to which they are one.
+# Two pixel sizes count as equal up to this logarithm of their ratio.
 ALIKE = 0.1
-# Darkest and brightest intensities shown, in percent, of what is no colour photograph.
+# Percentiles of intensity that are shown as black and as full brightness, in images that are not colour photographs.
 SHOWN = (1, 99.8)
-# Of several stains, in the order of the channels: blue, green, red, grey, cyan, magenta, yellow.
+# Colours of the channels of a multichannel image, in order: blue, green, red, grey, cyan, magenta, yellow.
 STAINS = ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))
 
 
@@ -51,32 +51,33 @@ def overlay(
     Parameters
     ----------
     image : path, array or Image
-        What was segmented, or a copy of it; of a file that is another, a warning is logged (``tilenet``).
+        The image that was segmented, or a copy of it. If a file seems to be another image, a warning is logged
+        (logger ``tilenet``).
     mask : path
-        Its mask, of whatever level, pixel size or part.
+        Its mask, at any level or pixel size, of the whole image or a part.
     roi : str, or sequence of slice or (start, stop), optional
-        The part to draw, in pixels of the grid that was segmented; default all of the mask.
+        The part to draw, in pixels of the grid that was segmented; by default the whole mask.
     plane : int or sequence of int, optional
-        Of a stack or series: which plane of the image, one number for each axis in front of y and x.
-        Default the middle one of the part.
+        The plane of a stack or time series to draw: one number for each axis before y and x, counted in the
+        image. By default the middle plane of the part.
     fill : bool
         Tint objects rather than outline them.
     tissue : bool
         Draw the outline of the tissue map too, and darken the blocks that were skipped.
     max_side : int
-        Longest side of the picture in pixels; nothing is enlarged.
+        Longest side of the picture in pixels; smaller parts are not enlarged.
 
     Returns
     -------
     numpy.ndarray
-        uint8 (h, w, 3). Colours are those of the model card, or one for each numbered object. A bar
-        of round length where the pixel size is known.
+        uint8 (h, w, 3). Classes have the colours of the model card; numbered objects have one colour each.
+        A scale bar is drawn if the pixel size is known.
 
     Raises
     ------
     SettingsError, OutputMismatch
-        If the part is not all in the mask, or there is no such plane or no tissue map; if the mask is not of this
-        image.
+        If the part is not entirely inside the mask; if there is no such plane or no tissue map; if the mask is not
+        of this image.
 
     Examples
     --------
@@ -106,7 +107,7 @@ def overlay(
 
 
 def _as_segmented(image: Any, mask: Mask | TiffMask) -> Image:
-    """Return the image on the grid of its mask."""
+    """Return the image on the pixel grid of its mask, with the channels that were segmented."""
     options = Options().or_recorded(mask.info["record"])
     stored = open_as_segmented(image, mask)
     if options.factor is not None:
@@ -121,7 +122,7 @@ def _as_segmented(image: Any, mask: Mask | TiffMask) -> Image:
                 f"Give the image that was segmented"
             )
     for axis, there, here in zip(mask.axes, mask.pixel_size, stored.pixel_size, strict=True):
-        # A copy may have lost the size, or rounded it.
+        # A copy may have lost or rounded its pixel size.
         if there and here and abs(log(there / here)) > ALIKE:
             with closing(stored, image):
                 raise OutputMismatch(
@@ -142,7 +143,7 @@ def _part(image: Image, mask: Mask | TiffMask, roi: Roi | None) -> Box:
 
 
 def _plane(part: Box, mask: Mask | TiffMask, plane: int | Sequence[int] | None) -> Box:
-    """Return one plane of a part: the one that is asked for, or the middle one."""
+    """Return one plane of a part: the one asked for, or the middle one."""
     ends = list(zip(part.start[:-2], part.stop[:-2], strict=True))
     chosen = tuple((a + b) // 2 for a, b in ends)
     if plane is not None:
@@ -157,7 +158,7 @@ def _plane(part: Box, mask: Mask | TiffMask, plane: int | Sequence[int] | None) 
 
 
 def _photo(image: Image, part: Box, shape: tuple[int, int]) -> Picture:
-    """Return (h, w, 3) from the coarsest level that is as fine as the picture, in strips of bounded size."""
+    """Return the picture (h, w, 3) of a part, from the coarsest level as fine as that, in strips of bounded size."""
     level = _coarsest([_in_plane(image, k) for k in range(len(image.levels))], part, shape)
     coarse = image.at_level(level)
     box = _scaled(part, image.box_shape, coarse.box_shape)
@@ -178,7 +179,7 @@ def _in_plane(image: Image, level: int) -> tuple[int, int]:
 
 
 def _coarsest(levels: Sequence[Sequence[int]], part: Box, shape: tuple[int, int]) -> int:
-    """Return the last level in which the part has at least the picture's pixels."""
+    """Return the coarsest level in which the part has at least as many rows and columns as the picture."""
     full = levels[0]
     fine = [
         k
@@ -197,7 +198,7 @@ def _scaled(part: Box, full: Sequence[int], level: Sequence[int]) -> Box:
 
 
 def _coloured(pixels: NDArray[np.float32], image: Image) -> Picture:
-    """Return (h, w, 3) of (C, h, w): photographs as they are, stains stretched and in colours of their own."""
+    """Return (h, w, 3) from (C, h, w): photographs unchanged, other channels contrast-stretched and coloured."""
     if image.is_color:
         return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).round().astype(np.uint8))
     colours = STAINS if len(pixels) > 1 else ((1, 1, 1),)

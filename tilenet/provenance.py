@@ -1,4 +1,4 @@
-"""Whether an image is the one that a mask was made from: a moved file is, another one is not."""
+"""Check whether an image is the one that a mask was made from: a moved file counts, a different image does not."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DIGITS = 12
 
 
 def open_as_segmented(source: Any, mask: Mask | TiffMask) -> Image:
-    """Open what may be the image of a mask, at the level and with the axes that were segmented.
+    """Open the presumed image of a mask, at the level and with the axes that were segmented.
 
     Raises
     ------
     OutputMismatch
-        If it has no such axes or level: it is another image.
+        If the image has no such axes or level, and so is a different image.
     ImageError
-        If it is no image, whatever its axes.
+        If the source cannot be opened as an image at all, whatever its level and axes.
     """
     record = mask.info["record"]
     level, axes, missing = record.get("level") or 0, record.get("axes"), record.get("missing") or "error"
@@ -42,12 +42,12 @@ def open_as_segmented(source: Any, mask: Mask | TiffMask) -> Image:
 
 
 def closing(image: Image, source: Any) -> AbstractContextManager[Image]:
-    """Return what closes an image at its end, unless it was opened by the caller, as the source of itself."""
+    """Return a context manager that closes the image, unless the caller passed it in already open."""
     return nullcontext(image) if isinstance(source, Image) else image
 
 
 def difference(image: Image, mask: Mask | TiffMask) -> str:
-    """Return how an image differs from the one that a mask was made from; nothing where it is the same."""
+    """Return how an image differs from the one that a mask was made from, or an empty string if it does not."""
     recorded, here = mask.info["image"], json.loads(json.dumps(image.identity()))
     for name in sorted({*recorded, *here} - {"path"}, key=lambda name: (name != "kind", name)):
         old, new = recorded.get(name), here.get(name)
@@ -57,7 +57,7 @@ def difference(image: Image, mask: Mask | TiffMask) -> str:
 
 
 def refuse_another(image: Image, mask: Mask | TiffMask) -> None:
-    """Raise `OutputMismatch` for another image than the one that a mask was made from."""
+    """Raise `OutputMismatch` if an open image is not the one that a mask was made from."""
     if differs := difference(image, mask):
         raise OutputMismatch(
             f"{image.name}: is not the image that {mask.path} was made from ({differs}). "
@@ -66,15 +66,16 @@ def refuse_another(image: Image, mask: Mask | TiffMask) -> None:
 
 
 def check_image(source: Any, mask: Mask | TiffMask) -> None:
-    """Raise `OutputMismatch` for what is not the image that a mask was made from."""
+    """Open a source, and raise `OutputMismatch` if it is not the image that a mask was made from."""
     with closing(open_as_segmented(source, mask), source) as image:
         refuse_another(image, mask)
 
 
 def remark(image: Image, mask: Mask | TiffMask) -> str:
-    """Return what people ought to hear where an image may have been taken for another; mostly nothing.
+    """Return a warning if an image may not be the one that a mask was made from, otherwise an empty string.
 
-    Copies in another format are legitimate, and what an array was read from, nobody knows.
+    This is no error, because copies in another format are legitimate. A mask made from an array never gives a warning:
+    nobody knows which file the array was read from.
     """
     made_from = mask.info["image"]
     differs = "" if made_from.get("kind", "").endswith(" array") else difference(image, mask)
@@ -85,7 +86,7 @@ def remark(image: Image, mask: Mask | TiffMask) -> str:
 
 
 def _fault(source: Any, missing: str) -> str:
-    """Return why an image cannot be opened as it is, if it cannot."""
+    """Return why a source cannot be opened with its own level and axes, or an empty string if it can."""
     try:
         with closing(open_image(source, missing=missing), source):
             return ""
@@ -95,4 +96,4 @@ def _fault(source: Any, missing: str) -> str:
 
 def _short(value: Any) -> str:
     text = "none" if value is None else str(value)
-    return text[:DIGITS] if len(text) == 64 else text  # of a checksum, enough to tell
+    return text[:DIGITS] if len(text) == 64 else text  # enough of a checksum to tell two apart
