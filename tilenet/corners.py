@@ -1,11 +1,13 @@
-"""Where the outlines of a strip of labels turn, all at once, and in which order they are walked.
+"""Find the corners of all outlines in a strip of labels at once, and the order in which they are walked.
 
 Outlines run along the edges of pixels with their region on the right hand: east along its top, south
-along its right side, west, north. Along a row of vertices the places where an outline begins to
-head east, and those where one ceases to, alternate, whatever the regions are; so the k-th is followed
-by the k-th, and so for each heading. No outline is walked pixel by pixel.
+along its right side, then west and north. Along a row of vertices, the places where an outline begins
+to head east alternate with the places where one stops heading east, whatever the regions are. So the
+k-th beginning is followed by the k-th stop, and likewise for the other headings (along columns for
+south and north). No outline is walked pixel by pixel.
 
-A strip has the row of pixels below it too, and decides all that happens on the vertices between.
+A strip comes with the row of pixels below it, and finds all corners on the vertices between the two.
+The corners on its upper border belong to the strip above.
 """
 
 from __future__ import annotations
@@ -23,28 +25,30 @@ Integers = NDArray[np.int64]
 Ring = NDArray[np.int32]
 
 NOWHERE, EAST, SOUTH, WEST, NORTH = range(-1, 4)
-# The four pixels about a vertex are north-west, north-east, south-west, south-east; k ^ 1 is the one beside
-# pixel k, k ^ 2 the one above or below it, k ^ 3 the one across. Heading in and out where pixel k stands
-# alone, and where it is missing to the three others.
+# The four pixels around a vertex are 0 north-west, 1 north-east, 2 south-west, 3 south-east; k ^ 1 is beside
+# pixel k, k ^ 2 above or below it, k ^ 3 diagonally opposite. ALONE[k] holds the headings in and out of the
+# vertex where pixel k differs from both neighbours; MISSING[k] those where the other three pixels have one
+# value, and pixel k has another.
 ALONE = ((SOUTH, WEST), (WEST, NORTH), (EAST, SOUTH), (NORTH, EAST))
 MISSING = ((EAST, NORTH), (SOUTH, EAST), (NORTH, WEST), (WEST, SOUTH))
 
 
 class Chain(NamedTuple):
-    """A part of an outline, or all of one.
+    """An outline, or the part of one that lies in a strip.
 
     Attributes
     ----------
     ring : numpy.ndarray
-        int32 (n, 2): y and x of its corners. Of a whole outline, from its first in reading order.
+        int32 (n, 2): y and x of its corners. A whole outline starts with its first corner in reading order.
     value : int
-        Of its region.
+        Value of its region.
     root : int
-        Of its region; -1 where the strip does not show it.
+        Number by which its region is known across strips; -1 if this strip does not show it.
     pinched : bool
-        Whether it comes to vertices where its region touches itself across a corner.
+        Whether it passes vertices where its region touches itself only diagonally.
     ends : tuple or None
-        Of a part: (column, whether at the upper border) of the vertical edges where it begins and ends.
+        For a part: (column, whether at the upper border) of the vertical edges where it begins and ends.
+        None for a whole outline.
     """
 
     ring: Ring
@@ -55,19 +59,19 @@ class Chain(NamedTuple):
 
 
 def framed(strip: Rows, below: Rows) -> Rows:
-    """Return a strip (h, width) with the row below it, and background on either side: (h + 1, width + 2)."""
+    """Return a strip (h, width) with the row below it, and background on both sides: (h + 1, width + 2)."""
     rows = np.zeros((len(strip) + 1, strip.shape[1] + 2), strip.dtype)
     rows[:-1, 1:-1], rows[-1, 1:-1] = strip, below
     return rows
 
 
 class Runs:
-    """The pixels of each row that lie beside each other and have one value; background is in none.
+    """The runs of a strip: adjacent pixels of a row with the same value; background belongs to no run.
 
     Parameters
     ----------
     rows : numpy.ndarray
-        What `framed` returned.
+        The strip, as returned by `framed`.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -76,22 +80,23 @@ class Runs:
         self._start: Integers = np.flatnonzero(begins)
 
     def at(self, y: Integers, x: Integers) -> Integers:
-        """Return the runs that some pixels (no background) belong to."""
+        """Return the index of the run that each of the given pixels, none of them background, belongs to."""
         found: Integers = np.searchsorted(self._start, y * self._width + x, side="right") - 1
         return found
 
     def along_row(self, y: int, of_run: Integers) -> Integers:
-        """Return what belongs to the run of each pixel of a row, -1 for background."""
+        """Return, for each pixel of row `y`, the entry of `of_run` for its run; -1 for background."""
         found = np.full(self._width, -1)
         x = np.flatnonzero(self._rows[y, 1:-1])
         found[x] = of_run[self.at(np.full_like(x, y), x)]
         return found
 
     def components(self) -> tuple[int, Integers]:
-        """Return into how many parts the strip falls, and to which each run belongs."""
+        """Return the number of connected components in the strip, and the component of each run."""
         rows, (y, x) = self._rows, np.divmod(self._start, self._width)
         value = rows[y, x + 1]
-        # Where runs of two rows overlap, the overlap begins where one of the two does.
+        # Where runs of adjacent rows overlap, the overlap begins with one of the two: testing the first pixel
+        # of each run finds all overlaps.
         over = (y > 0) & (rows[y - 1, x + 1] == value)
         under = (y < len(rows) - 2) & (rows[y + 1, x + 1] == value)
         run = np.arange(len(y))
@@ -100,19 +105,19 @@ class Runs:
 
 
 def connected(n: int, a: Integers, b: Integers) -> tuple[int, Integers]:
-    """Return the number of groups among n things of which a[i] and b[i] belong together, and the group of each."""
+    """Group n items, of which a[i] and b[i] belong together; return the number of groups and the group of each."""
     links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(n, n))
     count, group = connected_components(links, directed=False)
     return int(count), group.astype(np.int64)
 
 
 class Corners:
-    """The corners of a strip in reading order, and the vertical edges that cross its borders.
+    """The corners of a strip in reading order, and the vertical edges that cross its upper and lower borders.
 
     Parameters
     ----------
     rows : numpy.ndarray
-        What `framed` returned.
+        The strip, as returned by `framed`.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -123,11 +128,11 @@ class Corners:
         self._following = self._links()
 
     def _links(self) -> Integers:
-        """Return which corner follows each; -1 for the strip below."""
+        """Return which corner follows each one; -1 if the outline leaves the strip there."""
         following = np.full(len(self._y), -1)
         for heading in (EAST, SOUTH, WEST, NORTH):
             begins, ceases = self._out == heading, self._into == heading
-            # On the lowest vertices, the edges below belong to the next strip.
+            # Edges below the lowest vertices belong to the next strip.
             begins &= (heading != SOUTH) | (self._y < self._last)
             ceases &= (heading != NORTH) | (self._y < self._last)
             start, stop = np.flatnonzero(begins), np.flatnonzero(ceases)
@@ -137,7 +142,7 @@ class Corners:
         return following
 
     def _order(self) -> tuple[list[int], list[int], int]:
-        """Return all corners chain by chain, where each chain begins, and how many are parts; those come first."""
+        """Return all corners chain by chain, where each chain begins, and how many are parts; parts come first."""
         preceded = np.zeros(len(self._following), np.bool_)
         preceded[self._following[self._following >= 0]] = True
         following = self._following.tolist()
@@ -157,7 +162,7 @@ class Corners:
         return order, begins, len(parts)
 
     def _roots(self, runs: Runs, root_of_run: Integers) -> Integers:
-        """Return the root of the pixel beside the vertical edge at each corner, -1 where there is none in the strip."""
+        """Return the root of the pixel beside the vertical edge at each corner; -1 if the strip has no such edge."""
         found = np.full(len(self._y), -1)
         inside = self._y < self._last
         for some, left in ((inside & (self._out == SOUTH), 1), (inside & (self._into == NORTH), 0)):
@@ -165,7 +170,7 @@ class Corners:
         return found
 
     def chains(self, top: int, runs: Runs, root_of_run: Integers) -> Iterator[Chain]:
-        """Yield the outlines, parts of outlines first; `top` is the strip's first row in the plane."""
+        """Yield the outlines, parts of outlines first; `top` is the row of the plane at which the strip begins."""
         listed, begins, n_parts = self._order()
         if not listed:
             return
@@ -187,7 +192,7 @@ class Corners:
 
 
 def _turns(rows: Rows) -> Iterator[Integers]:
-    """Yield the corners by their kinds, each (7, n): y, x, value, heading in and out, 1, whether pinched."""
+    """Yield the corners of each kind as (7, n): y, x, value, heading in, heading out, 1, whether pinched."""
     across, down = rows[:, 1:] != rows[:, :-1], rows[1:] != rows[:-1]
     y, x = np.nonzero((across[:-1] | across[1:]) & (down[:, :-1] | down[:, 1:]))
     about = [rows[y + south, x + east] for south in (0, 1) for east in (0, 1)]
@@ -200,9 +205,9 @@ def _turns(rows: Rows) -> Iterator[Integers]:
 
 
 def _crossings(rows: Rows) -> Iterator[Integers]:
-    """Yield where vertical edges cross the upper border, and where they cross the lower one and do not turn there."""
+    """Yield the vertical edges that cross the upper border, and those that cross the lower one without a turn there."""
     first, last, below = rows[0], rows[-2], rows[-1]
-    # The pixel whose right, and whose left, side the edge is: what its outline heads to.
+    # An edge on the right side of its pixel (`own`) is walked south, one on the left side north.
     for own, other, heading in ((slice(None, -1), slice(1, None), SOUTH), (slice(1, None), slice(None, -1), NORTH)):
         x = np.flatnonzero((first[own] != 0) & (first[own] != first[other]))
         yield _events(np.zeros_like(x), x, first[own][x], _ends_at_top(heading), turns=False)
@@ -212,7 +217,7 @@ def _crossings(rows: Rows) -> Iterator[Integers]:
 
 
 def _ends_at_top(heading: int) -> tuple[int, int]:
-    """Return where an outline comes from, and goes to, in a strip that begins where it heads south, or north."""
+    """Return the headings in and out of an outline that crosses a strip's upper border heading south, or north."""
     return (NOWHERE, SOUTH) if heading == SOUTH else (NORTH, NOWHERE)
 
 
@@ -226,12 +231,14 @@ def _events(
 
 
 def area_and_centroid(rings: Sequence[Ring]) -> tuple[int, tuple[float, float]]:
-    """Return the pixels within rings, holes left out, and the mean of y and of x over them, from corners counted.
+    """Return the number of pixels within rings, without holes, and their centroid (y, x).
+
+    Coordinates are those of corners: the centre of the first pixel is (0.5, 0.5).
 
     >>> area_and_centroid([np.array([[0, 0], [0, 3], [2, 3], [2, 0]])])
     (6, (1.0, 1.5))
     """
-    # From the first corner, so that products stay small.
+    # Measured from the first corner, so that products stay small.
     first, doubled, moments = rings[0][0], 0.0, np.zeros(2)
     for ring in rings:
         at = (ring - first).astype(np.float64)

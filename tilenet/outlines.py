@@ -1,12 +1,12 @@
 """Regions of a plane of labels as polygons along the edges of pixels: exact, strip by strip.
 
-A region is what has one value and is connected by edges of pixels (4-connected): pixels that touch
-at a corner alone are two regions, since a polygon pinched off at a point is none. Its outline
-and its holes are rings of corners that touch at points at most, valid as OGC and GeoJSON want them.
+A region is a set of pixels of one value that are connected by their edges (4-connected). Pixels that
+touch only at a corner are two regions, since a polygon pinched off at a point is not valid. The outline
+and the holes of a region are rings of corners that touch at points at most, valid for OGC and GeoJSON.
 
-What the border of a strip cuts hangs on to the strip below, by the column of the vertical edge that
-crosses it, so that nothing of the strips is left in the outlines. In memory are one strip, and the
-outlines of the regions that reach its lower border.
+An outline that the border of a strip cuts is continued in the strip below. The two parts are matched by
+the column of the vertical edge that crosses the border, so the result does not depend on the strips.
+Memory holds one strip, and the outlines of the regions that reach its lower border.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Region:
     Attributes
     ----------
     value : int
-        Of its pixels.
+        Value of its pixels.
     rings : tuple of numpy.ndarray
-        int32 (n, 2): y and x of the corners of its outline, then of its holes. Each begins at its
-        first vertex in reading order, which does not come again at its end; taken as x and y, the
-        outline is walked counter-clockwise, holes clockwise.
+        int32 (n, 2): y and x of the corners of its outline, then of its holes. Each ring begins at its
+        first vertex in reading order, which is not repeated at the end. As (x, y) with y upwards, the
+        outline runs counter-clockwise and holes run clockwise.
     """
 
     value: int
@@ -38,17 +38,18 @@ class Region:
 
     @property
     def bottom(self) -> int:
-        """The row behind its last."""
+        """The row after its last one."""
         return int(self.rings[0][:, 0].max())
 
 
 def regions(strips: Iterable[Rows]) -> Iterator[Region]:
-    """Yield the regions of a plane, in the order of their last rows, then of their first vertices.
+    """Yield the regions of a plane, ordered by their last rows, then by their first vertices.
 
     Parameters
     ----------
     strips : iterable of numpy.ndarray
-        Integers (h, width): the plane from top to bottom; 0 is background. Their heights leave no trace.
+        Integers (h, width): the plane from top to bottom; 0 is background. The result does not depend on their
+        heights.
 
     Examples
     --------
@@ -60,7 +61,7 @@ def regions(strips: Iterable[Rows]) -> Iterator[Region]:
     tracer = _Tracer()
     above: Rows | None = None
     for strip in strips:
-        # A row of background above the first: outlines begin on its lower border.
+        # Start with a row of background above the plane: the topmost outlines begin on its lower border.
         yield from tracer.add(np.zeros_like(strip[:1]) if above is None else above, strip[0])
         above = strip
     if above is not None:
@@ -75,32 +76,33 @@ class _Piece:
         self.end: tuple[dict[int, _Piece], int] = ({}, 0)
 
     def absorb(self, other: _Piece) -> None:
-        """Go on with another piece."""
+        """Append another piece."""
         self.parts += other.parts
         self.root = max(self.root, other.root)
         self.pinched |= other.pinched
         self.register(*other.end)
 
     def register(self, ends: dict[int, _Piece], x: int) -> None:
-        """Note where the piece ends, so that what comes next finds it."""
+        """Register where the piece ends, so that the piece that continues it is matched to it."""
         ends[x] = self
         self.end = (ends, x)
 
     def closed(self) -> Ring:
-        """Return the whole outline, from its first vertex in reading order."""
+        """Return the whole outline, starting at its first vertex in reading order."""
         ring: Ring = np.concatenate(self.parts)
         first = int(np.lexsort((ring[:, 1], ring[:, 0]))[0])
         return np.roll(ring, -first, axis=0)
 
 
 class _Tracer:
-    """What hangs on between strips."""
+    """The regions and outlines that are carried over from strip to strip."""
 
     def __init__(self) -> None:
         self._top, self._next_root = -1, 0
-        # Of the row above: the values of its pixels, and the roots of their regions.
+        # Pixel values of the row above, and the roots of their regions.
         self._values, self._roots = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        # By the column of the edge that crosses the border: pieces that go on below, and those that come from there.
+        # Open pieces, by the column of the edge that crosses the border: those that continue below, and those that
+        # come from below.
         self._leaving: dict[int, _Piece] = {}
         self._coming: dict[int, _Piece] = {}
         self._rings: dict[int, list[Ring]] = {}
@@ -118,7 +120,7 @@ class _Tracer:
         yield from self._ended(set(np.unique(going_on).tolist()))
 
     def _join(self, runs: Runs, first_row: Rows) -> Integers:
-        """Return the root of each run: of its region, as far as that is known."""
+        """Return the root of each run: the number of its region, as far as the region is known yet."""
         count, component = runs.components()
         first = runs.along_row(0, component)
         same = (self._values == first_row) & (self._values != 0) if len(self._values) else np.zeros(len(first), bool)
@@ -132,7 +134,7 @@ class _Tracer:
         return found
 
     def _merge(self, root_of: dict[int, int]) -> None:
-        """Give up the roots of regions that turn out to be parts of others."""
+        """Replace the roots of regions that turn out to be parts of others."""
         changed = {old: new for old, new in root_of.items() if old != new}
         for old in changed.keys() & self._rings.keys():
             self._rings.setdefault(changed[old], []).extend(self._rings.pop(old))
@@ -141,7 +143,7 @@ class _Tracer:
             piece.root = changed.get(piece.root, piece.root)
 
     def _take_up(self, chains: Iterator[Chain]) -> None:
-        """Close what can be closed, and hang the rest on to the strip below."""
+        """Close the outlines that are complete, and keep the open ones for the strip below."""
         leaving: dict[int, _Piece] = {}
         coming: dict[int, _Piece] = {}
         for chain in chains:
@@ -174,10 +176,10 @@ class _Tracer:
     def _ended(self, going_on: set[int]) -> Iterator[Region]:
         found = []
         for root in [root for root in self._rings if root not in going_on]:
-            # The outline has the first vertex of all: no hole reaches it.
+            # The outline comes first: it has a vertex before those of all holes in reading order.
             rings = sorted(self._rings.pop(root), key=_first)
             found.append(Region(self._value_of.pop(root), tuple(rings)))
-        for root, rings in self._rings.items():  # a view would keep the corners of the whole strip
+        for root, rings in self._rings.items():  # a view would keep the whole strip's corners in memory
             self._rings[root] = [ring if ring.base is None else ring.copy() for ring in rings]
         yield from sorted(found, key=lambda region: (region.bottom, _first(region.rings[0])))
 
@@ -187,7 +189,7 @@ def _first(ring: Ring) -> tuple[int, int]:
 
 
 def _simple(ring: Ring) -> Iterator[Ring]:
-    """Yield the rings that an outline falls into where it comes to a vertex twice.
+    """Split an outline at the vertices that it passes twice, and yield the simple rings.
 
     >>> ring = np.array([[0, 0], [0, 1], [1, 1], [1, 2], [2, 2], [2, 1], [1, 1], [1, 0]])
     >>> [part.tolist() for part in _simple(ring)]
@@ -207,6 +209,6 @@ def _simple(ring: Ring) -> Iterator[Ring]:
 
 
 def _turned(path: list[tuple[int, int]]) -> Ring:
-    """Return a ring from its first vertex in reading order."""
+    """Return a ring that starts at its first vertex in reading order."""
     first = path.index(min(path))
     return np.array(path[first:] + path[:first], np.int32)

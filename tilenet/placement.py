@@ -23,9 +23,10 @@ DECIMALS = 3
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the pixels of a mask lie in its image: `origin` (y, x) on the grid of the mask, `step` in image pixels.
+    """Where the pixels of a mask lie in its image.
 
-    `limit` is where the image ends: the last pixels of a coarser grid reach beyond it.
+    `origin` (y, x) is in pixels of the mask, `step` is the size of a mask pixel in image pixels, and `limit` is where
+    the image ends: the last pixels of a coarser grid may reach beyond it.
     """
 
     origin: tuple[int, int]
@@ -33,7 +34,7 @@ class Grid:
     limit: tuple[int, int] | None = None
 
     def place(self, ring: Ring) -> NDArray[Any]:
-        """Return x and y (n + 1, 2) of a ring in image pixels, its first vertex at its end too."""
+        """Return x and y (n + 1, 2) of a ring in image pixels, closed by repeating its first vertex."""
         corners = np.concatenate([ring, ring[:1]]).astype(np.int64) + self.origin
         if all(step.denominator == 1 for step in self.step):
             corners *= [step.numerator for step in self.step]
@@ -51,14 +52,14 @@ class Grid:
 
 
 def find_grid(mask: Mask | TiffMask, image: str | Path | None) -> Grid:
-    """Return where a mask lies; its image is opened only if it is given, or needed.
+    """Return where a mask lies in its image, which is opened only if it is given or needed.
 
-    It is needed where the mask is of a coarser level, or of another pixel size.
+    It is needed if the mask is at a coarser level or another pixel size.
 
     Raises
     ------
     OutputMismatch
-        If the image is needed and not there, or is another than the mask was made from.
+        If the image is needed and missing, or is not the one that the mask was made from.
     """
     record, origin = mask.info["record"], (mask.origin[-2], mask.origin[-1])
     by = recorded(record["level"], record["factor"], record["mpp"]).factor

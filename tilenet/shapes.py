@@ -1,7 +1,7 @@
-"""The regions of a complete mask, or its objects, one after the other: what GeoJSON and tables are made of.
+"""Yield the regions of a complete mask, or its objects, one by one, for GeoJSON files and tables.
 
-A region is what has one value and is connected by edges of pixels; an object is what has one number, in one plane. The
-mask is read strip by strip; in memory are a strip, and the outlines that are not closed.
+A region is a set of pixels of one value that are connected by their edges; an object is all pixels of one number in one
+plane. The mask is read strip by strip; memory holds one strip, and the outlines that are not closed yet.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tilenet.store import Mask
 from tilenet.tiff_export import intact
 from tilenet.tiff_mask import TILE, TiffMask, open_mask
 
-# Pixels that are read at once, and that are outlined at once.
+# Number of pixels to read at once, and to outline at once.
 BAND, STRIP = 2**27, 2**24
 Progress = Callable[[int, int], None]
 ENDINGS = {"a table": (".csv",), "a GeoJSON": (".geojson", ".json")}
@@ -37,18 +37,18 @@ ENDINGS = {"a table": (".csv",), "a GeoJSON": (".geojson", ".json")}
 
 @dataclass(frozen=True)
 class Shape:
-    """A region, or all regions of an object.
+    """A region, or all regions of an object in one plane.
 
     Attributes
     ----------
     value : int
-        In the mask: that of a class, or the number of an object.
+        Its value in the mask: the value of a class, or the number of an object.
     name : str
-        Of its class.
+        Name of its class.
     parts : sequence of Region
-        One, but of an object whose pixels do not touch.
+        One region, or several for an object whose pixels are not all connected.
     plane : tuple of int
-        Where it lies along the axes in front of y and x, counted from the image's first plane.
+        Its index along each axis before y and x, counted from the image's first plane.
     id : UUID
         The same from run to run.
     """
@@ -61,12 +61,12 @@ class Shape:
 
 
 def has_objects(mask: Mask | TiffMask) -> bool:
-    """Tell whether the values of a mask are numbers of objects."""
+    """Return whether the values of a mask are numbers of objects."""
     return bool(mask.info["record"]["output"] == "objects")
 
 
 def has_volumes(mask: Mask | TiffMask) -> bool:
-    """Tell whether objects reach over planes: of several planes, objects are found by a network of three axes alone."""
+    """Return whether objects extend over planes: only a network of three axes numbers objects in several planes."""
     return has_objects(mask) and max(mask.shape[:-2], default=1) > 1
 
 
@@ -81,12 +81,12 @@ def _refuse_damage(mask: Mask | TiffMask) -> None:
 def open_for(
     out: Path, mask: str | Path, image: str | Path | None, *, replace: bool, is_ours: Callable[[Path], bool], kind: str
 ) -> Iterator[tuple[Mask | TiffMask, Grid]]:
-    """Open a mask that a file is made of, and say where it lies; what can be refused is refused before any work.
+    """Open a mask to export, and find where it lies in its image; raise before any work if a file cannot be made.
 
     Parameters
     ----------
     out : Path
-        The file; neither in the mask nor in its image, and nobody else's.
+        The file to write: not inside the mask or its image, and not a file that tilenet did not write.
     mask, image : path
         As for `tilenet.write_geojson`.
     replace, is_ours, kind
@@ -103,7 +103,7 @@ def open_for(
 
 
 def shapes_of(mask: Mask | TiffMask, progress: Progress | None = None) -> Iterator[Shape]:
-    """Yield the shapes of a mask, plane by plane, in the order of their last rows."""
+    """Yield the shapes of a mask, plane by plane, ordered by their last rows."""
     seed, objects = uuid5(NAMESPACE_OID, json.dumps(mask.info, sort_keys=True)), has_objects(mask)
     name_of = _names(mask, objects)
     planes, height = list(product(*map(range, mask.shape[:-2]))), mask.shape[-2]
@@ -123,13 +123,13 @@ def shapes_of(mask: Mask | TiffMask, progress: Progress | None = None) -> Iterat
 
 
 class Counted(Protocol):
-    """What is told of shapes that are left out."""
+    """A result that counts the shapes left out."""
 
     left_out: int
 
 
 def large_ones(shapes: Iterable[Shape], least: float, found: Counted) -> Iterator[Shape]:
-    """Yield the shapes of at least so many pixels, and count the others."""
+    """Yield the shapes of at least `least` pixels, and count the others in ``found.left_out``."""
     for shape in shapes:
         if least and area_and_centroid([ring for part in shape.parts for ring in part.rings])[0] < least:
             found.left_out += 1
@@ -138,7 +138,7 @@ def large_ones(shapes: Iterable[Shape], least: float, found: Counted) -> Iterato
 
 
 def parse_area(area: str | float) -> tuple[float, str]:
-    """Return number and unit of an area, ``"um2"`` or pixels of the mask.
+    """Return the number and unit of an area; any unit but ``"um2"`` means pixels of the mask.
 
     >>> parse_area("20 um2"), parse_area(80)
     ((20.0, 'um2'), (80.0, ''))
@@ -150,12 +150,12 @@ def parse_area(area: str | float) -> tuple[float, str]:
 
 
 def least_pixels(mask: Mask | TiffMask, area: str | float | None) -> float:
-    """Return an area, in pixels of the mask or said as ``"20um2"``, in pixels of the mask.
+    """Convert a minimum area, a number of pixels or text such as ``"20um2"``, to pixels of the mask.
 
     Raises
     ------
     SettingsError
-        If it is none, or cannot be said of this mask.
+        If it is not an area, or areas have no meaning in this mask.
     """
     if area is None:
         return 0
@@ -171,7 +171,7 @@ def least_pixels(mask: Mask | TiffMask, area: str | float | None) -> float:
 
 
 def class_names(mask: Mask | TiffMask) -> dict[int, str]:
-    """Return the names of the classes that shapes may be of, by mask value; of numbered objects there is one, 0."""
+    """Return the names of the classes that shapes may have, by mask value; numbered objects have a single class, 0."""
     labels: Mapping[str, Any] = mask.info["card"]["labels"]
     names = {int(value): str(name) for value, name in labels.items() if value.isdecimal()}
     if not has_objects(mask):
@@ -187,7 +187,7 @@ def _names(mask: Mask | TiffMask, objects: bool) -> Callable[[int], str]:
 def _strips(
     mask: Mask | TiffMask, plane: tuple[int, ...], advance: Callable[[int], None] = lambda row: None
 ) -> Iterator[NDArray[Any]]:
-    """Yield a plane from top to bottom, whole rows of chunks at once where they are not too large."""
+    """Yield a plane in strips from top to bottom, reading whole rows of chunks at once unless they are too large."""
     level: Any = mask.levels[0]
     height, width = mask.shape[-2:]
     band = max(1, min(getattr(level, "chunks", (TILE, TILE))[-2], BAND // width))
@@ -200,7 +200,7 @@ def _strips(
 
 
 def _last_rows(strips: Iterable[NDArray[Any]]) -> dict[int, int]:
-    """Return the row behind the last of each value."""
+    """Return, for each value, the row after its last one."""
     found: dict[int, int] = {}
     top = 0
     for strip in strips:
@@ -211,7 +211,7 @@ def _last_rows(strips: Iterable[NDArray[Any]]) -> dict[int, int]:
 
 
 def _by_value(traced: Iterable[Region], last_rows: Mapping[int, int] | None) -> Iterator[tuple[int, Sequence[Region]]]:
-    """Yield regions one by one or, given the last row of each value, all of a value together when the last is there."""
+    """Yield regions one by one or, given the last row of each value, the regions of a value together after that row."""
     if last_rows is None:
         yield from ((region.value, (region,)) for region in traced)
         return
