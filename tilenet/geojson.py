@@ -1,9 +1,10 @@
-"""A mask as GeoJSON: a polygon per region or object, in pixels of the slide, as QuPath imports them.
+"""A mask as GeoJSON: a polygon per region or object, in pixels of the image, as QuPath imports them.
 
-What QuPath reads, from its source (qupath.lib.io: QuPathTypeAdapters, ROITypeAdapters, GsonTools): a
-FeatureCollection; of each Feature ``id`` (a UUID), ``geometry`` with a ``plane`` of its own beside the
-coordinates unless that is the first, ``properties`` with ``objectType``, ``name`` and ``classification``.
-Coordinates are corners of pixels at full resolution, x right and y down from the slide's first.
+QuPath's source (qupath.lib.io: QuPathTypeAdapters, ROITypeAdapters, GsonTools) shows what it reads: a
+FeatureCollection of Features, each with ``id`` (a UUID), ``geometry`` and ``properties``. The geometry has
+a ``plane`` beside its coordinates, unless it lies in the first plane; the properties have ``objectType``,
+``name`` and ``classification``. Coordinates are corners of pixels at full resolution, x to the right and
+y down from the image's first corner.
 """
 
 from __future__ import annotations
@@ -27,26 +28,27 @@ from tilenet.store.place import put_whole
 from tilenet.tiff_mask import TiffMask
 
 KINDS = ("detection", "annotation")
-# How our files begin and no others: RFC 7946 allows further members, and QuPath passes over them.
+# The beginning of tilenet's files, and of no others. RFC 7946 allows additional members, and QuPath ignores them.
 HEAD = b'{"type":"FeatureCollection","tilenet":'
 
 
 @dataclass
 class Outlined:
-    """What was written.
+    """The result of `write_geojson`.
 
     Attributes
     ----------
     path : Path
         The file.
     features : dict
-        Number of them by their classification.
+        Number of features by classification.
     vertices : int
         Corners of all polygons.
     objects, volumes : bool
-        Whether they are objects, not regions of a class; and whether these reach over planes, with a feature in each.
+        Whether features are objects rather than regions of a class; and whether objects extend over planes, with a
+        feature in each plane.
     left_out : int
-        How many are smaller than `min_area`.
+        Number of shapes smaller than `min_area`.
     """
 
     path: Path
@@ -69,28 +71,29 @@ def write_geojson(
 ) -> Outlined:
     """Write the regions of a complete mask, or its objects, as a GeoJSON FeatureCollection.
 
-    A region is what has one value and is connected by edges of pixels; an object is what has one
-    number, in one plane: one of a volume has a feature in each of its planes. Polygons follow the
-    edges of pixels, so that filled again they are the mask. It is read strip by strip; in memory
-    are a strip, and the outlines that are not closed.
+    A region is a set of pixels of one value that are connected by their edges. An object is all pixels of
+    one number in one plane, so an object of a volume has a feature in each of its planes. Polygons follow
+    the edges of pixels: filling them gives back the mask. The mask is read strip by strip; memory holds
+    one strip, and the outlines that are not closed yet.
 
     Parameters
     ----------
     mask : path
-        A mask that tilenet wrote to the end, OME-Zarr or OME-TIFF.
+        A complete mask that tilenet wrote, OME-Zarr or OME-TIFF.
     out : path
-        The file, ``.geojson`` by custom.
+        The file, ending in ``.geojson`` (or ``.json``).
     image : path, optional
-        What was segmented, if it is no longer where it was, and no other image; needed only for a
-        mask of a coarser level or another pixel size.
+        The image that was segmented, if it has moved; another image is refused. Needed only for a mask at
+        a coarser level or another pixel size.
     min_area : str or float, optional
-        Leave smaller ones out, without their holes: pixels of the mask, or text such as ``"20um2"``. Not of volumes.
+        Leave out shapes whose area, without holes, is smaller: pixels of the mask, or text such as ``"20um2"``.
+        Not for volumes.
     kind : {"detection", "annotation"}
-        What the features are in QuPath, which takes many detections and few annotations.
+        What the features become in QuPath, which copes with many detections but few annotations.
     overwrite : bool
         Replace a file that `write_geojson` wrote.
     progress : callable, optional
-        Called with the rows done and the rows in all.
+        Called with the number of rows done and the total number of rows.
 
     Returns
     -------
@@ -99,7 +102,7 @@ def write_geojson(
     Raises
     ------
     OutputNotFound, OutputIncomplete, BlocksFailed, OutputExists, OutputMismatch, EnvironmentFault
-        If the mask is not there, not complete or damaged; if something is in the way; if the image
+        If the mask is missing, incomplete or damaged; if another file is in the way; if the image
         is not that of the mask; if the disk is full.
 
     Examples
@@ -128,7 +131,7 @@ def _is_ours(path: Path) -> bool:
 
 
 class _Features:
-    """The text of a collection, and what is counted on the way."""
+    """Write shapes as the text of a FeatureCollection, counting features and vertices."""
 
     def __init__(self, mask: Mask | TiffMask, grid: Grid, kind: str, found: Outlined) -> None:
         self._mask, self._grid, self._kind, self._found = mask, grid, kind, found
@@ -136,7 +139,7 @@ class _Features:
         self._colors = {value: color[:3] for value, color in colors_of(mask.info["card"]).items()}
 
     def collection(self, shapes: Iterable[Shape]) -> Iterator[bytes]:
-        """Yield the file."""
+        """Yield the content of the file in pieces."""
         yield HEAD + b'"' + tilenet.__version__.encode() + b'","features":['
         before = "\n"
         for shape in shapes:
@@ -145,7 +148,7 @@ class _Features:
         yield b"\n]}\n"
 
     def _plane(self, plane: tuple[int, ...]) -> str:
-        """Return what a geometry says of the plane it lies in: nothing of the only one."""
+        """Return the ``plane`` member of a geometry; empty if the mask has no other plane than the image's first."""
         where = dict.fromkeys("zt", 0) | dict(zip(self._mask.axes, plane, strict=False))
         if max(self._mask.shape[:-2], default=1) == 1 and not any(where.values()):
             return ""

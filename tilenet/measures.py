@@ -1,7 +1,7 @@
-"""A mask as a table: a line per region or object, with its class, size and place, as CSV.
+"""A mask as a table: a line per region or object, with its class, size and position, as CSV.
 
-Areas and centroids are those of the pixels, exact, from the outlines (the shoelace formula), so that no more than a
-strip of the mask is in memory. Ids are those of the polygons of `tilenet.write_geojson`.
+Areas and centroids are exactly those of the pixels. They are computed from the outlines (shoelace formula), so that
+memory holds only a strip of the mask. Ids are the same as those of the polygons of `tilenet.write_geojson`.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ DECIMALS = 3
 
 @dataclass
 class Measured:
-    """What was written.
+    """The result of `write_table`.
 
     Attributes
     ----------
     path : Path
         The file.
     counts : dict
-        Number of lines by class; 0 of those that there might have been.
+        Number of lines by class; 0 for a class of the mask without any.
     area_px : dict
-        Pixels of the mask by class, in all planes together.
+        Number of mask pixels by class, in all planes together.
     objects, volumes : bool
-        Whether lines are objects, not regions of a class; and whether these reach over planes.
+        Whether lines are objects rather than regions of a class; and whether objects extend over planes.
     pixel_um2, voxel_um3 : float or None
-        Area and volume of a pixel of the mask, where its size is known.
+        Area and volume of a pixel of the mask, if its size is known.
     mask_px : int
-        Pixels of the mask, planes and background included.
+        Number of pixels of the mask, in all planes and with the background.
     left_out : int
-        How many are smaller than `min_area`.
+        Number of shapes smaller than `min_area`.
     tissue_share : float or None
-        Part of the mask that its map of tissue takes for tissue; None where it has none.
+        Share of the mask that its tissue map counts as tissue; None without a tissue map.
     """
 
     path: Path
@@ -83,19 +83,19 @@ class Measured:
 
     @property
     def per_mm2_of_tissue(self) -> dict[str, float]:
-        """Number of lines by class for each square millimetre of tissue, where there is a map of it."""
+        """Number of lines by class per square millimetre of tissue; empty without a tissue map."""
         return {name: n / self.tissue_share for name, n in self.per_mm2.items()} if self.tissue_share else {}
 
     @property
     def per_mm2(self) -> dict[str, float]:
-        """Number of lines by class for each square millimetre of planes, where the size of their pixels is known."""
+        """Number of lines by class per square millimetre of all planes; empty if the pixel size is unknown."""
         if self.pixel_um2 is None or self.volumes:
             return {}
         return {name: count / (self.mask_px * self.pixel_um2) * 1e6 for name, count in self.counts.items()}
 
     @property
     def per_mm3(self) -> dict[str, float]:
-        """Number of objects by class for each cubic millimetre of a volume, where the size of its pixels is known."""
+        """Number of objects by class per cubic millimetre of a volume; empty if the pixel size is unknown."""
         if self.voxel_um3 is None or not self.volumes:
             return {}
         return {name: count / (self.mask_px * self.voxel_um3) * 1e9 for name, count in self.counts.items()}
@@ -103,7 +103,7 @@ class Measured:
 
 @dataclass
 class _Solid:
-    """An object of a volume, plane by plane: what a line says of it."""
+    """Measurements of one object of a volume, summed up plane by plane."""
 
     first: Shape
     pixels: int = 0
@@ -112,7 +112,7 @@ class _Solid:
     high: NDArray[np.int64] = field(default_factory=lambda: np.full(3, np.iinfo(np.int64).min))
 
     def add(self, shape: Shape) -> None:
-        """Add what lies in one more plane."""
+        """Add the part of the object that lies in one more plane."""
         area, centre, low, high = _measured(shape)
         z = shape.plane[-1]
         self.pixels += area
@@ -133,27 +133,27 @@ def write_table(
     """Write a CSV table of the regions of a complete mask, or of its objects.
 
     Its columns are ``id``; ``class``; ``object`` (its number); ``t`` and ``z``; ``x`` and ``y`` (the centroid, in
-    pixels of the image at full resolution, from the corner of its first pixel); ``area_px`` (pixels of the mask);
-    ``area_um2`` (empty where the pixel size is unknown); ``left``, ``top``, ``right`` and ``bottom`` of the box around
-    it, as `x` and `y` are, and ``front`` and ``back``, its first plane and that behind its last. An object of a volume
-    is one line: with ``volume_px`` and ``volume_um3`` in place of areas, and the centroid's `z`, from the front of the
-    first plane.
+    pixels of the image at full resolution, from the upper left corner of its first pixel); ``area_px`` (pixels of the
+    mask); ``area_um2`` (empty if the pixel size is unknown); ``left``, ``top``, ``right`` and ``bottom`` of the
+    bounding box, in the same coordinates as `x` and `y`; and ``front`` and ``back``, its first plane and the one after
+    its last. An object of a volume is one line, with ``volume_px`` and ``volume_um3`` in place of the areas, and with
+    the `z` of its centroid, measured from the front of the first plane.
 
     Parameters
     ----------
     mask : path
-        A mask that tilenet wrote to the end, OME-Zarr or OME-TIFF.
+        A complete mask that tilenet wrote, OME-Zarr or OME-TIFF.
     out : path
-        The file, ``.csv`` by custom.
+        The file, ending in ``.csv``.
     image : path, optional
-        What was segmented, if it is no longer where it was; needed only for a mask of a coarser level or another
-        pixel size.
+        The image that was segmented, if it has moved; needed only for a mask at a coarser level or another pixel
+        size.
     min_area : str or float, optional
         As for `tilenet.write_geojson`.
     overwrite : bool
         Replace a file that `write_table` wrote.
     progress : callable, optional
-        Called with the rows done and the rows in all.
+        Called with the number of rows done and the total number of rows.
 
     Returns
     -------
@@ -187,7 +187,7 @@ def write_table(
 
 
 def read_table(mask: str | Path, table: str | Path, *, min_area: str | float | None = None) -> Measured:
-    """Return what `write_table` found in a mask, from the table of all that it wrote; smaller ones are left out."""
+    """Return the measurements of a mask from its complete table, leaving out what is smaller than `min_area`."""
     with open_mask(mask) as opened:
         found, least = _nothing_in(opened, Path(table).absolute()), least_pixels(opened, min_area)
     with found.path.open(newline="", encoding="utf-8") as file:
@@ -202,12 +202,12 @@ def read_table(mask: str | Path, table: str | Path, *, min_area: str | float | N
 
 
 def check_table_place(out: Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
-    """Refuse a place where a table must not be put; see `tilenet.spared.check_file_place`."""
+    """Raise if a table must not be put at `out`; see `tilenet.spared.check_file_place`."""
     check_file_place(out, replace=replace, is_ours=_is_ours, kind="a table", image=image, mask=mask)
 
 
 def _nothing_in(mask: Mask | TiffMask, out: Path) -> Measured:
-    """Return what is known of a mask before its first shape: none of each class."""
+    """Return the measurements of a mask before its first shape, with a count of 0 for each class."""
     y, x = mask.pixel_size[-2:]
     pixel = None if y is None or x is None else y * x
     none = dict.fromkeys(class_names(mask).values(), 0)
@@ -229,14 +229,14 @@ def _solids(shapes: Iterable[Shape]) -> Iterable[_Solid]:
 
 
 def _measured(shape: Shape) -> tuple[int, tuple[float, float], NDArray[Any], NDArray[Any]]:
-    """Return pixels, centroid (y, x), and first and last corner (2) of a shape, in pixels of the mask."""
+    """Return the number of pixels, the centroid, and the bounding box's two corners of a shape: y, x in mask pixels."""
     area, centre = area_and_centroid([ring for part in shape.parts for ring in part.rings])
     corners = np.concatenate([part.rings[0] for part in shape.parts])
     return area, centre, corners.min(axis=0), corners.max(axis=0)
 
 
 def _line(shape: Shape, axes: str, grid: Grid, found: Measured) -> Iterator[object]:
-    """Yield the values of a line, and count what is in it."""
+    """Yield the values of the line of a shape, and count the shape."""
     area, (y, x), low, high = _measured(shape)
     found.counts[shape.name] += 1
     found.area_px[shape.name] += area
@@ -248,7 +248,7 @@ def _line(shape: Shape, axes: str, grid: Grid, found: Measured) -> Iterator[obje
 
 
 def _line_of_solid(solid: _Solid, axes: str, grid: Grid, found: Measured) -> Iterator[object]:
-    """Yield the values of the line of an object in a volume, and count it."""
+    """Yield the values of the line of an object in a volume, and count the object."""
     shape, (z, y, x) = solid.first, (solid.moments / solid.pixels).tolist()
     found.counts[shape.name] += 1
     found.area_px[shape.name] += solid.pixels
@@ -264,7 +264,7 @@ def _times(pixels: int, size: float | None) -> float | str:
 
 
 def _box(grid: Grid, low: NDArray[Any], high: NDArray[Any]) -> list[float]:
-    """Return left, top, right and bottom in pixels of the image."""
+    """Return left, top, right and bottom of a bounding box in pixels of the image."""
     placed: list[float] = grid.place(np.stack([low, high]).astype(np.int32))[:2].ravel().tolist()
     return placed
 
