@@ -40,34 +40,35 @@ def batch(
 ) -> list[Result]:
     """Segment many images into the masks ``OUT/<name>.zarr``, and write a summary beside them.
 
-    Masks that are complete are left as they are, others are gone on with. What goes wrong with an image is noted, and
-    the others are done. Pictures and tables that are not there, or older than their mask, are made anew.
+    Complete masks are left as they are, others are resumed. If an image fails, its error is recorded, and the other
+    images are still done. Pictures and tables that are missing, or older than their mask, are made again.
 
     Parameters
     ----------
     images : path or sequence of path
-        Images, patterns such as ``"slides/*.svs"``, and lists of images (``.txt``: a path a line;
-        ``.csv``: a column ``image``, and ``name`` and options of `segment` where wanted). Paths in
-        a list are relative to it.
+        Images, patterns such as ``"slides/*.svs"``, and lists of images (``.txt``: one path per line;
+        ``.csv``: a column ``image`` and, optionally, ``name`` and options of `segment`). Paths in a
+        list are relative to the list.
     out : path
-        A folder; made where there is none.
+        A folder; created if it does not exist.
     model, footprint
-        As for `segment`; a list may say another model for an image.
+        As for `segment`; a list may name another model for an image.
     client : distributed.Client, optional
         Have the workers of a Dask cluster compute the blocks of all images from one queue.
     tell : callable, optional
-        Called with each `Result`, as an image comes to its end; from any thread, one at a time.
+        Called with the `Result` of each image when it is done, skipped or failed; from any thread, but one call at
+        a time.
     overview : bool
-        Draw each mask over its image, see `tilenet.overlay`, in ``OUT/<name>.overview.png``.
+        Draw each mask over its image in ``OUT/<name>.overview.png``, see `tilenet.overlay`.
     table : bool
-        Write a table of each mask, see `tilenet.write_table`, as ``OUT/<name>.csv``, and how many there are of each
-        class in each image as ``OUT/counts.csv``.
+        Write a table of each mask to ``OUT/<name>.csv``, see `tilenet.write_table`, and the counts of each class in
+        each image to ``OUT/counts.csv``.
     min_area : str or float, optional
-        Count no smaller ones, such as ``"20um2"``, or ``"80px"`` of the mask; the tables list all.
+        Count nothing smaller than this, such as ``"20um2"``, or ``"80px"`` of the mask; the tables still list all.
     objects : bool
-        Number objects instead of writing classes, as `segment` does: each image in memory, by this process.
+        Number objects instead of writing classes, as `segment` does. This process holds each image in memory.
     **options
-        Of `segment`: ``level``, ``channels``, ``tile``, ``threads``, ``output`` and so on.
+        Options of `segment`: ``level``, ``channels``, ``tile``, ``threads``, ``output`` and so on.
 
     Returns
     -------
@@ -77,10 +78,10 @@ def batch(
     Raises
     ------
     SettingsError
-        Before any work, if there is no image, if two would have the same name, if a list says
-        what cannot be.
+        Before any work, if there is no image, if two images would have the same name, or if a list
+        has an invalid entry.
     EnvironmentFault
-        If the scheduler is lost. The same call again goes on.
+        If the scheduler is lost. The same call again resumes the batch.
 
     Examples
     --------
@@ -118,7 +119,7 @@ def batch(
 
 
 def _check(order: Order, *, objects: bool, table: bool, client: Client | None) -> None:
-    """Refuse what cannot be done for an image, before any work."""
+    """Raise before any work if an order cannot be carried out."""
     if objects:
         refuse_with_objects(output=order.options.output, resume=False)
         if client is not None:

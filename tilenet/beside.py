@@ -1,4 +1,4 @@
-"""What a batch puts beside each mask: a picture of it, a table of what is in it."""
+"""The files that a batch puts beside each mask: a picture, and a table of its regions or objects."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tilenet.pictures import overlay
 
 @dataclass(frozen=True)
 class Beside:
-    """What is wanted.
+    """Which files to put beside each mask.
 
     Attributes
     ----------
     overview : bool
-        NAME.overview.png, see `tilenet.overlay`.
+        Whether to draw NAME.overview.png, see `tilenet.overlay`.
     table : bool
-        NAME.csv, see `tilenet.write_table`.
+        Whether to write NAME.csv, see `tilenet.write_table`.
     min_area : str or float, optional
-        Of what is counted; the table lists smaller ones, too, so that another area needs no other table.
+        Smallest area that is counted. The table lists smaller ones too, so that another area needs no new table.
     """
 
     overview: bool = False
@@ -29,14 +29,14 @@ class Beside:
     min_area: str | float | None = None
 
     def check(self, image: str, mask: Path) -> None:
-        """Raise where something is in the way, before a mask is computed."""
+        """Raise if another file is in the way, before the mask is computed."""
         if self.overview:
             check_picture_place(overview_beside(mask), replace=True, image=image)
         if self.table:
             check_table_place(table_beside(mask), replace=True, image=image)
 
     def make(self, image: str, mask: Path) -> Measured | None:
-        """Make what is not there, or is older than the mask; return what is in it, if there is to be a table."""
+        """Make the files that are missing or older than the mask; return its measurements if a table is wanted."""
         picture, table = overview_beside(mask), table_beside(mask)
         if self.overview and _is_older(picture, mask):
             save(overlay(image, mask), picture)
@@ -57,6 +57,6 @@ def table_beside(mask: Path) -> Path:
 
 
 def _is_older(path: Path, mask: Path) -> bool:
-    """Tell whether a file is not there, or was made of a mask that was there before."""
-    # What a store writes last.
+    """Return whether a file is missing, or older than the mask."""
+    # zarr.json is the last file that a store writes.
     return not path.exists() or path.stat().st_mtime_ns < (mask / "zarr.json").stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""What a batch is asked for: images, their names and their options, from paths, patterns and lists."""
+"""The images of a batch, with their names and options, from paths, patterns and lists."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tilenet.errors import SettingsError
 from tilenet.options import Options, parse_channels
 from tilenet.scaling import parse_rule
 
-# Endings that say no more than the ones before them: slide.ome.tif is the slide "slide".
+# Endings that are removed as well as the last one: slide.ome.tif is the slide "slide".
 INNER = (".ome",)
-# Of a column of masks: the one that is found in the image.
+# The value in a column of tissue masks that means: find the tissue in the image.
 AUTO = "auto"
 
 
@@ -26,7 +26,7 @@ def _tissue(text: str) -> bool | str:
     return text == AUTO or text
 
 
-# Columns of a list that are options, and what their text means.
+# Columns of a list that are options, and the functions that parse their text.
 COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "level": int,
     "mpp": float,
@@ -50,13 +50,13 @@ class Order:
     Attributes
     ----------
     name : str
-        Of its mask, without ending.
+        Name of its mask, without ending.
     image : str
         Path or address.
     model : str, path or callable
-        What `segment` takes.
+        As for `segment`.
     options : Options
-        Its own, or those of all.
+        The options of the batch, replaced by its own where a list gives some.
     """
 
     name: str
@@ -66,19 +66,19 @@ class Order:
 
 
 def read_orders(images: Sequence[str | Path], *, model: Any, options: Options) -> list[Order]:
-    """Return what is to be done for images, patterns and lists.
+    """Return an order for each image that paths, patterns and lists name.
 
     Parameters
     ----------
     images : sequence of path
         Files, patterns, and lists ending in ``.txt`` or ``.csv``.
     model, options
-        What holds where a list says nothing else.
+        Used for each image unless a list gives others.
 
     Raises
     ------
     SettingsError
-        If there is nothing to do, if names collide, if a list says what cannot be.
+        If there are no images, if names collide, or if a list has an invalid entry.
     """
     plain = Order("", "", model, options)
     orders = [order for image in images for order in _orders_of(str(image), plain)]
@@ -87,7 +87,7 @@ def read_orders(images: Sequence[str | Path], *, model: Any, options: Options) -
     first: dict[str, Order] = {}
     for order in orders:
         _check_name(order.name, shown(order.image), "Give a .csv list with a column name")
-        # Folders may not tell a from A, so that one mask would silently take the other's place.
+        # In a case-insensitive folder, one mask would silently replace the other.
         if (other := first.setdefault(order.name.casefold(), order)) is not order:
             raise SettingsError(
                 f"{shown(other.image)} and {shown(order.image)}: both would be {order.name}.zarr. "
@@ -125,7 +125,7 @@ def _not_none(path: Path, orders: Iterator[Order]) -> Iterator[Order]:
 
 
 def _beside(list_: Path, image: str) -> str:
-    """Return the path of an image, or of a mask, that a list names, or its address."""
+    """Return the path of an image or mask that a list names relative to itself; an address stays as it is."""
     return image if is_address(image) else str(list_.parent / image)
 
 

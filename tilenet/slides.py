@@ -1,4 +1,4 @@
-"""The runs of a batch: what is complete is skipped, what is not is gone on with, one bad image stops no other."""
+"""The runs of a batch: complete masks are skipped, others resumed, and a bad image does not stop the others."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tilenet.summary import Result, write_counts, write_summary
 if TYPE_CHECKING:
     from distributed import Client
 
-# Threads that build pyramids and verify, and masks that may wait for them.
+# Threads that build pyramids and verify masks, and how many masks may be handed to them at once.
 FINISHERS, WAITING = 4, 8
 
 
 class Batch:
-    """The state of one call: what is open, what came out."""
+    """The state of one call of `batch`: open images, and results."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Batch:
         self._one_at_a_time = threading.Lock()
 
     def run(self, client: Client | None, *, objects: bool = False) -> list[Result]:
-        """Do all of it; blocks by the workers of a client, or objects, which take an image at once, in this thread."""
+        """Run all orders: blocks on a client's workers or in this process, objects image by image in this thread."""
         try:
             if objects:
                 for order in self._orders:
@@ -113,16 +113,16 @@ class Batch:
         return None
 
     def _slide_of(self, order: Order, *, objects: bool) -> tuple[Slide | Store, str]:
-        """Return what is to be computed, or the store that is complete, and what became of that."""
+        """Return the slide to compute, or its complete store and the status of that in the results."""
         out = self._out / f"{order.name}.zarr"
         spare_the_input(out, order.image)
         self._beside.check(order.image, out)
-        footprint = self._footprint if callable(order.model) else None  # a list may say another model, by its name
+        footprint = self._footprint if callable(order.model) else None  # a list may name another model
         wanted = Wanted(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
         if is_complete(out):
             return _unchanged(out, wanted), "skipped"
         if objects:
-            # What was killed has nothing to go on with, as objects are found before any is written.
+            # A killed run left nothing to resume: objects are found before any of them is written.
             store_objects(out, wanted, overwrite=can_resume(out))
             return Store.inspect(out), "done"
         store, job, _ = open_store(out, wanted, resume=True)
@@ -176,7 +176,7 @@ class Batch:
 
 
 def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Future[None]]:
-    """Return those that are waited for; raise what those that are done have raised, such as `tell` of the caller."""
+    """Return the futures still waited for; raise the error of one that is done, such as one in the caller's `tell`."""
     for future in done:
         future.result()
     return waiting
@@ -194,7 +194,7 @@ def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
 
 
 def _unchanged(out: Path, wanted: Wanted) -> Store:
-    """Return the complete store of an image, if it is what these options would make."""
+    """Return the complete store of an image; raise if these options would make another mask."""
     store = Store.inspect(out)
     job, _ = wanted.settle_as(store.info, out)
     job.close()

@@ -1,4 +1,4 @@
-"""What became of the images of a batch: `Result`, and the files that list them and what is in them."""
+"""The outcome of a batch: a `Result` for each image, and the files that list the results and the counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tilenet.measures import Measured
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 
-# Names that no table of an image of a batch can have.
+# Names of the batch's own tables, which the table of an image cannot have.
 TABLES = ("summary", "counts")
 COUNTS = (
     *("slide", "class", "kind", "count", "left_out", "covered_px", "covered_share", "covered_um2", "covered_um3"),
@@ -25,26 +25,26 @@ DECIMALS = 3
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one image of a batch.
+    """The outcome of one image of a batch.
 
     Attributes
     ----------
     slide : str
-        The name of its mask, without ending.
+        Name of its mask, without ending.
     image : str
-        Path.
+        Path or address of the image.
     status : {"done", "skipped", "failed"}
-        Skipped: it was complete already.
+        ``skipped`` means that its mask was complete already.
     pixels : int
-        Of the mask; 0 where it did not come to one.
+        Number of pixels of the mask; 0 if it has no mask.
     tissue : float or None
-        Part of the pixels that was computed because there is tissue; None where that was not asked.
+        Share of the pixels that was computed because there is tissue; None if blocks without tissue were not skipped.
     counts : dict or None
-        Objects, or regions, by class; None where they were not asked for.
+        Number of objects or regions by class; None if they were not asked for.
     seconds : float
-        From opening it to its end. Images overlap, so these add up to more than the whole took.
+        Time from opening the image to its end. Images overlap, so these add up to more than the batch took.
     error : str
-        Why it failed: one line.
+        Why it failed, in one line.
     """
 
     slide: str
@@ -72,13 +72,13 @@ def write_summary(folder: Path, results: Sequence[Result]) -> None:
 
 
 def write_counts(folder: Path, measured: Mapping[str, Measured]) -> None:
-    """Write ``counts.csv``: how many objects, or regions, of each class are in each mask of a batch.
+    """Write ``counts.csv``: the number of objects or regions of each class in each mask of a batch.
 
     Its columns are ``slide``, ``class``, ``kind`` (object or region), ``count``, ``left_out`` (how many of all classes
-    are smaller than the least area), what those counted cover in all (``covered_px`` of the mask, ``covered_share`` of
-    it, ``covered_um2``, of objects of volumes ``covered_um3``), the size of what was segmented (``mm2``, ``mm3``) and,
-    where there is a map of it, of the tissue (``tissue_mm2``), and how many there are for each of these (``per_mm2``,
-    ``per_mm3``, ``per_mm2_of_tissue``). What is in units of length is empty where the pixel size is unknown.
+    are smaller than the minimum area), the total size of those counted (``covered_px`` of the mask, ``covered_share``
+    of it, ``covered_um2``, or ``covered_um3`` for objects of volumes), the size of the mask (``mm2`` or ``mm3``) and,
+    if there is a tissue map, of its tissue (``tissue_mm2``), and the counts per unit of these sizes (``per_mm2``,
+    ``per_mm3``, ``per_mm2_of_tissue``). Columns in units of length are empty if the pixel size is unknown.
 
     Raises
     ------
