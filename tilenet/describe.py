@@ -1,4 +1,4 @@
-"""What a file is understood to be: a mask, a model or an image, in plain words."""
+"""Describe what tilenet takes a file for: a mask, a model or an image."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def describe(file: str, *, axes: str | None = None, model: str = "nuclei") -> di
     file : str
         A path, or the name of a packaged model.
     axes : str, optional
-        For an image whose file does not say.
+        Axes of an image whose file does not state them.
     model : str
-        For an image: what `segment` would give to this model.
+        For an image: the model for which to describe what `segment` would read.
     """
     from tilenet.models import packaged_models
 
@@ -100,7 +100,7 @@ def _image(file: str, axes: str | None, model: str) -> dict[str, Any]:
 
 
 def _opened(file: str, axes: str | None) -> tuple[Image, str]:
-    """Return an image, and what `segment` says before `--missing fill`, where it lacks pieces."""
+    """Return an image and, if it lacks pieces, the error that `segment` gives without ``--missing fill``."""
     try:
         return open_image(file, axes=axes), ""
     except PiecesMissing as error:
@@ -109,7 +109,7 @@ def _opened(file: str, axes: str | None) -> tuple[Image, str]:
 
 
 def _reading(image: Image, axes: str | None, model: str) -> str:
-    """Return what a model would be given of an image, or why it would not."""
+    """Return what a model would be given of an image, or why the image would be refused."""
     from tilenet.options import Options
     from tilenet.settling import settle
 

@@ -1,4 +1,4 @@
-"""A prediction against the truth: two files, or two folders of files matched by stem."""
+"""Score a prediction against the truth: two files, or two folders of files matched by stem."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ Labels = NDArray[np.int32]
 def evaluate(
     prediction: str | Path, truth: str | Path, *, classes: bool = False, axes: str | None = None
 ) -> dict[str, Any]:
-    """Score a prediction.
+    """Score a prediction against the truth.
 
     Parameters
     ----------
     prediction, truth : str or path
-        A file (or mask folder) each; or a folder of them each, matched by the part of their
+        Two files (or mask folders), or two folders of files, matched by the part of their
         names before the first dot.
     classes : bool
-        The labels are classes. By default they are objects (instance labels); predictions
-        that are masks, of 0 and one other value in all files, are first parted into objects, if the truths are not.
+        Whether the labels are classes. By default they are objects (instance labels). If the predictions are
+        masks (0 and one other value in all files) and the truths are not, masks are first split into objects.
     axes : str, optional
-        Of the labels, for files that do not say them (``"zyx"``).
+        Axes of the labels, for files that do not state them (``"zyx"``).
 
     Returns
     -------
     dict
         Ready for JSON: ``images``, ``pixel_error``, ``dice`` and ``iou`` per class (``"1"`` is
-        the foreground of objects); for objects also ``objects`` per IoU threshold,
-        ``mean_ap``, ``panoptic_quality``, ``rand`` and ``information``, and the last two with
+        the foreground of objects). For objects also ``objects`` per IoU threshold,
+        ``panoptic_quality``, ``mean_ap``, ``rand`` and ``information``, and the last two with
         thinned borders (`metrics.thin_borders`). Pixels and objects are counted over all images;
-        ``mean_ap`` and what follows ``panoptic_quality`` are means of images.
+        ``mean_ap``, ``rand`` and ``information`` are means over images.
 
     Raises
     ------
     ImageError, ImageNotFound
-        If a file has no partner or another shape, or does not hold integers.
+        If a file has no partner, differs from it in shape, or does not hold integers.
     """
     pairs = match(Path(prediction), Path(truth))
     pixels: dict[int, metrics.PixelCounts] = {}
@@ -87,7 +87,7 @@ def match(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _are_masks(paths: Iterable[Path], axes: str | None) -> bool:
-    """Tell whether all files together hold one value beside 0, such as 1 or 255, or none."""
+    """Return whether all files together hold at most one value other than 0, such as 1 or 255."""
     values: set[int] = set()
     for path in paths:
         values.update(np.unique(read_labels(path, axes=axes)).tolist())
@@ -97,7 +97,7 @@ def _are_masks(paths: Iterable[Path], axes: str | None) -> bool:
 
 
 def _is_set(path: Path) -> bool:
-    """Tell a folder of files from a zarr store, which is a folder too."""
+    """Return whether a path is a folder of files, and not a zarr store, which is a folder too."""
     return path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zattrs", ".zarray", ".zgroup"))
 
 

@@ -13,14 +13,14 @@ from tilenet.readers import open_image
 from tilenet.store import refuse_unfinished
 
 HIDDEN = (".", "_")
-# What `tilenet batch` leaves beside masks, and others beside images.
+# Endings of files that `tilenet batch` writes beside masks, and other programs beside images.
 BESIDE = (".csv", ".json", ".overview.png")
 
 
 def files_by_stem(folder: Path) -> dict[str, Path]:
     """Return the files (or zarr folders) of a folder by the part of their names before the first dot.
 
-    Tables, overviews and hidden files are passed over.
+    Tables, overviews and hidden files are skipped.
     """
     if not folder.is_dir():
         raise ImageNotFound(f"{folder}: no such folder. A set of pairs is two folders of one file per image")
@@ -43,9 +43,9 @@ def read_labels(path: str | Path, *, axes: str | None = None) -> NDArray[np.int3
     Raises
     ------
     ImageError
-        Unless they are integers.
+        If they are not integers from 0 to 2**31 - 1, or differ between channels.
     OutputIncomplete, BlocksFailed
-        If they are a mask that tilenet wrote, but not to the end, or that has lost files since.
+        If they are a mask of tilenet that is not complete, or has lost files since.
     """
     refuse_unfinished(path)
     with open_image(path, axes=axes) as image:
@@ -61,7 +61,7 @@ def read_labels(path: str | Path, *, axes: str | None = None) -> NDArray[np.int3
 
 
 def spatial_shape(shape: tuple[int, ...], path: str | Path) -> tuple[int, ...]:
-    """Return the shape without leading axes of length 1; two or three axes must be left."""
+    """Return the shape without leading axes of length 1; two or three axes must remain."""
     while len(shape) > 2 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) not in (2, 3):

@@ -25,7 +25,7 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
     Parameters
     ----------
     path : str or path
-        Must not exist (`OutputExists`).
+        The file to write; must not exist yet (`OutputExists`).
     side : int
         Height and width in pixels.
     """
