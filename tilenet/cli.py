@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tilenet.job import Job
     from tilenet.readers.image import Image
 
-# Taken out of the line before it is parsed, as any command may go wrong.
+# Removed from the command line before it is parsed, so that it may follow any command.
 DEBUG = "--debug"
 
 
@@ -51,7 +51,7 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
 
 
 def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
-    """Return how an image would be cut, and what that takes, as facts and in words."""
+    """Return how an image would be cut, and the resources it takes, as a dict and as lines of text."""
     p, needs = job.plan, job.needs()
     result = {
         "shape": p.shape,
@@ -83,12 +83,12 @@ def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
 
 
 def _renamed(image: Image) -> str:
-    """Return what the file calls its axes, where they were said to be others."""
+    """Return a note with the axes that the file states, if the image is read with others."""
     return f" (the file says {image.told_axes})" if image.told_axes not in ("", image.axes) else ""
 
 
 def _tissue_of(job: Job) -> tuple[dict[str, Any] | None, str]:
-    """Return what would be skipped, as facts and in words."""
+    """Return what would be skipped, as a dict and as text."""
     from tilenet.cells import pixels_read
     from tilenet.tissue import remark
 
@@ -178,7 +178,7 @@ cli.add_command(cli_training.evaluate)
 cli.add_command(cli_tuning.tune)
 
 
-# As of a program that SIGPIPE ended.
+# Exit code of a program that SIGPIPE (13) ended: 128 + 13.
 CLOSED_PIPE = 141
 
 
@@ -189,7 +189,7 @@ def main() -> None:
             _run()
         except Interrupted as error:
             _say_interrupted()
-            # Not sys.exit: that would wait for a thread whose read hangs.
+            # Not sys.exit, which would wait for a thread whose read hangs.
             os._exit(error.exit_code)
 
 
@@ -200,14 +200,14 @@ def _run() -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.MissingParameter as error:
-        # The word behind --tissue is a mask, be it meant for the image.
+        # --tissue takes the next word as its mask, even if that was meant to be the image.
         hint = " --tissue takes the word behind it for a mask: say it last" if "--tissue" in sys.argv else ""
         _give_up(error.format_message() + hint, error, error.exit_code)
     except click.ClickException as error:
         _give_up(error.format_message(), error, error.exit_code)
     except TilenetError as error:
         _give_up(str(error), error, error.exit_code)
-    except BrokenPipeError:  # nobody reads what is printed any more
+    except BrokenPipeError:  # the reader of stdout has gone
         print_nothing_more()
         sys.exit(CLOSED_PIPE)
     except PermissionError as error:

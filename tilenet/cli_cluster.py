@@ -1,4 +1,4 @@
-"""Where blocks are computed: the options ``--workers``, ``--scheduler``, ``--cluster``, and what they start."""
+"""Where blocks are computed: the options ``--workers``, ``--scheduler``, ``--cluster``, and the clusters they start."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cluster_options(command: Any) -> Any:
 
 @contextmanager
 def cluster_of(options: dict[str, Any]) -> Iterator[Any]:
-    """Take those options out of `options`, and yield a Dask client, or None where none was said."""
+    """Remove the cluster options from `options`, and yield a Dask client, or None if none of them was given."""
     workers, scheduler, cluster = (options.pop(name) for name in WAYS)
     files = [options.pop(name) for name in TLS]
     if sum(way is not None for way in (workers, scheduler, cluster)) > 1:

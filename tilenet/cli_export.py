@@ -74,7 +74,7 @@ def export(
 
 
 def _tiff(mask: Path, out: Path, *, overwrite: bool) -> tuple[dict[str, Any], str]:
-    """Write a TIFF; return what it is, as facts and in words."""
+    """Write a TIFF; return its description as a dict and as text."""
     from tilenet.tiff_export import write_tiff
 
     written = write_tiff(mask, out, overwrite=overwrite)
@@ -83,7 +83,7 @@ def _tiff(mask: Path, out: Path, *, overwrite: bool) -> tuple[dict[str, Any], st
 
 
 def _polygons(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
-    """Write polygons; return what was written, as facts and in words, and whether it is of objects."""
+    """Write polygons; return their counts as a dict and as text, and whether they are polygons of objects."""
     from tilenet.geojson import write_geojson
 
     with progress_bar("rows", shown=not quiet) as progress:
@@ -94,7 +94,7 @@ def _polygons(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[
 
 
 def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
-    """Write a table; return the same."""
+    """Write a table; return its counts as a dict and as text, and whether its lines are objects."""
     from tilenet.measures import write_table
 
     with progress_bar("rows", shown=not quiet) as progress:
@@ -129,10 +129,10 @@ def _left_out(count: int, said: Mapping[str, Any]) -> str:
 
 
 def _kind(found: Outlined) -> str:
-    """Return what features are of a class."""
+    """Return the word that says what the features of a class are; it follows the name of the class."""
     return " outlines in planes" if found.volumes else "" if found.objects else " regions"
 
 
 def _counts(counts: Mapping[str, int], *, kind: str) -> str:
-    """Return how many there are of each class."""
+    """Return the number of shapes of each class as text."""
     return ", ".join(f"{count} {name}{kind}" for name, count in sorted(counts.items()) if count) or "no regions"

@@ -1,4 +1,4 @@
-"""The options that commands share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 
 class Numbers(click.ParamType[Any]):
-    """Integers with commas between them."""
+    """Comma-separated integers."""
 
     name = "N,N,..."
 
@@ -21,7 +21,7 @@ class Numbers(click.ParamType[Any]):
 
 
 class Channels(click.ParamType[Any]):
-    """Numbers of channels, or their names, commas between them."""
+    """Comma-separated numbers or names of channels."""
 
     name = "N or NAME,..."
 
@@ -37,7 +37,7 @@ class Channels(click.ParamType[Any]):
 
 
 class Sides(Numbers):
-    """One side for all axes, or one per axis of the network, commas between them."""
+    """One side for all axes, or comma-separated sides, one per axis of the network."""
 
     name = "PX or Z,Y,X"
 
@@ -64,7 +64,7 @@ class Bytes(click.ParamType[Any]):
 
 
 class Part(click.ParamType[Any]):
-    """A part of an image: start:stop of each axis, commas between them."""
+    """A part of an image: comma-separated start:stop of each axis."""
 
     name = "Y0:Y1,X0:X1"
 
@@ -80,7 +80,7 @@ class Part(click.ParamType[Any]):
 
 
 class TissueMask(click.ParamType[Any]):
-    """A mask of the user's own; nothing behind the option: tissue is found."""
+    """The path of a tissue mask; ``auto``, or no value after the option, finds the tissue in the image."""
 
     name = "MASK"
     FOUND = "auto"
@@ -91,7 +91,7 @@ class TissueMask(click.ParamType[Any]):
 
 
 def image_options(command: Any) -> Any:
-    """Add the options that say how an image is to be read and cut."""
+    """Add the options that say how to read an image and cut it into tiles."""
     options = [
         click.option("--model", "-m", default=None, help="Packaged name or weights file.  [default: nuclei]"),
         click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: by --mpp]"),
@@ -149,7 +149,7 @@ QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but erro
 
 
 def with_model(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with the default model, and the scaling as a rule."""
+    """Return the options with the default model filled in, and the scaling parsed as a rule."""
     from tilenet.scaling import parse_rule
 
     scaling = options.get("scaling")

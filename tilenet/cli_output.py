@@ -1,4 +1,4 @@
-"""What commands print, and where: results on stdout, progress, remarks and errors on stderr."""
+"""What commands print, and where: results on stdout; progress, remarks and errors on stderr."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bar(unit: str, *, shown: bool) -> Iterator[Progress | None]:
-    """Show progress on stderr with rate and time left, if that is a terminal."""
+    """Show progress with rate and time left on stderr, if stderr is a terminal."""
     if not (shown and sys.stderr and sys.stderr.isatty()):
         yield None
         return
@@ -54,7 +54,7 @@ class _Remarks(logging.Handler):
 
 @contextmanager
 def remarks(*, shown: bool) -> Iterator[list[str]]:
-    """Collect what the package says of a run, such as which level it reads, and show it on stderr."""
+    """Collect the package's log messages, such as which level a run reads, and show them on stderr."""
     handler, log = _Remarks(shown=shown), logging.getLogger("tilenet")
     before = log.level
     log.setLevel(logging.INFO)
@@ -67,13 +67,13 @@ def remarks(*, shown: bool) -> Iterator[list[str]]:
 
 
 def show(result: dict[str, Any], text: str, *, as_json: bool, quiet: bool = False) -> None:
-    """Print a result for people, or for machines."""
+    """Print a result as text for people, or as JSON for programs."""
     if not quiet:
         say(json.dumps(result) if as_json else text)
 
 
 def say(text: str) -> None:
-    """Print on stdout; `EnvironmentFault` if that is full."""
+    """Print on stdout; raise `EnvironmentFault` if it cannot be written, such as to a full disk."""
     try:
         click.echo(text)
     except BrokenPipeError:
@@ -84,40 +84,40 @@ def say(text: str) -> None:
 
 
 def tell(line: str) -> None:
-    """Print a line on stderr; whether anybody can read it changes nothing."""
+    """Print a line on stderr, and ignore it if stderr cannot be written."""
     with suppress(OSError):
-        # A file's name, or what a library quotes of its content, must not steer the terminal.
+        # Control characters in a file's name, or in content that a library quotes, must not reach the terminal.
         click.echo("".join(c if c.isprintable() else "?" for c in line), err=True)
 
 
 def print_nothing_more() -> None:
-    """Forget what is printed from now on, or Python would try again as it ends."""
+    """Discard everything written to stdout from now on: otherwise Python would try to flush it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def sides(shape: Sequence[int]) -> str:
-    """Return ``3 x 4`` of (3, 4)."""
+    """Return ``3 x 4`` for (3, 4)."""
     return " x ".join(map(str, shape))
 
 
 def label_names(labels: dict[str, str]) -> str:
-    """Return ``1 = nucleus`` of {"1": "nucleus"}."""
+    """Return ``1 = nucleus`` for {"1": "nucleus"}."""
     return ", ".join(f"{value} = {name}" for value, name in labels.items())
 
 
 def gigabytes(count: int) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes as text in GB."""
     return f"{count / 1e9:.2f} GB"
 
 
 def plain(value: Any) -> str:
-    """Return a value as one line."""
+    """Return a value as one line of text."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-# Seconds from which a rate says something.
+# Shortest time in seconds for which a rate is meaningful.
 SHOWN = 0.01
-# What a stage of a run is, for `profile_rows`.
+# The stages of a run, and what `profile_rows` says about each.
 STAGES = {
     "read": "tiles read, by all readers together, beside the network",
     "waited": "the network waited for tiles",
@@ -128,7 +128,7 @@ STAGES = {
 
 
 def profile_of(report: Report) -> dict[str, Any]:
-    """Return the seconds of each stage of a run, and its pixels per second."""
+    """Return the seconds that each stage of a run took, and its pixels per second."""
     seconds = {stage: getattr(report, stage) for stage in STAGES} | {"total": report.seconds + report.finished}
     rate = {stage: round(report.pixels / spent) if spent else None for stage, spent in seconds.items()}
     exact = {stage: round(spent, 6) for stage, spent in seconds.items()}
@@ -136,7 +136,7 @@ def profile_of(report: Report) -> dict[str, Any]:
 
 
 def profile_rows(profile: dict[str, Any]) -> list[str]:
-    """Return a table of where the time went."""
+    """Return a table of where the time went, line by line."""
     rows = [f"{'':<9} {'seconds':>9} {'Mpx/s':>9}"]
     for stage, seconds in profile["seconds"].items():
         rate = profile["px_per_s"][stage]

@@ -1,4 +1,4 @@
-"""`segment` on the command line."""
+"""The command ``tilenet segment``: parses, calls, prints."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def segment(
 
 
 def _result(mask: Mask | TiffMask, *, objects: bool) -> tuple[dict[str, Any], str]:
-    """Return what a mask is, as facts and in words."""
+    """Return the facts about a mask, as a dict and as text."""
     record, labels, tissue = mask.info["record"], mask.info["card"]["labels"], mask.info.get("tissue")
     facts = {"axes": mask.axes, "shape": mask.shape, "labels": labels}
     facts["resolution"] = {name: record[name] for name in ("level", "mpp", "factor")}
@@ -102,7 +102,7 @@ def _result(mask: Mask | TiffMask, *, objects: bool) -> tuple[dict[str, Any], st
 
 
 def _place(out: Path | None, options: dict[str, Any]) -> Path:
-    """Return where the mask goes, for people: OUT, or inside an image."""
+    """Return where the mask goes, as shown to the user: OUT, or the labels inside an image."""
     into: Path | None = options["into"]
     if out is not None:
         return out

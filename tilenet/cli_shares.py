@@ -18,7 +18,7 @@ class ShareOf(click.ParamType[Any]):
     name = "I/N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Return (2, 8) of 2/8."""
+        """Return (2, 8) for 2/8."""
         found = re.fullmatch(r"(\d+)/(\d+)", str(value))
         if not found:
             self.fail(f"{value!r} is not a share, such as 1/8 (to 8/8)", param, ctx)
@@ -31,7 +31,7 @@ shard_option = click.option(
 
 
 def share_result(out: Path, share: tuple[int, int], seconds: float) -> tuple[dict[str, Any], str]:
-    """Return what to show of a share whose store is not complete yet."""
+    """Return the result of a share whose store is not complete yet, as a dict and as text."""
     from tilenet.shares import written_of
 
     written, blocks = written_of(out)

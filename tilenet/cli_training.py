@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Weights(click.ParamType[Any]):
-    """Numbers with commas between them, or ``balanced``."""
+    """Comma-separated numbers, or ``balanced``."""
 
     name = "W,W,..."
 
@@ -28,7 +28,7 @@ class Weights(click.ParamType[Any]):
             self.fail(f"{value!r} is neither numbers with commas between them nor balanced", param, ctx)
 
 
-# Name, type and help of the options that go to the recipe; unsaid ones keep its defaults.
+# Name, type and help text of the options of the recipe; those not given keep the recipe's defaults.
 RECIPE: tuple[tuple[str, Any, str], ...] = (
     ("depth", int, "Resolutions of the network."),
     ("wf", int, "The first block has 2**wf channels."),
@@ -83,7 +83,7 @@ RECIPE: tuple[tuple[str, Any, str], ...] = (
 )
 
 
-# What is done where the recipe says nothing.
+# Help text for the defaults that are None or empty in the recipe.
 UNSAID = {
     "pool_size": "2 along each axis",
     "class_weights": "1 each",

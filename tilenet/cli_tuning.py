@@ -37,14 +37,14 @@ def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:
 
 
 def options_of(setting: Setting) -> str:
-    """Return what to add to ``tilenet segment`` for a setting."""
+    """Return the options that give ``tilenet segment`` a setting."""
     same = len({*setting.tile}) == 1
     tile = str(setting.tile[0]) if same else ",".join(map(str, setting.tile))
     return f"--tile {tile} --batch {setting.batch} --threads {setting.threads} --engine {setting.engine}"
 
 
 def _rows(found: Tuning, best: str) -> list[str]:
-    """Return a table of the trials, and what follows from it."""
+    """Return a table of the trials and the options to give, line by line."""
     rows = [f"{'tile':>15} {'batch':>6} {'threads':>8} {'engine':>7} {'Mpx/s':>8} {'memory':>9}"]
     for trial in found.trials:
         s = trial.setting
