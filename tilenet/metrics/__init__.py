@@ -1,7 +1,7 @@
 """Scores of a segmentation against the truth: pixels, objects, partitions.
 
 Everything is counted first and divided last, so that counts of several images can be added
-(``a + b``) and scored together. Nothing here knows of networks or files.
+(``a + b``) and scored together. Nothing here depends on networks or files.
 """
 
 from tilenet.metrics.objects import (

@@ -1,4 +1,4 @@
-"""Scores of objects: which have a partner that overlaps them enough.
+"""Scores of objects: how many have a partner that overlaps them enough.
 
 References
 ----------
@@ -29,7 +29,7 @@ class ObjectCounts(Summed):
     Attributes
     ----------
     matched, only_prediction, only_truth : int
-        Objects that have a partner, false ones, and missed ones.
+        Number of objects with a partner, of false objects, and of missed objects.
     iou_sum : float
         Sum of the IoU of the matched pairs.
     """
@@ -41,7 +41,7 @@ class ObjectCounts(Summed):
 
     @property
     def precision(self) -> float:
-        """Share of the predicted objects that are right."""
+        """Share of the predicted objects that have a partner."""
         return ratio(self.matched, self.matched + self.only_prediction)
 
     @property
@@ -56,7 +56,7 @@ class ObjectCounts(Summed):
 
     @property
     def average_precision(self) -> float:
-        """``TP / (TP + FP + FN)``, as the Data Science Bowl calls it."""
+        """``TP / (TP + FP + FN)``, which the Data Science Bowl calls average precision."""
         return ratio(self.matched, self.matched + self.only_prediction + self.only_truth)
 
     @property
@@ -75,7 +75,7 @@ def count_objects(
     prediction, truth : array of int, of one shape
         Instance labels; 0 is background.
     thresholds : sequence of float
-        A pair matches if its IoU is *greater*; from 0.5 on, an object has one partner at most.
+        A pair matches if its IoU is *greater* than the threshold; from 0.5 on, an object has one partner at most.
     """
     low = [t for t in thresholds if not 0.5 <= t < 1]
     if low:

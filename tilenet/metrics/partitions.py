@@ -26,9 +26,9 @@ class PartitionScores:
     Attributes
     ----------
     split : float
-        Falls where true segments are split.
+        Lower where true segments are split.
     merge : float
-        Falls where true segments are merged.
+        Lower where true segments are merged.
     f_score : float
         Harmonic mean of both; the challenge's error is ``1 - f_score``.
     """
@@ -43,7 +43,7 @@ def rand_scores(prediction: ArrayLike, truth: ArrayLike) -> PartitionScores:
 
     Only pixels in a true segment count (label 0 of the truth, the membranes, does not);
     label 0 of the prediction is a segment like any other. So a predicted membrane that is one
-    pixel too wide costs as much as a segment of that area; `thin_borders` takes that away.
+    pixel too wide costs as much as a segment of that area; `thin_borders` removes this cost.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ def rand_scores(prediction: ArrayLike, truth: ArrayLike) -> PartitionScores:
 def information_scores(prediction: ArrayLike, truth: ArrayLike) -> PartitionScores:
     """Return the foreground-restricted information scores of the ISBI 2012 challenge.
 
-    Mutual information, divided by the entropy of the prediction (split), of the truth
-    (merge), and by the mean of both. Pixels count as in `rand_scores`.
+    They are the mutual information divided by the entropy of the prediction (split), by that of
+    the truth (merge), and by the mean of both (F-score). Pixels count as in `rand_scores`.
     """
     table = _foreground_table(prediction, truth)
     of_prediction, of_truth, joint = (_entropy(n) for n in (table.sum(axis=1), table.sum(axis=0), table.data))
@@ -72,12 +72,12 @@ def information_scores(prediction: ArrayLike, truth: ArrayLike) -> PartitionScor
 
 
 def thin_borders(labels: ArrayLike) -> Labels:
-    """Return instance labels whose borders have no width: each pixel of 0 joins the nearest segment.
+    """Return instance labels whose borders have no width: each pixel of value 0 joins the nearest segment.
 
     The challenge's final scores, V Rand (thinned) and V Info (thinned), are `rand_scores` and
-    `information_scores` of a prediction with thinned borders, because the plain ones turned
-    out to tell wide membranes from thin ones rather than good partitions from bad ones. The
-    challenge's own script leaves borders of one pixel.
+    `information_scores` of a prediction with thinned borders, because the plain scores turned
+    out to measure the width of membranes rather than the quality of partitions. The challenge's
+    own script leaves borders of one pixel.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from tilenet.metrics.tables import Summed, contingency, pair, ratio
 
 @dataclass(frozen=True)
 class PixelCounts(Summed):
-    """Pixels of one class: found and true, found only, true only."""
+    """Number of pixels of one class: in both images, in the prediction only, in the truth only."""
 
     both: int = 0
     only_prediction: int = 0
@@ -30,12 +30,12 @@ class PixelCounts(Summed):
 
 
 def count_pixels(prediction: ArrayLike, truth: ArrayLike) -> dict[int, PixelCounts]:
-    """Return the counts of every class that occurs in either.
+    """Return the counts of every class that occurs in either image.
 
     Parameters
     ----------
     prediction, truth : array of int, of one shape
-        Classes.
+        The class of each pixel.
     """
     classes_a, classes_b, table = contingency(*pair(prediction, truth))
     sums_a = dict(zip(classes_a.tolist(), table.sum(axis=1).tolist(), strict=True))
@@ -49,7 +49,7 @@ def count_pixels(prediction: ArrayLike, truth: ArrayLike) -> dict[int, PixelCoun
 
 
 def dice(prediction: ArrayLike, truth: ArrayLike) -> dict[int, float]:
-    """Return the Dice coefficient of every class that occurs in either.
+    """Return the Dice coefficient of every class that occurs in either image.
 
     >>> dice([0, 1, 1, 1], [0, 0, 1, 1])
     {0: 0.6666666666666666, 1: 0.8}
@@ -58,7 +58,7 @@ def dice(prediction: ArrayLike, truth: ArrayLike) -> dict[int, float]:
 
 
 def iou(prediction: ArrayLike, truth: ArrayLike) -> dict[int, float]:
-    """Return the intersection over union (Jaccard index) of every class in either."""
+    """Return the intersection over union (Jaccard index) of every class that occurs in either image."""
     return {c: n.iou for c, n in count_pixels(prediction, truth).items()}
 
 

@@ -1,4 +1,4 @@
-"""Two label images, counted pixel by pixel."""
+"""Count the pairs of labels that two label images have at each pixel."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Labels = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Summed:
-    """Counts, as a dataclass: those of two images can be added."""
+    """Base of dataclasses of counts: the counts of two images can be added."""
 
     def __add__(self, other: Self) -> Self:
         return replace(self, **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
 def ratio(part: float, whole: float) -> float:
-    """Return `part / whole`, and 1 where there is nothing to find and nothing was found."""
+    """Return `part / whole`, or 1 if `whole` is 0: there was nothing to find, and nothing was found."""
     return float(part / whole) if whole else 1.0
 
 
 def pair(prediction: ArrayLike, truth: ArrayLike) -> tuple[Labels, Labels]:
-    """Return both as arrays of one shape; refuse others, and what are not labels."""
+    """Return both as arrays; raise `SettingsError` if their shapes differ or their values are not integers."""
     a, b = np.asarray(prediction), np.asarray(truth)
     if a.shape != b.shape:
         raise SettingsError(f"prediction {a.shape} and truth {b.shape} differ in shape. Score images of one size")
@@ -39,7 +39,7 @@ def pair(prediction: ArrayLike, truth: ArrayLike) -> tuple[Labels, Labels]:
 
 
 def contingency(a: Labels, b: Labels) -> tuple[Labels, Labels, sparse.csr_array]:
-    """Return the labels of `a` and of `b`, and how many pixels bear each pair of them."""
+    """Return the labels of `a`, the labels of `b`, and the number of pixels that have each pair of them."""
     labels_a, ia = np.unique(a, return_inverse=True)
     labels_b, ib = np.unique(b, return_inverse=True)
     ones = np.ones(a.size, np.int64)
