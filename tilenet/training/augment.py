@@ -1,8 +1,8 @@
 """Crops of training images, deformed and recoloured at random.
 
-A crop is drawn once: flip, turn, zoom and elastic deformation become one coordinate map, at
-which the image is read linearly and its target by nearest neighbour. Outside the image the map
-is mirrored, without repeating the edge, as in prediction.
+A crop is resampled only once: flip, turn, zoom, stretch and elastic deformation become one map of
+coordinates, at which the image is sampled linearly and its target by nearest neighbour. Coordinates
+outside the image are mirrored, without repeating the edge, as in prediction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tilenet.training.recipe import Recipe
 from tilenet.training.stain import crowd, paint_holes, paint_stains
 
 Random = np.random.Generator
-# Share of what is painted onto fluorescence that gets more nuclei first.
+# Share of the repainted crops of fluorescence to which more nuclei are added first.
 CROWDED = 0.6
 
 
@@ -43,9 +43,9 @@ def draw_crop(
     target : Tensor
         (2, *n) float32: class and weight.
     shape : sequence of int
-        Size of the crop, legal for the network.
+        Size of the crop, one that the network takes.
     lost : sequence of int
-        What the network's output, and so the target, lacks at each end.
+        Pixels that the network's output, and so the target, lacks at each end.
     look : {"stained", "fluorescent", "other"}
         What the image looks like (`look_of`).
 
@@ -61,7 +61,7 @@ def draw_crop(
         if look == "fluorescent" and rng.random() < CROWDED:
             x, y = crowd(x, y)
         x, look = paint_stains(x, y[0], rng, look=look), "stained"
-        # Pale nuclei in brown tissue are told by their hue alone.
+        # Keep the hues: nothing else tells pale nuclei from brown tissue.
         recipe = replace(recipe, swap=0, grey=0, tint=0)
     if look == "stained" and recipe.holes and rng.random() < recipe.holes:
         x = paint_holes(x, (y[0] > 0).float(), rng)
@@ -72,7 +72,7 @@ def draw_crop(
 
 
 def draw_grid(source: Sequence[int], shape: Sequence[int], recipe: Recipe, rng: Random) -> Tensor:
-    """Return the source pixel of each pixel of a crop: (*shape, axes), in array order."""
+    """Return the source coordinates of each pixel of a crop: (*shape, axes), in array order."""
     axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in shape]
     offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     if recipe.elastic:
@@ -89,7 +89,7 @@ def draw_grid(source: Sequence[int], shape: Sequence[int], recipe: Recipe, rng: 
 
 def _draw_centre(length: int, crop: int, *, lossless: bool, rng: Random) -> float:
     centre = rng.uniform(0, length - 1)
-    # Without zoom and odd angles, pixels should land on pixels: nothing is blurred.
+    # Without zoom and odd angles, pixels of the crop fall on pixels of the image, so that nothing is blurred.
     return round(centre) + (0.5 if crop % 2 == 0 else 0.0) if lossless else centre
 
 
@@ -107,7 +107,7 @@ def _draw_matrix(ndim: int, recipe: Recipe, rng: Random) -> np.ndarray[tuple[int
 
 
 def _draw_stretch(most: float, rng: Random) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Return a matrix that stretches along one direction and squeezes across it, at most by so much in all."""
+    """Return a matrix that stretches one direction and squeezes the other, changing their ratio by up to `most`."""
     angle, factor = rng.uniform(0, math.pi), math.exp(rng.uniform(0, 1) * math.log(most) / 2)
     c, s = math.cos(angle), math.sin(angle)
     axes = np.array([[c, -s], [s, c]])
@@ -125,7 +125,7 @@ def _displacements(shape: Sequence[int], recipe: Recipe, rng: Random) -> Tensor:
 
 
 def _read(pixels: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """Return (C, *n) read at (*m, axes) source pixels, mirrored outside: (C, *m)."""
+    """Sample (C, *n) at source coordinates (*m, axes), mirrored outside; return (C, *m)."""
     last = torch.tensor([max(1, n - 1) for n in pixels.shape[1:]])
     unit = (grid * (2 / last) - 1).flip(-1)
     read = functional.grid_sample(pixels[None], unit[None], mode=mode, padding_mode="reflection", align_corners=True)
@@ -133,7 +133,7 @@ def _read(pixels: Tensor, grid: Tensor, mode: str) -> Tensor:
 
 
 def draw_colours(x: Tensor, recipe: Recipe, rng: Random) -> Tensor:
-    """Return (C, *n) with its channels, intensities and sharpness changed at random."""
+    """Return a crop (C, *n) with its channels, intensities and sharpness changed at random."""
     if len(x) > 1:
         x = _mix_channels(x, recipe, rng)
     if recipe.intensity:

@@ -12,9 +12,9 @@ from tilenet.errors import SettingsError
 
 PERCENTILES = {"method": "percentile", "low": 1, "high": 99.8, "per_channel": False, "clip": [-0.5, 1.5]}
 RATES = {"adamw": 2e-3, "sgd": 1e-2}
-# What these change is who computes and how fast; a resumed training may have others.
+# These change only who computes and how fast; a resumed training may have other values.
 FREE = ("workers", "device", "compiled")
-# Least and most of what is a number.
+# Smallest and largest value of each number.
 RANGES = (
     *((name, 1, inf) for name in ("epochs", "batch", "crops", "tile", "zoom", "stretch", "elastic_grid")),
     *((name, 0, inf) for name in ("small", "w0", "elastic", "intensity", "stain", "weight_decay", "workers", "seed")),
@@ -31,63 +31,67 @@ class Recipe:
     Attributes
     ----------
     depth, wf, padding, batch_norm, up_mode, pool_size
-        Of the network; see `tilenet.UNet`.
+        Architecture of the network; see `tilenet.UNet`.
     dropout : float
-        Share of the features dropped at the bottom of the network while training.
+        Share of the features dropped at the bottom of the network during training.
     targets : {"mask", "depth", "classes"}
-        What is learned from labels: object or not (any label but 0); how deep inside an object
-        (background, rim, body, centre), which tells neighbours apart and needs instance
-        labels; or the labels themselves, as classes in ascending order.
+        What the network learns from the labels: whether a pixel is in an object (any label but 0); how
+        deep inside an object it lies (background, rim, body, centre), which separates neighbours and
+        needs instance labels; or the labels themselves, as classes in ascending order.
     class_weights : tuple of float
-        w_c of each class; empty for 1, or ``("balanced",)`` for inverse frequencies.
+        Weight w_c of each class; empty for 1 each, or ``("balanced",)`` for inverse frequencies.
     small : float
-        Objects of fewer pixels than this count more, by the root of the ratio (at most 2.5).
+        Objects of fewer pixels than this count more, by the square root of the ratio (at most 2.5).
     w0, sigma : float
-        Height, and width in pixels, of the extra weight where two objects are near (the
-        paper's border weights); not for ``targets="classes"``.
+        Height, and width in pixels, of the additional weight between objects that are near each
+        other (the paper's border weights); not for ``targets="classes"``.
     dice : float
-        Share of a soft Dice loss of the foreground, beside the weighted cross entropy.
+        Factor of a soft Dice loss of the foreground, which is added to the weighted cross entropy.
     scaling : mapping
-        Rule for intensities, also on the model card; see `tilenet.scaling`.
+        Rule that scales intensities, also kept on the model card; see `tilenet.scaling`.
     tile : int, optional
-        Side of the network's output in training, rounded up to a legal one.
+        Side of the network's output in training, rounded up to one that the network allows.
     zoom, stretch : float
-        Crops are enlarged or reduced by up to the one factor; and lengthened along any one direction in the
-        plane y, x, against the other, by up to the second.
+        Crops are enlarged or reduced by up to the factor `zoom`. In the plane y, x, they are lengthened along
+        one direction, relative to the direction across it, by up to the factor `stretch`.
     elastic, elastic_grid : float, int
-        Standard deviation (pixels) of the displacements, and points per side of their grid.
+        Standard deviation of the elastic displacements in pixels, and points per side of their grid.
     flips, turns : bool, {"none", "right", "any"}
-        Mirrored crops; turns in the plane y, x by right angles or by any.
+        Whether to mirror crops, and whether to turn them in the plane y, x by right angles or by any angle.
     intensity, stain : float
-        Strength of random gamma, gain and offset; of random mixing of colour channels.
+        Strength of random gamma, gain and offset; strength of random mixing of colour channels.
     noise, invert, tint, swap, grey : float
-        Share of the crops that are blurred or noisy; inverted, if they are of grey images; shown
-        in some channels only, as a fluorescent stain in an RGB image is; given their channels in
-        another order; made grey.
+        Share of the crops that are blurred or made noisy (`noise`); inverted, unless they are of colour
+        images (`invert`); shown in some channels only, like a fluorescent stain in an RGB image (`tint`);
+        given their channels in another order (`swap`); made grey (`grey`).
     dab, dyed, holes : float
-        Share of the crops of colour images, and of grey ones with bright objects (fluorescence), that are
-        repainted as immunohistochemistry, with blue haematoxylin and brown DAB; share of the coloured and of
-        those repainted that get white holes outside of nuclei. Only where labels are nuclei.
+        Share of the crops of colour images (`dab`), and of grey images with bright objects, that is,
+        fluorescence (`dyed`), that are repainted as immunohistochemistry, with blue haematoxylin and brown
+        DAB. Share of the crops of colour images, and of those repainted, that get white holes outside of
+        nuclei (`holes`). Only for labels of nuclei.
     shares : mapping of str to float
-        How often images are drawn whose names start so; by default by their size.
+        Relative frequency of drawing the images whose names start with each key; images that start with none
+        are never drawn. By default, all images are drawn according to their size.
     optimizer : {"adamw", "sgd"}
         AdamW, or SGD with `momentum`; both with a cosine schedule from `rate`.
     hold : float
-        Share of the training before the cosine starts to fall.
+        Share of the training before the learning rate starts to fall along the cosine.
     average : float
-        Decay a step of the moving average of the weights that is kept; 0 for none.
+        Decay per step of the moving average of the weights, which is what the model keeps; 0 for none.
     epochs, crops, batch : int
-        An epoch is that many crops; by default as many as cover the training images once.
+        Number of epochs, of crops per epoch, and of crops per step. By default, an epoch has as many crops as
+        cover the training images once.
     stop : int, optional
-        Epoch to end after, keeping its network whatever the validation says: to train once more,
-        on what were validation images too, up to the epoch that was found best. Default the last; the best is kept.
+        Epoch to end after, keeping its network whatever its validation score. Its use is to train once more, now
+        on the validation images too, up to the epoch that was found best. By default the training ends after the
+        last epoch, and the network of the best one is kept.
     validation : float
         Share of the images that choose the best epoch.
     seed : int
         Decides split, weights and crops: the same seed gives the same bytes on a CPU.
     precision, device, workers, compiled
-        ``auto`` is bf16 on a GPU and fp32 elsewhere; `workers` are processes that make crops;
-        `compiled` has torch compile the network first, which takes about a minute.
+        The precision ``auto`` is bf16 on a GPU and fp32 elsewhere; `workers` is the number of processes that make
+        crops; `compiled` has PyTorch compile the network first, which takes about a minute.
     """
 
     depth: int = 4
@@ -169,7 +173,7 @@ class Recipe:
 
     @property
     def last_epoch(self) -> int:
-        """The epoch that the training ends after."""
+        """The epoch after which the training ends."""
         return self.stop or self.epochs
 
     @property
@@ -178,6 +182,6 @@ class Recipe:
         return RATES[self.optimizer] if self.rate is None else self.rate
 
     def identity(self) -> dict[str, Any]:
-        """Return all that decides the result, ready for JSON."""
+        """Return everything that decides the result, ready for JSON."""
         values = {name: value for name, value in asdict(self).items() if name not in FREE}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -1,10 +1,10 @@
 """Haematoxylin, DAB and holes, painted onto images of nuclei.
 
-Colour images of nuclei are few and mostly purple. Where the labels say what is a nucleus, the same
-cells, and those of fluorescence, can be shown as immunohistochemistry does: blue nuclei in brown
+Colour images of nuclei are few and mostly purple. Where labels say which pixels are nuclei, the same cells,
+and those in fluorescence images, can be repainted as immunohistochemistry shows them: blue nuclei in brown
 cytoplasm or between brown membranes, or some of the nuclei brown. Stains absorb light, so they add up
-as optical densities. And tissue can be shown with holes (vacuoles, fat, gaps), which are bright and
-round as nuclei are in fluorescence.
+as optical densities. Tissue can also be given holes (vacuoles, fat, gaps), which are bright and round
+like nuclei in fluorescence.
 
 References
 ----------
@@ -33,9 +33,9 @@ def look_of(image: Tensor, nuclei: Tensor) -> str:
     Parameters
     ----------
     image : Tensor
-        A plane of three channels, equal ones where it is grey; others are ``other``.
+        A plane of three channels, which are equal if it is grey; anything else is ``other``.
     nuclei : Tensor
-        (*n), not 0 where there are nuclei.
+        (*n), nonzero in nuclei.
     """
     if image.ndim != 3 or len(image) != 3:
         return "other"
@@ -48,14 +48,14 @@ def look_of(image: Tensor, nuclei: Tensor) -> str:
 
 
 def crowd(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a crop of fluorescence, and its target, with mirrored copies of its nuclei where there is room.
+    """Add mirrored copies of the nuclei of a fluorescence crop where there is room; return the crop and its target.
 
     Parameters
     ----------
     x : Tensor
         (C, h, w).
     target : Tensor
-        (2, h, w): class, 0 outside nuclei, and weight.
+        (2, h, w): class (0 outside nuclei) and weight.
     """
     for mirrored in ([-1], [-2], [-2, -1]):
         labels, _ = ndimage.label(target[0].flip(mirrored).numpy() > 0)
@@ -71,15 +71,15 @@ def paint_stains(x: Tensor, depth: Tensor, rng: Random, *, look: str) -> Tensor:
     Parameters
     ----------
     x : Tensor
-        (3, h, w) float32, scaled: of stained tissue, so that 1 is white; or of fluorescence.
+        (3, h, w) float32, scaled: a crop of stained tissue, in which 1 is white, or of fluorescence.
     depth : Tensor
-        (h, w) float32, 0 outside nuclei; values above 1, if any, tell nuclei that touch apart.
+        (h, w) float32, 0 outside nuclei; values above 1, if any, separate nuclei that touch.
     rng : numpy.random.Generator
         Decides where and how much DAB there is, and the exact colours.
     look : {"stained", "fluorescent"}
         What the crop looks like.
     """
-    soft = functional.avg_pool2d((depth > 0).float()[None, None], 5, 1, 2)[0, 0]  # so that no outline is drawn
+    soft = functional.avg_pool2d((depth > 0).float()[None, None], 5, 1, 2)[0, 0]  # blurred, so no outline shows
     density = _fluorescence_density(x, soft, rng) if look == "fluorescent" else _density(x)
     usual = float((density * soft).sum() / soft.sum()) if soft.any() else 1.0
     density = density * (math.exp(rng.uniform(math.log(0.25), 0)) / max(usual, 0.25))
@@ -100,7 +100,7 @@ def paint_stains(x: Tensor, depth: Tensor, rng: Random, *, look: str) -> Tensor:
 
 
 def paint_holes(x: Tensor, nuclei: Tensor, rng: Random) -> Tensor:
-    """Return a crop in which 1 is white with holes of one size, from specks to gaps, where no nucleus is."""
+    """Return a crop, in which 1 is white, with white holes outside of nuclei: of similar size, from specks to gaps."""
     side = max(x.shape[-2:])
     points = round(math.exp(rng.uniform(math.log(3), math.log(max(4, side / 5)))))
     steepness = side / points * rng.uniform(0.5, 2)
@@ -112,12 +112,12 @@ def paint_holes(x: Tensor, nuclei: Tensor, rng: Random) -> Tensor:
 
 
 def _density(x: Tensor) -> Tensor:
-    """Return how much light a crop (3, h, w) of stained tissue absorbs, as an optical density (h, w)."""
+    """Return the optical density (h, w) of a crop (3, h, w) of stained tissue."""
     return -torch.log(x.clamp(DARKEST, 1)).mean(0) * 1.6
 
 
 def _fluorescence_density(x: Tensor, soft: Tensor, rng: Random) -> Tensor:
-    """Return the same of tissue whose nuclei are those that shine, with fibres around them."""
+    """Return an optical density (h, w): the bright nuclei of a fluorescence crop, with fibres around them."""
     shape = x.shape[-2:]
     fibres = _field(shape, [max(shape) // int(rng.integers(3, 12)) + 2, int(rng.integers(2, 20))], rng).abs()
     fibres = fibres.mT.contiguous() if rng.random() < 0.5 and shape[0] == shape[1] else fibres
@@ -145,7 +145,7 @@ def membranes(depth: Tensor, rng: Random) -> Tensor:
 
 
 def _cytoplasm(density: Tensor, soft: Tensor, patches: Tensor, rng: Random) -> Tensor:
-    """Return DAB (h, w) all over the cytoplasm, less where there are nuclei."""
+    """Return DAB (h, w) all over the cytoplasm, and less in nuclei."""
     base = rng.uniform(0.1, 0.7) + density * rng.uniform(0.3, 1)
     outside = 1 - soft * rng.uniform(0.6, 1.0)
     strength = math.exp(rng.uniform(math.log(0.5), math.log(4.0)))
@@ -155,12 +155,12 @@ def _cytoplasm(density: Tensor, soft: Tensor, patches: Tensor, rng: Random) -> T
 
 
 def _uneven(shape: torch.Size, size: int, strength: float, rng: Random) -> Tensor:
-    """Return smooth factors around 1, which differ over so many pixels by so much."""
+    """Return smooth factors around 1 that vary by `strength` over about `size` pixels."""
     return (1 + strength * _field(shape, max(shape) // size + 2, rng)).clamp_min(0)
 
 
 def _stripes(shape: torch.Size, rng: Random) -> Tensor:
-    """Return DAB (h, w) as of long cells seen from the side: dark, bent lines beside each other."""
+    """Return DAB (h, w) like that of long cells seen from the side: dark, bent lines beside each other."""
     angle, period = rng.uniform(0, math.pi), rng.uniform(6, 24)
     y, x = torch.meshgrid(*(torch.arange(float(n)) for n in shape), indexing="ij")
     across = (math.cos(angle) * x + math.sin(angle) * y) / period + rng.uniform(0, 2) * _field(shape, 5, rng)
@@ -169,7 +169,7 @@ def _stripes(shape: torch.Size, rng: Random) -> Tensor:
 
 
 def _field(shape: torch.Size, points: int | list[int], rng: Random) -> Tensor:
-    """Return smooth noise of that shape, from a grid of so many points a side."""
+    """Return smooth noise of a shape, interpolated from a random grid of `points` per side."""
     rows, columns = [points] * 2 if isinstance(points, int) else points
     grid = torch.from_numpy(rng.standard_normal((1, 1, rows, columns), np.float32))
     field: Tensor = functional.interpolate(grid, tuple(shape), mode="bicubic", align_corners=True)[0, 0]

@@ -1,4 +1,4 @@
-"""What each pixel is to become, and how much it counts.
+"""Training targets: the class of each pixel, and its weight in the loss.
 
 References
 ----------
@@ -20,7 +20,7 @@ from tilenet.training.recipe import Recipe
 Labels = NDArray[np.integer[Any]]
 Floats = NDArray[np.float32]
 FAR = np.float32(1e6)
-# exp(-REACH**2 / 2) is 4e-6 of w0: farther neighbours add nothing that float32 weights could feel.
+# At a distance of REACH sigma the weight is 4e-6 of w0, exp(-REACH**2 / 2): neighbours beyond are left out.
 REACH = 5
 RIM, CENTRE = 0.35, 0.7
 CLASSES = {"mask": ("background", "object"), "depth": ("background", "rim", "body", "centre")}
@@ -30,7 +30,7 @@ def border_weights(labels: Labels, *, w0: float, sigma: float) -> Floats:
     """Return ``w0 exp(-(d1 + d2)**2 / (2 sigma**2))``, d1 and d2 the distances to the two nearest objects.
 
     The distance to the object a pixel lies in is 0, so touching objects get a high ridge on
-    both sides of their border. Where fewer than two objects are within `REACH` sigma, it is 0.
+    both sides of their border. Where fewer than two objects are within `REACH` sigma, the weight is 0.
 
     Parameters
     ----------
@@ -54,9 +54,9 @@ def border_weights(labels: Labels, *, w0: float, sigma: float) -> Floats:
 
 
 def relative_depth(labels: Labels) -> Floats:
-    """Return the distance to an object's border, as a share of the largest in that object.
+    """Return the distance to an object's border, as a share of the largest distance in that object.
 
-    The image is mirrored at its edges, as it is for the network: an object cut there goes on.
+    The image is mirrored at its edges, as it is for the network, so an object that an edge cuts goes on beyond it.
     """
     depth = np.zeros(labels.shape, np.float32)
     for number, box in enumerate(ndi.find_objects(labels), start=1):
@@ -85,7 +85,7 @@ def depth_classes(labels: Labels) -> NDArray[np.uint8]:
 
 
 def size_weights(labels: Labels, small: float) -> Floats:
-    """Return 1, and more inside objects of fewer than `small` pixels (at most 2.5)."""
+    """Return weights of 1, but more (at most 2.5) inside objects of fewer than `small` pixels."""
     area = np.bincount(labels.ravel()).astype(np.float32)
     weights = np.clip(np.sqrt(small / np.maximum(area, 1)), 1, 2.5).astype(np.float32)
     weights[0] = 1
@@ -94,7 +94,7 @@ def size_weights(labels: Labels, small: float) -> Floats:
 
 
 def class_values(labels: list[Labels]) -> tuple[int, ...]:
-    """Return the values that occur in any of the labels, ascending."""
+    """Return the values that occur in any of the labels, in ascending order."""
     values: set[int] = set()
     for one in labels:
         values.update(np.unique(one).tolist())
@@ -104,7 +104,7 @@ def class_values(labels: list[Labels]) -> tuple[int, ...]:
 
 
 def check_objects(labels: list[Labels], targets: str) -> None:
-    """Refuse labels from which ``mask`` or ``depth`` targets could teach nothing."""
+    """Raise `ImageError` for labels from which ``mask`` or ``depth`` targets would teach nothing."""
     if not any(one.any() for one in labels):
         raise ImageError("no label holds an object: all are 0. Objects are numbered from 1")
     if targets == "mask" and all(one.all() for one in labels):
@@ -112,9 +112,9 @@ def check_objects(labels: list[Labels], targets: str) -> None:
 
 
 def make_targets(labels: Labels, recipe: Recipe, values: tuple[int, ...]) -> Floats:
-    """Return class and weight of each pixel: (2, *n) float32, so that one warp takes both.
+    """Return class and weight of each pixel: (2, *n) float32, so that both are resampled together.
 
-    `values` are those of the classes, for ``targets="classes"`` only.
+    `values` are the label values of the classes; only ``targets="classes"`` uses them.
     """
     if recipe.targets == "classes":
         classes: NDArray[Any] = np.searchsorted(values, labels)
