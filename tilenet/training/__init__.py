@@ -1,14 +1,14 @@
 """Training: pairs of images and labels in, a model file out.
 
 data.py        pairs from a folder, split by seed
-targets.py     what each pixel is to become, and how much it counts
+targets.py     the class of each pixel, and its weight in the loss
 augment.py     crops, deformed and recoloured at random
-stain.py       blue and brown, painted onto purple images
-loss.py        what is made small, and at what pace
+stain.py       blue and brown stains and holes, painted onto images of nuclei
+loss.py        the loss, the optimizer and the learning rate
 recipe.py      every option, in one place
 validation.py  whole images through the network, scored
 history.py     the curves, as CSV and as a picture
-checkpoint.py  what a killed training needs to go on
+checkpoint.py  the state from which a killed training resumes
 loop.py        `train`
 """
 
@@ -23,7 +23,7 @@ __all__ = ["Progress", "Recipe", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # The recipe is needed for the command's help, PyTorch is not.
+    # Imported late: the command's help needs the recipe, but not PyTorch.
     if name in ("Progress", "train"):
         from tilenet.training import loop
 

@@ -1,4 +1,4 @@
-"""What a killed training needs to go on as if nothing had happened."""
+"""The state from which a killed training resumes as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Folder:
         self.last, self.recipe = self.path / "last.pt", self.path / "recipe.json"
 
     def begin(self, identity: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
-        """Return the state to go on from, None for a fresh start; refuse what would be lost.
+        """Return the state to resume from, or None for a fresh start; raise if a result would be lost.
 
-        `identity` is all that decides the result; a training resumes only with the same.
+        `identity` is everything that decides the result; a training resumes only with the same identity.
         """
         text = json.dumps(identity, indent=1, sort_keys=True)
         if not resume and (self.path.exists() or self.out.exists()):
@@ -53,12 +53,12 @@ class Folder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the last state."""
-        content = io.BytesIO()  # a file of torch's own tells of a full disk by an error of no kind
+        content = io.BytesIO()  # writing to a file itself, torch reports a full disk by an error of no specific type
         torch.save(state, content)
         self.put("last.pt", lambda part: part.write_bytes(content.getbuffer()))
 
     def put(self, name: str, write: Callable[[Path], object]) -> None:
-        """Replace a file; a kill meanwhile leaves the one before.
+        """Replace a file by an atomic rename: if the process is killed, the old file remains.
 
         Raises
         ------
@@ -72,8 +72,8 @@ class Folder:
 class Average:
     """Exponential moving average of a network's weights and statistics.
 
-    Late weights count most, but early in training the average follows at once: the decay
-    starts low and reaches `decay` after many steps.
+    Late weights count most. Early in training the average follows the weights closely, because
+    the decay starts low and reaches `decay` only after many steps.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -82,7 +82,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the weights after a step."""
+        """Include the network's weights after a step."""
         self.step += 1
         decay = min(self.decay, self.step / (self.step + 20))
         for key, value in network.state_dict().items():

@@ -1,4 +1,4 @@
-"""The crops of an epoch: each from its own seed, whoever makes it."""
+"""The crops of an epoch: each is drawn from its own seed, whichever worker makes it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LARGEST_SHARE = 3.0
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Crop number i of an epoch: image (C, *input) and target (2, *output).
+    """The crops of an epoch; item i is an image (C, *input) and its target (2, *output).
 
-    Its random numbers come from (seed, epoch, i) alone, so that they are the same for any
-    number of workers, and after a resume.
+    The random numbers of item i come from (seed, epoch, i) alone, so that they are the same for
+    any number of workers, and after a resume.
     """
 
     def __init__(self, pairs: Sequence[Pair], recipe: Recipe, footprint: Footprint, values: tuple[int, ...]) -> None:
@@ -69,10 +69,10 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 def chances(pairs: Sequence[Pair], recipe: Recipe) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return how likely each pair is drawn.
+    """Return the probability of drawing each pair.
 
-    By the root of its size (a few large images shall not be all that is seen), within each
-    group of names that `recipe.shares` sets apart.
+    It grows with the square root of an image's size, up to `LARGEST_SHARE` times the median, so that
+    a few large images do not dominate. If `recipe.shares` names groups, this holds within each group.
     """
     sizes = np.sqrt([p.label.size for p in pairs])
     weight = np.minimum(sizes / np.median(sizes), LARGEST_SHARE)

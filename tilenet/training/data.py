@@ -38,7 +38,7 @@ class Pair:
 
 
 def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
-    """Return image and label of each stem in ``images/`` and ``labels/``, sorted.
+    """Return the paths of image and labels of each stem in ``images/`` and ``labels/``, sorted.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
 
 
 def read_pair(name: str, image: Path, label: Path, *, scaling: Mapping[str, Any], axes: str | None = None) -> Pair:
-    """Read an image, scaled by the rule, and its labels; `ImageError` if they do not fit."""
+    """Read an image, scaled by the rule, and its labels; raise `ImageError` if their shapes differ."""
     pixels = read_scaled(image, scaling, axes=axes)
     labels = read_labels(label, axes=axes and axes.replace("c", ""))
     if pixels.shape[1:] != labels.shape:
@@ -76,7 +76,7 @@ def read_scaled(path: str | Path, rule: Mapping[str, Any], *, axes: str | None =
 def read_pairs(folder: str | Path, scaling: Mapping[str, Any], *, axes: str | None = None) -> list[Pair]:
     """Read all pairs of a folder; they must agree in channels and number of axes.
 
-    One grey channel beside colour images becomes three equal ones.
+    A grey image among colour images gets three equal channels.
     """
     paths = find_pairs(folder)
     pairs = [read_pair(name, *files, scaling=scaling, axes=axes) for name, files in paths.items()]
@@ -91,7 +91,7 @@ def read_pairs(folder: str | Path, scaling: Mapping[str, Any], *, axes: str | No
 
 
 def split(pairs: Sequence[Pair], share: float, *, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Return training and validation pairs, drawn by seed; neither is empty."""
+    """Return training and validation pairs, drawn by seed; neither list is empty."""
     if len(pairs) < 2:
         raise SettingsError(f"one pair ({pairs[0].name}) cannot be split into training and validation. Add another")
     order = np.random.default_rng(seed).permutation(len(pairs))
@@ -100,7 +100,7 @@ def split(pairs: Sequence[Pair], share: float, *, seed: int) -> tuple[list[Pair]
 
 
 def summary(pairs: tuple[list[Pair], list[Pair]]) -> str:
-    """Return what tells images, to train on and to validate on, from others: a resume goes on with the same."""
+    """Return numbers and checksum of the training and validation pairs, which must be the same in a resume."""
     counts = [len(part) for part in pairs]
     digest = hashlib.sha256()
     for p in (*pairs[0], *pairs[1]):

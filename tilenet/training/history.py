@@ -17,7 +17,7 @@ from tilenet.training.data import Pair
 
 Picture = NDArray[np.uint8]
 HEIGHT, WIDTH, SIDE = 200, 640, 208
-# Left, top, right and bottom of the curves; around them are their scales.
+# Left, top, right and bottom of the area of the curves; their scales are around it.
 FRAME = (40, 10, WIDTH - 40, HEIGHT - 24)
 GREY, BLACK = (160, 160, 160), (0, 0, 0)
 COLOURS = {"loss": (200, 60, 40), "score": (30, 110, 200)}
@@ -39,9 +39,9 @@ def write_picture(rows: Sequence[dict[str, float]], examples: Sequence[tuple[Pai
     rows : sequence of dict
         One per epoch, with ``loss`` and ``score``.
     examples : sequence of (Pair, array)
-        Validation images and their predicted classes (*n); three at most are shown.
+        Validation images and their predicted classes (*n); at most three are shown.
     path : Path
-        File to be replaced.
+        The file to write.
     """
     strips = [_curves(rows)]
     for pair, predicted in examples[:3]:
@@ -84,7 +84,7 @@ def _coloured(labels: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _plane(picture: NDArray[np.float32]) -> Picture:
-    """Return the corner of a picture (*n, C), the middle plane of a volume: (SIDE, SIDE, 3)."""
+    """Return the upper left corner of a picture (*n, C), or of the middle plane of a volume, as (SIDE, SIDE, 3)."""
     if picture.ndim == 4:
         picture = picture[len(picture) // 2]
     corner = picture[:SIDE, :SIDE, :3] if picture.shape[-1] >= 3 else picture[:SIDE, :SIDE, :1].repeat(3, axis=-1)

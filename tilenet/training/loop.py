@@ -37,16 +37,16 @@ GRADIENT_NORM = 5.0
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands after an epoch.
+    """The progress of a training after an epoch.
 
     Attributes
     ----------
     epoch, epochs : int
-        Done, and in all.
+        Number of epochs done, and in total.
     loss, score, best : float
         Mean training loss of the epoch; validation score, and the best so far.
     seconds_left : float
-        At the pace of this run.
+        Estimate from the pace of this run.
     """
 
     epoch: int
@@ -75,20 +75,20 @@ def train(
     Parameters
     ----------
     data : str or path
-        A folder with ``images/`` and ``labels/``, one file each per stem.
+        A folder with ``images/`` and ``labels/``, each with one file per stem.
     out : str or path
         The model, ``.safetensors``. Beside it, ``OUT.training/`` gets ``history.csv``,
         ``history.png`` and what a resume needs.
     recipe : Recipe, optional
         All options; the default suits objects in a few dozen images.
     start : str or path, optional
-        A model whose weights to start from, of the same architecture; by default He's.
+        A model of the same architecture whose weights to start from; by default He initialisation.
     card : ModelCard, optional
-        What to say of the model besides what follows from the recipe.
+        What the model's card says besides what follows from the recipe.
     axes : str, optional
-        Of the images, for files that do not say them (``"zyx"``).
+        Axes of the images, for files that do not state them (``"zyx"``).
     resume : bool
-        Go on after the last finished epoch of a killed training, or start one.
+        Resume after the last finished epoch of a killed training, or start a new one.
     leave_out : collection of str
         Stems that are not used at all, such as a test set.
     validate_on : collection of str
@@ -136,7 +136,7 @@ def _split(pairs: list[Pair], recipe: Recipe, validate_on: Collection[str]) -> t
 
 
 class _Run:
-    """One training: everything that changes from step to step."""
+    """One training: its network, its optimizer and all that changes from step to step."""
 
     def __init__(self, recipe: Recipe, folder: Folder, pairs: tuple[list[Pair], list[Pair]], card: ModelCard) -> None:
         self.recipe, self.folder, self.held = recipe, folder, pairs[1]
@@ -212,7 +212,7 @@ class _Run:
         return loss.detach()
 
     def _finish(self, epoch: int, loss: float) -> None:
-        """Validate the averaged weights, keep them if they are to be kept, and save the state."""
+        """Validate the averaged weights, write the model if they are the ones to keep, and save the state."""
         network = build(self.recipe, self.network.in_channels, self.network.n_classes, self.network.ndim)
         network.load_state_dict(self.average.state)
         network.to(self.device).eval()
@@ -241,7 +241,7 @@ class _Run:
 
 
 def build(recipe: Recipe, channels: int, classes: int, ndim: int) -> UNet:
-    """Return the recipe's network with He's initial weights, the same for the same seed."""
+    """Return the recipe's network with He initialisation, the same for the same seed."""
     torch.manual_seed(recipe.seed)
     network = UNet(
         channels,

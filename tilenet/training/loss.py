@@ -1,4 +1,4 @@
-"""What is made small, and at what pace."""
+"""The loss, the optimizer and the learning rate of a training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WARM_UP = 100
 
 
 def rate_at(step: int, steps: int, recipe: Recipe) -> float:
-    """Return the learning rate: a short warm-up, a plateau if asked, then a cosine to zero."""
+    """Return the learning rate of a step: a short warm-up, a plateau if the recipe has one, then a cosine to zero."""
     warm = min(1.0, (step + 1) / min(WARM_UP, max(1, steps // 10)))
     done = max(0.0, step / steps - recipe.hold) / (1 - recipe.hold) if recipe.hold < 1 else 0.0
     return recipe.peak_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
@@ -42,13 +42,16 @@ def loss_of(logits: Tensor, target: Tensor, *, dice: float, class_weights: Tenso
     if not dice:
         return loss
     found, truth = 1 - logits.softmax(dim=1)[:, 0].flatten(1), (classes > 0).float().flatten(1)
-    # A constant of some pixels, so that crops with nothing in them do not swing the loss.
+    # A constant number of pixels in both, so that crops without objects do not swing the loss.
     overlap = (2 * (found * truth).sum(1) + 50) / (found.sum(1) + truth.sum(1) + 50)
     return loss + dice * (1 - overlap).mean()
 
 
 def class_weights(targets: Sequence[Tensor], recipe: Recipe, classes: int) -> Tensor:
-    """Return 1 for each class or, if balance is asked, inverse frequencies with mean 1."""
+    """Return 1 for each class or, if the recipe asks for balance, inverse frequencies with mean 1.
+
+    Weights that the recipe gives are in the targets already.
+    """
     if recipe.class_weights != ("balanced",):
         return torch.ones(classes)
     counts = sum(torch.bincount(t[0].long().flatten(), minlength=classes) for t in targets)
@@ -57,7 +60,7 @@ def class_weights(targets: Sequence[Tensor], recipe: Recipe, classes: int) -> Te
 
 
 def optimizer_of(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer of a network's weights."""
+    """Return the recipe's optimizer for a network's weights."""
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(network.parameters(), lr=recipe.peak_rate, momentum=recipe.momentum)
     return torch.optim.AdamW(network.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay)

@@ -41,9 +41,9 @@ def predict_whole(network: UNet, image: Floats) -> Floats:
 def validate(network: UNet, pairs: Sequence[Pair], recipe: Recipe, values: tuple[int, ...]) -> dict[str, float]:
     """Return the scores of a network on whole images.
 
-    ``dice`` is that of the foreground (the mean over classes but the first, for
-    ``targets="classes"``), counted over all images; ``f1`` that of the objects, where the
-    classes tell their depth. ``score`` is the one that chooses the best epoch.
+    ``dice`` is the Dice coefficient of the foreground, counted over all images (for
+    ``targets="classes"``, the mean over all classes but the first). ``f1`` is that of the objects,
+    for ``targets="depth"`` only. ``score`` chooses the best epoch.
     """
     pixels: dict[int, metrics.PixelCounts] = {}
     found = metrics.ObjectCounts()
@@ -65,9 +65,9 @@ def validate(network: UNet, pairs: Sequence[Pair], recipe: Recipe, values: tuple
 
 
 def score_pairs(network: UNet, folder: str | Path, stems: Sequence[str]) -> dict[str, float]:
-    """Score a model on some of the pairs of a folder, its objects against instance labels.
+    """Score a network on some pairs of a folder, comparing its objects with instance labels.
 
-    Counts are pooled over the images; ``mean_ap`` is the mean of the images' values.
+    Counts are summed over the images; ``mean_ap`` is the mean of the images' values.
     """
     if network.card is None:
         raise ModelError("the network has no card, so nothing says how its images are scaled. Load it from a file")
