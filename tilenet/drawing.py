@@ -39,7 +39,7 @@ def paint_tissue(picture: Picture, mask: Mask | TiffMask, part: Box) -> None:
 
 
 def paint(picture: Picture, values: NDArray[Any], mask: Mask | TiffMask, *, fill: bool) -> None:
-    """Draw the nonzero values of a mask; an object stays visible even if the picture's pixels are larger than it."""
+    """Draw the nonzero values of a mask; even objects smaller than a pixel of the picture are drawn."""
     h, w = picture.shape[:2]
     # If the mask is finer than the picture, rims two mask pixels wide would fill small objects.
     y, x = np.nonzero(values if fill else _rims(values, 2 if (h, w) == values.shape else 1))

@@ -158,7 +158,7 @@ def _plane(part: Box, mask: Mask | TiffMask, plane: int | Sequence[int] | None) 
 
 
 def _photo(image: Image, part: Box, shape: tuple[int, int]) -> Picture:
-    """Return the picture (h, w, 3) of a part, from the coarsest level as fine as that, in strips of bounded size."""
+    """Return a part of an image as a picture (h, w, 3), read in strips from the coarsest level that is fine enough."""
     level = _coarsest([_in_plane(image, k) for k in range(len(image.levels))], part, shape)
     coarse = image.at_level(level)
     box = _scaled(part, image.box_shape, coarse.box_shape)

@@ -77,8 +77,8 @@ def train(
     data : str or path
         A folder with ``images/`` and ``labels/``, each with one file per stem.
     out : str or path
-        The model, ``.safetensors``. Beside it, ``OUT.training/`` gets ``history.csv``,
-        ``history.png`` and what a resume needs.
+        The model, ``.safetensors``. Beside it, a folder with the ending ``.training`` gets
+        ``history.csv``, ``history.png`` and what a resume needs.
     recipe : Recipe, optional
         All options; the default suits objects in a few dozen images.
     start : str or path, optional

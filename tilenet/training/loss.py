@@ -31,7 +31,7 @@ def loss_of(logits: Tensor, target: Tensor, *, dice: float, class_weights: Tenso
     target : Tensor
         (N, 2, *n): class and weight.
     dice : float
-        Share of the Dice loss.
+        Factor of the Dice loss.
     class_weights : Tensor
         (K,), multiplied with the weight of each pixel.
     """
