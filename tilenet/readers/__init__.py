@@ -1,4 +1,4 @@
-"""Images of every kind, behind one function: `open_image`."""
+"""Readers of all image formats, behind one function: `open_image`."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ def open_image(
     channels: int | str | Sequence[int | str] | None = None,
     missing: str = "error",
 ) -> Image:
-    """Open an image of any kind, without reading its pixels (but for PNG, JPEG and BMP, which have no parts).
+    """Open an image of any format without reading its pixels (except PNG, JPEG and BMP, which are decoded whole).
 
     Parameters
     ----------
     source : str, Path, numpy.ndarray, zarr.Array, dask.array.Array or Image
-        A file or a folder (of zarr, DICOM or numbered planes; `readers.kinds` says which reader
-        opens what), the address of a zarr folder (``https://`` or ``s3://``), an array, or an open
-        image, which is returned as it is, or at `level` where that is not 0.
+        A file or a folder (of zarr, DICOM or numbered planes; `readers.kinds` describes which reader
+        opens which format), the address of a zarr folder (``https://`` or ``s3://``), an array, or an
+        open image, which is returned unchanged, or at `level` if that is not 0.
     level : int
         Resolution to read; 0 is the finest.
     axes : str, optional
-        One letter of ``tczyx`` per axis, for arrays of more than two axes and for files that
-        do not say which axis is which. In those that do, t, z and c of planes can be renamed.
+        One letter of ``tczyx`` per axis, for arrays of more than two axes and for files that do not
+        state their axes. In files that do, only t, z and the c of separate planes can be renamed.
     channels : int, str or sequence of them, optional
-        Number or name of the channel to read, or a list of those of several, in that order; all by default.
+        Number or name of the channel to read, or a list of several in the order wanted; all channels by default.
     missing : {"error", "fill"}
-        What to do about a file that lacks some of its tiles: refuse it, or read them as 0.
+        Whether to refuse a file that lacks some of its tiles, or to read the missing tiles as 0.
 
     Returns
     -------
     Image
-        To be closed, or used in a ``with`` statement.
+        Close it after use, or use it in a ``with`` statement.
 
     Raises
     ------
     ImageNotFound
-        There is nothing at the path.
+        If there is nothing at the path.
     ImageError
-        It is not an image, is damaged, or its axes cannot be told.
+        If the source is not an image, is damaged, or its axes are unknown.
     EnvironmentFault
-        The server of an address cannot be reached.
+        If the server of an address cannot be reached.
     SettingsError
-        It has no such level.
+        If the image has no such level.
     """
     if missing not in MISSING:
         raise SettingsError(f"missing={missing!r} is none of {', '.join(MISSING)}")
@@ -85,7 +85,7 @@ def _open_path(path: str, *, level: int, axes: str | None, missing: str) -> Imag
         raise ImageNotFound("the image is an empty text. Give its path")
     with refusing(f"{path}: cannot be opened", "Check the path and its permissions"):
         if Path(path).is_file():
-            path = path.rstrip("/")  # as a shell may put it behind a name
+            path = path.rstrip("/")  # a shell may append a slash to the name
         if Path(path).is_dir() or _inside_zarr(Path(path)):
             return _open_folder(path, level=level, axes=axes, missing=missing)
         return _open_file(path, kind_of(path), level=level, axes=axes, missing=missing)
@@ -136,5 +136,5 @@ def _open_folder(path: str, *, level: int, axes: str | None, missing: str) -> Im
 
 
 def _inside_zarr(path: Path) -> bool:
-    """Tell whether a path that does not exist would lie in a zarr folder."""
+    """Return whether a path does not exist but points into an existing zarr folder."""
     return not path.exists() and any(p.suffix == ".zarr" and p.is_dir() for p in path.parents)

@@ -1,4 +1,4 @@
-"""Where whatever a damaged file makes a library raise becomes one line."""
+"""Turn the exceptions that libraries raise for damaged files into one-line errors, and check limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from tilenet.address import is_address
 from tilenet.errors import ImageError, SettingsError, TilenetError
 
-# More than this is never decoded in one piece: such a tile is damaged, or meant to hurt.
+# Most bytes that are ever decoded in one piece: a larger tile is damaged or malicious.
 LARGEST_PIECE = 2**30
 LONGEST_AXIS = 2**31 - 1
 DAMAGED = "The file is damaged, or of a kind that cannot be read; get it again"
@@ -26,12 +26,12 @@ _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 class PiecesMissing(ImageError):
-    """The file lacks tiles or planes, which nobody said are to be filled."""
+    """The file lacks tiles or planes, and the caller did not ask to fill them."""
 
 
 @contextmanager
 def refusing(what: str, remedy: str) -> Iterator[None]:
-    """Turn any exception into an `ImageError` of one line: ``<what> (<why>). <remedy>``."""
+    """Turn any exception except tilenet's own into an `ImageError` of one line: ``<what> (<why>). <remedy>``."""
     try:
         yield
     except TilenetError:
@@ -43,13 +43,13 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an exception says, on one line of bounded length."""
+    """Return the type and message of an exception on one line of bounded length."""
     said = " ".join(str(error).split())
     return f"{type(error).__name__}: {said[:160]}" if said else type(error).__name__
 
 
 def positive(value: Any) -> float | None:
-    """Return what a file says of a size as a number; None where it is none that a size can have.
+    """Return a size from a file's metadata as a number; None unless it is positive and finite.
 
     >>> positive("0.25"), positive("inf"), positive("-1"), positive(None)
     (0.25, None, None, None)
@@ -63,13 +63,13 @@ def positive(value: Any) -> float | None:
 
 @contextmanager
 def quietly(logger: str) -> Iterator[None]:
-    """Keep a library from printing while it opens a file: what is wrong with it is raised instead."""
+    """Suppress a library's warnings and log lines while it opens a file: faults of the file are raised as errors."""
     log = logging.getLogger(logger)
     if _unless_quiet not in log.filters:
         log.addFilter(_unless_quiet)
     token = _quiet.set(True)
     try:
-        # Python's list of warning filters is one for all threads.
+        # All threads share Python's list of warning filters.
         with _one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -78,12 +78,12 @@ def quietly(logger: str) -> Iterator[None]:
 
 
 def _unless_quiet(record: logging.LogRecord) -> bool:
-    # A context variable, so that another thread that uses the library itself still hears it.
+    # A context variable, so that other threads that use the same library still get its log lines.
     return not _quiet.get()
 
 
 def pixel_dtype(dtype: Any, name: str) -> np.dtype[Any]:
-    """Return the native type of an image's pixels; Boolean ones are read as 0 and 1."""
+    """Return the dtype of an image's pixels in native byte order; Boolean pixels are read as 0 and 1 (uint8)."""
     try:
         stored: np.dtype[Any] = np.dtype(dtype)
     except TypeError as error:
@@ -98,7 +98,7 @@ def pixel_dtype(dtype: Any, name: str) -> np.dtype[Any]:
 
 
 def check_piece(n_bytes: int, what: str) -> None:
-    """Refuse a piece of an image that is too large to be decoded at once."""
+    """Refuse a piece of an image that is too large to decode at once."""
     if n_bytes > LARGEST_PIECE:
         raise ImageError(
             f"{what} decodes to {n_bytes / 2**30:.1f} GiB, more than {LARGEST_PIECE / 2**30:.0f} GiB. "
@@ -113,7 +113,7 @@ def check_level(level: int, n_levels: int, *, name: str) -> None:
 
 
 def check_missing(count: int, missing: str, *, name: str, pieces: str = "tiles") -> None:
-    """Refuse a file that lacks pieces, unless they are to be filled."""
+    """Refuse a file that lacks pieces, unless the caller asked to fill them."""
     if count and missing == "error":
         verb, them = ("is", "it") if count == 1 else ("are", "them")
         raise PiecesMissing(
@@ -122,7 +122,7 @@ def check_missing(count: int, missing: str, *, name: str, pieces: str = "tiles")
 
 
 def reopening(path: str, **options: Any) -> tuple[Any, ...]:
-    """Return what `__reduce__` gives for an image that is opened anew, by path or address, where it is unpickled."""
+    """Return the value of `__reduce__` for an image that unpickling opens again, by its path or address."""
     from tilenet.readers import open_image
 
     return partial(open_image, **options), (path if is_address(path) else str(Path(path).resolve()),)
@@ -130,7 +130,7 @@ def reopening(path: str, **options: Any) -> tuple[Any, ...]:
 
 @contextmanager
 def needing(path: str, *, kind: str, library: str, extra: str) -> Iterator[None]:
-    """Name the extra to install where an import inside fails."""
+    """Turn a failed import in the body into an `ImageError` that names the extra to install."""
     try:
         yield
     except ImportError as error:
