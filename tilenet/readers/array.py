@@ -1,4 +1,4 @@
-"""Arrays that are in memory or lazy already: NumPy, zarr, dask."""
+"""Read arrays that Python code passes in: NumPy, zarr, dask."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tilenet.readers.axes import Span, layout_of
 from tilenet.readers.boundary import check_level, pixel_dtype, refusing
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
 
-# Bytes that are hashed at once.
+# Bytes to hash at once.
 HASHED = 2**24
 
 
 class ArrayImage(Image):
-    """An array with `shape`, `dtype` and NumPy's slicing.
+    """An image from an array with `shape`, `dtype` and NumPy's slicing.
 
     Parameters
     ----------
-    array : numpy.ndarray, zarr.Array, dask.array.Array or the like
-        Read box by box; nothing is computed or loaded before.
+    array : numpy.ndarray, zarr.Array, dask.array.Array or similar
+        Each read slices it; no pixels are computed or loaded before.
     axes : str, optional
-        One letter of ``tczyx`` per dimension; needed for more than two.
+        One letter of ``tczyx`` per dimension; required for more than two dimensions.
     """
 
     reader = "array"
@@ -49,7 +49,7 @@ class ArrayImage(Image):
         self.channel_names = names_of_array(self.axes, self.n_channels, self.dtype)
 
     def at_level(self, level: int) -> Image:
-        """Return this image: there is no other level."""
+        """Return this image, which has one level only."""
         check_level(level, 1, name=self.name)
         return self
 
@@ -59,11 +59,11 @@ class ArrayImage(Image):
 
     @property
     def parts_channels(self) -> bool:
-        """Whether channels lie apart."""
+        """Whether the array stores channels apart, so that some can be read without the others."""
         return self._layout.parts_channels
 
     def read_channels(self, box: Box, channels: Span) -> Pixels:
-        """Return the same of some channels; the others are not computed."""
+        """Return the pixels of a range of channels in a box; the others are not computed."""
         return self._read(box, channels)
 
     def _read(self, box: Box, channels: Span | None) -> Pixels:
@@ -75,11 +75,11 @@ class ArrayImage(Image):
 
     def _computed(self, part: Any) -> Any:
         client = client_of(self._array) if self._kept else None
-        # Else one thread: the reads themselves already run in parallel.
+        # Without a cluster, one thread is enough: the reads themselves already run in parallel.
         return part.compute(scheduler="synchronous" if client is None else client)
 
     def identity(self) -> dict[str, Any]:
-        """Return shape, type and a hash: of the metadata (zarr), the graph's name (dask), or else of the pixels."""
+        """Return shape, dtype, and the graph's name (dask), a hash of the metadata (zarr) or a hash of the pixels."""
         common = {"kind": self.name, "shape": list(self._array.shape), "dtype": str(self._array.dtype)}
         if hasattr(self._array, "dask"):
             return common | {"token": str(self._array.name)}
@@ -89,11 +89,11 @@ class ArrayImage(Image):
 
 
 def client_of(array: Any) -> Any:
-    """Return the client of the cluster that keeps parts of a dask array in its memory; None if none does."""
+    """Return the client of the cluster that holds parts of a dask array in memory; None if there is none."""
     if "distributed" not in sys.modules:
         return None
     future = sys.modules["distributed"].Future
-    # Only layers that are there as tasks: others may be of any number of chunks, and hold none.
+    # Search materialized layers only: the others may have any number of chunks, and hold no futures.
     tasks = (task for layer in array.dask.layers.values() if layer.is_materialized() for task in layer.values())
     return next((task.client for task in tasks if isinstance(task, future)), None)
 
@@ -101,7 +101,7 @@ def client_of(array: Any) -> Any:
 def _pixels_sha256(array: Any) -> str:
     digest, row = hashlib.sha256(), prod(array.shape[1:]) * np.dtype(array.dtype).itemsize
     some = max(1, HASHED // max(1, row))
-    for start in range(0, len(array), some):  # one in a file is never held whole
+    for start in range(0, len(array), some):  # so that a memory-mapped array is never loaded whole
         digest.update(np.ascontiguousarray(array[start : start + some]).tobytes())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""From the dimensions of a stored array to the axes of an image."""
+"""Map the dimensions of a stored array to the axes of an image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tilenet.geometry import Box
 from tilenet.readers.image import AXES, Pixels
 
 SUGGESTED = {1: "x", 2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
-# A first axis of three that is no longer is suggested to be channels.
+# The first of three axes is suggested to be channels if it has at most this many entries.
 FEW = 4
 
 
-# Start and stop.
+# Half-open range: start and stop.
 Span = tuple[int, int]
 
 
@@ -29,12 +29,12 @@ class Layout:
     Attributes
     ----------
     letters : tuple of str
-        One per dimension: a letter of ``tczyx``, or ``""`` for a single one that is no axis.
-        Several may be ``c``: they become one axis, the first of them changing slowest.
+        One per dimension: a letter of ``tczyx``, or ``""`` for a dimension of length 1 that is not an axis.
+        Several dimensions may be ``c``: they are merged into one axis, the first of them changing slowest.
     shape : tuple of int
-        Entries used of each dimension (fewer than stored where alpha is dropped).
+        Entries used along each dimension (fewer than stored where alpha is dropped).
     told : str
-        The axes that the file says it has; empty where it does not say.
+        The axes that the file states; empty if it states none.
     """
 
     letters: tuple[str, ...]
@@ -55,13 +55,13 @@ class Layout:
 
     @property
     def parts_channels(self) -> bool:
-        """Whether the channels are one stored dimension, in front of y and x: some are read without the others."""
+        """Whether some channels can be read alone: they are one stored dimension, in front of y and x."""
         return self.letters.count("c") == 1 and self.letters.index("c") < self.letters.index("y")
 
     def ranges(self, box: Box, channels: Span | None = None) -> list[Span]:
         """Return start and stop along every stored dimension, for a box over the axes without ``c``.
 
-        Of channels all are meant, or, where `parts_channels`, those from the first number to before the second.
+        `channels` is a half-open range of channels, allowed if `parts_channels`; None stands for all channels.
         """
         wanted = dict(zip(self.axes.replace("c", ""), zip(box.start, box.stop, strict=True), strict=True))
         if channels is not None:
@@ -69,12 +69,12 @@ class Layout:
         return [wanted.get(a, (0, n)) for a, n in zip(self.letters, self.shape, strict=True)]
 
     def empty(self, box: Box, dtype: np.dtype[Any], some: Span | None = None) -> tuple[Pixels, Pixels]:
-        """Return unfilled pixels (C, *box.shape), and the same memory as the stored array has it.
+        """Allocate an unfilled array, and return two views of it: (C, *box.shape), and in the stored dimensions.
 
-        `some` are the channels, as for `ranges`. What is read from the file goes into the second, dimension by
-        dimension, and comes out of the first in its final order. Neighbours in the file are neighbours in memory, as
-        copying one by one takes longer than decoding a JPEG tile; but several dimensions of channels come together
-        where the first of them is.
+        `some` is a range of channels, as for `ranges`. A reader fills the second view dimension by dimension, and
+        returns the first. The memory order is that of the file, because reordering pixel by pixel takes longer than
+        decoding a JPEG tile. The exception: several dimensions of channels are adjacent in memory, at the place of
+        the first of them.
         """
         letters = [a for a in self.letters if a]
         lengths = [b - a for (a, b), letter in zip(self.ranges(box, some), self.letters, strict=True) if letter]
@@ -94,14 +94,14 @@ def layout_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None, 
     Parameters
     ----------
     stored : sequence of str
-        What the file calls each dimension: any letter (``s`` are samples), ``""`` if not an axis.
+        The file's letter for each dimension: any letter (``s`` for samples), or ``""`` if it is not an axis.
     shape : sequence of int
-        Entries used of each (without alpha).
+        Entries used along each dimension (without alpha).
     axes : str or None
-        What the caller says the dimensions that are axes are. Where the file says it too, y, x and
-        colour stay: only t, z and c of planes have other names.
+        The caller's letters for the dimensions that are axes. If the file states its axes too, y, x and
+        colour must stay: only t, z and the c of separate planes can be renamed.
     name : str
-        For messages.
+        Name of the image in messages.
     """
     if min(shape, default=0) < 1:
         raise ImageError(f"{name}: has the shape {tuple(shape)}, which holds no pixels. Give another image")
@@ -123,7 +123,7 @@ def _lengths(stored: Sequence[str], shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _told(stored: Sequence[str], shape: Sequence[int]) -> tuple[tuple[str, ...], bool]:
-    """Return the file's letters, and whether an axis of more than one entry has none that is known."""
+    """Return the file's letters, and whether a dimension of more than one entry has no known letter."""
     letters = ["c" if a.lower() == "s" else a.lower() for a in stored]
     unknown = [i for i, a in enumerate(letters) if a not in AXES]
     told = tuple("" if i in unknown else a for i, a in enumerate(letters))
@@ -144,7 +144,7 @@ def _said(stored: Sequence[str], shape: Sequence[int], axes: str, name: str) -> 
 
 
 def _renamed(stored: Sequence[str], told: Sequence[str], axes: str, says: str, name: str) -> tuple[str, ...]:
-    """Return said letters in place of the file's; refuse those that move y, x or colour."""
+    """Return the caller's letters in place of the file's; refuse letters that move y, x or colour."""
     letters = _in_place(axes, stored) if _fits(axes, stored) else None
     behind_x = told.index("x")
     kept = [a in ("y", "x") or (a == "c" and (stored[i] in "sS" or i > behind_x)) for i, a in enumerate(told)]
