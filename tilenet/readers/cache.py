@@ -1,4 +1,4 @@
-"""Decoded pieces of a file, kept while there is room and shared by all readers of it."""
+"""A cache of the decoded pieces of a file, shared by all its readers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class PieceCache:
-    """The pieces used last, of bounded bytes; a piece that two threads want is decoded once.
+    """A least-recently-used cache of bounded bytes; a piece that two threads want at once is decoded once.
 
-    The newest piece is kept even where it alone is larger than the bound: a strip that holds
-    the whole image would otherwise be decoded again for every tile.
+    The newest piece is kept even if it alone exceeds the bound: a strip that holds the whole
+    image would otherwise be decoded again for every tile.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class PieceCache:
         self._lock = Lock()
 
     def get(self, key: Hashable, decode: Callable[[], Pixels]) -> Pixels:
-        """Return the piece of that key, decoding it if it is not there."""
+        """Return the piece of a key, decoding it if it is not cached."""
         with self._lock:
             piece = self._pieces.get(key)
             if piece is not None:
@@ -41,7 +41,7 @@ class PieceCache:
         return piece.result() if piece is not None else self.get_all([key], lambda _: [decode()])[0]
 
     def get_all(self, keys: Sequence[Key], decode: Callable[[list[Key]], Sequence[Pixels]]) -> list[Pixels]:
-        """Return the pieces of those keys; `decode` is asked once, for all that are not there."""
+        """Return the pieces of some keys; `decode` is called once, for all that are not cached."""
         with self._lock:
             mine: dict[Key, Future[Pixels]] = {key: Future() for key in keys if key not in self._pieces}
             for key in keys:
@@ -50,7 +50,7 @@ class PieceCache:
             self._pieces.update(mine.items())
             pieces = [self._pieces[key] for key in keys]
         if mine:
-            # Before waiting for those of others, so that no two threads wait for each other.
+            # Decode before waiting for the pieces of other threads, so that no two threads wait for each other.
             self._decode(mine, decode)
         return [piece.result() for piece in pieces]
 

@@ -1,4 +1,4 @@
-"""How large an encoded picture says it is, read from its header before a decoder trusts it."""
+"""Read the size of an encoded picture from its header, to check it before a decoder trusts it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ JP2, J2K = b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51"
 
 
 def picture_size(data: bytes, kind: str) -> tuple[int, int] | None:
-    """Return (height, width) that the header states; None where there is no such header.
+    """Return (height, width) as the header states them; None if there is no such header.
 
     Parameters
     ----------
     data : bytes
         All of the codestream, or enough of its beginning.
     kind : {"png", "jpeg", "jpeg2000", "bmp"}
-        What it should be.
+        The expected format.
     """
     try:
         return {"png": _png, "jpeg": _jpeg, "jpeg2000": _jpeg2000, "bmp": _bmp}[kind](data)
@@ -57,7 +57,7 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg2000(data: bytes) -> tuple[int, int] | None:
-    """Read the SIZ segment (ITU T.800, A.5.1), inside a JP2 file or bare."""
+    """Read the SIZ segment (ITU T.800, A.5.1) of a bare codestream, or of one in a JP2 file."""
     at = data.find(J2K)
     if at < 0:
         return None
