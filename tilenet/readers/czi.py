@@ -1,8 +1,8 @@
-"""CZI through pylibCZIrw: mosaics, channels, ``z`` and ``t``; the finest resolution.
+"""Read CZI through pylibCZIrw: mosaics, channels, ``z`` and ``t``; the finest resolution only.
 
-All scenes are one image, as they lie on the stage; between them, and wherever else there is
-no tile of a mosaic, pixels are 0. libCZI reads one box at a time: threads wait for each other,
-and decoded pieces are kept for the next box.
+All scenes form one image, placed as they lie on the stage. Pixels between scenes, and wherever
+else a mosaic has no tile, are 0. libCZI reads one box at a time, so threads wait for each other;
+decoded pieces are cached for later reads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tilenet.readers.image import RGB, Image, Level, Pixels
 from tilenet.readers.pieces import assemble
 
 SIDE = (1024, 1024)
-# Samples and type of libCZI's pixel types; colours are stored blue first.
+# Samples and dtype of each of libCZI's pixel types; colours are stored blue first.
 PIXELS = {
     "Gray8": (1, np.uint8),
     "Gray16": (1, np.uint16),
@@ -50,7 +50,7 @@ METRE = 1e6
 
 
 class CziImage(Image):
-    """A CZI, of one level."""
+    """A CZI file, as an image of one level."""
 
     reader, keeps_pieces = "CZI (pylibCZIrw)", True
 
@@ -89,7 +89,7 @@ class CziImage(Image):
             self._sha256 = hashlib.sha256(file.read(HEADER_BYTES) + about.encode()).hexdigest()
 
     def _take_type(self, n_channels: int) -> int:
-        """Take the type of the pixels; return their samples."""
+        """Set the dtype from the pixel type of the channels; return the number of samples per pixel."""
         kinds = [self._czi.get_channel_pixel_type(c) for c in range(n_channels)]
         if len(set(kinds)) > 1 or kinds[0] not in PIXELS:
             raise ImageError(f"{self.name}: has pixels of {', '.join(kinds)}; one of {', '.join(PIXELS)} is read")
@@ -107,7 +107,7 @@ class CziImage(Image):
         self.channel_names = names if len(names) == self.n_channels else ("",) * self.n_channels
 
     def _count_missing(self, shape: list[int]) -> int:
-        """Return how many planes the file holds nothing of; refuse them unless they may be filled."""
+        """Return how many planes have no data in the file; refuse the file unless missing planes may be filled."""
         held = set()
 
         def note(_: int, about: Any) -> bool:
@@ -121,7 +121,7 @@ class CziImage(Image):
         return lacking
 
     def at_level(self, level: int) -> Image:
-        """Return this image: no other level is read."""
+        """Return this image: the reader offers one level only."""
         check_level(level, 1, name=self.name)
         return self
 
@@ -155,7 +155,7 @@ class CziImage(Image):
             return np.moveaxis(pixels[..., ::-1], 2, 0).astype(self.dtype)
 
     def identity(self) -> dict[str, Any]:
-        """Return the file's size, and a hash of its header (with its GUID) and its metadata."""
+        """Return the file's size, a hash of its header (with its GUID) and metadata, and how many planes it lacks."""
         return {
             "kind": "czi",
             "bytes": Path(self.name).stat().st_size,
@@ -180,6 +180,6 @@ def _micrometres(metres: str | None) -> float | None:
 
 
 def open_czi(path: str, *, level: int, axes: str | None, missing: str) -> Image:
-    """Open a CZI."""
+    """Open a CZI file."""
     check_level(level, 1, name=path)
     return CziImage(path, axes=axes, missing=missing)

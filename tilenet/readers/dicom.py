@@ -1,8 +1,8 @@
-"""DICOM whole-slide images through wsidicom: one file (one level), or the folder of all levels.
+"""Read DICOM whole-slide images through wsidicom: one file (one level), or a folder with all levels.
 
 Optical paths are channels and focal planes are ``z``. A folder must hold one slide: files of
-another series are refused, not skipped. wsidicom reads from several threads, and keeps what
-it decoded (100 MB).
+another series are refused, not skipped. wsidicom can read from several threads, and has its own
+cache of decoded tiles (100 MB).
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ class DicomSource:
         return Level(layout.image_shape, tuple(n if n and 0 < n < float("inf") else None for n in sizes))
 
     def _z_step(self) -> float | None:
-        """Return micrometres between focal planes, where all are equally far apart."""
+        """Return the distance between focal planes in micrometres; None unless they are equally spaced."""
         steps = np.diff(self.planes)
         return float(steps.mean()) if len(steps) and np.allclose(steps, steps.mean(), rtol=1e-3) else None
 
     def _tiles(self, group: Any) -> tuple[range, range]:
-        """Return the columns and rows in which tiles may be missing; none where the file says that it is full."""
+        """Return the columns and rows in which tiles may be missing; empty ranges if the file claims to be full."""
         tiled = group.default_instance.image_data.tiled_size
         full = all(str(instance.dataset.tile_type.name) == "FULL" for instance in group.instances.values())
         return (range(0), range(0)) if full else (range(tiled.width), range(tiled.height))
@@ -106,7 +106,7 @@ class DicomSource:
         return bool(data.is_sparse(Point(column, row), plane, path))
 
     def piece(self, level: int, box: Box, plane: float, path: str) -> Pixels:
-        """Return a tile (samples, y, x)."""
+        """Return the pixels of one tile of the file: (samples, y, x)."""
         group = self.groups[level]
         tile = group.tile_size
         with refusing(f"{self.path}: {box} of level {level} cannot be read", DAMAGED):
@@ -143,7 +143,7 @@ class DicomImage(Image):
         return DicomImage(self._source, level)
 
     def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the slide, decoding only the tiles it touches."""
+        """Return the pixels of a box inside the slide, decoding only the tiles that it touches."""
         source, level = self._source, self.level
         layout, tile = source.layouts[level], source.groups[level].tile_size
         out, stored = layout.empty(box, self.dtype)
@@ -160,7 +160,7 @@ class DicomImage(Image):
         return out
 
     def identity(self) -> dict[str, Any]:
-        """Return the bytes of the files and a hash of their instance UIDs and shapes."""
+        """Return the total size of the files, a hash of their instance UIDs, and the shapes of the levels."""
         return self._source.identity | {
             "shapes": [list(level.shape) for level in self.levels],
             "missing": self.n_missing,
@@ -175,7 +175,7 @@ class DicomImage(Image):
 
 
 def _identity(files: Sequence[Path], path: str) -> dict[str, Any]:
-    """Return what tells the files from others; refuse files of more than one series, which wsidicom would skip."""
+    """Return the size and hash that identify the files; refuse several series, all but one of which wsidicom skips."""
     import pydicom
 
     heads = [pydicom.dcmread(f, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]) for f in files]
@@ -191,5 +191,5 @@ def _identity(files: Sequence[Path], path: str) -> dict[str, Any]:
 
 
 def open_dicom(path: str, *, level: int, axes: str | None, missing: str) -> Image:
-    """Open a DICOM file, or a folder of the files of one slide, at one of its levels."""
+    """Open a DICOM file, or a folder with the files of one slide, at one of its levels."""
     return DicomImage(DicomSource(path, axes=axes, missing=missing), 0).at_level(level)

@@ -1,10 +1,10 @@
-"""Slides through OpenSlide: MIRAX (MRXS) and the other kinds of `kinds.SLIDE_NAMES`.
+"""Read slides through OpenSlide: MIRAX (MRXS) and the other formats of `kinds.SLIDE_NAMES`.
 
-Pixels are 8-bit red, green and blue, as OpenSlide shows them. What the scanner left out is
-transparent there, and is read as the slide's background colour (white where it names none).
-A level whose reduction is not a whole number has no exact place for each of its pixels in the
-coordinates that OpenSlide wants; it is read in pieces on a fixed grid, so that every pixel is
-the same whatever box asks for it.
+Pixels are 8-bit red, green and blue, as OpenSlide returns them. Areas that were not scanned are
+transparent in OpenSlide, and are read as the slide's background colour (white if it names none).
+OpenSlide takes positions in pixels of the finest level, so if the downsampling of a level is not
+a whole number, its pixels have no exact position. Levels are therefore read in pieces on a fixed
+grid, so that every pixel has the same value whichever box is read.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SlideSource:
         self.levels = tuple(Level((*shape, 3), _coarser(finest, self.shapes[0], shape)) for shape in self.shapes)
 
     def piece(self, level: int, box: Box) -> Pixels:
-        """Return a piece of the grid (3, y, x)."""
+        """Return the pixels of one piece of the grid: (3, y, x)."""
         return self.cache.get((level, box), lambda: self._decoded(level, box))
 
     def _decoded(self, level: int, box: Box) -> Pixels:
@@ -86,14 +86,14 @@ class SlideImage(Image):
         return SlideImage(self._source, level)
 
     def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the slide, decoding only the pieces it touches."""
+        """Return the pixels of a box inside the slide, decoding only the pieces that it touches."""
         out = self.empty(box)
         read, level = self._source.piece, self.level
         assemble(out, box, shape=self.box_shape, side=SIDE, piece=lambda cell: read(level, cell))
         return out
 
     def identity(self) -> dict[str, Any]:
-        """Return the file's size, the levels, and OpenSlide's own hash of the slide."""
+        """Return the vendor, the file's size, the shapes of the levels, and OpenSlide's own hash of the slide."""
         source = self._source
         return {
             "kind": "slide",
@@ -118,7 +118,7 @@ def _coarser(finest: list[float | None], whole: tuple[int, int], shape: tuple[in
 
 
 def open_slide(path: str, *, level: int, axes: str | None) -> Image:
-    """Open a slide at one of its levels, with OpenSlide whatever its name."""
+    """Open a slide with OpenSlide at one of its levels, whatever the suffix of its name."""
     if axes is not None and axes != SlideImage.axes:
         raise ImageError(f"{path}: a slide has the axes yxc, not {axes}. Leave --axes out")
     return SlideImage(SlideSource(path), 0).at_level(level)
