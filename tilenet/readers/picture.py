@@ -1,7 +1,7 @@
-"""PNG, JPEG and BMP: pictures that can only be decoded whole.
+"""Read PNG, JPEG and BMP: pictures that can only be decoded whole.
 
-The decoded picture is kept (it cannot be read in parts), so its size is bounded. JPEG
-pictures are read as they are stored: an EXIF orientation turns nothing.
+The decoded picture stays in memory (it cannot be read in parts), so its size is bounded. Pictures
+are read as they are stored: an EXIF orientation is ignored.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tilenet.readers.codestreams import picture_size
 from tilenet.readers.image import RGB, Image, Level, Pixels
 
 DECODERS = {"png": imagecodecs.png_decode, "jpeg": imagecodecs.jpeg_decode, "bmp": imagecodecs.bmp_decode}
-# Markers (ITU-T T.81, B.1.1.3). Within a scan a byte FF is followed by 00, so that neither is found there by chance.
+# Markers (ITU-T T.81, B.1.1.3). Within a scan, a data byte FF is followed by 00, so neither occurs there by chance.
 SCAN_OF_JPEG, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
-# Colour model of each number of samples, and how many of them are not alpha.
+# Stored samples per pixel (grey, grey and alpha, RGB, RGBA), and how many of them are not alpha.
 WITHOUT_ALPHA = {1: 1, 2: 1, 3: 3, 4: 3}
 
 
 class PictureImage(Image):
-    """A PNG, JPEG or BMP of one level."""
+    """A PNG, JPEG or BMP file, as an image of one level."""
 
     reader = "picture (imagecodecs)"
 
@@ -49,7 +49,7 @@ class PictureImage(Image):
         self.channel_names = RGB if samples == 3 else ("",) * self.n_channels
 
     def at_level(self, level: int) -> Image:
-        """Return this image: there is no other level."""
+        """Return this image, which has one level only."""
         check_level(level, 1, name=self.name)
         return self
 
@@ -68,11 +68,11 @@ class PictureImage(Image):
 
 
 def _decode(data: bytes, kind: str, *, path: str) -> Pixels:
-    """Return (y, x, samples) without alpha."""
+    """Return the decoded picture (y, x, samples) without alpha."""
     size = picture_size(data, kind)
     if size is None:
         raise ImageError(f"{path}: its header does not say how large it is. The file is damaged; get it again")
-    # Eight bytes a pixel: four samples of 16 bits, the most that these formats hold.
+    # Eight bytes per pixel: four samples of 16 bits, the most that these formats hold.
     check_piece(size[0] * size[1] * 8, f"{path}: {size[0]} x {size[1]} px")
     if kind == "jpeg" and data.rfind(END_OF_JPEG) < data.rfind(SCAN_OF_JPEG):
         raise ImageError(f"{path}: is cut off, as a JPEG without an end. Get the file again")

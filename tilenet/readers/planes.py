@@ -1,8 +1,8 @@
-"""A folder of numbered planes (TIFF, PNG, JPEG or BMP), read as a stack along z.
+"""Read a folder of numbered planes (TIFF, PNG, JPEG or BMP) as a stack along z.
 
-File names must be alike but for one number; planes are in the order of that number, and none
-may be missing. A plane is read when a box needs it, and kept decoded while there is room; of planes
-larger than that room only the parts are read that a box touches.
+File names must differ in one number only. Planes are in the order of that number, and none may be
+missing. A plane is read when a box needs it, and is cached decoded. Of planes larger than the
+cache, only the part that the box touches is read.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels
 from tilenet.readers.kinds import PICTURES, kind_of
 
 HEADER_BYTES = 2**16
-# Files that file managers leave in folders.
+# Files that file managers leave in folders; they are ignored.
 LITTER = ("thumbs.db", "desktop.ini")
 
 
 class PlanesImage(Image):
-    """A stack of planes, one file each; one level."""
+    """A stack of planes, one file each, as an image of one level."""
 
     reader = "folder of planes"
 
@@ -54,7 +54,7 @@ class PlanesImage(Image):
         self._whole, self.keeps_pieces = PieceCache(), True
 
     def at_level(self, level: int) -> Image:
-        """Return this image: there is no other level."""
+        """Return this image, which has one level only."""
         check_level(level, 1, name=self.name)
         return self
 
@@ -68,7 +68,7 @@ class PlanesImage(Image):
         return out
 
     def identity(self) -> dict[str, Any]:
-        """Return the number of planes, and a hash of their names, sizes and headers."""
+        """Return the number of planes, a hash of their names, sizes and headers, and the number of missing tiles."""
         return {
             "kind": "planes",
             "planes": len(self._files),
@@ -80,7 +80,7 @@ class PlanesImage(Image):
         return reopening(self.name, axes=self._said_axes, missing=self._missing)
 
     def _probe(self, index: int) -> str:
-        """Return what tells a plane from a changed one; refuse one that its header shows to be unlike the first."""
+        """Return a text that changes when a plane changes; refuse a plane whose header differs from the first."""
         file = self._files[index]
         kind = kind_of(file)
         if kind not in PICTURES:
@@ -101,7 +101,7 @@ class PlanesImage(Image):
         return open_image(self._files[index], missing=self._missing)
 
     def _part(self, index: int, box: Box) -> Pixels:
-        """Return a box of a plane: (C, y, x)."""
+        """Return the pixels of a box of a plane: (C, y, x)."""
         small = prod(self._plane_shape) * self.dtype.itemsize <= CACHE_BYTES
         if small or kind_of(self._files[index]) in PICTURES:
             return self._whole.get(index, lambda: self._read(index, Box.of_shape(self._plane_box)))[:, *box.slices]
@@ -113,7 +113,7 @@ class PlanesImage(Image):
 
     def _read(self, index: int, box: Box) -> Pixels:
         with self._open(index) as image:
-            self._check_like_first(index, image)  # of pictures only the header was seen
+            self._check_like_first(index, image)  # until now, only the headers of pictures were checked
             return image.read_inside(box)
 
     def _check_like_first(self, index: int, image: Image) -> None:
@@ -135,7 +135,7 @@ def _check_plane(image: Image) -> None:
 
 
 def numbered_files(folder: Path) -> list[Path]:
-    """Return the planes in a folder in the order of their numbers; refuse what is no such series."""
+    """Return the files of a folder in the order of their numbers; refuse a folder that is not one numbered series."""
     files = [p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in LITTER]
     folders = sorted(p.name for p in files if not p.is_file())
     way_out = "Give an image file, a zarr folder, or a folder of nothing but numbered planes"
