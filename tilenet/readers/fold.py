@@ -1,4 +1,4 @@
-"""The one mirror of pixels: a read beyond the borders of an image, out of one inside it."""
+"""Mirror padding, in one place: build a read beyond the borders of an image from a read inside it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tilenet.geometry import mirror
 
 @dataclass(frozen=True)
 class Fold:
-    """How one axis of a mirrored read comes out of a plain one.
+    """How to build a mirrored read from a plain one, along one axis.
 
     Attributes
     ----------
     start, stop : int
         The plain read: the shortest range that holds every pixel needed.
     runs : tuple of slice
-        Its parts, forward and backward, one behind the other.
+        Parts of the plain read, forward and backward, to concatenate in this order.
     """
 
     start: int
@@ -28,14 +28,14 @@ class Fold:
     runs: tuple[slice, ...]
 
     def unfolded(self, pixels: NDArray[Any], axis: int) -> NDArray[Any]:
-        """Return the mirrored read of a plain one; neighbours in memory stay so."""
+        """Return the mirrored read built from a plain one; the order of axes in memory is kept."""
         if self.runs == (slice(None),):
             return pixels
         return np.concatenate([pixels[(slice(None),) * axis + (run,)] for run in self.runs], axis=axis)
 
 
 def fold(start: int, stop: int, length: int) -> Fold:
-    """Plan a mirrored read of ``start:stop`` on an axis of that length.
+    """Plan a mirrored read of ``start:stop`` on an axis of `length` pixels.
 
     >>> fold(-2, 4, 5)
     Fold(start=0, stop=4, runs=(slice(2, 0, -1), slice(0, 4, 1)))
@@ -44,13 +44,13 @@ def fold(start: int, stop: int, length: int) -> Fold:
         return Fold(start, stop, (slice(None),))
     source = np.fromiter((mirror(i, length) for i in range(start, stop)), np.intp, stop - start)
     lowest, steps = int(source.min()), np.diff(source)
-    # An axis of one pixel does not turn, it stands still.
+    # A run ends where the direction turns. On an axis of one pixel, where the step is 0, every run is one pixel.
     ends = np.union1d(np.flatnonzero(np.diff(steps)), np.flatnonzero(steps == 0)) + 1
     return Fold(lowest, int(source.max()) + 1, tuple(map(_run, np.split(source - lowest, ends))))
 
 
 def _run(places: NDArray[np.intp]) -> slice:
-    """Return the slice that gives evenly spaced places."""
+    """Return the slice that selects consecutive places, ascending or descending."""
     first, last = int(places[0]), int(places[-1])
     step = -1 if last < first else 1
     return slice(first, last + step if last + step >= 0 else None, step)

@@ -1,4 +1,4 @@
-"""Where the pixels of an OME-Zarr image lie, in its own axes and units, as a viewer places them."""
+"""Where the pixels of an OME-Zarr image lie in its own axes and units, which is where a viewer places them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from tilenet.readers.units import MICROMETERS
 
-# ``axes``, ``scale`` and ``translation``, an entry for each axis.
+# The keys ``axes``, ``scale`` and ``translation``, each a list with one entry per axis.
 Frame = Mapping[str, Any]
 SPECIFIED = ("angstrom", "inch", "minute", "hour", "day")
 
 
 def frame_of(image: Mapping[str, Any], level: int) -> Frame:
-    """Return the frame of a level: its transformations, and behind them those of the whole image.
+    """Return the frame of a level: its transformations, followed by those of the whole image.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def frame_of(image: Mapping[str, Any], level: int) -> Frame:
     Raises
     ------
     KeyError, TypeError, ValueError, IndexError
-        Where that is not said, or not in a way that is known.
+        If the metadata does not state the frame, or states it in an unknown form.
     """
     n = len(image["axes"])
     scale, translation = [1.0] * n, [0.0] * n
@@ -44,13 +44,13 @@ def frame_of(image: Mapping[str, Any], level: int) -> Frame:
 
 
 def along(frame: Frame, places: Sequence[int], names: str) -> Frame:
-    """Return the frame of some axes, by their places in the image, under the names that they have here."""
+    """Return the frame of the axes at some places in the image, renamed to `names`."""
     axes = [{**frame["axes"][i], "name": name} for i, name in zip(places, names, strict=True)]
     return {"axes": axes, **{k: [frame[k][i] for i in places] for k in ("scale", "translation")}}
 
 
 def in_known_units(frame: Frame) -> Frame:
-    """Return a frame whose units are those that OME-Zarr names; others are turned into micrometres, or left out.
+    """Return a frame in units that OME-Zarr defines: others are converted to micrometres, or left out if unknown.
 
     >>> in_known_units({"axes": [{"name": "x", "unit": "um"}], "scale": [0.5], "translation": [3.0]})["axes"]
     [{'name': 'x', 'type': 'space', 'unit': 'micrometer'}]
@@ -68,5 +68,5 @@ def in_known_units(frame: Frame) -> Frame:
 
 
 def scaled(frame: Frame, factors: Sequence[float]) -> Frame:
-    """Return the frame of pixels that are so many of these along each axis."""
+    """Return the frame of pixels that are `factors` times as large along each axis; the translation stays."""
     return {**frame, "scale": [size * factor for size, factor in zip(frame["scale"], factors, strict=True)]}

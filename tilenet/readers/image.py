@@ -1,4 +1,4 @@
-"""What an image is, whatever file it comes from; every read beyond its borders is mirrored here."""
+"""The interface of all images, whatever their file format; reads beyond the borders are mirrored here, once for all."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tilenet.readers.frame import Frame
 
 Pixels = NDArray[Any]
 AXES = "tczyx"
-# Decoded pieces of a file that are kept; see `tilenet.readers.cache`.
+# Size of the cache of decoded pieces of a file; see `tilenet.readers.cache`.
 CACHE_BYTES = 128 * 2**20
-# Threads that read an image at once.
+# Number of threads that read an image at once.
 READERS = 4
 RGB = ("red", "green", "blue")
 
@@ -35,7 +35,7 @@ class Level:
     shape : tuple of int
         Pixels along the image's axes, in their order.
     pixel_size : tuple of float or None
-        Micrometres along the image's axes without ``c``; None for an axis where unknown.
+        Micrometres along the image's axes without ``c``; None for an axis of unknown pixel size.
     """
 
     shape: tuple[int, ...]
@@ -45,13 +45,13 @@ class Level:
 class Image(ABC):
     """One level of an image, readable box by box from several threads at once.
 
-    Boxes are in array order over `box_axes`, the axes without ``c``; what is read has the
-    channels in front: shape (C, *box.shape), in the image's own dtype.
+    Boxes are in array order over `box_axes`, the axes without ``c``. Arrays returned by a read have
+    the channels in front: shape (C, *box.shape), in the image's own dtype.
 
     Attributes
     ----------
     name : str
-        Path, or what an array is called in messages.
+        Path of the image, or the name of an array in messages.
     axes : str
         Letters of ``tczyx``, one per array axis, in file order (``"yxc"`` for RGB).
     dtype : numpy.dtype
@@ -59,19 +59,19 @@ class Image(ABC):
     levels : tuple of Level
         All resolutions, finest first.
     level : int
-        The one that this image reads.
+        The level that this image reads.
     channel_names : tuple of str
         One per channel; empty strings where unknown.
     n_missing : int
-        Tiles that the file lacks and that are read as 0, over all levels.
+        Number of tiles, over all levels, that the file lacks and that are read as 0.
     working_bytes : int
-        Most bytes that reading takes for a while, in each thread, beside what it returns.
+        Most temporary memory that one read takes, in each thread, in addition to the array that it returns.
     keeps_pieces : bool
-        Decoded pieces of the file are kept for the next read.
+        Whether decoded pieces of the file are cached for later reads.
     reader : str
-        Which of tilenet's readers, and whose library, reads it.
+        Which of tilenet's readers reads the image, and through which library.
     told_axes : str
-        The axes that the file says it has; empty where it does not say.
+        The axes that the file states; empty if it states none.
     """
 
     name: str
@@ -96,10 +96,10 @@ class Image(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return what tells this image from a changed one, field by field, ready for JSON."""
+        """Return fields, ready for JSON, that differ if the image is changed or replaced."""
 
     def close(self) -> None:  # noqa: B027  (most images hold nothing open)
-        """Let go of files; reading afterwards is an error."""
+        """Close the files; reading afterwards is an error."""
 
     def __repr__(self) -> str:
         sides = " x ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
@@ -119,7 +119,7 @@ class Image(ABC):
 
     @property
     def box_axes(self) -> str:
-        """The axes without ``c``: those of boxes and of the mask."""
+        """The axes without ``c``: the axes of boxes and of the mask."""
         return self.axes.replace("c", "")
 
     @property
@@ -134,41 +134,41 @@ class Image(ABC):
 
     @property
     def shift(self) -> tuple[float, ...]:
-        """How far the first pixel's centre lies behind that of the stored level, in pixels along `box_axes`."""
+        """Offset of the centre of pixel 0 from that of the stored level, in pixels of this image along `box_axes`."""
         return (0.0,) * len(self.box_axes)
 
     @property
     def frame(self) -> Frame | None:
-        """Where the pixels lie along `box_axes`, in the file's own units; None where it says `pixel_size` at most."""
+        """Where the pixels lie along `box_axes`, in the file's own units; None if it states at most a pixel size."""
         return None
 
     @property
     def channels_last(self) -> bool:
-        """Whether channels are neighbours in memory in what is read, as they are in the file."""
+        """Whether the channels of a pixel are adjacent in memory in arrays that are read, as they are in the file."""
         return self.axes.endswith("c")
 
     def empty(self, box: Box) -> Pixels:
-        """Return unfilled pixels (C, *box.shape), channels last in memory where they are so in the file."""
+        """Return an unfilled array (C, *box.shape), with channels last in memory if they are last in the file."""
         if self.channels_last:
             return np.moveaxis(np.empty((*box.shape, self.n_channels), self.dtype), -1, 0)
         return np.empty((self.n_channels, *box.shape), self.dtype)
 
     @property
     def kept_bytes(self) -> int:
-        """Most bytes that are kept for the next read: of decoded pieces."""
+        """Most bytes of decoded pieces that are cached for later reads."""
         return min(CACHE_BYTES, prod(self.shape) * self.dtype.itemsize) if self.keeps_pieces else 0
 
     @property
     def n_channels(self) -> int:
-        """Number of channels, 1 where there is no ``c`` axis."""
+        """Number of channels; 1 if there is no ``c`` axis."""
         return self.shape[self.axes.index("c")] if "c" in self.axes else 1
 
     @property
     def is_color(self) -> bool:
         """Whether the channels are the red, green and blue of a colour picture.
 
-        They are called so, and have 8 bits: cameras on fluorescence microscopes store three
-        stains of 16 bits as RGB too.
+        They must have these names and 8 bits, because cameras on fluorescence microscopes store
+        three stains of 16 bits as RGB too.
         """
         return self.dtype == np.uint8 and tuple(name.lower() for name in self.channel_names) == RGB
 
@@ -187,8 +187,8 @@ class Image(ABC):
         Returns
         -------
         numpy.ndarray
-            (C, *box.shape), the image's dtype; in memory, channels are where the file has them. Only the
-            pixels needed are decoded.
+            (C, *box.shape), in the image's dtype; in memory, the channels are first or last as in the file.
+            Only the pieces of the file that the box needs are decoded.
         """
         if box in self._inside:
             return self.read_inside(box)
@@ -200,15 +200,15 @@ class Image(ABC):
 
     @property
     def parts_channels(self) -> bool:
-        """Whether `read_channels` reads no more than it is asked for: the format keeps channels apart."""
+        """Whether the file stores channels apart, so that `read_channels` reads only those asked for."""
         return False
 
     def read_channels(self, box: Box, channels: tuple[int, int]) -> Pixels:
-        """Return some channels, from the first number to before the second, of a box inside the image."""
+        """Return the pixels of a half-open range of channels, in a box inside the image."""
         raise NotImplementedError
 
     def channel_numbers(self, channels: int | str | Sequence[int | str]) -> tuple[int, ...]:
-        """Return the numbers of channels, or of one, that are given as numbers or by name."""
+        """Return the numbers of one or several channels, given by number or by name."""
         if isinstance(channels, int | str):
             channels = (channels,)
         return tuple(self._named(channel) if isinstance(channel, str) else int(channel) for channel in channels)
@@ -230,7 +230,7 @@ class Image(ABC):
 
 
 def names_of_array(axes: str, n_channels: int, dtype: np.dtype[Any]) -> tuple[str, ...]:
-    """Return the channel names of an array that has none: picture libraries store 8-bit colour as (y, x, 3)."""
+    """Return default channel names for an array: RGB for 8-bit (y, x, 3), as picture libraries store colour."""
     color = axes == "yxc" and n_channels == 3 and dtype == np.uint8
     return RGB if color else ("",) * n_channels
 
@@ -259,22 +259,22 @@ class ChannelView(Image):
 
     @property
     def shift(self) -> tuple[float, ...]:
-        """Of the image whose channels they are."""
+        """The shift of the underlying image."""
         return self._image.shift
 
     @property
     def frame(self) -> Frame | None:
-        """Of the image whose channels they are."""
+        """The frame of the underlying image."""
         return self._image.frame
 
     @property
     def kept_bytes(self) -> int:
-        """Of the image whose channels they are: it may read all of them."""
+        """The cached bytes of the underlying image, which may read all of its channels."""
         return self._image.kept_bytes
 
     @property
     def n_channels(self) -> int:
-        """Number of channels chosen; a grey image can be given to a network several times."""
+        """Number of chosen channels; one may be repeated, for instance to pass a grey image to an RGB network."""
         return len(self._channels)
 
     def _reshaped(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -295,9 +295,9 @@ class ChannelView(Image):
         return (parts[0] if len(parts) == 1 else np.concatenate(parts))[self._places]
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells the underlying image from a changed one."""
+        """Return the identity of the underlying image."""
         return self._image.identity()
 
     def close(self) -> None:
-        """Let go of the underlying image's files."""
+        """Close the files of the underlying image."""
         self._image.close()
