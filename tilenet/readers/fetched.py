@@ -1,4 +1,4 @@
-"""What was fetched from afar, kept while there is room."""
+"""A cache of remote files and parts of them, as fetched."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 
-# Beside the pixels of decoded chunks, which are kept too: indices of shards, and what is packed smaller.
+# In addition to the cache of decoded chunks: this one holds shard indexes and compressed chunks, which are smaller.
 KEPT_BYTES = 32 * 2**20
-# What a part takes beside its bytes, so that parts that are not there are bounded too.
+# Bytes counted per part in addition to its data, so that the number of missing parts is bounded too.
 OVERHEAD = 1024
 
 
 class FetchCache:
-    """The parts of files fetched last, packed as they are; a part that two readers want is fetched once.
+    """A least-recently-used cache of parts of files, still compressed; a part that two readers want is fetched once.
 
-    It is used by coroutines of one event loop, that of zarr. What is not there is kept as None.
+    Only coroutines of one event loop (zarr's) use it, so it needs no lock. A missing part is cached as None.
     """
 
     def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
@@ -23,17 +23,17 @@ class FetchCache:
         self._parts: OrderedDict[Hashable, asyncio.Future[bytes | None]] = OrderedDict()
 
     def find(self, key: Hashable) -> bytes | None:
-        """Return a part that is here, None if it is not."""
+        """Return a part from the cache; None if it is not cached, or known to be missing."""
         part = self._parts.get(key)
         return part.result() if part is not None and part.done() else None
 
     async def get(self, key: Hashable, fetch: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
-        """Return the part of that key, fetching it if it is not here."""
+        """Return the part of a key, fetching it if it is not cached; None if it does not exist."""
         part = self._parts.get(key)
         if part is None:
             part = self._parts[key] = asyncio.ensure_future(self._fetch(key, fetch))
         self._parts.move_to_end(key)
-        return await asyncio.shield(part)  # whoever else waits for it still gets it
+        return await asyncio.shield(part)  # if this waiter is cancelled, the others still get the part
 
     async def _fetch(self, key: Hashable, fetch: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
         try:

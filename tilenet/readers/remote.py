@@ -1,7 +1,7 @@
-"""What lies at an address, fetched with obstore: in parts, with bounded patience, and errors that give nothing away.
+"""Fetch remote files, or parts of them, with obstore: with timeouts, and with errors that reveal no secrets.
 
-What obstore says of an error quotes the address with all that is secret in it, so none of its
-words are passed on: only the status that a server answered, or how the connection ended.
+obstore's error messages quote the address with all secrets in it, so they are never passed on.
+Messages report only the HTTP status of the answer, or how the connection ended.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tilenet.errors import EnvironmentFault, ImageError, ImageNotFound, TilenetE
 from tilenet.readers.boundary import needing
 from tilenet.readers.fetched import FetchCache
 
-# Patience: to connect, between two pieces of an answer, for one answer, and for all tries of it.
+# Timeouts: to connect, between two pieces of an answer, for one answer, and for all retries of a request.
 CONNECT, SILENCE, ANSWER, TRYING = (timedelta(seconds=n) for n in (10, 30, 600, 60))
 RETRIES = 4
 BACKOFF = {"base": 2, "init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5)}
-# How long credentials are used before they are asked for again: AWS renews them ten minutes before they end.
+# How long credentials are reused before boto3 is asked for them again: it renews them ten minutes before they expire.
 CREDENTIALS = timedelta(minutes=5)
 REGION = "us-east-1"
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -36,16 +36,16 @@ _ENDS = {
     CUT: "the answer was cut off",
     "IncompleteMessage": "the connection was closed",
 }
-# Statuses of servers that are busy or out of order, not of requests that are wrong.
+# Statuses 4xx of a server that is busy or too slow, not of a wrong request.
 PASSING = (408, 425, 429)
 
 
-# What S3 answers where the bucket is missing, not the file.
+# S3 answers this if the bucket is missing, not the file.
 NO_BUCKET = "<Code>NoSuchBucket</Code>"
 
 
 class Forbidden(ImageError):
-    """The server knows the image, or does not say, and does not give it."""
+    """The server refuses access; it may do so whether or not the image exists."""
 
 
 class BucketNotFound(ImageNotFound):
@@ -58,9 +58,9 @@ class Remote:
     Parameters
     ----------
     address : Address
-        Of an image, or of something in it.
+        Address of an image, or of a folder in it.
     text : str
-        The address as it was given, with what may be secret in it.
+        The address as the caller gave it, which may contain secrets.
     """
 
     def __init__(self, address: Address, text: str) -> None:
@@ -70,7 +70,7 @@ class Remote:
         self._cache = FetchCache()
 
     def name_of(self, path: str) -> str:
-        """Return the address of a file or a folder, as it may be shown."""
+        """Return the address of a file or a folder without secrets, for messages."""
         return str(replace(self.address, path=path))
 
     async def fetch(
@@ -81,25 +81,25 @@ class Remote:
         part: dict[str, Any] | None = None,
         absent: Callable[[], Awaitable[None]] | None = None,
     ) -> bytes | None:
-        """Return a file or a part of it, from the cache if it is there; None if there is no such file.
+        """Return a file or a part of it, from the cache if possible; None if there is no such file.
 
         Parameters
         ----------
         path : str
-            Of the file, from the root of the host or the bucket.
+            Path of the file, from the root of the host or the bucket.
         largest : int
-            Bytes of the whole file; more are refused before they are fetched.
+            Most bytes that the whole file may have; a larger file is refused before its content is fetched.
         part : dict, optional
             ``range`` of obstore's ``GetOptions``: ``(start, stop)``, ``{"suffix": n}``, ``{"offset": n}``.
         absent : callable, optional
-            Awaited where there is no such file, before that is believed.
+            Awaited if there is no such file, before None is cached and returned; it may raise instead.
 
         Raises
         ------
         ImageError
-            If the file is too large or empty, or the server refuses (`Forbidden` where access is refused).
+            If the file is too large or empty, or the server refuses the request (`Forbidden` if it refuses access).
         EnvironmentFault
-            If the server cannot be reached, gives up or is too slow.
+            If the server cannot be reached, fails or is too slow.
         """
 
         async def get() -> bytes | None:
@@ -114,7 +114,7 @@ class Remote:
         return await self._cache.get((path, repr(part)) if part else path, get)
 
     async def fetch_anew(self, path: str, *, largest: int) -> bytes | None:
-        """Return a file as it is now."""
+        """Return a file as it is now, bypassing the cache."""
         return await self._get(path, largest, None)
 
     async def _get(self, path: str, largest: int, part: dict[str, Any] | None) -> bytes | None:
@@ -125,7 +125,7 @@ class Remote:
                 try:
                     return await self._whole(path, largest, part)
                 except BaseError as error:
-                    # obstore asks for the rest by itself only where the server says which version that is of.
+                    # obstore resumes an answer that was cut off only if the server states the version of the file.
                     if CUT not in str(error):
                         raise
             return await self._whole(path, largest, part)
@@ -140,7 +140,7 @@ class Remote:
             raise self._fault(path, error) from None
 
     async def _whole(self, path: str, largest: int, part: dict[str, Any] | None) -> bytes:
-        """Return what one request gives."""
+        """Return the content of a file, or of a part of it, from one call to obstore."""
         import obstore
 
         options: Any = part
@@ -156,7 +156,7 @@ class Remote:
         return bytes(await found.bytes_async())
 
     def _fault(self, path: str, error: Exception) -> Exception:
-        """Return the error to raise, in words that give nothing away."""
+        """Return the error to raise, in words that reveal no secrets."""
         kind, said, name = type(error).__name__, str(error), self.name_of(path)
         status = int(found[1]) if (found := _STATUS.search(said)) else None
         if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
@@ -197,7 +197,7 @@ def _options() -> dict[str, Any]:
 
 
 def _http(address: Address) -> Any:
-    """Return obstore's view of a web server; user and password go into a header, the query with each request."""
+    """Return an obstore store of a web server; user and password go into a header, the query into each request."""
     from obstore.store import HTTPStore
 
     options = _options()
@@ -207,14 +207,14 @@ def _http(address: Address) -> Any:
     query = f"?{address.query}" if address.query else ""
     try:
         return HTTPStore.from_url(f"{address.scheme}://{address.host}/{query}", **options)
-    except Exception:  # its words quote the address
+    except Exception:  # its message quotes the address
         raise ImageError(f"{address}: is not an address that can be reached. Check it") from None
 
 
 def _s3(address: Address) -> Any:
-    """Return obstore's view of a bucket, with the endpoint, region and credentials that the AWS tools would use.
+    """Return an obstore store of a bucket, with the endpoint, region and credentials that the AWS tools would use.
 
-    Without credentials, or with AWS_SKIP_SIGNATURE, requests are anonymous.
+    Requests are anonymous if there are no credentials, or if AWS_SKIP_SIGNATURE is set to true.
     """
     import boto3
     from botocore.exceptions import BotoCoreError
