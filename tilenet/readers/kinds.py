@@ -1,9 +1,10 @@
-"""Which reader opens what: one rule, by the first bytes of a file, never one reader after another.
+"""Choose the reader of an image by fixed rules, never by trying one reader after another.
 
-1. A name that is OpenSlide's (`SLIDE_NAMES`): OpenSlide. These are TIFFs, pictures and texts
-   that mean a slide only together with what else is in them, or in the folder beside them.
-2. The first bytes: TIFF (also SVS and NDPI), PNG, JPEG, BMP, CZI, DICOM.
-3. A folder, also a remote one: zarr if it has zarr metadata, DICOM if it has ``.dcm`` files, else numbered planes.
+1. A file whose suffix is in `SLIDE_NAMES`: OpenSlide. These are TIFFs, pictures and texts that
+   form a slide only together with vendor metadata, or with the files in the folder beside them.
+2. Any other file, by its first bytes: TIFF (also SVS and NDPI), PNG, JPEG, BMP, CZI, DICOM.
+3. A folder: zarr if it has zarr metadata, DICOM if it has ``.dcm`` files, else numbered planes.
+4. An address: zarr.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ MAGIC = {
     b"ZISRAWFILE": "czi",
 }
 PICTURES = ("png", "jpeg", "bmp")
-# DICOM files begin with 128 bytes that say nothing (PS3.10, 7.1).
+# DICOM files begin with a preamble of 128 bytes without meaning (PS3.10, 7.1).
 DICOM_AT, DICOM, DICOM_SUFFIX, DICOM_INDEX = 128, b"DICM", ".dcm", ("DICOMDIR",)
-# What is given by mistake, by its first bytes.
+# First bytes of files that people pass by mistake, and what to say about them.
 OTHERS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it stands for. Fetch it: git lfs pull",
     b"PK\x03\x04": "is a zip archive. Unpack it first",
@@ -42,13 +43,13 @@ OTHERS = {
     b"\x89HDF": "is an HDF5 file. Pass one of its arrays to the Python function, or convert it to zarr",
     b"\xda\xce\xbe\x0a": "is an ND2 file. Convert it to OME-TIFF or OME-Zarr first",
 }
-# What an address may end in that is one file: these are read from a disk only.
+# Suffixes of single files: these are read from a local disk only, not from an address.
 FILES = (".tif", ".tiff", ".svs", ".ndpi", ".czi", ".dcm", ".png", ".jpg", ".jpeg", ".bmp", ".zip", *SLIDE_NAMES)
 READABLE = "TIFF, OME-TIFF, SVS, NDPI, MRXS, CZI, DICOM, zarr, OME-Zarr, PNG, JPEG and BMP are read"
 
 
 def kind_of(path: str | Path) -> str:
-    """Return ``"tiff"``, ``"png"``, ``"jpeg"``, ``"bmp"``, ``"czi"``, ``"dicom"`` or ``"slide"``; refuse all else."""
+    """Return ``"tiff"``, ``"png"``, ``"jpeg"``, ``"bmp"``, ``"czi"``, ``"dicom"`` or ``"slide"``; refuse the rest."""
     head = _head(path)
     if Path(path).suffix.lower() in SLIDE_NAMES:
         return "slide"
@@ -68,7 +69,7 @@ def refuse_remote_file(address: str) -> None:
 
 
 def dicom_files(folder: str | Path) -> list[Path]:
-    """Return the DICOM files in a folder, none if there are none; refuse a folder that holds others beside them."""
+    """Return the DICOM files in a folder, which may be none; refuse a folder that mixes them with other files."""
     files = [p for p in Path(folder).iterdir() if not p.name.startswith(".") and p.name not in DICOM_INDEX]
     found = [p for p in files if p.suffix.lower() == DICOM_SUFFIX]
     others = sorted(p.name for p in files if p not in found)
@@ -81,7 +82,7 @@ def dicom_files(folder: str | Path) -> list[Path]:
 
 
 def _head(path: str | Path) -> bytes:
-    """Return the first bytes of a file, enough to tell its kind."""
+    """Return enough of the first bytes of a file to determine its kind."""
     if not Path(path).exists():
         raise ImageNotFound(f"{path}: does not exist. Check the path")
     if not Path(path).is_file():

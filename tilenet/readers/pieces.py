@@ -1,4 +1,4 @@
-"""A level cut into pieces on a grid of its own: what a library reads never depends on the box asked for."""
+"""Read a level in pieces on a fixed grid, so that what a library reads never depends on the box asked for."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tilenet.readers.image import Pixels
 def assemble(
     out: Pixels, box: Box, *, shape: tuple[int, ...], side: tuple[int, int], piece: Callable[[Box], Pixels]
 ) -> None:
-    """Fill a plane from its pieces.
+    """Fill a box of a plane from the pieces that it touches.
 
     Parameters
     ----------
     out : numpy.ndarray
-        (C, y, x), of the box.
+        (C, y, x), the pixels of `box`, to be filled.
     box : Box
-        Inside the plane.
+        Box inside the plane.
     shape : tuple of int
-        Of the plane.
+        Height and width of the plane.
     side : tuple of int
-        Height and width of a piece; those at the far edges are smaller.
+        Height and width of a piece; pieces at the far edges are smaller.
     piece : callable
-        From the box of a piece to its pixels (C, y, x).
+        Function from the box of a piece to its pixels (C, y, x).
     """
     corners = [range(round_down(a, n), b, n) for a, b, n in zip(box.start, box.stop, side, strict=True)]
     for corner in product(*corners):
