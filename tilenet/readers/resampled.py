@@ -1,15 +1,15 @@
-"""An image at another pixel size, computed from a level of a stored one as it is read.
+"""Resample a level of a stored image to another pixel size, as it is read.
 
-Resampled pixel i covers the stored pixels ``[i f, (i + 1) f)``, f an exact fraction::
+Resampled pixel i covers the stored pixels ``[i f, (i + 1) f)``, where f is an exact fraction::
 
     stored      |  0  |  1  |  2  |  3  |  4  |        f = 3/2
     resampled   |   0    |   1    |   2    | 3 |       pixel 0 = (2 a0 + a1) / 3
 
-Its value is the mean over that interval, along y and then x (a box filter, which leaves nothing
-to alias); at the far edge, over the part that lies inside. Where f < 1 it is interpolated
-linearly between the two stored pixels whose centres are next to its own. Either way it is a
-sum of the same terms in the same order whoever asks: integers in exact arithmetic, rounded
-once, half up; floats in float64. So it does not depend on the box that was read.
+If f >= 1, its value is the mean over that interval, along y and then x (a box filter, which
+prevents aliasing); at the far edge, the mean over the part inside the image. If f < 1, its value
+is interpolated linearly between the two stored pixels whose centres are next to its own. Either
+way it is a sum of the same terms in the same order, whichever box is read: integers in exact
+arithmetic, rounded once, half up; floats in float64. So the value does not depend on the box.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from tilenet.readers.frame import Frame, scaled
 from tilenet.readers.image import Image, Level, Pixels
 from tilenet.resolution import AS_STORED, PixelSize, Resolution
 
-# Pixels (of all channels, stored or resampled) that are worked on at once, and what each takes meanwhile.
+# Most pixels (of all channels, stored or resampled) to process at once, and the temporary memory for each.
 PIECE, BYTES_PER_PIXEL = 2**21, 24
 RESAMPLED = "yx"
 
 
 @dataclass(frozen=True)
 class Taps:
-    """What some resampled pixels are sums of, along one axis.
+    """The stored pixels, and their weights, that each of some resampled pixels sums along one axis.
 
     Attributes
     ----------
     start, stop : int
-        Stored pixels that are needed.
+        Range of the stored pixels needed.
     index, weight : numpy.ndarray
-        (K, n) stored pixels, counted from `start`, and their whole-number weights. K depends
-        on the factor alone; surplus ones weigh 0.
+        (K, n): K stored pixels for each of n resampled ones, counted from `start`, and their integer
+        weights. K depends on the factor only; taps that a pixel does not need have weight 0.
     """
 
     start: int
@@ -55,7 +55,7 @@ class Taps:
 
 
 def taps(start: int, stop: int, length: int, factor: Fraction) -> Taps:
-    """Return the taps of resampled pixels ``start:stop`` of an axis of `length` stored ones.
+    """Return the taps of the resampled pixels ``start:stop`` on an axis of `length` stored pixels.
 
     >>> found = taps(0, 2, 5, Fraction(3, 2))
     >>> found.index.T.tolist(), found.weight.T.tolist()
@@ -63,13 +63,13 @@ def taps(start: int, stop: int, length: int, factor: Fraction) -> Taps:
     """
     a, b = factor.numerator, factor.denominator
     pixel = np.arange(start, stop, dtype=np.int64)
-    if factor >= 1:  # in b-ths of a stored pixel: [i a, (i + 1) a)
+    if factor >= 1:  # in units of 1/b stored pixel, resampled pixel i covers [i a, (i + 1) a)
         low, high = pixel * a, np.minimum((pixel + 1) * a, length * b)
         index = low // b + np.arange((a + 2 * b - 2) // b)[:, None]
         weight = np.maximum(np.minimum(high, (index + 1) * b) - np.maximum(low, index * b), 0)
-        # A surplus tap stays on a pixel that counts anyway: 0 times NaN is NaN.
+        # A surplus tap points at a pixel that is needed anyway: 0 times a NaN elsewhere would be NaN.
         index = np.minimum(index, (high - 1) // b)
-    else:  # in 2 b-ths: how far the centre (i + 1/2) a/b lies behind that of stored pixel 0
+    else:  # in units of 1/(2 b): the offset of the centre (i + 1/2) a/b from the centre of stored pixel 0
         whole, rest = np.divmod((2 * pixel + 1) * a - b, 2 * b)
         index = np.clip(np.stack([whole, whole + 1]), 0, length - 1)
         weight = np.stack([2 * b - rest, rest])
@@ -78,21 +78,21 @@ def taps(start: int, stop: int, length: int, factor: Fraction) -> Taps:
 
 
 class Resampled(Image):
-    """An image whose level 0 is one level of another, resampled along y and x.
+    """An image whose level 0 is one level of another image, resampled along y and x.
 
-    Its other levels are the coarser ones of the other image, as they are.
+    Its other levels are the coarser levels of the other image, unchanged.
 
     Parameters
     ----------
     image : Image
-        At the level that is to be resampled.
+        The image to resample, at the level to resample.
     factor : tuple of Fraction
         Stored pixels per resampled pixel, along y and x.
 
     Raises
     ------
     ImageError
-        If its pixels are integers too large to be summed exactly.
+        If the pixels are integers too large to sum exactly in 64 bits.
     """
 
     working_bytes = PIECE * BYTES_PER_PIXEL
@@ -126,37 +126,37 @@ class Resampled(Image):
 
     @property
     def kept_bytes(self) -> int:
-        """Of the image that is resampled."""
+        """The cached bytes of the underlying image."""
         return self._image.kept_bytes
 
     @property
     def shift(self) -> tuple[float, ...]:
-        """Half a pixel less half a stored one, in pixels: how far their first centres are apart."""
+        """Half a pixel minus half a stored pixel, in pixels of this image: the offset between the first centres."""
         return tuple(0.0 if self.level else float(1 - 1 / f) / 2 for f in self._factors)
 
     @property
     def frame(self) -> Frame | None:
-        """That of the stored level, in these pixels."""
+        """The frame of the stored level, scaled to the pixels of this image."""
         if self.level:
             return self._image.at_level(self._coarser[self.level - 1]).frame
         found = self._image.frame
         return found and scaled(found, [float(f) for f in self._factors])
 
     def at_level(self, level: int) -> Image:
-        """Return the resampled level, or one of the coarser stored ones."""
+        """Return the resampled level (0), or one of the coarser stored levels."""
         check_level(level, len(self.levels), name=self.name)
         other = Resampled(self._image, self.factor)
         other.level = level
         return other
 
     def with_channels(self, channels: Sequence[int]) -> Image:
-        """Return a view of some channels; no other is resampled for it."""
+        """Return a view of some channels; only these are resampled, unless more are asked for than there are."""
         if len(channels) > self.n_channels or self.level:
             return super().with_channels(channels)
         return Resampled(self._image.with_channels(channels), self.factor)
 
     def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box that lies inside the image, piece by piece."""
+        """Return the pixels of a box inside the image, computed piece by piece."""
         if self.level:
             return self._image.at_level(self._coarser[self.level - 1]).read_inside(box)
         out = self.empty(box)
@@ -165,15 +165,15 @@ class Resampled(Image):
         return out
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells the underlying image from a changed one."""
+        """Return the identity of the underlying image."""
         return self._image.identity()
 
     def close(self) -> None:
-        """Let go of the underlying image's files."""
+        """Close the files of the underlying image."""
         self._image.close()
 
     def _pieces(self, box: Box) -> Iterator[Box]:
-        """Yield boxes that need few pixels at once, whatever the factor."""
+        """Halve a box until each part needs at most `PIECE` pixels, stored and resampled, whatever the factor."""
         stored = [ceil_div(n * f.numerator, f.denominator) + 2 for n, f in zip(box.shape, self._factors, strict=True)]
         if max(prod(stored), box.size) * self.n_channels <= PIECE or box.size <= 1:
             yield box
@@ -197,14 +197,14 @@ class Resampled(Image):
 
 
 def at_resolution(image: Image, resolution: Resolution) -> Image:
-    """Return an image at a level, resampled where that is asked."""
+    """Return an image at the level of a resolution, resampled if its factor is not 1."""
     image = image if image.level == resolution.level else image.at_level(resolution.level)
     _refuse_larger_than_image(image, resolution)
     return image if resolution.factor == AS_STORED else Resampled(image, resolution.factor)
 
 
 def _refuse_larger_than_image(image: Image, resolution: Resolution) -> None:
-    """Refuse pixels larger than the whole image."""
+    """Refuse a pixel size larger than the whole image."""
     size, sides = in_plane(image, image.level), dict(zip(image.axes, image.shape, strict=True))
     if resolution.mpp is None or None in size:
         return
@@ -217,7 +217,7 @@ def _refuse_larger_than_image(image: Image, resolution: Resolution) -> None:
 
 
 def in_plane(image: Image, level: int) -> PixelSize:
-    """Return the micrometres along y and x at a level."""
+    """Return the pixel size at a level along y and x, in micrometres."""
     sizes = dict(zip(image.box_axes, image.levels[level].pixel_size, strict=True))
     return sizes["y"], sizes["x"]
 
@@ -225,8 +225,8 @@ def in_plane(image: Image, level: int) -> PixelSize:
 def mean(pixels: Pixels, along: dict[int, Taps]) -> Pixels:
     """Return the weighted means of pixels along some axes, in their own dtype.
 
-    Integers are exact and rounded half up. The order of the axes, and that of the terms along
-    each, is fixed: floats are the same bits whatever else is computed with them.
+    Means of integers are exact, then rounded half up. The order of the axes, and of the terms along
+    each, is fixed, so means of floats are bit-identical whichever other pixels are computed with them.
     """
     exact = pixels.dtype.kind in "ui"
     weight_type = np.dtype(np.int64 if exact else np.float64)
@@ -242,7 +242,7 @@ def mean(pixels: Pixels, along: dict[int, Taps]) -> Pixels:
 
 
 def weighted_sum(pixels: Pixels, index: NDArray[np.int64], weights: list[NDArray[Any]], axis: int) -> NDArray[Any]:
-    """Return the sum over k of ``weights[k] * pixels[index[k]]`` along an axis, in that order."""
+    """Return the sum of ``weights[k] * pixels[index[k]]`` along an axis, adding in the order of k."""
     out: NDArray[Any] = np.take(pixels, index[0], axis=axis) * weights[0]
     for i, weight in zip(index[1:], weights[1:], strict=True):
         out += np.take(pixels, i, axis=axis) * weight
