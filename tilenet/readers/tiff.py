@@ -1,10 +1,10 @@
-"""TIFF in all its kinds: BigTIFF, tiled, striped, pyramidal, OME-TIFF, SVS, NDPI, ImageJ.
+"""Read TIFF of all kinds: BigTIFF, tiled, striped, pyramidal, OME-TIFF, SVS, NDPI, ImageJ.
 
-tifffile says where the tiles and strips ("segments") of a file lie and how one is decoded;
-this module reads and decodes only those that a box touches. Axes of length 1 that OME-XML
-and ImageJ always declare are not axes of the image; channels and samples are one axis ``c``, channel
-by channel. Numbers of a palette (which is told, unless it is a ramp that shows greys in colour) and greys of which
-0 is white are read as they are stored.
+tifffile finds the tiles and strips ("segments") of a file and decodes single ones; this module
+reads and decodes only the segments that a box touches. Axes of length 1, which OME-XML and ImageJ
+always declare, are not axes of the image. Channels and samples are merged into one axis ``c``,
+channel by channel. Palette indices are read as they are stored, with a warning unless the palette
+is a ramp that shows greys in colour. Greys in which 0 is white are read as stored too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tilenet.readers.tiff_pages import Segments, segments_of, stored_dimensions
 from tilenet.readers.tiff_walk import check_directories
 
 LOG = logging.getLogger("tilenet")
-# Kinds of files that may hold several images alike; smaller ones by this factor are labels, thumbnails, levels.
+# Kinds of series that may hold several images; images smaller by this factor are labels, thumbnails or levels.
 SEVERAL, LESSER = {"ome", "shaped", "generic", "uniform"}, 3
 
 PALETTE, YCBCR = 3, 6
@@ -40,7 +40,7 @@ PALETTE, YCBCR = 3, 6
 
 @cache
 def _tell_of_others(path: str, count: int, shape: tuple[int, ...]) -> None:
-    """Say once that of several images in a file one is read: it is opened several times in a run."""
+    """Warn once per file that only one of its images is read (cached, because a run opens a file several times)."""
     LOG.warning(
         "%s: holds %d images, of which one is read, %s px. Write the others to files of their own",
         *(path, count, " x ".join(map(str, shape))),
@@ -56,7 +56,7 @@ def _tell_of_palette(path: str) -> None:
 
 
 def _is_picture_of_palette(page: tifffile.TiffPage) -> bool:
-    """Tell whether numbers are of colours (or labels), and not greys that a look-up table shows in colour: a ramp."""
+    """Return whether pixels index colours (or labels), not greys that the palette, a ramp, merely shows in colour."""
     if page.photometric != PALETTE or page.colormap is None:
         return False
     colors = np.asarray(page.colormap, np.int64)  # (3, 256)
@@ -70,9 +70,9 @@ class TiffLevel:
     Attributes
     ----------
     layout : Layout
-        Dimensions: those outside the pages, then (S, D, L, W, C) of a page.
+        The dimensions outside the pages, then (S, D, L, W, C) of a page.
     segments : Segments
-        Where its tiles or strips are.
+        Where the tiles or strips of the level lie.
     """
 
     layout: Layout
@@ -92,7 +92,7 @@ class TiffSource:
             self.pages = PageReader(path)
 
     def _series(self, tiff: tifffile.TiffFile) -> Any:
-        """Return the series that is the image: the first, or the largest of a file that names none."""
+        """Return the series to read: the largest of a generic TIFF, whose metadata names none, else the first."""
         if tiff.is_ome:
             for other in check_ome(tiff, name=self.path):
                 if (Path(self.path).parent / other).is_file():
@@ -109,14 +109,15 @@ class TiffSource:
         return chosen
 
     def _take(self, tiff: tifffile.TiffFile, series: Any) -> None:
-        """Take all that is needed of a series, so that tifffile's file can be closed."""
+        """Keep all that is needed of a series, so that tifffile's file can be closed."""
         self.dtype = pixel_dtype(series.dtype, self.path)
         levels = [self._level(s) for s in series.levels if s.dtype == series.dtype]
         first = levels[0].layout
         n_channels = dict(zip(first.axes, first.image_shape, strict=True)).get("c", 1)
         self.levels = [k for k in levels if k.layout.letters == first.letters]
         for level in self.levels:
-            # Built here, as its first use is not thread-safe; without data it only says what it cannot decode.
+            # tifffile builds the decoder on first use, which is not thread-safe, so it is built here. Called without
+            # data, it only raises if it cannot decode the page.
             page = level.segments.page
             page.decode(None, 0)
             if _is_picture_of_palette(page):
@@ -135,7 +136,7 @@ class TiffSource:
         return TiffLevel(layout_of(letters, shape, axes=self.said_axes, name=self.path), segments)
 
     def read(self, level: TiffLevel, box: Box, channels: Span | None = None) -> Pixels:
-        """Return the pixels of a box inside a level, of all channels or of some."""
+        """Return the pixels of a box inside a level, for all channels or a range of them."""
         out, stored = level.layout.empty(box, self.dtype, channels)
         ranges, outer = level.layout.ranges(box, channels), level.layout.shape[:-5]
         with refusing(f"{self.path}: {box} cannot be read", DAMAGED):
@@ -183,20 +184,20 @@ class TiffImage(Image):
 
     @property
     def n_decoded(self) -> int:
-        """Tiles and strips decoded so far, for the images of all levels."""
+        """Number of tiles and strips decoded so far, over the images of all levels."""
         return self._source.pages.cache.n_decoded
 
     def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the image, decoding only the segments it touches."""
+        """Return the pixels of a box inside the image, decoding only the segments that it touches."""
         return self._source.read(self._source.levels[self.level], box)
 
     @property
     def parts_channels(self) -> bool:
-        """Whether channels lie apart."""
+        """Whether the file stores channels apart, so that some can be read without the others."""
         return self._source.levels[self.level].layout.parts_channels
 
     def read_channels(self, box: Box, channels: Span) -> Pixels:
-        """Return the same of some channels; the segments of others are not decoded."""
+        """Return the pixels of a range of channels in a box; the segments of the others are not decoded."""
         return self._source.read(self._source.levels[self.level], box, channels)
 
     def identity(self) -> dict[str, Any]:
