@@ -1,4 +1,4 @@
-"""Reading the bytes of tiles, strips and rows of a TIFF, and decoding them."""
+"""Read and decode the tiles, strips and rows of a TIFF."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tilenet.readers.tiff_pages import Segments
 
 JPEG = (6, 7, 33007, 34892)
 APERIO_YCBCR = 33003
-# Codecs whose streams state their own size, which need not be that of the tile.
+# Compressions whose streams state their own size, which may differ from that of the tile.
 STREAMS = {7: "jpeg", 33007: "jpeg", 33003: "jpeg2000", 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000"}
 STREAMS |= {34933: "png"}
-# Uncompressed rows are read in pieces of at most this many bytes.
+# Most bytes of uncompressed rows that one read fetches.
 ROWS_AT_ONCE = 2**26
 Ranges = list[tuple[int, int]]
 
@@ -34,7 +34,7 @@ class PageReader:
     Parameters
     ----------
     path : str
-        Opened here, and closed by `close`.
+        Path of the file, which stays open until `close`.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,11 +50,11 @@ class PageReader:
         Parameters
         ----------
         out : numpy.ndarray
-            (S, D, L, W, C), of the lengths of `ranges`.
+            (S, D, L, W, C), with the lengths of `ranges`.
         segments : Segments
-            Of the level.
+            Segments of the level.
         page : int
-            Number of the page in it.
+            Number of the page within the level.
         ranges : list of (int, int)
             Start and stop along S, D, L, W, C.
         """
@@ -73,7 +73,7 @@ class PageReader:
 
     def _segments(self, out: Pixels, segments: Segments, page: int, ranges: Ranges) -> None:
         channels, counts, grid = slice(*ranges[4]), segments.counts[page], segments.grid
-        # Slides have thousands of rows of 8 px as segments: what can be said per axis is not said for each of them.
+        # Slides may have thousands of strips of 8 px, so intersections are computed per axis, not per segment.
         for meetings in product(*map(_meetings, ranges[:4], segments.segment_shape[:4])):
             cell, wanted, part = zip(*meetings, strict=True)
             number = int(np.ravel_multi_index(cell, grid))
@@ -84,7 +84,7 @@ class PageReader:
             out[wanted] = pixels[np.newaxis][(*part, channels)]
 
     def _decode(self, segments: Segments, page: int, number: int) -> Pixels:
-        """Return one segment (d, l, w, c)."""
+        """Return the pixels of one segment: (d, l, w, c)."""
         what = f"{self.path}: tile {number} of page {page} cannot be decoded"
         with refusing(what, "The file is damaged; get it again"):
             data = self._bytes(segments, page, int(segments.offsets[page, number]), int(segments.counts[page, number]))
@@ -101,7 +101,7 @@ class PageReader:
             return rgb_of_ycbcr(pixels) if segments.page.compression == APERIO_YCBCR else np.asarray(pixels)
 
     def _rows(self, out: Pixels, segments: Segments, page: int, ranges: Ranges) -> None:
-        """Read uncompressed rows, each only as far as it is needed."""
+        """Read uncompressed rows, and of each only the columns needed."""
         if segments.counts[page, 0] == 0:
             out[...] = 0
             return
@@ -109,7 +109,7 @@ class PageReader:
         _, depth, length, width, samples = segments.page_shape
         (s0, s1), (d0, d1), (y0, y1), (x0, x1), _ = ranges
         n_row = (x1 - x0) * samples * stored.itemsize
-        # Whole rows lie one behind the other: many in one read. Otherwise one read a row.
+        # Whole rows are contiguous in the file, so one read fetches many; parts of rows take one read each.
         at_once = max(1, ROWS_AT_ONCE // n_row) if (x0, x1) == (0, width) else 1
         for s, d, y in product(range(s0, s1), range(d0, d1), range(y0, y1, at_once)):
             n = min(at_once, y1 - y)
@@ -141,7 +141,7 @@ def rgb_of_ycbcr(pixels: Pixels) -> Pixels:
 
 
 def _meetings(span: tuple[int, int], size: int) -> list[tuple[int, slice, slice]]:
-    """Return the cells of that size that a span meets: which, where in the span, and with what part of the cell."""
+    """Return the grid cells that a span overlaps: number, slice of the span, and slice of the cell, for each."""
     start, stop = span
     met = []
     for cell in range(start // size, -(-stop // size)):
@@ -152,12 +152,12 @@ def _meetings(span: tuple[int, int], size: int) -> list[tuple[int, slice, slice]
 
 
 def _check_stream(segments: Segments, data: bytes, what: str) -> None:
-    """Refuse a tile whose own header is larger than the tile, before a decoder makes room for it."""
+    """Refuse a tile whose stream states a size larger than the tile, before a decoder allocates it."""
     kind = STREAMS.get(int(segments.page.compression))
     if kind is None or segments.page.jpegheader is not None:
         return
     size, (height, width) = picture_size(data, kind), segments.segment_shape[2:4]
-    # Some writers pad what they encode: its decoder checks the rest.
+    # Some writers pad tiles, so up to twice the size is allowed here; the decoder checks the rest.
     if size is None or prod(size) > 2 * height * width:
         says = f"says that it has {size[0]} x {size[1]} px" if size else f"is not a {kind} stream"
         raise ImageError(f"{what}: it {says}, not {height} x {width}. Get the file again")

@@ -1,4 +1,4 @@
-"""The segment tables of a TIFF: where each tile or strip lies, and what it decodes to."""
+"""The segment tables of a TIFF: where each tile or strip lies in the file, and its decoded shape."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tilenet.geometry import ceil_div
 from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_piece
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 
-# TIFF 6.0 tag numbers.
+# Tag and compression numbers of TIFF 6.0.
 TILE_WIDTH = 322
 NO_COMPRESSION = 1
-# LZW, JPEG, deflate and PackBits never pack better than some 1400 : 1.
+# LZW, JPEG, deflate and PackBits never compress better than about 1400 : 1. Up to HARMLESS bytes are not checked.
 RATIOS, BEST_RATIO, HARMLESS = (5, 7, 8, 32773, 32946), 2000, 2**26
 
 
@@ -27,22 +27,23 @@ class Segments:
     """The segments of all pages of one level.
 
     A page is an array (S, D, L, W, C): separate samples, depth, length, width, contiguous
-    samples; it is cut into segments along S, D, L and W.
+    samples. It is cut into segments along S, D, L and W.
 
     Attributes
     ----------
     page : tifffile.TiffPage
-        The first page; all have its shape, type and compression.
+        The first page; all pages have its shape, type and compression.
     page_shape, segment_shape : tuple of int
-        (S, D, L, W, C), and the same of one segment.
+        Shape (S, D, L, W, C) of a page and of a segment.
     offsets, counts : numpy.ndarray
-        Bytes, (pages, segments per page), uint64; a count of 0 is a missing segment.
+        Offset and number of bytes of each segment, (pages, segments per page), uint64; a count of 0 stands for a
+        missing segment.
     files : tuple of str
-        Path of each page; empty where all lie in the main file.
+        Path of the file of each page; empty if all pages lie in the main file.
     jpegtables : tuple of bytes or None
-        Of each page; empty where none has any.
+        JPEG tables of each page; empty if no page has any.
     raw : bool
-        Pages are uncompressed and in one piece: rows can be read without decoding.
+        Whether each page is uncompressed and contiguous, so that rows can be read without decoding.
     """
 
     page: Any
@@ -56,12 +57,12 @@ class Segments:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Segments of a page along S, D, L and W."""
+        """Number of segments of a page along S, D, L and W."""
         return tuple(map(ceil_div, self.page_shape[:4], self.segment_shape[:4]))
 
     @property
     def n_missing(self) -> int:
-        """Segments that the file does not hold."""
+        """Number of segments that the file lacks."""
         return int(np.count_nonzero(self.counts == 0))
 
 
@@ -92,7 +93,7 @@ def segments_of(series: Any, *, name: str) -> Segments:
 
 
 def _table(pages: list[Any], n_segments: int, *, name: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return offsets and byte counts (pages, segments); a count of 0 where the file holds nothing."""
+    """Return offsets and byte counts (pages, segments); the count of a missing segment is 0."""
     offsets, counts = np.zeros((2, len(pages), n_segments), np.uint64)
     for i, page in enumerate(pages):
         if page is None:
@@ -110,7 +111,7 @@ def _table(pages: list[Any], n_segments: int, *, name: str) -> tuple[NDArray[np.
 
 
 def _whole_pages(pages: list[Any], n_pages: int, *, n_bytes: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return the same of uncompressed pages, one segment each; one page may stand for all behind it."""
+    """Return offsets and byte counts of raw pages, one segment each; a single page may stand for a contiguous stack."""
     starts = [int(page.dataoffsets[0]) for page in pages]
     if len(starts) < n_pages:
         starts = [starts[0] + i * n_bytes for i in range(n_pages)]
@@ -126,7 +127,7 @@ def _segment_shape(page: Any) -> tuple[int, ...]:
 
 
 def _pages(series: Any, expected: int) -> Iterator[Any]:
-    """Yield the pages of a series, None for those that the file lacks."""
+    """Yield the pages of a series; None for each page that the file lacks."""
     if series.dataoffset is not None and len(series._pages) == 1:  # ImageJ: one page describes a whole stack
         yield series._pages[0]
         return
@@ -150,7 +151,7 @@ def _in_one_piece(page: Any) -> bool:
 def _check_ends(offsets: NDArray[np.uint64], counts: NDArray[np.uint64], *, pages: list[Any], name: str) -> None:
     """Refuse a file that ends before its last segment does."""
     sizes = np.array([[p.parent.filehandle.size if p is not None else 0] for p in pages], np.uint64)
-    # Compared this way around, because the sum may overflow in a damaged table.
+    # Written without `offsets + counts`, which may overflow in a damaged table.
     beyond = (counts > 0) & (offsets > sizes - np.minimum(counts, sizes))
     if beyond.any():
         page, segment = np.unravel_index(int(np.argmax(np.where(beyond, offsets, 0))), offsets.shape)
@@ -162,7 +163,7 @@ def _check_ends(offsets: NDArray[np.uint64], counts: NDArray[np.uint64], *, page
 
 
 def _check_filled(segments: Segments, name: str) -> None:
-    """Refuse segments that decode to far more than their bytes can say."""
+    """Refuse segments that decode to far more bytes than their compressed data can encode."""
     n_bytes, largest = prod(segments.segment_shape) * segments.page.dtype.itemsize, int(segments.counts.max())
     if n_bytes > HARMLESS and segments.page.compression in RATIOS and n_bytes > BEST_RATIO * largest > 0:
         raise ImageError(
@@ -182,9 +183,9 @@ def _jpegtables(pages: list[Any]) -> tuple[bytes | None, ...]:
 
 
 def stored_dimensions(series: Any, page_shape: tuple[int, ...], *, name: str) -> tuple[list[str], list[int]]:
-    """Return letter and length of the dimensions outside the pages, then of (S, D, L, W, C) of a page.
+    """Return letters and lengths of the dimensions outside the pages, then of (S, D, L, W, C) of a page.
 
-    The letter is empty where a dimension is no axis; alpha is not counted.
+    The letter of a dimension that is not an axis is empty. Alpha is not counted as a sample.
     """
     page, axes, lengths = series.keyframe, series.get_axes(squeeze=False), series.get_shape(squeeze=False)
     if axes.endswith("S") and lengths[-1] == 1 and "S" not in page.axes:
