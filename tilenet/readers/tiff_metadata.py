@@ -1,4 +1,4 @@
-"""Pixel size and channel names, wherever a kind of TIFF keeps them."""
+"""Read pixel sizes and channel names from where each kind of TIFF keeps them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from tilenet.readers.units import MICROMETERS
 from tilenet.resolution import covered
 
 PixelSize = tuple[float | None, ...]
-# Resolution tags outside this (um) are printers' defaults: 72 and 300 dpi are 353 and 85 um.
+# Pixel sizes (um) from resolution tags outside this range are printers' defaults: 72 and 300 dpi are 353 and 85 um.
 SANE = (1e-4, 40.0)
 CENTIMETER, INCH = 3, 2
 
 
 def pixel_sizes(tiff: Any, series: Any, *, axes: str, shapes: Sequence[tuple[int, ...]]) -> list[PixelSize]:
-    """Return the micrometres of each level along the axes without ``c``.
+    """Return the pixel size of each level in micrometres, along the axes without ``c``.
 
-    Coarser levels follow from the finest and how many of its pixels theirs cover.
+    The pixel size of a coarser level is that of the finest, times the number of its pixels that one coarser pixel
+    covers.
     """
     found = _finest(tiff, series)
     sizes = []
@@ -39,7 +40,7 @@ def pixel_sizes(tiff: Any, series: Any, *, axes: str, shapes: Sequence[tuple[int
 
 
 def channel_names(tiff: Any, series: Any, *, n_channels: int) -> tuple[str, ...]:
-    """Return a name for each channel, empty where the file gives none."""
+    """Return a name for each channel; empty where the file gives none."""
     names: list[str] = []
     if series.kind == "ome":
         names = [c.get("Name") or "" for c in _ome_elements(tiff, "Channel")]
@@ -74,7 +75,7 @@ def _of_ome(tiff: Any) -> dict[str, float | None]:
 
 
 def check_ome(tiff: Any, *, name: str) -> list[str]:
-    """Refuse absurd OME-XML, and return the names of the other files that it spreads over."""
+    """Refuse implausible OME-XML, and return the names of the other files that hold parts of the image."""
     elements = ElementTree.fromstring(tiff.ome_metadata).iter()
     files = []
     for element in elements:
@@ -83,7 +84,7 @@ def check_ome(tiff: Any, *, name: str) -> list[str]:
             raise ImageError(f"{name}: its OME-XML says that it has more than {MOST_DIRECTORIES} planes. It is damaged")
         files.append(element.get("FileName", ""))
     others = sorted({f for f in files if f and f != tiff.filename})
-    # Only beside it: a path in an image's text must not choose what is opened.
+    # Only files in the same folder: a path in the metadata of an image must not choose which file is opened.
     wrong = [f for f in others if {"/", "\\", ":"} & set(f)]
     if wrong:
         raise ImageError(f"{name}: its OME-XML names {wrong[0]!r}, which is not beside it. Correct its metadata")
@@ -91,7 +92,7 @@ def check_ome(tiff: Any, *, name: str) -> list[str]:
 
 
 def _ome_elements(tiff: Any, tag: str) -> list[dict[str, str]]:
-    """Return the attributes of the elements of that name in the first image."""
+    """Return the attributes of all elements with some tag in the first image."""
     root = ElementTree.fromstring(tiff.ome_metadata)
     image = next((e for e in root if e.tag.endswith("}Image") or e.tag == "Image"), root)
     return [dict(e.attrib) for e in image.iter() if e.tag.rpartition("}")[2] == tag]
@@ -125,7 +126,7 @@ def _tag(page: Any, name: str) -> Any:
 
 
 def _inverse(resolution: Any) -> float | None:
-    """Return units per pixel of a resolution tag: a fraction of pixels per unit."""
+    """Return units per pixel from a resolution tag, which is a fraction of pixels per unit."""
     if not isinstance(resolution, tuple) or len(resolution) != 2 or not resolution[0]:
         return None
     return float(resolution[1]) / float(resolution[0])

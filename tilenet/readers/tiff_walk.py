@@ -1,7 +1,7 @@
-"""A walk along the directories (IFDs) of a TIFF before tifffile trusts them.
+"""Check the directories (IFDs) of a TIFF before tifffile trusts them.
 
-tifffile follows a loop of more than 100 directories for ever, and reads a tag of any length
-that fits into the file. Here only counts and offsets are looked at, nothing is loaded.
+tifffile follows a loop of more than 100 directories forever, and reads a tag of any length
+that fits into the file. This module reads counts and offsets only.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from tilenet.errors import ImageError
 
 MOST_TAGS = 4096
 MOST_DIRECTORIES = 2**18
-# Tables of tile offsets and byte counts: 2**22 tiles of 256 px are an image of 524288 x 524288.
+# Tags with tables of tile (or strip) offsets and byte counts: 2**22 tiles of 256 px are an image of 524288 x 524288.
 TABLES = (273, 279, 324, 325)
 MOST_TILES = 2**22
-# All else: descriptions, ICC profiles, JPEG tables. NDPI's McuStarts is a table, too.
+# Most bytes of any other tag: descriptions, ICC profiles, JPEG tables, and NDPI's McuStarts, which is a table too.
 LARGEST_TAG = 64 * 2**20
 BYTES_OF_TYPE = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)
 SUB_IFDS = 330
 
 
 def check_directories(path: str) -> None:
-    """Refuse a TIFF whose directories loop, lie outside of it, or hold absurd tags."""
+    """Refuse a TIFF whose directories form a loop, lie outside the file, or hold implausibly large tags."""
     with Path(path).open("rb") as file:
         Walk(file, path).along()
 
@@ -33,8 +33,8 @@ def check_directories(path: str) -> None:
 class Walk:
     """A walk along the directories of one open TIFF.
 
-    Numbers are written in one of three ways: classic, BigTIFF, and NDPI, which is classic
-    but for the 64 bits of its offsets between directories.
+    Counts and offsets have one of three formats: classic, BigTIFF, or NDPI, which is classic
+    except for 64-bit offsets from one directory to the next.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
@@ -51,7 +51,7 @@ class Walk:
         self.order = order
 
     def along(self) -> None:
-        """Check the chain of directories, and those that its SubIFDs tags list."""
+        """Check the chain of directories, and the directories listed in their SubIFDs tags."""
         (offset,) = self.following.unpack_from(self.head, 8 if self.big else 4)
         if offset == 0:
             raise ImageError(f"{self.name}: holds no image, only the header of a TIFF. Get the file again")
@@ -65,11 +65,11 @@ class Walk:
             inside.extend(listed)
             if len(seen) + len(inside) > MOST_DIRECTORIES:
                 raise ImageError(f"{self.name}: has more than {MOST_DIRECTORIES} directories. Convert it to zarr")
-        for offset in inside:  # pyramid levels; what follows one in a chain, tifffile does not read
+        for offset in inside:  # pyramid levels; tifffile does not follow the chain from one of these to the next
             self.directory(offset)
 
     def directory(self, offset: int) -> tuple[int, list[int]]:
-        """Check one directory; return the offsets of the next and of those inside it."""
+        """Check one directory; return the offset of the next, and the offsets in its SubIFDs tag."""
         beyond = ImageError(
             f"{self.name}: is cut off or damaged: it has {self.size} bytes, but its directory at byte {offset} "
             f"ends beyond that. Get the whole file"
@@ -91,7 +91,7 @@ class Walk:
         return int(following), inner
 
     def tag(self, code: int, kind: int, *rest: Any) -> list[int]:
-        """Check one tag; return the offsets of directories that it lists."""
+        """Check one tag; return the offsets of directories that it lists (SubIFDs only)."""
         count, value = rest
         n_bytes = count * (BYTES_OF_TYPE[kind] if kind < len(BYTES_OF_TYPE) else 1)
         if code in TABLES and count > MOST_TILES:

@@ -1,4 +1,4 @@
-"""How many micrometres a unit of length is, under the names that OME, UDUNITS and ImageJ use."""
+"""Units of length in micrometres, by the names that OME, UDUNITS and ImageJ use."""
 
 _PREFIXES = {"pico": 1e-6, "nano": 1e-3, "micro": 1.0, "milli": 1e3, "centi": 1e4, "deci": 1e5, "": 1e6, "kilo": 1e9}
 _SYMBOLS = {"pm": 1e-6, "nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6}
