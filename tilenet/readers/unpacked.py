@@ -1,4 +1,4 @@
-"""What a packed chunk would unpack to, told before a library allocates it."""
+"""Check the decompressed size of a chunk before a library allocates it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import struct
 import zlib
 from collections.abc import Callable
 
-# Deflate never packs better than this (zlib's technical details).
+# Deflate never compresses better than this (zlib's technical details).
 DEFLATE_RATIO = 1032
 HARMLESS = 64 * 2**20
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def unpacks_to_more(data: bytes, codec: str, *, limit: int) -> bool:
-    """Tell whether packed data unpack to more than `limit` bytes; False for unknown codecs."""
+    """Return whether compressed data decompress to more than `limit` bytes; False for unknown codecs."""
     return _MORE[codec](data, limit) if codec in _MORE and data else False
 
 
@@ -25,12 +25,12 @@ def _blosc(data: bytes, limit: int) -> bool:
 
 
 def _lz4(data: bytes, limit: int) -> bool:
-    """Read the length that numcodecs puts in front."""
+    """Read the length that numcodecs puts in front of the compressed data."""
     return int.from_bytes(data[:4], "little") > limit
 
 
 def _zstd(data: bytes, limit: int) -> bool:
-    """Read the frame's content size (RFC 8878, 3.1.1.1); unpack, bounded, where it says none."""
+    """Read the frame's content size (RFC 8878, 3.1.1.1); if it states none, decompress up to the limit."""
     if not data.startswith(ZSTD_MAGIC):
         return False
     descriptor = data[4]
@@ -63,7 +63,7 @@ def _bounded(decompress: Callable[[bytes, int], bytes], data: bytes, limit: int)
     try:
         return len(decompress(data, limit + 1)) > limit
     except (zlib.error, lzma.LZMAError, OSError, EOFError, struct.error):
-        return False  # damaged: the library itself will say so
+        return False  # damaged: the library that decodes it will raise
 
 
 _MORE: dict[str, Callable[[bytes, int], bool]] = {
