@@ -1,4 +1,4 @@
-"""Zarr folders, here or remote: OME-Zarr (images and labels, 0.1 to 0.5) and plain arrays, v2 and v3."""
+"""Read zarr folders, local or remote: OME-Zarr (images and labels, 0.1 to 0.5) and plain arrays, v2 and v3."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales
 from tilenet.resolution import covered
 
 DAMAGED = "The image is damaged; get it again"
-# Most bytes of chunks that are decoded by one call.
+# Most bytes of chunks that one call to zarr decodes.
 AT_ONCE = 2**24
 
 
@@ -61,12 +61,12 @@ class ZarrImage(Image):
 
     @property
     def kept_bytes(self) -> int:
-        """Most bytes that are kept for the next read: decoded chunks, and of a remote image what was fetched."""
+        """Most bytes that are cached for later reads: decoded chunks and, of a remote image, fetched data."""
         return super().kept_bytes + self._folder.kept_bytes
 
     @property
     def frame(self) -> Frame | None:
-        """Where the pixels of this level lie, as the image says; None where it does not, or is said to be another."""
+        """Where the pixels of this level lie; None if the metadata does not say, or the caller renamed the axes."""
         found = self._about.frames[self.level]
         if found is None or self.axes != self.told_axes:
             return None
@@ -81,20 +81,20 @@ class ZarrImage(Image):
 
     @property
     def n_decoded(self) -> int:
-        """Chunks decoded so far, for the images of all levels; those of all channels are one."""
+        """Number of pieces decoded so far, over all levels; joined chunks of all channels count as one."""
         return self._cache.n_decoded
 
     def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the image, decoding only the chunks it touches."""
+        """Return the pixels of a box inside the image, decoding only the chunks that it touches."""
         return self._read(box, None)
 
     @property
     def parts_channels(self) -> bool:
-        """Whether channels lie apart."""
+        """Whether the array stores channels apart, so that some can be read without the others."""
         return self._layouts[self.level].parts_channels
 
     def read_channels(self, box: Box, channels: Span) -> Pixels:
-        """Return the same of some channels; the chunks of others are not decoded."""
+        """Return the pixels of a range of channels in a box; the chunks of the others are not decoded."""
         return self._read(box, channels)
 
     def _read(self, box: Box, channels: Span | None) -> Pixels:
@@ -111,7 +111,7 @@ class ZarrImage(Image):
         return out
 
     def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
-        """Yield the chunks of a box; those of all channels are one piece where a box has all of them."""
+        """Yield the pieces that a box touches: chunks, joined over the whole axis `joined` unless it is empty."""
         layout, chunks = self._layouts[self.level], self._arrays[self.level].chunks
         whole = zip(layout.letters, layout.shape, chunks, strict=True)
         sides = [n if letter in (joined, "") else chunk for letter, n, chunk in whole]
@@ -120,7 +120,7 @@ class ZarrImage(Image):
             yield Box(corner, tuple(min(a + n, end) for a, n, end in zip(corner, sides, layout.shape, strict=True)))
 
     def _decode(self, keys: list[tuple[int, Box]]) -> list[Pixels]:
-        """Return those chunks, by few calls: one costs zarr as much as a chunk."""
+        """Decode pieces by few calls to zarr, because one call costs as much as decoding a chunk."""
         pieces = [piece for _, piece in keys]
         if (found := self._at_once(pieces)) is not None:
             return found
@@ -129,7 +129,7 @@ class ZarrImage(Image):
         return [pixels for row in parts for pixels in self._decode([(self.level, piece) for piece in row])]
 
     def _at_once(self, pieces: list[Box]) -> list[Pixels] | None:
-        """Return chunks by one call; None where they fill no box, or too large a one."""
+        """Decode pieces by one call to zarr; return None if they do not fill a box, or a box that is too large."""
         starts = zip(*(piece.start for piece in pieces), strict=True)
         stops = zip(*(piece.stop for piece in pieces), strict=True)
         hull = Box(tuple(map(min, starts)), tuple(map(max, stops)))
@@ -138,11 +138,11 @@ class ZarrImage(Image):
         ):
             return None
         whole = np.asarray(self._arrays[self.level][hull.slices])
-        # Copied, so that the cache lets go of one without the others.
+        # Copied, so that evicting one piece from the cache frees its memory.
         return [whole[piece.relative_to(hull.start).slices].copy() for piece in pieces]
 
     def identity(self) -> dict[str, Any]:
-        """Return shape, type and a hash of the metadata documents."""
+        """Return the shapes of the levels, the dtype, and a hash of the metadata documents."""
         return {
             "kind": "zarr",
             "shapes": [list(array.shape) for array in self._arrays],
@@ -180,7 +180,7 @@ def _group(node: Node) -> tuple[list[Node], Multiscales]:
 
 
 def _array(node: Node) -> tuple[list[Node], Multiscales]:
-    """Return an array and what is known of it: as a level of an OME-Zarr image, it and all coarser ones."""
+    """Return an array and its metadata; if it is a level of an OME-Zarr image, with all coarser levels."""
     for group, own in node.folder.above():
         parent = read_node(group)
         about = multiscales_of(parent) if parent and not parent.is_array else None
@@ -199,7 +199,7 @@ def _plain_letters(node: Node) -> tuple[str, ...]:
 
 
 def _pixel_sizes(layouts: Sequence[Layout], stored: Sequence[Sequence[float | None]]) -> list[tuple[float | None, ...]]:
-    """Return micrometres along the axes without ``c`` of each level; what a level lacks follows from the finest."""
+    """Return the pixel size of each level along the axes without ``c``; a missing one follows from the first level."""
     found: list[dict[str, float | None]] = []
     for layout, level in zip(layouts, stored, strict=True):
         size = {a: n for a, n in zip(layout.letters, level, strict=True) if a and a != "c"}
