@@ -1,4 +1,4 @@
-"""The metadata documents of a zarr folder, here or remote, as far as they say what an image is."""
+"""Read from the metadata documents of a zarr folder, local or remote, what describes an image."""
 
 from __future__ import annotations
 
@@ -19,52 +19,52 @@ from tilenet.readers.units import MICROMETERS
 
 DAMAGED = "The metadata is damaged; get the image again"
 LARGEST_DOCUMENT = 16 * 2**20
-# An OME-Zarr level lies at most this deep below its group.
+# An OME-Zarr level lies at most this many folders below its group.
 DEEPEST = 4
 DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
-# OME-Zarr before 0.3 had no list of axes: they were always these.
+# Versions of OME-Zarr without a list of axes: before 0.3, the axes were always ``tczyx``.
 OLD_AXES = ("0.1", "0.2")
 
 
 class Folder(ABC):
-    """A folder of a zarr hierarchy, wherever it lies; as text it is what messages call it."""
+    """A folder of a zarr hierarchy, local or remote; ``str(folder)`` is its name in messages."""
 
     @abstractmethod
     def documents(self) -> dict[str, bytes]:
-        """Return its metadata documents, those of `DOCUMENTS` that it has."""
+        """Return the metadata documents of the folder (the files of `DOCUMENTS` that exist), by name."""
 
     @abstractmethod
     def inside(self, path: str) -> Folder:
-        """Return a folder in it; the path stays inside."""
+        """Return a subfolder; the path must not lead out of this folder."""
 
     @abstractmethod
     def leads_out(self, path: str) -> bool:
-        """Tell whether a path in it is a link that leads out of it."""
+        """Return whether a path below the folder leads out of it through a link."""
 
     @abstractmethod
     def above(self) -> Iterator[tuple[Folder, str]]:
-        """Yield the folders that it lies in, the nearest first, and its path in each."""
+        """Yield the parent folders, nearest first, each with the path of this folder in it."""
 
     @abstractmethod
     def nodes_inside(self) -> list[str] | None:
-        """Return the names of the arrays and groups in it; None where that cannot be told."""
+        """Return the names of the arrays and groups in the folder; None if they cannot be listed."""
 
     @abstractmethod
     def what_lacks(self) -> str:
-        """Return what to say where it has no metadata documents."""
+        """Return the text of the error if the folder has no metadata documents."""
 
     @abstractmethod
     def store(self) -> Any:
-        """Return a zarr store of the array in it, a `zarr_store.Bounded`."""
+        """Return a zarr store of the array in the folder, a `zarr_store.Bounded`."""
 
     @property
     def kept_bytes(self) -> int:
-        """Most bytes of its files that are kept in memory."""
+        """Most bytes of its files that are cached in memory, as fetched."""
         return 0
 
     @abstractmethod
     def reopens_as(self) -> str:
-        """Return what `open_image` finds it by, in another process too."""
+        """Return the path or address by which `open_image` finds the folder, in another process too."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,17 @@ class Node:
     Attributes
     ----------
     folder : Folder
-        Where it is.
+        The folder of the node.
     is_array : bool
-        False for a group.
+        True for an array, False for a group.
     attributes : dict
-        What users and conventions keep there.
+        User attributes, in which conventions such as OME-Zarr store their metadata.
     ndim : int
-        Dimensions of an array.
+        Number of dimensions of an array; 0 for a group.
     dimension_names : list
-        Of a v3 array, or what xarray writes; empty where nothing is said.
+        ``dimension_names`` of a v3 array, or ``_ARRAY_DIMENSIONS`` of xarray; empty if there are none.
     sha256 : str
-        Of its documents.
+        Hash of its documents.
     """
 
     folder: Folder
@@ -97,20 +97,20 @@ class Node:
 
 @dataclass(frozen=True)
 class Multiscales:
-    """What OME-Zarr says about an image.
+    """The OME-Zarr metadata of an image.
 
     Attributes
     ----------
     paths : tuple of str
-        Of the levels' arrays inside the group, finest first.
+        Paths of the levels' arrays inside the group, finest first.
     letters : tuple of str
-        One per dimension, lower-case; not always one of ``tczyx``.
+        One lower-case letter per dimension; not always one of ``tczyx``.
     sizes : tuple of tuple of float or None
-        Micrometres along the dimensions, of each level.
+        Pixel size of each level along the dimensions, in micrometres.
     channel_names : tuple of str
-        Empty where there are none.
+        Names of the channels; an empty tuple if there are none.
     frames : tuple of Frame or None
-        Of each level along the dimensions; None where it is not said where they lie.
+        Frame of each level along the dimensions; None if the metadata does not state it.
     """
 
     paths: tuple[str, ...]
@@ -120,18 +120,18 @@ class Multiscales:
     frames: tuple[Frame | None, ...]
 
     def coarser(self, level: int) -> Multiscales:
-        """Return what is said of the levels from that one on."""
+        """Return the metadata of the levels from `level` on."""
         parts = (self.paths[level:], self.letters, self.sizes[level:], self.channel_names, self.frames[level:])
         return Multiscales(*parts)
 
 
 def has_documents(path: str) -> bool:
-    """Tell whether a folder is one of zarr."""
+    """Return whether a local folder has zarr metadata documents."""
     return any((Path(path) / name).is_file() for name in DOCUMENTS)
 
 
 def read_node(folder: Folder) -> Node | None:
-    """Return what the documents in a folder say; None where there are none."""
+    """Return the array or group described by the documents in a folder; None if there are none."""
     with refusing(f"{folder}: its zarr metadata cannot be read", DAMAGED):
         found = folder.documents()
         if not found:
@@ -147,7 +147,7 @@ def read_node(folder: Folder) -> Node | None:
 
 
 def multiscales_of(node: Node) -> Multiscales | None:
-    """Return the first multiscale image of a group; None where it holds none."""
+    """Return the metadata of the first multiscale image of a group; None if there is none."""
     ome = node.attributes.get("ome", node.attributes)
     with refusing(f"{node.folder}: its OME-Zarr metadata cannot be understood", DAMAGED):
         if not ome.get("multiscales"):
@@ -171,7 +171,7 @@ def multiscales_of(node: Node) -> Multiscales | None:
 
 
 def what_is_inside(node: Node) -> str:
-    """Return what to open instead of a group that is not an image."""
+    """Return a sentence on what to open instead of a group that is not an image."""
     ome = node.attributes.get("ome", node.attributes)
     if "plate" in ome:
         return "It is a plate; give one of its images, such as a well's field: plate.zarr/A/1/0"
@@ -193,7 +193,7 @@ def _object(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _safe(path: str, group: Folder) -> str:
-    """Return the path of a level, which must stay inside the group."""
+    """Return the path of a level; refuse a path that leads out of the group."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path:
         raise ImageError(f"{group}: has a level at {path!r}, outside of itself. Correct its multiscales metadata")
@@ -203,7 +203,7 @@ def _safe(path: str, group: Folder) -> str:
 
 
 def _frame(image: dict[str, Any], level: int) -> Frame | None:
-    """Return where a level lies, None where that is not said in a way that is known."""
+    """Return the frame of a level; None if the metadata does not state it in a known form."""
     try:
         said = image["datasets"][level].get("coordinateTransformations")
         return frame_of(image, level) if said and isinstance(image["axes"][0], dict) else None
@@ -218,7 +218,7 @@ def _letter(axis: dict[str, Any]) -> str:
 
 
 def _scale(entry: dict[str, Any], n_axes: int) -> Sequence[float | None]:
-    """Return the scale among the coordinate transformations, 1 everywhere if there is none."""
+    """Return the scale of the whole image (1 if there is none) or of a dataset (None, which is unknown, if none)."""
     for transformation in entry.get("coordinateTransformations") or []:
         if transformation.get("type") == "scale":
             scale = [float(v) for v in transformation["scale"]]
