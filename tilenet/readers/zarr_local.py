@@ -1,4 +1,4 @@
-"""A zarr folder on a disk of this machine: links are not followed out of it, and its files are looked at on opening."""
+"""A zarr folder on a local disk: links that lead out of it are refused, and its first files are checked on opening."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tilenet.errors import ImageError
 from tilenet.readers.zarr_metadata import DAMAGED, DEEPEST, DOCUMENTS, LARGEST_DOCUMENT, Folder
 from tilenet.readers.zarr_store import NO_CHUNK, Bounded
 
-# Chunk files looked at on opening; what is wrong with the others is found when they are read.
+# Number of files checked on opening; faults of the others are found when they are read.
 PROBED = 4096
 
 
 class LocalFolder(Folder):
-    """A folder of a zarr hierarchy at a path."""
+    """A folder of a zarr hierarchy at a local path."""
 
     def __init__(self, path: str | Path) -> None:
         self._path, self._said = Path(path), str(path)
@@ -30,45 +30,45 @@ class LocalFolder(Folder):
         return self._said
 
     def documents(self) -> dict[str, bytes]:
-        """Return its metadata documents."""
+        """Return the metadata documents of the folder, by name."""
         return {name: _bytes(self._path / name) for name in DOCUMENTS if (self._path / name).is_file()}
 
     def inside(self, path: str) -> LocalFolder:
-        """Return a folder in it."""
+        """Return a subfolder."""
         return LocalFolder(self._path / path)
 
     def leads_out(self, path: str) -> bool:
-        """Tell whether a path in it is a link that leads out of it."""
+        """Return whether a path below the folder leads out of it through a link."""
         return not (self._path / path).resolve().is_relative_to(self._path.resolve())
 
     def above(self) -> Iterator[tuple[Folder, str]]:
-        """Yield the folders that it lies in, the nearest first, and its path in each."""
+        """Yield the parent folders, nearest first, each with the path of this folder in it."""
         real = self._path.resolve()
         for group in list(real.parents)[:DEEPEST]:
             yield LocalFolder(group), real.relative_to(group).as_posix()
 
     def nodes_inside(self) -> list[str] | None:
-        """Return the names of the arrays and groups in it."""
+        """Return the names of the arrays and groups in the folder."""
         folders = (p for p in self._path.iterdir() if p.is_dir())
         return sorted(p.name for p in folders if any((p / name).is_file() for name in DOCUMENTS))
 
     def what_lacks(self) -> str:
-        """Return what to say where it has no metadata documents."""
+        """Return the text of the error if the folder has no metadata documents."""
         if not self._path.exists():
             return "there is no such image in the zarr folder. Check the path"
         return "is a folder without zarr metadata. Give an image file or a zarr folder"
 
     def store(self) -> LocalArray:
-        """Return a zarr store of the array in it."""
+        """Return a zarr store of the array in the folder."""
         return LocalArray(self._path.absolute())
 
     def reopens_as(self) -> str:
-        """Return its path."""
+        """Return the path as the caller gave it."""
         return self._said
 
 
 class LocalArray(Bounded, LocalStore):
-    """A folder of one array, read-only; files that no sound array has are refused."""
+    """A read-only store of one array; links out of its folder, special files and oversized files are refused."""
 
     def __init__(self, root: Path) -> None:
         LocalStore.__init__(self, root, read_only=True)
@@ -80,7 +80,7 @@ class LocalArray(Bounded, LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return a file or a part of it, checked."""
+        """Return a file or a part of it, after checking it."""
         self._check_file(key)
         data = await LocalStore.get(self, key, prototype, byte_range)
         if data is not None:
@@ -88,7 +88,7 @@ class LocalArray(Bounded, LocalStore):
         return data
 
     def probe(self) -> None:
-        """Look at the first files of the array without reading chunks: empty, too large, cut off, links."""
+        """Refuse the array if one of its first files is empty, too large, cut off or a link out; no chunk is read."""
         index_bytes = self.bounds.index_bytes if self.bounds else 0
         for _, path in zip(range(PROBED), _files(Path(self.root)), strict=False):
             key = path.relative_to(self.root).as_posix()

@@ -1,7 +1,7 @@
-"""A zarr folder at an address: files are fetched when they are asked for, and nothing is listed.
+"""A zarr folder at an address: files are fetched on demand, and folders are never listed.
 
-A web server cannot say what it has, so a chunk that is not there cannot be told beforehand. It
-is one that was never written only as long as the image is there: that is made sure of each time.
+A web server cannot list its files, so missing chunks are found only when they are read. A missing
+chunk counts as never written only if the image itself still exists, which is checked each time.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class RemoteFolder(Folder):
     Parameters
     ----------
     remote : Remote
-        Shared by all folders of an image.
+        The files below the address, shared by all folders of an image.
     path : str
-        From the root of the host or the bucket.
+        Path of the folder, from the root of the host or the bucket.
     """
 
     def __init__(self, remote: Remote, path: str) -> None:
@@ -43,11 +43,11 @@ class RemoteFolder(Folder):
         return self._remote.name_of(self._path)
 
     def documents(self) -> dict[str, bytes]:
-        """Return its metadata documents: that of zarr v3, or else those of v2."""
+        """Return the metadata documents of the folder, by name: that of zarr v3, or else those of v2."""
         found, refused = {}, None
         for names in ((V3,), V2):
             for name, data in zip(names, sync(self._fetch(names)), strict=True):
-                if isinstance(data, Forbidden):  # S3 says so of what is not there, where listing is not allowed
+                if isinstance(data, Forbidden):  # S3's answer for a missing file too, if listing is not allowed
                     refused = data
                 elif isinstance(data, BaseException):
                     raise data
@@ -64,50 +64,50 @@ class RemoteFolder(Folder):
         return await asyncio.gather(*fetches, return_exceptions=True)
 
     def key(self, name: str) -> str:
-        """Return the path of a file in it."""
+        """Return the path of a file in the folder, from the root of the host or the bucket."""
         return f"{self._path}/{name}".strip("/")
 
     def inside(self, path: str) -> RemoteFolder:
-        """Return a folder in it."""
+        """Return a subfolder."""
         return RemoteFolder(self._remote, self.key(path))
 
     def leads_out(self, path: str) -> bool:
-        """Return False: there are no links, and obstore takes no path that goes up."""
+        """Return False: there are no links, and obstore accepts no path that goes up."""
         return False
 
     def above(self) -> Iterator[tuple[Folder, str]]:
-        """Yield the folders that it lies in, the nearest first, and its path in each."""
+        """Yield the parent folders, nearest first, each with the path of this folder in it."""
         parts = self._path.split("/")
         for k in range(len(parts) - 1, max(-1, len(parts) - 1 - DEEPEST), -1):
             yield Above(self._remote, "/".join(parts[:k])), "/".join(parts[k:])
 
     def nodes_inside(self) -> list[str] | None:
-        """Return None: nothing is listed."""
+        """Return None: a remote folder cannot be listed."""
         return None
 
     def what_lacks(self) -> str:
-        """Return what to say where it has no metadata documents."""
+        """Return the text of the error if the folder has no metadata documents."""
         return "has no zarr metadata, and only zarr is read from afar. Check the address, or fetch the file first"
 
     def store(self) -> RemoteArray:
-        """Return a zarr store of the array in it."""
+        """Return a zarr store of the array in the folder."""
         return RemoteArray(self._remote, self, self.documents())
 
     @property
     def kept_bytes(self) -> int:
-        """Most bytes of its files that are kept in memory."""
+        """Most bytes of its files that are cached in memory, as fetched."""
         return KEPT_BYTES
 
     def reopens_as(self) -> str:
-        """Return the address as it was given, with what opens it."""
+        """Return the address as the caller gave it, with its secrets."""
         return self._remote.text
 
 
 class Above(RemoteFolder):
-    """A folder that was not asked for: that it may not be seen is no error."""
+    """A parent folder, which the caller did not ask for: it is no error if access to it is refused."""
 
     def documents(self) -> dict[str, bytes]:
-        """Return its metadata documents, none where access is refused."""
+        """Return the metadata documents of the folder; none if access is refused."""
         try:
             return super().documents()
         except Forbidden:
@@ -115,7 +115,7 @@ class Above(RemoteFolder):
 
 
 class RemoteArray(Bounded, ObjectStore[Any]):
-    """The array in a folder, read-only; `documents` are what it was when it was opened."""
+    """A read-only store of one array; `documents` is its metadata at the time when it was opened."""
 
     def __init__(self, remote: Remote, folder: RemoteFolder, documents: dict[str, bytes]) -> None:
         ObjectStore.__init__(self, remote.store, read_only=True)
@@ -127,7 +127,7 @@ class RemoteArray(Bounded, ObjectStore[Any]):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return a file or a part of it, checked."""
+        """Return a file or a part of it, after checking it."""
         if key in DOCUMENTS:
             data = self._documents.get(key)
         else:
@@ -139,14 +139,14 @@ class RemoteArray(Bounded, ObjectStore[Any]):
             data = await self._remote.fetch(
                 self._folder.key(key), largest=self.largest(key), part=_part(byte_range), absent=self._still_there
             )
-        except (Forbidden, BucketNotFound) as error:  # it could be opened, so this passes
+        except (Forbidden, BucketNotFound) as error:  # the image could be opened, so this may be temporary
             raise EnvironmentFault(f"{error}. A run goes on with --resume") from None
         if data is not None:
             self.check_content(key, data, byte_range)
         return data
 
     async def _still_there(self) -> None:
-        """Raise `EnvironmentFault` where the image was taken away or replaced: no chunk is taken for unwritten then."""
+        """Raise `EnvironmentFault` if the image was removed or replaced, so that no chunk passes for unwritten."""
         name, document = next(iter(self._documents.items()))
         if await self._remote.fetch_anew(self._folder.key(name), largest=LARGEST_DOCUMENT) != document:
             raise EnvironmentFault(

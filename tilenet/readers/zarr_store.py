@@ -1,4 +1,4 @@
-"""One zarr array, none of its files trusted: neither their size, nor what they unpack to."""
+"""Open a zarr array without trusting its files: their sizes and decompressed sizes are checked."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tilenet.readers.boundary import LARGEST_PIECE, check_piece
 from tilenet.readers.unpacked import unpacks_to_more
 from tilenet.readers.zarr_metadata import DOCUMENTS, LARGEST_DOCUMENT, Folder
 
-# A chunk that does not compress grows by a header; no codec doubles it.
+# Bytes allowed for headers: an incompressible chunk grows by a header, but no codec doubles its size.
 SLACK = 2**16
 NO_CHUNK = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How large the files of an array may be, and what a chunk of it may unpack to.
+    """Limits on the files of an array and on its decompressed chunks.
 
     Attributes
     ----------
     file_bytes, chunk_bytes : int
-        Largest file; largest chunk once unpacked.
+        Most bytes of a file; most bytes of a decompressed chunk.
     codec : str
-        What packed the chunks, such as ``"zstd"``; empty for nothing known.
+        Last codec of the chunks, such as ``"zstd"``; empty if there is none, or if chunks are not to be checked.
     index_bytes : int
-        Of the index at the end of a shard, without its checksum; 0 without shards.
+        Bytes of the index at the end of a shard, without its checksum; 0 if there is no such index.
     """
 
     file_bytes: int
@@ -44,28 +44,28 @@ class Bounds:
 
 
 class Bounded:
-    """What is common to the stores of an array, here and remote: it is read-only, and `bounds` are kept."""
+    """Base class of the local and the remote store of an array, which check that its files keep to `bounds`."""
 
     bounds: Bounds | None = None
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return a file or a part of it, checked."""
+        """Return a file or a part of it, after checking it."""
         raise NotImplementedError
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """Return parts of files, checked."""
+        """Return parts of files, after checking them."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     def largest(self, key: str) -> int:
-        """Return how many bytes a file may have."""
+        """Return the most bytes that a file may have."""
         return self.bounds.file_bytes if self.bounds and key not in DOCUMENTS else LARGEST_DOCUMENT
 
     def check_content(self, key: str, data: bytes, byte_range: ByteRequest | None) -> None:
-        """Refuse a chunk that unpacks to more than it can hold."""
+        """Refuse chunks that decompress to more bytes than a chunk can have."""
         bounds = self.bounds
         if bounds is None or key in DOCUMENTS or isinstance(byte_range, SuffixByteRequest):  # the index of a shard
             return
@@ -77,11 +77,11 @@ class Bounded:
             )
 
     def probe(self) -> None:
-        """Look for what is wrong with the files, as far as that is cheap."""
+        """Check the files for faults that are cheap to find; by default, check nothing."""
 
 
 def open_array(folder: Folder) -> Any:
-    """Open the array in a folder, its metadata and the first of its files checked."""
+    """Open the array in a folder, after checking its metadata and its first files."""
     store = folder.store()
     array = zarr.open_array(store=store, mode="r")
     if min(array.shape, default=0) < 1 or min(array.chunks) < 1:
@@ -110,20 +110,20 @@ def _bounds(array: Any, chunk_bytes: int) -> Bounds:
         file_bytes = prod(whole) * array.dtype.itemsize + index_bytes
         if sharding and not _index_is_usual(sharding):
             codec, index_bytes = "", 0
-    # Filters may widen what a compressor gives: eight times is float64 out of bytes.
+    # A filter may have widened the data before compression, at most eightfold: from bytes to float64.
     unpacked = max(chunk_bytes, min(8 * chunk_bytes, LARGEST_PIECE))
     return Bounds(2 * file_bytes + SLACK, unpacked + SLACK, codec, index_bytes)
 
 
 def _index_is_usual(sharding: ShardingCodec) -> bool:
-    """Tell whether shards have the index that zarr writes by default; others are left to zarr to check."""
+    """Return whether shards have the index that zarr writes by default; shards with another are not checked here."""
     codecs = [c.to_dict() for c in sharding.index_codecs]
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     return str(sharding.index_location.value) == "end" and codecs == [little, {"name": "crc32c"}]
 
 
 def _chunks_of_shard(data: bytes, index_bytes: int) -> Iterator[bytes]:
-    """Yield the packed chunks of a whole shard whose index, and its checksum, are at the end."""
+    """Yield the compressed chunks of a whole shard, whose index and its checksum are at the end."""
     index = np.frombuffer(data[len(data) - index_bytes - 4 : -4], "<u8").reshape(-1, 2)
     for offset, count in index.tolist():
         if offset != NO_CHUNK:
