@@ -32,7 +32,7 @@ from tilenet.readers.tiff_pages import Segments, segments_of, stored_dimensions
 from tilenet.readers.tiff_walk import check_directories
 
 LOG = logging.getLogger("tilenet")
-# Kinds of series that may hold several images; images smaller by this factor are labels, thumbnails or levels.
+# Kinds of TIFF that may hold several images; images smaller by this factor are labels, thumbnails or levels.
 SEVERAL, LESSER = {"ome", "shaped", "generic", "uniform"}, 3
 
 PALETTE, YCBCR = 3, 6

@@ -18,7 +18,7 @@ from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 # Tag and compression numbers of TIFF 6.0.
 TILE_WIDTH = 322
 NO_COMPRESSION = 1
-# LZW, JPEG, deflate and PackBits never compress better than about 1400 : 1. Up to HARMLESS bytes are not checked.
+# LZW, JPEG, deflate and PackBits never compress better than about 1400 : 1. Segments up to HARMLESS are not checked.
 RATIOS, BEST_RATIO, HARMLESS = (5, 7, 8, 32773, 32946), 2000, 2**26
 
 

@@ -1,4 +1,4 @@
-"""Read from the metadata documents of a zarr folder, local or remote, what describes an image."""
+"""Read the description of an image from the metadata documents of a zarr folder, local or remote."""
 
 from __future__ import annotations
 
