@@ -1,4 +1,4 @@
-"""An image reduced to cells: the coarse view of it, window by window, in bounded memory."""
+"""Reduction of an image to a coarse grid of cells, window by window, in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tilenet.geometry import Box, ceil_div
 from tilenet.readers.image import READERS, Image, Pixels
 from tilenet.store.tissue_map import MOST_CELLS
 
-# Pixels along a cell, where the image is not so large that there would be too many cells.
+# Side of a cell in pixels. Cells are larger where an image would otherwise have more than MOST_CELLS along an axis.
 CELL = 16
-# Pixels along a window, one of which each reader holds.
+# Side in pixels of a window. Each reader thread holds one window.
 WINDOW = 2048
 
 Means = NDArray[np.float32]
@@ -30,7 +30,10 @@ Reduce = Callable[[Pixels, Edges, Edges], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Window:
-    """A part of one plane: the pixels of some `cells`, which along y and x go from `starts` to `stops` in its box."""
+    """The pixels of a rectangle of `cells` in one plane.
+
+    `starts` and `stops` hold the pixel range of each cell along y and x, relative to `box`.
+    """
 
     box: Box
     cells: tuple[slice, slice]
@@ -39,7 +42,7 @@ class Window:
 
 
 def cells_of(covers: tuple[int, int]) -> tuple[int, int]:
-    """Return the number of cells along y and x for a plane of so many pixels.
+    """Return the number of cells along y and x for a plane of `covers` pixels.
 
     >>> cells_of((3000, 2000)), cells_of((100_000, 5))
     ((188, 125), (2041, 1))
@@ -49,25 +52,28 @@ def cells_of(covers: tuple[int, int]) -> tuple[int, int]:
 
 
 def pixels_read(image: Image) -> int:
-    """Return how many pixels are read to find tissue."""
+    """Return how many pixels the tissue search reads."""
     return prod(coarsest(image, cells_of(plane_of(image))).box_shape)
 
 
 def plane_of(image: Image) -> tuple[int, int]:
-    """Return the pixels of an image along y and x."""
+    """Return the number of pixels of an image along y and x."""
     y, x = image.box_shape[-2:]
     return y, x
 
 
 def coarsest(image: Image, cells: tuple[int, int]) -> Image:
-    """Return the coarsest level that has a pixel for every cell at least; the image's own has."""
+    """Return the coarsest level with at least one pixel per cell; the level of `image` itself always qualifies."""
     levels = [image.at_level(k) for k in range(image.level, len(image.levels))]
     fine = [level for level in levels if all(n >= c for n, c in zip(plane_of(level), cells, strict=True))]
     return min(fine, key=lambda level: prod(plane_of(level)))
 
 
 def reduced(image: Image, cells: tuple[int, int], reduce: Reduce) -> NDArray[Any]:
-    """Return each cell's pixels reduced, the largest of all planes: (C, *cells). Holds a few windows at a time."""
+    """Reduce the pixels of each cell, then take the maximum over all planes: (C, *cells).
+
+    Only a few windows are in memory at a time.
+    """
     out: NDArray[Any] | None = None
 
     def read(window: Window) -> NDArray[Any]:
@@ -87,7 +93,7 @@ def reduced(image: Image, cells: tuple[int, int], reduce: Reduce) -> NDArray[Any
 def _ahead(
     pool: Executor, read: Callable[[Window], NDArray[Any]], windows: Iterator[Window]
 ) -> Iterator[tuple[Window, NDArray[Any]]]:
-    """Yield windows with what is read of them; a few are read ahead, however many there are."""
+    """Yield each window with its reduced values; a bounded number of windows is read ahead."""
     reading = deque((window, pool.submit(read, window)) for window in islice(windows, 2 * READERS))
     try:
         while reading:
@@ -100,7 +106,7 @@ def _ahead(
 
 
 def _windows(image: Image, cells: tuple[int, int]) -> Iterator[Window]:
-    """Yield every plane in windows of whole cells, about `WINDOW` px a side."""
+    """Yield windows of whole cells, about `WINDOW` px a side, that cover every plane."""
     shape = plane_of(image)
     sides = [max(1, WINDOW * count // n) for n, count in zip(shape, cells, strict=True)]
     along = [[slice(a, min(a + side, n)) for a in range(0, n, side)] for n, side in zip(cells, sides, strict=True)]
@@ -114,7 +120,7 @@ def _windows(image: Image, cells: tuple[int, int]) -> Iterator[Window]:
 
 
 def _edges(n: int, cells: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return first and last (exclusive) of the `n` pixels that each cell touches.
+    """Return the start and (exclusive) stop of each cell along an axis of `n` pixels; neighbours may share a pixel.
 
     >>> [edge.tolist() for edge in _edges(5, 2)]
     [[0, 2], [3, 5]]
@@ -124,16 +130,17 @@ def _edges(n: int, cells: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 def _along(function: np.ufunc, pixels: NDArray[Any], starts: Edges, stops: Edges, dtype: Any) -> NDArray[Any]:
-    """Return (C, *cells) of pixels (C, y, x)."""
+    """Reduce pixels (C, y, x) to cells (C, *cells) with a ufunc."""
     for axis, (a, b) in enumerate(zip(starts, stops, strict=True), start=1):
-        # Every second piece lies between two cells; the last cell ends where the pixels end.
+        # Every second segment lies between two cells and is dropped. The last cell ends with the pixels, so its stop
+        # is left out.
         pairs = np.stack([a, b], axis=1).ravel()[:-1]
         pixels = function.reduceat(pixels, pairs, axis=axis, dtype=dtype).take(np.arange(0, len(pairs), 2), axis=axis)
     return pixels
 
 
 def mean_of(pixels: Pixels, starts: Edges, stops: Edges) -> Means:
-    """Return the mean of the pixels of each cell; of integers it is that of exact sums."""
+    """Return the mean of each cell's pixels; the sums of integers of up to 32 bits are exact."""
     whole = pixels.dtype.kind in "ui" and pixels.dtype.itemsize <= 4
     sums = _along(np.add, pixels, starts, stops, np.int64 if whole else np.float64)
     rows, columns = (b - a for a, b in zip(starts, stops, strict=True))
@@ -141,7 +148,7 @@ def mean_of(pixels: Pixels, starts: Edges, stops: Edges) -> Means:
 
 
 def any_of(pixels: Pixels, starts: Edges, stops: Edges, *, name: str) -> NDArray[np.uint8]:
-    """Return whether a pixel of each cell is not 0; of a mask that has channels, they must be alike."""
+    """Return whether any pixel of each cell is nonzero; the channels of a mask must be identical."""
     if (pixels != pixels[:1]).any():
         raise SettingsError(
             f"{name}: is a picture in colour, not a mask of tissue. Give one that is 0 on glass; --tissue alone, said "

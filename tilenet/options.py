@@ -1,4 +1,4 @@
-"""What a caller may say of a run, and what contradicts itself."""
+"""The options of a run: parsing, normalisation, and checks for contradictions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from tilenet.errors import SettingsError
 from tilenet.scaling import parse_rule
 
-# More than any processor has.
+# More threads than any processor has.
 MOST_THREADS = 4096
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-# Which options are one number, or one text, and how people say it.
+# Options that are a single number or text: name, type, and what an error message asks for.
 KINDS = (
     ("threshold", Real, "a number"),
     ("mpp", Real, "micrometres per pixel, a number"),
@@ -25,12 +25,12 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Options:
-    """What a caller may say of a run; None is unsaid. See `tilenet.segment`."""
+    """The options of a run; None means not given. See `tilenet.segment`."""
 
     level: int | None = None
     mpp: float | None = None
     axes: str | None = None
-    # Numbers, or names that the image says: settling makes numbers of all.
+    # Channel numbers, or channel names of the image; `as_seen` resolves names to numbers.
     channels: int | str | Sequence[int | str] | None = None
     tile: int | Sequence[int] | None = None
     block: int | Sequence[int] | None = None
@@ -43,16 +43,16 @@ class Options:
     threshold: float | None = None
     output: str | None = None
     probability_dtype: str | None = None
-    # A rule, or its text on the command line.
+    # A scaling rule, or its command-line text.
     scaling: Any = None
     missing: str | None = None
     roi: str | Sequence[Any] | None = None
     tissue: Any = None
-    # Only from a record: what level and mpp came to.
+    # Set only from a run record: the resampling factor that follows from level and mpp.
     factor: tuple[Any, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Take numbers and sequences of any kind as plain ones; refuse what no run could be done with."""
+        """Convert numbers and sequences of any kind to plain Python ones; refuse values that no run accepts."""
         for option in fields(self):
             if isinstance(said := getattr(self, option.name), str) and not said:
                 raise SettingsError(f"{option.name} is empty. Give a value, or leave it out")
@@ -68,7 +68,7 @@ class Options:
             raise SettingsError(f"threads {self.threads}: give {MOST_THREADS} at most")
         for name, kind, what in KINDS:
             said = getattr(self, name)
-            # What is not equal to itself is NaN.
+            # `said != said` is true for NaN only.
             if said is not None and (not isinstance(said, kind) or isinstance(said, bool) or said != said):
                 raise SettingsError(f"{name} {said!r}: give {what}")
         if isinstance(self.scaling, str):
@@ -77,13 +77,13 @@ class Options:
             raise SettingsError(f"scaling {self.scaling!r}: give a rule, such as {{'method': 'none'}}, or its text")
 
     def or_recorded(self, record: Mapping[str, Any]) -> Options:
-        """Return the options with what is unsaid taken from a run record."""
+        """Return the options with those not given filled in from a run record."""
         unsaid = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in record]
         return replace(self, **{name: _frozen(record[name]) for name in unsaid})
 
 
 def parse_channels(text: str) -> tuple[int | str, ...]:
-    """Return numbers and names of a text with commas between them.
+    """Parse comma-separated channel numbers and names.
 
     >>> parse_channels("DAPI, 2")
     ('DAPI', 2)
@@ -95,7 +95,7 @@ def parse_channels(text: str) -> tuple[int | str, ...]:
 
 
 def parse_bytes(text: str) -> int:
-    """Return the number of bytes of a text with a unit.
+    """Parse a number of bytes with a unit.
 
     >>> parse_bytes("4GB"), parse_bytes("500 mb")
     (4000000000, 500000000)
@@ -111,7 +111,7 @@ def parse_bytes(text: str) -> int:
 
 
 def check_output_option(output: str | None, *, stored: bool) -> None:
-    """Raise `SettingsError` for an output that a store, or an array, cannot be."""
+    """Raise `SettingsError` for an `output` that a store (or else an array) cannot hold."""
     fitting = ("mask", "both") if stored else ("mask", "probabilities", "logits")
     if (output or "mask") not in fitting:
         where = "a store" if stored else "an array"
@@ -119,7 +119,7 @@ def check_output_option(output: str | None, *, stored: bool) -> None:
 
 
 def refuse_with_objects(*, output: str | None, resume: bool) -> None:
-    """Raise `SettingsError` for what objects, found in memory, cannot be asked with."""
+    """Raise `SettingsError` for options that cannot be combined with objects, which are found in memory."""
     if output not in (None, "mask"):
         raise SettingsError(f"objects and output {output!r}: give only one of them")
     if resume:
@@ -127,7 +127,7 @@ def refuse_with_objects(*, output: str | None, resume: bool) -> None:
 
 
 def _plain(value: Any, name: str, *, texts: bool) -> Any:
-    """Return a whole number, or a tuple of them (and of texts), as Python's own."""
+    """Convert an integer to int, or a sequence of integers (and, with `texts`, strings) to a tuple."""
     if value is None or (texts and isinstance(value, str)):
         return value
     try:
@@ -139,7 +139,7 @@ def _plain(value: Any, name: str, *, texts: bool) -> Any:
 
 
 def _count(value: Any, name: str, least: int) -> int | None:
-    """Return a whole number; floats that are one will do."""
+    """Return an int of at least `least`, None for None; a float with an integer value is accepted."""
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""An image as a network sees it: at which resolution, with which channels; what cannot be is refused."""
+"""The image as a network sees it: resolution and channels. Images that do not fit the network are refused."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ LOG = logging.getLogger("tilenet")
 
 @dataclass(frozen=True)
 class Seen:
-    """What is read for a network.
+    """The image that is read for a network.
 
     Attributes
     ----------
     image : Image
-        With the channels that the network takes.
+        The image with the channels that the network takes.
     whole : Image
-        The same with all channels.
+        The same image with all channels.
     channels : tuple of int or None
-        Those that were chosen; None where nothing was said.
+        The channels that the caller chose; None if the caller chose none.
     resolution : Resolution
         Which level is read, and how it is resampled.
     """
@@ -42,7 +42,7 @@ class Seen:
     resolution: Resolution
 
     def to_record(self) -> dict[str, Any]:
-        """Return what the run record says of it."""
+        """Return channels and resolution for the run record."""
         channels = None if self.channels is None else list(self.channels)
         return {"channels": channels, **self.resolution.to_json()}
 
@@ -53,9 +53,9 @@ def as_seen(opened: Image, network: Any, card: ModelCard, options: Options, foot
     Raises
     ------
     ImageError
-        If its axes or channels do not fit the network.
+        If the axes or channels of the image do not fit the network.
     SettingsError
-        If it has no such level or pixel size.
+        If the image does not have the wanted level or pixel size.
     """
     if opened.told_axes not in ("", opened.axes):
         LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.told_axes)
@@ -73,7 +73,7 @@ def as_seen(opened: Image, network: Any, card: ModelCard, options: Options, foot
 def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:
     if options.factor is not None:
         return recorded(options.level or 0, options.factor, options.mpp)
-    # An open image at another level than the finest was put there by the caller.
+    # If the caller gave an open image at a coarser level, that level is the caller's choice.
     level = image.level if options.level is None and image.level else options.level
     resolution = resolve(
         [in_plane(image, k) for k in range(len(image.levels))],
@@ -98,9 +98,9 @@ def _check_axes(image: Image, footprint: Footprint) -> None:
 
 
 def _check_color(image: Image, network: Any, chosen: Sequence[int] | None) -> None:
-    """Refuse three stains that would pass for red, green and blue.
+    """Refuse an image of three stains that would be taken for red, green and blue.
 
-    A network without a card is the caller's own: it is given the channels as they are.
+    A network without a model card is the caller's own, and gets the channels as they are.
     """
     of_three = getattr(network, "in_channels", None) == image.n_channels == 3
     if chosen is None and of_three and getattr(network, "card", None) is not None and not image.is_color:
@@ -122,7 +122,7 @@ def _fit_channels(image: Image, wanted: int | None, chosen: Sequence[int] | None
     if image.n_channels == 1:
         return image.with_channels((0,) * wanted)
     names = ", ".join(name for name in image.channel_names if name)
-    # One channel feeds any network, so that is what a network of more can be given.
+    # If the network takes more channels than there are, suggest a single one: it is repeated for every input.
     some = range(wanted) if wanted < image.n_channels else range(1)
     has = f"has {image.n_channels} channels" if chosen is None else f"{image.n_channels} channels were chosen"
     raise ImageError(

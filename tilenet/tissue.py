@@ -1,11 +1,11 @@
-"""Where there is tissue: a coarse map of a slide, so that its glass need not be computed.
+"""Tissue detection: a coarse tissue map of a slide, so that bare glass need not be computed.
 
-In bright field tissue is what has colour: its saturation, of the mean colour of a cell of the map,
-is above Otsu's threshold [1], taken on a logarithmic scale since glass is an order of magnitude
-paler than the palest tissue. In fluorescence it is what is brighter than the triangle threshold
-[2], which was made for a histogram of one peak, the background, and a long tail, in any channel.
-Small holes are closed, and the map is dilated by the network's context: a pixel outside it
-depends on no tissue at all.
+In bright field, a cell of the map is tissue if the saturation of its mean colour is above Otsu's
+threshold [1]. The threshold is taken on a logarithmic scale, because glass is an order of magnitude
+paler than the palest tissue. In fluorescence, a cell is tissue if any channel is brighter than the
+triangle threshold [2], which was designed for histograms with one peak (the background) and a long
+tail. Small holes are closed, and the map is dilated by the network's context, so that a pixel outside
+the map depends on no tissue at all.
 
 [1] N. Otsu, IEEE Trans. Sys. Man. Cyber. 9 (1979). [2] G. W. Zack et al., J. Histochem. Cytochem. 25 (1977).
 """
@@ -34,14 +34,16 @@ from tilenet.readers.image import Image
 from tilenet.store import TissueMap, refuse_unfinished
 from tilenet.store.tissue_map import MOST_CELLS
 
-# Saturation below the first is the noise of glass, above the second it is never glass, whatever Otsu says:
-# he parts pale from strong tissue where there is no glass, and noise where there is nothing else.
+# Lower and upper bound on Otsu's threshold: saturation below the first is noise of the glass, above the second it is
+# never glass. Unbounded, Otsu would split pale from strong tissue where there is no glass, and noise where there is
+# nothing else.
 PALEST = (0.03, 0.1)
-# So that the logarithm of no colour is finite: one step of 8 bits.
+# Keeps the logarithm of zero saturation finite: one step of 8 bits.
 STEP = 1 / 256
-# Cells of a hole that is closed.
+# Holes of up to this many cells are closed.
 HOLE = 64
-# What is looked at without being asked: a second or two of reading.
+# `tilenet plan` searches for tissue only if that reads at most this many pixels (a second or two); a run that reads
+# more says so in the log.
 CHEAP = 2**26
 LOG = logging.getLogger("tilenet")
 
@@ -50,17 +52,17 @@ Cells = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Tissue:
-    """A map, and how it was found.
+    """A tissue map, and how it was found.
 
     Attributes
     ----------
     map : TissueMap
         Where there is tissue.
     facts : dict
-        ``method`` (``saturation``, ``intensity`` or ``given``), ``threshold`` (one per channel), the
-        shape that was looked at, pixels by which it was dilated: for JSON.
+        JSON values: ``method`` (``saturation``, ``intensity`` or ``given``), ``threshold`` (one per
+        channel), ``looked_at`` (shape of the level that was searched) and ``dilated`` (pixels along y and x).
     text : str
-        The same for people.
+        The facts as text for the user.
     """
 
     map: TissueMap
@@ -68,7 +70,7 @@ class Tissue:
     text: str
 
     def to_json(self, plan: Plan) -> dict[str, Any]:
-        """Return what the output says of it, with the blocks of a plan that are skipped."""
+        """Return what the output records about tissue, including how many blocks of a plan are skipped."""
         computed = self.map.computed(plan)
         planes = len(plan) // computed.size
         return {
@@ -83,19 +85,19 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Search:
-    """What a run asks about tissue.
+    """How a run finds tissue.
 
     Attributes
     ----------
     rule : dict or None
-        What the run record keeps: None for not at all, else the ``method``, ``auto`` or ``given``, and the
-        checksum of the map that was given.
+        What the run record keeps: None if the run does not use tissue, else the ``method`` (``auto`` or
+        ``given``) and, for a given map, its checksum.
     image : Image
-        What is looked at: a colour picture whole, of others the channels that were chosen.
+        The image that is searched: all channels of a colour picture, else the chosen channels.
     margin : (int, int)
         The network's context along y and x, in pixels.
     given : Tissue or None
-        The user's own map; None too where a run is gone on with, whose map its output has.
+        The user's own map. Also None for a resumed run, which takes the map from its output.
     """
 
     rule: dict[str, Any] | None
@@ -104,38 +106,38 @@ class Search:
     given: Tissue | None = None
 
     def run(self) -> Tissue | None:
-        """Return the tissue, if that was asked; reads a coarse level of the image."""
+        """Return the tissue, None if the run does not use it; reads a coarse level unless a map was given."""
         if self.rule is None or self.given is not None:
             return self.given
         return find(self.image, self.margin)
 
     @property
     def cheap(self) -> bool:
-        """Tell whether little would be read."""
+        """Whether the search reads at most `CHEAP` pixels."""
         return self.given is not None or pixels_read(self.image) <= CHEAP
 
 
 def search(wanted: Any, image: Image, *, channels: Sequence[int] | None, footprint: Footprint) -> Search:
-    """Return what a run asks about tissue; reads a mask that is given.
+    """Return how a run finds tissue; reads the user's mask, if one is given.
 
     Parameters
     ----------
     wanted : bool, path, array, mapping or None
-        True: found in the image. A path or an array: a mask of the image's plane, of any size, not 0 where
-        there is tissue. A mapping: the rule of a run record.
+        True: find tissue in the image. A path or an array: a mask of the image's plane, of any size, nonzero
+        where there is tissue. A mapping: the rule of a run record. False or None: skip nothing.
     image : Image
-        All of the image.
+        The image with all its channels.
     channels : sequence of int, optional
-        Those that were chosen for the network.
+        The channels chosen for the network.
     footprint : Footprint
-        The network's.
+        Footprint of the network.
 
     Raises
     ------
     SettingsError, ImageError
-        If the mask that is given has not the shape of the image, or is none.
+        If the given mask does not have the proportions of the image, or is not a mask.
     """
-    # Each once: a grey image may feed every input of a network.
+    # Each channel once: a grey image may feed every input of a network.
     looked_at = image if image.is_color or channels is None else image.with_channels(sorted(set(channels)))
     margin = footprint.margin[-2], footprint.margin[-1]
     if wanted is None or wanted is False:
@@ -147,13 +149,13 @@ def search(wanted: Any, image: Image, *, channels: Sequence[int] | None, footpri
 
 
 def find(image: Image, margin: tuple[int, int]) -> Tissue:
-    """Return where there is tissue on an image, as far as a network whose margin is `margin` px would feel it.
+    """Find the tissue on an image, dilated by the `margin` px of context that a network sees.
 
     Raises
     ------
     ImageError
-        If tissue cannot be told from the background: it is neither a colour picture of bright field, nor is
-        the background dark.
+        If tissue cannot be told from the background: the image is neither a colour picture in bright field,
+        nor does it have a dark background.
     """
     covers = plane_of(image)
     coarse = coarsest(image, cells_of(covers))
@@ -175,7 +177,7 @@ def find(image: Image, margin: tuple[int, int]) -> Tissue:
 
 
 def remark(found: Tissue, plan: Plan) -> tuple[int, str]:
-    """Return what people ought to hear of what is skipped, and how loudly (`logging`)."""
+    """Return a log level and a message for the user about the skipped blocks."""
     facts = found.to_json(plan)
     skipped, blocks = facts["skipped_blocks"], facts["blocks"]
     if skipped == blocks:
@@ -184,9 +186,9 @@ def remark(found: Tissue, plan: Plan) -> tuple[int, str]:
 
 
 def read_mask(source: str | Path | NDArray[Any], image: Image) -> Tissue:
-    """Return a mask of the user's own as a map: every cell with a pixel that is not 0 has tissue.
+    """Return the user's own mask as a tissue map: every cell with a nonzero pixel has tissue.
 
-    It is taken as it is: no hole is closed, nothing is dilated.
+    The mask is taken as it is: no hole is closed, nothing is dilated.
     """
     if isinstance(source, str | Path):
         refuse_unfinished(source)
@@ -205,7 +207,7 @@ def read_mask(source: str | Path | NDArray[Any], image: Image) -> Tissue:
 
 
 def _of_saturation(means: Means) -> tuple[Cells, list[float]]:
-    """Return the cells with tissue, and the threshold, of mean colours (3, *cells)."""
+    """Return the cells with tissue, and the threshold, given mean colours (3, *cells)."""
     brightest = means.max(axis=0)
     saturation = (brightest - means.min(axis=0)) / np.maximum(brightest, 1)
     logarithm = np.log(saturation + STEP)
@@ -215,7 +217,7 @@ def _of_saturation(means: Means) -> tuple[Cells, list[float]]:
 
 
 def _of_intensity(means: Means, name: str) -> tuple[Cells, list[float]]:
-    """Return the cells with tissue in any channel, and the thresholds, of mean intensities (C, *cells)."""
+    """Return the cells with tissue in any channel, and the thresholds, given mean intensities (C, *cells)."""
     cells, thresholds = np.zeros(means.shape[1:], bool), []
     for channel, of_channel in enumerate(means):
         finite = of_channel[np.isfinite(of_channel)]
@@ -224,7 +226,7 @@ def _of_intensity(means: Means, name: str) -> tuple[Cells, list[float]]:
         else:
             _refuse_bright(finite, f"{name}: channel {channel}" if len(means) > 1 else name)
             threshold = float(threshold_triangle(finite))  # type: ignore[no-untyped-call]
-        # What is no number is no glass either: it fails as it does without a map.
+        # A cell with a NaN counts as tissue: its block is computed, and fails as it would without a tissue map.
         cells |= ~(of_channel <= threshold)
         thresholds.append(round(threshold, 6))
     return cells, thresholds
