@@ -1,8 +1,8 @@
 """From a network's output to objects: instance labels 1..n of one image in memory.
 
-Seeds are the places that lie deep inside objects; a watershed grows them to the whole
-foreground. How deep a pixel lies comes from the classes of the network, where they say it
-(background, rim, body, centre), or else from the distance to the background.
+Seeds lie deep inside objects, and a watershed grows them to fill the whole foreground. The depth of a
+pixel comes from the network's classes if they encode depth (background, rim, body, centre), or else
+from the distance to the background.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def objects(
     Parameters
     ----------
     mask_or_probabilities : array
-        A mask of integers (*n), 0 background: touching objects are parted where they are
-        narrow. Or probabilities (K, *n) of floats, class 0 background.
+        A mask of integers (*n), 0 background: touching objects are split where they are
+        narrow. Or float probabilities (K, *n), class 0 background.
     depth_of_class : sequence of float, optional
         For probabilities: how deep inside an object each class lies, 0 to 1. The default is
         even steps in the order of the classes.
     min_size : int
-        Smaller objects, in pixels, are dropped.
+        Objects with fewer pixels are dropped.
     prominence : float
-        Two centres are two objects if the way from one to the other is shallower by this
-        share of the full depth. Larger values merge, smaller ones split.
+        Two centres are two objects if the path between them is shallower than both by this
+        fraction of the full depth. Larger values merge objects, smaller values split them.
     least_depth : float
-        For probabilities of three classes or more: objects in which no pixel is expected to
-        lie so deep are dropped. Larger values drop more that is uncertain.
+        For probabilities of three classes or more: objects with no pixel of at least this
+        expected depth are dropped. Larger values drop more uncertain objects.
 
     Returns
     -------
@@ -79,13 +79,13 @@ def _read_probabilities(array: Array, depth_of_class: Sequence[float] | None) ->
     if len(levels) != len(array):
         raise SettingsError(f"depth_of_class names {len(levels)} classes, the probabilities have {len(array)}")
     foreground = array.argmax(axis=0) != 0
-    if len(array) == 2:  # foreground or not says nothing of depth
+    if len(array) == 2:  # two classes do not encode depth
         return foreground, _depth_of_mask(foreground)
     return foreground, np.tensordot(levels.astype(np.float32), array.astype(np.float32), axes=1)
 
 
 def _depth_of_mask(foreground: Array) -> Array:
-    """Return the distance to the background, relative to the largest in each piece."""
+    """Return the distance to the background, relative to the largest distance in each connected component."""
     distance = ndi.distance_transform_edt(foreground)
     pieces, n = ndi.label(foreground)
     deepest = np.concatenate([[1.0], ndi.maximum(distance, pieces, np.arange(1, n + 1))]) if n else np.ones(1)
@@ -94,11 +94,11 @@ def _depth_of_mask(foreground: Array) -> Array:
 
 
 def _grow(foreground: Array, depth: Array, *, prominence: float) -> Labels:
-    # Smoothed a little, so that a plateau's ripples are no centres.
+    # Smooth a little, so that ripples on a plateau do not become centres.
     smooth = ndi.gaussian_filter(depth.astype(np.float32), 1.0) * foreground
     seeds, n = ndi.label(h_maxima(smooth, prominence), structure=np.ones((3,) * smooth.ndim))  # type: ignore[no-untyped-call]
     pieces, _ = ndi.label(foreground)
-    # A piece too shallow for any seed is an object by itself.
+    # A connected component too shallow for any seed becomes one object.
     bare = (pieces > 0) & ~np.isin(pieces, np.unique(pieces[seeds > 0]))
     seeds = np.where(bare, pieces + n, seeds)
     labels: Labels = watershed(-smooth, seeds, mask=foreground)  # type: ignore[no-untyped-call]

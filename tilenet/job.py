@@ -1,7 +1,7 @@
 """A job: everything that decides the bytes of a mask, settled before a pixel is read.
 
-Its record is kept in the output, and every later run on the same output must come to the
-same record. `tilenet.settling` makes one of what a caller says, an image and a model.
+Its run record is kept in the output, and every later run on the same output must arrive at the
+same record. `tilenet.settling` builds a job from the caller's options, an image and a model.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ from tilenet.scaling import Scaling
 from tilenet.store import Layout
 from tilenet.tissue import Search, Tissue
 
-# What may change between two runs of one output: where things lie, and what is for people.
+# Fields that may differ between two runs on one output without changing its bytes: locations, and text for people.
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
 ANSWER = ("model", "answer")
-# What masks that older versions made do not say.
+# Fields that masks of older versions do not have.
 LATER = {("model", "footprint"), ANSWER}
-# Interpreter and libraries, before the first tile.
+# Bytes that the interpreter and its libraries take before the first tile.
 RESIDENT = 320_000_000
-# The network as given, and what an engine makes of it: a copy while it is checked, or for Winograd's
-# transform weights of 36 places for those of 9 (and some of the former still).
+# Memory for the weights, as a multiple of their size: the network as given, plus what an engine makes of it. That is a
+# copy while the network is checked or, for Winograd convolutions, weights of 36 elements for every 9 (beside some of
+# the untransformed ones).
 COPIES = {"plain": 3, "fast": 6}
-# Characters of a value that a message quotes.
+# Most characters of a value that an error message quotes.
 SAID = 60
-# What people ought to hear of a run before it starts; the command prints it.
+# Messages for the user before a run starts; the command line prints them.
 LOG = logging.getLogger("tilenet")
 
 
@@ -59,29 +60,29 @@ class Job:
     Attributes
     ----------
     image : Image
-        At the level, and with the channels, that the network sees.
+        The image at the level, and with the channels, that the network sees.
     network : torch.nn.Module or callable
-        The predictor proper.
+        The model itself; `predictor` wraps it for a device, precision and engine.
     card : ModelCard
-        Completed for the network's outputs.
+        The model card, completed for the network's number of outputs.
     source : str
         Where the model came from.
     plan : Plan
         Blocks of tiles.
     decision : Decision
-        From logits to mask values.
+        How logits become mask values.
     answer : Answer
-        Of the network to a small input.
+        The network's output for a small fixed input.
     record : dict
-        What decides the bytes, but for the scaling's numbers.
+        The run record: everything that decides the bytes, except the numbers of the scaling.
     resolution : Resolution
         Which pixels the network sees, and why.
     search : Search
-        What is asked about tissue.
+        How the run finds tissue.
     inside : mapping
-        What the layout says of the image that the mask lies in; empty if it lies in none.
+        Layout fields of a mask that lies within an OME-Zarr image; empty for any other mask.
     owns_image : bool
-        Whether the image was opened for this job, which then closes it; not one that the caller had opened.
+        Whether the job opened the image and therefore closes it; False for an image that the caller opened.
     """
 
     image: Image
@@ -112,7 +113,7 @@ class Job:
             self.image.close()
 
     def predictor(self, numbers: Scaling) -> Predictor:
-        """Return what turns raw pixels into logits."""
+        """Return the predictor, which turns raw pixels into logits."""
         if not predict.is_network(self.network):
             return ScaledPredictor(self.network, self.footprint, numbers)
         device = machine.find_device(self.device)
@@ -132,7 +133,7 @@ class Job:
 
     @cached_property
     def tissue(self) -> Tissue | None:
-        """Where there is tissue, if that is asked of a new run; reads a coarse level of the image."""
+        """Where a new run finds tissue, None if it does not use tissue; may read a coarse level of the image."""
         found = self.search.run()
         if found is not None:
             loudness, said = tissue.remark(found, self.plan)
@@ -178,7 +179,7 @@ class Job:
         weights = predict.weight_bytes(self.network)
         on_host = self.device == "cpu"
         ahead = ahead_of(self.plan.batch, apart=not on_host)
-        if not on_host:  # pinned memory is given out, and kept, in powers of two
+        if not on_host:  # pinned memory is allocated and cached in powers of two
             read = 2 ** (read - 1).bit_length()
         reading = (ahead + 1) * read + READERS * self.image.working_bytes + self.image.kept_bytes
         host = RESIDENT + int(COPIES[engine] * weights) + reading + (BEHIND + 2) * block
@@ -189,7 +190,7 @@ class Job:
         }
 
     def info(self, numbers: Scaling) -> dict[str, Any]:
-        """Return what the output says about its making."""
+        """Return what the output records about how it was made."""
         sha256 = fingerprint(self.network) if predict.is_network(self.network) else ""
         return {
             "version": tilenet.__version__,
@@ -209,19 +210,19 @@ class Job:
 
 
 def check_info(info: Mapping[str, Any], name: str | Path) -> None:
-    """Raise `OutputError` where an output does not say how it was made, as no run leaves it."""
+    """Raise `OutputError` if an output no longer says how it was made; every run writes all of these parts."""
     for part in ("record", "image", "model", "card", "scaling"):
         if not isinstance(info.get(part), dict):
             raise OutputError(f"{name}: zarr.json was changed, it has no {part} any more. Start again with --overwrite")
 
 
 def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
-    """Return part, field and both values, for people, of the first difference that would give other bytes.
+    """Return the first difference that could change the bytes: part, field, and both values as text; None if none.
 
     Parameters
     ----------
     found, wanted : mapping
-        The `Job.info` in the output, and that of the run that would repeat it.
+        `Job.info` as stored in the output, and that of the run that is to continue or repeat it.
     """
     wanted = json.loads(json.dumps(wanted))
     for part in ("image", "record", "model", "card"):
@@ -244,9 +245,9 @@ def refuse_contradiction(
     *,
     anew: str = "or start again with --overwrite",
 ) -> None:
-    """Raise `OutputMismatch` where a run to be resumed, whose output is `name`, was started with something else.
+    """Raise `OutputMismatch` if the run to be resumed, whose output is `name`, was started with other settings.
 
-    `anew` says how another is started in its place.
+    The message ends with `anew`, which says how to start a new run instead.
     """
     if differs := contradiction(found, wanted):
         part, field_, old, new = differs
@@ -256,7 +257,7 @@ def refuse_contradiction(
 
 
 def _said(value: Any) -> str:
-    """Return a value of a record for people: of a rule its method first, of a checksum enough to tell.
+    """Return a value of a run record as text for messages: a rule's method comes first, a checksum is shortened.
 
     >>> _said({"method": "linear", "divide": 2}), _said(None), _said([1, 2])
     ('linear (divide 2)', 'not given', '[1, 2]')
@@ -278,9 +279,9 @@ class ScaledPredictor:
     scaling: Scaling
 
     def __call__(self, batch: Any) -> Any:
-        """Return the callable's logits (N, K, *m) of raw pixels (N, C, *n)."""
+        """Return the callable's logits (N, K, *m) for raw pixels (N, C, *n)."""
         import numpy as np
 
-        # Whoever wrote the function may count on the usual order in memory.
+        # The function may rely on C-contiguous input.
         made = np.asarray(self.function(np.ascontiguousarray([self.scaling.apply(pixels) for pixels in batch])))
         return made if made.dtype.kind == "f" else made.astype(np.float64)

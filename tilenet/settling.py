@@ -1,4 +1,4 @@
-"""From what a caller says, an image and a model to a job: reads no pixels."""
+"""Build a job from the caller's options, an image and a model; reads no pixels."""
 
 from __future__ import annotations
 
@@ -32,14 +32,17 @@ from tilenet.seen import as_seen
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store, is_ours, refuse_unfinished
 
-# What people ought to hear of a run before it starts; the command prints it.
+# Messages for the user before a run starts; the command line prints them.
 LOG = logging.getLogger("tilenet")
 Refusal = Callable[[Mapping[str, Any], Mapping[str, Any], str | Path], None]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be segmented, with what, and how: the arguments of `settle`."""
+    """What is to be segmented, with which model and options: the arguments of `settle`.
+
+    `anew` ends the message of a mismatch: it says how to start a new run instead.
+    """
 
     image: Any
     model: Any
@@ -55,22 +58,22 @@ class Wanted:
     def settle_as(
         self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal | None = None
     ) -> tuple[Job, Scaling]:
-        """Return the job of an output that was begun, and its scaling.
+        """Return the job and the scaling of an output that exists already.
 
         Parameters
         ----------
         info : mapping
-            What the output says about its making; gives what the options leave unsaid.
+            `Job.info` as stored in the output; supplies the options that the caller did not give.
         name : str or path
-            The output's, for messages.
+            Name of the output, for messages.
         refuse : callable, optional
-            Raises where the two infos contradict each other; by default as of a run to be resumed, and `anew` says
-            how another is started in its place.
+            Raises if the stored info and that of the new job contradict each other; default `refuse_contradiction`,
+            for a run to be resumed.
 
         Raises
         ------
         OutputError, OutputMismatch
-            If it does not say how it was made, or was made in another way.
+            If the output does not say how it was made, or was made with other settings.
         """
         check_info(info, name)
         options, numbers = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
@@ -87,7 +90,7 @@ class Wanted:
         return job, numbers
 
     def _refuse_another_image(self, info: Mapping[str, Any], name: str | Path) -> None:
-        """Raise `OutputMismatch` where what does not go with the recorded options is another image."""
+        """Raise `OutputMismatch` if the recorded options do not fit because the image is another one."""
         try:
             image = open_image(self.image, axes=self.options.axes)
         except TilenetError:
@@ -96,7 +99,7 @@ class Wanted:
             refuse_contradiction(info, {**info, "image": image.identity()}, name, anew=self.anew)
 
     def settle_for(self, store: Store) -> tuple[Job, Scaling]:
-        """Return the job of a store that was opened to go on with, and its scaling; what cannot go on is closed."""
+        """Return the job and the scaling of a store opened for resuming; closes the store if it cannot be resumed."""
         try:
             return self.settle_as(store.info, store.path)
         except BaseException:
@@ -112,11 +115,11 @@ def settle(
     Parameters
     ----------
     source
-        What `open_image` takes.
+        Any image that `open_image` accepts.
     model
         A packaged model's name, a path, a network, or any callable with a `footprint`.
     options : Options
-        What the caller said.
+        The caller's options.
     footprint : Footprint, optional
         For a network that has none of its own.
     target : Target, optional
@@ -201,7 +204,7 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
 
 
 class _Means(NamedTuple):
-    """What a network is computed with, and what that takes."""
+    """Device, precision and engine of a network, and the memory that a forward pass needs."""
 
     device: Any
     precision: str
@@ -269,7 +272,7 @@ def _decision(card: ModelCard, options: Options) -> Decision:
 
 
 def _asked(options: Options, image: Image, plan: Plan) -> dict[str, Any]:
-    """Return what a caller may say, with what it came to where it was not said."""
+    """Return the caller's options for the run record, with the chosen values for options that were not given."""
     return {
         "axes": image.axes,
         "tile": list(plan.tile),
@@ -283,12 +286,12 @@ def _asked(options: Options, image: Image, plan: Plan) -> dict[str, Any]:
 
 
 def _inner(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
-    """Return the sides along the network's axes; those of a record have the outer ones too."""
+    """Return the sides along the network's axes only; a run record has sides along the outer axes too."""
     return sides if sides is None or isinstance(sides, int) else tuple(sides)[-footprint.ndim :]
 
 
 def _inner_tile(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
-    """Return a tile's sides along the network's axes; along the axes in front it is one plane long."""
+    """Return a tile's sides along the network's axes; along outer axes a tile must be one plane long."""
     outer = () if sides is None or isinstance(sides, int) else sides[: -footprint.ndim]
     if any(side != 1 for side in outer):
         said = sides if isinstance(sides, int | None) else ",".join(map(str, sides))
