@@ -1,4 +1,4 @@
-"""A job, carried out: into a store, into an array, into numbered objects."""
+"""Run a job: into a store, into an array, or into numbered objects."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tilenet.runner import Report, Sink, run
 from tilenet.scaling import Scaling
 from tilenet.store import Spread, Store, TissueMap
 
-# What people ought to hear of a run; the command prints it.
+# Messages for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 Progress = Callable[[int, int], None]
 Reported = Callable[[Report], None]
-# Failed blocks that an error names.
+# How many failed blocks an error message names.
 NAMED = 4
 
 
 def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress | None = None) -> Report:
-    """Compute what a store still lacks, then finish and close it.
+    """Compute the pending blocks of a store and finish it; closes store and job in any case.
 
     Raises
     ------
@@ -51,29 +51,32 @@ def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress |
 
 
 def raise_if_failed(report: Report, job: Job) -> None:
-    """Raise `BlocksFailed` with the first blocks that a store could not be given."""
+    """Raise `BlocksFailed`, naming the first failed blocks, if any block of a store could not be computed."""
     if report.failures:
         raise BlocksFailed(f"{_failed(report, job)}. The others are done: --resume retries these")
 
 
 def finish(store: Store, *, progress: Progress | None = None, spread: Spread | None = None) -> None:
-    """Build the pyramid of a store whose level 0 is there (see there), verify it, and call it complete."""
+    """Build the pyramid of a store whose level 0 is written, verify every file, and mark the store complete.
+
+    `progress` and `spread` are those of `Store.build_pyramid`.
+    """
     if not store.complete:
         store.build_pyramid(progress, spread=spread)
         store.finish()
 
 
 class Skipping(Sink, Protocol):
-    """Where blocks go, and blocks without tissue are noted."""
+    """A sink that can also mark a block as background, without pixels."""
 
     def write_background(self, index: int) -> object:
-        """Store one whole block as background."""
+        """Mark one whole block as background."""
 
 
 def run_job(
     job: Job, numbers: Scaling, sink: Skipping, *, tissue: TissueMap | None, progress: Progress | None = None
 ) -> Report:
-    """Compute the pending blocks of a sink, with the job's threads; those without tissue are background."""
+    """Compute the pending blocks of a sink with the job's number of threads; blocks without tissue are background."""
     skipped = skip_glass(job, sink, tissue)
     advance = counted(job, sink.pending(), progress)
     with machine.threads(job.record["threads"]):
@@ -83,10 +86,10 @@ def run_job(
 
 
 def skip_glass(job: Job, sink: Skipping, tissue: TissueMap | None) -> int:
-    """Write the pending blocks that have no tissue, for which nothing is read; return their number."""
+    """Write the pending blocks without tissue as background, reading no pixels; return their number."""
     if tissue is None:
         return 0
-    # The map is of the plane: all planes of a stack have the same blocks.
+    # The map covers one plane, and applies to every plane of a stack.
     computed = tissue.computed(job.plan).ravel()
     glass = [index for index in sink.pending() if not computed[index % computed.size]]
     for index in glass:
@@ -95,7 +98,7 @@ def skip_glass(job: Job, sink: Skipping, tissue: TissueMap | None) -> int:
 
 
 def counted(job: Job, pending: Iterable[int], progress: Progress | None) -> Callable[[int], None]:
-    """Return what adds pixels to those that are not pending, and tells `progress` of the sum."""
+    """Return a function that adds pixels to those already written, and reports the sum to `progress`."""
     if progress is None:
         return lambda pixels: None
     total = Box.of_shape(job.plan.shape).size
@@ -112,7 +115,7 @@ def counted(job: Job, pending: Iterable[int], progress: Progress | None) -> Call
 def to_array(
     job: Job, numbers: Scaling, *, progress: Progress | None = None, report: Reported | None = None
 ) -> NDArray[Any]:
-    """Return the job's one array, whole: classes (*n); or (K, *n), with ``c`` behind ``t``."""
+    """Return the job's one array: classes (*n), or (K, *n); where there is a ``t`` axis, ``c`` follows it."""
     sink, tissue = ArraySink(job), job.tissue
     done = run_job(job, numbers, sink, tissue=tissue.map if tissue else None, progress=progress)
     if done.failures:
@@ -132,7 +135,7 @@ def to_objects(
     Raises
     ------
     SettingsError
-        If the network is looped over planes or times: their objects would have to be joined.
+        If the network is looped over planes or time points: their objects would have to be linked.
     """
     outer = job.plan.shape[: -job.footprint.ndim]
     if max(outer, default=1) > 1:
@@ -156,7 +159,7 @@ def to_objects(
 
 
 class ArraySink:
-    """Blocks go into arrays in memory; see `tilenet.runner.Sink`."""
+    """A sink that copies blocks into arrays in memory; see `tilenet.runner.Sink`."""
 
     def __init__(self, job: Job) -> None:
         self._plan, self.arrays = job.plan, Arrays()
@@ -164,12 +167,12 @@ class ArraySink:
         self._there: set[int] = set()
 
     def pending(self) -> Iterable[int]:
-        """Return the blocks that are not written."""
+        """Return the blocks that are not written yet."""
         return (index for index in range(len(self._plan)) if index not in self._there)
 
     def write_background(self, index: int) -> None:
-        """Leave a block as it is, 0 in every array."""
-        if not self.arrays:  # it may be that nothing is computed which would show their types
+        """Leave a block 0 in every array."""
+        if not self.arrays:  # no block may ever be computed, so a zero pixel gives names, shapes and dtypes
             pixel = self._decide(np.zeros((self._classes, *(1,) * self._ndim), np.float32))
             self.arrays = {
                 name: np.zeros(a.shape[: -self._ndim] + self._plan.shape, a.dtype) for name, a in pixel.items()

@@ -1,8 +1,8 @@
-"""Which settings are fastest on this machine: measured when somebody asks, never by a run.
+"""Measure which settings are fastest on this machine: only when the user asks, never during a run.
 
-One setting after the other is varied, tile, engine, threads, batch, and the fastest so far is
-kept. What a caller has said stays as it is, what would take more than the memory is not tried, nor
-what would not be done in time.
+Tile, engine, threads and batch are varied one after the other, and the fastest setting so far is kept.
+Options that the caller gave stay as they are. Settings that exceed the memory, or would not finish in
+time, are not tried.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from tilenet.settling import settle
 from tilenet.sizes import DEFAULT_MEMORY, plan_tiles
 
 SECONDS = 60.0
-# The first pass makes room and is not counted; of the others the fastest is.
+# Passes per setting. The first one allocates memory and is not counted; the fastest of the others counts.
 PASSES = 3
-# Tiles larger and smaller than the default: numerator, denominator.
+# Sides of the tiles to try, relative to the default: numerator, denominator.
 FACTORS = ((1, 2), (1, 4), (2, 1))
-# Rates closer than that are taken to be the same.
+# Rates whose ratio is at most this are taken to be the same.
 ALIKE = 1.03
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What can be varied: sides of a tile, tiles in a batch, threads, and the engine as a caller says it."""
+    """The settings that are varied: sides of a tile, tiles per batch, threads, and engine (may be ``auto``)."""
 
     tile: tuple[int, ...]
     batch: int
@@ -43,7 +43,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trial:
-    """What was measured: a setting, pixels written per second by the network, and bytes that the run may take."""
+    """One measurement: the setting, the pixels written per second, and the bytes that a run may take.
+
+    The rate covers the network and the decision alone, without reading and writing.
+    """
 
     setting: Setting
     px_per_s: float
@@ -52,14 +55,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The trials, the default first; `left_out` settings were not tried for want of time."""
+    """The trials, the default first; `left_out` counts the settings that were not tried for lack of time."""
 
     trials: tuple[Trial, ...]
     left_out: int
 
     @property
     def best(self) -> Trial:
-        """The fastest; the default if that is as fast within 3 %."""
+        """The fastest trial, or the default if it is within 3 % of the fastest."""
         fastest = max(self.trials, key=lambda trial: trial.px_per_s)
         default = self.trials[0]
         return default if default.px_per_s * ALIKE >= fastest.px_per_s else fastest
@@ -74,16 +77,16 @@ def tune(
     seconds: float = SECONDS,
     clock: Callable[[], float] = perf_counter,
 ) -> Tuning:
-    """Measure settings on a batch of real tiles from the midst of an image.
+    """Measure settings on a batch of real tiles from the middle of an image.
 
     Parameters
     ----------
     source, model, options, footprint
-        As for `tilenet.settling.settle`; what the options say is not varied.
+        As for `tilenet.settling.settle`; options that are given are not varied.
     seconds : float
-        No setting is begun that would not be done in so much time; the default always is.
+        Time limit: a setting that is expected to exceed it is not tried. The default setting always is.
     clock : callable
-        Tells the time in seconds.
+        Returns the time in seconds.
     """
     job = settle(source, model, options, footprint=footprint)
     with job:
@@ -109,7 +112,7 @@ class _Search:
         self.default = self._measure(job, first)
 
     def tiles(self, now: Setting) -> Iterator[Setting]:
-        """Yield tiles on the grid, smaller and larger than that of a setting."""
+        """Yield settings with smaller and larger tiles, multiples of the footprint's step."""
         steps = self._job.footprint.step
         for a, b in FACTORS if self._options.tile is None else ():
             tile = tuple(side * a // b for side in now.tile)
@@ -117,22 +120,22 @@ class _Search:
                 yield replace(now, tile=tile, batch=0)
 
     def engines(self, now: Setting) -> Iterator[Setting]:
-        """Yield the plain engine, if the default is another."""
+        """Yield the setting with the plain engine, if the default engine is another."""
         if self._options.engine is None and self._job.record["engine"] != "plain":
             yield replace(now, engine="plain")
 
     def threads(self, now: Setting) -> Iterator[Setting]:
-        """Yield half the threads: the second of two that share a core may only disturb the first."""
+        """Yield the setting with half the threads: two threads on one core may only slow each other down."""
         if self._options.threads is None and self._job.device == "cpu" and now.threads > 1:
             yield replace(now, threads=now.threads // 2)
 
     def batches(self, now: Setting) -> Iterator[Setting]:
-        """Yield single tiles, and twice as many at once."""
+        """Yield the settings with one tile per batch, and with twice as many as now."""
         if self._options.batch is None:
             yield from (replace(now, batch=n) for n in sorted({1, 2 * now.batch} - {now.batch}))
 
     def attempt(self, setting: Setting) -> Trial | None:
-        """Measure a setting, unless it takes too much memory or time, or comes to one that was measured."""
+        """Measure a setting, unless it takes too much memory or time, or equals one already measured."""
         job = self._with(setting)
         setting = replace(setting, batch=job.plan.batch)
         if self._bytes(job) > self._memory or setting in {trial.setting for trial in self.trials}:
