@@ -1,15 +1,15 @@
-"""Which blocks go to a worker together, and what follows from what comes back; knows no Dask.
+"""Group blocks into flights for workers, and handle the answers; independent of Dask.
 
 ::
 
     pending blocks of the slides  -->  Flight  -->  a worker  -->  Answer
          ^                                                           |
-         |-- its time was over: the rest waits again  <--------------|
+         |-- its time was up: the rest waits again  <----------------|
          '-- a worker refused it, or died: tried again  <------------'
 
-Scheduling costs per flight, not per block, so that small blocks go together. A worker
-computes them one after the other. If it dies, the blocks that it had not written go on
-alone: only the one that is to blame is lost.
+Scheduling has a cost per flight, not per block, so small blocks are sent together. A worker
+computes them one after the other. If it dies, each block that it had not written is sent again
+in a flight of its own, so that only the block that kills workers is lost.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from tilenet.runner import Report
 from tilenet.store import Store
 from tilenet.worker import Answer, Outcome, Task
 
-# Workers that may refuse blocks, or die of one, before that is the blocks' own fault.
+# How many workers may refuse a flight, or die of a block, before the blocks are taken to be the cause.
 TRIES = 4
-# Most blocks of a flight: so many divide the cost of scheduling by as much.
+# Most blocks of a flight: they share the cost of scheduling.
 MOST = 64
-# Flights that the blocks left make for each worker: fewer, and some would idle at the end.
+# Flights per worker into which the remaining blocks are divided. With fewer, some workers would idle at the end.
 ROUNDS = 4
-# Flights that come back in a second, at most: what a client and a scheduler carry with ease.
+# Most flights that return in a second: a rate that a client and a scheduler handle with ease.
 PER_SECOND = 50
 
 
 def blocks_per_flight(left: int, workers: int) -> int:
-    """Return how many of the blocks that are left go together; the last ones go one by one.
+    """Return how many of the remaining blocks make a flight; the last blocks are sent one by one.
 
     >>> [blocks_per_flight(left, 4) for left in (10**6, 500, 100, 20, 3)]
     [64, 31, 6, 1, 1]
@@ -47,10 +47,10 @@ def blocks_per_flight(left: int, workers: int) -> int:
 
 
 def seconds_per_flight(workers: int) -> float:
-    """Return the seconds after which a worker begins no other block of its flight.
+    """Return the seconds after which a worker begins no further block of its flight.
 
-    One, so that slow blocks come back one by one and progress is seen; more where so many
-    workers would ask for more flights a second than can be given out.
+    One second, so that slow blocks return one by one and progress is visible. With many workers
+    it is longer, because they would ask for more than `PER_SECOND` flights a second.
 
     >>> [seconds_per_flight(workers) for workers in (1, 50, 1000)]
     [1.0, 1.0, 20.0]
@@ -60,24 +60,24 @@ def seconds_per_flight(workers: int) -> float:
 
 @dataclass(eq=False)
 class Slide:
-    """One output that workers fill; many may share the queue.
+    """One output that workers fill; many slides may share the queue.
 
     Attributes
     ----------
     task : Task
-        What workers are told.
+        What workers are sent.
     store : Store
-        Held by this process.
+        The output, with its lease held by this process.
     job : Job
-        As it was settled here; each worker settles its own.
+        The job as this process settled it; each worker settles its own.
     advance : callable
-        Called with the pixels of each block that is written.
+        Called with the number of pixels of each block that is written.
     name : str
-        For people, in the names of tasks; default that of the output.
+        Name shown in the keys of Dask tasks; default the name of the output.
     report : Report
         What was done so far.
     error : Exception or None
-        What ended it before its last block.
+        The error that ended the slide before its last block.
     """
 
     task: Task
@@ -87,7 +87,7 @@ class Slide:
     name: str = ""
     report: Report = field(default_factory=Report)
     error: Exception | None = None
-    # Blocks that were taken, and have not come to an end yet.
+    # Blocks that were taken and have no final result yet.
     in_flight: int = 0
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class Slide:
         self._ahead, self._pending = deque[int](), iter(self.store.pending())
 
     def take(self, workers: int) -> tuple[int, ...]:
-        """Return blocks that go together; none if all are on their way."""
+        """Return the blocks of the next flight; empty if no block waits."""
         self._look_ahead(MOST * ROUNDS * max(1, workers))
         some = min(len(self._ahead), blocks_per_flight(len(self._ahead), workers))
         self.in_flight += some
@@ -106,18 +106,18 @@ class Slide:
 
     @property
     def done(self) -> bool:
-        """Tell whether no block waits or is on its way."""
+        """Whether no block waits or is in flight."""
         self._look_ahead(1)
         return not (self._ahead or self.in_flight)
 
     def give_back(self, blocks: Iterable[int]) -> None:
-        """Let blocks wait again, before all others."""
+        """Put blocks back at the front of the queue."""
         for index in reversed(list(blocks)):
             self._ahead.appendleft(index)
             self.in_flight -= 1
 
     def note(self, index: int, outcome: Outcome) -> None:
-        """Note the end of a block."""
+        """Record the final result of a block."""
         self.in_flight -= 1
         if outcome.line:
             self.store.adopt(outcome.line)
@@ -127,13 +127,13 @@ class Slide:
             self.report.failures[index] = outcome.failure
 
     def end(self, error: Exception) -> None:
-        """Give no more blocks out."""
+        """Stop the slide with an error: no more of its blocks are taken."""
         self.error = self.error or error
         self._ahead.clear()
         self._pending = iter(())
 
     def raise_if_failed(self) -> None:
-        """Raise what ended it, or `BlocksFailed` for the blocks that could not be computed."""
+        """Raise the error that ended the slide, or `BlocksFailed` if some blocks could not be computed."""
         if self.error:
             raise self.error
         raise_if_failed(self.report, self.job)
@@ -141,20 +141,20 @@ class Slide:
 
 @dataclass(frozen=True)
 class Flight:
-    """Blocks on their way to a worker, together.
+    """A few blocks that are sent to a worker together.
 
     Attributes
     ----------
     slide : Slide
-        Whose they are.
+        The slide that the blocks belong to.
     blocks : tuple of int
-        In the order in which they are computed.
+        Block indices, in the order in which they are computed.
     number : int
-        Tells it from all others of this queue.
+        Unique among the flights of a queue.
     refused_by : tuple of str
-        Workers that could not begin them.
+        Addresses of the workers that refused these blocks.
     deaths : int
-        Workers that died of the one block that it is.
+        How many workers died of the block, in a flight of one block; else 0.
     """
 
     slide: Slide
@@ -165,18 +165,18 @@ class Flight:
 
     @property
     def id(self) -> str:
-        """Told apart from those of all other runs, which a scheduler may still know."""
+        """Unique across runs too, because a scheduler may still know the flights of an earlier run."""
         return f"{self.slide.task.run[:12]}-{self.number}"
 
     @property
     def name(self) -> str:
-        """For people, on a dashboard."""
+        """Task key, as shown on Dask's dashboard."""
         first, last = self.blocks[0], self.blocks[-1]
         return f"tilenet-{self.slide.name}-{first}{f'..{last}' if last != first else ''}-{self.id}"
 
 
 class Queue:
-    """The blocks of many slides, in one queue; slides are taken as they are needed, so that few are open."""
+    """The blocks of many slides in one queue; slides are drawn lazily, so that only a few are open at a time."""
 
     def __init__(self, slides: Iterable[Slide]) -> None:
         self.ended = deque[Slide]()
@@ -184,7 +184,7 @@ class Queue:
         self._again, self._numbers = deque[Flight](), count()
 
     def take(self, workers: int) -> Flight | None:
-        """Return the next flight for one of so many workers; None if no block waits."""
+        """Return the next flight, sized for `workers` workers; None if no block waits."""
         while self._again:
             flight = self._again.popleft()
             if not flight.slide.error:
@@ -203,7 +203,7 @@ class Queue:
             self._end_if_done(slide)
 
     def settle(self, flight: Flight, answer: Answer) -> None:
-        """Note what became of a flight: blocks come to their end, wait, or are tried again."""
+        """Process the answer to a flight: record finished blocks, and requeue or retry the others."""
         slide = flight.slide
         slide.store.forget(flight.id)
         for index, outcome in answer.outcomes.items():
@@ -222,7 +222,7 @@ class Queue:
             self._end_if_done(slide)
 
     def _after_death(self, flight: Flight, undone: tuple[int, ...]) -> None:
-        """Try each block alone; the first one was at hand, since they go one after the other."""
+        """Retry each block alone; the worker died while it computed the first one, since it goes in order."""
         slide, died = flight.slide, flight.deaths + 1
         if died >= TRIES:
             slide.note(undone[0], Outcome(failure=f"{died} workers died of it"))
@@ -237,7 +237,7 @@ class Queue:
         if len(flight.refused_by) < TRIES:
             self._again.append(replace(flight, number=next(self._numbers)))
         elif not slide.report.blocks:
-            # Nobody could even begin: every other block would be refused too.
+            # No block of this slide was ever computed, so all others would be refused too.
             where = f"block {blocks[0]} at {slide.job.plan[blocks[0]].box}"
             slide.end(BlocksFailed(f"{slide.task.out}: {where} was refused {TRIES} times: {answer.refusal}"))
             self._drop(slide, len(blocks))

@@ -1,8 +1,8 @@
-"""What a worker does with blocks: open everything where it is, compute, write, report.
+"""What a worker does with blocks: open image, model and output by path, compute, write, report.
 
-A worker is told paths and the numbers of blocks, and nothing else. What decides the bytes
-it reads from the run record in the output, and it refuses if here the same record would
-not come out: another image under that path, another engine, no such device.
+A worker is sent only paths and block indices. It reads the settings that decide the bytes from the run
+record in the output, and refuses if it would arrive at another record itself: another image at that
+path, another engine, no such device.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
 from tilenet.store import Store
 
-# Jobs that a process keeps open: the one at hand, and those that came before and behind it in the queue.
+# Jobs that a process keeps open: the current one, and its neighbours in the queue.
 OPEN = 3
 
 
 @dataclass(frozen=True)
 class Task:
-    """Where a worker finds all that a run is about.
+    """Where a worker finds everything that it needs for a run.
 
     Attributes
     ----------
     out, run : str
-        The output, and the run id in its lock.
+        The output, and the run id in its lock file.
     image : str
-        Absolute path, or an address with what opens it, which nothing prints.
+        Absolute path, or an address. An address may contain credentials, so it is left out of the repr.
     model : str or callable
-        A packaged name or an absolute path; or a callable that is pickled by its name.
+        A packaged model's name or an absolute path; or a callable that is pickled by reference.
     footprint : Footprint, optional
         For a callable that has none of its own.
     """
@@ -59,16 +59,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one block.
+    """The result of one block.
 
     Attributes
     ----------
     line : bytes
-        The journal's entry, if it was written.
+        The block's journal line; empty if the block was not written.
     report : Report
-        What that took.
+        The times that the block took.
     failure : str
-        Why it cannot be computed.
+        Why the block cannot be computed.
     """
 
     line: bytes = b""
@@ -78,20 +78,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a flight of blocks, and why there is nothing of the others; if nothing says so, time was over.
+    """The result of a flight, and why some of its blocks have no outcome.
+
+    If neither `refusal`, `death` nor `fault` says why, the flight's time was up.
 
     Attributes
     ----------
     outcomes : dict of int to Outcome
-        By block.
+        The outcome of each block that was finished.
     worker : str
-        Whose answer it is.
+        Address of the worker that answers.
     refusal : str
-        Why this worker cannot go on; another might.
+        Why this worker cannot go on; another worker might.
     death : bool
-        Whether a worker died of the first of the others.
+        Whether a worker died while it computed the first block without an outcome.
     fault : TilenetError or None
-        What ends the whole run.
+        An error that ends the whole run.
     """
 
     outcomes: dict[int, Outcome] = field(default_factory=dict)
@@ -102,14 +104,14 @@ class Answer:
 
 
 class Opened:
-    """Store, image and model of a task, opened once per process, the last two when a block is there for them."""
+    """Store, image and model of a task, opened once per process; image and model only once a block is computed."""
 
     def __init__(self, task: Task) -> None:
         self._task, self.store = task, Store.join(task.out, task.run)
 
     @cached_property
     def job(self) -> Job:
-        """The job as it is settled here."""
+        """The job as this worker settles it."""
         task = self._task
         model = _network(task.model) if isinstance(task.model, str) else task.model
         job, _ = Wanted(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
@@ -125,7 +127,7 @@ class Opened:
         return predictor
 
     def recall(self, flight: str, blocks: Iterable[int]) -> dict[int, Outcome] | None:
-        """Return None if nobody has begun that flight before, else what was written of it."""
+        """Mark a flight as begun; if a worker began it before, return the outcomes it wrote, else None."""
         if (lines := self.store.begin(flight, blocks)) is None:
             return None
         sizes = {index: self.store.layout.box(0, index).size for index in lines}
@@ -139,7 +141,7 @@ class Opened:
         return Outcome(sink.line, report, failure=report.failures.get(index, ""))
 
     def close(self) -> None:
-        """Let go of files."""
+        """Close store and image."""
         self.store.close()
         if "job" in vars(self):
             self.job.close()
@@ -152,31 +154,31 @@ class OneBlock:
         self._store, self._index, self.line = store, index, b""
 
     def pending(self) -> Iterable[int]:
-        """Return the one block."""
+        """Return the index of the one block."""
         return (self._index,)
 
     def write(self, index: int, arrays: Arrays) -> None:
-        """Write it, and keep its journal line."""
+        """Write the block, and keep its journal line."""
         self.line = self._store.write(index, arrays)
 
 
 _opened: OrderedDict[tuple[str, str], Opened] = OrderedDict()
-# The number of threads is one setting of the whole process, and memory was promised for one block.
+# PyTorch's number of threads is process-wide, and the memory is planned for one block.
 _one_block_at_a_time = threading.Lock()
 
 
 def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: float) -> Answer:
-    """Compute blocks of a task in this process, one after the other; what goes wrong comes back as an `Answer`.
+    """Compute blocks of a task in this process, one after the other; errors are returned in the `Answer`.
 
     Parameters
     ----------
     task, blocks
-        What.
+        The task, and the indices of its blocks to compute.
     flight : str
-        Names these blocks. Whoever is sent them after another had begun them does not begin: that
-        one is dead, or was taken for dead, and one of the blocks may be why.
+        Id of the flight. If another worker has begun this flight, nothing is computed: that worker is
+        dead, or was taken for dead, and one of the blocks may be the cause.
     seconds : float
-        No other block is begun after so many.
+        Time limit after which no further block is begun.
     """
     outcomes: dict[int, Outcome] = {}
     with _one_block_at_a_time:
@@ -193,20 +195,20 @@ def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: f
         except MemoryError:
             reason = "out of memory. Give workers more, or use a smaller --tile"
             return Answer(outcomes, refusal=f"{socket.gethostname()}: {reason}")
-        except Exception as error:  # of whatever kind: this worker cannot, another might
+        except Exception as error:  # of any kind: another worker may succeed
             return Answer(outcomes, refusal=f"worker on {socket.gethostname()}: {error or type(error).__name__}")
     return Answer(outcomes)
 
 
 def load(device: str | None) -> None:
-    """Load libraries, and begin with the device: what takes a new process seconds."""
+    """Load libraries and initialise the device, which takes a new process seconds."""
     _prepare()
-    with suppress(TilenetError, RuntimeError):  # whoever computes is told
+    with suppress(TilenetError, RuntimeError):  # the same error is reported when a block is computed
         machine.begin(device)
 
 
 def close_all() -> None:
-    """Close what this process keeps open."""
+    """Close all tasks that this process keeps open."""
     while _opened:
         _opened.popitem()[1].close()
 
@@ -224,13 +226,13 @@ def _open(task: Task) -> Opened:
 
 @cache
 def _prepare() -> None:
-    """Set up the process, before its first tensor."""
+    """Set up the process before it creates its first tensor."""
     machine.keep_freed_memory()
     atexit.register(close_all)
 
 
 def _network(model: str) -> Any:
-    """Return the network of a name or path; the last one is kept for the slides to come."""
+    """Return the network of a name or path; the last one is cached for the next slides."""
     return _loaded(model, Path(model).stat().st_mtime_ns if Path(model).exists() else 0)
 
 
