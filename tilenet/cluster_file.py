@@ -1,4 +1,4 @@
-"""The file that describes a cluster of jobs, and the files of TLS: read and checked, before anything is started."""
+"""The cluster file, which describes a cluster of jobs, and TLS files: read and checked before anything is started."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PARTS = {"type", "arguments", "adapt", "tls"}
 
 @dataclass(frozen=True)
 class Tls:
-    """Files for encrypted connections: those that Dask calls ca-file, cert and key."""
+    """Files for encrypted connections: Dask's ca-file, cert and key."""
 
     ca_file: str
     cert: str
     key: str
 
     def security(self) -> Security:
-        """Return it as Dask wants it, for scheduler, worker and client alike."""
+        """Return Dask's `Security`, with the same files for scheduler, worker and client."""
         from distributed import Security
 
         for path in (self.ca_file, self.cert, self.key):
@@ -40,12 +40,12 @@ class Tls:
 
 
 def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, int], Tls | None]:
-    """Return type, arguments, adapt and TLS of a cluster file, checked.
+    """Return the checked type, arguments, adapt and TLS entries of a cluster file.
 
     Raises
     ------
     SettingsError
-        Naming the file, the entry, and what may stand there.
+        If the file is invalid; the message names the file, the entry, and the values that are allowed.
     """
     import yaml
 

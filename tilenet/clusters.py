@@ -1,7 +1,7 @@
-"""Dask clusters: of processes here, one that runs already, one of jobs on a cluster.
+"""Dask clusters: local processes, an existing scheduler, or jobs of a batch system.
 
-Whatever is started here listens on the loopback interface alone, unless told otherwise:
-who can reach a scheduler can run code as its user.
+Schedulers and workers that are started here listen on the loopback interface only, unless configured
+otherwise: anyone who can reach a scheduler can run code as its user.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
 
 SILENT = logging.CRITICAL
 LOOPBACK = "127.0.0.1"
-# Without a port of its own the scheduler's HTTP server warns where another one has the default port.
+# Port 0, since the scheduler's HTTP server would otherwise warn if the default port is taken.
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
 INSTALL = 'Install it: pip install "tilenet[cluster]"'
-# One block a worker: a second one, waiting there, would be lost with it.
+# One task per worker: a second one that waits there would be lost with the worker.
 CONFIG = {"distributed.scheduler.worker-saturation": 1.0, "distributed.comm.timeouts.connect": "10s"}
-# What is not back after so long is closed and replaced. A process starts again by itself, which takes
-# seconds, on a busy machine many; a job that was lost never comes back.
+# How long a lost worker may take to return before it is closed and replaced. A process restarts by itself,
+# which takes seconds, and longer on a busy machine. A lost job never returns.
 LOST = "distributed.deploy.lost-worker-timeout"
 LOST_PROCESS, LOST_JOB = "60s", "5s"
-# Milliseconds between looks whether processes are to be replaced.
+# Milliseconds between two checks for processes to replace.
 LOOK = 2000
 
 
 @contextmanager
 def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client]:
-    """Start so many processes on this machine; each has a GPU of its own, as far as there are.
+    """Start worker processes on this machine, each with a GPU of its own as long as there are enough.
 
-    Meanwhile the default of `threads` is this machine's, shared out.
+    While the cluster runs, the default of `threads` is this machine's number divided by `workers`.
 
     Parameters
     ----------
     workers : int
         Number of processes.
     device : str, optional
-        That of the run: with ``cpu`` no GPU is given out.
+        Device of the run: with ``cpu`` no GPU is assigned.
     """
     with _quiet(lost=LOST_PROCESS):
         from distributed import Nanny, Scheduler, SpecCluster, fire_and_forget
 
-        # What a run may use is bounded by its plan, and freed memory is kept: Dask's own limit would kill it.
+        # The plan bounds a run's memory. Freed memory is kept by the process, so Dask's own limit would kill it.
         options = {"nthreads": 1, "host": LOOPBACK, "memory_limit": 0, "dashboard": False, "silence_logs": SILENT}
         gpus = machine.visible_gpus(device)
         environ = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
@@ -65,14 +65,14 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
             _client(cluster) as client,
             machine.threads(share),
         ):
-            # While the image is opened here, workers load what takes them seconds.
+            # Workers load libraries, which takes seconds, while this process opens the image.
             fire_and_forget(client.map(worker.load, [device] * workers, key="tilenet-load", pure=False))
             yield client
 
 
 @contextmanager
 def _replacing(cluster: Any, workers: int) -> Iterator[None]:
-    """Start anew what a `Nanny` gives up, such as a process that is killed while it starts."""
+    """Replace workers that their `Nanny` gives up, for example because the process was killed while it started."""
     from distributed.core import Status
     from tornado.ioloop import PeriodicCallback
 
@@ -80,7 +80,7 @@ def _replacing(cluster: Any, workers: int) -> Iterator[None]:
         for name, nanny in list(cluster.workers.items()):
             if nanny.status in (Status.failed, Status.closed):
                 del cluster.workers[name]
-        cluster.scale(workers)  # opens those of its specification that are not there
+        cluster.scale(workers)  # starts the workers of the specification that are missing
 
     looking = PeriodicCallback(replace, LOOK)
     cluster.loop.add_callback(looking.start)
@@ -97,9 +97,9 @@ def existing_cluster(scheduler: str, *, tls: Tls | None = None) -> Iterator[Clie
     Raises
     ------
     EnvironmentFault
-        If it does not answer.
+        If the scheduler does not answer.
     SettingsError
-        If it is neither an address nor a file.
+        If `scheduler` is neither an address nor a file, or if it needs TLS files and there are none.
     """
     if "://" not in scheduler and not Path(scheduler).is_file():
         raise SettingsError(f"{scheduler}: no such file, and no address. Give tcp://host:port or a scheduler file")
@@ -113,7 +113,7 @@ def existing_cluster(scheduler: str, *, tls: Tls | None = None) -> Iterator[Clie
 
 
 def _dask_setting(name: str) -> Any:
-    """Return what Dask's own configuration says, files and environment included."""
+    """Return a value of Dask's own configuration, which includes its files and environment variables."""
     import dask
 
     return dask.config.get(name, None)
@@ -121,14 +121,14 @@ def _dask_setting(name: str) -> Any:
 
 @contextmanager
 def described_cluster(path: str | Path) -> Iterator[Client]:
-    """Start a cluster of jobs (Slurm, PBS, LSF, SGE) that a YAML file describes; see docs/cluster.md.
+    """Start the cluster of jobs (Slurm, PBS, LSF, SGE) that a YAML file describes; see docs/cluster.md.
 
-    Meanwhile the default of `threads` is a job's cores, shared out among its processes.
+    While the cluster runs, the default of `threads` is a job's number of cores divided by its processes.
 
     Raises
     ------
     SettingsError
-        If the file says what cannot be, or dask-jobqueue is not installed.
+        If the file is invalid, or dask-jobqueue is not installed.
     """
     kind, arguments, adapt, tls = read_description(path)
     with _quiet(lost=LOST_JOB):
@@ -151,7 +151,7 @@ def described_cluster(path: str | Path) -> Iterator[Client]:
 
 
 def _jobqueue(kind: str, arguments: Mapping[str, Any], path: str | Path) -> Any:
-    """Return the class of a kind of cluster, its arguments checked: a half-made one cannot be closed."""
+    """Return the cluster class of a batch system; checks the arguments, since a half-built cluster cannot be closed."""
     try:
         import dask_jobqueue
     except ImportError as error:
@@ -184,13 +184,13 @@ def _client(cluster: Any = None, *, name: str = "", **where: Any) -> Iterator[Cl
 
 @contextmanager
 def _quiet(*, lost: str = LOST_JOB) -> Iterator[None]:
-    """Set what Dask is to do, and keep its own messages from the terminal: errors come back as outcomes."""
+    """Configure Dask, and keep its log messages from the terminal: errors come back as outcomes."""
     try:
         import dask
         import distributed  # noqa: F401
     except ImportError as error:
         raise SettingsError(f"workers need Dask's distributed, which is not installed. {INSTALL}") from error
-    # Some of its loggers have a level of their own.
+    # Some of Dask's loggers have a level of their own, so each one is silenced.
     names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:

@@ -1,9 +1,9 @@
-"""Blocks to Dask workers, outcomes back.
+"""Send blocks to Dask workers, and collect the outcomes.
 
-Dask does the distribution. It is told the paths of a run and the numbers of some blocks, and
-journal lines come back: no pixels, models or open files pass through it. There are as many
-flights of blocks on their way as there are workers, so that a million blocks are never a
-million futures, and a worker that dies takes one block with it.
+Dask only distributes: tasks carry the paths of a run and some block indices, and journal lines come
+back. No pixels, models or open files pass through it. Only as many flights are sent as there are
+workers, so that a million blocks never become a million futures, and a worker that dies takes one
+block with it.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from tilenet.worker import Answer, Task, compute_blocks
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-# Seconds after which the workers are counted again.
+# Longest wait in seconds for an answer before the workers are counted again.
 WAKE = 1.0
-# Flights beyond twice the workers of a cluster that grows with its work.
+# Flights sent to an adaptive cluster beyond twice its number of workers, so that it grows.
 MORE = 8
-# Bytes of a pickled callable: more is a model, not the name of one.
+# Most bytes of a pickled callable: a larger one contains a model instead of naming one.
 LARGEST_CALLABLE = 2**14
 
 
 def check_sendable(image: Any, model: Any) -> None:
-    """Refuse an image or a model that a worker could not open by itself (`ImageError`, `SettingsError`)."""
+    """Refuse an image or a model that a worker cannot open by itself (`ImageError`, `SettingsError`)."""
     if not isinstance(image, str | Path):
         raise ImageError(f"{type(image).__name__}: workers open images by themselves. Give a path, or no client")
     if isinstance(model, str | Path):
@@ -60,7 +60,7 @@ def check_sendable(image: Any, model: Any) -> None:
 
 
 def task_of(store: Store, wanted: Wanted) -> Task:
-    """Return what workers are told of a run."""
+    """Return the task that workers are sent for a run."""
     model = absolute(wanted.model) if isinstance(wanted.model, str | Path) else wanted.model
     return Task(str(store.path), store.run, absolute(wanted.image), model, wanted.footprint)
 
@@ -68,23 +68,23 @@ def task_of(store: Store, wanted: Wanted) -> Task:
 def fill_by_workers(
     store: Store, job: Job, client: Client, wanted: Wanted, *, progress: Progress | None = None
 ) -> Report:
-    """Have workers compute what a store still lacks, then finish and close it.
+    """Have workers compute the pending blocks of a store, and finish it; closes store and job in any case.
 
     Parameters
     ----------
     store, job
-        What is to be filled, and how.
+        The store to fill, and the job that fills it.
     client : distributed.Client
-        Of the cluster.
+        Client of the cluster.
     wanted : Wanted
-        What workers open by themselves: image, model and footprint.
+        Image, model and footprint, which each worker opens by itself.
     progress : callable, optional
-        Called with the pixels done and the pixels in all.
+        Called with the number of pixels done and the total number of pixels.
 
     Raises
     ------
     BlocksFailed, EnvironmentFault, OutputLocked
-        If blocks could not be computed, if the scheduler is lost, if another run took over.
+        If blocks could not be computed; if the scheduler is lost; if another run took over.
     """
     try:
         if store.complete:
@@ -105,25 +105,25 @@ def fill_by_workers(
 
 
 def work_off(client: Client, slides: Iterable[Slide]) -> Iterator[Slide]:
-    """Have workers fill many outputs, from one queue; yield each when its last block is back.
+    """Have workers fill many outputs from one queue; yield each slide when its last block has returned.
 
     Parameters
     ----------
     client : distributed.Client
-        Of the cluster.
+        Client of the cluster.
     slides : iterable of Slide
-        Taken as the queue needs them, so that few are open at a time.
+        Drawn lazily, so that only a few are open at a time.
 
     Raises
     ------
     EnvironmentFault
-        If the scheduler is lost. What is written stays written.
+        If the scheduler is lost. Blocks that are written stay written.
     """
     return _Dispatch(client, Queue(slides)).work_off()
 
 
 class _Dispatch:
-    """Flights of a queue to the workers of a client, and their answers back."""
+    """Send the flights of a queue to the workers of a client, and receive the answers."""
 
     def __init__(self, client: Client, queue: Queue) -> None:
         self._client, self._queue = client, queue
@@ -146,7 +146,7 @@ class _Dispatch:
                 self._queue.settle(flight, found if isinstance(found, Answer) else _answer_of(found, flight))
 
     def _send(self) -> None:
-        """Keep as many flights on their way as there are workers, or may come if there is work."""
+        """Keep as many flights underway as there are workers, or as an adaptive cluster may grow to."""
         if monotonic() >= self._count_again:
             self._workers = self._find_workers()
             self._count_again = monotonic() + WAKE
@@ -158,7 +158,7 @@ class _Dispatch:
     def _find_workers(self) -> list[str]:
         try:
             return list(self._client.nthreads())
-        except Exception as error:  # of several kinds, as the connection breaks here or there
+        except Exception as error:  # the type depends on where the connection breaks
             raise self._lost(error) from error
 
     def _submit(self, flight: Flight, seconds: float) -> None:
@@ -173,7 +173,7 @@ class _Dispatch:
         self._client.loop.add_callback(self._watch, flight, future)
 
     async def _watch(self, flight: Flight, future: Future[Any]) -> None:
-        """Put what becomes of a future into the queue; runs in the client's own thread."""
+        """Put the result or the exception of a future into the queue; runs in the client's event loop thread."""
         try:
             found = await future
         except Exception as error:
@@ -181,7 +181,7 @@ class _Dispatch:
         self._arrivals.put((flight, found))
 
     def _arrived(self) -> Iterator[tuple[Flight, Any]]:
-        """Wait a while for the next answer; yield all that are there."""
+        """Wait at most `WAKE` seconds for the next answer, and yield all that have arrived."""
         try:
             yield self._arrivals.get(timeout=WAKE)
             while True:
@@ -195,7 +195,7 @@ class _Dispatch:
 
 
 def _spread(client: Client, blocks: Iterable[Coarser]) -> Iterator[bytes | None]:
-    """Have workers make the shards of coarser blocks; what they fail to make is made here."""
+    """Have workers build the shards of pyramid blocks; shards that they fail to build are built in this process."""
     begun: deque[tuple[Coarser, Future[bytes | None] | None]] = deque()
     most = 2 * _count(client)
     for block in blocks:
@@ -208,7 +208,7 @@ def _spread(client: Client, blocks: Iterable[Coarser]) -> Iterator[bytes | None]
 
 def _begun(client: Client, block: Coarser) -> Future[bytes | None] | None:
     name = f"tilenet-level-{block.level}-block-{block.index}-{uuid4().hex}"
-    with suppress(Exception):  # the scheduler is lost: nothing that it alone could do is left
+    with suppress(Exception):  # if the scheduler is lost, this process builds the shard
         return client.submit(Coarser.shard, block, key=name, pure=False)
     return None
 
@@ -220,7 +220,7 @@ def _shard_of(client: Client, block: Coarser, future: Future[bytes | None] | Non
         except TimeoutError:
             if future.done() or not _count(client):
                 break
-        except Exception:  # a worker that died, or cannot see the files; of the files' own faults it is told here
+        except Exception:  # a worker died, or cannot see the files; a damaged file raises again below
             break
     return block.shard()
 
@@ -232,7 +232,7 @@ def _count(client: Client) -> int:
 
 
 def answer(task: Task, blocks: Sequence[int], flight: str, seconds: float) -> Answer:
-    """Run on a worker: compute blocks; return what became of them."""
+    """Compute blocks on a worker and return its answer; this is the function of the Dask task."""
     from distributed import get_worker
 
     return replace(compute_blocks(task, blocks, flight=flight, seconds=seconds), worker=get_worker().address)
@@ -241,7 +241,7 @@ def answer(task: Task, blocks: Sequence[int], flight: str, seconds: float) -> An
 def _answer_of(error: Exception, flight: Flight) -> Answer:
     if type(error).__name__ != "KilledWorker":
         return Answer(refusal=f"{type(error).__name__}: {error}")
-    # Dask sent it to one worker after the other, and all died: of them, one at most had begun it.
+    # Dask sent the flight to several workers, and all died. At most one of them had begun it.
     if flight.slide.store.is_begun(flight.id):
         return Answer(death=True)
     return Answer(refusal="workers die before they begin it")
