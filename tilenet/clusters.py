@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SILENT = logging.CRITICAL
 LOOPBACK = "127.0.0.1"
-# Port 0, since the scheduler's HTTP server would otherwise warn if the default port is taken.
+# Port 0 is any free port. On its default port, the scheduler's HTTP server would warn where another one has it.
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
 INSTALL = 'Install it: pip install "tilenet[cluster]"'
 # One task per worker: a second one that waits there would be lost with the worker.

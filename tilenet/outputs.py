@@ -1,4 +1,4 @@
-"""What `out` may be, and how it is begun or gone on with: a store, objects, a TIFF, labels of an image."""
+"""Check `out`, and create or resume it: a store, objects, a TIFF, or labels within an image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tilenet.spared import refuse_inside
 from tilenet.store import Share, Store, can_resume, check_free
 from tilenet.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask
 
-# Endings that people take for a file of that kind, where a folder would appear; and what to do for one.
+# File endings that are refused, since a folder would appear under that name; and how to get such a file instead.
 ZARR_OR_TIFF = "Give a name in .zarr, or in .ome.tif"
 PICTURE = f"{ZARR_OR_TIFF}; --overview draws the mask beside it, and tilenet overlay as you like"
 POLYGONS = "Write mask.zarr, then run: tilenet export mask.zarr --geojson mask.geojson"
@@ -35,7 +35,7 @@ OTHER_KINDS = {
 
 
 def check_name(out: Path) -> None:
-    """Refuse a name that ends like a file of a kind that is not written."""
+    """Refuse a name with the ending of a file format that is not written."""
     if not out.name:
         raise SettingsError(f"out {str(out)!r} is no name of a mask. {ZARR_OR_TIFF}")
     ending = out.suffix.lower()
@@ -44,14 +44,14 @@ def check_name(out: Path) -> None:
 
 
 def check_folder_name(out: Path) -> None:
-    """Refuse a name for a folder of masks that ends like a file."""
+    """Refuse a name for a folder of masks that has the ending of a file format."""
     ending = out.suffix.lower()
     if ending in OTHER_KINDS or is_tiff(out):
         raise SettingsError(f"{out}: becomes a folder of masks, one NAME.zarr an image. Give a name without {ending}")
 
 
 def labels_place(into: str | Path | None, name: str | None, out: str | Path | None, model: Any) -> tuple[Target, Path]:
-    """Return the image that the mask goes into, and where in it."""
+    """Return the image that the mask goes into, and the path of the mask within it."""
     if into is None:
         raise SettingsError(f"name {name!r} is of labels in an image: say which image, with into")
     if out is not None:
@@ -61,7 +61,10 @@ def labels_place(into: str | Path | None, name: str | None, out: str | Path | No
 
 
 def spare_the_input(out: Path, image: Any, *, inside: bool = False) -> None:
-    """Refuse an output that is remote, the image itself, a folder that holds it or, but for labels, lies inside it."""
+    """Refuse an output that is remote, is the image, contains the image, or lies inside it.
+
+    With `inside`, for labels within an image, the output may lie inside the image.
+    """
     check_local(out)
     if not inside:
         refuse_inside(out, image=image)
@@ -74,12 +77,12 @@ def spare_the_input(out: Path, image: Any, *, inside: bool = False) -> None:
 def open_store(
     out: Path, wanted: Wanted, *, resume: bool = False, overwrite: bool = False
 ) -> tuple[Store, Job, Scaling]:
-    """Create a store, or open one to go on with: what can be refused early is."""
+    """Create a store, or open an existing one for resuming; checks `out` before anything expensive."""
     if not (resume and can_resume(out)):
         try:
             check_free(out, overwrite=overwrite)
             return create_store(out, wanted, overwrite=overwrite)
-        except OutputExists:  # another run may have been quicker
+        except OutputExists:  # another run may have created it first
             if not (resume and can_resume(out)):
                 raise
     store = Store.resume(out)
@@ -89,7 +92,7 @@ def open_store(
 def create_store(
     out: Path, wanted: Wanted, *, overwrite: bool = False, share: Share | None = None
 ) -> tuple[Store, Job, Scaling]:
-    """Create a store, or a share of one."""
+    """Create a store, with the lease of the whole or of one share of it."""
     job = wanted.settle()
     try:
         layout, info, numbers = job.described()
@@ -102,7 +105,7 @@ def create_store(
 def store_objects(
     out: Path, wanted: Wanted, *, overwrite: bool, progress: Progress | None = None, report: Reported | None = None
 ) -> None:
-    """Find objects in memory, then write them: there is nothing to resume."""
+    """Find objects in memory, then write them to a store; such a run cannot be resumed."""
     check_free(out, overwrite=overwrite)
     with wanted.settle() as job:
         layout, info, numbers = job.described()
@@ -118,14 +121,14 @@ def store_objects(
 
 
 def check_tiff(out: Path, output: str | None, *, replace: bool) -> None:
-    """Refuse what cannot become a TIFF at `out`."""
+    """Refuse an output that cannot be written as a TIFF at `out`."""
     if output == "both":
         raise SettingsError(f"{out}: a TIFF holds the mask alone, and output 'both' was said. Give a name in .zarr")
     check_tiff_place(out, replace=replace)
 
 
 def same_tiff(out: Path, wanted: Wanted) -> TiffMask:
-    """Return a TIFF that is whole already, if it is right and was made from the same."""
+    """Return the TIFF that exists at `out`, if it is undamaged and was made with the same settings."""
     mask = open_tiff_mask(out)
     job, _ = wanted.settle_as(mask.info, out)
     job.close()

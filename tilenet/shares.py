@@ -1,8 +1,9 @@
 """Job arrays: several processes write one mask, each a share of its blocks, and the last one finishes it.
 
-No process leads. Each has the lease of its own share; all join the run that the first one began, and repeat the
-run record that it left in the store. Whoever finds nothing pending and no other at work takes
-the lease of the whole, which ends that run. A killed share is started again with the same line, on any machine.
+No process leads. Each takes the lease of its own share. All join the run that the first process began, and
+repeat the run record that it left in the store. The process that finds no pending block and no other process
+at work takes the lease of the whole store, which ends the run, and finishes the mask. A killed share is
+restarted with the same command, on any machine.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from tilenet.settling import Wanted
 from tilenet.store import Share, Store, can_resume, check_free, held_whole, refuse_shares
 from tilenet.tiff_mask import is_tiff
 
-# A run that looks whether it is the last, or loses the race to create the store, has the lease
-# of the whole for a moment. Seconds that a share waits for it.
+# A process that checks whether it is the last, or that loses the race to create the store, briefly holds the
+# lease of the whole store. A share waits for it up to the first number of seconds, and retries after the second.
 PATIENCE, LOOK = 5.0, 0.1
-# Each has a file of its own.
+# Bounded because each share has a lease file of its own.
 MOST_SHARES = 100_000
 
 
 def blocks_of_share(share: Share, n_blocks: int) -> range:
-    """Return the blocks of share I of N, I from 1: one range, its length the same for all but for one block.
+    """Return the blocks of share I of N, I from 1: a contiguous range; lengths differ by at most one block.
 
-    Neighbours in a row share the rows of file tiles that they read, so a range decodes nearly
-    every file tile once; ``index % N`` would have every share read the whole image.
+    Neighbouring blocks read the same rows of file tiles, so a contiguous range decodes nearly every
+    file tile once. With ``index % N`` every share would read the whole image.
 
     >>> [list(blocks_of_share((i, 3), 7)) for i in (1, 2, 3)]
     [[0, 1], [2, 3], [4, 5, 6]]
@@ -47,7 +48,7 @@ def blocks_of_share(share: Share, n_blocks: int) -> range:
 
 
 def check_share(share: Share) -> None:
-    """Raise `SettingsError` for a share that there is not."""
+    """Raise `SettingsError` if `share` is not a valid (I, N)."""
     try:
         which, count = map(index, share)
     except (TypeError, ValueError) as error:
@@ -59,7 +60,7 @@ def check_share(share: Share) -> None:
 
 
 def check_combination(out: str | Path | None, *, objects: bool, overwrite: bool, client: Any) -> None:
-    """Raise `SettingsError` for what cannot be asked for with shares."""
+    """Raise `SettingsError` for options that cannot be combined with shares."""
     if out is None:
         raise SettingsError("shares are written into a store: give out with shard")
     if is_tiff(Path(out)):
@@ -73,13 +74,13 @@ def check_combination(out: str | Path | None, *, objects: bool, overwrite: bool,
 
 @dataclass
 class ShareSink:
-    """The blocks of a share; see `tilenet.runner.Sink`."""
+    """A sink for the blocks of one share; see `tilenet.runner.Sink`."""
 
     store: Store
     blocks: range
 
     def pending(self) -> Iterable[int]:
-        """Return the share's blocks that are still to be written."""
+        """Return the pending blocks of the share."""
         return self.store.pending(among=self.blocks)
 
     def write(self, index: int, arrays: Arrays) -> object:
@@ -92,7 +93,7 @@ class ShareSink:
 
 
 def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | None = None) -> Report:
-    """Compute what a share of a store still lacks; finish the store if nothing else is left to do.
+    """Compute the pending blocks of a share; finish the store if no other share has anything left to do.
 
     Raises
     ------
@@ -116,7 +117,7 @@ def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | 
 
 
 def _open_share(out: Path, wanted: Wanted, share: Share) -> tuple[Store, Job, Scaling]:
-    """Create a store, or open the one that another share was quicker to create."""
+    """Create a store, or open the one that another share created first."""
     if not can_resume(out):
         try:
             check_free(out)
@@ -140,9 +141,10 @@ def _take_share(out: Path, share: Share) -> Store:
 
 
 def _finish_if_last(out: Path) -> None:
-    """Finish a store unless blocks are pending or others are at work: then one of them will.
+    """Finish a store, unless blocks are pending or other shares are at work: then one of those will finish it.
 
-    Of shares that end together each sees that the others have gone, or is seen by the last.
+    Each share releases its lease before it checks, so of several shares that end together the last one to check
+    finds that the others are gone.
     """
     try:
         finish_shares(out)
@@ -151,7 +153,7 @@ def _finish_if_last(out: Path) -> None:
 
 
 def finish_shares(out: Path, *, progress: Progress | None = None) -> None:
-    """Build the pyramid of a store whose blocks are all there, verify it, and call it complete.
+    """Build the pyramid of a store whose blocks are all written, verify every file, and mark the store complete.
 
     Raises
     ------
@@ -160,7 +162,7 @@ def finish_shares(out: Path, *, progress: Progress | None = None) -> None:
     OutputIncomplete
         If blocks are pending; the message says how many, and of which shares.
     BlocksFailed
-        If files are not as they were written; their blocks are pending again.
+        If files differ from what was written; their blocks are pending again.
     """
     check_local(out)
     refuse_shares(out)
@@ -175,7 +177,7 @@ def finish_shares(out: Path, *, progress: Progress | None = None) -> None:
 
 
 def written_of(out: Path) -> tuple[int, int]:
-    """Return how many blocks are there, and of how many."""
+    """Return the number of blocks written and the total number of blocks."""
     store = Store.inspect(out)
     total = store.layout.n_blocks(0)
     return total - sum(1 for _ in store.pending()), total

@@ -1,4 +1,4 @@
-"""Writing a mask as a TIFF: streamed from a complete store, read back, and only then put in place."""
+"""Write a mask as a TIFF: streamed from a complete store, read back, and only then renamed into place."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from tilenet.store.metadata import FORMAT, OWN
 from tilenet.store.place import put_whole, temporary_place
 from tilenet.tiff_mask import TILE, TiffMask, check_tiff_place, is_tiff, open_tiff_mask, tile_boxes
 
-# A classic TIFF holds 4 GiB; what does not compress, and the tables, need a little more than the pixels.
+# A classic TIFF holds 4 GiB. The margin is for the tables, and for tiles that do not compress.
 MOST_CLASSIC = 2**32 * 15 // 16
-# Micrometres in the unit of the resolution tags.
+# Micrometres per centimetre, the unit of the resolution tags.
 CENTIMETER = 10_000
 
 
 def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) -> TiffMask:
-    """Write a complete mask as a tiled, pyramidal OME-TIFF; a few tiles are in memory at a time.
+    """Write a complete mask as a tiled, pyramidal OME-TIFF; only a few tiles are in memory at a time.
 
-    It is written beside its place, read back and compared tile by tile, and only then moved there.
+    The file is written under a temporary name beside `out`, read back and compared tile by tile, and only
+    then renamed to `out`.
 
     Parameters
     ----------
     mask : path
-        A mask that tilenet wrote to the end (OME-Zarr).
+        A complete mask that tilenet wrote (OME-Zarr).
     out : path
-        The file; ``.ome.tif`` by custom.
+        The TIFF file; by convention its name ends in ``.ome.tif``.
     overwrite : bool
         Replace a TIFF mask that tilenet wrote.
 
@@ -48,7 +49,7 @@ def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) ->
     Raises
     ------
     OutputExists, OutputNotFound, OutputIncomplete, BlocksFailed, EnvironmentFault
-        If something is in the way; if the mask is not there, not complete or damaged; if the disk is full.
+        If something exists at `out`; if the mask is missing, incomplete or damaged; if the disk is full.
     """
     out = Path(out).absolute()
     if not is_tiff(out):
@@ -67,16 +68,16 @@ def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) ->
 
 
 def deliver(store: Path, out: Path) -> TiffMask:
-    """Turn the complete store that a run wrote beside `out` into `out`, then remove it.
+    """Convert the complete store that a run wrote beside `out` to a TIFF at `out`, then remove the store.
 
-    Killed at any time, it leaves the whole store, or the whole TIFF, or both.
+    If the process is killed at any time, the whole store, the whole TIFF, or both are left.
     """
     with faults_named(store):
         lease = Lease.take(store / OWN, store)
         lease.start(store / OWN)
         try:
             mask = write_tiff(store, out, overwrite=True)
-            # Under another name first: a store with half of its files must not look like one to go on with.
+            # Rename the store before removing it: a half-removed store must not look like one to resume.
             aside = temporary_place(store)
             step("rename", os.rename, store, aside)
             remove_tree(aside)
@@ -86,7 +87,7 @@ def deliver(store: Path, out: Path) -> TiffMask:
 
 
 def intact(mask: str | Path) -> Layout:
-    """Return the layout of a store whose every file is what was written."""
+    """Return the layout of a store; raise `BlocksFailed` if any file differs from what was written."""
     store = Store.inspect(mask)
     if damage := store.check():
         raise BlocksFailed(
@@ -133,7 +134,7 @@ def _ome(mask: Mask, layout: Layout) -> dict[str, Any]:
 
 
 def _position(layout: Layout) -> dict[str, Any]:
-    """Return where a part of an image begins: micrometres from the image's upper left corner, for each plane."""
+    """Return the position of a mask of a part of an image: µm from the image's upper left corner, for each plane."""
     planes, plane = prod(layout.shape[:-2]), dict[str, Any]()
     for axis, first, size in list(zip(layout.axes, layout.origin, layout.pixel_size, strict=False))[-2:]:
         if any(layout.origin) and size:

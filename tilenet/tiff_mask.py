@@ -1,8 +1,8 @@
 """A mask as one file: a tiled, pyramidal OME-TIFF of labels.
 
-Every level is that of the store, tile by tile, deflated without a predictor: what QuPath, Bio-Formats,
-OpenSlide, napari and tifffile all read. How the mask was made is kept as JSON in the
-Description of the OME-XML. Nothing in the file depends on when or where it was written.
+The levels are those of the store. Tiles are deflated without a predictor, which QuPath, Bio-Formats,
+OpenSlide, napari and tifffile all read. How the mask was made is kept as JSON in the Description of
+the OME-XML. Nothing in the file depends on when or where it was written.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ TILE = 512
 
 
 def is_tiff(path: str | Path) -> bool:
-    """Tell whether an output is to be a TIFF, by its name."""
+    """Return whether an output is to be a TIFF, judging by its name."""
     return Path(path).suffix.lower() in SUFFIXES
 
 
 def store_beside(out: Path) -> Path:
-    """Return where the mask is kept while `out` is not whole: ``mask.tif.zarr`` beside ``mask.tif``."""
+    """Return the store in which the mask of a TIFF is made: ``mask.tif.zarr`` beside ``mask.tif``."""
     return out.with_name(f"{out.name}.zarr")
 
 
 class TiffLevel:
-    """One resolution of a TIFF mask: index it like an array."""
+    """One resolution level of a TIFF mask, indexed like an array."""
 
     def __init__(self, image: Image, axes: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._image, self.shape, self.dtype = image, shape, dtype
-        # The reader leaves out axes of length 1 in front.
+        # The reader drops leading axes of length 1.
         self._kept = [i for i, axis in enumerate(axes) if axis in image.axes]
         expected = "".join(axes[i] for i in self._kept), tuple(shape[i] for i in self._kept), dtype
         if (image.axes, image.shape, image.dtype) != expected or prod(image.shape) != prod(shape):
             raise OutputError(f"{image.name}: its pages are not what its description says. Write it again")
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Return the pixels of a box inside it."""
+        """Return the pixels of a box that lies inside the level."""
         if not box.size:
             return np.empty(box.shape, self.dtype)
         inner = Box(tuple(box.start[i] for i in self._kept), tuple(box.stop[i] for i in self._kept))
@@ -70,20 +70,20 @@ class TiffLevel:
 
 
 class TiffMask(AnyMask):
-    """A mask in a TIFF that tilenet wrote: index it like an array, or hand it to NumPy whole.
+    """A mask in a TIFF that tilenet wrote: index it like an array, or pass it to NumPy as a whole.
 
     Attributes
     ----------
     path : Path
-        Where it is.
+        The file.
     info : dict
-        How it was made.
+        How the mask was made.
     layout : Layout
-        Axes, shape and blocks of the store that it was written from.
+        Axes, shape and blocks of the store that the TIFF was written from.
     levels : tuple of TiffLevel
         The pyramid, finest first.
     probabilities : None
-        A TIFF holds the mask alone.
+        Always None, since a TIFF holds only the mask.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,7 +97,7 @@ class TiffMask(AnyMask):
         )
 
     def check(self) -> list[str]:
-        """Return what is damaged; decodes every tile, whose own checksum (Adler-32) tells."""
+        """Return the first damage, if any; decodes every tile, which verifies the tile's checksum (Adler-32)."""
         for level, coarse in enumerate(self.levels):
             for box in tile_boxes(coarse.shape):
                 try:
@@ -110,17 +110,17 @@ class TiffMask(AnyMask):
         return []
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._image.close()
 
 
 def open_mask(path: str | Path) -> Mask | TiffMask:
-    """Open a mask that tilenet wrote to the end: OME-Zarr, or OME-TIFF.
+    """Open a complete mask that tilenet wrote, OME-Zarr or OME-TIFF.
 
     Parameters
     ----------
     path : path
-        The folder, or the file.
+        The OME-Zarr folder, or the OME-TIFF file.
 
     Returns
     -------
@@ -129,7 +129,7 @@ def open_mask(path: str | Path) -> Mask | TiffMask:
     Raises
     ------
     OutputNotFound, OutputIncomplete, OutputError
-        If there is none, if blocks are missing, if tilenet did not write it.
+        If there is no mask; if blocks are missing; if tilenet did not write it.
     """
     check_local(path)
     return open_tiff_mask(path) if is_tiff(path) and not Path(path).is_dir() else store.open_mask(path)
@@ -140,8 +140,8 @@ def open_tiff_mask(path: str | Path) -> TiffMask:
 
     Raises
     ------
-    OutputNotFound, OutputError
-        If there is none, if tilenet did not write it.
+    OutputNotFound, OutputIncomplete, OutputError
+        If there is no mask; if it is still being made in a store; if tilenet did not write it.
     """
     path = Path(path)
     if not path.exists():
@@ -154,12 +154,12 @@ def open_tiff_mask(path: str | Path) -> TiffMask:
 
 
 def check_tiff_place(out: Path, *, replace: bool) -> None:
-    """Refuse a place where no TIFF can be put; writes nothing there.
+    """Refuse a path where no TIFF mask can be put; writes nothing.
 
     Raises
     ------
     OutputExists
-        If something is there, unless it is a TIFF mask of tilenet and `replace` is said.
+        If something exists there, unless it is a TIFF mask that tilenet wrote and `replace` is true.
     """
     if not (out.exists() or out.is_symlink()):
         return
@@ -174,7 +174,7 @@ def check_tiff_place(out: Path, *, replace: bool) -> None:
 
 
 def tile_boxes(shape: tuple[int, ...]) -> Iterator[Box]:
-    """Yield the boxes of a level's tiles in the order of the file: planes, then rows, then columns.
+    """Yield the boxes of a level's tiles in file order: planes, then rows, then columns.
 
     >>> [str(box) for box in tile_boxes((2, 300, 600))][:3]
     ['[0:1, 0:300, 0:512]', '[0:1, 0:300, 512:600]', '[1:2, 0:300, 0:512]']
@@ -185,7 +185,7 @@ def tile_boxes(shape: tuple[int, ...]) -> Iterator[Box]:
 
 
 def _halved(level: TiffLevel, box: Box) -> NDArray[Any]:
-    """Return what a box of the next level should hold: every second pixel of this one."""
+    """Return every second pixel of a level, which is what `box` of the next coarser level should hold."""
     return level.read(doubled(box) & Box.of_shape(level.shape))[..., ::2, ::2]
 
 
@@ -194,7 +194,7 @@ def _read_description(path: Path) -> tuple[Layout, dict[str, Any]]:
 
     foreign = not_ours(path)
     try:
-        open_image(path).close()  # refuses what is damaged or hostile
+        open_image(path).close()  # refuses damaged and malicious files
         with quietly("tifffile"), tifffile.TiffFile(path) as tiff:
             texts = (
                 e.text for e in ElementTree.fromstring(tiff.ome_metadata or "").iter() if e.tag.endswith("}Description")
@@ -203,7 +203,7 @@ def _read_description(path: Path) -> tuple[Layout, dict[str, Any]]:
         written, layout = own.pop("format"), Layout.from_json(own.pop("layout"))
     except ImageError:
         raise foreign from None
-    except Exception as error:  # whatever a stranger's text makes the parsers raise
+    except Exception as error:  # text of unknown origin may make the parsers raise anything
         raise foreign from error
     if written != FORMAT:
         raise OutputError(f"{path}: has format {written}, this tilenet knows {FORMAT}. Use the tilenet that wrote it")
