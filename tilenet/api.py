@@ -59,101 +59,101 @@ def segment(
     client: Any = None,
     shard: tuple[int, int] | None = None,
 ) -> NDArray[Any] | Mask | TiffMask | None:
-    """Segment an image of any size, exactly: no tile leaves a trace in the result.
+    """Segment an image of any size, exactly: the tiling leaves no trace in the result.
 
     Parameters
     ----------
     image : path, array or Image
         A file, or a NumPy, zarr or dask array.
     out : path, optional
-        Where the mask goes, as an OME-Zarr label image; as an OME-TIFF if the name ends in
-        ``.tif``, kept in ``OUT.zarr`` while it is made; other files' endings are refused.
-        Default: returned as an array.
+        Where the mask goes: an OME-Zarr label image, or an OME-TIFF if the name ends in ``.tif`` or
+        ``.tiff`` (made in the store ``OUT.zarr`` first). Endings of other file formats are refused.
+        Default: the result is returned as an array.
     into : path, optional
-        In place of `out`: an OME-Zarr image, 0.4 or 0.5, that the mask is added to as its
-        ``labels/NAME``; the image that is segmented, or one with a level of the same pixels.
+        Instead of `out`: an OME-Zarr image, 0.4 or 0.5, to which the mask is added as
+        ``labels/NAME``. It is the segmented image, or one with a level of the same shape.
     name : str, optional
-        Name of the label group that `into` is given; default the model's name.
+        Name of the label group within `into`; default the model's name.
     model : str, path, torch.nn.Module or callable
         A packaged model's name, a weights file, or any network with a ``footprint``.
     footprint : Footprint, optional
         For a network that has none of its own.
     axes : str, optional
-        Letters of ``tczyx``, one per axis; needed for an array of more than two.
+        Letters of ``tczyx``, one per axis; needed for an array with more than two axes.
     channels : int, str or sequence of them, optional
-        Channels that the network sees, in its order: numbers, or names that the image gives them;
-        ``"DAPI,2"`` as on the command line.
+        Channels that the network sees, in the order in which it takes them: numbers, or channel
+        names of the image; also ``"DAPI,2"``, as on the command line.
     level : int, optional
         Resolution level of the image; 0 is the finest.
     mpp : float, optional
-        Micrometres per pixel that the network is to see: from the coarsest level that is at
-        least as fine, resampled where it is not within 10 %. Where neither `level` nor `mpp`
-        is given, the pixel size on the model's card, if the image has one too; else level 0.
+        Micrometres per pixel that the network is to see: the coarsest level that is at least as
+        fine is read, and resampled unless it is within 10 %. If neither `level` nor `mpp` is given,
+        the pixel size on the model card is used if the image has a pixel size too; else level 0.
     roi : str, or sequence of slice or (start, stop), optional
-        ``"512:1024,:2048"`` or an entry an axis: the part to segment, in pixels of the resolution
-        that the network sees; axes in front that are not given are taken whole. The result is that
+        ``"512:1024,:2048"`` or one entry per axis: the part to segment, in pixels of the resolution
+        that the network sees. Leading axes that are not given are taken whole. The result is that
         part of the whole image's mask.
     tissue : bool, path or array, optional
         Skip blocks without tissue: they are 0 in mask and probabilities, and are not read. All
-        others are as without it. True: tissue is found on a coarse level, see `tilenet.tissue`; the
-        map is kept in the output. A path or an array: a mask of the whole image, at any size, not 0
-        where there is tissue, taken as it is. Default: nothing is skipped.
+        other blocks are the same as without `tissue`. True: find tissue on a coarse level, see
+        `tilenet.tissue`; the map is kept in the output. A path or an array: a mask of the whole
+        image, at any size, nonzero where there is tissue; it is taken as it is. Default: skip nothing.
     tile, batch, memory : int, optional
-        Side in px of what a tile writes (a multiple of the network's step); most tiles per
-        forward pass; bytes for the run (4 GB). See `plan_tiles`.
+        Side in px of the region that a tile writes (a multiple of the network's step); maximum
+        number of tiles per forward pass; bytes for the run (default 4 GB). See `plan_tiles`.
     threads : int, optional
-        For the network on a CPU; default what PyTorch uses.
+        CPU threads of the network; default the number that PyTorch uses.
     device : str, optional
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     precision : str, optional
         ``auto`` (fp64 for a float64 network, else fp32), ``fp64``, ``fp32``, ``bf16`` or ``fp16``;
         the last two change the logits.
     engine : str, optional
-        ``auto`` (the fastest with the same logits), ``plain``, or ``fast`` (refused where there is
-        none); see `tilenet.engine`.
+        ``auto`` (the fastest with the same logits), ``plain``, or ``fast`` (refused if there is
+        no fast path for the network); see `tilenet.engine`.
     scaling : mapping or str, optional
-        Rule for intensities, in place of the model card's, such as ``{"method": "linear",
+        Rule for scaling intensities, instead of the model card's, such as ``{"method": "linear",
         "subtract": 0, "divide": 255}`` or ``"percentile:1,99.8"``; see `tilenet.scaling`.
     threshold : float, optional
-        For a network of one output; default 0.5, or the card's.
+        For a network with one output; default the card's, or 0.5.
     output : str, optional
         With `out`: ``mask`` or ``both`` (adds ``probabilities``). Without: ``mask``,
         ``probabilities`` or ``logits``.
     objects : bool
-        Give numbered objects (1..n) instead of classes, for an image that fits in memory; see
+        Return numbered objects (1..n) instead of classes, for an image that fits in memory; see
         `tilenet.objects`.
     probability_dtype : str, optional
         ``float32``, ``float16`` or ``float64``.
     missing : {"error", "fill"}, optional
-        Whether empty file tiles are refused or read as 0.
+        Whether tiles that are missing from the file are an error, or read as 0.
     resume : bool
-        Go on with `out`, or start it where there is none. Options that are not given are taken from it.
+        Continue `out`, or start it if it does not exist. Options that are not given are taken from `out`.
     overwrite : bool
         Replace `out`, if tilenet wrote it.
     progress : callable, optional
-        Called with the pixels done and the pixels in all.
+        Called with the number of pixels done and the total number of pixels.
     report : callable, optional
         Called at the end with a `tilenet.runner.Report`: what was done, and where the time went.
     client : distributed.Client, optional
-        Have the blocks computed by the workers of a Dask cluster, with `out` alone: image and
-        model are paths or names then, since each worker opens them by itself. The same bytes as
-        without, with the same `threads`.
+        Compute the blocks on the workers of a Dask cluster. Needs `out`, and image and model given by
+        path or name, since each worker opens them by itself. With the same `threads`, the bytes are
+        the same as without a cluster.
     shard : (int, int), optional
-        Compute only share I of N (I from 1) of the blocks of `out`, beside other processes that
-        compute theirs; `resume` goes without saying. See `tilenet.shares`.
+        Compute only share I of N (I from 1) of the blocks of `out`, alongside other processes that
+        compute the other shares; `resume` is implied. See `tilenet.shares`.
 
     Returns
     -------
     numpy.ndarray, Mask or TiffMask
-        Classes (image's axes without ``c``), uint8; numbered objects, int32; or probabilities
-        (`probability_dtype`) or logits (float32, or float64 in fp64) with ``c`` = classes,
-        (K, y, x) for a plane. With `out`, the opened mask. With `shard`, None while
+        Without `out`, an array: classes (the image's axes without ``c``), uint8; numbered objects,
+        int32; or probabilities (`probability_dtype`) or logits (float32, or float64 in fp64) with
+        ``c`` = classes, (K, y, x) for a plane. With `out`, the opened mask. With `shard`, None while
         blocks of other shares are not written; the last share finishes the mask, and returns it.
 
     Raises
     ------
     TilenetError
-        One of its kinds, see `tilenet.errors`.
+        One of its subclasses, see `tilenet.errors`.
 
     Examples
     --------
@@ -227,7 +227,7 @@ def segment(
 def _fill(
     store: Store, job: Job, numbers: Scaling, wanted: Wanted, *, client: Any, progress: Progress | None
 ) -> Report:
-    """Have a store filled and finished, here or by the workers of a cluster."""
+    """Fill and finish a store, in this process or on the workers of a cluster."""
     if client is None:
         return fill_store(store, job, numbers, progress=progress)
     from tilenet import distributed
@@ -236,12 +236,12 @@ def _fill(
 
 
 def _whole(place: Path, out: Path) -> Mask | TiffMask:
-    """Return the mask that is whole at `place`, as what `out` is to be."""
+    """Return the complete mask: open the store, or convert the store at `place` to the TIFF `out`."""
     return deliver(place, out) if is_tiff(out) else open_mask(out)
 
 
 def _check_kinds(out: Any, **called: Any) -> None:
-    """Refuse arguments in each other's place."""
+    """Refuse an `out` that is not a path, and callbacks that cannot be called."""
     if out is not None and not isinstance(out, str | PathLike):
         raise SettingsError(f"out is where the mask goes, not a {type(out).__name__}. Give a network as model=...")
     for name, function in called.items():

@@ -1,12 +1,12 @@
-"""`lazy`: a result as a dask array, of which only the tiles that are asked for are computed.
+"""`lazy`: a result as a dask array that computes only the tiles that are needed.
 
-A graph sends coordinates and one small object; images and weights are opened where they are used::
+The graph contains coordinates and one small object. Images and weights are opened where they are used::
 
-    original-tilenet-segment-...    Tiles: plan, decision, where the image and the weights lie
+    original-tilenet-segment-...    Tiles: plan, decision, paths of the image and the weights
     (tilenet-segment-..., i, j)     Tiles[rows, columns]
 
-Dask fuses a slice of the array into the index, so that a slice costs the tiles that it touches,
-not the chunks.
+Dask fuses slicing into this index, so that a slice of the array computes the tiles that it touches,
+not whole chunks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from tilenet.readers.array import client_of
 from tilenet.settling import settle
 from tilenet.tiles import Tiles, Weights
 
-# Dask walks the names of all chunks for each result: so many take it a tenth of a second.
+# Most chunks by default. Dask walks the keys of all chunks for each result, which takes a tenth of a second for
+# this many.
 MOST_CHUNKS = 2**16
 SETTINGS = (
     *("level", "mpp", "axes", "channels", "tile", "memory", "threads", "device", "precision"),
@@ -50,38 +51,39 @@ def lazy(
     chunks: Any = None,
     **settings: Any,
 ) -> Any:
-    """Return what `segment` gives as a dask array: a part of it costs the tiles that it touches.
+    """Return the result of `segment` as a dask array; computing a part of it runs only the tiles that it touches.
 
-    Every pixel is that of `segment` with ``batch=1`` and the same tile: tiles lie on the grid of the
-    whole image and see real pixels around them. Percentiles of a scaling are read now, once.
+    Every pixel equals that of `segment` with ``batch=1`` and the same tile: tiles lie on the grid of the
+    whole image and see real pixels around them. Percentiles of a scaling are computed once, in this call.
 
     Parameters
     ----------
     image : path, array or Image
-        As for `segment`. Where tasks run in other processes, a file is opened there, and an array
-        is sent. A dask array is computed box by box, never whole.
+        As for `segment`. If tasks run in other processes, those open a file by themselves, and an
+        array is sent to them. A dask array is computed box by box, never as a whole.
     model, footprint
-        As for `segment`. A process holds one copy, loaded from the file where a name or a path was
-        given. A network is copied now: training it further changes nothing here.
+        As for `segment`. A process holds one copy of the network, loaded from the file if a name or a
+        path was given. A network object is copied in this call, so that training it further changes
+        nothing.
     output : str, optional
         ``mask`` (default), ``probabilities`` or ``logits``.
     chunks : int, sequence of int or str, optional
-        Of the dask array, along its axes; whole tiles are best. Default one tile, or as many as
-        keep the graph small.
+        Chunks of the dask array, along its axes; whole tiles are best. Default: one tile, or several
+        where one tile per chunk would make the graph too large.
     **settings
         Any of level, mpp, axes, channels, tile, memory, threads, device, precision, engine, scaling,
-        threshold, probability_dtype and missing, as for `segment`. `memory` is that of one
-        process, in which one tile is computed at a time.
+        threshold, probability_dtype and missing, as for `segment`. `memory` is the memory of one
+        process, which computes one tile at a time.
 
     Returns
     -------
     dask.array.Array
-        Shape, axes and dtype as of `segment`: (*n) for a mask, with ``c`` = classes for the others.
+        Shape, axes and dtype as of `segment`: (*n) for a mask, with ``c`` = classes otherwise.
 
     Raises
     ------
     TilenetError
-        As of `segment`; from ``compute``, `BlocksFailed` for a tile that cannot be computed.
+        As in `segment`; ``compute`` raises `BlocksFailed` for a tile that cannot be computed.
 
     Examples
     --------
@@ -112,7 +114,7 @@ def lazy(
 
 
 def _portable(job: Job, model: Any) -> Job:
-    """Return the job with its network as a file's name, or else as a copy that nobody changes."""
+    """Return the job with `Weights` in place of its network if it came from a file, else with a copy of the network."""
     if isinstance(model, str | Path):
         return replace(job, network=Weights(job.source, fingerprint(job.network)))
     return replace(job, network=copy.deepcopy(job.network)) if predict.is_network(model) else job
@@ -129,7 +131,7 @@ def _dask_array(tiles: Tiles, chunks: Any) -> Any:
 
 
 def default_chunks(plan: Plan) -> tuple[int, ...]:
-    """Return the sides of a chunk: a tile, doubled where most chunks lie until they are few enough.
+    """Return the sides of a chunk: a tile, doubled along the axis with most chunks until the chunks are few enough.
 
     >>> from tilenet.sizes import plan_tiles
     >>> default_chunks(plan_tiles((2**20, 2**10), Footprint.same(2, reach=1), tile=64, block=64))

@@ -1,7 +1,7 @@
-"""An array of tiles that are computed when they are indexed, and that other processes can open, too.
+"""An array whose tiles are computed when it is indexed, and that can be sent to other processes.
 
-It is sent as coordinates, paths and a plan: images and weights are opened where they are used, once in a
-process for all of its tasks.
+It is pickled as paths and a plan. Each process opens image and weights where they are used, once for all
+of its tasks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
 from tilenet.unet import UNet, is_as_built
 
-# Arrays that a process which did not make them keeps open between two tasks.
+# How many arrays made by other processes a process keeps open between tasks.
 KEPT = 4
 
 _making, _passing = RLock(), Lock()
@@ -42,13 +42,13 @@ _unpickled: OrderedDict[str, Tiles] = OrderedDict()
 
 @dataclass(frozen=True)
 class Weights:
-    """A network as a file that is loaded where it is needed; `sha256` is its `fingerprint`."""
+    """A network stored in a file and loaded where it is needed; `sha256` is the `fingerprint` of the network."""
 
     source: str
     sha256: str
 
     def load(self) -> UNet:
-        """Return the network (`ModelError` if the file is another one by now)."""
+        """Return the network (`ModelError` if the file has changed since)."""
         network = load_model(self.source)
         if fingerprint(network) != self.sha256:
             raise ModelError(f"{self.source}: was changed since the lazy array was made. Make the array again")
@@ -56,21 +56,21 @@ class Weights:
 
 
 class Tiles:
-    """An array whose parts are computed when they are indexed, by whole tiles of one plan.
+    """An array computed when it is indexed, in whole tiles of one plan.
 
     Parameters
     ----------
     job : Job
-        Its network may be `Weights`.
+        The job; its network may be `Weights`.
     numbers : Scaling
-        Of the whole image.
+        Intensity scaling of the whole image.
     token : str
-        Tells this array from all others.
+        Unique to this array.
 
     Attributes
     ----------
     shape, dtype, ndim
-        Of the result, classes included.
+        Those of the result, including the class axis.
     """
 
     def __init__(self, job: Job, numbers: Scaling, token: str) -> None:
@@ -87,17 +87,17 @@ class Tiles:
 
     @property
     def plan(self) -> Plan:
-        """Of the image's axes without ``c``."""
+        """The plan, over the image's axes without ``c``."""
         return self._job.plan
 
     def with_classes(self, sides: Sequence[int], of_classes: int) -> tuple[int, ...]:
-        """Return `sides` along the image's axes with that of the classes, if there is one, in its place."""
+        """Insert the length `of_classes` of the class axis, if there is one, into `sides` along the image's axes."""
         if self._class_axis is None:
             return tuple(sides)
         return (*sides[: self._class_axis], of_classes, *sides[self._class_axis :])
 
     def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
-        """Return what an integer, a slice or a list of integers picks along each axis."""
+        """Return the values selected by an integer, a slice or a list of integers along each axis."""
         numbers = tuple(0 if isinstance(i, Integral) else slice(None) for i in index)
         wanted = [picked(i, n) for i, n in zip(index, self.shape, strict=True)]
         out = np.empty([len(w) for w in wanted], self.dtype)
@@ -111,14 +111,14 @@ class Tiles:
         return out[numbers]
 
     def _tile(self, corner: tuple[int, ...]) -> NDArray[Any]:
-        """Return the values (K, *write), K = 1 for a mask, of the tile at a corner of the grid."""
+        """Compute the values (K, *write) of the tile whose first pixel is `corner`; K is 1 for a mask."""
         job, plan = self._job, self.plan
         stop = (min(a + t, n) for a, t, n in zip(corner, plan.tile, plan.shape, strict=True))
         tile, ndim = tile_of(plan.footprint, Box(corner, tuple(stop))), job.footprint.ndim
         try:
             pixels = job.image.read(tile.read)
             predictor = self._found_predictor()
-            # One pass at a time: PyTorch has threads of its own, and the memory was planned for one.
+            # One forward pass at a time: PyTorch has threads of its own, and the memory is planned for one pass.
             with _passing, machine.threads(job.record["threads"]):
                 logits = predictor(pixels.reshape(1, len(pixels), *pixels.shape[-ndim:]))[0]
             (values,) = job.decision(kept_of(tile, logits, ndim)).values()
@@ -130,7 +130,7 @@ class Tiles:
         return values.reshape(-1, *tile.write.shape)
 
     def _found_predictor(self) -> Predictor:
-        """Return this process's one predictor of the same network and settings."""
+        """Return the predictor that this process shares among arrays of the same network and settings."""
         with _making:
             if self._predictor is None:
                 self._predictor = _predictors.get(self._key)
@@ -164,7 +164,7 @@ class Tiles:
 
 
 def _unpickle(token: str, pickled: bytes) -> Tiles:
-    """Return this process's one `Tiles` of a token: its image is opened once, not for each task."""
+    """Return this process's only `Tiles` of a token, so that the image is opened once, not for each task."""
     import cloudpickle
 
     with _making:
@@ -183,7 +183,7 @@ def _unpickle(token: str, pickled: bytes) -> Tiles:
 
 
 def picked(index: Any, length: int) -> NDArray[np.intp]:
-    """Return what an integer, a slice or a list of integers picks of an axis, however long that is.
+    """Return the positions that an integer, a slice, or a list of integers or bools selects on an axis of any length.
 
     >>> picked(slice(-2, None), 10**15).tolist(), picked([1, -1], 4).tolist(), picked(-4, 4).tolist()
     ([999999999999998, 999999999999999], [1, 3], [0])
@@ -200,7 +200,7 @@ def picked(index: Any, length: int) -> NDArray[np.intp]:
 
 
 def _key(job: Job, numbers: Scaling, token: str) -> str:
-    """Return what decides the logits of a predictor; of a network whose code is not ours, the array's token."""
+    """Return a key of all that decides a predictor's logits; a network of unknown code is identified by the token."""
     network = job.network
     if isinstance(network, Weights):
         weights: Any = [network.sha256, job.card.architecture]
@@ -212,7 +212,10 @@ def _key(job: Job, numbers: Scaling, token: str) -> str:
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a tile meets what is wanted along one axis: its corner, the part of it, the place in the result."""
+    """The wanted pixels of one tile along one axis.
+
+    `corner` is the tile's first pixel, `part` the wanted pixels relative to it, `place` where they go in the result.
+    """
 
     corner: int
     part: NDArray[np.intp]
@@ -220,7 +223,7 @@ class Cut:
 
 
 def cuts_of(wanted: NDArray[np.intp], side: int) -> list[Cut]:
-    """Return the tiles of a grid of `side` that hold wanted pixels.
+    """Return the tiles, on a grid of `side` pixels, that hold wanted pixels.
 
     >>> [cut.corner for cut in cuts_of(np.arange(5, 40, 20), 8)]
     [0, 24]
