@@ -59,8 +59,9 @@ class Tissue:
     map : TissueMap
         Where there is tissue.
     facts : dict
-        JSON values: ``method`` (``saturation``, ``intensity`` or ``given``), ``threshold`` (one per
-        channel), ``looked_at`` (shape of the level that was searched) and ``dilated`` (pixels along y and x).
+        JSON values: ``method`` (``saturation``, ``intensity`` or ``given``) and ``looked_at`` (shape of the level
+        or mask that was read); for tissue that was found also ``threshold`` (one per channel) and ``dilated``
+        (pixels along y and x).
     text : str
         The facts as text for the user.
     """
