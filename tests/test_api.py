@@ -344,10 +344,9 @@ def test_objects_are_numbered_and_touching_ones_parted(tmp_path):
     assert "objects" in found.not_recomputed
 
 
-@pytest.mark.parametrize("options", [{"output": "both"}, {"resume": True}])
-def test_objects_refuse_what_cannot_go_with_them(tmp_path, options):
-    with pytest.raises(SettingsError, match="objects"):
-        tilenet.segment(discs()[0], tmp_path / "o.zarr", model=Bright(), objects=True, **options)
+def test_objects_and_probabilities_are_not_made_at_once(tmp_path):
+    with pytest.raises(SettingsError, match="objects and output 'both'"):
+        tilenet.segment(discs()[0], tmp_path / "o.zarr", model=Bright(), objects=True, output="both")
 
 
 def test_objects_of_a_stack_are_refused():

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import tifffile
-from store_helpers import tree
+from store_helpers import tree, tree_hash
 from stub import BAD, Bright
 from workers import Cluster
 
@@ -116,12 +116,12 @@ def test_a_mask_of_classes_is_no_success_where_objects_are_asked_for(slides, tmp
 
 
 def test_objects_that_were_killed_while_they_were_written_are_found_again(slides, tmp_path, monkeypatch):
-    from tilenet import outputs
+    from tilenet import numbering
 
-    def killed(store):
+    def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(outputs, "finish", killed)
+    monkeypatch.setattr(numbering, "_number", killed)
     with pytest.raises(KeyboardInterrupt):
         tilenet.batch(slides[:1], tmp_path / "masks", **COUNTING)
     assert (tmp_path / "masks" / "a.zarr").exists()
@@ -130,16 +130,17 @@ def test_objects_that_were_killed_while_they_were_written_are_found_again(slides
     assert (result.status, result.counts) == ("done", {"class 1": 3})
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"client": Cluster()}, "leave the workers out"),
-        ({"output": "both"}, "objects and output 'both'"),
-    ],
-)
-def test_what_objects_cannot_be_asked_with_is_refused_before_work(slides, tmp_path, more, said):
-    with pytest.raises(SettingsError, match=said):
-        tilenet.batch(slides, tmp_path / "masks", **COUNTING, **more)
+def test_objects_are_counted_by_several_workers_too(slides, tmp_path):
+    alone = tilenet.batch(slides, tmp_path / "alone", **COUNTING)
+    shared = tilenet.batch(slides, tmp_path / "shared", **COUNTING, client=Cluster(workers=2))
+    assert [result.counts for result in shared] == [result.counts for result in alone]
+    for name in ("a.zarr", "c.zarr"):
+        assert tree_hash(tmp_path / "shared" / name) == tree_hash(tmp_path / "alone" / name)
+
+
+def test_what_objects_cannot_be_asked_with_is_refused_before_work(slides, tmp_path):
+    with pytest.raises(SettingsError, match="objects and output 'both'"):
+        tilenet.batch(slides, tmp_path / "masks", **COUNTING, output="both")
     assert not (tmp_path / "masks").exists()
 
 

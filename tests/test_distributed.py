@@ -17,9 +17,9 @@ from workers import BLOCKS, TILES, Cluster, a_slide, an_image, notes_of, opened,
 
 import tilenet
 from tilenet import clusters, flights, worker
-from tilenet.distributed import _spread, check_sendable, work_off
+from tilenet.distributed import check_sendable, map_in_order, work_off
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
-from tilenet.store import Store
+from tilenet.store import Coarser, Store
 from tilenet.worker import Answer
 
 
@@ -69,7 +69,7 @@ def test_workers_make_coarser_levels_and_what_they_fail_to_make_is_made_here(cli
     make(tmp_path / "alone.zarr", layout)
     store = Store.create(tmp_path / "shared.zarr", layout, INFO)
     write_all_blocks(store, truth_of(layout))
-    store.build_pyramid(spread=partial(_spread, workers))
+    store.build_pyramid(spread=partial(map_in_order, workers, Coarser.shard))
     store.finish()
     assert tree_hash(tmp_path / "shared.zarr") == tree_hash(tmp_path / "alone.zarr")
     assert workers.made == sum(layout.n_blocks(level) for level in range(1, len(layout.levels)))
@@ -100,7 +100,7 @@ def test_without_workers_or_a_scheduler_coarser_levels_are_made_here(tmp_path):
     for lost in (False, True):
         store = Store.create(tmp_path / f"{lost}.zarr", layout, INFO)
         write_all_blocks(store, truth_of(layout))
-        store.build_pyramid(spread=partial(_spread, Nobody(lost=lost)))
+        store.build_pyramid(spread=partial(map_in_order, Nobody(lost=lost), Coarser.shard))
         store.finish()
         assert tree_hash(tmp_path / f"{lost}.zarr") == tree_hash(tmp_path / "alone.zarr")
 
@@ -279,8 +279,6 @@ def test_what_a_worker_cannot_open_is_refused(image, tmp_path):
         tilenet.segment(image, tmp_path / "m.zarr", model=network, client=object())
     with pytest.raises(SettingsError, match="give out"):
         tilenet.segment(image, model=Bright(), client=object())
-    with pytest.raises(SettingsError, match="objects"):
-        tilenet.segment(image, tmp_path / "m.zarr", objects=True, client=object())
     assert not (tmp_path / "m.zarr").exists()
 
 

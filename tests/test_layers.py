@@ -57,7 +57,7 @@ HOMES = {
     "tifffile": {"readers", "sample", "tiff_mask", "tiff_export"},
     "zarr": {"readers", "store"},
     "dask": {"readers", "clusters", "lazily"},
-    "distributed": {"distributed", "cluster_file", "clusters", "slides", "batches"},
+    "distributed": {"distributed", "cluster_file", "clusters", "numbering", "slides", "batches"},
     "dask_jobqueue": {"clusters"},
     "yaml": {"cluster_file"},
     "openslide": {"readers"},

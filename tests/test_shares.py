@@ -236,7 +236,7 @@ def test_another_setting_for_another_share_is_refused(small, tmp_path, tilenet_c
         ({"shard": (4, 3)}, "share 4/3"),
         ({"shard": (1, 0)}, "share 1/0"),
         ({"shard": (1, 2), "overwrite": True}, "replace what the others wrote"),
-        ({"shard": (1, 2), "objects": True}, "objects are found in memory"),
+        ({"shard": (1, 2), "objects": True}, "objects are numbered by one process"),
         ({"shard": (1, 2), "out": None}, "give out with shard"),
         ({"shard": (1, 2), "out": "m.ome.tif"}, r"m\.ome\.tif: shares are written into a mask of many files"),
     ],

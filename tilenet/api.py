@@ -9,18 +9,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tilenet import shares
-from tilenet.compute import Progress, fill_store, to_array, to_objects
+from tilenet import numbering, shares
+from tilenet.compute import Progress, to_array, to_objects
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
-from tilenet.job import Job
 from tilenet.options import Options, check_output_option, refuse_with_objects
-from tilenet.outputs import check_name, check_tiff, labels_place, open_store, same_tiff, spare_the_input, store_objects
+from tilenet.outputs import check_name, check_tiff, fill, labels_place, open_store, same_tiff, spare_the_input
 from tilenet.region import Roi
 from tilenet.runner import Report
-from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
-from tilenet.store import Mask, Store, can_resume, is_complete, open_mask
+from tilenet.store import Mask, can_resume, is_complete, open_mask
 from tilenet.tiff_export import deliver
 from tilenet.tiff_mask import TiffMask, is_tiff, store_beside
 
@@ -169,7 +167,7 @@ def segment(
     if into is not None or name is not None:
         target, out = labels_place(into, name, out, model)
     if objects:
-        refuse_with_objects(output=output, resume=resume)
+        refuse_with_objects(output)
         output = "objects"
     else:
         check_output_option(output, stored=out is not None)
@@ -195,7 +193,7 @@ def segment(
     )
     wanted = Wanted(image, model, options, footprint, target)
     if client is not None:
-        _check_workers_can(image, model, out, objects=objects)
+        _check_workers_can(image, model, out)
     if shard is not None:
         shares.check_combination(out, objects=objects, overwrite=overwrite, client=client)
     if out is None:
@@ -211,28 +209,17 @@ def segment(
         check_tiff(out, output, replace=resume or overwrite)
         if resume and out.exists() and not can_resume(place):
             return same_tiff(out, wanted)
-    if objects:
-        store_objects(place, wanted, overwrite=overwrite, progress=progress, report=report)
-        return _whole(place, out)
-    if shard is not None:
+    how: dict[str, Any] = {"resume": resume, "overwrite": overwrite}
+    if objects or (resume and numbering.was_begun(place, target)):
+        done = numbering.store_objects(place, wanted, **how, client=client, progress=progress)
+    elif shard is not None:
         done = shares.fill_share(out, wanted, shard, progress=progress)
     else:
-        store, job, numbers = open_store(place, wanted, resume=resume, overwrite=overwrite)
-        done = _fill(store, job, numbers, wanted, client=client, progress=progress)
+        store, job, numbers = open_store(place, wanted, **how)
+        done = fill(store, job, numbers, wanted, client=client, progress=progress)
     if report:
         report(done)
     return _whole(place, out) if is_complete(place) else None
-
-
-def _fill(
-    store: Store, job: Job, numbers: Scaling, wanted: Wanted, *, client: Any, progress: Progress | None
-) -> Report:
-    """Fill and finish a store, in this process or on the workers of a cluster."""
-    if client is None:
-        return fill_store(store, job, numbers, progress=progress)
-    from tilenet import distributed
-
-    return distributed.fill_by_workers(store, job, client, wanted, progress=progress)
 
 
 def _whole(place: Path, out: Path) -> Mask | TiffMask:
@@ -249,11 +236,9 @@ def _check_kinds(out: Any, **called: Any) -> None:
             raise SettingsError(f"{name} {function!r} is nothing that can be called. Give a function, or leave it out")
 
 
-def _check_workers_can(image: Any, model: Any, out: str | Path | None, *, objects: bool) -> None:
+def _check_workers_can(image: Any, model: Any, out: str | Path | None) -> None:
     from tilenet import distributed
 
     if out is None:
         raise SettingsError("workers write into a store: give out with client")
-    if objects:
-        raise SettingsError("objects are found in memory, by one process: leave the workers out")
     distributed.check_sendable(image, model)

@@ -113,17 +113,14 @@ def batch(
     except OSError as error:
         raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
     beside = Beside(overview=overview, table=table, min_area=min_area)
-    return Batch(orders, Path(out), footprint, tell or (lambda result: None), beside=beside).run(
-        client, objects=objects
-    )
+    tell = tell or (lambda result: None)
+    return Batch(orders, Path(out), footprint, tell, beside=beside, client=client, objects=objects).run()
 
 
 def _check(order: Order, *, objects: bool, table: bool, client: Client | None) -> None:
     """Raise before any work if an order cannot be carried out."""
     if objects:
-        refuse_with_objects(output=order.options.output, resume=False)
-        if client is not None:
-            raise SettingsError("objects are found in memory, by one process: leave the workers out")
+        refuse_with_objects(order.options.output)
     check_output_option(order.options.output, stored=True)
     if client is not None:
         check_sendable(order.image, order.model)

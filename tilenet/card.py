@@ -57,6 +57,10 @@ RULES: dict[str, Callable[[Any], bool]] = {
 }
 
 
+# Classes that say how deep inside an object a pixel lies, the deepest last: those of `tilenet train --targets depth`.
+DEPTH_CLASSES = ("background", "rim", "body", "centre")
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """What a network is for, and how its output becomes a mask.

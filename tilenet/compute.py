@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tilenet import machine
 from tilenet.decide import Arrays
-from tilenet.errors import BlocksFailed, SettingsError
+from tilenet.errors import BlocksFailed
 from tilenet.geometry import Box
-from tilenet.instances import objects
+from tilenet.instances import View, number_objects
 from tilenet.job import Job
 from tilenet.runner import Report, Sink, run
 from tilenet.scaling import Scaling
@@ -115,14 +115,8 @@ def counted(job: Job, pending: Iterable[int], progress: Progress | None) -> Call
 def to_array(
     job: Job, numbers: Scaling, *, progress: Progress | None = None, report: Reported | None = None
 ) -> NDArray[Any]:
-    """Return the job's one array: classes (*n), or (K, *n); where there is a ``t`` axis, ``c`` follows it."""
-    sink, tissue = ArraySink(job), job.tissue
-    done = run_job(job, numbers, sink, tissue=tissue.map if tissue else None, progress=progress)
-    if done.failures:
-        raise BlocksFailed(f"{_failed(done, job)}. Fix the image or the model")
-    if report:
-        report(done)
-    (array,) = sink.arrays.values()
+    """Return the job's single output array, whole: classes (*n), or (K, *n) with ``c`` behind ``t``."""
+    (array,) = _to_arrays(job, numbers, progress, report).values()
     classes_first = array.ndim > len(job.plan.shape)
     return np.moveaxis(array, 0, 1) if classes_first and job.image.box_axes.startswith("t") else array
 
@@ -130,32 +124,33 @@ def to_array(
 def to_objects(
     job: Job, numbers: Scaling, *, progress: Progress | None = None, report: Reported | None = None
 ) -> NDArray[np.int32]:
-    """Return numbered objects (*n) of an image that fits in memory; 0 is background.
-
-    Raises
-    ------
-    SettingsError
-        If the network is looped over planes or time points: their objects would have to be linked.
-    """
-    outer = job.plan.shape[: -job.footprint.ndim]
-    if max(outer, default=1) > 1:
-        one, each = ("plane", "planes") if job.footprint.ndim == 2 else ("volume", "volumes")
-        raise SettingsError(
-            f"{job.image.name}: objects are found in one {one} at a time, not in {' x '.join(map(str, outer))} of "
-            f"them. Segment {each} one by one (--roi)"
-        )
+    """Return the numbered objects (*n) of an image that fits in memory; 0 is background."""
+    arrays = _to_arrays(job, numbers, progress, report)
     sides = job.plan.shape[-job.footprint.ndim :]
-    probabilities = to_array(job, numbers, progress=progress, report=report).reshape(-1, *sides)
-    if len(probabilities) == 1:
-        probabilities = np.concatenate([1 - probabilities, probabilities])
-    found = objects(probabilities)
-    mask, kept = np.count_nonzero(probabilities.argmax(axis=0)), np.count_nonzero(found)
-    if kept < mask:
+    foreground, depth = arrays["mask"].reshape(sides) > 0, arrays.get("probabilities")
+    found = number_objects(View(foreground, None if depth is None else depth.reshape(sides).astype(np.float32)))
+    remark_lost(job.image.name, int(np.count_nonzero(foreground)), int(np.count_nonzero(found)))
+    return found.reshape(job.plan.shape)
+
+
+def remark_lost(name: str, foreground: int, kept: int) -> None:
+    """Say how many pixels of the foreground belong to no object."""
+    if kept < foreground:
         LOG.info(
             "%s: %d of %d foreground pixels belong to no object: specks, and what the network is unsure of",
-            *(job.image.name, mask - kept, mask),
+            *(name, foreground - kept, foreground),
         )
-    return found.reshape(job.plan.shape)
+
+
+def _to_arrays(job: Job, numbers: Scaling, progress: Progress | None, report: Reported | None) -> Arrays:
+    """Return the job's output arrays by name, classes first."""
+    sink, tissue = ArraySink(job), job.tissue
+    done = run_job(job, numbers, sink, tissue=tissue.map if tissue else None, progress=progress)
+    if done.failures:
+        raise BlocksFailed(f"{_failed(done, job)}. Fix the image or the model")
+    if report:
+        report(done)
+    return sink.arrays
 
 
 class ArraySink:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.card import ModelCard
+from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.plan import Tile
@@ -28,8 +28,11 @@ ARRAYS_OF_OUTPUT = {
     "probabilities": ("probabilities",),
     "both": ("mask", "probabilities"),
     "logits": ("logits",),
-    "objects": ("probabilities",),
+    "objects": ("mask",),
 }
+# Depths, expected values between 0 and 1, are rounded to multiples of this: then they are exactly zero on most of the
+# background, and take little room on disk.
+DEPTH_UNIT = 1 / 256
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Decision:
         The arrays to return, out of ``mask``, ``probabilities`` and ``logits``.
     probability_dtype : str
         One of `PROBABILITY_DTYPES`.
+    depths : tuple of float
+        How deep inside an object each class lies, 0 to 1: then the probabilities are one array instead, the expected
+        depth (see `depth_of`). Empty for the probabilities of all classes.
 
     Examples
     --------
@@ -61,6 +67,7 @@ class Decision:
     threshold: float = 0.5
     arrays: tuple[str, ...] = ("mask",)
     probability_dtype: str = "float32"
+    depths: tuple[float, ...] = ()
 
     @classmethod
     def of_card(cls, card: ModelCard, output: str, *, threshold: float | None, probability_dtype: str) -> Decision:
@@ -73,14 +80,16 @@ class Decision:
                 f"a threshold is for a network of one output; of {len(card.mask_of_class)} the largest wins. "
                 f"Leave it out, or ask for probabilities"
             )
-        if several and card.output != "softmax" and output in ("mask", "both"):
+        if several and card.output != "softmax" and output in ("mask", "both", "objects"):
             raise SettingsError(f"{len(card.classes)} outputs of {card.output} make no mask; ask for probabilities")
         if probability_dtype not in PROBABILITY_DTYPES:
             raise SettingsError(f"probabilities are {', '.join(PROBABILITY_DTYPES)}, not {probability_dtype}")
         level = card.threshold if threshold is None else threshold
         if card.output == "sigmoid" and not 0 < level < 1:
             raise SettingsError(f"threshold {level} is not between 0 and 1")
-        return cls(card.output, card.mask_of_class, level, ARRAYS_OF_OUTPUT[output], probability_dtype)
+        depths = _depths_of(card) if output == "objects" else ()
+        arrays = ("mask", "probabilities") if depths else ARRAYS_OF_OUTPUT[output]
+        return cls(card.output, card.mask_of_class, level, arrays, "float16" if depths else probability_dtype, depths)
 
     def __call__(self, logits: Logits) -> Arrays:
         """Return the requested arrays for logits (K, *n): the mask as (*n), the others as (K, *n)."""
@@ -114,13 +123,15 @@ class Decision:
             best = np.maximum(best, plane)
 
     def probabilities(self, logits: Logits) -> NDArray[Any]:
-        """Return probabilities (K, *n): softmax, sigmoid, or a regression's plain values."""
+        """Return probabilities (K, *n): softmax, sigmoid, or a regression's plain values; or depths (1, *n)."""
         if self.kind == "regression":
             return np.asarray(logits, self.probability_dtype)
         if self.kind == "sigmoid":
             return np.asarray(np.exp(-np.logaddexp(0, -logits)), self.probability_dtype)
         powers = np.exp(logits - logits.max(axis=0))
         powers /= powers.sum(axis=0)
+        if self.depths:
+            powers = depth_of(powers, self.depths)[np.newaxis]
         return np.asarray(powers, self.probability_dtype)
 
     def certainty(self, logits: Logits) -> NDArray[Any]:
@@ -146,6 +157,24 @@ class Decision:
     def cut(self) -> float:
         """The logit above which a pixel is foreground, for a sigmoid or a regression with one output."""
         return log(self.threshold / (1 - self.threshold)) if self.kind == "sigmoid" else self.threshold
+
+
+def _depths_of(card: ModelCard) -> tuple[float, ...]:
+    """Return how deep inside an object each class lies, in even steps; empty if a card's classes do not say that."""
+    if card.output != "softmax" or card.classes != DEPTH_CLASSES:
+        return ()
+    return tuple(np.linspace(0, 1, len(DEPTH_CLASSES)).tolist())
+
+
+def depth_of(probabilities: NDArray[Any], depths: Sequence[float]) -> NDArray[np.float32]:
+    """Return the expected depth (*n) of probabilities (K, *n), in multiples of `DEPTH_UNIT`."""
+    depth = np.zeros(probabilities.shape[1:], np.float32)
+    # One class after the other: the order of sums of a matrix product depends on the shape.
+    for of_class, probability in zip(depths, probabilities, strict=True):
+        depth += np.float32(of_class) * probability
+    np.rint(depth / np.float32(DEPTH_UNIT), out=depth)
+    depth *= np.float32(DEPTH_UNIT)
+    return depth
 
 
 def not_finite(place: Box) -> FloatingPointError:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tilenet.decide import Arrays, Decision, not_finite
+from tilenet.decide import DEPTH_UNIT, Arrays, Decision, not_finite
 from tilenet.plan import Tile
 from tilenet.predict import TORCH_DTYPES, TorchPredictor
 
@@ -149,6 +149,10 @@ def _mask(decide: Decision, logits: Tensor) -> Tensor:
 
 def _probabilities(decide: Decision, logits: Tensor) -> Tensor:
     dtype: torch.dtype = getattr(torch, decide.probability_dtype)
+    if decide.depths:
+        probabilities = logits.softmax(dim=0)
+        depth = sum((d * p for d, p in zip(decide.depths, probabilities, strict=True)), torch.zeros_like(logits[0]))
+        return ((depth / DEPTH_UNIT).round_() * DEPTH_UNIT)[None].to(dtype)
     if decide.kind == "softmax":
         return logits.softmax(dim=0).to(dtype)
     return (logits.sigmoid() if decide.kind == "sigmoid" else logits.contiguous()).to(dtype)

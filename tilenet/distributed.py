@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from tilenet import predict
@@ -35,6 +35,8 @@ from tilenet.worker import Answer, Task, compute_blocks
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+S = TypeVar("S")
+T = TypeVar("T")
 # Longest wait in seconds for an answer before the workers are counted again.
 WAKE = 1.0
 # Flights sent to an adaptive cluster beyond twice its number of workers, so that it grows.
@@ -96,7 +98,7 @@ def fill_by_workers(
         for _ in work_off(client, [slide]):
             slide.report.seconds = monotonic() - started
             slide.raise_if_failed()
-        finish(store, spread=partial(_spread, client))
+        finish(store, spread=partial(map_in_order, client, Coarser.shard))
         slide.report.finished = monotonic() - started - slide.report.seconds
         return slide.report
     finally:
@@ -194,26 +196,31 @@ class _Dispatch:
         return EnvironmentFault(f"{where}: the scheduler is lost ({type(error).__name__}). Run again with --resume")
 
 
-def _spread(client: Client, blocks: Iterable[Coarser]) -> Iterator[bytes | None]:
-    """Have workers build the shards of pyramid blocks; shards that they fail to build are built in this process."""
-    begun: deque[tuple[Coarser, Future[bytes | None] | None]] = deque()
+def map_in_order(client: Client | None, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yield what a function makes of each item, in order: on the workers of a client, or in this process without one.
+
+    Only a few items are underway at a time. What workers fail at is done in this process, which raises if it fails too.
+    """
+    if client is None:
+        yield from map(function, items)
+        return
+    begun: deque[tuple[S, Future[T] | None]] = deque()
     most = 2 * _count(client)
-    for block in blocks:
-        begun.append((block, _begun(client, block)))
+    for item in items:
+        begun.append((item, _begun(client, function, item)))
         if len(begun) > most:
-            yield _shard_of(client, *begun.popleft())
-    for block, future in begun:
-        yield _shard_of(client, block, future)
+            yield _made_of(client, function, *begun.popleft())
+    for item, future in begun:
+        yield _made_of(client, function, item, future)
 
 
-def _begun(client: Client, block: Coarser) -> Future[bytes | None] | None:
-    name = f"tilenet-level-{block.level}-block-{block.index}-{uuid4().hex}"
-    with suppress(Exception):  # if the scheduler is lost, this process builds the shard
-        return client.submit(Coarser.shard, block, key=name, pure=False)
+def _begun(client: Client, function: Callable[[S], T], item: S) -> Future[T] | None:
+    with suppress(Exception):  # if the scheduler is lost, this process does the work
+        return client.submit(function, item, key=f"tilenet-{function.__name__}-{uuid4().hex}", pure=False)
     return None
 
 
-def _shard_of(client: Client, block: Coarser, future: Future[bytes | None] | None) -> bytes | None:
+def _made_of(client: Client, function: Callable[[S], T], item: S, future: Future[T] | None) -> T:
     while future is not None:
         try:
             return future.result(timeout=WAKE)  # type: ignore[no-any-return]
@@ -222,7 +229,7 @@ def _shard_of(client: Client, block: Coarser, future: Future[bytes | None] | Non
                 break
         except Exception:  # a worker died, or cannot see the files; a damaged file raises again below
             break
-    return block.shard()
+    return function(item)
 
 
 def _count(client: Client) -> int:

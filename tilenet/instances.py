@@ -1,34 +1,84 @@
-"""From a network's output to objects: instance labels 1..n of one image in memory.
+"""From depths to objects: instance labels, of arrays in memory and of any part of an image that is not.
 
-Seeds lie deep inside objects, and a watershed grows them to fill the whole foreground. The depth of a
-pixel comes from the network's classes if they encode depth (background, rim, body, centre), or else
-from the distance to the background.
+The foreground falls into connected components, and the objects of a component depend on nothing but its own pixels and
+on the depths within `REACH` of them. So a part of an image is labelled by looking as far beyond its border as the
+components that cross it reach, and each object gets the numbers that the whole image would give it.
+
+Within a component, seeds lie deep inside objects, and a watershed grows them to fill it. The depth of a pixel comes
+from the network's classes if they encode depth (background, rim, body, centre), or else from the distance to the
+background.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
-from skimage.morphology import h_maxima
-from skimage.segmentation import relabel_sequential, watershed
+from skimage.morphology import local_maxima, reconstruction
+from skimage.segmentation import watershed
 
+from tilenet.decide import depth_of
 from tilenet.errors import SettingsError
+from tilenet.geometry import Box
 
 Array = NDArray[Any]
 Labels = NDArray[np.int32]
+Indices = NDArray[np.int64]
+# Standard deviation, in pixels, of the Gaussian that smooths depths, and how far SciPy's reaches: four of them.
+SIGMA, REACH = 1.0, 4
+# Pixels beyond a part that are read at first, by number of axes: more than most objects are wide. Whoever reaches
+# further is looked at alone.
+MARGIN = {2: 64, 3: 16}
+# Bytes that splitting a component takes for each pixel of its bounding box, most of them while maxima are found.
+BYTES_PER_PIXEL = 140
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is an object; see `objects` for what each number does."""
+
+    min_size: int = 20
+    prominence: float = 0.2
+    least_depth: float = 0.75
+
+
+class View(NamedTuple):
+    """Part of an image: which pixels are foreground, and how deep each lies; None where distances say that."""
+
+    foreground: NDArray[np.bool_]
+    depth: NDArray[np.float32] | None
+
+
+Read = Callable[[Box], View]
+
+
+class Found(NamedTuple):
+    """Objects of a part of an image.
+
+    Attributes
+    ----------
+    labels : numpy.ndarray
+        int32, of the part's shape; 0 is background, the order of the others has no meaning.
+    firsts : numpy.ndarray
+        int64: for each label, the place of the object's first pixel in the whole image, flattened. It is the same
+        from whatever part the object is seen. -1 for background.
+    """
+
+    labels: Labels
+    firsts: Indices
 
 
 def objects(
     mask_or_probabilities: Array,
     *,
     depth_of_class: Sequence[float] | None = None,
-    min_size: int = 20,
-    prominence: float = 0.2,
-    least_depth: float = 0.75,
+    min_size: int = Rule.min_size,
+    prominence: float = Rule.prominence,
+    least_depth: float = Rule.least_depth,
 ) -> Labels:
     """Label the objects of an image.
 
@@ -52,54 +102,224 @@ def objects(
     Returns
     -------
     numpy.ndarray
-        int32 (*n), 0 background, objects 1..n without gaps.
+        int32 (*n), 0 background, objects 1..n in the order of their first pixels.
 
     Examples
     --------
     >>> objects(np.array([[1, 1, 0, 0, 1, 1]] * 3), min_size=1)[0].tolist()
     [1, 1, 0, 0, 2, 2]
     """
-    array = np.asarray(mask_or_probabilities)
+    whole = _view_of(np.asarray(mask_or_probabilities), depth_of_class)
+    return number_objects(whole, Rule(min_size, prominence, least_depth))
+
+
+def number_objects(whole: View, rule: Rule | None = None) -> Labels:
+    """Return the objects of a whole image (*n), 1..n in the order of their first pixels."""
+
+    def read(box: Box) -> View:
+        foreground, depth = whole
+        return View(foreground[box.slices], None if depth is None else depth[box.slices])
+
+    shape = whole.foreground.shape
+    labels, firsts = find_objects(Box.of_shape(shape), shape, read, rule)
+    numbers = np.empty(len(firsts), np.int32)
+    numbers[np.argsort(firsts)] = np.arange(len(firsts))
+    return numbers[labels]
+
+
+def _view_of(array: Array, depth_of_class: Sequence[float] | None) -> View:
     if array.dtype.kind in "iub":
-        foreground, depth = array > 0, _depth_of_mask(array > 0)
-    else:
-        foreground, depth = _read_probabilities(array, depth_of_class)
-    labels = _grow(foreground, depth, prominence=prominence)
-    drop = np.bincount(labels.ravel()) < min_size
-    if array.dtype.kind == "f" and len(array) > 2:
-        drop |= ndi.maximum(depth, labels, np.arange(len(drop))) < least_depth
-    labels[drop[labels]] = 0
-    return np.asarray(relabel_sequential(labels)[0], np.int32)  # type: ignore[no-untyped-call]
-
-
-def _read_probabilities(array: Array, depth_of_class: Sequence[float] | None) -> tuple[Array, Array]:
+        return View(array > 0, None)
     if array.ndim < 2 or len(array) < 2:
         raise SettingsError(f"probabilities are (classes, y, x) with two classes or more, not {array.shape}")
-    levels = np.linspace(0, 1, len(array)) if depth_of_class is None else np.asarray(depth_of_class, float)
-    if len(levels) != len(array):
-        raise SettingsError(f"depth_of_class names {len(levels)} classes, the probabilities have {len(array)}")
+    depths = list(np.linspace(0, 1, len(array)) if depth_of_class is None else depth_of_class)
+    if len(depths) != len(array):
+        raise SettingsError(f"depth_of_class names {len(depths)} classes, the probabilities have {len(array)}")
     foreground = array.argmax(axis=0) != 0
-    if len(array) == 2:  # two classes do not encode depth
-        return foreground, _depth_of_mask(foreground)
-    return foreground, np.tensordot(levels.astype(np.float32), array.astype(np.float32), axes=1)
+    # Two classes do not encode depth.
+    return View(foreground, None if len(array) == 2 else depth_of(array, depths))
 
 
-def _depth_of_mask(foreground: Array) -> Array:
-    """Return the distance to the background, relative to the largest distance in each connected component."""
-    distance = ndi.distance_transform_edt(foreground)
-    pieces, n = ndi.label(foreground)
-    deepest = np.concatenate([[1.0], ndi.maximum(distance, pieces, np.arange(1, n + 1))]) if n else np.ones(1)
-    depth: Array = distance / deepest[pieces]
-    return depth
+def find_objects(
+    part: Box, shape: Sequence[int], read: Read, rule: Rule | None = None, *, memory: int | None = None
+) -> Found:
+    """Return the objects of a part of an image, as the whole image would have them.
+
+    Parameters
+    ----------
+    part : Box
+        Pixels to label.
+    shape : sequence of int
+        Of the image.
+    read : callable
+        Returns the `View` of a box inside the image.
+    rule : Rule, optional
+        What is an object.
+    memory : int, optional
+        Bytes that a component may take which reaches far beyond the part; default as many as it needs.
+
+    Raises
+    ------
+    SettingsError
+        If a component takes more memory.
+    """
+    image = Box.of_shape(shape)
+    labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]
+    n = 0
+    for window, components in _windows(part, image, read, memory):
+        found = _split(window, components, rule or Rule())
+        shared = window.box & part
+        seen = found[shared.relative_to(window.box.start).slices]
+        into = labels[shared.relative_to(part.start).slices]
+        np.add(seen, n, out=into, where=seen > 0)
+        firsts.append(_firsts(found, window.box, shape))
+        n += len(firsts[-1])
+    return Found(labels, np.concatenate(firsts))
 
 
-def _grow(foreground: Array, depth: Array, *, prominence: float) -> Labels:
-    # Smooth a little, so that ripples on a plateau do not become centres.
-    smooth = ndi.gaussian_filter(depth.astype(np.float32), 1.0) * foreground
-    seeds, n = ndi.label(h_maxima(smooth, prominence), structure=np.ones((3,) * smooth.ndim))  # type: ignore[no-untyped-call]
-    pieces, _ = ndi.label(foreground)
-    # A connected component too shallow for any seed becomes one object.
-    bare = (pieces > 0) & ~np.isin(pieces, np.unique(pieces[seeds > 0]))
-    seeds = np.where(bare, pieces + n, seeds)
-    labels: Labels = watershed(-smooth, seeds, mask=foreground)  # type: ignore[no-untyped-call]
-    return labels
+def _windows(part: Box, image: Box, read: Read, memory: int | None) -> Iterator[tuple[_Window, Sequence[int]]]:
+    """Yield windows that together hold every component with pixels in a part, and which of theirs these are."""
+    near = _Window(_grown(part, MARGIN[image.ndim], image), image, read)
+    labels = near.labels_in(part)
+    held = [near.holds(label) for label in labels]
+    yield near, [label for label, whole in zip(labels, held, strict=True) if whole]
+    for label in (label for label, whole in zip(labels, held, strict=True) if not whole):
+        window, at = near, label
+        while not window.holds(at):
+            pixel, box = window.pixel_of(at), window.box_of(at)
+            further = max(MARGIN[image.ndim], max(box.shape) // 2)
+            window = _Window(_grown(box, further, image), image, read, memory=memory)
+            at = window.label_at(pixel)
+        yield window, [at]
+
+
+class _Window:
+    """The connected components of a box of the image, as far as they lie in it."""
+
+    def __init__(self, box: Box, image: Box, read: Read, *, memory: int | None = None) -> None:
+        if memory is not None and (needs := box.size * BYTES_PER_PIXEL) > memory:
+            raise SettingsError(
+                f"foreground that is connected reaches over {' x '.join(map(str, box.shape))} px at {box}: to tell its "
+                f"objects apart takes {needs / 1e9:.1f} GB, more than the memory of {memory / 1e9:.1f} GB. Give more, "
+                f"or leave objects out"
+            )
+        self.box, self._image = box, image
+        self.view = read(box)
+        self.labels: Labels = ndi.label(self.view.foreground)[0]
+        self.places: list[tuple[slice, ...]] = ndi.find_objects(self.labels)
+
+    def labels_in(self, part: Box) -> list[int]:
+        """Return the labels of the components with pixels in a part of the image."""
+        found = np.bincount(self.labels[part.relative_to(self.box.start).slices].ravel())
+        return [label for label in np.flatnonzero(found).tolist() if label]
+
+    def box_of(self, label: int) -> Box:
+        """Return the bounding box of a component, in the image."""
+        at = self.places[label - 1]
+        return Box(tuple(s.start for s in at), tuple(s.stop for s in at)).shifted(self.box.start)
+
+    def pixel_of(self, label: int) -> tuple[int, ...]:
+        """Return a pixel of a component, in the image."""
+        box = self.box_of(label)
+        inside = self.labels[self.places[label - 1]] == label
+        place = np.unravel_index(int(inside.argmax()), inside.shape)
+        return tuple(int(a) + start for a, start in zip(place, box.start, strict=True))
+
+    def label_at(self, pixel: Sequence[int]) -> int:
+        """Return the label of a pixel of the image."""
+        return int(self.labels[tuple(a - start for a, start in zip(pixel, self.box.start, strict=True))])
+
+    def holds(self, label: int) -> bool:
+        """Tell whether all is in the window on which the objects of a component depend."""
+        return _grown(self.box_of(label), REACH, self._image) in self.box
+
+    def around(self, label: int) -> tuple[slice, ...]:
+        """Return where, in the window, a component is with `REACH` around it."""
+        return _grown(self.box_of(label), REACH, self._image).relative_to(self.box.start).slices
+
+
+def _split(window: _Window, components: Sequence[int], rule: Rule) -> Labels:
+    """Return the objects of some components of a window, 1..n, of the window's shape."""
+    chosen = np.zeros(len(window.places) + 1, bool)
+    chosen[list(components)] = True
+    chosen &= np.bincount(window.labels.ravel(), minlength=len(chosen)) >= rule.min_size
+    objects_ = np.where(chosen[window.labels], window.labels, 0)
+    smooth = _smoothed(window, objects_)
+    # A component is one object unless it has several maxima, each of which may be deep enough to be a seed.
+    maxima, n = ndi.label(local_maxima(smooth, connectivity=1))  # type: ignore[no-untyped-call]
+    places = _first_places(maxima, n)
+    places = places[smooth.ravel()[places] >= rule.prominence]
+    several = np.bincount(objects_.ravel()[places], minlength=len(chosen)) > 1
+    largest = len(chosen)
+    for label in np.flatnonzero(several & chosen).tolist():
+        at = window.places[label - 1]
+        own = window.labels[at] == label
+        grown, n = _grow(own, smooth[at] * own, rule.prominence)
+        if n > 1:
+            objects_[at][own] = grown[own] + largest
+            largest += n
+    return _kept(objects_, window.view.depth, rule)
+
+
+def _smoothed(window: _Window, own: Labels) -> NDArray[np.float32]:
+    """Return depths, smoothed a little, so that ripples on a plateau do not become centres; 0 outside components."""
+    if window.view.depth is not None:
+        smooth: NDArray[np.float32] = ndi.gaussian_filter(window.view.depth, SIGMA) * (own > 0)
+        return smooth
+    smooth = np.zeros(own.shape, np.float32)
+    for label in np.unique(own[own > 0]).tolist():
+        at = window.around(label)
+        alone = own[at] == label
+        smooth[at][alone] = ndi.gaussian_filter(_relative_distance(alone), SIGMA)[alone]
+    return smooth
+
+
+def _relative_distance(own: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the distance to the background, relative to the largest; 1 in an image that has no background."""
+    if own.all():
+        return np.ones(own.shape, np.float32)
+    distance = ndi.distance_transform_edt(own)
+    relative: NDArray[np.float32] = (distance / distance.max()).astype(np.float32)
+    return relative
+
+
+def _grow(own: NDArray[np.bool_], smooth: NDArray[np.float32], prominence: float) -> tuple[Labels, int]:
+    """Return which seed each pixel of a component belongs to, and how many seeds there are."""
+    # Neighbours by faces alone, as in components: then one that another touches with a corner is as if it were alone.
+    faces = ndi.generate_binary_structure(own.ndim, 1)
+    # The maxima of what is left when every maximum is lowered by `prominence`. (skimage's `h_maxima` gives two for one
+    # if they are equally high, which depths of a network often are: both are 1.)
+    lowered = reconstruction(smooth - np.float32(prominence), smooth, footprint=faces)  # type: ignore[no-untyped-call]
+    seeds, n = ndi.label(local_maxima(lowered, connectivity=1))  # type: ignore[no-untyped-call]
+    labels: Labels = watershed(-smooth, seeds, mask=own) if n > 1 else seeds  # type: ignore[no-untyped-call]
+    return labels, n
+
+
+def _kept(labels: Labels, depth: NDArray[np.float32] | None, rule: Rule) -> Labels:
+    """Return objects without those that are too small or nowhere deep, numbered anew."""
+    sizes = np.bincount(labels.ravel())
+    kept = sizes >= max(1, rule.min_size)
+    if depth is not None:
+        kept &= ndi.maximum(depth, labels, np.arange(len(sizes))) >= rule.least_depth
+    kept[0] = False
+    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[labels]
+
+
+def _firsts(labels: Labels, box: Box, shape: Sequence[int]) -> Indices:
+    """Return, for each label from 1 on, where in the flattened image the first of its pixels is."""
+    places = np.unravel_index(_first_places(labels, int(labels.max(initial=0))), labels.shape)
+    inside = tuple(place + start for place, start in zip(places, box.start, strict=True))
+    return np.ravel_multi_index(inside, tuple(shape)).astype(np.int64)
+
+
+def _first_places(labels: Labels, n: int) -> Indices:
+    """Return, for each label from 1 to n, the place of its first pixel in the flattened labels."""
+    flat, firsts = labels.ravel(), np.zeros(n + 1, np.int64)
+    places = np.flatnonzero(flat)[::-1]
+    firsts[flat[places]] = places  # of several values for one place, NumPy keeps the last
+    return firsts[1:]
+
+
+def _grown(box: Box, by: int, image: Box) -> Box:
+    """Return a box with so many pixels more on every side, as far as they are in the image."""
+    return Box(tuple(a - by for a in box.start), tuple(b + by for b in box.stop)) & image

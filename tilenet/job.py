@@ -152,6 +152,8 @@ class Job:
     def layout(self) -> Layout:
         """What the output looks like."""
         classes = len(self.card.classes) if "probabilities" in self.decision.arrays else 0
+        if self.decision.depths:
+            classes = 1
         return Layout(
             axes=self.image.box_axes,
             shape=self.plan.shape,
@@ -163,7 +165,8 @@ class Job:
             probability_dtype=self.decision.probability_dtype,
             origin=self.plan.origin,
             shift=self.image.shift,
-            **{"frame": self.image.frame or {}, **self.inside},
+            # What objects are found in is no mask to look at: no pyramid.
+            **{"frame": self.image.frame or {}, "n_levels": int(self.record["output"] == "objects"), **self.inside},
         )
 
     def needs(self) -> dict[str, int]:

@@ -118,12 +118,10 @@ def check_output_option(output: str | None, *, stored: bool) -> None:
         raise SettingsError(f"output {output!r}: {where} can be {' or '.join(fitting)}")
 
 
-def refuse_with_objects(*, output: str | None, resume: bool) -> None:
-    """Raise `SettingsError` for options that cannot be combined with objects, which are found in memory."""
+def refuse_with_objects(output: str | None) -> None:
+    """Raise `SettingsError` for an output other than a mask, which objects are."""
     if output not in (None, "mask"):
         raise SettingsError(f"objects and output {output!r}: give only one of them")
-    if resume:
-        raise SettingsError("objects are found in memory at once, so there is nothing to resume; use overwrite")
 
 
 def _plain(value: Any, name: str, *, texts: bool) -> Any:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tilenet.address import check_local, is_address
-from tilenet.compute import Progress, Reported, finish, to_objects
+from tilenet.compute import Progress, fill_store
 from tilenet.errors import OutputError, OutputExists, SettingsError
 from tilenet.into import Target, open_target
 from tilenet.job import Job
 from tilenet.models import name_of
 from tilenet.readers.kinds import SLIDE_NAMES
+from tilenet.runner import Report
 from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
 from tilenet.spared import refuse_inside
@@ -102,22 +100,15 @@ def create_store(
         raise
 
 
-def store_objects(
-    out: Path, wanted: Wanted, *, overwrite: bool, progress: Progress | None = None, report: Reported | None = None
-) -> None:
-    """Find objects in memory, then write them to a store; such a run cannot be resumed."""
-    check_free(out, overwrite=overwrite)
-    with wanted.settle() as job:
-        layout, info, numbers = job.described()
-        labels = to_objects(job, numbers, progress=progress, report=report).astype(np.uint32)
-    layout = replace(layout, labels={}, largest=max(2**16, int(labels.max(initial=0))), classes=0)
-    store = Store.create(out, layout, info, overwrite=overwrite)
-    try:
-        for index in store.pending():
-            store.write(index, {"mask": labels[job.plan[index].box.slices]})
-        finish(store)
-    finally:
-        store.close()
+def fill(
+    store: Store, job: Job, numbers: Scaling, wanted: Wanted, *, client: Any, progress: Progress | None = None
+) -> Report:
+    """Fill and finish a store, in this process or on the workers of a cluster; closes store and job in any case."""
+    if client is None:
+        return fill_store(store, job, numbers, progress=progress)
+    from tilenet import distributed
+
+    return distributed.fill_by_workers(store, job, client, wanted, progress=progress)
 
 
 def check_tiff(out: Path, output: str | None, *, replace: bool) -> None:

@@ -68,7 +68,7 @@ def check_combination(out: str | Path | None, *, objects: bool, overwrite: bool,
     if overwrite:
         raise SettingsError("shard and overwrite: each share would replace what the others wrote. Remove OUT first")
     if objects or client is not None:
-        other = "objects are found in memory, by one process" if objects else "workers share the blocks by themselves"
+        other = "objects are numbered by one process" if objects else "workers share the blocks by themselves"
         raise SettingsError(f"shard: {other}. Leave one of them out")
 
 

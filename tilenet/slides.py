@@ -18,13 +18,14 @@ from tilenet.errors import TilenetError
 from tilenet.flights import Slide
 from tilenet.footprint import Footprint
 from tilenet.measures import Measured
+from tilenet.numbering import store_objects
 from tilenet.orders import Order
-from tilenet.outputs import open_store, spare_the_input, store_objects
+from tilenet.outputs import open_store, spare_the_input
 from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
-from tilenet.store import Store, can_resume, is_complete
+from tilenet.store import Store, is_complete
 from tilenet.summary import Result, write_counts, write_summary
 
 if TYPE_CHECKING:
@@ -45,23 +46,25 @@ class Batch:
         tell: Callable[[Result], None],
         *,
         beside: Beside,
+        client: Client | None = None,
+        objects: bool = False,
     ) -> None:
         self._orders, self._out, self._footprint, self._tell = orders, out, footprint, tell
-        self._beside = beside
+        self._beside, self._client, self._objects = beside, client, objects
         self._results: dict[str, Result] = {}
         self._measured: dict[str, Measured] = {}
         self._started: dict[str, float] = {}
         self._open: dict[str, Slide] = {}
         self._one_at_a_time = threading.Lock()
 
-    def run(self, client: Client | None, *, objects: bool = False) -> list[Result]:
-        """Run all orders: blocks on a client's workers or in this process, objects image by image in this thread."""
+    def run(self) -> list[Result]:
+        """Run all orders, on a client's workers or in this process: blocks from one queue, objects image by image."""
         try:
-            if objects:
+            if self._objects:
                 for order in self._orders:
-                    self._open_one(order, objects=True)
+                    self._open_one(order)
             else:
-                self._compute(client)
+                self._compute(self._client)
         finally:
             results = [self._results[order.name] for order in self._orders if order.name in self._results]
             write_summary(self._out, results)
@@ -98,10 +101,10 @@ class Batch:
             if slide:
                 yield slide
 
-    def _open_one(self, order: Order, *, objects: bool = False) -> Slide | None:
+    def _open_one(self, order: Order) -> Slide | None:
         self._started[order.name] = perf_counter()
         try:
-            slide, status = self._slide_of(order, objects=objects)
+            slide, status = self._slide_of(order)
             if isinstance(slide, Slide):
                 self._open[order.name] = slide
                 return slide
@@ -112,7 +115,7 @@ class Batch:
             self._note(order, status, store=slide)
         return None
 
-    def _slide_of(self, order: Order, *, objects: bool) -> tuple[Slide | Store, str]:
+    def _slide_of(self, order: Order) -> tuple[Slide | Store, str]:
         """Return the slide to compute, or its complete store and the status of that in the results."""
         out = self._out / f"{order.name}.zarr"
         spare_the_input(out, order.image)
@@ -121,9 +124,8 @@ class Batch:
         wanted = Wanted(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
         if is_complete(out):
             return _unchanged(out, wanted), "skipped"
-        if objects:
-            # A killed run left nothing to resume: objects are found before any of them is written.
-            store_objects(out, wanted, overwrite=can_resume(out))
+        if self._objects:
+            store_objects(out, wanted, resume=True, client=self._client)
             return Store.inspect(out), "done"
         store, job, _ = open_store(out, wanted, resume=True)
         if store.complete:  # another process was quicker, or only tidying was left

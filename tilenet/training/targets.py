@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
 
+from tilenet.card import DEPTH_CLASSES
 from tilenet.errors import ImageError
 from tilenet.training.recipe import Recipe
 
@@ -23,7 +24,7 @@ FAR = np.float32(1e6)
 # At a distance of REACH sigma the weight is 4e-6 of w0, exp(-REACH**2 / 2): neighbours beyond are left out.
 REACH = 5
 RIM, CENTRE = 0.35, 0.7
-CLASSES = {"mask": ("background", "object"), "depth": ("background", "rim", "body", "centre")}
+CLASSES = {"mask": ("background", "object"), "depth": DEPTH_CLASSES}
 
 
 def border_weights(labels: Labels, *, w0: float, sigma: float) -> Floats:

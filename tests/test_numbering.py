@@ -1,0 +1,252 @@
+"""Objects of images of any size: the same numbers however the image is parted, and whenever the run is killed."""
+
+import numpy as np
+import pytest
+import tifffile
+from faults import is_complete, stray, tree_hash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage as ndi
+from stub import Bright
+
+import tilenet
+from tilenet import numbering
+from tilenet.card import DEPTH_CLASSES, ModelCard
+from tilenet.decide import DEPTH_UNIT, Decision
+from tilenet.errors import OutputExists, OutputMismatch, SettingsError
+from tilenet.geometry import Box
+from tilenet.instances import Rule, View, find_objects, number_objects
+from tilenet.options import Options
+from tilenet.settling import Wanted
+from tilenet.store import open_mask
+
+
+def blobs(shape, *, seed, coarse=4.0, share=0.4):
+    """Return an image of bright, touching blobs of all sizes; `share` of it is bright."""
+    noise = ndi.gaussian_filter(np.random.default_rng(seed).normal(size=shape), coarse, mode="wrap")
+    return np.where(noise > np.quantile(noise, 1 - share), np.uint8(200), np.uint8(0))
+
+
+def view_of(shape, seed, *, depths):
+    """Return a random foreground, and perhaps depths as a network might give them."""
+    foreground = blobs(shape, seed=seed, coarse=2.5) > 0
+    noise = ndi.gaussian_filter(np.random.default_rng(seed + 1).uniform(size=shape), 1.5)
+    depth = np.clip(foreground * 0.6 + 2.5 * (noise - 0.5), 0, 1)
+    return View(foreground, (np.rint(depth / DEPTH_UNIT) * DEPTH_UNIT).astype(np.float32) if depths else None)
+
+
+def part_of(whole, box):
+    return View(whole.foreground[box.slices], None if whole.depth is None else whole.depth[box.slices])
+
+
+def numbered_by_parts(whole, side, rule):
+    """Return the numbers of objects that parts of an image find, each by itself."""
+    shape = whole.foreground.shape
+    places = np.zeros(shape, np.int64)
+    for corner in np.ndindex(*(-(-n // side) for n in shape)):
+        start = tuple(side * c for c in corner)
+        part = Box(start, tuple(a + side for a in start)) & Box.of_shape(shape)
+        labels, firsts = find_objects(part, shape, lambda box: part_of(whole, box), rule)
+        places[part.slices] = (firsts + 1)[labels]
+    firsts = np.flatnonzero(places.ravel() == np.arange(places.size) + 1) + 1
+    return np.where(places > 0, np.searchsorted(firsts, places) + 1, 0)
+
+
+@pytest.mark.parametrize("depths", [False, True])
+@pytest.mark.parametrize("ndim", [2, 3])
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_parts_find_the_objects_of_the_whole(ndim, depths, data):
+    sides = st.integers(1, 150 if ndim == 2 else 36)
+    whole = view_of(tuple(data.draw(sides) for _ in range(ndim)), data.draw(st.integers(0, 2**16)), depths=depths)
+    rule = Rule(min_size=data.draw(st.integers(0, 30)), least_depth=data.draw(st.sampled_from([0.0, 0.75])))
+    found = numbered_by_parts(whole, data.draw(st.integers(7, 60)), rule)
+    assert np.array_equal(found, number_objects(whole, rule))
+
+
+@pytest.mark.parametrize("depths", [False, True])
+def test_objects_of_a_connected_component_are_those_of_it_alone(depths):
+    whole = view_of((150, 170), 3, depths=depths)
+    found, alone = number_objects(whole), np.zeros((150, 170), np.int64)
+    components, n = ndi.label(whole.foreground)
+    for label in range(1, n + 1):
+        own = number_objects(View(components == label, whole.depth))
+        alone[own > 0] = own[own > 0] + alone.max()
+    # The same partition: each number of the one goes with one of the other.
+    pairs = np.unique(np.stack([found, alone]).reshape(2, -1), axis=1)
+    assert found.max() > 20 and pairs.shape[1] == found.max() + 1 == alone.max() + 1
+
+
+def test_objects_are_numbered_in_the_order_of_their_first_pixels():
+    found = number_objects(view_of((120, 140), 5, depths=True))
+    _, firsts = np.unique(found, return_index=True)
+    assert found.max() > 20 and (np.diff(firsts[1:]) > 0).all()
+
+
+def test_objects_of_a_worm_through_many_parts_are_those_of_the_whole():
+    y, x = np.indices((300, 420))
+    worm = (np.abs(y - 150 - 100 * np.sin(x / 40)) < 6) & (x > 3) & (x < 415)
+    whole = View(worm, np.where(worm, np.float32(1), np.float32(0)))
+    found = numbered_by_parts(whole, 40, Rule())
+    assert np.array_equal(found, number_objects(whole)) and np.array_equal(found > 0, worm)
+    assert found.max() == 1
+
+
+def test_a_component_that_takes_more_than_the_memory_is_refused_with_its_size():
+    whole = View(np.ones((400, 500), bool), None)
+    part = Box((0, 0), (30, 30))
+    with pytest.raises(SettingsError, match=r"foreground that is connected reaches over \d+ x \d+ px .* memory"):
+        find_objects(part, (400, 500), lambda box: part_of(whole, box), memory=10**6)
+    labels, _ = find_objects(part, (400, 500), lambda box: part_of(whole, box))
+    assert labels.all()
+
+
+@pytest.fixture
+def slide(tmp_path):
+    tifffile.imwrite(tmp_path / "slide.tif", blobs((700, 900), seed=0), tile=(128, 128))
+    return tmp_path / "slide.tif"
+
+
+@pytest.mark.parametrize(("tile", "block"), [(64, 128), (100, 300), (None, None)])
+def test_a_store_holds_the_objects_of_the_image_in_memory(slide, tmp_path, tile, block):
+    wanted = Wanted(slide, Bright(), Options(tile=tile, block=block, output="objects"))
+    numbering.store_objects(tmp_path / "o.zarr", wanted)
+    truth = tilenet.segment(slide, model=Bright(), objects=True)
+    mask = open_mask(tmp_path / "o.zarr")
+    assert truth.max() > 50 and np.array_equal(mask[...], truth)
+    assert (mask.dtype, len(mask.levels), mask.info["record"]["output"]) == (np.uint32, 3, "objects")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.zarr", "slide.tif"]
+
+
+def test_objects_of_real_nuclei_do_not_depend_on_blocks(shared_data, tmp_path):
+    image = shared_data("small_fluo/mitocheck_t1_image.tif")
+    truth = tilenet.segment(image, objects=True, tile=256)
+    wanted = Wanted(image, "nuclei", Options(tile=256, block=256, output="objects"))
+    numbering.store_objects(tmp_path / "o.zarr", wanted)
+    mask = open_mask(tmp_path / "o.zarr")
+    assert mask.layout.n_blocks(0) == 4 and truth.max() > 5 and np.array_equal(mask[...], truth)
+
+
+def test_a_run_killed_at_any_step_goes_on_to_the_same_objects(commands, tmp_path):
+    image = tmp_path / "slide.tif"
+    tifffile.imwrite(image, blobs((512, 768), seed=1), tile=(128, 128))
+    options = ("--model", "stub", "--tile", "128", "--objects", "--threads", "1")
+    out, whole = tmp_path / "o.zarr", tmp_path / "whole.zarr"
+    stub = {"sleep": 0}
+    assert commands.run("segment", image, "-o", whole, *options, stub=stub)[0] == 0
+    making, steps, seen = numbering.making_of(out, None), 12, set()
+    while commands.run("segment", image, "-o", out, *options, "--resume", stub=stub, kill=[steps, "torn"])[0] < 0:
+        steps += 1
+        seen.add((is_complete(making / numbering.DEPTHS), is_complete(making / numbering.PLACES), out.exists()))
+    assert {(False, False, False), (True, False, False), (True, True, True)} <= seen
+    assert tree_hash(out) == tree_hash(whole)
+    assert stray(out) == [] and not numbering.making_of(out, None).exists()
+
+
+@pytest.fixture
+def begun(slide, tmp_path, monkeypatch):
+    """Return the place of a mask of which the second step was interrupted."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(numbering.Part, "places", interrupted)
+        tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
+    return tmp_path / "o.zarr"
+
+
+def test_what_was_begun_with_objects_goes_on_with_them(slide, begun, monkeypatch):
+    with pytest.raises(OutputExists, match=r"o\.zarr\.making.*--resume"):
+        tilenet.segment(slide, begun, model=Bright(), objects=True)
+    with pytest.raises(OutputMismatch, match="begun with model answer"):
+        tilenet.segment(slide, begun, model=Bright(bright=500), resume=True)
+    truth = tilenet.segment(slide, model=Bright(), objects=True)
+
+    def computed(*_):
+        raise AssertionError("the network has nothing left to do")
+
+    monkeypatch.setattr("tilenet.runner.run", computed)
+    assert np.array_equal(tilenet.segment(slide, begun, model=Bright(), resume=True)[...], truth)
+    again = tilenet.segment(slide, begun, model=Bright(), objects=True, resume=True)
+    assert np.array_equal(again[...], truth)
+
+
+def test_another_run_over_a_begun_one_leaves_nothing_of_it(slide, begun):
+    mask = tilenet.segment(slide, begun, model=Bright(bright=500), objects=True, overwrite=True)
+    assert np.array_equal(mask[...], tilenet.segment(slide, model=Bright(bright=500), objects=True))
+    assert not numbering.making_of(begun, None).exists()
+
+
+def test_a_damaged_mask_of_objects_is_repaired(slide, tmp_path):
+    out = tmp_path / "o.zarr"
+    before = tilenet.segment(slide, out, model=Bright(), objects=True)[...]
+    files = [p for p in (out / "0").rglob("*") if p.is_file() and p.name != "zarr.json"]
+    files[0].write_bytes(files[0].read_bytes()[:-3])
+    assert np.array_equal(tilenet.segment(slide, out, model=Bright(), objects=True, resume=True)[...], before)
+    assert tilenet.verify(out).ok
+
+
+def test_a_mask_of_classes_is_not_gone_on_with_as_objects(slide, tmp_path):
+    tilenet.segment(slide, tmp_path / "m.zarr", model=Bright())
+    with pytest.raises(OutputMismatch, match="begun with output = mask, and now it is objects"):
+        tilenet.segment(slide, tmp_path / "m.zarr", model=Bright(), objects=True, resume=True)
+
+
+def test_glass_holds_no_objects(slide, tmp_path):
+    tissue = np.zeros((700, 900), np.uint8)
+    tissue[:300, :400] = 1
+    wanted = Wanted(slide, Bright(), Options(tile=64, block=128, output="objects", tissue=tissue))
+    numbering.store_objects(tmp_path / "o.zarr", wanted)
+    mask = open_mask(tmp_path / "o.zarr")
+    inside = tilenet.segment(slide, model=Bright(), objects=True, tissue=tissue, tile=64)
+    assert mask.tissue is not None and mask[:300, :400].any() and not mask[500:].any()
+    assert mask[...].max() == len(np.unique(mask[...])) - 1
+    assert inside.shape == mask.shape
+
+
+def decision_of(classes, mask_of_class):
+    card = ModelCard(name="m", classes=classes, mask_of_class=mask_of_class)
+    return Decision.of_card(card, "objects", threshold=None, probability_dtype="float32")
+
+
+def test_rim_body_and_centre_say_how_deep_a_pixel_lies():
+    decision = decision_of(DEPTH_CLASSES, (0, 1, 1, 1))
+    assert decision.depths == pytest.approx((0, 1 / 3, 2 / 3, 1))
+    (depth,) = decision(np.log(np.array([[0.5], [0.1], [0.1], [0.3]])))["probabilities"]
+    assert depth.dtype == np.float16 and depth == np.round(0.4 * 256) / 256
+
+
+@pytest.mark.parametrize("mask_of_class", [(0, 1, 1), (0, 0, 1), (1, 0, 0), (0, 1, 2)])
+def test_of_other_classes_the_mask_alone_says_what_is_in_an_object(mask_of_class):
+    decision = decision_of(("out", "in", "rim"), mask_of_class)
+    assert (decision.depths, decision.arrays) == ((), ("mask",))
+    y, x = np.indices((60, 60))
+    radius = np.hypot(y - 30, x - 30)
+    of_pixel = np.select([radius < 11, radius < 15], [1, 2], 0)
+
+    class Discs:
+        footprint = tilenet.Footprint.same(2, reach=0)
+        card = ModelCard(name="discs", classes=("out", "in", "rim"), mask_of_class=mask_of_class)
+
+        def __call__(self, batch):
+            return 9 * np.eye(3, dtype=np.float32)[batch[:, 0].astype(int).clip(0, 2)].transpose(0, 3, 1, 2)
+
+    found = tilenet.segment(of_pixel.astype(np.uint8), model=Discs(), objects=True)
+    assert np.array_equal(found > 0, np.take(mask_of_class, of_pixel) > 0) and found.max() >= 1
+
+
+def test_objects_heed_the_threshold(tmp_path):
+    y, x = np.indices((60, 90))
+    image = np.select([np.hypot(y - 30, x - 20) < 9, np.hypot(y - 30, x - 60) < 9], [250, 180], 0).astype(np.uint8)
+
+    class One:
+        footprint = tilenet.Footprint.same(2, reach=0)
+        card = ModelCard(name="one", output="sigmoid", classes=("bright",), threshold=0.9)
+
+        def __call__(self, batch):
+            share = np.clip(batch.astype(np.float32) / 255, 1e-3, 1 - 1e-3)
+            return np.log(share / (1 - share))
+
+    assert tilenet.segment(image, model=One(), objects=True).max() == 1
+    assert tilenet.segment(image, tmp_path / "o.zarr", model=One(), threshold=0.5, objects=True)[...].max() == 2

@@ -1,0 +1,217 @@
+"""Numbered objects of an image of any size, in three steps. A run that is killed in any of them can be resumed.
+
+1. The network writes the foreground, and how deep each pixel lies in its object, into a store like any mask: with the
+   same tiles, workers and journal.
+2. Each block of it is labelled as the whole image would be (`tilenet.instances`). Every pixel of an object gets the
+   place of the object's first pixel in the image, plus one: an identity that each block finds by itself.
+3. The places of all objects, sorted, are their numbers 1..n, with which the mask is written.
+
+The stores of the first two steps lie in OUT.making, which the third removes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from math import prod
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.compute import Progress, finish, remark_lost
+from tilenet.distributed import map_in_order
+from tilenet.geometry import Box
+from tilenet.instances import Indices, View, find_objects
+from tilenet.into import Target
+from tilenet.outputs import fill, open_store
+from tilenet.runner import Report
+from tilenet.settling import Wanted
+from tilenet.sizes import DEFAULT_MEMORY
+from tilenet.store import Mask, Store, can_resume, check_free, is_ours, open_mask
+from tilenet.store.files import faults_named, remove_tree
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+DEPTHS, PLACES = "depths.zarr", "places.zarr"
+# Sides, in pixels, of the parts of a block that are labelled at once, by number of axes: a bound on memory.
+PART = {2: 2048, 3: 192}
+
+
+def store_objects(
+    out: Path,
+    wanted: Wanted,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    client: Client | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Find the objects of an image and write them, numbered, to a store; goes on where a killed run ended.
+
+    Raises
+    ------
+    SettingsError
+        If the network is looped over planes or time points; if a connected component takes more than the memory.
+    BlocksFailed
+        If some blocks could not be computed; the run can be resumed.
+    """
+    wanted = replace(wanted, options=replace(wanted.options, output=wanted.options.output or "objects"))
+    making, report = making_of(out, wanted.target), Report()
+    store = _resumed(out, wanted) if resume and can_resume(out) else None
+    if store is None:
+        check_free(out, overwrite=overwrite)
+    try:
+        if store is None or next(store.pending(), None) is not None:
+            depths, report = _depths(making / DEPTHS, wanted, client, progress, resume=resume, overwrite=overwrite)
+            started = perf_counter()
+            places = _places(making / PLACES, depths, wanted, client, progress)
+            firsts = _firsts(depths, places)
+            store = store or _create(out, wanted, depths, len(firsts), overwrite=overwrite)
+            _number(store, places, firsts)
+            report.finished += perf_counter() - started
+        # Before the mask is complete, after which nobody looks here again.
+        with faults_named(making):
+            remove_tree(making)
+        finish(store)
+    finally:
+        if store is not None:
+            store.close()
+    return report
+
+
+def was_begun(out: Path, target: Target | None) -> bool:
+    """Tell whether a run that finds objects has begun to write `out`."""
+    if is_ours(out):
+        return bool(Store.inspect(out).info.get("record", {}).get("output") == "objects")
+    return is_ours(making_of(out, target) / DEPTHS)
+
+
+def making_of(out: Path, target: Target | None) -> Path:
+    """Return where the stores are kept while objects are found: beside the mask, or beside the image that it is in."""
+    beside = out if target is None else target.path.with_name(f"{target.path.name}.{out.name}")
+    return beside.with_name(f"{beside.name}.making")
+
+
+def _resumed(out: Path, wanted: Wanted) -> Store:
+    store = Store.resume(out)
+    job, _ = wanted.settle_for(store)
+    job.close()
+    return store
+
+
+def _depths(
+    path: Path, wanted: Wanted, client: Client | None, progress: Progress | None, **how: bool
+) -> tuple[Mask, Report]:
+    """Return the store of the first step, complete, and what was done for it."""
+    wanted = replace(wanted, target=None)
+    store, job, numbers = open_store(path, wanted, **how)
+    report = fill(store, job, numbers, wanted, client=client, progress=progress)
+    return open_mask(path), report
+
+
+def _places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, progress: Progress | None) -> Mask:
+    """Return the store of the second step, complete."""
+    if can_resume(path) and Store.inspect(path).info == depths.info:
+        store = Store.resume(path)
+    else:
+        layout = replace(depths.layout, labels={}, largest=prod(depths.shape), classes=0, tissue={})
+        store = Store.create(path, layout, depths.info, overwrite=True)
+    try:
+        memory, pending = wanted.options.memory or DEFAULT_MEMORY, list(store.pending())
+        parts = [Part(depths.path, store.layout.box(0, index), memory) for index in pending]
+        done, total = depths.size - sum(part.box.size for part in parts), depths.size
+        for index, part, places in zip(pending, parts, map_in_order(client, Part.places, parts), strict=True):
+            store.write(index, {"mask": places.astype(store.layout.mask_dtype)})
+            done += part.box.size
+            if progress:
+                progress(done, total)
+        finish(store)
+    finally:
+        store.close()
+    return open_mask(path)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block whose objects are to be found: what a worker is sent.
+
+    Attributes
+    ----------
+    depths : Path
+        The store of the first step.
+    box : Box
+        The pixels of the block.
+    memory : int
+        Bytes that an object may take which reaches far beyond the block.
+    """
+
+    depths: Path
+    box: Box
+    memory: int
+
+    def places(self) -> NDArray[np.uint64]:
+        """Return, for each pixel, the place of its object's first pixel in the image, plus one; 0 for background."""
+        places = np.zeros(self.box.shape, np.uint64)
+        with open_mask(self.depths) as depths:
+            ndim = len(depths.info["model"]["footprint"])
+            shape, read = depths.shape[-ndim:], partial(_view, depths, ndim)
+            block = Box(self.box.start[-ndim:], self.box.stop[-ndim:])
+            plane = places.reshape(block.shape)
+            for part in _parts(block):
+                labels, firsts = find_objects(part, shape, read, memory=self.memory)
+                plane[part.relative_to(block.start).slices] = (firsts + 1).astype(np.uint64)[labels]
+        return places
+
+
+def _view(depths: Mask, ndim: int, box: Box) -> View:
+    """Return a box of the one plane, or volume, of a store of depths."""
+    outer = (0,) * (depths.ndim - ndim)
+    foreground = depths[(*outer, *box.slices)] > 0
+    if depths.probabilities is None:
+        return View(foreground, None)
+    with_class = depths.layout.with_class((*outer, *box.slices), 0)
+    return View(foreground, np.asarray(depths.probabilities[with_class], np.float32))
+
+
+def _parts(block: Box) -> Iterator[Box]:
+    """Yield parts of a block that are labelled at once."""
+    side = PART[block.ndim]
+    corners = product(*(range(a, b, side) for a, b in zip(block.start, block.stop, strict=True)))
+    yield from (Box(corner, tuple(a + side for a in corner)) & block for corner in corners)
+
+
+def _firsts(depths: Mask, places: Mask) -> Indices:
+    """Return where all objects begin, in order; say how many pixels of the foreground are in none."""
+    firsts, foreground, kept = [np.zeros(0, np.uint64)], 0, 0
+    for index in range(places.layout.n_blocks(0)):
+        box = places.layout.box(0, index)
+        found = places[box.slices]
+        own = np.ravel_multi_index(np.ix_(*map(np.arange, box.start, box.stop)), places.shape) + 1
+        firsts.append(found[found == own].astype(np.uint64))
+        kept += int(np.count_nonzero(found))
+        foreground += int(np.count_nonzero(depths[box.slices]))
+    remark_lost(depths.info["image"]["path"], foreground, kept)
+    return np.sort(np.concatenate(firsts))
+
+
+def _create(out: Path, wanted: Wanted, depths: Mask, count: int, *, overwrite: bool) -> Store:
+    """Create the store of the mask: as large numbers as there are objects, and the pyramid of its image."""
+    with wanted.settle() as job:
+        layout = job.layout
+    levels = job.inside.get("n_levels", 0)
+    layout = replace(layout, labels={}, largest=max(2**16, count), classes=0, n_levels=levels)
+    return Store.create(out, replace(layout, tissue=depths.layout.tissue), depths.info, overwrite=overwrite)
+
+
+def _number(store: Store, places: Mask, firsts: Indices) -> None:
+    """Write the blocks that a store still lacks."""
+    for index in store.pending():
+        found = places[store.layout.box(0, index).slices]
+        numbers = np.where(found > 0, np.searchsorted(firsts, found) + 1, 0)
+        store.write(index, {"mask": numbers.astype(store.layout.mask_dtype)})
