@@ -1,9 +1,11 @@
 import pytest
 import torch
 from oracles import reference_forward, reference_state
+from torch import nn
 
+from tilenet.errors import ModelError
 from tilenet.models import load_model
-from tilenet.unet import UNet
+from tilenet.unet import UNet, is_as_built
 
 
 @pytest.mark.parametrize("up_mode", ["upconv", "upsample"])
@@ -71,3 +73,67 @@ def test_options_stand_in_the_order_of_the_reference():
 def test_an_option_that_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         UNet(**options)
+
+
+def network(change, **options):
+    """Return a U-Net in which something was changed by hand."""
+    made = UNet(depth=3, wf=2, **options)
+    change(made)
+    return made
+
+
+def setting(path, name, value):
+    """Return a change of one attribute of a layer."""
+    return lambda network: setattr(network.get_submodule(path), name, value)
+
+
+UPSAMPLE, NORM = {"up_mode": "upsample"}, {"batch_norm": True}
+CHANGES = {
+    "corners aligned": (UPSAMPLE, setting("up_path.1.up.0", "align_corners", True)),
+    "nearest pixels": (UPSAMPLE, setting("up_path.1.up.0", "mode", "nearest")),
+    "pooled otherwise on the way up": ({}, setting("up_path.0", "pool_size", (1, 1))),
+    "a convolution's method": ({}, setting("last", "_conv_forward", lambda x, weight, bias: x)),
+    "a block's forward": ({}, setting("up_path.0", "forward", lambda x, skip: x)),
+    "its own forward": ({}, setting("", "forward", lambda x: x)),
+    "what its call does": ({}, setting("", "_call_impl", lambda x: x)),
+    "mirrored borders": ({"padding": True}, setting("down_path.0.block.0", "padding_mode", "reflect")),
+    "no bias": ({}, setting("last", "bias", None)),
+    "more outputs": ({}, setting("last", "weight", nn.Parameter(torch.zeros(3, 4, 1, 1)))),
+    "statistics of the tile": (NORM, setting("down_path.0.block.2", "running_mean", None)),
+    "another epsilon": (NORM, setting("down_path.0.block.2", "eps", 1.0)),
+    "never in eval mode": (NORM, setting("down_path.0.block.2", "train", lambda mode=True: None)),
+    "an option that cannot be": ({}, setting("", "pool_size", (2, 2, 2))),
+    "an option that is no number": ({}, setting("", "wf", "wide")),
+}
+
+
+@pytest.mark.parametrize(("options", "change"), CHANGES.values(), ids=CHANGES)
+def test_a_unet_of_which_anything_was_changed_is_not_as_built(options, change):
+    assert is_as_built(network(lambda network: None, **options))
+    assert not is_as_built(network(change, **options))
+
+
+def test_what_no_output_depends_on_may_be_changed():
+    def change(network):
+        network.notes, network.loss = "trained twice", abs
+        network.card = None
+        network.train().register_full_backward_hook(lambda *gradients: None)
+        network.double().requires_grad_(False)
+
+    assert is_as_built(network(change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        setting("down_path.0.block", "0", nn.Conv2d(1, 4, 3, padding="same")),
+        setting("down_path", "0", nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))),
+        setting("up_path.0", "pool_size", (1, 1)),
+        setting("", "pool_size", (3, 3)),
+        setting("up_path.0", "conv_block", nn.Identity()),
+    ],
+    ids=["padding in a word", "another block", "pooled otherwise on the way up", "pooled otherwise", "no block"],
+)
+def test_a_unet_through_whose_layers_no_length_can_be_followed_asks_for_a_footprint(change):
+    with pytest.raises(ModelError, match=r"^a layer of this UNet was changed, .* Give footprint=Footprint.same\(2, "):
+        _ = network(change).footprint

@@ -125,7 +125,7 @@ def accelerate(network: nn.Module) -> FastPath | None:
     if not may_accelerate(network, weight.device, weight.dtype):
         return None
     if not is_as_built(network):
-        LOG.warning("the fast path cannot be had where layers of a U-Net were replaced: the plain one is used")
+        LOG.warning("the fast path cannot be had where layers of a U-Net were changed: the plain one is used")
         return None
     lengths = (axis.legal_at_least(axis.smallest + 32) for axis in network.footprint.axes)
     x = torch.rand(1, network.in_channels, *lengths, generator=torch.Generator().manual_seed(0)).to(weight.device)

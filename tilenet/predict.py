@@ -231,12 +231,13 @@ def is_network(model: object) -> bool:
 
 def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint:
     """Return the given footprint, or the model's; `ModelError` if there is none, or an unchanged `UNet` has another."""
-    own = getattr(model, "footprint", None)
-    found = footprint if footprint is not None else own
+    found = footprint if footprint is not None else getattr(model, "footprint", None)
     if not isinstance(found, Footprint):
         what = f"{type(model).__name__} has no footprint" if found is None else f"{found!r} is no Footprint"
         raise ModelError(f"{what}. Give footprint=Footprint.same(2, reach=..., step=...) or .valid(...)")
-    if is_as_built(model) and found != own:
+    if found.ndim not in CHANNELS_LAST:
+        raise SettingsError(f"a footprint has 2 or 3 axes, those of the network, not {found.ndim}. Give one for each")
+    if isinstance(model, UNet) and is_as_built(model) and found != model.footprint:
         raise ModelError("a UNet's footprint follows from its layers, and is another than was given. Leave it out")
     return found
 
@@ -263,15 +264,17 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str, de
     """
     if not isinstance(network, UNet):
         return DEFAULT_DEMAND
-    fast, size, row = engine == "fast", PRECISIONS[precision].itemsize, network.footprint.axes[0]
+    fast, size = engine == "fast", PRECISIONS[precision].itemsize
     if fast and device != "cpu":
         return Demand(12 * network.n_classes + size * (3.75 * 2**network.wf + channels) + 4 * channels)
+    # No footprint follows from the layers of some networks, but of none that has a fast path.
+    row = network.footprint.axes[0] if fast else None
     times = 7.5
-    if fast and can_band(row):
+    if row and can_band(row):
         times = 3.5 if halves(network.pool_size) else 5
     passed = size * (times * 2**network.wf + channels) + 4 * channels
     decided = LOGITS * network.n_classes
-    if not fast or not can_band(row):
+    if not row or not can_band(row):
         return Demand(decided + passed)
     return Demand(decided, passed, row, band_pixels(2**network.wf))
 

@@ -13,12 +13,14 @@ Segmentation. MICCAI 2015, https://doi.org/10.1007/978-3-319-24574-4_28
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tilenet.card import ModelCard
+from tilenet.errors import ModelError
 from tilenet.footprint import AxisFootprint, Extent, Footprint
 
 CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -32,6 +34,11 @@ POOL: dict[tuple[str, int], Callable[..., Tensor]] = {
 }
 LINEAR = {2: "bilinear", 3: "trilinear"}
 UP_MODES = ("upconv", "upsample")
+# What a subclass must not override to be a `UNet` as built.
+OWN = ("forward", "walk", "footprint", "options", "__call__")
+# Attributes of every module: tensors, layers and hooks, which are compared by themselves, and some that no output
+# depends on.
+OF_ANY_MODULE = {*vars(nn.Module()), "_compiled_call_impl"}
 
 
 class ConvBlock(nn.Module):
@@ -215,29 +222,54 @@ class UNet(nn.Module):
 
     @property
     def footprint(self) -> Footprint:
-        """What the network does to a length, per axis."""
-        return Footprint(tuple(AxisFootprint.of_walk(lambda n, a=axis: self.walk(n, a)) for axis in range(self.ndim)))  # type: ignore[misc]
+        """What the network does to a length, per axis; `ModelError` if a changed layer cannot be walked through."""
+        walks = (partial(self.walk, axis=axis) for axis in range(self.ndim))
+        try:
+            return Footprint(tuple(map(AxisFootprint.of_walk, walks)))
+        except Exception as error:  # of any kind: a layer may have been replaced with anything
+            raise ModelError(
+                f"a layer of this {type(self).__name__} was changed, and its footprint no longer follows from "
+                f"its layers. Give footprint=Footprint.same({self.ndim}, reach=..., step=...) or .valid(...)"
+            ) from error
 
 
 def is_as_built(model: object) -> bool:
-    """Return whether a model is a `UNet` that its options and weights fully describe: no layer replaced or hooked."""
-    if not isinstance(model, UNet) or type(model).forward is not UNet.forward:
+    """Return whether a model is a `UNet` that its options and weights fully describe: no layer is changed or hooked."""
+    if not isinstance(model, UNet) or any(getattr(type(model), name) is not getattr(UNet, name) for name in OWN):
         return False
-    with torch.device("meta"):
-        return _layers(model) == _layers(UNet(**model.options))  # type: ignore[arg-type]
+    try:
+        with torch.device("meta"):
+            built = UNet(**model.options)  # type: ignore[arg-type]
+    except Exception:  # an option was overwritten with a value of which no network can be built
+        return False
+    return _layers(model) == _layers(built)
 
 
 def _layers(network: UNet) -> list[tuple[object, ...]]:
+    """Return what an output depends on, layer by layer, except the values of weights."""
+    # The network itself (whose name is empty) may be of a subclass and have more attributes, such as notes.
     return [
-        (
-            name,
-            # The network itself (whose name is empty) may be of a subclass, as long as it keeps UNet's forward.
-            name and (type(layer), layer.extra_repr()),
-            "forward" in vars(layer),
-            bool(layer._forward_hooks or layer._forward_pre_hooks),
-        )
+        (name, name and type(layer), _attributes(layer, None if name else UNet), _tensors(layer), _is_hooked(layer))
         for name, layer in network.named_modules()
     ]
+
+
+def _attributes(layer: nn.Module, only: type | None) -> dict[str, str]:
+    """Return the attributes of a layer as text; with `only`, those that hide an attribute of that class.
+
+    The text that a layer prints would not do: that of `nn.Upsample` lacks ``align_corners``.
+    """
+    own = {name: repr(value) for name, value in vars(layer).items() if name not in OF_ANY_MODULE}
+    return {name: text for name, text in own.items() if only is None or hasattr(only, name)}
+
+
+def _tensors(layer: nn.Module) -> dict[str, tuple[int, ...] | None]:
+    tensors = {**layer._parameters, **layer._buffers}
+    return {name: None if tensor is None else tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _check_options(depth: int, ndim: int, up_mode: str, pooling: str, pool_size: tuple[int, ...]) -> None:
