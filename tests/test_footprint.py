@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -95,3 +96,28 @@ def test_a_skip_that_does_not_line_up_is_refused():
 def test_footprints_of_other_networks_are_said_in_one_line():
     assert Footprint.valid(2, lost=9).axes[0].span(0, 10) == ((-9, 19), (0, 10))
     assert Footprint.same(3, reach=5).margin == (5, 5, 5)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"spoiled": (-1, 0)},
+        {"spoiled": (0, -1)},
+        {"spoiled": (1,)},
+        {"spoiled": 1},
+        {"lost": -1},
+        {"step": 0},
+        {"step": 1.5},
+        {"smallest": 0},
+    ],
+    ids=str,
+)
+def test_numbers_that_no_axis_has_are_refused_with_their_names(numbers):
+    ((name, value),) = numbers.items()
+    with pytest.raises(SettingsError, match=rf"^AxisFootprint.*{re.escape(f'{name}={value}')}.*: give whole numbers"):
+        AxisFootprint(**numbers)
+
+
+def test_a_footprint_of_bare_numbers_is_refused():
+    with pytest.raises(SettingsError, match="give one AxisFootprint for each axis, or use Footprint.same"):
+        Footprint((1, 4))

@@ -136,6 +136,17 @@ class AxisFootprint:
     spoiled: tuple[int, int] = (0, 0)
     smallest: int = 1
 
+    def __post_init__(self) -> None:
+        try:
+            front, back = map(index, self.spoiled)
+            sound = index(self.step) >= 1 and min(index(self.lost), front, back) >= 0 and index(self.smallest) >= 1
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise SettingsError(
+                f"{self}: give whole numbers, step and smallest of 1 at least, lost and both of spoiled of 0 at least"
+            )
+
     @property
     def margin(self) -> int:
         """How many input pixels on each side an output pixel may depend on."""
@@ -220,6 +231,12 @@ class Footprint:
     """
 
     axes: tuple[AxisFootprint, ...]
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(axis, AxisFootprint) for axis in self.axes):
+            raise SettingsError(
+                f"{self}: give one AxisFootprint for each axis, or use Footprint.same or Footprint.valid"
+            )
 
     @classmethod
     def valid(cls, ndim: int, *, lost: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
