@@ -13,6 +13,7 @@ import tilenet
 from tilenet.errors import ModelError, OutputMismatch, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.job import Job
+from tilenet.probe import ask, remarks
 from tilenet.unet import is_as_built
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90), dtype=np.uint8)
@@ -91,6 +92,10 @@ def test_nor_by_the_same_with_another_footprint(tmp_path):
         (EverySecond(), "there are seams"),
         (nn.Sequential(nn.Conv2d(1, 2, 3, padding=8, dilation=8)), "there are seams"),
         (lambda x: x + np.random.default_rng().normal(size=x.shape), "gives other logits for the same pixels"),
+        (
+            lambda x: np.where(x % 1, np.inf, x - 100),
+            "was not checked for seams, as its logits of a test image are not finite",
+        ),
         (lambda x: x / 255, "look like probabilities"),
         (lambda x: x - 100, ""),
     ],
@@ -104,6 +109,7 @@ def test_nor_by_the_same_with_another_footprint(tmp_path):
         "step",
         "dilation",
         "random",
+        "not finite",
         "map",
         "logits",
     ],
@@ -139,9 +145,16 @@ def hooked(network):
     return other
 
 
-@pytest.mark.parametrize("changed", [leaky, hooked])
+def aligned(network):
+    other = copy.deepcopy(network)
+    for up in other.up_path:
+        up.up[0].align_corners = True
+    return other
+
+
+@pytest.mark.parametrize("changed", [leaky, hooked, aligned])
 def test_two_unets_of_the_same_weights_and_other_layers_are_told_apart(tmp_path, changed, monkeypatch):
-    network = random_network(depth=2, wf=4)
+    network = random_network(depth=2, wf=4, up_mode="upsample")
     other = changed(network)
     assert is_as_built(network) and is_as_built(copy.deepcopy(network).eval()) and not is_as_built(other)
     options = {"axes": "yx", "tile": 32, "output": "logits", "batch": 1}
@@ -202,6 +215,45 @@ def test_seams_of_a_layer_in_a_unet_that_sees_the_whole_tile_are_told(caplog, no
     assert "so that there are seams" in caplog.text
 
 
+def test_seams_of_corners_aligned_in_a_unet_are_told(caplog):
+    network = aligned(random_network(depth=3, wf=2, up_mode="upsample"))
+    one, many = (tilenet.segment(IMAGE, model=network, output="logits", tile=tile) for tile in (128, 32))
+    assert np.abs(one - many).max() > 1e-4 * np.ptp(one)
+    assert "so that there are seams" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda network: setattr(network.down_path[0].block, "0", nn.Conv2d(1, 4, 3, padding="valid")),
+        lambda network: setattr(network.down_path, "0", nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU())),
+    ],
+    ids=["padding in a word", "another block"],
+)
+def test_a_changed_unet_is_run_with_the_footprint_that_is_given(caplog, changed):
+    network = random_network(depth=3, wf=2)
+    footprint = network.footprint
+    changed(network)
+    with pytest.raises(ModelError, match="Give footprint="):
+        tilenet.segment(IMAGE, model=network)
+    tilenet.segment(IMAGE, model=network, footprint=footprint)
+    assert "seams" not in caplog.text
+
+
+@pytest.mark.parametrize("lost", ["running_mean", "both"])
+def test_a_normalisation_without_statistics_is_told_or_refused(caplog, lost):
+    network = random_network(depth=2, wf=2, batch_norm=True)
+    norm = network.down_path[0].block[2]
+    norm.running_mean = None
+    if lost == "running_mean":
+        with pytest.raises(ModelError, match="does not take an input of shape .*: running_mean must be defined"):
+            tilenet.segment(IMAGE, model=network)
+    else:
+        norm.running_var = None
+        tilenet.segment(IMAGE, model=network)
+        assert "so that there are seams" in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
 def test_traced_networks_are_taken_like_others():
     network = convolution()
@@ -216,6 +268,42 @@ def test_a_function_that_wants_tensors_is_told_what_it_gets():
         tilenet.segment(IMAGE, model=lambda x: network(x), footprint=NEAR)
     with pytest.raises(ModelError, match="the network gives no NumPy array"):
         tilenet.segment(IMAGE, model=lambda x: network(torch.from_numpy(x)), footprint=NEAR)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (lambda x: x[:, :0], r"an array of shape \(1, 0, 17, 17\) for one of \(1, 1, 17, 17\). Return logits"),
+        (lambda x: np.concatenate([x, x]), r"an array of shape \(2, 1, 17, 17\)"),
+        (lambda x: x[0], r"\(17, 17\) -> \(17, 17\), the network gives \(17,\). Correct"),
+        (
+            lambda x: np.repeat(x, 1 + (x.shape[3] > 60), 1),
+            r"gives 1 outputs, and 2 for an input of .*. Return as many",
+        ),
+        (
+            lambda x: np.repeat(x, 1 + (x.shape[2] > 60), 1),
+            r"gives 1 outputs, and 2 for an input of .*. Return as many",
+        ),
+        (lambda x: np.full(x.shape, "high"), "the network gives no NumPy array .*. Give a function"),
+    ],
+    ids=["no outputs", "two tiles", "no tile", "more outputs of wide tiles", "more outputs of tall tiles", "text"],
+)
+def test_what_does_not_give_logits_of_every_tile_is_refused(model, told):
+    with pytest.raises(ModelError, match=told):
+        tilenet.segment(IMAGE, model=model, footprint=NEAR)
+
+
+def test_a_footprint_of_inputs_that_no_machine_holds_is_refused():
+    with pytest.raises(
+        ModelError, match="inputs such as 2000000 x 2000000, too large to compute. Give one of a smaller"
+    ):
+        tilenet.segment(IMAGE, model=lambda x: x, footprint=Footprint.same(2, reach=1, step=10**6))
+
+
+@pytest.mark.parametrize("axes", [1, 4])
+def test_a_footprint_of_too_few_or_too_many_axes_is_refused(axes):
+    with pytest.raises(SettingsError, match=f"has 2 or 3 axes, those of the network, not {axes}. Give one for each"):
+        tilenet.segment(IMAGE, model=lambda x: x, footprint=Footprint.same(axes, reach=1))
 
 
 @pytest.mark.parametrize(
@@ -257,3 +345,77 @@ def test_a_mask_of_a_version_that_asked_nothing_is_gone_on_with(tmp_path, monkey
         before.setattr(Job, "info", without)
         tilenet.segment(IMAGE, out, model=model, footprint=POINT)
     assert tilenet.verify(out, IMAGE, model=model, footprint=POINT).ok
+
+
+def writing(x):
+    x /= 255
+    x -= 0.5
+    return x
+
+
+class Writing(nn.Module):
+    """Scales its input in place, as networks in the wild do."""
+
+    def forward(self, x):
+        return writing(x)
+
+
+@pytest.mark.parametrize("model", [writing, Writing()], ids=["function", "module"])
+def test_a_model_that_writes_into_its_input_is_run_like_any_other(tmp_path, caplog, model):
+    mask = tilenet.segment(IMAGE, tmp_path / "m.zarr", model=model, footprint=POINT)
+    assert caplog.text == "" and np.array_equal(mask, IMAGE / 255 > 0.5)
+    with pytest.raises(OutputMismatch, match="model answer"):
+        tilenet.segment(IMAGE, tmp_path / "m.zarr", model=lambda x: 0.5 - x / 255, footprint=POINT, resume=True)
+
+
+def noisy(sign):
+    return lambda x: sign * (x - 100) + np.random.default_rng().normal(size=x.shape)
+
+
+def sparse(sign):
+    """Return a model whose logits of dark pixels are not finite."""
+    return lambda x: np.where(x < 1, np.nan, sign * (x - 100))
+
+
+@pytest.mark.parametrize("kind", [noisy, sparse])
+def test_an_answer_that_is_not_finite_or_does_not_repeat_is_not_that_of_any_model(tmp_path, kind):
+    out, options = tmp_path / "m.zarr", {"footprint": POINT}
+    bright = np.maximum(IMAGE, 1)
+    tilenet.segment(bright, out, model=kind(1), **options)
+    tilenet.segment(bright, out, model=kind(1), resume=True, **options)
+    for other in (kind(-1), lambda x: 100 - x):
+        with pytest.raises(OutputMismatch, match="model answer"):
+            tilenet.segment(bright, out, model=other, resume=True, **options)
+
+
+@pytest.mark.parametrize(
+    "footprint",
+    [
+        Footprint.same(2, reach=500, step=32),
+        Footprint.same(2, reach=1500, step=16),
+        Footprint.same(3, reach=76, step=8),
+        Footprint.valid(3, lost=20, step=4),
+        Footprint((tilenet.AxisFootprint(4, 0, (8, 30), smallest=400),) * 2),
+    ],
+    ids=["ResNet", "wide", "3-D", "3-D without padding", "no short inputs"],
+)
+def test_networks_of_large_steps_and_reaches_are_checked_for_seams_too(footprint):
+    def plain(x):
+        lost = footprint.lost
+        return x[(..., *(slice(n, side - n) for n, side in zip(lost, x.shape[2:], strict=True)))] - 100
+
+    def normalised(x):
+        return plain(x) - x.mean()
+
+    def from_the_corner(x):
+        return plain(x) * (np.arange(plain(x).shape[-1]) % (2 * footprint.step[-1]) < footprint.step[-1])
+
+    assert (ask(plain, footprint, 1).off, ask(plain, footprint, 1).unchecked) == (0, "")
+    assert ask(normalised, footprint, 1).off > 1e-3 and ask(from_the_corner, footprint, 1).off > 1e-3
+
+
+def test_a_network_of_such_a_reach_that_it_is_not_checked_is_told():
+    answer = ask(lambda x: x - 100, Footprint.same(3, reach=150, step=32), 1)
+    (said,) = remarks(tilenet.ModelCard(), answer)
+    assert said.startswith("was not checked for seams, as that would take 2.36 million pixels. Write a mask to disk")
+    assert said.endswith("tilenet.verify(mask, model=..., footprint=...)")

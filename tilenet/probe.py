@@ -2,8 +2,8 @@
 
 A run record cannot hold a user's code. For models that are not fully described by weights, it holds a few numbers of
 their answer instead, so that it is noticed if a run is resumed, or its mask verified, with another function. Nor can a
-footprint given by the user be trusted: a tile and a part of it are computed, and compared. They agree if the footprint
-is large enough and no layer depends on the whole tile.
+footprint given by the user be trusted: along each axis, a long tile and a part of it are computed, and compared. They
+agree if the footprint is large enough and no layer depends on the whole tile.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import gcd
-from typing import Any
+from math import gcd, isfinite, prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ from torch import nn
 from tilenet.card import ModelCard
 from tilenet.errors import ModelError, first_line
 from tilenet.footprint import Footprint
-from tilenet.geometry import Box, ceil_div, round_up
-from tilenet.plan import tile_of
+from tilenet.geometry import ceil_div, round_up
 from tilenet.unet import is_as_built
 
 # How much longer than the shortest legal input the fixed input is, in pixels.
@@ -32,9 +31,14 @@ LONGER = 16
 KEPT = 64
 # By which fraction of their range answers of one model may differ: in single precision; in half precision or on a GPU.
 ROUNDING, COARSE = 1e-5, 5e-2
-# By number of axes, the fewest pixels around the part of a tile that is computed again, and the side of that part (else
-# 32 and 16, see `_off`); and the most pixels of the tile.
-AROUND, SIDE, TILE_PIXELS = {3: 8}, {3: 4}, 2**19
+# By number of axes, the fewest pixels around the part of a tile that is computed again, and the length of that part
+# (else 32 and 16, see `_pairs`); along the other axes, the fewest pixels of both.
+AROUND, SIDE, ACROSS = {3: 8}, {3: 4}, 16
+# The most pixels of all these tiles and parts, and the most if the tiles are only a little longer than their parts.
+# They are fewer than those of one tile of such a network. A ResNet-34 with a decoder takes a second on two idle cores.
+COMPARED, COMPARED_NEAR = 2**18, 2**20
+# The most numbers of the fixed input. No machine computes a tile for which they do not suffice.
+ASKED_NUMBERS = 2**28
 
 
 @dataclass(frozen=True)
@@ -45,25 +49,29 @@ class Answer:
     ----------
     outputs : int
         Number of outputs, K.
-    values : tuple of float
-        Some numbers of the answer. Empty for an unchanged `UNet`, which weights and card describe fully, and for a
-        model whose answer is not finite or does not repeat.
+    values : tuple of float or None
+        Some numbers of the answer, None where it is not finite. Empty for an unchanged `UNet`, which weights and card
+        describe fully.
     within : float
-        By which fraction of their range `values` may differ from those of the same model.
+        By which fraction of their range `values` may differ from those of the same model. For a model whose answer
+        does not repeat, it covers how much two answers differ.
     repeats : bool
         Whether the same input gives the same answer again.
     like_probabilities : bool
         Whether the outputs lie between 0 and 1 and, if there are several, sum to 1.
     off : float
         Largest difference between a tile and a part of it, beyond rounding, as a fraction of the logits' range.
+    unchecked : str
+        Why tiles and parts of them were not compared; empty if they were.
     """
 
     outputs: int
-    values: tuple[float, ...] = ()
+    values: tuple[float | None, ...] = ()
     within: float = ROUNDING
     repeats: bool = True
     like_probabilities: bool = False
     off: float = 0.0
+    unchecked: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the part of the answer that a run record holds."""
@@ -74,22 +82,28 @@ def ask(model: Any, footprint: Footprint, channels: int) -> Answer:
     """Return the answer of a model; `ModelError` if it fails, returns no array, or does not match its footprint."""
     if is_as_built(model):
         return Answer(model.n_classes)
-    x = small_input((channels, *(a.legal_at_least(a.smallest + LONGER) for a in footprint.axes)))
-    made, again = _asked(model, x), _asked(model, x)
-    want = footprint.output_shape(x.shape[2:])
-    if made.shape[2:] != want:
-        raise ModelError(f"the footprint says {x.shape[2:]} -> {want}, the network gives {made.shape[2:]}")
+    model = copy.deepcopy(model).eval() if isinstance(model, nn.Module) else model
+    shape = tuple(a.legal_at_least(a.smallest + LONGER) for a in footprint.axes)
+    if channels * prod(shape) > ASKED_NUMBERS:
+        raise ModelError(
+            f"by its footprint the network takes inputs such as {' x '.join(map(str, shape))}, too large to compute. "
+            f"Give one of a smaller step: the product of all pooling strides"
+        )
+    x = small_input((channels, *shape))
+    made, again = _logits(model, x, footprint), _logits(model, x, footprint)
     some = made.ravel()[np.linspace(0, made.size - 1, min(KEPT, made.size)).astype(int)]
-    outputs, within = made.shape[1], _within(model)
-    repeats = alike(made.ravel().tolist(), again.ravel().tolist(), within)
+    outputs, within, apart = made.shape[1], _within(model), _apart(made.ravel(), again.ravel())
+    repeats = apart <= within
+    off, unchecked = _seams(model, footprint, channels, outputs, within) if repeats else (0.0, "")
     sums = np.allclose(made.sum(axis=1), 1, atol=1e-3) if outputs > 1 else made.min() < made.max()
     return Answer(
         outputs,
-        tuple(float(f"{value:.7g}") for value in some) if repeats and np.isfinite(some).all() else (),
-        within,
+        tuple(float(f"{value:.7g}") if isfinite(value) else None for value in some),
+        within if repeats else min(2 * apart, 1.0),
         repeats,
         like_probabilities=bool(made.min() >= 0 and made.max() <= 1 and sums),
-        off=_off(model, footprint, channels, within) if repeats else 0.0,
+        off=off,
+        unchecked=unchecked,
     )
 
 
@@ -112,12 +126,12 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
     return round(_apart(a, b), 6) if len(a) == len(b) else 1.0
 
 
-def alike(old: Sequence[float], new: Sequence[float], within: float) -> bool:
+def alike(old: Sequence[float | None], new: Sequence[float | None], within: float) -> bool:
     """Return whether two answers may be those of one model; NaN and infinities must be at the same places."""
     return len(old) == len(new) and (len(old) == 0 or _apart(old, new) <= within)
 
 
-def _apart(old: Sequence[float], new: Sequence[float]) -> float:
+def _apart(old: Any, new: Any) -> float:
     a, b = np.asarray(old, float), np.asarray(new, float)
     with np.errstate(invalid="ignore"):
         off = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b))
@@ -140,27 +154,89 @@ def remarks(card: ModelCard, answer: Answer) -> Iterator[str]:
             f"footprint's reach or step is too small, or a layer depends on the whole tile, as instance and group "
             f"normalisation do"
         )
+    if answer.unchecked:
+        yield (
+            f"was not checked for seams, as {answer.unchecked}. Write a mask to disk, and recompute windows of it: "
+            f"tilenet.verify(mask, model=..., footprint=...)"
+        )
 
 
-def _off(model: Any, footprint: Footprint, channels: int, within: float) -> float:
-    """Return by how much the logits of a tile and of a part of it differ; 0 if by rounding only, or if unknown."""
-    ndim = footprint.ndim
-    around = [a.step * _odd(ceil_div(max(4 * a.step, a.margin, AROUND.get(ndim, 32)), a.step)) for a in footprint.axes]
-    sides = [round_up(SIDE.get(ndim, 16), a.step) for a in footprint.axes]
-    large = tile_of(footprint, Box((0,) * ndim, tuple(2 * n + side for n, side in zip(around, sides, strict=True))))
-    part = Box(tuple(around), tuple(n + side for n, side in zip(around, sides, strict=True)))
-    small = tile_of(footprint, part)
-    if large.read.size > TILE_PIXELS or small.read not in large.read:
-        return 0.0
-    x = small_input((channels, *large.read.shape))
-    whole = _asked(model, x)
-    inside = np.ascontiguousarray(x[:, :, *small.read.relative_to(large.read.start).slices])
-    a = whole[:, :, *large.crop.slices][:, :, *part.slices]
-    b = _asked(model, inside)[:, :, *small.crop.slices]
-    if not np.isfinite(whole).all():
-        return 0.0
-    off = float(np.abs(a - b).max() / max(np.ptp(whole), 1e-6))
-    return off if off > 10 * within else 0.0
+class _Pair(NamedTuple):
+    """A tile that is long along one axis, and a part of it.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Input shape of the tile.
+    along : int
+        The axis, counted in arrays (N, C, *n).
+    read : slice
+        What the part reads of the tile's input.
+    of_tile, of_part : slice
+        The same pixels in the tile's output, and in the part's.
+    """
+
+    shape: tuple[int, ...]
+    along: int
+    read: slice
+    of_tile: slice
+    of_part: slice
+
+
+def _pairs(footprint: Footprint, *, near: bool) -> list[_Pair]:
+    """Return a tile and a part for each axis; with `near`, a tile reads only one step more than its part at each end.
+
+    Along the other axes, both are as short as the network allows. As both end at the same pixels there, these ends
+    make no difference, and a tile that is long along one axis has far fewer pixels than one that is long along all.
+    """
+    ndim, pairs = footprint.ndim, []
+    shortest = tuple(a.legal_at_least(ACROSS) for a in footprint.axes)
+    for axis, a in enumerate(footprint.axes):
+        around = a.step * _odd(ceil_div(max(4 * a.step, a.margin, AROUND.get(ndim, 32)), a.step))
+        if near:
+            around = a.step
+        # Long enough that the part's input is no longer than these pixels need, and so lies within the tile's.
+        side = round_up(max(SIDE.get(ndim, 16), a.smallest - 2 * a.lost - sum(a.spoiled)), a.step)
+        (first, last), (origin, _) = a.span(0, 2 * around + side)
+        (start, stop), of_part = a.span(around, around + side)
+        shape = (*shortest[:axis], last - first, *shortest[axis + 1 :])
+        of_tile = slice(origin + around, origin + around + side)
+        pairs.append(_Pair(shape, axis + 2, slice(start - first, stop - first), of_tile, slice(*of_part)))
+    return pairs
+
+
+def _pixels(pairs: Sequence[_Pair]) -> int:
+    """Return the number of input pixels of tiles and parts."""
+    lengths = ((pair.shape[pair.along - 2], pair.read.stop - pair.read.start) for pair in pairs)
+    return sum(prod(pair.shape) // tile * (tile + part) for pair, (tile, part) in zip(pairs, lengths, strict=True))
+
+
+def _seams(model: Any, footprint: Footprint, channels: int, outputs: int, within: float) -> tuple[float, str]:
+    """Return by how much a tile and a part of it differ, 0 if by rounding only; and why that is unknown, if it is."""
+    pairs = _pairs(footprint, near=False)
+    if _pixels(pairs) > COMPARED:
+        pairs = _pairs(footprint, near=True)
+    if (pixels := _pixels(pairs)) > COMPARED_NEAR:
+        return 0.0, f"that would take {pixels / 1e6:.3g} million pixels"
+    off = float(np.max([_off(model, footprint, pair, channels, outputs) for pair in pairs]))
+    if not isfinite(off):
+        return 0.0, "its logits of a test image are not finite"
+    return off if off > 10 * within else 0.0, ""
+
+
+def _off(model: Any, footprint: Footprint, pair: _Pair, channels: int, outputs: int) -> float:
+    """Return by how much the logits of a tile and of a part of it differ; NaN or infinite if they are not finite."""
+    cut = (slice(None),) * pair.along
+    x = small_input((channels, *pair.shape))
+    part = x[(*cut, pair.read)].copy()
+    # Bright around the part, so that a mean over the tile is not that over the part, nor the surroundings like zeros.
+    x = 255 - x
+    x[(*cut, pair.read)] = part
+    whole = _logits(model, x, footprint, outputs)
+    found = _logits(model, part, footprint, outputs)
+    with np.errstate(invalid="ignore"):
+        largest = np.abs(whole[(*cut, pair.of_tile)] - found[(*cut, pair.of_part)]).max()
+        return float(largest / max(np.ptp(whole), 1e-6))
 
 
 def _odd(steps: int) -> int:
@@ -176,9 +252,30 @@ def _within(model: Any) -> float:
     return COARSE if first is not None and (first.dtype.itemsize < 4 or first.device.type != "cpu") else ROUNDING
 
 
-def _asked(model: Any, x: NDArray[np.float32]) -> NDArray[Any]:
+def _logits(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: int = 0) -> NDArray[np.float64]:
+    """Return logits (1, K, *m) of an input; `ModelError` if their shape is another, or K is not `outputs`."""
+    made, want = _asked(model, x), footprint.output_shape(x.shape[2:])
+    if made.shape[2:] != want:
+        raise ModelError(
+            f"the footprint says {x.shape[2:]} -> {want}, the network gives {made.shape[2:]}. Correct the footprint"
+        )
+    if made.shape[0] != 1 or made.shape[1] < 1:
+        raise ModelError(
+            f"the network gives an array of shape {made.shape} for one of {x.shape}. Return logits (N, K, ...), of one "
+            f"class at least"
+        )
+    if outputs and made.shape[1] != outputs:
+        raise ModelError(
+            f"the network gives {outputs} outputs, and {made.shape[1]} for an input of shape {x.shape}. Return as many "
+            f"for every shape"
+        )
+    return made
+
+
+def _asked(model: Any, x: NDArray[np.float32]) -> NDArray[np.float64]:
     try:
-        made = _passed(model, x) if isinstance(model, nn.Module) else model(x)
+        own = x.copy()  # the model may write into it
+        made = _passed(model, own) if isinstance(model, nn.Module) else model(own)
     except Exception as error:  # of any kind, because it is the user's code
         takes = "" if isinstance(model, nn.Module) else " (a function gets NumPy float32, and gives an array)"
         raise ModelError(
@@ -189,13 +286,12 @@ def _asked(model: Any, x: NDArray[np.float32]) -> NDArray[Any]:
         raise ModelError(f"the network gives a {kind}, not an array of logits. Wrap it in what returns them alone")
     try:
         return np.asarray(made).astype(np.float64)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"the network gives no NumPy array ({error}). Give a function that returns one") from error
 
 
 def _passed(network: nn.Module, x: NDArray[np.float32]) -> Any:
-    probe = copy.deepcopy(network).eval()
-    parameter = next(iter(probe.parameters()), torch.zeros(()))
+    parameter = next(iter(network.parameters()), torch.zeros(()))
     with torch.inference_mode():
-        made = probe(torch.from_numpy(x).to(parameter.device, parameter.dtype))
+        made = network(torch.from_numpy(x).to(parameter.device, parameter.dtype))
     return made.cpu().double().numpy() if isinstance(made, torch.Tensor) else made
