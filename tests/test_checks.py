@@ -239,6 +239,26 @@ def test_another_image_or_model_is_refused(out, network):
         tilenet.verify(out, IMAGE, model=random_network(1, depth=3, wf=2))
 
 
+@pytest.mark.parametrize(
+    ("first", "other", "told"),
+    [
+        ({"n_classes": 1}, {"n_classes": 2}, "model sha256"),
+        ({"n_classes": 2}, {"n_classes": 1}, "model sha256"),
+        ({"depth": 2}, {"depth": 4}, "model footprint"),
+        ({}, {"in_channels": 3}, "model sha256"),
+    ],
+    ids=["more classes", "fewer classes", "other tiles", "colour"],
+)
+def test_another_model_is_named_before_settings_that_follow_from_it(tmp_path, first, other, told):
+    out, image, options = tmp_path / "m.zarr", np.stack([IMAGE, IMAGE]), {"depth": 2, "wf": 2, "in_channels": 2}
+    tilenet.segment(image, out, axes="cyx", model=random_network(**options | first), tile=66)
+    another = random_network(**options | other)
+    with pytest.raises(OutputMismatch, match=f"was begun with {told} = .* Give the model that the run was started"):
+        tilenet.segment(image, out, axes="cyx", model=another, resume=True)
+    with pytest.raises(OutputMismatch, match=f"was made with {told} = .* Give the model that it was made with$"):
+        tilenet.verify(out, image, model=another)
+
+
 def test_of_another_image_only_mask_and_image_are_spoken_of(tmp_path, network, tilenet_command):
     for name, side in (("a", 90), ("b", 80), ("c", 90)):
         tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros((side, side + 9), np.uint8), tile=(32, 32))

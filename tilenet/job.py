@@ -194,15 +194,12 @@ class Job:
 
     def info(self, numbers: Scaling) -> dict[str, Any]:
         """Return what the output records about how it was made."""
-        sha256 = fingerprint(self.network) if predict.is_network(self.network) else ""
         return {
             "version": tilenet.__version__,
             "image": {"path": absolute(self.image.name), **self.image.identity()},
             "model": {
-                "name": self.card.name,
                 "source": self.source,
-                "sha256": sha256,
-                "footprint": [[a.step, a.lost, *a.spoiled] for a in self.footprint.axes],
+                **identity_of(self.network, self.card, self.footprint),
                 "answer": self.answer.to_json(),
             },
             "card": self.card.to_dict(),
@@ -210,6 +207,15 @@ class Job:
             "scaling": numbers.to_json(),
             "computed": predict.computed(self.record["engine"], self.device),
         }
+
+
+def identity_of(network: Any, card: ModelCard, footprint: Footprint) -> dict[str, Any]:
+    """Return what the output records about a model, except where it came from and what it answers."""
+    return {
+        "name": card.name,
+        "sha256": fingerprint(network) if predict.is_network(network) else "",
+        "footprint": [[a.step, a.lost, *a.spoiled] for a in footprint.axes],
+    }
 
 
 def check_info(info: Mapping[str, Any], name: str | Path) -> None:
@@ -222,13 +228,15 @@ def check_info(info: Mapping[str, Any], name: str | Path) -> None:
 def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
     """Return the first difference that could change the bytes: part, field, and both values as text; None if none.
 
+    Another model differs in the record too, in settings that nobody gave: the record is compared last.
+
     Parameters
     ----------
     found, wanted : mapping
         `Job.info` as stored in the output, and that of the run that is to continue or repeat it.
     """
     wanted = json.loads(json.dumps(wanted))
-    for part in ("image", "record", "model", "card"):
+    for part in ("image", "model", "card", "record"):
         for field_ in sorted({*found[part], *wanted[part]} - SAME_BYTES):
             old, new = found[part].get(field_), wanted[part].get(field_)
             if old is None and (part, field_) in LATER:
@@ -266,7 +274,7 @@ def _said(value: Any) -> str:
     ('linear (divide 2)', 'not given', '[1, 2]')
     """
     if not isinstance(value, Mapping):
-        text = "not given" if value is None else str(value)
+        text = "not given" if value in (None, "") else str(value)
         return text if len(text) <= SAID else f"{text[:SAID]}..."
     more = ", ".join(f"{k} {str(v)[:12] if k == 'sha256' else v}" for k, v in value.items() if k != "method")
     method = str(value.get("method", ""))

@@ -18,7 +18,7 @@ from tilenet.errors import ImageError, ModelError, SettingsError, TilenetError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.into import Target
-from tilenet.job import RESIDENT, Job, check_info, refuse_contradiction
+from tilenet.job import RESIDENT, Job, check_info, identity_of, refuse_contradiction
 from tilenet.models import find_model, load_model
 from tilenet.options import Options
 from tilenet.plan import Plan
@@ -77,13 +77,15 @@ class Wanted:
         """
         check_info(info, name)
         options, numbers = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
+        refuse = refuse or partial(refuse_contradiction, anew=self.anew)
         try:
             job = settle(self.image, self.model, options, footprint=self.footprint)
         except (ImageError, SettingsError):
             self._refuse_another_image(info, name)
+            self._refuse_another_model(info, name, refuse)
             raise
         try:
-            (refuse or partial(refuse_contradiction, anew=self.anew))(info, job.info(numbers), name)
+            refuse(info, job.info(numbers), name)
         except BaseException:
             job.close()
             raise
@@ -97,6 +99,15 @@ class Wanted:
             return
         with nullcontext(image) if isinstance(self.image, Image) else image:
             refuse_contradiction(info, {**info, "image": image.identity()}, name, anew=self.anew)
+
+    def _refuse_another_model(self, info: Mapping[str, Any], name: str | Path, refuse: Refusal) -> None:
+        """Call `refuse` for the model alone, in case the recorded options do not fit because it is another one."""
+        try:
+            found = _find_model(self.model)
+            identity = identity_of(found.network, found.card, predict.footprint_of(found.network, self.footprint))
+        except TilenetError:
+            return
+        refuse(info, {**info, "model": {**info["model"], **identity}}, name)
 
     def settle_for(self, store: Store) -> tuple[Job, Scaling]:
         """Return the job and the scaling of a store opened for resuming; closes the store if it cannot be resumed."""
