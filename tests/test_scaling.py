@@ -10,7 +10,7 @@ from oracles import random_network
 
 import tilenet
 from tilenet import scaling
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.readers import open_image
 from tilenet.scaling import COUNTED, of_percentiles, percentiles, sample
@@ -78,3 +78,43 @@ def test_pixels_that_float32_would_round_are_scaled_before_they_are_rounded(dtyp
         small.astype(np.uint8), model=model, output="logits", scaling=rule | {"subtract": 0}, **how
     )
     np.testing.assert_array_equal(logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "subtract", "divide"),
+    [
+        ("uint8", 0, 1e-320),
+        ("uint8", 0, -1e-320),
+        ("uint8", 0, 1e-37),
+        ("uint8", 1e300, 1),
+        ("uint32", 0, 1e-320),
+        ("int16", 0, [1, 1e-320]),
+        ("float32", 0, 1e-40),
+        ("float64", 0, 1e-320),
+        ("bool", 0, 1e-320),
+    ],
+)
+def test_a_divisor_of_which_no_finite_pixels_come_is_refused_before_the_run(tmp_path, dtype, subtract, divide):
+    image = np.ones((2, 20, 30), dtype)
+    rule = {"method": "linear", "subtract": subtract, "divide": divide}
+    with pytest.raises(SettingsError, match=r"divided by .*, are not finite numbers\. Give another scaling"):
+        tilenet.segment(
+            image,
+            tmp_path / "m.zarr",
+            axes="cyx",
+            model=lambda x: x - 1,
+            footprint=POINT,
+            scaling=rule,
+            channels=[0, 1],
+        )
+    assert not (tmp_path / "m.zarr").exists()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32", "float64"])
+@pytest.mark.parametrize("divide", [1e-20, 1e30, -3])
+def test_far_divisors_of_finite_pixels_are_taken(dtype, divide):
+    rule = {"method": "linear", "subtract": 100, "divide": divide}
+    logits = tilenet.segment(
+        np.ones((20, 30), dtype), model=lambda x: x - 1, footprint=POINT, scaling=rule, output="logits"
+    )
+    assert np.isfinite(logits).all()

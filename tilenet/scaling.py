@@ -129,6 +129,11 @@ def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
             raise ValueError(f"it would be {numbers.to_json()}")
         if not {len(numbers.subtract), len(numbers.divide)} <= {1, image.n_channels}:
             raise ValueError(f"it has numbers for other than {image.n_channels} channels")
+        if rule.get("method") == "linear" and not _is_finite(numbers, image):
+            raise SettingsError(
+                f"{image.name}: its pixels ({image.dtype}) minus {_said(numbers.subtract)}, divided by "
+                f"{_said(numbers.divide)}, are not finite numbers. Give another scaling (--scaling)"
+            )
     except TilenetError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -137,6 +142,18 @@ def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
             f"scaling {str(dict(rule))[:100]} cannot be used ({said}). Give another (--scaling)"
         ) from error
     return numbers
+
+
+def _is_finite(numbers: Scaling, image: Image) -> bool:
+    """Return whether the least and the largest pixel of an image's type, or of floats 0 and 1, are finite if scaled."""
+    ends = np.iinfo(image.dtype) if image.dtype.kind in "iu" else None
+    pixels = np.array([0, ends.min, ends.max] if ends else [0, 1], image.dtype)
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(numbers.apply(np.tile(pixels, (image.n_channels, 1)))).all())
+
+
+def _said(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _resolved(rule: Mapping[str, Any], image: Image) -> Scaling:
