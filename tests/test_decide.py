@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import tilenet
 from tilenet.card import ModelCard
 from tilenet.decide import Decision
 from tilenet.errors import SettingsError
@@ -63,3 +64,19 @@ def test_a_decision_that_cannot_be_made_is_refused(card, options, message):
 def test_a_threshold_outside_zero_to_one_is_refused():
     with pytest.raises(SettingsError, match=r"threshold 1\.5 is not between 0 and 1"):
         Decision.of_card(ModelCard().completed(1), "mask", threshold=1.5, probability_dtype="float32")
+
+
+def test_of_more_classes_than_mask_values_there_are_probabilities_but_no_mask(tmp_path):
+    network = tilenet.UNet(depth=2, wf=1, n_classes=257)
+    image = np.zeros((20, 30), np.uint8)
+    found = tilenet.segment(image, model=network, output="probabilities")
+    assert found.shape == (257, 20, 30) and np.allclose(found.sum(axis=0), 1, atol=1e-3)
+    for output in ("mask", "both", "objects"):
+        with pytest.raises(
+            SettingsError, match="257 classes make no mask, which has 256 values. Ask for probabilities"
+        ):
+            Decision.of_card(ModelCard().completed(257), output, threshold=None, probability_dtype="float32")
+    assert tilenet.load_model(tilenet.save_model(network, tmp_path / "m.safetensors")).card.mask_of_class == ()
+    network.card = ModelCard(mask_of_class=(0, *[1] * 256))
+    assert set(np.unique(tilenet.segment(image, model=network))) <= {0, 1}
+    assert len(ModelCard().completed(256).mask_of_class) == 256

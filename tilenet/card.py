@@ -123,18 +123,20 @@ class ModelCard:
         """Return the card with missing fields filled in for a network of `n_outputs` outputs.
 
         One output is a sigmoid unless it is a regression; several outputs are classes, each with
-        its own mask value.
+        its own mask value. More outputs than there are mask values have none.
         """
         output = "sigmoid" if n_outputs == 1 and self.output == "softmax" else self.output
         numbered = ("foreground",) if n_outputs == 1 else tuple(f"class {k}" for k in range(n_outputs))
         classes = self.classes or numbered
         values = self.mask_of_class or ((1,) if n_outputs == 1 else tuple(range(n_outputs)))
+        if not self.mask_of_class and n_outputs > len(MASK_VALUES):
+            values = ()
         for what, given in (("classes", classes), ("mask_of_class", values)):
-            if len(given) != n_outputs:
+            if given and len(given) != n_outputs:
                 raise ModelError(
                     f"model card: {what} names {len(given)}, the network has {n_outputs} outputs. Correct it"
                 )
-        labels = self.labels or _labels(classes, values)
+        labels = self.labels or (_labels(classes, values) if values else {})
         return replace(self, output=output, classes=classes, mask_of_class=values, labels=labels)
 
     def to_dict(self) -> dict[str, Any]:

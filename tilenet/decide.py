@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.card import DEPTH_CLASSES, ModelCard
+from tilenet.card import DEPTH_CLASSES, MASK_VALUES, ModelCard
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.plan import Tile
@@ -74,14 +74,19 @@ class Decision:
         """Return the decision that follows from a (completed) card and the requested output."""
         if output not in ARRAYS_OF_OUTPUT:
             raise SettingsError(f"output {output!r} is none of {', '.join(ARRAYS_OF_OUTPUT)}")
-        several = len(card.mask_of_class) > 1
+        several, masked = len(card.classes) > 1, output in ("mask", "both", "objects")
         if several and threshold is not None:
             raise SettingsError(
-                f"a threshold is for a network of one output; of {len(card.mask_of_class)} the largest wins. "
+                f"a threshold is for a network of one output; of {len(card.classes)} the largest wins. "
                 f"Leave it out, or ask for probabilities"
             )
-        if several and card.output != "softmax" and output in ("mask", "both", "objects"):
+        if several and card.output != "softmax" and masked:
             raise SettingsError(f"{len(card.classes)} outputs of {card.output} make no mask; ask for probabilities")
+        if not card.mask_of_class and masked:
+            raise SettingsError(
+                f"{len(card.classes)} classes make no mask, which has {len(MASK_VALUES)} values. Ask for "
+                f"probabilities, or give the model card a mask_of_class"
+            )
         if probability_dtype not in PROBABILITY_DTYPES:
             raise SettingsError(f"probabilities are {', '.join(PROBABILITY_DTYPES)}, not {probability_dtype}")
         level = card.threshold if threshold is None else threshold
