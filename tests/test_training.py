@@ -161,6 +161,23 @@ def test_an_existing_training_is_neither_overwritten_nor_resumed_otherwise(folde
         train(folder, out, recipe=recipe, resume=True)
 
 
+@pytest.mark.parametrize("left", [[], ["last.pt"]], ids=["no folder", "no recipe"])
+def test_a_model_without_the_training_that_made_it_is_not_replaced_by_a_fresh_one(tmp_path, left):
+    state = Folder(tmp_path / "m.safetensors")
+    state.out.write_bytes(b"a model")
+    for name in left:
+        state.put(name, lambda part: part.write_bytes(b"a state"))
+    with pytest.raises(OutputExists, match=r"m\.safetensors: cannot be resumed without .*m\.training/recipe\.json"):
+        state.begin({"seed": 0}, resume=True)
+    assert state.out.read_bytes() == b"a model" and not state.recipe.exists()
+
+
+def test_a_model_alone_is_not_said_to_be_resumable(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(b"a model")
+    with pytest.raises(OutputExists, match=r"m\.safetensors: exists already\. Choose another name$"):
+        Folder(tmp_path / "m.safetensors").begin({"seed": 0}, resume=False)
+
+
 def test_a_full_disk_is_a_fault_of_the_machine_and_the_state_before_is_kept(tmp_path, monkeypatch):
     state = Folder(tmp_path / "m.safetensors")
     state.begin({"seed": 0}, resume=False)

@@ -36,10 +36,16 @@ class Folder:
         `identity` is everything that decides the result; a training resumes only with the same identity.
         """
         text = json.dumps(identity, indent=1, sort_keys=True)
-        if not resume and (self.path.exists() or self.out.exists()):
-            there = self.path if self.path.exists() else self.out
-            raise OutputExists(f"{there}: exists already. Go on with it (--resume), or choose another name")
+        if not resume and self.path.exists():
+            raise OutputExists(f"{self.path}: exists already. Go on with it (--resume), or choose another name")
+        if not resume and self.out.exists():
+            raise OutputExists(f"{self.out}: exists already. Choose another name")
         if not self.recipe.is_file():
+            if self.out.exists():  # the first epoch would replace it
+                raise OutputExists(
+                    f"{self.out}: cannot be resumed without {self.recipe}, which is gone. Put that back, or choose "
+                    f"another name"
+                )
             self.put("recipe.json", lambda part: part.write_text(text))
             return None
         if (before := self.recipe.read_text()) != text:
