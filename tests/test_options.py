@@ -91,6 +91,14 @@ def test_a_run_that_takes_more_than_the_memory_it_was_given_says_so(network, cap
     assert [m for m in caplog.messages if "more than the memory of 0.10 GB" in m]
 
 
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [("4GB", 4 * 10**9), ("4G", 4 * 10**9), ("4GiB", 4 * 2**30), ("512 mib", 512 * 2**20), ("1.5TiB", 3 * 2**39)],
+)
+def test_units_of_memory_are_powers_of_1000_and_with_an_i_of_1024(said, count):
+    assert Options(memory=said).memory == count
+
+
 def test_sides_of_a_plan_are_whole_numbers_of_any_kind(network):
     plan = tilenet.plan_tiles((64, 64), network.footprint, tile=np.int64(16))
     assert plan.tile == (16, 16)

@@ -14,7 +14,8 @@ from tilenet.scaling import parse_rule
 
 # More threads than any processor has.
 MOST_THREADS = 4096
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+# Powers of a thousand; of 1024 if an "i" follows, as in 4GiB.
+POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 # Options that are a single number or text: name, type, and what an error message asks for.
 KINDS = (
     ("threshold", Real, "a number"),
@@ -97,14 +98,14 @@ def parse_channels(text: str) -> tuple[int | str, ...]:
 def parse_bytes(text: str) -> int:
     """Parse a number of bytes with a unit.
 
-    >>> parse_bytes("4GB"), parse_bytes("500 mb")
-    (4000000000, 500000000)
+    >>> parse_bytes("4GB"), parse_bytes("500 mb"), parse_bytes("4GiB")
+    (4000000000, 500000000, 4294967296)
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text, re.IGNORECASE)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", text, re.IGNORECASE)
     if not found:
         raise SettingsError(f"{text!r} is not a number of bytes, such as 4GB")
-    count = int(float(found[1]) * UNITS[found[2].upper()])
-    if count < UNITS["M"]:
+    count = int(float(found[1]) * (1024 if found[3] else 1000) ** POWERS[(found[2] or "").upper()])
+    if count < 10**6:
         unit = "Give more" if found[2] else f"Give a unit, such as {found[1]}GB"
         raise SettingsError(f"{text!r} is {count} bytes. {unit}")
     return count
