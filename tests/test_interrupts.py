@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -30,6 +31,35 @@ def test_a_signal_that_somebody_else_handles_ends_nothing(ended):
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert (seen, ended) == ([signal.SIGUSR1] * 2, [])
+
+
+def test_the_file_descriptor_that_signals_were_written_to_before_gets_them_again(ended):
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno())  # as asyncio does
+    try:
+        with interruptible(lambda: None):
+            pass
+        assert signal.set_wakeup_fd(before) == theirs.fileno()
+    finally:
+        signal.set_wakeup_fd(before)
+        ours.close()
+        theirs.close()
+
+
+def test_a_file_descriptor_that_was_closed_meanwhile_is_left_alone(ended):
+    handlers = [signal.getsignal(number) for number in interrupts.SIGNALS]
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno())
+    try:
+        with interruptible(lambda: None):
+            theirs.close()
+        assert signal.set_wakeup_fd(before) == -1
+        assert [signal.getsignal(number) for number in interrupts.SIGNALS] == handlers
+    finally:
+        signal.set_wakeup_fd(before)
+        ours.close()
 
 
 @pytest.mark.parametrize("number", interrupts.SIGNALS)

@@ -40,15 +40,23 @@ def interruptible(last_words: Callable[[], None]) -> Iterator[None]:
     before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    woken_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)  # asyncio's, or -1
     threading.Thread(target=_watch, args=(ours, last_words), name="tilenet-signals", daemon=True).start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(-1)
+        _wake(woken_before)
         theirs.close()  # ends the thread, unless a signal has already woken it
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wake(descriptor: int) -> None:
+    """Have signals written to a file descriptor again; to none if it was closed meanwhile."""
+    try:
+        signal.set_wakeup_fd(descriptor)
+    except (OSError, ValueError):
+        signal.set_wakeup_fd(-1)
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
