@@ -173,11 +173,36 @@ def test_threads_that_overlap_leave_the_number_that_was_there_before():
         with machine.threads(before + 3):
             assert torch.get_num_threads() == before + 3
         assert torch.get_num_threads() == before + 2
+    assert _in_a_new_thread() == torch.get_num_threads() == before
+
+
+def test_the_first_of_two_overlapping_contexts_to_end_leaves_the_number_of_the_other_in_force():
+    before, first_in, second_in = torch.get_num_threads(), threading.Event(), threading.Event()
+    numbers = []
+
+    def first():
+        with machine.threads(before + 1):
+            first_in.set()
+            second_in.wait()
+        numbers.append(torch.get_num_threads())
+
+    one = threading.Thread(target=first)
+    one.start()
+    first_in.wait()
+    with machine.threads(before + 3):
+        second_in.set()
+        one.join()
+        numbers += [torch.get_num_threads(), _in_a_new_thread()]
+    assert numbers == [before, before + 3, before + 3]
+    assert _in_a_new_thread() == before
+
+
+def _in_a_new_thread():
     seen = []
-    later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-    later.start()
-    later.join()
-    assert seen == [before] == [torch.get_num_threads()]
+    new = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    new.start()
+    new.join()
+    return seen[0]
 
 
 FREED = """

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import Lock, Thread
 
 import torch
 
@@ -16,8 +16,9 @@ from tilenet.errors import SettingsError
 # Parameters of glibc's malloc; see mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
 
-# PyTorch's number of threads before each `threads` context that is still open; the oldest comes first.
-_found: list[int] = []
+# The numbers set by the `threads` contexts that are still open, the newest last; and the number that the first found.
+_set: dict[object, int] = {}
+_found = [1]
 _changing = Lock()
 
 
@@ -63,20 +64,32 @@ def current_threads() -> int:
 def threads(count: int | None) -> Iterator[int]:
     """Set PyTorch's number of threads within a context; yields the number in force.
 
-    If contexts overlap, in several threads of the caller, the last one to end restores the number that
-    the first one found.
+    PyTorch keeps a number for each Python thread, and one that new Python threads begin with. If contexts
+    overlap, in several threads of the caller, new threads begin with the number of the newest context that is
+    still open. The last one to end restores the number that the first one found.
     """
     with _changing:
-        before = torch.get_num_threads()
-        _found.append(before)
-        torch.set_num_threads(count or before)
+        before, mine = torch.get_num_threads(), object()
+        if not _set:
+            _found[0] = before
+        _set[mine] = count or before
+        torch.set_num_threads(_set[mine])
     try:
         yield count or before
     finally:
         with _changing:
-            first = _found[0]
-            _found.pop()
-            torch.set_num_threads(before if _found else first)
+            del _set[mine]
+            torch.set_num_threads(before if _set else _found[0])
+            if _set and (newest := list(_set.values())[-1]) != before:
+                _begin_threads_with(newest)
+
+
+def _begin_threads_with(count: int) -> None:
+    """Set the number that new Python threads begin with, and leave that of this thread as it is."""
+    # `set_num_threads` sets both, for the thread that calls it.
+    other = Thread(target=torch.set_num_threads, args=(count,))
+    other.start()
+    other.join()
 
 
 def keep_freed_memory() -> None:
