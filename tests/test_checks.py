@@ -169,6 +169,19 @@ def test_windows_straddle_every_border_of_tiles_before_any_twice(network):
         assert crossed == set(range(512, 4096, 512))
 
 
+def test_windows_touch_the_given_parts_in_turn_and_cross_every_border_of_each(network):
+    plan = plan_tiles((3, 8192, 8192), network.footprint, tile=512)
+    parts = [tilenet.Box((1024, 2048), (2048, 3072)), tilenet.Box((7168, 0), (8192, 1024))]
+    boxes = list(straddling(plan, 12, np.random.default_rng(1), parts))
+    for k, part in enumerate(parts):
+        own = [tilenet.Box(box.start[1:], box.stop[1:]) for box in boxes[k::2]]
+        assert all((box & part).size for box in own)
+        for axis in (0, 1):
+            borders = [b for b in range(512, 8192, 512) if part.start[axis] <= b <= part.stop[axis]]
+            assert {b for box in own for b in borders if box.start[axis] < b < box.stop[axis]} == set(borders)
+    assert {box.start[0] for box in boxes} == {0, 1, 2}
+
+
 def test_windows_meet_every_plane_before_any_twice(network):
     plan = plan_tiles((5, 256, 256), network.footprint, tile=64)
     boxes = list(straddling(plan, 5, np.random.default_rng(1)))
@@ -230,6 +243,25 @@ def test_a_flipped_byte_is_found_without_the_image(out):
     assert len(found.damage) == 1
     with pytest.raises(VerifyFailed, match="--resume"):
         found.raise_if_failed(out)
+
+
+def test_of_files_that_tilenet_did_not_write_no_run_is_said_to_help(out, network):
+    (out / "notes.txt").write_text("mine")
+    (out / "0" / "c" / "more.txt").write_text("mine")
+    found = tilenet.verify(out, IMAGE, model=network)
+    assert found.foreign == ["0/c/more.txt", "notes.txt"]
+    with pytest.raises(VerifyFailed) as only_foreign:
+        found.raise_if_failed("m.zarr")
+    assert str(only_foreign.value) == (
+        "m.zarr: 0/c/more.txt is extra: tilenet did not write it; and 1 more. Move away what tilenet did not write"
+    )
+    (out / "0" / "c" / "0" / "0").write_bytes(b"cut")
+    with pytest.raises(VerifyFailed, match=r"Move away what tilenet did not write, then run the same .* --resume"):
+        tilenet.verify(out, IMAGE, model=network).raise_if_failed("m.zarr")
+    (out / "notes.txt").unlink()
+    (out / "0" / "c" / "more.txt").unlink()
+    tilenet.segment(IMAGE, out, model=network, tile=128, resume=True)
+    assert tilenet.verify(out, IMAGE, model=network).ok
 
 
 def test_another_image_or_model_is_refused(out, network):

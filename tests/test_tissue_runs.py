@@ -182,6 +182,17 @@ def test_verify_knows_what_was_skipped(slide, tmp_path, monkeypatch):
         found.raise_if_failed("wrong.zarr")
 
 
+def test_a_speck_of_tissue_in_a_large_mask_is_recomputed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tilenet.sizes.BLOCK_SIDES", {2: (128, 128)})
+    pixels, speck = np.zeros((4096, 4096), np.uint8), np.zeros((64, 64), bool)
+    speck[37, 22] = True
+    mask = tilenet.segment(pixels, tmp_path / "mask.zarr", tissue=speck, **OPTIONS | {"tile": 128})
+    assert len(list(blocks_of(mask, computed=True))) == 1
+    for seed in range(3):
+        found = tilenet.verify(tmp_path / "mask.zarr", pixels, model=OPTIONS["model"], windows=1, seed=seed)
+        assert (found.ok, found.windows, found.not_recomputed) == (True, 1, "")
+
+
 def test_a_damaged_map_is_found_and_put_right(slide, tmp_path):
     tilenet.segment(slide, tmp_path / "mask.zarr", tissue=True, **OPTIONS)
     before, shard = tree(tmp_path / "mask.zarr"), tmp_path / "mask.zarr" / "tissue" / "0" / "c" / "0" / "0"

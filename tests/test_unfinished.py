@@ -85,9 +85,7 @@ def test_no_mask_is_made_inside_another(masks):
 
 def test_what_overwrite_refuses_to_lose_verify_tells_of(masks):
     (masks[0] / "notes.txt").write_text("mine")
-    assert tilenet.verify(masks[0], IMAGE, model=NETWORK).damage == [
-        "notes.txt is extra: tilenet did not write it. Move it away"
-    ]
+    assert tilenet.verify(masks[0], IMAGE, model=NETWORK).damage == ["notes.txt is extra: tilenet did not write it"]
     assert tilenet.write_table(masks[0], masks[0].parent / "a.csv").path.exists(), "its files are as written"
     with pytest.raises(OutputExists, match="notes.txt"):
         tilenet.segment(IMAGE, masks[0], model=NETWORK, overwrite=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ from tilenet.store.metadata import foreign_entries
 from tilenet.tiff_mask import TiffMask, is_tiff, open_mask, open_tiff_mask
 
 WINDOW = 160
-# Candidates to draw for each window wanted, since those in skipped blocks are dropped.
-TRIES = 50
 # A pixel may differ where the logits of two mask values are closer than this fraction of the
 # logits' range: another tile shape rounds differently in the last bits.
 TIE = {"fp64": 1e-9, "fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
@@ -52,6 +49,8 @@ class Verification:
         Pixels that differ only because the logits of two classes are equal up to rounding.
     differences : list of tuple
         Windows where the mask is not what the network gives: box, and number of differing pixels.
+    foreign : list of str
+        Files that tilenet did not write, each of which has a line in `damage`, too.
     """
 
     damage: list[str] = field(default_factory=list)
@@ -60,6 +59,7 @@ class Verification:
     pixels: int = 0
     ties: int = 0
     differences: list[tuple[Box, int]] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -74,10 +74,15 @@ class Verification:
             found.append(f"{count} of {box.size} pixels at {box} are not what the network gives")
         if found:
             more = len(self.damage) + len(self.differences) - len(found)
-            raise VerifyFailed(
-                f"{name}: {'; '.join(found)}{f'; and {more} more' if more else ''}. "
-                f"Run the same command with --resume to mend damaged files, with --overwrite for the rest"
-            )
+            raise VerifyFailed(f"{name}: {'; '.join(found)}{f'; and {more} more' if more else ''}. {self._remedy()}")
+
+    def _remedy(self) -> str:
+        """Return what to do about everything that was found. No run replaces a mask with foreign files in it."""
+        away = ["Move away what tilenet did not write"] if self.foreign else []
+        if len(self.foreign) == len(self.damage) and not self.differences:
+            return away[0]
+        again = "run the same command with --resume to mend damaged files, with --overwrite for the rest"
+        return ", then ".join([*away, again if away else again.capitalize()])
 
 
 def verify(
@@ -115,7 +120,7 @@ def verify(
         Whether the mask is `ok`, or what is wrong and where; ``raise_if_failed`` turns that into an error.
     """
     check_local(out)
-    found = Verification(damage=_damage(Path(out)))
+    found = _damage(Path(out))
     if found.damage:  # windows in damaged files might not even be readable
         return found
     with open_mask(out) as mask:
@@ -159,24 +164,36 @@ def _was_an_object(source: str) -> bool:
     return source not in packaged_models() and not Path(source).is_absolute()
 
 
-def _damage(out: Path) -> list[str]:
+def _damage(out: Path) -> Verification:
     """Return the damage of a complete mask; an incomplete one is refused later, when it is opened."""
     if is_tiff(out) and not out.is_dir():
-        return open_tiff_mask(out).check()
+        return Verification(damage=open_tiff_mask(out).check())
     store = Store.inspect(out)
     if not store.complete:
-        return []
+        return Verification()
+    changed = store.check()
     # Foreign files do the mask no harm, but a run with --overwrite would refuse to delete them.
-    foreign = [name for name in foreign_entries(out, store.layout) if not name.startswith(".")]
-    return [str(found) for found in store.check()] + [
-        f"{name} is extra: tilenet did not write it. Move it away" for name in foreign
-    ]
+    foreign = [found.file for found in changed if found.what == "extra" and found.block is None]
+    foreign += [name for name in foreign_entries(out, store.layout) if not name.startswith(".")]
+    damage = [str(found) for found in changed if found.file not in foreign]
+    damage += [f"{name} is extra: tilenet did not write it" for name in foreign]
+    return Verification(damage=damage, foreign=foreign)
 
 
 def _windows(mask: Mask | TiffMask, plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:
-    """Yield windows over crossings of tile borders, except those that lie in skipped blocks entirely."""
-    there = (box for box in straddling(plan, count * TRIES, random) if _computed(mask, box).any())
-    return islice(there, count)
+    """Yield windows over crossings of tile borders that touch a block that was computed, not skipped."""
+    if mask.tissue is None:
+        return straddling(plan, count, random)
+    computed = random.permutation(np.argwhere(mask.tissue.computed(mask.layout)))[:count]
+    blocks = [_in_plane(mask, *place) for place in computed.tolist()]
+    return straddling(plan, count if blocks else 0, random, blocks)
+
+
+def _in_plane(mask: Mask | TiffMask, row: int, column: int) -> Box:
+    """Return the pixels, along y and x, of the blocks in a row and a column of the grid."""
+    along = zip((row, column), mask.layout.block[-2:], mask.shape[-2:], strict=True)
+    start, stop = zip(*((k * side, min((k + 1) * side, n)) for k, side, n in along), strict=True)
+    return Box(start, stop)
 
 
 def _computed(mask: Mask | TiffMask, box: Box) -> NDArray[np.bool_]:
@@ -184,19 +201,29 @@ def _computed(mask: Mask | TiffMask, box: Box) -> NDArray[np.bool_]:
     return mask.layout.computed_at(*(np.arange(a, b) for a, b in zip(box.start[-2:], box.stop[-2:], strict=True)))
 
 
-def straddling(plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:
-    """Yield windows over crossings of tile borders; every border is visited before any is visited twice."""
+def straddling(plan: Plan, count: int, random: np.random.Generator, parts: Sequence[Box] = ()) -> Iterator[Box]:
+    """Yield windows over crossings of tile borders; every border is visited before any is visited twice.
+
+    Given `parts`, boxes of whole blocks along y and x, each window touches one of them, in turn.
+    """
+    parts = parts or [Box.of_shape(plan.shape[-2:])]
     inner = plan.footprint.ndim - sum(a.step == 1 and a.margin == 0 for a in plan.footprint.axes)
     side = WINDOW if inner < 3 else WINDOW // 4
     # Along an axis where a tile is one plane or time point there are no borders: visit every index instead.
     orders = [
         random.permutation(np.arange(t if t > 1 else 0, n, t)) for n, t in zip(plan.shape, plan.tile, strict=True)
     ]
+    leading = len(plan.shape) - 2
     for i in range(count):
+        part = parts[i % len(parts)]
+        lows, highs = (0,) * leading + part.start, plan.shape[:leading] + part.stop
+        turns = (i,) * leading + (i // len(parts),) * 2
         start, stop = [], []
-        for n, t, borders in zip(plan.shape, plan.tile, orders, strict=True):
+        for n, t, order, turn, low, high in zip(plan.shape, plan.tile, orders, turns, lows, highs, strict=True):
             length = 1 if t == 1 else side
-            middle = int(borders[i % len(borders)]) if len(borders) else int(random.integers(0, n))
+            # A window over the border at `high`, too, lies on both sides of it.
+            borders = order[(low <= order) & (order < high + (t > 1))]
+            middle = int(borders[turn % len(borders)]) if len(borders) else int(random.integers(low, high))
             first = middle - int(random.integers(length // 4, 3 * length // 4 + 1)) if t > 1 else middle
             start.append(max(0, min(first, n - length)))
             stop.append(min(n, start[-1] + length))
