@@ -299,6 +299,33 @@ def test_what_is_shown_of_an_address_has_no_secrets(secret, form):
     assert name.startswith("http")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "https://me:12/34@host/a.zarr",
+        "https://12/34@host/a",
+        "https://me:12?34@host/a",
+        "http://me:12#34@host/a",
+        "https://me:12/a?34@host/a",
+        "s3://me:12/34@bucket/a",
+    ],
+)
+def test_a_login_with_an_unencoded_slash_is_neither_shown_nor_taken_for_a_host(name):
+    assert address.shown(name) == f"{name.partition(':')[0]}://..."
+    with pytest.raises(ImageError) as caught:
+        address.parse_address(name)
+    assert "12" not in str(caught.value) and "34" not in str(caught.value)
+
+
+def test_an_at_sign_in_a_path_is_written_encoded():
+    with pytest.raises(ImageError, match=r"^https://\.\.\.: has an @ behind the host\. .* @ in a path as %40$"):
+        address.parse_address("https://host/a@b.zarr")
+    found = address.parse_address("https://host/a%40b.zarr")
+    assert found.path == "a@b.zarr"
+    assert address.shown(str(found)) == str(found) == "https://host/a%40b.zarr"
+    assert str(address.parse_address("s3://bucket/a@b.zarr")) == address.shown("s3://bucket/a@b.zarr")
+
+
 # Where it cannot go
 
 

@@ -39,7 +39,7 @@ class Address:
     login: str = field(default="", repr=False)
 
     def __str__(self) -> str:
-        path = self.path if self.scheme == "s3" else quote(self.path, safe="/:@!$&'()*+,;=~")
+        path = self.path if self.scheme == "s3" else quote(self.path, safe="/:!$&'()*+,;=~")
         return f"{self.scheme}://{self.host}/{path}".rstrip("/")
 
 
@@ -74,9 +74,13 @@ def parse_address(text: str) -> Address:
             raise ImageError(f"{shown(text)}: is not an address that can be understood. Check it") from None
         login, _, host = parts.netloc.rpartition("@")
         address = Address(scheme, host, unquote(parts.path).strip("/"), parts.query, login)
+    if address.scheme != "s3" and _hides_a_login(text):
+        raise ImageError(
+            f"{shown(text)}: has an @ behind the host. Write / in a password as %2F, and @ in a path as %40"
+        )
     if address.scheme == "s3" and address.login:
         raise ImageError(f"{shown(text)}: credentials are not taken from an s3 address. Set AWS_ACCESS_KEY_ID, ...")
-    if not _HOST.fullmatch(address.host):
+    if not _is_host(address.host, address.scheme):
         raise ImageError(f"{shown(text)}: names no host. Check the address")
     return address
 
@@ -90,11 +94,27 @@ def shown(name: str) -> str:
     if not is_address(name):
         return name
     scheme, _, rest = name.partition("://")
-    rest = rest if scheme.lower() == "s3" else re.split(r"[?#]", rest, maxsplit=1)[0]
-    host, slash, path = rest.partition("/")
+    s3 = scheme.lower() == "s3"
+    host, slash, path = (rest if s3 else re.split(r"[?#]", rest, maxsplit=1)[0]).partition("/")
     host = host.rpartition("@")[2]
     # If this is no valid host, it may be the first part of a password with an unencoded slash: show nothing of it.
-    return f"{scheme}://{host}{slash}{path}".rstrip("/") if _HOST.fullmatch(host) else f"{scheme}://..."
+    if not _is_host(host, scheme) or (not s3 and _hides_a_login(name)):
+        return f"{scheme}://..."
+    return f"{scheme}://{host}{slash}{path}".rstrip("/")
+
+
+def _is_host(host: str, scheme: str) -> bool:
+    """Return whether a text can be a host with its port or, for s3, a bucket, which has none."""
+    return bool(_HOST.fullmatch(host)) and not (scheme.lower() == "s3" and ":" in host)
+
+
+def _hides_a_login(name: str) -> bool:
+    """Return whether what looks like the host may be part of a login: an @ comes after a slash, ? or #.
+
+    >>> _hides_a_login("https://me:12/34@host/a"), _hides_a_login("https://me:1234@host/a%40b")
+    (True, False)
+    """
+    return "@" in "".join(re.split(r"([/?#])", name.partition("://")[2], maxsplit=1)[1:])
 
 
 def last_name(name: str) -> str:
