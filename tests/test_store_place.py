@@ -209,14 +209,62 @@ def test_what_goes_away_while_it_is_looked_at_was_not_abandoned(tmp_path, monkey
     left.mkdir()
     os.utime(left, (0, 0))
     assert list(place.abandoned(tmp_path / "m.zarr")) == [left]
-    clock = place._clock_of
+    clock = place._clock_beside
 
-    def put_in_place(folder):
+    def put_in_place(path):
         left.rename(tmp_path / "m.zarr")
-        return clock(folder)
+        return clock(path)
 
-    monkeypatch.setattr(place, "_clock_of", put_in_place)
+    monkeypatch.setattr(place, "_clock_beside", put_in_place)
     assert list(place.abandoned(tmp_path / "m.zarr")) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "m.zarr"]
+
+
+@pytest.mark.parametrize("ask", [place.can_resume, place.is_complete, place.held_whole, place.refuse_shares])
+def test_what_cannot_be_read_is_not_called_unwritable(old, monkeypatch, ask):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("recover", "locks"):
+        monkeypatch.setattr(place, name, refuse)
+    with pytest.raises(EnvironmentFault, match=r"m\.zarr: cannot be accessed \(permission denied\)\. Fix that"):
+        ask(old)
+
+
+def test_without_shares_nothing_is_written_to_see_whether_any_is_at_work(old, monkeypatch):
+    monkeypatch.setattr(place, "_clock_of", None)
+    place.refuse_shares(old)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_process_killed_while_it_asks_for_the_time_leaves_nothing_that_stays(old, monkeypatch):
+    left = old.with_name(f".m.zarr.{'0' * 12}-1-123-abcdef01{place.NEW}")  # of another machine
+    left.mkdir()
+    (old / ".tilenet" / "share-1-of-2.1").write_text("{}")
+    stat = Path.stat
+
+    def killed(path, *args, **kwargs):
+        if path.name.endswith((place.NEW, ".part")) and path != left:
+            raise Killed
+        return stat(path, *args, **kwargs)
+
+    for ask in (place.sweep, place.refuse_shares):
+        with monkeypatch.context() as dying, pytest.raises(Killed):
+            dying.setattr(Path, "stat", killed)
+            dying.setattr(place, "remove_tree", lambda path: None)
+            dying.setattr(place, "remove_file", lambda path: None)
+            ask(old)
+    (note,) = [path for path in old.parent.iterdir() if path not in (old, left)]
+    note.rename(abandoned(old))
+    place.sweep(old)
+    assert sorted(old.parent.iterdir()) == sorted([old, left])
+    assert len(list((old / ".tilenet").glob("*.part"))) == 1
+    (old / ".tilenet" / "share-1-of-2.1").unlink()
+    run(old, TINY)
+    assert not list((old / ".tilenet").glob("*.part"))
 
 
 def test_what_sweeping_leaves_is_the_only_copy_of_a_mask(old):

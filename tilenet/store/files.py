@@ -16,6 +16,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # What an error message tells the user to do once the cause is fixed.
 RESUME = "run again with --resume"
+# What cannot be done to a path from which a run only reads.
+ACCESSED = "accessed"
 AGAIN = "run it again"
 # Attempts to remove a folder: each other process that removes it at the same time may make one fail.
 TOGETHER = 100
@@ -27,20 +29,25 @@ def step(name: str, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 @contextmanager
-def faults_named(path: str | os.PathLike[str], *, needed: int = 0, again: str = RESUME) -> Iterator[None]:
-    """Turn an `OSError` into an `EnvironmentFault`: one line with the path and, if the disk is full, the free space."""
+def faults_named(
+    path: str | os.PathLike[str], *, what: str = "written", needed: int = 0, again: str = RESUME
+) -> Iterator[None]:
+    """Turn an `OSError` into an `EnvironmentFault`: one line with the path and, if the disk is full, the free space.
+
+    `what` says what cannot be done to the path, such as ``written``.
+    """
     try:
         yield
     except TilenetError:
         raise
     except OSError as error:
-        raise EnvironmentFault(_describe(Path(path), error, needed, again)) from error
+        raise EnvironmentFault(_describe(Path(path), error, what, needed, again)) from error
 
 
-def _describe(path: Path, error: OSError, needed: int, again: str) -> str:
+def _describe(path: Path, error: OSError, what: str, needed: int, again: str) -> str:
     reason = (error.strerror or type(error).__name__).lower()
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: cannot be written ({reason}). Fix that, then {again}"
+        return f"{path}: cannot be {what} ({reason}). Fix that, then {again}"
     room = f"{free_bytes(path):,} bytes free" + (f", {needed:,} needed" if needed else "")
     return f"{path}: {reason}: {room}. Make room, then {again}"
 

@@ -14,7 +14,17 @@ from pathlib import Path
 from uuid import uuid4
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputExists
-from tilenet.store.files import RESUME, faults_named, make_folder, nearest_folder, remove_tree, step, sync_folder
+from tilenet.store.files import (
+    ACCESSED,
+    RESUME,
+    faults_named,
+    make_folder,
+    nearest_folder,
+    remove_file,
+    remove_tree,
+    step,
+    sync_folder,
+)
 from tilenet.store.holder import is_running, started, this_machine
 from tilenet.store.journal import FOLDER
 from tilenet.store.lease import STALE, live, locks, refuse_live
@@ -82,7 +92,7 @@ def is_ours(path: Path) -> bool:
 def can_resume(path: str | Path) -> bool:
     """Return whether there is something at a path to resume."""
     path = Path(path).absolute()
-    with faults_named(path):
+    with faults_named(path, what=ACCESSED):
         recover(path)
     return path.exists()
 
@@ -90,7 +100,7 @@ def can_resume(path: str | Path) -> bool:
 def is_complete(path: str | Path) -> bool:
     """Return whether there is a complete store with nothing left to tidy up, without reading its shards."""
     path = Path(path).absolute()
-    with faults_named(path):
+    with faults_named(path, what=ACCESSED):
         return path.exists() and read_root(path)[2] and not left_behind(path / OWN)
 
 
@@ -98,14 +108,15 @@ def refuse_shares(path: str | Path) -> None:
     """Raise `OutputLocked` naming the shares of a store that are being written; `OutputNotFound` without a store."""
     path = Path(path).absolute()
     read_root(path)
-    with faults_named(path):
-        refuse_live([lock for lock in locks(path / OWN) if lock.share], _clock_of(path / OWN), path)
+    with faults_named(path, what=ACCESSED):
+        if held := [lock for lock in locks(path / OWN) if lock.share]:  # only then is the clock asked, which writes
+            refuse_live(held, _clock_of(path / OWN), path)
 
 
 def held_whole(path: str | Path) -> bool:
     """Return whether there is a lease of the whole store, whether its holder is dead or alive."""
     path = Path(path).absolute()
-    with faults_named(path):
+    with faults_named(path, what=ACCESSED):
         return any(lock.share is None for lock in locks(path / OWN))
 
 
@@ -162,11 +173,11 @@ def abandoned(path: Path) -> Iterator[Path]:
         for new in sorted(path.parent.glob(f".{_escaped(path.name)}.*{NEW}")):
             # For `slide`, the pattern also matches what was left beside `slide.zarr`, which belongs to another store.
             own = "." not in new.name.removeprefix(f".{path.name}.").removesuffix(NEW)
-            if own and new.is_dir() and not new.is_symlink() and _maker_is_dead(new):
+            if own and new.is_dir() and not new.is_symlink() and _maker_is_dead(new, path):
                 yield new
 
 
-def _maker_is_dead(new: Path) -> bool:
+def _maker_is_dead(new: Path, path: Path) -> bool:
     marks = new.name.removesuffix(NEW).rpartition(".")[2].split("-")
     if len(marks) != 4 or not marks[1].isdecimal():
         return False
@@ -175,20 +186,31 @@ def _maker_is_dead(new: Path) -> bool:
     if running is not None:
         return not running
     try:
-        age = _clock_of(new.parent) - new.stat().st_mtime
+        age = _clock_beside(path) - new.stat().st_mtime
         held = locks(new / OWN) if (new / OWN).is_dir() else []
     except FileNotFoundError:  # its maker has moved it into place, or removed it
         return False
-    return age > STALE and not live(held, _clock_of(new.parent))
+    return age > STALE and not (held and live(held, _clock_beside(path)))
 
 
-def _clock_of(folder: Path) -> float:
-    """Return the current time by the clock of the file server."""
-    note = folder / f".{uuid4().hex}.part"
-    note.touch()
-    now = note.stat().st_mtime
-    note.unlink()
-    return now
+def _clock_of(own: Path) -> float:
+    """Return the current time by the file server's clock; if killed, leaves a file that the next run removes."""
+    note = own / f"{uuid4().hex}.part"
+    step("note", note.touch)
+    try:
+        return note.stat().st_mtime
+    finally:
+        remove_file(note)
+
+
+def _clock_beside(path: Path) -> float:
+    """Return the current time by the file server's clock; if killed, leaves a folder that `sweep` removes."""
+    note = temporary_place(path)
+    step("note", note.mkdir)
+    try:
+        return note.stat().st_mtime
+    finally:
+        remove_tree(note)
 
 
 def _machine() -> str:

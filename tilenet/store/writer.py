@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tilenet.errors import EnvironmentFault, OutputError, OutputIncomplete
 from tilenet.store import begun
 from tilenet.store.blocks import Shard, shards_of
-from tilenet.store.files import faults_named
+from tilenet.store.files import ACCESSED, faults_named
 from tilenet.store.held import Held
 from tilenet.store.listing import enlist
 from tilenet.store.metadata import OWN
@@ -105,7 +105,7 @@ class Store(Held):
 
     def is_begun(self, flight: str) -> bool:
         """Return whether a writer that joined has begun a flight that has not ended."""
-        with faults_named(self.path):
+        with faults_named(self.path, what=ACCESSED):
             return begun.is_begun(self.path / OWN, flight)
 
     def forget(self, flight: str) -> None:
