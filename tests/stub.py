@@ -37,3 +37,12 @@ class Bright:
         rows = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
         total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
         return np.concatenate([np.full_like(total, self.bright), total], axis=1)
+
+
+class Bright3D:
+    """Tells whether a voxel is bright."""
+
+    footprint: ClassVar = Footprint.same(3, reach=0, step=1)
+
+    def __call__(self, batch):
+        return np.asarray(batch, np.float32) - 100

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from store_helpers import tree, tree_hash
-from stub import BAD, Bright
+from stub import BAD, Bright, Bright3D
 from workers import Cluster
 
 import tilenet
@@ -83,6 +83,33 @@ def test_smaller_ones_are_not_counted_but_listed_and_another_area_needs_no_new_t
         tilenet.batch(slides[:1], masks, min_area="20foo", **COUNTING)
     with pytest.raises(SettingsError, match="ask for tables"):
         tilenet.batch(slides[:1], masks, min_area=5, model=Bright())
+
+
+def test_an_area_that_has_no_meaning_in_a_mask_is_refused_before_the_mask_is_computed(slides, tmp_path):
+    tifffile.imwrite(tmp_path / "plain.tif", tifffile.imread(slides[0]), tile=(32, 32))
+    (result,) = tilenet.batch([tmp_path / "plain.tif"], tmp_path / "masks", min_area="20um2", **COUNTING)
+    assert result.status == "failed" and "plain.tif: the size of its pixels is unknown" in result.error
+    assert not (tmp_path / "masks" / "plain.zarr").exists()
+    (result,) = tilenet.batch([tmp_path / "plain.tif"], tmp_path / "masks", min_area="20px", **COUNTING)
+    assert result.status == "done"
+
+
+def test_an_area_of_objects_of_a_volume_is_refused_before_they_are_computed(tmp_path):
+    volume = np.full((4, 9, 9), 200, np.uint8)
+    tifffile.imwrite(tmp_path / "v.tif", volume, photometric="minisblack")
+    counting = COUNTING | {"model": Bright3D()}
+    (tmp_path / "list.csv").write_text("image,axes\nv.tif,zyx\n")
+    (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", min_area=5, **counting)
+    assert result.status == "failed" and "v.tif: objects of a volume have no area" in result.error
+    assert list((tmp_path / "masks").glob("*.zarr")) == []
+    (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", **counting)
+    assert result.status == "done"
+
+
+def test_an_image_that_cannot_be_opened_is_said_to_be_that_whatever_the_area(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"no TIFF")
+    (result,) = tilenet.batch([tmp_path / "a.tif"], tmp_path / "masks", min_area="20um2", **COUNTING)
+    assert result.status == "failed" and "the size of its pixels" not in result.error
 
 
 def test_a_table_older_than_its_mask_is_made_anew(slides, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from skimage.measure import label, regionprops
-from stub import Bright
+from stub import Bright, Bright3D
 
 import tilenet
 from tilenet import shapes
@@ -75,13 +75,6 @@ def test_an_object_is_one_line_however_many_regions_it_has(tmp_path):
     assert polygons.features == found.counts
     text = (tmp_path / "m.geojson").read_text()
     assert all(f'"id":"{line["id"]}"' in text for line in lines)
-
-
-class Bright3D:
-    footprint = Footprint.same(3, reach=0, step=1)
-
-    def __call__(self, batch):
-        return np.asarray(batch, np.float32) - 100
 
 
 def test_an_object_of_a_volume_is_one_line_of_voxels(tmp_path, tilenet_command):
@@ -213,7 +206,7 @@ def test_a_least_area_that_cannot_be_said_of_a_mask_is_refused(tmp_path, tilenet
         ("m.zarr", "20um2", "the size of its pixels is unknown. Give the area in them"),
         ("m.zarr", "20mm", "min area '20mm': give pixels"),
         ("m.zarr", "-3", "min area '-3': give pixels"),
-        ("v.zarr", "20px", "objects of a volume have no area. Choose lines of the table by volume_px"),
+        ("v.zarr", "20px", "objects of a volume have no area. Filter the table by volume_px"),
     ):
         for kind, name in (("--csv", "x.csv"), ("--geojson", "x.geojson")):
             code, _, err = tilenet_command("export", tmp_path / mask, kind, tmp_path / name, f"--min-area={area}")

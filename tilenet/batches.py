@@ -112,7 +112,8 @@ def batch(
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
-    beside = Beside(overview=overview, table=table, min_area=min_area)
+    of_masks = {f"{order.name}.zarr": order.options for order in orders}
+    beside = Beside(overview=overview, table=table, min_area=min_area, options=of_masks)
     tell = tell or (lambda result: None)
     return Batch(orders, Path(out), footprint, tell, beside=beside, client=client, objects=objects).run()
 

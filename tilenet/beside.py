@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tilenet.errors import TilenetError
 from tilenet.measures import Measured, check_table_place, read_table, write_table
+from tilenet.options import Options
 from tilenet.picture_files import check_picture_place, overview_beside, save
 from tilenet.pictures import overlay
+from tilenet.readers import open_image
+from tilenet.shapes import pixels_of_area
 
 
 @dataclass(frozen=True)
@@ -22,18 +27,23 @@ class Beside:
         Whether to write NAME.csv, see `tilenet.write_table`.
     min_area : str or float, optional
         Smallest area that is counted. The table lists smaller ones too, so that another area needs no new table.
+    options : mapping
+        The options of each run, by the name of its mask.
     """
 
     overview: bool = False
     table: bool = False
     min_area: str | float | None = None
+    options: Mapping[str, Options] = field(default_factory=dict)
 
     def check(self, image: str, mask: Path) -> None:
-        """Raise if another file is in the way, before the mask is computed."""
+        """Raise before the mask is computed if another file is in the way, or if areas will have no meaning in it."""
         if self.overview:
             check_picture_place(overview_beside(mask), replace=True, image=image)
         if self.table:
             check_table_place(table_beside(mask), replace=True, image=image)
+            if self.min_area is not None:
+                _check_area(self.min_area, image, self.options.get(mask.name, Options()))
 
     def make(self, image: str, mask: Path) -> Measured | None:
         """Make the files that are missing or older than the mask; return its measurements if a table is wanted."""
@@ -45,6 +55,18 @@ class Beside:
         if _is_older(table, mask):
             write_table(mask, table, image=image, overwrite=True)
         return read_table(mask, table, min_area=self.min_area)
+
+
+def _check_area(area: str | float, image: str, options: Options) -> None:
+    """Raise `SettingsError` if areas will have no meaning in the mask of an image."""
+    try:
+        opened = open_image(image, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
+    except TilenetError:  # the run will say why
+        return
+    with opened:
+        # Of a part, the number of planes is not known yet.
+        volumes = options.output == "objects" and options.roi is None and max(opened.box_shape[:-2], default=1) > 1
+        pixels_of_area(area, opened.name, opened.pixel_size, volumes=volumes)
 
 
 def table_beside(mask: Path) -> Path:

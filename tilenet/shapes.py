@@ -157,16 +157,21 @@ def least_pixels(mask: Mask | TiffMask, area: str | float | None) -> float:
     SettingsError
         If it is not an area, or areas have no meaning in this mask.
     """
-    if area is None:
-        return 0
+    return 0 if area is None else pixels_of_area(area, mask.path, mask.pixel_size, volumes=has_volumes(mask))
+
+
+def pixels_of_area(
+    area: str | float, name: str | Path, pixel_size: Sequence[float | None], *, volumes: bool = False
+) -> float:
+    """Convert an area to pixels of their size along y and x; raises as `least_pixels`, naming `name`."""
     number, unit = parse_area(area)
-    if has_volumes(mask):
-        raise SettingsError(f"{mask.path}: objects of a volume have no area. Choose lines of the table by volume_px")
-    y, x = mask.pixel_size[-2:]
+    if volumes:
+        raise SettingsError(f"{name}: objects of a volume have no area. Filter the table by volume_px")
+    y, x = pixel_size[-2:]
     if unit != "um2":
         return number
     if y is None or x is None:
-        raise SettingsError(f"{mask.path}: the size of its pixels is unknown. Give the area in them, such as 80px")
+        raise SettingsError(f"{name}: the size of its pixels is unknown. Give the area in them, such as 80px")
     return number / (y * x)
 
 
