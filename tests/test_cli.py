@@ -311,6 +311,13 @@ def test_what_may_not_be_read_is_told_by_its_name(work, tilenet_command, monkeyp
     assert "/masks/journal.jsonl: permission denied" in err
 
 
+@pytest.mark.parametrize("name", ["slide.png", "slide", "slide.zarr"])
+def test_a_sample_of_a_name_that_is_no_tiff_s_is_refused(tmp_path, tilenet_command, name):
+    code, _, err = tilenet_command("sample", tmp_path / name)
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert f"{name}: the sample is a TIFF. Give a name in .tif or .tiff\n" in err
+
+
 def test_a_sample_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import OutputExists
+from tilenet.errors import OutputExists, SettingsError
 from tilenet.geometry import mirror
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole, refuse_inside_mask
+from tilenet.tiff_mask import is_tiff
 
 SIDE, LEVELS, FILE_TILE = 4096, 4, 256
 
@@ -25,7 +26,7 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
     Parameters
     ----------
     path : str or path
-        The file to write; must not exist yet (`OutputExists`).
+        The file to write, ending in ``.tif`` or ``.tiff`` (`SettingsError`); must not exist yet (`OutputExists`).
     side : int
         Height and width in pixels.
     """
@@ -34,6 +35,8 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
 
     photo: NDArray[np.uint8] = data.immunohistochemistry()  # type: ignore[no-untyped-call]
     path = Path(path)
+    if not is_tiff(path):
+        raise SettingsError(f"{path}: the sample is a TIFF. Give a name in .tif or .tiff")
     if path.exists():
         raise OutputExists(f"{path}: exists already. Choose another name, or remove it")
     refuse_inside_mask(path)
