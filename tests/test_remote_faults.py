@@ -357,4 +357,4 @@ def test_a_missing_extra_is_named_with_what_installs_it(monkeypatch, tilenet_com
     monkeypatch.setitem(sys.modules, module, None)
     code, _, err = tilenet_command("info", name)
     assert (code, err.count("\n")) == (2, 1)
-    assert 'pip install "tilenet[remote]"' in err
+    assert 'pip install "tilenet[remote]", or ".[remote]" in a checkout' in err

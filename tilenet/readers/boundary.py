@@ -135,5 +135,6 @@ def needing(path: str, *, kind: str, library: str, extra: str) -> Iterator[None]
         yield
     except ImportError as error:
         raise ImageError(
-            f'{path}: is {kind}, read with {library}. Install it: pip install "tilenet[{extra}]"'
+            f'{path}: is {kind}, read with {library}. Install it: pip install "tilenet[{extra}]", or ".[{extra}]" in a '
+            f"checkout"
         ) from error
