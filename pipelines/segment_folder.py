@@ -30,9 +30,8 @@ def main() -> None:
         if result.status != "failed":
             mask = tilenet.open_mask(given.masks / f"{result.slide}.zarr")
             coarsest = mask.levels[-1][...]
-            print(
-                f"{result.slide}: {100 * (coarsest > 0).mean():.1f} % of the pixels are {mask.info['card']['labels']}"
-            )
+            names = " or ".join(mask.info["card"]["labels"].values())
+            print(f"{result.slide}: {100 * (coarsest > 0).mean():.1f} % of the pixels are {names}")
 
 
 # Workers import this file; without the guard each would start a batch of its own.
