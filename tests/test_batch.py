@@ -112,7 +112,7 @@ def test_a_list_says_names_and_options(tmp_path):
         ("name\na\n", "has no column image"),
         ("image,colour\na.tif,red\n", "column 'colour' is none of image, name"),
         ("image,tile\na.tif,big\n", "line 2: tile cannot be 'big'"),
-        ("image,name\na.tif,../b\n", "is no name of a file"),
+        ("image,name\na.tif,../b\n", "is not a valid, visible file name"),
         ("image\n", r"list\.csv: names no image"),
         ("image,level,level\na.tif,1,0\n", "has two columns level"),
     ],
@@ -156,7 +156,7 @@ def test_an_image_is_named_after_its_own_folder_and_never_hidden(tmp_path, monke
     orders = read_orders([".", "../b.tif"], model="nuclei", options=Options())
     assert [order.name for order in orders] == ["stack", "b"]
     for hidden in ("/", ".hidden.tif"):
-        with pytest.raises(SettingsError, match="is no name of a file"):
+        with pytest.raises(SettingsError, match="is not a valid, visible file name"):
             read_orders([hidden], model="nuclei", options=Options())
 
 

@@ -219,5 +219,5 @@ def test_a_part_that_leaves_the_mask_is_refused_not_cut(square):
     with pytest.raises(SettingsError, match="leaves the image"):
         overlay(square / "slide.tif", square / "mask.zarr", roi=np.s_[200:400, 100:200])
     tilenet.segment(square / "slide.tif", square / "part.zarr", model=Bright(), roi=np.s_[100:200, 100:200])
-    with pytest.raises(SettingsError, match="has not all of .* Choose a part inside"):
+    with pytest.raises(SettingsError, match="does not contain all of .* Choose a part inside"):
         overlay(square / "slide.tif", square / "part.zarr", roi=np.s_[50:150, 100:200])

@@ -251,7 +251,7 @@ def test_the_option_stands_alone_or_has_a_mask_behind_it(slide, tmp_path, own, t
     )
     assert (code, json.loads(out)["tissue"]["method"]) == (0, "given")
     code, _, err = tilenet_command("segment", "--tissue", slide, "-o", tmp_path / "no.zarr", *rest)
-    assert code == 2 and "say it last" in err and err.count("\n") == 1
+    assert code == 2 and "--tissue takes the next word as its mask: put it last" in err and err.count("\n") == 1
     code, out, _ = tilenet_command("plan", slide, *rest, "--tissue")
     skipped = json.loads(tilenet_command("info", tmp_path / "auto.zarr", "--json")[1])["tissue"]["skipped_blocks"]
     assert code == 0 and f"{skipped} of 9 blocks are skipped" in out

@@ -237,7 +237,7 @@ def _same_job(mask: Mask | TiffMask, image: Any, model: Any, footprint: Footprin
         machine.find_device(device)
     except SettingsError as error:
         raise OutputMismatch(
-            f"{mask.path}: was made with device {device}, which this machine has not. Verify it on one that has; "
+            f"{mask.path}: was made with device {device}, which this machine does not have. Verify it on one that has; "
             f"--windows 0 checks the files alone"
         ) from error
     wanted = Wanted(image, found["model"]["source"] if model is None else model, footprint=footprint)

@@ -201,7 +201,7 @@ def _run() -> None:
         sys.exit(done.exit_code)
     except click.MissingParameter as error:
         # --tissue takes the next word as its mask, even if that was meant to be the image.
-        hint = " --tissue takes the word behind it for a mask: say it last" if "--tissue" in sys.argv else ""
+        hint = " --tissue takes the next word as its mask: put it last" if "--tissue" in sys.argv else ""
         _give_up(error.format_message() + hint, error, error.exit_code)
     except click.ClickException as error:
         _give_up(error.format_message(), error, error.exit_code)

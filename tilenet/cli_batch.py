@@ -33,8 +33,8 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     IMAGES are files, patterns in quotes ("slides/*.svs"), and lists: .txt with a path a line, .csv
     with a column image and, where wanted, name, model, level, mpp, axes, channels, tile, batch,
     threads, scaling, threshold, output, missing and tissue.
-    Masks that are complete are skipped, others are gone on with: the same command again is all that
-    a killed batch needs.
+    Complete masks are skipped, others resumed: to continue a killed batch, run the same command
+    again.
     """
     from tilenet import batches, machine
 

@@ -68,7 +68,8 @@ def export(
         rows.append(row)
     if not objects:
         rows.append(
-            "a region is no object: those that touch are one, and specks count. segment --objects tells them apart"
+            "regions are not objects: touching objects are one region, and specks count. Use segment --objects to "
+            "separate them"
         )
     show(result, "\n".join(rows), as_json=as_json, quiet=quiet)
 

@@ -121,7 +121,7 @@ def image_options(command: Any) -> Any:
         click.option(
             "--threads",
             type=click.IntRange(1),
-            help="For the network on a CPU.  [default: OMP_NUM_THREADS, or all cores]",
+            help="CPU threads for the network.  [default: OMP_NUM_THREADS, or all cores]",
         ),
         click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
         click.option("--precision", help="auto (fp32), fp32, bf16, fp16 or fp64.  [default: auto]"),
@@ -134,7 +134,11 @@ def image_options(command: Any) -> Any:
         click.option(
             "--probability-dtype", type=click.Choice(["float16", "float32", "float64"]), help="[default: float32]"
         ),
-        click.option("--missing", type=click.Choice(["error", "fill"]), help="Empty file tiles.  [default: error]"),
+        click.option(
+            "--missing",
+            type=click.Choice(["error", "fill"]),
+            help="What to do about missing tiles in the file.  [default: error]",
+        ),
     ]
     for option in reversed(options):
         command = option(command)

@@ -119,10 +119,10 @@ def plain(value: Any) -> str:
 SHOWN = 0.01
 # The stages of a run, and what `profile_rows` says about each.
 STAGES = {
-    "read": "tiles read, by all readers together, beside the network",
+    "read": "tiles read, by all readers together, in parallel with the network",
     "waited": "the network waited for tiles",
     "computed": "the network ran, and its output was decided upon",
-    "written": "blocks written, beside the network",
+    "written": "blocks written, in parallel with the network",
     "finished": "pyramid built, and every file checked",
 }
 

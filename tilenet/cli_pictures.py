@@ -14,7 +14,9 @@ from tilenet.cli_output import remarks, show
 @click.command()
 @click.argument("image")
 @click.argument("mask", type=click.Path(path_type=Path))
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The picture: .png or .jpg.")
+@click.option(
+    "--out", "-o", required=True, type=click.Path(path_type=Path), help="The picture: .png, .jpg, .tif or .webp."
+)
 @click.option("--roi", help="The part to draw, start:stop of each axis, as for segment.  [default: all of the mask]")
 @click.option("--plane", type=Numbers(), help="Of a stack: Z, or T,Z of a series of stacks.  [default: the middle]")
 @click.option("--tissue", is_flag=True, help="Draw the tissue map, and darken what was skipped.")

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("image")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="The mask: OME-Zarr, or a TIFF by its ending.")
-@click.option("--into", type=click.Path(path_type=Path), help="In place of --out: an OME-Zarr image, to get labels.")
-@click.option("--name", help="Of the labels, with --into.  [default: the model's]")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    help="Instead of --out: an OME-Zarr image to write the labels into.",
+)
+@click.option("--name", help="Name of the labels, with --into.  [default: the model's]")
 @image_options
 @cluster_options
 @cli_shares.shard_option

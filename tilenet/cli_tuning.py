@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("image")
 @image_options
-@click.option("--seconds", type=click.FloatRange(0), default=60, show_default=True, help="Begin nothing after that.")
+@click.option(
+    "--seconds", type=click.FloatRange(0), default=60, show_default=True, help="Start no new trial after this time."
+)
 @JSON
 def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:
     """Measure tiles, engines, threads and batches on IMAGE, and say which options to give to segment.
 
-    What is said by an option is not varied; nothing above --memory is tried. No default is changed.
+    Options given are kept fixed; nothing above --memory is tried. No default is changed.
     """
     from tilenet import machine
     from tilenet.options import Options

@@ -65,5 +65,5 @@ def spatial_shape(shape: tuple[int, ...], path: str | Path) -> tuple[int, ...]:
     while len(shape) > 2 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) not in (2, 3):
-        raise ImageError(f"{path}: has shape {shape}. Planes and volumes are taken, one per file")
+        raise ImageError(f"{path}: has shape {shape}. Give one 2-D or 3-D image per file")
     return shape

@@ -161,7 +161,7 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
 
 def _check_name(name: str, where: str, remedy: str) -> None:
     if not name or Path(name).name != name or name.startswith("."):
-        raise SettingsError(f"{where}: {name!r} is no name of a file that is seen. {remedy}")
+        raise SettingsError(f"{where}: {name!r} is not a valid, visible file name. {remedy}")
 
 
 def _options(said: Mapping[str, str], where: str) -> dict[str, Any]:

@@ -85,5 +85,5 @@ def _kind(out: Path) -> str:
 
     kind = Pillow.registered_extensions().get(out.suffix.lower())
     if kind not in KINDS:
-        raise SettingsError(f"{out}: is the name of no kind of picture. Give one in .png or .jpg")
+        raise SettingsError(f"{out}: its ending is not a picture format. Give a name in .png, .jpg, .tif or .webp")
     return kind

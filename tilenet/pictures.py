@@ -138,7 +138,7 @@ def _part(image: Image, mask: Mask | TiffMask, roi: Roi | None) -> Box:
         return drawn
     asked = find_roi(roi, image.box_shape, name=image.name)
     if asked & drawn != asked:
-        raise SettingsError(f"{mask.path}: has not all of {asked}. Choose a part inside {drawn}")
+        raise SettingsError(f"{mask.path}: does not contain all of {asked}. Choose a part inside {drawn}")
     return asked
 
 

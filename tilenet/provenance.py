@@ -81,7 +81,7 @@ def remark(image: Image, mask: Mask | TiffMask) -> str:
     differs = "" if made_from.get("kind", "").endswith(" array") else difference(image, mask)
     return differs and (
         f"{image.name}: is not the image that {mask.path} was made from, {made_from['path']} ({differs}): "
-        f"look whether they fit"
+        f"check that mask and image fit"
     )
 
 

@@ -91,7 +91,7 @@ def intact(mask: str | Path) -> Layout:
     store = Store.inspect(mask)
     if damage := store.check():
         raise BlocksFailed(
-            f"{mask}: {len(damage)} files are not what was written ({damage[0]}). "
+            f"{mask}: {len(damage)} files differ from what was written ({damage[0]}). "
             f"Repair it: run the command that made it again, with --resume"
         )
     return store.layout

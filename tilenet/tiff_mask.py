@@ -206,7 +206,10 @@ def _read_description(path: Path) -> tuple[Layout, dict[str, Any]]:
     except Exception as error:  # text of unknown origin may make the parsers raise anything
         raise foreign from error
     if written != FORMAT:
-        raise OutputError(f"{path}: has format {written}, this tilenet knows {FORMAT}. Use the tilenet that wrote it")
+        raise OutputError(
+            f"{path}: has format {written}, but this version of tilenet reads format {FORMAT}. Use the tilenet that "
+            f"wrote it"
+        )
     return layout, own
 
 

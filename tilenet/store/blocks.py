@@ -143,8 +143,8 @@ class Blocks:
                 with faults_named(self.path / found.file):
                     remove_file(self.path / found.file)
         return BlocksFailed(
-            f"{self.path}: {len(damage)} files are not what was written ({damage[0]}): the disk may be failing. "
-            f"Run again with --resume to write them anew"
+            f"{self.path}: {len(damage)} files differ from what was written ({damage[0]}). The disk may be failing. "
+            f"Run again with --resume to rewrite them"
         )
 
 

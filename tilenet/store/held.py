@@ -228,7 +228,7 @@ class Held:
 
     def _held(self) -> Lease | Joined:
         if self._lease is None:
-            raise OutputError(f"{self.path}: is complete or closed, and cannot be written")
+            raise OutputError(f"{self.path}: cannot be written: the store is complete or has been closed")
         return self._lease
 
     def _lead(self) -> Lease:

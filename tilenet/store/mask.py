@@ -196,5 +196,5 @@ def _open(path: Path, array: str, layout: Layout, stamp: Stamp | None) -> Array:
         raise BlocksFailed(f"{path / array}: its metadata cannot be read ({one_line(error)}). {repair}") from error
     wanted = layout.arrays[array]
     if (opened.shape, opened.dtype) != (wanted.shape, np.dtype(wanted.dtype)):
-        raise BlocksFailed(f"{path / array}: its metadata says another shape or type than was written. {repair}")
+        raise BlocksFailed(f"{path / array}: its metadata gives another shape or data type than was written. {repair}")
     return opened

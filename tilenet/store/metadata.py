@@ -115,7 +115,8 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
             )
         if written != FORMAT:
             raise OutputError(
-                f"{path}: has format {written}, this tilenet knows {FORMAT}. Use the tilenet that wrote it"
+                f"{path}: has store format {written}, but this version of tilenet reads format {FORMAT}. Use the "
+                f"tilenet that wrote it"
             )
         found = Layout.from_json(layout)
         if not all(type(n) is int and 0 < n < 2**63 for n in (*found.shape, *found.block)):

@@ -72,7 +72,9 @@ def _refuse_to_replace(path: Path, overwrite: bool) -> None:
         how = "Go on with it (--resume), replace it (--overwrite), or choose" if ours else "Choose"
         raise OutputExists(f"{path}: exists already. {how} another path")
     if path.is_symlink():
-        raise OutputExists(f"{path}: is a link, and nothing is overwritten behind one. Give {path.resolve()}")
+        raise OutputExists(
+            f"{path}: is a symbolic link, which --overwrite does not follow. Give {path.resolve()} instead"
+        )
     protected = (Path.home().resolve(), Path(path.anchor))
     if not ours or path.resolve() in protected or os.path.ismount(path):
         raise OutputExists(f"{path}: exists, and is not a mask that tilenet wrote. Nothing is overwritten there")

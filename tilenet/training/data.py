@@ -84,7 +84,10 @@ def read_pairs(folder: str | Path, scaling: Mapping[str, Any], *, axes: str | No
     for p in pairs:
         image = paths[p.name][0]
         if p.label.ndim != pairs[0].label.ndim:
-            raise ImageError(f"{image}: has {p.label.ndim} axes, {first.name} has {pairs[0].label.ndim}. Train on one")
+            raise ImageError(
+                f"{image}: has {p.label.ndim} axes, {first.name} has {pairs[0].label.ndim}. Use images with the same "
+                f"number of axes"
+            )
         if len(p.image) != channels and (len(p.image), channels) != (1, 3):
             raise ImageError(f"{image}: has {len(p.image)} channels, others have {channels}. Train on images alike")
     return [Pair(p.name, np.broadcast_to(p.image, (channels, *p.label.shape)), p.label) for p in pairs]

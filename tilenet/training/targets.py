@@ -100,7 +100,10 @@ def class_values(labels: list[Labels]) -> tuple[int, ...]:
     for one in labels:
         values.update(np.unique(one).tolist())
     if not 2 <= len(values) <= 256:
-        raise ImageError(f"the labels hold {len(values)} different values, which cannot be classes. Objects? Say so")
+        raise ImageError(
+            f"the labels hold {len(values)} different values, which cannot be classes. If they are objects, train with "
+            f"targets mask or depth"
+        )
     return tuple(sorted(values))
 
 
