@@ -143,6 +143,53 @@ def test_an_ome_tiff_over_several_files_is_read(tmp_path):
         open_image(tmp_path / "p0.ome.tif")
 
 
+def ome_document(files, uuid):
+    """Return OME-XML of a stack whose planes are the pages of some files: (name, page) of each plane."""
+    planes = "".join(
+        f'<TiffData FirstZ="{z}" IFD="{page}" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{name}</UUID></TiffData>'
+        for z, (name, page) in enumerate(files)
+    )
+    return (
+        f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{uuid}"><Image ID="Image:0">'
+        f'<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="130" SizeY="100" SizeZ="{len(files)}" '
+        f'SizeC="1" SizeT="1">{planes}</Pixels></Image></OME>'
+    )
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("n_planes", [1, 2])
+def test_pages_that_all_lie_in_another_file_are_read_from_that_file(tmp_path, compression, n_planes):
+    here, there = noise((2, n_planes, 100, 130), np.uint16) + np.array([0, 999], np.uint16).reshape(2, 1, 1, 1)
+    files = [("there.ome.tif", z) for z in range(n_planes)]
+    for name, pixels in (("here.ome.tif", here), ("there.ome.tif", there)):
+        options = {"description": ome_document(files, name), "metadata": None, "compression": compression}
+        tifffile.imwrite(tmp_path / name, pixels, photometric="minisblack", **options)
+    assert_reads(tmp_path / "here.ome.tif", there if n_planes == 1 else there[None])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link.ome.tif").symlink_to(tmp_path / "here.ome.tif")
+    assert_reads(tmp_path / "elsewhere" / "link.ome.tif", there if n_planes == 1 else there[None])
+
+
+@pytest.mark.parametrize("other", [{"byteorder": ">"}, {"compression": None}, {"predictor": True}])
+def test_pages_that_are_stored_differently_are_refused_not_decoded_alike(tmp_path, other):
+    pixels, options = noise((2, 100, 130), np.uint16), {"compression": "zlib", "byteorder": "<"}
+    files = [("a.ome.tif", 0), ("b.ome.tif", 0)]
+    for (name, _), plane, own in zip(files, pixels, (options, options | other), strict=True):
+        tifffile.imwrite(tmp_path / name, plane, description=ome_document(files, name), metadata=None, **own)
+    with pytest.raises(ImageError, match=r"a\.ome\.tif: page 1 differs from the others in compression, byte order"):
+        open_image(tmp_path / "a.ome.tif")
+
+
+def test_an_imagej_stack_of_pages_stored_differently_is_refused(tmp_path):
+    # Noise: tifffile takes a file too small for two uncompressed planes for no stack.
+    path, pixels = tmp_path / "image.tif", np.random.default_rng(0).integers(0, 2**16, (100, 130), dtype=np.uint16)
+    with tifffile.TiffWriter(path) as tiff:
+        for compression, said in ((None, "ImageJ=1.11a\nimages=2\nslices=2\n"), ("zlib", None)):
+            tiff.write(pixels, compression=compression, description=said, metadata=None)
+    with pytest.raises(ImageError, match="page 1 differs from the others"):
+        open_image(path)
+
+
 @pytest.mark.parametrize("shape", [(5, 100, 130), (2, 5, 100, 130)])
 def test_a_tiff_that_does_not_say_its_axes_is_refused_until_they_are_said(tmp_path, shape):
     pixels = noise(shape)

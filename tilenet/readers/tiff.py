@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -29,7 +30,7 @@ from tilenet.readers.image import Image, Level, Pixels
 from tilenet.readers.tiff_decode import PageReader
 from tilenet.readers.tiff_metadata import channel_names, check_ome, pixel_sizes
 from tilenet.readers.tiff_pages import Segments, segments_of, stored_dimensions
-from tilenet.readers.tiff_walk import check_directories
+from tilenet.readers.tiff_walk import Storage, check_directories
 
 LOG = logging.getLogger("tilenet")
 # Kinds of TIFF that may hold several images; images smaller by this factor are labels, thumbnails or levels.
@@ -85,18 +86,22 @@ class TiffSource:
     def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
         self.path, self.said_axes, self.missing = path, axes, missing
         with quietly("tifffile"), refusing(f"{path}: cannot be read as a TIFF", DAMAGED):
-            check_directories(path)
+            storage = {os.path.realpath(path): check_directories(path)}
             with tifffile.TiffFile(path) as tiff:
-                self._take(tiff, self._series(tiff))
+                storage |= self._beside(tiff)
+                self._take(tiff, self._series(tiff), storage)
             check_missing(self.n_missing, missing, name=path)
             self.pages = PageReader(path)
 
+    def _beside(self, tiff: tifffile.TiffFile) -> dict[str, dict[int, Storage]]:
+        """Check the other files of an OME-TIFF, and return how their pages are stored."""
+        # tifffile looks for them beside the file itself, not beside a link to it.
+        folder = Path(os.path.realpath(self.path)).parent
+        names = check_ome(tiff, name=self.path) if tiff.is_ome else []
+        return {os.path.realpath(p): check_directories(str(p)) for p in map(folder.joinpath, names) if p.is_file()}
+
     def _series(self, tiff: tifffile.TiffFile) -> Any:
         """Return the series to read: the largest of a generic TIFF, whose metadata names none, else the first."""
-        if tiff.is_ome:
-            for other in check_ome(tiff, name=self.path):
-                if (Path(self.path).parent / other).is_file():
-                    check_directories(str(Path(self.path).parent / other))
         if not tiff.series:
             raise ImageError(f"{self.path}: holds no image. The file is damaged")
         first = tiff.series[0]
@@ -108,10 +113,10 @@ class TiffSource:
             _tell_of_others(self.path, len(others) + 1, tuple(chosen.shape))
         return chosen
 
-    def _take(self, tiff: tifffile.TiffFile, series: Any) -> None:
+    def _take(self, tiff: tifffile.TiffFile, series: Any, storage: dict[str, dict[int, Storage]]) -> None:
         """Keep all that is needed of a series, so that tifffile's file can be closed."""
         self.dtype = pixel_dtype(series.dtype, self.path)
-        levels = [self._level(s) for s in series.levels if s.dtype == series.dtype]
+        levels = [self._level(s, storage) for s in series.levels if s.dtype == series.dtype]
         first = levels[0].layout
         n_channels = dict(zip(first.axes, first.image_shape, strict=True)).get("c", 1)
         self.levels = [k for k in levels if k.layout.letters == first.letters]
@@ -130,8 +135,8 @@ class TiffSource:
         self.channel_names = channel_names(tiff, series, n_channels=n_channels)
         self.n_missing = sum(level.segments.n_missing for level in self.levels)
 
-    def _level(self, series: Any) -> TiffLevel:
-        segments = segments_of(series, name=self.path)
+    def _level(self, series: Any, storage: dict[str, dict[int, Storage]]) -> TiffLevel:
+        segments = segments_of(series, storage=storage, name=self.path)
         letters, shape = stored_dimensions(series, segments.page_shape, name=self.path)
         return TiffLevel(layout_of(letters, shape, axes=self.said_axes, name=self.path), segments)
 

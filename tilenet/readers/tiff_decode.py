@@ -119,7 +119,7 @@ class PageReader:
             out[s - s0, d - d0, y - y0 : y - y0 + n] = rows[..., slice(*ranges[4])]
 
     def _bytes(self, segments: Segments, page: int, offset: int, count: int) -> bytes:
-        if not segments.files or segments.files[page] == self.path:
+        if not (segments.files and segments.files[page]):
             data = os.pread(self._file, count, offset)
         else:
             with Path(segments.files[page]).open("rb") as file:

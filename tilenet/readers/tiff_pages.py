@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tilenet.errors import ImageError
 from tilenet.geometry import ceil_div
 from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_piece
-from tilenet.readers.tiff_walk import MOST_DIRECTORIES
+from tilenet.readers.tiff_walk import MOST_DIRECTORIES, Storage
 
 # Tag and compression numbers of TIFF 6.0.
 TILE_WIDTH = 322
@@ -39,7 +40,7 @@ class Segments:
         Offset and number of bytes of each segment, (pages, segments per page), uint64; a count of 0 stands for a
         missing segment.
     files : tuple of str
-        Path of the file of each page; empty if all pages lie in the main file.
+        Path of the file of each page, empty for a page in the main file; no entries if all pages lie in the main file.
     jpegtables : tuple of bytes or None
         JPEG tables of each page; empty if no page has any.
     raw : bool
@@ -66,8 +67,18 @@ class Segments:
         return int(np.count_nonzero(self.counts == 0))
 
 
-def segments_of(series: Any, *, name: str) -> Segments:
-    """Return the segment table of one level (a `tifffile.TiffPageSeries`), checked against the file's size."""
+def segments_of(series: Any, *, storage: Mapping[str, Mapping[int, Storage]], name: str) -> Segments:
+    """Return the segment table of one level, checked against the file's size.
+
+    Parameters
+    ----------
+    series : tifffile.TiffPageSeries
+        The level.
+    storage : mapping
+        How the pages of each file are stored, as `check_directories` returns it, by the file's real path.
+    name : str
+        Path of the main file.
+    """
     page = series.keyframe
     page_shape, segment_shape = tuple(map(int, page.shaped)), _segment_shape(page)
     if min(page_shape + segment_shape) < 1 or max(page_shape) > LONGEST_AXIS:
@@ -76,6 +87,7 @@ def segments_of(series: Any, *, name: str) -> Segments:
     if not 0 < n_pages <= MOST_DIRECTORIES:
         raise ImageError(f"{name}: says that it has {n_pages} pages. Its metadata is damaged")
     pages = list(_pages(series, n_pages))
+    _check_alike(page, pages, storage, name)
     raw = _is_raw(page, pages)
     if raw:
         segment_shape = (1, *page_shape[1:])
@@ -87,9 +99,23 @@ def segments_of(series: Any, *, name: str) -> Segments:
     else:
         raise ImageError(f"{name}: has {len(pages)} pages of {n_pages}. The file is damaged; get it again")
     _check_ends(offsets, counts, pages=pages, name=name)
-    segments = Segments(page, page_shape, segment_shape, offsets, counts, _files(pages), _jpegtables(pages), raw)
+    segments = Segments(page, page_shape, segment_shape, offsets, counts, _files(pages, name), _jpegtables(pages), raw)
     _check_filled(segments, name)
     return segments
+
+
+def _check_alike(first: Any, pages: list[Any], storage: Mapping[str, Mapping[int, Storage]], name: str) -> None:
+    """Refuse a level whose pages differ in how they are stored, since all are decoded as the first is."""
+
+    def of(page: Any) -> Storage | None:
+        return storage.get(page.parent.filehandle.path, {}).get(page.offset)
+
+    for i, page in enumerate(pages):
+        if page is not None and of(page) and of(first) and of(page) != of(first):
+            raise ImageError(
+                f"{name}: page {i} differs from the others in compression, byte order or type of pixels. "
+                f"Write the image again, with all its pages alike"
+            )
 
 
 def _table(pages: list[Any], n_segments: int, *, name: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -172,9 +198,10 @@ def _check_filled(segments: Segments, name: str) -> None:
         )
 
 
-def _files(pages: list[Any]) -> tuple[str, ...]:
-    paths = [p.parent.filehandle.path if p is not None else "" for p in pages]
-    return tuple(paths) if len({*paths} - {""}) > 1 else ()
+def _files(pages: list[Any], main: str) -> tuple[str, ...]:
+    main = os.path.realpath(main)  # as tifffile resolves the paths of its files
+    paths = [p.parent.filehandle.path if p is not None else main for p in pages]
+    return tuple("" if path == main else path for path in paths) if {*paths} != {main} else ()
 
 
 def _jpegtables(pages: list[Any]) -> tuple[bytes | None, ...]:

@@ -1,7 +1,8 @@
 """Check the directories (IFDs) of a TIFF before tifffile trusts them.
 
 tifffile follows a loop of more than 100 directories forever, and reads a tag of any length
-that fits into the file. This module reads counts and offsets only.
+that fits into the file. tifffile also decodes all pages of an image as it decodes one of them, so this
+module notes how each page is stored. It reads counts, offsets and single numbers only.
 """
 
 from __future__ import annotations
@@ -22,12 +23,24 @@ MOST_TILES = 2**22
 LARGEST_TAG = 64 * 2**20
 BYTES_OF_TYPE = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)
 SUB_IFDS = 330
+# Bits per sample, compression, fill order, predictor and sample format. All are 1 where a page lacks the tag.
+STORED_AS = (258, 259, 266, 317, 339)
+# Byte order, and the tags of STORED_AS that are not 1.
+Storage = tuple[str, dict[int, int]]
 
 
-def check_directories(path: str) -> None:
-    """Refuse a TIFF whose directories form a loop, lie outside the file, or hold implausibly large tags."""
+def check_directories(path: str) -> dict[int, Storage]:
+    """Refuse a TIFF whose directories form a loop, lie outside the file, or hold implausibly large tags.
+
+    Returns
+    -------
+    dict
+        Offset of each directory -> how its page is stored.
+    """
     with Path(path).open("rb") as file:
-        Walk(file, path).along()
+        walk = Walk(file, path)
+        walk.along()
+        return walk.storage
 
 
 class Walk:
@@ -49,6 +62,7 @@ class Walk:
         self.entry = struct.Struct(f"{order}HHQ8s" if self.big else f"{order}HHI4s")
         self.following = struct.Struct(f"{order}Q" if self.big or ndpi else f"{order}I")
         self.order = order
+        self.storage: dict[int, Storage] = {}
 
     def along(self) -> None:
         """Check the chain of directories, and the directories listed in their SubIFDs tags."""
@@ -85,8 +99,11 @@ class Walk:
         if len(data) < n_bytes + self.following.size:
             raise beyond
         inner: list[int] = []
+        stored: dict[int, int] = {}
         for tag in self.entry.iter_unpack(data[:n_bytes]):
             inner += self.tag(*tag)
+            stored |= self.stored_as(*tag)
+        self.storage[offset] = self.order, stored
         (following,) = self.following.unpack_from(data, n_bytes)
         return int(following), inner
 
@@ -101,6 +118,14 @@ class Walk:
         if code not in TABLES and n_bytes > LARGEST_TAG and count > 1:
             raise ImageError(f"{self.name}: has {n_bytes} bytes in its tag {code}. The file is damaged")
         return self.listed(kind, count, value=value) if code == SUB_IFDS else []
+
+    def stored_as(self, code: int, kind: int, count: int, value: bytes) -> dict[int, int]:
+        """Return the number of a tag of `STORED_AS`; nothing if it is 1, or if it is not in the directory itself."""
+        n_bytes = count * BYTES_OF_TYPE[kind] if kind < len(BYTES_OF_TYPE) else 0
+        if code not in STORED_AS or n_bytes > len(value):
+            return {}
+        number = int.from_bytes(value[:n_bytes], "little" if self.order == "<" else "big")
+        return {code: number} if number != 1 else {}
 
     def listed(self, kind: int, count: int, *, value: bytes) -> list[int]:
         """Return the offsets that a SubIFDs tag lists."""
