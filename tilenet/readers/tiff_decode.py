@@ -40,7 +40,7 @@ class PageReader:
     def __init__(self, path: str) -> None:
         self.path = path
         self.cache = PieceCache()
-        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._file = os.open(path, os.O_RDONLY)
         self.size = os.fstat(self._file).st_size
         self.head = os.pread(self._file, 16, 0)
 
