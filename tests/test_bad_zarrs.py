@@ -1,10 +1,13 @@
 """Damaged and hostile zarr images: each is one line, one `ImageError`, soon and in little memory."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import struct
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -12,6 +15,7 @@ from test_bad_images import PIXELS, patched
 
 from tilenet.geometry import Box
 from tilenet.readers import open_image
+from tilenet.readers.unpacked import unpacks_to_more
 
 
 # Zarr: a sound image of two levels, and what is done to it.
@@ -190,6 +194,42 @@ def test_a_decompression_bomb_in_a_chunk_is_refused(tmp_path, refused, compresso
     zarr.create_array(tmp_path / "image.zarr", data=pixels + 1, chunks=(1024, 1024), compressors=compressor)
     (tmp_path / "image.zarr" / "c" / "0" / "0").write_bytes(bomb())
     refused(tmp_path / "image.zarr", reading=True)
+
+
+def zstd_without_a_size(n_blocks):
+    """Return a zstd frame of repeated zeros that does not state its size, in blocks of 128 KiB (RFC 8878, 3.1.1)."""
+    blocks = (2**17 << 3 | 2 | (k == n_blocks - 1) for k in range(n_blocks))
+    return b"\x28\xb5\x2f\xfd\x00\x38" + b"".join(block.to_bytes(3, "little") + b"\0" for block in blocks)
+
+
+SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0skip"  # a zstd frame that decoders skip
+
+
+@pytest.mark.parametrize(
+    ("codec", "small", "bomb"),
+    [
+        ("gzip", lambda: gzip.compress(b"small"), lambda: bomb_gzip(2**27)),
+        ("gzip", lambda: gzip.compress(b"small") + bytes(8), lambda: bomb_gzip(2**27)),
+        ("bz2", lambda: bz2.compress(b"small"), lambda: bz2.compress(bytes(2**24))),
+        ("lzma", lambda: lzma.compress(b"small"), lambda: lzma.compress(bytes(2**24))),
+        ("zstd", lambda: bomb_zstd(9), lambda: zstd_without_a_size(128)),
+        ("zstd", lambda: bomb_zstd(9), lambda: bomb_zstd(2**24)),
+        ("zstd", lambda: SKIPPED, lambda: zstd_without_a_size(128)),
+        ("zstd", lambda: SKIPPED, lambda: bomb_zstd(2**24)),
+    ],
+)
+def test_a_bomb_behind_a_small_stream_counts_because_its_decoder_goes_on_to_it(codec, small, bomb):
+    data = small() + bomb()
+    decoded = numcodecs.get_codec({"id": codec}).decode(data)
+    assert len(decoded) >= 2**24
+    assert unpacks_to_more(data, codec, limit=2**20)
+    assert not unpacks_to_more(data, codec, limit=len(decoded))
+
+
+@pytest.mark.parametrize("codec", ["gzip", "bz2", "lzma", "zstd", "zlib"])
+@pytest.mark.parametrize("content", [b"", b"\x28\xb5\x2f\xfd", b"nonsense", bytes(2**17)])
+def test_what_no_decoder_accepts_is_left_to_the_decoder_to_refuse(codec, content):
+    assert not unpacks_to_more(content, codec, limit=10)
 
 
 def test_a_bomb_inside_a_shard_is_refused_when_all_of_the_shard_is_read(tmp_path, refused):

@@ -1,17 +1,25 @@
-"""Check the decompressed size of a chunk before a library allocates it."""
+"""Check the decompressed size of a chunk before a library allocates it.
+
+The decoders of gzip, bz2, lzma and zstd go on to the next stream where one ends, so all streams of a chunk count.
+"""
 
 from __future__ import annotations
 
 import bz2
+import gzip
 import lzma
-import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
+from io import BytesIO
 
 # Deflate never compresses better than this (zlib's technical details).
 DEFLATE_RATIO = 1032
 HARMLESS = 64 * 2**20
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# Bytes to decompress at once.
+PIECE = 2**20
+Decoded = gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
 
 
 def unpacks_to_more(data: bytes, codec: str, *, limit: int) -> bool:
@@ -31,8 +39,11 @@ def _lz4(data: bytes, limit: int) -> bool:
 
 def _zstd(data: bytes, limit: int) -> bool:
     """Read the frame's content size (RFC 8878, 3.1.1.1); if it states none, decompress up to the limit."""
-    if not data.startswith(ZSTD_MAGIC):
-        return False
+    found = data.count(ZSTD_MAGIC)
+    if not found or len(data) == len(ZSTD_MAGIC):
+        return False  # no frame that holds anything
+    if found > 1 or not data.startswith(ZSTD_MAGIC):  # several frames, a skippable one, or the magic number by chance
+        return _zstd_unpacked(data, limit)
     descriptor = data[4]
     single, width = bool(descriptor & 0x20), descriptor >> 6
     at = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
@@ -53,25 +64,39 @@ def _zstd_unpacked(data: bytes, limit: int) -> bool:
     return False
 
 
-def _deflate(data: bytes, limit: int) -> bool:
+def _zlib(data: bytes, limit: int) -> bool:
     if len(data) * DEFLATE_RATIO <= max(limit, HARMLESS):
         return False
-    return _bounded(zlib.decompressobj(wbits=47).decompress, data, limit)
-
-
-def _bounded(decompress: Callable[[bytes, int], bytes], data: bytes, limit: int) -> bool:
     try:
-        return len(decompress(data, limit + 1)) > limit
-    except (zlib.error, lzma.LZMAError, OSError, EOFError, struct.error):
+        return len(zlib.decompressobj().decompress(data, limit + 1)) > limit
+    except zlib.error:
         return False  # damaged: the library that decodes it will raise
+
+
+def _gzip(data: bytes, limit: int) -> bool:
+    return len(data) * DEFLATE_RATIO > max(limit, HARMLESS) and _longer(
+        lambda file: gzip.GzipFile(fileobj=file), data, limit
+    )
+
+
+def _longer(opened: Callable[[BytesIO], Decoded], data: bytes, limit: int) -> bool:
+    """Decompress stream after stream, up to the limit."""
+    n_bytes = 0
+    try:
+        with opened(BytesIO(data)) as file:
+            while n_bytes <= limit and (piece := file.read(PIECE)):
+                n_bytes += len(piece)
+    except (zlib.error, lzma.LZMAError, OSError, EOFError):
+        return False  # damaged: the library that decodes it will raise
+    return n_bytes > limit
 
 
 _MORE: dict[str, Callable[[bytes, int], bool]] = {
     "blosc": _blosc,
     "lz4": _lz4,
     "zstd": _zstd,
-    "gzip": _deflate,
-    "zlib": _deflate,
-    "bz2": lambda data, limit: _bounded(bz2.BZ2Decompressor().decompress, data, limit),
-    "lzma": lambda data, limit: _bounded(lzma.LZMADecompressor().decompress, data, limit),
+    "gzip": _gzip,
+    "zlib": _zlib,
+    "bz2": partial(_longer, bz2.BZ2File),
+    "lzma": partial(_longer, lzma.LZMAFile),
 }
