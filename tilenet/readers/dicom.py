@@ -2,7 +2,7 @@
 
 Optical paths are channels and focal planes are ``z``. A folder must hold one slide: files of
 another series are refused, not skipped. wsidicom can read from several threads, and has its own
-cache of decoded tiles (100 MB).
+cache of decoded tiles, which is limited to the size of the other readers' caches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tilenet.readers.boundary import (
     refusing,
     reopening,
 )
-from tilenet.readers.image import RGB, Image, Level, Pixels
+from tilenet.readers.image import CACHE_BYTES, RGB, Image, Level, Pixels
 from tilenet.readers.kinds import dicom_files
 from tilenet.readers.pieces import assemble
 
@@ -42,13 +42,16 @@ class DicomSource:
     def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
         with needing(path, kind="a DICOM image", library="wsidicom", extra="dicom"):
             import wsidicom
+            from wsidicom.config import Settings
         self.path, self.said_axes, self.missing = path, axes, missing
         self.slide: Any = None
         files = sorted(dicom_files(path)) if Path(path).is_dir() else [Path(path)]
         try:
             with quietly("wsidicom"), refusing(f"{path}: cannot be read as a DICOM whole-slide image", DAMAGED):
                 self.identity = _identity(files, path)
-                self.slide = wsidicom.WsiDicom.open(files)
+                # By default wsidicom caches 100 MB of encoded tiles besides the decoded ones.
+                caches = Settings(decoded_frame_cache_size=CACHE_BYTES, encoded_frame_cache_size=0)
+                self.slide = wsidicom.WsiDicom.open(files, settings=caches)
                 self._take()
                 check_missing(self.n_missing, missing, name=path)
         except ImageError:
@@ -128,7 +131,7 @@ class DicomSource:
 class DicomImage(Image):
     """One level of a DICOM whole-slide image."""
 
-    reader = "DICOM (wsidicom)"
+    reader, keeps_pieces = "DICOM (wsidicom)", True
 
     def __init__(self, source: DicomSource, level: int) -> None:
         self._source, self.level, self.name, self.levels = source, level, source.path, source.levels
