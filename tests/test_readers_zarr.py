@@ -97,6 +97,13 @@ def test_chunks_that_were_never_written_are_the_fill_value(tmp_path):
     assert (pixels[32:] == 9).all()
 
 
+@pytest.mark.parametrize("unit", ["angstrom", "foot", "inch", "mile", "parsec", "yard", "yoctometer"])
+def test_units_of_length_that_ome_zarr_defines_are_kept_in_the_frame(tmp_path, unit):
+    frame = open_image(group(tmp_path, unit=unit)).frame
+    assert [axis["unit"] for axis in frame["axes"]] == [unit] * 2
+    assert frame["scale"] == [0.5, 0.25]
+
+
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 @pytest.mark.parametrize(
     ("unit", "factor"), [("micrometer", 1), ("nanometer", 1e-3), ("millimeter", 1e3), ("pixel", None), (None, None)]

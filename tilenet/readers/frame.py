@@ -10,7 +10,8 @@ from tilenet.readers.units import MICROMETERS
 
 # The keys ``axes``, ``scale`` and ``translation``, each a list with one entry per axis.
 Frame = Mapping[str, Any]
-SPECIFIED = ("angstrom", "inch", "minute", "hour", "day")
+# Units that OME-Zarr 0.4 and 0.5 define, beside metres and seconds with a prefix.
+SPECIFIED = ("angstrom", "foot", "inch", "mile", "parsec", "yard", "minute", "hour", "day")
 
 
 def frame_of(image: Mapping[str, Any], level: int) -> Frame:
