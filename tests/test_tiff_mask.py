@@ -164,6 +164,16 @@ def test_probabilities_do_not_fit_in_a_tiff(slide, tmp_path):
     assert names(tmp_path) == []
 
 
+def test_every_level_of_a_tiff_becomes_an_array_as_the_mask_does(whole):
+    mask = tilenet.open_mask(whole[1])
+    for level in mask.levels:
+        assert np.array_equal(np.asarray(level), level[...])
+        assert np.asarray(level, np.float32).dtype == np.float32
+    assert np.asarray(mask.levels[1]).shape == mask.levels[1].shape
+    with pytest.raises(ValueError, match="without copying"):
+        np.array(mask.levels[0], copy=False)
+
+
 def test_objects_go_into_a_tiff(slide, tmp_path):
     mask = segment(slide, tmp_path / "m.tif", objects=True)
     assert mask.dtype == np.uint32

@@ -68,6 +68,11 @@ class TiffLevel:
         pixels: NDArray[Any] = self.read(box)[inside]
         return pixels
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a level of a mask on disk cannot become an array without copying")
+        return np.asarray(self[...], dtype=dtype)
+
 
 class TiffMask(AnyMask):
     """A mask in a TIFF that tilenet wrote: index it like an array, or pass it to NumPy as a whole.
