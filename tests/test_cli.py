@@ -121,6 +121,15 @@ def test_axes_that_are_said_in_place_of_the_files_are_told_and_shown(work, tilen
     assert (shown["axes"], "axes_in_file" in shown) == ("cyx", False)
 
 
+def test_info_and_segment_say_that_alpha_is_not_read(work, tilenet_command):
+    path, pixels = work / "rgba.tif", np.random.default_rng(0).integers(0, 200, (60, 70, 4), dtype=np.uint8)
+    tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=["unassalpha"])
+    assert json.loads(tilenet_command("info", path, "--json")[1])["alpha"] == "not read"
+    assert "alpha" not in json.loads(tilenet_command("info", work / "slide.tif", "--json")[1])
+    _, _, err = tilenet_command("segment", path, "-m", work / "small.safetensors", "-o", work / "rgba.zarr")
+    assert "rgba.tif: its alpha channel is not read" in err
+
+
 def test_info_counts_missing_tiles_and_says_what_segment_would(work, tilenet_command):
     path, tile = work / "sparse.tif", np.ones((64, 64, 3), np.uint8)
     options = {"shape": (128, 192, 3), "dtype": "uint8", "tile": (64, 64), "photometric": "rgb"}

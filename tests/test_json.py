@@ -28,6 +28,8 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("json")
     pixels = np.random.default_rng(0).integers(0, 255, (90, 110, 3), np.uint8)
     tifffile.imwrite(folder / "slide.tif", pixels, tile=(32, 32), photometric="rgb", **SIZE)
+    alpha = np.full((90, 110, 1), 255, np.uint8)
+    tifffile.imwrite(folder / "rgba.tif", np.append(pixels, alpha, -1), photometric="rgb", extrasamples=["unassalpha"])
     tilenet.save_model(random_network(in_channels=3, depth=2, wf=1), folder / "m.safetensors")
     for name, objects in (("mask", False), ("objects", True)):
         tilenet.segment(
@@ -47,7 +49,7 @@ COMMANDS = {
         "segment slide.tif -m m.safetensors --out c.zarr --tile 16 --shard 1/2",
     ],
     "plan": ["plan slide.tif -m m.safetensors --tissue=auto"],
-    "info": ["info slide.tif", "info nuclei", "info mask.zarr"],
+    "info": ["info slide.tif", "info rgba.tif", "info nuclei", "info mask.zarr"],
     "verify": ["verify mask.zarr"],
     "overlay": ["overlay slide.tif mask.zarr --out mask.png"],
     "export": ["export mask.zarr --csv mask.csv --geojson mask.geojson --tiff mask.ome.tif"],

@@ -30,6 +30,12 @@ def test_a_lossless_picture_is_read_without_its_alpha(tmp_path, name, mode, axes
     np.testing.assert_array_equal(image.read(WHOLE), np.moveaxis(expected, 2, 0))
 
 
+def test_only_alpha_that_makes_a_pixel_transparent_is_told(tmp_path):
+    image = open_image(save(tmp_path, COLOUR, "RGBA", "a.png"))
+    opaque = open_image(save(tmp_path, COLOUR | np.array([0, 0, 0, 255], np.uint8), "RGBA", "b.png"))
+    assert (image.drops_alpha, opaque.drops_alpha) == (True, False)
+
+
 def test_a_jpeg_is_what_pillow_decodes(tmp_path):
     smooth = np.add.outer(np.arange(40), np.arange(50)).astype(np.uint8)
     for mode in ("L", "RGB"):

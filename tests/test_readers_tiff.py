@@ -88,7 +88,8 @@ def test_one_bit_pixels_are_read_as_zeros_and_ones(tmp_path):
 def test_alpha_is_dropped(tmp_path, kind, options):
     colour, grey = noise((100, 130, 4)), noise((100, 130, 2))
     path = write(tmp_path, colour, photometric="rgb", extrasamples=[kind], **options)
-    assert assert_reads(path, np.moveaxis(colour[..., :3], 2, 0)).axes == "yxc"
+    image = assert_reads(path, np.moveaxis(colour[..., :3], 2, 0))
+    assert (image.axes, image.drops_alpha, image.with_channels([0]).drops_alpha) == ("yxc", True, True)
     path = write(tmp_path, grey, photometric="minisblack", extrasamples=[kind], planarconfig="contig", **options)
     assert assert_reads(path, grey[None, ..., 0]).axes == "yx"
 
@@ -96,7 +97,7 @@ def test_alpha_is_dropped(tmp_path, kind, options):
 def test_samples_that_are_not_alpha_are_kept(tmp_path):
     pixels = noise((100, 130, 4))
     path = write(tmp_path, pixels, photometric="rgb", extrasamples=["unspecified"])
-    assert_reads(path, np.moveaxis(pixels, 2, 0))
+    assert not assert_reads(path, np.moveaxis(pixels, 2, 0)).drops_alpha
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])

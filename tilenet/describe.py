@@ -94,6 +94,8 @@ def _image(file: str, axes: str | None, model: str) -> dict[str, Any]:
             "channels": image.channel_names,
             "colour": image.is_color,
         }
+        if image.drops_alpha:
+            facts["alpha"] = "not read"
         if image.n_missing:
             facts["missing_tiles"] = image.n_missing
         return facts | {"segment": f"{model}: {refused}{_reading(image, axes, model)}"}

@@ -61,6 +61,8 @@ def as_seen(opened: Image, network: Any, card: ModelCard, options: Options, foot
         LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.told_axes)
     if opened.reader == PlanesImage.reader:
         LOG.info("%s: its %d files are read as one stack along %s", opened.name, opened.shape[0], opened.axes[0])
+    if opened.drops_alpha:
+        LOG.info("%s: its alpha channel is not read: transparent pixels are segmented like all others", opened.name)
     channels = None if options.channels is None else opened.channel_numbers(options.channels)
     resolution = _resolution(opened, card, options)
     whole = at_resolution(opened, resolution)

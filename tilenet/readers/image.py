@@ -72,6 +72,8 @@ class Image(ABC):
         Which of tilenet's readers reads the image, and through which library.
     told_axes : str
         The axes that the file states; empty if it states none.
+    drops_alpha : bool
+        Whether the file has an alpha channel, which reads leave out.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Image(ABC):
     keeps_pieces: bool = False
     reader: str = ""
     told_axes: str = ""
+    drops_alpha: bool = False
 
     @abstractmethod
     def at_level(self, level: int) -> Image:
@@ -249,7 +252,7 @@ class ChannelView(Image):
         self.name, self.axes, self.dtype, self.level = image.name, image.axes, image.dtype, image.level
         self.channel_names = tuple(image.channel_names[c] for c in channels)
         self.n_missing, self.working_bytes = image.n_missing, image.working_bytes
-        self.reader, self.told_axes = image.reader, image.told_axes
+        self.reader, self.told_axes, self.drops_alpha = image.reader, image.told_axes, image.drops_alpha
         self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
         chosen = sorted(set(channels))
         first = [c for c in chosen if c - 1 not in chosen]

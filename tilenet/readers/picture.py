@@ -37,7 +37,7 @@ class PictureImage(Image):
         with refusing(f"{path}: cannot be read as a {kind.upper()}", "The file is damaged; get it again"):
             data = Path(path).read_bytes()
             self._identity = {"kind": kind, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            self._pixels = _decode(data, kind, path=path)
+            self._pixels, self.drops_alpha = _decode(data, kind, path=path)
         height, width, samples = self._pixels.shape
         stored, used = ("yx", (height, width)) if samples == 1 else ("yxs", (height, width, samples))
         self._layout = layout_of(stored, used, axes=axes, name=path)
@@ -67,8 +67,8 @@ class PictureImage(Image):
         return reopening(self.name, axes=self._said_axes)
 
 
-def _decode(data: bytes, kind: str, *, path: str) -> Pixels:
-    """Return the decoded picture (y, x, samples) without alpha."""
+def _decode(data: bytes, kind: str, *, path: str) -> tuple[Pixels, bool]:
+    """Return the decoded picture (y, x, samples) without alpha, and whether some of its pixels are transparent."""
     size = picture_size(data, kind)
     if size is None:
         raise ImageError(f"{path}: its header does not say how large it is. The file is damaged; get it again")
@@ -78,4 +78,6 @@ def _decode(data: bytes, kind: str, *, path: str) -> Pixels:
         raise ImageError(f"{path}: is cut off, as a JPEG without an end. Get the file again")
     pixels = np.atleast_3d(DECODERS[kind](data))
     samples = WITHOUT_ALPHA.get(pixels.shape[2]) if kind != "jpeg" else pixels.shape[2]
-    return np.ascontiguousarray(pixels[..., :samples].astype(pixel_dtype(pixels.dtype, path), copy=False))
+    opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
+    transparent = bool((pixels[..., samples:] != opaque).any())
+    return np.ascontiguousarray(pixels[..., :samples].astype(pixel_dtype(pixels.dtype, path), copy=False)), transparent

@@ -41,6 +41,7 @@ class PlanesImage(Image):
                 _check_plane(first)
                 self._plane_axes, self._plane_shape, self.dtype = first.axes, first.shape, first.dtype
                 size, self.channel_names = first.pixel_size, first.channel_names
+                self.drops_alpha = first.drops_alpha
             self.n_missing = 0
             self._sha256 = hashlib.sha256("\n".join(map(self._probe, range(len(self._files)))).encode()).hexdigest()
         layout = layout_of(f"z{self._plane_axes}", (len(self._files), *self._plane_shape), axes=axes, name=path)

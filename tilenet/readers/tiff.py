@@ -29,7 +29,7 @@ from tilenet.readers.boundary import DAMAGED, check_level, check_missing, pixel_
 from tilenet.readers.image import Image, Level, Pixels
 from tilenet.readers.tiff_decode import PageReader
 from tilenet.readers.tiff_metadata import channel_names, check_ome, pixel_sizes
-from tilenet.readers.tiff_pages import Segments, segments_of, stored_dimensions
+from tilenet.readers.tiff_pages import Segments, n_alpha, segments_of, stored_dimensions
 from tilenet.readers.tiff_walk import Storage, check_directories
 
 LOG = logging.getLogger("tilenet")
@@ -181,6 +181,7 @@ class TiffImage(Image):
         )
         self.n_missing = source.n_missing
         self.keeps_pieces = not source.levels[level].segments.raw
+        self.drops_alpha = n_alpha(source.levels[level].segments.page) > 0
 
     def at_level(self, level: int) -> Image:
         """Return the same image at another resolution."""

@@ -225,11 +225,11 @@ def stored_dimensions(series: Any, page_shape: tuple[int, ...], *, name: str) ->
     inner, shape = [""] * 5, list(page_shape)
     for letter, own in zip(axes[n_outer:], page.axes, strict=True):
         inner[place[own]] = letter
-    shape[samples] -= _n_alpha(page)
+    shape[samples] -= n_alpha(page)
     shape = [*lengths[:n_outer], *shape]
     return [a if n > 1 or a in ("Y", "X") else "" for a, n in zip([*axes[:n_outer], *inner], shape, strict=True)], shape
 
 
-def _n_alpha(page: Any) -> int:
+def n_alpha(page: Any) -> int:
     """Return how many of the last samples are alpha (ExtraSamples 1 and 2)."""
     return sum(int(kind) in (1, 2) for kind in page.extrasamples) if page.samplesperpixel > 1 else 0
