@@ -97,7 +97,11 @@ METADATA = {
     "a level without a path": ("", lambda d: levels(d)[0].pop("path"), ""),
     "a scale of three": ("", lambda d: levels(d)[0]["coordinateTransformations"][0].update(scale=[1, 1, 1]), ""),
     "a scale of text": ("", lambda d: levels(d)[0]["coordinateTransformations"][0].update(scale=["a", "b"]), ""),
-    "axes twice": ("", lambda d: d["attributes"]["ome"]["multiscales"][0].update(axes=["y", "y"]), "twice"),
+    "axes twice": (
+        "",
+        lambda d: d["attributes"]["ome"]["multiscales"][0].update(axes=["y", "y"]),
+        "names an axis twice",
+    ),
     "axes unknown": ("", lambda d: d["attributes"]["ome"]["multiscales"][0].update(axes=["p", "q"]), "--axes"),
     "multiscales of text": ("", lambda d: d["attributes"]["ome"].update(multiscales="all"), ""),
     "attributes of a list": ("", lambda d: d.update(attributes=[1]), ""),

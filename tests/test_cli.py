@@ -190,7 +190,7 @@ BAD = [
     (["segment", "{d}/slide.tif", "-o", "{d}/there.zarr", "--overwrite"], "there.zarr"),
     (["segment", "{d}/slide.tif"], "--out"),
     (["segment", "{d}/slide.tif", "-o", ""], "is no name of a mask"),
-    (["segment", "", "-o", "{d}/o.zarr"], "the image is an empty text. Give its path"),
+    (["segment", "", "-o", "{d}/o.zarr"], "the image path is empty. Give a path"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--model", ""], "no such model"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--device", ""], "device is empty"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--scaling", ""], "scaling '' is none of none, linear"),

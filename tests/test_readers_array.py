@@ -42,7 +42,7 @@ def test_the_axes_that_are_suggested_open_an_array_with_its_colours_last(shape, 
 
 @pytest.mark.parametrize("axes", ["yx", "zyxc", "zzy", "qyx", "ZYX", "tzc"])
 def test_axes_that_do_not_describe_an_array_are_refused(axes):
-    with pytest.raises(ImageError, match="\\(5, 20, 20\\)|not both y and x"):
+    with pytest.raises(ImageError, match="\\(5, 20, 20\\)|does not name both y and x"):
         open_image(np.zeros((5, 20, 20)), axes=axes)
 
 
@@ -67,5 +67,10 @@ def test_what_a_dask_array_raises_becomes_an_image_error():
 
 
 def test_a_masked_array_is_refused_as_its_mask_would_not_be_heeded():
-    with pytest.raises(ImageError, match="is masked"):
+    with pytest.raises(ImageError, match="is a masked array, and its mask would be ignored"):
         open_image(np.ma.masked_array(np.zeros((9, 9)), mask=np.eye(9)))
+
+
+def test_an_array_of_more_axes_than_an_image_has_is_refused_with_their_number():
+    with pytest.raises(ImageError, match="It has 6 axes; at most 5 can be read. Write each image to a file"):
+        open_image(np.zeros((2, 2, 2, 2, 9, 9), np.uint8))

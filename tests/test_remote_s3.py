@@ -159,7 +159,7 @@ def test_an_endpoint_that_is_not_reached_is_lost(aws, tmp_path):
     with serving(tmp_path) as server:
         pass
     aws(checked=False, AWS_ENDPOINT_URL=server.url)
-    with pytest.raises(EnvironmentFault, match="the remote is lost"):
+    with pytest.raises(EnvironmentFault, match="the connection to the server failed"):
         open_image(IMAGE)
 
 

@@ -82,7 +82,7 @@ def _open_path(path: str, *, level: int, axes: str | None, missing: str) -> Imag
     if is_address(path):
         return _open_address(path, level=level, axes=axes)
     if not path:
-        raise ImageNotFound("the image is an empty text. Give its path")
+        raise ImageNotFound("the image path is empty. Give a path")
     with refusing(f"{path}: cannot be opened", "Check the path and its permissions"):
         if Path(path).is_file():
             path = path.rstrip("/")  # a shell may append a slash to the name

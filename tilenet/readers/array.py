@@ -38,7 +38,7 @@ class ArrayImage(Image):
         self._kept = hasattr(array, "dask") and client_of(array) is not None
         self.name = f"{type(array).__module__.partition('.')[0]} array"
         if isinstance(array, np.ma.MaskedArray):
-            raise ImageError(f"{self.name}: is masked, and its mask would not be heeded. Give array.filled(value)")
+            raise ImageError(f"{self.name}: is a masked array, and its mask would be ignored. Give array.filled(value)")
         stored = "yx" if array.ndim == 2 and axes is None else ["?"] * array.ndim
         if any(n != n for n in array.shape):
             raise ImageError(f"{self.name}: chunks of unknown sizes. Call compute_chunk_sizes() first")

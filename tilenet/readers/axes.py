@@ -132,8 +132,8 @@ def _told(stored: Sequence[str], shape: Sequence[int]) -> tuple[tuple[str, ...],
 
 def _fault(letters: Sequence[str]) -> str | None:
     if any(letters.count(a) > 1 for a in AXES if a != "c"):
-        return "one of them twice"
-    return None if {"y", "x"} <= set(letters) else "not both y and x"
+        return "which names an axis twice"
+    return None if {"y", "x"} <= set(letters) else "which does not name both y and x"
 
 
 def _said(stored: Sequence[str], shape: Sequence[int], axes: str, name: str) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ def _advice(shape: Sequence[int]) -> str:
     if len(shape) < 2:
         return "Give a plane at least, such as an array of one row: pixels[numpy.newaxis]"
     if len(shape) > len(AXES):
-        return f"There are {len(shape)}, and {len(AXES)} at most can be read: write those of one image as a file"
+        return f"It has {len(shape)} axes; at most {len(AXES)} can be read. Write each image to a file of its own"
     return f"Give one letter of {AXES} for each of its {len(shape)} axes (--axes), e.g. axes={_suggested(shape)!r}"
 
 

@@ -72,7 +72,9 @@ class CziImage(Image):
         extents: dict[str, tuple[int, int]] = self._czi.total_bounding_box_no_pyramid
         more = [a for a, (start, stop) in extents.items() if a not in "TZCXY" and stop - start > 1]
         if more:
-            raise ImageError(f"{self.name}: has an axis {more[0]}, which no image has here. Export one of its parts")
+            raise ImageError(
+                f"{self.name}: has an axis {more[0]}, which tilenet does not support. Export one of its parts"
+            )
         shape = [extents[a][1] - extents[a][0] for a in "TZCYX"]
         if not 0 < min(shape) <= max(shape) <= LONGEST_AXIS:
             raise ImageError(f"{self.name}: has {shape} pixels along t, z, c, y and x. {DAMAGED}")
@@ -92,7 +94,10 @@ class CziImage(Image):
         """Set the dtype from the pixel type of the channels; return the number of samples per pixel."""
         kinds = [self._czi.get_channel_pixel_type(c) for c in range(n_channels)]
         if len(set(kinds)) > 1 or kinds[0] not in PIXELS:
-            raise ImageError(f"{self.name}: has pixels of {', '.join(kinds)}; one of {', '.join(PIXELS)} is read")
+            raise ImageError(
+                f"{self.name}: has pixels of type {', '.join(dict.fromkeys(kinds))}; supported types are "
+                f"{', '.join(PIXELS)}, the same for all channels. Convert it to OME-TIFF"
+            )
         samples, dtype = PIXELS[kinds[0]]
         self.dtype = np.dtype(dtype)
         return samples

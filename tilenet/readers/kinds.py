@@ -65,7 +65,9 @@ def kind_of(path: str | Path) -> str:
 def refuse_remote_file(address: str) -> None:
     """Refuse the address of a single file."""
     if last_name(address).lower().endswith(FILES):
-        raise ImageError(f"{shown(address)}: is a file, and only zarr is read from afar. Fetch it first, or convert it")
+        raise ImageError(
+            f"{shown(address)}: is a file, and only zarr can be read remotely. Download it, or convert it to zarr"
+        )
 
 
 def dicom_files(folder: str | Path) -> list[Path]:

@@ -75,7 +75,7 @@ def _decode(data: bytes, kind: str, *, path: str) -> tuple[Pixels, bool]:
     # Eight bytes per pixel: four samples of 16 bits, the most that these formats hold.
     check_piece(size[0] * size[1] * 8, f"{path}: {size[0]} x {size[1]} px")
     if kind == "jpeg" and data.rfind(END_OF_JPEG) < data.rfind(SCAN_OF_JPEG):
-        raise ImageError(f"{path}: is cut off, as a JPEG without an end. Get the file again")
+        raise ImageError(f"{path}: is truncated: the JPEG has no end marker. Get the file again")
     pixels = np.atleast_3d(DECODERS[kind](data))
     samples = WITHOUT_ALPHA.get(pixels.shape[2]) if kind != "jpeg" else pixels.shape[2]
     opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1

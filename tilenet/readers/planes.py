@@ -139,7 +139,7 @@ def numbered_files(folder: Path) -> list[Path]:
     """Return the files of a folder in the order of their numbers; refuse a folder that is not one numbered series."""
     files = [p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in LITTER]
     folders = sorted(p.name for p in files if not p.is_file())
-    way_out = "Give an image file, a zarr folder, or a folder of nothing but numbered planes"
+    way_out = "Give an image file, a zarr folder, or a folder that holds only numbered planes"
     if folders or len(files) < 2:
         what = f"holds the folder {folders[0]}" if folders else f"holds {len(files)} files"
         raise ImageError(f"{folder}: has no zarr metadata and {what}, so it is no stack of planes. {way_out}")

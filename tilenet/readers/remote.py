@@ -152,7 +152,7 @@ class Remote:
                 f"The file is damaged; get it again"
             )
         if size == 0:
-            raise ImageError(f"{self.name_of(path)}: is cut off after 0 bytes. Get the image again")
+            raise ImageError(f"{self.name_of(path)}: is empty (0 bytes). Get the image again")
         return bytes(await found.bytes_async())
 
     def _fault(self, path: str, error: Exception) -> Exception:
@@ -162,7 +162,7 @@ class Remote:
         if kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
             return Forbidden(f"{name}: access is refused (HTTP status {status or 403}). {self._remedy()}")
         if kind == "NotSupportedError":
-            return ImageError(f"{name}: its server gives no parts of files (HTTP range requests). Use another server")
+            return ImageError(f"{name}: the server does not support HTTP range requests. Use another server")
         if "redirect without LOCATION" in said:
             return ImageError(f"{name}: the bucket lies in another region. Set AWS_REGION to it")
         if status is not None and 400 <= status < 500 and status not in PASSING:
@@ -170,7 +170,9 @@ class Remote:
         if kind == "ValueError" or "Content-Length" in said:
             return ImageError(f"{name}: cannot be fetched from a server of this kind. Use another server")
         how = f"HTTP status {status}" if status else next((v for k, v in _ENDS.items() if k in said), "connection lost")
-        return EnvironmentFault(f"{name}: the remote is lost ({how}). Try again; a run goes on with --resume")
+        return EnvironmentFault(
+            f"{name}: the connection to the server failed ({how}). Try again; continue a run with --resume"
+        )
 
     def _remedy(self) -> str:
         if self.address.scheme == "s3":

@@ -87,7 +87,7 @@ class RemoteFolder(Folder):
 
     def what_lacks(self) -> str:
         """Return the text of the error if the folder has no metadata documents."""
-        return "has no zarr metadata, and only zarr is read from afar. Check the address, or fetch the file first"
+        return "has no zarr metadata, and only zarr can be read remotely. Check the address, or download the file"
 
     def store(self) -> RemoteArray:
         """Return a zarr store of the array in the folder."""
@@ -140,7 +140,7 @@ class RemoteArray(Bounded, ObjectStore[Any]):
                 self._folder.key(key), largest=self.largest(key), part=_part(byte_range), absent=self._still_there
             )
         except (Forbidden, BucketNotFound) as error:  # the image could be opened, so this may be temporary
-            raise EnvironmentFault(f"{error}. A run goes on with --resume") from None
+            raise EnvironmentFault(f"{error}. Continue a run with --resume") from None
         if data is not None:
             self.check_content(key, data, byte_range)
         return data
@@ -150,7 +150,7 @@ class RemoteArray(Bounded, ObjectStore[Any]):
         name, document = next(iter(self._documents.items()))
         if await self._remote.fetch_anew(self._folder.key(name), largest=LARGEST_DOCUMENT) != document:
             raise EnvironmentFault(
-                f"{self}: was taken away or changed while it was read. Put it back, and run again with --resume"
+                f"{self}: was removed or changed while it was being read. Put it back, and run again with --resume"
             )
 
 
