@@ -349,9 +349,16 @@ def test_objects_and_probabilities_are_not_made_at_once(tmp_path):
         tilenet.segment(discs()[0], tmp_path / "o.zarr", model=Bright(), objects=True, output="both")
 
 
-def test_objects_of_a_stack_are_refused():
-    with pytest.raises(SettingsError, match="one plane"):
-        tilenet.segment(np.stack([discs()[0]] * 2), axes="zyx", model=Bright(), objects=True)
+def test_objects_of_a_stack_are_those_of_its_planes_and_numbered_on(tmp_path):
+    image, count = discs()
+    alone = tilenet.segment(image, model=Bright(), objects=True)
+    stack = np.stack([image, 0 * image, image])
+    labels = tilenet.segment(stack, axes="zyx", model=Bright(), objects=True)
+    assert np.array_equal(labels, np.stack([alone, 0 * alone, np.where(alone > 0, alone + count, 0)]))
+    mask = tilenet.segment(stack, tmp_path / "o.zarr", axes="zyx", model=Bright(), objects=True)
+    assert np.array_equal(mask[...], labels) and mask.info["objects"] == 2 * count
+    table = tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv")
+    assert table.objects and not table.volumes and sum(table.counts.values()) == 2 * count
 
 
 @pytest.mark.parametrize("inside", ["", "0"])

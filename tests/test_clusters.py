@@ -82,6 +82,14 @@ def test_a_cluster_of_jobs_listens_on_loopback_and_shares_a_job_s_cores_out(tmp_
     assert machine.current_threads() == before
 
 
+def test_a_job_is_one_process_with_all_its_cores_unless_said_otherwise(tmp_path):
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace(" processes: 2,", ""))
+    with described_cluster(tmp_path / "cluster.yaml") as client:
+        worker = client.cluster.job_script().splitlines()[-1]
+        assert machine.current_threads() == 8 and "--nworkers" not in worker.replace("--nworkers 1", "")
+        assert worker.rindex("--memory-limit 0") > worker.index("--memory-limit")
+
+
 def test_a_cluster_listens_elsewhere_where_that_is_said(tmp_path):
     said = "scheduler_options: {host: 0.0.0.0}}"
     (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("4GB}", f"4GB, {said}"))

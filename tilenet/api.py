@@ -118,8 +118,9 @@ def segment(
         With `out`: ``mask`` or ``both`` (adds ``probabilities``). Without: ``mask``,
         ``probabilities`` or ``logits``.
     objects : bool
-        Return numbered objects (1..n) instead of classes, for an image that fits in memory; see
-        `tilenet.objects`.
+        Return numbered objects (1..n) instead of classes, see `tilenet.objects`; those of planes over
+        which the network is looped are found in each plane by itself. With `out`, images may have any
+        size, and ``OUT.making`` keeps what a killed run has found.
     probability_dtype : str, optional
         ``float32``, ``float16`` or ``float64``.
     missing : {"error", "fill"}, optional

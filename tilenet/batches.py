@@ -66,7 +66,7 @@ def batch(
     min_area : str or float, optional
         Count nothing smaller than this, such as ``"20um2"``, or ``"80px"`` of the mask; the tables still list all.
     objects : bool
-        Number objects instead of writing classes, as `segment` does. This process holds each image in memory.
+        Number objects instead of writing classes, as `segment` does, one image after the other.
     **options
         Options of `segment`: ``level``, ``channels``, ``tile``, ``threads``, ``output`` and so on.
 

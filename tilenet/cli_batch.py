@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The folder of the masks.")
 @image_options
 @cluster_options
-@click.option("--objects", is_flag=True, help="Number the objects of each image, which must fit in memory.")
+@click.option("--objects", is_flag=True, help="Number the objects of each image, 1..n, instead of writing classes.")
 @click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
 @click.option("--min-area", help="With --csv: count no smaller ones, such as 20um2, or 80px of the mask.")
 @OVERVIEW

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @image_options
 @cluster_options
 @cli_shares.shard_option
-@click.option("--objects", is_flag=True, help="Number the objects, 1..n, of an image that fits in memory.")
+@click.option("--objects", is_flag=True, help="Number the objects, 1..n, instead of writing classes.")
 @click.option("--resume", is_flag=True, help="Go on with OUT, or start it where there is none.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet wrote it.")
 @OVERVIEW
@@ -76,7 +76,7 @@ def segment(
         show(*cli_shares.share_result(place, options["shard"], seconds), as_json=as_json, quiet=quiet)
         return
     assert not isinstance(mask, np.ndarray)
-    result, what = _result(mask, objects=objects)
+    result, what = _result(mask)
     result = {"out": str(place), "seconds": round(seconds, 2), **result}
     result["remarks"] = said
     if picture:
@@ -90,14 +90,14 @@ def segment(
     show(result, text, as_json=as_json, quiet=quiet)
 
 
-def _result(mask: Mask | TiffMask, *, objects: bool) -> tuple[dict[str, Any], str]:
+def _result(mask: Mask | TiffMask) -> tuple[dict[str, Any], str]:
     """Return the facts about a mask, as a dict and as text."""
     record, labels, tissue = mask.info["record"], mask.info["card"]["labels"], mask.info.get("tissue")
     facts = {"axes": mask.axes, "shape": mask.shape, "labels": labels}
     facts["resolution"] = {name: record[name] for name in ("level", "mpp", "factor")}
     what = label_names(labels)
-    if objects:
-        facts["objects"] = int(mask[...].max())
+    if record["output"] == "objects":
+        facts["objects"] = mask.info["objects"]
         what = f"{facts['objects']} objects"
     if tissue:
         facts["tissue"] = tissue

@@ -138,12 +138,15 @@ def described_cluster(path: str | Path) -> Iterator[Client]:
         options = {**NO_DASHBOARD} | arguments.pop("scheduler_options", {})
         if not {"host", "interface"} & {*options, *arguments}:
             options["host"] = LOOPBACK
-        extra = ["--nthreads", "1", "--no-dashboard", *arguments.pop("worker_extra_args", [])]
+        # The last of several values holds. As for local workers, the plan bounds memory, and not Dask.
+        extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard", *arguments.pop("worker_extra_args", [])]
+        # dask-jobqueue's default is about the root of `cores`: processes that would have a few threads each.
+        arguments.setdefault("processes", 1)
         try:
             cluster = kind_of_cluster(scheduler_options=options, worker_extra_args=extra, **arguments)
         except (TypeError, ValueError, OSError, RuntimeError) as error:
             raise SettingsError(f"{path}: {kind} does not take these arguments ({one_line(error)})") from error
-        share = max(1, int(arguments.get("cores", 1)) // int(arguments.get("processes", 1)))
+        share = max(1, int(arguments.get("cores", 1)) // int(arguments["processes"]))
         with cluster:
             cluster.adapt(minimum_jobs=adapt["minimum"], maximum_jobs=adapt["maximum"], target_duration="1s")
             with _client(cluster) as client, machine.threads(share):

@@ -124,13 +124,20 @@ def to_array(
 def to_objects(
     job: Job, numbers: Scaling, *, progress: Progress | None = None, report: Reported | None = None
 ) -> NDArray[np.int32]:
-    """Return the numbered objects (*n) of an image that fits in memory; 0 is background."""
+    """Return the numbered objects (*n) of an image that fits in memory; 0 is background.
+
+    Those of several planes (or volumes), over which the network is looped, are found in each by itself.
+    """
     arrays = _to_arrays(job, numbers, progress, report)
-    sides = job.plan.shape[-job.footprint.ndim :]
-    foreground, depth = arrays["mask"].reshape(sides) > 0, arrays.get("probabilities")
-    found = number_objects(View(foreground, None if depth is None else depth.reshape(sides).astype(np.float32)))
+    foreground, depths = arrays["mask"] > 0, arrays.get("probabilities")
+    found, n = np.zeros(job.plan.shape, np.int32), 0
+    for plane in np.ndindex(*job.plan.shape[: -job.footprint.ndim]):
+        depth = None if depths is None else depths[(0, *plane)].astype(np.float32)
+        labels = number_objects(View(foreground[plane], depth))
+        found[plane] = np.where(labels > 0, labels + n, 0)
+        n += int(labels.max(initial=0))
     remark_lost(job.image.name, int(np.count_nonzero(foreground)), int(np.count_nonzero(found)))
-    return found.reshape(job.plan.shape)
+    return found
 
 
 def remark_lost(name: str, foreground: int, kept: int) -> None:

@@ -57,7 +57,7 @@ def store_objects(
     Raises
     ------
     SettingsError
-        If the network is looped over planes or time points; if a connected component takes more than the memory.
+        If a connected component takes more than the memory.
     BlocksFailed
         If some blocks could not be computed; the run can be resumed.
     """
@@ -160,18 +160,20 @@ class Part:
         places = np.zeros(self.box.shape, np.uint64)
         with open_mask(self.depths) as depths:
             ndim = len(depths.info["model"]["footprint"])
-            shape, read = depths.shape[-ndim:], partial(_view, depths, ndim)
+            outer, shape = depths.shape[:-ndim], depths.shape[-ndim:]
             block = Box(self.box.start[-ndim:], self.box.stop[-ndim:])
-            plane = places.reshape(block.shape)
-            for part in _parts(block):
-                labels, firsts = find_objects(part, shape, read, memory=self.memory)
-                plane[part.relative_to(block.start).slices] = (firsts + 1).astype(np.uint64)[labels]
+            for at in np.ndindex(*self.box.shape[:-ndim]):
+                plane = tuple(a + b for a, b in zip(self.box.start, at, strict=False))
+                before = prod(shape) * (int(np.ravel_multi_index(plane, outer)) if outer else 0)
+                for part in _parts(block):
+                    labels, firsts = find_objects(part, shape, partial(_view, depths, plane), memory=self.memory)
+                    numbers = np.where(firsts < 0, 0, firsts + 1 + before).astype(np.uint64)
+                    places[(*at, *part.relative_to(block.start).slices)] = numbers[labels]
         return places
 
 
-def _view(depths: Mask, ndim: int, box: Box) -> View:
-    """Return a box of the one plane, or volume, of a store of depths."""
-    outer = (0,) * (depths.ndim - ndim)
+def _view(depths: Mask, outer: tuple[int, ...], box: Box) -> View:
+    """Return a box of one of the planes, or volumes, of a store of depths."""
     foreground = depths[(*outer, *box.slices)] > 0
     if depths.probabilities is None:
         return View(foreground, None)
@@ -206,7 +208,8 @@ def _create(out: Path, wanted: Wanted, depths: Mask, count: int, *, overwrite: b
         layout = job.layout
     levels = job.inside.get("n_levels", 0)
     layout = replace(layout, labels={}, largest=max(2**16, count), classes=0, n_levels=levels)
-    return Store.create(out, replace(layout, tissue=depths.layout.tissue), depths.info, overwrite=overwrite)
+    layout, info = replace(layout, tissue=depths.layout.tissue), depths.info | {"objects": count}
+    return Store.create(out, layout, info, overwrite=overwrite)
 
 
 def _number(store: Store, places: Mask, firsts: Indices) -> None:

@@ -182,8 +182,6 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
     part = find_roi(options.roi, seen.image.box_shape, name=seen.image.name)
     plan = _plan(part, footprint, options, means.demand)
     decision = _decision(card, options)
-    if options.output == "objects":
-        _refuse_several(plan, footprint, seen.image.name)
     search = tissue.search(options.tissue, seen.whole, channels=seen.channels, footprint=footprint)
     if search.rule and "logits" in decision.arrays:
         raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
@@ -282,17 +280,6 @@ def _decision(card: ModelCard, options: Options) -> Decision:
         threshold=options.threshold,
         probability_dtype=options.probability_dtype or "float32",
     )
-
-
-def _refuse_several(plan: Plan, footprint: Footprint, name: str) -> None:
-    """Refuse objects of a network that is looped over planes or time points: they would have to be linked."""
-    outer = plan.shape[: -footprint.ndim]
-    if max(outer, default=1) > 1:
-        one, each = ("plane", "planes") if footprint.ndim == 2 else ("volume", "volumes")
-        raise SettingsError(
-            f"{name}: objects are found in one {one} at a time, not in {' x '.join(map(str, outer))} of them. Segment "
-            f"{each} one by one (--roi)"
-        )
 
 
 def _asked(options: Options, image: Image, plan: Plan) -> dict[str, Any]:

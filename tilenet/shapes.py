@@ -67,7 +67,7 @@ def has_objects(mask: Mask | TiffMask) -> bool:
 
 def has_volumes(mask: Mask | TiffMask) -> bool:
     """Return whether objects extend over planes: only a network of three axes numbers objects in several planes."""
-    return has_objects(mask) and max(mask.shape[:-2], default=1) > 1
+    return has_objects(mask) and len(mask.info["model"]["footprint"]) > 2 and max(mask.shape[:-2], default=1) > 1
 
 
 def _refuse_damage(mask: Mask | TiffMask) -> None:
