@@ -15,8 +15,9 @@ from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.decide import DEPTH_UNIT, Decision
 from tilenet.errors import OutputExists, OutputMismatch, SettingsError
 from tilenet.geometry import Box
-from tilenet.instances import Rule, View, find_objects, number_objects
+from tilenet.instances import View, find_objects, number_objects
 from tilenet.options import Options
+from tilenet.separation import Rule
 from tilenet.settling import Wanted
 from tilenet.store import open_mask
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
@@ -110,9 +110,8 @@ class Decision:
         if self.kind != "softmax":
             return np.where(logits[0] > self.cut, np.uint8(self.mask_of_class[0]), np.uint8(0))
         mask = np.empty(logits.shape[1:], np.uint8)
-        rows = max(1, STRIP_BYTES // max(1, logits[:, :1].nbytes))
-        for start in range(0, len(mask), rows):
-            self._choose(logits[:, start : start + rows], mask[start : start + rows])
+        for rows in _strips(logits):
+            self._choose(logits[:, rows], mask[rows])
         return mask
 
     def _choose(self, logits: Logits, mask: NDArray[np.uint8]) -> None:
@@ -133,11 +132,12 @@ class Decision:
             return np.asarray(logits, self.probability_dtype)
         if self.kind == "sigmoid":
             return np.asarray(np.exp(-np.logaddexp(0, -logits)), self.probability_dtype)
-        powers = np.exp(logits - logits.max(axis=0))
-        powers /= powers.sum(axis=0)
         if self.depths:
-            powers = depth_of(powers, self.depths)[np.newaxis]
-        return np.asarray(powers, self.probability_dtype)
+            depth = np.empty((1, *logits.shape[1:]), self.probability_dtype)
+            for rows in _strips(logits):
+                depth[0, rows] = depth_of(_softmax(logits[:, rows]), self.depths)
+            return depth
+        return np.asarray(_softmax(logits), self.probability_dtype)
 
     def certainty(self, logits: Logits) -> NDArray[Any]:
         """Return how far each pixel (*n) is, in logits, from getting another mask value.
@@ -162,6 +162,18 @@ class Decision:
     def cut(self) -> float:
         """The logit above which a pixel is foreground, for a sigmoid or a regression with one output."""
         return log(self.threshold / (1 - self.threshold)) if self.kind == "sigmoid" else self.threshold
+
+
+def _strips(logits: Logits) -> Iterator[slice]:
+    """Yield rows of logits (K, *n) that fit a cache together with what is made of them."""
+    rows = max(1, STRIP_BYTES // max(1, logits[:, :1].nbytes))
+    yield from (slice(start, start + rows) for start in range(0, logits.shape[1], rows))
+
+
+def _softmax(logits: Logits) -> Logits:
+    powers: Logits = np.exp(logits - logits.max(axis=0))
+    powers /= powers.sum(axis=0)
+    return powers
 
 
 def _depths_of(card: ModelCard) -> tuple[float, ...]:

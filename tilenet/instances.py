@@ -3,47 +3,28 @@
 The foreground falls into connected components, and the objects of a component depend on nothing but its own pixels and
 on the depths within `REACH` of them. So a part of an image is labelled by looking as far beyond its border as the
 components that cross it reach, and each object gets the numbers that the whole image would give it.
-
-Within a component, seeds lie deep inside objects, and a watershed grows them to fill it. The depth of a pixel comes
-from the network's classes if they encode depth (background, rim, body, centre), or else from the distance to the
-background.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
-from skimage.morphology import local_maxima, reconstruction
-from skimage.segmentation import watershed
 
 from tilenet.decide import depth_of
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
+from tilenet.separation import REACH, Indices, Labels, Rule, first_places, separate
 
 Array = NDArray[Any]
-Labels = NDArray[np.int32]
-Indices = NDArray[np.int64]
-# Standard deviation, in pixels, of the Gaussian that smooths depths, and how far SciPy's reaches: four of them.
-SIGMA, REACH = 1.0, 4
 # Pixels beyond a part that are read at first, by number of axes: more than most objects are wide. Whoever reaches
 # further is looked at alone.
 MARGIN = {2: 64, 3: 16}
 # Bytes that splitting a component takes for each pixel of its bounding box, most of them while maxima are found.
 BYTES_PER_PIXEL = 140
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What is an object; see `objects` for what each number does."""
-
-    min_size: int = 20
-    prominence: float = 0.2
-    least_depth: float = 0.75
 
 
 class View(NamedTuple):
@@ -167,7 +148,7 @@ def find_objects(
     labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]
     n = 0
     for window, components in _windows(part, image, read, memory):
-        found = _split(window, components, rule or Rule())
+        found = window.objects_of(components, rule or Rule())
         shared = window.box & part
         seen = found[shared.relative_to(window.box.start).slices]
         into = labels[shared.relative_to(part.start).slices]
@@ -233,91 +214,18 @@ class _Window:
         """Tell whether all is in the window on which the objects of a component depend."""
         return _grown(self.box_of(label), REACH, self._image) in self.box
 
-    def around(self, label: int) -> tuple[slice, ...]:
-        """Return where, in the window, a component is with `REACH` around it."""
-        return _grown(self.box_of(label), REACH, self._image).relative_to(self.box.start).slices
-
-
-def _split(window: _Window, components: Sequence[int], rule: Rule) -> Labels:
-    """Return the objects of some components of a window, 1..n, of the window's shape."""
-    chosen = np.zeros(len(window.places) + 1, bool)
-    chosen[list(components)] = True
-    chosen &= np.bincount(window.labels.ravel(), minlength=len(chosen)) >= rule.min_size
-    objects_ = np.where(chosen[window.labels], window.labels, 0)
-    smooth = _smoothed(window, objects_)
-    # A component is one object unless it has several maxima, each of which may be deep enough to be a seed.
-    maxima, n = ndi.label(local_maxima(smooth, connectivity=1))  # type: ignore[no-untyped-call]
-    places = _first_places(maxima, n)
-    places = places[smooth.ravel()[places] >= rule.prominence]
-    several = np.bincount(objects_.ravel()[places], minlength=len(chosen)) > 1
-    largest = len(chosen)
-    for label in np.flatnonzero(several & chosen).tolist():
-        at = window.places[label - 1]
-        own = window.labels[at] == label
-        grown, n = _grow(own, smooth[at] * own, rule.prominence)
-        if n > 1:
-            objects_[at][own] = grown[own] + largest
-            largest += n
-    return _kept(objects_, window.view.depth, rule)
-
-
-def _smoothed(window: _Window, own: Labels) -> NDArray[np.float32]:
-    """Return depths, smoothed a little, so that ripples on a plateau do not become centres; 0 outside components."""
-    if window.view.depth is not None:
-        smooth: NDArray[np.float32] = ndi.gaussian_filter(window.view.depth, SIGMA) * (own > 0)
-        return smooth
-    smooth = np.zeros(own.shape, np.float32)
-    for label in np.unique(own[own > 0]).tolist():
-        at = window.around(label)
-        alone = own[at] == label
-        smooth[at][alone] = ndi.gaussian_filter(_relative_distance(alone), SIGMA)[alone]
-    return smooth
-
-
-def _relative_distance(own: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return the distance to the background, relative to the largest; 1 in an image that has no background."""
-    if own.all():
-        return np.ones(own.shape, np.float32)
-    distance = ndi.distance_transform_edt(own)
-    relative: NDArray[np.float32] = (distance / distance.max()).astype(np.float32)
-    return relative
-
-
-def _grow(own: NDArray[np.bool_], smooth: NDArray[np.float32], prominence: float) -> tuple[Labels, int]:
-    """Return which seed each pixel of a component belongs to, and how many seeds there are."""
-    # Neighbours by faces alone, as in components: then one that another touches with a corner is as if it were alone.
-    faces = ndi.generate_binary_structure(own.ndim, 1)
-    # The maxima of what is left when every maximum is lowered by `prominence`. (skimage's `h_maxima` gives two for one
-    # if they are equally high, which depths of a network often are: both are 1.)
-    lowered = reconstruction(smooth - np.float32(prominence), smooth, footprint=faces)  # type: ignore[no-untyped-call]
-    seeds, n = ndi.label(local_maxima(lowered, connectivity=1))  # type: ignore[no-untyped-call]
-    labels: Labels = watershed(-smooth, seeds, mask=own) if n > 1 else seeds  # type: ignore[no-untyped-call]
-    return labels, n
-
-
-def _kept(labels: Labels, depth: NDArray[np.float32] | None, rule: Rule) -> Labels:
-    """Return objects without those that are too small or nowhere deep, numbered anew."""
-    sizes = np.bincount(labels.ravel())
-    kept = sizes >= max(1, rule.min_size)
-    if depth is not None:
-        kept &= ndi.maximum(depth, labels, np.arange(len(sizes))) >= rule.least_depth
-    kept[0] = False
-    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[labels]
+    def objects_of(self, labels: Sequence[int], rule: Rule) -> Labels:
+        """Return the objects of components that the window holds, 1..n, of the window's shape."""
+        chosen = np.zeros(len(self.places) + 1, bool)
+        chosen[list(labels)] = True
+        return separate(np.where(chosen[self.labels], self.labels, 0), self.view.depth, rule)
 
 
 def _firsts(labels: Labels, box: Box, shape: Sequence[int]) -> Indices:
     """Return, for each label from 1 on, where in the flattened image the first of its pixels is."""
-    places = np.unravel_index(_first_places(labels, int(labels.max(initial=0))), labels.shape)
+    places = np.unravel_index(first_places(labels, int(labels.max(initial=0))), labels.shape)
     inside = tuple(place + start for place, start in zip(places, box.start, strict=True))
     return np.ravel_multi_index(inside, tuple(shape)).astype(np.int64)
-
-
-def _first_places(labels: Labels, n: int) -> Indices:
-    """Return, for each label from 1 to n, the place of its first pixel in the flattened labels."""
-    flat, firsts = labels.ravel(), np.zeros(n + 1, np.int64)
-    places = np.flatnonzero(flat)[::-1]
-    firsts[flat[places]] = places  # of several values for one place, NumPy keeps the last
-    return firsts[1:]
 
 
 def _grown(box: Box, by: int, image: Box) -> Box:

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from tilenet.compute import Progress, finish, remark_lost
 from tilenet.distributed import map_in_order
 from tilenet.geometry import Box
-from tilenet.instances import Indices, View, find_objects
+from tilenet.instances import View, find_objects
 from tilenet.into import Target
 from tilenet.outputs import fill, open_store
 from tilenet.runner import Report
+from tilenet.separation import Indices
 from tilenet.settling import Wanted
 from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Mask, Store, can_resume, check_free, is_ours, open_mask

@@ -1,0 +1,137 @@
+"""How touching objects are told apart: the objects of connected components.
+
+Within a component, seeds lie deep inside objects, and a watershed grows them to fill it. The depth of a pixel comes
+from the network, or else from the distance to the background. Two maxima of the depth are two seeds if the path
+between them is shallower than both by `Rule.prominence`.
+
+What becomes of a component depends on its own pixels, and on depths within `REACH` of them, alone: neighbours are those
+by faces, as in the components themselves, so that one whose corner another touches is as if it were alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage as ndi
+from skimage.morphology import local_maxima, reconstruction
+from skimage.segmentation import watershed
+
+Labels = NDArray[np.int32]
+Depths = NDArray[np.float32]
+Indices = NDArray[np.int64]
+# Standard deviation, in pixels, of the Gaussian that smooths depths, and how far SciPy's reaches: four of them.
+SIGMA, REACH = 1.0, 4
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is an object; see `tilenet.objects` for what each number does."""
+
+    min_size: int = 20
+    prominence: float = 0.2
+    least_depth: float = 0.75
+
+
+def separate(components: Labels, depth: Depths | None, rule: Rule) -> Labels:
+    """Return the objects of components, 1..n in any order.
+
+    Parameters
+    ----------
+    components : numpy.ndarray
+        int32 (*n): labels of connected components, 0 elsewhere.
+    depth : numpy.ndarray or None
+        float32 (*n), 0 to 1; None: the distance to the background, relative to the largest in each component.
+    rule : Rule
+        What is an object.
+    """
+    large = np.bincount(components.ravel()) >= rule.min_size
+    large[0] = False
+    labels = np.where(large[components], components, 0)
+    smooth = _smoothed(labels, depth)
+    places, n = ndi.find_objects(labels), len(large)
+    for label in _with_several_seeds(labels, smooth, rule.prominence):
+        at = places[label - 1]
+        own = labels[at] == label
+        seeds, count = _seeds(smooth[at] * own, rule.prominence)
+        if count > 1:
+            grown = watershed(-smooth[at], seeds, mask=own)  # type: ignore[no-untyped-call]
+            labels[at][own] = grown[own] + n
+            n += count
+    return _kept(labels, depth, rule)
+
+
+def _smoothed(labels: Labels, depth: Depths | None) -> Depths:
+    """Return depths, smoothed a little, so that ripples on a plateau do not become centres; 0 outside components."""
+    if depth is not None:
+        smooth: Depths = ndi.gaussian_filter(depth, SIGMA) * (labels > 0)
+        return smooth
+    smooth = np.zeros(labels.shape, np.float32)
+    for label, place in enumerate(ndi.find_objects(labels), start=1):
+        if place is not None:
+            at = tuple(slice(max(0, s.start - REACH), s.stop + REACH) for s in place)
+            own = labels[at] == label
+            smooth[at][own] = ndi.gaussian_filter(_relative_distance(own), SIGMA)[own]
+    return smooth
+
+
+def _relative_distance(own: NDArray[np.bool_]) -> Depths:
+    """Return the distance to the background, relative to the largest; 1 in an image that has no background."""
+    if own.all():
+        return np.ones(own.shape, np.float32)
+    distance = ndi.distance_transform_edt(own)
+    relative: Depths = (distance / distance.max()).astype(np.float32)
+    return relative
+
+
+def _with_several_seeds(labels: Labels, smooth: Depths, prominence: float) -> list[int]:
+    """Return the labels of components that may have several seeds: few, so that each can be looked at by itself."""
+    maxima, n = ndi.label(local_maxima(smooth, connectivity=1))  # type: ignore[no-untyped-call]
+    places = first_places(maxima, n)
+    places = places[smooth.ravel()[places] >= prominence]  # lower ones are never seeds
+    heights = smooth.ravel()[places]
+    of, order = labels.ravel()[places], np.lexsort((heights, labels.ravel()[places]))
+    ends = np.flatnonzero(np.diff(of[order], append=0))
+    ends = ends[(ends > 0) & (of[order][ends - 1] == of[order][ends])]
+    # No maximum is a seed beside the highest if all of them are connected above the second highest less `prominence`.
+    level = np.full(int(labels.max(initial=0)) + 1, np.inf, np.float32)
+    level[of[order][ends]] = heights[order][ends - 1] - np.float32(prominence)
+    cores = ndi.label(smooth > level[labels])[0].ravel()[places]
+    least, most = np.full(len(level), n + 1), np.zeros(len(level), np.int64)
+    np.minimum.at(least, of, cores)
+    np.maximum.at(most, of, cores)
+    several = np.isfinite(level) & ((least == 0) | (least != most))
+    return [int(label) for label in np.flatnonzero(several)]
+
+
+def _seeds(smooth: Depths, prominence: float) -> tuple[Labels, int]:
+    """Return the seeds of a component: the maxima of what is left when each maximum is lowered by `prominence`.
+
+    (skimage's `h_maxima` gives two for two maxima of equal height, however shallow the dip between them, and depths of
+    a network often reach 1 twice.)
+    """
+    faces = ndi.generate_binary_structure(smooth.ndim, 1)
+    lowered = reconstruction(smooth - np.float32(prominence), smooth, footprint=faces)  # type: ignore[no-untyped-call]
+    seeds, count = ndi.label(local_maxima(lowered, connectivity=1))  # type: ignore[no-untyped-call]
+    return seeds, count
+
+
+def _kept(labels: Labels, depth: Depths | None, rule: Rule) -> Labels:
+    """Return objects without those that are too small or nowhere deep, numbered anew."""
+    sizes = np.bincount(labels.ravel())
+    kept = sizes >= max(1, rule.min_size)
+    if depth is not None:
+        kept &= np.bincount(labels[depth >= rule.least_depth], minlength=len(sizes)) > 0
+    kept[0] = False
+    numbers: Any = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+    return numbers[labels]  # type: ignore[no-any-return]
+
+
+def first_places(labels: NDArray[Any], n: int) -> Indices:
+    """Return, for each label from 1 to n, the place of its first pixel in the flattened labels."""
+    flat, firsts = labels.ravel(), np.zeros(n + 1, np.int64)
+    places = np.flatnonzero(flat)[::-1]
+    firsts[flat[places]] = places  # of several values for one place, NumPy keeps the last
+    return firsts[1:]
