@@ -160,7 +160,8 @@ def test_it_has_the_coarser_levels_and_survives_pickling_threads_and_channels(sh
         image = Resampled(stored, (Fraction(3, 2), Fraction(3, 2)))
         assert [level.shape for level in image.levels] == [(1622, 1323, 3), (1216, 992, 3), (608, 496, 3)]
         assert image.pixel_size == tuple(pytest.approx(n * 1.5) for n in stored.pixel_size)
-        assert image.shift == (pytest.approx(1 / 6),) * 2  # a quarter of a stored pixel
+        # A pixel is 3 px of level 0 wide: its centre lies 1 px behind that of the first.
+        assert (stored.shift, image.shift) == ((0.25, 0.25), (pytest.approx(1 / 3),) * 2)
         coarse = image.at_level(1)
         box = Box((0, 0), (900, 800))
         np.testing.assert_array_equal(coarse.read(box), stored.at_level(2).read(box))
@@ -320,3 +321,20 @@ def test_a_part_is_in_pixels_of_the_resampled_image(tmp_path):
     part = tilenet.segment(slide, model=network, mpp=0.75, roi=[(30, 99), (50, 120)])
     assert np.array_equal(part, everything[30:99, 50:120])
     assert part.any()
+
+
+def test_a_mask_of_a_stored_level_lies_where_one_resampled_to_it_does(tmp_path):
+    plane = np.random.default_rng(0).integers(0, 255, (512, 640), np.uint8)
+    path = tmp_path / "pyramid.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        about = {"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+        writer.write(plane, subifds=2, tile=(64, 64), metadata=about)
+        for f in (2, 4):
+            writer.write(plane[::f, ::f], subfiletype=1, tile=(64, 64))
+    stored = tilenet.segment(path, tmp_path / "stored.zarr", model=Bright(), level=2)
+    with_pixel_size(tmp_path, plane, 0.5, name="plain.ome.tif")
+    resampled = tilenet.segment(tmp_path / "plain.ome.tif", tmp_path / "r.zarr", model=Bright(), mpp=2.0)
+    found = [json.loads((mask.path / "zarr.json").read_text())["attributes"]["ome"] for mask in (stored, resampled)]
+    places = [about["multiscales"][0]["datasets"][0]["coordinateTransformations"] for about in found]
+    assert places[0] == places[1]
+    assert places[0][1]["translation"] == [0.75, 0.75]  # 1.5 px of level 0

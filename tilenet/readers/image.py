@@ -16,6 +16,7 @@ from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.fold import fold
 from tilenet.readers.frame import Frame
+from tilenet.resolution import covered
 
 Pixels = NDArray[Any]
 AXES = "tczyx"
@@ -137,8 +138,12 @@ class Image(ABC):
 
     @property
     def shift(self) -> tuple[float, ...]:
-        """Offset of the centre of pixel 0 from that of the stored level, in pixels of this image along `box_axes`."""
-        return (0.0,) * len(self.box_axes)
+        """How far the centre of pixel 0 lies behind that of level 0, in pixels of this image along `box_axes`.
+
+        Each pixel of a coarser level covers whole pixels of level 0, from the corner of the image on.
+        """
+        lengths = zip(self.axes, self.levels[0].shape, self.shape, strict=True)
+        return tuple(float(1 - 1 / covered(finest, n)) / 2 for axis, finest, n in lengths if axis != "c")
 
     @property
     def frame(self) -> Frame | None:

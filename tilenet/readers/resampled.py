@@ -131,8 +131,12 @@ class Resampled(Image):
 
     @property
     def shift(self) -> tuple[float, ...]:
-        """Half a pixel minus half a stored pixel, in pixels of this image: the offset between the first centres."""
-        return tuple(0.0 if self.level else float(1 - 1 / f) / 2 for f in self._factors)
+        """The shift of the stored level, and half a pixel minus half a stored pixel, in pixels of this image."""
+        if self.level:
+            return self._image.at_level(self._coarser[self.level - 1]).shift
+        return tuple(
+            stored / float(f) + float(1 - 1 / f) / 2 for stored, f in zip(self._image.shift, self._factors, strict=True)
+        )
 
     @property
     def frame(self) -> Frame | None:

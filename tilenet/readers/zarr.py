@@ -72,6 +72,11 @@ class ZarrImage(Image):
             return None
         return in_known_units(along(found, [self._about.letters.index(a) for a in self.box_axes], self.box_axes))
 
+    @property
+    def shift(self) -> tuple[float, ...]:
+        """No shift: where each level lies is for the metadata to say (`frame`)."""
+        return (0.0,) * len(self.box_axes)
+
     def at_level(self, level: int) -> Image:
         """Return the same image at another resolution."""
         check_level(level, len(self.levels), name=self.name)
