@@ -12,12 +12,11 @@ from stub import Bright
 import tilenet
 from tilenet import numbering
 from tilenet.card import DEPTH_CLASSES, ModelCard
-from tilenet.decide import DEPTH_UNIT, Decision
+from tilenet.decide import DEPTH_UNIT, Decision, Rule
 from tilenet.errors import OutputExists, OutputMismatch, SettingsError
 from tilenet.geometry import Box
 from tilenet.instances import View, find_objects, number_objects
 from tilenet.options import Options
-from tilenet.separation import Rule
 from tilenet.settling import Wanted
 from tilenet.store import open_mask
 
@@ -251,3 +250,34 @@ def test_objects_heed_the_threshold(tmp_path):
 
     assert tilenet.segment(image, model=One(), objects=True).max() == 1
     assert tilenet.segment(image, tmp_path / "o.zarr", model=One(), threshold=0.5, objects=True)[...].max() == 2
+
+
+def test_little_memory_means_smaller_parts():
+    block = Box((0, 0), (1400, 1400))
+    assert [part.shape for part in numbering._parts(block, 2 * 10**9)] == [(1400, 1400)]
+    small = list(numbering._parts(block, 10**7))
+    assert {part.shape for part in small} == {(256, 256), (256, 120), (120, 256), (120, 120)}
+    assert sum(part.size for part in small) == block.size
+
+
+def test_objects_that_are_dropped_as_uncertain_can_be_kept(caplog):
+    y, x = np.indices((60, 120))
+    image = np.where(np.hypot(y - 30, (x % 40) - 20) < 14, np.uint8(200), np.uint8(0))
+
+    class Unsure:
+        footprint = tilenet.Footprint.same(2, reach=0)
+        card = ModelCard(name="unsure", classes=DEPTH_CLASSES, mask_of_class=(0, 1, 1, 1))
+
+        def __call__(self, batch):
+            inside = batch[:, 0] > 100
+            shares = np.where(inside[:, None], [[[[0.1]], [[0.2]], [[0.6]], [[0.1]]]], [[[[0.97]], *[[[0.01]]] * 3]])
+            return np.log(shares).astype(np.float32)
+
+    with caplog.at_level("INFO", "tilenet"):
+        assert tilenet.segment(image, model=Unsure(), objects=True).max() == 0
+    assert "A --least-depth below 0.75 keeps more of it" in caplog.text
+    assert tilenet.segment(image, model=Unsure(), objects=True, least_depth=0.5).max() == 3
+    with pytest.raises(SettingsError, match="not between 0 and 1"):
+        tilenet.segment(image, model=Unsure(), objects=True, least_depth=2)
+    with pytest.raises(SettingsError, match="is for objects of a model whose classes are background, rim"):
+        tilenet.segment(image, model=Bright(), objects=True, least_depth=0.5)

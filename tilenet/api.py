@@ -48,6 +48,7 @@ def segment(
     threshold: float | None = None,
     output: str | None = None,
     objects: bool = False,
+    least_depth: float | None = None,
     probability_dtype: str | None = None,
     missing: str | None = None,
     resume: bool = False,
@@ -121,6 +122,9 @@ def segment(
         Return numbered objects (1..n) instead of classes, see `tilenet.objects`; those of planes over
         which the network is looped are found in each plane by itself. With `out`, images may have any
         size, and ``OUT.making`` keeps what a killed run has found.
+    least_depth : float, optional
+        With `objects`: those with no pixel of at least this depth, 0 to 1, are dropped as uncertain
+        (0.75); see `tilenet.objects`.
     probability_dtype : str, optional
         ``float32``, ``float16`` or ``float64``.
     missing : {"error", "fill"}, optional
@@ -188,6 +192,7 @@ def segment(
         engine=engine,
         threshold=threshold,
         output=output,
+        least_depth=least_depth,
         probability_dtype=probability_dtype,
         scaling=scaling,
         missing=missing,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import machine
-from tilenet.decide import Arrays
+from tilenet.decide import Arrays, Rule
 from tilenet.errors import BlocksFailed
 from tilenet.geometry import Box
 from tilenet.instances import View, number_objects
@@ -26,6 +26,8 @@ Progress = Callable[[int, int], None]
 Reported = Callable[[Report], None]
 # How many failed blocks an error message names.
 NAMED = 4
+# Share of the foreground in no object from which on people are told what to do about it.
+MANY = 0.1
 
 
 def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress | None = None) -> Report:
@@ -133,20 +135,24 @@ def to_objects(
     found, n = np.zeros(job.plan.shape, np.int32), 0
     for plane in np.ndindex(*job.plan.shape[: -job.footprint.ndim]):
         depth = None if depths is None else depths[(0, *plane)].astype(np.float32)
-        labels = number_objects(View(foreground[plane], depth))
+        labels = number_objects(View(foreground[plane], depth), Rule.recorded(job.record))
         found[plane] = np.where(labels > 0, labels + n, 0)
         n += int(labels.max(initial=0))
-    remark_lost(job.image.name, int(np.count_nonzero(foreground)), int(np.count_nonzero(found)))
+    remark_lost(job.image.name, int(np.count_nonzero(foreground)), int(np.count_nonzero(found)), job.record)
     return found
 
 
-def remark_lost(name: str, foreground: int, kept: int) -> None:
-    """Say how many pixels of the foreground belong to no object."""
-    if kept < foreground:
-        LOG.info(
-            "%s: %d of %d foreground pixels belong to no object: specks, and what the network is unsure of",
-            *(name, foreground - kept, foreground),
-        )
+def remark_lost(name: str, foreground: int, kept: int, record: Mapping[str, Any]) -> None:
+    """Say how many pixels of the foreground belong to no object and, if they are many, what to do about it."""
+    lost, least = foreground - kept, record.get("least_depth")
+    if not lost:
+        return
+    said = f"{name}: {lost} of {foreground} foreground pixels belong to no object: specks"
+    if least is not None:
+        said += ", and what the network is unsure of"
+        if lost > MANY * foreground:
+            said += f". A --least-depth below {least:g} keeps more of it; at another --mpp the network may be surer"
+    LOG.info("%s", said)
 
 
 def _to_arrays(job: Job, numbers: Scaling, progress: Progress | None, report: Reported | None) -> Arrays:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
@@ -192,6 +192,21 @@ def depth_of(probabilities: NDArray[Any], depths: Sequence[float]) -> NDArray[np
     np.rint(depth / np.float32(DEPTH_UNIT), out=depth)
     depth *= np.float32(DEPTH_UNIT)
     return depth
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is an object; see `tilenet.objects` for what each number does."""
+
+    min_size: int = 20
+    prominence: float = 0.2
+    least_depth: float = 0.75
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any]) -> Rule:
+        """Return the rule of a run record."""
+        least = record.get("least_depth")
+        return cls() if least is None else cls(least_depth=least)
 
 
 def not_finite(place: Box) -> FloatingPointError:

@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.compute import Progress, finish, remark_lost
+from tilenet.decide import Rule
 from tilenet.distributed import map_in_order
 from tilenet.geometry import Box
-from tilenet.instances import View, find_objects
+from tilenet.instances import BYTES_PER_PIXEL, MARGIN, View, find_objects
 from tilenet.into import Target
 from tilenet.outputs import fill, open_store
 from tilenet.runner import Report
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 DEPTHS, PLACES = "depths.zarr", "places.zarr"
-# Sides, in pixels, of the parts of a block that are labelled at once, by number of axes: a bound on memory.
-PART = {2: 2048, 3: 192}
+# Largest and smallest sides, in pixels, of the parts of a block that are labelled at once, by number of axes.
+PARTS = {2: (2048, 256), 3: (192, 48)}
 
 
 def store_objects(
@@ -160,14 +161,15 @@ class Part:
         """Return, for each pixel, the place of its object's first pixel in the image, plus one; 0 for background."""
         places = np.zeros(self.box.shape, np.uint64)
         with open_mask(self.depths) as depths:
-            ndim = len(depths.info["model"]["footprint"])
+            ndim, rule = len(depths.info["model"]["footprint"]), Rule.recorded(depths.info["record"])
             outer, shape = depths.shape[:-ndim], depths.shape[-ndim:]
             block = Box(self.box.start[-ndim:], self.box.stop[-ndim:])
             for at in np.ndindex(*self.box.shape[:-ndim]):
                 plane = tuple(a + b for a, b in zip(self.box.start, at, strict=False))
                 before = prod(shape) * (int(np.ravel_multi_index(plane, outer)) if outer else 0)
-                for part in _parts(block):
-                    labels, firsts = find_objects(part, shape, partial(_view, depths, plane), memory=self.memory)
+                for part in _parts(block, self.memory):
+                    read = partial(_view, depths, plane)
+                    labels, firsts = find_objects(part, shape, read, rule, memory=self.memory)
                     numbers = np.where(firsts < 0, 0, firsts + 1 + before).astype(np.uint64)
                     places[(*at, *part.relative_to(block.start).slices)] = numbers[labels]
         return places
@@ -182,9 +184,11 @@ def _view(depths: Mask, outer: tuple[int, ...], box: Box) -> View:
     return View(foreground, np.asarray(depths.probabilities[with_class], np.float32))
 
 
-def _parts(block: Box) -> Iterator[Box]:
-    """Yield parts of a block that are labelled at once."""
-    side = PART[block.ndim]
+def _parts(block: Box, memory: int) -> Iterator[Box]:
+    """Yield parts of a block that are labelled at once, each in half the memory if that can be."""
+    side, least = PARTS[block.ndim]
+    while side > least and (side + 2 * MARGIN[block.ndim]) ** block.ndim * BYTES_PER_PIXEL > memory // 2:
+        side //= 2
     corners = product(*(range(a, b, side) for a, b in zip(block.start, block.stop, strict=True)))
     yield from (Box(corner, tuple(a + side for a in corner)) & block for corner in corners)
 
@@ -199,7 +203,7 @@ def _firsts(depths: Mask, places: Mask) -> Indices:
         firsts.append(found[found == own].astype(np.uint64))
         kept += int(np.count_nonzero(found))
         foreground += int(np.count_nonzero(depths[box.slices]))
-    remark_lost(depths.info["image"]["path"], foreground, kept)
+    remark_lost(depths.info["image"]["path"], foreground, kept, depths.info["record"])
     return np.sort(np.concatenate(firsts))
 
 

@@ -19,6 +19,7 @@ POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 # Options that are a single number or text: name, type, and what an error message asks for.
 KINDS = (
     ("threshold", Real, "a number"),
+    ("least_depth", Real, "a number between 0 and 1"),
     ("mpp", Real, "micrometres per pixel, a number"),
     ("axes", str, "letters of tczyx, one per axis"),
 )
@@ -43,6 +44,7 @@ class Options:
     engine: str | None = None
     threshold: float | None = None
     output: str | None = None
+    least_depth: float | None = None
     probability_dtype: str | None = None
     # A scaling rule, or its command-line text.
     scaling: Any = None

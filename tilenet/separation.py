@@ -10,7 +10,6 @@ by faces, as in the components themselves, so that one whose corner another touc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,20 +18,13 @@ from scipy import ndimage as ndi
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
+from tilenet.decide import Rule
+
 Labels = NDArray[np.int32]
 Depths = NDArray[np.float32]
 Indices = NDArray[np.int64]
 # Standard deviation, in pixels, of the Gaussian that smooths depths, and how far SciPy's reaches: four of them.
 SIGMA, REACH = 1.0, 4
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What is an object; see `tilenet.objects` for what each number does."""
-
-    min_size: int = 20
-    prominence: float = 0.2
-    least_depth: float = 0.75
 
 
 def separate(components: Labels, depth: Depths | None, rule: Rule) -> Labels:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from tilenet import machine, predict, tissue
 from tilenet.bands import Demand
-from tilenet.card import ModelCard
-from tilenet.decide import Decision
+from tilenet.card import DEPTH_CLASSES, ModelCard
+from tilenet.decide import Decision, Rule
 from tilenet.errors import ImageError, ModelError, SettingsError, TilenetError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
@@ -195,6 +195,7 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
         "tissue": search.rule,
         "scaling": dict(options.scaling or card.scaling),
         "threshold": decision.threshold if len(card.classes) == 1 else None,
+        "least_depth": _least_depth(options, decision),
     }
     return Job(
         image=seen.image,
@@ -280,6 +281,21 @@ def _decision(card: ModelCard, options: Options) -> Decision:
         threshold=options.threshold,
         probability_dtype=options.probability_dtype or "float32",
     )
+
+
+def _least_depth(options: Options, decision: Decision) -> float | None:
+    """Return how deep objects must reach; None where the network does not say how deep a pixel lies in one."""
+    if not decision.depths:
+        if options.least_depth is not None:
+            raise SettingsError(
+                f"least_depth {options.least_depth} is for objects of a model whose classes are "
+                f"{', '.join(DEPTH_CLASSES)}. Leave it out"
+            )
+        return None
+    least = Rule.least_depth if options.least_depth is None else options.least_depth
+    if not 0 <= least <= 1:
+        raise SettingsError(f"least_depth {least} is not between 0 and 1")
+    return float(least)
 
 
 def _asked(options: Options, image: Image, plan: Plan) -> dict[str, Any]:
