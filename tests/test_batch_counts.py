@@ -1,6 +1,7 @@
 """Batches that count: the objects of each image, a table of each mask, and one of all."""
 
 import csv
+import json
 import os
 
 import numpy as np
@@ -188,3 +189,19 @@ def test_the_command_counts_nuclei_of_real_images(shared_data, tilenet_command, 
     found = tilenet.segment(image, objects=True).max()
     assert code == 0 and f"  {found} nucleus  " in out and found > 3
     assert len(lines_of(tmp_path / "masks" / f"{image.name.partition('.')[0]}.csv")) == found
+
+
+def test_masks_of_different_pixel_sizes_are_not_compared_without_a_word(tmp_path, tilenet_command):
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 100), np.uint8)
+    for name, um in (("fine", 0.25), ("coarse", 0.5)):
+        about = {"axes": "YX", "PhysicalSizeX": um, "PhysicalSizeY": um}
+        tifffile.imwrite(tmp_path / f"{name}.ome.tif", pixels, metadata=about, tile=(32, 32))
+    images = [str(tmp_path / f"{name}.ome.tif") for name in ("fine", "coarse")]
+    results = tilenet.batch(images, tmp_path / "masks", model=Bright(), threads=1)
+    assert [(result.level, result.um_per_px) for result in results] == [(0, 0.25), (0, 0.5)]
+    code, out, err = tilenet_command("batch", *images, "-o", tmp_path / "nuclei", "--threads", 1, "--json")
+    assert code == 0 and err == ""
+    (said,) = [line for line in json.loads(out)["remarks"] if "pixels of 0.25 to 0.5 um" in line]
+    assert "--mpp" in said
+    code, _, err = tilenet_command("batch", *images, "-o", tmp_path / "same", "--threads", 1, "--mpp", 0.5)
+    assert code == 0 and "cannot be compared" not in err and "resampled" in err

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli_cluster import cluster_of, cluster_options
-from tilenet.cli_options import JSON, OVERVIEW, QUIET, image_options, with_model
-from tilenet.cli_output import say, show
+from tilenet.cli_options import JSON, OVERVIEW, QUIET, image_options, objects_options, with_model
+from tilenet.cli_output import remarks, say, show
 from tilenet.errors import BlocksFailed
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The folder of the masks.")
 @image_options
 @cluster_options
-@click.option("--objects", is_flag=True, help="Number the objects of each image, 1..n, instead of writing classes.")
+@objects_options
 @click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
 @click.option("--min-area", help="With --csv: count no smaller ones, such as 20um2, or 80px of the mask.")
 @OVERVIEW
@@ -32,7 +32,7 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
 
     IMAGES are files, patterns in quotes ("slides/*.svs"), and lists: .txt with a path a line, .csv
     with a column image and, where wanted, name, model, level, mpp, axes, channels, tile, batch,
-    threads, scaling, threshold, output, missing and tissue.
+    threads, scaling, threshold, least_depth, output, missing and tissue.
     Complete masks are skipped, others resumed: to continue a killed batch, run the same command
     again.
     """
@@ -43,12 +43,12 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
             say(_line(result))
 
     machine.keep_freed_memory()
-    with cluster_of(options) as client:
+    with cluster_of(options) as client, remarks(shown=not (quiet or as_json)) as said:
         results = batches.batch(images, out, client=client, tell=tell, **with_model(options))
     counts = {status: sum(r.status == status for r in results) for status in ("done", "skipped", "failed")}
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    listed = {"out": str(out), **counts, "slides": [vars(result) for result in results]}
-    show(listed, f"{out}: {said}; see summary.csv", as_json=as_json, quiet=quiet)
+    statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
+    listed = {"out": str(out), **counts, "slides": [vars(result) for result in results], "remarks": said}
+    show(listed, f"{out}: {statuses}; see summary.csv", as_json=as_json, quiet=quiet)
     if failed := [result for result in results if result.status == "failed"]:
         first = f", the first {failed[0].slide}: {failed[0].error}" if quiet or as_json else ", each for its own reason"
         raise BlocksFailed(f"{out}: {len(failed)} of {len(results)} images failed{first}")

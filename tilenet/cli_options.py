@@ -145,6 +145,20 @@ def image_options(command: Any) -> Any:
     return command
 
 
+def objects_options(command: Any) -> Any:
+    """Add the options of objects to a command."""
+    for option in (
+        click.option(
+            "--least-depth",
+            type=click.FloatRange(0, 1),
+            help="With --objects: leave out those nowhere so deep, 0 to 1.  [default: 0.75]",
+        ),
+        click.option("--objects", is_flag=True, help="Number the objects, 1..n, instead of writing classes."),
+    ):
+        command = option(command)
+    return command
+
+
 OVERVIEW = click.option(
     "--overview", is_flag=True, help="Draw the mask over the image, in NAME.overview.png beside it."
 )

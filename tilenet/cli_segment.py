@@ -10,7 +10,7 @@ import click
 
 from tilenet import cli_shares
 from tilenet.cli_cluster import cluster_of, cluster_options
-from tilenet.cli_options import JSON, OVERVIEW, QUIET, image_options, with_model
+from tilenet.cli_options import JSON, OVERVIEW, QUIET, image_options, objects_options, with_model
 from tilenet.cli_output import label_names, profile_of, profile_rows, progress_bar, remarks, show, sides
 from tilenet.errors import SettingsError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @image_options
 @cluster_options
 @cli_shares.shard_option
-@click.option("--objects", is_flag=True, help="Number the objects, 1..n, instead of writing classes.")
+@objects_options
 @click.option("--resume", is_flag=True, help="Go on with OUT, or start it where there is none.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet wrote it.")
 @OVERVIEW

@@ -37,6 +37,7 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "threads": int,
     "scaling": parse_rule,
     "threshold": float,
+    "least_depth": float,
     "output": str,
     "missing": str,
     "tissue": _tissue,

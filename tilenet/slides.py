@@ -26,7 +26,7 @@ from tilenet.runner import Report
 from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
 from tilenet.store import Store, is_complete
-from tilenet.summary import Result, write_counts, write_summary
+from tilenet.summary import Result, remark_sizes, write_counts, write_summary
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -67,6 +67,7 @@ class Batch:
                 self._compute(self._client)
         finally:
             results = [self._results[order.name] for order in self._orders if order.name in self._results]
+            remark_sizes(results)
             write_summary(self._out, results)
             if self._beside.table:
                 names = (order.name for order in self._orders)
@@ -168,6 +169,8 @@ class Batch:
                 shown(order.image),
                 status,
                 prod(store.layout.shape) if store else 0,
+                level=store.info["record"]["level"] if store else None,
+                um_per_px=store.layout.pixel_size[-1] if store else None,
                 tissue=None if glass is None else round(1 - glass, 6),
                 counts=dict(found.counts) if found else None,
                 seconds=perf_counter() - self._started[order.name],

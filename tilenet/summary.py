@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tilenet.measures import Measured
+from tilenet.resolution import TOLERANCE
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 
@@ -21,6 +23,10 @@ COUNTS = (
     *("mm2", "mm3", "tissue_mm2", "per_mm2", "per_mm3", "per_mm2_of_tissue"),
 )
 DECIMALS = 3
+# Pixel sizes are alike up to this factor, as `tilenet.resolution` has it.
+ALIKE = float(TOLERANCE)
+# Remarks for the user; the command line prints them.
+LOG = logging.getLogger("tilenet")
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Result:
         ``skipped`` means that its mask was complete already.
     pixels : int
         Number of pixels of the mask; 0 if it has no mask.
+    level : int or None
+        Resolution level of the image that was read; None if it has no mask.
+    um_per_px : float or None
+        Micrometres along a pixel of the mask (its width); None where unknown.
     tissue : float or None
         Share of the pixels that was computed because there is tissue; None if blocks without tissue were not skipped.
     counts : dict or None
@@ -51,10 +61,22 @@ class Result:
     image: str
     status: str
     pixels: int = 0
+    level: int | None = None
+    um_per_px: float | None = None
     tissue: float | None = None
     counts: dict[str, int] | None = None
     seconds: float = 0.0
     error: str = ""
+
+
+def remark_sizes(results: Sequence[Result]) -> None:
+    """Say so if masks have pixels of different sizes: a model finds other things at another size."""
+    sizes = sorted(result.um_per_px for result in results if result.um_per_px)
+    if sizes and sizes[-1] > ALIKE * sizes[0]:
+        LOG.warning(
+            "masks have pixels of %.3g to %.3g um, so that their counts cannot be compared. Give all one --mpp",
+            *(sizes[0], sizes[-1]),
+        )
 
 
 def write_summary(folder: Path, results: Sequence[Result]) -> None:
