@@ -192,7 +192,7 @@ def test_the_command_counts_nuclei_of_real_images(shared_data, tilenet_command, 
 
 
 def test_masks_of_different_pixel_sizes_are_not_compared_without_a_word(tmp_path, tilenet_command):
-    pixels = np.random.default_rng(0).integers(0, 255, (90, 100), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 200, (90, 100), np.uint8)
     for name, um in (("fine", 0.25), ("coarse", 0.5)):
         about = {"axes": "YX", "PhysicalSizeX": um, "PhysicalSizeY": um}
         tifffile.imwrite(tmp_path / f"{name}.ome.tif", pixels, metadata=about, tile=(32, 32))
