@@ -84,6 +84,9 @@ def test_the_profile_says_where_the_time_went(work, tilenet_command):
     assert profile["px_per_s"]["total"] == pytest.approx(300 * 400 / seconds["total"], rel=0.01)
     _, text, _ = tilenet_command("segment", slide, "-o", out, "-m", model, "--overwrite", "--profile")
     assert all(f"\n{stage} " in text for stage in ("read", "waited", "computed", "written", "finished", "total"))
+    assert "objects" not in text
+    _, text, _ = tilenet_command("segment", slide, "-o", out, "-m", model, "--overwrite", "--objects", "--profile")
+    assert "\nobjects " in text
 
 
 def test_the_plan_reads_no_pixels_and_promises_bytes(work, tilenet_command, monkeypatch):

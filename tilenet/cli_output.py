@@ -123,13 +123,15 @@ STAGES = {
     "waited": "the network waited for tiles",
     "computed": "the network ran, and its output was decided upon",
     "written": "blocks written, in parallel with the network",
+    "objects": "objects found and numbered",
     "finished": "pyramid built, and every file checked",
 }
 
 
 def profile_of(report: Report) -> dict[str, Any]:
     """Return the seconds that each stage of a run took, and its pixels per second."""
-    seconds = {stage: getattr(report, stage) for stage in STAGES} | {"total": report.seconds + report.finished}
+    seconds = {stage: getattr(report, stage) for stage in STAGES if stage != "objects" or report.objects}
+    seconds["total"] = report.seconds + report.objects + report.finished
     rate = {stage: round(report.pixels / spent) if spent else None for stage, spent in seconds.items()}
     exact = {stage: round(spent, 6) for stage, spent in seconds.items()}
     return {"pixels": report.pixels, "seconds": exact, "px_per_s": rate}

@@ -76,7 +76,7 @@ def store_objects(
             firsts = _firsts(depths, places)
             store = store or _create(out, wanted, depths, len(firsts), overwrite=overwrite)
             _number(store, places, firsts)
-            report.finished += perf_counter() - started
+            report.objects = perf_counter() - started
         # Before the mask is complete, after which nobody looks here again.
         with faults_named(making):
             remove_tree(making)

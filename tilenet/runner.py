@@ -88,6 +88,8 @@ class Report:
         and deciding, and writing blocks (in a thread of its own).
     finished : float
         Seconds spent afterwards on the pyramid and on checking every file.
+    objects : float
+        Seconds in which numbered objects were found.
     failures : dict
         For each block that could not be computed, by index, the reason.
     """
@@ -101,6 +103,7 @@ class Report:
     computed: float = 0.0
     written: float = 0.0
     finished: float = 0.0
+    objects: float = 0.0
     failures: dict[int, str] = field(default_factory=dict)
 
     def add(self, other: Report) -> None:
