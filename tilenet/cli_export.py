@@ -24,6 +24,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--csv", type=FILE, help="A table of regions or objects: class, centroid, area, box.")
 @click.option("--tiff", type=FILE, help="A tiled, pyramidal OME-TIFF of labels.")
 @click.option("--image", type=FILE, help="The image, if it is no longer where it was (for --geojson and --csv).")
+@click.option("--intensities", is_flag=True, help="With --csv: the mean of each channel of the image over each object.")
 @click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, or 80px of the mask.")
 @click.option(
     "--as",
@@ -42,6 +43,7 @@ def export(
     csv: Path | None,
     tiff: Path | None,
     image: Path | None,
+    intensities: bool,
     min_area: str | None,
     kind: str,
     overwrite: bool,
@@ -53,6 +55,8 @@ def export(
         raise SettingsError("say what to write: --geojson out.geojson, --csv out.csv, --tiff out.ome.tif")
     if min_area is not None and geojson is None and csv is None:
         raise SettingsError(f"--min-area {min_area} is for --geojson and --csv: a TIFF is the mask as it is")
+    if intensities and csv is None:
+        raise SettingsError("--intensities are columns of a table: say --csv out.csv")
     result: dict[str, Any] = {}
     rows = []
     said: dict[str, Any] = {"image": image, "min_area": min_area, "overwrite": overwrite, "quiet": quiet}
@@ -64,7 +68,7 @@ def export(
         result["geojson"], row, objects = _polygons(mask, geojson, kind=kind, **said)
         rows.append(row)
     if csv is not None:
-        result["csv"], row, objects = _table(mask, csv, **said)
+        result["csv"], row, objects = _table(mask, csv, intensities=intensities, **said)
         rows.append(row)
     if not objects:
         rows.append(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tilenet.corners import area_and_centroid
 from tilenet.geometry import Box
+from tilenet.intensities import mean_intensities
 from tilenet.placement import Grid
 from tilenet.shapes import (
     Progress,
@@ -127,6 +128,7 @@ def write_table(
     *,
     image: str | Path | None = None,
     min_area: str | float | None = None,
+    intensities: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Measured:
@@ -150,6 +152,9 @@ def write_table(
         size.
     min_area : str or float, optional
         As for `tilenet.write_geojson`.
+    intensities : bool
+        Add the mean of each channel of the image over each object, as ``mean_DAPI``, or ``mean_0`` if the channel has
+        no name. The image is read for that.
     overwrite : bool
         Replace a file that `write_table` wrote.
     progress : callable, optional
@@ -175,14 +180,17 @@ def write_table(
     out = Path(out).absolute()
     with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table") as (opened, grid):
         found = _nothing_in(opened, out)
+        names, means = mean_intensities(opened, image) if intensities else ([], None)
         shapes = large_ones(shapes_of(opened, progress), least_pixels(opened, min_area), found)
         with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow(COLUMNS)
+            table.writerow([*COLUMNS, *names])
             if found.volumes:
-                table.writerows(_line_of_solid(solid, opened.axes, grid, found) for solid in _solids(shapes))
+                lines = ((s.first.value, _line_of_solid(s, opened.axes, grid, found)) for s in _solids(shapes))
             else:
-                table.writerows(_line(shape, opened.axes, grid, found) for shape in shapes)
+                lines = ((s.value, _line(s, opened.axes, grid, found)) for s in shapes)
+            for value, line in lines:
+                table.writerow([*line, *([] if means is None else means[value].round(DECIMALS).tolist())])
     return found
 
 
@@ -271,4 +279,4 @@ def _box(grid: Grid, low: NDArray[Any], high: NDArray[Any]) -> list[float]:
 
 def _is_ours(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.readline().rstrip() == HEAD
+        return file.readline().rstrip().startswith(HEAD)

@@ -1,0 +1,111 @@
+"""Mean intensities of objects, against scikit-image's region properties."""
+
+import csv
+
+import numpy as np
+import pytest
+import tifffile
+from scipy import ndimage as ndi
+from skimage.measure import regionprops_table
+from stub import Bright
+
+import tilenet
+from tilenet import numbering
+from tilenet.errors import OutputMismatch, SettingsError
+from tilenet.options import Options
+from tilenet.settling import Wanted
+
+
+def lines_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def truth_of(labels, pixels):
+    """Return the mean (C) of each object, by its number."""
+    found = regionprops_table(labels, np.moveaxis(pixels, 0, -1), properties=("label", "mean_intensity"))
+    return dict(
+        zip(found["label"], np.stack([found[f"mean_intensity-{c}"] for c in range(len(pixels))], 1), strict=True)
+    )
+
+
+@pytest.fixture
+def slide(tmp_path):
+    """Return an image of three named channels and two levels, whose first channel has bright blobs."""
+    random = np.random.default_rng(0)
+    blobs = ndi.gaussian_filter(random.normal(size=(400, 500)), 5)
+    pixels = random.integers(0, 5000, (3, 400, 500)).astype(np.uint16)
+    pixels[0] = np.where(blobs > np.quantile(blobs, 0.6), 200, 20)
+    path = tmp_path / "slide.ome.tif"
+    about = {"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "GFP"]}, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        writer.write(pixels, subifds=1, tile=(64, 64), metadata=about, photometric="minisblack")
+        writer.write(pixels[:, ::2, ::2], subfiletype=1, tile=(64, 64), photometric="minisblack")
+    return path
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"level": 1}, {"mpp": 0.75}, {"roi": "37:310,101:480"}, {"mpp": 1.1, "roi": ":100,20:"}]
+)
+def test_means_are_those_of_region_properties(slide, tmp_path, how):
+    options = Options(channels="DAPI", block=128, tile=64, output="objects", **how)
+    numbering.store_objects(tmp_path / "o.zarr", Wanted(slide, Bright(), options))
+    tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", intensities=True)
+    labels = tilenet.open_mask(tmp_path / "o.zarr")[...]
+    whole = tilenet.segment(slide, model=Same(), channels="0,1,2", output="logits", scaling="none", **how)
+    truth, lines = truth_of(labels, whole), lines_of(tmp_path / "o.csv")
+    assert len(lines) == labels.max() == len(truth) > 5
+    for line in lines:
+        found = [float(line[name]) for name in ("mean_DAPI", "mean_1_GFP", "mean_2_GFP")]
+        assert found == pytest.approx(truth[int(line["object"])], abs=0.51 if "mpp" in how else 1e-3)
+
+
+class Same:
+    """Gives the pixels that it is given."""
+
+    footprint = tilenet.Footprint.same(2, reach=0)
+
+    def __call__(self, batch):
+        return batch.astype(np.float64)
+
+
+def test_means_of_volumes_are_over_all_planes(tmp_path):
+    class Bright3D:
+        footprint = tilenet.Footprint.same(3, reach=0)
+
+        def __call__(self, batch):
+            return np.concatenate([np.full_like(batch, 100), batch], axis=1)
+
+    volume = np.random.default_rng(0).integers(0, 90, (9, 60, 70), np.uint8)
+    volume[1:6, 5:25, 10:40] += 110
+    volume[6:9, 30:58, 5:30] += 120
+    tifffile.imwrite(tmp_path / "v.tif", volume, photometric="minisblack")
+    mask = tilenet.segment(tmp_path / "v.tif", tmp_path / "v.zarr", axes="zyx", model=Bright3D(), objects=True)
+    tilenet.write_table(tmp_path / "v.zarr", tmp_path / "v.csv", intensities=True)
+    truth = truth_of(mask[...], volume[np.newaxis])
+    found = {int(line["object"]): float(line["mean_0"]) for line in lines_of(tmp_path / "v.csv")}
+    assert len(found) == 2 and found == {n: pytest.approx(mean[0], abs=1e-3) for n, mean in truth.items()}
+
+
+def test_a_table_with_means_is_one_that_tilenet_wrote(slide, tmp_path, tilenet_command):
+    tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), channels=0, objects=True)
+    export = ("export", tmp_path / "o.zarr", "--csv", tmp_path / "o.csv", "--min-area", "100px", "--intensities")
+    assert tilenet_command(*export)[0] == 0
+    lines = lines_of(tmp_path / "o.csv")
+    assert lines and min(int(line["area_px"]) for line in lines) >= 100
+    assert tilenet_command(*export, "--overwrite")[0] == 0
+    assert lines_of(tmp_path / "o.csv") == lines
+    code, _, err = tilenet_command("export", tmp_path / "o.zarr", "--geojson", tmp_path / "o.json", "--intensities")
+    assert code == 2 and "say --csv" in err
+
+
+def test_means_are_of_objects_and_of_their_own_image(slide, tmp_path):
+    tilenet.segment(slide, tmp_path / "m.zarr", model=Bright(), channels=0)
+    with pytest.raises(SettingsError, match=r"m\.zarr: intensities are of objects.*--objects"):
+        tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", intensities=True)
+    tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), channels=0, objects=True)
+    other = tmp_path / "other.tif"
+    tifffile.imwrite(other, np.zeros((400, 500), np.uint16))
+    with pytest.raises(OutputMismatch, match="is not the image"):
+        tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", image=other, intensities=True)
+    assert not (tmp_path / "m.csv").exists() and not (tmp_path / "o.csv").exists()
