@@ -90,7 +90,8 @@ def store_objects(
 def was_begun(out: Path, target: Target | None) -> bool:
     """Tell whether a run that finds objects has begun to write `out`."""
     if is_ours(out):
-        return bool(Store.inspect(out).info.get("record", {}).get("output") == "objects")
+        record = Store.inspect(out).info.get("record")  # which may have been changed by hand
+        return isinstance(record, dict) and record.get("output") == "objects"
     return is_ours(making_of(out, target) / DEPTHS)
 
 
