@@ -178,6 +178,14 @@ def test_another_run_over_a_begun_one_leaves_nothing_of_it(slide, begun):
     assert not numbering.making_of(begun, None).exists()
 
 
+def test_what_others_keep_in_the_folder_of_a_run_stays(slide, tmp_path):
+    making = tmp_path / "o.zarr.making"
+    making.mkdir()
+    (making / "notes.txt").write_text("mine")
+    tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
+    assert [path.name for path in making.iterdir()] == ["notes.txt"]
+
+
 def test_a_damaged_mask_of_objects_is_repaired(slide, tmp_path):
     out = tmp_path / "o.zarr"
     before = tilenet.segment(slide, out, model=Bright(), objects=True)[...]

@@ -12,6 +12,7 @@ The stores of the first two steps lie in OUT.making, which the third removes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -36,6 +37,7 @@ from tilenet.settling import Wanted
 from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Mask, Store, can_resume, check_free, is_ours, open_mask
 from tilenet.store.files import faults_named, remove_tree
+from tilenet.store.place import sweep
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -78,8 +80,7 @@ def store_objects(
             _number(store, places, firsts)
             report.objects = perf_counter() - started
         # Before the mask is complete, after which nobody looks here again.
-        with faults_named(making):
-            remove_tree(making)
+        _remove(making)
         finish(store)
     finally:
         if store is not None:
@@ -99,6 +100,16 @@ def making_of(out: Path, target: Target | None) -> Path:
     """Return where the stores are kept while objects are found: beside the mask, or beside the image that it is in."""
     beside = out if target is None else target.path.with_name(f"{target.path.name}.{out.name}")
     return beside.with_name(f"{beside.name}.making")
+
+
+def _remove(making: Path) -> None:
+    """Remove the stores of the first two steps, and their folder unless somebody keeps other things in it."""
+    with faults_named(making):
+        for name in (DEPTHS, PLACES):
+            remove_tree(making / name)
+            sweep(making / name)
+        with suppress(OSError):
+            making.rmdir()
 
 
 def _resumed(out: Path, wanted: Wanted) -> Store:
