@@ -6,7 +6,7 @@ import torch
 from oracles import integer_network, random_network
 
 from tilenet.compute import ArraySink
-from tilenet.decide import Decision
+from tilenet.decide import DEPTH_UNIT, Decision
 from tilenet.device import DevicePredictor, decided
 from tilenet.options import Options
 from tilenet.predict import TorchPredictor
@@ -72,6 +72,17 @@ def test_probabilities_are_those_of_numpy_to_the_last_places(kind, classes, dtyp
     assert found.dtype == expected.dtype
     assert np.abs(found.astype(float) - expected).max() <= 4 * np.finfo(dtype).eps
     assert 0.2 < expected.mean() < 0.6
+
+
+def test_depths_there_are_those_of_numpy_but_for_rounding():
+    logits = np.random.default_rng(2).normal(scale=3, size=(4, 90, 70)).astype(np.float32)
+    decide = Decision("softmax", (0, 1, 1, 1), 0.5, ("mask", "probabilities"), "float16", (0.0, 1 / 3, 2 / 3, 1.0))
+    expected, found = decide(logits), decided(decide, torch.from_numpy(logits))
+    assert np.array_equal(found["mask"].numpy(), expected["mask"])
+    there, here = found["probabilities"].numpy(), expected["probabilities"]
+    assert (there.dtype, there.shape) == (here.dtype, here.shape) == (np.float16, (1, 90, 70))
+    off = np.abs(there.astype(float) - here)
+    assert off.max() <= DEPTH_UNIT and (off > 0).mean() < 1e-3 and here.std() > 0.1
 
 
 def both_ways(network, *, output="mask", **options):
