@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from faults import is_complete, stray, tree_hash
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -170,6 +171,33 @@ def test_what_was_begun_with_objects_goes_on_with_them(slide, begun, monkeypatch
     assert np.array_equal(tilenet.segment(slide, begun, model=Bright(), resume=True)[...], truth)
     again = tilenet.segment(slide, begun, model=Bright(), objects=True, resume=True)
     assert np.array_equal(again[...], truth)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_not_said_again_is_as_it_was_begun(tmp_path, monkeypatch, inside):
+    image = tmp_path / "image.zarr"
+    pixels = blobs((300, 400), seed=2)
+    levels = [pixels, pixels[::2, ::2]]
+    group = zarr.create_group(image, zarr_format=3)
+    for k, level in enumerate(levels):
+        group.create_array(str(k), data=level, chunks=(64, 64), dimension_names=["y", "x"])
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"]
+    scales = [[{"type": "scale", "scale": [0.5 * 2**k] * 2}] for k in range(2)]
+    datasets = [{"path": str(k), "coordinateTransformations": scale} for k, scale in enumerate(scales)]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    where = {"into": image, "name": "nuclei"} if inside else {"out": tmp_path / "o.zarr"}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    options = {"model": Bright(), "objects": True, "level": 1, "roi": "10:140,20:190"}
+    truth = tilenet.segment(image, **options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(numbering, "_firsts", interrupted)
+        tilenet.segment(image, **where, **options)
+    mask = tilenet.segment(image, **where, model=Bright(), resume=True)
+    assert truth.shape == (130, 170) and truth.max() > 5 and np.array_equal(mask[...], truth)
+    assert not list(tmp_path.glob("*.making"))
 
 
 def test_another_run_over_a_begun_one_leaves_nothing_of_it(slide, begun):

@@ -220,13 +220,13 @@ def _firsts(depths: Mask, places: Mask) -> Indices:
 
 
 def _create(out: Path, wanted: Wanted, depths: Mask, count: int, *, overwrite: bool) -> Store:
-    """Create the store of the mask: as large numbers as there are objects, and the pyramid of its image."""
-    with wanted.settle() as job:
-        layout = job.layout
-    levels = job.inside.get("n_levels", 0)
-    layout = replace(layout, labels={}, largest=max(2**16, count), classes=0, n_levels=levels)
-    layout, info = replace(layout, tissue=depths.layout.tissue), depths.info | {"objects": count}
-    return Store.create(out, layout, info, overwrite=overwrite)
+    """Create the store of the mask: for numbers up to `count`, with a pyramid, or with the levels of its image."""
+    layout = replace(depths.layout, labels={}, largest=max(2**16, count), classes=0, n_levels=0)
+    if wanted.target is not None:
+        options = wanted.options.or_recorded(depths.info["record"])
+        with replace(wanted, options=options).settle() as job:
+            layout = replace(layout, **job.inside)
+    return Store.create(out, layout, depths.info | {"objects": count}, overwrite=overwrite)
 
 
 def _number(store: Store, places: Mask, firsts: Indices) -> None:
