@@ -1,5 +1,9 @@
 """Objects of images of any size: the same numbers however the image is parted, and whenever the run is killed."""
 
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tifffile
@@ -11,13 +15,14 @@ from scipy import ndimage as ndi
 from stub import Bright
 
 import tilenet
-from tilenet import numbering
+from tilenet import instances, numbering, separation
 from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.decide import DEPTH_UNIT, Decision, Rule
 from tilenet.errors import OutputExists, OutputMismatch, SettingsError
 from tilenet.geometry import Box
 from tilenet.instances import View, find_objects, number_objects
 from tilenet.options import Options
+from tilenet.separation import REACH
 from tilenet.settling import Wanted
 from tilenet.store import open_mask
 
@@ -53,11 +58,25 @@ def numbered_by_parts(whole, side, rule):
     return np.where(places > 0, np.searchsorted(firsts, places) + 1, 0)
 
 
+@contextmanager
+def few_pixels_at_first(reach=REACH):
+    """Have parts look no further beyond themselves than they must, so that it shows where that is too little."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instances, "MARGIN", {2: 4, 3: 4})
+        patch.setattr(instances, "REACH", reach)
+        yield
+
+
 @pytest.mark.parametrize("depths", [False, True])
 @pytest.mark.parametrize("ndim", [2, 3])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_parts_find_the_objects_of_the_whole(ndim, depths, data):
+    with few_pixels_at_first():
+        _compare_parts_with_the_whole(ndim, depths, data)
+
+
+def _compare_parts_with_the_whole(ndim, depths, data):
     sides = st.integers(1, 150 if ndim == 2 else 36)
     whole = view_of(tuple(data.draw(sides) for _ in range(ndim)), data.draw(st.integers(0, 2**16)), depths=depths)
     rule = Rule(min_size=data.draw(st.integers(0, 30)), least_depth=data.draw(st.sampled_from([0.0, 0.75])))
@@ -82,6 +101,48 @@ def test_objects_are_numbered_in_the_order_of_their_first_pixels():
     found = number_objects(view_of((120, 140), 5, depths=True))
     _, firsts = np.unique(found, return_index=True)
     assert found.max() > 20 and (np.diff(firsts[1:]) > 0).all()
+
+
+def test_parts_that_look_less_far_find_other_objects():
+    wrong = 0
+    for seed in range(20):
+        whole = view_of((120, 130), seed, depths=True)
+        with few_pixels_at_first(reach=0):
+            wrong += not np.array_equal(numbered_by_parts(whole, 30, Rule()), number_objects(whole))
+        with few_pixels_at_first():
+            assert np.array_equal(numbered_by_parts(whole, 30, Rule()), number_objects(whole))
+    assert wrong > 5
+
+
+def test_smoothing_reaches_as_far_as_is_said_and_no_further():
+    own, depth = np.zeros((21, 21), np.int32), np.zeros((21, 21), np.float32)
+    own[10, 10] = 1
+    here = separation._smoothed(own, depth)[10, 10]
+    for far, seen in ((REACH, True), (REACH + 1, False)):
+        other = depth.copy()
+        other[10, 10 + far] = 1
+        assert (separation._smoothed(own, other)[10, 10] != here) == seen
+
+
+def test_a_component_is_looked_at_once_however_often_it_enters_a_part():
+    comb = np.zeros((400, 400), bool)
+    comb[:, ::8] = comb[:, 1::8] = comb[380:] = True
+    reads = []
+
+    def read(box):
+        reads.append(box.size)
+        return View(comb[box.slices], None)
+
+    labels, firsts = find_objects(Box((0, 0), (100, 200)), comb.shape, read)
+    assert len(firsts) >= 2 and np.array_equal(labels > 0, comb[:100, :200])
+    assert sum(reads) < 5 * comb.size
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4, 5)])
+def test_objects_are_of_planes_and_volumes(shape):
+    with pytest.raises(SettingsError, match="a plane or a volume, not of an array of shape"):
+        tilenet.objects(np.ones(shape, np.uint8))
+    assert tilenet.objects(np.ones((0, 7), np.uint8)).shape == (0, 7)
 
 
 def test_objects_of_a_worm_through_many_parts_are_those_of_the_whole():
@@ -198,6 +259,89 @@ def test_what_is_not_said_again_is_as_it_was_begun(tmp_path, monkeypatch, inside
     mask = tilenet.segment(image, **where, model=Bright(), resume=True)
     assert truth.shape == (130, 170) and truth.max() > 5 and np.array_equal(mask[...], truth)
     assert not list(tmp_path.glob("*.making"))
+
+
+def interrupt(monkeypatch, where, *args, **options):
+    """Run `segment` up to a function of `numbering`."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(numbering, where, interrupted)
+        tilenet.segment(*args, **options)
+
+
+@pytest.mark.parametrize("where", ["_places", "_number"])
+@pytest.mark.parametrize("objects", [False, True])
+def test_a_run_killed_while_it_replaces_a_mask_goes_on(slide, tmp_path, monkeypatch, objects, where):
+    out, model = tmp_path / "o.zarr", Bright(bright=500)
+    tilenet.segment(slide, out, model=Bright(), objects=objects, roi="0:100,0:100")
+    interrupt(monkeypatch, where, slide, out, model=model, objects=True, overwrite=True)
+    if where == "_places":
+        assert tilenet.open_mask(out).shape == (100, 100)  # until there is another
+    mask = tilenet.segment(slide, out, model=model, resume=True)
+    assert np.array_equal(mask[...], tilenet.segment(slide, model=model, objects=True))
+    assert not numbering.making_of(out, None).exists()
+
+
+class Cut:
+    """Tells what is brighter than something, however that answers what is asked before a run."""
+
+    footprint = tilenet.Footprint.same(2, reach=0)
+
+    def __init__(self, cut):
+        self.cut = cut
+
+    def __call__(self, batch):
+        cut = self.cut if batch.max() == 200 else 100
+        return np.concatenate([np.full_like(batch, cut), batch], axis=1)
+
+
+def test_what_another_run_has_found_is_not_taken_for_its_own(slide, tmp_path, monkeypatch):
+    out = tmp_path / "o.zarr"
+    interrupt(monkeypatch, "_firsts", slide, out, model=Cut(100), objects=True)
+    places = numbering.making_of(out, None) / numbering.PLACES
+    kept = shutil.copytree(places, tmp_path / "kept.zarr")
+    interrupt(monkeypatch, "_places", slide, out, model=Cut(250), objects=True, overwrite=True)
+    shutil.copytree(kept, places)
+    assert tilenet.segment(slide, out, model=Cut(250), resume=True)[...].max() == 0
+
+
+def test_a_mask_is_not_repaired_with_the_numbers_of_other_objects(slide, tmp_path):
+    out = tmp_path / "o.zarr"
+    wanted = Wanted(slide, Cut(100), Options(block=256, tile=64, output="objects"))
+    numbering.store_objects(out, wanted)
+    files = sorted(p for p in (out / "0").rglob("*") if p.is_file() and p.name != "zarr.json")
+    files[-1].unlink()
+    with pytest.raises(OutputMismatch, match=r"finds other objects than before.*--overwrite"):
+        numbering.store_objects(out, replace(wanted, model=Cut(250)), resume=True)
+
+
+def test_other_runs_are_refused_where_objects_were_begun(slide, begun):
+    for how in ({}, {"shard": (1, 2)}, {"shard": (1, 2), "resume": True}):
+        with pytest.raises(OutputExists, match=r"o\.zarr\.making: is of a run with --objects"):
+            tilenet.segment(slide, begun, model=Bright(), **how)
+    (result,) = tilenet.batch(slide, begun.parent / "masks", model=Bright(), threads=1)
+    assert result.status == "done"
+    tilenet.segment(slide, begun, model=Bright(), overwrite=True)
+    assert not numbering.making_of(begun, None).exists()
+
+
+def test_a_link_is_not_written_through(slide, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "o.zarr.making").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputExists, match="is a symbolic link"):
+        tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_progress_goes_once_from_nothing_to_all(slide, tmp_path):
+    seen = []
+    wanted = Wanted(slide, Bright(), Options(block=256, tile=64, output="objects"))
+    numbering.store_objects(tmp_path / "o.zarr", wanted, progress=lambda *at: seen.append(at))
+    assert {total for _, total in seen} == {2 * 700 * 900}
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen}) and seen[-1][0] == seen[-1][1]
 
 
 def test_another_run_over_a_begun_one_leaves_nothing_of_it(slide, begun):

@@ -108,7 +108,7 @@ def test_every_command_takes_an_address(tmp_path, server, tilenet_command):
         (("segment", url, "--out", out, "--level", "0"), "200 x 240"),
         (("verify", out), "as the network gives"),
         (("overlay", url, out, "--out", tmp_path / "o.png"), "200 x 240"),
-        (("batch", url, "--out", tmp_path / "masks"), "1 done"),
+        (("batch", url, "--out", tmp_path / "masks", "--level", "0"), "1 done"),
     ):
         code, printed, err = tilenet_command(*command)
         assert (code, err) == (0, ""), command

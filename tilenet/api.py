@@ -216,11 +216,13 @@ def segment(
         if resume and out.exists() and not can_resume(place):
             return same_tiff(out, wanted)
     how: dict[str, Any] = {"resume": resume, "overwrite": overwrite}
-    if objects or (resume and numbering.was_begun(place, target)):
+    if objects or (resume and shard is None and numbering.was_begun(place, target)):
         done = numbering.store_objects(place, wanted, **how, client=client, progress=progress)
     elif shard is not None:
+        numbering.refuse_begun(place, target, overwrite=False)
         done = shares.fill_share(out, wanted, shard, progress=progress)
     else:
+        numbering.refuse_begun(place, target, overwrite=overwrite)
         store, job, numbers = open_store(place, wanted, **how)
         done = fill(store, job, numbers, wanted, client=client, progress=progress)
     if report:

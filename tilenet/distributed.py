@@ -1,13 +1,15 @@
 """Send blocks to Dask workers, and collect the outcomes.
 
 Dask only distributes: tasks carry the paths of a run and some block indices, and journal lines come
-back. No pixels, models or open files pass through it. Only as many flights are sent as there are
+back. No models, open files or pixels of an image pass through it; shards of a pyramid and labels of
+blocks do (`map_in_order`). Only as many flights are sent as there are
 workers, so that a million blocks never become a million futures, and a worker that dies takes one
 block with it.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +26,7 @@ from uuid import uuid4
 from tilenet import predict
 from tilenet.address import absolute
 from tilenet.compute import Progress, counted, finish, skip_glass
-from tilenet.errors import EnvironmentFault, ImageError, SettingsError
+from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_line
 from tilenet.flights import Flight, Queue, Slide, seconds_per_flight
 from tilenet.job import Job
 from tilenet.runner import Report
@@ -35,6 +37,8 @@ from tilenet.worker import Answer, Task, compute_blocks
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+# Remarks for the user; the command line prints them.
+LOG = logging.getLogger("tilenet")
 S = TypeVar("S")
 T = TypeVar("T")
 # Longest wait in seconds for an answer before the workers are counted again.
@@ -227,7 +231,8 @@ def _made_of(client: Client, function: Callable[[S], T], item: S, future: Future
         except TimeoutError:
             if future.done() or not _count(client):
                 break
-        except Exception:  # a worker died, or cannot see the files; a damaged file raises again below
+        except Exception as error:  # a worker died, or cannot see the files; a damaged file raises again below
+            LOG.info("a worker failed (%s): this process does its part", first_line(error))
             break
     return function(item)
 

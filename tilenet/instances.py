@@ -8,6 +8,7 @@ components that cross it reach, and each object gets the numbers that the whole 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +104,8 @@ def number_objects(whole: View, rule: Rule | None = None) -> Labels:
         return View(foreground[box.slices], None if depth is None else depth[box.slices])
 
     shape = whole.foreground.shape
+    if not prod(shape):
+        return np.zeros(shape, np.int32)
     labels, firsts = find_objects(Box.of_shape(shape), shape, read, rule)
     numbers = np.empty(len(firsts), np.int32)
     numbers[np.argsort(firsts)] = np.arange(len(firsts))
@@ -110,9 +113,11 @@ def number_objects(whole: View, rule: Rule | None = None) -> Labels:
 
 
 def _view_of(array: Array, depth_of_class: Sequence[float] | None) -> View:
+    if array.ndim - (array.dtype.kind not in "iub") not in MARGIN:
+        raise SettingsError(f"objects are of a plane or a volume, not of an array of shape {array.shape}")
     if array.dtype.kind in "iub":
         return View(array > 0, None)
-    if array.ndim < 2 or len(array) < 2:
+    if len(array) < 2:
         raise SettingsError(f"probabilities are (classes, y, x) with two classes or more, not {array.shape}")
     depths = list(np.linspace(0, 1, len(array)) if depth_of_class is None else depth_of_class)
     if len(depths) != len(array):
@@ -123,7 +128,7 @@ def _view_of(array: Array, depth_of_class: Sequence[float] | None) -> View:
 
 
 def find_objects(
-    part: Box, shape: Sequence[int], read: Read, rule: Rule | None = None, *, memory: int | None = None
+    part: Box, shape: Sequence[int], read: Read, rule: Rule | None = None, *, memory: int | None = None, name: str = ""
 ) -> Found:
     """Return the objects of a part of an image, as the whole image would have them.
 
@@ -139,6 +144,8 @@ def find_objects(
         What is an object.
     memory : int, optional
         Bytes that a component may take which reaches far beyond the part; default as many as it needs.
+    name : str
+        The image's, for messages.
 
     Raises
     ------
@@ -148,47 +155,58 @@ def find_objects(
     image = Box.of_shape(shape)
     labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]
     n = 0
-    for window, components in _windows(part, image, read, memory):
+    for window, components in _windows(part, image, read, lambda box: _check_memory(box, memory, name)):
         found = window.objects_of(components, rule or Rule())
         shared = window.box & part
         seen = found[shared.relative_to(window.box.start).slices]
         into = labels[shared.relative_to(part.start).slices]
         np.add(seen, n, out=into, where=seen > 0)
-        firsts.append(_firsts(found, window.box, shape))
+        firsts.append(_first_pixels(found, window.box, shape))
         n += len(firsts[-1])
     return Found(labels, np.concatenate(firsts))
 
 
-def _windows(part: Box, image: Box, read: Read, memory: int | None) -> Iterator[tuple[_Window, Sequence[int]]]:
+def _windows(
+    part: Box, image: Box, read: Read, check: Callable[[Box], None]
+) -> Iterator[tuple[_Window, Sequence[int]]]:
     """Yield windows that together hold every component with pixels in a part, and which of theirs these are."""
     near = _Window(_grown(part, MARGIN[image.ndim], image), image, read)
     labels = near.labels_in(part)
-    held = [near.holds(label) for label in labels]
-    yield near, [label for label, whole in zip(labels, held, strict=True) if whole]
-    for label in (label for label, whole in zip(labels, held, strict=True) if not whole):
-        window, at = near, label
+    yield near, [label for label in labels if near.holds(label)]
+    beyond = {label: near.pixel_of(label) for label in labels if not near.holds(label)}
+    while beyond:
+        at, pixel = beyond.popitem()
+        window = near
         while not window.holds(at):
-            pixel, box = window.pixel_of(at), window.box_of(at)
-            further = max(MARGIN[image.ndim], max(box.shape) // 2)
-            window = _Window(_grown(box, further, image), image, read, memory=memory)
+            box = window.box_of(at)
+            box = _grown(box, max(MARGIN[image.ndim], max(box.shape) // 2), image)
+            check(box)
+            window = _Window(box, image, read)
             at = window.label_at(pixel)
+        # Further away, several may turn out to be one.
+        beyond = {label: other for label, other in beyond.items() if window.label_at(other) != at}
         yield window, [at]
+
+
+def _check_memory(box: Box, memory: int | None, name: str) -> None:
+    """Refuse a window, read for one component, that takes more than the memory."""
+    if memory is not None and (needs := box.size * BYTES_PER_PIXEL) > memory:
+        sides = " x ".join(map(str, box.shape))
+        raise SettingsError(
+            f"{name}: foreground that is connected reaches over {sides} px of the mask at {box}: to tell its objects "
+            f"apart takes {needs / 1e9:.1f} GB, more than the memory of {memory / 1e9:.1f} GB. Give more, or leave "
+            f"objects out"
+        )
 
 
 class _Window:
     """The connected components of a box of the image, as far as they lie in it."""
 
-    def __init__(self, box: Box, image: Box, read: Read, *, memory: int | None = None) -> None:
-        if memory is not None and (needs := box.size * BYTES_PER_PIXEL) > memory:
-            raise SettingsError(
-                f"foreground that is connected reaches over {' x '.join(map(str, box.shape))} px at {box}: to tell its "
-                f"objects apart takes {needs / 1e9:.1f} GB, more than the memory of {memory / 1e9:.1f} GB. Give more, "
-                f"or leave objects out"
-            )
+    def __init__(self, box: Box, image: Box, read: Read) -> None:
         self.box, self._image = box, image
         self.view = read(box)
         self.labels: Labels = ndi.label(self.view.foreground)[0]
-        self.places: list[tuple[slice, ...]] = ndi.find_objects(self.labels)
+        self.slices: list[tuple[slice, ...]] = ndi.find_objects(self.labels)
 
     def labels_in(self, part: Box) -> list[int]:
         """Return the labels of the components with pixels in a part of the image."""
@@ -197,32 +215,34 @@ class _Window:
 
     def box_of(self, label: int) -> Box:
         """Return the bounding box of a component, in the image."""
-        at = self.places[label - 1]
+        at = self.slices[label - 1]
         return Box(tuple(s.start for s in at), tuple(s.stop for s in at)).shifted(self.box.start)
 
     def pixel_of(self, label: int) -> tuple[int, ...]:
         """Return a pixel of a component, in the image."""
         box = self.box_of(label)
-        inside = self.labels[self.places[label - 1]] == label
+        inside = self.labels[self.slices[label - 1]] == label
         place = np.unravel_index(int(inside.argmax()), inside.shape)
         return tuple(int(a) + start for a, start in zip(place, box.start, strict=True))
 
     def label_at(self, pixel: Sequence[int]) -> int:
-        """Return the label of a pixel of the image."""
+        """Return the label of a pixel of the image; 0 outside the window."""
+        if not all(a <= p < b for a, p, b in zip(self.box.start, pixel, self.box.stop, strict=True)):
+            return 0
         return int(self.labels[tuple(a - start for a, start in zip(pixel, self.box.start, strict=True))])
 
     def holds(self, label: int) -> bool:
-        """Tell whether all is in the window on which the objects of a component depend."""
+        """Return whether all is in the window on which the objects of a component depend."""
         return _grown(self.box_of(label), REACH, self._image) in self.box
 
     def objects_of(self, labels: Sequence[int], rule: Rule) -> Labels:
         """Return the objects of components that the window holds, 1..n, of the window's shape."""
-        chosen = np.zeros(len(self.places) + 1, bool)
+        chosen = np.zeros(len(self.slices) + 1, bool)
         chosen[list(labels)] = True
         return separate(np.where(chosen[self.labels], self.labels, 0), self.view.depth, rule)
 
 
-def _firsts(labels: Labels, box: Box, shape: Sequence[int]) -> Indices:
+def _first_pixels(labels: Labels, box: Box, shape: Sequence[int]) -> Indices:
     """Return, for each label from 1 on, where in the flattened image the first of its pixels is."""
     places = np.unravel_index(first_places(labels, int(labels.max(initial=0))), labels.shape)
     inside = tuple(place + start for place, start in zip(places, box.start, strict=True))

@@ -58,7 +58,7 @@ def _means(mask: Mask | TiffMask, image: Image) -> Means:
         if not inside.any():
             continue
         pixels = image.read(box.shifted(mask.origin))[:, inside]
-        # Numbers of one block lie close together, so that few are counted that it does not have.
+        # Numbers follow the rows of the image: from the least on, they are those of a row of blocks.
         own = labels[inside].astype(np.int64)
         first = int(own.min())
         n = int(own.max()) + 1

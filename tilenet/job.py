@@ -177,7 +177,10 @@ class Job:
         passed = self.demand.of(self.plan.largest_read, self.plan.batch)
         spared = predict.spared_of(self.network, self.decision, engine=engine, device=device)
         passed -= spared * prod(self.plan.largest_read) * self.plan.batch
-        written = sum({"mask": 1}.get(name, 4 * outputs) for name in self.decision.arrays)
+        sizes = {"mask": 1, "probabilities": 2} if self.decision.depths else {"mask": 1}
+        written = sum(sizes.get(name, 4 * outputs) for name in self.decision.arrays)
+        # Objects go through a place of 8 bytes a pixel to a number of 4.
+        kept = written + (8 + 4 if self.record["output"] == "objects" else 0)
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
         weights = predict.weight_bytes(self.network)
         on_host = self.device == "cpu"
@@ -189,7 +192,7 @@ class Job:
         return {
             "host_bytes": host + (passed if on_host else 0),
             "device_bytes": 0 if on_host else passed + weights + DevicePredictor.in_flight * read,
-            "disk_bytes": prod(self.plan.shape) * written * 4 // 3,
+            "disk_bytes": prod(self.plan.shape) * kept * 4 // 3,
         }
 
     def info(self, numbers: Scaling) -> dict[str, Any]:

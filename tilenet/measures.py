@@ -190,7 +190,7 @@ def write_table(
             else:
                 lines = ((s.value, _line(s, opened.axes, grid, found)) for s in shapes)
             for value, line in lines:
-                table.writerow([*line, *([] if means is None else means[value].round(DECIMALS).tolist())])
+                table.writerow([*line, *([] if means is None else [f"{mean:.7g}" for mean in means[value]])])
     return found
 
 

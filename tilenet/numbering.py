@@ -11,15 +11,17 @@ The stores of the first two steps lie in OUT.making, which the third removes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from itertools import product
 from math import prod
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ from numpy.typing import NDArray
 from tilenet.compute import Progress, finish, remark_lost
 from tilenet.decide import Rule
 from tilenet.distributed import map_in_order
+from tilenet.errors import OutputExists, OutputMismatch
 from tilenet.geometry import Box
 from tilenet.instances import BYTES_PER_PIXEL, MARGIN, View, find_objects
 from tilenet.into import Target
@@ -35,14 +38,18 @@ from tilenet.runner import Report
 from tilenet.separation import Indices
 from tilenet.settling import Wanted
 from tilenet.sizes import DEFAULT_MEMORY
-from tilenet.store import Mask, Store, can_resume, check_free, is_ours, open_mask
-from tilenet.store.files import faults_named, remove_tree
-from tilenet.store.place import sweep
+from tilenet.store import Mask, Store, can_resume, check_free, is_complete, is_ours, open_mask
+from tilenet.store.files import faults_named, remove_tree, step
+from tilenet.store.journal import MERGED
+from tilenet.store.metadata import OWN
+from tilenet.store.place import sweep, temporary_place
 
 if TYPE_CHECKING:
     from distributed import Client
 
 DEPTHS, PLACES = "depths.zarr", "places.zarr"
+# The entry of a mask's info that tells one numbering from another.
+FIRSTS = "first pixels sha256"
 # Largest and smallest sides, in pixels, of the parts of a block that are labelled at once, by number of axes.
 PARTS = {2: (2048, 256), 3: (192, 48)}
 
@@ -58,25 +65,32 @@ def store_objects(
 ) -> Report:
     """Find the objects of an image and write them, numbered, to a store; goes on where a killed run ended.
 
+    `progress` is told of each pixel twice: when the network has run on it, and when its objects are found.
+
     Raises
     ------
     SettingsError
         If a connected component takes more than the memory.
     BlocksFailed
         If some blocks could not be computed; the run can be resumed.
+    OutputMismatch
+        If a damaged mask is repaired, and the network finds other objects than before.
     """
     wanted = replace(wanted, options=replace(wanted.options, output=wanted.options.output or "objects"))
     making, report = making_of(out, wanted.target), Report()
-    store = _resumed(out, wanted) if resume and can_resume(out) else None
+    if overwrite:
+        _remove(making)
+    store = _resumed(out, wanted, making) if resume and can_resume(out) else None
     if store is None:
+        overwrite = overwrite or (resume and was_begun(out, wanted.target))
         check_free(out, overwrite=overwrite)
     try:
         if store is None or next(store.pending(), None) is not None:
-            depths, report = _depths(making / DEPTHS, wanted, client, progress, resume=resume, overwrite=overwrite)
+            depths, report = _depths(making / DEPTHS, wanted, client, _half(progress, 0), resume=resume)
             started = perf_counter()
-            places = _places(making / PLACES, depths, wanted, client, progress)
+            places = _places(making / PLACES, depths, wanted, client, _half(progress, 1))
             firsts = _firsts(depths, places)
-            store = store or _create(out, wanted, depths, len(firsts), overwrite=overwrite)
+            store = store or _create(out, wanted, depths, firsts, overwrite=overwrite)
             _number(store, places, firsts)
             report.objects = perf_counter() - started
         # Before the mask is complete, after which nobody looks here again.
@@ -89,30 +103,55 @@ def store_objects(
 
 
 def was_begun(out: Path, target: Target | None) -> bool:
-    """Tell whether a run that finds objects has begun to write `out`."""
-    if is_ours(out):
-        record = Store.inspect(out).info.get("record")  # which may have been changed by hand
-        return isinstance(record, dict) and record.get("output") == "objects"
-    return is_ours(making_of(out, target) / DEPTHS)
+    """Return whether a run that finds objects has begun to write `out`."""
+    if is_ours(making_of(out, target) / DEPTHS):
+        return True
+    record = Store.inspect(out).info.get("record") if is_ours(out) else None  # may have been changed by hand
+    return isinstance(record, dict) and record.get("output") == "objects"
+
+
+def refuse_begun(out: Path, target: Target | None, *, overwrite: bool) -> None:
+    """Refuse a place where a run that finds objects has begun; with `overwrite`, remove what it has found instead."""
+    making = making_of(out, target)
+    if overwrite:
+        _remove(making)
+    elif is_ours(making / DEPTHS):
+        raise OutputExists(f"{making}: is of a run with --objects. Go on with that, or start again with --overwrite")
 
 
 def making_of(out: Path, target: Target | None) -> Path:
     """Return where the stores are kept while objects are found: beside the mask, or beside the image that it is in."""
     beside = out if target is None else target.path.with_name(f"{target.path.name}.{out.name}")
-    return beside.with_name(f"{beside.name}.making")
+    return beside.with_name(f"{beside.name}.making").absolute()
+
+
+def _half(progress: Progress | None, which: int) -> Progress | None:
+    """Return the progress of the first or the second half of a run."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(done + which * total, 2 * total)
 
 
 def _remove(making: Path) -> None:
     """Remove the stores of the first two steps, and their folder unless somebody keeps other things in it."""
     with faults_named(making):
-        for name in (DEPTHS, PLACES):
-            remove_tree(making / name)
-            sweep(making / name)
+        for store in (making / DEPTHS, making / PLACES):
+            if is_ours(store):
+                # Renamed first: a store that is removed in part must not look like one to resume.
+                aside = temporary_place(store)
+                step("rename", os.rename, store, aside)
+                remove_tree(aside)
+            sweep(store)
         with suppress(OSError):
             making.rmdir()
 
 
-def _resumed(out: Path, wanted: Wanted) -> Store:
+def _resumed(out: Path, wanted: Wanted, making: Path) -> Store | None:
+    """Return a mask to go on with; None if one is there that a run has begun to replace."""
+    if is_ours(making / DEPTHS):
+        info, depths = Store.inspect(out).info, Store.inspect(making / DEPTHS).info
+        if is_complete(out) or {**info, **depths} != info:
+            return None
     store = Store.resume(out)
     job, _ = wanted.settle_for(store)
     job.close()
@@ -120,28 +159,32 @@ def _resumed(out: Path, wanted: Wanted) -> Store:
 
 
 def _depths(
-    path: Path, wanted: Wanted, client: Client | None, progress: Progress | None, **how: bool
+    path: Path, wanted: Wanted, client: Client | None, progress: Progress | None, *, resume: bool
 ) -> tuple[Mask, Report]:
     """Return the store of the first step, complete, and what was done for it."""
+    if path.parent.is_symlink():
+        raise OutputExists(f"{path.parent}: is a symbolic link, and what objects are found in goes there. Remove it")
     wanted = replace(wanted, target=None)
-    store, job, numbers = open_store(path, wanted, **how)
+    store, job, numbers = open_store(path, wanted, resume=resume)
     report = fill(store, job, numbers, wanted, client=client, progress=progress)
     return open_mask(path), report
 
 
 def _places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, progress: Progress | None) -> Mask:
     """Return the store of the second step, complete."""
-    if can_resume(path) and Store.inspect(path).info == depths.info:
+    # Every file of the depths: another run may have made them anew.
+    info = depths.info | {"depths": sha256((depths.path / OWN / MERGED).read_bytes()).hexdigest()}
+    if can_resume(path) and Store.inspect(path).info == info:
         store = Store.resume(path)
     else:
         layout = replace(depths.layout, labels={}, largest=prod(depths.shape), classes=0, tissue={})
-        store = Store.create(path, layout, depths.info, overwrite=True)
+        store = Store.create(path, layout, info, overwrite=True)
     try:
         memory, pending = wanted.options.memory or DEFAULT_MEMORY, list(store.pending())
-        parts = [Part(depths.path, store.layout.box(0, index), memory) for index in pending]
+        parts = [Part(depths.path, store.layout.box(0, index), memory, store.layout.mask_dtype) for index in pending]
         done, total = depths.size - sum(part.box.size for part in parts), depths.size
         for index, part, places in zip(pending, parts, map_in_order(client, Part.places, parts), strict=True):
-            store.write(index, {"mask": places.astype(store.layout.mask_dtype)})
+            store.write(index, {"mask": places})
             done += part.box.size
             if progress:
                 progress(done, total)
@@ -162,27 +205,33 @@ class Part:
     box : Box
         The pixels of the block.
     memory : int
-        Bytes that an object may take which reaches far beyond the block.
+        Bytes that a connected component may take which reaches far beyond the block.
+    dtype : str
+        Of places.
     """
 
     depths: Path
     box: Box
     memory: int
+    dtype: str
 
-    def places(self) -> NDArray[np.uint64]:
+    def places(self) -> NDArray[np.unsignedinteger[Any]]:
         """Return, for each pixel, the place of its object's first pixel in the image, plus one; 0 for background."""
-        places = np.zeros(self.box.shape, np.uint64)
+        places = np.zeros(self.box.shape, self.dtype)
         with open_mask(self.depths) as depths:
             ndim, rule = len(depths.info["model"]["footprint"]), Rule.recorded(depths.info["record"])
+            name = depths.info["image"]["path"]
+            name = depths.info["image"]["path"]
             outer, shape = depths.shape[:-ndim], depths.shape[-ndim:]
             block = Box(self.box.start[-ndim:], self.box.stop[-ndim:])
             for at in np.ndindex(*self.box.shape[:-ndim]):
                 plane = tuple(a + b for a, b in zip(self.box.start, at, strict=False))
                 before = prod(shape) * (int(np.ravel_multi_index(plane, outer)) if outer else 0)
+                read = partial(_view, depths, plane)
+                read = partial(_view, depths, plane)
                 for part in _parts(block, self.memory):
-                    read = partial(_view, depths, plane)
-                    labels, firsts = find_objects(part, shape, read, rule, memory=self.memory)
-                    numbers = np.where(firsts < 0, 0, firsts + 1 + before).astype(np.uint64)
+                    labels, firsts = find_objects(part, shape, read, rule, memory=self.memory, name=name)
+                    numbers = np.where(firsts < 0, 0, firsts + 1 + before).astype(self.dtype)
                     places[(*at, *part.relative_to(block.start).slices)] = numbers[labels]
         return places
 
@@ -219,18 +268,25 @@ def _firsts(depths: Mask, places: Mask) -> Indices:
     return np.sort(np.concatenate(firsts))
 
 
-def _create(out: Path, wanted: Wanted, depths: Mask, count: int, *, overwrite: bool) -> Store:
-    """Create the store of the mask: for numbers up to `count`, with a pyramid, or with the levels of its image."""
-    layout = replace(depths.layout, labels={}, largest=max(2**16, count), classes=0, n_levels=0)
+def _create(out: Path, wanted: Wanted, depths: Mask, firsts: Indices, *, overwrite: bool) -> Store:
+    """Create the store of the mask, with a pyramid, or with the levels of its image."""
+    n = len(firsts)
+    layout = replace(depths.layout, labels={}, largest=max(2**16, n), classes=0, n_levels=0)
     if wanted.target is not None:
         options = wanted.options.or_recorded(depths.info["record"])
         with replace(wanted, options=options).settle() as job:
             layout = replace(layout, **job.inside)
-    return Store.create(out, layout, depths.info | {"objects": count}, overwrite=overwrite)
+    return Store.create(out, layout, depths.info | {"objects": n, FIRSTS: _checksum(firsts)}, overwrite=overwrite)
+
+
+def _checksum(firsts: Indices) -> str:
+    return sha256(firsts.tobytes()).hexdigest()
 
 
 def _number(store: Store, places: Mask, firsts: Indices) -> None:
     """Write the blocks that a store still lacks."""
+    if store.info[FIRSTS] != _checksum(firsts):
+        raise OutputMismatch(f"{store.path}: the network finds other objects than before. Start again with --overwrite")
     for index in store.pending():
         found = places[store.layout.box(0, index).slices]
         numbers = np.where(found > 0, np.searchsorted(firsts, found) + 1, 0)

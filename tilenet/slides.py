@@ -18,7 +18,7 @@ from tilenet.errors import TilenetError
 from tilenet.flights import Slide
 from tilenet.footprint import Footprint
 from tilenet.measures import Measured
-from tilenet.numbering import store_objects
+from tilenet.numbering import refuse_begun, store_objects
 from tilenet.orders import Order
 from tilenet.outputs import open_store, spare_the_input
 from tilenet.readers.boundary import one_line
@@ -128,6 +128,7 @@ class Batch:
         if self._objects:
             store_objects(out, wanted, resume=True, client=self._client)
             return Store.inspect(out), "done"
+        refuse_begun(out, None, overwrite=False)
         store, job, _ = open_store(out, wanted, resume=True)
         if store.complete:  # another process was quicker, or only tidying was left
             job.close()
