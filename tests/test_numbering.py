@@ -18,7 +18,7 @@ import tilenet
 from tilenet import instances, numbering, separation
 from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.decide import DEPTH_UNIT, Decision, Rule
-from tilenet.errors import OutputExists, OutputMismatch, SettingsError
+from tilenet.errors import OutputExists, OutputLocked, OutputMismatch, SettingsError
 from tilenet.geometry import Box
 from tilenet.instances import View, find_objects, number_objects
 from tilenet.options import Options
@@ -136,6 +136,21 @@ def test_a_component_is_looked_at_once_however_often_it_enters_a_part():
     labels, firsts = find_objects(Box((0, 0), (100, 200)), comb.shape, read)
     assert len(firsts) >= 2 and np.array_equal(labels > 0, comb[:100, :200])
     assert sum(reads) < 5 * comb.size
+
+
+def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch):
+    split = []
+
+    def counted(components, depth, rule):
+        split.append(components.size)
+        return separation.separate(components, depth, rule)
+
+    monkeypatch.setattr(instances, "separate", counted)
+    image = np.full((600, 700), 200, np.uint8)
+    wanted = Wanted(image, Bright(), Options(tile=64, block=128, output="objects"))
+    numbering.store_objects(tmp_path / "o.zarr", wanted)
+    large = [size for size in split if size == image.size]
+    assert len(large) == 1 and open_mask(tmp_path / "o.zarr")[...].min() >= 1
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 4, 5)])
@@ -356,6 +371,29 @@ def test_what_others_keep_in_the_folder_of_a_run_stays(slide, tmp_path):
     (making / "notes.txt").write_text("mine")
     tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
     assert [path.name for path in making.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_that_another_one_would_remove_or_join_is_protected(slide, tmp_path, monkeypatch):
+    out, firsts, refused = tmp_path / "o.zarr", numbering._firsts, []
+
+    def meanwhile(*stores):
+        for how in ({"overwrite": True}, {"resume": True}):
+            with pytest.raises(OutputLocked):
+                tilenet.segment(slide, out, model=Bright(), objects=True, **how)
+            refused.append(how)
+        return firsts(*stores)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(numbering, "_firsts", meanwhile)
+        mask = tilenet.segment(slide, out, model=Bright(), objects=True)
+    assert len(refused) == 2 and np.array_equal(mask[...], tilenet.segment(slide, model=Bright(), objects=True))
+
+
+@pytest.mark.parametrize("name", [numbering.DEPTHS, numbering.PLACES])
+def test_a_damaged_store_on_the_way_is_said_to_be_removed(slide, begun, name):
+    (numbering.making_of(begun, None) / name / "zarr.json").write_text("{")
+    with pytest.raises(OutputExists, match=r"is no store, or damaged.*Remove .*o\.zarr\.making"):
+        tilenet.segment(slide, begun, model=Bright(), objects=True, overwrite=True)
 
 
 def test_a_damaged_mask_of_objects_is_repaired(slide, tmp_path):

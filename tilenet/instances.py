@@ -7,7 +7,9 @@ components that cross it reach, and each object gets the numbers that the whole 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
@@ -128,7 +130,14 @@ def _view_of(array: Array, depth_of_class: Sequence[float] | None) -> View:
 
 
 def find_objects(
-    part: Box, shape: Sequence[int], read: Read, rule: Rule | None = None, *, memory: int | None = None, name: str = ""
+    part: Box,
+    shape: Sequence[int],
+    read: Read,
+    rule: Rule | None = None,
+    *,
+    memory: int | None = None,
+    recent: Recent | None = None,
+    name: str = "",
 ) -> Found:
     """Return the objects of a part of an image, as the whole image would have them.
 
@@ -144,6 +153,8 @@ def find_objects(
         What is an object.
     memory : int, optional
         Bytes that a component may take which reaches far beyond the part; default as many as it needs.
+    recent : Recent, optional
+        What a call for another part of the same image has kept, so that a large component is not looked at by each.
     name : str
         The image's, for messages.
 
@@ -152,11 +163,12 @@ def find_objects(
     SettingsError
         If a component takes more memory.
     """
-    image = Box.of_shape(shape)
+    image, recent, rule = Box.of_shape(shape), recent or Recent(), rule or Rule()
     labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]
     n = 0
-    for window, components in _windows(part, image, read, lambda box: _check_memory(box, memory, name)):
-        found = window.objects_of(components, rule or Rule())
+    near = _Window(_grown(part, MARGIN[image.ndim], image), image, read)
+    beyond = _beyond(near, part, recent, lambda box: _check_memory(box, memory, name))
+    for window, found in chain([(near, near.objects_of(near.held_in(part), rule))], recent.objects_of(beyond, rule)):
         shared = window.box & part
         seen = found[shared.relative_to(window.box.start).slices]
         into = labels[shared.relative_to(part.start).slices]
@@ -166,26 +178,45 @@ def find_objects(
     return Found(labels, np.concatenate(firsts))
 
 
-def _windows(
-    part: Box, image: Box, read: Read, check: Callable[[Box], None]
-) -> Iterator[tuple[_Window, Sequence[int]]]:
-    """Yield windows that together hold every component with pixels in a part, and which of theirs these are."""
-    near = _Window(_grown(part, MARGIN[image.ndim], image), image, read)
-    labels = near.labels_in(part)
-    yield near, [label for label in labels if near.holds(label)]
-    beyond = {label: near.pixel_of(label) for label in labels if not near.holds(label)}
-    while beyond:
-        at, pixel = beyond.popitem()
+def _beyond(near: _Window, part: Box, recent: Recent, check: Callable[[Box], None]) -> Iterator[tuple[_Window, int]]:
+    """Yield each component of a part that reaches beyond the window around it, and a window that holds it."""
+    left = {label: near.pixel_of(label) for label in near.labels_in(part) if not near.holds(label)}
+    while left:
+        label, pixel = left.popitem()
         window = near
-        while not window.holds(at):
-            box = window.box_of(at)
-            box = _grown(box, max(MARGIN[image.ndim], max(box.shape) // 2), image)
+        if recent.window is not None and recent.window.label_at(pixel) == recent.label:
+            window, label = recent.window, recent.label
+        while not window.holds(label):
+            box = window.box_of(label)
+            box = _grown(box, max(MARGIN[len(pixel)], max(box.shape) // 2), window.image)
             check(box)
-            window = _Window(box, image, read)
-            at = window.label_at(pixel)
+            window = _Window(box, window.image, window.read)
+            label = window.label_at(pixel)
         # Further away, several may turn out to be one.
-        beyond = {label: other for label, other in beyond.items() if window.label_at(other) != at}
-        yield window, [at]
+        left = {other: at for other, at in left.items() if window.label_at(at) != label}
+        yield window, label
+
+
+@dataclass
+class Recent:
+    """The component that was looked at last in a window of its own: other parts of the image may have pixels of it.
+
+    Not sent to other processes.
+    """
+
+    window: _Window | None = None
+    label: int = 0
+    found: Labels | None = None
+
+    def __reduce__(self) -> tuple[type[Recent], tuple[()]]:
+        return Recent, ()
+
+    def objects_of(self, components: Iterable[tuple[_Window, int]], rule: Rule) -> Iterator[tuple[_Window, Labels]]:
+        """Yield the objects of components, each with its window."""
+        for window, label in components:
+            if self.found is None or window is not self.window:
+                self.window, self.label, self.found = window, label, window.objects_of([label], rule)
+            yield window, self.found
 
 
 def _check_memory(box: Box, memory: int | None, name: str) -> None:
@@ -194,7 +225,7 @@ def _check_memory(box: Box, memory: int | None, name: str) -> None:
         sides = " x ".join(map(str, box.shape))
         raise SettingsError(
             f"{name}: foreground that is connected reaches over {sides} px of the mask at {box}: to tell its objects "
-            f"apart takes {needs / 1e9:.1f} GB, more than the memory of {memory / 1e9:.1f} GB. Give more, or leave "
+            f"apart takes {needs / 1e9:.3g} GB or more, and the memory is {memory / 1e9:.3g} GB. Give more, or leave "
             f"objects out"
         )
 
@@ -203,7 +234,7 @@ class _Window:
     """The connected components of a box of the image, as far as they lie in it."""
 
     def __init__(self, box: Box, image: Box, read: Read) -> None:
-        self.box, self._image = box, image
+        self.box, self.image, self.read = box, image, read
         self.view = read(box)
         self.labels: Labels = ndi.label(self.view.foreground)[0]
         self.slices: list[tuple[slice, ...]] = ndi.find_objects(self.labels)
@@ -212,6 +243,10 @@ class _Window:
         """Return the labels of the components with pixels in a part of the image."""
         found = np.bincount(self.labels[part.relative_to(self.box.start).slices].ravel())
         return [label for label in np.flatnonzero(found).tolist() if label]
+
+    def held_in(self, part: Box) -> list[int]:
+        """Return those of them that the window holds."""
+        return [label for label in self.labels_in(part) if self.holds(label)]
 
     def box_of(self, label: int) -> Box:
         """Return the bounding box of a component, in the image."""
@@ -233,7 +268,7 @@ class _Window:
 
     def holds(self, label: int) -> bool:
         """Return whether all is in the window on which the objects of a component depend."""
-        return _grown(self.box_of(label), REACH, self._image) in self.box
+        return _grown(self.box_of(label), REACH, self.image) in self.box
 
     def objects_of(self, labels: Sequence[int], rule: Rule) -> Labels:
         """Return the objects of components that the window holds, 1..n, of the window's shape."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from itertools import product
@@ -31,9 +31,9 @@ from tilenet.decide import Rule
 from tilenet.distributed import map_in_order
 from tilenet.errors import OutputExists, OutputMismatch
 from tilenet.geometry import Box
-from tilenet.instances import BYTES_PER_PIXEL, MARGIN, View, find_objects
+from tilenet.instances import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
 from tilenet.into import Target
-from tilenet.outputs import fill, open_store
+from tilenet.outputs import fill, open_store, spare_the_input
 from tilenet.runner import Report
 from tilenet.separation import Indices
 from tilenet.settling import Wanted
@@ -41,6 +41,7 @@ from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Mask, Store, can_resume, check_free, is_complete, is_ours, open_mask
 from tilenet.store.files import faults_named, remove_tree, step
 from tilenet.store.journal import MERGED
+from tilenet.store.lease import Lease
 from tilenet.store.metadata import OWN
 from tilenet.store.place import sweep, temporary_place
 
@@ -78,6 +79,7 @@ def store_objects(
     """
     wanted = replace(wanted, options=replace(wanted.options, output=wanted.options.output or "objects"))
     making, report = making_of(out, wanted.target), Report()
+    spare_the_input(making / DEPTHS, wanted.image)
     if overwrite:
         _remove(making)
     store = _resumed(out, wanted, making) if resume and can_resume(out) else None
@@ -88,10 +90,11 @@ def store_objects(
         if store is None or next(store.pending(), None) is not None:
             depths, report = _depths(making / DEPTHS, wanted, client, _half(progress, 0), resume=resume)
             started = perf_counter()
-            places = _places(making / PLACES, depths, wanted, client, _half(progress, 1))
-            firsts = _firsts(depths, places)
-            store = store or _create(out, wanted, depths, firsts, overwrite=overwrite)
-            _number(store, places, firsts)
+            with _held(depths.path):
+                places = _places(making / PLACES, depths, wanted, client, _half(progress, 1))
+                firsts = _firsts(depths, places)
+                store = store or _create(out, wanted, depths, firsts, overwrite=overwrite)
+                _number(store, places, firsts)
             report.objects = perf_counter() - started
         # Before the mask is complete, after which nobody looks here again.
         _remove(making)
@@ -132,16 +135,33 @@ def _half(progress: Progress | None, which: int) -> Progress | None:
     return lambda done, total: progress(done + which * total, 2 * total)
 
 
+@contextmanager
+def _held(store: Path) -> Iterator[None]:
+    """Hold the lease of a store that is complete, so that no other run removes it."""
+    with faults_named(store):
+        lease = Lease.take(store / OWN, store)
+        lease.start(store / OWN)
+    try:
+        yield
+    finally:
+        lease.release()
+
+
 def _remove(making: Path) -> None:
     """Remove the stores of the first two steps, and their folder unless somebody keeps other things in it."""
+    for store in (making / DEPTHS, making / PLACES):
+        if not store.exists():
+            continue
+        if not is_ours(store):
+            raise OutputExists(f"{store}: is no store, or damaged, and objects are found there. Remove {making}")
+        with _held(store), faults_named(store):
+            # Renamed first: a store that is removed in part must not look like one to resume.
+            aside = temporary_place(store)
+            step("rename", os.rename, store, aside)
+            remove_tree(aside)
     with faults_named(making):
-        for store in (making / DEPTHS, making / PLACES):
-            if is_ours(store):
-                # Renamed first: a store that is removed in part must not look like one to resume.
-                aside = temporary_place(store)
-                step("rename", os.rename, store, aside)
-                remove_tree(aside)
-            sweep(store)
+        for name in (DEPTHS, PLACES):
+            sweep(making / name)
         with suppress(OSError):
             making.rmdir()
 
@@ -181,7 +201,8 @@ def _places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, pro
         store = Store.create(path, layout, info, overwrite=True)
     try:
         memory, pending = wanted.options.memory or DEFAULT_MEMORY, list(store.pending())
-        parts = [Part(depths.path, store.layout.box(0, index), memory, store.layout.mask_dtype) for index in pending]
+        box, dtype, recents = store.layout.box, store.layout.mask_dtype, dict[tuple[int, ...], Recent]()
+        parts = [Part(depths.path, box(0, index), memory, dtype, recents) for index in pending]
         done, total = depths.size - sum(part.box.size for part in parts), depths.size
         for index, part, places in zip(pending, parts, map_in_order(client, Part.places, parts), strict=True):
             store.write(index, {"mask": places})
@@ -208,12 +229,15 @@ class Part:
         Bytes that a connected component may take which reaches far beyond the block.
     dtype : str
         Of places.
+    recents : dict
+        What parts of each plane keep for each other.
     """
 
     depths: Path
     box: Box
     memory: int
     dtype: str
+    recents: dict[tuple[int, ...], Recent] = field(default_factory=dict, compare=False)
 
     def places(self) -> NDArray[np.unsignedinteger[Any]]:
         """Return, for each pixel, the place of its object's first pixel in the image, plus one; 0 for background."""
@@ -227,10 +251,11 @@ class Part:
             for at in np.ndindex(*self.box.shape[:-ndim]):
                 plane = tuple(a + b for a, b in zip(self.box.start, at, strict=False))
                 before = prod(shape) * (int(np.ravel_multi_index(plane, outer)) if outer else 0)
-                read = partial(_view, depths, plane)
+                read, recent = partial(_view, depths, plane), self.recents.setdefault(plane, Recent())
                 read = partial(_view, depths, plane)
                 for part in _parts(block, self.memory):
-                    labels, firsts = find_objects(part, shape, read, rule, memory=self.memory, name=name)
+                    options = {"memory": self.memory, "recent": recent, "name": name}
+                    labels, firsts = find_objects(part, shape, read, rule, **options)
                     numbers = np.where(firsts < 0, 0, firsts + 1 + before).astype(self.dtype)
                     places[(*at, *part.relative_to(block.start).slices)] = numbers[labels]
         return places
