@@ -101,7 +101,7 @@ def test_a_table_with_means_is_one_that_tilenet_wrote(slide, tmp_path, tilenet_c
 
 def test_means_are_of_objects_and_of_their_own_image(slide, tmp_path):
     tilenet.segment(slide, tmp_path / "m.zarr", model=Bright(), channels=0)
-    with pytest.raises(SettingsError, match=r"m\.zarr: intensities are of objects.*--objects"):
+    with pytest.raises(SettingsError, match=r"m\.zarr: has classes, and intensities.*--objects"):
         tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", intensities=True)
     tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), channels=0, objects=True)
     other = tmp_path / "other.tif"

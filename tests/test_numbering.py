@@ -18,7 +18,7 @@ import tilenet
 from tilenet import instances, numbering, separation
 from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.decide import DEPTH_UNIT, Decision, Rule
-from tilenet.errors import OutputExists, OutputLocked, OutputMismatch, SettingsError
+from tilenet.errors import OutputExists, OutputLocked, OutputMismatch, OutputNotFound, SettingsError
 from tilenet.geometry import Box
 from tilenet.instances import View, find_objects, number_objects
 from tilenet.options import Options
@@ -172,7 +172,7 @@ def test_objects_of_a_worm_through_many_parts_are_those_of_the_whole():
 def test_a_component_that_takes_more_than_the_memory_is_refused_with_its_size():
     whole = View(np.ones((400, 500), bool), None)
     part = Box((0, 0), (30, 30))
-    with pytest.raises(SettingsError, match=r"foreground that is connected reaches over \d+ x \d+ px .* memory"):
+    with pytest.raises(SettingsError, match=r"connected foreground extends over \d+ x \d+ px .* --memory"):
         find_objects(part, (400, 500), lambda box: part_of(whole, box), memory=10**6)
     labels, _ = find_objects(part, (400, 500), lambda box: part_of(whole, box))
     assert labels.all()
@@ -238,6 +238,8 @@ def test_what_was_begun_with_objects_goes_on_with_them(slide, begun, monkeypatch
         tilenet.segment(slide, begun, model=Bright(), objects=True)
     with pytest.raises(OutputMismatch, match="begun with model answer"):
         tilenet.segment(slide, begun, model=Bright(bright=500), resume=True)
+    with pytest.raises(OutputNotFound, match=r"does not exist yet: o\.zarr\.making belongs to a run.*--resume"):
+        open_mask(begun)
     truth = tilenet.segment(slide, model=Bright(), objects=True)
 
     def computed(*_):
@@ -329,13 +331,13 @@ def test_a_mask_is_not_repaired_with_the_numbers_of_other_objects(slide, tmp_pat
     numbering.store_objects(out, wanted)
     files = sorted(p for p in (out / "0").rglob("*") if p.is_file() and p.name != "zarr.json")
     files[-1].unlink()
-    with pytest.raises(OutputMismatch, match=r"finds other objects than before.*--overwrite"):
+    with pytest.raises(OutputMismatch, match=r"found now are not those of this mask.*--overwrite"):
         numbering.store_objects(out, replace(wanted, model=Cut(250)), resume=True)
 
 
 def test_other_runs_are_refused_where_objects_were_begun(slide, begun):
     for how in ({}, {"shard": (1, 2)}, {"shard": (1, 2), "resume": True}):
-        with pytest.raises(OutputExists, match=r"o\.zarr\.making: is of a run with --objects"):
+        with pytest.raises(OutputExists, match=r"o\.zarr\.making: belongs to a run with --objects"):
             tilenet.segment(slide, begun, model=Bright(), **how)
     (result,) = tilenet.batch(slide, begun.parent / "masks", model=Bright(), threads=1)
     assert result.status == "done"
@@ -392,7 +394,7 @@ def test_a_run_that_another_one_would_remove_or_join_is_protected(slide, tmp_pat
 @pytest.mark.parametrize("name", [numbering.DEPTHS, numbering.PLACES])
 def test_a_damaged_store_on_the_way_is_said_to_be_removed(slide, begun, name):
     (numbering.making_of(begun, None) / name / "zarr.json").write_text("{")
-    with pytest.raises(OutputExists, match=r"is no store, or damaged.*Remove .*o\.zarr\.making"):
+    with pytest.raises(OutputExists, match=r"is not a store, or is damaged.*Remove .*o\.zarr\.making"):
         tilenet.segment(slide, begun, model=Bright(), objects=True, overwrite=True)
 
 

@@ -1,8 +1,8 @@
-"""From depths to objects: instance labels, of arrays in memory and of any part of an image that is not.
+"""Find the objects (instance labels) of an array in memory, or of any part of an image that does not fit there.
 
-The foreground falls into connected components, and the objects of a component depend on nothing but its own pixels and
-on the depths within `REACH` of them. So a part of an image is labelled by looking as far beyond its border as the
-components that cross it reach, and each object gets the numbers that the whole image would give it.
+The objects of a connected component depend only on its own pixels and on the depths within `REACH` of them. A part of
+an image can therefore be labelled exactly as the whole image would be: by reading as far beyond the part's border as
+the components that cross it extend.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from tilenet.geometry import Box
 from tilenet.separation import REACH, Indices, Labels, first_places, separate
 
 Array = NDArray[Any]
-# Pixels beyond a part that are read at first, by number of axes: more than most objects are wide. Whoever reaches
-# further is looked at alone.
+# How far beyond a part to read at first, in pixels, by number of axes: more than most objects are wide. Components that
+# reach further are separated one by one, each in a window of its own.
 MARGIN = {2: 64, 3: 16}
-# Bytes that finding objects takes for each pixel that is looked at: 30 where components are small, 102 in
-# one that fills everything.
+# Bytes of memory per pixel of a window. Measured: 30 with small components, 102 if one component fills the window.
 BYTES_PER_PIXEL = 110
 
 
 class View(NamedTuple):
-    """Part of an image: which pixels are foreground, and how deep each lies; None where distances say that."""
+    """A part of an image: the foreground, and the depth of each pixel (None: use the distance to the background)."""
 
     foreground: NDArray[np.bool_]
     depth: NDArray[np.float32] | None
@@ -47,10 +46,10 @@ class Found(NamedTuple):
     Attributes
     ----------
     labels : numpy.ndarray
-        int32, of the part's shape; 0 is background, the order of the others has no meaning.
+        int32, of the part's shape; 0 is background. The order of the other labels has no meaning.
     firsts : numpy.ndarray
-        int64: for each label, the place of the object's first pixel in the whole image, flattened. It is the same
-        from whatever part the object is seen. -1 for background.
+        int64: for each label, the index of the object's first pixel in the flattened whole image, which is the same for
+        every part that contains pixels of the object; -1 for background.
     """
 
     labels: Labels
@@ -152,16 +151,16 @@ def find_objects(
     rule : Rule, optional
         What is an object.
     memory : int, optional
-        Bytes that a component may take which reaches far beyond the part; default as many as it needs.
+        Most bytes for a component that reaches far beyond the part; default no limit.
     recent : Recent, optional
-        What a call for another part of the same image has kept, so that a large component is not looked at by each.
+        Shared by the calls for several parts of an image, so that not each of them separates a large component again.
     name : str
-        The image's, for messages.
+        Name of the image, for error messages.
 
     Raises
     ------
     SettingsError
-        If a component takes more memory.
+        If a component needs more memory.
     """
     image, recent, rule = Box.of_shape(shape), recent or Recent(), rule or Rule()
     labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]
@@ -179,7 +178,7 @@ def find_objects(
 
 
 def _beyond(near: _Window, part: Box, recent: Recent, check: Callable[[Box], None]) -> Iterator[tuple[_Window, int]]:
-    """Yield each component of a part that reaches beyond the window around it, and a window that holds it."""
+    """Yield each component of a part that reaches beyond the window `near`, with a window that holds all of it."""
     left = {label: near.pixel_of(label) for label in near.labels_in(part) if not near.holds(label)}
     while left:
         label, pixel = left.popitem()
@@ -192,17 +191,14 @@ def _beyond(near: _Window, part: Box, recent: Recent, check: Callable[[Box], Non
             check(box)
             window = _Window(box, window.image, window.read)
             label = window.label_at(pixel)
-        # Further away, several may turn out to be one.
+        # Labels that are separate within `near` may belong to one component.
         left = {other: at for other, at in left.items() if window.label_at(at) != label}
         yield window, label
 
 
 @dataclass
 class Recent:
-    """The component that was looked at last in a window of its own: other parts of the image may have pixels of it.
-
-    Not sent to other processes.
-    """
+    """The large component that was separated last, which other parts of the image may share; pickled as empty."""
 
     window: _Window | None = None
     label: int = 0
@@ -212,7 +208,7 @@ class Recent:
         return Recent, ()
 
     def objects_of(self, components: Iterable[tuple[_Window, int]], rule: Rule) -> Iterator[tuple[_Window, Labels]]:
-        """Yield the objects of components, each with its window."""
+        """Separate components, and yield each window with the objects in it."""
         for window, label in components:
             if self.found is None or window is not self.window:
                 self.window, self.label, self.found = window, label, window.objects_of([label], rule)
@@ -220,18 +216,17 @@ class Recent:
 
 
 def _check_memory(box: Box, memory: int | None, name: str) -> None:
-    """Refuse a window, read for one component, that takes more than the memory."""
+    """Raise `SettingsError` if the window that a component needs takes more than the memory."""
     if memory is not None and (needs := box.size * BYTES_PER_PIXEL) > memory:
         sides = " x ".join(map(str, box.shape))
         raise SettingsError(
-            f"{name}: foreground that is connected reaches over {sides} px of the mask at {box}: to tell its objects "
-            f"apart takes {needs / 1e9:.3g} GB or more, and the memory is {memory / 1e9:.3g} GB. Give more, or leave "
-            f"objects out"
+            f"{name}: connected foreground extends over {sides} px of the mask at {box}. Separating its objects takes "
+            f"{needs / 1e9:.3g} GB or more, and --memory is {memory / 1e9:.3g} GB. Give more, or leave --objects out"
         )
 
 
 class _Window:
-    """The connected components of a box of the image, as far as they lie in it."""
+    """A box of the image with its connected components, which may extend beyond it."""
 
     def __init__(self, box: Box, image: Box, read: Read) -> None:
         self.box, self.image, self.read = box, image, read
@@ -245,7 +240,7 @@ class _Window:
         return [label for label in np.flatnonzero(found).tolist() if label]
 
     def held_in(self, part: Box) -> list[int]:
-        """Return those of them that the window holds."""
+        """Return the labels of those components of `labels_in` that the window holds."""
         return [label for label in self.labels_in(part) if self.holds(label)]
 
     def box_of(self, label: int) -> Box:
@@ -267,7 +262,7 @@ class _Window:
         return int(self.labels[tuple(a - start for a, start in zip(pixel, self.box.start, strict=True))])
 
     def holds(self, label: int) -> bool:
-        """Return whether all is in the window on which the objects of a component depend."""
+        """Return whether the window contains all pixels on which the objects of a component depend."""
         return _grown(self.box_of(label), REACH, self.image) in self.box
 
     def objects_of(self, labels: Sequence[int], rule: Rule) -> Labels:
@@ -278,12 +273,12 @@ class _Window:
 
 
 def _first_pixels(labels: Labels, box: Box, shape: Sequence[int]) -> Indices:
-    """Return, for each label from 1 on, where in the flattened image the first of its pixels is."""
+    """Return, for each label from 1 on, the index of its first pixel in the flattened image."""
     places = np.unravel_index(first_places(labels, int(labels.max(initial=0))), labels.shape)
     inside = tuple(place + start for place, start in zip(places, box.start, strict=True))
     return np.ravel_multi_index(inside, tuple(shape)).astype(np.int64)
 
 
 def _grown(box: Box, by: int, image: Box) -> Box:
-    """Return a box with so many pixels more on every side, as far as they are in the image."""
+    """Return a box enlarged by some pixels on every side, clipped to the image."""
     return Box(tuple(a - by for a in box.start), tuple(b + by for b in box.stop)) & image

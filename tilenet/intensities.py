@@ -1,4 +1,4 @@
-"""How bright objects are: the mean of each channel of the image over each object of a mask, block by block."""
+"""Measure how bright objects are: the mean of each channel of the image over each object of a mask."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Means = NDArray[np.float64]
 
 
 def mean_intensities(mask: Mask | TiffMask, image: str | Path | None) -> tuple[list[str], Means]:
-    """Return names of columns, and for each object (n + 1, C) the mean of each channel, as the image stores it.
+    """Return column names, and the mean of each channel over each object, (n + 1, C), in the units of the image.
 
-    The image is read at the resolution of the mask, resampled where the mask is; all its channels are, whichever the
-    network saw. Objects without pixels, and number 0, have NaN.
+    The image is read block by block at the resolution of the mask, resampled if the mask was made from resampled
+    pixels. All channels are measured, not only those that the network saw. The row of number 0 is NaN.
 
     Raises
     ------
@@ -34,7 +34,9 @@ def mean_intensities(mask: Mask | TiffMask, image: str | Path | None) -> tuple[l
         If the image is not the one that the mask was made from.
     """
     if not has_objects(mask):
-        raise SettingsError(f"{mask.path}: intensities are of objects, and this mask has none. Make it with --objects")
+        raise SettingsError(
+            f"{mask.path}: has classes, and intensities are measured for objects. Make it with --objects"
+        )
     record = mask.info["record"]
     source = mask.info["image"]["path"] if image is None else image
     with closing(open_as_segmented(source, mask), source) as opened:
@@ -44,7 +46,7 @@ def mean_intensities(mask: Mask | TiffMask, image: str | Path | None) -> tuple[l
 
 
 def _columns(image: Image) -> list[str]:
-    """Return a name for each channel: its own, or else its number; with the number too where two have one name."""
+    """Return a column name for each channel: from its name or else its number, with both if a name is used twice."""
     names = [name or str(k) for k, name in enumerate(image.channel_names)]
     return [f"mean_{name}" if names.count(name) == 1 else f"mean_{k}_{name}" for k, name in enumerate(names)]
 
@@ -58,7 +60,7 @@ def _means(mask: Mask | TiffMask, image: Image) -> Means:
         if not inside.any():
             continue
         pixels = image.read(box.shifted(mask.origin))[:, inside]
-        # Numbers follow the rows of the image: from the least on, they are those of a row of blocks.
+        # Objects are numbered row by row, so that the numbers in a block span at most those of a row of blocks.
         own = labels[inside].astype(np.int64)
         first = int(own.min())
         n = int(own.max()) + 1
@@ -72,7 +74,7 @@ def _means(mask: Mask | TiffMask, image: Image) -> Means:
 
 
 def _longer(array: NDArray[Any], n: int) -> NDArray[Any]:
-    """Return an array with rows of zeros at the end, n at least."""
+    """Return an array of at least `n` rows, padded with zeros; doubles its length, so that padding stays cheap."""
     if n <= len(array):
         return array
     return np.concatenate([array, np.zeros((max(n, 2 * len(array)) - len(array), *array.shape[1:]))])

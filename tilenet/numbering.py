@@ -1,12 +1,13 @@
-"""Numbered objects of an image of any size, in three steps. A run that is killed in any of them can be resumed.
+"""Number the objects of an image of any size, in three steps. A run that is killed in any of them can be resumed.
 
-1. The network writes the foreground, and how deep each pixel lies in its object, into a store like any mask: with the
-   same tiles, workers and journal.
-2. Each block of it is labelled as the whole image would be (`tilenet.instances`). Every pixel of an object gets the
-   place of the object's first pixel in the image, plus one: an identity that each block finds by itself.
-3. The places of all objects, sorted, are their numbers 1..n, with which the mask is written.
+1. The network writes the foreground, and the depth of each pixel in its object, to a store like that of any mask, with
+   the same tiles, workers and journal.
+2. Each block of that store is labelled as the whole image would be (`tilenet.instances`). Every pixel of an object gets
+   the place of the object's first pixel: its index in the flattened image, plus one. All blocks that share an object
+   find the same place, without knowing of each other.
+3. Sorted, the places become the numbers 1..n, and the mask is written.
 
-The stores of the first two steps lie in OUT.making, which the third removes.
+The stores of the first two steps lie in the folder OUT.making, which the third step removes.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ from tilenet.store import Mask, Store, can_resume, check_free, is_complete, is_o
 from tilenet.store.files import faults_named, remove_tree, step
 from tilenet.store.journal import MERGED
 from tilenet.store.lease import Lease
-from tilenet.store.metadata import OWN
+from tilenet.store.metadata import MAKING, OWN
 from tilenet.store.place import sweep, temporary_place
 
 if TYPE_CHECKING:
     from distributed import Client
 
 DEPTHS, PLACES = "depths.zarr", "places.zarr"
-# The entry of a mask's info that tells one numbering from another.
+# Key in a mask's info: a checksum of the first pixels of all objects, which identifies the numbering.
 FIRSTS = "first pixels sha256"
-# Largest and smallest sides, in pixels, of the parts of a block that are labelled at once, by number of axes.
+# Largest and smallest side, in pixels, of the parts of a block that are labelled at once, by number of axes.
 PARTS = {2: (2048, 256), 3: (192, 48)}
 
 
@@ -64,18 +65,18 @@ def store_objects(
     client: Client | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Find the objects of an image and write them, numbered, to a store; goes on where a killed run ended.
+    """Find the objects of an image and write their numbers to a store; with `resume`, continue a killed run.
 
-    `progress` is told of each pixel twice: when the network has run on it, and when its objects are found.
+    `progress` counts each pixel twice: when the network has run on it, and when its objects have been found.
 
     Raises
     ------
     SettingsError
-        If a connected component takes more than the memory.
+        If a connected component needs more memory than the run may use.
     BlocksFailed
         If some blocks could not be computed; the run can be resumed.
     OutputMismatch
-        If a damaged mask is repaired, and the network finds other objects than before.
+        If a damaged mask is to be repaired, but the objects found now are not those of the mask.
     """
     wanted = replace(wanted, options=replace(wanted.options, output=wanted.options.output or "objects"))
     making, report = making_of(out, wanted.target), Report()
@@ -96,7 +97,7 @@ def store_objects(
                 store = store or _create(out, wanted, depths, firsts, overwrite=overwrite)
                 _number(store, places, firsts)
             report.objects = perf_counter() - started
-        # Before the mask is complete, after which nobody looks here again.
+        # Before the mask is marked complete: a complete mask is skipped, so what is left here would stay.
         _remove(making)
         finish(store)
     finally:
@@ -106,30 +107,32 @@ def store_objects(
 
 
 def was_begun(out: Path, target: Target | None) -> bool:
-    """Return whether a run that finds objects has begun to write `out`."""
+    """Return whether a run with objects was started for `out`, or wrote it."""
     if is_ours(making_of(out, target) / DEPTHS):
         return True
-    record = Store.inspect(out).info.get("record") if is_ours(out) else None  # may have been changed by hand
+    record = Store.inspect(out).info.get("record") if is_ours(out) else None  # people edit JSON
     return isinstance(record, dict) and record.get("output") == "objects"
 
 
 def refuse_begun(out: Path, target: Target | None, *, overwrite: bool) -> None:
-    """Refuse a place where a run that finds objects has begun; with `overwrite`, remove what it has found instead."""
+    """Refuse an output for which a run with objects was started; with `overwrite`, remove what that run left."""
     making = making_of(out, target)
     if overwrite:
         _remove(making)
     elif is_ours(making / DEPTHS):
-        raise OutputExists(f"{making}: is of a run with --objects. Go on with that, or start again with --overwrite")
+        raise OutputExists(
+            f"{making}: belongs to a run with --objects. Continue that run, or start again with --overwrite"
+        )
 
 
 def making_of(out: Path, target: Target | None) -> Path:
-    """Return where the stores are kept while objects are found: beside the mask, or beside the image that it is in."""
+    """Return the folder for the first two steps: beside the mask, or beside the OME-Zarr image that gets the labels."""
     beside = out if target is None else target.path.with_name(f"{target.path.name}.{out.name}")
-    return beside.with_name(f"{beside.name}.making").absolute()
+    return beside.with_name(beside.name + MAKING).absolute()
 
 
 def _half(progress: Progress | None, which: int) -> Progress | None:
-    """Return the progress of the first or the second half of a run."""
+    """Return the callback for the first (0) or second (1) half of a run."""
     if progress is None:
         return None
     return lambda done, total: progress(done + which * total, 2 * total)
@@ -137,7 +140,7 @@ def _half(progress: Progress | None, which: int) -> Progress | None:
 
 @contextmanager
 def _held(store: Path) -> Iterator[None]:
-    """Hold the lease of a store that is complete, so that no other run removes it."""
+    """Hold the lease of a complete store, so that no other run removes it."""
     with faults_named(store):
         lease = Lease.take(store / OWN, store)
         lease.start(store / OWN)
@@ -148,14 +151,14 @@ def _held(store: Path) -> Iterator[None]:
 
 
 def _remove(making: Path) -> None:
-    """Remove the stores of the first two steps, and their folder unless somebody keeps other things in it."""
+    """Remove the stores of the first two steps, and their folder unless it contains anything else."""
     for store in (making / DEPTHS, making / PLACES):
         if not store.exists():
             continue
         if not is_ours(store):
-            raise OutputExists(f"{store}: is no store, or damaged, and objects are found there. Remove {making}")
+            raise OutputExists(f"{store}: is not a store, or is damaged, and the run needs this place. Remove {making}")
         with _held(store), faults_named(store):
-            # Renamed first: a store that is removed in part must not look like one to resume.
+            # Rename before removing: a half-removed store must not look like one to resume.
             aside = temporary_place(store)
             step("rename", os.rename, store, aside)
             remove_tree(aside)
@@ -167,7 +170,7 @@ def _remove(making: Path) -> None:
 
 
 def _resumed(out: Path, wanted: Wanted, making: Path) -> Store | None:
-    """Return a mask to go on with; None if one is there that a run has begun to replace."""
+    """Open the mask to continue; return None if the mask at `out` is an old one that a run is about to replace."""
     if is_ours(making / DEPTHS):
         info, depths = Store.inspect(out).info, Store.inspect(making / DEPTHS).info
         if is_complete(out) or {**info, **depths} != info:
@@ -181,9 +184,11 @@ def _resumed(out: Path, wanted: Wanted, making: Path) -> Store | None:
 def _depths(
     path: Path, wanted: Wanted, client: Client | None, progress: Progress | None, *, resume: bool
 ) -> tuple[Mask, Report]:
-    """Return the store of the first step, complete, and what was done for it."""
+    """Complete the store of the first step, and return it with the report of the network's run."""
     if path.parent.is_symlink():
-        raise OutputExists(f"{path.parent}: is a symbolic link, and what objects are found in goes there. Remove it")
+        raise OutputExists(
+            f"{path.parent}: is a symbolic link, and intermediate results would be written there. Remove it"
+        )
     wanted = replace(wanted, target=None)
     store, job, numbers = open_store(path, wanted, resume=resume)
     report = fill(store, job, numbers, wanted, client=client, progress=progress)
@@ -191,8 +196,8 @@ def _depths(
 
 
 def _places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, progress: Progress | None) -> Mask:
-    """Return the store of the second step, complete."""
-    # Every file of the depths: another run may have made them anew.
+    """Complete the store of the second step, and return it."""
+    # The sealed journal has the checksums of all files: places that were found in other depths are not used.
     info = depths.info | {"depths": sha256((depths.path / OWN / MERGED).read_bytes()).hexdigest()}
     if can_resume(path) and Store.inspect(path).info == info:
         store = Store.resume(path)
@@ -217,7 +222,7 @@ def _places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, pro
 
 @dataclass(frozen=True)
 class Part:
-    """A block whose objects are to be found: what a worker is sent.
+    """The task of finding the objects of one block, as it is sent to a worker.
 
     Attributes
     ----------
@@ -226,11 +231,11 @@ class Part:
     box : Box
         The pixels of the block.
     memory : int
-        Bytes that a connected component may take which reaches far beyond the block.
+        Most bytes for a connected component that reaches far beyond the block.
     dtype : str
-        Of places.
+        Data type of the places.
     recents : dict
-        What parts of each plane keep for each other.
+        For each plane, the large component that was separated last; shared by all blocks of this process.
     """
 
     depths: Path
@@ -245,14 +250,12 @@ class Part:
         with open_mask(self.depths) as depths:
             ndim, rule = len(depths.info["model"]["footprint"]), Rule.recorded(depths.info["record"])
             name = depths.info["image"]["path"]
-            name = depths.info["image"]["path"]
             outer, shape = depths.shape[:-ndim], depths.shape[-ndim:]
             block = Box(self.box.start[-ndim:], self.box.stop[-ndim:])
             for at in np.ndindex(*self.box.shape[:-ndim]):
                 plane = tuple(a + b for a, b in zip(self.box.start, at, strict=False))
                 before = prod(shape) * (int(np.ravel_multi_index(plane, outer)) if outer else 0)
                 read, recent = partial(_view, depths, plane), self.recents.setdefault(plane, Recent())
-                read = partial(_view, depths, plane)
                 for part in _parts(block, self.memory):
                     options = {"memory": self.memory, "recent": recent, "name": name}
                     labels, firsts = find_objects(part, shape, read, rule, **options)
@@ -262,7 +265,7 @@ class Part:
 
 
 def _view(depths: Mask, outer: tuple[int, ...], box: Box) -> View:
-    """Return a box of one of the planes, or volumes, of a store of depths."""
+    """Read a box of one plane (or volume) from a store of depths."""
     foreground = depths[(*outer, *box.slices)] > 0
     if depths.probabilities is None:
         return View(foreground, None)
@@ -271,7 +274,7 @@ def _view(depths: Mask, outer: tuple[int, ...], box: Box) -> View:
 
 
 def _parts(block: Box, memory: int) -> Iterator[Box]:
-    """Yield parts of a block that are labelled at once, each in half the memory if that can be."""
+    """Yield the parts of a block that are labelled at once, small enough for half the memory if possible."""
     side, least = PARTS[block.ndim]
     while side > least and (side + 2 * MARGIN[block.ndim]) ** block.ndim * BYTES_PER_PIXEL > memory // 2:
         side //= 2
@@ -280,7 +283,7 @@ def _parts(block: Box, memory: int) -> Iterator[Box]:
 
 
 def _firsts(depths: Mask, places: Mask) -> Indices:
-    """Return where all objects begin, in order; say how many pixels of the foreground are in none."""
+    """Return the places of all objects, sorted; log how many foreground pixels belong to no object."""
     firsts, foreground, kept = [np.zeros(0, np.uint64)], 0, 0
     for index in range(places.layout.n_blocks(0)):
         box = places.layout.box(0, index)
@@ -294,7 +297,7 @@ def _firsts(depths: Mask, places: Mask) -> Indices:
 
 
 def _create(out: Path, wanted: Wanted, depths: Mask, firsts: Indices, *, overwrite: bool) -> Store:
-    """Create the store of the mask, with a pyramid, or with the levels of its image."""
+    """Create the store of the mask, with a pyramid of its own or with the levels of the image that it goes into."""
     n = len(firsts)
     layout = replace(depths.layout, labels={}, largest=max(2**16, n), classes=0, n_levels=0)
     if wanted.target is not None:
@@ -311,7 +314,9 @@ def _checksum(firsts: Indices) -> str:
 def _number(store: Store, places: Mask, firsts: Indices) -> None:
     """Write the blocks that a store still lacks."""
     if store.info[FIRSTS] != _checksum(firsts):
-        raise OutputMismatch(f"{store.path}: the network finds other objects than before. Start again with --overwrite")
+        raise OutputMismatch(
+            f"{store.path}: the objects found now are not those of this mask. Start again with --overwrite"
+        )
     for index in store.pending():
         found = places[store.layout.box(0, index).slices]
         numbers = np.where(found > 0, np.searchsorted(firsts, found) + 1, 0)

@@ -1,11 +1,12 @@
-"""How touching objects are told apart: the objects of connected components.
+"""Separate touching objects: split connected components of the foreground into objects.
 
-Within a component, seeds lie deep inside objects, and a watershed grows them to fill it. The depth of a pixel comes
-from the network, or else from the distance to the background. Two maxima of the depth are two seeds if the path
-between them is shallower than both by `Rule.prominence`.
+Seeds lie deep inside objects, and a watershed grows them to fill their component. The depth of a pixel comes from the
+network, or else from the distance to the background. Two maxima of the depth are two seeds if every path between them
+is shallower than both by `Rule.prominence`.
 
-What becomes of a component depends on its own pixels, and on depths within `REACH` of them, alone: neighbours are those
-by faces, as in the components themselves, so that one whose corner another touches is as if it were alone.
+The result for a component depends only on its own pixels and on the depths within `REACH` of them. Pixels are
+neighbours only if they share a face, here and in the components: components that touch at a corner do not affect each
+other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tilenet.decide import Rule
 Labels = NDArray[np.int32]
 Depths = NDArray[np.float32]
 Indices = NDArray[np.int64]
-# Standard deviation, in pixels, of the Gaussian that smooths depths, and how far SciPy's reaches: four of them.
+# Standard deviation, in pixels, of the Gaussian that smooths depths, and its radius: SciPy cuts it off at four.
 SIGMA, REACH = 1.0, 4
 
 
@@ -56,7 +57,7 @@ def separate(components: Labels, depth: Depths | None, rule: Rule) -> Labels:
 
 
 def _smoothed(labels: Labels, depth: Depths | None) -> Depths:
-    """Return depths, smoothed a little, so that ripples on a plateau do not become centres; 0 outside components."""
+    """Return smoothed depths, so that ripples on a plateau do not become seeds; 0 outside the components."""
     if depth is not None:
         smooth: Depths = ndi.gaussian_filter(depth, SIGMA) * (labels > 0)
         return smooth
@@ -70,7 +71,7 @@ def _smoothed(labels: Labels, depth: Depths | None) -> Depths:
 
 
 def _relative_distance(own: NDArray[np.bool_]) -> Depths:
-    """Return the distance to the background, relative to the largest; 1 in an image that has no background."""
+    """Return the distance to the background relative to the largest one; all 1 if there is no background."""
     if own.all():
         return np.ones(own.shape, np.float32)
     distance = ndi.distance_transform_edt(own)
@@ -79,7 +80,7 @@ def _relative_distance(own: NDArray[np.bool_]) -> Depths:
 
 
 def _with_several_seeds(labels: Labels, smooth: Depths, prominence: float) -> list[int]:
-    """Return the labels of components that may have several seeds: few, so that each can be looked at by itself."""
+    """Return the labels of components that may have several seeds; these few are then examined one by one."""
     maxima, n = ndi.label(local_maxima(smooth, connectivity=1))  # type: ignore[no-untyped-call]
     places = first_places(maxima, n)
     places = places[smooth.ravel()[places] >= prominence]  # lower ones are never seeds
@@ -87,7 +88,7 @@ def _with_several_seeds(labels: Labels, smooth: Depths, prominence: float) -> li
     of, order = labels.ravel()[places], np.lexsort((heights, labels.ravel()[places]))
     ends = np.flatnonzero(np.diff(of[order], append=0))
     ends = ends[(ends > 0) & (of[order][ends - 1] == of[order][ends])]
-    # No maximum is a seed beside the highest if all of them are connected above the second highest less `prominence`.
+    # If all maxima are connected above (second highest - prominence), only the highest is a seed.
     level = np.full(int(labels.max(initial=0)) + 1, np.inf, np.float32)
     level[of[order][ends]] = heights[order][ends - 1] - np.float32(prominence)
     cores = ndi.label(smooth > level[labels])[0].ravel()[places]
@@ -99,10 +100,10 @@ def _with_several_seeds(labels: Labels, smooth: Depths, prominence: float) -> li
 
 
 def _seeds(smooth: Depths, prominence: float) -> tuple[Labels, int]:
-    """Return the seeds of a component: the maxima of what is left when each maximum is lowered by `prominence`.
+    """Return the seeds of a component: the maxima that remain when every maximum is lowered by `prominence`.
 
-    (skimage's `h_maxima` gives two for two maxima of equal height, however shallow the dip between them, and depths of
-    a network often reach 1 twice.)
+    (skimage's `h_maxima` returns two regions for two maxima of equal height, however shallow the dip between them, and
+    depths from a network often reach 1 in several places.)
     """
     faces = ndi.generate_binary_structure(smooth.ndim, 1)
     lowered = reconstruction(smooth - np.float32(prominence), smooth, footprint=faces)  # type: ignore[no-untyped-call]
@@ -111,7 +112,7 @@ def _seeds(smooth: Depths, prominence: float) -> tuple[Labels, int]:
 
 
 def _kept(labels: Labels, depth: Depths | None, rule: Rule) -> Labels:
-    """Return objects without those that are too small or nowhere deep, numbered anew."""
+    """Drop objects that are too small or nowhere deep enough, and renumber the others."""
     sizes = np.bincount(labels.ravel())
     kept = sizes >= max(1, rule.min_size)
     if depth is not None:
@@ -122,7 +123,7 @@ def _kept(labels: Labels, depth: Depths | None, rule: Rule) -> Labels:
 
 
 def first_places(labels: NDArray[Any], n: int) -> Indices:
-    """Return, for each label from 1 to n, the place of its first pixel in the flattened labels."""
+    """Return, for each label from 1 to n, the index of its first pixel in the flattened array."""
     flat, firsts = labels.ravel(), np.zeros(n + 1, np.int64)
     places = np.flatnonzero(flat)[::-1]
     firsts[flat[places]] = places  # of several values for one place, NumPy keeps the last

@@ -19,6 +19,8 @@ from tilenet.store.tissue_map import TISSUE_COLOR, TissueMap
 FORMAT = 1
 ZSTD_LEVEL = 3
 OWN = ".tilenet"
+# Ending of the folder beside a mask in which a run with objects keeps what it has found (`tilenet.numbering`).
+MAKING = ".making"
 OME = {2: "0.4", 3: "0.5"}
 GROUP = json.dumps({"zarr_format": 2}).encode()
 
@@ -103,6 +105,10 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
         If tilenet did not write it, or it cannot be read.
     """
     if not path.exists():
+        if (making := path.with_name(path.name + MAKING)).is_dir():
+            raise OutputNotFound(
+                f"{path}: does not exist yet: {making.name} belongs to a run with --objects. Run it again with --resume"
+            )
         raise OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
     foreign = not_ours(path)
     try:
