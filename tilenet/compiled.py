@@ -1,7 +1,8 @@
-"""Convolutions compiled from C (`convolutions.c`), where there are any (`tilenet/native.py`).
+"""Layers that run convolutions compiled from C (`convolutions.c`), if they were compiled (`tilenet/native.py`).
 
-3x3 ones are Winograd's, without a detour through memory. The first of a network, of few channels in, and the last,
-1x1 and of few channels out, are done tap by tap. Without them convolutions are PyTorch's (`tilenet/winograd.py`).
+3x3 convolutions use Winograd's method, with all intermediate results in cache. The first convolution of a network, with
+few input channels, and the last, 1x1 with few output channels, are computed directly, tap by tap. Without the compiled
+library, convolutions are done by PyTorch (`tilenet/winograd.py`).
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from tilenet.geometry import round_up
 from tilenet.native import LANES, Classification, Convolution, Source, call, source_of
 from tilenet.winograd import NEEDED, transformed_weights
 
-# Squares that are transformed before they are multiplied: a multiple of those that registers hold sums of (ROWS), as
-# many as a core's cache holds, but of deep layers more, as all weights are read for each so many. Less where that
-# would leave a thread without.
+# How many squares to transform before multiplying them: a multiple of UNIT, which is a multiple of the squares whose
+# sums fit the registers (ROWS), and few enough for a core's cache. Layers of more than DEEP channels take more at once,
+# because each group of squares reads all weights again. Small inputs take fewer, so that every thread gets some.
 SQUARES, DEEP, UNIT = 36, 256, 12
 
-# Tensors whose channels come after each other, each in pieces that lie on top of each other; rows of zeros above and
-# below them.
+# Sources: tensors to concatenate along the channels, each as a list of vertically adjacent pieces. Zeros: how many rows
+# of zeros to pad above and below.
 Sources = Sequence[Sequence[Tensor]]
 Zeros = tuple[int, int]
 
 
 class _Compiled:
-    """What convolutions have in common: weights (K, C, n, n) as the library takes them, and numbers for each output."""
+    """Base class: prepares weights (K, C, n, n) and per-output numbers (bias, scale, shift) for the C library."""
 
     _does = "tilenet_convolve"
 
@@ -41,15 +42,15 @@ class _Compiled:
         self._padding, self._instructions, self._widest = padding, instructions, 2 * lanes
 
     def _arranged(self, weight: Tensor) -> Tensor:
-        """Return the weights (36, K / panel, C, panel) of Winograd's places."""
+        """Return Winograd-transformed weights, (36, K / panel, C, panel)."""
         return transformed_weights(self._panels(weight))
 
     def _panels(self, weight: Tensor) -> Tensor:
-        """Return the weights (n, n, K / panel, C, panel), tap by tap."""
+        """Return the weights tap by tap, (n, n, K / panel, C, panel)."""
         return weight.reshape(-1, self._panel, *weight.shape[1:]).permute(3, 4, 0, 2, 1)
 
     def _work(self, total: int, threads: int) -> tuple[int, int]:
-        """Return how many of `total` squares are done at once, and the floats that a thread needs for them."""
+        """Return how many of `total` squares to process at once, and how many floats of work space a thread needs."""
         squares = min(SQUARES * max(1, self._inputs // DEEP), round_up(-(-total // (2 * threads)), UNIT))
         return squares, NEEDED**2 * (squares * (self._inputs + self._widest) + self._inputs)
 
@@ -79,18 +80,18 @@ class _Compiled:
 
 
 class _Layer(_Compiled):
-    """A 3x3 convolution, its ReLU, and a scale and a shift of what this gives.
+    """A 3x3 convolution followed by ReLU and, optionally, a scale and a shift.
 
     Parameters
     ----------
     weight, bias : torch.Tensor
         (K, C, 3, 3) and (K,), float32; K is a multiple of 16.
     padding : int
-        Columns of zeros on either side.
+        Columns of zeros to pad on either side.
     after : (torch.Tensor, torch.Tensor), optional
-        Scale and shift, of K elements each; default neither.
+        Scale and shift after the ReLU, K elements each.
     instructions : int
-        Those of this processor, or fewer.
+        Instruction set to use; this processor must have it.
     """
 
     def __init__(
@@ -101,8 +102,8 @@ class _Layer(_Compiled):
     def __call__(self, *sources: Sequence[Tensor], zeros: Zeros = (0, 0)) -> Tensor:
         """Map one or two sources to (N, K, h - 2, w - 2 + 2 padding), channels last.
 
-        A source is pieces (N, C, b, w), channels last, that lie on top of each other, with rows of zeros above and
-        below h rows in all; of two, the channels of the second come after those of the first.
+        A source is a list of vertically adjacent pieces (N, C, b, w), channels last; h counts their rows and the zeros
+        above and below. The channels of a second source follow those of the first.
         """
         out = torch.empty(self._shape(sources, zeros), memory_format=torch.channels_last)
         self._convolve(sources, zeros, out)
@@ -110,24 +111,24 @@ class _Layer(_Compiled):
 
 
 class DirectConvolution(_Layer):
-    """Such a layer tap by tap, of one source and any number of channels: those of an image."""
+    """The same layer computed tap by tap, for one source with any number of channels, such as an image."""
 
     _does = "tilenet_convolve_directly"
 
     def _arranged(self, weight: Tensor) -> Tensor:
-        """Return the weights (K / panel, 3, 3, C, panel) of the taps."""
+        """Return the weights tap by tap, (K / panel, 3, 3, C, panel)."""
         return self._panels(weight).permute(2, 0, 1, 3, 4).float().contiguous()
 
     def _work(self, total: int, threads: int) -> tuple[int, int]:
-        """Return the floats of three rows of as many pixels as registers hold sums of need."""
+        """Return one row at a time, and work space for the three input rows of UNIT output pixels."""
         return 1, 3 * (UNIT + 2) * self._inputs
 
 
 class CompiledConvolution(_Layer):
-    """Such a layer by Winograd's convolution, of multiples of 16 channels."""
+    """The same layer by Winograd's method, for multiples of 16 channels."""
 
     def pooled(self, *sources: Sequence[Tensor], zeros: Zeros = (0, 0)) -> tuple[Tensor, Tensor]:
-        """Return that, and the largest of each two by two of its pixels, as `max_pool2d` does."""
+        """Return the output and its 2x2 maxima, as `max_pool2d` computes them."""
         n, outputs, height, width = self._shape(sources, zeros)
         out = torch.empty((n, outputs, height, width), memory_format=torch.channels_last)
         pooled = torch.empty((n, outputs, height // 2, width // 2), memory_format=torch.channels_last)
@@ -135,20 +136,20 @@ class CompiledConvolution(_Layer):
         return out, pooled
 
     def added(self, out: Tensor, *sources: Sequence[Tensor]) -> Tensor:
-        """Return, in place, what it makes of sources where `out` is added to it before ReLU."""
+        """Convolve the sources, add `out` before the ReLU, and return the result in `out`."""
         self._convolve(sources, (0, 0), out, adds=True)
         return out
 
 
 class CompiledClassification:
-    """A 1x1 convolution of few channels out, class by class in memory.
+    """A 1x1 convolution with few output channels, which lie class by class in memory.
 
     Parameters
     ----------
     weight, bias : torch.Tensor
         (K, C, 1, 1) and (K,), float32; C is a multiple of 16.
     instructions : int
-        Those of this processor, or fewer.
+        Instruction set to use; this processor must have it.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, *, instructions: int) -> None:
@@ -161,19 +162,19 @@ class CompiledClassification:
         return out
 
     def decided(self, x: Tensor, values: Tensor) -> Tensor | None:
-        """Return instead the value (N, 1, h, w) uint8 of the largest output, of equal ones the first.
+        """Return, instead of the outputs, the mask value of the largest one; the first wins a tie.
 
         Parameters
         ----------
         x : torch.Tensor
             (N, C, h, w), channels last.
         values : torch.Tensor
-            (K) uint8, of each output.
+            Mask value of each output, (K,) uint8.
 
         Returns
         -------
         torch.Tensor or None
-            None if an output somewhere is not finite.
+            (N, 1, h, w) uint8; None if any output is not finite.
         """
         if len(values) != len(self._bias):
             raise ValueError(f"{len(values)} values are not those of {len(self._bias)} outputs")
@@ -192,25 +193,25 @@ class CompiledClassification:
 
 
 class CompiledUpsampling(_Compiled):
-    """A transposed convolution of 2x2 taps and an unpadded 3x3 one of what it gives, as one: neither bias nor ReLU.
+    """A 2x2 transposed convolution merged with the unpadded 3x3 convolution after it, without bias or ReLU.
 
-    They are four 2x2 convolutions of the coarse pixels, one for each of the four finer pixels in one.
+    Together they are four 2x2 convolutions of the coarse pixels, one for each of the four finer pixels within one.
 
     Parameters
     ----------
     transposed : torch.Tensor
-        (C, M, 2, 2), with a stride of 2.
+        Weights with a stride of 2, (C, M, 2, 2).
     weight : torch.Tensor
         (K, M, 3, 3).
     instructions : int
-        Those of this processor, or fewer.
+        Instruction set to use; this processor must have it.
     """
 
     def __init__(self, transposed: Tensor, weight: Tensor, *, instructions: int) -> None:
         super().__init__(composed(transposed, weight), (), 0, instructions=instructions)
 
     def __call__(self, pieces: Sequence[Tensor]) -> Tensor:
-        """Map pieces (N, C, b, w) on top of each other, h rows in all, to (N, K, 2 h - 2, 2 w - 2), channels last."""
+        """Map vertically adjacent pieces (N, C, b, w) of h rows in all to (N, K, 2 h - 2, 2 w - 2), channels last."""
         n, outputs, height, width = self._shape([pieces], (0, 0))
         out = torch.empty((n, outputs // 4, 2 * height, 2 * width), memory_format=torch.channels_last)
         self._convolve([pieces], (0, 0), out)
@@ -218,10 +219,10 @@ class CompiledUpsampling(_Compiled):
 
 
 def composed(transposed: Tensor, weight: Tensor) -> Tensor:
-    """Return the 2x2 weights (4 K, C, 2, 2) of a transposed convolution (C, M, 2, 2) and a 3x3 one (K, M, 3, 3).
+    """Merge a transposed convolution (C, M, 2, 2) and a 3x3 convolution (K, M, 3, 3) into 2x2 weights (4 K, C, 2, 2).
 
-    Finer pixel ``2 k + p`` of the output sees finer pixels ``2 k + p + i``: of coarse pixel ``k + (p + i) // 2``
-    the tap ``(p + i) % 2``, and so along both axes.
+    Output pixel ``2 k + p`` sees the finer pixels ``2 k + p + i``, and each of these is tap ``(p + i) % 2`` of coarse
+    pixel ``k + (p + i) // 2``; the same holds along both axes.
     """
     outputs, inputs = len(weight), len(transposed)
     taps = torch.zeros((2, 2, outputs, inputs, 2, 2), dtype=torch.float64)

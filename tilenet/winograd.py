@@ -1,15 +1,15 @@
-"""3x3 convolutions of a quarter of the products: Winograd's F(4x4, 3x3), channels last, out of PyTorch's operations.
+"""3x3 convolutions with a quarter of the multiplications: Winograd's F(4x4, 3x3), channels last, in PyTorch.
 
-Four by four pixels of the output need six by six of the input. Under a transform of pixels and weights the
-convolution is a product at each of the 36 places: a matrix product each, over many such squares and all
-channels, which oneDNN does at the processor's speed. The transform itself is a few sums of rows, then of columns.
+A square of 4 x 4 output pixels needs 6 x 6 input pixels. After a linear transform of pixels and weights, the
+convolution becomes one multiplication at each of the 36 positions of a square: a matrix product over many squares and
+all channels, which oneDNN does at full speed. The transform itself is a few sums of rows, then of columns.
 
-This is for where nothing was compiled (`tilenet/compiled.py`): each sum is a pass through memory here. Against oneDNN's
-direct convolution, two cores of AVX-512 (AMD EPYC, 500 GFLOP/s), with ReLU: 1.2x from 128 to 128 channels, 1.7x from
-256 to 256, 2.2x from 512 to 512, 3.3x from 1024 to 512; at 64 channels only 0.7x.
+This module is used if nothing was compiled (`tilenet/compiled.py`); here, each sum is a pass through memory. Speed
+relative to oneDNN's direct convolution with ReLU, on two cores with AVX-512 (AMD EPYC, 500 GFLOP/s): 1.2x from 128 to
+128 channels, 1.7x from 256 to 256, 2.2x from 512 to 512, 3.3x from 1024 to 512, but only 0.7x at 64 channels.
 
-What is not a number, or so large that sums lose the others, is felt by a whole square: up to two pixels beyond
-those of a direct convolution.
+A NaN, or a value so large that sums lose all others, spreads over its whole square: up to two pixels further than in a
+direct convolution.
 
 References
 ----------
@@ -26,15 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Pixels along an axis that are made at once, and those they need.
+# Output pixels of a square along an axis, and the input pixels that they need.
 MADE, NEEDED = 4, 6
-# An image is done strip by strip, so that its transform, which is 2.25 times as large, is never in memory as a
-# whole: so many bytes before and after the products.
+# Images are processed in strips, so that the transform, 2.25 times as large as the image, is never in memory as a
+# whole. Bytes of a strip's transform, before and after the products together.
 STRIP = 32e6
-# Weights of each tap that are transformed at once, in float64: few enough for a cache, and 2 to 3 times as fast as all.
+# How many weights of each tap to transform at once, in float64: few enough for the cache, 2 to 3 times as fast as all.
 WEIGHTS = 2**14
-# Of three weights along an axis: Toom and Cook's for the points 0, LESS, -LESS, MORE, -MORE and infinity. With 1 and 2
-# for LESS and MORE, as in the paper, errors are four times as large.
+# The Toom-Cook transform of three weights along an axis, for the points 0, LESS, -LESS, MORE, -MORE and infinity. With
+# the points 1 and 2 of the paper, errors are four times as large.
 LESS, MORE = 0.5**0.5, 2**0.5
 OF_WEIGHTS = [
     [1, 0, 0],
@@ -72,7 +72,7 @@ class WinogradConvolution:
         (height, width, channels), outputs = made.shape[:2] + image.shape[2:], made.shape[2]
         high, wide = -(-height // MADE), -(-width // MADE)
         rows = min(high, max(1, int(STRIP / (NEEDED**2 * wide * (channels + outputs) * image.itemsize))))
-        # What the last square has too much stays zero, and what is made of it is not kept.
+        # The part of the last squares beyond the image stays zero, and its results are discarded.
         tall = image.new_zeros((NEEDED, rows, MADE * wide + 2, channels))
         for top in range(0, height, MADE * rows):
             strip = image[top : min(top + MADE * rows, height) + 2]
@@ -86,7 +86,7 @@ class WinogradConvolution:
             torch.add(fine[: len(kept), :width], self._bias, out=kept).relu_()
 
     def _made(self, places: Tensor) -> Tensor:
-        """Return the pixels (4 h, 4 w, K) that the transform (6, 6, h, w, C) becomes."""
+        """Return the output pixels (4 h, 4 w, K) for a transform (6, 6, h, w, C)."""
         _, _, height, width, channels = places.shape
         products = [
             multiply(place)
@@ -101,23 +101,24 @@ class WinogradConvolution:
 
 
 def _multiplication(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what maps (T, C) to (T, K), by weights (K, C)."""
+    """Return a function that multiplies (T, C) by weights (K, C) to (T, K)."""
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return lambda x: x @ weight.t()
-    # What `torch.compile` calls: weights are laid out once. A 1x1 convolution, which does so at each call, takes
-    # 1.1 to 1.7 times as long; a plain product (MKL) twice, on a processor that is not Intel's.
+    # These operations, which `torch.compile` uses, lay out the weights only once. A 1x1 convolution does so at each
+    # call and takes 1.1 to 1.7 times as long; a plain product (MKL) takes twice as long on processors not made by
+    # Intel.
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def transformed_weights(taps: Tensor) -> Tensor:
-    """Return the weights (36, ...) of the places, from those of the taps (3, 3, ...), in whatever order.
+    """Transform the weights of the taps (3, 3, ...) to weights (36, ...), one for each position of a square.
 
-    Those of (2, 2, ...) are for squares of five by five.
+    For taps (2, 2, ...), a square makes 5 x 5 output pixels.
     """
     count, *rest = taps.shape[1:]
     matrix = torch.tensor(OF_WEIGHTS, dtype=torch.float64)[:, :count]
-    matrix[-1] = torch.eye(count)[-1]  # of the point at infinity: the last tap
+    matrix[-1] = torch.eye(count)[-1]  # the point at infinity picks the last tap
     transform, flat = torch.kron(matrix, matrix), taps.reshape(count**2, -1)
     out = torch.empty(len(transform), flat.shape[1])
     for some, made in zip(torch.split(flat, WEIGHTS, dim=1), torch.split(out, WEIGHTS, dim=1), strict=True):
@@ -126,12 +127,12 @@ def transformed_weights(taps: Tensor) -> Tensor:
 
 
 def _windows(x: Tensor, axis: int) -> Sequence[Tensor]:
-    """Return the first of each square's pixels along an axis, the second, and so on to the sixth."""
+    """Return six views along an axis: the first pixel of every square, the second, and so on."""
     return x.unfold(axis, NEEDED, MADE).unbind(-1)
 
 
 def _transform(x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """Transform six pixels."""
+    """Transform six input pixels along an axis."""
     a, b = torch.sub(x[4], x[2], alpha=2), torch.sub(x[3], x[1], alpha=2)
     torch.add(a, b, alpha=LESS, out=out[1])
     torch.sub(a, b, alpha=LESS, out=out[2])
@@ -144,7 +145,7 @@ def _transform(x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
 
 
 def _transform_back(x: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """Return from six places to four pixels."""
+    """Transform six products back to four output pixels along an axis."""
     a, b = x[1] + x[2], x[3] + x[4]
     torch.add(a.mul(0.5), b, alpha=2, out=out[2])
     torch.add(a.add_(b), x[0], out=out[0])
