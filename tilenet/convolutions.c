@@ -1,25 +1,27 @@
-/* 3x3 convolutions and their ReLU by Winograd's F(4x4, 3x3), channels last, float32 (see winograd.py); by F(5x5, 2x2), which
-needs as many pixels and as many places, the 2x2 convolutions that upsampling and such a convolution are together; and
-tap by tap the first convolution of a network and its last.
+/* Convolutions for float32 tensors, channels last, and the ReLU after them.
 
-A few squares go all the way, transform, products, and back, so that nothing between is larger than a core's cache.
-Each square is computed by itself, in one order: its bits depend on neither threads nor neighbours.
+3x3 convolutions use Winograd's F(4x4, 3x3) (see winograd.py). An upsampling that is merged with the 3x3 convolution after
+it is four 2x2 convolutions, for which F(5x5, 2x2) needs as many input pixels and products. The first convolution of a
+network and its last are computed directly, tap by tap.
+
+A few squares at a time go all the way: transform, products, and transform back, so that all intermediate results stay in
+a core's cache. Each square is computed by itself in a fixed order: its bits depend neither on threads nor on neighbours.
 Threads are those of the OpenMP that PyTorch has loaded; nothing else is linked.
 */
 #include <string.h>
 
-/* Pixels along an axis that a square makes, by taps of three or two, and those that it needs; and those that a thread
-takes at a time where each is made by itself. */
+/* Output pixels of a square along an axis, for three or two taps, and the input pixels that it needs. PART: pixels that a
+thread takes at a time where each pixel is computed by itself. */
 enum { BY_THREE = 4, BY_TWO = 5, NEEDED = 6, SQUARE = NEEDED * NEEDED, PART = 1024 };
 #define LESS 0.70710678118654752f
 #define MORE 1.41421356237309505f
 
-/* Rows on top of those of the next piece; `image` and `row` floats apart. */
+/* Some rows of a source, above those of the next piece; images and rows are `image` and `row` floats apart. */
 struct piece { const float *first; long image, row, rows; };
 struct source { const struct piece *pieces; long count, channels; };
 struct pixels { float *first, *pooled; long row, pooled_row, pixel, high, wide, channel; };
 struct convolution {
-    struct source sources[2]; /* one below the other along the channels; the second may have none */
+    struct source sources[2]; /* concatenated along the channels; the second may be empty */
     const float *weights;     /* (36, K / panel, C, panel); tap by tap (K / panel, 3, 3, C, panel) */
     const float *bias;        /* (K) */
     const float *scale;       /* (K), after ReLU; NULL for neither scale nor shift */
@@ -27,22 +29,22 @@ struct convolution {
     float *out;               /* (N, height, width, K) */
     float *pooled;            /* (N, height / 2, width / 2, K), the largest of two by two, or NULL */
     float *work;              /* work_size floats of each thread */
-    long made;                /* BY_THREE; or BY_TWO: outputs are those of the (2, 2) finer pixels in one, out is finer */
-    long adds;                /* whether what is in `out` is added before ReLU */
+    long made;                /* BY_THREE; or BY_TWO: outputs are the 2x2 finer pixels within one, and `out` is finer */
+    long adds;                /* whether to add the contents of `out` before ReLU */
     long outputs, images, height, width;
-    long padding, above;      /* columns of zeros on either side, rows of zeros above; those below follow from height */
+    long padding, above;      /* columns of zeros on either side; rows of zeros above (those below follow from height) */
     long squares, work_size, next;
 };
 struct classification {
     const float *x;       /* (N, pixels, C) */
     const float *weights; /* (K, C) */
     const float *bias;    /* (K) */
-    float *out;           /* (N, K, pixels); NULL where it is decided upon at once */
-    unsigned char *mask;  /* (N, pixels): the value of the largest output, of equal ones the first */
+    float *out;           /* (N, K, pixels); NULL if mask values are written instead */
+    unsigned char *mask;  /* (N, pixels): the value of the largest output; the first wins a tie */
     const unsigned char *values;    /* (K) */
     long x_image, out_image, plane; /* floats between images, and between outputs */
     long images, pixels, channels, outputs, next;
-    long spoiled;         /* set to 1 where outputs that are decided upon are not finite */
+    long spoiled;         /* set to 1 if an output that decides a mask value is not finite */
 };
 
 extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
@@ -50,7 +52,7 @@ extern int omp_get_thread_num(void);
 
 static long count_squares(const struct convolution *q, long length) { return (length + q->made - 1) / q->made; }
 
-/* Where a square's first output pixel is. */
+/* The first output pixel of a square. */
 struct spot { long image, y, x; };
 
 static struct spot find_spot(const struct convolution *q, long square) {
@@ -58,7 +60,7 @@ static struct spot find_spot(const struct convolution *q, long square) {
     return (struct spot){square / (wide * high), square / wide % high * q->made, square % wide * q->made};
 }
 
-/* Go on to the next square; tell whether it lies beside the one before. */
+/* Advance to the next square; return whether it lies to the right of the previous one. */
 static int advance(const struct convolution *q, struct spot *spot) {
     if ((spot->x += q->made) < q->width) return 1;
     spot->x = 0;
@@ -68,7 +70,7 @@ static int advance(const struct convolution *q, struct spot *spot) {
     return 0;
 }
 
-/* Find the six rows of a source that squares need, NULL for those above and below the image. */
+/* Find the six rows of a source that a row of squares needs; NULL for rows above and below the image. */
 static void find_rows(const struct convolution *q, const struct source *source, struct spot spot, const float **rows) {
     for (int i = 0; i < NEEDED; i++) {
         long y = spot.y - q->above + i, piece = 0;
@@ -80,7 +82,8 @@ static void find_rows(const struct convolution *q, const struct source *source, 
 
 struct extent { int high, wide; };
 
-/* Find where the first rows of some pixels begin: in a copy, with zeros, where these are not all in the image. */
+/* Find where each of the needed rows of pixels begins: in the source or, if not all pixels are in the image, in a copy
+that is padded with zeros. */
 static void find_pixels(
     const struct convolution *q, long channels, long x, const float *const *rows, struct extent needed, float *edge,
     const float **found
@@ -103,7 +106,7 @@ static void find_pixels(
     }
 }
 
-/* Find the pixels that a square makes, from channel k on, and those that two by two of them make. */
+/* Find where a square writes its output pixels, from channel k on, and their 2x2 maxima. */
 static struct pixels find_out(const struct convolution *q, struct spot spot, long k) {
     long down = q->height - spot.y, right = q->width - spot.x, high = q->height / 2, wide = q->width / 2;
     float *first = q->out + ((spot.image * q->height + spot.y) * q->width + spot.x) * q->outputs + k;
@@ -120,7 +123,7 @@ static struct pixels find_out(const struct convolution *q, struct spot spot, lon
     };
 }
 
-/* Find, of the finer pixels that a square makes, those of which channel k is one. */
+/* Find where a square writes those of its finer output pixels to which output k belongs. */
 static struct pixels find_finer(const struct convolution *q, struct spot spot, long k) {
     long channels = q->outputs / 4, finer = k / channels, row = 2 * q->width * channels;
     struct pixels out = find_out(q, spot, 0);
@@ -143,14 +146,14 @@ static struct pixels find_finer(const struct convolution *q, struct spot spot, l
 #define SUFFIX _avx2
 #include "vectors.h"
 
-/* Tell which instructions this processor has: 2 for AVX-512, 1 for AVX2, 0 for neither. */
+/* Return which instruction set this processor has: 2 for AVX-512, 1 for AVX2, 0 for neither. */
 int tilenet_instructions(void) {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f")) return 2;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0;
 }
 
-/* Tell how large the structures are that this was compiled with: whoever calls it may be of another version. */
+/* Return the sizes of the structures, by which the caller detects a library of another version. */
 long tilenet_structures(void) { return sizeof(struct convolution) << 16 | sizeof(struct classification); }
 
 void tilenet_convolve(struct convolution *q, int instructions, unsigned threads) {

@@ -1,6 +1,6 @@
-/* Convolutions tap by tap (see vectors.h): the first, of few channels in, and the last, 1x1, of few channels out. */
+/* Direct convolutions, tap by tap (see vectors.h): the first, of few input channels; the last, 1x1, of few outputs. */
 
-/* Add what 3x3 taps make of ROWS pixels beside each other: three taps of a row are 3 x channels floats that lie together. */
+/* Add the products of 3x3 taps for ROWS adjacent pixels; the three taps of a row are 3 x channels adjacent floats. */
 INLINE void NAME(add_taps)(
     const float *const *rows, long channels, const float *weights, vector (*sums)[2], int vectors
 ) {
@@ -15,7 +15,7 @@ INLINE void NAME(add_taps)(
         }
 }
 
-/* Make `count` pixels beside each other, from channel k on. */
+/* Compute `count` adjacent output pixels, from channel k on. */
 INLINE void NAME(make_pixels)(
     const struct convolution *q, const float *const *rows, long k, float *out, long count, int vectors
 ) {
@@ -34,7 +34,7 @@ INLINE void NAME(make_pixels)(
         }
 }
 
-/* Make a row of pixels. */
+/* Compute a row of output pixels. */
 TARGET static void NAME(make_row)(const struct convolution *q, long image, long y, float *edge) {
     long channels = q->sources[0].channels, panel = q->outputs % (2 * LANES) ? LANES : 2 * LANES;
     const float *rows[NEEDED], *at[NEEDED];
@@ -56,7 +56,7 @@ static void NAME(run_direct)(void *argument) {
         NAME(make_row)(q, at / q->height, at % q->height, edge);
 }
 
-/* Return the lanes of two vectors that `places` names, those of the second counted on from those of the first. */
+/* Return the lanes of two vectors that `places` selects: below LANES from the first, from LANES on from the second. */
 INLINE vector NAME(shuffle)(vector a, vector b, NAME(whole) places) {
 #ifdef __clang__
     vector out;
@@ -68,7 +68,7 @@ INLINE vector NAME(shuffle)(vector a, vector b, NAME(whole) places) {
 #endif
 }
 
-/* Transpose LANES vectors: the corners of ever larger squares change places. */
+/* Transpose LANES vectors by swapping off-diagonal corners of squares of growing size. */
 INLINE void NAME(transpose)(vector *x) {
 #pragma GCC unroll 4
     for (int half = 1; half < LANES; half *= 2) {
@@ -88,7 +88,7 @@ INLINE void NAME(transpose)(vector *x) {
     }
 }
 
-/* Make LANES pixels of each output, of which `count` are there: channels become vectors of pixels. */
+/* Compute each output for LANES pixels, of which `count` exist: a transpose turns channels into vectors of pixels. */
 INLINE void NAME(make_outputs)(const struct classification *q, const float *x, vector *sums, long count, int whole) {
     for (long k = 0; k < q->outputs; k++) sums[k] = (vector){0} + q->bias[k];
     for (long c = 0; c < q->channels; c += LANES) {
@@ -105,7 +105,7 @@ INLINE void NAME(make_outputs)(const struct classification *q, const float *x, v
     }
 }
 
-/* Write the values of the largest outputs; return ones where an output is not finite. */
+/* Write the mask value of the largest output of each pixel; return ones in the lanes where an output is not finite. */
 INLINE NAME(whole) NAME(decide)(const struct classification *q, const vector *sums, unsigned char *mask, long count) {
     vector best = sums[0], off = sums[0] - sums[0];
     NAME(whole) chosen = (NAME(whole)){0} + q->values[0];

@@ -1,6 +1,7 @@
-/* All that is compiled for vectors of LANES floats.
+/* Everything that is compiled for vectors of LANES floats.
 
-Included once for each instruction set, with LANES, ROWS, TARGET and SUFFIX defined.
+Included once for each instruction set, with LANES, ROWS (squares or pixels whose sums fit the registers), TARGET and
+SUFFIX defined.
 */
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -19,7 +20,7 @@ INLINE vector NAME(choose)(NAME(whole) mask, vector yes, vector no) {
     return (vector)((mask & (NAME(whole))yes) | (~mask & (NAME(whole))no));
 }
 
-/* What is not a number is not less than zero, and stays. */
+/* A NaN is not less than zero, and stays. */
 INLINE vector NAME(relu)(vector x) { return NAME(choose)(x < 0, (vector){0}, x); }
 
 #include "winograd_kernel.h"

@@ -1,6 +1,6 @@
-/* Winograd's convolution, ROWS x 2 vectors of whose sums the processor's registers hold (see vectors.h). */
+/* Winograd's convolution (see vectors.h). The registers hold ROWS x 2 vectors of sums. */
 
-/* Transform six pixels, `step` apart where they come to lie. */
+/* Transform six pixels along an axis; the results are `step` vectors apart. */
 INLINE void NAME(forth)(const vector *x, vector *out, long step) {
     vector a = x[4] - 2.0f * x[2], b = x[3] - 2.0f * x[1], c = x[4] - 0.5f * x[2], d = x[3] - 0.5f * x[1];
     out[0] = x[0] - 2.5f * x[2] + x[4];
@@ -11,7 +11,7 @@ INLINE void NAME(forth)(const vector *x, vector *out, long step) {
     out[5 * step] = x[1] - 2.5f * x[3] + x[5];
 }
 
-/* Return from six places to four pixels, or to five. */
+/* Transform six products back to four output pixels along an axis, or to five. */
 INLINE void NAME(back)(const vector *x, vector *out, int made) {
     vector a = x[1] + x[2], b = x[3] + x[4], c = LESS * (x[1] - x[2]), d = MORE * (x[3] - x[4]);
     out[0] = x[0] + a + b;
@@ -22,7 +22,7 @@ INLINE void NAME(back)(const vector *x, vector *out, int made) {
     out[made - 1] += x[5];
 }
 
-/* Transform a square of six by six pixels, all channels of each in a row: places are `place` floats apart. */
+/* Transform a square of 6 x 6 pixels with adjacent channels; the 36 results are `place` floats apart. */
 TARGET static void NAME(transform)(const float *const *rows, long channels, float *out, long place) {
     for (long c = 0; c < channels; c += LANES) {
         vector half[SQUARE], x[NEEDED];
@@ -37,7 +37,7 @@ TARGET static void NAME(transform)(const float *const *rows, long channels, floa
     }
 }
 
-/* Multiply (ROWS, channels) by (channels, vectors x LANES), all sums in registers. */
+/* Multiply (ROWS, channels) by (channels, vectors x LANES), with all sums in registers. */
 INLINE void NAME(multiply)(const float *x, const float *weights, long channels, float *out, int vectors) {
     vector sums[ROWS][2];
 #pragma GCC unroll 16
@@ -60,9 +60,9 @@ INLINE void NAME(multiply)(const float *x, const float *weights, long channels, 
 /* The larger of two; what is not a number is larger than any. */
 INLINE vector NAME(larger)(vector x, vector y) { return NAME(choose)((y > x) | (y != y), y, x); }
 
-/* Make of a square's products its pixels, and the largest of each two by two, as far as they are in the image.
+/* Turn a square's products into output pixels and, with `pools`, their 2x2 maxima, as far as they are in the image.
 
-`whole` and `pools` are constants, of a few copies of this.
+`whole` (all pixels are in the image) and `pools` are constants in each inlined copy of this function.
 */
 INLINE void NAME(finish)(
     const struct convolution *q, const float *products, long place, struct pixels out, long channels, int whole,
@@ -110,7 +110,7 @@ TARGET static void NAME(finish_any)(
     else NAME(finish)(q, products, place, out, channels, 1, 0);
 }
 
-/* Make of a square's products the finer pixels of LANES outputs, as far as they are in the image. */
+/* Turn a square's products into the finer pixels of LANES outputs, as far as they are in the image. */
 INLINE void NAME(finish_finer)(const float *products, long place, struct pixels out, int whole) {
     vector half[BY_TWO * NEEDED], x[NEEDED], y[BY_TWO];
     for (int j = 0; j < NEEDED; j++) {
