@@ -5,6 +5,8 @@ import pytest
 from stub import Bright
 
 import tilenet
+from tilenet.card import DEPTH_CLASSES, ModelCard
+from tilenet.decide import Decision
 from tilenet.errors import SettingsError
 from tilenet.instances import objects
 from tilenet.training.targets import depth_classes
@@ -52,3 +54,80 @@ def test_what_becomes_no_object_is_told(caplog):
     lost = mask - (found > 0).sum()
     assert found.max() == 1 and lost > 0
     assert f"{lost} of {mask} foreground pixels belong to no object" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4, 5)])
+def test_objects_are_of_planes_and_volumes(shape):
+    with pytest.raises(SettingsError, match="a plane or a volume, not of an array of shape"):
+        tilenet.objects(np.ones(shape, np.uint8))
+    assert tilenet.objects(np.ones((0, 7), np.uint8)).shape == (0, 7)
+
+
+def decision_of(classes, mask_of_class):
+    card = ModelCard(name="m", classes=classes, mask_of_class=mask_of_class)
+    return Decision.of_card(card, "objects", threshold=None, probability_dtype="float32")
+
+
+def test_rim_body_and_centre_say_how_deep_a_pixel_lies():
+    decision = decision_of(DEPTH_CLASSES, (0, 1, 1, 1))
+    assert decision.depths == pytest.approx((0, 1 / 3, 2 / 3, 1))
+    (depth,) = decision(np.log(np.array([[0.5], [0.1], [0.1], [0.3]])))["probabilities"]
+    assert depth.dtype == np.float16 and depth == np.round(0.4 * 256) / 256
+
+
+@pytest.mark.parametrize("mask_of_class", [(0, 1, 1), (0, 0, 1), (1, 0, 0), (0, 1, 2)])
+def test_of_other_classes_the_mask_alone_says_what_is_in_an_object(mask_of_class):
+    decision = decision_of(("out", "in", "rim"), mask_of_class)
+    assert (decision.depths, decision.arrays) == ((), ("mask",))
+    y, x = np.indices((60, 60))
+    radius = np.hypot(y - 30, x - 30)
+    of_pixel = np.select([radius < 11, radius < 15], [1, 2], 0)
+
+    class Discs:
+        footprint = tilenet.Footprint.same(2, reach=0)
+        card = ModelCard(name="discs", classes=("out", "in", "rim"), mask_of_class=mask_of_class)
+
+        def __call__(self, batch):
+            return 9 * np.eye(3, dtype=np.float32)[batch[:, 0].astype(int).clip(0, 2)].transpose(0, 3, 1, 2)
+
+    found = tilenet.segment(of_pixel.astype(np.uint8), model=Discs(), objects=True)
+    assert np.array_equal(found > 0, np.take(mask_of_class, of_pixel) > 0) and found.max() >= 1
+
+
+def test_objects_heed_the_threshold(tmp_path):
+    y, x = np.indices((60, 90))
+    image = np.select([np.hypot(y - 30, x - 20) < 9, np.hypot(y - 30, x - 60) < 9], [250, 180], 0).astype(np.uint8)
+
+    class One:
+        footprint = tilenet.Footprint.same(2, reach=0)
+        card = ModelCard(name="one", output="sigmoid", classes=("bright",), threshold=0.9)
+
+        def __call__(self, batch):
+            share = np.clip(batch.astype(np.float32) / 255, 1e-3, 1 - 1e-3)
+            return np.log(share / (1 - share))
+
+    assert tilenet.segment(image, model=One(), objects=True).max() == 1
+    assert tilenet.segment(image, tmp_path / "o.zarr", model=One(), threshold=0.5, objects=True)[...].max() == 2
+
+
+def test_objects_that_are_dropped_as_uncertain_can_be_kept(caplog):
+    y, x = np.indices((60, 120))
+    image = np.where(np.hypot(y - 30, (x % 40) - 20) < 14, np.uint8(200), np.uint8(0))
+
+    class Unsure:
+        footprint = tilenet.Footprint.same(2, reach=0)
+        card = ModelCard(name="unsure", classes=DEPTH_CLASSES, mask_of_class=(0, 1, 1, 1))
+
+        def __call__(self, batch):
+            inside = batch[:, 0] > 100
+            shares = np.where(inside[:, None], [[[[0.1]], [[0.2]], [[0.6]], [[0.1]]]], [[[[0.97]], *[[[0.01]]] * 3]])
+            return np.log(shares).astype(np.float32)
+
+    with caplog.at_level("INFO", "tilenet"):
+        assert tilenet.segment(image, model=Unsure(), objects=True).max() == 0
+    assert "A --least-depth below 0.75 keeps more of it" in caplog.text
+    assert tilenet.segment(image, model=Unsure(), objects=True, least_depth=0.5).max() == 3
+    with pytest.raises(SettingsError, match="not between 0 and 1"):
+        tilenet.segment(image, model=Unsure(), objects=True, least_depth=2)
+    with pytest.raises(SettingsError, match="is for objects of a model whose classes are background, rim"):
+        tilenet.segment(image, model=Bright(), objects=True, least_depth=0.5)

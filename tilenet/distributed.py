@@ -2,9 +2,8 @@
 
 Dask only distributes: tasks carry the paths of a run and some block indices, and journal lines come
 back. No models, open files or pixels of an image pass through it; shards of a pyramid and labels of
-blocks do (`map_in_order`). Only as many flights are sent as there are
-workers, so that a million blocks never become a million futures, and a worker that dies takes one
-block with it.
+blocks do (`map_in_order`). Only as many flights are sent as there are workers, so that a million
+blocks never become a million futures, and a worker that dies takes one block with it.
 """
 
 from __future__ import annotations

@@ -151,9 +151,7 @@ class Job:
     @property
     def layout(self) -> Layout:
         """What the output looks like."""
-        classes = len(self.card.classes) if "probabilities" in self.decision.arrays else 0
-        if self.decision.depths:
-            classes = 1
+        classes = 1 if self.decision.depths else len(self.card.classes)
         return Layout(
             axes=self.image.box_axes,
             shape=self.plan.shape,
@@ -161,7 +159,7 @@ class Job:
             pixel_size=self.image.pixel_size,
             name=self.card.name,
             labels=label_table(self.card),
-            classes=classes,
+            classes=classes if "probabilities" in self.decision.arrays else 0,
             probability_dtype=self.decision.probability_dtype,
             origin=self.plan.origin,
             shift=self.image.shift,
@@ -179,7 +177,7 @@ class Job:
         passed -= spared * prod(self.plan.largest_read) * self.plan.batch
         sizes = {"mask": 1, "probabilities": 2} if self.decision.depths else {"mask": 1}
         written = sum(sizes.get(name, 4 * outputs) for name in self.decision.arrays)
-        # Objects go through a place of 8 bytes a pixel to a number of 4.
+        # For each pixel, the place (8 bytes) and the number (4) of its object; see `tilenet.numbering`.
         kept = written + (8 + 4 if self.record["output"] == "objects" else 0)
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
         weights = predict.weight_bytes(self.network)

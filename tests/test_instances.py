@@ -1,0 +1,140 @@
+"""Objects of a part of an image: those of the whole, and found by looking no further than they must."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from blobs import blobs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage as ndi
+
+from tilenet import instances, separation
+from tilenet.decide import DEPTH_UNIT, Rule
+from tilenet.errors import SettingsError
+from tilenet.geometry import Box
+from tilenet.instances import View, find_objects, number_objects
+from tilenet.separation import REACH
+
+
+def view_of(shape, seed, *, depths):
+    """Return a random foreground, and perhaps depths as a network might give them."""
+    foreground = blobs(shape, seed=seed, coarse=2.5) > 0
+    noise = ndi.gaussian_filter(np.random.default_rng(seed + 1).uniform(size=shape), 1.5)
+    depth = np.clip(foreground * 0.6 + 2.5 * (noise - 0.5), 0, 1)
+    return View(foreground, (np.rint(depth / DEPTH_UNIT) * DEPTH_UNIT).astype(np.float32) if depths else None)
+
+
+def part_of(whole, box):
+    return View(whole.foreground[box.slices], None if whole.depth is None else whole.depth[box.slices])
+
+
+def numbered_by_parts(whole, side, rule):
+    """Return the numbers of objects that parts of an image find, each by itself."""
+    shape = whole.foreground.shape
+    places = np.zeros(shape, np.int64)
+    for corner in np.ndindex(*(-(-n // side) for n in shape)):
+        start = tuple(side * c for c in corner)
+        part = Box(start, tuple(a + side for a in start)) & Box.of_shape(shape)
+        labels, firsts = find_objects(part, shape, lambda box: part_of(whole, box), rule)
+        places[part.slices] = (firsts + 1)[labels]
+    firsts = np.flatnonzero(places.ravel() == np.arange(places.size) + 1) + 1
+    return np.where(places > 0, np.searchsorted(firsts, places) + 1, 0)
+
+
+@contextmanager
+def few_pixels_at_first(reach=REACH):
+    """Have parts look no further beyond themselves than they must, so that it shows where that is too little."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instances, "MARGIN", {2: 4, 3: 4})
+        patch.setattr(instances, "REACH", reach)
+        yield
+
+
+@pytest.mark.parametrize("depths", [False, True])
+@pytest.mark.parametrize("ndim", [2, 3])
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_parts_find_the_objects_of_the_whole(ndim, depths, data):
+    with few_pixels_at_first():
+        _compare_parts_with_the_whole(ndim, depths, data)
+
+
+def _compare_parts_with_the_whole(ndim, depths, data):
+    sides = st.integers(1, 150 if ndim == 2 else 36)
+    whole = view_of(tuple(data.draw(sides) for _ in range(ndim)), data.draw(st.integers(0, 2**16)), depths=depths)
+    rule = Rule(min_size=data.draw(st.integers(0, 30)), least_depth=data.draw(st.sampled_from([0.0, 0.75])))
+    found = numbered_by_parts(whole, data.draw(st.integers(7, 60)), rule)
+    assert np.array_equal(found, number_objects(whole, rule))
+
+
+@pytest.mark.parametrize("depths", [False, True])
+def test_objects_of_a_connected_component_are_those_of_it_alone(depths):
+    whole = view_of((150, 170), 3, depths=depths)
+    found, alone = number_objects(whole), np.zeros((150, 170), np.int64)
+    components, n = ndi.label(whole.foreground)
+    for label in range(1, n + 1):
+        own = number_objects(View(components == label, whole.depth))
+        alone[own > 0] = own[own > 0] + alone.max()
+    # The same partition: each number of the one goes with one of the other.
+    pairs = np.unique(np.stack([found, alone]).reshape(2, -1), axis=1)
+    assert found.max() > 20 and pairs.shape[1] == found.max() + 1 == alone.max() + 1
+
+
+def test_objects_are_numbered_in_the_order_of_their_first_pixels():
+    found = number_objects(view_of((120, 140), 5, depths=True))
+    _, firsts = np.unique(found, return_index=True)
+    assert found.max() > 20 and (np.diff(firsts[1:]) > 0).all()
+
+
+def test_parts_that_look_less_far_find_other_objects():
+    wrong = 0
+    for seed in range(20):
+        whole = view_of((120, 130), seed, depths=True)
+        with few_pixels_at_first(reach=0):
+            wrong += not np.array_equal(numbered_by_parts(whole, 30, Rule()), number_objects(whole))
+        with few_pixels_at_first():
+            assert np.array_equal(numbered_by_parts(whole, 30, Rule()), number_objects(whole))
+    assert wrong > 5
+
+
+def test_smoothing_reaches_as_far_as_is_said_and_no_further():
+    own, depth = np.zeros((21, 21), np.int32), np.zeros((21, 21), np.float32)
+    own[10, 10] = 1
+    here = separation._smoothed(own, depth)[10, 10]
+    for far, seen in ((REACH, True), (REACH + 1, False)):
+        other = depth.copy()
+        other[10, 10 + far] = 1
+        assert (separation._smoothed(own, other)[10, 10] != here) == seen
+
+
+def test_a_component_is_looked_at_once_however_often_it_enters_a_part():
+    comb = np.zeros((400, 400), bool)
+    comb[:, ::8] = comb[:, 1::8] = comb[380:] = True
+    reads = []
+
+    def read(box):
+        reads.append(box.size)
+        return View(comb[box.slices], None)
+
+    labels, firsts = find_objects(Box((0, 0), (100, 200)), comb.shape, read)
+    assert len(firsts) >= 2 and np.array_equal(labels > 0, comb[:100, :200])
+    assert sum(reads) < 5 * comb.size
+
+
+def test_objects_of_a_worm_through_many_parts_are_those_of_the_whole():
+    y, x = np.indices((300, 420))
+    worm = (np.abs(y - 150 - 100 * np.sin(x / 40)) < 6) & (x > 3) & (x < 415)
+    whole = View(worm, np.where(worm, np.float32(1), np.float32(0)))
+    found = numbered_by_parts(whole, 40, Rule())
+    assert np.array_equal(found, number_objects(whole)) and np.array_equal(found > 0, worm)
+    assert found.max() == 1
+
+
+def test_a_component_that_takes_more_than_the_memory_is_refused_with_its_size():
+    whole = View(np.ones((400, 500), bool), None)
+    part = Box((0, 0), (30, 30))
+    with pytest.raises(SettingsError, match=r"connected foreground extends over \d+ x \d+ px .* --memory"):
+        find_objects(part, (400, 500), lambda box: part_of(whole, box), memory=10**6)
+    labels, _ = find_objects(part, (400, 500), lambda box: part_of(whole, box))
+    assert labels.all()
