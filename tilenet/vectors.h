@@ -14,6 +14,7 @@ typedef unsigned char NAME(bytes) __attribute__((vector_size(LANES)));
 #define vector NAME(vector)
 #define LOAD(p) (*(const vector *)(p))
 #define STORE(p, v) (*(vector *)(p) = (v))
+#define FETCH(p) __builtin_prefetch(p)
 
 /* Return `yes` where a mask has ones, `no` where it has zeros. */
 INLINE vector NAME(choose)(NAME(whole) mask, vector yes, vector no) {
@@ -29,6 +30,7 @@ INLINE vector NAME(relu)(vector x) { return NAME(choose)(x < 0, (vector){0}, x);
 #undef vector
 #undef LOAD
 #undef STORE
+#undef FETCH
 #undef INLINE
 #undef NAME
 #undef JOIN

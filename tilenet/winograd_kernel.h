@@ -22,12 +22,17 @@ INLINE void NAME(back)(const vector *x, vector *out, int made) {
     out[made - 1] += x[5];
 }
 
-/* Transform a square of 6 x 6 pixels with adjacent channels; the 36 results are `place` floats apart. */
+/* Transform a square of 6 x 6 pixels with adjacent channels; the 36 results are `place` floats apart.
+
+Meanwhile the pixels to its right are fetched into the cache, which the next square needs. */
 TARGET static void NAME(transform)(const float *const *rows, long channels, float *out, long place) {
     for (long c = 0; c < channels; c += LANES) {
         vector half[SQUARE], x[NEEDED];
         for (int j = 0; j < NEEDED; j++) {
-            for (int i = 0; i < NEEDED; i++) x[i] = LOAD(rows[i] + j * channels + c);
+            for (int i = 0; i < NEEDED; i++) {
+                x[i] = LOAD(rows[i] + j * channels + c);
+                if (j < BY_THREE) FETCH(rows[i] + (NEEDED + j) * channels + c);
+            }
             NAME(forth)(x, half + j, NEEDED);
         }
         for (int i = 0; i < NEEDED; i++) {
@@ -130,7 +135,18 @@ TARGET static void NAME(finish_finer_any)(const float *products, long place, str
     else NAME(finish_finer)(products, place, out, 1);
 }
 
-/* Convolve `count` squares from the `first` on. */
+/* Fetch the output pixels of a square into the cache, so that they can be written there without waiting for memory. */
+INLINE void NAME(fetch)(const struct convolution *q, struct spot spot, long k, long channels) {
+    for (long c = 0; c < channels; c += LANES) {
+        struct pixels out = q->made == BY_THREE ? find_out(q, spot, k + c) : find_finer(q, spot, k + c);
+        for (long i = 0; i < out.high; i++)
+            for (long j = 0; j < out.wide; j++) FETCH(out.first + i * out.row + j * out.pixel);
+    }
+}
+
+/* Convolve `count` squares from the `first` on.
+
+While the products of a place are computed, the pixels that a few of the squares will write are fetched. */
 TARGET static void NAME(convolve)(const struct convolution *q, long first, long count, float *work) {
     long channels = q->sources[0].channels + q->sources[1].channels, place = q->squares * channels;
     long panel = q->outputs % (2 * LANES) ? LANES : 2 * LANES;
@@ -145,7 +161,9 @@ TARGET static void NAME(convolve)(const struct convolution *q, long first, long 
         }
     }
     for (long k = 0; k < q->outputs; k += panel) {
-        for (long p = 0; p < SQUARE; p++) {
+        struct spot next = find_spot(q, first);
+        for (long p = 0, fetched = 0; p < SQUARE; p++) {
+            for (; fetched * SQUARE < count * (p + 1); fetched++, advance(q, &next)) NAME(fetch)(q, next, k, panel);
             const float *weights = q->weights + (p * q->outputs + k) * channels;
             for (long t = 0; t < count; t += ROWS) {
                 const float *x = places + p * place + t * channels;
