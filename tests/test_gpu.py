@@ -1,11 +1,14 @@
 """The promise on a CUDA device: run with -m gpu where there is one."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from oracles import random_network, whole_image_logits
+from training_helpers import discs
 
 import tilenet
 from tilenet import predict
@@ -14,6 +17,7 @@ from tilenet.device import DevicePredictor
 from tilenet.engine import HOPPER
 from tilenet.errors import BlocksFailed
 from tilenet.scaling import Scaling
+from tilenet.training import Recipe, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -124,3 +128,23 @@ def test_logits_that_are_not_finite_are_refused(network):
     spoiled.last.bias.data[0] = torch.inf
     with pytest.raises(BlocksFailed, match="is not finite"):
         tilenet.segment(IMAGE, model=spoiled, tile=64, device="cuda")
+
+
+def test_a_training_that_was_begun_on_the_cpu_goes_on_on_the_device(tmp_path):
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+        for k in range(2):
+            pixels = discs(np.random.default_rng(k)).astype(np.uint8)
+            tifffile.imwrite(tmp_path / part / f"{k}.tif", pixels * (40 if part == "images" else 1))
+    recipe = Recipe(depth=2, wf=2, tile=40, epochs=2, crops=4, precision="fp32", device="cpu")
+
+    def killed(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, tmp_path / "m.safetensors", recipe=recipe, progress=killed)
+    seen = []
+    train(
+        tmp_path, tmp_path / "m.safetensors", recipe=replace(recipe, device="cuda"), resume=True, progress=seen.append
+    )
+    assert [p.epoch for p in seen] == [2]

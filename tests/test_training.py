@@ -65,6 +65,13 @@ def test_the_loss_is_the_weighted_cross_entropy():
     assert loss_of(logits, target, dice=1, class_weights=torch.ones(2)).item() > expected
 
 
+def test_a_batch_of_pixels_that_all_weigh_nothing_teaches_nothing():
+    logits, target = torch.zeros(1, 2, 4, 4, requires_grad=True), torch.zeros(1, 2, 4, 4)
+    loss = loss_of(logits, target, dice=0, class_weights=torch.ones(2))
+    loss.backward()
+    assert loss == 0 and not logits.grad.any()
+
+
 def test_the_rate_warms_up_holds_and_falls_to_nothing():
     rates = [rate_at(k, 1000, Recipe(rate=1.0, hold=0.5)) for k in range(1001)]
     assert rates[0] < 0.05
@@ -141,6 +148,16 @@ def test_a_killed_training_resumes_to_the_same_bytes(folder, tmp_path):
     whole, cut = (torch.load(tmp_path / f"{n}.training/last.pt", weights_only=True) for n in ("whole", "cut"))
     assert all(torch.equal(whole["average"][k], cut["average"][k]) for k in whole["average"])
     assert whole["rows"] == cut["rows"]
+
+
+def test_a_state_is_resumed_where_the_device_that_saved_it_is_missing(tmp_path, monkeypatch):
+    state = Folder(tmp_path / "m.safetensors")
+    state.begin({"seed": 0}, resume=False)
+    with monkeypatch.context() as saving:
+        saving.setattr(torch.serialization, "location_tag", lambda storage: "cuda:77")
+        state.save({"network": {"weight": torch.ones(3)}})
+    found = state.begin({"seed": 0}, resume=True)["network"]["weight"]
+    assert found.device.type == "cpu" and found.tolist() == [1, 1, 1]
 
 
 def test_an_existing_training_is_neither_overwritten_nor_resumed_otherwise(folder, tmp_path):
@@ -259,6 +276,15 @@ def test_a_split_is_drawn_by_seed_and_never_empty(folder):
 def test_images_that_are_left_out_are_not_trained_on(folder, tmp_path):
     with pytest.raises(SettingsError, match="cells5"):
         train(folder, tmp_path / "m.safetensors", recipe=SMALL, leave_out={f"cells{k}" for k in range(5)})
+    with pytest.raises(ImageError, match="cells9: is to be left out, but is not among the data"):
+        train(folder, tmp_path / "m.safetensors", recipe=SMALL, leave_out={"cells0", "cells9"})
+
+
+@pytest.mark.parametrize("option", ["leave_out", "validate_on"])
+def test_a_training_without_an_image_to_train_on_is_refused(folder, tmp_path, option):
+    with pytest.raises(SettingsError, match="none of 6 images is left to train on"):
+        train(folder, tmp_path / "m.safetensors", recipe=SMALL, **{option: {f"cells{k}" for k in range(6)}})
+    assert not (tmp_path / "m.training").exists()
 
 
 def test_bad_data_are_refused_by_file_name(folder, tmp_path):

@@ -1,5 +1,6 @@
 """Targets against slow truth, and crops that stay aligned with them."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -253,6 +254,20 @@ def test_stretched_crops_are_longer_one_way_by_as_much_as_was_asked_at_most():
         ratios.append(float(lengths[0] / lengths[1]))
     assert max(ratios) < 2.001
     assert 1.3 < np.mean(ratios) < 1.6
+
+
+def test_targets_follow_from_the_order_of_the_numbers_and_not_from_their_size():
+    labels = np.zeros((40, 50), np.int32)
+    labels[5:15, 5:15], labels[5:15, 16:20], labels[20:30, 5:35] = 1, 2, 3
+    numbers = np.array([0, 7, 400, 2**25])
+    recipe = Recipe(targets="depth", small=60, w0=10)
+    expected = make_targets(labels, recipe, ())
+    tracemalloc.start()
+    found = make_targets(numbers[labels].astype(np.int32), recipe, ())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found, expected) and expected[1].max() > 2
+    assert peak < 10e6
 
 
 def test_small_objects_and_borders_weigh_more():

@@ -55,7 +55,8 @@ class Folder:
                 f"{self.path}: was started with {name} {old.get(name)}, not {new.get(name)}. Give the same, or choose "
                 f"another name"
             )
-        return torch.load(self.last, weights_only=True) if self.last.is_file() else None
+        # To the CPU first: the device that saved it may not be here, and the training may go on with another.
+        return torch.load(self.last, map_location="cpu", weights_only=True) if self.last.is_file() else None
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the last state."""

@@ -104,15 +104,16 @@ def train(
     Raises
     ------
     ImageError, ImageNotFound
-        If the data are not pairs that can be trained on.
+        If the data are not pairs that can be trained on; if a stem of `leave_out` or `validate_on` is not there.
+    SettingsError
+        If no image is left to train on.
     OutputExists, OutputMismatch
         If `out` exists, or the training to be resumed had another recipe.
     """
     recipe, out = recipe or Recipe(), Path(out)
     if out.suffix != ".safetensors":
         raise ModelError(f"{out}: models are written as .safetensors. Change the ending")
-    pairs = [p for p in read_pairs(data, recipe.scaling, axes=axes) if p.name not in set(leave_out)]
-    chosen = _split(pairs, recipe, validate_on)
+    chosen = _split(read_pairs(data, recipe.scaling, axes=axes), recipe, leave_out, validate_on)
     run = _Run(recipe, Folder(out), chosen, card or ModelCard())
     begun = {"images": summary(chosen), "start": None, **{f"card's {k}": v for k, v in run.card.to_dict().items()}}
     if start is not None:
@@ -126,13 +127,21 @@ def train(
     return load_model(out)
 
 
-def _split(pairs: list[Pair], recipe: Recipe, validate_on: Collection[str]) -> tuple[list[Pair], list[Pair]]:
-    if not validate_on:
-        return split(pairs, recipe.validation, seed=recipe.seed)
-    if missing := sorted(set(validate_on) - {p.name for p in pairs}):
+def _split(
+    pairs: list[Pair], recipe: Recipe, leave_out: Collection[str], validate_on: Collection[str]
+) -> tuple[list[Pair], list[Pair]]:
+    """Return training and validation pairs; raise if a stem names no pair, or if none is left to train on."""
+    names, held = {p.name for p in pairs}, set(validate_on)
+    if missing := sorted(set(leave_out) - names):
+        raise ImageError(f"{missing[0]}: is to be left out, but is not among the data. Check leave_out")
+    used = [p for p in pairs if p.name not in set(leave_out)]
+    if missing := sorted(held - {p.name for p in used}):
         raise ImageError(f"{missing[0]}: is to be validated on, but is not among the training data")
-    held = set(validate_on)
-    return [p for p in pairs if p.name not in held], [p for p in pairs if p.name in held]
+    if not {p.name for p in used} - held:
+        raise SettingsError(f"none of {len(pairs)} images is left to train on. Leave out or validate on fewer")
+    if not held:
+        return split(used, recipe.validation, seed=recipe.seed)
+    return [p for p in used if p.name not in held], [p for p in used if p.name in held]
 
 
 class _Run:
@@ -172,7 +181,8 @@ class _Run:
     def restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average.state, self.average.step = state["average"], state["step"]
+        self.average.state = {name: value.to(self.device) for name, value in state["average"].items()}
+        self.average.step = state["step"]
         self.rows = state["rows"]
 
     def to_the_end(self, progress: Callable[[Progress], None]) -> None:

@@ -38,7 +38,8 @@ def loss_of(logits: Tensor, target: Tensor, *, dice: float, class_weights: Tenso
     classes, weights = target[:, 0].long(), target[:, 1]
     weights = weights * class_weights[classes]
     entropy = functional.cross_entropy(logits, classes, reduction="none")
-    loss = (entropy * weights).sum() / weights.sum()
+    # Of a batch whose pixels all have weight 0, the loss is 0 and not NaN, which would spoil all weights.
+    loss = (entropy * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
     if not dice:
         return loss
     found, truth = 1 - logits.softmax(dim=1)[:, 0].flatten(1), (classes > 0).float().flatten(1)

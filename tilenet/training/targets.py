@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
+from skimage.segmentation import relabel_sequential
 
 from tilenet.card import DEPTH_CLASSES
 from tilenet.errors import ImageError
@@ -120,6 +121,9 @@ def make_targets(labels: Labels, recipe: Recipe, values: tuple[int, ...]) -> Flo
 
     `values` are the label values of the classes; only ``targets="classes"`` uses them.
     """
+    if recipe.targets != "classes":
+        # Objects may have any numbers, and below, memory grows with the largest.
+        labels = relabel_sequential(labels)[0]  # type: ignore[no-untyped-call]
     if recipe.targets == "classes":
         classes: NDArray[Any] = np.searchsorted(values, labels)
     else:
