@@ -106,6 +106,18 @@ def test_a_list_says_names_and_options(tmp_path):
     assert two.options.scaling == {"method": "percentile", "low": 1.0, "high": 99.0}
 
 
+def test_a_model_in_a_list_is_a_file_relative_to_the_list_or_a_packaged_one(tmp_path, monkeypatch):
+    for folder in ("lists", "here"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for file in ("lists/small.pt", "lists/nuclei", "here/small.pt", "here/other.pt"):
+        (tmp_path / file).touch()
+    listed = tmp_path / "lists" / "list.csv"
+    listed.write_text("image,model\na.tif,small.pt\nb.tif,nuclei\nc.tif,other.pt\nd.tif,\n")
+    models = [order.model for order in read_orders([listed], model="plain.pt", options=Options())]
+    assert models == [str(tmp_path / "lists" / "small.pt"), "nuclei", "other.pt", "plain.pt"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -115,6 +127,8 @@ def test_a_list_says_names_and_options(tmp_path):
         ("image,name\na.tif,../b\n", "is not a valid, visible file name"),
         ("image\n", r"list\.csv: names no image"),
         ("image,level,level\na.tif,1,0\n", "has two columns level"),
+        ("image,level\na.tif,0\nb.tif,-1\n", r"list\.csv: line 3: level -1: give a whole number"),
+        ("image,mpp\na.tif,nan\n", r"list\.csv: line 2: mpp nan: give micrometres"),
     ],
 )
 def test_a_list_that_says_what_cannot_be_is_refused_by_line(tmp_path, text, said):

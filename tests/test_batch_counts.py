@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import tifffile
+from oracles import random_network
 from store_helpers import tree, tree_hash
 from stub import BAD, Bright, Bright3D
 from workers import Cluster
@@ -105,6 +106,18 @@ def test_an_area_of_objects_of_a_volume_is_refused_before_they_are_computed(tmp_
     assert list((tmp_path / "masks").glob("*.zarr")) == []
     (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", **counting)
     assert result.status == "done"
+
+
+@pytest.mark.parametrize("model", [Bright(), "flat.safetensors"], ids=["a callable", "a file"])
+def test_objects_of_a_stack_that_a_network_of_two_axes_finds_have_areas(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    tilenet.save_model(random_network(depth=2, wf=1), "flat.safetensors")
+    tifffile.imwrite("v.tif", np.full((4, 9, 9), 200, np.uint8), photometric="minisblack")
+    counting = COUNTING | {"model": model, "axes": "zyx"}
+    (result,) = tilenet.batch(tmp_path / "v.tif", tmp_path / "masks", min_area=5, **counting)
+    assert (result.status, result.error) == ("done", "")
+    if model == Bright():
+        assert result.counts == {"class 1": 4}
 
 
 def test_an_image_that_cannot_be_opened_is_said_to_be_that_whatever_the_area(tmp_path):

@@ -52,7 +52,7 @@ def batch(
     out : path
         A folder; created if it does not exist.
     model, footprint
-        As for `segment`; a list may name another model for an image.
+        As for `segment`; a list may name another model for an image: a file, relative to the list, or a packaged one.
     client : distributed.Client, optional
         Have the workers of a Dask cluster compute the blocks of all images from one queue.
     tell : callable, optional
@@ -112,8 +112,7 @@ def batch(
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
-    of_masks = {f"{order.name}.zarr": order.options for order in orders}
-    beside = Beside(overview=overview, table=table, min_area=min_area, options=of_masks)
+    beside = Beside(overview=overview, table=table, min_area=min_area)
     tell = tell or (lambda result: None)
     return Batch(orders, Path(out), footprint, tell, beside=beside, client=client, objects=objects).run()
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tilenet.errors import TilenetError
+from tilenet.footprint import Footprint
 from tilenet.measures import Measured, check_table_place, read_table, write_table
-from tilenet.options import Options
+from tilenet.models import load_model
+from tilenet.orders import Order
 from tilenet.picture_files import check_picture_place, overview_beside, save
 from tilenet.pictures import overlay
+from tilenet.predict import footprint_of
 from tilenet.readers import open_image
 from tilenet.shapes import pixels_of_area
 
@@ -27,23 +29,20 @@ class Beside:
         Whether to write NAME.csv, see `tilenet.write_table`.
     min_area : str or float, optional
         Smallest area that is counted. The table lists smaller ones too, so that another area needs no new table.
-    options : mapping
-        The options of each run, by the name of its mask.
     """
 
     overview: bool = False
     table: bool = False
     min_area: str | float | None = None
-    options: Mapping[str, Options] = field(default_factory=dict)
 
-    def check(self, image: str, mask: Path) -> None:
+    def check(self, order: Order, mask: Path, footprint: Footprint | None) -> None:
         """Raise before the mask is computed if another file is in the way, or if areas will have no meaning in it."""
         if self.overview:
-            check_picture_place(overview_beside(mask), replace=True, image=image)
+            check_picture_place(overview_beside(mask), replace=True, image=order.image)
         if self.table:
-            check_table_place(table_beside(mask), replace=True, image=image)
+            check_table_place(table_beside(mask), replace=True, image=order.image)
             if self.min_area is not None:
-                _check_area(self.min_area, image, self.options.get(mask.name, Options()))
+                _check_area(self.min_area, order, footprint)
 
     def make(self, image: str, mask: Path) -> Measured | None:
         """Make the files that are missing or older than the mask; return its measurements if a table is wanted."""
@@ -57,15 +56,20 @@ class Beside:
         return read_table(mask, table, min_area=self.min_area)
 
 
-def _check_area(area: str | float, image: str, options: Options) -> None:
+def _check_area(area: str | float, order: Order, footprint: Footprint | None) -> None:
     """Raise `SettingsError` if areas will have no meaning in the mask of an image."""
+    options, model = order.options, order.model
     try:
-        opened = open_image(image, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
+        network = load_model(model) if isinstance(model, str | Path) else model
+        # Of a stack, a network of two axes finds objects plane by plane. Of a part, the planes are not known yet.
+        solid = options.output == "objects" and options.roi is None and footprint_of(network, footprint).ndim > 2
+        opened = open_image(
+            order.image, level=options.level or 0, axes=options.axes, missing=options.missing or "error"
+        )
     except TilenetError:  # the run will say why
         return
     with opened:
-        # Of a part, the number of planes is not known yet.
-        volumes = options.output == "objects" and options.roi is None and max(opened.box_shape[:-2], default=1) > 1
+        volumes = solid and max(opened.box_shape[:-2], default=1) > 1
         pixels_of_area(area, opened.name, opened.pixel_size, volumes=volumes)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tilenet.address import is_address, last_name, shown
 from tilenet.errors import SettingsError
+from tilenet.models import packaged_models
 from tilenet.options import Options, parse_channels
 from tilenet.scaling import parse_rule
 
@@ -55,7 +56,7 @@ class Order:
     image : str
         Path or address.
     model : str, path or callable
-        As for `segment`.
+        As for `segment`; a file that a list names relative to itself has the path that this gives.
     options : Options
         The options of the batch, replaced by its own where a list gives some.
     """
@@ -130,6 +131,12 @@ def _beside(list_: Path, image: str) -> str:
     return image if is_address(image) else str(list_.parent / image)
 
 
+def _model(list_: Path, model: str) -> str:
+    """Return a model that a list names: the path of a file relative to the list, or, without such a file, the text."""
+    file = list_.parent / model
+    return str(file) if model not in packaged_models() and file.is_file() else model
+
+
 def _order(image: str, plain: Order) -> Order:
     name = Path(last_name(image if is_address(image) else os.path.abspath(image))).stem  # noqa: PTH100 - of links, too
     for ending in INNER:
@@ -153,11 +160,12 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
             raise SettingsError(f"{where} has no image, or more values than columns. Put values with commas in quotes")
         said = {column: value.strip() for column, value in row.items() if value.strip()}
         order = _order(_beside(path, said.pop("image")), plain)
-        name, model = said.pop("name", order.name), said.pop("model", plain.model)
+        name = said.pop("name", order.name)
+        model = _model(path, said.pop("model")) if "model" in said else plain.model
         _check_name(name, where, "Choose another name")
         if said.get("tissue", AUTO) != AUTO:
             said["tissue"] = _beside(path, said["tissue"])
-        yield replace(order, name=name, model=model, options=replace(plain.options, **_options(said, where)))
+        yield replace(order, name=name, model=model, options=_options(said, where, plain.options))
 
 
 def _check_name(name: str, where: str, remedy: str) -> None:
@@ -165,14 +173,18 @@ def _check_name(name: str, where: str, remedy: str) -> None:
         raise SettingsError(f"{where}: {name!r} is not a valid, visible file name. {remedy}")
 
 
-def _options(said: Mapping[str, str], where: str) -> dict[str, Any]:
+def _options(said: Mapping[str, str], where: str, plain: Options) -> Options:
+    """Return the options of a batch, replaced by those that a line of a list gives."""
     options = {}
     for column, text in said.items():
         try:
             options[column] = COLUMNS[column](text)
         except ValueError as error:
             raise SettingsError(f"{where}: {column} cannot be {text!r}. See tilenet segment --help") from error
-    return options
+    try:
+        return replace(plain, **options)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from error
 
 
 def _text(path: Path) -> str:

@@ -49,7 +49,8 @@ class Batch:
         client: Client | None = None,
         objects: bool = False,
     ) -> None:
-        self._orders, self._out, self._footprint, self._tell = orders, out, footprint, tell
+        self._orders = {order.name: order for order in orders}
+        self._out, self._footprint, self._tell = out, footprint, tell
         self._beside, self._client, self._objects = beside, client, objects
         self._results: dict[str, Result] = {}
         self._measured: dict[str, Measured] = {}
@@ -61,17 +62,16 @@ class Batch:
         """Run all orders, on a client's workers or in this process: blocks from one queue, objects image by image."""
         try:
             if self._objects:
-                for order in self._orders:
+                for order in self._orders.values():
                     self._open_one(order)
             else:
                 self._compute(self._client)
         finally:
-            results = [self._results[order.name] for order in self._orders if order.name in self._results]
+            results = [self._results[name] for name in self._orders if name in self._results]
             remark_sizes(results)
             write_summary(self._out, results)
             if self._beside.table:
-                names = (order.name for order in self._orders)
-                write_counts(self._out, {name: self._measured[name] for name in names if name in self._measured})
+                write_counts(self._out, {name: self._measured[name] for name in self._orders if name in self._measured})
         return results
 
     def _compute(self, client: Client | None) -> None:
@@ -87,6 +87,7 @@ class Batch:
             _raised(*wait(finishing))
         finally:
             opener.shutdown(cancel_futures=True)
+            # Not waiting for masks that are being finished: an interruption leaves seconds, and they can be resumed.
             finishers.shutdown(wait=False, cancel_futures=True)
             for slide in list(self._open.values()):
                 slide.store.close()
@@ -94,7 +95,7 @@ class Batch:
 
     def _opened(self, opener: ThreadPoolExecutor) -> Iterator[Slide]:
         """Yield the images that are to be computed; each is opened while the one before it is computed."""
-        orders = iter(self._orders)
+        orders = iter(self._orders.values())
         ahead = next((opener.submit(self._open_one, order) for order in orders), None)
         while ahead:
             slide = ahead.result()
@@ -117,11 +118,11 @@ class Batch:
         return None
 
     def _slide_of(self, order: Order) -> tuple[Slide | Store, str]:
-        """Return the slide to compute, or its complete store and the status of that in the results."""
+        """Return the slide whose blocks are to be computed, and ""; or a complete store, and the image's status."""
         out = self._out / f"{order.name}.zarr"
         spare_the_input(out, order.image)
-        self._beside.check(order.image, out)
         footprint = self._footprint if callable(order.model) else None  # a list may name another model
+        self._beside.check(order, out, footprint)
         wanted = Wanted(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
         if is_complete(out):
             return _unchanged(out, wanted), "skipped"
@@ -146,7 +147,7 @@ class Batch:
             self._measured[order.name] = found
 
     def _finish(self, slide: Slide) -> None:
-        order = next(order for order in self._orders if order.name == slide.name)
+        order = self._orders[slide.name]
         try:
             slide.raise_if_failed()
             finish(slide.store)
