@@ -12,7 +12,7 @@ from oracles import random_network
 from skimage.io import imsave
 
 import tilenet
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, SettingsError
 
 STAINS = [
     "small_fluo/hela_cells_3ch.tif",
@@ -237,6 +237,15 @@ def test_one_channel_is_opened_by_its_number_or_name(stained):
     for one in (1, "GFP", [1]):
         with tilenet.open_image(stained, channels=one) as image:
             np.testing.assert_array_equal(image.read(tilenet.Box((0, 0), (5, 5))), second)
+
+
+def test_numbers_of_numpy_are_channels_and_fractions_are_not(stained):
+    for number in (np.int64(1), np.array([1])):
+        with tilenet.open_image(stained, channels=number) as image, tilenet.open_image(stained, channels=1) as one:
+            assert image.channel_names == one.channel_names
+    for wrong in (0.9, [0.9], [None]):
+        with pytest.raises(SettingsError, match=r"channels .*: neither numbers nor names"):
+            tilenet.open_image(stained, channels=wrong)
 
 
 def test_a_list_of_a_batch_names_channels(stained, model, tmp_path):

@@ -180,6 +180,23 @@ def test_dicom_files_of_two_series_are_refused_not_skipped(dicom_pyramid, shared
         open_image(tmp_path)
 
 
+@pytest.mark.parametrize("fault", ["unsupported", "cut short"])
+def test_a_level_that_wsidicom_skips_is_refused_and_nothing_else_is_logged(dicom_pyramid, tmp_path, caplog, fault):
+    pydicom = pytest.importorskip("pydicom")
+    for file in dicom_pyramid.iterdir():
+        shutil.copy(file, tmp_path)
+    finest = max(tmp_path.iterdir(), key=lambda file: file.stat().st_size)
+    if fault == "unsupported":
+        slide = pydicom.dcmread(finest)
+        slide.PixelRepresentation = 1
+        slide.save_as(finest)
+    else:
+        finest.write_bytes(finest.read_bytes()[:3000])
+    with pytest.raises(ImageError, match=f"{finest.name}: is a level of the slide that wsidicom cannot read"):
+        open_image(tmp_path)
+    assert not caplog.records
+
+
 def test_a_folder_of_dicom_and_other_files_is_refused(shared_data):
     with pytest.raises(ImageError, match="slides: holds CMU-1-Small-Region.svs beside DICOM files"):
         open_image(shared_data("slides"))
@@ -210,15 +227,16 @@ def czi_file(tmp_path):
     """Return what writes a CZI: (t, z, c, y, x) in two mosaic tiles with a gap of 10 px between them."""
     czi = pytest.importorskip("pylibCZIrw.czi")
 
-    def write(pixels, *, skip=(), corner=(-7, 5), name="image.czi"):
+    def write(pixels, *, skip=(), corner=(-7, 5), first=0, name="image.czi"):
         with czi.create_czi(str(tmp_path / name)) as document:
             for t, z, c in np.ndindex(pixels.shape[:3]):
                 if (t, z, c) in skip:
                     continue
                 for columns, at in ((slice(0, 40), 0), (slice(50, None), 50)):
                     part = np.ascontiguousarray(pixels[t, z, c, :, columns])
-                    document.write(part, plane={"T": t, "Z": z, "C": c}, location=(corner[0] + at, corner[1]))
-            names = {c: f"dye {c}" for c in range(pixels.shape[2])}
+                    place = {"T": first + t, "Z": first + z, "C": first + c}
+                    document.write(part, plane=place, location=(corner[0] + at, corner[1]))
+            names = {first + c: f"dye {c}" for c in range(pixels.shape[2])}
             document.write_metadata("image", names, scale_x=0.25e-6, scale_y=0.5e-6, scale_z=2e-6)
         return tmp_path / name
 
@@ -251,9 +269,21 @@ def test_a_czi_is_read_in_pieces_that_fit_together(czi_file, monkeypatch):
             np.testing.assert_array_equal(image.read(box)[0], pixels[0, 0, 0][box.slices])
 
 
-def test_a_plane_that_a_czi_lacks_is_refused_until_it_may_be_filled(czi_file):
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 2), (2, 2, 2)])
+def test_a_czi_whose_planes_are_not_numbered_from_0_is_read(czi_file, shape):
+    pixels = RANDOM.integers(1, 250, (*shape, 30, 90)).astype(np.uint8)
+    with open_image(czi_file(pixels, first=3)) as image:
+        assert image.n_missing == 0
+        assert image.channel_names == tuple(f"dye {c}" for c in range(shape[2]))
+        pixels[..., 40:50] = 0
+        expected = np.moveaxis(pixels, 2, 0).reshape(shape[2], *image.box_shape)
+        np.testing.assert_array_equal(whole(image), expected)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_plane_that_a_czi_lacks_is_refused_until_it_may_be_filled(czi_file, first):
     pixels = RANDOM.integers(1, 250, (1, 3, 2, 30, 90)).astype(np.uint8)
-    path = czi_file(pixels, skip=[(0, 1, 1)])
+    path = czi_file(pixels, skip=[(0, 1, 1)], first=first)
     with pytest.raises(ImageError, match="1 of its 6 planes is missing.*--missing fill"):
         open_image(path)
     with open_image(path, missing="fill") as image:

@@ -1,6 +1,8 @@
 """Kinds of TIFF that the shared data lack, written here and read box by box."""
 
+import errno
 import logging
+import os
 import pickle
 import shutil
 import struct
@@ -12,7 +14,7 @@ import pytest
 import tifffile
 from test_bad_images import directory
 
-from tilenet.errors import ImageError
+from tilenet.errors import EnvironmentFault, ImageError
 from tilenet.geometry import Box
 from tilenet.readers import open_image
 
@@ -395,3 +397,30 @@ def test_a_slash_behind_the_name_of_a_file_is_no_damage(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 50), np.uint8))
     with open_image(f"{tmp_path / 'a.tif'}/") as image:
         assert image.name == str(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "remedy"),
+    [
+        (OSError(errno.EIO, "Input/output error"), ImageError, "The disk, or the connection to it, failed"),
+        (MemoryError(), ImageError, "Use a smaller --tile"),
+        (OSError(errno.ESTALE, "Stale file handle"), EnvironmentFault, "run again with --resume"),
+        (OSError(errno.EMFILE, "Too many open files"), EnvironmentFault, "run again with --resume"),
+    ],
+)
+def test_faults_of_the_machine_are_not_called_damage_of_the_file(tmp_path, monkeypatch, fault, kind, remedy):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64), np.uint8), tile=(32, 32), compression="zlib")
+
+    def fail(*_):
+        raise fault
+
+    with open_image(tmp_path / "a.tif") as image:
+        monkeypatch.setattr(os, "pread", fail)
+        with pytest.raises(kind, match=rf"a\.tif: tile 0 of page 0 cannot be decoded .*{remedy}"):
+            image.read(Box((0, 0), (8, 8)))
+
+
+def test_axes_without_y_are_answered_with_how_many_letters_to_give(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 1, 1, 100, 100, 1), np.uint8), metadata=None)
+    with pytest.raises(ImageError, match="'zcx', which does not name both y and x. Give one letter .* of its 3 axes"):
+        open_image(tmp_path / "a.tif", axes="zcx")

@@ -1,5 +1,6 @@
 """The lease of a store: who may write it, and when another may take it over."""
 
+import errno
 import json
 import os
 import socket
@@ -11,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from store_fixtures import children_of_this_process, folder_in_memory, store_of_another_mask  # noqa: F401
-from store_helpers import INFO, LAYOUTS, tree, truth_of, write_all_blocks
+from store_helpers import INFO, LAYOUTS, replace_step, tree, truth_of, write_all_blocks
 
-from tilenet.errors import OutputLocked
+from tilenet.errors import EnvironmentFault, OutputError, OutputLocked
 from tilenet.store import Store, holder, open_mask
 from tilenet.store import lease as leases
 from tilenet.store.holder import this_machine
@@ -54,6 +55,50 @@ def test_of_eight_simultaneous_runs_that_replace_one_store_exactly_one_wins(chil
     assert sorted(children.wait(pid) for pid in pids) == [0] + [2] * 7
     assert np.array_equal(np.asarray(open_mask(old)), truth_of(TINY)["mask"])
     assert [file.name for file in old.parent.iterdir()] == ["m.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("begin", "fails"),
+    [
+        ("create", "log"),
+        ("create a share", "log"),
+        ("resume", "log"),
+        ("take a share", "log"),
+        ("take a share", "link"),
+    ],
+)
+def test_a_store_that_cannot_be_begun_leaves_no_lease(tmp_path, monkeypatch, begin, fails):
+    path = tmp_path / "m.zarr"
+    if begin in ("resume", "take a share"):
+        Store.create(path, TINY, INFO).close()
+
+    def full(name, do, *args, **kwargs):
+        if name == fails:  # of links, only that of the run of shares, which is made while the lease is held
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return do(*args, **kwargs)
+
+    begins = {
+        "create": lambda: Store.create(path, TINY, INFO),
+        "create a share": lambda: Store.create(path, TINY, INFO, share=(1, 2)),
+        "resume": lambda: Store.resume(path),
+        "take a share": lambda: Store.take_share(path, (1, 2)),
+    }
+    with monkeypatch.context() as patch:
+        replace_step(full, patch.setattr)
+        with pytest.raises(EnvironmentFault, match="no space left"):
+            begins[begin]()
+    assert not list(path.glob(".tilenet/*.[0-9]"))
+    Store.resume(path).close()
+
+
+def test_an_empty_id_of_a_run_of_shares_is_refused(tmp_path):
+    Store.create(tmp_path / "m.zarr", TINY, INFO).close()
+    (tmp_path / "m.zarr" / ".tilenet" / "run-of-2").touch()
+    for _ in range(2):  # the first time, no lease stays behind
+        with pytest.raises(OutputError, match=r"run-of-2: is empty\. Remove it, and start the shares again"):
+            Store.take_share(tmp_path / "m.zarr", (1, 2))
+    Store.resume(tmp_path / "m.zarr").close()  # removes it
+    Store.take_share(tmp_path / "m.zarr", (1, 2)).close()
 
 
 def leave_lock(folder, **changes):

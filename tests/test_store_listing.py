@@ -8,10 +8,10 @@ import sys
 
 import pytest
 from store_fixtures import children_of_this_process, folder_in_memory  # noqa: F401
-from store_helpers import INFO, INSIDE, damage_of, make, run, tree_hash, truth_of, write_all_blocks
+from store_helpers import INFO, INSIDE, damage_of, make, replace_step, run, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputLocked
-from tilenet.store import Store, files, listing, open_mask
+from tilenet.store import Store, files, is_complete, listing, open_mask
 from tilenet.store.metadata import OWN
 
 KILLED = -signal.SIGKILL
@@ -109,6 +109,24 @@ def test_a_mask_that_cannot_be_replaced_is_listed_again(tmp_path, monkeypatch):
         Store.create(path, layout, INFO, overwrite=True)
     assert names_in(path.parent, 3) == ["m"]
     assert open_mask(path).shape == layout.shape
+
+
+def test_a_mask_whose_replacement_is_interrupted_is_listed_again(tmp_path, monkeypatch):
+    layout = INSIDE["inside, format 3"]
+    path = tmp_path / "labels" / "m"
+    make(path, layout)
+
+    def interrupted(name, do, *args, **kwargs):
+        if name == "rename" and args[0] == path:
+            raise KeyboardInterrupt
+        return do(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        replace_step(interrupted, patch.setattr)
+        with pytest.raises(KeyboardInterrupt):
+            Store.create(path, layout, INFO, overwrite=True)
+    assert names_in(path.parent, 3) == ["m"]
+    assert is_complete(path)
 
 
 def take_back_with(rename):

@@ -114,7 +114,7 @@ def layout_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None, 
     if axes is not None and axes != says:
         letters = _renamed(stored, told, axes, says, name) if says else _said(stored, shape, axes, name)
     if fault := _fault(letters):
-        raise ImageError(f"{name}: has the axes {''.join(letters)!r}, {fault}. {_advice(shape)}")
+        raise ImageError(f"{name}: has the axes {''.join(letters)!r}, {fault}. {_advice(_lengths(stored, shape))}")
     return Layout(letters, tuple(shape), says)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,12 +16,17 @@ from typing import Any
 import numpy as np
 
 from tilenet.address import is_address
-from tilenet.errors import ImageError, SettingsError, TilenetError
+from tilenet.errors import EnvironmentFault, ImageError, SettingsError, TilenetError
 
 # Most bytes that are ever decoded in one piece: a larger tile is damaged or malicious.
 LARGEST_PIECE = 2**30
 LONGEST_AXIS = 2**31 - 1
 DAMAGED = "The file is damaged, or of a kind that cannot be read; get it again"
+# Errors of the machine, which are likely to prevent all further reads, too.
+OF_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+# What to do about errors that are not due to the content of the file.
+FAILED_DISK = "The disk, or the connection to it, failed. Try again, or copy the file to another disk"
+TOO_LITTLE_MEMORY = "Use a smaller --tile, or run fewer programs at once"
 _one_at_a_time = RLock()
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
@@ -31,7 +37,12 @@ class PiecesMissing(ImageError):
 
 @contextmanager
 def refusing(what: str, remedy: str) -> Iterator[None]:
-    """Turn any exception except tilenet's own into an `ImageError` of one line: ``<what> (<why>). <remedy>``."""
+    """Turn any exception except tilenet's own into an `ImageError` of one line: ``<what> (<why>). <remedy>``.
+
+    Errors `OF_MACHINE` become an `EnvironmentFault`, which ends a run. A failing disk and a lack of memory do not,
+    because the rest of the run may succeed: the disk may have one bad sector, and a damaged file may make a decoder
+    ask for any amount of memory. These have their own remedies.
+    """
     try:
         yield
     except TilenetError:
@@ -39,6 +50,12 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, PermissionError) and error.filename:
             raise ImageError(f"{what} (permission denied: {error.filename}). Check its permissions") from error
+        if isinstance(error, OSError) and error.errno in OF_MACHINE:
+            raise EnvironmentFault(f"{what} ({one_line(error)}). Fix that, then run again with --resume") from error
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            remedy = FAILED_DISK
+        if isinstance(error, MemoryError):
+            remedy = TOO_LITTLE_MEMORY
         raise ImageError(f"{what} ({one_line(error)}). {remedy}") from error
 
 
@@ -64,9 +81,11 @@ def positive(value: Any) -> float | None:
 @contextmanager
 def quietly(logger: str) -> Iterator[None]:
     """Suppress a library's warnings and log lines while it opens a file: faults of the file are raised as errors."""
-    log = logging.getLogger(logger)
-    if _unless_quiet not in log.filters:
-        log.addFilter(_unless_quiet)
+    # The filters of a logger do not apply to the lines of its children, so all loggers of the library get one.
+    names = [name for name in list(logging.root.manager.loggerDict) if name.startswith(f"{logger}.")]
+    for log in map(logging.getLogger, [logger, *names]):
+        if _unless_quiet not in log.filters:
+            log.addFilter(_unless_quiet)
     token = _quiet.set(True)
     try:
         # All threads share Python's list of warning filters.

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
 from tilenet.readers.axes import layout_of
 from tilenet.readers.boundary import (
@@ -64,7 +64,7 @@ class CziImage(Image):
             with refusing(f"{path}: cannot be read as a CZI", DAMAGED):
                 self._czi = czi.CziReader(path)
                 self._take()
-        except ImageError:
+        except TilenetError:
             self.close()
             raise
 
@@ -79,26 +79,31 @@ class CziImage(Image):
         if not 0 < min(shape) <= max(shape) <= LONGEST_AXIS:
             raise ImageError(f"{self.name}: has {shape} pixels along t, z, c, y and x. {DAMAGED}")
         self._corner = (extents["Y"][0], extents["X"][0])
-        samples = self._take_type(shape[2])
+        held = self._planes_held()
+        # Files cut out of larger ones keep their numbers of planes; of these, `extents` has the count alone.
+        self._first = tuple(map(min, zip(*held, strict=True))) or (0, 0, 0)
+        samples = self._take_type(range(self._first[2], self._first[2] + shape[2]))
         full = (*shape, samples)
         letters = [a if n > 1 or a in "yx" else "" for a, n in zip("tzcyxs", full, strict=True)]
         self._layout = layout_of(letters, full, axes=self._said_axes, name=self.name)
         self.axes, self.told_axes = self._layout.axes, self._layout.told
         about = self._czi.raw_metadata
         self._take_metadata(ElementTree.fromstring(about), samples)
-        self.n_missing = self._count_missing(shape)
+        self.n_missing = prod(shape[:3]) - len(held)
+        check_missing(self.n_missing, self._missing, name=self.name, pieces=f"{prod(shape[:3])} planes")
         with Path(self.name).open("rb") as file:
             self._sha256 = hashlib.sha256(file.read(HEADER_BYTES) + about.encode()).hexdigest()
 
-    def _take_type(self, n_channels: int) -> int:
+    def _take_type(self, channels: range) -> int:
         """Set the dtype from the pixel type of the channels; return the number of samples per pixel."""
-        kinds = [self._czi.get_channel_pixel_type(c) for c in range(n_channels)]
+        kinds = [self._czi.get_channel_pixel_type(c) for c in channels]
         if len(set(kinds)) > 1 or kinds[0] not in PIXELS:
             raise ImageError(
                 f"{self.name}: has pixels of type {', '.join(dict.fromkeys(kinds))}; supported types are "
                 f"{', '.join(PIXELS)}, the same for all channels. Convert it to OME-TIFF"
             )
-        samples, dtype = PIXELS[kinds[0]]
+        self._pixel_type = kinds[0]
+        samples, dtype = PIXELS[self._pixel_type]
         self.dtype = np.dtype(dtype)
         return samples
 
@@ -111,8 +116,8 @@ class CziImage(Image):
             names = RGB
         self.channel_names = names if len(names) == self.n_channels else ("",) * self.n_channels
 
-    def _count_missing(self, shape: list[int]) -> int:
-        """Return how many planes have no data in the file; refuse the file unless missing planes may be filled."""
+    def _planes_held(self) -> set[tuple[int, ...]]:
+        """Return t, z and c of the planes that have data in the file."""
         held = set()
 
         def note(_: int, about: Any) -> bool:
@@ -121,9 +126,7 @@ class CziImage(Image):
             return True
 
         self._czi.enumerate_subblocks(note)
-        lacking = prod(shape[:3]) - len(held)
-        check_missing(lacking, self._missing, name=self.name, pieces=f"{prod(shape[:3])} planes")
-        return lacking
+        return held
 
     def at_level(self, level: int) -> Image:
         """Return this image: the reader offers one level only."""
@@ -136,7 +139,7 @@ class CziImage(Image):
         *outer, rows, columns, _ = self._layout.ranges(box)
         plane = Box((rows[0], columns[0]), (rows[1], columns[1]))
         for index in product(*(range(a, b) for a, b in outer)):
-            at = dict(zip("TZC", index, strict=True))
+            at = {a: i + first for a, i, first in zip("TZC", index, self._first, strict=True)}
             place = tuple(i - a for i, (a, _) in zip(index, outer, strict=True))
             assemble(
                 np.moveaxis(stored[place], 2, 0),
@@ -156,7 +159,9 @@ class CziImage(Image):
         with self._lock, refusing(f"{self.name}: {box} of {at} cannot be read", DAMAGED):
             if self._czi is None:
                 raise ImageError(f"{self.name}: is closed. Open it again")
-            pixels: Pixels = self._czi.read(roi=(*corner[::-1], *box.shape[::-1]), plane=at)  # (y, x, samples)
+            # The type is given because pylibCZIrw would look up that of channel 0, which need not exist.
+            roi = (*corner[::-1], *box.shape[::-1])
+            pixels: Pixels = self._czi.read(roi=roi, plane=at, pixel_type=self._pixel_type)  # (y, x, samples)
             return np.moveaxis(pixels[..., ::-1], 2, 0).astype(self.dtype)
 
     def identity(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Read DICOM whole-slide images through wsidicom: one file (one level), or a folder with all levels.
 
-Optical paths are channels and focal planes are ``z``. A folder must hold one slide: files of
-another series are refused, not skipped. wsidicom can read from several threads, and has its own
-cache of decoded tiles, which is limited to the size of the other readers' caches.
+Optical paths are channels and focal planes are ``z``. A folder must hold one slide. wsidicom skips
+files of another series, and levels that it cannot read; both are refused here. It can read from
+several threads, and has its own cache of decoded tiles, which is limited to the size of the other
+readers' caches.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
 from tilenet.readers.axes import Layout, layout_of
 from tilenet.readers.boundary import (
@@ -48,13 +49,15 @@ class DicomSource:
         files = sorted(dicom_files(path)) if Path(path).is_dir() else [Path(path)]
         try:
             with quietly("wsidicom"), refusing(f"{path}: cannot be read as a DICOM whole-slide image", DAMAGED):
-                self.identity = _identity(files, path)
+                heads = _heads(files, path)
+                self.identity = _identity(files, heads)
                 # By default wsidicom caches 100 MB of encoded tiles besides the decoded ones.
                 caches = Settings(decoded_frame_cache_size=CACHE_BYTES, encoded_frame_cache_size=0)
                 self.slide = wsidicom.WsiDicom.open(files, settings=caches)
                 self._take()
+                self._check_levels(files, heads)
                 check_missing(self.n_missing, missing, name=path)
-        except ImageError:
+        except TilenetError:
             self.close()
             raise
 
@@ -72,6 +75,15 @@ class DicomSource:
                 self._lacks(group, *at) for at in product(*self._tiles(group), self.planes, self.paths)
             )
         self.levels = tuple(map(self._level, self.groups, self.layouts))
+
+    def _check_levels(self, files: Sequence[Path], heads: Sequence[Any]) -> None:
+        """Refuse a slide with a level that wsidicom skipped, as level 0 would then be another resolution."""
+        instances = (instance for group in self.groups for instance in group.instances.values())
+        read = {str(dataset.uids.instance) for instance in instances for dataset in instance.datasets}
+        for file, head in zip(files, heads, strict=True):
+            is_level = list(head.get("ImageType", ()))[2:3] == ["VOLUME"]
+            if is_level and str(head.get("SOPInstanceUID")) not in read:
+                raise ImageError(f"{file}: is a level of the slide that wsidicom cannot read. {DAMAGED}")
 
     def _layout(self, group: Any) -> Layout:
         size, tile = group.size, group.tile_size
@@ -177,14 +189,20 @@ class DicomImage(Image):
         return reopening(self.name, level=self.level, axes=self._source.said_axes, missing=self._source.missing)
 
 
-def _identity(files: Sequence[Path], path: str) -> dict[str, Any]:
-    """Return the size and hash that identify the files; refuse several series, all but one of which wsidicom skips."""
+def _heads(files: Sequence[Path], path: str) -> list[Any]:
+    """Return series, instance UID and image type of each file; refuse several series."""
     import pydicom
 
-    heads = [pydicom.dcmread(f, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]) for f in files]
+    tags = ["SeriesInstanceUID", "SOPInstanceUID", "ImageType"]
+    heads = [pydicom.dcmread(f, stop_before_pixels=True, specific_tags=tags) for f in files]
     series = {str(head.get("SeriesInstanceUID", "")) for head in heads}
     if len(series) > 1:
         raise ImageError(f"{path}: holds files of {len(series)} series. Give a folder of one slide, or one file")
+    return heads
+
+
+def _identity(files: Sequence[Path], heads: Sequence[Any]) -> dict[str, Any]:
+    """Return the size and hash that identify the files."""
     uids = sorted(str(head.file_meta.get("MediaStorageSOPInstanceUID", "")) for head in heads)
     return {
         "kind": "dicom",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from operator import index
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
 from tilenet.readers.fold import fold
 from tilenet.readers.frame import Frame
@@ -217,9 +218,11 @@ class Image(ABC):
 
     def channel_numbers(self, channels: int | str | Sequence[int | str]) -> tuple[int, ...]:
         """Return the numbers of one or several channels, given by number or by name."""
-        if isinstance(channels, int | str):
-            channels = (channels,)
-        return tuple(self._named(channel) if isinstance(channel, str) else int(channel) for channel in channels)
+        several = (channels,) if isinstance(channels, str) or not isinstance(channels, Iterable) else channels
+        try:
+            return tuple(self._named(channel) if isinstance(channel, str) else index(channel) for channel in several)
+        except TypeError as error:
+            raise SettingsError(f"channels {channels!r}: neither numbers nor names. Give one, or a list") from error
 
     def _named(self, channel: str) -> int:
         found = [k for k, name in enumerate(self.channel_names) if name and name == channel]

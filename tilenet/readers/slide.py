@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
 from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, needing, positive, refusing, reopening
 from tilenet.readers.cache import PieceCache
@@ -38,7 +38,7 @@ class SlideSource:
         try:
             with refusing(f"{path}: cannot be read by OpenSlide", DAMAGED):
                 self._take(dict(self.slide.properties))
-        except ImageError:
+        except TilenetError:
             self.slide.close()
             raise
 

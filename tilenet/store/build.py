@@ -52,7 +52,7 @@ def _move_aside(path: Path, aside: Path) -> None:
     try:
         withdraw(path, read_root(path)[0])
         step("rename", os.rename, path, aside)
-    except (OSError, TilenetError):
+    except BaseException:  # also an interrupt, which must not leave the old store locked and unlisted
         lease.release()
         _list_again(path)
         raise

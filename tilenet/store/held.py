@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -67,7 +68,8 @@ class Held:
         check_free(path, overwrite=overwrite)
         with faults_named(path):
             store = cls._leased(path, build(path, layout, info, replace=overwrite and path.exists(), share=share))
-            store._log("created", **({SHARE: list(share)} if share else {}))
+            with store._closed_on_error():
+                store._log("created", **({SHARE: list(share)} if share else {}))
         return store
 
     @classmethod
@@ -90,11 +92,8 @@ class Held:
                 if not store.check() and is_listed(path, store.layout):
                     return store
             store = cls._leased(path, Lease.take(path / OWN, path))
-            try:
+            with store._closed_on_error():
                 store._take_up()
-            except BaseException:
-                store.close()
-                raise
             return store
 
     @classmethod
@@ -136,7 +135,8 @@ class Held:
             if store.complete:  # completed by another process just now
                 store.close()
             else:
-                store._log(SHARE, share=list(share))
+                with store._closed_on_error():
+                    store._log(SHARE, share=list(share))
         return store
 
     @classmethod
@@ -225,6 +225,15 @@ class Held:
         lease, self._lease = self._lease, None
         if lease:
             lease.release()
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        """Release the lease on any error: the caller gets no store that it could close."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _held(self) -> Lease | Joined:
         if self._lease is None:

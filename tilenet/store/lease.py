@@ -106,15 +106,15 @@ class Lease:
         others = [lock for lock in _rivals(self.folder, self.kind) if lock.path != self.path]
         try:
             refuse_live(others, self.path.stat().st_mtime, name)
-        except OutputLocked:
+            for lock in others:
+                remove_file(lock.path)
+            if self._share:
+                self._joined = shared_run.join(self.folder, self._share[1])
+            else:
+                shared_run.end(self.folder)
+        except BaseException:
             remove_file(self.path)
             raise
-        for lock in others:
-            remove_file(lock.path)
-        if self._share:
-            self._joined = shared_run.join(self.folder, self._share[1])
-        else:
-            shared_run.end(self.folder)
         return self
 
     def start(self, folder: Path) -> None:

@@ -11,17 +11,23 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
+from tilenet.errors import OutputError
 from tilenet.store.files import remove_file, step, write_all
+
+TRIES = 100
 
 
 def join(own: Path, count: int) -> str:
     """Return the id of the run of `count` shares; start one if there is none."""
-    while not (found := run_of_shares(own, count)):
+    for _ in range(TRIES):
+        if found := run_of_shares(own, count):
+            return found
         note = own / f"{uuid4().hex}.part"
         try:
             handle = step("create", os.open, note, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 step("write", write_all, handle, uuid4().hex.encode())
+                step("sync", os.fsync, handle)  # else the file may be empty after a loss of power
             finally:
                 os.close(handle)
             step("link", os.link, note, _place(own, count))  # with its content, and only if no other was faster
@@ -29,7 +35,7 @@ def join(own: Path, count: int) -> str:
             continue  # another process was faster, or swept our note away
         finally:
             remove_file(note)
-    return found
+    raise OutputError(f"{_place(own, count)}: is empty. Remove it, and start the shares again")
 
 
 def run_of_shares(own: Path, count: int) -> str:
