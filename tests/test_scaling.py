@@ -13,7 +13,7 @@ from tilenet import scaling
 from tilenet.errors import ImageError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.readers import open_image
-from tilenet.scaling import COUNTED, of_percentiles, percentiles, sample
+from tilenet.scaling import COUNTED, grid_of_windows, of_percentiles, percentiles, sample
 
 SHARES = st.lists(st.one_of(st.floats(0, 100), st.sampled_from([0, 1, 50, 99.8, 100])), min_size=1, max_size=3)
 POINT = Footprint.same(2, reach=0)
@@ -43,6 +43,27 @@ def test_percentiles_are_of_the_finest_level_that_is_not_too_large(tmp_path, mon
         with open_image(tmp_path / "pyramid.tif") as image:
             assert len(image.levels) == 3
             assert {int(v) for part in sample(image) for v in np.unique(part)} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("shape", "counts"),
+    [
+        ((9999, 9999), (8, 8)),
+        ((300, 9999), (2, 8)),
+        ((99, 9999, 9999), (8, 8, 8)),
+        ((99, 99, 9999, 9999), (2, 3, 8, 8)),
+        ((99, 99, 300, 9999), (5, 6, 2, 8)),
+        ((99, 99, 300, 300), (8, 8, 2, 2)),
+    ],
+)
+def test_windows_reach_from_end_to_end_and_of_a_series_of_stacks_they_are_no_more_than_of_a_stack(shape, counts):
+    windows = grid_of_windows(shape)
+    assert len(windows) == len(set(windows)) == np.prod(counts) <= 512
+    for axis, count in enumerate(counts):
+        starts = {window.start[axis] for window in windows}
+        assert len(starts) == count
+        assert min(starts) == 0
+        assert max(window.stop[axis] for window in windows) == shape[axis]
 
 
 def test_pixels_that_are_no_numbers_have_no_percentiles():

@@ -119,3 +119,25 @@ class Box:
 
     def __str__(self) -> str:
         return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True)) + "]"
+
+
+def cell_position(index: int, grid: Sequence[int]) -> tuple[int, ...]:
+    """Return the position of the cell with an index in a grid of `grid` cells, counted in array order.
+
+    >>> cell_position(5, (2, 3))
+    (1, 2)
+    """
+    position: tuple[int, ...] = ()
+    for n in reversed(grid):
+        index, place = divmod(index, n)
+        position = (place, *position)
+    return position
+
+
+def cell_box(corner: Sequence[int], sides: Sequence[int], stop: Sequence[int]) -> Box:
+    """Return the box of the given sides at `corner`, clipped at `stop`.
+
+    >>> cell_box((4, 0), (4, 4), (6, 9))
+    Box(start=(4, 0), stop=(6, 4))
+    """
+    return Box(tuple(corner), tuple(min(a + side, n) for a, side, n in zip(corner, sides, stop, strict=True)))

@@ -24,7 +24,7 @@ from math import prod
 from typing import overload
 
 from tilenet.footprint import AxisFootprint, Footprint
-from tilenet.geometry import Box, ceil_div
+from tilenet.geometry import Box, ceil_div, cell_box, cell_position
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,7 @@ class Block:
     def tiles(self) -> Iterator[Tile]:
         """The tiles, in array order; together they write every pixel of the box exactly once."""
         for corner in product(*map(range, self.box.start, self.box.stop, self.tile)):
-            stop = tuple(min(a + t, b) for a, t, b in zip(corner, self.tile, self.box.stop, strict=True))
-            yield tile_of(self.footprint, Box(corner, stop), self.origin)
+            yield tile_of(self.footprint, cell_box(corner, self.tile, self.box.stop), self.origin)
 
     def batches(self, size: int) -> Iterator[tuple[Tile, ...]]:
         """Yield the tiles in batches of at most `size` tiles of the same input shape.
@@ -160,14 +159,9 @@ class Plan(Sequence[Block]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"the plan has {len(self)} blocks, no block {index}")
         index %= len(self)
-        rest = index
-        position: tuple[int, ...] = ()
-        for n in reversed(self.grid):
-            rest, place = divmod(rest, n)
-            position = (place, *position)
-        start = tuple(p * b for p, b in zip(position, self.block, strict=True))
-        stop = tuple(min(a + b, n) for a, b, n in zip(start, self.block, self.shape, strict=True))
-        return Block(index, position, Box(start, stop), self.footprint, self.tile, self.origin)
+        position = cell_position(index, self.grid)
+        box = cell_box([p * b for p, b in zip(position, self.block, strict=True)], self.block, self.shape)
+        return Block(index, position, box, self.footprint, self.tile, self.origin)
 
     @property
     def n_tiles(self) -> int:

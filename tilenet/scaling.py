@@ -13,20 +13,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import isfinite
+from itertools import product
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, ModelError, SettingsError, TilenetError
-from tilenet.geometry import Box, ceil_div
+from tilenet.geometry import Box, ceil_div, cell_box
 from tilenet.readers.image import READERS, Image, Pixels
 
-# For percentiles, a level of up to WHOLE_LEVEL pixels is read whole. Of a larger level, SAMPLES**2 windows
-# of SAMPLE x SAMPLE pixels on a regular grid are read.
+# For percentiles, a level of up to WHOLE_LEVEL pixels is read whole. Of a larger level, windows of SAMPLE x SAMPLE
+# pixels, each in one plane, are read on a regular grid: up to SAMPLES positions along each axis, and MOST_WINDOWS
+# windows in all, so that those of a series of stacks fit the memory.
 WHOLE_LEVEL = 2**24
 SAMPLES, SAMPLE = 8, 256
+MOST_WINDOWS = SAMPLES**3
 # How many pixels are counted at once: few enough to stay in the cache.
 COUNTED = 2**18
 # The keys that a rule may have, by method.
@@ -157,12 +160,12 @@ def _said(values: Sequence[float]) -> str:
 
 
 def _resolved(rule: Mapping[str, Any], image: Image) -> Scaling:
-    clip = tuple(map(float, rule["clip"])) if rule.get("clip") else None
+    clip = _clip_of(rule)
     match rule.get("method"):
         case "none":
-            return Scaling(clip=clip)  # type: ignore[arg-type]
+            return Scaling(clip=clip)
         case "linear":
-            return Scaling(_floats(rule.get("subtract", 0)), _floats(rule.get("divide", 1)), clip)  # type: ignore[arg-type]
+            return Scaling(_floats(rule.get("subtract", 0)), _floats(rule.get("divide", 1)), clip)
         case "percentile":
             if not 0 <= rule["low"] < rule["high"] <= 100:
                 raise SettingsError(
@@ -180,9 +183,8 @@ def of_percentiles(parts: Sequence[Pixels], rule: Mapping[str, Any], *, name: st
     channels = range(len(parts[0])) if rule.get("per_channel") else [slice(None)]
     values = ([part[channel].ravel(order="K") for part in parts] for channel in channels)
     low, high = zip(*(percentiles(some, [rule["low"], rule["high"]]) for some in values), strict=True)
-    clip = tuple(map(float, rule["clip"])) if rule.get("clip") else None
     span = [float(b - a) or 1.0 for a, b in zip(low, high, strict=True)]  # a flat image stays 0
-    return Scaling(tuple(map(float, low)), tuple(span), clip)  # type: ignore[arg-type]
+    return Scaling(tuple(map(float, low)), tuple(span), _clip_of(rule))
 
 
 def percentiles(parts: Sequence[Pixels], shares: Sequence[float]) -> NDArray[np.float64]:
@@ -249,15 +251,28 @@ def bands(whole: Box) -> list[Box]:
 
 
 def grid_of_windows(shape: Sequence[int]) -> list[Box]:
-    """Return windows spread evenly over an array, from end to end; along outer axes, a few single planes."""
-    corners: list[tuple[int, ...]] = [()]
-    for axis, n in enumerate(shape):
-        side = SAMPLE if axis >= len(shape) - 2 else 1
-        count = min(SAMPLES, -(-n // side))
-        starts = [k * max(0, n - side) // max(1, count - 1) for k in range(count)]
-        corners = [(*c, s) for c in corners for s in starts]
-    sides = (1,) * (len(shape) - 2) + (SAMPLE,) * min(2, len(shape))
-    return [Box(c, tuple(min(n, a + s) for a, s, n in zip(c, sides, shape, strict=True))) for c in corners]
+    """Return windows spread evenly over an array, from end to end; along outer axes, a few single planes.
+
+    If there would be more than `MOST_WINDOWS`, fewer planes are taken along the outer axes.
+
+    >>> len(grid_of_windows((9999, 9999))), len(grid_of_windows((99, 9999, 9999)))
+    (64, 512)
+    """
+    sides = (1,) * (len(shape) - 2) + (SAMPLE, SAMPLE)
+    counts = [min(SAMPLES, ceil_div(n, side)) for n, side in zip(shape, sides, strict=True)]
+    while prod(counts) > MOST_WINDOWS:
+        outer = counts[:-2]
+        counts[outer.index(max(outer))] -= 1
+    along = zip(counts, shape, sides, strict=True)
+    starts = ([k * max(0, n - side) // max(1, count - 1) for k in range(count)] for count, n, side in along)
+    return [cell_box(corner, sides, shape) for corner in product(*starts)]
+
+
+def _clip_of(rule: Mapping[str, Any]) -> tuple[float, float] | None:
+    if not rule.get("clip"):
+        return None
+    low, high = map(float, rule["clip"])
+    return low, high
 
 
 def _floats(value: float | Sequence[float]) -> tuple[float, ...]:

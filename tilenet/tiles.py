@@ -24,7 +24,7 @@ from tilenet import machine, predict
 from tilenet.address import is_address
 from tilenet.decide import kept_of
 from tilenet.errors import BlocksFailed, ImageError, ModelError, TilenetError, first_line
-from tilenet.geometry import Box
+from tilenet.geometry import cell_box
 from tilenet.job import Job
 from tilenet.models import fingerprint, load_model
 from tilenet.plan import Plan, tile_of
@@ -113,8 +113,7 @@ class Tiles:
     def _tile(self, corner: tuple[int, ...]) -> NDArray[Any]:
         """Compute the values (K, *write) of the tile whose first pixel is `corner`; K is 1 for a mask."""
         job, plan = self._job, self.plan
-        stop = (min(a + t, n) for a, t, n in zip(corner, plan.tile, plan.shape, strict=True))
-        tile, ndim = tile_of(plan.footprint, Box(corner, tuple(stop))), job.footprint.ndim
+        tile, ndim = tile_of(plan.footprint, cell_box(corner, plan.tile, plan.shape)), job.footprint.ndim
         try:
             pixels = job.image.read(tile.read)
             predictor = self._found_predictor()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
-from tilenet.geometry import Box, round_down
+from tilenet.geometry import Box, cell_box, round_down
 from tilenet.readers.image import Pixels
 
 
@@ -29,6 +29,6 @@ def assemble(
     """
     corners = [range(round_down(a, n), b, n) for a, b, n in zip(box.start, box.stop, side, strict=True)]
     for corner in product(*corners):
-        cell = Box(corner, tuple(min(a + s, n) for a, s, n in zip(corner, side, shape, strict=True)))
+        cell = cell_box(corner, side, shape)
         part = cell & box
         out[:, *part.relative_to(box.start).slices] = piece(cell)[:, *part.relative_to(cell.start).slices]

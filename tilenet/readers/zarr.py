@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilenet.errors import ImageError, ImageNotFound
-from tilenet.geometry import Box, round_down
+from tilenet.geometry import Box, cell_box, round_down
 from tilenet.readers.axes import Layout, Span, layout_of
 from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, refusing, reopening
 from tilenet.readers.cache import PieceCache
@@ -122,7 +122,7 @@ class ZarrImage(Image):
         sides = [n if letter in (joined, "") else chunk for letter, n, chunk in whole]
         corners = (range(round_down(a, n), b, n) for a, b, n in zip(asked.start, asked.stop, sides, strict=True))
         for corner in product(*corners):
-            yield Box(corner, tuple(min(a + n, end) for a, n, end in zip(corner, sides, layout.shape, strict=True)))
+            yield cell_box(corner, sides, layout.shape)
 
     def _decode(self, keys: list[tuple[int, Box]]) -> list[Pixels]:
         """Decode pieces by few calls to zarr, because one call costs as much as decoding a chunk."""

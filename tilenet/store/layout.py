@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tilenet.decide import PROBABILITY_DTYPES
 from tilenet.errors import SettingsError
-from tilenet.geometry import Box, ceil_div
+from tilenet.geometry import Box, ceil_div, cell_box, cell_position
 from tilenet.store.tissue_map import Pixel, TissueMap
 
 SMALLEST_LEVEL = 256
@@ -120,10 +120,9 @@ class Layout:
             raise SettingsError(f"a mask has the axes yx, zyx, tyx or tzyx, not {self.axes!r}")
         if not len(self.shape) == len(self.block) == len(self.pixel_size) == n:
             raise SettingsError(f"axes {self.axes} do not fit {self.shape}, {self.block}, {self.pixel_size}")
-        if self.origin and len(self.origin) != n:
-            raise SettingsError(f"origin {self.origin} does not fit the axes {self.axes}")
-        if self.shift and len(self.shift) != n:
-            raise SettingsError(f"shift {self.shift} does not fit the axes {self.axes}")
+        for what, along in (("origin", self.origin), ("shift", self.shift)):
+            if along and len(along) != n:
+                raise SettingsError(f"{what} {along} does not fit the axes {self.axes}")
         if min(self.shape) < 1 or min(self.block) < 1:
             raise SettingsError(f"shape {self.shape} and block {self.block} must be positive")
         if self.probability_dtype not in PROBABILITY_DTYPES:
@@ -223,11 +222,7 @@ class Layout:
 
     def position(self, level: int, index: int) -> tuple[int, ...]:
         """Return the position of a block in its level's grid, which gives its shard's coordinates."""
-        place: tuple[int, ...] = ()
-        for along in reversed(self.grid(level)):
-            index, last = divmod(index, along)
-            place = (last, *place)
-        return place
+        return cell_position(index, self.grid(level))
 
     def index(self, level: int, position: tuple[int, ...]) -> int:
         """Return the index of the block at a position in the grid."""
@@ -238,9 +233,8 @@ class Layout:
 
     def box(self, level: int, index: int) -> Box:
         """Return the pixels of a block, clipped to the level."""
-        start = tuple(p * b for p, b in zip(self.position(level, index), self.block, strict=True))
-        stop = (min(a + b, n) for a, b, n in zip(start, self.block, self.levels[level], strict=True))
-        return Box(start, tuple(stop))
+        start = [p * b for p, b in zip(self.position(level, index), self.block, strict=True)]
+        return cell_box(start, self.block, self.levels[level])
 
     def n_files(self, level: int) -> int:
         """Return the largest number of files that a block of this level can have."""
