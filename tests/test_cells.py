@@ -81,3 +81,10 @@ def test_the_coarsest_level_that_is_fine_enough_is_read_window_by_window(shared_
         monkeypatch.setattr(cells, "WINDOW", 256)
         sizes = [window.box.size for window in cells._windows(image, wanted)]
         assert max(sizes) <= 256**2 and sum(sizes) >= 4864 * 3968
+
+
+def test_one_channel_is_no_picture_in_colour_whatever_is_in_it():
+    mask = np.zeros((40, 40), np.float32)
+    mask[3, 3], mask[30, 30] = np.nan, 1
+    found = cells.reduced(open_image(mask), (4, 4), lambda *given: cells.any_of(*given, name="mask"))
+    assert np.argwhere(found[0]).tolist() == [[0, 0], [3, 3]]

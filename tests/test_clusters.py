@@ -90,6 +90,28 @@ def test_a_job_is_one_process_with_all_its_cores_unless_said_otherwise(tmp_path)
         assert worker.rindex("--memory-limit 0") > worker.index("--memory-limit")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("cores: 8", "cores: eight"), ("processes: 2", "processes: 0"), ("processes: 2", "processes: ")],
+)
+def test_numbers_that_no_job_can_have_start_nothing(tmp_path, before, after):
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace(before, after))
+    with (
+        pytest.raises(SettingsError, match="slurm does not take these arguments"),
+        described_cluster(tmp_path / "cluster.yaml"),
+    ):
+        pass
+    assert listening() == set()
+
+
+def test_what_a_cluster_file_leaves_empty_is_as_left_out(tmp_path):
+    (tmp_path / "cluster.yaml").write_text(
+        DESCRIPTION.replace("4GB}", "4GB, scheduler_options: , worker_extra_args: }")
+    )
+    with described_cluster(tmp_path / "cluster.yaml"):
+        assert listening() == {"127.0.0.1"}
+
+
 def test_a_cluster_listens_elsewhere_where_that_is_said(tmp_path):
     said = "scheduler_options: {host: 0.0.0.0}}"
     (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("4GB}", f"4GB, {said}"))

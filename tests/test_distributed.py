@@ -287,6 +287,8 @@ def test_a_callable_is_sent_if_it_is_little_more_than_a_name():
     large = Bright(bright=np.zeros(10_000))
     with pytest.raises(SettingsError, match=r"Bright: has 8\d{4} bytes pickled"):
         check_sendable("image.tif", large)
+    with pytest.raises(SettingsError, match=r"function: cannot be sent to workers \(.*importable module"):
+        check_sendable("image.tif", lambda batch: batch)
 
 
 def test_nothing_of_dask_is_said_to_the_user():

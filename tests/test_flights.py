@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilenet.errors import BlocksFailed, OutputLocked
+from tilenet.errors import BlocksFailed, EnvironmentFault, OutputLocked
 from tilenet.flights import MOST, ROUNDS, TRIES, Queue, Slide, blocks_per_flight, seconds_per_flight
 from tilenet.runner import Report
 from tilenet.worker import Answer, Outcome, Task
@@ -238,6 +238,18 @@ def test_a_fault_ends_a_slide_and_the_next_goes_on():
     assert slides[0].error is taken and len([f for f in flights if f.slide is slides[0]]) == 2
     assert set(queue.ended) == set(slides)
     assert slides[1].error is None and slides[1].report.blocks == 50
+
+
+def test_an_output_that_cannot_be_written_ends_its_slide_alone():
+    def stale(line):
+        raise EnvironmentFault("stale mount")
+
+    slides = [slide_of(500, "a"), slide_of(50, "b")]
+    slides[0].store.adopt = stale
+    queue = Queue(slides)
+    work_off(queue, all_done)
+    assert str(slides[0].error) == "stale mount" and slides[0].in_flight == 0
+    assert set(queue.ended) == set(slides) and slides[1].report.blocks == 50
 
 
 def test_what_a_fault_overtakes_is_not_tried_again():

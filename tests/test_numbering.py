@@ -13,7 +13,7 @@ from scipy import ndimage as ndi
 from stub import Bright
 
 import tilenet
-from tilenet import instances, numbering, separation
+from tilenet import instances, numbering, separation, sizes
 from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.errors import OutputExists, OutputLocked, OutputMismatch, OutputNotFound
 from tilenet.geometry import Box
@@ -35,6 +35,23 @@ def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch):
     numbering.store_objects(tmp_path / "o.zarr", wanted)
     large = [size for size in split if size == image.size]
     assert len(large) == 1 and open_mask(tmp_path / "o.zarr")[...].min() >= 1
+
+
+@pytest.mark.parametrize(("memory", "most"), [(None, 4), (6_000_000, 2)])
+def test_large_components_are_kept_for_the_planes_of_a_block_as_far_as_memory_goes(tmp_path, monkeypatch, memory, most):
+    monkeypatch.setattr(sizes, "STACKED_PIXELS", 4 * 64 * 64)
+    kept, places = [], numbering.Part.places
+
+    def counted(part):
+        found = places(part)
+        kept.append(sum(recent.window is not None for recent in part.recents.values()))
+        return found
+
+    monkeypatch.setattr(numbering.Part, "places", counted)
+    image = np.full((8, 200, 260), 200, np.uint8)
+    options = Options(axes="zyx", tile=64, block=64, output="objects", memory=memory)
+    numbering.store_objects(tmp_path / "o.zarr", Wanted(image, Bright(), options))
+    assert (len(kept), max(kept)) == (2 * 20, most) and open_mask(tmp_path / "o.zarr")[...].min() == 1
 
 
 @pytest.fixture
@@ -149,16 +166,16 @@ def interrupt(monkeypatch, where, *args, **options):
 
 
 @pytest.mark.parametrize("where", ["_places", "_number"])
-@pytest.mark.parametrize("objects", [False, True])
-def test_a_run_killed_while_it_replaces_a_mask_goes_on(slide, tmp_path, monkeypatch, objects, where):
-    out, model = tmp_path / "o.zarr", Bright(bright=500)
+@pytest.mark.parametrize(("name", "objects"), [("o.zarr", False), ("o.zarr", True), ("o.ome.tif", True)])
+def test_a_run_killed_while_it_replaces_a_mask_goes_on(slide, tmp_path, monkeypatch, name, objects, where):
+    out, model = tmp_path / name, Bright(bright=500)
     tilenet.segment(slide, out, model=Bright(), objects=objects, roi="0:100,0:100")
     interrupt(monkeypatch, where, slide, out, model=model, objects=True, overwrite=True)
     if where == "_places":
         assert tilenet.open_mask(out).shape == (100, 100)  # until there is another
     mask = tilenet.segment(slide, out, model=model, resume=True)
     assert np.array_equal(mask[...], tilenet.segment(slide, model=model, objects=True))
-    assert not numbering.making_of(out, None).exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name, "slide.tif"]
 
 
 class Cut:
@@ -290,6 +307,30 @@ def test_a_damaged_mask_of_objects_is_repaired(slide, tmp_path):
     files[0].write_bytes(files[0].read_bytes()[:-3])
     assert np.array_equal(tilenet.segment(slide, out, model=Bright(), objects=True, resume=True)[...], before)
     assert tilenet.verify(out).ok
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"roi": "0:100,0:120"}, {"tissue": np.eye(35, 45, dtype=np.uint8)}],
+    ids=["a part", "tissue of the user's own"],
+)
+def test_a_damaged_mask_is_repaired_with_the_options_that_it_was_made_with(slide, tmp_path, options):
+    out = tmp_path / "o.zarr"
+    before = tilenet.segment(slide, out, model=Bright(), objects=True, **options)[...]
+    next(p for p in (out / "0" / "c").rglob("*") if p.is_file()).unlink()
+    again = tilenet.segment(slide, out, model=Bright(), resume=True)
+    assert before.max() > 2 and np.array_equal(again[...], before) and tilenet.verify(out).ok
+    assert not numbering.making_of(out, None).exists()
+
+
+def test_a_repair_that_was_killed_goes_on_by_another_version(slide, tmp_path, monkeypatch):
+    out = tmp_path / "o.zarr"
+    before = tilenet.segment(slide, out, model=Bright(), objects=True, roi="0:100,0:100")[...]
+    next(p for p in (out / "0" / "c").rglob("*") if p.is_file()).unlink()
+    monkeypatch.setattr(tilenet, "__version__", "0.0.0")
+    interrupt(monkeypatch, "_places", slide, out, model=Bright(), resume=True)
+    again = tilenet.segment(slide, out, model=Bright(), resume=True)
+    assert again.info["version"] != "0.0.0" and np.array_equal(again[...], before)
 
 
 def test_a_mask_of_classes_is_not_gone_on_with_as_objects(slide, tmp_path):

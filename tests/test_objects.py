@@ -41,6 +41,9 @@ def test_objects_below_the_least_size_are_dropped_and_numbers_have_no_gaps():
     assert objects(mask).max() == 2
     assert objects(mask, min_size=1).max() == 3
     assert objects(np.zeros((5, 5), int)).max() == 0
+    for options in ({"prominence": -0.1}, {"prominence": np.nan}, {"least_depth": 2}, {"least_depth": np.nan}):
+        with pytest.raises(SettingsError, match=f"{next(iter(options))} .* is not"):
+            objects(mask, **options)
     with pytest.raises(SettingsError, match="names 2 classes"):
         objects(np.ones((3, 5, 5), np.float32), depth_of_class=(0, 1))
 

@@ -99,6 +99,11 @@ def test_units_of_memory_are_powers_of_1000_and_with_an_i_of_1024(said, count):
     assert Options(memory=said).memory == count
 
 
+def test_more_memory_than_there_is_anywhere_is_enough(network):
+    options = Options(memory="9" * 400 + "GB", tile=16)
+    assert tilenet.segment(IMAGE, model=network, memory=options.memory, tile=16).shape == IMAGE.shape
+
+
 def test_sides_of_a_plan_are_whole_numbers_of_any_kind(network):
     plan = tilenet.plan_tiles((64, 64), network.footprint, tile=np.int64(16))
     assert plan.tile == (16, 16)

@@ -198,6 +198,19 @@ def test_in_one_process_share_after_share_the_last_returns_the_mask(small, small
     assert (tree_hash(out), stray(out)) == (small_whole, [])
 
 
+def test_a_share_counts_its_own_pixels(small, tmp_path):
+    out, seen = tmp_path / "m.zarr", []
+    fill(small, out, [(1, 4)], progress=lambda *at: seen.append(at))
+    share = 2 * SIDES[0] * SIDES[1] // SMALL_BLOCKS
+    assert seen[0][0] <= share // 2 and seen[-1] == (share, share) and {total for _, total in seen} == {share}
+
+
+def test_a_share_may_be_counted_in_numbers_of_any_kind(small, small_whole, tmp_path):
+    out = tmp_path / "m.zarr"
+    fill(small, out, [(i, 2) for i in np.arange(1, 3)])
+    assert tree_hash(out) == small_whole
+
+
 def test_shares_can_go_on_with_a_plain_run_and_a_plain_run_with_shares(small, small_whole, tmp_path):
     out = tmp_path / "m.zarr"
     fill(small, out, [(2, 4)])

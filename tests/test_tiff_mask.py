@@ -135,7 +135,9 @@ def test_a_complete_tiff_is_refused_resumed_and_replaced(slide, whole, tmp_path)
     with pytest.raises(OutputExists, match="--overwrite"):
         segment(slide, out)
     before = out.read_bytes(), out.stat().st_mtime_ns
-    assert np.array_equal(segment(slide, out, resume=True), tilenet.open_mask(out))
+    reports = []
+    assert np.array_equal(segment(slide, out, resume=True, report=reports.append), tilenet.open_mask(out))
+    assert [report.blocks for report in reports] == [0]
     assert (out.read_bytes(), out.stat().st_mtime_ns) == before
     with pytest.raises(OutputMismatch, match="tile"):
         tilenet.segment(slide / "slide.tif", out, model=slide / "tiny.safetensors", tile=32, resume=True)
@@ -156,6 +158,23 @@ def test_what_tilenet_did_not_write_is_never_replaced(slide, tmp_path, content):
         with pytest.raises(OutputExists, match="not a mask that tilenet wrote"):
             segment(slide, out, **options)
     assert (out.read_bytes(), names(tmp_path)) == (before, ["m.tif"])
+
+
+def test_a_tiff_that_is_refused_is_closed(whole, monkeypatch):
+    opened, closed, open_image = [], [], tiff_mask.open_image
+
+    def watched(path):
+        image = open_image(path)
+        opened.append(path)
+        close = image.close
+        image.close = lambda: closed.append(path) or close()
+        return image
+
+    monkeypatch.setattr(tiff_mask, "open_image", watched)
+    monkeypatch.setattr(tiff_mask.TiffMask, "dtype", np.dtype(np.uint16))
+    with pytest.raises(OutputError, match="its pages are not what its description says"):
+        tilenet.open_mask(whole[1])
+    assert opened == closed
 
 
 def test_probabilities_do_not_fit_in_a_tiff(slide, tmp_path):
@@ -318,7 +337,7 @@ def test_a_tiff_mask_is_indexed_as_numpy_is(whole, index):
     assert mask[index].shape == np.asarray(mask)[index].shape
 
 
-@pytest.mark.parametrize("index", [(0, 0, 0), 300, (0, -701), "x", [1, 2]], ids=str)
+@pytest.mark.parametrize("index", [(0, 0, 0), 300, (0, -701), "x", [1, 2], np.array([1, 2])], ids=str)
 def test_an_index_that_is_none_is_refused(whole, index):
     with pytest.raises(IndexError):
         tilenet.open_mask(whole[1])[index]

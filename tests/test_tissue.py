@@ -182,3 +182,8 @@ def test_a_mask_of_other_proportions_or_in_colour_is_refused(slide, own):
         tilenet.segment(slide, tissue=own.T, **OPTIONS)
     with pytest.raises(ImageError, match="does not exist"):
         tilenet.segment(slide, tissue="nowhere.png", **OPTIONS)
+
+
+def test_a_recorded_mask_of_ones_own_is_not_replaced_by_a_search(slide, own):
+    with pytest.raises(SettingsError, match=r"slide\.tif: the tissue mask of this run is .* Give it again"):
+        tilenet.segment(slide, tissue={"method": "given", "sha256": "0"}, **OPTIONS)

@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import torch
 from oracles import random_network
 from stub import BAD
 from workers import BLOCKS, TILES, a_slide, an_image, notes_of, opened, spoil, write_image, written_blocks  # noqa: F401
@@ -135,7 +136,7 @@ def test_a_worker_that_cannot_honour_the_record_refuses(image, network, tmp_path
     monkeypatch.setattr(Options, "or_recorded", lambda self, record: real(self, {**record, field: value}))
     if field == "engine":
         monkeypatch.setattr("tilenet.predict.accelerate", lambda network: None)
-    answer = compute_blocks(task_of(store, wanted), (0, 1), flight="a", seconds=60)
+    answer = compute_blocks(task_of(store, job, wanted), (0, 1), flight="a", seconds=60)
     store.close()
     job.image.close()
     assert reason in answer.refusal and not answer.outcomes
@@ -158,6 +159,31 @@ def test_a_process_keeps_few_images_open(tmp_path):
     worker.close_all()
     for slide in slides:
         slide.store.close()
+
+
+def test_a_packaged_model_is_meant_also_beside_a_folder_of_its_name(image, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nuclei").mkdir()
+    slide = opened(image, tmp_path / "n.zarr", "nuclei")
+    assert slide.task.model == "nuclei"
+    slide.store.close()
+
+
+def test_weights_of_any_name_are_known_by_their_path(image, network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(tilenet.load_model(network).state_dict(), "weights")
+    slide = opened(image, tmp_path / "n.zarr", "weights")
+    assert (slide.task.model, slide.store.info["model"]["source"]) == (str(tmp_path / "weights"),) * 2
+    slide.store.close()
+
+
+def test_a_refusal_without_words_names_the_kind_of_error(slide, monkeypatch):
+    def fails(self, index):
+        raise ValueError if index == 0 else ValueError("odd\n  more")
+
+    monkeypatch.setattr(Opened, "compute", fails)
+    for index, said in enumerate(("ValueError", "odd")):
+        assert compute(slide, index, flight=said).refusal.endswith(f": {said}")
 
 
 def test_a_task_is_coordinates_alone(slide):

@@ -47,7 +47,7 @@ def opened(image, out, model=None, **options):
     """Return a slide as a run has it before its first block."""
     wanted = Wanted(image, model or Bright(), Options(**TILES | options))
     store, job, _ = open_store(out, wanted, resume=True)
-    return Slide(task_of(store, wanted), store, job)
+    return Slide(task_of(store, job, wanted), store, job)
 
 
 @pytest.fixture(name="image")

@@ -134,7 +134,7 @@ def segment(
     overwrite : bool
         Replace `out`, if tilenet wrote it.
     progress : callable, optional
-        Called with the number of pixels done and the total number of pixels.
+        Called with the number of pixels done and the total number of pixels; with `shard`, those of the share.
     report : callable, optional
         Called at the end with a `tilenet.runner.Report`: what was done, and where the time went.
     client : distributed.Client, optional
@@ -213,8 +213,12 @@ def segment(
     if is_tiff(out):
         spare_the_input(place, image)
         check_tiff(out, output, replace=resume or overwrite)
-        if resume and out.exists() and not can_resume(place):
-            return same_tiff(out, wanted)
+        begun = can_resume(place) or numbering.was_begun(place, target)
+        if resume and out.exists() and not begun:
+            mask = same_tiff(out, wanted)
+            if report:
+                report(Report())
+            return mask
     how: dict[str, Any] = {"resume": resume, "overwrite": overwrite}
     if objects or (resume and shard is None and numbering.was_begun(place, target)):
         done = numbering.store_objects(place, wanted, **how, client=client, progress=progress)

@@ -149,7 +149,7 @@ def mean_of(pixels: Pixels, starts: Edges, stops: Edges) -> Means:
 
 def any_of(pixels: Pixels, starts: Edges, stops: Edges, *, name: str) -> NDArray[np.uint8]:
     """Return whether any pixel of each cell is nonzero; the channels of a mask must be identical."""
-    if (pixels != pixels[:1]).any():
+    if (pixels[1:] != pixels[:1]).any():
         raise SettingsError(
             f"{name}: is a picture in colour, not a mask of tissue. Give one that is 0 on glass; --tissue alone, said "
             f"last, finds tissue by itself"

@@ -59,7 +59,7 @@ def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, i
         raise SettingsError(f"{path}: must have type, arguments and adapt; see docs/cluster.md")
     if unknown := sorted(map(str, set(found) - PARTS)):
         raise SettingsError(f"{path}: {unknown[0]} is none of {', '.join(sorted(PARTS))}")
-    if found.get("type") not in TYPES:
+    if str(found.get("type")) not in TYPES:
         raise SettingsError(f"{path}: type {found.get('type')!r} is none of {', '.join(TYPES)}")
     arguments = found.get("arguments") or {}
     if not isinstance(arguments, dict):

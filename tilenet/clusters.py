@@ -58,12 +58,12 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
         environ = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
         specs = {i: {"cls": Nanny, "options": options | {"env": environ[i % len(environ)]}} for i in range(workers)}
         scheduler = {"cls": Scheduler, "options": {"host": LOOPBACK, "port": 0, **NO_DASHBOARD}}
-        share = max(1, machine.current_threads() // workers)
+        threads = max(1, machine.current_threads() // workers)
         with (
             SpecCluster(specs, scheduler, silence_logs=SILENT) as cluster,
             _replacing(cluster, workers),
             _client(cluster) as client,
-            machine.threads(share),
+            machine.threads(threads),
         ):
             # Workers load libraries, which takes seconds, while this process opens the image.
             fire_and_forget(client.map(worker.load, [device] * workers, key="tilenet-load", pure=False))
@@ -135,21 +135,22 @@ def described_cluster(path: str | Path) -> Iterator[Client]:
         kind_of_cluster = _jobqueue(kind, arguments, path)
         if tls:
             arguments |= {"security": tls.security(), "protocol": "tls://"}
-        options = {**NO_DASHBOARD} | arguments.pop("scheduler_options", {})
+        options = {**NO_DASHBOARD} | (arguments.pop("scheduler_options", None) or {})
         if not {"host", "interface"} & {*options, *arguments}:
             options["host"] = LOOPBACK
         # The last of several values holds. As for local workers, the plan bounds memory, and not Dask.
-        extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard", *arguments.pop("worker_extra_args", [])]
+        extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard"]
+        extra += arguments.pop("worker_extra_args", None) or []
         # dask-jobqueue's default is about the root of `cores`: processes that would have a few threads each.
         arguments.setdefault("processes", 1)
         try:
+            threads = max(1, int(arguments["cores"]) // int(arguments["processes"]))
             cluster = kind_of_cluster(scheduler_options=options, worker_extra_args=extra, **arguments)
-        except (TypeError, ValueError, OSError, RuntimeError) as error:
+        except (TypeError, ValueError, OSError, RuntimeError, ZeroDivisionError) as error:
             raise SettingsError(f"{path}: {kind} does not take these arguments ({one_line(error)})") from error
-        share = max(1, int(arguments.get("cores", 1)) // int(arguments["processes"]))
         with cluster:
             cluster.adapt(minimum_jobs=adapt["minimum"], maximum_jobs=adapt["maximum"], target_duration="1s")
-            with _client(cluster) as client, machine.threads(share):
+            with _client(cluster) as client, machine.threads(threads):
                 yield client
 
 

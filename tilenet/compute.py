@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from tilenet import machine
 from tilenet.decide import Arrays, Rule
 from tilenet.errors import BlocksFailed
-from tilenet.geometry import Box
 from tilenet.instances import View, number_objects
 from tilenet.job import Job
 from tilenet.runner import Report, Sink, run
@@ -76,11 +76,20 @@ class Skipping(Sink, Protocol):
 
 
 def run_job(
-    job: Job, numbers: Scaling, sink: Skipping, *, tissue: TissueMap | None, progress: Progress | None = None
+    job: Job,
+    numbers: Scaling,
+    sink: Skipping,
+    *,
+    tissue: TissueMap | None,
+    progress: Progress | None = None,
+    blocks: Iterable[int] | None = None,
 ) -> Report:
-    """Compute the pending blocks of a sink with the job's number of threads; blocks without tissue are background."""
+    """Compute the pending blocks of a sink with the job's number of threads; blocks without tissue are background.
+
+    `blocks` are all blocks of the sink, for the progress; default all blocks of the job.
+    """
     skipped = skip_glass(job, sink, tissue)
-    advance = counted(job, sink.pending(), progress)
+    advance = counted(job, sink.pending(), progress, blocks=blocks)
     with machine.threads(job.record["threads"]):
         report = run(job.plan, job.image, job.predictor(numbers), decide=job.decision, sink=sink, progress=advance)
     report.skipped = skipped
@@ -99,11 +108,16 @@ def skip_glass(job: Job, sink: Skipping, tissue: TissueMap | None) -> int:
     return len(glass)
 
 
-def counted(job: Job, pending: Iterable[int], progress: Progress | None) -> Callable[[int], None]:
-    """Return a function that adds pixels to those already written, and reports the sum to `progress`."""
+def counted(
+    job: Job, pending: Iterable[int], progress: Progress | None, *, blocks: Iterable[int] | None = None
+) -> Callable[[int], None]:
+    """Return a function that adds pixels to those already written, and reports the sum to `progress`.
+
+    The total is that of `blocks`, by default of all blocks of the job.
+    """
     if progress is None:
         return lambda pixels: None
-    total = Box.of_shape(job.plan.shape).size
+    total = prod(job.plan.shape) if blocks is None else sum(job.plan[i].box.size for i in blocks)
     done = total - sum(job.plan[i].box.size for i in pending)
 
     def advance(pixels: int) -> None:

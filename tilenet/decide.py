@@ -202,6 +202,13 @@ class Rule:
     prominence: float = 0.2
     least_depth: float = 0.75
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no object can meet, and NaN."""
+        if not self.prominence >= 0:
+            raise SettingsError(f"prominence {self.prominence} is not 0 or more")
+        if not 0 <= self.least_depth <= 1:
+            raise SettingsError(f"least_depth {self.least_depth} is not between 0 and 1")
+
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> Rule:
         """Return the rule of a run record."""

@@ -28,6 +28,7 @@ from tilenet.compute import Progress, counted, finish, skip_glass
 from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_line
 from tilenet.flights import Flight, Queue, Slide, seconds_per_flight
 from tilenet.job import Job
+from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
 from tilenet.settling import Wanted
 from tilenet.store import Coarser, Store
@@ -60,13 +61,20 @@ def check_sendable(image: Any, model: Any) -> None:
             f"{name}: workers load models by themselves. Save it with tilenet.save_model and give the path, "
             f"or give a callable of an importable module that loads it"
         )
-    if (size := len(pickle.dumps(model))) > LARGEST_CALLABLE:
+    try:
+        size = len(pickle.dumps(model))
+    except Exception as error:  # pickle raises many kinds
+        raise SettingsError(
+            f"{name}: cannot be sent to workers ({one_line(error)}). Give a callable of an importable module"
+        ) from error
+    if size > LARGEST_CALLABLE:
         raise SettingsError(f"{name}: has {size} bytes pickled, for every block. Let it load them when it is called")
 
 
-def task_of(store: Store, wanted: Wanted) -> Task:
+def task_of(store: Store, job: Job, wanted: Wanted) -> Task:
     """Return the task that workers are sent for a run."""
-    model = absolute(wanted.model) if isinstance(wanted.model, str | Path) else wanted.model
+    # The working directory may hold a file or a folder with the name of a packaged model; the job knows which is meant.
+    model = job.source if isinstance(wanted.model, str | Path) else wanted.model
     return Task(str(store.path), store.run, absolute(wanted.image), model, wanted.footprint)
 
 
@@ -97,7 +105,7 @@ def fill_by_workers(
         predict.forget(job.network)
         started, skipped = monotonic(), skip_glass(job, store, store.layout.tissue_map)
         advance = counted(job, store.pending(), progress)
-        slide = Slide(task_of(store, wanted), store, job, advance, report=Report(skipped=skipped))
+        slide = Slide(task_of(store, job, wanted), store, job, advance, report=Report(skipped=skipped))
         for _ in work_off(client, [slide]):
             slide.report.seconds = monotonic() - started
             slide.raise_if_failed()
@@ -251,7 +259,7 @@ def answer(task: Task, blocks: Sequence[int], flight: str, seconds: float) -> An
 
 def _answer_of(error: Exception, flight: Flight) -> Answer:
     if type(error).__name__ != "KilledWorker":
-        return Answer(refusal=f"{type(error).__name__}: {error}")
+        return Answer(refusal=one_line(error))
     # Dask sent the flight to several workers, and all died. At most one of them had begun it.
     if flight.slide.store.is_begun(flight.id):
         return Answer(death=True)

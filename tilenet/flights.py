@@ -21,7 +21,7 @@ from itertools import count, islice
 from typing import Any
 
 from tilenet.compute import raise_if_failed
-from tilenet.errors import BlocksFailed
+from tilenet.errors import BlocksFailed, TilenetError
 from tilenet.job import Job
 from tilenet.runner import Report
 from tilenet.store import Store
@@ -205,9 +205,15 @@ class Queue:
     def settle(self, flight: Flight, answer: Answer) -> None:
         """Process the answer to a flight: record finished blocks, and requeue or retry the others."""
         slide = flight.slide
-        slide.store.forget(flight.id)
-        for index, outcome in answer.outcomes.items():
-            slide.note(index, outcome)
+        left = slide.in_flight - len(flight.blocks)
+        try:
+            slide.store.forget(flight.id)
+            for index, outcome in answer.outcomes.items():
+                slide.note(index, outcome)
+        except TilenetError as error:  # one output that cannot be written must not stop the others
+            slide.end(error)
+            self._drop(slide, slide.in_flight - left)
+            return
         undone = tuple(index for index in flight.blocks if index not in answer.outcomes)
         if answer.fault:
             slide.end(answer.fault)

@@ -15,6 +15,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import tilenet
 from tilenet import machine, predict, scaling, tissue
 from tilenet.address import absolute
@@ -169,14 +171,12 @@ class Job:
 
     def needs(self) -> dict[str, int]:
         """Return the bytes of host memory, device memory and disk that the run may take."""
-        channels, outputs = self.image.n_channels, len(self.card.classes)
-        read = prod(self.plan.largest_read) * self.plan.batch * channels * self.image.dtype.itemsize
+        read = prod(self.plan.largest_read) * self.plan.batch * self.image.n_channels * self.image.dtype.itemsize
         engine, device = self.record["engine"], self.record["device"]
         passed = self.demand.of(self.plan.largest_read, self.plan.batch)
         spared = predict.spared_of(self.network, self.decision, engine=engine, device=device)
         passed -= spared * prod(self.plan.largest_read) * self.plan.batch
-        sizes = {"mask": 1, "probabilities": 2} if self.decision.depths else {"mask": 1}
-        written = sum(sizes.get(name, 4 * outputs) for name in self.decision.arrays)
+        written = self._bytes_of_pixel()
         # For each pixel, the place (8 bytes) and the number (4) of its object; see `tilenet.numbering`.
         kept = written + (8 + 4 if self.record["output"] == "objects" else 0)
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
@@ -192,6 +192,17 @@ class Job:
             "device_bytes": 0 if on_host else passed + weights + DevicePredictor.in_flight * read,
             "disk_bytes": prod(self.plan.shape) * kept * 4 // 3,
         }
+
+    def _bytes_of_pixel(self) -> int:
+        """Return the bytes of one pixel in all arrays that the run writes or returns."""
+        doubles = self.record["precision"] == "fp64" or not predict.is_network(self.network)
+        classes = 1 if self.decision.depths else len(self.card.classes)
+        sizes = {
+            "mask": 1,
+            "probabilities": classes * np.dtype(self.decision.probability_dtype).itemsize,
+            "logits": classes * (8 if doubles else 4),
+        }
+        return sum(sizes[name] for name in self.decision.arrays)
 
     def info(self, numbers: Scaling) -> dict[str, Any]:
         """Return what the output records about how it was made."""
@@ -223,7 +234,7 @@ def check_info(info: Mapping[str, Any], name: str | Path) -> None:
     """Raise `OutputError` if an output no longer says how it was made; every run writes all of these parts."""
     for part in ("record", "image", "model", "card", "scaling"):
         if not isinstance(info.get(part), dict):
-            raise OutputError(f"{name}: zarr.json was changed, it has no {part} any more. Start again with --overwrite")
+            raise OutputError(f"{name}: its {part} was changed or removed. Start again with --overwrite")
 
 
 def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
@@ -292,8 +303,6 @@ class ScaledPredictor:
 
     def __call__(self, batch: Any) -> Any:
         """Return the callable's logits (N, K, *m) for raw pixels (N, C, *n)."""
-        import numpy as np
-
         # The function may rely on C-contiguous input.
         made = np.asarray(self.function(np.ascontiguousarray([self.scaling.apply(pixels) for pixels in batch])))
         return made if made.dtype.kind == "f" else made.astype(np.float64)

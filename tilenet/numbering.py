@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from itertools import product
 from math import prod
@@ -34,6 +34,7 @@ from tilenet.errors import OutputExists, OutputMismatch
 from tilenet.geometry import Box
 from tilenet.instances import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
 from tilenet.into import Target
+from tilenet.job import check_info, contradiction
 from tilenet.outputs import fill, open_store, spare_the_input
 from tilenet.runner import Report
 from tilenet.separation import Indices
@@ -42,6 +43,7 @@ from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Mask, Store, can_resume, check_free, is_complete, is_ours, open_mask
 from tilenet.store.files import faults_named, remove_tree, step
 from tilenet.store.journal import MERGED
+from tilenet.store.kept import Stamp, stamp_of
 from tilenet.store.lease import Lease
 from tilenet.store.metadata import MAKING, OWN
 from tilenet.store.place import sweep, temporary_place
@@ -54,6 +56,8 @@ DEPTHS, PLACES = "depths.zarr", "places.zarr"
 FIRSTS = "first pixels sha256"
 # Largest and smallest side, in pixels, of the parts of a block that are labelled at once, by number of axes.
 PARTS = {2: (2048, 256), 3: (192, 48)}
+# Part of the memory that large components kept for the next blocks may take.
+KEPT = 0.25
 
 
 def store_objects(
@@ -88,6 +92,9 @@ def store_objects(
         overwrite = overwrite or (resume and was_begun(out, wanted.target))
         check_free(out, overwrite=overwrite)
     try:
+        if store is not None:
+            # A repair repeats the first two steps as they were for this mask, also where options are left out now.
+            wanted = _as_recorded(wanted, store)
         if store is None or next(store.pending(), None) is not None:
             depths, report = _depths(making / DEPTHS, wanted, client, _half(progress, 0), resume=resume)
             started = perf_counter()
@@ -173,12 +180,22 @@ def _resumed(out: Path, wanted: Wanted, making: Path) -> Store | None:
     """Open the mask to continue; return None if the mask at `out` is an old one that a run is about to replace."""
     if is_ours(making / DEPTHS):
         info, depths = Store.inspect(out).info, Store.inspect(making / DEPTHS).info
-        if is_complete(out) or {**info, **depths} != info:
+        check_info(info, out)
+        # Only what decides the bytes: a repair may be made by another version, or after the image was moved.
+        if is_complete(out) or contradiction(depths, info):
             return None
     store = Store.resume(out)
     job, _ = wanted.settle_for(store)
     job.close()
     return store
+
+
+def _as_recorded(wanted: Wanted, store: Store) -> Wanted:
+    """Return what is wanted with the options that a mask was made with, and with its tissue map if the user gave it."""
+    options, record = wanted.options, store.info["record"]
+    if options.tissue is None and store.layout.tissue_map and (record["tissue"] or {}).get("method") == "given":
+        options = replace(options, tissue=store.layout.tissue_map.cells.astype(np.uint8))
+    return replace(wanted, options=options.or_recorded(record))
 
 
 def _depths(
@@ -235,7 +252,8 @@ class Part:
     dtype : str
         Data type of the places.
     recents : dict
-        For each plane, the large component that was separated last; shared by all blocks of this process.
+        For each plane, the large component that was separated last. Shared by the blocks that one process computes
+        without a client, and kept only for the planes of one block, as far as they fit; a worker begins with none.
     """
 
     depths: Path
@@ -244,24 +262,45 @@ class Part:
     dtype: str
     recents: dict[tuple[int, ...], Recent] = field(default_factory=dict, compare=False)
 
+    def _forget_other_planes(self) -> None:
+        """Drop the large components of planes outside the block: blocks come in array order, so those are done."""
+        for plane in list(self.recents):
+            if not all(a <= p < b for a, p, b in zip(self.box.start, plane, self.box.stop, strict=False)):
+                del self.recents[plane]
+
     def places(self) -> NDArray[np.unsignedinteger[Any]]:
         """Return, for each pixel, the place of its object's first pixel in the image, plus one; 0 for background."""
-        places = np.zeros(self.box.shape, self.dtype)
-        with open_mask(self.depths) as depths:
-            ndim, rule = len(depths.info["model"]["footprint"]), Rule.recorded(depths.info["record"])
-            name = depths.info["image"]["path"]
-            outer, shape = depths.shape[:-ndim], depths.shape[-ndim:]
-            block = Box(self.box.start[-ndim:], self.box.stop[-ndim:])
-            for at in np.ndindex(*self.box.shape[:-ndim]):
-                plane = tuple(a + b for a, b in zip(self.box.start, at, strict=False))
-                before = prod(shape) * (int(np.ravel_multi_index(plane, outer)) if outer else 0)
-                read, recent = partial(_view, depths, plane), self.recents.setdefault(plane, Recent())
-                for part in _parts(block, self.memory):
-                    options = {"memory": self.memory, "recent": recent, "name": name}
-                    labels, firsts = find_objects(part, shape, read, rule, **options)
-                    numbers = np.where(firsts < 0, 0, firsts + 1 + before).astype(self.dtype)
-                    places[(*at, *part.relative_to(block.start).slices)] = numbers[labels]
+        self._forget_other_planes()
+        places, depths = np.zeros(self.box.shape, self.dtype), _opened(self.depths, stamp_of(self.depths))
+        ndim, rule = len(depths.info["model"]["footprint"]), Rule.recorded(depths.info["record"])
+        outer, shape = depths.shape[:-ndim], depths.shape[-ndim:]
+        block = Box(self.box.start[-ndim:], self.box.stop[-ndim:])
+        for at in np.ndindex(*self.box.shape[:-ndim]):
+            plane = tuple(a + b for a, b in zip(self.box.start, at, strict=False))
+            before = prod(shape) * (int(np.ravel_multi_index(plane, outer)) if outer else 0)
+            find = partial(
+                find_objects,
+                shape=shape,
+                read=partial(_view, depths, plane),
+                rule=rule,
+                memory=self.memory,
+                recent=self.recents.setdefault(plane, Recent()),
+                name=depths.info["image"]["path"],
+            )
+            for part in _parts(block, self.memory):
+                labels, firsts = find(part)
+                numbers = np.where(firsts < 0, 0, firsts + 1 + before).astype(self.dtype)
+                places[(*at, *part.relative_to(block.start).slices)] = numbers[labels]
+            if sum(recent.n_bytes for recent in self.recents.values()) > KEPT * self.memory:
+                del self.recents[plane]
         return places
+
+
+@lru_cache(maxsize=1)
+def _opened(depths: Path, stamp: Stamp | None) -> Mask:
+    """Open the store of the first step once per process, because opening looks at all of its files."""
+    del stamp  # only a key of the cache: another store may lie there by then
+    return open_mask(depths)
 
 
 def _view(depths: Mask, outer: tuple[int, ...], box: Box) -> View:

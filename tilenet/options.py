@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from numbers import Real
 from operator import index
 from typing import Any
@@ -106,7 +107,7 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", text, re.IGNORECASE)
     if not found:
         raise SettingsError(f"{text!r} is not a number of bytes, such as 4GB")
-    count = int(float(found[1]) * (1024 if found[3] else 1000) ** POWERS[(found[2] or "").upper()])
+    count = int(Decimal(found[1]) * (1024 if found[3] else 1000) ** POWERS[(found[2] or "").upper()])
     if count < 10**6:
         unit = "Give more" if found[2] else f"Give a unit, such as {found[1]}GB"
         raise SettingsError(f"{text!r} is {count} bytes. {unit}")

@@ -19,7 +19,7 @@ from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.into import Target
 from tilenet.job import RESIDENT, Job, check_info, identity_of, refuse_contradiction
-from tilenet.models import find_model, load_model
+from tilenet.models import load_model, packaged_models
 from tilenet.options import Options
 from tilenet.plan import Plan
 from tilenet.probe import ask, remarks
@@ -236,7 +236,7 @@ def _find_model(model: Any) -> _Model:
     if isinstance(model, str | Path):
         network = load_model(model)
         assert network.card is not None
-        source = str(model if str(model) == network.card.name else find_model(model).absolute())
+        source = str(model) if str(model) in packaged_models() else str(Path(model).absolute())
         return _Model(network, network.card, source)
     if isinstance(model, type):
         raise ModelError(f"{model.__name__} is a class. Give an instance of it, such as {model.__name__}(...)")
@@ -292,10 +292,8 @@ def _least_depth(options: Options, decision: Decision) -> float | None:
                 f"{', '.join(DEPTH_CLASSES)}. Leave it out"
             )
         return None
-    least = Rule.least_depth if options.least_depth is None else options.least_depth
-    if not 0 <= least <= 1:
-        raise SettingsError(f"least_depth {least} is not between 0 and 1")
-    return float(least)
+    rule = Rule() if options.least_depth is None else Rule(least_depth=options.least_depth)
+    return float(rule.least_depth)
 
 
 def _asked(options: Options, image: Image, plan: Plan) -> dict[str, Any]:

@@ -47,8 +47,8 @@ def blocks_of_share(share: Share, n_blocks: int) -> range:
     return range((which - 1) * n_blocks // count, which * n_blocks // count)
 
 
-def check_share(share: Share) -> None:
-    """Raise `SettingsError` if `share` is not a valid (I, N)."""
+def checked_share(share: Share) -> Share:
+    """Return (I, N) as plain integers; `SettingsError` if they are no share."""
     try:
         which, count = map(index, share)
     except (TypeError, ValueError) as error:
@@ -57,6 +57,7 @@ def check_share(share: Share) -> None:
         raise SettingsError(f"share {which}/{count}: shares count from 1, so give 1/{count} to {max(count, 1)}/{count}")
     if count > MOST_SHARES:
         raise SettingsError(f"share {which}/{count}: give {MOST_SHARES} shares at most")
+    return which, count
 
 
 def check_combination(out: str | Path | None, *, objects: bool, overwrite: bool, client: Any) -> None:
@@ -100,12 +101,14 @@ def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | 
     BlocksFailed
         If some blocks could not be computed; the share stays resumable.
     """
-    check_share(share)
+    share = checked_share(share)
     store, job, numbers = _open_share(out, wanted, share)
     try:
         sink = ShareSink(store, blocks_of_share(share, store.layout.n_blocks(0)))
         tissue = store.layout.tissue_map
-        report = run_job(job, numbers, sink, tissue=tissue, progress=progress) if not store.complete else Report()
+        report = Report()
+        if not store.complete:
+            report = run_job(job, numbers, sink, tissue=tissue, progress=progress, blocks=sink.blocks)
         raise_if_failed(report, job)
     finally:
         store.close()

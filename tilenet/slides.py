@@ -140,7 +140,7 @@ class Batch:
             store.close()
             job.close()
             raise
-        return Slide(task_of(store, wanted), store, job, name=order.name, report=report), ""
+        return Slide(task_of(store, job, wanted), store, job, name=order.name, report=report), ""
 
     def _make_beside(self, order: Order, mask: Path) -> None:
         if (found := self._beside.make(order.image, mask)) is not None:

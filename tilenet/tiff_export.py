@@ -106,7 +106,7 @@ def _write(path: Path, mask: Mask, layout: Layout) -> None:
     with tifffile.TiffWriter(path, bigtiff=pixels > MOST_CLASSIC, byteorder="<", ome=True) as tiff:
         for level, shape in enumerate(layout.levels):
             tiff.write(
-                (_padded(mask.levels[level][box.slices]) for box in tile_boxes(shape)),
+                (_padded(mask.read(level, box.slices)) for box in tile_boxes(shape)),
                 shape=shape,
                 dtype=layout.mask_dtype,
                 tile=(TILE, TILE),
@@ -163,7 +163,7 @@ def _compare(path: Path, mask: Mask, layout: Layout) -> None:
     with open_tiff_mask(path) as written:
         for level, shape in enumerate(layout.levels):
             for box in tile_boxes(shape):
-                if not np.array_equal(written.levels[level].read(box), mask.levels[level][box.slices]):
+                if not np.array_equal(written.levels[level].read(box), mask.read(level, box.slices)):
                     raise BlocksFailed(
                         f"{path}: level {level} at {box} reads back differently: the disk may be failing. Run it again"
                     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tilenet import store
 from tilenet.address import check_local
-from tilenet.errors import ImageError, OutputError, OutputExists, OutputIncomplete, OutputNotFound
+from tilenet.errors import ImageError, OutputError, OutputExists, OutputIncomplete, OutputNotFound, SettingsError
 from tilenet.geometry import Box
 from tilenet.readers import open_image
 from tilenet.readers.boundary import quietly
@@ -93,13 +93,22 @@ class TiffMask(AnyMask):
 
     def __init__(self, path: Path) -> None:
         self.path, self.probabilities = path, None
-        self.layout, self.info = _read_description(path)
-        self._image, shapes = open_image(path), self.layout.levels
+        try:
+            self._image = open_image(path)  # first, because it refuses damaged and malicious files
+        except (ImageError, SettingsError):
+            raise not_ours(path) from None
+        try:
+            self.layout, self.info = _read_description(path)
+            self.levels = self._open_levels()
+        except BaseException:
+            self._image.close()
+            raise
+
+    def _open_levels(self) -> tuple[TiffLevel, ...]:
+        shapes = self.layout.levels
         if len(self._image.levels) != len(shapes):
-            raise OutputError(f"{path}: has {len(self._image.levels)} levels of {len(shapes)}. Write it again")
-        self.levels = tuple(
-            TiffLevel(self._image.at_level(k), self.axes, shape, self.dtype) for k, shape in enumerate(shapes)
-        )
+            raise OutputError(f"{self.path}: has {len(self._image.levels)} levels of {len(shapes)}. Write it again")
+        return tuple(TiffLevel(self._image.at_level(k), self.axes, shape, self.dtype) for k, shape in enumerate(shapes))
 
     def check(self) -> list[str]:
         """Return the first damage, if any; decodes every tile, which verifies the tile's checksum (Adler-32)."""
@@ -197,19 +206,15 @@ def _halved(level: TiffLevel, box: Box) -> NDArray[Any]:
 def _read_description(path: Path) -> tuple[Layout, dict[str, Any]]:
     import tifffile
 
-    foreign = not_ours(path)
     try:
-        open_image(path).close()  # refuses damaged and malicious files
         with quietly("tifffile"), tifffile.TiffFile(path) as tiff:
             texts = (
                 e.text for e in ElementTree.fromstring(tiff.ome_metadata or "").iter() if e.tag.endswith("}Description")
             )
             own = json.loads(next(texts) or "")["tilenet"]
         written, layout = own.pop("format"), Layout.from_json(own.pop("layout"))
-    except ImageError:
-        raise foreign from None
     except Exception as error:  # text of unknown origin may make the parsers raise anything
-        raise foreign from error
+        raise not_ours(path) from error
     if written != FORMAT:
         raise OutputError(
             f"{path}: has format {written}, but this version of tilenet reads format {FORMAT}. Use the tilenet that "
@@ -226,9 +231,11 @@ def _box_of(index: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
     ('[3:4, 0:7]', (0, slice(0, None, 2)))
     """
     entries = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis not in entries:
+    # Not `Ellipsis in entries`: an array among them would be compared element by element.
+    at = next((i for i, entry in enumerate(entries) if entry is Ellipsis), None)
+    if at is None:
+        at = len(entries)
         entries.append(Ellipsis)
-    at = entries.index(Ellipsis)
     entries[at : at + 1] = [slice(None)] * (len(shape) - len(entries) + 1)
     if len(entries) != len(shape) or not all(isinstance(e, slice | int | np.integer) for e in entries):
         raise IndexError(f"integers and slices along {len(shape)} axes are taken, not {index}")

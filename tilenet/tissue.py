@@ -98,7 +98,8 @@ class Search:
     margin : (int, int)
         The network's context along y and x, in pixels.
     given : Tissue or None
-        The user's own map. Also None for a resumed run, which takes the map from its output.
+        The user's own map. Also None for a resumed run, which takes the map from its output: `run` refuses to search
+        then.
     """
 
     rule: dict[str, Any] | None
@@ -107,9 +108,19 @@ class Search:
     given: Tissue | None = None
 
     def run(self) -> Tissue | None:
-        """Return the tissue, None if the run does not use it; reads a coarse level unless a map was given."""
+        """Return the tissue, None if the run does not use it; reads a coarse level unless a map was given.
+
+        Raises
+        ------
+        SettingsError
+            If the rule is that of a map that is not here.
+        """
         if self.rule is None or self.given is not None:
             return self.given
+        if self.rule.get("method") == "given":
+            raise SettingsError(
+                f"{self.image.name}: the tissue mask of this run is the user's own. Give it again (--tissue MASK)"
+            )
         return find(self.image, self.margin)
 
     @property

@@ -21,7 +21,7 @@ from typing import Any
 
 from tilenet import machine
 from tilenet.decide import Arrays
-from tilenet.errors import EnvironmentFault, OutputLocked, TilenetError
+from tilenet.errors import EnvironmentFault, OutputLocked, TilenetError, first_line
 from tilenet.footprint import Footprint
 from tilenet.job import Job
 from tilenet.models import load_model
@@ -196,7 +196,7 @@ def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: f
             reason = "out of memory. Give workers more, or use a smaller --tile"
             return Answer(outcomes, refusal=f"{socket.gethostname()}: {reason}")
         except Exception as error:  # of any kind: another worker may succeed
-            return Answer(outcomes, refusal=f"worker on {socket.gethostname()}: {error or type(error).__name__}")
+            return Answer(outcomes, refusal=f"worker on {socket.gethostname()}: {first_line(error)}")
     return Answer(outcomes)
 
 
