@@ -187,7 +187,7 @@ def tell(row: dict) -> None:
         print(f"      {found['workers']} workers", end="  ")
         print(f"command {command / 1e6:6.1f} Mpx/s ({command / network:.2f} of network)", end="  ")
         print(f"run {run / 1e6:6.1f} ({run / network:.2f})", end="  ")
-        print(f"{found['in all']:.1f} s, of them {found['finished']:.1f} to finish", flush=True)
+        print(f"{found['total']:.1f} s, of them {found['finished']:.1f} to finish", flush=True)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,12 @@ def test_of_a_mask_made_with_an_object_of_python_the_files_are_checked_and_it_is
     assert "UNet of Python: tilenet.verify(mask, model=...)" in found.not_recomputed
 
 
+def test_of_objects_it_is_said_why_no_window_is_recomputed_if_windows_are_asked_for(tmp_path, network):
+    tilenet.segment(IMAGE, tmp_path / "o.zarr", model=network, tile=128, objects=True)
+    assert "objects depend on more" in tilenet.verify(tmp_path / "o.zarr", IMAGE, model=network).not_recomputed
+    assert tilenet.verify(tmp_path / "o.zarr", windows=0) == tilenet.checks.Verification()
+
+
 def test_a_mask_that_lost_a_file_is_not_opened_and_damaged_bytes_are_refused_on_reading(out):
     shard = out / "0" / "c" / "0" / "0"
     content = shard.read_bytes()

@@ -347,3 +347,18 @@ def test_a_reader_that_goes_away_ends_the_command_quietly():
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")
+
+
+def test_a_pipe_that_broke_elsewhere_is_not_taken_for_a_closed_stdout():
+    program = """if True:
+        import sys
+        from tilenet import cli, describe
+        def broken(*args, **options):
+            raise BrokenPipeError(32, "Broken pipe")
+        describe.describe = broken
+        sys.argv = ["tilenet", "info", "x.tif"]
+        cli.main()
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("tilenet: error: unexpected BrokenPipeError: ")

@@ -39,6 +39,10 @@ def work(tmp_path_factory):
             objects=objects,
             tissue=not objects or None,
         )
+    tilenet.segment(folder / "slide.tif", folder / "begun.zarr", model=folder / "m.safetensors", tile=16, shard=(1, 2))
+    tifffile.imwrite(folder / "stack.ome.tif", pixels[..., 0].reshape(2, 45, 110), metadata={"axes": "CYX"})
+    tile = np.ones((64, 64), np.uint8)
+    tifffile.imwrite(folder / "sparse.tif", iter([tile, None]), shape=(64, 128), dtype="u1", tile=(64, 64))
     return folder
 
 
@@ -49,7 +53,10 @@ COMMANDS = {
         "segment slide.tif -m m.safetensors --out c.zarr --tile 16 --shard 1/2",
     ],
     "plan": ["plan slide.tif -m m.safetensors --tissue=auto"],
-    "info": ["info slide.tif", "info rgba.tif", "info nuclei", "info mask.zarr"],
+    "info": [
+        *("info slide.tif", "info rgba.tif", "info stack.ome.tif --axes zyx", "info sparse.tif"),
+        *("info nuclei", "info mask.zarr", "info begun.zarr"),
+    ],
     "verify": ["verify mask.zarr"],
     "overlay": ["overlay slide.tif mask.zarr --out mask.png"],
     "export": ["export mask.zarr --csv mask.csv --geojson mask.geojson --tiff mask.ome.tif"],

@@ -119,6 +119,21 @@ def test_a_mask_of_another_image_is_refused(square, tmp_path):
         overlay(square / "slide.tif", square / "mask.zarr", roi=[(0, 500), (0, 10)])
 
 
+def test_an_image_with_fewer_channels_than_were_segmented_is_another_and_is_closed(tmp_path, monkeypatch):
+    from tilenet.readers.tiff import TiffImage
+
+    pixels, closed = np.zeros((3, 60, 70), np.uint8), []
+    for name, channels in (("three", pixels), ("two", pixels[:2])):
+        tifffile.imwrite(tmp_path / f"{name}.ome.tif", channels, metadata={"axes": "CYX"}, photometric="minisblack")
+    tilenet.segment(tmp_path / "three.ome.tif", tmp_path / "m.zarr", model=Bright(), channels=2)
+    monkeypatch.setattr(TiffImage, "close", lambda self: closed.append(self.name))
+    with pytest.raises(
+        OutputMismatch, match=r"m\.zarr: was made from the channels 2, and .*two\.ome\.tif has 2, from 0"
+    ):
+        overlay(tmp_path / "two.ome.tif", tmp_path / "m.zarr")
+    assert str(tmp_path / "two.ome.tif") in closed
+
+
 def test_the_command_draws_a_real_slide_and_keeps_what_is_there(shared_data, tmp_path, tilenet_command):
     slide = shared_data("slides/CMU-1-Small-Region.svs")
     tilenet.save_model(random_network(depth=2, wf=2, in_channels=3), tmp_path / "small.safetensors")
@@ -135,7 +150,7 @@ def test_the_command_draws_a_real_slide_and_keeps_what_is_there(shared_data, tmp
     assert (code, err.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize(("plane", "drawn"), [(None, 2), (0, 0), ([3], 3)])
+@pytest.mark.parametrize(("plane", "drawn"), [(None, 2), (0, 0), ([3], 3), (np.int64(1), 1), (np.array([1]), 1)])
 def test_the_plane_of_a_stack_is_the_one_that_is_asked_for(tmp_path, plane, drawn):
     stack = np.zeros((4, 60, 80), np.uint8)
     for z in range(4):

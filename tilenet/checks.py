@@ -25,8 +25,9 @@ from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
 from tilenet.store import Mask, Store
 from tilenet.store.metadata import foreign_entries
-from tilenet.tiff_mask import TiffMask, is_tiff, open_mask, open_tiff_mask
+from tilenet.tiff_mask import TiffMask, has_objects, is_tiff, open_mask, open_tiff_mask
 
+# Side of a window in pixels; of 3-D networks a quarter of it. The window is always long enough to cross a tile border.
 WINDOW = 160
 # A pixel may differ where the logits of two mask values are closer than this fraction of the
 # logits' range: another tile shape rounds differently in the last bits.
@@ -113,20 +114,31 @@ def verify(
         Number of windows; 0 checks only the files.
     seed : int
         Chooses the windows.
+    progress : callable, optional
+        Called with the number of windows done and the total number of windows.
 
     Returns
     -------
     Verification
         Whether the mask is `ok`, or what is wrong and where; ``raise_if_failed`` turns that into an error.
+
+    Raises
+    ------
+    OutputNotFound, OutputIncomplete, OutputError
+        If there is no complete mask that tilenet wrote.
+    OutputMismatch
+        If image, model or device are not those that it was made with.
     """
     check_local(out)
     found = _damage(Path(out))
     if found.damage:  # windows in damaged files might not even be readable
         return found
     with open_mask(out) as mask:
+        if windows < 1:
+            return found
         image = _image_of(mask) if image is None else image
         found.not_recomputed = _obstacle(mask, image, model)
-        if windows < 1 or found.not_recomputed:
+        if found.not_recomputed:
             return found
         job, numbers = _same_job(mask, image, model, footprint)
         with job, machine.threads(job.record["threads"]):
@@ -150,7 +162,7 @@ def _image_of(mask: Mask | TiffMask) -> str | None:
 def _obstacle(mask: Mask | TiffMask, image: Any, model: Any) -> str:
     """Return why no window of a mask can be recomputed, or an empty string if windows can be."""
     source = mask.info["model"]["source"]
-    if mask.info["record"]["output"] == "objects":
+    if has_objects(mask):
         return "outlines of objects depend on more than a window"
     if model is None and _was_an_object(source):
         return f"the model was a {source} of Python: tilenet.verify(mask, model=...) recomputes them"
@@ -167,7 +179,8 @@ def _was_an_object(source: str) -> bool:
 def _damage(out: Path) -> Verification:
     """Return the damage of a complete mask; an incomplete one is refused later, when it is opened."""
     if is_tiff(out) and not out.is_dir():
-        return Verification(damage=open_tiff_mask(out).check())
+        with open_tiff_mask(out) as mask:
+            return Verification(damage=mask.check())
     store = Store.inspect(out)
     if not store.complete:
         return Verification()

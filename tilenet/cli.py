@@ -15,7 +15,17 @@ import click
 import tilenet
 from tilenet import cli_batch, cli_export, cli_pictures, cli_segment, cli_shares, cli_training, cli_tuning
 from tilenet.cli_options import JSON, QUIET, Numbers, image_options, with_model
-from tilenet.cli_output import gigabytes, plain, print_nothing_more, progress_bar, say, show, sides, tell
+from tilenet.cli_output import (
+    gigabytes,
+    plain,
+    print_nothing_more,
+    progress_bar,
+    reader_has_gone,
+    say,
+    show,
+    sides,
+    tell,
+)
 from tilenet.errors import TilenetError, first_line
 from tilenet.geometry import Box
 from tilenet.interrupts import Interrupted, interruptible
@@ -62,8 +72,10 @@ def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
         "batch": p.batch,
         "blocks": len(p),
         "tiles": p.n_tiles,
+        "largest_read": p.largest_read,
+        "redundancy": round(p.redundancy, 3),
+        **needs,
     }
-    result |= {"largest_read": p.largest_read, "redundancy": round(p.redundancy, 3), **needs}
     roi = job.record["roi"]
     part = f", part {Box(*zip(*roi, strict=True))}" if roi else ""
     rows = [
@@ -207,14 +219,14 @@ def _run() -> None:
         _give_up(error.format_message(), error, error.exit_code)
     except TilenetError as error:
         _give_up(str(error), error, error.exit_code)
-    except BrokenPipeError:  # the reader of stdout has gone
-        print_nothing_more()
-        sys.exit(CLOSED_PIPE)
     except PermissionError as error:
         _give_up(f"{error.filename or first_line(error)}: permission denied. Check who may read and write it", error, 4)
     except MemoryError as error:
         _give_up("out of memory. Run again with a smaller --tile, --batch or --memory", error, 4)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_has_gone():  # and it was not a worker's pipe that broke
+            print_nothing_more()
+            sys.exit(CLOSED_PIPE)
         _give_up(f"unexpected {type(error).__name__}: {error}. Run again with {DEBUG}, and report it", error, 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,18 @@ from tilenet.errors import EnvironmentFault
 if TYPE_CHECKING:
     from tilenet.compute import Progress
     from tilenet.runner import Report
+
+# Shortest time in seconds for which a rate is meaningful.
+SHOWN = 0.01
+# The stages of a run, and what `profile_rows` says about each.
+STAGES = {
+    "read": "tiles read, by all readers together, in parallel with the network",
+    "waited": "the network waited for tiles",
+    "computed": "the network ran, and its output was decided upon",
+    "written": "blocks written, in parallel with the network",
+    "objects": "objects found and numbered",
+    "finished": "pyramid built, and every file checked",
+}
 
 
 @contextmanager
@@ -95,6 +108,15 @@ def print_nothing_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def reader_has_gone() -> bool:
+    """Return whether nobody reads stdout any more, such as after ``| head``."""
+    if not hasattr(select, "poll"):  # on Windows
+        return True
+    stdout = select.poll()
+    stdout.register(sys.stdout.fileno(), 0)
+    return bool(stdout.poll(0))
+
+
 def sides(shape: Sequence[int]) -> str:
     """Return ``3 x 4`` for (3, 4)."""
     return " x ".join(map(str, shape))
@@ -113,19 +135,6 @@ def gigabytes(count: int) -> str:
 def plain(value: Any) -> str:
     """Return a value as one line of text."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-# Shortest time in seconds for which a rate is meaningful.
-SHOWN = 0.01
-# The stages of a run, and what `profile_rows` says about each.
-STAGES = {
-    "read": "tiles read, by all readers together, in parallel with the network",
-    "waited": "the network waited for tiles",
-    "computed": "the network ran, and its output was decided upon",
-    "written": "blocks written, in parallel with the network",
-    "objects": "objects found and numbered",
-    "finished": "pyramid built, and every file checked",
-}
 
 
 def profile_of(report: Report) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.store import Mask
 from tilenet.store.tissue_map import TISSUE_COLOR
-from tilenet.tiff_mask import TiffMask
+from tilenet.tiff_mask import TiffMask, has_objects
 
 Picture = NDArray[np.uint8]
 FILLED = 0.45
@@ -61,7 +61,7 @@ def _rims(values: NDArray[Any], width: int) -> NDArray[Any]:
 
 def _colours(numbers: NDArray[Any], mask: Mask | TiffMask) -> NDArray[np.float64]:
     """Return the colour of each number: (n, 3), 0 to 255."""
-    if mask.info["record"]["output"] == "objects":
+    if has_objects(mask):
         # Steps by the golden ratio put consecutive numbers far apart on the colour circle.
         hue = numbers.astype(np.float64)[:, None] * 0.618034 + np.array([0, 1 / 3, 2 / 3])
         bright: NDArray[np.float64] = 155 + 100 * np.cos(2 * np.pi * hue)

@@ -21,11 +21,11 @@ from tilenet.card import colors_of
 from tilenet.corners import Ring
 from tilenet.errors import SettingsError
 from tilenet.placement import Grid
-from tilenet.shapes import Progress, Shape, has_objects, has_volumes, large_ones, least_pixels, open_for, shapes_of
+from tilenet.shapes import Progress, Shape, has_volumes, large_ones, least_pixels, open_for, shapes_of
 from tilenet.store import Mask
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
-from tilenet.tiff_mask import TiffMask
+from tilenet.tiff_mask import TiffMask, has_objects
 
 KINDS = ("detection", "annotation")
 # The beginning of tilenet's files, and of no others. RFC 7946 allows additional members, and QuPath ignores them.

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import SettingsError
-from tilenet.provenance import closing, open_as_segmented, refuse_another
+from tilenet.provenance import closing, open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution
-from tilenet.resolution import recorded
-from tilenet.shapes import has_objects
 from tilenet.store import Mask
-from tilenet.tiff_mask import TiffMask
+from tilenet.tiff_mask import TiffMask, has_objects
 
 Means = NDArray[np.float64]
 
@@ -30,6 +27,8 @@ def mean_intensities(mask: Mask | TiffMask, image: str | Path | None) -> tuple[l
     ------
     SettingsError
         If the mask has regions of classes instead of objects.
+    ImageError
+        If the image cannot be opened.
     OutputMismatch
         If the image is not the one that the mask was made from.
     """
@@ -37,11 +36,10 @@ def mean_intensities(mask: Mask | TiffMask, image: str | Path | None) -> tuple[l
         raise SettingsError(
             f"{mask.path}: has classes, and intensities are measured for objects. Make it with --objects"
         )
-    record = mask.info["record"]
     source = mask.info["image"]["path"] if image is None else image
     with closing(open_as_segmented(source, mask), source) as opened:
         refuse_another(opened, mask)
-        seen = at_resolution(opened, recorded(record["level"], record["factor"], record["mpp"]))
+        seen = at_resolution(opened, resolution_of(mask))
         return _columns(seen), _means(mask, seen)
 
 
@@ -52,7 +50,8 @@ def _columns(image: Image) -> list[str]:
 
 
 def _means(mask: Mask | TiffMask, image: Image) -> Means:
-    sums, counts = np.zeros((1, image.n_channels)), np.zeros(1)
+    n = mask.info["objects"]
+    sums, counts = np.zeros((n + 1, image.n_channels)), np.zeros(n + 1)
     for index in range(mask.layout.n_blocks(0)):
         box = mask.layout.box(0, index)
         labels = mask[box.slices]
@@ -62,19 +61,10 @@ def _means(mask: Mask | TiffMask, image: Image) -> Means:
         pixels = image.read(box.shifted(mask.origin))[:, inside]
         # Objects are numbered row by row, so that the numbers in a block span at most those of a row of blocks.
         own = labels[inside].astype(np.int64)
-        first = int(own.min())
-        n = int(own.max()) + 1
-        sums, counts = _longer(sums, n), _longer(counts, n)
-        counts[first:n] += np.bincount(own - first)
+        first, here = int(own.min()), slice(int(own.min()), int(own.max()) + 1)
+        counts[here] += np.bincount(own - first)
         for channel, values in enumerate(pixels):
-            sums[first:n, channel] += np.bincount(own - first, weights=values.astype(np.float64))
+            sums[here, channel] += np.bincount(own - first, weights=values.astype(np.float64))
     with np.errstate(invalid="ignore"):
         means: Means = sums / counts[:, np.newaxis]
     return means
-
-
-def _longer(array: NDArray[Any], n: int) -> NDArray[Any]:
-    """Return an array of at least `n` rows, padded with zeros; doubles its length, so that padding stays cheap."""
-    if n <= len(array):
-        return array
-    return np.concatenate([array, np.zeros((max(n, 2 * len(array)) - len(array), *array.shape[1:]))])

@@ -25,7 +25,6 @@ from tilenet.shapes import (
     Progress,
     Shape,
     class_names,
-    has_objects,
     has_volumes,
     large_ones,
     least_pixels,
@@ -36,7 +35,7 @@ from tilenet.spared import check_file_place
 from tilenet.store import Mask
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
-from tilenet.tiff_mask import TiffMask, open_mask
+from tilenet.tiff_mask import TiffMask, has_objects, open_mask
 
 # x and y in pixels of the image at full resolution, from its upper left corner; sizes in pixels of the mask.
 COLUMNS = (

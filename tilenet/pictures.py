@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import log
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,10 @@ from skimage.transform import resize_local_mean
 from tilenet.drawing import Picture, draw_bar, paint, paint_tissue
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.geometry import Box, ceil_div
-from tilenet.options import Options
-from tilenet.provenance import closing, open_as_segmented, remark
+from tilenet.provenance import closing, open_as_segmented, remark, resolution_of
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution
 from tilenet.region import Roi, find_roi
-from tilenet.resolution import recorded
 from tilenet.store import Mask
 from tilenet.tiff_mask import TiffMask, open_mask
 
@@ -90,7 +90,7 @@ def overlay(
     """
     if max_side < 1:
         raise SettingsError(f"max_side is at least 1, not {max_side}")
-    with open_mask(mask) as found, closing(_as_segmented(image, found), image) as source:
+    with open_mask(mask) as found, _as_segmented(image, found) as source:
         if isinstance(image, str | Path | Image) and (said := remark(source, found)):
             LOG.warning("%s", said)
         part = _plane(_part(source, found, roi), found, plane)
@@ -106,30 +106,38 @@ def overlay(
     return picture
 
 
-def _as_segmented(image: Any, mask: Mask | TiffMask) -> Image:
-    """Return the image on the pixel grid of its mask, with the channels that were segmented."""
-    options = Options().or_recorded(mask.info["record"])
-    stored = open_as_segmented(image, mask)
-    if options.factor is not None:
-        stored = at_resolution(stored, recorded(options.level or 0, options.factor, options.mpp))
+@contextmanager
+def _as_segmented(image: Any, mask: Mask | TiffMask) -> Iterator[Image]:
+    """Open the image on the pixel grid of its mask, with the channels that were segmented."""
+    channels = mask.info["record"].get("channels")
+    with closing(open_as_segmented(image, mask), image) as stored:
+        seen = at_resolution(stored, resolution_of(mask))
+        _refuse_misfit(seen, mask)
+        if channels and max(channels) >= seen.n_channels:
+            raise OutputMismatch(
+                f"{mask.path}: was made from the channels {', '.join(map(str, channels))}, and {seen.name} has "
+                f"{seen.n_channels}, from 0. Give the image that was segmented"
+            )
+        yield seen.with_channels(channels) if channels else seen
+
+
+def _refuse_misfit(image: Image, mask: Mask | TiffMask) -> None:
+    """Raise `OutputMismatch` if the axes, the shape or the pixel size of an image are not those of its mask."""
     ends = tuple(a + n for a, n in zip(mask.origin, mask.shape, strict=True))
     whole = mask.info["record"].get("roi") is None
-    fits = ends == stored.box_shape if whole else all(b <= n for b, n in zip(ends, stored.box_shape, strict=False))
-    if stored.box_axes != mask.axes or not fits:
-        with closing(stored, image):
-            raise OutputMismatch(
-                f"{mask.path}: is {mask.axes} {mask.shape}, {stored.name} is {stored.box_axes} {stored.box_shape}. "
-                f"Give the image that was segmented"
-            )
-    for axis, there, here in zip(mask.axes, mask.pixel_size, stored.pixel_size, strict=True):
+    fits = ends == image.box_shape if whole else all(b <= n for b, n in zip(ends, image.box_shape, strict=False))
+    if image.box_axes != mask.axes or not fits:
+        raise OutputMismatch(
+            f"{mask.path}: is {mask.axes} {mask.shape}, {image.name} is {image.box_axes} {image.box_shape}. "
+            f"Give the image that was segmented"
+        )
+    for axis, there, here in zip(mask.axes, mask.pixel_size, image.pixel_size, strict=True):
         # A copy may have lost or rounded its pixel size.
         if there and here and abs(log(there / here)) > ALIKE:
-            with closing(stored, image):
-                raise OutputMismatch(
-                    f"{mask.path}: has pixels of {there:g} um along {axis}, and {stored.name} of {here:g} um. Give the "
-                    f"image that was segmented"
-                )
-    return stored if options.channels is None else stored.with_channels(stored.channel_numbers(options.channels))
+            raise OutputMismatch(
+                f"{mask.path}: has pixels of {there:g} um along {axis}, and {image.name} of {here:g} um. Give the "
+                f"image that was segmented"
+            )
 
 
 def _part(image: Image, mask: Mask | TiffMask, roi: Roi | None) -> Box:
@@ -147,7 +155,7 @@ def _plane(part: Box, mask: Mask | TiffMask, plane: int | Sequence[int] | None) 
     ends = list(zip(part.start[:-2], part.stop[:-2], strict=True))
     chosen = tuple((a + b) // 2 for a, b in ends)
     if plane is not None:
-        chosen = (plane,) if isinstance(plane, int) else tuple(plane)
+        chosen = tuple(index(n) for n in np.ravel(plane))
     if len(chosen) != len(ends) or any(not a <= n < b for n, (a, b) in zip(chosen, ends, strict=True)):
         there = ", ".join(f"{axis} {a} to {b - 1}" for axis, (a, b) in zip(mask.axes, ends, strict=False))
         raise SettingsError(
@@ -159,7 +167,7 @@ def _plane(part: Box, mask: Mask | TiffMask, plane: int | Sequence[int] | None) 
 
 def _photo(image: Image, part: Box, shape: tuple[int, int]) -> Picture:
     """Return a part of an image as a picture (h, w, 3), read in strips from the coarsest level that is fine enough."""
-    level = _coarsest([_in_plane(image, k) for k in range(len(image.levels))], part, shape)
+    level = _coarsest([image.plane_shape(k) for k in range(len(image.levels))], part, shape)
     coarse = image.at_level(level)
     box = _scaled(part, image.box_shape, coarse.box_shape)
     rows = max(1, STRIP * shape[0] // max(1, box.size * image.n_channels))
@@ -171,11 +179,6 @@ def _photo(image: Image, part: Box, shape: tuple[int, int]) -> Picture:
         pixels = coarse.read_inside(strip).reshape(image.n_channels, *strip.shape[-2:])
         strips.append(resize_local_mean(pixels.astype(np.float32), (bottom - top, shape[1]), channel_axis=0))  # type: ignore[no-untyped-call]
     return _coloured(np.concatenate(strips, axis=1), image)
-
-
-def _in_plane(image: Image, level: int) -> tuple[int, int]:
-    sides = [n for n, a in zip(image.levels[level].shape, image.axes, strict=True) if a in "yx"]
-    return sides[0], sides[1]
 
 
 def _coarsest(levels: Sequence[Sequence[int]], part: Box, shape: tuple[int, int]) -> int:

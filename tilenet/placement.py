@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tilenet.corners import Ring
 from tilenet.errors import ImageError, OutputMismatch
-from tilenet.provenance import closing, open_as_segmented, refuse_another
+from tilenet.provenance import closing, open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image
-from tilenet.resolution import AS_STORED, covered, recorded
+from tilenet.resolution import AS_STORED, covered
 from tilenet.store import Mask
 from tilenet.tiff_mask import TiffMask
 
@@ -58,20 +58,21 @@ def find_grid(mask: Mask | TiffMask, image: str | Path | None) -> Grid:
 
     Raises
     ------
+    ImageNotFound, ImageError
+        If the given image cannot be opened.
     OutputMismatch
         If the image is needed and missing, or is not the one that the mask was made from.
     """
-    record, origin = mask.info["record"], (mask.origin[-2], mask.origin[-1])
-    by = recorded(record["level"], record["factor"], record["mpp"]).factor
-    as_it_is = record["level"] == 0 and by == AS_STORED
+    resolution, origin = resolution_of(mask), (mask.origin[-2], mask.origin[-1])
+    as_it_is = resolution.level == 0 and resolution.factor == AS_STORED
     if as_it_is and image is None:
         return Grid(origin)
     with closing(_image_of(mask, image), image) as opened:
         refuse_another(opened, mask)
-        full, stored = (_in_plane(opened.axes, opened.levels[k].shape) for k in (0, record["level"]))
+        full, stored = (opened.plane_shape(k) for k in (0, resolution.level))
     if as_it_is:
         return Grid(origin)
-    y, x = (covered(n, m) * f for n, m, f in zip(full, stored, by, strict=True))
+    y, x = (covered(n, m) * f for n, m, f in zip(full, stored, resolution.factor, strict=True))
     return Grid(origin, (y, x), full)
 
 
@@ -86,7 +87,3 @@ def _image_of(mask: Mask | TiffMask, image: str | Path | None) -> Image:
             f"{mask.path}: is of level {mask.info['record']['level']} of {source}, and where that lies at full "
             f"resolution only the image says ({error}). Name it with --image"
         ) from error
-
-
-def _in_plane(axes: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    return shape[axes.index("y")], shape[axes.index("x")]

@@ -11,6 +11,7 @@ from tilenet.address import shown
 from tilenet.errors import ImageError, OutputMismatch, SettingsError, TilenetError
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
+from tilenet.resolution import Resolution, recorded
 from tilenet.store import Mask
 from tilenet.tiff_mask import TiffMask
 
@@ -41,6 +42,12 @@ def open_as_segmented(source: Any, mask: Mask | TiffMask) -> Image:
         ) from error
 
 
+def resolution_of(mask: Mask | TiffMask) -> Resolution:
+    """Return the level that a mask was made from, and by which factor it was resampled."""
+    record = mask.info["record"]
+    return recorded(record["level"], record["factor"], record["mpp"])
+
+
 def closing(image: Image, source: Any) -> AbstractContextManager[Image]:
     """Return a context manager that closes the image, unless the caller passed it in already open."""
     return nullcontext(image) if isinstance(source, Image) else image
@@ -48,9 +55,9 @@ def closing(image: Image, source: Any) -> AbstractContextManager[Image]:
 
 def difference(image: Image, mask: Mask | TiffMask) -> str:
     """Return how an image differs from the one that a mask was made from, or an empty string if it does not."""
-    recorded, here = mask.info["image"], json.loads(json.dumps(image.identity()))
-    for name in sorted({*recorded, *here} - {"path"}, key=lambda name: (name != "kind", name)):
-        old, new = recorded.get(name), here.get(name)
+    made_from, here = mask.info["image"], json.loads(json.dumps(image.identity()))
+    for name in sorted({*made_from, *here} - {"path"}, key=lambda name: (name != "kind", name)):
+        old, new = made_from.get(name), here.get(name)
         if old != new:
             return f"{name}: {_short(old)} there, {_short(new)} here"
     return ""

@@ -27,7 +27,7 @@ from tilenet.placement import Grid, find_grid
 from tilenet.spared import check_file_place, refuse_inside
 from tilenet.store import Mask
 from tilenet.tiff_export import intact
-from tilenet.tiff_mask import TILE, TiffMask, open_mask
+from tilenet.tiff_mask import TILE, TiffMask, has_objects, open_mask
 
 # Number of pixels to read at once, and to outline at once.
 BAND, STRIP = 2**27, 2**24
@@ -58,11 +58,6 @@ class Shape:
     parts: Sequence[Region]
     plane: tuple[int, ...]
     id: UUID
-
-
-def has_objects(mask: Mask | TiffMask) -> bool:
-    """Return whether the values of a mask are numbers of objects."""
-    return bool(mask.info["record"]["output"] == "objects")
 
 
 def has_volumes(mask: Mask | TiffMask) -> bool:

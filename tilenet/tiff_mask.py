@@ -149,6 +149,11 @@ def open_mask(path: str | Path) -> Mask | TiffMask:
     return open_tiff_mask(path) if is_tiff(path) and not Path(path).is_dir() else store.open_mask(path)
 
 
+def has_objects(mask: Mask | TiffMask) -> bool:
+    """Return whether the values of a mask are numbers of objects."""
+    return bool(mask.info["record"]["output"] == "objects")
+
+
 def open_tiff_mask(path: str | Path) -> TiffMask:
     """Open a TIFF mask that tilenet wrote.
 

@@ -172,6 +172,11 @@ class Image(ABC):
         """Number of channels; 1 if there is no ``c`` axis."""
         return self.shape[self.axes.index("c")] if "c" in self.axes else 1
 
+    def plane_shape(self, level: int) -> tuple[int, int]:
+        """Return the pixels along y and x at a level."""
+        shape = self.levels[level].shape
+        return shape[self.axes.index("y")], shape[self.axes.index("x")]
+
     @property
     def is_color(self) -> bool:
         """Whether the channels are the red, green and blue of a colour picture.
