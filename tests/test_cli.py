@@ -184,6 +184,7 @@ BAD = [
     (["segment", "{d}/slide.tif", "-o", "{d}/there.zarr"], "there.zarr"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--memory", "lots"], "'lots' is not a number of bytes"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--device", "tpu"], "tpu"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--device", "meta"], "'meta' is none of auto, cpu, cuda"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--device", "cuda:77"], "cuda:77"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--level", "9"], "level"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--channels", "0,7,1"], "7"),

@@ -85,10 +85,10 @@ def test_depths_there_are_those_of_numpy_but_for_rounding():
     assert off.max() <= DEPTH_UNIT and (off > 0).mean() < 1e-3 and here.std() > 0.1
 
 
-def both_ways(network, *, output="mask", **options):
-    """Return the arrays of a run that decides in NumPy, and of one that decides in PyTorch."""
+def both_ways(network, *, output="mask", image=IMAGE, **options):
+    """Return failures and arrays of a run that decides in NumPy, and of one that decides in PyTorch."""
     options = {"axes": "cyx", "tile": 32, "block": 64, "batch": 3, "output": output} | options
-    job = settle(IMAGE, network, Options(**options))
+    job = settle(image, network, Options(**options))
     found = []
     for kind in (TorchPredictor, DevicePredictor):
         predictor = kind(
@@ -144,6 +144,14 @@ def test_logits_that_are_not_finite_fail_their_block_by_place_as_in_numpy():
     (expected, _), (failures, _) = both_ways(Spoiled(inside=True))
     assert failures == expected
     assert failures[0] == "the network's output at [0:32, 0:32] is not finite"
+
+
+def test_pixels_that_are_not_finite_are_named_as_the_cause_as_in_numpy():
+    image = IMAGE.astype(np.float32)
+    image[1, 10, 10] = np.nan
+    (expected, _), (failures, _) = both_ways(random_network(depth=2, wf=2, in_channels=3), image=image)
+    assert failures == expected
+    assert failures[0].endswith("as there are pixels in the image that are not finite. Replace them")
 
 
 def test_logits_that_are_cropped_away_may_be_anything():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tilenet
-from tilenet import engine, steps
-from tilenet.compiled import CompiledConvolution, CompiledUpsampling, DirectConvolution
+from tilenet import engine, steps, winograd
+from tilenet.compiled import CompiledClassification, CompiledConvolution, CompiledUpsampling, DirectConvolution
 from tilenet.engine import FastUNet, accelerate, channels_last
 from tilenet.native import find_instructions
 from tilenet.stream import Stream
@@ -223,6 +223,26 @@ def test_a_fast_path_that_differs_is_not_taken_and_says_so(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "tilenet"):
         assert accelerate(network) is None
     assert "the plain one is used" in caplog.text
+
+
+def test_nor_is_one_that_raises_an_error(monkeypatch, caplog):
+    def fails(weight):
+        raise TypeError("_linear_pointwise() takes another argument")
+
+    monkeypatch.setattr(winograd, "_multiplication", fails)
+    monkeypatch.setattr(steps, "find_instructions", lambda: 0)
+    with caplog.at_level(logging.WARNING, "tilenet"):
+        assert accelerate(network_of(WIDER)) is None
+    assert "(_linear_pointwise() takes another argument): the plain one is used" in caplog.text
+
+
+@pytest.mark.skipif(not BEST, reason="no compiled convolutions here")
+def test_nor_is_one_that_decides_other_classes_than_its_logits(monkeypatch, caplog):
+    real = CompiledClassification.decided
+    monkeypatch.setattr(CompiledClassification, "decided", lambda self, x, values: real(self, x, values.flip(0)))
+    with caplog.at_level(logging.WARNING, "tilenet"):
+        assert accelerate(network_of(4)) is None
+    assert "gives masks that its logits do not: the plain one is used" in caplog.text
 
 
 def test_nor_is_one_that_differs_between_two_bands_alone(monkeypatch):

@@ -80,8 +80,9 @@ def test_a_network_of_one_output_is_a_sigmoid(tmp_path):
     assert (card.output, card.mask_of_class, card.threshold) == ("sigmoid", (1,), 0.5)
 
 
-def test_the_weights_of_a_wrapped_network_load(tmp_path):
-    state = {f"module.{key}": value for key, value in reference_state(depth=2).items()}
+@pytest.mark.parametrize("wrapped", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_the_weights_of_a_wrapped_network_load(tmp_path, wrapped):
+    state = {f"{wrapped}{key}": value for key, value in reference_state(depth=2).items()}
     torch.save(state, tmp_path / "w.pt")
     assert load_model(tmp_path / "w.pt").depth == 2
 
@@ -90,6 +91,14 @@ def test_volumes_and_their_pooling_are_read_off_the_keys(tmp_path):
     network = UNet(depth=3, wf=1, ndim=3, pool_size=(1, 2, 2))
     torch.save(network.state_dict(), tmp_path / "w.pt")
     assert load_model(tmp_path / "w.pt").options == network.options
+
+
+def test_an_option_that_agrees_with_the_card_may_be_given(tmp_path):
+    path = save_model(UNet(ndim=3, depth=2, wf=1, pool_size=(1, 2, 2)), tmp_path / "x.safetensors")
+    for given in ((1, 2, 2), [1, 2, 2]):
+        assert load_model(path, pool_size=given).pool_size == (1, 2, 2)
+    with pytest.raises(ModelError, match=r"its card says pool_size is \[1, 2, 2\], not \(2, 2, 2\)"):
+        load_model(path, pool_size=(2, 2, 2))
 
 
 def _with(state, **changes):
@@ -104,6 +113,7 @@ def _with(state, **changes):
         ({"last__bias": torch.zeros(7)}, r"key last\.bias has shape \(7,\), not \(2,\)"),
         ({"last__bias": torch.tensor([0.0, float("nan")])}, r"key last\.bias has values that are not finite"),
         ({"down_path__0__block__0__weight": None}, "these are not the weights of a U-Net: no 'down_path.0"),
+        ({"last__weight": torch.tensor(1.0)}, "these are not the weights of a U-Net: other numbers or shapes in its"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_key(tmp_path, changes, message):

@@ -11,7 +11,7 @@ import torch
 
 import tilenet
 from tilenet import machine, predict
-from tilenet.errors import SettingsError
+from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_DEMAND
 
@@ -122,9 +122,87 @@ def test_a_gpu_computes_by_cudnn_without_tf32_or_tuning_and_leaves_what_the_call
         return cudnn.enabled, cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
 
     before = flags()
-    with predict._exact(torch.device("cuda")):
+    with machine.exact(torch.device("cuda")):
         assert flags() == (True, True, False, False, False)
     assert flags() == before
+
+
+KINDS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+
+
+def precisions():
+    return [kind.fp32_precision for kind in KINDS]
+
+
+@pytest.fixture
+def newer_settings():
+    """Set the precision of each kind of operation, as PyTorch advises since 2.9."""
+    before, chosen = precisions(), ["tf32", "tf32", "ieee"]
+    for kind, precision in zip(KINDS, chosen, strict=True):
+        kind.fp32_precision = precision
+    yield chosen
+    for kind, precision in zip(KINDS, before, strict=True):
+        kind.fp32_precision = precision
+
+
+def test_so_it_does_where_the_caller_has_set_them_for_each_operation(newer_settings):
+    with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+        _ = torch.backends.cuda.matmul.allow_tf32
+    with machine.exact(torch.device("cuda")):
+        assert precisions() == ["ieee"] * 3 and torch.backends.cudnn.deterministic
+    assert precisions() == newer_settings
+
+
+def test_pixels_for_a_device_without_float64_are_sent_in_float32(network):
+    predictor = predictor_of(network, engine="plain")
+    for dtype in (np.float64, np.int64, np.uint32):
+        predictor.device = torch.device("cpu")
+        assert predictor.tensor_of(BATCH.astype(dtype)).dtype == torch.float64
+        predictor.device = torch.device("mps")
+        assert predictor.tensor_of(BATCH.astype(dtype)).dtype == torch.float32
+
+
+def test_nor_is_such_a_device_asked_to_compute_in_float64(network, monkeypatch):
+    monkeypatch.setattr(machine, "find_device", torch.device)
+    with pytest.raises(SettingsError, match=r"precision fp64: not on mps\. Use --device cpu, or --precision fp32"):
+        tilenet.segment(BATCH[0, 0], model=network.double(), device="mps")
+
+
+@pytest.mark.parametrize("name", ["meta", "xpu", "tpu", "hpu:1"])
+def test_devices_that_tilenet_does_not_know_are_refused(name):
+    with pytest.raises(SettingsError, match=f"device '{name}' is none of auto, cpu, cuda, cuda:N, mps"):
+        machine.find_device(name)
+
+
+def test_a_fast_path_that_cannot_be_had_is_refused_before_anything_is_written(tmp_path):
+    network, out = tilenet.UNet(depth=2, wf=2, ndim=3).eval(), tmp_path / "m.zarr"
+    with pytest.raises(SettingsError, match="Start again with --engine plain"):
+        tilenet.segment(np.zeros((20, 20, 20), np.uint8), out, model=network, engine="fast", axes="zyx")
+    assert not out.exists()
+
+
+def test_so_is_that_of_a_changed_network_whose_footprint_is_given(network):
+    footprint = network.footprint
+    network.down_path[0] = torch.nn.Sequential(network.down_path[0])
+    with pytest.raises(SettingsError, match="Start again with --engine plain"):
+        tilenet.segment(BATCH[0, 0], model=network, footprint=footprint, engine="fast")
+
+
+def test_a_fast_path_that_was_asked_for_is_checked_once(network, monkeypatch):
+    built, real = [], predict.accelerate
+    monkeypatch.setattr(predict, "accelerate", lambda copied: (built.append(copied), real(copied))[1])
+    tilenet.segment(BATCH[0, 0], model=network, engine="fast")
+    assert len(built) == 1
+
+
+def test_memory_that_does_not_hold_the_network_is_a_fault_of_the_machine(network, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    for engine in ("auto", "plain"):
+        with pytest.raises(EnvironmentFault, match="cpu: out of memory before the run began"):
+            tilenet.segment(BATCH[0, 0], model=network, engine=engine)
 
 
 def test_a_pass_on_frames_needs_less_than_the_plain_one():

@@ -11,7 +11,7 @@ import tilenet
 from tilenet.errors import ModelError, OutputMismatch, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.job import Job
-from tilenet.probe import ask, remarks
+from tilenet.probe import ask, difference, remarks
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90), dtype=np.uint8)
 
@@ -240,6 +240,11 @@ def noisy(sign):
 def sparse(sign):
     """Return a model whose logits of dark pixels are not finite."""
     return lambda x: np.where(x < 1, np.nan, sign * (x - 100))
+
+
+def test_answers_of_which_one_is_infinite_differ_without_bound():
+    old = {"values": [0.0, 0.5], "within": 1e-5}
+    assert difference(old, {"values": [float("inf"), 0.5], "within": 1e-5}) == float("inf")
 
 
 @pytest.mark.parametrize("kind", [noisy, sparse])

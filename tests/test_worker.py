@@ -10,7 +10,7 @@ from stub import BAD
 from workers import BLOCKS, TILES, a_slide, an_image, notes_of, opened, spoil, write_image, written_blocks  # noqa: F401
 
 import tilenet
-from tilenet import distributed, settling, worker
+from tilenet import distributed, machine, settling, worker
 from tilenet.distributed import task_of
 from tilenet.errors import EnvironmentFault, OutputLocked
 from tilenet.options import Options
@@ -134,6 +134,8 @@ def test_a_worker_that_cannot_honour_the_record_refuses(image, network, tmp_path
     store, job, _ = open_store(out, wanted)
     real = Options.or_recorded
     monkeypatch.setattr(Options, "or_recorded", lambda self, record: real(self, {**record, field: value}))
+    if value == "meta":
+        monkeypatch.setattr(machine, "find_device", torch.device)
     if field == "engine":
         monkeypatch.setattr("tilenet.predict.accelerate", lambda network: None)
     answer = compute_blocks(task_of(store, job, wanted), (0, 1), flight="a", seconds=60)
@@ -142,6 +144,14 @@ def test_a_worker_that_cannot_honour_the_record_refuses(image, network, tmp_path
     assert reason in answer.refusal and not answer.outcomes
     assert written_blocks(out) == []
     worker.close_all()
+
+
+@pytest.mark.parametrize(("device", "name"), [("cuda:1", "cuda"), ("cpu", "cpu"), (None, "auto")])
+def test_the_device_that_a_worker_sees_is_initialised(monkeypatch, device, name):
+    found = []
+    monkeypatch.setattr(machine, "find_device", lambda name: found.append(name) or torch.device("cpu"))
+    worker.load(device)
+    assert found == [name]
 
 
 def test_a_worker_that_finds_another_image_refuses(image, slide):

@@ -62,15 +62,20 @@ class FastUNet:
         self._decides = decides_at_once(network)
 
     def __call__(self, x: Tensor, prepared: Callable[[Tensor], Tensor], *, pixels: int | None = None) -> Tensor:
-        """Map (N, C, h, w) to logits (N, K, h', w'); `prepared` makes each band of rows float32, channels last."""
+        """Map (N, C, h, w) to logits (N, K, h', w'); `prepared` makes each band of rows float32, channels last.
+
+        A band has about `pixels` input pixels.
+        """
         return self._in_bands(x, prepared, Stream(), pixels or self._pixels)
 
-    def decided(self, x: Tensor, prepared: Callable[[Tensor], Tensor], values: Tensor) -> Tensor | None:
+    def decided(
+        self, x: Tensor, prepared: Callable[[Tensor], Tensor], values: Tensor, *, pixels: int | None = None
+    ) -> Tensor | None:
         """Map (N, C, h, w) to a mask (N, h', w') uint8: the mask value of the largest logit, of equal ones the first.
 
         Parameters
         ----------
-        x, prepared
+        x, prepared, pixels
             As for `__call__`.
         values : torch.Tensor
             (K,) uint8, the mask value of each class.
@@ -83,7 +88,7 @@ class FastUNet:
         if not self._decides:
             return None
         try:
-            return self._in_bands(x, prepared, Stream(values), self._pixels)[:, 0]
+            return self._in_bands(x, prepared, Stream(values), pixels or self._pixels)[:, 0]
         except NotFinite:
             return None
 
@@ -128,8 +133,15 @@ def accelerate(network: nn.Module) -> FastPath | None:
         LOG.warning("the fast path cannot be had where layers of a U-Net were changed: the plain one is used")
         return None
     lengths = (axis.legal_at_least(axis.smallest + 32) for axis in network.footprint.axes)
-    x = torch.rand(1, network.in_channels, *lengths, generator=torch.Generator().manual_seed(0)).to(weight.device)
-    return _in_steps(network, x) if weight.device.type == "cpu" else _on_frames(network, x)
+    x = torch.rand(1, network.in_channels, *lengths, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():
+            return _in_steps(network, x) if weight.device.type == "cpu" else _on_frames(network, x.to(weight.device))
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(weight.device) from error
+    except Exception as error:  # of private operations of PyTorch, of Triton (perhaps an old one), of a compiler or GPU
+        LOG.warning("the fast path cannot be had on this device (%s): the plain one is used", first_line(error))
+        return None
 
 
 def may_accelerate(network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
@@ -143,34 +155,36 @@ def may_accelerate(network: nn.Module, device: torch.device, dtype: torch.dtype)
 
 
 def _in_steps(network: UNet, x: Tensor) -> FastPath | None:
-    with torch.inference_mode():
-        plain = network(x)
-        fast = FastUNet(network)
-        difference = _difference(fast(x, channels_last, pixels=1), plain)
-    return fast if _same(difference, TOLERANCE) else None
+    plain, fast = network(x), FastUNet(network)
+    logits = fast(x, channels_last, pixels=1)
+    if not _same(_difference(logits, plain), TOLERANCE):
+        return None
+    values = torch.arange(network.n_classes).to(torch.uint8)
+    mask = fast.decided(x, channels_last, values, pixels=1)
+    # NumPy's `argmax` returns the first of equal ones.
+    if mask is not None and not torch.equal(mask, values[torch.from_numpy(logits.numpy().argmax(1))]):
+        LOG.warning("the fast path gives masks that its logits do not: the plain one is used")
+        return None
+    return fast
 
 
 def _on_frames(network: UNet, x: Tensor) -> FastPath | None:
     """Return the fast path on a GPU, if its logits are as close to float64 ones as its precision allows."""
-    try:
-        from tilenet.framed import FramedUNet, can_frame
+    from tilenet.framed import FramedUNet, can_frame
 
-        if not can_frame(network):
-            return None
-        dtype = network.last.weight.dtype
-        with torch.inference_mode():
-            logits = copy.deepcopy(network).double()(x.double())
-            fast = FramedUNet(network)
-            difference = _difference(fast(x, lambda x: x.to(dtype)), logits)
-            allowed = TOLERANCE if dtype == torch.float32 else 2 * _difference(network(x.to(dtype)), logits)
-    except torch.OutOfMemoryError as error:
-        raise EnvironmentFault(
-            f"{x.device}: out of memory before the run began. Free it, or take another --device"
-        ) from error
-    except Exception as error:  # any failure of Triton (perhaps an old one), or of the GPU's or the C compiler
-        LOG.warning("the fast path cannot be had on this device (%s): the plain one is used", first_line(error))
+    if not can_frame(network):
         return None
+    dtype = network.last.weight.dtype
+    logits = copy.deepcopy(network).double()(x.double())
+    fast = FramedUNet(network)
+    difference = _difference(fast(x, lambda x: x.to(dtype)), logits)
+    allowed = TOLERANCE if dtype == torch.float32 else 2 * _difference(network(x.to(dtype)), logits)
     return fast if _same(difference, allowed) else None
+
+
+def out_of_memory(device: torch.device) -> EnvironmentFault:
+    """Return the error to raise if the memory of a device does not suffice for the network alone."""
+    return EnvironmentFault(f"{device}: out of memory before the run began. Free it, or take another --device")
 
 
 def triton_version() -> str:
@@ -185,7 +199,9 @@ def triton_version() -> str:
 def _difference(found: Tensor, logits: Tensor) -> float:
     """Return the largest difference from logits, as a fraction of their range."""
     largest, span = float((found.to(logits.dtype) - logits).abs().max()), float(logits.max() - logits.min())
-    return largest and (largest / span if span else inf)
+    if largest == 0:
+        return 0.0
+    return largest / span if span else inf
 
 
 def _same(difference: float, allowed: float) -> bool:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock, Thread
+from typing import Any
 
 import torch
 
@@ -28,8 +29,10 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise SettingsError(f"device {name!r} is none of auto, cpu, cuda, cuda:N, mps") from error
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise SettingsError(f"device {name!r} is none of auto, cpu, cuda, cuda:N, mps")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise SettingsError(
@@ -40,9 +43,38 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def begin(name: str | None) -> None:
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Switch off the features that make a GPU's results vary: TF32, and autotuned algorithms."""
+    if device.type != "cuda":
+        yield
+        return
+    settings = _exact_settings()
+    before = [getattr(of, name) for of, name, _ in settings]
+    try:
+        for of, name, value in settings:
+            setattr(of, name, value)
+        yield
+    finally:
+        for (of, name, _), value in zip(settings, before, strict=True):
+            setattr(of, name, value)
+
+
+def _exact_settings() -> list[tuple[Any, str, object]]:
+    """Return the settings of PyTorch that a GPU's results depend on, and the values that make them exact."""
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    fixed: list[tuple[Any, str, object]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
+    try:
+        _ = matmul.allow_tf32, cudnn.allow_tf32
+    except RuntimeError:  # the caller has used the newer settings, one for each kind of operation
+        return [*fixed, *((of, "fp32_precision", "ieee") for of in (matmul, cudnn.conv, cudnn.rnn))]
+    return [*fixed, (matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+
+
+def begin(name: str) -> None:
     """Initialise a device, which takes a second or more with a GPU's driver."""
-    torch.zeros(1, device=find_device(name or "auto"))
+    torch.zeros(1, device=find_device(name))
 
 
 def visible_gpus(device: str | None) -> list[str]:

@@ -105,7 +105,8 @@ def load_model(model: str | Path, **options: Any) -> UNet:
         LOG.warning(
             "%s: does not say whether its network pads with zeros, and is taken for one that does not. Say which: "
             "tilenet convert %s --out NAME.safetensors --padding, or --no-padding",
-            *(path, path),
+            path,
+            path,
         )
     return filled
 
@@ -221,7 +222,7 @@ def fingerprint(network: nn.Module) -> str:
     for key, value in sorted(network.state_dict().items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -231,7 +232,7 @@ def _architecture(state: State, card: ModelCard, options: Mapping[str, Any]) -> 
         return options_of_keys(state) | dict(options)
     known = card.architecture
     for name, value in options.items():
-        if known.get(name) != value:
+        if known.get(name) != (list(value) if isinstance(value, tuple) else value):
             raise ModelError(f"its card says {name} is {known.get(name)}, not {value}. Leave the option out")
     return known
 
@@ -259,9 +260,8 @@ def options_of_keys(state: Mapping[str, Tensor]) -> dict[str, Any]:
         return found
     except (KeyError, ValueError, IndexError) as error:
         keys = ", ".join(list(state)[:2]) or "none"
-        raise ModelError(
-            f"these are not the weights of a U-Net: no {error} among its keys ({keys}, ...). Choose another file"
-        ) from error
+        what = f"no {error} among its keys" if isinstance(error, KeyError) else "other numbers or shapes in its keys"
+        raise ModelError(f"these are not the weights of a U-Net: {what} ({keys}, ...). Choose another file") from error
 
 
 def _skeleton(architecture: Mapping[str, Any]) -> UNet:

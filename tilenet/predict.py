@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tilenet import steps
+from tilenet import machine, steps
 from tilenet.bands import Demand, band_pixels, can_band, halves
 from tilenet.decide import Decision
-from tilenet.engine import FastPath, accelerate, may_accelerate, triton_version
+from tilenet.engine import FastPath, accelerate, may_accelerate, out_of_memory, triton_version
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError, first_line
 from tilenet.footprint import Footprint
 from tilenet.native import convolutions
@@ -31,13 +31,18 @@ from tilenet.unet import UNet, is_as_built
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENGINES = ("auto", "plain", "fast")
-# Types that `torch.from_numpy` takes and a device can convert; other types are converted in NumPy.
+# Types of which PyTorch makes tensors that a device can scale; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 # Those of these types that are scaled in float64; see `is_wide`.
 WIDE = {torch.int32, torch.float64}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 # Bytes per pixel of the logits of one class, and of the mask, including the copies that are made of them.
 LOGITS, MASKS = 8, 2
+NOT_COMPILED = (
+    "convolutions are PyTorch's, about two thirds as fast as those that tilenet compiles when it is installed "
+    "where there is a C compiler, for x86-64 on Linux"
+)
+NOT_FAST = "engine fast: not for this network, or not on this machine. Start again with --engine plain"
 LOG = logging.getLogger("tilenet")
 # Fast paths that `find_engine` has checked and that a predictor has not yet taken, with the state of the weights then.
 _checked: WeakKeyDictionary[nn.Module, tuple[object, FastPath]] = WeakKeyDictionary()
@@ -75,16 +80,14 @@ class TorchPredictor:
         self.footprint, self.device, self.scaling = footprint, device, scaling
         self.dtype = PRECISIONS[precision]
         self._scale = _scale_on(device, scaling, self.dtype, footprint.ndim)
-        self._layout = CHANNELS_LAST.get(footprint.ndim, torch.contiguous_format)
+        on_frames = engine == "fast" and device.type != "cpu"
+        self._layout = torch.contiguous_format if on_frames else CHANNELS_LAST[footprint.ndim]
         self._forward: FastPath
         if engine == "fast":
             self._forward = _fast(network, device, self.dtype)
-            if device.type != "cpu":
-                self._layout = torch.contiguous_format
         else:
             plain = _ready(network, device, self.dtype)
-            if footprint.ndim in CHANNELS_LAST:
-                plain.to(memory_format=self._layout)  # type: ignore[call-overload]
+            plain.to(memory_format=self._layout)  # type: ignore[call-overload]
             self._forward = lambda x, prepared: plain(prepared(x))
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.floating[Any]]:
@@ -95,7 +98,7 @@ class TorchPredictor:
     @contextmanager
     def computing(self, shape: tuple[int, ...]) -> Iterator[None]:
         """Compute reproducibly, and turn a failure on a batch of the given shape into an error that says what to do."""
-        with torch.inference_mode(), _exact(self.device):
+        with torch.inference_mode(), machine.exact(self.device):
             try:
                 yield
             except RuntimeError as error:
@@ -103,8 +106,9 @@ class TorchPredictor:
 
     def tensor_of(self, batch: NDArray[Any]) -> Tensor:
         """Return a batch as a tensor, unscaled and, if PyTorch has it, in its own type, which is small to send."""
-        if batch.dtype.name not in TORCH_DTYPES:
-            batch = batch.astype(np.float64 if is_wide(batch.dtype) else np.float32)
+        wide = is_wide(batch.dtype) and self.device.type != "mps"  # mps has no float64
+        if batch.dtype.name not in TORCH_DTYPES or (batch.dtype == np.float64 and not wide):
+            batch = batch.astype(np.float64 if wide else np.float32)
         # PyTorch does not take negative strides, and warns about read-only arrays.
         usable = batch.flags.writeable and min(batch.strides) >= 0
         return torch.from_numpy(batch if usable else batch.copy())
@@ -157,25 +161,26 @@ def find_precision(name: str, network: object) -> str:
 
 
 def find_engine(name: str, network: object, *, device: torch.device, precision: str) -> str:
-    """Resolve the name of an engine: ``auto`` is ``fast`` if that gives the same logits, else ``plain``."""
+    """Resolve the name of an engine: ``auto`` is ``fast`` if that gives the same logits, else ``plain``.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such engine, or the network has no fast path on this device.
+    """
     if name not in ENGINES:
         raise SettingsError(f"engine {name!r} is none of {', '.join(ENGINES)}")
-    if name != "auto":
-        return name
-    dtype = PRECISIONS[precision]
-    if not isinstance(network, nn.Module) or not may_accelerate(network, device, dtype):
-        return "plain"
-    _checked.pop(network, None)  # left by an earlier job, and large
-    fast = accelerate(_ready(network, device, dtype))
-    if fast is None:
-        return "plain"
-    _checked[network] = (_state_of(network), device, dtype), fast
-    if device.type == "cpu" and convolutions() == "pytorch":
-        LOG.info(
-            "convolutions are PyTorch's, about two thirds as fast as those that tilenet compiles when it is installed "
-            "where there is a C compiler, for x86-64 on Linux"
-        )
-    return "fast"
+    if name != "plain" and isinstance(network, nn.Module):
+        dtype = PRECISIONS[precision]
+        _checked.pop(network, None)  # left by an earlier job, and large
+        if fast := _accelerated(network, device, dtype):
+            _checked[network] = (_state_of(network), device, dtype), fast
+            if device.type == "cpu" and convolutions() == "pytorch":
+                LOG.info(NOT_COMPILED)
+            return "fast"
+    if name == "fast":
+        raise SettingsError(NOT_FAST)
+    return "plain"
 
 
 def computed(engine: str, device: str) -> dict[str, str]:
@@ -196,7 +201,10 @@ def forget(network: object) -> None:
 
 def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Return a copy of a network, in eval mode, on the device where it will run."""
-    ready = copy.deepcopy(network).eval().to(device, dtype)
+    try:
+        ready = copy.deepcopy(network).eval().to(device, dtype)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(device) from error
     for parameter in ready.parameters():  # one by one, because a TorchScript module offers no other way
         if parameter.is_leaf:
             parameter.requires_grad_(False)
@@ -208,12 +216,15 @@ def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastP
     state, fast = _checked.pop(network, (None, None))
     if fast is not None and state == (_state_of(network), device, dtype):
         return fast
-    fast = accelerate(_ready(network, device, dtype)) if may_accelerate(network, device, dtype) else None
+    fast = _accelerated(network, device, dtype)
     if fast is None:
-        raise SettingsError(
-            "engine fast: not for this network, or not on this machine. Start again with --engine plain"
-        )
+        raise SettingsError(NOT_FAST)
     return fast
+
+
+def _accelerated(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath | None:
+    """Return the fast path of a network on a device, or None if there is none."""
+    return accelerate(_ready(network, device, dtype)) if may_accelerate(network, device, dtype) else None
 
 
 def _state_of(network: nn.Module) -> object:
@@ -259,24 +270,22 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str, de
     A U-Net's memory peaks in its last block. There the joined skip (twice the first block's channels), a convolution
     and its ReLU are in memory beside the skips (as much again): six times the first block's channels. The measured
     peaks of whole runs (depth 2 to 5, wf 1 to 6) are 7.5 times, because of what the allocator keeps in between; 5 times
-    for a band; 3.5 times if the block is computed a few rows at a time; and 3.6 times on frames (a GPU), where a skip
-    has room for the pixels that it is joined with.
+    for a band; 3.5 times if the block is computed a few rows at a time; and 3.6 times on frames (a GPU; 3.75 are
+    planned for), where a skip has room for the pixels that it is joined with.
     """
     if not isinstance(network, UNet):
         return DEFAULT_DEMAND
-    fast, size = engine == "fast", PRECISIONS[precision].itemsize
-    if fast and device != "cpu":
-        return Demand(12 * network.n_classes + size * (3.75 * 2**network.wf + channels) + 4 * channels)
+    decided, wide, size = LOGITS * network.n_classes, 1 << network.wf, PRECISIONS[precision].itemsize
+
+    def passed(times: float) -> float:
+        return size * (times * wide + channels) + 4 * channels
+
+    if engine == "fast" and device != "cpu":
+        return Demand(12 * network.n_classes + passed(3.75))
     # No footprint follows from the layers of some networks, but of none that has a fast path.
-    row = network.footprint.axes[0] if fast else None
-    times = 7.5
-    if row and can_band(row):
-        times = 3.5 if halves(network.pool_size) else 5
-    passed = size * (times * 2**network.wf + channels) + 4 * channels
-    decided = LOGITS * network.n_classes
-    if not row or not can_band(row):
-        return Demand(decided + passed)
-    return Demand(decided, passed, row, band_pixels(2**network.wf))
+    if engine == "fast" and can_band(row := network.footprint.axes[0]):
+        return Demand(decided, passed(3.5 if halves(network.pool_size) else 5), row, band_pixels(wide))
+    return Demand(decided + passed(7.5))
 
 
 def weight_bytes(network: object) -> int:
@@ -284,23 +293,6 @@ def weight_bytes(network: object) -> int:
     if not isinstance(network, nn.Module):
         return 0
     return sum(weights.numel() * weights.element_size() for weights in network.parameters())
-
-
-@contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Switch off the features that make a GPU's results vary: TF32, and autotuned algorithms."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        # A flag that is not given here gets a default instead of its current value: cuDNN itself would be switched off.
-        enabled = torch.backends.cudnn.enabled
-        with torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:

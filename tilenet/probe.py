@@ -120,23 +120,20 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
     >>> difference(old, old | {"values": [0.0, 2.00001, 1.0]}), difference(old, old | {"values": [0.0, 1.9, 1.0]})
     (0.0, 0.05)
     """
-    a, b, within = old["values"], new["values"], max(old["within"], new["within"])
-    if alike(a, b, within):
-        return 0.0
-    return round(_apart(a, b), 6) if len(a) == len(b) else 1.0
-
-
-def alike(old: Sequence[float | None], new: Sequence[float | None], within: float) -> bool:
-    """Return whether two answers may be those of one model; NaN and infinities must be at the same places."""
-    return len(old) == len(new) and (len(old) == 0 or _apart(old, new) <= within)
+    a, b = old["values"], new["values"]
+    if len(a) != len(b):
+        return 1.0
+    apart = _apart(a, b) if a else 0.0
+    return 0.0 if apart <= max(old["within"], new["within"]) else round(apart, 6)
 
 
 def _apart(old: Any, new: Any) -> float:
+    """Return by which fraction of their range values differ; infinite unless NaN and infinities are the same."""
     a, b = np.asarray(old, float), np.asarray(new, float)
     with np.errstate(invalid="ignore"):
         off = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b))
     finite = a[np.isfinite(a)]
-    return float(np.nan_to_num(off, nan=np.inf).max() / max(np.ptp(finite) if finite.size else 0, 1e-6))
+    return float(np.nan_to_num(off, nan=np.inf, posinf=np.inf).max() / max(np.ptp(finite) if finite.size else 0, 1e-6))
 
 
 def remarks(card: ModelCard, answer: Answer) -> Iterator[str]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.ahead import Batch, Reading, Timed, Work, ahead_of, all_work, timed
+from tilenet.ahead import Batch, Reading, Timed, ahead_of, all_work, timed
 from tilenet.decide import Arrays, Decision, block_buffers, decide_each
 from tilenet.errors import EnvironmentFault, first_line
 from tilenet.footprint import Footprint
@@ -134,21 +134,19 @@ def run(
     progress : callable
         Called after each batch, with the number of pixels that it has added.
     """
-    report, started = Report(), perf_counter()
-    begin, in_flight = beginning(predictor, decide)
-    room = predictor.room if isinstance(predictor, DecidingPredictor) else None
-    ahead = ahead_of(plan.batch, apart=in_flight > 1)
-    reading = Reading(image, predictor.footprint.ndim, ahead=ahead, room=room or np.empty)
+    report, started, one = Report(), perf_counter(), deciding(predictor)
+    begin, ndim = partial(one.begin, decide=decide), predictor.footprint.ndim
+    reading = Reading(image, ndim, ahead=ahead_of(plan.batch, apart=one.in_flight > 1), room=one.room)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
-        blocks = _Blocks(predictor.footprint.ndim, sink, writer, report=report, progress=progress)
-        begun: deque[tuple[Work, Finish | None]] = deque()
+        blocks = _Blocks(ndim, sink, writer, report=report, progress=progress)
+        begun: deque[tuple[Batch, Finish | None]] = deque()
         try:
             for batch in reading.batches(readers, all_work(plan, sink.pending())):
-                begun.append((batch.work, blocks.begin(batch, begin)))
-                if len(begun) == in_flight:
+                begun.append((batch, blocks.begin(batch, begin)))
+                if len(begun) == one.in_flight:
                     blocks.finish(*begun.popleft())
-            for work, finish in begun:
-                blocks.finish(work, finish)
+            while begun:
+                blocks.finish(*begun.popleft())
             blocks.settle(leave=0)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
@@ -156,16 +154,23 @@ def run(
     return report
 
 
-def beginning(predictor: Predictor, decide: Decision) -> tuple[Callable[..., Finish], int]:
-    """Return the function that begins a batch of tiles, and how many batches may be begun and not finished."""
-    if isinstance(predictor, DecidingPredictor):
-        return partial(predictor.begin, decide=decide), predictor.in_flight
+def deciding(predictor: Predictor) -> DecidingPredictor:
+    """Return a predictor that decides: the given one, or a wrapper that decides in NumPy."""
+    return predictor if isinstance(predictor, DecidingPredictor) else _Deciding(predictor)
 
-    def begin(batch: NDArray[Any], tiles: Sequence[Tile]) -> Finish:
-        made = decide_each(decide, tiles, predictor(batch), predictor.footprint.ndim)
+
+class _Deciding:
+    """Any predictor as a `DecidingPredictor`: one batch after the other, decided in NumPy."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor, self.in_flight = predictor, 1
+
+    def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        return np.empty(shape, dtype)
+
+    def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Finish:
+        made = decide_each(decide, tiles, self._predictor(batch), self._predictor.footprint.ndim)
         return lambda: made
-
-    return begin, 1
 
 
 class _Blocks:
@@ -190,21 +195,18 @@ class _Blocks:
         block, tiles = batch.work.block, batch.work.tiles
         if block.index in self._report.failures:
             return None
-        with self._noting(block):
+        with self._noting(batch):
             started = perf_counter()
             self._report.read += sum([read.result()[1] for read in batch.reads])
             self._report.waited += perf_counter() - started
             with self._computing():
-                try:
-                    return begin(batch.pixels, tiles)
-                except FloatingPointError as error:
-                    raise _blaming(batch.pixels, error) from error
+                return begin(batch.pixels, tiles)
         return None
 
-    def finish(self, work: Work, finish: Finish | None) -> None:
+    def finish(self, batch: Batch, finish: Finish | None) -> None:
         """Copy a batch to the buffers of its block; if it is the block's last batch, hand the block to the writer."""
-        block, failures = work.block, self._report.failures
-        with self._noting(block), self._computing():
+        work, block, failures = batch.work, batch.work.block, self._report.failures
+        with self._noting(batch), self._computing():
             made = finish() if finish is not None else ()
             if block.index not in failures:
                 for tile, arrays in zip(work.tiles, made, strict=True):
@@ -240,18 +242,19 @@ class _Blocks:
             self._report.computed += perf_counter() - started
 
     @contextmanager
-    def _noting(self, block: Block) -> Iterator[None]:
-        """Note any error as a failure of the block, because one bad block must not stop the others."""
+    def _noting(self, batch: Batch) -> Iterator[None]:
+        """Note any error as a failure of the batch's block, because one bad block must not stop the others."""
         try:
             yield
         except EnvironmentFault:
             raise
         except Exception as error:
-            self._report.failures.setdefault(block.index, first_line(error))
+            self._report.failures.setdefault(batch.work.block.index, _reason(batch.pixels, error))
 
 
-def _blaming(pixels: NDArray[Any], error: FloatingPointError) -> FloatingPointError:
-    """Return the error; if the image has pixels that are not finite, its message names them as the cause."""
-    if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
-        return error
-    return FloatingPointError(f"{error}, as there are pixels in the image that are not finite. Replace them")
+def _reason(pixels: NDArray[Any], error: Exception) -> str:
+    """Return why a batch failed; for logits that are not finite, whether pixels of the image are the cause."""
+    reason = first_line(error)
+    if isinstance(error, FloatingPointError) and pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        return f"{reason}, as there are pixels in the image that are not finite. Replace them"
+    return reason

@@ -83,6 +83,7 @@ class Wanted:
         except (ImageError, SettingsError):
             self._refuse_another_image(info, name)
             self._refuse_another_model(info, name, refuse)
+            self._refuse_another_device(info, name, options.device)
             raise
         try:
             refuse(info, job.info(numbers), name)
@@ -108,6 +109,14 @@ class Wanted:
         except TilenetError:
             return
         refuse(info, {**info, "model": {**info["model"], **identity}}, name)
+
+    def _refuse_another_device(self, info: Mapping[str, Any], name: str | Path, device: str | None) -> None:
+        """Raise `OutputMismatch` if the recorded options do not fit because the device is another one."""
+        try:
+            found = machine.find_device(device or "auto").type
+        except SettingsError:
+            return
+        refuse_contradiction(info, {**info, "record": {**info["record"], "device": found}}, name, anew=self.anew)
 
     def settle_for(self, store: Store) -> tuple[Job, Scaling]:
         """Return the job and the scaling of a store opened for resuming; closes the store if it cannot be resumed."""
@@ -227,6 +236,8 @@ class _Means(NamedTuple):
 def _means_of(network: Any, options: Options, n_channels: int) -> _Means:
     device = machine.find_device(_device_of(network, options))
     precision = predict.find_precision(options.precision or "auto", network)
+    if (precision, device.type) == ("fp64", "mps"):
+        raise SettingsError("precision fp64: not on mps. Use --device cpu, or --precision fp32")
     engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
     demand = predict.demand_of(network, precision, n_channels, engine=engine, device=device.type)
     return _Means(device, precision, engine, demand)

@@ -20,8 +20,11 @@ from torch import Tensor
 from tilenet.card import ModelCard
 from tilenet.errors import ModelError
 
+# Keys under which training scripts put the state dict beside other things.
 NESTS = ("state_dict", "model_state_dict", "model")
-WRAPPERS = ("module.", "_orig_mod.")  # prefixes added by DataParallel and torch.compile
+# Prefixes added by DataParallel and torch.compile, in either order.
+WRAPPERS = ("module.", "_orig_mod.")
+# First bytes of a zip file, as which PyTorch saves since 1.6, and of a Git LFS pointer.
 ZIP, POINTER = b"PK\x03\x04", b"version https://git-lfs"
 # Most bytes of a safetensors header, and of the card in it; a U-Net's take a few thousand.
 LARGEST_HEADER, LARGEST_CARD = 2**24, 2**20
@@ -127,6 +130,6 @@ def _check_zip(path: Path, size: int) -> None:
 
 
 def _unwrapped(key: str) -> str:
-    for wrapper in WRAPPERS:
-        key = key.removeprefix(wrapper)
+    while key.startswith(WRAPPERS):
+        key = key.partition(".")[2]
     return key

@@ -18,7 +18,7 @@ from tilenet import machine, predict
 from tilenet.footprint import Footprint
 from tilenet.job import Job
 from tilenet.options import Options
-from tilenet.runner import beginning
+from tilenet.runner import deciding
 from tilenet.settling import settle
 from tilenet.sizes import DEFAULT_MEMORY, plan_tiles
 
@@ -173,12 +173,12 @@ class _Search:
         tiles = next(job.plan[len(job.plan) // 2].batches(job.plan.batch))
         read = [job.image.read(tile.read) for tile in tiles]
         batch = np.stack([pixels.reshape(len(pixels), *pixels.shape[-self._ndim :]) for pixels in read])
-        begin, _ = beginning(job.predictor(self._numbers), job.decision)
+        one = deciding(job.predictor(self._numbers))
         taken = []
         with machine.threads(setting.threads):
             for _ in range(PASSES):
                 started = self._clock()
-                begin(batch, tiles)()
+                one.begin(batch, tiles, job.decision)()
                 taken.append(self._clock() - started)
         rate = sum(tile.write.size for tile in tiles) / min(taken[1:])
         self.trials.append(Trial(setting, rate, self._bytes(job)))

@@ -204,7 +204,8 @@ def load(device: str | None) -> None:
     """Load libraries and initialise the device, which takes a new process seconds."""
     _prepare()
     with suppress(TilenetError, RuntimeError):  # the same error is reported when a block is computed
-        machine.begin(device)
+        # Its index is not that of the GPU here: a worker sees only its own (`tilenet.clusters`).
+        machine.begin((device or "auto").partition(":")[0])
 
 
 def close_all() -> None:
