@@ -155,6 +155,14 @@ def test_real_files_are_resampled_box_by_box_as_scikit_image_does_it_whole(share
             assert channel.min() < channel.max()
 
 
+def test_it_says_that_its_image_drops_alpha(tmp_path):
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    with open_image(tmp_path / "a.tif") as image:
+        assert image.drops_alpha
+        assert Resampled(image, (Fraction(2), Fraction(2))).drops_alpha
+
+
 def test_it_has_the_coarser_levels_and_survives_pickling_threads_and_channels(shared_data):
     with open_image(shared_data("slides/hamamatsu_test3_DAPI.ndpi"), level=1) as stored:
         image = Resampled(stored, (Fraction(3, 2), Fraction(3, 2)))

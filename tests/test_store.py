@@ -82,6 +82,15 @@ def test_a_complete_store_is_undamaged_and_not_touched_by_resuming(written):
     assert before == {file: file.stat().st_mtime_ns for file in path.rglob("*")}
 
 
+def test_the_store_that_has_just_finished_finds_no_damage_in_itself(tmp_path):
+    store = Store.create(tmp_path / "m.zarr", LAYOUTS["tiny"], INFO)
+    write_all_blocks(store, truth_of(LAYOUTS["tiny"]))
+    store.build_pyramid()
+    store.finish()
+    assert store.complete
+    assert store.check() == []
+
+
 def test_no_file_but_shards_metadata_journal_and_log_is_left(written):
     path = written[0]
     own = sorted(file.name for file in (path / ".tilenet").iterdir())

@@ -128,9 +128,12 @@ class ModelCard:
         output = "sigmoid" if n_outputs == 1 and self.output == "softmax" else self.output
         numbered = ("foreground",) if n_outputs == 1 else tuple(f"class {k}" for k in range(n_outputs))
         classes = self.classes or numbered
-        values = self.mask_of_class or ((1,) if n_outputs == 1 else tuple(range(n_outputs)))
-        if not self.mask_of_class and n_outputs > len(MASK_VALUES):
-            values = ()
+        if self.mask_of_class:
+            values = self.mask_of_class
+        elif n_outputs == 1:
+            values = (1,)
+        else:
+            values = tuple(range(n_outputs)) if n_outputs <= len(MASK_VALUES) else ()
         for what, given in (("classes", classes), ("mask_of_class", values)):
             if given and len(given) != n_outputs:
                 raise ModelError(
@@ -158,9 +161,9 @@ class ModelCard:
                 raise ModelError(f"model card: {unknown[0]!r} is not a known key. Update tilenet, or correct the card")
             values |= {k: tuple(values[k]) for k in ("classes", "mask_of_class") if k in values}
             return cls(**values)
+        except ModelError:
+            raise
         except (ValueError, RecursionError, TypeError) as error:
-            if isinstance(error, ModelError):
-                raise
             raise ModelError(f"model card: not readable ({str(error)[:100]}). Get the model again") from error
 
 

@@ -74,7 +74,7 @@ class Decision:
         """Return the decision that follows from a (completed) card and the requested output."""
         if output not in ARRAYS_OF_OUTPUT:
             raise SettingsError(f"output {output!r} is none of {', '.join(ARRAYS_OF_OUTPUT)}")
-        several, masked = len(card.classes) > 1, output in ("mask", "both", "objects")
+        several, masked = len(card.classes) > 1, "mask" in ARRAYS_OF_OUTPUT[output]
         if several and threshold is not None:
             raise SettingsError(
                 f"a threshold is for a network of one output; of {len(card.classes)} the largest wins. "

@@ -57,7 +57,7 @@ class Target:
         Raises
         ------
         OutputError, OutputExists
-            If the name is not valid; if the image has labels of that name that tilenet did not write.
+            If the name is not valid; if the image has, or lists, labels of that name that tilenet did not write.
         """
         if not name.isprintable() or "/" in name or "\\" in name or not name.strip() or name.startswith((".", "__")):
             raise OutputError(f"{self.path}: {name!r} is not a valid name of labels. Give another with --name: nuclei")
@@ -118,8 +118,8 @@ def open_target(path: str | Path) -> Target:
     _check_kind(ome, zarr_format, path)
     with open_image(group) as image:
         axes = image.box_axes
-        along = [image.axes.index(axis) for axis in axes]
-        shapes = tuple(tuple(level.shape[i] for i in along) for level in image.levels)
+        places = [image.axes.index(axis) for axis in axes]
+        shapes = tuple(tuple(level.shape[i] for i in places) for level in image.levels)
     frames = tuple(_frame(ome["multiscales"][0], k, about.letters, axes, node) for k in range(len(shapes)))
     return Target(group, zarr_format, axes, shapes, frames)
 

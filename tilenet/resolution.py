@@ -165,8 +165,8 @@ def resolve(
     level, factor = choose(sizes, wanted)
     if min(factor) < FINEST:
         raise SettingsError(
-            f"{name}: has{_um(sizes, 0, '')} at its finest, {float(1 / min(factor)):.3g} times coarser than {whose}. "
-            f"Choose a coarser mpp, or a level (--level)"
+            f"{name}: has{_um(sizes, 0, brackets=False)} at its finest, {float(1 / min(factor)):.3g} times coarser "
+            f"than {whose}. Choose a coarser mpp, or a level (--level)"
         )
     if factor == AS_STORED:
         return Resolution(level, mpp=wanted, text=f"level {level}{_um(sizes, level)} as stored, for {whose}", told=True)
@@ -212,10 +212,10 @@ def _as_it_is(sizes: Sequence[PixelSize], *, card: float | None, model: str) -> 
     return Resolution(0, text=f"level 0{_um(sizes, 0)} as stored: {why}", told=image_says or model_says)
 
 
-def _um(sizes: Sequence[PixelSize], level: int, form: str = "()") -> str:
+def _um(sizes: Sequence[PixelSize], level: int, *, brackets: bool = True) -> str:
     """Return the pixel size of a level as `` (0.5 um/px)``, or an empty text if it is unknown."""
     size = sizes[level] if level < len(sizes) else (None, None)
     if None in size:
         return ""
     text = " x ".join(dict.fromkeys(f"{n:.4g}" for n in size)) + " um/px"
-    return f" ({text})" if form else f" {text}"
+    return f" ({text})" if brackets else f" {text}"

@@ -97,13 +97,13 @@ def plan_tiles(
     inner, origin = shape[outer:], tuple(map(int, origin)) if any(origin) else ()
     room = (DEFAULT_MEMORY if memory is None else memory) * ACTIVATIONS[0] // ACTIVATIONS[1]
     tiles, blocks = _sides(tile, footprint, "tile"), _sides(block, footprint, "block")
-    _check_grid(tiles, footprint)
-    if tiles is not None and prod(tiles) > LARGEST_TILE:
-        raise SettingsError(f"tile {_text(tiles)}: is larger than any memory. Give smaller sides, or leave it out")
+    if tiles is not None:
+        _check_tile(tiles, footprint)
     if blocks is None:
         blocks = _default_block(inner, footprint, tiles)
     if tiles is None:
-        tiles = _default_tile(_placed(inner, origin[outer:]), footprint, blocks, demand=demand, room=room)
+        part = Box.of_shape(inner).shifted(origin[outer:] or (0,) * len(inner))
+        tiles = _default_tile(part, footprint, blocks, demand=demand, room=room)
     if any(b % t for b, t in zip(blocks, tiles, strict=True)):
         raise SettingsError(
             f"block {_text(blocks)} is not whole tiles of {_text(tiles)}; give a multiple, or leave it out"
@@ -149,10 +149,6 @@ def _default_tile(
         return prod(read_along(axis, n, t, start) for axis, n, t, start in axes), -prod(tile)
 
     return min(tiles, key=cost)
-
-
-def _placed(shape: tuple[int, ...], origin: tuple[int, ...]) -> Box:
-    return Box.of_shape(shape).shifted(origin) if origin else Box.of_shape(shape)
 
 
 def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
@@ -202,13 +198,15 @@ def _sides(value: int | Sequence[int] | None, footprint: Footprint, what: str) -
     return sides
 
 
-def _check_grid(tile: tuple[int, ...] | None, footprint: Footprint) -> None:
-    for side, step in zip(tile or (), footprint.step, strict=False):
+def _check_tile(tile: tuple[int, ...], footprint: Footprint) -> None:
+    for side, step in zip(tile, footprint.step, strict=True):
         if side % step:
             raise SettingsError(
                 f"tile {side} is not a multiple of {step}, the network's step: seams would show; "
                 f"nearest {_nearest(side, step)}"
             )
+    if prod(tile) > LARGEST_TILE:
+        raise SettingsError(f"tile {_text(tile)}: is larger than any memory. Give smaller sides, or leave it out")
 
 
 def _nearest(side: int, step: int) -> str:

@@ -13,14 +13,14 @@ import numpy as np
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import Span, layout_of
-from tilenet.readers.boundary import check_level, pixel_dtype, refusing
-from tilenet.readers.image import Image, Level, Pixels, names_of_array
+from tilenet.readers.boundary import pixel_dtype, refusing
+from tilenet.readers.image import Level, Pixels, SingleLevelImage, names_of_array
 
 # Bytes to hash at once.
 HASHED = 2**24
 
 
-class ArrayImage(Image):
+class ArrayImage(SingleLevelImage):
     """An image from an array with `shape`, `dtype` and NumPy's slicing.
 
     Parameters
@@ -43,15 +43,10 @@ class ArrayImage(Image):
         if any(n != n for n in array.shape):
             raise ImageError(f"{self.name}: chunks of unknown sizes. Call compute_chunk_sizes() first")
         self._layout = layout_of(stored, array.shape, axes=axes, name=self.name)
-        self.axes, self.level = self._layout.axes, 0
+        self.axes = self._layout.axes
         self.dtype = pixel_dtype(array.dtype, self.name)
-        self.levels = (Level(self._layout.image_shape, (None,) * len(self.axes.replace("c", ""))),)
+        self.levels = (Level(self._layout.image_shape, (None,) * len(self.box_axes)),)
         self.channel_names = names_of_array(self.axes, self.n_channels, self.dtype)
-
-    def at_level(self, level: int) -> Image:
-        """Return this image, which has one level only."""
-        check_level(level, 1, name=self.name)
-        return self
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the array."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 PNG, JPEG, BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM"
-JP2, J2K = b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51"
+J2K = b"\xff\x4f\xff\x51"
 
 
 def picture_size(data: bytes, kind: str) -> tuple[int, int] | None:

@@ -32,7 +32,7 @@ from tilenet.readers.boundary import (
     reopening,
 )
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.image import RGB, Image, Level, Pixels
+from tilenet.readers.image import RGB, Image, Level, Pixels, SingleLevelImage
 from tilenet.readers.pieces import assemble
 
 SIDE = (1024, 1024)
@@ -49,7 +49,7 @@ HEADER_BYTES = 1024
 METRE = 1e6
 
 
-class CziImage(Image):
+class CziImage(SingleLevelImage):
     """A CZI file, as an image of one level."""
 
     reader, keeps_pieces = "CZI (pylibCZIrw)", True
@@ -57,7 +57,7 @@ class CziImage(Image):
     def __init__(self, path: str, *, axes: str | None = None, missing: str = "error") -> None:
         with needing(path, kind="a CZI file", library="pylibCZIrw", extra="czi"):
             from pylibCZIrw import czi
-        self.name, self._said_axes, self._missing, self.level = path, axes, missing, 0
+        self.name, self._said_axes, self._missing = path, axes, missing
         self._lock, self._cache = Lock(), PieceCache()
         self._czi: Any = None
         try:
@@ -127,11 +127,6 @@ class CziImage(Image):
 
         self._czi.enumerate_subblocks(note)
         return held
-
-    def at_level(self, level: int) -> Image:
-        """Return this image: the reader offers one level only."""
-        check_level(level, 1, name=self.name)
-        return self
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the image."""

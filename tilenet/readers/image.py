@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
+from tilenet.readers.boundary import check_level
 from tilenet.readers.fold import fold
 from tilenet.readers.frame import Frame
 from tilenet.resolution import covered
@@ -67,7 +68,8 @@ class Image(ABC):
     n_missing : int
         Number of tiles, over all levels, that the file lacks and that are read as 0.
     working_bytes : int
-        Most temporary memory that one read takes, in each thread, in addition to the array that it returns.
+        Temporary memory that a read takes, in each thread, whatever the box; 0 if a read takes only a small multiple
+        of the array that it returns.
     keeps_pieces : bool
         Whether decoded pieces of the file are cached for later reads.
     reader : str
@@ -75,7 +77,7 @@ class Image(ABC):
     told_axes : str
         The axes that the file states; empty if it states none.
     drops_alpha : bool
-        Whether the file has an alpha channel, which reads leave out.
+        Whether reads leave out an alpha channel; of PNG and BMP, only if some pixels are transparent.
     """
 
     name: str
@@ -251,27 +253,25 @@ def names_of_array(axes: str, n_channels: int, dtype: np.dtype[Any]) -> tuple[st
     return RGB if color else ("",) * n_channels
 
 
-class ChannelView(Image):
-    """Some channels of an image, in the order given."""
+class SingleLevelImage(Image):
+    """An image of one level."""
 
-    def __init__(self, image: Image, channels: tuple[int, ...]) -> None:
-        wrong = [c for c in channels if not 0 <= c < image.n_channels]
-        if wrong or not channels:
-            raise ImageError(
-                f"{image.name}: has channels 0 to {image.n_channels - 1}, not {', '.join(map(str, wrong)) or 'none'}. "
-                f"Choose others with channels"
-            )
-        self._image, self._channels = image, channels
+    level = 0
+
+    def at_level(self, level: int) -> Image:
+        """Return this image, which has one level only."""
+        check_level(level, 1, name=self.name)
+        return self
+
+
+class DerivedImage(Image):
+    """An image made from another one, with its files, identity, cache and place."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
         self.name, self.axes, self.dtype, self.level = image.name, image.axes, image.dtype, image.level
-        self.channel_names = tuple(image.channel_names[c] for c in channels)
-        self.n_missing, self.working_bytes = image.n_missing, image.working_bytes
         self.reader, self.told_axes, self.drops_alpha = image.reader, image.told_axes, image.drops_alpha
-        self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
-        chosen = sorted(set(channels))
-        first = [c for c in chosen if c - 1 not in chosen]
-        last = [c for c in chosen if c + 1 not in chosen]
-        self._runs = [(a, b + 1) for a, b in zip(first, last, strict=True)]
-        self._places = [chosen.index(c) for c in channels]
+        self.channel_names, self.n_missing = image.channel_names, image.n_missing
 
     @property
     def shift(self) -> tuple[float, ...]:
@@ -287,6 +287,35 @@ class ChannelView(Image):
     def kept_bytes(self) -> int:
         """The cached bytes of the underlying image, which may read all of its channels."""
         return self._image.kept_bytes
+
+    def identity(self) -> dict[str, Any]:
+        """Return the identity of the underlying image."""
+        return self._image.identity()
+
+    def close(self) -> None:
+        """Close the files of the underlying image."""
+        self._image.close()
+
+
+class ChannelView(DerivedImage):
+    """Some channels of an image, in the order given."""
+
+    def __init__(self, image: Image, channels: tuple[int, ...]) -> None:
+        wrong = [c for c in channels if not 0 <= c < image.n_channels]
+        if wrong or not channels:
+            raise ImageError(
+                f"{image.name}: has channels 0 to {image.n_channels - 1}, not {', '.join(map(str, wrong)) or 'none'}. "
+                f"Choose others with channels"
+            )
+        super().__init__(image)
+        self._channels, self.working_bytes = channels, image.working_bytes
+        self.channel_names = tuple(image.channel_names[c] for c in channels)
+        self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
+        chosen = sorted(set(channels))
+        first = [c for c in chosen if c - 1 not in chosen]
+        last = [c for c in chosen if c + 1 not in chosen]
+        self._runs = [(a, b + 1) for a, b in zip(first, last, strict=True)]
+        self._places = [chosen.index(c) for c in channels]
 
     @property
     def n_channels(self) -> int:
@@ -309,11 +338,3 @@ class ChannelView(Image):
             return self._image.read_inside(box)[list(self._channels)]
         parts = [self._image.read_channels(box, run) for run in self._runs]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts))[self._places]
-
-    def identity(self) -> dict[str, Any]:
-        """Return the identity of the underlying image."""
-        return self._image.identity()
-
-    def close(self) -> None:
-        """Close the files of the underlying image."""
-        self._image.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tilenet.address import last_name, shown
 from tilenet.errors import ImageError, ImageNotFound
+from tilenet.readers.codestreams import BMP, JPEG, PNG
 
 SLIDE_NAMES = {
     ".mrxs": "MIRAX",
@@ -27,9 +28,9 @@ MAGIC = {
     b"MM\0*": "tiff",
     b"II+\0": "tiff",
     b"MM\0+": "tiff",
-    b"\x89PNG\r\n\x1a\n": "png",
-    b"\xff\xd8\xff": "jpeg",
-    b"BM": "bmp",
+    PNG: "png",
+    JPEG: "jpeg",
+    BMP: "bmp",
     b"ZISRAWFILE": "czi",
 }
 PICTURES = ("png", "jpeg", "bmp")

@@ -16,9 +16,9 @@ import numpy as np
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import layout_of
-from tilenet.readers.boundary import check_level, check_piece, pixel_dtype, refusing, reopening
+from tilenet.readers.boundary import check_piece, pixel_dtype, refusing, reopening
 from tilenet.readers.codestreams import picture_size
-from tilenet.readers.image import RGB, Image, Level, Pixels
+from tilenet.readers.image import RGB, Level, Pixels, SingleLevelImage
 
 DECODERS = {"png": imagecodecs.png_decode, "jpeg": imagecodecs.jpeg_decode, "bmp": imagecodecs.bmp_decode}
 # Markers (ITU-T T.81, B.1.1.3). Within a scan, a data byte FF is followed by 00, so neither occurs there by chance.
@@ -27,7 +27,7 @@ SCAN_OF_JPEG, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 WITHOUT_ALPHA = {1: 1, 2: 1, 3: 3, 4: 3}
 
 
-class PictureImage(Image):
+class PictureImage(SingleLevelImage):
     """A PNG, JPEG or BMP file, as an image of one level."""
 
     reader = "picture (imagecodecs)"
@@ -43,15 +43,10 @@ class PictureImage(Image):
         self._layout = layout_of(stored, used, axes=axes, name=path)
         if samples == 1:
             self._pixels = self._pixels[..., 0]
-        self.axes, self.level, self.dtype = self._layout.axes, 0, self._pixels.dtype
+        self.axes, self.dtype = self._layout.axes, self._pixels.dtype
         self.told_axes = self._layout.told
-        self.levels = (Level(self._layout.image_shape, (None,) * len(self.axes.replace("c", ""))),)
+        self.levels = (Level(self._layout.image_shape, (None,) * len(self.box_axes)),)
         self.channel_names = RGB if samples == 3 else ("",) * self.n_channels
-
-    def at_level(self, level: int) -> Image:
-        """Return this image, which has one level only."""
-        check_level(level, 1, name=self.name)
-        return self
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the picture."""

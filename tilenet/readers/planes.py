@@ -17,10 +17,10 @@ from typing import Any
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import layout_of
-from tilenet.readers.boundary import check_level, refusing, reopening
+from tilenet.readers.boundary import refusing, reopening
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.codestreams import picture_size
-from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels
+from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels, SingleLevelImage
 from tilenet.readers.kinds import PICTURES, kind_of
 
 HEADER_BYTES = 2**16
@@ -28,13 +28,13 @@ HEADER_BYTES = 2**16
 LITTER = ("thumbs.db", "desktop.ini")
 
 
-class PlanesImage(Image):
+class PlanesImage(SingleLevelImage):
     """A stack of planes, one file each, as an image of one level."""
 
     reader = "folder of planes"
 
     def __init__(self, path: str, *, axes: str | None = None, missing: str = "error") -> None:
-        self.name, self._said_axes, self._missing, self.level = path, axes, missing, 0
+        self.name, self._said_axes, self._missing = path, axes, missing
         with refusing(f"{path}: cannot be read as a folder of planes", "Check the folder and its permissions"):
             self._files = numbered_files(Path(path))
             with self._open(0) as first:
@@ -53,11 +53,6 @@ class PlanesImage(Image):
         self.told_axes = layout.told
         self.axes, self.levels = layout.axes, (Level(layout.image_shape, (None, *size)),)
         self._whole, self.keeps_pieces = PieceCache(), True
-
-    def at_level(self, level: int) -> Image:
-        """Return this image, which has one level only."""
-        check_level(level, 1, name=self.name)
-        return self
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the stack, plane by plane."""

@@ -27,7 +27,7 @@ from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.readers.boundary import check_level
 from tilenet.readers.frame import Frame, scaled
-from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.image import DerivedImage, Image, Level, Pixels
 from tilenet.resolution import AS_STORED, PixelSize, Resolution
 
 # Most pixels (of all channels, stored or resampled) to process at once, and the temporary memory for each.
@@ -77,7 +77,7 @@ def taps(start: int, stop: int, length: int, factor: Fraction) -> Taps:
     return Taps(first, int(index.max()) + 1, index - first, weight)
 
 
-class Resampled(Image):
+class Resampled(DerivedImage):
     """An image whose level 0 is one level of another image, resampled along y and x.
 
     Its other levels are the coarser levels of the other image, unchanged.
@@ -98,10 +98,8 @@ class Resampled(Image):
     working_bytes = PIECE * BYTES_PER_PIXEL
 
     def __init__(self, image: Image, factor: tuple[Fraction, Fraction]) -> None:
-        self._image, self.factor, self.level = image, factor, 0
-        self.name, self.axes, self.dtype = image.name, image.axes, image.dtype
-        self.reader, self.told_axes = image.reader, image.told_axes
-        self.channel_names, self.n_missing = image.channel_names, image.n_missing
+        super().__init__(image)
+        self.factor, self.level = factor, 0
         self._by_axis = dict(zip(RESAMPLED, factor, strict=True))
         largest = np.iinfo(self.dtype).max if self.dtype.kind in "ui" else 0
         if 4 * largest * prod(max(f.numerator, 2 * f.denominator) for f in factor) >= 2**63:
@@ -123,11 +121,6 @@ class Resampled(Image):
     @property
     def _factors(self) -> list[Fraction]:
         return [self._by_axis.get(a, Fraction(1)) for a in self.box_axes]
-
-    @property
-    def kept_bytes(self) -> int:
-        """The cached bytes of the underlying image."""
-        return self._image.kept_bytes
 
     @property
     def shift(self) -> tuple[float, ...]:
@@ -167,14 +160,6 @@ class Resampled(Image):
         for piece in self._pieces(box):
             out[(slice(None), *piece.relative_to(box.start).slices)] = self._resampled(piece)
         return out
-
-    def identity(self) -> dict[str, Any]:
-        """Return the identity of the underlying image."""
-        return self._image.identity()
-
-    def close(self) -> None:
-        """Close the files of the underlying image."""
-        self._image.close()
 
     def _pieces(self, box: Box) -> Iterator[Box]:
         """Halve a box until each part needs at most `PIECE` pixels, stored and resampled, whatever the factor."""

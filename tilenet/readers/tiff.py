@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from tifffile import PHOTOMETRIC
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
@@ -35,8 +36,6 @@ from tilenet.readers.tiff_walk import Storage, check_directories
 LOG = logging.getLogger("tilenet")
 # Kinds of TIFF that may hold several images; images smaller by this factor are labels, thumbnails or levels.
 SEVERAL, LESSER = {"ome", "shaped", "generic", "uniform"}, 3
-
-PALETTE, YCBCR = 3, 6
 
 
 @cache
@@ -58,7 +57,7 @@ def _tell_of_palette(path: str) -> None:
 
 def _is_picture_of_palette(page: tifffile.TiffPage) -> bool:
     """Return whether pixels index colours (or labels), not greys that the palette, a ramp, merely shows in colour."""
-    if page.photometric != PALETTE or page.colormap is None:
+    if page.photometric != PHOTOMETRIC.PALETTE or page.colormap is None:
         return False
     colors = np.asarray(page.colormap, np.int64)  # (3, 256)
     return bool((np.diff(colors) < 0).any())
@@ -127,7 +126,7 @@ class TiffSource:
             page.decode(None, 0)
             if _is_picture_of_palette(page):
                 _tell_of_palette(self.path)
-            if page.photometric == YCBCR and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
+            if page.photometric == PHOTOMETRIC.YCBCR and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
                 raise ImageError(f"{self.path}: its pixels are YCbCr without JPEG. Convert them to RGB")
         self.pixel_sizes = pixel_sizes(
             tiff, series, axes=first.axes, shapes=[k.layout.image_shape for k in self.levels]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tifffile import COMPRESSION
 
 from tilenet.errors import ImageError
 from tilenet.readers.boundary import refusing
@@ -18,11 +19,18 @@ from tilenet.readers.codestreams import picture_size
 from tilenet.readers.image import Pixels
 from tilenet.readers.tiff_pages import Segments
 
-JPEG = (6, 7, 33007, 34892)
-APERIO_YCBCR = 33003
+# Compressions whose decoder takes JPEG tables.
+JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.ALT_JPEG, COMPRESSION.JPEG_LOSSY)
 # Compressions whose streams state their own size, which may differ from that of the tile.
-STREAMS = {7: "jpeg", 33007: "jpeg", 33003: "jpeg2000", 33004: "jpeg2000", 33005: "jpeg2000", 34712: "jpeg2000"}
-STREAMS |= {34933: "png"}
+STREAMS = {
+    COMPRESSION.JPEG: "jpeg",
+    COMPRESSION.ALT_JPEG: "jpeg",
+    COMPRESSION.APERIO_JP2000_YCBC: "jpeg2000",
+    COMPRESSION.APERIO_JP2000_RGB: "jpeg2000",
+    COMPRESSION.JPEG_2000_LOSSY: "jpeg2000",
+    COMPRESSION.JPEG2000: "jpeg2000",
+    COMPRESSION.PNG: "png",
+}
 # Most bytes of uncompressed rows that one read fetches.
 ROWS_AT_ONCE = 2**26
 Ranges = list[tuple[int, int]]
@@ -98,7 +106,9 @@ class PageReader:
             needed = tuple(min(n, whole - o) for o, n, whole in ends)
             if any(have < n for have, n in zip(pixels.shape, needed, strict=False)):
                 raise ValueError(f"it has {pixels.shape[:3]} px instead of {needed}")
-            return rgb_of_ycbcr(pixels) if segments.page.compression == APERIO_YCBCR else np.asarray(pixels)
+            if segments.page.compression == COMPRESSION.APERIO_JP2000_YCBC:
+                return rgb_of_ycbcr(pixels)
+            return np.asarray(pixels)
 
     def _rows(self, out: Pixels, segments: Segments, page: int, ranges: Ranges) -> None:
         """Read uncompressed rows, and of each only the columns needed."""
@@ -153,7 +163,7 @@ def _meetings(span: tuple[int, int], size: int) -> list[tuple[int, slice, slice]
 
 def _check_stream(segments: Segments, data: bytes, what: str) -> None:
     """Refuse a tile whose stream states a size larger than the tile, before a decoder allocates it."""
-    kind = STREAMS.get(int(segments.page.compression))
+    kind = STREAMS.get(segments.page.compression)
     if kind is None or segments.page.jpegheader is not None:
         return
     size, (height, width) = picture_size(data, kind), segments.segment_shape[2:4]

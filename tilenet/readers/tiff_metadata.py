@@ -8,6 +8,8 @@ from math import prod
 from typing import Any
 from xml.etree import ElementTree
 
+from tifffile import PHOTOMETRIC
+
 from tilenet.errors import ImageError
 from tilenet.readers.boundary import positive
 from tilenet.readers.image import RGB
@@ -19,6 +21,7 @@ PixelSize = tuple[float | None, ...]
 # Pixel sizes (um) from resolution tags outside this range are printers' defaults: 72 and 300 dpi are 353 and 85 um.
 SANE = (1e-4, 40.0)
 CENTIMETER, INCH = 3, 2
+COLOR = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
 
 
 def pixel_sizes(tiff: Any, series: Any, *, axes: str, shapes: Sequence[tuple[int, ...]]) -> list[PixelSize]:
@@ -45,7 +48,7 @@ def channel_names(tiff: Any, series: Any, *, n_channels: int) -> tuple[str, ...]
     if series.kind == "ome":
         names = [c.get("Name") or "" for c in _ome_elements(tiff, "Channel")]
     page = series.keyframe
-    if len(names) != n_channels and n_channels == 3 and "S" in page.axes and page.photometric in (2, 6):
+    if len(names) != n_channels and n_channels == 3 and "S" in page.axes and page.photometric in COLOR:
         names = list(RGB)
     return tuple(names) if len(names) == n_channels else ("",) * n_channels
 
@@ -102,22 +105,22 @@ def _of_imagej(metadata: dict[str, Any], page: Any) -> dict[str, float | None]:
     unit = MICROMETERS.get(str(metadata.get("unit", "")).replace("\\u00B5", "µ"))
     if unit is None:
         return {}
-    per_pixel = {a: _inverse(_tag(page, t)) for a, t in (("y", "YResolution"), ("x", "XResolution"))}
-    size = {a: n * unit if n is not None else None for a, n in per_pixel.items()}
     spacing = positive(metadata.get("spacing"))
-    return _sane(size) | {"z": spacing * unit if spacing is not None else None}
+    return _resolution(page, unit) | {"z": spacing * unit if spacing is not None else None}
 
 
 def _of_tags(page: Any) -> dict[str, float | None]:
     unit = {CENTIMETER: 1e4, INCH: 2.54e4}.get(_tag(page, "ResolutionUnit"))
     if unit is None:
         return {}
-    per_pixel = {a: _inverse(_tag(page, t)) for a, t in (("y", "YResolution"), ("x", "XResolution"))}
-    return _sane({a: n * unit if n is not None else None for a, n in per_pixel.items()})
+    return _resolution(page, unit)
 
 
-def _sane(size: dict[str, float | None]) -> dict[str, float | None]:
-    return {a: n if n is not None and SANE[0] <= n <= SANE[1] else None for a, n in size.items()}
+def _resolution(page: Any, unit: float) -> dict[str, float | None]:
+    """Return sane pixel sizes in micrometres from the resolution tags, which count pixels per `unit` micrometres."""
+    found = {a: _inverse(_tag(page, t)) for a, t in (("y", "YResolution"), ("x", "XResolution"))}
+    sizes = {a: n * unit if n is not None else None for a, n in found.items()}
+    return {a: n if n is not None and SANE[0] <= n <= SANE[1] else None for a, n in sizes.items()}
 
 
 def _tag(page: Any, name: str) -> Any:

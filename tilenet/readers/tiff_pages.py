@@ -10,17 +10,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tifffile import COMPRESSION
 
 from tilenet.errors import ImageError
 from tilenet.geometry import ceil_div
 from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_piece
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES, Storage
 
-# Tag and compression numbers of TIFF 6.0.
+# A tag of TIFF 6.0.
 TILE_WIDTH = 322
-NO_COMPRESSION = 1
 # LZW, JPEG, deflate and PackBits never compress better than about 1400 : 1. Segments up to HARMLESS are not checked.
-RATIOS, BEST_RATIO, HARMLESS = (5, 7, 8, 32773, 32946), 2000, 2**26
+RATIOS = (
+    *(COMPRESSION.LZW, COMPRESSION.JPEG, COMPRESSION.PACKBITS),
+    *(COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE),
+)
+BEST_RATIO, HARMLESS = 2000, 2**26
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def _pages(series: Any, expected: int) -> Iterator[Any]:
 
 
 def _is_raw(page: Any, pages: list[Any]) -> bool:
-    simple = page.compression == NO_COMPRESSION and page.is_final and TILE_WIDTH not in page.tags
+    simple = page.compression == COMPRESSION.NONE and page.is_final and TILE_WIDTH not in page.tags
     return simple and all(p is not None and _in_one_piece(p) for p in pages)
 
 

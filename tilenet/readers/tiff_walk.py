@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from tilenet.errors import ImageError
 
@@ -107,9 +107,8 @@ class Walk:
         (following,) = self.following.unpack_from(data, n_bytes)
         return int(following), inner
 
-    def tag(self, code: int, kind: int, *rest: Any) -> list[int]:
+    def tag(self, code: int, kind: int, count: int, value: bytes) -> list[int]:
         """Check one tag; return the offsets of directories that it lists (SubIFDs only)."""
-        count, value = rest
         n_bytes = count * (BYTES_OF_TYPE[kind] if kind < len(BYTES_OF_TYPE) else 1)
         if code in TABLES and count > MOST_TILES:
             raise ImageError(

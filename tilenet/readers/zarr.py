@@ -80,6 +80,8 @@ class ZarrImage(Image):
     def at_level(self, level: int) -> Image:
         """Return the same image at another resolution."""
         check_level(level, len(self.levels), name=self.name)
+        # Not `copy.copy`, which would open the folder again (`__reduce__`). The copy shares arrays and cache; only the
+        # box of this level, which `Image` caches, is left out.
         other = object.__new__(ZarrImage)
         other.__dict__ |= {k: v for k, v in self.__dict__.items() if k != "_inside"} | {"level": level}
         return other

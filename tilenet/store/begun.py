@@ -21,7 +21,8 @@ def begin(own: Path, flight: str, writer: str) -> str | None:
 
     The result is empty if the earlier writer has not written its name into the note, for example because it was killed.
 
-    Notes lie in the journal's folder. It is removed when the store is finished, so a writer that comes later fails.
+    Notes lie in the journal's folder. Finishing the store removes that folder, so a writer that begins a flight later
+    fails.
     """
     note = _note(own, flight)
     try:

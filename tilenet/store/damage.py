@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tilenet.store.journal import Journal, Written
+from tilenet.store.journal import MERGED, Journal, Written
 from tilenet.store.layout import Layout
+from tilenet.store.metadata import OWN
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def blocks_lost(found: Recorded) -> Iterator[Damage]:
     """Yield the files of those blocks of a complete store that its journal lacks."""
     layout, journal = found.layout, found.journal
     if not journal.documents:
-        yield Damage(".tilenet/journal.jsonl", "cut short or missing")
+        yield Damage(f"{OWN}/{MERGED}", "cut short or missing")
     for level in range(len(layout.levels)):
         for index in range(layout.n_blocks(level)):
             if (level, index) not in journal:

@@ -43,8 +43,8 @@ class KeptFiles(LocalStore):
 
     Parameters
     ----------
-    root, read_only
-        As for `zarr.storage.LocalStore`.
+    root : Path
+        Folder of the array.
     mask : Path
         Folder of the mask.
     array : str
@@ -55,17 +55,8 @@ class KeptFiles(LocalStore):
         Stamp of the mask when it was opened; see `stamp_of`.
     """
 
-    def __init__(
-        self,
-        root: Path | str,
-        *,
-        read_only: bool = True,
-        mask: Path | None = None,
-        array: str = "",
-        layout: Layout | None = None,
-        stamp: Stamp | None = None,
-    ) -> None:
-        super().__init__(root, read_only=read_only)
+    def __init__(self, root: Path, *, mask: Path, array: str, layout: Layout, stamp: Stamp | None) -> None:
+        super().__init__(root, read_only=True)
         self.mask, self.array, self.layout, self.stamp = mask, array, layout, stamp
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,7 +65,6 @@ class KeptFiles(LocalStore):
     @cached_property
     def journal(self) -> Journal:
         """The journal of the mask, read on first access."""
-        assert self.layout is not None and self.mask is not None
         journal = Journal(self.layout)
         journal.load(self.mask / OWN)
         return journal
@@ -84,7 +74,7 @@ class KeptFiles(LocalStore):
     ) -> Buffer | None:
         """Return a file's content, None for background; `OSError` if it is lost, `Replaced` if the mask changed."""
         found = await super().get(key, prototype, byte_range)
-        if self.mask is not None and (now := await to_thread(stamp_of, self.mask)) != self.stamp:
+        if (now := await to_thread(stamp_of, self.mask)) != self.stamp:
             raise Replaced("was written anew since it was opened. Open it again" if now else "is missing by now")
         if found is None and self._was_written(key):
             raise OSError(f"{self.root / key} is missing")
@@ -92,7 +82,7 @@ class KeptFiles(LocalStore):
 
     def _was_written(self, key: str) -> bool:
         numbers = key.removeprefix("c/").split("/")
-        if self.layout is None or not all(map(str.isdecimal, numbers)):
+        if not all(map(str.isdecimal, numbers)):
             return False
         index = self.layout.block_of_file(self.array, tuple(map(int, numbers)))
         if index is None:

@@ -45,12 +45,11 @@ class Lock(NamedTuple):
     @property
     def share(self) -> Share | None:
         """The share that the lease is for; None for the whole store."""
-        found = re.fullmatch(r"share-(\d+)-of-(\d+)", self.kind)
-        return (int(found[1]), int(found[2])) if found else None
+        return share_of(self.kind)
 
     def excludes(self, kind: str) -> bool:
         """Return whether this lease and one of that `kind` exclude each other."""
-        other = self._replace(kind=kind).share
+        other = share_of(kind)
         return self.share is None or other is None or self.share == other or self.share[1] != other[1]
 
     def describe(self, holder: Holder | None) -> str:
@@ -64,7 +63,7 @@ class Lease:
 
     def __init__(self, folder: Path, kind: str, number: int, holder: Holder) -> None:
         self.folder, self.kind, self.number, self.holder = folder, kind, number, holder
-        self._share, self._joined = Lock(kind, number, folder).share, ""
+        self._share, self._joined = share_of(kind), ""
         self._stop = threading.Event()
 
     @property
@@ -165,6 +164,16 @@ class Joined:
         """Do nothing: the lease belongs to the process that holds it."""
 
 
+def share_of(kind: str) -> Share | None:
+    """Return the share that leases of a kind are for; None for the whole store.
+
+    >>> share_of("share-2-of-8"), share_of(WHOLE)
+    ((2, 8), None)
+    """
+    found = re.fullmatch(r"share-(\d+)-of-(\d+)", kind)
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def locks(folder: Path) -> list[Lock]:
     """Return all lease files in a folder, lowest numbers first."""
     found = ((path, re.fullmatch(r"(lock|share-\d+-of-\d+)\.(\d+)", path.name)) for path in folder.iterdir())
@@ -178,7 +187,9 @@ def live(held: list[Lock], now: float) -> list[tuple[Lock, Holder | None]]:
         with suppress(FileNotFoundError):
             holder, age = read_holder(lock.path), now - lock.path.stat().st_mtime
             alive = holder.alive if holder else None
-            if age < STALE if alive is None else alive:
+            if alive is None:  # on another machine, or unreadable: only the heartbeat tells
+                alive = age < STALE
+            if alive:
                 found.append((lock, holder))
     return found
 

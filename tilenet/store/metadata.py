@@ -128,19 +128,16 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
         if not all(type(n) is int and 0 < n < 2**63 for n in (*found.shape, *found.block)):
             raise foreign
         return found, own, complete is True
+    except OutputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, OutputError):
-            raise
         raise foreign from error
 
 
 def _attributes(path: Path) -> Any:
     """Return the attributes of a group of either zarr format."""
-    for (root, _), nested in ((DOCUMENTS[3], True), (DOCUMENTS[2], False)):
-        if nested is False or (path / root).exists():
-            document = json.loads((path / root).read_bytes())
-            return document["attributes"] if nested else document
-    return None
+    v3, v2 = (path / DOCUMENTS[zarr_format][0] for zarr_format in (3, 2))
+    return json.loads(v3.read_bytes())["attributes"] if v3.exists() else json.loads(v2.read_bytes())
 
 
 def _group(layout: Layout, image: dict[str, Any], more: dict[str, Any]) -> bytes:

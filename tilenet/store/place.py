@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
@@ -172,7 +173,7 @@ def left_behind(own: Path) -> bool:
 def abandoned(path: Path) -> Iterator[Path]:
     """Yield the unfinished stores beside `path` whose makers are dead."""
     if path.parent.is_dir():
-        for new in sorted(path.parent.glob(f".{_escaped(path.name)}.*{NEW}")):
+        for new in sorted(path.parent.glob(f".{escape(path.name)}.*{NEW}")):
             # For `slide`, the pattern also matches what was left beside `slide.zarr`, which belongs to another store.
             own = "." not in new.name.removeprefix(f".{path.name}.").removesuffix(NEW)
             if own and new.is_dir() and not new.is_symlink() and _maker_is_dead(new, path):
@@ -217,7 +218,3 @@ def _clock_beside(path: Path) -> float:
 
 def _machine() -> str:
     return sha256(this_machine().encode()).hexdigest()[:12]
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

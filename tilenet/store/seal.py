@@ -38,6 +38,7 @@ def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
     lines = blocks.journal.sorted_lines(documents)
     write_file(blocks.path / OWN / MERGED, lines, temporary=blocks.temporary())
     step("sync folder", sync_folder, blocks.path / OWN)
+    blocks.journal.documents = documents
 
 
 def _settle_documents(blocks: Blocks) -> dict[str, Written]:
@@ -46,7 +47,6 @@ def _settle_documents(blocks: Blocks) -> dict[str, Written]:
     for name, written in fixed.items():
         if read_right(blocks.path / name, written) is None:
             blocks.put(name, blocks.documents[name])
-    blocks.journal.documents.clear()
     return fixed
 
 

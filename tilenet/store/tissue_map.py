@@ -53,7 +53,7 @@ class TissueMap:
     cells : numpy.ndarray
         bool (h, w): whether a cell has tissue.
     covers : (int, int)
-        Pixels of the whole image along y and x, at the resolution that the network sees.
+        Pixels of the whole image along y and x, at the resolution that the network sees; the mask may be a part of it.
 
     Examples
     --------
