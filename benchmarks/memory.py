@@ -15,8 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 CHILD = """
 import sys
 import numpy as np, torch
@@ -73,8 +71,7 @@ def main() -> None:
         peaks = {side: peak_of(side, Path(folder), network) for side in options.sides}
     first = peaks[options.sides[0]][0]
     rows = [
-        {"side": s, "peak_bytes": p, "promised_bytes": q, "ratio": float(np.round(p / first, 3))}
-        for s, (p, q) in peaks.items()
+        {"side": s, "peak_bytes": p, "promised_bytes": q, "ratio": round(p / first, 3)} for s, (p, q) in peaks.items()
     ]
     for row in [] if options.json else rows:
         mb = f"{row['peak_bytes'] / 1e6:8.0f} MB  promised {row['promised_bytes'] / 1e6:8.0f} MB"

@@ -41,6 +41,7 @@ from tilenet import machine
 CROP = 1024
 # Wider than zero padding reaches at depth 5, and a multiple of the step.
 HALO = 112
+# What the unpadded network of depth 5 loses at each end.
 CONTEXT = 92
 OVERLAP = 96
 OURS = ("tilenet", "tilenet padded")

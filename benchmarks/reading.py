@@ -4,7 +4,7 @@
 
 The reads are those of a plan: tiles of 512 px with 92 px of context on each side, in the plan's order, by as many
 threads as a run reads with. Without files, the script makes two from the sample photograph: a JPEG pyramid (tiles of
-256 px) and the same pixels as sharded zarr (chunks of 256 px, shards of 2048 px, zstd). Ways to read:
+256 px) and, mirrored over and over too, sharded zarr (chunks of 256 px, shards of 2048 px, zstd). Ways to read:
 
 - ``tilenet``  `Image.read`, mirrored where a tile leaves the image
 - ``aszarr``   `zarr.open(tifffile.imread(path, aszarr=True))`, the documented way to read a part of a TIFF
@@ -76,7 +76,7 @@ def make_jpeg(path: Path, side: int) -> None:
 
 
 def make_zarr(path: Path, side: int) -> None:
-    """Write the same pixels as a sharded zarr array (c, y, x)."""
+    """Write the same photograph, mirrored over and over, as a sharded zarr array (c, y, x)."""
     photo = data.immunohistochemistry()
     array = zarr.create_array(
         path,

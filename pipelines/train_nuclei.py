@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a model whose weights to start from")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
-    recipe = Recipe(**{**vars(RECIPE), "epochs": args.epochs})
+    recipe = replace(RECIPE, epochs=args.epochs)
     model = train(
         args.data,
         args.out,

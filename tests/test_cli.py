@@ -197,7 +197,7 @@ BAD = [
     (["segment", "", "-o", "{d}/o.zarr"], "the image path is empty. Give a path"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--model", ""], "no such model"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--device", ""], "device is empty"),
-    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--scaling", ""], "scaling '' is none of none, linear"),
+    (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--scaling", ""], "scaling is empty. Give a value"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--threads", "100000"], "threads 100000: give 4096 at most"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--tile", "99999992"], "is larger than any memory"),
     (["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "--shard", "1/1000000000"], "give 100000 shares at most"),

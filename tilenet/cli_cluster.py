@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from tilenet.cli_options import with_options
 from tilenet.errors import SettingsError
 
 FILE = click.Path(path_type=Path)
@@ -16,21 +17,14 @@ WAYS = ("workers", "scheduler", "cluster")
 TLS = ("tls_ca_file", "tls_cert", "tls_key")
 
 
-def cluster_options(command: Any) -> Any:
-    """Add the options that say where blocks are computed."""
-    options = [
-        click.option(
-            "--workers", type=click.IntRange(1), help="Processes on this machine, which share its cores or GPUs."
-        ),
-        click.option("--scheduler", help="A Dask scheduler that runs: tcp://host:port, tls://... or a scheduler file."),
-        click.option("--cluster", type=FILE, help="A YAML file: a cluster of Slurm, PBS, LSF or SGE jobs."),
-        click.option("--tls-ca-file", help="With --scheduler tls://...: who signed its certificate."),
-        click.option("--tls-cert", help="The certificate of this client."),
-        click.option("--tls-key", help="The key of this client."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+cluster_options = with_options(
+    click.option("--workers", type=click.IntRange(1), help="Processes on this machine, which share its cores or GPUs."),
+    click.option("--scheduler", help="A Dask scheduler that runs: tcp://host:port, tls://... or a scheduler file."),
+    click.option("--cluster", type=FILE, help="A YAML file: a cluster of Slurm, PBS, LSF or SGE jobs."),
+    click.option("--tls-ca-file", help="With --scheduler tls://...: who signed its certificate."),
+    click.option("--tls-cert", help="The certificate of this client."),
+    click.option("--tls-key", help="The key of this client."),
+)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import click
@@ -90,75 +92,72 @@ class TissueMask(click.ParamType[Any]):
         return True if value == self.FOUND else value
 
 
-def image_options(command: Any) -> Any:
-    """Add the options that say how to read an image and cut it into tiles."""
-    options = [
-        click.option("--model", "-m", default=None, help="Packaged name or weights file.  [default: nuclei]"),
-        click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: by --mpp]"),
-        click.option(
-            "--mpp", type=float, help="Micrometres per pixel the network sees.  [default: the model's, else level 0]"
-        ),
-        click.option(
-            "--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c."
-        ),
-        click.option("--channels", type=Channels(), help="Channels the network sees, in its order, by number or name."),
-        click.option("--roi", type=Part(), help="The part to take, in px of what the network sees.  [default: all]"),
-        click.option(
-            "--tissue",
-            type=TissueMask(),
-            is_flag=False,
-            flag_value=TissueMask.FOUND,
-            help="Skip blocks without tissue. auto, or alone as the last word: found on a coarse level. MASK: a "
-            "picture or zarr of the whole image, 0 on glass.  [default: nothing is skipped]",
-        ),
-        click.option(
-            "--tile",
-            type=Sides(),
-            help="Side in px of what a tile writes, or one per axis.  [default: chosen by cost and memory]",
-        ),
-        click.option("--batch", type=int, help="Most tiles per forward pass."),
-        click.option("--memory", type=Bytes(), help="What the run may use.  [default: 4GB]"),
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            help="CPU threads for the network.  [default: OMP_NUM_THREADS, or all cores]",
-        ),
-        click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
-        click.option("--precision", help="auto (fp32), fp32, bf16, fp16 or fp64.  [default: auto]"),
-        click.option(
-            "--engine", help="auto (the fastest with the same logits), plain, or fast (or refused).  [default: auto]"
-        ),
-        click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: the model's]"),
-        click.option("--threshold", type=float, help="For a model of one output.  [default: the model's, 0.5]"),
-        click.option("--output", type=click.Choice(["mask", "both"]), help="both adds probabilities.  [default: mask]"),
-        click.option(
-            "--probability-dtype", type=click.Choice(["float16", "float32", "float64"]), help="[default: float32]"
-        ),
-        click.option(
-            "--missing",
-            type=click.Choice(["error", "fill"]),
-            help="What to do about missing tiles in the file.  [default: error]",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a decorator that adds options to a command, in the order in which its help lists them."""
+
+    def add(command: Any) -> Any:
+        return reduce(lambda command, option: option(command), reversed(options), command)
+
+    return add
 
 
-def objects_options(command: Any) -> Any:
-    """Add the options of objects to a command."""
-    for option in (
-        click.option(
-            "--least-depth",
-            type=click.FloatRange(0, 1),
-            help="With --objects: leave out those nowhere so deep, 0 to 1.  [default: 0.75]",
-        ),
-        click.option("--objects", is_flag=True, help="Number the objects, 1..n, instead of writing classes."),
-    ):
-        command = option(command)
-    return command
-
-
+# How to read an image and cut it into tiles.
+image_options = with_options(
+    click.option("--model", "-m", default=None, help="Packaged name or weights file.  [default: nuclei]"),
+    click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: by --mpp]"),
+    click.option(
+        "--mpp", type=float, help="Micrometres per pixel the network sees.  [default: the model's, else level 0]"
+    ),
+    click.option(
+        "--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c."
+    ),
+    click.option("--channels", type=Channels(), help="Channels the network sees, in its order, by number or name."),
+    click.option("--roi", type=Part(), help="The part to take, in px of what the network sees.  [default: all]"),
+    click.option(
+        "--tissue",
+        type=TissueMask(),
+        is_flag=False,
+        flag_value=TissueMask.FOUND,
+        help="Skip blocks without tissue. auto, or alone as the last word: found on a coarse level. MASK: a "
+        "picture or zarr of the whole image, 0 on glass.  [default: nothing is skipped]",
+    ),
+    click.option(
+        "--tile",
+        type=Sides(),
+        help="Side in px of what a tile writes, or one per axis.  [default: chosen by cost and memory]",
+    ),
+    click.option("--batch", type=int, help="Most tiles per forward pass."),
+    click.option("--memory", type=Bytes(), help="What the run may use.  [default: 4GB]"),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        help="CPU threads for the network.  [default: OMP_NUM_THREADS, or all cores]",
+    ),
+    click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
+    click.option("--precision", help="auto (fp32), fp32, bf16, fp16 or fp64.  [default: auto]"),
+    click.option(
+        "--engine", help="auto (the fastest with the same logits), plain, or fast (or refused).  [default: auto]"
+    ),
+    click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: the model's]"),
+    click.option("--threshold", type=float, help="For a model of one output.  [default: the model's, 0.5]"),
+    click.option("--output", type=click.Choice(["mask", "both"]), help="both adds probabilities.  [default: mask]"),
+    click.option(
+        "--probability-dtype", type=click.Choice(["float16", "float32", "float64"]), help="[default: float32]"
+    ),
+    click.option(
+        "--missing",
+        type=click.Choice(["error", "fill"]),
+        help="What to do about missing tiles in the file.  [default: error]",
+    ),
+)
+objects_options = with_options(
+    click.option("--objects", is_flag=True, help="Number the objects, 1..n, instead of writing classes."),
+    click.option(
+        "--least-depth",
+        type=click.FloatRange(0, 1),
+        help="With --objects: leave out those nowhere so deep, 0 to 1.  [default: 0.75]",
+    ),
+)
 OVERVIEW = click.option(
     "--overview", is_flag=True, help="Draw the mask over the image, in NAME.overview.png beside it."
 )
@@ -167,9 +166,5 @@ QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but erro
 
 
 def with_model(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with the default model filled in, and the scaling parsed as a rule."""
-    from tilenet.scaling import parse_rule
-
-    scaling = options.get("scaling")
-    model = "nuclei" if options["model"] is None else options["model"]
-    return options | {"model": model, "scaling": None if scaling is None else parse_rule(scaling)}
+    """Return the options with the default model filled in."""
+    return options | {"model": "nuclei" if options["model"] is None else options["model"]}

@@ -56,6 +56,7 @@ def segment(
 
     from tilenet import api, machine, picture_files, pictures
 
+    options = with_model(options)
     place = _place(out, options)
     picture = picture_files.overview_beside(place, options["into"]) if overview else None
     if picture:
@@ -69,7 +70,7 @@ def segment(
         progress_bar("px", shown=not quiet) as progress,
         remarks(shown=not (quiet or as_json)) as said,
     ):
-        options = with_model(options) | {"objects": objects, "progress": progress, "client": client}
+        options |= {"objects": objects, "progress": progress, "client": client}
         mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
     seconds = time.perf_counter() - started
     if mask is None:
@@ -114,4 +115,4 @@ def _place(out: Path | None, options: dict[str, Any]) -> Path:
         raise SettingsError("say where the mask goes: --out mask.zarr, or --into an OME-Zarr image")
     from tilenet.models import name_of
 
-    return into / "labels" / (options["name"] or name_of(options["model"] or "nuclei"))
+    return into / "labels" / (options["name"] or name_of(options["model"]))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli_options import Numbers
+from tilenet.cli_options import Numbers, with_options
 from tilenet.cli_output import say, show, tell
 from tilenet.training.recipe import RATES, Recipe
 
@@ -94,17 +94,17 @@ UNSAID = {
 }
 
 
-def recipe_options(command: Any) -> Any:
-    """Add an option for each entry of `RECIPE`."""
-    for name, kind, text in reversed(RECIPE):
-        said = f"{text}  [default: {_default(name)}]"
-        command = click.option(f"--{name.replace('_', '-')}", name, type=kind, help=said)(command)
-    return command
-
-
 def _default(name: str) -> str:
     value = getattr(Recipe(), name)
     return UNSAID.get(name, "") if value in (None, ()) else str(value).lower()
+
+
+recipe_options = with_options(
+    *(
+        click.option(f"--{name.replace('_', '-')}", name, type=kind, help=f"{text}  [default: {_default(name)}]")
+        for name, kind, text in RECIPE
+    )
+)
 
 
 @click.command()

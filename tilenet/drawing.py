@@ -16,6 +16,7 @@ from tilenet.store.tissue_map import TISSUE_COLOR
 from tilenet.tiff_mask import TiffMask, has_objects
 
 Picture = NDArray[np.uint8]
+# Opacity of filled objects; outlines are opaque.
 FILLED = 0.45
 # Largest length of a scale bar, as a share of the picture's width.
 BAR = 0.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def evaluate(
         If a file has no partner, differs from it in shape, or does not hold integers.
     """
     pairs = match(Path(prediction), Path(truth))
-    pixels: dict[int, metrics.PixelCounts] = {}
+    pixels: dict[int, metrics.PixelCounts] = defaultdict(metrics.PixelCounts)
     counts = dict.fromkeys(metrics.THRESHOLDS, metrics.ObjectCounts())
     means: list[dict[str, float]] = []
     predictions, truths = zip(*pairs.values(), strict=True)
@@ -61,7 +62,7 @@ def evaluate(
             )
         seen = (found, true) if classes else (np.minimum(found, 1), np.minimum(true, 1))
         for c, n in metrics.count_pixels(*seen).items():
-            pixels[c] = pixels.get(c, metrics.PixelCounts()) + n
+            pixels[c] += n
         if not classes:
             labels = objects(found) if parted else found
             for t, count in metrics.count_objects(labels, true, thresholds=metrics.THRESHOLDS).items():
@@ -103,6 +104,7 @@ def _is_set(path: Path) -> bool:
 
 def _of_pixels(pixels: Mapping[int, metrics.PixelCounts], images: int) -> dict[str, Any]:
     total = sum(n.both + n.only_truth for n in pixels.values())
+    # A wrong pixel is missing from exactly one true class, so it counts once.
     wrong = sum(n.only_truth for n in pixels.values())
     return {
         "images": images,

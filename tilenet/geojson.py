@@ -135,7 +135,6 @@ class _Features:
 
     def __init__(self, mask: Mask | TiffMask, grid: Grid, kind: str, found: Outlined) -> None:
         self._mask, self._grid, self._kind, self._found = mask, grid, kind, found
-        self._objects = found.objects
         self._colors = {value: color[:3] for value, color in colors_of(mask.info["card"]).items()}
 
     def collection(self, shapes: Iterable[Shape]) -> Iterator[bytes]:
@@ -147,12 +146,11 @@ class _Features:
             before = ",\n"
         yield b"\n]}\n"
 
-    def _plane(self, plane: tuple[int, ...]) -> str:
+    def _plane(self, shape: Shape) -> str:
         """Return the ``plane`` member of a geometry; empty if the mask has no other plane than the image's first."""
-        where = dict.fromkeys("zt", 0) | dict(zip(self._mask.axes, plane, strict=False))
-        if max(self._mask.shape[:-2], default=1) == 1 and not any(where.values()):
+        if max(self._mask.shape[:-2], default=1) == 1 and not (shape.t or shape.z):
             return ""
-        return f',"plane":{{"c":-1,"z":{where["z"]},"t":{where["t"]}}}'
+        return f',"plane":{{"c":-1,"z":{shape.z},"t":{shape.t}}}'
 
     def _feature(self, shape: Shape) -> str:
         polygons = [f"[{','.join(map(self._ring, region.rings))}]" for region in shape.parts]
@@ -163,7 +161,7 @@ class _Features:
         coordinates = f"[{','.join(polygons)}]" if several else polygons[0]
         return (
             f'{{"type":"Feature","id":"{shape.id}",'
-            f'"geometry":{{"type":"{kind}","coordinates":{coordinates}{self._plane(shape.plane)}}},'
+            f'"geometry":{{"type":"{kind}","coordinates":{coordinates}{self._plane(shape)}}},'
             f'"properties":{self._properties(shape.value, shape.name)}}}'
         )
 
@@ -171,6 +169,6 @@ class _Features:
         return json.dumps(self._grid.place(ring).tolist(), separators=(",", ":"))
 
     def _properties(self, value: int, name: str) -> str:
-        color = self._colors[min(self._colors) if self._objects else value]
+        color = self._colors[min(self._colors) if self._found.objects else value]
         said: dict[str, Any] = {"objectType": self._kind, "classification": {"name": name, "color": list(color)}}
-        return json.dumps(said | ({"name": str(value)} if self._objects else {}), separators=(",", ":"))
+        return json.dumps(said | ({"name": str(value)} if self._found.objects else {}), separators=(",", ":"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -114,11 +114,10 @@ class _Solid:
     def add(self, shape: Shape) -> None:
         """Add the part of the object that lies in one more plane."""
         area, centre, low, high = _measured(shape)
-        z = shape.plane[-1]
         self.pixels += area
-        self.moments += area * np.array([z + 0.5, *centre])
-        self.low = np.minimum(self.low, [z, *low])
-        self.high = np.maximum(self.high, [z + 1, *high])
+        self.moments += area * np.array([shape.z + 0.5, *centre])
+        self.low = np.minimum(self.low, [shape.z, *low])
+        self.high = np.maximum(self.high, [shape.z + 1, *high])
 
 
 def write_table(
@@ -185,9 +184,9 @@ def write_table(
             table = csv.writer(file, lineterminator="\n")
             table.writerow([*COLUMNS, *names])
             if found.volumes:
-                lines = ((s.first.value, _line_of_solid(s, opened.axes, grid, found)) for s in _solids(shapes))
+                lines = ((s.first.value, _line_of_solid(s, grid, found)) for s in _solids(shapes))
             else:
-                lines = ((s.value, _line(s, opened.axes, grid, found)) for s in shapes)
+                lines = ((s.value, _line(s, grid, found)) for s in shapes)
             for value, line in lines:
                 table.writerow([*line, *([] if means is None else [f"{mean:.7g}" for mean in means[value]])])
     return found
@@ -242,32 +241,34 @@ def _measured(shape: Shape) -> tuple[int, tuple[float, float], NDArray[Any], NDA
     return area, centre, corners.min(axis=0), corners.max(axis=0)
 
 
-def _line(shape: Shape, axes: str, grid: Grid, found: Measured) -> Iterator[object]:
-    """Yield the values of the line of a shape, and count the shape."""
+def _line(shape: Shape, grid: Grid, found: Measured) -> list[object]:
+    """Return the values of the line of a shape, in the order of `COLUMNS`, and count the shape."""
     area, (y, x), low, high = _measured(shape)
     found.counts[shape.name] += 1
     found.area_px[shape.name] += area
-    where = dict.fromkeys("tz", 0) | dict(zip(axes, shape.plane, strict=False))
-    yield from (shape.id, shape.name, shape.value if found.objects else "", where["t"], where["z"])
-    yield from (round(value, DECIMALS) for value in grid.place_point(y, x))
-    yield from (area, _times(area, found.pixel_um2), "", "")
-    yield from (*_box(grid, low, high), where["z"], where["z"] + 1)
+    number, size = shape.value if found.objects else "", (area, _times(area, found.pixel_um2), "", "")
+    place, box = _point(grid, y, x), _box(grid, low, high)
+    return [shape.id, shape.name, number, shape.t, shape.z, *place, *size, *box, shape.z, shape.z + 1]
 
 
-def _line_of_solid(solid: _Solid, axes: str, grid: Grid, found: Measured) -> Iterator[object]:
-    """Yield the values of the line of an object in a volume, and count the object."""
+def _line_of_solid(solid: _Solid, grid: Grid, found: Measured) -> list[object]:
+    """Return the values of the line of an object in a volume, in the order of `COLUMNS`, and count the object."""
     shape, (z, y, x) = solid.first, (solid.moments / solid.pixels).tolist()
     found.counts[shape.name] += 1
     found.area_px[shape.name] += solid.pixels
-    t = dict(zip(axes, shape.plane, strict=False)).get("t", 0)
-    yield from (shape.id, shape.name, shape.value, t, round(z, DECIMALS))
-    yield from (round(value, DECIMALS) for value in grid.place_point(y, x))
-    yield from ("", "", solid.pixels, _times(solid.pixels, found.voxel_um3))
-    yield from (*_box(grid, solid.low[1:], solid.high[1:]), solid.low[0], solid.high[0])
+    size = ("", "", solid.pixels, _times(solid.pixels, found.voxel_um3))
+    place, box = _point(grid, y, x), _box(grid, solid.low[1:], solid.high[1:])
+    middle = round(z, DECIMALS)
+    return [shape.id, shape.name, shape.value, shape.t, middle, *place, *size, *box, solid.low[0], solid.high[0]]
 
 
 def _times(pixels: int, size: float | None) -> float | str:
     return "" if size is None else round(pixels * size, DECIMALS)
+
+
+def _point(grid: Grid, y: float, x: float) -> list[float]:
+    """Return x and y of a point in pixels of the image."""
+    return [round(value, DECIMALS) for value in grid.place_point(y, x)]
 
 
 def _box(grid: Grid, low: NDArray[Any], high: NDArray[Any]) -> list[float]:

@@ -56,7 +56,7 @@ class Order:
     image : str
         Path or address.
     model : str, path or callable
-        As for `segment`; a file that a list names relative to itself has the path that this gives.
+        As for `segment`.
     options : Options
         The options of the batch, replaced by its own where a list gives some.
     """
@@ -75,7 +75,8 @@ def read_orders(images: Sequence[str | Path], *, model: Any, options: Options) -
     images : sequence of path
         Files, patterns, and lists ending in ``.txt`` or ``.csv``.
     model, options
-        Used for each image unless a list gives others.
+        Used for each image unless a list gives others. A model in a list is a file relative to the list, if there is
+        such a file.
 
     Raises
     ------

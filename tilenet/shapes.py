@@ -47,8 +47,8 @@ class Shape:
         Name of its class.
     parts : sequence of Region
         One region, or several for an object whose pixels are not all connected.
-    plane : tuple of int
-        Its index along each axis before y and x, counted from the image's first plane.
+    t, z : int
+        Its time and plane, counted from the first of the image; 0 along an axis that the mask lacks.
     id : UUID
         The same from run to run.
     """
@@ -56,7 +56,8 @@ class Shape:
     value: int
     name: str
     parts: Sequence[Region]
-    plane: tuple[int, ...]
+    t: int
+    z: int
     id: UUID
 
 
@@ -100,7 +101,7 @@ def open_for(
 def shapes_of(mask: Mask | TiffMask, progress: Progress | None = None) -> Iterator[Shape]:
     """Yield the shapes of a mask, plane by plane, ordered by their last rows."""
     seed, objects = uuid5(NAMESPACE_OID, json.dumps(mask.info, sort_keys=True)), has_objects(mask)
-    name_of = _names(mask, objects)
+    names = class_names(mask)
     planes, height = list(product(*map(range, mask.shape[:-2]))), mask.shape[-2]
     for number, index in enumerate(planes):
 
@@ -109,12 +110,13 @@ def shapes_of(mask: Mask | TiffMask, progress: Progress | None = None) -> Iterat
                 progress(done + row, len(planes) * height)
 
         ids = uuid5(seed, str(index))
-        plane = tuple(i + first for i, first in zip(index, mask.origin, strict=False))
+        at = {axis: i + first for axis, i, first in zip(mask.axes, index, mask.origin, strict=False)}
         traced = regions(_strips(mask, index, advance))
         last_rows = _last_rows(_strips(mask, index)) if objects else None
         for value, parts in _by_value(traced, last_rows):
             y, x = parts[0].rings[0][0].tolist()
-            yield Shape(value, name_of(value), parts, plane, uuid5(ids, f"{value} {y} {x}"))
+            name = names[0] if objects else names.get(value, f"class {value}")
+            yield Shape(value, name, parts, at.get("t", 0), at.get("z", 0), uuid5(ids, f"{value} {y} {x}"))
 
 
 class Counted(Protocol):
@@ -124,7 +126,7 @@ class Counted(Protocol):
 
 
 def large_ones(shapes: Iterable[Shape], least: float, found: Counted) -> Iterator[Shape]:
-    """Yield the shapes of at least `least` pixels, and count the others in ``found.left_out``."""
+    """Yield the shapes whose area, without holes, is at least `least` pixels; count the others in `found.left_out`."""
     for shape in shapes:
         if least and area_and_centroid([ring for part in shape.parts for ring in part.rings])[0] < least:
             found.left_out += 1
@@ -177,11 +179,6 @@ def class_names(mask: Mask | TiffMask) -> dict[int, str]:
     if not has_objects(mask):
         return names
     return {0: next(iter(names.values())) if len(names) == 1 else "object"}
-
-
-def _names(mask: Mask | TiffMask, objects: bool) -> Callable[[int], str]:
-    names = class_names(mask)
-    return lambda value: names[0] if objects else names.get(value, f"class {value}")
 
 
 def _strips(

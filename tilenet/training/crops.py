@@ -17,7 +17,9 @@ from tilenet.training.recipe import Recipe
 from tilenet.training.stain import look_of
 from tilenet.training.targets import make_targets
 
+# Default side of the network's output in training, by number of axes.
 TILE = {2: 196, 3: 28}
+# Most that a large image is drawn, relative to one of median size.
 LARGEST_SHARE = 3.0
 
 

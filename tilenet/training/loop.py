@@ -32,6 +32,7 @@ from tilenet.training.targets import CLASSES, check_objects, class_values
 from tilenet.training.validation import predict_whole, validate
 from tilenet.unet import UNet
 
+# Longer gradients are shortened to this norm.
 GRADIENT_NORM = 5.0
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from tilenet.training.recipe import Recipe
 
+# Steps in which the learning rate rises; a tenth of all steps if that is fewer.
 WARM_UP = 100
 
 

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 Random = np.random.Generator
 HAEMATOXYLIN, DAB = (0.65, 0.70, 0.29), (0.27, 0.57, 0.78)
+# Transmission below which a pixel counts as no darker; largest density of painted DAB.
 DARKEST, DENSEST = 0.05, 2.6
 
 

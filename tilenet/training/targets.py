@@ -21,9 +21,11 @@ from tilenet.training.recipe import Recipe
 
 Labels = NDArray[np.integer[Any]]
 Floats = NDArray[np.float32]
+# Distance of a pixel that no object is near.
 FAR = np.float32(1e6)
 # At a distance of REACH sigma the weight is 4e-6 of w0, exp(-REACH**2 / 2): neighbours beyond are left out.
 REACH = 5
+# Relative depths at which the rim ends and the centre begins.
 RIM, CENTRE = 0.35, 0.7
 CLASSES = {"mask": ("background", "object"), "depth": DEPTH_CLASSES}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tilenet.training.data import Pair, find_pairs, read_pair
 from tilenet.training.recipe import Recipe
 from tilenet.unet import UNet
 
+# Side of the tiles that images are predicted in, by number of axes.
 TILE = {2: 512, 3: 48}
 Floats = NDArray[np.float32]
 
@@ -45,7 +47,7 @@ def validate(network: UNet, pairs: Sequence[Pair], recipe: Recipe, values: tuple
     ``targets="classes"``, the mean over all classes but the first). ``f1`` is that of the objects,
     for ``targets="depth"`` only. ``score`` chooses the best epoch.
     """
-    pixels: dict[int, metrics.PixelCounts] = {}
+    pixels: dict[int, metrics.PixelCounts] = defaultdict(metrics.PixelCounts)
     found = metrics.ObjectCounts()
     for pair in pairs:
         probabilities = predict_whole(network, pair.image)
@@ -55,7 +57,7 @@ def validate(network: UNet, pairs: Sequence[Pair], recipe: Recipe, values: tuple
         else:
             predicted, truth = np.minimum(predicted, 1), np.minimum(pair.label, 1)
         for c, n in metrics.count_pixels(predicted, truth).items():
-            pixels[int(c)] = pixels.get(int(c), metrics.PixelCounts()) + n
+            pixels[c] += n
         if recipe.targets == "depth":
             found += metrics.count_objects(objects(probabilities), pair.label, thresholds=(0.5,))[0.5]
     dice = float(np.mean([n.dice for c, n in pixels.items() if c] or [1.0]))
