@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tilenet import numbering, shares
 from tilenet.compute import Progress, to_array, to_objects
+from tilenet.distributed import check_sendable
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
 from tilenet.options import Options, check_output_option, refuse_with_objects
@@ -199,7 +200,9 @@ def segment(
     )
     wanted = Wanted(image, model, options, footprint, target)
     if client is not None:
-        _check_workers_can(image, model, out)
+        if out is None:
+            raise SettingsError("workers write into a store: give out with client")
+        check_sendable(image, model)
     if shard is not None:
         shares.check_combination(out, objects=objects, overwrite=overwrite, client=client)
     if out is None:
@@ -246,11 +249,3 @@ def _check_kinds(out: Any, **called: Any) -> None:
     for name, function in called.items():
         if function is not None and not callable(function):
             raise SettingsError(f"{name} {function!r} is nothing that can be called. Give a function, or leave it out")
-
-
-def _check_workers_can(image: Any, model: Any, out: str | Path | None) -> None:
-    from tilenet import distributed
-
-    if out is None:
-        raise SettingsError("workers write into a store: give out with client")
-    distributed.check_sendable(image, model)

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,16 +107,37 @@ def _ahead(
 
 def _windows(image: Image, cells: tuple[int, int]) -> Iterator[Window]:
     """Yield windows of whole cells, about `WINDOW` px a side, that cover every plane."""
-    shape = plane_of(image)
-    sides = [max(1, WINDOW * count // n) for n, count in zip(shape, cells, strict=True)]
-    along = [[slice(a, min(a + side, n)) for a in range(0, n, side)] for n, side in zip(cells, sides, strict=True)]
-    edges = [_edges(n, count) for n, count in zip(shape, cells, strict=True)]
-    for plane, y, x in product(list(product(*map(range, image.box_shape[:-2]))), *along):
-        starts, stops = ([e[k][some] for e, some in zip(edges, (y, x), strict=True)] for k in (0, 1))
-        first = [int(a[0]) for a in starts]
-        box = Box((*plane, *first), (*(p + 1 for p in plane), *(int(b[-1]) for b in stops)))
-        starts, stops = ([e - n for e, n in zip(ends, first, strict=True)] for ends in (starts, stops))
-        yield Window(box, (y, x), starts, stops)
+    rows, columns = map(_stretches, plane_of(image), cells)
+    for plane in np.ndindex(*image.box_shape[:-2]):
+        for y, x in product(rows, columns):
+            box = Box((*plane, y.first, x.first), (*(p + 1 for p in plane), y.stop, x.stop))
+            yield Window(box, (y.cells, x.cells), [y.starts, x.starts], [y.stops, x.stops])
+
+
+class _Stretch(NamedTuple):
+    """Neighbouring cells of one axis, about `WINDOW` px of it.
+
+    `first` and `stop` are the pixels from the first cell to the last; `starts` and `stops` those of each cell, relative
+    to `first`.
+    """
+
+    cells: slice
+    first: int
+    stop: int
+    starts: NDArray[np.intp]
+    stops: NDArray[np.intp]
+
+
+def _stretches(n: int, cells: int) -> list[_Stretch]:
+    """Cut an axis of `n` pixels and some cells into stretches."""
+    starts, stops = _edges(n, cells)
+    side = max(1, WINDOW * cells // n)
+    found = []
+    for start in range(0, cells, side):
+        some = slice(start, min(start + side, cells))
+        first, stop = int(starts[start]), int(stops[some.stop - 1])
+        found.append(_Stretch(some, first, stop, starts[some] - first, stops[some] - first))
+    return found
 
 
 def _edges(n: int, cells: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -68,11 +68,11 @@ def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, i
 
 
 def _adapt(found: Any, path: str | Path) -> dict[str, int]:
-    right = isinstance(found, Mapping) and set(found) == {"minimum", "maximum"}
-    if (
-        not right
-        or not all(type(n) is int for n in found.values())
-        or not 0 <= found["minimum"] <= found["maximum"] > 0
+    if not (
+        isinstance(found, Mapping)
+        and set(found) == {"minimum", "maximum"}
+        and all(type(n) is int for n in found.values())
+        and 0 <= found["minimum"] <= found["maximum"] > 0
     ):
         raise SettingsError(f"{path}: adapt must be two numbers of jobs, such as {{minimum: 1, maximum: 40}}")
     return dict(found)

@@ -101,10 +101,11 @@ def existing_cluster(scheduler: str, *, tls: Tls | None = None) -> Iterator[Clie
     SettingsError
         If `scheduler` is neither an address nor a file, or if it needs TLS files and there are none.
     """
-    if "://" not in scheduler and not Path(scheduler).is_file():
+    is_address = "://" in scheduler
+    if not (is_address or Path(scheduler).is_file()):
         raise SettingsError(f"{scheduler}: no such file, and no address. Give tcp://host:port or a scheduler file")
-    where = {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
-    encrypted = "tls://" in (scheduler if "://" in scheduler else Path(scheduler).read_text(errors="replace"))
+    where = {"address": scheduler} if is_address else {"scheduler_file": scheduler}
+    encrypted = "tls://" in (scheduler if is_address else Path(scheduler).read_text(errors="replace"))
     with _quiet():
         if encrypted and not (tls or _dask_setting("distributed.comm.tls.ca-file")):
             raise SettingsError(f"{scheduler}: wants a certificate. Give --tls-ca-file, --tls-cert and --tls-key")

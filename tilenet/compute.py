@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 Reported = Callable[[Report], None]
 # How many failed blocks an error message names.
 NAMED = 4
-# Share of the foreground in no object from which on people are told what to do about it.
+# Fraction of the foreground in no object above which the message says what to do about it.
 MANY = 0.1
 
 
@@ -142,7 +142,8 @@ def to_objects(
 ) -> NDArray[np.int32]:
     """Return the numbered objects (*n) of an image that fits in memory; 0 is background.
 
-    Those of several planes (or volumes), over which the network is looped, are found in each by itself.
+    If the network is looped over planes (or volumes), the objects of each are found separately, and numbered on from
+    those of the one before.
     """
     arrays = _to_arrays(job, numbers, progress, report)
     foreground, depths = arrays["mask"] > 0, arrays.get("probabilities")
@@ -195,21 +196,22 @@ class ArraySink:
     def write_background(self, index: int) -> None:
         """Leave a block 0 in every array."""
         if not self.arrays:  # no block may ever be computed, so a zero pixel gives names, shapes and dtypes
-            pixel = self._decide(np.zeros((self._classes, *(1,) * self._ndim), np.float32))
-            self.arrays = {
-                name: np.zeros(a.shape[: -self._ndim] + self._plan.shape, a.dtype) for name, a in pixel.items()
-            }
+            self._allocate(self._decide(np.zeros((self._classes, *(1,) * self._ndim), np.float32)), self._ndim)
         self._there.add(index)
 
     def write(self, index: int, arrays: Arrays) -> None:
         """Copy a block into its place."""
+        if not self.arrays:
+            self._allocate(arrays, len(self._plan.shape))
         for name, block in arrays.items():
-            lead = block.shape[: block.ndim - len(self._plan.shape)]
-            if name not in self.arrays:
-                self.arrays[name] = np.zeros(lead + self._plan.shape, block.dtype)
             place: tuple[Any, ...] = (..., *self._plan[index].box.slices)
             self.arrays[name][place] = block
         self._there.add(index)
+
+    def _allocate(self, like: Arrays, ndim: int) -> None:
+        """Make the arrays, all 0, named and typed like those of a block or a pixel, which has `ndim` axes of pixels."""
+        shape = self._plan.shape
+        self.arrays = {name: np.zeros(a.shape[: a.ndim - ndim] + shape, a.dtype) for name, a in like.items()}
 
 
 def _failed(report: Report, job: Job) -> str:

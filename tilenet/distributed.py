@@ -120,6 +120,8 @@ def fill_by_workers(
 def work_off(client: Client, slides: Iterable[Slide]) -> Iterator[Slide]:
     """Have workers fill many outputs from one queue; yield each slide when its last block has returned.
 
+    Without workers it waits until one comes.
+
     Parameters
     ----------
     client : distributed.Client

@@ -88,7 +88,7 @@ class Slide:
     report: Report = field(default_factory=Report)
     error: Exception | None = None
     # Blocks that were taken and have no final result yet.
-    in_flight: int = 0
+    in_flight: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.name = self.name or self.store.path.stem

@@ -116,9 +116,10 @@ def number_objects(whole: View, rule: Rule | None = None) -> Labels:
 
 
 def _view_of(array: Array, depth_of_class: Sequence[float] | None) -> View:
-    if array.ndim - (array.dtype.kind not in "iub") not in MARGIN:
+    is_mask = array.dtype.kind in "iub"
+    if (array.ndim if is_mask else array.ndim - 1) not in MARGIN:
         raise SettingsError(f"objects are of a plane or a volume, not of an array of shape {array.shape}")
-    if array.dtype.kind in "iub":
+    if is_mask:
         return View(array > 0, None)
     if len(array) < 2:
         raise SettingsError(f"probabilities are (classes, y, x) with two classes or more, not {array.shape}")

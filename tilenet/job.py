@@ -73,8 +73,14 @@ class Job:
         Blocks of tiles.
     decision : Decision
         How logits become mask values.
+    footprint : Footprint
+        What the network does to a length.
+    demand : Demand
+        Memory of a forward pass.
     answer : Answer
         The network's output for a small fixed input.
+    device : str
+        The device to compute on, such as ``cuda:1``; the record has only its type.
     record : dict
         The run record: everything that decides the bytes, except the numbers of the scaling.
     resolution : Resolution
@@ -170,7 +176,10 @@ class Job:
         )
 
     def needs(self) -> dict[str, int]:
-        """Return the bytes of host memory, device memory and disk that the run may take."""
+        """Return the bytes of host memory, device memory and disk that the run may take.
+
+        The array that `segment` returns without `out` is not counted.
+        """
         read = prod(self.plan.largest_read) * self.plan.batch * self.image.n_channels * self.image.dtype.itemsize
         engine, device = self.record["engine"], self.record["device"]
         passed = self.demand.of(self.plan.largest_read, self.plan.batch)

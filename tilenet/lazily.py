@@ -126,8 +126,8 @@ def _dask_array(tiles: Tiles, chunks: Any) -> Any:
     if chunks is None:
         chunks = tiles.with_classes(default_chunks(tiles.plan), -1)
     meta = np.empty((0,) * tiles.ndim, tiles.dtype)
-    from_array: Any = da.from_array
-    return from_array(tiles, chunks=chunks, name=f"tilenet-segment-{tiles.token}", meta=meta)
+    name = f"tilenet-segment-{tiles.token}"
+    return da.from_array(tiles, chunks=chunks, name=name, meta=meta)  # type: ignore[no-untyped-call]
 
 
 def default_chunks(plan: Plan) -> tuple[int, ...]:

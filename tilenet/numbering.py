@@ -12,9 +12,8 @@ The stores of the first two steps lie in the folder OUT.making, which the third 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -37,16 +36,14 @@ from tilenet.into import Target
 from tilenet.job import check_info, contradiction
 from tilenet.outputs import fill, open_store, spare_the_input
 from tilenet.runner import Report
-from tilenet.separation import Indices
 from tilenet.settling import Wanted
 from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Mask, Store, can_resume, check_free, is_complete, is_ours, open_mask
-from tilenet.store.files import faults_named, remove_tree, step
+from tilenet.store.files import faults_named
 from tilenet.store.journal import MERGED
 from tilenet.store.kept import Stamp, stamp_of
-from tilenet.store.lease import Lease
 from tilenet.store.metadata import MAKING, OWN
-from tilenet.store.place import sweep, temporary_place
+from tilenet.store.place import discard, holding, sweep
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -98,7 +95,7 @@ def store_objects(
         if store is None or next(store.pending(), None) is not None:
             depths, report = _depths(making / DEPTHS, wanted, client, _half(progress, 0), resume=resume)
             started = perf_counter()
-            with _held(depths.path):
+            with holding(depths.path):
                 places = _places(making / PLACES, depths, wanted, client, _half(progress, 1))
                 firsts = _firsts(depths, places)
                 store = store or _create(out, wanted, depths, firsts, overwrite=overwrite)
@@ -117,7 +114,8 @@ def was_begun(out: Path, target: Target | None) -> bool:
     """Return whether a run with objects was started for `out`, or wrote it."""
     if is_ours(making_of(out, target) / DEPTHS):
         return True
-    record = Store.inspect(out).info.get("record") if is_ours(out) else None  # people edit JSON
+    # zarr.json may have been edited by hand, so the type is checked.
+    record = Store.inspect(out).info.get("record") if is_ours(out) else None
     return isinstance(record, dict) and record.get("output") == "objects"
 
 
@@ -145,18 +143,6 @@ def _half(progress: Progress | None, which: int) -> Progress | None:
     return lambda done, total: progress(done + which * total, 2 * total)
 
 
-@contextmanager
-def _held(store: Path) -> Iterator[None]:
-    """Hold the lease of a complete store, so that no other run removes it."""
-    with faults_named(store):
-        lease = Lease.take(store / OWN, store)
-        lease.start(store / OWN)
-    try:
-        yield
-    finally:
-        lease.release()
-
-
 def _remove(making: Path) -> None:
     """Remove the stores of the first two steps, and their folder unless it contains anything else."""
     for store in (making / DEPTHS, making / PLACES):
@@ -164,11 +150,8 @@ def _remove(making: Path) -> None:
             continue
         if not is_ours(store):
             raise OutputExists(f"{store}: is not a store, or is damaged, and the run needs this place. Remove {making}")
-        with _held(store), faults_named(store):
-            # Rename before removing: a half-removed store must not look like one to resume.
-            aside = temporary_place(store)
-            step("rename", os.rename, store, aside)
-            remove_tree(aside)
+        with holding(store):
+            discard(store)
     with faults_named(making):
         for name in (DEPTHS, PLACES):
             sweep(making / name)
@@ -224,11 +207,11 @@ def _places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, pro
     try:
         memory, pending = wanted.options.memory or DEFAULT_MEMORY, list(store.pending())
         box, dtype, recents = store.layout.box, store.layout.mask_dtype, dict[tuple[int, ...], Recent]()
-        parts = [Part(depths.path, box(0, index), memory, dtype, recents) for index in pending]
-        done, total = depths.size - sum(part.box.size for part in parts), depths.size
-        for index, part, places in zip(pending, parts, map_in_order(client, Part.places, parts), strict=True):
+        parts = (Part(depths.path, box(0, index), memory, dtype, recents) for index in pending)
+        done, total = depths.size - sum(box(0, index).size for index in pending), depths.size
+        for index, places in zip(pending, map_in_order(client, Part.places, parts), strict=True):
             store.write(index, {"mask": places})
-            done += part.box.size
+            done += places.size
             if progress:
                 progress(done, total)
         finish(store)
@@ -321,7 +304,7 @@ def _parts(block: Box, memory: int) -> Iterator[Box]:
     yield from (Box(corner, tuple(a + side for a in corner)) & block for corner in corners)
 
 
-def _firsts(depths: Mask, places: Mask) -> Indices:
+def _firsts(depths: Mask, places: Mask) -> NDArray[np.uint64]:
     """Return the places of all objects, sorted; log how many foreground pixels belong to no object."""
     firsts, foreground, kept = [np.zeros(0, np.uint64)], 0, 0
     for index in range(places.layout.n_blocks(0)):
@@ -335,9 +318,10 @@ def _firsts(depths: Mask, places: Mask) -> Indices:
     return np.sort(np.concatenate(firsts))
 
 
-def _create(out: Path, wanted: Wanted, depths: Mask, firsts: Indices, *, overwrite: bool) -> Store:
+def _create(out: Path, wanted: Wanted, depths: Mask, firsts: NDArray[np.uint64], *, overwrite: bool) -> Store:
     """Create the store of the mask, with a pyramid of its own or with the levels of the image that it goes into."""
     n = len(firsts)
+    # 2**16 makes it uint32 even for few objects: the data type must not depend on what was found.
     layout = replace(depths.layout, labels={}, largest=max(2**16, n), classes=0, n_levels=0)
     if wanted.target is not None:
         options = wanted.options.or_recorded(depths.info["record"])
@@ -346,11 +330,12 @@ def _create(out: Path, wanted: Wanted, depths: Mask, firsts: Indices, *, overwri
     return Store.create(out, layout, depths.info | {"objects": n, FIRSTS: _checksum(firsts)}, overwrite=overwrite)
 
 
-def _checksum(firsts: Indices) -> str:
+def _checksum(firsts: NDArray[np.uint64]) -> str:
+    # The checksum in the mask is of the bytes of uint64.
     return sha256(firsts.tobytes()).hexdigest()
 
 
-def _number(store: Store, places: Mask, firsts: Indices) -> None:
+def _number(store: Store, places: Mask, firsts: NDArray[np.uint64]) -> None:
     """Write the blocks that a store still lacks."""
     if store.info[FIRSTS] != _checksum(firsts):
         raise OutputMismatch(

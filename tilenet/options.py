@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
+from functools import partial
 from numbers import Real
 from operator import index
 from typing import Any
@@ -60,14 +61,15 @@ class Options:
         for option in fields(self):
             if isinstance(said := getattr(self, option.name), str) and not said:
                 raise SettingsError(f"{option.name} is empty. Give a value, or leave it out")
+        put = partial(object.__setattr__, self)  # the class is frozen
         for name in ("tile", "block", "channels"):
-            object.__setattr__(self, name, _plain(getattr(self, name), name, texts=name == "channels"))
+            put(name, _plain(getattr(self, name), name, texts=name == "channels"))
         if isinstance(said := self.channels, int | str):
-            object.__setattr__(self, "channels", parse_channels(said) if isinstance(said, str) else (said,))
+            put("channels", parse_channels(said) if isinstance(said, str) else (said,))
         if isinstance(self.memory, str):
-            object.__setattr__(self, "memory", parse_bytes(self.memory))
+            put("memory", parse_bytes(self.memory))
         for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", 1)):
-            object.__setattr__(self, name, _count(getattr(self, name), name, least))
+            put(name, _count(getattr(self, name), name, least))
         if self.threads is not None and self.threads > MOST_THREADS:
             raise SettingsError(f"threads {self.threads}: give {MOST_THREADS} at most")
         for name, kind, what in KINDS:
@@ -76,7 +78,7 @@ class Options:
             if said is not None and (not isinstance(said, kind) or isinstance(said, bool) or said != said):
                 raise SettingsError(f"{name} {said!r}: give {what}")
         if isinstance(self.scaling, str):
-            object.__setattr__(self, "scaling", parse_rule(self.scaling))
+            put("scaling", parse_rule(self.scaling))
         if self.scaling is not None and not isinstance(self.scaling, Mapping):
             raise SettingsError(f"scaling {self.scaling!r}: give a rule, such as {{'method': 'none'}}, or its text")
 

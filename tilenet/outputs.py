@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tilenet import distributed
 from tilenet.address import check_local, is_address
 from tilenet.compute import Progress, fill_store
 from tilenet.errors import OutputError, OutputExists, SettingsError
@@ -106,8 +107,6 @@ def fill(
     """Fill and finish a store, in this process or on the workers of a cluster; closes store and job in any case."""
     if client is None:
         return fill_store(store, job, numbers, progress=progress)
-    from tilenet import distributed
-
     return distributed.fill_by_workers(store, job, client, wanted, progress=progress)
 
 

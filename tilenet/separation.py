@@ -86,12 +86,15 @@ def _with_several_seeds(labels: Labels, smooth: Depths, prominence: float) -> li
     places = places[smooth.ravel()[places] >= prominence]  # lower ones are never seeds
     heights = smooth.ravel()[places]
     of, order = labels.ravel()[places], np.lexsort((heights, labels.ravel()[places]))
+    # Of each component with two maxima or more, the place of its highest in `order`; the second highest is before it.
     ends = np.flatnonzero(np.diff(of[order], append=0))
     ends = ends[(ends > 0) & (of[order][ends - 1] == of[order][ends])]
     # If all maxima are connected above (second highest - prominence), only the highest is a seed.
     level = np.full(int(labels.max(initial=0)) + 1, np.inf, np.float32)
     level[of[order][ends]] = heights[order][ends - 1] - np.float32(prominence)
     cores = ndi.label(smooth > level[labels])[0].ravel()[places]
+    # The smallest and the largest core among a component's maxima; they differ if the maxima lie in several cores. A
+    # maximum in core 0 is below the level: only a closer look can tell whether it is a seed.
     least, most = np.full(len(level), n + 1), np.zeros(len(level), np.int64)
     np.minimum.at(least, of, cores)
     np.maximum.at(most, of, cores)

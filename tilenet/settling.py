@@ -144,6 +144,11 @@ def settle(
         For a network that has none of its own.
     target : Target, optional
         The OME-Zarr image that the mask goes into.
+
+    Raises
+    ------
+    ImageError, ModelError, SettingsError
+        If image, model and options do not go together; an image that was opened here is closed again.
     """
     found = _find_model(model)
     if isinstance(source, str | Path) and is_ours(Path(source)):
@@ -167,7 +172,10 @@ def _remark_memory(job: Job, memory: int | None) -> None:
     if memory is not None and needs > memory:
         LOG.warning(
             "%s: takes %.2f GB, more than the memory of %.2f GB: Python and its libraries alone take %.2f GB",
-            *(job.image.name, needs / 1e9, memory / 1e9, RESIDENT / 1e9),
+            job.image.name,
+            needs / 1e9,
+            memory / 1e9,
+            RESIDENT / 1e9,
         )
 
 
@@ -322,17 +330,17 @@ def _asked(options: Options, image: Image, plan: Plan) -> dict[str, Any]:
 
 
 def _inner(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
-    """Return the sides along the network's axes only; a run record has sides along the outer axes too."""
+    """Return a block's sides along the network's axes; the block of a run record has sides along the outer axes too."""
     return sides if sides is None or isinstance(sides, int) else tuple(sides)[-footprint.ndim :]
 
 
 def _inner_tile(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
     """Return a tile's sides along the network's axes; along outer axes a tile must be one plane long."""
-    outer = () if sides is None or isinstance(sides, int) else sides[: -footprint.ndim]
-    if any(side != 1 for side in outer):
-        said = sides if isinstance(sides, int | None) else ",".join(map(str, sides))
+    if sides is None or isinstance(sides, int):
+        return sides
+    if any(side != 1 for side in sides[: -footprint.ndim]):
         raise SettingsError(
-            f"tile {said} has {len(outer) + footprint.ndim} sides, and a {footprint.ndim}-D network is looped over "
-            f"planes. Give {footprint.ndim} sides, or a {footprint.ndim + len(outer)}-D model"
+            f"tile {','.join(map(str, sides))} has {len(sides)} sides, and a {footprint.ndim}-D network is looped over "
+            f"planes. Give {footprint.ndim} sides, or a {len(sides)}-D model"
         )
-    return _inner(sides, footprint)
+    return tuple(sides)[-footprint.ndim :]

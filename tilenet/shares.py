@@ -28,10 +28,13 @@ from tilenet.store import Share, Store, can_resume, check_free, held_whole, refu
 from tilenet.tiff_mask import is_tiff
 
 # A process that checks whether it is the last, or that loses the race to create the store, briefly holds the
-# lease of the whole store. A share waits for it up to the first number of seconds, and retries after the second.
+# lease of the whole store. A share waits for it up to the first number of seconds, and retries after the second. A
+# process that finishes the mask holds it longer: then this share has nothing left to do, and is refused.
 PATIENCE, LOOK = 5.0, 0.1
 # Bounded because each share has a lease file of its own.
 MOST_SHARES = 100_000
+# How many shares an error message names.
+NAMED = 20
 
 
 def blocks_of_share(share: Share, n_blocks: int) -> range:
@@ -191,7 +194,8 @@ def _say_pending(store: Store, pending: list[int]) -> str:
     what = f"{len(pending)} of {total} blocks are not written"
     if not count:
         return f"{what}. Run the same command again with --resume"
-    shares = [(i, count) for i in range(1, count + 1)]
     missing = set(pending)
-    lacking = [f"{i}/{n}" for i, n in shares if not missing.isdisjoint(blocks_of_share((i, n), total))]
-    return f"{what}, of the shares {', '.join(lacking)}. Run those again"
+    lacking = [i for i in range(1, count + 1) if not missing.isdisjoint(blocks_of_share((i, count), total))]
+    named = ", ".join(f"{i}/{count}" for i in lacking[:NAMED])
+    more = f", and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
+    return f"{what}, of the shares {named}{more}. Run those again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from numpy.typing import NDArray
 from tilenet.errors import BlocksFailed, SettingsError
 from tilenet.spared import refuse_inside
 from tilenet.store import Layout, Mask, Store, open_mask
-from tilenet.store.files import AGAIN, faults_named, remove_tree, step
-from tilenet.store.lease import Lease
-from tilenet.store.metadata import FORMAT, OWN
-from tilenet.store.place import put_whole, temporary_place
+from tilenet.store.files import AGAIN
+from tilenet.store.metadata import FORMAT
+from tilenet.store.place import discard, holding, put_whole
 from tilenet.tiff_mask import TILE, TiffMask, check_tiff_place, is_tiff, open_tiff_mask, tile_boxes
 
 # A classic TIFF holds 4 GiB. The margin is for the tables, and for tiles that do not compress.
@@ -72,17 +70,9 @@ def deliver(store: Path, out: Path) -> TiffMask:
 
     If the process is killed at any time, the whole store, the whole TIFF, or both are left.
     """
-    with faults_named(store):
-        lease = Lease.take(store / OWN, store)
-        lease.start(store / OWN)
-        try:
-            mask = write_tiff(store, out, overwrite=True)
-            # Rename the store before removing it: a half-removed store must not look like one to resume.
-            aside = temporary_place(store)
-            step("rename", os.rename, store, aside)
-            remove_tree(aside)
-        finally:
-            lease.release()
+    with holding(store):
+        mask = write_tiff(store, out, overwrite=True)
+        discard(store)
     return mask
 
 

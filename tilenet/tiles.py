@@ -98,9 +98,11 @@ class Tiles:
 
     def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
         """Return the values selected by an integer, a slice or a list of integers along each axis."""
+        # An integer drops its axis from the result, as in NumPy.
         numbers = tuple(0 if isinstance(i, Integral) else slice(None) for i in index)
         wanted = [picked(i, n) for i, n in zip(index, self.shape, strict=True)]
         out = np.empty([len(w) for w in wanted], self.dtype)
+        # The class axis comes first, as in the values of a tile; a mask has one class.
         classes, classes_first = np.arange(1), out[np.newaxis]
         if self._class_axis is not None:
             classes, classes_first = wanted.pop(self._class_axis), np.moveaxis(out, self._class_axis, 0)

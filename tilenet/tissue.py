@@ -16,6 +16,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,8 @@ def find(image: Image, margin: tuple[int, int]) -> Tissue:
     """
     covers = plane_of(image)
     coarse = coarsest(image, cells_of(covers))
-    if pixels_read(image) > CHEAP:
-        LOG.info("%s: has no small level: %d px are read to find tissue", image.name, pixels_read(image))
+    if (n := prod(coarse.box_shape)) > CHEAP:
+        LOG.info("%s: has no small level: %d px are read to find tissue", image.name, n)
     means = reduced(coarse, cells_of(covers), mean_of)
     colour = image.is_color and float(np.median(means.max(axis=0))) >= 128
     if image.is_color and not colour:  # fluorescence stored as a picture

@@ -7,7 +7,7 @@ time, are not tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -18,6 +18,7 @@ from tilenet import machine, predict
 from tilenet.footprint import Footprint
 from tilenet.job import Job
 from tilenet.options import Options
+from tilenet.plan import Tile
 from tilenet.runner import deciding
 from tilenet.settling import settle
 from tilenet.sizes import DEFAULT_MEMORY, plan_tiles
@@ -33,7 +34,10 @@ ALIKE = 1.03
 
 @dataclass(frozen=True)
 class Setting:
-    """The settings that are varied: sides of a tile, tiles per batch, threads, and engine (may be ``auto``)."""
+    """The settings that are varied: sides of a tile, tiles per batch, threads, and engine.
+
+    `batch` 0 is as many tiles as the plan chooses; `engine` may be ``auto``.
+    """
 
     tile: tuple[int, ...]
     batch: int
@@ -138,9 +142,9 @@ class _Search:
         """Measure a setting, unless it takes too much memory or time, or equals one already measured."""
         job = self._with(setting)
         setting = replace(setting, batch=job.plan.batch)
-        if self._bytes(job) > self._memory or setting in {trial.setting for trial in self.trials}:
+        if _bytes_of(job) > self._memory or setting in {trial.setting for trial in self.trials}:
             return None
-        tiles = next(job.plan[len(job.plan) // 2].batches(job.plan.batch))
+        tiles = _middle_batch(job)
         expected = PASSES * sum(tile.write.size for tile in tiles) / self.trials[0].px_per_s
         if self._clock() + expected > self._deadline:
             self.left_out += 1
@@ -165,12 +169,8 @@ class _Search:
             job, plan=plan, demand=demand, record=job.record | {"threads": setting.threads, "engine": engine}
         )
 
-    def _bytes(self, job: Job) -> int:
-        needs = job.needs()
-        return needs["device_bytes"] or needs["host_bytes"]
-
     def _measure(self, job: Job, setting: Setting) -> Trial:
-        tiles = next(job.plan[len(job.plan) // 2].batches(job.plan.batch))
+        tiles = _middle_batch(job)
         read = [job.image.read(tile.read) for tile in tiles]
         batch = np.stack([pixels.reshape(len(pixels), *pixels.shape[-self._ndim :]) for pixels in read])
         one = deciding(job.predictor(self._numbers))
@@ -181,5 +181,15 @@ class _Search:
                 one.begin(batch, tiles, job.decision)()
                 taken.append(self._clock() - started)
         rate = sum(tile.write.size for tile in tiles) / min(taken[1:])
-        self.trials.append(Trial(setting, rate, self._bytes(job)))
+        self.trials.append(Trial(setting, rate, _bytes_of(job)))
         return self.trials[-1]
+
+
+def _middle_batch(job: Job) -> Sequence[Tile]:
+    """Return a batch of tiles from the middle of the image."""
+    return next(job.plan[len(job.plan) // 2].batches(job.plan.batch))
+
+
+def _bytes_of(job: Job) -> int:
+    needs = job.needs()
+    return needs["device_bytes"] or needs["host_bytes"]

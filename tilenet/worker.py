@@ -110,21 +110,16 @@ class Opened:
         self._task, self.store = task, Store.join(task.out, task.run)
 
     @cached_property
-    def job(self) -> Job:
-        """The job as this worker settles it."""
+    def _settled(self) -> tuple[Job, Scaling]:
+        """The job as this worker settles it, and the scaling of the image."""
         task = self._task
         model = _network(task.model) if isinstance(task.model, str) else task.model
-        job, _ = Wanted(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
-        return job
-
-    @property
-    def _numbers(self) -> Scaling:
-        return Scaling.from_json(self.store.info["scaling"])
+        return Wanted(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
 
     @cached_property
     def _predictor(self) -> Predictor:
-        predictor: Predictor = self.job.predictor(self._numbers)
-        return predictor
+        job, scaling = self._settled
+        return job.predictor(scaling)
 
     def recall(self, flight: str, blocks: Iterable[int]) -> dict[int, Outcome] | None:
         """Mark a flight as begun; if a worker began it before, return the outcomes it wrote, else None."""
@@ -135,7 +130,7 @@ class Opened:
 
     def compute(self, index: int) -> Outcome:
         """Compute and write one block."""
-        job, sink = self.job, OneBlock(self.store, index)
+        (job, _), sink = self._settled, OneBlock(self.store, index)
         with machine.threads(job.record["threads"]):
             report = run(job.plan, job.image, self._predictor, decide=job.decision, sink=sink)
         return Outcome(sink.line, report, failure=report.failures.get(index, ""))
@@ -143,8 +138,9 @@ class Opened:
     def close(self) -> None:
         """Close store and image."""
         self.store.close()
-        if "job" in vars(self):
-            self.job.close()
+        if "_settled" in vars(self):
+            job, _ = self._settled
+            job.close()
 
 
 class OneBlock:

@@ -28,7 +28,7 @@ from tilenet.store.files import (
 )
 from tilenet.store.holder import is_running, started, this_machine
 from tilenet.store.journal import FOLDER
-from tilenet.store.lease import STALE, live, locks, refuse_live
+from tilenet.store.lease import STALE, Lease, live, locks, refuse_live
 from tilenet.store.metadata import OWN, foreign_entries, read_root
 
 REPLACED = "replaced"
@@ -139,6 +139,27 @@ def put_whole(out: Path, *, again: str = RESUME) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 remove_tree(folder)
+
+
+@contextmanager
+def holding(store: Path) -> Iterator[None]:
+    """Hold the lease of a complete store, so that no other run removes it."""
+    with faults_named(store):
+        lease = Lease.take(store / OWN, store)
+        lease.start(store / OWN)
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def discard(store: Path) -> None:
+    """Remove a store that this process holds."""
+    with faults_named(store):
+        # Rename before removing: a half-removed store must not look like one to resume.
+        aside = temporary_place(store)
+        step("rename", os.rename, store, aside)
+        remove_tree(aside)
 
 
 def temporary_place(path: Path) -> Path:
