@@ -26,9 +26,9 @@ DECISIONS = [
 
 
 def logits_of(decide, dtype=np.float32):
-    """Return logits (K, *n) with many ties, and the cut itself among them."""
+    """Return logits (K, *n) with many ties, and the threshold itself among them."""
     logits = RNG.integers(-3, 4, (len(decide.mask_of_class), 50, 61)).astype(dtype)
-    logits[0, ::7] = decide.cut
+    logits[0, ::7] = decide.logit_threshold
     logits[:, 1::7] += RNG.normal(size=logits[:, 1::7].shape).astype(dtype)
     return logits
 

@@ -19,7 +19,7 @@ import tilenet
 from tilenet import clusters, flights, worker
 from tilenet.distributed import check_sendable, map_in_order, work_off
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
-from tilenet.store import Coarser, Store
+from tilenet.store import CoarserBlock, Store
 from tilenet.worker import Answer
 
 
@@ -69,7 +69,7 @@ def test_workers_make_coarser_levels_and_what_they_fail_to_make_is_made_here(cli
     make(tmp_path / "alone.zarr", layout)
     store = Store.create(tmp_path / "shared.zarr", layout, INFO)
     write_all_blocks(store, truth_of(layout))
-    store.build_pyramid(spread=partial(map_in_order, workers, Coarser.shard))
+    store.build_pyramid(make_shards=partial(map_in_order, workers, CoarserBlock.shard))
     store.finish()
     assert tree_hash(tmp_path / "shared.zarr") == tree_hash(tmp_path / "alone.zarr")
     assert workers.made == sum(layout.n_blocks(level) for level in range(1, len(layout.levels)))
@@ -100,7 +100,7 @@ def test_without_workers_or_a_scheduler_coarser_levels_are_made_here(tmp_path):
     for lost in (False, True):
         store = Store.create(tmp_path / f"{lost}.zarr", layout, INFO)
         write_all_blocks(store, truth_of(layout))
-        store.build_pyramid(spread=partial(map_in_order, Nobody(lost=lost), Coarser.shard))
+        store.build_pyramid(make_shards=partial(map_in_order, Nobody(lost=lost), CoarserBlock.shard))
         store.finish()
         assert tree_hash(tmp_path / f"{lost}.zarr") == tree_hash(tmp_path / "alone.zarr")
 

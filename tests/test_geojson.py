@@ -141,9 +141,9 @@ def test_nothing_reaches_beyond_the_slide(tmp_path):
 
 @pytest.mark.parametrize(("full", "coarse", "ratio"), [(2967, 741, 4), (1001, 501, 2), (1001, 500, 2), (300, 200, 1.5)])
 def test_a_level_is_halved_and_rounded_and_its_pixels_are_whole_ones(full, coarse, ratio):
-    from tilenet.resolution import covered
+    from tilenet.resolution import downsample_factor
 
-    assert covered(full, coarse) == ratio
+    assert downsample_factor(full, coarse) == ratio
 
 
 def test_a_mask_of_a_coarser_level_asks_for_its_image(folder, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
 from tilenet import instances, separation
-from tilenet.decide import DEPTH_UNIT, Rule
+from tilenet.decide import DEPTH_UNIT, ObjectRule
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.instances import View, find_objects, number_objects
@@ -63,7 +63,7 @@ def test_parts_find_the_objects_of_the_whole(ndim, depths, data):
 def _compare_parts_with_the_whole(ndim, depths, data):
     sides = st.integers(1, 150 if ndim == 2 else 36)
     whole = view_of(tuple(data.draw(sides) for _ in range(ndim)), data.draw(st.integers(0, 2**16)), depths=depths)
-    rule = Rule(min_size=data.draw(st.integers(0, 30)), least_depth=data.draw(st.sampled_from([0.0, 0.75])))
+    rule = ObjectRule(min_size=data.draw(st.integers(0, 30)), least_depth=data.draw(st.sampled_from([0.0, 0.75])))
     found = numbered_by_parts(whole, data.draw(st.integers(7, 60)), rule)
     assert np.array_equal(found, number_objects(whole, rule))
 
@@ -92,9 +92,9 @@ def test_parts_that_look_less_far_find_other_objects():
     for seed in range(20):
         whole = view_of((120, 130), seed, depths=True)
         with few_pixels_at_first(reach=0):
-            wrong += not np.array_equal(numbered_by_parts(whole, 30, Rule()), number_objects(whole))
+            wrong += not np.array_equal(numbered_by_parts(whole, 30, ObjectRule()), number_objects(whole))
         with few_pixels_at_first():
-            assert np.array_equal(numbered_by_parts(whole, 30, Rule()), number_objects(whole))
+            assert np.array_equal(numbered_by_parts(whole, 30, ObjectRule()), number_objects(whole))
     assert wrong > 5
 
 
@@ -126,7 +126,7 @@ def test_objects_of_a_worm_through_many_parts_are_those_of_the_whole():
     y, x = np.indices((300, 420))
     worm = (np.abs(y - 150 - 100 * np.sin(x / 40)) < 6) & (x > 3) & (x < 415)
     whole = View(worm, np.where(worm, np.float32(1), np.float32(0)))
-    found = numbered_by_parts(whole, 40, Rule())
+    found = numbered_by_parts(whole, 40, ObjectRule())
     assert np.array_equal(found, number_objects(whole)) and np.array_equal(found > 0, worm)
     assert found.max() == 1
 

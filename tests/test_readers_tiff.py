@@ -218,14 +218,14 @@ def test_a_slide_keeps_its_colour_axis(tmp_path, axes):
     ):
         open_image(path, axes=axes)
     with open_image(path, axes="yxc") as image:
-        assert (image.axes, image.told_axes) == ("yxc", "yxc")
+        assert (image.axes, image.stated_axes) == ("yxc", "yxc")
 
 
 def test_channels_that_are_planes_may_be_said_to_be_z_or_time_but_rows_stay_rows(tmp_path):
     pixels = noise((2, 5, 100, 130))
     path = write(tmp_path, pixels, photometric="minisblack", metadata={"axes": "ZCYX"}, ome=True)
     with open_image(path, axes="tzyx") as image:
-        assert (image.axes, image.told_axes, image.box_shape) == ("tzyx", "zcyx", pixels.shape)
+        assert (image.axes, image.stated_axes, image.box_shape) == ("tzyx", "zcyx", pixels.shape)
         np.testing.assert_array_equal(image.read(Box((0,) * 4, pixels.shape))[0], pixels)
     for axes in ("zcxy", "yxzc", "zyx", "zycx"):
         with pytest.raises(ImageError, match="says that its axes are zcyx.*or rename t, z and c only"):

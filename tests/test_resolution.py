@@ -53,28 +53,28 @@ def test_pixels_that_are_not_square_get_a_factor_for_each_axis():
 
 
 @pytest.mark.parametrize(
-    ("said", "level", "told", "words"),
+    ("said", "level", "announced", "words"),
     [
         ({}, 0, True, "the card of the model names no pixel size, --mpp chooses another"),
-        ({"card": 1.0}, 2, True, "level 2 (1 um/px) as stored, for the 1 um/px that the model knows"),
-        ({"card": 0.75}, 1, True, "resampled: averaged over 1.5 px, for the 0.75 um/px that the model knows"),
-        ({"card": 0.75, "mpp": 0.5}, 1, True, "for the 0.5 um/px asked for"),
-        ({"card": 0.75, "level": 0}, 0, False, "as asked"),
+        ({"card_mpp": 1.0}, 2, True, "level 2 (1 um/px) as stored, for the 1 um/px that the model knows"),
+        ({"card_mpp": 0.75}, 1, True, "resampled: averaged over 1.5 px, for the 0.75 um/px that the model knows"),
+        ({"card_mpp": 0.75, "mpp": 0.5}, 1, True, "for the 0.5 um/px asked for"),
+        ({"card_mpp": 0.75, "level": 0}, 0, False, "as asked"),
         ({"mpp": 0.2}, 0, True, "no finer than the file"),
     ],
 )
-def test_what_is_said_goes_before_the_card_and_the_reason_is_given(said, level, told, words):
+def test_what_is_said_goes_before_the_card_and_the_reason_is_given(said, level, announced, words):
     found = resolve(PYRAMID, **said)
-    assert (found.level, found.told) == (level, told)
+    assert (found.level, found.announced) == (level, announced)
     assert words in found.text
 
 
-@pytest.mark.parametrize(("card", "told"), [(None, False), (0.5, True)])
-def test_an_image_without_pixel_size_is_read_as_it_is_and_only_mpp_is_refused(card, told):
-    found = resolve([(None, None)], card=card)
-    assert (found.level, found.factor, found.told) == (0, AS_STORED, told)
+@pytest.mark.parametrize(("card_mpp", "announced"), [(None, False), (0.5, True)])
+def test_an_image_without_pixel_size_is_read_as_it_is_and_only_mpp_is_refused(card_mpp, announced):
+    found = resolve([(None, None)], card_mpp=card_mpp)
+    assert (found.level, found.factor, found.announced) == (0, AS_STORED, announced)
     with pytest.raises(SettingsError, match=r"slide.tif: does not say its pixel size, so mpp means nothing. Choose a"):
-        resolve([(None, None)], card=card, mpp=0.5, name="slide.tif")
+        resolve([(None, None)], card_mpp=card_mpp, mpp=0.5, name="slide.tif")
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,17 @@ from tilenet import scaling
 from tilenet.errors import ImageError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.readers import open_image
-from tilenet.scaling import COUNTED, grid_of_windows, of_percentiles, percentiles, sample
+from tilenet.scaling import COUNTED, grid_of_windows, of_percentiles, percentiles, sample_pixels
 
-SHARES = st.lists(st.one_of(st.floats(0, 100), st.sampled_from([0, 1, 50, 99.8, 100])), min_size=1, max_size=3)
+PERCENTS = st.lists(st.one_of(st.floats(0, 100), st.sampled_from([0, 1, 50, 99.8, 100])), min_size=1, max_size=3)
 POINT = Footprint.same(2, reach=0)
 DTYPES = ("uint8", "uint16", ">u2", "int16", "uint32", "float32")
 
 
-@given(st.lists(arrays(np.uint8, st.integers(1, 60)), min_size=1, max_size=3), st.sampled_from(DTYPES), SHARES)
-def test_percentiles_are_those_of_numpy_to_the_last_bit(bytes_, dtype, shares):
+@given(st.lists(arrays(np.uint8, st.integers(1, 60)), min_size=1, max_size=3), st.sampled_from(DTYPES), PERCENTS)
+def test_percentiles_are_those_of_numpy_to_the_last_bit(bytes_, dtype, percents):
     parts = [(some.astype(np.uint16) * (257 if "2" in np.dtype(dtype).str else 1)).astype(dtype) for some in bytes_]
-    np.testing.assert_array_equal(percentiles(parts, shares), np.percentile(np.concatenate(parts), shares))
+    np.testing.assert_array_equal(percentiles(parts, percents), np.percentile(np.concatenate(parts), percents))
 
 
 @pytest.mark.parametrize("more", [17, 18])  # bytes of an even number are counted in pairs
@@ -42,7 +42,7 @@ def test_percentiles_are_of_the_finest_level_that_is_not_too_large(tmp_path, mon
         monkeypatch.setattr(scaling, "WHOLE_LEVEL", most)
         with open_image(tmp_path / "pyramid.tif") as image:
             assert len(image.levels) == 3
-            assert {int(v) for part in sample(image) for v in np.unique(part)} == {expected}
+            assert {int(v) for part in sample_pixels(image) for v in np.unique(part)} == {expected}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_percentiles_of_each_channel_are_those_of_that_channel_alone():
 def test_a_small_image_is_sampled_whole_each_pixel_once(shape):
     pixels = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
     image = open_image(pixels, axes="zyx"[-len(shape) :])
-    assert sorted(value for part in sample(image) for value in part.flat) == list(range(pixels.size))
+    assert sorted(value for part in sample_pixels(image) for value in part.flat) == list(range(pixels.size))
 
 
 @pytest.mark.parametrize("dtype", ["uint32", "int32", "int64", "uint64", "float64"])

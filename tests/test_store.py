@@ -138,7 +138,7 @@ def test_coarser_blocks_may_be_made_by_another_process(tmp_path):
     make(tmp_path / "a.zarr", layout)
     store = Store.create(tmp_path / "b.zarr", layout, INFO)
     write_all_blocks(store, truth_of(layout))
-    store.build_pyramid(spread=elsewhere)
+    store.build_pyramid(make_shards=elsewhere)
     store.finish()
     assert tree_hash(tmp_path / "a.zarr") == tree_hash(tmp_path / "b.zarr")
     assert sent == [(level, i) for level in range(1, len(layout.levels)) for i in range(layout.n_blocks(level))]

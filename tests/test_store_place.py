@@ -11,7 +11,7 @@ from store_fixtures import folder_in_memory, store_of_another_mask  # noqa: F401
 from store_helpers import INFO, LAYOUTS, make, run, tree, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputExists, OutputNotFound
-from tilenet.store import Store, can_resume, check_free, held, open_mask, place
+from tilenet.store import Store, can_resume, check_free, open_mask, opened, place
 
 TINY = LAYOUTS["tiny"]
 
@@ -112,14 +112,14 @@ def test_what_tilenet_did_not_write_is_never_replaced(tmp_path, kind, overwrite)
 
 
 def test_a_store_that_appears_after_the_look_is_not_replaced_unasked(tmp_path, monkeypatch):
-    path, look = tmp_path / "m.zarr", held.check_free
+    path, look = tmp_path / "m.zarr", opened.check_free
 
     def late(*args, **options):
         look(*args, **options)
         monkeypatch.undo()
         make(path, TINY, seed=1)
 
-    monkeypatch.setattr(held, "check_free", late)
+    monkeypatch.setattr(opened, "check_free", late)
     with pytest.raises(OutputExists, match="made by another run just now"):
         Store.create(path, TINY, INFO)
     assert np.array_equal(np.asarray(open_mask(path)), truth_of(TINY, 1)["mask"])

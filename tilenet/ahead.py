@@ -24,7 +24,7 @@ Timed = tuple[T, float]
 
 
 @dataclass(frozen=True)
-class Work:
+class BatchTiles:
     """One batch: tiles of one block with the same input shape; `last` if it is the block's last batch."""
 
     block: Block
@@ -32,19 +32,19 @@ class Work:
     last: bool
 
 
-def ahead_of(batch: int, *, apart: bool) -> int:
+def batches_ahead(batch: int, *, asynchronous: bool) -> int:
     """Return how many batches to read ahead: enough to keep all readers busy if the predictor works asynchronously.
 
-    >>> ahead_of(1, apart=False), ahead_of(1, apart=True), ahead_of(4, apart=True)
+    >>> batches_ahead(1, asynchronous=False), batches_ahead(1, asynchronous=True), batches_ahead(4, asynchronous=True)
     (2, 8, 2)
     """
-    return max(AHEAD, ceil_div(2 * READERS, batch)) if apart else AHEAD
+    return max(AHEAD, ceil_div(2 * READERS, batch)) if asynchronous else AHEAD
 
 
 class Batch(NamedTuple):
     """A batch that is being read; its pixels (N, C, *n) are complete when all `reads` are done."""
 
-    work: Work
+    work: BatchTiles
     pixels: NDArray[Any]
     reads: list[Future[Timed[None]]]
 
@@ -58,14 +58,14 @@ class Reading:
     ahead: int
     room: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
-    def batches(self, pool: ThreadPoolExecutor, works: Iterator[Work]) -> Iterator[Batch]:
+    def batches(self, pool: ThreadPoolExecutor, works: Iterator[BatchTiles]) -> Iterator[Batch]:
         """Yield batches in order, while the next ones are being read."""
         ahead = deque(self._begin(pool, work) for work in islice(works, self.ahead))
         while ahead:
             yield ahead.popleft()
             ahead.extend(self._begin(pool, work) for work in islice(works, 1))
 
-    def _begin(self, pool: ThreadPoolExecutor, work: Work) -> Batch:
+    def _begin(self, pool: ThreadPoolExecutor, work: BatchTiles) -> Batch:
         try:
             pixels = self._empty(work.tiles)
         except MemoryError as error:  # reported to the caller that waits for the pixels
@@ -88,13 +88,13 @@ class Reading:
         place[...] = self.image.read(tile.read).reshape(place.shape)
 
 
-def all_work(plan: Plan, indices: Iterable[int]) -> Iterator[Work]:
+def all_batches(plan: Plan, indices: Iterable[int]) -> Iterator[BatchTiles]:
     """Yield the batches of the given blocks, in order."""
     for index in indices:
         block = plan[index]
         batches = list(block.batches(plan.batch))
         for tiles in batches:
-            yield Work(block, tiles, last=tiles is batches[-1])
+            yield BatchTiles(block, tiles, last=tiles is batches[-1])
 
 
 def timed(action: Callable[..., T], *arguments: Any) -> Timed[T]:

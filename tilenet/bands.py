@@ -21,7 +21,7 @@ from tilenet.geometry import round_down
 # save no time.
 BAND_BYTES, MOST_PIXELS = 96_000_000, 2**20
 # A band's rows are a multiple of this many steps, so that Winograd squares fit the deepest layer's rows exactly.
-STEPS = 4
+BAND_STEPS = 4
 
 
 def can_band(axis: AxisFootprint) -> bool:
@@ -29,7 +29,7 @@ def can_band(axis: AxisFootprint) -> bool:
     return axis.spoiled == (0, 0)
 
 
-def halves(pool_size: Sequence[int]) -> bool:
+def pools_by_two(pool_size: Sequence[int]) -> bool:
     """Return whether pooling is 2x2, so that a U-Net block can be computed a few rows at a time, too."""
     return tuple(pool_size) == (2, 2)
 
@@ -52,7 +52,7 @@ def split_rows(axis: AxisFootprint, length: int, width: int, pixels: int) -> lis
     >>> split_rows(AxisFootprint(step=16, lost=92, smallest=188), 1228, 1228, 500_000)
     [(0, 396), (396, 780), (780, 1164), (1164, 1228)]
     """
-    unit = STEPS * axis.step
+    unit = BAND_STEPS * axis.step
     rows = max(unit, round_down(pixels // width, unit))
     starts = [0, *range(axis.legal_at_least(rows), length, rows)]
     return list(zip(starts, [*starts[1:], length], strict=True))

@@ -96,7 +96,7 @@ def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
 
 def _renamed(image: Image) -> str:
     """Return a note with the axes that the file states, if the image is read with others."""
-    return f" (the file says {image.told_axes})" if image.told_axes not in ("", image.axes) else ""
+    return f" (the file says {image.stated_axes})" if image.stated_axes not in ("", image.axes) else ""
 
 
 def _tissue_of(job: Job) -> tuple[dict[str, Any] | None, str]:

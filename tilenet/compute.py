@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import machine
-from tilenet.decide import Arrays, Rule
+from tilenet.decide import Arrays, ObjectRule
 from tilenet.errors import BlocksFailed
 from tilenet.instances import View, number_objects
 from tilenet.job import Job
 from tilenet.runner import Report, Sink, run
 from tilenet.scaling import Scaling
-from tilenet.store import Spread, Store, TissueMap
+from tilenet.store import ShardMaker, Store, TissueMap
 
 # Messages for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
@@ -58,13 +58,13 @@ def raise_if_failed(report: Report, job: Job) -> None:
         raise BlocksFailed(f"{_failed(report, job)}. The others are done: --resume retries these")
 
 
-def finish(store: Store, *, progress: Progress | None = None, spread: Spread | None = None) -> None:
+def finish(store: Store, *, progress: Progress | None = None, make_shards: ShardMaker | None = None) -> None:
     """Build the pyramid of a store whose level 0 is written, verify every file, and mark the store complete.
 
-    `progress` and `spread` are those of `Store.build_pyramid`.
+    `progress` and `make_shards` are those of `Store.build_pyramid`.
     """
     if not store.complete:
-        store.build_pyramid(progress, spread=spread)
+        store.build_pyramid(progress, make_shards=make_shards)
         store.finish()
 
 
@@ -150,7 +150,7 @@ def to_objects(
     found, n = np.zeros(job.plan.shape, np.int32), 0
     for plane in np.ndindex(*job.plan.shape[: -job.footprint.ndim]):
         depth = None if depths is None else depths[(0, *plane)].astype(np.float32)
-        labels = number_objects(View(foreground[plane], depth), Rule.recorded(job.record))
+        labels = number_objects(View(foreground[plane], depth), ObjectRule.recorded(job.record))
         found[plane] = np.where(labels > 0, labels + n, 0)
         n += int(labels.max(initial=0))
     remark_lost(job.image.name, int(np.count_nonzero(foreground)), int(np.count_nonzero(found)), job.record)

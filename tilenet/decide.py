@@ -108,7 +108,7 @@ class Decision:
     def mask(self, logits: Logits) -> NDArray[np.uint8]:
         """Return mask values (*n); among equal logits, the first class wins."""
         if self.kind != "softmax":
-            return np.where(logits[0] > self.cut, np.uint8(self.mask_of_class[0]), np.uint8(0))
+            return np.where(logits[0] > self.logit_threshold, np.uint8(self.mask_of_class[0]), np.uint8(0))
         mask = np.empty(logits.shape[1:], np.uint8)
         for rows in _strips(logits):
             self._choose(logits[:, rows], mask[rows])
@@ -145,7 +145,7 @@ class Decision:
         Rounding errors may change a pixel whose certainty is a tiny part of the logits' range.
         """
         if self.kind != "softmax":
-            return np.asarray(np.abs(logits[0] - self.cut))
+            return np.asarray(np.abs(logits[0] - self.logit_threshold))
         values = np.asarray(self.mask_of_class)
         per_value = [logits[values == v].max(axis=0) for v in np.unique(values)]
         if len(per_value) == 1:
@@ -159,7 +159,7 @@ class Decision:
         return self.kind == "softmax" and self.arrays == ("mask",)
 
     @property
-    def cut(self) -> float:
+    def logit_threshold(self) -> float:
         """The logit above which a pixel is foreground, for a sigmoid or a regression with one output."""
         return log(self.threshold / (1 - self.threshold)) if self.kind == "sigmoid" else self.threshold
 
@@ -195,7 +195,7 @@ def depth_of(probabilities: NDArray[Any], depths: Sequence[float]) -> NDArray[np
 
 
 @dataclass(frozen=True)
-class Rule:
+class ObjectRule:
     """What is an object; see `tilenet.objects` for what each number does."""
 
     min_size: int = 20
@@ -210,7 +210,7 @@ class Rule:
             raise SettingsError(f"least_depth {self.least_depth} is not between 0 and 1")
 
     @classmethod
-    def recorded(cls, record: Mapping[str, Any]) -> Rule:
+    def recorded(cls, record: Mapping[str, Any]) -> ObjectRule:
         """Return the rule of a run record."""
         least = record.get("least_depth")
         return cls() if least is None else cls(least_depth=least)
@@ -221,19 +221,19 @@ def not_finite(place: Box) -> FloatingPointError:
     return FloatingPointError(f"the network's output at {place} is not finite")
 
 
-def kept_of(tile: Tile, logits: NDArray[Any], ndim: int) -> NDArray[Any]:
+def cropped_logits(tile: Tile, logits: NDArray[Any], ndim: int) -> NDArray[Any]:
     """Crop a tile's logits to the pixels (K, *n) that it writes; `FloatingPointError` if any is not finite."""
-    kept: NDArray[Any] = logits[(slice(None), *tile.crop.slices[-ndim:])]
-    if not np.isfinite(kept).all():
+    cropped: NDArray[Any] = logits[(slice(None), *tile.crop.slices[-ndim:])]
+    if not np.isfinite(cropped).all():
         raise not_finite(tile.write)
-    return kept
+    return cropped
 
 
 def decide_each(
     decide: Callable[[Logits], Arrays], tiles: Sequence[Tile], logits: NDArray[Any], ndim: int
 ) -> list[Arrays]:
     """Return the arrays of each tile of a batch, from the batch's logits (N, K, *m)."""
-    return [decide(kept_of(tile, of_tile, ndim)) for tile, of_tile in zip(tiles, logits, strict=True)]
+    return [decide(cropped_logits(tile, of_tile, ndim)) for tile, of_tile in zip(tiles, logits, strict=True)]
 
 
 def block_buffers(arrays: Arrays, ndim: int, shape: Sequence[int]) -> Arrays:

@@ -85,7 +85,7 @@ def _image(file: str, axes: str | None, model: str) -> dict[str, Any]:
             "kind": "image",
             "reader": image.reader,
             "axes": image.axes,
-            **({"axes_in_file": image.told_axes} if image.told_axes not in ("", image.axes) else {}),
+            **({"axes_in_file": image.stated_axes} if image.stated_axes not in ("", image.axes) else {}),
             "shape": image.shape,
             "dtype": str(image.dtype),
             "levels": [level.shape for level in image.levels],

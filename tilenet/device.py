@@ -139,7 +139,7 @@ def decided(decide: Decision, logits: Tensor) -> dict[str, Tensor]:
 def _mask(decide: Decision, logits: Tensor) -> Tensor:
     """Return mask values; among equal logits the first class wins, which `torch.argmax` does not guarantee."""
     if decide.kind != "softmax":
-        return (logits[0] > decide.cut).to(torch.uint8).mul_(decide.mask_of_class[0])
+        return (logits[0] > decide.logit_threshold).to(torch.uint8).mul_(decide.mask_of_class[0])
     mask, best = torch.full_like(logits[0], decide.mask_of_class[0], dtype=torch.uint8), logits[0]
     for value, plane in zip(decide.mask_of_class[1:], logits[1:], strict=True):
         mask.masked_fill_(plane > best, value)

@@ -31,7 +31,7 @@ from tilenet.job import Job
 from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
 from tilenet.settling import Wanted
-from tilenet.store import Coarser, Store
+from tilenet.store import CoarserBlock, Store
 from tilenet.worker import Answer, Task, compute_blocks
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def fill_by_workers(
         for _ in work_off(client, [slide]):
             slide.report.seconds = monotonic() - started
             slide.raise_if_failed()
-        finish(store, spread=partial(map_in_order, client, Coarser.shard))
+        finish(store, make_shards=partial(map_in_order, client, CoarserBlock.shard))
         slide.report.finished = monotonic() - started - slide.report.seconds
         return slide.report
     finally:

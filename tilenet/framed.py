@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tilenet import frames
-from tilenet.bands import halves
+from tilenet.bands import pools_by_two
 from tilenet.steps import Affine, Layer, layers_of
 from tilenet.unet import ConvBlock, UNet, UpBlock
 
@@ -62,7 +62,7 @@ def can_frame(network: UNet) -> bool:
         network.ndim == 2
         and not network.padding
         and network.up_mode == "upconv"
-        and halves(network.pool_size)
+        and pools_by_two(network.pool_size)
         and 2**network.wf >= frames.LEAST
         and network.last.weight.dtype in DTYPES
     )

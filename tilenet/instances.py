@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
 
-from tilenet.decide import Rule, depth_of
+from tilenet.decide import ObjectRule, depth_of
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.separation import REACH, Indices, Labels, first_places, separate
@@ -62,9 +62,9 @@ def objects(
     mask_or_probabilities: Array,
     *,
     depth_of_class: Sequence[float] | None = None,
-    min_size: int = Rule.min_size,
-    prominence: float = Rule.prominence,
-    least_depth: float = Rule.least_depth,
+    min_size: int = ObjectRule.min_size,
+    prominence: float = ObjectRule.prominence,
+    least_depth: float = ObjectRule.least_depth,
 ) -> Labels:
     """Label the objects of an image.
 
@@ -96,10 +96,10 @@ def objects(
     [1, 1, 0, 0, 2, 2]
     """
     whole = _view_of(np.asarray(mask_or_probabilities), depth_of_class)
-    return number_objects(whole, Rule(min_size, prominence, least_depth))
+    return number_objects(whole, ObjectRule(min_size, prominence, least_depth))
 
 
-def number_objects(whole: View, rule: Rule | None = None) -> Labels:
+def number_objects(whole: View, rule: ObjectRule | None = None) -> Labels:
     """Return the objects of a whole image (*n), 1..n in the order of their first pixels."""
 
     def read(box: Box) -> View:
@@ -135,7 +135,7 @@ def find_objects(
     part: Box,
     shape: Sequence[int],
     read: Read,
-    rule: Rule | None = None,
+    rule: ObjectRule | None = None,
     *,
     memory: int | None = None,
     recent: Recent | None = None,
@@ -151,7 +151,7 @@ def find_objects(
         Of the image.
     read : callable
         Returns the `View` of a box inside the image.
-    rule : Rule, optional
+    rule : ObjectRule, optional
         What is an object.
     memory : int, optional
         Most bytes for a component that reaches far beyond the part; default no limit.
@@ -165,7 +165,7 @@ def find_objects(
     SettingsError
         If a component needs more memory.
     """
-    image, recent, rule = Box.of_shape(shape), recent or Recent(), rule or Rule()
+    image, recent, rule = Box.of_shape(shape), recent or Recent(), rule or ObjectRule()
     labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]
     n = 0
     near = _Window(_grown(part, MARGIN[image.ndim], image), image, read)
@@ -215,7 +215,9 @@ class Recent:
         """Bytes of memory that the component takes."""
         return 0 if self.window is None else BYTES_KEPT * self.window.box.size
 
-    def objects_of(self, components: Iterable[tuple[_Window, int]], rule: Rule) -> Iterator[tuple[_Window, Labels]]:
+    def objects_of(
+        self, components: Iterable[tuple[_Window, int]], rule: ObjectRule
+    ) -> Iterator[tuple[_Window, Labels]]:
         """Separate components, and yield each window with the objects in it."""
         for window, label in components:
             if self.found is None or window is not self.window:
@@ -273,7 +275,7 @@ class _Window:
         """Return whether the window contains all pixels on which the objects of a component depend."""
         return _grown(self.box_of(label), REACH, self.image) in self.box
 
-    def objects_of(self, labels: Sequence[int], rule: Rule) -> Labels:
+    def objects_of(self, labels: Sequence[int], rule: ObjectRule) -> Labels:
         """Return the objects of components that the window holds, 1..n, of the window's shape."""
         chosen = np.zeros(len(self.slices) + 1, bool)
         chosen[list(labels)] = True

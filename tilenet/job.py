@@ -20,7 +20,7 @@ import numpy as np
 import tilenet
 from tilenet import machine, predict, scaling, tissue
 from tilenet.address import absolute
-from tilenet.ahead import ahead_of
+from tilenet.ahead import batches_ahead
 from tilenet.bands import Demand
 from tilenet.card import ModelCard, label_table
 from tilenet.decide import Decision
@@ -191,7 +191,7 @@ class Job:
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
         weights = predict.weight_bytes(self.network)
         on_host = self.device == "cpu"
-        ahead = ahead_of(self.plan.batch, apart=not on_host)
+        ahead = batches_ahead(self.plan.batch, asynchronous=not on_host)
         if not on_host:  # pinned memory is allocated and cached in powers of two
             read = 2 ** (read - 1).bit_length()
         reading = (ahead + 1) * read + READERS * self.image.working_bytes + self.image.kept_bytes

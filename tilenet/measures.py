@@ -219,7 +219,7 @@ def _nothing_in(mask: Mask | TiffMask, out: Path) -> Measured:
     none = dict.fromkeys(class_names(mask).values(), 0)
     found = Measured(out, Counter(none), Counter(none), has_objects(mask), pixel_um2=pixel, mask_px=prod(mask.shape))
     if mask.tissue is not None:
-        found.tissue_share = mask.tissue.share(Box.of_shape(mask.shape).shifted(mask.origin))
+        found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin))
     if has_volumes(mask):
         z = mask.pixel_size[-3]
         found.volumes, found.voxel_um3 = True, None if pixel is None or z is None else pixel * z

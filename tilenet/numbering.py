@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.compute import Progress, finish, remark_lost
-from tilenet.decide import Rule
+from tilenet.decide import ObjectRule
 from tilenet.distributed import map_in_order
 from tilenet.errors import OutputExists, OutputMismatch
 from tilenet.geometry import Box
@@ -255,7 +255,7 @@ class Part:
         """Return, for each pixel, the place of its object's first pixel in the image, plus one; 0 for background."""
         self._forget_other_planes()
         places, depths = np.zeros(self.box.shape, self.dtype), _opened(self.depths, stamp_of(self.depths))
-        ndim, rule = len(depths.info["model"]["footprint"]), Rule.recorded(depths.info["record"])
+        ndim, rule = len(depths.info["model"]["footprint"]), ObjectRule.recorded(depths.info["record"])
         outer, shape = depths.shape[:-ndim], depths.shape[-ndim:]
         block = Box(self.box.start[-ndim:], self.box.stop[-ndim:])
         for at in np.ndindex(*self.box.shape[:-ndim]):

@@ -14,7 +14,7 @@ from tilenet.corners import Ring
 from tilenet.errors import ImageError, OutputMismatch
 from tilenet.provenance import closing, open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image
-from tilenet.resolution import AS_STORED, covered
+from tilenet.resolution import AS_STORED, downsample_factor
 from tilenet.store import Mask
 from tilenet.tiff_mask import TiffMask
 
@@ -72,7 +72,7 @@ def find_grid(mask: Mask | TiffMask, image: str | Path | None) -> Grid:
         full, stored = (opened.plane_shape(k) for k in (0, resolution.level))
     if as_it_is:
         return Grid(origin)
-    y, x = (covered(n, m) * f for n, m, f in zip(full, stored, resolution.factor, strict=True))
+    y, x = (downsample_factor(n, m) * f for n, m, f in zip(full, stored, resolution.factor, strict=True))
     return Grid(origin, (y, x), full)
 
 

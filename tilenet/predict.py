@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tilenet import machine, steps
-from tilenet.bands import Demand, band_pixels, can_band, halves
+from tilenet.bands import Demand, band_pixels, can_band, pools_by_two
 from tilenet.decide import Decision
 from tilenet.engine import FastPath, accelerate, may_accelerate, out_of_memory, triton_version
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError, first_line
 from tilenet.footprint import Footprint
 from tilenet.native import convolutions
-from tilenet.scaling import Scaling, is_wide
+from tilenet.scaling import Scaling, needs_float64
 from tilenet.sizes import DEFAULT_DEMAND
 from tilenet.unet import UNet, is_as_built
 
@@ -33,7 +33,7 @@ PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat
 ENGINES = ("auto", "plain", "fast")
 # Types of which PyTorch makes tensors that a device can scale; other types are converted in NumPy.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
-# Those of these types that are scaled in float64; see `is_wide`.
+# Those of these types that are scaled in float64; see `needs_float64`.
 WIDE = {torch.int32, torch.float64}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 # Bytes per pixel of the logits of one class, and of the mask, including the copies that are made of them.
@@ -106,7 +106,7 @@ class TorchPredictor:
 
     def tensor_of(self, batch: NDArray[Any]) -> Tensor:
         """Return a batch as a tensor, unscaled and, if PyTorch has it, in its own type, which is small to send."""
-        wide = is_wide(batch.dtype) and self.device.type != "mps"  # mps has no float64
+        wide = needs_float64(batch.dtype) and self.device.type != "mps"  # mps has no float64
         if batch.dtype.name not in TORCH_DTYPES or (batch.dtype == np.float64 and not wide):
             batch = batch.astype(np.float64 if wide else np.float32)
         # PyTorch does not take negative strides, and warns about read-only arrays.
@@ -284,7 +284,7 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str, de
         return Demand(12 * network.n_classes + passed(3.75))
     # No footprint follows from the layers of some networks, but of none that has a fast path.
     if engine == "fast" and can_band(row := network.footprint.axes[0]):
-        return Demand(decided, passed(3.5 if halves(network.pool_size) else 5), row, band_pixels(wide))
+        return Demand(decided, passed(3.5 if pools_by_two(network.pool_size) else 5), row, band_pixels(wide))
     return Demand(decided + passed(7.5))
 
 

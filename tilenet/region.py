@@ -76,7 +76,7 @@ def roi_to_json(box: Box, roi: Roi | None) -> list[list[int]] | None:
     return None if roi is None else [[a, b] for a, b in zip(box.start, box.stop, strict=True)]
 
 
-def _entries(roi: Any, axes: int) -> list[Any]:
+def _entries(roi: Any, ndim: int) -> list[Any]:
     """Return the entries of a roi, with ``...`` replaced by one full slice for each axis that it stands for."""
     try:
         entries = [] if roi is None else [roi] if isinstance(roi, slice) or roi is ... else list(roi)
@@ -84,7 +84,7 @@ def _entries(roi: Any, axes: int) -> list[Any]:
         raise SettingsError(f"roi {roi!r} is no part. Give one slice or (start, stop) an axis") from error
     if (at := next((i for i, entry in enumerate(entries) if entry is ...), None)) is None:
         return entries
-    return [*entries[:at], *[slice(None)] * (axes - len(entries) + 1), *entries[at + 1 :]]
+    return [*entries[:at], *[slice(None)] * (ndim - len(entries) + 1), *entries[at + 1 :]]
 
 
 def _counted(end: int, n: int) -> int:

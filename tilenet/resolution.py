@@ -27,7 +27,7 @@ PixelSize = tuple[float | None, float | None]
 AS_STORED: Factor = (Fraction(1), Fraction(1))
 
 
-def covered(finest: int, coarse: int) -> Fraction:
+def downsample_factor(finest: int, coarse: int) -> Fraction:
     """Return how many pixels of the finest level one pixel of a coarser level covers along an axis.
 
     Levels are downsampled by whole numbers, mostly by repeated halving, and the remainder at the end is
@@ -40,7 +40,7 @@ def covered(finest: int, coarse: int) -> Fraction:
 
     Examples
     --------
-    >>> covered(2967, 741), covered(2967, 23), covered(300, 200)
+    >>> downsample_factor(2967, 741), downsample_factor(2967, 23), downsample_factor(300, 200)
     (Fraction(4, 1), Fraction(128, 1), Fraction(3, 2))
     """
     ratio = finest / coarse
@@ -64,7 +64,7 @@ class Resolution:
         The wanted micrometres per pixel if they decided the choice, else None.
     text : str
         What was chosen and why, in words for the user.
-    told : bool
+    announced : bool
         Whether the user should see `text`: a pixel size is known, and the caller did not choose a level.
     """
 
@@ -72,7 +72,7 @@ class Resolution:
     factor: Factor = AS_STORED
     mpp: float | None = None
     text: str = ""
-    told: bool = False
+    announced: bool = False
 
     def to_json(self) -> dict[str, object]:
         """Return the values that the run record keeps."""
@@ -121,7 +121,7 @@ def resolve(
     *,
     level: int | None = None,
     mpp: float | None = None,
-    card: float | None = None,
+    card_mpp: float | None = None,
     model: str = "the model",
     name: str = "the image",
 ) -> Resolution:
@@ -133,7 +133,7 @@ def resolve(
         Micrometres per pixel along y and x of each level, finest first.
     level, mpp : int, float, optional
         The caller's wish: one of them, or neither.
-    card : float, optional
+    card_mpp : float, optional
         Micrometres per pixel that the model was trained on; used if the caller gives neither.
     model, name : str
         Names of the model and the image, for messages.
@@ -158,9 +158,9 @@ def resolve(
     known = None not in sizes[0]
     if mpp is not None and not known:
         raise SettingsError(f"{name}: does not say its pixel size, so mpp means nothing. Choose a level (--level)")
-    wanted = mpp if mpp is not None else card
+    wanted = mpp if mpp is not None else card_mpp
     if wanted is None or not known:
-        return _as_it_is(sizes, card=card, model=model)
+        return _as_it_is(sizes, card_mpp=card_mpp, model=model)
     whose = f"the {wanted:g} um/px asked for" if mpp is not None else f"the {wanted:g} um/px that {model} knows"
     level, factor = choose(sizes, wanted)
     if min(factor) < FINEST:
@@ -169,11 +169,13 @@ def resolve(
             f"than {whose}. Choose a coarser mpp, or a level (--level)"
         )
     if factor == AS_STORED:
-        return Resolution(level, mpp=wanted, text=f"level {level}{_um(sizes, level)} as stored, for {whose}", told=True)
+        return Resolution(
+            level, mpp=wanted, text=f"level {level}{_um(sizes, level)} as stored, for {whose}", announced=True
+        )
     by = " x ".join(f"{float(f):.6g}" for f in dict.fromkeys(factor))
     how = "averaged over" if min(factor) >= 1 else "interpolated, no finer than the file, in steps of"
     text = f"level {level}{_um(sizes, level)} resampled: {how} {by} px, for {whose}"
-    return Resolution(level, factor, wanted, text, told=True)
+    return Resolution(level, factor, wanted, text, announced=True)
 
 
 def recorded(level: int, factor: Sequence[Sequence[int]], mpp: float | None) -> Resolution:
@@ -190,7 +192,7 @@ def recorded(level: int, factor: Sequence[Sequence[int]], mpp: float | None) -> 
     if not sane:
         raise SettingsError(f"the run record's factor {str(factor)[:60]} was changed. Start again with --overwrite")
     how = "as stored" if (y, x) == AS_STORED else f"resampled by {float(y):.6g} x {float(x):.6g}"
-    return Resolution(level, (y, x), mpp, f"level {level} {how}, as the run was started", told=mpp is not None)
+    return Resolution(level, (y, x), mpp, f"level {level} {how}, as the run was started", announced=mpp is not None)
 
 
 def _factor(wanted: float, size: float | None) -> Fraction:
@@ -201,15 +203,15 @@ def _factor(wanted: float, size: float | None) -> Fraction:
     return 1 / Fraction(size / wanted).limit_denominator(LARGEST_DENOMINATOR)
 
 
-def _as_it_is(sizes: Sequence[PixelSize], *, card: float | None, model: str) -> Resolution:
-    image_says, model_says = None not in sizes[0], card is not None
+def _as_it_is(sizes: Sequence[PixelSize], *, card_mpp: float | None, model: str) -> Resolution:
+    image_says, model_says = None not in sizes[0], card_mpp is not None
     if image_says:
         why = f"the card of {model} names no pixel size, --mpp chooses another"
     elif model_says:
-        why = f"the image does not say its pixel size ({model} knows {card:g} um/px)"
+        why = f"the image does not say its pixel size ({model} knows {card_mpp:g} um/px)"
     else:
         why = "neither the image nor the model says a pixel size"
-    return Resolution(0, text=f"level 0{_um(sizes, 0)} as stored: {why}", told=image_says or model_says)
+    return Resolution(0, text=f"level 0{_um(sizes, 0)} as stored: {why}", announced=image_says or model_says)
 
 
 def _um(sizes: Sequence[PixelSize], level: int, *, brackets: bool = True) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.ahead import Batch, Reading, Timed, ahead_of, all_work, timed
+from tilenet.ahead import Batch, Reading, Timed, all_batches, batches_ahead, timed
 from tilenet.decide import Arrays, Decision, block_buffers, decide_each
 from tilenet.errors import EnvironmentFault, first_line
 from tilenet.footprint import Footprint
@@ -136,12 +136,12 @@ def run(
     """
     report, started, one = Report(), perf_counter(), deciding(predictor)
     begin, ndim = partial(one.begin, decide=decide), predictor.footprint.ndim
-    reading = Reading(image, ndim, ahead=ahead_of(plan.batch, apart=one.in_flight > 1), room=one.room)
+    reading = Reading(image, ndim, ahead=batches_ahead(plan.batch, asynchronous=one.in_flight > 1), room=one.room)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
         blocks = _Blocks(ndim, sink, writer, report=report, progress=progress)
         begun: deque[tuple[Batch, Finish | None]] = deque()
         try:
-            for batch in reading.batches(readers, all_work(plan, sink.pending())):
+            for batch in reading.batches(readers, all_batches(plan, sink.pending())):
                 begun.append((batch, blocks.begin(batch, begin)))
                 if len(begun) == one.in_flight:
                     blocks.finish(*begun.popleft())

@@ -24,12 +24,12 @@ from tilenet.errors import ImageError, ModelError, SettingsError, TilenetError
 from tilenet.geometry import Box, ceil_div, cell_box
 from tilenet.readers.image import READERS, Image, Pixels
 
-# For percentiles, a level of up to WHOLE_LEVEL pixels is read whole. Of a larger level, windows of SAMPLE x SAMPLE
-# pixels, each in one plane, are read on a regular grid: up to SAMPLES positions along each axis, and MOST_WINDOWS
-# windows in all, so that those of a series of stacks fit the memory.
+# For percentiles, a level of up to WHOLE_LEVEL pixels is read whole. Of a larger level, square windows, each in one
+# plane, are read on a regular grid: up to WINDOWS_PER_AXIS positions along each axis, and MOST_WINDOWS windows in all,
+# so that those of a series of stacks fit the memory.
 WHOLE_LEVEL = 2**24
-SAMPLES, SAMPLE = 8, 256
-MOST_WINDOWS = SAMPLES**3
+WINDOWS_PER_AXIS, WINDOW_SIDE = 8, 256
+MOST_WINDOWS = WINDOWS_PER_AXIS**3
 # How many pixels are counted at once: few enough to stay in the cache.
 COUNTED = 2**18
 # The keys that a rule may have, by method.
@@ -59,7 +59,7 @@ class Scaling:
     def apply(self, pixels: Pixels) -> NDArray[np.float32]:
         """Return scaled pixels (C, *n) as float32; NaN stays NaN."""
         column = (-1,) + (1,) * (pixels.ndim - 1)
-        wide = np.dtype(np.float64 if is_wide(pixels.dtype) else np.float32)
+        wide = np.dtype(np.float64 if needs_float64(pixels.dtype) else np.float32)
         out: NDArray[np.floating[Any]] = pixels.astype(wide)
         if any(self.subtract):
             out -= np.asarray(self.subtract, wide).reshape(column)
@@ -82,10 +82,10 @@ class Scaling:
         return cls(tuple(numbers["subtract"]), tuple(numbers["divide"]), clip)
 
 
-def is_wide(dtype: np.dtype[Any]) -> bool:
+def needs_float64(dtype: np.dtype[Any]) -> bool:
     """Return whether to scale pixels in float64, because float32 would round them before the subtraction.
 
-    >>> is_wide(np.dtype("uint16")), is_wide(np.dtype("float32")), is_wide(np.dtype("uint32"))
+    >>> needs_float64(np.dtype("uint16")), needs_float64(np.dtype("float32")), needs_float64(np.dtype("uint32"))
     (False, False, True)
     """
     return dtype != np.float32 and dtype.itemsize > 2
@@ -171,7 +171,7 @@ def _resolved(rule: Mapping[str, Any], image: Image) -> Scaling:
                 raise SettingsError(
                     f"percentiles {rule['low']} and {rule['high']}: give two from 0 to 100, the lower one first"
                 )
-            return of_percentiles(sample(image), rule, name=image.name)
+            return of_percentiles(sample_pixels(image), rule, name=image.name)
         case other:
             raise ModelError(f"model card: scaling method {other!r} is none of {', '.join(KEYS)}")
 
@@ -187,8 +187,8 @@ def of_percentiles(parts: Sequence[Pixels], rule: Mapping[str, Any], *, name: st
     return Scaling(tuple(map(float, low)), tuple(span), _clip_of(rule))
 
 
-def percentiles(parts: Sequence[Pixels], shares: Sequence[float]) -> NDArray[np.float64]:
-    """Return the percentiles `shares` of values given as a list of arrays, exactly as `numpy.percentile` does.
+def percentiles(parts: Sequence[Pixels], percents: Sequence[float]) -> NDArray[np.float64]:
+    """Return the percentiles `percents` of values given as a list of arrays, exactly as `numpy.percentile` does.
 
     Unsigned integers of 8 and 16 bits are counted, which takes a sixth of the time of sorting, and no second copy.
 
@@ -197,10 +197,10 @@ def percentiles(parts: Sequence[Pixels], shares: Sequence[float]) -> NDArray[np.
     """
     dtype = parts[0].dtype
     if dtype.kind != "u" or dtype.itemsize > 2:
-        return np.asarray(np.percentile(np.concatenate(parts), shares, overwrite_input=True))
+        return np.asarray(np.percentile(np.concatenate(parts), percents, overwrite_input=True))
     counts = np.sum([_counts_of(part) for part in parts], axis=0)
     last = int(counts.sum()) - 1
-    place = np.asarray(shares, float) / 100 * last
+    place = np.asarray(percents, float) / 100 * last
     before = np.floor(place)
     ranks = np.minimum([before, before + 1], last)
     a, b = np.searchsorted(counts.cumsum(), ranks, side="right").astype(float)
@@ -222,7 +222,7 @@ def _counts_of(values: Pixels) -> NDArray[np.int64]:
     return counts
 
 
-def sample(image: Image) -> list[Pixels]:
+def sample_pixels(image: Image) -> list[Pixels]:
     """Return pixels that represent the whole image, as a list of arrays (C, *n), the same on every call.
 
     They are all pixels of the finest level that has at most `WHOLE_LEVEL` pixels. If no level is
@@ -232,15 +232,15 @@ def sample(image: Image) -> list[Pixels]:
     level = next((k for k, size in enumerate(sizes) if size <= WHOLE_LEVEL), len(sizes) - 1)
     source = image.at_level(level)
     whole = Box.of_shape(source.box_shape)
-    boxes = bands(whole) if whole.size <= WHOLE_LEVEL else grid_of_windows(source.box_shape)
+    boxes = row_strips(whole) if whole.size <= WHOLE_LEVEL else grid_of_windows(source.box_shape)
     with ThreadPoolExecutor(READERS, "sample") as pool:
         return list(pool.map(source.read_inside, boxes))
 
 
-def bands(whole: Box) -> list[Box]:
+def row_strips(whole: Box) -> list[Box]:
     """Split the box of a whole array along its rows, into one part for each reading thread.
 
-    >>> [band.start for band in bands(Box.of_shape((6, 2)))]
+    >>> [strip.start for strip in row_strips(Box.of_shape((6, 2)))]
     [(0, 0), (2, 0), (4, 0)]
     """
     (*planes, height, width) = whole.shape
@@ -258,8 +258,8 @@ def grid_of_windows(shape: Sequence[int]) -> list[Box]:
     >>> len(grid_of_windows((9999, 9999))), len(grid_of_windows((99, 9999, 9999)))
     (64, 512)
     """
-    sides = (1,) * (len(shape) - 2) + (SAMPLE, SAMPLE)
-    counts = [min(SAMPLES, ceil_div(n, side)) for n, side in zip(shape, sides, strict=True)]
+    sides = (1,) * (len(shape) - 2) + (WINDOW_SIDE, WINDOW_SIDE)
+    counts = [min(WINDOWS_PER_AXIS, ceil_div(n, side)) for n, side in zip(shape, sides, strict=True)]
     while prod(counts) > MOST_WINDOWS:
         outer = counts[:-2]
         counts[outer.index(max(outer))] -= 1

@@ -57,8 +57,8 @@ def as_seen(opened: Image, network: Any, card: ModelCard, options: Options, foot
     SettingsError
         If the image does not have the wanted level or pixel size.
     """
-    if opened.told_axes not in ("", opened.axes):
-        LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.told_axes)
+    if opened.stated_axes not in ("", opened.axes):
+        LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.stated_axes)
     if opened.reader == PlanesImage.reader:
         LOG.info("%s: its %d files are read as one stack along %s", opened.name, opened.shape[0], opened.axes[0])
     if opened.drops_alpha:
@@ -81,11 +81,11 @@ def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:
         [in_plane(image, k) for k in range(len(image.levels))],
         level=level,
         mpp=options.mpp,
-        card=card.pixel_size,
+        card_mpp=card.pixel_size,
         model=card.name,
         name=image.name,
     )
-    if resolution.told:
+    if resolution.announced:
         LOG.info("%s: %s", image.name, resolution.text)
     return resolution
 

@@ -2,7 +2,7 @@
 
 Seeds lie deep inside objects, and a watershed grows them to fill their component. The depth of a pixel comes from the
 network, or else from the distance to the background. Two maxima of the depth are two seeds if every path between them
-is shallower than both by `Rule.prominence`.
+is shallower than both by `ObjectRule.prominence`.
 
 The result for a component depends only on its own pixels and on the depths within `REACH` of them. Pixels are
 neighbours only if they share a face, here and in the components: components that touch at a corner do not affect each
@@ -19,7 +19,7 @@ from scipy import ndimage as ndi
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
-from tilenet.decide import Rule
+from tilenet.decide import ObjectRule
 
 Labels = NDArray[np.int32]
 Depths = NDArray[np.float32]
@@ -28,7 +28,7 @@ Indices = NDArray[np.int64]
 SIGMA, REACH = 1.0, 4
 
 
-def separate(components: Labels, depth: Depths | None, rule: Rule) -> Labels:
+def separate(components: Labels, depth: Depths | None, rule: ObjectRule) -> Labels:
     """Return the objects of components, 1..n in any order.
 
     Parameters
@@ -37,7 +37,7 @@ def separate(components: Labels, depth: Depths | None, rule: Rule) -> Labels:
         int32 (*n): labels of connected components, 0 elsewhere.
     depth : numpy.ndarray or None
         float32 (*n), 0 to 1; None: the distance to the background, relative to the largest in each component.
-    rule : Rule
+    rule : ObjectRule
         What is an object.
     """
     large = np.bincount(components.ravel()) >= rule.min_size
@@ -114,7 +114,7 @@ def _seeds(smooth: Depths, prominence: float) -> tuple[Labels, int]:
     return seeds, count
 
 
-def _kept(labels: Labels, depth: Depths | None, rule: Rule) -> Labels:
+def _kept(labels: Labels, depth: Depths | None, rule: ObjectRule) -> Labels:
     """Drop objects that are too small or nowhere deep enough, and renumber the others."""
     sizes = np.bincount(labels.ravel())
     kept = sizes >= max(1, rule.min_size)

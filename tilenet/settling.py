@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tilenet import machine, predict, tissue
 from tilenet.bands import Demand
 from tilenet.card import DEPTH_CLASSES, ModelCard
-from tilenet.decide import Decision, Rule
+from tilenet.decide import Decision, ObjectRule
 from tilenet.errors import ImageError, ModelError, SettingsError, TilenetError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
@@ -311,7 +311,7 @@ def _least_depth(options: Options, decision: Decision) -> float | None:
                 f"{', '.join(DEPTH_CLASSES)}. Leave it out"
             )
         return None
-    rule = Rule() if options.least_depth is None else Rule(least_depth=options.least_depth)
+    rule = ObjectRule() if options.least_depth is None else ObjectRule(least_depth=options.least_depth)
     return float(rule.least_depth)
 
 

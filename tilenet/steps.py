@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tilenet.bands import halves
+from tilenet.bands import pools_by_two
 from tilenet.compiled import (
     CompiledClassification,
     CompiledConvolution,
@@ -88,7 +88,7 @@ def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
     if it pads zeros, or if it uses Winograd's method in PyTorch, which works in strips of its own.
     """
     inner = block.conv_block if isinstance(block, UpBlock) else block
-    if not halves(pool_size) or not (inner is block or isinstance(block.up, nn.ConvTranspose2d)):
+    if not pools_by_two(pool_size) or not (inner is block or isinstance(block.up, nn.ConvTranspose2d)):
         return False
     return find_instructions() != 0 or not any(
         layer.padding or _kind(layer.weight) is WinogradConvolution for layer in layers_of(inner)
@@ -180,7 +180,7 @@ def _pool(layer: Layer, network: UNet, level: int) -> Step:
     convolved, size = _convolved(layer), network.pool_size
     reduce = F.max_pool2d if network.pooling == "max" else F.avg_pool2d
     at_once = None
-    if isinstance(convolved, CompiledConvolution) and network.pooling == "max" and halves(size):
+    if isinstance(convolved, CompiledConvolution) and network.pooling == "max" and pools_by_two(size):
         at_once = convolved.pooled
 
     def pool(pieces: Sequence[Tensor], stream: Stream) -> Tensor:

@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tilenet import machine, predict
 from tilenet.address import is_address
-from tilenet.decide import kept_of
+from tilenet.decide import cropped_logits
 from tilenet.errors import BlocksFailed, ImageError, ModelError, TilenetError, first_line
 from tilenet.geometry import cell_box
 from tilenet.job import Job
@@ -122,7 +122,7 @@ class Tiles:
             # One forward pass at a time: PyTorch has threads of its own, and the memory is planned for one pass.
             with _passing, machine.threads(job.record["threads"]):
                 logits = predictor(pixels.reshape(1, len(pixels), *pixels.shape[-ndim:]))[0]
-            (values,) = job.decision(kept_of(tile, logits, ndim)).values()
+            (values,) = job.decision(cropped_logits(tile, logits, ndim)).values()
         except TilenetError:
             raise
         except Exception as error:

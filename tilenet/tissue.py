@@ -81,7 +81,7 @@ class Tissue:
             "sha256": self.map.sha256,
             "blocks": len(plan),
             "skipped_blocks": planes * int((~computed).sum()),
-            "skipped": round(1 - self.map.part_computed(plan), 6),
+            "skipped": round(1 - self.map.computed_fraction(plan), 6),
         }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
-from tilenet.readers.axes import Span, layout_of
+from tilenet.readers.axes import Span, axis_map_of
 from tilenet.readers.boundary import pixel_dtype, refusing
 from tilenet.readers.image import Level, Pixels, SingleLevelImage, names_of_array
 
@@ -42,10 +42,10 @@ class ArrayImage(SingleLevelImage):
         stored = "yx" if array.ndim == 2 and axes is None else ["?"] * array.ndim
         if any(n != n for n in array.shape):
             raise ImageError(f"{self.name}: chunks of unknown sizes. Call compute_chunk_sizes() first")
-        self._layout = layout_of(stored, array.shape, axes=axes, name=self.name)
-        self.axes = self._layout.axes
+        self._axis_map = axis_map_of(stored, array.shape, axes=axes, name=self.name)
+        self.axes = self._axis_map.axes
         self.dtype = pixel_dtype(array.dtype, self.name)
-        self.levels = (Level(self._layout.image_shape, (None,) * len(self.box_axes)),)
+        self.levels = (Level(self._axis_map.image_shape, (None,) * len(self.box_axes)),)
         self.channel_names = names_of_array(self.axes, self.n_channels, self.dtype)
 
     def read_inside(self, box: Box) -> Pixels:
@@ -55,16 +55,16 @@ class ArrayImage(SingleLevelImage):
     @property
     def parts_channels(self) -> bool:
         """Whether the array stores channels apart, so that some can be read without the others."""
-        return self._layout.parts_channels
+        return self._axis_map.parts_channels
 
     def read_channels(self, box: Box, channels: Span) -> Pixels:
         """Return the pixels of a range of channels in a box; the others are not computed."""
         return self._read(box, channels)
 
     def _read(self, box: Box, channels: Span | None) -> Pixels:
-        out, stored = self._layout.empty(box, self.dtype, channels)
+        out, stored = self._axis_map.empty(box, self.dtype, channels)
         with refusing(f"{self.name}: {box} cannot be read", "Read it without tilenet to see why"):
-            part = self._array[tuple(slice(a, b) for a, b in self._layout.ranges(box, channels))]
+            part = self._array[tuple(slice(a, b) for a, b in self._axis_map.ranges(box, channels))]
             stored[...] = self._computed(part) if hasattr(part, "compute") else part
         return out
 

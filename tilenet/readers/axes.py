@@ -23,7 +23,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Layout:
+class AxisMap:
     """How the dimensions of a stored array become the axes of an image.
 
     Attributes
@@ -33,13 +33,13 @@ class Layout:
         Several dimensions may be ``c``: they are merged into one axis, the first of them changing slowest.
     shape : tuple of int
         Entries used along each dimension (fewer than stored where alpha is dropped).
-    told : str
+    stated_axes : str
         The axes that the file states; empty if it states none.
     """
 
     letters: tuple[str, ...]
     shape: tuple[int, ...]
-    told: str = ""
+    stated_axes: str = ""
 
     @property
     def axes(self) -> str:
@@ -68,28 +68,28 @@ class Layout:
             wanted["c"] = channels
         return [wanted.get(a, (0, n)) for a, n in zip(self.letters, self.shape, strict=True)]
 
-    def empty(self, box: Box, dtype: np.dtype[Any], some: Span | None = None) -> tuple[Pixels, Pixels]:
+    def empty(self, box: Box, dtype: np.dtype[Any], channels: Span | None = None) -> tuple[Pixels, Pixels]:
         """Allocate an unfilled array, and return two views of it: (C, *box.shape), and in the stored dimensions.
 
-        `some` is a range of channels, as for `ranges`. A reader fills the second view dimension by dimension, and
+        `channels` is a range of channels, as for `ranges`. A reader fills the second view dimension by dimension, and
         returns the first. The memory order is that of the file, because reordering pixel by pixel takes longer than
         decoding a JPEG tile. The exception: several dimensions of channels are adjacent in memory, at the place of
         the first of them.
         """
         letters = [a for a in self.letters if a]
-        lengths = [b - a for (a, b), letter in zip(self.ranges(box, some), self.letters, strict=True) if letter]
-        channels = [i for i, a in enumerate(letters) if a == "c"]
-        others, place = [i for i, a in enumerate(letters) if a != "c"], min(channels, default=0)
-        order = others[:place] + channels + others[place:]
+        lengths = [b - a for (a, b), letter in zip(self.ranges(box, channels), self.letters, strict=True) if letter]
+        channel_dims = [i for i, a in enumerate(letters) if a == "c"]
+        others, place = [i for i, a in enumerate(letters) if a != "c"], min(channel_dims, default=0)
+        order = others[:place] + channel_dims + others[place:]
         memory = np.empty([lengths[i] for i in order], dtype)
         sides = [lengths[i] for i in others]
-        sides.insert(place, prod(lengths[i] for i in channels))
+        sides.insert(place, prod(lengths[i] for i in channel_dims))
         index = tuple(slice(None) if a else np.newaxis for a in self.letters)
         return np.moveaxis(memory.reshape(sides), place, 0), memory.transpose(np.argsort(order))[index]
 
 
-def layout_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None, name: str) -> Layout:
-    """Return the layout of a stored array.
+def axis_map_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None, name: str) -> AxisMap:
+    """Return how the dimensions of a stored array become axes.
 
     Parameters
     ----------
@@ -105,29 +105,32 @@ def layout_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None, 
     """
     if min(shape, default=0) < 1:
         raise ImageError(f"{name}: has the shape {tuple(shape)}, which holds no pixels. Give another image")
-    told, nameless = _told(stored, shape)
+    stated, nameless = _stated(stored, shape)
     if axes is None and nameless:
         lengths = _lengths(stored, shape)
         raise ImageError(f"{name}: has the shape {lengths}, and nothing says which axis is which. {_advice(lengths)}")
-    says = "".join(dict.fromkeys(told)) if not nameless and _fault(told) is None else ""
-    letters = told
-    if axes is not None and axes != says:
-        letters = _renamed(stored, told, axes, says, name) if says else _said(stored, shape, axes, name)
+    stated_axes = "".join(dict.fromkeys(stated)) if not nameless and _fault(stated) is None else ""
+    letters = stated
+    if axes is not None and axes != stated_axes:
+        if stated_axes:
+            letters = _renamed(stored, stated, axes, stated_axes, name)
+        else:
+            letters = _given(stored, shape, axes, name)
     if fault := _fault(letters):
         raise ImageError(f"{name}: has the axes {''.join(letters)!r}, {fault}. {_advice(_lengths(stored, shape))}")
-    return Layout(letters, tuple(shape), says)
+    return AxisMap(letters, tuple(shape), stated_axes)
 
 
 def _lengths(stored: Sequence[str], shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(n for n, a in zip(shape, stored, strict=True) if a)
 
 
-def _told(stored: Sequence[str], shape: Sequence[int]) -> tuple[tuple[str, ...], bool]:
+def _stated(stored: Sequence[str], shape: Sequence[int]) -> tuple[tuple[str, ...], bool]:
     """Return the file's letters, and whether a dimension of more than one entry has no known letter."""
     letters = ["c" if a.lower() == "s" else a.lower() for a in stored]
     unknown = [i for i, a in enumerate(letters) if a not in AXES]
-    told = tuple("" if i in unknown else a for i, a in enumerate(letters))
-    return told, any(shape[i] > 1 for i in unknown)
+    stated = tuple("" if i in unknown else a for i, a in enumerate(letters))
+    return stated, any(shape[i] > 1 for i in unknown)
 
 
 def _fault(letters: Sequence[str]) -> str | None:
@@ -136,23 +139,23 @@ def _fault(letters: Sequence[str]) -> str | None:
     return None if {"y", "x"} <= set(letters) else "which does not name both y and x"
 
 
-def _said(stored: Sequence[str], shape: Sequence[int], axes: str, name: str) -> tuple[str, ...]:
+def _given(stored: Sequence[str], shape: Sequence[int], axes: str, name: str) -> tuple[str, ...]:
     lengths = _lengths(stored, shape)
     if not _fits(axes, stored):
         raise ImageError(f"{name}: has the shape {lengths}, which axes={axes!r} does not describe. " + _advice(lengths))
     return _in_place(axes, stored)
 
 
-def _renamed(stored: Sequence[str], told: Sequence[str], axes: str, says: str, name: str) -> tuple[str, ...]:
+def _renamed(stored: Sequence[str], stated: Sequence[str], axes: str, stated_axes: str, name: str) -> tuple[str, ...]:
     """Return the caller's letters in place of the file's; refuse letters that move y, x or colour."""
     letters = _in_place(axes, stored) if _fits(axes, stored) else None
-    behind_x = told.index("x")
-    kept = [a in ("y", "x") or (a == "c" and (stored[i] in "sS" or i > behind_x)) for i, a in enumerate(told)]
-    if letters is None or any(k and a != b for k, a, b in zip(kept, told, letters, strict=True)):
+    behind_x = stated.index("x")
+    kept = [a in ("y", "x") or (a == "c" and (stored[i] in "sS" or i > behind_x)) for i, a in enumerate(stated)]
+    if letters is None or any(k and a != b for k, a, b in zip(kept, stated, letters, strict=True)):
         others = "" if all(k for k, a in zip(kept, stored, strict=True) if a) else ", or rename t, z and c only"
         raise ImageError(
-            f"{name}: says that its axes are {says}, and axes={axes!r} does not keep y, x and colour in their places. "
-            f"Leave axes (--axes) out{others}"
+            f"{name}: says that its axes are {stated_axes}, and axes={axes!r} does not keep y, x and colour in their "
+            f"places. Leave axes (--axes) out{others}"
         )
     return letters
 
@@ -162,8 +165,8 @@ def _fits(axes: str, stored: Sequence[str]) -> bool:
 
 
 def _in_place(axes: str, stored: Sequence[str]) -> tuple[str, ...]:
-    said = iter(axes)
-    return tuple(next(said) if a else "" for a in stored)
+    given = iter(axes)
+    return tuple(next(given) if a else "" for a in stored)
 
 
 def _advice(shape: Sequence[int]) -> str:

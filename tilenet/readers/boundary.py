@@ -140,7 +140,7 @@ def check_missing(count: int, missing: str, *, name: str, pieces: str = "tiles")
         )
 
 
-def reopening(path: str, **options: Any) -> tuple[Any, ...]:
+def reduce_by_path(path: str, **options: Any) -> tuple[Any, ...]:
     """Return the value of `__reduce__` for an image that unpickling opens again, by its path or address."""
     from tilenet.readers import open_image
 

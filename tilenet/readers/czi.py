@@ -20,7 +20,7 @@ import numpy as np
 
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
-from tilenet.readers.axes import layout_of
+from tilenet.readers.axes import axis_map_of
 from tilenet.readers.boundary import (
     DAMAGED,
     LONGEST_AXIS,
@@ -28,8 +28,8 @@ from tilenet.readers.boundary import (
     check_missing,
     needing,
     positive,
+    reduce_by_path,
     refusing,
-    reopening,
 )
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.image import RGB, Image, Level, Pixels, SingleLevelImage
@@ -57,18 +57,18 @@ class CziImage(SingleLevelImage):
     def __init__(self, path: str, *, axes: str | None = None, missing: str = "error") -> None:
         with needing(path, kind="a CZI file", library="pylibCZIrw", extra="czi"):
             from pylibCZIrw import czi
-        self.name, self._said_axes, self._missing = path, axes, missing
+        self.name, self._given_axes, self._missing = path, axes, missing
         self._lock, self._cache = Lock(), PieceCache()
         self._czi: Any = None
         try:
             with refusing(f"{path}: cannot be read as a CZI", DAMAGED):
                 self._czi = czi.CziReader(path)
-                self._take()
+                self._read_metadata()
         except TilenetError:
             self.close()
             raise
 
-    def _take(self) -> None:
+    def _read_metadata(self) -> None:
         extents: dict[str, tuple[int, int]] = self._czi.total_bounding_box_no_pyramid
         more = [a for a, (start, stop) in extents.items() if a not in "TZCXY" and stop - start > 1]
         if more:
@@ -82,19 +82,19 @@ class CziImage(SingleLevelImage):
         held = self._planes_held()
         # Files cut out of larger ones keep their numbers of planes; of these, `extents` has the count alone.
         self._first = tuple(map(min, zip(*held, strict=True))) or (0, 0, 0)
-        samples = self._take_type(range(self._first[2], self._first[2] + shape[2]))
+        samples = self._read_pixel_type(range(self._first[2], self._first[2] + shape[2]))
         full = (*shape, samples)
         letters = [a if n > 1 or a in "yx" else "" for a, n in zip("tzcyxs", full, strict=True)]
-        self._layout = layout_of(letters, full, axes=self._said_axes, name=self.name)
-        self.axes, self.told_axes = self._layout.axes, self._layout.told
+        self._axis_map = axis_map_of(letters, full, axes=self._given_axes, name=self.name)
+        self.axes, self.stated_axes = self._axis_map.axes, self._axis_map.stated_axes
         about = self._czi.raw_metadata
-        self._take_metadata(ElementTree.fromstring(about), samples)
+        self._read_sizes_and_names(ElementTree.fromstring(about), samples)
         self.n_missing = prod(shape[:3]) - len(held)
         check_missing(self.n_missing, self._missing, name=self.name, pieces=f"{prod(shape[:3])} planes")
         with Path(self.name).open("rb") as file:
             self._sha256 = hashlib.sha256(file.read(HEADER_BYTES) + about.encode()).hexdigest()
 
-    def _take_type(self, channels: range) -> int:
+    def _read_pixel_type(self, channels: range) -> int:
         """Set the dtype from the pixel type of the channels; return the number of samples per pixel."""
         kinds = [self._czi.get_channel_pixel_type(c) for c in channels]
         if len(set(kinds)) > 1 or kinds[0] not in PIXELS:
@@ -107,9 +107,9 @@ class CziImage(SingleLevelImage):
         self.dtype = np.dtype(dtype)
         return samples
 
-    def _take_metadata(self, root: ElementTree.Element, samples: int) -> None:
+    def _read_sizes_and_names(self, root: ElementTree.Element, samples: int) -> None:
         sizes = {d.get("Id", "").lower(): _micrometres(d.findtext("Value")) for d in root.iterfind(".//Items/Distance")}
-        self.levels = (Level(self._layout.image_shape, tuple(sizes.get(a) for a in self.axes if a != "c")),)
+        self.levels = (Level(self._axis_map.image_shape, tuple(sizes.get(a) for a in self.axes if a != "c")),)
         found = root.iterfind(".//Information/Image/Dimensions/Channels/Channel")
         names = tuple(channel.get("Name", "") for channel in found)
         if samples == self.n_channels == 3:
@@ -130,8 +130,8 @@ class CziImage(SingleLevelImage):
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the image."""
-        out, stored = self._layout.empty(box, self.dtype)
-        *outer, rows, columns, _ = self._layout.ranges(box)
+        out, stored = self._axis_map.empty(box, self.dtype)
+        *outer, rows, columns, _ = self._axis_map.ranges(box)
         plane = Box((rows[0], columns[0]), (rows[1], columns[1]))
         for index in product(*(range(a, b) for a, b in outer)):
             at = {a: i + first for a, i, first in zip("TZC", index, self._first, strict=True)}
@@ -139,7 +139,7 @@ class CziImage(SingleLevelImage):
             assemble(
                 np.moveaxis(stored[place], 2, 0),
                 plane,
-                shape=self._layout.shape[3:5],
+                shape=self._axis_map.shape[3:5],
                 side=SIDE,
                 piece=partial(self._piece, at),
             )
@@ -176,7 +176,7 @@ class CziImage(SingleLevelImage):
                 czi.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reopening(self.name, axes=self._said_axes, missing=self._missing)
+        return reduce_by_path(self.name, axes=self._given_axes, missing=self._missing)
 
 
 def _micrometres(metres: str | None) -> float | None:

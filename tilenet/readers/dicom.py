@@ -19,7 +19,7 @@ import numpy as np
 
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
-from tilenet.readers.axes import Layout, layout_of
+from tilenet.readers.axes import AxisMap, axis_map_of
 from tilenet.readers.boundary import (
     DAMAGED,
     LONGEST_AXIS,
@@ -29,8 +29,8 @@ from tilenet.readers.boundary import (
     needing,
     pixel_dtype,
     quietly,
+    reduce_by_path,
     refusing,
-    reopening,
 )
 from tilenet.readers.image import CACHE_BYTES, RGB, Image, Level, Pixels
 from tilenet.readers.kinds import dicom_files
@@ -44,7 +44,7 @@ class DicomSource:
         with needing(path, kind="a DICOM image", library="wsidicom", extra="dicom"):
             import wsidicom
             from wsidicom.config import Settings
-        self.path, self.said_axes, self.missing = path, axes, missing
+        self.path, self.given_axes, self.missing = path, axes, missing
         self.slide: Any = None
         files = sorted(dicom_files(path)) if Path(path).is_dir() else [Path(path)]
         try:
@@ -54,14 +54,14 @@ class DicomSource:
                 # By default wsidicom caches 100 MB of encoded tiles besides the decoded ones.
                 caches = Settings(decoded_frame_cache_size=CACHE_BYTES, encoded_frame_cache_size=0)
                 self.slide = wsidicom.WsiDicom.open(files, settings=caches)
-                self._take()
+                self._read_metadata()
                 self._check_levels(files, heads)
                 check_missing(self.n_missing, missing, name=path)
         except TilenetError:
             self.close()
             raise
 
-    def _take(self) -> None:
+    def _read_metadata(self) -> None:
         if len(self.slide.pyramids) != 1:
             raise ImageError(f"{self.path}: holds {len(self.slide.pyramids)} pyramids. Give the files of one of them")
         self.groups = list(self.slide.levels)
@@ -69,12 +69,12 @@ class DicomSource:
         self.planes, self.paths = list(first.focal_planes), list(first.optical_paths)
         image = first.default_instance.image_data
         self.dtype, self.samples = pixel_dtype(image.dtype, self.path), int(image.samples_per_pixel)
-        self.layouts, self.n_missing = [self._layout(group) for group in self.groups], 0
+        self.axis_maps, self.n_missing = [self._axis_map(group) for group in self.groups], 0
         for group in self.groups:
             self.n_missing += sum(
                 self._lacks(group, *at) for at in product(*self._tiles(group), self.planes, self.paths)
             )
-        self.levels = tuple(map(self._level, self.groups, self.layouts))
+        self.levels = tuple(map(self._level, self.groups, self.axis_maps))
 
     def _check_levels(self, files: Sequence[Path], heads: Sequence[Any]) -> None:
         """Refuse a slide with a level that wsidicom skipped, as level 0 would then be another resolution."""
@@ -85,7 +85,7 @@ class DicomSource:
             if is_level and str(head.get("SOPInstanceUID")) not in read:
                 raise ImageError(f"{file}: is a level of the slide that wsidicom cannot read. {DAMAGED}")
 
-    def _layout(self, group: Any) -> Layout:
+    def _axis_map(self, group: Any) -> AxisMap:
         size, tile = group.size, group.tile_size
         image = group.default_instance.image_data
         same = list(group.focal_planes) == self.planes and list(group.optical_paths) == self.paths
@@ -96,12 +96,12 @@ class DicomSource:
         check_piece(tile.width * tile.height * self.samples * self.dtype.itemsize, f"{self.path}: one of its tiles")
         shape = (len(self.planes), len(self.paths), size.height, size.width, self.samples)
         letters = [a if n > 1 or a in "yx" else "" for a, n in zip("zcyxs", shape, strict=True)]
-        return layout_of(letters, shape, axes=self.said_axes, name=self.path)
+        return axis_map_of(letters, shape, axes=self.given_axes, name=self.path)
 
-    def _level(self, group: Any, layout: Layout) -> Level:
+    def _level(self, group: Any, axis_map: AxisMap) -> Level:
         of = {"y": float(group.mpp.height), "x": float(group.mpp.width), "z": self._z_step()}
-        sizes = [of.get(a) for a in layout.axes if a != "c"]
-        return Level(layout.image_shape, tuple(n if n and 0 < n < float("inf") else None for n in sizes))
+        sizes = [of.get(a) for a in axis_map.axes if a != "c"]
+        return Level(axis_map.image_shape, tuple(n if n and 0 < n < float("inf") else None for n in sizes))
 
     def _z_step(self) -> float | None:
         """Return the distance between focal planes in micrometres; None unless they are equally spaced."""
@@ -147,7 +147,7 @@ class DicomImage(Image):
 
     def __init__(self, source: DicomSource, level: int) -> None:
         self._source, self.level, self.name, self.levels = source, level, source.path, source.levels
-        self.axes, self.told_axes = source.layouts[0].axes, source.layouts[0].told
+        self.axes, self.stated_axes = source.axis_maps[0].axes, source.axis_maps[0].stated_axes
         self.dtype, self.n_missing = source.dtype, source.n_missing
         colour = self.n_channels == 3 == source.samples
         self.channel_names = RGB if colour else ("",) * self.n_channels
@@ -160,15 +160,15 @@ class DicomImage(Image):
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the slide, decoding only the tiles that it touches."""
         source, level = self._source, self.level
-        layout, tile = source.layouts[level], source.groups[level].tile_size
-        out, stored = layout.empty(box, self.dtype)
-        (z0, z1), channels, rows, columns, _ = layout.ranges(box)
+        axis_map, tile = source.axis_maps[level], source.groups[level].tile_size
+        out, stored = axis_map.empty(box, self.dtype)
+        (z0, z1), channels, rows, columns, _ = axis_map.ranges(box)
         plane = Box((rows[0], columns[0]), (rows[1], columns[1]))
         for z, c in product(range(z0, z1), range(*channels)):
             assemble(
                 np.moveaxis(stored[z - z0, c], 2, 0),
                 plane,
-                shape=layout.shape[2:4],
+                shape=axis_map.shape[2:4],
                 side=(tile.height, tile.width),
                 piece=partial(source.piece, level, plane=source.planes[z], path=source.paths[c]),
             )
@@ -186,7 +186,7 @@ class DicomImage(Image):
         self._source.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reopening(self.name, level=self.level, axes=self._source.said_axes, missing=self._source.missing)
+        return reduce_by_path(self.name, level=self.level, axes=self._source.given_axes, missing=self._source.missing)
 
 
 def _heads(files: Sequence[Path], path: str) -> list[Any]:

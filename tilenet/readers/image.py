@@ -18,7 +18,7 @@ from tilenet.geometry import Box
 from tilenet.readers.boundary import check_level
 from tilenet.readers.fold import fold
 from tilenet.readers.frame import Frame
-from tilenet.resolution import covered
+from tilenet.resolution import downsample_factor
 
 Pixels = NDArray[Any]
 AXES = "tczyx"
@@ -74,7 +74,7 @@ class Image(ABC):
         Whether decoded pieces of the file are cached for later reads.
     reader : str
         Which of tilenet's readers reads the image, and through which library.
-    told_axes : str
+    stated_axes : str
         The axes that the file states; empty if it states none.
     drops_alpha : bool
         Whether reads leave out an alpha channel; of PNG and BMP, only if some pixels are transparent.
@@ -90,7 +90,7 @@ class Image(ABC):
     working_bytes: int = 0
     keeps_pieces: bool = False
     reader: str = ""
-    told_axes: str = ""
+    stated_axes: str = ""
     drops_alpha: bool = False
 
     @abstractmethod
@@ -146,7 +146,7 @@ class Image(ABC):
         Each pixel of a coarser level covers whole pixels of level 0, from the corner of the image on.
         """
         lengths = zip(self.axes, self.levels[0].shape, self.shape, strict=True)
-        return tuple(float(1 - 1 / covered(finest, n)) / 2 for axis, finest, n in lengths if axis != "c")
+        return tuple(float(1 - 1 / downsample_factor(finest, n)) / 2 for axis, finest, n in lengths if axis != "c")
 
     @property
     def frame(self) -> Frame | None:
@@ -270,7 +270,7 @@ class DerivedImage(Image):
     def __init__(self, image: Image) -> None:
         self._image = image
         self.name, self.axes, self.dtype, self.level = image.name, image.axes, image.dtype, image.level
-        self.reader, self.told_axes, self.drops_alpha = image.reader, image.told_axes, image.drops_alpha
+        self.reader, self.stated_axes, self.drops_alpha = image.reader, image.stated_axes, image.drops_alpha
         self.channel_names, self.n_missing = image.channel_names, image.n_missing
 
     @property

@@ -15,8 +15,8 @@ import numpy as np
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
-from tilenet.readers.axes import layout_of
-from tilenet.readers.boundary import check_piece, pixel_dtype, refusing, reopening
+from tilenet.readers.axes import axis_map_of
+from tilenet.readers.boundary import check_piece, pixel_dtype, reduce_by_path, refusing
 from tilenet.readers.codestreams import picture_size
 from tilenet.readers.image import RGB, Level, Pixels, SingleLevelImage
 
@@ -33,25 +33,25 @@ class PictureImage(SingleLevelImage):
     reader = "picture (imagecodecs)"
 
     def __init__(self, path: str, kind: str, *, axes: str | None = None) -> None:
-        self.name, self._kind, self._said_axes = path, kind, axes
+        self.name, self._kind, self._given_axes = path, kind, axes
         with refusing(f"{path}: cannot be read as a {kind.upper()}", "The file is damaged; get it again"):
             data = Path(path).read_bytes()
             self._identity = {"kind": kind, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             self._pixels, self.drops_alpha = _decode(data, kind, path=path)
         height, width, samples = self._pixels.shape
         stored, used = ("yx", (height, width)) if samples == 1 else ("yxs", (height, width, samples))
-        self._layout = layout_of(stored, used, axes=axes, name=path)
+        self._axis_map = axis_map_of(stored, used, axes=axes, name=path)
         if samples == 1:
             self._pixels = self._pixels[..., 0]
-        self.axes, self.dtype = self._layout.axes, self._pixels.dtype
-        self.told_axes = self._layout.told
-        self.levels = (Level(self._layout.image_shape, (None,) * len(self.box_axes)),)
+        self.axes, self.dtype = self._axis_map.axes, self._pixels.dtype
+        self.stated_axes = self._axis_map.stated_axes
+        self.levels = (Level(self._axis_map.image_shape, (None,) * len(self.box_axes)),)
         self.channel_names = RGB if samples == 3 else ("",) * self.n_channels
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the picture."""
-        out, stored = self._layout.empty(box, self.dtype)
-        stored[...] = self._pixels[tuple(slice(a, b) for a, b in self._layout.ranges(box))]
+        out, stored = self._axis_map.empty(box, self.dtype)
+        stored[...] = self._pixels[tuple(slice(a, b) for a, b in self._axis_map.ranges(box))]
         return out
 
     def identity(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class PictureImage(SingleLevelImage):
         return dict(self._identity)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reopening(self.name, axes=self._said_axes)
+        return reduce_by_path(self.name, axes=self._given_axes)
 
 
 def _decode(data: bytes, kind: str, *, path: str) -> tuple[Pixels, bool]:

@@ -16,8 +16,8 @@ from typing import Any
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
-from tilenet.readers.axes import layout_of
-from tilenet.readers.boundary import refusing, reopening
+from tilenet.readers.axes import axis_map_of
+from tilenet.readers.boundary import reduce_by_path, refusing
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.codestreams import picture_size
 from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels, SingleLevelImage
@@ -34,7 +34,7 @@ class PlanesImage(SingleLevelImage):
     reader = "folder of planes"
 
     def __init__(self, path: str, *, axes: str | None = None, missing: str = "error") -> None:
-        self.name, self._said_axes, self._missing = path, axes, missing
+        self.name, self._given_axes, self._missing = path, axes, missing
         with refusing(f"{path}: cannot be read as a folder of planes", "Check the folder and its permissions"):
             self._files = numbered_files(Path(path))
             with self._open(0) as first:
@@ -44,14 +44,14 @@ class PlanesImage(SingleLevelImage):
                 self.drops_alpha = first.drops_alpha
             self.n_missing = 0
             self._sha256 = hashlib.sha256("\n".join(map(self._probe, range(len(self._files)))).encode()).hexdigest()
-        layout = layout_of(f"z{self._plane_axes}", (len(self._files), *self._plane_shape), axes=axes, name=path)
-        if layout.axes not in (f"z{self._plane_axes}", f"t{self._plane_axes}"):
+        axis_map = axis_map_of(f"z{self._plane_axes}", (len(self._files), *self._plane_shape), axes=axes, name=path)
+        if axis_map.axes not in (f"z{self._plane_axes}", f"t{self._plane_axes}"):
             raise ImageError(
                 f"{path}: holds planes of the axes {self._plane_axes}, which axes={axes!r} does not describe. "
                 f"Say z{self._plane_axes} or t{self._plane_axes}"
             )
-        self.told_axes = layout.told
-        self.axes, self.levels = layout.axes, (Level(layout.image_shape, (None, *size)),)
+        self.stated_axes = axis_map.stated_axes
+        self.axes, self.levels = axis_map.axes, (Level(axis_map.image_shape, (None, *size)),)
         self._whole, self.keeps_pieces = PieceCache(), True
 
     def read_inside(self, box: Box) -> Pixels:
@@ -73,7 +73,7 @@ class PlanesImage(SingleLevelImage):
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reopening(self.name, axes=self._said_axes, missing=self._missing)
+        return reduce_by_path(self.name, axes=self._given_axes, missing=self._missing)
 
     def _probe(self, index: int) -> str:
         """Return a text that changes when a plane changes; refuse a plane whose header differs from the first."""

@@ -16,11 +16,11 @@ import numpy as np
 
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
-from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, needing, positive, refusing, reopening
+from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, needing, positive, reduce_by_path, refusing
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.image import RGB, Image, Level, Pixels
 from tilenet.readers.pieces import assemble
-from tilenet.resolution import covered
+from tilenet.resolution import downsample_factor
 
 SIDE = (512, 512)
 WHITE = "FFFFFF"
@@ -37,12 +37,12 @@ class SlideSource:
             self.slide: Any = openslide.OpenSlide(path)
         try:
             with refusing(f"{path}: cannot be read by OpenSlide", DAMAGED):
-                self._take(dict(self.slide.properties))
+                self._read_metadata(dict(self.slide.properties))
         except TilenetError:
             self.slide.close()
             raise
 
-    def _take(self, properties: dict[str, str]) -> None:
+    def _read_metadata(self, properties: dict[str, str]) -> None:
         self.downsamples = [float(n) for n in self.slide.level_downsamples]
         self.shapes = [(int(height), int(width)) for width, height in self.slide.level_dimensions]
         if not self.shapes or not all(0 < n <= LONGEST_AXIS for shape in self.shapes for n in shape):
@@ -108,12 +108,13 @@ class SlideImage(Image):
         self._source.slide.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reopening(self.name, level=self.level)
+        return reduce_by_path(self.name, level=self.level)
 
 
 def _coarser(finest: list[float | None], whole: tuple[int, int], shape: tuple[int, int]) -> tuple[float | None, ...]:
     return tuple(
-        None if um is None else um * float(covered(a, b)) for um, a, b in zip(finest, whole, shape, strict=True)
+        None if um is None else um * float(downsample_factor(a, b))
+        for um, a, b in zip(finest, whole, shape, strict=True)
     )
 
 

@@ -25,8 +25,8 @@ from tifffile import PHOTOMETRIC
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
-from tilenet.readers.axes import Layout, Span, layout_of
-from tilenet.readers.boundary import DAMAGED, check_level, check_missing, pixel_dtype, quietly, refusing, reopening
+from tilenet.readers.axes import AxisMap, Span, axis_map_of
+from tilenet.readers.boundary import DAMAGED, check_level, check_missing, pixel_dtype, quietly, reduce_by_path, refusing
 from tilenet.readers.image import Image, Level, Pixels
 from tilenet.readers.tiff_decode import PageReader
 from tilenet.readers.tiff_metadata import channel_names, check_ome, pixel_sizes
@@ -69,13 +69,13 @@ class TiffLevel:
 
     Attributes
     ----------
-    layout : Layout
+    axis_map : AxisMap
         The dimensions outside the pages, then (S, D, L, W, C) of a page.
     segments : Segments
         Where the tiles or strips of the level lie.
     """
 
-    layout: Layout
+    axis_map: AxisMap
     segments: Segments
 
 
@@ -83,12 +83,12 @@ class TiffSource:
     """An open TIFF, shared by the images of all its levels."""
 
     def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
-        self.path, self.said_axes, self.missing = path, axes, missing
+        self.path, self.given_axes, self.missing = path, axes, missing
         with quietly("tifffile"), refusing(f"{path}: cannot be read as a TIFF", DAMAGED):
             storage = {os.path.realpath(path): check_directories(path)}
             with tifffile.TiffFile(path) as tiff:
                 storage |= self._beside(tiff)
-                self._take(tiff, self._series(tiff), storage)
+                self._read_metadata(tiff, self._series(tiff), storage)
             check_missing(self.n_missing, missing, name=path)
             self.pages = PageReader(path)
 
@@ -104,7 +104,7 @@ class TiffSource:
         if not tiff.series:
             raise ImageError(f"{self.path}: holds no image. The file is damaged")
         first = tiff.series[0]
-        if tiff.is_ome and first.kind != "ome" and self.said_axes is None:
+        if tiff.is_ome and first.kind != "ome" and self.given_axes is None:
             raise ImageError(f"{self.path}: its OME-XML does not describe its pages. Say what they are: --axes")
         chosen = max(tiff.series, key=lambda s: prod(s.shape)) if first.kind == "generic" else first
         others = [s for s in tiff.series if s.index != chosen.index and prod(s.shape) * LESSER > prod(chosen.shape)]
@@ -112,13 +112,13 @@ class TiffSource:
             _tell_of_others(self.path, len(others) + 1, tuple(chosen.shape))
         return chosen
 
-    def _take(self, tiff: tifffile.TiffFile, series: Any, storage: dict[str, dict[int, Storage]]) -> None:
+    def _read_metadata(self, tiff: tifffile.TiffFile, series: Any, storage: dict[str, dict[int, Storage]]) -> None:
         """Keep all that is needed of a series, so that tifffile's file can be closed."""
         self.dtype = pixel_dtype(series.dtype, self.path)
         levels = [self._level(s, storage) for s in series.levels if s.dtype == series.dtype]
-        first = levels[0].layout
+        first = levels[0].axis_map
         n_channels = dict(zip(first.axes, first.image_shape, strict=True)).get("c", 1)
-        self.levels = [k for k in levels if k.layout.letters == first.letters]
+        self.levels = [k for k in levels if k.axis_map.letters == first.letters]
         for level in self.levels:
             # tifffile builds the decoder on first use, which is not thread-safe, so it is built here. Called without
             # data, it only raises if it cannot decode the page.
@@ -129,7 +129,7 @@ class TiffSource:
             if page.photometric == PHOTOMETRIC.YCBCR and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
                 raise ImageError(f"{self.path}: its pixels are YCbCr without JPEG. Convert them to RGB")
         self.pixel_sizes = pixel_sizes(
-            tiff, series, axes=first.axes, shapes=[k.layout.image_shape for k in self.levels]
+            tiff, series, axes=first.axes, shapes=[k.axis_map.image_shape for k in self.levels]
         )
         self.channel_names = channel_names(tiff, series, n_channels=n_channels)
         self.n_missing = sum(level.segments.n_missing for level in self.levels)
@@ -137,12 +137,12 @@ class TiffSource:
     def _level(self, series: Any, storage: dict[str, dict[int, Storage]]) -> TiffLevel:
         segments = segments_of(series, storage=storage, name=self.path)
         letters, shape = stored_dimensions(series, segments.page_shape, name=self.path)
-        return TiffLevel(layout_of(letters, shape, axes=self.said_axes, name=self.path), segments)
+        return TiffLevel(axis_map_of(letters, shape, axes=self.given_axes, name=self.path), segments)
 
     def read(self, level: TiffLevel, box: Box, channels: Span | None = None) -> Pixels:
         """Return the pixels of a box inside a level, for all channels or a range of them."""
-        out, stored = level.layout.empty(box, self.dtype, channels)
-        ranges, outer = level.layout.ranges(box, channels), level.layout.shape[:-5]
+        out, stored = level.axis_map.empty(box, self.dtype, channels)
+        ranges, outer = level.axis_map.ranges(box, channels), level.axis_map.shape[:-5]
         with refusing(f"{self.path}: {box} cannot be read", DAMAGED):
             for index in product(*(range(a, b) for a, b in ranges[:-5])):
                 page = int(np.ravel_multi_index(index, outer)) if outer else 0
@@ -172,11 +172,11 @@ class TiffImage(Image):
 
     def __init__(self, source: TiffSource, level: int) -> None:
         self._source, self.level, self.name = source, level, source.path
-        first = source.levels[0].layout
+        first = source.levels[0].axis_map
         self.axes, self.dtype, self.channel_names = first.axes, source.dtype, source.channel_names
-        self.told_axes = first.told
+        self.stated_axes = first.stated_axes
         self.levels = tuple(
-            Level(k.layout.image_shape, size) for k, size in zip(source.levels, source.pixel_sizes, strict=True)
+            Level(k.axis_map.image_shape, size) for k, size in zip(source.levels, source.pixel_sizes, strict=True)
         )
         self.n_missing = source.n_missing
         self.keeps_pieces = not source.levels[level].segments.raw
@@ -199,7 +199,7 @@ class TiffImage(Image):
     @property
     def parts_channels(self) -> bool:
         """Whether the file stores channels apart, so that some can be read without the others."""
-        return self._source.levels[self.level].layout.parts_channels
+        return self._source.levels[self.level].axis_map.parts_channels
 
     def read_channels(self, box: Box, channels: Span) -> Pixels:
         """Return the pixels of a range of channels in a box; the segments of the others are not decoded."""
@@ -215,7 +215,7 @@ class TiffImage(Image):
 
     def __reduce__(self) -> tuple[Any, ...]:
         s = self._source
-        return reopening(s.path, level=self.level, axes=s.said_axes, missing=s.missing)
+        return reduce_by_path(s.path, level=self.level, axes=s.given_axes, missing=s.missing)
 
 
 def open_tiff(path: str, *, level: int, axes: str | None, missing: str) -> Image:

@@ -15,7 +15,7 @@ from tilenet.readers.boundary import positive
 from tilenet.readers.image import RGB
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 from tilenet.readers.units import MICROMETERS
-from tilenet.resolution import covered
+from tilenet.resolution import downsample_factor
 
 PixelSize = tuple[float | None, ...]
 # Pixel sizes (um) from resolution tags outside this range are printers' defaults: 72 and 300 dpi are 353 and 85 um.
@@ -37,7 +37,7 @@ def pixel_sizes(tiff: Any, series: Any, *, axes: str, shapes: Sequence[tuple[int
         for a, n, n0 in zip(axes, shape, shapes[0], strict=True):
             finest = size.get(a)
             if finest is not None:
-                size[a] = finest * float(covered(n0, n))
+                size[a] = finest * float(downsample_factor(n0, n))
         sizes.append(tuple(size.values()))
     return sizes
 

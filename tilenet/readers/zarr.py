@@ -11,13 +11,13 @@ import numpy as np
 
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.geometry import Box, cell_box, round_down
-from tilenet.readers.axes import Layout, Span, layout_of
-from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, refusing, reopening
+from tilenet.readers.axes import AxisMap, Span, axis_map_of
+from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, reduce_by_path, refusing
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.frame import Frame, along, in_known_units
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
-from tilenet.resolution import covered
+from tilenet.resolution import downsample_factor
 
 DAMAGED = "The image is damaged; get it again"
 # Most bytes of chunks that one call to zarr decodes.
@@ -34,30 +34,30 @@ class ZarrImage(Image):
     ) -> None:
         from tilenet.readers.zarr_store import open_array
 
-        self.name, self.level, self._said_axes, self._sha256 = str(folder), 0, axes, sha256
+        self.name, self.level, self._given_axes, self._sha256 = str(folder), 0, axes, sha256
         self._folder, self._cache = folder, PieceCache()
         with quietly("zarr"), refusing(f"{folder}: cannot be read as a zarr array", DAMAGED):
             self._arrays = [open_array(node.folder) for node in nodes]
         first = self._arrays[0]
         self.dtype = pixel_dtype(first.dtype, self.name)
-        self._layouts = [
-            self._layout(node, array, about.letters) for node, array in zip(nodes, self._arrays, strict=True)
+        self._axis_maps = [
+            self._axis_map(node, array, about.letters) for node, array in zip(nodes, self._arrays, strict=True)
         ]
-        self.axes, self.told_axes = self._layouts[0].axes, self._layouts[0].told
-        sizes = _pixel_sizes(self._layouts, about.sizes)
-        self.levels = tuple(Level(k.image_shape, size) for k, size in zip(self._layouts, sizes, strict=True))
+        self.axes, self.stated_axes = self._axis_maps[0].axes, self._axis_maps[0].stated_axes
+        sizes = _pixel_sizes(self._axis_maps, about.sizes)
+        self.levels = tuple(Level(k.image_shape, size) for k, size in zip(self._axis_maps, sizes, strict=True))
         named = len(about.channel_names) == self.n_channels
         unnamed = names_of_array(self.axes, self.n_channels, self.dtype)
         self.channel_names = about.channel_names if named else unnamed
         self._about = about
 
-    def _layout(self, node: Node, array: Any, letters: Sequence[str]) -> Layout:
+    def _axis_map(self, node: Node, array: Any, letters: Sequence[str]) -> AxisMap:
         if len(letters) != array.ndim or max(array.shape) > LONGEST_AXIS or array.dtype != self._arrays[0].dtype:
             raise ImageError(
                 f"{node.folder}: its shape {array.shape} and type {array.dtype} do not fit an image "
                 f"of the axes {''.join(letters)}. {DAMAGED}"
             )
-        return layout_of(letters, array.shape, axes=self._said_axes, name=self.name)
+        return axis_map_of(letters, array.shape, axes=self._given_axes, name=self.name)
 
     @property
     def kept_bytes(self) -> int:
@@ -68,7 +68,7 @@ class ZarrImage(Image):
     def frame(self) -> Frame | None:
         """Where the pixels of this level lie; None if the metadata does not say, or the caller renamed the axes."""
         found = self._about.frames[self.level]
-        if found is None or self.axes != self.told_axes:
+        if found is None or self.axes != self.stated_axes:
             return None
         return in_known_units(along(found, [self._about.letters.index(a) for a in self.box_axes], self.box_axes))
 
@@ -98,16 +98,16 @@ class ZarrImage(Image):
     @property
     def parts_channels(self) -> bool:
         """Whether the array stores channels apart, so that some can be read without the others."""
-        return self._layouts[self.level].parts_channels
+        return self._axis_maps[self.level].parts_channels
 
     def read_channels(self, box: Box, channels: Span) -> Pixels:
         """Return the pixels of a range of channels in a box; the chunks of the others are not decoded."""
         return self._read(box, channels)
 
     def _read(self, box: Box, channels: Span | None) -> Pixels:
-        layout = self._layouts[self.level]
-        out, stored = layout.empty(box, self.dtype, channels)
-        starts, stops = zip(*layout.ranges(box, channels), strict=True)
+        axis_map = self._axis_maps[self.level]
+        out, stored = axis_map.empty(box, self.dtype, channels)
+        starts, stops = zip(*axis_map.ranges(box, channels), strict=True)
         asked = Box(starts, stops)
         with refusing(f"{self.name}: {box} of level {self.level} cannot be decoded", DAMAGED):
             pieces = list(self._pieces(asked, joined="c" if channels is None else ""))
@@ -119,12 +119,12 @@ class ZarrImage(Image):
 
     def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
         """Yield the pieces that a box touches: chunks, joined over the whole axis `joined` unless it is empty."""
-        layout, chunks = self._layouts[self.level], self._arrays[self.level].chunks
-        whole = zip(layout.letters, layout.shape, chunks, strict=True)
+        axis_map, chunks = self._axis_maps[self.level], self._arrays[self.level].chunks
+        whole = zip(axis_map.letters, axis_map.shape, chunks, strict=True)
         sides = [n if letter in (joined, "") else chunk for letter, n, chunk in whole]
         corners = (range(round_down(a, n), b, n) for a, b, n in zip(asked.start, asked.stop, sides, strict=True))
         for corner in product(*corners):
-            yield cell_box(corner, sides, layout.shape)
+            yield cell_box(corner, sides, axis_map.shape)
 
     def _decode(self, keys: list[tuple[int, Box]]) -> list[Pixels]:
         """Decode pieces by few calls to zarr, because one call costs as much as decoding a chunk."""
@@ -158,7 +158,7 @@ class ZarrImage(Image):
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reopening(self._folder.reopens_as(), level=self.level, axes=self._said_axes)
+        return reduce_by_path(self._folder.reopens_as(), level=self.level, axes=self._given_axes)
 
 
 def open_zarr(folder: Folder, *, level: int, axes: str | None) -> Image:
@@ -205,14 +205,16 @@ def _plain_letters(node: Node) -> tuple[str, ...]:
     return ("y", "x") if node.ndim == 2 else ("?",) * node.ndim
 
 
-def _pixel_sizes(layouts: Sequence[Layout], stored: Sequence[Sequence[float | None]]) -> list[tuple[float | None, ...]]:
+def _pixel_sizes(
+    axis_maps: Sequence[AxisMap], stored: Sequence[Sequence[float | None]]
+) -> list[tuple[float | None, ...]]:
     """Return the pixel size of each level along the axes without ``c``; a missing one follows from the first level."""
     found: list[dict[str, float | None]] = []
-    for layout, level in zip(layouts, stored, strict=True):
-        size = {a: n for a, n in zip(layout.letters, level, strict=True) if a and a != "c"}
-        lengths = dict(zip(layout.axes, layout.image_shape, strict=True))
+    for axis_map, level in zip(axis_maps, stored, strict=True):
+        size = {a: n for a, n in zip(axis_map.letters, level, strict=True) if a and a != "c"}
+        lengths = dict(zip(axis_map.axes, axis_map.image_shape, strict=True))
         for a in [a for a, n in size.items() if n is None and found and found[0].get(a) is not None]:
-            finest = dict(zip(layouts[0].axes, layouts[0].image_shape, strict=True))[a]
-            size[a] = (found[0][a] or 0.0) * float(covered(finest, lengths[a]))
+            finest = dict(zip(axis_maps[0].axes, axis_maps[0].image_shape, strict=True))[a]
+            size[a] = (found[0][a] or 0.0) * float(downsample_factor(finest, lengths[a]))
         found.append(size)
     return [tuple(size.values()) for size in found]

@@ -19,11 +19,11 @@ from tilenet.geometry import Box, round_down
 from tilenet.store import codec
 from tilenet.store.damage import Damage
 from tilenet.store.entries import NO_FILE, UNKNOWN
-from tilenet.store.files import faults_named, make_folder, remove_file, step, sync_folder, write_file
+from tilenet.store.files import faults_named, fsync_path, make_folder, remove_file, step, write_file
 from tilenet.store.journal import Journal, Pen, Written, line_of
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import OWN, fixed_documents
-from tilenet.store.pyramid import Coarser, sources
+from tilenet.store.pyramid import CoarserBlock, sources
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Blocks:
         written = [self.path / name for name, of in zip(names, files, strict=True) if of]
         with faults_named(self.path):
             for folder in sorted({path.parent for path in written}):
-                step("sync folder", sync_folder, folder)
+                step("sync folder", fsync_path, folder)
             line = line_of(self.layout, level, index, files)
             self.pen.append(line)
             if "journal" in vars(self):  # a writer that joined a run is told its blocks, and never loads it
@@ -131,10 +131,10 @@ class Blocks:
         """Return the name of a new temporary file; a resumed run removes those that are left over."""
         return self.path / OWN / f"{uuid4().hex}.part"
 
-    def coarser(self, level: int, index: int) -> Coarser:
+    def coarser(self, level: int, index: int) -> CoarserBlock:
         """Return everything needed to make a block of a coarser level."""
         finer = {i: (self.journal.files(level - 1, i) or (None,))[0] for i in sources(self.layout, level, index)}
-        return Coarser(self.path, self.layout, level, index, finer)
+        return CoarserBlock(self.path, self.layout, level, index, finer)
 
     def lose(self, damage: Sequence[Damage]) -> BlocksFailed:
         """Remove damaged shards, which makes their blocks pending again; return the error to raise."""

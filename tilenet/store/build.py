@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from tilenet.errors import OutputExists, OutputLocked, TilenetError
-from tilenet.store.files import make_folder, remove_tree, step, sync_folder, write_file
+from tilenet.store.files import fsync_path, make_folder, remove_tree, step, write_file
 from tilenet.store.layout import Layout
 from tilenet.store.lease import Lease, Share
 from tilenet.store.listing import enlist, withdraw
@@ -35,7 +35,7 @@ def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool,
         for name, data in documents.items():
             make_folder((new / name).parent)
             write_file(new / name, [data], temporary=new / OWN / f"{uuid4().hex}.part")
-            step("sync folder", sync_folder, (new / name).parent)
+            step("sync folder", fsync_path, (new / name).parent)
         if replace:
             _move_aside(path, new / OWN / REPLACED)
         _move_in(new, path, share)
@@ -78,7 +78,7 @@ def _move_in(new: Path, path: Path, share: Share | None) -> None:
         # Another run was faster. If it is alive, taking its lease raises an error that names it.
         Lease.take(path / OWN, path, share).release()
         raise OutputExists(f"{path}: was made by another run just now. Use --resume, or choose another path") from None
-    step("sync folder", sync_folder, path.parent)
+    step("sync folder", fsync_path, path.parent)
 
 
 def _take_back(new: Path, path: Path) -> None:

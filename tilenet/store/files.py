@@ -67,7 +67,7 @@ def write_file(
 ) -> None:
     """Put a whole file in place, or leave what was there; never leave a partial file.
 
-    The folder is not synced, so that one `sync_folder` serves several files. `allowed` is called just before the
+    The folder is not synced, so that one `fsync_path` serves several files. `allowed` is called just before the
     rename, and raises if the file must not be put in place any more.
     """
     try:
@@ -93,9 +93,9 @@ def write_all(handle: int, data: bytes) -> None:
         view = view[os.write(handle, view) :]
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Make the names in a folder, or the content of a file, survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -111,7 +111,7 @@ def make_folder(folder: Path) -> None:
     for new in reversed(missing):
         # Another thread may have made it in the meantime.
         step("make folder", new.mkdir, exist_ok=True)
-        step("sync folder", sync_folder, new.parent)
+        step("sync folder", fsync_path, new.parent)
 
 
 def remove_parts(folder: Path) -> None:

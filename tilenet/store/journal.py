@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.store.entries import DIGEST, NO_FILE, UNKNOWN, Form
-from tilenet.store.files import make_folder, step, sync_folder, write_all
+from tilenet.store.files import fsync_path, make_folder, step, write_all
 from tilenet.store.layout import Layout
 
 FOLDER, MERGED = "journal", "journal.jsonl"
@@ -174,7 +174,7 @@ class Pen:
         earlier = [int(path.name[:6]) for path in self._folder.iterdir() if path.name[:6].isdecimal()]
         path = self._folder / f"{1 + max(earlier, default=0):06d}-{self.writer}.jsonl"
         handle = step("create journal", os.open, path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        step("sync folder", sync_folder, self._folder)
+        step("sync folder", fsync_path, self._folder)
         return handle
 
     def close(self) -> None:

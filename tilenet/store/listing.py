@@ -19,7 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from tilenet.errors import OutputError, OutputLocked
-from tilenet.store.files import make_folder, remove_parts, step, sync_folder, write_file
+from tilenet.store.files import fsync_path, make_folder, remove_parts, step, write_file
 from tilenet.store.layout import DOCUMENTS, Layout
 from tilenet.store.lease import STALE, Lease
 from tilenet.store.metadata import GROUP, OME, OWN
@@ -84,7 +84,7 @@ def _change_now(group: Path, zarr_format: int, change: Callable[[Names], Names])
         for name, data in files.items():
             temporary = lease.folder / f"{uuid4().hex}.part"
             write_file(group / name, [data], temporary=temporary, allowed=lambda: lease.check(group))
-        step("sync folder", sync_folder, group)
+        step("sync folder", fsync_path, group)
 
 
 def _read(group: Path, zarr_format: int) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from tilenet.store.files import (
     ACCESSED,
     RESUME,
     faults_named,
+    fsync_path,
     make_folder,
     nearest_folder,
     remove_file,
     remove_tree,
     step,
-    sync_folder,
 )
 from tilenet.store.holder import is_running, started, this_machine
 from tilenet.store.journal import FOLDER
@@ -133,9 +133,9 @@ def put_whole(out: Path, *, again: str = RESUME) -> Iterator[Path]:
         step("make folder", folder.mkdir)
         try:
             yield folder / out.name
-            step("sync", sync_folder, folder / out.name)
+            step("sync", fsync_path, folder / out.name)
             step("rename", os.replace, folder / out.name, out)
-            step("sync folder", sync_folder, out.parent)
+            step("sync folder", fsync_path, out.parent)
         finally:
             with suppress(OSError):
                 remove_tree(folder)
@@ -175,7 +175,7 @@ def recover(path: Path) -> None:
         if (new / OWN / REPLACED).is_dir() and is_ours(new):
             with suppress(FileNotFoundError):  # another process was faster
                 step("rename", os.rename, new, path)
-            step("sync folder", sync_folder, path.parent)
+            step("sync folder", fsync_path, path.parent)
             return
 
 

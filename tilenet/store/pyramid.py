@@ -24,7 +24,7 @@ class Damaged(Exception):
 
 
 @dataclass(frozen=True)
-class Coarser:
+class CoarserBlock:
     """A block of a coarser level, to be made by any process that can read the files of the store.
 
     Attributes
@@ -83,10 +83,10 @@ class Coarser:
 
 
 # A function that makes the shards of blocks, and yields them in the order of the blocks.
-Spread = Callable[[Iterable[Coarser]], Iterator[bytes | None]]
+ShardMaker = Callable[[Iterable[CoarserBlock]], Iterator[bytes | None]]
 
 
-def here(blocks: Iterable[Coarser]) -> Iterator[bytes | None]:
+def shards_one_by_one(blocks: Iterable[CoarserBlock]) -> Iterator[bytes | None]:
     """Make shards one by one, in this thread: with two threads, a run of a small network took 543 MB instead of 456."""
     return (block.shard() for block in blocks)
 

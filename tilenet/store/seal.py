@@ -12,7 +12,7 @@ from typing import Any
 
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import find_damage, read_right
-from tilenet.store.files import remove_parts, remove_tree, step, sync_folder, write_all, write_file
+from tilenet.store.files import fsync_path, remove_parts, remove_tree, step, write_all, write_file
 from tilenet.store.holder import Holder
 from tilenet.store.journal import FOLDER, MERGED, Written
 from tilenet.store.metadata import OWN, root_document
@@ -37,7 +37,7 @@ def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
         raise blocks.lose(damage)
     lines = blocks.journal.sorted_lines(documents)
     write_file(blocks.path / OWN / MERGED, lines, temporary=blocks.temporary())
-    step("sync folder", sync_folder, blocks.path / OWN)
+    step("sync folder", fsync_path, blocks.path / OWN)
     blocks.journal.documents = documents
 
 
@@ -54,7 +54,7 @@ def write_root(blocks: Blocks, info: Mapping[str, Any], *, complete: bool) -> No
     """Write the root document, which says whether the store is complete."""
     document = root_document(blocks.layout, info, complete=complete)
     write_file(blocks.path / blocks.layout.root, [document], temporary=blocks.temporary())
-    step("sync folder", sync_folder, blocks.path)
+    step("sync folder", fsync_path, blocks.path)
 
 
 def tidy(blocks: Blocks) -> None:

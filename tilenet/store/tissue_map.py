@@ -28,8 +28,8 @@ TISSUE_COLOR = (0, 160, 255)
 Pixel = NDArray[np.int64]
 
 
-class Cut(Protocol):
-    """Anything that is cut into blocks, such as a plan or a layout; its last two axes are y and x."""
+class HasBlocks(Protocol):
+    """Anything that is divided into blocks, such as a plan or a layout; its last two axes are y and x."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ class TissueMap:
     >>> found = TissueMap(np.array([[True, False], [False, False]]), (100, 80))
     >>> found.meets(Box((0, 0), (50, 41))), found.meets(Box((50, 0), (100, 80)))
     (True, False)
-    >>> found.share(Box((0, 0), (50, 80)))
+    >>> found.tissue_fraction(Box((0, 0), (50, 80)))
     0.5
     """
 
@@ -78,24 +78,25 @@ class TissueMap:
         found: NDArray[np.bool_] = self.cells[np.ix_(*(pixel * cells // n for pixel, cells, n in along))]
         return found
 
-    def computed(self, cut: Cut) -> NDArray[np.bool_]:
+    def computed(self, divided: HasBlocks) -> NDArray[np.bool_]:
         """Return for each block along y and x, in order, whether it has tissue: (rows, columns)."""
-        origin, shape = (cut.origin or (0,) * len(cut.shape))[-2:], cut.shape[-2:]
+        origin, shape = (divided.origin or (0,) * len(divided.shape))[-2:], divided.shape[-2:]
         along = [
             [(first + a, first + min(a + side, n)) for a in range(0, n, side)]
-            for first, n, side in zip(origin, shape, cut.block[-2:], strict=True)
+            for first, n, side in zip(origin, shape, divided.block[-2:], strict=True)
         ]
         found: NDArray[np.bool_] = self._counts(*along) > 0
         return found
 
-    def part_computed(self, cut: Cut) -> float:
+    def computed_fraction(self, divided: HasBlocks) -> float:
         """Return the fraction of the pixels that lies in blocks with tissue."""
         rows, columns = (
-            np.minimum(side, n - np.arange(0, n, side)) for n, side in zip(cut.shape[-2:], cut.block[-2:], strict=True)
+            np.minimum(side, n - np.arange(0, n, side))
+            for n, side in zip(divided.shape[-2:], divided.block[-2:], strict=True)
         )
-        return float((np.outer(rows, columns) * self.computed(cut)).sum() / (cut.shape[-2] * cut.shape[-1]))
+        return float((np.outer(rows, columns) * self.computed(divided)).sum() / (divided.shape[-2] * divided.shape[-1]))
 
-    def share(self, box: Box) -> float:
+    def tissue_fraction(self, box: Box) -> float:
         """Return the fraction of the pixels of a box that lies in cells with tissue; its last two axes are y and x."""
         rows, columns = (
             np.bincount(np.arange(a, b) * cells // n, minlength=cells)

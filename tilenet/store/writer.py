@@ -12,14 +12,14 @@ from tilenet.errors import EnvironmentFault, OutputError, OutputIncomplete
 from tilenet.store import begun
 from tilenet.store.blocks import Shard, shards_of
 from tilenet.store.files import ACCESSED, faults_named
-from tilenet.store.held import Held
 from tilenet.store.listing import enlist
 from tilenet.store.metadata import OWN
-from tilenet.store.pyramid import Damaged, Spread, here
+from tilenet.store.opened import OpenedStore
+from tilenet.store.pyramid import Damaged, ShardMaker, shards_one_by_one
 from tilenet.store.seal import seal, tidy, write_root
 
 
-class Store(Held):
+class Store(OpenedStore):
     """A mask that is being written; see `create`, `resume`, `take_share` and `join`.
 
     Attributes
@@ -133,7 +133,7 @@ class Store(Held):
             raise OutputError(f"{self.path}: {error}: {line[:80]!r}. Write that block again") from error
 
     def build_pyramid(
-        self, progress: Callable[[int, int], None] | None = None, *, spread: Spread | None = None
+        self, progress: Callable[[int, int], None] | None = None, *, make_shards: ShardMaker | None = None
     ) -> None:
         """Write the coarser levels, shard by shard; continues where it was interrupted.
 
@@ -141,7 +141,7 @@ class Store(Held):
         ----------
         progress : callable
             Called with the number of blocks done and of blocks in all.
-        spread : callable
+        make_shards : callable
             Makes the shards of blocks and yields them in order; by default, this thread makes them.
 
         Raises
@@ -157,16 +157,16 @@ class Store(Held):
         work = [(level, list(self.pending(level))) for level in range(1, len(self.layout.levels))]
         done, total = 0, sum(len(indices) for _, indices in work)
         for level, indices in work:  # in order: each level is made from the one before
-            shards = self._shards(level, indices, spread or here)
+            shards = self._shards(level, indices, make_shards or shards_one_by_one)
             for index, shard in zip(indices, shards, strict=True):
                 self._blocks.put_all(level, index, [shard])
                 done += 1
                 if progress:
                     progress(done, total)
 
-    def _shards(self, level: int, indices: Iterable[int], spread: Spread) -> Iterator[bytes | None]:
+    def _shards(self, level: int, indices: Iterable[int], make_shards: ShardMaker) -> Iterator[bytes | None]:
         try:
-            yield from spread(self._blocks.coarser(level, index) for index in indices)
+            yield from make_shards(self._blocks.coarser(level, index) for index in indices)
         except Damaged as error:
             raise self._blocks.lose([*error.args]) from error
 

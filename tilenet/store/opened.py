@@ -21,7 +21,7 @@ from tilenet.store.place import check_free, left_behind, recover, sweep
 from tilenet.store.seal import SHARE, last_shares, log, tidy, write_root
 
 
-class Held:
+class OpenedStore:
     """The part of `Store` that opens, checks and closes it; see there."""
 
     def __init__(self, path: Path, *, lease: Lease | Joined | None) -> None:
