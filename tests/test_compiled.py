@@ -201,8 +201,9 @@ def test_a_value_for_each_class_is_needed():
 
 
 @needs_it
-def test_a_library_of_another_version_is_not_used(monkeypatch, caplog):
-    monkeypatch.setattr(native, "Classification", native.Convolution)
+@pytest.mark.parametrize(("name", "other"), [("Classification", native.Convolution), ("FORMAT", native.FORMAT + 1)])
+def test_a_library_of_another_version_is_not_used(monkeypatch, caplog, name, other):
+    monkeypatch.setattr(native, name, other)
     native._library.cache_clear()
     try:
         assert native.convolutions() == "pytorch"

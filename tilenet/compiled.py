@@ -7,7 +7,7 @@ library, convolutions are done by PyTorch (`tilenet/winograd.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import torch
@@ -22,23 +22,27 @@ from tilenet.winograd import NEEDED, transformed_weights
 # because each group of squares reads all weights again. Small inputs take fewer, so that every thread gets some.
 SQUARES, DEEP, UNIT = 36, 256, 12
 
-# Sources: tensors to concatenate along the channels, each as a list of vertically adjacent pieces. Zeros: how many rows
-# of zeros to pad above and below.
+# Panel: the outputs whose sums the registers hold at once, two vectors of them, or one if pairs of vectors do not hold
+# all outputs exactly. Sources: tensors to concatenate along the channels, each as a list of vertically adjacent pieces.
+# Zeros: how many rows of zeros to pad above and below.
 Sources = Sequence[Sequence[Tensor]]
 Zeros = tuple[int, int]
 
 
 class _Compiled:
-    """Base class: prepares weights (K, C, n, n) and per-output numbers (bias, scale, shift) for the C library."""
+    """Base class: prepares weights (K, C, n, n) and per-output numbers (such as the bias) for the C library.
+
+    `numbers` has them by name, as `Convolution` has fields for them.
+    """
 
     _does = "tilenet_convolve"
 
-    def __init__(self, weight: Tensor, numbers: Sequence[Tensor], padding: int, *, instructions: int) -> None:
+    def __init__(self, weight: Tensor, numbers: Mapping[str, Tensor], padding: int, *, instructions: int) -> None:
         self._outputs, self._inputs, taps, _ = weight.shape
         lanes = LANES[instructions]
         self._panel, self._made = lanes * (1 if self._outputs % (2 * lanes) else 2), NEEDED + 1 - taps
         self._weights = self._arranged(weight)
-        self._numbers = [of_outputs.float().flatten().contiguous() for of_outputs in numbers]
+        self._numbers = {name: values.float().flatten().contiguous() for name, values in numbers.items()}
         self._padding, self._instructions, self._widest = padding, instructions, 2 * lanes
 
     def _arranged(self, weight: Tensor) -> Tensor:
@@ -50,7 +54,10 @@ class _Compiled:
         return weight.reshape(-1, self._panel, *weight.shape[1:]).permute(3, 4, 0, 2, 1)
 
     def _work(self, total: int, threads: int) -> tuple[int, int]:
-        """Return how many of `total` squares to process at once, and how many floats of work space a thread needs."""
+        """Return how many of `total` squares to process at once, and how many floats of work space a thread needs.
+
+        `convolve` in winograd_kernel.h says what this space holds.
+        """
         squares = min(SQUARES * max(1, self._inputs // DEEP), round_up(-(-total // (2 * threads)), UNIT))
         return squares, NEEDED**2 * (squares * (self._inputs + self._widest) + self._inputs)
 
@@ -66,17 +73,25 @@ class _Compiled:
         threads, total = torch.get_num_threads(), n * -(-height // self._made) * -(-width // self._made)
         squares, size = self._work(total, threads)
         work = torch.empty(threads * size)
-        addresses = [tensor.data_ptr() for tensor in self._numbers]
-        job = Convolution(
-            (Source * 2)(*map(source_of, sources)),
-            self._weights.data_ptr(),
-            *(*addresses, None, None, None)[:3],
-            out.data_ptr(),
-            None if pooled is None else pooled.data_ptr(),
-            work.data_ptr(),
-            *(self._made, adds, outputs, n, height, width, self._padding, zeros[0], squares, size),
+        arguments = Convolution(
+            sources=(Source * 2)(*map(source_of, sources)),
+            weights=self._weights.data_ptr(),
+            out=out.data_ptr(),
+            pooled=None if pooled is None else pooled.data_ptr(),
+            work=work.data_ptr(),
+            made=self._made,
+            adds=adds,
+            outputs=outputs,
+            images=n,
+            height=height,
+            width=width,
+            padding=self._padding,
+            above=zeros[0],
+            squares=squares,
+            work_size=size,
+            **{name: values.data_ptr() for name, values in self._numbers.items()},
         )
-        call(self._does, job, self._instructions, threads)
+        call(self._does, arguments, self._instructions, threads)
 
 
 class _Layer(_Compiled):
@@ -97,7 +112,8 @@ class _Layer(_Compiled):
     def __init__(
         self, weight: Tensor, bias: Tensor, padding: int, after: tuple[Tensor, Tensor] | None, *, instructions: int
     ) -> None:
-        super().__init__(weight, (bias, *(after or ())), padding, instructions=instructions)
+        numbers = dict(zip(("bias", "scale", "shift"), (bias, *(after or ())), strict=False))
+        super().__init__(weight, numbers, padding, instructions=instructions)
 
     def __call__(self, *sources: Sequence[Tensor], zeros: Zeros = (0, 0)) -> Tensor:
         """Map one or two sources to (N, K, h - 2, w - 2 + 2 padding), channels last.
@@ -185,11 +201,23 @@ class CompiledClassification:
         self, x: Tensor, *, out: Tensor | None = None, mask: Tensor | None = None, values: Tensor | None = None
     ) -> Classification:
         (n, channels, height, width), outputs = x.shape, len(self._bias)
-        pointers = (t if t is None else t.data_ptr() for t in (x, self._weights, self._bias, out, mask, values))
+        written = {"out": out, "mask": mask, "values": values}
         plane = height * width
-        job = Classification(*pointers, x.stride(0), outputs * plane, plane, n, plane, channels, outputs)
-        call("tilenet_classify", job, self._instructions, torch.get_num_threads())
-        return job
+        arguments = Classification(
+            x=x.data_ptr(),
+            weights=self._weights.data_ptr(),
+            bias=self._bias.data_ptr(),
+            x_image=x.stride(0),
+            out_image=outputs * plane,
+            plane=plane,
+            images=n,
+            pixels=plane,
+            channels=channels,
+            outputs=outputs,
+            **{name: tensor.data_ptr() for name, tensor in written.items() if tensor is not None},
+        )
+        call("tilenet_classify", arguments, self._instructions, torch.get_num_threads())
+        return arguments
 
 
 class CompiledUpsampling(_Compiled):
@@ -208,7 +236,7 @@ class CompiledUpsampling(_Compiled):
     """
 
     def __init__(self, transposed: Tensor, weight: Tensor, *, instructions: int) -> None:
-        super().__init__(composed(transposed, weight), (), 0, instructions=instructions)
+        super().__init__(composed(transposed, weight), {}, 0, instructions=instructions)
 
     def __call__(self, pieces: Sequence[Tensor]) -> Tensor:
         """Map vertically adjacent pieces (N, C, b, w) of h rows in all to (N, K, 2 h - 2, 2 w - 2), channels last."""

@@ -19,6 +19,8 @@ enum { BY_THREE = 4, BY_TWO = 5, NEEDED = 6, SQUARE = NEEDED * NEEDED, PART = 10
 /* Some rows of a source, above those of the next piece; images and rows are `image` and `row` floats apart. */
 struct piece { const float *first; long image, row, rows; };
 struct source { const struct piece *pieces; long count, channels; };
+/* Where a square writes: its first output pixel and its first pooled one (or NULL), the floats between rows of both and
+between pixels, how many of its pixels are in the image, and the first channel. */
 struct pixels { float *first, *pooled; long row, pooled_row, pixel, high, wide, channel; };
 struct convolution {
     struct source sources[2]; /* concatenated along the channels; the second may be empty */
@@ -134,6 +136,7 @@ static struct pixels find_finer(const struct convolution *q, struct spot spot, l
     return out;
 }
 
+/* ROWS divides UNIT of compiled.py: work space is for multiples of UNIT squares, or for UNIT pixels computed directly. */
 #define LANES 16
 #define ROWS 12
 #define TARGET __attribute__((target("avx512f,fma")))
@@ -153,8 +156,13 @@ int tilenet_instructions(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0;
 }
 
-/* Return the sizes of the structures, by which the caller detects a library of another version. */
-long tilenet_structures(void) { return sizeof(struct convolution) << 16 | sizeof(struct classification); }
+/* Raise it, and FORMAT in native.py, if a field or an array gets another meaning and no structure another size. */
+enum { FORMAT = 0 };
+
+/* Return format and sizes of the structures, by which the caller detects a library of another version. */
+long tilenet_structures(void) {
+    return (long)FORMAT << 32 | sizeof(struct convolution) << 16 | sizeof(struct classification);
+}
 
 void tilenet_convolve(struct convolution *q, int instructions, unsigned threads) {
     q->next = 0;

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tilenet import frames
 from tilenet.bands import pools_by_two
 from tilenet.steps import Affine, Layer, layers_of
-from tilenet.unet import ConvBlock, UNet, UpBlock
+from tilenet.unet import UNet, UpBlock, blocks_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -26,15 +26,12 @@ class FramedUNet:
 
     def __init__(self, network: UNet) -> None:
         self._step, self._mean = 2 ** (network.depth - 1), network.pooling == "avg"
-        top, *down = (layers_of(block) for block in network.down_path if isinstance(block, ConvBlock))
+        down_blocks, up_blocks = blocks_of(network)
+        top, *down = map(layers_of, down_blocks)
         first, second = top
         self._first, self._second = frames.ImageConvolution(*_of(first)), frames.Convolution(*_of(second))
         self._down = [_convolutions(layers) for layers in down]
-        self._up = [
-            (_upsampling(up), *_convolutions(layers_of(up.conv_block)))
-            for up in network.up_path
-            if isinstance(up, UpBlock)
-        ]
+        self._up = [(_upsampling(up), *_convolutions(layers_of(up.conv_block))) for up in up_blocks]
         assert network.last.bias is not None
         self._last = frames.Classification(network.last.weight, network.last.bias)
 

@@ -1,6 +1,6 @@
 """Layers on frames: the parts of the fast path on a GPU.
 
-A frame holds the pixels of a batch of images as the rows of a matrix, one after the other, channels last. A 3x3
+A frame holds the pixels of a batch of tiles as the rows of a matrix, one after the other, channels last. A 3x3
 convolution is then the sum of nine matrix products, each with the same rows shifted further down. No border is a
 special case, and every pixel's sum consists of the same products in the same order, wherever in a tile the pixel lies.
 Values that are computed across the right and lower borders are never read.
@@ -32,16 +32,16 @@ LEAST = 16
 
 @dataclass(frozen=True)
 class Frame:
-    """Images as the rows of a matrix.
+    """Tiles as the rows of a matrix.
 
     Attributes
     ----------
     rows : torch.Tensor
         (N * pitch[0] * pitch[1], C).
     pitch : tuple of int
-        Height and width of the space that each image takes.
+        Height and width of the space that each tile takes.
     shape : tuple of int
-        Height and width of the valid part of each image.
+        Height and width of the valid part of each tile.
     first : int
         Index of the matrix row of the first valid pixel.
     """
@@ -58,7 +58,7 @@ class Frame:
         return len(self.rows) - (height - h) * width - (width - w)
 
     def middle(self, shape: tuple[int, int]) -> Frame:
-        """Return the centre of each image, without a copy."""
+        """Return the centre of each tile, without a copy."""
         top, left = ((have - want) // 2 for have, want in zip(self.shape, shape, strict=True))
         return replace(self, shape=shape, first=self.first + top * self.pitch[1] + left)
 
@@ -157,6 +157,8 @@ class ImageConvolution:
 
     def __call__(self, x: Tensor, *, step: int) -> Frame:
         """Convolve (N, C, h, w), and return a frame whose pitch is a multiple of `step`.
+
+        So 2x2 poolings halve the pitch at every level, and rows of pixels stay aligned.
 
         Raises
         ------

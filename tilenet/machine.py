@@ -15,7 +15,7 @@ import torch
 from tilenet.errors import SettingsError
 
 # Parameters of glibc's malloc; see mallopt(3).
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 # The numbers set by the `threads` contexts that are still open, the newest last; and the number that the first found.
 _set: dict[object, int] = {}
@@ -136,7 +136,6 @@ def keep_freed_memory() -> None:
         if mallopt is not None:
             mallopt(M_ARENA_MAX, 1)
             mallopt(M_MMAP_MAX, 0)
-            mallopt(M_MMAP_THRESHOLD, 2**30)
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 

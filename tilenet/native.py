@@ -18,6 +18,8 @@ LOG = logging.getLogger("tilenet")
 # The instruction sets that the library may report, and their names.
 AVX2, AVX512 = 1, 2
 NAMES = {0: "pytorch", AVX2: "avx2", AVX512: "avx512"}
+# Format of the structures and arrays, as in `convolutions.c`: a library of another one is not used.
+FORMAT = 0
 # Floats per vector register.
 LANES = {AVX2: 8, AVX512: 16}
 
@@ -63,9 +65,9 @@ def source_of(pieces: Sequence[Tensor]) -> Source:
     return Source((Piece * len(listed))(*listed), len(listed), pieces[0].shape[1])
 
 
-def call(name: str, job: ctypes.Structure, instructions: int, threads: int) -> None:
+def call(name: str, arguments: ctypes.Structure, instructions: int, threads: int) -> None:
     """Call a function of the library, which must have been loaded, with `threads` threads."""
-    getattr(_library(), name)(ctypes.byref(job), instructions, threads)
+    getattr(_library(), name)(ctypes.byref(arguments), instructions, threads)
 
 
 def find_instructions() -> int:
@@ -98,7 +100,8 @@ def _loaded(path: Path) -> ctypes.CDLL | None:
     structures = getattr(library, "tilenet_structures", None)
     if structures is not None:
         structures.restype = ctypes.c_long
-    if structures is None or structures() != ctypes.sizeof(Convolution) << 16 | ctypes.sizeof(Classification):
+    wanted = FORMAT << 32 | ctypes.sizeof(Convolution) << 16 | ctypes.sizeof(Classification)
+    if structures is None or structures() != wanted:
         LOG.warning("%s: is of another version of tilenet, and not used. Install tilenet again", path)
         return None
     return library

@@ -31,7 +31,8 @@ from tilenet.unet import UNet, is_as_built
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENGINES = ("auto", "plain", "fast")
-# Types of which PyTorch makes tensors that a device can scale; other types are converted in NumPy.
+# Types of which PyTorch makes tensors that a device can scale. Others are converted in NumPy, among them unsigned
+# integers of more than 8 bits, for which PyTorch has few operations.
 TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
 # Those of these types that are scaled in float64; see `needs_float64`.
 WIDE = {torch.int32, torch.float64}

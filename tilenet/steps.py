@@ -2,8 +2,8 @@
 
 Rows are passed as a list of vertically adjacent pieces, which avoids copying them into one tensor.
 
-Steps that do not clamp can take an image in bands of rows. Their results, one below the other, equal the result for the
-whole image: each step keeps the rows that it needs again in the `Stream`, and zeros are padded only above the first
+Steps that do not clamp can take a tile in bands of rows. Their results, one below the other, equal the result for the
+whole tile: each step keeps the rows that it needs again in the `Stream`, and zeros are padded only above the first
 band and below the last one.
 """
 
@@ -28,7 +28,7 @@ from tilenet.compiled import (
 )
 from tilenet.native import find_instructions
 from tilenet.stream import NotFinite, Stream, between, height_of, joined, stacked
-from tilenet.unet import LINEAR, ConvBlock, UNet, UpBlock
+from tilenet.unet import LINEAR, POOL, ConvBlock, UNet, UpBlock, blocks_of
 from tilenet.winograd import WinogradConvolution
 
 # Compiled convolutions need a multiple of this many output channels. They use Winograd's method if the input channels
@@ -63,8 +63,8 @@ def steps_of(network: UNet) -> Iterator[_Block]:
             raise NotFinite
         return mask
 
-    for level, down in enumerate(network.down_path):
-        assert isinstance(down, ConvBlock)
+    down_blocks, up_blocks = blocks_of(network)
+    for level, down in enumerate(down_blocks):
         first, second = layers_of(down)
         steps = [_convolution(first)]
         if level < network.depth - 1:
@@ -72,8 +72,7 @@ def steps_of(network: UNet) -> Iterator[_Block]:
         else:
             steps += [_convolution(second), *([last] if level == 0 else [])]
         yield _Block(steps, 2 ** (network.wf + level), takes_bands(down, network.pool_size))
-    for level, up in zip(reversed(range(network.depth - 1)), network.up_path, strict=True):
-        assert isinstance(up, UpBlock)
+    for level, up in zip(reversed(range(network.depth - 1)), up_blocks, strict=True):
         first, second = layers_of(up.conv_block)
         steps = [_join(first, up, level), _convolution(second)]
         if level == 0:
@@ -178,7 +177,7 @@ def _convolution(layer: Layer) -> Step:
 def _pool(layer: Layer, network: UNet, level: int) -> Step:
     """Return a step that convolves, adds the result to the skip connection, and pools."""
     convolved, size = _convolved(layer), network.pool_size
-    reduce = F.max_pool2d if network.pooling == "max" else F.avg_pool2d
+    reduce = POOL[network.pooling, network.ndim]
     at_once = None
     if isinstance(convolved, CompiledConvolution) and network.pooling == "max" and pools_by_two(size):
         at_once = convolved.pooled

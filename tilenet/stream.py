@@ -23,7 +23,7 @@ class Stream:
     skips : dict
         The skip connection of each level.
     last : bool
-        Whether the rows being processed are the last of the image, so that zeros are padded below them.
+        Whether the rows being processed are the last of the tile, so that zeros are padded below them.
     values : torch.Tensor, optional
         The mask value of each class, (K,) uint8, if the last step turns logits directly into mask values.
     """

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -211,12 +211,11 @@ class UNet(nn.Module):
         """Follow an input length through all layers along one axis."""
         x = Extent.whole(length)
         skips: list[Extent] = []
-        for i, down in enumerate(self.down_path):
-            assert isinstance(down, ConvBlock)
+        down_blocks, up_blocks = blocks_of(self)
+        for i, down in enumerate(down_blocks):
             x = down.walk(x.pool(self.pool_size[axis]) if i else x, axis)
             skips.append(x)
-        for up, skip in zip(self.up_path, skips[-2::-1], strict=True):
-            assert isinstance(up, UpBlock)
+        for up, skip in zip(up_blocks, skips[-2::-1], strict=True):
             x = up.walk(x, skip, axis)
         return x
 
@@ -231,6 +230,11 @@ class UNet(nn.Module):
                 f"a layer of this {type(self).__name__} was changed, and its footprint no longer follows from "
                 f"its layers. Give footprint=Footprint.same({self.ndim}, reach=..., step=...) or .valid(...)"
             ) from error
+
+
+def blocks_of(network: UNet) -> tuple[list[ConvBlock], list[UpBlock]]:
+    """Return the blocks of the contracting path, the finest first, and of the expanding path, the coarsest first."""
+    return cast("list[ConvBlock]", list(network.down_path)), cast("list[UpBlock]", list(network.up_path))
 
 
 def is_as_built(model: object) -> bool:

@@ -4,9 +4,10 @@ A square of 4 x 4 output pixels needs 6 x 6 input pixels. After a linear transfo
 convolution becomes one multiplication at each of the 36 positions of a square: a matrix product over many squares and
 all channels, which oneDNN does at full speed. The transform itself is a few sums of rows, then of columns.
 
-This module is used if nothing was compiled (`tilenet/compiled.py`); here, each sum is a pass through memory. Speed
-relative to oneDNN's direct convolution with ReLU, on two cores with AVX-512 (AMD EPYC, 500 GFLOP/s): 1.2x from 128 to
-128 channels, 1.7x from 256 to 256, 2.2x from 512 to 512, 3.3x from 1024 to 512, but only 0.7x at 64 channels.
+`WinogradConvolution` is used only if nothing was compiled (`tilenet/compiled.py`, which takes the transformed weights
+from here, too); in it, each sum is a pass through memory. Speed relative to oneDNN's direct convolution with ReLU, on
+two cores with AVX-512 (AMD EPYC, 500 GFLOP/s): 1.2x from 128 to 128 channels, 1.7x from 256 to 256, 2.2x from 512 to
+512, 3.3x from 1024 to 512, but only 0.7x at 64 channels.
 
 A NaN, or a value so large that sums lose all others, spreads over its whole square: up to two pixels further than in a
 direct convolution.
@@ -28,7 +29,7 @@ from torch import Tensor
 
 # Output pixels of a square along an axis, and the input pixels that they need.
 MADE, NEEDED = 4, 6
-# Images are processed in strips, so that the transform, 2.25 times as large as the image, is never in memory as a
+# Tiles are processed in strips, so that the transform, 2.25 times as large as the tile, is never in memory as a
 # whole. Bytes of a strip's transform, before and after the products together.
 STRIP = 32e6
 # How many weights of each tap to transform at once, in float64: few enough for the cache, 2 to 3 times as fast as all.

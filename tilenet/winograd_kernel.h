@@ -146,6 +146,8 @@ INLINE void NAME(fetch)(const struct convolution *q, struct spot spot, long k, l
 
 /* Convolve `count` squares from the `first` on.
 
+`work`, which `_Compiled._work` of compiled.py measures, holds the transformed squares (36, squares, channels), their
+products (36, squares, panel), and a square of padded pixels (36, channels).
 While the products of a place are computed, the pixels that a few of the squares will write are fetched. */
 TARGET static void NAME(convolve)(const struct convolution *q, long first, long count, float *work) {
     long channels = q->sources[0].channels + q->sources[1].channels, place = q->squares * channels;
