@@ -167,7 +167,7 @@ def read_some(path: Path) -> None:
                 image.at_level(level).read(tilenet.Box(*map(tuple, zip(*sides, strict=True))))
 
 
-def one(number: int, seed: int, seeds: list[Path], folder: Path) -> tuple[str, str]:
+def try_mutation(number: int, seed: int, seeds: list[Path], folder: Path) -> tuple[str, str]:
     """Make and try the mutation of this number; return its kind and outcome."""
     source = seeds[number % len(seeds)]
     random = np.random.default_rng((seed, number))
@@ -183,7 +183,7 @@ def work(numbers: range, seed: int, seeds: list[Path], folder: Path, board: mmap
     with log.open("a") as lines:
         for number in numbers:
             board[:8] = struct.pack("<q", number)
-            lines.write(json.dumps([number, *one(number, seed, seeds, folder)]) + "\n")
+            lines.write(json.dumps([number, *try_mutation(number, seed, seeds, folder)]) + "\n")
             lines.flush()
 
 
@@ -211,22 +211,22 @@ def main() -> None:
     parser.add_argument("--mutations", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="repeat one, and show what it does")
-    say = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         folder, log = Path(home), Path(home) / "log"
         (folder / "seeds").mkdir()
-        seeds = [*make_seeds(folder / "seeds"), *say.files]
-        if say.only is not None:
-            print(seeds[say.only % len(seeds)].name, *one(say.only, say.seed, seeds, folder))
+        seeds = [*make_seeds(folder / "seeds"), *options.files]
+        if options.only is not None:
+            print(seeds[options.only % len(seeds)].name, *try_mutation(options.only, options.seed, seeds, folder))
             return
         board, first, started = mmap.mmap(-1, 8), 0, time.monotonic()
         rows: Counter[tuple[str, str]] = Counter()
-        while first < say.mutations:
+        while first < options.mutations:
             sys.stdout.flush()
             pid = os.fork()
             if pid == 0:
                 torch.set_num_threads(1)
-                work(range(first, say.mutations), say.seed, seeds, folder, board, log)
+                work(range(first, options.mutations), options.seed, seeds, folder, board, log)
                 os._exit(0)
             if wrong := watch(pid, board):
                 (last,) = struct.unpack("<q", board[:8])
@@ -234,7 +234,7 @@ def main() -> None:
                 rows[kind_of(seeds[last % len(seeds)]), "fault"] += 1
                 first = last + 1
             else:
-                first = say.mutations
+                first = options.mutations
         for number, kind, outcome in map(json.loads, log.read_text().splitlines()):
             if outcome not in OUTCOMES:
                 print(f"{number} ({seeds[number % len(seeds)].name}): {outcome}")
@@ -243,7 +243,7 @@ def main() -> None:
     for kind in ("TIFF", "zarr", "weights", "all"):
         counts = [sum(n for (k, o), n in rows.items() if kind in (k, "all") and o == outcome) for outcome in OUTCOMES]
         print(f"{kind:8} {sum(counts):10} " + " ".join(f"{count:8}" for count in counts))
-    print(f"{time.monotonic() - started:.0f} s, seed {say.seed}, {len(seeds)} files")
+    print(f"{time.monotonic() - started:.0f} s, seed {options.seed}, {len(seeds)} files")
     sys.exit(any(outcome == "fault" for _, outcome in rows))
 
 

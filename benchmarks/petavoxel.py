@@ -29,7 +29,7 @@ SIDE = 100_000
 # A 3-D U-Net of depth 4, as `Footprint.of_unet` walks it: three poolings, 44 voxels lost on each side.
 FOOTPRINT = Footprint.valid(3, step=8, lost=44)
 DAY = 86_400
-ARRAYS = 40  # bytes per file of a block, see `tilenet.store.journal.Journal`
+BYTES_PER_FILE = 40  # bytes per file of a block, see `tilenet.store.journal.Journal`
 
 
 def layout_of(shape: tuple[int, ...], block: tuple[int, ...]) -> Layout:
@@ -83,7 +83,7 @@ def work_out(rows: list[dict[str, float]], options: argparse.Namespace) -> dict[
         "voxels_computed_per_voxel": plan.redundancy,
         "pyramid_blocks": sum(levels[1:]),
         "journal_GB": sum(levels) * line / 1e9,
-        "client_GB": sum(levels) * ARRAYS / 1e9,
+        "client_GB": sum(levels) * BYTES_PER_FILE / 1e9,
         "chunks_per_block": chunks_of(plan, options.chunk),
         "requests": len(plan) * chunks_of(plan, options.chunk),
         "ms_per_flight": flight,

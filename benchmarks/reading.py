@@ -127,7 +127,7 @@ def ways_of(path: str) -> dict[str, Callable[[str], object]]:
     return {"aszarr": by_aszarr} | ({"openslide": by_openslide} if openslide else {})
 
 
-def timed(read: Read, boxes: list[Box]) -> float:
+def tiles_per_second(read: Read, boxes: list[Box]) -> float:
     started = perf_counter()
     with ThreadPoolExecutor(READERS) as pool:
         for _ in pool.map(read, boxes):
@@ -159,12 +159,12 @@ def measure(path: str, options: argparse.Namespace) -> list[dict[str, object]]:
     sample = tiles[:: max(1, len(tiles) // 16)]
     for _ in range(options.rounds):
         with open_image(path) as image:
-            rates["tilenet"].append(timed(image.read, tiles))
+            rates["tilenet"].append(tiles_per_second(image.read, tiles))
             expected = [image.read(box & inside) for box in sample]
             decodes = image.n_decoded
         for way, opening in ways_of(path).items():
             with opening(path) as read:
-                rates.setdefault(way, []).append(timed(lambda box, read=read: read(box & inside), tiles))
+                rates.setdefault(way, []).append(tiles_per_second(lambda box, read=read: read(box & inside), tiles))
                 found = [read(box & inside) for box in sample]
             wrong = [np.abs(a.astype(int) - b).max() for a, b in zip(expected, found, strict=True)]
             differences[way] = int(max(wrong))

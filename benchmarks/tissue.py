@@ -76,17 +76,17 @@ def main() -> None:
     parser.add_argument("--level", type=int)
     parser.add_argument("--channels", type=int, nargs="+")
     parser.add_argument("--json", action="store_true")
-    said = parser.parse_args()
+    options = parser.parse_args()
     machine.keep_freed_memory()
-    if said.lost:
-        print(lost(said.slide, level=said.level, channels=said.channels and tuple(said.channels)))
+    if options.lost:
+        print(lost(options.slide, level=options.level, channels=options.channels and tuple(options.channels)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        slide = on_canvas(said.slide, said.canvas, folder / "slide.tif") if said.canvas else said.slide
+        slide = on_canvas(options.slide, options.canvas, folder / "slide.tif") if options.canvas else options.slide
         tilenet.segment(slide, folder / "warm.zarr", roi=[(0, 512), (0, 512)])
         rows, computed = [], 1.0
-        for number in range(said.rounds):
+        for number in range(options.rounds):
             seconds = {}
             for tissue in (None, True) if number % 2 else (True, None):
                 started = time.perf_counter()
@@ -94,12 +94,12 @@ def main() -> None:
                 seconds["all" if tissue is None else "tissue"] = time.perf_counter() - started
                 computed = computed if tissue is None else 1 - mask.info["tissue"]["skipped"]
             rows.append(seconds | {"ratio": seconds["all"] / seconds["tissue"]})
-            if not said.json:
+            if not options.json:
                 print("  ".join(f"{key} {value:.2f}" for key, value in rows[-1].items()))
     result = {"ratio": statistics.median(row["ratio"] for row in rows), "computed": computed, "rounds": rows}
     print(
         json.dumps(result)
-        if said.json
+        if options.json
         else f"median ratio {result['ratio']:.2f}, {computed:.1%} of the pixels computed"
     )
 

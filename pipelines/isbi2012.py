@@ -169,28 +169,28 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a folder for the models and the scores")
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
     parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
-    make_pairs(args.data, args.out / "data")
-    recipe, options = replace(RECIPE, epochs=args.epochs), {"card": CARD, "resume": args.resume, "progress": show}
+    options = parser.parse_args()
+    make_pairs(options.data, options.out / "data")
+    recipe, how = replace(RECIPE, epochs=options.epochs), {"card": CARD, "resume": options.resume, "progress": show}
     first = train(
-        args.out / "data",
-        args.out / "first.safetensors",
+        options.out / "data",
+        options.out / "first.safetensors",
         recipe=recipe,
         leave_out=(*GAP, *TEST),
         validate_on=VALIDATION,
-        **options,
+        **how,
     )
     assert first.card is not None
     final = train(
-        args.out / "data",
-        args.out / "isbi2012.safetensors",
+        options.out / "data",
+        options.out / "isbi2012.safetensors",
         recipe=replace(recipe, stop=first.card.metrics["epoch"]),
         leave_out=TEST,
         validate_on=GAP,
-        **options,
+        **how,
     )
-    scores = score(first, final, args.data, args.out)
-    (args.out / "scores.json").write_text(json.dumps(scores, indent=1))
+    scores = score(first, final, options.data, options.out)
+    (options.out / "scores.json").write_text(json.dumps(scores, indent=1))
     print(json.dumps(scores))
 
 

@@ -16,19 +16,19 @@ ENDINGS = {".svs", ".ndpi", ".tif", ".tiff", ".zarr"}
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("slides", type=Path)
-    arguments.add_argument("masks", type=Path)
-    arguments.add_argument("--model", default="nuclei")
-    arguments.add_argument("--workers", type=int, default=2)
-    arguments.add_argument("--cluster", type=Path, help="a cluster file, in place of --workers")
-    given = arguments.parse_args()
-    images = sorted(path for path in given.slides.iterdir() if path.suffix.lower() in ENDINGS)
-    with described_cluster(given.cluster) if given.cluster else local_cluster(given.workers) as client:
-        results = tilenet.batch(images, given.masks, model=given.model, client=client, tell=print)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("slides", type=Path)
+    parser.add_argument("masks", type=Path)
+    parser.add_argument("--model", default="nuclei")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cluster", type=Path, help="a cluster file, in place of --workers")
+    options = parser.parse_args()
+    images = sorted(path for path in options.slides.iterdir() if path.suffix.lower() in ENDINGS)
+    with described_cluster(options.cluster) if options.cluster else local_cluster(options.workers) as client:
+        results = tilenet.batch(images, options.masks, model=options.model, client=client, tell=print)
     for result in results:
         if result.status != "failed":
-            mask = tilenet.open_mask(given.masks / f"{result.slide}.zarr")
+            mask = tilenet.open_mask(options.masks / f"{result.slide}.zarr")
             coarsest = mask.levels[-1][...]
             names = " or ".join(mask.info["card"]["labels"].values())
             print(f"{result.slide}: {100 * (coarsest > 0).mean():.1f} % of the pixels are {names}")

@@ -14,18 +14,18 @@ from tilenet.clusters import local_cluster
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("volume", type=Path)
-    arguments.add_argument("mask", type=Path)
-    arguments.add_argument("--model", required=True, help="a .safetensors file; tilenet.save_model writes one")
-    arguments.add_argument("--axes", help="where the file does not say, such as zyx")
-    arguments.add_argument("--channel", type=int, help="of a volume with several")
-    arguments.add_argument("--workers", type=int, default=2)
-    given = arguments.parse_args()
-    channels = None if given.channel is None else [given.channel]
-    options = {"model": given.model, "axes": given.axes, "channels": channels, "resume": True}
-    with local_cluster(given.workers) as client:
-        mask = tilenet.segment(given.volume, given.mask, client=client, **options)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("volume", type=Path)
+    parser.add_argument("mask", type=Path)
+    parser.add_argument("--model", required=True, help="a .safetensors file; tilenet.save_model writes one")
+    parser.add_argument("--axes", help="where the file does not say, such as zyx")
+    parser.add_argument("--channel", type=int, help="of a volume with several")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    channels = None if options.channel is None else [options.channel]
+    how = {"model": options.model, "axes": options.axes, "channels": channels, "resume": True}
+    with local_cluster(options.workers) as client:
+        mask = tilenet.segment(options.volume, options.mask, client=client, **how)
     for z in range(0, mask.shape[0], max(1, mask.shape[0] // 8)):
         print(f"plane {z}: {100 * (mask[z] > 0).mean():.1f} % foreground")
 

@@ -104,25 +104,27 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=32)
     parser.add_argument("--start", type=Path, help="a model whose weights to start from")
     parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
-    recipe = replace(RECIPE, epochs=args.epochs)
+    options = parser.parse_args()
+    recipe = replace(RECIPE, epochs=options.epochs)
     model = train(
-        args.data,
-        args.out,
+        options.data,
+        options.out,
         recipe=recipe,
         card=CARD,
-        start=args.start,
-        resume=args.resume,
+        start=options.start,
+        resume=options.resume,
         leave_out=names("nuclei_test.txt"),
         validate_on=names("nuclei_validation.txt"),
         progress=show,
     )
-    metrics = {part: scores_by_kind(model, args.data, names(f"nuclei_{part}.txt")) for part in ("validation", "test")}
+    metrics = {
+        part: scores_by_kind(model, options.data, names(f"nuclei_{part}.txt")) for part in ("validation", "test")
+    }
     for part, scores in metrics.items():
         for kind, values in scores.items():
             print(part, kind, values)
     assert model.card is not None
-    save_model(model, args.out, card=replace(model.card, metrics=metrics))
+    save_model(model, options.out, card=replace(model.card, metrics=metrics))
 
 
 if __name__ == "__main__":

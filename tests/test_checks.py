@@ -9,7 +9,7 @@ import zarr
 from oracles import random_network
 
 import tilenet
-from tilenet.checks import _same_job, straddling
+from tilenet.checks import _same_job, border_windows
 from tilenet.errors import BlocksFailed, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
@@ -171,7 +171,7 @@ def test_a_mask_that_was_copied_without_its_hidden_folder_says_so(out):
 
 def test_windows_straddle_every_border_of_tiles_before_any_twice(network):
     plan = plan_tiles((4096, 4096), network.footprint, tile=512)
-    boxes = list(straddling(plan, 7, np.random.default_rng(1)))
+    boxes = list(border_windows(plan, 7, np.random.default_rng(1)))
     for axis in (0, 1):
         crossed = {b for box in boxes for b in range(512, 4096, 512) if box.start[axis] < b < box.stop[axis]}
         assert crossed == set(range(512, 4096, 512))
@@ -180,7 +180,7 @@ def test_windows_straddle_every_border_of_tiles_before_any_twice(network):
 def test_windows_touch_the_given_parts_in_turn_and_cross_every_border_of_each(network):
     plan = plan_tiles((3, 8192, 8192), network.footprint, tile=512)
     parts = [tilenet.Box((1024, 2048), (2048, 3072)), tilenet.Box((7168, 0), (8192, 1024))]
-    boxes = list(straddling(plan, 12, np.random.default_rng(1), parts))
+    boxes = list(border_windows(plan, 12, np.random.default_rng(1), parts))
     for k, part in enumerate(parts):
         own = [tilenet.Box(box.start[1:], box.stop[1:]) for box in boxes[k::2]]
         assert all((box & part).size for box in own)
@@ -192,7 +192,7 @@ def test_windows_touch_the_given_parts_in_turn_and_cross_every_border_of_each(ne
 
 def test_windows_meet_every_plane_before_any_twice(network):
     plan = plan_tiles((5, 256, 256), network.footprint, tile=64)
-    boxes = list(straddling(plan, 5, np.random.default_rng(1)))
+    boxes = list(border_windows(plan, 5, np.random.default_rng(1)))
     assert sorted(box.start[0] for box in boxes) == [0, 1, 2, 3, 4]
 
 
@@ -214,7 +214,7 @@ def test_a_first_plane_that_is_wrong_is_found(tmp_path, network, monkeypatch):
 
 def test_windows_of_a_small_image_lie_inside_it(network):
     plan = plan_tiles((3, 20, 5), network.footprint)
-    for box in straddling(plan, 5, np.random.default_rng(0)):
+    for box in border_windows(plan, 5, np.random.default_rng(0)):
         assert box in tilenet.Box((0, 0, 0), (3, 20, 5))
         assert box.shape == (1, 20, 5)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilenet.address import check_local, shown
-from tilenet.beside import Beside
+from tilenet.beside import SideFiles
 from tilenet.distributed import check_sendable
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.footprint import Footprint
@@ -16,7 +16,7 @@ from tilenet.options import Options, check_output_option, refuse_with_objects
 from tilenet.orders import Order, read_orders
 from tilenet.outputs import check_folder_name
 from tilenet.shapes import parse_area
-from tilenet.slides import Batch
+from tilenet.slides import BatchRun
 from tilenet.store.place import refuse_inside_mask
 from tilenet.summary import TABLES, Result
 
@@ -112,9 +112,9 @@ def batch(
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
-    beside = Beside(overview=overview, table=table, min_area=min_area)
+    side_files = SideFiles(overview=overview, table=table, min_area=min_area)
     tell = tell or (lambda result: None)
-    return Batch(orders, Path(out), footprint, tell, beside=beside, client=client, objects=objects).run()
+    return BatchRun(orders, Path(out), footprint, tell, side_files=side_files, client=client, objects=objects).run()
 
 
 def _check(order: Order, *, objects: bool, table: bool, client: Client | None) -> None:

@@ -18,7 +18,7 @@ from tilenet.shapes import pixels_of_area
 
 
 @dataclass(frozen=True)
-class Beside:
+class SideFiles:
     """Which files to put beside each mask.
 
     Attributes

@@ -193,16 +193,16 @@ def _damage(out: Path) -> Verification:
     return Verification(damage=damage, foreign=foreign)
 
 
-def _windows(mask: Mask | TiffMask, plan: Plan, count: int, random: np.random.Generator) -> Iterator[Box]:
+def _windows(mask: Mask | TiffMask, plan: Plan, count: int, rng: np.random.Generator) -> Iterator[Box]:
     """Yield windows over crossings of tile borders that touch a block that was computed, not skipped."""
     if mask.tissue is None:
-        return straddling(plan, count, random)
-    computed = random.permutation(np.argwhere(mask.tissue.computed(mask.layout)))[:count]
-    blocks = [_in_plane(mask, *place) for place in computed.tolist()]
-    return straddling(plan, count if blocks else 0, random, blocks)
+        return border_windows(plan, count, rng)
+    computed = rng.permutation(np.argwhere(mask.tissue.computed(mask.layout)))[:count]
+    blocks = [_box_of_block(mask, *place) for place in computed.tolist()]
+    return border_windows(plan, count if blocks else 0, rng, blocks)
 
 
-def _in_plane(mask: Mask | TiffMask, row: int, column: int) -> Box:
+def _box_of_block(mask: Mask | TiffMask, row: int, column: int) -> Box:
     """Return the pixels, along y and x, of the blocks in a row and a column of the grid."""
     along = zip((row, column), mask.layout.block[-2:], mask.shape[-2:], strict=True)
     start, stop = zip(*((k * side, min((k + 1) * side, n)) for k, side, n in along), strict=True)
@@ -214,7 +214,7 @@ def _computed(mask: Mask | TiffMask, box: Box) -> NDArray[np.bool_]:
     return mask.layout.computed_at(*(np.arange(a, b) for a, b in zip(box.start[-2:], box.stop[-2:], strict=True)))
 
 
-def straddling(plan: Plan, count: int, random: np.random.Generator, parts: Sequence[Box] = ()) -> Iterator[Box]:
+def border_windows(plan: Plan, count: int, rng: np.random.Generator, parts: Sequence[Box] = ()) -> Iterator[Box]:
     """Yield windows over crossings of tile borders; every border is visited before any is visited twice.
 
     Given `parts`, boxes of whole blocks along y and x, each window touches one of them, in turn.
@@ -223,9 +223,7 @@ def straddling(plan: Plan, count: int, random: np.random.Generator, parts: Seque
     inner = plan.footprint.ndim - sum(a.step == 1 and a.margin == 0 for a in plan.footprint.axes)
     side = WINDOW if inner < 3 else WINDOW // 4
     # Along an axis where a tile is one plane or time point there are no borders: visit every index instead.
-    orders = [
-        random.permutation(np.arange(t if t > 1 else 0, n, t)) for n, t in zip(plan.shape, plan.tile, strict=True)
-    ]
+    orders = [rng.permutation(np.arange(t if t > 1 else 0, n, t)) for n, t in zip(plan.shape, plan.tile, strict=True)]
     leading = len(plan.shape) - 2
     for i in range(count):
         part = parts[i % len(parts)]
@@ -236,8 +234,8 @@ def straddling(plan: Plan, count: int, random: np.random.Generator, parts: Seque
             length = 1 if t == 1 else side
             # A window over the border at `high`, too, lies on both sides of it.
             borders = order[(low <= order) & (order < high + (t > 1))]
-            middle = int(borders[turn % len(borders)]) if len(borders) else int(random.integers(low, high))
-            first = middle - int(random.integers(length // 4, 3 * length // 4 + 1)) if t > 1 else middle
+            middle = int(borders[turn % len(borders)]) if len(borders) else int(rng.integers(low, high))
+            first = middle - int(rng.integers(length // 4, 3 * length // 4 + 1)) if t > 1 else middle
             start.append(max(0, min(first, n - length)))
             stop.append(min(n, start[-1] + length))
         yield Box(tuple(start), tuple(stop))

@@ -85,11 +85,11 @@ class TissueMask(click.ParamType[Any]):
     """The path of a tissue mask; ``auto``, or no value after the option, finds the tissue in the image."""
 
     name = "MASK"
-    FOUND = "auto"
+    AUTO = "auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return True, or the path of a mask."""
-        return True if value == self.FOUND else value
+        return True if value == self.AUTO else value
 
 
 def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -117,7 +117,7 @@ image_options = with_options(
         "--tissue",
         type=TissueMask(),
         is_flag=False,
-        flag_value=TissueMask.FOUND,
+        flag_value=TissueMask.AUTO,
         help="Skip blocks without tissue. auto, or alone as the last word: found on a coarse level. MASK: a "
         "picture or zarr of the whole image, 0 on glass.  [default: nothing is skipped]",
     ),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tilenet.runner import Report
 
 # Shortest time in seconds for which a rate is meaningful.
-SHOWN = 0.01
+MIN_SECONDS = 0.01
 # The stages of a run, and what `profile_rows` says about each.
 STAGES = {
     "read": "tiles read, by all readers together, in parallel with the network",
@@ -151,6 +151,6 @@ def profile_rows(profile: dict[str, Any]) -> list[str]:
     rows = [f"{'':<9} {'seconds':>9} {'Mpx/s':>9}"]
     for stage, seconds in profile["seconds"].items():
         rate = profile["px_per_s"][stage]
-        said = f"{rate / 1e6:>9.2f}" if rate and seconds >= SHOWN else f"{'-':>9}"
+        said = f"{rate / 1e6:>9.2f}" if rate and seconds >= MIN_SECONDS else f"{'-':>9}"
         rows.append(f"{stage:<9} {seconds:>9.2f} {said}  {STAGES.get(stage, '')}".rstrip())
     return rows

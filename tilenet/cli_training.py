@@ -84,7 +84,7 @@ RECIPE: tuple[tuple[str, Any, str], ...] = (
 
 
 # Help text for the defaults that are None or empty in the recipe.
-UNSAID = {
+DEFAULT_TEXTS = {
     "pool_size": "2 along each axis",
     "class_weights": "1 each",
     "tile": "196, in a volume 28",
@@ -96,7 +96,7 @@ UNSAID = {
 
 def _default(name: str) -> str:
     value = getattr(Recipe(), name)
-    return UNSAID.get(name, "") if value in (None, ()) else str(value).lower()
+    return DEFAULT_TEXTS.get(name, "") if value in (None, ()) else str(value).lower()
 
 
 recipe_options = with_options(

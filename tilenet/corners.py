@@ -58,7 +58,7 @@ class Chain(NamedTuple):
     ends: tuple[tuple[int, bool], tuple[int, bool]] | None
 
 
-def framed(strip: Rows, below: Rows) -> Rows:
+def with_borders(strip: Rows, below: Rows) -> Rows:
     """Return a strip (h, width) with the row below it, and background on both sides: (h + 1, width + 2)."""
     rows = np.zeros((len(strip) + 1, strip.shape[1] + 2), strip.dtype)
     rows[:-1, 1:-1], rows[-1, 1:-1] = strip, below
@@ -71,7 +71,7 @@ class Runs:
     Parameters
     ----------
     rows : numpy.ndarray
-        The strip, as returned by `framed`.
+        The strip, as returned by `with_borders`.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -117,7 +117,7 @@ class Corners:
     Parameters
     ----------
     rows : numpy.ndarray
-        The strip, as returned by `framed`.
+        The strip, as returned by `with_borders`.
     """
 
     def __init__(self, rows: Rows) -> None:

@@ -17,7 +17,7 @@ from tilenet.tiff_mask import TiffMask, has_objects
 
 Picture = NDArray[np.uint8]
 # Opacity of filled objects; outlines are opaque.
-FILLED = 0.45
+FILL_OPACITY = 0.45
 # Largest length of a scale bar, as a share of the picture's width.
 BAR = 0.25
 # Margin in pixels of the white plate behind the bar and its text, which keeps them legible on tissue, glass and black.
@@ -47,9 +47,9 @@ def paint(picture: Picture, values: NDArray[Any], mask: Mask | TiffMask, *, fill
     numbers = np.zeros((h, w), values.dtype)
     numbers[y * h // values.shape[0], x * w // values.shape[1]] = values[y, x]
     there = numbers > 0
-    share = FILLED if fill else 1.0
+    opacity = FILL_OPACITY if fill else 1.0
     colours = _colours(numbers[there], mask)
-    picture[there] = ((1 - share) * picture[there] + share * colours).round().astype(np.uint8)
+    picture[there] = ((1 - opacity) * picture[there] + opacity * colours).round().astype(np.uint8)
 
 
 def _rims(values: NDArray[Any], width: int) -> NDArray[Any]:

@@ -53,7 +53,7 @@ def evaluate(
     counts = dict.fromkeys(metrics.THRESHOLDS, metrics.ObjectCounts())
     means: list[dict[str, float]] = []
     predictions, truths = zip(*pairs.values(), strict=True)
-    parted = not classes and _are_masks(predictions, axes) and not _are_masks(truths, axes)
+    splits_masks = not classes and _are_masks(predictions, axes) and not _are_masks(truths, axes)
     for stem, (a, b) in pairs.items():
         found, true = read_labels(a, axes=axes), read_labels(b, axes=axes)
         if found.shape != true.shape:
@@ -64,7 +64,7 @@ def evaluate(
         for c, n in metrics.count_pixels(*seen).items():
             pixels[c] += n
         if not classes:
-            labels = objects(found) if parted else found
+            labels = objects(found) if splits_masks else found
             for t, count in metrics.count_objects(labels, true, thresholds=metrics.THRESHOLDS).items():
                 counts[t] += count
             means.append(_of_image(labels, true))
@@ -77,7 +77,7 @@ def match(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     for path in (prediction, truth):
         if not path.exists():
             raise ImageNotFound(f"{path}: no such file or folder")
-    if not (_is_set(prediction) and _is_set(truth)):
+    if not (_is_folder_of_files(prediction) and _is_folder_of_files(truth)):
         return {truth.name: (prediction, truth)}
     found, true = files_by_stem(prediction), files_by_stem(truth)
     for stem in sorted({*found, *true}):
@@ -97,7 +97,7 @@ def _are_masks(paths: Iterable[Path], axes: str | None) -> bool:
     return True
 
 
-def _is_set(path: Path) -> bool:
+def _is_folder_of_files(path: Path) -> bool:
     """Return whether a path is a folder of files, and not a zarr store, which is a folder too."""
     return path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zattrs", ".zarray", ".zgroup"))
 

@@ -21,7 +21,7 @@ from tilenet.card import colors_of
 from tilenet.corners import Ring
 from tilenet.errors import SettingsError
 from tilenet.placement import Grid
-from tilenet.shapes import Progress, Shape, has_volumes, large_ones, least_pixels, open_for, shapes_of
+from tilenet.shapes import Progress, Shape, drop_small, has_volumes, min_pixels, open_for, shapes_of
 from tilenet.store import Mask
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
@@ -118,7 +118,7 @@ def write_geojson(
     out = Path(out).absolute()
     with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON") as (opened, grid):
         found = Outlined(out, objects=has_objects(opened), volumes=has_volumes(opened))
-        shapes = large_ones(shapes_of(opened, progress), least_pixels(opened, min_area), found)
+        shapes = drop_small(shapes_of(opened, progress), min_pixels(opened, min_area), found)
         with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
             for part in _Features(opened, grid, kind, found).collection(shapes):
                 file.write(part)

@@ -25,9 +25,9 @@ from tilenet.shapes import (
     Progress,
     Shape,
     class_names,
+    drop_small,
     has_volumes,
-    large_ones,
-    least_pixels,
+    min_pixels,
     open_for,
     shapes_of,
 )
@@ -113,7 +113,7 @@ class _Solid:
 
     def add(self, shape: Shape) -> None:
         """Add the part of the object that lies in one more plane."""
-        area, centre, low, high = _measured(shape)
+        area, centre, low, high = _area_and_box(shape)
         self.pixels += area
         self.moments += area * np.array([shape.z + 0.5, *centre])
         self.low = np.minimum(self.low, [shape.z, *low])
@@ -177,9 +177,9 @@ def write_table(
     """
     out = Path(out).absolute()
     with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table") as (opened, grid):
-        found = _nothing_in(opened, out)
+        found = _empty_result(opened, out)
         names, means = mean_intensities(opened, image) if intensities else ([], None)
-        shapes = large_ones(shapes_of(opened, progress), least_pixels(opened, min_area), found)
+        shapes = drop_small(shapes_of(opened, progress), min_pixels(opened, min_area), found)
         with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow([*COLUMNS, *names])
@@ -195,7 +195,7 @@ def write_table(
 def read_table(mask: str | Path, table: str | Path, *, min_area: str | float | None = None) -> Measured:
     """Return the measurements of a mask from its complete table, leaving out what is smaller than `min_area`."""
     with open_mask(mask) as opened:
-        found, least = _nothing_in(opened, Path(table).absolute()), least_pixels(opened, min_area)
+        found, least = _empty_result(opened, Path(table).absolute()), min_pixels(opened, min_area)
     with found.path.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             pixels = int(line["volume_px" if found.volumes else "area_px"])
@@ -212,7 +212,7 @@ def check_table_place(out: Path, *, replace: bool, image: Any = None, mask: Any 
     check_file_place(out, replace=replace, is_ours=_is_ours, kind="a table", image=image, mask=mask)
 
 
-def _nothing_in(mask: Mask | TiffMask, out: Path) -> Measured:
+def _empty_result(mask: Mask | TiffMask, out: Path) -> Measured:
     """Return the measurements of a mask before its first shape, with a count of 0 for each class."""
     y, x = mask.pixel_size[-2:]
     pixel = None if y is None or x is None else y * x
@@ -234,7 +234,7 @@ def _solids(shapes: Iterable[Shape]) -> Iterable[_Solid]:
     return solids.values()
 
 
-def _measured(shape: Shape) -> tuple[int, tuple[float, float], NDArray[Any], NDArray[Any]]:
+def _area_and_box(shape: Shape) -> tuple[int, tuple[float, float], NDArray[Any], NDArray[Any]]:
     """Return the number of pixels, the centroid, and the bounding box's two corners of a shape: y, x in mask pixels."""
     area, centre = area_and_centroid([ring for part in shape.parts for ring in part.rings])
     corners = np.concatenate([part.rings[0] for part in shape.parts])
@@ -243,7 +243,7 @@ def _measured(shape: Shape) -> tuple[int, tuple[float, float], NDArray[Any], NDA
 
 def _line(shape: Shape, grid: Grid, found: Measured) -> list[object]:
     """Return the values of the line of a shape, in the order of `COLUMNS`, and count the shape."""
-    area, (y, x), low, high = _measured(shape)
+    area, (y, x), low, high = _area_and_box(shape)
     found.counts[shape.name] += 1
     found.area_px[shape.name] += area
     number, size = shape.value if found.objects else "", (area, _times(area, found.pixel_um2), "", "")

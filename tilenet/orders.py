@@ -108,7 +108,7 @@ def _orders_of(image: str, plain: Order) -> Iterator[Order]:
     elif path.suffix.lower() == ".txt" and path.is_file():
         lines = (line.strip() for line in _text(path).splitlines())
         yield from _not_none(
-            path, (_order(_beside(path, line), plain) for line in lines if line and not line.startswith("#"))
+            path, (_order(_relative_to(path, line), plain) for line in lines if line and not line.startswith("#"))
         )
     elif not path.exists() and glob.has_magic(image):
         found = sorted(glob.glob(image, recursive=True))  # noqa: PTH207 - patterns may be absolute
@@ -127,9 +127,9 @@ def _not_none(path: Path, orders: Iterator[Order]) -> Iterator[Order]:
     yield from orders
 
 
-def _beside(list_: Path, image: str) -> str:
+def _relative_to(list_: Path, path: str) -> str:
     """Return the path of an image or mask that a list names relative to itself; an address stays as it is."""
-    return image if is_address(image) else str(list_.parent / image)
+    return path if is_address(path) else str(list_.parent / path)
 
 
 def _model(list_: Path, model: str) -> str:
@@ -160,12 +160,12 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         if "" in row or not row["image"].strip():
             raise SettingsError(f"{where} has no image, or more values than columns. Put values with commas in quotes")
         said = {column: value.strip() for column, value in row.items() if value.strip()}
-        order = _order(_beside(path, said.pop("image")), plain)
+        order = _order(_relative_to(path, said.pop("image")), plain)
         name = said.pop("name", order.name)
         model = _model(path, said.pop("model")) if "model" in said else plain.model
         _check_name(name, where, "Choose another name")
         if said.get("tissue", AUTO) != AUTO:
-            said["tissue"] = _beside(path, said["tissue"])
+            said["tissue"] = _relative_to(path, said["tissue"])
         yield replace(order, name=name, model=model, options=_options(said, where, plain.options))
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tilenet.corners import Chain, Corners, Integers, Ring, Rows, Runs, connected, framed
+from tilenet.corners import Chain, Corners, Integers, Ring, Rows, Runs, connected, with_borders
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Tracer:
 
     def add(self, strip: Rows, below: Rows) -> Iterator[Region]:
         """Yield the regions that end in a strip, given the row below it."""
-        rows = framed(strip, below)
+        rows = with_borders(strip, below)
         runs = Runs(rows)
         root_of_run = self._join(runs, strip[0])
         self._take_up(Corners(rows).chains(self._top, runs, root_of_run))
@@ -170,7 +170,7 @@ class _Tracer:
         self._leaving, self._coming = leaving, coming
 
     def _close(self, ring: Ring, of: Chain | _Piece) -> None:
-        self._rings.setdefault(of.root, []).extend(_simple(ring) if of.pinched else [ring])
+        self._rings.setdefault(of.root, []).extend(_split_pinched(ring) if of.pinched else [ring])
         self._value_of[of.root] = of.value
 
     def _ended(self, going_on: set[int]) -> Iterator[Region]:
@@ -188,27 +188,27 @@ def _first(ring: Ring) -> tuple[int, int]:
     return int(ring[0, 0]), int(ring[0, 1])
 
 
-def _simple(ring: Ring) -> Iterator[Ring]:
+def _split_pinched(ring: Ring) -> Iterator[Ring]:
     """Split an outline at the vertices that it passes twice, and yield the simple rings.
 
     >>> ring = np.array([[0, 0], [0, 1], [1, 1], [1, 2], [2, 2], [2, 1], [1, 1], [1, 0]])
-    >>> [part.tolist() for part in _simple(ring)]
+    >>> [part.tolist() for part in _split_pinched(ring)]
     [[[1, 1], [1, 2], [2, 2], [2, 1]], [[0, 0], [0, 1], [1, 1], [1, 0]]]
     """
     path: list[tuple[int, int]] = []
     place: dict[tuple[int, int], int] = {}
     for y, x in ring.tolist():
         if (begin := place.get((y, x))) is not None:
-            yield _turned(path[begin:])
+            yield _rotated(path[begin:])
             for vertex in path[begin:]:
                 del place[vertex]
             del path[begin:]
         place[y, x] = len(path)
         path.append((y, x))
-    yield _turned(path)
+    yield _rotated(path)
 
 
-def _turned(path: list[tuple[int, int]]) -> Ring:
+def _rotated(path: list[tuple[int, int]]) -> Ring:
     """Return a ring that starts at its first vertex in reading order."""
     first = path.index(min(path))
     return np.array(path[first:] + path[:first], np.int32)

@@ -29,11 +29,11 @@ LOG = logging.getLogger("tilenet")
 # Number of stored values (pixels times channels) to read and reduce at once.
 STRIP = 2**24
 # Two pixel sizes count as equal up to this logarithm of their ratio.
-ALIKE = 0.1
+MAX_LOG_RATIO = 0.1
 # Percentiles of intensity that are shown as black and as full brightness, in images that are not colour photographs.
-SHOWN = (1, 99.8)
+DISPLAY_PERCENTILES = (1, 99.8)
 # Colours of the channels of a multichannel image, in order: blue, green, red, grey, cyan, magenta, yellow.
-STAINS = ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))
+CHANNEL_COLOURS = ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))
 
 
 def overlay(
@@ -133,7 +133,7 @@ def _refuse_misfit(image: Image, mask: Mask | TiffMask) -> None:
         )
     for axis, there, here in zip(mask.axes, mask.pixel_size, image.pixel_size, strict=True):
         # A copy may have lost or rounded its pixel size.
-        if there and here and abs(log(there / here)) > ALIKE:
+        if there and here and abs(log(there / here)) > MAX_LOG_RATIO:
             raise OutputMismatch(
                 f"{mask.path}: has pixels of {there:g} um along {axis}, and {image.name} of {here:g} um. Give the "
                 f"image that was segmented"
@@ -204,10 +204,10 @@ def _coloured(pixels: NDArray[np.float32], image: Image) -> Picture:
     """Return (h, w, 3) from (C, h, w): photographs unchanged, other channels contrast-stretched and coloured."""
     if image.is_color:
         return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).round().astype(np.uint8))
-    colours = STAINS if len(pixels) > 1 else ((1, 1, 1),)
+    colours = CHANNEL_COLOURS if len(pixels) > 1 else ((1, 1, 1),)
     picture = np.zeros((*pixels.shape[1:], 3), np.float32)
     for k, channel in enumerate(pixels):
-        low, high = np.percentile(channel, SHOWN)
+        low, high = np.percentile(channel, DISPLAY_PERCENTILES)
         picture += ((channel - low) / max(high - low, 1e-6)).clip(0, 1)[..., None] * colours[k % len(colours)]
     return (picture.clip(0, 1) * 255).round().astype(np.uint8)
 

@@ -125,7 +125,7 @@ class Counted(Protocol):
     left_out: int
 
 
-def large_ones(shapes: Iterable[Shape], least: float, found: Counted) -> Iterator[Shape]:
+def drop_small(shapes: Iterable[Shape], least: float, found: Counted) -> Iterator[Shape]:
     """Yield the shapes whose area, without holes, is at least `least` pixels; count the others in `found.left_out`."""
     for shape in shapes:
         if least and area_and_centroid([ring for part in shape.parts for ring in part.rings])[0] < least:
@@ -146,7 +146,7 @@ def parse_area(area: str | float) -> tuple[float, str]:
     return float(said[1]), said[2]
 
 
-def least_pixels(mask: Mask | TiffMask, area: str | float | None) -> float:
+def min_pixels(mask: Mask | TiffMask, area: str | float | None) -> float:
     """Convert a minimum area, a number of pixels or text such as ``"20um2"``, to pixels of the mask.
 
     Raises
@@ -160,7 +160,7 @@ def least_pixels(mask: Mask | TiffMask, area: str | float | None) -> float:
 def pixels_of_area(
     area: str | float, name: str | Path, pixel_size: Sequence[float | None], *, volumes: bool = False
 ) -> float:
-    """Convert an area to pixels of their size along y and x; raises as `least_pixels`, naming `name`."""
+    """Convert an area to pixels of their size along y and x; raises as `min_pixels`, naming `name`."""
     number, unit = parse_area(area)
     if volumes:
         raise SettingsError(f"{name}: objects of a volume have no area. Filter the table by volume_px")

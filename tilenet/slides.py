@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from tilenet.address import shown
-from tilenet.beside import Beside
+from tilenet.beside import SideFiles
 from tilenet.compute import finish, run_job, skip_glass
 from tilenet.distributed import task_of, work_off
 from tilenet.errors import TilenetError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FINISHERS, WAITING = 4, 8
 
 
-class Batch:
+class BatchRun:
     """The state of one call of `batch`: open images, and results."""
 
     def __init__(
@@ -45,13 +45,13 @@ class Batch:
         footprint: Footprint | None,
         tell: Callable[[Result], None],
         *,
-        beside: Beside,
+        side_files: SideFiles,
         client: Client | None = None,
         objects: bool = False,
     ) -> None:
         self._orders = {order.name: order for order in orders}
         self._out, self._footprint, self._tell = out, footprint, tell
-        self._beside, self._client, self._objects = beside, client, objects
+        self._side_files, self._client, self._objects = side_files, client, objects
         self._results: dict[str, Result] = {}
         self._measured: dict[str, Measured] = {}
         self._started: dict[str, float] = {}
@@ -70,7 +70,7 @@ class Batch:
             results = [self._results[name] for name in self._orders if name in self._results]
             remark_sizes(results)
             write_summary(self._out, results)
-            if self._beside.table:
+            if self._side_files.table:
                 write_counts(self._out, {name: self._measured[name] for name in self._orders if name in self._measured})
         return results
 
@@ -110,7 +110,7 @@ class Batch:
             if isinstance(slide, Slide):
                 self._open[order.name] = slide
                 return slide
-            self._make_beside(order, slide.path)
+            self._make_side_files(order, slide.path)
         except Exception as error:  # one bad image must not stop the others
             self._note(order, "failed", error=error)
         else:
@@ -122,7 +122,7 @@ class Batch:
         out = self._out / f"{order.name}.zarr"
         spare_the_input(out, order.image)
         footprint = self._footprint if callable(order.model) else None  # a list may name another model
-        self._beside.check(order, out, footprint)
+        self._side_files.check(order, out, footprint)
         wanted = Wanted(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
         if is_complete(out):
             return _unchanged(out, wanted), "skipped"
@@ -142,8 +142,8 @@ class Batch:
             raise
         return Slide(task_of(store, job, wanted), store, job, name=order.name, report=report), ""
 
-    def _make_beside(self, order: Order, mask: Path) -> None:
-        if (found := self._beside.make(order.image, mask)) is not None:
+    def _make_side_files(self, order: Order, mask: Path) -> None:
+        if (found := self._side_files.make(order.image, mask)) is not None:
             self._measured[order.name] = found
 
     def _finish(self, slide: Slide) -> None:
@@ -151,7 +151,7 @@ class Batch:
         try:
             slide.raise_if_failed()
             finish(slide.store)
-            self._make_beside(order, slide.store.path)
+            self._make_side_files(order, slide.store.path)
         except Exception as error:
             self._note(order, "failed", error=error, store=slide.store)
         else:

@@ -41,7 +41,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self.looks = [look_of(*pair) for pair in zip(self.images, (t[0] for t in self.targets), strict=True)]
         if (recipe.dab or recipe.dyed or recipe.holes) and {*self.looks} == {"other"}:
             raise SettingsError("dab, dyed and holes are for planes of three channels, stained or fluorescent ones")
-        self.chances = chances(pairs, recipe)
+        self.probabilities = draw_probabilities(pairs, recipe)
         output = np.prod(footprint.output_shape(self.shape))
         self.count = recipe.crops or int(np.ceil(sum(p.label.size for p in pairs) / output))
 
@@ -50,7 +50,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.recipe.seed, self.epoch, index])
-        k = int(rng.choice(len(self.images), p=self.chances))
+        k = int(rng.choice(len(self.images), p=self.probabilities))
         return draw_crop(
             self.images[k],
             self.targets[k],
@@ -70,7 +70,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         yield from loader
 
 
-def chances(pairs: Sequence[Pair], recipe: Recipe) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def draw_probabilities(pairs: Sequence[Pair], recipe: Recipe) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Return the probability of drawing each pair.
 
     It grows with the square root of an image's size, up to `LARGEST_SHARE` times the median, so that

@@ -102,7 +102,7 @@ def split(pairs: Sequence[Pair], share: float, *, seed: int) -> tuple[list[Pair]
     return [p for i, p in enumerate(pairs) if i not in held], [p for i, p in enumerate(pairs) if i in held]
 
 
-def summary(pairs: tuple[list[Pair], list[Pair]]) -> str:
+def digest_of(pairs: tuple[list[Pair], list[Pair]]) -> str:
     """Return numbers and checksum of the training and validation pairs, which must be the same in a resume."""
     counts = [len(part) for part in pairs]
     digest = hashlib.sha256()

@@ -24,7 +24,7 @@ from tilenet.machine import find_device
 from tilenet.models import fingerprint, load_model, save_model
 from tilenet.training.checkpoint import Average, Folder
 from tilenet.training.crops import Crops
-from tilenet.training.data import Pair, read_pairs, split, summary
+from tilenet.training.data import Pair, digest_of, read_pairs, split
 from tilenet.training.history import write_csv, write_picture
 from tilenet.training.loss import class_weights, loss_of, optimizer_of, rate_at
 from tilenet.training.recipe import Recipe
@@ -116,7 +116,7 @@ def train(
         raise ModelError(f"{out}: models are written as .safetensors. Change the ending")
     chosen = _split(read_pairs(data, recipe.scaling, axes=axes), recipe, leave_out, validate_on)
     run = _Run(recipe, Folder(out), chosen, card or ModelCard())
-    begun = {"images": summary(chosen), "start": None, **{f"card's {k}": v for k, v in run.card.to_dict().items()}}
+    begun = {"images": digest_of(chosen), "start": None, **{f"card's {k}": v for k, v in run.card.to_dict().items()}}
     if start is not None:
         model = load_model(start)
         run.start_from(model)
