@@ -36,7 +36,7 @@ class Instant:
     def __init__(self, footprint):
         self.footprint = footprint
 
-    def room(self, shape, dtype):
+    def allocate(self, shape, dtype):
         """Return an array that a batch is read into."""
         return np.empty(shape, dtype)
 

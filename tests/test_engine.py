@@ -8,9 +8,9 @@ import torch
 import tilenet
 from tilenet import engine, steps, winograd
 from tilenet.compiled import CompiledClassification, CompiledConvolution, CompiledUpsampling, DirectConvolution
-from tilenet.engine import FastUNet, accelerate, channels_last
+from tilenet.engine import SteppedUNet, accelerate, channels_last
 from tilenet.native import find_instructions
-from tilenet.stream import Stream
+from tilenet.stream import PassState
 from tilenet.winograd import WinogradConvolution
 
 # Width factors of networks of which PyTorch does no convolution by Winograd's transform, one, and all but the first.
@@ -42,7 +42,7 @@ def instructions(request, monkeypatch):
 
 def difference(network, x, **how):
     """Return how far the fast path is off, as a part of the logits' range."""
-    fast = FastUNet(network)
+    fast = SteppedUNet(network)
     with torch.inference_mode():
         plain, quick = network(x), fast(x, channels_last, **how)
     assert plain.std() > 0
@@ -64,7 +64,7 @@ def test_the_fast_path_gives_the_logits_of_the_plain_network(wf, options):
 def test_the_number_of_threads_changes_no_bit(wf, options):
     network, before = network_of(wf, depth=3, in_channels=3, n_classes=3, **options), torch.get_num_threads()
     side = network.footprint.axes[0].legal_at_least(150)
-    fast, x, found = FastUNet(network), torch.rand(2, 3, side, side), []
+    fast, x, found = SteppedUNet(network), torch.rand(2, 3, side, side), []
     try:
         for threads in (1, 2, 3, 8):
             torch.set_num_threads(threads)
@@ -93,7 +93,7 @@ def test_a_pixel_that_is_no_number_makes_logits_that_are_none(wf, value, batch_n
     length = network.footprint.axes[0].legal_at_least(60)
     x = torch.rand(1, 1, length, length)
     x[0, 0, length // 2, length // 2] = value
-    fast = FastUNet(network)
+    fast = SteppedUNet(network)
     with torch.inference_mode():
         assert not torch.isfinite(network(x)).all()
         assert not torch.isfinite(fast(x, channels_last)).all()
@@ -115,7 +115,7 @@ def test_what_is_resized_or_not_halved_is_not_done_in_bands(options, compiled, b
     network = network_of(**{"wf": NARROW, **options})
     for level, blocks in ((BEST, compiled if BEST else by_pytorch), (0, by_pytorch)):
         monkeypatch.setattr(steps, "find_instructions", lambda level=level: level)
-        assert sum(block.in_bands for block in FastUNet(network)._steps) == blocks
+        assert sum(block.in_bands for block in SteppedUNet(network)._steps) == blocks
 
 
 IN_BANDS = [{}, {"batch_norm": True}, {"pooling": "avg"}, {"pool_size": (3, 2)}, {"up_mode": "upsample"}]
@@ -137,7 +137,7 @@ def test_bands_of_any_height_give_the_logits_of_the_plain_network(wf, options, p
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("wf", [NARROW, 4])
 def test_and_so_do_rows_of_a_block_however_few(wf, band, options, monkeypatch):
-    monkeypatch.setattr(steps, "BAND", band)
+    monkeypatch.setattr(steps, "CACHED_BYTES", band)
     network = network_of(wf, depth=3, in_channels=3, **options)
     y, x = (axis.legal_at_least(n) for axis, n in zip(network.footprint.axes, (60, 84), strict=True))
     assert difference(network, torch.rand(2, 3, y, x)) <= engine.TOLERANCE
@@ -151,7 +151,7 @@ def test_each_row_is_prepared_once_in_the_order_of_bands(options, heights):
     network = network_of(NARROW, **{"depth": 3, **options})
     assert network.footprint.axes[0].is_legal(80)
     x = torch.arange(80.0)[:, None].expand(1, 1, 80, 80)
-    FastUNet(network)(x, lambda band: (seen.append(band[0, 0, :, 0]), channels_last(band))[1], pixels=80 * 32)
+    SteppedUNet(network)(x, lambda band: (seen.append(band[0, 0, :, 0]), channels_last(band))[1], pixels=80 * 32)
     assert [len(rows) for rows in seen] == heights
     assert torch.equal(torch.cat(seen), torch.arange(80.0))
 
@@ -246,13 +246,13 @@ def test_nor_is_one_that_decides_other_classes_than_its_logits(monkeypatch, capl
 
 
 def test_nor_is_one_that_differs_between_two_bands_alone(monkeypatch):
-    network, real = network_of(NARROW, depth=3), Stream.after
+    network, real = network_of(NARROW, depth=3), PassState.with_kept
 
     def forgetting(*arguments):
         before, *pieces = real(*arguments)
         return [torch.zeros_like(before), *pieces]
 
-    monkeypatch.setattr(Stream, "after", forgetting)
+    monkeypatch.setattr(PassState, "with_kept", forgetting)
     length = network.footprint.axes[0].legal_at_least(60)
     assert difference(network, torch.rand(1, 1, length, length)) <= engine.TOLERANCE
     assert accelerate(network) is None

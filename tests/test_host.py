@@ -10,7 +10,7 @@ import torch
 import tilenet
 from tilenet import predict
 from tilenet.decide import Decision
-from tilenet.engine import FastUNet
+from tilenet.engine import SteppedUNet
 from tilenet.errors import BlocksFailed
 from tilenet.host import HostPredictor
 from tilenet.job import COPIES
@@ -45,7 +45,7 @@ def batch_of(n=2):
 @pytest.fixture
 def calls(monkeypatch):
     """Note which passes of a run made masks at once."""
-    made, at_once = [], FastUNet.decided
+    made, at_once = [], SteppedUNet.decided
 
     def noted(self, *arguments, **options):
         mask = at_once(self, *arguments, **options)
@@ -53,7 +53,7 @@ def calls(monkeypatch):
             made.append(mask)
         return mask
 
-    monkeypatch.setattr(FastUNet, "decided", noted)
+    monkeypatch.setattr(SteppedUNet, "decided", noted)
     return made
 
 
@@ -103,7 +103,7 @@ def test_a_run_for_masks_alone_never_has_logits_and_gives_the_same_mask(calls, m
     image, network = batch_of(1)[0, 0], unet()
     network.card = tilenet.ModelCard(classes=("a", "b", "c"), mask_of_class=(0, 1, 2))
     with monkeypatch.context() as patch:
-        patch.setattr(FastUNet, "_in_bands", refusing_logits(FastUNet._in_bands))
+        patch.setattr(SteppedUNet, "_in_bands", refusing_logits(SteppedUNet._in_bands))
         found = tilenet.segment(image, model=network)
     assert calls
     probabilities = tilenet.segment(image, model=network, output="probabilities")
@@ -111,10 +111,10 @@ def test_a_run_for_masks_alone_never_has_logits_and_gives_the_same_mask(calls, m
 
 
 def refusing_logits(passed):
-    def refuse(self, x, prepared, stream, pixels):
+    def refuse(self, x, prepared, state, pixels):
         # The run itself: what comes before is the check of the fast path, on a small random input.
-        assert stream.values is not None or x.shape[-1] < 200, "logits were made"
-        return passed(self, x, prepared, stream, pixels)
+        assert state.values is not None or x.shape[-1] < 200, "logits were made"
+        return passed(self, x, prepared, state, pixels)
 
     return refuse
 
@@ -134,11 +134,11 @@ def test_what_a_run_is_said_to_take_knows_of_it_and_the_plan_does_not():
     network.card = tilenet.ModelCard(classes=("a", "b", "c"), mask_of_class=(0, 1, 2))
     at_once, logits = (settle(image, network, Options(output=output, memory=400_000_000)) for output in OUTPUTS)
     assert at_once.plan == logits.plan
-    spared = predict.spared_of(network, at_once.decision, engine="fast", device="cpu")
-    assert spared == 8 * 3 - 2
-    assert predict.spared_of(network, logits.decision, engine="fast", device="cpu") == 0
-    assert predict.spared_of(network, at_once.decision, engine="plain", device="cpu") == 0
+    saved = predict.bytes_saved(network, at_once.decision, engine="fast", device="cpu")
+    assert saved == 8 * 3 - 2
+    assert predict.bytes_saved(network, logits.decision, engine="fast", device="cpu") == 0
+    assert predict.bytes_saved(network, at_once.decision, engine="plain", device="cpu") == 0
     plain = replace(at_once, record=at_once.record | {"engine": "plain"})
     read = np.prod(at_once.plan.largest_read)
     more = COPIES["fast"] * predict.weight_bytes(network) - COPIES["plain"] * predict.weight_bytes(network)
-    assert abs(plain.needs()["host_bytes"] - at_once.needs()["host_bytes"] + more - spared * read) < 10
+    assert abs(plain.needs()["host_bytes"] - at_once.needs()["host_bytes"] + more - saved * read) < 10

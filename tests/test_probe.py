@@ -280,8 +280,8 @@ def test_networks_of_large_steps_and_reaches_are_checked_for_seams_too(footprint
     def from_the_corner(x):
         return plain(x) * (np.arange(plain(x).shape[-1]) % (2 * footprint.step[-1]) < footprint.step[-1])
 
-    assert (ask(plain, footprint, 1).off, ask(plain, footprint, 1).unchecked) == (0, "")
-    assert ask(normalised, footprint, 1).off > 1e-3 and ask(from_the_corner, footprint, 1).off > 1e-3
+    assert (ask(plain, footprint, 1).seam, ask(plain, footprint, 1).unchecked) == (0, "")
+    assert ask(normalised, footprint, 1).seam > 1e-3 and ask(from_the_corner, footprint, 1).seam > 1e-3
 
 
 def test_a_network_of_such_a_reach_that_it_is_not_checked_is_told():

@@ -168,7 +168,7 @@ class Elsewhere(BoxSum):
         super().__init__()
         self.begun, self.log, self.rooms = 0, [], []
 
-    def room(self, shape, dtype):
+    def allocate(self, shape, dtype):
         self.rooms.append(np.empty(shape, dtype))
         return self.rooms[-1]
 
@@ -207,11 +207,11 @@ def test_a_block_for_whose_tiles_there_is_no_room_fails_alone():
     _, image, plan = image_and_plan(batch=4)
 
     class Crowded(Elsewhere):
-        def room(self, shape, dtype):
+        def allocate(self, shape, dtype):
             if len(self.rooms) == 1:
                 self.rooms.append(None)
                 raise MemoryError("no room for a batch")
-            return super().room(shape, dtype)
+            return super().allocate(shape, dtype)
 
     predictor, sink = Crowded(), Memory(plan)
     report = go(image, plan, sink, predictor)

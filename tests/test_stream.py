@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilenet.stream import Skip, Stream, joined, stacked
+from tilenet.stream import PassState, Skip, joined, stacked
 
 parts = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
@@ -15,23 +15,23 @@ def numbered(rows, width=5):
 
 @given(parts, st.integers(1, 5))
 def test_a_step_is_given_the_rows_before_again(heights, count):
-    stream, whole, top = Stream(), numbered(sum(heights)), 0
+    state, whole, top = PassState(), numbered(sum(heights)), 0
     for band in whole.split(heights, dim=2):
-        found = stream.after("step", band.split(2, dim=2), count)
+        found = state.with_kept("step", band.split(2, dim=2), count)
         assert torch.equal(stacked(found), whole[:, :, max(0, top - count) : top + band.shape[2]])
         top += band.shape[2]
 
 
 def test_each_step_has_rows_of_its_own():
-    stream = Stream()
-    stream.after("one", [numbered(3)], 2)
-    assert stream.after("other", [numbered(3)], 2)[0].shape[2] == 0
+    state = PassState()
+    state.with_kept("one", [numbered(3)], 2)
+    assert state.with_kept("other", [numbered(3)], 2)[0].shape[2] == 0
 
 
 def test_what_is_kept_of_a_band_is_a_copy():
-    stream, band = Stream(), torch.zeros(1, 1, 1000, 10)
-    stream.after("step", [band], 2)
-    assert stream.after("step", [band], 2)[0].untyped_storage().nbytes() == 2 * 10 * 4
+    state, band = PassState(), torch.zeros(1, 1, 1000, 10)
+    state.with_kept("step", [band], 2)
+    assert state.with_kept("step", [band], 2)[0].untyped_storage().nbytes() == 2 * 10 * 4
 
 
 @given(parts, st.integers(1, 3))

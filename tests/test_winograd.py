@@ -35,7 +35,7 @@ def assert_near(found, exact):
 )
 def test_it_is_the_convolution_at_every_size_and_in_strips_of_any_size(shape, outputs, strip):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(winograd, "STRIP", strip)
+        patched.setattr(winograd, "STRIP_BYTES", strip)
         found, exact = both(of(shape), outputs=outputs)
     assert found.shape == exact.shape
     torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
@@ -56,7 +56,7 @@ def test_without_onednn_it_is_the_same(monkeypatch):
 def test_a_strip_is_not_seen_in_what_it_makes(monkeypatch):
     x, whole = of((1, 8, 62, 45)), None
     for strip in (1, 10**5, 10**9):
-        monkeypatch.setattr(winograd, "STRIP", strip)
+        monkeypatch.setattr(winograd, "STRIP_BYTES", strip)
         found, _ = both(x, outputs=8)
         whole = found if whole is None else whole
         torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)

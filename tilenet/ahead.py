@@ -51,12 +51,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """Reads batches of `image`, `ahead` of them in advance, into arrays that `room` allocates."""
+    """Reads batches of `image`, `ahead` of them in advance, into arrays that `allocate` returns."""
 
     image: Image
     ndim: int
     ahead: int
-    room: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
+    allocate: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
     def batches(self, pool: ThreadPoolExecutor, works: Iterator[BatchTiles]) -> Iterator[Batch]:
         """Yield batches in order, while the next ones are being read."""
@@ -80,8 +80,8 @@ class Reading:
         n, channels, dtype = len(tiles), self.image.n_channels, self.image.dtype.newbyteorder("=")
         shape = tiles[0].read.shape[-self.ndim :]
         if self.image.channels_last:
-            return np.moveaxis(self.room((n, *shape, channels), dtype), -1, 1)
-        return self.room((n, channels, *shape), dtype)
+            return np.moveaxis(self.allocate((n, *shape, channels), dtype), -1, 1)
+        return self.allocate((n, channels, *shape), dtype)
 
     def _read(self, tile: Tile, place: NDArray[Any]) -> None:
         # A tile is one plane long along the outer axes, which the network never sees.

@@ -35,7 +35,7 @@ class _Compiled:
     `numbers` has them by name, as `Convolution` has fields for them.
     """
 
-    _does = "tilenet_convolve"
+    _function = "tilenet_convolve"
 
     def __init__(self, weight: Tensor, numbers: Mapping[str, Tensor], padding: int, *, instructions: int) -> None:
         self._outputs, self._inputs, taps, _ = weight.shape
@@ -91,7 +91,7 @@ class _Compiled:
             work_size=size,
             **{name: values.data_ptr() for name, values in self._numbers.items()},
         )
-        call(self._does, arguments, self._instructions, threads)
+        call(self._function, arguments, self._instructions, threads)
 
 
 class _Layer(_Compiled):
@@ -103,16 +103,16 @@ class _Layer(_Compiled):
         (K, C, 3, 3) and (K,), float32; K is a multiple of 16.
     padding : int
         Columns of zeros to pad on either side.
-    after : (torch.Tensor, torch.Tensor), optional
+    affine : (torch.Tensor, torch.Tensor), optional
         Scale and shift after the ReLU, K elements each.
     instructions : int
         Instruction set to use; this processor must have it.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor, padding: int, after: tuple[Tensor, Tensor] | None, *, instructions: int
+        self, weight: Tensor, bias: Tensor, padding: int, affine: tuple[Tensor, Tensor] | None, *, instructions: int
     ) -> None:
-        numbers = dict(zip(("bias", "scale", "shift"), (bias, *(after or ())), strict=False))
+        numbers = dict(zip(("bias", "scale", "shift"), (bias, *(affine or ())), strict=False))
         super().__init__(weight, numbers, padding, instructions=instructions)
 
     def __call__(self, *sources: Sequence[Tensor], zeros: Zeros = (0, 0)) -> Tensor:
@@ -129,7 +129,7 @@ class _Layer(_Compiled):
 class DirectConvolution(_Layer):
     """The same layer computed tap by tap, for one source with any number of channels, such as an image."""
 
-    _does = "tilenet_convolve_directly"
+    _function = "tilenet_convolve_directly"
 
     def _arranged(self, weight: Tensor) -> Tensor:
         """Return the weights tap by tap, (K / panel, 3, 3, C, panel)."""
@@ -195,7 +195,7 @@ class CompiledClassification:
         if len(values) != len(self._bias):
             raise ValueError(f"{len(values)} values are not those of {len(self._bias)} outputs")
         mask = torch.empty((len(x), 1, *x.shape[2:]), dtype=torch.uint8)
-        return None if self._classify(x, mask=mask, values=values).spoiled else mask
+        return None if self._classify(x, mask=mask, values=values).not_finite else mask
 
     def _classify(
         self, x: Tensor, *, out: Tensor | None = None, mask: Tensor | None = None, values: Tensor | None = None

@@ -12,7 +12,7 @@ Threads are those of the OpenMP that PyTorch has loaded; nothing else is linked.
 
 /* Output pixels of a square along an axis, for three or two taps, and the input pixels that it needs. PART: pixels that a
 thread takes at a time where each pixel is computed by itself. */
-enum { BY_THREE = 4, BY_TWO = 5, NEEDED = 6, SQUARE = NEEDED * NEEDED, PART = 1024 };
+enum { MADE_3X3 = 4, MADE_2X2 = 5, NEEDED = 6, SQUARE = NEEDED * NEEDED, PART = 1024 };
 #define LESS 0.70710678118654752f
 #define MORE 1.41421356237309505f
 
@@ -31,7 +31,7 @@ struct convolution {
     float *out;               /* (N, height, width, K) */
     float *pooled;            /* (N, height / 2, width / 2, K), the largest of two by two, or NULL */
     float *work;              /* work_size floats of each thread */
-    long made;                /* BY_THREE; or BY_TWO: outputs are the 2x2 finer pixels within one, and `out` is finer */
+    long made;                /* MADE_3X3, or MADE_2X2: outputs are the 2x2 finer pixels in one, and `out` is finer */
     long adds;                /* whether to add the contents of `out` before ReLU */
     long outputs, images, height, width;
     long padding, above;      /* columns of zeros on either side; rows of zeros above (those below follow from height) */
@@ -46,7 +46,7 @@ struct classification {
     const unsigned char *values;    /* (K) */
     long x_image, out_image, plane; /* floats between images, and between outputs */
     long images, pixels, channels, outputs, next;
-    long spoiled;         /* set to 1 if an output that decides a mask value is not finite */
+    long not_finite;      /* set to 1 if an output that decides a mask value is not finite */
 };
 
 extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
@@ -109,7 +109,7 @@ static void find_pixels(
 }
 
 /* Find where a square writes its output pixels, from channel k on, and their 2x2 maxima. */
-static struct pixels find_out(const struct convolution *q, struct spot spot, long k) {
+static struct pixels find_outputs(const struct convolution *q, struct spot spot, long k) {
     long down = q->height - spot.y, right = q->width - spot.x, high = q->height / 2, wide = q->width / 2;
     float *first = q->out + ((spot.image * q->height + spot.y) * q->width + spot.x) * q->outputs + k;
     long pooled = ((spot.image * high + spot.y / 2) * wide + spot.x / 2) * q->outputs + k;
@@ -128,7 +128,7 @@ static struct pixels find_out(const struct convolution *q, struct spot spot, lon
 /* Find where a square writes those of its finer output pixels to which output k belongs. */
 static struct pixels find_finer(const struct convolution *q, struct spot spot, long k) {
     long channels = q->outputs / 4, finer = k / channels, row = 2 * q->width * channels;
-    struct pixels out = find_out(q, spot, 0);
+    struct pixels out = find_outputs(q, spot, 0);
     out.first = q->out + 2 * (spot.image * q->height + spot.y) * row + 2 * spot.x * channels;
     out.first += finer / 2 * row + finer % 2 * channels + k % channels;
     out.row = 2 * row;
@@ -136,7 +136,7 @@ static struct pixels find_finer(const struct convolution *q, struct spot spot, l
     return out;
 }
 
-/* ROWS divides UNIT of compiled.py: work space is for multiples of UNIT squares, or for UNIT pixels computed directly. */
+/* ROWS divides UNIT of compiled.py: work space is for multiples of UNIT squares, or UNIT pixels computed directly. */
 #define LANES 16
 #define ROWS 12
 #define TARGET __attribute__((target("avx512f,fma")))

@@ -40,7 +40,7 @@ class DevicePredictor(TorchPredictor):
         super().__init__(*arguments, **options)
         self._copies = _Copies(self.device) if self.device.type == "cuda" else None
 
-    def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return an array into which a batch is read; it is pinned, so that the device can fetch it by itself."""
         if self._copies is not None and dtype.name in TORCH_DTYPES:
             with suppress(RuntimeError):  # if pinning fails: sending the batch will pin a copy, or report the error

@@ -140,7 +140,7 @@ TARGET static void NAME(classify)(struct classification *q, long image, long fir
         }
     }
     for (int t = 0; t < LANES; t++)
-        if (wrong[t]) __atomic_store_n(&q->spoiled, 1, __ATOMIC_RELAXED);
+        if (wrong[t]) __atomic_store_n(&q->not_finite, 1, __ATOMIC_RELAXED);
 }
 
 static void NAME(run_classification)(void *argument) {

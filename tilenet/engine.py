@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tilenet.bands import band_pixels, can_band, split_rows
 from tilenet.errors import EnvironmentFault, first_line
 from tilenet.steps import decides_at_once, steps_of
-from tilenet.stream import NotFinite, Stream
+from tilenet.stream import NotFinite, PassState
 from tilenet.unet import UNet, is_as_built
 
 # Largest difference from the plain network, as a fraction of the logits' range.
@@ -47,7 +47,7 @@ HOPPER = 9
 FastPath = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
-class FastUNet:
+class SteppedUNet:
     """A U-Net as a list of steps; call it like the network.
 
     Parameters
@@ -66,7 +66,7 @@ class FastUNet:
 
         A band has about `pixels` input pixels.
         """
-        return self._in_bands(x, prepared, Stream(), pixels or self._pixels)
+        return self._in_bands(x, prepared, PassState(), pixels or self._pixels)
 
     def decided(
         self, x: Tensor, prepared: Callable[[Tensor], Tensor], values: Tensor, *, pixels: int | None = None
@@ -88,18 +88,18 @@ class FastUNet:
         if not self._decides:
             return None
         try:
-            return self._in_bands(x, prepared, Stream(values), pixels or self._pixels)[:, 0]
+            return self._in_bands(x, prepared, PassState(values), pixels or self._pixels)[:, 0]
         except NotFinite:
             return None
 
-    def _in_bands(self, x: Tensor, prepared: Callable[[Tensor], Tensor], stream: Stream, pixels: int) -> Tensor:
+    def _in_bands(self, x: Tensor, prepared: Callable[[Tensor], Tensor], state: PassState, pixels: int) -> Tensor:
         n, _, height, width = x.shape
         bands = [(0, height)]
         if can_band(self._axis):
             bands = split_rows(self._axis, height, n * width, pixels)
         out, top = torch.empty(0), 0
         for start, stop in bands:
-            for made in self._passed(prepared(x[:, :, start:stop]), stream):
+            for made in self._passed(prepared(x[:, :, start:stop]), state):
                 if top == 0:
                     # One plane per class, as the `Decision` on the logits needs it.
                     shape = (*made.shape[:2], self._axis.output_length(height), made.shape[3])
@@ -108,10 +108,10 @@ class FastUNet:
                 top += made.shape[2]
         return out
 
-    def _passed(self, x: Tensor, stream: Stream) -> list[Tensor]:
+    def _passed(self, x: Tensor, state: PassState) -> list[Tensor]:
         pieces = [x]
         for step in self._steps:
-            pieces = step(pieces, stream)
+            pieces = step(pieces, state)
         return pieces
 
 
@@ -155,7 +155,7 @@ def may_accelerate(network: nn.Module, device: torch.device, dtype: torch.dtype)
 
 
 def _in_steps(network: UNet, x: Tensor) -> FastPath | None:
-    plain, fast = network(x), FastUNet(network)
+    plain, fast = network(x), SteppedUNet(network)
     logits = fast(x, channels_last, pixels=1)
     if not _same(_difference(logits, plain), TOLERANCE):
         return None

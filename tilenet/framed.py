@@ -60,13 +60,13 @@ def can_frame(network: UNet) -> bool:
         and not network.padding
         and network.up_mode == "upconv"
         and pools_by_two(network.pool_size)
-        and 2**network.wf >= frames.LEAST
+        and 2**network.wf >= frames.LEAST_CHANNELS
         and network.last.weight.dtype in DTYPES
     )
 
 
 def _of(layer: Layer) -> tuple[Tensor, Tensor, Affine | None]:
-    return layer.weight, layer.bias, layer.after
+    return layer.weight, layer.bias, layer.affine
 
 
 def _convolutions(layers: Iterable[Layer]) -> tuple[frames.Convolution, frames.Convolution]:

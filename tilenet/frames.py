@@ -27,7 +27,7 @@ from tilenet.geometry import ceil_div, round_up
 
 TRITON: str = triton.__version__
 # The fewest channels that a matrix product can take.
-LEAST = 16
+LEAST_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,18 @@ class Convolution:
         (K, C, 3, 3), where K and C are powers of two and at least 16.
     bias : torch.Tensor
         (K,)
-    after : sequence of torch.Tensor, optional
+    affine : sequence of torch.Tensor, optional
         Scale and shift, K values each, applied after the ReLU.
     blocking : Blocking, optional
         How the product is divided; default as `blocking_of` returns it.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor, after: Sequence[Tensor] | None = None, *, blocking: Blocking | None = None
+        self, weight: Tensor, bias: Tensor, affine: Sequence[Tensor] | None = None, *, blocking: Blocking | None = None
     ) -> None:
         outputs, inputs = weight.shape[:2]
         self._weights = weight.permute(0, 2, 3, 1).reshape(outputs, -1).contiguous()
-        self._bias, self._after, self._scales = bias.float(), _affine(bias, after), after is not None
+        self._bias, self._affine, self._scaled = bias.float(), _affine(bias, affine), affine is not None
         self._blocking = blocking or blocking_of(outputs, inputs, weight.dtype)
 
     def __call__(self, x: Frame, *, joined: bool = False) -> Frame:
@@ -136,9 +136,9 @@ class Convolution:
             _described(x.rows, b.rows, b.inputs),
             _described(self._weights, b.outputs, b.inputs),
             _described(out.rows, b.rows, b.outputs),
-            self._bias, *self._after,
+            self._bias, *self._affine,
             x.pitch[1], x.first, blocks, columns, x.rows.shape[1] // b.inputs,
-            after=self._scales, precision=_precision(x.rows.dtype), flatten=b.programs > 0,
+            scaled=self._scaled, precision=_precision(x.rows.dtype), flatten=b.programs > 0,
             block_rows=b.rows, block_outputs=b.outputs, block_inputs=b.inputs,
             num_warps=b.warps, num_stages=b.stages,
         )  # fmt: skip
@@ -148,12 +148,12 @@ class Convolution:
 class ImageConvolution:
     """The same convolution of images with any number of channels, which gives a frame; parameters as `Convolution`."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, after: Sequence[Tensor] | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, affine: Sequence[Tensor] | None = None) -> None:
         outputs, self._channels = weight.shape[:2]
-        self._wide = min(32, triton.next_power_of_2(max(LEAST, 9 * self._channels)))
+        self._wide = min(32, triton.next_power_of_2(max(LEAST_CHANNELS, 9 * self._channels)))
         self._weights = weight.new_zeros((outputs, round_up(9 * self._channels, self._wide)))
         self._weights[:, : 9 * self._channels] = weight.permute(0, 2, 3, 1).flatten(1)
-        self._bias, self._after, self._scales = bias.float(), _affine(bias, after), after is not None
+        self._bias, self._affine, self._scaled = bias.float(), _affine(bias, affine), affine is not None
 
     def __call__(self, x: Tensor, *, step: int) -> Frame:
         """Convolve (N, C, h, w), and return a frame whose pitch is a multiple of `step`.
@@ -178,9 +178,9 @@ class ImageConvolution:
             x,
             _described(self._weights, wide, self._wide),
             _described(out.rows, rows, wide),
-            self._bias, *self._after,
+            self._bias, *self._affine,
             *x.stride(), height, width, h - 2, w - 2, out.used, self._channels, self._weights.shape[1] // self._wide,
-            after=self._scales, precision=_precision(x.dtype),
+            scaled=self._scaled, precision=_precision(x.dtype),
             block_rows=rows, block_outputs=wide, block_inputs=self._wide,
             num_warps=4,
         )  # fmt: skip
@@ -230,7 +230,7 @@ class Classification:
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self._classes = len(weight)
-        filled = max(LEAST, triton.next_power_of_2(self._classes))
+        filled = max(LEAST_CHANNELS, triton.next_power_of_2(self._classes))
         self._weights = weight.new_zeros((filled, weight.shape[1]))
         self._weights[: self._classes] = weight.flatten(1)
         self._bias = torch.zeros(filled, device=bias.device)
@@ -266,9 +266,9 @@ def _precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 else "ieee"
 
 
-def _affine(bias: Tensor, after: Sequence[Tensor] | None) -> list[Tensor]:
+def _affine(bias: Tensor, affine: Sequence[Tensor] | None) -> list[Tensor]:
     """Return scale and shift (K,) in float32; if there are none, placeholders that the kernels do not read."""
-    return [values.float().flatten() for values in after or (bias, bias)]
+    return [values.float().flatten() for values in affine or (bias, bias)]
 
 
 @cache

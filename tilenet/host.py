@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from tilenet.decide import Arrays, Decision, decide_each
-from tilenet.engine import FastUNet
+from tilenet.engine import SteppedUNet
 from tilenet.plan import Tile
 from tilenet.predict import TorchPredictor
 
@@ -30,7 +30,7 @@ class HostPredictor(TorchPredictor):
 
     in_flight = 1
 
-    def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return an array into which a batch is read."""
         return np.empty(shape, dtype)
 
@@ -46,7 +46,7 @@ class HostPredictor(TorchPredictor):
     def _masks(self, batch: NDArray[Any], decide: Decision) -> NDArray[np.uint8] | None:
         """Return masks (N, *m), or None if logits are needed, be it to find out where they are not finite."""
         fast = self._forward
-        if not isinstance(fast, FastUNet) or not decide.is_choice:
+        if not isinstance(fast, SteppedUNet) or not decide.is_choice:
             return None
         values = torch.tensor(decide.mask_of_class, dtype=torch.uint8)
         with self.computing(batch.shape):

@@ -183,8 +183,8 @@ class Job:
         read = prod(self.plan.largest_read) * self.plan.batch * self.image.n_channels * self.image.dtype.itemsize
         engine, device = self.record["engine"], self.record["device"]
         passed = self.demand.of(self.plan.largest_read, self.plan.batch)
-        spared = predict.spared_of(self.network, self.decision, engine=engine, device=device)
-        passed -= spared * prod(self.plan.largest_read) * self.plan.batch
+        saved = predict.bytes_saved(self.network, self.decision, engine=engine, device=device)
+        passed -= saved * prod(self.plan.largest_read) * self.plan.batch
         written = self._bytes_of_pixel()
         # For each pixel, the place (8 bytes) and the number (4) of its object; see `tilenet.numbering`.
         kept = written + (8 + 4 if self.record["output"] == "objects" else 0)
@@ -226,7 +226,7 @@ class Job:
             "card": self.card.to_dict(),
             "record": self.record,
             "scaling": numbers.to_json(),
-            "computed": predict.computed(self.record["engine"], self.device),
+            "computed": predict.library_versions(self.record["engine"], self.device),
         }
 
 

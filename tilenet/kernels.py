@@ -10,11 +10,11 @@ import triton.language as tl
 
 
 @triton.jit
-def activated(total, bias, scale, shift, channel, after: tl.constexpr):
+def activated(total, bias, scale, shift, channel, scaled: tl.constexpr):
     """Add the bias to sums, then apply the ReLU and perhaps a scale and a shift; NaN stays NaN."""
     total += tl.load(bias + channel)[None, :]
     total = tl.where(total < 0, 0.0, total)
-    if after:
+    if scaled:
         total = total * tl.load(scale + channel)[None, :] + tl.load(shift + channel)[None, :]
     return total
 
@@ -22,7 +22,7 @@ def activated(total, bias, scale, shift, channel, after: tl.constexpr):
 @triton.jit
 def convolve(
     x, weights, out, bias, scale, shift, width, first_row, blocks, columns, parts,
-    after: tl.constexpr, precision: tl.constexpr, flatten: tl.constexpr,
+    scaled: tl.constexpr, precision: tl.constexpr, flatten: tl.constexpr,
     block_rows: tl.constexpr, block_outputs: tl.constexpr, block_inputs: tl.constexpr,
 ):  # fmt: skip
     """Write blocks of a 3x3 convolution, its ReLU, and perhaps a scale and a shift."""
@@ -36,14 +36,14 @@ def convolve(
             b = weights.load([first, k * block_inputs])
             total = tl.dot(a, b.T, total, input_precision=precision)
         channel = first + tl.arange(0, block_outputs)
-        out.store([row, first], activated(total, bias, scale, shift, channel, after).to(out.dtype))
+        out.store([row, first], activated(total, bias, scale, shift, channel, scaled).to(out.dtype))
 
 
 @triton.jit
 def convolve_image(
     x, weights, out, bias, scale, shift, image_stride, channel_stride, y_stride, x_stride,
     height, width, h, w, used, channels, parts,
-    after: tl.constexpr, precision: tl.constexpr,
+    scaled: tl.constexpr, precision: tl.constexpr,
     block_rows: tl.constexpr, block_outputs: tl.constexpr, block_inputs: tl.constexpr,
 ):  # fmt: skip
     """Write a block of the same for images of few channels, in few products: each covers several taps and channels."""
@@ -57,12 +57,12 @@ def convolve_image(
     for part in range(parts):
         k = part * block_inputs + tl.arange(0, block_inputs)
         tap = k // channels
-        there = tap // 3 * y_stride + tap % 3 * x_stride + k % channels * channel_stride
-        a = tl.load(corner[:, None] + there[None, :], mask=inside[:, None] & (tap < 9)[None, :], other=0.0)
+        offset = tap // 3 * y_stride + tap % 3 * x_stride + k % channels * channel_stride
+        a = tl.load(corner[:, None] + offset[None, :], mask=inside[:, None] & (tap < 9)[None, :], other=0.0)
         b = weights.load([first, part * block_inputs])
         total = tl.dot(a, b.T, total, input_precision=precision)
     channel = first + tl.arange(0, block_outputs)
-    out.store([row, first], activated(total, bias, scale, shift, channel, after).to(out.dtype))
+    out.store([row, first], activated(total, bias, scale, shift, channel, scaled).to(out.dtype))
 
 
 @triton.jit
@@ -84,9 +84,9 @@ def upsample(
     p = row + tl.arange(0, block_rows)
     corner = first_row + (4 * width * (p // width) + 2 * (p % width)).to(tl.int64)
     tap = column // outputs
-    there = corner[:, None] + (2 * width * (tap // 2) + tap % 2)[None, :]
+    offset = corner[:, None] + (2 * width * (tap // 2) + tap % 2)[None, :]
     tl.store(
-        out + there * stride + (column % outputs)[None, :], total.to(out.dtype.element_ty), mask=(p < used)[:, None]
+        out + offset * stride + (column % outputs)[None, :], total.to(out.dtype.element_ty), mask=(p < used)[:, None]
     )
 
 
@@ -129,9 +129,9 @@ def classify(
     image, place = p // (height * width), p % (height * width)
     y, column = place // width, place % width
     inside = (image < images) & (y < h) & (column < w)
-    there = (image.to(tl.int64) * classes * h + y) * w + column
+    offset = (image.to(tl.int64) * classes * h + y) * w + column
     tl.store(
-        out + there[:, None] + klass.to(tl.int64)[None, :] * h * w,
+        out + offset[:, None] + klass.to(tl.int64)[None, :] * h * w,
         total,
         mask=inside[:, None] & (klass < classes)[None, :],
     )

@@ -72,7 +72,7 @@ def _exact_settings() -> list[tuple[Any, str, object]]:
     return [*fixed, (matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
 
 
-def begin(name: str) -> None:
+def initialise(name: str) -> None:
     """Initialise a device, which takes a second or more with a GPU's driver."""
     torch.zeros(1, device=find_device(name))
 

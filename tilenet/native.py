@@ -55,7 +55,7 @@ class Classification(ctypes.Structure):
 
     _fields_ = (
         *_fields(ctypes.c_void_p, "x weights bias out mask values"),
-        *_fields(ctypes.c_long, "x_image out_image plane images pixels channels outputs next spoiled"),
+        *_fields(ctypes.c_long, "x_image out_image plane images pixels channels outputs next not_finite"),
     )
 
 

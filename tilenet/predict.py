@@ -38,7 +38,7 @@ TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float6
 WIDE = {torch.int32, torch.float64}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 # Bytes per pixel of the logits of one class, and of the mask, including the copies that are made of them.
-LOGITS, MASKS = 8, 2
+LOGIT_BYTES, MASK_BYTES = 8, 2
 NOT_COMPILED = (
     "convolutions are PyTorch's, about two thirds as fast as those that tilenet compiles when it is installed "
     "where there is a C compiler, for x86-64 on Linux"
@@ -184,7 +184,7 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
     return "plain"
 
 
-def computed(engine: str, device: str) -> dict[str, str]:
+def library_versions(engine: str, device: str) -> dict[str, str]:
     """Return the versions of the libraries that compute, on which the last bits may depend, for messages."""
     found = {"torch": str(torch.__version__)}
     if engine == "fast":
@@ -254,7 +254,7 @@ def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint
     return found
 
 
-def spared_of(network: object, decision: Decision, *, engine: str, device: str) -> int:
+def bytes_saved(network: object, decision: Decision, *, engine: str, device: str) -> int:
     """Return how many bytes per pixel a forward pass saves if the last step writes mask values instead of logits.
 
     Plans do not count on these savings, because they depend on the processor.
@@ -262,7 +262,7 @@ def spared_of(network: object, decision: Decision, *, engine: str, device: str) 
     if not isinstance(network, UNet) or (engine, device) != ("fast", "cpu"):
         return 0
     at_once = decision.is_choice and steps.decides_at_once(network)
-    return LOGITS * network.n_classes - MASKS if at_once else 0
+    return LOGIT_BYTES * network.n_classes - MASK_BYTES if at_once else 0
 
 
 def demand_of(network: object, precision: str, channels: int, *, engine: str, device: str) -> Demand:
@@ -276,7 +276,7 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str, de
     """
     if not isinstance(network, UNet):
         return DEFAULT_DEMAND
-    decided, wide, size = LOGITS * network.n_classes, 1 << network.wf, PRECISIONS[precision].itemsize
+    decided, wide, size = LOGIT_BYTES * network.n_classes, 1 << network.wf, PRECISIONS[precision].itemsize
 
     def passed(times: float) -> float:
         return size * (times * wide + channels) + 4 * channels

@@ -52,14 +52,14 @@ class Answer:
     values : tuple of float or None
         Some numbers of the answer, None where it is not finite. Empty for an unchanged `UNet`, which weights and card
         describe fully.
-    within : float
+    tolerance : float
         By which fraction of their range `values` may differ from those of the same model. For a model whose answer
         does not repeat, it covers how much two answers differ.
     repeats : bool
         Whether the same input gives the same answer again.
     like_probabilities : bool
         Whether the outputs lie between 0 and 1 and, if there are several, sum to 1.
-    off : float
+    seam : float
         Largest difference between a tile and a part of it, beyond rounding, as a fraction of the logits' range.
     unchecked : str
         Why tiles and parts of them were not compared; empty if they were.
@@ -67,15 +67,15 @@ class Answer:
 
     outputs: int
     values: tuple[float | None, ...] = ()
-    within: float = ROUNDING
+    tolerance: float = ROUNDING
     repeats: bool = True
     like_probabilities: bool = False
-    off: float = 0.0
+    seam: float = 0.0
     unchecked: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the part of the answer that a run record holds."""
-        return {"values": list(self.values), "within": self.within}
+        return {"values": list(self.values), "within": self.tolerance}
 
 
 def ask(model: Any, footprint: Footprint, channels: int) -> Answer:
@@ -92,17 +92,17 @@ def ask(model: Any, footprint: Footprint, channels: int) -> Answer:
     x = small_input((channels, *shape))
     made, again = _logits(model, x, footprint), _logits(model, x, footprint)
     some = made.ravel()[np.linspace(0, made.size - 1, min(KEPT, made.size)).astype(int)]
-    outputs, within, apart = made.shape[1], _within(model), _apart(made.ravel(), again.ravel())
-    repeats = apart <= within
-    off, unchecked = _seams(model, footprint, channels, outputs, within) if repeats else (0.0, "")
+    outputs, tolerance, apart = made.shape[1], _tolerance(model), _apart(made.ravel(), again.ravel())
+    repeats = apart <= tolerance
+    seam, unchecked = _seams(model, footprint, channels, outputs, tolerance) if repeats else (0.0, "")
     sums = np.allclose(made.sum(axis=1), 1, atol=1e-3) if outputs > 1 else made.min() < made.max()
     return Answer(
         outputs,
         tuple(float(f"{value:.7g}") if isfinite(value) else None for value in some),
-        within if repeats else min(2 * apart, 1.0),
+        tolerance if repeats else min(2 * apart, 1.0),
         repeats,
         like_probabilities=bool(made.min() >= 0 and made.max() <= 1 and sums),
-        off=off,
+        seam=seam,
         unchecked=unchecked,
     )
 
@@ -145,9 +145,9 @@ def remarks(card: ModelCard, answer: Answer) -> Iterator[str]:
         )
     if not answer.repeats:
         yield "gives other logits for the same pixels, so that no run can be repeated, nor resumed to the same mask"
-    if answer.off:
+    if answer.seam:
         yield (
-            f"a tile and a part of it differ by {answer.off:.2g} of the logits' range, so that there are seams. The "
+            f"a tile and a part of it differ by {answer.seam:.2g} of the logits' range, so that there are seams. The "
             f"footprint's reach or step is too small, or a layer depends on the whole tile, as instance and group "
             f"normalisation do"
         )
@@ -189,7 +189,7 @@ def _pairs(footprint: Footprint, *, near: bool) -> list[_Pair]:
     ndim, pairs = footprint.ndim, []
     shortest = tuple(a.legal_at_least(ACROSS) for a in footprint.axes)
     for axis, a in enumerate(footprint.axes):
-        around = a.step * _odd(ceil_div(max(4 * a.step, a.margin, AROUND.get(ndim, 32)), a.step))
+        around = a.step * _coprime_to_30(ceil_div(max(4 * a.step, a.margin, AROUND.get(ndim, 32)), a.step))
         if near:
             around = a.step
         # Long enough that the part's input is no longer than these pixels need, and so lies within the tile's.
@@ -208,20 +208,20 @@ def _pixels(pairs: Sequence[_Pair]) -> int:
     return sum(prod(pair.shape) // tile * (tile + part) for pair, (tile, part) in zip(pairs, lengths, strict=True))
 
 
-def _seams(model: Any, footprint: Footprint, channels: int, outputs: int, within: float) -> tuple[float, str]:
+def _seams(model: Any, footprint: Footprint, channels: int, outputs: int, tolerance: float) -> tuple[float, str]:
     """Return by how much a tile and a part of it differ, 0 if by rounding only; and why that is unknown, if it is."""
     pairs = _pairs(footprint, near=False)
     if _pixels(pairs) > COMPARED:
         pairs = _pairs(footprint, near=True)
     if (pixels := _pixels(pairs)) > COMPARED_NEAR:
         return 0.0, f"that would take {pixels / 1e6:.3g} million pixels"
-    off = float(np.max([_off(model, footprint, pair, channels, outputs) for pair in pairs]))
-    if not isfinite(off):
+    seam = float(np.max([_seam(model, footprint, pair, channels, outputs) for pair in pairs]))
+    if not isfinite(seam):
         return 0.0, "its logits of a test image are not finite"
-    return off if off > 10 * within else 0.0, ""
+    return seam if seam > 10 * tolerance else 0.0, ""
 
 
-def _off(model: Any, footprint: Footprint, pair: _Pair, channels: int, outputs: int) -> float:
+def _seam(model: Any, footprint: Footprint, pair: _Pair, channels: int, outputs: int) -> float:
     """Return by how much the logits of a tile and of a part of it differ; NaN or infinite if they are not finite."""
     cut = (slice(None),) * pair.along
     x = small_input((channels, *pair.shape))
@@ -236,14 +236,14 @@ def _off(model: Any, footprint: Footprint, pair: _Pair, channels: int, outputs: 
         return float(largest / max(np.ptp(whole), 1e-6))
 
 
-def _odd(steps: int) -> int:
+def _coprime_to_30(steps: int) -> int:
     """Return the next number without a factor of 2, 3 or 5, so that a step larger than the footprint's is noticed."""
     while gcd(steps, 30) > 1:
         steps += 1
     return steps
 
 
-def _within(model: Any) -> float:
+def _tolerance(model: Any) -> float:
     """Return by which fraction of their range the answers of one model may differ."""
     first = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
     return COARSE if first is not None and (first.dtype.itemsize < 4 or first.device.type != "cpu") else ROUNDING

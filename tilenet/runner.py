@@ -54,7 +54,7 @@ class DecidingPredictor(Protocol):
 
     in_flight: int
 
-    def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return an array into which a batch is read, in memory from which it is sent fastest."""
 
     def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Finish:
@@ -136,7 +136,8 @@ def run(
     """
     report, started, one = Report(), perf_counter(), deciding(predictor)
     begin, ndim = partial(one.begin, decide=decide), predictor.footprint.ndim
-    reading = Reading(image, ndim, ahead=batches_ahead(plan.batch, asynchronous=one.in_flight > 1), room=one.room)
+    ahead = batches_ahead(plan.batch, asynchronous=one.in_flight > 1)
+    reading = Reading(image, ndim, ahead=ahead, allocate=one.allocate)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
         blocks = _Blocks(ndim, sink, writer, report=report, progress=progress)
         begun: deque[tuple[Batch, Finish | None]] = deque()
@@ -165,7 +166,7 @@ class _Deciding:
     def __init__(self, predictor: Predictor) -> None:
         self._predictor, self.in_flight = predictor, 1
 
-    def room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.empty(shape, dtype)
 
     def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Finish:

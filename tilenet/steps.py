@@ -1,9 +1,9 @@
-"""A U-Net as steps: functions of rows (N, C, h, w), channels last, and of the state (`Stream`) of the forward pass.
+"""A U-Net as steps: functions of rows (N, C, h, w), channels last, and of the state (`PassState`) of the forward pass.
 
 Rows are passed as a list of vertically adjacent pieces, which avoids copying them into one tensor.
 
 Steps that do not clamp can take a tile in bands of rows. Their results, one below the other, equal the result for the
-whole tile: each step keeps the rows that it needs again in the `Stream`, and zeros are padded only above the first
+whole tile: each step keeps the rows that it needs again in the `PassState`, and zeros are padded only above the first
 band and below the last one.
 """
 
@@ -27,38 +27,38 @@ from tilenet.compiled import (
     Zeros,
 )
 from tilenet.native import find_instructions
-from tilenet.stream import NotFinite, Stream, between, height_of, joined, stacked
+from tilenet.stream import NotFinite, PassState, between, height_of, joined, stacked
 from tilenet.unet import LINEAR, POOL, ConvBlock, UNet, UpBlock, blocks_of
 from tilenet.winograd import WinogradConvolution
 
 # Compiled convolutions need a multiple of this many output channels. They use Winograd's method if the input channels
 # are a multiple of it, too, and are direct otherwise.
-COMPILED = 16
+COMPILED_MULTIPLE = 16
 # Fewest input and output channels for Winograd's method in PyTorch: with fewer, its sums take longer than the products
 # that it saves.
-WINOGRAD = 128
+LEAST_WINOGRAD = 128
 # Most channels for which upsampling and the convolution after it are merged; the weights of more do not fit a cache.
-AT_ONCE = 64
-# A block takes as many rows at once as have BAND bytes after its first convolution, its channels counted as at least
+MOST_MERGED = 64
+# A block takes as many rows at once as have CACHED_BYTES after its first convolution, its channels counted as at least
 # NARROW and at most DEEP. Deep layers read all their weights again for each band, so they take as many pixels as layers
 # of 64 channels: 3 % (wf 5) to 5 % (wf 6) less time. The narrowest take as many as layers of 16 channels: 3 % less.
-BAND, NARROW, DEEP = 8e6, 16, 64
+CACHED_BYTES, NARROW, DEEP = 8e6, 16, 64
 # The number of rows taken at once is WHOLE or a multiple of it, so that only whole Winograd squares are computed. These
 # have four rows, or five coarse ones if upsampling is merged. (Two convolutions cost the first band four of its rows.)
 WHOLE = 20
-Step = Callable[[Sequence[Tensor], Stream], Tensor]
+Step = Callable[[Sequence[Tensor], PassState], Tensor]
 Affine = tuple[Tensor, Tensor]
 
 
-def steps_of(network: UNet) -> Iterator[_Block]:
+def steps_of(network: UNet) -> Iterator[_Stage]:
     """Yield the blocks of steps of a network in eval mode, which share or copy its weights and do not change it."""
     to_logits = _classification(network)
 
-    def last(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
-        if stream.values is None:
+    def last(pieces: Sequence[Tensor], state: PassState) -> Tensor:
+        if state.values is None:
             return to_logits(stacked(pieces))
         assert isinstance(to_logits, CompiledClassification)
-        mask = to_logits.decided(stacked(pieces), stream.values)
+        mask = to_logits.decided(stacked(pieces), state.values)
         if mask is None:
             raise NotFinite
         return mask
@@ -71,13 +71,13 @@ def steps_of(network: UNet) -> Iterator[_Block]:
             steps.append(_pool(second, network, level))
         else:
             steps += [_convolution(second), *([last] if level == 0 else [])]
-        yield _Block(steps, 2 ** (network.wf + level), takes_bands(down, network.pool_size))
+        yield _Stage(steps, 2 ** (network.wf + level), takes_bands(down, network.pool_size))
     for level, up in zip(reversed(range(network.depth - 1)), up_blocks, strict=True):
         first, second = layers_of(up.conv_block)
         steps = [_join(first, up, level), _convolution(second)]
         if level == 0:
             steps.append(last)
-        yield _Block(steps, 2 ** (network.wf + level), takes_bands(up, network.pool_size), skip=(level, up.pool_size))
+        yield _Stage(steps, 2 ** (network.wf + level), takes_bands(up, network.pool_size), skip=(level, up.pool_size))
 
 
 def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
@@ -95,7 +95,7 @@ def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
 
 
 @dataclass(eq=False)
-class _Block:
+class _Stage:
     """The steps of a U-Net block, applied to a few rows at a time so that intermediate results fit a cache.
 
     Attributes
@@ -115,25 +115,25 @@ class _Block:
     in_bands: bool
     skip: tuple[int, tuple[int, ...]] | None = None
 
-    def __call__(self, pieces: Sequence[Tensor], stream: Stream) -> list[Tensor]:
+    def __call__(self, pieces: Sequence[Tensor], state: PassState) -> list[Tensor]:
         """Map rows (N, C, h, w), in pieces, to the output of the last step, in pieces."""
         n, _, _, width = pieces[0].shape
         height = rows = height_of(pieces)
         level, (tall, wide) = self.skip or (None, (1, 1))
         if level is not None:
-            stream.skips[level].center((tall * height, wide * width))
+            state.skips[level].center((tall * height, wide * width))
         if self.in_bands:
-            pixels = BAND / (min(max(self.channels, NARROW), DEEP) * pieces[0].itemsize)
+            pixels = CACHED_BYTES / (min(max(self.channels, NARROW), DEEP) * pieces[0].itemsize)
             rows = max(WHOLE, int(pixels / (n * wide * width)) // WHOLE * WHOLE) // tall
         out = []
         for start in range(0, height, rows):
-            stream.last = start + rows >= height
+            state.last = start + rows >= height
             band = between(pieces, start, start + rows)
             for step in self.steps:
-                band = [step(band, stream)]
+                band = [step(band, state)]
             out += band
         if level is not None:
-            stream.skips[level].release()
+            state.skips[level].release()
         return out
 
 
@@ -143,7 +143,7 @@ class Layer(NamedTuple):
     weight: Tensor
     bias: Tensor
     padding: int
-    after: Affine | None
+    affine: Affine | None
 
 
 def layers_of(block: ConvBlock) -> Iterator[Layer]:
@@ -158,17 +158,17 @@ def layers_of(block: ConvBlock) -> Iterator[Layer]:
         yield Layer(weight, bias, int(layer.padding[0]), None if before else after)
 
 
-def _rows(step: Step, pieces: Sequence[Tensor], stream: Stream, padding: int) -> tuple[list[Tensor], Zeros]:
+def _rows(step: Step, pieces: Sequence[Tensor], state: PassState, padding: int) -> tuple[list[Tensor], Zeros]:
     """Return the input rows of a 3x3 convolution, kept and new, and the number of rows of zeros above and below."""
-    rows = stream.after(step, pieces, 2)
-    return rows, (0 if rows[0].shape[2] else padding, padding if stream.last else 0)
+    rows = state.with_kept(step, pieces, 2)
+    return rows, (0 if rows[0].shape[2] else padding, padding if state.last else 0)
 
 
 def _convolution(layer: Layer) -> Step:
     convolved = _convolved(layer)
 
-    def convolve(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
-        rows, zeros = _rows(convolve, pieces, stream, layer.padding)
+    def convolve(pieces: Sequence[Tensor], state: PassState) -> Tensor:
+        rows, zeros = _rows(convolve, pieces, state, layer.padding)
         return convolved(rows, zeros=zeros)
 
     return convolve
@@ -182,14 +182,14 @@ def _pool(layer: Layer, network: UNet, level: int) -> Step:
     if isinstance(convolved, CompiledConvolution) and network.pooling == "max" and pools_by_two(size):
         at_once = convolved.pooled
 
-    def pool(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
-        rows, zeros = _rows(pool, pieces, stream, layer.padding)
+    def pool(pieces: Sequence[Tensor], state: PassState) -> Tensor:
+        rows, zeros = _rows(pool, pieces, state, layer.padding)
         if at_once:
             out, reduced = at_once(rows, zeros=zeros)
         else:
             out = convolved(rows, zeros=zeros)
             reduced = reduce(out, size)
-        stream.skips[level].add(out)
+        state.skips[level].add(out)
         return reduced
 
     return pool
@@ -197,14 +197,14 @@ def _pool(layer: Layer, network: UNet, level: int) -> Step:
 
 def _join(layer: Layer, up: UpBlock, level: int) -> Step:
     """Return a step that upsamples, and convolves the result and the skip connection together."""
-    at_once = layer.weight.shape[0] <= AT_ONCE and _taps(up) == (2, 2) and layer.padding == 0
+    at_once = layer.weight.shape[0] <= MOST_MERGED and _taps(up) == (2, 2) and layer.padding == 0
     if at_once and _kind(layer.weight) is CompiledConvolution:
         return _join_at_once(layer, up, level)
     convolved, enlarge = _convolved(layer), _enlargement(up.up)
 
-    def join(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
-        rows, zeros = _rows(join, [enlarge(stacked(pieces))], stream, layer.padding)
-        skip = stream.skips[level].take(height_of(rows), again=2)
+    def join(pieces: Sequence[Tensor], state: PassState) -> Tensor:
+        rows, zeros = _rows(join, [enlarge(stacked(pieces))], state, layer.padding)
+        skip = state.skips[level].take(height_of(rows), again=2)
         return convolved(rows, skip, zeros=zeros)
 
     return join
@@ -216,11 +216,11 @@ def _join_at_once(layer: Layer, up: UpBlock, level: int) -> Step:
     of_up, of_skip = layer.weight.chunk(2, dim=1)
     bias = layer.bias + torch.einsum("omij,m->o", of_up, up.up.bias)
     upsampled = CompiledUpsampling(up.up.weight, of_up, instructions=find_instructions())
-    convolved = CompiledConvolution(of_skip, bias, 0, layer.after, instructions=find_instructions())
+    convolved = CompiledConvolution(of_skip, bias, 0, layer.affine, instructions=find_instructions())
 
-    def join(pieces: Sequence[Tensor], stream: Stream) -> Tensor:
-        out = upsampled(stream.after(join, pieces, 1))
-        return convolved.added(out, stream.skips[level].take(out.shape[2] + 2, again=2))
+    def join(pieces: Sequence[Tensor], state: PassState) -> Tensor:
+        out = upsampled(state.with_kept(join, pieces, 1))
+        return convolved.added(out, state.skips[level].take(out.shape[2] + 2, again=2))
 
     return join
 
@@ -233,17 +233,17 @@ def _taps(up: UpBlock) -> tuple[int, ...]:
 def _kind(weight: Tensor) -> type | None:
     """Return the class for a 3x3 convolution with these weights (K, C, 3, 3); None for oneDNN's direct convolution."""
     outputs, inputs = weight.shape[:2]
-    if find_instructions() and outputs % COMPILED == 0:
-        return DirectConvolution if inputs % COMPILED else CompiledConvolution
-    return WinogradConvolution if min(outputs, inputs) >= WINOGRAD else None
+    if find_instructions() and outputs % COMPILED_MULTIPLE == 0:
+        return DirectConvolution if inputs % COMPILED_MULTIPLE else CompiledConvolution
+    return WinogradConvolution if min(outputs, inputs) >= LEAST_WINOGRAD else None
 
 
 def _convolved(layer: Layer) -> Callable[..., Tensor]:
     """Return the layer as a function of one or two sources, each in pieces (see `CompiledConvolution`)."""
-    weight, bias, padding, after = layer
+    weight, bias, padding, affine = layer
     kind = _kind(weight)
     if kind is CompiledConvolution or kind is DirectConvolution:
-        return kind(weight, bias, padding, after, instructions=find_instructions())
+        return kind(weight, bias, padding, affine, instructions=find_instructions())
     if kind is WinogradConvolution:
         convolved: Callable[[Tensor], Tensor] = WinogradConvolution(weight, bias)
     else:
@@ -254,7 +254,7 @@ def _convolved(layer: Layer) -> Callable[..., Tensor]:
     def normalised(*sources: Sequence[Tensor], zeros: Zeros) -> Tensor:
         x = joined(sources)
         x = convolved(F.pad(x, (padding, padding, *zeros)) if padding else x)
-        return x if after is None else torch.addcmul(after[1], x, after[0], out=x)
+        return x if affine is None else torch.addcmul(affine[1], x, affine[0], out=x)
 
     return normalised
 
@@ -288,8 +288,8 @@ def _enlargement(up: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def decides_at_once(network: UNet) -> bool:
-    """Return whether the last step can write mask values instead of logits, given the values in its `Stream`."""
-    return find_instructions() != 0 and 2**network.wf % COMPILED == 0
+    """Return whether the last step can write mask values instead of logits, given the values in its `PassState`."""
+    return find_instructions() != 0 and 2**network.wf % COMPILED_MULTIPLE == 0
 
 
 def _classification(network: UNet) -> Callable[[Tensor], Tensor]:

@@ -15,7 +15,7 @@ class NotFinite(Exception):
     """Logits from which mask values should be decided are NaN or infinite."""
 
 
-class Stream:
+class PassState:
     """The rows that steps need again, and the skip connections from the contracting to the expanding path.
 
     Attributes
@@ -34,7 +34,7 @@ class Stream:
         self.last = True
         self._last: dict[object, Tensor] = {}
 
-    def after(self, step: object, pieces: Sequence[Tensor], count: int) -> list[Tensor]:
+    def with_kept(self, step: object, pieces: Sequence[Tensor], count: int) -> list[Tensor]:
         """Return the rows kept for a step (none at first) followed by `pieces`; keep the last `count` rows of both."""
         rows = [self._last.get(step, pieces[0][:, :, :0]), *pieces]
         # Copied, because a view of a few rows would keep the whole tensor in memory.

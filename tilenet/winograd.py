@@ -31,9 +31,9 @@ from torch import Tensor
 MADE, NEEDED = 4, 6
 # Tiles are processed in strips, so that the transform, 2.25 times as large as the tile, is never in memory as a
 # whole. Bytes of a strip's transform, before and after the products together.
-STRIP = 32e6
+STRIP_BYTES = 32e6
 # How many weights of each tap to transform at once, in float64: few enough for the cache, 2 to 3 times as fast as all.
-WEIGHTS = 2**14
+WEIGHTS_AT_ONCE = 2**14
 # The Toom-Cook transform of three weights along an axis, for the points 0, LESS, -LESS, MORE, -MORE and infinity. With
 # the points 1 and 2 of the paper, errors are four times as large.
 LESS, MORE = 0.5**0.5, 2**0.5
@@ -72,7 +72,7 @@ class WinogradConvolution:
         """Fill (h - 2, w - 2, K) from (h, w, C)."""
         (height, width, channels), outputs = made.shape[:2] + image.shape[2:], made.shape[2]
         high, wide = -(-height // MADE), -(-width // MADE)
-        rows = min(high, max(1, int(STRIP / (NEEDED**2 * wide * (channels + outputs) * image.itemsize))))
+        rows = min(high, max(1, int(STRIP_BYTES / (NEEDED**2 * wide * (channels + outputs) * image.itemsize))))
         # The part of the last squares beyond the image stays zero, and its results are discarded.
         tall = image.new_zeros((NEEDED, rows, MADE * wide + 2, channels))
         for top in range(0, height, MADE * rows):
@@ -122,7 +122,8 @@ def transformed_weights(taps: Tensor) -> Tensor:
     matrix[-1] = torch.eye(count)[-1]  # the point at infinity picks the last tap
     transform, flat = torch.kron(matrix, matrix), taps.reshape(count**2, -1)
     out = torch.empty(len(transform), flat.shape[1])
-    for some, made in zip(torch.split(flat, WEIGHTS, dim=1), torch.split(out, WEIGHTS, dim=1), strict=True):
+    parts = (torch.split(weights, WEIGHTS_AT_ONCE, dim=1) for weights in (flat, out))
+    for some, made in zip(*parts, strict=True):
         made.copy_(transform @ some.double())
     return out.view(-1, *rest)
 

@@ -1,7 +1,7 @@
 /* Winograd's convolution (see vectors.h). The registers hold ROWS x 2 vectors of sums. */
 
 /* Transform six pixels along an axis; the results are `step` vectors apart. */
-INLINE void NAME(forth)(const vector *x, vector *out, long step) {
+INLINE void NAME(transform_line)(const vector *x, vector *out, long step) {
     vector a = x[4] - 2.0f * x[2], b = x[3] - 2.0f * x[1], c = x[4] - 0.5f * x[2], d = x[3] - 0.5f * x[1];
     out[0] = x[0] - 2.5f * x[2] + x[4];
     out[1 * step] = a + LESS * b;
@@ -12,13 +12,13 @@ INLINE void NAME(forth)(const vector *x, vector *out, long step) {
 }
 
 /* Transform six products back to four output pixels along an axis, or to five. */
-INLINE void NAME(back)(const vector *x, vector *out, int made) {
+INLINE void NAME(transform_line_back)(const vector *x, vector *out, int made) {
     vector a = x[1] + x[2], b = x[3] + x[4], c = LESS * (x[1] - x[2]), d = MORE * (x[3] - x[4]);
     out[0] = x[0] + a + b;
     out[1] = c + d;
     out[2] = 0.5f * a + 2.0f * b;
     out[3] = 0.5f * c + 2.0f * d;
-    if (made == BY_TWO) out[4] = 0.25f * a + 4.0f * b;
+    if (made == MADE_2X2) out[4] = 0.25f * a + 4.0f * b;
     out[made - 1] += x[5];
 }
 
@@ -31,12 +31,12 @@ TARGET static void NAME(transform)(const float *const *rows, long channels, floa
         for (int j = 0; j < NEEDED; j++) {
             for (int i = 0; i < NEEDED; i++) {
                 x[i] = LOAD(rows[i] + j * channels + c);
-                if (j < BY_THREE) FETCH(rows[i] + (NEEDED + j) * channels + c);
+                if (j < MADE_3X3) FETCH(rows[i] + (NEEDED + j) * channels + c);
             }
-            NAME(forth)(x, half + j, NEEDED);
+            NAME(transform_line)(x, half + j, NEEDED);
         }
         for (int i = 0; i < NEEDED; i++) {
-            NAME(forth)(half + NEEDED * i, x, 1);
+            NAME(transform_line)(half + NEEDED * i, x, 1);
             for (int j = 0; j < NEEDED; j++) STORE(out + (NEEDED * i + j) * place + c, x[j]);
         }
     }
@@ -74,19 +74,19 @@ INLINE void NAME(finish)(
     int pools
 ) {
     for (long c = 0; c < channels; c += LANES) {
-        vector half[BY_THREE * NEEDED], x[NEEDED], y[2 * BY_THREE], bias = LOAD(q->bias + out.channel + c);
+        vector half[MADE_3X3 * NEEDED], x[NEEDED], y[2 * MADE_3X3], bias = LOAD(q->bias + out.channel + c);
         vector scale = (vector){0}, shift = (vector){0};
         if (q->scale) scale = LOAD(q->scale + out.channel + c), shift = LOAD(q->shift + out.channel + c);
         for (int j = 0; j < NEEDED; j++) {
             for (int i = 0; i < NEEDED; i++) x[i] = LOAD(products + (NEEDED * i + j) * place + c);
-            NAME(back)(x, y, BY_THREE);
-            for (int i = 0; i < BY_THREE; i++) half[NEEDED * i + j] = y[i];
+            NAME(transform_line_back)(x, y, MADE_3X3);
+            for (int i = 0; i < MADE_3X3; i++) half[NEEDED * i + j] = y[i];
         }
-        for (int i = 0; i < BY_THREE; i += 2) {
-            NAME(back)(half + NEEDED * i, y, BY_THREE);
-            NAME(back)(half + NEEDED * (i + 1), y + BY_THREE, BY_THREE);
-            for (int j = 0; j < 2 * BY_THREE; j++) {
-                long row = i + j / BY_THREE, column = j % BY_THREE;
+        for (int i = 0; i < MADE_3X3; i += 2) {
+            NAME(transform_line_back)(half + NEEDED * i, y, MADE_3X3);
+            NAME(transform_line_back)(half + NEEDED * (i + 1), y + MADE_3X3, MADE_3X3);
+            for (int j = 0; j < 2 * MADE_3X3; j++) {
+                long row = i + j / MADE_3X3, column = j % MADE_3X3;
                 int inside = whole || (row < out.high && column < out.wide);
                 float *pixel = out.first + row * out.row + column * out.pixel + c;
                 y[j] += bias;
@@ -95,8 +95,8 @@ INLINE void NAME(finish)(
                 if (q->scale) y[j] = y[j] * scale + shift;
                 if (inside) STORE(pixel, y[j]);
             }
-            for (int j = 0; pools && j < BY_THREE; j += 2) {
-                const vector *above = y + j, *below = above + BY_THREE;
+            for (int j = 0; pools && j < MADE_3X3; j += 2) {
+                const vector *above = y + j, *below = above + MADE_3X3;
                 vector most = NAME(larger)(NAME(larger)(above[0], above[1]), NAME(larger)(below[0], below[1]));
                 if (whole || (i + 1 < out.high && j + 1 < out.wide))
                     STORE(out.pooled + (i / 2) * out.pooled_row + (j / 2) * out.pixel + c, most);
@@ -108,7 +108,7 @@ INLINE void NAME(finish)(
 TARGET static void NAME(finish_any)(
     const struct convolution *q, const float *products, long place, struct pixels out, long channels
 ) {
-    if (out.high < BY_THREE || out.wide < BY_THREE) {
+    if (out.high < MADE_3X3 || out.wide < MADE_3X3) {
         if (out.pooled) NAME(finish)(q, products, place, out, channels, 0, 1);
         else NAME(finish)(q, products, place, out, channels, 0, 0);
     } else if (out.pooled) NAME(finish)(q, products, place, out, channels, 1, 1);
@@ -117,28 +117,28 @@ TARGET static void NAME(finish_any)(
 
 /* Turn a square's products into the finer pixels of LANES outputs, as far as they are in the image. */
 INLINE void NAME(finish_finer)(const float *products, long place, struct pixels out, int whole) {
-    vector half[BY_TWO * NEEDED], x[NEEDED], y[BY_TWO];
+    vector half[MADE_2X2 * NEEDED], x[NEEDED], y[MADE_2X2];
     for (int j = 0; j < NEEDED; j++) {
         for (int i = 0; i < NEEDED; i++) x[i] = LOAD(products + (NEEDED * i + j) * place);
-        NAME(back)(x, y, BY_TWO);
-        for (int i = 0; i < BY_TWO; i++) half[NEEDED * i + j] = y[i];
+        NAME(transform_line_back)(x, y, MADE_2X2);
+        for (int i = 0; i < MADE_2X2; i++) half[NEEDED * i + j] = y[i];
     }
-    for (int i = 0; i < BY_TWO && (whole || i < out.high); i++) {
-        NAME(back)(half + NEEDED * i, y, BY_TWO);
-        for (int j = 0; j < BY_TWO; j++)
+    for (int i = 0; i < MADE_2X2 && (whole || i < out.high); i++) {
+        NAME(transform_line_back)(half + NEEDED * i, y, MADE_2X2);
+        for (int j = 0; j < MADE_2X2; j++)
             if (whole || j < out.wide) STORE(out.first + i * out.row + j * out.pixel, y[j]);
     }
 }
 
 TARGET static void NAME(finish_finer_any)(const float *products, long place, struct pixels out) {
-    if (out.high < BY_TWO || out.wide < BY_TWO) NAME(finish_finer)(products, place, out, 0);
+    if (out.high < MADE_2X2 || out.wide < MADE_2X2) NAME(finish_finer)(products, place, out, 0);
     else NAME(finish_finer)(products, place, out, 1);
 }
 
 /* Fetch the output pixels of a square into the cache, so that they can be written there without waiting for memory. */
 INLINE void NAME(fetch)(const struct convolution *q, struct spot spot, long k, long channels) {
     for (long c = 0; c < channels; c += LANES) {
-        struct pixels out = q->made == BY_THREE ? find_out(q, spot, k + c) : find_finer(q, spot, k + c);
+        struct pixels out = q->made == MADE_3X3 ? find_outputs(q, spot, k + c) : find_finer(q, spot, k + c);
         for (long i = 0; i < out.high; i++)
             for (long j = 0; j < out.wide; j++) FETCH(out.first + i * out.row + j * out.pixel);
     }
@@ -177,7 +177,7 @@ TARGET static void NAME(convolve)(const struct convolution *q, long first, long 
         struct spot spot = find_spot(q, first);
         for (long t = 0; t < count; t++, advance(q, &spot)) {
             const float *made = products + t * panel;
-            if (q->made == BY_THREE) NAME(finish_any)(q, made, q->squares * panel, find_out(q, spot, k), panel);
+            if (q->made == MADE_3X3) NAME(finish_any)(q, made, q->squares * panel, find_outputs(q, spot, k), panel);
             else
                 for (long c = 0; c < panel; c += LANES)
                     NAME(finish_finer_any)(made + c, q->squares * panel, find_finer(q, spot, k + c));

@@ -201,7 +201,7 @@ def load(device: str | None) -> None:
     _prepare()
     with suppress(TilenetError, RuntimeError):  # the same error is reported when a block is computed
         # Its index is not that of the GPU here: a worker sees only its own (`tilenet.clusters`).
-        machine.begin((device or "auto").partition(":")[0])
+        machine.initialise((device or "auto").partition(":")[0])
 
 
 def close_all() -> None:
