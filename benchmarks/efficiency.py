@@ -65,8 +65,8 @@ def ways(network, slide, folder, options):
     job = settle(slide, network, Options(**how))
     tiles = [tile for block in job.plan for tile in block.tiles][::EVERY]
     batches = [job.image.read(tile.read)[None] for tile in tiles]
-    fast = job.predictor(job.numbers())
-    arguments = {"device": torch.device("cpu"), "precision": "fp32", "scaling": job.numbers()}
+    fast = job.predictor(job.resolve_scaling())
+    arguments = {"device": torch.device("cpu"), "precision": "fp32", "scaling": job.resolve_scaling()}
     plain = predict.TorchPredictor(network, network.footprint, engine="plain", **arguments)
     naive = [
         torch.from_numpy(np.ascontiguousarray(b[..., :572, :572])).float() for b in batches if min(b.shape[2:]) >= 572

@@ -73,7 +73,7 @@ def main():
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     machine.keep_freed_memory()
-    Job.predictor = lambda job, numbers: Instant(job.footprint)
+    Job.predictor = lambda job, scaling: Instant(job.footprint)
     with tempfile.TemporaryDirectory() as name:
         make_jpeg(Path(name) / "slide.tif", options.side)
         rounds = [measure(Path(name) / "slide.tif", Path(name), options) for _ in range(options.rounds + 1)]

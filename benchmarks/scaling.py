@@ -45,7 +45,7 @@ from tilenet.flights import Slide
 from tilenet.runner import Report
 from tilenet.store import Layout, Store
 from tilenet.store.journal import Written, line_of
-from tilenet.worker import Answer, Outcome, Task
+from tilenet.worker import BlockResult, FlightResult, Task
 
 BLOCK = 512
 HERE = Path(__file__).parent
@@ -123,12 +123,13 @@ def layout_of(out: str) -> Layout:
     return Store.inspect(out).layout
 
 
-def answer(task: Task, blocks: tuple[int, ...], flight: str, seconds: float) -> Answer:
-    """Replace `distributed.answer` on a worker: answer at once that the blocks were written."""
+def compute_flight(task: Task, blocks: tuple[int, ...], flight: str, seconds: float) -> FlightResult:
+    """Replace `distributed.compute_flight` on a worker: report at once that the blocks were written."""
     layout, digest = layout_of(task.out), sha256(flight.encode()).hexdigest()
     pixels = BLOCK * BLOCK
     lines = {index: line_of(layout, 0, index, [Written(1000, digest)]) for index in blocks}
-    return Answer({i: Outcome(line, Report(blocks=1, pixels=pixels)) for i, line in lines.items()}, worker="any")
+    done = {i: BlockResult(line, Report(blocks=1, pixels=pixels)) for i, line in lines.items()}
+    return FlightResult(done, worker="any")
 
 
 class CountingStore(Store):
@@ -163,7 +164,7 @@ def give_out(client: object, blocks: int) -> tuple[int, int]:
 
 def measure(scheduler_file: str, scheduler: int, blocks: int, most: int) -> str:
     """Give out so many blocks, at most `most` in a flight, from the client's process; return a row as JSON."""
-    distributed.answer, flights.MOST = answer, most
+    distributed.compute_flight, flights.MOST = compute_flight, most
     other = psutil.Process(scheduler)
 
     def spent() -> tuple[float, float, float]:

@@ -162,7 +162,7 @@ def test_objects_that_were_killed_while_they_were_written_are_found_again(slides
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(numbering, "_number", killed)
+    monkeypatch.setattr(numbering, "_write_numbers", killed)
     with pytest.raises(KeyboardInterrupt):
         tilenet.batch(slides[:1], tmp_path / "masks", **COUNTING)
     assert (tmp_path / "masks" / "a.zarr").exists()

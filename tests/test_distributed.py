@@ -20,7 +20,7 @@ from tilenet import clusters, flights, worker
 from tilenet.distributed import check_sendable, map_in_order, work_off
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
 from tilenet.store import CoarserBlock, Store
-from tilenet.worker import Answer
+from tilenet.worker import FlightResult
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_several_small_blocks_go_together(slide):
 
 def test_what_is_refused_goes_to_other_workers(slide):
     bad = "tcp://worker:0"
-    cluster = Cluster(workers=3, answers=lambda blocks, where: Answer(refusal="no GPU") if where == bad else None)
+    cluster = Cluster(workers=3, answers=lambda blocks, where: FlightResult(refusal="no GPU") if where == bad else None)
     list(work_off(cluster, [slide]))
     slide.raise_if_failed()
     assert slide.report.blocks == BLOCKS
@@ -213,7 +213,7 @@ def test_what_is_refused_goes_to_other_workers(slide):
 
 
 def test_a_job_that_every_worker_refuses_ends_after_a_few_tries(slide):
-    cluster = Cluster(answers=lambda blocks, where: Answer(refusal="no GPU here"))
+    cluster = Cluster(answers=lambda blocks, where: FlightResult(refusal="no GPU here"))
     list(work_off(cluster, [slide]))
     with pytest.raises(BlocksFailed, match=r"was refused 4 times: no GPU here"):
         slide.raise_if_failed()

@@ -1,4 +1,4 @@
-"""Which blocks go together, and what follows from each answer: a queue, without workers."""
+"""Which blocks go together, and what follows from each result: a queue, without workers."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tilenet.errors import BlocksFailed, EnvironmentFault, OutputLocked
 from tilenet.flights import MOST, ROUNDS, TRIES, Queue, Slide, blocks_per_flight, seconds_per_flight
 from tilenet.runner import Report
-from tilenet.worker import Answer, Outcome, Task
+from tilenet.worker import BlockResult, FlightResult, Task
 
 
 class Store:
@@ -47,7 +47,7 @@ def slide_of(blocks, name="m"):
 
 
 def done(*blocks, **why):
-    return Answer({i: Outcome(b"%d" % i, Report(blocks=1, pixels=10)) for i in blocks}, **why)
+    return FlightResult({i: BlockResult(b"%d" % i, Report(blocks=1, pixels=10)) for i in blocks}, **why)
 
 
 def work_off(queue, answers, *, workers=2):
@@ -122,7 +122,7 @@ def test_whatever_comes_back_every_block_comes_to_one_end(blocks, workers, choic
         if kind == 2:
             return done(*some)  # its time was over
         if kind == 3:
-            return Answer({i: Outcome(failure="bad") for i in flight.blocks})
+            return FlightResult({i: BlockResult(failure="bad") for i in flight.blocks})
         return done(*flight.blocks)
 
     queue = Queue([slide])
@@ -183,7 +183,7 @@ def test_deaths_of_many_workers_at_random_blame_nobody():
 
 def test_a_death_of_a_flight_of_several_blames_none_of_them():
     slide = slide_of(64)
-    work_off(Queue([slide]), lambda f: Answer(death=True) if len(f.blocks) > 1 else all_done(f), workers=1)
+    work_off(Queue([slide]), lambda f: FlightResult(death=True) if len(f.blocks) > 1 else all_done(f), workers=1)
     assert slide.report.failures == {} and slide.report.blocks == 64
 
 
@@ -197,7 +197,7 @@ def test_a_worker_that_refuses_everything_is_only_a_detour():
         if flight.blocks in seen:
             return done(*flight.blocks)
         seen.add(flight.blocks)
-        return Answer(refusal="no GPU", worker="bad")
+        return FlightResult(refusal="no GPU", worker="bad")
 
     flights = work_off(Queue([slide]), answers)
     assert slide.report.blocks == 1000 and not slide.report.failures
@@ -206,7 +206,7 @@ def test_a_worker_that_refuses_everything_is_only_a_detour():
 
 def test_a_run_that_nobody_can_begin_ends_after_a_few_tries():
     slide = slide_of(1000)
-    flights = work_off(Queue([slide]), lambda flight: Answer(refusal="no GPU here"))
+    flights = work_off(Queue([slide]), lambda flight: FlightResult(refusal="no GPU here"))
     with pytest.raises(BlocksFailed, match=r"m\.zarr: block \d+ at .* was refused 4 times: no GPU here"):
         slide.raise_if_failed()
     assert len(flights) <= 2 * TRIES
@@ -256,8 +256,8 @@ def test_what_a_fault_overtakes_is_not_tried_again():
     slide = slide_of(64)
     queue = Queue([slide])
     first, second = queue.take(1), queue.take(1)
-    queue.settle(first, Answer(refusal="no GPU", worker="w"))
-    queue.settle(second, Answer(fault=OutputLocked("gone")))
+    queue.settle(first, FlightResult(refusal="no GPU", worker="w"))
+    queue.settle(second, FlightResult(fault=OutputLocked("gone")))
     assert queue.take(1) is None
     assert list(queue.ended) == [slide] and slide.in_flight == 0
 

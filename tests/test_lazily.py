@@ -226,7 +226,7 @@ def made(monkeypatch):
     """Return the predictors that are made, as they are."""
     predictors = []
     make = Job.predictor
-    monkeypatch.setattr(Job, "predictor", lambda job, numbers: predictors.append(make(job, numbers)) or predictors[-1])
+    monkeypatch.setattr(Job, "predictor", lambda job, scaling: predictors.append(make(job, scaling)) or predictors[-1])
     yield predictors
     tiles._unpickled.clear()
 

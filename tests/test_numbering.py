@@ -40,14 +40,14 @@ def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("memory", "most"), [(None, 4), (6_000_000, 2)])
 def test_large_components_are_kept_for_the_planes_of_a_block_as_far_as_memory_goes(tmp_path, monkeypatch, memory, most):
     monkeypatch.setattr(sizes, "STACKED_PIXELS", 4 * 64 * 64)
-    kept, places = [], numbering.Part.places
+    kept, places = [], numbering.PlacesTask.places
 
     def counted(part):
         found = places(part)
         kept.append(sum(recent.window is not None for recent in part.recents.values()))
         return found
 
-    monkeypatch.setattr(numbering.Part, "places", counted)
+    monkeypatch.setattr(numbering.PlacesTask, "places", counted)
     image = np.full((8, 200, 260), 200, np.uint8)
     options = Options(axes="zyx", tile=64, block=64, output="objects", memory=memory)
     numbering.store_objects(tmp_path / "o.zarr", Wanted(image, Bright(), options))
@@ -104,7 +104,7 @@ def begun(slide, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(numbering.Part, "places", interrupted)
+        patch.setattr(numbering.PlacesTask, "places", interrupted)
         tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
     return tmp_path / "o.zarr"
 
@@ -147,7 +147,7 @@ def test_what_is_not_said_again_is_as_it_was_begun(tmp_path, monkeypatch, inside
     options = {"model": Bright(), "objects": True, "level": 1, "roi": "10:140,20:190"}
     truth = tilenet.segment(image, **options)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(numbering, "_firsts", interrupted)
+        patch.setattr(numbering, "_first_places", interrupted)
         tilenet.segment(image, **where, **options)
     mask = tilenet.segment(image, **where, model=Bright(), resume=True)
     assert truth.shape == (130, 170) and truth.max() > 5 and np.array_equal(mask[...], truth)
@@ -165,13 +165,13 @@ def interrupt(monkeypatch, where, *args, **options):
         tilenet.segment(*args, **options)
 
 
-@pytest.mark.parametrize("where", ["_places", "_number"])
+@pytest.mark.parametrize("where", ["_fill_places", "_write_numbers"])
 @pytest.mark.parametrize(("name", "objects"), [("o.zarr", False), ("o.zarr", True), ("o.ome.tif", True)])
 def test_a_run_killed_while_it_replaces_a_mask_goes_on(slide, tmp_path, monkeypatch, name, objects, where):
     out, model = tmp_path / name, Bright(bright=500)
     tilenet.segment(slide, out, model=Bright(), objects=objects, roi="0:100,0:100")
     interrupt(monkeypatch, where, slide, out, model=model, objects=True, overwrite=True)
-    if where == "_places":
+    if where == "_fill_places":
         assert tilenet.open_mask(out).shape == (100, 100)  # until there is another
     mask = tilenet.segment(slide, out, model=model, resume=True)
     assert np.array_equal(mask[...], tilenet.segment(slide, model=model, objects=True))
@@ -193,10 +193,10 @@ class Cut:
 
 def test_what_another_run_has_found_is_not_taken_for_its_own(slide, tmp_path, monkeypatch):
     out = tmp_path / "o.zarr"
-    interrupt(monkeypatch, "_firsts", slide, out, model=Cut(100), objects=True)
+    interrupt(monkeypatch, "_first_places", slide, out, model=Cut(100), objects=True)
     places = numbering.making_of(out, None) / numbering.PLACES
     kept = shutil.copytree(places, tmp_path / "kept.zarr")
-    interrupt(monkeypatch, "_places", slide, out, model=Cut(250), objects=True, overwrite=True)
+    interrupt(monkeypatch, "_fill_places", slide, out, model=Cut(250), objects=True, overwrite=True)
     shutil.copytree(kept, places)
     assert tilenet.segment(slide, out, model=Cut(250), resume=True)[...].max() == 0
 
@@ -278,7 +278,7 @@ def test_what_others_keep_in_the_folder_of_a_run_stays(slide, tmp_path):
 
 
 def test_a_run_that_another_one_would_remove_or_join_is_protected(slide, tmp_path, monkeypatch):
-    out, firsts, refused = tmp_path / "o.zarr", numbering._firsts, []
+    out, firsts, refused = tmp_path / "o.zarr", numbering._first_places, []
 
     def meanwhile(*stores):
         for how in ({"overwrite": True}, {"resume": True}):
@@ -288,7 +288,7 @@ def test_a_run_that_another_one_would_remove_or_join_is_protected(slide, tmp_pat
         return firsts(*stores)
 
     with monkeypatch.context() as patch:
-        patch.setattr(numbering, "_firsts", meanwhile)
+        patch.setattr(numbering, "_first_places", meanwhile)
         mask = tilenet.segment(slide, out, model=Bright(), objects=True)
     assert len(refused) == 2 and np.array_equal(mask[...], tilenet.segment(slide, model=Bright(), objects=True))
 
@@ -328,7 +328,7 @@ def test_a_repair_that_was_killed_goes_on_by_another_version(slide, tmp_path, mo
     before = tilenet.segment(slide, out, model=Bright(), objects=True, roi="0:100,0:100")[...]
     next(p for p in (out / "0" / "c").rglob("*") if p.is_file()).unlink()
     monkeypatch.setattr(tilenet, "__version__", "0.0.0")
-    interrupt(monkeypatch, "_places", slide, out, model=Bright(), resume=True)
+    interrupt(monkeypatch, "_fill_places", slide, out, model=Bright(), resume=True)
     again = tilenet.segment(slide, out, model=Bright(), resume=True)
     assert again.info["version"] != "0.0.0" and np.array_equal(again[...], before)
 
@@ -353,7 +353,7 @@ def test_glass_holds_no_objects(slide, tmp_path):
 
 def test_little_memory_means_smaller_parts():
     block = Box((0, 0), (1400, 1400))
-    assert [part.shape for part in numbering._parts(block, 2 * 10**9)] == [(1400, 1400)]
-    small = list(numbering._parts(block, 10**7))
+    assert [part.shape for part in numbering._pieces(block, 2 * 10**9)] == [(1400, 1400)]
+    small = list(numbering._pieces(block, 10**7))
     assert {part.shape for part in small} == {(256, 256), (256, 120), (120, 256), (120, 120)}
     assert sum(part.size for part in small) == block.size

@@ -203,8 +203,8 @@ def test_a_mask_of_a_version_that_asked_nothing_is_gone_on_with(tmp_path, monkey
         info = Job.info
         asked = ("footprint", "answer")
 
-        def without(job, numbers):
-            found = info(job, numbers)
+        def without(job, scaling):
+            found = info(job, scaling)
             return found | {"model": {name: value for name, value in found["model"].items() if name not in asked}}
 
         before.setattr(Job, "info", without)

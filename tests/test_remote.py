@@ -182,7 +182,7 @@ def test_a_chunk_is_fetched_once_per_row_of_blocks_that_needs_it(tmp_path, serve
     blocks = [job.plan[i].box for i in range(len(job.plan))]
     assert len(blocks) == 8
     server.counts.clear()
-    to_array(job, job.numbers())
+    to_array(job, job.resolve_scaling())
     most = dict.fromkeys(product(range(16), range(8)), 0)
     for first, last in {(box.start[0], box.stop[0]) for box in blocks}:
         for y in range(max(0, first - 1) // 64, min(1023, last) // 64 + 1):  # the network sees a pixel more

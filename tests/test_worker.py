@@ -30,23 +30,23 @@ def compute(slide, *blocks, flight="a", seconds=60.0):
 
 
 def test_blocks_are_computed_one_after_the_other_and_all_lines_come_back(slide):
-    answer = compute(slide, 3, 1, 7)
-    assert list(answer.outcomes) == [3, 1, 7] and not (answer.refusal or answer.fault or answer.death)
-    for outcome in answer.outcomes.values():
-        slide.store.adopt(outcome.line)
-        assert (outcome.report.blocks, outcome.report.pixels) == (1, 512 * 512)
+    result = compute(slide, 3, 1, 7)
+    assert list(result.done) == [3, 1, 7] and not (result.refusal or result.fault or result.death)
+    for block in result.done.values():
+        slide.store.adopt(block.line)
+        assert (block.report.blocks, block.report.pixels) == (1, 512 * 512)
     assert sorted(set(range(BLOCKS)) - set(slide.store.pending())) == [1, 3, 7]
 
 
 def test_no_block_is_begun_when_the_time_is_over(slide):
-    assert list(compute(slide, 0, 1, 2, seconds=0.0).outcomes) == [0]
+    assert list(compute(slide, 0, 1, 2, seconds=0.0).done) == [0]
 
 
 def test_a_bad_block_among_others_is_the_only_one_that_fails(image, slide):
     spoil(image, BAD, (600, 600))
-    answer = compute(slide, 4, 5, 6)
-    assert {index for index, outcome in answer.outcomes.items() if outcome.line} == {4, 6}
-    assert answer.outcomes[5].failure == "the lamp went out"
+    result = compute(slide, 4, 5, 6)
+    assert {index for index, block in result.done.items() if block.line} == {4, 6}
+    assert result.done[5].failure == "the lamp went out"
 
 
 def test_who_is_sent_a_flight_that_another_began_computes_nothing_and_says_what_that_one_wrote(slide, monkeypatch):
@@ -61,11 +61,11 @@ def test_who_is_sent_a_flight_that_another_began_computes_nothing_and_says_what_
         compute(slide, 0, 1, 2, 3, flight="b")
     worker.close_all()
     monkeypatch.setattr(Opened, "compute", lambda self, index: 1 / 0)
-    answer = compute(slide, 0, 1, 2, 3, flight="b")
-    assert (answer.death, answer.worker, sorted(answer.outcomes)) == (True, "", [0, 1])
-    for outcome in answer.outcomes.values():
-        slide.store.adopt(outcome.line)
-        assert (outcome.report.blocks, outcome.report.pixels) == (1, 512 * 512)
+    result = compute(slide, 0, 1, 2, 3, flight="b")
+    assert (result.death, result.worker, sorted(result.done)) == (True, "", [0, 1])
+    for block in result.done.values():
+        slide.store.adopt(block.line)
+        assert (block.report.blocks, block.report.pixels) == (1, 512 * 512)
     assert list(slide.store.pending()) == list(range(2, BLOCKS))
     assert "division by zero" in compute(slide, 2, flight="c").refusal, "another flight is not begun yet"
 
@@ -75,7 +75,7 @@ def test_a_note_that_does_not_say_by_whom_costs_only_time(slide, left):
     compute(slide, 5, flight="b")
     (note,) = notes_of(slide.store.path)
     note.write_text(left)
-    assert compute(slide, 5, 6, flight="b").outcomes == {}
+    assert compute(slide, 5, 6, flight="b").done == {}
 
 
 def test_the_leader_forgets_a_flight_that_is_back(slide):
@@ -87,11 +87,11 @@ def test_the_leader_forgets_a_flight_that_is_back(slide):
 
 
 def test_a_worker_whose_run_is_gone_writes_nothing(image, slide, tmp_path):
-    assert compute(slide, 0, flight="b").outcomes[0].line
+    assert compute(slide, 0, flight="b").done[0].line
     slide.store.close()
     again = opened(image, tmp_path / "m.zarr")
-    answer = compute(slide, 1, flight="c")
-    assert isinstance(answer.fault, OutputLocked) and not answer.outcomes
+    result = compute(slide, 1, flight="c")
+    assert isinstance(result.fault, OutputLocked) and not result.done
     assert 1 in set(again.store.pending()) and 0 not in set(again.store.pending())
     assert len(notes_of(tmp_path / "m.zarr")) == 1, "not even a note"
     again.store.close()
@@ -105,8 +105,8 @@ def test_a_full_disk_ends_the_run_and_what_was_written_before_is_not_lost(slide,
 
     real = Opened.compute
     monkeypatch.setattr(Opened, "compute", full)
-    answer = compute(slide, 0, 1, 2)
-    assert str(answer.fault) == "disk full" and list(answer.outcomes) == [0]
+    result = compute(slide, 0, 1, 2)
+    assert str(result.fault) == "disk full" and list(result.done) == [0]
 
 
 def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatch):
@@ -114,8 +114,8 @@ def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatc
         raise MemoryError
 
     monkeypatch.setattr(settling, "settle", settle)
-    answer = compute(slide, 0, 1)
-    assert "out of memory. Give workers more, or use a smaller --tile" in answer.refusal and not answer.outcomes
+    result = compute(slide, 0, 1)
+    assert "out of memory. Give workers more, or use a smaller --tile" in result.refusal and not result.done
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,10 @@ def test_a_worker_that_cannot_honour_the_record_refuses(image, network, tmp_path
         monkeypatch.setattr(machine, "find_device", torch.device)
     if field == "engine":
         monkeypatch.setattr("tilenet.predict.accelerate", lambda network: None)
-    answer = compute_blocks(task_of(store, job, wanted), (0, 1), flight="a", seconds=60)
+    result = compute_blocks(task_of(store, job, wanted), (0, 1), flight="a", seconds=60)
     store.close()
     job.image.close()
-    assert reason in answer.refusal and not answer.outcomes
+    assert reason in result.refusal and not result.done
     assert written_blocks(out) == []
     worker.close_all()
 
@@ -156,15 +156,15 @@ def test_the_device_that_a_worker_sees_is_initialised(monkeypatch, device, name)
 
 def test_a_worker_that_finds_another_image_refuses(image, slide):
     write_image(image, sides=(1536, 2304))
-    answer = compute(slide, 0)
-    assert "was begun with image" in answer.refusal and "Give the image that" in answer.refusal
+    result = compute(slide, 0)
+    assert "was begun with image" in result.refusal and "Give the image that" in result.refusal
     assert written_blocks(slide.store.path) == []
 
 
 def test_a_process_keeps_few_images_open(tmp_path):
     slides = [opened(write_image(tmp_path / f"{i}.tif", seed=i), tmp_path / f"{i}.zarr") for i in range(5)]
     for slide in slides:
-        assert compute(slide, 0).outcomes[0].line
+        assert compute(slide, 0).done[0].line
     assert len(worker._opened) == worker.OPEN
     worker.close_all()
     for slide in slides:
@@ -199,5 +199,5 @@ def test_a_refusal_without_words_names_the_kind_of_error(slide, monkeypatch):
 def test_a_task_is_coordinates_alone(slide):
     assert isinstance(slide.task, Task)
     assert len(pickle.dumps((slide.task, tuple(range(64))))) < 2000
-    assert len(pickle.dumps(distributed.answer)) < 100
+    assert len(pickle.dumps(distributed.compute_flight)) < 100
     assert Path(slide.task.image).is_absolute()

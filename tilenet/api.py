@@ -207,7 +207,7 @@ def segment(
         shares.check_combination(out, objects=objects, overwrite=overwrite, client=client)
     if out is None:
         with wanted.settle() as job:
-            return (to_objects if objects else to_array)(job, job.numbers(), progress=progress, report=report)
+            return (to_objects if objects else to_array)(job, job.resolve_scaling(), progress=progress, report=report)
     out = Path(out)
     place = store_beside(out) if is_tiff(out) else out  # a TIFF is written when the mask is whole
     spare_the_input(out, image, inside=target is not None)
@@ -230,8 +230,7 @@ def segment(
         done = shares.fill_share(out, wanted, shard, progress=progress)
     else:
         numbering.refuse_begun(place, target, overwrite=overwrite)
-        store, job, numbers = open_store(place, wanted, **how)
-        done = fill(store, job, numbers, wanted, client=client, progress=progress)
+        done = fill(*open_store(place, wanted, **how), wanted, client=client, progress=progress)
     if report:
         report(done)
     return _whole(place, out) if is_complete(place) else None

@@ -140,9 +140,9 @@ def verify(
         found.not_recomputed = _obstacle(mask, image, model)
         if found.not_recomputed:
             return found
-        job, numbers = _same_job(mask, image, model, footprint)
+        job, scaling = _same_job(mask, image, model, footprint)
         with job, machine.threads(job.record["threads"]):
-            predictor = job.predictor(numbers)
+            predictor = job.predictor(scaling)
             boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
             if not boxes:
                 found.not_recomputed = "there is no tissue, and all of the mask is background"

@@ -30,7 +30,7 @@ NAMED = 4
 MANY = 0.1
 
 
-def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress | None = None) -> Report:
+def fill_store(store: Store, job: Job, scaling: Scaling, *, progress: Progress | None = None) -> Report:
     """Compute the pending blocks of a store and finish it; closes store and job in any case.
 
     Raises
@@ -40,7 +40,7 @@ def fill_store(store: Store, job: Job, numbers: Scaling, *, progress: Progress |
     """
     try:
         tissue = store.layout.tissue_map
-        report = run_job(job, numbers, store, tissue=tissue, progress=progress) if not store.complete else Report()
+        report = run_job(job, scaling, store, tissue=tissue, progress=progress) if not store.complete else Report()
         raise_if_failed(report, job)
         started = perf_counter()
         machine.give_back_freed_memory()
@@ -77,7 +77,7 @@ class Skipping(Sink, Protocol):
 
 def run_job(
     job: Job,
-    numbers: Scaling,
+    scaling: Scaling,
     sink: Skipping,
     *,
     tissue: TissueMap | None,
@@ -89,9 +89,9 @@ def run_job(
     `blocks` are all blocks of the sink, for the progress; default all blocks of the job.
     """
     skipped = skip_glass(job, sink, tissue)
-    advance = counted(job, sink.pending(), progress, blocks=blocks)
+    advance = progress_counter(job, sink.pending(), progress, blocks=blocks)
     with machine.threads(job.record["threads"]):
-        report = run(job.plan, job.image, job.predictor(numbers), decide=job.decision, sink=sink, progress=advance)
+        report = run(job.plan, job.image, job.predictor(scaling), decide=job.decision, sink=sink, progress=advance)
     report.skipped = skipped
     return report
 
@@ -108,7 +108,7 @@ def skip_glass(job: Job, sink: Skipping, tissue: TissueMap | None) -> int:
     return len(glass)
 
 
-def counted(
+def progress_counter(
     job: Job, pending: Iterable[int], progress: Progress | None, *, blocks: Iterable[int] | None = None
 ) -> Callable[[int], None]:
     """Return a function that adds pixels to those already written, and reports the sum to `progress`.
@@ -129,23 +129,23 @@ def counted(
 
 
 def to_array(
-    job: Job, numbers: Scaling, *, progress: Progress | None = None, report: Reported | None = None
+    job: Job, scaling: Scaling, *, progress: Progress | None = None, report: Reported | None = None
 ) -> NDArray[Any]:
     """Return the job's single output array, whole: classes (*n), or (K, *n) with ``c`` behind ``t``."""
-    (array,) = _to_arrays(job, numbers, progress, report).values()
+    (array,) = _to_arrays(job, scaling, progress, report).values()
     classes_first = array.ndim > len(job.plan.shape)
     return np.moveaxis(array, 0, 1) if classes_first and job.image.box_axes.startswith("t") else array
 
 
 def to_objects(
-    job: Job, numbers: Scaling, *, progress: Progress | None = None, report: Reported | None = None
+    job: Job, scaling: Scaling, *, progress: Progress | None = None, report: Reported | None = None
 ) -> NDArray[np.int32]:
     """Return the numbered objects (*n) of an image that fits in memory; 0 is background.
 
     If the network is looped over planes (or volumes), the objects of each are found separately, and numbered on from
     those of the one before.
     """
-    arrays = _to_arrays(job, numbers, progress, report)
+    arrays = _to_arrays(job, scaling, progress, report)
     foreground, depths = arrays["mask"] > 0, arrays.get("probabilities")
     found, n = np.zeros(job.plan.shape, np.int32), 0
     for plane in np.ndindex(*job.plan.shape[: -job.footprint.ndim]):
@@ -162,18 +162,18 @@ def remark_lost(name: str, foreground: int, kept: int, record: Mapping[str, Any]
     lost, least = foreground - kept, record.get("least_depth")
     if not lost:
         return
-    said = f"{name}: {lost} of {foreground} foreground pixels belong to no object: specks"
+    message = f"{name}: {lost} of {foreground} foreground pixels belong to no object: specks"
     if least is not None:
-        said += ", and what the network is unsure of"
+        message += ", and what the network is unsure of"
         if lost > MANY * foreground:
-            said += f". A --least-depth below {least:g} keeps more of it; at another --mpp the network may be surer"
-    LOG.info("%s", said)
+            message += f". A --least-depth below {least:g} keeps more of it; at another --mpp the network may be surer"
+    LOG.info("%s", message)
 
 
-def _to_arrays(job: Job, numbers: Scaling, progress: Progress | None, report: Reported | None) -> Arrays:
+def _to_arrays(job: Job, scaling: Scaling, progress: Progress | None, report: Reported | None) -> Arrays:
     """Return the job's output arrays by name, classes first."""
     sink, tissue = ArraySink(job), job.tissue
-    done = run_job(job, numbers, sink, tissue=tissue.map if tissue else None, progress=progress)
+    done = run_job(job, scaling, sink, tissue=tissue.map if tissue else None, progress=progress)
     if done.failures:
         raise BlocksFailed(f"{_failed(done, job)}. Fix the image or the model")
     if report:
@@ -187,17 +187,17 @@ class ArraySink:
     def __init__(self, job: Job) -> None:
         self._plan, self.arrays = job.plan, Arrays()
         self._decide, self._classes, self._ndim = job.decision, len(job.card.classes), job.footprint.ndim
-        self._there: set[int] = set()
+        self._written: set[int] = set()
 
     def pending(self) -> Iterable[int]:
         """Return the blocks that are not written yet."""
-        return (index for index in range(len(self._plan)) if index not in self._there)
+        return (index for index in range(len(self._plan)) if index not in self._written)
 
     def write_background(self, index: int) -> None:
         """Leave a block 0 in every array."""
         if not self.arrays:  # no block may ever be computed, so a zero pixel gives names, shapes and dtypes
             self._allocate(self._decide(np.zeros((self._classes, *(1,) * self._ndim), np.float32)), self._ndim)
-        self._there.add(index)
+        self._written.add(index)
 
     def write(self, index: int, arrays: Arrays) -> None:
         """Copy a block into its place."""
@@ -206,7 +206,7 @@ class ArraySink:
         for name, block in arrays.items():
             place: tuple[Any, ...] = (..., *self._plan[index].box.slices)
             self.arrays[name][place] = block
-        self._there.add(index)
+        self._written.add(index)
 
     def _allocate(self, like: Arrays, ndim: int) -> None:
         """Make the arrays, all 0, named and typed like those of a block or a pixel, which has `ndim` axes of pixels."""

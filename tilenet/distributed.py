@@ -1,4 +1,4 @@
-"""Send blocks to Dask workers, and collect the outcomes.
+"""Send blocks to Dask workers, and collect the results.
 
 Dask only distributes: tasks carry the paths of a run and some block indices, and journal lines come
 back. No models, open files or pixels of an image pass through it; shards of a pyramid and labels of
@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from tilenet import predict
 from tilenet.address import absolute
-from tilenet.compute import Progress, counted, finish, skip_glass
+from tilenet.compute import Progress, finish, progress_counter, skip_glass
 from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_line
 from tilenet.flights import Flight, Queue, Slide, seconds_per_flight
 from tilenet.job import Job
@@ -32,7 +32,7 @@ from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
 from tilenet.settling import Wanted
 from tilenet.store import CoarserBlock, Store
-from tilenet.worker import Answer, Task, compute_blocks
+from tilenet.worker import FlightResult, Task, compute_blocks
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("tilenet")
 S = TypeVar("S")
 T = TypeVar("T")
-# Longest wait in seconds for an answer before the workers are counted again.
+# Longest wait in seconds for a result before the workers are counted again.
 WAKE = 1.0
 # Flights sent to an adaptive cluster beyond twice its number of workers, so that it grows.
 MORE = 8
@@ -104,7 +104,7 @@ def fill_by_workers(
             return Report()
         predict.forget(job.network)
         started, skipped = monotonic(), skip_glass(job, store, store.layout.tissue_map)
-        advance = counted(job, store.pending(), progress)
+        advance = progress_counter(job, store.pending(), progress)
         slide = Slide(task_of(store, job, wanted), store, job, advance, report=Report(skipped=skipped))
         for _ in work_off(client, [slide]):
             slide.report.seconds = monotonic() - started
@@ -138,7 +138,7 @@ def work_off(client: Client, slides: Iterable[Slide]) -> Iterator[Slide]:
 
 
 class _Dispatch:
-    """Send the flights of a queue to the workers of a client, and receive the answers."""
+    """Send the flights of a queue to the workers of a client, and receive the results."""
 
     def __init__(self, client: Client, queue: Queue) -> None:
         self._client, self._queue = client, queue
@@ -154,11 +154,13 @@ class _Dispatch:
                 yield self._queue.ended.popleft()
             if not self._futures:
                 return
-            for flight, found in self._arrived():
+            for flight, result in self._arrived():
                 del self._futures[flight.number]
-                if isinstance(found, CancelledError):
-                    raise self._lost(found)
-                self._queue.settle(flight, found if isinstance(found, Answer) else _answer_of(found, flight))
+                if isinstance(result, CancelledError):
+                    raise self._lost(result)
+                if not isinstance(result, FlightResult):
+                    result = _result_of_error(result, flight)
+                self._queue.settle(flight, result)
 
     def _send(self) -> None:
         """Keep as many flights underway as there are workers, or as an adaptive cluster may grow to."""
@@ -181,7 +183,7 @@ class _Dispatch:
         preferred = {"workers": others, "allow_other_workers": True} if others else {}
         task = (flight.slide.task, flight.blocks, flight.id, seconds)
         try:
-            future = self._client.submit(answer, *task, key=flight.name, pure=False, **preferred)
+            future = self._client.submit(compute_flight, *task, key=flight.name, pure=False, **preferred)
         except Exception as error:
             raise self._lost(error) from error
         self._futures[flight.number] = future
@@ -190,13 +192,13 @@ class _Dispatch:
     async def _watch(self, flight: Flight, future: Future[Any]) -> None:
         """Put the result or the exception of a future into the queue; runs in the client's event loop thread."""
         try:
-            found = await future
+            result = await future
         except Exception as error:
-            found = error
-        self._arrivals.put((flight, found))
+            result = error
+        self._arrivals.put((flight, result))
 
     def _arrived(self) -> Iterator[tuple[Flight, Any]]:
-        """Wait at most `WAKE` seconds for the next answer, and yield all that have arrived."""
+        """Wait at most `WAKE` seconds for the next result, and yield all that have arrived."""
         try:
             yield self._arrivals.get(timeout=WAKE)
             while True:
@@ -217,23 +219,23 @@ def map_in_order(client: Client | None, function: Callable[[S], T], items: Itera
     if client is None:
         yield from map(function, items)
         return
-    begun: deque[tuple[S, Future[T] | None]] = deque()
+    submitted: deque[tuple[S, Future[T] | None]] = deque()
     most = 2 * _count(client)
     for item in items:
-        begun.append((item, _begun(client, function, item)))
-        if len(begun) > most:
-            yield _made_of(client, function, *begun.popleft())
-    for item, future in begun:
-        yield _made_of(client, function, item, future)
+        submitted.append((item, _submitted(client, function, item)))
+        if len(submitted) > most:
+            yield _result_of(client, function, *submitted.popleft())
+    for item, future in submitted:
+        yield _result_of(client, function, item, future)
 
 
-def _begun(client: Client, function: Callable[[S], T], item: S) -> Future[T] | None:
+def _submitted(client: Client, function: Callable[[S], T], item: S) -> Future[T] | None:
     with suppress(Exception):  # if the scheduler is lost, this process does the work
         return client.submit(function, item, key=f"tilenet-{function.__name__}-{uuid4().hex}", pure=False)
     return None
 
 
-def _made_of(client: Client, function: Callable[[S], T], item: S, future: Future[T] | None) -> T:
+def _result_of(client: Client, function: Callable[[S], T], item: S, future: Future[T] | None) -> T:
     while future is not None:
         try:
             return future.result(timeout=WAKE)  # type: ignore[no-any-return]
@@ -252,17 +254,17 @@ def _count(client: Client) -> int:
     return 0
 
 
-def answer(task: Task, blocks: Sequence[int], flight: str, seconds: float) -> Answer:
-    """Compute blocks on a worker and return its answer; this is the function of the Dask task."""
+def compute_flight(task: Task, blocks: Sequence[int], flight: str, seconds: float) -> FlightResult:
+    """Compute blocks on a worker and return the result; this is the function of the Dask task."""
     from distributed import get_worker
 
     return replace(compute_blocks(task, blocks, flight=flight, seconds=seconds), worker=get_worker().address)
 
 
-def _answer_of(error: Exception, flight: Flight) -> Answer:
+def _result_of_error(error: Exception, flight: Flight) -> FlightResult:
     if type(error).__name__ != "KilledWorker":
-        return Answer(refusal=one_line(error))
+        return FlightResult(refusal=one_line(error))
     # Dask sent the flight to several workers, and all died. At most one of them had begun it.
     if flight.slide.store.is_begun(flight.id):
-        return Answer(death=True)
-    return Answer(refusal="workers die before they begin it")
+        return FlightResult(death=True)
+    return FlightResult(refusal="workers die before they begin it")

@@ -1,8 +1,8 @@
-"""Group blocks into flights for workers, and handle the answers; independent of Dask.
+"""Group blocks into flights for workers, and handle the results; independent of Dask.
 
 ::
 
-    pending blocks of the slides  -->  Flight  -->  a worker  -->  Answer
+    pending blocks of the slides  -->  Flight  -->  a worker  -->  FlightResult
          ^                                                           |
          |-- its time was up: the rest waits again  <----------------|
          '-- a worker refused it, or died: tried again  <------------'
@@ -25,7 +25,7 @@ from tilenet.errors import BlocksFailed, TilenetError
 from tilenet.job import Job
 from tilenet.runner import Report
 from tilenet.store import Store
-from tilenet.worker import Answer, Outcome, Task
+from tilenet.worker import BlockResult, FlightResult, Task
 
 # How many workers may refuse a flight, or die of a block, before the blocks are taken to be the cause.
 TRIES = 4
@@ -116,17 +116,17 @@ class Slide:
             self._ahead.appendleft(index)
             self.in_flight -= 1
 
-    def note(self, index: int, outcome: Outcome) -> None:
+    def note(self, index: int, result: BlockResult) -> None:
         """Record the final result of a block."""
         self.in_flight -= 1
-        if outcome.line:
-            self.store.adopt(outcome.line)
-            self.report.add(outcome.report)
-            self.advance(outcome.report.pixels)
+        if result.line:
+            self.store.adopt(result.line)
+            self.report.add(result.report)
+            self.advance(result.report.pixels)
         else:
-            self.report.failures[index] = outcome.failure
+            self.report.failures[index] = result.failure
 
-    def end(self, error: Exception) -> None:
+    def abort(self, error: Exception) -> None:
         """Stop the slide with an error: no more of its blocks are taken."""
         self.error = self.error or error
         self._ahead.clear()
@@ -202,27 +202,27 @@ class Queue:
             yield slide
             self._end_if_done(slide)
 
-    def settle(self, flight: Flight, answer: Answer) -> None:
-        """Process the answer to a flight: record finished blocks, and requeue or retry the others."""
+    def settle(self, flight: Flight, result: FlightResult) -> None:
+        """Process the result of a flight: record finished blocks, and requeue or retry the others."""
         slide = flight.slide
         left = slide.in_flight - len(flight.blocks)
         try:
             slide.store.forget(flight.id)
-            for index, outcome in answer.outcomes.items():
-                slide.note(index, outcome)
+            for index, block in result.done.items():
+                slide.note(index, block)
         except TilenetError as error:  # one output that cannot be written must not stop the others
-            slide.end(error)
+            slide.abort(error)
             self._drop(slide, slide.in_flight - left)
             return
-        undone = tuple(index for index in flight.blocks if index not in answer.outcomes)
-        if answer.fault:
-            slide.end(answer.fault)
+        undone = tuple(index for index in flight.blocks if index not in result.done)
+        if result.fault:
+            slide.abort(result.fault)
         if slide.error or not undone:
             self._drop(slide, len(undone))
-        elif answer.death:
+        elif result.death:
             self._after_death(flight, undone)
-        elif answer.refusal:
-            self._after_refusal(replace(flight, blocks=undone, refused_by=(*flight.refused_by, answer.worker)), answer)
+        elif result.refusal:
+            self._after_refusal(replace(flight, blocks=undone, refused_by=(*flight.refused_by, result.worker)), result)
         else:
             slide.give_back(undone)
             self._end_if_done(slide)
@@ -231,26 +231,26 @@ class Queue:
         """Retry each block alone; the worker died while it computed the first one, since it goes in order."""
         slide, died = flight.slide, flight.deaths + 1
         if died >= TRIES:
-            slide.note(undone[0], Outcome(failure=f"{died} workers died of it"))
+            slide.note(undone[0], BlockResult(failure=f"{died} workers died of it"))
             self._end_if_done(slide)
             return
         for index in undone:
             of_it = died if index == undone[0] else 0
             self._again.append(self._flight(slide, (index,), refused_by=flight.refused_by, deaths=of_it))
 
-    def _after_refusal(self, flight: Flight, answer: Answer) -> None:
+    def _after_refusal(self, flight: Flight, result: FlightResult) -> None:
         slide, blocks = flight.slide, flight.blocks
         if len(flight.refused_by) < TRIES:
             self._again.append(replace(flight, number=next(self._numbers)))
         elif not slide.report.blocks:
             # No block of this slide was ever computed, so all others would be refused too.
             where = f"block {blocks[0]} at {slide.job.plan[blocks[0]].box}"
-            slide.end(BlocksFailed(f"{slide.task.out}: {where} was refused {TRIES} times: {answer.refusal}"))
+            slide.abort(BlocksFailed(f"{slide.task.out}: {where} was refused {TRIES} times: {result.refusal}"))
             self._drop(slide, len(blocks))
         elif len(blocks) > 1:
             self._again.extend(self._flight(slide, (index,)) for index in blocks)
         else:
-            slide.note(blocks[0], Outcome(failure=answer.refusal))
+            slide.note(blocks[0], BlockResult(failure=result.refusal))
             self._end_if_done(slide)
 
     def _flight(self, slide: Slide, blocks: tuple[int, ...], **history: Any) -> Flight:

@@ -20,7 +20,7 @@ from scipy import ndimage as ndi
 from tilenet.decide import ObjectRule, depth_of
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
-from tilenet.separation import REACH, Indices, Labels, first_places, separate
+from tilenet.separation import REACH, Indices, Labels, first_indices, separate
 
 Array = NDArray[Any]
 # How far beyond a part to read at first, in pixels, by number of axes: more than most objects are wide. Components that
@@ -284,7 +284,7 @@ class _Window:
 
 def _first_pixels(labels: Labels, box: Box, shape: Sequence[int]) -> Indices:
     """Return, for each label from 1 on, the index of its first pixel in the flattened image."""
-    places = np.unravel_index(first_places(labels, int(labels.max(initial=0))), labels.shape)
+    places = np.unravel_index(first_indices(labels, int(labels.max(initial=0))), labels.shape)
     inside = tuple(place + start for place, start in zip(places, box.start, strict=True))
     return np.ravel_multi_index(inside, tuple(shape)).astype(np.int64)
 

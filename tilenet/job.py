@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import tilenet
-from tilenet import machine, predict, scaling, tissue
+from tilenet import machine, predict, tissue
 from tilenet.address import absolute
 from tilenet.ahead import batches_ahead
 from tilenet.bands import Demand
@@ -34,7 +34,7 @@ from tilenet.probe import Answer, difference
 from tilenet.readers.image import READERS, Image
 from tilenet.resolution import Resolution
 from tilenet.runner import BEHIND, Predictor
-from tilenet.scaling import Scaling
+from tilenet.scaling import Scaling, resolve
 from tilenet.store import Layout
 from tilenet.tissue import Search, Tissue
 
@@ -50,7 +50,7 @@ RESIDENT = 320_000_000
 # the untransformed ones).
 COPIES = {"plain": 3, "fast": 6}
 # Most characters of a value that an error message quotes.
-SAID = 60
+LONGEST_QUOTE = 60
 # Messages for the user before a run starts; the command line prints them.
 LOG = logging.getLogger("tilenet")
 
@@ -82,7 +82,7 @@ class Job:
     device : str
         The device to compute on, such as ``cuda:1``; the record has only its type.
     record : dict
-        The run record: everything that decides the bytes, except the numbers of the scaling.
+        The run record: everything that decides the bytes, except the resolved scaling.
     resolution : Resolution
         Which pixels the network sees, and why.
     search : Search
@@ -120,10 +120,10 @@ class Job:
         if self.owns_image:
             self.image.close()
 
-    def predictor(self, numbers: Scaling) -> Predictor:
+    def predictor(self, scaling: Scaling) -> Predictor:
         """Return the predictor, which turns raw pixels into logits."""
         if not predict.is_network(self.network):
-            return ScaledPredictor(self.network, self.footprint, numbers)
+            return ScaledPredictor(self.network, self.footprint, scaling)
         device = machine.find_device(self.device)
         kind = HostPredictor if device.type == "cpu" else DevicePredictor
         return kind(
@@ -132,29 +132,29 @@ class Job:
             device=device,
             precision=self.record["precision"],
             engine=self.record["engine"],
-            scaling=numbers,
+            scaling=scaling,
         )
 
-    def numbers(self) -> Scaling:
+    def resolve_scaling(self) -> Scaling:
         """Return the intensity scaling of the whole image; reads pixels for percentiles."""
-        return scaling.resolve(self.record["scaling"], self.image)
+        return resolve(self.record["scaling"], self.image)
 
     @cached_property
     def tissue(self) -> Tissue | None:
         """Where a new run finds tissue, None if it does not use tissue; may read a coarse level of the image."""
         found = self.search.run()
         if found is not None:
-            loudness, said = tissue.remark(found, self.plan)
-            LOG.log(loudness, "%s: tissue %s", self.image.name, said)
+            loudness, message = tissue.remark(found, self.plan)
+            LOG.log(loudness, "%s: tissue %s", self.image.name, message)
         return found
 
     def described(self) -> tuple[Layout, dict[str, Any], Scaling]:
         """Return layout, info and scaling of a new output; reads pixels for tissue and for percentiles."""
-        numbers, found = self.numbers(), self.tissue
+        scaling, found = self.resolve_scaling(), self.tissue
         if found is None:
-            return self.layout, self.info(numbers), numbers
+            return self.layout, self.info(scaling), scaling
         layout = replace(self.layout, tissue=found.map.to_json())
-        return layout, self.info(numbers) | {"tissue": found.to_json(self.plan)}, numbers
+        return layout, self.info(scaling) | {"tissue": found.to_json(self.plan)}, scaling
 
     @property
     def layout(self) -> Layout:
@@ -213,7 +213,7 @@ class Job:
         }
         return sum(sizes[name] for name in self.decision.arrays)
 
-    def info(self, numbers: Scaling) -> dict[str, Any]:
+    def info(self, scaling: Scaling) -> dict[str, Any]:
         """Return what the output records about how it was made."""
         return {
             "version": tilenet.__version__,
@@ -225,7 +225,7 @@ class Job:
             },
             "card": self.card.to_dict(),
             "record": self.record,
-            "scaling": numbers.to_json(),
+            "scaling": scaling.to_json(),
             "computed": predict.library_versions(self.record["engine"], self.device),
         }
 
@@ -296,7 +296,7 @@ def _said(value: Any) -> str:
     """
     if not isinstance(value, Mapping):
         text = "not given" if value in (None, "") else str(value)
-        return text if len(text) <= SAID else f"{text[:SAID]}..."
+        return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
     more = ", ".join(f"{k} {str(v)[:12] if k == 'sha256' else v}" for k, v in value.items() if k != "method")
     method = str(value.get("method", ""))
     return f"{method} ({more})" if method and more else method or more or "nothing"

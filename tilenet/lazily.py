@@ -104,7 +104,7 @@ def lazy(
         )
     job = settle(image, model, Options(**settings, output=output, batch=1), footprint=footprint)
     try:
-        tiles = Tiles(_portable(job, model), job.numbers(), uuid4().hex)
+        tiles = Tiles(_portable(job, model), job.resolve_scaling(), uuid4().hex)
     except BaseException:
         job.close()
         raise

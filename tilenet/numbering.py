@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 DEPTHS, PLACES = "depths.zarr", "places.zarr"
 # Key in a mask's info: a checksum of the first pixels of all objects, which identifies the numbering.
 FIRSTS = "first pixels sha256"
-# Largest and smallest side, in pixels, of the parts of a block that are labelled at once, by number of axes.
-PARTS = {2: (2048, 256), 3: (192, 48)}
+# Largest and smallest side, in pixels, of the pieces of a block that are labelled at once, by number of axes.
+PIECES = {2: (2048, 256), 3: (192, 48)}
 # Part of the memory that large components kept for the next blocks may take.
 KEPT = 0.25
 
@@ -93,13 +93,13 @@ def store_objects(
             # A repair repeats the first two steps as they were for this mask, also where options are left out now.
             wanted = _as_recorded(wanted, store)
         if store is None or next(store.pending(), None) is not None:
-            depths, report = _depths(making / DEPTHS, wanted, client, _half(progress, 0), resume=resume)
+            depths, report = _fill_depths(making / DEPTHS, wanted, client, _half(progress, 0), resume=resume)
             started = perf_counter()
             with holding(depths.path):
-                places = _places(making / PLACES, depths, wanted, client, _half(progress, 1))
-                firsts = _firsts(depths, places)
+                places = _fill_places(making / PLACES, depths, wanted, client, _half(progress, 1))
+                firsts = _first_places(depths, places)
                 store = store or _create(out, wanted, depths, firsts, overwrite=overwrite)
-                _number(store, places, firsts)
+                _write_numbers(store, places, firsts)
             report.objects = perf_counter() - started
         # Before the mask is marked complete: a complete mask is skipped, so what is left here would stay.
         _remove(making)
@@ -181,7 +181,7 @@ def _as_recorded(wanted: Wanted, store: Store) -> Wanted:
     return replace(wanted, options=options.or_recorded(record))
 
 
-def _depths(
+def _fill_depths(
     path: Path, wanted: Wanted, client: Client | None, progress: Progress | None, *, resume: bool
 ) -> tuple[Mask, Report]:
     """Complete the store of the first step, and return it with the report of the network's run."""
@@ -190,12 +190,11 @@ def _depths(
             f"{path.parent}: is a symbolic link, and intermediate results would be written there. Remove it"
         )
     wanted = replace(wanted, target=None)
-    store, job, numbers = open_store(path, wanted, resume=resume)
-    report = fill(store, job, numbers, wanted, client=client, progress=progress)
+    report = fill(*open_store(path, wanted, resume=resume), wanted, client=client, progress=progress)
     return open_mask(path), report
 
 
-def _places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, progress: Progress | None) -> Mask:
+def _fill_places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, progress: Progress | None) -> Mask:
     """Complete the store of the second step, and return it."""
     # The sealed journal has the checksums of all files: places that were found in other depths are not used.
     info = depths.info | {"depths": sha256((depths.path / OWN / MERGED).read_bytes()).hexdigest()}
@@ -207,9 +206,9 @@ def _places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, pro
     try:
         memory, pending = wanted.options.memory or DEFAULT_MEMORY, list(store.pending())
         box, dtype, recents = store.layout.box, store.layout.mask_dtype, dict[tuple[int, ...], Recent]()
-        parts = (Part(depths.path, box(0, index), memory, dtype, recents) for index in pending)
+        tasks = (PlacesTask(depths.path, box(0, index), memory, dtype, recents) for index in pending)
         done, total = depths.size - sum(box(0, index).size for index in pending), depths.size
-        for index, places in zip(pending, map_in_order(client, Part.places, parts), strict=True):
+        for index, places in zip(pending, map_in_order(client, PlacesTask.places, tasks), strict=True):
             store.write(index, {"mask": places})
             done += places.size
             if progress:
@@ -221,7 +220,7 @@ def _places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, pro
 
 
 @dataclass(frozen=True)
-class Part:
+class PlacesTask:
     """The task of finding the objects of one block, as it is sent to a worker.
 
     Attributes
@@ -270,10 +269,10 @@ class Part:
                 recent=self.recents.setdefault(plane, Recent()),
                 name=depths.info["image"]["path"],
             )
-            for part in _parts(block, self.memory):
-                labels, firsts = find(part)
-                numbers = np.where(firsts < 0, 0, firsts + 1 + before).astype(self.dtype)
-                places[(*at, *part.relative_to(block.start).slices)] = numbers[labels]
+            for piece in _pieces(block, self.memory):
+                labels, firsts = find(piece)
+                place_of_label = np.where(firsts < 0, 0, firsts + 1 + before).astype(self.dtype)
+                places[(*at, *piece.relative_to(block.start).slices)] = place_of_label[labels]
             if sum(recent.n_bytes for recent in self.recents.values()) > KEPT * self.memory:
                 del self.recents[plane]
         return places
@@ -295,16 +294,16 @@ def _view(depths: Mask, outer: tuple[int, ...], box: Box) -> View:
     return View(foreground, np.asarray(depths.probabilities[with_class], np.float32))
 
 
-def _parts(block: Box, memory: int) -> Iterator[Box]:
-    """Yield the parts of a block that are labelled at once, small enough for half the memory if possible."""
-    side, least = PARTS[block.ndim]
+def _pieces(block: Box, memory: int) -> Iterator[Box]:
+    """Yield the pieces of a block that are labelled at once, small enough for half the memory if possible."""
+    side, least = PIECES[block.ndim]
     while side > least and (side + 2 * MARGIN[block.ndim]) ** block.ndim * BYTES_PER_PIXEL > memory // 2:
         side //= 2
     corners = product(*(range(a, b, side) for a, b in zip(block.start, block.stop, strict=True)))
     yield from (Box(corner, tuple(a + side for a in corner)) & block for corner in corners)
 
 
-def _firsts(depths: Mask, places: Mask) -> NDArray[np.uint64]:
+def _first_places(depths: Mask, places: Mask) -> NDArray[np.uint64]:
     """Return the places of all objects, sorted; log how many foreground pixels belong to no object."""
     firsts, foreground, kept = [np.zeros(0, np.uint64)], 0, 0
     for index in range(places.layout.n_blocks(0)):
@@ -335,7 +334,7 @@ def _checksum(firsts: NDArray[np.uint64]) -> str:
     return sha256(firsts.tobytes()).hexdigest()
 
 
-def _number(store: Store, places: Mask, firsts: NDArray[np.uint64]) -> None:
+def _write_numbers(store: Store, places: Mask, firsts: NDArray[np.uint64]) -> None:
     """Write the blocks that a store still lacks."""
     if store.info[FIRSTS] != _checksum(firsts):
         raise OutputMismatch(

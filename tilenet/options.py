@@ -59,13 +59,13 @@ class Options:
     def __post_init__(self) -> None:
         """Convert numbers and sequences of any kind to plain Python ones; refuse values that no run accepts."""
         for option in fields(self):
-            if isinstance(said := getattr(self, option.name), str) and not said:
+            if isinstance(value := getattr(self, option.name), str) and not value:
                 raise SettingsError(f"{option.name} is empty. Give a value, or leave it out")
         put = partial(object.__setattr__, self)  # the class is frozen
         for name in ("tile", "block", "channels"):
             put(name, _plain(getattr(self, name), name, texts=name == "channels"))
-        if isinstance(said := self.channels, int | str):
-            put("channels", parse_channels(said) if isinstance(said, str) else (said,))
+        if isinstance(value := self.channels, int | str):
+            put("channels", parse_channels(value) if isinstance(value, str) else (value,))
         if isinstance(self.memory, str):
             put("memory", parse_bytes(self.memory))
         for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", 1)):
@@ -73,10 +73,10 @@ class Options:
         if self.threads is not None and self.threads > MOST_THREADS:
             raise SettingsError(f"threads {self.threads}: give {MOST_THREADS} at most")
         for name, kind, what in KINDS:
-            said = getattr(self, name)
-            # `said != said` is true for NaN only.
-            if said is not None and (not isinstance(said, kind) or isinstance(said, bool) or said != said):
-                raise SettingsError(f"{name} {said!r}: give {what}")
+            value = getattr(self, name)
+            # `value != value` is true for NaN only.
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value != value):
+                raise SettingsError(f"{name} {value!r}: give {what}")
         if isinstance(self.scaling, str):
             put("scaling", parse_rule(self.scaling))
         if self.scaling is not None and not isinstance(self.scaling, Mapping):

@@ -94,19 +94,19 @@ def create_store(
     """Create a store, with the lease of the whole or of one share of it."""
     job = wanted.settle()
     try:
-        layout, info, numbers = job.described()
-        return Store.create(out, layout, info, overwrite=overwrite, share=share), job, numbers
+        layout, info, scaling = job.described()
+        return Store.create(out, layout, info, overwrite=overwrite, share=share), job, scaling
     except BaseException:
         job.close()
         raise
 
 
 def fill(
-    store: Store, job: Job, numbers: Scaling, wanted: Wanted, *, client: Any, progress: Progress | None = None
+    store: Store, job: Job, scaling: Scaling, wanted: Wanted, *, client: Any, progress: Progress | None = None
 ) -> Report:
     """Fill and finish a store, in this process or on the workers of a cluster; closes store and job in any case."""
     if client is None:
-        return fill_store(store, job, numbers, progress=progress)
+        return fill_store(store, job, scaling, progress=progress)
     return distributed.fill_by_workers(store, job, client, wanted, progress=progress)
 
 

@@ -76,10 +76,10 @@ class Scaling:
         }
 
     @classmethod
-    def from_json(cls, numbers: Mapping[str, Any]) -> Scaling:
+    def from_json(cls, recorded: Mapping[str, Any]) -> Scaling:
         """Return the scaling that a run record states."""
-        clip = tuple(numbers["clip"]) if numbers["clip"] else None
-        return cls(tuple(numbers["subtract"]), tuple(numbers["divide"]), clip)
+        clip = tuple(recorded["clip"]) if recorded["clip"] else None
+        return cls(tuple(recorded["subtract"]), tuple(recorded["divide"]), clip)
 
 
 def needs_float64(dtype: np.dtype[Any]) -> bool:
@@ -123,19 +123,19 @@ def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
     try:
         if unknown := set(rule) - {"method", *KEYS.get(rule.get("method", ""), rule)}:
             raise ValueError(f"it knows no {min(map(str, unknown))}")
-        numbers = _resolved(rule, image)
-        used = [*numbers.subtract, *numbers.divide, *(numbers.clip or (0, 1))]
-        low, high = numbers.clip or (0, 1)
-        if 0 in numbers.divide:
+        scaling = _resolved(rule, image)
+        used = [*scaling.subtract, *scaling.divide, *(scaling.clip or (0, 1))]
+        low, high = scaling.clip or (0, 1)
+        if 0 in scaling.divide:
             raise SettingsError("a scaling cannot divide by 0. Give another (--scaling)")
         if not low < high or not all(map(isfinite, used)):
-            raise ValueError(f"it would be {numbers.to_json()}")
-        if not {len(numbers.subtract), len(numbers.divide)} <= {1, image.n_channels}:
+            raise ValueError(f"it would be {scaling.to_json()}")
+        if not {len(scaling.subtract), len(scaling.divide)} <= {1, image.n_channels}:
             raise ValueError(f"it has numbers for other than {image.n_channels} channels")
-        if rule.get("method") == "linear" and not _is_finite(numbers, image):
+        if rule.get("method") == "linear" and not _is_finite(scaling, image):
             raise SettingsError(
-                f"{image.name}: its pixels ({image.dtype}) minus {_said(numbers.subtract)}, divided by "
-                f"{_said(numbers.divide)}, are not finite numbers. Give another scaling (--scaling)"
+                f"{image.name}: its pixels ({image.dtype}) minus {_said(scaling.subtract)}, divided by "
+                f"{_said(scaling.divide)}, are not finite numbers. Give another scaling (--scaling)"
             )
     except TilenetError:
         raise
@@ -144,15 +144,15 @@ def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
         raise ModelError(
             f"scaling {str(dict(rule))[:100]} cannot be used ({said}). Give another (--scaling)"
         ) from error
-    return numbers
+    return scaling
 
 
-def _is_finite(numbers: Scaling, image: Image) -> bool:
+def _is_finite(scaling: Scaling, image: Image) -> bool:
     """Return whether the least and the largest pixel of an image's type, or of floats 0 and 1, are finite if scaled."""
     ends = np.iinfo(image.dtype) if image.dtype.kind in "iu" else None
     pixels = np.array([0, ends.min, ends.max] if ends else [0, 1], image.dtype)
     with np.errstate(all="ignore"):
-        return bool(np.isfinite(numbers.apply(np.tile(pixels, (image.n_channels, 1)))).all())
+        return bool(np.isfinite(scaling.apply(np.tile(pixels, (image.n_channels, 1)))).all())
 
 
 def _said(values: Sequence[float]) -> str:

@@ -44,9 +44,9 @@ def separate(components: Labels, depth: Depths | None, rule: ObjectRule) -> Labe
     large[0] = False
     labels = np.where(large[components], components, 0)
     smooth = _smoothed(labels, depth)
-    places, n = ndi.find_objects(labels), len(large)
+    slices, n = ndi.find_objects(labels), len(large)
     for label in _with_several_seeds(labels, smooth, rule.prominence):
-        at = places[label - 1]
+        at = slices[label - 1]
         own = labels[at] == label
         seeds, count = _seeds(smooth[at] * own, rule.prominence)
         if count > 1:
@@ -82,17 +82,17 @@ def _relative_distance(own: NDArray[np.bool_]) -> Depths:
 def _with_several_seeds(labels: Labels, smooth: Depths, prominence: float) -> list[int]:
     """Return the labels of components that may have several seeds; these few are then examined one by one."""
     maxima, n = ndi.label(local_maxima(smooth, connectivity=1))  # type: ignore[no-untyped-call]
-    places = first_places(maxima, n)
-    places = places[smooth.ravel()[places] >= prominence]  # lower ones are never seeds
-    heights = smooth.ravel()[places]
-    of, order = labels.ravel()[places], np.lexsort((heights, labels.ravel()[places]))
-    # Of each component with two maxima or more, the place of its highest in `order`; the second highest is before it.
+    peaks = first_indices(maxima, n)
+    peaks = peaks[smooth.ravel()[peaks] >= prominence]  # lower ones are never seeds
+    heights = smooth.ravel()[peaks]
+    of, order = labels.ravel()[peaks], np.lexsort((heights, labels.ravel()[peaks]))
+    # Of each component with two maxima or more, where its highest is in `order`; the second highest is before it.
     ends = np.flatnonzero(np.diff(of[order], append=0))
     ends = ends[(ends > 0) & (of[order][ends - 1] == of[order][ends])]
     # If all maxima are connected above (second highest - prominence), only the highest is a seed.
     level = np.full(int(labels.max(initial=0)) + 1, np.inf, np.float32)
     level[of[order][ends]] = heights[order][ends - 1] - np.float32(prominence)
-    cores = ndi.label(smooth > level[labels])[0].ravel()[places]
+    cores = ndi.label(smooth > level[labels])[0].ravel()[peaks]
     # The smallest and the largest core among a component's maxima; they differ if the maxima lie in several cores. A
     # maximum in core 0 is below the level: only a closer look can tell whether it is a seed.
     least, most = np.full(len(level), n + 1), np.zeros(len(level), np.int64)
@@ -125,9 +125,9 @@ def _kept(labels: Labels, depth: Depths | None, rule: ObjectRule) -> Labels:
     return numbers[labels]  # type: ignore[no-any-return]
 
 
-def first_places(labels: NDArray[Any], n: int) -> Indices:
+def first_indices(labels: NDArray[Any], n: int) -> Indices:
     """Return, for each label from 1 to n, the index of its first pixel in the flattened array."""
     flat, firsts = labels.ravel(), np.zeros(n + 1, np.int64)
-    places = np.flatnonzero(flat)[::-1]
-    firsts[flat[places]] = places  # of several values for one place, NumPy keeps the last
+    foreground = np.flatnonzero(flat)[::-1]
+    firsts[flat[foreground]] = foreground  # of several values for one label, NumPy keeps the last
     return firsts[1:]

@@ -76,7 +76,7 @@ class Wanted:
             If the output does not say how it was made, or was made with other settings.
         """
         check_info(info, name)
-        options, numbers = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
+        options, scaling = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
         refuse = refuse or partial(refuse_contradiction, anew=self.anew)
         try:
             job = settle(self.image, self.model, options, footprint=self.footprint)
@@ -86,11 +86,11 @@ class Wanted:
             self._refuse_another_device(info, name, options.device)
             raise
         try:
-            refuse(info, job.info(numbers), name)
+            refuse(info, job.info(scaling), name)
         except BaseException:
             job.close()
             raise
-        return job, numbers
+        return job, scaling
 
     def _refuse_another_image(self, info: Mapping[str, Any], name: str | Path) -> None:
         """Raise `OutputMismatch` if the recorded options do not fit because the image is another one."""
@@ -195,20 +195,20 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
     card = card.completed(answer.outputs)
     for said in remarks(card, answer):
         LOG.warning("%s: %s", card.name, said)
-    means = _means_of(network, options, seen.image.n_channels)
+    backend = _backend_of(network, options, seen.image.n_channels)
     part = find_roi(options.roi, seen.image.box_shape, name=seen.image.name)
-    plan = _plan(part, footprint, options, means.demand)
+    plan = _plan(part, footprint, options, backend.demand)
     decision = _decision(card, options)
     search = tissue.search(options.tissue, seen.whole, channels=seen.channels, footprint=footprint)
     if search.rule and "logits" in decision.arrays:
         raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
     record = {
-        **_asked(options, seen.image, plan),
+        **_chosen_options(options, seen.image, plan),
         **seen.to_record(),
         "roi": roi_to_json(part, options.roi),
-        "device": means.device.type,
-        "precision": means.precision,
-        "engine": means.engine,
+        "device": backend.device.type,
+        "precision": backend.precision,
+        "engine": backend.engine,
         "tissue": search.rule,
         "scaling": dict(options.scaling or card.scaling),
         "threshold": decision.threshold if len(card.classes) == 1 else None,
@@ -222,9 +222,9 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
         plan=plan,
         decision=decision,
         footprint=footprint,
-        demand=means.demand,
+        demand=backend.demand,
         answer=answer,
-        device=str(means.device),
+        device=str(backend.device),
         record=record,
         resolution=seen.resolution,
         search=search,
@@ -232,7 +232,7 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
     )
 
 
-class _Means(NamedTuple):
+class _Backend(NamedTuple):
     """Device, precision and engine of a network, and the memory that a forward pass needs."""
 
     device: Any
@@ -241,14 +241,14 @@ class _Means(NamedTuple):
     demand: Demand
 
 
-def _means_of(network: Any, options: Options, n_channels: int) -> _Means:
+def _backend_of(network: Any, options: Options, n_channels: int) -> _Backend:
     device = machine.find_device(_device_of(network, options))
     precision = predict.find_precision(options.precision or "auto", network)
     if (precision, device.type) == ("fp64", "mps"):
         raise SettingsError("precision fp64: not on mps. Use --device cpu, or --precision fp32")
     engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
     demand = predict.demand_of(network, precision, n_channels, engine=engine, device=device.type)
-    return _Means(device, precision, engine, demand)
+    return _Backend(device, precision, engine, demand)
 
 
 def _find_model(model: Any) -> _Model:
@@ -315,7 +315,7 @@ def _least_depth(options: Options, decision: Decision) -> float | None:
     return float(rule.least_depth)
 
 
-def _asked(options: Options, image: Image, plan: Plan) -> dict[str, Any]:
+def _chosen_options(options: Options, image: Image, plan: Plan) -> dict[str, Any]:
     """Return the caller's options for the run record, with the chosen values for options that were not given."""
     return {
         "axes": image.axes,

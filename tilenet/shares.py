@@ -105,13 +105,13 @@ def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | 
         If some blocks could not be computed; the share stays resumable.
     """
     share = checked_share(share)
-    store, job, numbers = _open_share(out, wanted, share)
+    store, job, scaling = _open_share(out, wanted, share)
     try:
         sink = ShareSink(store, blocks_of_share(share, store.layout.n_blocks(0)))
         tissue = store.layout.tissue_map
         report = Report()
         if not store.complete:
-            report = run_job(job, numbers, sink, tissue=tissue, progress=progress, blocks=sink.blocks)
+            report = run_job(job, scaling, sink, tissue=tissue, progress=progress, blocks=sink.blocks)
         raise_if_failed(report, job)
     finally:
         store.close()

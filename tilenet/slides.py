@@ -192,9 +192,9 @@ def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Fut
 def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
     """Compute the blocks of each image in this process."""
     for slide in slides:
-        numbers = Scaling.from_json(slide.store.info["scaling"])
+        scaling = Scaling.from_json(slide.store.info["scaling"])
         try:
-            slide.report = run_job(slide.job, numbers, slide.store, tissue=slide.store.layout.tissue_map)
+            slide.report = run_job(slide.job, scaling, slide.store, tissue=slide.store.layout.tissue_map)
         except Exception as error:
             slide.error = error
         yield slide

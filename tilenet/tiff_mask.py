@@ -112,14 +112,14 @@ class TiffMask(AnyMask):
 
     def check(self) -> list[str]:
         """Return the first damage, if any; decodes every tile, which verifies the tile's checksum (Adler-32)."""
-        for level, coarse in enumerate(self.levels):
-            for box in tile_boxes(coarse.shape):
+        for level, current in enumerate(self.levels):
+            for box in tile_boxes(current.shape):
                 try:
-                    pixels = coarse.read(box)
-                    finer = _halved(self.levels[level - 1], box) if level else pixels
+                    pixels = current.read(box)
+                    expected = _halved(self.levels[level - 1], box) if level else pixels
                 except ImageError as error:
                     return [str(error)]
-                if not np.array_equal(pixels, finer):
+                if not np.array_equal(pixels, expected):
                     return [f"level {level} at {box} is not every second pixel of the finer level"]
         return []
 

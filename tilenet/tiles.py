@@ -35,7 +35,7 @@ from tilenet.unet import UNet, is_as_built
 # How many arrays made by other processes a process keeps open between tasks.
 KEPT = 4
 
-_making, _passing = RLock(), Lock()
+_building, _one_pass_at_a_time = RLock(), Lock()
 _predictors: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _unpickled: OrderedDict[str, Tiles] = OrderedDict()
 
@@ -62,7 +62,7 @@ class Tiles:
     ----------
     job : Job
         The job; its network may be `Weights`.
-    numbers : Scaling
+    scaling : Scaling
         Intensity scaling of the whole image.
     token : str
         Unique to this array.
@@ -73,14 +73,14 @@ class Tiles:
         Those of the result, including the class axis.
     """
 
-    def __init__(self, job: Job, numbers: Scaling, token: str) -> None:
-        self.token, self._job, self._numbers = token, job, numbers
+    def __init__(self, job: Job, scaling: Scaling, token: str) -> None:
+        self.token, self._job, self._scaling = token, job, scaling
         self._class_axis = None if job.decision.arrays == ("mask",) else int(job.image.box_axes.startswith("t"))
         self.shape = self.with_classes(job.plan.shape, len(job.card.classes))
         self.ndim = len(self.shape)
         by_name = is_address(job.image.name) or Path(job.image.name).exists()
         self._identity = job.image.identity() if by_name else None
-        self._key = _key(job, numbers, token)
+        self._key = _key(job, scaling, token)
         self._predictor: Predictor | None = None
         self._pickled: bytes | None = None
         self.dtype = np.dtype(self._dtype())
@@ -99,7 +99,7 @@ class Tiles:
     def __getitem__(self, index: tuple[Any, ...]) -> NDArray[Any]:
         """Return the values selected by an integer, a slice or a list of integers along each axis."""
         # An integer drops its axis from the result, as in NumPy.
-        numbers = tuple(0 if isinstance(i, Integral) else slice(None) for i in index)
+        drop_axes = tuple(0 if isinstance(i, Integral) else slice(None) for i in index)
         wanted = [picked(i, n) for i, n in zip(index, self.shape, strict=True)]
         out = np.empty([len(w) for w in wanted], self.dtype)
         # The class axis comes first, as in the values of a tile; a mask has one class.
@@ -110,7 +110,7 @@ class Tiles:
             values = self._tile(tuple(c.corner for c in cut))  # (K, *write)
             place = (slice(None), *(c.place for c in cut))
             classes_first[place] = values[np.ix_(classes, *(c.part for c in cut))]
-        return out[numbers]
+        return out[drop_axes]
 
     def _tile(self, corner: tuple[int, ...]) -> NDArray[Any]:
         """Compute the values (K, *write) of the tile whose first pixel is `corner`; K is 1 for a mask."""
@@ -118,9 +118,9 @@ class Tiles:
         tile, ndim = tile_of(plan.footprint, cell_box(corner, plan.tile, plan.shape)), job.footprint.ndim
         try:
             pixels = job.image.read(tile.read)
-            predictor = self._found_predictor()
+            predictor = self._shared_predictor()
             # One forward pass at a time: PyTorch has threads of its own, and the memory is planned for one pass.
-            with _passing, machine.threads(job.record["threads"]):
+            with _one_pass_at_a_time, machine.threads(job.record["threads"]):
                 logits = predictor(pixels.reshape(1, len(pixels), *pixels.shape[-ndim:]))[0]
             (values,) = job.decision(cropped_logits(tile, logits, ndim)).values()
         except TilenetError:
@@ -130,19 +130,19 @@ class Tiles:
             raise BlocksFailed(f"{where}: {first_line(error)}. Fix the image or the model") from error
         return values.reshape(-1, *tile.write.shape)
 
-    def _found_predictor(self) -> Predictor:
+    def _shared_predictor(self) -> Predictor:
         """Return the predictor that this process shares among arrays of the same network and settings."""
-        with _making:
+        with _building:
             if self._predictor is None:
                 self._predictor = _predictors.get(self._key)
             if self._predictor is None:
-                self._predictor = _predictors[self._key] = self._made_predictor()
+                self._predictor = _predictors[self._key] = self._new_predictor()
             return self._predictor
 
-    def _made_predictor(self) -> Predictor:
+    def _new_predictor(self) -> Predictor:
         network = self._job.network
         job = replace(self._job, network=network.load()) if isinstance(network, Weights) else self._job
-        return job.predictor(self._numbers)
+        return job.predictor(self._scaling)
 
     def _dtype(self) -> DTypeLike:
         job = self._job
@@ -153,14 +153,14 @@ class Tiles:
         if isinstance(job.network, Weights) or predict.is_network(job.network):
             return np.float64 if job.record["precision"] == "fp64" else np.float32
         smallest = (a.legal_at_least(a.smallest) for a in job.footprint.axes)
-        return self._found_predictor()(np.zeros((1, job.image.n_channels, *smallest), job.image.dtype)).dtype
+        return self._shared_predictor()(np.zeros((1, job.image.n_channels, *smallest), job.image.dtype)).dtype
 
     def __reduce__(self) -> tuple[Any, ...]:
         import cloudpickle
 
-        with _making:
+        with _building:
             if self._pickled is None:
-                self._pickled = cloudpickle.dumps((self._job, self._numbers, self._identity))
+                self._pickled = cloudpickle.dumps((self._job, self._scaling, self._identity))
         return _unpickle, (self.token, self._pickled)
 
 
@@ -168,10 +168,10 @@ def _unpickle(token: str, pickled: bytes) -> Tiles:
     """Return this process's only `Tiles` of a token, so that the image is opened once, not for each task."""
     import cloudpickle
 
-    with _making:
+    with _building:
         if token not in _unpickled:
-            job, numbers, identity = cloudpickle.loads(pickled)
-            tiles = _unpickled[token] = Tiles(job, numbers, token)
+            job, scaling, identity = cloudpickle.loads(pickled)
+            tiles = _unpickled[token] = Tiles(job, scaling, token)
             weakref.finalize(tiles, job.image.close)
             tiles._pickled = pickled
             if tiles._identity != identity:
@@ -200,14 +200,14 @@ def picked(index: Any, length: int) -> NDArray[np.intp]:
     return np.where(found < 0, found + length, found).astype(np.intp)
 
 
-def _key(job: Job, numbers: Scaling, token: str) -> str:
+def _key(job: Job, scaling: Scaling, token: str) -> str:
     """Return a key of all that decides a predictor's logits; a network of unknown code is identified by the token."""
     network = job.network
     if isinstance(network, Weights):
         weights: Any = [network.sha256, job.card.architecture]
     else:
         weights = [fingerprint(network), network.options] if is_as_built(network) else token
-    how = [job.device, job.record["precision"], job.record["engine"], numbers.to_json(), repr(job.footprint)]
+    how = [job.device, job.record["precision"], job.record["engine"], scaling.to_json(), repr(job.footprint)]
     return json.dumps([weights, how])
 
 

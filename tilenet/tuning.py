@@ -107,7 +107,7 @@ def tune(
 class _Search:
     def __init__(self, job: Job, options: Options, *, deadline: float, clock: Callable[[], float]) -> None:
         self._job, self._options, self._clock, self._deadline = job, options, clock, deadline
-        self._numbers, self._ndim = job.numbers(), job.footprint.ndim
+        self._scaling, self._ndim = job.resolve_scaling(), job.footprint.ndim
         self._memory = DEFAULT_MEMORY if options.memory is None else options.memory
         self.trials: list[Trial] = []
         self.left_out = 0
@@ -173,7 +173,7 @@ class _Search:
         tiles = _middle_batch(job)
         read = [job.image.read(tile.read) for tile in tiles]
         batch = np.stack([pixels.reshape(len(pixels), *pixels.shape[-self._ndim :]) for pixels in read])
-        one = deciding(job.predictor(self._numbers))
+        one = deciding(job.predictor(self._scaling))
         taken = []
         with machine.threads(setting.threads):
             for _ in range(PASSES):

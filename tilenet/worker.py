@@ -58,7 +58,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BlockResult:
     """The result of one block.
 
     Attributes
@@ -77,26 +77,26 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The result of a flight, and why some of its blocks have no outcome.
+class FlightResult:
+    """The result of a flight, and why some of its blocks have no result.
 
     If neither `refusal`, `death` nor `fault` says why, the flight's time was up.
 
     Attributes
     ----------
-    outcomes : dict of int to Outcome
-        The outcome of each block that was finished.
+    done : dict of int to BlockResult
+        The result of each block that was finished.
     worker : str
-        Address of the worker that answers.
+        Address of the worker that computed them.
     refusal : str
         Why this worker cannot go on; another worker might.
     death : bool
-        Whether a worker died while it computed the first block without an outcome.
+        Whether a worker died while it computed the first block without a result.
     fault : TilenetError or None
         An error that ends the whole run.
     """
 
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    done: dict[int, BlockResult] = field(default_factory=dict)
     worker: str = ""
     refusal: str = ""
     death: bool = False
@@ -121,19 +121,19 @@ class Opened:
         job, scaling = self._settled
         return job.predictor(scaling)
 
-    def recall(self, flight: str, blocks: Iterable[int]) -> dict[int, Outcome] | None:
-        """Mark a flight as begun; if a worker began it before, return the outcomes it wrote, else None."""
+    def begin(self, flight: str, blocks: Iterable[int]) -> dict[int, BlockResult] | None:
+        """Mark a flight as begun; if a worker began it before, return the results it wrote, else None."""
         if (lines := self.store.begin(flight, blocks)) is None:
             return None
         sizes = {index: self.store.layout.box(0, index).size for index in lines}
-        return {index: Outcome(line, Report(blocks=1, pixels=sizes[index])) for index, line in lines.items()}
+        return {index: BlockResult(line, Report(blocks=1, pixels=sizes[index])) for index, line in lines.items()}
 
-    def compute(self, index: int) -> Outcome:
+    def compute(self, index: int) -> BlockResult:
         """Compute and write one block."""
         (job, _), sink = self._settled, OneBlock(self.store, index)
         with machine.threads(job.record["threads"]):
             report = run(job.plan, job.image, self._predictor, decide=job.decision, sink=sink)
-        return Outcome(sink.line, report, failure=report.failures.get(index, ""))
+        return BlockResult(sink.line, report, failure=report.failures.get(index, ""))
 
     def close(self) -> None:
         """Close store and image."""
@@ -163,8 +163,8 @@ _opened: OrderedDict[tuple[str, str], Opened] = OrderedDict()
 _one_block_at_a_time = threading.Lock()
 
 
-def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: float) -> Answer:
-    """Compute blocks of a task in this process, one after the other; errors are returned in the `Answer`.
+def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: float) -> FlightResult:
+    """Compute blocks of a task in this process, one after the other; errors are returned in the `FlightResult`.
 
     Parameters
     ----------
@@ -176,24 +176,24 @@ def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: f
     seconds : float
         Time limit after which no further block is begun.
     """
-    outcomes: dict[int, Outcome] = {}
+    done: dict[int, BlockResult] = {}
     with _one_block_at_a_time:
         try:
             opened, until = _open(task), monotonic() + seconds
-            if (found := opened.recall(flight, blocks)) is not None:
-                return Answer(found, death=True)
+            if (found := opened.begin(flight, blocks)) is not None:
+                return FlightResult(found, death=True)
             for index in blocks:
-                outcomes[index] = opened.compute(index)
+                done[index] = opened.compute(index)
                 if monotonic() > until:
                     break
         except (EnvironmentFault, OutputLocked) as error:
-            return Answer(outcomes, fault=error)
+            return FlightResult(done, fault=error)
         except MemoryError:
             reason = "out of memory. Give workers more, or use a smaller --tile"
-            return Answer(outcomes, refusal=f"{socket.gethostname()}: {reason}")
+            return FlightResult(done, refusal=f"{socket.gethostname()}: {reason}")
         except Exception as error:  # of any kind: another worker may succeed
-            return Answer(outcomes, refusal=f"worker on {socket.gethostname()}: {first_line(error)}")
-    return Answer(outcomes)
+            return FlightResult(done, refusal=f"worker on {socket.gethostname()}: {first_line(error)}")
+    return FlightResult(done)
 
 
 def load(device: str | None) -> None:
