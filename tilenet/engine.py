@@ -19,6 +19,7 @@ What the steps (`tilenet/steps.py`, channels last) do, and why it pays, measured
 - The list of steps is flat, so that each tensor is freed as soon as the next one exists.
 
 Before its first use, a fast path is compared with the plain network, and dropped if it differs by more than rounding.
+Masks decided in the last convolution are compared with the logits.
 """
 
 from __future__ import annotations
