@@ -23,7 +23,7 @@ from tilenet.store import Layout, Store
 PIECE, BLOCK = 1024, 2048
 CHILD = """
 import sys, time
-from tilenet.geojson import write_geojson
+from tilenet.export.geojson import write_geojson
 started = time.process_time()
 found = write_geojson(sys.argv[1], sys.argv[2])
 seconds = time.process_time() - started

@@ -17,13 +17,13 @@ from time import process_time
 
 import numpy as np
 
-from tilenet.flights import blocks_per_flight, seconds_per_flight
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.plan import Plan
 from tilenet.sizes import plan_tiles
 from tilenet.store import Layout, Store
 from tilenet.store.journal import Written, line_of
+from tilenet.workers.flights import blocks_per_flight, seconds_per_flight
 
 SIDE = 100_000
 # A 3-D U-Net of depth 4, as `Footprint.of_unet` walks it: three poolings, 44 voxels lost on each side.

@@ -40,12 +40,12 @@ import torch
 import zarr
 
 import tilenet
-from tilenet import clusters, distributed, flights
-from tilenet.flights import Slide
 from tilenet.runner import Report
 from tilenet.store import Layout, Store
 from tilenet.store.journal import Written, line_of
-from tilenet.worker import BlockResult, FlightResult, Task
+from tilenet.workers import clusters, distributed, flights
+from tilenet.workers.flights import Slide
+from tilenet.workers.worker import BlockResult, FlightResult, Task
 
 BLOCK = 512
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import tilenet
-from tilenet.clusters import described_cluster, local_cluster
+from tilenet.workers.clusters import described_cluster, local_cluster
 
 ENDINGS = {".svs", ".ndpi", ".tif", ".tiff", ".zarr"}
 

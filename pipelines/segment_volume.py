@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import tilenet
-from tilenet.clusters import local_cluster
+from tilenet.workers.clusters import local_cluster
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tilenet.cli import main
+from tilenet.cli.main import main
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.machine import keep_freed_memory

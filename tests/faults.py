@@ -192,7 +192,7 @@ def _serve():
     from yaozarrs import v05  # noqa: F401
 
     import tilenet.checks
-    import tilenet.cli  # noqa: F401 - all loaded once, before forking
+    import tilenet.cli.main  # noqa: F401 - all loaded once, before forking
 
     torch.set_num_threads(1)
     for line in sys.stdin:
@@ -229,7 +229,7 @@ def _end_with(server):
 
 def _child(request):
     from tilenet import settling
-    from tilenet.cli import main
+    from tilenet.cli.main import main
 
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for number, ending in ((1, "out"), (2, "err")):

@@ -14,12 +14,14 @@ from stub import BAD, Bright
 from workers import Cluster, write_image
 
 import tilenet
-from tilenet import outputs, summary, worker
+from tilenet import outputs
+from tilenet.batches import summary
+from tilenet.batches.orders import read_orders
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
 from tilenet.options import Options
-from tilenet.orders import read_orders
 from tilenet.outputs import open_store
 from tilenet.settling import Wanted
+from tilenet.workers import worker
 
 TILES = {"tile": 512, "threads": 1}
 

@@ -14,7 +14,7 @@ from oracles import random_network, reference_state
 from skimage.io import imsave
 
 import tilenet
-from tilenet.cli import CLOSED_PIPE
+from tilenet.cli.main import CLOSED_PIPE
 from tilenet.sample import write_sample
 
 COMMANDS = ("segment", "plan", "info", "verify", "convert", "sample", "tune")
@@ -353,12 +353,13 @@ def test_a_reader_that_goes_away_ends_the_command_quietly():
 def test_a_pipe_that_broke_elsewhere_is_not_taken_for_a_closed_stdout():
     program = """if True:
         import sys
-        from tilenet import cli, describe
+        from tilenet import describe
+        from tilenet.cli import main
         def broken(*args, **options):
             raise BrokenPipeError(32, "Broken pipe")
         describe.describe = broken
         sys.argv = ["tilenet", "info", "x.tif"]
-        cli.main()
+        main.main()
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")

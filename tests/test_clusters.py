@@ -7,9 +7,10 @@ import subprocess
 import pytest
 from faults import wait_until
 
-from tilenet import clusters, machine
-from tilenet.clusters import described_cluster, existing_cluster, local_cluster
+from tilenet import machine
 from tilenet.errors import EnvironmentFault, SettingsError
+from tilenet.workers import clusters
+from tilenet.workers.clusters import described_cluster, existing_cluster, local_cluster
 
 DESCRIPTION = """
 type: slurm

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilenet import native
-from tilenet.compiled import (
+from tilenet.decide import Decision
+from tilenet.fast import native
+from tilenet.fast.compiled import (
     CompiledClassification,
     CompiledConvolution,
     CompiledUpsampling,
     DirectConvolution,
     composed,
 )
-from tilenet.decide import Decision
-from tilenet.native import AVX2, AVX512, find_instructions
+from tilenet.fast.native import AVX2, AVX512, find_instructions
 
 LAST = torch.channels_last
 BEST = find_instructions()

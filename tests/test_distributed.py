@@ -16,11 +16,11 @@ from stub import BAD, DEADLY, Bright
 from workers import BLOCKS, TILES, Cluster, a_slide, an_image, notes_of, opened, spoil, write_image  # noqa: F401
 
 import tilenet
-from tilenet import clusters, flights, worker
-from tilenet.distributed import check_sendable, map_in_order, work_off
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
 from tilenet.store import CoarserBlock, Store
-from tilenet.worker import FlightResult
+from tilenet.workers import clusters, flights, worker
+from tilenet.workers.distributed import check_sendable, map_in_order, work_off
+from tilenet.workers.worker import FlightResult
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from stub import Bright
 from workers import write_image
 
 import tilenet
-from tilenet import clusters
+from tilenet.workers import clusters
 
 pytestmark = pytest.mark.slow
 SIDES, BLOCKS = (2048, 2560), 20

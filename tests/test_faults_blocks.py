@@ -15,7 +15,7 @@ from faults import BLOCKS, STUB, entries, is_complete, stray, tree_hash, write_i
 import tilenet
 from tilenet import api
 from tilenet.card import ModelCard
-from tilenet.cli import main
+from tilenet.cli.main import main
 from tilenet.errors import EnvironmentFault
 from tilenet.unet import UNet
 

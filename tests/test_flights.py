@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilenet.errors import BlocksFailed, EnvironmentFault, OutputLocked
-from tilenet.flights import MOST, ROUNDS, TRIES, Queue, Slide, blocks_per_flight, seconds_per_flight
 from tilenet.runner import Report
-from tilenet.worker import BlockResult, FlightResult, Task
+from tilenet.workers.flights import MOST, ROUNDS, TRIES, Queue, Slide, blocks_per_flight, seconds_per_flight
+from tilenet.workers.worker import BlockResult, FlightResult, Task
 
 
 class Store:

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning"),
 ]
 
-from tilenet import framed, frames  # noqa: E402
+from tilenet.fast import framed, frames  # noqa: E402
 
 GRID = [
     {},
@@ -171,7 +171,7 @@ def test_it_is_for_one_generation_of_gpus_of_one_make(monkeypatch):
 
 
 def test_a_triton_that_is_too_old_is_no_reason_to_stop(hopper, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "tilenet.framed", None)  # as where an import in it fails
+    monkeypatch.setitem(sys.modules, "tilenet.fast.framed", None)  # as where an import in it fails
     with caplog.at_level(logging.WARNING, "tilenet"):
         assert accelerated(network_of()) is None
     assert "the plain one is used" in caplog.text

@@ -13,10 +13,10 @@ from stub import Bright
 from test_into import write_image
 
 import tilenet
-from tilenet import shapes
 from tilenet.errors import BlocksFailed, EnvironmentFault, OutputExists, OutputIncomplete, OutputMismatch, SettingsError
+from tilenet.export import shapes
+from tilenet.export.geojson import write_geojson
 from tilenet.footprint import Footprint
-from tilenet.geojson import write_geojson
 from tilenet.store import Layout, Store
 
 CARD = tilenet.ModelCard(

@@ -12,9 +12,9 @@ from tilenet import predict
 from tilenet.decide import Decision
 from tilenet.engine import SteppedUNet
 from tilenet.errors import BlocksFailed
+from tilenet.fast.native import find_instructions
 from tilenet.host import HostPredictor
 from tilenet.job import COPIES
-from tilenet.native import find_instructions
 from tilenet.options import Options
 from tilenet.scaling import Scaling
 from tilenet.settling import settle

@@ -79,7 +79,7 @@ def test_the_page_names_every_field_and_no_other(command, work, tilenet_command,
 
 
 def test_every_command_with_json_is_on_the_page():
-    from tilenet.cli import cli
+    from tilenet.cli.main import cli
 
     with_json = {name for name, command in cli.commands.items() if any("--json" in p.opts for p in command.params)}
     assert with_json == set(COMMANDS)

@@ -10,10 +10,10 @@ from skimage.measure import label, regionprops
 from stub import Bright, Bright3D
 
 import tilenet
-from tilenet import shapes
 from tilenet.errors import OutputExists, SettingsError
+from tilenet.export import shapes
+from tilenet.export.measures import COLUMNS, write_table
 from tilenet.footprint import Footprint
-from tilenet.measures import COLUMNS, write_table
 
 RANDOM = np.random.default_rng(0)
 # Blobs with holes, of two classes, at every border.

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from oracles import filled
 from scipy import ndimage
 
-from tilenet.outlines import Region, regions
+from tilenet.export.outlines import Region, regions
 
 CROSS = ndimage.generate_binary_structure(2, 1)
 

@@ -7,9 +7,9 @@ from oracles import random_network
 
 import tilenet
 from tilenet.card import PALETTE
-from tilenet.drawing import draw_bar
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.pictures import overlay
+from tilenet.pictures.drawing import draw_bar
+from tilenet.pictures.overlays import overlay
 from tilenet.store.tissue_map import TISSUE_COLOR
 
 

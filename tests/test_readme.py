@@ -13,8 +13,8 @@ import torch
 import zarr
 
 import tilenet
-from tilenet.cli import cli
-from tilenet.cli_output import profile_of
+from tilenet.cli.main import cli
+from tilenet.cli.output import profile_of
 from tilenet.runner import Report
 
 ROOT = Path(__file__).parent.parent

@@ -22,7 +22,7 @@ from tilenet import address
 from tilenet.errors import EnvironmentFault, ImageError, ImageNotFound, OutputError, OutputMismatch
 from tilenet.geometry import Box
 from tilenet.readers import open_image, remote
-from tilenet.worker import Task
+from tilenet.workers.worker import Task
 
 pytest.importorskip("obstore", reason='needs what reads remote images: pip install "tilenet[remote]"')
 

@@ -10,8 +10,8 @@ from test_into import write_image
 
 import tilenet
 from tilenet.errors import OutputExists
-from tilenet.geojson import write_geojson
-from tilenet.picture_files import check_picture_place, is_picture_of_ours, save
+from tilenet.export.geojson import write_geojson
+from tilenet.pictures.files import check_picture_place, is_picture_of_ours, save
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilenet.stream import PassState, Skip, joined, stacked
+from tilenet.fast.stream import PassState, Skip, joined, stacked
 
 parts = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 

@@ -16,11 +16,12 @@ from tissue_images import BLOCK, OPTIONS, SIDES, a_mask_of_ones_own, a_slide, bl
 from workers import Cluster
 
 import tilenet
-from tilenet import tissue, worker
+from tilenet import tissue
 from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
 from tilenet.geometry import Box
 from tilenet.readers.image import Image
 from tilenet.store import Store
+from tilenet.workers import worker
 
 # The promise.
 

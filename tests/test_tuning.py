@@ -9,7 +9,7 @@ import tifffile
 from oracles import random_network
 
 import tilenet
-from tilenet import cli_tuning
+from tilenet.cli import tuning
 from tilenet.footprint import Footprint
 from tilenet.options import Options
 from tilenet.tuning import Setting, Trial, Tuning, tune
@@ -100,7 +100,7 @@ def test_engines_and_threads_of_a_network_are_varied_and_the_caller_keeps_his():
 @pytest.mark.parametrize(("tile", "said"), [((64, 64), "64"), ((8, 64, 32), "8,64,32")])
 def test_a_setting_is_said_in_options(tile, said):
     expected = f"--tile {said} --batch 3 --threads 2 --engine plain"
-    assert cli_tuning.options_of(Setting(tile, 3, 2, "plain")) == expected
+    assert tuning.options_of(Setting(tile, 3, 2, "plain")) == expected
 
 
 def test_the_command_prints_a_table_and_options_that_segment_takes(tmp_path, tilenet_command):

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilenet import winograd
-from tilenet.winograd import WinogradConvolution
+from tilenet.fast import winograd
+from tilenet.fast.winograd import WinogradConvolution
 
 LAST = torch.channels_last
 

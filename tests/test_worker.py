@@ -10,13 +10,14 @@ from stub import BAD
 from workers import BLOCKS, TILES, a_slide, an_image, notes_of, opened, spoil, write_image, written_blocks  # noqa: F401
 
 import tilenet
-from tilenet import distributed, machine, settling, worker
-from tilenet.distributed import task_of
+from tilenet import machine, settling
 from tilenet.errors import EnvironmentFault, OutputLocked
 from tilenet.options import Options
 from tilenet.outputs import open_store
 from tilenet.settling import Wanted
-from tilenet.worker import Opened, Task, compute_blocks
+from tilenet.workers import distributed, worker
+from tilenet.workers.distributed import task_of
+from tilenet.workers.worker import Opened, Task, compute_blocks
 
 
 @pytest.fixture(scope="module")

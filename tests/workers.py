@@ -10,13 +10,13 @@ import pytest
 import tifffile
 from stub import Bright
 
-from tilenet import worker
-from tilenet.distributed import task_of
-from tilenet.flights import Slide
 from tilenet.options import Options
 from tilenet.outputs import open_store
 from tilenet.settling import Wanted
-from tilenet.worker import compute_blocks
+from tilenet.workers import worker
+from tilenet.workers.distributed import task_of
+from tilenet.workers.flights import Slide
+from tilenet.workers.worker import compute_blocks
 
 SIDES, BLOCKS = (1536, 2048), 12
 TILES = {"tile": 512, "threads": 1}

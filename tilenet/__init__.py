@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tilenet import metrics
     from tilenet.api import segment
-    from tilenet.batches import batch
+    from tilenet.batches.run import batch
+    from tilenet.batches.summary import Result
     from tilenet.card import ModelCard
     from tilenet.checks import Verification, verify
     from tilenet.errors import (
@@ -33,21 +34,20 @@ if TYPE_CHECKING:
         VerifyFailed,
     )
     from tilenet.evaluation import evaluate
+    from tilenet.export.geojson import Outlined, write_geojson
+    from tilenet.export.measures import Measured, write_table
     from tilenet.footprint import AxisFootprint, Footprint
-    from tilenet.geojson import Outlined, write_geojson
     from tilenet.geometry import Box
     from tilenet.instances import objects
     from tilenet.lazily import lazy
-    from tilenet.measures import Measured, write_table
     from tilenet.models import load_model, save_model
-    from tilenet.pictures import overlay
+    from tilenet.pictures.overlays import overlay
     from tilenet.plan import Block, Plan, Tile
     from tilenet.readers import open_image
     from tilenet.readers.image import Image
     from tilenet.runner import Report
     from tilenet.sizes import plan_tiles
     from tilenet.store import Mask
-    from tilenet.summary import Result
     from tilenet.tiff_export import write_tiff
     from tilenet.tiff_mask import TiffMask, open_mask
     from tilenet.training import Recipe, train
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api": ("segment",),
-    "batches": ("batch",),
+    "batches.run": ("batch",),
     "card": ("ModelCard",),
     "checks": ("Verification", "verify"),
     "errors": (
@@ -77,13 +77,13 @@ _HOMES = {
     ),
     "evaluation": ("evaluate",),
     "footprint": ("AxisFootprint", "Footprint"),
-    "geojson": ("Outlined", "write_geojson"),
+    "export.geojson": ("Outlined", "write_geojson"),
     "geometry": ("Box",),
     "instances": ("objects",),
     "lazily": ("lazy",),
-    "measures": ("Measured", "write_table"),
+    "export.measures": ("Measured", "write_table"),
     "models": ("load_model", "save_model"),
-    "pictures": ("overlay",),
+    "pictures.overlays": ("overlay",),
     "plan": ("Block", "Plan", "Tile"),
     "readers": ("open_image",),
     "readers.image": ("Image",),
@@ -91,7 +91,7 @@ _HOMES = {
     "sizes": ("plan_tiles",),
     "store": ("Mask",),
     "tiff_export": ("write_tiff",),
-    "summary": ("Result",),
+    "batches.summary": ("Result",),
     "tiff_mask": ("TiffMask", "open_mask"),
     "training": ("Recipe", "train"),
     "unet": ("UNet",),

@@ -1,5 +1,5 @@
 """``python -m tilenet`` is the command."""
 
-from tilenet.cli import main
+from tilenet.cli.main import main
 
 main()

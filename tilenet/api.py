@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from tilenet import numbering, shares
 from tilenet.compute import Progress, to_array, to_objects
-from tilenet.distributed import check_sendable
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
 from tilenet.options import Options, check_output_option, refuse_with_objects
@@ -22,6 +21,7 @@ from tilenet.settling import Wanted
 from tilenet.store import Mask, can_resume, is_complete, open_mask
 from tilenet.tiff_export import deliver
 from tilenet.tiff_mask import TiffMask, is_tiff, store_beside
+from tilenet.workers.distributed import check_sendable
 
 
 def segment(

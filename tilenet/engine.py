@@ -1,13 +1,13 @@
-"""The fast paths: on a GPU the same U-Net on frames (`tilenet/framed.py`), on a CPU a flat list of steps.
+"""The fast paths: on a GPU the same U-Net on frames (`tilenet/fast/framed.py`), on a CPU a flat list of steps.
 
-What the steps (`tilenet/steps.py`, channels last) do, and why it pays, measured on two AVX-512 cores
+What the steps (`tilenet/fast/steps.py`, channels last) do, and why it pays, measured on two AVX-512 cores
 (`benchmarks/efficiency.py`):
 
-- 3x3 convolutions use Winograd's method in compiled code (`tilenet/convolutions.c`: 1.5 to 3x as fast as oneDNN's
+- 3x3 convolutions use Winograd's method in compiled code (`tilenet/fast/convolutions.c`: 1.5 to 3x as fast as oneDNN's
   direct ones), which also applies scale, shift and pooling, if tilenet was installed with a C compiler and channels are
   multiples of 16. The first convolution, of the image's channels, and the last, 1x1, are compiled as direct ones.
   Without a compiler, convolutions of at least 128 channels use Winograd's method with PyTorch's operations
-  (`tilenet/winograd.py`), and others are oneDNN's.
+  (`tilenet/fast/winograd.py`), and others are oneDNN's.
 - Networks that neither pad nor clamp are computed in bands of rows (`tilenet/bands.py`): a tile of 2048 px takes about
   the memory of one of 1024 px without bands, and 4 % less time. Their blocks are computed in bands that fit a cache.
 - Upsampled pixels and the skip enter one convolution without being joined in memory. For up to 64 channels, unpadded
@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 from tilenet.bands import band_pixels, can_band, split_rows
 from tilenet.errors import EnvironmentFault, first_line
-from tilenet.steps import decides_at_once, steps_of
-from tilenet.stream import NotFinite, PassState
+from tilenet.fast.steps import decides_at_once, steps_of
+from tilenet.fast.stream import NotFinite, PassState
 from tilenet.unet import UNet, is_as_built
 
 # Largest difference from the plain network, as a fraction of the logits' range.
@@ -171,7 +171,7 @@ def _in_steps(network: UNet, x: Tensor) -> FastPath | None:
 
 def _on_frames(network: UNet, x: Tensor) -> FastPath | None:
     """Return the fast path on a GPU, if its logits are as close to float64 ones as its precision allows."""
-    from tilenet.framed import FramedUNet, can_frame
+    from tilenet.fast.framed import FramedUNet, can_frame
 
     if not can_frame(network):
         return None
@@ -192,7 +192,7 @@ def triton_version() -> str:
     """Return the name and version of what compiles a GPU's fast path; without the version if Triton is not here."""
     if find_spec("triton") is None:
         return "triton"
-    from tilenet.frames import TRITON
+    from tilenet.fast.frames import TRITON
 
     return f"triton {TRITON}"
 

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from tilenet.compute import Progress, finish, remark_lost
 from tilenet.decide import ObjectRule
-from tilenet.distributed import map_in_order
 from tilenet.errors import OutputExists, OutputMismatch
 from tilenet.geometry import Box
 from tilenet.instances import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
@@ -44,6 +43,7 @@ from tilenet.store.journal import MERGED
 from tilenet.store.kept import Stamp, stamp_of
 from tilenet.store.metadata import MAKING, OWN
 from tilenet.store.place import discard, holding, sweep
+from tilenet.workers.distributed import map_in_order
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tilenet import distributed
 from tilenet.address import check_local, is_address
 from tilenet.compute import Progress, fill_store
 from tilenet.errors import OutputError, OutputExists, SettingsError
@@ -19,6 +18,7 @@ from tilenet.settling import Wanted
 from tilenet.spared import refuse_inside
 from tilenet.store import Share, Store, can_resume, check_free
 from tilenet.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask
+from tilenet.workers import distributed
 
 # File endings that are refused, since a folder would appear under that name; and how to get such a file instead.
 ZARR_OR_TIFF = "Give a name in .zarr, or in .ome.tif"

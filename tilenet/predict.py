@@ -18,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tilenet import machine, steps
+from tilenet import machine
 from tilenet.bands import Demand, band_pixels, can_band, pools_by_two
 from tilenet.decide import Decision
 from tilenet.engine import FastPath, accelerate, may_accelerate, out_of_memory, triton_version
 from tilenet.errors import EnvironmentFault, ModelError, SettingsError, first_line
+from tilenet.fast import steps
+from tilenet.fast.native import convolutions
 from tilenet.footprint import Footprint
-from tilenet.native import convolutions
 from tilenet.scaling import Scaling, needs_float64
 from tilenet.sizes import DEFAULT_DEMAND
 from tilenet.unet import UNet, is_as_built

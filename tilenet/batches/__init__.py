@@ -1,0 +1,1 @@
+"""Many images by one command."""

@@ -1,0 +1,88 @@
+"""The files that a batch puts beside each mask: a picture, and a table of its regions or objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tilenet.batches.orders import Order
+from tilenet.errors import TilenetError
+from tilenet.export.measures import Measured, check_table_place, read_table, write_table
+from tilenet.export.shapes import pixels_of_area
+from tilenet.footprint import Footprint
+from tilenet.models import load_model
+from tilenet.pictures.files import check_picture_place, overview_beside, save
+from tilenet.pictures.overlays import overlay
+from tilenet.predict import footprint_of
+from tilenet.readers import open_image
+
+
+@dataclass(frozen=True)
+class SideFiles:
+    """Which files to put beside each mask.
+
+    Attributes
+    ----------
+    overview : bool
+        Whether to draw NAME.overview.png, see `tilenet.overlay`.
+    table : bool
+        Whether to write NAME.csv, see `tilenet.write_table`.
+    min_area : str or float, optional
+        Smallest area that is counted. The table lists smaller ones too, so that another area needs no new table.
+    """
+
+    overview: bool = False
+    table: bool = False
+    min_area: str | float | None = None
+
+    def check(self, order: Order, mask: Path, footprint: Footprint | None) -> None:
+        """Raise before the mask is computed if another file is in the way, or if areas will have no meaning in it."""
+        if self.overview:
+            check_picture_place(overview_beside(mask), replace=True, image=order.image)
+        if self.table:
+            check_table_place(table_beside(mask), replace=True, image=order.image)
+            if self.min_area is not None:
+                _check_area(self.min_area, order, footprint)
+
+    def make(self, image: str, mask: Path) -> Measured | None:
+        """Make the files that are missing or older than the mask; return its measurements if a table is wanted."""
+        picture, table = overview_beside(mask), table_beside(mask)
+        if self.overview and _is_older(picture, mask):
+            save(overlay(image, mask), picture)
+        if not self.table:
+            return None
+        if _is_older(table, mask):
+            write_table(mask, table, image=image, overwrite=True)
+        return read_table(mask, table, min_area=self.min_area)
+
+
+def _check_area(area: str | float, order: Order, footprint: Footprint | None) -> None:
+    """Raise `SettingsError` if areas will have no meaning in the mask of an image."""
+    options, model = order.options, order.model
+    try:
+        network = load_model(model) if isinstance(model, str | Path) else model
+        # Of a stack, a network of two axes finds objects plane by plane. Of a part, the planes are not known yet.
+        solid = options.output == "objects" and options.roi is None and footprint_of(network, footprint).ndim > 2
+        opened = open_image(
+            order.image, level=options.level or 0, axes=options.axes, missing=options.missing or "error"
+        )
+    except TilenetError:  # the run will say why
+        return
+    with opened:
+        volumes = solid and max(opened.box_shape[:-2], default=1) > 1
+        pixels_of_area(area, opened.name, opened.pixel_size, volumes=volumes)
+
+
+def table_beside(mask: Path) -> Path:
+    """Return where the table of a mask goes.
+
+    >>> table_beside(Path("masks/a.zarr")).as_posix()
+    'masks/a.csv'
+    """
+    return mask.with_name(f"{mask.name.removesuffix('.zarr')}.csv")
+
+
+def _is_older(path: Path, mask: Path) -> bool:
+    """Return whether a file is missing, or older than the mask."""
+    # zarr.json is the last file that a store writes.
+    return not path.exists() or path.stat().st_mtime_ns < (mask / "zarr.json").stat().st_mtime_ns

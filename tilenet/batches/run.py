@@ -1,0 +1,131 @@
+"""`batch`: many images, one mask each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilenet.address import check_local, shown
+from tilenet.batches.beside import SideFiles
+from tilenet.batches.orders import Order, read_orders
+from tilenet.batches.slides import BatchRun
+from tilenet.batches.summary import TABLES, Result
+from tilenet.errors import EnvironmentFault, SettingsError
+from tilenet.export.shapes import parse_area
+from tilenet.footprint import Footprint
+from tilenet.options import Options, check_output_option, refuse_with_objects
+from tilenet.outputs import check_folder_name
+from tilenet.store.place import refuse_inside_mask
+from tilenet.workers.distributed import check_sendable
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def batch(
+    images: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    model: Any = "nuclei",
+    footprint: Footprint | None = None,
+    client: Client | None = None,
+    tell: Callable[[Result], None] | None = None,
+    overview: bool = False,
+    table: bool = False,
+    min_area: str | float | None = None,
+    objects: bool = False,
+    **options: Any,
+) -> list[Result]:
+    """Segment many images into the masks ``OUT/<name>.zarr``, and write a summary beside them.
+
+    Complete masks are left as they are, others are resumed. If an image fails, its error is recorded, and the other
+    images are still done. Pictures and tables that are missing, or older than their mask, are made again.
+
+    Parameters
+    ----------
+    images : path or sequence of path
+        Images, patterns such as ``"slides/*.svs"``, and lists of images (``.txt``: one path per line;
+        ``.csv``: a column ``image`` and, optionally, ``name`` and options of `segment`). Paths in a
+        list are relative to the list.
+    out : path
+        A folder; created if it does not exist.
+    model, footprint
+        As for `segment`; a list may name another model for an image: a file, relative to the list, or a packaged one.
+    client : distributed.Client, optional
+        Have the workers of a Dask cluster compute the blocks of all images from one queue.
+    tell : callable, optional
+        Called with the `Result` of each image when it is done, skipped or failed; from any thread, but one call at
+        a time.
+    overview : bool
+        Draw each mask over its image in ``OUT/<name>.overview.png``, see `tilenet.overlay`.
+    table : bool
+        Write a table of each mask to ``OUT/<name>.csv``, see `tilenet.write_table`, and the counts of each class in
+        each image to ``OUT/counts.csv``.
+    min_area : str or float, optional
+        Count nothing smaller than this, such as ``"20um2"``, or ``"80px"`` of the mask; the tables still list all.
+    objects : bool
+        Number objects instead of writing classes, as `segment` does, one image after the other.
+    **options
+        Options of `segment`: ``level``, ``channels``, ``tile``, ``threads``, ``output`` and so on.
+
+    Returns
+    -------
+    list of Result
+        In the order of the images: name, ``done``, ``skipped`` or ``failed``, pixels, counts, seconds, error.
+
+    Raises
+    ------
+    SettingsError
+        Before any work, if there is no image, if two images would have the same name, or if a list
+        has an invalid entry.
+    EnvironmentFault
+        If the scheduler is lost. The same call again resumes the batch.
+
+    Examples
+    --------
+    >>> import tilenet
+    >>> tilenet.batch("slides/*.svs", "masks", tile=512)
+    Traceback (most recent call last):
+        ...
+    tilenet.errors.SettingsError: slides/*.svs: no image matches. Check the pattern
+    """
+    if min_area is not None:
+        parse_area(min_area)
+        if not table:
+            raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
+    if footprint is not None and not callable(model):
+        raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
+    if unknown := sorted(set(options) - {option.name for option in fields(Options)}):
+        raise SettingsError(f"batch has no option {unknown[0]}. See help(tilenet.batch)")
+    common = Options(**options)
+    orders = read_orders([images] if isinstance(images, str | Path) else images, model=model, options=common)
+    for order in orders:
+        _check(order, objects=objects, table=table, client=client)
+    if objects:
+        orders = [replace(order, options=replace(order.options, output="objects")) for order in orders]
+    check_local(out)
+    check_folder_name(Path(out))
+    refuse_inside_mask(Path(out) / "mask.zarr")
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
+    side_files = SideFiles(overview=overview, table=table, min_area=min_area)
+    tell = tell or (lambda result: None)
+    return BatchRun(orders, Path(out), footprint, tell, side_files=side_files, client=client, objects=objects).run()
+
+
+def _check(order: Order, *, objects: bool, table: bool, client: Client | None) -> None:
+    """Raise before any work if an order cannot be carried out."""
+    if objects:
+        refuse_with_objects(order.options.output)
+    check_output_option(order.options.output, stored=True)
+    if client is not None:
+        check_sendable(order.image, order.model)
+    if table and order.name.casefold() in TABLES:
+        raise SettingsError(
+            f"{shown(order.image)}: its table would be {order.name}.csv, which is that of the whole batch. Give a .csv "
+            f"list with a column name"
+        )

@@ -1,0 +1,208 @@
+"""The runs of a batch: complete masks are skipped, others resumed, and a bad image does not stop the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from math import prod
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from tilenet.address import shown
+from tilenet.batches.beside import SideFiles
+from tilenet.batches.orders import Order
+from tilenet.batches.summary import Result, remark_sizes, write_counts, write_summary
+from tilenet.compute import finish, run_job, skip_glass
+from tilenet.errors import TilenetError
+from tilenet.export.measures import Measured
+from tilenet.footprint import Footprint
+from tilenet.numbering import refuse_begun, store_objects
+from tilenet.outputs import open_store, spare_the_input
+from tilenet.readers.boundary import one_line
+from tilenet.runner import Report
+from tilenet.scaling import Scaling
+from tilenet.settling import Wanted
+from tilenet.store import Store, is_complete
+from tilenet.workers.distributed import task_of, work_off
+from tilenet.workers.flights import Slide
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Threads that build pyramids and verify masks, and how many masks may be handed to them at once.
+FINISHERS, WAITING = 4, 8
+
+
+class BatchRun:
+    """The state of one call of `batch`: open images, and results."""
+
+    def __init__(
+        self,
+        orders: Sequence[Order],
+        out: Path,
+        footprint: Footprint | None,
+        tell: Callable[[Result], None],
+        *,
+        side_files: SideFiles,
+        client: Client | None = None,
+        objects: bool = False,
+    ) -> None:
+        self._orders = {order.name: order for order in orders}
+        self._out, self._footprint, self._tell = out, footprint, tell
+        self._side_files, self._client, self._objects = side_files, client, objects
+        self._results: dict[str, Result] = {}
+        self._measured: dict[str, Measured] = {}
+        self._started: dict[str, float] = {}
+        self._open: dict[str, Slide] = {}
+        self._one_at_a_time = threading.Lock()
+
+    def run(self) -> list[Result]:
+        """Run all orders, on a client's workers or in this process: blocks from one queue, objects image by image."""
+        try:
+            if self._objects:
+                for order in self._orders.values():
+                    self._open_one(order)
+            else:
+                self._compute(self._client)
+        finally:
+            results = [self._results[name] for name in self._orders if name in self._results]
+            remark_sizes(results)
+            write_summary(self._out, results)
+            if self._side_files.table:
+                write_counts(self._out, {name: self._measured[name] for name in self._orders if name in self._measured})
+        return results
+
+    def _compute(self, client: Client | None) -> None:
+        opener, finishers = ThreadPoolExecutor(1, "open"), ThreadPoolExecutor(FINISHERS, "finish")
+        finishing: set[Future[None]] = set()
+        try:
+            slides = self._opened(opener)
+            for slide in work_off(client, slides) if client is not None else _one_by_one(slides):
+                finishing = _raised(*wait(finishing, timeout=0))
+                finishing.add(finishers.submit(self._finish, slide))
+                while len(finishing) > WAITING:
+                    finishing = _raised(*wait(finishing, return_when=FIRST_COMPLETED))
+            _raised(*wait(finishing))
+        finally:
+            opener.shutdown(cancel_futures=True)
+            # Not waiting for masks that are being finished: an interruption leaves seconds, and they can be resumed.
+            finishers.shutdown(wait=False, cancel_futures=True)
+            for slide in list(self._open.values()):
+                slide.store.close()
+                slide.job.close()
+
+    def _opened(self, opener: ThreadPoolExecutor) -> Iterator[Slide]:
+        """Yield the images that are to be computed; each is opened while the one before it is computed."""
+        orders = iter(self._orders.values())
+        ahead = next((opener.submit(self._open_one, order) for order in orders), None)
+        while ahead:
+            slide = ahead.result()
+            ahead = next((opener.submit(self._open_one, order) for order in orders), None)
+            if slide:
+                yield slide
+
+    def _open_one(self, order: Order) -> Slide | None:
+        self._started[order.name] = perf_counter()
+        try:
+            slide, status = self._slide_of(order)
+            if isinstance(slide, Slide):
+                self._open[order.name] = slide
+                return slide
+            self._make_side_files(order, slide.path)
+        except Exception as error:  # one bad image must not stop the others
+            self._note(order, "failed", error=error)
+        else:
+            self._note(order, status, store=slide)
+        return None
+
+    def _slide_of(self, order: Order) -> tuple[Slide | Store, str]:
+        """Return the slide whose blocks are to be computed, and ""; or a complete store, and the image's status."""
+        out = self._out / f"{order.name}.zarr"
+        spare_the_input(out, order.image)
+        footprint = self._footprint if callable(order.model) else None  # a list may name another model
+        self._side_files.check(order, out, footprint)
+        wanted = Wanted(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
+        if is_complete(out):
+            return _unchanged(out, wanted), "skipped"
+        if self._objects:
+            store_objects(out, wanted, resume=True, client=self._client)
+            return Store.inspect(out), "done"
+        refuse_begun(out, None, overwrite=False)
+        store, job, _ = open_store(out, wanted, resume=True)
+        if store.complete:  # another process was quicker, or only tidying was left
+            job.close()
+            return store, "skipped"
+        try:
+            report = Report(skipped=skip_glass(job, store, store.layout.tissue_map))
+        except BaseException:
+            store.close()
+            job.close()
+            raise
+        return Slide(task_of(store, job, wanted), store, job, name=order.name, report=report), ""
+
+    def _make_side_files(self, order: Order, mask: Path) -> None:
+        if (found := self._side_files.make(order.image, mask)) is not None:
+            self._measured[order.name] = found
+
+    def _finish(self, slide: Slide) -> None:
+        order = self._orders[slide.name]
+        try:
+            slide.raise_if_failed()
+            finish(slide.store)
+            self._make_side_files(order, slide.store.path)
+        except Exception as error:
+            self._note(order, "failed", error=error, store=slide.store)
+        else:
+            self._note(order, "done", store=slide.store)
+        finally:
+            slide.store.close()
+            slide.job.close()
+            del self._open[slide.name]
+
+    def _note(self, order: Order, status: str, *, store: Store | None = None, error: Exception | None = None) -> None:
+        said = str(error) if isinstance(error, TilenetError) else one_line(error) if error else ""
+        glass = store.info.get("tissue", {}).get("skipped") if store else None
+        found = self._measured.get(order.name)
+        with self._one_at_a_time:
+            result = Result(
+                order.name,
+                shown(order.image),
+                status,
+                prod(store.layout.shape) if store else 0,
+                level=store.info["record"]["level"] if store else None,
+                um_per_px=store.layout.pixel_size[-1] if store else None,
+                tissue=None if glass is None else round(1 - glass, 6),
+                counts=dict(found.counts) if found else None,
+                seconds=perf_counter() - self._started[order.name],
+                error=said,
+            )
+            self._results[order.name] = result
+            self._tell(result)
+
+
+def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Future[None]]:
+    """Return the futures still waited for; raise the error of one that is done, such as one in the caller's `tell`."""
+    for future in done:
+        future.result()
+    return waiting
+
+
+def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
+    """Compute the blocks of each image in this process."""
+    for slide in slides:
+        scaling = Scaling.from_json(slide.store.info["scaling"])
+        try:
+            slide.report = run_job(slide.job, scaling, slide.store, tissue=slide.store.layout.tissue_map)
+        except Exception as error:
+            slide.error = error
+        yield slide
+
+
+def _unchanged(out: Path, wanted: Wanted) -> Store:
+    """Return the complete store of an image; raise if these options would make another mask."""
+    store = Store.inspect(out)
+    job, _ = wanted.settle_as(store.info, out)
+    job.close()
+    return store

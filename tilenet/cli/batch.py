@@ -1,0 +1,63 @@
+"""The command ``tilenet batch``: parses, calls, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tilenet.cli.cluster import cluster_of, cluster_options
+from tilenet.cli.options import JSON, OVERVIEW, QUIET, image_options, objects_options, with_model
+from tilenet.cli.output import remarks, say, show
+from tilenet.errors import BlocksFailed
+
+if TYPE_CHECKING:
+    from tilenet.batches.summary import Result
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The folder of the masks.")
+@image_options
+@cluster_options
+@objects_options
+@click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
+@click.option("--min-area", help="With --csv: count no smaller ones, such as 20um2, or 80px of the mask.")
+@OVERVIEW
+@JSON
+@QUIET
+def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Segment many IMAGES into OUT/<name>.zarr.
+
+    IMAGES are files, patterns in quotes ("slides/*.svs"), and lists: .txt with a path a line, .csv
+    with a column image and, where wanted, name, model, level, mpp, axes, channels, tile, batch,
+    threads, scaling, threshold, least_depth, output, missing and tissue.
+    Complete masks are skipped, others resumed: to continue a killed batch, run the same command
+    again.
+    """
+    from tilenet import machine
+    from tilenet.batches import run
+
+    def tell(result: Result) -> None:
+        if not (quiet or as_json):
+            say(_line(result))
+
+    machine.keep_freed_memory()
+    with cluster_of(options) as client, remarks(shown=not (quiet or as_json)) as said:
+        results = run.batch(images, out, client=client, tell=tell, **with_model(options))
+    counts = {status: sum(r.status == status for r in results) for status in ("done", "skipped", "failed")}
+    statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
+    listed = {"out": str(out), **counts, "slides": [vars(result) for result in results], "remarks": said}
+    show(listed, f"{out}: {statuses}; see summary.csv", as_json=as_json, quiet=quiet)
+    if failed := [result for result in results if result.status == "failed"]:
+        first = f", the first {failed[0].slide}: {failed[0].error}" if quiet or as_json else ", each for its own reason"
+        raise BlocksFailed(f"{out}: {len(failed)} of {len(results)} images failed{first}")
+
+
+def _line(result: Result) -> str:
+    if result.status == "failed":
+        return f"{result.slide}  failed  {result.error}"
+    tissue = "" if result.tissue is None else f"  {result.tissue:.0%} computed"
+    counts = "".join(f"  {count} {name}" for name, count in sorted((result.counts or {}).items()))
+    return f"{result.slide}  {result.status}  {result.pixels} px{tissue}{counts}  {result.seconds:.1f} s"

@@ -1,0 +1,52 @@
+"""Where blocks are computed: the options ``--workers``, ``--scheduler``, ``--cluster``, and the clusters they start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tilenet.cli.options import with_options
+from tilenet.errors import SettingsError
+
+FILE = click.Path(path_type=Path)
+WAYS = ("workers", "scheduler", "cluster")
+TLS = ("tls_ca_file", "tls_cert", "tls_key")
+
+
+cluster_options = with_options(
+    click.option("--workers", type=click.IntRange(1), help="Processes on this machine, which share its cores or GPUs."),
+    click.option("--scheduler", help="A Dask scheduler that runs: tcp://host:port, tls://... or a scheduler file."),
+    click.option("--cluster", type=FILE, help="A YAML file: a cluster of Slurm, PBS, LSF or SGE jobs."),
+    click.option("--tls-ca-file", help="With --scheduler tls://...: who signed its certificate."),
+    click.option("--tls-cert", help="The certificate of this client."),
+    click.option("--tls-key", help="The key of this client."),
+)
+
+
+@contextmanager
+def cluster_of(options: dict[str, Any]) -> Iterator[Any]:
+    """Remove the cluster options from `options`, and yield a Dask client, or None if none of them was given."""
+    workers, scheduler, cluster = (options.pop(name) for name in WAYS)
+    files = [options.pop(name) for name in TLS]
+    if sum(way is not None for way in (workers, scheduler, cluster)) > 1:
+        raise SettingsError("--workers, --scheduler and --cluster: give only one of them")
+    if any(files) and not (all(files) and scheduler):
+        raise SettingsError("--tls-ca-file, --tls-cert and --tls-key go together, with --scheduler")
+    if (workers, scheduler, cluster) == (None, None, None):
+        yield None
+        return
+    from tilenet.workers import clusters
+    from tilenet.workers.cluster_file import Tls
+
+    if workers is not None:
+        started = clusters.local_cluster(workers, device=options.get("device"))
+    elif scheduler is not None:
+        started = clusters.existing_cluster(scheduler, tls=Tls(*files) if all(files) else None)
+    else:
+        started = clusters.described_cluster(cluster)
+    with started as client:
+        yield client

@@ -1,0 +1,143 @@
+"""The command ``tilenet export``: parses, calls, prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tilenet.cli.options import JSON, QUIET
+from tilenet.cli.output import progress_bar, show, sides
+from tilenet.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tilenet.export.geojson import Outlined
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("mask", type=FILE)
+@click.option("--geojson", type=FILE, help="Polygons of regions or objects, as QuPath imports them.")
+@click.option("--csv", type=FILE, help="A table of regions or objects: class, centroid, area, box.")
+@click.option("--tiff", type=FILE, help="A tiled, pyramidal OME-TIFF of labels.")
+@click.option("--image", type=FILE, help="The image, if it is no longer where it was (for --geojson and --csv).")
+@click.option("--intensities", is_flag=True, help="With --csv: the mean of each channel of the image over each object.")
+@click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, or 80px of the mask.")
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["detection", "annotation"]),
+    default="detection",
+    show_default=True,
+    help="What polygons are in QuPath.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@JSON
+@QUIET
+def export(
+    mask: Path,
+    geojson: Path | None,
+    csv: Path | None,
+    tiff: Path | None,
+    image: Path | None,
+    intensities: bool,
+    min_area: str | None,
+    kind: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write a complete MASK in another format."""
+    if geojson is None and csv is None and tiff is None:
+        raise SettingsError("say what to write: --geojson out.geojson, --csv out.csv, --tiff out.ome.tif")
+    if min_area is not None and geojson is None and csv is None:
+        raise SettingsError(f"--min-area {min_area} is for --geojson and --csv: a TIFF is the mask as it is")
+    if intensities and csv is None:
+        raise SettingsError("--intensities are columns of a table: say --csv out.csv")
+    result: dict[str, Any] = {}
+    rows = []
+    said: dict[str, Any] = {"image": image, "min_area": min_area, "overwrite": overwrite, "quiet": quiet}
+    if tiff is not None:
+        result["tiff"], row = _tiff(mask, tiff, overwrite=overwrite)
+        rows.append(row)
+    objects = True
+    if geojson is not None:
+        result["geojson"], row, objects = _polygons(mask, geojson, kind=kind, **said)
+        rows.append(row)
+    if csv is not None:
+        result["csv"], row, objects = _table(mask, csv, intensities=intensities, **said)
+        rows.append(row)
+    if not objects:
+        rows.append(
+            "regions are not objects: touching objects are one region, and specks count. Use segment --objects to "
+            "separate them"
+        )
+    show(result, "\n".join(rows), as_json=as_json, quiet=quiet)
+
+
+def _tiff(mask: Path, out: Path, *, overwrite: bool) -> tuple[dict[str, Any], str]:
+    """Write a TIFF; return its description as a dict and as text."""
+    from tilenet.tiff_export import write_tiff
+
+    written = write_tiff(mask, out, overwrite=overwrite)
+    facts = {"out": str(out), "axes": written.axes, "shape": written.shape}
+    return facts, f"{out}: {sides(written.shape)} px, {len(written.levels)} levels"
+
+
+def _polygons(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
+    """Write polygons; return their counts as a dict and as text, and whether they are polygons of objects."""
+    from tilenet.export.geojson import write_geojson
+
+    with progress_bar("rows", shown=not quiet) as progress:
+        found = write_geojson(mask, out, progress=progress, **said)
+    facts = {"out": str(out), "features": dict(found.features), "vertices": found.vertices, "left_out": found.left_out}
+    counted = _counts(found.features, kind=_kind(found))
+    return facts, f"{out}: {counted}, {found.vertices} vertices{_left_out(found.left_out, said)}", found.objects
+
+
+def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
+    """Write a table; return its counts as a dict and as text, and whether its lines are objects."""
+    from tilenet.export.measures import write_table
+
+    with progress_bar("rows", shown=not quiet) as progress:
+        found = write_table(mask, out, progress=progress, **said)
+    space, numbers = ("mm3", found.per_mm3) if found.volumes else ("mm2", found.per_mm2)
+    density = {name: round(value, 2) for name, value in numbers.items()}
+    facts = {
+        "out": str(out),
+        "counts": dict(found.counts),
+        "left_out": found.left_out,
+        "area_px": dict(found.area_px),
+        "pixel_um2": found.pixel_um2,
+        "voxel_um3": found.voxel_um3,
+        f"per_{space}": density,
+    }
+    of_tissue = {name: round(value, 2) for name, value in found.per_mm2_of_tissue.items()}
+    facts |= {"per_mm2_of_tissue": of_tissue} if of_tissue else {}
+    kind = "" if found.objects else " regions"
+    per = "".join(
+        f", {value:,.0f} {name}{kind} per {space}" + (f" ({of_tissue[name]:,.0f} of tissue)" if of_tissue else "")
+        for name, value in sorted(density.items())
+        if value
+    )
+    if not density:
+        per = ", no density as the pixel size is unknown"
+    counted = _counts(found.counts, kind=kind)
+    return facts, f"{out}: {counted}{per}{_left_out(found.left_out, said)}", found.objects
+
+
+def _left_out(count: int, said: Mapping[str, Any]) -> str:
+    return f", {count} smaller than {said['min_area']} left out" if count else ""
+
+
+def _kind(found: Outlined) -> str:
+    """Return the word that says what the features of a class are; it follows the name of the class."""
+    return " outlines in planes" if found.volumes else "" if found.objects else " regions"
+
+
+def _counts(counts: Mapping[str, int], *, kind: str) -> str:
+    """Return the number of shapes of each class as text."""
+    return ", ".join(f"{count} {name}{kind}" for name, count in sorted(counts.items()) if count) or "no regions"

@@ -1,0 +1,248 @@
+"""The command line: parses, calls, prints. Nothing is computed here.
+
+Heavy modules are imported inside the commands, so that ``tilenet --help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+import tilenet
+from tilenet.cli import batch, export, pictures, segment, shares, training, tuning
+from tilenet.cli.options import JSON, QUIET, Numbers, image_options, with_model
+from tilenet.cli.output import (
+    gigabytes,
+    plain,
+    print_nothing_more,
+    progress_bar,
+    reader_has_gone,
+    say,
+    show,
+    sides,
+    tell,
+)
+from tilenet.errors import TilenetError, first_line
+from tilenet.geometry import Box
+from tilenet.interrupts import Interrupted, interruptible
+
+if TYPE_CHECKING:
+    from tilenet.job import Job
+    from tilenet.readers.image import Image
+
+# Removed from the command line before it is parsed, so that it may follow any command.
+DEBUG = "--debug"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(tilenet.__version__, message="tilenet %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; it may stand anywhere on the line.")
+def cli(debug: bool) -> None:
+    """Segment images of any size, exactly: no seams, whatever the tile size."""
+
+
+@cli.command()
+@click.argument("image")
+@image_options
+@JSON
+def plan(image: str, as_json: bool, **options: Any) -> None:
+    """Show how IMAGE would be cut, and what that takes; reads no pixels, but a coarse level for --tissue."""
+    from tilenet.options import Options
+    from tilenet.settling import settle
+
+    options = with_model(options)
+    with settle(image, options.pop("model"), Options(**options)) as job:
+        result, rows = _planned(image, job)
+    show(result, "\n".join(rows), as_json=as_json)
+
+
+def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
+    """Return how an image would be cut, and the resources it takes, as a dict and as lines of text."""
+    p, needs = job.plan, job.needs()
+    result = {
+        "shape": p.shape,
+        "resolution": job.resolution.to_json() | {"why": job.resolution.text},
+        "roi": job.record["roi"],
+        "tile": p.tile,
+        "block": p.block,
+        "batch": p.batch,
+        "blocks": len(p),
+        "tiles": p.n_tiles,
+        "largest_read": p.largest_read,
+        "redundancy": round(p.redundancy, 3),
+        **needs,
+    }
+    roi = job.record["roi"]
+    part = f", part {Box(*zip(*roi, strict=True))}" if roi else ""
+    rows = [
+        f"image       {image}: {job.image.axes} {sides(job.image.shape)}, {job.image.dtype}{part}{_renamed(job.image)}",
+        f"resolution  {job.resolution.text}",
+        f"model       {job.card.name}: step {job.footprint.step[-1]}, margin {job.footprint.margin[-1]} px",
+        f"tiles       {p.n_tiles} of {sides(p.tile)} px written, {sides(p.largest_read)} read, {p.batch} per batch",
+        f"blocks      {len(p)} of {sides(p.block)} px",
+        f"redundancy  {p.redundancy:.2f} px read per px written",
+        f"memory      {gigabytes(needs['host_bytes'])} host, {gigabytes(needs['device_bytes'])} device",
+        f"disk        at most {gigabytes(needs['disk_bytes'])} before compression",
+    ]
+    if job.search.rule:
+        result["tissue"], told = _tissue_of(job)
+        rows.append(f"tissue      {told}")
+    return result, rows
+
+
+def _renamed(image: Image) -> str:
+    """Return a note with the axes that the file states, if the image is read with others."""
+    return f" (the file says {image.stated_axes})" if image.stated_axes not in ("", image.axes) else ""
+
+
+def _tissue_of(job: Job) -> tuple[dict[str, Any] | None, str]:
+    """Return what would be skipped, as a dict and as text."""
+    from tilenet.cells import pixels_read
+    from tilenet.tissue import remark
+
+    if job.search.cheap and job.tissue:
+        return job.tissue.to_json(job.plan), remark(job.tissue, job.plan)[1]
+    return None, f"not looked for: there is no small level, {pixels_read(job.search.image)} px would be read"
+
+
+@cli.command()
+@click.argument("file")
+@click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c.")
+@click.option("--model", "-m", default="nuclei", show_default=True, help="For an image: what this model would get.")
+@JSON
+def info(file: str, axes: str | None, model: str, as_json: bool) -> None:
+    """Show what FILE is understood to be: an image, a mask or a model."""
+    from tilenet.describe import describe
+
+    result = describe(file, axes=axes, model=model)
+    width = max(map(len, result))
+    show(result, "\n".join(f"{k:<{width}}  {plain(v)}" for k, v in result.items()), as_json=as_json)
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--image", help="The image, if it is no longer where it was.")
+@click.option("--model", "-m", help="The model, if it is no longer where it was.")
+@click.option("--windows", type=click.IntRange(0), default=8, show_default=True, help="Windows to recompute.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the windows.")
+@JSON
+@QUIET
+def verify(
+    out: Path, image: str | None, model: str | None, windows: int, seed: int, as_json: bool, quiet: bool
+) -> None:
+    """Check the files of OUT, and recompute windows across tile borders."""
+    from tilenet import checks
+
+    with progress_bar("windows", shown=not quiet) as progress:
+        found = checks.verify(out, image, model=model, windows=windows, seed=seed, progress=progress)
+    result = {"ok": found.ok, "damage": found.damage, "not_recomputed": found.not_recomputed}
+    result |= {"windows": found.windows, "pixels": found.pixels}
+    result |= {"ties": found.ties, "differences": [{"box": str(b), "pixels": n} for b, n in found.differences]}
+    text = (
+        f"{out}: files as written; {found.windows} windows ({found.pixels} px) as the network gives, {found.ties} ties"
+    )
+    if found.not_recomputed:
+        text = f"{out}: files as written; nothing was recomputed: {found.not_recomputed}"
+    wrong = [*found.damage, *(f"{count} of {box.size} px at {box} differ" for box, count in found.differences)]
+    show(result, text if found.ok else "\n".join(wrong), as_json=as_json, quiet=quiet)
+    found.raise_if_failed(out)
+
+
+@cli.command()
+@click.argument("weights")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="A .safetensors file.")
+@click.option("--padding/--no-padding", default=None, help="Whether the network pads its convolutions with zeros.")
+@click.option("--pooling", type=click.Choice(["max", "avg"]), help="[default: max]")
+@click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: none]")
+@click.option("--pixel-size", type=float, help="Micrometres per pixel of the training images.")
+@click.option("--classes", help="Names of the outputs, commas between them.")
+@click.option("--mask-of-class", type=Numbers(), help="Mask value of each output.")
+@click.option("--colors", help="Colours of mask values, such as 1=00c864,2=ffd600.  [default: of a palette]")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+def convert(weights: str, out: Path, **options: Any) -> None:
+    """Write WEIGHTS as one .safetensors file with a model card."""
+    from tilenet.models import convert_model
+
+    convert_model(weights, out, **{k: v for k, v in options.items() if v is not None})
+    say(f"{out}")
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+def sample(out: Path) -> None:
+    """Write a 4096 x 4096 px slide to try tilenet on: one photograph of 512 px, mirrored; no pixel size."""
+    from tilenet.sample import write_sample
+
+    say(f"{write_sample(out)}")
+
+
+cli.add_command(segment.segment)
+cli.add_command(batch.batch)
+cli.add_command(export.export)
+cli.add_command(pictures.overlay)
+cli.add_command(shares.finish)
+cli.add_command(training.train)
+cli.add_command(training.evaluate)
+cli.add_command(tuning.tune)
+
+
+# Exit code of a program that SIGPIPE (13) ended: 128 + 13.
+CLOSED_PIPE = 141
+
+
+def main() -> None:
+    """Run the command, and turn every error into one line and an exit code."""
+    with interruptible(_say_interrupted):
+        try:
+            _run()
+        except Interrupted as error:
+            _say_interrupted()
+            # Not sys.exit, which would wait for a thread whose read hangs.
+            os._exit(error.exit_code)
+
+
+def _run() -> None:
+    try:
+        with cli.make_context("tilenet", [word for word in sys.argv[1:] if word != DEBUG]) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.MissingParameter as error:
+        # --tissue takes the next word as its mask, even if that was meant to be the image.
+        hint = " --tissue takes the next word as its mask: put it last" if "--tissue" in sys.argv else ""
+        _give_up(error.format_message() + hint, error, error.exit_code)
+    except click.ClickException as error:
+        _give_up(error.format_message(), error, error.exit_code)
+    except TilenetError as error:
+        _give_up(str(error), error, error.exit_code)
+    except PermissionError as error:
+        _give_up(f"{error.filename or first_line(error)}: permission denied. Check who may read and write it", error, 4)
+    except MemoryError as error:
+        _give_up("out of memory. Run again with a smaller --tile, --batch or --memory", error, 4)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_has_gone():  # and it was not a worker's pipe that broke
+            print_nothing_more()
+            sys.exit(CLOSED_PIPE)
+        _give_up(f"unexpected {type(error).__name__}: {error}. Run again with {DEBUG}, and report it", error, 1)
+
+
+def _give_up(message: str, error: BaseException, code: int) -> NoReturn:
+    if DEBUG in sys.argv and not isinstance(error, click.ClickException):
+        raise error
+    _say(message)
+    sys.exit(code)
+
+
+def _say_interrupted() -> None:
+    resumes = not {"segment", "train"}.isdisjoint(sys.argv)
+    again = "The same command with --resume goes on" if resumes else "Run it again"
+    shard = any(word.startswith("--shard") for word in sys.argv)
+    _say(f"interrupted. {'The same command goes on' if shard else again}")
+
+
+def _say(message: str) -> None:
+    tell(f"tilenet: error: {' '.join(message.split())}")

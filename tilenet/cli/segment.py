@@ -1,0 +1,119 @@
+"""The command ``tilenet segment``: parses, calls, prints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tilenet.cli import shares
+from tilenet.cli.cluster import cluster_of, cluster_options
+from tilenet.cli.options import JSON, OVERVIEW, QUIET, image_options, objects_options, with_model
+from tilenet.cli.output import label_names, profile_of, profile_rows, progress_bar, remarks, show, sides
+from tilenet.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tilenet.runner import Report
+    from tilenet.store import Mask
+    from tilenet.tiff_mask import TiffMask
+
+
+@click.command()
+@click.argument("image")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="The mask: OME-Zarr, or a TIFF by its ending.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    help="Instead of --out: an OME-Zarr image to write the labels into.",
+)
+@click.option("--name", help="Name of the labels, with --into.  [default: the model's]")
+@image_options
+@cluster_options
+@shares.shard_option
+@objects_options
+@click.option("--resume", is_flag=True, help="Go on with OUT, or start it where there is none.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet wrote it.")
+@OVERVIEW
+@click.option("--profile", is_flag=True, help="Show where the time went.")
+@JSON
+@QUIET
+def segment(
+    image: str,
+    out: Path | None,
+    objects: bool,
+    resume: bool,
+    overwrite: bool,
+    overview: bool,
+    profile: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Segment IMAGE into the mask OUT, or into labels of an OME-Zarr image."""
+    import numpy as np
+
+    from tilenet import api, machine
+    from tilenet.pictures import files, overlays
+
+    options = with_model(options)
+    place = _place(out, options)
+    picture = files.overview_beside(place, options["into"]) if overview else None
+    if picture:
+        again = resume or overwrite or options["shard"] is not None
+        files.check_picture_place(picture, replace=again, image=image)
+    machine.keep_freed_memory()
+    started = time.perf_counter()
+    reports: list[Report] = []
+    with (
+        cluster_of(options) as client,
+        progress_bar("px", shown=not quiet) as progress,
+        remarks(shown=not (quiet or as_json)) as said,
+    ):
+        options |= {"objects": objects, "progress": progress, "client": client}
+        mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
+    seconds = time.perf_counter() - started
+    if mask is None:
+        show(*shares.share_result(place, options["shard"], seconds), as_json=as_json, quiet=quiet)
+        return
+    assert not isinstance(mask, np.ndarray)
+    result, what = _result(mask)
+    result = {"out": str(place), "seconds": round(seconds, 2), **result}
+    result["remarks"] = said
+    if picture:
+        files.save(overlays.overlay(image, place), picture)
+        result["overview"] = str(picture)
+        what += f", see {picture}"
+    text = f"{place}: {sides(mask.shape)} px, {what}, {seconds:.1f} s"
+    if profile and reports:
+        result["profile"] = profile_of(reports[0])
+        text = "\n".join([text, *profile_rows(result["profile"])])
+    show(result, text, as_json=as_json, quiet=quiet)
+
+
+def _result(mask: Mask | TiffMask) -> tuple[dict[str, Any], str]:
+    """Return the facts about a mask, as a dict and as text."""
+    record, labels, tissue = mask.info["record"], mask.info["card"]["labels"], mask.info.get("tissue")
+    facts = {"axes": mask.axes, "shape": mask.shape, "labels": labels}
+    facts["resolution"] = {name: record[name] for name in ("level", "mpp", "factor")}
+    what = label_names(labels)
+    if record["output"] == "objects":
+        facts["objects"] = mask.info["objects"]
+        what = f"{facts['objects']} objects"
+    if tissue:
+        facts["tissue"] = tissue
+        what += f", {tissue['skipped']:.0%} skipped as glass"
+    return facts, what
+
+
+def _place(out: Path | None, options: dict[str, Any]) -> Path:
+    """Return where the mask goes, as shown to the user: OUT, or the labels inside an image."""
+    into: Path | None = options["into"]
+    if out is not None:
+        return out
+    if into is None:
+        raise SettingsError("say where the mask goes: --out mask.zarr, or --into an OME-Zarr image")
+    from tilenet.models import name_of
+
+    return into / "labels" / (options["name"] or name_of(options["model"]))

@@ -1,0 +1,57 @@
+"""Job arrays: the option ``--shard`` and the command ``tilenet finish``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tilenet.cli.options import JSON, QUIET
+from tilenet.cli.output import progress_bar, show
+
+
+class ShareOf(click.ParamType[Any]):
+    """Which share of how many, such as 2/8."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Return (2, 8) for 2/8."""
+        found = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        if not found:
+            self.fail(f"{value!r} is not a share, such as 1/8 (to 8/8)", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+shard_option = click.option(
+    "--shard", type=ShareOf(), help="Write share I of N (from 1) of OUT, beside others; implies --resume."
+)
+
+
+def share_result(out: Path, share: tuple[int, int], seconds: float) -> tuple[dict[str, Any], str]:
+    """Return the result of a share whose store is not complete yet, as a dict and as text."""
+    from tilenet.shares import written_of
+
+    written, blocks = written_of(out)
+    name = "{}/{}".format(*share)
+    result = {"out": str(out), "share": name, "complete": False, "written": written, "blocks": blocks}
+    text = f"{out}: share {name} done, {written} of {blocks} blocks of the mask are there, {seconds:.1f} s"
+    return result | {"seconds": round(seconds, 2)}, text
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@JSON
+@QUIET
+def finish(out: Path, as_json: bool, quiet: bool) -> None:
+    """Finish OUT, whose shares are all written: verify it, build its pyramid, call it complete.
+
+    The last share does so by itself; this is for when that one was killed.
+    """
+    from tilenet.shares import finish_shares
+
+    with progress_bar("blocks", shown=not quiet) as progress:
+        finish_shares(out, progress=progress)
+    show({"out": str(out), "complete": True}, f"{out}: complete, every file verified", as_json=as_json, quiet=quiet)

@@ -1,0 +1,173 @@
+"""The commands ``tilenet train`` and ``tilenet evaluate``: parse, call, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tilenet.cli.options import Numbers, with_options
+from tilenet.cli.output import say, show, tell
+from tilenet.training.recipe import RATES, Recipe
+
+if TYPE_CHECKING:
+    from tilenet.training import Progress
+
+
+class Weights(click.ParamType[Any]):
+    """Comma-separated numbers, or ``balanced``."""
+
+    name = "W,W,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float | str, ...]:
+        """Return the weights."""
+        try:
+            return (value,) if value == "balanced" else tuple(float(v) for v in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is neither numbers with commas between them nor balanced", param, ctx)
+
+
+# Name, type and help text of the options of the recipe; those not given keep the recipe's defaults.
+RECIPE: tuple[tuple[str, Any, str], ...] = (
+    ("depth", int, "Resolutions of the network."),
+    ("wf", int, "The first block has 2**wf channels."),
+    ("padding", bool, "Pad convolutions with zeros (true or false)."),
+    ("batch_norm", bool, "Normalise after each ReLU (true or false)."),
+    ("up_mode", click.Choice(["upconv", "upsample"]), "How the network upsamples."),
+    ("pool_size", Numbers(), "Poolings per axis, such as 1,2,2 for a thin stack."),
+    ("dropout", float, "Share of features dropped at the bottom (the paper's: 0.5)."),
+    (
+        "targets",
+        click.Choice(["mask", "depth", "classes"]),
+        "Objects or not; how deep inside one; the labels as classes.",
+    ),
+    ("class_weights", Weights(), "Weight of each class, or balanced."),
+    ("small", float, "Objects of fewer pixels than this count more."),
+    ("w0", float, "Height of the weight between near objects (the paper's: 10)."),
+    ("sigma", float, "Width of that weight in pixels (the paper's: 5)."),
+    ("dice", float, "Factor of the added soft Dice loss."),
+    ("tile", int, "Side of the network's output in training."),
+    ("zoom", float, "Crops are enlarged or reduced by up to this factor."),
+    ("stretch", float, "Crops are lengthened along one direction by up to this factor."),
+    ("elastic", float, "Standard deviation of the displacements, in pixels (the paper's: 10)."),
+    ("elastic_grid", int, "Points per side of their grid (the paper's: 3)."),
+    ("flips", bool, "Mirror crops (true or false)."),
+    ("turns", click.Choice(["none", "right", "any"]), "Turn crops: not at all, by right angles, or by any angle."),
+    ("intensity", float, "Strength of random gamma, gain and offset."),
+    ("stain", float, "Strength of random mixing of colour channels."),
+    ("noise", float, "Share of crops that are blurred or noisy."),
+    ("invert", float, "Share of grey crops that are inverted."),
+    ("tint", float, "Share of crops shown in some channels only."),
+    ("swap", float, "Share of crops whose channels change places."),
+    ("grey", float, "Share of crops that lose their colour."),
+    ("dab", float, "Share of colour crops repainted brown and blue (labels must be nuclei)."),
+    ("dyed", float, "Share of fluorescence crops repainted brown and blue."),
+    ("holes", float, "Share of crops in colour with white holes outside of nuclei (labels must be nuclei)."),
+    ("optimizer", click.Choice(["adamw", "sgd"]), "Both with a cosine schedule."),
+    ("rate", float, "Learning rate."),
+    ("momentum", float, "Of sgd (the paper's: 0.99)."),
+    ("weight_decay", float, "Of adamw."),
+    ("hold", float, "Share of the training before the rate falls."),
+    ("average", float, "Decay a step of the averaged weights that are kept; 0 for none."),
+    ("epochs", int, "How often the images are gone through."),
+    ("stop", int, "Epoch to end after, keeping its network and not the best one."),
+    ("crops", int, "Crops per epoch."),
+    ("batch", int, "Crops per step."),
+    ("validation", float, "Share of the images that choose the best epoch."),
+    ("seed", int, "Decides split, weights and crops."),
+    ("precision", click.Choice(["auto", "fp32", "bf16"]), "auto is bf16 on a GPU, fp32 elsewhere."),
+    ("device", str, "auto, cpu or cuda."),
+    ("workers", int, "Processes that make crops."),
+    ("compiled", bool, "Have PyTorch compile the network first (true or false)."),
+)
+
+
+# Help text for the defaults that are None or empty in the recipe.
+DEFAULT_TEXTS = {
+    "pool_size": "2 along each axis",
+    "class_weights": "1 each",
+    "tile": "196, in a volume 28",
+    "rate": ", ".join(f"{rate:g} for {name}" for name, rate in RATES.items()),
+    "stop": "none",
+    "crops": "as many as cover the images once",
+}
+
+
+def _default(name: str) -> str:
+    value = getattr(Recipe(), name)
+    return DEFAULT_TEXTS.get(name, "") if value in (None, ()) else str(value).lower()
+
+
+recipe_options = with_options(
+    *(
+        click.option(f"--{name.replace('_', '-')}", name, type=kind, help=f"{text}  [default: {_default(name)}]")
+        for name, kind, text in RECIPE
+    )
+)
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The model: a .safetensors file.")
+@click.option("--start", help="A model whose weights to start from.")
+@click.option("--axes", help="Letters of tczyx, one per array axis, where the files do not say.")
+@click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.")
+@click.option("--resume", is_flag=True, help="Go on after the last finished epoch, or start.")
+@recipe_options
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+def train(
+    data: Path,
+    out: Path,
+    start: str | None,
+    axes: str | None,
+    scaling: str | None,
+    resume: bool,
+    quiet: bool,
+    **said: Any,
+) -> None:
+    """Train a U-Net on DATA: a folder with images/ and labels/, files of one stem in each."""
+    from tilenet.machine import keep_freed_memory
+    from tilenet.scaling import parse_rule
+    from tilenet.training import train as train_network
+
+    keep_freed_memory()
+    chosen = {name: value for name, value in said.items() if value is not None}
+    if scaling is not None:
+        chosen["scaling"] = parse_rule(scaling)
+    recipe = Recipe(**chosen)
+    progress = None if quiet else _tell_epoch
+    network = train_network(data, out, recipe=recipe, start=start, axes=axes, resume=resume, progress=progress)
+    if not quiet:
+        say("\n".join([f"{out}", *_rows(network.card.metrics if network.card else {}, "  ")]))
+
+
+@click.command()
+@click.argument("prediction", type=click.Path(path_type=Path))
+@click.argument("truth", type=click.Path(path_type=Path))
+@click.option("--classes", is_flag=True, help="The labels are classes, not objects.")
+@click.option("--axes", help="Letters of tczyx, one per array axis, where the files do not say.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def evaluate(prediction: Path, truth: Path, classes: bool, axes: str | None, as_json: bool) -> None:
+    """Score PREDICTION against TRUTH: two files, or two folders of files of one stem."""
+    from tilenet.evaluation import evaluate as score
+
+    scores = score(prediction, truth, classes=classes, axes=axes)
+    show(scores, "\n".join(_rows(scores)), as_json=as_json)
+
+
+def _tell_epoch(p: Progress) -> None:
+    left = f"{p.seconds_left / 60:.1f} min left"
+    tell(f"epoch {p.epoch}/{p.epochs}: loss {p.loss:.4f}, score {p.score:.4f} (best {p.best:.4f}), {left}")
+
+
+def _rows(scores: dict[str, Any], indent: str = "") -> list[str]:
+    rows = []
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            rows += [f"{indent}{name}", *_rows(value, indent + "  ")]
+        else:
+            rows.append(
+                f"{indent}{name:<24} {value:.4f}" if isinstance(value, float) else f"{indent}{name:<24} {value}"
+            )
+    return rows

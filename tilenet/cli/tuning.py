@@ -1,0 +1,60 @@
+"""The command ``tilenet tune``: parses, calls, prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tilenet.cli.options import JSON, image_options, with_model
+from tilenet.cli.output import gigabytes, show, sides
+
+if TYPE_CHECKING:
+    from tilenet.tuning import Setting, Tuning
+
+
+@click.command()
+@click.argument("image")
+@image_options
+@click.option(
+    "--seconds", type=click.FloatRange(0), default=60, show_default=True, help="Start no new trial after this time."
+)
+@JSON
+def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:
+    """Measure tiles, engines, threads and batches on IMAGE, and say which options to give to segment.
+
+    Options given are kept fixed; nothing above --memory is tried. No default is changed.
+    """
+    from tilenet import machine
+    from tilenet.options import Options
+    from tilenet.tuning import tune as measure
+
+    options = with_model(options)
+    machine.keep_freed_memory()
+    found = measure(image, options.pop("model"), Options(**options), seconds=seconds)
+    trials = [{**vars(t.setting), "px_per_s": round(t.px_per_s), "bytes": t.n_bytes} for t in found.trials]
+    best = options_of(found.best.setting)
+    result = {"trials": trials, "options": best, "default": found.best is found.trials[0], "left_out": found.left_out}
+    show(result, "\n".join(_rows(found, best)), as_json=as_json)
+
+
+def options_of(setting: Setting) -> str:
+    """Return the options that give ``tilenet segment`` a setting."""
+    same = len({*setting.tile}) == 1
+    tile = str(setting.tile[0]) if same else ",".join(map(str, setting.tile))
+    return f"--tile {tile} --batch {setting.batch} --threads {setting.threads} --engine {setting.engine}"
+
+
+def _rows(found: Tuning, best: str) -> list[str]:
+    """Return a table of the trials and the options to give, line by line."""
+    rows = [f"{'tile':>15} {'batch':>6} {'threads':>8} {'engine':>7} {'Mpx/s':>8} {'memory':>9}"]
+    for trial in found.trials:
+        s = trial.setting
+        note = "  default" if trial is found.trials[0] else ""
+        numbers = f"{trial.px_per_s / 1e6:>8.3f} {gigabytes(trial.n_bytes):>9}"
+        rows.append(f"{sides(s.tile):>15} {s.batch:>6} {s.threads:>8} {s.engine:>7} {numbers}{note}")
+    if found.left_out:
+        rows.append(f"{found.left_out} more were left out for want of time: give --seconds")
+    default = found.best is found.trials[0]
+    rows.append(f"give: {best}" if not default else f"the defaults are as fast as any: {best}")
+    return rows

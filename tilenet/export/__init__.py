@@ -1,0 +1,1 @@
+"""Regions and objects of a mask as polygons (GeoJSON) and as tables (CSV)."""

@@ -1,0 +1,174 @@
+"""A mask as GeoJSON: a polygon per region or object, in pixels of the image, as QuPath imports them.
+
+QuPath's source (qupath.lib.io: QuPathTypeAdapters, ROITypeAdapters, GsonTools) shows what it reads: a
+FeatureCollection of Features, each with ``id`` (a UUID), ``geometry`` and ``properties``. The geometry has
+a ``plane`` beside its coordinates, unless it lies in the first plane; the properties have ``objectType``,
+``name`` and ``classification``. Coordinates are corners of pixels at full resolution, x to the right and
+y down from the image's first corner.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tilenet
+from tilenet.card import colors_of
+from tilenet.errors import SettingsError
+from tilenet.export.corners import Ring
+from tilenet.export.placement import Grid
+from tilenet.export.shapes import Progress, Shape, drop_small, has_volumes, min_pixels, open_for, shapes_of
+from tilenet.store import Mask
+from tilenet.store.files import AGAIN
+from tilenet.store.place import put_whole
+from tilenet.tiff_mask import TiffMask, has_objects
+
+KINDS = ("detection", "annotation")
+# The beginning of tilenet's files, and of no others. RFC 7946 allows additional members, and QuPath ignores them.
+HEAD = b'{"type":"FeatureCollection","tilenet":'
+
+
+@dataclass
+class Outlined:
+    """The result of `write_geojson`.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    features : dict
+        Number of features by classification.
+    vertices : int
+        Corners of all polygons.
+    objects, volumes : bool
+        Whether features are objects rather than regions of a class; and whether objects extend over planes, with a
+        feature in each plane.
+    left_out : int
+        Number of shapes smaller than `min_area`.
+    """
+
+    path: Path
+    features: Counter[str] = field(default_factory=Counter)
+    vertices: int = 0
+    objects: bool = False
+    volumes: bool = False
+    left_out: int = 0
+
+
+def write_geojson(
+    mask: str | Path,
+    out: str | Path,
+    *,
+    image: str | Path | None = None,
+    min_area: str | float | None = None,
+    kind: str = "detection",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Outlined:
+    """Write the regions of a complete mask, or its objects, as a GeoJSON FeatureCollection.
+
+    A region is a set of pixels of one value that are connected by their edges. An object is all pixels of
+    one number in one plane, so an object of a volume has a feature in each of its planes. Polygons follow
+    the edges of pixels: filling them gives back the mask. The mask is read strip by strip; memory holds
+    one strip, and the outlines that are not closed yet.
+
+    Parameters
+    ----------
+    mask : path
+        A complete mask that tilenet wrote, OME-Zarr or OME-TIFF.
+    out : path
+        The file, ending in ``.geojson`` (or ``.json``).
+    image : path, optional
+        The image that was segmented, if it has moved; another image is refused. Needed only for a mask at
+        a coarser level or another pixel size.
+    min_area : str or float, optional
+        Leave out shapes whose area, without holes, is smaller: pixels of the mask, or text such as ``"20um2"``.
+        Not for volumes.
+    kind : {"detection", "annotation"}
+        What the features become in QuPath, which copes with many detections but few annotations.
+    overwrite : bool
+        Replace a file that `write_geojson` wrote.
+    progress : callable, optional
+        Called with the number of rows done and the total number of rows.
+
+    Returns
+    -------
+    Outlined
+
+    Raises
+    ------
+    OutputNotFound, OutputIncomplete, BlocksFailed, OutputExists, OutputMismatch, EnvironmentFault
+        If the mask is missing, incomplete or damaged; if another file is in the way; if the image
+        is not that of the mask; if the disk is full.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, tilenet
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     mask = tilenet.segment(np.zeros((70, 90), np.uint8), folder + "/mask.zarr")
+    ...     tilenet.write_geojson(folder + "/mask.zarr", folder + "/mask.geojson").vertices
+    0
+    """
+    if kind not in KINDS:
+        raise SettingsError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    out = Path(out).absolute()
+    with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON") as (opened, grid):
+        found = Outlined(out, objects=has_objects(opened), volumes=has_volumes(opened))
+        shapes = drop_small(shapes_of(opened, progress), min_pixels(opened, min_area), found)
+        with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
+            for part in _Features(opened, grid, kind, found).collection(shapes):
+                file.write(part)
+    return found
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(HEAD)) == HEAD
+
+
+class _Features:
+    """Write shapes as the text of a FeatureCollection, counting features and vertices."""
+
+    def __init__(self, mask: Mask | TiffMask, grid: Grid, kind: str, found: Outlined) -> None:
+        self._mask, self._grid, self._kind, self._found = mask, grid, kind, found
+        self._colors = {value: color[:3] for value, color in colors_of(mask.info["card"]).items()}
+
+    def collection(self, shapes: Iterable[Shape]) -> Iterator[bytes]:
+        """Yield the content of the file in pieces."""
+        yield HEAD + b'"' + tilenet.__version__.encode() + b'","features":['
+        before = "\n"
+        for shape in shapes:
+            yield f"{before}{self._feature(shape)}".encode()
+            before = ",\n"
+        yield b"\n]}\n"
+
+    def _plane(self, shape: Shape) -> str:
+        """Return the ``plane`` member of a geometry; empty if the mask has no other plane than the image's first."""
+        if max(self._mask.shape[:-2], default=1) == 1 and not (shape.t or shape.z):
+            return ""
+        return f',"plane":{{"c":-1,"z":{shape.z},"t":{shape.t}}}'
+
+    def _feature(self, shape: Shape) -> str:
+        polygons = [f"[{','.join(map(self._ring, region.rings))}]" for region in shape.parts]
+        several = len(polygons) > 1
+        self._found.features[shape.name] += 1
+        self._found.vertices += sum(len(ring) for region in shape.parts for ring in region.rings)
+        kind = "MultiPolygon" if several else "Polygon"
+        coordinates = f"[{','.join(polygons)}]" if several else polygons[0]
+        return (
+            f'{{"type":"Feature","id":"{shape.id}",'
+            f'"geometry":{{"type":"{kind}","coordinates":{coordinates}{self._plane(shape)}}},'
+            f'"properties":{self._properties(shape.value, shape.name)}}}'
+        )
+
+    def _ring(self, ring: Ring) -> str:
+        return json.dumps(self._grid.place(ring).tolist(), separators=(",", ":"))
+
+    def _properties(self, value: int, name: str) -> str:
+        color = self._colors[min(self._colors) if self._found.objects else value]
+        said: dict[str, Any] = {"objectType": self._kind, "classification": {"name": name, "color": list(color)}}
+        return json.dumps(said | ({"name": str(value)} if self._found.objects else {}), separators=(",", ":"))

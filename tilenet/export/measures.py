@@ -1,0 +1,282 @@
+"""A mask as a table: a line per region or object, with its class, size and position, as CSV.
+
+Areas and centroids are exactly those of the pixels. They are computed from the outlines (shoelace formula), so that
+memory holds only a strip of the mask. Ids are the same as those of the polygons of `tilenet.write_geojson`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.export.corners import area_and_centroid
+from tilenet.export.intensities import mean_intensities
+from tilenet.export.placement import Grid
+from tilenet.export.shapes import (
+    Progress,
+    Shape,
+    class_names,
+    drop_small,
+    has_volumes,
+    min_pixels,
+    open_for,
+    shapes_of,
+)
+from tilenet.geometry import Box
+from tilenet.spared import check_file_place
+from tilenet.store import Mask
+from tilenet.store.files import AGAIN
+from tilenet.store.place import put_whole
+from tilenet.tiff_mask import TiffMask, has_objects, open_mask
+
+# x and y in pixels of the image at full resolution, from its upper left corner; sizes in pixels of the mask.
+COLUMNS = (
+    *("id", "class", "object", "t", "z", "x", "y", "area_px", "area_um2", "volume_px", "volume_um3"),
+    *("left", "top", "right", "bottom", "front", "back"),
+)
+HEAD = ",".join(COLUMNS).encode()
+DECIMALS = 3
+
+
+@dataclass
+class Measured:
+    """The result of `write_table`.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    counts : dict
+        Number of lines by class; 0 for a class of the mask without any.
+    area_px : dict
+        Number of mask pixels by class, in all planes together.
+    objects, volumes : bool
+        Whether lines are objects rather than regions of a class; and whether objects extend over planes.
+    pixel_um2, voxel_um3 : float or None
+        Area and volume of a pixel of the mask, if its size is known.
+    mask_px : int
+        Number of pixels of the mask, in all planes and with the background.
+    left_out : int
+        Number of shapes smaller than `min_area`.
+    tissue_share : float or None
+        Share of the mask that its tissue map counts as tissue; None without a tissue map.
+    """
+
+    path: Path
+    counts: Counter[str] = field(default_factory=Counter)
+    area_px: Counter[str] = field(default_factory=Counter)
+    objects: bool = False
+    volumes: bool = False
+    pixel_um2: float | None = None
+    voxel_um3: float | None = None
+    mask_px: int = 0
+    left_out: int = 0
+    tissue_share: float | None = None
+
+    @property
+    def per_mm2_of_tissue(self) -> dict[str, float]:
+        """Number of lines by class per square millimetre of tissue; empty without a tissue map."""
+        return {name: n / self.tissue_share for name, n in self.per_mm2.items()} if self.tissue_share else {}
+
+    @property
+    def per_mm2(self) -> dict[str, float]:
+        """Number of lines by class per square millimetre of all planes; empty if the pixel size is unknown."""
+        if self.pixel_um2 is None or self.volumes:
+            return {}
+        return {name: count / (self.mask_px * self.pixel_um2) * 1e6 for name, count in self.counts.items()}
+
+    @property
+    def per_mm3(self) -> dict[str, float]:
+        """Number of objects by class per cubic millimetre of a volume; empty if the pixel size is unknown."""
+        if self.voxel_um3 is None or not self.volumes:
+            return {}
+        return {name: count / (self.mask_px * self.voxel_um3) * 1e9 for name, count in self.counts.items()}
+
+
+@dataclass
+class _Solid:
+    """Measurements of one object of a volume, summed up plane by plane."""
+
+    first: Shape
+    pixels: int = 0
+    moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    low: NDArray[np.int64] = field(default_factory=lambda: np.full(3, np.iinfo(np.int64).max))
+    high: NDArray[np.int64] = field(default_factory=lambda: np.full(3, np.iinfo(np.int64).min))
+
+    def add(self, shape: Shape) -> None:
+        """Add the part of the object that lies in one more plane."""
+        area, centre, low, high = _area_and_box(shape)
+        self.pixels += area
+        self.moments += area * np.array([shape.z + 0.5, *centre])
+        self.low = np.minimum(self.low, [shape.z, *low])
+        self.high = np.maximum(self.high, [shape.z + 1, *high])
+
+
+def write_table(
+    mask: str | Path,
+    out: str | Path,
+    *,
+    image: str | Path | None = None,
+    min_area: str | float | None = None,
+    intensities: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Measured:
+    """Write a CSV table of the regions of a complete mask, or of its objects.
+
+    Its columns are ``id``; ``class``; ``object`` (its number); ``t`` and ``z``; ``x`` and ``y`` (the centroid, in
+    pixels of the image at full resolution, from the upper left corner of its first pixel); ``area_px`` (pixels of the
+    mask); ``area_um2`` (empty if the pixel size is unknown); ``left``, ``top``, ``right`` and ``bottom`` of the
+    bounding box, in the same coordinates as `x` and `y`; and ``front`` and ``back``, its first plane and the one after
+    its last. An object of a volume is one line, with ``volume_px`` and ``volume_um3`` in place of the areas, and with
+    the `z` of its centroid, measured from the front of the first plane.
+
+    Parameters
+    ----------
+    mask : path
+        A complete mask that tilenet wrote, OME-Zarr or OME-TIFF.
+    out : path
+        The file, ending in ``.csv``.
+    image : path, optional
+        The image that was segmented, if it has moved; needed only for a mask at a coarser level or another pixel
+        size.
+    min_area : str or float, optional
+        As for `tilenet.write_geojson`.
+    intensities : bool
+        Add the mean of each channel of the image over each object, as ``mean_DAPI``, or ``mean_0`` if the channel has
+        no name. The image is read for that.
+    overwrite : bool
+        Replace a file that `write_table` wrote.
+    progress : callable, optional
+        Called with the number of rows done and the total number of rows.
+
+    Returns
+    -------
+    Measured
+
+    Raises
+    ------
+    OutputNotFound, OutputIncomplete, BlocksFailed, OutputExists, OutputMismatch, EnvironmentFault
+        As `tilenet.write_geojson`.
+
+    Examples
+    --------
+    >>> import tempfile, tilenet
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     mask = tilenet.segment(np.zeros((70, 90), np.uint8), folder + "/mask.zarr")
+    ...     dict(tilenet.write_table(folder + "/mask.zarr", folder + "/mask.csv").counts)
+    {'nucleus': 0}
+    """
+    out = Path(out).absolute()
+    with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table") as (opened, grid):
+        found = _empty_result(opened, out)
+        names, means = mean_intensities(opened, image) if intensities else ([], None)
+        shapes = drop_small(shapes_of(opened, progress), min_pixels(opened, min_area), found)
+        with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow([*COLUMNS, *names])
+            if found.volumes:
+                lines = ((s.first.value, _line_of_solid(s, grid, found)) for s in _solids(shapes))
+            else:
+                lines = ((s.value, _line(s, grid, found)) for s in shapes)
+            for value, line in lines:
+                table.writerow([*line, *([] if means is None else [f"{mean:.7g}" for mean in means[value]])])
+    return found
+
+
+def read_table(mask: str | Path, table: str | Path, *, min_area: str | float | None = None) -> Measured:
+    """Return the measurements of a mask from its complete table, leaving out what is smaller than `min_area`."""
+    with open_mask(mask) as opened:
+        found, least = _empty_result(opened, Path(table).absolute()), min_pixels(opened, min_area)
+    with found.path.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            pixels = int(line["volume_px" if found.volumes else "area_px"])
+            if pixels < least:
+                found.left_out += 1
+                continue
+            found.counts[line["class"]] += 1
+            found.area_px[line["class"]] += pixels
+    return found
+
+
+def check_table_place(out: Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
+    """Raise if a table must not be put at `out`; see `tilenet.spared.check_file_place`."""
+    check_file_place(out, replace=replace, is_ours=_is_ours, kind="a table", image=image, mask=mask)
+
+
+def _empty_result(mask: Mask | TiffMask, out: Path) -> Measured:
+    """Return the measurements of a mask before its first shape, with a count of 0 for each class."""
+    y, x = mask.pixel_size[-2:]
+    pixel = None if y is None or x is None else y * x
+    none = dict.fromkeys(class_names(mask).values(), 0)
+    found = Measured(out, Counter(none), Counter(none), has_objects(mask), pixel_um2=pixel, mask_px=prod(mask.shape))
+    if mask.tissue is not None:
+        found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin))
+    if has_volumes(mask):
+        z = mask.pixel_size[-3]
+        found.volumes, found.voxel_um3 = True, None if pixel is None or z is None else pixel * z
+    return found
+
+
+def _solids(shapes: Iterable[Shape]) -> Iterable[_Solid]:
+    """Return the objects of a volume, in the order of their first planes."""
+    solids: dict[int, _Solid] = {}
+    for shape in shapes:
+        solids.setdefault(shape.value, _Solid(shape)).add(shape)
+    return solids.values()
+
+
+def _area_and_box(shape: Shape) -> tuple[int, tuple[float, float], NDArray[Any], NDArray[Any]]:
+    """Return the number of pixels, the centroid, and the bounding box's two corners of a shape: y, x in mask pixels."""
+    area, centre = area_and_centroid([ring for part in shape.parts for ring in part.rings])
+    corners = np.concatenate([part.rings[0] for part in shape.parts])
+    return area, centre, corners.min(axis=0), corners.max(axis=0)
+
+
+def _line(shape: Shape, grid: Grid, found: Measured) -> list[object]:
+    """Return the values of the line of a shape, in the order of `COLUMNS`, and count the shape."""
+    area, (y, x), low, high = _area_and_box(shape)
+    found.counts[shape.name] += 1
+    found.area_px[shape.name] += area
+    number, size = shape.value if found.objects else "", (area, _times(area, found.pixel_um2), "", "")
+    place, box = _point(grid, y, x), _box(grid, low, high)
+    return [shape.id, shape.name, number, shape.t, shape.z, *place, *size, *box, shape.z, shape.z + 1]
+
+
+def _line_of_solid(solid: _Solid, grid: Grid, found: Measured) -> list[object]:
+    """Return the values of the line of an object in a volume, in the order of `COLUMNS`, and count the object."""
+    shape, (z, y, x) = solid.first, (solid.moments / solid.pixels).tolist()
+    found.counts[shape.name] += 1
+    found.area_px[shape.name] += solid.pixels
+    size = ("", "", solid.pixels, _times(solid.pixels, found.voxel_um3))
+    place, box = _point(grid, y, x), _box(grid, solid.low[1:], solid.high[1:])
+    middle = round(z, DECIMALS)
+    return [shape.id, shape.name, shape.value, shape.t, middle, *place, *size, *box, solid.low[0], solid.high[0]]
+
+
+def _times(pixels: int, size: float | None) -> float | str:
+    return "" if size is None else round(pixels * size, DECIMALS)
+
+
+def _point(grid: Grid, y: float, x: float) -> list[float]:
+    """Return x and y of a point in pixels of the image."""
+    return [round(value, DECIMALS) for value in grid.place_point(y, x)]
+
+
+def _box(grid: Grid, low: NDArray[Any], high: NDArray[Any]) -> list[float]:
+    """Return left, top, right and bottom of a bounding box in pixels of the image."""
+    placed: list[float] = grid.place(np.stack([low, high]).astype(np.int32))[:2].ravel().tolist()
+    return placed
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.readline().rstrip().startswith(HEAD)

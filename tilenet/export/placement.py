@@ -1,0 +1,89 @@
+"""Where the pixels of a mask lie in its image at full resolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.errors import ImageError, OutputMismatch
+from tilenet.export.corners import Ring
+from tilenet.provenance import closing, open_as_segmented, refuse_another, resolution_of
+from tilenet.readers.image import Image
+from tilenet.resolution import AS_STORED, downsample_factor
+from tilenet.store import Mask
+from tilenet.tiff_mask import TiffMask
+
+DECIMALS = 3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels of a mask lie in its image.
+
+    `origin` (y, x) is in pixels of the mask, `step` is the size of a mask pixel in image pixels, and `limit` is where
+    the image ends: the last pixels of a coarser grid may reach beyond it.
+    """
+
+    origin: tuple[int, int]
+    step: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
+    limit: tuple[int, int] | None = None
+
+    def place(self, ring: Ring) -> NDArray[Any]:
+        """Return x and y (n + 1, 2) of a ring in image pixels, closed by repeating its first vertex."""
+        corners = np.concatenate([ring, ring[:1]]).astype(np.int64) + self.origin
+        if all(step.denominator == 1 for step in self.step):
+            corners *= [step.numerator for step in self.step]
+        else:
+            corners = np.round(corners * [float(step) for step in self.step], DECIMALS)
+        if self.limit:
+            corners = np.minimum(corners, self.limit)
+        return corners[:, ::-1]
+
+    def place_point(self, y: float, x: float) -> tuple[float, float]:
+        """Return x and y of a point in image pixels."""
+        at = [(a + first) * float(step) for a, first, step in zip((y, x), self.origin, self.step, strict=True)]
+        down, right = map(min, at, self.limit) if self.limit else at
+        return right, down
+
+
+def find_grid(mask: Mask | TiffMask, image: str | Path | None) -> Grid:
+    """Return where a mask lies in its image, which is opened only if it is given or needed.
+
+    It is needed if the mask is at a coarser level or another pixel size.
+
+    Raises
+    ------
+    ImageNotFound, ImageError
+        If the given image cannot be opened.
+    OutputMismatch
+        If the image is needed and missing, or is not the one that the mask was made from.
+    """
+    resolution, origin = resolution_of(mask), (mask.origin[-2], mask.origin[-1])
+    as_it_is = resolution.level == 0 and resolution.factor == AS_STORED
+    if as_it_is and image is None:
+        return Grid(origin)
+    with closing(_image_of(mask, image), image) as opened:
+        refuse_another(opened, mask)
+        full, stored = (opened.plane_shape(k) for k in (0, resolution.level))
+    if as_it_is:
+        return Grid(origin)
+    y, x = (downsample_factor(n, m) * f for n, m, f in zip(full, stored, resolution.factor, strict=True))
+    return Grid(origin, (y, x), full)
+
+
+def _image_of(mask: Mask | TiffMask, image: str | Path | None) -> Image:
+    if image is not None:
+        return open_as_segmented(image, mask)
+    source = mask.info["image"]["path"]
+    try:
+        return open_as_segmented(source, mask)
+    except ImageError as error:
+        raise OutputMismatch(
+            f"{mask.path}: is of level {mask.info['record']['level']} of {source}, and where that lies at full "
+            f"resolution only the image says ({error}). Name it with --image"
+        ) from error

@@ -1,0 +1,227 @@
+"""Yield the regions of a complete mask, or its objects, one by one, for GeoJSON files and tables.
+
+A region is a set of pixels of one value that are connected by their edges; an object is all pixels of one number in one
+plane. The mask is read strip by strip; memory holds one strip, and the outlines that are not closed yet.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.errors import BlocksFailed, SettingsError
+from tilenet.export.corners import area_and_centroid
+from tilenet.export.outlines import Region, regions
+from tilenet.export.placement import Grid, find_grid
+from tilenet.spared import check_file_place, refuse_inside
+from tilenet.store import Mask
+from tilenet.tiff_export import intact
+from tilenet.tiff_mask import TILE, TiffMask, has_objects, open_mask
+
+# Number of pixels to read at once, and to outline at once.
+BAND, STRIP = 2**27, 2**24
+Progress = Callable[[int, int], None]
+ENDINGS = {"a table": (".csv",), "a GeoJSON": (".geojson", ".json")}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A region, or all regions of an object in one plane.
+
+    Attributes
+    ----------
+    value : int
+        Its value in the mask: the value of a class, or the number of an object.
+    name : str
+        Name of its class.
+    parts : sequence of Region
+        One region, or several for an object whose pixels are not all connected.
+    t, z : int
+        Its time and plane, counted from the first of the image; 0 along an axis that the mask lacks.
+    id : UUID
+        The same from run to run.
+    """
+
+    value: int
+    name: str
+    parts: Sequence[Region]
+    t: int
+    z: int
+    id: UUID
+
+
+def has_volumes(mask: Mask | TiffMask) -> bool:
+    """Return whether objects extend over planes: only a network of three axes numbers objects in several planes."""
+    return has_objects(mask) and len(mask.info["model"]["footprint"]) > 2 and max(mask.shape[:-2], default=1) > 1
+
+
+def _refuse_damage(mask: Mask | TiffMask) -> None:
+    if isinstance(mask, Mask):
+        intact(mask.path)
+    elif damage := mask.check():
+        raise BlocksFailed(f"{mask.path}: {damage[0]}. Make it again")
+
+
+@contextmanager
+def open_for(
+    out: Path, mask: str | Path, image: str | Path | None, *, replace: bool, is_ours: Callable[[Path], bool], kind: str
+) -> Iterator[tuple[Mask | TiffMask, Grid]]:
+    """Open a mask to export, and find where it lies in its image; raise before any work if a file cannot be made.
+
+    Parameters
+    ----------
+    out : Path
+        The file to write: not inside the mask or its image, and not a file that tilenet did not write.
+    mask, image : path
+        As for `tilenet.write_geojson`.
+    replace, is_ours, kind
+        As for `tilenet.spared.check_file_place`.
+    """
+    with open_mask(mask) as opened:
+        refuse_inside(out, image=opened.info["image"]["path"])
+        check_file_place(out, replace=replace, is_ours=is_ours, kind=kind, image=image, mask=mask)
+        if out.suffix.lower() not in ENDINGS[kind]:
+            raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
+        grid = find_grid(opened, image)
+        _refuse_damage(opened)
+        yield opened, grid
+
+
+def shapes_of(mask: Mask | TiffMask, progress: Progress | None = None) -> Iterator[Shape]:
+    """Yield the shapes of a mask, plane by plane, ordered by their last rows."""
+    seed, objects = uuid5(NAMESPACE_OID, json.dumps(mask.info, sort_keys=True)), has_objects(mask)
+    names = class_names(mask)
+    planes, height = list(product(*map(range, mask.shape[:-2]))), mask.shape[-2]
+    for number, index in enumerate(planes):
+
+        def advance(row: int, done: int = number * height) -> None:
+            if progress:
+                progress(done + row, len(planes) * height)
+
+        ids = uuid5(seed, str(index))
+        at = {axis: i + first for axis, i, first in zip(mask.axes, index, mask.origin, strict=False)}
+        traced = regions(_strips(mask, index, advance))
+        last_rows = _last_rows(_strips(mask, index)) if objects else None
+        for value, parts in _by_value(traced, last_rows):
+            y, x = parts[0].rings[0][0].tolist()
+            name = names[0] if objects else names.get(value, f"class {value}")
+            yield Shape(value, name, parts, at.get("t", 0), at.get("z", 0), uuid5(ids, f"{value} {y} {x}"))
+
+
+class Counted(Protocol):
+    """A result that counts the shapes left out."""
+
+    left_out: int
+
+
+def drop_small(shapes: Iterable[Shape], least: float, found: Counted) -> Iterator[Shape]:
+    """Yield the shapes whose area, without holes, is at least `least` pixels; count the others in `found.left_out`."""
+    for shape in shapes:
+        if least and area_and_centroid([ring for part in shape.parts for ring in part.rings])[0] < least:
+            found.left_out += 1
+        else:
+            yield shape
+
+
+def parse_area(area: str | float) -> tuple[float, str]:
+    """Return the number and unit of an area; any unit but ``"um2"`` means pixels of the mask.
+
+    >>> parse_area("20 um2"), parse_area(80)
+    ((20.0, 'um2'), (80.0, ''))
+    """
+    said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px|um2|)", str(area))
+    if not said:
+        raise SettingsError(f"min area {area!r}: give pixels of the mask, such as 80px, or an area, such as 20um2")
+    return float(said[1]), said[2]
+
+
+def min_pixels(mask: Mask | TiffMask, area: str | float | None) -> float:
+    """Convert a minimum area, a number of pixels or text such as ``"20um2"``, to pixels of the mask.
+
+    Raises
+    ------
+    SettingsError
+        If it is not an area, or areas have no meaning in this mask.
+    """
+    return 0 if area is None else pixels_of_area(area, mask.path, mask.pixel_size, volumes=has_volumes(mask))
+
+
+def pixels_of_area(
+    area: str | float, name: str | Path, pixel_size: Sequence[float | None], *, volumes: bool = False
+) -> float:
+    """Convert an area to pixels of their size along y and x; raises as `min_pixels`, naming `name`."""
+    number, unit = parse_area(area)
+    if volumes:
+        raise SettingsError(f"{name}: objects of a volume have no area. Filter the table by volume_px")
+    y, x = pixel_size[-2:]
+    if unit != "um2":
+        return number
+    if y is None or x is None:
+        raise SettingsError(f"{name}: the size of its pixels is unknown. Give the area in them, such as 80px")
+    return number / (y * x)
+
+
+def class_names(mask: Mask | TiffMask) -> dict[int, str]:
+    """Return the names of the classes that shapes may have, by mask value; numbered objects have a single class, 0."""
+    labels: Mapping[str, Any] = mask.info["card"]["labels"]
+    names = {int(value): str(name) for value, name in labels.items() if value.isdecimal()}
+    if not has_objects(mask):
+        return names
+    return {0: next(iter(names.values())) if len(names) == 1 else "object"}
+
+
+def _strips(
+    mask: Mask | TiffMask, plane: tuple[int, ...], advance: Callable[[int], None] = lambda row: None
+) -> Iterator[NDArray[Any]]:
+    """Yield a plane in strips from top to bottom, reading whole rows of chunks at once unless they are too large."""
+    level: Any = mask.levels[0]
+    height, width = mask.shape[-2:]
+    band = max(1, min(getattr(level, "chunks", (TILE, TILE))[-2], BAND // width))
+    rows = max(1, STRIP // width)
+    for top in range(0, height, band):
+        pixels = np.asarray(level[(*plane, slice(top, min(top + band, height)))])
+        for first in range(0, len(pixels), rows):
+            yield pixels[first : first + rows]
+        advance(top + len(pixels))
+
+
+def _last_rows(strips: Iterable[NDArray[Any]]) -> dict[int, int]:
+    """Return, for each value, the row after its last one."""
+    found: dict[int, int] = {}
+    top = 0
+    for strip in strips:
+        values, place = np.unique(strip[::-1], return_index=True)
+        found |= dict(zip(values.tolist(), (top + len(strip) - place // strip.shape[1]).tolist(), strict=True))
+        top += len(strip)
+    return found
+
+
+def _by_value(traced: Iterable[Region], last_rows: Mapping[int, int] | None) -> Iterator[tuple[int, Sequence[Region]]]:
+    """Yield regions one by one or, given the last row of each value, the regions of a value together after that row."""
+    if last_rows is None:
+        yield from ((region.value, (region,)) for region in traced)
+        return
+    parts: dict[int, list[Region]] = {}
+    ends: list[tuple[int, int]] = []
+    for region in traced:
+        while ends and ends[0][0] < region.bottom:
+            whole = heapq.heappop(ends)[1]
+            yield whole, parts.pop(whole)
+        if region.value not in parts:
+            parts[region.value] = []
+            heapq.heappush(ends, (last_rows[region.value], region.value))
+        parts[region.value].append(region)
+    while ends:
+        whole = heapq.heappop(ends)[1]
+        yield whole, parts.pop(whole)

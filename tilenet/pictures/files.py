@@ -1,0 +1,89 @@
+"""Picture files: where they may go, how tilenet recognises its own, and how they are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tilenet.errors import SettingsError
+from tilenet.pictures.drawing import Picture
+from tilenet.spared import check_file_place
+from tilenet.store.files import AGAIN
+from tilenet.store.place import put_whole
+
+# Formats that can carry the mark by which tilenet recognises its own pictures.
+KINDS = ("PNG", "JPEG", "TIFF", "WEBP")
+# The EXIF tag "Software", and its value. A TIFF mask has "tilenet" there, so it is not taken for a picture.
+SOFTWARE, MARK = 0x0131, "tilenet overlay"
+
+
+def check_picture_place(out: str | Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
+    """Raise if a picture must not be put at `out`, or its name is not that of a picture; write nothing.
+
+    Raises
+    ------
+    SettingsError, OutputError, OutputExists
+        If the name does not end like that of a picture; if the place is remote; if it is the image or the
+        mask, or inside one of them; if a file is there that tilenet did not draw, or that `replace` does
+        not allow to replace.
+    """
+    out = Path(out)
+    _kind(out)
+    check_file_place(out, replace=replace, is_ours=is_picture_of_ours, kind="a picture", image=image, mask=mask)
+
+
+def save(picture: Picture, out: str | Path) -> None:
+    """Write a picture file, replacing an older one that tilenet drew; the name's ending chooses the format.
+
+    Raises
+    ------
+    SettingsError, OutputExists, EnvironmentFault
+        If the name does not end like that of a picture; if another file is there; if it cannot be written.
+    """
+    from PIL import Image as Pillow
+
+    out = Path(out).absolute()
+    # Check again: the run may have taken hours since its place was checked.
+    check_picture_place(out, replace=True)
+    marked = Pillow.Exif()
+    marked[SOFTWARE] = MARK
+    with put_whole(out, again=AGAIN) as path:
+        Pillow.fromarray(picture).save(path, format=_kind(out), exif=marked)
+
+
+def is_picture_of_ours(path: Path) -> bool:
+    """Return whether a file is a picture that tilenet drew, by the mark in it."""
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(path, formats=KINDS) as picture:
+            return str(picture.getexif().get(SOFTWARE)) == MARK
+    except Exception:  # a foreign file may make the parsers raise anything
+        return False
+
+
+def overview_beside(mask: str | Path, into: str | Path | None = None) -> Path:
+    """Return where the picture of a mask goes: beside the mask, as a store may hold only what its journal lists.
+
+    >>> overview_beside("masks/a.zarr").as_posix(), overview_beside("masks/a.ome.tif").as_posix()
+    ('masks/a.overview.png', 'masks/a.overview.png')
+
+    The picture of labels inside an image goes beside that image:
+
+    >>> overview_beside("b.ome.zarr/labels/nuclei", into="b.ome.zarr").as_posix()
+    'b.nuclei.overview.png'
+    """
+    beside, label = Path(mask if into is None else into), "" if into is None else f".{Path(mask).name}"
+    name = beside.name
+    for ending in (".zarr", ".tiff", ".tif", ".ome"):
+        name = name.removesuffix(ending)
+    return beside.with_name(f"{name or beside.name}{label}.overview.png")
+
+
+def _kind(out: Path) -> str:
+    from PIL import Image as Pillow
+
+    kind = Pillow.registered_extensions().get(out.suffix.lower())
+    if kind not in KINDS:
+        raise SettingsError(f"{out}: its ending is not a picture format. Give a name in .png, .jpg, .tif or .webp")
+    return kind

@@ -1,0 +1,1 @@
+"""Blocks computed by Dask workers, and the clusters that these belong to."""

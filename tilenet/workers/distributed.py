@@ -1,0 +1,270 @@
+"""Send blocks to Dask workers, and collect the results.
+
+Dask only distributes: tasks carry the paths of a run and some block indices, and journal lines come
+back. No models, open files or pixels of an image pass through it; shards of a pyramid and labels of
+blocks do (`map_in_order`). Only as many flights are sent as there are workers, so that a million
+blocks never become a million futures, and a worker that dies takes one block with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from tilenet import predict
+from tilenet.address import absolute
+from tilenet.compute import Progress, finish, progress_counter, skip_glass
+from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_line
+from tilenet.job import Job
+from tilenet.readers.boundary import one_line
+from tilenet.runner import Report
+from tilenet.settling import Wanted
+from tilenet.store import CoarserBlock, Store
+from tilenet.workers.flights import Flight, Queue, Slide, seconds_per_flight
+from tilenet.workers.worker import FlightResult, Task, compute_blocks
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+# Remarks for the user; the command line prints them.
+LOG = logging.getLogger("tilenet")
+S = TypeVar("S")
+T = TypeVar("T")
+# Longest wait in seconds for a result before the workers are counted again.
+WAKE = 1.0
+# Flights sent to an adaptive cluster beyond twice its number of workers, so that it grows.
+MORE = 8
+# Most bytes of a pickled callable: a larger one contains a model instead of naming one.
+LARGEST_CALLABLE = 2**14
+
+
+def check_sendable(image: Any, model: Any) -> None:
+    """Refuse an image or a model that a worker cannot open by itself (`ImageError`, `SettingsError`)."""
+    if not isinstance(image, str | Path):
+        raise ImageError(f"{type(image).__name__}: workers open images by themselves. Give a path, or no client")
+    if isinstance(model, str | Path):
+        return
+    name = type(model).__name__
+    if predict.is_network(model):
+        raise SettingsError(
+            f"{name}: workers load models by themselves. Save it with tilenet.save_model and give the path, "
+            f"or give a callable of an importable module that loads it"
+        )
+    try:
+        size = len(pickle.dumps(model))
+    except Exception as error:  # pickle raises many kinds
+        raise SettingsError(
+            f"{name}: cannot be sent to workers ({one_line(error)}). Give a callable of an importable module"
+        ) from error
+    if size > LARGEST_CALLABLE:
+        raise SettingsError(f"{name}: has {size} bytes pickled, for every block. Let it load them when it is called")
+
+
+def task_of(store: Store, job: Job, wanted: Wanted) -> Task:
+    """Return the task that workers are sent for a run."""
+    # The working directory may hold a file or a folder with the name of a packaged model; the job knows which is meant.
+    model = job.source if isinstance(wanted.model, str | Path) else wanted.model
+    return Task(str(store.path), store.run, absolute(wanted.image), model, wanted.footprint)
+
+
+def fill_by_workers(
+    store: Store, job: Job, client: Client, wanted: Wanted, *, progress: Progress | None = None
+) -> Report:
+    """Have workers compute the pending blocks of a store, and finish it; closes store and job in any case.
+
+    Parameters
+    ----------
+    store, job
+        The store to fill, and the job that fills it.
+    client : distributed.Client
+        Client of the cluster.
+    wanted : Wanted
+        Image, model and footprint, which each worker opens by itself.
+    progress : callable, optional
+        Called with the number of pixels done and the total number of pixels.
+
+    Raises
+    ------
+    BlocksFailed, EnvironmentFault, OutputLocked
+        If blocks could not be computed; if the scheduler is lost; if another run took over.
+    """
+    try:
+        if store.complete:
+            return Report()
+        predict.forget(job.network)
+        started, skipped = monotonic(), skip_glass(job, store, store.layout.tissue_map)
+        advance = progress_counter(job, store.pending(), progress)
+        slide = Slide(task_of(store, job, wanted), store, job, advance, report=Report(skipped=skipped))
+        for _ in work_off(client, [slide]):
+            slide.report.seconds = monotonic() - started
+            slide.raise_if_failed()
+        finish(store, make_shards=partial(map_in_order, client, CoarserBlock.shard))
+        slide.report.finished = monotonic() - started - slide.report.seconds
+        return slide.report
+    finally:
+        store.close()
+        job.close()
+
+
+def work_off(client: Client, slides: Iterable[Slide]) -> Iterator[Slide]:
+    """Have workers fill many outputs from one queue; yield each slide when its last block has returned.
+
+    Without workers it waits until one comes.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Client of the cluster.
+    slides : iterable of Slide
+        Drawn lazily, so that only a few are open at a time.
+
+    Raises
+    ------
+    EnvironmentFault
+        If the scheduler is lost. Blocks that are written stay written.
+    """
+    return _Dispatch(client, Queue(slides)).work_off()
+
+
+class _Dispatch:
+    """Send the flights of a queue to the workers of a client, and receive the results."""
+
+    def __init__(self, client: Client, queue: Queue) -> None:
+        self._client, self._queue = client, queue
+        self._arrivals: SimpleQueue[tuple[Flight, Any]] = SimpleQueue()
+        self._futures: dict[int, Future[Any]] = {}
+        self._workers: list[str] = []
+        self._count_again = 0.0
+
+    def work_off(self) -> Iterator[Slide]:
+        while True:
+            self._send()
+            while self._queue.ended:
+                yield self._queue.ended.popleft()
+            if not self._futures:
+                return
+            for flight, result in self._arrived():
+                del self._futures[flight.number]
+                if isinstance(result, CancelledError):
+                    raise self._lost(result)
+                if not isinstance(result, FlightResult):
+                    result = _result_of_error(result, flight)
+                self._queue.settle(flight, result)
+
+    def _send(self) -> None:
+        """Keep as many flights underway as there are workers, or as an adaptive cluster may grow to."""
+        if monotonic() >= self._count_again:
+            self._workers = self._find_workers()
+            self._count_again = monotonic() + WAKE
+        adaptive, workers = getattr(self._client.cluster, "_adaptive", None), len(self._workers)
+        most = max(1, min(adaptive.maximum, 2 * workers + MORE) if adaptive else workers)
+        while len(self._futures) < most and (flight := self._queue.take(most)):
+            self._submit(flight, seconds_per_flight(most))
+
+    def _find_workers(self) -> list[str]:
+        try:
+            return list(self._client.nthreads())
+        except Exception as error:  # the type depends on where the connection breaks
+            raise self._lost(error) from error
+
+    def _submit(self, flight: Flight, seconds: float) -> None:
+        others = [worker for worker in self._workers if worker not in flight.refused_by] if flight.refused_by else []
+        preferred = {"workers": others, "allow_other_workers": True} if others else {}
+        task = (flight.slide.task, flight.blocks, flight.id, seconds)
+        try:
+            future = self._client.submit(compute_flight, *task, key=flight.name, pure=False, **preferred)
+        except Exception as error:
+            raise self._lost(error) from error
+        self._futures[flight.number] = future
+        self._client.loop.add_callback(self._watch, flight, future)
+
+    async def _watch(self, flight: Flight, future: Future[Any]) -> None:
+        """Put the result or the exception of a future into the queue; runs in the client's event loop thread."""
+        try:
+            result = await future
+        except Exception as error:
+            result = error
+        self._arrivals.put((flight, result))
+
+    def _arrived(self) -> Iterator[tuple[Flight, Any]]:
+        """Wait at most `WAKE` seconds for the next result, and yield all that have arrived."""
+        try:
+            yield self._arrivals.get(timeout=WAKE)
+            while True:
+                yield self._arrivals.get_nowait()
+        except Empty:
+            return
+
+    def _lost(self, error: Exception) -> EnvironmentFault:
+        where = self._client.scheduler.address if self._client.scheduler else "the scheduler"
+        return EnvironmentFault(f"{where}: the scheduler is lost ({type(error).__name__}). Run again with --resume")
+
+
+def map_in_order(client: Client | None, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yield what a function makes of each item, in order: on the workers of a client, or in this process without one.
+
+    Only a few items are underway at a time. What workers fail at is done in this process, which raises if it fails too.
+    """
+    if client is None:
+        yield from map(function, items)
+        return
+    submitted: deque[tuple[S, Future[T] | None]] = deque()
+    most = 2 * _count(client)
+    for item in items:
+        submitted.append((item, _submitted(client, function, item)))
+        if len(submitted) > most:
+            yield _result_of(client, function, *submitted.popleft())
+    for item, future in submitted:
+        yield _result_of(client, function, item, future)
+
+
+def _submitted(client: Client, function: Callable[[S], T], item: S) -> Future[T] | None:
+    with suppress(Exception):  # if the scheduler is lost, this process does the work
+        return client.submit(function, item, key=f"tilenet-{function.__name__}-{uuid4().hex}", pure=False)
+    return None
+
+
+def _result_of(client: Client, function: Callable[[S], T], item: S, future: Future[T] | None) -> T:
+    while future is not None:
+        try:
+            return future.result(timeout=WAKE)  # type: ignore[no-any-return]
+        except TimeoutError:
+            if future.done() or not _count(client):
+                break
+        except Exception as error:  # a worker died, or cannot see the files; a damaged file raises again below
+            LOG.info("a worker failed (%s): this process does its part", first_line(error))
+            break
+    return function(item)
+
+
+def _count(client: Client) -> int:
+    with suppress(Exception):
+        return len(client.nthreads())
+    return 0
+
+
+def compute_flight(task: Task, blocks: Sequence[int], flight: str, seconds: float) -> FlightResult:
+    """Compute blocks on a worker and return the result; this is the function of the Dask task."""
+    from distributed import get_worker
+
+    return replace(compute_blocks(task, blocks, flight=flight, seconds=seconds), worker=get_worker().address)
+
+
+def _result_of_error(error: Exception, flight: Flight) -> FlightResult:
+    if type(error).__name__ != "KilledWorker":
+        return FlightResult(refusal=one_line(error))
+    # Dask sent the flight to several workers, and all died. At most one of them had begun it.
+    if flight.slide.store.is_begun(flight.id):
+        return FlightResult(death=True)
+    return FlightResult(refusal="workers die before they begin it")

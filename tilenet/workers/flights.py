@@ -1,0 +1,266 @@
+"""Group blocks into flights for workers, and handle the results; independent of Dask.
+
+::
+
+    pending blocks of the slides  -->  Flight  -->  a worker  -->  FlightResult
+         ^                                                           |
+         |-- its time was up: the rest waits again  <----------------|
+         '-- a worker refused it, or died: tried again  <------------'
+
+Scheduling has a cost per flight, not per block, so small blocks are sent together. A worker
+computes them one after the other. If it dies, each block that it had not written is sent again
+in a flight of its own, so that only the block that kills workers is lost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from typing import Any
+
+from tilenet.compute import raise_if_failed
+from tilenet.errors import BlocksFailed, TilenetError
+from tilenet.job import Job
+from tilenet.runner import Report
+from tilenet.store import Store
+from tilenet.workers.worker import BlockResult, FlightResult, Task
+
+# How many workers may refuse a flight, or die of a block, before the blocks are taken to be the cause.
+TRIES = 4
+# Most blocks of a flight: they share the cost of scheduling.
+MOST = 64
+# Flights per worker into which the remaining blocks are divided. With fewer, some workers would idle at the end.
+ROUNDS = 4
+# Most flights that return in a second: a rate that a client and a scheduler handle with ease.
+PER_SECOND = 50
+
+
+def blocks_per_flight(left: int, workers: int) -> int:
+    """Return how many of the remaining blocks make a flight; the last blocks are sent one by one.
+
+    >>> [blocks_per_flight(left, 4) for left in (10**6, 500, 100, 20, 3)]
+    [64, 31, 6, 1, 1]
+    """
+    return min(MOST, max(1, left // (ROUNDS * max(1, workers))))
+
+
+def seconds_per_flight(workers: int) -> float:
+    """Return the seconds after which a worker begins no further block of its flight.
+
+    One second, so that slow blocks return one by one and progress is visible. With many workers
+    it is longer, because they would ask for more than `PER_SECOND` flights a second.
+
+    >>> [seconds_per_flight(workers) for workers in (1, 50, 1000)]
+    [1.0, 1.0, 20.0]
+    """
+    return max(1.0, workers / PER_SECOND)
+
+
+@dataclass(eq=False)
+class Slide:
+    """One output that workers fill; many slides may share the queue.
+
+    Attributes
+    ----------
+    task : Task
+        What workers are sent.
+    store : Store
+        The output, with its lease held by this process.
+    job : Job
+        The job as this process settled it; each worker settles its own.
+    advance : callable
+        Called with the number of pixels of each block that is written.
+    name : str
+        Name shown in the keys of Dask tasks; default the name of the output.
+    report : Report
+        What was done so far.
+    error : Exception or None
+        The error that ended the slide before its last block.
+    """
+
+    task: Task
+    store: Store
+    job: Job
+    advance: Callable[[int], None] = lambda pixels: None
+    name: str = ""
+    report: Report = field(default_factory=Report)
+    error: Exception | None = None
+    # Blocks that were taken and have no final result yet.
+    in_flight: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.store.path.stem
+        self._ahead, self._pending = deque[int](), iter(self.store.pending())
+
+    def take(self, workers: int) -> tuple[int, ...]:
+        """Return the blocks of the next flight; empty if no block waits."""
+        self._look_ahead(MOST * ROUNDS * max(1, workers))
+        some = min(len(self._ahead), blocks_per_flight(len(self._ahead), workers))
+        self.in_flight += some
+        return tuple(self._ahead.popleft() for _ in range(some))
+
+    def _look_ahead(self, blocks: int) -> None:
+        self._ahead.extend(islice(self._pending, max(0, blocks - len(self._ahead))))
+
+    @property
+    def done(self) -> bool:
+        """Whether no block waits or is in flight."""
+        self._look_ahead(1)
+        return not (self._ahead or self.in_flight)
+
+    def give_back(self, blocks: Iterable[int]) -> None:
+        """Put blocks back at the front of the queue."""
+        for index in reversed(list(blocks)):
+            self._ahead.appendleft(index)
+            self.in_flight -= 1
+
+    def note(self, index: int, result: BlockResult) -> None:
+        """Record the final result of a block."""
+        self.in_flight -= 1
+        if result.line:
+            self.store.adopt(result.line)
+            self.report.add(result.report)
+            self.advance(result.report.pixels)
+        else:
+            self.report.failures[index] = result.failure
+
+    def abort(self, error: Exception) -> None:
+        """Stop the slide with an error: no more of its blocks are taken."""
+        self.error = self.error or error
+        self._ahead.clear()
+        self._pending = iter(())
+
+    def raise_if_failed(self) -> None:
+        """Raise the error that ended the slide, or `BlocksFailed` if some blocks could not be computed."""
+        if self.error:
+            raise self.error
+        raise_if_failed(self.report, self.job)
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A few blocks that are sent to a worker together.
+
+    Attributes
+    ----------
+    slide : Slide
+        The slide that the blocks belong to.
+    blocks : tuple of int
+        Block indices, in the order in which they are computed.
+    number : int
+        Unique among the flights of a queue.
+    refused_by : tuple of str
+        Addresses of the workers that refused these blocks.
+    deaths : int
+        How many workers died of the block, in a flight of one block; else 0.
+    """
+
+    slide: Slide
+    blocks: tuple[int, ...]
+    number: int
+    refused_by: tuple[str, ...] = ()
+    deaths: int = 0
+
+    @property
+    def id(self) -> str:
+        """Unique across runs too, because a scheduler may still know the flights of an earlier run."""
+        return f"{self.slide.task.run[:12]}-{self.number}"
+
+    @property
+    def name(self) -> str:
+        """Task key, as shown on Dask's dashboard."""
+        first, last = self.blocks[0], self.blocks[-1]
+        return f"tilenet-{self.slide.name}-{first}{f'..{last}' if last != first else ''}-{self.id}"
+
+
+class Queue:
+    """The blocks of many slides in one queue; slides are drawn lazily, so that only a few are open at a time."""
+
+    def __init__(self, slides: Iterable[Slide]) -> None:
+        self.ended = deque[Slide]()
+        self._slides, self._begun = iter(slides), deque[Slide]()
+        self._again, self._numbers = deque[Flight](), count()
+
+    def take(self, workers: int) -> Flight | None:
+        """Return the next flight, sized for `workers` workers; None if no block waits."""
+        while self._again:
+            flight = self._again.popleft()
+            if not flight.slide.error:
+                return flight
+            self._drop(flight.slide, len(flight.blocks))
+        for slide in self._waiting():
+            if blocks := slide.take(workers):
+                return self._flight(slide, blocks)
+        return None
+
+    def _waiting(self) -> Iterator[Slide]:
+        yield from self._begun
+        for slide in self._slides:
+            self._begun.append(slide)
+            yield slide
+            self._end_if_done(slide)
+
+    def settle(self, flight: Flight, result: FlightResult) -> None:
+        """Process the result of a flight: record finished blocks, and requeue or retry the others."""
+        slide = flight.slide
+        left = slide.in_flight - len(flight.blocks)
+        try:
+            slide.store.forget(flight.id)
+            for index, block in result.done.items():
+                slide.note(index, block)
+        except TilenetError as error:  # one output that cannot be written must not stop the others
+            slide.abort(error)
+            self._drop(slide, slide.in_flight - left)
+            return
+        undone = tuple(index for index in flight.blocks if index not in result.done)
+        if result.fault:
+            slide.abort(result.fault)
+        if slide.error or not undone:
+            self._drop(slide, len(undone))
+        elif result.death:
+            self._after_death(flight, undone)
+        elif result.refusal:
+            self._after_refusal(replace(flight, blocks=undone, refused_by=(*flight.refused_by, result.worker)), result)
+        else:
+            slide.give_back(undone)
+            self._end_if_done(slide)
+
+    def _after_death(self, flight: Flight, undone: tuple[int, ...]) -> None:
+        """Retry each block alone; the worker died while it computed the first one, since it goes in order."""
+        slide, died = flight.slide, flight.deaths + 1
+        if died >= TRIES:
+            slide.note(undone[0], BlockResult(failure=f"{died} workers died of it"))
+            self._end_if_done(slide)
+            return
+        for index in undone:
+            of_it = died if index == undone[0] else 0
+            self._again.append(self._flight(slide, (index,), refused_by=flight.refused_by, deaths=of_it))
+
+    def _after_refusal(self, flight: Flight, result: FlightResult) -> None:
+        slide, blocks = flight.slide, flight.blocks
+        if len(flight.refused_by) < TRIES:
+            self._again.append(replace(flight, number=next(self._numbers)))
+        elif not slide.report.blocks:
+            # No block of this slide was ever computed, so all others would be refused too.
+            where = f"block {blocks[0]} at {slide.job.plan[blocks[0]].box}"
+            slide.abort(BlocksFailed(f"{slide.task.out}: {where} was refused {TRIES} times: {result.refusal}"))
+            self._drop(slide, len(blocks))
+        elif len(blocks) > 1:
+            self._again.extend(self._flight(slide, (index,)) for index in blocks)
+        else:
+            slide.note(blocks[0], BlockResult(failure=result.refusal))
+            self._end_if_done(slide)
+
+    def _flight(self, slide: Slide, blocks: tuple[int, ...], **history: Any) -> Flight:
+        return Flight(slide, blocks, next(self._numbers), **history)
+
+    def _drop(self, slide: Slide, blocks: int) -> None:
+        slide.in_flight -= blocks
+        self._end_if_done(slide)
+
+    def _end_if_done(self, slide: Slide) -> None:
+        if slide in self._begun and slide.done:
+            self._begun.remove(slide)
+            self.ended.append(slide)

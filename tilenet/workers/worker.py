@@ -1,0 +1,238 @@
+"""What a worker does with blocks: open image, model and output by path, compute, write, report.
+
+A worker is sent only paths and block indices. It reads the settings that decide the bytes from the run
+record in the output, and refuses if it would arrive at another record itself: another image at that
+path, another engine, no such device.
+"""
+
+from __future__ import annotations
+
+import atexit
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from tilenet import machine
+from tilenet.decide import Arrays
+from tilenet.errors import EnvironmentFault, OutputLocked, TilenetError, first_line
+from tilenet.footprint import Footprint
+from tilenet.job import Job
+from tilenet.models import load_model
+from tilenet.runner import Predictor, Report, run
+from tilenet.scaling import Scaling
+from tilenet.settling import Wanted
+from tilenet.store import Store
+
+# Jobs that a process keeps open: the current one, and its neighbours in the queue.
+OPEN = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a worker finds everything that it needs for a run.
+
+    Attributes
+    ----------
+    out, run : str
+        The output, and the run id in its lock file.
+    image : str
+        Absolute path, or an address. An address may contain credentials, so it is left out of the repr.
+    model : str or callable
+        A packaged model's name or an absolute path; or a callable that is pickled by reference.
+    footprint : Footprint, optional
+        For a callable that has none of its own.
+    """
+
+    out: str
+    run: str
+    image: str = field(repr=False)
+    model: Any
+    footprint: Footprint | None = None
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """The result of one block.
+
+    Attributes
+    ----------
+    line : bytes
+        The block's journal line; empty if the block was not written.
+    report : Report
+        The times that the block took.
+    failure : str
+        Why the block cannot be computed.
+    """
+
+    line: bytes = b""
+    report: Report = field(default_factory=Report)
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class FlightResult:
+    """The result of a flight, and why some of its blocks have no result.
+
+    If neither `refusal`, `death` nor `fault` says why, the flight's time was up.
+
+    Attributes
+    ----------
+    done : dict of int to BlockResult
+        The result of each block that was finished.
+    worker : str
+        Address of the worker that computed them.
+    refusal : str
+        Why this worker cannot go on; another worker might.
+    death : bool
+        Whether a worker died while it computed the first block without a result.
+    fault : TilenetError or None
+        An error that ends the whole run.
+    """
+
+    done: dict[int, BlockResult] = field(default_factory=dict)
+    worker: str = ""
+    refusal: str = ""
+    death: bool = False
+    fault: TilenetError | None = None
+
+
+class Opened:
+    """Store, image and model of a task, opened once per process; image and model only once a block is computed."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, self.store = task, Store.join(task.out, task.run)
+
+    @cached_property
+    def _settled(self) -> tuple[Job, Scaling]:
+        """The job as this worker settles it, and the scaling of the image."""
+        task = self._task
+        model = _network(task.model) if isinstance(task.model, str) else task.model
+        return Wanted(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
+
+    @cached_property
+    def _predictor(self) -> Predictor:
+        job, scaling = self._settled
+        return job.predictor(scaling)
+
+    def begin(self, flight: str, blocks: Iterable[int]) -> dict[int, BlockResult] | None:
+        """Mark a flight as begun; if a worker began it before, return the results it wrote, else None."""
+        if (lines := self.store.begin(flight, blocks)) is None:
+            return None
+        sizes = {index: self.store.layout.box(0, index).size for index in lines}
+        return {index: BlockResult(line, Report(blocks=1, pixels=sizes[index])) for index, line in lines.items()}
+
+    def compute(self, index: int) -> BlockResult:
+        """Compute and write one block."""
+        (job, _), sink = self._settled, OneBlock(self.store, index)
+        with machine.threads(job.record["threads"]):
+            report = run(job.plan, job.image, self._predictor, decide=job.decision, sink=sink)
+        return BlockResult(sink.line, report, failure=report.failures.get(index, ""))
+
+    def close(self) -> None:
+        """Close store and image."""
+        self.store.close()
+        if "_settled" in vars(self):
+            job, _ = self._settled
+            job.close()
+
+
+class OneBlock:
+    """A sink for a single block; see `tilenet.runner.Sink`."""
+
+    def __init__(self, store: Store, index: int) -> None:
+        self._store, self._index, self.line = store, index, b""
+
+    def pending(self) -> Iterable[int]:
+        """Return the index of the one block."""
+        return (self._index,)
+
+    def write(self, index: int, arrays: Arrays) -> None:
+        """Write the block, and keep its journal line."""
+        self.line = self._store.write(index, arrays)
+
+
+_opened: OrderedDict[tuple[str, str], Opened] = OrderedDict()
+# PyTorch's number of threads is process-wide, and the memory is planned for one block.
+_one_block_at_a_time = threading.Lock()
+
+
+def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: float) -> FlightResult:
+    """Compute blocks of a task in this process, one after the other; errors are returned in the `FlightResult`.
+
+    Parameters
+    ----------
+    task, blocks
+        The task, and the indices of its blocks to compute.
+    flight : str
+        Id of the flight. If another worker has begun this flight, nothing is computed: that worker is
+        dead, or was taken for dead, and one of the blocks may be the cause.
+    seconds : float
+        Time limit after which no further block is begun.
+    """
+    done: dict[int, BlockResult] = {}
+    with _one_block_at_a_time:
+        try:
+            opened, until = _open(task), monotonic() + seconds
+            if (found := opened.begin(flight, blocks)) is not None:
+                return FlightResult(found, death=True)
+            for index in blocks:
+                done[index] = opened.compute(index)
+                if monotonic() > until:
+                    break
+        except (EnvironmentFault, OutputLocked) as error:
+            return FlightResult(done, fault=error)
+        except MemoryError:
+            reason = "out of memory. Give workers more, or use a smaller --tile"
+            return FlightResult(done, refusal=f"{socket.gethostname()}: {reason}")
+        except Exception as error:  # of any kind: another worker may succeed
+            return FlightResult(done, refusal=f"worker on {socket.gethostname()}: {first_line(error)}")
+    return FlightResult(done)
+
+
+def load(device: str | None) -> None:
+    """Load libraries and initialise the device, which takes a new process seconds."""
+    _prepare()
+    with suppress(TilenetError, RuntimeError):  # the same error is reported when a block is computed
+        # Its index is not that of the GPU here: a worker sees only its own (`tilenet.workers.clusters`).
+        machine.initialise((device or "auto").partition(":")[0])
+
+
+def close_all() -> None:
+    """Close all tasks that this process keeps open."""
+    while _opened:
+        _opened.popitem()[1].close()
+
+
+def _open(task: Task) -> Opened:
+    _prepare()
+    key = (task.out, task.run)
+    if key not in _opened:
+        while len(_opened) >= OPEN:
+            _opened.popitem(last=False)[1].close()
+        _opened[key] = Opened(task)
+    _opened.move_to_end(key)
+    return _opened[key]
+
+
+@cache
+def _prepare() -> None:
+    """Set up the process before it creates its first tensor."""
+    machine.keep_freed_memory()
+    atexit.register(close_all)
+
+
+def _network(model: str) -> Any:
+    """Return the network of a name or path; the last one is cached for the next slides."""
+    return _loaded(model, Path(model).stat().st_mtime_ns if Path(model).exists() else 0)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, modified: int) -> Any:
+    return load_model(model)
