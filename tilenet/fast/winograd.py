@@ -4,7 +4,7 @@ A square of 4 x 4 output pixels needs 6 x 6 input pixels. After a linear transfo
 convolution becomes one multiplication at each of the 36 positions of a square: a matrix product over many squares and
 all channels, which oneDNN does at full speed. The transform itself is a few sums of rows, then of columns.
 
-`WinogradConvolution` is used only if nothing was compiled (`compiled.py`, which takes the transformed weights from here,
+`WinogradConvolution` is used only if nothing was compiled (`compiled.py`, which takes transformed weights from here,
 too); in it, each sum is a pass through memory. Speed relative to oneDNN's direct convolution with ReLU, on
 two cores with AVX-512 (AMD EPYC, 500 GFLOP/s): 1.2x from 128 to 128 channels, 1.7x from 256 to 256, 2.2x from 512 to
 512, 3.3x from 1024 to 512, but only 0.7x at 64 channels.
