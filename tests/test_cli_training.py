@@ -56,6 +56,11 @@ def test_perfect_predictions_score_one_and_a_missing_pair_is_an_error(data, tile
     assert code == 0
     assert "mean_ap" in out
     assert "1.0000" in out
+    code, out, err = tilenet_command("evaluate", data / "images", data / "labels")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "0.tif: is scored as labels, but most of its values are in single pixels" in err
+    code, out, err = tilenet_command("evaluate", data / "images", data / "labels", "--json")
+    assert (code, err, len(json.loads(out)["remarks"])) == (0, "", 1)
     (data / "labels" / "3.tif").rename(data / "found" / "other.tif")
     code, _, err = tilenet_command("evaluate", data / "labels", data / "images")
     assert code == 2

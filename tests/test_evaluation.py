@@ -10,6 +10,7 @@ import zarr
 from tilenet import metrics
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.evaluation import evaluate
+from tilenet.labels import is_image, read_labels
 
 TRUTH = np.kron([[1, 0, 2], [0, 0, 0], [3, 0, 4]], np.ones((8, 8), int)).astype(np.uint16)
 
@@ -132,3 +133,72 @@ def test_files_that_cannot_be_compared_are_refused_by_name(folders):
     tifffile.imwrite(folders[0] / "b.tif", TRUTH.astype(np.float32))
     with pytest.raises(ImageError, match=r"b\.tif: holds float32"):
         evaluate(*folders)
+
+
+def test_an_image_that_is_scored_as_labels_is_named(folders, caplog):
+    shades = np.random.default_rng(0).integers(0, 60, TRUTH.shape).astype(np.uint8)
+    tifffile.imwrite(folders[0] / "b.tif", shades)
+    evaluate(*folders)
+    (said,) = caplog.messages
+    assert said.startswith(f"{folders[0] / 'b.tif'}: is scored as labels, but most of its values are in single pixels")
+    tifffile.imwrite(folders[1] / "b.ome.tif", shades)
+    evaluate(*folders, classes=True)
+    assert "(the first of 2 such files)" in caplog.messages[-1]
+
+
+def _slowly_like_an_image(labels):
+    """Count, pixel by pixel, pieces of one value by filling them, and those of one pixel that touch other ones."""
+    left, pieces, lonely = set(np.ndindex(labels.shape)), 0, 0
+    steps = [tuple(sign * unit) for unit in np.eye(labels.ndim, dtype=int) for sign in (1, -1)]
+
+    def near(pixel):
+        return [q for step in steps if (q := tuple(np.add(pixel, step).tolist())) in places]
+
+    places = set(left)
+    for start in np.ndindex(labels.shape):
+        if start not in left or not labels[start]:
+            continue
+        filled, ahead = 0, [start]
+        left.discard(start)
+        while ahead:
+            pixel = ahead.pop()
+            filled += 1
+            more = [q for q in near(pixel) if q in left and labels[q] == labels[start]]
+            left.difference_update(more)
+            ahead += more
+        pieces += 1
+        lonely += filled == 1 and any(labels[q] for q in near(start))
+    values = len(np.unique(labels))
+    return values > 20 and pieces > 4 * values and 2 * lonely > pieces and lonely > 0.01 * np.count_nonzero(labels)
+
+
+def test_images_are_told_from_labels_as_by_counting_pieces_pixel_by_pixel():
+    rng = np.random.default_rng(5)
+    noise = rng.integers(0, 60, (40, 50))
+    squares = np.kron(np.arange(1, 101).reshape(10, 10), np.ones((4, 4), int))
+    seeds = np.zeros((40, 50), int)
+    seeds[::2, ::2] = np.arange(500).reshape(20, 25) % 100
+    cases = {
+        "noise": (noise, True),
+        "dark noise": (np.maximum(noise - 40, 0) * 2 + (noise > 40), False),  # 20 values
+        "a volume of noise": (rng.integers(0, 60, (8, 9, 10)), True),
+        "noise of too many values to tell": (rng.permutation(2000).reshape(40, 50), False),
+        "a gradient": (np.add.outer(np.arange(40), np.arange(50)) // 3, False),
+        "a noisy map of classes": (rng.integers(0, 8, (40, 50)), False),
+        "a mask": (noise > 30, False),
+        "touching objects": (squares, False),
+        "an object in each pixel": (np.arange(1, 2001).reshape(40, 50), False),
+        "numbers on single pixels, many times": (seeds, False),
+        "an empty plane": (np.zeros((40, 50), int), False),
+    }
+    for what, (labels, expected) in cases.items():
+        assert is_image(labels) == _slowly_like_an_image(labels) == expected, what
+
+
+def test_real_images_are_told_from_real_labels(shared_data):
+    for folder, expected in (("nuclei_dsb2018/labels", False), ("isbi2012/image", True)):
+        paths = sorted(shared_data(folder).iterdir())[:20]
+        assert [is_image(read_labels(path)) for path in paths] == [expected] * 20
+    assert is_image(read_labels(shared_data("small_fluo/mitocheck_t1_image.tif")))  # smoothed, mostly dark
+    for kind, expected in (("image", True), ("label", False)):
+        assert is_image(read_labels(shared_data(f"volumes/plant_ovule_boundarymap_{kind}.tif"))) == expected

@@ -1,6 +1,7 @@
 """Training: targets against slow truth, crops that stay aligned, runs that repeat and resume."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -315,7 +316,7 @@ def test_images_of_other_kinds_are_refused_by_file_name(folder, tmp_path):
     ):
         tifffile.imwrite(folder / "images/cells3.tif", wrong, photometric="minisblack", metadata={"axes": axes})
         if axes == "ZYX":
-            tifffile.imwrite(folder / "labels/cells3.tif", volume, metadata={"axes": axes})
+            tifffile.imwrite(folder / "labels/cells3.tif", (volume > 0).astype(np.uint8), metadata={"axes": axes})
         with pytest.raises(ImageError, match=says):
             train(folder, tmp_path / "m.safetensors", recipe=SMALL)
 
@@ -327,6 +328,13 @@ def test_labels_that_can_teach_nothing_are_refused(folder, tmp_path, value, says
     with pytest.raises(ImageError, match=says):
         train(folder, tmp_path / "m.safetensors", recipe=SMALL)
     assert not (tmp_path / "m.training").exists()
+
+
+@pytest.mark.parametrize("targets", ["mask", "depth", "classes"])
+def test_images_in_place_of_labels_are_refused_by_file_name(folder, tmp_path, targets):
+    shutil.copy(folder / "images/cells3.tif", folder / "labels/cells3.tif")
+    with pytest.raises(ImageError, match=r"labels/cells3.tif: holds \d+ values, most of them in single pixels"):
+        train(folder, tmp_path / "m.safetensors", recipe=replace(SMALL, targets=targets))
 
 
 def test_settings_that_make_no_sense_are_refused(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from tilenet import metrics
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.instances import objects
-from tilenet.labels import files_by_stem, read_labels
+from tilenet.labels import files_by_stem, is_image, read_labels
 
+# Remarks for the user; the command line prints them.
+LOG = logging.getLogger("tilenet")
 Labels = NDArray[np.int32]
 
 
@@ -46,12 +49,14 @@ def evaluate(
     Raises
     ------
     ImageError, ImageNotFound
-        If a file has no partner, differs from it in shape, or does not hold integers.
+        If a file has no partner, differs from it in shape, or does not hold integers. What holds integers, but is
+        plainly an image of intensities, is scored with a warning.
     """
     pairs = match(Path(prediction), Path(truth))
     pixels: dict[int, metrics.PixelCounts] = defaultdict(metrics.PixelCounts)
     counts = dict.fromkeys(metrics.THRESHOLDS, metrics.ObjectCounts())
     means: list[dict[str, float]] = []
+    images: list[Path] = []
     predictions, truths = zip(*pairs.values(), strict=True)
     splits_masks = not classes and _are_masks(predictions, axes) and not _are_masks(truths, axes)
     for stem, (a, b) in pairs.items():
@@ -60,6 +65,7 @@ def evaluate(
             raise ImageError(
                 f"{a}: is {found.shape}, but the truth of {stem} is {true.shape}. Score images of one size"
             )
+        images += [path for path, labels in ((a, found), (b, true)) if is_image(labels)]
         seen = (found, true) if classes else (np.minimum(found, 1), np.minimum(true, 1))
         for c, n in metrics.count_pixels(*seen).items():
             pixels[c] += n
@@ -68,8 +74,20 @@ def evaluate(
             for t, count in metrics.count_objects(labels, true, thresholds=metrics.THRESHOLDS).items():
                 counts[t] += count
             means.append(_of_image(labels, true))
+    _remark_images(images)
     scores = _of_pixels(pixels, len(pairs))
     return scores if classes else scores | _of_objects(counts, means)
+
+
+def _remark_images(paths: list[Path]) -> None:
+    """Say in one line that files are scored as labels, but look like images."""
+    if paths:
+        others = f" (the first of {len(paths)} such files)" if len(paths) > 1 else ""
+        LOG.warning(
+            "%s: is scored as labels, but most of its values are in single pixels, as in an image%s. Give label images",
+            paths[0],
+            others,
+        )
 
 
 def match(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:

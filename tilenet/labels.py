@@ -1,11 +1,13 @@
-"""Labels from files: whole planes or volumes of integers, and folders of them."""
+"""Labels from files: whole planes or volumes of integers, and folders of them; and what is plainly none."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.measure import label
 
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.geometry import Box
@@ -15,6 +17,13 @@ from tilenet.store import refuse_unfinished
 HIDDEN = (".", "_")
 # Endings of files that `tilenet batch` writes beside masks, and other programs beside images.
 BESIDE = (".csv", ".json", ".overview.png")
+# Labels with at most so many values are never taken for an image: a map of a few classes may be noisy.
+CLASSES = 20
+# Least share of the nonzero pixels of an image that differ from all their neighbours. Of 600 images it was 3 % in the
+# smoothest; in labels of 600 images, objects of one to three pixels included, it was 0.07 % at most.
+LONELY = 0.01
+# In an image, each value occurs in more pieces than this, on average; the number of an object, mostly in one.
+PIECES = 4
 
 
 def files_by_stem(folder: Path) -> dict[str, Path]:
@@ -67,3 +76,36 @@ def spatial_shape(shape: tuple[int, ...], path: str | Path) -> tuple[int, ...]:
     if len(shape) not in (2, 3):
         raise ImageError(f"{path}: has shape {shape}. Give one 2-D or 3-D image per file")
     return shape
+
+
+def is_image(labels: NDArray[np.integer[Any]]) -> bool:
+    """Return whether labels (*n) are plainly an image of intensities, or were interpolated or compressed like one.
+
+    In images there are many values, each in many connected pieces, and most pieces are single pixels that touch others.
+    Objects of a single pixel each do not look like this, nor do maps of few classes, however noisy.
+
+    >>> noise = np.random.default_rng(0).integers(0, 256, (64, 64))
+    >>> is_image(noise), is_image(noise > 128), is_image(np.arange(64 * 64).reshape(64, 64))
+    (True, False, False)
+    """
+    lonely = _lonely(labels)
+    if lonely <= LONELY * np.count_nonzero(labels):
+        return False
+    values = len(np.unique(labels))
+    if values <= CLASSES:
+        return False
+    pieces = int(label(labels, connectivity=1, return_num=True)[1])  # type: ignore[no-untyped-call]
+    return pieces > PIECES * values and 2 * lonely > pieces
+
+
+def _lonely(labels: NDArray[np.integer[Any]]) -> int:
+    """Return how many nonzero pixels touch another nonzero pixel, along the axes, and none of their own value."""
+    alike, touching = np.zeros((2, *labels.shape), bool)
+    for axis in range(labels.ndim):
+        moved = np.moveaxis(labels, axis, 0)
+        equal, both = moved[1:] == moved[:-1], (moved[1:] != 0) & (moved[:-1] != 0)
+        for found, pairs in ((alike, equal), (touching, both)):
+            along = np.moveaxis(found, axis, 0)
+            along[1:] |= pairs
+            along[:-1] |= pairs
+    return int(np.count_nonzero(touching & ~alike))

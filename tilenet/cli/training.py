@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli.options import Numbers, with_options
-from tilenet.cli.output import say, show, tell
+from tilenet.cli.output import remarks, say, show, tell
 from tilenet.training.recipe import RATES, Recipe
 
 if TYPE_CHECKING:
@@ -152,8 +152,9 @@ def evaluate(prediction: Path, truth: Path, classes: bool, axes: str | None, as_
     """Score PREDICTION against TRUTH: two files, or two folders of files of one stem."""
     from tilenet.evaluation import evaluate as score
 
-    scores = score(prediction, truth, classes=classes, axes=axes)
-    show(scores, "\n".join(_rows(scores)), as_json=as_json)
+    with remarks(shown=not as_json) as said:
+        scores = score(prediction, truth, classes=classes, axes=axes)
+    show({**scores, "remarks": said}, "\n".join(_rows(scores)), as_json=as_json)
 
 
 def _tell_epoch(p: Progress) -> None:

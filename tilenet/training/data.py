@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
 from tilenet.geometry import Box
-from tilenet.labels import files_by_stem, read_labels, spatial_shape
+from tilenet.labels import files_by_stem, is_image, read_labels, spatial_shape
 from tilenet.readers import open_image
 from tilenet.scaling import resolve
 
@@ -55,12 +55,23 @@ def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
 
 
 def read_pair(name: str, image: Path, label: Path, *, scaling: Mapping[str, Any], axes: str | None = None) -> Pair:
-    """Read an image, scaled by the rule, and its labels; raise `ImageError` if their shapes differ."""
+    """Read an image, scaled by the rule, and its labels.
+
+    Raises
+    ------
+    ImageError
+        If their shapes differ, or the labels are plainly an image.
+    """
     pixels = read_scaled(image, scaling, axes=axes)
     labels = read_labels(label, axes=axes and axes.replace("c", ""))
     if pixels.shape[1:] != labels.shape:
         raise ImageError(
             f"{label}: is {labels.shape}, but {image.name} is {pixels.shape[1:]}. They must be of one size"
+        )
+    if is_image(labels):
+        raise ImageError(
+            f"{label}: holds {len(np.unique(labels))} values, most of them in single pixels, as in an image. Put "
+            f"numbered objects or classes into labels/"
         )
     return Pair(name, pixels, labels)
 
