@@ -52,6 +52,13 @@ def test_workers_open_an_address_by_themselves(client, network, tmp_path):
     assert tree(tmp_path / "alone.zarr" / "0") == tree(tmp_path / "shared.zarr" / "0")
 
 
+def test_workers_call_a_function_of_a_module_for_the_model(client, tmp_path):
+    image = write_image(tmp_path / "slide.tif", sides=(1024, 1536))
+    tilenet.segment(image, tmp_path / "shared.zarr", model="stub:bright", client=client, **TILES)
+    tilenet.segment(image, tmp_path / "alone.zarr", model=Bright(), **TILES)
+    assert tree(tmp_path / "alone.zarr" / "0") == tree(tmp_path / "shared.zarr" / "0")
+
+
 @pytest.mark.parametrize("failing", [0, 2])
 def test_workers_make_coarser_levels_and_what_they_fail_to_make_is_made_here(client, tmp_path, failing):
     class Failing:

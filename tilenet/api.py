@@ -75,7 +75,8 @@ def segment(
     name : str, optional
         Name of the label group within `into`; default the model's name.
     model : str, path, torch.nn.Module or callable
-        A packaged model's name, a weights file, or any network with a ``footprint``.
+        A packaged model's name, a weights file, any network with a ``footprint``, or, as
+        ``"module:function"``, a function without arguments that returns one; see `tilenet.named`.
     footprint : Footprint, optional
         For a network that has none of its own.
     axes : str, optional

@@ -165,6 +165,8 @@ def _obstacle(mask: Mask | TiffMask, image: Any, model: Any) -> str:
     if has_objects(mask):
         return "outlines of objects depend on more than a window"
     if model is None and _was_an_object(source):
+        if ":" in source:
+            return f"the model came from {source}, and its code is run only if it is named: --model {source}"
         return f"the model was a {source} of Python: tilenet.verify(mask, model=...) recomputes them"
     if image is None:
         return f"the image is no longer at {mask.info['image']['path']}; name it with --image"
@@ -172,7 +174,7 @@ def _obstacle(mask: Mask | TiffMask, image: Any, model: Any) -> str:
 
 
 def _was_an_object(source: str) -> bool:
-    """Return whether a model was a Python object: not a packaged name, nor a file, recorded by its absolute path."""
+    """Return whether a model was an object or came from a function: no packaged name, and no absolute path."""
     return source not in packaged_models() and not Path(source).is_absolute()
 
 

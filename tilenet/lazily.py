@@ -27,6 +27,7 @@ from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.job import Job
 from tilenet.models import fingerprint
+from tilenet.named import function_of
 from tilenet.options import Options, check_output_option
 from tilenet.plan import Plan
 from tilenet.readers.array import client_of
@@ -115,7 +116,7 @@ def lazy(
 
 def _portable(job: Job, model: Any) -> Job:
     """Return the job with `Weights` in place of its network if it came from a file, else with a copy of the network."""
-    if isinstance(model, str | Path):
+    if isinstance(model, str | Path) and not function_of(model):
         return replace(job, network=Weights(job.source, fingerprint(job.network)))
     return replace(job, network=copy.deepcopy(job.network)) if predict.is_network(model) else job
 

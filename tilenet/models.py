@@ -57,7 +57,9 @@ def find_model(model: str | Path) -> Path:
     path = Path(model)
     if not path.is_file():
         names = ", ".join(packaged_models())
-        raise ModelNotFound(f"{model}: no such model. Give a .safetensors or .pt file, or a packaged name: {names}")
+        raise ModelNotFound(
+            f"{model}: no such model. Give a .safetensors or .pt file, MODULE:FUNCTION, or a packaged name: {names}"
+        )
     return path
 
 
@@ -111,18 +113,6 @@ def load_model(model: str | Path, **options: Any) -> UNet:
     return filled
 
 
-def name_of(model: Any) -> str:
-    """Return the name of a model, without reading its weights."""
-    if not isinstance(model, str | Path):
-        card = getattr(model, "card", None)
-        return card.name if card else type(model).__name__
-    path = find_model(model)
-    try:
-        return read_claims(path)[1].name or path.stem
-    except Exception:  # of any kind; `load_model` reports it
-        return path.stem
-
-
 def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) -> Path:
     """Write a network and its card to one ``.safetensors`` file.
 
@@ -143,6 +133,11 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
         If the file cannot be written.
     """
     path = Path(path)
+    if not isinstance(model, UNet):
+        raise ModelError(
+            f"{type(model).__name__}: only a UNet can be saved. Write a function that returns the network, and give "
+            "MODULE:FUNCTION (docs/python.md)"
+        )
     if path.suffix != ".safetensors":
         raise ModelError(f"{path}: models are written as .safetensors. Change the ending")
     card = card or model.card or ModelCard()
@@ -261,7 +256,10 @@ def options_of_keys(state: Mapping[str, Tensor]) -> dict[str, Any]:
     except (KeyError, ValueError, IndexError) as error:
         keys = ", ".join(list(state)[:2]) or "none"
         what = f"no {error} among its keys" if isinstance(error, KeyError) else "other numbers or shapes in its keys"
-        raise ModelError(f"these are not the weights of a U-Net: {what} ({keys}, ...). Choose another file") from error
+        raise ModelError(
+            f"these are not the weights of a U-Net: {what} ({keys}, ...). For another network, give "
+            "MODULE:FUNCTION (docs/python.md)"
+        ) from error
 
 
 def _skeleton(architecture: Mapping[str, Any]) -> UNet:

@@ -10,7 +10,7 @@ from tilenet.compute import Progress, fill_store
 from tilenet.errors import OutputError, OutputExists, SettingsError
 from tilenet.into import Target, open_target
 from tilenet.job import Job
-from tilenet.models import name_of
+from tilenet.named import name_of
 from tilenet.readers.kinds import SLIDE_NAMES
 from tilenet.runner import Report
 from tilenet.scaling import Scaling

@@ -19,7 +19,7 @@ from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.into import Target
 from tilenet.job import RESIDENT, Job, check_info, identity_of, refuse_contradiction
-from tilenet.models import load_model, packaged_models
+from tilenet.named import load_named, source_of
 from tilenet.options import Options
 from tilenet.plan import Plan
 from tilenet.probe import ask, remarks
@@ -253,10 +253,11 @@ def _backend_of(network: Any, options: Options, n_channels: int) -> _Backend:
 
 def _find_model(model: Any) -> _Model:
     if isinstance(model, str | Path):
-        network = load_model(model)
-        assert network.card is not None
-        source = str(model) if str(model) in packaged_models() else str(Path(model).absolute())
-        return _Model(network, network.card, source)
+        return _of_object(load_named(model))._replace(source=source_of(model))
+    return _of_object(model)
+
+
+def _of_object(model: Any) -> _Model:
     if isinstance(model, type):
         raise ModelError(f"{model.__name__} is a class. Give an instance of it, such as {model.__name__}(...)")
     if not callable(model):

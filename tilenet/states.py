@@ -26,6 +26,8 @@ NESTS = ("state_dict", "model_state_dict", "model")
 WRAPPERS = ("module.", "_orig_mod.")
 # First bytes of a zip file, as which PyTorch saves since 1.6, and of a Git LFS pointer.
 ZIP, POINTER = b"PK\x03\x04", b"version https://git-lfs"
+# Records that only programs have, saved by torch.jit.save and by torch.export.save.
+PROGRAMS = ("/constants.pkl", "/models/model.json")
 # Most bytes of a safetensors header, and of the card in it; a U-Net's take a few thousand.
 LARGEST_HEADER, LARGEST_CARD = 2**24, 2**20
 # Most bytes of the pickle in a PyTorch file, and most records in its zip file, which has one for each tensor.
@@ -120,6 +122,11 @@ def _check_zip(path: Path, size: int) -> None:
     """Refuse what PyTorch never writes: compressed records, and records larger than the file."""
     with zipfile.ZipFile(path) as file:
         records = file.infolist()
+    if any(record.filename.endswith(PROGRAMS) for record in records):
+        raise ModelError(
+            "is a program of torch.jit or torch.export, and no state dict. Load it in a function of a Python module, "
+            "and give MODULE:FUNCTION (docs/python.md)"
+        )
     if len(records) > MOST_RECORDS or sum(record.file_size for record in records) > size:
         raise ModelError(f"its records unpack to more than the file's {size} bytes. Save model.state_dict() again")
     for record in records:

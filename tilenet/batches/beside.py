@@ -10,7 +10,7 @@ from tilenet.errors import TilenetError
 from tilenet.export.measures import Measured, check_table_place, read_table, write_table
 from tilenet.export.shapes import pixels_of_area
 from tilenet.footprint import Footprint
-from tilenet.models import load_model
+from tilenet.named import load_named
 from tilenet.pictures.files import check_picture_place, overview_beside, save
 from tilenet.pictures.overlays import overlay
 from tilenet.predict import footprint_of
@@ -60,7 +60,7 @@ def _check_area(area: str | float, order: Order, footprint: Footprint | None) ->
     """Raise `SettingsError` if areas will have no meaning in the mask of an image."""
     options, model = order.options, order.model
     try:
-        network = load_model(model) if isinstance(model, str | Path) else model
+        network = load_named(model) if isinstance(model, str | Path) else model
         # Of a stack, a network of two axes finds objects plane by plane. Of a part, the planes are not known yet.
         solid = options.output == "objects" and options.roi is None and footprint_of(network, footprint).ndim > 2
         opened = open_image(

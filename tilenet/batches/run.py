@@ -15,6 +15,7 @@ from tilenet.batches.summary import TABLES, Result
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.export.shapes import parse_area
 from tilenet.footprint import Footprint
+from tilenet.named import function_of
 from tilenet.options import Options, check_output_option, refuse_with_objects
 from tilenet.outputs import check_folder_name
 from tilenet.store.place import refuse_inside_mask
@@ -52,7 +53,8 @@ def batch(
     out : path
         A folder; created if it does not exist.
     model, footprint
-        As for `segment`; a list may name another model for an image: a file, relative to the list, or a packaged one.
+        As for `segment`; a list may name another model for an image: a file, relative to the list, a packaged
+        one, or ``module:function``.
     client : distributed.Client, optional
         Have the workers of a Dask cluster compute the blocks of all images from one queue.
     tell : callable, optional
@@ -95,7 +97,7 @@ def batch(
         parse_area(min_area)
         if not table:
             raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
-    if footprint is not None and not callable(model):
+    if footprint is not None and not (callable(model) or function_of(model)):
         raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
     if unknown := sorted(set(options) - {option.name for option in fields(Options)}):
         raise SettingsError(f"batch has no option {unknown[0]}. See help(tilenet.batch)")

@@ -103,7 +103,12 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 # How to read an image and cut it into tiles.
 image_options = with_options(
-    click.option("--model", "-m", default=None, help="Packaged name or weights file.  [default: nuclei]"),
+    click.option(
+        "--model",
+        "-m",
+        default=None,
+        help="A name, a file, or MODULE:FUNCTION of your own.  [default: nuclei]",
+    ),
     click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: by --mpp]"),
     click.option(
         "--mpp", type=float, help="Micrometres per pixel the network sees.  [default: the model's, else level 0]"

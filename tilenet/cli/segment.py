@@ -114,6 +114,6 @@ def _place(out: Path | None, options: dict[str, Any]) -> Path:
         return out
     if into is None:
         raise SettingsError("say where the mask goes: --out mask.zarr, or --into an OME-Zarr image")
-    from tilenet.models import name_of
+    from tilenet.named import name_of
 
     return into / "labels" / (options["name"] or name_of(options["model"]))

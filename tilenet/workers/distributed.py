@@ -58,8 +58,8 @@ def check_sendable(image: Any, model: Any) -> None:
     name = type(model).__name__
     if predict.is_network(model):
         raise SettingsError(
-            f"{name}: workers load models by themselves. Save it with tilenet.save_model and give the path, "
-            f"or give a callable of an importable module that loads it"
+            f"{name}: workers load models by themselves. Save a UNet with tilenet.save_model and give its path; of "
+            f"another network give MODULE:FUNCTION, a function that returns it (docs/python.md)"
         )
     try:
         size = len(pickle.dumps(model))

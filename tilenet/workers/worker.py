@@ -24,7 +24,7 @@ from tilenet.decide import Arrays
 from tilenet.errors import EnvironmentFault, OutputLocked, TilenetError, first_line
 from tilenet.footprint import Footprint
 from tilenet.job import Job
-from tilenet.models import load_model
+from tilenet.named import load_named
 from tilenet.runner import Predictor, Report, run
 from tilenet.scaling import Scaling
 from tilenet.settling import Wanted
@@ -235,4 +235,4 @@ def _network(model: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _loaded(model: str, modified: int) -> Any:
-    return load_model(model)
+    return load_named(model)
