@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -120,7 +122,18 @@ def info(file: str, axes: str | None, model: str, as_json: bool) -> None:
 
     result = describe(file, axes=axes, model=model)
     width = max(map(len, result))
-    show(result, "\n".join(f"{k:<{width}}  {plain(v)}" for k, v in result.items()), as_json=as_json)
+    show(result, "\n".join(f"{name:<{width}}  {fact}" for name, fact in _facts(result)), as_json=as_json)
+
+
+def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a description: a name, and a fact; a mapping has a line for each of its entries."""
+    for name, value in result.items():
+        if not isinstance(value, dict):
+            yield name, plain(value)
+            continue
+        # What a user's model answers to a small input is for tilenet alone.
+        entries = [f"{key}: {plain(entry)}" for key, entry in value.items() if key != "answer"]
+        yield from zip_longest([name], entries, fillvalue="")
 
 
 @cli.command()
