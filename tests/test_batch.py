@@ -84,6 +84,8 @@ def test_names_that_collide_are_refused_before_work(images, tmp_path):
     twin = write_image(tmp_path / "other" / "A.tif")
     with pytest.raises(SettingsError, match=r"a\.ome\.tif and .*A\.tif: both would be A\.zarr.*column name"):
         tilenet.batch([*images, twin], tmp_path / "masks", model=Bright())
+    with pytest.raises(SettingsError, match=r"client 'tcp://1\.2\.3\.4' .* Give client=distributed.Client\('tcp"):
+        tilenet.batch(images, tmp_path / "masks", client="tcp://1.2.3.4")
     assert not (tmp_path / "masks").exists()
 
 
@@ -199,7 +201,7 @@ def test_blanks_around_the_values_of_a_list_mean_nothing(tmp_path):
 def test_what_no_worker_could_open_is_refused_before_work(images, tmp_path):
     with pytest.raises(SettingsError, match="workers load models by themselves"):
         tilenet.batch(images, tmp_path / "masks", model=random_network(depth=2, wf=1), client=Cluster())
-    with pytest.raises(SettingsError, match=r"batch has no option tiel\. See"):
+    with pytest.raises(SettingsError, match=r"batch has no option tiel\. Did you mean tile\?"):
         tilenet.batch(images, tmp_path / "masks", tiel=256)
     assert not (tmp_path / "masks").exists()
 

@@ -286,6 +286,10 @@ def test_what_a_worker_cannot_open_is_refused(image, tmp_path):
         tilenet.segment(image, tmp_path / "m.zarr", model=network, client=object())
     with pytest.raises(SettingsError, match="give out"):
         tilenet.segment(image, model=Bright(), client=object())
+    with pytest.raises(
+        SettingsError, match=r"client 'tcp://1\.2\.3\.4' is not a client .*Client\('tcp://1\.2\.3\.4'\)$"
+    ):
+        tilenet.segment(image, tmp_path / "m.zarr", model=Bright(), client="tcp://1.2.3.4")
     assert not (tmp_path / "m.zarr").exists()
 
 

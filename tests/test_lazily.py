@@ -346,8 +346,10 @@ def test_a_resampled_image_is_that_of_segment_before_and_after_it_was_sent(share
 
 
 def test_what_is_not_for_lazy_is_refused(network):
-    with pytest.raises(TypeError, match="'resume'"):
+    with pytest.raises(TypeError, match="lazy has no option resume"):
         tilenet.lazy(IMAGE, model=network, resume=True)
+    with pytest.raises(TypeError, match=r"lazy has no option objects\. .*segment"):
+        tilenet.lazy(IMAGE, model=network, objects=True)
     with pytest.raises(SettingsError, match="output 'both'"):
         tilenet.lazy(IMAGE, model=network, output="both")
     with pytest.raises(SettingsError, match="nearest 4, 6"):

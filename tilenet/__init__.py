@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         OutputNotFound,
         SettingsError,
         TilenetError,
+        UnknownOption,
         VerifyFailed,
     )
     from tilenet.evaluation import evaluate
@@ -73,6 +74,7 @@ _HOMES = {
         "OutputNotFound",
         "SettingsError",
         "TilenetError",
+        "UnknownOption",
         "VerifyFailed",
     ),
     "evaluation": ("evaluate",),
@@ -129,6 +131,7 @@ __all__ = [
     "Tile",
     "TilenetError",
     "UNet",
+    "UnknownOption",
     "Verification",
     "VerifyFailed",
     "batch",

@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tilenet import numbering, shares
+from tilenet.arguments import WORKERS, known_options
 from tilenet.compute import Progress, to_array, to_objects
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
@@ -21,9 +22,10 @@ from tilenet.settling import Wanted
 from tilenet.store import Mask, can_resume, is_complete, open_mask
 from tilenet.tiff_export import deliver
 from tilenet.tiff_mask import TiffMask, is_tiff, store_beside
-from tilenet.workers.distributed import check_sendable
+from tilenet.workers.distributed import check_client, check_sendable
 
 
+@known_options(hints=WORKERS)
 def segment(
     image: Any,
     out: str | Path | None = None,
@@ -204,6 +206,7 @@ def segment(
         if out is None:
             raise SettingsError("workers write into a store: give out with client")
         check_sendable(image, model)
+        check_client(client)
     if shard is not None:
         shares.check_combination(out, objects=objects, overwrite=overwrite, client=client)
     if out is None:

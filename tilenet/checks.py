@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tilenet import machine
 from tilenet.address import check_local, is_address
+from tilenet.arguments import known_options
 from tilenet.compute import Progress
 from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
 from tilenet.footprint import Footprint
@@ -86,6 +87,7 @@ class Verification:
         return ", then ".join([*away, again if away else again.capitalize()])
 
 
+@known_options()
 def verify(
     out: str | Path,
     image: Any = None,

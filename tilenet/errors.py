@@ -2,6 +2,7 @@
 
     TilenetError                     2   refused: bad input or settings
     ├── SettingsError (ValueError)       a setting that cannot be honoured
+    │   └── UnknownOption (TypeError)    a keyword argument that a function does not have
     ├── ImageError (ValueError)          a file that is not an image that tilenet can read
     │   └── ImageNotFound (FileNotFoundError)
     ├── ModelError (ValueError)          weights or a model card that do not fit
@@ -38,6 +39,10 @@ class TilenetError(Exception):
 
 class SettingsError(TilenetError, ValueError):
     """A setting that cannot be honoured, such as a tile size off the grid."""
+
+
+class UnknownOption(SettingsError, TypeError):
+    """A keyword argument that a function does not have, such as a misspelt one."""
 
 
 class ImageError(TilenetError, ValueError):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import metrics
+from tilenet.arguments import known_options
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.instances import objects
 from tilenet.labels import files_by_stem, is_image, read_labels
@@ -21,6 +22,7 @@ LOG = logging.getLogger("tilenet")
 Labels = NDArray[np.int32]
 
 
+@known_options()
 def evaluate(
     prediction: str | Path, truth: str | Path, *, classes: bool = False, axes: str | None = None
 ) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage as ndi
 
+from tilenet.arguments import known_options
 from tilenet.decide import ObjectRule, depth_of
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
@@ -58,6 +59,7 @@ class Found(NamedTuple):
     firsts: Indices
 
 
+@known_options()
 def objects(
     mask_or_probabilities: Array,
     *,

@@ -22,6 +22,7 @@ from uuid import uuid4
 import numpy as np
 
 from tilenet import predict
+from tilenet.arguments import unknown_option
 from tilenet.errors import ImageError
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
@@ -41,6 +42,10 @@ SETTINGS = (
     *("level", "mpp", "axes", "channels", "tile", "memory", "threads", "device", "precision"),
     *("engine", "scaling", "threshold", "probability_dtype", "missing"),
 )
+HINTS = {
+    "objects": "Number them with tilenet.segment(..., objects=True)",
+    "workers": "Compute the array with distributed.Client(n_workers=...), or any other scheduler of Dask",
+}
 
 
 def lazy(
@@ -95,8 +100,8 @@ def lazy(
     >>> mask[50_000:50_040, 7_000:7_010].compute().shape
     (40, 10)
     """
-    if unknown := set(settings) - set(SETTINGS):
-        raise TypeError(f"lazy() got an unexpected keyword argument {min(unknown)!r}")
+    for unknown in sorted(set(settings) - set(SETTINGS)):
+        raise unknown_option("lazy", unknown, ("image", "model", "footprint", "output", "chunks", *SETTINGS), HINTS)
     check_output_option(output, stored=False)
     if hasattr(image, "dask") and client_of(image) is not None:
         raise ImageError(

@@ -11,6 +11,7 @@ from uuid import NAMESPACE_OID, uuid5
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.arguments import known_options
 from tilenet.errors import BlocksFailed, SettingsError
 from tilenet.spared import refuse_inside
 from tilenet.store import Layout, Mask, Store, open_mask
@@ -25,6 +26,7 @@ MOST_CLASSIC = 2**32 * 15 // 16
 CENTIMETER = 10_000
 
 
+@known_options()
 def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) -> TiffMask:
     """Write a complete mask as a tiled, pyramidal OME-TIFF; only a few tiles are in memory at a time.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilenet.address import check_local, shown
+from tilenet.arguments import WORKERS, unknown_option
 from tilenet.batches.beside import SideFiles
 from tilenet.batches.orders import Order, read_orders
 from tilenet.batches.slides import BatchRun
@@ -19,7 +21,7 @@ from tilenet.named import function_of
 from tilenet.options import Options, check_output_option, refuse_with_objects
 from tilenet.outputs import check_folder_name
 from tilenet.store.place import refuse_inside_mask
-from tilenet.workers.distributed import check_sendable
+from tilenet.workers.distributed import check_client, check_sendable
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -99,9 +101,13 @@ def batch(
             raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
     if footprint is not None and not (callable(model) or function_of(model)):
         raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
-    if unknown := sorted(set(options) - {option.name for option in fields(Options)}):
-        raise SettingsError(f"batch has no option {unknown[0]}. See help(tilenet.batch)")
+    known = {option.name for option in fields(Options)}
+    for unknown in sorted(set(options) - known):
+        own = set(signature(batch).parameters) - {"options"}
+        raise unknown_option("batch", unknown, sorted(known | own), WORKERS)
     common = Options(**options)
+    if client is not None:
+        check_client(client)
     orders = read_orders([images] if isinstance(images, str | Path) else images, model=model, options=common)
     for order in orders:
         _check(order, objects=objects, table=table, client=client)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tilenet
+from tilenet.arguments import known_options
 from tilenet.card import colors_of
 from tilenet.errors import SettingsError
 from tilenet.export.corners import Ring
@@ -59,6 +60,7 @@ class Outlined:
     left_out: int = 0
 
 
+@known_options()
 def write_geojson(
     mask: str | Path,
     out: str | Path,

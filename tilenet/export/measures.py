@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.arguments import known_options
 from tilenet.export.corners import area_and_centroid
 from tilenet.export.intensities import mean_intensities
 from tilenet.export.placement import Grid
@@ -120,6 +121,7 @@ class _Solid:
         self.high = np.maximum(self.high, [shape.z + 1, *high])
 
 
+@known_options()
 def write_table(
     mask: str | Path,
     out: str | Path,

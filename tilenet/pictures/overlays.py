@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.transform import resize_local_mean
 
+from tilenet.arguments import known_options
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.pictures.drawing import Picture, draw_bar, paint, paint_tissue
@@ -36,6 +37,7 @@ DISPLAY_PERCENTILES = (1, 99.8)
 CHANNEL_COLOURS = ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))
 
 
+@known_options()
 def overlay(
     image: Any,
     mask: str | Path,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.address import is_address, shown
+from tilenet.arguments import known_options
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
 from tilenet.readers.boundary import refusing
 from tilenet.readers.image import Image
@@ -19,6 +20,7 @@ __all__ = ["open_image"]
 MISSING = ("error", "fill")
 
 
+@known_options()
 def open_image(
     source: Any,
     *,

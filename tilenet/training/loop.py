@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tilenet.arguments import known_options
 from tilenet.card import ModelCard
 from tilenet.errors import ImageError, ModelError, SettingsError
 from tilenet.machine import find_device
@@ -58,6 +59,7 @@ class Progress:
     seconds_left: float
 
 
+@known_options(hints={name: f"Give recipe=tilenet.Recipe({name}=...)" for name in Recipe.__dataclass_fields__})
 def train(
     data: str | Path,
     out: str | Path,

@@ -71,6 +71,15 @@ def check_sendable(image: Any, model: Any) -> None:
         raise SettingsError(f"{name}: has {size} bytes pickled, for every block. Let it load them when it is called")
 
 
+def check_client(client: Any) -> None:
+    """Refuse what is no client of a Dask cluster (`SettingsError`), such as the address of its scheduler."""
+    if not all(hasattr(client, name) for name in ("submit", "nthreads", "loop")):
+        said = repr(client) if isinstance(client, str) else "..."
+        raise SettingsError(
+            f"client {client!r} is not a client of a Dask cluster. Give client=distributed.Client({said})"
+        )
+
+
 def task_of(store: Store, job: Job, wanted: Wanted) -> Task:
     """Return the task that workers are sent for a run."""
     # The working directory may hold a file or a folder with the name of a packaged model; the job knows which is meant.

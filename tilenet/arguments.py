@@ -1,0 +1,53 @@
+"""Keyword arguments that a function does not have: they are refused with the name that was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
+from typing import ParamSpec, TypeVar
+
+from tilenet.errors import UnknownOption
+
+P = ParamSpec("P")
+T = TypeVar("T")
+# Options of `tilenet segment` that are something else in Python.
+WORKERS = {"workers": "Give client=distributed.Client(n_workers=...), with threads_per_worker=1"}
+
+
+def unknown_option(function: str, name: str, known: Iterable[str], hints: Mapping[str, str] | None = None) -> Exception:
+    """Return the error that a function has no option of a name: with its hint, or else the nearest of those known.
+
+    >>> unknown_option("segment", "tiles", ["tile", "batch"]).args[0]
+    'segment has no option tiles. Did you mean tile?'
+    >>> unknown_option("segment", "color", ["tile", "batch"]).args[0]
+    'segment has no option color. See help(tilenet.segment)'
+    """
+    near = get_close_matches(name, list(known), n=1)
+    meant = f"Did you mean {near[0]}?" if near else f"See help(tilenet.{function})"
+    return UnknownOption(f"{function} has no option {name}. {(hints or {}).get(name, meant)}")
+
+
+def known_options(hints: Mapping[str, str] | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Return a decorator of a public function: unknown keyword arguments raise `UnknownOption`.
+
+    Parameters
+    ----------
+    hints : mapping, optional
+        By name of an argument that the function does not have: what to give instead, a sentence without its full stop.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        known = tuple(signature(function).parameters)
+
+        @wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            for name in kwargs:
+                if name not in known:
+                    raise unknown_option(function.__name__, name, known, hints)
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
