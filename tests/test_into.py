@@ -23,7 +23,7 @@ from tilenet.errors import (
     SettingsError,
 )
 from tilenet.into import open_target
-from tilenet.models import name_of
+from tilenet.named import name_of
 from tilenet.store import Store, open_mask
 
 REAL = {

@@ -170,7 +170,11 @@ def test_the_command_says_how_many_there_are_and_that_regions_are_no_objects(tmp
     assert code == 0 and " smaller than 32um2 left out" in out
     tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
     code, out, _ = tilenet_command("export", tmp_path / "o.zarr", "--csv", tmp_path / "o.csv")
-    assert code == 0 and "regions" not in out
+    found = write_table(tmp_path / "o.zarr", tmp_path / "again.csv")
+    ((name, count),) = found.counts.items()
+    assert out == f"{tmp_path / 'o.csv'}: {count} {name} objects, {found.per_mm2[name]:,.0f} {name} objects per mm2\n"
+    code, out, _ = tilenet_command("export", tmp_path / "o.zarr", "--geojson", tmp_path / "o.json")
+    assert code == 0 and f": {count} {name} objects, " in out
 
 
 def test_places_at_the_clipped_edge_of_a_coarser_mask_lie_in_the_image(tmp_path):
@@ -185,7 +189,7 @@ def test_places_at_the_clipped_edge_of_a_coarser_mask_lie_in_the_image(tmp_path)
     assert (float(line["x"]), float(line["y"]), line["area_px"]) == (152.0, 52.0, str(26 * 76))
 
 
-@pytest.mark.parametrize(("least", "pixels"), [(100, 100), ("100px", 100), ("63 um2", 126), ("0.5um2", 1), ("0", 0)])
+@pytest.mark.parametrize(("least", "pixels"), [(100, 100), ("100px", 100), ("63 um2", 126), ("0.5um2", 1), ("0px", 0)])
 def test_what_is_smaller_than_asked_is_left_out_of_tables_and_polygons_and_counted(tmp_path, least, pixels):
     tilenet.segment(write_slide(tmp_path / "s.tif", PIXELS), tmp_path / "m.zarr", model=shades)
     every = write_table(tmp_path / "m.zarr", tmp_path / "all.csv")
@@ -205,6 +209,7 @@ def test_a_least_area_that_cannot_be_said_of_a_mask_is_refused(tmp_path, tilenet
     for mask, area, said in (
         ("m.zarr", "20um2", "the size of its pixels is unknown. Give the area in them"),
         ("m.zarr", "20mm", "min area '20mm': give pixels"),
+        ("m.zarr", "20", "min area '20' has no unit. Give 20px, pixels of the mask, or 20um2"),
         ("m.zarr", "-3", "min area '-3': give pixels"),
         ("v.zarr", "20px", "objects of a volume have no area. Filter the table by volume_px"),
     ):

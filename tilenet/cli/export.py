@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from tilenet.cli.options import JSON, QUIET
 from tilenet.cli.output import progress_bar, show, sides
 from tilenet.errors import SettingsError
-
-if TYPE_CHECKING:
-    from tilenet.export.geojson import Outlined
 
 FILE = click.Path(path_type=Path)
 
@@ -94,7 +91,7 @@ def _polygons(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[
     with progress_bar("rows", shown=not quiet) as progress:
         found = write_geojson(mask, out, progress=progress, **said)
     facts = {"out": str(out), "features": dict(found.features), "vertices": found.vertices, "left_out": found.left_out}
-    counted = _counts(found.features, kind=_kind(found))
+    counted = _counts(found.features, kind=_kind(objects=found.objects, volumes=found.volumes))
     return facts, f"{out}: {counted}, {found.vertices} vertices{_left_out(found.left_out, said)}", found.objects
 
 
@@ -117,7 +114,7 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
     }
     of_tissue = {name: round(value, 2) for name, value in found.per_mm2_of_tissue.items()}
     facts |= {"per_mm2_of_tissue": of_tissue} if of_tissue else {}
-    kind = "" if found.objects else " regions"
+    kind = _kind(objects=found.objects)
     per = "".join(
         f", {value:,.0f} {name}{kind} per {space}" + (f" ({of_tissue[name]:,.0f} of tissue)" if of_tissue else "")
         for name, value in sorted(density.items())
@@ -133,9 +130,9 @@ def _left_out(count: int, said: Mapping[str, Any]) -> str:
     return f", {count} smaller than {said['min_area']} left out" if count else ""
 
 
-def _kind(found: Outlined) -> str:
-    """Return the word that says what the features of a class are; it follows the name of the class."""
-    return " outlines in planes" if found.volumes else "" if found.objects else " regions"
+def _kind(*, objects: bool, volumes: bool = False) -> str:
+    """Return the words that say what is counted; they follow the name of a class, which may have no plural."""
+    return " outlines in planes" if volumes else " objects" if objects else " regions"
 
 
 def _counts(counts: Mapping[str, int], *, kind: str) -> str:

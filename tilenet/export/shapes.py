@@ -135,14 +135,16 @@ def drop_small(shapes: Iterable[Shape], least: float, found: Counted) -> Iterato
 
 
 def parse_area(area: str | float) -> tuple[float, str]:
-    """Return the number and unit of an area; any unit but ``"um2"`` means pixels of the mask.
+    """Return the number and unit of an area; any unit but ``"um2"`` means pixels of the mask, as does a bare number.
 
-    >>> parse_area("20 um2"), parse_area(80)
-    ((20.0, 'um2'), (80.0, ''))
+    >>> parse_area("20 um2"), parse_area("80px"), parse_area(80)
+    ((20.0, 'um2'), (80.0, 'px'), (80.0, ''))
     """
     said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px|um2|)", str(area))
     if not said:
         raise SettingsError(f"min area {area!r}: give pixels of the mask, such as 80px, or an area, such as 20um2")
+    if isinstance(area, str) and not said[2]:
+        raise SettingsError(f"min area {area!r} has no unit. Give {area}px, pixels of the mask, or {area}um2")
     return float(said[1]), said[2]
 
 
