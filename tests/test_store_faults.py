@@ -1,6 +1,7 @@
 """Killed, damaged, cut short, out of room: the resumed run ends with the same bytes, or says what is wrong."""
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -213,7 +214,7 @@ def test_a_full_disk_is_named_with_its_room_and_the_run_goes_on_when_there_is_mo
     where = []
     for pages in (1, 4, 8, 12, 15, 18, 21, 24, 28, 32):
         disk = small_disk(pages * 4096)
-        with pytest.raises(EnvironmentFault, match=r"m\.zarr.*no space left.*bytes free.*--resume") as caught:
+        with pytest.raises(EnvironmentFault, match=r"m\.zarr.*no space left.*bytes free.*run (it )?again") as caught:
             run(disk / "m.zarr", LAYOUTS["plane"])
         assert str(disk) in str(caught.value)
         assert caught.value.exit_code == 4
@@ -252,6 +253,28 @@ def test_an_error_of_the_system_in_a_step_leaves_no_temporary_file(tmp_path, mon
     assert not list(Path(store.path).rglob("*.part"))
     assert 1 in store.pending()
     store.close()
+
+
+def test_where_no_store_could_be_made_there_is_none_to_resume(tmp_path, monkeypatch):
+    plain, path, failing = files.step, tmp_path / "m.zarr", 0
+
+    def step(name, do, *args, **kwargs):
+        nonlocal steps
+        steps += 1
+        if steps == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(name, do, *args, **kwargs)
+
+    replace_step(step, monkeypatch.setattr)
+    while not path.exists():
+        steps, failing = 0, failing + 1
+        try:
+            Store.create(path, LAYOUTS["tiny"], INFO).close()
+        except EnvironmentFault as error:
+            assert path.exists() or str(error).endswith(
+                "cannot be written (input/output error). Fix that, then run it again"
+            )
+    assert failing > 4
 
 
 def test_a_store_that_was_moved_away_is_told_as_that(tmp_path, right):

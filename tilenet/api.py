@@ -14,6 +14,7 @@ from tilenet.arguments import WORKERS, known_options
 from tilenet.compute import Progress, to_array, to_objects
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
+from tilenet.named import refuse_missing
 from tilenet.options import Options, check_output_option, refuse_with_objects
 from tilenet.outputs import check_name, check_tiff, fill, labels_place, open_store, same_tiff, spare_the_input
 from tilenet.region import Roi
@@ -201,6 +202,7 @@ def segment(
         scaling=scaling,
         missing=missing,
     )
+    refuse_missing(model)  # before what is at `out`, which would be all that is said
     wanted = Wanted(image, model, options, footprint, target)
     if client is not None:
         if out is None:

@@ -61,6 +61,12 @@ def load_named(model: str | Path) -> Any:
         ) from error
 
 
+def refuse_missing(model: Any) -> None:
+    """Raise `ModelNotFound` for a name that is of no packaged model and no file, without reading anything."""
+    if isinstance(model, str | Path) and not function_of(model):
+        find_model(model)
+
+
 def source_of(model: str | Path) -> str:
     """Return where a model comes from, as outputs record it: its packaged name, its function, or its absolute path."""
     named = str(model) in packaged_models() or function_of(model)

@@ -12,6 +12,7 @@ from operator import index
 from typing import Any
 
 from tilenet.errors import SettingsError
+from tilenet.resolution import refuse_both
 from tilenet.scaling import parse_rule
 
 # More threads than any processor has.
@@ -77,6 +78,8 @@ class Options:
             # `value != value` is true for NaN only.
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value != value):
                 raise SettingsError(f"{name} {value!r}: give {what}")
+        if self.factor is None:
+            refuse_both(self.level, self.mpp)
         if isinstance(self.scaling, str):
             put("scaling", parse_rule(self.scaling))
         if self.scaling is not None and not isinstance(self.scaling, Mapping):

@@ -151,8 +151,7 @@ def resolve(
     """
     if mpp is not None and not (isfinite(mpp) and mpp > 0):
         raise SettingsError(f"mpp {mpp:g} is not a number of micrometres per pixel. Give one such as 0.5")
-    if level is not None and mpp is not None:
-        raise SettingsError(f"level {level} and mpp {mpp:g} both say what to read. Leave one of them out")
+    refuse_both(level, mpp)
     if level is not None:
         return Resolution(level, text=f"level {level}{_um(sizes, level)} as stored, as asked")
     known = None not in sizes[0]
@@ -176,6 +175,12 @@ def resolve(
     how = "averaged over" if min(factor) >= 1 else "interpolated, no finer than the file, in steps of"
     text = f"level {level}{_um(sizes, level)} resampled: {how} {by} px, for {whose}"
     return Resolution(level, factor, wanted, text, announced=True)
+
+
+def refuse_both(level: int | None, mpp: float | None) -> None:
+    """Raise `SettingsError` if the caller gives a level and a pixel size, which may contradict each other."""
+    if level is not None and mpp is not None:
+        raise SettingsError(f"level {level} and mpp {mpp:g} both say what to read. Leave one of them out")
 
 
 def recorded(level: int, factor: Sequence[Sequence[int]], mpp: float | None) -> Resolution:

@@ -106,7 +106,7 @@ def parse_rule(text: str) -> dict[str, Any]:
         if names is None or len(values) != len(names):
             raise ValueError
     except ValueError as error:
-        raise SettingsError(f"scaling {text!r} is none of none, linear:SUBTRACT,DIVIDE, percentile:LOW,HIGH") from error
+        raise SettingsError(f"scaling {text!r}: give linear:SUBTRACT,DIVIDE, percentile:LOW,HIGH, or none") from error
     return {"method": method, **dict(zip(names, values, strict=True))}
 
 

@@ -194,7 +194,7 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
     answer = ask(network, footprint, seen.image.n_channels)
     card = card.completed(answer.outputs)
     for said in remarks(card, answer):
-        LOG.warning("%s: %s", card.name, said)
+        LOG.warning("%s: %s", card.name or type(network).__name__, said)
     backend = _backend_of(network, options, seen.image.n_channels)
     part = find_roi(options.roi, seen.image.box_shape, name=seen.image.name)
     plan = _plan(part, footprint, options, backend.demand)

@@ -305,7 +305,7 @@ class ChannelView(DerivedImage):
         if wrong or not channels:
             raise ImageError(
                 f"{image.name}: has channels 0 to {image.n_channels - 1}, not {', '.join(map(str, wrong)) or 'none'}. "
-                f"Choose others with channels"
+                f"Choose others (--channels)"
             )
         super().__init__(image)
         self._channels, self.working_bytes = channels, image.working_bytes

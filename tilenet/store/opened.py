@@ -12,7 +12,7 @@ from tilenet.errors import OutputError
 from tilenet.store.blocks import Blocks
 from tilenet.store.build import build
 from tilenet.store.damage import Damage, blocks_lost, find_damage
-from tilenet.store.files import faults_named, remove_parts
+from tilenet.store.files import AGAIN, faults_named, remove_parts
 from tilenet.store.layout import Layout
 from tilenet.store.lease import WHOLE, Joined, Lease, Share
 from tilenet.store.listing import enlist, is_listed, withdraw
@@ -66,10 +66,10 @@ class OpenedStore:
         """
         path = Path(path).absolute()
         check_free(path, overwrite=overwrite)
-        with faults_named(path):
+        with faults_named(path, again=AGAIN):  # there is nothing to resume yet
             store = cls._leased(path, build(path, layout, info, replace=overwrite and path.exists(), share=share))
-            with store._closed_on_error():
-                store._log("created", **({SHARE: list(share)} if share else {}))
+        with faults_named(path), store._closed_on_error():
+            store._log("created", **({SHARE: list(share)} if share else {}))
         return store
 
     @classmethod

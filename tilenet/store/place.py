@@ -17,6 +17,7 @@ from uuid import uuid4
 from tilenet.errors import EnvironmentFault, OutputError, OutputExists
 from tilenet.store.files import (
     ACCESSED,
+    AGAIN,
     RESUME,
     faults_named,
     fsync_path,
@@ -48,7 +49,7 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
         If its parent folder cannot be written, or is a file.
     """
     path = Path(path).absolute()
-    with faults_named(path):
+    with faults_named(path, again=AGAIN):
         recover(path)
         if path.exists() or path.is_symlink():
             _refuse_to_replace(path, overwrite)
