@@ -33,8 +33,15 @@ class Own(torch.nn.Module):
 def build():
     return Own()
 
+def bare():
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(1, 2, 3, padding=1)
+
 def nothing():
     return None
+
+def leaves():
+    raise SystemExit("no licence")
 
 def fails():
     raise RuntimeError("no weights here")
@@ -119,6 +126,14 @@ def test_a_batch_takes_a_function_for_each_image(module, image, tmp_path):
     np.testing.assert_array_equal(np.asarray(tilenet.open_mask(tmp_path / "masks" / "image.zarr")), own_mask(module))
 
 
+def test_the_footprint_of_a_batch_is_that_of_a_function_without_one(module, image, tmp_path):
+    how = {"model": f"{module}:bare", "footprint": tilenet.Footprint.same(2, reach=1)}
+    (result,) = tilenet.batch(image, tmp_path / "masks", table=True, min_area=5, **how)
+    assert (result.status, result.error) == ("done", "")
+    mask = np.asarray(tilenet.open_mask(tmp_path / "masks" / "image.zarr"))
+    np.testing.assert_array_equal(mask, tilenet.segment(PIXELS, **how))
+
+
 def test_names_and_sources(module):
     assert function_of("a.b:c") == ("a.b", "c") and name_of("a.b:c") == "b" and source_of("a.b:c") == "a.b:c"
     for other in ("nuclei", "a:b:c", "C:\\weights.pt", "s3://bucket", "weights.pt", ":build", torch.nn.Identity()):
@@ -132,6 +147,7 @@ def test_names_and_sources(module):
         ("no_such_package.networks:build", ModelNotFound, "there is no module no_such_package"),
         ("{}:biuld", ModelNotFound, "has no biuld"),
         ("{}:fails", ModelError, r"failed \(RuntimeError: no weights here\)"),
+        ("{}:leaves", ModelError, r"failed \(SystemExit: no licence\)"),
         ("{}:wants", ModelError, "called without arguments"),
         ("{}:nothing", ModelError, "not a NoneType"),
         ("{}:Own.build", ModelNotFound, "no such model"),

@@ -54,7 +54,7 @@ def load_named(model: str | Path) -> Any:
         raise ModelNotFound(f"{model}: module {module} has no {function}. Give MODULE:FUNCTION")
     try:
         return make()
-    except Exception as error:  # of any kind: it is the user's code
+    except (Exception, SystemExit) as error:  # of any kind: it is the user's code
         raise ModelError(
             f"{model}: failed ({type(error).__name__}: {first_line(error)}). It is called without arguments, and "
             "returns the model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tilenet.batches.orders import Order
 from tilenet.errors import TilenetError
@@ -58,19 +59,27 @@ class SideFiles:
 
 def _check_area(area: str | float, order: Order, footprint: Footprint | None) -> None:
     """Raise `SettingsError` if areas will have no meaning in the mask of an image."""
-    options, model = order.options, order.model
+    options = order.options
     try:
-        network = load_named(model) if isinstance(model, str | Path) else model
-        # Of a stack, a network of two axes finds objects plane by plane. Of a part, the planes are not known yet.
-        solid = options.output == "objects" and options.roi is None and footprint_of(network, footprint).ndim > 2
         opened = open_image(
             order.image, level=options.level or 0, axes=options.axes, missing=options.missing or "error"
         )
     except TilenetError:  # the run will say why
         return
     with opened:
-        volumes = solid and max(opened.box_shape[:-2], default=1) > 1
+        # Of a part, the planes are not known yet.
+        stack = options.roi is None and max(opened.box_shape[:-2], default=1) > 1
+        volumes = stack and options.output == "objects" and _takes_volumes(order.model, footprint)
         pixels_of_area(area, opened.name, opened.pixel_size, volumes=volumes)
+
+
+def _takes_volumes(model: Any, footprint: Footprint | None) -> bool:
+    """Return whether a network has three axes; one of two finds the objects of a stack plane by plane."""
+    try:
+        network = load_named(model) if isinstance(model, str | Path) else model
+        return footprint_of(network, footprint).ndim > 2
+    except TilenetError:  # the run will say why
+        return False
 
 
 def table_beside(mask: Path) -> Path:

@@ -18,6 +18,7 @@ from tilenet.compute import finish, run_job, skip_glass
 from tilenet.errors import TilenetError
 from tilenet.export.measures import Measured
 from tilenet.footprint import Footprint
+from tilenet.named import function_of
 from tilenet.numbering import refuse_begun, store_objects
 from tilenet.outputs import open_store, spare_the_input
 from tilenet.readers.boundary import one_line
@@ -121,7 +122,8 @@ class BatchRun:
         """Return the slide whose blocks are to be computed, and ""; or a complete store, and the image's status."""
         out = self._out / f"{order.name}.zarr"
         spare_the_input(out, order.image)
-        footprint = self._footprint if callable(order.model) else None  # a list may name another model
+        own = callable(order.model) or function_of(order.model)  # a list may name another model, with its own footprint
+        footprint = self._footprint if own else None
         self._side_files.check(order, out, footprint)
         wanted = Wanted(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
         if is_complete(out):
