@@ -171,6 +171,9 @@ def test_planes_and_times_are_in_array_order_and_refused_where_there_are_none(tm
     for wrong in (2, (2, 1), (1, 0), (0, 1, 1)):
         with pytest.raises(SettingsError, match="one number for each of t 0 to 1, z 1 to 2"):
             overlay(series, tmp_path / "m.zarr", plane=wrong)
+    for wrong in ((0.5, 1), "middle", [(0, 1), (0,)]):
+        with pytest.raises(SettingsError, match="give a whole number, or one for each axis"):
+            overlay(series, tmp_path / "m.zarr", plane=wrong)
     with pytest.raises(SettingsError, match="It has one plane"):
         overlay(square / "slide.tif", square / "mask.zarr", plane=0)
 

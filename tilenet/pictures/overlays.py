@@ -157,7 +157,10 @@ def _plane(part: Box, mask: Mask | TiffMask, plane: int | Sequence[int] | None) 
     ends = list(zip(part.start[:-2], part.stop[:-2], strict=True))
     chosen = tuple((a + b) // 2 for a, b in ends)
     if plane is not None:
-        chosen = tuple(index(n) for n in np.ravel(plane))
+        try:
+            chosen = tuple(index(n) for n in np.ravel(plane))
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"plane {plane!r}: give a whole number, or one for each axis before y and x") from error
     if len(chosen) != len(ends) or any(not a <= n < b for n, (a, b) in zip(chosen, ends, strict=True)):
         there = ", ".join(f"{axis} {a} to {b - 1}" for axis, (a, b) in zip(mask.axes, ends, strict=False))
         raise SettingsError(
