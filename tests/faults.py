@@ -238,9 +238,9 @@ def _child(request):
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request.get("environ", {}))
     if (stub := request.get("stub")) is not None:
-        real = settling.load_model
+        real = settling.load_named
         stub["hanging"] = request.get("hanging")
-        settling.load_model = lambda name, **options: Stub(**stub) if name == "stub" else real(name, **options)
+        settling.load_named = lambda name: Stub(**stub) if name == "stub" else real(name)
     if request.get("hang_reads"):
         from tilenet.readers.image import Image
 

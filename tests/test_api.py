@@ -203,8 +203,8 @@ def test_resuming_a_complete_run_computes_and_touches_nothing(tmp_path, network)
     assert steps == []
 
 
-# Passes that ask a model before a run.
-ASKED = 6
+# Passes that ask a model before a run of several tiles per batch.
+ASKED = 10
 
 
 class Fails:

@@ -164,7 +164,7 @@ def test_a_reduction_of_a_slice_costs_the_slice():
     assert mask.chunks[0][0] > 64, "chunks of many tiles, or this shows nothing"
     total = (mask[64_000:64_064, 0:128] > 0).sum().compute()
     assert 0 < total < 64 * 128
-    assert model.n == 6 + 2, "six passes that ask the model, and two tiles"
+    assert model.n == 7 + 2, "seven passes that ask the model, and two tiles"
 
 
 def test_pixels_beside_the_wanted_ones_are_not_computed():

@@ -96,7 +96,12 @@ def test_nor_by_the_same_with_another_footprint(tmp_path):
             "was not checked for seams, as its logits of a test image are not finite",
         ),
         (lambda x: x / 255, "look like probabilities"),
+        (lambda x: np.ones_like(x), "look like probabilities"),
         (lambda x: x - 100, ""),
+        (lambda x: x > 100, ""),
+        (lambda x: x < 300, ""),
+        (lambda x: np.float32(x > 100), ""),
+        (lambda x: np.concatenate([x <= 100, x > 100], axis=1), ""),
     ],
     ids=[
         "sigmoid",
@@ -110,7 +115,12 @@ def test_nor_by_the_same_with_another_footprint(tmp_path):
         "random",
         "not finite",
         "map",
+        "ones",
         "logits",
+        "threshold",
+        "threshold above all pixels",
+        "threshold as numbers",
+        "threshold of two classes",
     ],
 )
 def test_what_does_not_suit_is_told_before_the_run(caplog, model, warned):
@@ -289,3 +299,97 @@ def test_a_network_of_such_a_reach_that_it_is_not_checked_is_told():
     (said,) = remarks(tilenet.ModelCard(), answer)
     assert said.startswith("was not checked for seams, as that would take 2.36 million pixels. Write a mask to disk")
     assert said.endswith("tilenet.verify(mask, model=..., footprint=...)")
+
+
+def trained_on_0_to_1(last, outputs=1):
+    """Return a network whose logits of pixels from 0 to 1 lie around 0, so that those of 255 saturate it."""
+    network = nn.Sequential(nn.Conv2d(1, outputs, 3, padding=1), last)
+    with torch.no_grad():
+        network[0].weight.fill_(10)
+        network[0].weight[1:] = 9
+        network[0].bias.fill_(-1)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("model", "output", "warned"),
+    [
+        (trained_on_0_to_1(nn.Sigmoid()), "softmax", True),
+        (trained_on_0_to_1(nn.Sigmoid()), "regression", False),
+        (trained_on_0_to_1(nn.Softmax(1), 2), "softmax", True),
+        (trained_on_0_to_1(nn.Sigmoid(), 2), "sigmoid", True),
+        (trained_on_0_to_1(nn.Sigmoid(), 2), "regression", False),
+        (trained_on_0_to_1(nn.Identity()), "softmax", False),
+    ],
+    ids=["sigmoid", "regression", "softmax", "two sigmoids", "two regressions", "logits"],
+)
+def test_a_last_sigmoid_is_told_also_if_pixels_of_255_saturate_it(caplog, model, output, warned):
+    with torch.no_grad():
+        assert model(torch.full((1, 1, 5, 5), 255.0)).min() in (0, 1) or isinstance(model[1], nn.Identity)
+    model.card = tilenet.ModelCard(name="network", output=output)
+    with caplog.at_level(logging.WARNING, "tilenet"):
+        tilenet.segment(IMAGE, model=model, footprint=NEAR, scaling="linear:0,255", output="probabilities")
+    assert ("look like probabilities" in caplog.text) is warned
+
+
+class Attention(nn.Module):
+    """Takes the tiles of a batch for the tokens of a sequence, as `batch_first=False` does."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features, self.attention = nn.Conv2d(1, 8, 1), nn.MultiheadAttention(8, 2)
+
+    def forward(self, x):
+        tokens = self.features(x).flatten(2)[..., 0].unsqueeze(1)
+        return self.features(x) + self.attention(tokens, tokens, tokens)[0].squeeze(1)[..., None, None]
+
+
+def blurred(batch):
+    """Blur along the tiles of a batch too, as a filter does that is not told its axes."""
+    padded = np.pad(batch, ((1, 1), (0, 0), (0, 0), (0, 0)), mode="edge")
+    return (padded[:-2] + padded[1:-1] + padded[2:]) / 3 - 100
+
+
+def normalised(batch):
+    return (batch - batch.mean(axis=0)) / 255
+
+
+@pytest.mark.parametrize(
+    "model",
+    [blurred, lambda x: blurred(x) > 0, lambda x: blurred(x / 255 + 99.8) > 0, normalised, Attention()],
+    ids=["blur", "threshold of a blur", "threshold of a blur of 0 to 1", "batch statistics", "attention"],
+)
+def test_a_model_that_mixes_the_tiles_of_a_batch_is_told_of_if_there_are_batches(caplog, model):
+    with caplog.at_level(logging.WARNING, "tilenet"):
+        tilenet.segment(IMAGE, model=model, footprint=POINT, tile=32, batch=1)
+        assert "other tiles of its batch" not in caplog.text
+        tilenet.segment(IMAGE, model=model, footprint=POINT, tile=32, batch=2)
+    assert "with the other tiles of its batch, so that there are seams. Let it treat each tile by itself" in caplog.text
+
+
+def test_a_model_that_treats_each_tile_by_itself_is_not_told_of(caplog):
+    with caplog.at_level(logging.WARNING, "tilenet"):
+        for model in (lambda batch: np.stack([blurred(tile[None])[0] for tile in batch]), nn.BatchNorm2d(1)):
+            tilenet.segment(IMAGE, model=model, footprint=POINT, tile=32, batch=2)
+    assert caplog.text == ""
+
+
+def one_by_one(batch):
+    if len(batch) > 1:
+        raise ValueError("one tile at a time")
+    return batch - 100
+
+
+def test_a_model_that_takes_one_tile_at_a_time_runs_where_there_are_no_batches():
+    expected = IMAGE > 100
+    # One tile in each block, or one in each batch.
+    assert np.array_equal(tilenet.segment(IMAGE, model=one_by_one, footprint=POINT, tile=128, batch=8), expected)
+    assert np.array_equal(tilenet.segment(IMAGE, model=one_by_one, footprint=POINT, tile=32, batch=1), expected)
+    with pytest.raises(ModelError, match=r"one tile at a time. If it takes only .*, run with batch=1 \(--batch 1\)"):
+        tilenet.segment(IMAGE, model=one_by_one, footprint=POINT, tile=32, batch=8)
+
+
+def test_what_is_recorded_of_a_model_stays_what_it_was():
+    answer = ask(lambda x: x - 100, POINT, 1).to_json()
+    assert answer["values"][:4] == [-100.0, -87.32907, -74.50642, -99.99964] and answer["within"] == 1e-5

@@ -169,6 +169,16 @@ class Plan(Sequence[Block]):
         return prod(map(_count_tiles, self.shape, self.tile, self.block))
 
     @property
+    def largest_batch(self) -> int:
+        """Number of tiles in the largest batch: `batch`, or fewer if no block has as many of one shape.
+
+        >>> Plan((64, 64), Footprint.same(2, reach=1), tile=(32, 32), block=(64, 64), batch=9).largest_batch
+        4
+        """
+        # No block has more tiles along an axis than the first.
+        return 1 if self.batch == 1 else max(map(len, self[0].batches(self.batch)))
+
+    @property
     def largest_read(self) -> tuple[int, ...]:
         """Input shape of the largest tile."""
         first = Box((0,) * len(self.shape), tuple(map(min, self.tile, self.shape)))

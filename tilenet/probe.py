@@ -3,7 +3,8 @@
 A run record cannot hold a user's code. For models that are not fully described by weights, it holds a few numbers of
 their answer instead, so that it is noticed if a run is resumed, or its mask verified, with another function. Nor can a
 footprint given by the user be trusted: along each axis, a long tile and a part of it are computed, and compared. They
-agree if the footprint is large enough and no layer depends on the whole tile.
+agree if the footprint is large enough and no layer depends on the whole tile. If the run computes several tiles at
+once, two tiles are also computed together, and compared with each of them alone.
 """
 
 from __future__ import annotations
@@ -57,10 +58,16 @@ class Answer:
         does not repeat, it covers how much two answers differ.
     repeats : bool
         Whether the same input gives the same answer again.
-    like_probabilities : bool
-        Whether the outputs lie between 0 and 1 and, if there are several, sum to 1.
+    between_0_and_1 : bool
+        Whether the outputs lie between 0 and 1, and are not only 0 and 1, as those of a mask. Outputs that are 1
+        everywhere count: a sigmoid that is saturated gives them.
+    sum_to_1 : bool
+        Whether the outputs of each pixel sum to 1.
     seam : float
         Largest difference between a tile and a part of it, beyond rounding, as a fraction of the logits' range.
+    mixing : float
+        Largest difference between a tile computed alone and together with another, beyond rounding, as a fraction of
+        the logits' range; 0 if the run computes one tile at a time.
     unchecked : str
         Why tiles and parts of them were not compared; empty if they were.
     """
@@ -69,8 +76,10 @@ class Answer:
     values: tuple[float | None, ...] = ()
     tolerance: float = ROUNDING
     repeats: bool = True
-    like_probabilities: bool = False
+    between_0_and_1: bool = False
+    sum_to_1: bool = False
     seam: float = 0.0
+    mixing: float = 0.0
     unchecked: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -82,29 +91,81 @@ def ask(model: Any, footprint: Footprint, channels: int) -> Answer:
     """Return the answer of a model; `ModelError` if it fails, returns no array, or does not match its footprint."""
     if is_as_built(model):
         return Answer(model.n_classes)
-    model = copy.deepcopy(model).eval() if isinstance(model, nn.Module) else model
+    model = _own(model)
+    x = _fixed_input(footprint, channels)
+    made, again = _made(model, x, footprint), _logits(model, x, footprint)
+    first, outputs, tolerance = made.astype(np.float64), made.shape[1], _tolerance(model)
+    some = first.ravel()[np.linspace(0, made.size - 1, min(KEPT, made.size)).astype(int)]
+    apart = _apart(first.ravel(), again.ravel())
+    repeats = apart <= tolerance
+    seam, unchecked = _seams(model, footprint, channels, outputs, tolerance) if repeats else (0.0, "")
+    dark = _logits(model, _dark_and_bright(footprint, channels)[0], footprint, outputs)
+    return Answer(
+        outputs,
+        tuple(float(f"{value:.7g}") if isfinite(value) else None for value in some),
+        tolerance if repeats else min(2 * apart, 1.0),
+        repeats,
+        between_0_and_1=made.dtype != bool and _between_0_and_1(np.concatenate([first.ravel(), dark.ravel()])),
+        sum_to_1=all(np.allclose(logits.sum(axis=1), 1, atol=1e-3) for logits in (first, dark)),
+        seam=seam,
+        unchecked=unchecked,
+    )
+
+
+def _own(model: Any) -> Any:
+    """Return a copy of a network in eval mode; a function as it is."""
+    return copy.deepcopy(model).eval() if isinstance(model, nn.Module) else model
+
+
+def _fixed_input(footprint: Footprint, channels: int) -> NDArray[np.float32]:
+    """Return the input (1, C, *n) to which the answer is recorded; a later version must not change it."""
     shape = tuple(a.legal_at_least(a.smallest + LONGER) for a in footprint.axes)
     if channels * prod(shape) > ASKED_NUMBERS:
         raise ModelError(
             f"by its footprint the network takes inputs such as {' x '.join(map(str, shape))}, too large to compute. "
             f"Give one of a smaller step: the product of all pooling strides"
         )
-    x = small_input((channels, *shape))
-    made, again = _logits(model, x, footprint), _logits(model, x, footprint)
-    some = made.ravel()[np.linspace(0, made.size - 1, min(KEPT, made.size)).astype(int)]
-    outputs, tolerance, apart = made.shape[1], _tolerance(model), _apart(made.ravel(), again.ravel())
-    repeats = apart <= tolerance
-    seam, unchecked = _seams(model, footprint, channels, outputs, tolerance) if repeats else (0.0, "")
-    sums = np.allclose(made.sum(axis=1), 1, atol=1e-3) if outputs > 1 else made.min() < made.max()
-    return Answer(
-        outputs,
-        tuple(float(f"{value:.7g}") if isfinite(value) else None for value in some),
-        tolerance if repeats else min(2 * apart, 1.0),
-        repeats,
-        like_probabilities=bool(made.min() >= 0 and made.max() <= 1 and sums),
-        seam=seam,
-        unchecked=unchecked,
-    )
+    return small_input((channels, *shape))
+
+
+def _dark_and_bright(footprint: Footprint, channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return two tiles (1, C, *n), as short as the network allows: of values from 0 to 1, and of bright ones up to 255.
+
+    One half of the dark tile is black. A sigmoid that the fixed input saturates is not saturated there.
+    """
+    values = small_input((channels, *_shortest(footprint)))
+    dark = values / np.float32(255)
+    dark[..., : dark.shape[-1] // 2] = 0
+    return dark, 255 - values
+
+
+def _shortest(footprint: Footprint) -> tuple[int, ...]:
+    return tuple(a.legal_at_least(ACROSS) for a in footprint.axes)
+
+
+def _between_0_and_1(values: NDArray[np.float64]) -> bool:
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most <= 1):
+        return False
+    return bool(least == 1 or (least < most and ((values > 0) & (values < 1)).any()))
+
+
+def ask_in_batches(model: Any, footprint: Footprint, channels: int) -> float:
+    """Return by how much two tiles computed together differ from each alone, beyond rounding; see `Answer.mixing`.
+
+    Raises `ModelError` if the model takes no batch of two tiles.
+    """
+    if is_as_built(model):
+        return 0.0
+    model, tolerance = _own(model), _tolerance(model)
+    tiles = _dark_and_bright(footprint, channels)
+    alone = np.concatenate([_logits(model, tile, footprint) for tile in tiles])
+    try:
+        together = _logits(model, np.concatenate(tiles), footprint, alone.shape[1])
+    except ModelError as error:
+        raise ModelError(f"{error}. If it takes only one tile at a time, run with batch=1 (--batch 1)") from error
+    mixing = _apart(alone, together)
+    return mixing if mixing > 10 * tolerance else 0.0
 
 
 def small_input(shape: Sequence[int]) -> NDArray[np.float32]:
@@ -138,7 +199,8 @@ def _apart(old: Any, new: Any) -> float:
 
 def remarks(card: ModelCard, answer: Answer) -> Iterator[str]:
     """Yield warnings about a model of the user's own."""
-    if answer.like_probabilities and card.output != "regression":
+    meant = {"softmax": answer.sum_to_1, "sigmoid": True}.get(card.output, False)
+    if answer.between_0_and_1 and meant:
         yield (
             "its outputs look like probabilities, and tilenet takes them for logits. Give it without its last sigmoid "
             "or softmax, or with a card of output regression"
@@ -150,6 +212,12 @@ def remarks(card: ModelCard, answer: Answer) -> Iterator[str]:
             f"a tile and a part of it differ by {answer.seam:.2g} of the logits' range, so that there are seams. The "
             f"footprint's reach or step is too small, or a layer depends on the whole tile, as instance and group "
             f"normalisation do"
+        )
+    if answer.mixing:
+        yield (
+            f"the logits of a tile change by {answer.mixing:.2g} of their range with the other tiles of its batch, so "
+            f"that there are seams. Let it treat each tile by itself, such as np.stack([f(tile) for tile in batch]), "
+            f"or run it with batch=1 (--batch 1)"
         )
     if answer.unchecked:
         yield (
@@ -187,7 +255,7 @@ def _pairs(footprint: Footprint, *, near: bool) -> list[_Pair]:
     make no difference, and a tile that is long along one axis has far fewer pixels than one that is long along all.
     """
     ndim, pairs = footprint.ndim, []
-    shortest = tuple(a.legal_at_least(ACROSS) for a in footprint.axes)
+    shortest = _shortest(footprint)
     for axis, a in enumerate(footprint.axes):
         around = a.step * _coprime_to_30(ceil_div(max(4 * a.step, a.margin, AROUND.get(ndim, 32)), a.step))
         if near:
@@ -250,13 +318,18 @@ def _tolerance(model: Any) -> float:
 
 
 def _logits(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: int = 0) -> NDArray[np.float64]:
-    """Return logits (1, K, *m) of an input; `ModelError` if their shape is another, or K is not `outputs`."""
+    """Return logits (N, K, *m) of an input; `ModelError` if their shape is another, or K is not `outputs`."""
+    return _made(model, x, footprint, outputs).astype(np.float64)
+
+
+def _made(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: int = 0) -> NDArray[Any]:
+    """Return what `_logits` returns; boolean outputs stay boolean."""
     made, want = _asked(model, x), footprint.output_shape(x.shape[2:])
     if made.shape[2:] != want:
         raise ModelError(
             f"the footprint says {x.shape[2:]} -> {want}, the network gives {made.shape[2:]}. Correct the footprint"
         )
-    if made.shape[0] != 1 or made.shape[1] < 1:
+    if made.shape[0] != len(x) or made.shape[1] < 1:
         raise ModelError(
             f"the network gives an array of shape {made.shape} for one of {x.shape}. Return logits (N, K, ...), of one "
             f"class at least"
@@ -269,7 +342,8 @@ def _logits(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: i
     return made
 
 
-def _asked(model: Any, x: NDArray[np.float32]) -> NDArray[np.float64]:
+def _asked(model: Any, x: NDArray[np.float32]) -> NDArray[Any]:
+    """Return what a model gives for an input, in float64 unless it is boolean."""
     try:
         own = x.copy()  # the model may write into it
         made = _passed(model, own) if isinstance(model, nn.Module) else model(own)
@@ -282,7 +356,8 @@ def _asked(model: Any, x: NDArray[np.float32]) -> NDArray[np.float64]:
         kind = type(made).__name__
         raise ModelError(f"the network gives a {kind}, not an array of logits. Wrap it in what returns them alone")
     try:
-        return np.asarray(made).astype(np.float64)
+        made = np.asarray(made)
+        return made if made.dtype == bool else made.astype(np.float64)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"the network gives no NumPy array ({error}). Give a function that returns one") from error
 
@@ -291,4 +366,6 @@ def _passed(network: nn.Module, x: NDArray[np.float32]) -> Any:
     parameter = next(iter(network.parameters()), torch.zeros(()))
     with torch.inference_mode():
         made = network(torch.from_numpy(x).to(parameter.device, parameter.dtype))
-    return made.cpu().double().numpy() if isinstance(made, torch.Tensor) else made
+    if not isinstance(made, torch.Tensor):
+        return made
+    return (made if made.dtype == torch.bool else made.double()).cpu().numpy()

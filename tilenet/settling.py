@@ -22,7 +22,7 @@ from tilenet.job import RESIDENT, Job, check_info, identity_of, refuse_contradic
 from tilenet.named import load_named, source_of
 from tilenet.options import Options
 from tilenet.plan import Plan
-from tilenet.probe import ask, remarks
+from tilenet.probe import ask, ask_in_batches, remarks
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
 from tilenet.region import find_roi, roi_to_json
@@ -193,11 +193,13 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
     inside = _inside(target, opened, seen.resolution) if target else {}
     answer = ask(network, footprint, seen.image.n_channels)
     card = card.completed(answer.outputs)
-    for said in remarks(card, answer):
-        LOG.warning("%s: %s", card.name or type(network).__name__, said)
     backend = _backend_of(network, options, seen.image.n_channels)
     part = find_roi(options.roi, seen.image.box_shape, name=seen.image.name)
     plan = _plan(part, footprint, options, backend.demand)
+    if plan.largest_batch > 1 and answer.repeats:
+        answer = replace(answer, mixing=ask_in_batches(network, footprint, seen.image.n_channels))
+    for said in remarks(card, answer):
+        LOG.warning("%s: %s", card.name or type(network).__name__, said)
     decision = _decision(card, options)
     search = tissue.search(options.tissue, seen.whole, channels=seen.channels, footprint=footprint)
     if search.rule and "logits" in decision.arrays:
