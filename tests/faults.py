@@ -228,7 +228,7 @@ def _end_with(server):
 
 
 def _child(request):
-    from tilenet import settling
+    from tilenet import named, settling
     from tilenet.cli.main import main
 
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -241,6 +241,8 @@ def _child(request):
         real = settling.load_named
         stub["hanging"] = request.get("hanging")
         settling.load_named = lambda name: Stub(**stub) if name == "stub" else real(name)
+        find = named.find_model
+        named.find_model = lambda name: Path(name) if name == "stub" else find(name)
     if request.get("hang_reads"):
         from tilenet.readers.image import Image
 
