@@ -201,8 +201,9 @@ def test_blanks_around_the_values_of_a_list_mean_nothing(tmp_path):
 def test_what_no_worker_could_open_is_refused_before_work(images, tmp_path):
     with pytest.raises(SettingsError, match="workers load models by themselves"):
         tilenet.batch(images, tmp_path / "masks", model=random_network(depth=2, wf=1), client=Cluster())
-    with pytest.raises(SettingsError, match=r"batch has no option tiel\. Did you mean tile\?"):
-        tilenet.batch(images, tmp_path / "masks", tiel=256)
+    for unknown, said in (("tiel", r"Did you mean tile\?"), ("spacing", "")):
+        with pytest.raises(SettingsError, match=rf"batch has no option {unknown}\. {said}"):
+            tilenet.batch(images, tmp_path / "masks", **{unknown: 256})
     assert not (tmp_path / "masks").exists()
 
 

@@ -63,7 +63,12 @@ def test_parts_find_the_objects_of_the_whole(ndim, depths, data):
 def _compare_parts_with_the_whole(ndim, depths, data):
     sides = st.integers(1, 150 if ndim == 2 else 36)
     whole = view_of(tuple(data.draw(sides) for _ in range(ndim)), data.draw(st.integers(0, 2**16)), depths=depths)
-    rule = ObjectRule(min_size=data.draw(st.integers(0, 30)), least_depth=data.draw(st.sampled_from([0.0, 0.75])))
+    steps = data.draw(st.sampled_from([(), (5.0, 1.0, 1.0), (1.0, 2.5, 1.3)]))
+    rule = ObjectRule(
+        min_size=data.draw(st.integers(0, 30)),
+        least_depth=data.draw(st.sampled_from([0.0, 0.75])),
+        spacing=steps[:ndim],
+    )
     found = numbered_by_parts(whole, data.draw(st.integers(7, 60)), rule)
     assert np.array_equal(found, number_objects(whole, rule))
 
@@ -98,14 +103,17 @@ def test_parts_that_look_less_far_find_other_objects():
     assert wrong > 5
 
 
-def test_smoothing_reaches_as_far_as_is_said_and_no_further():
+@pytest.mark.parametrize(
+    ("spacing", "reach"), [((), REACH), ((5.0, 1.0), REACH), ((1.0, 1.5), 3), ((1.0, 2.5), 2), ((1.0, 10.0), 0)]
+)
+def test_smoothing_reaches_as_far_as_is_said_and_no_further(spacing, reach):
     own, depth = np.zeros((21, 21), np.int32), np.zeros((21, 21), np.float32)
     own[10, 10] = 1
-    here = separation._smoothed(own, depth)[10, 10]
-    for far, seen in ((REACH, True), (REACH + 1, False)):
+    here = separation._smoothed(own, depth, spacing)[10, 10]
+    for far, seen in ((reach, True), (reach + 1, False)):
         other = depth.copy()
         other[10, 10 + far] = 1
-        assert (separation._smoothed(own, other)[10, 10] != here) == seen
+        assert (separation._smoothed(own, other, spacing)[10, 10] != here) == seen
 
 
 def test_a_component_is_looked_at_once_however_often_it_enters_a_part():

@@ -124,9 +124,10 @@ def segment(
         With `out`: ``mask`` or ``both`` (adds ``probabilities``). Without: ``mask``,
         ``probabilities`` or ``logits``.
     objects : bool
-        Return numbered objects (1..n) instead of classes, see `tilenet.objects`; those of planes over
-        which the network is looped are found in each plane by itself. With `out`, images may have any
-        size, and ``OUT.making`` keeps what a killed run has found.
+        Return numbered objects (1..n) instead of classes, see `tilenet.objects`; its `spacing` is the
+        image's pixel size, if known. Objects of planes over which the network is looped are found
+        in each plane by itself. With `out`, images may have any size, and ``OUT.making`` keeps what
+        a killed run has found.
     least_depth : float, optional
         With `objects`: those with no pixel of at least this depth, 0 to 1, are dropped as uncertain
         (0.75); see `tilenet.objects`.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
-from math import log
+from math import inf, log
 from operator import itemgetter
 from typing import Any
 
@@ -17,6 +17,7 @@ from tilenet.card import DEPTH_CLASSES, MASK_VALUES, ModelCard
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.plan import Tile
+from tilenet.resolution import TOLERANCE
 
 Logits = NDArray[np.floating[Any]]
 Arrays = dict[str, NDArray[Any]]
@@ -196,11 +197,15 @@ def depth_of(probabilities: NDArray[Any], depths: Sequence[float]) -> NDArray[np
 
 @dataclass(frozen=True)
 class ObjectRule:
-    """What is an object; see `tilenet.objects` for what each number does."""
+    """What is an object; see `tilenet.objects` for what each number does.
+
+    `spacing` is relative to the finest axis, see `relative_spacing`; empty for pixels as long along each axis.
+    """
 
     min_size: int = 20
     prominence: float = 0.2
     least_depth: float = 0.75
+    spacing: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse numbers that no object can meet, and NaN."""
@@ -208,12 +213,30 @@ class ObjectRule:
             raise SettingsError(f"prominence {self.prominence} is not 0 or more")
         if not 0 <= self.least_depth <= 1:
             raise SettingsError(f"least_depth {self.least_depth} is not between 0 and 1")
+        # Below 1, smoothing would reach further than `tilenet.separation.REACH`.
+        if not all(1 <= step < inf for step in self.spacing):
+            raise SettingsError(f"spacing {self.spacing} is not relative to the finest axis")
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> ObjectRule:
         """Return the rule of a run record."""
-        least = record.get("least_depth")
-        return cls() if least is None else cls(least_depth=least)
+        least, spacing = record.get("least_depth"), tuple(record.get("spacing", ()))
+        return cls(spacing=spacing) if least is None else cls(least_depth=least, spacing=spacing)
+
+
+def relative_spacing(sizes: Sequence[float | None]) -> tuple[float, ...]:
+    """Return the size of a pixel along each axis, relative to the finest; empty if alike along all, or unknown.
+
+    Sizes are alike up to `TOLERANCE`, because those of pyramid levels are rounded.
+
+    >>> relative_spacing((2.0, 0.4, 0.4)), relative_spacing((0.4, 0.4, 0.401)), relative_spacing((None, 0.4, 0.4))
+    ((5.0, 1.0, 1.0), (), ())
+    """
+    known = [size for size in sizes if size]
+    if len(known) < len(sizes) or max(known) <= float(TOLERANCE) * min(known):
+        return ()
+    # Rounded, so that the run record can be read by people.
+    return tuple(round(size / min(known), 3) for size in known)
 
 
 def not_finite(place: Box) -> FloatingPointError:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from math import prod
+from math import inf, prod
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage as ndi
 
 from tilenet.arguments import known_options
-from tilenet.decide import ObjectRule, depth_of
+from tilenet.decide import ObjectRule, depth_of, relative_spacing
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.separation import REACH, Indices, Labels, first_indices, separate
@@ -67,6 +68,7 @@ def objects(
     min_size: int = ObjectRule.min_size,
     prominence: float = ObjectRule.prominence,
     least_depth: float = ObjectRule.least_depth,
+    spacing: Sequence[float] | None = None,
 ) -> Labels:
     """Label the objects of an image.
 
@@ -79,26 +81,43 @@ def objects(
         For probabilities: how deep inside an object each class lies, 0 to 1. The default is
         even steps in the order of the classes.
     min_size : int
-        Objects with fewer pixels are dropped.
+        Objects with fewer pixels are dropped, whatever the size of a pixel.
     prominence : float
         Two centres are two objects if the path between them is shallower than both by this
         fraction of the full depth. Larger values merge objects, smaller values split them.
     least_depth : float
         For probabilities of three classes or more: objects with no pixel of at least this
         expected depth are dropped. Larger values drop more uncertain objects.
+    spacing : sequence of float, optional
+        Size of a pixel along each axis, in any unit, such as ``pixel_size`` of an image. How
+        narrow objects are is measured in it; sizes within 10 % of each other count as equal. By
+        default pixels are squares or cubes.
 
     Returns
     -------
     numpy.ndarray
         int32 (*n), 0 background, objects 1..n in the order of their first pixels.
 
+    Raises
+    ------
+    SettingsError
+        If the array is no plane or volume, or an argument does not fit it.
+
     Examples
     --------
     >>> objects(np.array([[1, 1, 0, 0, 1, 1]] * 3), min_size=1)[0].tolist()
     [1, 1, 0, 0, 2, 2]
+
+    Two balls of 5 um that overlap, in voxels of 2.5 x 0.25 x 0.25 um:
+
+    >>> z, y, x = np.mgrid[-6:9:2.5, -6:7:0.25, -6:15:0.25]
+    >>> balls = np.minimum(z**2 + y**2 + x**2, (z - 3) ** 2 + y**2 + (x - 8) ** 2) < 25
+    >>> int(objects(balls).max()), int(objects(balls, spacing=(2.5, 0.25, 0.25)).max())
+    (1, 2)
     """
     whole = _view_of(np.asarray(mask_or_probabilities), depth_of_class)
-    return number_objects(whole, ObjectRule(min_size, prominence, least_depth))
+    relative = () if spacing is None else _checked_spacing(spacing, whole.foreground.ndim)
+    return number_objects(whole, ObjectRule(min_size, prominence, least_depth, relative))
 
 
 def number_objects(whole: View, rule: ObjectRule | None = None) -> Labels:
@@ -131,6 +150,13 @@ def _view_of(array: Array, depth_of_class: Sequence[float] | None) -> View:
     foreground = array.argmax(axis=0) != 0
     # Two classes do not encode depth.
     return View(foreground, None if len(array) == 2 else depth_of(array, depths))
+
+
+def _checked_spacing(spacing: Sequence[float], ndim: int) -> tuple[float, ...]:
+    sizes = list(spacing) if isinstance(spacing, Iterable) else []
+    if len(sizes) != ndim or not all(isinstance(size, Real) and 0 < size < inf for size in sizes):
+        raise SettingsError(f"spacing {spacing!r}: give {ndim} sizes above 0, one per axis, or leave it out")
+    return relative_spacing([float(size) for size in sizes])
 
 
 def find_objects(

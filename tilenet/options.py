@@ -26,6 +26,8 @@ KINDS = (
     ("mpp", Real, "micrometres per pixel, a number"),
     ("axes", str, "letters of tczyx, one per axis"),
 )
+# Options that follow from others or from the image, and are set only from a run record.
+DERIVED = {"factor", "spacing"}
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,10 @@ class Options:
     missing: str | None = None
     roi: str | Sequence[Any] | None = None
     tissue: Any = None
-    # Set only from a run record: the resampling factor that follows from level and mpp.
+    # The resampling factor that follows from level and mpp.
     factor: tuple[Any, ...] | None = None
+    # `ObjectRule.spacing`, which follows from the image.
+    spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Convert numbers and sequences of any kind to plain Python ones; refuse values that no run accepts."""
@@ -87,6 +91,8 @@ class Options:
 
     def or_recorded(self, record: Mapping[str, Any]) -> Options:
         """Return the options with those not given filled in from a run record."""
+        # Only the record of objects in pixels of unequal sides has a spacing; those of older versions had none at all.
+        record = {"spacing": (), **record}
         unsaid = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in record]
         return replace(self, **{name: _frozen(record[name]) for name in unsaid})
 

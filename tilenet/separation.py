@@ -4,6 +4,10 @@ Seeds lie deep inside objects, and a watershed grows them to fill their componen
 network, or else from the distance to the background. Two maxima of the depth are two seeds if every path between them
 is shallower than both by `ObjectRule.prominence`.
 
+Distances, and the width of the smoothing, are lengths in the image: `ObjectRule.spacing` says how long a pixel is along
+each axis. Everything else is about pixels, whatever their shape: `ObjectRule.min_size` counts them, neighbours share a
+face, and where depths are equal, the order of the pixels decides.
+
 The result for a component depends only on its own pixels and on the depths within `REACH` of them. Pixels are
 neighbours only if they share a face, here and in the components: components that touch at a corner do not affect each
 other.
@@ -24,7 +28,8 @@ from tilenet.decide import ObjectRule
 Labels = NDArray[np.int32]
 Depths = NDArray[np.float32]
 Indices = NDArray[np.int64]
-# Standard deviation, in pixels, of the Gaussian that smooths depths, and its radius: SciPy cuts it off at four.
+# Standard deviation, in pixels of the finest axis, of the Gaussian that smooths depths, and its radius: SciPy cuts it
+# off at four. Along coarser axes both are smaller.
 SIGMA, REACH = 1.0, 4
 
 
@@ -43,7 +48,7 @@ def separate(components: Labels, depth: Depths | None, rule: ObjectRule) -> Labe
     large = np.bincount(components.ravel()) >= rule.min_size
     large[0] = False
     labels = np.where(large[components], components, 0)
-    smooth = _smoothed(labels, depth)
+    smooth = _smoothed(labels, depth, rule.spacing)
     slices, n = ndi.find_objects(labels), len(large)
     for label in _with_several_seeds(labels, smooth, rule.prominence):
         at = slices[label - 1]
@@ -56,25 +61,26 @@ def separate(components: Labels, depth: Depths | None, rule: ObjectRule) -> Labe
     return _kept(labels, depth, rule)
 
 
-def _smoothed(labels: Labels, depth: Depths | None) -> Depths:
+def _smoothed(labels: Labels, depth: Depths | None, spacing: tuple[float, ...]) -> Depths:
     """Return smoothed depths, so that ripples on a plateau do not become seeds; 0 outside the components."""
+    sigmas = [SIGMA / step for step in spacing or (1.0,) * labels.ndim]
     if depth is not None:
-        smooth: Depths = ndi.gaussian_filter(depth, SIGMA) * (labels > 0)
+        smooth: Depths = ndi.gaussian_filter(depth, sigmas) * (labels > 0)
         return smooth
     smooth = np.zeros(labels.shape, np.float32)
     for label, place in enumerate(ndi.find_objects(labels), start=1):
         if place is not None:
             at = tuple(slice(max(0, s.start - REACH), s.stop + REACH) for s in place)
             own = labels[at] == label
-            smooth[at][own] = ndi.gaussian_filter(_relative_distance(own), SIGMA)[own]
+            smooth[at][own] = ndi.gaussian_filter(_relative_distance(own, spacing), sigmas)[own]
     return smooth
 
 
-def _relative_distance(own: NDArray[np.bool_]) -> Depths:
+def _relative_distance(own: NDArray[np.bool_], spacing: tuple[float, ...]) -> Depths:
     """Return the distance to the background relative to the largest one; all 1 if there is no background."""
     if own.all():
         return np.ones(own.shape, np.float32)
-    distance = ndi.distance_transform_edt(own)
+    distance = ndi.distance_transform_edt(own, sampling=spacing or None)
     relative: Depths = (distance / distance.max()).astype(np.float32)
     return relative
 

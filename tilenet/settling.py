@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tilenet import machine, predict, tissue
 from tilenet.bands import Demand
 from tilenet.card import DEPTH_CLASSES, ModelCard
-from tilenet.decide import Decision, ObjectRule
+from tilenet.decide import Decision, ObjectRule, relative_spacing
 from tilenet.errors import ImageError, ModelError, SettingsError, TilenetError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
@@ -215,6 +215,7 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
         "scaling": dict(options.scaling or card.scaling),
         "threshold": decision.threshold if len(card.classes) == 1 else None,
         "least_depth": _least_depth(options, decision),
+        **_spacing(options, seen.image, footprint),
     }
     return Job(
         image=seen.image,
@@ -316,6 +317,14 @@ def _least_depth(options: Options, decision: Decision) -> float | None:
         return None
     rule = ObjectRule() if options.least_depth is None else ObjectRule(least_depth=options.least_depth)
     return float(rule.least_depth)
+
+
+def _spacing(options: Options, image: Image, footprint: Footprint) -> dict[str, list[float]]:
+    """Return the spacing for the record of objects, in which separating them measures; nothing if it is equal."""
+    if options.output != "objects":
+        return {}
+    found = relative_spacing(image.pixel_size[-footprint.ndim :]) if options.spacing is None else options.spacing
+    return {"spacing": list(found)} if found else {}
 
 
 def _chosen_options(options: Options, image: Image, plan: Plan) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.export.shapes import parse_area
 from tilenet.footprint import Footprint
 from tilenet.named import function_of
-from tilenet.options import Options, check_output_option, refuse_with_objects
+from tilenet.options import DERIVED, Options, check_output_option, refuse_with_objects
 from tilenet.outputs import check_folder_name
 from tilenet.store.place import refuse_inside_mask
 from tilenet.workers.distributed import check_client, check_sendable
@@ -101,7 +101,7 @@ def batch(
             raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
     if footprint is not None and not (callable(model) or function_of(model)):
         raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
-    known = {option.name for option in fields(Options)}
+    known = {option.name for option in fields(Options)} - DERIVED
     for unknown in sorted(set(options) - known):
         own = set(signature(batch).parameters) - {"options"}
         raise unknown_option("batch", unknown, sorted(known | own), WORKERS)

@@ -1,0 +1,209 @@
+"""Objects of images whose pixels are longer along one axis than along another: separated as they lie in space."""
+
+import numpy as np
+import pytest
+import tifffile
+from faults import is_complete, tree_hash
+from scipy import ndimage as ndi
+from stub import Bright, Bright3D
+from workers import Cluster
+
+import tilenet
+from tilenet import numbering, separation, settling
+from tilenet.decide import ObjectRule, relative_spacing
+from tilenet.errors import OutputMismatch, SettingsError
+from tilenet.options import Options
+from tilenet.settling import Wanted
+from tilenet.store import open_mask
+
+UM = (1.25, 0.25, 0.25)
+
+
+def balls(um, *, n=8, radius=2.5, field=(10.0, 16.0, 16.0)):
+    """Return a volume of touching and overlapping balls, all sizes in micrometres, in voxels of `um`."""
+    random, centres = np.random.default_rng(5), []
+    while len(centres) < n:
+        centre = random.uniform(radius, np.array(field) - radius)
+        if all(np.linalg.norm(centre - other) > 1.75 * radius for other in centres):
+            centres.append(centre)
+    places = np.meshgrid(*[(np.arange(round(s / u)) + 0.5) * u for s, u in zip(field, um, strict=True)], indexing="ij")
+    away = [np.linalg.norm(np.stack(places, axis=-1) - centre, axis=-1) for centre in centres]
+    return np.where(np.min(away, axis=0) < radius, np.uint8(200), np.uint8(0))
+
+
+def write(path, volume, um=UM):
+    about = {"axes": "ZYX", **{f"PhysicalSize{axis}": size for axis, size in zip("ZYX", um, strict=True)}}
+    tifffile.imwrite(path, volume, metadata=about, tile=(32, 32))
+    return path
+
+
+@pytest.fixture
+def volume(tmp_path):
+    return write(tmp_path / "v.ome.tif", balls(UM))
+
+
+def damage(out):
+    next(p for p in (out / "0" / "c").rglob("*") if p.is_file()).unlink()
+
+
+@pytest.mark.parametrize("um", [(0.4, 0.4, 0.4), (1, 0.4, 0.4), UM, (2.5, 0.25, 0.25), (0.4, 1.2, 0.4)])
+def test_touching_balls_are_as_many_whatever_the_shape_of_the_voxels(um):
+    seen = balls(um)
+    assert ndi.label(seen)[1] == 1 and tilenet.objects(seen, spacing=um).max() == 8
+
+
+@pytest.mark.parametrize("um", [(1, 0.4, 0.4), UM, (2.5, 0.25, 0.25), (0.4, 1.2, 0.4)])
+def test_balls_of_flat_voxels_are_joined_if_these_are_taken_for_cubes(um):
+    assert tilenet.objects(balls(um)).max() < 8
+
+
+def test_the_distance_to_the_background_is_in_micrometres():
+    own = np.pad(balls(UM)[:, 20:50, 20:45] > 0, 1)
+    inside, outside = np.argwhere(own) * UM, np.argwhere(~own) * UM
+    truth = np.array([np.linalg.norm(outside - pixel, axis=1).min() for pixel in inside])
+    found = separation._relative_distance(own, relative_spacing(UM))[own]
+    assert len(truth) > 100 and np.allclose(found, truth / truth.max(), atol=1e-6)
+
+
+@pytest.mark.parametrize("um", [(0.4, 0.4, 0.4), (0.26, 0.2502, 0.2498), (3, 3, 3)])
+def test_voxels_that_are_cubes_make_no_difference(um):
+    seen = balls(UM)
+    assert np.array_equal(tilenet.objects(seen, spacing=um), tilenet.objects(seen))
+
+
+def test_depths_of_a_network_are_smoothed_in_micrometres_too():
+    # Two slabs with a gap of shallow pixels between them, one plane thin: smoothing along z would fill it.
+    depth = np.ones((9, 12, 12), np.float32)
+    depth[4] = 0.62
+    probabilities = np.stack([0.2 * (1 - depth), 0.8 * (1 - depth), depth])
+    probabilities[0, :, :2], probabilities[2, :, :2] = 1, 0
+    assert tilenet.objects(probabilities).max() == 1
+    assert tilenet.objects(probabilities, spacing=(5, 1, 1)).max() == 2
+
+
+@pytest.mark.parametrize(
+    "spacing", [2, (1, 1), (1, 1, 0), (1, 1, -1), (1, 1, np.nan), (1, 1, np.inf), (None, 1, 1), "zyx"]
+)
+def test_a_spacing_that_is_none_is_refused(spacing):
+    with pytest.raises(SettingsError, match="give 3 sizes above 0"):
+        tilenet.objects(balls(UM), spacing=spacing)
+
+
+def test_a_rule_whose_smoothing_would_reach_too_far_is_refused():
+    with pytest.raises(SettingsError, match="not relative to the finest axis"):
+        ObjectRule(spacing=(5.0, 0.5, 1.0))
+
+
+def test_segment_measures_in_the_voxels_of_the_file_and_says_so(volume, tmp_path):
+    truth = tilenet.objects(balls(UM), spacing=UM)
+    assert np.array_equal(tilenet.segment(volume, model=Bright3D(), objects=True), truth)
+    mask = tilenet.segment(volume, tmp_path / "o.zarr", model=Bright3D(), objects=True)
+    assert np.array_equal(mask[...], truth) and mask.info["record"]["spacing"] == [5, 1, 1]
+    assert tilenet.verify(tmp_path / "o.zarr").ok
+
+
+@pytest.mark.parametrize("um", [(0.4, 0.4, 0.4), (0.4, 0.4002, 0.3999), (None, 0.2, 0.2)])
+def test_the_record_of_cubes_and_of_unknown_sizes_is_as_it_was(tmp_path, um):
+    image = tmp_path / "v.ome.tif"
+    sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", um, strict=True) if size}
+    tifffile.imwrite(image, balls(UM), metadata={"axes": "ZYX", **sizes}, tile=(32, 32))
+    mask = tilenet.segment(image, tmp_path / "o.zarr", model=Bright3D(), objects=True)
+    assert "spacing" not in mask.info["record"] and np.array_equal(mask[...], tilenet.objects(balls(UM)))
+
+
+def test_the_record_of_a_plain_mask_has_no_spacing(volume, tmp_path):
+    assert "spacing" not in tilenet.segment(volume, tmp_path / "m.zarr", model=Bright3D()).info["record"]
+
+
+@pytest.mark.parametrize(("um", "spacing"), [((2.0, 0.5, 0.5), None), ((0.5, 2.0, 0.5), [4, 1])])
+def test_planes_of_a_stack_are_measured_along_y_and_x(tmp_path, um, spacing):
+    image = write(tmp_path / "v.ome.tif", balls((0.5, 1.0, 0.25)), um)
+    mask = tilenet.segment(image, tmp_path / "o.zarr", model=Bright(), objects=True)
+    planes, truth, n = tilenet.segment(image, model=Bright()), [], 0
+    for plane in planes:
+        found = tilenet.objects(plane, spacing=spacing)
+        truth.append(np.where(found > 0, found + n, 0))
+        n += found.max()
+    assert mask.info["record"].get("spacing") == spacing and n > 8 and np.array_equal(mask[...], truth)
+    assert np.array_equal(tilenet.segment(image, model=Bright(), objects=True), truth)
+
+
+@pytest.mark.parametrize(("tile", "block"), [(16, 16), ((4, 16, 16), (4, 32, 32))])
+def test_blocks_find_the_objects_of_the_whole(volume, tmp_path, monkeypatch, tile, block):
+    monkeypatch.setattr("tilenet.instances.MARGIN", {2: 4, 3: 4})
+    options = Options(tile=tile, block=block, output="objects")
+    numbering.store_objects(tmp_path / "o.zarr", Wanted(volume, Bright3D(), options))
+    mask = open_mask(tmp_path / "o.zarr")
+    assert mask.layout.n_blocks(0) > 7 and np.array_equal(mask[...], tilenet.objects(balls(UM), spacing=UM))
+
+
+def test_workers_find_the_objects_of_one_process(volume, tmp_path):
+    options = {"model": Bright3D(), "objects": True, "tile": 16, "threads": 1}
+    tilenet.segment(volume, tmp_path / "alone.zarr", **options)
+    mask = tilenet.segment(volume, tmp_path / "shared.zarr", **options, client=Cluster(workers=2))
+    assert mask[...].max() == 8 and tree_hash(tmp_path / "shared.zarr") == tree_hash(tmp_path / "alone.zarr")
+
+
+class Killed(Exception):
+    """Ends a run, as a signal would."""
+
+
+def killed(*_):
+    raise Killed
+
+
+@pytest.mark.parametrize("where", ["_fill_places", "_first_places", "_write_numbers"])
+def test_a_killed_run_goes_on_to_the_same_objects(volume, tmp_path, monkeypatch, where):
+    out, options = tmp_path / "o.zarr", {"model": Bright3D(), "objects": True}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(numbering, where, killed)
+        tilenet.segment(volume, out, **options)
+    assert is_complete(numbering.making_of(out, None) / numbering.DEPTHS)
+    mask = tilenet.segment(volume, out, model=Bright3D(), resume=True)
+    assert np.array_equal(mask[...], tilenet.objects(balls(UM), spacing=UM))
+
+
+@pytest.fixture
+def older(monkeypatch):
+    """Return a context in which runs are begun as by a version without spacing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(settling, "relative_spacing", lambda sizes: ())
+        yield patch
+
+
+@pytest.mark.parametrize("where", ["_fill_places", "_write_numbers"])
+def test_what_was_begun_without_spacing_goes_on_without(volume, tmp_path, older, where):
+    out = tmp_path / "o.zarr"
+    older.setattr(numbering, where, killed)
+    with pytest.raises(Killed):
+        tilenet.segment(volume, out, model=Bright3D(), objects=True)
+    older.undo()
+    mask = tilenet.segment(volume, out, model=Bright3D(), objects=True, resume=True)
+    assert np.array_equal(mask[...], tilenet.objects(balls(UM))) and "spacing" not in mask.info["record"]
+
+
+def test_a_mask_without_spacing_is_kept_and_repaired_without(volume, tmp_path, older):
+    out = tmp_path / "o.zarr"
+    before = tilenet.segment(volume, out, model=Bright3D(), objects=True)[...]
+    older.undo()
+    for repair in (False, True):
+        if repair:
+            damage(out)
+        again = tilenet.segment(volume, out, model=Bright3D(), objects=True, resume=True)
+        assert np.array_equal(again[...], before) and tilenet.verify(out).ok
+
+
+def test_a_mask_with_spacing_is_repaired_with_it(volume, tmp_path):
+    out = tmp_path / "o.zarr"
+    before = tilenet.segment(volume, out, model=Bright3D(), objects=True)[...]
+    damage(out)
+    again = tilenet.segment(volume, out, model=Bright3D(), resume=True)
+    assert before.max() == 8 and np.array_equal(again[...], before)
+
+
+def test_an_image_of_other_voxels_is_another_image(volume, tmp_path):
+    out = tmp_path / "o.zarr"
+    tilenet.segment(volume, out, model=Bright3D(), objects=True)
+    write(volume, balls(UM), (0.5, 0.25, 0.25))
+    with pytest.raises(OutputMismatch, match="begun with image"):
+        tilenet.segment(volume, out, model=Bright3D(), objects=True, resume=True)
