@@ -150,7 +150,7 @@ def test_a_function_that_wants_tensors_is_told_what_it_gets():
     [
         (lambda x: x[:, :0], r"an array of shape \(1, 0, 17, 17\) for one of \(1, 1, 17, 17\). Return logits"),
         (lambda x: np.concatenate([x, x]), r"an array of shape \(2, 1, 17, 17\)"),
-        (lambda x: x[0], r"\(17, 17\) -> \(17, 17\), the network gives \(17,\). Correct"),
+        (lambda x: x[0], r"an array of 3 axes, \(1, 17, 17\), for one of 4, .* Return logits \(N, K, y, x\)"),
         (
             lambda x: np.repeat(x, 1 + (x.shape[3] > 60), 1),
             r"gives 1 outputs, and 2 for an input of .*. Return as many",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import gcd, isfinite, prod
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tilenet.card import ModelCard
+from tilenet.diagnosis import misfit, remedy
 from tilenet.errors import ModelError, first_line
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div, round_up
@@ -324,11 +326,9 @@ def _logits(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: i
 
 def _made(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: int = 0) -> NDArray[Any]:
     """Return what `_logits` returns; boolean outputs stay boolean."""
-    made, want = _asked(model, x), footprint.output_shape(x.shape[2:])
-    if made.shape[2:] != want:
-        raise ModelError(
-            f"the footprint says {x.shape[2:]} -> {want}, the network gives {made.shape[2:]}. Correct the footprint"
-        )
+    made = _asked(model, x, footprint)
+    if said := misfit(x.shape, made.shape, footprint.output_shape(x.shape[2:])):
+        raise ModelError(said)
     if made.shape[0] != len(x) or made.shape[1] < 1:
         raise ModelError(
             f"the network gives an array of shape {made.shape} for one of {x.shape}. Return logits (N, K, ...), of one "
@@ -342,15 +342,16 @@ def _made(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: int
     return made
 
 
-def _asked(model: Any, x: NDArray[np.float32]) -> NDArray[Any]:
+def _asked(model: Any, x: NDArray[np.float32], footprint: Footprint) -> NDArray[Any]:
     """Return what a model gives for an input, in float64 unless it is boolean."""
     try:
-        own = x.copy()  # the model may write into it
-        made = _passed(model, own) if isinstance(model, nn.Module) else model(own)
+        made = _passed(model, x)
     except Exception as error:  # of any kind, because it is the user's code
         takes = "" if isinstance(model, nn.Module) else " (a function gets NumPy float32, and gives an array)"
+        meant = remedy(partial(_passed, model), footprint, x.shape)
         raise ModelError(
-            f"the network does not take an input of shape {x.shape}{takes}: {first_line(error)}"
+            f"the network does not take an input of shape {x.shape}{takes}: {first_line(error).rstrip('.')}"
+            f"{meant and '. '}{meant}"
         ) from error
     if not hasattr(made, "shape"):
         kind = type(made).__name__
@@ -362,7 +363,10 @@ def _asked(model: Any, x: NDArray[np.float32]) -> NDArray[Any]:
         raise ModelError(f"the network gives no NumPy array ({error}). Give a function that returns one") from error
 
 
-def _passed(network: nn.Module, x: NDArray[np.float32]) -> Any:
+def _passed(network: Any, x: NDArray[np.float32]) -> Any:
+    x = x.copy()  # the model may write into it
+    if not isinstance(network, nn.Module):
+        return network(x)
     parameter = next(iter(network.parameters()), torch.zeros(()))
     with torch.inference_mode():
         made = network(torch.from_numpy(x).to(parameter.device, parameter.dtype))

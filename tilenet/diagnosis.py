@@ -1,0 +1,97 @@
+"""Why a network of the user's own does not fit its image or its footprint, found by trying other inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.footprint import Footprint
+from tilenet.geometry import ceil_div
+
+Call = Callable[[NDArray[np.float32]], Any]
+# Numbers of channels that are tried; factors of the footprint's step; the most numbers of an input that is tried.
+CHANNELS, FACTORS, MOST = (1, 2, 3, 4), (2, 4, 8, 16, 32), 2**20
+
+
+def remedy(call: Call, footprint: Footprint, shape: Sequence[int]) -> str:
+    """Return what to give to a network that does not take an input, a sentence to follow a colon; empty if unknown.
+
+    Parameters
+    ----------
+    call : callable
+        Passes a float32 array through the network; raises what the network raises.
+    footprint : Footprint
+        What the user says of the network.
+    shape : sequence of int
+        Shape (N, C, *n) of the input that the network does not take.
+    """
+    return _other_channels(call, shape) or _other_lengths(call, footprint, shape)
+
+
+def _other_channels(call: Call, shape: Sequence[int]) -> str:
+    number, channels, *lengths = shape
+    for wanted in CHANNELS:
+        if wanted != channels and _output(call, (number, wanted, *lengths)) is not None:
+            chosen = range(wanted) if wanted < channels else [0] * wanted
+            gives = f"{channels} channel{'s' if channels > 1 else ''}"
+            numbers = ",".join(map(str, chosen))
+            return f"The image gives {gives}, the network takes {wanted}. Choose with channels (--channels {numbers})"
+    return ""
+
+
+def _other_lengths(call: Call, footprint: Footprint, shape: Sequence[int]) -> str:
+    for factor in FACTORS:
+        steps = [factor * a.step for a in footprint.axes]
+        # Odd multiples, so that a network which needs a larger power of two does not take them by chance.
+        lengths = tuple((ceil_div(n, step) // 2 * 2 + 1) * step for n, step in zip(shape[2:], steps, strict=True))
+        made = _output(call, (*shape[:2], *lengths))
+        if made is None:
+            continue
+        if made[2:] == lengths and any(a.lost for a in footprint.axes):
+            return "Its output is as large as its input: give Footprint.same, not Footprint.valid"
+        several = ", ".join(map(str, dict.fromkeys(steps)))
+        return f"It takes lengths that are multiples of {several}: is step the product of all its strides?"
+    return ""
+
+
+def _output(call: Call, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape of what the network gives for an input of zeros; None if it fails, or if that is not tried."""
+    if prod(shape[1:]) > MOST:
+        return None
+    try:
+        return tuple(call(np.zeros(shape, np.float32)).shape)
+    except Exception:  # of any kind, because it is the user's code
+        return None
+
+
+def misfit(asked: tuple[int, ...], made: tuple[int, ...], want: tuple[int, ...]) -> str:
+    """Return in what the shape of an output differs from what the footprint says; empty if it does not.
+
+    Parameters
+    ----------
+    asked, made : tuple of int
+        Shapes (N, C, *n) of the input and (N, K, *m) of the output.
+    want : tuple of int
+        Lengths *m that the footprint says.
+
+    Examples
+    --------
+    >>> misfit((1, 1, 20, 20), (1, 20, 20), (20, 20))
+    'the network gives an array of 3 axes, (1, 20, 20), for one of 4, (1, 1, 20, 20). Return logits (N, K, y, x)'
+    >>> misfit((1, 1, 20, 20), (1, 2, 20, 20), (16, 16))[-76:]
+    'Correct the footprint: Footprint.same is for outputs as large as their input'
+    """
+    if len(made) != len(asked):
+        axes = ", ".join("zyx"[2 - len(asked) :])
+        return (
+            f"the network gives an array of {len(made)} axes, {made}, for one of {len(asked)}, {asked}. Return logits "
+            f"(N, K, {axes})"
+        )
+    if made[2:] == want:
+        return ""
+    same = ": Footprint.same is for outputs as large as their input" if made[2:] == asked[2:] else ""
+    return f"the footprint says {asked[2:]} -> {want}, the network gives {made[2:]}. Correct the footprint{same}"
