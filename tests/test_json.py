@@ -55,6 +55,7 @@ COMMANDS = {
     "plan": ["plan slide.tif -m m.safetensors --tissue=auto"],
     "info": [
         *("info slide.tif", "info rgba.tif", "info stack.ome.tif --axes zyx", "info sparse.tif"),
+        "info slide.tif --pixel-size 2",
         *("info nuclei", "info mask.zarr", "info begun.zarr"),
     ],
     "verify": ["verify mask.zarr"],

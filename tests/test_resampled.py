@@ -315,7 +315,9 @@ def test_the_card_decides_unless_something_is_said_and_a_line_says_so(tmp_path, 
     assert "level 0 as stored: the image does not say its pixel size (cells knows 1 um/px)" in err
     code, _, err = tilenet_command("segment", bare, "-o", tmp_path / "e.zarr", "-m", model, "--mpp", "1")
     assert (code, err.count("\n")) == (2, 1)
-    assert "bare.tif: does not say its pixel size, so mpp means nothing. Choose a level (--level)" in err
+    assert (
+        "bare.tif: does not say its pixel size, so mpp means nothing. Give it (--pixel-size), or choose a level" in err
+    )
     code, _, err = tilenet_command(
         "segment", slide, "-o", tmp_path / "e.zarr", "-m", model, "--mpp", "1", "--level", "0"
     )

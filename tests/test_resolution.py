@@ -73,7 +73,7 @@ def test_what_is_said_goes_before_the_card_and_the_reason_is_given(said, level, 
 def test_an_image_without_pixel_size_is_read_as_it_is_and_only_mpp_is_refused(card_mpp, announced):
     found = resolve([(None, None)], card_mpp=card_mpp)
     assert (found.level, found.factor, found.announced) == (0, AS_STORED, announced)
-    with pytest.raises(SettingsError, match=r"slide.tif: does not say its pixel size, so mpp means nothing. Choose a"):
+    with pytest.raises(SettingsError, match=r"slide.tif: does not say its pixel size, so mpp means nothing. Give it"):
         resolve([(None, None)], card_mpp=card_mpp, mpp=0.5, name="slide.tif")
 
 

@@ -36,6 +36,7 @@ def segment(
     model: Any = "nuclei",
     footprint: Footprint | None = None,
     axes: str | None = None,
+    pixel_size: float | str | Sequence[float] | None = None,
     channels: int | str | Sequence[int | str] | None = None,
     level: int | None = None,
     mpp: float | None = None,
@@ -84,6 +85,9 @@ def segment(
         For a network that has none of its own.
     axes : str, optional
         Letters of ``tczyx``, one per axis; needed for an array with more than two axes.
+    pixel_size : float, str or sequence of float, optional
+        Micrometres per pixel at level 0, for arrays and files that do not state it, or in place of what they
+        state: one number for y and x, two (y, x) or three (z, y, x).
     channels : int, str or sequence of them, optional
         Channels that the network sees, in the order in which it takes them: numbers, or channel
         names of the image; also ``"DAPI,2"``, as on the command line.
@@ -188,6 +192,7 @@ def segment(
         tissue=tissue,
         mpp=mpp,
         axes=axes,
+        pixel_size=pixel_size,
         channels=channels,
         tile=tile,
         batch=batch,

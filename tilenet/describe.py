@@ -9,11 +9,12 @@ from tilenet.errors import OutputError, TilenetError
 from tilenet.readers import open_image
 from tilenet.readers.boundary import PiecesMissing
 from tilenet.readers.image import Image
+from tilenet.readers.sized import overruled_size
 
 MODEL_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
-def describe(file: str, *, axes: str | None = None, model: str = "nuclei") -> dict[str, Any]:
+def describe(file: str, *, axes: str | None = None, pixel_size: Any = None, model: str = "nuclei") -> dict[str, Any]:
     """Return what `tilenet info` prints, ready for JSON.
 
     Parameters
@@ -22,6 +23,8 @@ def describe(file: str, *, axes: str | None = None, model: str = "nuclei") -> di
         A path, or the name of a packaged model.
     axes : str, optional
         Axes of an image whose file does not state them.
+    pixel_size : float, str or sequence of float, optional
+        Pixel size of an image, as for `open_image`.
     model : str
         For an image: the model for which to describe what `segment` would read.
     """
@@ -29,7 +32,7 @@ def describe(file: str, *, axes: str | None = None, model: str = "nuclei") -> di
 
     if file in packaged_models() or Path(file).suffix in MODEL_SUFFIXES:
         return _model(file)
-    return _mask(file) or _unfinished(file) or _image(file, axes, model)
+    return _mask(file) or _unfinished(file) or _image(file, model, axes=axes, pixel_size=pixel_size)
 
 
 def _model(file: str) -> dict[str, Any]:
@@ -78,8 +81,8 @@ def _unfinished(file: str) -> dict[str, Any] | None:
     }
 
 
-def _image(file: str, axes: str | None, model: str) -> dict[str, Any]:
-    image, refused = _opened(file, axes)
+def _image(file: str, model: str, **how: Any) -> dict[str, Any]:
+    image, refused = _opened(file, **how)
     with image:
         facts = {
             "kind": "image",
@@ -91,6 +94,7 @@ def _image(file: str, axes: str | None, model: str) -> dict[str, Any]:
             "levels": [level.shape for level in image.levels],
             "pixel_size_um": image.pixel_size,
             "pixel_sizes_um": [level.pixel_size for level in image.levels],
+            **({"pixel_size_in_file_um": image.stated_pixel_size} if overruled_size(image) else {}),
             "channels": image.channel_names,
             "colour": image.is_color,
         }
@@ -98,25 +102,25 @@ def _image(file: str, axes: str | None, model: str) -> dict[str, Any]:
             facts["alpha"] = "not read"
         if image.n_missing:
             facts["missing_tiles"] = image.n_missing
-        return facts | {"segment": f"{model}: {refused}{_reading(image, axes, model)}"}
+        return facts | {"segment": f"{model}: {refused}{_reading(image, model)}"}
 
 
-def _opened(file: str, axes: str | None) -> tuple[Image, str]:
+def _opened(file: str, **how: Any) -> tuple[Image, str]:
     """Return an image and, if it lacks pieces, the error that `segment` gives without ``--missing fill``."""
     try:
-        return open_image(file, axes=axes), ""
+        return open_image(file, **how), ""
     except PiecesMissing as error:
         refused = str(error).removeprefix(f"{file}: ")
-        return open_image(file, axes=axes, missing="fill"), f"refused: {refused}. With that: "
+        return open_image(file, **how, missing="fill"), f"refused: {refused}. With that: "
 
 
-def _reading(image: Image, axes: str | None, model: str) -> str:
+def _reading(image: Image, model: str) -> str:
     """Return what a model would be given of an image, or why the image would be refused."""
     from tilenet.options import Options
     from tilenet.settling import settle
 
     try:
-        job = settle(image, model, Options(axes=axes))
+        job = settle(image, model, Options())
     except TilenetError as error:
         return f"refused: {str(error).removeprefix(f'{image.name}: ')}"
     planes = f", {image.box_axes} plane by plane" if len(image.box_axes) > job.footprint.ndim else ""

@@ -39,7 +39,7 @@ from tilenet.tiles import Tiles, Weights
 # this many.
 MOST_CHUNKS = 2**16
 SETTINGS = (
-    *("level", "mpp", "axes", "channels", "tile", "memory", "threads", "device", "precision"),
+    *("level", "mpp", "axes", "pixel_size", "channels", "tile", "memory", "threads", "device", "precision"),
     *("engine", "scaling", "threshold", "probability_dtype", "missing"),
 )
 HINTS = {
@@ -77,8 +77,8 @@ def lazy(
         Chunks of the dask array, along its axes; whole tiles are best. Default: one tile, or several
         where one tile per chunk would make the graph too large.
     **settings
-        Any of level, mpp, axes, channels, tile, memory, threads, device, precision, engine, scaling,
-        threshold, probability_dtype and missing, as for `segment`. `memory` is the memory of one
+        Any of level, mpp, axes, pixel_size, channels, tile, memory, threads, device, precision, engine,
+        scaling, threshold, probability_dtype and missing, as for `segment`. `memory` is the memory of one
         process, which computes one tile at a time.
 
     Returns

@@ -12,6 +12,7 @@ from operator import index
 from typing import Any
 
 from tilenet.errors import SettingsError
+from tilenet.readers.sized import parse_pixel_size
 from tilenet.resolution import refuse_both
 from tilenet.scaling import parse_rule
 
@@ -37,6 +38,8 @@ class Options:
     level: int | None = None
     mpp: float | None = None
     axes: str | None = None
+    # One number or its text become those of y and x.
+    pixel_size: float | str | Sequence[float] | None = None
     # Channel numbers, or channel names of the image; `as_seen` resolves names to numbers.
     channels: int | str | Sequence[int | str] | None = None
     tile: int | Sequence[int] | None = None
@@ -71,6 +74,8 @@ class Options:
             put(name, _plain(getattr(self, name), name, texts=name == "channels"))
         if isinstance(value := self.channels, int | str):
             put("channels", parse_channels(value) if isinstance(value, str) else (value,))
+        if self.pixel_size is not None:
+            put("pixel_size", parse_pixel_size(self.pixel_size))
         if isinstance(self.memory, str):
             put("memory", parse_bytes(self.memory))
         for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", 1)):

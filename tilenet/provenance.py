@@ -19,7 +19,7 @@ DIGITS = 12
 
 
 def open_as_segmented(source: Any, mask: Mask | TiffMask) -> Image:
-    """Open the presumed image of a mask, at the level and with the axes that were segmented.
+    """Open the presumed image of a mask, at the level, with the axes and with the pixel size that were segmented.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def open_as_segmented(source: Any, mask: Mask | TiffMask) -> Image:
     record = mask.info["record"]
     level, axes, missing = record.get("level") or 0, record.get("axes"), record.get("missing") or "error"
     try:
-        return open_image(source, level=level, axes=axes, missing=missing)
+        return open_image(source, level=level, axes=axes, pixel_size=record.get("pixel_size"), missing=missing)
     except (ImageError, SettingsError) as error:
         if str(error) == _fault(source, missing):
             raise

@@ -156,7 +156,10 @@ def resolve(
         return Resolution(level, text=f"level {level}{_um(sizes, level)} as stored, as asked")
     known = None not in sizes[0]
     if mpp is not None and not known:
-        raise SettingsError(f"{name}: does not say its pixel size, so mpp means nothing. Choose a level (--level)")
+        raise SettingsError(
+            f"{name}: does not say its pixel size, so mpp means nothing. Give it (--pixel-size), or choose a level "
+            f"(--level)"
+        )
     wanted = mpp if mpp is not None else card_mpp
     if wanted is None or not known:
         return _as_it_is(sizes, card_mpp=card_mpp, model=model)

@@ -15,6 +15,7 @@ from tilenet.options import Options
 from tilenet.readers.image import Image
 from tilenet.readers.planes import PlanesImage
 from tilenet.readers.resampled import at_resolution, in_plane
+from tilenet.readers.sized import overruled_size, size_text
 from tilenet.resolution import Resolution, recorded, resolve
 
 LOG = logging.getLogger("tilenet")
@@ -59,6 +60,9 @@ def as_seen(opened: Image, network: Any, card: ModelCard, options: Options, foot
     """
     if opened.stated_axes not in ("", opened.axes):
         LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.stated_axes)
+    if overruled := overruled_size(opened):
+        given = size_text(opened.given_pixel_size)
+        LOG.info("%s: pixel size taken as %s, as asked; the file says %s", opened.name, given, overruled)
     if opened.reader == PlanesImage.reader:
         LOG.info("%s: its %d files are read as one stack along %s", opened.name, opened.shape[0], opened.axes[0])
     if opened.drops_alpha:

@@ -155,7 +155,13 @@ def settle(
         refuse_unfinished(source)
         LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
     footprint = predict.footprint_of(found.network, footprint)
-    opened = open_image(source, level=options.level or 0, axes=options.axes, missing=options.missing or "error")
+    opened = open_image(
+        source,
+        level=options.level or 0,
+        axes=options.axes,
+        pixel_size=options.pixel_size,
+        missing=options.missing or "error",
+    )
     owns_image = not isinstance(source, Image)
     try:
         job = _settled(opened, found, options, footprint=footprint, target=target)
@@ -331,6 +337,8 @@ def _chosen_options(options: Options, image: Image, plan: Plan) -> dict[str, Any
     """Return the caller's options for the run record, with the chosen values for options that were not given."""
     return {
         "axes": image.axes,
+        # The image may have been opened with a pixel size before it was given to the run.
+        "pixel_size": list(image.given_pixel_size) or None,
         "tile": list(plan.tile),
         "block": list(plan.block),
         "batch": plan.batch,

@@ -62,7 +62,11 @@ def _check_area(area: str | float, order: Order, footprint: Footprint | None) ->
     options = order.options
     try:
         opened = open_image(
-            order.image, level=options.level or 0, axes=options.axes, missing=options.missing or "error"
+            order.image,
+            level=options.level or 0,
+            axes=options.axes,
+            pixel_size=options.pixel_size,
+            missing=options.missing or "error",
         )
     except TilenetError:  # the run will say why
         return

@@ -15,6 +15,7 @@ from tilenet.address import is_address, last_name, shown
 from tilenet.errors import SettingsError
 from tilenet.models import packaged_models
 from tilenet.options import Options, parse_channels
+from tilenet.readers.sized import parse_pixel_size
 from tilenet.scaling import parse_rule
 
 # Endings that are removed as well as the last one: slide.ome.tif is the slide "slide".
@@ -32,6 +33,7 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "level": int,
     "mpp": float,
     "axes": str,
+    "pixel_size": parse_pixel_size,
     "channels": parse_channels,
     "tile": int,
     "batch": int,

@@ -31,8 +31,8 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     """Segment many IMAGES into OUT/<name>.zarr.
 
     IMAGES are files, patterns in quotes ("slides/*.svs"), and lists: .txt with a path a line, .csv
-    with a column image and, where wanted, name, model, level, mpp, axes, channels, tile, batch,
-    threads, scaling, threshold, least_depth, output, missing and tissue.
+    with a column image and, where wanted, name, model, level, mpp, axes, pixel_size, channels, tile,
+    batch, threads, scaling, threshold, least_depth, output, missing and tissue.
     Complete masks are skipped, others resumed: to continue a killed batch, run the same command
     again.
     """

@@ -16,7 +16,7 @@ import click
 
 import tilenet
 from tilenet.cli import batch, export, pictures, segment, shares, training, tuning
-from tilenet.cli.options import JSON, QUIET, Numbers, image_options, with_model
+from tilenet.cli.options import JSON, PIXEL_SIZE, QUIET, Numbers, image_options, with_model
 from tilenet.cli.output import (
     gigabytes,
     plain,
@@ -80,8 +80,9 @@ def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
     }
     roi = job.record["roi"]
     part = f", part {Box(*zip(*roi, strict=True))}" if roi else ""
+    part += _overruled(job.image)
     rows = [
-        f"image       {image}: {job.image.axes} {sides(job.image.shape)}, {job.image.dtype}{part}{_renamed(job.image)}",
+        f"image       {image}: {job.image.axes} {sides(job.image.shape)}, {job.image.dtype}{part}",
         f"resolution  {job.resolution.text}",
         f"model       {job.card.name}: step {job.footprint.step[-1]}, margin {job.footprint.margin[-1]} px",
         f"tiles       {p.n_tiles} of {sides(p.tile)} px written, {sides(p.largest_read)} read, {p.batch} per batch",
@@ -96,9 +97,13 @@ def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
     return result, rows
 
 
-def _renamed(image: Image) -> str:
-    """Return a note with the axes that the file states, if the image is read with others."""
-    return f" (the file says {image.stated_axes})" if image.stated_axes not in ("", image.axes) else ""
+def _overruled(image: Image) -> str:
+    """Return a note with the axes and the pixel size that the file states, if the image is read with others."""
+    from tilenet.readers.sized import overruled_size
+
+    axes = image.stated_axes if image.stated_axes != image.axes else ""
+    stated = [text for text in (axes, overruled_size(image)) if text]
+    return f" (the file says {' and '.join(stated)})" if stated else ""
 
 
 def _tissue_of(job: Job) -> tuple[dict[str, Any] | None, str]:
@@ -114,13 +119,14 @@ def _tissue_of(job: Job) -> tuple[dict[str, Any] | None, str]:
 @cli.command()
 @click.argument("file")
 @click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c.")
+@PIXEL_SIZE
 @click.option("--model", "-m", default="nuclei", show_default=True, help="For an image: what this model would get.")
 @JSON
-def info(file: str, axes: str | None, model: str, as_json: bool) -> None:
+def info(file: str, as_json: bool, **how: Any) -> None:
     """Show what FILE is understood to be: an image, a mask or a model."""
     from tilenet.describe import describe
 
-    result = describe(file, axes=axes, model=model)
+    result = describe(file, **how)
     width = max(map(len, result))
     show(result, "\n".join(f"{name:<{width}}  {fact}" for name, fact in _facts(result)), as_json=as_json)
 

@@ -49,6 +49,22 @@ class Sides(Numbers):
         return found[0] if len(found) == 1 else found
 
 
+class PixelSize(click.ParamType[Any]):
+    """Micrometres per pixel: one number, or comma-separated numbers along y and x, or z, y and x."""
+
+    name = "UM or Z,Y,X"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the numbers along the axes."""
+        from tilenet.errors import SettingsError
+        from tilenet.readers.sized import parse_pixel_size
+
+        try:
+            return parse_pixel_size(value)
+        except SettingsError as error:
+            self.fail(str(error), param, ctx)
+
+
 class Bytes(click.ParamType[Any]):
     """A number of bytes, such as 4GB or 500MB."""
 
@@ -101,6 +117,11 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return add
 
 
+PIXEL_SIZE = click.option(
+    "--pixel-size",
+    type=PixelSize(),
+    help="Micrometres per pixel at level 0, where the file does not say, or in place of what it says.",
+)
 # How to read an image and cut it into tiles.
 image_options = with_options(
     click.option(
@@ -116,6 +137,7 @@ image_options = with_options(
     click.option(
         "--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c."
     ),
+    PIXEL_SIZE,
     click.option("--channels", type=Channels(), help="Channels the network sees, in its order, by number or name."),
     click.option("--roi", type=Part(), help="The part to take, in px of what the network sees.  [default: all]"),
     click.option(

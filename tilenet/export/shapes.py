@@ -170,7 +170,10 @@ def pixels_of_area(
     if unit != "um2":
         return number
     if y is None or x is None:
-        raise SettingsError(f"{name}: the size of its pixels is unknown. Give the area in them, such as 80px")
+        raise SettingsError(
+            f"{name}: the size of its pixels is unknown. Give the area in them, such as 80px, or give segment the size "
+            f"(--pixel-size)"
+        )
     return number / (y * x)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from tilenet.address import is_address, shown
 from tilenet.arguments import known_options
-from tilenet.errors import ImageError, ImageNotFound, SettingsError
+from tilenet.errors import ImageError, ImageNotFound, SettingsError, TilenetError
 from tilenet.readers.boundary import refusing
 from tilenet.readers.image import Image
 from tilenet.readers.kinds import dicom_files, kind_of, refuse_remote_file
+from tilenet.readers.sized import SizedImage, parse_pixel_size
 from tilenet.readers.zarr_metadata import has_documents
 
 __all__ = ["open_image"]
@@ -26,6 +27,7 @@ def open_image(
     *,
     level: int = 0,
     axes: str | None = None,
+    pixel_size: float | str | Sequence[float] | None = None,
     channels: int | str | Sequence[int | str] | None = None,
     missing: str = "error",
 ) -> Image:
@@ -42,6 +44,9 @@ def open_image(
     axes : str, optional
         One letter of ``tczyx`` per axis, for arrays of more than two axes and for files that do not
         state their axes. In files that do, only t, z and the c of separate planes can be renamed.
+    pixel_size : float, str or sequence of float, optional
+        Micrometres per pixel at level 0, in place of what the file states: one number for y and x, two
+        (y, x) or three (z, y, x). Those of coarser levels follow from their lengths.
     channels : int, str or sequence of them, optional
         Number or name of the channel to read, or a list of several in the order wanted; all channels by default.
     missing : {"error", "fill"}
@@ -61,10 +66,18 @@ def open_image(
     EnvironmentFault
         If the server of an address cannot be reached.
     SettingsError
-        If the image has no such level.
+        If the image has no such level; if `pixel_size` is not made of positive numbers, or has three and the
+        image has no z.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> open_image(np.zeros((70, 90), np.uint8), pixel_size=0.25).pixel_size
+    (0.25, 0.25)
     """
     if missing not in MISSING:
         raise SettingsError(f"missing={missing!r} is none of {', '.join(MISSING)}")
+    size = None if pixel_size is None else parse_pixel_size(pixel_size)
     if isinstance(source, Image):
         image = source.at_level(level) if level else source
     elif isinstance(source, str | os.PathLike):
@@ -77,7 +90,13 @@ def open_image(
         kind = type(source).__name__
         one = "Give its path, or one of its arrays" if kind == "Group" else "Give one of them"
         raise ImageError(f"{kind}: is neither a path, an array nor an image. {one}")
-    return image if channels is None else image.with_channels(image.channel_numbers(channels))
+    try:
+        image = image if size is None else SizedImage(image, size)
+        return image if channels is None else image.with_channels(image.channel_numbers(channels))
+    except TilenetError:
+        if not isinstance(source, Image):
+            image.close()
+        raise
 
 
 def _open_path(path: str, *, level: int, axes: str | None, missing: str) -> Image:

@@ -68,6 +68,31 @@ def in_known_units(frame: Frame) -> Frame:
     return {"axes": axes, **numbers}
 
 
+def resized(frame: Frame, sizes: Mapping[str, float]) -> Frame:
+    """Return a frame with other pixel sizes, in micrometres, along some axes.
+
+    The translation along these axes stays the same number of pixels: a file that states a wrong pixel size places
+    its levels with that size, too.
+
+    >>> frame = {"axes": [{"name": "x", "unit": "meter"}], "scale": [2.0], "translation": [3.0]}
+    >>> found = resized(frame, {"x": 0.5})
+    >>> found["axes"], found["scale"], found["translation"]
+    ([{'name': 'x', 'type': 'space', 'unit': 'micrometer'}], [0.5], [0.75])
+    """
+    names = [axis["name"] for axis in frame["axes"]]
+    scale = [sizes.get(name, old) for name, old in zip(names, frame["scale"], strict=True)]
+    unit = {"type": "space", "unit": "micrometer"}
+    return {
+        "axes": [
+            {"name": name} | unit if name in sizes else axis for name, axis in zip(names, frame["axes"], strict=True)
+        ],
+        "scale": scale,
+        "translation": [
+            first * (new / old) for first, new, old in zip(frame["translation"], scale, frame["scale"], strict=True)
+        ],
+    }
+
+
 def scaled(frame: Frame, factors: Sequence[float]) -> Frame:
     """Return the frame of pixels that are `factors` times as large along each axis; the translation stays."""
     return {**frame, "scale": [size * factor for size, factor in zip(frame["scale"], factors, strict=True)]}

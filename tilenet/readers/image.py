@@ -76,6 +76,9 @@ class Image(ABC):
         Which of tilenet's readers reads the image, and through which library.
     stated_axes : str
         The axes that the file states; empty if it states none.
+    given_pixel_size : tuple of float
+        Micrometres along y and x, or z, y and x, at level 0, that the caller gave in place of the file's; empty if
+        the caller gave none.
     drops_alpha : bool
         Whether reads leave out an alpha channel; of PNG and BMP, only if some pixels are transparent.
     """
@@ -91,6 +94,7 @@ class Image(ABC):
     keeps_pieces: bool = False
     reader: str = ""
     stated_axes: str = ""
+    given_pixel_size: tuple[float, ...] = ()
     drops_alpha: bool = False
 
     @abstractmethod
@@ -138,6 +142,11 @@ class Image(ABC):
     def pixel_size(self) -> tuple[float | None, ...]:
         """Micrometres along `box_axes` at this level; None where unknown."""
         return self.levels[self.level].pixel_size
+
+    @property
+    def stated_pixel_size(self) -> tuple[float | None, ...]:
+        """Micrometres along `box_axes` at level 0 that the file states; None where it states none."""
+        return self.levels[0].pixel_size
 
     @property
     def shift(self) -> tuple[float, ...]:
@@ -272,6 +281,12 @@ class DerivedImage(Image):
         self.name, self.axes, self.dtype, self.level = image.name, image.axes, image.dtype, image.level
         self.reader, self.stated_axes, self.drops_alpha = image.reader, image.stated_axes, image.drops_alpha
         self.channel_names, self.n_missing = image.channel_names, image.n_missing
+        self.given_pixel_size = image.given_pixel_size
+
+    @property
+    def stated_pixel_size(self) -> tuple[float | None, ...]:
+        """The pixel size that the file of the underlying image states."""
+        return self._image.stated_pixel_size
 
     @property
     def shift(self) -> tuple[float, ...]:
