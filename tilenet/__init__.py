@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tilenet.geometry import Box
     from tilenet.instances import objects
     from tilenet.lazily import lazy
+    from tilenet.measuring import measure_footprint
     from tilenet.models import load_model, save_model
     from tilenet.pictures.overlays import overlay
     from tilenet.plan import Block, Plan, Tile
@@ -83,6 +84,7 @@ _HOMES = {
     "geometry": ("Box",),
     "instances": ("objects",),
     "lazily": ("lazy",),
+    "measuring": ("measure_footprint",),
     "export.measures": ("Measured", "write_table"),
     "models": ("load_model", "save_model"),
     "pictures.overlays": ("overlay",),
@@ -138,6 +140,7 @@ __all__ = [
     "evaluate",
     "lazy",
     "load_model",
+    "measure_footprint",
     "metrics",
     "objects",
     "open_image",

@@ -326,7 +326,7 @@ def _logits(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: i
 
 def _made(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: int = 0) -> NDArray[Any]:
     """Return what `_logits` returns; boolean outputs stay boolean."""
-    made = _asked(model, x, footprint)
+    made = answered(model, x, footprint)
     if said := misfit(x.shape, made.shape, footprint.output_shape(x.shape[2:])):
         raise ModelError(said)
     if made.shape[0] != len(x) or made.shape[1] < 1:
@@ -342,13 +342,13 @@ def _made(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: int
     return made
 
 
-def _asked(model: Any, x: NDArray[np.float32], footprint: Footprint) -> NDArray[Any]:
+def answered(model: Any, x: NDArray[np.float32], footprint: Footprint | None = None) -> NDArray[Any]:
     """Return what a model gives for an input, in float64 unless it is boolean."""
     try:
         made = _passed(model, x)
     except Exception as error:  # of any kind, because it is the user's code
         takes = "" if isinstance(model, nn.Module) else " (a function gets NumPy float32, and gives an array)"
-        meant = remedy(partial(_passed, model), footprint, x.shape)
+        meant = remedy(partial(_passed, model), footprint, x.shape) if footprint else ""
         raise ModelError(
             f"the network does not take an input of shape {x.shape}{takes}: {first_line(error).rstrip('.')}"
             f"{meant and '. '}{meant}"

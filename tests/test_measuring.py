@@ -1,0 +1,130 @@
+"""Footprints that are measured: those that follow from the layers, or a refusal."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import nn
+
+import tilenet
+from tilenet.errors import ModelError, SettingsError
+from tilenet.footprint import Footprint
+from tilenet.measuring import measure_footprint
+
+
+@pytest.mark.parametrize("up_mode", ["upconv", "upsample"])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_of_a_padded_unet_the_footprint_of_its_layers_is_found(depth, up_mode):
+    network = tilenet.UNet(depth=depth, wf=1, padding=True, up_mode=up_mode, batch_norm=depth % 2 == 0)
+    assert measure_footprint(network) == network.footprint
+
+
+def test_of_a_volume_each_axis_is_measured():
+    network = tilenet.UNet(depth=2, wf=0, in_channels=2, padding=True, ndim=3, pool_size=(1, 2, 2))
+    assert measure_footprint(network, 3, channels=2) == network.footprint
+
+
+class Beside(nn.Module):
+    """Pools beside a convolution that reaches further, which hides the pooling from the reach."""
+
+    def __init__(self, wide):
+        super().__init__()
+        self.wide, self.pooled = wide, nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2))
+
+    def forward(self, x):
+        return self.wide(x) + self.pooled(x)
+
+
+class Masked(nn.Module):
+    def forward(self, x):
+        return torch.where(x > 0, x, torch.zeros_like(x))
+
+
+def strided():
+    first, second = nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.Conv2d(2, 2, 3, stride=2, padding=1)
+    return nn.Sequential(first, nn.ReLU(), second, nn.Upsample(scale_factor=4, mode="bilinear"))
+
+
+def faint():
+    network = nn.Conv2d(1, 1, 9, padding=4)
+    with torch.no_grad():
+        network.weight[..., 0] = network.weight[..., 0, :] = 1e-30
+        network.weight[..., -1] = network.weight[..., -1, :] = 0
+    return network
+
+
+@pytest.mark.parametrize(
+    ("model", "reach", "step"),
+    [
+        (nn.Conv2d(1, 1, 1), 0, 1),
+        (nn.Conv2d(1, 2, (3, 7), padding=(1, 3)), (1, 3), 1),
+        (nn.Conv2d(1, 2, 3, padding=8, dilation=8), 8, 1),
+        (faint(), 4, 1),
+        # Cells of 4 px cover 3 px before their first; bilinear upsampling reads the first cell up to output 5.
+        (strided(), 6, 4),
+        (nn.Sequential(nn.MaxPool2d((3, 1)), nn.Upsample(scale_factor=(3, 1))), 0, (3, 1)),
+        (Beside(nn.Conv2d(1, 1, 15, padding=7)), 7, 2),
+        (nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 1)), 1, 1),
+        (lambda x: gaussian_filter(x, (0, 0, 2, 1)) - 100, (8, 4), 1),
+        (lambda x: x * (np.arange(x.shape[3]) % 4), 0, (1, 4)),
+    ],
+    ids=["point", "axes", "dilation", "faint", "strides", "pool", "beside", "batch norm", "function", "corner"],
+)
+def test_reach_and_step_are_the_smallest(model, reach, step):
+    assert measure_footprint(model) == Footprint.same(2, reach=reach, step=step)
+
+
+def test_a_mask_of_the_measured_footprint_is_that_of_the_whole():
+    torch.manual_seed(0)
+    network, image = strided(), np.random.default_rng(0).random((40, 60), np.float32)
+    footprint = measure_footprint(network)
+    tiled = tilenet.segment(image, model=network, footprint=footprint, tile=16, output="logits")
+    context = np.pad(image, 32, mode="reflect")[None, None]
+    with torch.no_grad():
+        whole = network(torch.from_numpy(context))[0, :, 32:72, 32:92].numpy()
+    np.testing.assert_allclose(tiled, whole, atol=1e-6)
+    smaller = Footprint.same(2, reach=4, step=4)  # 5 is rounded up to two steps, as 6 is
+    seams = tilenet.segment(image, model=network, footprint=smaller, tile=16, output="logits") - whole
+    assert np.abs(seams).max() > 1e-4
+
+
+def at_least_16(x):
+    if min(x.shape[2:]) < 16:
+        raise ValueError("too short")
+    return x - 100
+
+
+def test_a_network_that_takes_no_short_inputs_is_given_none():
+    assert [axis.smallest for axis in measure_footprint(at_least_16).axes] == [16, 16]
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.InstanceNorm2d(1)), "depends on the whole tile"),
+        (
+            nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)),
+            "no step that divides .*align_corners",
+        ),
+        (nn.Conv2d(1, 1, 3), r"gives an array of shape .*, and only .* padded .* Footprint.valid"),
+        (nn.Conv2d(3, 1, 3, padding=1), "does not take an input of shape"),
+        (lambda x: x > 100, "hides pixels that are NaN"),
+        (Beside(nn.Sequential(Masked(), nn.Conv2d(1, 1, 9, padding=4))), "hides pixels that are NaN"),
+    ],
+    ids=["norm", "aligned", "valid", "channels", "threshold", "hidden in part"],
+)
+def test_what_cannot_be_measured_is_refused(model, told):
+    with pytest.raises(ModelError, match=told):
+        measure_footprint(model)
+
+
+def test_a_network_has_two_axes_or_three():
+    with pytest.raises(SettingsError, match="ndim 1: a network has 2 or 3 axes"):
+        measure_footprint(lambda x: x, 1)
+
+
+def test_the_error_of_a_missing_footprint_says_how_to_measure_it():
+    with pytest.raises(
+        ModelError, match=r"Conv2d has no footprint. .* measure it: tilenet.measure_footprint\(network\)"
+    ):
+        tilenet.segment(np.zeros((8, 8), np.uint8), model=nn.Conv2d(1, 1, 1))
