@@ -33,6 +33,11 @@ class Own(torch.nn.Module):
 def build():
     return Own()
 
+SHARED = Own()
+
+def shared():
+    return SHARED
+
 def bare():
     torch.manual_seed(0)
     return torch.nn.Conv2d(1, 2, 3, padding=1)
@@ -84,6 +89,13 @@ def test_a_function_gives_the_mask_of_the_network_that_it_returns(module):
 def test_a_lazy_array_takes_a_function(module):
     part = tilenet.lazy(PIXELS, model=f"{module}:build", tile=32)[10:50, 20:60].compute()
     np.testing.assert_array_equal(part, own_mask(module)[10:50, 20:60])
+
+
+def test_a_lazy_array_keeps_the_network_as_it_was_even_if_the_function_returns_one_that_is_shared(module):
+    mask = tilenet.lazy(PIXELS, model=f"{module}:shared", tile=32)
+    with torch.no_grad():
+        sys.modules[module].SHARED.last.bias[0] += 1e6
+    np.testing.assert_array_equal(mask.compute(), own_mask(module))
 
 
 def test_the_command_line_takes_a_function_of_the_working_directory_and_verifies_with_it(module, image):

@@ -123,7 +123,7 @@ def _portable(job: Job, model: Any) -> Job:
     """Return the job with `Weights` in place of its network if it came from a file, else with a copy of the network."""
     if isinstance(model, str | Path) and not function_of(model):
         return replace(job, network=Weights(job.source, fingerprint(job.network)))
-    return replace(job, network=copy.deepcopy(job.network)) if predict.is_network(model) else job
+    return replace(job, network=copy.deepcopy(job.network)) if predict.is_network(job.network) else job
 
 
 def _dask_array(tiles: Tiles, chunks: Any) -> Any:
