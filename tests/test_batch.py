@@ -20,7 +20,7 @@ from tilenet.batches.orders import read_orders
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
 from tilenet.options import Options
 from tilenet.outputs import open_store
-from tilenet.settling import Wanted
+from tilenet.wanted import Wanted
 from tilenet.workers import worker
 
 TILES = {"tile": 512, "threads": 1}

@@ -13,7 +13,7 @@ import tilenet
 from tilenet import numbering
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.options import Options
-from tilenet.settling import Wanted
+from tilenet.wanted import Wanted
 
 
 def lines_of(path):

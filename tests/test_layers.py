@@ -53,6 +53,7 @@ HOMES = {
         "engine",
         "machine",
         "states",
+        "answering",
         "probe",
         "models",
         "predict",

@@ -18,8 +18,8 @@ from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.errors import OutputExists, OutputLocked, OutputMismatch, OutputNotFound
 from tilenet.geometry import Box
 from tilenet.options import Options
-from tilenet.settling import Wanted
 from tilenet.store import open_mask
+from tilenet.wanted import Wanted
 
 
 def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch):

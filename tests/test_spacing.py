@@ -13,8 +13,8 @@ from tilenet import numbering, separation, settling
 from tilenet.decide import ObjectRule, relative_spacing
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.options import Options
-from tilenet.settling import Wanted
 from tilenet.store import open_mask
+from tilenet.wanted import Wanted
 
 UM = (1.25, 0.25, 0.25)
 

@@ -10,11 +10,11 @@ from stub import BAD
 from workers import BLOCKS, TILES, a_slide, an_image, notes_of, opened, spoil, write_image, written_blocks  # noqa: F401
 
 import tilenet
-from tilenet import machine, settling
+from tilenet import machine, wanted
 from tilenet.errors import EnvironmentFault, OutputLocked
 from tilenet.options import Options
 from tilenet.outputs import open_store
-from tilenet.settling import Wanted
+from tilenet.wanted import Wanted
 from tilenet.workers import distributed, worker
 from tilenet.workers.distributed import task_of
 from tilenet.workers.worker import Opened, Task, compute_blocks
@@ -114,7 +114,7 @@ def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatc
     def settle(*args, **options):
         raise MemoryError
 
-    monkeypatch.setattr(settling, "settle", settle)
+    monkeypatch.setattr(wanted, "settle", settle)
     result = compute(slide, 0, 1)
     assert "out of memory. Give workers more, or use a smaller --tile" in result.refusal and not result.done
 

@@ -12,7 +12,7 @@ from stub import Bright
 
 from tilenet.options import Options
 from tilenet.outputs import open_store
-from tilenet.settling import Wanted
+from tilenet.wanted import Wanted
 from tilenet.workers import worker
 from tilenet.workers.distributed import task_of
 from tilenet.workers.flights import Slide

@@ -19,10 +19,10 @@ from tilenet.options import Options, check_output_option, refuse_with_objects
 from tilenet.outputs import check_name, check_tiff, fill, labels_place, open_store, same_tiff, spare_the_input
 from tilenet.region import Roi
 from tilenet.runner import Report
-from tilenet.settling import Wanted
 from tilenet.store import Mask, can_resume, is_complete, open_mask
 from tilenet.tiff_export import deliver
 from tilenet.tiff_mask import TiffMask, is_tiff, store_beside
+from tilenet.wanted import Wanted
 from tilenet.workers.distributed import check_client, check_sendable
 
 

@@ -23,10 +23,10 @@ from tilenet.plan import Plan, tile_of
 from tilenet.provenance import check_image
 from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
-from tilenet.settling import Wanted
 from tilenet.store import Mask, Store
 from tilenet.store.metadata import foreign_entries
 from tilenet.tiff_mask import TiffMask, has_objects, is_tiff, open_mask, open_tiff_mask
+from tilenet.wanted import Wanted
 
 # Side of a window in pixels; of 3-D networks a quarter of it. The window is always long enough to cross a tile border.
 WINDOW = 160

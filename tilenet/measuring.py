@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.answering import answered, small_input
 from tilenet.errors import ModelError, SettingsError
 from tilenet.footprint import AxisFootprint, Footprint
 from tilenet.predict import CHANNELS_LAST, is_network
-from tilenet.probe import answered, small_input
 
 # Lengths of which a network's step is to be a divisor. A tile is as long along all axes but the measured one.
 GRIDS = (8, 12, 20, 16, 24, 32, 40, 48, 64, 96, 128)

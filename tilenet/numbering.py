@@ -35,7 +35,6 @@ from tilenet.into import Target
 from tilenet.job import check_info, contradiction
 from tilenet.outputs import fill, open_store, spare_the_input
 from tilenet.runner import Report
-from tilenet.settling import Wanted
 from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Mask, Store, can_resume, check_free, is_complete, is_ours, open_mask
 from tilenet.store.files import faults_named
@@ -43,6 +42,7 @@ from tilenet.store.journal import MERGED
 from tilenet.store.kept import Stamp, stamp_of
 from tilenet.store.metadata import MAKING, OWN
 from tilenet.store.place import discard, holding, sweep
+from tilenet.wanted import Wanted
 from tilenet.workers.distributed import map_in_order
 
 if TYPE_CHECKING:

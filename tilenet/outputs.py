@@ -14,10 +14,10 @@ from tilenet.named import name_of
 from tilenet.readers.kinds import SLIDE_NAMES
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
-from tilenet.settling import Wanted
 from tilenet.spared import refuse_inside
 from tilenet.store import Share, Store, can_resume, check_free
 from tilenet.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask
+from tilenet.wanted import Wanted
 from tilenet.workers import distributed
 
 # File endings that are refused, since a folder would appear under that name; and how to get such a file instead.

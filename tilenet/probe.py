@@ -12,18 +12,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import gcd, isfinite, prod
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tilenet.answering import logits_of, outputs_of, small_input
 from tilenet.card import ModelCard
-from tilenet.diagnosis import misfit, remedy
-from tilenet.errors import ModelError, first_line
+from tilenet.errors import ModelError
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div, round_up
 from tilenet.unet import is_as_built
@@ -95,13 +93,13 @@ def ask(model: Any, footprint: Footprint, channels: int) -> Answer:
         return Answer(model.n_classes)
     model = _own(model)
     x = _fixed_input(footprint, channels)
-    made, again = _made(model, x, footprint), _logits(model, x, footprint)
+    made, again = outputs_of(model, x, footprint), logits_of(model, x, footprint)
     first, outputs, tolerance = made.astype(np.float64), made.shape[1], _tolerance(model)
     some = first.ravel()[np.linspace(0, made.size - 1, min(KEPT, made.size)).astype(int)]
     apart = _apart(first.ravel(), again.ravel())
     repeats = apart <= tolerance
     seam, unchecked = _seams(model, footprint, channels, outputs, tolerance) if repeats else (0.0, "")
-    dark = _logits(model, _dark_and_bright(footprint, channels)[0], footprint, outputs)
+    dark = logits_of(model, _dark_and_bright(footprint, channels)[0], footprint, outputs)
     return Answer(
         outputs,
         tuple(float(f"{value:.7g}") if isfinite(value) else None for value in some),
@@ -161,19 +159,13 @@ def ask_in_batches(model: Any, footprint: Footprint, channels: int) -> float:
         return 0.0
     model, tolerance = _own(model), _tolerance(model)
     tiles = _dark_and_bright(footprint, channels)
-    alone = np.concatenate([_logits(model, tile, footprint) for tile in tiles])
+    alone = np.concatenate([logits_of(model, tile, footprint) for tile in tiles])
     try:
-        together = _logits(model, np.concatenate(tiles), footprint, alone.shape[1])
+        together = logits_of(model, np.concatenate(tiles), footprint, alone.shape[1])
     except ModelError as error:
         raise ModelError(f"{error}. If it takes only one tile at a time, run with batch=1 (--batch 1)") from error
     mixing = _apart(alone, together)
     return mixing if mixing > 10 * tolerance else 0.0
-
-
-def small_input(shape: Sequence[int]) -> NDArray[np.float32]:
-    """Return (1, *shape) of values from 0 to 255, most of them small, so that it suits networks of any scaling."""
-    spread = np.arange(int(np.prod(shape))) * ((5**0.5 - 1) / 2) % 1
-    return np.float32(255 * spread**4).reshape(1, *shape)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
@@ -299,8 +291,8 @@ def _seam(model: Any, footprint: Footprint, pair: _Pair, channels: int, outputs:
     # Bright around the part, so that a mean over the tile is not that over the part, nor the surroundings like zeros.
     x = 255 - x
     x[(*cut, pair.read)] = part
-    whole = _logits(model, x, footprint, outputs)
-    found = _logits(model, part, footprint, outputs)
+    whole = logits_of(model, x, footprint, outputs)
+    found = logits_of(model, part, footprint, outputs)
     with np.errstate(invalid="ignore"):
         largest = np.abs(whole[(*cut, pair.of_tile)] - found[(*cut, pair.of_part)]).max()
         return float(largest / max(np.ptp(whole), 1e-6))
@@ -317,59 +309,3 @@ def _tolerance(model: Any) -> float:
     """Return by which fraction of their range the answers of one model may differ."""
     first = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
     return COARSE if first is not None and (first.dtype.itemsize < 4 or first.device.type != "cpu") else ROUNDING
-
-
-def _logits(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: int = 0) -> NDArray[np.float64]:
-    """Return logits (N, K, *m) of an input; `ModelError` if their shape is another, or K is not `outputs`."""
-    return _made(model, x, footprint, outputs).astype(np.float64)
-
-
-def _made(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: int = 0) -> NDArray[Any]:
-    """Return what `_logits` returns; boolean outputs stay boolean."""
-    made = answered(model, x, footprint)
-    if said := misfit(x.shape, made.shape, footprint.output_shape(x.shape[2:])):
-        raise ModelError(said)
-    if made.shape[0] != len(x) or made.shape[1] < 1:
-        raise ModelError(
-            f"the network gives an array of shape {made.shape} for one of {x.shape}. Return logits (N, K, ...), of one "
-            f"class at least"
-        )
-    if outputs and made.shape[1] != outputs:
-        raise ModelError(
-            f"the network gives {outputs} outputs, and {made.shape[1]} for an input of shape {x.shape}. Return as many "
-            f"for every shape"
-        )
-    return made
-
-
-def answered(model: Any, x: NDArray[np.float32], footprint: Footprint | None = None) -> NDArray[Any]:
-    """Return what a model gives for an input, in float64 unless it is boolean."""
-    try:
-        made = _passed(model, x)
-    except Exception as error:  # of any kind, because it is the user's code
-        takes = "" if isinstance(model, nn.Module) else " (a function gets NumPy float32, and gives an array)"
-        meant = remedy(partial(_passed, model), footprint, x.shape) if footprint else ""
-        raise ModelError(
-            f"the network does not take an input of shape {x.shape}{takes}: {first_line(error).rstrip('.')}"
-            f"{meant and '. '}{meant}"
-        ) from error
-    if not hasattr(made, "shape"):
-        kind = type(made).__name__
-        raise ModelError(f"the network gives a {kind}, not an array of logits. Wrap it in what returns them alone")
-    try:
-        made = np.asarray(made)
-        return made if made.dtype == bool else made.astype(np.float64)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"the network gives no NumPy array ({error}). Give a function that returns one") from error
-
-
-def _passed(network: Any, x: NDArray[np.float32]) -> Any:
-    x = x.copy()  # the model may write into it
-    if not isinstance(network, nn.Module):
-        return network(x)
-    parameter = next(iter(network.parameters()), torch.zeros(()))
-    with torch.inference_mode():
-        made = network(torch.from_numpy(x).to(parameter.device, parameter.dtype))
-    if not isinstance(made, torch.Tensor):
-        return made
-    return (made if made.dtype == torch.bool else made.double()).cpu().numpy()

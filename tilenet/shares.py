@@ -23,9 +23,9 @@ from tilenet.job import Job
 from tilenet.outputs import create_store
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
-from tilenet.settling import Wanted
 from tilenet.store import Share, Store, can_resume, check_free, held_whole, refuse_shares
 from tilenet.tiff_mask import is_tiff
+from tilenet.wanted import Wanted
 
 # A process that checks whether it is the last, or that loses the race to create the store, briefly holds the
 # lease of the whole store. A share waits for it up to the first number of seconds, and retries after the second. A

@@ -24,8 +24,8 @@ from tilenet.outputs import open_store, spare_the_input
 from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
-from tilenet.settling import Wanted
 from tilenet.store import Store, is_complete
+from tilenet.wanted import Wanted
 from tilenet.workers.distributed import task_of, work_off
 from tilenet.workers.flights import Slide
 

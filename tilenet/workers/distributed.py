@@ -29,8 +29,8 @@ from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_li
 from tilenet.job import Job
 from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
-from tilenet.settling import Wanted
 from tilenet.store import CoarserBlock, Store
+from tilenet.wanted import Wanted
 from tilenet.workers.flights import Flight, Queue, Slide, seconds_per_flight
 from tilenet.workers.worker import FlightResult, Task, compute_blocks
 

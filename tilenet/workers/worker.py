@@ -27,8 +27,8 @@ from tilenet.job import Job
 from tilenet.named import load_named
 from tilenet.runner import Predictor, Report, run
 from tilenet.scaling import Scaling
-from tilenet.settling import Wanted
 from tilenet.store import Store
+from tilenet.wanted import Wanted
 
 # Jobs that a process keeps open: the current one, and its neighbours in the queue.
 OPEN = 3

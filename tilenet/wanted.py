@@ -1,0 +1,114 @@
+"""What a user wants segmented: settled as a new job, or as the job of an output that exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tilenet import machine, predict
+from tilenet.errors import ImageError, SettingsError, TilenetError
+from tilenet.footprint import Footprint
+from tilenet.into import Target
+from tilenet.job import Job, check_info, identity_of, refuse_contradiction
+from tilenet.options import Options
+from tilenet.readers import open_image
+from tilenet.readers.image import Image
+from tilenet.scaling import Scaling
+from tilenet.settling import found_model, settle
+from tilenet.store import Store
+
+Refusal = Callable[[Mapping[str, Any], Mapping[str, Any], str | Path], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be segmented, with which model and options: the arguments of `settle`.
+
+    `anew` ends the message of a mismatch: it says how to start a new run instead.
+    """
+
+    image: Any
+    model: Any
+    options: Options = field(default_factory=Options)
+    footprint: Footprint | None = None
+    target: Target | None = None
+    anew: str = "or start again with --overwrite"
+
+    def settle(self) -> Job:
+        """Return the job of a new output."""
+        return settle(self.image, self.model, self.options, footprint=self.footprint, target=self.target)
+
+    def settle_as(
+        self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal | None = None
+    ) -> tuple[Job, Scaling]:
+        """Return the job and the scaling of an output that exists already.
+
+        Parameters
+        ----------
+        info : mapping
+            `Job.info` as stored in the output; supplies the options that the caller did not give.
+        name : str or path
+            Name of the output, for messages.
+        refuse : callable, optional
+            Raises if the stored info and that of the new job contradict each other; default `refuse_contradiction`,
+            for a run to be resumed.
+
+        Raises
+        ------
+        OutputError, OutputMismatch
+            If the output does not say how it was made, or was made with other settings.
+        """
+        check_info(info, name)
+        options, scaling = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
+        refuse = refuse or partial(refuse_contradiction, anew=self.anew)
+        try:
+            job = settle(self.image, self.model, options, footprint=self.footprint)
+        except (ImageError, SettingsError):
+            self._refuse_another_image(info, name)
+            self._refuse_another_model(info, name, refuse)
+            self._refuse_another_device(info, name, options.device)
+            raise
+        try:
+            refuse(info, job.info(scaling), name)
+        except BaseException:
+            job.close()
+            raise
+        return job, scaling
+
+    def _refuse_another_image(self, info: Mapping[str, Any], name: str | Path) -> None:
+        """Raise `OutputMismatch` if the recorded options do not fit because the image is another one."""
+        try:
+            image = open_image(self.image, axes=self.options.axes)
+        except TilenetError:
+            return
+        with nullcontext(image) if isinstance(self.image, Image) else image:
+            refuse_contradiction(info, {**info, "image": image.identity()}, name, anew=self.anew)
+
+    def _refuse_another_model(self, info: Mapping[str, Any], name: str | Path, refuse: Refusal) -> None:
+        """Call `refuse` for the model alone, in case the recorded options do not fit because it is another one."""
+        try:
+            found = found_model(self.model)
+            identity = identity_of(found.network, found.card, predict.footprint_of(found.network, self.footprint))
+        except TilenetError:
+            return
+        refuse(info, {**info, "model": {**info["model"], **identity}}, name)
+
+    def _refuse_another_device(self, info: Mapping[str, Any], name: str | Path, device: str | None) -> None:
+        """Raise `OutputMismatch` if the recorded options do not fit because the device is another one."""
+        try:
+            found = machine.find_device(device or "auto").type
+        except SettingsError:
+            return
+        refuse_contradiction(info, {**info, "record": {**info["record"], "device": found}}, name, anew=self.anew)
+
+    def settle_for(self, store: Store) -> tuple[Job, Scaling]:
+        """Return the job and the scaling of a store opened for resuming; closes the store if it cannot be resumed."""
+        try:
+            return self.settle_as(store.info, store.path)
+        except BaseException:
+            store.close()
+            raise
