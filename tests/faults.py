@@ -240,9 +240,9 @@ def _child(request):
     if (stub := request.get("stub")) is not None:
         real = settling.load_named
         stub["hanging"] = request.get("hanging")
-        settling.load_named = lambda name: Stub(**stub) if name == "stub" else real(name)
+        settling.load_named = lambda name: Stub(**stub) if Path(name).name == "stub" else real(name)
         find = named.find_model
-        named.find_model = lambda name: Path(name) if name == "stub" else find(name)
+        named.find_model = lambda name: Path(name) if Path(name).name == "stub" else find(name)
     if request.get("hang_reads"):
         from tilenet.readers.image import Image
 

@@ -278,11 +278,12 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(co
     commands.run("segment", image, "-o", disk / "half.zarr", *STUB, stub={"fault": "die", "at": [9]})
     small_disk("", REMOUNT | READ_ONLY)
     (tmp_path / "file").write_text("in the way")
-    model = ("--model", tmp_path / "none.safetensors")  # looked for only after the output was
+    (tmp_path / "none.safetensors").write_bytes(b"no weights")
+    model = ("--model", tmp_path / "none.safetensors")  # would be refused if it were loaded
     places = {disk / "m.zarr": 4, tmp_path / "file" / "m.zarr": 4, tmp_path / "file": 2, disk / "empty.zarr": 2}
     for out, expected in {**places, disk / "half.zarr": 4}.items():
         code, said = commands.run("segment", image, "-o", out, *model, *["--resume"] * (out.name == "half.zarr"))
-        assert (code, said.count("\n"), "no such model" in said) == (expected, 1, False), said
+        assert (code, said.count("\n"), "safetensors" in said) == (expected, 1, False), said
         assert str(out) in said
     assert (tmp_path / "file").read_text() == "in the way"
-    assert "no such model" in commands.run("segment", image, "-o", tmp_path / "m.zarr", *model)[1]
+    assert "not a safetensors file" in commands.run("segment", image, "-o", tmp_path / "m.zarr", *model)[1]

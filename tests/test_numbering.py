@@ -22,6 +22,20 @@ from tilenet.store import open_mask
 from tilenet.wanted import Wanted
 
 
+def test_what_was_begun_is_named_as_the_user_named_it(slide, tmp_path, monkeypatch):
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(numbering, "_fill_places", stops)
+    for out in (tmp_path / "o.zarr", tmp_path / "o.ome.tif"):
+        with pytest.raises(KeyboardInterrupt):
+            tilenet.segment(slide, out, model=Bright(), objects=True)
+        with pytest.raises(tilenet.OutputExists, match=rf"^{out}.*: was begun.*--resume"):
+            tilenet.segment(slide, out, model=Bright(), objects=True)
+        with pytest.raises(tilenet.OutputError, match=rf"^{out}.*--resume"):
+            tilenet.verify(out)
+
+
 def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch):
     split = []
 
@@ -110,7 +124,7 @@ def begun(slide, tmp_path, monkeypatch):
 
 
 def test_what_was_begun_with_objects_goes_on_with_them(slide, begun, monkeypatch):
-    with pytest.raises(OutputExists, match=r"o\.zarr\.making.*--resume"):
+    with pytest.raises(OutputExists, match=r"o\.zarr: was begun.*--resume"):
         tilenet.segment(slide, begun, model=Bright(), objects=True)
     with pytest.raises(OutputMismatch, match="begun with model answer"):
         tilenet.segment(slide, begun, model=Bright(bright=500), resume=True)

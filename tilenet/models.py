@@ -7,6 +7,7 @@ with ``weights_only=True``, because a pickle can run any code.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -146,8 +147,16 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     # Not with `save_file`, which makes files that only their owner may read.
     with put_whole(path, again=AGAIN) as part:
-        part.write_bytes(save(state, metadata={"format": "pt", "tilenet": card.to_json()}))
+        part.write_bytes(_in_order(save(state, metadata={"format": "pt", "tilenet": card.to_json()})))
     return path
+
+
+def _in_order(file: bytes) -> bytes:
+    """Return a safetensors file with a sorted header: the library writes metadata in a random order."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight
+    return len(header).to_bytes(8, "little") + header + file[end:]
 
 
 def convert_model(

@@ -85,6 +85,8 @@ def store_objects(
     if overwrite:
         _remove(making)
     store = _resumed(out, wanted, making) if resume and can_resume(out) else None
+    if not (resume or overwrite) and is_ours(making / DEPTHS):
+        raise OutputExists(f"{out}: was begun, and is not complete. Go on (--resume), or start again with --overwrite")
     if store is None:
         overwrite = overwrite or (resume and was_begun(out, wanted.target))
         check_free(out, overwrite=overwrite)

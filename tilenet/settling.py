@@ -223,6 +223,8 @@ def _least_depth(options: Options, decision: Decision) -> float | None:
     """Return how deep objects must reach; None where the network does not say how deep a pixel lies in one."""
     if not decision.depths:
         if options.least_depth is not None:
+            if options.output != "objects":
+                raise SettingsError(f"least_depth {options.least_depth} is for objects. Ask for them (--objects), too")
             raise SettingsError(
                 f"least_depth {options.least_depth} is for objects of a model whose classes are "
                 f"{', '.join(DEPTH_CLASSES)}. Leave it out"

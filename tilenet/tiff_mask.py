@@ -27,7 +27,7 @@ from tilenet.readers.boundary import quietly
 from tilenet.readers.image import Image
 from tilenet.store import Layout, Mask
 from tilenet.store.mask import AnyMask
-from tilenet.store.metadata import FORMAT, not_ours
+from tilenet.store.metadata import FORMAT, MAKING, not_ours
 from tilenet.store.pyramid import doubled
 
 SUFFIXES = (".tif", ".tiff")
@@ -164,7 +164,10 @@ def open_tiff_mask(path: str | Path) -> TiffMask:
     """
     path = Path(path)
     if not path.exists():
-        if (made_in := store_beside(path)).exists():
+        store = store_beside(path)
+        for made_in in (store, store.with_name(store.name + MAKING)):
+            if not made_in.exists():
+                continue
             raise OutputIncomplete(
                 f"{path}: is not complete, and is made in {made_in.name}. Run the command again, with --resume"
             )

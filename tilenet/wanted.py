@@ -71,6 +71,7 @@ class Wanted:
             self._refuse_another_image(info, name)
             self._refuse_another_model(info, name, refuse)
             self._refuse_another_device(info, name, options.device)
+            self._refuse_another_engine(info, name)
             raise
         try:
             refuse(info, job.info(scaling), name)
@@ -104,6 +105,11 @@ class Wanted:
         except SettingsError:
             return
         refuse_contradiction(info, {**info, "record": {**info["record"], "device": found}}, name, anew=self.anew)
+
+    def _refuse_another_engine(self, info: Mapping[str, Any], name: str | Path) -> None:
+        """Raise `OutputMismatch` if the caller asks for an engine that the output was not made with."""
+        if engine := self.options.engine:
+            refuse_contradiction(info, {**info, "record": {**info["record"], "engine": engine}}, name, anew=self.anew)
 
     def settle_for(self, store: Store) -> tuple[Job, Scaling]:
         """Return the job and the scaling of a store opened for resuming; closes the store if it cannot be resumed."""
