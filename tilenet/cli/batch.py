@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 @cluster_options
 @objects_options
 @click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
-@click.option(
-    "--min-area", metavar="AREA", help="With --csv: count no smaller ones: 20um2, or 80px of the mask."
-)
+@click.option("--min-area", metavar="AREA", help="With --csv: count no smaller ones: 20um2, or 80px of the mask.")
 @click.option("--resume", is_flag=True, hidden=True, expose_value=False)  # a batch resumes in any case
 @OVERVIEW
 @JSON
