@@ -135,11 +135,16 @@ def accelerate(network: nn.Module) -> FastPath | None:
         return None
     lengths = (axis.legal_at_least(axis.smallest + 32) for axis in network.footprint.axes)
     x = torch.rand(1, network.in_channels, *lengths, generator=torch.Generator().manual_seed(0))
+    return _tried(_in_steps if weight.device.type == "cpu" else _on_frames, network, x.to(weight.device))
+
+
+def _tried(make: Callable[[UNet, Tensor], FastPath | None], network: UNet, x: Tensor) -> FastPath | None:
+    """Return the fast path that `make` returns, or None, with a warning, if it cannot be had here."""
     try:
         with torch.inference_mode():
-            return _in_steps(network, x) if weight.device.type == "cpu" else _on_frames(network, x.to(weight.device))
+            return make(network, x)
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(weight.device) from error
+        raise out_of_memory(x.device) from error
     except Exception as error:  # of private operations of PyTorch, of Triton (perhaps an old one), of a compiler or GPU
         LOG.warning("the fast path cannot be had on this device (%s): the plain one is used", first_line(error))
         return None
