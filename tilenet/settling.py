@@ -43,7 +43,7 @@ def settle(
     source
         Any image that `open_image` accepts.
     model
-        A packaged model's name, a path, a network, or any callable with a `footprint`.
+        A name that `load_named` takes, a network, or any callable with a `footprint`.
     options : Options
         The caller's options.
     footprint : Footprint, optional
