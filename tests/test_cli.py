@@ -15,6 +15,7 @@ from skimage.io import imsave
 
 import tilenet
 from tilenet.cli.main import CLOSED_PIPE
+from tilenet.errors import SettingsError
 from tilenet.sample import write_sample
 
 COMMANDS = ("segment", "plan", "info", "verify", "convert", "sample", "tune")
@@ -255,6 +256,17 @@ def test_no_zarr_folder_is_called_like_another_file(work, tilenet_command, name,
 def test_names_that_end_like_no_file_of_another_kind_are_taken(work, tilenet_command, name):
     code, _, err = tilenet_command("segment", work / "slide.tif", "-m", work / "small.safetensors", "-o", work / name)
     assert (code, tilenet.open_mask(work / name).shape) == (0, (300, 400)), err
+
+
+def test_windows_is_refused_in_one_line_before_anything_is_done(work, tilenet_command, monkeypatch):
+    monkeypatch.setattr("tilenet.errors.WINDOWS", True)
+    before = sorted(work.iterdir())
+    code, out, err = tilenet_command("segment", work / "slide.tif", "--out", work / "m.zarr")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("tilenet: error: Windows") and "WSL2" in err
+    with pytest.raises(SettingsError, match="WSL2"):
+        tilenet.segment(work / "slide.tif", work / "m.zarr", model=work / "small.safetensors")
+    assert sorted(work.iterdir()) == before
 
 
 @pytest.mark.parametrize("place", [0, 1, 4])

@@ -311,6 +311,33 @@ def test_a_mask_reads_like_an_array(tmp_path):
     assert repr(mask) == "<Mask m.zarr: t 2 x z 3 x y 270 x x 33, uint8, 2 levels, with probabilities>"
 
 
+def test_a_layer_for_napari_lies_where_the_metadata_put_the_mask(written):
+    path, layout, truth = written
+    document = json.loads((path / layout.root).read_bytes())
+    ome = document["attributes"]["ome"] if layout.zarr_format == 3 else document
+    first = ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    layer = open_mask(path).layer()
+    placed = {"scale": layer["scale"], "translation": layer["translate"]}
+    assert placed == {"translation": [0.0] * len(layout.axes)} | {one["type"]: one[one["type"]] for one in first}
+    assert [level.shape for level in layer["data"]] == list(layout.levels)
+    assert np.array_equal(layer["data"][0][...], truth["mask"])
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "translate"),
+    [
+        ("part with tissue", [2.0, 0.5, 0.5], [0.0, 180.5, 95.0]),  # begins at (0, 361, 190)
+        ("series", [1.0, 0.5, 0.5], [0.0, 0.0, 0.0]),  # no time step is known
+        ("odd blocks", [1.0, 1.0], [0.0, 0.0]),  # no pixel size is known
+        ("format 2", [60.0, 500.0, 250.0], [0.0, 3.0, 0.0]),  # the image's own
+    ],
+)
+def test_a_layer_for_napari_has_the_place_of_parts_series_and_unknown_sizes(tmp_path, name, scale, translate):
+    make(tmp_path / "m.zarr", LAYOUTS[name])
+    layer = open_mask(tmp_path / "m.zarr").layer()
+    assert (layer["name"], layer["scale"], layer["translate"]) == (LAYOUTS[name].name, scale, translate)
+
+
 def test_only_a_complete_mask_of_tilenet_is_opened(tmp_path):
     with pytest.raises(OutputNotFound, match="no such mask"):
         open_mask(tmp_path / "m.zarr")

@@ -58,6 +58,11 @@ def positions_in(path):
 def test_a_part_says_in_ome_xml_where_it_begins_and_a_whole_does_not(slide, whole, tmp_path):
     segment(slide, tmp_path / "part.ome.tif", roi=np.s_[100:200, 64:600])
     assert positions_in(tmp_path / "part.ome.tif") == [(25.0, 16.0)]
+    with tilenet.open_mask(tmp_path / "part.ome.tif") as part:
+        layer = part.layer()
+        assert (layer["scale"], layer["translate"]) == ([0.25, 0.25], [25.0, 16.0])
+        sizes = [(level.ndim, level.size) for level in layer["data"]]  # napari asks for them
+        assert sizes == [(2, 100 * 536), (2, 50 * 268), (2, 25 * 134)]
     assert tilenet.open_mask(tmp_path / "part.ome.tif").origin == (100, 64)
     assert positions_in(whole[1]) == []
 

@@ -21,6 +21,10 @@ Each message is one line that names the file, the offending number, and the way 
 also inherits from the builtin exception that users would expect to catch.
 """
 
+import os
+
+WINDOWS = os.name == "nt"
+
 
 def first_line(error: BaseException) -> str:
     r"""Return the first line of an error's message, or the name of its class if the message is empty.
@@ -101,3 +105,9 @@ class EnvironmentFault(TilenetError, OSError):
     """The disk is full or read-only, or a remote image is out of reach; the run can be resumed."""
 
     exit_code = 4
+
+
+def refuse_windows() -> None:
+    """Refuse to run on Windows, before anything is done."""
+    if WINDOWS:
+        raise SettingsError("Windows cannot sync folders, so no mask can be written safely there. Use Linux, or WSL2")

@@ -49,6 +49,7 @@ class TiffLevel:
 
     def __init__(self, image: Image, axes: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._image, self.shape, self.dtype = image, shape, dtype
+        self.ndim, self.size = len(shape), prod(shape)
         # The reader drops leading axes of length 1.
         self._kept = [i for i, axis in enumerate(axes) if axis in image.axes]
         expected = "".join(axes[i] for i in self._kept), tuple(shape[i] for i in self._kept), dtype

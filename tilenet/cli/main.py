@@ -28,7 +28,7 @@ from tilenet.cli.output import (
     sides,
     tell,
 )
-from tilenet.errors import TilenetError, first_line
+from tilenet.errors import TilenetError, first_line, refuse_windows
 from tilenet.geometry import Box
 from tilenet.interrupts import Interrupted, interruptible
 
@@ -45,6 +45,7 @@ DEBUG = "--debug"
 @click.option("--debug", is_flag=True, help="Show the traceback of an error; it may stand anywhere on the line.")
 def cli(debug: bool) -> None:
     """Segment images of any size, exactly: no seams, whatever the tile size."""
+    refuse_windows()
 
 
 @cli.command()

@@ -14,7 +14,7 @@ from tilenet.readers.boundary import one_line
 from tilenet.store.blocks import Blocks
 from tilenet.store.kept import KeptFiles, Replaced, Stamp, stamp_of
 from tilenet.store.layout import PROBABILITIES, Layout
-from tilenet.store.metadata import read_root
+from tilenet.store.metadata import placement, read_root
 from tilenet.store.place import is_ours
 from tilenet.store.tissue_map import TissueMap
 
@@ -84,6 +84,18 @@ class AnyMask:
     def tissue(self) -> TissueMap | None:
         """The tissue map, which decided which blocks were skipped; None if none was asked for."""
         return self.layout.tissue_map
+
+    def layer(self) -> dict[str, Any]:
+        """Return what napari needs to show the mask over its image: ``viewer.add_labels(**mask.layer())``.
+
+        Returns
+        -------
+        dict
+            ``data`` (the levels), ``name``, and ``scale`` and ``translate`` along the axes: in the units of an
+            OME-Zarr image, of any other in micrometres. Where the pixel size is unknown, a pixel is 1.
+        """
+        scale, translate = placement(self.layout)
+        return {"data": list(self.levels), "name": self.layout.name, "scale": scale, "translate": translate}
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         return self.read(0, index)

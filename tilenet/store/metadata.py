@@ -213,16 +213,22 @@ def _image(layout: Layout, axes: str, paths: list[str]) -> dict[str, Any]:
     return version | {"multiscales": [described]}
 
 
+def placement(layout: Layout) -> tuple[list[float], list[float]]:
+    """Return the size of a mask's pixels along its axes, and where the centre of its first pixel lies.
+
+    In the units of the image, if that is an OME-Zarr image, else in micrometres; axes of unknown pixel size in pixels.
+    """
+    frame, none = layout.frame or _micrometres(layout), (0.0,) * len(layout.axes)
+    along = zip(frame["translation"], frame["scale"], layout.origin or none, layout.shift or none, strict=True)
+    return list(frame["scale"]), [first + size * (start + shift) for first, size, start, shift in along]
+
+
 def _multiscale(layout: Layout, axes: str, paths: list[str]) -> dict[str, Any]:
-    frame = layout.frame or _micrometres(layout)
-    scale, first, described = (dict(zip(layout.axes, frame[n], strict=True)) for n in ("scale", "translation", "axes"))
+    described = dict(zip(layout.axes, (layout.frame or _micrometres(layout))["axes"], strict=True))
     described["c"] = {"name": "c", "type": "channel"}
-    starts = dict(zip(layout.axes, layout.origin, strict=False))
-    shifts = dict(zip(layout.axes, layout.shift, strict=False))
+    scale, first = (dict(zip(layout.axes, numbers, strict=True)) for numbers in placement(layout))
     # Pixel 0 of every level is copied from pixel 0 of the finest level, so all levels have the same translation.
-    begin = [
-        first.get(axis, 0.0) + scale.get(axis, 1.0) * (starts.get(axis, 0) + shifts.get(axis, 0.0)) for axis in axes
-    ]
+    begin = [first.get(axis, 0.0) for axis in axes]
     placed = [{"type": "translation", "translation": begin}] if layout.origin or any(begin) else []
     datasets = []
     for level, path in enumerate(paths):

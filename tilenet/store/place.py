@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
-from tilenet.errors import EnvironmentFault, OutputError, OutputExists
+from tilenet.errors import EnvironmentFault, OutputError, OutputExists, refuse_windows
 from tilenet.store.files import (
     ACCESSED,
     AGAIN,
@@ -47,7 +47,10 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
         If something is there: anything without `overwrite`, anything but a mask that tilenet wrote with it.
     EnvironmentFault
         If its parent folder cannot be written, or is a file.
+    SettingsError
+        On Windows.
     """
+    refuse_windows()
     path = Path(path).absolute()
     with faults_named(path, again=AGAIN):
         recover(path)
