@@ -1,5 +1,6 @@
 """Labels added to an image: seen by both validators, in its format, at its place; the image itself is not touched."""
 
+import itertools
 import json
 import shutil
 
@@ -207,9 +208,10 @@ def test_another_image_with_the_same_pixels_goes_in_and_one_without_does_not(tmp
     for name, level in {"fine": "s0", "coarse": "s1"}.items():
         found = places_of(image / "labels" / name, "0", "yx")
         assert np.array_equal(found, places_of(image, level, "yx"))
-    for wrong in (pixels[0, 1:], pixels[0, ::4, ::4]):
+    for wrong, objects in itertools.product((pixels[0, 1:], pixels[0, ::4, ::4]), (False, True)):
         with pytest.raises(OutputMismatch, match=r"segment the image itself"):
-            tilenet.segment(wrong, into=image, name="wrong", model=Bright(), tile=64)
+            tilenet.segment(wrong, into=image, name="wrong", model=Bright(), tile=64, objects=objects)
+        assert [path.name for path in tmp_path.iterdir()] == ["image.zarr"]
     with pytest.raises(OutputMismatch, match=r"zyx \(1, 90, 300\)"):
         tilenet.segment(pixels[:1], axes="zyx", into=image, name="wrong", model=Bright(), tile=64)
     assert labels_of(image) == ["fine", "coarse"]
@@ -226,6 +228,16 @@ def test_objects_and_probabilities_go_in_too(tmp_path, network):
     assert np.array_equal(both.probabilities, truth)
     v04.Image.from_zarr(zarr.open_group(image / "labels" / "both" / "probabilities", mode="r"))
     assert labels_of(image) == ["objects", "both"]
+
+
+@pytest.mark.parametrize("how", [{}, {"objects": True}, {"shard": (1, 1)}])
+def test_labels_with_the_name_of_a_tiff_are_labels(tmp_path, how):
+    image = write_image(tmp_path / "image.zarr", "0.5", axes="yx")
+    options = {"into": image, "name": "found.tif", "model": Bright(), "tile": 64}
+    mask = tilenet.segment(np.zeros(SIDES, np.uint8), **options, **how)
+    assert isinstance(mask, tilenet.Mask) and mask.path == image / "labels" / "found.tif"
+    assert labels_of(image) == ["found.tif"]
+    assert sorted(path.name for path in (image / "labels").iterdir()) == ["found.tif", "zarr.json"]
 
 
 def test_shares_list_the_labels_when_the_last_is_done(tmp_path):

@@ -181,6 +181,7 @@ def segment(
     target = None
     if into is not None or name is not None:
         target, out = labels_place(into, name, out, model)
+    tiff = out is not None and target is None and is_tiff(out)  # labels are a folder, whatever their name
     if objects:
         refuse_with_objects(output)
         output = "objects"
@@ -216,16 +217,16 @@ def segment(
         check_sendable(image, model)
         check_client(client)
     if shard is not None:
-        shares.check_combination(out, objects=objects, overwrite=overwrite, client=client)
+        shares.check_combination(out, tiff=tiff, objects=objects, overwrite=overwrite, client=client)
     if out is None:
         with wanted.settle() as job:
             return (to_objects if objects else to_array)(job, job.resolve_scaling(), progress=progress, report=report)
     out = Path(out)
-    place = store_beside(out) if is_tiff(out) else out  # a TIFF is written when the mask is whole
+    place = store_beside(out) if tiff else out  # a TIFF is written when the mask is whole
     spare_the_input(out, image, inside=target is not None)
     if target is None:
         check_name(out)
-    if is_tiff(out):
+    if tiff:
         spare_the_input(place, image)
         check_tiff(out, output, replace=resume or overwrite)
         begun = can_resume(place) or numbering.was_begun(place, target)
@@ -245,12 +246,9 @@ def segment(
         done = fill(*open_store(place, wanted, **how), wanted, client=client, progress=progress)
     if report:
         report(done)
-    return _whole(place, out) if is_complete(place) else None
-
-
-def _whole(place: Path, out: Path) -> Mask | TiffMask:
-    """Return the complete mask: open the store, or convert the store at `place` to the TIFF `out`."""
-    return deliver(place, out) if is_tiff(out) else open_mask(out)
+    if not is_complete(place):
+        return None
+    return deliver(place, out) if tiff else open_mask(out)
 
 
 def _check_kinds(out: Any, **called: Any) -> None:

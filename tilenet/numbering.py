@@ -90,6 +90,8 @@ def store_objects(
     if store is None:
         overwrite = overwrite or (resume and was_begun(out, wanted.target))
         check_free(out, overwrite=overwrite)
+        if wanted.target is not None and not is_ours(making / DEPTHS):
+            wanted.settle().close()  # labels that fit none of the image's levels are refused now, not when all is done
     try:
         if store is not None:
             # A repair repeats the first two steps as they were for this mask, also where options are left out now.

@@ -24,7 +24,6 @@ from tilenet.outputs import create_store
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
 from tilenet.store import Share, Store, can_resume, check_free, held_whole, refuse_shares
-from tilenet.tiff_mask import is_tiff
 from tilenet.wanted import Wanted
 
 # A process that checks whether it is the last, or that loses the race to create the store, briefly holds the
@@ -63,11 +62,11 @@ def checked_share(share: Share) -> Share:
     return which, count
 
 
-def check_combination(out: str | Path | None, *, objects: bool, overwrite: bool, client: Any) -> None:
+def check_combination(out: str | Path | None, *, tiff: bool, objects: bool, overwrite: bool, client: Any) -> None:
     """Raise `SettingsError` for options that cannot be combined with shares."""
     if out is None:
         raise SettingsError("shares are written into a store: give out with shard")
-    if is_tiff(Path(out)):
+    if tiff:
         raise SettingsError(f"{out}: shares are written into a mask of many files. Give a name in .zarr")
     if overwrite:
         raise SettingsError("shard and overwrite: each share would replace what the others wrote. Remove OUT first")
