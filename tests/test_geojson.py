@@ -256,6 +256,21 @@ def test_what_is_not_whole_is_not_exported(folder, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half.zarr", "m.zarr"]
 
 
+@pytest.mark.parametrize("how", ["replaced", "lost"])
+def test_a_mask_that_changes_while_it_is_exported_is_an_error_with_a_way_out(folder, tmp_path, how):
+    shutil.copytree(folder / "mask.zarr", tmp_path / "m.zarr")
+
+    def change(done, total):
+        if how == "replaced":
+            (tmp_path / "m.zarr" / "zarr.json").touch()
+        else:
+            shutil.rmtree(tmp_path / "m.zarr" / "0" / "c")
+
+    with pytest.raises(BlocksFailed, match=r"Open it again|--resume"):
+        write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", progress=change)
+    assert not (tmp_path / "m.geojson").exists()
+
+
 def test_a_file_is_whole_or_not_there_and_is_replaced_only_if_asked(folder, tmp_path, monkeypatch):
     out = tmp_path / "m.geojson"
     write_geojson(folder / "mask.zarr", out)

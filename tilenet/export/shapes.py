@@ -190,12 +190,11 @@ def _strips(
     mask: Mask | TiffMask, plane: tuple[int, ...], advance: Callable[[int], None] = lambda row: None
 ) -> Iterator[NDArray[Any]]:
     """Yield a plane in strips from top to bottom, reading whole rows of chunks at once unless they are too large."""
-    level: Any = mask.levels[0]
     height, width = mask.shape[-2:]
-    band = max(1, min(getattr(level, "chunks", (TILE, TILE))[-2], BAND // width))
+    band = max(1, min(getattr(mask.levels[0], "chunks", (TILE, TILE))[-2], BAND // width))
     rows = max(1, STRIP // width)
     for top in range(0, height, band):
-        pixels = np.asarray(level[(*plane, slice(top, min(top + band, height)))])
+        pixels = mask.read(0, (*plane, slice(top, min(top + band, height))))
         for first in range(0, len(pixels), rows):
             yield pixels[first : first + rows]
         advance(top + len(pixels))
