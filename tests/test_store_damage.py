@@ -21,6 +21,8 @@ from store_helpers import (
 
 from tilenet.errors import BlocksFailed, OutputError, OutputIncomplete
 from tilenet.store import Store
+from tilenet.store.damage import read_right
+from tilenet.store.lease import Lease
 
 DAMAGES = {
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-3]),
@@ -62,6 +64,39 @@ def test_damaged_shards_of_a_complete_store_are_named_and_resuming_mends_them(tm
     store.close()
     assert_resumes_to(expected, path, "odd blocks")
     assert damage_of(path) == []
+
+
+def test_a_damaged_mask_is_read_once_to_be_taken_up(tmp_path, monkeypatch):
+    make(tmp_path / "m.zarr", LAYOUTS["tiny"])
+    name, read = shards_of(tmp_path / "m.zarr")[0], []
+
+    def counted(path, written):
+        read.append(path)
+        return read_right(path, written)
+
+    monkeypatch.setattr("tilenet.store.damage.read_right", counted)
+    for change in (lambda: None, lambda: DAMAGES["flipped"](tmp_path / "m.zarr" / name)):
+        change()
+        read.clear()
+        Store.resume(tmp_path / "m.zarr").close()
+        assert len(read) == len(set(read)) > 5
+
+
+def test_a_mask_that_another_run_mends_meanwhile_is_looked_at_again(tmp_path, monkeypatch):
+    path, take = tmp_path / "m.zarr", Lease.take
+    make(path, LAYOUTS["tiny"])
+    right, name = tree(path), shards_of(path)[0]
+
+    def mended_first(*where):
+        (path / name).write_bytes(data)
+        (path / "zarr.json").write_bytes((path / "zarr.json").read_bytes())
+        return take(*where)
+
+    data = (path / name).read_bytes()
+    monkeypatch.setattr(Lease, "take", mended_first)
+    DAMAGES["flipped"](path / name)
+    store = Store.resume(path)
+    assert store.complete and tree(path) == right
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +13,7 @@ from tilenet.store.blocks import Blocks
 from tilenet.store.build import build
 from tilenet.store.damage import Damage, blocks_lost, find_damage
 from tilenet.store.files import AGAIN, faults_named, remove_parts
+from tilenet.store.kept import stamp_of
 from tilenet.store.layout import Layout
 from tilenet.store.lease import WHOLE, Joined, Lease, Share
 from tilenet.store.listing import enlist, is_listed, withdraw
@@ -87,13 +88,16 @@ class OpenedStore:
         path = Path(path).absolute()
         with faults_named(path):
             recover(path)
+            damage, stamp = None, stamp_of(path)
             if read_root(path)[2] and not left_behind(path / OWN):
                 store = cls.inspect(path)
-                if not store.check() and is_listed(path, store.layout):
+                damage = store.check()
+                if not damage and is_listed(path, store.layout):
                     return store
             store = cls._leased(path, Lease.take(path / OWN, path))
             with store._closed_on_error():
-                store._take_up()
+                # Another process may have repaired it before this one got the lease.
+                store._take_up(damage if stamp_of(path) == stamp else None)
             return store
 
     @classmethod
@@ -184,14 +188,14 @@ class OpenedStore:
         """Number of shares into which the store was last divided; 0 if it never was."""
         return last_shares(self.path / OWN)
 
-    def _take_up(self) -> None:
-        """Bring the store into a state from which a run can continue."""
+    def _take_up(self, damage: Sequence[Damage] | None) -> None:
+        """Bring the store into a state from which a run can continue; `damage` is what an earlier check found."""
         remove_parts(self.path / OWN)
         sweep(self.path)  # a share may have been killed while creating a store that another share created first
         if not self.complete:
             self._log("resumed")
             return
-        damage = self.check()
+        damage = self.check() if damage is None else damage
         if any(found.file == self.layout.root for found in damage):
             raise OutputError(
                 f"{self.path / self.layout.root}: was changed since it was written. Start again with --overwrite"
