@@ -17,6 +17,7 @@ from workers import Cluster
 
 import tilenet
 from tilenet import tissue
+from tilenet.batches.slides import BatchRun
 from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
 from tilenet.geometry import Box
 from tilenet.readers.image import Image
@@ -111,6 +112,18 @@ def test_all_ways_to_compute_blocks_skip_the_same(slide, tmp_path):
     assert np.array_equal(tiff[...], tilenet.open_mask(tmp_path / "alone.zarr")[...])
     assert tilenet.verify(tmp_path / "mask.ome.tif", model=OPTIONS["model"]).ok
     tiff.close()
+
+
+def test_a_batch_in_one_process_counts_the_glass_that_it_skips(slide, tmp_path, monkeypatch):
+    counted, finish = [], BatchRun._finish
+
+    def counting(batch, slide):
+        counted.append(slide.report.skipped)
+        finish(batch, slide)
+
+    monkeypatch.setattr(BatchRun, "_finish", counting)
+    tilenet.batch([slide], tmp_path / "masks", tissue=True, **OPTIONS)
+    assert counted == [tilenet.open_mask(tmp_path / "masks" / "slide.zarr").info["tissue"]["skipped_blocks"]] > [0]
 
 
 def test_no_worker_is_asked_for_glass(slide, tmp_path):

@@ -137,7 +137,8 @@ class BatchRun:
             job.close()
             return store, "skipped"
         try:
-            report = Report(skipped=skip_glass(job, store, store.layout.tissue_map))
+            # In this process, `run_job` skips the glass.
+            report = Report(skipped=skip_glass(job, store, store.layout.tissue_map) if self._client else 0)
         except BaseException:
             store.close()
             job.close()
