@@ -108,6 +108,9 @@ def test_a_list_says_names_and_options(tmp_path):
     assert (one.options.channels, one.options.tile, one.options.level) == ((0, 2), 256, 1)
     assert (two.name, two.image, two.options.tile) == ("y", "/data/y.tif", 128)
     assert two.options.scaling == {"method": "percentile", "low": 1.0, "high": 99.0}
+    listed.write_text('image,tile\nvolume.tif,"32,256,256"\n')
+    (volume,) = read_orders([listed], model="nuclei", options=Options())
+    assert volume.options.tile == (32, 256, 256)
 
 
 def test_a_model_in_a_list_is_a_file_relative_to_the_list_or_a_packaged_one(tmp_path, monkeypatch):

@@ -114,6 +114,19 @@ def parse_channels(text: str) -> tuple[int | str, ...]:
     return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
+def parse_sides(text: str) -> int | tuple[int, ...]:
+    """Parse one side, or comma-separated sides.
+
+    >>> parse_sides("512"), parse_sides("32,256,256")
+    (512, (32, 256, 256))
+    """
+    try:
+        sides = tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise SettingsError(f"{text!r} is not integers with commas between them") from error
+    return sides[0] if len(sides) == 1 else sides
+
+
 def parse_bytes(text: str) -> int:
     """Parse a number of bytes with a unit.
 

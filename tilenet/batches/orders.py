@@ -14,7 +14,7 @@ from typing import Any
 from tilenet.address import is_address, last_name, shown
 from tilenet.errors import SettingsError
 from tilenet.models import packaged_models
-from tilenet.options import Options, parse_channels
+from tilenet.options import Options, parse_channels, parse_sides
 from tilenet.readers.sized import parse_pixel_size
 from tilenet.scaling import parse_rule
 
@@ -35,7 +35,7 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "axes": str,
     "pixel_size": parse_pixel_size,
     "channels": parse_channels,
-    "tile": int,
+    "tile": parse_sides,
     "batch": int,
     "threads": int,
     "scaling": parse_rule,

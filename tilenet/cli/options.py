@@ -38,15 +38,20 @@ class Channels(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-class Sides(Numbers):
+class Sides(click.ParamType[Any]):
     """One side for all axes, or comma-separated sides, one per axis of the network."""
 
     name = "PX or Z,Y,X"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return an integer or several."""
-        found = super().convert((value,) if isinstance(value, int) else value, param, ctx)
-        return found[0] if len(found) == 1 else found
+        from tilenet.errors import SettingsError
+        from tilenet.options import parse_sides
+
+        try:
+            return parse_sides(value) if isinstance(value, str) else value
+        except SettingsError as error:
+            self.fail(str(error), param, ctx)
 
 
 class PixelSize(click.ParamType[Any]):
