@@ -130,6 +130,21 @@ def test_a_file_that_is_no_geojson_of_ours_is_not_replaced(folder, tilenet_comma
     assert "inside it" in refused(folder, tilenet_command, *command)
 
 
+def test_nothing_is_put_into_another_mask(folder, tilenet_command):
+    image, mask, other = folder / "image.png", folder / "mask.zarr", folder / "other.zarr"
+    tilenet.segment(image, other, model=Bright(), tile=64)
+    for command in (
+        ("export", mask, "--csv", other / "t.csv"),
+        ("export", mask, "--geojson", other / "t.geojson"),
+        ("export", mask, "--tiff", other / "t.ome.tif"),
+        ("overlay", image, mask, "--out", other / "o.png"),
+        ("convert", folder / "small.safetensors", "--out", other / "m.safetensors"),
+        ("sample", other / "s.tif"),
+    ):
+        assert f"would be inside the mask {other}" in refused(folder, tilenet_command, *command)
+    assert tilenet.verify(other, windows=0).ok
+
+
 def test_a_geojson_of_ours_is_known_by_a_member_that_readers_pass_over(folder, tilenet_command):
     out = folder / "m.geojson"
     for more in ((), ("--overwrite", "--as", "annotation")):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tilenet.errors import OutputExists, SettingsError
 from tilenet.geometry import mirror
 from tilenet.store.files import AGAIN
-from tilenet.store.place import put_whole, refuse_inside_mask
+from tilenet.store.place import put_whole
 from tilenet.tiff_mask import is_tiff
 
 SIDE, LEVELS, FILE_TILE = 4096, 4, 256
@@ -39,7 +39,6 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
         raise SettingsError(f"{path}: the sample is a TIFF. Give a name in .tif or .tiff")
     if path.exists():
         raise OutputExists(f"{path}: exists already. Choose another name, or remove it")
-    refuse_inside_mask(path)
     with put_whole(path, again=AGAIN) as part, tifffile.TiffWriter(part) as tiff:
         for level, pixels in enumerate(_pyramid(photo, side)):
             tiff.write(

@@ -8,6 +8,7 @@ from typing import Any
 
 from tilenet.address import check_local, is_address
 from tilenet.errors import OutputExists
+from tilenet.store.place import refuse_inside_mask
 
 
 def check_file_place(
@@ -31,10 +32,11 @@ def check_file_place(
     Raises
     ------
     OutputError, OutputExists
-        If the path is remote, or not free.
+        If the path is remote, or not free, or inside any mask.
     """
     check_local(out)
     refuse_inside(out, image=image, mask=mask)
+    refuse_inside_mask(out)
     if not (out.exists() or out.is_symlink()):
         return
     if out.is_symlink() or not out.is_file() or not is_ours(out):

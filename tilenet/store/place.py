@@ -129,7 +129,14 @@ def held_whole(path: str | Path) -> bool:
 
 @contextmanager
 def put_whole(out: Path, *, again: str = RESUME) -> Iterator[Path]:
-    """Yield a temporary path for a file, and move the file to `out` at the end: `out` is never a partial file."""
+    """Yield a temporary path for a file, and move the file to `out` at the end: `out` is never a partial file.
+
+    Raises
+    ------
+    OutputExists
+        If `out` is inside a mask.
+    """
+    refuse_inside_mask(out)
     with faults_named(out, again=again):
         make_folder(out.parent)
         sweep(out)
