@@ -4,12 +4,14 @@ import json
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+import yaml
 import zarr
 
 import tilenet
@@ -77,6 +79,24 @@ def test_the_first_two_blocks_install_and_run_and_test():
 @pytest.mark.parametrize("test", re.findall(r"`(tests/\w+\.py)`", (ROOT / "docs" / "guarantee.md").read_text()))
 def test_every_test_that_the_guarantee_names_exists(test):
     assert (ROOT / test).exists()
+
+
+def test_the_table_of_everything_public_has_all_names_and_no_others():
+    section = (ROOT / "docs" / "python.md").read_text().partition("## Everything public")[2]
+    table = "".join(re.findall(r"^\|.*$", section, re.M))
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(tilenet.__all__)
+
+
+def test_the_citation_and_the_package_have_the_version_of_the_code():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert cited["version"] == packaged["version"] == tilenet.__version__
+
+
+def test_help_names_every_function():
+    named = re.findall(r"`(\w+)`", tilenet.__doc__)
+    assert set(named) <= set(tilenet.__all__)
+    assert {name for name in tilenet.__all__ if name.islower()} <= set(named)
 
 
 def python_blocks():

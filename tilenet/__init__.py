@@ -1,6 +1,11 @@
 """Exact, seamless segmentation of images too large for memory.
 
-The public names below are imported on first use, so that ``import tilenet`` takes almost no time.
+Segment           `segment`, `lazy`, `batch`, `plan_tiles`
+Read and write    `open_image`, `open_mask`, `overlay`, `write_geojson`, `write_table`, `write_tiff`
+Networks          `UNet`, `load_model`, `save_model`, `ModelCard`, `Footprint`, `measure_footprint`, `train`, `Recipe`
+Check             `verify`, `objects`, `evaluate`, `metrics`
+
+All names are imported on first use, so that ``import tilenet`` takes almost no time.
 """
 
 from importlib import import_module
