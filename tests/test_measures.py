@@ -12,7 +12,7 @@ from stub import Bright, Bright3D
 import tilenet
 from tilenet.errors import OutputExists, SettingsError
 from tilenet.export import shapes
-from tilenet.export.measures import COLUMNS, write_table
+from tilenet.export.measures import COLUMNS, read_table, write_table
 from tilenet.footprint import Footprint
 
 RANDOM = np.random.default_rng(0)
@@ -126,9 +126,10 @@ def test_what_a_part_holds_is_placed_in_the_whole_plane_by_plane(tmp_path):
         assert (stack[1, top:bottom, left:right] == value).sum() >= int(line["area_px"]) > 0
 
 
-def test_with_a_map_of_tissue_there_is_a_density_of_tissue(tmp_path, tilenet_command):
+def test_with_a_map_of_tissue_there_is_a_density_of_what_lies_in_it(tmp_path, tilenet_command):
     pixels = np.zeros((128, 200), np.uint8)
-    pixels[20:30, 20:30] = pixels[60:70, 50:60] = 255
+    # The third lies outside of the tissue, in the block that is computed for the others; the fourth only its left half.
+    pixels[20:30, 20:30] = pixels[60:70, 50:60] = pixels[40:50, 140:150] = pixels[80:90, 75:87] = 255
     tifffile.imwrite(tmp_path / "i.tif", pixels, resolution=(20000, 20000), resolutionunit="CENTIMETER")  # 0.5 um
     tissue = np.zeros((128, 200), np.uint8)
     tissue[:, :80] = 1  # of cells of 16 px
@@ -140,10 +141,29 @@ def test_with_a_map_of_tissue_there_is_a_density_of_tissue(tmp_path, tilenet_com
     (name,) = facts["counts"]
     share = tissue[0:96, 16:176].mean()
     assert share == 0.4
-    assert facts["per_mm2"][name] == pytest.approx(2 / (96 * 160 * 0.25e-6), abs=0.01)
-    assert facts["per_mm2_of_tissue"][name] == pytest.approx(facts["per_mm2"][name] / share, abs=0.01)
+    assert (facts["counts"], facts["in_tissue"]) == ({name: 4}, {name: 2})
+    assert facts["per_mm2"][name] == pytest.approx(4 / (96 * 160 * 0.25e-6), abs=0.01)
+    assert facts["per_mm2_of_tissue"][name] == pytest.approx(2 / (96 * 160 * 0.25e-6 * share), abs=0.01)
     _, said, _ = tilenet_command("export", out, "--csv", tmp_path / "m.csv", "--overwrite")
     assert " of tissue)" in said
+    assert read_table(out, tmp_path / "m.csv") == write_table(out, tmp_path / "m.csv", overwrite=True)
+    assert read_table(out, tmp_path / "m.csv", min_area="31um2").in_tissue == {name: 0}
+
+
+@pytest.mark.parametrize("how", [{"level": 1}, {"mpp": 1.5}, {"mpp": 1.5, "roi": "5:40,10:"}])
+def test_what_lies_in_tissue_is_the_same_at_any_resolution(tmp_path, how):
+    random = np.random.default_rng(3)
+    pixels = np.kron(random.integers(0, 2, (10, 15), np.uint8) * 255, np.ones((16, 16), np.uint8)).astype(np.uint8)
+    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
+        tiff.write(pixels, tile=(32, 32), subifds=1, resolution=(20000, 20000), resolutionunit="CENTIMETER")
+        tiff.write(pixels[::2, ::2], tile=(32, 32), subfiletype=1)
+    tissue = np.kron(random.integers(0, 2, (5, 5)), np.ones((32, 48), np.uint8)).astype(np.uint8)
+    tilenet.segment(tmp_path / "s.tif", tmp_path / "m.zarr", model=shades, tissue=tissue, **how)
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    places = [(float(line["x"]), float(line["y"])) for line in lines_of(tmp_path / "m.csv")]
+    inside = sum(int(tissue[int(y), int(x)]) for x, y in places)
+    assert sum(found.in_tissue.values()) == inside and 0 < inside < len(places)
+    assert read_table(tmp_path / "m.zarr", tmp_path / "m.csv") == found
 
 
 def test_only_a_table_of_tilenet_s_is_replaced(tmp_path):

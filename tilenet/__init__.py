@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     )
     from tilenet.evaluation import evaluate
     from tilenet.export.geojson import Outlined, write_geojson
-    from tilenet.export.measures import Measured, write_table
+    from tilenet.export.measured import Measured
+    from tilenet.export.measures import write_table
     from tilenet.footprint import AxisFootprint, Footprint
     from tilenet.geometry import Box
     from tilenet.instances import objects
@@ -90,7 +91,8 @@ _HOMES = {
     "instances": ("objects",),
     "lazily": ("lazy",),
     "measuring": ("measure_footprint",),
-    "export.measures": ("Measured", "write_table"),
+    "export.measured": ("Measured",),
+    "export.measures": ("write_table",),
     "models": ("load_model", "save_model"),
     "pictures.overlays": ("overlay",),
     "plan": ("Block", "Plan", "Tile"),

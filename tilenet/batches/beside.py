@@ -8,7 +8,8 @@ from typing import Any
 
 from tilenet.batches.orders import Order
 from tilenet.errors import TilenetError
-from tilenet.export.measures import Measured, check_table_place, read_table, write_table
+from tilenet.export.measured import Measured
+from tilenet.export.measures import check_table_place, read_table, write_table
 from tilenet.export.shapes import pixels_of_area
 from tilenet.footprint import Footprint
 from tilenet.named import load_named
@@ -54,7 +55,7 @@ class SideFiles:
             return None
         if _is_older(table, mask):
             write_table(mask, table, image=image, overwrite=True)
-        return read_table(mask, table, min_area=self.min_area)
+        return read_table(mask, table, image=image, min_area=self.min_area)
 
 
 def _check_area(area: str | float, order: Order, footprint: Footprint | None) -> None:

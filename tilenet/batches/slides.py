@@ -16,7 +16,7 @@ from tilenet.batches.orders import Order
 from tilenet.batches.summary import Result, remark_sizes, write_counts, write_summary
 from tilenet.compute import finish, run_job, skip_glass
 from tilenet.errors import TilenetError
-from tilenet.export.measures import Measured
+from tilenet.export.measured import Measured
 from tilenet.footprint import Footprint
 from tilenet.named import function_of
 from tilenet.numbering import refuse_begun, store_objects

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tilenet.export.measures import Measured
+from tilenet.export.measured import Measured
 from tilenet.resolution import TOLERANCE
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
@@ -20,7 +20,7 @@ from tilenet.store.place import put_whole
 TABLES = ("summary", "counts")
 COUNTS = (
     *("slide", "class", "kind", "count", "left_out", "covered_px", "covered_share", "covered_um2", "covered_um3"),
-    *("mm2", "mm3", "tissue_mm2", "per_mm2", "per_mm3", "per_mm2_of_tissue"),
+    *("mm2", "mm3", "tissue_mm2", "in_tissue", "per_mm2", "per_mm3", "per_mm2_of_tissue"),
 )
 DECIMALS = 3
 # Pixel sizes are alike up to this factor, as `tilenet.resolution` has it.
@@ -99,8 +99,9 @@ def write_counts(folder: Path, measured: Mapping[str, Measured]) -> None:
     Its columns are ``slide``, ``class``, ``kind`` (object or region), ``count``, ``left_out`` (how many of all classes
     are smaller than the minimum area), the total size of those counted (``covered_px`` of the mask, ``covered_share``
     of it, ``covered_um2``, or ``covered_um3`` for objects of volumes), the size of the mask (``mm2`` or ``mm3``) and,
-    if there is a tissue map, of its tissue (``tissue_mm2``), and the counts per unit of these sizes (``per_mm2``,
-    ``per_mm3``, ``per_mm2_of_tissue``). Columns in units of length are empty if the pixel size is unknown.
+    if there is a tissue map, of its tissue (``tissue_mm2``) and how many lie in it (``in_tissue``), and the counts per
+    unit of these sizes (``per_mm2``, ``per_mm3``, ``per_mm2_of_tissue``). Columns in units of length are empty if the
+    pixel size is unknown.
 
     Raises
     ------
@@ -118,6 +119,8 @@ def _count_lines(slide: str, found: Measured) -> Iterable[dict[str, Any]]:
         kind = "object" if found.objects else "region"
         line: dict[str, Any] = {"slide": slide, "class": name, "kind": kind, "count": count, "left_out": found.left_out}
         line |= {"covered_px": pixels, "covered_share": round(pixels / found.mask_px, 6)}
+        if found.tissue_share is not None:
+            line["in_tissue"] = found.in_tissue[name]
         if size is not None:
             line[f"covered_um{power}"] = round(pixels * size, DECIMALS)
             line[f"mm{power}"] = round(found.mask_px * size / 1000**power, 2 * DECIMALS)

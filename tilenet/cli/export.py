@@ -113,7 +113,8 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
         f"per_{space}": density,
     }
     of_tissue = {name: round(value, 2) for name, value in found.per_mm2_of_tissue.items()}
-    facts |= {"per_mm2_of_tissue": of_tissue} if of_tissue else {}
+    if found.tissue_share is not None:
+        facts |= {"in_tissue": dict(found.in_tissue), "per_mm2_of_tissue": of_tissue}
     kind = _kind(objects=found.objects)
     per = "".join(
         f", {value:,.0f} {name}{kind} per {space}" + (f" ({of_tissue[name]:,.0f} of tissue)" if of_tissue else "")

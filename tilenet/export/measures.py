@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from tilenet.arguments import known_options
 from tilenet.export.corners import area_and_centroid
 from tilenet.export.intensities import mean_intensities
-from tilenet.export.placement import Grid
+from tilenet.export.measured import Measured, Tally
+from tilenet.export.placement import Grid, find_grid
 from tilenet.export.shapes import (
     Progress,
     Shape,
@@ -45,61 +46,6 @@ COLUMNS = (
 )
 HEAD = ",".join(COLUMNS).encode()
 DECIMALS = 3
-
-
-@dataclass
-class Measured:
-    """The result of `write_table`.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    counts : dict
-        Number of lines by class; 0 for a class of the mask without any.
-    area_px : dict
-        Number of mask pixels by class, in all planes together.
-    objects, volumes : bool
-        Whether lines are objects rather than regions of a class; and whether objects extend over planes.
-    pixel_um2, voxel_um3 : float or None
-        Area and volume of a pixel of the mask, if its size is known.
-    mask_px : int
-        Number of pixels of the mask, in all planes and with the background.
-    left_out : int
-        Number of shapes smaller than `min_area`.
-    tissue_share : float or None
-        Share of the mask that its tissue map counts as tissue; None without a tissue map.
-    """
-
-    path: Path
-    counts: Counter[str] = field(default_factory=Counter)
-    area_px: Counter[str] = field(default_factory=Counter)
-    objects: bool = False
-    volumes: bool = False
-    pixel_um2: float | None = None
-    voxel_um3: float | None = None
-    mask_px: int = 0
-    left_out: int = 0
-    tissue_share: float | None = None
-
-    @property
-    def per_mm2_of_tissue(self) -> dict[str, float]:
-        """Number of lines by class per square millimetre of tissue; empty without a tissue map."""
-        return {name: n / self.tissue_share for name, n in self.per_mm2.items()} if self.tissue_share else {}
-
-    @property
-    def per_mm2(self) -> dict[str, float]:
-        """Number of lines by class per square millimetre of all planes; empty if the pixel size is unknown."""
-        if self.pixel_um2 is None or self.volumes:
-            return {}
-        return {name: count / (self.mask_px * self.pixel_um2) * 1e6 for name, count in self.counts.items()}
-
-    @property
-    def per_mm3(self) -> dict[str, float]:
-        """Number of objects by class per cubic millimetre of a volume; empty if the pixel size is unknown."""
-        if self.voxel_um3 is None or not self.volumes:
-            return {}
-        return {name: count / (self.mask_px * self.voxel_um3) * 1e9 for name, count in self.counts.items()}
 
 
 @dataclass
@@ -182,6 +128,7 @@ def write_table(
         found = _empty_result(opened, out)
         names, means = mean_intensities(opened, image) if intensities else ([], None)
         shapes = drop_small(shapes_of(opened, progress), min_pixels(opened, min_area), found)
+        tally = Tally(found, opened.tissue, grid)
         with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow([*COLUMNS, *names])
@@ -190,22 +137,25 @@ def write_table(
             else:
                 lines = ((s.value, _line(s, grid, found)) for s in shapes)
             for value, line in lines:
+                tally.add(dict(zip(COLUMNS, line, strict=True)))
                 table.writerow([*line, *([] if means is None else [f"{mean:.7g}" for mean in means[value]])])
     return found
 
 
-def read_table(mask: str | Path, table: str | Path, *, min_area: str | float | None = None) -> Measured:
-    """Return the measurements of a mask from its complete table, leaving out what is smaller than `min_area`."""
+def read_table(
+    mask: str | Path, table: str | Path, *, image: str | Path | None = None, min_area: str | float | None = None
+) -> Measured:
+    """Return what `write_table` did when it wrote a complete table, without what is smaller than `min_area`."""
     with open_mask(mask) as opened:
         found, least = _empty_result(opened, Path(table).absolute()), min_pixels(opened, min_area)
+        # Without a tissue map, the image may be gone.
+        tally = Tally(found, opened.tissue, find_grid(opened, image) if opened.tissue else Grid((0, 0)))
     with found.path.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            pixels = int(line["volume_px" if found.volumes else "area_px"])
-            if pixels < least:
+            if int(line["volume_px" if found.volumes else "area_px"]) < least:
                 found.left_out += 1
-                continue
-            found.counts[line["class"]] += 1
-            found.area_px[line["class"]] += pixels
+            else:
+                tally.add(line)
     return found
 
 
@@ -220,6 +170,7 @@ def _empty_result(mask: Mask | TiffMask, out: Path) -> Measured:
     pixel = None if y is None or x is None else y * x
     none = dict.fromkeys(class_names(mask).values(), 0)
     found = Measured(out, Counter(none), Counter(none), has_objects(mask), pixel_um2=pixel, mask_px=prod(mask.shape))
+    found.in_tissue = Counter(none)
     if mask.tissue is not None:
         found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin))
     if has_volumes(mask):
@@ -244,20 +195,16 @@ def _area_and_box(shape: Shape) -> tuple[int, tuple[float, float], NDArray[Any],
 
 
 def _line(shape: Shape, grid: Grid, found: Measured) -> list[object]:
-    """Return the values of the line of a shape, in the order of `COLUMNS`, and count the shape."""
+    """Return the values of the line of a shape, in the order of `COLUMNS`."""
     area, (y, x), low, high = _area_and_box(shape)
-    found.counts[shape.name] += 1
-    found.area_px[shape.name] += area
     number, size = shape.value if found.objects else "", (area, _times(area, found.pixel_um2), "", "")
     place, box = _point(grid, y, x), _box(grid, low, high)
     return [shape.id, shape.name, number, shape.t, shape.z, *place, *size, *box, shape.z, shape.z + 1]
 
 
 def _line_of_solid(solid: _Solid, grid: Grid, found: Measured) -> list[object]:
-    """Return the values of the line of an object in a volume, in the order of `COLUMNS`, and count the object."""
+    """Return the values of the line of an object in a volume, in the order of `COLUMNS`."""
     shape, (z, y, x) = solid.first, (solid.moments / solid.pixels).tolist()
-    found.counts[shape.name] += 1
-    found.area_px[shape.name] += solid.pixels
     size = ("", "", solid.pixels, _times(solid.pixels, found.voxel_um3))
     place, box = _point(grid, y, x), _box(grid, solid.low[1:], solid.high[1:])
     middle = round(z, DECIMALS)

@@ -1,0 +1,107 @@
+"""What a table of a mask amounts to: how many shapes of each class, what they cover, and how dense they lie."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilenet.export.placement import Grid
+from tilenet.store.tissue_map import TissueMap
+
+
+@dataclass
+class Measured:
+    """The result of `write_table`.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    counts : dict
+        Number of lines by class; 0 for a class of the mask without any.
+    area_px : dict
+        Number of mask pixels by class, in all planes together.
+    objects, volumes : bool
+        Whether lines are objects rather than regions of a class; and whether objects extend over planes.
+    pixel_um2, voxel_um3 : float or None
+        Area and volume of a pixel of the mask, if its size is known.
+    mask_px : int
+        Number of pixels of the mask, in all planes and with the background.
+    left_out : int
+        Number of shapes smaller than `min_area`.
+    tissue_share : float or None
+        Share of the mask that its tissue map counts as tissue; None without a tissue map.
+    in_tissue : dict
+        Number of lines by class whose centroid lies in tissue: whole blocks are computed, so that shapes outside are
+        found too. Zeros without a tissue map.
+    """
+
+    path: Path
+    counts: Counter[str] = field(default_factory=Counter)
+    area_px: Counter[str] = field(default_factory=Counter)
+    objects: bool = False
+    volumes: bool = False
+    pixel_um2: float | None = None
+    voxel_um3: float | None = None
+    mask_px: int = 0
+    left_out: int = 0
+    tissue_share: float | None = None
+    in_tissue: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def per_mm2_of_tissue(self) -> dict[str, float]:
+        """Number of lines by class with their centroid in tissue, per square millimetre of it; empty without a map."""
+        return self._per_mm2(self.in_tissue, self.tissue_share) if self.tissue_share else {}
+
+    @property
+    def per_mm2(self) -> dict[str, float]:
+        """Number of lines by class per square millimetre of all planes; empty if the pixel size is unknown."""
+        return self._per_mm2(self.counts, 1)
+
+    @property
+    def per_mm3(self) -> dict[str, float]:
+        """Number of objects by class per cubic millimetre of a volume; empty if the pixel size is unknown."""
+        if self.voxel_um3 is None or not self.volumes:
+            return {}
+        return {name: count / (self.mask_px * self.voxel_um3) * 1e9 for name, count in self.counts.items()}
+
+    def _per_mm2(self, counts: Counter[str], share: float) -> dict[str, float]:
+        if self.pixel_um2 is None or self.volumes:
+            return {}
+        return {name: count / (self.mask_px * share * self.pixel_um2) * 1e6 for name, count in counts.items()}
+
+
+class Tally:
+    """Counts the lines of a table, by what they say, so that a table that is read again gives the same numbers.
+
+    Parameters
+    ----------
+    found : Measured
+        What is counted, changed in place.
+    tissue : TissueMap or None
+        The tissue map of the mask.
+    grid : Grid
+        Where the mask lies in its image.
+    """
+
+    def __init__(self, found: Measured, tissue: TissueMap | None, grid: Grid) -> None:
+        self._found, self._tissue, self._grid = found, tissue, grid
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Count a line, given its values by column, as numbers or as text."""
+        name = line["class"]
+        self._found.counts[name] += 1
+        self._found.area_px[name] += int(line["volume_px" if self._found.volumes else "area_px"])
+        self._found.in_tissue[name] += self._has_tissue(float(line["x"]), float(line["y"]))
+
+    def _has_tissue(self, x: float, y: float) -> bool:
+        if self._tissue is None:
+            return False
+        along = zip((y, x), self._grid.step, self._tissue.covers, strict=True)
+        row, column = (np.array([min(int(at / float(step)), n - 1)]) for at, step, n in along)
+        return bool(self._tissue.at(row, column)[0, 0])
