@@ -23,9 +23,9 @@ from tilenet.plan import Plan, tile_of
 from tilenet.provenance import check_image
 from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
-from tilenet.store import Mask, Store
+from tilenet.store import AnyMask, Store
 from tilenet.store.metadata import foreign_entries
-from tilenet.tiff_mask import TiffMask, has_objects, is_tiff, open_mask, open_tiff_mask
+from tilenet.tiff_mask import is_tiff, open_mask, open_tiff_mask
 from tilenet.wanted import Wanted
 
 # Side of a window in pixels; of 3-D networks a quarter of it. The window is always long enough to cross a tile border.
@@ -155,16 +155,16 @@ def verify(
     return found
 
 
-def _image_of(mask: Mask | TiffMask) -> str | None:
+def _image_of(mask: AnyMask) -> str | None:
     """Return the path of the image that a mask was made from, or None if it is gone."""
     path: str = mask.info["image"]["path"]
     return path if is_address(path) or Path(path).exists() else None
 
 
-def _obstacle(mask: Mask | TiffMask, image: Any, model: Any) -> str:
+def _obstacle(mask: AnyMask, image: Any, model: Any) -> str:
     """Return why no window of a mask can be recomputed, or an empty string if windows can be."""
     source = mask.info["model"]["source"]
-    if has_objects(mask):
+    if mask.has_objects:
         return "outlines of objects depend on more than a window"
     if model is None and _was_an_object(source):
         if ":" in source:
@@ -197,7 +197,7 @@ def _damage(out: Path) -> Verification:
     return Verification(damage=damage, foreign=foreign)
 
 
-def _windows(mask: Mask | TiffMask, plan: Plan, count: int, rng: np.random.Generator) -> Iterator[Box]:
+def _windows(mask: AnyMask, plan: Plan, count: int, rng: np.random.Generator) -> Iterator[Box]:
     """Yield windows over crossings of tile borders that touch a block that was computed, not skipped."""
     if mask.tissue is None:
         return border_windows(plan, count, rng)
@@ -206,14 +206,14 @@ def _windows(mask: Mask | TiffMask, plan: Plan, count: int, rng: np.random.Gener
     return border_windows(plan, count if blocks else 0, rng, blocks)
 
 
-def _box_of_block(mask: Mask | TiffMask, row: int, column: int) -> Box:
+def _box_of_block(mask: AnyMask, row: int, column: int) -> Box:
     """Return the pixels, along y and x, of the blocks in a row and a column of the grid."""
     along = zip((row, column), mask.layout.block[-2:], mask.shape[-2:], strict=True)
     start, stop = zip(*((k * side, min((k + 1) * side, n)) for k, side, n in along), strict=True)
     return Box(start, stop)
 
 
-def _computed(mask: Mask | TiffMask, box: Box) -> NDArray[np.bool_]:
+def _computed(mask: AnyMask, box: Box) -> NDArray[np.bool_]:
     """Return for each pixel of a box, along y and x, whether its block was computed rather than skipped."""
     return mask.layout.computed_at(*(np.arange(a, b) for a, b in zip(box.start[-2:], box.stop[-2:], strict=True)))
 
@@ -245,7 +245,7 @@ def border_windows(plan: Plan, count: int, rng: np.random.Generator, parts: Sequ
         yield Box(tuple(start), tuple(stop))
 
 
-def _same_job(mask: Mask | TiffMask, image: Any, model: Any, footprint: Footprint | None) -> tuple[Job, Scaling]:
+def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None) -> tuple[Job, Scaling]:
     check_image(image, mask)
     found, device = mask.info, mask.info["record"]["device"]
     try:
@@ -269,7 +269,7 @@ def _refuse_another(found: Mapping[str, Any], wanted: Mapping[str, Any], name: s
         raise OutputMismatch(f"{name}: was made with {part} {field} = {old}, and here it is {new}. {way}")
 
 
-def _compare(mask: Mask | TiffMask, job: Job, predictor: Predictor, box: Box, found: Verification) -> None:
+def _compare(mask: AnyMask, job: Job, predictor: Predictor, box: Box, found: Verification) -> None:
     logits = forward(job, predictor, box)
     computed = _computed(mask, box)
     expected = np.where(computed, job.decision.mask(logits), 0)

@@ -12,13 +12,12 @@ from tilenet.errors import ImageError, OutputMismatch, SettingsError, TilenetErr
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
 from tilenet.resolution import Resolution, recorded
-from tilenet.store import Mask
-from tilenet.tiff_mask import TiffMask
+from tilenet.store import AnyMask
 
 DIGITS = 12
 
 
-def open_as_segmented(source: Any, mask: Mask | TiffMask) -> Image:
+def open_as_segmented(source: Any, mask: AnyMask) -> Image:
     """Open the presumed image of a mask, at the level, with the axes and with the pixel size that were segmented.
 
     Raises
@@ -42,7 +41,7 @@ def open_as_segmented(source: Any, mask: Mask | TiffMask) -> Image:
         ) from error
 
 
-def resolution_of(mask: Mask | TiffMask) -> Resolution:
+def resolution_of(mask: AnyMask) -> Resolution:
     """Return the level that a mask was made from, and by which factor it was resampled."""
     record = mask.info["record"]
     return recorded(record["level"], record["factor"], record["mpp"])
@@ -53,7 +52,7 @@ def closing(image: Image, source: Any) -> AbstractContextManager[Image]:
     return nullcontext(image) if isinstance(source, Image) else image
 
 
-def difference(image: Image, mask: Mask | TiffMask) -> str:
+def difference(image: Image, mask: AnyMask) -> str:
     """Return how an image differs from the one that a mask was made from, or an empty string if it does not."""
     made_from, here = mask.info["image"], json.loads(json.dumps(image.identity()))
     for name in sorted({*made_from, *here} - {"path"}, key=lambda name: (name != "kind", name)):
@@ -63,7 +62,7 @@ def difference(image: Image, mask: Mask | TiffMask) -> str:
     return ""
 
 
-def refuse_another(image: Image, mask: Mask | TiffMask) -> None:
+def refuse_another(image: Image, mask: AnyMask) -> None:
     """Raise `OutputMismatch` if an open image is not the one that a mask was made from."""
     if differs := difference(image, mask):
         raise OutputMismatch(
@@ -72,13 +71,13 @@ def refuse_another(image: Image, mask: Mask | TiffMask) -> None:
         )
 
 
-def check_image(source: Any, mask: Mask | TiffMask) -> None:
+def check_image(source: Any, mask: AnyMask) -> None:
     """Open a source, and raise `OutputMismatch` if it is not the image that a mask was made from."""
     with closing(open_as_segmented(source, mask), source) as image:
         refuse_another(image, mask)
 
 
-def remark(image: Image, mask: Mask | TiffMask) -> str:
+def remark(image: Image, mask: AnyMask) -> str:
     """Return a warning if an image may not be the one that a mask was made from, otherwise an empty string.
 
     This is no error, because copies in another format are legitimate. A mask made from an array never gives a warning:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tilenet.arguments import known_options
 from tilenet.errors import BlocksFailed, SettingsError
 from tilenet.spared import refuse_inside
-from tilenet.store import Layout, Mask, Store, open_mask
+from tilenet.store import Layout, Mask, open_mask
 from tilenet.store.files import AGAIN
 from tilenet.store.metadata import FORMAT
 from tilenet.store.place import discard, holding, put_whole
@@ -59,11 +59,11 @@ def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) ->
     if is_tiff(mask) and Path(mask).is_file():
         raise SettingsError(f"{mask}: is a TIFF already. Give a mask.zarr")
     opened = open_mask(mask)
-    layout = intact(mask)
+    opened.refuse_damage()
     with put_whole(out, again=AGAIN) as path:
-        _write(path, opened, layout)
-        _compare(path, opened, layout)
-        intact(mask)  # another run might have replaced it meanwhile
+        _write(path, opened)
+        _compare(path, opened)
+        opened.refuse_damage()  # another run might have replaced it meanwhile
     return open_tiff_mask(out)
 
 
@@ -78,23 +78,13 @@ def deliver(store: Path, out: Path) -> TiffMask:
     return mask
 
 
-def intact(mask: str | Path) -> Layout:
-    """Return the layout of a store; raise `BlocksFailed` if any file differs from what was written."""
-    store = Store.inspect(mask)
-    if damage := store.check():
-        raise BlocksFailed(
-            f"{mask}: {len(damage)} files differ from what was written ({damage[0]}). "
-            f"Repair it: run the command that made it again, with --resume"
-        )
-    return store.layout
-
-
-def _write(path: Path, mask: Mask, layout: Layout) -> None:
+def _write(path: Path, mask: Mask) -> None:
     import tifffile
 
+    layout = mask.layout
     sizes = dict(zip(layout.axes, layout.pixel_size, strict=True))
     pixels = sum(map(prod, layout.levels)) * np.dtype(layout.mask_dtype).itemsize
-    finest = {"subifds": len(layout.levels) - 1 or None, "metadata": _ome(mask, layout)}
+    finest = {"subifds": len(layout.levels) - 1 or None, "metadata": _ome(mask)}
     with tifffile.TiffWriter(path, bigtiff=pixels > MOST_CLASSIC, byteorder="<", ome=True) as tiff:
         for level, shape in enumerate(layout.levels):
             tiff.write(
@@ -112,7 +102,8 @@ def _write(path: Path, mask: Mask, layout: Layout) -> None:
             )
 
 
-def _ome(mask: Mask, layout: Layout) -> dict[str, Any]:
+def _ome(mask: Mask) -> dict[str, Any]:
+    layout = mask.layout
     if layout.mask_dtype == "uint64":
         raise SettingsError(f"{mask.path}: its labels are uint64, and OME-TIFF goes to uint32. Keep the zarr")
     own = {"tilenet": {**mask.info, "format": FORMAT, "layout": layout.to_json()}}
@@ -150,10 +141,10 @@ def _padded(pixels: Any) -> NDArray[Any]:
     return tile
 
 
-def _compare(path: Path, mask: Mask, layout: Layout) -> None:
+def _compare(path: Path, mask: Mask) -> None:
     """Read a TIFF back and compare it with the store, tile by tile."""
     with open_tiff_mask(path) as written:
-        for level, shape in enumerate(layout.levels):
+        for level, shape in enumerate(mask.layout.levels):
             for box in tile_boxes(shape):
                 if not np.array_equal(written.levels[level].read(box), mask.read(level, box.slices)):
                     raise BlocksFailed(

@@ -20,13 +20,20 @@ from numpy.typing import NDArray
 
 from tilenet import store
 from tilenet.address import check_local
-from tilenet.errors import ImageError, OutputError, OutputExists, OutputIncomplete, OutputNotFound, SettingsError
+from tilenet.errors import (
+    BlocksFailed,
+    ImageError,
+    OutputError,
+    OutputExists,
+    OutputIncomplete,
+    OutputNotFound,
+    SettingsError,
+)
 from tilenet.geometry import Box
 from tilenet.readers import open_image
 from tilenet.readers.boundary import quietly
 from tilenet.readers.image import Image
-from tilenet.store import Layout, Mask
-from tilenet.store.mask import AnyMask
+from tilenet.store import AnyMask, Layout, Mask
 from tilenet.store.metadata import FORMAT, MAKING, not_ours
 from tilenet.store.pyramid import doubled
 
@@ -124,6 +131,11 @@ class TiffMask(AnyMask):
                     return [f"level {level} at {box} is not every second pixel of the finer level"]
         return []
 
+    def refuse_damage(self) -> None:
+        """Raise `BlocksFailed` if the file is damaged; decodes every tile."""
+        if damage := self.check():
+            raise BlocksFailed(f"{self.path}: {damage[0]}. Make it again")
+
     def close(self) -> None:
         """Close the file."""
         self._image.close()
@@ -148,11 +160,6 @@ def open_mask(path: str | Path) -> Mask | TiffMask:
     """
     check_local(path)
     return open_tiff_mask(path) if is_tiff(path) and not Path(path).is_dir() else store.open_mask(path)
-
-
-def has_objects(mask: Mask | TiffMask) -> bool:
-    """Return whether the values of a mask are numbers of objects."""
-    return bool(mask.info["record"]["output"] == "objects")
 
 
 def open_tiff_mask(path: str | Path) -> TiffMask:

@@ -16,8 +16,7 @@ from tilenet.errors import SettingsError
 
 if TYPE_CHECKING:
     from tilenet.runner import Report
-    from tilenet.store import Mask
-    from tilenet.tiff_mask import TiffMask
+    from tilenet.store import AnyMask
 
 
 @click.command()
@@ -92,7 +91,7 @@ def segment(
     show(result, text, as_json=as_json, quiet=quiet)
 
 
-def _result(mask: Mask | TiffMask) -> tuple[dict[str, Any], str]:
+def _result(mask: AnyMask) -> tuple[dict[str, Any], str]:
     """Return the facts about a mask, as a dict and as text."""
     record, labels, tissue = mask.info["record"], mask.info["card"]["labels"], mask.info.get("tissue")
     facts = {"axes": mask.axes, "shape": mask.shape, "labels": labels}

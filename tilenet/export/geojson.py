@@ -23,10 +23,9 @@ from tilenet.errors import SettingsError
 from tilenet.export.corners import Ring
 from tilenet.export.placement import Grid
 from tilenet.export.shapes import Progress, Shape, drop_small, has_volumes, min_pixels, open_for, shapes_of
-from tilenet.store import Mask
+from tilenet.store import AnyMask
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
-from tilenet.tiff_mask import TiffMask, has_objects
 
 KINDS = ("detection", "annotation")
 # The beginning of tilenet's files, and of no others. RFC 7946 allows additional members, and QuPath ignores them.
@@ -119,7 +118,7 @@ def write_geojson(
         raise SettingsError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     out = Path(out).absolute()
     with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON") as (opened, grid):
-        found = Outlined(out, objects=has_objects(opened), volumes=has_volumes(opened))
+        found = Outlined(out, objects=opened.has_objects, volumes=has_volumes(opened))
         shapes = drop_small(shapes_of(opened, progress), min_pixels(opened, min_area), found)
         with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
             for part in _Features(opened, grid, kind, found).collection(shapes):
@@ -135,7 +134,7 @@ def _is_ours(path: Path) -> bool:
 class _Features:
     """Write shapes as the text of a FeatureCollection, counting features and vertices."""
 
-    def __init__(self, mask: Mask | TiffMask, grid: Grid, kind: str, found: Outlined) -> None:
+    def __init__(self, mask: AnyMask, grid: Grid, kind: str, found: Outlined) -> None:
         self._mask, self._grid, self._kind, self._found = mask, grid, kind, found
         self._colors = {value: color[:3] for value, color in colors_of(mask.info["card"]).items()}
 

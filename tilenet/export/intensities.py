@@ -11,13 +11,12 @@ from tilenet.errors import SettingsError
 from tilenet.provenance import closing, open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution
-from tilenet.store import Mask
-from tilenet.tiff_mask import TiffMask, has_objects
+from tilenet.store import AnyMask
 
 Means = NDArray[np.float64]
 
 
-def mean_intensities(mask: Mask | TiffMask, image: str | Path | None) -> tuple[list[str], Means]:
+def mean_intensities(mask: AnyMask, image: str | Path | None) -> tuple[list[str], Means]:
     """Return column names, and the mean of each channel over each object, (n + 1, C), in the units of the image.
 
     The image is read block by block at the resolution of the mask, resampled if the mask was made from resampled
@@ -32,7 +31,7 @@ def mean_intensities(mask: Mask | TiffMask, image: str | Path | None) -> tuple[l
     OutputMismatch
         If the image is not the one that the mask was made from.
     """
-    if not has_objects(mask):
+    if not mask.has_objects:
         raise SettingsError(
             f"{mask.path}: has classes, and intensities are measured for objects. Make it with --objects"
         )
@@ -49,7 +48,7 @@ def _columns(image: Image) -> list[str]:
     return [f"mean_{name}" if names.count(name) == 1 else f"mean_{k}_{name}" for k, name in enumerate(names)]
 
 
-def _means(mask: Mask | TiffMask, image: Image) -> Means:
+def _means(mask: AnyMask, image: Image) -> Means:
     n = mask.info["objects"]
     sums, counts = np.zeros((n + 1, image.n_channels)), np.zeros(n + 1)
     for index in range(mask.layout.n_blocks(0)):

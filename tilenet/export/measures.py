@@ -34,10 +34,10 @@ from tilenet.export.shapes import (
 )
 from tilenet.geometry import Box
 from tilenet.spared import check_file_place
-from tilenet.store import Mask
+from tilenet.store import AnyMask
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
-from tilenet.tiff_mask import TiffMask, has_objects, open_mask
+from tilenet.tiff_mask import open_mask
 
 # x and y in pixels of the image at full resolution, from its upper left corner; sizes in pixels of the mask.
 COLUMNS = (
@@ -164,12 +164,12 @@ def check_table_place(out: Path, *, replace: bool, image: Any = None, mask: Any 
     check_file_place(out, replace=replace, is_ours=_is_ours, kind="a table", image=image, mask=mask)
 
 
-def _empty_result(mask: Mask | TiffMask, out: Path) -> Measured:
+def _empty_result(mask: AnyMask, out: Path) -> Measured:
     """Return the measurements of a mask before its first shape, with a count of 0 for each class."""
     y, x = mask.pixel_size[-2:]
     pixel = None if y is None or x is None else y * x
     none = dict.fromkeys(class_names(mask).values(), 0)
-    found = Measured(out, Counter(none), Counter(none), has_objects(mask), pixel_um2=pixel, mask_px=prod(mask.shape))
+    found = Measured(out, Counter(none), Counter(none), mask.has_objects, pixel_um2=pixel, mask_px=prod(mask.shape))
     found.in_tissue = Counter(none)
     if mask.tissue is not None:
         found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin))

@@ -15,8 +15,7 @@ from tilenet.export.corners import Ring
 from tilenet.provenance import closing, open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image
 from tilenet.resolution import AS_STORED, downsample_factor
-from tilenet.store import Mask
-from tilenet.tiff_mask import TiffMask
+from tilenet.store import AnyMask
 
 DECIMALS = 3
 
@@ -51,7 +50,7 @@ class Grid:
         return right, down
 
 
-def find_grid(mask: Mask | TiffMask, image: str | Path | None) -> Grid:
+def find_grid(mask: AnyMask, image: str | Path | None) -> Grid:
     """Return where a mask lies in its image, which is opened only if it is given or needed.
 
     It is needed if the mask is at a coarser level or another pixel size.
@@ -76,7 +75,7 @@ def find_grid(mask: Mask | TiffMask, image: str | Path | None) -> Grid:
     return Grid(origin, (y, x), full)
 
 
-def _image_of(mask: Mask | TiffMask, image: str | Path | None) -> Image:
+def _image_of(mask: AnyMask, image: str | Path | None) -> Image:
     if image is not None:
         return open_as_segmented(image, mask)
     source = mask.info["image"]["path"]

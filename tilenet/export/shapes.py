@@ -20,14 +20,13 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import BlocksFailed, SettingsError
+from tilenet.errors import SettingsError
 from tilenet.export.corners import area_and_centroid
 from tilenet.export.outlines import Region, regions
 from tilenet.export.placement import Grid, find_grid
 from tilenet.spared import check_file_place, refuse_inside
-from tilenet.store import Mask
-from tilenet.tiff_export import intact
-from tilenet.tiff_mask import TILE, TiffMask, has_objects, open_mask
+from tilenet.store import AnyMask
+from tilenet.tiff_mask import TILE, open_mask
 
 # Number of pixels to read at once, and to outline at once.
 BAND, STRIP = 2**27, 2**24
@@ -61,22 +60,15 @@ class Shape:
     id: UUID
 
 
-def has_volumes(mask: Mask | TiffMask) -> bool:
+def has_volumes(mask: AnyMask) -> bool:
     """Return whether objects extend over planes: only a network of three axes numbers objects in several planes."""
-    return has_objects(mask) and len(mask.info["model"]["footprint"]) > 2 and max(mask.shape[:-2], default=1) > 1
-
-
-def _refuse_damage(mask: Mask | TiffMask) -> None:
-    if isinstance(mask, Mask):
-        intact(mask.path)
-    elif damage := mask.check():
-        raise BlocksFailed(f"{mask.path}: {damage[0]}. Make it again")
+    return mask.has_objects and len(mask.info["model"]["footprint"]) > 2 and max(mask.shape[:-2], default=1) > 1
 
 
 @contextmanager
 def open_for(
     out: Path, mask: str | Path, image: str | Path | None, *, replace: bool, is_ours: Callable[[Path], bool], kind: str
-) -> Iterator[tuple[Mask | TiffMask, Grid]]:
+) -> Iterator[tuple[AnyMask, Grid]]:
     """Open a mask to export, and find where it lies in its image; raise before any work if a file cannot be made.
 
     Parameters
@@ -94,13 +86,13 @@ def open_for(
         if out.suffix.lower() not in ENDINGS[kind]:
             raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
         grid = find_grid(opened, image)
-        _refuse_damage(opened)
+        opened.refuse_damage()
         yield opened, grid
 
 
-def shapes_of(mask: Mask | TiffMask, progress: Progress | None = None) -> Iterator[Shape]:
+def shapes_of(mask: AnyMask, progress: Progress | None = None) -> Iterator[Shape]:
     """Yield the shapes of a mask, plane by plane, ordered by their last rows."""
-    seed, objects = uuid5(NAMESPACE_OID, json.dumps(mask.info, sort_keys=True)), has_objects(mask)
+    seed, objects = uuid5(NAMESPACE_OID, json.dumps(mask.info, sort_keys=True)), mask.has_objects
     names = class_names(mask)
     planes, height = list(product(*map(range, mask.shape[:-2]))), mask.shape[-2]
     for number, index in enumerate(planes):
@@ -148,7 +140,7 @@ def parse_area(area: str | float) -> tuple[float, str]:
     return float(said[1]), said[2]
 
 
-def min_pixels(mask: Mask | TiffMask, area: str | float | None) -> float:
+def min_pixels(mask: AnyMask, area: str | float | None) -> float:
     """Convert a minimum area, a number of pixels or text such as ``"20um2"``, to pixels of the mask.
 
     Raises
@@ -177,17 +169,17 @@ def pixels_of_area(
     return number / (y * x)
 
 
-def class_names(mask: Mask | TiffMask) -> dict[int, str]:
+def class_names(mask: AnyMask) -> dict[int, str]:
     """Return the names of the classes that shapes may have, by mask value; numbered objects have a single class, 0."""
     labels: Mapping[str, Any] = mask.info["card"]["labels"]
     names = {int(value): str(name) for value, name in labels.items() if value.isdecimal()}
-    if not has_objects(mask):
+    if not mask.has_objects:
         return names
     return {0: next(iter(names.values())) if len(names) == 1 else "object"}
 
 
 def _strips(
-    mask: Mask | TiffMask, plane: tuple[int, ...], advance: Callable[[int], None] = lambda row: None
+    mask: AnyMask, plane: tuple[int, ...], advance: Callable[[int], None] = lambda row: None
 ) -> Iterator[NDArray[Any]]:
     """Yield a plane in strips from top to bottom, reading whole rows of chunks at once unless they are too large."""
     height, width = mask.shape[-2:]

@@ -11,9 +11,8 @@ from skimage.segmentation import find_boundaries
 from tilenet.card import colors_of
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
-from tilenet.store import Mask
+from tilenet.store import AnyMask
 from tilenet.store.tissue_map import TISSUE_COLOR
-from tilenet.tiff_mask import TiffMask, has_objects
 
 Picture = NDArray[np.uint8]
 # Opacity of filled objects; outlines are opaque.
@@ -26,7 +25,7 @@ PLATE = 4
 LEGIBLE = 18
 
 
-def paint_tissue(picture: Picture, mask: Mask | TiffMask, part: Box) -> None:
+def paint_tissue(picture: Picture, mask: AnyMask, part: Box) -> None:
     """Darken the blocks that were skipped, and draw the border of the tissue."""
     if mask.tissue is None:
         raise SettingsError(f"{mask.path}: has no tissue map: it was made without --tissue. Leave it out here too")
@@ -39,7 +38,7 @@ def paint_tissue(picture: Picture, mask: Mask | TiffMask, part: Box) -> None:
     picture[find_boundaries(mask.tissue.at(y, x), mode="thick")] = TISSUE_COLOR  # type: ignore[no-untyped-call]
 
 
-def paint(picture: Picture, values: NDArray[Any], mask: Mask | TiffMask, *, fill: bool) -> None:
+def paint(picture: Picture, values: NDArray[Any], mask: AnyMask, *, fill: bool) -> None:
     """Draw the nonzero values of a mask; even objects smaller than a pixel of the picture are drawn."""
     h, w = picture.shape[:2]
     # If the mask is finer than the picture, rims two mask pixels wide would fill small objects.
@@ -60,9 +59,9 @@ def _rims(values: NDArray[Any], width: int) -> NDArray[Any]:
     return np.where(inside == 0, values, 0)
 
 
-def _colours(numbers: NDArray[Any], mask: Mask | TiffMask) -> NDArray[np.float64]:
+def _colours(numbers: NDArray[Any], mask: AnyMask) -> NDArray[np.float64]:
     """Return the colour of each number: (n, 3), 0 to 255."""
-    if has_objects(mask):
+    if mask.has_objects:
         # Steps by the golden ratio put consecutive numbers far apart on the colour circle.
         hue = numbers.astype(np.float64)[:, None] * 0.618034 + np.array([0, 1 / 3, 2 / 3])
         bright: NDArray[np.float64] = 155 + 100 * np.cos(2 * np.pi * hue)

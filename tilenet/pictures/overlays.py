@@ -22,8 +22,8 @@ from tilenet.provenance import closing, open_as_segmented, remark, resolution_of
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution
 from tilenet.region import Roi, find_roi
-from tilenet.store import Mask
-from tilenet.tiff_mask import TiffMask, open_mask
+from tilenet.store import AnyMask
+from tilenet.tiff_mask import open_mask
 
 # Warnings about what the picture shows; the command line prints them.
 LOG = logging.getLogger("tilenet")
@@ -109,7 +109,7 @@ def overlay(
 
 
 @contextmanager
-def _as_segmented(image: Any, mask: Mask | TiffMask) -> Iterator[Image]:
+def _as_segmented(image: Any, mask: AnyMask) -> Iterator[Image]:
     """Open the image on the pixel grid of its mask, with the channels that were segmented."""
     channels = mask.info["record"].get("channels")
     with closing(open_as_segmented(image, mask), image) as stored:
@@ -123,7 +123,7 @@ def _as_segmented(image: Any, mask: Mask | TiffMask) -> Iterator[Image]:
         yield seen.with_channels(channels) if channels else seen
 
 
-def _refuse_misfit(image: Image, mask: Mask | TiffMask) -> None:
+def _refuse_misfit(image: Image, mask: AnyMask) -> None:
     """Raise `OutputMismatch` if the axes, the shape or the pixel size of an image are not those of its mask."""
     ends = tuple(a + n for a, n in zip(mask.origin, mask.shape, strict=True))
     whole = mask.info["record"].get("roi") is None
@@ -142,7 +142,7 @@ def _refuse_misfit(image: Image, mask: Mask | TiffMask) -> None:
             )
 
 
-def _part(image: Image, mask: Mask | TiffMask, roi: Roi | None) -> Box:
+def _part(image: Image, mask: AnyMask, roi: Roi | None) -> Box:
     drawn = Box(mask.origin, tuple(a + n for a, n in zip(mask.origin, mask.shape, strict=True)))
     if roi is None:
         return drawn
@@ -152,7 +152,7 @@ def _part(image: Image, mask: Mask | TiffMask, roi: Roi | None) -> Box:
     return asked
 
 
-def _plane(part: Box, mask: Mask | TiffMask, plane: int | Sequence[int] | None) -> Box:
+def _plane(part: Box, mask: AnyMask, plane: int | Sequence[int] | None) -> Box:
     """Return one plane of a part: the one asked for, or the middle one."""
     ends = list(zip(part.start[:-2], part.stop[:-2], strict=True))
     chosen = tuple((a + b) // 2 for a, b in ends)
@@ -217,7 +217,7 @@ def _coloured(pixels: NDArray[np.float32], image: Image) -> Picture:
     return (picture.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _values(mask: Mask | TiffMask, part: Box, shape: tuple[int, int]) -> NDArray[Any]:
+def _values(mask: AnyMask, part: Box, shape: tuple[int, int]) -> NDArray[Any]:
     """Return the mask's values in the part, from the coarsest level as fine as the picture."""
     inner = part.relative_to(mask.origin)
     level = _coarsest([level.shape[-2:] for level in mask.levels], inner, shape)

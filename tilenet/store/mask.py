@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tilenet.errors import BlocksFailed, OutputIncomplete, first_line
 from tilenet.readers.boundary import one_line
 from tilenet.store.blocks import Blocks
+from tilenet.store.damage import blocks_lost, find_damage
 from tilenet.store.kept import KeptFiles, Replaced, Stamp, stamp_of
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import placement, read_root
@@ -85,6 +86,15 @@ class AnyMask:
         """The tissue map, which decided which blocks were skipped; None if none was asked for."""
         return self.layout.tissue_map
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether its values are numbers of objects, not classes."""
+        return bool(self.info["record"]["output"] == "objects")
+
+    def refuse_damage(self) -> None:
+        """Raise `BlocksFailed` if files differ from what was written; reads all of them."""
+        raise NotImplementedError
+
     def layer(self) -> dict[str, Any]:
         """Return what napari needs to show the mask over its image: ``viewer.add_labels(**mask.layer())``.
 
@@ -147,6 +157,15 @@ class Mask(AnyMask):
         _refuse_lost(path, layout)
         self.levels = tuple(_open(path, str(i), layout, stamp) for i in range(len(layout.levels)))
         self.probabilities: Array | None = _open(path, PROBABILITIES, layout, stamp) if layout.classes else None
+
+    def refuse_damage(self) -> None:
+        """Raise `BlocksFailed` if files differ from what was written; reads all of them."""
+        blocks = Blocks(self.path, self.layout, "")
+        if damage := [*blocks_lost(blocks), *find_damage(self.path, blocks)]:
+            raise BlocksFailed(
+                f"{self.path}: {len(damage)} files differ from what was written ({damage[0]}). "
+                f"Repair it: run the command that made it again, with --resume"
+            )
 
 
 def open_mask(path: str | Path) -> Mask:
