@@ -10,7 +10,7 @@ from skimage.measure import label, regionprops
 from stub import Bright, Bright3D
 
 import tilenet
-from tilenet.errors import OutputExists, SettingsError
+from tilenet.errors import BlocksFailed, OutputExists, OutputMismatch, SettingsError
 from tilenet.export import shapes
 from tilenet.export.measures import COLUMNS, read_table, write_table
 from tilenet.footprint import Footprint
@@ -238,6 +238,26 @@ def test_a_least_area_that_cannot_be_said_of_a_mask_is_refused(tmp_path, tilenet
             assert code == 2 and said in err and len(err.splitlines()) == 1 and not (tmp_path / name).exists()
     code, _, err = tilenet_command("export", tmp_path / "m.zarr", "--tiff", tmp_path / "x.tif", "--min-area", 3)
     assert code == 2 and "is for --geojson and --csv" in err and not (tmp_path / "x.tif").exists()
+
+
+def test_a_mask_is_read_only_when_nothing_else_can_be_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "i.tif", PIXELS)
+    tifffile.imwrite(tmp_path / "other.tif", PIXELS[1:])
+    for name, objects in (("m", False), ("o", True)):
+        tilenet.segment(tmp_path / "i.tif", tmp_path / f"{name}.zarr", model=Bright(), objects=objects)
+        shard = next(path for path in (tmp_path / f"{name}.zarr" / "0" / "c").rglob("*") if path.is_file())
+        shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    other = {"image": tmp_path / "other.tif", "intensities": True}
+    for name, error, options in (
+        ("m", SettingsError, {"min_area": "20um2"}),
+        ("m", SettingsError, {"intensities": True}),
+        ("o", OutputMismatch, other),
+        ("m", BlocksFailed, {}),
+    ):
+        with pytest.raises(error):
+            write_table(tmp_path / f"{name}.zarr", tmp_path / "t.csv", **options)
+    with pytest.raises(SettingsError):
+        tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "t.geojson", min_area="20um2")
 
 
 def test_a_table_is_written_as_csv_alone(tmp_path):

@@ -119,7 +119,9 @@ def write_geojson(
     out = Path(out).absolute()
     with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON") as (opened, grid):
         found = Outlined(out, objects=opened.has_objects, volumes=has_volumes(opened))
-        shapes = drop_small(shapes_of(opened, progress), min_pixels(opened, min_area), found)
+        least = min_pixels(opened, min_area)
+        opened.refuse_damage()
+        shapes = drop_small(shapes_of(opened, progress), least, found)
         with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
             for part in _Features(opened, grid, kind, found).collection(shapes):
                 file.write(part)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import SettingsError
-from tilenet.provenance import closing, open_as_segmented, refuse_another, resolution_of
+from tilenet.provenance import check_image, closing, open_as_segmented, resolution_of
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution
 from tilenet.store import AnyMask
@@ -16,11 +17,8 @@ from tilenet.store import AnyMask
 Means = NDArray[np.float64]
 
 
-def mean_intensities(mask: AnyMask, image: str | Path | None) -> tuple[list[str], Means]:
-    """Return column names, and the mean of each channel over each object, (n + 1, C), in the units of the image.
-
-    The image is read block by block at the resolution of the mask, resampled if the mask was made from resampled
-    pixels. All channels are measured, not only those that the network saw. The row of number 0 is NaN.
+def check_intensities(mask: AnyMask, image: str | Path | None) -> None:
+    """Raise if the intensities of a mask cannot be measured in an image; reads no pixels.
 
     Raises
     ------
@@ -35,11 +33,24 @@ def mean_intensities(mask: AnyMask, image: str | Path | None) -> tuple[list[str]
         raise SettingsError(
             f"{mask.path}: has classes, and intensities are measured for objects. Make it with --objects"
         )
-    source = mask.info["image"]["path"] if image is None else image
+    check_image(_source(mask, image), mask)
+
+
+def mean_intensities(mask: AnyMask, image: str | Path | None) -> tuple[list[str], Means]:
+    """Return column names, and the mean of each channel over each object, (n + 1, C), in the units of the image.
+
+    The image, which `check_intensities` has accepted, is read block by block at the resolution of the mask, resampled
+    if the mask was made from resampled pixels. All channels are measured, not only those that the network saw. The row
+    of number 0 is NaN.
+    """
+    source = _source(mask, image)
     with closing(open_as_segmented(source, mask), source) as opened:
-        refuse_another(opened, mask)
         seen = at_resolution(opened, resolution_of(mask))
         return _columns(seen), _means(mask, seen)
+
+
+def _source(mask: AnyMask, image: str | Path | None) -> Any:
+    return mask.info["image"]["path"] if image is None else image
 
 
 def _columns(image: Image) -> list[str]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tilenet.arguments import known_options
 from tilenet.export.corners import area_and_centroid
-from tilenet.export.intensities import mean_intensities
+from tilenet.export.intensities import check_intensities, mean_intensities
 from tilenet.export.measured import Measured, Tally
 from tilenet.export.placement import Grid, find_grid
 from tilenet.export.shapes import (
@@ -125,9 +125,12 @@ def write_table(
     """
     out = Path(out).absolute()
     with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table") as (opened, grid):
-        found = _empty_result(opened, out)
+        found, least = _empty_result(opened, out), min_pixels(opened, min_area)
+        if intensities:
+            check_intensities(opened, image)
+        opened.refuse_damage()
         names, means = mean_intensities(opened, image) if intensities else ([], None)
-        shapes = drop_small(shapes_of(opened, progress), min_pixels(opened, min_area), found)
+        shapes = drop_small(shapes_of(opened, progress), least, found)
         tally = Tally(found, opened.tissue, grid)
         with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")

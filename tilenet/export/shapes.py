@@ -71,6 +71,8 @@ def open_for(
 ) -> Iterator[tuple[AnyMask, Grid]]:
     """Open a mask to export, and find where it lies in its image; raise before any work if a file cannot be made.
 
+    The caller checks the mask for damage, which reads all of it, when nothing else can be refused any more.
+
     Parameters
     ----------
     out : Path
@@ -85,9 +87,7 @@ def open_for(
         check_file_place(out, replace=replace, is_ours=is_ours, kind=kind, image=image, mask=mask)
         if out.suffix.lower() not in ENDINGS[kind]:
             raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
-        grid = find_grid(opened, image)
-        opened.refuse_damage()
-        yield opened, grid
+        yield opened, find_grid(opened, image)
 
 
 def shapes_of(mask: AnyMask, progress: Progress | None = None) -> Iterator[Shape]:
