@@ -88,7 +88,7 @@ class Blocking:
 def blocking_of(outputs: int, inputs: int, dtype: torch.dtype) -> Blocking:
     """Return how a convolution is divided: it depends on channels and dtype only, so that no sum depends on the tile.
 
-    Measured on an H200 (docs/figures.md).
+    Measured on an H200.
 
     Examples
     --------
