@@ -100,7 +100,7 @@ def both_ways(network, *, output="mask", image=IMAGE, **options):
             scaling=Scaling((3.0, 0.0, 1.0), (7.0,), (-1.0, 20.0)),
         )
         sink = ArraySink(job)
-        report = run(job.plan, job.image, predictor, decide=job.decision, sink=sink)
+        report = run(job.plan, job.image, predictor, decide=job.decision, pending=sink.pending(), write=sink.write)
         found.append((report.failures, sink.arrays))
     return found
 

@@ -147,7 +147,9 @@ def run_with(path, *, kept):
         plan = plan_tiles(PIXELS.shape, Middle.footprint, tile=48, block=BLOCK, batch=2)
         cache_of(image).max_bytes = kept * FILE_TILE**2
         sink = Mask(plan)
-        report = run(plan, image, Middle(), decide=Decision("softmax", (0, 1)), sink=sink)
+        report = run(
+            plan, image, Middle(), decide=Decision("softmax", (0, 1)), pending=sink.pending(), write=sink.write
+        )
         assert not report.failures
         assert np.array_equal(sink.pixels, PIXELS > 100)
         touched = set()

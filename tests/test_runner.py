@@ -68,7 +68,15 @@ def expected_mask(pixels):
 
 
 def go(image, plan, sink, predictor=None, **options):
-    return run(plan, image, predictor or BoxSum(), decide=Decision("softmax", (0, 1)), sink=sink, **options)
+    return run(
+        plan,
+        image,
+        predictor or BoxSum(),
+        decide=Decision("softmax", (0, 1)),
+        pending=sink.pending(),
+        write=sink.write,
+        **options,
+    )
 
 
 def test_a_run_writes_what_the_predictor_gives_on_the_mirrored_whole():

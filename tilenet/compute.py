@@ -16,7 +16,7 @@ from tilenet.decide import Arrays, ObjectRule
 from tilenet.errors import BlocksFailed
 from tilenet.instances import View, number_objects
 from tilenet.job import Job
-from tilenet.runner import Report, Sink, run
+from tilenet.runner import Report, run
 from tilenet.scaling import Scaling
 from tilenet.store import ShardMaker, Store, TissueMap
 
@@ -68,56 +68,70 @@ def finish(store: Store, *, progress: Progress | None = None, make_shards: Shard
         store.finish()
 
 
-class Skipping(Sink, Protocol):
-    """A sink that can also mark a block as background, without pixels."""
+class Sink(Protocol):
+    """Where blocks go: a `Store`, or arrays in memory."""
+
+    def pending(self, *, among: range | None = None) -> Iterable[int]:
+        """Return the indices of the blocks, all or in a range, that are still to be written."""
+
+    def write(self, index: int, arrays: Arrays) -> object:
+        """Store the arrays of one whole block; called once per block, from one thread."""
 
     def write_background(self, index: int) -> object:
-        """Mark one whole block as background."""
+        """Mark one whole block as background, without pixels."""
 
 
 def run_job(
     job: Job,
     scaling: Scaling,
-    sink: Skipping,
+    sink: Sink,
     *,
     tissue: TissueMap | None,
     progress: Progress | None = None,
-    blocks: Iterable[int] | None = None,
+    among: range | None = None,
 ) -> Report:
-    """Compute the pending blocks of a sink with the job's number of threads; blocks without tissue are background.
+    """Compute the pending blocks of a sink, all or in a range, with the job's number of threads.
 
-    `blocks` are all blocks of the sink, for the progress; default all blocks of the job.
+    Blocks without tissue are background.
     """
-    skipped = skip_glass(job, sink, tissue)
-    advance = progress_counter(job, sink.pending(), progress, blocks=blocks)
+    skipped = skip_glass(job, sink, tissue, among=among)
+    advance = progress_counter(job, sink.pending(among=among), progress, among=among)
     with machine.threads(job.record["threads"]):
-        report = run(job.plan, job.image, job.predictor(scaling), decide=job.decision, sink=sink, progress=advance)
+        report = run(
+            job.plan,
+            job.image,
+            job.predictor(scaling),
+            decide=job.decision,
+            pending=sink.pending(among=among),
+            write=sink.write,
+            progress=advance,
+        )
     report.skipped = skipped
     return report
 
 
-def skip_glass(job: Job, sink: Skipping, tissue: TissueMap | None) -> int:
+def skip_glass(job: Job, sink: Sink, tissue: TissueMap | None, *, among: range | None = None) -> int:
     """Write the pending blocks without tissue as background, reading no pixels; return their number."""
     if tissue is None:
         return 0
     # The map covers one plane, and applies to every plane of a stack.
     computed = tissue.computed(job.plan).ravel()
-    glass = [index for index in sink.pending() if not computed[index % computed.size]]
+    glass = [index for index in sink.pending(among=among) if not computed[index % computed.size]]
     for index in glass:
         sink.write_background(index)
     return len(glass)
 
 
 def progress_counter(
-    job: Job, pending: Iterable[int], progress: Progress | None, *, blocks: Iterable[int] | None = None
+    job: Job, pending: Iterable[int], progress: Progress | None, *, among: range | None = None
 ) -> Callable[[int], None]:
     """Return a function that adds pixels to those already written, and reports the sum to `progress`.
 
-    The total is that of `blocks`, by default of all blocks of the job.
+    The total is that of the blocks in `among`, by default of all blocks of the job.
     """
     if progress is None:
         return lambda pixels: None
-    total = prod(job.plan.shape) if blocks is None else sum(job.plan[i].box.size for i in blocks)
+    total = prod(job.plan.shape) if among is None else sum(job.plan[i].box.size for i in among)
     done = total - sum(job.plan[i].box.size for i in pending)
 
     def advance(pixels: int) -> None:
@@ -182,16 +196,17 @@ def _to_arrays(job: Job, scaling: Scaling, progress: Progress | None, report: Re
 
 
 class ArraySink:
-    """A sink that copies blocks into arrays in memory; see `tilenet.runner.Sink`."""
+    """A sink that copies blocks into arrays in memory."""
 
     def __init__(self, job: Job) -> None:
         self._plan, self.arrays = job.plan, Arrays()
         self._decide, self._classes, self._ndim = job.decision, len(job.card.classes), job.footprint.ndim
         self._written: set[int] = set()
 
-    def pending(self) -> Iterable[int]:
-        """Return the blocks that are not written yet."""
-        return (index for index in range(len(self._plan)) if index not in self._written)
+    def pending(self, *, among: range | None = None) -> Iterable[int]:
+        """Return the blocks, all or in a range, that are not written yet."""
+        among = range(len(self._plan)) if among is None else among
+        return (index for index in among if index not in self._written)
 
     def write_background(self, index: int) -> None:
         """Leave a block 0 in every array."""

@@ -1,7 +1,7 @@
 """The loop: read ahead, predict, write behind.
 
 The loop knows neither files nor PyTorch: an image is anything to `read` boxes from, a predictor is
-any callable, and a sink is anything to `write` whole blocks to. The plan has done all arithmetic.
+any callable, and blocks are handed, whole, to a function. The plan has done all arithmetic.
 The `Decision` turns logits into mask values, here or where the predictor computes.
 """
 
@@ -29,6 +29,8 @@ from tilenet.readers.image import READERS, Image
 # Most blocks that are finished but not yet on disk. Together with the batches read ahead, this bounds the memory beside
 # the activations.
 BEHIND = 2
+# Stores the arrays of one whole block, by its index.
+Write = Callable[[int, Arrays], object]
 # Waits for a batch that was begun, and returns the arrays of each of its tiles.
 Finish = Callable[[], Sequence[Arrays]]
 
@@ -59,16 +61,6 @@ class DecidingPredictor(Protocol):
 
     def begin(self, batch: NDArray[Any], tiles: Sequence[Tile], decide: Decision) -> Finish:
         """Begin a batch of raw pixels (N, C, *n); either this or the returned function raises any error."""
-
-
-class Sink(Protocol):
-    """The destination of blocks."""
-
-    def pending(self) -> Iterable[int]:
-        """Return the indices of the blocks that are still to be written."""
-
-    def write(self, index: int, arrays: Arrays) -> object:
-        """Store the arrays of one whole block; called once per block, from one thread."""
 
 
 @dataclass
@@ -119,18 +111,23 @@ def run(
     predictor: Predictor,
     *,
     decide: Decision,
-    sink: Sink,
+    pending: Iterable[int],
+    write: Write,
     progress: Callable[[int], None] = lambda pixels: None,
 ) -> Report:
-    """Compute every pending block and hand it to the sink.
+    """Compute every pending block and write it.
 
     If a block fails, the report notes it, and the other blocks are still computed. An
     `EnvironmentFault`, a problem of the machine, ends the run.
 
     Parameters
     ----------
-    plan, image, predictor, decide, sink
-        What to compute, from which image, how, and where to write it.
+    plan, image, predictor, decide
+        What to compute, from which image, and how.
+    pending : iterable of int
+        Indices of the blocks that are still to be written.
+    write : callable
+        Stores the arrays of one block; called once per block, from one thread.
     progress : callable
         Called after each batch, with the number of pixels that it has added.
     """
@@ -139,10 +136,10 @@ def run(
     ahead = batches_ahead(plan.batch, asynchronous=one.in_flight > 1)
     reading = Reading(image, ndim, ahead=ahead, allocate=one.allocate)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
-        blocks = _Blocks(ndim, sink, writer, report=report, progress=progress)
+        blocks = _Blocks(ndim, write, writer, report=report, progress=progress)
         begun: deque[tuple[Batch, Finish | None]] = deque()
         try:
-            for batch in reading.batches(readers, all_batches(plan, sink.pending())):
+            for batch in reading.batches(readers, all_batches(plan, pending)):
                 begun.append((batch, blocks.begin(batch, begin)))
                 if len(begun) == one.in_flight:
                     blocks.finish(*begun.popleft())
@@ -180,13 +177,13 @@ class _Blocks:
     def __init__(
         self,
         ndim: int,
-        sink: Sink,
+        write: Write,
         writer: ThreadPoolExecutor,
         *,
         report: Report,
         progress: Callable[[int], None],
     ) -> None:
-        self._ndim, self._sink, self._writer = ndim, sink, writer
+        self._ndim, self._write, self._writer = ndim, write, writer
         self._report, self._progress = report, progress
         self._buffers: Arrays = {}
         self._behind: deque[tuple[Block, Future[Timed[object]]]] = deque()
@@ -215,7 +212,7 @@ class _Blocks:
         self._progress(sum(tile.write.size for tile in work.tiles))
         if work.last:
             if block.index not in failures:
-                write = self._writer.submit(timed, self._sink.write, block.index, self._buffers)
+                write = self._writer.submit(timed, self._write, block.index, self._buffers)
                 self._behind.append((block, write))
             self._buffers = {}
             self.settle(leave=BEHIND - 1)

@@ -9,15 +9,12 @@ restarted with the same command, on any machine.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import Any
 
 from tilenet.address import check_local
 from tilenet.compute import Progress, finish, raise_if_failed, run_job
-from tilenet.decide import Arrays
 from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, SettingsError
 from tilenet.job import Job
 from tilenet.outputs import create_store
@@ -75,26 +72,6 @@ def check_combination(out: str | Path | None, *, tiff: bool, objects: bool, over
         raise SettingsError(f"shard: {other}. Leave one of them out")
 
 
-@dataclass
-class ShareSink:
-    """A sink for the blocks of one share; see `tilenet.runner.Sink`."""
-
-    store: Store
-    blocks: range
-
-    def pending(self) -> Iterable[int]:
-        """Return the pending blocks of the share."""
-        return self.store.pending(among=self.blocks)
-
-    def write(self, index: int, arrays: Arrays) -> object:
-        """Write one block."""
-        return self.store.write(index, arrays)
-
-    def write_background(self, index: int) -> object:
-        """Write one block as background."""
-        return self.store.write_background(index)
-
-
 def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | None = None) -> Report:
     """Compute the pending blocks of a share; finish the store if no other share has anything left to do.
 
@@ -106,11 +83,11 @@ def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | 
     share = checked_share(share)
     store, job, scaling = _open_share(out, wanted, share)
     try:
-        sink = ShareSink(store, blocks_of_share(share, store.layout.n_blocks(0)))
+        among = blocks_of_share(share, store.layout.n_blocks(0))
         tissue = store.layout.tissue_map
         report = Report()
         if not store.complete:
-            report = run_job(job, scaling, sink, tissue=tissue, progress=progress, blocks=sink.blocks)
+            report = run_job(job, scaling, store, tissue=tissue, progress=progress, among=among)
         raise_if_failed(report, job)
     finally:
         store.close()

@@ -130,10 +130,15 @@ class Opened:
 
     def compute(self, index: int) -> BlockResult:
         """Compute and write one block."""
-        (job, _), sink = self._settled, OneBlock(self.store, index)
+        lines: list[bytes] = []
+
+        def write(index: int, arrays: Arrays) -> None:
+            lines.append(self.store.write(index, arrays))
+
+        job, _ = self._settled
         with machine.threads(job.record["threads"]):
-            report = run(job.plan, job.image, self._predictor, decide=job.decision, sink=sink)
-        return BlockResult(sink.line, report, failure=report.failures.get(index, ""))
+            report = run(job.plan, job.image, self._predictor, decide=job.decision, pending=[index], write=write)
+        return BlockResult(b"".join(lines), report, failure=report.failures.get(index, ""))
 
     def close(self) -> None:
         """Close store and image."""
@@ -141,21 +146,6 @@ class Opened:
         if "_settled" in vars(self):
             job, _ = self._settled
             job.close()
-
-
-class OneBlock:
-    """A sink for a single block; see `tilenet.runner.Sink`."""
-
-    def __init__(self, store: Store, index: int) -> None:
-        self._store, self._index, self.line = store, index, b""
-
-    def pending(self) -> Iterable[int]:
-        """Return the index of the one block."""
-        return (self._index,)
-
-    def write(self, index: int, arrays: Arrays) -> None:
-        """Write the block, and keep its journal line."""
-        self.line = self._store.write(index, arrays)
 
 
 _opened: OrderedDict[tuple[str, str], Opened] = OrderedDict()
