@@ -1,9 +1,11 @@
 """Slides, DICOM and CZI: what is particular to each, and what all kinds, planes too, must do."""
 
 import pickle
+import re
 import shutil
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,35 @@ def test_a_mirax_slide_is_read_and_what_was_not_scanned_is_its_background(tmp_pa
         np.testing.assert_array_equal(whole(image), np.moveaxis(expected, 2, 0))
         scanned = np.s_[:, :16, :16]
         np.testing.assert_array_equal(whole(image.at_level(1))[scanned], np.moveaxis(expected[:32:2, :32:2], 2, 0))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_damaged_tile_of_a_mirax_slide_spoils_no_other(tmp_path, monkeypatch, threads):
+    pytest.importorskip("openslide")
+    monkeypatch.setattr("tilenet.readers.slide.SIDE", (16, 16))
+    places = [(row, column) for row in range(4) for column in range(4)]
+    tiles = {place: RANDOM.integers(0, 255, (16, 16, 3), dtype=np.uint8) for place in places}
+    path = mirax(tmp_path, tiles)
+    data = path.with_suffix("") / "Data0000.dat"
+    content, damaged = data.read_bytes(), {(0, 1), (2, 2)}
+    for place in damaged:
+        at = [match.start() for match in re.finditer(b"IDAT", content)][places.index(place)] + 30
+        content = content[:at] + bytes(8) + content[at + 8 :]
+    data.write_bytes(content)
+
+    def read(place):
+        y, x = (16 * n for n in place)
+        try:
+            return image.read(Box((y, x), (y + 16, x + 16)))
+        except ImageError:
+            return None
+
+    with open_image(path) as image, ThreadPoolExecutor(threads) as readers:
+        for _ in range(3):
+            found = dict(zip(places, readers.map(read, places), strict=True))
+            assert {place for place in places if found[place] is None} == damaged
+            for place in tiles.keys() - damaged:
+                np.testing.assert_array_equal(found[place], np.moveaxis(tiles[place], 2, 0))
 
 
 # DICOM

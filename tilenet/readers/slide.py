@@ -4,7 +4,8 @@ Pixels are 8-bit red, green and blue, as OpenSlide returns them. Areas that were
 transparent in OpenSlide, and are read as the slide's background colour (white if it names none).
 OpenSlide takes positions in pixels of the finest level, so if the downsampling of a level is not
 a whole number, its pixels have no exact position. Levels are therefore read in pieces on a fixed
-grid, so that every pixel has the same value whichever box is read.
+grid, so that every pixel has the same value whichever box is read. After one error OpenSlide
+refuses all further reads of an open slide, which is then opened anew.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ class SlideSource:
         with needing(path, kind="a slide", library="OpenSlide", extra="slide"):
             import openslide
         self.path, self.cache, self.bytes = path, PieceCache(), Path(path).stat().st_size
+        self._open: Any = openslide.OpenSlide
+        self._failure = openslide.OpenSlideError
         with refusing(f"{path}: cannot be read by OpenSlide", DAMAGED):
-            self.slide: Any = openslide.OpenSlide(path)
+            self.slide: Any = self._open(path)
         try:
             with refusing(f"{path}: cannot be read by OpenSlide", DAMAGED):
                 self._read_metadata(dict(self.slide.properties))
@@ -61,13 +64,29 @@ class SlideSource:
     def _decoded(self, level: int, box: Box) -> Pixels:
         at = tuple(round(a * self.downsamples[level]) for a in reversed(box.start))
         with refusing(f"{self.path}: {box} of level {level} cannot be read", DAMAGED):
-            rgba = np.asarray(self.slide.read_region(at, level, box.shape[::-1]))  # (y, x, 4)
+            rgba = np.asarray(self._region(at, level, box.shape[::-1]))  # (y, x, 4)
             alpha = rgba[..., 3:].astype(np.uint16)
             colour = rgba[..., :3]
             if not (alpha == 255).all():
                 behind = np.array(self.background, np.uint16)
                 colour = ((colour * alpha + behind * (255 - alpha) + 127) // 255).astype(np.uint8)
             return np.moveaxis(np.ascontiguousarray(colour), 2, 0)
+
+    def _region(self, at: tuple[int, ...], level: int, size: tuple[int, ...]) -> Any:
+        """Read a region; after an error, which may be that of another region, once more from a slide opened anew."""
+        try:
+            return self.slide.read_region(at, level, size)
+        except self._failure:
+            pass
+        # No other thread reads from it until this region is read. The old one closes itself when nobody reads from it.
+        anew = self._open(self.path)
+        try:
+            region = anew.read_region(at, level, size)
+        except BaseException:
+            anew.close()
+            raise
+        self.slide = anew
+        return region
 
 
 class SlideImage(Image):
