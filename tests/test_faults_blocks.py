@@ -16,7 +16,7 @@ import tilenet
 from tilenet import api
 from tilenet.card import ModelCard
 from tilenet.cli.main import main
-from tilenet.errors import EnvironmentFault
+from tilenet.errors import DeviceLost, EnvironmentFault
 from tilenet.unet import UNet
 
 
@@ -85,19 +85,45 @@ def test_a_file_tile_that_cannot_be_read_is_named_with_its_block(commands, tmp_p
     assert np.array_equal(np.asarray(tilenet.open_mask(out)), np.asarray(tilenet.open_mask(whole)))
 
 
-def test_out_of_memory_on_a_device_ends_the_run_with_the_batch_to_try(tmp_path):
-    class Greedy(torch.nn.Conv2d):
-        footprint = tilenet.Footprint.same(2, reach=1)
+class Failing(torch.nn.Conv2d):
+    """A network that a device fails to compute for batches of more than two tiles."""
 
-        def forward(self, x):
-            if len(x) > 2:
-                raise torch.OutOfMemoryError("tried to allocate 3.00 GiB")
-            return super().forward(x)
+    footprint = tilenet.Footprint.same(2, reach=1)
 
-    pixels, network = np.zeros((600, 600), np.uint8), Greedy(1, 2, 3, padding=1)
+    def __init__(self, error):
+        super().__init__(1, 2, 3, padding=1)
+        self.error = error
+
+    def forward(self, x):
+        if len(x) > 2:
+            raise self.error
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate 3.00 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.7 GB). Tried to allocate 1.0 GB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: str(error)[:24],
+)
+def test_out_of_memory_on_a_device_ends_the_run_with_the_batch_to_try(tmp_path, error):
+    pixels, network = np.zeros((600, 600), np.uint8), Failing(error)
     with pytest.raises(EnvironmentFault, match=r"out of memory for a batch of shape .*Start again with --batch 2$"):
         tilenet.segment(pixels, tmp_path / "m.zarr", model=network, tile=64, batch=4)
     assert tilenet.segment(pixels, tmp_path / "n.zarr", model=network, tile=64, batch=2).shape == (600, 600)
+
+
+def test_a_gpu_that_fails_ends_the_run_and_no_block_is_at_fault(tmp_path):
+    network = Failing(RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"))
+    said = r"the GPU failed on a batch of shape .* \(CUDA error: an illegal memory access was encountered\)\. Run again"
+    with pytest.raises(DeviceLost, match=said) as caught:
+        tilenet.segment(np.zeros((600, 600), np.uint8), tmp_path / "m.zarr", model=network, tile=64, batch=4)
+    assert caught.value.exit_code == 4
 
 
 @pytest.fixture(scope="module")

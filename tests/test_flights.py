@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilenet.errors import BlocksFailed, EnvironmentFault, OutputLocked
+from tilenet.errors import BlocksFailed, DeviceLost, EnvironmentFault, OutputLocked
 from tilenet.runner import Report
 from tilenet.workers.flights import MOST, ROUNDS, TRIES, Queue, Slide, blocks_per_flight, seconds_per_flight
 from tilenet.workers.worker import BlockResult, FlightResult, Task
@@ -222,6 +222,30 @@ def test_a_block_that_is_refused_late_is_its_own_fault_and_not_its_neighbours():
 
     work_off(Queue([slide]), answers)
     assert slide.report.failures == {7: "out of memory"} and slide.report.blocks == 499
+
+
+def test_a_gpu_that_fails_spoils_no_block_if_others_compute_them():
+    slide, lost = slide_of(1000), DeviceLost("the GPU failed")
+
+    def answers(flight):
+        on_the_lost = "bad" not in flight.refused_by and flight.number % 2
+        return FlightResult(refusal="it failed", fault=lost, worker="bad") if on_the_lost else done(*flight.blocks)
+
+    work_off(Queue([slide]), answers)
+    assert slide.report.blocks == 1000 and not slide.report.failures and slide.error is None
+
+
+def test_if_none_other_does_it_ends_the_slide_and_no_block_is_at_fault():
+    slide, lost = slide_of(1000), DeviceLost("the GPU failed")
+
+    def answers(flight):
+        if slide.report.blocks:
+            return FlightResult(refusal="it failed", fault=lost, worker="bad")
+        return done(flight.blocks[0])
+
+    flights = work_off(Queue([slide]), answers)
+    assert slide.error is lost and not slide.report.failures and slide.in_flight == 0
+    assert len(flights) <= 3 * TRIES
 
 
 # The run, and many slides.

@@ -127,6 +127,27 @@ def test_a_gpu_computes_by_cudnn_without_tf32_or_tuning_and_leaves_what_the_call
     assert flags() == before
 
 
+def test_while_another_thread_computes_on_a_gpu_tf32_stays_off():
+    def flags():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+
+    before, first_in, second_in = flags(), threading.Event(), threading.Event()
+
+    def first():
+        with machine.exact(torch.device("cuda")):
+            first_in.set()
+            second_in.wait()
+
+    one = threading.Thread(target=first)
+    one.start()
+    first_in.wait()
+    with machine.exact(torch.device("cuda")):
+        second_in.set()
+        one.join()
+        assert flags() == (False, True)
+    assert flags() == before
+
+
 KINDS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
 
 
@@ -220,6 +241,30 @@ def test_what_computed_says_of_a_gpu(monkeypatch):
     assert predict.library_versions("fast", "cuda")["convolutions"] == "triton 3.9"
     assert predict.library_versions("fast", "cpu")["convolutions"] != "triton 3.9"
     assert predict.library_versions("plain", "cuda") == {"torch": torch.__version__}
+
+
+class Stacked(torch.nn.Module):
+    """Takes channels as planes: a 3-D layer in a 2-D network, with a buffer of another rank."""
+
+    footprint = tilenet.Footprint.same(2, reach=1)
+
+    def __init__(self):
+        super().__init__()
+        self.through, self.across = torch.nn.Conv3d(1, 4, (3, 1, 1)), torch.nn.Conv2d(4, 2, 3, padding=1)
+        self.register_buffer("scale", torch.full((1, 1, 1, 1, 1), 2.0))
+
+    def forward(self, x):
+        return self.across((self.through(x[:, None]) * self.scale)[:, :, 0])
+
+
+def test_a_network_may_have_layers_of_another_rank():
+    torch.manual_seed(0)
+    image, network = np.random.default_rng(0).random((3, 40, 50), np.float32), Stacked().eval()
+    found = tilenet.segment(image, model=network, axes="cyx", tile=16, output="logits")
+    with torch.inference_mode():
+        mirrored = np.pad(image, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+        expected = network(torch.from_numpy(mirrored[None]))[0, :, 1:-1, 1:-1].numpy()
+    assert np.abs(found - expected).max() <= 1e-5 * np.ptp(expected)
 
 
 @pytest.mark.parametrize("engine", ["plain", "fast"])

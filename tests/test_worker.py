@@ -11,7 +11,7 @@ from workers import BLOCKS, TILES, a_slide, an_image, notes_of, opened, spoil, w
 
 import tilenet
 from tilenet import machine, wanted
-from tilenet.errors import EnvironmentFault, OutputLocked
+from tilenet.errors import DeviceLost, EnvironmentFault, OutputLocked
 from tilenet.options import Options
 from tilenet.outputs import open_store
 from tilenet.wanted import Wanted
@@ -108,6 +108,15 @@ def test_a_full_disk_ends_the_run_and_what_was_written_before_is_not_lost(slide,
     monkeypatch.setattr(Opened, "compute", full)
     result = compute(slide, 0, 1, 2)
     assert str(result.fault) == "disk full" and list(result.done) == [0]
+
+
+def test_where_a_gpu_fails_other_workers_are_asked_before_the_run_ends(slide, monkeypatch):
+    def fails(self, index):
+        raise DeviceLost("the GPU failed")
+
+    monkeypatch.setattr(Opened, "compute", fails)
+    result = compute(slide, 0, 1)
+    assert "the GPU failed" in result.refusal and isinstance(result.fault, DeviceLost) and not result.done
 
 
 def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatch):

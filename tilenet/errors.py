@@ -15,7 +15,8 @@
     │   └── OutputLocked                 another run is writing it
     ├── BlocksFailed (RuntimeError)  3   the run ended, some blocks could not be computed
     ├── VerifyFailed (RuntimeError)  3   the mask differs from what the network computes
-    └── EnvironmentFault (OSError)   4   disk full or read-only, or remote image lost: resumable
+    └── EnvironmentFault (OSError)   4   the machine, such as a full disk or a lost server: resumable
+        └── DeviceLost                   a GPU that failed
 
 Each message is one line that names the file, the offending number, and the way out. Each class
 also inherits from the builtin exception that users would expect to catch.
@@ -102,9 +103,16 @@ class VerifyFailed(TilenetError, RuntimeError):
 
 
 class EnvironmentFault(TilenetError, OSError):
-    """The disk is full or read-only, or a remote image is out of reach; the run can be resumed."""
+    """The machine, not the input: a full or read-only disk, too little memory on a device, a lost server or scheduler.
+
+    The run can be resumed.
+    """
 
     exit_code = 4
+
+
+class DeviceLost(EnvironmentFault):
+    """A GPU failed, and computes nothing more for this process; those of other workers may."""
 
 
 def refuse_windows() -> None:

@@ -20,6 +20,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 # The numbers set by the `threads` contexts that are still open, the newest last; and the number that the first found.
 _set: dict[object, int] = {}
 _found = [1]
+# How many `exact` contexts are open, and the settings that the first of them found.
+_exact = [0]
+_inexact: list[tuple[Any, str, object]] = []
 _changing = Lock()
 
 
@@ -45,19 +48,32 @@ def find_device(name: str) -> torch.device:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Switch off the features that make a GPU's results vary: TF32, and autotuned algorithms."""
+    """Switch off the features that make a GPU's results vary: TF32, and autotuned algorithms.
+
+    These settings are the process's, for all its threads. If contexts overlap, the last one to end restores what the
+    first one found.
+    """
     if device.type != "cuda":
         yield
         return
-    settings = _exact_settings()
-    before = [getattr(of, name) for of, name, _ in settings]
+    with _changing:
+        if not _exact[0]:
+            settings = _exact_settings()
+            _inexact[:] = [(of, name, getattr(of, name)) for of, name, _ in settings]
+            _set_all(settings)
+        _exact[0] += 1
     try:
-        for of, name, value in settings:
-            setattr(of, name, value)
         yield
     finally:
-        for (of, name, _), value in zip(settings, before, strict=True):
-            setattr(of, name, value)
+        with _changing:
+            _exact[0] -= 1
+            if not _exact[0]:
+                _set_all(_inexact)
+
+
+def _set_all(settings: list[tuple[Any, str, object]]) -> None:
+    for of, name, value in settings:
+        setattr(of, name, value)
 
 
 def _exact_settings() -> list[tuple[Any, str, object]]:

@@ -22,7 +22,7 @@ from tilenet import machine
 from tilenet.bands import Demand, band_pixels, can_band, pools_by_two
 from tilenet.decide import Decision
 from tilenet.engine import FastPath, accelerate, may_accelerate, out_of_memory, triton_version
-from tilenet.errors import EnvironmentFault, ModelError, SettingsError, first_line
+from tilenet.errors import DeviceLost, EnvironmentFault, ModelError, SettingsError, first_line
 from tilenet.fast import steps
 from tilenet.fast.native import convolutions
 from tilenet.footprint import Footprint
@@ -44,6 +44,8 @@ NOT_COMPILED = (
     "convolutions are PyTorch's, about two thirds as fast as those that tilenet compiles when it is installed "
     "where there is a C compiler, for x86-64 on Linux"
 )
+# What errors of a lack of memory say, beside `torch.OutOfMemoryError`: of the CPU, pinned memory, mps, cuBLAS, cuDNN.
+NO_ROOM = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 NOT_FAST = "engine fast: not for this network, or not on this machine. Start again with --engine plain"
 LOG = logging.getLogger("tilenet")
 # Fast paths that `find_engine` has checked and that a predictor has not yet taken, with the state of the weights then.
@@ -89,7 +91,7 @@ class TorchPredictor:
             self._forward = _fast(network, device, self.dtype)
         else:
             plain = _ready(network, device, self.dtype)
-            plain.to(memory_format=self._layout)  # type: ignore[call-overload]
+            _lay_out(plain, self._layout, footprint.ndim + 2)
             self._forward = lambda x, prepared: plain(prepared(x))
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.floating[Any]]:
@@ -213,6 +215,13 @@ def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.M
     return ready
 
 
+def _lay_out(network: nn.Module, layout: torch.memory_format, rank: int) -> None:
+    """Change the memory layout of the weights of a rank; others, as of a 3-D layer in a 2-D network, cannot have it."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == rank:
+            tensor.data = tensor.data.to(memory_format=layout)
+
+
 def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath:
     """Return the fast path of a network: the one that `find_engine` has just made, if there is one."""
     state, fast = _checked.pop(network, (None, None))
@@ -302,8 +311,12 @@ def weight_bytes(network: object) -> int:
 
 def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
     text = first_line(error)
-    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text:
+    if isinstance(error, torch.OutOfMemoryError) or any(said in text for said in NO_ROOM):
         half = max(1, shape[0] // 2)
         advice = f"--batch {half}" if shape[0] > 1 else "a smaller --tile or --memory"
         return EnvironmentFault(f"out of memory for a batch of shape {shape}. Start again with {advice}")
+    if text.startswith(("CUDA error", "HIP error")):  # after which it takes no more work from this process
+        return DeviceLost(
+            f"the GPU failed on a batch of shape {shape} ({text}). Run again with --resume, perhaps on another --device"
+        )
     return ModelError(f"the network failed on a batch of shape {shape}: {text}")

@@ -215,7 +215,7 @@ class Queue:
             self._drop(slide, slide.in_flight - left)
             return
         undone = tuple(index for index in flight.blocks if index not in result.done)
-        if result.fault:
+        if result.fault and not result.refusal:
             slide.abort(result.fault)
         if slide.error or not undone:
             self._drop(slide, len(undone))
@@ -242,6 +242,9 @@ class Queue:
         slide, blocks = flight.slide, flight.blocks
         if len(flight.refused_by) < TRIES:
             self._again.append(replace(flight, number=next(self._numbers)))
+        elif result.fault:
+            slide.abort(result.fault)
+            self._drop(slide, len(blocks))
         elif not slide.report.blocks:
             # No block of this slide was ever computed, so all others would be refused too.
             where = f"block {blocks[0]} at {slide.job.plan[blocks[0]].box}"

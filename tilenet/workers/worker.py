@@ -21,7 +21,7 @@ from typing import Any
 
 from tilenet import machine
 from tilenet.decide import Arrays
-from tilenet.errors import EnvironmentFault, OutputLocked, TilenetError, first_line
+from tilenet.errors import DeviceLost, EnvironmentFault, OutputLocked, TilenetError, first_line
 from tilenet.footprint import Footprint
 from tilenet.job import Job
 from tilenet.named import load_named
@@ -93,7 +93,7 @@ class FlightResult:
     death : bool
         Whether a worker died while it computed the first block without a result.
     fault : TilenetError or None
-        An error that ends the whole run.
+        An error that ends the whole run; together with a refusal, only if other workers refuse, too.
     """
 
     done: dict[int, BlockResult] = field(default_factory=dict)
@@ -176,6 +176,8 @@ def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: f
                 done[index] = opened.compute(index)
                 if monotonic() > until:
                     break
+        except DeviceLost as error:
+            return FlightResult(done, refusal=f"worker on {socket.gethostname()}: {first_line(error)}", fault=error)
         except (EnvironmentFault, OutputLocked) as error:
             return FlightResult(done, fault=error)
         except MemoryError:
