@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from store_helpers import INFO, LAYOUTS, replace_step, tree, truth_of, write_all
 from tilenet.errors import EnvironmentFault, OutputError, OutputLocked
 from tilenet.store import Store, holder, open_mask
 from tilenet.store import lease as leases
+from tilenet.store.files import NO_LINKS, put_under_new_name
 from tilenet.store.holder import this_machine
 from tilenet.store.lease import Holder, Lease
 
@@ -89,6 +91,59 @@ def test_a_store_that_cannot_be_begun_leaves_no_lease(tmp_path, monkeypatch, beg
             begins[begin]()
     assert not list(path.glob(".tilenet/*.[0-9]"))
     Store.resume(path).close()
+
+
+@pytest.fixture(params=sorted(set(NO_LINKS)), ids=errno.errorcode.get)
+def no_links(request, monkeypatch):
+    """Make this a file system without hard links."""
+
+    def refuse(source, target):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+def test_without_hard_links_leases_exclude_each_other_too(tmp_path, no_links):
+    path = tmp_path / "m.zarr"
+    first = Store.create(path, TINY, INFO)
+    with pytest.raises(OutputLocked, match=f"is being written by process {os.getpid()} on"):
+        Store.resume(path)
+    first.close()
+    shares = [Store.take_share(path, (number, 2)) for number in (1, 2)]
+    assert shares[0].run == shares[1].run
+    with pytest.raises(OutputLocked, match=r"is being written by share 1/2"):
+        Store.take_share(path, (1, 2))
+    for share in shares:
+        share.close()
+    write_all_blocks(store := Store.resume(path), truth_of(TINY))
+    store.close()
+    assert not list(path.glob(".tilenet/*.[0-9]")) and not list(path.glob(".tilenet/*.part"))
+
+
+def test_nor_does_more_than_one_of_many_take_a_lease_there(own, no_links):
+    def take(_):
+        try:
+            return Lease.take(own, own.parent)
+        except OutputLocked:
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        (taken,) = filter(None, threads.map(take, range(8)))
+    taken.check(own.parent)
+    taken.release()
+
+
+def test_a_name_that_cannot_be_filled_there_is_given_up(tmp_path, monkeypatch, no_links):
+    def full(name, do, *args, **kwargs):
+        if name == "write":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return do(*args, **kwargs)
+
+    (tmp_path / "note").write_text("me")
+    replace_step(full, monkeypatch.setattr)
+    with pytest.raises(OSError, match="No space"):
+        put_under_new_name("lock", tmp_path / "note", tmp_path / "lock.1")
+    assert not (tmp_path / "lock.1").exists()
 
 
 def test_an_empty_id_of_a_run_of_shares_is_refused(tmp_path):

@@ -19,6 +19,8 @@ RESUME = "run again with --resume"
 # What cannot be done to a path from which a run only reads.
 ACCESSED = "accessed"
 AGAIN = "run it again"
+# What file systems without hard links answer to a request for one.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 # Attempts to remove a folder: each other process that removes it at the same time may make one fail.
 TOGETHER = 100
 
@@ -91,6 +93,27 @@ def write_all(handle: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
+
+
+def put_under_new_name(name: str, note: Path, path: Path) -> None:
+    """Give a note a name that no file has yet, or raise `FileExistsError`; `name` is that of the `step`.
+
+    A hard link appears with its content. On file systems that have none, such as exFAT, a file is empty for a moment.
+    """
+    try:
+        step(name, os.link, note, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        handle = step("create", os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            step("write", write_all, handle, note.read_bytes())
+            step("sync", os.fsync, handle)
+        except BaseException:
+            remove_file(path)
+            raise
+        finally:
+            os.close(handle)
 
 
 def fsync_path(path: Path) -> None:

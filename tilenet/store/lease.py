@@ -1,10 +1,10 @@
 """Leases, which say who may write: lock files that name host and process, with a heartbeat.
 
 A lease is a file: ``lock.N`` for the whole store, ``share-I-of-M.N`` for one share of it. A process takes a lease by
-creating the file with the next number N. Only one process can do that, so two that find the same dead holder cannot
-both win. A lease of the whole store excludes every share. A share excludes the same share, and shares of a division
-into another number of shares. Each process creates its own lease file first and only then looks at the others, so that
-of two leases that exclude each other at most one goes on.
+writing a note, and giving it the name with the next number N. Only one process can do that, so two that find the same
+dead holder cannot both win. A lease of the whole store excludes every share. A share excludes the same share, and
+shares of a division into another number of shares. Each process creates its own lease file first and only then looks at
+the others, so that of two leases that exclude each other at most one goes on.
 
 The heartbeat is the file's modification time. It is compared with that of a file just made in the same folder: both
 come from the file server's clock, so the clocks of the nodes do not matter.
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from tilenet.errors import OutputLocked
 from tilenet.store import shared_run
-from tilenet.store.files import remove_file, step
+from tilenet.store.files import put_under_new_name, remove_file
 from tilenet.store.holder import Holder, read_holder, run_of, write_holder
 
 BEAT = 10.0
@@ -93,7 +93,7 @@ class Lease:
                 refuse_live(_rivals(folder, kind), note.stat().st_mtime, name)
                 last = max((lock.number for lock in locks(folder) if lock.kind == kind), default=0)
                 lease = cls(folder, kind, 1 + last, mine)
-                step("lock", os.link, note, lease.path)
+                put_under_new_name("lock", note, lease.path)
             except (FileExistsError, FileNotFoundError):
                 continue  # another process was faster, or swept our note away: try again
             finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tilenet.errors import OutputError
-from tilenet.store.files import remove_file, step, write_all
+from tilenet.store.files import put_under_new_name, remove_file, step, write_all
 
 TRIES = 100
 
@@ -30,7 +30,7 @@ def join(own: Path, count: int) -> str:
                 step("sync", os.fsync, handle)  # else the file may be empty after a loss of power
             finally:
                 os.close(handle)
-            step("link", os.link, note, _place(own, count))  # with its content, and only if no other was faster
+            put_under_new_name("link", note, _place(own, count))
         except (FileExistsError, FileNotFoundError):
             continue  # another process was faster, or swept our note away
         finally:
