@@ -305,6 +305,7 @@ def test_the_command_writes_either_or_both_and_says_how_many(folder, tmp_path, t
     assert json.loads(text) == {
         "geojson": {"out": str(out), "features": {"grey": 3, "bright": 2}, "vertices": 20, "left_out": 0},
         "tiff": {"out": str(tiff), "axes": "yx", "shape": [600, 800]},
+        "remarks": [],
     }
     assert np.array_equal(tilenet.open_mask(tiff), tilenet.open_mask(mask))
     assert tilenet_command("export", mask, "--geojson", out, "--as", "annotation", "--overwrite")[0] == 0

@@ -96,6 +96,7 @@ HOMES = {
         "cli/tuning",
     },
     "rich": {"cli/output"},
+    "shapely": {"export/within"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"tilenet"}
 

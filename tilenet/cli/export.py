@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tilenet.cli.options import JSON, QUIET
-from tilenet.cli.output import progress_bar, show, sides
+from tilenet.cli.output import progress_bar, remarks, show, sides
 from tilenet.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tilenet.export.within import InRegion
 
 FILE = click.Path(path_type=Path)
 
@@ -22,6 +25,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--tiff", type=FILE, help="A tiled, pyramidal OME-TIFF of labels.")
 @click.option("--image", type=FILE, help="The image, if it is no longer where it was (for --geojson and --csv).")
 @click.option("--intensities", is_flag=True, help="With --csv: the mean of each channel of the image over each object.")
+@click.option("--within", type=FILE, help="With --csv: count in each region of this GeoJSON file, such as QuPath's.")
 @click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, or 80px of the mask.")
 @click.option(
     "--as",
@@ -41,6 +45,7 @@ def export(
     tiff: Path | None,
     image: Path | None,
     intensities: bool,
+    within: Path | None,
     min_area: str | None,
     kind: str,
     overwrite: bool,
@@ -54,19 +59,23 @@ def export(
         raise SettingsError(f"--min-area {min_area} is for --geojson and --csv: a TIFF is the mask as it is")
     if intensities and csv is None:
         raise SettingsError("--intensities are columns of a table: say --csv out.csv")
+    if within is not None and csv is None:
+        raise SettingsError("--within counts what a table lists: say --csv out.csv")
     result: dict[str, Any] = {}
     rows = []
     said: dict[str, Any] = {"image": image, "min_area": min_area, "overwrite": overwrite, "quiet": quiet}
-    if tiff is not None:
-        result["tiff"], row = _tiff(mask, tiff, overwrite=overwrite)
-        rows.append(row)
     objects = True
-    if geojson is not None:
-        result["geojson"], row, objects = _polygons(mask, geojson, kind=kind, **said)
-        rows.append(row)
-    if csv is not None:
-        result["csv"], row, objects = _table(mask, csv, intensities=intensities, **said)
-        rows.append(row)
+    with remarks(shown=not (quiet or as_json)) as heard:
+        if tiff is not None:
+            result["tiff"], row = _tiff(mask, tiff, overwrite=overwrite)
+            rows.append(row)
+        if geojson is not None:
+            result["geojson"], row, objects = _polygons(mask, geojson, kind=kind, **said)
+            rows.append(row)
+        if csv is not None:
+            result["csv"], row, objects = _table(mask, csv, intensities=intensities, within=within, **said)
+            rows.append(row)
+    result["remarks"] = heard
     if not objects:
         rows.append(
             "regions are not objects: touching objects are one region, and specks count. Use segment --objects to "
@@ -102,7 +111,7 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
     with progress_bar("rows", shown=not quiet) as progress:
         found = write_table(mask, out, progress=progress, **said)
     space, numbers = ("mm3", found.per_mm3) if found.volumes else ("mm2", found.per_mm2)
-    density = {name: round(value, 2) for name, value in numbers.items()}
+    density = _rounded(numbers)
     facts = {
         "out": str(out),
         "counts": dict(found.counts),
@@ -112,7 +121,7 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
         "voxel_um3": found.voxel_um3,
         f"per_{space}": density,
     }
-    of_tissue = {name: round(value, 2) for name, value in found.per_mm2_of_tissue.items()}
+    of_tissue = _rounded(found.per_mm2_of_tissue)
     if found.tissue_share is not None:
         facts |= {"in_tissue": dict(found.in_tissue), "per_mm2_of_tissue": of_tissue}
     kind = _kind(objects=found.objects)
@@ -124,7 +133,24 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
     if not density:
         per = ", no density as the pixel size is unknown"
     counted = _counts(found.counts, kind=kind)
-    return facts, f"{out}: {counted}{per}{_left_out(found.left_out, said)}", found.objects
+    text = f"{out}: {counted}{per}{_left_out(found.left_out, said)}"
+    if said["within"]:
+        facts["regions"] = [{**vars(region), "per_mm2": _rounded(region.per_mm2)} for region in found.regions]
+        text = "\n".join([text, *(_region(region, kind) for region in found.regions)])
+    return facts, text, found.objects
+
+
+def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in numbers.items()}
+
+
+def _region(region: InRegion, kind: str) -> str:
+    """Return what lies in a region that the user drew as a line of text."""
+    counted = ", ".join(
+        f"{count} {name}{kind}" + (f" ({region.per_mm2[name]:,.0f} per mm2)" if region.mm2 else "")
+        for name, count in sorted(region.counts.items())
+    )
+    return f"  {region.name}" + ("" if region.mm2 is None else f", {region.mm2:.4g} mm2") + f": {counted}"
 
 
 def _left_out(count: int, said: Mapping[str, Any]) -> str:

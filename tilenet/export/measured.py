@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilenet.export.placement import Grid
+from tilenet.export.within import InRegion, Within
 from tilenet.store.tissue_map import TissueMap
 
 
@@ -39,6 +40,8 @@ class Measured:
     in_tissue : dict
         Number of lines by class whose centroid lies in tissue: whole blocks are computed, so that shapes outside are
         found too. Zeros without a tissue map.
+    regions : list of InRegion
+        What lies in each region that a user drew, in the order of their file: `name`, `counts`, `mm2`, `per_mm2`.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class Measured:
     left_out: int = 0
     tissue_share: float | None = None
     in_tissue: Counter[str] = field(default_factory=Counter)
+    regions: list[InRegion] = field(default_factory=list)
 
     @property
     def per_mm2_of_tissue(self) -> dict[str, float]:
@@ -87,17 +91,23 @@ class Tally:
         The tissue map of the mask.
     grid : Grid
         Where the mask lies in its image.
+    within : Within or None
+        Where the `found.regions` are.
     """
 
-    def __init__(self, found: Measured, tissue: TissueMap | None, grid: Grid) -> None:
-        self._found, self._tissue, self._grid = found, tissue, grid
+    def __init__(self, found: Measured, tissue: TissueMap | None, grid: Grid, within: Within | None = None) -> None:
+        self._found, self._tissue, self._grid, self._within = found, tissue, grid, within
 
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Count a line, given its values by column, as numbers or as text."""
-        name = line["class"]
+    def add(self, line: Mapping[str, Any]) -> list[str]:
+        """Count a line, given its values by column, as numbers or as text; return the names of its regions."""
+        name, x, y = line["class"], float(line["x"]), float(line["y"])
         self._found.counts[name] += 1
         self._found.area_px[name] += int(line["volume_px" if self._found.volumes else "area_px"])
-        self._found.in_tissue[name] += self._has_tissue(float(line["x"]), float(line["y"]))
+        self._found.in_tissue[name] += self._has_tissue(x, y)
+        regions = [self._found.regions[k] for k in self._within.at(x, y)] if self._within else []
+        for region in regions:
+            region.counts[name] += 1
+        return [region.name for region in regions]
 
     def _has_tissue(self, x: float, y: float) -> bool:
         if self._tissue is None:

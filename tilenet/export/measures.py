@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.arguments import known_options
+from tilenet.errors import SettingsError
 from tilenet.export.corners import area_and_centroid
 from tilenet.export.intensities import check_intensities, mean_intensities
 from tilenet.export.measured import Measured, Tally
@@ -32,6 +33,7 @@ from tilenet.export.shapes import (
     open_for,
     shapes_of,
 )
+from tilenet.export.within import BETWEEN, Drawn, InRegion, Within, covered, read_regions
 from tilenet.geometry import Box
 from tilenet.spared import check_file_place
 from tilenet.store import AnyMask
@@ -75,6 +77,7 @@ def write_table(
     image: str | Path | None = None,
     min_area: str | float | None = None,
     intensities: bool = False,
+    within: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Measured:
@@ -101,6 +104,10 @@ def write_table(
     intensities : bool
         Add the mean of each channel of the image over each object, as ``mean_DAPI``, or ``mean_0`` if the channel has
         no name. The image is read for that.
+    within : path, optional
+        A GeoJSON file of regions of the image, such as annotations that QuPath exported, in pixels at full resolution.
+        Adds a column ``region``, which names the regions that hold the centroid, and counts them in `regions` of the
+        result.
     overwrite : bool
         Replace a file that `write_table` wrote.
     progress : callable, optional
@@ -114,6 +121,8 @@ def write_table(
     ------
     OutputNotFound, OutputIncomplete, BlocksFailed, OutputExists, OutputMismatch, EnvironmentFault
         As `tilenet.write_geojson`.
+    SettingsError
+        If the regions cannot be read, or lie outside of the mask; or if the mask has several planes.
 
     Examples
     --------
@@ -123,25 +132,24 @@ def write_table(
     ...     dict(tilenet.write_table(folder + "/mask.zarr", folder + "/mask.csv").counts)
     {'nucleus': 0}
     """
-    out = Path(out).absolute()
+    out, drawn = Path(out).absolute(), None if within is None else read_regions(within)
     with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table") as (opened, grid):
         found, least = _empty_result(opened, out), min_pixels(opened, min_area)
         if intensities:
             check_intensities(opened, image)
+        if drawn:
+            found.regions = _regions(drawn, opened, grid, found)
         opened.refuse_damage()
         names, means = mean_intensities(opened, image) if intensities else ([], None)
         shapes = drop_small(shapes_of(opened, progress), least, found)
-        tally = Tally(found, opened.tissue, grid)
+        tally = Tally(found, opened.tissue, grid, Within(drawn) if drawn else None)
         with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow([*COLUMNS, *names])
-            if found.volumes:
-                lines = ((s.first.value, _line_of_solid(s, grid, found)) for s in _solids(shapes))
-            else:
-                lines = ((s.value, _line(s, grid, found)) for s in shapes)
-            for value, line in lines:
-                tally.add(dict(zip(COLUMNS, line, strict=True)))
-                table.writerow([*line, *([] if means is None else [f"{mean:.7g}" for mean in means[value]])])
+            table.writerow([*COLUMNS, *(["region"] if drawn else []), *names])
+            for value, line in _lines(shapes, grid, found):
+                regions = tally.add(dict(zip(COLUMNS, line, strict=True)))
+                more = [BETWEEN.join(regions)] if drawn else []
+                table.writerow([*line, *more, *([] if means is None else [f"{mean:.7g}" for mean in means[value]])])
     return found
 
 
@@ -180,6 +188,28 @@ def _empty_result(mask: AnyMask, out: Path) -> Measured:
         z = mask.pixel_size[-3]
         found.volumes, found.voxel_um3 = True, None if pixel is None or z is None else pixel * z
     return found
+
+
+def _regions(drawn: Sequence[Drawn], mask: AnyMask, grid: Grid, found: Measured) -> list[InRegion]:
+    """Return the regions before the first shape, with their areas as far as the mask covers them."""
+    if max(mask.shape[:-2], default=1) > 1:
+        raise SettingsError(
+            f"{mask.path}: has several planes, and regions are drawn in one. Segment one alone, such as --roi 4:5,:,:"
+        )
+    (x0, y0), (x1, y1) = (grid.place_point(y, x) for y, x in ((0, 0), mask.shape[-2:]))
+    areas = covered(drawn, (x0, y0, x1, y1))
+    um2 = None if found.pixel_um2 is None else found.pixel_um2 / float(prod(grid.step))
+    return [
+        InRegion(region.name, Counter(dict.fromkeys(found.counts, 0)), None if um2 is None else area * um2 / 1e6)
+        for region, area in zip(drawn, areas, strict=True)
+    ]
+
+
+def _lines(shapes: Iterable[Shape], grid: Grid, found: Measured) -> Iterable[tuple[int, list[object]]]:
+    """Return the value, and the line, of each shape or object of a volume."""
+    if found.volumes:
+        return ((s.first.value, _line_of_solid(s, grid, found)) for s in _solids(shapes))
+    return ((s.value, _line(s, grid, found)) for s in shapes)
 
 
 def _solids(shapes: Iterable[Shape]) -> Iterable[_Solid]:

@@ -1,0 +1,226 @@
+"""Regions that a user drew on an image, such as annotations of QuPath, and how many shapes lie in each.
+
+A shape lies in a region if its centroid does, on the border too: this is how QuPath assigns objects to annotations
+(PathObjectTileCache.containsCentroid in its source). Only areas count, and a file that holds anything else is refused,
+so that nothing is left out unseen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from shapely import MultiPolygon
+
+from tilenet.errors import SettingsError, first_line
+
+# In a table, between the names of the regions of one shape.
+BETWEEN = "; "
+# What a region must not be: QuPath exports its annotations and its cells by the same command.
+FOUND = ("cell", "detection")
+LOG = logging.getLogger("tilenet")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A region that a user drew: its name, its area in pixels of the image at full resolution, and its file."""
+
+    name: str
+    area: MultiPolygon
+    path: Path
+
+
+@dataclass
+class InRegion:
+    """What lies in a region that a user drew.
+
+    Attributes
+    ----------
+    name : str
+        Its name, which no other region of the file has.
+    counts : dict
+        Number of lines by class.
+    mm2 : float or None
+        Area of the part of it that the mask covers; None if the pixel size is unknown.
+    """
+
+    name: str
+    counts: Counter[str] = field(default_factory=Counter)
+    mm2: float | None = None
+
+    @property
+    def per_mm2(self) -> dict[str, float]:
+        """Number of lines by class per square millimetre; empty if the area is 0 or unknown."""
+        return {name: n / self.mm2 for name, n in self.counts.items()} if self.mm2 else {}
+
+
+class Within:
+    """Finds the regions that a point lies in.
+
+    Parameters
+    ----------
+    drawn : sequence of Drawn
+        The regions.
+    """
+
+    def __init__(self, drawn: Sequence[Drawn]) -> None:
+        self._areas = np.array([region.area for region in drawn], object)
+        shapely.prepare(self._areas)
+        self._tree = shapely.STRtree(self._areas)
+
+    def at(self, x: float, y: float) -> list[int]:
+        """Return the numbers, in order, of the regions that a point in pixels of the image lies in."""
+        near = np.sort(self._tree.query(shapely.points(x, y)))
+        found: list[int] = near[shapely.intersects_xy(self._areas[near], x, y)].tolist()
+        return found
+
+
+def covered(drawn: Sequence[Drawn], frame: tuple[float, float, float, float]) -> list[float]:
+    """Return the pixels of each region within a frame (left, top, right, bottom); tell of regions that leave it.
+
+    Raises
+    ------
+    SettingsError
+        If all regions lie outside.
+    """
+    inside = [float(shapely.intersection(region.area, shapely.box(*frame)).area) for region in drawn]
+    if not any(inside):
+        left, top, right, bottom = frame
+        raise SettingsError(
+            f"{drawn[0].path}: all of its regions lie outside of what was segmented, x {left:g} to {right:g} and y "
+            f"{top:g} to {bottom:g}. Give the regions of this image, in pixels at full resolution"
+        )
+    for region, area in zip(drawn, inside, strict=True):
+        if (outside := 1 - area / region.area.area) > 1e-9:
+            LOG.warning("%s: %.3g %% of %s lies outside of what was segmented", region.path, 100 * outside, region.name)
+    return inside
+
+
+def read_regions(path: str | Path) -> list[Drawn]:
+    """Read a GeoJSON file of polygons: a FeatureCollection, or a list of features, as QuPath exports them.
+
+    A region has its name, or else that of its class; if it has neither, it is called by its place in the file.
+    Names that occur several times are numbered.
+
+    Raises
+    ------
+    SettingsError
+        If the file cannot be read, or holds anything but areas.
+    """
+    path = Path(path)
+    names, areas, nameless = [], [], []
+    for number, feature in enumerate(_features(path), 1):
+        name = _name(feature)
+        where = f"{path}: feature {number}" + (f" ({name})" if name else "")
+        _refuse_found(feature, where)
+        areas.append(_valid(_area(feature.get("geometry"), where), where))
+        names.append(name or f"region {number}")
+        nameless += [] if name else names[-1:]
+    if nameless:
+        LOG.warning(
+            "%s: %d of %d regions without name and class, called by their place in the file: %s",
+            *(path, len(nameless), len(names), ", ".join([*nameless[:3], *(["..."] if nameless[3:] else [])])),
+        )
+    return [Drawn(name, area, path) for name, area in zip(_distinct(names), areas, strict=True)]
+
+
+def _features(path: Path) -> list[dict[str, Any]]:
+    how = "In QuPath, select the annotations, and use File > Export objects as GeoJSON, not compressed"
+    try:
+        held = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        said = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise SettingsError(f"{path}: is not a GeoJSON that can be read ({said}). {how}") from error
+    features = held.get("features") if isinstance(held, dict) and held.get("type") == "FeatureCollection" else held
+    if not isinstance(features, list) or not features:
+        raise SettingsError(f"{path}: is neither a FeatureCollection nor a list, or is empty. {how}")
+    for number, feature in enumerate(features, 1):
+        if not isinstance(feature, dict) or feature.get("type") != "Feature":
+            raise SettingsError(f"{path}: entry {number} is not a Feature. {how}")
+    return features
+
+
+def _properties(feature: dict[str, Any]) -> dict[str, Any]:
+    properties = feature.get("properties")
+    return properties if isinstance(properties, dict) else {}
+
+
+def _name(feature: dict[str, Any]) -> str:
+    """Return the name of a feature, or of its class, which QuPath writes in parts if it was derived from another."""
+    said = _properties(feature)
+    kind = said.get("classification")
+    if isinstance(kind, dict):
+        parts = kind.get("names")
+        kind = kind.get("name") or (": ".join(map(str, parts)) if isinstance(parts, list) else "")
+    return " ".join(str(said.get("name") or kind or "").split())
+
+
+def _refuse_found(feature: dict[str, Any], where: str) -> None:
+    said = _properties(feature)
+    if (kind := said.get("objectType")) in FOUND:
+        raise SettingsError(f"{where} is a {kind}, not a region. In QuPath, select the annotations, and export those")
+    if said.get("childObjects"):
+        raise SettingsError(f"{where} has other objects inside. Export the annotations one beside the other")
+
+
+def _area(geometry: Any, where: str) -> MultiPolygon:
+    kind = geometry.get("type") if isinstance(geometry, dict) else None
+    if kind not in ("Polygon", "MultiPolygon"):
+        raise SettingsError(f"{where} is a {kind or 'feature without geometry'}, which has no area. Export areas alone")
+    held = geometry.get("coordinates")
+    polygons = [held] if kind == "Polygon" else held
+    if not isinstance(polygons, list) or not all(isinstance(rings, list) and rings for rings in polygons):
+        raise SettingsError(f"{where} is a {kind} without rings. Draw it again")
+    try:
+        shapes = [[_ring(ring) for ring in rings] for rings in polygons]
+    except ValueError as error:
+        raise SettingsError(f"{where} has {error}. Draw it again, or mend the file") from error
+    return MultiPolygon([(shell, holes) for shell, *holes in shapes])
+
+
+def _ring(points: Any) -> Any:
+    """Return x and y (n, 2) of the points of a closed ring."""
+    try:
+        ring = np.array(points, np.float64)
+    except (TypeError, ValueError):
+        ring = np.full((1, 2), np.nan)
+    if ring.ndim != 2 or ring.shape[1] not in (2, 3) or not np.isfinite(ring).all():
+        raise ValueError("points that are not pairs of numbers")
+    if len(ring) < 4 or (ring[0] != ring[-1]).any():
+        x, y = ring[0].tolist()[:2]
+        raise ValueError(f"an open ring: its {len(ring)} points do not return to the first, ({x:g}, {y:g})")
+    return ring[:, :2]
+
+
+def _valid(area: MultiPolygon, where: str) -> Any:
+    """Return an area whose rings do not cross, as QuPath's library mends them; tell of one that had to be mended."""
+    if not area.is_valid:
+        LOG.warning("%s crosses itself (%s): all that its rings enclose is taken", where, shapely.is_valid_reason(area))
+        area = shapely.make_valid(area, method="structure", keep_collapsed=False)
+    if not area.area:
+        raise SettingsError(f"{where} has no area. Draw it again")
+    return area
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return the names, with numbers where one occurs several times.
+
+    >>> _distinct(["Tumor", "Stroma", "Tumor", "Tumor 1"])
+    ['Tumor 2', 'Stroma', 'Tumor 3', 'Tumor 1']
+    """
+    times, taken, found = Counter(names), set(names), []
+    for name in names:
+        if times[name] > 1:
+            found.append(next(said for k in count(1) if (said := f"{name} {k}") not in taken))
+            taken.add(found[-1])
+        else:
+            found.append(name)
+    return found
