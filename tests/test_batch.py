@@ -158,7 +158,7 @@ def test_a_store_that_another_batch_makes_meanwhile_is_gone_on_with_or_said_to_b
     monkeypatch.setattr(outputs, "check_free", slow)
     (result,) = tilenet.batch([image], tmp_path / "masks", model=Bright(), threads=1)
     assert result.status == "failed" and "is being written by process" in result.error
-    store, job, _ = other[0]
+    store, job = other[0]
     store.close()
     job.close()
     (result,) = tilenet.batch([image], tmp_path / "masks", model=Bright(), threads=1)

@@ -141,7 +141,7 @@ def test_a_worker_that_cannot_honour_the_record_refuses(image, network, tmp_path
     """The worker's machine is another: what the record asks for is not there."""
     out = tmp_path / "m.zarr"
     wanted = Wanted(image, network, Options(**TILES))
-    store, job, _ = open_store(out, wanted)
+    store, job = open_store(out, wanted)
     real = Options.or_recorded
     monkeypatch.setattr(Options, "or_recorded", lambda self, record: real(self, {**record, field: value}))
     if value == "meta":

@@ -46,7 +46,7 @@ def notes_of(out):
 def opened(image, out, model=None, **options):
     """Return a slide as a run has it before its first block."""
     wanted = Wanted(image, model or Bright(), Options(**TILES | options))
-    store, job, _ = open_store(out, wanted, resume=True)
+    store, job = open_store(out, wanted, resume=True)
     return Slide(task_of(store, job, wanted), store, job)
 
 

@@ -142,9 +142,9 @@ def verify(
         found.not_recomputed = _obstacle(mask, image, model)
         if found.not_recomputed:
             return found
-        job, scaling = _same_job(mask, image, model, footprint)
+        job = _same_job(mask, image, model, footprint)
         with job, machine.threads(job.record["threads"]):
-            predictor = job.predictor(scaling)
+            predictor = job.predictor(Scaling.from_json(mask.info["scaling"]))
             boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
             if not boxes:
                 found.not_recomputed = "there is no tissue, and all of the mask is background"
@@ -245,7 +245,7 @@ def border_windows(plan: Plan, count: int, rng: np.random.Generator, parts: Sequ
         yield Box(tuple(start), tuple(stop))
 
 
-def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None) -> tuple[Job, Scaling]:
+def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None) -> Job:
     check_image(image, mask)
     found, device = mask.info, mask.info["record"]["device"]
     try:

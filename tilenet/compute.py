@@ -30,7 +30,7 @@ NAMED = 4
 MANY = 0.1
 
 
-def fill_store(store: Store, job: Job, scaling: Scaling, *, progress: Progress | None = None) -> Report:
+def fill_store(store: Store, job: Job, *, progress: Progress | None = None) -> Report:
     """Compute the pending blocks of a store and finish it; closes store and job in any case.
 
     Raises
@@ -39,8 +39,10 @@ def fill_store(store: Store, job: Job, scaling: Scaling, *, progress: Progress |
         If some blocks could not be computed; the store stays resumable.
     """
     try:
-        tissue = store.layout.tissue_map
-        report = run_job(job, scaling, store, tissue=tissue, progress=progress) if not store.complete else Report()
+        report = Report()
+        if not store.complete:
+            scaling = Scaling.from_json(store.info["scaling"])
+            report = run_job(job, scaling, store, tissue=store.layout.tissue_map, progress=progress)
         raise_if_failed(report, job)
         started = perf_counter()
         machine.give_back_freed_memory()

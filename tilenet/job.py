@@ -148,13 +148,12 @@ class Job:
             LOG.log(loudness, "%s: tissue %s", self.image.name, message)
         return found
 
-    def described(self) -> tuple[Layout, dict[str, Any], Scaling]:
-        """Return layout, info and scaling of a new output; reads pixels for tissue and for percentiles."""
-        scaling, found = self.resolve_scaling(), self.tissue
+    def described(self) -> tuple[Layout, dict[str, Any]]:
+        """Return layout and info of a new output; reads pixels for tissue and for percentiles."""
+        info, found = self.info(self.resolve_scaling()), self.tissue
         if found is None:
-            return self.layout, self.info(scaling), scaling
-        layout = replace(self.layout, tissue=found.map.to_json())
-        return layout, self.info(scaling) | {"tissue": found.to_json(self.plan)}, scaling
+            return self.layout, info
+        return replace(self.layout, tissue=found.map.to_json()), info | {"tissue": found.to_json(self.plan)}
 
     @property
     def layout(self) -> Layout:

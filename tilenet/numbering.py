@@ -172,8 +172,7 @@ def _resumed(out: Path, wanted: Wanted, making: Path) -> Store | None:
         if is_complete(out) or contradiction(depths, info):
             return None
     store = Store.resume(out)
-    job, _ = wanted.settle_for(store)
-    job.close()
+    wanted.settle_for(store).close()
     return store
 
 

@@ -13,7 +13,6 @@ from tilenet.job import Job
 from tilenet.named import name_of
 from tilenet.readers.kinds import SLIDE_NAMES
 from tilenet.runner import Report
-from tilenet.scaling import Scaling
 from tilenet.spared import refuse_inside
 from tilenet.store import Share, Store, can_resume, check_free
 from tilenet.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask
@@ -73,9 +72,7 @@ def spare_the_input(out: Path, image: Any, *, inside: bool = False) -> None:
             raise OutputExists(f"{out}: holds the image that is to be read. Choose another path")
 
 
-def open_store(
-    out: Path, wanted: Wanted, *, resume: bool = False, overwrite: bool = False
-) -> tuple[Store, Job, Scaling]:
+def open_store(out: Path, wanted: Wanted, *, resume: bool = False, overwrite: bool = False) -> tuple[Store, Job]:
     """Create a store, or open an existing one for resuming; checks `out` before anything expensive."""
     if not (resume and can_resume(out)):
         try:
@@ -85,28 +82,25 @@ def open_store(
             if not (resume and can_resume(out)):
                 raise
     store = Store.resume(out)
-    return store, *wanted.settle_for(store)
+    return store, wanted.settle_for(store)
 
 
 def create_store(
     out: Path, wanted: Wanted, *, overwrite: bool = False, share: Share | None = None
-) -> tuple[Store, Job, Scaling]:
+) -> tuple[Store, Job]:
     """Create a store, with the lease of the whole or of one share of it."""
     job = wanted.settle()
     try:
-        layout, info, scaling = job.described()
-        return Store.create(out, layout, info, overwrite=overwrite, share=share), job, scaling
+        return Store.create(out, *job.described(), overwrite=overwrite, share=share), job
     except BaseException:
         job.close()
         raise
 
 
-def fill(
-    store: Store, job: Job, scaling: Scaling, wanted: Wanted, *, client: Any, progress: Progress | None = None
-) -> Report:
+def fill(store: Store, job: Job, wanted: Wanted, *, client: Any, progress: Progress | None = None) -> Report:
     """Fill and finish a store, in this process or on the workers of a cluster; closes store and job in any case."""
     if client is None:
-        return fill_store(store, job, scaling, progress=progress)
+        return fill_store(store, job, progress=progress)
     return distributed.fill_by_workers(store, job, client, wanted, progress=progress)
 
 
@@ -120,8 +114,7 @@ def check_tiff(out: Path, output: str | None, *, replace: bool) -> None:
 def same_tiff(out: Path, wanted: Wanted) -> TiffMask:
     """Return the TIFF that exists at `out`, if it is undamaged and was made with the same settings."""
     mask = open_tiff_mask(out)
-    job, _ = wanted.settle_as(mask.info, out)
-    job.close()
+    wanted.settle_as(mask.info, out).close()
     if damage := mask.check():
         raise OutputError(f"{out}: {damage[0]}. Start again with --overwrite")
     return mask

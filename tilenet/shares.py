@@ -81,12 +81,11 @@ def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | 
         If some blocks could not be computed; the share stays resumable.
     """
     share = checked_share(share)
-    store, job, scaling = _open_share(out, wanted, share)
+    store, job = _open_share(out, wanted, share)
     try:
-        among = blocks_of_share(share, store.layout.n_blocks(0))
-        tissue = store.layout.tissue_map
-        report = Report()
+        report, tissue = Report(), store.layout.tissue_map
         if not store.complete:
+            among, scaling = blocks_of_share(share, store.layout.n_blocks(0)), Scaling.from_json(store.info["scaling"])
             report = run_job(job, scaling, store, tissue=tissue, progress=progress, among=among)
         raise_if_failed(report, job)
     finally:
@@ -98,7 +97,7 @@ def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | 
     return report
 
 
-def _open_share(out: Path, wanted: Wanted, share: Share) -> tuple[Store, Job, Scaling]:
+def _open_share(out: Path, wanted: Wanted, share: Share) -> tuple[Store, Job]:
     """Create a store, or open the one that another share created first."""
     if not can_resume(out):
         try:
@@ -108,7 +107,7 @@ def _open_share(out: Path, wanted: Wanted, share: Share) -> tuple[Store, Job, Sc
             if not can_resume(out):
                 raise
     store = _take_share(out, share)
-    return store, *wanted.settle_for(store)
+    return store, wanted.settle_for(store)
 
 
 def _take_share(out: Path, share: Share) -> Store:

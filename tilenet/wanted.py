@@ -42,10 +42,8 @@ class Wanted:
         """Return the job of a new output."""
         return settle(self.image, self.model, self.options, footprint=self.footprint, target=self.target)
 
-    def settle_as(
-        self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal | None = None
-    ) -> tuple[Job, Scaling]:
-        """Return the job and the scaling of an output that exists already.
+    def settle_as(self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal | None = None) -> Job:
+        """Return the job of an output that exists already.
 
         Parameters
         ----------
@@ -78,7 +76,7 @@ class Wanted:
         except BaseException:
             job.close()
             raise
-        return job, scaling
+        return job
 
     def _refuse_another_image(self, info: Mapping[str, Any], name: str | Path) -> None:
         """Raise `OutputMismatch` if the recorded options do not fit because the image is another one."""
@@ -111,8 +109,8 @@ class Wanted:
         if engine := self.options.engine:
             refuse_contradiction(info, {**info, "record": {**info["record"], "engine": engine}}, name, anew=self.anew)
 
-    def settle_for(self, store: Store) -> tuple[Job, Scaling]:
-        """Return the job and the scaling of a store opened for resuming; closes the store if it cannot be resumed."""
+    def settle_for(self, store: Store) -> Job:
+        """Return the job of a store opened for resuming; closes the store if it cannot be resumed."""
         try:
             return self.settle_as(store.info, store.path)
         except BaseException:

@@ -132,7 +132,7 @@ class BatchRun:
             store_objects(out, wanted, resume=True, client=self._client)
             return Store.inspect(out), "done"
         refuse_begun(out, None, overwrite=False)
-        store, job, _ = open_store(out, wanted, resume=True)
+        store, job = open_store(out, wanted, resume=True)
         if store.complete:  # another process was quicker, or only tidying was left
             job.close()
             return store, "skipped"
@@ -206,6 +206,5 @@ def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
 def _unchanged(out: Path, wanted: Wanted) -> Store:
     """Return the complete store of an image; raise if these options would make another mask."""
     store = Store.inspect(out)
-    job, _ = wanted.settle_as(store.info, out)
-    job.close()
+    wanted.settle_as(store.info, out).close()
     return store

@@ -110,16 +110,15 @@ class Opened:
         self._task, self.store = task, Store.join(task.out, task.run)
 
     @cached_property
-    def _settled(self) -> tuple[Job, Scaling]:
-        """The job as this worker settles it, and the scaling of the image."""
+    def _job(self) -> Job:
+        """The job as this worker settles it."""
         task = self._task
         model = _network(task.model) if isinstance(task.model, str) else task.model
         return Wanted(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
 
     @cached_property
     def _predictor(self) -> Predictor:
-        job, scaling = self._settled
-        return job.predictor(scaling)
+        return self._job.predictor(Scaling.from_json(self.store.info["scaling"]))
 
     def begin(self, flight: str, blocks: Iterable[int]) -> dict[int, BlockResult] | None:
         """Mark a flight as begun; if a worker began it before, return the results it wrote, else None."""
@@ -135,7 +134,7 @@ class Opened:
         def write(index: int, arrays: Arrays) -> None:
             lines.append(self.store.write(index, arrays))
 
-        job, _ = self._settled
+        job = self._job
         with machine.threads(job.record["threads"]):
             report = run(job.plan, job.image, self._predictor, decide=job.decision, pending=[index], write=write)
         return BlockResult(b"".join(lines), report, failure=report.failures.get(index, ""))
@@ -143,9 +142,8 @@ class Opened:
     def close(self) -> None:
         """Close store and image."""
         self.store.close()
-        if "_settled" in vars(self):
-            job, _ = self._settled
-            job.close()
+        if "_job" in vars(self):
+            self._job.close()
 
 
 _opened: OrderedDict[tuple[str, str], Opened] = OrderedDict()
