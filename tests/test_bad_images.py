@@ -95,6 +95,14 @@ WHOLE_FILES = {
 }
 
 
+def test_the_preview_of_a_vsi_slide_is_not_taken_for_the_slide(tmp_path):
+    tifffile.imwrite(tmp_path / "slide.vsi", np.zeros((40, 50), np.uint8))
+    with pytest.raises(ImageError, match=r"slide\.vsi: is a VSI slide.* Convert it"):
+        open_image(tmp_path / "slide.vsi")
+    (tmp_path / "slide.vsi").rename(tmp_path / "slide.tif")
+    open_image(tmp_path / "slide.tif").close()
+
+
 @pytest.mark.parametrize("name", WHOLE_FILES)
 def test_a_file_that_is_no_sound_image_is_refused_on_opening(tmp_path, refused, name):
     content, says = WHOLE_FILES[name]

@@ -44,6 +44,8 @@ OTHERS = {
     b"\x89HDF": "is an HDF5 file. Pass one of its arrays to the Python function, or convert it to zarr",
     b"\xda\xce\xbe\x0a": "is an ND2 file. Convert it to OME-TIFF or OME-Zarr first",
 }
+# A TIFF with little more than a preview: the slide is in the folder beside it.
+VSI = ".vsi"
 # Suffixes of single files: these are read from a local disk only, not from an address.
 FILES = (".tif", ".tiff", ".svs", ".ndpi", ".czi", ".dcm", ".png", ".jpg", ".jpeg", ".bmp", ".zip", *SLIDE_NAMES)
 READABLE = "TIFF, OME-TIFF, SVS, NDPI, MRXS, CZI, DICOM, zarr, OME-Zarr, PNG, JPEG and BMP are read"
@@ -54,6 +56,11 @@ def kind_of(path: str | Path) -> str:
     head = _head(path)
     if Path(path).suffix.lower() in SLIDE_NAMES:
         return "slide"
+    if Path(path).suffix.lower() == VSI:
+        raise ImageError(
+            f"{path}: is a VSI slide, whose pixels, in the folder beside it, are not read. Convert it to OME-TIFF or "
+            f"OME-Zarr first"
+        )
     kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
     if kind is None and head[DICOM_AT:].startswith(DICOM):
         kind = "dicom"
