@@ -1,7 +1,5 @@
 """The coarse view is what a slow loop over all pixels gives, and never much of the image is held."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,13 +39,23 @@ def test_of_a_stack_each_cell_is_the_largest_of_all_planes():
     assert np.array_equal(found, np.maximum(*(cell_by_cell(plane, (5, 7), np.mean) for plane in PIXELS)).astype("f4"))
 
 
-def test_few_windows_are_read_ahead_however_many_there_are():
-    windows = iter(range(1000))
-    with ThreadPoolExecutor(2) as pool:
-        reading = cells._ahead(pool, lambda window: np.array([window]), windows)
-        assert next(reading) == (0, np.array([0]))
-        assert next(windows) == 2 * READERS
-        assert [int(values[0]) for _, values in reading] == [k for k in range(1, 1000) if k != 2 * READERS]
+def test_few_windows_are_read_ahead_however_many_there_are(monkeypatch):
+    drawn, done, ahead, windows = [], [], [], cells._windows
+
+    def counted(*of):
+        for window in windows(*of):
+            drawn.append(window)
+            ahead.append(len(drawn) - len(done))
+            yield window
+
+    def reduce(*pixels):
+        done.append(pixels)
+        return cells.mean_of(*pixels)
+
+    monkeypatch.setattr(cells, "WINDOW", 1)
+    monkeypatch.setattr(cells, "_windows", counted)
+    cells.reduced(open_image(PIXELS[0], axes="cyx"), (37, 53), reduce)
+    assert len(drawn) == len(done) == 37 * 53 and max(ahead) <= 2 * READERS
 
 
 def test_one_pixel_is_enough_for_every_cell_that_it_touches():

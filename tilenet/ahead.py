@@ -1,4 +1,4 @@
-"""Batches of tiles, read before the network needs them."""
+"""What is begun before it is needed, such as the reading of batches of tiles."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
@@ -19,8 +20,22 @@ from tilenet.readers.image import READERS, Image
 
 # How many batches are read before they are needed.
 AHEAD = 2
+S = TypeVar("S")
 T = TypeVar("T")
 Timed = tuple[T, float]
+
+
+def begun_ahead(begin: Callable[[S], T], items: Iterable[S], most: int) -> Iterator[T]:
+    """Yield what `begin` returns for each item, in order; the first `most` are begun before the first is yielded.
+
+    >>> [*begun_ahead(str, range(4), 2)]
+    ['0', '1', '2', '3']
+    """
+    left = iter(items)
+    begun = deque(map(begin, islice(left, most)))
+    while begun:
+        yield begun.popleft()
+        begun.extend(map(begin, islice(left, 1)))
 
 
 @dataclass(frozen=True)
@@ -59,11 +74,8 @@ class Reading:
     allocate: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
     def batches(self, pool: ThreadPoolExecutor, works: Iterator[BatchTiles]) -> Iterator[Batch]:
-        """Yield batches in order, while the next ones are being read."""
-        ahead = deque(self._begin(pool, work) for work in islice(works, self.ahead))
-        while ahead:
-            yield ahead.popleft()
-            ahead.extend(self._begin(pool, work) for work in islice(works, 1))
+        """Return batches in order, while the next ones are being read."""
+        return begun_ahead(partial(self._begin, pool), works, self.ahead)
 
     def _begin(self, pool: ThreadPoolExecutor, work: BatchTiles) -> Batch:
         try:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.ahead import begun_ahead
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.readers.image import READERS, Image, Pixels
@@ -80,29 +80,21 @@ def reduced(image: Image, cells: tuple[int, int], reduce: Reduce) -> NDArray[Any
         pixels = image.read_inside(window.box)
         return reduce(pixels.reshape(len(pixels), *window.box.shape[-2:]), window.starts, window.stops)
 
+    def begin(window: Window) -> tuple[Window, Future[NDArray[Any]]]:
+        return window, pool.submit(read, window)
+
     with ThreadPoolExecutor(READERS, "cells") as pool:
-        for window, values in _ahead(pool, read, _windows(image, cells)):
-            if out is None:
-                out = np.full((len(values), *cells), 0 if values.dtype.kind == "u" else -np.inf, values.dtype)
-            place = (slice(None), *window.cells)
-            out[place] = np.maximum(out[place], values)
+        try:
+            for window, reading in begun_ahead(begin, _windows(image, cells), 2 * READERS):
+                values = reading.result()
+                if out is None:
+                    out = np.full((len(values), *cells), 0 if values.dtype.kind == "u" else -np.inf, values.dtype)
+                place = (slice(None), *window.cells)
+                out[place] = np.maximum(out[place], values)
+        finally:
+            pool.shutdown(cancel_futures=True)
     assert out is not None
     return out
-
-
-def _ahead(
-    pool: Executor, read: Callable[[Window], NDArray[Any]], windows: Iterator[Window]
-) -> Iterator[tuple[Window, NDArray[Any]]]:
-    """Yield each window with its reduced values; a bounded number of windows is read ahead."""
-    reading = deque((window, pool.submit(read, window)) for window in islice(windows, 2 * READERS))
-    try:
-        while reading:
-            window, values = reading.popleft()
-            yield window, values.result()
-            reading.extend((window, pool.submit(read, window)) for window in islice(windows, 1))
-    finally:
-        for _, values in reading:
-            values.cancel()
 
 
 def _windows(image: Image, cells: tuple[int, int]) -> Iterator[Window]:

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from tilenet.address import shown
+from tilenet.ahead import begun_ahead
 from tilenet.batches.beside import SideFiles
 from tilenet.batches.orders import Order
 from tilenet.batches.summary import Result, remark_sizes, write_counts, write_summary
@@ -96,12 +97,8 @@ class BatchRun:
 
     def _opened(self, opener: ThreadPoolExecutor) -> Iterator[Slide]:
         """Yield the images that are to be computed; each is opened while the one before it is computed."""
-        orders = iter(self._orders.values())
-        ahead = next((opener.submit(self._open_one, order) for order in orders), None)
-        while ahead:
-            slide = ahead.result()
-            ahead = next((opener.submit(self._open_one, order) for order in orders), None)
-            if slide:
+        for opened in begun_ahead(lambda order: opener.submit(self._open_one, order), self._orders.values(), 2):
+            if slide := opened.result():
                 yield slide
 
     def _open_one(self, order: Order) -> Slide | None:

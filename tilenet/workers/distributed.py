@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -24,6 +23,7 @@ from uuid import uuid4
 
 from tilenet import predict
 from tilenet.address import absolute
+from tilenet.ahead import begun_ahead
 from tilenet.compute import Progress, finish, progress_counter, skip_glass
 from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_line
 from tilenet.job import Job
@@ -228,20 +228,14 @@ def map_in_order(client: Client | None, function: Callable[[S], T], items: Itera
     if client is None:
         yield from map(function, items)
         return
-    submitted: deque[tuple[S, Future[T] | None]] = deque()
-    most = 2 * _count(client)
-    for item in items:
-        submitted.append((item, _submitted(client, function, item)))
-        if len(submitted) > most:
-            yield _result_of(client, function, *submitted.popleft())
-    for item, future in submitted:
+    for item, future in begun_ahead(partial(_submitted, client, function), items, 1 + 2 * _count(client)):
         yield _result_of(client, function, item, future)
 
 
-def _submitted(client: Client, function: Callable[[S], T], item: S) -> Future[T] | None:
+def _submitted(client: Client, function: Callable[[S], T], item: S) -> tuple[S, Future[T] | None]:
     with suppress(Exception):  # if the scheduler is lost, this process does the work
-        return client.submit(function, item, key=f"tilenet-{function.__name__}-{uuid4().hex}", pure=False)
-    return None
+        return item, client.submit(function, item, key=f"tilenet-{function.__name__}-{uuid4().hex}", pure=False)
+    return item, None
 
 
 def _result_of(client: Client, function: Callable[[S], T], item: S, future: Future[T] | None) -> T:
