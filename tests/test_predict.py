@@ -107,8 +107,7 @@ def test_people_hear_of_convolutions_that_were_not_compiled_and_outputs_say_whic
         with caplog.at_level(logging.INFO, "tilenet"):
             assert predict.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
         assert ("C compiler" in caplog.text) == (name == "pytorch")
-        assert predict.library_versions("fast", "cpu") == {"torch": torch.__version__, "convolutions": name}
-    assert predict.library_versions("plain", "cpu") == {"torch": torch.__version__}
+        assert predict.what_computes(network, "fast", "cpu")["convolutions"] == name
 
 
 def test_a_predictor_that_does_not_say_what_it_needs_gets_the_default():
@@ -234,13 +233,6 @@ def test_a_pass_on_frames_needs_less_than_the_plain_one():
         )
         assert fast.axis is None
         assert 0.4 < fast.of((1000, 1000)) / plain.of((1000, 1000)) < 0.7
-
-
-def test_what_computed_says_of_a_gpu(monkeypatch):
-    monkeypatch.setattr(predict, "triton_version", lambda: "triton 3.9")
-    assert predict.library_versions("fast", "cuda")["convolutions"] == "triton 3.9"
-    assert predict.library_versions("fast", "cpu")["convolutions"] != "triton 3.9"
-    assert predict.library_versions("plain", "cuda") == {"torch": torch.__version__}
 
 
 class Stacked(torch.nn.Module):

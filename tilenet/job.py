@@ -225,8 +225,29 @@ class Job:
             "card": self.card.to_dict(),
             "record": self.record,
             "scaling": scaling.to_json(),
-            "computed": predict.library_versions(self.record["engine"], self.device),
+            "computed": self.computed,
         }
+
+    @property
+    def computed(self) -> dict[str, str]:
+        """What computes, as far as the last bits of logits may depend on it."""
+        return predict.what_computes(self.network, self.record["engine"], self.device)
+
+    def warn_of_other_bits(self, found: Mapping[str, Any], name: str | Path) -> None:
+        """Warn if an output, whose info is `found`, was begun where the last bits of logits may be others.
+
+        What a function computes with is not known.
+        """
+        then, now = found.get("computed"), self.computed
+        if predict.is_network(self.network) and then and (others := predict.other_bits(then, now)):
+            was, is_now = (", ".join(f"{other} {of[other]}" for other in others) for of in (then, now))
+            LOG.warning(
+                "%s: was begun with %s, and goes on with %s: the last bits of logits may differ, and with them pixels "
+                "where two classes are equal",
+                name,
+                was,
+                is_now,
+            )
 
 
 def identity_of(network: Any, card: ModelCard, footprint: Footprint) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def open_store(out: Path, wanted: Wanted, *, resume: bool = False, overwrite: bo
             if not (resume and can_resume(out)):
                 raise
     store = Store.resume(out)
-    return store, wanted.settle_for(store)
+    return store, wanted.settle_to_fill(store)
 
 
 def create_store(

@@ -107,7 +107,7 @@ def _open_share(out: Path, wanted: Wanted, share: Share) -> tuple[Store, Job]:
             if not can_resume(out):
                 raise
     store = _take_share(out, share)
-    return store, wanted.settle_for(store)
+    return store, wanted.settle_to_fill(store)
 
 
 def _take_share(out: Path, share: Share) -> Store:

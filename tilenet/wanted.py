@@ -116,3 +116,10 @@ class Wanted:
         except BaseException:
             store.close()
             raise
+
+    def settle_to_fill(self, store: Store) -> Job:
+        """Do the same for a store whose blocks are to be computed here: warn if these may have other last bits."""
+        job = self.settle_for(store)
+        if not store.complete:
+            job.warn_of_other_bits(store.info, store.path)
+        return job

@@ -114,7 +114,9 @@ class Opened:
         """The job as this worker settles it."""
         task = self._task
         model = _network(task.model) if isinstance(task.model, str) else task.model
-        return Wanted(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
+        job = Wanted(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
+        job.warn_of_other_bits(self.store.info, f"{task.out} (on {socket.gethostname()})")
+        return job
 
     @cached_property
     def _predictor(self) -> Predictor:
