@@ -91,6 +91,39 @@ def test_a_job_is_one_process_with_all_its_cores_unless_said_otherwise(tmp_path)
         assert worker.rindex("--memory-limit 0") > worker.index("--memory-limit")
 
 
+@pytest.mark.parametrize("device", [None, "auto"])
+@pytest.mark.parametrize(
+    "asked", ["queue: gpu", 'job_extra_directives: ["--gres=gpu:1"]', "resource_spec: 'select=1:ngpus=1'"]
+)
+def test_jobs_with_gpus_are_not_started_by_a_process_without_one_which_would_leave_them_idle(
+    monkeypatch, tmp_path, asked, device
+):
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("4GB}", f"4GB, {asked}}}"))
+    monkeypatch.setattr(machine, "visible_gpus", lambda device: [])
+    with (
+        pytest.raises(SettingsError, match=r"cluster\.yaml: asks for GPUs, and this machine.* or give --device cpu"),
+        described_cluster(tmp_path / "cluster.yaml", device=device),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "gpus"), [("cpu", None, []), ("gpu", "cpu", []), ("gpu", "cuda", []), ("gpu", "auto", ["0"])]
+)
+def test_jobs_are_started_if_they_lack_gpus_or_the_run_uses_them_or_a_device_was_given(
+    monkeypatch, tmp_path, tilenet_command, asked, device, gpus
+):
+    def started(*_):
+        raise SettingsError("the cluster is started")
+
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("4GB}", f"4GB, queue: {asked}}}"))
+    monkeypatch.setattr(machine, "visible_gpus", lambda device: gpus)
+    monkeypatch.setattr(clusters, "_jobqueue", started)
+    options = ["--cluster", tmp_path / "cluster.yaml", *(["--device", device] if device else [])]
+    code, _, err = tilenet_command("batch", "a.tif", "--out", tmp_path / "masks", *options)
+    assert code == 2 and "the cluster is started" in err
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [("cores: 8", "cores: eight"), ("processes: 2", "processes: 0"), ("processes: 2", "processes: ")],

@@ -47,6 +47,6 @@ def cluster_of(options: dict[str, Any]) -> Iterator[Any]:
     elif scheduler is not None:
         started = clusters.existing_cluster(scheduler, tls=Tls(*files) if all(files) else None)
     else:
-        started = clusters.described_cluster(cluster)
+        started = clusters.described_cluster(cluster, device=options.get("device"))
     with started as client:
         yield client

@@ -122,17 +122,25 @@ def _dask_setting(name: str) -> Any:
 
 
 @contextmanager
-def described_cluster(path: str | Path) -> Iterator[Client]:
+def described_cluster(path: str | Path, *, device: str | None = None) -> Iterator[Client]:
     """Start the cluster of jobs (Slurm, PBS, LSF, SGE) that a YAML file describes; see docs/cluster.md.
 
     While the cluster runs, the default of `threads` is a job's number of cores divided by its processes.
 
+    Parameters
+    ----------
+    path : path
+        The YAML file.
+    device : str, optional
+        Device of the run.
+
     Raises
     ------
     SettingsError
-        If the file is invalid, or dask-jobqueue is not installed.
+        If the file is invalid, if dask-jobqueue is not installed, or if jobs have GPUs that no worker would use.
     """
     kind, arguments, adapt, tls = read_description(path)
+    _refuse_idle_gpus(path, arguments, device)
     with _quiet(lost=LOST_JOB):
         kind_of_cluster = _jobqueue(kind, arguments, path)
         if tls:
@@ -154,6 +162,15 @@ def described_cluster(path: str | Path) -> Iterator[Client]:
             cluster.adapt(minimum_jobs=adapt["minimum"], maximum_jobs=adapt["maximum"], target_duration="1s")
             with _client(cluster) as client, machine.threads(threads):
                 yield client
+
+
+def _refuse_idle_gpus(path: str | Path, arguments: Mapping[str, Any], device: str | None) -> None:
+    """Raise if jobs ask for GPUs, and this process would settle on another device, which all workers then use."""
+    if device in (None, "auto") and "gpu" in str(arguments).lower() and not machine.visible_gpus(device):
+        raise SettingsError(
+            f"{path}: asks for GPUs, and this machine, which decides the device of all workers, has none. Start the "
+            f"command in a job with a GPU, or give --device cpu"
+        )
 
 
 def _jobqueue(kind: str, arguments: Mapping[str, Any], path: str | Path) -> Any:
