@@ -7,9 +7,10 @@ import pytest
 import tifffile
 import zarr
 from oracles import random_network
+from workers import recorded_as
 
 import tilenet
-from tilenet.checks import _same_job, border_windows
+from tilenet.checks import border_windows
 from tilenet.errors import BlocksFailed, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
@@ -35,13 +36,16 @@ def test_a_mask_that_is_right_passes(out, network):
     assert found.pixels > 100_000
 
 
-def test_a_mask_made_on_a_device_that_is_not_here_is_refused_naming_it(out, network):
-    mask = tilenet.open_mask(out)
-    mask.info["record"]["device"] = "cuda:77"
-    with pytest.raises(
-        OutputMismatch, match=r"m\.zarr: was made with device cuda:77, which this machine does not have.* --windows 0"
-    ):
-        _same_job(mask, IMAGE, network, None)
+def test_of_a_mask_made_on_a_device_that_is_not_here_the_files_are_checked_and_the_device_is_named(tmp_path, network):
+    out = tmp_path / "m.zarr"
+    with recorded_as(device="cuda:77"):
+        tilenet.segment(IMAGE, out, model=network, tile=128)
+    found = tilenet.verify(out, IMAGE, model=network)
+    assert found.ok and found.windows == 0
+    assert found.not_recomputed == "the mask was made with device cuda:77, which this machine does not have"
+    shard = out / "0" / "c" / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[:50])
+    assert not tilenet.verify(out, IMAGE, model=network).ok
 
 
 def test_of_a_mask_made_with_an_object_of_python_the_files_are_checked_and_it_is_said_what_recomputes_windows(out):

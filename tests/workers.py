@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import tifffile
 from stub import Bright
 
+from tilenet.job import Job
 from tilenet.options import Options
 from tilenet.outputs import open_store
 from tilenet.wanted import Wanted
@@ -26,6 +28,20 @@ def write_image(path, *, seed=0, sides=SIDES):
     pixels = np.random.default_rng(seed).integers(0, 240, sides, dtype=np.uint8)
     tifffile.imwrite(path, pixels, tile=(256, 256))
     return path
+
+
+@contextmanager
+def recorded_as(**fields):
+    """Have runs record that they were made in another way, such as on a device that is not here."""
+    real = Job.info
+
+    def info(job, scaling):
+        found = real(job, scaling)
+        return found | {"record": found["record"] | fields}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "info", info)
+        yield
 
 
 def spoil(image, value, at):

@@ -108,8 +108,9 @@ def verify(
     out : path
         A mask written by tilenet.
     image : path, array or Image, optional
-        By default the file named in the mask; if that is gone, no windows are recomputed. In a mask of
-        objects none are recomputed either, because outlines of objects depend on more than a window.
+        By default the file named in the mask; if that is gone, no windows are recomputed. None are recomputed either
+        where the device is missing that made the mask, and in a mask of objects, because outlines of objects depend
+        on more than a window.
     model, footprint
         By default the model named in the mask.
     windows : int
@@ -129,7 +130,7 @@ def verify(
     OutputNotFound, OutputIncomplete, OutputError
         If there is no complete mask that tilenet wrote.
     OutputMismatch
-        If image, model or device are not those that it was made with.
+        If image or model are not those that it was made with.
     """
     check_local(out)
     found = _damage(Path(out))
@@ -172,6 +173,11 @@ def _obstacle(mask: AnyMask, image: Any, model: Any) -> str:
         return f"the model was a {source} of Python: tilenet.verify(mask, model=...) recomputes them"
     if image is None:
         return f"the image is no longer at {mask.info['image']['path']}; name it with --image"
+    device = mask.info["record"]["device"]
+    try:
+        machine.find_device(device)
+    except SettingsError:
+        return f"the mask was made with device {device}, which this machine does not have"
     return ""
 
 
@@ -247,14 +253,7 @@ def border_windows(plan: Plan, count: int, rng: np.random.Generator, parts: Sequ
 
 def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None) -> Job:
     check_image(image, mask)
-    found, device = mask.info, mask.info["record"]["device"]
-    try:
-        machine.find_device(device)
-    except SettingsError as error:
-        raise OutputMismatch(
-            f"{mask.path}: was made with device {device}, which this machine does not have. Verify it on one that has; "
-            f"--windows 0 checks the files alone"
-        ) from error
+    found = mask.info
     wanted = Wanted(image, found["model"]["source"] if model is None else model, footprint=footprint)
     return wanted.settle_as(found, mask.path, refuse=_refuse_another)
 

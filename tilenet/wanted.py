@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,8 @@ class Wanted:
         except (ImageError, SettingsError):
             self._refuse_another_image(info, name)
             self._refuse_another_model(info, name, refuse)
-            self._refuse_another_device(info, name, options.device)
-            self._refuse_another_engine(info, name)
+            self._refuse_another_device(info, name, options.device, refuse)
+            self._refuse_another_engine(info, name, refuse)
             raise
         try:
             refuse(info, job.info(scaling), name)
@@ -96,18 +96,42 @@ class Wanted:
             return
         refuse(info, {**info, "model": {**info["model"], **identity}}, name)
 
-    def _refuse_another_device(self, info: Mapping[str, Any], name: str | Path, device: str | None) -> None:
-        """Raise `OutputMismatch` if the recorded options do not fit because the device is another one."""
+    def _refuse_another_device(
+        self, info: Mapping[str, Any], name: str | Path, device: str | None, refuse: Refusal
+    ) -> None:
+        """Call `refuse` for the device alone, in case the recorded options do not fit because it is another one."""
         try:
             found = machine.find_device(device or "auto").type
         except SettingsError:
             return
-        refuse_contradiction(info, {**info, "record": {**info["record"], "device": found}}, name, anew=self.anew)
+        refuse(info, {**info, "record": {**info["record"], "device": found}}, name)
 
-    def _refuse_another_engine(self, info: Mapping[str, Any], name: str | Path) -> None:
-        """Raise `OutputMismatch` if the caller asks for an engine that the output was not made with."""
+    def _refuse_another_engine(self, info: Mapping[str, Any], name: str | Path, refuse: Refusal) -> None:
+        """Call `refuse` for the engine alone, in case the caller asks for one that the output was not made with."""
         if engine := self.options.engine:
-            refuse_contradiction(info, {**info, "record": {**info["record"], "engine": engine}}, name, anew=self.anew)
+            refuse(info, {**info, "record": {**info["record"], "engine": engine}}, name)
+
+    def check_complete(self, info: Mapping[str, Any], name: str | Path) -> None:
+        """Raise if a complete output is not what is wanted.
+
+        Nothing is computed, so this machine needs neither the device nor the engine that the output was made with.
+
+        Raises
+        ------
+        OutputError, OutputMismatch
+            As `settle_as`.
+        """
+        said = {"device": (self.options.device or "").partition(":")[0], "engine": self.options.engine}
+        given = {name: value for name, value in said.items() if value not in ("", None, "auto")}
+
+        def refuse(found: Mapping[str, Any], here: Mapping[str, Any], name: str | Path) -> None:
+            made = {field_: found["record"].get(field_) for field_ in said}
+            wanted = {**here, "record": {**here["record"], **made, **given}}
+            refuse_contradiction(found, wanted, name, anew=self.anew)
+
+        # On the device and engine that every machine has; the memory was for computing.
+        options = replace(self.options, device="cpu", engine="plain", memory=None)
+        replace(self, options=options).settle_as(info, name, refuse=refuse).close()
 
     def settle_for(self, store: Store) -> Job:
         """Return the job of a store opened for resuming; closes the store if it cannot be resumed."""

@@ -203,5 +203,5 @@ def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
 def _unchanged(out: Path, wanted: Wanted) -> Store:
     """Return the complete store of an image; raise if these options would make another mask."""
     store = Store.inspect(out)
-    wanted.settle_as(store.info, out).close()
+    wanted.check_complete(store.info, out)
     return store
