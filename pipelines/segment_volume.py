@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", type=Path)
     parser.add_argument("mask", type=Path)
-    parser.add_argument("--model", required=True, help="a .safetensors file; tilenet.save_model writes one")
+    parser.add_argument("--model", required=True, help="any that --model of tilenet segment takes")
     parser.add_argument("--axes", help="where the file does not say, such as zyx")
     parser.add_argument("--channel", type=int, help="of a volume with several")
     parser.add_argument("--workers", type=int, default=2)

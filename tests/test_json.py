@@ -61,7 +61,7 @@ COMMANDS = {
     "verify": ["verify mask.zarr"],
     "overlay": ["overlay slide.tif mask.zarr --out mask.png"],
     "export": ["export mask.zarr --csv mask.csv --geojson mask.geojson --tiff mask.ome.tif"],
-    "batch": ["batch slide.tif -m m.safetensors --out masks"],
+    "batch": ["batch slide.tif rgba.tif -m m.safetensors --out masks --shard 1/2"],
     "evaluate": ["evaluate objects.zarr objects.zarr"],
     "finish": ["finish mask.zarr"],
     "tune": ["tune slide.tif -m m.safetensors --seconds 1"],

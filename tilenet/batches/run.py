@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
@@ -13,13 +13,15 @@ from tilenet.arguments import WORKERS, unknown_option
 from tilenet.batches.beside import SideFiles
 from tilenet.batches.orders import Order, read_orders
 from tilenet.batches.slides import BatchRun
-from tilenet.batches.summary import TABLES, Result
+from tilenet.batches.summary import Result, is_own
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.export.shapes import parse_area
 from tilenet.footprint import Footprint
 from tilenet.named import function_of
 from tilenet.options import DERIVED, Options, check_output_option, refuse_with_objects
 from tilenet.outputs import check_folder_name
+from tilenet.shares import checked_share
+from tilenet.store import Share
 from tilenet.store.place import refuse_inside_mask
 from tilenet.workers.distributed import check_client, check_sendable
 
@@ -39,6 +41,7 @@ def batch(
     table: bool = False,
     min_area: str | float | None = None,
     objects: bool = False,
+    shard: Share | None = None,
     **options: Any,
 ) -> list[Result]:
     """Segment many images into the masks ``OUT/<name>.zarr``, and write a summary beside them.
@@ -71,19 +74,24 @@ def batch(
         Count nothing smaller than this, such as ``"20um2"``, or ``"80px"`` of the mask; the tables still list all.
     objects : bool
         Number objects instead of writing classes, as `segment` does, one image after the other.
+    shard : (int, int), optional
+        Do share I of N only, I from 1: every N-th image, from the I-th. Each job of a job array does one. A share
+        writes a summary and counts of its own, such as ``OUT/summary-3-of-8.csv``; a call without `shard` after all of
+        them computes nothing and writes those of all images.
     **options
         Options of `segment`: ``level``, ``channels``, ``tile``, ``threads``, ``output`` and so on.
 
     Returns
     -------
     list of Result
-        In the order of the images: name, ``done``, ``skipped`` or ``failed``, pixels, counts, seconds, error.
+        In the order of the images, with `shard` those of the share: name, ``done``, ``skipped`` or ``failed``, pixels,
+        counts, seconds, error.
 
     Raises
     ------
     SettingsError
-        Before any work, if there is no image, if two images would have the same name, or if a list
-        has an invalid entry.
+        Before any work, if there is no image, if two images would have the same name (in other shares, too), or if a
+        list has an invalid entry.
     EnvironmentFault
         If the scheduler is lost. The same call again resumes the batch.
 
@@ -101,18 +109,40 @@ def batch(
             raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
     if footprint is not None and not (callable(model) or function_of(model)):
         raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
+    common = _known(options)
+    if client is not None:
+        check_client(client)
+    share = None if shard is None else checked_share(shard)
+    orders = read_orders([images] if isinstance(images, str | Path) else images, model=model, options=common)
+    for order in orders:
+        _check(order, objects=objects, table=table, client=client)
+    if share:
+        orders = orders[share[0] - 1 :: share[1]]
+    if objects:
+        orders = [replace(order, options=replace(order.options, output="objects")) for order in orders]
+    _make_folder(out)
+    return BatchRun(
+        orders,
+        Path(out),
+        footprint,
+        tell or (lambda result: None),
+        side_files=SideFiles(overview=overview, table=table, min_area=min_area),
+        client=client,
+        objects=objects,
+        share=share,
+    ).run()
+
+
+def _known(options: Mapping[str, Any]) -> Options:
+    """Return the options of all images; refuse names that a batch does not know."""
     known = {option.name for option in fields(Options)} - DERIVED
     for unknown in sorted(set(options) - known):
         own = set(signature(batch).parameters) - {"options"}
         raise unknown_option("batch", unknown, sorted(known | own), WORKERS)
-    common = Options(**options)
-    if client is not None:
-        check_client(client)
-    orders = read_orders([images] if isinstance(images, str | Path) else images, model=model, options=common)
-    for order in orders:
-        _check(order, objects=objects, table=table, client=client)
-    if objects:
-        orders = [replace(order, options=replace(order.options, output="objects")) for order in orders]
+    return Options(**options)
+
+
+def _make_folder(out: str | Path) -> None:
     check_local(out)
     check_folder_name(Path(out))
     refuse_inside_mask(Path(out) / "mask.zarr")
@@ -120,9 +150,6 @@ def batch(
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
-    side_files = SideFiles(overview=overview, table=table, min_area=min_area)
-    tell = tell or (lambda result: None)
-    return BatchRun(orders, Path(out), footprint, tell, side_files=side_files, client=client, objects=objects).run()
 
 
 def _check(order: Order, *, objects: bool, table: bool, client: Client | None) -> None:
@@ -132,7 +159,7 @@ def _check(order: Order, *, objects: bool, table: bool, client: Client | None) -
     check_output_option(order.options.output, stored=True)
     if client is not None:
         check_sendable(order.image, order.model)
-    if table and order.name.casefold() in TABLES:
+    if table and is_own(order.name):
         raise SettingsError(
             f"{shown(order.image)}: its table would be {order.name}.csv, which is that of the whole batch. Give a .csv "
             f"list with a column name"

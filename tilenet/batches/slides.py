@@ -25,7 +25,7 @@ from tilenet.outputs import open_store, spare_the_input
 from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
 from tilenet.scaling import Scaling
-from tilenet.store import Store, is_complete
+from tilenet.store import Share, Store, is_complete
 from tilenet.wanted import Wanted
 from tilenet.workers.distributed import task_of, work_off
 from tilenet.workers.flights import Slide
@@ -50,10 +50,11 @@ class BatchRun:
         side_files: SideFiles,
         client: Client | None = None,
         objects: bool = False,
+        share: Share | None = None,
     ) -> None:
         self._orders = {order.name: order for order in orders}
         self._out, self._footprint, self._tell = out, footprint, tell
-        self._side_files, self._client, self._objects = side_files, client, objects
+        self._side_files, self._client, self._objects, self._share = side_files, client, objects, share
         self._results: dict[str, Result] = {}
         self._measured: dict[str, Measured] = {}
         self._started: dict[str, float] = {}
@@ -71,9 +72,10 @@ class BatchRun:
         finally:
             results = [self._results[name] for name in self._orders if name in self._results]
             remark_sizes(results)
-            write_summary(self._out, results)
+            write_summary(self._out, results, self._share)
             if self._side_files.table:
-                write_counts(self._out, {name: self._measured[name] for name in self._orders if name in self._measured})
+                measured = {name: self._measured[name] for name in self._orders if name in self._measured}
+                write_counts(self._out, measured, self._share)
         return results
 
     def _compute(self, client: Client | None) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 
 from tilenet.export.measured import Measured
 from tilenet.resolution import TOLERANCE
+from tilenet.store import Share
 from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 
-# Names of the batch's own tables, which the table of an image cannot have.
-TABLES = ("summary", "counts")
+# Names of a batch's own tables, which the table of an image cannot have.
+OWN = re.compile(r"(summary|counts)(-\d+-of-\d+)?")
 COUNTS = (
     *("slide", "class", "kind", "count", "left_out", "covered_px", "covered_share", "covered_um2", "covered_um3"),
     *("mm2", "mm3", "tissue_mm2", "in_tissue", "per_mm2", "per_mm3", "per_mm2_of_tissue"),
@@ -79,8 +81,27 @@ def remark_sizes(results: Sequence[Result]) -> None:
         )
 
 
-def write_summary(folder: Path, results: Sequence[Result]) -> None:
-    """Write ``summary.csv`` and ``summary.json`` into a folder.
+def file_of(table: str, share: Share | None, ending: str = "csv") -> str:
+    """Return the name of one of the files that a batch, or one share of it, writes for all of its images.
+
+    >>> file_of("counts", None), file_of("summary", (3, 8), "json")
+    ('counts.csv', 'summary-3-of-8.json')
+    """
+    part = "-{}-of-{}".format(*share) if share else ""
+    return f"{table}{part}.{ending}"
+
+
+def is_own(name: str) -> bool:
+    """Return whether a table of that name would be one that a batch writes for all of its images.
+
+    >>> is_own("Counts"), is_own("counts-3-of-8"), is_own("counts-3")
+    (True, True, False)
+    """
+    return OWN.fullmatch(name.casefold()) is not None
+
+
+def write_summary(folder: Path, results: Sequence[Result], share: Share | None = None) -> None:
+    """Write ``summary.csv`` and ``summary.json`` into a folder; those of a share are named after it.
 
     Raises
     ------
@@ -89,12 +110,12 @@ def write_summary(folder: Path, results: Sequence[Result]) -> None:
     """
     rows = [asdict(result) | {"seconds": round(result.seconds, DECIMALS)} for result in results]
     said = [row | {"counts": _text(row["counts"])} for row in rows]
-    _put(folder / "summary.csv", _table([f.name for f in fields(Result)], said))
-    _put(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
+    _put(folder / file_of("summary", share), _table([f.name for f in fields(Result)], said))
+    _put(folder / file_of("summary", share, "json"), json.dumps(rows, indent=1) + "\n")
 
 
-def write_counts(folder: Path, measured: Mapping[str, Measured]) -> None:
-    """Write ``counts.csv``: the number of objects or regions of each class in each mask of a batch.
+def write_counts(folder: Path, measured: Mapping[str, Measured], share: Share | None = None) -> None:
+    """Write ``counts.csv``: the number of objects or regions of each class in each mask of a batch, or of a share.
 
     Its columns are ``slide``, ``class``, ``kind`` (object or region), ``count``, ``left_out`` (how many of all classes
     are smaller than the minimum area), the total size of those counted (``covered_px`` of the mask, ``covered_share``
@@ -109,7 +130,7 @@ def write_counts(folder: Path, measured: Mapping[str, Measured]) -> None:
         If it cannot be written.
     """
     lines = [line for slide, found in measured.items() for line in _count_lines(slide, found)]
-    _put(folder / "counts.csv", _table(COUNTS, lines))
+    _put(folder / file_of("counts", share), _table(COUNTS, lines))
 
 
 def _count_lines(slide: str, found: Measured) -> Iterable[dict[str, Any]]:

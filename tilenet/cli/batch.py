@@ -10,6 +10,7 @@ import click
 from tilenet.cli.cluster import cluster_of, cluster_options
 from tilenet.cli.options import JSON, OVERVIEW, QUIET, image_options, objects_options, with_model
 from tilenet.cli.output import remarks, say, show
+from tilenet.cli.shares import ShareOf
 from tilenet.errors import BlocksFailed
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The folder of the masks.")
 @image_options
 @cluster_options
+@click.option(
+    "--shard", type=ShareOf(), help="Do share I of N alone, every N-th image from the I-th: a job of an array."
+)
 @objects_options
 @click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
 @click.option("--min-area", metavar="AREA", help="With --csv: count no smaller ones: 20um2, or 80px of the mask.")
@@ -39,6 +43,7 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     """
     from tilenet import machine
     from tilenet.batches import run
+    from tilenet.batches.summary import file_of
 
     def tell(result: Result) -> None:
         if not (quiet or as_json):
@@ -47,10 +52,13 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     machine.keep_freed_memory()
     with cluster_of(options) as client, remarks(shown=not (quiet or as_json)) as said:
         results = run.batch(images, out, client=client, tell=tell, **with_model(options))
+    share = options["shard"]
     counts = {status: sum(r.status == status for r in results) for status in ("done", "skipped", "failed")}
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
     listed = {"out": str(out), **counts, "slides": [vars(result) for result in results], "remarks": said}
-    show(listed, f"{out}: {statuses}; see summary.csv", as_json=as_json, quiet=quiet)
+    if share:
+        listed["share"] = "{}/{}".format(*share)
+    show(listed, f"{out}: {statuses}; see {file_of('summary', share)}", as_json=as_json, quiet=quiet)
     if failed := [result for result in results if result.status == "failed"]:
         first = f", the first {failed[0].slide}: {failed[0].error}" if quiet or as_json else ", each for its own reason"
         raise BlocksFailed(f"{out}: {len(failed)} of {len(results)} images failed{first}")
