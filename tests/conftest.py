@@ -1,12 +1,20 @@
 import os
 import re
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from store_fixtures import (  # noqa: F401 - found by their names
+    children_of_this_process,
+    complete_store,
+    hashes_of_uninterrupted_stores,
+    store_of_another_mask,
+)
 
 from tilenet.cli.main import main
 from tilenet.errors import ImageError
@@ -20,9 +28,18 @@ keep_freed_memory()
 # Read when kernels are first imported: without a GPU they are tested as plain array functions.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Temporary folders in memory: a killed process loses nothing there either, and synced files cost nothing.
+if "TMPDIR" not in os.environ and os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 4 * 2**30:
+    tempfile.tempdir = "/dev/shm"
 # How long an example takes says how busy the machine is.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 @pytest.fixture(scope="session")

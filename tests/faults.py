@@ -18,7 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from store_helpers import KillAtStep, journal_lines, replace_step, tree, tree_hash  # noqa: F401 - for the tests
+from store_helpers import (  # noqa: F401 - for the tests
+    KillAtStep,
+    journal_lines,
+    random_numbers,
+    replace_step,
+    tree,
+    tree_hash,
+)
 
 from tilenet.card import ModelCard
 from tilenet.footprint import Footprint

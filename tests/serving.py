@@ -1,8 +1,8 @@
 """A web server of a folder, with parts of files, that counts requests and can be made to fail."""
 
 import re
+import socket
 import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -107,9 +107,10 @@ def serving(folder, **options):
         server.stop()
 
 
-def wait_until(happened, seconds=20):
-    """Wait for something that another thread does."""
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
+@contextmanager
+def nobody_at(port=0):
+    """Keep a local port at which nobody answers: no other process is given it, `serving` can have it."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", port))
+        yield kept.getsockname()[1]

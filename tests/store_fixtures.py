@@ -1,14 +1,6 @@
-"""Folders for the tests of the store, and what is true of one that was gone on with.
-
-In memory where there is such a file system: a killed process loses nothing there either, and
-thousands of synced files cost nothing.
-"""
+"""What the tests of the store share, and what is true of one that was gone on with."""
 
 import json
-import os
-import shutil
-import tempfile
-from pathlib import Path
 
 import pytest
 from store_helpers import LAYOUTS, Children, make, run, tree_hash
@@ -17,18 +9,7 @@ from tilenet.errors import OutputIncomplete
 from tilenet.store import open_mask
 
 
-def new_folder():
-    return Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
-
-
-@pytest.fixture(name="tmp_path")
-def folder_in_memory():
-    folder = new_folder()
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module", name="children")
+@pytest.fixture(scope="session", name="children")
 def children_of_this_process():
     """Return what runs stores in processes of their own."""
     served = Children()
@@ -36,10 +17,10 @@ def children_of_this_process():
     served.close()
 
 
-@pytest.fixture(scope="module", name="right")
-def hashes_of_uninterrupted_stores():
+@pytest.fixture(scope="session", name="right")
+def hashes_of_uninterrupted_stores(tmp_path_factory):
     """Return the hash of an uninterrupted store, by the name of its layout."""
-    hashes, folder = {}, new_folder()
+    hashes, folder = {}, tmp_path_factory.mktemp("right")
 
     def of(layout):
         if layout not in hashes:
@@ -47,17 +28,14 @@ def hashes_of_uninterrupted_stores():
             hashes[layout] = tree_hash(folder / layout / "m.zarr")
         return hashes[layout]
 
-    yield of
-    shutil.rmtree(folder)
+    return of
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, name="written")
-def complete_store(request):
+def complete_store(request, tmp_path_factory):
     """Return path, layout and truth of a complete store."""
-    layout, folder = LAYOUTS[request.param], new_folder()
-    path = folder / "deep" / "er" / "m.zarr"
-    yield path, layout, make(path, layout)
-    shutil.rmtree(folder)
+    path, layout = tmp_path_factory.mktemp("written") / "deep" / "er" / "m.zarr", LAYOUTS[request.param]
+    return path, layout, make(path, layout)
 
 
 @pytest.fixture(name="old")

@@ -127,6 +127,13 @@ def write_for(leader, path, layout, blocks, lines):
         Path(lines).write_bytes(found)
 
 
+def random_numbers():
+    """Return random numbers; their seed is shown where the test fails."""
+    seed = np.random.SeedSequence().entropy
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
+
+
 def tree(path):
     """Return the content of every file but the volatile one, by relative path."""
     return {

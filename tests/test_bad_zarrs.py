@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import struct
+from functools import cache
 
 import numcodecs
 import numpy as np
@@ -163,6 +164,7 @@ def test_a_chunk_file_larger_than_any_chunk_is_refused(tmp_path, refused):
     refused(path, says="17179869184 bytes")
 
 
+@cache
 def bomb_gzip(size):
     import io
 

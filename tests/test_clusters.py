@@ -154,7 +154,7 @@ def test_a_cluster_listens_elsewhere_where_that_is_said(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl, to make a certificate")
-def test_a_cluster_with_tls_lets_nobody_in_without_a_certificate(tmp_path):
+def test_a_cluster_with_tls_lets_nobody_in_without_a_certificate(tmp_path, monkeypatch):
     files = {name: tmp_path / f"{name}.pem" for name in ("cert", "key")}
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
     subprocess.run([*make, "-keyout", files["key"], "-out", files["cert"]], check=True, capture_output=True)
@@ -166,6 +166,7 @@ def test_a_cluster_with_tls_lets_nobody_in_without_a_certificate(tmp_path):
         assert all(part in client.cluster.job_script() for part in ("--tls-ca-file", "--tls-cert", "--tls-key"))
         with pytest.raises(SettingsError, match=r"tls://.*: wants a certificate"), existing_cluster(address):
             pass
+        monkeypatch.setitem(clusters.CONFIG, "distributed.comm.timeouts.connect", "1s")
         with (
             pytest.raises(EnvironmentFault, match="no scheduler answers"),
             existing_cluster(address.replace("tls", "tcp")),

@@ -172,7 +172,7 @@ def machine(commands, tmp_path_factory):
     return Faults
 
 
-@pytest.mark.parametrize("examples", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_whatever_befalls_a_run_it_ends_with_the_same_bytes(machine, examples):
     quick = settings(
         max_examples=examples,

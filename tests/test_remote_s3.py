@@ -7,7 +7,7 @@ import urllib.request
 import numpy as np
 import pytest
 from remote_images import plain_zarr, same_masks, whole
-from serving import serving
+from serving import nobody_at, serving
 from stub import Bright
 
 import tilenet
@@ -108,13 +108,13 @@ def test_keys_of_the_environment_open_a_bucket(folder, aws, bucket, tmp_path):
     assert secret.encode() not in stored
 
 
-def test_a_profile_opens_a_bucket_and_names_its_endpoint(aws, bucket, tmp_path):
+def test_a_profile_opens_a_bucket_and_names_its_endpoint(aws, bucket, folder, tmp_path):
     endpoint, key, secret = bucket
     (tmp_path / "keys").write_text(f"[lab]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
     (tmp_path / "config").write_text(f"[profile lab]\nregion = eu-west-1\nendpoint_url = {endpoint}\n")
     files = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "keys"), "AWS_CONFIG_FILE": str(tmp_path / "config")}
     aws(checked=True, AWS_PROFILE="lab", AWS_ENDPOINT_URL="", **files)
-    assert whole(open_image(IMAGE)).any()
+    np.testing.assert_array_equal(whole(open_image(IMAGE)), whole(open_image(folder)))
     aws(checked=True, AWS_PROFILE="other", **files)
     with pytest.raises(ImageError, match=r"the settings of AWS cannot be used \(.*other"):
         open_image(IMAGE)
@@ -155,12 +155,11 @@ def test_a_bucket_of_another_region_says_what_to_set(aws, tmp_path):
             open_image(IMAGE)
 
 
-def test_an_endpoint_that_is_not_reached_is_lost(aws, tmp_path):
-    with serving(tmp_path) as server:
-        pass
-    aws(checked=False, AWS_ENDPOINT_URL=server.url)
-    with pytest.raises(EnvironmentFault, match="the connection to the server failed"):
-        open_image(IMAGE)
+def test_an_endpoint_that_is_not_reached_is_lost(aws):
+    with nobody_at() as port:
+        aws(checked=False, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
+        with pytest.raises(EnvironmentFault, match="the connection to the server failed"):
+            open_image(IMAGE)
 
 
 def test_credentials_are_not_taken_from_an_address(aws):

@@ -9,7 +9,19 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from faults import BLOCKS, STUB, Stub, is_complete, journal_lines, stray, tree_hash, wait_until, write_image
+from faults import (
+    BLOCKS,
+    STUB,
+    Stub,
+    entries,
+    is_complete,
+    journal_lines,
+    random_numbers,
+    stray,
+    tree_hash,
+    wait_until,
+    write_image,
+)
 
 import tilenet
 from tilenet.errors import OutputIncomplete, OutputLocked, SettingsError
@@ -156,13 +168,16 @@ def test_while_an_ordinary_run_is_at_work_a_share_is_refused(commands, image, tm
 
 
 def kill_shares(commands, image, out, random, count=3):
-    """Kill shares at random until each has come to its end; return the number of kills."""
+    """Kill shares at work, all at first, then some, until each has come to its end; return the number of kills."""
     kills, left = 0, set(range(1, count + 1))
     while left:
+        before, doomed = entries(out), {i for i in left if not kills or random.random() < 0.6}
         runs = {i: start(commands, image, out, f"{i}/{count}") for i in left}
+        if doomed:
+            wait_until(lambda before=before: entries(out) > before or is_complete(out))
         for i, run in runs.items():
-            if random.random() < 0.6:
-                time.sleep(random.uniform(0, 0.5))
+            if i in doomed:
+                time.sleep(random.uniform(0, 0.05))
                 run.signal(signal.SIGKILL)
             code, said = run.wait()
             kills += code == -signal.SIGKILL
@@ -174,13 +189,14 @@ def kill_shares(commands, image, out, random, count=3):
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_shares_killed_at_random_and_run_again_give_the_same_bytes(commands, image, tmp_path, whole, times, capsys):
-    random, kills = np.random.default_rng(), 0
+    random, kills = random_numbers(), 0
     for number in range(times):
         out = tmp_path / f"{number}.zarr"
         kills += kill_shares(commands, image, out, random)
         if not is_complete(out):  # the last share was killed while it finished
             assert commands.run("finish", out) == (0, "")
         assert (tree_hash(out), stray(out)) == (whole, [])
+    assert kills >= times
     with capsys.disabled():
         print(f"\n{times} of {times} cycles of 3 shares identical after {kills} kills")
 

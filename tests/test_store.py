@@ -10,7 +10,6 @@ import pytest
 import yaozarrs
 import zarr
 from ome_zarr_models import v04, v05
-from store_fixtures import complete_store, folder_in_memory  # noqa: F401
 from store_helpers import INFO, LABELS, LAYOUTS, make, part, replace_step, tree, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import (

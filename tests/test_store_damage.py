@@ -2,11 +2,7 @@
 
 import numpy as np
 import pytest
-from store_fixtures import (  # noqa: F401
-    assert_resumes_to,
-    folder_in_memory,
-    hashes_of_uninterrupted_stores,
-)
+from store_fixtures import assert_resumes_to
 from store_helpers import (
     INFO,
     LAYOUTS,

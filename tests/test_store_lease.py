@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_fixtures import children_of_this_process, folder_in_memory, store_of_another_mask  # noqa: F401
 from store_helpers import INFO, LAYOUTS, replace_step, tree, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputLocked

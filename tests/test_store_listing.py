@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from store_fixtures import children_of_this_process, folder_in_memory  # noqa: F401
 from store_helpers import INFO, INSIDE, damage_of, make, replace_step, run, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputLocked

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from store_fixtures import folder_in_memory, store_of_another_mask  # noqa: F401
 from store_helpers import INFO, LAYOUTS, make, run, tree, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputExists, OutputNotFound

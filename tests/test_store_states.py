@@ -1,6 +1,8 @@
 """Write, crash, damage, resume, finish, in any order: a store is complete only when it is right."""
 
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from store_fixtures import new_folder
 from store_helpers import INFO, LAYOUTS, damage_of, make, part, tree, tree_hash, truth_of
 
 from tilenet.errors import BlocksFailed, OutputIncomplete, OutputLocked
@@ -34,7 +35,7 @@ class Runs(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.folder, self.truth, self.store = new_folder(), truth_of(LAYOUT), None
+        self.folder, self.truth, self.store = Path(tempfile.mkdtemp()), truth_of(LAYOUT), None
         self.path = self.folder / "m.zarr"
         # Files that were damaged since the last time that all was seen to be right.
         self.damaged = set()
