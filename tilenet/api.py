@@ -221,22 +221,39 @@ def segment(
     if out is None:
         with wanted.settle() as job:
             return (to_objects if objects else to_array)(job, job.resolve_scaling(), progress=progress, report=report)
-    out = Path(out)
+    mask, done = _stored(
+        Path(out), wanted, tiff=tiff, shard=shard, client=client, progress=progress, resume=resume, overwrite=overwrite
+    )
+    if report:
+        report(done)
+    return mask
+
+
+def _stored(
+    out: Path,
+    wanted: Wanted,
+    *,
+    tiff: bool,
+    shard: tuple[int, int] | None,
+    client: Any,
+    progress: Progress | None,
+    resume: bool,
+    overwrite: bool,
+) -> tuple[Mask | TiffMask | None, Report]:
+    """Write a mask in the way that the options ask for; return it, or None if shares are pending, and what was done."""
+    target, output = wanted.target, wanted.options.output
     place = store_beside(out) if tiff else out  # a TIFF is written when the mask is whole
-    spare_the_input(out, image, inside=target is not None)
+    spare_the_input(out, wanted.image, inside=target is not None)
     if target is None:
         check_name(out)
     if tiff:
-        spare_the_input(place, image)
+        spare_the_input(place, wanted.image)
         check_tiff(out, output, replace=resume or overwrite)
         begun = can_resume(place) or numbering.was_begun(place, target)
         if resume and out.exists() and not begun:
-            mask = same_tiff(out, wanted)
-            if report:
-                report(Report())
-            return mask
-    how: dict[str, Any] = {"resume": resume, "overwrite": overwrite}
-    if objects or (resume and shard is None and numbering.was_begun(place, target)):
+            return same_tiff(out, wanted), Report()
+    how: dict[str, bool] = {"resume": resume, "overwrite": overwrite}
+    if output == "objects" or (resume and shard is None and numbering.was_begun(place, target)):
         done = numbering.store_objects(place, wanted, **how, client=client, progress=progress)
     elif shard is not None:
         numbering.refuse_begun(place, target, overwrite=False)
@@ -244,11 +261,9 @@ def segment(
     else:
         numbering.refuse_begun(place, target, overwrite=overwrite)
         done = fill(*open_store(place, wanted, **how), wanted, client=client, progress=progress)
-    if report:
-        report(done)
     if not is_complete(place):
-        return None
-    return deliver(place, out) if tiff else open_mask(out)
+        return None, done
+    return deliver(place, out) if tiff else open_mask(out), done
 
 
 def _check_kinds(out: Any, **called: Any) -> None:

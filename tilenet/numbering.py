@@ -40,7 +40,7 @@ from tilenet.store import Mask, Store, can_resume, check_free, is_complete, is_o
 from tilenet.store.files import faults_named
 from tilenet.store.journal import MERGED
 from tilenet.store.kept import Stamp, stamp_of
-from tilenet.store.metadata import MAKING, OWN
+from tilenet.store.metadata import MAKING, OWN, read_root
 from tilenet.store.place import discard, holding, sweep
 from tilenet.wanted import Wanted
 from tilenet.workers.distributed import map_in_order
@@ -82,20 +82,8 @@ def store_objects(
     wanted = replace(wanted, options=replace(wanted.options, output=wanted.options.output or "objects"))
     making, report = making_of(out, wanted.target), Report()
     spare_the_input(making / DEPTHS, wanted.image)
-    if overwrite:
-        _remove(making)
-    store = _resumed(out, wanted, making) if resume and can_resume(out) else None
-    if not (resume or overwrite) and is_ours(making / DEPTHS):
-        raise OutputExists(f"{out}: was begun, and is not complete. Go on (--resume), or start again with --overwrite")
-    if store is None:
-        overwrite = overwrite or (resume and was_begun(out, wanted.target))
-        check_free(out, overwrite=overwrite)
-        if wanted.target is not None and not is_ours(making / DEPTHS):
-            wanted.settle().close()  # labels that fit none of the image's levels are refused now, not when all is done
+    store, wanted, overwrite = _begun(out, wanted, making, resume=resume, overwrite=overwrite)
     try:
-        if store is not None:
-            # A repair repeats the first two steps as they were for this mask, also where options are left out now.
-            wanted = _as_recorded(wanted, store)
         if store is None or next(store.pending(), None) is not None:
             depths, report = _fill_depths(making / DEPTHS, wanted, client, _half(progress, 0), resume=resume)
             started = perf_counter()
@@ -114,12 +102,31 @@ def store_objects(
     return report
 
 
+def _begun(
+    out: Path, wanted: Wanted, making: Path, *, resume: bool, overwrite: bool
+) -> tuple[Store | None, Wanted, bool]:
+    """Return the mask to continue, if any; what is wanted, as it was recorded; whether what is at `out` is replaced."""
+    if overwrite:
+        _remove(making)
+    if resume and can_resume(out) and (store := _resumed(out, wanted, making)):
+        # A repair repeats the first two steps as they were for this mask, also where options are left out now.
+        return store, _as_recorded(wanted, store), overwrite
+    begun = is_ours(making / DEPTHS)
+    if begun and not resume:
+        raise OutputExists(f"{out}: was begun, and is not complete. Go on (--resume), or start again with --overwrite")
+    overwrite = overwrite or (resume and was_begun(out, wanted.target))
+    check_free(out, overwrite=overwrite)
+    if wanted.target is not None and not begun:
+        wanted.settle().close()  # labels that fit none of the image's levels are refused now, not when all is done
+    return None, wanted, overwrite
+
+
 def was_begun(out: Path, target: Target | None) -> bool:
     """Return whether a run with objects was started for `out`, or wrote it."""
     if is_ours(making_of(out, target) / DEPTHS):
         return True
     # zarr.json may have been edited by hand, so the type is checked.
-    record = Store.inspect(out).info.get("record") if is_ours(out) else None
+    record = read_root(out)[1].get("record") if is_ours(out) else None
     return isinstance(record, dict) and record.get("output") == "objects"
 
 
@@ -166,7 +173,7 @@ def _remove(making: Path) -> None:
 def _resumed(out: Path, wanted: Wanted, making: Path) -> Store | None:
     """Open the mask to continue; return None if the mask at `out` is an old one that a run is about to replace."""
     if is_ours(making / DEPTHS):
-        info, depths = Store.inspect(out).info, Store.inspect(making / DEPTHS).info
+        info, depths = read_root(out.absolute())[1], read_root(making / DEPTHS)[1]
         check_info(info, out)
         # Only what decides the bytes: a repair may be made by another version, or after the image was moved.
         if is_complete(out) or contradiction(depths, info):
@@ -201,7 +208,7 @@ def _fill_places(path: Path, depths: Mask, wanted: Wanted, client: Client | None
     """Complete the store of the second step, and return it."""
     # The sealed journal has the checksums of all files: places that were found in other depths are not used.
     info = depths.info | {"depths": sha256((depths.path / OWN / MERGED).read_bytes()).hexdigest()}
-    if can_resume(path) and Store.inspect(path).info == info:
+    if can_resume(path) and read_root(path)[1] == info:
         store = Store.resume(path)
     else:
         layout = replace(depths.layout, labels={}, largest=prod(depths.shape), classes=0, tissue={})
