@@ -13,6 +13,7 @@ from tilenet.cli.output import progress_bar, remarks, show, sides
 from tilenet.errors import SettingsError
 
 if TYPE_CHECKING:
+    from tilenet.export.measured import Measured
     from tilenet.export.within import InRegion
 
 FILE = click.Path(path_type=Path)
@@ -25,6 +26,8 @@ FILE = click.Path(path_type=Path)
 @click.option("--tiff", type=FILE, help="A tiled, pyramidal OME-TIFF of labels.")
 @click.option("--image", type=FILE, help="The image, if it is no longer where it was (for --geojson and --csv).")
 @click.option("--intensities", is_flag=True, help="With --csv: the mean of each channel of the image over each object.")
+@click.option("--stains", is_flag=True, help="With --csv: mean optical densities of haematoxylin, eosin and DAB.")
+@click.option("--positive", metavar="RULE", help="Tell objects apart: 'dab>0.2', or a channel, in quotes.")
 @click.option("--within", type=FILE, help="With --csv: count in each region of this GeoJSON file, such as QuPath's.")
 @click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, or 80px of the mask.")
 @click.option(
@@ -45,6 +48,8 @@ def export(
     tiff: Path | None,
     image: Path | None,
     intensities: bool,
+    stains: bool,
+    positive: str | None,
     within: Path | None,
     min_area: str | None,
     kind: str,
@@ -55,16 +60,12 @@ def export(
     """Write a complete MASK in another format."""
     if geojson is None and csv is None and tiff is None:
         raise SettingsError("say what to write: --geojson out.geojson, --csv out.csv, --tiff out.ome.tif")
-    if min_area is not None and geojson is None and csv is None:
-        raise SettingsError(f"--min-area {min_area} is for --geojson and --csv: a TIFF is the mask as it is")
-    if intensities and csv is None:
-        raise SettingsError("--intensities are columns of a table: say --csv out.csv")
-    if within is not None and csv is None:
-        raise SettingsError("--within counts what a table lists: say --csv out.csv")
+    choice: dict[str, Any] = {"min_area": min_area, "positive": positive}
+    columns: dict[str, Any] = {"intensities": intensities, "stains": stains, "within": within}
+    _refuse_idle(choice if geojson is None and csv is None else {}, columns if csv is None else {})
+    said: dict[str, Any] = {"image": image, "overwrite": overwrite, "quiet": quiet, **choice}
     result: dict[str, Any] = {}
-    rows = []
-    said: dict[str, Any] = {"image": image, "min_area": min_area, "overwrite": overwrite, "quiet": quiet}
-    objects = True
+    rows, objects = [], True
     with remarks(shown=not (quiet or as_json)) as heard:
         if tiff is not None:
             result["tiff"], row = _tiff(mask, tiff, overwrite=overwrite)
@@ -73,7 +74,7 @@ def export(
             result["geojson"], row, objects = _polygons(mask, geojson, kind=kind, **said)
             rows.append(row)
         if csv is not None:
-            result["csv"], row, objects = _table(mask, csv, intensities=intensities, within=within, **said)
+            result["csv"], row, objects = _table(mask, csv, **columns, **said)
             rows.append(row)
     result["remarks"] = heard
     if not objects:
@@ -82,6 +83,17 @@ def export(
             "separate them"
         )
     show(result, "\n".join(rows), as_json=as_json, quiet=quiet)
+
+
+def _refuse_idle(choice: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+    """Raise if an option was given that changes nothing in what is written."""
+    for name, value in choice.items():
+        if value is not None:
+            option = name.replace("_", "-")
+            raise SettingsError(f"--{option} {value} is for --geojson and --csv: a TIFF is the mask as it is")
+    for name, value in columns.items():
+        if value:
+            raise SettingsError(f"--{name} adds columns to a table: say --csv out.csv")
 
 
 def _tiff(mask: Path, out: Path, *, overwrite: bool) -> tuple[dict[str, Any], str]:
@@ -133,9 +145,14 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
     if not density:
         per = ", no density as the pixel size is unknown"
     counted = _counts(found.counts, kind=kind)
-    text = f"{out}: {counted}{per}{_left_out(found.left_out, said)}"
+    text = f"{out}: {counted}{per}{_positive(found)}{_left_out(found.left_out, said)}"
+    facts |= {"positive": dict(found.positive)} if said["positive"] else {}
     if said["within"]:
-        facts["regions"] = [{**vars(region), "per_mm2": _rounded(region.per_mm2)} for region in found.regions]
+        facts["regions"] = [
+            {"name": region.name, "counts": dict(region.counts), "mm2": region.mm2, "per_mm2": _rounded(region.per_mm2)}
+            | ({"positive": dict(region.positive)} if said["positive"] else {})
+            for region in found.regions
+        ]
         text = "\n".join([text, *(_region(region, kind) for region in found.regions)])
     return facts, text, found.objects
 
@@ -150,7 +167,14 @@ def _region(region: InRegion, kind: str) -> str:
         f"{count} {name}{kind}" + (f" ({region.per_mm2[name]:,.0f} per mm2)" if region.mm2 else "")
         for name, count in sorted(region.counts.items())
     )
-    return f"  {region.name}" + ("" if region.mm2 is None else f", {region.mm2:.4g} mm2") + f": {counted}"
+    size = "" if region.mm2 is None else f", {region.mm2:.4g} mm2"
+    return f"  {region.name}{size}: {counted}{_positive(region)}"
+
+
+def _positive(counted: Measured | InRegion) -> str:
+    """Return the share of objects that are positive as text; empty if that was not asked for, or without objects."""
+    positive, whole = counted.positive.total(), counted.counts.total()
+    return f", {positive / whole:.1%} positive" if counted.positive and whole else ""
 
 
 def _left_out(count: int, said: Mapping[str, Any]) -> str:

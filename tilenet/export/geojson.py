@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tilenet.arguments import known_options
 from tilenet.card import colors_of
 from tilenet.errors import SettingsError
 from tilenet.export.corners import Ring
+from tilenet.export.intensities import Intensities
 from tilenet.export.placement import Grid
 from tilenet.export.shapes import Progress, Shape, drop_small, has_volumes, min_pixels, open_for, shapes_of
 from tilenet.store import AnyMask
@@ -28,6 +29,9 @@ from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 
 KINDS = ("detection", "annotation")
+# QuPath's own classes (PathClassTools in its source), and its colours for them.
+POSITIVE, NEGATIVE = "Positive", "Negative"
+QUPATH = {POSITIVE: [250, 62, 62], NEGATIVE: [112, 112, 225]}
 # The beginning of tilenet's files, and of no others. RFC 7946 allows additional members, and QuPath ignores them.
 HEAD = b'{"type":"FeatureCollection","tilenet":'
 
@@ -67,6 +71,7 @@ def write_geojson(
     image: str | Path | None = None,
     min_area: str | float | None = None,
     kind: str = "detection",
+    positive: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Outlined:
@@ -91,6 +96,9 @@ def write_geojson(
         Not for volumes.
     kind : {"detection", "annotation"}
         What the features become in QuPath, which copes with many detections but few annotations.
+    positive : str, optional
+        A rule as for `tilenet.write_table`, such as ``"dab>0.2"``: the classes of objects become Positive and Negative,
+        by which QuPath counts them.
     overwrite : bool
         Replace a file that `write_geojson` wrote.
     progress : callable, optional
@@ -116,16 +124,26 @@ def write_geojson(
     """
     if kind not in KINDS:
         raise SettingsError(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    out = Path(out).absolute()
+    out, bright = Path(out).absolute(), Intensities(positive=positive)
     with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON") as (opened, grid):
         found = Outlined(out, objects=opened.has_objects, volumes=has_volumes(opened))
         least = min_pixels(opened, min_area)
+        if bright:
+            bright.check(opened, image)
         opened.refuse_damage()
         shapes = drop_small(shapes_of(opened, progress), least, found)
+        if bright:
+            shapes = _told_apart(shapes, bright.measure(opened, image).positive)
         with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
-            for part in _Features(opened, grid, kind, found).collection(shapes):
+            for part in _Features(opened, grid, kind, found, told_apart=bool(bright)).collection(shapes):
                 file.write(part)
     return found
+
+
+def _told_apart(shapes: Iterable[Shape], positive: Any) -> Iterator[Shape]:
+    """Yield shapes of objects with the names of QuPath's classes, given for each number whether it is positive."""
+    for shape in shapes:
+        yield replace(shape, name=POSITIVE if positive[shape.value] else NEGATIVE)
 
 
 def _is_ours(path: Path) -> bool:
@@ -136,8 +154,9 @@ def _is_ours(path: Path) -> bool:
 class _Features:
     """Write shapes as the text of a FeatureCollection, counting features and vertices."""
 
-    def __init__(self, mask: AnyMask, grid: Grid, kind: str, found: Outlined) -> None:
+    def __init__(self, mask: AnyMask, grid: Grid, kind: str, found: Outlined, *, told_apart: bool) -> None:
         self._mask, self._grid, self._kind, self._found = mask, grid, kind, found
+        self._by_name = QUPATH if told_apart else {}
         self._colors = {value: color[:3] for value, color in colors_of(mask.info["card"]).items()}
 
     def collection(self, shapes: Iterable[Shape]) -> Iterator[bytes]:
@@ -172,6 +191,6 @@ class _Features:
         return json.dumps(self._grid.place(ring).tolist(), separators=(",", ":"))
 
     def _properties(self, value: int, name: str) -> str:
-        color = self._colors[min(self._colors) if self._found.objects else value]
+        color = self._by_name.get(name) or self._colors[min(self._colors) if self._found.objects else value]
         said: dict[str, Any] = {"objectType": self._kind, "classification": {"name": name, "color": list(color)}}
         return json.dumps(said | ({"name": str(value)} if self._found.objects else {}), separators=(",", ":"))

@@ -1,52 +1,165 @@
-"""Measure how bright objects are: the mean of each channel of the image over each object of a mask."""
+"""Measure the image over each object of a mask: the mean of each channel, and of the optical density of stains.
+
+Stains are told apart by colour [1], with the colours of `skimage.color.rgb2hed`. An optical density is the decadic
+logarithm of white over the pixel, so that it compares with QuPath's; `rgb2hed` gives a sixth of it. A pixel alone
+decides its densities, and they are summed as integers, so that neither blocks nor their order change a mean.
+
+[1] A. C. Ruifrok and D. A. Johnston, Anal. Quant. Cytol. Histol. 23 (2001).
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.color import hed_from_rgb
 
 from tilenet.errors import SettingsError
-from tilenet.provenance import check_image, closing, open_as_segmented, resolution_of
+from tilenet.provenance import closing, open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution
 from tilenet.store import AnyMask
 
+STAINS = ("haematoxylin", "eosin", "dab")
+# Optical density of each value of 8 bits. As in QuPath, 0 counts as 1: its logarithm is not finite.
+DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)
+# Densities are rounded to these parts: finer than any camera tells, and sums up to 2^53 of them are exact.
+PARTS = 2**20
+
 Means = NDArray[np.float64]
 
 
-def check_intensities(mask: AnyMask, image: str | Path | None) -> None:
-    """Raise if the intensities of a mask cannot be measured in an image; reads no pixels.
+@dataclass(frozen=True)
+class Measurements:
+    """The means over each object.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the columns.
+    means : numpy.ndarray
+        (n + 1, len(names)), by number of the object. The row of number 0 is NaN.
+    positive : numpy.ndarray or None
+        bool (n + 1): whether an object is positive; None if that was not asked for.
+    """
+
+    names: list[str]
+    means: Means
+    positive: NDArray[np.bool_] | None
+
+    def columns(self) -> list[str]:
+        """Return the names of all columns."""
+        return [*self.names, *(["positive"] if self.positive is not None else [])]
+
+    def of(self, number: int) -> dict[str, str]:
+        """Return the values of an object by column."""
+        values = dict(zip(self.names, (f"{mean:.7g}" for mean in self.means[number]), strict=True))
+        return values if self.positive is None else values | {"positive": str(int(self.positive[number]))}
+
+
+class Intensities:
+    """Which means to measure.
+
+    Parameters
+    ----------
+    channels : bool
+        Those of all channels of the image, not only of those that the network saw, in its units.
+    stains : bool
+        Those of the optical densities of `STAINS`.
+    positive : str, optional
+        Which mean makes an object positive, such as ``"dab>0.2"``: above a number, that of a stain or a channel, which
+        is then measured too.
 
     Raises
     ------
     SettingsError
-        If the mask has regions of classes instead of objects.
-    ImageError
-        If the image cannot be opened.
-    OutputMismatch
-        If the image is not the one that the mask was made from.
+        If `positive` is not of this form.
     """
-    if not mask.has_objects:
-        raise SettingsError(
-            f"{mask.path}: has classes, and intensities are measured for objects. Make it with --objects"
-        )
-    check_image(_source(mask, image), mask)
+
+    def __init__(self, *, channels: bool = False, stains: bool = False, positive: str | None = None) -> None:
+        self._positive, self._above = _parse(positive) if positive is not None else ("", 0.0)
+        self._stains = stains or self._positive in STAINS
+        self._channels = channels or bool(self._positive and self._positive not in STAINS)
+
+    def __bool__(self) -> bool:
+        return self._channels or self._stains
+
+    def check(self, mask: AnyMask, image: str | Path | None) -> None:
+        """Raise if the means cannot be measured; reads no pixels.
+
+        Raises
+        ------
+        SettingsError
+            If the mask has regions of classes instead of objects, if the image has no such channel, or if it has no
+            colours to tell stains by.
+        ImageError
+            If the image cannot be opened.
+        OutputMismatch
+            If the image is not the one that the mask was made from.
+        """
+        if not mask.has_objects:
+            raise SettingsError(
+                f"{mask.path}: has classes, and intensities are measured for objects. Make it with --objects"
+            )
+        source = _source(mask, image)
+        with closing(open_as_segmented(source, mask), source) as opened:
+            refuse_another(opened, mask)
+            if self._stains and not opened.is_color:
+                raise SettingsError(
+                    f"{opened.name}: stains are told apart in red, green and blue of 8 bits, which it has not. Measure "
+                    f"its channels (--intensities)"
+                )
+            names = [name.removeprefix("mean_") for name in self._names(opened)]
+        if self._positive and self._positive not in names:
+            raise SettingsError(
+                f"{opened.name}: has no channel {self._positive}. It has {', '.join(names)}; stains of a colour "
+                f"picture are {', '.join(STAINS)}"
+            )
+
+    def measure(self, mask: AnyMask, image: str | Path | None) -> Measurements:
+        """Measure an image that `check` has accepted, block by block, at the resolution of the mask."""
+        source = _source(mask, image)
+        with closing(open_as_segmented(source, mask), source) as opened:
+            seen = at_resolution(opened, resolution_of(mask))
+            names, means = self._names(seen), _means(mask, seen, self._values)
+        if self._stains:
+            means[:, -len(STAINS) :] /= PARTS
+        positive = means[:, names.index(f"mean_{self._positive}")] > self._above if self._positive else None
+        return Measurements(names, means, positive)
+
+    def _names(self, image: Image) -> list[str]:
+        return [*(_columns(image) if self._channels else []), *(f"mean_{s}" for s in STAINS if self._stains)]
+
+    def _values(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Return what is averaged (C', n) of pixels (C, n)."""
+        channels = [pixels] if self._channels else []
+        return np.concatenate([*channels, *([_densities(pixels)] if self._stains else [])])
 
 
-def mean_intensities(mask: AnyMask, image: str | Path | None) -> tuple[list[str], Means]:
-    """Return column names, and the mean of each channel over each object, (n + 1, C), in the units of the image.
+def _parse(positive: str) -> tuple[str, float]:
+    """Return the name and the number of a rule.
 
-    The image, which `check_intensities` has accepted, is read block by block at the resolution of the mask, resampled
-    if the mask was made from resampled pixels. All channels are measured, not only those that the network saw. The row
-    of number 0 is NaN.
+    >>> _parse("dab > 0.2")
+    ('dab', 0.2)
     """
-    source = _source(mask, image)
-    with closing(open_as_segmented(source, mask), source) as opened:
-        seen = at_resolution(opened, resolution_of(mask))
-        return _columns(seen), _means(mask, seen)
+    said = re.fullmatch(r"\s*(\S.*?)\s*>\s*(\d+(?:\.\d*)?)\s*", positive)
+    if not said:
+        raise SettingsError(f"positive {positive!r}: give a stain or channel, and a number, in quotes, as 'dab>0.2'")
+    return said[1], float(said[2])
+
+
+def _densities(pixels: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the optical densities (3, n) of the stains, in `PARTS`, of pixels (3, n) in red, green and blue."""
+    red, green, blue = DENSITY[pixels]
+    # Not a matrix product: its rounding may depend on how many pixels there are.
+    stains = np.stack([red * r + green * g + blue * b for r, g, b in hed_from_rgb.T])
+    densities: NDArray[np.float64] = np.rint(np.maximum(stains, 0) * PARTS)
+    return densities
 
 
 def _source(mask: AnyMask, image: str | Path | None) -> Any:
@@ -59,22 +172,23 @@ def _columns(image: Image) -> list[str]:
     return [f"mean_{name}" if names.count(name) == 1 else f"mean_{k}_{name}" for k, name in enumerate(names)]
 
 
-def _means(mask: AnyMask, image: Image) -> Means:
+def _means(mask: AnyMask, image: Image, values_of: Callable[[NDArray[Any]], NDArray[Any]]) -> Means:
     n = mask.info["objects"]
-    sums, counts = np.zeros((n + 1, image.n_channels)), np.zeros(n + 1)
+    n_values = len(values_of(np.zeros((image.n_channels, 0), image.dtype)))
+    sums, counts = np.zeros((n + 1, n_values)), np.zeros(n + 1)
     for index in range(mask.layout.n_blocks(0)):
         box = mask.layout.box(0, index)
         labels = mask[box.slices]
         inside = labels > 0
         if not inside.any():
             continue
-        pixels = image.read(box.shifted(mask.origin))[:, inside]
+        measured = values_of(image.read(box.shifted(mask.origin))[:, inside])
         # Objects are numbered row by row, so that the numbers in a block span at most those of a row of blocks.
         own = labels[inside].astype(np.int64)
         first, here = int(own.min()), slice(int(own.min()), int(own.max()) + 1)
         counts[here] += np.bincount(own - first)
-        for channel, values in enumerate(pixels):
-            sums[here, channel] += np.bincount(own - first, weights=values.astype(np.float64))
+        for column, values in enumerate(measured):
+            sums[here, column] += np.bincount(own - first, weights=values.astype(np.float64))
     with np.errstate(invalid="ignore"):
         means: Means = sums / counts[:, np.newaxis]
     return means

@@ -41,7 +41,10 @@ class Measured:
         Number of lines by class whose centroid lies in tissue: whole blocks are computed, so that shapes outside are
         found too. Zeros without a tissue map.
     regions : list of InRegion
-        What lies in each region that a user drew, in the order of their file: `name`, `counts`, `mm2`, `per_mm2`.
+        What lies in each region that a user drew, in the order of their file: `name`, `counts`, `mm2`, `per_mm2`,
+        `positive`.
+    positive : dict
+        Number of lines by class that are positive; empty if that was not asked for.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class Measured:
     tissue_share: float | None = None
     in_tissue: Counter[str] = field(default_factory=Counter)
     regions: list[InRegion] = field(default_factory=list)
+    positive: Counter[str] = field(default_factory=Counter)
 
     @property
     def per_mm2_of_tissue(self) -> dict[str, float]:
@@ -107,6 +111,9 @@ class Tally:
         regions = [self._found.regions[k] for k in self._within.at(x, y)] if self._within else []
         for region in regions:
             region.counts[name] += 1
+        if "positive" in line:
+            for positive in (self._found.positive, *(region.positive for region in regions)):
+                positive[name] += int(line["positive"])
         return [region.name for region in regions]
 
     def _has_tissue(self, x: float, y: float) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tilenet.arguments import known_options
 from tilenet.errors import SettingsError
 from tilenet.export.corners import area_and_centroid
-from tilenet.export.intensities import check_intensities, mean_intensities
+from tilenet.export.intensities import Intensities
 from tilenet.export.measured import Measured, Tally
 from tilenet.export.placement import Grid, find_grid
 from tilenet.export.shapes import (
@@ -77,6 +77,8 @@ def write_table(
     image: str | Path | None = None,
     min_area: str | float | None = None,
     intensities: bool = False,
+    stains: bool = False,
+    positive: str | None = None,
     within: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -104,6 +106,12 @@ def write_table(
     intensities : bool
         Add the mean of each channel of the image over each object, as ``mean_DAPI``, or ``mean_0`` if the channel has
         no name. The image is read for that.
+    stains : bool
+        Add the mean optical densities of haematoxylin, eosin and DAB over each object: ``mean_haematoxylin``,
+        ``mean_eosin``, ``mean_dab``. Only for images in 8-bit red, green and blue.
+    positive : str, optional
+        A rule such as ``"dab>0.2"``: add a column ``positive``, 1 for objects whose mean of this stain or channel is
+        larger, else 0. The means are added too.
     within : path, optional
         A GeoJSON file of regions of the image, such as annotations that QuPath exported, in pixels at full resolution.
         Adds a column ``region``, which names the regions that hold the centroid, and counts them in `regions` of the
@@ -133,23 +141,25 @@ def write_table(
     {'nucleus': 0}
     """
     out, drawn = Path(out).absolute(), None if within is None else read_regions(within)
+    bright = Intensities(channels=intensities, stains=stains, positive=positive)
     with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table") as (opened, grid):
         found, least = _empty_result(opened, out), min_pixels(opened, min_area)
-        if intensities:
-            check_intensities(opened, image)
+        if bright:
+            bright.check(opened, image)
         if drawn:
             found.regions = _regions(drawn, opened, grid, found)
         opened.refuse_damage()
-        names, means = mean_intensities(opened, image) if intensities else ([], None)
+        measured = bright.measure(opened, image) if bright else None
         shapes = drop_small(shapes_of(opened, progress), least, found)
         tally = Tally(found, opened.tissue, grid, Within(drawn) if drawn else None)
         with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow([*COLUMNS, *(["region"] if drawn else []), *names])
-            for value, line in _lines(shapes, grid, found):
-                regions = tally.add(dict(zip(COLUMNS, line, strict=True)))
-                more = [BETWEEN.join(regions)] if drawn else []
-                table.writerow([*line, *more, *([] if means is None else [f"{mean:.7g}" for mean in means[value]])])
+            more = [*(["region"] if drawn else []), *(measured.columns() if measured else [])]
+            table = csv.DictWriter(file, [*COLUMNS, *more], lineterminator="\n")
+            table.writeheader()
+            for value, values in _lines(shapes, grid, found):
+                line = dict(zip(COLUMNS, values, strict=True)) | (measured.of(value) if measured else {})
+                regions = tally.add(line)
+                table.writerow(line | ({"region": BETWEEN.join(regions)} if drawn else {}))
     return found
 
 

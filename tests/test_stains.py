@@ -1,0 +1,162 @@
+"""Optical densities of stains over objects, against scikit-image; and objects told apart by a mean."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from scipy import ndimage as ndi
+from skimage.color import rgb2hed
+from skimage.measure import regionprops_table
+from stub import Bright
+
+import tilenet
+from tilenet import numbering
+from tilenet.errors import SettingsError
+from tilenet.export.intensities import STAINS
+from tilenet.options import Options
+from tilenet.wanted import Wanted
+
+RANDOM = np.random.default_rng(1)
+BLOBS = ndi.gaussian_filter(RANDOM.normal(size=(300, 260)), 5)
+NUCLEI = np.quantile(BLOBS, 0.6) < BLOBS
+BROWN = ndi.gaussian_filter(RANDOM.normal(size=(300, 260)), 25) > 0
+NOISE = RANDOM.integers(-30, 30, (300, 260, 3))
+COLOURS = np.where(BROWN[..., None], [130, 90, 60], [90, 100, 150])
+PIXELS = np.where(NUCLEI[..., None], COLOURS + NOISE, 240 + NOISE // 2).clip(0, 255).astype(np.uint8)
+
+
+class Dark:
+    """Finds what is dark in green."""
+
+    footprint = tilenet.Footprint.same(2, reach=0)
+
+    def __call__(self, batch):
+        return np.concatenate([np.full_like(batch[:, :1], 170, np.float32), 340 - batch[:, 1:2].astype(np.float32)], 1)
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stains") / "slide.tif"
+    size = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, PIXELS, tile=(64, 64), photometric="rgb", **size)
+    tilenet.segment(path, path.with_name("o.zarr"), model=Dark(), objects=True, scaling="none")
+    return path
+
+
+def lines_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def truth_of(labels, pixels):
+    """Return the mean optical densities (3) of each object, by its number: -log10 of the part of white that is left."""
+    # rgb2hed takes 0 for a millionth, whose logarithm says nothing of a camera: here it counts as 1 of 255.
+    found = regionprops_table(labels, 6 * rgb2hed(np.maximum(pixels, 1)), properties=("label", "mean_intensity"))
+    means = np.stack([found[f"mean_intensity-{k}"] for k in range(3)], 1)
+    return dict(zip(found["label"].tolist(), means, strict=True))
+
+
+def assert_means(lines, truth):
+    assert {int(line["object"]) for line in lines} == set(truth)
+    for line in lines:
+        found = [float(line[f"mean_{stain}"]) for stain in STAINS]
+        assert found == pytest.approx(truth[int(line["object"])], abs=2e-6)
+
+
+def test_densities_are_six_times_those_of_scikit_image(slide, tmp_path):
+    tilenet.write_table(slide.with_name("o.zarr"), tmp_path / "o.csv", stains=True)
+    lines = lines_of(tmp_path / "o.csv")
+    truth = truth_of(tilenet.open_mask(slide.with_name("o.zarr"))[...], PIXELS)
+    assert_means(lines, truth)
+    dab = [mean[2] for mean in truth.values()]
+    assert len(truth) > 20 and min(dab) < 0.1 < 0.3 < max(dab)
+    assert list(lines[0])[-3:] == ["mean_haematoxylin", "mean_eosin", "mean_dab"]
+
+
+def test_neither_blocks_nor_their_order_change_a_digit(slide, tmp_path):
+    tables = []
+    for block in (64, 128, 256):
+        out = tmp_path / f"{block}.zarr"
+        options = Options(block=block, tile=64, output="objects", scaling="none")
+        numbering.store_objects(out, Wanted(slide, Dark(), options))
+        tilenet.write_table(out, tmp_path / "o.csv", stains=True, positive="dab>0.2", overwrite=True)
+        tables.append([{**line, "id": ""} for line in lines_of(tmp_path / "o.csv")])
+    assert tables[0] == tables[1] == tables[2] != []
+
+
+def test_objects_are_told_apart_in_tables_regions_and_polygons(slide, tmp_path, tilenet_command):
+    half = [[0, 0], [130, 0], [130, 300], [0, 300], [0, 0]]
+    drawn = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [half]}, "properties": {"name": "left"}}
+    (tmp_path / "r.geojson").write_text(json.dumps([drawn]))
+    outputs = ("--csv", tmp_path / "o.csv", "--geojson", tmp_path / "o.geojson")
+    command = ("export", slide.with_name("o.zarr"), *outputs, "--positive", "dab > 0.2", "--overwrite")
+    code, out, err = tilenet_command(*command, "--within", tmp_path / "r.geojson")
+    assert code == 0, err
+    lines = lines_of(tmp_path / "o.csv")
+    truth = truth_of(tilenet.open_mask(slide.with_name("o.zarr"))[...], PIXELS)
+    expected = {number: mean[2] > 0.2 for number, mean in truth.items()}
+    assert {int(line["object"]): line["positive"] == "1" for line in lines} == expected
+    positive, left = sum(expected.values()), [line for line in lines if line["region"]]
+    assert 5 < positive < len(lines) - 5 and f", {positive / len(lines):.1%} positive\n" in out
+    both = sum(line["positive"] == "1" for line in left)
+    assert 0 < both < len(left) and out.endswith(f", {both / len(left):.1%} positive\n")
+    classes = {
+        f["id"]: f["properties"]["classification"] for f in json.loads((tmp_path / "o.geojson").read_text())["features"]
+    }
+    names = {"1": "Positive", "0": "Negative"}
+    assert {id_: said["name"] for id_, said in classes.items()} == {
+        line["id"]: names[line["positive"]] for line in lines
+    }
+    assert {tuple(said["color"]) for said in classes.values()} == {(250, 62, 62), (112, 112, 225)}
+    facts = json.loads(tilenet_command(*command, "--within", tmp_path / "r.geojson", "--json")[1])
+    assert (facts["csv"]["positive"], facts["csv"]["regions"][0]["positive"]) == (
+        {"class 1": positive},
+        {"class 1": both},
+    )
+    assert facts["geojson"]["features"] == {"Positive": positive, "Negative": len(lines) - positive}
+
+
+def test_a_channel_tells_objects_apart_too_and_stains_need_8_bit_colour(tmp_path, tilenet_command):
+    pixels = np.stack([np.where(NUCLEI, 1000, 0), np.where(BROWN, 700, 100)]).astype(np.uint16)
+    about = {"axes": "CYX", "Channel": {"Name": ["DAPI", "Ki-67"]}}
+    tifffile.imwrite(tmp_path / "i.ome.tif", pixels, metadata=about, photometric="minisblack")
+    mask = tmp_path / "o.zarr"
+    tilenet.segment(tmp_path / "i.ome.tif", mask, model=Bright(), channels="DAPI", objects=True)
+    found = tilenet.write_table(mask, tmp_path / "o.csv", positive="Ki-67>400")
+    lines = lines_of(tmp_path / "o.csv")
+    assert [line["positive"] for line in lines] == [str(int(float(line["mean_Ki-67"]) > 400)) for line in lines]
+    assert 0 < found.positive["class 1"] < found.counts["class 1"]
+    for option, said in (
+        (("--stains",), "i.ome.tif: stains are told apart in red, green and blue of 8 bits, which it has not"),
+        (("--positive", "dab>0.2"), "stains are told apart in red, green and blue"),
+        (
+            ("--positive", "GFP>3"),
+            "i.ome.tif: has no channel GFP. It has DAPI, Ki-67; stains of a colour",
+        ),
+        (("--positive", "dab<3"), "positive 'dab<3': give a stain or channel, and a number, in quotes, as 'dab>0.2'"),
+    ):
+        code, _, err = tilenet_command("export", mask, "--csv", tmp_path / "x.csv", *option)
+        assert code == 2 and said in err and len(err.splitlines()) == 1 and not (tmp_path / "x.csv").exists()
+
+
+def test_what_cannot_be_told_apart_is_refused_before_work(slide, tmp_path, tilenet_command):
+    mask = slide.with_name("o.zarr")
+    code, _, err = tilenet_command("export", mask, "--tiff", tmp_path / "x.tif", "--positive", "dab>1")
+    assert code == 2 and "--positive dab>1 is for --geojson and --csv" in err
+    code, _, err = tilenet_command("export", mask, "--geojson", tmp_path / "x.geojson", "--stains")
+    assert code == 2 and "--stains adds columns to a table: say --csv" in err
+    tilenet.segment(slide, tmp_path / "m.zarr", model=Dark(), scaling="none")
+    with pytest.raises(SettingsError, match=r"m\.zarr: has classes, and intensities are measured for objects"):
+        tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "x.geojson", positive="dab>0.2")
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_ki67_of_a_real_slide_is_that_of_scikit_image(shared_data, tmp_path):
+    image = shared_data("slides/OS-2-vsi_Ki67.ome.tif")
+    mask = tilenet.segment(image, tmp_path / "m.zarr", objects=True, roi="200:500,100:400", threads=1)
+    found = tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", positive="dab>0.2")
+    truth = truth_of(mask[...], tifffile.imread(image)[200:500, 100:400])
+    assert_means(lines_of(tmp_path / "m.csv"), truth)
+    assert found.positive["nucleus"] == sum(mean[2] > 0.2 for mean in truth.values()) > 5
