@@ -1,4 +1,4 @@
-"""A batch on a real Slurm: two nodes on this machine, jobs that are cancelled, and the bytes of a local run.
+"""Batches on a real Slurm: two nodes on this machine, jobs that are cancelled, and the bytes of a local run.
 
 tests/slurm.sh install && pytest -q -m slow tests/test_slurm.py
 """
@@ -48,11 +48,10 @@ def slurm(tmp_path):
     subprocess.run([SCRIPT, "stop", folder], check=True)
 
 
-def jobs(environ):
-    """Return the ids of the jobs that run."""
-    return subprocess.run(
-        ["squeue", "-h", "-t", "R", "-o", "%A"], env=environ, capture_output=True, text=True, check=True
-    ).stdout.split()
+def jobs(environ, states="R"):
+    """Return the ids of the jobs that run, or are in other states of Slurm's."""
+    command = ["squeue", "-h", "-t", states, "-o", "%A"]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout.split()
 
 
 def lines_written(out):
@@ -91,3 +90,37 @@ def test_a_batch_whose_jobs_are_cancelled_has_the_bytes_of_a_local_one(slurm, tm
         assert tree(tmp_path / "masks" / f"{name}.zarr") == tree(tmp_path / "alone.zarr")
     wait_until(lambda: jobs(slurm) == [])
     print(f"\n{len(seen)} jobs, {len(cancelled)} of them cancelled; {len(NAMES)} masks identical")
+
+
+def submit(environ, folder, *options):
+    """Submit the job script of the page in a folder; return the id of the job."""
+    script = SCRIPT.parent.parent / "pipelines" / "array_slurm.sh"
+    batch = ["slides/*.tif", "--out", "masks", "--model", "small.safetensors", "--tile", "512", "--threads", "1"]
+    command = ["sbatch", "--parsable", "--cpus-per-task=1", "--mem=4G", *options, script, *batch]
+    done = subprocess.run(command, env=environ, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_an_array_of_shares_one_of_them_cancelled_and_the_job_that_collects_have_the_bytes_of_a_local_batch(
+    slurm, tmp_path
+):
+    model = tilenet.save_model(random_network(in_channels=1, depth=3, wf=4), tmp_path / "small.safetensors")
+    (tmp_path / "slides").mkdir()
+    for i, name in enumerate(NAMES):
+        write_image(tmp_path / "slides" / f"{name}.tif", seed=i, sides=(2048, 2048))
+    (tmp_path / "tilenet").write_text(f'#!/bin/sh\nexec {sys.executable} -m tilenet "$@"\n')
+    (tmp_path / "tilenet").chmod(0o755)
+    environ = slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for attempt in (1, 2):
+        array = submit(environ, tmp_path, "--array=1-2")
+        collects = submit(environ, tmp_path, f"--dependency=afterok:{array}", "--kill-on-invalid-dep=yes")
+        if attempt == 1:
+            wait_until(lambda: lines_written(tmp_path / "masks") >= 5, seconds=120)
+            subprocess.run(["scancel", f"{array}_1"], env=environ, check=True)
+        wait_until(lambda: time.sleep(0.5) or not jobs(environ, "PD,R,CG"), seconds=300)
+        assert (tmp_path / "masks" / "summary.csv").exists() == (attempt == 2)
+    assert "0 done, 4 skipped, 0 failed" in (tmp_path / f"slurm-{collects}.out").read_text()
+    for name in NAMES:
+        image = tmp_path / "slides" / f"{name}.tif"
+        tilenet.segment(image, tmp_path / "alone.zarr", model=model, overwrite=True, tile=512, threads=1)
+        assert tree(tmp_path / "masks" / f"{name}.zarr") == tree(tmp_path / "alone.zarr")
