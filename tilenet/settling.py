@@ -25,7 +25,7 @@ from tilenet.readers import open_image
 from tilenet.readers.image import Image
 from tilenet.region import find_roi, roi_to_json
 from tilenet.resolution import Resolution
-from tilenet.seen import as_seen
+from tilenet.seen import Seen, as_seen
 from tilenet.sizes import plan_tiles
 from tilenet.store import is_ours, refuse_unfinished
 
@@ -105,31 +105,23 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
     inside = _inside(target, opened, seen.resolution) if target else {}
     answer = ask(network, footprint, seen.image.n_channels)
     card = card.completed(answer.outputs)
-    backend = _backend_of(network, options, seen.image.n_channels)
+    device, precision, engine, demand = _backend_of(network, options, seen.image.n_channels)
     part = find_roi(options.roi, seen.image.box_shape, name=seen.image.name)
-    plan = _plan(part, footprint, options, backend.demand)
+    plan = _plan(part, footprint, options, demand)
     if plan.largest_batch > 1 and answer.repeats:
         answer = replace(answer, mixing=ask_in_batches(network, footprint, seen.image.n_channels))
     for said in remarks(card, answer):
         LOG.warning("%s: %s", card.name or type(network).__name__, said)
-    decision = _decision(card, options)
+    decision = Decision.of_card(
+        card,
+        options.output or "mask",
+        threshold=options.threshold,
+        probability_dtype=options.probability_dtype or "float32",
+    )
     search = tissue.search(options.tissue, seen.whole, channels=seen.channels, footprint=footprint)
     if search.rule and "logits" in decision.arrays:
         raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
-    record = {
-        **_chosen_options(options, seen.image, plan),
-        **seen.to_record(),
-        "roi": roi_to_json(part, options.roi),
-        "device": backend.device.type,
-        "precision": backend.precision,
-        "engine": backend.engine,
-        "tissue": search.rule,
-        "scaling": dict(options.scaling or card.scaling),
-        "threshold": decision.threshold if len(card.classes) == 1 else None,
-        "least_depth": _least_depth(options, decision),
-        **_spacing(options, seen.image, footprint),
-    }
-    return Job(
+    job = Job(
         image=seen.image,
         network=network,
         card=card,
@@ -137,33 +129,52 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
         plan=plan,
         decision=decision,
         footprint=footprint,
-        demand=backend.demand,
+        demand=demand,
         answer=answer,
-        device=str(backend.device),
-        record=record,
+        device=str(device),
+        record={},
         resolution=seen.resolution,
         search=search,
         inside=inside,
     )
+    return replace(job, record=_record(job, seen, options, precision=precision, engine=engine, part=part))
 
 
-class _Backend(NamedTuple):
-    """Device, precision and engine of a network, and the memory that a forward pass needs."""
+def _record(job: Job, seen: Seen, options: Options, *, precision: str, engine: str, part: Box) -> dict[str, Any]:
+    """Return the run record: everything that decides the bytes, which `Options.or_recorded` reads back."""
+    return {
+        "axes": job.image.axes,
+        # The image may have been opened with a pixel size before it was given to the run.
+        "pixel_size": list(job.image.given_pixel_size) or None,
+        "tile": list(job.plan.tile),
+        "block": list(job.plan.block),
+        "batch": job.plan.batch,
+        "threads": options.threads or machine.current_threads(),
+        "output": options.output or "mask",
+        "probability_dtype": options.probability_dtype or "float32",
+        "missing": options.missing or "error",
+        **seen.to_record(),
+        "roi": roi_to_json(part, options.roi),
+        "device": machine.find_device(job.device).type,
+        "precision": precision,
+        "engine": engine,
+        "tissue": job.search.rule,
+        "scaling": dict(options.scaling or job.card.scaling),
+        "threshold": job.decision.threshold if len(job.card.classes) == 1 else None,
+        "least_depth": _least_depth(options, job.decision),
+        **_spacing(options, job.image, job.footprint),
+    }
 
-    device: Any
-    precision: str
-    engine: str
-    demand: Demand
 
-
-def _backend_of(network: Any, options: Options, n_channels: int) -> _Backend:
+def _backend_of(network: Any, options: Options, n_channels: int) -> tuple[Any, str, str, Demand]:
+    """Return device, precision and engine of a network, and the memory that a forward pass needs."""
     device = machine.find_device(_device_of(network, options))
     precision = predict.find_precision(options.precision or "auto", network)
     if (precision, device.type) == ("fp64", "mps"):
         raise SettingsError("precision fp64: not on mps. Use --device cpu, or --precision fp32")
     engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
     demand = predict.demand_of(network, precision, n_channels, engine=engine, device=device.type)
-    return _Backend(device, precision, engine, demand)
+    return device, precision, engine, demand
 
 
 def found_model(model: Any) -> _Model:
@@ -210,15 +221,6 @@ def _plan(part: Box, footprint: Footprint, options: Options, demand: Demand) -> 
     )
 
 
-def _decision(card: ModelCard, options: Options) -> Decision:
-    return Decision.of_card(
-        card,
-        options.output or "mask",
-        threshold=options.threshold,
-        probability_dtype=options.probability_dtype or "float32",
-    )
-
-
 def _least_depth(options: Options, decision: Decision) -> float | None:
     """Return how deep objects must reach; None where the network does not say how deep a pixel lies in one."""
     if not decision.depths:
@@ -240,22 +242,6 @@ def _spacing(options: Options, image: Image, footprint: Footprint) -> dict[str, 
         return {}
     found = relative_spacing(image.pixel_size[-footprint.ndim :]) if options.spacing is None else options.spacing
     return {"spacing": list(found)} if found else {}
-
-
-def _chosen_options(options: Options, image: Image, plan: Plan) -> dict[str, Any]:
-    """Return the caller's options for the run record, with the chosen values for options that were not given."""
-    return {
-        "axes": image.axes,
-        # The image may have been opened with a pixel size before it was given to the run.
-        "pixel_size": list(image.given_pixel_size) or None,
-        "tile": list(plan.tile),
-        "block": list(plan.block),
-        "batch": plan.batch,
-        "threads": options.threads or machine.current_threads(),
-        "output": options.output or "mask",
-        "probability_dtype": options.probability_dtype or "float32",
-        "missing": options.missing or "error",
-    }
 
 
 def _inner(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
