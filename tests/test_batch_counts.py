@@ -171,6 +171,40 @@ def test_objects_that_were_killed_while_they_were_written_are_found_again(slides
     assert (result.status, result.counts) == ("done", {"class 1": 3})
 
 
+def test_regions_of_a_list_are_counted_in_and_others_need_no_new_mask_or_table(slides, tmp_path):
+    square = [[0, 0], [50, 0], [50, 70], [0, 70], [0, 0]]
+    half = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [square]}, "properties": {"name": "half"}}
+    (tmp_path / "a.geojson").write_text(json.dumps([half]))
+    (tmp_path / "list.csv").write_text("image,within\na.tif,a.geojson\nc.tif,\n")
+    masks = tmp_path / "masks"
+    assert [result.status for result in tilenet.batch(tmp_path / "list.csv", masks, **COUNTING)] == ["done", "done"]
+    lines = lines_of(masks / "counts.csv")
+    assert [(line["slide"], line["region"], line["count"]) for line in lines] == [
+        *(("a", "", "3"), ("a", "half", "1"), ("c", "", "2"))
+    ]
+    assert (float(lines[1]["mm2"]), float(lines[1]["per_mm2"])) == (0.000875, pytest.approx(1 / 0.000875, abs=1e-3))
+    assert lines[1]["covered_px"] == lines[1]["mm3"] == ""
+    one = tilenet.write_table(masks / "a.zarr", tmp_path / "one.csv", within=tmp_path / "a.geojson")
+    assert one.regions[0].counts == {"class 1": 1}
+    written = (masks / "a.csv").stat().st_mtime_ns
+    half["properties"], square[1:3] = {"name": "wide"}, [[110, 0], [110, 70]]
+    (tmp_path / "a.geojson").write_text(json.dumps([half]))
+    assert [result.status for result in tilenet.batch(tmp_path / "list.csv", masks, **COUNTING)] == ["skipped"] * 2
+    assert [(line["region"], line["count"]) for line in lines_of(masks / "counts.csv")][1] == ("wide", "2")
+    assert (masks / "a.csv").stat().st_mtime_ns == written
+
+
+def test_regions_that_cannot_be_counted_in_are_refused_before_work(slides, tmp_path):
+    (tmp_path / "list.csv").write_text("image,within\na.tif,a.geojson\n")
+    with pytest.raises(SettingsError, match=r"a\.geojson: is not a GeoJSON that can be read"):
+        tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", **COUNTING)
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 0]]]}
+    (tmp_path / "a.geojson").write_text(json.dumps([{"type": "Feature", "geometry": square}]))
+    with pytest.raises(SettingsError, match=r"a\.geojson: is for what is counted: ask for tables, too"):
+        tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", model=Bright())
+    assert not (tmp_path / "masks").exists()
+
+
 def test_objects_are_counted_by_several_workers_too(slides, tmp_path):
     alone = tilenet.batch(slides, tmp_path / "alone", **COUNTING)
     shared = tilenet.batch(slides, tmp_path / "shared", **COUNTING, client=Cluster(workers=2))

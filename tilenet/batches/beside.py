@@ -46,16 +46,16 @@ class SideFiles:
             if self.min_area is not None:
                 _check_area(self.min_area, order, footprint)
 
-    def make(self, image: str, mask: Path) -> Measured | None:
+    def make(self, order: Order, mask: Path) -> Measured | None:
         """Make the files that are missing or older than the mask; return its measurements if a table is wanted."""
-        picture, table = overview_beside(mask), table_beside(mask)
+        image, picture, table = order.image, overview_beside(mask), table_beside(mask)
         if self.overview and _is_older(picture, mask):
             save(overlay(image, mask), picture)
         if not self.table:
             return None
         if _is_older(table, mask):
             write_table(mask, table, image=image, overwrite=True)
-        return read_table(mask, table, image=image, min_area=self.min_area)
+        return read_table(mask, table, image=image, min_area=self.min_area, drawn=order.within)
 
 
 def _check_area(area: str | float, order: Order, footprint: Footprint | None) -> None:

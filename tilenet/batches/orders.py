@@ -13,6 +13,7 @@ from typing import Any
 
 from tilenet.address import is_address, last_name, shown
 from tilenet.errors import SettingsError
+from tilenet.export.within import Drawn, read_regions
 from tilenet.models import packaged_models
 from tilenet.options import Options, parse_channels, parse_sides
 from tilenet.readers.sized import parse_pixel_size
@@ -61,12 +62,15 @@ class Order:
         As for `segment`.
     options : Options
         The options of the batch, replaced by its own where a list gives some.
+    within : tuple of Drawn
+        Regions of the image to count in, from a file that a list names.
     """
 
     name: str
     image: str
     model: Any
     options: Options
+    within: tuple[Drawn, ...] = ()
 
 
 def read_orders(images: Sequence[str | Path], *, model: Any, options: Options) -> list[Order]:
@@ -149,7 +153,7 @@ def _order(image: str, plain: Order) -> Order:
 
 def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
     rows = csv.DictReader(io.StringIO(_text(path)), restkey="", restval="", skipinitialspace=True)
-    known = ("image", "name", "model", *COLUMNS)
+    known = ("image", "name", "model", "within", *COLUMNS)
     header = list(rows.fieldnames or ())
     if "image" not in header:
         raise SettingsError(f"{path}: has no column image. Its first line must name the columns")
@@ -168,7 +172,8 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         _check_name(name, where, "Choose another name")
         if said.get("tissue", AUTO) != AUTO:
             said["tissue"] = _relative_to(path, said["tissue"])
-        yield replace(order, name=name, model=model, options=_options(said, where, plain.options))
+        within = tuple(read_regions(_relative_to(path, said.pop("within")))) if "within" in said else ()
+        yield replace(order, name=name, model=model, within=within, options=_options(said, where, plain.options))
 
 
 def _check_name(name: str, where: str, remedy: str) -> None:

@@ -53,8 +53,8 @@ def batch(
     ----------
     images : path or sequence of path
         Images, patterns such as ``"slides/*.svs"``, and lists of images (``.txt``: one path per line;
-        ``.csv``: a column ``image`` and, optionally, ``name`` and options of `segment`). Paths in a
-        list are relative to the list.
+        ``.csv``: a column ``image`` and, optionally, ``name``, ``within`` (a GeoJSON file of regions to count in) and
+        options of `segment`). Paths in a list are relative to the list.
     out : path
         A folder; created if it does not exist.
     model, footprint
@@ -159,6 +159,8 @@ def _check(order: Order, *, objects: bool, table: bool, client: Client | None) -
     check_output_option(order.options.output, stored=True)
     if client is not None:
         check_sendable(order.image, order.model)
+    if order.within and not table:
+        raise SettingsError(f"{order.within[0].path}: is for what is counted: ask for tables, too (--csv, table=True)")
     if table and is_own(order.name):
         raise SettingsError(
             f"{shown(order.image)}: its table would be {order.name}.csv, which is that of the whole batch. Give a .csv "

@@ -145,7 +145,7 @@ class BatchRun:
         return Slide(task_of(store, job, wanted), store, job, name=order.name, report=report), ""
 
     def _make_side_files(self, order: Order, mask: Path) -> None:
-        if (found := self._side_files.make(order.image, mask)) is not None:
+        if (found := self._side_files.make(order, mask)) is not None:
             self._measured[order.name] = found
 
     def _finish(self, slide: Slide) -> None:

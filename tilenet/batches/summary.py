@@ -21,7 +21,8 @@ from tilenet.store.place import put_whole
 # Names of a batch's own tables, which the table of an image cannot have.
 OWN = re.compile(r"(summary|counts)(-\d+-of-\d+)?")
 COUNTS = (
-    *("slide", "class", "kind", "count", "left_out", "covered_px", "covered_share", "covered_um2", "covered_um3"),
+    *("slide", "region", "class", "kind", "count", "left_out"),
+    *("covered_px", "covered_share", "covered_um2", "covered_um3"),
     *("mm2", "mm3", "tissue_mm2", "in_tissue", "per_mm2", "per_mm3", "per_mm2_of_tissue"),
 )
 DECIMALS = 3
@@ -117,12 +118,13 @@ def write_summary(folder: Path, results: Sequence[Result], share: Share | None =
 def write_counts(folder: Path, measured: Mapping[str, Measured], share: Share | None = None) -> None:
     """Write ``counts.csv``: the number of objects or regions of each class in each mask of a batch, or of a share.
 
-    Its columns are ``slide``, ``class``, ``kind`` (object or region), ``count``, ``left_out`` (how many of all classes
-    are smaller than the minimum area), the total size of those counted (``covered_px`` of the mask, ``covered_share``
-    of it, ``covered_um2``, or ``covered_um3`` for objects of volumes), the size of the mask (``mm2`` or ``mm3``) and,
-    if there is a tissue map, of its tissue (``tissue_mm2``) and how many lie in it (``in_tissue``), and the counts per
-    unit of these sizes (``per_mm2``, ``per_mm3``, ``per_mm2_of_tissue``). Columns in units of length are empty if the
-    pixel size is unknown.
+    Its columns are ``slide``, ``region`` (that the user drew; empty for the whole mask), ``class``, ``kind`` (object or
+    region of a class), ``count``, ``left_out`` (how many of all classes are smaller than the minimum area), the
+    total size of those counted (``covered_px`` of the mask, ``covered_share`` of it, ``covered_um2``, or
+    ``covered_um3`` for objects of volumes), the size of the mask or region (``mm2`` or ``mm3``) and, if there is a
+    tissue map, of its tissue (``tissue_mm2``) and how many lie in it (``in_tissue``), and the counts per unit of these
+    sizes (``per_mm2``, ``per_mm3``, ``per_mm2_of_tissue``). Columns in units of length are empty if the pixel size is
+    unknown.
 
     Raises
     ------
@@ -134,10 +136,10 @@ def write_counts(folder: Path, measured: Mapping[str, Measured], share: Share | 
 
 
 def _count_lines(slide: str, found: Measured) -> Iterable[dict[str, Any]]:
+    kind = "object" if found.objects else "region"
     for name, count in sorted(found.counts.items()):
         pixels = found.area_px[name]
         size, power = (found.voxel_um3, 3) if found.volumes else (found.pixel_um2, 2)
-        kind = "object" if found.objects else "region"
         line: dict[str, Any] = {"slide": slide, "class": name, "kind": kind, "count": count, "left_out": found.left_out}
         line |= {"covered_px": pixels, "covered_share": round(pixels / found.mask_px, 6)}
         if found.tissue_share is not None:
@@ -151,6 +153,18 @@ def _count_lines(slide: str, found: Measured) -> Iterable[dict[str, Any]]:
             if (value := getattr(found, rate).get(name)) is not None:
                 line[rate] = round(value, DECIMALS)
         yield line
+    yield from _region_lines(slide, found, kind)
+
+
+def _region_lines(slide: str, found: Measured, kind: str) -> Iterable[dict[str, Any]]:
+    for region in found.regions:
+        for name, count in sorted(region.counts.items()):
+            line: dict[str, Any] = {"slide": slide, "region": region.name, "class": name, "kind": kind, "count": count}
+            if region.mm2 is not None:
+                line["mm2"] = round(region.mm2, 2 * DECIMALS)
+            if region.mm2:
+                line["per_mm2"] = round(region.per_mm2[name], DECIMALS)
+            yield line
 
 
 def _text(counts: Mapping[str, int] | None) -> str:

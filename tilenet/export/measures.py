@@ -140,18 +140,16 @@ def write_table(
     ...     dict(tilenet.write_table(folder + "/mask.zarr", folder + "/mask.csv").counts)
     {'nucleus': 0}
     """
-    out, drawn = Path(out).absolute(), None if within is None else read_regions(within)
+    out, drawn = Path(out).absolute(), () if within is None else read_regions(within)
     bright = Intensities(channels=intensities, stains=stains, positive=positive)
     with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table") as (opened, grid):
         found, least = _empty_result(opened, out), min_pixels(opened, min_area)
         if bright:
             bright.check(opened, image)
-        if drawn:
-            found.regions = _regions(drawn, opened, grid, found)
+        tally = _tally(found, opened, grid, drawn)
         opened.refuse_damage()
         measured = bright.measure(opened, image) if bright else None
         shapes = drop_small(shapes_of(opened, progress), least, found)
-        tally = Tally(found, opened.tissue, grid, Within(drawn) if drawn else None)
         with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
             more = [*(["region"] if drawn else []), *(measured.columns() if measured else [])]
             table = csv.DictWriter(file, [*COLUMNS, *more], lineterminator="\n")
@@ -164,13 +162,22 @@ def write_table(
 
 
 def read_table(
-    mask: str | Path, table: str | Path, *, image: str | Path | None = None, min_area: str | float | None = None
+    mask: str | Path,
+    table: str | Path,
+    *,
+    image: str | Path | None = None,
+    min_area: str | float | None = None,
+    drawn: Sequence[Drawn] = (),
 ) -> Measured:
-    """Return what `write_table` did when it wrote a complete table, without what is smaller than `min_area`."""
+    """Return what `write_table` did when it wrote a complete table, without what is smaller than `min_area`.
+
+    It counts in the regions `drawn`, which need not be those that the table was written with.
+    """
     with open_mask(mask) as opened:
         found, least = _empty_result(opened, Path(table).absolute()), min_pixels(opened, min_area)
-        # Without a tissue map, the image may be gone.
-        tally = Tally(found, opened.tissue, find_grid(opened, image) if opened.tissue else Grid((0, 0)))
+        # Without a tissue map or regions, the image may be gone.
+        grid = find_grid(opened, image) if opened.tissue or drawn else Grid((0, 0))
+        tally = _tally(found, opened, grid, drawn)
     with found.path.open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
             if int(line["volume_px" if found.volumes else "area_px"]) < least:
@@ -198,6 +205,14 @@ def _empty_result(mask: AnyMask, out: Path) -> Measured:
         z = mask.pixel_size[-3]
         found.volumes, found.voxel_um3 = True, None if pixel is None or z is None else pixel * z
     return found
+
+
+def _tally(found: Measured, mask: AnyMask, grid: Grid, drawn: Sequence[Drawn]) -> Tally:
+    """Return what counts lines, also in regions."""
+    if not drawn:
+        return Tally(found, mask.tissue, grid)
+    found.regions = _regions(drawn, mask, grid, found)
+    return Tally(found, mask.tissue, grid, Within(drawn))
 
 
 def _regions(drawn: Sequence[Drawn], mask: AnyMask, grid: Grid, found: Measured) -> list[InRegion]:
