@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
+from importlib import import_module
 from typing import Any
 
 import click
@@ -22,84 +23,23 @@ class Numbers(click.ParamType[Any]):
             self.fail(f"{value!r} is not integers with commas between them", param, ctx)
 
 
-class Channels(click.ParamType[Any]):
-    """Comma-separated numbers or names of channels."""
+class Parsed(click.ParamType[Any]):
+    """A text that a function of tilenet parses, which is imported when it is needed: --help must be quick."""
 
-    name = "N or NAME,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return integers and names."""
-        from tilenet.errors import SettingsError
-        from tilenet.options import parse_channels
-
-        try:
-            return parse_channels(value) if isinstance(value, str) else value
-        except SettingsError as error:
-            self.fail(str(error), param, ctx)
-
-
-class Sides(click.ParamType[Any]):
-    """One side for all axes, or comma-separated sides, one per axis of the network."""
-
-    name = "PX or Z,Y,X"
+    def __init__(self, name: str, module: str, function: str) -> None:
+        self.name, self._module, self._function = name, module, function
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return an integer or several."""
+        """Return what the function makes of a text."""
         from tilenet.errors import SettingsError
-        from tilenet.options import parse_sides
 
         try:
-            return parse_sides(value) if isinstance(value, str) else value
+            return getattr(import_module(f"tilenet.{self._module}"), self._function)(value)
         except SettingsError as error:
             self.fail(str(error), param, ctx)
 
 
-class PixelSize(click.ParamType[Any]):
-    """Micrometres per pixel: one number, or comma-separated numbers along y and x, or z, y and x."""
-
-    name = "UM or Z,Y,X"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the numbers along the axes."""
-        from tilenet.errors import SettingsError
-        from tilenet.readers.sized import parse_pixel_size
-
-        try:
-            return parse_pixel_size(value)
-        except SettingsError as error:
-            self.fail(str(error), param, ctx)
-
-
-class Bytes(click.ParamType[Any]):
-    """A number of bytes, such as 4GB or 500MB."""
-
-    name = "BYTES"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number of bytes."""
-        from tilenet.errors import SettingsError
-        from tilenet.options import parse_bytes
-
-        try:
-            return parse_bytes(str(value))
-        except SettingsError as error:
-            self.fail(str(error), param, ctx)
-
-
-class Part(click.ParamType[Any]):
-    """A part of an image: comma-separated start:stop of each axis."""
-
-    name = "Y0:Y1,X0:X1"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return (start, stop) of each axis."""
-        from tilenet.errors import SettingsError
-        from tilenet.region import parse_roi
-
-        try:
-            return parse_roi(value) if isinstance(value, str) else value
-        except SettingsError as error:
-            self.fail(str(error), param, ctx)
+PART = Parsed("Y0:Y1,X0:X1", "region", "parse_roi")
 
 
 class TissueMask(click.ParamType[Any]):
@@ -124,7 +64,7 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 PIXEL_SIZE = click.option(
     "--pixel-size",
-    type=PixelSize(),
+    type=Parsed("UM or Z,Y,X", "readers.sized", "parse_pixel_size"),
     help="Micrometres per pixel at level 0, where the file does not say, or in place of what it says.",
 )
 # How to read an image and cut it into tiles.
@@ -143,8 +83,12 @@ image_options = with_options(
         "--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c."
     ),
     PIXEL_SIZE,
-    click.option("--channels", type=Channels(), help="Channels the network sees, in its order, by number or name."),
-    click.option("--roi", type=Part(), help="The part to take, in px of what the network sees.  [default: all]"),
+    click.option(
+        "--channels",
+        type=Parsed("N or NAME,...", "options", "parse_channels"),
+        help="Channels the network sees, in its order, by number or name.",
+    ),
+    click.option("--roi", type=PART, help="The part to take, in px of what the network sees.  [default: all]"),
     click.option(
         "--tissue",
         type=TissueMask(),
@@ -155,11 +99,13 @@ image_options = with_options(
     ),
     click.option(
         "--tile",
-        type=Sides(),
+        type=Parsed("PX or Z,Y,X", "options", "parse_sides"),
         help="Side in px of what a tile writes, or one per axis.  [default: chosen by cost and memory]",
     ),
     click.option("--batch", type=int, help="Most tiles per forward pass."),
-    click.option("--memory", type=Bytes(), help="What the run may use.  [default: 4GB]"),
+    click.option(
+        "--memory", type=Parsed("BYTES", "options", "parse_bytes"), help="What the run may use.  [default: 4GB]"
+    ),
     click.option(
         "--threads",
         type=click.IntRange(1),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tilenet.cli.options import JSON, Numbers, Part
+from tilenet.cli.options import JSON, PART, Numbers
 from tilenet.cli.output import remarks, show
 
 
@@ -17,7 +17,7 @@ from tilenet.cli.output import remarks, show
 @click.option(
     "--out", "-o", required=True, type=click.Path(path_type=Path), help="The picture: .png, .jpg, .tif or .webp."
 )
-@click.option("--roi", type=Part(), help="The part to draw, as for segment.  [default: all of the mask]")
+@click.option("--roi", type=PART, help="The part to draw, as for segment.  [default: all of the mask]")
 @click.option("--plane", type=Numbers(), help="Of a stack: Z, or T,Z of a series of stacks.  [default: the middle]")
 @click.option("--tissue", is_flag=True, help="Draw the tissue map, and darken what was skipped.")
 @click.option("--fill", is_flag=True, help="Tint objects rather than outline them.")
