@@ -28,7 +28,8 @@ from skimage.segmentation import find_boundaries, watershed
 
 import tilenet
 from tilenet import metrics
-from tilenet.training import Progress, Recipe, train
+from tilenet.training.loop import Progress, train
+from tilenet.training.recipe import Recipe
 
 VALIDATION = ("17", "18")
 GAP = ("19",)

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tilenet import ModelCard, UNet, save_model
-from tilenet.training import Progress, Recipe, train
+from tilenet.training.loop import Progress, train
+from tilenet.training.recipe import Recipe
 from tilenet.training.validation import score_pairs
 
 HERE = Path(__file__).parent

@@ -7,7 +7,6 @@ import pytest
 import tifffile
 
 import tilenet
-import tilenet.training
 
 
 def discs(seed):

@@ -17,7 +17,8 @@ from tilenet.device import DevicePredictor
 from tilenet.engine import HOPPER
 from tilenet.errors import BlocksFailed
 from tilenet.scaling import Scaling
-from tilenet.training import Recipe, train
+from tilenet.training.loop import train
+from tilenet.training.recipe import Recipe
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,11 +15,12 @@ from training_helpers import discs
 from tilenet.card import ModelCard
 from tilenet.errors import EnvironmentFault, ImageError, ModelError, OutputExists, OutputMismatch, SettingsError
 from tilenet.models import load_model
-from tilenet.training import Recipe, train
 from tilenet.training.checkpoint import Folder
 from tilenet.training.data import find_pairs, read_pairs, split
 from tilenet.training.history import COLOURS, FRAME, GREY, _curves
+from tilenet.training.loop import train
 from tilenet.training.loss import loss_of, rate_at
+from tilenet.training.recipe import Recipe
 from tilenet.training.validation import predict_whole
 from tilenet.unet import UNet
 

@@ -11,10 +11,10 @@ from training_helpers import discs
 
 from tilenet import UNet
 from tilenet.errors import SettingsError
-from tilenet.training import Recipe
 from tilenet.training.augment import draw_crop, draw_grid
 from tilenet.training.crops import Crops
 from tilenet.training.data import Pair
+from tilenet.training.recipe import Recipe
 from tilenet.training.stain import crowd, look_of, membranes, paint_holes, paint_stains
 from tilenet.training.targets import border_weights, depth_classes, make_targets
 

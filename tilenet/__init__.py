@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     from tilenet.store import Mask
     from tilenet.tiff_export import write_tiff
     from tilenet.tiff_mask import TiffMask, open_mask
-    from tilenet.training import Recipe, train
+    from tilenet.training.loop import train
+    from tilenet.training.recipe import Recipe
     from tilenet.unet import UNet
 
 _HOMES = {
@@ -104,7 +105,8 @@ _HOMES = {
     "tiff_export": ("write_tiff",),
     "batches.summary": ("Result",),
     "tiff_mask": ("TiffMask", "open_mask"),
-    "training": ("Recipe", "train"),
+    "training.loop": ("train",),
+    "training.recipe": ("Recipe",),
     "unet": ("UNet",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

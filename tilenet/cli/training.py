@@ -12,7 +12,7 @@ from tilenet.cli.output import remarks, say, show, tell
 from tilenet.training.recipe import RATES, Recipe
 
 if TYPE_CHECKING:
-    from tilenet.training import Progress
+    from tilenet.training.loop import Progress
 
 
 class Weights(click.ParamType[Any]):
@@ -129,7 +129,7 @@ def train(
     """Train a U-Net on DATA: a folder with images/ and labels/, files of one stem in each."""
     from tilenet.machine import keep_freed_memory
     from tilenet.scaling import parse_rule
-    from tilenet.training import train as train_network
+    from tilenet.training.loop import train as train_network
 
     keep_freed_memory()
     chosen = {name: value for name, value in said.items() if value is not None}

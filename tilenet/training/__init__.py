@@ -12,20 +12,4 @@ checkpoint.py  the state from which a killed training resumes
 loop.py        `train`
 """
 
-from typing import TYPE_CHECKING, Any
-
-from tilenet.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from tilenet.training.loop import Progress, train
-
-__all__ = ["Progress", "Recipe", "train"]
-
-
-def __getattr__(name: str) -> Any:
-    # Imported late: the command's help needs the recipe, but not PyTorch.
-    if name in ("Progress", "train"):
-        from tilenet.training import loop
-
-        return getattr(loop, name)
-    raise AttributeError(f"module 'tilenet.training' has no attribute {name!r}")
+from tilenet.training.recipe import Recipe as Recipe
