@@ -27,7 +27,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--image", type=FILE, help="The image, if it is no longer where it was (for --geojson and --csv).")
 @click.option("--intensities", is_flag=True, help="With --csv: the mean of each channel of the image over each object.")
 @click.option("--stains", is_flag=True, help="With --csv: mean optical densities of haematoxylin, eosin and DAB.")
-@click.option("--positive", metavar="RULE", help="Tell objects apart: 'dab>0.2', or a channel, in quotes.")
+@click.option("--positive", metavar="RULE", help="Which objects are positive: 'dab>0.2' (stain or channel), in quotes.")
 @click.option("--within", type=FILE, help="With --csv: count in each region of this GeoJSON file, such as QuPath's.")
 @click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, or 80px of the mask.")
 @click.option(
