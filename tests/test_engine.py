@@ -224,6 +224,13 @@ def test_convolutions_are_compiled_ones_or_if_wide_winograd_s_of_pytorch(wf, lev
     assert taken == kinds
 
 
+@pytest.mark.parametrize("classes", [steps.MOST_CLASSES, 2 * 10**5])
+def test_outputs_of_any_number_leave_the_stack_alone(classes):
+    network = tilenet.UNet(depth=1, wf=4, n_classes=classes).eval().requires_grad_(False)
+    assert difference(network, torch.rand(1, 1, 6, 6)) <= engine.TOLERANCE
+    assert steps.decides_at_once(network) == (BEST > 0 and classes == steps.MOST_CLASSES)
+
+
 def test_a_fast_path_that_differs_is_not_taken_and_says_so(monkeypatch, caplog):
     network = network_of(NARROW)
     assert accelerate(network) is not None

@@ -116,6 +116,13 @@ def test_probabilities_come_off_the_device_in_the_type_asked_for(network):
         assert np.abs(found.astype(float) - expected).max() <= error
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_pixels_of_16_bits_give_the_logits_of_their_values(network, dtype):
+    image = np.random.default_rng(1).integers(0, 30000, (303, 350)).astype(dtype)
+    options = {"model": network, "tile": 64, "device": "cuda", "scaling": "linear:0,30000", "output": "logits"}
+    assert np.array_equal(tilenet.segment(image, **options), tilenet.segment(image.astype(np.float32), **options))
+
+
 def test_batches_in_flight_give_the_bytes_of_one_after_the_other(network, monkeypatch):
     image = np.random.default_rng(1).integers(0, 200, (1500, 1300), dtype=np.uint8)
     options = {"model": network, "tile": 64, "batch": 2, "device": "cuda"}

@@ -175,15 +175,34 @@ def test_so_it_does_where_the_caller_has_set_them_for_each_operation(newer_setti
 
 def test_pixels_for_a_device_without_float64_are_sent_in_float32(network):
     predictor = predictor_of(network, engine="plain")
-    for dtype in (np.float64, np.int64, np.uint32):
+    for dtype in (np.float64, np.int64, np.uint32, np.uint16):
         predictor.device = torch.device("cpu")
-        assert predictor.tensor_of(BATCH.astype(dtype)).dtype == torch.float64
+        assert predictor.tensor_of(BATCH.astype(dtype)).dtype == (torch.uint16 if dtype == np.uint16 else torch.float64)
         predictor.device = torch.device("mps")
         assert predictor.tensor_of(BATCH.astype(dtype)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("engine", ["plain", "fast"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32])
+def test_pixels_of_every_type_give_the_logits_of_their_values(network, engine, dtype):
+    limits = np.iinfo(dtype)
+    batch = np.random.default_rng(0).integers(limits.min, limits.max, (1, 1, 60, 60), dtype, endpoint=True)
+    predictor = predict.TorchPredictor(
+        network,
+        network.footprint,
+        device=CPU,
+        precision="fp32",
+        engine=engine,
+        scaling=Scaling((float(limits.min),), (float(limits.max),)),
+    )
+    wide = batch.astype(np.float64 if batch.itemsize > 2 else np.float32)
+    np.testing.assert_array_equal(predictor(batch), predictor(wide))
+
+
 def test_nor_is_such_a_device_asked_to_compute_in_float64(network, monkeypatch):
     monkeypatch.setattr(machine, "find_device", torch.device)
+    with pytest.raises(SettingsError, match=r"probability_dtype float64: not on mps\. Use --device cpu"):
+        tilenet.segment(BATCH[0, 0], model=network, device="mps", output="probabilities", probability_dtype="float64")
     with pytest.raises(SettingsError, match=r"precision fp64: not on mps\. Use --device cpu, or --precision fp32"):
         tilenet.segment(BATCH[0, 0], model=network.double(), device="mps")
 

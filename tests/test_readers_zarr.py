@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import zarr
+from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from tilenet.errors import ImageError
@@ -68,6 +69,17 @@ def test_every_common_codec_passes_the_check_for_bombs(tmp_path, codec):
         zarr.create_array(tmp_path / name, data=pixels, chunks=(3, 100, 130), compressors=codec)
         read = open_image(tmp_path / name, axes="cyx").read(Box((0, 0), (100, 130)))
         np.testing.assert_array_equal(read, pixels)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_uncompressed_chunks_are_not_copied_to_be_checked(tmp_path, monkeypatch, zarr_format):
+    options = {"chunks": (3, 64, 64), "compressors": None, "zarr_format": zarr_format}
+    zarr.create_array(tmp_path / "a", data=PIXELS, **options)
+    image, real = open_image(tmp_path / "a", axes="cyx"), Buffer.to_bytes
+    copied = []
+    monkeypatch.setattr(Buffer, "to_bytes", lambda self: (copied.append(len(self)), real(self))[1])
+    np.testing.assert_array_equal(image.read(Box((0, 0), (100, 130))), PIXELS)
+    assert max(copied, default=0) < 1000
 
 
 @pytest.mark.parametrize("codec", ["zlib", "bz2", "lzma", "lz4", "zstd", "gzip", "blosc"])

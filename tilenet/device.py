@@ -43,7 +43,7 @@ class DevicePredictor(TorchPredictor):
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return an array into which a batch is read; it is pinned, so that the device can fetch it by itself."""
         if self._copies is not None and dtype.name in TORCH_DTYPES:
-            with suppress(RuntimeError):  # if pinning fails: sending the batch will pin a copy, or report the error
+            with suppress(RuntimeError):  # sending the batch pins a copy, or says that there is no room
                 pinned: NDArray[Any] = torch.empty(shape, dtype=getattr(torch, dtype.name), pin_memory=True).numpy()
                 return pinned
         return np.empty(shape, dtype)

@@ -197,8 +197,9 @@ def find_objects(
     labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]
     n = 0
     near = _Window(_grown(part, MARGIN[image.ndim], image), image, read)
-    beyond = _beyond(near, part, recent, lambda box: _check_memory(box, memory, name))
-    for window, found in chain([(near, near.objects_of(near.held_in(part), rule))], recent.objects_of(beyond, rule)):
+    held, cut = near.labels_in(part)
+    beyond = _beyond(near, cut, recent, lambda box: _check_memory(box, memory, name))
+    for window, found in chain([(near, near.objects_of(held, rule))], recent.objects_of(beyond, rule)):
         shared = window.box & part
         seen = found[shared.relative_to(window.box.start).slices]
         into = labels[shared.relative_to(part.start).slices]
@@ -208,9 +209,11 @@ def find_objects(
     return Found(labels, np.concatenate(firsts))
 
 
-def _beyond(near: _Window, part: Box, recent: Recent, check: Callable[[Box], None]) -> Iterator[tuple[_Window, int]]:
-    """Yield each component of a part that reaches beyond the window `near`, with a window that holds all of it."""
-    left = {label: near.pixel_of(label) for label in near.labels_in(part) if not near.holds(label)}
+def _beyond(
+    near: _Window, cut: Iterable[int], recent: Recent, check: Callable[[Box], None]
+) -> Iterator[tuple[_Window, int]]:
+    """Yield each component that the window `near` does not hold, with a window that holds all of it."""
+    left = {label: near.pixel_of(label) for label in cut}
     while left:
         label, pixel = left.popitem()
         window = near
@@ -272,14 +275,14 @@ class _Window:
         self.labels: Labels = ndi.label(self.view.foreground)[0]
         self.slices: list[tuple[slice, ...]] = ndi.find_objects(self.labels)
 
-    def labels_in(self, part: Box) -> list[int]:
-        """Return the labels of the components with pixels in a part of the image."""
+    def labels_in(self, part: Box) -> tuple[list[int], list[int]]:
+        """Return the labels of the components with pixels in a part: those that the window holds, and the others."""
         found = np.bincount(self.labels[part.relative_to(self.box.start).slices].ravel())
-        return [label for label in np.flatnonzero(found).tolist() if label]
-
-    def held_in(self, part: Box) -> list[int]:
-        """Return the labels of those components of `labels_in` that the window holds."""
-        return [label for label in self.labels_in(part) if self.holds(label)]
+        held: dict[bool, list[int]] = {True: [], False: []}
+        for label in np.flatnonzero(found).tolist():
+            if label:
+                held[self.holds(label)].append(label)
+        return held[True], held[False]
 
     def box_of(self, label: int) -> Box:
         """Return the bounding box of a component, in the image."""

@@ -32,9 +32,10 @@ from tilenet.unet import UNet, is_as_built
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENGINES = ("auto", "plain", "fast")
-# Types of which PyTorch makes tensors that a device can scale. Others are converted in NumPy, among them unsigned
-# integers of more than 8 bits, for which PyTorch has few operations.
-TORCH_DTYPES = {"uint8", "int8", "int16", "int32", "float16", "float32", "float64"}
+# Types of which PyTorch makes tensors that a device can scale, and of these, those that mps does not have in every
+# version. Others are converted in NumPy.
+TORCH_DTYPES = {"uint8", "int8", "uint16", "int16", "int32", "float16", "float32", "float64"}
+NOT_ON_MPS = {"uint16", "float64"}
 # Those of these types that are scaled in float64; see `needs_float64`.
 WIDE = {torch.int32, torch.float64}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -51,6 +52,7 @@ COMPILED = {NAMES[AVX2], NAMES[AVX512]}
 NOT_FAST = "engine fast: not for this network, or not on this machine. Start again with --engine plain"
 LOG = logging.getLogger("tilenet")
 # Fast paths that `find_engine` has checked and that a predictor has not yet taken, with the state of the weights then.
+# A check takes seconds on a GPU, where kernels are compiled.
 _checked: WeakKeyDictionary[nn.Module, tuple[object, FastPath]] = WeakKeyDictionary()
 
 
@@ -113,7 +115,7 @@ class TorchPredictor:
     def tensor_of(self, batch: NDArray[Any]) -> Tensor:
         """Return a batch as a tensor, unscaled and, if PyTorch has it, in its own type, which is small to send."""
         wide = needs_float64(batch.dtype) and self.device.type != "mps"  # mps has no float64
-        if batch.dtype.name not in TORCH_DTYPES or (batch.dtype == np.float64 and not wide):
+        if batch.dtype.name not in TORCH_DTYPES - (NOT_ON_MPS if self.device.type == "mps" else set()):
             batch = batch.astype(np.float64 if wide else np.float32)
         # PyTorch does not take negative strides, and warns about read-only arrays.
         usable = batch.flags.writeable and min(batch.strides) >= 0

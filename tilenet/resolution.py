@@ -50,6 +50,11 @@ def downsample_factor(finest: int, coarse: int) -> Fraction:
     return Fraction(finest, coarse)
 
 
+def coarser_size(size: float | None, finest: int, coarse: int) -> float | None:
+    """Return the pixel size of a coarser level along an axis, from that of the finest level and both lengths."""
+    return None if size is None else size * float(downsample_factor(finest, coarse))
+
+
 @dataclass(frozen=True)
 class Resolution:
     """The level that is read, and by which factor it is resampled.

@@ -172,6 +172,8 @@ def _backend_of(network: Any, options: Options, n_channels: int) -> tuple[Any, s
     precision = predict.find_precision(options.precision or "auto", network)
     if (precision, device.type) == ("fp64", "mps"):
         raise SettingsError("precision fp64: not on mps. Use --device cpu, or --precision fp32")
+    if (options.probability_dtype, device.type) == ("float64", "mps"):
+        raise SettingsError("probability_dtype float64: not on mps. Use --device cpu, or --probability-dtype float32")
     engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
     demand = predict.demand_of(network, precision, n_channels, engine=engine, device=device.type)
     return device, precision, engine, demand

@@ -158,6 +158,7 @@ def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple
     (8, 8)
     """
     room = STACKED_PIXELS // prod(map(min, block, shape))
+    # Blocks that there are if none holds more planes along the axes still to come.
     others = prod(outer) * prod(map(ceil_div, shape, block))
     planes: tuple[int, ...] = ()
     for n in reversed(outer):
@@ -165,7 +166,7 @@ def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple
         while side * 2 <= min(room, n) and n // (side * 2) * others >= ENOUGH_BLOCKS:
             side *= 2
         planes, room, others = (side, *planes), room // side, others * ceil_div(n, side)
-        if side < n:
+        if side < n:  # a block is one run of planes, so that it holds one plane along the axes farther out
             room = 0
     return planes
 

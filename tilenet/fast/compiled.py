@@ -22,9 +22,8 @@ from tilenet.geometry import round_up
 # because each group of squares reads all weights again. Small inputs take fewer, so that every thread gets some.
 SQUARES, DEEP, UNIT = 36, 256, 12
 
-# Panel: the outputs whose sums the registers hold at once, two vectors of them, or one if pairs of vectors do not hold
-# all outputs exactly. Sources: tensors to concatenate along the channels, each as a list of vertically adjacent pieces.
-# Zeros: how many rows of zeros to pad above and below.
+# Sources: tensors to concatenate along the channels, each as a list of vertically adjacent pieces. Zeros: how many rows
+# of zeros to pad above and below.
 Sources = Sequence[Sequence[Tensor]]
 Zeros = tuple[int, int]
 
@@ -40,6 +39,8 @@ class _Compiled:
     def __init__(self, weight: Tensor, numbers: Mapping[str, Tensor], padding: int, *, instructions: int) -> None:
         self._outputs, self._inputs, taps, _ = weight.shape
         lanes = LANES[instructions]
+        # The outputs whose sums the registers hold at once: two vectors of them, or one if pairs of vectors do not hold
+        # all outputs exactly.
         self._panel, self._made = lanes * (1 if self._outputs % (2 * lanes) else 2), NEEDED + 1 - taps
         self._weights = self._arranged(weight)
         self._numbers = {name: values.float().flatten().contiguous() for name, values in numbers.items()}

@@ -34,6 +34,8 @@ from tilenet.unet import LINEAR, POOL, ConvBlock, UNet, UpBlock, blocks_of
 # Compiled convolutions need a multiple of this many output channels. They use Winograd's method if the input channels
 # are a multiple of it, too, and are direct otherwise.
 COMPILED_MULTIPLE = 16
+# Most outputs of the compiled last convolution, whose sums are on a thread's stack: 64 bytes each.
+MOST_CLASSES = 4096
 # Fewest input and output channels for Winograd's method in PyTorch: with fewer, its sums take longer than the products
 # that it saves.
 LEAST_WINOGRAD = 128
@@ -161,7 +163,8 @@ def layers_of(block: ConvBlock) -> Iterator[Layer]:
 def _rows(step: Step, pieces: Sequence[Tensor], state: PassState, padding: int) -> tuple[list[Tensor], Zeros]:
     """Return the input rows of a 3x3 convolution, kept and new, and the number of rows of zeros above and below."""
     rows = state.with_kept(step, pieces, 2)
-    return rows, (0 if rows[0].shape[2] else padding, padding if state.last else 0)
+    is_first = rows[0].shape[2] == 0  # nothing was kept yet
+    return rows, (padding if is_first else 0, padding if state.last else 0)
 
 
 def _convolution(layer: Layer) -> Step:
@@ -289,7 +292,7 @@ def _enlargement(up: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def decides_at_once(network: UNet) -> bool:
     """Return whether the last step can write mask values instead of logits, given the values in its `PassState`."""
-    return find_instructions() != 0 and 2**network.wf % COMPILED_MULTIPLE == 0
+    return find_instructions() != 0 and 2**network.wf % COMPILED_MULTIPLE == 0 and network.n_classes <= MOST_CLASSES
 
 
 def _classification(network: UNet) -> Callable[[Tensor], Tensor]:

@@ -34,11 +34,7 @@ class PieceCache:
 
     def get(self, key: Hashable, decode: Callable[[], Pixels]) -> Pixels:
         """Return the piece of a key, decoding it if it is not cached."""
-        with self._lock:
-            piece = self._pieces.get(key)
-            if piece is not None:
-                self._pieces.move_to_end(key)
-        return piece.result() if piece is not None else self.get_all([key], lambda _: [decode()])[0]
+        return self.get_all([key], lambda _: [decode()])[0]
 
     def get_all(self, keys: Sequence[Key], decode: Callable[[list[Key]], Sequence[Pixels]]) -> list[Pixels]:
         """Return the pieces of some keys; `decode` is called once, for all that are not cached."""

@@ -10,7 +10,7 @@ from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.readers.frame import Frame, resized
 from tilenet.readers.image import DerivedImage, Image, Level, Pixels
-from tilenet.resolution import downsample_factor
+from tilenet.resolution import coarser_size
 
 # Axes that have a pixel size, in array order; a size of two numbers is for the last two.
 SPACE = "zyx"
@@ -89,7 +89,7 @@ class SizedImage(DerivedImage):
         lengths = dict(zip(self.axes, level.shape, strict=True))
         sizes = dict(zip(self.box_axes, level.pixel_size, strict=True))
         for axis, size in self._sizes.items():
-            sizes[axis] = size * float(downsample_factor(finest[axis], lengths[axis]))
+            sizes[axis] = coarser_size(size, finest[axis], lengths[axis])
         return Level(level.shape, tuple(sizes.values()))
 
     @property

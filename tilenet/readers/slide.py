@@ -21,7 +21,7 @@ from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, needing
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.image import RGB, Image, Level, Pixels
 from tilenet.readers.pieces import assemble
-from tilenet.resolution import downsample_factor
+from tilenet.resolution import coarser_size
 
 SIDE = (512, 512)
 WHITE = "FFFFFF"
@@ -55,7 +55,9 @@ class SlideSource:
         colour = properties.get("openslide.background-color", WHITE)
         self.background = tuple(bytes.fromhex(colour))
         finest = [positive(properties.get(f"openslide.mpp-{a}")) for a in "yx"]
-        self.levels = tuple(Level((*shape, 3), _coarser(finest, self.shapes[0], shape)) for shape in self.shapes)
+        self.levels = tuple(
+            Level((*shape, 3), tuple(map(coarser_size, finest, self.shapes[0], shape))) for shape in self.shapes
+        )
 
     def piece(self, level: int, box: Box) -> Pixels:
         """Return the pixels of one piece of the grid: (3, y, x)."""
@@ -128,13 +130,6 @@ class SlideImage(Image):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return reduce_by_path(self.name, level=self.level)
-
-
-def _coarser(finest: list[float | None], whole: tuple[int, int], shape: tuple[int, int]) -> tuple[float | None, ...]:
-    return tuple(
-        None if um is None else um * float(downsample_factor(a, b))
-        for um, a, b in zip(finest, whole, shape, strict=True)
-    )
 
 
 def open_slide(path: str, *, level: int, axes: str | None) -> Image:

@@ -34,7 +34,7 @@ from tilenet.readers.tiff_pages import Segments, n_alpha, segments_of, stored_di
 from tilenet.readers.tiff_walk import Storage, check_directories
 
 LOG = logging.getLogger("tilenet")
-# Kinds of TIFF that may hold several images; images smaller by this factor are labels, thumbnails or levels.
+# Kinds of TIFF that may hold several images; the factor by which what is no such image is smaller.
 SEVERAL, LESSER = {"ome", "shaped", "generic", "uniform"}, 3
 
 
@@ -107,6 +107,7 @@ class TiffSource:
         if tiff.is_ome and first.kind != "ome" and self.given_axes is None:
             raise ImageError(f"{self.path}: its OME-XML does not describe its pages. Say what they are: --axes")
         chosen = max(tiff.series, key=lambda s: prod(s.shape)) if first.kind == "generic" else first
+        # Smaller ones are labels, thumbnails or levels.
         others = [s for s in tiff.series if s.index != chosen.index and prod(s.shape) * LESSER > prod(chosen.shape)]
         if others and chosen.kind in SEVERAL:
             _tell_of_others(self.path, len(others) + 1, tuple(chosen.shape))

@@ -15,7 +15,7 @@ from tilenet.readers.boundary import positive
 from tilenet.readers.image import RGB
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 from tilenet.readers.units import MICROMETERS
-from tilenet.resolution import downsample_factor
+from tilenet.resolution import coarser_size
 
 PixelSize = tuple[float | None, ...]
 # Pixel sizes (um) from resolution tags outside this range are printers' defaults: 72 and 300 dpi are 353 and 85 um.
@@ -31,15 +31,10 @@ def pixel_sizes(tiff: Any, series: Any, *, axes: str, shapes: Sequence[tuple[int
     covers.
     """
     found = _finest(tiff, series)
-    sizes = []
-    for shape in shapes:
-        size = {a: found.get(a) for a in axes if a != "c"}
-        for a, n, n0 in zip(axes, shape, shapes[0], strict=True):
-            finest = size.get(a)
-            if finest is not None:
-                size[a] = finest * float(downsample_factor(n0, n))
-        sizes.append(tuple(size.values()))
-    return sizes
+    return [
+        tuple(coarser_size(found.get(a), n0, n) for a, n0, n in zip(axes, shapes[0], shape, strict=True) if a != "c")
+        for shape in shapes
+    ]
 
 
 def channel_names(tiff: Any, series: Any, *, n_channels: int) -> tuple[str, ...]:

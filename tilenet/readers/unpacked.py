@@ -22,6 +22,11 @@ PIECE = 2**20
 Decoded = gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
 
 
+def is_known(codec: str) -> bool:
+    """Return whether `unpacks_to_more` checks data of a codec."""
+    return codec in _MORE
+
+
 def unpacks_to_more(data: bytes, codec: str, *, limit: int) -> bool:
     """Return whether compressed data decompress to more than `limit` bytes; False for unknown codecs."""
     return _MORE[codec](data, limit) if codec in _MORE and data else False

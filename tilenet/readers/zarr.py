@@ -17,7 +17,7 @@ from tilenet.readers.cache import PieceCache
 from tilenet.readers.frame import Frame, along, in_known_units
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
-from tilenet.resolution import downsample_factor
+from tilenet.resolution import coarser_size
 
 DAMAGED = "The image is damaged; get it again"
 # Most bytes of chunks that one call to zarr decodes.
@@ -127,13 +127,15 @@ class ZarrImage(Image):
             yield cell_box(corner, sides, axis_map.shape)
 
     def _decode(self, keys: list[tuple[int, Box]]) -> list[Pixels]:
+        return self._decoded([piece for _, piece in keys])
+
+    def _decoded(self, pieces: list[Box]) -> list[Pixels]:
         """Decode pieces by few calls to zarr, because one call costs as much as decoding a chunk."""
-        pieces = [piece for _, piece in keys]
         if (found := self._at_once(pieces)) is not None:
             return found
         rows = [list(row) for _, row in groupby(pieces, key=lambda piece: piece.start[:-1])]
         parts = rows if len(rows) > 1 else [[piece] for piece in pieces]
-        return [pixels for row in parts for pixels in self._decode([(self.level, piece) for piece in row])]
+        return [pixels for part in parts for pixels in self._decoded(part)]
 
     def _at_once(self, pieces: list[Box]) -> list[Pixels] | None:
         """Decode pieces by one call to zarr; return None if they do not fill a box, or a box that is too large."""
@@ -145,6 +147,8 @@ class ZarrImage(Image):
         ):
             return None
         whole = np.asarray(self._arrays[self.level][hull.slices])
+        if len(pieces) == 1:
+            return [whole]
         # Copied, so that evicting one piece from the cache frees its memory.
         return [whole[piece.relative_to(hull.start).slices].copy() for piece in pieces]
 
@@ -215,6 +219,6 @@ def _pixel_sizes(
         lengths = dict(zip(axis_map.axes, axis_map.image_shape, strict=True))
         for a in [a for a, n in size.items() if n is None and found and found[0].get(a) is not None]:
             finest = dict(zip(axis_maps[0].axes, axis_maps[0].image_shape, strict=True))[a]
-            size[a] = (found[0][a] or 0.0) * float(downsample_factor(finest, lengths[a]))
+            size[a] = coarser_size(found[0][a], finest, lengths[a])
         found.append(size)
     return [tuple(size.values()) for size in found]

@@ -84,7 +84,7 @@ class LocalArray(Bounded, LocalStore):
         self._check_file(key)
         data = await LocalStore.get(self, key, prototype, byte_range)
         if data is not None:
-            self.check_content(key, data.to_bytes(), byte_range)
+            self.check_content(key, data, byte_range)
         return data
 
     def probe(self) -> None:

@@ -15,7 +15,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from tilenet.errors import ImageError
 from tilenet.readers.boundary import LARGEST_PIECE, check_piece
-from tilenet.readers.unpacked import unpacks_to_more
+from tilenet.readers.unpacked import is_known, unpacks_to_more
 from tilenet.readers.zarr_metadata import DOCUMENTS, LARGEST_DOCUMENT, Folder
 
 # Bytes allowed for headers: an incompressible chunk grows by a header, but no codec doubles its size.
@@ -64,11 +64,14 @@ class Bounded:
         """Return the most bytes that a file may have."""
         return self.bounds.file_bytes if self.bounds and key not in DOCUMENTS else LARGEST_DOCUMENT
 
-    def check_content(self, key: str, data: bytes, byte_range: ByteRequest | None) -> None:
+    def check_content(self, key: str, data: Buffer | bytes, byte_range: ByteRequest | None) -> None:
         """Refuse chunks that decompress to more bytes than a chunk can have."""
         bounds = self.bounds
-        if bounds is None or key in DOCUMENTS or isinstance(byte_range, SuffixByteRequest):  # the index of a shard
+        if bounds is None or not is_known(bounds.codec) or key in DOCUMENTS:
             return
+        if isinstance(byte_range, SuffixByteRequest):  # the index of a shard
+            return
+        data = data if isinstance(data, bytes) else data.to_bytes()  # a copy, which uncompressed chunks do without
         chunks = _chunks_of_shard(data, bounds.index_bytes) if bounds.index_bytes and byte_range is None else [data]
         if any(unpacks_to_more(chunk, bounds.codec, limit=bounds.chunk_bytes) for chunk in chunks):
             raise ImageError(

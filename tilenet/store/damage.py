@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from tilenet.store.journal import MERGED, Journal, Written
 from tilenet.store.layout import Layout
 from tilenet.store.metadata import OWN
+
+if TYPE_CHECKING:
+    from tilenet.store.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,13 @@ class Damage:
         return f"{self.file}{where} is {self.what}"
 
 
-class Recorded(Protocol):
-    """Anything with a layout and a journal, such as `tilenet.store.blocks.Blocks`."""
-
-    layout: Layout
-
-    @property
-    def journal(self) -> Journal:
-        """Sizes and checksums of the files written."""
-
-
-def find_damage(path: Path, found: Recorded) -> Iterator[Damage]:
+def find_damage(blocks: Blocks) -> Iterator[Damage]:
     """Yield every damaged file; reads each file once.
 
     Blocks that are not in the journal are not reported: they are no damage while a store is incomplete. For a
     complete store, see `blocks_lost`.
     """
-    layout, journal = found.layout, found.journal
+    path, layout, journal = blocks.path, blocks.layout, blocks.journal
     yield from _documents_changed(path, journal)
     for level in range(len(layout.levels)):
         for index in range(layout.n_blocks(level)):
@@ -68,9 +61,9 @@ def find_damage(path: Path, found: Recorded) -> Iterator[Damage]:
         yield from _extra_files(path, layout, array)
 
 
-def blocks_lost(found: Recorded) -> Iterator[Damage]:
+def blocks_lost(blocks: Blocks) -> Iterator[Damage]:
     """Yield the files of those blocks of a complete store that its journal lacks."""
-    layout, journal = found.layout, found.journal
+    layout, journal = blocks.layout, blocks.journal
     if not journal.documents:
         yield Damage(f"{OWN}/{MERGED}", "cut short or missing")
     for level in range(len(layout.levels)):

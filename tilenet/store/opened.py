@@ -221,7 +221,7 @@ class OpenedStore:
         Blocks that are not written yet count as damage only in a complete store.
         """
         lost = blocks_lost(self._blocks) if self.complete else ()
-        return [*lost, *find_damage(self.path, self._blocks)]
+        return [*lost, *find_damage(self._blocks)]
 
     def close(self) -> None:
         """Release the lease, whether or not the store is complete; may be called twice."""

@@ -32,7 +32,7 @@ def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
     documents = _settle_documents(blocks) | {
         blocks.layout.root: Written.of(root_document(blocks.layout, info, complete=True))
     }
-    damage = [found for found in find_damage(blocks.path, blocks) if found.block is not None]
+    damage = [found for found in find_damage(blocks) if found.block is not None]
     if damage:
         raise blocks.lose(damage)
     lines = blocks.journal.sorted_lines(documents)
