@@ -15,10 +15,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from tilenet import ModelCard, UNet, save_model
+import numpy as np
+
+from tilenet import ModelCard, UNet, metrics, objects, save_model
+from tilenet.training.data import find_pairs, read_pair
 from tilenet.training.loop import Progress, train
 from tilenet.training.recipe import Recipe
-from tilenet.training.validation import score_pairs
+from tilenet.training.validation import predict_whole
 
 HERE = Path(__file__).parent
 KINDS = ("fluo", "colour", "bfgray")
@@ -84,6 +87,34 @@ def names(file: str) -> list[str]:
     return (HERE / file).read_text().split()
 
 
+def score_pairs(network: UNet, folder: Path, stems: list[str]) -> dict[str, float]:
+    """Score a network on some pairs of a folder, comparing its objects with instance labels.
+
+    Counts are summed over the images; ``mean_ap`` is the mean of the images' values.
+    """
+    assert network.card is not None
+    pixels, found, precisions = metrics.PixelCounts(), metrics.ObjectCounts(), []
+    paths = find_pairs(folder)
+    for stem in stems:
+        pair = read_pair(stem, *paths[stem], scaling=network.card.scaling)
+        image = np.broadcast_to(pair.image, (network.in_channels, *pair.label.shape))
+        probabilities = predict_whole(network, image)
+        labels = objects(probabilities)
+        foreground = np.take(network.card.mask_of_class, probabilities.argmax(axis=0)) > 0
+        pixels += metrics.count_pixels(foreground, pair.label > 0).get(1, metrics.PixelCounts())
+        found += metrics.count_objects(labels, pair.label, thresholds=(0.5,))[0.5]
+        precisions.append(metrics.mean_average_precision(labels, pair.label))
+    return {
+        "images": len(stems),
+        "dice": pixels.dice,
+        "f1": found.f1,
+        "precision": found.precision,
+        "recall": found.recall,
+        "panoptic_quality": found.panoptic_quality,
+        "mean_ap": float(np.mean(precisions)) if precisions else 1.0,
+    }
+
+
 def scores_by_kind(model: UNet, data: Path, stems: list[str]) -> dict[str, dict[str, float]]:
     """Return the scores of all images together, and of each kind."""
     by_kind = {kind or "all": [s for s in stems if s.startswith(kind)] for kind in ("", *KINDS)}
@@ -118,14 +149,12 @@ def main() -> None:
         validate_on=names("nuclei_validation.txt"),
         progress=show,
     )
-    metrics = {
-        part: scores_by_kind(model, options.data, names(f"nuclei_{part}.txt")) for part in ("validation", "test")
-    }
-    for part, scores in metrics.items():
+    scored = {part: scores_by_kind(model, options.data, names(f"nuclei_{part}.txt")) for part in ("validation", "test")}
+    for part, scores in scored.items():
         for kind, values in scores.items():
             print(part, kind, values)
     assert model.card is not None
-    save_model(model, options.out, card=replace(model.card, metrics=metrics))
+    save_model(model, options.out, card=replace(model.card, metrics=scored))
 
 
 if __name__ == "__main__":

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tilenet import metrics
-from tilenet.errors import ModelError
 from tilenet.geometry import round_down
 from tilenet.instances import objects
 from tilenet.readers.array import ArrayImage
 from tilenet.sizes import plan_tiles
-from tilenet.training.data import Pair, find_pairs, read_pair
+from tilenet.training.data import Pair
 from tilenet.training.recipe import Recipe
 from tilenet.unet import UNet
 
@@ -64,32 +62,3 @@ def validate(network: UNet, pairs: Sequence[Pair], recipe: Recipe, values: tuple
     if recipe.targets != "depth":
         return {"dice": dice, "score": dice}
     return {"dice": dice, "f1": found.f1, "score": (dice + found.f1) / 2}
-
-
-def score_pairs(network: UNet, folder: str | Path, stems: Sequence[str]) -> dict[str, float]:
-    """Score a network on some pairs of a folder, comparing its objects with instance labels.
-
-    Counts are summed over the images; ``mean_ap`` is the mean of the images' values.
-    """
-    if network.card is None:
-        raise ModelError("the network has no card, so nothing says how its images are scaled. Load it from a file")
-    pixels, found, precisions = metrics.PixelCounts(), metrics.ObjectCounts(), []
-    paths = find_pairs(folder)
-    for stem in stems:
-        pair = read_pair(stem, *paths[stem], scaling=network.card.scaling)
-        image = np.broadcast_to(pair.image, (network.in_channels, *pair.label.shape))
-        probabilities = predict_whole(network, image)
-        labels = objects(probabilities)
-        foreground = np.take(network.card.mask_of_class, probabilities.argmax(axis=0)) > 0
-        pixels += metrics.count_pixels(foreground, pair.label > 0).get(1, metrics.PixelCounts())
-        found += metrics.count_objects(labels, pair.label, thresholds=(0.5,))[0.5]
-        precisions.append(metrics.mean_average_precision(labels, pair.label))
-    return {
-        "images": len(stems),
-        "dice": pixels.dice,
-        "f1": found.f1,
-        "precision": found.precision,
-        "recall": found.recall,
-        "panoptic_quality": found.panoptic_quality,
-        "mean_ap": float(np.mean(precisions)) if precisions else 1.0,
-    }
