@@ -165,6 +165,13 @@ def test_what_tilenet_did_not_write_is_never_replaced(slide, tmp_path, content):
     assert (out.read_bytes(), names(tmp_path)) == (before, ["m.tif"])
 
 
+def test_a_link_to_a_tiff_is_not_replaced(whole, tmp_path):
+    (tmp_path / "m.tif").symlink_to(whole[1])
+    with pytest.raises(OutputExists, match="Choose another path"):
+        tilenet.write_tiff(whole[0], tmp_path / "m.tif", overwrite=True)
+    assert (tmp_path / "m.tif").is_symlink()
+
+
 def test_a_tiff_that_is_refused_is_closed(whole, monkeypatch):
     opened, closed, open_image = [], [], tiff_mask.open_image
 

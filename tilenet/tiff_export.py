@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from tilenet.arguments import known_options
 from tilenet.errors import BlocksFailed, SettingsError
-from tilenet.spared import refuse_inside
 from tilenet.store import Layout, Mask, open_mask
 from tilenet.store.files import AGAIN
 from tilenet.store.metadata import FORMAT
@@ -54,8 +53,7 @@ def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) ->
     out = Path(out).absolute()
     if not is_tiff(out):
         raise SettingsError(f"{out}: is no name of a TIFF. Give one that ends in .ome.tif")
-    refuse_inside(out, mask=mask)
-    check_tiff_place(out, replace=overwrite)
+    check_tiff_place(out, replace=overwrite, mask=mask)
     if is_tiff(mask) and Path(mask).is_file():
         raise SettingsError(f"{mask}: is a TIFF already. Give a mask.zarr")
     opened = open_mask(mask)

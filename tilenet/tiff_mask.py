@@ -24,7 +24,6 @@ from tilenet.errors import (
     BlocksFailed,
     ImageError,
     OutputError,
-    OutputExists,
     OutputIncomplete,
     OutputNotFound,
     SettingsError,
@@ -33,6 +32,7 @@ from tilenet.geometry import Box
 from tilenet.readers import open_image
 from tilenet.readers.boundary import quietly
 from tilenet.readers.image import Image
+from tilenet.spared import check_file_place
 from tilenet.store import AnyMask, Layout, Mask
 from tilenet.store.metadata import FORMAT, MAKING, not_ours
 from tilenet.store.pyramid import doubled
@@ -183,24 +183,17 @@ def open_tiff_mask(path: str | Path) -> TiffMask:
     return TiffMask(path)
 
 
-def check_tiff_place(out: Path, *, replace: bool) -> None:
-    """Refuse a path where no TIFF mask can be put; writes nothing.
+def check_tiff_place(out: Path, *, replace: bool, mask: Any = None) -> None:
+    """Raise if no TIFF mask can be put at `out`; see `tilenet.spared.check_file_place`."""
+    check_file_place(out, replace=replace, is_ours=_is_ours, kind="a mask", mask=mask)
 
-    Raises
-    ------
-    OutputExists
-        If something exists there, unless it is a TIFF mask that tilenet wrote and `replace` is true.
-    """
-    if not (out.exists() or out.is_symlink()):
-        return
+
+def _is_ours(path: Path) -> bool:
     try:
-        open_tiff_mask(out).close()
-    except (OutputError, ImageError) as error:
-        raise OutputExists(
-            f"{out}: exists, and is not a mask that tilenet wrote. Nothing is overwritten there"
-        ) from error
-    if not replace:
-        raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
+        open_tiff_mask(path).close()
+    except (OutputError, ImageError):
+        return False
+    return True
 
 
 def tile_boxes(shape: tuple[int, ...]) -> Iterator[Box]:
