@@ -23,7 +23,6 @@ from tilenet.errors import ModelError, ModelNotFound, OutputExists
 from tilenet.readers.boundary import one_line
 from tilenet.scaling import parse_rule
 from tilenet.states import State, read_claims, read_weights
-from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 from tilenet.unet import UNet
 
@@ -146,7 +145,7 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
     card = replace(card, name=card.name or path.stem, architecture=model.options).completed(model.n_classes)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     # Not with `save_file`, which makes files that only their owner may read.
-    with put_whole(path, again=AGAIN) as part:
+    with put_whole(path) as part:
         part.write_bytes(_in_order(save(state, metadata={"format": "pt", "tilenet": card.to_json()})))
     return path
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from tilenet.errors import OutputExists, SettingsError
 from tilenet.geometry import mirror
-from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 from tilenet.tiff_mask import is_tiff
 
@@ -39,7 +38,7 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
         raise SettingsError(f"{path}: the sample is a TIFF. Give a name in .tif or .tiff")
     if path.exists():
         raise OutputExists(f"{path}: exists already. Choose another name, or remove it")
-    with put_whole(path, again=AGAIN) as part, tifffile.TiffWriter(part) as tiff:
+    with put_whole(path) as part, tifffile.TiffWriter(part) as tiff:
         for level, pixels in enumerate(_pyramid(photo, side)):
             tiff.write(
                 pixels,

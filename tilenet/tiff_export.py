@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from tilenet.arguments import known_options
 from tilenet.errors import BlocksFailed, SettingsError
 from tilenet.store import Layout, Mask, open_mask
-from tilenet.store.files import AGAIN
 from tilenet.store.metadata import FORMAT
 from tilenet.store.place import discard, holding, put_whole
 from tilenet.tiff_mask import TILE, TiffMask, check_tiff_place, is_tiff, open_tiff_mask, tile_boxes
@@ -58,7 +57,7 @@ def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) ->
         raise SettingsError(f"{mask}: is a TIFF already. Give a mask.zarr")
     opened = open_mask(mask)
     opened.refuse_damage()
-    with put_whole(out, again=AGAIN) as path:
+    with put_whole(out) as path:
         _write(path, opened)
         _compare(path, opened)
         opened.refuse_damage()  # another run might have replaced it meanwhile

@@ -15,7 +15,6 @@ from typing import Any
 from tilenet.export.measured import Measured
 from tilenet.resolution import TOLERANCE
 from tilenet.store import Share
-from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 
 # Names of a batch's own tables, which the table of an image cannot have.
@@ -180,5 +179,5 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _put(path: Path, text: str) -> None:
-    with put_whole(path, again=AGAIN) as part:
+    with put_whole(path) as part:
         part.write_text(text, encoding="utf-8", newline="")

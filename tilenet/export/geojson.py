@@ -25,7 +25,6 @@ from tilenet.export.intensities import Intensities
 from tilenet.export.placement import Grid
 from tilenet.export.shapes import Progress, Shape, drop_small, has_volumes, min_pixels, open_for, shapes_of
 from tilenet.store import AnyMask
-from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 
 KINDS = ("detection", "annotation")
@@ -134,7 +133,7 @@ def write_geojson(
         shapes = drop_small(shapes_of(opened, progress), least, found)
         if bright:
             shapes = _told_apart(shapes, bright.measure(opened, image).positive)
-        with put_whole(out, again=AGAIN) as path, path.open("wb") as file:
+        with put_whole(out) as path, path.open("wb") as file:
             for part in _Features(opened, grid, kind, found, told_apart=bool(bright)).collection(shapes):
                 file.write(part)
     return found

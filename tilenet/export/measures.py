@@ -37,7 +37,6 @@ from tilenet.export.within import BETWEEN, Drawn, InRegion, Within, covered, rea
 from tilenet.geometry import Box
 from tilenet.spared import check_file_place
 from tilenet.store import AnyMask
-from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 from tilenet.tiff_mask import open_mask
 
@@ -150,7 +149,7 @@ def write_table(
         opened.refuse_damage()
         measured = bright.measure(opened, image) if bright else None
         shapes = drop_small(shapes_of(opened, progress), least, found)
-        with put_whole(out, again=AGAIN) as path, path.open("w", newline="", encoding="utf-8") as file:
+        with put_whole(out) as path, path.open("w", newline="", encoding="utf-8") as file:
             more = [*(["region"] if drawn else []), *(measured.columns() if measured else [])]
             table = csv.DictWriter(file, [*COLUMNS, *more], lineterminator="\n")
             table.writeheader()

@@ -8,7 +8,6 @@ from typing import Any
 from tilenet.errors import SettingsError
 from tilenet.pictures.drawing import Picture
 from tilenet.spared import check_file_place
-from tilenet.store.files import AGAIN
 from tilenet.store.place import put_whole
 
 # Formats that can carry the mark by which tilenet recognises its own pictures.
@@ -47,7 +46,7 @@ def save(picture: Picture, out: str | Path) -> None:
     check_picture_place(out, replace=True)
     marked = Pillow.Exif()
     marked[SOFTWARE] = MARK
-    with put_whole(out, again=AGAIN) as path:
+    with put_whole(out) as path:
         Pillow.fromarray(picture).save(path, format=_kind(out), exif=marked)
 
 

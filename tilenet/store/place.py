@@ -18,7 +18,6 @@ from tilenet.errors import EnvironmentFault, OutputError, OutputExists, refuse_w
 from tilenet.store.files import (
     ACCESSED,
     AGAIN,
-    RESUME,
     faults_named,
     fsync_path,
     make_folder,
@@ -128,7 +127,7 @@ def held_whole(path: str | Path) -> bool:
 
 
 @contextmanager
-def put_whole(out: Path, *, again: str = RESUME) -> Iterator[Path]:
+def put_whole(out: Path, *, again: str = AGAIN) -> Iterator[Path]:
     """Yield a temporary path for a file, and move the file to `out` at the end: `out` is never a partial file.
 
     Raises

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tilenet.errors import OutputExists, OutputMismatch
+from tilenet.store.files import RESUME
 from tilenet.store.place import put_whole
 
 State = dict[str, Tensor]
@@ -72,7 +73,7 @@ class Folder:
         EnvironmentFault
             If it cannot be written.
         """
-        with put_whole(self.path / name) as part:
+        with put_whole(self.path / name, again=RESUME) as part:
             write(part)
 
 
