@@ -6,6 +6,7 @@ import pytest
 
 import tilenet
 from tilenet.arguments import known_options
+from tilenet.batches.run import OPTIONS
 
 FUNCTIONS = [
     *(tilenet.segment, tilenet.lazy, tilenet.batch, tilenet.verify, tilenet.overlay, tilenet.evaluate, tilenet.train),
@@ -38,6 +39,12 @@ def test_workers_are_said_to_be_those_of_a_client(function):
 def test_an_option_of_the_recipe_is_said_to_belong_there():
     with pytest.raises(tilenet.UnknownOption, match=r"no option epochs\. Give recipe=tilenet.Recipe\(epochs="):
         tilenet.train("data", "model.safetensors", epochs=3)
+
+
+def test_a_batch_takes_options_of_segment_and_no_others():
+    assert set(OPTIONS) < set(inspect.signature(tilenet.segment).parameters)
+    with pytest.raises(tilenet.UnknownOption, match="batch has no option block"):
+        tilenet.batch("x", "y", block=512)
 
 
 def test_what_a_function_knows_reaches_it_and_its_signature_stays():

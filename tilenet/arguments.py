@@ -29,17 +29,22 @@ def unknown_option(function: str, name: str, known: Iterable[str], hints: Mappin
     return UnknownOption(f"{function} has no option {name}. {(hints or {}).get(name, meant)}")
 
 
-def known_options(hints: Mapping[str, str] | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def known_options(
+    hints: Mapping[str, str] | None = None, more: Iterable[str] = ()
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Return a decorator of a public function: unknown keyword arguments raise `UnknownOption`.
 
     Parameters
     ----------
     hints : mapping, optional
         By name of an argument that the function does not have: what to give instead, a sentence without its full stop.
+    more : iterable of str, optional
+        Names that the function takes by ``**``.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        known = tuple(signature(function).parameters)
+        own = [name for name, of in signature(function).parameters.items() if of.kind is not of.VAR_KEYWORD]
+        known = (*own, *more)
 
         @wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:

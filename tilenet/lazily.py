@@ -22,7 +22,7 @@ from uuid import uuid4
 import numpy as np
 
 from tilenet import predict
-from tilenet.arguments import unknown_option
+from tilenet.arguments import known_options
 from tilenet.errors import ImageError
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
@@ -48,6 +48,7 @@ HINTS = {
 }
 
 
+@known_options(HINTS, SETTINGS)
 def lazy(
     image: Any,
     *,
@@ -100,8 +101,6 @@ def lazy(
     >>> mask[50_000:50_040, 7_000:7_010].compute().shape
     (40, 10)
     """
-    for unknown in sorted(set(settings) - set(SETTINGS)):
-        raise unknown_option("lazy", unknown, ("image", "model", "footprint", "output", "chunks", *SETTINGS), HINTS)
     check_output_option(output, stored=False)
     if hasattr(image, "dask") and client_of(image) is not None:
         raise ImageError(

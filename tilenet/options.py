@@ -28,7 +28,7 @@ KINDS = (
     ("axes", str, "letters of tczyx, one per axis"),
 )
 # Options that follow from others or from the image, and are set only from a run record.
-DERIVED = {"factor", "spacing"}
+DERIVED = {"block", "factor", "spacing"}
 
 
 @dataclass(frozen=True)

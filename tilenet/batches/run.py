@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilenet.address import check_local, shown
-from tilenet.arguments import WORKERS, unknown_option
+from tilenet.arguments import WORKERS, known_options
 from tilenet.batches.beside import SideFiles
 from tilenet.batches.orders import Order, read_orders
 from tilenet.batches.slides import BatchRun
@@ -28,7 +27,11 @@ from tilenet.workers.distributed import check_client, check_sendable
 if TYPE_CHECKING:
     from distributed import Client
 
+# Options of `segment` that `batch` takes too.
+OPTIONS = sorted({option.name for option in fields(Options)} - DERIVED)
 
+
+@known_options(WORKERS, OPTIONS)
 def batch(
     images: str | Path | Sequence[str | Path],
     out: str | Path,
@@ -109,7 +112,7 @@ def batch(
             raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
     if footprint is not None and not (callable(model) or function_of(model)):
         raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
-    common = _known(options)
+    common = Options(**options)
     if client is not None:
         check_client(client)
     share = None if shard is None else checked_share(shard)
@@ -131,15 +134,6 @@ def batch(
         objects=objects,
         share=share,
     ).run()
-
-
-def _known(options: Mapping[str, Any]) -> Options:
-    """Return the options of all images; refuse names that a batch does not know."""
-    known = {option.name for option in fields(Options)} - DERIVED
-    for unknown in sorted(set(options) - known):
-        own = set(signature(batch).parameters) - {"options"}
-        raise unknown_option("batch", unknown, sorted(known | own), WORKERS)
-    return Options(**options)
 
 
 def _make_folder(out: str | Path) -> None:
