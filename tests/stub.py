@@ -39,6 +39,16 @@ class Bright:
         return np.concatenate([np.full_like(total, self.bright), total], axis=1)
 
 
+class Threshold:
+    """Tells whether a pixel is brighter than 100; of one that is just as bright both logits are equal."""
+
+    footprint: ClassVar = Footprint.same(2, reach=0)
+
+    def __call__(self, batch):
+        seen = np.asarray(batch, np.float32)
+        return np.concatenate([np.full_like(seen, 100), seen], axis=1)
+
+
 class Bright3D:
     """Tells whether a voxel is bright."""
 

@@ -132,7 +132,9 @@ def test_a_changed_unet_is_run_with_the_footprint_that_is_given(caplog, changed)
     changed(network)
     with pytest.raises(ModelError, match="Give footprint="):
         tilenet.segment(IMAGE, model=network)
-    tilenet.segment(IMAGE, model=network, footprint=footprint)
+    options = {"model": network, "footprint": footprint, "output": "logits"}
+    one, many = (tilenet.segment(IMAGE, tile=tile, **options) for tile in (128, 32))
+    np.testing.assert_allclose(one, many, atol=1e-5 * np.ptp(one))
     assert "seams" not in caplog.text
 
 

@@ -4,6 +4,7 @@ import tifffile
 import torch
 import zarr
 from oracles import integer_network, random_network, whole_image_logits
+from stub import Threshold
 from torch import nn
 
 import tilenet
@@ -106,13 +107,6 @@ def test_a_scaling_per_tile_would_show():
     whole = tilenet.segment(gradient, model=network, scaling=rule, output="logits")
     part = tilenet.segment(gradient[:100], model=network, scaling=rule, output="logits")
     assert not np.allclose(whole[:, :50], part[:, :50])
-
-
-class Threshold:
-    footprint = tilenet.Footprint.same(2, reach=0)
-
-    def __call__(self, batch):
-        return np.concatenate([np.full_like(batch, 100), batch], axis=1)
 
 
 def test_a_run_goes_on_with_its_own_image_and_says_which_it_was(tmp_path):
@@ -311,15 +305,6 @@ def discs():
     return (image * np.uint8(200)), len(centres)
 
 
-class Bright:
-    """A predictor whose foreground is what is brighter than 100."""
-
-    footprint = tilenet.Footprint.same(2, reach=0)
-
-    def __call__(self, batch):
-        return np.concatenate([np.full_like(batch, 100), batch], axis=1)
-
-
 def test_a_function_is_given_pixels_in_the_usual_order_in_memory():
     def brightest(batch):
         assert (batch.shape[1], batch.dtype, batch.flags.c_contiguous) == (3, np.float32, True)
@@ -333,29 +318,29 @@ def test_a_function_is_given_pixels_in_the_usual_order_in_memory():
 
 def test_objects_are_numbered_and_touching_ones_parted(tmp_path):
     image, count = discs()
-    labels = tilenet.segment(image, model=Bright(), objects=True)
+    labels = tilenet.segment(image, model=Threshold(), objects=True)
     assert np.unique(labels).tolist() == list(range(count + 1))
     assert np.array_equal(labels > 0, image > 100)
-    mask = tilenet.segment(image, tmp_path / "o.zarr", model=Bright(), objects=True)
+    mask = tilenet.segment(image, tmp_path / "o.zarr", model=Threshold(), objects=True)
     assert np.array_equal(np.asarray(mask), labels)
     assert mask.dtype == np.uint32
-    found = tilenet.verify(tmp_path / "o.zarr", image, model=Bright())
+    found = tilenet.verify(tmp_path / "o.zarr", image, model=Threshold())
     assert (found.ok, found.windows) == (True, 0)
     assert "objects" in found.not_recomputed
 
 
 def test_objects_and_probabilities_are_not_made_at_once(tmp_path):
     with pytest.raises(SettingsError, match="objects and output 'both'"):
-        tilenet.segment(discs()[0], tmp_path / "o.zarr", model=Bright(), objects=True, output="both")
+        tilenet.segment(discs()[0], tmp_path / "o.zarr", model=Threshold(), objects=True, output="both")
 
 
 def test_objects_of_a_stack_are_those_of_its_planes_and_numbered_on(tmp_path):
     image, count = discs()
-    alone = tilenet.segment(image, model=Bright(), objects=True)
+    alone = tilenet.segment(image, model=Threshold(), objects=True)
     stack = np.stack([image, 0 * image, image])
-    labels = tilenet.segment(stack, axes="zyx", model=Bright(), objects=True)
+    labels = tilenet.segment(stack, axes="zyx", model=Threshold(), objects=True)
     assert np.array_equal(labels, np.stack([alone, 0 * alone, np.where(alone > 0, alone + count, 0)]))
-    mask = tilenet.segment(stack, tmp_path / "o.zarr", axes="zyx", model=Bright(), objects=True)
+    mask = tilenet.segment(stack, tmp_path / "o.zarr", axes="zyx", model=Threshold(), objects=True)
     assert np.array_equal(mask[...], labels) and mask.info["objects"] == 2 * count
     table = tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv")
     assert table.objects and not table.volumes and sum(table.counts.values()) == 2 * count
@@ -364,11 +349,11 @@ def test_objects_of_a_stack_are_those_of_its_planes_and_numbered_on(tmp_path):
 @pytest.mark.parametrize("inside", ["", "0"])
 @pytest.mark.parametrize("objects", [False, True])
 def test_the_image_itself_is_never_replaced(tmp_path, inside, objects):
-    tilenet.segment(IMAGE, tmp_path / "m.zarr", model=Bright())
+    tilenet.segment(IMAGE, tmp_path / "m.zarr", model=Threshold())
     before = {p: p.read_bytes() for p in (tmp_path / "m.zarr").rglob("*") if p.is_file()}
     with pytest.raises(OutputExists, match="is the image|holds the image"):
         tilenet.segment(
-            tmp_path / "m.zarr" / inside, tmp_path / "m.zarr", model=Bright(), overwrite=True, objects=objects
+            tmp_path / "m.zarr" / inside, tmp_path / "m.zarr", model=Threshold(), overwrite=True, objects=objects
         )
     assert before == {p: p.read_bytes() for p in (tmp_path / "m.zarr").rglob("*") if p.is_file()}
 

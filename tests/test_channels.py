@@ -91,7 +91,13 @@ def written(folder, kind):
 
 @pytest.mark.parametrize("kind", ["rgb.tif", "planar.tif", "rgb.png", "named.ome.tif", "yxc.zarr"])
 def test_what_is_stored_as_an_8_bit_colour_picture_is_one(tmp_path, model, kind):
-    assert tilenet.segment(written(tmp_path, kind), model=model).shape == (50, 60)
+    path, planes_first = written(tmp_path, kind), kind in ("planar.tif", "named.ome.tif")
+    pixels = pixels_of(3, 50, 60) if planes_first else np.moveaxis(pixels_of(50, 60, 3), 2, 0)
+    with tilenet.open_image(path) as image:
+        np.testing.assert_array_equal(image.read(tilenet.Box((0, 0), (50, 60))), pixels)
+    found = tilenet.segment(path, model=model, output="logits")
+    expected = tilenet.segment(np.moveaxis(pixels, 0, 2), axes="yxc", model=model, output="logits")
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("kind", ["rgb16.tif", "rgb16.png", "samples.tif", "stains.ome.tif", "cyx.zarr"])

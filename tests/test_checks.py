@@ -7,6 +7,7 @@ import pytest
 import tifffile
 import zarr
 from oracles import random_network
+from stub import Threshold
 from workers import recorded_as
 
 import tilenet
@@ -246,6 +247,24 @@ def test_a_strip_of_one_pixel_at_a_tile_border_is_found(tmp_path, network, borde
         found.raise_if_failed("m.zarr")
 
 
+@pytest.mark.parametrize(("value", "ties"), [(100, True), (200, False)])
+def test_a_difference_between_classes_that_are_as_likely_is_counted_as_a_tie(tmp_path, monkeypatch, value, ties):
+    image, write = np.full((100, 130), 30, np.uint8), Store.write
+    image[40:47, 50:61] = value
+    image[80:, 90:] = 200
+
+    def corrupt(self, index, arrays):
+        arrays["mask"][40:47, 50:61] ^= 1
+        write(self, index, arrays)
+
+    monkeypatch.setattr(Store, "write", corrupt)
+    mask = tilenet.segment(image, tmp_path / "m.zarr", model=Threshold())
+    assert np.unique(mask[40:47, 50:61]) == [ties] and mask[80:, 90:].all()
+    found = tilenet.verify(tmp_path / "m.zarr", image, model=Threshold())
+    assert (found.ok, found.ties > 0, len(found.differences) > 0) == (ties, ties, not ties)
+    assert found.ties % (7 * 11) == 0, "whole patches lie in a window"
+
+
 def test_a_flipped_byte_is_found_without_the_image(out):
     shard = max((out / "0").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     content = bytearray(shard.read_bytes())
@@ -313,11 +332,6 @@ def test_of_another_image_only_mask_and_image_are_spoken_of(tmp_path, network, t
     assert error.endswith("Give the image that was segmented\n")
     assert "resume" not in error and "--overwrite" not in error
     assert tilenet_command("verify", tmp_path / "m.zarr", "--image", tmp_path / "c.tif")[0] == 0
-
-
-def test_the_attributes_are_json(out):
-    attributes = json.loads((out / "zarr.json").read_text())["attributes"]
-    assert attributes["tilenet"]["complete"] is True
 
 
 def test_a_mask_whose_image_is_gone_is_not_called_recomputed(tmp_path, network):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from faults import wait_until
@@ -10,8 +11,10 @@ from faults import wait_until
 from tilenet import machine
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.workers import clusters
+from tilenet.workers.cluster_file import read_description
 from tilenet.workers.clusters import described_cluster, existing_cluster, local_cluster
 
+PIPELINES = Path(__file__).parent.parent / "pipelines"
 DESCRIPTION = """
 type: slurm
 arguments: {cores: 8, processes: 2, memory: 4GB}
@@ -136,6 +139,13 @@ def test_numbers_that_no_job_can_have_start_nothing(tmp_path, before, after):
     ):
         pass
     assert listening() == set()
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES.glob("cluster_*.yaml")), ids=lambda path: path.stem)
+def test_a_cluster_file_to_start_from_is_one(path):
+    kind, arguments, adapt, _ = read_description(path)
+    assert clusters._jobqueue(kind, arguments, path).__name__.lower().startswith(kind)
+    assert adapt["minimum"] <= adapt["maximum"]
 
 
 def test_what_a_cluster_file_leaves_empty_is_as_left_out(tmp_path):

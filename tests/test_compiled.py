@@ -63,7 +63,7 @@ def test_where_there_is_a_compiler_there_are_compiled_convolutions():
 
 
 @needs_it
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.tuples(st.integers(1, 3), st.sampled_from([16, 32, 48]), st.integers(3, 60), st.integers(3, 60)),
     st.sampled_from([16, 32, 48, 64]),
@@ -79,12 +79,12 @@ def test_it_is_the_convolution_at_every_size(shape, outputs, padding, level):
 @needs_it
 @pytest.mark.parametrize("level", SETS)
 @pytest.mark.parametrize("shape", [(256, 128), (512, 256), (1024, 512)])
-def test_deep_ones_too(shape, level):
+def test_deep_convolutions_are_exact_too(shape, level):
     assert_near(*both(of((1, shape[0], 30, 27)), outputs=shape[1], level=level))
 
 
 @needs_it
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 5), st.integers(0, 1))
 def test_rows_may_come_in_pieces_and_channels_from_two_tensors(heights, below, left, padding):
     x, other = of((2, 16, sum(heights) + below + 3, 11)), of((2, 48, sum(heights) + below + 3, 11), seed=3)
@@ -108,7 +108,7 @@ def test_zeros_may_be_padded_above_or_below_alone(above, below):
 
 
 @needs_it
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(3, 30), st.integers(3, 30), st.integers(0, 1), st.sampled_from(SETS))
 def test_scale_shift_and_the_largest_of_two_by_two_come_with_it(height, width, padding, level):
     x, (weight, bias) = of((2, 16, height, width)), layer_of(16, 32)
@@ -128,7 +128,7 @@ def test_scale_shift_and_the_largest_of_two_by_two_come_with_it(height, width, p
 
 
 @needs_it
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 9), max_size=2), st.integers(2, 20), st.integers(2, 30), st.sampled_from([16, 32, 48]),
     st.sampled_from(SETS),
@@ -142,7 +142,7 @@ def test_upsampling_and_the_convolution_after_it_are_one(heights, below, width, 
 
 
 @needs_it
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.lists(st.integers(0, 9), max_size=2), st.integers(3, 20), st.integers(3, 40), st.sampled_from([1, 2, 3, 5, 17]),
     st.sampled_from([16, 32, 48]), st.integers(0, 1), st.sampled_from(SETS),
@@ -160,7 +160,7 @@ def test_few_channels_are_convolved_tap_by_tap(heights, below, width, inputs, ou
 
 
 @needs_it
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.tuples(st.integers(1, 3), st.sampled_from([16, 32, 48]), st.integers(1, 60), st.integers(1, 60)),
     st.integers(1, 19),
@@ -175,7 +175,7 @@ def test_the_last_convolution_gives_class_by_class(shape, outputs, level):
 
 
 @needs_it
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.tuples(st.integers(1, 3), st.sampled_from([16, 48]), st.integers(1, 60), st.integers(1, 60)),
     st.lists(st.integers(0, 255), min_size=1, max_size=7),

@@ -1,8 +1,12 @@
 """Blocks go to Dask workers, and the mask is the one that a single process writes."""
 
 import logging
+import runpy
+import sys
 from concurrent.futures import CancelledError
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +25,8 @@ from tilenet.store import CoarserBlock, Store
 from tilenet.workers import clusters, flights, worker
 from tilenet.workers.distributed import check_sendable, map_in_order, work_off
 from tilenet.workers.worker import FlightResult
+
+PIPELINES = Path(__file__).parent.parent / "pipelines"
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +135,40 @@ def test_workers_write_the_bytes_that_one_process_writes(client, image, network,
     assert len(progress) == BLOCKS and progress[-1] == (1536 * 2048, 1536 * 2048)
 
 
+@pytest.fixture
+def asked(client, monkeypatch):
+    """Have `local_cluster` give the workers of these tests; return the list of how many were asked for."""
+    counts = []
+    monkeypatch.setattr(clusters, "local_cluster", lambda n, **_: (counts.append(n), nullcontext(client))[1])
+    return counts
+
+
+@pytest.mark.parametrize("command", ["segment", "batch"])
+def test_the_option_workers_starts_workers_which_compute_the_blocks(
+    asked, image, network, tmp_path, tilenet_command, command
+):
+    options = ("--out", tmp_path / "out", "--model", network, "--tile", 512, "--threads", 1)
+    code, _, err = tilenet_command(command, image, *options, "--workers", 2)
+    assert (code, asked) == (0, [2]), err
+    tilenet.segment(image, tmp_path / "alone.zarr", model=network, **TILES)
+    shared = tmp_path / "out" / ("slide.zarr" if command == "batch" else ".")
+    assert tree(shared) == tree(tmp_path / "alone.zarr")
+
+
+def test_the_script_for_volumes_gives_the_mask_of_one_process(asked, network, tmp_path, monkeypatch, capsys):
+    pixels = np.random.default_rng(0).integers(0, 240, (3, 90, 110), dtype=np.uint8)
+    zarr.create_array(tmp_path / "volume.zarr", data=pixels)
+    names = [str(tmp_path / name) for name in ("volume.zarr", "mask.zarr")]
+    monkeypatch.setattr(sys, "argv", ["", *names, "--model", str(network), "--axes", "zyx", "--workers", "2"])
+    runpy.run_path(str(PIPELINES / "segment_volume.py"), run_name="__main__")
+    expected = tilenet.segment(pixels, axes="zyx", model=network)
+    assert np.array_equal(tilenet.open_mask(tmp_path / "mask.zarr"), expected) and 0 < expected.mean() < 1
+    assert (asked, capsys.readouterr().out.count("% foreground")) == ([2], 3)
+
+
 def test_a_client_of_a_notebook_serves_segment_and_lazy(client, image, network, tmp_path):
     mask = tilenet.segment(image, tmp_path / "m.zarr", model=network, client=client, **TILES)
     array = tilenet.lazy(image, model=network, tile=512, threads=1)
-    assert array.name.startswith("tilenet-segment-")
     lazily = client.compute(array[300:1200, 700:1900]).result()
     assert np.array_equal(lazily, mask[300:1200, 700:1900]) and len(np.unique(lazily)) == 2
 
@@ -183,12 +219,6 @@ def test_everything_listens_on_loopback_alone(client):
         if connection.status == psutil.CONN_LISTEN
     ]
     assert listening and set(listening) == {"127.0.0.1"}
-
-
-def test_the_cores_are_shared_out(client):
-    import torch
-
-    assert torch.get_num_threads() == 1  # of this process's one, which two workers share
 
 
 # The dispatch, without Dask.

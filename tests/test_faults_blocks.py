@@ -1,6 +1,7 @@
 """Blocks that fail, runs that were changed, masks that were damaged: named, and mended by ``--resume``."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from itertools import cycle
@@ -16,7 +17,9 @@ import tilenet
 from tilenet import api
 from tilenet.card import ModelCard
 from tilenet.cli.main import main
-from tilenet.errors import DeviceLost, EnvironmentFault
+from tilenet.errors import DeviceLost, EnvironmentFault, OutputMismatch
+from tilenet.job import refuse_contradiction
+from tilenet.store import Store
 from tilenet.unet import UNet
 
 
@@ -160,19 +163,37 @@ def test_a_changed_setting_is_refused_by_name_with_both_values(commands, image, 
     assert stray(halfway) == []
 
 
-@pytest.mark.parametrize(
-    ("field", "sides", "side"),
-    [("bytes", (2048, 2560), 128), ("tables_sha256", (2048, 2560), 64), ("bytes", (9, 9), 16)],
-)
-def test_another_image_is_refused_by_what_is_different(commands, halfway, tmp_path, field, sides, side):
-    other = write_image(tmp_path / "slide.tif", seed=1, sides=sides, side=side)
-    if field == "tables_sha256":  # as long as the first, to the byte
-        size = (halfway.parent / "slide.tif").stat().st_size
-        content = other.read_bytes()
-        other.write_bytes(content[:size] + bytes(max(0, size - len(content))))
+def test_every_field_of_the_record_is_compared(halfway):
+    info = Store.inspect(halfway).info
+    for field in info["record"]:
+        other = info | {"record": info["record"] | {field: "another"}}
+        with pytest.raises(OutputMismatch, match=f"was begun with {field} = .*, and now it is another. Leave the"):
+            refuse_contradiction(info, other, halfway)
+    assert set(CHANGES) < info["record"].keys()
+
+
+def exchange_two_tiles(path):
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        for name in ("TileOffsets", "TileByteCounts"):
+            tag = tiff.pages.first.tags[name]
+            first, second, *others = tag.value
+            tag.overwrite([second, first, *others])
+
+
+@pytest.mark.parametrize("sides", [(2048, 2560), (9, 9)])
+def test_another_image_is_refused_by_its_length(commands, halfway, tmp_path, sides):
+    other = write_image(tmp_path / "slide.tif", seed=1, sides=sides)
     code, said = commands.run("segment", other, "-o", halfway, "--resume", *STUB, stub={})
-    assert code == 2
-    assert f"was begun with image {field} = " in said or "is cut off" in said
+    assert (code, "was begun with image bytes = " in said) == (2, True), said
+
+
+def test_another_image_that_is_as_long_is_refused_by_its_tables(commands, image, halfway, tmp_path):
+    other = tmp_path / "slide.tif"
+    shutil.copy(image, other)
+    exchange_two_tiles(other)
+    assert other.stat().st_size == image.stat().st_size
+    code, said = commands.run("segment", other, "-o", halfway, "--resume", *STUB, stub={})
+    assert (code, "was begun with image tables_sha256 = " in said) == (2, True), said
 
 
 def test_other_weights_and_another_card_are_refused_but_another_place_is_not(commands, tmp_path):

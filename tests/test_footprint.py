@@ -43,7 +43,9 @@ def test_zero_padding_spoils_94_or_109_pixels_at_depth_5():
 @pytest.mark.parametrize("up_mode", ["upconv", "upsample"])
 @pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_every_length_to_600_is_legal_just_where_a_forward_pass_says_so(depth, padding, up_mode):
+def test_every_length_to_600_is_legal_just_where_no_window_is_cut_and_gives_the_length_that_is_said(
+    depth, padding, up_mode
+):
     network = UNet(depth=depth, wf=0, padding=padding, up_mode=up_mode).eval()
     (found, _), other = network.footprint.axes, network.footprint.axes[1].smallest
     with torch.inference_mode():

@@ -53,7 +53,7 @@ def few_pixels_at_first(reach=REACH):
 
 @pytest.mark.parametrize("depths", [False, True])
 @pytest.mark.parametrize("ndim", [2, 3])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_parts_find_the_objects_of_the_whole(ndim, depths, data):
     with few_pixels_at_first():

@@ -54,15 +54,15 @@ def real(shared_data, tmp_path):
     return copy
 
 
-def write_image(path, version, *, unit="millimeter", size=0.002, axes="cyx"):
-    """Write an image of two levels, translated, in units of its own, with a scale of the whole behind the levels'."""
+def write_image(path, version, *, unit="millimeter", size=0.002, axes="cyx", levels=2):
+    """Write an image of some levels, translated, in units of its own, with a scale of the whole behind the levels'."""
     pixels = np.random.default_rng(0).integers(0, 200, (2, *SIDES)[3 - len(axes) :], dtype=np.uint8)
     group = zarr.create_group(path, zarr_format=3 if version == "0.5" else 2)
     kinds = {"c": {"type": "channel"}, "z": {"type": "space"}}
     described = [{"name": a, **kinds.get(a, {"type": "space", "unit": unit})} for a in axes]
     lead = len(axes) - 2
     datasets = []
-    for k in range(2):
+    for k in range(levels):
         group.create_array(f"s{k}", data=pixels[..., :: 2**k, :: 2**k], chunks=(1,) * lead + (64, 64))
         scale = {"type": "scale", "scale": [1.0] * lead + [size * 2**k] * 2}
         # The centre of a coarse pixel is where four fine ones meet.
@@ -128,6 +128,16 @@ def test_labels_are_added_to_a_real_image_and_nothing_else_changes(real, network
     axes = mask.axes
     assert np.array_equal(places_of(image / "labels" / "found", "0", axes), places_of(image, "0", axes))
     assert tilenet.verify(image / "labels" / "found", model=network, windows=2).ok
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_mask_has_as_many_levels_as_its_image_whose_consolidated_metadata_stay_as_they_are(tmp_path, levels):
+    image = write_image(tmp_path / "image.zarr", "0.4", levels=levels)
+    zarr.consolidate_metadata(image)
+    before = without(image)
+    mask = tilenet.segment(image, into=image, name="found", model=Bright(), channels=[0])
+    assert len(mask.levels) == levels
+    assert without(image, "found") == before and ".zmetadata" in before
 
 
 @pytest.mark.parametrize("version", MODELS)

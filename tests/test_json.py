@@ -11,13 +11,13 @@ from oracles import random_network
 
 import tilenet
 
-PAGE = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "json.md").read_text()
 SIZE = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
 
 
-def fields_of(command):
-    """Return the names in the first column of a command's table."""
-    section = re.search(rf"^## {command}\n(.*?)(?=^## |\Z)", PAGE, re.S | re.M)[1]
+def fields_of(section):
+    """Return the names in the first column of a section's table."""
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
 
@@ -76,7 +76,20 @@ def test_the_page_names_every_field_and_no_other(command, work, tilenet_command,
         code, out, err = tilenet_command(*line.split(), "--json")
         assert code == 0, err
         printed |= json.loads(out).keys()
-    assert printed == fields_of(command)
+    assert printed == fields_of(re.search(rf"^## {command}\n(.*?)(?=^## |\Z)", PAGE, re.S | re.M)[1])
+
+
+def test_the_pages_name_every_column_of_a_table_and_no_other(work, tilenet_command, monkeypatch):
+    monkeypatch.chdir(work)
+    line = ("batch", "slide.tif", "-m", "m.safetensors", "--out", "counted", "--objects", "--csv", "--tissue=auto")
+    assert tilenet_command(*line)[0] == 0
+    told = {
+        "slide.csv": (DOCS / "slide.md").read_text().split("\n## Tables\n")[1],
+        "counts.csv": (DOCS / "cluster.md").read_text().split("\n`counts.csv` has one line")[1],
+    }
+    for name, text in told.items():
+        columns = (work / "counted" / name).read_text().splitlines()[0].split(",")
+        assert set(columns) == fields_of(text.split("\n## ")[0]), name
 
 
 def test_every_command_with_json_is_on_the_page():

@@ -146,7 +146,7 @@ def test_the_footprint_of_a_batch_is_that_of_a_function_without_one(module, imag
     np.testing.assert_array_equal(mask, tilenet.segment(PIXELS, **how))
 
 
-def test_names_and_sources(module):
+def test_a_function_is_told_from_files_and_packaged_names_by_its_colon(module):
     assert function_of("a.b:c") == ("a.b", "c") and name_of("a.b:c") == "b" and source_of("a.b:c") == "a.b:c"
     for other in ("nuclei", "a:b:c", "C:\\weights.pt", "s3://bucket", "weights.pt", ":build", torch.nn.Identity()):
         assert function_of(other) is None

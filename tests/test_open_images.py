@@ -60,7 +60,7 @@ def test_an_image_that_was_opened_by_its_path_is_closed_when_the_call_ends(slide
     assert open_now() == []
 
 
-def test_and_so_it_is_where_the_call_fails(slide, tmp_path, open_now):
+def test_an_image_that_was_opened_by_its_path_is_closed_where_the_call_fails(slide, tmp_path, open_now):
     def broken(batch):
         raise ValueError("broken")
 
@@ -78,7 +78,7 @@ def test_and_so_it_is_where_the_call_fails(slide, tmp_path, open_now):
     assert open_now() == []
 
 
-def test_and_a_batch_closes_what_it_had_opened_ahead_too(slide, tmp_path, open_now):
+def test_a_batch_that_is_broken_off_closes_what_it_had_opened_ahead(slide, tmp_path, open_now):
     copies = [tmp_path / f"s{k}.tif" for k in range(4)]
     for path in copies:
         path.write_bytes(slide.read_bytes())

@@ -206,9 +206,6 @@ def test_the_overview_lies_beside_the_mask_and_keeps_the_store_whole(square, til
         assert picture.read_bytes() == (square / "same.png").read_bytes()
         assert tilenet_command("verify", square / name)[0] == 0
     assert tilenet_command("segment", slide, "-o", square / "m.zarr", *rest, "--overview", "--overwrite")[0] == 0
-    (square / "n.overview.png").write_text("mine")
-    code, _, err = tilenet_command("segment", slide, "-o", square / "n.zarr", *rest, "--overview")
-    assert code == 2 and "n.overview.png: exists, and is not a picture" in err and not (square / "n.zarr").exists()
 
 
 def test_a_batch_draws_an_overview_of_each_and_what_lacks_one(square, tilenet_command):

@@ -53,7 +53,6 @@ def test_every_pixel_is_written_once(plan):
 
 
 @given(plans())
-@settings(max_examples=100)
 def test_every_tile_lies_on_one_global_grid_and_crops_only_exact_output(plan):
     for block in plan:
         for tile in block.tiles:
@@ -68,7 +67,6 @@ def test_every_tile_lies_on_one_global_grid_and_crops_only_exact_output(plan):
 
 
 @given(plans(), st.integers(1, 5))
-@settings(max_examples=100)
 def test_batches_hold_every_tile_once_and_one_shape_each(plan, size):
     for block in plan:
         batches = list(block.batches(size))
@@ -78,7 +76,6 @@ def test_batches_hold_every_tile_once_and_one_shape_each(plan, size):
 
 
 @given(plans())
-@settings(max_examples=100)
 def test_the_sums_of_a_plan_are_those_of_its_tiles(plan):
     tiles = [tile for block in plan for tile in block.tiles]
     assert plan.n_tiles == len(tiles)

@@ -62,7 +62,7 @@ def test_the_fast_path_that_was_checked_is_used_unless_a_weight_has_changed_sinc
     assert len(built) == (changing in (change, load, replace))
 
 
-def test_it_is_used_once_and_does_not_outlive_its_network(network):
+def test_the_checked_fast_path_is_used_once_and_does_not_outlive_its_network(network):
     predict.find_engine("auto", network, device=CPU, precision="fp32")
     assert network in predict._checked
     predictor_of(network, engine="fast")
@@ -165,7 +165,7 @@ def newer_settings():
         kind.fp32_precision = precision
 
 
-def test_so_it_does_where_the_caller_has_set_them_for_each_operation(newer_settings):
+def test_a_gpu_computes_without_tf32_where_the_caller_has_set_it_for_each_operation(newer_settings):
     with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
         _ = torch.backends.cuda.matmul.allow_tf32
     with machine.exact(torch.device("cuda")):
@@ -199,7 +199,7 @@ def test_pixels_of_every_type_give_the_logits_of_their_values(network, engine, d
     np.testing.assert_array_equal(predictor(batch), predictor(wide))
 
 
-def test_nor_is_such_a_device_asked_to_compute_in_float64(network, monkeypatch):
+def test_a_device_without_float64_is_not_asked_to_compute_in_it(network, monkeypatch):
     monkeypatch.setattr(machine, "find_device", torch.device)
     with pytest.raises(SettingsError, match=r"probability_dtype float64: not on mps\. Use --device cpu"):
         tilenet.segment(BATCH[0, 0], model=network, device="mps", output="probabilities", probability_dtype="float64")
@@ -220,7 +220,7 @@ def test_a_fast_path_that_cannot_be_had_is_refused_before_anything_is_written(tm
     assert not out.exists()
 
 
-def test_so_is_that_of_a_changed_network_whose_footprint_is_given(network):
+def test_the_fast_path_of_a_changed_network_whose_footprint_is_given_is_refused(network):
     footprint = network.footprint
     network.down_path[0] = torch.nn.Sequential(network.down_path[0])
     with pytest.raises(SettingsError, match="Start again with --engine plain"):

@@ -71,7 +71,7 @@ def test_a_run_is_not_gone_on_with_by_another_model(tmp_path, first, other, foot
         tilenet.verify(out, IMAGE, model=other(), footprint=footprint)
 
 
-def test_nor_by_the_same_with_another_footprint(tmp_path):
+def test_a_run_is_not_gone_on_with_under_another_footprint(tmp_path):
     tilenet.segment(IMAGE, tmp_path / "m.zarr", model=convolution(), footprint=NEAR)
     with pytest.raises(OutputMismatch, match="was begun with model footprint"):
         tilenet.segment(
@@ -135,6 +135,14 @@ def test_traced_networks_are_taken_like_others():
     traced = torch.jit.trace(network, torch.zeros(1, 1, 8, 8))
     expected = tilenet.segment(IMAGE, model=network, footprint=NEAR, output="logits")
     np.testing.assert_allclose(tilenet.segment(IMAGE, model=traced, footprint=NEAR, output="logits"), expected)
+
+
+def test_a_compiled_network_gives_the_mask_of_the_network_and_stays_as_it_was():
+    network = convolution()
+    expected = tilenet.segment(IMAGE, model=network, footprint=NEAR)
+    compiled = torch.compile(network, backend="eager")
+    assert np.array_equal(tilenet.segment(IMAGE, model=compiled, footprint=NEAR), expected)
+    assert 0 < expected.mean() < 1 and compiled.training
 
 
 def test_a_function_that_wants_tensors_is_told_what_it_gets():

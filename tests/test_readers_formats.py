@@ -322,6 +322,14 @@ def test_a_plane_that_a_czi_lacks_is_refused_until_it_may_be_filled(czi_file, fi
         assert not whole(image)[1, 1].any()
 
 
+def test_of_a_slide_that_its_reader_does_not_take_no_other_reads_the_picture_in_the_file(tmp_path):
+    pytest.importorskip("openslide")
+    path = tmp_path / "alone.mrxs"
+    Picture.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(path, "jpeg")
+    with pytest.raises(ImageError, match=r"alone\.mrxs"):
+        open_image(path)
+
+
 # All of them
 
 

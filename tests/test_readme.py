@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import tifffile
@@ -24,10 +25,20 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands_of(text):
-    """Return every `tilenet ...` command line of a page, in blocks or between backquotes."""
-    lines = re.findall(r"^ {4,}(tilenet [a-z].*)$", text, re.M) + re.findall(r"`(tilenet [^`]+)`", text)
-    chained = re.findall(r"&& (tilenet [^&\n]+)", text)
-    return [line.strip() for line in lines + chained]
+    """Return every `tilenet ...` command line of a page that is to be typed, and those that are mentioned."""
+    lines = re.findall(r"^ {4,}(tilenet [a-z].*)$", text, re.M) + re.findall(r"&& (tilenet [^&\n]+)", text)
+    return [line.strip() for line in lines], re.findall(r"`(tilenet [^`]+)`", text)
+
+
+def refusal(line):
+    """Return why the command would not take a line that is to be typed."""
+    _, name, *words = shlex.split(line, comments=True)
+    try:
+        cli.commands[name].make_context(name, words)
+    except click.exceptions.Exit:
+        return None
+    except (click.ClickException, tilenet.TilenetError) as error:
+        return str(error)
 
 
 def misuses(line):
@@ -60,13 +71,24 @@ def test_every_link_to_a_heading_leads_to_one(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_command_and_option_exists(page):
-    assert [(line, wrong) for line in commands_of(page.read_text()) if (wrong := misuses(line))] == []
+    typed, mentioned = commands_of(page.read_text())
+    assert [(line, wrong) for line in typed + mentioned if (wrong := misuses(line))] == []
+    assert [(line, why) for line in typed if "$" not in line and (why := refusal(line))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_option_that_is_mentioned_alone_is_one_of_a_command(page):
+    known = {name for command in [cli, *cli.commands.values()] for option in command.params for name in option.opts}
+    elsewhere = {"--array", "--rounds", "--no-crop"}  # of sbatch, of benchmarks, of QuPath's scripts
+    assert set(re.findall(r"`(--[a-z][\w-]*)", page.read_text())) - known - elsewhere == set()
 
 
 def test_the_check_of_commands_can_fail():
     assert misuses("tilenet segmnet x") == ["no command segmnet"]
     assert misuses("tilenet segment x --titel 3") == ["--titel"]
-    assert commands_of("    tilenet plan x\n") == ["tilenet plan x"]
+    assert "Missing parameter" in refusal("tilenet verify --windows 3")
+    assert "'lots' is not a number of bytes" in refusal("tilenet segment x -o y --memory lots")
+    assert commands_of("    tilenet plan x\nor `tilenet info`\n") == (["tilenet plan x"], ["tilenet info"])
 
 
 def test_the_first_two_blocks_install_and_run_and_test():
@@ -76,9 +98,10 @@ def test_the_first_two_blocks_install_and_run_and_test():
     assert all(block.count("\n") == 1 for block in blocks[:2])
 
 
-@pytest.mark.parametrize("test", re.findall(r"`(tests/\w+\.py)`", (ROOT / "docs" / "guarantee.md").read_text()))
-def test_every_test_that_the_guarantee_names_exists(test):
-    assert (ROOT / test).exists()
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_file_of_tests_or_pipelines_or_benchmarks_that_is_named_exists(page):
+    named = set(re.findall(r"\b(?:tests|pipelines|benchmarks)/[\w/]+\.\w+", page.read_text()))
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_the_table_of_everything_public_has_all_names_and_no_others():

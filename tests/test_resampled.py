@@ -249,8 +249,11 @@ def test_the_record_repeats_the_choice_and_refuses_another(tmp_path):
     assert tilenet.verify(out).ok
     for same in ({}, {"mpp": 0.8}, {"level": 0}):
         assert np.array_equal(tilenet.segment(slide, out, model=model, resume=True, **same), first)
-    for other in ({"mpp": 0.6}, {"level": 1}):
-        with pytest.raises((OutputMismatch, tilenet.errors.SettingsError)):
+    for other, error, says in (
+        ({"mpp": 0.6}, OutputMismatch, "mpp = 0.8, and now it is 0.6"),
+        ({"level": 1}, SettingsError, "has levels 0 to 0, not 1"),
+    ):
+        with pytest.raises(error, match=says):
             tilenet.segment(slide, out, model=model, resume=True, **other)
     explicit = tilenet.segment(slide, model=model, mpp=0.8)
     assert np.array_equal(explicit, first)

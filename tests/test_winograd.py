@@ -27,7 +27,7 @@ def assert_near(found, exact):
     assert float((found - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(3, 40), st.integers(3, 40)),
     st.integers(1, 9),
@@ -42,13 +42,13 @@ def test_it_is_the_convolution_at_every_size_and_in_strips_of_any_size(shape, ou
 
 
 @pytest.mark.parametrize("channels", [128, 1024])
-def test_wide_ones_are_near_the_exact_ones(channels):
+def test_wide_convolutions_are_near_the_exact_ones(channels):
     found, exact = both(of((1, channels, 30, 27)), outputs=128)
     assert_near(found, exact)
     assert found.is_contiguous(memory_format=LAST)
 
 
-def test_without_onednn_it_is_the_same(monkeypatch):
+def test_a_convolution_is_the_same_without_onednn(monkeypatch):
     monkeypatch.setattr(winograd.torch.ops, "mkldnn", object())
     assert_near(*both(of((1, 64, 30, 27)), outputs=64))
 
