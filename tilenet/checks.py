@@ -16,7 +16,7 @@ from tilenet.arguments import known_options
 from tilenet.compute import Progress
 from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
 from tilenet.footprint import Footprint
-from tilenet.geometry import Box
+from tilenet.geometry import Box, cell_box
 from tilenet.job import Job, contradiction
 from tilenet.models import packaged_models
 from tilenet.plan import Plan, tile_of
@@ -208,15 +208,9 @@ def _windows(mask: AnyMask, plan: Plan, count: int, rng: np.random.Generator) ->
     if mask.tissue is None:
         return border_windows(plan, count, rng)
     computed = rng.permutation(np.argwhere(mask.tissue.computed(mask.layout)))[:count]
-    blocks = [_box_of_block(mask, *place) for place in computed.tolist()]
+    (y, x), stop = mask.layout.block[-2:], mask.shape[-2:]
+    blocks = [cell_box((row * y, column * x), (y, x), stop) for row, column in computed.tolist()]
     return border_windows(plan, count if blocks else 0, rng, blocks)
-
-
-def _box_of_block(mask: AnyMask, row: int, column: int) -> Box:
-    """Return the pixels, along y and x, of the blocks in a row and a column of the grid."""
-    along = zip((row, column), mask.layout.block[-2:], mask.shape[-2:], strict=True)
-    start, stop = zip(*((k * side, min((k + 1) * side, n)) for k, side, n in along), strict=True)
-    return Box(start, stop)
 
 
 def _computed(mask: AnyMask, box: Box) -> NDArray[np.bool_]:

@@ -6,8 +6,9 @@ explicitly rounded up or down.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 
@@ -141,3 +142,13 @@ def cell_box(corner: Sequence[int], sides: Sequence[int], stop: Sequence[int]) -
     Box(start=(4, 0), stop=(6, 4))
     """
     return Box(tuple(corner), tuple(min(a + side, n) for a, side, n in zip(corner, sides, stop, strict=True)))
+
+
+def boxes_of(box: Box, sides: Sequence[int]) -> Iterator[Box]:
+    """Yield the boxes of the given sides that fill a box, in array order; the last ones along an axis are clipped.
+
+    >>> [str(part) for part in boxes_of(Box((4, 0), (6, 9)), (4, 5))]
+    ['[4:6, 0:5]', '[4:6, 5:9]']
+    """
+    for corner in product(*map(range, box.start, box.stop, sides)):
+        yield cell_box(corner, sides, box.stop)

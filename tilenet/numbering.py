@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from hashlib import sha256
-from itertools import product
 from math import prod
 from pathlib import Path
 from time import perf_counter
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 from tilenet.compute import Progress, finish, remark_lost
 from tilenet.decide import ObjectRule
 from tilenet.errors import OutputExists, OutputMismatch
-from tilenet.geometry import Box
+from tilenet.geometry import Box, boxes_of
 from tilenet.instances import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
 from tilenet.into import Target
 from tilenet.job import check_info, contradiction
@@ -305,12 +304,11 @@ def _view(depths: Mask, outer: tuple[int, ...], box: Box) -> View:
 
 
 def _pieces(block: Box, memory: int) -> Iterator[Box]:
-    """Yield the pieces of a block that are labelled at once, small enough for half the memory if possible."""
+    """Return the pieces of a block that are labelled at once, small enough for half the memory if possible."""
     side, least = PIECES[block.ndim]
     while side > least and (side + 2 * MARGIN[block.ndim]) ** block.ndim * BYTES_PER_PIXEL > memory // 2:
         side //= 2
-    corners = product(*(range(a, b, side) for a, b in zip(block.start, block.stop, strict=True)))
-    yield from (Box(corner, tuple(a + side for a in corner)) & block for corner in corners)
+    return boxes_of(block, (side,) * block.ndim)
 
 
 def _first_places(depths: Mask, places: Mask) -> NDArray[np.uint64]:

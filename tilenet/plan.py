@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import groupby
 from math import prod
 from typing import overload
 
 from tilenet.footprint import AxisFootprint, Footprint
-from tilenet.geometry import Box, ceil_div, cell_box, cell_position
+from tilenet.geometry import Box, boxes_of, ceil_div, cell_box, cell_position
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ class Block:
     @property
     def tiles(self) -> Iterator[Tile]:
         """The tiles, in array order; together they write every pixel of the box exactly once."""
-        for corner in product(*map(range, self.box.start, self.box.stop, self.tile)):
-            yield tile_of(self.footprint, cell_box(corner, self.tile, self.box.stop), self.origin)
+        for write in boxes_of(self.box, self.tile):
+            yield tile_of(self.footprint, write, self.origin)
 
     def batches(self, size: int) -> Iterator[tuple[Tile, ...]]:
         """Yield the tiles in batches of at most `size` tiles of the same input shape.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tilenet.address import shown
 from tilenet.errors import ImageError, OutputMismatch, SettingsError, TilenetError
 from tilenet.readers import open_image
-from tilenet.readers.image import Image
+from tilenet.readers.image import Image, closing
 from tilenet.resolution import Resolution, recorded
 from tilenet.store import AnyMask
 
@@ -45,11 +44,6 @@ def resolution_of(mask: AnyMask) -> Resolution:
     """Return the level that a mask was made from, and by which factor it was resampled."""
     record = mask.info["record"]
     return recorded(record["level"], record["factor"], record["mpp"])
-
-
-def closing(image: Image, source: Any) -> AbstractContextManager[Image]:
-    """Return a context manager that closes the image, unless the caller passed it in already open."""
-    return nullcontext(image) if isinstance(source, Image) else image
 
 
 def difference(image: Image, mask: AnyMask) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from tilenet.errors import (
     OutputNotFound,
     SettingsError,
 )
-from tilenet.geometry import Box
+from tilenet.geometry import Box, boxes_of
 from tilenet.readers import open_image
 from tilenet.readers.boundary import quietly
 from tilenet.readers.image import Image
@@ -197,14 +196,13 @@ def _is_ours(path: Path) -> bool:
 
 
 def tile_boxes(shape: tuple[int, ...]) -> Iterator[Box]:
-    """Yield the boxes of a level's tiles in file order: planes, then rows, then columns.
+    """Return the boxes of a level's tiles in file order: planes, then rows, then columns.
 
     >>> [str(box) for box in tile_boxes((2, 300, 600))][:3]
     ['[0:1, 0:300, 0:512]', '[0:1, 0:300, 512:600]', '[1:2, 0:300, 0:512]']
     """
     sides = (1,) * (len(shape) - 2) + (TILE, TILE)
-    for start in product(*(range(0, n, side) for n, side in zip(shape, sides, strict=True))):
-        yield Box(start, tuple(a + side for a, side in zip(start, sides, strict=True))) & Box.of_shape(shape)
+    return boxes_of(Box.of_shape(shape), sides)
 
 
 def _halved(level: TiffLevel, box: Box) -> NDArray[Any]:

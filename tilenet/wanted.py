@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from tilenet.into import Target
 from tilenet.job import Job, check_info, identity_of, refuse_contradiction
 from tilenet.options import Options
 from tilenet.readers import open_image
-from tilenet.readers.image import Image
+from tilenet.readers.image import closing
 from tilenet.scaling import Scaling
 from tilenet.settling import found_model, settle
 from tilenet.store import Store
@@ -68,8 +68,7 @@ class Wanted:
         except (ImageError, SettingsError):
             self._refuse_another_image(info, name)
             self._refuse_another_model(info, name, refuse)
-            self._refuse_another_device(info, name, options.device, refuse)
-            self._refuse_another_engine(info, name, refuse)
+            self._refuse_another_backend(info, name, options.device, refuse)
             raise
         try:
             refuse(info, job.info(scaling), name)
@@ -84,7 +83,7 @@ class Wanted:
             image = open_image(self.image, axes=self.options.axes)
         except TilenetError:
             return
-        with nullcontext(image) if isinstance(self.image, Image) else image:
+        with closing(image, self.image):
             refuse_contradiction(info, {**info, "image": image.identity()}, name, anew=self.anew)
 
     def _refuse_another_model(self, info: Mapping[str, Any], name: str | Path, refuse: Refusal) -> None:
@@ -96,20 +95,14 @@ class Wanted:
             return
         refuse(info, {**info, "model": {**info["model"], **identity}}, name)
 
-    def _refuse_another_device(
+    def _refuse_another_backend(
         self, info: Mapping[str, Any], name: str | Path, device: str | None, refuse: Refusal
     ) -> None:
-        """Call `refuse` for the device alone, in case the recorded options do not fit because it is another one."""
-        try:
-            found = machine.find_device(device or "auto").type
-        except SettingsError:
-            return
-        refuse(info, {**info, "record": {**info["record"], "device": found}}, name)
-
-    def _refuse_another_engine(self, info: Mapping[str, Any], name: str | Path, refuse: Refusal) -> None:
-        """Call `refuse` for the engine alone, in case the caller asks for one that the output was not made with."""
-        if engine := self.options.engine:
-            refuse(info, {**info, "record": {**info["record"], "engine": engine}}, name)
+        """Call `refuse` for device and engine alone, in case the recorded options do not fit because of them."""
+        here = {"engine": self.options.engine} if self.options.engine else {}
+        with suppress(SettingsError):
+            here["device"] = machine.find_device(device or "auto").type
+        refuse(info, {**info, "record": {**info["record"], **here}}, name)
 
     def check_complete(self, info: Mapping[str, Any], name: str | Path) -> None:
         """Raise if a complete output is not what is wanted.

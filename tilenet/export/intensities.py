@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from skimage.color import hed_from_rgb
 
 from tilenet.errors import SettingsError
-from tilenet.provenance import closing, open_as_segmented, refuse_another, resolution_of
-from tilenet.readers.image import Image
+from tilenet.provenance import open_as_segmented, refuse_another, resolution_of
+from tilenet.readers.image import Image, closing
 from tilenet.readers.resampled import at_resolution
 from tilenet.store import AnyMask
 

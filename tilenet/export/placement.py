@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, OutputMismatch
 from tilenet.export.corners import Ring
-from tilenet.provenance import closing, open_as_segmented, refuse_another, resolution_of
-from tilenet.readers.image import Image
+from tilenet.provenance import open_as_segmented, refuse_another, resolution_of
+from tilenet.readers.image import Image, closing
 from tilenet.resolution import AS_STORED, downsample_factor
 from tilenet.store import AnyMask
 

@@ -18,8 +18,8 @@ from tilenet.arguments import known_options
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.pictures.drawing import Picture, draw_bar, paint, paint_tissue
-from tilenet.provenance import closing, open_as_segmented, remark, resolution_of
-from tilenet.readers.image import Image
+from tilenet.provenance import open_as_segmented, remark, resolution_of
+from tilenet.readers.image import Image, closing
 from tilenet.readers.resampled import at_resolution
 from tilenet.region import Roi, find_roi
 from tilenet.store import AnyMask

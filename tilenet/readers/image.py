@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -353,3 +354,8 @@ class ChannelView(DerivedImage):
             return self._image.read_inside(box)[list(self._channels)]
         parts = [self._image.read_channels(box, run) for run in self._runs]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts))[self._places]
+
+
+def closing(image: Image, source: Any) -> AbstractContextManager[Image]:
+    """Return a context manager that closes the image, unless the caller passed it in already open."""
+    return nullcontext(image) if isinstance(source, Image) else image
