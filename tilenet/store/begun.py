@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from tilenet.store.files import remove_file, step, write_all
+from tilenet.store.files import put_bytes, remove_file
 from tilenet.store.journal import FOLDER
 
 
@@ -26,13 +26,9 @@ def begin(own: Path, flight: str, writer: str) -> str | None:
     """
     note = _note(own, flight)
     try:
-        handle = step("begin", os.open, note, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        put_bytes(note, os.O_EXCL, writer.encode(), names=("begin", "write"))
     except FileExistsError:
         return note.read_text()
-    try:
-        step("write", write_all, handle, writer.encode())
-    finally:
-        os.close(handle)
     return None
 
 

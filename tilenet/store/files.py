@@ -95,6 +95,19 @@ def write_all(handle: int, data: bytes) -> None:
         view = view[os.write(handle, view) :]
 
 
+def put_bytes(
+    path: Path, flags: int, data: bytes, *, names: tuple[str, str] = ("create", "write"), sync: bool = False
+) -> None:
+    """Write every byte to a file, which the flags open; `names` are those of the two steps."""
+    handle = step(names[0], os.open, path, os.O_WRONLY | os.O_CREAT | flags, 0o666)
+    try:
+        step(names[1], write_all, handle, data)
+        if sync:  # else the file may be empty after a loss of power
+            step("sync", os.fsync, handle)
+    finally:
+        os.close(handle)
+
+
 def put_under_new_name(name: str, note: Path, path: Path) -> None:
     """Give a note a name that no file has yet, or raise `FileExistsError`; `name` is that of the `step`.
 

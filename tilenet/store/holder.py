@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from tilenet.store.files import step, write_all
+from tilenet.store.files import put_bytes
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,4 @@ def run_of(path: Path) -> str:
 
 def write_holder(path: Path, holder: Holder) -> None:
     """Write a holder to a file, for `read_holder`."""
-    handle = step("create", os.open, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        step("write", write_all, handle, json.dumps(asdict(holder)).encode())
-    finally:
-        os.close(handle)
+    put_bytes(path, os.O_TRUNC, json.dumps(asdict(holder)).encode())

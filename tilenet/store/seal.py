@@ -12,7 +12,7 @@ from typing import Any
 
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import find_damage, read_right
-from tilenet.store.files import fsync_path, remove_parts, remove_tree, step, write_all, write_file
+from tilenet.store.files import fsync_path, put_bytes, remove_parts, remove_tree, step, write_file
 from tilenet.store.holder import Holder
 from tilenet.store.journal import FOLDER, MERGED, Written
 from tilenet.store.metadata import OWN, root_document
@@ -68,11 +68,7 @@ def tidy(blocks: Blocks) -> None:
 def log(own: Path, holder: Holder, event: str, **facts: Any) -> None:
     """Append a line to ``.tilenet/log.jsonl``, the one file that differs from run to run."""
     line = {"time": round(time(), 3), "event": event, "host": holder.host, "pid": holder.pid, **facts}
-    handle = step("open log", os.open, own / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        step("log", write_all, handle, json.dumps(line).encode() + b"\n")
-    finally:
-        os.close(handle)
+    put_bytes(own / LOG, os.O_APPEND, json.dumps(line).encode() + b"\n", names=("open log", "log"))
 
 
 def last_shares(own: Path) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tilenet.errors import OutputError
-from tilenet.store.files import put_under_new_name, remove_file, step, write_all
+from tilenet.store.files import put_bytes, put_under_new_name, remove_file
 
 TRIES = 100
 
@@ -24,12 +24,7 @@ def join(own: Path, count: int) -> str:
             return found
         note = own / f"{uuid4().hex}.part"
         try:
-            handle = step("create", os.open, note, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                step("write", write_all, handle, uuid4().hex.encode())
-                step("sync", os.fsync, handle)  # else the file may be empty after a loss of power
-            finally:
-                os.close(handle)
+            put_bytes(note, os.O_EXCL, uuid4().hex.encode(), sync=True)
             put_under_new_name("link", note, _place(own, count))
         except (FileExistsError, FileNotFoundError):
             continue  # another process was faster, or swept our note away
