@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from tilenet import machine, predict
-from tilenet.footprint import Footprint
 from tilenet.job import Job
 from tilenet.options import Options
 from tilenet.plan import Tile
@@ -77,7 +76,6 @@ def tune(
     model: Any,
     options: Options,
     *,
-    footprint: Footprint | None = None,
     seconds: float = SECONDS,
     clock: Callable[[], float] = perf_counter,
 ) -> Tuning:
@@ -85,15 +83,14 @@ def tune(
 
     Parameters
     ----------
-    source, model, options, footprint
+    source, model, options
         As for `tilenet.settling.settle`; options that are given are not varied.
     seconds : float
         Time limit: a setting that is expected to exceed it is not tried. The default setting always is.
     clock : callable
         Returns the time in seconds.
     """
-    job = settle(source, model, options, footprint=footprint)
-    with job:
+    with settle(source, model, options) as job:
         search = _Search(job, options, deadline=clock() + seconds, clock=clock)
         best = search.default
         for vary in (search.tiles, search.engines, search.threads, search.batches):

@@ -52,9 +52,13 @@ class Blocks:
 
     def __init__(self, path: Path, layout: Layout, writer: str, *, allowed: Callable[[], None] = lambda: None) -> None:
         self.path, self.layout = path, layout
-        self.documents = fixed_documents(layout)
         self.pen = Pen(path / OWN, writer)
         self._allowed = allowed
+
+    @cached_property
+    def documents(self) -> dict[str, bytes]:
+        """Every metadata document but the root's, by its path in the store; made, and validated, on first access."""
+        return fixed_documents(self.layout)
 
     @cached_property
     def journal(self) -> Journal:
