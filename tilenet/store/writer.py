@@ -22,6 +22,8 @@ from tilenet.store.seal import seal, tidy, write_root
 class Store(OpenedStore):
     """A mask that is being written; see `create`, `resume`, `take_share` and `join`.
 
+    Here is what writes and finishes it; what opens, checks and closes it is in `OpenedStore`.
+
     Attributes
     ----------
     path : Path
