@@ -166,9 +166,9 @@ def test_a_store_that_another_batch_makes_meanwhile_is_gone_on_with_or_said_to_b
 
 
 def test_a_plain_list_has_a_path_a_line(tmp_path):
-    (tmp_path / "list.txt").write_text("# two\na.tif\n\nb.ome.tif\n")
+    (tmp_path / "list.txt").write_text("# three\na.tif\n\nb.ome.tif\n./#1.svs\n")
     orders = read_orders([tmp_path / "list.txt"], model="nuclei", options=Options())
-    assert [order.name for order in orders] == ["a", "b"]
+    assert [order.name for order in orders] == ["a", "b", "#1"]
 
 
 def test_an_image_is_named_after_its_own_folder_and_never_hidden(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 from oracles import random_network
+from skimage.io import imread
 
 import tilenet
 from tilenet.card import PALETTE
@@ -162,12 +163,15 @@ def test_the_plane_of_a_stack_is_the_one_that_is_asked_for(tmp_path, plane, draw
     assert picture.any()
 
 
-def test_planes_and_times_are_in_array_order_and_refused_where_there_are_none(tmp_path, square):
+def test_planes_and_times_are_in_array_order_and_refused_where_there_are_none(tmp_path, square, tilenet_command):
     series = np.zeros((2, 3, 50, 60), np.uint8)
     series[1, 2, 5:30, 5:9] = 255
     tilenet.segment(series, tmp_path / "m.zarr", model=Bright(), axes="tzyx", roi=[(0, 2), (1, 3), (0, 50), (0, 60)])
     assert outlined(overlay(series, tmp_path / "m.zarr", plane=(1, 2))).any()
     assert not outlined(overlay(series, tmp_path / "m.zarr", plane=(0, 2))).any()
+    tifffile.imwrite(tmp_path / "s.ome.tif", series, metadata={"axes": "TZYX"})
+    options = ("overlay", tmp_path / "s.ome.tif", tmp_path / "m.zarr", "-o", tmp_path / "o.png", "--plane", "1,2")
+    assert tilenet_command(*options)[0] == 0 and outlined(imread(tmp_path / "o.png")).any()
     for wrong in (2, (2, 1), (1, 0), (0, 1, 1)):
         with pytest.raises(SettingsError, match="one number for each of t 0 to 1, z 1 to 2"):
             overlay(series, tmp_path / "m.zarr", plane=wrong)

@@ -291,6 +291,18 @@ def test_a_czi_mosaic_keeps_its_axes_channels_and_sizes(czi_file, shape, axes, d
         np.testing.assert_array_equal(whole(image), expected)
 
 
+def test_scenes_of_a_czi_form_one_image_and_lie_as_on_the_stage(tmp_path):
+    czi, corners = pytest.importorskip("pylibCZIrw.czi"), [(300, 40), (220, -15), (410, 7)]
+    parts = RANDOM.integers(1, 250, (3, 30, 50)).astype(np.uint8)
+    expected = np.zeros((85, 240), np.uint8)
+    with czi.create_czi(str(tmp_path / "scenes.czi")) as document:
+        for scene, (part, (x, y)) in enumerate(zip(parts, corners, strict=True)):
+            document.write(part, location=(x, y), scene=scene)
+            expected[y + 15 : y + 45, x - 220 : x - 170] = part
+    with open_image(tmp_path / "scenes.czi") as image:
+        np.testing.assert_array_equal(whole(image)[0], expected)
+
+
 def test_a_czi_is_read_in_pieces_that_fit_together(czi_file, monkeypatch):
     pixels = RANDOM.integers(1, 60000, (1, 1, 1, 70, 120)).astype(np.uint16)
     monkeypatch.setattr("tilenet.readers.czi.SIDE", (32, 32))
