@@ -1,6 +1,7 @@
 """Blocks that fail, runs that were changed, masks that were damaged: named, and mended by ``--resume``."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -121,12 +122,23 @@ def test_out_of_memory_on_a_device_ends_the_run_with_the_batch_to_try(tmp_path, 
     assert tilenet.segment(pixels, tmp_path / "n.zarr", model=network, tile=64, batch=2).shape == (600, 600)
 
 
-def test_a_gpu_that_fails_ends_the_run_and_no_block_is_at_fault(tmp_path):
-    network = Failing(RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"))
-    said = r"the GPU failed on a batch of shape .* \(CUDA error: an illegal memory access was encountered\)\. Run again"
+@pytest.mark.parametrize("prefix", ["CUDA error", "HIP error", "Triton Error [CUDA]", "Triton Error [HIP]"])
+def test_a_gpu_that_fails_ends_the_run_and_no_block_is_at_fault(tmp_path, prefix):
+    failure = f"{prefix}: an illegal memory access was encountered"
+    network = Failing(RuntimeError(f"{failure}\nCUDA kernel errors might be asynchronously reported"))
+    said = rf"the GPU failed on a batch of shape .* \({re.escape(failure)}\)\. Run again with --resume"
     with pytest.raises(DeviceLost, match=said) as caught:
         tilenet.segment(np.zeros((600, 600), np.uint8), tmp_path / "m.zarr", model=network, tile=64, batch=4)
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_a_gpu_that_fails_ends_a_batch_too_and_no_image_is_at_fault(tmp_path, objects):
+    images, told = [write_image(tmp_path / f"{name}.tif", sides=(600, 600)) for name in "abc"], []
+    how = {"model": Failing(RuntimeError("CUDA error: device lost")), "tile": 64, "batch": 4, "objects": objects}
+    with pytest.raises(DeviceLost, match="the GPU failed"):
+        tilenet.batch(images, tmp_path / "masks", tell=told.append, **how)
+    assert told == [] and not list((tmp_path / "masks").rglob("lock.*"))
 
 
 @pytest.fixture(scope="module")

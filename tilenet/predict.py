@@ -47,6 +47,8 @@ NOT_COMPILED = (
 )
 # What errors of a lack of memory say, beside `torch.OutOfMemoryError`: of the CPU, pinned memory, mps, cuBLAS, cuDNN.
 NO_ROOM = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+# How other errors of a GPU begin, in PyTorch's operations and in kernels that Triton compiled.
+GPU_FAILED = ("CUDA error", "HIP error", "Triton Error [CUDA]", "Triton Error [HIP]")
 # Convolutions that give the same bits.
 COMPILED = {NAMES[AVX2], NAMES[AVX512]}
 NOT_FAST = "engine fast: not for this network, or not on this machine. Start again with --engine plain"
@@ -337,8 +339,9 @@ def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
         half = max(1, shape[0] // 2)
         advice = f"--batch {half}" if shape[0] > 1 else "a smaller --tile or --memory"
         return EnvironmentFault(f"out of memory for a batch of shape {shape}. Start again with {advice}")
-    if text.startswith(("CUDA error", "HIP error")):  # after which it takes no more work from this process
+    if text.startswith(GPU_FAILED):  # after which it takes no more work from this process
         return DeviceLost(
-            f"the GPU failed on a batch of shape {shape} ({text}). Run again with --resume, perhaps on another --device"
+            f"the GPU failed on a batch of shape {shape} ({text}). Run again with --resume, perhaps on another --device; "
+            f"if that fails too, start again with --engine plain or a smaller --tile"
         )
     return ModelError(f"the network failed on a batch of shape {shape}: {text}")

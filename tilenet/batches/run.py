@@ -96,7 +96,7 @@ def batch(
         Before any work, if there is no image, if two images would have the same name (in other shares, too), or if a
         list has an invalid entry.
     EnvironmentFault
-        If the scheduler is lost. The same call again resumes the batch.
+        If the scheduler or this process's GPU is lost. The same call again resumes the batch.
 
     Examples
     --------

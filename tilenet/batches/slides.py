@@ -16,7 +16,7 @@ from tilenet.batches.beside import SideFiles
 from tilenet.batches.orders import Order
 from tilenet.batches.summary import Result, remark_sizes, write_counts, write_summary
 from tilenet.compute import finish, run_job, skip_glass
-from tilenet.errors import TilenetError
+from tilenet.errors import DeviceLost, TilenetError
 from tilenet.export.measured import Measured
 from tilenet.footprint import Footprint
 from tilenet.named import function_of
@@ -112,6 +112,8 @@ class BatchRun:
                 return slide
             self._make_side_files(order, slide.path)
         except Exception as error:  # one bad image must not stop the others
+            if isinstance(error, DeviceLost) and self._client is None:
+                raise  # this process computes nothing more
             self._note(order, "failed", error=error)
         else:
             self._note(order, status, store=slide)
@@ -197,6 +199,8 @@ def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
         scaling = Scaling.from_json(slide.store.info["scaling"])
         try:
             slide.report = run_job(slide.job, scaling, slide.store, tissue=slide.store.layout.tissue_map)
+        except DeviceLost:  # this process computes nothing more
+            raise
         except Exception as error:
             slide.error = error
         yield slide
