@@ -341,7 +341,7 @@ def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
         return EnvironmentFault(f"out of memory for a batch of shape {shape}. Start again with {advice}")
     if text.startswith(GPU_FAILED):  # after which it takes no more work from this process
         return DeviceLost(
-            f"the GPU failed on a batch of shape {shape} ({text}). Run again with --resume, perhaps on another --device; "
-            f"if that fails too, start again with --engine plain or a smaller --tile"
+            f"the GPU failed on a batch of shape {shape} ({text}). Run again with --resume, perhaps on another "
+            "--device; if it fails there, too, start again with --engine plain or a smaller --tile"
         )
     return ModelError(f"the network failed on a batch of shape {shape}: {text}")
