@@ -228,10 +228,12 @@ def test_another_image_with_the_same_pixels_goes_in_and_one_without_does_not(tmp
     assert not (image / "labels" / "wrong").exists()
 
 
-def test_objects_and_probabilities_go_in_too(tmp_path, network):
+def test_objects_and_probabilities_go_in_too(tmp_path, network, caplog):
     image = write_image(tmp_path / "image.zarr", "0.4")
     options = {"model": network, "channels": [0], "tile": 64, "into": image}
-    objects = tilenet.segment(image, name="objects", objects=True, **options)
+    with caplog.at_level("INFO", "tilenet"):
+        objects = tilenet.segment(image, name="objects", objects=True, **options)
+    assert len(caplog.messages) == len(set(caplog.messages)) > 0
     assert (objects.dtype, objects[...].max() > 1) == (np.uint32, True)
     both = tilenet.segment(image, name="both", output="both", **options)
     truth = tilenet.segment(image, output="probabilities", model=network, channels=[0], tile=64)

@@ -159,6 +159,8 @@ class Job:
     def layout(self) -> Layout:
         """What the output looks like."""
         classes = 1 if self.decision.depths else len(self.card.classes)
+        # What objects are found in is no mask to look at: it has no pyramid, and lies in no image.
+        placed = {"n_levels": 1} if self.record["output"] == "objects" else self.inside
         return Layout(
             axes=self.image.box_axes,
             shape=self.plan.shape,
@@ -170,8 +172,7 @@ class Job:
             probability_dtype=self.decision.probability_dtype,
             origin=self.plan.origin,
             shift=self.image.shift,
-            # What objects are found in is no mask to look at: no pyramid.
-            **{"frame": self.image.frame or {}, "n_levels": int(self.record["output"] == "objects"), **self.inside},
+            **{"frame": self.image.frame or {}, "n_levels": 0, **placed},
         )
 
     def needs(self) -> dict[str, int]:

@@ -110,13 +110,10 @@ def _begun(
     if resume and can_resume(out) and (store := _resumed(out, wanted, making)):
         # A repair repeats the first two steps as they were for this mask, also where options are left out now.
         return store, _as_recorded(wanted, store), overwrite
-    begun = is_ours(making / DEPTHS)
-    if begun and not resume:
+    if is_ours(making / DEPTHS) and not resume:
         raise OutputExists(f"{out}: was begun, and is not complete. Go on (--resume), or start again with --overwrite")
     overwrite = overwrite or (resume and was_begun(out, wanted.target))
     check_free(out, overwrite=overwrite)
-    if wanted.target is not None and not begun:
-        wanted.settle().close()  # labels that fit none of the image's levels are refused now, not when all is done
     return None, wanted, overwrite
 
 
@@ -198,7 +195,6 @@ def _fill_depths(
         raise OutputExists(
             f"{path.parent}: is a symbolic link, and intermediate results would be written there. Remove it"
         )
-    wanted = replace(wanted, target=None)
     report = fill(*open_store(path, wanted, resume=resume), wanted, client=client, progress=progress)
     return open_mask(path), report
 
