@@ -255,6 +255,13 @@ def test_a_resumed_run_refuses_an_option_that_contradicts_it(halfway, options, m
         tilenet.segment(IMAGE, halfway, model=Fails(10**9), resume=True, **options)
 
 
+@pytest.mark.parametrize("engine", [None, "auto", "plain"])
+def test_a_resumed_run_says_of_a_tile_that_cannot_be_that_it_cannot_be(halfway, engine):
+    with pytest.raises(SettingsError, match="tile 16,16,16 has 3 sides") as caught:
+        tilenet.segment(IMAGE, halfway, model=Fails(10**9), resume=True, engine=engine, tile=(16, 16, 16))
+    assert not isinstance(caught.value, OutputMismatch)
+
+
 def test_a_resumed_run_refuses_another_image_or_model(halfway, network):
     with pytest.raises(OutputMismatch, match="image pixels_sha256"):
         tilenet.segment(IMAGE // 2, halfway, model=Fails(10**9), resume=True)

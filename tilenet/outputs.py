@@ -114,7 +114,7 @@ def check_tiff(out: Path, output: str | None, *, replace: bool) -> None:
 def same_tiff(out: Path, wanted: Wanted) -> TiffMask:
     """Return the TIFF that exists at `out`, if it is undamaged and was made with the same settings."""
     mask = open_tiff_mask(out)
-    wanted.check_complete(mask.info, out)
+    wanted.settle_complete(mask.info, out).close()
     if damage := mask.check():
         raise OutputError(f"{out}: {damage[0]}. Start again with --overwrite")
     return mask

@@ -22,6 +22,8 @@ from tilenet.settling import found_model, settle
 from tilenet.store import Store
 
 Refusal = Callable[[Mapping[str, Any], Mapping[str, Any], str | Path], None]
+# Devices and engines that name none.
+UNSAID = ("", None, "auto")
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,16 @@ class Wanted:
         self, info: Mapping[str, Any], name: str | Path, device: str | None, refuse: Refusal
     ) -> None:
         """Call `refuse` for device and engine alone, in case the recorded options do not fit because of them."""
-        here = {"engine": self.options.engine} if self.options.engine else {}
+        here = {} if self.options.engine in UNSAID else {"engine": self.options.engine}
         with suppress(SettingsError):
             here["device"] = machine.find_device(device or "auto").type
         refuse(info, {**info, "record": {**info["record"], **here}}, name)
 
-    def check_complete(self, info: Mapping[str, Any], name: str | Path) -> None:
-        """Raise if a complete output is not what is wanted.
+    def settle_complete(self, info: Mapping[str, Any], name: str | Path) -> Job:
+        """Return the job of a complete output, for which nothing is computed; raise if it is not what is wanted.
 
-        Nothing is computed, so this machine needs neither the device nor the engine that the output was made with.
+        This machine needs neither the device nor the engine that the output was made with. They are compared only
+        if the user named one: ``auto`` is either.
 
         Raises
         ------
@@ -115,21 +118,22 @@ class Wanted:
             As `settle_as`.
         """
         said = {"device": (self.options.device or "").partition(":")[0], "engine": self.options.engine}
-        given = {name: value for name, value in said.items() if value not in ("", None, "auto")}
+        given = {option: value for option, value in said.items() if value not in UNSAID}
 
-        def refuse(found: Mapping[str, Any], here: Mapping[str, Any], name: str | Path) -> None:
-            made = {field_: found["record"].get(field_) for field_ in said}
+        def refuse(found: Mapping[str, Any], here: Mapping[str, Any], place: str | Path) -> None:
+            made = {option: found["record"].get(option) for option in said}
             wanted = {**here, "record": {**here["record"], **made, **given}}
-            refuse_contradiction(found, wanted, name, anew=self.anew)
+            refuse_contradiction(found, wanted, place, anew=self.anew)
 
         # On the device and engine that every machine has; the memory was for computing.
         options = replace(self.options, device="cpu", engine="plain", memory=None)
-        replace(self, options=options).settle_as(info, name, refuse=refuse).close()
+        return replace(self, options=options).settle_as(info, name, refuse=refuse)
 
     def settle_for(self, store: Store) -> Job:
         """Return the job of a store opened for resuming; closes the store if it cannot be resumed."""
+        settle = self.settle_complete if store.complete else self.settle_as
         try:
-            return self.settle_as(store.info, store.path)
+            return settle(store.info, store.path)
         except BaseException:
             store.close()
             raise

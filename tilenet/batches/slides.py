@@ -209,5 +209,5 @@ def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
 def _unchanged(out: Path, wanted: Wanted) -> Store:
     """Return the complete store of an image; raise if these options would make another mask."""
     store = Store.inspect(out)
-    wanted.check_complete(store.info, out)
+    wanted.settle_complete(store.info, out).close()
     return store

@@ -1,4 +1,4 @@
-"""A batch collects masks that were made on another device, as on a node with a GPU: nothing is computed."""
+"""Complete masks that were made on another device are taken as they are, in a batch and alone: nothing is computed."""
 
 import csv
 
@@ -9,6 +9,7 @@ from oracles import random_network
 from workers import recorded_as
 
 import tilenet
+from tilenet.errors import OutputMismatch
 from tilenet.shares import written_of
 
 GPU = {"device": "cuda", "engine": "fast", "precision": "bf16", "batch": 500}
@@ -48,6 +49,18 @@ def test_masks_that_a_gpu_made_are_collected_where_there_is_none(
     assert caplog.messages == []
     lines = csv.DictReader((tmp_path / "masks" / "counts.csv").read_text().splitlines())
     assert [line["slide"] for line in lines] == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", [{}, {"objects": True}, {"shard": (1, 2)}], ids=str)
+def test_a_mask_that_a_gpu_completed_is_resumed_where_there_is_none(images, tmp_path, without_gpus, model, kind):
+    how, out = {"model": model, "threads": 1, "tile": 64}, tmp_path / "m.zarr"
+    with recorded_as(**GPU):
+        made = tilenet.segment(images[0], out, **how, objects="objects" in kind)
+    resumed = tilenet.segment(images[0], out, **how, **kind, resume=True)
+    assert resumed.info["record"]["device"] == "cuda"
+    np.testing.assert_array_equal(np.asarray(resumed), np.asarray(made))
+    with pytest.raises(OutputMismatch, match="begun with device = cuda, and now it is cpu"):
+        tilenet.segment(images[0], out, **how, **kind, resume=True, device="cpu")
 
 
 @pytest.mark.parametrize(
