@@ -1,3 +1,4 @@
+import ctypes
 import os
 import re
 import shutil
@@ -95,6 +96,24 @@ def commands(tmp_path_factory):
     commands = Commands(tmp_path_factory.mktemp("prints"))
     yield commands
     commands.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a function that mounts, or mounts anew, a file system; options and flags as mount(2)."""
+    libc, mounted = ctypes.CDLL(None, use_errno=True), set()
+
+    def mount(data, flags=0, *, name="disk"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", flags, data.encode()):
+            pytest.skip(f"a small file system cannot be mounted here: {os.strerror(ctypes.get_errno())}")
+        mounted.add(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        libc.umount2(bytes(folder), 2)
 
 
 @pytest.fixture

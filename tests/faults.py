@@ -1,7 +1,6 @@
 """The command in processes that can be killed: ``main()`` in forks of a server that has loaded PyTorch.
 
-Run as a program it is that server: each line of JSON on stdin starts one command, or waits
-for one. The model called ``stub`` is a NumPy predictor; everything else is the command as a
+Run as a program it is that server. The model called ``stub`` is a NumPy predictor; everything else is the command as a
 user runs it.
 """
 
@@ -10,7 +9,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from store_helpers import (  # noqa: F401 - for the tests
+    ForkServer,
     KillAtStep,
     journal_lines,
     random_numbers,
     replace_step,
+    serve,
     tree,
     tree_hash,
 )
@@ -105,40 +105,24 @@ def write_image(path, *, seed=0, sides=SIDES, side=128):
     return path
 
 
-class Commands:
+class Commands(ForkServer):
     """Commands in processes of their own, with what they print in files."""
 
     def __init__(self, folder):
+        super().__init__(__file__)
         self.folder, self.number = folder, 0
-        self._server = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
-
-    def _ask(self, **request):
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
 
     def start(self, *args, **request):
         """Start a command; `stub` are arguments of `Stub`, `environ` and `limit` see `_child`."""
         self.number += 1
         prints = self.folder / f"prints{self.number}"
-        command = Command(self, self._ask(args=[str(a) for a in args], prints=str(prints), **request)["pid"])
+        command = Command(self, self.ask(args=[str(a) for a in args], prints=str(prints), **request))
         command.prints = prints
         return command
 
     def run(self, *args, **request):
         """Return (exit code, what was printed to stderr)."""
         return self.start(*args, **request).wait()
-
-    def close(self):
-        self._server.stdin.close()
-        self._server.wait()
-        self._server.stdout.close()
 
 
 class Command:
@@ -149,7 +133,7 @@ class Command:
 
     def wait(self, seconds=120):
         """Return (exit code, stderr); the code of a killed one is negative."""
-        status = self._commands._ask(wait_for=self.pid, seconds=seconds)["status"]
+        status = self._commands.wait(self.pid, seconds)
         assert status is not None, f"still running after {seconds} s: {self.said}"
         return status, self.said
 
@@ -202,29 +186,7 @@ def _serve():
     import tilenet.cli.main  # noqa: F401 - all loaded once, before forking
 
     torch.set_num_threads(1)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if pid := request.get("wait_for"):
-            answer = {"status": _wait(pid, request["seconds"])}
-        else:
-            pid = os.fork()
-            if pid == 0:
-                _child(request)
-            answer = {"pid": pid}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
-
-
-def _wait(pid, seconds):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
+    serve(_child)
 
 
 def _end_with(server):

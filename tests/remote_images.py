@@ -11,7 +11,6 @@ from store_helpers import tree
 from stub import Bright
 
 import tilenet
-from tilenet.geometry import Box
 from tilenet.readers import remote
 
 
@@ -28,10 +27,6 @@ def milliseconds(monkeypatch):
 def a_server(tmp_path):
     with serving(tmp_path) as server:
         yield server
-
-
-def whole(image):
-    return image.read(Box.of_shape(image.box_shape))
 
 
 def plain_zarr(folder, *, sides=(512, 640), chunk=64, name="image.zarr", **options):

@@ -1,12 +1,16 @@
 """A web server of a folder, with parts of files, that counts requests and can be made to fail."""
 
 import re
+import shutil
 import socket
+import subprocess
 import threading
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 
 class Serving:
@@ -105,6 +109,16 @@ def serving(folder, **options):
         yield server
     finally:
         server.stop()
+
+
+def certificate(folder, *options):
+    """Return the files of a certificate of this machine and of its key, or skip the test where none can be made."""
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl, to make a certificate")
+    files = folder / "cert.pem", folder / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    subprocess.run([*make, *options, "-out", files[0], "-keyout", files[1]], check=True, capture_output=True)
+    return files
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """Small stores, their truth, and a process that can be killed at any step.
 
-Run as a program it serves requests: each line of JSON on stdin is one run of a store in a
-forked process, so that a kill costs a fraction of a second. The answer is its process number,
-or with ``wait`` its end.
+Run as a program it is a `ForkServer`: each request is one run of a store in a forked process, so
+that a kill costs a fraction of a second.
 """
 
 import importlib
@@ -23,6 +22,8 @@ import numpy as np
 
 from tilenet.store import Layout, Store, TissueMap, can_resume, files
 
+# Flags of mount(2).
+REMOUNT, READ_ONLY = 32, 1
 VOLATILE = ".tilenet/log.jsonl"
 INFO = {"version": "0.0", "card": {"labels": {"1": "one"}}, "record": {"tile": [16, 16], "threshold": 0.5}}
 LABELS = {1: ("one", (255, 0, 0, 255)), 2: ("two", (0, 0, 255, 255))}
@@ -191,37 +192,72 @@ def replace_step(stand_in, setattr=setattr):
             setattr(module, "step", stand_in)
 
 
-class Children:
-    """Runs in processes of their own."""
+class ForkServer:
+    """A program that runs `serve`, with what is imported by this process in reach."""
 
-    def __init__(self):
+    def __init__(self, program):
         self._server = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
 
     def ask(self, **request):
+        """Start a process, and return its number; given ``wait_for``, a number, return how that process ended."""
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
-    def run(self, path, layout, **options):
-        """Return how a run ended: 0, or -9 if it was killed."""
-        return self.ask(path=str(path), layout=layout, wait=True, **options)["status"]
-
-    def start(self, path, layout, **options):
-        return self.ask(path=str(path), layout=layout, **options)["pid"]
-
-    def wait(self, pid):
-        return self.ask(wait_for=pid)["status"]
+    def wait(self, pid, seconds=120):
+        """Return the exit code of a process, negative if it was killed; None if it was still running, and is killed."""
+        return self.ask(wait_for=pid, seconds=seconds)
 
     def close(self):
         self._server.stdin.close()
         self._server.wait()
         self._server.stdout.close()
+
+
+def serve(child):
+    """Answer the requests of a `ForkServer`: call `child`, which ends its process, in a fork."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        if pid := request.get("wait_for"):
+            answer = _wait(pid, request["seconds"])
+        else:
+            answer = os.fork()
+            if answer == 0:
+                child(request)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _wait(pid, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+class Children(ForkServer):
+    """Runs in processes of their own."""
+
+    def __init__(self):
+        super().__init__(__file__)
+
+    def run(self, path, layout, **options):
+        """Return how a run ended: 0, or -9 if it was killed."""
+        return self.wait(self.start(path, layout, **options))
+
+    def start(self, path, layout, **options):
+        return self.ask(path=str(path), layout=layout, **options)
 
 
 def _load_all_that_a_run_loads():
@@ -239,23 +275,6 @@ def _load_all_that_a_run_loads():
             with suppress(ImportError):
                 importlib.import_module(name)
     os.wait()
-
-
-def _serve():
-    _load_all_that_a_run_loads()
-    for line in sys.stdin:
-        request = json.loads(line)
-        if pid := request.get("wait_for"):
-            answer = {"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}
-        else:
-            pid = os.fork()
-            if pid == 0:
-                _child(request)
-            answer = {"pid": pid}
-            if request.get("wait"):
-                answer = {"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
 
 
 def _child(request):
@@ -284,4 +303,5 @@ def _child(request):
 
 
 if __name__ == "__main__":
-    _serve()
+    _load_all_that_a_run_loads()
+    serve(_child)

@@ -1,6 +1,5 @@
 """Batches that count: the objects of each image, a table of each mask, and one of all."""
 
-import csv
 import json
 import os
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from oracles import random_network
+from reading import lines_of
 from store_helpers import tree, tree_hash
 from stub import BAD, Bright, Bright3D
 from workers import Cluster
@@ -31,11 +31,6 @@ def slides(tmp_path):
             pixels[50, 50] = BAD
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels, tile=(32, 32), **SIZE)
     return [tmp_path / f"{name}.tif" for name in places]
-
-
-def lines_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_objects_and_tables_are_those_of_single_runs_and_a_bad_image_stops_no_other(slides, tmp_path):

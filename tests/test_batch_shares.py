@@ -1,6 +1,5 @@
 """A batch in shares, one a job of an array; and the batch of all images, which collects what they made."""
 
-import csv
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from reading import lines_of
 from store_helpers import tree
 from stub import Bright
 from workers import Cluster, write_image
@@ -31,11 +31,6 @@ def images(tmp_path):
             pixels[10 : 20 + k, 25 * k + 2 : 25 * k + 16] = 200
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels, tile=(64, 64), photometric="minisblack")
     return [tmp_path / f"{name}.tif" for name in NAMES]
-
-
-def lines_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def names_of(results):

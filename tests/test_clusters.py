@@ -1,12 +1,12 @@
 """Clusters that tilenet starts: where they listen, and what each worker gets."""
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from faults import wait_until
+from serving import certificate
+from workers import listening
 
 from tilenet import machine
 from tilenet.errors import EnvironmentFault, SettingsError
@@ -20,15 +20,6 @@ type: slurm
 arguments: {cores: 8, processes: 2, memory: 4GB}
 adapt: {minimum: 0, maximum: 3}
 """
-
-
-def listening():
-    """Return the addresses at which this process and its children listen."""
-    import psutil
-
-    here = psutil.Process()
-    connections = [c for process in [here, *here.children(recursive=True)] for c in process.net_connections("tcp")]
-    return {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
 
 
 @pytest.mark.parametrize(
@@ -163,12 +154,9 @@ def test_a_cluster_listens_elsewhere_where_that_is_said(tmp_path):
         assert "0.0.0.0" in listening()
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl, to make a certificate")
 def test_a_cluster_with_tls_lets_nobody_in_without_a_certificate(tmp_path, monkeypatch):
-    files = {name: tmp_path / f"{name}.pem" for name in ("cert", "key")}
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
-    subprocess.run([*make, "-keyout", files["key"], "-out", files["cert"]], check=True, capture_output=True)
-    tls = f"tls: {{ca_file: {files['cert']}, cert: {files['cert']}, key: {files['key']}}}\n"
+    cert, key = certificate(tmp_path)
+    tls = f"tls: {{ca_file: {cert}, cert: {cert}, key: {key}}}\n"
     (tmp_path / "cluster.yaml").write_text(DESCRIPTION + tls)
     with described_cluster(tmp_path / "cluster.yaml") as client:
         address = client.scheduler.address
@@ -182,6 +170,6 @@ def test_a_cluster_with_tls_lets_nobody_in_without_a_certificate(tmp_path, monke
             existing_cluster(address.replace("tls", "tcp")),
         ):
             pass
-    files["key"].unlink()
+    key.unlink()
     with pytest.raises(SettingsError, match=r"key\.pem: no such file"), described_cluster(tmp_path / "cluster.yaml"):
         pass

@@ -17,6 +17,7 @@ import pytest
 from faults import stray
 from faults import wait_until as wait_until_soon
 from oracles import random_network
+from serving import certificate
 from store_helpers import journal_lines, tree
 from stub import Bright
 from workers import write_image
@@ -175,12 +176,9 @@ def test_no_scheduler_at_an_address_is_exit_4(image, network, tmp_path):
     assert not (tmp_path / "m.zarr").exists()
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl, to make a certificate")
 def test_connections_are_encrypted_where_that_is_asked_for(image, network, alone, tmp_path):
-    files = {name: tmp_path / f"{name}.pem" for name in ("cert", "key")}
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
-    subprocess.run([*make, "-keyout", files["key"], "-out", files["cert"]], check=True, capture_output=True)
-    tls = ["--tls-ca-file", files["cert"], "--tls-cert", files["cert"], "--tls-key", files["key"]]
+    cert, key = certificate(tmp_path)
+    tls = ["--tls-ca-file", cert, "--tls-cert", cert, "--tls-key", key]
     dask = Dask(tmp_path, options=["--protocol", "tls", *tls])
     try:
         assert dask.address.startswith("tls://")

@@ -1,7 +1,5 @@
 """The command killed, interrupted, started twice, out of room: it resumes to the same bytes."""
 
-import ctypes
-import os
 import re
 import signal
 import subprocess
@@ -25,6 +23,7 @@ from faults import (
     wait_until,
     write_image,
 )
+from store_helpers import READ_ONLY, REMOUNT
 
 from tilenet.errors import OutputIncomplete
 from tilenet.store import open_mask
@@ -115,13 +114,18 @@ def test_a_hash_of_another_mask_is_another(commands, image, tmp_path, whole):
     assert tree_hash(out) != whole
 
 
+def write_discs(path):
+    """Write what the packaged network takes for nuclei."""
+    y, x = np.mgrid[:1100, :700]
+    discs = ((y % 40 - 20) ** 2 + (x % 40 - 20) ** 2 < 90) * 170
+    pixels = (discs + np.random.default_rng(0).integers(20, 50, discs.shape)).astype(np.uint8)
+    tifffile.imwrite(path, pixels, tile=(128, 128), compression="zlib")
+    return path
+
+
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_the_packaged_network_killed_and_resumed_gives_the_same_bytes(commands, tmp_path, times):
-    y, x = np.mgrid[:1100, :700]
-    discs = ((y % 40 - 20) ** 2 + (x % 40 - 20) ** 2 < 90) * 170  # what the packaged network takes for nuclei
-    pixels = (discs + np.random.default_rng(0).integers(20, 50, discs.shape)).astype(np.uint8)
-    image = tmp_path / "small.tif"
-    tifffile.imwrite(image, pixels, tile=(128, 128), compression="zlib")
+    image = write_discs(tmp_path / "small.tif")
     options = ("--tile", "256", "--threads", "1")
     assert commands.run("segment", image, "-o", tmp_path / "whole.zarr", *options) == (0, "")
     expected, random = tree_hash(tmp_path / "whole.zarr"), random_numbers()
@@ -136,11 +140,7 @@ def test_the_packaged_network_killed_and_resumed_gives_the_same_bytes(commands, 
 
 @pytest.mark.slow
 def test_a_fresh_interpreter_killed_and_resumed_gives_the_same_bytes(tmp_path):
-    y, x = np.mgrid[:1100, :700]
-    discs = ((y % 40 - 20) ** 2 + (x % 40 - 20) ** 2 < 90) * 170  # what the packaged network takes for nuclei
-    pixels = (discs + np.random.default_rng(0).integers(20, 50, discs.shape)).astype(np.uint8)
-    image = tmp_path / "small.tif"
-    tifffile.imwrite(image, pixels, tile=(128, 128), compression="zlib")
+    image = write_discs(tmp_path / "small.tif")
     line = [sys.executable, "-m", "tilenet", "segment", image, "--tile", "256", "--threads", "1", "--resume", "-o"]
     subprocess.run([*line, tmp_path / "whole.zarr"], check=True)
     out = tmp_path / "m.zarr"
@@ -231,24 +231,6 @@ def test_a_run_that_lives_is_named_to_the_second(commands, image, tmp_path):
     first.signal(signal.SIGKILL)
     first.wait()
     assert commands.run("segment", image, "-o", out, *STUB, "--resume", stub={}) == (0, "")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Return a function that mounts, or mounts anew, a file system of so many bytes; options as mount(8)."""
-    libc, folder = ctypes.CDLL(None, use_errno=True), tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(data, flags=0):
-        if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", flags, data.encode()):
-            pytest.skip(f"a small file system cannot be mounted here: {os.strerror(ctypes.get_errno())}")
-        return folder
-
-    yield mount
-    libc.umount2(bytes(folder), 2)
-
-
-REMOUNT, READ_ONLY = 32, 1
 
 
 @pytest.mark.parametrize("room", ["40k", "200k", pytest.param("330k", marks=pytest.mark.slow)])

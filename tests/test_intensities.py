@@ -1,10 +1,9 @@
 """Mean intensities of objects, against scikit-image's region properties."""
 
-import csv
-
 import numpy as np
 import pytest
 import tifffile
+from reading import lines_of
 from scipy import ndimage as ndi
 from skimage.measure import regionprops_table
 from stub import Bright
@@ -14,11 +13,6 @@ from tilenet import numbering
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.options import Options
 from tilenet.wanted import Wanted
-
-
-def lines_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def truth_of(labels, pixels):

@@ -1,11 +1,11 @@
 """Tables of a mask: what scikit-image measures of its labels, whatever the strips."""
 
-import csv
 import json
 
 import numpy as np
 import pytest
 import tifffile
+from reading import lines_of
 from skimage.measure import label, regionprops
 from stub import Bright, Bright3D
 
@@ -28,11 +28,6 @@ def shades(batch):
 
 shades.footprint = Footprint.same(2, reach=0, step=1)
 shades.card = tilenet.ModelCard(name="shades", classes=("dark", "grey", "bright"), mask_of_class=(0, 1, 2))
-
-
-def lines_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def write_slide(path, pixels):

@@ -1,6 +1,5 @@
 """An image whose pixel size is given is segmented as if its file stated it, by every command and again later."""
 
-import csv
 import json
 import pickle
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from reading import lines_of
 from stub import Bright, Bright3D
 from workers import Cluster
 
@@ -40,10 +40,9 @@ def slides(tmp_path):
     return write_stated(tmp_path / "stated.ome.tif", PIXELS, 0.25, 0.25), tmp_path / "bare.png"
 
 
-def lines_of(path):
+def objects_of(path):
     """Return the lines of a table without their ids, which are unique to a mask."""
-    with path.open(newline="") as file:
-        return [{k: v for k, v in line.items() if k != "id"} for line in csv.DictReader(file)]
+    return [{k: v for k, v in line.items() if k != "id"} for line in lines_of(path)]
 
 
 def outlines_of(path):
@@ -75,8 +74,8 @@ def test_an_image_of_a_given_size_is_segmented_as_one_that_states_it(tmp_path, s
             write_table(
                 tmp_path / f"{name}.zarr", tmp_path / f"{name}.csv", min_area="1um2", intensities="objects" in options
             )
-        assert lines_of(tmp_path / "a.csv") == lines_of(tmp_path / "b.csv") != []
-        assert all(float(line["area_um2"]) >= 1 for line in lines_of(tmp_path / "b.csv"))
+        assert objects_of(tmp_path / "a.csv") == objects_of(tmp_path / "b.csv") != []
+        assert all(float(line["area_um2"]) >= 1 for line in objects_of(tmp_path / "b.csv"))
 
 
 def test_a_lazy_array_reads_at_the_given_size_in_other_processes_too(slides):
@@ -111,7 +110,7 @@ def test_a_run_is_resumed_verified_drawn_and_exported_with_the_size_it_was_begun
         assert tilenet_command("export", tmp_path / f"{name}.zarr", "--geojson", where, "--min-area", "1um2")[0] == 0
         write_table(tmp_path / f"{name}.zarr", tmp_path / f"{name}.csv")
     assert outlines_of(tmp_path / "m.geojson") == outlines_of(tmp_path / "whole.geojson") != []
-    assert lines_of(tmp_path / "m.csv") == lines_of(tmp_path / "whole.csv") != []
+    assert objects_of(tmp_path / "m.csv") == objects_of(tmp_path / "whole.csv") != []
 
 
 def test_a_run_of_an_older_version_is_resumed_without_a_size_and_not_with_one(tmp_path, slides):
@@ -201,7 +200,7 @@ def test_a_volume_takes_three_numbers_and_its_objects_are_counted_per_mm3(tmp_pa
     assert mask.pixel_size == (2, 0.5, 0.5)
     stated, given = (write_table(tmp_path / f"{name}.zarr", tmp_path / f"{name}.csv") for name in "ab")
     assert given.voxel_um3 == 0.5 and given.per_mm3 == stated.per_mm3 != {}
-    assert lines_of(tmp_path / "a.csv") == lines_of(tmp_path / "b.csv") != []
+    assert objects_of(tmp_path / "a.csv") == objects_of(tmp_path / "b.csv") != []
     # y and x alone leave the z that was given before.
     with tilenet.open_image(tmp_path / "v.ome.tif", pixel_size=(3, 0.5, 0.5)) as first:
         image = tilenet.open_image(first, pixel_size=0.25)
@@ -239,7 +238,7 @@ def test_a_list_of_a_batch_gives_each_image_its_size(tmp_path, slides, tilenet_c
     assert code == 0, out
     sizes = {name: tilenet.open_mask(tmp_path / "masks" / f"{name}.zarr").pixel_size for name in "abc"}
     assert sizes == {"a": (0.25, 0.25), "b": (0.5, 1), "c": (0.25, 0.25)}
-    areas = {line["slide"]: float(line["mm2"]) for line in lines_of(tmp_path / "masks" / "counts.csv")}
+    areas = {line["slide"]: float(line["mm2"]) for line in objects_of(tmp_path / "masks" / "counts.csv")}
     assert areas["a"] == areas["c"] == pytest.approx(areas["b"] / 8)
     code, out, _ = tilenet_command(*command, "--pixel-size", "0.3")
     assert code == 3 and "pixel_size = not given, and now it is [0.3, 0.3]" in out  # c alone: a list goes before

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Picture
-from test_readers_planes import planes, whole
+from reading import whole
+from test_readers_planes import planes
 
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box

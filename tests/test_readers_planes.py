@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image as Picture
+from reading import whole
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
@@ -11,10 +12,6 @@ from tilenet.readers import open_image
 from tilenet.readers.planes import PlanesImage
 
 RANDOM = np.random.default_rng(11)
-
-
-def whole(image):
-    return image.read(Box.of_shape(image.box_shape))
 
 
 def planes(folder, names, *, shape=(20, 30), dtype=np.uint8):

@@ -1,16 +1,15 @@
 """Zarr images behind a web server: the same pixels and masks as from a disk, and few requests."""
 
 import pickle
-import shutil
 import ssl
-import subprocess
 from itertools import product
 
 import numpy as np
 import pytest
 import zarr
-from remote_images import a_server, milliseconds, plain_zarr, same_masks, segmented, whole  # noqa: F401
-from serving import serving
+from reading import whole
+from remote_images import a_server, milliseconds, plain_zarr, same_masks, segmented  # noqa: F401
+from serving import certificate, serving
 from stub import Bright
 from test_readers_zarr import PIXELS, group
 
@@ -138,19 +137,16 @@ def test_lazy_reads_only_what_a_slice_needs(tmp_path, server):
     np.testing.assert_array_equal(part, expected[70:100, 200:210])
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl, to make a certificate")
 def test_https_is_spoken_and_a_certificate_is_checked(tmp_path, monkeypatch):
     path = plain_zarr(tmp_path)
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
-    make += ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
-    files = ["-keyout", tmp_path / "key", "-out", tmp_path / "certificate"]
-    subprocess.run([*make, *files], check=True, capture_output=True)
+    extensions = ("subjectAltName=IP:127.0.0.1", "basicConstraints=critical,CA:FALSE")
+    cert, key = certificate(tmp_path, *(word for one in extensions for word in ("-addext", one)))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    context.load_cert_chain(cert, key)
     with serving(tmp_path, context=context) as server:
         with pytest.raises(EnvironmentFault, match="the connection to the server failed"):
             open_image(f"{server.url}/image.zarr")
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
         assert server.url.startswith("https://")
         np.testing.assert_array_equal(whole(open_image(f"{server.url}/image.zarr")), whole(open_image(path)))
 

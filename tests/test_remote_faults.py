@@ -11,7 +11,8 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import random_network
-from remote_images import a_server, milliseconds, plain_zarr, same_masks, segmented, whole  # noqa: F401
+from reading import whole
+from remote_images import a_server, milliseconds, plain_zarr, same_masks, segmented  # noqa: F401
 from serving import nobody_at, serving
 from store_helpers import tree
 from test_bad_zarrs import METADATA, bomb_gzip, edit, ome_zarr

@@ -6,7 +6,8 @@ import urllib.request
 
 import numpy as np
 import pytest
-from remote_images import plain_zarr, same_masks, whole
+from reading import whole
+from remote_images import plain_zarr, same_masks
 from serving import nobody_at, serving
 from stub import Bright
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from oracles import integer_network, random_network, whole_image_logits
+from reading import whole
 
 import tilenet
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
@@ -55,10 +56,6 @@ def exact(plane, factor):
 def pixels_of(shape, dtype=np.uint8, seed=0):
     info = np.iinfo(dtype)
     return np.random.default_rng(seed).integers(info.min, info.max, shape, dtype, endpoint=True)
-
-
-def whole(image):
-    return image.read(Box.of_shape(image.box_shape))
 
 
 @pytest.mark.parametrize("factor", FACTORS, ids=str)

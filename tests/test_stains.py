@@ -1,11 +1,11 @@
 """Optical densities of stains over objects, against scikit-image; and objects told apart by a mean."""
 
-import csv
 import json
 
 import numpy as np
 import pytest
 import tifffile
+from reading import lines_of
 from scipy import ndimage as ndi
 from skimage.color import rgb2hed
 from skimage.measure import regionprops_table
@@ -43,11 +43,6 @@ def slide(tmp_path_factory):
     tifffile.imwrite(path, PIXELS, tile=(64, 64), photometric="rgb", **size)
     tilenet.segment(path, path.with_name("o.zarr"), model=Dark(), objects=True, scaling="none")
     return path
-
-
-def lines_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def truth_of(labels, pixels):

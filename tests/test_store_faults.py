@@ -1,6 +1,5 @@
 """Killed, damaged, cut short, out of room: the resumed run ends with the same bytes, or says what is wrong."""
 
-import ctypes
 import errno
 import json
 import os
@@ -14,6 +13,8 @@ from store_fixtures import assert_resumes_to
 from store_helpers import (
     INFO,
     LAYOUTS,
+    READ_ONLY,
+    REMOUNT,
     damage_of,
     journal_lines,
     make,
@@ -186,44 +187,25 @@ def test_temporary_files_of_a_killed_run_are_swept(tmp_path, right):
     assert_resumes_to(right("tiny"), path, "tiny")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Return a function that mounts an empty file system of so many bytes."""
-    libc, mounted = ctypes.CDLL(None, use_errno=True), []
-
-    def mount(size):
-        folder = tmp_path / f"disk{len(mounted)}"
-        folder.mkdir()
-        if libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, f"size={size}".encode()):
-            pytest.skip(f"a small file system cannot be mounted here: {os.strerror(ctypes.get_errno())}")
-        mounted.append(folder)
-        return folder
-
-    mount.options = lambda folder, flags, data: libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", flags, data)
-    yield mount
-    for folder in mounted:
-        libc.umount2(str(folder).encode(), 2)
-
-
 def test_a_full_disk_is_named_with_its_room_and_the_run_goes_on_when_there_is_more(small_disk, tmp_path, right):
     where = []
     for pages in (1, 4, 8, 12, 15, 18, 21, 24, 28, 32):
-        disk = small_disk(pages * 4096)
+        disk = small_disk(f"size={pages * 4096}", name=f"disk{pages}")
         with pytest.raises(EnvironmentFault, match=r"m\.zarr.*no space left.*bytes free.*run (it )?again") as caught:
             run(disk / "m.zarr", LAYOUTS["plane"])
         assert str(disk) in str(caught.value)
         assert caught.value.exit_code == 4
         where.append("/c/" in str(caught.value))
-        small_disk.options(disk, 32, b"size=64m")  # 32: remount
+        small_disk("size=64m", REMOUNT, name=disk.name)
         assert_resumes_to(right("plane"), disk / "m.zarr", "plane")
     assert any(where), "some ran out of room while writing shards"
     assert "needed" in str(caught.value)
 
 
 def test_a_read_only_disk_is_found_before_anything_is_made(small_disk):
-    disk = small_disk(1 << 20)
+    disk = small_disk("size=1m")
     make(disk / "old.zarr", LAYOUTS["tiny"])
-    small_disk.options(disk, 32 | 1, b"")  # remount, read-only
+    small_disk("", REMOUNT | READ_ONLY)
     with pytest.raises(EnvironmentFault, match="cannot be written"):
         Store.create(disk / "deep" / "m.zarr", LAYOUTS["tiny"], INFO)
     with pytest.raises(EnvironmentFault, match="cannot be written"):

@@ -1,6 +1,5 @@
 """Objects in regions that a user drew: what scikit-image and shapely find one by one, whatever the strips and tiles."""
 
-import csv
 import json
 from collections import Counter
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
+from reading import lines_of
 from scipy import ndimage as ndi
 from skimage.measure import label, regionprops
 from stub import Bright
@@ -47,11 +47,6 @@ FEATURES = [
 def write(path, features, *, collection=True):
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features} if collection else features))
     return path
-
-
-def lines_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
