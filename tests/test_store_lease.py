@@ -270,6 +270,25 @@ def test_a_lease_of_the_same_number_that_a_third_run_holds_is_not_the_sleepers(o
     third.close()
 
 
+def test_a_lease_that_another_took_after_the_look_is_left_to_it(own, monkeypatch):
+    """A second lease file, however briefly there, would make the other give up if it looked at that moment."""
+    look, link, taken, made = leases.locks, os.link, [], []
+
+    def look_too_early(folder):
+        found = look(folder)
+        monkeypatch.setattr(leases, "locks", look)
+        taken.append(Lease.take(own, own.parent))
+        return found
+
+    monkeypatch.setattr(leases, "locks", look_too_early)
+    monkeypatch.setattr(os, "link", lambda source, target: made.append(Path(target).name) or link(source, target))
+    with pytest.raises(OutputLocked, match=f"is being written by process {os.getpid()} on"):
+        Lease.take(own, own.parent)
+    assert set(made) == {"lock.1"} and [lock.name for lock in own.glob("lock*")] == ["lock.1"]
+    taken[0].check(own.parent)
+    taken[0].release()
+
+
 def test_a_lease_cannot_be_taken_past_one_that_appeared_meanwhile(own, monkeypatch):
     real = os.link
 

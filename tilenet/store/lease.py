@@ -90,8 +90,10 @@ class Lease:
         for _ in range(TRIES):
             try:
                 write_holder(note, mine)
-                refuse_live(_rivals(folder, kind), note.stat().st_mtime, name)
-                last = max((lock.number for lock in locks(folder) if lock.kind == kind), default=0)
+                # Looked at once: a number after that of another's new lease would make that one give up, too.
+                held = locks(folder)
+                refuse_live([lock for lock in held if lock.excludes(kind)], note.stat().st_mtime, name)
+                last = max((lock.number for lock in held if lock.kind == kind), default=0)
                 lease = cls(folder, kind, 1 + last, mine)
                 put_under_new_name("lock", note, lease.path)
             except (FileExistsError, FileNotFoundError):
@@ -102,7 +104,7 @@ class Lease:
         raise OutputLocked(f"{name}: too many runs at once want to write it. Start one of them again")
 
     def _settled(self, name: Path) -> Lease:
-        others = [lock for lock in _rivals(self.folder, self.kind) if lock.path != self.path]
+        others = [lock for lock in locks(self.folder) if lock.excludes(self.kind) and lock.path != self.path]
         try:
             refuse_live(others, self.path.stat().st_mtime, name)
             for lock in others:
@@ -201,10 +203,6 @@ def refuse_live(held: list[Lock], now: float, name: Path) -> None:
         more = [f"{len(alive) - NAMED} more"] if len(alive) > NAMED else []
         that = "that run, or end it" if len(alive) == 1 else "them, or end them"
         raise OutputLocked(f"{name}: is being written by {', '.join(who + more)}. Wait for {that} and use --resume")
-
-
-def _rivals(folder: Path, kind: str) -> list[Lock]:
-    return [lock for lock in locks(folder) if lock.excludes(kind)]
 
 
 def _taker(held: list[Lock]) -> str:
