@@ -15,6 +15,7 @@ import tilenet
 from tilenet import numbering
 from tilenet.errors import SettingsError
 from tilenet.export.intensities import STAINS
+from tilenet.export.measures import read_table
 from tilenet.options import Options
 from tilenet.wanted import Wanted
 
@@ -125,15 +126,78 @@ def test_a_channel_tells_objects_apart_too_and_stains_need_8_bit_colour(tmp_path
     assert 0 < found.positive["class 1"] < found.counts["class 1"]
     for option, said in (
         (("--stains",), "i.ome.tif: stains are told apart in red, green and blue of 8 bits, which it has not"),
-        (("--positive", "dab>0.2"), "stains are told apart in red, green and blue"),
-        (
-            ("--positive", "GFP>3"),
-            "i.ome.tif: has no channel GFP. It has DAPI, Ki-67; stains of a colour",
-        ),
+        (("--positive", "dab>0.2"), "has no channel 'dab' (DAPI, Ki-67)"),
+        (("--positive", "GFP>3"), "or another name; pictures in 8-bit colour have the stains haematoxylin, eosin, dab"),
+        (("--positive", "2>400"), "i.ome.tif: has channels 0 to 1, not 2. Choose another"),
+        (("--positive", "dab>nan"), "give a stain or channel, and a number"),
         (("--positive", "dab<3"), "positive 'dab<3': give a stain or channel, and a number, in quotes, as 'dab>0.2'"),
     ):
         code, _, err = tilenet_command("export", mask, "--csv", tmp_path / "x.csv", *option)
         assert code == 2 and said in err and len(err.splitlines()) == 1 and not (tmp_path / "x.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("rule", "same"),
+    [
+        ("DAB>.2", "dab>0.2"),
+        ("Hematoxylin > 2E-1", "haematoxylin>0.2"),
+        ("HAEMATOXYLIN>0.2", "haematoxylin>0.2"),
+        ("RED>100", "red>100"),
+        ("1>1e2", "green>100"),
+    ],
+)
+def test_a_rule_may_be_spelled_as_in_qupath_or_name_a_channel_by_its_number(slide, tmp_path, rule, same):
+    mask, tables = slide.with_name("o.zarr"), []
+    for said in (rule, same):
+        found = tilenet.write_table(mask, tmp_path / "o.csv", positive=said, overwrite=True)
+        tables.append((found.positive, lines_of(tmp_path / "o.csv")))
+    assert tables[0] == tables[1] and 0 < found.positive["class 1"] < found.counts["class 1"]
+
+
+def test_a_rule_measures_what_it_names_beside_what_else_was_asked_for(slide, tmp_path):
+    mask, tables = slide.with_name("o.zarr"), []
+    for more in ({}, {"intensities": True}, {"stains": True}):
+        for rule in ("dab>0.2", "green>100"):
+            tilenet.write_table(mask, tmp_path / "o.csv", positive=rule, overwrite=True, **more)
+            tables.append(lines_of(tmp_path / "o.csv"))
+    for dab, green in zip(tables[::2], tables[1::2], strict=True):
+        assert [line["positive"] for line in dab] == [str(int(float(line["mean_dab"]) > 0.2)) for line in dab]
+        assert [line["positive"] for line in green] == [str(int(float(line["mean_green"]) > 100)) for line in green]
+    assert [set(STAINS) <= {name.removeprefix("mean_") for name in lines[0]} for lines in tables] == [
+        *(True, False),
+        *(True, False),
+        *(True, True),
+    ]
+
+
+def test_a_channel_may_have_the_name_of_a_stain(tmp_path):
+    pixels = np.stack([np.where(NUCLEI, 1000, 0), np.where(BROWN, 700, 100)]).astype(np.uint16)
+    about = {"axes": "CYX", "Channel": {"Name": ["Hematoxylin", "DAB"]}}
+    tifffile.imwrite(tmp_path / "i.ome.tif", pixels, metadata=about, photometric="minisblack")
+    tilenet.segment(tmp_path / "i.ome.tif", tmp_path / "o.zarr", model=Bright(), channels=0, objects=True)
+    found = tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", positive="dab>400")
+    assert [line["positive"] for line in lines_of(found.path)] == [
+        str(int(float(line["mean_DAB"]) > 400)) for line in lines_of(found.path)
+    ]
+    assert 0 < found.positive["class 1"] < found.counts["class 1"]
+
+
+def test_where_nothing_is_positive_the_count_is_0(slide, tmp_path, tilenet_command):
+    empty = [[500, 500], [510, 500], [510, 510], [500, 500]]
+    corner = [[0, 0], [0.5, 0], [0.5, 0.5], [0, 0]]
+    features = [
+        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"name": name}}
+        for ring, name in ((empty, "outside"), (corner, "corner"))
+    ]
+    (tmp_path / "r.geojson").write_text(json.dumps(features))
+    options = ("--csv", tmp_path / "o.csv", "--positive", "dab>9", "--within", tmp_path / "r.geojson", "--json")
+    code, out, err = tilenet_command("export", slide.with_name("o.zarr"), *options)
+    table = json.loads(out)["csv"]
+    assert (code, table["positive"]) == (0, {"class 1": 0}), err
+    assert [(r["counts"], r["positive"]) for r in table["regions"]] == [({"class 1": 0}, {"class 1": 0})] * 2
+    found = tilenet.write_table(slide.with_name("o.zarr"), tmp_path / "o.csv", positive="dab>0.2", overwrite=True)
+    assert read_table(slide.with_name("o.zarr"), tmp_path / "o.csv") == found
+    assert tilenet.write_table(slide.with_name("o.zarr"), tmp_path / "n.csv").positive == {}
 
 
 def test_what_cannot_be_told_apart_is_refused_before_work(slide, tmp_path, tilenet_command):

@@ -41,6 +41,8 @@ def test_a_box_meets_tissue_if_a_cell_does_that_it_touches(data):
         and x[1] * sides[1] > j * covers[1]
     ]
     assert found.meets(Box((y[0], x[0]), (y[1], x[1]))) == any(touched)
+    whole = [[found.holds(row, column) for column in range(covers[1])] for row in range(covers[0])]
+    assert np.array_equal(found.at(np.arange(covers[0]), np.arange(covers[1])), whole)
     again = TissueMap.from_json(json.loads(json.dumps(found.to_json())))
     assert np.array_equal(again.cells, cells) and again.sha256 == found.sha256
 

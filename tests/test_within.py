@@ -14,9 +14,9 @@ from stub import Bright
 
 import tilenet
 from tilenet.errors import SettingsError
-from tilenet.export import shapes
+from tilenet.export import shapes, within
 from tilenet.export.measures import read_table, write_table
-from tilenet.export.within import read_regions
+from tilenet.export.within import Within, read_regions
 
 BLOBS = ndi.gaussian_filter(np.random.default_rng(5).normal(size=(260, 340)), 3)
 PIXELS = np.where(BLOBS > np.quantile(BLOBS, 0.75), 255, 0).astype(np.uint8)
@@ -168,6 +168,25 @@ def test_a_region_is_called_by_its_name_or_its_class_or_its_place_and_no_two_ali
     assert found == ["A 2", "A 3", "region 3", "A 1", "Tumor: Positive", "Stroma", "region 7"]
 
 
+def test_annotations_of_older_versions_of_qupath_are_regions(tmp_path):
+    kinds = ({"object_type": "annotation"}, {"type": "annotation"}, {"objectType": "annotation", "type": "cell"})
+    features = [OLD | {"id": "PathAnnotationObject"}, *(OLD | {"properties": kind} for kind in kinds)]
+    assert len(read_regions(write(tmp_path / "r.geojson", features))) == 4
+
+
+def test_a_point_lies_in_the_regions_that_shapely_finds_one_by_one(tmp_path):
+    random = np.random.default_rng(7)
+    drawn = [feature([(STAR * scale + move).tolist()]) for scale in (0.5, 1, 8) for move in random.integers(0, 999, 9)]
+    drawn.append(feature([square(0, within.BAND, 300)]))
+    regions = read_regions(write(tmp_path / "r.geojson", drawn))
+    found = Within(regions)
+    points = [*random.uniform(-100, 3000, (500, 2)).tolist(), [40, within.BAND], [40, within.BAND + 300], [-0.5, 3]]
+    for x, y in points:
+        point = shapely.Point(x, y)
+        assert found.at(x, y) == [k for k, region in enumerate(regions) if region.area.intersects(point)]
+    assert len(regions) - 1 in found.at(40, within.BAND)
+
+
 def test_an_outline_that_crosses_itself_is_mended_with_a_word(mask, tmp_path, caplog):
     bow = feature([[[20, 20], [220, 220], [220, 20], [20, 220], [20, 20]]], name="bow")
     with caplog.at_level("WARNING", "tilenet"):
@@ -179,6 +198,8 @@ def test_an_outline_that_crosses_itself_is_mended_with_a_word(mask, tmp_path, ca
     assert found.regions[0].mm2 == pytest.approx(sum(mm2 for _, mm2 in truth))
 
 
+# As QuPath wrote features before it had `objectType`.
+OLD = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [square(0, 0, 9)]}, "properties": {}}
 OPEN = feature([square(0, 0, 9)[:-1]], name="A")
 BAD = [
     ("", r"is not a GeoJSON that can be read \(Expecting value.*\. In QuPath, select the annotations"),
@@ -201,7 +222,13 @@ BAD = [
     ([feature(square(0, 0, 9))], "points that are not pairs of numbers"),
     ([feature([[[0, 0], [9, 9], [4, 4], [0, 0]]])], "has no area"),
     ([feature([square(0, 0, 9)], objectType="detection")], "is a detection, not a region. In QuPath, select the annot"),
+    ([feature([square(0, 0, 9)], objectType="cell")], "is a cell, not a region"),
+    ([OLD | {"id": "PathCellObject"}], "feature 1 is a PathCellObject, not a region"),
+    ([OLD | {"id": "PathDetectionObject"}], "is a PathDetectionObject, not a region"),
+    ([OLD | {"properties": {"object_type": "cell"}}], "is a cell, not a region"),
+    ([OLD | {"properties": {"type": "detection"}}], "is a detection, not a region"),
     ([feature([square(0, 0, 9)], childObjects=[OPEN])], "has other objects inside"),
+    ([feature([square(0, 0, 9)], children=[OPEN])], "has other objects inside"),
     (
         [feature([square(900, 900, 9)])],
         "all of its regions lie outside of what was segmented, x 0 to 340 and y 0 to 260",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import hed_from_rgb
 
-from tilenet.errors import SettingsError
+from tilenet.errors import ImageError, SettingsError
 from tilenet.provenance import open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image, closing
 from tilenet.readers.resampled import at_resolution
 from tilenet.store import AnyMask
 
 STAINS = ("haematoxylin", "eosin", "dab")
+NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 # Optical density of each value of 8 bits. As in QuPath, 0 counts as 1: its logarithm is not finite.
 DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)
 # Densities are rounded to these parts: finer than any camera tells, and sums up to 2^53 of them are exact.
@@ -72,8 +74,8 @@ class Intensities:
     stains : bool
         Those of the optical densities of `STAINS`.
     positive : str, optional
-        Which mean makes an object positive, such as ``"dab>0.2"``: above a number, that of a stain or a channel, which
-        is then measured too.
+        Which mean makes an object positive, such as ``"dab>0.2"``: above a number, that of a stain of a colour picture,
+        or of a channel by name or number. It is then measured too. Names may be in any case of letters.
 
     Raises
     ------
@@ -83,11 +85,10 @@ class Intensities:
 
     def __init__(self, *, channels: bool = False, stains: bool = False, positive: str | None = None) -> None:
         self._positive, self._above = _parse(positive) if positive is not None else ("", 0.0)
-        self._stains = stains or self._positive in STAINS
-        self._channels = channels or bool(self._positive and self._positive not in STAINS)
+        self._stains, self._channels = stains, channels
 
     def __bool__(self) -> bool:
-        return self._channels or self._stains
+        return self._channels or self._stains or bool(self._positive)
 
     def check(self, mask: AnyMask, image: str | Path | None) -> None:
         """Raise if the means cannot be measured; reads no pixels.
@@ -114,31 +115,43 @@ class Intensities:
                     f"{opened.name}: stains are told apart in red, green and blue of 8 bits, which it has not. Measure "
                     f"its channels (--intensities)"
                 )
-            names = [name.removeprefix("mean_") for name in self._names(opened)]
-        if self._positive and self._positive not in names:
-            raise SettingsError(
-                f"{opened.name}: has no channel {self._positive}. It has {', '.join(names)}; stains of a colour "
-                f"picture are {', '.join(STAINS)}"
-            )
+            if self._positive:
+                self._column(opened)
 
     def measure(self, mask: AnyMask, image: str | Path | None) -> Measurements:
         """Measure an image that `check` has accepted, block by block, at the resolution of the mask."""
         source = _source(mask, image)
         with closing(open_as_segmented(source, mask), source) as opened:
             seen = at_resolution(opened, resolution_of(mask))
-            names, means = self._names(seen), _means(mask, seen, self._values)
-        if self._stains:
-            means[:, -len(STAINS) :] /= PARTS
-        positive = means[:, names.index(f"mean_{self._positive}")] > self._above if self._positive else None
+            channels, stains = self._measured(seen)
+            means = _means(mask, seen, partial(_values, channels=channels, stains=stains))
+            names = [*(_columns(seen) if channels else []), *(f"mean_{s}" for s in STAINS if stains)]
+            if stains:
+                means[:, -len(STAINS) :] /= PARTS
+            positive = means[:, self._column(seen)] > self._above if self._positive else None
         return Measurements(names, means, positive)
 
-    def _names(self, image: Image) -> list[str]:
-        return [*(_columns(image) if self._channels else []), *(f"mean_{s}" for s in STAINS if self._stains)]
+    def _stain(self, image: Image) -> int | None:
+        """Return which of the stains decides what is positive; None if it is a channel."""
+        name = self._positive.casefold().replace("hema", "haema")
+        return STAINS.index(name) if image.is_color and name in STAINS else None
 
-    def _values(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Return what is averaged (C', n) of pixels (C, n)."""
-        channels = [pixels] if self._channels else []
-        return np.concatenate([*channels, *([_densities(pixels)] if self._stains else [])])
+    def _measured(self, image: Image) -> tuple[bool, bool]:
+        """Return whether the channels are measured, and whether the stains."""
+        stain = self._stain(image) is not None
+        return self._channels or bool(self._positive and not stain), self._stains or stain
+
+    def _column(self, image: Image) -> int:
+        """Return the column of the means that decides what is positive."""
+        if (stain := self._stain(image)) is not None:
+            return stain + image.n_channels * self._measured(image)[0]
+        try:
+            (number,) = image.channel_numbers(int(self._positive) if self._positive.isdecimal() else self._positive)
+        except ImageError as error:
+            raise SettingsError(f"{error}; pictures in 8-bit colour have the stains {', '.join(STAINS)}") from error
+        if number >= image.n_channels:
+            raise SettingsError(f"{image.name}: has channels 0 to {image.n_channels - 1}, not {number}. Choose another")
+        return number
 
 
 def _parse(positive: str) -> tuple[str, float]:
@@ -147,10 +160,15 @@ def _parse(positive: str) -> tuple[str, float]:
     >>> _parse("dab > 0.2")
     ('dab', 0.2)
     """
-    said = re.fullmatch(r"\s*(\S.*?)\s*>\s*(\d+(?:\.\d*)?)\s*", positive)
+    said = re.fullmatch(rf"\s*(\S.*?)\s*>\s*({NUMBER})\s*", positive, re.IGNORECASE)
     if not said:
         raise SettingsError(f"positive {positive!r}: give a stain or channel, and a number, in quotes, as 'dab>0.2'")
     return said[1], float(said[2])
+
+
+def _values(pixels: NDArray[Any], *, channels: bool, stains: bool) -> NDArray[Any]:
+    """Return what is averaged (C', n) of pixels (C, n)."""
+    return np.concatenate([*([pixels] if channels else []), *([_densities(pixels)] if stains else [])])
 
 
 def _densities(pixels: NDArray[Any]) -> NDArray[np.float64]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tilenet.export.placement import Grid
 from tilenet.export.within import InRegion, Within
 from tilenet.store.tissue_map import TissueMap
@@ -78,6 +76,13 @@ class Measured:
             return {}
         return {name: count / (self.mask_px * self.voxel_um3) * 1e9 for name, count in self.counts.items()}
 
+    def count_positive(self) -> None:
+        """Begin to count what is positive: 0 of each class, in each region too."""
+        none = dict.fromkeys(self.counts, 0)
+        self.positive = Counter(none)
+        for region in self.regions:
+            region.positive = Counter(none)
+
     def _per_mm2(self, counts: Counter[str], share: float) -> dict[str, float]:
         if self.pixel_um2 is None or self.volumes:
             return {}
@@ -100,7 +105,9 @@ class Tally:
     """
 
     def __init__(self, found: Measured, tissue: TissueMap | None, grid: Grid, within: Within | None = None) -> None:
-        self._found, self._tissue, self._grid, self._within = found, tissue, grid, within
+        self._found, self._tissue, self._within = found, tissue, within
+        # As floats, once: a table may have a million lines.
+        self._step = tuple(map(float, grid.step))
 
     def add(self, line: Mapping[str, Any]) -> list[str]:
         """Count a line, given its values by column, as numbers or as text; return the names of its regions."""
@@ -119,6 +126,5 @@ class Tally:
     def _has_tissue(self, x: float, y: float) -> bool:
         if self._tissue is None:
             return False
-        along = zip((y, x), self._grid.step, self._tissue.covers, strict=True)
-        row, column = (np.array([min(int(at / float(step)), n - 1)]) for at, step, n in along)
-        return bool(self._tissue.at(row, column)[0, 0])
+        along = zip((y, x), self._step, self._tissue.covers, strict=True)
+        return self._tissue.holds(*(min(int(at / step), n - 1) for at, step, n in along))

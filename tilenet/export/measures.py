@@ -110,7 +110,7 @@ def write_table(
         ``mean_eosin``, ``mean_dab``. Only for images in 8-bit red, green and blue.
     positive : str, optional
         A rule such as ``"dab>0.2"``: add a column ``positive``, 1 for objects whose mean of this stain or channel is
-        larger, else 0. The means are added too.
+        larger, else 0. The means are added too. A channel may be given by its number, names in any case of letters.
     within : path, optional
         A GeoJSON file of regions of the image, such as annotations that QuPath exported, in pixels at full resolution.
         Adds a column ``region``, which names the regions that hold the centroid, and counts them in `regions` of the
@@ -146,6 +146,8 @@ def write_table(
         if bright:
             bright.check(opened, image)
         tally = _tally(found, opened, grid, drawn)
+        if positive:
+            found.count_positive()
         opened.refuse_damage()
         measured = bright.measure(opened, image) if bright else None
         shapes = drop_small(shapes_of(opened, progress), least, found)
@@ -178,7 +180,10 @@ def read_table(
         grid = find_grid(opened, image) if opened.tissue or drawn else Grid((0, 0))
         tally = _tally(found, opened, grid, drawn)
     with found.path.open(newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
+        lines = csv.DictReader(file)
+        if "positive" in (lines.fieldnames or ()):
+            found.count_positive()
+        for line in lines:
             if int(line["volume_px" if found.volumes else "area_px"]) < least:
                 found.left_out += 1
             else:

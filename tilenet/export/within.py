@@ -24,8 +24,10 @@ from tilenet.errors import SettingsError, first_line
 
 # In a table, between the names of the regions of one shape.
 BETWEEN = "; "
+# Rows of the image that are looked up together.
+BAND = 512
 # What a region must not be: QuPath exports its annotations and its cells by the same command.
-FOUND = ("cell", "detection")
+FOUND = ("cell", "detection", "PathCellObject", "PathDetectionObject")
 LOG = logging.getLogger("tilenet")
 
 
@@ -75,15 +77,26 @@ class Within:
     """
 
     def __init__(self, drawn: Sequence[Drawn]) -> None:
-        self._areas = np.array([region.area for region in drawn], object)
+        self._areas = [region.area for region in drawn]
         shapely.prepare(self._areas)
-        self._tree = shapely.STRtree(self._areas)
+        self._bands: dict[int, list[tuple[int, tuple[float, ...]]]] = {}
 
     def at(self, x: float, y: float) -> list[int]:
         """Return the numbers, in order, of the regions that a point in pixels of the image lies in."""
-        near = np.sort(self._tree.query(shapely.points(x, y)))
-        found: list[int] = near[shapely.intersects_xy(self._areas[near], x, y)].tolist()
-        return found
+        # Comparisons of numbers, because a query of an index costs as much as a hundred of them.
+        return [
+            number
+            for number, (left, top, right, bottom) in self._near(int(y // BAND))
+            if left <= x <= right and top <= y <= bottom and shapely.intersects_xy(self._areas[number], x, y)
+        ]
+
+    def _near(self, band: int) -> list[tuple[int, tuple[float, ...]]]:
+        """Return the numbers of the regions that reach into a band of rows, and their bounds."""
+        if band not in self._bands:
+            bounds = enumerate(area.bounds for area in self._areas)
+            first, last = band * BAND, (band + 1) * BAND
+            self._bands[band] = [(number, box) for number, box in bounds if box[1] <= last and box[3] >= first]
+        return self._bands[band]
 
 
 def covered(drawn: Sequence[Drawn], frame: tuple[float, float, float, float]) -> list[float]:
@@ -168,9 +181,11 @@ def _name(feature: dict[str, Any]) -> str:
 
 def _refuse_found(feature: dict[str, Any], where: str) -> None:
     said = _properties(feature)
-    if (kind := said.get("objectType")) in FOUND:
+    # As QuPath reads them (QuPathTypeAdapters in its source): its version 0.2 wrote what an object is as its id.
+    kind = next((said[key] for key in ("objectType", "object_type", "type") if key in said), feature.get("id"))
+    if kind in FOUND:
         raise SettingsError(f"{where} is a {kind}, not a region. In QuPath, select the annotations, and export those")
-    if said.get("childObjects"):
+    if said.get("childObjects") or said.get("children"):
         raise SettingsError(f"{where} has other objects inside. Export the annotations one beside the other")
 
 

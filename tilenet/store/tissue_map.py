@@ -78,6 +78,11 @@ class TissueMap:
         found: NDArray[np.bool_] = self.cells[np.ix_(*(pixel * cells // n for pixel, cells, n in along))]
         return found
 
+    def holds(self, y: int, x: int) -> bool:
+        """Return whether there is tissue at one image pixel."""
+        (rows, columns), (height, width) = self.cells.shape, self.covers
+        return bool(self.cells[y * rows // height, x * columns // width])
+
     def computed(self, divided: HasBlocks) -> NDArray[np.bool_]:
         """Return for each block along y and x, in order, whether it has tissue: (rows, columns)."""
         origin, shape = (divided.origin or (0,) * len(divided.shape))[-2:], divided.shape[-2:]
