@@ -51,8 +51,6 @@ def strangers(folder):
     yield folder / "theirs.png"
     tilenet.write_tiff(folder / "mask.zarr", folder / "mask.ome.tif").close()
     yield folder / "mask.ome.tif"
-    (folder / "link.png").symlink_to(folder / "other.png")
-    yield folder / "link.png"
     (folder / "folder.png").mkdir()
     yield folder / "folder.png"
 
@@ -61,6 +59,22 @@ def test_a_picture_of_somebody_else_is_not_replaced(folder, tilenet_command):
     for out in strangers(folder):
         command = ("overlay", folder / "image.png", folder / "mask.zarr", "--out", out, "--overwrite")
         assert "is not a picture that tilenet wrote" in refused(folder, tilenet_command, *command)
+
+
+def test_a_link_is_not_replaced_and_what_it_links_to_is_named(folder, tilenet_command):
+    image, mask = folder / "image.png", folder / "mask.zarr"
+    for name in ("o.png", "gone.png", "o.ome.tif"):
+        (folder / f"link-{name}").symlink_to(folder / name)
+    assert tilenet_command("overlay", image, mask, "--out", folder / "o.png")[0] == 0
+    tilenet.write_tiff(mask, folder / "o.ome.tif").close()
+    for name, command in (
+        ("o.png", ("overlay", image, mask, "--overwrite", "--out")),
+        ("gone.png", ("overlay", image, mask, "--out")),
+        ("o.ome.tif", ("export", mask, "--overwrite", "--tiff")),
+        ("o.ome.tif", ("segment", image, "--resume", "--out")),
+    ):
+        said = refused(folder, tilenet_command, *command, folder / f"link-{name}")
+        assert f"is a symbolic link, which is not replaced. Give {(folder / name).resolve()} instead" in said
 
 
 def test_neither_the_image_nor_what_is_in_the_mask_becomes_a_picture(folder, tilenet_command):

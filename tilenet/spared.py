@@ -37,9 +37,11 @@ def check_file_place(
     check_local(out)
     refuse_inside(out, image=image, mask=mask)
     refuse_inside_mask(out)
-    if not (out.exists() or out.is_symlink()):
+    if out.is_symlink():
+        raise OutputExists(f"{out}: is a symbolic link, which is not replaced. Give {out.resolve()} instead")
+    if not out.exists():
         return
-    if out.is_symlink() or not out.is_file() or not is_ours(out):
+    if not out.is_file() or not is_ours(out):
         raise OutputExists(f"{out}: exists, and is not {kind} that tilenet wrote, so it stays. Choose another path")
     if not replace:
         raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
