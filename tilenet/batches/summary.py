@@ -18,7 +18,7 @@ from tilenet.store import Share
 from tilenet.store.place import put_whole
 
 # Names of a batch's own tables, which the table of an image cannot have.
-OWN = re.compile(r"(summary|counts)(-\d+-of-\d+)?")
+OWN_TABLES = re.compile(r"(summary|counts)(-\d+-of-\d+)?")
 COUNTS = (
     *("slide", "region", "class", "kind", "count", "left_out"),
     *("covered_px", "covered_share", "covered_um2", "covered_um3"),
@@ -97,7 +97,7 @@ def is_own(name: str) -> bool:
     >>> is_own("Counts"), is_own("counts-3-of-8"), is_own("counts-3")
     (True, True, False)
     """
-    return OWN.fullmatch(name.casefold()) is not None
+    return OWN_TABLES.fullmatch(name.casefold()) is not None
 
 
 def write_summary(folder: Path, results: Sequence[Result], share: Share | None = None) -> None:

@@ -108,13 +108,13 @@ def put_bytes(
         os.close(handle)
 
 
-def put_under_new_name(name: str, note: Path, path: Path) -> None:
-    """Give a note a name that no file has yet, or raise `FileExistsError`; `name` is that of the `step`.
+def put_under_new_name(step_name: str, note: Path, path: Path) -> None:
+    """Give a note a name that no file has yet, or raise `FileExistsError`.
 
     A hard link appears with its content. On file systems that have none, such as exFAT, a file is empty for a moment.
     """
     try:
-        step(name, os.link, note, path)
+        step(step_name, os.link, note, path)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
