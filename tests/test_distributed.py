@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from workers import BLOCKS, TILES, Cluster, a_slide, an_image, listening, notes_
 import tilenet
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
 from tilenet.store import CoarserBlock, Store
+from tilenet.store.blocks import Blocks
 from tilenet.workers import clusters, flights, worker
 from tilenet.workers.distributed import check_sendable, map_in_order, work_off
 from tilenet.workers.worker import FlightResult
@@ -116,6 +118,30 @@ def test_without_workers_or_a_scheduler_coarser_levels_are_made_here(tmp_path):
         store.build_pyramid(make_shards=partial(map_in_order, Nobody(lost=lost), CoarserBlock.shard))
         store.finish()
         assert tree_hash(tmp_path / f"{lost}.zarr") == tree_hash(tmp_path / "alone.zarr")
+
+
+def test_workers_are_asked_for_no_more_when_what_they_made_cannot_be_written(tmp_path, monkeypatch):
+    asked, layout = WeakSet(), LAYOUTS["odd blocks"]
+
+    class Answer:
+        """A future, which Dask cancels when nobody has it any more."""
+
+        def __init__(self, block):
+            self.result = lambda timeout: block.shard()
+            asked.add(self)
+
+    workers = SimpleNamespace(nthreads=lambda: {"a": 1}, submit=lambda function, block, **_: Answer(block))
+    store = Store.create(tmp_path / "m.zarr", layout, INFO)
+    write_all_blocks(store, truth_of(layout))
+
+    def full(*_):
+        assert len(asked) > 1
+        raise EnvironmentFault("no space left on device")
+
+    monkeypatch.setattr(Blocks, "put_all", full)
+    with pytest.raises(EnvironmentFault) as caught:
+        store.build_pyramid(make_shards=partial(map_in_order, workers, CoarserBlock.shard))
+    assert caught.value.__traceback__ and not asked
 
 
 def test_workers_write_the_bytes_that_one_process_writes(client, image, network, tmp_path):

@@ -28,6 +28,9 @@ Timed = tuple[T, float]
 def begun_ahead(begin: Callable[[S], T], items: Iterable[S], most: int) -> Iterator[T]:
     """Yield what `begin` returns for each item, in order; the first `most` are begun before the first is yielded.
 
+    If the caller stops early, what was begun is dropped. Dask then cancels its futures; a pool goes on with those that
+    it was given, unless it is shut down with `cancel_futures`.
+
     >>> [*begun_ahead(str, range(4), 2)]
     ['0', '1', '2', '3']
     """

@@ -83,16 +83,16 @@ def reduced(image: Image, cells: tuple[int, int], reduce: Reduce) -> NDArray[Any
     def begin(window: Window) -> tuple[Window, Future[NDArray[Any]]]:
         return window, pool.submit(read, window)
 
-    with ThreadPoolExecutor(READERS, "cells") as pool:
-        try:
-            for window, reading in begun_ahead(begin, _windows(image, cells), 2 * READERS):
-                values = reading.result()
-                if out is None:
-                    out = np.full((len(values), *cells), 0 if values.dtype.kind == "u" else -np.inf, values.dtype)
-                place = (slice(None), *window.cells)
-                out[place] = np.maximum(out[place], values)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(READERS, "cells")
+    try:
+        for window, reading in begun_ahead(begin, _windows(image, cells), 2 * READERS):
+            values = reading.result()
+            if out is None:
+                out = np.full((len(values), *cells), 0 if values.dtype.kind == "u" else -np.inf, values.dtype)
+            place = (slice(None), *window.cells)
+            out[place] = np.maximum(out[place], values)
+    finally:
+        pool.shutdown(cancel_futures=True)
     assert out is not None
     return out
 

@@ -156,11 +156,12 @@ class Store(OpenedStore):
         if not self.complete:
             self._lead()
         self._refuse_pending(0)
+        make_shards = make_shards or shards_one_by_one
         work = [(level, list(self.pending(level))) for level in range(1, len(self.layout.levels))]
         done, total = 0, sum(len(indices) for _, indices in work)
         for level, indices in work:  # in order: each level is made from the one before
-            shards = self._shards(level, indices, make_shards or shards_one_by_one)
-            for index, shard in zip(indices, shards, strict=True):
+            # In no variable: if writing fails, the iterator is closed at once, and workers are asked for no more.
+            for index, shard in zip(indices, self._shards(level, indices, make_shards), strict=True):
                 self._blocks.put_all(level, index, [shard])
                 done += 1
                 if progress:
