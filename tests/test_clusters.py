@@ -87,7 +87,17 @@ def test_a_job_is_one_process_with_all_its_cores_unless_said_otherwise(tmp_path)
 
 @pytest.mark.parametrize("device", [None, "auto"])
 @pytest.mark.parametrize(
-    "asked", ["queue: gpu", 'job_extra_directives: ["--gres=gpu:1"]', "resource_spec: 'select=1:ngpus=1'"]
+    "asked",
+    [
+        "queue: gpu",
+        "queue: short-GPU",
+        'job_extra_directives: ["--gres=gpu:1"]',
+        'job_extra_directives: ["--exclude=gpu03", "--gpus-per-node=2"]',
+        'job_extra_directives: ["-p gpu"]',
+        'job_extra_directives: ["-gpu num=1"]',
+        "resource_spec: 'select=1:ngpus=1'",
+        "resource_spec: gpu=1",
+    ],
 )
 def test_jobs_with_gpus_are_not_started_by_a_process_without_one_which_would_leave_them_idle(
     monkeypatch, tmp_path, asked, device
@@ -102,7 +112,17 @@ def test_jobs_with_gpus_are_not_started_by_a_process_without_one_which_would_lea
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "gpus"), [("cpu", None, []), ("gpu", "cpu", []), ("gpu", "cuda", []), ("gpu", "auto", ["0"])]
+    ("asked", "device", "gpus"),
+    [
+        ("queue: cpu", None, []),
+        ("queue: gpu", "cpu", []),
+        ("queue: gpu", "cuda", []),
+        ("queue: gpu", "auto", ["0"]),
+        ("queue: ", None, []),
+        ("python: /envs/gpu/bin/python, log_directory: /scratch/gpu-group, account: gpulab", None, []),
+        ('job_script_prologue: ["module load gpu-tools"]', None, []),
+        ('job_extra_directives: ["--exclude=gpu[01-04]", "-A gpulab", "-o /scratch/gpu/%j.out"]', None, []),
+    ],
 )
 def test_jobs_are_started_if_they_lack_gpus_or_the_run_uses_them_or_a_device_was_given(
     monkeypatch, tmp_path, tilenet_command, asked, device, gpus
@@ -110,7 +130,7 @@ def test_jobs_are_started_if_they_lack_gpus_or_the_run_uses_them_or_a_device_was
     def started(*_):
         raise SettingsError("the cluster is started")
 
-    (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("4GB}", f"4GB, queue: {asked}}}"))
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("4GB}", f"4GB, {asked}}}"))
     monkeypatch.setattr(machine, "visible_gpus", lambda device: gpus)
     monkeypatch.setattr(clusters, "_jobqueue", started)
     options = ["--cluster", tmp_path / "cluster.yaml", *(["--device", device] if device else [])]

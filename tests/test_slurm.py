@@ -110,9 +110,9 @@ def test_an_array_of_shares_one_of_them_cancelled_and_the_job_that_collects_have
         write_image(tmp_path / "slides" / f"{name}.tif", seed=i, sides=(2048, 2048))
     (tmp_path / "tilenet").write_text(f'#!/bin/sh\nexec {sys.executable} -m tilenet "$@"\n')
     (tmp_path / "tilenet").chmod(0o755)
-    environ = slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    for attempt in (1, 2):
-        array = submit(environ, tmp_path, "--array=1-2")
+    environ = slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SHARES": "2"}
+    for attempt, jobs_wanted in ((1, "1-2"), (2, "1")):
+        array = submit(environ, tmp_path, f"--array={jobs_wanted}")
         collects = submit(environ, tmp_path, f"--dependency=afterok:{array}", "--kill-on-invalid-dep=yes")
         if attempt == 1:
             wait_until(lambda: lines_written(tmp_path / "masks") >= 5, seconds=120)

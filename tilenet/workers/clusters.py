@@ -7,6 +7,7 @@ otherwise: anyone who can reach a scheduler can run code as its user.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
@@ -33,6 +34,9 @@ CONFIG = {"distributed.scheduler.worker-saturation": 1.0, "distributed.comm.time
 # which takes seconds, and longer on a busy machine. A lost job never returns.
 LOST = "distributed.deploy.lost-worker-timeout"
 LOST_PROCESS, LOST_JOB = "60s", "5s"
+# The arguments in which jobs ask for GPUs, and directives there that may name GPUs for another reason, such as a path.
+ASKING = ("queue", "resource_spec", "job_extra_directives", "job_extra")
+NAMING = re.compile(r"\s*--?(x|exclude|A|account|P|J|N|job-name|o|output|e|error|D|chdir|comment)\b")
 # Milliseconds between two checks for processes to replace.
 LOOK = 2000
 
@@ -166,11 +170,17 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
 
 def _refuse_idle_gpus(path: str | Path, arguments: Mapping[str, Any], device: str | None) -> None:
     """Raise if jobs ask for GPUs, and this process would settle on another device, which all workers then use."""
-    if device in (None, "auto") and "gpu" in str(arguments).lower() and not machine.visible_gpus(device):
+    if device in (None, "auto") and _asks_for_gpus(arguments) and not machine.visible_gpus(device):
         raise SettingsError(
             f"{path}: asks for GPUs, and this machine, which decides the device of all workers, has none. Start the "
             f"command in a job with a GPU, or give --device cpu"
         )
+
+
+def _asks_for_gpus(arguments: Mapping[str, Any]) -> bool:
+    values = [arguments.get(name) for name in ASKING]
+    each = [part for value in values for part in (value if isinstance(value, list) else [value])]
+    return any("gpu" in str(part).lower() and not NAMING.match(str(part)) for part in each)
 
 
 def _jobqueue(kind: str, arguments: Mapping[str, Any], path: str | Path) -> Any:
