@@ -337,13 +337,14 @@ def test_a_damaged_mask_is_repaired_with_the_options_that_it_was_made_with(slide
     assert not numbering.making_of(out, None).exists()
 
 
-def test_a_repair_that_was_killed_goes_on_by_another_version(slide, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["_as_recorded", "_fill_places"])
+def test_a_repair_that_was_killed_goes_on_by_another_version(slide, tmp_path, monkeypatch, where):
     out = tmp_path / "o.zarr"
     before = tilenet.segment(slide, out, model=Bright(), objects=True, roi="0:100,0:100")[...]
     next(p for p in (out / "0" / "c").rglob("*") if p.is_file()).unlink()
     monkeypatch.setattr(tilenet, "__version__", "0.0.0")
-    interrupt(monkeypatch, "_fill_places", slide, out, model=Bright(), resume=True)
-    again = tilenet.segment(slide, out, model=Bright(), resume=True)
+    interrupt(monkeypatch, where, slide, out, model=Bright(), resume=True)
+    again = tilenet.segment(slide, out, model=Bright(), resume=True)  # refused if a lease were left
     assert again.info["version"] != "0.0.0" and np.array_equal(again[...], before)
 
 

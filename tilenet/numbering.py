@@ -81,8 +81,11 @@ def store_objects(
     wanted = replace(wanted, options=replace(wanted.options, output=wanted.options.output or "objects"))
     making, report = making_of(out, wanted.target), Report()
     spare_the_input(making / DEPTHS, wanted.image)
-    store, wanted, overwrite = _begun(out, wanted, making, resume=resume, overwrite=overwrite)
+    store, overwrite = _begun(out, wanted, making, resume=resume, overwrite=overwrite)
     try:
+        if store is not None:
+            # A repair repeats the first two steps as they were for this mask, also where options are left out now.
+            wanted = _as_recorded(wanted, store)
         if store is None or next(store.pending(), None) is not None:
             depths, report = _fill_depths(making / DEPTHS, wanted, client, _half(progress, 0), resume=resume)
             started = perf_counter()
@@ -101,20 +104,17 @@ def store_objects(
     return report
 
 
-def _begun(
-    out: Path, wanted: Wanted, making: Path, *, resume: bool, overwrite: bool
-) -> tuple[Store | None, Wanted, bool]:
-    """Return the mask to continue, if any; what is wanted, as it was recorded; whether what is at `out` is replaced."""
+def _begun(out: Path, wanted: Wanted, making: Path, *, resume: bool, overwrite: bool) -> tuple[Store | None, bool]:
+    """Return the mask to continue, if any, and whether what is at `out` is replaced."""
     if overwrite:
         _remove(making)
     if resume and can_resume(out) and (store := _resumed(out, wanted, making)):
-        # A repair repeats the first two steps as they were for this mask, also where options are left out now.
-        return store, _as_recorded(wanted, store), overwrite
+        return store, overwrite
     if is_ours(making / DEPTHS) and not resume:
         raise OutputExists(f"{out}: was begun, and is not complete. Go on (--resume), or start again with --overwrite")
     overwrite = overwrite or (resume and was_begun(out, wanted.target))
     check_free(out, overwrite=overwrite)
-    return None, wanted, overwrite
+    return None, overwrite
 
 
 def was_begun(out: Path, target: Target | None) -> bool:
