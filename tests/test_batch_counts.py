@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 import tifffile
+from contents import lines_of
 from oracles import random_network
-from reading import lines_of
 from store_helpers import tree, tree_hash
 from stub import BAD, Bright, Bright3D
 from workers import Cluster

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from reading import lines_of
+from contents import lines_of
 from store_helpers import tree
 from stub import Bright
 from workers import Cluster, write_image

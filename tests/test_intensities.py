@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
-from reading import lines_of
+from contents import lines_of
 from scipy import ndimage as ndi
 from skimage.measure import regionprops_table
 from stub import Bright

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from reading import lines_of
+from contents import lines_of
 from skimage.measure import label, regionprops
 from stub import Bright, Bright3D
 

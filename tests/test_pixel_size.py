@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from reading import lines_of
+from contents import lines_of
 from stub import Bright, Bright3D
 from workers import Cluster
 

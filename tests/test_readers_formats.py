@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from contents import whole
 from PIL import Image as Picture
-from reading import whole
 from test_readers_planes import planes
 
 from tilenet.errors import ImageError, SettingsError

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import tifffile
+from contents import whole
 from PIL import Image as Picture
-from reading import whole
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import zarr
-from reading import whole
+from contents import whole
 from remote_images import a_server, milliseconds, plain_zarr, same_masks, segmented  # noqa: F401
 from serving import certificate, serving
 from stub import Bright

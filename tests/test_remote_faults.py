@@ -8,10 +8,10 @@ from datetime import timedelta
 import numpy as np
 import pytest
 import zarr
+from contents import whole
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import random_network
-from reading import whole
 from remote_images import a_server, milliseconds, plain_zarr, same_masks, segmented  # noqa: F401
 from serving import nobody_at, serving
 from store_helpers import tree

@@ -6,7 +6,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from reading import whole
+from contents import whole
 from remote_images import plain_zarr, same_masks
 from serving import nobody_at, serving
 from stub import Bright

@@ -9,8 +9,8 @@ from math import ceil, floor
 import numpy as np
 import pytest
 import tifffile
+from contents import whole
 from oracles import integer_network, random_network, whole_image_logits
-from reading import whole
 
 import tilenet
 from tilenet.errors import ImageError, OutputMismatch, SettingsError

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from reading import lines_of
+from contents import lines_of
 from scipy import ndimage as ndi
 from skimage.color import rgb2hed
 from skimage.measure import regionprops_table

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
-from reading import lines_of
+from contents import lines_of
 from scipy import ndimage as ndi
 from skimage.measure import label, regionprops
 from stub import Bright
