@@ -49,6 +49,18 @@ def test_of_a_mask_made_on_a_device_that_is_not_here_the_files_are_checked_and_t
     assert not tilenet.verify(out, IMAGE, model=network).ok
 
 
+@pytest.mark.parametrize("objects", [False, True])
+def test_another_image_or_model_that_is_named_is_refused_where_no_window_can_be_recomputed(tmp_path, network, objects):
+    out = tmp_path / "m.zarr"
+    with recorded_as(device="cuda:77", engine="fast"):
+        tilenet.segment(IMAGE, out, model=network, tile=128, objects=objects)
+    assert tilenet.verify(out, IMAGE, model=network).not_recomputed
+    with pytest.raises(OutputMismatch, match="is not the image"):
+        tilenet.verify(out, IMAGE // 2, model=network)
+    with pytest.raises(OutputMismatch, match="was made with model sha256 = .*, and here it is"):
+        tilenet.verify(out, IMAGE, model=random_network(depth=3, wf=2, seed=5))
+
+
 def test_of_a_mask_made_with_an_object_of_python_the_files_are_checked_and_it_is_said_what_recomputes_windows(out):
     found = tilenet.verify(out, IMAGE)
     assert found.ok and found.windows == 0

@@ -130,7 +130,7 @@ def verify(
     OutputNotFound, OutputIncomplete, OutputError
         If there is no complete mask that tilenet wrote.
     OutputMismatch
-        If image or model are not those that it was made with.
+        If image or model are not those that it was made with. Those given are compared even if no window can be.
     """
     check_local(out)
     found = _damage(Path(out))
@@ -139,11 +139,9 @@ def verify(
     with open_mask(out) as mask:
         if windows < 1:
             return found
-        image = _image_of(mask) if image is None else image
-        found.not_recomputed = _obstacle(mask, image, model)
-        if found.not_recomputed:
+        job = _same_job(mask, image, model, footprint, found)
+        if job is None:
             return found
-        job = _same_job(mask, image, model, footprint)
         with job, machine.threads(job.record["threads"]):
             predictor = job.predictor(Scaling.from_json(mask.info["scaling"]))
             boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
@@ -154,6 +152,23 @@ def verify(
                 if progress:
                     progress(done, len(boxes))
     return found
+
+
+def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None, found: Verification) -> Job | None:
+    """Return the job that made a mask, or None, and say so in `found`, if no window can be recomputed.
+
+    An image and a model that the caller named are compared in any case.
+    """
+    source = _image_of(mask) if image is None else image
+    found.not_recomputed = _obstacle(mask, source, model)
+    if image is not None or not found.not_recomputed:
+        check_image(source, mask)
+    wanted = Wanted(source, mask.info["model"]["source"] if model is None else model, footprint=footprint)
+    if not found.not_recomputed:
+        return wanted.settle_as(mask.info, mask.path, refuse=_refuse_another)
+    if model is not None and source is not None:
+        wanted.settle_complete(mask.info, mask.path, refuse=_refuse_another).close()
+    return None
 
 
 def _image_of(mask: AnyMask) -> str | None:
@@ -243,13 +258,6 @@ def border_windows(plan: Plan, count: int, rng: np.random.Generator, parts: Sequ
             start.append(max(0, min(first, n - length)))
             stop.append(min(n, start[-1] + length))
         yield Box(tuple(start), tuple(stop))
-
-
-def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None) -> Job:
-    check_image(image, mask)
-    found = mask.info
-    wanted = Wanted(image, found["model"]["source"] if model is None else model, footprint=footprint)
-    return wanted.settle_as(found, mask.path, refuse=_refuse_another)
 
 
 def _refuse_another(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str | Path) -> None:

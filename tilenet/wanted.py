@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class Wanted:
         """
         check_info(info, name)
         options, scaling = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
-        refuse = refuse or partial(refuse_contradiction, anew=self.anew)
+        refuse = refuse or self._refuse_to_resume
         try:
             job = settle(self.image, self.model, options, footprint=self.footprint)
         except (ImageError, SettingsError):
@@ -79,6 +78,9 @@ class Wanted:
             raise
         return job
 
+    def _refuse_to_resume(self, info: Mapping[str, Any], here: Mapping[str, Any], name: str | Path) -> None:
+        refuse_contradiction(info, here, name, anew=self.anew)
+
     def _refuse_another_image(self, info: Mapping[str, Any], name: str | Path) -> None:
         """Raise `OutputMismatch` if the recorded options do not fit because the image is another one."""
         try:
@@ -86,7 +88,7 @@ class Wanted:
         except TilenetError:
             return
         with closing(image, self.image):
-            refuse_contradiction(info, {**info, "image": image.identity()}, name, anew=self.anew)
+            self._refuse_to_resume(info, {**info, "image": image.identity()}, name)
 
     def _refuse_another_model(self, info: Mapping[str, Any], name: str | Path, refuse: Refusal) -> None:
         """Call `refuse` for the model alone, in case the recorded options do not fit because it is another one."""
@@ -106,28 +108,23 @@ class Wanted:
             here["device"] = machine.find_device(device or "auto").type
         refuse(info, {**info, "record": {**info["record"], **here}}, name)
 
-    def settle_complete(self, info: Mapping[str, Any], name: str | Path) -> Job:
-        """Return the job of a complete output, for which nothing is computed; raise if it is not what is wanted.
+    def settle_complete(self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal | None = None) -> Job:
+        """Return the job of a complete output, for which nothing is computed; parameters and errors as `settle_as`.
 
         This machine needs neither the device nor the engine that the output was made with. They are compared only
         if the user named one: ``auto`` is either.
-
-        Raises
-        ------
-        OutputError, OutputMismatch
-            As `settle_as`.
         """
+        refuse_another = refuse or self._refuse_to_resume
         said = {"device": (self.options.device or "").partition(":")[0], "engine": self.options.engine}
         given = {option: value for option, value in said.items() if value not in UNSAID}
 
-        def refuse(found: Mapping[str, Any], here: Mapping[str, Any], place: str | Path) -> None:
+        def refuse_given(found: Mapping[str, Any], here: Mapping[str, Any], place: str | Path) -> None:
             made = {option: found["record"].get(option) for option in said}
-            wanted = {**here, "record": {**here["record"], **made, **given}}
-            refuse_contradiction(found, wanted, place, anew=self.anew)
+            refuse_another(found, {**here, "record": {**here["record"], **made, **given}}, place)
 
         # On the device and engine that every machine has; the memory was for computing.
         options = replace(self.options, device="cpu", engine="plain", memory=None)
-        return replace(self, options=options).settle_as(info, name, refuse=refuse)
+        return replace(self, options=options).settle_as(info, name, refuse=refuse_given)
 
     def settle_for(self, store: Store) -> Job:
         """Return the job of a store opened for resuming; closes the store if it cannot be resumed."""
