@@ -235,13 +235,17 @@ def test_a_gpu_that_fails_spoils_no_block_if_others_compute_them():
     assert slide.report.blocks == 1000 and not slide.report.failures and slide.error is None
 
 
-def test_if_none_other_does_it_ends_the_slide_and_no_block_is_at_fault():
+@pytest.mark.parametrize("last", ["it failed", "out of memory"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_if_none_other_does_it_ends_the_slide_and_no_block_is_at_fault(first, last):
     slide, lost = slide_of(1000), DeviceLost("the GPU failed")
 
     def answers(flight):
-        if slide.report.blocks:
-            return FlightResult(refusal="it failed", fault=lost, worker="bad")
-        return done(flight.blocks[0])
+        if slide.report.blocks < first:
+            return done(flight.blocks[0])
+        if len(flight.refused_by) == TRIES - 1 and last != "it failed":
+            return FlightResult(refusal=last, worker="another")
+        return FlightResult(refusal="it failed", fault=lost, worker="bad")
 
     flights = work_off(Queue([slide]), answers)
     assert slide.error is lost and not slide.report.failures and slide.in_flight == 0

@@ -153,6 +153,8 @@ class Flight:
         Unique among the flights of a queue.
     refused_by : tuple of str
         Addresses of the workers that refused these blocks.
+    fault : TilenetError or None
+        What one of those workers suffered from, so that the blocks are not to blame.
     deaths : int
         How many workers died of the block, in a flight of one block; else 0.
     """
@@ -161,6 +163,7 @@ class Flight:
     blocks: tuple[int, ...]
     number: int
     refused_by: tuple[str, ...] = ()
+    fault: TilenetError | None = None
     deaths: int = 0
 
     @property
@@ -222,7 +225,8 @@ class Queue:
         elif result.death:
             self._after_death(flight, undone)
         elif result.refusal:
-            self._after_refusal(replace(flight, blocks=undone, refused_by=(*flight.refused_by, result.worker)), result)
+            refused_by, fault = (*flight.refused_by, result.worker), flight.fault or result.fault
+            self._after_refusal(replace(flight, blocks=undone, refused_by=refused_by, fault=fault), result.refusal)
         else:
             slide.give_back(undone)
             self._end_if_done(slide)
@@ -236,24 +240,25 @@ class Queue:
             return
         for index in undone:
             of_it = died if index == undone[0] else 0
-            self._again.append(self._flight(slide, (index,), refused_by=flight.refused_by, deaths=of_it))
+            history = {"refused_by": flight.refused_by, "fault": flight.fault, "deaths": of_it}
+            self._again.append(self._flight(slide, (index,), **history))
 
-    def _after_refusal(self, flight: Flight, result: FlightResult) -> None:
+    def _after_refusal(self, flight: Flight, refusal: str) -> None:
         slide, blocks = flight.slide, flight.blocks
         if len(flight.refused_by) < TRIES:
             self._again.append(replace(flight, number=next(self._numbers)))
-        elif result.fault:
-            slide.abort(result.fault)
+        elif flight.fault:
+            slide.abort(flight.fault)
             self._drop(slide, len(blocks))
         elif not slide.report.blocks:
             # No block of this slide was ever computed, so all others would be refused too.
             where = f"block {blocks[0]} at {slide.job.plan[blocks[0]].box}"
-            slide.abort(BlocksFailed(f"{slide.task.out}: {where} was refused {TRIES} times: {result.refusal}"))
+            slide.abort(BlocksFailed(f"{slide.task.out}: {where} was refused {TRIES} times: {refusal}"))
             self._drop(slide, len(blocks))
         elif len(blocks) > 1:
             self._again.extend(self._flight(slide, (index,)) for index in blocks)
         else:
-            slide.note(blocks[0], BlockResult(failure=result.refusal))
+            slide.note(blocks[0], BlockResult(failure=refusal))
             self._end_if_done(slide)
 
     def _flight(self, slide: Slide, blocks: tuple[int, ...], **history: Any) -> Flight:
