@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-import zarr
+from ome_images import write_ome_zarr
 from serving import serving
 from store_helpers import tree
 from stub import Bright
@@ -33,13 +33,7 @@ def plain_zarr(folder, *, sides=(512, 640), chunk=64, name="image.zarr", **optio
     """Write an OME-Zarr image of one channel whose mask is neither empty nor full."""
     random = np.random.default_rng(3)
     pixels = random.integers(0, 136, sides, dtype=np.uint8) + np.linspace(0, 110, sides[1], dtype=np.uint8)
-    group = zarr.create_group(folder / name)
-    group.create_array("0", data=pixels, chunks=(chunk, chunk), **options)
-    axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "yx"]
-    scale = [{"type": "scale", "scale": [0.5, 0.5]}]
-    about = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [about]}
-    return folder / name
+    return write_ome_zarr(folder / name, [(pixels, (0.5, 0.5))], chunks=(chunk, chunk), **options)
 
 
 def segmented(image, out, **options):

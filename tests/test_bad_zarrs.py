@@ -12,6 +12,7 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
+from ome_images import write_ome_zarr
 from test_bad_images import PIXELS, patched
 
 from tilenet.geometry import Box
@@ -21,16 +22,8 @@ from tilenet.readers.unpacked import unpacks_to_more
 
 # Zarr: a sound image of two levels, and what is done to it.
 def ome_zarr(folder, *, name="image.zarr", **options):
-    group = zarr.create_group(folder / name)
-    for k in range(2):
-        options = {"chunks": (32, 32), "shards": (64, 64)} | options
-        group.create_array(str(k), data=PIXELS[:: 2**k, :: 2**k], **options)
-    axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "yx"]
-    datasets = [
-        {"path": str(k), "coordinateTransformations": [{"type": "scale", "scale": [2**k] * 2}]} for k in range(2)
-    ]
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
-    return folder / name
+    levels = [(PIXELS[::k, ::k], (k, k)) for k in (1, 2)]
+    return write_ome_zarr(folder / name, levels, **{"chunks": (32, 32), "shards": (64, 64)} | options)
 
 
 def edit(path, change):

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import tifffile
-import zarr
+from ome_images import write_ome_zarr
 from oracles import random_network
 from stub import Threshold
 from workers import recorded_as
@@ -92,15 +92,8 @@ def test_a_mask_that_lost_a_file_is_not_opened_and_damaged_bytes_are_refused_on_
 @pytest.mark.parametrize("v2", [False, True], ids=["zarr 3", "zarr 2"])
 def test_what_an_open_mask_loses_is_no_background(tmp_path, network, v2):
     if v2:
-        zarr.create_array(tmp_path / "i.zarr/0", shape=IMAGE.shape, chunks=(64, 64), dtype="u1", zarr_format=2)[:] = (
-            IMAGE
-        )
-        scales = [{"type": "scale", "scale": [1, 1]}]
-        image = {"version": "0.4", "axes": [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]}
-        image["datasets"] = [{"path": "0", "coordinateTransformations": scales}]
-        (tmp_path / "i.zarr/.zgroup").write_text('{"zarr_format": 2}')
-        (tmp_path / "i.zarr/.zattrs").write_text(json.dumps({"multiscales": [image]}))
-        given = {"image": tmp_path / "i.zarr", "into": tmp_path / "i.zarr", "name": "m"}
+        image = write_ome_zarr(tmp_path / "i.zarr", [(IMAGE, (1, 1))], units={}, version="0.4", chunks=(64, 64))
+        given = {"image": image, "into": image, "name": "m"}
     else:
         given = {"image": IMAGE, "out": tmp_path / "m.zarr"}
     mask = tilenet.segment(**given, model=network, tile=128, output="both")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaozarrs
 import zarr
+from ome_images import write_ome_zarr
 from ome_zarr_models import v04, v05
 from oracles import random_network
 from store_helpers import tree
@@ -57,24 +58,15 @@ def real(shared_data, tmp_path):
 def write_image(path, version, *, unit="millimeter", size=0.002, axes="cyx", levels=2):
     """Write an image of some levels, translated, in units of its own, with a scale of the whole behind the levels'."""
     pixels = np.random.default_rng(0).integers(0, 200, (2, *SIDES)[3 - len(axes) :], dtype=np.uint8)
-    group = zarr.create_group(path, zarr_format=3 if version == "0.5" else 2)
-    kinds = {"c": {"type": "channel"}, "z": {"type": "space"}}
-    described = [{"name": a, **kinds.get(a, {"type": "space", "unit": unit})} for a in axes]
-    lead = len(axes) - 2
-    datasets = []
-    for k in range(levels):
-        group.create_array(f"s{k}", data=pixels[..., :: 2**k, :: 2**k], chunks=(1,) * lead + (64, 64))
-        scale = {"type": "scale", "scale": [1.0] * lead + [size * 2**k] * 2}
+    lead, placed = len(axes) - 2, []
+    for k in (2**k for k in range(levels)):
         # The centre of a coarse pixel is where four fine ones meet.
-        place = {"type": "translation", "translation": [0.0] * lead + [t + size * (2**k - 1) / 2 for t in TRANSLATION]}
-        datasets.append({"path": f"s{k}", "coordinateTransformations": [scale, place]})
+        place = [0.0] * lead + [t + size * (k - 1) / 2 for t in TRANSLATION]
+        placed.append((pixels[..., ::k, ::k], [1.0] * lead + [size * k] * 2, place))
     whole = [{"type": "scale", "scale": [1.0] * lead + [2.0, 3.0]}]
-    image = {"name": "noise", "axes": described, "datasets": datasets, "coordinateTransformations": whole}
-    if version == "0.5":
-        group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
-    else:
-        group.attrs["multiscales"] = [{"version": version, **image}]
-    return path
+    about = {"name": "noise", "coordinateTransformations": whole}
+    how = {"axes": axes, "units": {"y": unit, "x": unit}, "name": "s{}", "chunks": (1,) * lead + (64, 64)}
+    return write_ome_zarr(path, placed, version=version, about=about, **how)
 
 
 def places_of(group, array, axes):

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tifffile
-import zarr
 from blobs import blobs
 from faults import is_complete, stray, tree_hash
+from ome_images import write_ome_zarr
 from scipy import ndimage as ndi
 from stub import Bright
 
@@ -146,13 +146,7 @@ def test_what_is_not_said_again_is_as_it_was_begun(tmp_path, monkeypatch, inside
     image = tmp_path / "image.zarr"
     pixels = blobs((300, 400), seed=2)
     levels = [pixels, pixels[::2, ::2]]
-    group = zarr.create_group(image, zarr_format=3)
-    for k, level in enumerate(levels):
-        group.create_array(str(k), data=level, chunks=(64, 64), dimension_names=["y", "x"])
-    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"]
-    scales = [[{"type": "scale", "scale": [0.5 * 2**k] * 2}] for k in range(2)]
-    datasets = [{"path": str(k), "coordinateTransformations": scale} for k, scale in enumerate(scales)]
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    write_ome_zarr(image, [(level, [k, k]) for level, k in zip(levels, (0.5, 1), strict=True)], chunks=(64, 64))
     where = {"into": image, "name": "nuclei"} if inside else {"out": tmp_path / "o.zarr"}
 
     def interrupted(*_):

@@ -8,8 +8,8 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-import zarr
 from contents import lines_of
+from ome_images import write_ome_zarr
 from stub import Bright, Bright3D
 from workers import Cluster
 
@@ -167,16 +167,12 @@ def test_coarser_levels_follow_and_one_of_them_is_read_for_mpp(tmp_path):
 
 @pytest.mark.parametrize("unit", ["nanometer", None])
 def test_the_scale_of_an_ome_zarr_is_replaced_in_micrometres_and_its_levels_keep_their_places(tmp_path, unit):
-    group = zarr.open_group(tmp_path / "i.zarr", mode="w", zarr_format=3)
-    axes = [{"name": a, "type": "space"} | ({"unit": unit} if unit else {}) for a in "zyx"]
-    datasets = []
-    for k in range(2):
-        group.create_array(f"s{k}", data=VOLUME[:, :: 2**k, :: 2**k], chunks=(1, 64, 64))
-        scale = [500.0, 100.0 * 2**k, 100.0 * 2**k]
-        moved = [1000.0, 50.0 * (2**k - 1), 300 + 50.0 * (2**k - 1)]
-        steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": moved}]
-        datasets.append({"path": f"s{k}", "coordinateTransformations": steps})
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    levels = [
+        (VOLUME[:, ::k, ::k], [500.0, 100.0 * k, 100.0 * k], [1000.0, 50.0 * (k - 1), 300 + 50.0 * (k - 1)])
+        for k in (1, 2)
+    ]
+    units = dict.fromkeys("zyx", unit) if unit else {}
+    write_ome_zarr(tmp_path / "i.zarr", levels, axes="zyx", units=units, chunks=(1, 64, 64))
     how = {"model": Bright3D(), "tile": (2, 32, 32), "level": 1}
     mask = tilenet.segment(tmp_path / "i.zarr", tmp_path / "m.zarr", pixel_size=0.2, **how)
     (image,) = ome_of(tmp_path / "m.zarr")["multiscales"]

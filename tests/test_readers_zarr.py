@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import zarr
+from ome_images import write_ome_zarr
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
@@ -20,20 +21,15 @@ PIXELS = np.random.default_rng(2).integers(0, 60000, (3, 100, 130), dtype=np.uin
 def group(folder, *, axes="cyx", scale=(1, 0.5, 0.25), unit="micrometer", n_levels=2, scaled=2, version="0.5", **more):
     """Write an OME-Zarr image whose first `scaled` levels say their scale; return its path."""
     pixels = PIXELS[:, None] if len(axes) == 4 else PIXELS
-    store = zarr.create_group(folder / "image.zarr", zarr_format=3 if version == "0.5" else 2)
-    for k in range(n_levels):
-        store.create_array(str(k), data=pixels[..., :: 2**k, :: 2**k], chunks=(1,) * (pixels.ndim - 2) + (32, 32))
-    about = [{"name": a, "type": "channel" if a == "c" else "space"} | ({"unit": unit} if unit else {}) for a in axes]
-    datasets = [{"path": str(k)} for k in range(n_levels)]
-    for k in range(scaled):
-        factors = [s if a == "c" else s * 2**k for a, s in zip(axes, scale, strict=True)]
-        datasets[k]["coordinateTransformations"] = [
-            {"type": "scale", "scale": factors},
-            {"type": "translation", "translation": [7.0] * len(axes)},
-        ]
-    ome = {"multiscales": [{"axes": about, "datasets": datasets, "version": version}], **more}
-    store.attrs.update({"ome": ome | {"version": version}} if version == "0.5" else ome)
-    return folder / "image.zarr"
+    levels = []
+    for k in (2**k for k in range(n_levels)):
+        place = ([s if a == "c" else s * k for a, s in zip(axes, scale, strict=True)], [7.0] * len(axes))
+        levels.append((pixels[..., ::k, ::k], *(place if k < 2**scaled else ())))
+    how = {"axes": axes, "units": dict.fromkeys(axes, unit) if unit else {}, "version": version}
+    path = write_ome_zarr(folder / "image.zarr", levels, chunks=(1,) * (pixels.ndim - 2) + (32, 32), **how)
+    attributes = zarr.open_group(path).attrs
+    attributes.update({"ome": attributes["ome"] | more} if version == "0.5" else more)
+    return path
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

@@ -10,6 +10,7 @@ import tifffile
 import yaozarrs
 import zarr
 from faults import STUB, entries, tree_hash, wait_until
+from ome_images import write_ome_zarr
 from ome_zarr_models import v04, v05
 from store_helpers import tree
 from tissue_images import BLOCK, OPTIONS, SIDES, a_mask_of_ones_own, a_slide, blocks_of, glass, write  # noqa: F401
@@ -221,7 +222,8 @@ def test_a_damaged_map_is_found_and_put_right(slide, tmp_path):
 def test_labels_in_an_image_have_the_map_beside_them(slide, tmp_path, version, tilenet_command):
     image, model = tmp_path / "image.ome.zarr", tmp_path / "small.safetensors"
     tilenet.save_model(tilenet.UNet(depth=2, wf=1), model)
-    write_ome_zarr(image, tifffile.imread(slide), version)
+    names = {"dimension_names": ["y", "x"]} if version == "0.5" else {}
+    write_ome_zarr(image, [(tifffile.imread(slide), (0.5, 0.5))], version=version, chunks=(256, 256), **names)
     args = ("--into", image, "--name", "cells", "-m", model, "--tissue", "--overview")
     code, out, _ = tilenet_command("segment", image, *args)
     assert code == 0 and "% skipped as glass" in out and (tmp_path / "image.cells.overview.png").exists()
@@ -231,23 +233,6 @@ def test_labels_in_an_image_have_the_map_beside_them(slide, tmp_path, version, t
     {"0.4": v04, "0.5": v05}[version].ImageLabel.from_zarr(group)
     assert tilenet_command("verify", image / "labels" / "cells")[0] == 0
     yaozarrs.validate_zarr_store(image)
-
-
-def write_ome_zarr(path, pixels, version):
-    """Write an image in micrometres, 0.5 a pixel."""
-    group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
-    names = {} if version == "0.4" else {"dimension_names": ["y", "x"]}
-    group.create_array("0", data=pixels, chunks=(256, 256), **names)
-    scale = [{"type": "scale", "scale": [0.5, 0.5]}]
-    image = {
-        "name": "image",
-        "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"],
-        "datasets": [{"path": "0", "coordinateTransformations": scale}],
-    }
-    if version == "0.4":
-        group.attrs.update({"multiscales": [image | {"version": version}]})
-    else:
-        group.attrs.update({"ome": {"version": version, "multiscales": [image]}})
 
 
 # The command.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from ome_images import write_ome_zarr
 from ome_zarr_models import v05
 from oracles import integer_network, whole_image_logits
 
@@ -137,20 +138,15 @@ def test_a_series_of_single_planes_keeps_t_and_z(tmp_path):
 def placed_image(path, *, version, units=("second", "nanometer", "nanometer", "nanometer")):
     """Write a time series of volumes in two levels, each with its own scale and translation; return their numbers."""
     pixels = np.random.default_rng(5).integers(0, 9, (2, 3, 64, 80), dtype=np.uint8)
-    root = zarr.create_group(path, zarr_format=3 if version == "0.5" else 2)
-    said, datasets = [], []
-    for k in range(2):
-        root.create_array(str(k), data=pixels[..., :: 2**k, :: 2**k], chunks=(1, 3, 32, 32))
-        scale, translation = [30.0, 900.0, 250.0 * 2**k, 200.0 * 2**k], [0.0, 7e3, 125.0 * k + 4e4, 100.0 * k - 5e4]
-        both = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
-        datasets.append({"path": str(k), "coordinateTransformations": both})
-        said.append((np.array(scale), np.array(translation)))
-    axes = [{"name": a, "type": "time" if a == "t" else "space"} for a in "tzyx"]
-    axes = [axis | ({"unit": unit} if unit else {}) for axis, unit in zip(axes, units, strict=True)]
-    about = {"axes": axes, "datasets": datasets, "coordinateTransformations": [{"type": "scale", "scale": [2.0] * 4}]}
-    ome = {"version": version, "multiscales": [about | {"version": version}]}
-    root.attrs.update({"ome": ome} if version == "0.5" else ome)
-    return [(2 * scale, 2 * translation) for scale, translation in said]
+    places = [
+        ([30.0, 900.0, 250.0, 200.0], [0.0, 7e3, 4e4, -5e4]),
+        ([30.0, 900.0, 500.0, 400.0], [0.0, 7e3, 40125.0, -49900.0]),
+    ]
+    levels = [(pixels[..., ::k, ::k], *place) for k, place in zip((1, 2), places, strict=True)]
+    named = {axis: unit for axis, unit in zip("tzyx", units, strict=True) if unit}
+    about = {"coordinateTransformations": [{"type": "scale", "scale": [2.0] * 4}]}
+    write_ome_zarr(path, levels, axes="tzyx", units=named, version=version, about=about, chunks=(1, 3, 32, 32))
+    return [tuple(2 * np.array(numbers) for numbers in place) for place in places]
 
 
 def place_of(out, level=0):
