@@ -1,5 +1,7 @@
 """What computes, as far as the last bits of logits depend on it: an output says so, and going on elsewhere warns."""
 
+import json
+
 import numpy as np
 import pytest
 import tifffile
@@ -7,7 +9,7 @@ import torch
 from oracles import random_network
 
 import tilenet
-from tilenet import predict
+from tilenet import computed, job
 from tilenet.fast import steps
 from tilenet.fast.native import find_instructions
 from tilenet.options import Options
@@ -23,20 +25,20 @@ WIDE, NARROW = (tilenet.UNet(depth=2, wf=wf).eval() for wf in (4, 3))
 
 @pytest.mark.parametrize("found", ["avx512", "avx2", "pytorch"])
 def test_the_processor_is_named_where_pytorch_convolves(monkeypatch, found):
-    monkeypatch.setattr(predict, "convolutions", lambda: found)
+    monkeypatch.setattr(computed, "convolutions", lambda: found)
     monkeypatch.setattr(steps, "find_instructions", lambda: ["pytorch", "avx2", "avx512"].index(found))
     compiled = VERSION | {"convolutions": found}
-    assert predict.what_computes(WIDE, "fast", "cpu") == compiled | (PROCESSOR if found == "pytorch" else {})
-    assert predict.what_computes(NARROW, "fast", "cpu") == compiled | PROCESSOR
-    assert predict.what_computes(WIDE, "plain", "cpu") == VERSION | PROCESSOR
+    assert computed.what_computes(WIDE, "fast", "cpu") == compiled | (PROCESSOR if found == "pytorch" else {})
+    assert computed.what_computes(NARROW, "fast", "cpu") == compiled | PROCESSOR
+    assert computed.what_computes(WIDE, "plain", "cpu") == VERSION | PROCESSOR
 
 
 def test_a_gpu_is_named_where_cudnn_convolves_and_triton_where_that_does(monkeypatch):
-    monkeypatch.setattr(predict, "triton_version", lambda: "triton 3.9")
+    monkeypatch.setattr(computed, "triton_version", lambda: "triton 3.9")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU {device}")
-    assert predict.what_computes(WIDE, "fast", "cuda") == VERSION | {"convolutions": "triton 3.9"}
-    assert predict.what_computes(WIDE, "plain", "cuda:1") == VERSION | {"gpu": "the GPU cuda:1"}
-    assert predict.what_computes(WIDE, "plain", "mps") == VERSION
+    assert computed.what_computes(WIDE, "fast", "cuda") == VERSION | {"convolutions": "triton 3.9"}
+    assert computed.what_computes(WIDE, "plain", "cuda:1") == VERSION | {"gpu": "the GPU cuda:1"}
+    assert computed.what_computes(WIDE, "plain", "mps") == VERSION
 
 
 @pytest.fixture
@@ -60,25 +62,27 @@ CHANGES = [
 
 @pytest.mark.parametrize(("then", "now", "said"), CHANGES)
 def test_going_on_where_bits_may_differ_warns(wanted, tmp_path, monkeypatch, caplog, then, now, said):
-    monkeypatch.setattr(predict, "what_computes", lambda *_: then)
+    monkeypatch.setattr(job, "what_computes", lambda *_: then)
     for thing in open_store(tmp_path / "m.zarr", wanted):
         thing.close()
-    monkeypatch.setattr(predict, "what_computes", lambda *_: now)
+    monkeypatch.setattr(job, "what_computes", lambda *_: now)
     assert not caplog.records
-    store, job = open_store(tmp_path / "m.zarr", wanted, resume=True)
+    store, settled = open_store(tmp_path / "m.zarr", wanted, resume=True)
     assert said in caplog.text and len(caplog.records) == (said != "")
     caplog.clear()
-    result = compute_blocks(task_of(store, job, wanted), (0, 1), flight="a", seconds=60)
+    result = compute_blocks(task_of(store, settled, wanted), (0, 1), flight="a", seconds=60)
     assert len(result.done) == 2 and said in caplog.text and len(caplog.records) == (said != "")
+    lines = map(json.loads, (tmp_path / "m.zarr" / ".tilenet" / "log.jsonl").read_text().splitlines())
+    assert [line["computed"] for line in lines if line["event"] == "computed"] == [now] * 2 * (said != "")
     close_all()
     store.close()
-    job.close()
+    settled.close()
 
 
 def test_a_mask_that_is_complete_is_not_gone_on_with(wanted, tmp_path, monkeypatch, caplog):
     out = tmp_path / "m.zarr"
     tilenet.segment(wanted.image, out, model=wanted.model, tile=32)
-    monkeypatch.setattr(predict, "what_computes", lambda *_: {"torch": "another"})
+    monkeypatch.setattr(job, "what_computes", lambda *_: {"torch": "another"})
     tilenet.segment(wanted.image, out, model=wanted.model, tile=32, resume=True)
     assert not caplog.records
 
@@ -89,7 +93,7 @@ def test_nothing_is_known_of_what_a_function_computes_with(wanted, tmp_path, mon
 
     function.footprint = tilenet.Footprint.same(2, reach=0)
     for version in "ab":
-        monkeypatch.setattr(predict, "what_computes", lambda *_, version=version: {"torch": version})
+        monkeypatch.setattr(job, "what_computes", lambda *_, version=version: {"torch": version})
         for thing in open_store(tmp_path / "m.zarr", Wanted(wanted.image, function), resume=True):
             thing.close()
     assert not caplog.records

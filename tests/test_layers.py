@@ -57,6 +57,7 @@ HOMES = {
         "probe",
         "models",
         "predict",
+        "computed",
         "device",
         "host",
         "training",

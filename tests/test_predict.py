@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tilenet
-from tilenet import machine, predict
+from tilenet import computed, machine, predict
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_DEMAND
@@ -103,11 +103,12 @@ def test_people_hear_of_convolutions_that_were_not_compiled_and_outputs_say_whic
     network, monkeypatch, caplog
 ):
     for name in ("avx2", "pytorch"):
-        monkeypatch.setattr(predict, "convolutions", lambda name=name: name)
+        for module in (predict, computed):
+            monkeypatch.setattr(module, "convolutions", lambda name=name: name)
         with caplog.at_level(logging.INFO, "tilenet"):
             assert predict.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
         assert ("C compiler" in caplog.text) == (name == "pytorch")
-        assert predict.what_computes(network, "fast", "cpu")["convolutions"] == name
+        assert computed.what_computes(network, "fast", "cpu")["convolutions"] == name
 
 
 def test_a_predictor_that_does_not_say_what_it_needs_gets_the_default():

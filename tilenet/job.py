@@ -23,6 +23,7 @@ from tilenet.address import absolute
 from tilenet.ahead import batches_ahead
 from tilenet.bands import Demand
 from tilenet.card import ModelCard, label_table
+from tilenet.computed import remark_other_bits, what_computes
 from tilenet.decide import Decision
 from tilenet.device import DevicePredictor
 from tilenet.errors import OutputError, OutputMismatch
@@ -35,7 +36,7 @@ from tilenet.readers.image import READERS, Image
 from tilenet.resolution import Resolution
 from tilenet.runner import BEHIND, Predictor
 from tilenet.scaling import Scaling, resolve
-from tilenet.store import Layout
+from tilenet.store import Layout, Store
 from tilenet.tissue import Search, Tissue
 
 # Fields that may differ between two runs on one output without changing its bytes: locations, and text for people.
@@ -232,23 +233,16 @@ class Job:
     @property
     def computed(self) -> dict[str, str]:
         """What computes, as far as the last bits of logits may depend on it."""
-        return predict.what_computes(self.network, self.record["engine"], self.device)
+        return what_computes(self.network, self.record["engine"], self.device)
 
-    def warn_of_other_bits(self, found: Mapping[str, Any], name: str | Path) -> None:
-        """Warn if an output, whose info is `found`, was begun where the last bits of logits may be others.
-
-        What a function computes with is not known.
-        """
-        then, now = found.get("computed"), self.computed
-        if predict.is_network(self.network) and then and (others := predict.other_bits(then, now)):
-            was, is_now = (", ".join(f"{other} {of[other]}" for other in others) for of in (then, now))
-            LOG.warning(
-                "%s: was begun with %s, and goes on with %s: the last bits of logits may differ, and with them pixels "
-                "where two classes are equal",
-                name,
-                was,
-                is_now,
-            )
+    def remark_other_bits(self, store: Store, name: str | Path) -> None:
+        """Say so if a store, shown as `name`, was begun where the last bits may be others; on error, close the job."""
+        try:
+            if predict.is_network(self.network):  # what a function computes with is not known
+                remark_other_bits(store, self.computed, name)
+        except BaseException:
+            self.close()
+            raise
 
 
 def identity_of(network: Any, card: ModelCard, footprint: Footprint) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from tilenet import machine
 from tilenet.bands import Demand, band_pixels, can_band, pools_by_two
 from tilenet.decide import Decision
-from tilenet.engine import FastPath, accelerate, may_accelerate, out_of_memory, triton_version
+from tilenet.engine import FastPath, accelerate, may_accelerate, out_of_memory
 from tilenet.errors import DeviceLost, EnvironmentFault, ModelError, SettingsError, first_line
 from tilenet.fast import steps
-from tilenet.fast.native import AVX2, AVX512, NAMES, convolutions
+from tilenet.fast.native import convolutions
 from tilenet.footprint import Footprint
 from tilenet.scaling import Scaling, needs_float64
 from tilenet.sizes import DEFAULT_DEMAND
@@ -49,8 +49,6 @@ NOT_COMPILED = (
 NO_ROOM = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 # How other errors of a GPU begin, in PyTorch's operations and in kernels that Triton compiled.
 GPU_FAILED = ("CUDA error", "HIP error", "Triton Error [CUDA]", "Triton Error [HIP]")
-# Convolutions that give the same bits.
-COMPILED = {NAMES[AVX2], NAMES[AVX512]}
 NOT_FAST = "engine fast: not for this network, or not on this machine. Start again with --engine plain"
 LOG = logging.getLogger("tilenet")
 # Fast paths that `find_engine` has checked and that a predictor has not yet taken, with the state of the weights then.
@@ -191,32 +189,6 @@ def find_engine(name: str, network: object, *, device: torch.device, precision: 
     if name == "fast":
         raise SettingsError(NOT_FAST)
     return "plain"
-
-
-def what_computes(network: object, engine: str, device: str) -> dict[str, str]:
-    """Return the libraries, and the kind of processor, on which the last bits of logits may depend.
-
-    All convolutions that tilenet compiles give the same bits on every processor, those of PyTorch and cuDNN do not.
-    """
-    found = {"torch": str(torch.__version__)}
-    if engine == "fast":
-        found["convolutions"] = convolutions() if device == "cpu" else triton_version()
-    elif device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(device)
-    if device == "cpu" and not (engine == "fast" and isinstance(network, UNet) and steps.decides_at_once(network)):
-        found["processor"] = str(torch.backends.cpu.get_cpu_capability())
-    return found
-
-
-def other_bits(then: object, now: Mapping[str, str]) -> list[str]:
-    """Return by which parts of `what_computes` the last bits of logits may differ; parts not recorded then are none.
-
-    >>> other_bits({"torch": "2.6", "convolutions": "avx2"}, {"torch": "2.7", "convolutions": "avx512", "gpu": "H200"})
-    ['torch']
-    """
-    known = then if isinstance(then, Mapping) else {}
-    differing = [name for name in now if name in known and known[name] != now[name]]
-    return [name for name in differing if not {str(known[name]), now[name]} <= COMPILED]
 
 
 def forget(network: object) -> None:

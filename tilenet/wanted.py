@@ -136,8 +136,12 @@ class Wanted:
             raise
 
     def settle_to_fill(self, store: Store) -> Job:
-        """Do the same for a store whose blocks are to be computed here: warn if these may have other last bits."""
+        """Do the same for a store whose blocks are to be computed here: say so if these may have other last bits."""
         job = self.settle_for(store)
-        if not store.complete:
-            job.warn_of_other_bits(store.info, store.path)
+        try:
+            if not store.complete:
+                job.remark_other_bits(store, store.path)
+        except BaseException:
+            store.close()
+            raise
         return job

@@ -70,7 +70,7 @@ class OpenedStore:
         with faults_named(path, again=AGAIN):  # there is nothing to resume yet
             store = cls._leased(path, build(path, layout, info, replace=overwrite and path.exists(), share=share))
         with faults_named(path), store._closed_on_error():
-            store._log("created", **({SHARE: list(share)} if share else {}))
+            store.log("created", **({SHARE: list(share)} if share else {}))
         return store
 
     @classmethod
@@ -140,7 +140,7 @@ class OpenedStore:
                 store.close()
             else:
                 with store._closed_on_error():
-                    store._log(SHARE, share=list(share))
+                    store.log(SHARE, share=list(share))
         return store
 
     @classmethod
@@ -193,7 +193,7 @@ class OpenedStore:
         remove_parts(self.path / OWN)
         sweep(self.path)  # a share may have been killed while creating a store that another share created first
         if not self.complete:
-            self._log("resumed")
+            self.log("resumed")
             return
         damage = self.check() if damage is None else damage
         if any(found.file == self.layout.root for found in damage):
@@ -209,7 +209,7 @@ class OpenedStore:
         write_root(self._blocks, self.info, complete=False)
         self.complete = False
         self._blocks.lose(damage)
-        self._log("reopened", damaged=len(damage))
+        self.log("reopened", damaged=len(damage))
 
     def pending(self, level: int = 0, among: range | None = None) -> Iterator[int]:
         """Yield the blocks of a level, all or in a range, that the journal lacks or whose files have other sizes."""
@@ -222,6 +222,12 @@ class OpenedStore:
         """
         lost = blocks_lost(self._blocks) if self.complete else ()
         return [*lost, *find_damage(self._blocks)]
+
+    def log(self, event: str, **facts: Any) -> None:
+        """Append a line to the store's log, the one file that differs from run to run."""
+        self._held()
+        with faults_named(self.path):
+            log(self.path / OWN, event, **facts)
 
     def close(self) -> None:
         """Release the lease, whether or not the store is complete; may be called twice."""
@@ -252,8 +258,3 @@ class OpenedStore:
 
     def _check_allowed(self) -> None:
         self._held().check(self.path)
-
-    def _log(self, event: str, **facts: Any) -> None:
-        lease = self._held()
-        assert isinstance(lease, Lease)
-        log(self.path / OWN, lease.holder, event, **facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import find_damage, read_right
 from tilenet.store.files import fsync_path, put_bytes, remove_parts, remove_tree, step, write_file
-from tilenet.store.holder import Holder
 from tilenet.store.journal import FOLDER, MERGED, Written
 from tilenet.store.metadata import OWN, root_document
 from tilenet.store.place import REPLACED
@@ -65,9 +65,9 @@ def tidy(blocks: Blocks) -> None:
     remove_tree(blocks.path / OWN / REPLACED)
 
 
-def log(own: Path, holder: Holder, event: str, **facts: Any) -> None:
+def log(own: Path, event: str, **facts: Any) -> None:
     """Append a line to ``.tilenet/log.jsonl``, the one file that differs from run to run."""
-    line = {"time": round(time(), 3), "event": event, "host": holder.host, "pid": holder.pid, **facts}
+    line = {"time": round(time(), 3), "event": event, "host": socket.gethostname(), "pid": os.getpid(), **facts}
     put_bytes(own / LOG, os.O_APPEND, json.dumps(line).encode() + b"\n", names=("open log", "log"))
 
 

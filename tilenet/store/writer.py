@@ -191,7 +191,7 @@ class Store(OpenedStore):
             self._refuse_pending(level)
         with faults_named(self.path):
             seal(self._blocks, self.info)
-            self._log("finished")
+            self.log("finished")
             write_root(self._blocks, self.info, complete=True)
             self.complete = True
             enlist(self.path, self.layout)

@@ -115,7 +115,7 @@ class Opened:
         task = self._task
         model = _network(task.model) if isinstance(task.model, str) else task.model
         job = Wanted(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
-        job.warn_of_other_bits(self.store.info, f"{task.out} (on {socket.gethostname()})")
+        job.remark_other_bits(self.store, f"{task.out} (on {socket.gethostname()})")
         return job
 
     @cached_property
