@@ -65,15 +65,15 @@ def test_the_shares_make_the_masks_and_tables_of_one_batch_and_that_of_all_then_
 
 
 def test_a_share_that_was_killed_goes_on_where_it_stopped(images, tmp_path, monkeypatch):
-    real, begun = slides.run_job, []
+    real, begun = slides.fill_pending, []
 
-    def killed(job, *args, **options):
+    def killed(store, job):
         begun.append(job)
         if len(begun) == 2:
             raise KeyboardInterrupt
-        return real(job, *args, **options)
+        return real(store, job)
 
-    monkeypatch.setattr(slides, "run_job", killed)
+    monkeypatch.setattr(slides, "fill_pending", killed)
     with pytest.raises(KeyboardInterrupt):
         tilenet.batch(images, tmp_path / "masks", shard=(1, 2), **HOW)
     monkeypatch.undo()

@@ -39,10 +39,7 @@ def fill_store(store: Store, job: Job, *, progress: Progress | None = None) -> R
         If some blocks could not be computed; the store stays resumable.
     """
     try:
-        report = Report()
-        if not store.complete:
-            scaling = Scaling.from_json(store.info["scaling"])
-            report = run_job(job, scaling, store, tissue=store.layout.tissue_map, progress=progress)
+        report = fill_pending(store, job, progress=progress)
         raise_if_failed(report, job)
         started = perf_counter()
         machine.give_back_freed_memory()
@@ -52,6 +49,14 @@ def fill_store(store: Store, job: Job, *, progress: Progress | None = None) -> R
     finally:
         store.close()
         job.close()
+
+
+def fill_pending(store: Store, job: Job, *, progress: Progress | None = None, among: range | None = None) -> Report:
+    """Compute the pending blocks of a store, all or in a range, with the scaling and the tissue that it records."""
+    if store.complete:
+        return Report()
+    scaling, tissue = Scaling.from_json(store.info["scaling"]), store.layout.tissue_map
+    return run_job(job, scaling, store, tissue=tissue, progress=progress, among=among)
 
 
 def raise_if_failed(report: Report, job: Job) -> None:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.address import check_local
-from tilenet.compute import Progress, finish, raise_if_failed, run_job
+from tilenet.compute import Progress, fill_pending, finish, raise_if_failed
 from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, SettingsError
 from tilenet.job import Job
 from tilenet.outputs import create_store
 from tilenet.runner import Report
-from tilenet.scaling import Scaling
 from tilenet.store import Share, Store, can_resume, check_free, held_whole, refuse_shares
 from tilenet.wanted import Wanted
 
@@ -83,10 +82,7 @@ def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | 
     share = checked_share(share)
     store, job = _open_share(out, wanted, share)
     try:
-        report, tissue = Report(), store.layout.tissue_map
-        if not store.complete:
-            among, scaling = blocks_of_share(share, store.layout.n_blocks(0)), Scaling.from_json(store.info["scaling"])
-            report = run_job(job, scaling, store, tissue=tissue, progress=progress, among=among)
+        report = fill_pending(store, job, progress=progress, among=blocks_of_share(share, store.layout.n_blocks(0)))
         raise_if_failed(report, job)
     finally:
         store.close()

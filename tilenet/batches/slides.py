@@ -15,7 +15,7 @@ from tilenet.ahead import begun_ahead
 from tilenet.batches.beside import SideFiles
 from tilenet.batches.orders import Order
 from tilenet.batches.summary import Result, remark_sizes, write_counts, write_summary
-from tilenet.compute import finish, run_job, skip_glass
+from tilenet.compute import fill_pending, finish, skip_glass
 from tilenet.errors import DeviceLost, TilenetError
 from tilenet.export.measured import Measured
 from tilenet.footprint import Footprint
@@ -24,7 +24,6 @@ from tilenet.numbering import refuse_begun, store_objects
 from tilenet.outputs import open_store, spare_the_input
 from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
-from tilenet.scaling import Scaling
 from tilenet.store import Share, Store, is_complete
 from tilenet.wanted import Wanted
 from tilenet.workers.distributed import task_of, work_off
@@ -196,9 +195,8 @@ def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Fut
 def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
     """Compute the blocks of each image in this process."""
     for slide in slides:
-        scaling = Scaling.from_json(slide.store.info["scaling"])
         try:
-            slide.report = run_job(slide.job, scaling, slide.store, tissue=slide.store.layout.tissue_map)
+            slide.report = fill_pending(slide.store, slide.job)
         except DeviceLost:  # this process computes nothing more
             raise
         except Exception as error:
