@@ -2,6 +2,9 @@
 
 import json
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers import open_image
 
+FUZZ = Path(__file__).parent.parent / "benchmarks" / "fuzz.py"
 PIXELS = np.repeat(np.random.default_rng(0).integers(0, 255, (128, 96), dtype=np.uint8), 2, axis=1)  # (128, 192)
 
 
@@ -233,3 +237,11 @@ def test_a_shape_that_is_not_that_of_the_pages_is_refused_or_ignored(tmp_path, a
 def test_a_path_that_no_system_takes_is_refused(tmp_path, refused):
     refused(tmp_path / ("long" * 2000))
     refused(str(tmp_path / "nul\0byte"))
+
+
+def test_of_files_with_a_few_bytes_changed_each_is_opened_or_refused():
+    done = subprocess.run([sys.executable, FUZZ, "--mutations", "150"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    name, count, opened, refused, fault = done.stdout.splitlines()[-2].split()
+    assert (name, int(count), int(fault)) == ("all", 150, 0)
+    assert int(opened) > 20 and int(refused) > 20
