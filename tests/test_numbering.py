@@ -17,6 +17,7 @@ from tilenet import instances, numbering, separation, sizes
 from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.errors import OutputExists, OutputLocked, OutputMismatch, OutputNotFound
 from tilenet.geometry import Box
+from tilenet.making import DEPTHS, PLACES, making_of
 from tilenet.options import Options
 from tilenet.store import open_mask
 from tilenet.wanted import Wanted
@@ -101,13 +102,13 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_objects(commands, tmp_path
     out, whole = tmp_path / "o.zarr", tmp_path / "whole.zarr"
     stub = {"sleep": 0}
     assert commands.run("segment", image, "-o", whole, *options, stub=stub)[0] == 0
-    making, steps, seen = numbering.making_of(out, None), 12, set()
+    making, steps, seen = making_of(out, None), 12, set()
     while commands.run("segment", image, "-o", out, *options, "--resume", stub=stub, kill=[steps, "torn"])[0] < 0:
         steps += 1
-        seen.add((is_complete(making / numbering.DEPTHS), is_complete(making / numbering.PLACES), out.exists()))
+        seen.add((is_complete(making / DEPTHS), is_complete(making / PLACES), out.exists()))
     assert {(False, False, False), (True, False, False), (True, True, True)} <= seen
     assert tree_hash(out) == tree_hash(whole)
-    assert stray(out) == [] and not numbering.making_of(out, None).exists()
+    assert stray(out) == [] and not making_of(out, None).exists()
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ class Cut:
 def test_what_another_run_has_found_is_not_taken_for_its_own(slide, tmp_path, monkeypatch):
     out = tmp_path / "o.zarr"
     interrupt(monkeypatch, "_first_places", slide, out, model=Cut(100), objects=True)
-    places = numbering.making_of(out, None) / numbering.PLACES
+    places = making_of(out, None) / PLACES
     kept = shutil.copytree(places, tmp_path / "kept.zarr")
     interrupt(monkeypatch, "_fill_places", slide, out, model=Cut(250), objects=True, overwrite=True)
     shutil.copytree(kept, places)
@@ -226,7 +227,7 @@ def test_other_runs_are_refused_where_objects_were_begun(slide, begun):
     (result,) = tilenet.batch(slide, begun.parent / "masks", model=Bright(), threads=1)
     assert result.status == "done"
     tilenet.segment(slide, begun, model=Bright(), overwrite=True)
-    assert not numbering.making_of(begun, None).exists()
+    assert not making_of(begun, None).exists()
 
 
 def test_a_link_is_not_written_through(slide, tmp_path):
@@ -248,7 +249,7 @@ def test_progress_goes_once_from_nothing_to_all(slide, tmp_path):
 def test_another_run_over_a_begun_one_leaves_nothing_of_it(slide, begun):
     mask = tilenet.segment(slide, begun, model=Bright(bright=500), objects=True, overwrite=True)
     assert np.array_equal(mask[...], tilenet.segment(slide, model=Bright(bright=500), objects=True))
-    assert not numbering.making_of(begun, None).exists()
+    assert not making_of(begun, None).exists()
 
 
 @pytest.mark.parametrize("axes", ["zyx", "tyx", "tzyx"])
@@ -301,9 +302,9 @@ def test_a_run_that_another_one_would_remove_or_join_is_protected(slide, tmp_pat
     assert len(refused) == 2 and np.array_equal(mask[...], tilenet.segment(slide, model=Bright(), objects=True))
 
 
-@pytest.mark.parametrize("name", [numbering.DEPTHS, numbering.PLACES])
+@pytest.mark.parametrize("name", [DEPTHS, PLACES])
 def test_a_damaged_store_on_the_way_is_said_to_be_removed(slide, begun, name):
-    (numbering.making_of(begun, None) / name / "zarr.json").write_text("{")
+    (making_of(begun, None) / name / "zarr.json").write_text("{")
     with pytest.raises(OutputExists, match=r"is not a store, or is damaged.*Remove .*o\.zarr\.making"):
         tilenet.segment(slide, begun, model=Bright(), objects=True, overwrite=True)
 
@@ -328,10 +329,10 @@ def test_a_damaged_mask_is_repaired_with_the_options_that_it_was_made_with(slide
     next(p for p in (out / "0" / "c").rglob("*") if p.is_file()).unlink()
     again = tilenet.segment(slide, out, model=Bright(), resume=True)
     assert before.max() > 2 and np.array_equal(again[...], before) and tilenet.verify(out).ok
-    assert not numbering.making_of(out, None).exists()
+    assert not making_of(out, None).exists()
 
 
-@pytest.mark.parametrize("where", ["_as_recorded", "_fill_places"])
+@pytest.mark.parametrize("where", ["as_recorded", "_fill_places"])
 def test_a_repair_that_was_killed_goes_on_by_another_version(slide, tmp_path, monkeypatch, where):
     out = tmp_path / "o.zarr"
     before = tilenet.segment(slide, out, model=Bright(), objects=True, roi="0:100,0:100")[...]

@@ -12,6 +12,7 @@ import tilenet
 from tilenet import numbering, separation, settling
 from tilenet.decide import ObjectRule, relative_spacing
 from tilenet.errors import OutputMismatch, SettingsError
+from tilenet.making import DEPTHS, making_of
 from tilenet.options import Options
 from tilenet.store import open_mask
 from tilenet.wanted import Wanted
@@ -158,7 +159,7 @@ def test_a_killed_run_goes_on_to_the_same_objects(volume, tmp_path, monkeypatch,
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(numbering, where, killed)
         tilenet.segment(volume, out, **options)
-    assert is_complete(numbering.making_of(out, None) / numbering.DEPTHS)
+    assert is_complete(making_of(out, None) / DEPTHS)
     mask = tilenet.segment(volume, out, model=Bright3D(), resume=True)
     assert np.array_equal(mask[...], tilenet.objects(balls(UM), spacing=UM))
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tilenet import numbering, shares
+from tilenet import shares
 from tilenet.arguments import WORKERS, known_options
 from tilenet.compute import Progress, to_array, to_objects
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
+from tilenet.making import refuse_begun, was_begun
 from tilenet.named import refuse_missing
+from tilenet.numbering import store_objects
 from tilenet.options import Options, check_output_option, refuse_with_objects
 from tilenet.outputs import check_name, check_tiff, fill, labels_place, open_store, same_tiff, spare_the_input
 from tilenet.region import Roi
@@ -249,17 +251,17 @@ def _stored(
     if tiff:
         spare_the_input(place, wanted.image)
         check_tiff(out, output, replace=resume or overwrite)
-        begun = can_resume(place) or numbering.was_begun(place, target)
+        begun = can_resume(place) or was_begun(place, target)
         if resume and out.exists() and not begun:
             return same_tiff(out, wanted), Report()
     how: dict[str, bool] = {"resume": resume, "overwrite": overwrite}
-    if output == "objects" or (resume and shard is None and numbering.was_begun(place, target)):
-        done = numbering.store_objects(place, wanted, **how, client=client, progress=progress)
+    if output == "objects" or (resume and shard is None and was_begun(place, target)):
+        done = store_objects(place, wanted, **how, client=client, progress=progress)
     elif shard is not None:
-        numbering.refuse_begun(place, target, overwrite=False)
+        refuse_begun(place, target, overwrite=False)
         done = shares.fill_share(out, wanted, shard, progress=progress)
     else:
-        numbering.refuse_begun(place, target, overwrite=overwrite)
+        refuse_begun(place, target, overwrite=overwrite)
         done = fill(*open_store(place, wanted, **how), wanted, client=client, progress=progress)
     if not is_complete(place):
         return None, done

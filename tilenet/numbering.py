@@ -13,7 +13,6 @@ The stores of the first two steps lie in the folder OUT.making, which the third 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -30,24 +29,21 @@ from tilenet.decide import ObjectRule
 from tilenet.errors import OutputExists, OutputMismatch
 from tilenet.geometry import Box, boxes_of
 from tilenet.instances import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
-from tilenet.into import Target
-from tilenet.job import check_info, contradiction
+from tilenet.making import DEPTHS, PLACES, as_recorded, making_of, mask_to_continue, remove_making
 from tilenet.outputs import fill, open_store, spare_the_input
 from tilenet.runner import Report
 from tilenet.sizes import DEFAULT_MEMORY
-from tilenet.store import Mask, Store, can_resume, check_free, is_complete, is_ours, open_mask
-from tilenet.store.files import faults_named
+from tilenet.store import Mask, Store, can_resume, open_mask
 from tilenet.store.journal import MERGED
 from tilenet.store.kept import Stamp, stamp_of
-from tilenet.store.metadata import MAKING, OWN, read_root
-from tilenet.store.place import discard, holding, sweep
+from tilenet.store.metadata import OWN, read_root
+from tilenet.store.place import holding
 from tilenet.wanted import Wanted
 from tilenet.workers.distributed import map_in_order
 
 if TYPE_CHECKING:
     from distributed import Client
 
-DEPTHS, PLACES = "depths.zarr", "places.zarr"
 # Key in a mask's info: a checksum of the first pixels of all objects, which identifies the numbering.
 FIRSTS = "first pixels sha256"
 # Largest and smallest side, in pixels, of the pieces of a block that are labelled at once, by number of axes.
@@ -81,11 +77,11 @@ def store_objects(
     wanted = replace(wanted, options=replace(wanted.options, output=wanted.options.output or "objects"))
     making, report = making_of(out, wanted.target), Report()
     spare_the_input(making / DEPTHS, wanted.image)
-    store, overwrite = _begun(out, wanted, making, resume=resume, overwrite=overwrite)
+    store, overwrite = mask_to_continue(out, wanted, making, resume=resume, overwrite=overwrite)
     try:
         if store is not None:
             # A repair repeats the first two steps as they were for this mask, also where options are left out now.
-            wanted = _as_recorded(wanted, store)
+            wanted = as_recorded(wanted, store)
         if store is None or next(store.pending(), None) is not None:
             depths, report = _fill_depths(making / DEPTHS, wanted, client, _half(progress, 0), resume=resume)
             started = perf_counter()
@@ -96,7 +92,7 @@ def store_objects(
                 _write_numbers(store, places, firsts)
             report.objects = perf_counter() - started
         # Before the mask is marked complete: a complete mask is skipped, so what is left here would stay.
-        _remove(making)
+        remove_making(making)
         finish(store)
     finally:
         if store is not None:
@@ -104,87 +100,11 @@ def store_objects(
     return report
 
 
-def _begun(out: Path, wanted: Wanted, making: Path, *, resume: bool, overwrite: bool) -> tuple[Store | None, bool]:
-    """Return the mask to continue, if any, and whether what is at `out` is replaced."""
-    if overwrite:
-        _remove(making)
-    if resume and can_resume(out) and (store := _resumed(out, wanted, making)):
-        return store, overwrite
-    if is_ours(making / DEPTHS) and not resume:
-        raise OutputExists(f"{out}: was begun, and is not complete. Go on (--resume), or start again with --overwrite")
-    overwrite = overwrite or (resume and was_begun(out, wanted.target))
-    check_free(out, overwrite=overwrite)
-    return None, overwrite
-
-
-def was_begun(out: Path, target: Target | None) -> bool:
-    """Return whether a run with objects was started for `out`, or wrote it."""
-    if is_ours(making_of(out, target) / DEPTHS):
-        return True
-    # zarr.json may have been edited by hand, so the type is checked.
-    record = read_root(out)[1].get("record") if is_ours(out) else None
-    return isinstance(record, dict) and record.get("output") == "objects"
-
-
-def refuse_begun(out: Path, target: Target | None, *, overwrite: bool) -> None:
-    """Refuse an output for which a run with objects was started; with `overwrite`, remove what that run left."""
-    making = making_of(out, target)
-    if overwrite:
-        _remove(making)
-    elif is_ours(making / DEPTHS):
-        raise OutputExists(
-            f"{making}: belongs to a run with --objects. Continue that run, or start again with --overwrite"
-        )
-
-
-def making_of(out: Path, target: Target | None) -> Path:
-    """Return the folder for the first two steps: beside the mask, or beside the OME-Zarr image that gets the labels."""
-    beside = out if target is None else target.path.with_name(f"{target.path.name}.{out.name}")
-    return beside.with_name(beside.name + MAKING).absolute()
-
-
 def _half(progress: Progress | None, which: int) -> Progress | None:
     """Return the callback for the first (0) or second (1) half of a run."""
     if progress is None:
         return None
     return lambda done, total: progress(done + which * total, 2 * total)
-
-
-def _remove(making: Path) -> None:
-    """Remove the stores of the first two steps, and their folder unless it contains anything else."""
-    for store in (making / DEPTHS, making / PLACES):
-        if not store.exists():
-            continue
-        if not is_ours(store):
-            raise OutputExists(f"{store}: is not a store, or is damaged, and the run needs this place. Remove {making}")
-        with holding(store):
-            discard(store)
-    with faults_named(making):
-        for name in (DEPTHS, PLACES):
-            sweep(making / name)
-        with suppress(OSError):
-            making.rmdir()
-
-
-def _resumed(out: Path, wanted: Wanted, making: Path) -> Store | None:
-    """Open the mask to continue; return None if the mask at `out` is an old one that a run is about to replace."""
-    if is_ours(making / DEPTHS):
-        info, depths = read_root(out.absolute())[1], read_root(making / DEPTHS)[1]
-        check_info(info, out)
-        # Only what decides the bytes: a repair may be made by another version, or after the image was moved.
-        if is_complete(out) or contradiction(depths, info):
-            return None
-    store = Store.resume(out)
-    wanted.settle_for(store).close()
-    return store
-
-
-def _as_recorded(wanted: Wanted, store: Store) -> Wanted:
-    """Return what is wanted with the options that a mask was made with, and with its tissue map if the user gave it."""
-    options, record = wanted.options, store.info["record"]
-    if options.tissue is None and store.layout.tissue_map and (record["tissue"] or {}).get("method") == "given":
-        options = replace(options, tissue=store.layout.tissue_map.cells.astype(np.uint8))
-    return replace(wanted, options=options.or_recorded(record))
 
 
 def _fill_depths(

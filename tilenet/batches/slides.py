@@ -19,8 +19,9 @@ from tilenet.compute import fill_pending, finish, skip_glass
 from tilenet.errors import DeviceLost, TilenetError
 from tilenet.export.measured import Measured
 from tilenet.footprint import Footprint
+from tilenet.making import refuse_begun
 from tilenet.named import function_of
-from tilenet.numbering import refuse_begun, store_objects
+from tilenet.numbering import store_objects
 from tilenet.outputs import open_store, spare_the_input
 from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
