@@ -30,6 +30,7 @@ import tilenet
 from tilenet import machine
 from tilenet.options import Options
 from tilenet.settling import settle
+from tilenet.store import TissueMap
 
 GLASS = 256
 
@@ -57,11 +58,13 @@ def lost(slide: Path, **options: Any) -> str:
     mask = tilenet.segment(slide, **options)
     job = settle(slide, "nuclei", Options(tissue=True, **options))
     labels, count = ndimage.label(mask)
-    there = job.tissue.map.at(*map(np.arange, mask.shape[-2:]))
+    # With the context that was added to what was found: all that is sure to be computed.
+    widened = TissueMap(job.tissue.map.cells, job.tissue.map.covers)
+    there = widened.at(*map(np.arange, mask.shape[-2:]))
     sizes = np.bincount(labels.ravel())
     inside = np.bincount(labels[..., there].ravel(), minlength=len(sizes))
     outside = sizes[1:][inside[1:] == 0]
-    found = f"{slide.name}: {job.tissue.text}, {job.tissue.map.fraction:.1%} of the cells"
+    found = f"{slide.name}: {job.tissue.text}, {widened.fraction:.1%} of the cells"
     where = f"{len(outside)} of {count} objects lie outside, the largest of {max(outside, default=0)} px"
     return f"{found}; {where}, {outside.sum()} of {sizes[1:].sum()} px"
 

@@ -11,6 +11,8 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from ome_zarr_models import v05
+from skimage.color import rgb2hsv
+from skimage.morphology import remove_small_holes
 from tissue_images import BLOCK, OPTIONS, SIDES, a_mask_of_ones_own, a_slide, blocks_of, glass, write  # noqa: F401
 
 import tilenet
@@ -20,6 +22,7 @@ from tilenet.geometry import Box
 from tilenet.options import Options
 from tilenet.settling import settle
 from tilenet.store import TissueMap
+from tilenet.store.layout import Layout
 
 # The map.
 
@@ -44,12 +47,33 @@ def test_a_box_meets_tissue_if_a_cell_does_that_it_touches(data):
     whole = [[found.holds(row, column) for column in range(covers[1])] for row in range(covers[0])]
     assert np.array_equal(found.at(np.arange(covers[0]), np.arange(covers[1])), whole)
     again = TissueMap.from_json(json.loads(json.dumps(found.to_json())))
-    assert np.array_equal(again.cells, cells) and again.sha256 == found.sha256
+    assert np.array_equal(again.cells, cells) and again.sha256 == found.sha256 and again.own is None
+
+
+@given(st.data())
+def test_context_of_tissue_is_computed_but_is_no_tissue(data):
+    covers = data.draw(st.tuples(st.integers(1, 60), st.integers(1, 60)))
+    sides = [data.draw(st.integers(1, min(n, 9))) for n in covers]
+    cells, own = (np.random.default_rng(data.draw(st.integers(0, 99))).random(sides) < p for p in (0.6, 0.4))
+    widened = TissueMap(cells, covers, cells & own)
+    found = TissueMap.from_json(json.loads(json.dumps(widened.to_json())))
+    blocks, whole = Layout("yx", covers, (7, 8), (None, None), "a", {}), Box.of_shape(covers)
+    assert np.array_equal(found.computed(blocks), TissueMap(cells, covers).computed(blocks))
+    assert found.meets(whole) == cells.any() and found.sha256 == TissueMap(cells, covers).sha256
+    there = TissueMap(cells & own, covers)
+    rows, columns = map(np.arange, covers)
+    assert np.array_equal(found.at(rows, columns), there.at(rows, columns))
+    assert found.holds(0, 0) == there.at(rows, columns)[0, 0]
+    assert found.tissue_fraction(whole) == pytest.approx(there.at(rows, columns).mean())
+    assert found.fraction == (cells & own).mean()
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"cells": [9, 9]}, {"cells": [10**9, 10**9]}, {"bits": "eA=="}, {"bits": "?"}, {"covers": [1, 1]}, {"cells": 3}],
+    [
+        *({"cells": [9, 9]}, {"cells": [10**9, 10**9]}, {"cells": 3}, {"covers": [1, 1]}),
+        *({"bits": "eA=="}, {"bits": "?"}, {"own": "eA=="}),
+    ],
     ids=str,
 )
 def test_a_map_that_cannot_be_is_refused(change):
@@ -92,7 +116,10 @@ def test_in_bright_field_tissue_is_what_has_colour():
     assert found.facts["method"] == "saturation" and 0.03 <= found.facts["threshold"][0] <= 0.1
     y, x = np.arange(1100), np.arange(1500)
     there = found.map.at(y, x)
-    assert there[300:600, 500:900].all() and not there[:260].any() and not there[:, 940:].any()
+    # Up to a cell of 16 px; the one around it is context alone.
+    assert there[316:584, 516:884].all()
+    assert not there[:284].any() and not there[616:].any() and not there[:, :484].any() and not there[:, 916:].any()
+    assert found.map.meets(Box((284, 600), (285, 601))) and not found.map.meets(Box((0, 0), (260, 1500)))
 
 
 def test_fluorescence_stored_as_colour_is_told_by_its_brightness():
@@ -143,6 +170,12 @@ def test_on_real_slides_glass_is_skipped_and_tissue_is_not(shared_data):
     found = found_in(shared_data("slides/CMU-1-Small-Region.svs"))
     assert found.facts["method"] == "saturation" and 0.35 < found.map.fraction < 0.65
     assert not found.map.meets(Box((1600, 0), (2500, 400))) and found.map.meets(Box((600, 2080), (601, 2081)))
+    # The area of tissue, as scikit-image has it.
+    pixels = tifffile.imread(shared_data("slides/CMU-1-Small-Region.svs"))[:2960, :2208]
+    means = pixels.reshape(185, 16, 138, 16, 3).mean(axis=(1, 3)) / 255
+    saturated = remove_small_holes(rgb2hsv(means)[..., 1] > found.facts["threshold"][0], max_size=64)
+    assert found.map.tissue_fraction(Box((0, 0), (2960, 2208))) == pytest.approx(saturated.mean(), rel=0.01)
+    assert found.map.cells.mean() > 1.05 * found.map.fraction
     assert found_in(shared_data("slides/OS-1-detail_HE.ome.tif")).map.cells.all()
     dapi = found_in(shared_data("slides/hamamatsu_test3_DAPI.ndpi"))
     assert dapi.facts["method"] == "intensity" and dapi.facts["looked_at"] == [608, 496]

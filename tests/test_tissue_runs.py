@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tilenet.batches.slides import BatchRun
 from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
 from tilenet.geometry import Box
 from tilenet.readers.image import Image
-from tilenet.store import Store
+from tilenet.store import Store, TissueMap
 from tilenet.workers import worker
 
 # The promise.
@@ -178,6 +179,42 @@ def test_a_run_that_is_gone_on_with_looks_for_no_tissue(slide, tmp_path, monkeyp
     monkeypatch.setattr(tissue, "find", None)
     tilenet.segment(slide, tmp_path / "m.zarr", tissue=True, resume=True, **OPTIONS)
     assert tree(tmp_path / "m.zarr") == tree(tmp_path / "whole.zarr")
+
+
+def test_an_output_whose_map_calls_context_tissue_goes_on_as_before_and_its_area_is_told_truly(
+    slide, tmp_path, tilenet_command, monkeypatch
+):
+    found = tissue.find
+
+    def find(*args):  # as before maps kept which cells are only context
+        old = found(*args)
+        return replace(old, map=TissueMap(old.map.cells, old.map.covers))
+
+    names, options = ("new", "old", "resumed"), OPTIONS | {"objects": True}
+    new = tilenet.segment(slide, tmp_path / "new.zarr", tissue=True, **options)
+    with monkeypatch.context() as before:
+        before.setattr(tissue, "find", find)
+        old = tilenet.segment(slide, tmp_path / "old.zarr", tissue=True, **options)
+    assert "own" in new.layout.tissue and "own" not in old.layout.tissue
+    Store.create(tmp_path / "resumed.zarr", old.layout, old.info).close()
+    tilenet.segment(slide, tmp_path / "resumed.zarr", resume=True, **options)
+    files = {name: tree(tmp_path / f"{name}.zarr") for name in names}
+    assert files["resumed"] == files["old"]
+    differ = {file for file in files["new"] if files["new"][file] != files["old"].get(file)}
+    assert differ == {"zarr.json", ".tilenet/journal.jsonl"} and files["new"].keys() == files["old"].keys()
+    areas = {}
+    for name in names[:2]:
+        assert tilenet_command("verify", tmp_path / f"{name}.zarr")[0] == 0
+        code, out, _ = tilenet_command("export", tmp_path / f"{name}.zarr", "--csv", tmp_path / f"{name}.csv", "--json")
+        said = json.loads(out)
+        told = any("what lies within 1 px of tissue, too" in line for line in said["remarks"])
+        assert code == 0 and told == (name == "old")
+        areas[name] = said["csv"]["tissue_mm2"]
+        (count,), (density,) = (said["csv"][key].values() for key in ("in_tissue", "per_mm2_of_tissue"))
+        assert density == pytest.approx(count / areas[name], abs=0.01)
+    # 300 x 400 px of 0.5 um: all cells of 16 px that they touch. The other map has a rim of one more cell.
+    assert areas["new"] == pytest.approx(20 * 26 * 64e-6, rel=0.01)
+    assert areas["old"] == pytest.approx(22 * 28 * 64e-6, rel=0.01)
 
 
 def test_verify_knows_what_was_skipped(slide, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ threshold [1]. The threshold is taken on a logarithmic scale, because glass is a
 paler than the palest tissue. In fluorescence, a cell is tissue if any channel is brighter than the
 triangle threshold [2], which was designed for histograms with one peak (the background) and a long
 tail. Small holes are closed, and the map is dilated by the network's context, so that a pixel outside
-the map depends on no tissue at all.
+the map depends on no tissue at all; the map also says which cells have tissue themselves.
 
 [1] N. Otsu, IEEE Trans. Sys. Man. Cyber. 9 (1979). [2] G. W. Zack et al., J. Histochem. Cytochem. 25 (1977).
 """
@@ -179,14 +179,14 @@ def find(image: Image, margin: tuple[int, int]) -> Tissue:
     if image.is_color and not colour:  # fluorescence stored as a picture
         means = means.max(axis=0, keepdims=True)
     cells, thresholds = _of_saturation(means) if colour else _of_intensity(means, image.name)
-    cells = remove_small_holes(cells, max_size=HOLE)
+    own = remove_small_holes(cells, max_size=HOLE)
     radius = [ceil_div(r * n, side) for r, n, side in zip(margin, cells.shape, covers, strict=True)]
     square = footprint_rectangle([2 * r + 1 for r in radius], decomposition="separable")  # type: ignore[no-untyped-call]
-    cells = dilation(cells, square, mode="min")
+    cells = dilation(own, square, mode="min")
     method, view = "saturation" if colour else "intensity", plane_of(coarse)
     facts = {"method": method, "threshold": thresholds, "looked_at": list(view), "dilated": list(margin)}
     above = ", ".join(f"{threshold:.4g}" for threshold in dict.fromkeys(thresholds))
-    return Tissue(TissueMap(cells, covers), facts, f"by {method} above {above} on {view[0]} x {view[1]} px")
+    return Tissue(TissueMap(cells, covers, own), facts, f"by {method} above {above} on {view[0]} x {view[1]} px")
 
 
 def remark(found: Tissue, plan: Plan) -> tuple[int, str]:

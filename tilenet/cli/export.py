@@ -135,10 +135,11 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
     }
     of_tissue = _rounded(found.per_mm2_of_tissue)
     if found.tissue_share is not None:
-        facts |= {"in_tissue": dict(found.in_tissue), "per_mm2_of_tissue": of_tissue}
+        facts |= {"in_tissue": dict(found.in_tissue), "tissue_mm2": found.tissue_mm2, "per_mm2_of_tissue": of_tissue}
     kind = _kind(objects=found.objects)
     per = "".join(
-        f", {value:,.0f} {name}{kind} per {space}" + (f" ({of_tissue[name]:,.0f} of tissue)" if of_tissue else "")
+        f", {value:,.0f} {name}{kind} per {space}"
+        + (f" ({of_tissue[name]:,.0f} of tissue, {found.tissue_mm2:.4g} mm2)" if of_tissue else "")
         for name, value in sorted(density.items())
         if value
     )

@@ -60,14 +60,24 @@ class Measured:
     positive: Counter[str] = field(default_factory=Counter)
 
     @property
+    def mm2(self) -> float | None:
+        """Square millimetres of the mask, of all planes; None if the pixel size is unknown, or for volumes."""
+        return None if self.pixel_um2 is None or self.volumes else self.mask_px * self.pixel_um2 / 1e6
+
+    @property
+    def tissue_mm2(self) -> float | None:
+        """Square millimetres of tissue; None also without a tissue map."""
+        return None if self.mm2 is None or self.tissue_share is None else self.mm2 * self.tissue_share
+
+    @property
     def per_mm2_of_tissue(self) -> dict[str, float]:
         """Number of lines by class with their centroid in tissue, per square millimetre of it; empty without a map."""
-        return self._per_mm2(self.in_tissue, self.tissue_share) if self.tissue_share else {}
+        return _per(self.in_tissue, self.tissue_mm2)
 
     @property
     def per_mm2(self) -> dict[str, float]:
         """Number of lines by class per square millimetre of all planes; empty if the pixel size is unknown."""
-        return self._per_mm2(self.counts, 1)
+        return _per(self.counts, self.mm2)
 
     @property
     def per_mm3(self) -> dict[str, float]:
@@ -83,10 +93,10 @@ class Measured:
         for region in self.regions:
             region.positive = Counter(none)
 
-    def _per_mm2(self, counts: Counter[str], share: float) -> dict[str, float]:
-        if self.pixel_um2 is None or self.volumes:
-            return {}
-        return {name: count / (self.mask_px * share * self.pixel_um2) * 1e6 for name, count in counts.items()}
+
+def _per(counts: Counter[str], size: float | None) -> dict[str, float]:
+    """Return counts per unit of a size; empty if that is 0 or unknown."""
+    return {name: count / size for name, count in counts.items()} if size else {}
 
 
 class Tally:

@@ -7,6 +7,7 @@ memory holds only a strip of the mask. Ids are the same as those of the polygons
 from __future__ import annotations
 
 import csv
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ COLUMNS = (
 )
 HEAD = ",".join(COLUMNS).encode()
 DECIMALS = 3
+LOG = logging.getLogger("tilenet")
 
 
 @dataclass
@@ -205,6 +207,12 @@ def _empty_result(mask: AnyMask, out: Path) -> Measured:
     found.in_tissue = Counter(none)
     if mask.tissue is not None:
         found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin))
+        if (mask.info.get("tissue") or {}).get("dilated") and mask.tissue.own is None:
+            LOG.warning(
+                "%s: its tissue map, of an earlier tilenet, has what lies within %d px of tissue, too: the area of "
+                "tissue is too large, and its density too low. Only segmenting it anew tells them apart",
+                *(mask.path, max(mask.info["tissue"]["dilated"])),
+            )
     if has_volumes(mask):
         z = mask.pixel_size[-3]
         found.volumes, found.voxel_um3 = True, None if pixel is None or z is None else pixel * z

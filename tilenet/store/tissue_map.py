@@ -1,7 +1,8 @@
 """A coarse map of where there is tissue in the y, x plane of an image, stored with the mask.
 
 The map alone decides, in integer arithmetic, which blocks are computed, so that every process and every resumed run
-comes to the same answer.
+comes to the same answer. A map that was found is widened by the network's context: what is only context is computed,
+but is no tissue.
 """
 
 from __future__ import annotations
@@ -51,9 +52,12 @@ class TissueMap:
     Attributes
     ----------
     cells : numpy.ndarray
-        bool (h, w): whether a cell has tissue.
+        bool (h, w): whether a cell has tissue, or is context of tissue. They decide which blocks are computed.
     covers : (int, int)
         Pixels of the whole image along y and x, at the resolution that the network sees; the mask may be a part of it.
+    own : numpy.ndarray or None
+        bool (h, w): whether a cell has tissue itself. None: as `cells`, in a map that the user gave, and in one that
+        was found before this was kept, of which nothing says what is context.
 
     Examples
     --------
@@ -66,25 +70,31 @@ class TissueMap:
 
     cells: NDArray[np.bool_]
     covers: tuple[int, int]
+    own: NDArray[np.bool_] | None = None
+
+    @property
+    def tissue(self) -> NDArray[np.bool_]:
+        """Whether a cell has tissue itself, as far as is known: bool (h, w)."""
+        return self.cells if self.own is None else self.own
 
     def meets(self, box: Box) -> bool:
-        """Return whether there is tissue in a box of image pixels, whose last two axes are y and x."""
+        """Return whether tissue, or context, is in a box of image pixels, whose last two axes are y and x."""
         y, x = box.start[-2:], box.stop[-2:]
         return bool(self._counts([(y[0], x[0])], [(y[1], x[1])])[0, 0])
 
     def at(self, y: Pixel, x: Pixel) -> NDArray[np.bool_]:
         """Return whether there is tissue at some rows and columns of image pixels: (rows, columns)."""
         along = zip((y, x), self.cells.shape, self.covers, strict=True)
-        found: NDArray[np.bool_] = self.cells[np.ix_(*(pixel * cells // n for pixel, cells, n in along))]
+        found: NDArray[np.bool_] = self.tissue[np.ix_(*(pixel * cells // n for pixel, cells, n in along))]
         return found
 
     def holds(self, y: int, x: int) -> bool:
         """Return whether there is tissue at one image pixel."""
         (rows, columns), (height, width) = self.cells.shape, self.covers
-        return bool(self.cells[y * rows // height, x * columns // width])
+        return bool(self.tissue[y * rows // height, x * columns // width])
 
     def computed(self, divided: HasBlocks) -> NDArray[np.bool_]:
-        """Return for each block along y and x, in order, whether it has tissue: (rows, columns)."""
+        """Return for each block along y and x, in order, whether it is computed: (rows, columns)."""
         origin, shape = (divided.origin or (0,) * len(divided.shape))[-2:], divided.shape[-2:]
         along = [
             [(first + a, first + min(a + side, n)) for a in range(0, n, side)]
@@ -94,7 +104,7 @@ class TissueMap:
         return found
 
     def computed_fraction(self, divided: HasBlocks) -> float:
-        """Return the fraction of the pixels that lies in blocks with tissue."""
+        """Return the fraction of the pixels that lies in computed blocks."""
         rows, columns = (
             np.minimum(side, n - np.arange(0, n, side))
             for n, side in zip(divided.shape[-2:], divided.block[-2:], strict=True)
@@ -107,10 +117,10 @@ class TissueMap:
             np.bincount(np.arange(a, b) * cells // n, minlength=cells)
             for a, b, cells, n in zip(box.start[-2:], box.stop[-2:], self.cells.shape, self.covers, strict=True)
         )
-        return float(rows @ self.cells @ columns / (rows.sum() * columns.sum()))
+        return float(rows @ self.tissue @ columns / (rows.sum() * columns.sum()))
 
     def _counts(self, rows: list[tuple[int, int]], columns: list[tuple[int, int]]) -> NDArray[np.int64]:
-        """Return the number of cells with tissue that ranges of pixel rows and columns touch: (rows, columns)."""
+        """Return how many `cells` ranges of pixel rows and columns touch: (rows, columns)."""
         (y0, y1), (x0, x1) = (
             np.array([(a * cells // pixels, ceil_div(b * cells, pixels)) for a, b in ranges]).T
             for ranges, cells, pixels in zip((rows, columns), self.cells.shape, self.covers, strict=True)
@@ -121,26 +131,27 @@ class TissueMap:
 
     @cached_property
     def _sums(self) -> NDArray[np.int64]:
-        """Number of cells with tissue above and left of each corner: a summed-area table."""
+        """Number of `cells` above and left of each corner: a summed-area table."""
         sums = np.zeros(tuple(n + 1 for n in self.cells.shape), np.int64)
         sums[1:, 1:] = self.cells.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
         return sums
 
     @property
     def fraction(self) -> float:
-        """Fraction of the cells that have tissue."""
-        return float(self.cells.mean())
+        """Fraction of the cells that have tissue themselves."""
+        return float(self.tissue.mean())
 
     @property
     def sha256(self) -> str:
-        """Checksum of the whole map."""
+        """Checksum of what decides which blocks are computed."""
         facts = [list(self.cells.shape), list(self.covers), np.packbits(self.cells).tobytes().hex()]
         return sha256(json.dumps(facts).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Return the map as plain values, with one bit per cell, row by row, deflated, in base64."""
-        bits = base64.b64encode(zlib.compress(np.packbits(self.cells).tobytes(), 9)).decode()
-        return {"cells": list(self.cells.shape), "covers": list(self.covers), "bits": bits}
+        values = {"cells": list(self.cells.shape), "covers": list(self.covers), "bits": _packed(self.cells)}
+        # A key of its own: a version that does not know it comes to the same blocks.
+        return values if self.own is None else values | {"own": _packed(self.own)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TissueMap:
@@ -149,11 +160,20 @@ class TissueMap:
         y, x = map(int, values["covers"])
         if not (1 <= h <= min(y, MOST_CELLS) and 1 <= w <= min(x, MOST_CELLS)):
             raise ValueError(f"a tissue map of {y} x {x} px cannot have {h} x {w} cells")
-        size = ceil_div(h * w, 8)
-        try:
-            packed = zlib.decompressobj().decompress(base64.b64decode(values["bits"]), size + 1)
-        except zlib.error as error:
-            raise ValueError(f"the tissue map is damaged: {error}") from error
-        if len(packed) != size:
-            raise ValueError(f"the tissue map has {len(packed)} bytes, not {size}")
-        return cls(np.unpackbits(np.frombuffer(packed, np.uint8), count=h * w).reshape(h, w).astype(bool), (y, x))
+        own = _unpacked(values["own"], h, w) if "own" in values else None
+        return cls(_unpacked(values["bits"], h, w), (y, x), own)
+
+
+def _packed(cells: NDArray[np.bool_]) -> str:
+    return base64.b64encode(zlib.compress(np.packbits(cells).tobytes(), 9)).decode()
+
+
+def _unpacked(bits: str, h: int, w: int) -> NDArray[np.bool_]:
+    size = ceil_div(h * w, 8)
+    try:
+        packed = zlib.decompressobj().decompress(base64.b64decode(bits), size + 1)
+    except zlib.error as error:
+        raise ValueError(f"the tissue map is damaged: {error}") from error
+    if len(packed) != size:
+        raise ValueError(f"the tissue map has {len(packed)} bytes, not {size}")
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=h * w).reshape(h, w).astype(bool)
