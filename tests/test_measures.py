@@ -140,7 +140,7 @@ def test_with_a_map_of_tissue_there_is_a_density_of_what_lies_in_it(tmp_path, ti
     assert facts["per_mm2"][name] == pytest.approx(4 / (96 * 160 * 0.25e-6), abs=0.01)
     assert facts["per_mm2_of_tissue"][name] == pytest.approx(2 / (96 * 160 * 0.25e-6 * share), abs=0.01)
     _, said, _ = tilenet_command("export", out, "--csv", tmp_path / "m.csv", "--overwrite")
-    assert " of tissue)" in said
+    assert " of tissue, 0.001536 mm2)" in said and facts["tissue_mm2"] == pytest.approx(0.001536)
     assert read_table(out, tmp_path / "m.csv") == write_table(out, tmp_path / "m.csv", overwrite=True)
     assert read_table(out, tmp_path / "m.csv", min_area="31um2").in_tissue == {name: 0}
 
