@@ -28,6 +28,7 @@ from tilenet.resolution import Resolution
 from tilenet.seen import Seen, as_seen
 from tilenet.sizes import plan_tiles
 from tilenet.store import is_ours, refuse_unfinished
+from tilenet.tissue import Search
 
 # Messages for the user before a run starts; the command line prints them.
 LOG = logging.getLogger("tilenet")
@@ -118,9 +119,6 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
         threshold=options.threshold,
         probability_dtype=options.probability_dtype or "float32",
     )
-    search = tissue.search(options.tissue, seen.whole, channels=seen.channels, footprint=footprint)
-    if search.rule and "logits" in decision.arrays:
-        raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
     job = Job(
         image=seen.image,
         network=network,
@@ -134,10 +132,18 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
         device=str(device),
         record={},
         resolution=seen.resolution,
-        search=search,
+        search=_search(options, seen, footprint, decision),
         inside=inside,
     )
     return replace(job, record=_record(job, seen, options, precision=precision, engine=engine, part=part))
+
+
+def _search(options: Options, seen: Seen, footprint: Footprint, decision: Decision) -> Search:
+    """Return how the run finds tissue."""
+    search = tissue.search(options.tissue, seen.whole, channels=seen.channels, footprint=footprint)
+    if search.rule and "logits" in decision.arrays:
+        raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
+    return search
 
 
 def _record(job: Job, seen: Seen, options: Options, *, precision: str, engine: str, part: Box) -> dict[str, Any]:

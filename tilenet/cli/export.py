@@ -122,10 +122,16 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
 
     with progress_bar("rows", shown=not quiet) as progress:
         found = write_table(mask, out, progress=progress, **said)
-    space, numbers = ("mm3", found.per_mm3) if found.volumes else ("mm2", found.per_mm2)
-    density = _rounded(numbers)
+    kind = _kind(objects=found.objects)
+    text = f"{out}: {_counts(found.counts, kind=kind)}{_per(found, kind)}{_positive(found)}"
+    lines = [text + _left_out(found.left_out, said), *(_region(region, kind) for region in found.regions)]
+    return {"out": str(out), **_facts_of(found, said)}, "\n".join(lines), found.objects
+
+
+def _facts_of(found: Measured, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a table amounts to as values for JSON."""
+    space, density = _density(found)
     facts = {
-        "out": str(out),
         "counts": dict(found.counts),
         "left_out": found.left_out,
         "area_px": dict(found.area_px),
@@ -133,29 +139,36 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
         "voxel_um3": found.voxel_um3,
         f"per_{space}": density,
     }
-    of_tissue = _rounded(found.per_mm2_of_tissue)
     if found.tissue_share is not None:
+        of_tissue = _rounded(found.per_mm2_of_tissue)
         facts |= {"in_tissue": dict(found.in_tissue), "tissue_mm2": found.tissue_mm2, "per_mm2_of_tissue": of_tissue}
-    kind = _kind(objects=found.objects)
-    per = "".join(
-        f", {value:,.0f} {name}{kind} per {space}"
-        + (f" ({of_tissue[name]:,.0f} of tissue, {found.tissue_mm2:.4g} mm2)" if of_tissue else "")
-        for name, value in sorted(density.items())
-        if value
-    )
-    if not density:
-        per = ", no density as the pixel size is unknown"
-    counted = _counts(found.counts, kind=kind)
-    text = f"{out}: {counted}{per}{_positive(found)}{_left_out(found.left_out, said)}"
-    facts |= {"positive": dict(found.positive)} if said["positive"] else {}
+    if said["positive"]:
+        facts["positive"] = dict(found.positive)
     if said["within"]:
         facts["regions"] = [
             {"name": region.name, "counts": dict(region.counts), "mm2": region.mm2, "per_mm2": _rounded(region.per_mm2)}
             | ({"positive": dict(region.positive)} if said["positive"] else {})
             for region in found.regions
         ]
-        text = "\n".join([text, *(_region(region, kind) for region in found.regions)])
-    return facts, text, found.objects
+    return facts
+
+
+def _density(found: Measured) -> tuple[str, dict[str, float]]:
+    """Return mm2, or mm3 for volumes, and how many there are of each class in one."""
+    return ("mm3", _rounded(found.per_mm3)) if found.volumes else ("mm2", _rounded(found.per_mm2))
+
+
+def _per(found: Measured, kind: str) -> str:
+    """Return the densities as text."""
+    (space, density), of_tissue = _density(found), _rounded(found.per_mm2_of_tissue)
+    if not density:
+        return ", no density as the pixel size is unknown"
+    return "".join(
+        f", {value:,.0f} {name}{kind} per {space}"
+        + (f" ({of_tissue[name]:,.0f} of tissue, {found.tissue_mm2:.4g} mm2)" if of_tissue else "")
+        for name, value in sorted(density.items())
+        if value
+    )
 
 
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
