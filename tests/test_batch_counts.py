@@ -191,7 +191,7 @@ def test_regions_of_a_list_are_counted_in_and_others_need_no_new_mask_or_table(s
 
 def test_regions_that_cannot_be_counted_in_are_refused_before_work(slides, tmp_path):
     (tmp_path / "list.csv").write_text("image,within\na.tif,a.geojson\n")
-    with pytest.raises(SettingsError, match=r"a\.geojson: is not a GeoJSON that can be read"):
+    with pytest.raises(SettingsError, match=r"a\.geojson: does not exist"):
         tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", **COUNTING)
     square = {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 0]]]}
     (tmp_path / "a.geojson").write_text(json.dumps([{"type": "Feature", "geometry": square}]))

@@ -10,9 +10,11 @@ from skimage.measure import label, regionprops
 from stub import Bright, Bright3D
 
 import tilenet
+from tilenet.cli import export
 from tilenet.errors import BlocksFailed, OutputExists, OutputMismatch, SettingsError
 from tilenet.export import shapes
 from tilenet.export.measures import COLUMNS, read_table, write_table
+from tilenet.export.shapes import parse_area
 from tilenet.footprint import Footprint
 
 RANDOM = np.random.default_rng(0)
@@ -119,6 +121,25 @@ def test_what_a_part_holds_is_placed_in_the_whole_plane_by_plane(tmp_path):
         assert 30 <= left < right <= 90 and 20 <= top < bottom <= 60
         value = {"grey": 100, "bright": 200}[line["class"]]
         assert (stack[1, top:bottom, left:right] == value).sum() >= int(line["area_px"]) > 0
+
+
+@pytest.mark.parametrize("said", ["20um2", "20 um2", "20 UM2", "20um²", "20 µm²", " 20 µm^2", "20 μm2"])
+def test_an_area_may_be_written_as_people_write_it(said):
+    assert parse_area(said) == (20, "um2")
+
+
+@pytest.mark.parametrize("said", ["20um", "20,5um2", "um2", "-20um2", "20mm2", "2²um2^"])
+def test_what_is_no_area_is_refused(said):
+    with pytest.raises(SettingsError, match="give pixels of the mask, such as 80px, or an area, such as 20um2"):
+        parse_area(said)
+
+
+def test_a_count_of_one_is_no_plural_and_a_count_of_none_names_what_was_counted():
+    objects, volumes = export._kind(objects=True), export._kind(objects=True, volumes=True)
+    assert export._counts({"nucleus": 1}, kind=objects) == "1 nucleus object"
+    assert export._counts({"nucleus": 1}, kind=volumes) == "1 nucleus outline in planes"
+    assert export._counts({"rim": 1, "body": 2}, kind=export._kind(objects=False)) == "2 body regions, 1 rim region"
+    assert export._counts({"nucleus": 0}, kind=objects) == "no objects"
 
 
 def test_with_a_map_of_tissue_there_is_a_density_of_what_lies_in_it(tmp_path, tilenet_command):

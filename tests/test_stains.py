@@ -13,8 +13,8 @@ from stub import Bright
 
 import tilenet
 from tilenet import numbering
-from tilenet.errors import SettingsError
-from tilenet.export.intensities import STAINS
+from tilenet.errors import OutputMismatch, SettingsError
+from tilenet.export.intensities import MOST, STAINS
 from tilenet.export.measures import read_table
 from tilenet.options import Options
 from tilenet.wanted import Wanted
@@ -129,8 +129,11 @@ def test_a_channel_tells_objects_apart_too_and_stains_need_8_bit_colour(tmp_path
         (("--positive", "dab>0.2"), "has no channel 'dab' (DAPI, Ki-67)"),
         (("--positive", "GFP>3"), "or another name; pictures in 8-bit colour have the stains haematoxylin, eosin, dab"),
         (("--positive", "2>400"), "i.ome.tif: has channels 0 to 1, not 2. Choose another"),
-        (("--positive", "dab>nan"), "give a stain or channel, and a number"),
-        (("--positive", "dab<3"), "positive 'dab<3': give a stain or channel, and a number, in quotes, as 'dab>0.2'"),
+        (("--positive", "dab>nan"), "give a stain or channel, >, and a number"),
+        (
+            ("--positive", "dab<3"),
+            "positive 'dab<3': give a stain or channel, >, and a number, in quotes, as 'dab>0.2'",
+        ),
     ):
         code, _, err = tilenet_command("export", mask, "--csv", tmp_path / "x.csv", *option)
         assert code == 2 and said in err and len(err.splitlines()) == 1 and not (tmp_path / "x.csv").exists()
@@ -190,7 +193,7 @@ def test_where_nothing_is_positive_the_count_is_0(slide, tmp_path, tilenet_comma
         for ring, name in ((empty, "outside"), (corner, "corner"))
     ]
     (tmp_path / "r.geojson").write_text(json.dumps(features))
-    options = ("--csv", tmp_path / "o.csv", "--positive", "dab>9", "--within", tmp_path / "r.geojson", "--json")
+    options = ("--csv", tmp_path / "o.csv", "--positive", "dab>3", "--within", tmp_path / "r.geojson", "--json")
     code, out, err = tilenet_command("export", slide.with_name("o.zarr"), *options)
     table = json.loads(out)["csv"]
     assert (code, table["positive"]) == (0, {"class 1": 0}), err
@@ -210,6 +213,36 @@ def test_what_cannot_be_told_apart_is_refused_before_work(slide, tmp_path, tilen
     with pytest.raises(SettingsError, match=r"m\.zarr: has classes, and intensities are measured for objects"):
         tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "x.geojson", positive="dab>0.2")
     assert not list(tmp_path.glob("x.*"))
+
+
+def test_a_density_that_no_pixel_can_have_is_refused(slide, tmp_path):
+    mask = slide.with_name("o.zarr")
+    with pytest.raises(SettingsError, match=r"the density of dab is at most 3\.8\. Give less, such as 0\.2"):
+        tilenet.write_table(mask, tmp_path / "x.csv", positive="dab>30")
+    colours = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3), -1).astype(np.uint8)
+    densities = 6 * rgb2hed(np.maximum(colours, 1)).reshape(-1, 3)
+    assert densities.max(axis=0) == pytest.approx(MOST)
+
+
+def test_stains_of_fluorescence_are_given_with_a_warning(slide, tmp_path, caplog):
+    tifffile.imwrite(tmp_path / "dark.tif", 255 - PIXELS, tile=(64, 64), photometric="rgb")
+    tilenet.segment(tmp_path / "dark.tif", tmp_path / "d.zarr", model=Dark(), objects=True, scaling="none")
+    with caplog.at_level("WARNING", "tilenet"):
+        tilenet.write_table(slide.with_name("o.zarr"), tmp_path / "o.csv", stains=True)
+        tilenet.write_table(tmp_path / "d.zarr", tmp_path / "d.csv", positive="green>100")
+        assert caplog.text == ""
+        tilenet.write_table(tmp_path / "d.zarr", tmp_path / "s.csv", positive="dab>0.2")
+    assert "dark.tif: is dark, as in fluorescence, and densities of stains are those of bright field" in caplog.text
+
+
+def test_an_image_that_has_moved_is_asked_for(slide, tmp_path):
+    image = tmp_path / "s.tif"
+    image.write_bytes(slide.read_bytes())
+    tilenet.segment(image, tmp_path / "m.zarr", model=Dark(), objects=True, scaling="none")
+    image.rename(tmp_path / "moved.tif")
+    with pytest.raises(OutputMismatch, match=r"m\.zarr: its image is needed \(.*s\.tif: does not exist.*by --image"):
+        tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", stains=True)
+    assert tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", stains=True, image=tmp_path / "moved.tif")
 
 
 def test_ki67_of_a_real_slide_is_that_of_scikit_image(shared_data, tmp_path):

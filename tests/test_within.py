@@ -1,5 +1,6 @@
 """Objects in regions that a user drew: what scikit-image and shapely find one by one, whatever the strips and tiles."""
 
+import gzip
 import json
 from collections import Counter
 
@@ -85,7 +86,7 @@ def test_counts_and_areas_are_those_found_point_by_point(mask, tmp_path, monkeyp
     drawn = write(tmp_path / "regions.geojson", FEATURES, collection=collection)
     found = write_table(mask, tmp_path / "m.csv", within=drawn)
     truth = truth_of(FEATURES, tilenet.open_mask(mask)[...])
-    assert [region.name for region in found.regions] == ["Tumor 1", "Front", "Front, too", "Tumor 2"]
+    assert [region.name for region in found.regions] == ["Tumor (1)", "Front", "Front, too", "Tumor (2)"]
     for region, (inside, mm2) in zip(found.regions, truth, strict=True):
         assert inside > 2 and region.counts == {"class 1": inside}
         assert region.mm2 == pytest.approx(mm2) and region.per_mm2 == {"class 1": pytest.approx(inside / mm2)}
@@ -161,11 +162,18 @@ def test_the_command_prints_what_each_region_holds(mask, tmp_path, tilenet_comma
 
 
 def test_a_region_is_called_by_its_name_or_its_class_or_its_place_and_no_two_alike(tmp_path):
-    names = [{"name": "A"}, {"name": "A"}, {}, {"name": "A 1"}, {"classification": {"names": ["Tumor", "Positive"]}}]
+    names = [{"name": "A"}, {"name": "A"}, {}, {"name": "A (2)"}, {"classification": {"names": ["Tumor", "Positive"]}}]
     features = [feature([square(0, 0, 9)], **name) for name in (*names, {"classification": "Stroma"}, {"name": " "})]
     features[2]["properties"] = None
     found = [region.name for region in read_regions(write(tmp_path / "r.geojson", features))]
-    assert found == ["A 2", "A 3", "region 3", "A 1", "Tumor: Positive", "Stroma", "region 7"]
+    assert found == ["A (1)", "A (3)", "region 3", "A (2)", "Tumor: Positive", "Stroma", "region 7"]
+
+
+def test_a_file_of_one_annotation_alone_is_that_region(tmp_path):
+    # PathIO.exportObjectsAsGeoJSON of QuPath writes no list around a single object.
+    (tmp_path / "r.geojson").write_text(json.dumps(FEATURES[0]))
+    (region,) = read_regions(tmp_path / "r.geojson")
+    assert region.name == "Tumor" and region.area.equals(shapely.geometry.shape(FEATURES[0]["geometry"]))
 
 
 def test_annotations_of_older_versions_of_qupath_are_regions(tmp_path):
@@ -205,9 +213,10 @@ BAD = [
     ("", r"is not a GeoJSON that can be read \(Expecting value.*\. In QuPath, select the annotations"),
     ("PK\x03\x04", "not compressed"),
     ("[" * 100000, "is not a GeoJSON that can be read"),
-    ({"type": "Feature"}, "is neither a FeatureCollection nor a list"),
-    ({"type": "FeatureCollection"}, "is neither a FeatureCollection nor a list"),
-    ([], "or is empty"),
+    ({"type": "Feature"}, "feature 1 is a feature without geometry, which has no area"),
+    ({"type": "FeatureCollection"}, "is neither a FeatureCollection, nor a list of features, nor one"),
+    ({"type": "Polygon"}, "is neither a FeatureCollection, nor a list of features, nor one"),
+    ([], r"r\.geojson: has no regions\. In QuPath, select the annotations"),
     ([feature([square(0, 0, 9)]), 3], "entry 2 is not a Feature"),
     ([feature([1, 2], "Point")], "feature 1 is a Point, which has no area. Export areas alone"),
     ([feature([[1, 2], [3, 4]], "LineString", name="A")], r"feature 1 \(A\) is a LineString, which has no area"),
@@ -249,8 +258,11 @@ def test_a_file_that_holds_anything_but_areas_of_the_image_is_refused_in_one_lin
 def test_regions_that_are_not_there_and_masks_of_several_planes_are_refused(tmp_path):
     stack = np.stack([PIXELS[:200, :120]] * 2)
     tilenet.segment(stack, tmp_path / "m.zarr", axes="zyx", model=Bright(), objects=True)
-    with pytest.raises(SettingsError, match=r"no\.geojson: is not a GeoJSON that can be read \(No such file"):
+    with pytest.raises(SettingsError, match=r"no\.geojson: does not exist\. Check the path"):
         write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=tmp_path / "no.geojson")
+    (tmp_path / "r.geojson").write_bytes(gzip.compress(b"[]"))
+    with pytest.raises(SettingsError, match=r"r\.geojson: is no text, but compressed or a picture\. In QuPath"):
+        write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=tmp_path / "r.geojson")
     drawn = write(tmp_path / "r.geojson", FEATURES)
     with pytest.raises(SettingsError, match=r"m\.zarr: has several planes, and regions are drawn in one"):
         write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=drawn)

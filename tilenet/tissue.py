@@ -161,6 +161,16 @@ def search(wanted: Any, image: Image, *, channels: Sequence[int] | None, footpri
     return Search({"method": "given", "sha256": found.map.sha256}, looked_at, margin, found)
 
 
+def is_dark(image: Image) -> bool:
+    """Return whether a colour picture has a dark background, as fluorescence has; False where telling is not cheap."""
+    cells = cells_of(plane_of(image))
+    return pixels_read(image) <= CHEAP and _dark(reduced(coarsest(image, cells), cells, mean_of))
+
+
+def _dark(means: Means) -> bool:
+    return float(np.median(means.max(axis=0))) < 128
+
+
 def find(image: Image, margin: tuple[int, int]) -> Tissue:
     """Find the tissue on an image, dilated by the `margin` px of context that a network sees.
 
@@ -175,7 +185,7 @@ def find(image: Image, margin: tuple[int, int]) -> Tissue:
     if (n := prod(coarse.box_shape)) > CHEAP:
         LOG.info("%s: has no small level: %d px are read to find tissue", image.name, n)
     means = reduced(coarse, cells_of(covers), mean_of)
-    colour = image.is_color and float(np.median(means.max(axis=0))) >= 128
+    colour = image.is_color and not _dark(means)
     if image.is_color and not colour:  # fluorescence stored as a picture
         means = means.max(axis=0, keepdims=True)
     cells, thresholds = _of_saturation(means) if colour else _of_intensity(means, image.name)

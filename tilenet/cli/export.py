@@ -178,7 +178,7 @@ def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
 def _region(region: InRegion, kind: str) -> str:
     """Return what lies in a region that the user drew as a line of text."""
     counted = ", ".join(
-        f"{count} {name}{kind}" + (f" ({region.per_mm2[name]:,.0f} per mm2)" if region.mm2 else "")
+        f"{count} {name}{_of(count, kind)}" + (f" ({region.per_mm2[name]:,.0f} per mm2)" if region.mm2 else "")
         for name, count in sorted(region.counts.items())
     )
     size = "" if region.mm2 is None else f", {region.mm2:.4g} mm2"
@@ -202,4 +202,10 @@ def _kind(*, objects: bool, volumes: bool = False) -> str:
 
 def _counts(counts: Mapping[str, int], *, kind: str) -> str:
     """Return the number of shapes of each class as text."""
-    return ", ".join(f"{count} {name}{kind}" for name, count in sorted(counts.items()) if count) or "no regions"
+    counted = (f"{count} {name}{_of(count, kind)}" for name, count in sorted(counts.items()) if count)
+    return ", ".join(counted) or f"no{kind}"
+
+
+def _of(count: int, kind: str) -> str:
+    """Return the words of `_kind` for so many."""
+    return kind.replace("s", "", 1) if count == 1 else kind

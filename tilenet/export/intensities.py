@@ -9,8 +9,10 @@ decides its densities, and they are summed as integers, so that neither blocks n
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,18 +22,22 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import hed_from_rgb
 
-from tilenet.errors import ImageError, SettingsError
+from tilenet.errors import ImageError, OutputMismatch, SettingsError
 from tilenet.provenance import open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image, closing
 from tilenet.readers.resampled import at_resolution
 from tilenet.store import AnyMask
+from tilenet.tissue import is_dark
 
 STAINS = ("haematoxylin", "eosin", "dab")
 NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 # Optical density of each value of 8 bits. As in QuPath, 0 counts as 1: its logarithm is not finite.
 DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)
+# What the density of each stain cannot exceed, as that of no channel does.
+MOST = np.maximum(hed_from_rgb, 0).sum(axis=0) * DENSITY[0]
 # Densities are rounded to these parts: finer than any camera tells, and sums up to 2^53 of them are exact.
 PARTS = 2**20
+LOG = logging.getLogger("tilenet")
 
 Means = NDArray[np.float64]
 
@@ -91,13 +97,13 @@ class Intensities:
         return self._channels or self._stains or bool(self._positive)
 
     def check(self, mask: AnyMask, image: str | Path | None) -> None:
-        """Raise if the means cannot be measured; reads no pixels.
+        """Raise if the means cannot be measured; tell of a dark image, whose stains mean nothing, by a coarse level.
 
         Raises
         ------
         SettingsError
-            If the mask has regions of classes instead of objects, if the image has no such channel, or if it has no
-            colours to tell stains by.
+            If the mask has regions of classes instead of objects, if the image has no such channel, if it has no
+            colours to tell stains by, or if no mean can be as large as that of the rule.
         ImageError
             If the image cannot be opened.
         OutputMismatch
@@ -107,8 +113,7 @@ class Intensities:
             raise SettingsError(
                 f"{mask.path}: has classes, and intensities are measured for objects. Make it with --objects"
             )
-        source = _source(mask, image)
-        with closing(open_as_segmented(source, mask), source) as opened:
+        with _opened(mask, image) as opened:
             refuse_another(opened, mask)
             if self._stains and not opened.is_color:
                 raise SettingsError(
@@ -117,11 +122,20 @@ class Intensities:
                 )
             if self._positive:
                 self._column(opened)
+            if (stain := self._stain(opened)) is not None and self._above >= (most := MOST[stain]):
+                raise SettingsError(
+                    f"positive: the density of {STAINS[stain]} is at most {most:.2g}. Give less, such as 0.2"
+                )
+            if self._measured(opened)[1] and is_dark(opened):
+                LOG.warning(
+                    "%s: is dark, as in fluorescence, and densities of stains are those of bright field. A rule may "
+                    "name a channel, such as 'blue>60'",
+                    opened.name,
+                )
 
     def measure(self, mask: AnyMask, image: str | Path | None) -> Measurements:
         """Measure an image that `check` has accepted, block by block, at the resolution of the mask."""
-        source = _source(mask, image)
-        with closing(open_as_segmented(source, mask), source) as opened:
+        with _opened(mask, image) as opened:
             seen = at_resolution(opened, resolution_of(mask))
             channels, stains = self._measured(seen)
             means = _means(mask, seen, partial(_values, channels=channels, stains=stains))
@@ -162,7 +176,7 @@ def _parse(positive: str) -> tuple[str, float]:
     """
     said = re.fullmatch(rf"\s*(\S.*?)\s*>\s*({NUMBER})\s*", positive, re.IGNORECASE)
     if not said:
-        raise SettingsError(f"positive {positive!r}: give a stain or channel, and a number, in quotes, as 'dab>0.2'")
+        raise SettingsError(f"positive {positive!r}: give a stain or channel, >, and a number, in quotes, as 'dab>0.2'")
     return said[1], float(said[2])
 
 
@@ -180,8 +194,17 @@ def _densities(pixels: NDArray[Any]) -> NDArray[np.float64]:
     return densities
 
 
-def _source(mask: AnyMask, image: str | Path | None) -> Any:
-    return mask.info["image"]["path"] if image is None else image
+def _opened(mask: AnyMask, image: str | Path | None) -> AbstractContextManager[Image]:
+    """Open the image that was named, or else the one that the mask was made from."""
+    source = mask.info["image"]["path"] if image is None else image
+    try:
+        return closing(open_as_segmented(source, mask), source)
+    except ImageError as error:
+        if image is not None:
+            raise
+        raise OutputMismatch(
+            f"{mask.path}: its image is needed ({error}). If it has moved, name it by --image"
+        ) from error
 
 
 def _columns(image: Image) -> list[str]:

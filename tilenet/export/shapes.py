@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
+from unicodedata import normalize
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import numpy as np
@@ -129,15 +130,17 @@ def drop_small(shapes: Iterable[Shape], least: float, found: Counted) -> Iterato
 def parse_area(area: str | float) -> tuple[float, str]:
     """Return the number and unit of an area; any unit but ``"um2"`` means pixels of the mask, as does a bare number.
 
-    >>> parse_area("20 um2"), parse_area("80px"), parse_area(80)
-    ((20.0, 'um2'), (80.0, 'px'), (80.0, ''))
+    >>> parse_area("20 um2"), parse_area("20 µm²"), parse_area("80px"), parse_area(80)
+    ((20.0, 'um2'), (20.0, 'um2'), (80.0, 'px'), (80.0, ''))
     """
-    said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px|um2|)", str(area))
+    # NFKC turns a raised 2 into a 2, and both signs for micro into the Greek letter.
+    text = normalize("NFKC", str(area)).strip().lower().replace("\N{GREEK SMALL LETTER MU}", "u")
+    said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px|um\^?2|)", text)
     if not said:
         raise SettingsError(f"min area {area!r}: give pixels of the mask, such as 80px, or an area, such as 20um2")
     if isinstance(area, str) and not said[2]:
         raise SettingsError(f"min area {area!r} has no unit. Give {area}px, pixels of the mask, or {area}um2")
-    return float(said[1]), said[2]
+    return float(said[1]), said[2].replace("^", "")
 
 
 def min_pixels(mask: AnyMask, area: str | float | None) -> float:

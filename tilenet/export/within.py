@@ -121,7 +121,7 @@ def covered(drawn: Sequence[Drawn], frame: tuple[float, float, float, float]) ->
 
 
 def read_regions(path: str | Path) -> list[Drawn]:
-    """Read a GeoJSON file of polygons: a FeatureCollection, or a list of features, as QuPath exports them.
+    """Read a GeoJSON file of polygons: a FeatureCollection, a list of features, or one, as QuPath exports them.
 
     A region has its name, or else that of its class; if it has neither, it is called by its place in the file.
     Names that occur several times are numbered.
@@ -152,12 +152,20 @@ def _features(path: Path) -> list[dict[str, Any]]:
     how = "In QuPath, select the annotations, and use File > Export objects as GeoJSON, not compressed"
     try:
         held = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise SettingsError(f"{path}: does not exist. Check the path") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: is no text, but compressed or a picture. {how}") from error
     except (OSError, ValueError, RecursionError) as error:
         said = error.strerror if isinstance(error, OSError) else first_line(error)
         raise SettingsError(f"{path}: is not a GeoJSON that can be read ({said}). {how}") from error
     features = held.get("features") if isinstance(held, dict) and held.get("type") == "FeatureCollection" else held
-    if not isinstance(features, list) or not features:
-        raise SettingsError(f"{path}: is neither a FeatureCollection nor a list, or is empty. {how}")
+    if isinstance(held, dict) and held.get("type") == "Feature":
+        features = [held]  # as QuPath writes a single object
+    if not isinstance(features, list):
+        raise SettingsError(f"{path}: is neither a FeatureCollection, nor a list of features, nor one. {how}")
+    if not features:
+        raise SettingsError(f"{path}: has no regions. {how}")
     for number, feature in enumerate(features, 1):
         if not isinstance(feature, dict) or feature.get("type") != "Feature":
             raise SettingsError(f"{path}: entry {number} is not a Feature. {how}")
@@ -232,12 +240,12 @@ def _distinct(names: Sequence[str]) -> list[str]:
     """Return the names, with numbers where one occurs several times.
 
     >>> _distinct(["Tumor", "Stroma", "Tumor", "Tumor 1"])
-    ['Tumor 2', 'Stroma', 'Tumor 3', 'Tumor 1']
+    ['Tumor (1)', 'Stroma', 'Tumor (2)', 'Tumor 1']
     """
     times, taken, found = Counter(names), set(names), []
     for name in names:
         if times[name] > 1:
-            found.append(next(said for k in count(1) if (said := f"{name} {k}") not in taken))
+            found.append(next(said for k in count(1) if (said := f"{name} ({k})") not in taken))
             taken.add(found[-1])
         else:
             found.append(name)
