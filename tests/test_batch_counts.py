@@ -136,6 +136,40 @@ def test_a_table_older_than_its_mask_is_made_anew(slides, tmp_path):
     assert (masks / "a.overview.png").read_bytes() == drawn
 
 
+@pytest.mark.parametrize("mistake", ["other options", "an image is gone", "a table is gone, too", "a table of another"])
+def test_a_mistake_takes_no_complete_mask_out_of_the_counts(slides, tmp_path, mistake):
+    masks, images = tmp_path / "masks", slides[::2]
+    done = tilenet.batch(images, masks, **COUNTING)
+    counted, options, named = lines_of(masks / "counts.csv"), {}, [str(path) for path in images]
+    if mistake == "other options":
+        options["mpp"] = 1.0
+    else:
+        slides[0].unlink()
+    if "table" in mistake:
+        (masks / "a.csv").unlink()
+    if mistake == "a table of another":
+        (masks / "a.csv").write_text("mine")
+    failed = tilenet.batch(named, masks, **COUNTING | options)
+    assert failed[0].status == "failed" and failed[1].status == ("failed" if options else "skipped")
+    assert [result.counts for result in failed][1:] == [result.counts for result in done][1:]
+    if "table" in mistake:
+        assert failed[0].counts is None and lines_of(masks / "counts.csv") == counted[1:]
+    else:
+        assert failed[0].counts == done[0].counts and failed[0].pixels == done[0].pixels
+        assert lines_of(masks / "counts.csv") == counted
+    assert [line["status"] for line in lines_of(masks / "summary.csv")] == [result.status for result in failed]
+
+
+def test_counts_stay_where_nothing_can_be_counted(slides, tmp_path, caplog):
+    tilenet.batch(slides[:1], tmp_path / "masks", **COUNTING)
+    before = (tmp_path / "masks" / "counts.csv").read_bytes()
+    (tmp_path / "masks" / "a.csv").unlink()
+    slides[0].unlink()
+    (result,) = tilenet.batch([str(slides[0])], tmp_path / "masks", **COUNTING)
+    assert result.status == "failed" and (tmp_path / "masks" / "counts.csv").read_bytes() == before
+    assert "counts.csv: stays as it was, as nothing could be counted" in caplog.text
+
+
 def test_regions_of_plain_masks_are_counted_by_several_workers_too(slides, tmp_path):
     tilenet.batch(slides[::2], tmp_path / "masks", model=Bright(), table=True, client=Cluster(workers=2), threads=1)
     lines = lines_of(tmp_path / "masks" / "counts.csv")

@@ -9,7 +9,7 @@ from typing import Any
 from tilenet.batches.orders import Order
 from tilenet.errors import TilenetError
 from tilenet.export.measured import Measured
-from tilenet.export.measures import check_table_place, read_table, write_table
+from tilenet.export.measures import check_table_place, is_table, read_table, write_table
 from tilenet.export.shapes import pixels_of_area
 from tilenet.footprint import Footprint
 from tilenet.named import load_named
@@ -55,7 +55,17 @@ class SideFiles:
             return None
         if _is_older(table, mask):
             write_table(mask, table, image=image, overwrite=True)
-        return read_table(mask, table, image=image, min_area=self.min_area, drawn=order.within)
+        return self._read(order, mask, image)
+
+    def kept(self, order: Order, mask: Path) -> Measured | None:
+        """Return what the table of a complete mask says, if it is there, although its image may be gone."""
+        table = table_beside(mask)
+        if not self.table or _is_older(table, mask) or not is_table(table):
+            return None
+        return self._read(order, mask, None)
+
+    def _read(self, order: Order, mask: Path, image: str | None) -> Measured:
+        return read_table(mask, table_beside(mask), image=image, min_area=self.min_area, drawn=order.within)
 
 
 def _check_area(area: str | float, order: Order, footprint: Footprint | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -33,6 +34,7 @@ from tilenet.workers.flights import Slide
 if TYPE_CHECKING:
     from distributed import Client
 
+LOG = logging.getLogger("tilenet")
 # Threads that build pyramids and verify masks, and how many masks may be handed to them at once.
 FINISHERS, WAITING = 4, 8
 
@@ -114,10 +116,24 @@ class BatchRun:
         except Exception as error:  # one bad image must not stop the others
             if isinstance(error, DeviceLost) and self._client is None:
                 raise  # this process computes nothing more
-            self._note(order, "failed", error=error)
+            self._note(order, "failed", error=error, store=self._kept(order))
         else:
             self._note(order, status, store=slide)
         return None
+
+    def _kept(self, order: Order) -> Store | None:
+        """Return the complete mask of an image that failed, if there is one, and count what its table says.
+
+        A wrong option, or an image that was moved, takes no line out of the counts of a batch.
+        """
+        out, store = self._out / f"{order.name}.zarr", None
+        try:
+            store = Store.inspect(out) if is_complete(out) else None
+            if store and (found := self._side_files.kept(order, out)) is not None:
+                self._measured[order.name] = found
+        except (TilenetError, OSError) as error:
+            LOG.warning("%s: its complete mask cannot be counted: %s", order.name, _said(error))
+        return store
 
     def _slide_of(self, order: Order) -> tuple[Slide | Store, str]:
         """Return the slide whose blocks are to be computed, and ""; or a complete store, and the image's status."""
@@ -166,7 +182,6 @@ class BatchRun:
             del self._open[slide.name]
 
     def _note(self, order: Order, status: str, *, store: Store | None = None, error: Exception | None = None) -> None:
-        said = str(error) if isinstance(error, TilenetError) else one_line(error) if error else ""
         glass = store.info.get("tissue", {}).get("skipped") if store else None
         found = self._measured.get(order.name)
         with self._one_at_a_time:
@@ -180,10 +195,14 @@ class BatchRun:
                 tissue=None if glass is None else round(1 - glass, 6),
                 counts=dict(found.counts) if found else None,
                 seconds=perf_counter() - self._started[order.name],
-                error=said,
+                error=_said(error) if error else "",
             )
             self._results[order.name] = result
             self._tell(result)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, TilenetError) else one_line(error)
 
 
 def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Future[None]]:

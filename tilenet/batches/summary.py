@@ -44,7 +44,7 @@ class Result:
     status : {"done", "skipped", "failed"}
         ``skipped`` means that its mask was complete already.
     pixels : int
-        Number of pixels of the mask; 0 if it has no mask.
+        Number of pixels of the mask; 0 if it has no mask. An image that failed may have one, of an earlier call.
     level : int or None
         Resolution level of the image that was read; None if it has no mask.
     um_per_px : float or None
@@ -117,6 +117,8 @@ def write_summary(folder: Path, results: Sequence[Result], share: Share | None =
 def write_counts(folder: Path, measured: Mapping[str, Measured], share: Share | None = None) -> None:
     """Write ``counts.csv``: the number of objects or regions of each class in each mask of a batch, or of a share.
 
+    If nothing was counted, a file that is there stays.
+
     Its columns are ``slide``, ``region`` (that the user drew; empty for the whole mask), ``class``, ``kind`` (object or
     region of a class), ``count``, ``left_out`` (how many of all classes are smaller than the minimum area), the
     total size of those counted (``covered_px`` of the mask, ``covered_share`` of it, ``covered_um2``, or
@@ -130,8 +132,11 @@ def write_counts(folder: Path, measured: Mapping[str, Measured], share: Share | 
     EnvironmentFault
         If it cannot be written.
     """
-    lines = [line for slide, found in measured.items() for line in _count_lines(slide, found)]
-    _put(folder / file_of("counts", share), _table(COUNTS, lines))
+    path = folder / file_of("counts", share)
+    if not measured and path.exists():
+        LOG.warning("%s: stays as it was, as nothing could be counted", path)
+        return
+    _put(path, _table(COUNTS, [line for slide, found in measured.items() for line in _count_lines(slide, found)]))
 
 
 def _count_lines(slide: str, found: Measured) -> Iterable[dict[str, Any]]:

@@ -66,7 +66,8 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
 
 def _line(result: Result) -> str:
     if result.status == "failed":
-        return f"{result.slide}  failed  {result.error}"
+        still = ". Its complete mask is still counted" if result.counts is not None else ""
+        return f"{result.slide}  failed  {result.error}{still}"
     tissue = "" if result.tissue is None else f"  {result.tissue:.0%} computed"
     counts = "".join(f"  {count} {name}" for name, count in sorted((result.counts or {}).items()))
     return f"{result.slide}  {result.status}  {result.pixels} px{tissue}{counts}  {result.seconds:.1f} s"

@@ -143,7 +143,7 @@ def write_table(
     """
     out, drawn = Path(out).absolute(), () if within is None else read_regions(within)
     bright = Intensities(channels=intensities, stains=stains, positive=positive)
-    with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a table") as (opened, grid):
+    with open_for(out, mask, image, replace=overwrite, is_ours=is_table, kind="a table") as (opened, grid):
         found, least = _empty_result(opened, out), min_pixels(opened, min_area)
         if bright:
             bright.check(opened, image)
@@ -195,7 +195,7 @@ def read_table(
 
 def check_table_place(out: Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
     """Raise if a table must not be put at `out`; see `tilenet.spared.check_file_place`."""
-    check_file_place(out, replace=replace, is_ours=_is_ours, kind="a table", image=image, mask=mask)
+    check_file_place(out, replace=replace, is_ours=is_table, kind="a table", image=image, mask=mask)
 
 
 def _empty_result(mask: AnyMask, out: Path) -> Measured:
@@ -296,6 +296,7 @@ def _box(grid: Grid, low: NDArray[Any], high: NDArray[Any]) -> list[float]:
     return placed
 
 
-def _is_ours(path: Path) -> bool:
+def is_table(path: Path) -> bool:
+    """Return whether a file is a table that `write_table` wrote."""
     with path.open("rb") as file:
         return file.readline().rstrip().startswith(HEAD)
