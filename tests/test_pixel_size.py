@@ -113,6 +113,44 @@ def test_a_run_is_resumed_verified_drawn_and_exported_with_the_size_it_was_begun
     assert objects_of(tmp_path / "m.csv") == objects_of(tmp_path / "whole.csv") != []
 
 
+@pytest.mark.parametrize("options", [{}, {"roi": "9:60,5:80"}, {"objects": True}])
+def test_a_size_that_segment_was_not_given_may_be_given_to_export(tmp_path, slides, tilenet_command, options):
+    stated, bare = slides
+    tilenet.segment(stated, tmp_path / "a.zarr", **HOW, **options)
+    tilenet.segment(bare, tmp_path / "b.zarr", **HOW, **options)
+    found = []
+    for name, size in (("a", []), ("b", ["--pixel-size", "0.25"])):
+        outs = [f"--{kind}={tmp_path / name}.{kind}" for kind in ("csv", "geojson")]
+        code, out, err = tilenet_command("export", tmp_path / f"{name}.zarr", *outs, "--min-area", "1um2", *size)
+        assert code == 0, err
+        found.append(out.replace(f"{tmp_path / name}.", ""))
+    assert found[0] == found[1] and " per mm2" in found[0]
+    assert objects_of(tmp_path / "a.csv") == objects_of(tmp_path / "b.csv") != []
+    assert outlines_of(tmp_path / "a.geojson") == outlines_of(tmp_path / "b.geojson") != []
+
+
+def test_a_size_given_to_export_is_that_of_the_image_at_full_resolution(tmp_path):
+    bare = tmp_path / "bare.tif"
+    with tifffile.TiffWriter(bare) as tiff:
+        tiff.write(PIXELS, subifds=1, tile=(32, 32))
+        tiff.write(PIXELS[::2, ::2], subfiletype=1, tile=(32, 32))
+    tilenet.segment(bare, tmp_path / "b.zarr", level=1, **HOW)
+    found = write_table(tmp_path / "b.zarr", tmp_path / "b.csv", pixel_size=(0.25, 0.5))
+    assert found.pixel_um2 == 0.5 * 1.0
+    for line in lines_of(found.path):
+        assert float(line["area_um2"]) == pytest.approx(int(line["area_px"]) * 0.5, abs=1e-3)
+    with pytest.raises(SettingsError, match=r"b\.zarr: has no axis z\. Give --pixel-size for y and x"):
+        write_table(tmp_path / "b.zarr", tmp_path / "c.csv", pixel_size="2,0.25,0.25")
+
+
+def test_a_size_is_refused_by_export_of_a_mask_that_has_one(tmp_path, slides, tilenet_command):
+    tilenet.segment(slides[0], tmp_path / "a.zarr", **HOW)
+    with pytest.raises(SettingsError, match=r"a\.zarr: has pixels of 0\.25 x 0\.25 um already\. Leave"):
+        write_table(tmp_path / "a.zarr", tmp_path / "a.csv", pixel_size=0.25)
+    said = tilenet_command("export", tmp_path / "a.zarr", "--tiff", tmp_path / "a.tif", "--pixel-size", "0.25")
+    assert said[0] == 2 and "--pixel-size 0.25,0.25 is for --geojson and --csv" in said[2]
+
+
 def test_a_run_of_an_older_version_is_resumed_without_a_size_and_not_with_one(tmp_path, slides):
     bare = slides[1]
     tilenet.segment(bare, tmp_path / "m.zarr", shard=(1, 2), **HOW | {"tile": 16})

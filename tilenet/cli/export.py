@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli.options import JSON, QUIET
+from tilenet.cli.options import JSON, QUIET, Parsed
 from tilenet.cli.output import progress_bar, remarks, show, sides
 from tilenet.errors import SettingsError
 
@@ -29,6 +29,11 @@ FILE = click.Path(path_type=Path)
 @click.option("--stains", is_flag=True, help="With --csv: mean optical densities of haematoxylin, eosin and DAB.")
 @click.option("--positive", metavar="RULE", help="Which objects are positive: 'dab>0.2' (stain or channel), in quotes.")
 @click.option("--within", type=FILE, help="With --csv: count in each region of this GeoJSON file, such as QuPath's.")
+@click.option(
+    "--pixel-size",
+    type=Parsed("UM or Z,Y,X", "readers.sized", "parse_pixel_size"),
+    help="Micrometres per pixel of the image at level 0, if the mask has none.",
+)
 @click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, or 80px of the mask.")
 @click.option(
     "--as",
@@ -51,6 +56,7 @@ def export(
     stains: bool,
     positive: str | None,
     within: Path | None,
+    pixel_size: tuple[float, ...] | None,
     min_area: str | None,
     kind: str,
     overwrite: bool,
@@ -60,7 +66,7 @@ def export(
     """Write a complete MASK in another format."""
     if geojson is None and csv is None and tiff is None:
         raise SettingsError("say what to write: --geojson out.geojson, --csv out.csv, --tiff out.ome.tif")
-    choice: dict[str, Any] = {"min_area": min_area, "positive": positive}
+    choice: dict[str, Any] = {"pixel_size": pixel_size, "min_area": min_area, "positive": positive}
     columns: dict[str, Any] = {"intensities": intensities, "stains": stains, "within": within}
     _refuse_idle(choice if geojson is None and csv is None else {}, columns if csv is None else {})
     said: dict[str, Any] = {"image": image, "overwrite": overwrite, "quiet": quiet, **choice}
@@ -90,7 +96,8 @@ def _refuse_idle(choice: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
     for name, value in choice.items():
         if value is not None:
             option = name.replace("_", "-")
-            raise SettingsError(f"--{option} {value} is for --geojson and --csv: a TIFF is the mask as it is")
+            text = value if isinstance(value, str) else ",".join(f"{n:g}" for n in value)
+            raise SettingsError(f"--{option} {text} is for --geojson and --csv: a TIFF is the mask as it is")
     for name, value in columns.items():
         if value:
             raise SettingsError(f"--{name} adds columns to a table: say --csv out.csv")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def write_geojson(
     out: str | Path,
     *,
     image: str | Path | None = None,
+    pixel_size: float | str | Sequence[float] | None = None,
     min_area: str | float | None = None,
     kind: str = "detection",
     positive: str | None = None,
@@ -90,6 +91,8 @@ def write_geojson(
     image : path, optional
         The image that was segmented, if it has moved; another image is refused. Needed only for a mask at
         a coarser level or another pixel size.
+    pixel_size : float, str or sequence of float, optional
+        Micrometres per pixel of the image at full resolution, as for `tilenet.open_image`, if the mask has none.
     min_area : str or float, optional
         Leave out shapes whose area, without holes, is smaller: pixels of the mask, or text such as ``"20um2"``.
         Not for volumes.
@@ -124,7 +127,8 @@ def write_geojson(
     if kind not in KINDS:
         raise SettingsError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     out, bright = Path(out).absolute(), Intensities(positive=positive)
-    with open_for(out, mask, image, replace=overwrite, is_ours=_is_ours, kind="a GeoJSON") as (opened, grid):
+    how: dict[str, Any] = {"pixel_size": pixel_size, "replace": overwrite, "is_ours": _is_ours, "kind": "a GeoJSON"}
+    with open_for(out, mask, image, **how) as (opened, grid):
         found = Outlined(out, objects=opened.has_objects, volumes=has_volumes(opened))
         least = min_pixels(opened, min_area)
         if bright:

@@ -76,6 +76,7 @@ def write_table(
     out: str | Path,
     *,
     image: str | Path | None = None,
+    pixel_size: float | str | Sequence[float] | None = None,
     min_area: str | float | None = None,
     intensities: bool = False,
     stains: bool = False,
@@ -102,6 +103,8 @@ def write_table(
     image : path, optional
         The image that was segmented, if it has moved; needed only for a mask at a coarser level or another pixel
         size.
+    pixel_size : float, str or sequence of float, optional
+        Micrometres per pixel of the image at full resolution, as for `tilenet.open_image`, if the mask has none.
     min_area : str or float, optional
         As for `tilenet.write_geojson`.
     intensities : bool
@@ -143,7 +146,8 @@ def write_table(
     """
     out, drawn = Path(out).absolute(), () if within is None else read_regions(within)
     bright = Intensities(channels=intensities, stains=stains, positive=positive)
-    with open_for(out, mask, image, replace=overwrite, is_ours=is_table, kind="a table") as (opened, grid):
+    how: dict[str, Any] = {"pixel_size": pixel_size, "replace": overwrite, "is_ours": is_table, "kind": "a table"}
+    with open_for(out, mask, image, **how) as (opened, grid):
         found, least = _empty_result(opened, out), min_pixels(opened, min_area)
         if bright:
             bright.check(opened, image)

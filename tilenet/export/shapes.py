@@ -25,6 +25,7 @@ from tilenet.errors import SettingsError
 from tilenet.export.corners import area_and_centroid
 from tilenet.export.outlines import Region, regions
 from tilenet.export.placement import Grid, find_grid
+from tilenet.readers.sized import parse_pixel_size
 from tilenet.spared import check_file_place, refuse_inside
 from tilenet.store import AnyMask
 from tilenet.tiff_mask import TILE, open_mask
@@ -68,7 +69,14 @@ def has_volumes(mask: AnyMask) -> bool:
 
 @contextmanager
 def open_for(
-    out: Path, mask: str | Path, image: str | Path | None, *, replace: bool, is_ours: Callable[[Path], bool], kind: str
+    out: Path,
+    mask: str | Path,
+    image: str | Path | None,
+    *,
+    pixel_size: Any = None,
+    replace: bool,
+    is_ours: Callable[[Path], bool],
+    kind: str,
 ) -> Iterator[tuple[AnyMask, Grid]]:
     """Open a mask to export, and find where it lies in its image; raise before any work if a file cannot be made.
 
@@ -78,7 +86,7 @@ def open_for(
     ----------
     out : Path
         The file to write: not inside the mask or its image, and not a file that tilenet did not write.
-    mask, image : path
+    mask, image, pixel_size
         As for `tilenet.write_geojson`.
     replace, is_ours, kind
         As for `tilenet.spared.check_file_place`.
@@ -88,7 +96,21 @@ def open_for(
         check_file_place(out, replace=replace, is_ours=is_ours, kind=kind, image=image, mask=mask)
         if out.suffix.lower() not in ENDINGS[kind]:
             raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
-        yield opened, find_grid(opened, image)
+        grid = find_grid(opened, image)
+        if pixel_size is not None:
+            opened.given_pixel_size = _given_size(pixel_size, opened, grid)
+        yield opened, grid
+
+
+def _given_size(pixel_size: Any, mask: AnyMask, grid: Grid) -> tuple[float, ...]:
+    """Return micrometres along the last axes of a mask that states none, given those of its image at level 0."""
+    sizes, (y, x) = parse_pixel_size(pixel_size), mask.pixel_size[-2:]
+    if y is not None and x is not None:
+        raise SettingsError(f"{mask.path}: has pixels of {y:g} x {x:g} um already. Leave --pixel-size out")
+    if len(sizes) > 2 and "z" not in mask.axes:
+        raise SettingsError(f"{mask.path}: has no axis z. Give --pixel-size for y and x")
+    steps = (1, *map(float, grid.step))[-len(sizes) :]
+    return tuple(size * step for size, step in zip(sizes, steps, strict=True))
 
 
 def shapes_of(mask: AnyMask, progress: Progress | None = None) -> Iterator[Shape]:
@@ -166,7 +188,7 @@ def pixels_of_area(
         return number
     if y is None or x is None:
         raise SettingsError(
-            f"{name}: the size of its pixels is unknown. Give the area in them, such as 80px, or give segment the size "
+            f"{name}: the size of its pixels is unknown. Give the area in them, such as 80px, or give their size "
             f"(--pixel-size)"
         )
     return number / (y * x)

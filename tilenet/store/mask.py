@@ -33,6 +33,8 @@ class AnyMask:
     layout: Layout
     levels: tuple[Any, ...]
     probabilities: Any
+    # Micrometres along the last axes, as the caller gives them where the mask has none.
+    given_pixel_size: tuple[float, ...] = ()
 
     def close(self) -> None:
         """Close open files: none for a folder, the file for a TIFF."""
@@ -74,7 +76,7 @@ class AnyMask:
     @property
     def pixel_size(self) -> tuple[float | None, ...]:
         """Micrometres along the axes; None where unknown."""
-        return self.layout.pixel_size
+        return (*self.layout.pixel_size[: self.ndim - len(self.given_pixel_size)], *self.given_pixel_size)
 
     @property
     def origin(self) -> tuple[int, ...]:
