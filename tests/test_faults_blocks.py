@@ -19,7 +19,7 @@ from tilenet import api
 from tilenet.card import ModelCard
 from tilenet.cli.main import main
 from tilenet.errors import DeviceLost, EnvironmentFault, OutputMismatch
-from tilenet.job import refuse_contradiction
+from tilenet.mismatch import refuse_contradiction
 from tilenet.store import Store
 from tilenet.unet import UNet
 

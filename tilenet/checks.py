@@ -17,7 +17,8 @@ from tilenet.compute import Progress
 from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, cell_box
-from tilenet.job import Job, contradiction
+from tilenet.job import Job
+from tilenet.mismatch import contradiction
 from tilenet.models import packaged_models
 from tilenet.plan import Plan, tile_of
 from tilenet.provenance import check_image

@@ -13,7 +13,7 @@ import numpy as np
 
 from tilenet.errors import OutputExists
 from tilenet.into import Target
-from tilenet.job import check_info, contradiction
+from tilenet.mismatch import check_info, contradiction
 from tilenet.store import Store, can_resume, check_free, is_complete, is_ours
 from tilenet.store.files import faults_named
 from tilenet.store.metadata import MAKING, read_root

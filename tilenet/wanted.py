@@ -12,7 +12,8 @@ from tilenet import machine, predict
 from tilenet.errors import ImageError, SettingsError, TilenetError
 from tilenet.footprint import Footprint
 from tilenet.into import Target
-from tilenet.job import Job, check_info, identity_of, refuse_contradiction
+from tilenet.job import Job, identity_of
+from tilenet.mismatch import check_info, refuse_contradiction
 from tilenet.options import Options
 from tilenet.readers import open_image
 from tilenet.readers.image import closing
