@@ -82,6 +82,10 @@ def test_neither_blocks_nor_their_order_change_a_digit(slide, tmp_path):
     assert tables[0] == tables[1] == tables[2] != []
 
 
+def said_of(positive, count):
+    return f"{positive} of {count} positive ({100 * positive / count:.1f} %)"
+
+
 def test_objects_are_told_apart_in_tables_regions_and_polygons(slide, tmp_path, tilenet_command):
     half = [[0, 0], [130, 0], [130, 300], [0, 300], [0, 0]]
     drawn = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [half]}, "properties": {"name": "left"}}
@@ -95,9 +99,9 @@ def test_objects_are_told_apart_in_tables_regions_and_polygons(slide, tmp_path, 
     expected = {number: mean[2] > 0.2 for number, mean in truth.items()}
     assert {int(line["object"]): line["positive"] == "1" for line in lines} == expected
     positive, left = sum(expected.values()), [line for line in lines if line["region"]]
-    assert 5 < positive < len(lines) - 5 and f", {positive / len(lines):.1%} positive\n" in out
+    assert 5 < positive < len(lines) - 5 and out.count(f", {said_of(positive, len(lines))}\n") == 1
     both = sum(line["positive"] == "1" for line in left)
-    assert 0 < both < len(left) and out.endswith(f", {both / len(left):.1%} positive\n")
+    assert 0 < both < len(left) and out.endswith(f", {said_of(both, len(left))}\n")
     classes = {
         f["id"]: f["properties"]["classification"] for f in json.loads((tmp_path / "o.geojson").read_text())["features"]
     }
@@ -112,6 +116,45 @@ def test_objects_are_told_apart_in_tables_regions_and_polygons(slide, tmp_path, 
         {"class 1": both},
     )
     assert facts["geojson"]["features"] == {"Positive": positive, "Negative": len(lines) - positive}
+
+
+def test_what_is_printed_is_written_as_a_table_too(slide, tmp_path, tilenet_command):
+    squares = {"left": (0, 0, 130, 300), "none": (0, 0, 1, 1)}
+    boxes = {name: [[a, b], [c, b], [c, d], [a, d], [a, b]] for name, (a, b, c, d) in squares.items()}
+    drawn = [
+        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [box]}, "properties": {"name": name}}
+        for name, box in boxes.items()
+    ]
+    (tmp_path / "r.geojson").write_text(json.dumps(drawn))
+    mask, counts = slide.with_name("o.zarr"), tmp_path / "r.csv"
+    command = ("export", mask, "--csv", tmp_path / "o.csv", "--counts", counts)
+    more = ("--within", tmp_path / "r.geojson", "--positive", "dab>0.2", "--min-area", "50px")
+    assert tilenet_command(*command, *more)[0] == 0
+    found = tilenet.write_table(
+        mask, tmp_path / "p.csv", within=tmp_path / "r.geojson", positive="dab>0.2", min_area="50px"
+    )
+    (name,), all_ = found.counts, lines_of(counts)
+    assert [(line["slide"], line["region"], line["class"]) for line in all_] == [
+        ("o", region, name) for region in ("", *squares)
+    ]
+    for line, of in zip(all_, (found, *found.regions), strict=True):
+        assert (int(line["count"]), int(line["positive"])) == (of.counts[name], of.positive[name])
+    share = found.positive[name] / found.counts[name]
+    assert float(all_[0]["positive_share"]) == pytest.approx(share, abs=1e-6) and 0 < share < 1
+    assert (all_[0]["left_out"], all_[2]["count"], all_[2]["positive_share"]) == (str(found.left_out), "0", "")
+    code, _, err = tilenet_command(*command, "--overwrite")
+    assert code == 0 and [line["positive"] for line in lines_of(counts)] == [""], err
+    (tmp_path / "mine.csv").write_text("mine")
+    (tmp_path / "o.csv").unlink()
+    for wrong, said in (
+        (("--csv", tmp_path / "o.csv", "--counts", counts), "r.csv: exists already"),
+        (("--csv", tmp_path / "o.csv", "--counts", tmp_path / "mine.csv", "--overwrite"), "not a table of counts"),
+        (("--csv", tmp_path / "o.csv", "--counts", tmp_path / "r.txt"), "counts are written as .csv"),
+        (("--csv", tmp_path / "o.csv", "--counts", tmp_path / "o.csv"), "is to be the table of all objects, too"),
+        (("--geojson", tmp_path / "o.geojson", "--counts", counts), "--counts is for a table: say --csv"),
+    ):
+        code, _, err = tilenet_command("export", mask, *wrong)
+        assert code == 2 and said in err and not (tmp_path / "o.csv").exists()
 
 
 def test_a_channel_tells_objects_apart_too_and_stains_need_8_bit_colour(tmp_path, tilenet_command):
@@ -208,7 +251,7 @@ def test_what_cannot_be_told_apart_is_refused_before_work(slide, tmp_path, tilen
     code, _, err = tilenet_command("export", mask, "--tiff", tmp_path / "x.tif", "--positive", "dab>1")
     assert code == 2 and "--positive dab>1 is for --geojson and --csv" in err
     code, _, err = tilenet_command("export", mask, "--geojson", tmp_path / "x.geojson", "--stains")
-    assert code == 2 and "--stains adds columns to a table: say --csv" in err
+    assert code == 2 and "--stains is for a table: say --csv" in err
     tilenet.segment(slide, tmp_path / "m.zarr", model=Dark(), scaling="none")
     with pytest.raises(SettingsError, match=r"m\.zarr: has classes, and intensities are measured for objects"):
         tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "x.geojson", positive="dab>0.2")

@@ -15,7 +15,7 @@ from tilenet.address import shown
 from tilenet.ahead import begun_ahead
 from tilenet.batches.beside import SideFiles
 from tilenet.batches.orders import Order
-from tilenet.batches.summary import Result, remark_sizes, write_counts, write_summary
+from tilenet.batches.summary import Result, remark_sizes, write_counts_of, write_summary
 from tilenet.compute import fill_pending, finish, skip_glass
 from tilenet.errors import DeviceLost, TilenetError
 from tilenet.export.measured import Measured
@@ -77,7 +77,7 @@ class BatchRun:
             write_summary(self._out, results, self._share)
             if self._side_files.table:
                 measured = {name: self._measured[name] for name in self._orders if name in self._measured}
-                write_counts(self._out, measured, self._share)
+                write_counts_of(self._out, measured, self._share)
         return results
 
     def _compute(self, client: Client | None) -> None:

@@ -29,6 +29,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--stains", is_flag=True, help="With --csv: mean optical densities of haematoxylin, eosin and DAB.")
 @click.option("--positive", metavar="RULE", help="Which objects are positive: 'dab>0.2' (stain or channel), in quotes.")
 @click.option("--within", type=FILE, help="With --csv: count in each region of this GeoJSON file, such as QuPath's.")
+@click.option("--counts", type=FILE, help="With --csv: a table of the counts and densities, of each region too.")
 @click.option(
     "--pixel-size",
     type=Parsed("UM or Z,Y,X", "readers.sized", "parse_pixel_size"),
@@ -56,6 +57,7 @@ def export(
     stains: bool,
     positive: str | None,
     within: Path | None,
+    counts: Path | None,
     pixel_size: tuple[float, ...] | None,
     min_area: str | None,
     kind: str,
@@ -67,7 +69,7 @@ def export(
     if geojson is None and csv is None and tiff is None:
         raise SettingsError("say what to write: --geojson out.geojson, --csv out.csv, --tiff out.ome.tif")
     choice: dict[str, Any] = {"pixel_size": pixel_size, "min_area": min_area, "positive": positive}
-    columns: dict[str, Any] = {"intensities": intensities, "stains": stains, "within": within}
+    columns: dict[str, Any] = {"intensities": intensities, "stains": stains, "within": within, "counts": counts}
     _refuse_idle(choice if geojson is None and csv is None else {}, columns if csv is None else {})
     said: dict[str, Any] = {"image": image, "overwrite": overwrite, "quiet": quiet, **choice}
     result: dict[str, Any] = {}
@@ -100,7 +102,7 @@ def _refuse_idle(choice: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
             raise SettingsError(f"--{option} {text} is for --geojson and --csv: a TIFF is the mask as it is")
     for name, value in columns.items():
         if value:
-            raise SettingsError(f"--{name} adds columns to a table: say --csv out.csv")
+            raise SettingsError(f"--{name} is for a table: say --csv out.csv, too")
 
 
 def _tiff(mask: Path, out: Path, *, overwrite: bool) -> tuple[dict[str, Any], str]:
@@ -123,12 +125,18 @@ def _polygons(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[
     return facts, f"{out}: {counted}, {found.vertices} vertices{_left_out(found.left_out, said)}", found.objects
 
 
-def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
+def _table(mask: Path, out: Path, *, counts: Path | None, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
     """Write a table; return its counts as a dict and as text, and whether its lines are objects."""
+    from tilenet.export.counts import check_counts_place, write_counts
     from tilenet.export.measures import write_table
+    from tilenet.pictures.files import name_of
 
+    if counts:
+        check_counts_place(counts, replace=said["overwrite"], table=out, image=said["image"], mask=mask)
     with progress_bar("rows", shown=not quiet) as progress:
         found = write_table(mask, out, progress=progress, **said)
+    if counts:
+        write_counts(counts, {name_of(mask): found})
     kind = _kind(objects=found.objects)
     text = f"{out}: {_counts(found.counts, kind=kind)}{_per(found, kind)}{_positive(found)}"
     lines = [text + _left_out(found.left_out, said), *(_region(region, kind) for region in found.regions)]
@@ -195,7 +203,7 @@ def _region(region: InRegion, kind: str) -> str:
 def _positive(counted: Measured | InRegion) -> str:
     """Return the share of objects that are positive as text; empty if that was not asked for, or without objects."""
     positive, whole = counted.positive.total(), counted.counts.total()
-    return f", {positive / whole:.1%} positive" if counted.positive and whole else ""
+    return f", {positive} of {whole} positive ({100 * positive / whole:.1f} %)" if counted.positive and whole else ""
 
 
 def _left_out(count: int, said: Mapping[str, Any]) -> str:

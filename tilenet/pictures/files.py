@@ -73,10 +73,19 @@ def overview_beside(mask: str | Path, into: str | Path | None = None) -> Path:
     'b.nuclei.overview.png'
     """
     beside, label = Path(mask if into is None else into), "" if into is None else f".{Path(mask).name}"
-    name = beside.name
+    return beside.with_name(f"{name_of(beside)}{label}.overview.png")
+
+
+def name_of(mask: Path) -> str:
+    """Return the name of a mask without its endings.
+
+    >>> name_of(Path("masks/a.ome.tif"))
+    'a'
+    """
+    name = mask.name
     for ending in (".zarr", ".tiff", ".tif", ".ome"):
         name = name.removesuffix(ending)
-    return beside.with_name(f"{name or beside.name}{label}.overview.png")
+    return name or mask.name
 
 
 def _kind(out: Path) -> str:
