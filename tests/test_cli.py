@@ -66,6 +66,18 @@ def test_segment_verify_and_info_tell_one_story(work, tilenet_command):
     assert json.loads(text)["record"]["tile"] == [64, 64]
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--min-area", "No such option '--min-area' here: it is one of tilenet batch, export"),
+        ("--nowhere", "--nowhere"),
+    ],
+)
+def test_an_option_of_another_command_is_said_to_be_one(tmp_path, tilenet_command, option, said):
+    code, out, err = tilenet_command("segment", "a.tif", "--out", tmp_path / "m.zarr", option, "20px")
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and said in err and ("here" in err) == ("here" in said)
+
+
 def test_json_goes_to_stdout_and_nothing_else(work, tilenet_command):
     slide, out, model = work / "slide.tif", work / "m.zarr", work / "small.safetensors"
     code, text, err = tilenet_command("segment", slide, "-o", out, "-m", model, "--json")

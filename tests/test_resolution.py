@@ -55,7 +55,7 @@ def test_pixels_that_are_not_square_get_a_factor_for_each_axis():
 @pytest.mark.parametrize(
     ("said", "level", "announced", "words"),
     [
-        ({}, 0, True, "the card of the model names no pixel size, --mpp chooses another"),
+        ({}, 0, True, "the model states no pixel size that it needs, --mpp chooses another"),
         ({"card_mpp": 1.0}, 2, True, "level 2 (1 um/px) as stored, for the 1 um/px that the model knows"),
         ({"card_mpp": 0.75}, 1, True, "resampled: averaged over 1.5 px, for the 0.75 um/px that the model knows"),
         ({"card_mpp": 0.75, "mpp": 0.5}, 1, True, "for the 0.5 um/px asked for"),

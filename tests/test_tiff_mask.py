@@ -191,6 +191,14 @@ def test_a_tiff_that_is_refused_is_closed(whole, monkeypatch):
     assert opened == closed
 
 
+def test_a_tiff_mask_that_is_taken_for_an_image_is_said_to_be_one(slide, whole, caplog):
+    with caplog.at_level("WARNING", "tilenet"):
+        segment(slide, None)
+        assert caplog.text == ""
+        tilenet.segment(whole[1], model=slide / "tiny.safetensors", tile=64, threads=1)
+    assert f"{whole[1]}: is a mask that tilenet wrote, and is segmented like any image" in caplog.text
+
+
 def test_probabilities_do_not_fit_in_a_tiff(slide, tmp_path):
     with pytest.raises(SettingsError, match="mask alone"):
         segment(slide, tmp_path / "m.tif", output="both")

@@ -219,7 +219,7 @@ def _factor(wanted: float, size: float | None) -> Fraction:
 def _as_it_is(sizes: Sequence[PixelSize], *, card_mpp: float | None, model: str) -> Resolution:
     image_says, model_says = None not in sizes[0], card_mpp is not None
     if image_says:
-        why = f"the card of {model} names no pixel size, --mpp chooses another"
+        why = f"{model} states no pixel size that it needs, --mpp chooses another"
     elif model_says:
         why = f"the image does not say its pixel size ({model} knows {card_mpp:g} um/px)"
     else:

@@ -28,6 +28,7 @@ from tilenet.resolution import Resolution
 from tilenet.seen import Seen, as_seen
 from tilenet.sizes import plan_tiles
 from tilenet.store import is_ours, refuse_unfinished
+from tilenet.tiff_mask import is_tiff_mask
 from tilenet.tissue import Search
 
 # Messages for the user before a run starts; the command line prints them.
@@ -60,7 +61,6 @@ def settle(
     found = found_model(model)
     if isinstance(source, str | Path) and is_ours(Path(source)):
         refuse_unfinished(source)
-        LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
     footprint = predict.footprint_of(found.network, footprint)
     opened = open_image(
         source,
@@ -70,6 +70,7 @@ def settle(
         missing=options.missing or "error",
     )
     owns_image = not isinstance(source, Image)
+    _remark_mask(source)
     try:
         job = _settled(opened, found, options, footprint=footprint, target=target)
     except BaseException:
@@ -78,6 +79,11 @@ def settle(
         raise
     _remark_memory(job, options.memory)
     return replace(job, owns_image=owns_image)
+
+
+def _remark_mask(source: Any) -> None:
+    if isinstance(source, str | Path) and (is_ours(Path(source)) or is_tiff_mask(source)):
+        LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
 
 
 def _remark_memory(job: Job, memory: int | None) -> None:

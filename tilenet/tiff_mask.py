@@ -195,6 +195,14 @@ def _is_ours(path: Path) -> bool:
     return True
 
 
+def is_tiff_mask(path: str | Path) -> bool:
+    """Return whether a file is a TIFF whose description says that it is a mask of tilenet."""
+    try:
+        return is_tiff(path) and bool(_read_description(Path(path)))
+    except OutputError:
+        return False
+
+
 def tile_boxes(shape: tuple[int, ...]) -> Iterator[Box]:
     """Return the boxes of a level's tiles in file order: planes, then rows, then columns.
 

@@ -235,6 +235,8 @@ def _run() -> None:
         # --tissue takes the next word as its mask, even if that was meant to be the image.
         hint = " --tissue takes the next word as its mask: put it last" if "--tissue" in sys.argv else ""
         _give_up(error.format_message() + hint, error, error.exit_code)
+    except click.NoSuchOption as error:
+        _give_up(_option_elsewhere(error.option_name) or error.format_message(), error, error.exit_code)
     except click.ClickException as error:
         _give_up(error.format_message(), error, error.exit_code)
     except TilenetError as error:
@@ -248,6 +250,12 @@ def _run() -> None:
             print_nothing_more()
             sys.exit(CLOSED_PIPE)
         _give_up(f"unexpected {type(error).__name__}: {error}. Run again with {DEBUG}, and report it", error, 1)
+
+
+def _option_elsewhere(option: str) -> str:
+    """Return which other commands have an option; empty if none has it."""
+    have = [name for name, command in cli.commands.items() if any(option in known.opts for known in command.params)]
+    return f"No such option '{option}' here: it is one of tilenet {', '.join(sorted(have))}" if have else ""
 
 
 def _give_up(message: str, error: BaseException, code: int) -> NoReturn:
