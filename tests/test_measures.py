@@ -13,6 +13,7 @@ import tilenet
 from tilenet.cli import export
 from tilenet.errors import BlocksFailed, OutputExists, OutputMismatch, SettingsError
 from tilenet.export import shapes
+from tilenet.export.counts import write_counts
 from tilenet.export.measures import COLUMNS, read_table, write_table
 from tilenet.export.shapes import parse_area
 from tilenet.footprint import Footprint
@@ -107,6 +108,10 @@ def test_a_volume_of_known_voxels_has_objects_for_each_mm3(tmp_path):
     (line,) = lines_of(tmp_path / "m.csv")
     assert (float(line["volume_px"]), float(line["volume_um3"])) == (600, 300)
     assert found.per_mm2 == {} and found.per_mm3 == {"foreground": pytest.approx(1e9 / (4 * 30 * 40 * 0.5))}
+    assert (found.mm2, found.mm3) == (None, pytest.approx(4 * 30 * 40 * 0.5 / 1e9))
+    write_counts(tmp_path / "c.csv", {"m": found})
+    (line,) = lines_of(tmp_path / "c.csv")
+    assert (line["mm2"], line["mm3"], line["per_mm3"]) == ("", "2e-06", str(round(1e9 / (4 * 30 * 40 * 0.5), 3)))
 
 
 def test_what_a_part_holds_is_placed_in_the_whole_plane_by_plane(tmp_path):

@@ -195,6 +195,13 @@ def test_a_point_lies_in_the_regions_that_shapely_finds_one_by_one(tmp_path):
     assert len(regions) - 1 in found.at(40, within.BAND)
 
 
+def test_the_bounds_of_regions_are_found_once_and_not_again_in_each_band_of_rows(tmp_path, monkeypatch):
+    regions = read_regions(write(tmp_path / "r.geojson", FEATURES))
+    found, asked = Within(regions), []
+    monkeypatch.setattr(shapely.MultiPolygon, "bounds", property(lambda area: asked.append(area) or (0, 0, 1e9, 1e9)))
+    assert [found.at(260, 20 + band * within.BAND) for band in range(3)] == [[3], [], []] and not asked
+
+
 def test_an_outline_that_crosses_itself_is_mended_with_a_word(mask, tmp_path, caplog):
     bow = feature([[[20, 20], [220, 220], [220, 20], [20, 220], [20, 20]]], name="bow")
     with caplog.at_level("WARNING", "tilenet"):

@@ -81,9 +81,9 @@ def _lines(slide: str, found: Measured) -> Iterable[dict[str, Any]]:
             line["in_tissue"] = found.in_tissue[name]
         if size is not None:
             line[f"covered_um{power}"] = round(pixels * size, DECIMALS)
-            line[f"mm{power}"] = round(found.mask_px * size / 1000**power, 2 * DECIMALS)
-        if found.tissue_mm2 is not None:
-            line["tissue_mm2"] = round(found.tissue_mm2, 2 * DECIMALS)
+        for whole in ("mm2", "mm3", "tissue_mm2"):
+            if (value := getattr(found, whole)) is not None:
+                line[whole] = round(value, 2 * DECIMALS)
         for rate in ("per_mm2", "per_mm3", "per_mm2_of_tissue"):
             if (value := getattr(found, rate).get(name)) is not None:
                 line[rate] = round(value, DECIMALS)

@@ -65,6 +65,11 @@ class Measured:
         return None if self.pixel_um2 is None or self.volumes else self.mask_px * self.pixel_um2 / 1e6
 
     @property
+    def mm3(self) -> float | None:
+        """Cubic millimetres of the mask of a volume; None if the size of its voxels is unknown."""
+        return None if self.voxel_um3 is None or not self.volumes else self.mask_px * self.voxel_um3 / 1e9
+
+    @property
     def tissue_mm2(self) -> float | None:
         """Square millimetres of tissue; None also without a tissue map."""
         return None if self.mm2 is None or self.tissue_share is None else self.mm2 * self.tissue_share
@@ -82,9 +87,7 @@ class Measured:
     @property
     def per_mm3(self) -> dict[str, float]:
         """Number of objects by class per cubic millimetre of a volume; empty if the pixel size is unknown."""
-        if self.voxel_um3 is None or not self.volumes:
-            return {}
-        return {name: count / (self.mask_px * self.voxel_um3) * 1e9 for name, count in self.counts.items()}
+        return _per(self.counts, self.mm3)
 
     def count_positive(self) -> None:
         """Begin to count what is positive: 0 of each class, in each region too."""

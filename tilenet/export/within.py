@@ -79,7 +79,9 @@ class Within:
     def __init__(self, drawn: Sequence[Drawn]) -> None:
         self._areas = [region.area for region in drawn]
         shapely.prepare(self._areas)
-        self._bands: dict[int, list[tuple[int, tuple[float, ...]]]] = {}
+        # Once: a slide has hundreds of bands, and a file may have thousands of regions.
+        self._bounds: list[list[float]] = shapely.bounds(self._areas).tolist()
+        self._bands: dict[int, list[tuple[int, list[float]]]] = {}
 
     def at(self, x: float, y: float) -> list[int]:
         """Return the numbers, in order, of the regions that a point in pixels of the image lies in."""
@@ -90,12 +92,13 @@ class Within:
             if left <= x <= right and top <= y <= bottom and shapely.intersects_xy(self._areas[number], x, y)
         ]
 
-    def _near(self, band: int) -> list[tuple[int, tuple[float, ...]]]:
+    def _near(self, band: int) -> list[tuple[int, list[float]]]:
         """Return the numbers of the regions that reach into a band of rows, and their bounds."""
         if band not in self._bands:
-            bounds = enumerate(area.bounds for area in self._areas)
             first, last = band * BAND, (band + 1) * BAND
-            self._bands[band] = [(number, box) for number, box in bounds if box[1] <= last and box[3] >= first]
+            self._bands[band] = [
+                (number, box) for number, box in enumerate(self._bounds) if box[1] <= last and box[3] >= first
+            ]
         return self._bands[band]
 
 
