@@ -267,7 +267,7 @@ def test_a_density_that_no_pixel_can_have_is_refused(slide, tmp_path):
     assert densities.max(axis=0) == pytest.approx(MOST)
 
 
-def test_stains_of_fluorescence_are_given_with_a_warning(slide, tmp_path, caplog):
+def test_stains_of_fluorescence_are_given_with_one_warning(slide, tmp_path, caplog, tilenet_command):
     tifffile.imwrite(tmp_path / "dark.tif", 255 - PIXELS, tile=(64, 64), photometric="rgb")
     tilenet.segment(tmp_path / "dark.tif", tmp_path / "d.zarr", model=Dark(), objects=True, scaling="none")
     with caplog.at_level("WARNING", "tilenet"):
@@ -275,7 +275,11 @@ def test_stains_of_fluorescence_are_given_with_a_warning(slide, tmp_path, caplog
         tilenet.write_table(tmp_path / "d.zarr", tmp_path / "d.csv", positive="green>100")
         assert caplog.text == ""
         tilenet.write_table(tmp_path / "d.zarr", tmp_path / "s.csv", positive="dab>0.2")
-    assert "dark.tif: is dark, as in fluorescence, and densities of stains are those of bright field" in caplog.text
+    said = "dark.tif: is dark, as in fluorescence, and densities of stains are those of bright field"
+    assert said in caplog.text
+    outs = ("--csv", tmp_path / "t.csv", "--geojson", tmp_path / "t.geojson")
+    code, _, err = tilenet_command("export", tmp_path / "d.zarr", *outs, "--positive", "dab>0.2")
+    assert code == 0 and err.count(said) == len(err.splitlines()) == 1
 
 
 def test_an_image_that_has_moved_is_asked_for(slide, tmp_path):

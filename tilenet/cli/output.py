@@ -60,9 +60,12 @@ class _Remarks(logging.Handler):
         self._shown = shown
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+        line = record.getMessage()
+        if line in self.lines:  # both outputs of one command may say it
+            return
+        self.lines.append(line)
         if self._shown:
-            tell(f"tilenet: {self.lines[-1]}")
+            tell(f"tilenet: {line}")
 
 
 @contextmanager
