@@ -14,7 +14,7 @@ from stub import Bright
 import tilenet
 from tilenet import numbering
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.export.intensities import MOST, STAINS
+from tilenet.export.intensities import MOST, STAINS, Intensities
 from tilenet.export.measures import read_table
 from tilenet.options import Options
 from tilenet.wanted import Wanted
@@ -216,6 +216,19 @@ def test_a_rule_measures_what_it_names_beside_what_else_was_asked_for(slide, tmp
     ]
 
 
+def test_a_channel_that_is_called_by_a_number_is_named_by_it(tmp_path):
+    pixels = np.stack([np.where(NUCLEI, 1000, 0), np.where(BROWN, 700, 100), BROWN]).astype(np.uint16)
+    about = {"axes": "CYX", "Channel": {"Name": ["405", "488", "1"]}}
+    tifffile.imwrite(tmp_path / "i.ome.tif", pixels, metadata=about, photometric="minisblack")
+    mask = tmp_path / "o.zarr"
+    tilenet.segment(tmp_path / "i.ome.tif", mask, model=Bright(), channels=0, objects=True)
+    for rule, name, least in (("488>400", "488", 400), ("1>0.5", "1", 0.5), ("0>99", "405", 99)):
+        found = tilenet.write_table(mask, tmp_path / "o.csv", positive=rule, overwrite=True)
+        told = [(line["positive"], str(int(float(line[f"mean_{name}"]) > least))) for line in lines_of(found.path)]
+        assert [said for said, _ in told] == [truth for _, truth in told]
+        assert found.positive["class 1"] > 0, rule
+
+
 def test_a_channel_may_have_the_name_of_a_stain(tmp_path):
     pixels = np.stack([np.where(NUCLEI, 1000, 0), np.where(BROWN, 700, 100)]).astype(np.uint16)
     about = {"axes": "CYX", "Channel": {"Name": ["Hematoxylin", "DAB"]}}
@@ -258,8 +271,11 @@ def test_what_cannot_be_told_apart_is_refused_before_work(slide, tmp_path, tilen
     assert not list(tmp_path.glob("x.*"))
 
 
-def test_a_density_that_no_pixel_can_have_is_refused(slide, tmp_path):
+def test_a_mean_that_no_pixel_can_have_is_refused(slide, tmp_path):
     mask = slide.with_name("o.zarr")
+    with pytest.raises(SettingsError, match=r"positive: channel red of .*slide\.tif is at most 255\. Give less"):
+        tilenet.write_table(mask, tmp_path / "x.csv", positive="red>255")
+    assert tilenet.write_table(mask, tmp_path / "y.csv", positive="red>254.9").positive == {"class 1": 0}
     with pytest.raises(SettingsError, match=r"the density of dab is at most 3\.8\. Give less, such as 0\.2"):
         tilenet.write_table(mask, tmp_path / "x.csv", positive="dab>30")
     colours = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3), -1).astype(np.uint8)
@@ -280,6 +296,12 @@ def test_stains_of_fluorescence_are_given_with_one_warning(slide, tmp_path, capl
     outs = ("--csv", tmp_path / "t.csv", "--geojson", tmp_path / "t.geojson")
     code, _, err = tilenet_command("export", tmp_path / "d.zarr", *outs, "--positive", "dab>0.2")
     assert code == 0 and err.count(said) == len(err.splitlines()) == 1
+
+
+def test_no_pixel_is_read_before_all_that_can_be_refused_was(slide, monkeypatch):
+    monkeypatch.setattr(tilenet.readers.tiff.TiffImage, "read_inside", lambda image, box: pytest.fail("was read"))
+    for rule in ("dab>0.2", "red>100"):
+        Intensities(stains=True, positive=rule).check(tilenet.open_mask(slide.with_name("o.zarr")), None)
 
 
 def test_an_image_that_has_moved_is_asked_for(slide, tmp_path):

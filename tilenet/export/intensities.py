@@ -97,7 +97,7 @@ class Intensities:
         return self._channels or self._stains or bool(self._positive)
 
     def check(self, mask: AnyMask, image: str | Path | None) -> None:
-        """Raise if the means cannot be measured; tell of a dark image, whose stains mean nothing, by a coarse level.
+        """Raise if the means cannot be measured; reads no pixels.
 
         Raises
         ------
@@ -122,20 +122,20 @@ class Intensities:
                 )
             if self._positive:
                 self._column(opened)
-            if (stain := self._stain(opened)) is not None and self._above >= (most := MOST[stain]):
-                raise SettingsError(
-                    f"positive: the density of {STAINS[stain]} is at most {most:.2g}. Give less, such as 0.2"
-                )
+                self._refuse_idle(opened)
+
+    def measure(self, mask: AnyMask, image: str | Path | None) -> Measurements:
+        """Measure an image that `check` has accepted, block by block, at the resolution of the mask.
+
+        Tells of a dark image, whose stains mean nothing.
+        """
+        with _opened(mask, image) as opened:
             if self._measured(opened)[1] and is_dark(opened):
                 LOG.warning(
                     "%s: is dark, as in fluorescence, and densities of stains are those of bright field. A rule may "
                     "name a channel, such as 'blue>60'",
                     opened.name,
                 )
-
-    def measure(self, mask: AnyMask, image: str | Path | None) -> Measurements:
-        """Measure an image that `check` has accepted, block by block, at the resolution of the mask."""
-        with _opened(mask, image) as opened:
             seen = at_resolution(opened, resolution_of(mask))
             channels, stains = self._measured(seen)
             means = _means(mask, seen, partial(_values, channels=channels, stains=stains))
@@ -144,6 +144,16 @@ class Intensities:
                 means[:, -len(STAINS) :] /= PARTS
             positive = means[:, self._column(seen)] > self._above if self._positive else None
         return Measurements(names, means, positive)
+
+    def _refuse_idle(self, image: Image) -> None:
+        """Raise if no mean can be as large as that of the rule."""
+        if (stain := self._stain(image)) is not None:
+            if self._above >= (most := MOST[stain]):
+                raise SettingsError(
+                    f"positive: the density of {STAINS[stain]} is at most {most:.2g}. Give less, such as 0.2"
+                )
+        elif image.dtype.kind in "ui" and self._above >= (most := np.iinfo(image.dtype).max):
+            raise SettingsError(f"positive: channel {self._positive} of {image.name} is at most {most}. Give less")
 
     def _stain(self, image: Image) -> int | None:
         """Return which of the stains decides what is positive; None if it is a channel."""
@@ -159,8 +169,10 @@ class Intensities:
         """Return the column of the means that decides what is positive."""
         if (stain := self._stain(image)) is not None:
             return stain + image.n_channels * self._measured(image)[0]
+        # Channels may be called by their wavelengths.
+        is_number = self._positive.isdecimal() and self._positive not in image.channel_names
         try:
-            (number,) = image.channel_numbers(int(self._positive) if self._positive.isdecimal() else self._positive)
+            (number,) = image.channel_numbers(int(self._positive) if is_number else self._positive)
         except ImageError as error:
             raise SettingsError(f"{error}; pictures in 8-bit colour have the stains {', '.join(STAINS)}") from error
         if number >= image.n_channels:
