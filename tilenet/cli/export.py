@@ -33,7 +33,7 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--pixel-size",
     type=Parsed("UM or Z,Y,X", "readers.sized", "parse_pixel_size"),
-    help="Micrometres per pixel of the image at level 0, if the mask has none.",
+    help="Micrometres per pixel of the image at level 0, where the mask has none.",
 )
 @click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, or 80px of the mask.")
 @click.option(

@@ -92,7 +92,7 @@ def write_geojson(
         The image that was segmented, if it has moved; another image is refused. Needed only for a mask at
         a coarser level or another pixel size.
     pixel_size : float, str or sequence of float, optional
-        Micrometres per pixel of the image at full resolution, as for `tilenet.open_image`, if the mask has none.
+        Micrometres per pixel of the image at full resolution, as for `tilenet.open_image`, where the mask has none.
     min_area : str or float, optional
         Leave out shapes whose area, without holes, is smaller: pixels of the mask, or text such as ``"20um2"``.
         Not for volumes.

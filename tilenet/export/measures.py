@@ -104,7 +104,7 @@ def write_table(
         The image that was segmented, if it has moved; needed only for a mask at a coarser level or another pixel
         size.
     pixel_size : float, str or sequence of float, optional
-        Micrometres per pixel of the image at full resolution, as for `tilenet.open_image`, if the mask has none.
+        Micrometres per pixel of the image at full resolution, as for `tilenet.open_image`, where the mask has none.
     min_area : str or float, optional
         As for `tilenet.write_geojson`.
     intensities : bool

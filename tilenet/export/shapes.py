@@ -25,7 +25,7 @@ from tilenet.errors import SettingsError
 from tilenet.export.corners import area_and_centroid
 from tilenet.export.outlines import Region, regions
 from tilenet.export.placement import Grid, find_grid
-from tilenet.readers.sized import parse_pixel_size
+from tilenet.readers.sized import differ, parse_pixel_size, size_text
 from tilenet.spared import check_file_place, refuse_inside
 from tilenet.store import AnyMask
 from tilenet.tiff_mask import TILE, open_mask
@@ -103,14 +103,25 @@ def open_for(
 
 
 def _given_size(pixel_size: Any, mask: AnyMask, grid: Grid) -> tuple[float, ...]:
-    """Return micrometres along the last axes of a mask that states none, given those of its image at level 0."""
-    sizes, (y, x) = parse_pixel_size(pixel_size), mask.pixel_size[-2:]
-    if y is not None and x is not None:
-        raise SettingsError(f"{mask.path}: has pixels of {y:g} x {x:g} um already. Leave --pixel-size out")
+    """Return micrometres along the last axes of a mask that lacks some, given those of its image at level 0."""
+    sizes = parse_pixel_size(pixel_size)
     if len(sizes) > 2 and "z" not in mask.axes:
         raise SettingsError(f"{mask.path}: has no axis z. Give --pixel-size for y and x")
+    known = mask.pixel_size[-len(sizes) :]
+    if None not in known:
+        lacks_z = len(sizes) == 2 and "z" in mask.axes and mask.pixel_size[-3] is None
+        raise SettingsError(
+            f"{mask.path}: has pixels of {' x '.join(f'{n:g}' for n in known)} um already. "
+            f"{'Give --pixel-size for z, too: Z,Y,X' if lacks_z else 'Leave --pixel-size out'}"
+        )
     steps = (1, *map(float, grid.step))[-len(sizes) :]
-    return tuple(size * step for size, step in zip(sizes, steps, strict=True))
+    stated = [n and n / step for n, step in zip(known, steps, strict=True)]
+    if differ(sizes, stated):
+        raise SettingsError(
+            f"{mask.path}: the pixels of its image are known to be {size_text(stated)}, and --pixel-size is "
+            f"{size_text(sizes)}. Give the known sizes as they are"
+        )
+    return tuple(n or size * step for n, size, step in zip(known, sizes, steps, strict=True))
 
 
 def shapes_of(mask: AnyMask, progress: Progress | None = None) -> Iterator[Shape]:

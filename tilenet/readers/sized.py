@@ -128,9 +128,17 @@ def overruled_size(image: Image) -> str:
     """
     given = dict(zip(SPACE[-len(image.given_pixel_size) :], image.given_pixel_size, strict=False))
     sizes = dict(zip(image.box_axes, image.stated_pixel_size, strict=True))
-    stated = {axis: sizes[axis] for axis in given}
-    differs = any(old and abs(log(given[axis] / old)) > ROUNDING for axis, old in stated.items())
-    return size_text(list(stated.values())) if differs else ""
+    stated = [sizes[axis] for axis in given]
+    return size_text(stated) if differ(image.given_pixel_size, stated) else ""
+
+
+def differ(given: Sequence[float], stated: Sequence[float | None]) -> bool:
+    """Return whether pixel sizes differ along any axis, where both are known, by more than rounding.
+
+    >>> differ((2, 0.5), (None, 0.502)), differ((2, 0.5), (None, 0.6))
+    (False, True)
+    """
+    return any(old and abs(log(new / old)) > ROUNDING for new, old in zip(given, stated, strict=True))
 
 
 def size_text(sizes: Sequence[float | None]) -> str:
