@@ -11,6 +11,7 @@ from test_into import write_image
 import tilenet
 from tilenet.errors import OutputExists
 from tilenet.export.geojson import write_geojson
+from tilenet.export.measures import write_table
 from tilenet.pictures.files import check_picture_place, is_picture_of_ours, save
 
 
@@ -149,6 +150,7 @@ def test_nothing_is_put_into_another_mask(folder, tilenet_command):
     tilenet.segment(image, other, model=Bright(), tile=64)
     for command in (
         ("export", mask, "--csv", other / "t.csv"),
+        ("export", mask, "--csv", folder / "t.csv", "--counts", other / "t.csv"),
         ("export", mask, "--geojson", other / "t.geojson"),
         ("export", mask, "--tiff", other / "t.ome.tif"),
         ("overlay", image, mask, "--out", other / "o.png"),
@@ -174,6 +176,9 @@ def test_nothing_is_put_into_an_image_that_is_a_folder(tmp_path):
     mask = tilenet.segment(image, tmp_path / "m.zarr", model=Bright(), channels=[0], tile=64)
     with pytest.raises(OutputExists, match="inside it"):
         write_geojson(mask.path, image / "m.geojson")
+    with pytest.raises(OutputExists, match=r"c\.csv: is the image .* or inside it"):
+        write_table(mask.path, tmp_path / "m.csv", counts=image / "c.csv")
+    assert not (tmp_path / "m.csv").exists() and not (image / "c.csv").exists()
     with pytest.raises(OutputExists, match="inside it"):
         check_picture_place(image / "m.png", replace=True, image=image)
     check_picture_place(tmp_path / "m.png", replace=False, image=image, mask=mask.path)

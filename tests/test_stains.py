@@ -139,6 +139,15 @@ def test_what_is_printed_is_written_as_a_table_too(slide, tmp_path, tilenet_comm
     ]
     for line, of in zip(all_, (found, *found.regions), strict=True):
         assert (int(line["count"]), int(line["positive"])) == (of.counts[name], of.positive[name])
+    tilenet.write_table(
+        str(mask),
+        tmp_path / "q.csv",
+        within=tmp_path / "r.geojson",
+        positive="dab>0.2",
+        min_area="50px",
+        counts=str(tmp_path / "s.csv"),
+    )
+    assert (tmp_path / "s.csv").read_bytes() == counts.read_bytes()
     share = found.positive[name] / found.counts[name]
     assert float(all_[0]["positive_share"]) == pytest.approx(share, abs=1e-6) and 0 < share < 1
     assert (all_[0]["left_out"], all_[2]["count"], all_[2]["positive_share"]) == (str(found.left_out), "0", "")

@@ -125,18 +125,12 @@ def _polygons(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[
     return facts, f"{out}: {counted}, {found.vertices} vertices{_left_out(found.left_out, said)}", found.objects
 
 
-def _table(mask: Path, out: Path, *, counts: Path | None, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
+def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
     """Write a table; return its counts as a dict and as text, and whether its lines are objects."""
-    from tilenet.export.counts import check_counts_place, write_counts
     from tilenet.export.measures import write_table
-    from tilenet.pictures.files import name_of
 
-    if counts:
-        check_counts_place(counts, replace=said["overwrite"], table=out, image=said["image"], mask=mask)
     with progress_bar("rows", shown=not quiet) as progress:
         found = write_table(mask, out, progress=progress, **said)
-    if counts:
-        write_counts(counts, {name_of(mask): found})
     kind = _kind(objects=found.objects)
     text = f"{out}: {_counts(found.counts, kind=kind)}{_per(found, kind)}{_positive(found)}"
     lines = [text + _left_out(found.left_out, said), *(_region(region, kind) for region in found.regions)]

@@ -11,7 +11,8 @@ from typing import Any
 from tilenet.errors import SettingsError
 from tilenet.export.measured import Measured
 from tilenet.export.within import InRegion
-from tilenet.spared import check_file_place
+from tilenet.spared import check_file_place, refuse_inside
+from tilenet.store import AnyMask
 from tilenet.store.place import put_whole
 
 COLUMNS = (
@@ -51,9 +52,10 @@ def write_counts(path: Path, measured: Mapping[str, Measured]) -> None:
     put_table(path, COLUMNS, (line for slide, found in measured.items() for line in _lines(slide, found)))
 
 
-def check_counts_place(path: Path, *, replace: bool, table: Path, image: Any = None, mask: Any = None) -> None:
+def check_counts_place(path: Path, mask: AnyMask, *, replace: bool, table: Path, image: Any = None) -> None:
     """Raise if the counts of a `table` must not be put at a path; see `tilenet.spared.check_file_place`."""
-    check_file_place(path, replace=replace, is_ours=_is_counts, kind="a table of counts", image=image, mask=mask)
+    refuse_inside(path, image=mask.info["image"]["path"])
+    check_file_place(path, replace=replace, is_ours=_is_counts, kind="a table of counts", image=image, mask=mask.path)
     if path.suffix.lower() != ".csv":
         raise SettingsError(f"{path}: counts are written as .csv. Change the ending")
     if path.resolve() == table.resolve():

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tilenet.arguments import known_options
 from tilenet.errors import SettingsError
 from tilenet.export.corners import area_and_centroid
+from tilenet.export.counts import check_counts_place, write_counts
 from tilenet.export.intensities import Intensities
 from tilenet.export.measured import Measured, Tally
 from tilenet.export.placement import Grid, find_grid
@@ -36,6 +37,7 @@ from tilenet.export.shapes import (
 )
 from tilenet.export.within import BETWEEN, Drawn, InRegion, Within, covered, read_regions
 from tilenet.geometry import Box
+from tilenet.pictures.files import name_of
 from tilenet.spared import check_file_place
 from tilenet.store import AnyMask
 from tilenet.store.place import put_whole
@@ -82,6 +84,7 @@ def write_table(
     stains: bool = False,
     positive: str | None = None,
     within: str | Path | None = None,
+    counts: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Measured:
@@ -121,8 +124,11 @@ def write_table(
         A GeoJSON file of regions of the image, such as annotations that QuPath exported, in pixels at full resolution.
         Adds a column ``region``, which names the regions that hold the centroid, and counts them in `regions` of the
         result.
+    counts : path, optional
+        A second table, ending in ``.csv``, of the result itself: a line for the mask and for each region, with the
+        columns of the ``counts.csv`` of `tilenet.batch`.
     overwrite : bool
-        Replace a file that `write_table` wrote.
+        Replace files that `write_table` wrote.
     progress : callable, optional
         Called with the number of rows done and the total number of rows.
 
@@ -149,6 +155,8 @@ def write_table(
     bright = Intensities(channels=intensities, stains=stains, positive=positive)
     how: dict[str, Any] = {"pixel_size": pixel_size, "replace": overwrite, "is_ours": is_table, "kind": "a table"}
     with open_for(out, mask, image, **how) as (opened, grid):
+        if counts is not None:
+            check_counts_place(Path(counts), opened, replace=overwrite, table=out, image=image)
         found, least = _empty_result(opened, out), min_pixels(opened, min_area)
         if bright:
             bright.check(opened, image)
@@ -166,6 +174,8 @@ def write_table(
                 line = dict(zip(COLUMNS, values, strict=True)) | (measured.of(value) if measured else {})
                 regions = tally.add(line)
                 table.writerow(line | ({"region": BETWEEN.join(regions)} if drawn else {}))
+    if counts is not None:
+        write_counts(Path(counts), {name_of(Path(mask)): found})
     return found
 
 
