@@ -94,6 +94,8 @@ def test_a_job_is_one_process_with_all_its_cores_unless_said_otherwise(tmp_path)
         'job_extra_directives: ["--gres=gpu:1"]',
         'job_extra_directives: ["--exclude=gpu03", "--gpus-per-node=2"]',
         'job_extra_directives: ["-p gpu"]',
+        'job_extra_directives: ["-A lab --gres=gpu:1"]',
+        'job_extra_directives: ["-o /log/%j --gpus=1"]',
         'job_extra_directives: ["-gpu num=1"]',
         "resource_spec: 'select=1:ngpus=1'",
         "resource_spec: gpu=1",
@@ -122,6 +124,7 @@ def test_jobs_with_gpus_are_not_started_by_a_process_without_one_which_would_lea
         ("python: /envs/gpu/bin/python, log_directory: /scratch/gpu-group, account: gpulab", None, []),
         ('job_script_prologue: ["module load gpu-tools"]', None, []),
         ('job_extra_directives: ["--exclude=gpu[01-04]", "-A gpulab", "-o /scratch/gpu/%j.out"]', None, []),
+        ('job_extra_directives: ["--export=ALL,X=/opt/gpu", "--comment=\'a gpu\' -J gpu"]', None, []),
     ],
 )
 def test_jobs_are_started_if_they_lack_gpus_or_the_run_uses_them_or_a_device_was_given(

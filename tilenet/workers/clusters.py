@@ -34,9 +34,10 @@ CONFIG = {"distributed.scheduler.worker-saturation": 1.0, "distributed.comm.time
 # which takes seconds, and longer on a busy machine. A lost job never returns.
 LOST = "distributed.deploy.lost-worker-timeout"
 LOST_PROCESS, LOST_JOB = "60s", "5s"
-# The arguments in which jobs ask for GPUs, and directives there that may name GPUs for another reason, such as a path.
+# The arguments in which jobs ask for GPUs, and options there that may name GPUs for another reason, such as a path.
 ASKING = ("queue", "resource_spec", "job_extra_directives", "job_extra")
-NAMING = re.compile(r"\s*--?(x|exclude|A|account|P|J|N|job-name|o|output|e|error|D|chdir|comment)\b")
+NAMED = "x|exclude|A|account|P|J|N|job-name|o|output|e|error|D|chdir|comment|export"
+NAMING = re.compile(rf"(?<!\S)--?({NAMED})\b[\s=]*('[^']*'|\"[^\"]*\"|\S*)")
 # Milliseconds between two checks for processes to replace.
 LOOK = 2000
 
@@ -180,7 +181,7 @@ def _refuse_idle_gpus(path: str | Path, arguments: Mapping[str, Any], device: st
 def _asks_for_gpus(arguments: Mapping[str, Any]) -> bool:
     values = [arguments.get(name) for name in ASKING]
     each = [part for value in values for part in (value if isinstance(value, list) else [value])]
-    return any("gpu" in str(part).lower() and not NAMING.match(str(part)) for part in each)
+    return any("gpu" in NAMING.sub("", str(part)).lower() for part in each)
 
 
 def _jobqueue(kind: str, arguments: Mapping[str, Any], path: str | Path) -> Any:
