@@ -14,6 +14,7 @@ from faults import STUB, entries, tree_hash, wait_until
 from ome_images import write_ome_zarr
 from ome_zarr_models import v04, v05
 from store_helpers import tree
+from stub import Threshold
 from tissue_images import BLOCK, OPTIONS, SIDES, a_mask_of_ones_own, a_slide, blocks_of, glass, write  # noqa: F401
 from workers import Cluster
 
@@ -215,6 +216,18 @@ def test_an_output_whose_map_calls_context_tissue_goes_on_as_before_and_its_area
     # 300 x 400 px of 0.5 um: all cells of 16 px that they touch. The other map has a rim of one more cell.
     assert areas["new"] == pytest.approx(20 * 26 * 64e-6, rel=0.01)
     assert areas["old"] == pytest.approx(22 * 28 * 64e-6, rel=0.01)
+
+
+def test_no_area_is_called_too_large_where_the_network_has_no_context(slide, tmp_path, caplog, monkeypatch):
+    found = tissue.find
+
+    def find(*args):  # as before maps kept which cells are only context
+        old = found(*args)
+        return replace(old, map=TissueMap(old.map.cells, old.map.covers))
+
+    monkeypatch.setattr(tissue, "find", find)
+    tilenet.segment(slide, tmp_path / "m.zarr", tissue=True, **OPTIONS | {"model": Threshold()})
+    assert tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv").tissue_mm2 and "too large" not in caplog.text
 
 
 def test_verify_knows_what_was_skipped(slide, tmp_path, monkeypatch):

@@ -222,7 +222,7 @@ def _empty_result(mask: AnyMask, out: Path) -> Measured:
     found.in_tissue = Counter(none)
     if mask.tissue is not None:
         found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin))
-        if (mask.info.get("tissue") or {}).get("dilated") and mask.tissue.own is None:
+        if any((mask.info.get("tissue") or {}).get("dilated", ())) and mask.tissue.own is None:
             LOG.warning(
                 "%s: its tissue map, of an earlier tilenet, has what lies within %d px of tissue, too: the area of "
                 "tissue is too large, and its density too low. Only segmenting it anew tells them apart",
