@@ -12,7 +12,7 @@ from workers import recorded_as
 
 import tilenet
 from tilenet.checks import border_windows
-from tilenet.errors import BlocksFailed, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
+from tilenet.errors import BlocksFailed, ModelNotFound, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
 
@@ -59,6 +59,19 @@ def test_another_image_or_model_that_is_named_is_refused_where_no_window_can_be_
         tilenet.verify(out, IMAGE // 2, model=network)
     with pytest.raises(OutputMismatch, match="was made with model sha256 = .*, and here it is"):
         tilenet.verify(out, IMAGE, model=random_network(depth=3, wf=2, seed=5))
+
+
+def test_another_model_that_is_named_is_refused_where_the_image_is_gone_too(tmp_path, network):
+    image, out = tmp_path / "image.tif", tmp_path / "m.zarr"
+    tifffile.imwrite(image, IMAGE)
+    tilenet.segment(image, out, model=network, tile=128)
+    image.unlink()
+    found = tilenet.verify(out, model=network)
+    assert found.ok and "the image is no longer at" in found.not_recomputed
+    with pytest.raises(OutputMismatch, match="was made with model sha256 = .*, and here it is"):
+        tilenet.verify(out, model=random_network(depth=3, wf=2, seed=5))
+    with pytest.raises(ModelNotFound):
+        tilenet.verify(out, model=tmp_path / "none.safetensors")
 
 
 def test_of_a_mask_made_with_an_object_of_python_the_files_are_checked_and_it_is_said_what_recomputes_windows(out):

@@ -169,6 +169,8 @@ def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None
         return wanted.settle_as(mask.info, mask.path, refuse=_refuse_another)
     if model is not None and source is not None:
         wanted.settle_complete(mask.info, mask.path, refuse=_refuse_another).close()
+    elif model is not None:
+        wanted.refuse_another_model(mask.info, mask.path, _refuse_another)
     return None
 
 

@@ -68,8 +68,8 @@ class Wanted:
         try:
             job = settle(self.image, self.model, options, footprint=self.footprint)
         except (ImageError, SettingsError):
-            self._refuse_another_image(info, name)
-            self._refuse_another_model(info, name, refuse)
+            self.refuse_another_image(info, name)
+            self.refuse_another_model(info, name, refuse)
             self._refuse_another_backend(info, name, options.device, refuse)
             raise
         try:
@@ -82,22 +82,19 @@ class Wanted:
     def _refuse_to_resume(self, info: Mapping[str, Any], here: Mapping[str, Any], name: str | Path) -> None:
         refuse_contradiction(info, here, name, anew=self.anew)
 
-    def _refuse_another_image(self, info: Mapping[str, Any], name: str | Path) -> None:
-        """Raise `OutputMismatch` if the recorded options do not fit because the image is another one."""
+    def refuse_another_image(self, info: Mapping[str, Any], name: str | Path) -> None:
+        """Raise `OutputMismatch` if the image is another one; nothing is known of one that cannot be opened."""
         try:
-            image = open_image(self.image, axes=self.options.axes)
+            image = open_image(self.image, axes=self.options.axes, missing=self.options.missing or "error")
         except TilenetError:
             return
         with closing(image, self.image):
             self._refuse_to_resume(info, {**info, "image": image.identity()}, name)
 
-    def _refuse_another_model(self, info: Mapping[str, Any], name: str | Path, refuse: Refusal) -> None:
-        """Call `refuse` for the model alone, in case the recorded options do not fit because it is another one."""
-        try:
-            found = found_model(self.model)
-            identity = identity_of(found.network, found.card, predict.footprint_of(found.network, self.footprint))
-        except TilenetError:
-            return
+    def refuse_another_model(self, info: Mapping[str, Any], name: str | Path, refuse: Refusal) -> None:
+        """Call `refuse` for the model alone, as far as it can be compared without an image."""
+        found = found_model(self.model)
+        identity = identity_of(found.network, found.card, predict.footprint_of(found.network, self.footprint))
         refuse(info, {**info, "model": {**info["model"], **identity}}, name)
 
     def _refuse_another_backend(
