@@ -136,16 +136,21 @@ def test_a_table_older_than_its_mask_is_made_anew(slides, tmp_path):
     assert (masks / "a.overview.png").read_bytes() == drawn
 
 
-@pytest.mark.parametrize("mistake", ["other options", "an image is gone", "a table is gone, too", "a table of another"])
+@pytest.mark.parametrize(
+    "mistake", ["other options", "an image is gone", "a table is gone, too", "a table of another", "a table is damaged"]
+)
 def test_a_mistake_takes_no_complete_mask_out_of_the_counts(slides, tmp_path, mistake):
     masks, images = tmp_path / "masks", slides[::2]
     done = tilenet.batch(images, masks, **COUNTING)
     counted, options, named = lines_of(masks / "counts.csv"), {}, [str(path) for path in images]
     if mistake == "other options":
         options["mpp"] = 1.0
-    else:
+    elif mistake != "a table is damaged":
         slides[0].unlink()
-    if "table" in mistake:
+    if mistake == "a table is damaged":
+        with (masks / "a.csv").open("a") as table:
+            table.write("1,nucleus\n")
+    elif "table" in mistake:
         (masks / "a.csv").unlink()
     if mistake == "a table of another":
         (masks / "a.csv").write_text("mine")
@@ -158,6 +163,15 @@ def test_a_mistake_takes_no_complete_mask_out_of_the_counts(slides, tmp_path, mi
         assert failed[0].counts == done[0].counts and failed[0].pixels == done[0].pixels
         assert lines_of(masks / "counts.csv") == counted
     assert [line["status"] for line in lines_of(masks / "summary.csv")] == [result.status for result in failed]
+
+
+def test_what_is_in_another_image_of_that_name_is_not_counted(slides, tmp_path):
+    masks, images = tmp_path / "masks", slides[::2]
+    tilenet.batch(images, masks, **COUNTING)
+    tifffile.imwrite(slides[0], np.full((130, 110), 200, np.uint8), tile=(32, 32), **SIZE)
+    another, _ = tilenet.batch(images, masks, **COUNTING)
+    assert another.status == "failed" and another.counts is None and "Give the image that" in another.error
+    assert {line["slide"] for line in lines_of(masks / "counts.csv")} == {"c"}
 
 
 def test_counts_stay_where_nothing_can_be_counted(slides, tmp_path, caplog):

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import sys
+import threading
+import time
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from contents import lines_of
 from faults import BLOCKS, STUB, entries, is_complete, random_numbers, stray, tree_hash, write_image
 
 import tilenet
 from tilenet import api
+from tilenet.batches import slides
 from tilenet.card import ModelCard
 from tilenet.cli.main import main
 from tilenet.errors import DeviceLost, EnvironmentFault, OutputMismatch
@@ -139,6 +143,31 @@ def test_a_gpu_that_fails_ends_a_batch_too_and_no_image_is_at_fault(tmp_path, ob
     with pytest.raises(DeviceLost, match="the GPU failed"):
         tilenet.batch(images, tmp_path / "masks", tell=told.append, **how)
     assert told == [] and not list((tmp_path / "masks").rglob("lock.*"))
+
+
+def test_masks_that_are_being_finished_when_a_gpu_fails_are_finished(tmp_path, monkeypatch):
+    class FailingLater(Failing):
+        def forward(self, x):
+            if not x.any():
+                return torch.nn.Conv2d.forward(self, x)
+            if len(x) > 2:
+                failing.set()
+            return super().forward(x)
+
+    def finish_late(store):
+        assert failing.wait(10)
+        time.sleep(0.2)  # until the batch has ended, or waits
+        finish(store)
+
+    failing, finish, told = threading.Event(), slides.finish, []
+    monkeypatch.setattr(slides, "finish", finish_late)
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((600, 600), np.uint8), tile=(256, 256))
+    images = [tmp_path / "a.tif", write_image(tmp_path / "b.tif", sides=(600, 600))]
+    how = {"model": FailingLater(RuntimeError("CUDA error: device lost")), "tile": 64, "batch": 4}
+    with pytest.raises(DeviceLost, match="the GPU failed"):
+        tilenet.batch(images, tmp_path / "masks", tell=told.append, **how)
+    assert [(result.slide, result.status) for result in told] == [("a", "done")]
+    assert [line["status"] for line in lines_of(tmp_path / "masks" / "summary.csv")] == ["done"]
 
 
 @pytest.fixture(scope="module")

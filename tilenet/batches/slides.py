@@ -15,9 +15,10 @@ from tilenet.address import shown
 from tilenet.ahead import begun_ahead
 from tilenet.batches.beside import SideFiles
 from tilenet.batches.orders import Order
-from tilenet.batches.summary import Result, remark_sizes, write_counts_of, write_summary
+from tilenet.batches.summary import Result, file_of, remark_sizes, write_summary
 from tilenet.compute import fill_pending, finish, skip_glass
-from tilenet.errors import DeviceLost, TilenetError
+from tilenet.errors import DeviceLost, OutputMismatch, TilenetError
+from tilenet.export.counts import write_counts
 from tilenet.export.measured import Measured
 from tilenet.footprint import Footprint
 from tilenet.making import refuse_begun
@@ -76,9 +77,17 @@ class BatchRun:
             remark_sizes(results)
             write_summary(self._out, results, self._share)
             if self._side_files.table:
-                measured = {name: self._measured[name] for name in self._orders if name in self._measured}
-                write_counts_of(self._out, measured, self._share)
+                self._write_counts()
         return results
+
+    def _write_counts(self) -> None:
+        """Write the table of all images; one that is there stays if there are images, and none could be counted."""
+        path = self._out / file_of("counts", self._share)
+        measured = {name: self._measured[name] for name in self._orders if name in self._measured}
+        if measured or not self._orders or not path.exists():
+            write_counts(path, measured)
+        else:
+            LOG.warning("%s: stays as it was, as nothing could be counted", path)
 
     def _compute(self, client: Client | None) -> None:
         opener, finishers = ThreadPoolExecutor(1, "open"), ThreadPoolExecutor(FINISHERS, "finish")
@@ -91,6 +100,9 @@ class BatchRun:
                 while len(finishing) > WAITING:
                     finishing = _raised(*wait(finishing, return_when=FIRST_COMPLETED))
             _raised(*wait(finishing))
+        except Exception:  # no interruption, which leaves seconds: masks that are being finished are not at fault
+            finishers.shutdown(cancel_futures=True)
+            raise
         finally:
             opener.shutdown(cancel_futures=True)
             # Not waiting for masks that are being finished: an interruption leaves seconds, and they can be resumed.
@@ -124,25 +136,37 @@ class BatchRun:
     def _kept(self, order: Order) -> Store | None:
         """Return the complete mask of an image that failed, if there is one, and count what its table says.
 
-        A wrong option, or an image that was moved, takes no line out of the counts of a batch.
+        A wrong option, or an image that was moved, takes no line out of the counts of a batch; another image does.
         """
         out, store = self._out / f"{order.name}.zarr", None
         try:
-            store = Store.inspect(out) if is_complete(out) else None
+            store = self._same_image(order, out) if is_complete(out) else None
             if store and (found := self._side_files.kept(order, out)) is not None:
                 self._measured[order.name] = found
-        except (TilenetError, OSError) as error:
+        except Exception as error:  # of any kind: this is about an image that failed already
             LOG.warning("%s: its complete mask cannot be counted: %s", order.name, _said(error))
         return store
+
+    def _same_image(self, order: Order, out: Path) -> Store | None:
+        """Return the complete mask of an image, or None if it is known to be of another image."""
+        store = Store.inspect(out)
+        try:
+            self._wanted(order).refuse_another_image(store.info, out)
+        except OutputMismatch:
+            return None
+        return store
+
+    def _wanted(self, order: Order) -> Wanted:
+        own = callable(order.model) or function_of(order.model)  # a list may name another model, with its own footprint
+        footprint = self._footprint if own else None
+        return Wanted(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
 
     def _slide_of(self, order: Order) -> tuple[Slide | Store, str]:
         """Return the slide whose blocks are to be computed, and ""; or a complete store, and the image's status."""
         out = self._out / f"{order.name}.zarr"
         spare_the_input(out, order.image)
-        own = callable(order.model) or function_of(order.model)  # a list may name another model, with its own footprint
-        footprint = self._footprint if own else None
-        self._side_files.check(order, out, footprint)
-        wanted = Wanted(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
+        wanted = self._wanted(order)
+        self._side_files.check(order, out, wanted.footprint)
         if is_complete(out):
             return _unchanged(out, wanted), "skipped"
         if self._objects:

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from tilenet.export.counts import put_table, write_counts
-from tilenet.export.measured import Measured
+from tilenet.export.counts import put_table
 from tilenet.resolution import TOLERANCE
 from tilenet.store import Share
 from tilenet.store.place import put_whole
@@ -106,21 +105,6 @@ def write_summary(folder: Path, results: Sequence[Result], share: Share | None =
     put_table(folder / file_of("summary", share), [f.name for f in fields(Result)], said)
     with put_whole(folder / file_of("summary", share, "json")) as part:
         part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8", newline="")
-
-
-def write_counts_of(folder: Path, measured: Mapping[str, Measured], share: Share | None = None) -> None:
-    """Write ``counts.csv``, or that of a share, see `write_counts`; one that is there stays if nothing was counted.
-
-    Raises
-    ------
-    EnvironmentFault
-        If it cannot be written.
-    """
-    path = folder / file_of("counts", share)
-    if measured or not path.exists():
-        write_counts(path, measured)
-    else:
-        LOG.warning("%s: stays as it was, as nothing could be counted", path)
 
 
 def _text(counts: Mapping[str, int] | None) -> str:
