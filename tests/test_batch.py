@@ -194,6 +194,23 @@ def test_batches_into_one_folder_do_not_spoil_each_other_s_summary(tmp_path):
         summary.write_summary(tmp_path, results)
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_lists_are_read_as_spreadsheets_write_them(tmp_path, mark):
+    rows = [
+        ["Image", "NAME", "channels", "positive"],
+        ["a, b.tif", "first", "0,1", "Ki-67>400"],
+        ["b;c.tif", "", "", ""],
+    ]
+    with (tmp_path / "list.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=mark).writerows(rows)
+    first, second = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options(), positive="dab>0.2")
+    assert (first.image, first.name) == (str(tmp_path / "a, b.tif"), "first") and first.options.channels == (0, 1)
+    assert (second.image, first.positive, second.positive) == (str(tmp_path / "b;c.tif"), "Ki-67>400", "dab>0.2")
+    (tmp_path / "list.csv").write_text(f"image{mark}name\na.tif{mark}b{mark}c\n")
+    with pytest.raises(SettingsError, match=r"line 2 has no image, or more values .* Put values with .* in quotes"):
+        read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
+
+
 def test_blanks_around_the_values_of_a_list_mean_nothing(tmp_path):
     (tmp_path / "list.csv").write_text("image,name,level\n a.tif ,first , 1\nb.tif\n")
     first, short = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())

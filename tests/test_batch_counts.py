@@ -184,6 +184,56 @@ def test_counts_stay_where_nothing_can_be_counted(slides, tmp_path, caplog):
     assert "counts.csv: stays as it was, as nothing could be counted" in caplog.text
 
 
+def test_what_is_positive_is_counted_by_the_rule_of_each_image_and_another_rule_needs_no_new_mask(slides, tmp_path):
+    pixels = tifffile.imread(slides[0])
+    pixels[10:30, 10:25] = 150
+    tifffile.imwrite(slides[0], pixels, tile=(32, 32), **SIZE)
+    masks = tmp_path / "masks"
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [50, 0], [50, 70], [0, 70], [0, 0]]]}
+    (tmp_path / "a.geojson").write_text(
+        json.dumps([{"type": "Feature", "geometry": square, "properties": {"name": "l"}}])
+    )
+    (tmp_path / "list.csv").write_text("Image;POSITIVE;within\na.tif;0>160;a.geojson\nc.tif;;\n")
+    results = tilenet.batch(tmp_path / "list.csv", masks, **COUNTING)
+    assert [(r.status, r.counts, r.positive) for r in results] == [
+        ("done", {"class 1": 3}, {"class 1": 2}),
+        ("done", {"class 1": 2}, None),
+    ]
+    counted = [(n["slide"], n["region"], n["positive"], n["positive_share"]) for n in lines_of(masks / "counts.csv")]
+    assert counted == [("a", "", "2", "0.666667"), ("a", "l", "0", "0.0"), ("c", "", "", "")]
+    tilenet.write_table(masks / "a.zarr", tmp_path / "one.csv", positive="0>160")
+    assert (masks / "a.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    written, made = (masks / "a.csv").stat().st_mtime_ns, tree(masks / "a.zarr")
+    tilenet.batch(tmp_path / "list.csv", masks, **COUNTING)
+    assert (masks / "a.csv").stat().st_mtime_ns == written
+    # Of all images, unless the list says something else.
+    results = tilenet.batch(slides[::2], masks, positive="0 > 100", **COUNTING)
+    assert [(r.status, r.positive) for r in results] == [("skipped", {"class 1": 3}), ("skipped", {"class 1": 2})]
+    assert [line["positive"] for line in lines_of(masks / "a.csv")] == ["1"] * 3 and tree(masks / "a.zarr") == made
+    assert [r.positive for r in tilenet.batch(slides[::2], masks, **COUNTING)] == [None, None]
+    slides[0].unlink()
+    (gone,) = tilenet.batch([str(slides[0])], masks, positive="0>100", **COUNTING)
+    assert (gone.status, gone.positive) == ("failed", {"class 1": 3})
+    (gone,) = tilenet.batch([str(slides[0])], masks, positive="0>160", **COUNTING)
+    assert (gone.status, gone.positive, gone.counts) == ("failed", None, None)
+
+
+def test_a_rule_that_cannot_be_followed_is_refused_before_work(slides, tmp_path):
+    masks = tmp_path / "masks"
+    with pytest.raises(SettingsError, match="positive 'dab': give a stain or channel"):
+        tilenet.batch(slides, masks, positive="dab", **COUNTING)
+    for plain in ({"objects": True}, {"table": True}):
+        with pytest.raises(SettingsError, match=r"positive 0>180 is for tables of objects: ask for both"):
+            tilenet.batch(slides, masks, positive="0>180", model=Bright(), **plain)
+    (tmp_path / "list.csv").write_text("image,positive\na.tif,dab\n")
+    with pytest.raises(SettingsError, match=r"list\.csv: line 2: positive 'dab': give a stain or channel"):
+        tilenet.batch(tmp_path / "list.csv", masks, **COUNTING)
+    assert not masks.exists()
+    (result,) = tilenet.batch(slides[:1], masks, positive="dab>0.2", **COUNTING)
+    assert result.status == "failed" and "have the stains haematoxylin, eosin, dab" in result.error
+    assert not (masks / "a.zarr").exists()
+
+
 def test_regions_of_plain_masks_are_counted_by_several_workers_too(slides, tmp_path):
     tilenet.batch(slides[::2], tmp_path / "masks", model=Bright(), table=True, client=Cluster(workers=2), threads=1)
     lines = lines_of(tmp_path / "masks" / "counts.csv")

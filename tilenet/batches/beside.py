@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.batches.orders import Order
-from tilenet.errors import TilenetError
+from tilenet.errors import SettingsError, TilenetError
+from tilenet.export.intensities import Intensities, is_judged_by
 from tilenet.export.measured import Measured
 from tilenet.export.measures import check_table_place, is_table, read_table, write_table
 from tilenet.export.shapes import pixels_of_area
@@ -43,8 +44,8 @@ class SideFiles:
             check_picture_place(overview_beside(mask), replace=True, image=order.image)
         if self.table:
             check_table_place(table_beside(mask), replace=True, image=order.image)
-            if self.min_area is not None:
-                _check_area(self.min_area, order, footprint)
+            if self.min_area is not None or order.positive:
+                _check_image(self.min_area, order, footprint)
 
     def make(self, order: Order, mask: Path) -> Measured | None:
         """Make the files that are missing or older than the mask; return its measurements if a table is wanted."""
@@ -53,8 +54,8 @@ class SideFiles:
             save(overlay(image, mask), picture)
         if not self.table:
             return None
-        if _is_older(table, mask):
-            write_table(mask, table, image=image, overwrite=True)
+        if _is_older(table, mask) or _is_of_another_rule(table, order):
+            write_table(mask, table, image=image, positive=order.positive, overwrite=True)
         return self._read(order, mask, image)
 
     def kept(self, order: Order, mask: Path) -> Measured | None:
@@ -62,14 +63,23 @@ class SideFiles:
         table = table_beside(mask)
         if not self.table or _is_older(table, mask) or not is_table(table):
             return None
+        if _is_of_another_rule(table, order):
+            raise SettingsError(f"{table}: does not say where {order.positive}, and only the image does")
         return self._read(order, mask, None)
 
     def _read(self, order: Order, mask: Path, image: str | None) -> Measured:
-        return read_table(mask, table_beside(mask), image=image, min_area=self.min_area, drawn=order.within)
+        return read_table(
+            mask,
+            table_beside(mask),
+            image=image,
+            min_area=self.min_area,
+            drawn=order.within,
+            positive=order.positive is not None,
+        )
 
 
-def _check_area(area: str | float, order: Order, footprint: Footprint | None) -> None:
-    """Raise `SettingsError` if areas will have no meaning in the mask of an image."""
+def _check_image(area: str | float | None, order: Order, footprint: Footprint | None) -> None:
+    """Raise `SettingsError` if areas will have no meaning in the mask of an image, or it lacks a stain or channel."""
     options = order.options
     try:
         opened = open_image(
@@ -82,6 +92,9 @@ def _check_area(area: str | float, order: Order, footprint: Footprint | None) ->
     except TilenetError:  # the run will say why
         return
     with opened:
+        Intensities(positive=order.positive).check_image(opened)
+        if area is None:
+            return
         # Of a part, the planes are not known yet.
         stack = options.roi is None and max(opened.box_shape[:-2], default=1) > 1
         volumes = stack and options.output == "objects" and _takes_volumes(order.model, footprint)
@@ -104,6 +117,11 @@ def table_beside(mask: Path) -> Path:
     'masks/a.csv'
     """
     return mask.with_name(f"{mask.name.removesuffix('.zarr')}.csv")
+
+
+def _is_of_another_rule(table: Path, order: Order) -> bool:
+    """Return whether a table does not say what is positive, where that is asked for, or says it by another rule."""
+    return order.positive is not None and not is_judged_by(table, order.positive)
 
 
 def _is_older(path: Path, mask: Path) -> bool:

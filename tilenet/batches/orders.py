@@ -13,6 +13,7 @@ from typing import Any
 
 from tilenet.address import is_address, last_name, shown
 from tilenet.errors import SettingsError
+from tilenet.export.intensities import Intensities
 from tilenet.export.within import Drawn, read_regions
 from tilenet.models import packaged_models
 from tilenet.options import Options, parse_channels, parse_sides
@@ -23,6 +24,8 @@ from tilenet.scaling import parse_rule
 INNER = (".ome",)
 # The value in a column of tissue masks that means: find the tissue in the image.
 AUTO = "auto"
+# What stands between the values of a list: a spreadsheet writes semicolons where the decimal mark is a comma.
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def _tissue(text: str) -> bool | str:
@@ -64,6 +67,8 @@ class Order:
         The options of the batch, replaced by its own where a list gives some.
     within : tuple of Drawn
         Regions of the image to count in, from a file that a list names.
+    positive : str or None
+        Which objects are positive, as for `write_table`.
     """
 
     name: str
@@ -71,16 +76,19 @@ class Order:
     model: Any
     options: Options
     within: tuple[Drawn, ...] = ()
+    positive: str | None = None
 
 
-def read_orders(images: Sequence[str | Path], *, model: Any, options: Options) -> list[Order]:
+def read_orders(
+    images: Sequence[str | Path], *, model: Any, options: Options, positive: str | None = None
+) -> list[Order]:
     """Return an order for each image that paths, patterns and lists name.
 
     Parameters
     ----------
     images : sequence of path
         Files, patterns, and lists ending in ``.txt`` or ``.csv``.
-    model, options
+    model, options, positive
         Used for each image unless a list gives others. A model in a list is a file relative to the list, if there is
         such a file.
 
@@ -89,7 +97,7 @@ def read_orders(images: Sequence[str | Path], *, model: Any, options: Options) -
     SettingsError
         If there are no images, if names collide, or if a list has an invalid entry.
     """
-    plain = Order("", "", model, options)
+    plain = Order("", "", model, options, positive=positive)
     orders = [order for image in images for order in _orders_of(str(image), plain)]
     if not orders:
         raise SettingsError("a batch needs an image at least. Give paths, patterns or lists")
@@ -152,19 +160,11 @@ def _order(image: str, plain: Order) -> Order:
 
 
 def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
-    rows = csv.DictReader(io.StringIO(_text(path)), restkey="", restval="", skipinitialspace=True)
-    known = ("image", "name", "model", "within", *COLUMNS)
-    header = list(rows.fieldnames or ())
-    if "image" not in header:
-        raise SettingsError(f"{path}: has no column image. Its first line must name the columns")
-    if unknown := [column for column in header if column not in known]:
-        raise SettingsError(f"{path}: column {unknown[0]!r} is none of {', '.join(known)}")
-    if twice := [column for column in known if header.count(column) > 1]:
-        raise SettingsError(f"{path}: has two columns {twice[0]}. Remove one")
+    rows, mark = _rows(path)
     for row in rows:
         where = f"{path}: line {rows.line_num}"
         if "" in row or not row["image"].strip():
-            raise SettingsError(f"{where} has no image, or more values than columns. Put values with commas in quotes")
+            raise SettingsError(f"{where} has no image, or more values than columns. Put values with {mark} in quotes")
         said = {column: value.strip() for column, value in row.items() if value.strip()}
         order = _order(_relative_to(path, said.pop("image")), plain)
         name = said.pop("name", order.name)
@@ -173,7 +173,33 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         if said.get("tissue", AUTO) != AUTO:
             said["tissue"] = _relative_to(path, said["tissue"])
         within = tuple(read_regions(_relative_to(path, said.pop("within")))) if "within" in said else ()
-        yield replace(order, name=name, model=model, within=within, options=_options(said, where, plain.options))
+        positive = said.pop("positive", plain.positive)
+        _check_rule(positive, where)
+        options = _options(said, where, plain.options)
+        yield replace(order, name=name, model=model, within=within, positive=positive, options=options)
+
+
+def _rows(path: Path) -> tuple[csv.DictReader[str], str]:
+    """Return the rows of a list, by the names of its columns in small letters, and what separates their values."""
+    text = _text(path)
+    separator = max(SEPARATORS, key=text.partition("\n")[0].count)
+    rows = csv.DictReader(io.StringIO(text), restkey="", restval="", skipinitialspace=True, delimiter=separator)
+    known = ("image", "name", "model", "within", "positive", *COLUMNS)
+    rows.fieldnames = header = [name.strip().lower() for name in rows.fieldnames or ()]
+    if "image" not in header:
+        raise SettingsError(f"{path}: has no column image. Its first line must name the columns")
+    if unknown := [column for column in header if column not in known]:
+        raise SettingsError(f"{path}: column {unknown[0]!r} is none of {', '.join(known)}")
+    if twice := [column for column in known if header.count(column) > 1]:
+        raise SettingsError(f"{path}: has two columns {twice[0]}. Remove one")
+    return rows, SEPARATORS[separator]
+
+
+def _check_rule(positive: str | None, where: str) -> None:
+    try:
+        Intensities(positive=positive)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from error
 
 
 def _check_name(name: str, where: str, remedy: str) -> None:

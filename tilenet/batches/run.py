@@ -14,6 +14,7 @@ from tilenet.batches.orders import Order, read_orders
 from tilenet.batches.slides import BatchRun
 from tilenet.batches.summary import Result, is_own
 from tilenet.errors import EnvironmentFault, SettingsError
+from tilenet.export.intensities import Intensities
 from tilenet.export.shapes import parse_area
 from tilenet.footprint import Footprint
 from tilenet.named import function_of
@@ -43,6 +44,7 @@ def batch(
     overview: bool = False,
     table: bool = False,
     min_area: str | float | None = None,
+    positive: str | None = None,
     objects: bool = False,
     shard: Share | None = None,
     **options: Any,
@@ -56,8 +58,8 @@ def batch(
     ----------
     images : path or sequence of path
         Images, patterns such as ``"slides/*.svs"``, and lists of images (``.txt``: one path per line;
-        ``.csv``: a column ``image`` and, optionally, ``name``, ``within`` (a GeoJSON file of regions to count in) and
-        options of `segment`). Paths in a list are relative to the list.
+        ``.csv``: a column ``image`` and, optionally, ``name``, ``within`` (a GeoJSON file of regions to count in),
+        ``positive`` and options of `segment`). Paths in a list are relative to the list.
     out : path
         A folder; created if it does not exist.
     model, footprint
@@ -75,6 +77,9 @@ def batch(
         each image to ``OUT/counts.csv``.
     min_area : str or float, optional
         Count nothing smaller than this, such as ``"20um2"``, or ``"80px"`` of the mask; the tables still list all.
+    positive : str, optional
+        A rule such as ``"dab>0.2"``, as for `tilenet.write_table`: the tables say which objects are positive, and
+        ``counts.csv`` how many. A table by another rule is written anew.
     objects : bool
         Number objects instead of writing classes, as `segment` does, one image after the other.
     shard : (int, int), optional
@@ -110,13 +115,16 @@ def batch(
         parse_area(min_area)
         if not table:
             raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
+    if positive is not None:
+        Intensities(positive=positive)  # raises if it is no rule
     if footprint is not None and not (callable(model) or function_of(model)):
         raise SettingsError(f"{model} has a footprint of its own. Leave footprint out")
     common = Options(**options)
     if client is not None:
         check_client(client)
     share = None if shard is None else checked_share(shard)
-    orders = read_orders([images] if isinstance(images, str | Path) else images, model=model, options=common)
+    paths = [images] if isinstance(images, str | Path) else images
+    orders = read_orders(paths, model=model, options=common, positive=positive)
     for order in orders:
         _check(order, objects=objects, table=table, client=client)
     if share:
@@ -153,6 +161,11 @@ def _check(order: Order, *, objects: bool, table: bool, client: Client | None) -
     check_output_option(order.options.output, stored=True)
     if client is not None:
         check_sendable(order.image, order.model)
+    if order.positive and not (objects and table):
+        raise SettingsError(
+            f"positive {order.positive} is for tables of objects: ask for both (--objects --csv; objects=True, "
+            f"table=True)"
+        )
     if order.within and not table:
         raise SettingsError(f"{order.within[0].path}: is for what is counted: ask for tables, too (--csv, table=True)")
     if table and is_own(order.name):

@@ -218,6 +218,7 @@ class BatchRun:
                 um_per_px=store.layout.pixel_size[-1] if store else None,
                 tissue=None if glass is None else round(1 - glass, 6),
                 counts=dict(found.counts) if found else None,
+                positive=dict(found.positive) if found and found.positive else None,
                 seconds=perf_counter() - self._started[order.name],
                 error=_said(error) if error else "",
             )

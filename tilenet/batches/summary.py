@@ -45,6 +45,8 @@ class Result:
         Share of the pixels that was computed because there is tissue; None if blocks without tissue were not skipped.
     counts : dict or None
         Number of objects or regions by class; None if they were not asked for.
+    positive : dict or None
+        Number of them that are positive; None if that was not asked for.
     seconds : float
         Time from opening the image to its end. Images overlap, so these add up to more than the batch took.
     error : str
@@ -59,6 +61,7 @@ class Result:
     um_per_px: float | None = None
     tissue: float | None = None
     counts: dict[str, int] | None = None
+    positive: dict[str, int] | None = None
     seconds: float = 0.0
     error: str = ""
 
@@ -101,7 +104,7 @@ def write_summary(folder: Path, results: Sequence[Result], share: Share | None =
         If they cannot be written.
     """
     rows = [asdict(result) | {"seconds": round(result.seconds, DECIMALS)} for result in results]
-    said = [row | {"counts": _text(row["counts"])} for row in rows]
+    said = [row | {name: _text(row[name]) for name in ("counts", "positive")} for row in rows]
     put_table(folder / file_of("summary", share), [f.name for f in fields(Result)], said)
     with put_whole(folder / file_of("summary", share, "json")) as part:
         part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8", newline="")

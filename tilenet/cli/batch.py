@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @objects_options
 @click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
 @click.option("--min-area", metavar="AREA", help="With --csv: count no smaller ones: 20um2, or 80px of the mask.")
+@click.option("--positive", metavar="RULE", help="With --objects --csv: which are positive: 'dab>0.2', in quotes.")
 @click.option("--resume", is_flag=True, hidden=True, expose_value=False)  # a batch resumes in any case
 @OVERVIEW
 @JSON
@@ -36,8 +37,9 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     """Segment many IMAGES into OUT/<name>.zarr.
 
     IMAGES are files, patterns in quotes ("slides/*.svs"), and lists: .txt with a path a line, .csv
-    with a column image and, where wanted, name, model, level, mpp, axes, pixel_size, channels, tile,
-    batch, threads, scaling, threshold, least_depth, output, missing and tissue.
+    with a column image and, where wanted, name, model, within (a GeoJSON of regions to count in),
+    positive, level, mpp, axes, pixel_size, channels, tile, batch, threads, scaling, threshold,
+    least_depth, output, missing and tissue.
     Complete masks are skipped, others resumed: to continue a killed batch, run the same command
     again.
     """
@@ -58,7 +60,8 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     listed = {"out": str(out), **counts, "slides": [vars(result) for result in results], "remarks": said}
     if share:
         listed["share"] = "{}/{}".format(*share)
-    show(listed, f"{out}: {statuses}; see {file_of('summary', share)}", as_json=as_json, quiet=quiet)
+    tables = " and ".join(file_of(name, share) for name in ("summary", *(["counts"] if options["table"] else [])))
+    show(listed, f"{out}: {statuses}; see {tables}", as_json=as_json, quiet=quiet)
     if failed := [result for result in results if result.status == "failed"]:
         first = f", the first {failed[0].slide}: {failed[0].error}" if quiet or as_json else ", each for its own reason"
         raise BlocksFailed(f"{out}: {len(failed)} of {len(results)} images failed{first}")
@@ -69,5 +72,8 @@ def _line(result: Result) -> str:
         still = ". Its complete mask is still counted" if result.counts is not None else ""
         return f"{result.slide}  failed  {result.error}{still}"
     tissue = "" if result.tissue is None else f"  {result.tissue:.0%} computed"
-    counts = "".join(f"  {count} {name}" for name, count in sorted((result.counts or {}).items()))
+    counts = "".join(
+        f"  {count} {name}" + (f", {result.positive[name]} positive" if result.positive else "")
+        for name, count in sorted((result.counts or {}).items())
+    )
     return f"{result.slide}  {result.status}  {result.pixels} px{tissue}{counts}  {result.seconds:.1f} s"

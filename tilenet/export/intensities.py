@@ -9,9 +9,10 @@ decides its densities, and they are summed as integers, so that neither blocks n
 
 from __future__ import annotations
 
+import csv
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -115,14 +116,18 @@ class Intensities:
             )
         with _opened(mask, image) as opened:
             refuse_another(opened, mask)
-            if self._stains and not opened.is_color:
-                raise SettingsError(
-                    f"{opened.name}: stains are told apart in red, green and blue of 8 bits, which it has not. Measure "
-                    f"its channels (--intensities)"
-                )
-            if self._positive:
-                self._column(opened)
-                self._refuse_idle(opened)
+            self.check_image(opened)
+
+    def check_image(self, image: Image) -> None:
+        """Raise `SettingsError` as `check` does, of an image that has no mask yet."""
+        if self._stains and not image.is_color:
+            raise SettingsError(
+                f"{image.name}: stains are told apart in red, green and blue of 8 bits, which it has not. Measure its "
+                f"channels (--intensities)"
+            )
+        if self._positive:
+            self._column(image)
+            self._refuse_idle(image)
 
     def measure(self, mask: AnyMask, image: str | Path | None) -> Measurements:
         """Measure an image that `check` has accepted, block by block, at the resolution of the mask.
@@ -178,6 +183,36 @@ class Intensities:
         if number >= image.n_channels:
             raise SettingsError(f"{image.name}: has channels 0 to {image.n_channels - 1}, not {number}. Choose another")
         return number
+
+
+def is_judged_by(table: Path, positive: str) -> bool:
+    """Return whether the column ``positive`` of a table follows from a rule, as far as the digits of its means tell."""
+    name, above = _parse(positive)
+    with table.open(newline="", encoding="utf-8") as file:
+        lines = csv.DictReader(file)
+        column = _column_in(lines.fieldnames or (), name)
+        # A mean that is written like the threshold may have been larger or not.
+        return column is not None and all(
+            line[column] == f"{above:.7g}" or line["positive"] == str(int(float(line[column]) > above))
+            for line in lines
+        )
+
+
+def _column_in(columns: Sequence[str], name: str) -> str | None:
+    """Return the column of a table in which the means are that a rule names; None without one, or without the answer.
+
+    >>> columns = ["id", "mean_DAPI", "mean_haematoxylin", "positive"]
+    >>> [_column_in(columns, name) for name in ("dapi", "0", "Hematoxylin", "dab")]
+    ['mean_DAPI', 'mean_DAPI', 'mean_haematoxylin', None]
+    """
+    if "positive" not in columns:
+        return None
+    means = {column.removeprefix("mean_"): column for column in columns if column.startswith("mean_")}
+    if name.isdecimal():
+        channels = [column for of, column in means.items() if of not in STAINS]
+        return channels[int(name)] if int(name) < len(channels) else None
+    wanted = name.casefold(), name.casefold().replace("hema", "haema")
+    return next((column for of, column in means.items() if of.casefold() in wanted), None)
 
 
 def _parse(positive: str) -> tuple[str, float]:

@@ -131,7 +131,7 @@ class Tally:
         regions = [self._found.regions[k] for k in self._within.at(x, y)] if self._within else []
         for region in regions:
             region.counts[name] += 1
-        if "positive" in line:
+        if self._found.positive:
             for positive in (self._found.positive, *(region.positive for region in regions)):
                 positive[name] += int(line["positive"])
         return [region.name for region in regions]

@@ -186,10 +186,12 @@ def read_table(
     image: str | Path | None = None,
     min_area: str | float | None = None,
     drawn: Sequence[Drawn] = (),
+    positive: bool = True,
 ) -> Measured:
     """Return what `write_table` did when it wrote a complete table, without what is smaller than `min_area`.
 
-    It counts in the regions `drawn`, which need not be those that the table was written with.
+    It counts in the regions `drawn`, which need not be those that the table was written with, and what the table calls
+    positive, unless that is not wanted.
     """
     with open_mask(mask) as opened:
         found, least = _empty_result(opened, Path(table).absolute()), min_pixels(opened, min_area)
@@ -198,7 +200,8 @@ def read_table(
         tally = _tally(found, opened, grid, drawn)
     with found.path.open(newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
-        if "positive" in (lines.fieldnames or ()):
+        positive = positive and "positive" in (lines.fieldnames or ())
+        if positive:
             found.count_positive()
         for line in lines:
             if int(line["volume_px" if found.volumes else "area_px"]) < least:
