@@ -122,7 +122,9 @@ def test_a_run_goes_on_with_its_own_image_and_says_which_it_was(tmp_path):
 def test_pixels_that_are_no_numbers_are_named_as_the_reason():
     image = IMAGE.astype(np.float32)
     image[20, 30] = np.nan
-    with pytest.raises(BlocksFailed, match="as there are pixels in the image that are not finite. Replace them"):
+    with pytest.raises(
+        BlocksFailed, match="as there are pixels in the image that are not finite. Replace them in the image$"
+    ):
         tilenet.segment(image, model=Threshold())
 
 

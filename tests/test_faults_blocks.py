@@ -45,11 +45,11 @@ def whole(commands, image, folder):
     return folder / "whole.zarr"
 
 
-def resume(commands, image, out, calls, *options):
+def resume(commands, image, out, calls, *options, warns=""):
     """Go on with a run; return how many tiles that took."""
     calls.unlink(missing_ok=True)
-    ended = commands.run("segment", image, "-o", out, "--resume", *STUB, *options, stub={"calls": str(calls)})
-    assert ended == (0, "")
+    code, said = commands.run("segment", image, "-o", out, "--resume", *STUB, *options, stub={"calls": str(calls)})
+    assert (code, warns in said, said != "") == (0, True, warns != "")
     assert stray(out) == []
     return len(calls.read_bytes()) if calls.exists() else 0
 
@@ -89,7 +89,7 @@ def test_a_file_tile_that_cannot_be_read_is_named_with_its_block(commands, tmp_p
     assert f"tile {number} of page 0" in said
     content[at : at + 8] = good
     broken.write_bytes(content)
-    assert resume(commands, broken, out, tmp_path / "calls") == 4
+    assert resume(commands, broken, out, tmp_path / "calls", warns="was written again since") == 4
     assert np.array_equal(np.asarray(tilenet.open_mask(out)), np.asarray(tilenet.open_mask(whole)))
 
 

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,15 @@ def test_an_existing_store_is_refused_and_left_as_it_is(old):
     with pytest.raises(OutputExists, match=r"m\.zarr: exists already.*--resume.*--overwrite"):
         Store.create(old, TINY, INFO)
     assert tree_hash(old) == before
+
+
+def test_a_store_that_is_being_written_is_refused_with_who_writes_it(tmp_path):
+    with closing(Store.create(tmp_path / "m.zarr", TINY, INFO)):
+        with pytest.raises(OutputExists, match=rf"exists already, and is being written by process {os.getpid()} on .*"):
+            check_free(tmp_path / "m.zarr")
+        assert not list((tmp_path / "m.zarr").rglob("*.part"))
+    with pytest.raises(OutputExists, match="Go on with it"):
+        check_free(tmp_path / "m.zarr")
 
 
 def test_overwriting_keeps_the_old_mask_until_the_new_one_is_complete(old):

@@ -16,7 +16,7 @@ from tilenet.decide import Arrays, ObjectRule
 from tilenet.errors import BlocksFailed
 from tilenet.instances import View, number_objects
 from tilenet.job import Job
-from tilenet.runner import Report, run
+from tilenet.runner import OF_THE_IMAGE, Report, run
 from tilenet.scaling import Scaling
 from tilenet.store import ShardMaker, Store, TissueMap
 
@@ -62,7 +62,13 @@ def fill_pending(store: Store, job: Job, *, progress: Progress | None = None, am
 def raise_if_failed(report: Report, job: Job) -> None:
     """Raise `BlocksFailed`, naming the first failed blocks, if any block of a store could not be computed."""
     if report.failures:
-        raise BlocksFailed(f"{_failed(report, job)}. The others are done: --resume retries these")
+        remedy = "The others are done: --resume retries these"
+        if _of_the_image(report):
+            remedy = (
+                "Replace them in the image, and start again with --overwrite; --resume keeps the blocks that are done, "
+                "which is right only if no other pixels change"
+            )
+        raise BlocksFailed(f"{_failed(report, job)}. {remedy}")
 
 
 def finish(store: Store, *, progress: Progress | None = None, make_shards: ShardMaker | None = None) -> None:
@@ -196,7 +202,8 @@ def _to_arrays(job: Job, scaling: Scaling, progress: Progress | None, report: Re
     sink, tissue = ArraySink(job), job.tissue
     done = run_job(job, scaling, sink, tissue=tissue.map if tissue else None, progress=progress)
     if done.failures:
-        raise BlocksFailed(f"{_failed(done, job)}. Fix the image or the model")
+        remedy = "Replace them in the image" if _of_the_image(done) else "Fix the image or the model"
+        raise BlocksFailed(f"{_failed(done, job)}. {remedy}")
     if report:
         report(done)
     return sink.arrays
@@ -234,6 +241,11 @@ class ArraySink:
         """Make the arrays, all 0, named and typed like those of a block or a pixel, which has `ndim` axes of pixels."""
         shape = self._plan.shape
         self.arrays = {name: np.zeros(a.shape[: a.ndim - ndim] + shape, a.dtype) for name, a in like.items()}
+
+
+def _of_the_image(report: Report) -> bool:
+    """Return whether pixels of the image are why every failed block failed."""
+    return all(reason.endswith(OF_THE_IMAGE) for reason in report.failures.values())
 
 
 def _failed(report: Report, job: Job) -> str:

@@ -74,17 +74,27 @@ def source_of(model: str | Path) -> str:
 
 
 def name_of(model: Any) -> str:
-    """Return the name of a model, without reading its weights; of a function, that of its module."""
+    """Return the name of a model, without reading weights of a file.
+
+    A function is called: the name is that on the card of what it returns, or that of its module.
+    """
     if not isinstance(model, str | Path):
         card = getattr(model, "card", None)
         return card.name if card else type(model).__name__
-    if found := function_of(model):
-        return found[0].rpartition(".")[2]
+    if module := module_of(model):
+        card = getattr(load_named(model), "card", None)
+        return getattr(card, "name", "") or module
     path = find_model(model)
     try:
         return read_claims(path)[1].name or path.stem
     except Exception:  # of any kind; `load_model` reports it
         return path.stem
+
+
+def module_of(model: Any) -> str:
+    """Return the last part of the module's name if a model is named by its function; else an empty text."""
+    found = function_of(model)
+    return found[0].rpartition(".")[2] if found else ""
 
 
 def _imported(module: str, model: str) -> ModuleType:

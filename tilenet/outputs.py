@@ -8,13 +8,16 @@ from typing import Any
 from tilenet.address import check_local, is_address
 from tilenet.compute import Progress, fill_store
 from tilenet.errors import OutputError, OutputExists, SettingsError
-from tilenet.into import Target, open_target
+from tilenet.into import LABELS, Target, open_target
 from tilenet.job import Job
-from tilenet.named import name_of
+from tilenet.making import DEPTHS, making_of
+from tilenet.named import module_of, name_of, source_of
 from tilenet.readers.kinds import SLIDE_NAMES
 from tilenet.runner import Report
+from tilenet.since import note_image
 from tilenet.spared import refuse_inside
-from tilenet.store import Share, Store, can_resume, check_free
+from tilenet.store import Share, Store, can_resume, check_free, is_ours
+from tilenet.store.metadata import read_root
 from tilenet.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask
 from tilenet.wanted import Wanted
 from tilenet.workers import distributed
@@ -55,7 +58,26 @@ def labels_place(into: str | Path | None, name: str | None, out: str | Path | No
     if out is not None:
         raise SettingsError(f"out {out} and into {into}: give only one of them")
     target = open_target(into)
-    return target, target.place(name_of(model) if name is None else name)
+    return target, target.place(label_name(target, model) if name is None else name)
+
+
+def label_name(target: Target, model: Any) -> str:
+    """Return the name that labels in an image have if the caller gives none: the model's.
+
+    Older versions named the labels of a function after its module: those that exist keep this name.
+    """
+    if module := module_of(model):
+        labels = target.path / LABELS / module
+        for place in (labels, making_of(labels, target) / DEPTHS):
+            if is_ours(place) and _source_in(place) == source_of(model):
+                return module
+    return name_of(model)
+
+
+def _source_in(store: Path) -> Any:
+    """Return where the model of a store came from; None if the store does not say so any more."""
+    model = read_root(store)[1].get("model")
+    return model.get("source") if isinstance(model, dict) else None
 
 
 def spare_the_input(out: Path, image: Any, *, inside: bool = False) -> None:
@@ -91,10 +113,16 @@ def create_store(
     """Create a store, with the lease of the whole or of one share of it."""
     job = wanted.settle()
     try:
-        return Store.create(out, *job.described(), overwrite=overwrite, share=share), job
+        store = Store.create(out, *job.described(), overwrite=overwrite, share=share)
+        try:
+            note_image(store, job.image.name)
+        except BaseException:
+            store.close()
+            raise
     except BaseException:
         job.close()
         raise
+    return store, job
 
 
 def fill(store: Store, job: Job, wanted: Wanted, *, client: Any, progress: Progress | None = None) -> Report:

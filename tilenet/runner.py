@@ -29,6 +29,8 @@ from tilenet.readers.image import READERS, Image
 # Most blocks that are finished but not yet on disk. Together with the batches read ahead, this bounds the memory beside
 # the activations.
 BEHIND = 2
+# Ends the reason why a block failed, if pixels of the image are the cause.
+OF_THE_IMAGE = "as there are pixels in the image that are not finite"
 # Stores the arrays of one whole block, by its index.
 Write = Callable[[int, Arrays], object]
 # Waits for a batch that was begun, and returns the arrays of each of its tiles.
@@ -254,5 +256,5 @@ def _reason(pixels: NDArray[Any], error: Exception) -> str:
     """Return why a batch failed; for logits that are not finite, whether pixels of the image are the cause."""
     reason = first_line(error)
     if isinstance(error, FloatingPointError) and pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        return f"{reason}, as there are pixels in the image that are not finite. Replace them"
+        return f"{reason}, {OF_THE_IMAGE}"
     return reason

@@ -19,6 +19,7 @@ from tilenet.readers import open_image
 from tilenet.readers.image import closing
 from tilenet.scaling import Scaling
 from tilenet.settling import found_model, settle
+from tilenet.since import remark_written_since
 from tilenet.store import Store
 
 Refusal = Callable[[Mapping[str, Any], Mapping[str, Any], str | Path], None]
@@ -134,10 +135,14 @@ class Wanted:
             raise
 
     def settle_to_fill(self, store: Store) -> Job:
-        """Do the same for a store whose blocks are to be computed here: say so if these may have other last bits."""
+        """Do the same for a store whose blocks are to be computed here: say so if these may not fit those it has.
+
+        The image may have been written since the run began, and the last bits may be others.
+        """
         job = self.settle_for(store)
         try:
             if not store.complete:
+                remark_written_since(store, job.image.name)
                 job.remark_other_bits(store, store.path)
         except BaseException:
             store.close()

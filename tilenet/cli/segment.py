@@ -107,12 +107,16 @@ def _result(mask: AnyMask) -> tuple[dict[str, Any], str]:
 
 
 def _place(out: Path | None, options: dict[str, Any]) -> Path:
-    """Return where the mask goes, as shown to the user: OUT, or the labels inside an image."""
+    """Return where the mask goes, as shown to the user: OUT, or labels in an image, whose name is then set."""
     into: Path | None = options["into"]
     if out is not None:
         return out
     if into is None:
         raise SettingsError("say where the mask goes: --out mask.zarr, or --into an OME-Zarr image")
-    from tilenet.named import name_of
+    from tilenet.into import open_target
+    from tilenet.outputs import label_name
 
-    return into / "labels" / (options["name"] or name_of(options["model"]))
+    # Named once: a function of Python may take long to make its network.
+    if options["name"] is None:
+        options["name"] = label_name(open_target(into), options["model"])
+    return Path(into, "labels", options["name"])

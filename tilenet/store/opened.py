@@ -19,7 +19,7 @@ from tilenet.store.lease import WHOLE, Joined, Lease, Share
 from tilenet.store.listing import enlist, is_listed, withdraw
 from tilenet.store.metadata import OWN, read_root
 from tilenet.store.place import check_free, left_behind, recover, sweep
-from tilenet.store.seal import SHARE, last_shares, log, tidy, write_root
+from tilenet.store.seal import SHARE, events, last_shares, log, tidy, write_root
 
 
 class OpenedStore:
@@ -228,6 +228,11 @@ class OpenedStore:
         self._held()
         with faults_named(self.path):
             log(self.path / OWN, event, **facts)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what the store's log says, line by line: the time, the event, and its facts."""
+        with faults_named(self.path):
+            return list(events(self.path / OWN))
 
     def close(self) -> None:
         """Release the lease, whether or not the store is complete; may be called twice."""

@@ -28,7 +28,7 @@ from tilenet.store.files import (
 )
 from tilenet.store.holder import is_running, started, this_machine
 from tilenet.store.journal import FOLDER
-from tilenet.store.lease import STALE, Lease, live, locks, refuse_live
+from tilenet.store.lease import NAMED, STALE, Lease, live, locks, refuse_live
 from tilenet.store.metadata import OWN, foreign_entries, read_root
 
 REPLACED = "replaced"
@@ -73,6 +73,11 @@ def refuse_inside_mask(path: str | Path) -> None:
 def _refuse_to_replace(path: Path, overwrite: bool) -> None:
     ours = is_ours(path)
     if not overwrite:
+        if ours and (holders := _holders(path)):
+            raise OutputExists(
+                f"{path}: exists already, and is being written by {', '.join(holders)}. Wait until that is done, or "
+                f"choose another path"
+            )
         how = "Go on with it (--resume), replace it (--overwrite), or choose" if ours else "Choose"
         raise OutputExists(f"{path}: exists already. {how} another path")
     if path.is_symlink():
@@ -225,6 +230,14 @@ def _maker_is_dead(new: Path, path: Path) -> bool:
     except FileNotFoundError:  # its maker has moved it into place, or removed it
         return False
     return age > STALE and not (held and live(held, _clock_beside(path)))
+
+
+def _holders(path: Path) -> list[str]:
+    """Return who is writing a store; nobody where that cannot be found out."""
+    with suppress(OSError):
+        if held := locks(path / OWN):
+            return [lock.describe(holder) for lock, holder in live(held, _clock_of(path / OWN))[:NAMED]]
+    return []
 
 
 def _clock_of(own: Path) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from time import time
@@ -71,10 +71,18 @@ def log(own: Path, event: str, **facts: Any) -> None:
     put_bytes(own / LOG, os.O_APPEND, json.dumps(line).encode() + b"\n", names=("open log", "log"))
 
 
+def events(own: Path) -> Iterator[dict[str, Any]]:
+    """Yield what the log of a store says, line by line."""
+    for line in (own / LOG).read_bytes().splitlines() if (own / LOG).exists() else []:
+        with suppress(ValueError):  # cut short: skip it, logs are for people
+            if isinstance(event := json.loads(line), dict):
+                yield event
+
+
 def last_shares(own: Path) -> int:
     """Return into how many shares the store was last divided, according to its log; 0 if it never was."""
     count = 0
-    for line in (own / LOG).read_bytes().splitlines() if (own / LOG).exists() else []:
-        with suppress(ValueError, TypeError, AttributeError, IndexError):  # cut short: skip it, logs are for people
-            count = int(json.loads(line).get(SHARE, (0, count))[1])
+    for event in events(own):
+        with suppress(ValueError, TypeError, IndexError):
+            count = int(event.get(SHARE, (0, count))[1])
     return count
