@@ -50,6 +50,17 @@ def test_a_network_that_does_not_take_its_input_is_told_why(image, network, foot
     assert "\n" not in str(raised.value)
 
 
+def test_a_footprint_of_too_few_axes_is_told_of_them():
+    network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.BatchNorm3d(2)).eval()
+    volume = np.zeros((9, 20, 20), np.uint8)
+    with pytest.raises(ModelError, match=r"has 2 axes, the network takes 3: .*Footprint\.same\(3, \.\.\.\)$"):
+        tilenet.segment(volume, axes="zyx", model=network, footprint=Footprint.same(2, reach=1))
+    assert tilenet.segment(volume, axes="zyx", model=network, footprint=Footprint.same(3, reach=1)).shape == (9, 20, 20)
+    with pytest.raises(ModelError, match=r"has 3 axes, the network takes 2: .*Footprint\.same\(2, \.\.\.\)$"):
+        flat = nn.Conv2d(1, 2, 3, padding=1).eval()
+        tilenet.segment(volume, axes="zyx", model=flat, footprint=Footprint.same(3, reach=1))
+
+
 def test_what_is_advised_is_then_taken():
     same = {"model": Padded(3, 2).eval(), "footprint": Footprint.same(2, reach=8, step=4)}
     assert tilenet.segment(GREY, channels="0,0,0", **same).shape == GREY.shape

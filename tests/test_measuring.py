@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from oracles import random_network
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
@@ -118,13 +119,35 @@ def test_what_cannot_be_measured_is_refused(model, told):
         measure_footprint(model)
 
 
+def volume(channels):
+    return nn.Sequential(nn.Conv3d(channels, 1, 3, padding=1), nn.BatchNorm3d(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "told", "options"),
+    [
+        (volume(1), "Give ndim=3$", {"ndim": 3}),
+        (volume(2), "Give ndim=3 and channels=2$", {"ndim": 3, "channels": 2}),
+        (nn.Conv2d(3, 1, 3, padding=1), "Give channels=3$", {"channels": 3}),
+        (random_network(depth=3, wf=1, ndim=3), "not padded, and has a footprint of its own: network.footprint$", {}),
+        (nn.Sequential(nn.Conv2d(1, 1, 99)), r"It is not padded: .* Give Footprint.valid\(...\)$", {}),
+        (nn.Linear(7, 7), r"cannot be multiplied .*\)$", {}),
+    ],
+    ids=["axes", "axes and channels", "channels", "unet", "valid", "other"],
+)
+def test_a_network_that_takes_no_tile_is_told_what_to_give(model, told, options):
+    with pytest.raises(ModelError, match=told):
+        measure_footprint(model)
+    if options:
+        assert measure_footprint(model, **options).ndim == options.get("ndim", 2)
+
+
 def test_a_network_has_two_axes_or_three():
     with pytest.raises(SettingsError, match="ndim 1: a network has 2 or 3 axes"):
         measure_footprint(lambda x: x, 1)
 
 
 def test_the_error_of_a_missing_footprint_says_how_to_measure_it():
-    with pytest.raises(
-        ModelError, match=r"Conv2d has no footprint. .* measure it: tilenet.measure_footprint\(network\)"
-    ):
+    how = r"network.footprint = tilenet.measure_footprint\(network\), with ndim=3"
+    with pytest.raises(ModelError, match=f"Conv2d has no footprint. .* measure it: {how}"):
         tilenet.segment(np.zeros((8, 8), np.uint8), model=nn.Conv2d(1, 1, 1))

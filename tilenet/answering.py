@@ -48,10 +48,10 @@ def outputs_of(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs
 def answered(model: Any, x: NDArray[np.float32], footprint: Footprint | None = None) -> NDArray[Any]:
     """Return what a model gives for an input, in float64 unless it is boolean."""
     try:
-        made = _passed(model, x)
+        made = passed(model, x)
     except Exception as error:  # of any kind, because it is the user's code
         takes = "" if isinstance(model, nn.Module) else " (a function gets NumPy float32, and gives an array)"
-        meant = remedy(partial(_passed, model), footprint, x.shape) if footprint else ""
+        meant = remedy(partial(passed, model), footprint, x.shape) if footprint else ""
         raise ModelError(
             f"the network does not take an input of shape {x.shape}{takes}: {first_line(error).rstrip('.')}"
             f"{meant and '. '}{meant}"
@@ -66,7 +66,8 @@ def answered(model: Any, x: NDArray[np.float32], footprint: Footprint | None = N
         raise ModelError(f"the network gives no NumPy array ({error}). Give a function that returns one") from error
 
 
-def _passed(network: Any, x: NDArray[np.float32]) -> Any:
+def passed(network: Any, x: NDArray[np.float32]) -> Any:
+    """Return what a network gives for a copy of an input: an array, if it gives a tensor."""
     x = x.copy()  # the model may write into it
     if not isinstance(network, nn.Module):
         return network(x)

@@ -15,6 +15,8 @@ from tilenet.geometry import ceil_div
 Call = Callable[[NDArray[np.float32]], Any]
 # Numbers of channels that are tried; factors of the footprint's step; the most numbers of an input that is tried.
 CHANNELS, FACTORS, MOST = (1, 2, 3, 4), (2, 4, 8, 16, 32), 2**20
+# By number of axes, sides of inputs that are tried: multiples of most steps, and more than what most networks lose.
+SIDES = {2: (64, 256), 3: (32, 96)}
 
 
 def remedy(call: Call, footprint: Footprint, shape: Sequence[int]) -> str:
@@ -29,7 +31,41 @@ def remedy(call: Call, footprint: Footprint, shape: Sequence[int]) -> str:
     shape : sequence of int
         Shape (N, C, *n) of the input that the network does not take.
     """
-    return _other_channels(call, shape) or _other_lengths(call, footprint, shape)
+    return _other_axes(call, shape) or _other_channels(call, shape) or _other_lengths(call, footprint, shape)
+
+
+def remedy_of_measuring(call: Call, ndim: int, channels: int) -> str:
+    """Return what to give to `measure_footprint` for a network that takes none of its inputs; empty if unknown.
+
+    Parameters
+    ----------
+    call : callable
+        Passes a float32 array through the network; raises what the network raises.
+    ndim, channels : int
+        Numbers of axes and of channels of these inputs.
+    """
+    tried = [(n, c) for n in (ndim, 5 - ndim) for c in (channels, *CHANNELS)]
+    for n, c in tried:
+        for side in SIDES[n]:
+            made = _output(call, (1, c, *(side,) * n))
+            if made is None:
+                continue
+            other = [f"ndim={n}"] * (n != ndim) + [f"channels={c}"] * (c != channels)
+            if made[2:] == (side,) * n:
+                return f"Give {' and '.join(other)}" if other else ""
+            return "It is not padded: its footprint is not measured. Give Footprint.valid(...)"
+    return ""
+
+
+def _other_axes(call: Call, shape: Sequence[int]) -> str:
+    number, channels, *lengths = shape
+    wanted = 5 - len(lengths)
+    if _output(call, (number, channels, *(SIDES[wanted][0],) * wanted)) is None:
+        return ""
+    return (
+        f"The footprint has {len(lengths)} axes, the network takes {wanted}: give a footprint of {wanted}, such as "
+        f"Footprint.same({wanted}, ...)"
+    )
 
 
 def _other_channels(call: Call, shape: Sequence[int]) -> str:

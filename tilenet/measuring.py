@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.answering import answered, small_input
+from tilenet.answering import answered, passed, small_input
+from tilenet.diagnosis import remedy_of_measuring
 from tilenet.errors import ModelError, SettingsError
 from tilenet.footprint import AxisFootprint, Footprint
 from tilenet.predict import CHANNELS_LAST, is_network
@@ -87,7 +89,7 @@ def measure_footprint(model: Any, ndim: int = 2, channels: int = 1) -> Footprint
             told = told or error
         else:
             return trial.footprint(found, grid)
-    raise ModelError(f"{told}") from told
+    raise ModelError(f"{told}{trial.remedy(told)}") from told
 
 
 class _OffGrid(Exception):
@@ -127,6 +129,16 @@ class _Trial:
                 continue
             return Footprint(tuple(AxisFootprint(s, 0, (r, r), smallest=times * s) for r, s in found))
         raise AssertionError("the network took tiles as long as the grid")
+
+    def remedy(self, told: _OffGrid | None) -> str:
+        """Return what to do about a network that failed on every input, as a further sentence; empty if unknown."""
+        if told is None or told.__cause__ is None:  # it failed on none
+            return ""
+        own = getattr(self.model, "footprint", None)
+        if isinstance(own, Footprint) and any(a.lost for a in own.axes):
+            return ". It is not padded, and has a footprint of its own: network.footprint"
+        found = remedy_of_measuring(partial(passed, self.model), self.ndim, self.channels)
+        return found and f". {found}"
 
     def _reach(self, axis: int, grid: int, length: int) -> int:
         """Return how far NaN spreads from either half of a tile into the other."""
