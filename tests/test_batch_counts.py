@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from workers import Cluster
 
 import tilenet
 from tilenet.errors import SettingsError
+from tilenet.export.counts import write_counts
+from tilenet.export.measured import Measured
 
 SIZE = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}  # 0.5 um
 COUNTING = {"model": Bright(), "objects": True, "table": True, "threads": 1}
@@ -232,6 +236,16 @@ def test_a_rule_that_cannot_be_followed_is_refused_before_work(slides, tmp_path)
     (result,) = tilenet.batch(slides[:1], masks, positive="dab>0.2", **COUNTING)
     assert result.status == "failed" and "have the stains haematoxylin, eosin, dab" in result.error
     assert not (masks / "a.zarr").exists()
+
+
+@pytest.mark.parametrize("side", [0.2, 2.0])
+def test_the_size_of_a_small_volume_keeps_its_digits(tmp_path, side):
+    found = Measured(Path("a.csv"), Counter({"cell": 5}), area_px=Counter({"cell": 70}), voxel_um3=side**3)
+    found.mask_px, found.objects, found.volumes = 100_003, True, True
+    write_counts(tmp_path / "counts.csv", {"a": found})
+    (line,) = lines_of(tmp_path / "counts.csv")
+    assert float(line["mm3"]) == pytest.approx(100_003 * side**3 / 1e9, rel=1e-5)
+    assert int(line["count"]) / float(line["mm3"]) == pytest.approx(float(line["per_mm3"]), rel=1e-5)
 
 
 def test_regions_of_plain_masks_are_counted_by_several_workers_too(slides, tmp_path):

@@ -11,7 +11,7 @@ from stub import Threshold
 from workers import recorded_as
 
 import tilenet
-from tilenet.checks import border_windows
+from tilenet.checks import Verification, border_windows
 from tilenet.errors import BlocksFailed, ModelNotFound, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
@@ -283,15 +283,32 @@ def test_a_difference_between_classes_that_are_as_likely_is_counted_as_a_tie(tmp
     assert found.ties % (7 * 11) == 0, "whole patches lie in a window"
 
 
-def test_a_flipped_byte_is_found_without_the_image(out):
+def test_a_flipped_byte_is_found_without_the_image(out, network):
     shard = max((out / "0").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     found = tilenet.verify(out, windows=0)
     assert len(found.damage) == 1
-    with pytest.raises(VerifyFailed, match="--resume"):
+    with pytest.raises(VerifyFailed, match="Run the same command with --resume, which mends damaged files$"):
         found.raise_if_failed(out)
+    tilenet.segment(IMAGE, out, model=network, resume=True)
+    assert tilenet.verify(out, windows=0).ok
+
+
+def test_what_resuming_does_not_mend_is_to_be_overwritten(out, network):
+    document = json.loads((out / "zarr.json").read_text())
+    document["attributes"]["more"] = 1
+    (out / "zarr.json").write_text(json.dumps(document))
+    found = tilenet.verify(out, windows=0)
+    assert found.lasting == ["zarr.json"]
+    with pytest.raises(VerifyFailed, match="zarr.json is changed. Run the same command with --overwrite$"):
+        found.raise_if_failed(out)
+    with pytest.raises(OutputError, match="--overwrite"):
+        tilenet.segment(IMAGE, out, model=network, resume=True)
+    differing = Verification(differences=[(tilenet.Box((0, 0), (9, 9)), 3)])
+    with pytest.raises(VerifyFailed, match="Run the same command with --overwrite$"):
+        differing.raise_if_failed(out)
 
 
 def test_of_files_that_tilenet_did_not_write_no_run_is_said_to_help(out, network):

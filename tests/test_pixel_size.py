@@ -214,6 +214,17 @@ def test_a_size_that_contradicts_the_file_is_told_and_shown_and_rounding_is_not(
     assert shown["pixel_size_um"] == [0.5, 0.5] and "pixel_size_in_file_um" not in shown
 
 
+@pytest.mark.parametrize(("z", "left"), [(2, "2 um"), (None, "unknown")])
+def test_a_size_of_y_and_x_alone_tells_which_one_stays_along_z(tmp_path, caplog, z, left):
+    caplog.set_level("INFO")
+    image = write_stated(tmp_path / "v.ome.tif", VOLUME, *([z] if z else []), 0.5, 0.5)
+    tilenet.segment(image, model=Bright3D(), pixel_size=0.2)
+    assert f"pixel size taken as 0.2 um along y and x (along z it stays {left}), as asked; the file" in caplog.text
+    caplog.clear()
+    tilenet.segment(image, model=Bright3D(), pixel_size=(1, 0.2, 0.2))
+    assert "it stays" not in caplog.text and "pixel size taken as 1 x 0.2 x 0.2 um, as asked" in caplog.text
+
+
 def test_coarser_levels_follow_and_one_of_them_is_read_for_mpp(tmp_path):
     path = tmp_path / "pyramid.tif"
     with tifffile.TiffWriter(path) as tiff:

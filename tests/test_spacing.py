@@ -112,6 +112,18 @@ def test_the_record_of_cubes_and_of_unknown_sizes_is_as_it_was(tmp_path, um):
     assert "spacing" not in mask.info["record"] and np.array_equal(mask[...], tilenet.objects(balls(UM)))
 
 
+@pytest.mark.parametrize(("size", "axes"), [(None, "z, y, x"), (0.3, "z"), ((2, 0.4, 0.4), "")])
+def test_voxels_of_unknown_size_are_told_to_be_taken_for_cubes(caplog, size, axes):
+    tilenet.segment(balls(UM), axes="zyx", model=Bright3D(), objects=True, pixel_size=size)
+    said = f"the size of its voxels along {axes} is not known, so they are taken for cubes"
+    assert (said in caplog.text) == (axes != "") and ("cubes" in caplog.text) == (axes != "")
+    assert "--pixel-size Z,Y,X" in caplog.text or not axes
+    caplog.clear()
+    tilenet.segment(balls(UM), axes="zyx", model=Bright3D(), pixel_size=size)
+    tilenet.segment(balls(UM), axes="zyx", model=Bright(), objects=True, pixel_size=size)
+    assert "cubes" not in caplog.text
+
+
 def test_the_record_of_a_plain_mask_has_no_spacing(volume, tmp_path):
     assert "spacing" not in tilenet.segment(volume, tmp_path / "m.zarr", model=Bright3D()).info["record"]
 

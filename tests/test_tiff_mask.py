@@ -15,7 +15,7 @@ from store_helpers import LAYOUTS, make
 
 import tilenet
 from tilenet import tiff_export, tiff_mask
-from tilenet.errors import BlocksFailed, OutputError, OutputExists, OutputMismatch, SettingsError
+from tilenet.errors import BlocksFailed, OutputError, OutputExists, OutputMismatch, SettingsError, VerifyFailed
 from tilenet.geometry import Box
 from tilenet.tiff_export import write_tiff
 
@@ -321,7 +321,8 @@ def test_verify_recomputes_windows_of_a_tiff_and_finds_damage(slide, whole, tmp_
         page = tiff.pages.first
         data[page.dataoffsets[0] + page.databytecounts[0] // 2] ^= 8
     out.write_bytes(data)
-    assert not tilenet.verify(out).ok
+    with pytest.raises(VerifyFailed, match="Run the same command with --overwrite$"):
+        tilenet.verify(out).raise_if_failed(out)
     with pytest.raises(OutputError, match="--overwrite"):
         segment(slide, out, resume=True)
 

@@ -54,6 +54,8 @@ class Verification:
         Windows where the mask is not what the network gives: box, and number of differing pixels.
     foreign : list of str
         Files that tilenet did not write, each of which has a line in `damage`, too.
+    lasting : list of str
+        Files that a run with ``--resume`` does not mend, each of which has a line in `damage`, too.
     """
 
     damage: list[str] = field(default_factory=list)
@@ -63,6 +65,7 @@ class Verification:
     ties: int = 0
     differences: list[tuple[Box, int]] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
+    lasting: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -84,7 +87,10 @@ class Verification:
         away = ["Move away what tilenet did not write"] if self.foreign else []
         if len(self.foreign) == len(self.damage) and not self.differences:
             return away[0]
-        again = "run the same command with --resume to mend damaged files, with --overwrite for the rest"
+        # Windows are recomputed only if no file is damaged, so that one of the two options helps against everything.
+        again = "run the same command with --resume, which mends damaged files"
+        if self.lasting or self.differences:
+            again = "run the same command with --overwrite"
         return ", then ".join([*away, again if away else again.capitalize()])
 
 
@@ -208,7 +214,7 @@ def _damage(out: Path) -> Verification:
     """Return the damage of a complete mask; an incomplete one is refused later, when it is opened."""
     if is_tiff(out) and not out.is_dir():
         with open_tiff_mask(out) as mask:
-            return Verification(damage=mask.check())
+            return Verification(damage=mask.check(), lasting=[str(out)])
     store = Store.inspect(out)
     if not store.complete:
         return Verification()
@@ -218,7 +224,8 @@ def _damage(out: Path) -> Verification:
     foreign += [name for name in foreign_entries(out, store.layout) if not name.startswith(".")]
     damage = [str(found) for found in changed if found.file not in foreign]
     damage += [f"{name} is extra: tilenet did not write it" for name in foreign]
-    return Verification(damage=damage, foreign=foreign)
+    lasting = [found.file for found in changed if found.file == store.layout.root]
+    return Verification(damage=damage, foreign=foreign, lasting=lasting)
 
 
 def _windows(mask: AnyMask, plan: Plan, count: int, rng: np.random.Generator) -> Iterator[Box]:

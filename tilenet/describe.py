@@ -68,7 +68,7 @@ def _mask(file: str) -> dict[str, Any] | None:
 
 
 def _unfinished(file: str) -> dict[str, Any] | None:
-    from tilenet.shares import written_of
+    from tilenet.shares import how_to_go_on, written_of
     from tilenet.store import is_ours
 
     if not is_ours(Path(file)):
@@ -77,7 +77,7 @@ def _unfinished(file: str) -> dict[str, Any] | None:
     return {
         "kind": "mask, not complete",
         "blocks": f"{written} of {total} are written",
-        "segment": "the same command with --resume goes on",
+        "segment": how_to_go_on(Path(file)),
     }
 
 

@@ -61,7 +61,7 @@ def as_seen(opened: Image, network: Any, card: ModelCard, options: Options, foot
     if opened.stated_axes not in ("", opened.axes):
         LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.stated_axes)
     if overruled := overruled_size(opened):
-        given = size_text(opened.given_pixel_size)
+        given = size_text(opened.given_pixel_size) + _left(opened)
         LOG.info("%s: pixel size taken as %s, as asked; the file says %s", opened.name, given, overruled)
     if opened.reader == PlanesImage.reader:
         LOG.info("%s: its %d files are read as one stack along %s", opened.name, opened.shape[0], opened.axes[0])
@@ -74,6 +74,14 @@ def as_seen(opened: Image, network: Any, card: ModelCard, options: Options, foot
     _check_color(whole, network, channels)
     image = _fit_channels(whole, getattr(network, "in_channels", None), channels)
     return Seen(image, whole, channels, resolution)
+
+
+def _left(image: Image) -> str:
+    """Return which size along z an image keeps that was given sizes along y and x alone; empty if there is none."""
+    if "z" not in image.box_axes or len(image.given_pixel_size) > 2:
+        return ""
+    size = image.levels[0].pixel_size[image.box_axes.index("z")]
+    return f" along y and x (along z it stays {'unknown' if size is None else size_text([size])})"
 
 
 def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:

@@ -254,7 +254,17 @@ def _spacing(options: Options, image: Image, footprint: Footprint) -> dict[str, 
     """Return the spacing for the record of objects, in which separating them measures; nothing if it is equal."""
     if options.output != "objects":
         return {}
-    found = relative_spacing(image.pixel_size[-footprint.ndim :]) if options.spacing is None else options.spacing
+    found = options.spacing
+    if found is None:
+        sizes = image.pixel_size[-footprint.ndim :]
+        found = relative_spacing(sizes)
+        if footprint.ndim == 3 and None in sizes:
+            axes = ", ".join(axis for axis, size in zip(image.box_axes[-3:], sizes, strict=True) if size is None)
+            LOG.warning(
+                "%s: the size of its voxels along %s is not known, so they are taken for cubes; in flat ones, objects "
+                "are often joined: give --pixel-size Z,Y,X",
+                *(image.name, axes),
+            )
     return {"spacing": list(found)} if found else {}
 
 

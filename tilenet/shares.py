@@ -160,13 +160,25 @@ def written_of(out: Path) -> tuple[int, int]:
     return total - sum(1 for _ in store.pending()), total
 
 
+def how_to_go_on(out: Path) -> str:
+    """Return how a mask that is not complete is completed."""
+    store = Store.inspect(out)
+    if not store.shares:
+        return "the same command with --resume goes on"
+    pending = list(store.pending())
+    return f"run {_lacking(store, pending)} again" if pending else f"tilenet finish {out}"
+
+
 def _say_pending(store: Store, pending: list[int]) -> str:
-    total, count = store.layout.n_blocks(0), store.shares
-    what = f"{len(pending)} of {total} blocks are not written"
-    if not count:
+    what = f"{len(pending)} of {store.layout.n_blocks(0)} blocks are not written"
+    if not store.shares:
         return f"{what}. Run the same command again with --resume"
-    missing = set(pending)
+    return f"{what}, of {_lacking(store, pending)}. Run those again"
+
+
+def _lacking(store: Store, pending: list[int]) -> str:
+    """Return the shares of a divided store that have pending blocks, as text."""
+    total, count, missing = store.layout.n_blocks(0), store.shares, set(pending)
     lacking = [i for i in range(1, count + 1) if not missing.isdisjoint(blocks_of_share((i, count), total))]
     named = ", ".join(f"{i}/{count}" for i in lacking[:NAMED])
-    more = f", and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
-    return f"{what}, of the shares {named}{more}. Run those again"
+    return f"the shares {named}" + (f", and {len(lacking) - NAMED} more" if len(lacking) > NAMED else "")

@@ -79,6 +79,7 @@ def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
         "redundancy": round(p.redundancy, 3),
         **needs,
     }
+    device = f", {gigabytes(needs['device_bytes'])} device" if needs["device_bytes"] else ""
     roi = job.record["roi"]
     part = f", part {Box(*zip(*roi, strict=True))}" if roi else ""
     part += _overruled(job.image)
@@ -89,7 +90,7 @@ def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
         f"tiles       {p.n_tiles} of {sides(p.tile)} px written, {sides(p.largest_read)} read, {p.batch} per batch",
         f"blocks      {len(p)} of {sides(p.block)} px",
         f"redundancy  {p.redundancy:.2f} px read per px written",
-        f"memory      {gigabytes(needs['host_bytes'])} host, {gigabytes(needs['device_bytes'])} device",
+        f"memory      {gigabytes(needs['host_bytes'])} host{device}",
         f"disk        at most {gigabytes(needs['disk_bytes'])} before compression",
     ]
     if job.search.rule:

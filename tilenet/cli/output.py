@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Shortest time in seconds for which a rate is meaningful.
 MIN_SECONDS = 0.01
+# Fewer bytes than this are shown in MB.
+SMALL = 10**8
 # The stages of a run, and what `profile_rows` says about each.
 STAGES = {
     "read": "tiles read, by all readers together, in parallel with the network",
@@ -131,8 +133,12 @@ def label_names(labels: dict[str, str]) -> str:
 
 
 def gigabytes(count: int) -> str:
-    """Return a number of bytes as text in GB."""
-    return f"{count / 1e9:.2f} GB"
+    """Return a number of bytes as text, in GB, or in MB if it is small.
+
+    >>> gigabytes(850_000_000), gigabytes(2_700_000)
+    ('0.85 GB', '2.7 MB')
+    """
+    return f"{count / 1e9:.2f} GB" if count >= SMALL else f"{count / 1e6:.1f} MB"
 
 
 def plain(value: Any) -> str:

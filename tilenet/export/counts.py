@@ -85,7 +85,7 @@ def _lines(slide: str, found: Measured) -> Iterable[dict[str, Any]]:
             line[f"covered_um{power}"] = round(pixels * size, DECIMALS)
         for whole in ("mm2", "mm3", "tissue_mm2"):
             if (value := getattr(found, whole)) is not None:
-                line[whole] = round(value, 2 * DECIMALS)
+                line[whole] = _size(value)
         for rate in ("per_mm2", "per_mm3", "per_mm2_of_tissue"):
             if (value := getattr(found, rate).get(name)) is not None:
                 line[rate] = round(value, DECIMALS)
@@ -98,10 +98,15 @@ def _lines_of_regions(slide: str, found: Measured, kind: str) -> Iterable[dict[s
         for name, count in sorted(region.counts.items()):
             line: dict[str, Any] = {"slide": slide, "region": region.name, "class": name, "kind": kind, "count": count}
             if region.mm2 is not None:
-                line["mm2"] = round(region.mm2, 2 * DECIMALS)
+                line["mm2"] = _size(region.mm2)
             if region.mm2:
                 line["per_mm2"] = round(region.per_mm2[name], DECIMALS)
             yield line | _positive(region, name)
+
+
+def _size(value: float) -> float:
+    """Round an area or a volume: to 6 decimals, or to 6 digits if it is below 1, as that of a small volume is."""
+    return float(f"{value:.{2 * DECIMALS}g}") if value < 1 else round(value, 2 * DECIMALS)
 
 
 def _positive(counted: Measured | InRegion, name: str) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def open_image(
     if missing not in MISSING:
         raise SettingsError(f"missing={missing!r} is none of {', '.join(MISSING)}")
     size = None if pixel_size is None else parse_pixel_size(pixel_size)
+    axes = axes.lower() if isinstance(axes, str) else axes  # other programs name axes in capitals
     if isinstance(source, Image):
         image = source.at_level(level) if level else source
     elif isinstance(source, str | os.PathLike):

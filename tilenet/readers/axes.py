@@ -153,9 +153,12 @@ def _renamed(stored: Sequence[str], stated: Sequence[str], axes: str, stated_axe
     kept = [a in ("y", "x") or (a == "c" and (stored[i] in "sS" or i > behind_x)) for i, a in enumerate(stated)]
     if letters is None or any(k and a != b for k, a, b in zip(kept, stated, letters, strict=True)):
         others = "" if all(k for k, a in zip(kept, stored, strict=True) if a) else ", or rename t, z and c only"
+        count = sum(map(bool, stored))
+        fault = "does not keep y, x and colour in their places"
+        if len(axes) != count:
+            fault = f"has {len(axes)} letters for {count} axes"
         raise ImageError(
-            f"{name}: says that its axes are {stated_axes}, and axes={axes!r} does not keep y, x and colour in their "
-            f"places. Leave axes (--axes) out{others}"
+            f"{name}: says that its axes are {stated_axes}, and axes={axes!r} {fault}. Leave axes (--axes) out{others}"
         )
     return letters
 
