@@ -111,7 +111,7 @@ def test_a_volume_of_known_voxels_has_objects_for_each_mm3(tmp_path):
     assert (found.mm2, found.mm3) == (None, pytest.approx(4 * 30 * 40 * 0.5 / 1e9))
     write_counts(tmp_path / "c.csv", {"m": found})
     (line,) = lines_of(tmp_path / "c.csv")
-    assert (line["mm2"], line["mm3"], line["per_mm3"]) == ("", "2e-06", str(round(1e9 / (4 * 30 * 40 * 0.5), 3)))
+    assert (line["mm2"], line["mm3"], line["per_mm3"]) == ("", "2.4e-06", str(round(1e9 / (4 * 30 * 40 * 0.5), 3)))
 
 
 def test_what_a_part_holds_is_placed_in_the_whole_plane_by_plane(tmp_path):
