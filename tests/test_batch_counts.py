@@ -161,6 +161,8 @@ def test_a_mistake_takes_no_complete_mask_out_of_the_counts(slides, tmp_path, mi
     failed = tilenet.batch(named, masks, **COUNTING | options)
     assert failed[0].status == "failed" and failed[1].status == ("failed" if options else "skipped")
     assert [result.counts for result in failed][1:] == [result.counts for result in done][1:]
+    if mistake == "a table is damaged":
+        assert "a.csv: is no whole table of its mask (TypeError: " in failed[0].error and "Delete it" in failed[0].error
     if "table" in mistake:
         assert failed[0].counts is None and lines_of(masks / "counts.csv") == counted[1:]
     else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tilenet.batches.orders import Order
-from tilenet.errors import SettingsError, TilenetError
+from tilenet.errors import OutputError, SettingsError, TilenetError
 from tilenet.export.intensities import Intensities, is_judged_by
 from tilenet.export.measured import Measured
 from tilenet.export.measures import check_table_place, is_table, read_table, write_table
@@ -18,6 +19,7 @@ from tilenet.pictures.files import check_picture_place, overview_beside, save
 from tilenet.pictures.overlays import overlay
 from tilenet.predict import footprint_of
 from tilenet.readers import open_image
+from tilenet.readers.boundary import one_line
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,14 @@ class SideFiles:
         return self._read(order, mask, None)
 
     def _read(self, order: Order, mask: Path, image: str | None) -> Measured:
-        return read_table(
-            mask,
-            table_beside(mask),
-            image=image,
-            min_area=self.min_area,
-            drawn=order.within,
-            positive=order.positive is not None,
-        )
+        table, positive = table_beside(mask), order.positive is not None
+        try:
+            return read_table(mask, table, image=image, min_area=self.min_area, drawn=order.within, positive=positive)
+        except TilenetError:
+            raise
+        except (csv.Error, KeyError, TypeError, ValueError) as error:  # such as a line that was cut off
+            said = f"{table}: is no whole table of its mask ({one_line(error)})"
+            raise OutputError(f"{said}. Delete it, and the same command writes it anew") from error
 
 
 def _check_image(area: str | float | None, order: Order, footprint: Footprint | None) -> None:
