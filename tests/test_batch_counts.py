@@ -171,6 +171,18 @@ def test_a_mistake_takes_no_complete_mask_out_of_the_counts(slides, tmp_path, mi
     assert [line["status"] for line in lines_of(masks / "summary.csv")] == [result.status for result in failed]
 
 
+def test_a_damaged_table_in_which_positive_ones_are_asked_for_fails_its_image_alone(slides, tmp_path):
+    masks, counting = tmp_path / "masks", COUNTING | {"positive": "0>100"}
+    tilenet.batch(slides[::2], masks, **counting)
+    with (masks / "a.csv").open("ab") as table:
+        table.write(b"1,\xff\n")
+    first, second = tilenet.batch(slides[::2], masks, **counting)
+    assert (first.status, second.status) == ("failed", "skipped")
+    assert "a.csv: is no whole table of its mask (" in first.error and "Delete it" in first.error
+    (masks / "a.csv").unlink()
+    assert [result.status for result in tilenet.batch(slides[::2], masks, **counting)] == ["skipped", "skipped"]
+
+
 def test_what_is_in_another_image_of_that_name_is_not_counted(slides, tmp_path):
     masks, images = tmp_path / "masks", slides[::2]
     tilenet.batch(images, masks, **COUNTING)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +73,20 @@ class SideFiles:
 
     def _read(self, order: Order, mask: Path, image: str | None) -> Measured:
         table, positive = table_beside(mask), order.positive is not None
-        try:
+        with _whole(table):
             return read_table(mask, table, image=image, min_area=self.min_area, drawn=order.within, positive=positive)
-        except TilenetError:
-            raise
-        except (csv.Error, KeyError, TypeError, ValueError) as error:  # such as a line that was cut off
-            said = f"{table}: is no whole table of its mask ({one_line(error)})"
-            raise OutputError(f"{said}. Delete it, and the same command writes it anew") from error
+
+
+@contextmanager
+def _whole(table: Path) -> Iterator[None]:
+    """Raise `OutputError` if a table cannot be read to its end, for example because a line was cut off."""
+    try:
+        yield
+    except TilenetError:
+        raise
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        said = f"{table}: is no whole table of its mask ({one_line(error)})"
+        raise OutputError(f"{said}. Delete it, and the same command writes it anew") from error
 
 
 def _check_image(area: str | float | None, order: Order, footprint: Footprint | None) -> None:
@@ -123,7 +132,8 @@ def table_beside(mask: Path) -> Path:
 
 def _is_of_another_rule(table: Path, order: Order) -> bool:
     """Return whether a table does not say what is positive, where that is asked for, or says it by another rule."""
-    return order.positive is not None and not is_judged_by(table, order.positive)
+    with _whole(table):
+        return order.positive is not None and not is_judged_by(table, order.positive)
 
 
 def _is_older(path: Path, mask: Path) -> bool:
