@@ -10,7 +10,7 @@ from blobs import blobs
 from faults import is_complete, stray, tree_hash
 from ome_images import write_ome_zarr
 from scipy import ndimage as ndi
-from stub import Bright
+from stub import Bright, Bright3D
 
 import tilenet
 from tilenet import instances, numbering, separation, sizes
@@ -20,6 +20,7 @@ from tilenet.geometry import Box
 from tilenet.making import DEPTHS, PLACES, making_of
 from tilenet.options import Options
 from tilenet.store import open_mask
+from tilenet.store.layout import Layout
 from tilenet.wanted import Wanted
 
 
@@ -37,7 +38,9 @@ def test_what_was_begun_is_named_as_the_user_named_it(slide, tmp_path, monkeypat
             tilenet.verify(out)
 
 
-def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize("most", [numbering.PIECES[2][0], 256**2, 1])
+def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch, most):
+    monkeypatch.setattr(numbering, "PIECES", {2: (most, 256)})
     split = []
 
     def counted(components, depth, rule):
@@ -55,6 +58,7 @@ def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("memory", "most"), [(None, 4), (6_000_000, 2)])
 def test_large_components_are_kept_for_the_planes_of_a_block_as_far_as_memory_goes(tmp_path, monkeypatch, memory, most):
     monkeypatch.setattr(sizes, "STACKED_PIXELS", 4 * 64 * 64)
+    monkeypatch.setattr(numbering, "PIECES", {2: (1, 256)})  # no blocks are joined
     kept, places = [], numbering.PlacesTask.places
 
     def counted(part):
@@ -93,6 +97,57 @@ def test_objects_of_real_nuclei_do_not_depend_on_blocks(shared_data, tmp_path):
     numbering.store_objects(tmp_path / "o.zarr", wanted)
     mask = open_mask(tmp_path / "o.zarr")
     assert mask.layout.n_blocks(0) == 4 and truth.max() > 5 and np.array_equal(mask[...], truth)
+
+
+@pytest.fixture
+def plant(shared_data):
+    """Return a volume in which one component, most of the foreground, extends over all blocks."""
+    image = tifffile.imread(shared_data("volumes/plant_nuclei_1135_image.tif"))
+    return np.where(ndi.uniform_filter(image, 5) > 30, np.uint8(200), np.uint8(0))[:48]
+
+
+def seen_by_tasks(monkeypatch):
+    """Return the list to which the boxes of all tasks of the second step are appended."""
+    seen, places = [], numbering.PlacesTask.places
+
+    def noted(task):
+        seen.append(task.box)
+        return places(task)
+
+    monkeypatch.setattr(numbering.PlacesTask, "places", noted)
+    return seen
+
+
+@pytest.mark.parametrize(("most", "tasks"), [(numbering.PIECES[3][0], 1), (48 * 64 * 64, 4)])
+def test_blocks_of_a_volume_are_joined_and_hold_the_objects_of_the_volume_in_memory(
+    plant, tmp_path, monkeypatch, most, tasks
+):
+    options = {"axes": "zyx", "tile": 16, "pixel_size": (0.28, 0.13, 0.13)}
+    truth = tilenet.segment(plant, model=Bright3D(), objects=True, **options)
+    assert truth.max() > 3 and np.bincount(ndi.label(plant)[0].ravel())[1:].max() > np.count_nonzero(plant) / 2
+    seen = seen_by_tasks(monkeypatch)
+    monkeypatch.setattr(numbering, "PIECES", {3: (most, 48)})
+    wanted = Wanted(plant, Bright3D(), Options(block=32, output="objects", **options))
+    numbering.store_objects(tmp_path / "o.zarr", wanted)
+    mask = open_mask(tmp_path / "o.zarr")
+    assert len(seen) == tasks and mask.layout.n_blocks(0) == 32 and np.array_equal(mask[...], truth)
+
+
+def test_a_run_begun_with_smaller_blocks_goes_on_with_them(slide, tmp_path, monkeypatch):
+    truth, out = tilenet.segment(slide, model=Bright(), objects=True), tmp_path / "o.zarr"
+    seen = seen_by_tasks(monkeypatch)
+    wanted = Wanted(slide, Bright(), Options(tile=64, block=128, output="objects"))
+
+    def stops(done, total):
+        if done > 0.75 * total:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(numbering, "PIECES", {2: (1, 256)})  # as earlier versions did
+        numbering.store_objects(out, wanted, progress=stops)
+    begun = len(seen)
+    numbering.store_objects(out, wanted, resume=True)
+    assert 2 < begun < 20 == len(seen) == len(set(seen)) and np.array_equal(open_mask(out)[...], truth)
 
 
 def test_a_run_killed_at_any_step_goes_on_to_the_same_objects(commands, tmp_path):
@@ -367,3 +422,20 @@ def test_little_memory_means_smaller_parts():
     small = list(numbering._pieces(block, 10**7))
     assert {part.shape for part in small} == {(256, 256), (256, 120), (120, 256), (120, 120)}
     assert sum(part.size for part in small) == block.size
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "memory", "joined"),
+    [
+        ((30, 275, 271), (64, 64, 64), 4 * 10**9, (64, 320, 320)),  # the whole volume
+        ((60, 550, 542), (128, 128, 128), 4 * 10**9, (128, 384, 256)),
+        ((30, 275, 271), (64, 64, 64), 10**8, (64, 64, 64)),
+        ((1000, 1000, 1000), (256, 256, 256), 4 * 10**9, (256, 256, 256)),
+        ((9, 5000, 3000), (1, 1024, 1024), 4 * 10**9, (1, 2048, 2048)),
+        ((9, 500, 300), (4, 128, 64), 4 * 10**9, (4, 512, 320)),
+        ((9, 50000, 30000), (4, 1024, 1024), 4 * 10**9, (4, 1024, 1024)),
+    ],
+)
+def test_blocks_are_joined_as_far_as_they_are_labelled_at_once(shape, block, memory, joined):
+    layout = Layout("zyx", shape, block, (None,) * 3, "cells")
+    assert numbering._joined(layout, 2 if block[0] < 9 else 3, memory) == joined

@@ -2,9 +2,10 @@
 
 1. The network writes the foreground, and the depth of each pixel in its object, to a store like that of any mask, with
    the same tiles, workers and journal.
-2. Each block of that store is labelled as the whole image would be (`tilenet.instances`). Every pixel of an object gets
-   the place of the object's first pixel: its index in the flattened image, plus one. All blocks that share an object
-   find the same place, without knowing of each other.
+2. Each block of a second store is labelled as the whole image would be (`tilenet.instances`). Every pixel of an object
+   gets the place of the object's first pixel: its index in the flattened image, plus one. All blocks that share an
+   object find the same place, without knowing of each other. Small blocks are joined: each would separate a component
+   again that extends over many of them.
 3. Sorted, the places become the numbers 1..n, and the mask is written.
 
 The stores of the first two steps lie in the folder OUT.making, which the third step removes.
@@ -12,7 +13,7 @@ The stores of the first two steps lie in the folder OUT.making, which the third 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from tilenet.compute import Progress, finish, remark_lost
 from tilenet.decide import ObjectRule
 from tilenet.errors import OutputExists, OutputMismatch
-from tilenet.geometry import Box, boxes_of
+from tilenet.geometry import Box, boxes_of, ceil_div, round_up
 from tilenet.instances import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
 from tilenet.making import DEPTHS, PLACES, as_recorded, making_of, mask_to_continue, remove_making
 from tilenet.outputs import fill, open_store, spare_the_input
@@ -36,6 +37,7 @@ from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Mask, Store, can_resume, open_mask
 from tilenet.store.journal import MERGED
 from tilenet.store.kept import Stamp, stamp_of
+from tilenet.store.layout import Layout
 from tilenet.store.metadata import OWN, read_root
 from tilenet.store.place import holding
 from tilenet.wanted import Wanted
@@ -46,8 +48,8 @@ if TYPE_CHECKING:
 
 # Key in a mask's info: a checksum of the first pixels of all objects, which identifies the numbering.
 FIRSTS = "first pixels sha256"
-# Largest and smallest side, in pixels, of the pieces of a block that are labelled at once, by number of axes.
-PIECES = {2: (2048, 256), 3: (192, 48)}
+# Most pixels that are labelled at once, and a side that is not halved for that, by number of axes.
+PIECES = {2: (2**22, 256), 3: (2**23, 48)}
 # Part of the memory that large components kept for the next blocks may take.
 KEPT = 0.25
 
@@ -123,14 +125,16 @@ def _fill_places(path: Path, depths: Mask, wanted: Wanted, client: Client | None
     """Complete the store of the second step, and return it."""
     # The sealed journal has the checksums of all files: places that were found in other depths are not used.
     info = depths.info | {"depths": sha256((depths.path / OWN / MERGED).read_bytes()).hexdigest()}
+    memory = wanted.options.memory or DEFAULT_MEMORY
     if can_resume(path) and read_root(path)[1] == info:
         store = Store.resume(path)
     else:
-        layout = replace(depths.layout, labels={}, largest=prod(depths.shape), classes=0, tissue={})
+        block = _joined(depths.layout, len(depths.info["model"]["footprint"]), memory)
+        layout = replace(depths.layout, block=block, labels={}, largest=prod(depths.shape), classes=0, tissue={})
         store = Store.create(path, layout, info, overwrite=True)
     try:
-        memory, pending = wanted.options.memory or DEFAULT_MEMORY, list(store.pending())
-        box, dtype, recents = store.layout.box, store.layout.mask_dtype, dict[tuple[int, ...], Recent]()
+        pending, recents = list(store.pending()), dict[tuple[int, ...], Recent]()
+        box, dtype = store.layout.box, store.layout.mask_dtype
         tasks = (PlacesTask(depths.path, box(0, index), memory, dtype, recents) for index in pending)
         done, total = depths.size - sum(box(0, index).size for index in pending), depths.size
         for index, places in zip(pending, map_in_order(client, PlacesTask.places, tasks), strict=True):
@@ -221,10 +225,26 @@ def _view(depths: Mask, outer: tuple[int, ...], box: Box) -> View:
 
 def _pieces(block: Box, memory: int) -> Iterator[Box]:
     """Return the pieces of a block that are labelled at once, small enough for half the memory if possible."""
-    side, least = PIECES[block.ndim]
-    while side > least and (side + 2 * MARGIN[block.ndim]) ** block.ndim * BYTES_PER_PIXEL > memory // 2:
-        side //= 2
-    return boxes_of(block, (side,) * block.ndim)
+    most, least = PIECES[block.ndim]
+    return boxes_of(block, _sides(block.shape, (least,) * block.ndim, most, memory))
+
+
+def _joined(layout: Layout, ndim: int, memory: int) -> tuple[int, ...]:
+    """Return the sides of blocks in which as many blocks of a layout are joined as can be labelled at once."""
+    outer, block = layout.block[:-ndim], layout.block[-ndim:]
+    return outer + _sides(layout.shape[-ndim:], block, PIECES[ndim][0] // prod(outer), memory)
+
+
+def _sides(whole: Sequence[int], steps: Sequence[int], most: int, memory: int) -> tuple[int, ...]:
+    """Halve the longest side of a box until it can be labelled at once; all sides are multiples of `steps`."""
+    sides, margin = list(map(round_up, whole, steps)), 2 * MARGIN[len(whole)]
+    while longer := [(side, axis) for axis, side in enumerate(sides) if side > steps[axis]]:
+        inside = list(map(min, sides, whole))
+        if prod(inside) <= most and prod(n + margin for n in inside) * BYTES_PER_PIXEL <= memory // 2:
+            break
+        side, axis = max(longer)
+        sides[axis] = round_up(ceil_div(side, 2), steps[axis])
+    return tuple(sides)
 
 
 def _first_places(depths: Mask, places: Mask) -> NDArray[np.uint64]:
