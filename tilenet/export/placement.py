@@ -25,12 +25,14 @@ class Grid:
     """Where the pixels of a mask lie in its image.
 
     `origin` (y, x) is in pixels of the mask, `step` is the size of a mask pixel in image pixels, and `limit` is where
-    the image ends: the last pixels of a coarser grid may reach beyond it.
+    the image ends: the last pixels of a coarser grid may reach beyond it. `thickness` is how many planes of the image
+    one of the mask stands for.
     """
 
     origin: tuple[int, int]
     step: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
     limit: tuple[int, int] | None = None
+    thickness: Fraction = Fraction(1)
 
     def place(self, ring: Ring) -> NDArray[Any]:
         """Return x and y (n + 1, 2) of a ring in image pixels, closed by repeating its first vertex."""
@@ -69,10 +71,13 @@ def find_grid(mask: AnyMask, image: str | Path | None) -> Grid:
     with closing(_image_of(mask, image), image) as opened:
         refuse_another(opened, mask)
         full, stored = (opened.plane_shape(k) for k in (0, resolution.level))
+        deep = [
+            opened.levels[k].shape[opened.axes.index("z")] if "z" in opened.axes else 1 for k in (0, resolution.level)
+        ]
     if as_it_is:
         return Grid(origin)
     y, x = (downsample_factor(n, m) * f for n, m, f in zip(full, stored, resolution.factor, strict=True))
-    return Grid(origin, (y, x), full)
+    return Grid(origin, (y, x), full, downsample_factor(*deep))
 
 
 def _image_of(mask: AnyMask, image: str | Path | None) -> Image:

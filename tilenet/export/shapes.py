@@ -114,7 +114,7 @@ def _given_size(pixel_size: Any, mask: AnyMask, grid: Grid) -> tuple[float, ...]
             f"{mask.path}: has pixels of {' x '.join(f'{n:g}' for n in known)} um already. "
             f"{'Give --pixel-size for z, too: Z,Y,X' if lacks_z else 'Leave --pixel-size out'}"
         )
-    steps = (1, *map(float, grid.step))[-len(sizes) :]
+    steps = tuple(map(float, (grid.thickness, *grid.step)))[-len(sizes) :]
     stated = [n and n / step for n, step in zip(known, steps, strict=True)]
     if differ(sizes, stated):
         raise SettingsError(
