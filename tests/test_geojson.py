@@ -74,6 +74,20 @@ def polygons_of(feature):
     return [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
 
 
+def test_a_mask_made_again_by_another_machine_has_the_same_ids_and_another_mask_others(folder, tmp_path, monkeypatch):
+    def ids_of(out):
+        write_geojson(out, tmp_path / "ids.geojson", overwrite=True)
+        return [feature["id"] for feature in features_of(tmp_path / "ids.geojson")]
+
+    how = {"model": shades, "tile": 128}
+    monkeypatch.setattr("tilenet.job.what_computes", lambda *_: {"torch": "9.9", "processor": "NONE"})
+    mask = tilenet.segment(folder / "slide.tif", tmp_path / "elsewhere.zarr", **how)
+    assert mask.info["computed"] != tilenet.open_mask(folder / "mask.zarr").info["computed"]
+    tilenet.segment(folder / "slide.tif", tmp_path / "other.zarr", roi="0:600,0:790", **how)
+    ids = ids_of(folder / "mask.zarr")
+    assert ids == ids_of(tmp_path / "elsewhere.zarr") and not {*ids} & {*ids_of(tmp_path / "other.zarr")}
+
+
 def values_of(features, names):
     """Return (value, rings as y and x) of each polygon."""
     found = []

@@ -126,7 +126,9 @@ def _given_size(pixel_size: Any, mask: AnyMask, grid: Grid) -> tuple[float, ...]
 
 def shapes_of(mask: AnyMask, progress: Progress | None = None) -> Iterator[Shape]:
     """Yield the shapes of a mask, plane by plane, ordered by their last rows."""
-    seed, objects = uuid5(NAMESPACE_OID, json.dumps(mask.info, sort_keys=True)), mask.has_objects
+    # Not of the machine that computed the mask: the same mask made elsewhere has the same ids.
+    info = {name: value for name, value in mask.info.items() if name != "computed"}
+    seed, objects = uuid5(NAMESPACE_OID, json.dumps(info, sort_keys=True)), mask.has_objects
     names = class_names(mask)
     planes, height = list(product(*map(range, mask.shape[:-2]))), mask.shape[-2]
     for number, index in enumerate(planes):
