@@ -211,6 +211,18 @@ def test_lists_are_read_as_spreadsheets_write_them(tmp_path, mark):
         read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_decimal_comma_in_a_list_is_not_taken_for_two_numbers(tmp_path, mark):
+    for size, found in (("1,5", None), ("1.0,5.0", (1, 5)), ("1.5", (1.5, 1.5)), ("2,1,5", (2, 1, 5))):
+        (tmp_path / "list.csv").write_text(f"image{mark}pixel_size\na.tif{mark}{size}\n")
+        if found is None:
+            with pytest.raises(SettingsError, match="line 2: pixel_size '1,5' may be one number or two"):
+                read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
+        else:
+            (order,) = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
+            assert order.options.pixel_size == found
+
+
 def test_blanks_around_the_values_of_a_list_mean_nothing(tmp_path):
     (tmp_path / "list.csv").write_text("image,name,level\n a.tif ,first , 1\nb.tif\n")
     first, short = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())

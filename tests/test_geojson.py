@@ -74,7 +74,7 @@ def polygons_of(feature):
     return [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
 
 
-def test_a_mask_made_again_by_another_machine_has_the_same_ids_and_another_mask_others(folder, tmp_path, monkeypatch):
+def test_a_mask_made_again_with_other_libraries_has_the_same_ids_and_another_mask_others(folder, tmp_path, monkeypatch):
     def ids_of(out):
         write_geojson(out, tmp_path / "ids.geojson", overwrite=True)
         return [feature["id"] for feature in features_of(tmp_path / "ids.geojson")]

@@ -418,8 +418,8 @@ def test_glass_holds_no_objects(slide, tmp_path):
 
 def test_little_memory_means_smaller_parts():
     block = Box((0, 0), (1400, 1400))
-    assert [part.shape for part in numbering._pieces(block, 2 * 10**9)] == [(1400, 1400)]
-    small = list(numbering._pieces(block, 10**7))
+    assert [part.shape for part in numbering._pieces(block, (9000, 9000), 2 * 10**9)] == [(1400, 1400)]
+    small = list(numbering._pieces(block, (9000, 9000), 10**7))
     assert {part.shape for part in small} == {(256, 256), (256, 120), (120, 256), (120, 120)}
     assert sum(part.size for part in small) == block.size
 
@@ -428,6 +428,7 @@ def test_little_memory_means_smaller_parts():
     ("shape", "block", "memory", "joined"),
     [
         ((30, 275, 271), (64, 64, 64), 4 * 10**9, (64, 320, 320)),  # the whole volume
+        ((16, 720, 720), (64, 64, 64), 4 * 10**9, (64, 768, 768)),  # a thin one: nothing is read beyond it
         ((60, 550, 542), (128, 128, 128), 4 * 10**9, (128, 384, 256)),
         ((30, 275, 271), (64, 64, 64), 10**8, (64, 64, 64)),
         ((1000, 1000, 1000), (256, 256, 256), 4 * 10**9, (256, 256, 256)),

@@ -14,7 +14,7 @@ from stub import Bright
 import tilenet
 from tilenet import numbering
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.export.intensities import MOST, STAINS, Intensities
+from tilenet.export.intensities import MOST, STAINS, Intensities, is_judged_by
 from tilenet.export.measures import read_table
 from tilenet.options import Options
 from tilenet.wanted import Wanted
@@ -235,7 +235,7 @@ def test_a_channel_that_is_called_by_a_number_is_named_by_it(tmp_path):
         found = tilenet.write_table(mask, tmp_path / "o.csv", positive=rule, overwrite=True)
         told = [(line["positive"], str(int(float(line[f"mean_{name}"]) > least))) for line in lines_of(found.path)]
         assert [said for said, _ in told] == [truth for _, truth in told]
-        assert found.positive["class 1"] > 0, rule
+        assert found.positive["class 1"] > 0 and is_judged_by(found.path, rule), rule
 
 
 def test_a_channel_may_have_the_name_of_a_stain(tmp_path):

@@ -65,8 +65,8 @@ def raise_if_failed(report: Report, job: Job) -> None:
         remedy = "The others are done: --resume retries these"
         if _of_the_image(report):
             remedy = (
-                "Replace them in the image, and start again with --overwrite; --resume keeps the blocks that are done, "
-                "which is right only if no other pixels change"
+                "Replace them in the image, and start again with --overwrite (a batch, or with --shard: remove the "
+                "mask first); --resume keeps the blocks that are done, which is right only if no other pixels change"
             )
         raise BlocksFailed(f"{_failed(report, job)}. {remedy}")
 

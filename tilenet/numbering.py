@@ -198,7 +198,7 @@ class PlacesTask:
                 recent=self.recents.setdefault(plane, Recent()),
                 name=depths.info["image"]["path"],
             )
-            for piece in _pieces(block, self.memory):
+            for piece in _pieces(block, shape, self.memory):
                 labels, firsts = find(piece)
                 place_of_label = np.where(firsts < 0, 0, firsts + 1 + before).astype(self.dtype)
                 places[(*at, *piece.relative_to(block.start).slices)] = place_of_label[labels]
@@ -223,24 +223,28 @@ def _view(depths: Mask, outer: tuple[int, ...], box: Box) -> View:
     return View(foreground, np.asarray(depths.probabilities[with_class], np.float32))
 
 
-def _pieces(block: Box, memory: int) -> Iterator[Box]:
+def _pieces(block: Box, shape: Sequence[int], memory: int) -> Iterator[Box]:
     """Return the pieces of a block that are labelled at once, small enough for half the memory if possible."""
     most, least = PIECES[block.ndim]
-    return boxes_of(block, _sides(block.shape, (least,) * block.ndim, most, memory))
+    return boxes_of(block, _sides(block.shape, (least,) * block.ndim, most, memory, shape))
 
 
 def _joined(layout: Layout, ndim: int, memory: int) -> tuple[int, ...]:
     """Return the sides of blocks in which as many blocks of a layout are joined as can be labelled at once."""
-    outer, block = layout.block[:-ndim], layout.block[-ndim:]
-    return outer + _sides(layout.shape[-ndim:], block, PIECES[ndim][0] // prod(outer), memory)
+    outer, block, shape = layout.block[:-ndim], layout.block[-ndim:], layout.shape[-ndim:]
+    return outer + _sides(shape, block, PIECES[ndim][0] // prod(outer), memory, shape)
 
 
-def _sides(whole: Sequence[int], steps: Sequence[int], most: int, memory: int) -> tuple[int, ...]:
-    """Halve the longest side of a box until it can be labelled at once; all sides are multiples of `steps`."""
+def _sides(whole: Sequence[int], steps: Sequence[int], most: int, memory: int, image: Sequence[int]) -> tuple[int, ...]:
+    """Halve the longest side of a box until it can be labelled at once; all sides are multiples of `steps`.
+
+    Nothing is read beyond the shape of the image.
+    """
     sides, margin = list(map(round_up, whole, steps)), 2 * MARGIN[len(whole)]
     while longer := [(side, axis) for axis, side in enumerate(sides) if side > steps[axis]]:
         inside = list(map(min, sides, whole))
-        if prod(inside) <= most and prod(n + margin for n in inside) * BYTES_PER_PIXEL <= memory // 2:
+        seen = prod(min(n + margin, end) for n, end in zip(inside, image, strict=True))
+        if prod(inside) <= most and seen * BYTES_PER_PIXEL <= memory // 2:
             break
         side, axis = max(longer)
         sides[axis] = round_up(ceil_div(side, 2), steps[axis])

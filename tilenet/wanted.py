@@ -145,6 +145,7 @@ class Wanted:
                 remark_written_since(store, job.image.name)
                 job.remark_other_bits(store, store.path)
         except BaseException:
+            job.close()
             store.close()
             raise
         return job

@@ -166,6 +166,7 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         if "" in row or not row["image"].strip():
             raise SettingsError(f"{where} has no image, or more values than columns. Put values with {mark} in quotes")
         said = {column: value.strip() for column, value in row.items() if value.strip()}
+        _check_decimal_mark(said.get("pixel_size", ""), mark, where)
         order = _order(_relative_to(path, said.pop("image")), plain)
         name = said.pop("name", order.name)
         model = _model(path, said.pop("model")) if "model" in said else plain.model
@@ -193,6 +194,12 @@ def _rows(path: Path) -> tuple[csv.DictReader[str], str]:
     if twice := [column for column in known if header.count(column) > 1]:
         raise SettingsError(f"{path}: has two columns {twice[0]}. Remove one")
     return rows, SEPARATORS[separator]
+
+
+def _check_decimal_mark(size: str, mark: str, where: str) -> None:
+    """Refuse a pixel size of whole numbers and one comma, in a list whose marks leave room for a decimal comma."""
+    if mark != SEPARATORS[","] and size.count(",") == 1 and "." not in size:
+        raise SettingsError(f"{where}: pixel_size {size!r} may be one number or two. Write points: 1.5, or 1.0,5.0")
 
 
 def _check_rule(positive: str | None, where: str) -> None:

@@ -201,13 +201,15 @@ def is_judged_by(table: Path, positive: str) -> bool:
 def _column_in(columns: Sequence[str], name: str) -> str | None:
     """Return the column of a table in which the means are that a rule names; None without one, or without the answer.
 
-    >>> columns = ["id", "mean_DAPI", "mean_haematoxylin", "positive"]
-    >>> [_column_in(columns, name) for name in ("dapi", "0", "Hematoxylin", "dab")]
-    ['mean_DAPI', 'mean_DAPI', 'mean_haematoxylin', None]
+    >>> columns = ["id", "mean_DAPI", "mean_488", "mean_haematoxylin", "positive"]
+    >>> [_column_in(columns, name) for name in ("dapi", "0", "488", "Hematoxylin", "dab")]
+    ['mean_DAPI', 'mean_DAPI', 'mean_488', 'mean_haematoxylin', None]
     """
     if "positive" not in columns:
         return None
     means = {column.removeprefix("mean_"): column for column in columns if column.startswith("mean_")}
+    if name in means:  # as in `Intensities`: channels may be called by their wavelengths
+        return means[name]
     if name.isdecimal():
         channels = [column for of, column in means.items() if of not in STAINS]
         return channels[int(name)] if int(name) < len(channels) else None

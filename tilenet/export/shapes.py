@@ -126,7 +126,7 @@ def _given_size(pixel_size: Any, mask: AnyMask, grid: Grid) -> tuple[float, ...]
 
 def shapes_of(mask: AnyMask, progress: Progress | None = None) -> Iterator[Shape]:
     """Yield the shapes of a mask, plane by plane, ordered by their last rows."""
-    # Not of the machine that computed the mask: the same mask made elsewhere has the same ids.
+    # Not of the processor and the libraries that computed the mask, which may differ from run to run.
     info = {name: value for name, value in mask.info.items() if name != "computed"}
     seed, objects = uuid5(NAMESPACE_OID, json.dumps(info, sort_keys=True)), mask.has_objects
     names = class_names(mask)
