@@ -185,6 +185,7 @@ def test_the_sample_slide_is_tiled_pyramidal_and_never_resized(tmp_path, tilenet
     assert tilenet_command("sample", tmp_path / "s.tif")[0] == 2
 
 
+SMALL = ["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "-m", "{d}/small.safetensors"]
 BAD = [
     (["segment", "{d}/none.tif", "-o", "{d}/o.zarr"], "none.tif"),
     (["segment", "{d}/text.tif", "-o", "{d}/o.zarr"], "text.tif"),
@@ -224,30 +225,12 @@ BAD = [
     (["info", "{d}/none"], "none"),
     (["plan", "{d}/text.tif"], "text.tif"),
     (["convert", "{d}/text.tif", "-o", "{d}/m.safetensors"], "text.tif"),
-    (
-        ["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "-m", "{d}/small.safetensors", "--memory", "1.2.3G"],
-        "is not a number of bytes",
-    ),
-    (
-        ["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "-m", "{d}/small.safetensors", "--memory", "0"],
-        "is 0 bytes. Give a unit",
-    ),
-    (
-        ["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "-m", "{d}/small.safetensors", "--memory", "4"],
-        "is 4 bytes. Give a unit, such as 4GB",
-    ),
-    (
-        ["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "-m", "{d}/small.safetensors", "--scaling", "percentile:99,1"],
-        "the lower one first",
-    ),
-    (
-        ["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "-m", "{d}/small.safetensors", "--scaling", "linear:0,0"],
-        "cannot divide by 0",
-    ),
-    (
-        ["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "-m", "{d}/small.safetensors", "--channels", "0,1"],
-        "such as --channels 0",
-    ),
+    ([*SMALL, "--memory", "1.2.3G"], "is not a number of bytes"),
+    ([*SMALL, "--memory", "0"], "is 0 bytes. Give a unit"),
+    ([*SMALL, "--memory", "4"], "is 4 bytes. Give a unit, such as 4GB"),
+    ([*SMALL, "--scaling", "percentile:99,1"], "the lower one first"),
+    ([*SMALL, "--scaling", "linear:0,0"], "cannot divide by 0"),
+    ([*SMALL, "--channels", "0,1"], "such as --channels 0"),
 ]
 
 

@@ -118,15 +118,13 @@ def put_under_new_name(step_name: str, note: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        handle = step("create", os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            step("write", write_all, handle, note.read_bytes())
-            step("sync", os.fsync, handle)
+            put_bytes(path, os.O_EXCL, note.read_bytes(), sync=True)
+        except FileExistsError:
+            raise
         except BaseException:
             remove_file(path)
             raise
-        finally:
-            os.close(handle)
 
 
 def fsync_path(path: Path) -> None:
