@@ -119,6 +119,17 @@ def test_what_cannot_be_measured_is_refused(model, told):
         measure_footprint(model)
 
 
+class OfChannels(nn.Module):
+    """A 2-D network that makes a volume of the channels of its tile, as networks of many colours do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x[:, None])[:, 0]
+
+
 def volume(channels):
     return nn.Sequential(nn.Conv3d(channels, 1, 3, padding=1), nn.BatchNorm3d(1))
 
@@ -126,20 +137,52 @@ def volume(channels):
 @pytest.mark.parametrize(
     ("model", "told", "options"),
     [
-        (volume(1), "Give ndim=3$", {"ndim": 3}),
-        (volume(2), "Give ndim=3 and channels=2$", {"ndim": 3, "channels": 2}),
+        (volume(2), "Give channels=2$", {"channels": 2}),
         (nn.Conv2d(3, 1, 3, padding=1), "Give channels=3$", {"channels": 3}),
         (random_network(depth=3, wf=1, ndim=3), "not padded, and has a footprint of its own: network.footprint$", {}),
         (nn.Sequential(nn.Conv2d(1, 1, 99)), r"It is not padded: .* Give Footprint.valid\(...\)$", {}),
         (nn.Linear(7, 7), r"cannot be multiplied .*\)$", {}),
     ],
-    ids=["axes", "axes and channels", "channels", "unet", "valid", "other"],
+    ids=["channels of a volume", "channels", "unet", "valid", "other"],
 )
 def test_a_network_that_takes_no_tile_is_told_what_to_give(model, told, options):
     with pytest.raises(ModelError, match=told):
         measure_footprint(model)
     if options:
-        assert measure_footprint(model, **options).ndim == options.get("ndim", 2)
+        assert measure_footprint(model, **options) == Footprint.same(2 if "Conv2d" in repr(model) else 3, reach=1)
+
+
+def scripted(network):
+    return torch.jit.trace(network.double(), torch.zeros(1, 1, 8, 8, 8, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize("wrapped", [nn.Sequential, scripted], ids=["layer", "traced"])
+def test_of_a_network_of_volumes_all_three_axes_are_measured(wrapped):
+    torch.manual_seed(0)
+    network = wrapped(nn.Conv3d(1, 1, (1, 3, 5), padding=(0, 1, 2)))
+    assert measure_footprint(network) == Footprint.same(3, reach=(0, 1, 2))
+    assert measure_footprint(nn.MaxPool3d(3, stride=1, padding=1)).ndim == 3
+    with pytest.raises(ModelError, match="Give ndim=3"):
+        measure_footprint(network, 2)
+
+
+def test_a_network_that_takes_a_tile_for_a_volume_is_not_measured_as_one_of_planes():
+    with pytest.raises(ModelError, match="take a tile of shape .* for a volume .* Give ndim=3, or leave ndim out"):
+        measure_footprint(nn.Conv3d(1, 1, 3, padding=1), 2, channels=5)  # PyTorch takes the channels for z
+
+
+def test_a_network_that_makes_volumes_of_channels_is_measured_as_one_of_planes():
+    assert measure_footprint(OfChannels(), 2, channels=5) == Footprint.same(2, reach=1)
+    with pytest.raises(ModelError, match="Give ndim=2"):
+        measure_footprint(OfChannels(), channels=5)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_network_of_volumes_is_not_run_with_a_footprint_of_planes(outputs):
+    network = nn.Conv3d(1, outputs, 3, padding=1)
+    with pytest.raises(ModelError, match=r"for a volume without a batch. Give a footprint of 3 axes, .*same\(3"):
+        tilenet.segment(np.zeros((20, 30), np.uint8), model=network, footprint=Footprint.same(2, reach=1))
 
 
 def test_a_network_has_two_axes_or_three():
@@ -148,6 +191,6 @@ def test_a_network_has_two_axes_or_three():
 
 
 def test_the_error_of_a_missing_footprint_says_how_to_measure_it():
-    how = r"network.footprint = tilenet.measure_footprint\(network\), with ndim=3"
+    how = r"network.footprint = tilenet.measure_footprint\(network\)"
     with pytest.raises(ModelError, match=f"Conv2d has no footprint. .* measure it: {how}"):
         tilenet.segment(np.zeros((8, 8), np.uint8), model=nn.Conv2d(1, 1, 1))

@@ -30,6 +30,7 @@ def logits_of(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs:
 def outputs_of(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: int = 0) -> NDArray[Any]:
     """Return what `logits_of` returns; boolean outputs stay boolean."""
     made = answered(model, x, footprint)
+    refuse_as_volume(model, x, made, "Give a footprint of 3 axes, such as Footprint.same(3, ...)")
     if said := misfit(x.shape, made.shape, footprint.output_shape(x.shape[2:])):
         raise ModelError(said)
     if made.shape[0] != len(x) or made.shape[1] < 1:
@@ -77,3 +78,30 @@ def passed(network: Any, x: NDArray[np.float32]) -> Any:
     if not isinstance(made, torch.Tensor):
         return made
     return (made if made.dtype == torch.bool else made.double()).cpu().numpy()
+
+
+def is_of_volumes(model: Any) -> bool:
+    """Return whether a network has layers of volumes: weights of 5 axes, or names such as `MaxPool3d`."""
+    if not isinstance(model, nn.Module):
+        return False
+    named = any(type(layer).__name__.endswith("3d") for layer in model.modules())
+    return named or any(weights.dim() == 5 for weights in model.parameters())
+
+
+def refuse_as_volume(model: Any, x: NDArray[np.float32], made: NDArray[Any], instead: str) -> None:
+    """Raise `ModelError` if a network takes a tile (1, C, y, x) for a volume (C, z, y, x), as `Conv3d` does.
+
+    It then also takes a batch of that one volume, and gives the same with one more axis. A network that makes volumes
+    of the channels of a tile by itself does not. The message ends with `instead`, which says what to give.
+    """
+    if x.ndim != 4 or not is_of_volumes(model):
+        return
+    try:
+        of_batch = passed(model, x[None])
+    except Exception:  # of any kind, because it is the user's code
+        return
+    if getattr(of_batch, "shape", ()) == (1, *made.shape):
+        raise ModelError(
+            f"the network's layers are those of volumes, and take a tile of shape {x.shape} for a volume without a "
+            f"batch. {instead}"
+        )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.answering import answered, passed, small_input
+from tilenet.answering import answered, is_of_volumes, passed, refuse_as_volume, small_input
 from tilenet.diagnosis import remedy_of_measuring
 from tilenet.errors import ModelError, SettingsError
 from tilenet.footprint import AxisFootprint, Footprint
@@ -37,7 +37,7 @@ HIDDEN = (
 )
 
 
-def measure_footprint(model: Any, ndim: int = 2, channels: int = 1) -> Footprint:
+def measure_footprint(model: Any, ndim: int | None = None, channels: int = 1) -> Footprint:
     """Measure the footprint of a padded network: the smallest reach and step for which tiles make no seams.
 
     The network computes some hundred long narrow tiles, which takes seconds to minutes. In one half of each, all pixels
@@ -49,8 +49,8 @@ def measure_footprint(model: Any, ndim: int = 2, channels: int = 1) -> Footprint
     model : torch.nn.Module or callable
         From (N, C, *n) to logits (N, K, *n) of the same length, as `segment` takes it. If it is to be compiled,
         measure it before.
-    ndim : int
-        Number of its axes, 2 or 3.
+    ndim : int, optional
+        Number of its axes, 2 or 3; by default 3 if it has layers of volumes, such as `Conv3d`, else 2.
     channels : int
         Number of its input channels.
 
@@ -79,6 +79,8 @@ def measure_footprint(model: Any, ndim: int = 2, channels: int = 1) -> Footprint
     >>> tilenet.measure_footprint(torch.nn.Conv2d(1, 2, 5, padding=2)) == tilenet.Footprint.same(2, reach=2)
     True
     """
+    if ndim is None:
+        ndim = 3 if is_of_volumes(model) else 2
     if ndim not in CHANNELS_LAST:
         raise SettingsError(f"ndim {ndim}: a network has 2 or 3 axes. Give one of them")
     trial, told = _Trial(model, ndim, channels), None
@@ -190,6 +192,7 @@ class _Trial:
             made = answered(self.model, x)
         except ModelError as error:
             raise _OffGrid(str(error)) from error
+        refuse_as_volume(self.model, x, made, "Give ndim=3, or leave ndim out")
         if made.shape[:1] + made.shape[2:] != x.shape[:1] + x.shape[2:]:
             raise _OffGrid(
                 f"the network gives an array of shape {made.shape} for one of {x.shape}, and only the footprints of "
