@@ -1,6 +1,8 @@
 """The tree of errors in the docstring of their module, against the classes."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +36,28 @@ def test_an_error_is_below_its_parent_and_a_builtin_with_its_exit_code(at):
     assert getattr(errors, parent) in error.__bases__
     assert builtin is None or issubclass(error, getattr(__import__("builtins"), builtin))
     assert error.exit_code == int(code or getattr(errors, parent).exit_code)
+
+
+def texts_of(source):
+    """Return the texts of a module except docstrings: what messages, help and output are made of."""
+    tree = ast.parse(source)
+    documented = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = [node.body[0].value for node in documented if ast.get_docstring(node)]
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings
+    ]
+
+
+def pages_named_in(source):
+    return [text for text in texts_of(source) if re.search(r"docs/|\.md\b|README", text)]
+
+
+def test_no_message_names_a_page_that_an_installation_does_not_have():
+    modules = sorted(Path(tilenet.__file__).parent.rglob("*.py"))
+    assert len(modules) > 100
+    assert {path.name: found for path in modules if (found := pages_named_in(path.read_text()))} == {}
+    assert pages_named_in('def f():\n    """See docs/a.md."""\n    raise ValueError(f"{f}: see docs/b.md")') == [
+        ": see docs/b.md"
+    ]

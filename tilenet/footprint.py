@@ -242,8 +242,8 @@ class Footprint:
     def valid(cls, ndim: int, *, lost: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
         """Return the footprint of an unpadded network that loses `lost` pixels on each side.
 
-        Each of `lost` and `step` is one number, or one per axis. Output lengths are assumed to be
-        multiples of `step`.
+        Each of `lost` and `step` is one number, or one per axis; `step` is the product of all pooling strides. Output
+        lengths are assumed to be multiples of `step`.
         """
         axes = zip(_per_axis(step, ndim, "step", least=1), _per_axis(lost, ndim, "lost", least=0), strict=True)
         return cls(tuple(AxisFootprint(s, n, smallest=2 * n + s) for s, n in axes))
@@ -252,7 +252,9 @@ class Footprint:
     def same(cls, ndim: int, *, reach: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
         """Return the footprint of a padded network that sees `reach` pixels on each side.
 
-        Each of `reach` and `step` is one number, or one per axis.
+        Each of `reach` and `step` is one number, or one per axis. `step` is the product of all pooling strides.
+        To the reach, each convolution adds (kernel - 1) / 2 times its dilation, each pooling its stride - 1, and each
+        interpolation 1, each times the product of the strides before it. `tilenet.measure_footprint` finds both.
 
         >>> Footprint.same(3, reach=(2, 20, 20), step=(1, 4, 4)).margin
         (2, 20, 20)

@@ -137,7 +137,7 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
     if not isinstance(model, UNet):
         raise ModelError(
             f"{type(model).__name__}: only a UNet can be saved. Write a function that returns the network, and give "
-            "MODULE:FUNCTION (docs/python.md)"
+            "MODULE:FUNCTION, such as my_networks:build"
         )
     if path.suffix != ".safetensors":
         raise ModelError(f"{path}: models are written as .safetensors. Change the ending")
@@ -267,7 +267,7 @@ def options_of_keys(state: Mapping[str, Tensor]) -> dict[str, Any]:
         what = f"no {error} among its keys" if isinstance(error, KeyError) else "other numbers or shapes in its keys"
         raise ModelError(
             f"these are not the weights of a U-Net: {what} ({keys}, ...). For another network, give "
-            "MODULE:FUNCTION (docs/python.md)"
+            "MODULE:FUNCTION, such as my_networks:build: a Python function that returns it"
         ) from error
 
 

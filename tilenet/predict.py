@@ -255,7 +255,7 @@ def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint
         raise ModelError(
             f"{what}. Give footprint=Footprint.same(2, reach=..., step=...) or .valid(...), or measure it: "
             f"network.footprint = tilenet.measure_footprint(network). A function that --model names does this "
-            f"itself. help(tilenet.Footprint) explains both"
+            f"itself. help(tilenet.Footprint) explains reach and step"
         )
     if found.ndim not in CHANNELS_LAST:
         raise SettingsError(f"a footprint has 2 or 3 axes, those of the network, not {found.ndim}. Give one for each")

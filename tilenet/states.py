@@ -125,7 +125,7 @@ def _check_zip(path: Path, size: int) -> None:
     if any(record.filename.endswith(PROGRAMS) for record in records):
         raise ModelError(
             "is a program of torch.jit or torch.export, and no state dict. Load it in a function of a Python module, "
-            "and give MODULE:FUNCTION (docs/python.md)"
+            "and give MODULE:FUNCTION, such as my_networks:build"
         )
     if len(records) > MOST_RECORDS or sum(record.file_size for record in records) > size:
         raise ModelError(f"its records unpack to more than the file's {size} bytes. Save model.state_dict() again")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TYPES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 PARTS = {"type", "arguments", "adapt", "tls"}
+EXAMPLE = "such as {type: slurm, arguments: {cores: 8, memory: 32GB}, adapt: {minimum: 1, maximum: 40}}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, i
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
-        raise SettingsError(f"{path}: must have type, arguments and adapt; see docs/cluster.md")
+        raise SettingsError(f"{path}: must have type, arguments and adapt, {EXAMPLE}")
     if unknown := sorted(map(str, set(found) - PARTS)):
         raise SettingsError(f"{path}: {unknown[0]} is none of {', '.join(sorted(PARTS))}")
     if str(found.get("type")) not in TYPES:

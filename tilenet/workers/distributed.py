@@ -59,7 +59,7 @@ def check_sendable(image: Any, model: Any) -> None:
     if predict.is_network(model):
         raise SettingsError(
             f"{name}: workers load models by themselves. Save a UNet with tilenet.save_model and give its path; of "
-            f"another network give MODULE:FUNCTION, a function that returns it (docs/python.md)"
+            f"another network give MODULE:FUNCTION, such as my_networks:build: a function that returns it"
         )
     try:
         size = len(pickle.dumps(model))
