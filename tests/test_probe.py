@@ -1,4 +1,4 @@
-"""Models of somebody else's: told apart by what they answer, and warned of where they do not suit."""
+"""Networks and functions of users: refused, or warned of, where they do not suit."""
 
 import logging
 
@@ -10,8 +10,7 @@ from torch import nn
 import tilenet
 from tilenet.errors import ModelError, OutputMismatch, SettingsError
 from tilenet.footprint import Footprint
-from tilenet.job import Job
-from tilenet.probe import ask, difference, remarks
+from tilenet.probe import ask, remarks
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90), dtype=np.uint8)
 
@@ -19,64 +18,11 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90), dtype=np.uint8)
 POINT, NEAR = Footprint.same(2, reach=0), Footprint.same(2, reach=1)
 
 
-def brighter_than(level):
-    return lambda x: x - level
-
-
-class Gain(nn.Module):
-    def __init__(self, gain):
-        super().__init__()
-        self.gain, self.conv = gain, nn.Conv2d(1, 2, 3, padding=1)
-
-    def forward(self, x):
-        return self.conv(x * self.gain)
-
-
 class EverySecond(nn.Module):
     """Counts pixels from the corner of its tile, as pooling does."""
 
     def forward(self, x):
         return x * (torch.arange(x.shape[-1]) % 2)
-
-
-def convolution():
-    torch.manual_seed(0)
-    return nn.Conv2d(1, 2, 3, padding=1)
-
-
-def gain(value):
-    torch.manual_seed(0)
-    return Gain(value)
-
-
-@pytest.mark.parametrize(
-    ("first", "other", "footprint"),
-    [
-        (lambda: brighter_than(128), lambda: brighter_than(128.5), POINT),
-        (lambda: lambda x: x > 128.0, lambda: lambda x: x > 50.0, POINT),
-        (lambda: gain(1.0), lambda: gain(1.001), NEAR),
-        (lambda: nn.Sequential(convolution(), nn.ReLU()), lambda: nn.Sequential(convolution(), nn.Tanh()), NEAR),
-    ],
-    ids=["function", "threshold", "attribute", "layer without weights"],
-)
-def test_a_run_is_not_gone_on_with_by_another_model(tmp_path, first, other, footprint):
-    out, how = tmp_path / "m.zarr", {"footprint": footprint, "tile": 32}
-    mask = np.asarray(tilenet.segment(IMAGE, out, model=first(), **how))
-    again = tilenet.segment(IMAGE, out, model=first(), footprint=footprint, resume=True)
-    assert np.array_equal(np.asarray(again), mask)
-    with pytest.raises(OutputMismatch, match="was begun with model answer"):
-        tilenet.segment(IMAGE, out, model=other(), footprint=footprint, resume=True)
-    assert tilenet.verify(out, IMAGE, model=first(), footprint=footprint).ok
-    with pytest.raises(OutputMismatch, match="answer"):
-        tilenet.verify(out, IMAGE, model=other(), footprint=footprint)
-
-
-def test_a_run_is_not_gone_on_with_under_another_footprint(tmp_path):
-    tilenet.segment(IMAGE, tmp_path / "m.zarr", model=convolution(), footprint=NEAR)
-    with pytest.raises(OutputMismatch, match="was begun with model footprint"):
-        tilenet.segment(
-            IMAGE, tmp_path / "m.zarr", model=convolution(), footprint=Footprint.same(2, reach=2), resume=True
-        )
 
 
 @pytest.mark.parametrize(
@@ -131,22 +77,14 @@ def test_what_does_not_suit_is_told_before_the_run(caplog, model, warned):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
 def test_traced_networks_are_taken_like_others():
-    network = convolution()
+    network = nn.Conv2d(1, 2, 3, padding=1)
     traced = torch.jit.trace(network, torch.zeros(1, 1, 8, 8))
     expected = tilenet.segment(IMAGE, model=network, footprint=NEAR, output="logits")
     np.testing.assert_allclose(tilenet.segment(IMAGE, model=traced, footprint=NEAR, output="logits"), expected)
 
 
-def test_a_compiled_network_gives_the_mask_of_the_network_and_stays_as_it_was():
-    network = convolution()
-    expected = tilenet.segment(IMAGE, model=network, footprint=NEAR)
-    compiled = torch.compile(network, backend="eager")
-    assert np.array_equal(tilenet.segment(IMAGE, model=compiled, footprint=NEAR), expected)
-    assert 0 < expected.mean() < 1 and compiled.training
-
-
 def test_a_function_that_wants_tensors_is_told_what_it_gets():
-    network = convolution()
+    network = nn.Conv2d(1, 2, 3, padding=1)
     with pytest.raises(ModelError, match="a function gets NumPy float32, and gives an array"):
         tilenet.segment(IMAGE, model=lambda x: network(x), footprint=NEAR)
     with pytest.raises(ModelError, match="the network gives no NumPy array"):
@@ -215,21 +153,6 @@ def test_a_model_that_takes_no_short_inputs_is_asked_with_legal_ones(caplog):
     assert caplog.text == ""
 
 
-def test_a_mask_of_a_version_that_asked_nothing_is_gone_on_with(tmp_path, monkeypatch):
-    out, model = tmp_path / "m.zarr", brighter_than(128)
-    with monkeypatch.context() as before:
-        info = Job.info
-        asked = ("footprint", "answer")
-
-        def without(job, scaling):
-            found = info(job, scaling)
-            return found | {"model": {name: value for name, value in found["model"].items() if name not in asked}}
-
-        before.setattr(Job, "info", without)
-        tilenet.segment(IMAGE, out, model=model, footprint=POINT)
-    assert tilenet.verify(out, IMAGE, model=model, footprint=POINT).ok
-
-
 def writing(x):
     x /= 255
     x -= 0.5
@@ -249,31 +172,6 @@ def test_a_model_that_writes_into_its_input_is_run_like_any_other(tmp_path, capl
     assert caplog.text == "" and np.array_equal(mask, IMAGE / 255 > 0.5)
     with pytest.raises(OutputMismatch, match="model answer"):
         tilenet.segment(IMAGE, tmp_path / "m.zarr", model=lambda x: 0.5 - x / 255, footprint=POINT, resume=True)
-
-
-def noisy(sign):
-    return lambda x: sign * (x - 100) + np.random.default_rng().normal(size=x.shape)
-
-
-def sparse(sign):
-    """Return a model whose logits of dark pixels are not finite."""
-    return lambda x: np.where(x < 1, np.nan, sign * (x - 100))
-
-
-def test_answers_of_which_one_is_infinite_differ_without_bound():
-    old = {"values": [0.0, 0.5], "within": 1e-5}
-    assert difference(old, {"values": [float("inf"), 0.5], "within": 1e-5}) == float("inf")
-
-
-@pytest.mark.parametrize("kind", [noisy, sparse])
-def test_an_answer_that_is_not_finite_or_does_not_repeat_is_not_that_of_any_model(tmp_path, kind):
-    out, options = tmp_path / "m.zarr", {"footprint": POINT}
-    bright = np.maximum(IMAGE, 1)
-    tilenet.segment(bright, out, model=kind(1), **options)
-    tilenet.segment(bright, out, model=kind(1), resume=True, **options)
-    for other in (kind(-1), lambda x: 100 - x):
-        with pytest.raises(OutputMismatch, match="model answer"):
-            tilenet.segment(bright, out, model=other, resume=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -396,8 +294,3 @@ def test_a_model_that_takes_one_tile_at_a_time_runs_where_there_are_no_batches()
     assert np.array_equal(tilenet.segment(IMAGE, model=one_by_one, footprint=POINT, tile=32, batch=1), expected)
     with pytest.raises(ModelError, match=r"one tile at a time. If it takes only .*, run with batch=1 \(--batch 1\)"):
         tilenet.segment(IMAGE, model=one_by_one, footprint=POINT, tile=32, batch=8)
-
-
-def test_what_is_recorded_of_a_model_stays_what_it_was():
-    answer = ask(lambda x: x - 100, POINT, 1).to_json()
-    assert answer["values"][:4] == [-100.0, -87.32907, -74.50642, -99.99964] and answer["within"] == 1e-5

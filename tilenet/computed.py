@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tilenet.engine import triton_version
 from tilenet.fast import steps
 from tilenet.fast.native import AVX2, AVX512, NAMES, convolutions
+from tilenet.models import is_compiled
 from tilenet.store import Store
 from tilenet.unet import UNet
 
@@ -33,6 +35,8 @@ def what_computes(network: object, engine: str, device: str) -> dict[str, str]:
         found["gpu"] = torch.cuda.get_device_name(device)
     if device == "cpu" and not (engine == "fast" and isinstance(network, UNet) and steps.decides_at_once(network)):
         found["processor"] = str(torch.backends.cpu.get_cpu_capability())
+    if isinstance(network, nn.Module) and not isinstance(network, UNet):
+        found["network"] = "compiled" if is_compiled(network) else "not compiled"
     return found
 
 

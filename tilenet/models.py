@@ -22,7 +22,7 @@ from tilenet.card import ModelCard, parse_colors
 from tilenet.errors import ModelError, ModelNotFound, OutputExists
 from tilenet.readers.boundary import one_line
 from tilenet.scaling import parse_rule
-from tilenet.states import State, read_claims, read_weights
+from tilenet.states import COMPILED, State, read_claims, read_weights
 from tilenet.store.place import put_whole
 from tilenet.unet import UNet
 
@@ -220,14 +220,28 @@ def convert_model(
     return save_model(network, out, card=card)
 
 
-def fingerprint(network: nn.Module) -> str:
-    """Return the sha256 of a network's weights: names, shapes, types and bytes."""
+def fingerprint(network: nn.Module, *, compiled_apart: bool = False) -> str:
+    """Return the sha256 of a network's weights: names, shapes, types and bytes.
+
+    It is the same for a network and for its form of `torch.compile`, in whole or in part; not with `compiled_apart`.
+    """
     digest = hashlib.sha256()
-    for key, value in sorted(network.state_dict().items()):
+    weights = {key if compiled_apart else key.replace(COMPILED, ""): w for key, w in network.state_dict().items()}
+    for key, value in sorted(weights.items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def class_name(model: object) -> str:
+    """Return the name of a model's class; of a network from `torch.compile`, that of the network itself."""
+    return type(getattr(model, COMPILED.rstrip("."), model)).__name__
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Return whether a network, or a part of it, comes from `torch.compile`."""
+    return any(COMPILED in f"{name}." for name, _ in network.named_modules())
 
 
 def _architecture(state: State, card: ModelCard, options: Mapping[str, Any]) -> dict[str, Any]:

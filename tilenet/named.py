@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from tilenet.errors import ModelError, ModelNotFound, first_line
-from tilenet.models import find_model, load_model, packaged_models
+from tilenet.models import class_name, find_model, load_model, packaged_models
 from tilenet.states import read_claims
 
 FUNCTION = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
@@ -80,7 +80,7 @@ def name_of(model: Any) -> str:
     """
     if not isinstance(model, str | Path):
         card = getattr(model, "card", None)
-        return card.name if card else type(model).__name__
+        return card.name if card else class_name(model)
     if module := module_of(model):
         card = getattr(load_named(model), "card", None)
         return getattr(card, "name", "") or module

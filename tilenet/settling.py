@@ -17,6 +17,7 @@ from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.into import Target
 from tilenet.job import RESIDENT, Job
+from tilenet.models import class_name
 from tilenet.named import load_named, source_of
 from tilenet.options import Options
 from tilenet.plan import Plan
@@ -203,8 +204,8 @@ def _of_object(model: Any) -> _Model:
         raise ModelError(f"{model.__name__} is a class. Give an instance of it, such as {model.__name__}(...)")
     if not callable(model):
         raise ModelError(f"a model is a name, a path, a torch.nn.Module or a callable, not a {type(model).__name__}")
-    card = getattr(model, "card", None) or ModelCard(name=type(model).__name__)
-    return _Model(model, card, type(model).__name__)
+    card = getattr(model, "card", None) or ModelCard(name=class_name(model))
+    return _Model(model, card, class_name(model))
 
 
 def _device_of(network: Any, options: Options) -> str:

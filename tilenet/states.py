@@ -22,8 +22,9 @@ from tilenet.errors import ModelError
 
 # Keys under which training scripts put the state dict beside other things.
 NESTS = ("state_dict", "model_state_dict", "model")
-# Prefixes added by DataParallel and torch.compile, in either order.
-WRAPPERS = ("module.", "_orig_mod.")
+# What torch.compile adds to names, and the prefixes that it and DataParallel add, in either order.
+COMPILED = "_orig_mod."
+WRAPPERS = ("module.", COMPILED)
 # First bytes of a zip file, as which PyTorch saves since 1.6, and of a Git LFS pointer.
 ZIP, POINTER = b"PK\x03\x04", b"version https://git-lfs"
 # Records that only programs have, saved by torch.jit.save and by torch.export.save.

@@ -12,7 +12,7 @@ from tilenet import machine, predict
 from tilenet.errors import ImageError, SettingsError, TilenetError
 from tilenet.footprint import Footprint
 from tilenet.into import Target
-from tilenet.job import Job, identity_of
+from tilenet.job import Job, identity_of, named_as_now
 from tilenet.mismatch import check_info, refuse_contradiction
 from tilenet.options import Options
 from tilenet.readers import open_image
@@ -74,7 +74,7 @@ class Wanted:
             self._refuse_another_backend(info, name, options.device, refuse)
             raise
         try:
-            refuse(info, job.info(scaling), name)
+            refuse(named_as_now(info, job.network), job.info(scaling), name)
         except BaseException:
             job.close()
             raise
@@ -96,6 +96,7 @@ class Wanted:
         """Call `refuse` for the model alone, as far as it can be compared without an image."""
         found = found_model(self.model)
         identity = identity_of(found.network, found.card, predict.footprint_of(found.network, self.footprint))
+        info = named_as_now(info, found.network)
         refuse(info, {**info, "model": {**info["model"], **identity}}, name)
 
     def _refuse_another_backend(
