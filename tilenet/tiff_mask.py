@@ -45,6 +45,18 @@ def is_tiff(path: str | Path) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
 
 
+def name_of(mask: Path) -> str:
+    """Return the name of a mask without its endings.
+
+    >>> name_of(Path("masks/a.ome.tif"))
+    'a'
+    """
+    name = mask.name
+    for ending in (".zarr", ".tiff", ".tif", ".ome"):
+        name = name.removesuffix(ending)
+    return name or mask.name
+
+
 def store_beside(out: Path) -> Path:
     """Return the store in which the mask of a TIFF is made: ``mask.tif.zarr`` beside ``mask.tif``."""
     return out.with_name(f"{out.name}.zarr")

@@ -19,6 +19,16 @@ from tilenet.cli.output import remarks, show
 )
 @click.option("--roi", type=PART, help="The part to draw, as for segment.  [default: all of the mask]")
 @click.option("--plane", type=Numbers(), help="Of a stack: Z, or T,Z of a series of stacks.  [default: the middle]")
+@click.option(
+    "--table",
+    type=click.Path(path_type=Path),
+    help="Draw only the objects in this table of export --csv; if it tells, positive ones red and others blue.",
+)
+@click.option(
+    "--within",
+    type=click.Path(path_type=Path),
+    help="Draw the regions of this GeoJSON file too, such as QuPath's annotations.",
+)
 @click.option("--tissue", is_flag=True, help="Draw the tissue map, and darken what was skipped.")
 @click.option("--fill", is_flag=True, help="Tint objects rather than outline them.")
 @click.option("--max-side", type=click.IntRange(1), default=2048, show_default=True, help="Longest side in px.")

@@ -37,11 +37,10 @@ from tilenet.export.shapes import (
 )
 from tilenet.export.within import BETWEEN, Drawn, InRegion, Within, covered, read_regions
 from tilenet.geometry import Box
-from tilenet.pictures.files import name_of
 from tilenet.spared import check_file_place
 from tilenet.store import AnyMask
 from tilenet.store.place import put_whole
-from tilenet.tiff_mask import open_mask
+from tilenet.tiff_mask import name_of, open_mask
 
 # x and y in pixels of the image at full resolution, from its upper left corner; sizes in pixels of the mask.
 COLUMNS = (

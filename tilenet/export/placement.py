@@ -51,6 +51,11 @@ class Grid:
         down, right = map(min, at, self.limit) if self.limit else at
         return right, down
 
+    def locate(self, points: NDArray[Any]) -> NDArray[np.float64]:
+        """Return y and x (n, 2) in pixels of the mask of points (n, 2): x and y in pixels of the image."""
+        found: NDArray[np.float64] = points[:, ::-1] / np.array(self.step, np.float64) - self.origin
+        return found
+
 
 def find_grid(mask: AnyMask, image: str | Path | None) -> Grid:
     """Return where a mask lies in its image, which is opened only if it is given or needed.
@@ -64,20 +69,28 @@ def find_grid(mask: AnyMask, image: str | Path | None) -> Grid:
     OutputMismatch
         If the image is needed and missing, or is not the one that the mask was made from.
     """
-    resolution, origin = resolution_of(mask), (mask.origin[-2], mask.origin[-1])
-    as_it_is = resolution.level == 0 and resolution.factor == AS_STORED
-    if as_it_is and image is None:
-        return Grid(origin)
+    if image is None and _is_full(mask):
+        return Grid((mask.origin[-2], mask.origin[-1]))
     with closing(_image_of(mask, image), image) as opened:
         refuse_another(opened, mask)
-        full, stored = (opened.plane_shape(k) for k in (0, resolution.level))
-        deep = [
-            opened.levels[k].shape[opened.axes.index("z")] if "z" in opened.axes else 1 for k in (0, resolution.level)
-        ]
-    if as_it_is:
+        return grid_in(opened, mask)
+
+
+def grid_in(image: Image, mask: AnyMask) -> Grid:
+    """Return where a mask lies in its image, which is open, at the level that was segmented."""
+    resolution, origin = resolution_of(mask), (mask.origin[-2], mask.origin[-1])
+    if _is_full(mask):
         return Grid(origin)
+    full, stored = (image.plane_shape(k) for k in (0, resolution.level))
+    deep = [image.levels[k].shape[image.axes.index("z")] if "z" in image.axes else 1 for k in (0, resolution.level)]
     y, x = (downsample_factor(n, m) * f for n, m, f in zip(full, stored, resolution.factor, strict=True))
     return Grid(origin, (y, x), full, downsample_factor(*deep))
+
+
+def _is_full(mask: AnyMask) -> bool:
+    """Return whether pixels of a mask are those of its image at full resolution."""
+    resolution = resolution_of(mask)
+    return resolution.level == 0 and resolution.factor == AS_STORED
 
 
 def _image_of(mask: AnyMask, image: str | Path | None) -> Image:

@@ -126,10 +126,7 @@ def _given_size(pixel_size: Any, mask: AnyMask, grid: Grid) -> tuple[float, ...]
 
 def shapes_of(mask: AnyMask, progress: Progress | None = None) -> Iterator[Shape]:
     """Yield the shapes of a mask, plane by plane, ordered by their last rows."""
-    # Not of the processor and the libraries that computed the mask, which may differ from run to run.
-    info = {name: value for name, value in mask.info.items() if name != "computed"}
-    seed, objects = uuid5(NAMESPACE_OID, json.dumps(info, sort_keys=True)), mask.has_objects
-    names = class_names(mask)
+    names, objects = class_names(mask), mask.has_objects
     planes, height = list(product(*map(range, mask.shape[:-2]))), mask.shape[-2]
     for number, index in enumerate(planes):
 
@@ -137,14 +134,27 @@ def shapes_of(mask: AnyMask, progress: Progress | None = None) -> Iterator[Shape
             if progress:
                 progress(done + row, len(planes) * height)
 
-        ids = uuid5(seed, str(index))
+        ids = Ids(mask, index)
         at = {axis: i + first for axis, i, first in zip(mask.axes, index, mask.origin, strict=False)}
         traced = regions(_strips(mask, index, advance))
         last_rows = _last_rows(_strips(mask, index)) if objects else None
         for value, parts in _by_value(traced, last_rows):
-            y, x = parts[0].rings[0][0].tolist()
             name = names[0] if objects else names.get(value, f"class {value}")
-            yield Shape(value, name, parts, at.get("t", 0), at.get("z", 0), uuid5(ids, f"{value} {y} {x}"))
+            yield Shape(value, name, parts, at.get("t", 0), at.get("z", 0), ids.of(value, parts[0].rings[0][0]))
+
+
+class Ids:
+    """Ids of the shapes of one plane of a mask, which no other mask or plane has."""
+
+    def __init__(self, mask: AnyMask, plane: tuple[int, ...]) -> None:
+        # Not of the processor and the libraries that computed the mask, which may differ from run to run.
+        info = {name: value for name, value in mask.info.items() if name != "computed"}
+        self._plane = uuid5(uuid5(NAMESPACE_OID, json.dumps(info, sort_keys=True)), str(plane))
+
+    def of(self, value: int, corner: NDArray[Any]) -> UUID:
+        """Return the id of a shape, given the first corner (y, x) of its first part."""
+        y, x = corner.tolist()
+        return uuid5(self._plane, f"{value} {y} {x}")
 
 
 class Counted(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 from shapely import MultiPolygon
 
 from tilenet.errors import SettingsError, first_line
@@ -29,6 +30,8 @@ BAND = 512
 # What a region must not be: QuPath exports its annotations and its cells by the same command.
 FOUND = ("cell", "detection", "PathCellObject", "PathDetectionObject")
 LOG = logging.getLogger("tilenet")
+# x and y (n, 2) in pixels of the image at full resolution.
+Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,17 @@ def covered(drawn: Sequence[Drawn], frame: tuple[float, float, float, float]) ->
         if (outside := 1 - area / region.area.area) > 1e-9:
             LOG.warning("%s: %.3g %% of %s lies outside of what was segmented", region.path, 100 * outside, region.name)
     return inside
+
+
+def outlines(drawn: Sequence[Drawn], frame: tuple[float, float, float, float]) -> Iterator[tuple[str, list[Points]]]:
+    """Yield the name of each region, and its outlines where they lie in a frame (left, top, right, bottom) or on it."""
+    left, top, right, bottom = frame
+    for region in drawn:
+        # A pixel more: what lies on the border of a rectangle is not in it for `clip_by_rect`.
+        near = shapely.clip_by_rect(region.area.boundary, left - 1, top - 1, right + 1, bottom + 1)
+        parts = shapely.get_parts(near)
+        if lines := [points for part in parts if len(points := shapely.get_coordinates(part)) > 1]:
+            yield region.name, lines
 
 
 def read_regions(path: str | Path) -> list[Drawn]:

@@ -1,8 +1,10 @@
-"""Draw over a picture of an image: outlines, filled areas, the tissue map, a scale bar."""
+"""Draw over a picture of an image: outlines, filled areas, drawn regions, the tissue map, a scale bar."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +12,17 @@ from skimage.segmentation import find_boundaries
 
 from tilenet.card import colors_of
 from tilenet.errors import SettingsError
+from tilenet.export.geojson import NEGATIVE, POSITIVE, QUPATH
 from tilenet.geometry import Box
 from tilenet.store import AnyMask
 from tilenet.store.tissue_map import TISSUE_COLOR
 
+if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw as Canvas
+
 Picture = NDArray[np.uint8]
+# From numbers of a mask (n) to colours (n, 3), 0 to 255.
+Colours = Callable[[NDArray[Any]], NDArray[np.float64]]
 # Opacity of filled objects; outlines are opaque.
 FILL_OPACITY = 0.45
 # Largest length of a scale bar, as a share of the picture's width.
@@ -23,6 +31,8 @@ BAR = 0.25
 PLATE = 4
 # Text height in pixels that is legible without zooming in, where the picture has room for it.
 LEGIBLE = 18
+# Colours of the outlines of regions, and of their rim, which keeps them visible on any background.
+REGION, RIM = (255, 214, 0), (0, 0, 0)
 
 
 def paint_tissue(picture: Picture, mask: AnyMask, part: Box) -> None:
@@ -38,7 +48,7 @@ def paint_tissue(picture: Picture, mask: AnyMask, part: Box) -> None:
     picture[find_boundaries(mask.tissue.at(y, x), mode="thick")] = TISSUE_COLOR  # type: ignore[no-untyped-call]
 
 
-def paint(picture: Picture, values: NDArray[Any], mask: AnyMask, *, fill: bool) -> None:
+def paint(picture: Picture, values: NDArray[Any], colours: Colours, *, fill: bool) -> None:
     """Draw the nonzero values of a mask; even objects smaller than a pixel of the picture are drawn."""
     h, w = picture.shape[:2]
     # If the mask is finer than the picture, rims two mask pixels wide would fill small objects.
@@ -47,8 +57,8 @@ def paint(picture: Picture, values: NDArray[Any], mask: AnyMask, *, fill: bool) 
     numbers[y * h // values.shape[0], x * w // values.shape[1]] = values[y, x]
     there = numbers > 0
     opacity = FILL_OPACITY if fill else 1.0
-    colours = _colours(numbers[there], mask)
-    picture[there] = ((1 - opacity) * picture[there] + opacity * colours).round().astype(np.uint8)
+    drawn = (1 - opacity) * picture[there] + opacity * colours(numbers[there])
+    picture[there] = drawn.round().astype(np.uint8)
 
 
 def _rims(values: NDArray[Any], width: int) -> NDArray[Any]:
@@ -59,8 +69,8 @@ def _rims(values: NDArray[Any], width: int) -> NDArray[Any]:
     return np.where(inside == 0, values, 0)
 
 
-def _colours(numbers: NDArray[Any], mask: AnyMask) -> NDArray[np.float64]:
-    """Return the colour of each number: (n, 3), 0 to 255."""
+def colours_of(numbers: NDArray[Any], *, mask: AnyMask) -> NDArray[np.float64]:
+    """Return the colours of the classes of a mask, or a colour for each of its objects."""
     if mask.has_objects:
         # Steps by the golden ratio put consecutive numbers far apart on the colour circle.
         hue = numbers.astype(np.float64)[:, None] * 0.618034 + np.array([0, 1 / 3, 2 / 3])
@@ -71,6 +81,47 @@ def _colours(numbers: NDArray[Any], mask: AnyMask) -> NDArray[np.float64]:
         table[value] = color[:3]
     found: NDArray[np.float64] = table[numbers]
     return found
+
+
+def stain_colours(numbers: NDArray[Any], *, positive: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return QuPath's colours of what is positive and what is not, given for each object whether it is positive."""
+    found: NDArray[np.float64] = np.array([QUPATH[NEGATIVE], QUPATH[POSITIVE]], np.float64)[
+        positive[numbers].astype(int)
+    ]
+    return found
+
+
+def draw_regions(picture: Picture, regions: Sequence[tuple[str, Sequence[NDArray[np.float64]]]]) -> None:
+    """Draw the outlines of regions, as y and x (n, 2) of corners of pixels of the picture, and their names."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    canvas = Pillow.fromarray(picture)
+    draw = ImageDraw.Draw(canvas)
+    width = max(3, max(picture.shape) // 500)
+    # The centre of the first pixel is 0 for Pillow.
+    paths = [(name, [[(x - 0.5, y - 0.5) for y, x in line.tolist()] for line in lines]) for name, lines in regions]
+    for colour, wide in ((RIM, width + 2), (REGION, width)):
+        for _, lines in paths:
+            for line in lines:
+                draw.line(line, colour, wide, joint="curve")
+    for name, lines in paths:
+        _write(draw, name, min((point for line in lines for point in line), key=itemgetter(1)), picture.shape)
+    picture[...] = np.asarray(canvas)
+
+
+def _write(draw: Canvas, text: str, place: tuple[float, float], shape: Sequence[int]) -> None:
+    """Write a text above a point, in black on white, moved into the picture if it would leave it."""
+    font = _font("lt", shape)
+    _, _, wide, high = draw.textbbox((PLATE, PLATE), text, **font)
+    x = max(0, min(place[0] - wide / 2, shape[1] - wide - PLATE))
+    y = max(0, place[1] - high - 2 * PLATE)
+    draw.rectangle((x, y, x + wide + PLATE, y + high + PLATE), fill="white")
+    draw.text((x + PLATE, y + PLATE), text, fill="black", **font)
+
+
+def _font(anchor: str, shape: Sequence[int]) -> dict[str, Any]:
+    return {"anchor": anchor, "font_size": max(shape[0] // 40, min(LEGIBLE, shape[1] // 8), 10)}
 
 
 def draw_bar(picture: Picture, size: float) -> None:
@@ -88,7 +139,7 @@ def draw_bar(picture: Picture, size: float) -> None:
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} um"
     left, base, thick = w // 50 + PLATE, h - h // 50 - PLATE - 1, max(3, h // 200)
     right, top = left + round(length / size), base - thick
-    place, font = (left, top - PLATE), {"anchor": "lb", "font_size": max(h // 40, min(LEGIBLE, w // 8), 10)}
+    place, font = (left, top - PLATE), _font("lb", picture.shape)
     _, text_top, text_right, _ = draw.textbbox(place, text, **font)
     draw.rectangle((left - PLATE, text_top - PLATE, max(right, text_right) + PLATE, base + PLATE), fill="white")
     draw.rectangle((left, top, right, base), fill="black")

@@ -9,6 +9,7 @@ from tilenet.errors import SettingsError
 from tilenet.pictures.drawing import Picture
 from tilenet.spared import check_file_place
 from tilenet.store.place import put_whole
+from tilenet.tiff_mask import name_of
 
 # Formats that can carry the mark by which tilenet recognises its own pictures.
 KINDS = ("PNG", "JPEG", "TIFF", "WEBP")
@@ -74,18 +75,6 @@ def overview_beside(mask: str | Path, into: str | Path | None = None) -> Path:
     """
     beside, label = Path(mask if into is None else into), "" if into is None else f".{Path(mask).name}"
     return beside.with_name(f"{name_of(beside)}{label}.overview.png")
-
-
-def name_of(mask: Path) -> str:
-    """Return the name of a mask without its endings.
-
-    >>> name_of(Path("masks/a.ome.tif"))
-    'a'
-    """
-    name = mask.name
-    for ending in (".zarr", ".tiff", ".tif", ".ome"):
-        name = name.removesuffix(ending)
-    return name or mask.name
 
 
 def _kind(out: Path) -> str:

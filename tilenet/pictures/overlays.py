@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import log
 from operator import index
 from pathlib import Path
@@ -12,12 +13,24 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.transform import resize_local_mean
 
 from tilenet.arguments import known_options
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.geometry import Box, ceil_div
-from tilenet.pictures.drawing import Picture, draw_bar, paint, paint_tissue
+from tilenet.export.listed import Listed, read_listed
+from tilenet.export.placement import Grid, grid_in
+from tilenet.export.within import Drawn, covered, outlines, read_regions
+from tilenet.geometry import Box
+from tilenet.pictures.drawing import (
+    Colours,
+    Picture,
+    colours_of,
+    draw_bar,
+    draw_regions,
+    paint,
+    paint_tissue,
+    stain_colours,
+)
+from tilenet.pictures.reduced import photo, values_of
 from tilenet.provenance import open_as_segmented, remark, resolution_of
 from tilenet.readers.image import Image, closing
 from tilenet.readers.resampled import at_resolution
@@ -27,14 +40,8 @@ from tilenet.tiff_mask import open_mask
 
 # Warnings about what the picture shows; the command line prints them.
 LOG = logging.getLogger("tilenet")
-# Number of stored values (pixels times channels) to read and reduce at once.
-STRIP = 2**24
 # Two pixel sizes count as equal up to this logarithm of their ratio.
 MAX_LOG_RATIO = 0.1
-# Percentiles of intensity that are shown as black and as full brightness, in images that are not colour photographs.
-DISPLAY_PERCENTILES = (1, 99.8)
-# Colours of the channels of a multichannel image, in order: blue, green, red, grey, cyan, magenta, yellow.
-CHANNEL_COLOURS = ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))
 
 
 @known_options()
@@ -47,6 +54,8 @@ def overlay(
     fill: bool = False,
     tissue: bool = False,
     max_side: int = 2048,
+    table: str | Path | None = None,
+    within: str | Path | None = None,
 ) -> Picture:
     """Draw a mask over its image.
 
@@ -68,6 +77,11 @@ def overlay(
         Draw the outline of the tissue map too, and darken the blocks that were skipped.
     max_side : int
         Longest side of the picture in pixels; smaller parts are not enlarged.
+    table : path, optional
+        A table of the mask, as `tilenet.write_table` wrote it, also if lines were removed since: only the objects that
+        it lists are drawn. If it has the column ``positive``, they are red if they are positive, and else blue.
+    within : path, optional
+        A GeoJSON file of regions of the image, as for `tilenet.write_table`: draw their outlines and names.
 
     Returns
     -------
@@ -79,7 +93,7 @@ def overlay(
     ------
     SettingsError, OutputMismatch
         If the part is not entirely inside the mask; if there is no such plane or no tissue map; if the mask is not
-        of this image.
+        of this image, or the table not of this mask; if all regions lie outside of the mask.
 
     Examples
     --------
@@ -92,16 +106,20 @@ def overlay(
     """
     if max_side < 1:
         raise SettingsError(f"max_side is at least 1, not {max_side}")
-    with open_mask(mask) as found, _as_segmented(image, found) as source:
+    drawn = () if within is None else read_regions(within)
+    with open_mask(mask) as found, _as_segmented(image, found) as (source, grid):
         if isinstance(image, str | Path | Image) and (said := remark(source, found)):
             LOG.warning("%s", said)
         part = _plane(_part(source, found, roi), found, plane)
         longest = max(part.shape[-2:])
         h, w = (max(1, n * min(longest, max_side) // longest) for n in part.shape[-2:])
-        picture = _photo(source, part, (h, w))
+        listed = None if table is None else read_listed(found, Path(table), grid)
+        lines = _lines(drawn, found, grid, part, (h, w)) if drawn else []
+        picture = photo(source, part, (h, w))
         if tissue:
             paint_tissue(picture, found, part)
-        paint(picture, _values(found, part, (h, w)), found, fill=fill)
+        paint(picture, *_objects(found, listed, values_of(found, part, (h, w))), fill=fill)
+        draw_regions(picture, lines)
         size = source.pixel_size[-1]
         if size:
             draw_bar(picture, size * part.shape[-1] / w)
@@ -109,8 +127,8 @@ def overlay(
 
 
 @contextmanager
-def _as_segmented(image: Any, mask: AnyMask) -> Iterator[Image]:
-    """Open the image on the pixel grid of its mask, with the channels that were segmented."""
+def _as_segmented(image: Any, mask: AnyMask) -> Iterator[tuple[Image, Grid]]:
+    """Open the image on the pixel grid of its mask, with the channels that were segmented; yield it and the grid."""
     channels = mask.info["record"].get("channels")
     with closing(open_as_segmented(image, mask), image) as stored:
         seen = at_resolution(stored, resolution_of(mask))
@@ -120,7 +138,37 @@ def _as_segmented(image: Any, mask: AnyMask) -> Iterator[Image]:
                 f"{mask.path}: was made from the channels {', '.join(map(str, channels))}, and {seen.name} has "
                 f"{seen.n_channels}, from 0. Give the image that was segmented"
             )
-        yield seen.with_channels(channels) if channels else seen
+        yield seen.with_channels(channels) if channels else seen, grid_in(stored, mask)
+
+
+def _objects(mask: AnyMask, listed: Listed | None, values: NDArray[Any]) -> tuple[NDArray[Any], Colours]:
+    """Return which of the values of a mask are drawn, the others as 0, and in which colours."""
+    colours: Colours = partial(colours_of, mask=mask)
+    if listed is None:
+        return values, colours
+    if listed.positive is not None:
+        colours = partial(stain_colours, positive=listed.positive)
+    return np.where(listed.there[values], values, 0), colours
+
+
+def _lines(
+    drawn: Sequence[Drawn], mask: AnyMask, grid: Grid, part: Box, shape: tuple[int, int]
+) -> list[tuple[str, list[NDArray[np.float64]]]]:
+    """Return the names and outlines of the regions that a picture of a part shows: y and x (n, 2) in its pixels."""
+
+    def frame(start: Sequence[int], stop: Sequence[int]) -> tuple[float, float, float, float]:
+        return (*grid.place_point(*start), *grid.place_point(*stop))
+
+    covered(drawn, frame((0, 0), mask.shape[-2:]))
+    inner = part.relative_to(mask.origin)
+    first, scale = inner.start[-2:], np.divide(shape, part.shape[-2:])
+    found = [
+        (name, [(grid.locate(line) - first) * scale for line in outline])
+        for name, outline in outlines(drawn, frame(first, inner.stop[-2:]))
+    ]
+    if not found:
+        LOG.warning("%s: no outline of its %d regions lies in the part that is drawn", drawn[0].path, len(drawn))
+    return found
 
 
 def _refuse_misfit(image: Image, mask: AnyMask) -> None:
@@ -168,58 +216,3 @@ def _plane(part: Box, mask: AnyMask, plane: int | Sequence[int] | None) -> Box:
             + (f"Give one number for each of {there}" if there else "It has one plane: leave the plane out")
         )
     return Box((*chosen, *part.start[-2:]), (*(n + 1 for n in chosen), *part.stop[-2:]))
-
-
-def _photo(image: Image, part: Box, shape: tuple[int, int]) -> Picture:
-    """Return a part of an image as a picture (h, w, 3), read in strips from the coarsest level that is fine enough."""
-    level = _coarsest([image.plane_shape(k) for k in range(len(image.levels))], part, shape)
-    coarse = image.at_level(level)
-    box = _scaled(part, image.box_shape, coarse.box_shape)
-    rows = max(1, STRIP * shape[0] // max(1, box.size * image.n_channels))
-    strips = []
-    for top in range(0, shape[0], rows):
-        bottom = min(top + rows, shape[0])
-        y0, y1 = (box.start[-2] + edge * box.shape[-2] // shape[0] for edge in (top, bottom))
-        strip = Box((*box.start[:-2], y0, box.start[-1]), (*box.stop[:-2], max(y1, y0 + 1), box.stop[-1]))
-        pixels = coarse.read_inside(strip).reshape(image.n_channels, *strip.shape[-2:])
-        strips.append(resize_local_mean(pixels.astype(np.float32), (bottom - top, shape[1]), channel_axis=0))  # type: ignore[no-untyped-call]
-    return _coloured(np.concatenate(strips, axis=1), image)
-
-
-def _coarsest(levels: Sequence[Sequence[int]], part: Box, shape: tuple[int, int]) -> int:
-    """Return the coarsest level in which the part has at least as many rows and columns as the picture."""
-    full = levels[0]
-    fine = [
-        k
-        for k, sides in enumerate(levels)
-        if all(p * n >= m * f for p, n, m, f in zip(part.shape[-2:], sides, shape, full, strict=True))
-    ]
-    return max(fine, default=0)
-
-
-def _scaled(part: Box, full: Sequence[int], level: Sequence[int]) -> Box:
-    axes = list(zip(part.start, part.stop, full, level, strict=True))
-    start = tuple(min(a * n // f, n - 1) for a, _, f, n in axes)
-    return Box(
-        start, tuple(max(s + 1, min(n, ceil_div(b * n, f))) for s, (_, b, f, n) in zip(start, axes, strict=True))
-    )
-
-
-def _coloured(pixels: NDArray[np.float32], image: Image) -> Picture:
-    """Return (h, w, 3) from (C, h, w): photographs unchanged, other channels contrast-stretched and coloured."""
-    if image.is_color:
-        return np.ascontiguousarray(np.moveaxis(pixels, 0, -1).round().astype(np.uint8))
-    colours = CHANNEL_COLOURS if len(pixels) > 1 else ((1, 1, 1),)
-    picture = np.zeros((*pixels.shape[1:], 3), np.float32)
-    for k, channel in enumerate(pixels):
-        low, high = np.percentile(channel, DISPLAY_PERCENTILES)
-        picture += ((channel - low) / max(high - low, 1e-6)).clip(0, 1)[..., None] * colours[k % len(colours)]
-    return (picture.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _values(mask: AnyMask, part: Box, shape: tuple[int, int]) -> NDArray[Any]:
-    """Return the mask's values in the part, from the coarsest level as fine as the picture."""
-    inner = part.relative_to(mask.origin)
-    level = _coarsest([level.shape[-2:] for level in mask.levels], inner, shape)
-    values = mask.read(level, _scaled(inner, mask.shape, mask.levels[level].shape).slices)
-    return values.reshape(values.shape[-2:])
