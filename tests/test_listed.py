@@ -199,6 +199,17 @@ def test_names_are_written_at_the_tops_of_regions_and_stay_in_the_picture(slide,
     assert x.min() == 0 and x.max() > 80 and y.max() - y.min() > 12
 
 
+def test_names_are_written_without_accents_and_in_other_letters_as_numbers(slide, mask, tmp_path, caplog):
+    triangles = (TRIANGLE, [[x + 60, y] for x, y in TRIANGLE])
+    drawn = [
+        overlay(slide, mask, within=drawn_in(tmp_path / "r.geojson", *zip(names, triangles, strict=True)))
+        for names in (("T\N{LATIN SMALL LETTER U WITH DIAERESIS}m", "\u764c"), ("Tum", "2"), ("Tom", "2"))
+    ]
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+    (said,) = caplog.messages
+    assert said.endswith("are not written in pictures are replaced by their place in the file: 2 for \u764c")
+
+
 def test_the_outline_of_a_region_on_the_border_is_drawn_and_none_in_the_part_is_said(slide, mask, tmp_path, caplog):
     border = [[0, 0], [320, 0], [320, 240], [0, 240], [0, 0]]
     within = drawn_in(tmp_path / "r.geojson", ("All", border))

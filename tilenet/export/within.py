@@ -126,15 +126,13 @@ def covered(drawn: Sequence[Drawn], frame: tuple[float, float, float, float]) ->
     return inside
 
 
-def outlines(drawn: Sequence[Drawn], frame: tuple[float, float, float, float]) -> Iterator[tuple[str, list[Points]]]:
-    """Yield the name of each region, and its outlines where they lie in a frame (left, top, right, bottom) or on it."""
+def outlines(drawn: Sequence[Drawn], frame: tuple[float, float, float, float]) -> Iterator[list[Points]]:
+    """Yield the outlines of each region where they lie in a frame (left, top, right, bottom) or on it."""
     left, top, right, bottom = frame
     for region in drawn:
         # A pixel more: what lies on the border of a rectangle is not in it for `clip_by_rect`.
         near = shapely.clip_by_rect(region.area.boundary, left - 1, top - 1, right + 1, bottom + 1)
-        parts = shapely.get_parts(near)
-        if lines := [points for part in parts if len(points := shapely.get_coordinates(part)) > 1]:
-            yield region.name, lines
+        yield [points for part in shapely.get_parts(near) if len(points := shapely.get_coordinates(part)) > 1]
 
 
 def read_regions(path: str | Path) -> list[Drawn]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
+from unicodedata import combining, normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,15 @@ def draw_regions(picture: Picture, regions: Sequence[tuple[str, Sequence[NDArray
     for name, lines in paths:
         _write(draw, name, min((point for line in lines for point in line), key=itemgetter(1)), picture.shape)
     picture[...] = np.asarray(canvas)
+
+
+def without_accents(text: str) -> str:
+    """Return a text without the accents of its letters, which the font of pictures lacks.
+
+    >>> without_accents("Tumör, rég. 3")
+    'Tumor, reg. 3'
+    """
+    return "".join(letter for letter in normalize("NFKD", text) if not combining(letter))
 
 
 def _write(draw: Canvas, text: str, place: tuple[float, float], shape: Sequence[int]) -> None:

@@ -29,6 +29,7 @@ from tilenet.pictures.drawing import (
     paint,
     paint_tissue,
     stain_colours,
+    without_accents,
 )
 from tilenet.pictures.reduced import photo, values_of
 from tilenet.provenance import open_as_segmented, remark, resolution_of
@@ -164,11 +165,25 @@ def _lines(
     first, scale = inner.start[-2:], np.divide(shape, part.shape[-2:])
     found = [
         (name, [(grid.locate(line) - first) * scale for line in outline])
-        for name, outline in outlines(drawn, frame(first, inner.stop[-2:]))
+        for name, outline in zip(_names(drawn), outlines(drawn, frame(first, inner.stop[-2:])), strict=True)
+        if outline
     ]
     if not found:
         LOG.warning("%s: no outline of its %d regions lies in the part that is drawn", drawn[0].path, len(drawn))
     return found
+
+
+def _names(drawn: Sequence[Drawn]) -> list[str]:
+    """Return the names of regions in letters that pictures can have; a number where that does not do."""
+    names = [without_accents(region.name) for region in drawn]
+    if others := [
+        f"{number} for {drawn[number - 1].name}" for number, name in enumerate(names, 1) if not name.isascii()
+    ]:
+        LOG.warning(
+            "%s: names with letters that are not written in pictures are replaced by their place in the file: %s",
+            *(drawn[0].path, ", ".join([*others[:3], *(["..."] if others[3:] else [])])),
+        )
+    return [name if name.isascii() else str(number) for number, name in enumerate(names, 1)]
 
 
 def _refuse_misfit(image: Image, mask: AnyMask) -> None:
