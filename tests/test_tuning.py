@@ -44,6 +44,7 @@ def tuned(predictor, *, seconds=1e6, **options):
 def test_the_fastest_is_found_and_is_on_the_grid():
     found = tuned(Timed(a_pass=10.0))  # passes are dear: as many pixels in each as fit
     assert found.best.px_per_s == max(trial.px_per_s for trial in found.trials) > found.trials[0].px_per_s
+    assert found.gain == pytest.approx(found.best.px_per_s / found.trials[0].px_per_s)
     assert np.prod(found.best.setting.tile) * found.best.setting.batch > 1000**2
     assert len(found.trials) > 3
     for trial in found.trials:
@@ -78,11 +79,32 @@ def test_what_would_take_too_long_is_left_out_and_said():
     assert found.left_out > 2
 
 
-def test_a_default_within_three_percent_of_the_fastest_is_kept():
-    trials = [Trial(Setting((64, 64), 1, 1, "auto"), rate, 1) for rate in (100.0, 102.0)]
-    assert Tuning(tuple(trials), 0).best is trials[0]
-    faster = Trial(Setting((64, 64), 2, 1, "auto"), 104.0, 1)
-    assert Tuning((*trials, faster), 0).best is faster
+class Unsteady(Timed):
+    """A predictor whose passes over tiles of 128 px take so much, one after the other, of the time that they should."""
+
+    def __init__(self, shares):
+        super().__init__(a_pass=0)
+        self.shares = iter(shares)
+
+    def __call__(self, batch):
+        before = self.now
+        made = super().__call__(batch)
+        if batch.shape[-1] == 128 + 2 * 12:
+            self.now = before + (self.now - before) * next(self.shares, 1.0)
+        return made
+
+
+@pytest.mark.parametrize("shares", [[1.2] * 3, [1.0] * 4 + [0.8] * 2], ids=["default by chance slow", "other fast"])
+def test_what_is_faster_by_chance_is_not_given(shares):
+    found = tuned(Unsteady(shares), tile=128)
+    assert max(trial.px_per_s for trial in found.trials) > 1.1 * found.trials[0].px_per_s
+    assert found.gain == pytest.approx(1) and found.best is found.trials[0]
+
+
+@pytest.mark.parametrize(("gain", "given"), [(1.04, False), (1.06, True)])
+def test_a_gain_of_less_than_five_percent_is_none(gain, given):
+    trials = tuple(Trial(Setting((64, 64), batch, 1, "auto"), rate, 1) for batch, rate in ((1, 100.0), (2, 120.0)))
+    assert Tuning(trials, 0, gain).best is trials[given]
 
 
 def test_engines_and_threads_of_a_network_are_varied_and_the_caller_keeps_his():

@@ -3,12 +3,16 @@
 Tile, engine, threads and batch are varied one after the other, and the fastest setting so far is kept.
 Options that the caller gave stay as they are. Settings that exceed the memory, or would not finish in
 time, are not tried.
+
+The fastest setting of this search may be so by chance, or because the machine became faster meanwhile. So it is then
+compared with the default: both run in turn, several times, and only a clear gain in the medians counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +23,7 @@ from tilenet.job import Job
 from tilenet.options import Options
 from tilenet.plan import Tile
 from tilenet.runner import deciding
+from tilenet.scaling import Scaling
 from tilenet.settling import settle
 from tilenet.sizes import DEFAULT_MEMORY, plan_tiles
 
@@ -27,8 +32,8 @@ SECONDS = 60.0
 PASSES = 3
 # Sides of the tiles to try, relative to the default: numerator, denominator.
 FACTORS = ((1, 2), (1, 4), (2, 1))
-# Rates whose ratio is at most this are taken to be the same.
-ALIKE = 1.03
+# How often the fastest setting and the default run in turn, and from which gain on the default is not as fast.
+TURNS, GAIN = 5, 1.05
 
 
 @dataclass(frozen=True)
@@ -58,17 +63,32 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The trials, the default first; `left_out` counts the settings that were not tried for lack of time."""
+    """What `tune` measured.
+
+    Attributes
+    ----------
+    trials : tuple of Trial
+        The trials, the default first.
+    left_out : int
+        How many settings were not tried for lack of time.
+    gain : float
+        How many times as fast as the default the fastest trial is, in the medians of runs in turn; 1 if it is the
+        default itself.
+    """
 
     trials: tuple[Trial, ...]
     left_out: int
+    gain: float
 
     @property
     def best(self) -> Trial:
-        """The fastest trial, or the default if it is within 3 % of the fastest."""
-        fastest = max(self.trials, key=lambda trial: trial.px_per_s)
-        default = self.trials[0]
-        return default if default.px_per_s * ALIKE >= fastest.px_per_s else fastest
+        """The fastest trial if its gain is clear, else the default."""
+        return fastest(self.trials) if self.gain >= GAIN else self.trials[0]
+
+
+def fastest(trials: Sequence[Trial]) -> Trial:
+    """Return the fastest trial, the first of several."""
+    return max(trials, key=lambda trial: trial.px_per_s)
 
 
 def tune(
@@ -86,31 +106,45 @@ def tune(
     source, model, options
         As for `tilenet.settling.settle`; options that are given are not varied.
     seconds : float
-        Time limit: a setting that is expected to exceed it is not tried. The default setting always is.
+        Time limit: a setting that is expected to exceed it, with its comparison with the default, is not tried. The
+        default setting always is.
     clock : callable
         Returns the time in seconds.
     """
     with settle(source, model, options) as job:
         search = _Search(job, options, deadline=clock() + seconds, clock=clock)
-        best = search.default
         for vary in (search.tiles, search.engines, search.threads, search.batches):
-            for setting in list(vary(best.setting)):
-                trial = search.attempt(setting)
-                if trial is not None and trial.px_per_s > best.px_per_s:
-                    best = trial
-        return Tuning(tuple(search.trials), search.left_out)
+            for setting in list(vary(fastest(search.trials).setting)):
+                search.attempt(setting)
+        return Tuning(tuple(search.trials), search.left_out, search.gain())
+
+
+class _Passes:
+    """Passes of one setting over one batch of tiles from the middle of the image."""
+
+    def __init__(self, job: Job, threads: int, scaling: Scaling, clock: Callable[[], float]) -> None:
+        self._tiles, self._threads, self._clock, self._decision = _middle_batch(job), threads, clock, job.decision
+        read, ndim = [job.image.read(tile.read) for tile in self._tiles], job.footprint.ndim
+        self._batch = np.stack([pixels.reshape(len(pixels), *pixels.shape[-ndim:]) for pixels in read])
+        self._predictor = deciding(job.predictor(scaling))
+
+    def rate(self) -> float:
+        """Make one pass, and return the pixels written per second."""
+        with machine.threads(self._threads):
+            started = self._clock()
+            self._predictor.begin(self._batch, self._tiles, self._decision)()
+            return sum(tile.write.size for tile in self._tiles) / (self._clock() - started)
 
 
 class _Search:
     def __init__(self, job: Job, options: Options, *, deadline: float, clock: Callable[[], float]) -> None:
         self._job, self._options, self._clock, self._deadline = job, options, clock, deadline
-        self._scaling, self._ndim = job.resolve_scaling(), job.footprint.ndim
+        self._scaling = job.resolve_scaling()
         self._memory = DEFAULT_MEMORY if options.memory is None else options.memory
         self.trials: list[Trial] = []
         self.left_out = 0
-        tile = job.plan.tile[-self._ndim :]
-        first = Setting(tile, job.plan.batch, job.record["threads"], options.engine or "auto")
-        self.default = self._measure(job, first)
+        tile = job.plan.tile[-job.footprint.ndim :]
+        self._measure(job, Setting(tile, job.plan.batch, job.record["threads"], options.engine or "auto"))
 
     def tiles(self, now: Setting) -> Iterator[Setting]:
         """Yield settings with smaller and larger tiles, multiples of the footprint's step."""
@@ -135,18 +169,29 @@ class _Search:
         if self._options.batch is None:
             yield from (replace(now, batch=n) for n in sorted({1, 2 * now.batch} - {now.batch}))
 
-    def attempt(self, setting: Setting) -> Trial | None:
+    def attempt(self, setting: Setting) -> None:
         """Measure a setting, unless it takes too much memory or time, or equals one already measured."""
         job = self._with(setting)
         setting = replace(setting, batch=job.plan.batch)
         if _bytes_of(job) > self._memory or setting in {trial.setting for trial in self.trials}:
-            return None
-        tiles = _middle_batch(job)
-        expected = PASSES * sum(tile.write.size for tile in tiles) / self.trials[0].px_per_s
+            return
+        here, default = (sum(tile.write.size for tile in _middle_batch(j)) for j in (job, self._job))
+        # The passes of the trial, and those of the comparison.
+        expected = ((PASSES + 1 + TURNS) * here + (1 + TURNS) * default) / self.trials[0].px_per_s
         if self._clock() + expected > self._deadline:
             self.left_out += 1
-            return None
-        return self._measure(job, setting)
+        else:
+            self._measure(job, setting)
+
+    def gain(self) -> float:
+        """Return how many times as fast as the default the fastest setting is; see `Tuning`."""
+        default, other = self.trials[0].setting, fastest(self.trials).setting
+        if other == default:
+            return 1.0
+        passes = [self._passes(self._job, default), self._passes(self._with(other), other)]
+        rates = [[each.rate() for each in passes] for _ in range(1 + TURNS)][1:]  # the first allocate memory
+        before, after = (float(median(of_one)) for of_one in zip(*rates, strict=True))
+        return after / before
 
     def _with(self, setting: Setting) -> Job:
         job = self._job
@@ -166,20 +211,13 @@ class _Search:
             job, plan=plan, demand=demand, record=job.record | {"threads": setting.threads, "engine": engine}
         )
 
-    def _measure(self, job: Job, setting: Setting) -> Trial:
-        tiles = _middle_batch(job)
-        read = [job.image.read(tile.read) for tile in tiles]
-        batch = np.stack([pixels.reshape(len(pixels), *pixels.shape[-self._ndim :]) for pixels in read])
-        one = deciding(job.predictor(self._scaling))
-        taken = []
-        with machine.threads(setting.threads):
-            for _ in range(PASSES):
-                started = self._clock()
-                one.begin(batch, tiles, job.decision)()
-                taken.append(self._clock() - started)
-        rate = sum(tile.write.size for tile in tiles) / min(taken[1:])
-        self.trials.append(Trial(setting, rate, _bytes_of(job)))
-        return self.trials[-1]
+    def _passes(self, job: Job, setting: Setting) -> _Passes:
+        return _Passes(job, setting.threads, self._scaling, self._clock)
+
+    def _measure(self, job: Job, setting: Setting) -> None:
+        passes = self._passes(job, setting)
+        rates = [passes.rate() for _ in range(PASSES)]
+        self.trials.append(Trial(setting, max(rates[1:]), _bytes_of(job)))
 
 
 def _middle_batch(job: Job) -> Sequence[Tile]:

@@ -34,7 +34,14 @@ def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:
     found = measure(image, options.pop("model"), Options(**options), seconds=seconds)
     trials = [{**vars(t.setting), "px_per_s": round(t.px_per_s), "bytes": t.n_bytes} for t in found.trials]
     best = options_of(found.best.setting)
-    result = {"trials": trials, "options": best, "default": found.best is found.trials[0], "left_out": found.left_out}
+    default = found.best is found.trials[0]
+    result = {
+        "trials": trials,
+        "options": best,
+        "default": default,
+        "gain": round(found.gain, 3),
+        "left_out": found.left_out,
+    }
     show(result, "\n".join(_rows(found, best)), as_json=as_json)
 
 
@@ -54,7 +61,9 @@ def _rows(found: Tuning, best: str) -> list[str]:
         numbers = f"{trial.px_per_s / 1e6:>8.3f} {gigabytes(trial.n_bytes):>9}"
         rows.append(f"{sides(s.tile):>15} {s.batch:>6} {s.threads:>8} {s.engine:>7} {numbers}{note}")
     if found.left_out:
-        rows.append(f"{found.left_out} more were left out for want of time: give --seconds")
-    default = found.best is found.trials[0]
-    rows.append(f"give: {best}" if not default else f"the defaults are as fast as any: {best}")
+        rows.append(f"not tried for want of time: {found.left_out} more; give --seconds")
+    if found.best is found.trials[0]:
+        rows.append(f"the defaults are as fast as any: {best}")
+    else:
+        rows.append(f"give: {best}  ({found.gain:.2f} times as fast as the defaults, run in turn with them)")
     return rows
