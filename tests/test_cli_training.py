@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
+from contents import lines_of
 
 import tilenet
 
@@ -37,9 +38,20 @@ SMALL = ("--depth", 2, "--wf", 3, "--tile", 48, "--epochs", 4, "--batch", 2, "--
 
 def test_a_model_trained_by_the_command_segments_and_scores(data, tilenet_command):
     model = data / "discs.safetensors"
-    code, out, err = tilenet_command("train", data, "--out", model, *SMALL)
+    code, out, err = tilenet_command("train", data, "--out", model, *SMALL, "--json")
     assert code == 0, err
     assert err.count("epoch ") == 4
+    facts, history = json.loads(out), lines_of(data / "discs.training" / "history.csv")
+    best = max(history, key=lambda line: float(line["score"]))
+    assert (facts["out"], facts["epochs"], facts["epoch"]) == (str(model), 4, int(best["epoch"]))
+    assert facts["validation"] == {name: float(best[name]) for name in ("dice", "score")} and facts["seconds"] > 0
+    assert facts["sha256"] == json.loads(tilenet_command("info", model, "--json")[1])["sha256"]
+    code, out, err = tilenet_command("train", data, "--out", model, *SMALL, "--resume")
+    assert (code, err, out.splitlines()[0]) == (
+        0,
+        "",
+        str(model),
+    ) and f"  epoch                    {best['epoch']}\n" in out
     for seed in range(6):
         target = data / "found" / f"{seed}.zarr"
         assert tilenet_command("segment", data / "images" / f"{seed}.tif", "-m", model, "-o", target)[0] == 0

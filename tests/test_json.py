@@ -41,6 +41,10 @@ def work(tmp_path_factory):
         )
     tilenet.segment(folder / "slide.tif", folder / "begun.zarr", model=folder / "m.safetensors", tile=16, shard=(1, 2))
     tifffile.imwrite(folder / "stack.ome.tif", pixels[..., 0].reshape(2, 45, 110), metadata={"axes": "CYX"})
+    for name, seen in (("images", pixels[..., 0]), ("labels", np.arange(90 * 110).reshape(90, 110) // 1000)):
+        (folder / "pairs" / name).mkdir(parents=True)
+        for stem in "ab":
+            tifffile.imwrite(folder / "pairs" / name / f"{stem}.tif", seen.astype(np.uint8))
     tile = np.ones((64, 64), np.uint8)
     tifffile.imwrite(folder / "sparse.tif", iter([tile, None]), shape=(64, 128), dtype="u1", tile=(64, 64))
     return folder
@@ -62,6 +66,7 @@ COMMANDS = {
     "overlay": ["overlay slide.tif mask.zarr --out mask.png"],
     "export": ["export mask.zarr --csv mask.csv --geojson mask.geojson --tiff mask.ome.tif"],
     "batch": ["batch slide.tif rgba.tif -m m.safetensors --out masks --shard 1/2"],
+    "train": ["train pairs --out trained.safetensors --depth 2 --wf 1 --epochs 1 --crops 2 --batch 1 --tile 16"],
     "evaluate": ["evaluate objects.zarr objects.zarr"],
     "finish": ["finish mask.zarr"],
     "tune": ["tune slide.tif -m m.safetensors --seconds 1"],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli.options import Numbers, with_options
-from tilenet.cli.output import remarks, say, show, tell
+from tilenet.cli.options import JSON, QUIET, Numbers, with_options
+from tilenet.cli.output import remarks, show, tell
 from tilenet.training.recipe import RATES, Recipe
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ recipe_options = with_options(
 @click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.")
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch, or start.")
 @recipe_options
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+@JSON
+@QUIET
 def train(
     data: Path,
     out: Path,
@@ -123,11 +125,13 @@ def train(
     axes: str | None,
     scaling: str | None,
     resume: bool,
+    as_json: bool,
     quiet: bool,
     **said: Any,
 ) -> None:
     """Train a U-Net on DATA: a folder with images/ and labels/, files of one stem in each."""
     from tilenet.machine import keep_freed_memory
+    from tilenet.models import fingerprint
     from tilenet.scaling import parse_rule
     from tilenet.training.loop import train as train_network
 
@@ -136,10 +140,12 @@ def train(
     if scaling is not None:
         chosen["scaling"] = parse_rule(scaling)
     recipe = Recipe(**chosen)
-    progress = None if quiet else _tell_epoch
+    progress, began = None if quiet else _tell_epoch, time.perf_counter()
     network = train_network(data, out, recipe=recipe, start=start, axes=axes, resume=resume, progress=progress)
-    if not quiet:
-        say("\n".join([f"{out}", *_rows(network.card.metrics if network.card else {}, "  ")]))
+    scores = network.card.metrics if network.card else {}
+    facts = {"out": str(out), "sha256": fingerprint(network), "epochs": recipe.last_epoch, **scores}
+    facts["seconds"] = round(time.perf_counter() - began, 2)
+    show(facts, "\n".join([f"{out}", *_rows(scores, "  ")]), as_json=as_json, quiet=quiet)
 
 
 @click.command()
@@ -147,7 +153,7 @@ def train(
 @click.argument("truth", type=click.Path(path_type=Path))
 @click.option("--classes", is_flag=True, help="The labels are classes, not objects.")
 @click.option("--axes", help="Letters of tczyx, one per array axis, where the files do not say.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@JSON
 def evaluate(prediction: Path, truth: Path, classes: bool, axes: str | None, as_json: bool) -> None:
     """Score PREDICTION against TRUTH: two files, or two folders of files of one stem."""
     from tilenet.evaluation import evaluate as score
