@@ -58,6 +58,7 @@ def segment(
     least_depth: float | None = None,
     probability_dtype: str | None = None,
     missing: str | None = None,
+    strict: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -141,6 +142,9 @@ def segment(
         ``float32``, ``float16`` or ``float64``.
     missing : {"error", "fill"}, optional
         Whether tiles that are missing from the file are an error, or read as 0.
+    strict : bool
+        Raise `ModelError` before anything is written, where otherwise a warning says that the model's masks would have
+        seams or could not be repeated, or that this could not be checked.
     resume : bool
         Continue `out`, or start it if it does not exist. Options that are not given are taken from `out`.
     overwrite : bool
@@ -210,6 +214,7 @@ def segment(
         probability_dtype=probability_dtype,
         scaling=scaling,
         missing=missing,
+        strict=strict,
     )
     refuse_missing(model)  # before what is at `out`, which would be all that is said
     wanted = Wanted(image, model, options, footprint, target)

@@ -40,7 +40,7 @@ from tilenet.tiles import Tiles, Weights
 MOST_CHUNKS = 2**16
 SETTINGS = (
     *("level", "mpp", "axes", "pixel_size", "channels", "tile", "memory", "threads", "device", "precision"),
-    *("engine", "scaling", "threshold", "probability_dtype", "missing"),
+    *("engine", "scaling", "threshold", "probability_dtype", "missing", "strict"),
 )
 HINTS = {
     "objects": "Number them with tilenet.segment(..., objects=True)",
@@ -79,7 +79,7 @@ def lazy(
         where one tile per chunk would make the graph too large.
     **settings
         Any of level, mpp, axes, pixel_size, channels, tile, memory, threads, device, precision, engine,
-        scaling, threshold, probability_dtype and missing, as for `segment`. `memory` is the memory of one
+        scaling, threshold, probability_dtype, missing and strict, as for `segment`. `memory` is the memory of one
         process, which computes one tile at a time.
 
     Returns

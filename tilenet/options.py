@@ -63,6 +63,8 @@ class Options:
     factor: tuple[Any, ...] | None = None
     # `ObjectRule.spacing`, which follows from the image.
     spacing: tuple[float, ...] | None = None
+    # Changes no mask, and is in no record.
+    strict: bool = False
 
     def __post_init__(self) -> None:
         """Convert numbers and sequences of any kind to plain Python ones; refuse values that no run accepts."""

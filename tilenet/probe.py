@@ -199,6 +199,11 @@ def remarks(card: ModelCard, answer: Answer) -> Iterator[str]:
             "its outputs look like probabilities, and tilenet takes them for logits. Give it without its last sigmoid "
             "or softmax, or with a card of output regression"
         )
+    yield from doubts(answer)
+
+
+def doubts(answer: Answer) -> Iterator[str]:
+    """Yield those of the warnings that say that masks may have seams, or cannot be repeated."""
     if not answer.repeats:
         yield "gives other logits for the same pixels, so that no run can be repeated, nor resumed to the same mask"
     if answer.seam:

@@ -21,7 +21,7 @@ from tilenet.models import class_name
 from tilenet.named import load_named, source_of
 from tilenet.options import Options
 from tilenet.plan import Plan
-from tilenet.probe import ask, ask_in_batches, remarks
+from tilenet.probe import Answer, ask, ask_in_batches, doubts, remarks
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
 from tilenet.region import find_roi, roi_to_json
@@ -118,8 +118,7 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
     plan = _plan(part, footprint, options, demand)
     if plan.largest_batch > 1 and answer.repeats:
         answer = replace(answer, mixing=ask_in_batches(network, footprint, seen.image.n_channels))
-    for said in remarks(card, answer):
-        LOG.warning("%s: %s", card.name or type(network).__name__, said)
+    _remark_model(card.name or type(network).__name__, card, answer, strict=options.strict)
     decision = Decision.of_card(
         card,
         options.output or "mask",
@@ -143,6 +142,14 @@ def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footp
         inside=inside,
     )
     return replace(job, record=_record(job, seen, options, precision=precision, engine=engine, part=part))
+
+
+def _remark_model(name: str, card: ModelCard, answer: Answer, *, strict: bool) -> None:
+    """Say what does not suit about a model; if `strict`, raise `ModelError` where that breaks the promise."""
+    if strict and (doubt := next(doubts(answer), "")):
+        raise ModelError(f"{name}: {doubt}. Leave --strict (strict=True) out to run it in spite of this")
+    for said in remarks(card, answer):
+        LOG.warning("%s: %s", name, said)
 
 
 def _search(options: Options, seen: Seen, footprint: Footprint, decision: Decision) -> Search:

@@ -127,6 +127,11 @@ image_options = with_options(
         type=click.Choice(["error", "fill"]),
         help="What to do about missing tiles in the file.  [default: error]",
     ),
+    click.option(
+        "--strict",
+        is_flag=True,
+        help="Refuse a model that makes seams, or was not checked for them.  [default: warn]",
+    ),
 )
 objects_options = with_options(
     click.option("--objects", is_flag=True, help="Number the objects, 1..n, instead of writing classes."),
