@@ -17,7 +17,9 @@ from workers import Cluster
 import tilenet
 from tilenet.errors import SettingsError
 from tilenet.export.counts import write_counts
+from tilenet.export.forms import COLUMNS as FORMS
 from tilenet.export.measured import Measured
+from tilenet.export.measures import COLUMNS
 
 SIZE = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}  # 0.5 um
 COUNTING = {"model": Bright(), "objects": True, "table": True, "threads": 1}
@@ -373,3 +375,41 @@ def test_masks_of_different_pixel_sizes_are_not_compared_without_a_word(tmp_path
     assert "--mpp" in said
     code, _, err = tilenet_command("batch", *images, "-o", tmp_path / "same", "--threads", 1, "--mpp", 0.5)
     assert code == 0 and "cannot be compared" not in err and "resampled" in err
+
+
+def test_tables_get_the_columns_that_are_asked_for_and_old_ones_that_lack_them_are_written_anew(slides, tmp_path):
+    masks, images = tmp_path / "masks", [slides[0]]
+    tilenet.batch(images, masks, **COUNTING)
+    made, table = tree(masks / "a.zarr"), masks / "a.csv"
+
+    def columns_after(**more):
+        (result,) = tilenet.batch(images, masks, **COUNTING, **more)
+        assert (result.status, result.counts) == ("skipped", {"class 1": 3}) and tree(masks / "a.zarr") == made
+        return [name for name in lines_of(table)[0] if name not in COLUMNS]
+
+    assert columns_after() == []
+    assert columns_after(shapes=True) == list(FORMS)
+    channels = ["mean_0", "sd_0", "min_0", "max_0"]
+    assert columns_after(shapes=True, intensities=True, positive="0>160") == [*FORMS, *channels, "positive"]
+    tilenet.write_table(masks / "a.zarr", tmp_path / "one.csv", shapes=True, intensities=True, positive="0>160")
+    assert table.read_bytes() == (tmp_path / "one.csv").read_bytes()
+    written = table.stat().st_mtime_ns
+    for less in ({}, {"shapes": True}, {"intensities": True}, {"positive": "0>160", "intensities": True}):
+        assert columns_after(**less) == [*FORMS, *channels, "positive"]
+    assert table.stat().st_mtime_ns == written
+    table.write_text(table.read_text().replace("sd_0", "sum_0"))  # as one of an earlier tilenet, of means alone
+    assert columns_after(intensities=True) == channels
+
+
+def test_columns_that_cannot_be_measured_are_refused_before_work(slides, tmp_path, tilenet_command):
+    masks = tmp_path / "masks"
+    for options, said in (
+        (("--objects", "--shapes"), "shapes are columns of tables: ask for tables, too (--csv, table=True)"),
+        (("--csv", "--intensities"), "intensities are measured for objects: ask for them, too (--objects"),
+        (("--csv", "--stains"), "stains are measured for objects: ask for them, too (--objects"),
+    ):
+        code, _, err = tilenet_command("batch", slides[0], "--out", masks, *options)
+        assert code == 2 and said in err and not masks.exists()
+    (result,) = tilenet.batch(slides[0], masks, stains=True, **COUNTING)
+    assert result.status == "failed" and "stains are told apart in red, green and blue of 8 bits" in result.error
+    assert not (masks / "a.zarr").exists()

@@ -86,8 +86,8 @@ def test_the_page_names_every_field_and_no_other(command, work, tilenet_command,
 
 def test_the_pages_name_every_column_of_a_table_and_no_other(work, tilenet_command, monkeypatch):
     monkeypatch.chdir(work)
-    line = ("batch", "slide.tif", "-m", "m.safetensors", "--out", "counted", "--objects", "--csv", "--tissue=auto")
-    assert tilenet_command(*line)[0] == 0
+    line = "batch slide.tif -m m.safetensors --out counted --objects --csv --shapes --tissue=auto"
+    assert tilenet_command(*line.split())[0] == 0
     told = {
         "slide.csv": (DOCS / "slide.md").read_text().split("\n## Tables\n")[1],
         "counts.csv": (DOCS / "cluster.md").read_text().split("\n`counts.csv` has one line")[1],

@@ -97,7 +97,7 @@ HOMES = {
         "cli/tuning",
     },
     "rich": {"cli/output"},
-    "shapely": {"export/within"},
+    "shapely": {"export/forms", "export/within"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"tilenet"}
 

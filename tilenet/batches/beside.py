@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tilenet.batches.orders import Order
 from tilenet.errors import OutputError, SettingsError, TilenetError
-from tilenet.export.intensities import Intensities, is_judged_by
+from tilenet.export.forms import COLUMNS as FORMS
+from tilenet.export.intensities import STAINS, Intensities, is_judged_by
 from tilenet.export.measured import Measured
 from tilenet.export.measures import check_table_place, is_table, read_table, write_table
 from tilenet.export.shapes import pixels_of_area
@@ -22,6 +23,27 @@ from tilenet.pictures.overlays import overlay
 from tilenet.predict import footprint_of
 from tilenet.readers import open_image
 from tilenet.readers.boundary import one_line
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns the tables have beside those that all have: options of `tilenet.write_table`."""
+
+    shapes: bool = False
+    intensities: bool = False
+    stains: bool = False
+
+    def are_in(self, table: Path) -> bool:
+        """Return whether a table has them."""
+        with table.open(newline="", encoding="utf-8") as file:
+            there = set(next(csv.reader(file), ()))
+        of_stains = {f"sd_{stain}" for stain in STAINS}
+        of_channels = {column for column in there if column.startswith("sd_")} - of_stains
+        return (
+            (not self.shapes or there.issuperset(FORMS))
+            and (not self.intensities or bool(of_channels))
+            and (not self.stains or there.issuperset(of_stains))
+        )
 
 
 @dataclass(frozen=True)
@@ -36,11 +58,14 @@ class SideFiles:
         Whether to write NAME.csv, see `tilenet.write_table`.
     min_area : str or float, optional
         Smallest area that is counted. The table lists smaller ones too, so that another area needs no new table.
+    columns : Columns
+        What else is in the table.
     """
 
     overview: bool = False
     table: bool = False
     min_area: str | float | None = None
+    columns: Columns = Columns()
 
     def check(self, order: Order, mask: Path, footprint: Footprint | None) -> None:
         """Raise before the mask is computed if another file is in the way, or if areas will have no meaning in it."""
@@ -48,8 +73,8 @@ class SideFiles:
             check_picture_place(overview_beside(mask), replace=True, image=order.image)
         if self.table:
             check_table_place(table_beside(mask), replace=True, image=order.image)
-            if self.min_area is not None or order.positive:
-                _check_image(self.min_area, order, footprint)
+            if self.min_area is not None or order.positive or self.columns.stains:
+                _check_image(self, order, footprint)
 
     def make(self, order: Order, mask: Path) -> Measured | None:
         """Make the files that are missing or older than the mask; return its measurements if a table is wanted."""
@@ -58,8 +83,9 @@ class SideFiles:
             save(overlay(image, mask), picture)
         if not self.table:
             return None
-        if _is_older(table, mask) or _is_of_another_rule(table, order):
-            write_table(mask, table, image=image, positive=order.positive, overwrite=True)
+        if _is_older(table, mask) or _is_of_another_rule(table, order) or not self._has_columns(table):
+            how = asdict(self.columns) | {"positive": order.positive}
+            write_table(mask, table, image=image, overwrite=True, **how)
         return self._read(order, mask, image)
 
     def kept(self, order: Order, mask: Path) -> Measured | None:
@@ -70,6 +96,10 @@ class SideFiles:
         if _is_of_another_rule(table, order):
             raise SettingsError(f"{table}: does not say where {order.positive}, and only the image does")
         return self._read(order, mask, None)
+
+    def _has_columns(self, table: Path) -> bool:
+        with _whole(table):
+            return self.columns.are_in(table)
 
     def _read(self, order: Order, mask: Path, image: str | None) -> Measured:
         table, positive = table_beside(mask), order.positive is not None
@@ -89,7 +119,7 @@ def _whole(table: Path) -> Iterator[None]:
         raise OutputError(f"{said}. Delete it, and the same command writes it anew") from error
 
 
-def _check_image(area: str | float | None, order: Order, footprint: Footprint | None) -> None:
+def _check_image(wanted: SideFiles, order: Order, footprint: Footprint | None) -> None:
     """Raise `SettingsError` if areas will have no meaning in the mask of an image, or it lacks a stain or channel."""
     options = order.options
     try:
@@ -103,13 +133,13 @@ def _check_image(area: str | float | None, order: Order, footprint: Footprint | 
     except TilenetError:  # the run will say why
         return
     with opened:
-        Intensities(positive=order.positive).check_image(opened)
-        if area is None:
+        Intensities(stains=wanted.columns.stains, positive=order.positive).check_image(opened)
+        if wanted.min_area is None:
             return
         # Of a part, the planes are not known yet.
         stack = options.roi is None and max(opened.box_shape[:-2], default=1) > 1
         volumes = stack and options.output == "objects" and _takes_volumes(order.model, footprint)
-        pixels_of_area(area, opened.name, opened.pixel_size, volumes=volumes)
+        pixels_of_area(wanted.min_area, opened.name, opened.pixel_size, volumes=volumes)
 
 
 def _takes_volumes(model: Any, footprint: Footprint | None) -> bool:

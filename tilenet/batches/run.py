@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilenet.address import check_local, shown
 from tilenet.arguments import WORKERS, known_options
-from tilenet.batches.beside import SideFiles
+from tilenet.batches.beside import Columns, SideFiles
 from tilenet.batches.orders import Order, read_orders
 from tilenet.batches.slides import BatchRun
 from tilenet.batches.summary import Result, is_own
@@ -45,6 +45,9 @@ def batch(
     table: bool = False,
     min_area: str | float | None = None,
     positive: str | None = None,
+    shapes: bool = False,
+    intensities: bool = False,
+    stains: bool = False,
     objects: bool = False,
     shard: Share | None = None,
     **options: Any,
@@ -80,6 +83,8 @@ def batch(
     positive : str, optional
         A rule such as ``"dab>0.2"``, as for `tilenet.write_table`: the tables say which objects are positive, and
         ``counts.csv`` how many. A table by another rule is written anew.
+    shapes, intensities, stains : bool
+        As for `tilenet.write_table`. A table that lacks these columns is written anew.
     objects : bool
         Number objects instead of writing classes, as `segment` does, one image after the other.
     shard : (int, int), optional
@@ -115,6 +120,8 @@ def batch(
         parse_area(min_area)
         if not table:
             raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
+    columns = Columns(shapes=shapes, intensities=intensities, stains=stains)
+    _check_columns(columns, objects=objects, table=table)
     if positive is not None:
         Intensities(positive=positive)  # raises if it is no rule
     if footprint is not None and not (callable(model) or function_of(model)):
@@ -137,11 +144,20 @@ def batch(
         Path(out),
         footprint,
         tell or (lambda result: None),
-        side_files=SideFiles(overview=overview, table=table, min_area=min_area),
+        side_files=SideFiles(overview=overview, table=table, min_area=min_area, columns=columns),
         client=client,
         objects=objects,
         share=share,
     ).run()
+
+
+def _check_columns(columns: Columns, *, objects: bool, table: bool) -> None:
+    """Raise if there will be no tables to put columns into, or no objects to measure."""
+    for name, wanted in asdict(columns).items():
+        if wanted and not table:
+            raise SettingsError(f"{name} are columns of tables: ask for tables, too (--csv, table=True)")
+        if wanted and name != "shapes" and not objects:
+            raise SettingsError(f"{name} are measured for objects: ask for them, too (--objects, objects=True)")
 
 
 def _make_folder(out: str | Path) -> None:

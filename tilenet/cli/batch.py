@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 @click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
 @click.option("--min-area", metavar="AREA", help="With --csv: count no smaller ones: 20um2, or 80px of the mask.")
 @click.option("--positive", metavar="RULE", help="With --objects --csv: which are positive: 'dab>0.2', in quotes.")
+@click.option("--shapes", is_flag=True, help="With --csv: perimeter, circularity, axes, eccentricity, solidity.")
+@click.option("--intensities", is_flag=True, help="With --objects --csv: mean, sd, min and max of each channel.")
+@click.option("--stains", is_flag=True, help="With --objects --csv: those of haematoxylin, eosin and DAB.")
 @click.option("--resume", is_flag=True, hidden=True, expose_value=False)  # a batch resumes in any case
 @OVERVIEW
 @JSON

@@ -25,8 +25,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--csv", type=FILE, help="A table of regions or objects: class, centroid, area, box.")
 @click.option("--tiff", type=FILE, help="A tiled, pyramidal OME-TIFF of labels.")
 @click.option("--image", type=FILE, help="The image, if it is no longer where it was (for --geojson and --csv).")
-@click.option("--intensities", is_flag=True, help="With --csv: the mean of each channel of the image over each object.")
-@click.option("--stains", is_flag=True, help="With --csv: mean optical densities of haematoxylin, eosin and DAB.")
+@click.option("--shapes", is_flag=True, help="With --csv: perimeter, circularity, axes, eccentricity and solidity.")
+@click.option("--intensities", is_flag=True, help="With --csv: mean, sd, min and max of each channel over each object.")
+@click.option("--stains", is_flag=True, help="With --csv: those of the optical densities of haematoxylin, eosin, DAB.")
 @click.option("--positive", metavar="RULE", help="Which objects are positive: 'dab>0.2' (stain or channel), in quotes.")
 @click.option("--within", type=FILE, help="With --csv: count in each region of this GeoJSON file, such as QuPath's.")
 @click.option("--counts", type=FILE, help="With --csv: a table of the counts and densities, of each region too.")
@@ -53,6 +54,7 @@ def export(
     csv: Path | None,
     tiff: Path | None,
     image: Path | None,
+    shapes: bool,
     intensities: bool,
     stains: bool,
     positive: str | None,
@@ -69,7 +71,8 @@ def export(
     if geojson is None and csv is None and tiff is None:
         raise SettingsError("say what to write: --geojson out.geojson, --csv out.csv, --tiff out.ome.tif")
     choice: dict[str, Any] = {"pixel_size": pixel_size, "min_area": min_area, "positive": positive}
-    columns: dict[str, Any] = {"intensities": intensities, "stains": stains, "within": within, "counts": counts}
+    columns: dict[str, Any] = {"shapes": shapes, "intensities": intensities, "stains": stains}
+    columns |= {"within": within, "counts": counts}
     _refuse_idle(choice if geojson is None and csv is None else {}, columns if csv is None else {})
     said: dict[str, Any] = {"image": image, "overwrite": overwrite, "quiet": quiet, **choice}
     result: dict[str, Any] = {}

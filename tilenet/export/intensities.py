@@ -1,4 +1,4 @@
-"""Measure the image over each object of a mask: the mean of each channel, and of the optical density of stains.
+"""Measure the image over each object of a mask: each channel, and the optical density of stains.
 
 Stains are told apart by colour [1], with the colours of `skimage.color.rgb2hed`. An optical density is the decadic
 logarithm of white over the pixel, so that it compares with QuPath's; `rgb2hed` gives a sixth of it. A pixel alone
@@ -17,13 +17,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.color import hed_from_rgb
 
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
+from tilenet.export.spread import BITS, Spread
 from tilenet.provenance import open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image, closing
 from tilenet.readers.resampled import at_resolution
@@ -41,48 +42,66 @@ PARTS = 2**20
 LOG = logging.getLogger("tilenet")
 
 Means = NDArray[np.float64]
+# What a table may say of a channel or a stain over each object; the mean in any case.
+ALL = ("mean", "sd", "min", "max")
+
+
+class Column(NamedTuple):
+    """What is measured of each pixel: its name, which parts of one it is given in, and whether its spread is wanted."""
+
+    name: str
+    parts: int
+    spread: bool
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """The means over each object.
+    """What was measured over each object.
 
     Attributes
     ----------
-    names : list of str
-        Names of the columns.
+    of_pixels : list of Column
+        What was measured.
     means : numpy.ndarray
-        (n + 1, len(names)), by number of the object. The row of number 0 is NaN.
+        (n + 1, len(of_pixels)), by number of the object. The row of number 0 is NaN.
+    spread : Spread
+        By place in `of_pixels`, and number of the object.
     positive : numpy.ndarray or None
         bool (n + 1): whether an object is positive; None if that was not asked for.
     """
 
-    names: list[str]
+    of_pixels: list[Column]
     means: Means
+    spread: Spread
     positive: NDArray[np.bool_] | None
 
     def columns(self) -> list[str]:
         """Return the names of all columns."""
-        return [*self.names, *(["positive"] if self.positive is not None else [])]
+        of_each = [f"{which}_{name}" for name, _, spread in self.of_pixels for which in (ALL if spread else ALL[:1])]
+        return [*of_each, *(["positive"] if self.positive is not None else [])]
 
     def of(self, number: int) -> dict[str, str]:
         """Return the values of an object by column."""
-        values = dict(zip(self.names, (f"{mean:.7g}" for mean in self.means[number]), strict=True))
-        return values if self.positive is None else values | {"positive": str(int(self.positive[number]))}
+        values = []
+        for k, mean in enumerate(self.means[number].tolist()):
+            values += [mean, *(value / self.of_pixels[k].parts for value in self.spread.of(k, number))]
+        positive = [] if self.positive is None else [str(int(self.positive[number]))]
+        return dict(zip(self.columns(), [*(f"{value:.7g}" for value in values), *positive], strict=True))
 
 
 class Intensities:
-    """Which means to measure.
+    """What to measure.
 
     Parameters
     ----------
     channels : bool
-        Those of all channels of the image, not only of those that the network saw, in its units.
+        All channels of the image, not only those that the network saw, in its units.
     stains : bool
-        Those of the optical densities of `STAINS`.
+        The optical densities of `STAINS`.
     positive : str, optional
         Which mean makes an object positive, such as ``"dab>0.2"``: above a number, that of a stain of a colour picture,
-        or of a channel by name or number. It is then measured too. Names may be in any case of letters.
+        or of a channel by name or number. The means are then measured too, and nothing else. Names may be in any case
+        of letters.
 
     Raises
     ------
@@ -143,12 +162,14 @@ class Intensities:
                 )
             seen = at_resolution(opened, resolution_of(mask))
             channels, stains = self._measured(seen)
-            means = _means(mask, seen, partial(_values, channels=channels, stains=stains))
-            names = [*(_columns(seen) if channels else []), *(f"mean_{s}" for s in STAINS if stains)]
-            if stains:
-                means[:, -len(STAINS) :] /= PARTS
+            columns = [Column(name, 1, self._channels) for name in _names(seen)] if channels else []
+            columns += [Column(stain, PARTS, self._stains) for stain in STAINS] if stains else []
+            exact = seen.dtype.kind in "ui" and seen.dtype.itemsize * 8 <= BITS
+            spread = Spread([column.spread for column in columns], mask.info["objects"], exact=exact)
+            means = _means(mask, seen, partial(_values, channels=channels, stains=stains), spread)
+            means /= [column.parts for column in columns]
             positive = means[:, self._column(seen)] > self._above if self._positive else None
-        return Measurements(names, means, positive)
+        return Measurements(columns, means, spread, positive)
 
     def _refuse_idle(self, image: Image) -> None:
         """Raise if no mean can be as large as that of the rule."""
@@ -230,7 +251,7 @@ def _parse(positive: str) -> tuple[str, float]:
 
 
 def _values(pixels: NDArray[Any], *, channels: bool, stains: bool) -> NDArray[Any]:
-    """Return what is averaged (C', n) of pixels (C, n)."""
+    """Return what is measured (C', n) of pixels (C, n)."""
     return np.concatenate([*([pixels] if channels else []), *([_densities(pixels)] if stains else [])])
 
 
@@ -256,13 +277,14 @@ def _opened(mask: AnyMask, image: str | Path | None) -> AbstractContextManager[I
         ) from error
 
 
-def _columns(image: Image) -> list[str]:
-    """Return a column name for each channel: from its name or else its number, with both if a name is used twice."""
+def _names(image: Image) -> list[str]:
+    """Return a name for each channel: its own or else its number, with both if a name is used twice."""
     names = [name or str(k) for k, name in enumerate(image.channel_names)]
-    return [f"mean_{name}" if names.count(name) == 1 else f"mean_{k}_{name}" for k, name in enumerate(names)]
+    return [name if names.count(name) == 1 else f"{k}_{name}" for k, name in enumerate(names)]
 
 
-def _means(mask: AnyMask, image: Image, values_of: Callable[[NDArray[Any]], NDArray[Any]]) -> Means:
+def _means(mask: AnyMask, image: Image, values_of: Callable[[NDArray[Any]], NDArray[Any]], spread: Spread) -> Means:
+    """Return the means of values over each object, and add the values to `spread`."""
     n = mask.info["objects"]
     n_values = len(values_of(np.zeros((image.n_channels, 0), image.dtype)))
     sums, counts = np.zeros((n + 1, n_values)), np.zeros(n + 1)
@@ -279,6 +301,7 @@ def _means(mask: AnyMask, image: Image, values_of: Callable[[NDArray[Any]], NDAr
         counts[here] += np.bincount(own - first)
         for column, values in enumerate(measured):
             sums[here, column] += np.bincount(own - first, weights=values.astype(np.float64))
+        spread.add(own, measured)
     with np.errstate(invalid="ignore"):
         means: Means = sums / counts[:, np.newaxis]
     return means

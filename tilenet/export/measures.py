@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -22,6 +22,8 @@ from tilenet.arguments import known_options
 from tilenet.errors import SettingsError
 from tilenet.export.corners import area_and_centroid
 from tilenet.export.counts import check_counts_place, write_counts
+from tilenet.export.forms import COLUMNS as FORMS
+from tilenet.export.forms import Edges, Forms, Moments, lifted
 from tilenet.export.intensities import Intensities
 from tilenet.export.measured import Measured, Tally
 from tilenet.export.placement import Grid, find_grid
@@ -54,21 +56,24 @@ LOG = logging.getLogger("tilenet")
 
 @dataclass
 class _Solid:
-    """Measurements of one object of a volume, summed up plane by plane."""
+    """Measurements of one object of a volume, summed up plane by plane; `second` only if it is asked for."""
 
     first: Shape
     pixels: int = 0
     moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
     low: NDArray[np.int64] = field(default_factory=lambda: np.full(3, np.iinfo(np.int64).max))
     high: NDArray[np.int64] = field(default_factory=lambda: np.full(3, np.iinfo(np.int64).min))
+    second: Moments = field(default_factory=lambda: np.zeros((4, 4), object))
 
-    def add(self, shape: Shape) -> None:
+    def add(self, shape: Shape, *, second: bool) -> None:
         """Add the part of the object that lies in one more plane."""
         area, centre, low, high = _area_and_box(shape)
         self.pixels += area
         self.moments += area * np.array([shape.z + 0.5, *centre])
         self.low = np.minimum(self.low, [shape.z, *low])
         self.high = np.maximum(self.high, [shape.z + 1, *high])
+        if second:
+            self.second += lifted(Edges(shape).moments(), shape.z)
 
 
 @known_options()
@@ -79,6 +84,7 @@ def write_table(
     image: str | Path | None = None,
     pixel_size: float | str | Sequence[float] | None = None,
     min_area: str | float | None = None,
+    shapes: bool = False,
     intensities: bool = False,
     stains: bool = False,
     positive: str | None = None,
@@ -109,12 +115,19 @@ def write_table(
         Micrometres per pixel of the image at full resolution, as for `tilenet.open_image`, where the mask has none.
     min_area : str or float, optional
         As for `tilenet.write_geojson`.
+    shapes : bool
+        Add the shape of each object or region, as `skimage.measure.regionprops` measures it: ``perimeter_px`` and
+        ``perimeter_um`` (by Crofton's formula), ``circularity`` (4 pi area / perimeter^2), ``axis_major_px`` and
+        ``axis_minor_px``, or ``_um``, of the ellipse with the same second moments, its ``eccentricity``, and
+        ``solidity``. Those in pixels are empty where pixels are not square. Of an object of a volume only the axes in
+        micrometres are given.
     intensities : bool
-        Add the mean of each channel of the image over each object, as ``mean_DAPI``, or ``mean_0`` if the channel has
-        no name. The image is read for that.
+        Add the mean of each channel of the image over each object, its standard deviation, minimum and maximum, as
+        ``mean_DAPI``, ``sd_DAPI``, ``min_DAPI`` and ``max_DAPI``, or ``mean_0`` and so on if the channel has no name.
+        The image is read for that.
     stains : bool
-        Add the mean optical densities of haematoxylin, eosin and DAB over each object: ``mean_haematoxylin``,
-        ``mean_eosin``, ``mean_dab``. Only for images in 8-bit red, green and blue.
+        Add those of the optical densities of haematoxylin, eosin and DAB: ``mean_haematoxylin``, ``sd_haematoxylin``
+        and so on, to ``max_dab``. Only for images in 8-bit red, green and blue.
     positive : str, optional
         A rule such as ``"dab>0.2"``: add a column ``positive``, 1 for objects whose mean of this stain or channel is
         larger, else 0. The means are added too. A channel may be given by its number if none is called so, names in any
@@ -164,13 +177,18 @@ def write_table(
             found.count_positive()
         opened.refuse_damage()
         measured = bright.measure(opened, image) if bright else None
-        shapes = drop_small(shapes_of(opened, progress), least, found)
+        forms = Forms(opened) if shapes else None
+        lines = _lines(drop_small(shapes_of(opened, progress), least, found), grid, found, forms)
         with put_whole(out) as path, path.open("w", newline="", encoding="utf-8") as file:
-            more = [*(["region"] if drawn else []), *(measured.columns() if measured else [])]
+            more = [
+                *(["region"] if drawn else []),
+                *(FORMS if shapes else ()),
+                *(measured.columns() if measured else ()),
+            ]
             table = csv.DictWriter(file, [*COLUMNS, *more], lineterminator="\n")
             table.writeheader()
-            for value, values in _lines(shapes, grid, found):
-                line = dict(zip(COLUMNS, values, strict=True)) | (measured.of(value) if measured else {})
+            for value, line in lines:
+                line |= measured.of(value) if measured else {}
                 regions = tally.add(line)
                 table.writerow(line | ({"region": BETWEEN.join(regions)} if drawn else {}))
     if counts is not None:
@@ -259,18 +277,25 @@ def _regions(drawn: Sequence[Drawn], mask: AnyMask, grid: Grid, found: Measured)
     ]
 
 
-def _lines(shapes: Iterable[Shape], grid: Grid, found: Measured) -> Iterable[tuple[int, list[object]]]:
-    """Return the value, and the line, of each shape or object of a volume."""
+def _lines(
+    shapes: Iterable[Shape], grid: Grid, found: Measured, forms: Forms | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the value, and the line by column, of each shape or object of a volume."""
     if found.volumes:
-        return ((s.first.value, _line_of_solid(s, grid, found)) for s in _solids(shapes))
-    return ((s.value, _line(s, grid, found)) for s in shapes)
+        for solid in _solids(shapes, second=forms is not None):
+            line = dict(zip(COLUMNS, _line_of_solid(solid, grid, found), strict=True))
+            yield solid.first.value, line | (forms.of_solid(solid.second) if forms else {})
+    else:
+        for shape in shapes:
+            line = dict(zip(COLUMNS, _line(shape, grid, found), strict=True))
+            yield shape.value, line | (forms.of(shape) if forms else {})
 
 
-def _solids(shapes: Iterable[Shape]) -> Iterable[_Solid]:
+def _solids(shapes: Iterable[Shape], *, second: bool) -> Iterable[_Solid]:
     """Return the objects of a volume, in the order of their first planes."""
     solids: dict[int, _Solid] = {}
     for shape in shapes:
-        solids.setdefault(shape.value, _Solid(shape)).add(shape)
+        solids.setdefault(shape.value, _Solid(shape)).add(shape, second=second)
     return solids.values()
 
 
