@@ -16,7 +16,8 @@ from stub import Bright
 import tilenet
 from tilenet.errors import SettingsError
 from tilenet.export import shapes, within
-from tilenet.export.measures import read_table, write_table
+from tilenet.export.forms import COLUMNS as FORMS
+from tilenet.export.measures import COLUMNS, read_table, write_table
 from tilenet.export.within import Within, read_regions
 
 BLOBS = ndi.gaussian_filter(np.random.default_rng(5).normal(size=(260, 340)), 3)
@@ -280,8 +281,9 @@ def test_regions_that_are_not_there_and_masks_of_several_planes_are_refused(tmp_
 
 def test_a_table_with_regions_is_one_that_tilenet_wrote(mask, tmp_path):
     drawn = write(tmp_path / "r.geojson", FEATURES)
-    write_table(mask, tmp_path / "m.csv", within=drawn, intensities=True)
-    assert list(lines_of(tmp_path / "m.csv")[0])[-2:] == ["region", "mean_0"]
+    write_table(mask, tmp_path / "m.csv", within=drawn, shapes=True, intensities=True)
+    more = ["region", *FORMS, "mean_0", "sd_0", "min_0", "max_0"]
+    assert list(lines_of(tmp_path / "m.csv")[0]) == [*COLUMNS, *more]
     found = write_table(mask, tmp_path / "m.csv", within=drawn, overwrite=True)
     assert read_table(mask, tmp_path / "m.csv").counts == found.counts
 
