@@ -17,6 +17,8 @@ import tilenet
 from tilenet import outputs
 from tilenet.batches import summary
 from tilenet.batches.orders import read_orders
+from tilenet.batches.summary import Result
+from tilenet.cli.batch import _line
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
 from tilenet.options import Options
 from tilenet.outputs import open_store
@@ -325,3 +327,8 @@ def test_a_missing_extra_is_named_with_what_installs_it(tmp_path, monkeypatch, t
     code, _, err = tilenet_command("batch", "a.tif", "--out", tmp_path / "masks", how, said)
     assert (code, err.count("\n")) == (2, 1)
     assert 'is not installed. Install it: pip install "tilenet[cluster]"' in err
+
+
+def test_the_line_of_an_image_says_which_share_is_positive():
+    result = Result("a", "a.svs", "done", 100, counts={"none": 0, "nucleus": 120}, positive={"none": 0, "nucleus": 34})
+    assert _line(result) == "a  done  100 px  0 none, 0 positive  120 nucleus, 34 positive (28.3 %)  0.0 s"

@@ -76,7 +76,12 @@ def _line(result: Result) -> str:
         return f"{result.slide}  failed  {result.error}{still}"
     tissue = "" if result.tissue is None else f"  {result.tissue:.0%} computed"
     counts = "".join(
-        f"  {count} {name}" + (f", {result.positive[name]} positive" if result.positive else "")
+        f"  {count} {name}" + (_positive(result.positive[name], count) if result.positive else "")
         for name, count in sorted((result.counts or {}).items())
     )
     return f"{result.slide}  {result.status}  {result.pixels} px{tissue}{counts}  {result.seconds:.1f} s"
+
+
+def _positive(positive: int, count: int) -> str:
+    """Return how many of some objects are positive as text."""
+    return f", {positive} positive" + (f" ({100 * positive / count:.1f} %)" if count else "")
