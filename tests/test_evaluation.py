@@ -7,9 +7,10 @@ import pytest
 import tifffile
 import zarr
 
-from tilenet import metrics
-from tilenet.errors import ImageError, ImageNotFound
+from tilenet import evaluation, metrics
+from tilenet.errors import ImageError, ImageNotFound, SettingsError
 from tilenet.evaluation import evaluate
+from tilenet.instances import objects
 from tilenet.labels import is_image, read_labels
 
 TRUTH = np.kron([[1, 0, 2], [0, 0, 0], [3, 0, 4]], np.ones((8, 8), int)).astype(np.uint16)
@@ -202,3 +203,65 @@ def test_real_images_are_told_from_real_labels(shared_data):
     assert is_image(read_labels(shared_data("small_fluo/mitocheck_t1_image.tif")))  # smoothed, mostly dark
     for kind, expected in (("image", True), ("label", False)):
         assert is_image(read_labels(shared_data(f"volumes/plant_ovule_boundarymap_{kind}.tif"))) == expected
+
+
+UM = (1.25, 0.25, 0.25)
+
+
+def write_volume(path, labels, um=None):
+    sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", um or (), strict=False)}
+    tifffile.imwrite(path, labels, metadata={"axes": "ZYX", **sizes})
+    return path
+
+
+@pytest.fixture
+def balls():
+    """Return two balls that touch, numbered, in flat voxels: they are one object if these are taken for cubes."""
+    z, y, x = np.mgrid[-6:9:1.25, -6:7:0.25, -6:15:0.25]
+    squares = np.stack([z**2 + y**2 + x**2, (z - 3) ** 2 + y**2 + (x - 8) ** 2])
+    return np.where(squares.min(axis=0) < 25, 1 + squares.argmin(axis=0), 0).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("of_mask", "of_truth", "given", "recall"),
+    [
+        (None, None, None, 0),
+        (UM, None, None, 1),
+        (None, UM, None, 1),
+        (UM, tuple(2 * um for um in UM), None, 1),
+        (None, None, UM, 1),
+        ((1, 1, 1), UM, "1.25,0.25,0.25", 1),
+        ((1, 1, 1), None, None, 0),
+        (None, (1, 1, 1), (1.25, 0.25, 0.25), 1),
+    ],
+)
+def test_masks_of_volumes_are_parted_in_micrometres(tmp_path, caplog, balls, of_mask, of_truth, given, recall):
+    mask = write_volume(tmp_path / "mask.ome.tif", (balls > 0).astype(np.uint8), of_mask)
+    truth = write_volume(tmp_path / "truth.ome.tif", balls, of_truth)
+    scores = evaluate(mask, truth, pixel_size=given)
+    assert scores["objects"]["0.5"]["recall"] == (1 if recall else 0.5)
+    unknown = of_mask is None and of_truth is None and given is None
+    assert (f"{mask}: the size of its voxels is not known" in caplog.text) == unknown == (caplog.text != "")
+
+
+def test_files_of_voxels_of_different_shapes_are_refused(tmp_path, balls):
+    mask = write_volume(tmp_path / "mask.ome.tif", (balls > 0).astype(np.uint8), (0.25, 0.25, 0.25))
+    truth = write_volume(tmp_path / "truth.ome.tif", balls, UM)
+    with pytest.raises(ImageError, match=r"pixels of 0.25 um, and .* of 1.25 x 0.25 x 0.25 um. Give .*--pixel-size"):
+        evaluate(mask, truth)
+    for options in ({}, {"classes": True}):
+        with pytest.raises(SettingsError, match="pixel_size is for masks that are split into objects"):
+            evaluate(truth, truth, pixel_size=UM, **options)
+
+
+def test_nuclei_of_a_real_volume_are_parted_in_the_micrometres_that_its_file_states(
+    tmp_path, shared_data, tilenet_command, monkeypatch
+):
+    truth, mask, seen = shared_data("volumes/plant_nuclei_1135_label.tif"), tmp_path / "mask.tif", []
+    labels = tifffile.imread(truth)
+    tifffile.imwrite(mask, (labels > 0).astype(np.uint8), metadata={"axes": "ZYX"})
+    monkeypatch.setattr(evaluation, "objects", lambda found, spacing: seen.append(spacing) or objects(found))
+    for more in ((), ("--pixel-size", "0.3,0.1,0.1")):
+        code, out, err = tilenet_command("evaluate", mask, truth, "--axes", "zyx", "--json", *more)
+        assert (code, err, json.loads(out)["remarks"]) == (0, "", []) and json.loads(out)["objects"]["0.5"]["f1"] > 0.9
+    np.testing.assert_allclose(seen, [(0.2837, 0.1268, 0.1268), (0.3, 0.1, 0.1)], rtol=1e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from tilenet import metrics
 from tilenet.arguments import known_options
-from tilenet.errors import ImageError, ImageNotFound
+from tilenet.decide import relative_spacing
+from tilenet.errors import ImageError, ImageNotFound, SettingsError
 from tilenet.instances import objects
-from tilenet.labels import files_by_stem, is_image, read_labels
+from tilenet.labels import files_by_stem, is_image, read_labels, read_sized_labels
+from tilenet.readers.sized import differ, size_text
 
 # Remarks for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
@@ -24,7 +26,12 @@ Labels = NDArray[np.int32]
 
 @known_options()
 def evaluate(
-    prediction: str | Path, truth: str | Path, *, classes: bool = False, axes: str | None = None
+    prediction: str | Path,
+    truth: str | Path,
+    *,
+    classes: bool = False,
+    axes: str | None = None,
+    pixel_size: float | str | Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Score a prediction against the truth.
 
@@ -35,9 +42,13 @@ def evaluate(
         names before the first dot.
     classes : bool
         Whether the labels are classes. By default they are objects (instance labels). If the predictions are
-        masks (0 and one other value in all files) and the truths are not, masks are first split into objects.
+        masks (0 and one other value in all files) and the truths are not, masks are first split into objects, as
+        `tilenet.objects` does it in the pixel size of the prediction, or of the truth.
     axes : str, optional
         Axes of the labels, for files that do not state them (``"zyx"``).
+    pixel_size : float, str or sequence of float, optional
+        For masks that are split: micrometres per pixel, one number for y and x, two (y, x) or three (z, y, x), where
+        the files do not say, or in place of what they say.
 
     Returns
     -------
@@ -53,6 +64,8 @@ def evaluate(
     ImageError, ImageNotFound
         If a file has no partner, differs from it in shape, or does not hold integers. What holds integers, but is
         plainly an image of intensities, is scored with a warning.
+    SettingsError
+        If there is a `pixel_size`, and no mask to split.
     """
     pairs = match(Path(prediction), Path(truth))
     pixels: dict[int, metrics.PixelCounts] = defaultdict(metrics.PixelCounts)
@@ -61,8 +74,11 @@ def evaluate(
     images: list[Path] = []
     predictions, truths = zip(*pairs.values(), strict=True)
     splits_masks = not classes and _are_masks(predictions, axes) and not _are_masks(truths, axes)
+    if pixel_size is not None and not splits_masks:
+        raise SettingsError("pixel_size is for masks that are split into objects, and here are none. Leave it out")
+    cubes: list[Path] = []
     for stem, (a, b) in pairs.items():
-        found, true = read_labels(a, axes=axes), read_labels(b, axes=axes)
+        (found, size), (true, true_size) = (read_sized_labels(p, axes=axes, pixel_size=pixel_size) for p in (a, b))
         if found.shape != true.shape:
             raise ImageError(
                 f"{a}: is {found.shape}, but the truth of {stem} is {true.shape}. Score images of one size"
@@ -72,24 +88,60 @@ def evaluate(
         for c, n in metrics.count_pixels(*seen).items():
             pixels[c] += n
         if not classes:
-            labels = objects(found) if splits_masks else found
+            labels = objects(found, spacing=_spacing({a: size, b: true_size}, cubes)) if splits_masks else found
             for t, count in metrics.count_objects(labels, true, thresholds=metrics.THRESHOLDS).items():
                 counts[t] += count
             means.append(_of_image(labels, true))
     _remark_images(images)
+    _remark_cubes(cubes)
     scores = _of_pixels(pixels, len(pairs))
     return scores if classes else scores | _of_objects(counts, means)
+
+
+def _spacing(sizes: Mapping[Path, tuple[float | None, ...]], cubes: list[Path]) -> tuple[float, ...] | None:
+    """Return the pixel size of the first of two files of one image that states it; None if neither does.
+
+    The first of two volumes of which neither does is added to `cubes`, as its voxels will be taken for such.
+
+    Raises
+    ------
+    ImageError
+        If both state it, and their pixels have different shapes.
+    """
+    known = {path: tuple(size for size in of if size) for path, of in sizes.items() if None not in of}
+    if len(known) == 2:
+        (a, one), (b, other) = known.items()
+        first, second = (relative_spacing(size) or (1.0,) * len(size) for size in (one, other))
+        if differ(first, second):
+            raise ImageError(
+                f"{a}: has pixels of {size_text(one)}, and {b} of {size_text(other)}. Give the right one (--pixel-size)"
+            )
+    if not known:
+        cubes += [path for path, of in sizes.items() if len(of) > 2][:1]
+    return next(iter(known.values()), None)
 
 
 def _remark_images(paths: list[Path]) -> None:
     """Say in one line that files are scored as labels, but look like images."""
     if paths:
-        others = f" (the first of {len(paths)} such files)" if len(paths) > 1 else ""
         LOG.warning(
             "%s: is scored as labels, but most of its values are in single pixels, as in an image%s. Give label images",
-            paths[0],
-            others,
+            *(paths[0], _others(paths)),
         )
+
+
+def _remark_cubes(paths: list[Path]) -> None:
+    """Say in one line that voxels of unknown size are taken for cubes."""
+    if paths:
+        LOG.warning(
+            "%s: the size of its voxels is not known, so they are taken for cubes%s; in flat ones, objects are often "
+            "joined: give --pixel-size Z,Y,X",
+            *(paths[0], _others(paths)),
+        )
+
+
+def _others(paths: list[Path]) -> str:
+    return f" (the first of {len(paths)} such files)" if len(paths) > 1 else ""
 
 
 def match(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:

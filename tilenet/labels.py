@@ -47,7 +47,14 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
 
 
 def read_labels(path: str | Path, *, axes: str | None = None) -> NDArray[np.int32]:
-    """Return the labels (*n) of a 2-D or 3-D file.
+    """Return the labels (*n) of a 2-D or 3-D file; errors as `read_sized_labels`."""
+    return read_sized_labels(path, axes=axes)[0]
+
+
+def read_sized_labels(
+    path: str | Path, *, axes: str | None = None, pixel_size: Any = None
+) -> tuple[NDArray[np.int32], tuple[float | None, ...]]:
+    """Return the labels (*n) of a 2-D or 3-D file, and the size of their pixels in um: as given, or as the file has it.
 
     Raises
     ------
@@ -57,16 +64,16 @@ def read_labels(path: str | Path, *, axes: str | None = None) -> NDArray[np.int3
         If they are a mask of tilenet that is not complete, or has lost files since.
     """
     refuse_unfinished(path)
-    with open_image(path, axes=axes) as image:
+    with open_image(path, axes=axes, pixel_size=pixel_size) as image:
         if image.dtype.kind not in "iub":
             raise ImageError(f"{path}: holds {image.dtype}, not integers. Labels are whole numbers, 0 is background")
-        labels = image.read_inside(Box.of_shape(image.box_shape))
+        labels, sizes = image.read_inside(Box.of_shape(image.box_shape)), image.pixel_size
     if any(not np.array_equal(labels[0], other) for other in labels[1:]):
         raise ImageError(f"{path}: has {len(labels)} different channels. Labels have one number per pixel")
     if labels.size and (labels[0].min() < 0 or labels[0].max() > np.iinfo(np.int32).max):
         raise ImageError(f"{path}: has labels that are negative or beyond 2**31. Number the objects from 1")
     plain: NDArray[np.int32] = labels[0].reshape(spatial_shape(labels.shape[1:], path)).astype(np.int32)
-    return plain
+    return plain, sizes[-plain.ndim :]
 
 
 def spatial_shape(shape: tuple[int, ...], path: str | Path) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli.options import JSON, QUIET, Numbers, with_options
+from tilenet.cli.options import JSON, QUIET, Numbers, Parsed, with_options
 from tilenet.cli.output import remarks, show, tell
 from tilenet.training.recipe import RATES, Recipe
 
@@ -153,13 +153,18 @@ def train(
 @click.argument("truth", type=click.Path(path_type=Path))
 @click.option("--classes", is_flag=True, help="The labels are classes, not objects.")
 @click.option("--axes", help="Letters of tczyx, one per array axis, where the files do not say.")
+@click.option(
+    "--pixel-size",
+    type=Parsed("UM or Z,Y,X", "readers.sized", "parse_pixel_size"),
+    help="Micrometres per pixel, for masks that are split into objects, where the files do not say.",
+)
 @JSON
-def evaluate(prediction: Path, truth: Path, classes: bool, axes: str | None, as_json: bool) -> None:
+def evaluate(prediction: Path, truth: Path, as_json: bool, **options: Any) -> None:
     """Score PREDICTION against TRUTH: two files, or two folders of files of one stem."""
     from tilenet.evaluation import evaluate as score
 
     with remarks(shown=not as_json) as said:
-        scores = score(prediction, truth, classes=classes, axes=axes)
+        scores = score(prediction, truth, **options)
     show({**scores, "remarks": said}, "\n".join(_rows(scores)), as_json=as_json)
 
 
