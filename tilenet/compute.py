@@ -62,7 +62,7 @@ def fill_pending(store: Store, job: Job, *, progress: Progress | None = None, am
 def raise_if_failed(report: Report, job: Job) -> None:
     """Raise `BlocksFailed`, naming the first failed blocks, if any block of a store could not be computed."""
     if report.failures:
-        remedy = "The others are done: --resume retries these"
+        remedy = "The others are done: run again with --resume, which retries these"
         if _of_the_image(report):
             remedy = (
                 "Replace them in the image, and start again with --overwrite (a batch, or with --shard: remove the "

@@ -13,6 +13,7 @@ from tilenet.batches.beside import Columns, SideFiles
 from tilenet.batches.orders import Order, read_orders
 from tilenet.batches.slides import BatchRun
 from tilenet.batches.summary import Result, is_own
+from tilenet.batches.ways import ways_of_batch
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.export.intensities import Intensities
 from tilenet.export.shapes import parse_area
@@ -138,17 +139,18 @@ def batch(
         orders = orders[share[0] - 1 :: share[1]]
     if objects:
         orders = [replace(order, options=replace(order.options, output="objects")) for order in orders]
-    _make_folder(out)
-    return BatchRun(
-        orders,
-        Path(out),
-        footprint,
-        tell or (lambda result: None),
-        side_files=SideFiles(overview=overview, table=table, min_area=min_area, columns=columns),
-        client=client,
-        objects=objects,
-        share=share,
-    ).run()
+    with ways_of_batch():
+        _make_folder(out)
+        return BatchRun(
+            orders,
+            Path(out),
+            footprint,
+            tell or (lambda result: None),
+            side_files=SideFiles(overview=overview, table=table, min_area=min_area, columns=columns),
+            client=client,
+            objects=objects,
+            share=share,
+        ).run()
 
 
 def _check_columns(columns: Columns, *, objects: bool, table: bool) -> None:

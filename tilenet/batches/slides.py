@@ -16,6 +16,7 @@ from tilenet.ahead import begun_ahead
 from tilenet.batches.beside import SideFiles
 from tilenet.batches.orders import Order
 from tilenet.batches.summary import Result, file_of, remark_sizes, write_summary
+from tilenet.batches.ways import in_batch
 from tilenet.compute import fill_pending, finish, skip_glass
 from tilenet.errors import DeviceLost, OutputMismatch, TilenetError
 from tilenet.export.counts import write_counts
@@ -227,7 +228,7 @@ class BatchRun:
 
 
 def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, TilenetError) else one_line(error)
+    return in_batch(str(error)) if isinstance(error, TilenetError) else one_line(error)
 
 
 def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Future[None]]:

@@ -171,7 +171,7 @@ class Remote:
             return ImageError(f"{name}: cannot be fetched from a server of this kind. Use another server")
         how = f"HTTP status {status}" if status else next((v for k, v in _ENDS.items() if k in said), "connection lost")
         return EnvironmentFault(
-            f"{name}: the connection to the server failed ({how}). Try again; continue a run with --resume"
+            f"{name}: the connection to the server failed ({how}). Run again, with --resume if a mask was begun"
         )
 
     def _remedy(self) -> str:

@@ -140,7 +140,7 @@ class RemoteArray(Bounded, ObjectStore[Any]):
                 self._folder.key(key), largest=self.largest(key), part=_part(byte_range), absent=self._still_there
             )
         except (Forbidden, BucketNotFound) as error:  # the image could be opened, so this may be temporary
-            raise EnvironmentFault(f"{error}. Continue a run with --resume") from None
+            raise EnvironmentFault(f"{error}. Then run again with --resume") from None
         if data is not None:
             self.check_content(key, data, byte_range)
         return data

@@ -202,7 +202,9 @@ def refuse_live(held: list[Lock], now: float, name: Path) -> None:
         who = [lock.describe(holder) for lock, holder in alive[:NAMED]]
         more = [f"{len(alive) - NAMED} more"] if len(alive) > NAMED else []
         that = "that run, or end it" if len(alive) == 1 else "them, or end them"
-        raise OutputLocked(f"{name}: is being written by {', '.join(who + more)}. Wait for {that} and use --resume")
+        raise OutputLocked(
+            f"{name}: is being written by {', '.join(who + more)}. Wait for {that}, and run again with --resume"
+        )
 
 
 def _taker(held: list[Lock]) -> str:

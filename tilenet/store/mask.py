@@ -121,7 +121,7 @@ class AnyMask:
         except (RuntimeError, ValueError, OSError) as error:
             raise BlocksFailed(
                 f"{self.path}: level {level} cannot be read ({first_line(error)}). tilenet verify names the files that "
-                f"are damaged; the command that made it writes them anew, with --resume"
+                f"are damaged. Repair it: run the command that made it again, with --resume"
             ) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:

@@ -1,0 +1,102 @@
+"""What a batch says to do about an error is what a batch can do."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from stub import BAD, Bright
+
+import tilenet
+from tilenet.batches.slides import BatchRun
+from tilenet.batches.ways import in_batch
+from tilenet.errors import EnvironmentFault
+from tilenet.options import Options
+from tilenet.outputs import open_store
+from tilenet.wanted import Wanted
+
+PACKAGE = Path(tilenet.__file__).parent
+# What never runs in a batch; and a warning that names the way of a batch, too.
+ELSEWHERE = {
+    *("cli", "training", "api.py", "checks.py", "models.py", "tiff_mask.py", "tiff_export.py", "shares.py"),
+    *("since.py", "ways.py"),
+}
+# What is said without `resume`, which a batch always has, or with `overwrite`, which it never has; and an end of
+# messages for which it has another.
+UNUSED = (
+    *("Use --resume, or choose", "Go on with it (--resume)", "Go on (--resume)", "Replace it (--overwrite)"),
+    *("which --overwrite does not follow", "or start again with --overwrite"),
+)
+
+
+def texts_of(node):
+    """Yield the texts of a module, each as a whole: parts that stand side by side are one."""
+    if isinstance(node, ast.JoinedStr):
+        yield "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from texts_of(child)
+
+
+def ways_out():
+    """Return what the messages of a batch may say, as users of `tilenet segment` see it."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if not ELSEWHERE & set(path.relative_to(PACKAGE).parts):
+            texts = (text for text in texts_of(ast.parse(path.read_text())) if "\n" not in text)
+            found += [text for text in texts if "--resume" in text or "--overwrite" in text]
+    return [text for text in found if text.startswith("X: belongs") or not any(said in text for said in UNUSED)]
+
+
+@pytest.fixture
+def slide(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 200, (300, 400), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64))
+    return tmp_path / "a.tif"
+
+
+def test_no_message_that_a_batch_may_give_names_an_option_that_it_lacks():
+    said = ways_out()
+    assert len(said) > 12 and "Run again with --resume" in " ".join(said)
+    assert [text for text in map(in_batch, said) if "--resume" in text or "overwrite" in text] == []
+
+
+def test_a_damaged_mask_is_mended_by_what_the_batch_says(slide, tmp_path):
+    def batch():
+        (result,) = tilenet.batch(slide, tmp_path / "masks", model=Bright(), table=True, tile=64)
+        return result
+
+    assert batch().status == "done"
+    (tmp_path / "masks" / "a.csv").unlink()
+    shard = next(path for path in (tmp_path / "masks" / "a.zarr" / "0" / "c").rglob("*") if path.is_file())
+    shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    said = "Repair it: remove the mask, and run the batch again"
+    assert [batch().error.endswith(said) for _ in range(2)] == [True, True]
+    for path in sorted((tmp_path / "masks" / "a.zarr").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (tmp_path / "masks" / "a.zarr").rmdir()
+    assert batch().status == "done"
+
+
+def test_failed_blocks_locked_masks_and_lost_schedulers_say_to_run_the_batch_again(slide, tmp_path, monkeypatch):
+    pixels = tifffile.imread(slide)
+    pixels[100, 100] = BAD
+    tifffile.imwrite(slide, pixels, tile=(64, 64))
+    how = {"model": Bright(), "tile": 64}
+    (result,) = tilenet.batch(slide, tmp_path / "masks", **how)
+    assert result.error.endswith("The others are done: run again, which retries these")
+    store, job = open_store(tmp_path / "masks" / "a.zarr", Wanted(slide, Bright(), Options(tile=64)), resume=True)
+    (result,) = tilenet.batch(slide, tmp_path / "masks", **how)
+    store.close()
+    job.close()
+    assert result.error.endswith("Wait for that run, or end it, and run again")
+
+    def lost(run):
+        raise EnvironmentFault("tcp://x: the scheduler is lost (CommClosedError). Run again with --resume")
+
+    monkeypatch.setattr(BatchRun, "run", lost)
+    with pytest.raises(EnvironmentFault, match=r"the scheduler is lost \(CommClosedError\)\. Run again$"):
+        tilenet.batch(slide, tmp_path / "masks", **how)
