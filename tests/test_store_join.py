@@ -68,6 +68,16 @@ def test_a_store_that_three_writers_filled_is_the_one_that_one_run_makes(leader,
     assert tree_hash(leader.path) == right(NAME)
 
 
+def test_a_writer_that_stays_after_the_end_keeps_no_file_of_the_store_open(leader):
+    writer, folder = Store.join(leader.path, leader.run), Path("/proc/self/fd")
+    for index in leader.pending():
+        leader.adopt(write(writer, index))
+    finish(leader)
+    held = [name.readlink() for name in folder.iterdir() if name.is_symlink()]
+    assert held and not [path for path in held if str(leader.path) in str(path)]  # NFS would not remove its folder
+    writer.close()
+
+
 def test_what_writers_wrote_is_pending_until_it_is_adopted(leader):
     writer = Store.join(leader.path, leader.run)
     line = write(writer, 1)

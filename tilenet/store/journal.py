@@ -144,45 +144,45 @@ class Journal:
 
 
 class Pen:
-    """Appends to the journal file of this writer; safe to share between threads."""
+    """Appends to the journal file of this writer; safe to share between threads.
+
+    The file is open only while a line is written. Workers keep a store open after its run has ended, and NFS does not
+    remove a folder while a process on the same machine has a file in it open.
+    """
 
     def __init__(self, folder: Path, writer: str) -> None:
         self._folder = folder / FOLDER
         self.writer = writer
         self._lock = threading.Lock()
-        self._file: int | None = None
+        self._path: Path | None = None
         self._torn = False
 
     def append(self, line: bytes) -> None:
         """Append a line and sync the file; after a failed append, the next line starts on a new line of the file."""
         with self._lock:
-            if self._file is None:
-                self._file = self._create()
-            torn, self._torn = self._torn, True
-            step("journal", write_all, self._file, b"\n" + line if torn else line)
-            step("sync journal", os.fsync, self._file)
-            self._torn = False
+            handle = os.open(self._created(), os.O_WRONLY | os.O_APPEND)  # no `step`: it changes nothing
+            try:
+                torn, self._torn = self._torn, True
+                step("journal", write_all, handle, b"\n" + line if torn else line)
+                step("sync journal", os.fsync, handle)
+                self._torn = False
+            finally:
+                os.close(handle)
 
-    def open(self) -> None:
+    def create(self) -> None:
         """Create the file now, not with the first line."""
         with self._lock:
-            if self._file is None:
-                self._file = self._create()
+            self._created()
 
-    def _create(self) -> int:
-        make_folder(self._folder)
-        earlier = [int(path.name[:6]) for path in self._folder.iterdir() if path.name[:6].isdecimal()]
-        path = self._folder / f"{1 + max(earlier, default=0):06d}-{self.writer}.jsonl"
-        handle = step("create journal", os.open, path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        step("sync folder", fsync_path, self._folder)
-        return handle
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+    def _created(self) -> Path:
+        if self._path is None:
+            make_folder(self._folder)
+            earlier = [int(path.name[:6]) for path in self._folder.iterdir() if path.name[:6].isdecimal()]
+            path = self._folder / f"{1 + max(earlier, default=0):06d}-{self.writer}.jsonl"
+            os.close(step("create journal", os.open, path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666))
+            step("sync folder", fsync_path, self._folder)
+            self._path = path
+        return self._path
 
 
 def line_of(layout: Layout, level: int, index: int, files: Files) -> bytes:

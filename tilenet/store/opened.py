@@ -170,7 +170,7 @@ class OpenedStore:
             if store.complete:
                 raise OutputError(f"{path}: is complete, and cannot be written")
             store._check_allowed()
-            store._blocks.pen.open()  # now, so that a late line cannot create a journal in a finished store
+            store._blocks.pen.create()  # now, so that a late line cannot create a journal in a finished store
         return store
 
     @classmethod
@@ -236,7 +236,6 @@ class OpenedStore:
 
     def close(self) -> None:
         """Release the lease, whether or not the store is complete; may be called twice."""
-        self._blocks.pen.close()
         lease, self._lease = self._lease, None
         if lease:
             lease.release()

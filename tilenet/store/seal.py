@@ -59,7 +59,6 @@ def write_root(blocks: Blocks, info: Mapping[str, Any], *, complete: bool) -> No
 
 def tidy(blocks: Blocks) -> None:
     """Remove what only a run in progress needs."""
-    blocks.pen.close()
     remove_parts(blocks.path / OWN)  # of killed workers, too: there may be no later run to remove them
     remove_tree(blocks.path / OWN / FOLDER)
     remove_tree(blocks.path / OWN / REPLACED)
