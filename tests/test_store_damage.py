@@ -16,7 +16,7 @@ from store_helpers import (
 )
 
 from tilenet.errors import BlocksFailed, OutputError, OutputIncomplete
-from tilenet.store import Store
+from tilenet.store import Store, open_mask
 from tilenet.store.damage import read_right
 from tilenet.store.lease import Lease
 
@@ -158,6 +158,26 @@ def test_a_changed_root_document_cannot_be_mended_and_is_said_so(tmp_path):
     with pytest.raises(OutputError, match="--overwrite"):
         Store.resume(path)
     assert not list((path / ".tilenet").glob("lock*"))
+
+
+def test_a_foreign_file_does_not_make_a_complete_mask_be_written_again(tmp_path):
+    path, layout = tmp_path / "m.zarr", LAYOUTS["tiny"]
+    make(path, layout)
+    (path / "0/c/Thumbs.db").write_bytes(b"x")
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    store = Store.resume(path)
+    assert store.complete and [str(found) for found in store.check()] == ["0/c/Thumbs.db is extra"]
+    mask = open_mask(path)
+    mask.refuse_damage()
+    assert before == {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    background = next(n for i in range(layout.n_blocks(0)) for n in layout.files(0, i) if not (path / n).exists())
+    (path / background).parent.mkdir(parents=True, exist_ok=True)
+    (path / background).write_bytes(b"x")  # where a block that is all background has no file, one is damage
+    with pytest.raises(BlocksFailed, match=r"1 files differ from what was written \(0/c/0/0 .* is extra\)"):
+        mask.refuse_damage()
+    store = Store.resume(path)
+    assert not store.complete
+    store.close()
 
 
 def test_files_that_nobody_wrote_are_named_and_those_of_the_system_are_not(tmp_path, right):

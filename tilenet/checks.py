@@ -220,7 +220,7 @@ def _damage(out: Path) -> Verification:
         return Verification()
     changed = store.check()
     # Foreign files do the mask no harm, but a run with --overwrite would refuse to delete them.
-    foreign = [found.file for found in changed if found.what == "extra" and found.block is None]
+    foreign = [found.file for found in changed if found.is_foreign]
     foreign += [name for name in foreign_entries(out, store.layout) if not name.startswith(".")]
     damage = [str(found) for found in changed if found.file not in foreign]
     damage += [f"{name} is extra: tilenet did not write it" for name in foreign]

@@ -37,6 +37,11 @@ class Damage:
     array: str = ""
     block: int | None = None
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether tilenet did not write the file, and no block's file belongs there: it does the mask no harm."""
+        return self.what == "extra" and self.block is None
+
     def __str__(self) -> str:
         where = f" (array {self.array}, block {self.block})" if self.block is not None else ""
         return f"{self.file}{where} is {self.what}"

@@ -91,7 +91,7 @@ class OpenedStore:
             damage, stamp = None, stamp_of(path)
             if read_root(path)[2] and not left_behind(path / OWN):
                 store = cls.inspect(path)
-                damage = store.check()
+                damage = store._harm()
                 if not damage and is_listed(path, store.layout):
                     return store
             store = cls._leased(path, Lease.take(path / OWN, path))
@@ -195,7 +195,7 @@ class OpenedStore:
         if not self.complete:
             self.log("resumed")
             return
-        damage = self.check() if damage is None else damage
+        damage = self._harm() if damage is None else damage
         if any(found.file == self.layout.root for found in damage):
             raise OutputError(
                 f"{self.path / self.layout.root}: was changed since it was written. Start again with --overwrite"
@@ -222,6 +222,10 @@ class OpenedStore:
         """
         lost = blocks_lost(self._blocks) if self.complete else ()
         return [*lost, *find_damage(self._blocks)]
+
+    def _harm(self) -> list[Damage]:
+        """Return the damage that writing blocks mends: all but foreign files."""
+        return [found for found in self.check() if not found.is_foreign]
 
     def log(self, event: str, **facts: Any) -> None:
         """Append a line to the store's log, the one file that differs from run to run."""
