@@ -186,6 +186,15 @@ def test_a_layout_that_no_mask_has_is_not_one_that_tilenet_wrote(out, side):
         tilenet.open_mask(out)
 
 
+def test_a_mask_of_a_newer_version_is_not_called_another_s(out):
+    root = json.loads((out / "zarr.json").read_text())
+    own = root["attributes"]["tilenet"]
+    own["layout"]["offset"], own["version"] = 3, "99.0"
+    (out / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(OutputError, match=r"m\.zarr: was written by tilenet 99\.0, which stores 'offset' of it"):
+        tilenet.open_mask(out)
+
+
 def test_a_mask_that_was_copied_without_its_hidden_folder_says_so(out):
     shutil.rmtree(out / ".tilenet")
     with pytest.raises(OutputError, match=r"lacks its folder \.tilenet"):

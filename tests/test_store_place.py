@@ -1,5 +1,6 @@
 """Where a store may go, and what it may replace."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from store_helpers import INFO, LAYOUTS, make, run, tree, tree_hash, truth_of, write_all_blocks
+from store_helpers import INFO, LAYOUTS, make, part, run, tree, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputExists, OutputNotFound
 from tilenet.store import Store, can_resume, check_free, open_mask, opened, place
@@ -238,6 +239,33 @@ def test_what_cannot_be_read_is_not_called_unwritable(old, monkeypatch, ask):
         monkeypatch.setattr(place, name, refuse)
     with pytest.raises(EnvironmentFault, match=r"m\.zarr: cannot be accessed \(permission denied\)\. Fix that"):
         ask(old)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize("use", [open_mask, Store.resume, lambda path: check_free(path, overwrite=True)])
+def test_a_mask_that_cannot_be_read_is_not_called_another_s(old, monkeypatch, use, number):
+    real = Path.read_bytes
+
+    def fail(path):
+        if path.name == "zarr.json":
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(EnvironmentFault, match=rf"m\.zarr: cannot be accessed \({os.strerror(number).lower()}\)\. Fix"):
+        use(old)
+
+
+def test_trouble_while_the_files_of_blocks_are_listed_is_one_of_the_machine(old, tmp_path, monkeypatch):
+    def stale(handle):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with closing(Store.create(tmp_path / "new.zarr", TINY, INFO)) as begun:
+        begun.write(1, part(TINY, truth_of(TINY), 1))
+        monkeypatch.setattr(os, "listdir", stale)
+        for use, again in ((lambda: open_mask(old), "run it again"), (lambda: list(begun.pending()), "--resume")):
+            with pytest.raises(EnvironmentFault, match=rf"cannot be accessed \(stale file handle\)\..* {again}"):
+                use()
 
 
 def test_without_shares_nothing_is_written_to_see_whether_any_is_at_work(old, monkeypatch):

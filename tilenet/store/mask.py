@@ -13,6 +13,7 @@ from tilenet.errors import BlocksFailed, OutputIncomplete, first_line
 from tilenet.readers.boundary import one_line
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import blocks_lost, find_damage
+from tilenet.store.files import ACCESSED, AGAIN, faults_named
 from tilenet.store.kept import KeptFiles, Replaced, Stamp, stamp_of
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import placement, read_root
@@ -208,7 +209,8 @@ def _refuse_lost(path: Path, layout: Layout) -> None:
     """Refuse a mask that lacks files: zarr would read missing files as background."""
     blocks = Blocks(path, layout, "")
     for level in range(len(layout.levels)):
-        lost = next(blocks.pending(level), None)
+        with faults_named(path, what=ACCESSED, again=AGAIN):
+            lost = next(blocks.pending(level), None)
         if lost is not None:
             names = ", ".join(layout.files(level, lost))
             raise BlocksFailed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from tilenet.errors import OutputError, OutputNotFound
 from tilenet.geometry import Box
 from tilenet.store import codec
+from tilenet.store.files import ACCESSED, AGAIN, faults_named
 from tilenet.store.layout import DOCUMENTS, TISSUE, ArrayLayout, Layout
 from tilenet.store.tissue_map import TISSUE_COLOR, TissueMap
 
@@ -23,6 +25,8 @@ OWN = ".tilenet"
 MAKING = ".making"
 OME = {2: "0.4", 3: "0.5"}
 GROUP = json.dumps({"zarr_format": 2}).encode()
+# What is raised where a store's root document should be, and something else is.
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def root_document(layout: Layout, info: Mapping[str, Any], *, complete: bool) -> bytes:
@@ -102,36 +106,51 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
     OutputNotFound
         If there is nothing at the path.
     OutputError
-        If tilenet did not write it, or it cannot be read.
+        If tilenet did not write it, or this version cannot read it.
+    EnvironmentFault
+        If reading fails, as without the permission for it.
     """
-    if not path.exists():
-        if (making := path.with_name(path.name + MAKING)).is_dir():
-            raise OutputNotFound(
-                f"{path}: does not exist yet: {making.name} belongs to a run with --objects. Run it again with --resume"
-            )
-        raise OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
-    foreign = not_ours(path)
-    try:
-        own = dict(_attributes(path)["tilenet"])
-        written, layout, complete = own.pop("format"), own.pop("layout"), own.pop("complete")
-        if not (path / OWN).is_dir():
-            raise OutputError(
-                f"{path}: lacks its folder {OWN}, where the sizes and checksums of its files are. Copy that too, as "
-                f"it is hidden from some programs"
-            )
-        if written != FORMAT:
-            raise OutputError(
-                f"{path}: has store format {written}, but this version of tilenet reads format {FORMAT}. Use the "
-                f"tilenet that wrote it"
-            )
-        found = Layout.from_json(layout)
-        if not all(type(n) is int and 0 < n < 2**63 for n in (*found.shape, *found.block)):
-            raise foreign
-        return found, own, complete is True
-    except OutputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise foreign from error
+    with faults_named(path, what=ACCESSED, again=AGAIN):
+        if not path.exists():
+            raise _not_there(path)
+        try:
+            own = dict(_attributes(path)["tilenet"])
+            written, layout, complete = own.pop("format"), own.pop("layout"), own.pop("complete")
+            if not (path / OWN).is_dir():
+                raise OutputError(
+                    f"{path}: lacks its folder {OWN}, where the sizes and checksums of its files are. Copy that too, "
+                    f"as it is hidden from some programs"
+                )
+            _refuse_other_version(path, written, set(layout.keys()), own.get("version"))
+            found = Layout.from_json(layout)
+            if not all(type(n) is int and 0 < n < 2**63 for n in (*found.shape, *found.block)):
+                raise not_ours(path)
+            return found, own, complete is True
+        except OutputError:
+            raise
+        except (*MISSING, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise not_ours(path) from error
+
+
+def _not_there(path: Path) -> OutputNotFound:
+    if (making := path.with_name(path.name + MAKING)).is_dir():
+        return OutputNotFound(
+            f"{path}: does not exist yet: {making.name} belongs to a run with --objects. Run it again with --resume"
+        )
+    return OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
+
+
+def _refuse_other_version(path: Path, written: object, keys: set[str], version: object) -> None:
+    if written != FORMAT:
+        raise OutputError(
+            f"{path}: has store format {written}, but this version of tilenet reads format {FORMAT}. Use the tilenet "
+            f"that wrote it"
+        )
+    if unknown := keys - {field.name for field in fields(Layout)}:
+        raise OutputError(
+            f"{path}: was written by tilenet {version}, which stores {min(unknown)!r} of it, unknown to this version. "
+            f"Use the tilenet that wrote it"
+        )
 
 
 def _attributes(path: Path) -> Any:

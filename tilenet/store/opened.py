@@ -12,7 +12,7 @@ from tilenet.errors import OutputError
 from tilenet.store.blocks import Blocks
 from tilenet.store.build import build
 from tilenet.store.damage import Damage, blocks_lost, find_damage
-from tilenet.store.files import AGAIN, faults_named, remove_parts
+from tilenet.store.files import ACCESSED, AGAIN, faults_named, remove_parts
 from tilenet.store.kept import stamp_of
 from tilenet.store.layout import Layout
 from tilenet.store.lease import WHOLE, Joined, Lease, Share
@@ -213,7 +213,8 @@ class OpenedStore:
 
     def pending(self, level: int = 0, among: range | None = None) -> Iterator[int]:
         """Yield the blocks of a level, all or in a range, that the journal lacks or whose files have other sizes."""
-        return self._blocks.pending(level, among)
+        with faults_named(self.path, what=ACCESSED):
+            yield from self._blocks.pending(level, among)
 
     def check(self) -> list[Damage]:
         """Read every file, and return those that are not what the journal says.
@@ -235,7 +236,7 @@ class OpenedStore:
 
     def events(self) -> list[dict[str, Any]]:
         """Return what the store's log says, line by line: the time, the event, and its facts."""
-        with faults_named(self.path):
+        with faults_named(self.path, what=ACCESSED):
             return list(events(self.path / OWN))
 
     def close(self) -> None:

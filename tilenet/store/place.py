@@ -80,6 +80,8 @@ def _refuse_to_replace(path: Path, overwrite: bool) -> None:
             )
         how = "Go on with it (--resume), replace it (--overwrite), or choose" if ours else "Choose"
         raise OutputExists(f"{path}: exists already. {how} another path")
+    with suppress(OutputError):
+        read_root(path)  # trouble of the file system is told as that
     if path.is_symlink():
         raise OutputExists(
             f"{path}: is a symbolic link, which --overwrite does not follow. Give {path.resolve()} instead"
@@ -92,16 +94,16 @@ def _refuse_to_replace(path: Path, overwrite: bool) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether a folder is a store that tilenet wrote, and not a link to one."""
+    """Return whether a folder is a store that tilenet wrote and that can be read, and not a link to one."""
     try:
         read_root(path)
-    except OutputError:
+    except (OutputError, EnvironmentFault):
         return False
     return not path.is_symlink() and not (path / OWN).is_symlink()
 
 
 def can_resume(path: str | Path) -> bool:
-    """Return whether there is something at a path to resume."""
+    """Return whether anything is at a path; a new store for it is moved there first, see `recover`."""
     path = Path(path).absolute()
     with faults_named(path, what=ACCESSED):
         recover(path)
