@@ -5,6 +5,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from time import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from store_helpers import INFO, LAYOUTS, make, part, run, tree, tree_hash, truth
 
 from tilenet.errors import EnvironmentFault, OutputExists, OutputNotFound
 from tilenet.store import Store, can_resume, check_free, open_mask, opened, place
+from tilenet.store.lease import STALE
 
 TINY = LAYOUTS["tiny"]
 
@@ -212,6 +214,17 @@ def test_several_may_sweep_at_once(tmp_path):
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(place.sweep, [tmp_path / "m.zarr"] * 4))
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seconds", [10, 100])
+def test_a_file_that_another_machine_is_writing_is_not_swept_and_one_left_alone_is(tmp_path, seconds):
+    left = tmp_path / f".m.tif.{'0' * 12}-1-123-abcdef01{place.NEW}"  # of another machine
+    left.mkdir()
+    (left / "m.tif").write_bytes(b"half")
+    for path, age in ((left / "m.tif", seconds), (left, 1000)):  # the folder's time is that of its first file
+        os.utime(path, (time() - age,) * 2)
+    place.sweep(tmp_path / "m.tif")
+    assert left.exists() == (seconds < STALE)
 
 
 def test_what_goes_away_while_it_is_looked_at_was_not_abandoned(tmp_path, monkeypatch):

@@ -227,7 +227,8 @@ def _maker_is_dead(new: Path, path: Path) -> bool:
     if running is not None:
         return not running
     try:
-        age = _clock_beside(path) - new.stat().st_mtime
+        # Writing to a file leaves its folder's time as it is, so those of the files count, too.
+        age = _clock_beside(path) - max(part.stat().st_mtime for part in (new, *new.iterdir()))
         held = locks(new / OWN) if (new / OWN).is_dir() else []
     except FileNotFoundError:  # its maker has moved it into place, or removed it
         return False
