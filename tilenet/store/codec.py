@@ -17,6 +17,7 @@ from tilenet.geometry import Box
 from tilenet.store.layout import DOCUMENTS
 
 if TYPE_CHECKING:
+    import zarr
     from zarr.core.buffer import BufferPrototype
 
 
@@ -32,36 +33,34 @@ def encode(document: bytes, box: Box, values: NDArray[Any]) -> bytes | None:
     values : numpy.ndarray
         Pixels, in the box's shape.
     """
-    shards = _open(document, {}, box, values)[1]
+    array, content = _opened(document, {})
+    known = set(content)
+    # To write part of a chunk within a shard, as at the edge of an array, zarr accepts only its own buffers.
+    whole = all(n % side == 0 for n, side in zip(box.start + box.stop, array.chunks * 2, strict=True))
+    array.set_basic_selection(box.slices, values, prototype=_comparing_integers() if whole else None)
+    shards = [data.to_bytes() for key, data in content.items() if key not in known]
     if len(shards) > 1:
         raise ValueError(f"{box} is not one shard but {len(shards)}")
-    return next(iter(shards.values()), None)
+    return shards[0] if shards else None
 
 
 def decode(document: bytes, key: str, shard: bytes, box: Box) -> NDArray[Any]:
     """Return the pixels in `box` from the shard with this key, such as ``c/0/1`` (format 2: ``0/1``)."""
-    return _open(document, {key: shard}, box, None)[0]
+    array, _ = _opened(document, {key: shard})
+    return np.asarray(array[box.slices])
 
 
-def _open(
-    document: bytes, shards: dict[str, bytes], box: Box, values: NDArray[Any] | None
-) -> tuple[NDArray[Any], dict[str, bytes]]:
+def _opened(document: bytes, shards: dict[str, bytes]) -> tuple[zarr.Array[Any], dict[str, Any]]:
+    """Open an array in memory; return it, and the dict in which zarr keeps its files."""
     import zarr
     from zarr.buffer import default_buffer_prototype
     from zarr.storage import MemoryStore
 
     make = default_buffer_prototype().buffer.from_bytes
     zarr_format = json.loads(document)["zarr_format"]
-    name = DOCUMENTS[zarr_format][1]
-    content = {key: make(data) for key, data in ({name: document} | shards).items()}
+    content = {key: make(data) for key, data in {DOCUMENTS[zarr_format][1]: document, **shards}.items()}
     config = {"write_empty_chunks": False}
-    array = zarr.open_array(MemoryStore(content), mode="r+", zarr_format=zarr_format, config=config)
-    if values is None:
-        return np.asarray(array[box.slices]), {}
-    # To write part of a chunk within a shard, as at the edge of an array, zarr accepts only its own buffers.
-    whole = all(n % side == 0 for n, side in zip(box.start + box.stop, array.chunks * 2, strict=True))
-    array.set_basic_selection(box.slices, values, prototype=_comparing_integers() if whole else None)
-    return values, {key: data.to_bytes() for key, data in content.items() if key != name}
+    return zarr.open_array(MemoryStore(content), mode="r+", zarr_format=zarr_format, config=config), content
 
 
 @cache
