@@ -154,6 +154,22 @@ def test_what_is_no_table_of_objects_is_refused_in_one_line(slide, mask, tmp_pat
         assert f"t.csv: line {whole.count(chr(10)) + (cut > whole)} is not that of" in refusal()
 
 
+def test_the_overview_of_a_batch_tells_positive_ones_apart_by_the_rule_of_its_table(slide, tmp_path):
+    def drawn(**how):
+        (result,) = tilenet.batch(slide, tmp_path / "masks", model=Bright(), objects=True, overview=True, **how)
+        assert result.status in ("done", "skipped")
+        return (tmp_path / "masks" / "slide.overview.png").read_bytes()
+
+    place, table = tmp_path / "masks" / "slide.zarr", tmp_path / "masks" / "slide.csv"
+    plain, picture = drawn(), tmp_path / "masks" / "slide.overview.png"
+    for rule in ("0>225", "0>100"):
+        told = drawn(table=True, positive=rule)
+        assert told != plain and np.array_equal(imread(picture), overlay(slide, place, table=table))
+        written = picture.stat().st_mtime_ns
+        assert drawn(table=True, positive=rule) == told and picture.stat().st_mtime_ns == written
+    assert (imread(picture) == RED).all(axis=-1).any() and not (imread(picture) == BLUE).all(axis=-1).any()
+
+
 TRIANGLE = [[40.5, 30], [200, 50.25], [90, 210], [40.5, 30]]
 HOLE = [[80, 80], [120, 80], [100, 120], [80, 80]]
 

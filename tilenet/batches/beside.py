@@ -53,7 +53,7 @@ class SideFiles:
     Attributes
     ----------
     overview : bool
-        Whether to draw NAME.overview.png, see `tilenet.overlay`.
+        Whether to draw NAME.overview.png, see `tilenet.overlay`; where it is asked what is positive, by the table.
     table : bool
         Whether to write NAME.csv, see `tilenet.write_table`.
     min_area : str or float, optional
@@ -78,11 +78,15 @@ class SideFiles:
 
     def make(self, order: Order, mask: Path) -> Measured | None:
         """Make the files that are missing or older than the mask; return its measurements if a table is wanted."""
-        image, picture, table = order.image, overview_beside(mask), table_beside(mask)
-        if self.overview and _is_older(picture, mask):
-            save(overlay(image, mask), picture)
-        if not self.table:
-            return None
+        measured = self._measure(order, mask) if self.table else None
+        if self.overview:
+            picture, table = overview_beside(mask), table_beside(mask) if order.positive is not None else None
+            if _is_older(picture, mask) or (table and picture.stat().st_mtime_ns < table.stat().st_mtime_ns):
+                save(overlay(order.image, mask, table=table), picture)
+        return measured
+
+    def _measure(self, order: Order, mask: Path) -> Measured:
+        image, table = order.image, table_beside(mask)
         if _is_older(table, mask) or _is_of_another_rule(table, order) or not self._has_columns(table):
             how = asdict(self.columns) | {"positive": order.positive}
             write_table(mask, table, image=image, overwrite=True, **how)

@@ -75,7 +75,8 @@ def batch(
         Called with the `Result` of each image when it is done, skipped or failed; from any thread, but one call at
         a time.
     overview : bool
-        Draw each mask over its image in ``OUT/<name>.overview.png``, see `tilenet.overlay`.
+        Draw each mask over its image in ``OUT/<name>.overview.png``, see `tilenet.overlay`; with `positive`, in red
+        what is positive and the rest in blue.
     table : bool
         Write a table of each mask to ``OUT/<name>.csv``, see `tilenet.write_table`, and the counts of each class in
         each image to ``OUT/counts.csv``.
