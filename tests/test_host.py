@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import tilenet
-from tilenet import predict
 from tilenet.decide import Decision
 from tilenet.engine import SteppedUNet
 from tilenet.errors import BlocksFailed
 from tilenet.fast.native import find_instructions
 from tilenet.host import HostPredictor
 from tilenet.job import COPIES
+from tilenet.memory import bytes_saved, weight_bytes
 from tilenet.options import Options
 from tilenet.scaling import Scaling
 from tilenet.settling import settle
@@ -134,11 +134,11 @@ def test_what_a_run_is_said_to_take_knows_of_it_and_the_plan_does_not():
     network.card = tilenet.ModelCard(classes=("a", "b", "c"), mask_of_class=(0, 1, 2))
     at_once, logits = (settle(image, network, Options(output=output, memory=400_000_000)) for output in OUTPUTS)
     assert at_once.plan == logits.plan
-    saved = predict.bytes_saved(network, at_once.decision, engine="fast", device="cpu")
+    saved = bytes_saved(network, at_once.decision, engine="fast", device="cpu")
     assert saved == 8 * 3 - 2
-    assert predict.bytes_saved(network, logits.decision, engine="fast", device="cpu") == 0
-    assert predict.bytes_saved(network, at_once.decision, engine="plain", device="cpu") == 0
+    assert bytes_saved(network, logits.decision, engine="fast", device="cpu") == 0
+    assert bytes_saved(network, at_once.decision, engine="plain", device="cpu") == 0
     plain = replace(at_once, record=at_once.record | {"engine": "plain"})
     read = np.prod(at_once.plan.largest_read)
-    more = COPIES["fast"] * predict.weight_bytes(network) - COPIES["plain"] * predict.weight_bytes(network)
+    more = COPIES["fast"] * weight_bytes(network) - COPIES["plain"] * weight_bytes(network)
     assert abs(plain.needs()["host_bytes"] - at_once.needs()["host_bytes"] + more - saved * read) < 10

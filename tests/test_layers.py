@@ -57,6 +57,7 @@ HOMES = {
         "probe",
         "models",
         "predict",
+        "memory",
         "computed",
         "device",
         "host",

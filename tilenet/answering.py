@@ -1,4 +1,8 @@
-"""What a model gives for a small input, with errors that say what does not fit."""
+"""What a model gives for a small input, with errors that say what does not fit.
+
+`logits_of` is `outputs_of` in float64; that is `answered`, checked against the footprint; and that is `passed`, made an
+array whatever the model returns.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ def logits_of(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs:
 
 
 def outputs_of(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs: int = 0) -> NDArray[Any]:
-    """Return what `logits_of` returns; boolean outputs stay boolean."""
+    """Return the outputs (N, K, *m) of an input, float64 or boolean; errors as `logits_of`."""
     made = answered(model, x, footprint)
     refuse_as_volume(model, x, made, "Give a footprint of 3 axes, such as Footprint.same(3, ...)")
     if said := misfit(x.shape, made.shape, footprint.output_shape(x.shape[2:])):

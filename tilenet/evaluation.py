@@ -75,7 +75,9 @@ def evaluate(
     predictions, truths = zip(*pairs.values(), strict=True)
     splits_masks = not classes and _are_masks(predictions, axes) and not _are_masks(truths, axes)
     if pixel_size is not None and not splits_masks:
-        raise SettingsError("pixel_size is for masks that are split into objects, and here are none. Leave it out")
+        raise SettingsError(
+            f"{prediction}: pixel_size is for masks that are split into objects, and here are none. Leave --pixel-size out"
+        )
     cubes: list[Path] = []
     for stem, (a, b) in pairs.items():
         (found, size), (true, true_size) = (read_sized_labels(p, axes=axes, pixel_size=pixel_size) for p in (a, b))

@@ -27,6 +27,7 @@ from tilenet.decide import Decision
 from tilenet.device import DevicePredictor
 from tilenet.footprint import Footprint
 from tilenet.host import HostPredictor
+from tilenet.memory import bytes_saved, weight_bytes
 from tilenet.models import class_name, fingerprint, is_compiled
 from tilenet.plan import Plan
 from tilenet.probe import Answer
@@ -175,13 +176,13 @@ class Job:
         read = prod(self.plan.largest_read) * self.plan.batch * self.image.n_channels * self.image.dtype.itemsize
         engine, device = self.record["engine"], self.record["device"]
         passed = self.demand.of(self.plan.largest_read, self.plan.batch)
-        saved = predict.bytes_saved(self.network, self.decision, engine=engine, device=device)
+        saved = bytes_saved(self.network, self.decision, engine=engine, device=device)
         passed -= saved * prod(self.plan.largest_read) * self.plan.batch
         written = self._bytes_of_pixel()
         # For each pixel, the place (8 bytes) and the number (4) of its object; see `tilenet.numbering`.
         kept = written + (8 + 4 if self.record["output"] == "objects" else 0)
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
-        weights = predict.weight_bytes(self.network)
+        weights = weight_bytes(self.network)
         on_host = self.device == "cpu"
         ahead = batches_ahead(self.plan.batch, asynchronous=not on_host)
         if not on_host:  # pinned memory is allocated and cached in powers of two

@@ -102,10 +102,10 @@ class _Trial:
     """A network, and the tiles that it computes."""
 
     def __init__(self, model: Any, ndim: int, channels: int) -> None:
-        self.model, self.ndim, self.channels, self.same = model, ndim, channels, SINGLE
+        self.model, self.ndim, self.channels, self.tolerance = model, ndim, channels, SINGLE
         if is_network(model):
             self.model = copy.deepcopy(model).eval().double()
-            self.same = DOUBLE if next(self.model.parameters(), None) is not None else SINGLE
+            self.tolerance = DOUBLE if next(self.model.parameters(), None) is not None else SINGLE
 
     def along(self, axis: int, grid: int) -> tuple[int, int]:
         """Return reach and step along an axis."""
@@ -155,7 +155,7 @@ class _Trial:
         """Return which outputs are NaN if the pixels of a part are; `ModelError` if some only change with them."""
         found = np.isnan(self._outputs(_with(clean, part, np.nan)))
         outputs, changed = self._outputs(clean), self._outputs(_with(clean, part, 255 - clean[part]))
-        differ = np.abs(changed - outputs) > self.same * np.ptp(outputs)
+        differ = np.abs(changed - outputs) > self.tolerance * np.ptp(outputs)
         if not found.any() or (differ & ~found).any():
             raise ModelError(HIDDEN)
         return found
@@ -179,7 +179,7 @@ class _Trial:
         second = self._outputs(pixels[_at(axis, slice(step, step + length))])
         second = second[_at(axis, slice(inside.start - step, inside.stop - step))]
         finite = first[np.isfinite(first)]
-        within = self.same * (np.ptp(finite) if finite.size else 0)
+        within = self.tolerance * (np.ptp(finite) if finite.size else 0)
         return bool(np.allclose(first, second, rtol=0, atol=within, equal_nan=True))
 
     def _pixels(self, axis: int, grid: int, length: int) -> NDArray[np.float32]:

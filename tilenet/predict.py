@@ -19,15 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tilenet import machine
-from tilenet.bands import Demand, band_pixels, can_band, pools_by_two
-from tilenet.decide import Decision
 from tilenet.engine import FastPath, accelerate, may_accelerate, out_of_memory
 from tilenet.errors import DeviceLost, EnvironmentFault, ModelError, SettingsError, first_line
-from tilenet.fast import steps
 from tilenet.fast.native import convolutions
 from tilenet.footprint import Footprint
 from tilenet.scaling import Scaling, needs_float64
-from tilenet.sizes import DEFAULT_DEMAND
 from tilenet.unet import UNet, is_as_built
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,8 +35,6 @@ NOT_ON_MPS = {"uint16", "float64"}
 # Those of these types that are scaled in float64; see `needs_float64`.
 WIDE = {torch.int32, torch.float64}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-# Bytes per pixel of the logits of one class, and of the mask, including the copies that are made of them.
-LOGIT_BYTES, MASK_BYTES = 8, 2
 NOT_COMPILED = (
     "convolutions are PyTorch's, about two thirds as fast as those that tilenet compiles when it is installed "
     "where there is a C compiler, for x86-64 on Linux"
@@ -155,6 +149,40 @@ def _scale_on(device: torch.device, scaling: Scaling, dtype: torch.dtype, ndim: 
     return scale
 
 
+def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a network, in eval mode, on the device where it will run."""
+    try:
+        ready = copy.deepcopy(network).eval().to(device, dtype)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(device) from error
+    for parameter in ready.parameters():  # one by one, because a TorchScript module offers no other way
+        if parameter.is_leaf:
+            parameter.requires_grad_(False)
+    return ready
+
+
+def _lay_out(network: nn.Module, layout: torch.memory_format, rank: int) -> None:
+    """Change the memory layout of the weights of a rank; others, as of a 3-D layer in a 2-D network, cannot have it."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == rank:
+            tensor.data = tensor.data.to(memory_format=layout)
+
+
+def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
+    """Return the error to raise for one of PyTorch's on a batch of a shape: it says what to do."""
+    text = first_line(error)
+    if isinstance(error, torch.OutOfMemoryError) or any(said in text for said in NO_ROOM):
+        half = max(1, shape[0] // 2)
+        advice = f"--batch {half}" if shape[0] > 1 else "a smaller --tile or --memory"
+        return EnvironmentFault(f"out of memory for a batch of shape {shape}. Start again with {advice}")
+    if text.startswith(GPU_FAILED):  # after which it takes no more work from this process
+        return DeviceLost(
+            f"the GPU failed on a batch of shape {shape} ({text}). Run again with --resume, perhaps on another "
+            "--device; if it fails there, too, start again with --engine plain or a smaller --tile"
+        )
+    return ModelError(f"the network failed on a batch of shape {shape}: {text}")
+
+
 def find_precision(name: str, network: object) -> str:
     """Resolve the name of a precision: ``auto`` is fp32 on every device, or fp64 for a float64 network.
 
@@ -197,25 +225,6 @@ def forget(network: object) -> None:
         _checked.pop(network, None)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
-
-
-def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of a network, in eval mode, on the device where it will run."""
-    try:
-        ready = copy.deepcopy(network).eval().to(device, dtype)
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(device) from error
-    for parameter in ready.parameters():  # one by one, because a TorchScript module offers no other way
-        if parameter.is_leaf:
-            parameter.requires_grad_(False)
-    return ready
-
-
-def _lay_out(network: nn.Module, layout: torch.memory_format, rank: int) -> None:
-    """Change the memory layout of the weights of a rank; others, as of a 3-D layer in a 2-D network, cannot have it."""
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.dim() == rank:
-            tensor.data = tensor.data.to(memory_format=layout)
 
 
 def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath:
@@ -262,59 +271,3 @@ def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint
     if isinstance(model, UNet) and is_as_built(model) and found != model.footprint:
         raise ModelError("a UNet's footprint follows from its layers, and is another than was given. Leave it out")
     return found
-
-
-def bytes_saved(network: object, decision: Decision, *, engine: str, device: str) -> int:
-    """Return how many bytes per pixel a forward pass saves if the last step writes mask values instead of logits.
-
-    Plans do not count on these savings, because they depend on the processor.
-    """
-    if not isinstance(network, UNet) or (engine, device) != ("fast", "cpu"):
-        return 0
-    at_once = decision.is_choice and steps.decides_at_once(network)
-    return LOGIT_BYTES * network.n_classes - MASK_BYTES if at_once else 0
-
-
-def demand_of(network: object, precision: str, channels: int, *, engine: str, device: str) -> Demand:
-    """Return how much memory a forward pass, and the decision on its logits, need.
-
-    A U-Net's memory peaks in its last block. There the joined skip (twice the first block's channels), a convolution
-    and its ReLU are in memory beside the skips (as much again): six times the first block's channels. The measured
-    peaks of whole runs (depth 2 to 5, wf 1 to 6) are 7.5 times, because of what the allocator keeps in between; 5 times
-    for a band; 3.5 times if the block is computed a few rows at a time; and 3.6 times on frames (a GPU; 3.75 are
-    planned for), where a skip has room for the pixels that it is joined with.
-    """
-    if not isinstance(network, UNet):
-        return DEFAULT_DEMAND
-    decided, wide, size = LOGIT_BYTES * network.n_classes, 1 << network.wf, PRECISIONS[precision].itemsize
-
-    def passed(times: float) -> float:
-        return size * (times * wide + channels) + 4 * channels
-
-    if engine == "fast" and device != "cpu":
-        return Demand(12 * network.n_classes + passed(3.75))
-    # No footprint follows from the layers of some networks, but of none that has a fast path.
-    if engine == "fast" and can_band(row := network.footprint.axes[0]):
-        return Demand(decided, passed(3.5 if pools_by_two(network.pool_size) else 5), row, band_pixels(wide))
-    return Demand(decided + passed(7.5))
-
-
-def weight_bytes(network: object) -> int:
-    """Return the bytes of a network's weights; 0 if it is not a PyTorch network."""
-    if not isinstance(network, nn.Module):
-        return 0
-    return sum(weights.numel() * weights.element_size() for weights in network.parameters())
-
-
-def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
-    text = first_line(error)
-    if isinstance(error, torch.OutOfMemoryError) or any(said in text for said in NO_ROOM):
-        half = max(1, shape[0] // 2)
-        advice = f"--batch {half}" if shape[0] > 1 else "a smaller --tile or --memory"
-        return EnvironmentFault(f"out of memory for a batch of shape {shape}. Start again with {advice}")
-    if text.startswith(GPU_FAILED):  # after which it takes no more work from this process
-        return DeviceLost(
-            f"the GPU failed on a batch of shape {shape} ({text}). Run again with --resume, perhaps on another "
-            "--device; if it fails there, too, start again with --engine plain or a smaller --tile"
-        )
-    return ModelError(f"the network failed on a batch of shape {shape}: {text}")

@@ -17,6 +17,7 @@ from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.into import Target
 from tilenet.job import RESIDENT, Job
+from tilenet.memory import demand_of
 from tilenet.models import class_name
 from tilenet.named import load_named, source_of
 from tilenet.options import Options
@@ -195,7 +196,7 @@ def _backend_of(network: Any, options: Options, n_channels: int) -> tuple[Any, s
     if (options.probability_dtype, device.type) == ("float64", "mps"):
         raise SettingsError("probability_dtype float64: not on mps. Use --device cpu, or --probability-dtype float32")
     engine = predict.find_engine(options.engine or "auto", network, device=device, precision=precision)
-    demand = predict.demand_of(network, precision, n_channels, engine=engine, device=device.type)
+    demand = demand_of(network, precision, n_channels, engine=engine, device=device.type)
     return device, precision, engine, demand
 
 

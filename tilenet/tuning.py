@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from tilenet import machine, predict
+from tilenet import machine
 from tilenet.job import Job
+from tilenet.memory import demand_of
 from tilenet.options import Options
 from tilenet.plan import Tile
 from tilenet.runner import deciding
@@ -197,7 +198,7 @@ class _Search:
         job = self._job
         engine = "plain" if setting.engine == "plain" else job.record["engine"]
         precision, device = job.record["precision"], job.record["device"]
-        demand = predict.demand_of(job.network, precision, job.image.n_channels, engine=engine, device=device)
+        demand = demand_of(job.network, precision, job.image.n_channels, engine=engine, device=device)
         plan = plan_tiles(
             job.plan.shape,
             job.footprint,
