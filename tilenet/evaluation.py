@@ -76,7 +76,7 @@ def evaluate(
     splits_masks = not classes and _are_masks(predictions, axes) and not _are_masks(truths, axes)
     if pixel_size is not None and not splits_masks:
         raise SettingsError(
-            f"{prediction}: pixel_size is for masks that are split into objects, and here are none. Leave --pixel-size out"
+            f"{prediction}: pixel_size is for masks that are split into objects, and this is none. Leave it out"
         )
     cubes: list[Path] = []
     for stem, (a, b) in pairs.items():
