@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from oracles import random_network
@@ -24,6 +24,14 @@ DTYPES = ("uint8", "uint16", ">u2", "int16", "uint32", "float32")
 def test_percentiles_are_those_of_numpy_to_the_last_bit(bytes_, dtype, percents):
     parts = [(some.astype(np.uint16) * (257 if "2" in np.dtype(dtype).str else 1)).astype(dtype) for some in bytes_]
     np.testing.assert_array_equal(percentiles(parts, percents), np.percentile(np.concatenate(parts), percents))
+
+
+@given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=9), PERCENTS)
+@example([-30000, 30000], [50])
+def test_percentiles_of_signed_integers_do_not_overflow(values, percents):
+    expected = np.percentile(np.array(values, float), percents)
+    for dtype in (np.int16, np.int32, np.int64):
+        np.testing.assert_array_equal(percentiles([np.array(values, dtype)], percents), expected)
 
 
 @pytest.mark.parametrize("more", [17, 18])  # bytes of an even number are counted in pairs
