@@ -92,6 +92,24 @@ def test_what_cannot_be_is_refused_with_the_way_out(said, words):
         resolve(PYRAMID, **said)
 
 
+@pytest.mark.parametrize(
+    ("size", "said", "words"),
+    [
+        (
+            1e-310,
+            {"mpp": 0.5},
+            r"a\.tif: has 1e-310 um/px at its finest, .* the 0\.5 um/px asked for is no number\. Give another size",
+        ),
+        (1e-310, {"card_mpp": 0.5}, "the 0.5 um/px that the model knows"),
+        (0.25, {"mpp": 1e308}, "the 1e[+]308 um/px asked for"),
+        (0.25, {"mpp": 1e-310}, "the 1e-310 um/px asked for"),
+    ],
+)
+def test_sizes_whose_ratio_is_no_number_are_refused(size, said, words):
+    with pytest.raises(SettingsError, match=words):
+        resolve([(size, size)], **said, name="a.tif")
+
+
 def test_a_record_brings_back_what_was_decided():
     found = resolve(PYRAMID, mpp=0.7)
     kept = found.to_json()

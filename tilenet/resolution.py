@@ -169,7 +169,13 @@ def resolve(
     if wanted is None or not known:
         return _as_it_is(sizes, card_mpp=card_mpp, model=model)
     whose = f"the {wanted:g} um/px asked for" if mpp is not None else f"the {wanted:g} um/px that {model} knows"
-    level, factor = choose(sizes, wanted)
+    try:
+        level, factor = choose(sizes, wanted)
+    except OverflowError as error:
+        raise SettingsError(
+            f"{name}: has{_um(sizes, 0, brackets=False)} at its finest, whose ratio to {whose} is no number. Give "
+            f"another size (--pixel-size, --mpp), or choose a level (--level)"
+        ) from error
     if min(factor) < FINEST:
         raise SettingsError(
             f"{name}: has{_um(sizes, 0, brackets=False)} at its finest, {float(1 / min(factor)):.3g} times coarser "
