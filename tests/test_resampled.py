@@ -46,6 +46,16 @@ def test_what_is_no_number_spoils_only_the_pixels_that_cover_it():
     assert np.isnan(found).tolist() == [False, True, False, False, False, False]
 
 
+def test_a_pixel_whose_centre_is_that_of_a_stored_one_needs_no_other():
+    row = np.ones((1, 6), np.float32)
+    row[0, 3] = np.nan
+    image = Resampled(open_image(row), (Fraction(1), Fraction(1, 3)))
+    found = image.read_inside(Box((0, 0), (1, 18)))[0, 0]
+    # Pixel 7 lies on stored pixel 2, pixel 13 on stored pixel 4; those between them take part of stored pixel 3.
+    assert np.flatnonzero(np.isnan(found)).tolist() == [8, 9, 10, 11, 12]
+    assert (found[~np.isnan(found)] == 1).all()
+
+
 def exact(plane, factor):
     """Return a plane of integers, resampled in fractions and rounded half up."""
     rows = [one_axis(column, factor[0]) for column in plane.T.tolist()]
@@ -120,10 +130,14 @@ def test_nothing_but_the_pixels_of_a_box_decides_it():
 
 
 def test_pixels_too_large_to_be_summed_exactly_are_refused():
-    with pytest.raises(
-        ImageError, match="of uint64 cannot be taken exactly in 64 bits. Choose a finer mpp .*, or a level"
+    for dtype, factor, way in (
+        (np.uint64, Fraction(3, 2), r"convert the image to 32 bits$"),
+        (np.uint32, Fraction(99_999), r"choose a finer mpp \(--mpp\)$"),
     ):
-        Resampled(open_image(pixels_of((8, 8), np.uint64)), (Fraction(3, 2), Fraction(3, 2)))
+        with pytest.raises(
+            ImageError, match=f"of {dtype.__name__} cannot be .* in 64 bits. Choose a level .*, or {way}"
+        ):
+            Resampled(open_image(pixels_of((8, 8), dtype)), (factor, factor))
 
 
 @pytest.mark.parametrize("name", [

@@ -71,7 +71,8 @@ def taps(start: int, stop: int, length: int, factor: Fraction) -> Taps:
         index = np.minimum(index, (high - 1) // b)
     else:  # in units of 1/(2 b): the offset of the centre (i + 1/2) a/b from the centre of stored pixel 0
         whole, rest = np.divmod((2 * pixel + 1) * a - b, 2 * b)
-        index = np.clip(np.stack([whole, whole + 1]), 0, length - 1)
+        # Where the centres coincide (rest 0), only that pixel is needed.
+        index = np.clip(np.stack([whole, whole + (rest > 0)]), 0, length - 1)
         weight = np.stack([2 * b - rest, rest])
     first = int(index.min())
     return Taps(first, int(index.max()) + 1, index - first, weight)
@@ -104,9 +105,11 @@ class Resampled(DerivedImage):
         largest = np.iinfo(self.dtype).max if self.dtype.kind in "ui" else 0
         if 4 * largest * prod(max(f.numerator, 2 * f.denominator) for f in factor) >= 2**63:
             by = " x ".join(f"{float(f):.6g}" for f in dict.fromkeys(factor))
+            # With pixels of 64 bits, no factor helps.
+            instead = "convert the image to 32 bits" if self.dtype.itemsize == 8 else "choose a finer mpp (--mpp)"
             raise ImageError(
-                f"{self.name}: the mean over {by} px of {self.dtype} cannot be taken exactly in 64 bits. "
-                f"Choose a finer mpp (--mpp), or a level (--level)"
+                f"{self.name}: the mean over {by} px of {self.dtype} cannot be taken exactly in 64 bits. Choose a "
+                f"level (--level), or {instead}"
             )
         shape = tuple(
             ceil_div(n * f.denominator, f.numerator)
