@@ -5,10 +5,11 @@ import pytest
 import tifffile
 import torch
 from oracles import random_network
+from store_helpers import tree
 
 import tilenet
 from tilenet.errors import ImageError, ModelError, OutputExists, SettingsError
-from tilenet.footprint import Footprint
+from tilenet.footprint import AxisFootprint, Footprint
 from tilenet.options import Options
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90), dtype=np.uint8)
@@ -24,6 +25,25 @@ def test_numbers_and_sequences_of_any_kind_are_plain_ones():
     assert (options.tile, options.block, options.channels) == ((64, 32), 128, ("DAPI", 2))
     assert Options(channels="DAPI").channels == ("DAPI",)
     assert all(type(side) is int for side in (*options.tile, options.block))
+
+
+def test_numbers_that_numpy_computed_are_recorded_as_plain_ones(tmp_path):
+    def model(batch):
+        return batch[:, :1]
+
+    def made(name, whole, real, true):
+        axis = AxisFootprint(whole(4), whole(0), [whole(4), whole(4)], whole(4))
+        scaling = {"method": "percentile", "low": real(1), "high": 99, "clip": [real(0), 1], "per_channel": true}
+        options = {name: real(0.5) for name in ("threshold", "mpp", "pixel_size")}
+        footprint = Footprint([axis, axis])
+        tilenet.segment(IMAGE, tmp_path / name, model=model, footprint=footprint, scaling=scaling, **options)
+        return tree(tmp_path / name)
+
+    assert made("numpy", np.int64, np.float32, np.bool_(True)) == made("plain", int, float, True)
+    with pytest.raises(ModelError, match=r"scaling cannot be .*np\.float32\(2\.0\).*Correct the card"):
+        tilenet.ModelCard(scaling={"method": "linear", "divide": np.float32(2)})
+    with pytest.raises(ModelError, match=r"metrics cannot be .*np\.float32"):
+        tilenet.ModelCard(metrics={"dice": {"all": [np.float32(1)]}})
 
 
 def test_a_roi_may_be_an_array(network):

@@ -37,6 +37,13 @@ def _is_table(value: object, of: Callable[[object], bool] = lambda value: True) 
     return isinstance(value, dict) and all(_is_text(k) and of(v) for k, v in value.items())
 
 
+def _is_plain(value: object) -> bool:
+    """Return whether JSON can hold a value: it cannot hold NumPy's numbers."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float) or _is_table(value, _is_plain)
+
+
 def _is_colors(value: object) -> bool:
     return _is_table(value, _is_integers) and all(
         key.isdecimal() and int(key) in MASK_VALUES and len(color) == 4 and set(color) <= set(MASK_VALUES)
@@ -47,7 +54,7 @@ def _is_colors(value: object) -> bool:
 # A card may come from an untrusted source, so every field is checked.
 RULES: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("name", "output", "training_data", "licence", "notes"), _is_text),
-    **dict.fromkeys(("architecture", "scaling", "metrics"), _is_table),
+    **dict.fromkeys(("architecture", "scaling", "metrics"), lambda value: _is_table(value, _is_plain)),
     "classes": lambda value: isinstance(value, tuple | list) and all(map(_is_text, value)),
     "mask_of_class": _is_integers,
     "threshold": _is_number,

@@ -138,14 +138,18 @@ class AxisFootprint:
 
     def __post_init__(self) -> None:
         try:
+            step, lost, smallest = map(index, (self.step, self.lost, self.smallest))
             front, back = map(index, self.spoiled)
-            sound = index(self.step) >= 1 and min(index(self.lost), front, back) >= 0 and index(self.smallest) >= 1
+            sound = min(step, smallest) >= 1 and min(lost, front, back) >= 0
         except (TypeError, ValueError):
             sound = False
         if not sound:
             raise SettingsError(
                 f"{self}: give whole numbers, step and smallest of 1 at least, lost and both of spoiled of 0 at least"
             )
+        plain = {"step": step, "lost": lost, "spoiled": (front, back), "smallest": smallest}
+        for name, value in plain.items():  # NumPy's integers, and a list, would not come back from the run record
+            object.__setattr__(self, name, value)
 
     @property
     def margin(self) -> int:
@@ -233,6 +237,7 @@ class Footprint:
     axes: tuple[AxisFootprint, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", tuple(self.axes))
         if not all(isinstance(axis, AxisFootprint) for axis in self.axes):
             raise SettingsError(
                 f"{self}: give one AxisFootprint for each axis, or use Footprint.same or Footprint.valid"

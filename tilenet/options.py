@@ -89,12 +89,12 @@ class Options:
             # `value != value` is true for NaN only.
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value != value):
                 raise SettingsError(f"{name} {value!r}: give {what}")
+            if kind is Real and value is not None and not isinstance(value, int | float):
+                put(name, float(value))  # such as NumPy's float32, which JSON cannot hold
         if self.factor is None:
             refuse_both(self.level, self.mpp)
-        if isinstance(self.scaling, str):
-            put("scaling", parse_rule(self.scaling))
-        if self.scaling is not None and not isinstance(self.scaling, Mapping):
-            raise SettingsError(f"scaling {self.scaling!r}: give a rule, such as {{'method': 'none'}}, or its text")
+        if self.scaling is not None:
+            put("scaling", _rule(self.scaling))
 
     def or_recorded(self, record: Mapping[str, Any]) -> Options:
         """Return the options with those not given filled in from a run record."""
@@ -169,6 +169,21 @@ def _plain(value: Any, name: str, *, texts: bool) -> Any:
         return tuple(each if texts and isinstance(each, str) else int(index(each)) for each in value)
     except TypeError as error:
         raise SettingsError(f"{name} {value!r}: neither a whole number nor a sequence of them") from error
+
+
+def _rule(scaling: Any) -> dict[str, Any]:
+    """Return a rule for scaling, given as a mapping or as text, as plain values that JSON can hold."""
+    rule = parse_rule(scaling) if isinstance(scaling, str) else scaling
+    if not isinstance(rule, Mapping):
+        raise SettingsError(f"scaling {rule!r}: give a rule, such as {{'method': 'none'}}, or its text")
+    return {name: _python(value) for name, value in rule.items()}
+
+
+def _python(value: Any) -> Any:
+    """Convert NumPy's numbers and arrays, also in sequences, to Python's."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_python(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _count(value: Any, name: str, least: int) -> int | None:
