@@ -127,8 +127,15 @@ def test_more_memory_than_there_is_anywhere_is_enough(network):
 def test_sides_of_a_plan_are_whole_numbers_of_any_kind(network):
     plan = tilenet.plan_tiles((64, 64), network.footprint, tile=np.int64(16))
     assert plan.tile == (16, 16)
-    with pytest.raises(SettingsError, match="tile 16.5"):
-        tilenet.plan_tiles((64, 64), network.footprint, tile=16.5)
+    for sizes, said in (
+        ({"tile": 16.5}, "tile 16.5"),
+        ({"batch": 2.5}, "batch 2.5: give a whole number"),
+        ({"batch": 0}, "batch 0: give"),
+        ({"origin": (3,)}, r"origin \(3,\) needs 2 numbers"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            tilenet.plan_tiles((64, 64), network.footprint, **sizes)
+    assert tilenet.plan_tiles((64, 64), network.footprint, batch=np.int64(3)).batch == 3
 
 
 @pytest.mark.parametrize("shard", ["1/2", (1.0, 2), 1, (1, 2, 3)])

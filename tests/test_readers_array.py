@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import zarr
 
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
 from tilenet.readers import open_image
 
@@ -44,6 +44,12 @@ def test_the_axes_that_are_suggested_open_an_array_with_its_colours_last(shape, 
 def test_axes_that_do_not_describe_an_array_are_refused(axes):
     with pytest.raises(ImageError, match="\\(5, 20, 20\\)|does not name both y and x"):
         open_image(np.zeros((5, 20, 20)), axes=axes)
+
+
+@pytest.mark.parametrize("box", [Box((0,), (3,)), Box((0, 0, 0), (1, 3, 3))], ids=str)
+def test_a_box_of_other_axes_than_the_image_has_is_refused(box):
+    with pytest.raises(SettingsError, match=rf"numpy array: has the axes yx. Give a box of 2 ranges, not {box.ndim}"):
+        open_image(np.zeros((4, 5))).read(box)
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4), complex), np.array([["a"]]), np.zeros((4, 4), object)])

@@ -94,6 +94,8 @@ def plan_tiles(
         raise SettingsError(f"a network has 1 to {max(BLOCK_SIDES)} axes, not {footprint.ndim}")
     if outer < 0 or min(shape, default=0) < 1:
         raise SettingsError(f"an image of shape {shape} does not suit a network with {footprint.ndim} axes")
+    if len(origin) not in (0, len(shape)):
+        raise SettingsError(f"origin {tuple(origin)} needs {len(shape)} numbers, one per axis of the image")
     inner, origin = shape[outer:], tuple(map(int, origin)) if any(origin) else ()
     room = (DEFAULT_MEMORY if memory is None else memory) * ACTIVATIONS[0] // ACTIVATIONS[1]
     tiles, blocks = _sides(tile, footprint, "tile"), _sides(block, footprint, "block")
@@ -110,10 +112,7 @@ def plan_tiles(
         )
     planes = _default_planes(shape[:outer], inner, blocks)
     plan = Plan(shape, footprint.with_outer(outer), (1,) * outer + tiles, planes + blocks, origin=origin)
-    batch = _default_batch(plan, demand, room) if batch is None else batch
-    if batch < 1:
-        raise SettingsError(f"batch {batch} is less than 1")
-    return replace(plan, batch=batch)
+    return replace(plan, batch=_default_batch(plan, demand, room) if batch is None else _batch(batch))
 
 
 def _default_block(shape: tuple[int, ...], footprint: Footprint, tile: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -176,6 +175,16 @@ def _default_batch(plan: Plan, demand: Demand, room: int) -> int:
     in_block = prod(map(ceil_div, map(min, plan.block, plan.shape), plan.tile))
     most = min(in_block, BATCH_PIXELS // prod(read))
     return next((n for n in range(most, 1, -1) if demand.of(read, n) <= room), 1)
+
+
+def _batch(value: int) -> int:
+    try:
+        batch = index(value)
+    except TypeError:
+        batch = 0
+    if batch < 1:
+        raise SettingsError(f"batch {value!r}: give a whole number, 1 at least")
+    return batch
 
 
 def _read_shape(part: Box, footprint: Footprint, tile: tuple[int, ...]) -> tuple[int, ...]:

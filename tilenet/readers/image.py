@@ -72,7 +72,8 @@ class Image(ABC):
         Temporary memory that a read takes, in each thread, whatever the box; 0 if a read takes only a small multiple
         of the array that it returns.
     keeps_pieces : bool
-        Whether decoded pieces of the file are cached for later reads.
+        Whether this image itself caches decoded pieces of its file for later reads; see `kept_bytes`, which is also
+        right of an image derived from another.
     reader : str
         Which of tilenet's readers reads the image, and through which library.
     stated_axes : str
@@ -215,7 +216,19 @@ class Image(ABC):
         numpy.ndarray
             (C, *box.shape), in the image's dtype; in memory, the channels are first or last as in the file.
             Only the pieces of the file that the box needs are decoded.
+
+        Raises
+        ------
+        ImageError
+            If the file is damaged there.
+        EnvironmentFault
+            If the machine fails, such as with too many open files, or a lost server.
+        SettingsError
+            If the box is not one over `box_axes`.
         """
+        if box.ndim != len(self.box_axes):
+            n = len(self.box_axes)
+            raise SettingsError(f"{self.name}: has the axes {self.box_axes}. Give a box of {n} ranges, not {box.ndim}")
         if box in self._inside:
             return self.read_inside(box)
         folds = [fold(a, b, n) for a, b, n in zip(box.start, box.stop, self.box_shape, strict=True)]
