@@ -20,7 +20,6 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from tilenet.export.corners import Integers
 from tilenet.export.shapes import Shape, has_volumes
 from tilenet.readers.sized import differ
 from tilenet.store import AnyMask
@@ -32,6 +31,7 @@ COLUMNS = (
 PX, UM = "px", "um"
 # Sides of a hull at the centres of pixels are multiples of 1 / length, and are known better than this.
 ROUNDING = 1e-7
+AT_ONCE = 2**18  # edges
 # Python's integers, since sums of squares over a large object do not fit into 64 bits.
 Moments = NDArray[Any]
 
@@ -56,12 +56,12 @@ class Forms:
         """Return the values of a region or an object in one plane by column."""
         edges = Edges(shape)
         moments = edges.moments()
-        pixels, covariance = int(moments[0, 0]), _covariance(moments)
+        pixels, covariance, crossings = int(moments[0, 0]), _covariance(moments), edges.crossings()
         values = {"solidity": pixels / edges.pixels_of_hull()}
         for unit, sizes in self._units.items():
             values |= _axes(covariance, sizes, unit)
-            values[f"perimeter_{unit}"] = perimeter = edges.perimeter(*sizes)
-            values["circularity"] = 4 * pi * pixels * prod(sizes) / perimeter**2
+            values[f"perimeter_{unit}"] = length = perimeter(crossings, *sizes)
+            values["circularity"] = 4 * pi * pixels * prod(sizes) / length**2
         return _texts(values)
 
     def of_solid(self, moments: Moments) -> dict[str, str]:
@@ -77,36 +77,33 @@ class Edges:
     """The straight edges of all outlines and holes of a shape, between two corners each, as (n, 2): y and x."""
 
     def __init__(self, shape: Shape) -> None:
-        rings = [ring for part in shape.parts for ring in part.rings]
+        outlines = [part.rings[0] for part in shape.parts]
+        rings = [*outlines, *(hole for part in shape.parts for hole in part.rings[1:])]
         ends = np.cumsum([len(ring) for ring in rings])
         following = np.arange(1, ends[-1] + 1)
         following[ends - 1] = [0, *ends[:-1]]
-        self._from: Integers = np.concatenate(rings).astype(np.int64)
-        self._to: Integers = self._from[following]
-        # Where pixels touch diagonally, the vertex between them is a corner twice.
-        self._touching = len(self._from) - len(np.unique(self._from[:, 0] << 32 | self._from[:, 1]))
+        self._from = np.concatenate(rings)
+        self._to = self._from[following]
+        self._of_outlines = int(ends[len(outlines) - 1])
 
-    def perimeter(self, height: float, width: float) -> float:
-        """Return the perimeter by the Crofton formula, given the size of a pixel."""
+    def crossings(self) -> tuple[int, int, int]:
+        """Return how many pixel sides run along y and along x, and how many pairs of diagonal neighbours are parted."""
         along_y, along_x = np.abs(self._to - self._from).sum(axis=0).tolist()
-        # How many pairs of diagonal neighbours the outline separates: two at a vertex within an edge, one at a corner,
-        # none where pixels touch diagonally.
-        diagonal = 2 * (along_y + along_x) - len(self._from) - 2 * self._touching
-        angle = atan2(height, width)
-        across = angle * along_y * height + (pi / 2 - angle) * along_x * width
-        return float(across + pi / 4 * diagonal * height * width / hypot(height, width)) / 2
+        # Where pixels touch diagonally, the vertex between them is a corner twice.
+        places = np.sort(self._from[:, 0].astype(np.int64) << 32 | self._from[:, 1])
+        touching = int((places[1:] == places[:-1]).sum())
+        # Two pairs at a vertex within an edge, one at a corner, none where pixels touch diagonally.
+        return along_y, along_x, 2 * (along_y + along_x) - len(places) - 2 * touching
 
     def moments(self) -> Moments:
         """Return the sum of p p^T over all pixels, with p = (1, y, x) of the pixel, in integers."""
-        origin = self._from[0]
-        # Floats hold integers up to 2^53 exactly, and do not overflow where a region is as large as a slide.
-        begin, end = ((at - origin).astype(np.float64) for at in (self._from, self._to))
-        # A vertical edge stands for all pixels on its left, with a sign, so horizontal ones stand for none.
-        left = [_power_sum(begin[:, 1], power) for power in range(3)]
-        rows = [_power_sum(end[:, 0], power) - _power_sum(begin[:, 0], power) for power in range(3)]
-        n, x, xx, y, xy, yy = (
-            round(float(left[i] @ rows[j])) for i, j in ((0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (0, 2))
-        )
+        origin, sums = self._from[0], np.zeros((3, 3))
+        for first in range(0, len(self._from), AT_ONCE):
+            # Floats hold integers up to 2^53 exactly, and do not overflow where a region is as large as a slide.
+            begin, end = ((at[first : first + AT_ONCE] - origin).astype(np.float64) for at in (self._from, self._to))
+            # A vertical edge stands for all pixels on its left, with a sign, so horizontal ones stand for none.
+            sums += (_power_sums(end[:, 0]) - _power_sums(begin[:, 0])) @ _power_sums(begin[:, 1]).T
+        (n, x, xx), (y, xy, _), (yy, _, _) = [[round(value) for value in row] for row in sums.tolist()]
         y0, x0 = origin.tolist()
         shift = np.array([[1, 0, 0], [y0, 1, 0], [x0, 0, 1]], object)
         found: Moments = shift @ np.array([[n, y, x], [y, yy, xy], [x, xy, xx]], object) @ shift.T
@@ -114,9 +111,10 @@ class Edges:
 
     def pixels_of_hull(self) -> int:
         """Return how many pixels have their centre within the convex hull of the middles of all sides of pixels."""
-        ahead = np.sign(self._to - self._from)
+        begin, end = self._from[: self._of_outlines], self._to[: self._of_outlines]
+        ahead = np.sign(end - begin)
         # In halves of a pixel, in which these middles are integers.
-        middles = np.concatenate([2 * self._from + ahead, 2 * self._to - ahead])
+        middles = np.concatenate([2 * begin + ahead, 2 * end - ahead])
         ring = shapely.get_coordinates(shapely.convex_hull(shapely.linestrings(middles)))[:-1]
         ring = np.roll(ring, -int(ring[:, 0].argmin()), axis=0)
         last = int(ring[:, 0].argmax())
@@ -127,6 +125,14 @@ class Edges:
         return int((stop - first).sum())
 
 
+def perimeter(crossings: tuple[int, int, int], height: float, width: float) -> float:
+    """Return the perimeter by the Crofton formula, given the size of a pixel."""
+    along_y, along_x, diagonal = crossings
+    angle = atan2(height, width)
+    across = angle * along_y * height + (pi / 2 - angle) * along_x * width
+    return (across + pi / 4 * diagonal * height * width / hypot(height, width)) / 2
+
+
 def lifted(moments: Moments, z: int) -> Moments:
     """Return the moments of a plane as those of a volume, with p = (1, z, y, x)."""
     lift = np.array([[1, 0, 0], [z, 0, 0], [0, 1, 0], [0, 0, 1]], object)
@@ -134,11 +140,9 @@ def lifted(moments: Moments, z: int) -> Moments:
     return found
 
 
-def _power_sum(n: NDArray[np.float64], power: int) -> NDArray[np.float64]:
-    """Return the sum of k^power over k = 0 .. n - 1; of a negative n less the sum over n .. -1."""
-    if power == 0:
-        return n
-    return n * (n - 1) / 2 if power == 1 else n * (n - 1) * (2 * n - 1) / 6
+def _power_sums(n: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sums of 1, k and k^2 over k = 0 .. n - 1 as (3, len(n)); of a negative n less those over n .. -1."""
+    return np.stack([n, n * (n - 1) / 2, n * (n - 1) * (2 * n - 1) / 6])
 
 
 def _covariance(moments: Moments) -> NDArray[np.float64]:
