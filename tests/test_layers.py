@@ -81,6 +81,7 @@ HOMES = {
     "wsidicom": {"readers"},
     "pydicom": {"readers"},
     "pylibCZIrw": {"readers"},
+    "h5py": {"readers"},
     "obstore": {"readers"},
     "boto3": {"readers"},
     "botocore": {"readers"},

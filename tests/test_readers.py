@@ -281,9 +281,17 @@ def as_czi(folder):
     return folder / "image.czi"
 
 
+def as_hdf5(folder):
+    pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
+    from hdf5_images import write_hdf5
+
+    return write_hdf5(folder / "image.h5", pattern(), labels="yxc", chunks=(32, 32, 3), compression="gzip")
+
+
 SOURCES = {
     "slide": as_slide,
     "czi": as_czi,
+    "hdf5": as_hdf5,
     "png": as_png,
     "tiff": as_tiff,
     "strips": as_strips,
@@ -354,6 +362,6 @@ def test_opening_what_is_no_image_is_refused():
 
 
 def test_importing_the_readers_imports_no_library_that_reads():
-    heavy = ["zarr", "tifffile", "dask", "torch", "skimage", "imagecodecs"]
+    heavy = ["zarr", "tifffile", "dask", "torch", "skimage", "imagecodecs", "h5py"]
     code = f"import sys, tilenet.readers; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

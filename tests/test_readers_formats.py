@@ -1,4 +1,4 @@
-"""Slides and CZI: what is particular to each, and what all kinds, planes and DICOM too, must do."""
+"""Slides and CZI: what is particular to each, and what all kinds, planes, DICOM and HDF5 too, must do."""
 
 import pickle
 import re
@@ -255,7 +255,7 @@ def test_of_a_slide_that_its_reader_does_not_take_no_other_reads_the_picture_in_
 # All of them
 
 
-@pytest.fixture(params=["planes", "slide", "dicom", "czi"])
+@pytest.fixture(params=["planes", "slide", "dicom", "czi", "hdf5", "imaris"])
 def path(request, tmp_path):
     """Return an image of each kind."""
     if request.param == "planes":
@@ -267,6 +267,14 @@ def path(request, tmp_path):
     if request.param == "dicom":
         pytest.importorskip("wsidicom")
         return request.getfixturevalue("shared_data")("slides/camelyon_overview_jpeg2000.dcm")
+    if request.param in ("hdf5", "imaris"):
+        pytest.importorskip("h5py")
+        from hdf5_images import write_hdf5, write_imaris
+
+        pixels = RANDOM.integers(1, 250, (1, 2, 3, 30, 90)).astype(np.uint8)
+        if request.param == "imaris":
+            return write_imaris(tmp_path / "image.ims", [pixels])
+        return write_hdf5(tmp_path / "image.h5", pixels, labels="tczyx", chunks=(1, 1, 3, 16, 16)).parent
     return request.getfixturevalue("czi_file")(RANDOM.integers(1, 250, (1, 2, 1, 30, 90)).astype(np.uint8))
 
 
@@ -303,6 +311,7 @@ def test_a_file_cut_off_is_an_image_error_of_one_line(path, tmp_path, keep):
     [
         ("a.mrxs", b"\xff\xd8\xff", "openslide", 'is a slide, read with OpenSlide. .*"tilenet\\[slide\\]"'),
         ("a.dcm", b"\0" * 128 + b"DICM", "wsidicom", 'is a DICOM image, read with wsidicom. .*"tilenet\\[dicom\\]"'),
+        ("a.ims", b"\x89HDF\r\n\x1a\n", "h5py", 'is an HDF5 file, read with h5py. .*"tilenet\\[hdf5\\]"'),
         ("a.czi", b"ZISRAWFILE", "pylibCZIrw", 'is a CZI file, read with pylibCZIrw. .*"tilenet\\[czi\\]"'),
     ],
 )

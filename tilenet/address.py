@@ -133,6 +133,12 @@ def check_local(out: str | Path) -> None:
         raise OutputError(f"{name}: is an address, and what tilenet writes is local. Give a path, and copy it there")
 
 
+def file_of(name: str | Path) -> Path:
+    """Return the file or folder that holds an image: of a dataset inside a file, ``volume.h5/raw``, the file."""
+    path = Path(name)
+    return path if path.exists() else next((p for p in path.parents if p.is_file()), path)
+
+
 def absolute(name: str | Path) -> str:
-    """Return the absolute path of an existing file, for use from other working directories; other names unchanged."""
-    return str(Path(name).absolute()) if Path(name).exists() else str(name)
+    """Return the absolute path of an existing image, for use from other working directories; other names unchanged."""
+    return str(Path(name).absolute()) if file_of(name).exists() else str(name)

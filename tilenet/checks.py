@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import machine
-from tilenet.address import check_local, is_address
+from tilenet.address import check_local, file_of, is_address
 from tilenet.arguments import known_options
 from tilenet.compute import Progress
 from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
@@ -183,7 +183,7 @@ def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None
 def _image_of(mask: AnyMask) -> str | None:
     """Return the path of the image that a mask was made from, or None if it is gone."""
     path: str = mask.info["image"]["path"]
-    return path if is_address(path) or Path(path).exists() else None
+    return path if is_address(path) or file_of(path).exists() else None
 
 
 def _obstacle(mask: AnyMask, image: Any, model: Any) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import metrics
+from tilenet.address import file_of
 from tilenet.arguments import known_options
 from tilenet.decide import relative_spacing
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
@@ -149,7 +150,7 @@ def _others(paths: list[Path]) -> str:
 def match(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     """Return the pairs of files by stem; two files are one pair, whatever their names."""
     for path in (prediction, truth):
-        if not path.exists():
+        if not file_of(path).exists():
             raise ImageNotFound(f"{path}: no such file or folder")
     if not (_is_folder_of_files(prediction) and _is_folder_of_files(truth)):
         return {truth.name: (prediction, truth)}

@@ -31,7 +31,7 @@ OTHER_KINDS = {
     **dict.fromkeys((".geojson", ".json", ".xml"), POLYGONS),
     **dict.fromkeys((".nii", ".gz", ".npy", ".npz", ".h5", ".hdf5", ".mat", ".nrrd", ".mha", ".mhd"), ZARR_OR_TIFF),
     **dict.fromkeys((".csv", ".tsv", ".txt", ".zip", ".tar", ".n5", ".nd2", ".lif", ".safetensors"), ZARR_OR_TIFF),
-    **dict.fromkeys((".svs", ".ndpi", ".czi", ".dcm", *SLIDE_NAMES), ZARR_OR_TIFF),
+    **dict.fromkeys((".svs", ".ndpi", ".czi", ".dcm", ".ims", *SLIDE_NAMES), ZARR_OR_TIFF),
 }
 
 

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tilenet.address import is_address
+from tilenet.address import file_of, is_address
 from tilenet.into import LABELS
 from tilenet.store import Store
 
@@ -52,7 +52,7 @@ def last_written(image: str) -> int | None:
     None for arrays, for addresses, and for a folder of more than `MOST_FILES` files. Labels in an image do not count,
     because a run may write them.
     """
-    path = Path(image)
+    path = file_of(image)
     if is_address(image) or not path.exists():
         return None
     with suppress(OSError):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tilenet.address import check_local, is_address
+from tilenet.address import check_local, file_of, is_address
 from tilenet.errors import OutputExists
 from tilenet.store.place import refuse_inside_mask
 
@@ -58,5 +58,5 @@ def _meet(out: Path, spared: Any) -> bool:
     """Return whether a file would replace, or lie inside, a spared path; arrays and addresses are no paths."""
     if not isinstance(spared, str | Path) or spared == "" or is_address(spared):
         return False
-    source, target = Path(spared).resolve(), out.resolve()
+    source, target = file_of(spared).resolve(), out.resolve()
     return target == source or source in target.parents

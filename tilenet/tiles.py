@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from numbers import Integral
-from pathlib import Path
 from threading import Lock, RLock
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tilenet import machine, predict
-from tilenet.address import is_address
+from tilenet.address import file_of, is_address
 from tilenet.decide import cropped_logits
 from tilenet.errors import BlocksFailed, ImageError, ModelError, TilenetError, first_line
 from tilenet.geometry import cell_box
@@ -78,7 +77,7 @@ class Tiles:
         self._class_axis = None if job.decision.arrays == ("mask",) else int(job.image.box_axes.startswith("t"))
         self.shape = self.with_classes(job.plan.shape, len(job.card.classes))
         self.ndim = len(self.shape)
-        by_name = is_address(job.image.name) or Path(job.image.name).exists()
+        by_name = is_address(job.image.name) or file_of(job.image.name).exists()
         self._identity = job.image.identity() if by_name else None
         self._key = _key(job, scaling, token)
         self._predictor: Predictor | None = None

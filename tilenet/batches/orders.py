@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tilenet.address import is_address, last_name, shown
+from tilenet.address import file_of, is_address, last_name, shown
 from tilenet.errors import SettingsError
 from tilenet.export.intensities import Intensities
 from tilenet.export.within import Drawn, read_regions
@@ -125,12 +125,24 @@ def _orders_of(image: str, plain: Order) -> Iterator[Order]:
             path, (_order(_relative_to(path, line), plain) for line in lines if line and not line.startswith("#"))
         )
     elif not path.exists() and glob.has_magic(image):
-        found = sorted(glob.glob(image, recursive=True))  # noqa: PTH207 - patterns may be absolute
+        found = _matches(image) or _matches_inside(path)
         if not found:
             raise SettingsError(f"{image}: no image matches. Check the pattern")
         yield from (_order(match, plain) for match in found)
     else:
         yield _order(image, plain)
+
+
+def _matches(pattern: str) -> list[str]:
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
+
+
+def _matches_inside(pattern: Path) -> list[str]:
+    """Return the datasets that a pattern of files names, such as ``stacks/*.h5/raw``."""
+    for parent in pattern.parents:
+        if files := [file for file in _matches(str(parent)) if Path(file).is_file()]:
+            return [str(file / pattern.relative_to(parent)) for file in map(Path, files)]
+    return []
 
 
 def _not_none(path: Path, orders: Iterator[Order]) -> Iterator[Order]:
@@ -153,7 +165,8 @@ def _model(list_: Path, model: str) -> str:
 
 
 def _order(image: str, plain: Order) -> Order:
-    name = Path(last_name(image if is_address(image) else os.path.abspath(image))).stem  # noqa: PTH100 - of links, too
+    # Of the datasets in files, the names of the files differ. `abspath` follows no links.
+    name = Path(last_name(image if is_address(image) else os.path.abspath(file_of(image)))).stem  # noqa: PTH100
     for ending in INNER:
         name = name.removesuffix(ending)
     return replace(plain, name=name, image=image)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tilenet.address import is_address, shown
+from tilenet.address import file_of, is_address, shown
 from tilenet.arguments import known_options
 from tilenet.errors import ImageError, ImageNotFound, SettingsError, TilenetError
 from tilenet.readers.boundary import refusing
@@ -37,8 +37,9 @@ def open_image(
     ----------
     source : str, Path, numpy.ndarray, zarr.Array, dask.array.Array or Image
         A file or a folder (of zarr, DICOM or numbered planes; `readers.kinds` describes which reader
-        opens which format), the address of a zarr folder (``https://`` or ``s3://``), an array, or an
-        open image, which is returned unchanged, or at `level` if that is not 0.
+        opens which format), a dataset in an HDF5 file (``volume.h5/raw``), the address of a zarr folder
+        (``https://`` or ``s3://``), an array, or an open image, which is returned unchanged, or at `level`
+        if that is not 0.
     level : int
         Resolution to read; 0 is the finest.
     axes : str, optional
@@ -110,6 +111,8 @@ def _open_path(path: str, *, level: int, axes: str | None, missing: str) -> Imag
             path = path.rstrip("/")  # a shell may append a slash to the name
         if Path(path).is_dir() or _inside_zarr(Path(path)):
             return _open_folder(path, level=level, axes=axes, missing=missing)
+        if _is_inside_hdf5(Path(path)):
+            return _open_inside_hdf5(path, level=level, axes=axes)
         return _open_file(path, kind_of(path), level=level, axes=axes, missing=missing)
 
 
@@ -139,6 +142,8 @@ def _open_file(path: str, kind: str, *, level: int, axes: str | None, missing: s
         from tilenet.readers.czi import open_czi
 
         return open_czi(path, level=level, axes=axes, missing=missing)
+    if kind == "hdf5":
+        return _open_inside_hdf5(path, level=level, axes=axes)
     from tilenet.readers.picture import PictureImage
 
     return PictureImage(path, kind, axes=axes).at_level(level)
@@ -155,6 +160,20 @@ def _open_folder(path: str, *, level: int, axes: str | None, missing: str) -> Im
     from tilenet.readers.planes import PlanesImage
 
     return PlanesImage(path, axes=axes, missing=missing).at_level(level)
+
+
+def _open_inside_hdf5(path: str, *, level: int, axes: str | None) -> Image:
+    from tilenet.readers.hdf5 import open_hdf5
+
+    file = file_of(path)
+    inside = Path(path).relative_to(file).as_posix()
+    return open_hdf5(str(file), inside="" if inside == "." else inside, level=level, axes=axes)
+
+
+def _is_inside_hdf5(path: Path) -> bool:
+    """Return whether a path leads into an HDF5 file, rather than to a file or a folder."""
+    file = file_of(path)
+    return file != path and file.is_file() and kind_of(file) == "hdf5"
 
 
 def _inside_zarr(path: Path) -> bool:

@@ -2,9 +2,10 @@
 
 1. A file whose suffix is in `SLIDE_NAMES`: OpenSlide. These are TIFFs, pictures and texts that
    form a slide only together with vendor metadata, or with the files in the folder beside them.
-2. Any other file, by its first bytes: TIFF (also SVS and NDPI), PNG, JPEG, BMP, CZI, DICOM.
+2. Any other file, by its first bytes: TIFF (also SVS and NDPI), PNG, JPEG, BMP, CZI, DICOM, HDF5 (also Imaris).
 3. A folder: zarr if it has zarr metadata, DICOM if it has ``.dcm`` files, else numbered planes.
-4. An address: zarr.
+4. A path that leads into a file: a dataset of an HDF5 file.
+5. An address: zarr.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ SLIDE_NAMES = {
     ".scn": "Leica SCN",
     ".svslide": "Sakura",
 }
+HDF5 = b"\x89HDF\r\n\x1a\n"
 MAGIC = {
     b"II*\0": "tiff",
     b"MM\0*": "tiff",
@@ -32,27 +34,33 @@ MAGIC = {
     JPEG: "jpeg",
     BMP: "bmp",
     b"ZISRAWFILE": "czi",
+    HDF5: "hdf5",
 }
 PICTURES = ("png", "jpeg", "bmp")
 # DICOM files begin with a preamble of 128 bytes without meaning (PS3.10, 7.1).
 DICOM_AT, DICOM, DICOM_SUFFIX, DICOM_INDEX = 128, b"DICM", ".dcm", ("DICOMDIR",)
+# HDF5 may follow a block of the user's, which in MATLAB files is this long.
+HDF5_AT = 512
 # First bytes of files that people pass by mistake, and what to say about them.
 OTHERS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it stands for. Fetch it: git lfs pull",
     b"PK\x03\x04": "is a zip archive. Unpack it first",
     b"\x1f\x8b": "is a gzip archive. Unpack it first",
-    b"\x89HDF": "is an HDF5 file. Pass one of its arrays to the Python function, or convert it to zarr",
     b"\xda\xce\xbe\x0a": "is an ND2 file. Convert it to OME-TIFF or OME-Zarr first",
 }
 # A TIFF with little more than a preview: the slide is in the folder beside it.
 VSI = ".vsi"
 # Suffixes of single files: these are read from a local disk only, not from an address.
-FILES = (".tif", ".tiff", ".svs", ".ndpi", ".czi", ".dcm", ".png", ".jpg", ".jpeg", ".bmp", ".zip", *SLIDE_NAMES)
-READABLE = "TIFF, OME-TIFF, SVS, NDPI, MRXS, CZI, DICOM, zarr, OME-Zarr, PNG, JPEG and BMP are read"
+PLAIN = (".tif", ".tiff", ".svs", ".ndpi", ".czi", ".dcm", ".ims", ".h5", ".hdf5", ".png", ".jpg", ".jpeg", ".bmp")
+FILES = (*PLAIN, ".zip", *SLIDE_NAMES)
+READABLE = "TIFF, OME-TIFF, SVS, NDPI, MRXS, CZI, DICOM, zarr, OME-Zarr, Imaris, HDF5, PNG, JPEG and BMP are read"
 
 
 def kind_of(path: str | Path) -> str:
-    """Return ``"tiff"``, ``"png"``, ``"jpeg"``, ``"bmp"``, ``"czi"``, ``"dicom"`` or ``"slide"``; refuse the rest."""
+    """Return ``"tiff"``, ``"png"``, ``"jpeg"``, ``"bmp"``, ``"czi"``, ``"dicom"``, ``"hdf5"`` or ``"slide"``.
+
+    Other files are refused.
+    """
     head = _head(path)
     if Path(path).suffix.lower() in SLIDE_NAMES:
         return "slide"
@@ -64,6 +72,8 @@ def kind_of(path: str | Path) -> str:
     kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
     if kind is None and head[DICOM_AT:].startswith(DICOM):
         kind = "dicom"
+    if kind is None and head[HDF5_AT:].startswith(HDF5):
+        kind = "hdf5"
     if kind is None:
         what = next((text for magic, text in OTHERS.items() if head.startswith(magic)), None)
         raise ImageError(f"{path}: {what or f'is not an image that tilenet reads. {READABLE}'}")
@@ -98,7 +108,7 @@ def _head(path: str | Path) -> bytes:
     if not Path(path).is_file():
         raise ImageError(f"{path}: is neither a file nor a folder. Give an image")
     with Path(path).open("rb") as file:
-        head = file.read(DICOM_AT + len(DICOM))
+        head = file.read(HDF5_AT + len(HDF5))
     if not head:
         raise ImageError(f"{path}: is empty. Get it again")
     return head

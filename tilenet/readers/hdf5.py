@@ -1,0 +1,255 @@
+"""Read HDF5: one dataset (``volume.h5/path/to/dataset``), or an Imaris file, whose layout `imaris` knows.
+
+A file is not shared with a process that was forked: unpickling opens it anew, by its path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilenet.errors import ImageError, TilenetError
+from tilenet.geometry import Box, cell_box, round_down
+from tilenet.readers.axes import Span, axis_map_of
+from tilenet.readers.boundary import DAMAGED, check_level, positive, reduce_by_path, refusing
+from tilenet.readers.cache import PieceCache
+from tilenet.readers.hdf5_file import (
+    LISTED,
+    Stored,
+    attribute_of,
+    datasets_of,
+    follow,
+    open_file,
+    text_of,
+    what_is_inside,
+)
+from tilenet.readers.image import Image, Level, Pixels, names_of_array
+from tilenet.resolution import coarser_size
+
+HEADER_BYTES = 1024
+# Axes of three, and of two, numbers that state a pixel size.
+SPACE = {3: "zyx", 2: "yx"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One level: equal datasets, side by side along axes of their own in front.
+
+    Attributes
+    ----------
+    datasets : mapping
+        The dataset at each place along the axes in front; with no such axes, one dataset at ``()``.
+    shape : tuple of int
+        Pixels along the axes in front and along those of the datasets, which may be stored longer.
+    """
+
+    datasets: Mapping[tuple[int, ...], Stored]
+    shape: tuple[int, ...]
+
+    @property
+    def first(self) -> Stored:
+        """The first dataset."""
+        return next(iter(self.datasets.values()))
+
+    @property
+    def n_front(self) -> int:
+        """Number of axes in front."""
+        return len(next(iter(self.datasets)))
+
+    def pieces(self, asked: Box) -> Iterator[Box]:
+        """Yield the pieces that a box touches: chunks, or its part of each dataset that has none."""
+        chunks = self.first.chunks
+        sides = (1,) * self.n_front + (chunks or self.shape[self.n_front :])
+        for corner in product(
+            *(range(round_down(a, n), b, n) for a, b, n in zip(asked.start, asked.stop, sides, strict=True))
+        ):
+            piece = cell_box(corner, sides, self.shape)
+            yield piece if chunks else piece & asked
+
+    def read(self, piece: Box) -> Pixels:
+        """Return the pixels of a piece."""
+        n = self.n_front
+        dataset, inner = self.datasets[piece.start[:n]], Box(piece.start[n:], piece.stop[n:])
+        if dataset.chunks is None:
+            return dataset.part(inner).reshape(piece.shape)
+        pixels = dataset.chunk(inner.start)[tuple(slice(0, side) for side in inner.shape)]
+        # Contiguous, so that the cache does not hold what lies beyond the image.
+        return np.ascontiguousarray(pixels).reshape(piece.shape)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an image is made of, as its file describes it.
+
+    Attributes
+    ----------
+    kind : str
+        Kind of file, for identities; `reader` is its name for people.
+    grids : tuple of Grid
+        The levels, finest first.
+    letters : tuple of str
+        One per dimension of the grids, as for `axis_map_of`.
+    sizes : mapping
+        Micrometres along some axes at level 0, by their letters.
+    channel_names : tuple of str
+        Names of the channels; an empty tuple if there are none.
+    """
+
+    kind: str
+    reader: str
+    grids: tuple[Grid, ...]
+    letters: tuple[str, ...]
+    sizes: Mapping[str, float | None]
+    channel_names: tuple[str, ...] = ()
+
+
+class Hdf5Image(Image):
+    """One level of an image in an HDF5 file."""
+
+    def __init__(self, name: str, file: Any, contents: Contents, *, axes: str | None) -> None:
+        self.name, self.level, self._file, self._given_axes = name, 0, file, axes
+        self._contents, self._cache = contents, PieceCache()
+        with Path(file.filename).open("rb") as opened:
+            self._header, self._bytes = opened.read(HEADER_BYTES), os.fstat(opened.fileno()).st_size
+        self.reader, self.dtype = contents.reader, contents.grids[0].first.dtype
+        self.keeps_pieces = any(grid.first.chunks is not None for grid in contents.grids)
+        self._axis_maps = [axis_map_of(contents.letters, g.shape, axes=axes, name=name) for g in contents.grids]
+        self.axes, self.stated_axes = self._axis_maps[0].axes, self._axis_maps[0].stated_axes
+        finest = dict(zip(self.axes, self._axis_maps[0].image_shape, strict=True))
+        self.levels = tuple(self._level(axis_map.image_shape, finest) for axis_map in self._axis_maps)
+        named = len(contents.channel_names) == self.n_channels
+        unnamed = names_of_array(self.axes, self.n_channels, self.dtype)
+        self.channel_names = contents.channel_names if named else unnamed
+
+    def _level(self, shape: tuple[int, ...], finest: Mapping[str, int]) -> Level:
+        lengths = zip(self.axes, shape, strict=True)
+        of = self._contents.sizes
+        return Level(shape, tuple(coarser_size(of.get(a), finest[a], n) for a, n in lengths if a != "c"))
+
+    def at_level(self, level: int) -> Image:
+        """Return the same image at another resolution."""
+        check_level(level, len(self.levels), name=self.name)
+        # Not `copy.copy`, which would open the file again (`__reduce__`). The copy shares file and cache.
+        other = object.__new__(Hdf5Image)
+        other.__dict__ |= {k: v for k, v in self.__dict__.items() if k != "_inside"} | {"level": level}
+        return other
+
+    @property
+    def n_decoded(self) -> int:
+        """Number of chunks decoded so far, over all levels."""
+        return self._cache.n_decoded
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box inside the image, decoding only the chunks that it touches."""
+        return self._read(box, None)
+
+    @property
+    def parts_channels(self) -> bool:
+        """Whether the file stores channels apart, so that some can be read without the others."""
+        return self._axis_maps[self.level].parts_channels
+
+    def read_channels(self, box: Box, channels: Span) -> Pixels:
+        """Return the pixels of a range of channels in a box; the chunks of the others are not decoded."""
+        return self._read(box, channels)
+
+    def _read(self, box: Box, channels: Span | None) -> Pixels:
+        if not self._file:
+            raise ImageError(f"{self.name}: is closed. Open it again")
+        axis_map, grid = self._axis_maps[self.level], self._contents.grids[self.level]
+        out, stored = axis_map.empty(box, self.dtype, channels)
+        starts, stops = zip(*axis_map.ranges(box, channels), strict=True)
+        asked = Box(starts, stops)
+        with refusing(f"{self.name}: {box} of level {self.level} cannot be decoded", DAMAGED):
+            for piece in grid.pieces(asked):
+                read = partial(grid.read, piece)
+                pixels = read() if grid.first.chunks is None else self._cache.get((self.level, piece), read)
+                part = asked & piece
+                stored[part.relative_to(asked.start).slices] = pixels[part.relative_to(piece.start).slices]
+        return out
+
+    def identity(self) -> dict[str, Any]:
+        """Return the file's size, the shapes of the levels, and a hash of its header and of where its data lie."""
+        digest = hashlib.sha256(self._header)
+        with refusing(f"{self.name}: cannot be read", DAMAGED):
+            for grid in self._contents.grids:
+                for dataset in grid.datasets.values():
+                    digest.update(dataset.fingerprint().encode())
+        return {
+            "kind": self._contents.kind,
+            "bytes": self._bytes,
+            "shapes": [list(level.shape) for level in self.levels],
+            "dtype": str(self.dtype),
+            "data_sha256": digest.hexdigest(),
+        }
+
+    def close(self) -> None:
+        """Close the file, for the images of all its levels."""
+        self._file.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reduce_by_path(self.name, level=self.level, axes=self._given_axes)
+
+
+def open_hdf5(path: str, *, inside: str, level: int, axes: str | None) -> Image:
+    """Open a dataset of an HDF5 file, or an Imaris file.
+
+    Parameters
+    ----------
+    path : str
+        Path of the file.
+    inside : str
+        Path of the dataset inside the file; empty for an Imaris file, and for a file with one dataset.
+    """
+    name, file = f"{path}/{inside}" if inside else path, open_file(path)
+    try:
+        with refusing(f"{name}: cannot be read as an image in HDF5", DAMAGED):
+            return Hdf5Image(name, file, _contents(file, inside, name), axes=axes).at_level(level)
+    except TilenetError:
+        file.close()
+        raise
+
+
+def _contents(file: Any, inside: str, name: str) -> Contents:
+    if not inside:
+        from tilenet.readers import imaris
+
+        if imaris.is_imaris(file):
+            return imaris.contents(file, name)
+        found = datasets_of(file)
+        if len(found) != 1:
+            count = len(found) if len(found) <= LISTED else f"more than {LISTED}"
+            raise ImageError(f"{name}: holds {count} datasets that may be the image. {what_is_inside(file)}")
+        inside = found[0]
+    dataset = follow(file, inside, name)
+    stored = Stored(dataset, name)
+    grid = Grid({(): stored}, stored.shape)
+    return Contents("hdf5", "HDF5 (h5py)", (grid,), _letters(dataset), _sizes(dataset))
+
+
+def _letters(dataset: Any) -> tuple[str, ...]:
+    """Return the letters of the dimensions, from their labels, or from the ``axistags`` of vigra and ilastik."""
+    labels = attribute_of(dataset, "DIMENSION_LABELS")
+    names: Sequence[Any] = [] if labels is None else np.ravel(labels).tolist()
+    names = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names]
+    if not any(names) and (tags := text_of(dataset, "axistags")):
+        names = [str(axis.get("key", "")) for axis in json.loads(tags)["axes"]]
+    if any(names):
+        if len(names) != dataset.ndim:
+            raise ValueError(f"{len(names)} names for {dataset.ndim} axes")
+        return tuple(n if len(n) == 1 else "?" for n in names)
+    return ("y", "x") if dataset.ndim == 2 else ("?",) * dataset.ndim
+
+
+def _sizes(dataset: Any) -> dict[str, float | None]:
+    """Return the pixel size that Fiji's HDF5 plugin, and others after it, write: micrometres along z, y and x."""
+    numbers = np.ravel(attribute_of(dataset, "element_size_um")).tolist()
+    return dict(zip(SPACE.get(len(numbers), ""), map(positive, numbers), strict=False))
