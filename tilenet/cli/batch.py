@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--positive", metavar="RULE", help="With --objects --csv: which are positive: 'dab>0.2', in quotes.")
 @click.option("--shapes", is_flag=True, help="With --csv: perimeter, circularity, axes, eccentricity, solidity.")
 @click.option("--intensities", is_flag=True, help="With --objects --csv: mean, sd, min and max of each channel.")
-@click.option("--stains", is_flag=True, help="With --objects --csv: those of haematoxylin, eosin and DAB.")
+@click.option("--stains", is_flag=True, help="With --objects --csv: the same of the optical density of stains.")
 @click.option("--resume", is_flag=True, hidden=True, expose_value=False)  # a batch resumes in any case
 @OVERVIEW
 @JSON
