@@ -176,6 +176,31 @@ def test_a_size_along_z_alone_may_be_given_to_export_of_a_volume(tmp_path, level
         write_table(tmp_path / "a.zarr", tmp_path / "x.csv", pixel_size="2,0.5,0.5")
 
 
+@pytest.mark.parametrize("how", [{}, {"pixel_size": 0.1}])
+def test_a_size_along_z_that_an_older_version_believed_alone_is_replaced_by_export(tmp_path, caplog, how):
+    # Older versions kept an implausible size along z where they dropped those along y and x.
+    image = tmp_path / "v.ome.tif"
+    tifffile.imwrite(image, VOLUME, metadata={"axes": "ZYX", "PhysicalSizeZ": 352.8}, ome=True)
+    mask = tilenet.segment(image, tmp_path / "m.zarr", model=Bright3D(), objects=True, threads=1, **how)
+    assert mask.pixel_size[0] == 352.8
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", pixel_size="0.3,0.1,0.1")
+    assert found.voxel_um3 == pytest.approx(0.003)
+    assert "m.zarr: its pixels along z are taken as 0.3 um, as asked; the mask says 352.8 um" in caplog.text
+    assert ("by which its objects were separated. Segment again" in caplog.text) == bool(how)
+    if how:
+        with pytest.raises(SettingsError, match=r"known to be \? x 0\.1 x 0\.1 um, and --pixel-size is 0\.3 x 0\.2 x"):
+            write_table(tmp_path / "m.zarr", tmp_path / "x.csv", pixel_size="0.3,0.2,0.2")
+
+
+def test_export_says_which_size_along_z_stays_if_it_is_given_those_of_y_and_x(tmp_path, caplog):
+    image = tmp_path / "v.ome.tif"
+    tifffile.imwrite(image, VOLUME, metadata={"axes": "ZYX", "PhysicalSizeZ": 2.0}, ome=True)
+    tilenet.segment(image, tmp_path / "m.zarr", model=Bright3D(), objects=True, threads=1)
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", pixel_size=0.1)
+    assert found.voxel_um3 == pytest.approx(0.02)
+    assert "m.zarr: along z its pixels stay 2 um. Give Z,Y,X to replace it" in caplog.text
+
+
 def test_a_run_of_an_older_version_is_resumed_without_a_size_and_not_with_one(tmp_path, slides):
     bare = slides[1]
     tilenet.segment(bare, tmp_path / "m.zarr", shard=(1, 2), **HOW | {"tile": 16})
@@ -223,6 +248,7 @@ def test_a_size_of_y_and_x_alone_tells_which_one_stays_along_z(tmp_path, caplog,
     caplog.clear()
     tilenet.segment(image, model=Bright3D(), pixel_size=(1, 0.2, 0.2))
     assert "it stays" not in caplog.text and "pixel size taken as 1 x 0.2 x 0.2 um, as asked" in caplog.text
+    assert "level 0 (1 x 0.2 x 0.2 um/px) as stored" in caplog.text
 
 
 def test_coarser_levels_follow_and_one_of_them_is_read_for_mpp(tmp_path):

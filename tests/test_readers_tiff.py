@@ -111,6 +111,22 @@ def test_an_imagej_hyperstack_keeps_its_axes_and_spacing(tmp_path, compression):
     assert (image.axes, image.pixel_size) == ("tzcyx", (None, 1.5, 0.25, 0.25))
 
 
+@pytest.mark.parametrize(
+    ("dots", "unit", "spacing"), [((72, 72), "inch", 1 / 72), ((4, 4), "mm", 1.5), ((4000, 4), "mm", 0.001)]
+)
+def test_a_calibration_that_is_implausible_in_the_plane_is_not_believed_along_z_either(tmp_path, dots, unit, spacing):
+    about = {"axes": "ZYX", "unit": unit, "spacing": spacing}
+    path = write(tmp_path, noise((3, 100, 130)), imagej=True, resolution=dots, metadata=about)
+    with open_image(path) as image:
+        assert image.pixel_size == (None, None, None)
+
+
+def test_a_spacing_of_planes_alone_is_believed(tmp_path):
+    path = write(tmp_path, noise((3, 100, 130)), imagej=True, metadata={"axes": "ZYX", "unit": "um", "spacing": 1.5})
+    with open_image(path) as image:
+        assert image.pixel_size[0] == 1.5
+
+
 def test_one_plane_of_a_stack_decodes_one_page(tmp_path):
     path = write(tmp_path, noise((20, 100, 130)), metadata={"axes": "ZYX"}, compression="zlib", rowsperstrip=100)
     with open_image(path) as image:

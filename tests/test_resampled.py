@@ -15,8 +15,10 @@ from oracles import integer_network, random_network, whole_image_logits
 import tilenet
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
 from tilenet.geometry import Box
+from tilenet.options import Options
 from tilenet.readers import open_image, resampled
 from tilenet.readers.resampled import Resampled
+from tilenet.settling import settle
 
 # Up to 3.7 stored pixels per pixel, and down to 2 / 5.
 FACTORS = [Fraction(2), Fraction(3, 2), Fraction(750, 499), Fraction(37, 10), Fraction(2, 5), Fraction(999, 1000)]
@@ -362,3 +364,28 @@ def test_a_mask_of_a_stored_level_lies_where_one_resampled_to_it_does(tmp_path):
     places = [about["multiscales"][0]["datasets"][0]["coordinateTransformations"] for about in found]
     assert places[0] == places[1]
     assert places[0][1]["translation"] == [0.75, 0.75]  # 1.5 px of level 0
+
+
+@pytest.mark.parametrize(
+    ("size", "how", "words"),
+    [
+        (None, {}, "nuclei knows nuclei 10 to 40 px wide, here 0.51 to 2.1 um. Wider ones are cut in pieces: try"),
+        (2, {}, "nuclei knows nuclei 10 to 40 px wide, here 20 to 80 um. Narrower ones are missed: try a finer --mpp"),
+        (0.13, {}, ""),
+        (1.4, {}, ""),
+        (None, {"mpp": 0.25}, ""),
+        (None, {"level": 0}, ""),
+    ],
+)  # fmt: skip
+def test_pixels_plainly_too_small_or_too_large_for_the_packaged_model_are_told(shared_data, caplog, size, how, words):
+    image = shared_data("small_fluo/hela_cells_3ch.tif")
+    settle(image, "nuclei", Options(channels=2, pixel_size=size, **how)).close()
+    assert words in caplog.text and ("px wide" in caplog.text) == bool(words)
+
+
+def test_of_a_model_of_the_same_name_nothing_is_said_about_widths(tmp_path, caplog):
+    network = random_network(in_channels=1, n_classes=2, depth=2, wf=1)
+    tilenet.save_model(network, tmp_path / "nuclei.safetensors", card=tilenet.ModelCard(name="nuclei"))
+    slide = with_pixel_size(tmp_path, pixels_of((64, 64)), 0.05)
+    settle(slide, tmp_path / "nuclei.safetensors", Options()).close()
+    assert "px wide" not in caplog.text

@@ -55,7 +55,12 @@ def test_pixels_that_are_not_square_get_a_factor_for_each_axis():
 @pytest.mark.parametrize(
     ("said", "level", "announced", "words"),
     [
-        ({}, 0, True, "the model states no pixel size that it needs, --mpp chooses another"),
+        (
+            {},
+            0,
+            True,
+            "the model asks for no pixel size of its own, so nothing is resampled. To",
+        ),
         ({"card_mpp": 1.0}, 2, True, "level 2 (1 um/px) as stored, for the 1 um/px that the model knows"),
         ({"card_mpp": 0.75}, 1, True, "resampled: averaged over 1.5 px, for the 0.75 um/px that the model knows"),
         ({"card_mpp": 0.75, "mpp": 0.5}, 1, True, "for the 0.5 um/px asked for"),
@@ -75,6 +80,19 @@ def test_an_image_without_pixel_size_is_read_as_it_is_and_only_mpp_is_refused(ca
     assert (found.level, found.factor, found.announced) == (0, AS_STORED, announced)
     with pytest.raises(SettingsError, match=r"slide.tif: does not say its pixel size, so mpp means nothing. Give it"):
         resolve([(None, None)], card_mpp=card_mpp, mpp=0.5, name="slide.tif")
+
+
+@pytest.mark.parametrize(
+    ("z", "how", "words"),
+    [
+        (2.0, {}, "level 0 (2 x 0.25 x 0.25 um/px) as stored: "),
+        (None, {}, "level 0 (? x 0.25 x 0.25 um/px) as stored: "),
+        (0.25, {"mpp": 0.5}, "level 0 (0.25 x 0.25 x 0.25 um/px) resampled: averaged over 2 px, for the 0.5 um/px"),
+    ],
+)
+def test_a_size_along_z_is_told_and_decides_nothing(z, how, words):
+    found, plane = resolve([(z, 0.25, 0.25)], **how), resolve([(0.25, 0.25)], **how)
+    assert found.text.startswith(words) and found.to_json() == plane.to_json()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ LARGEST_DENOMINATOR = 1000
 FINEST = Fraction(1, 8)
 
 Factor = tuple[Fraction, Fraction]
-PixelSize = tuple[float | None, float | None]
+# Along y and x, or along z, y and x.
+PixelSize = tuple[float | None, ...]
 AS_STORED: Factor = (Fraction(1), Fraction(1))
 
 
@@ -93,8 +94,8 @@ def choose(sizes: Sequence[PixelSize], wanted: float) -> tuple[int, Factor]:
 
     Parameters
     ----------
-    sizes : sequence of (float or None, float or None)
-        Micrometres per pixel along y and x of each level, finest first. Those of the first level must be known.
+    sizes : sequence of tuple of float or None
+        Micrometres per pixel of each level, finest first, y and x last. Those of the first level must be known.
     wanted : float
         The wanted micrometres per pixel.
 
@@ -113,7 +114,7 @@ def choose(sizes: Sequence[PixelSize], wanted: float) -> tuple[int, Factor]:
     >>> choose([(1.0, 1.0)], 0.5)
     (0, (Fraction(1, 2), Fraction(1, 2)))
     """
-    factors = [tuple(_factor(wanted, n) for n in size) if None not in size else None for size in sizes]
+    factors = [tuple(_factor(wanted, n) for n in size) if None not in size else None for size in map(_in_plane, sizes)]
     fine = [k for k, f in enumerate(factors) if f is not None and min(f) * TOLERANCE >= 1]
     level = max(fine, default=0)
     y, x = factors[level] or AS_STORED
@@ -134,8 +135,9 @@ def resolve(
 
     Parameters
     ----------
-    sizes : sequence of (float or None, float or None)
-        Micrometres per pixel along y and x of each level, finest first.
+    sizes : sequence of tuple of float or None
+        Micrometres per pixel of each level, finest first: along y and x or, for a network of volumes, z, y and x. The
+        size along z is only told.
     level, mpp : int, float, optional
         The caller's wish: one of them, or neither.
     card_mpp : float, optional
@@ -159,7 +161,7 @@ def resolve(
     refuse_both(level, mpp)
     if level is not None:
         return Resolution(level, text=f"level {level}{_um(sizes, level)} as stored, as asked")
-    known = None not in sizes[0]
+    known = None not in _in_plane(sizes[0])
     if mpp is not None and not known:
         raise SettingsError(
             f"{name}: does not say its pixel size, so mpp means nothing. Give it (--pixel-size), or choose a level "
@@ -223,9 +225,9 @@ def _factor(wanted: float, size: float | None) -> Fraction:
 
 
 def _as_it_is(sizes: Sequence[PixelSize], *, card_mpp: float | None, model: str) -> Resolution:
-    image_says, model_says = None not in sizes[0], card_mpp is not None
+    image_says, model_says = None not in _in_plane(sizes[0]), card_mpp is not None
     if image_says:
-        why = f"{model} states no pixel size that it needs, --mpp chooses another"
+        why = f"{model} asks for no pixel size of its own, so nothing is resampled. To resample, give --mpp"
     elif model_says:
         why = f"the image does not say its pixel size ({model} knows {card_mpp:g} um/px)"
     else:
@@ -234,9 +236,15 @@ def _as_it_is(sizes: Sequence[PixelSize], *, card_mpp: float | None, model: str)
 
 
 def _um(sizes: Sequence[PixelSize], level: int, *, brackets: bool = True) -> str:
-    """Return the pixel size of a level as `` (0.5 um/px)``, or an empty text if it is unknown."""
+    """Return the pixel size of a level as `` (0.5 um/px)``, or an empty text if it is unknown along y or x."""
     size = sizes[level] if level < len(sizes) else (None, None)
-    if None in size:
+    if None in _in_plane(size):
         return ""
-    text = " x ".join(dict.fromkeys(f"{n:.4g}" for n in size)) + " um/px"
+    texts = ["?" if n is None else f"{n:.4g}" for n in size]
+    text = " x ".join(texts if len(size) > 2 else dict.fromkeys(texts)) + " um/px"
     return f" ({text})" if brackets else f" {text}"
+
+
+def _in_plane(size: PixelSize) -> PixelSize:
+    """Return the sizes along y and x."""
+    return size[-2:]

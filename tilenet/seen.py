@@ -68,7 +68,7 @@ def as_seen(opened: Image, network: Any, card: ModelCard, options: Options, foot
     if opened.drops_alpha:
         LOG.info("%s: its alpha channel is not read: transparent pixels are segmented like all others", opened.name)
     channels = None if options.channels is None else opened.channel_numbers(options.channels)
-    resolution = _resolution(opened, card, options)
+    resolution = _resolution(opened, card, options, footprint)
     whole = at_resolution(opened, resolution)
     _check_axes(whole, footprint)
     _check_color(whole, network, channels)
@@ -84,13 +84,13 @@ def _left(image: Image) -> str:
     return f" along y and x (along z it stays {'unknown' if size is None else size_text([size])})"
 
 
-def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:
+def _resolution(image: Image, card: ModelCard, options: Options, footprint: Footprint) -> Resolution:
     if options.factor is not None:
         return recorded(options.level or 0, options.factor, options.mpp)
     # If the caller gave an open image at a coarser level, that level is the caller's choice.
     level = image.level if options.level is None and image.level else options.level
     resolution = resolve(
-        [in_plane(image, k) for k in range(len(image.levels))],
+        [_size(image, k, volumes=footprint.ndim > 2) for k in range(len(image.levels))],
         level=level,
         mpp=options.mpp,
         card_mpp=card.pixel_size,
@@ -100,6 +100,12 @@ def _resolution(image: Image, card: ModelCard, options: Options) -> Resolution:
     if resolution.announced:
         LOG.info("%s: %s", image.name, resolution.text)
     return resolution
+
+
+def _size(image: Image, level: int, *, volumes: bool) -> tuple[float | None, ...]:
+    """Return the pixel size at a level along y and x, and before them along z for a network of volumes."""
+    sizes = dict(zip(image.box_axes, image.levels[level].pixel_size, strict=True))
+    return (*((sizes["z"],) if volumes and "z" in sizes else ()), *in_plane(image, level))
 
 
 def _check_axes(image: Image, footprint: Footprint) -> None:

@@ -18,13 +18,14 @@ from tilenet.geometry import Box
 from tilenet.into import Target
 from tilenet.job import RESIDENT, Job
 from tilenet.memory import demand_of
-from tilenet.models import class_name
+from tilenet.models import KNOWN, class_name
 from tilenet.named import load_named, source_of
 from tilenet.options import Options
 from tilenet.plan import Plan
 from tilenet.probe import Answer, ask, ask_in_batches, doubts, remarks
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
+from tilenet.readers.resampled import in_plane
 from tilenet.region import find_roi, roi_to_json
 from tilenet.resolution import Resolution
 from tilenet.seen import Seen, as_seen
@@ -111,6 +112,7 @@ class _Model(NamedTuple):
 def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footprint, target: Target | None) -> Job:
     network, card, source = model
     seen = as_seen(opened, network, card, options, footprint)
+    _remark_widths(seen, options, source)
     inside = _inside(target, opened, seen.resolution) if target else {}
     answer = ask(network, footprint, seen.image.n_channels)
     card = card.completed(answer.outputs)
@@ -151,6 +153,27 @@ def _remark_model(name: str, card: ModelCard, answer: Answer, *, strict: bool) -
         raise ModelError(f"{name}: {doubt}. Leave --strict (strict=True) out to run it in spite of this")
     for said in remarks(card, answer):
         LOG.warning("%s: %s", name, said)
+
+
+def _remark_widths(seen: Seen, options: Options, source: str) -> None:
+    """Say so if objects are plainly wider or narrower, in pixels as stored, than those that a packaged model knows."""
+    sizes = in_plane(seen.whole, seen.whole.level)
+    chosen = options.level is not None or options.mpp is not None
+    if source not in KNOWN or chosen or None in sizes:
+        return
+    what, (low, high), (narrow, wide) = KNOWN[source]
+    um = sum(filter(None, sizes)) / len(sizes)
+    if narrow <= high * um and low * um <= wide:
+        return
+    remedy = (
+        "Wider ones are cut in pieces: try a coarser --mpp, such as 0.25"
+        if high * um < narrow
+        else "Narrower ones are missed: try a finer --mpp"
+    )
+    LOG.warning(
+        "%s: %s knows %s %d to %d px wide, here %.2g to %.2g um. %s",
+        *(seen.image.name, source, what, low, high, low * um, high * um, remedy),
+    )
 
 
 def _search(options: Options, seen: Seen, footprint: Footprint, decision: Decision) -> Search:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ from tilenet.tiff_mask import TILE, open_mask
 # Number of pixels to read at once, and to outline at once.
 BAND, STRIP = 2**27, 2**24
 Progress = Callable[[int, int], None]
+# Remarks on what is exported; the command line prints them.
+LOG = logging.getLogger("tilenet")
 ENDINGS = {"a table": (".csv",), "a GeoJSON": (".geojson", ".json")}
 
 
@@ -108,6 +111,8 @@ def _given_size(pixel_size: Any, mask: AnyMask, grid: Grid) -> tuple[float, ...]
     if len(sizes) > 2 and "z" not in mask.axes:
         raise SettingsError(f"{mask.path}: has no axis z. Give --pixel-size for y and x")
     known = mask.pixel_size[-len(sizes) :]
+    if len(sizes) > 2 and _states_z_alone(mask):
+        known = (None, *known[1:])
     if None not in known:
         lacks_z = len(sizes) == 2 and "z" in mask.axes and mask.pixel_size[-3] is None
         raise SettingsError(
@@ -121,7 +126,33 @@ def _given_size(pixel_size: Any, mask: AnyMask, grid: Grid) -> tuple[float, ...]
             f"{mask.path}: the pixels of its image are known to be {size_text(stated)}, and --pixel-size is "
             f"{size_text(sizes)}. Give the known sizes as they are"
         )
-    return tuple(n or size * step for n, size, step in zip(known, sizes, steps, strict=True))
+    found = tuple(n or size * step for n, size, step in zip(known, sizes, steps, strict=True))
+    _remark_z(mask, found)
+    return found
+
+
+def _states_z_alone(mask: AnyMask) -> bool:
+    """Return whether a size along z is all that the file of an image stated of its pixels, as far as its mask tells.
+
+    Older versions dropped implausible sizes along y and x, and kept the one along z of the same unit.
+    """
+    return None in mask.pixel_size[-2:] or len(mask.info["record"].get("pixel_size") or ()) == 2
+
+
+def _remark_z(mask: AnyMask, sizes: Sequence[float]) -> None:
+    """Say which size along z a volume has, if its mask states one and the caller gave sizes."""
+    if not has_volumes(mask) or (stated := mask.pixel_size[-3]) is None:
+        return
+    if len(sizes) == 2:
+        LOG.warning("%s: along z its pixels stay %s. Give Z,Y,X to replace it", mask.path, size_text([stated]))
+    elif differ(sizes[:1], [stated]):
+        LOG.warning(
+            "%s: its pixels along z are taken as %s, as asked; the mask says %s%s",
+            *(mask.path, size_text(sizes[:1]), size_text([stated])),
+            ", by which its objects were separated. Segment again to separate them by the new size"
+            if mask.info["record"].get("spacing")
+            else "",
+        )
 
 
 def shapes_of(mask: AnyMask, progress: Progress | None = None) -> Iterator[Shape]:

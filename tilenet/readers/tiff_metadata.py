@@ -101,21 +101,26 @@ def _of_imagej(metadata: dict[str, Any], page: Any) -> dict[str, float | None]:
     if unit is None:
         return {}
     spacing = positive(metadata.get("spacing"))
-    return _resolution(page, unit) | {"z": spacing * unit if spacing is not None else None}
+    return _plausible(_resolution(page, unit) | {"z": spacing * unit if spacing is not None else None})
 
 
 def _of_tags(page: Any) -> dict[str, float | None]:
     unit = {CENTIMETER: 1e4, INCH: 2.54e4}.get(_tag(page, "ResolutionUnit"))
     if unit is None:
         return {}
-    return _resolution(page, unit)
+    return _plausible(_resolution(page, unit))
 
 
 def _resolution(page: Any, unit: float) -> dict[str, float | None]:
-    """Return sane pixel sizes in micrometres from the resolution tags, which count pixels per `unit` micrometres."""
+    """Return pixel sizes in micrometres from the resolution tags, which count pixels per `unit` micrometres."""
     found = {a: _inverse(_tag(page, t)) for a, t in (("y", "YResolution"), ("x", "XResolution"))}
-    sizes = {a: n * unit if n is not None else None for a, n in found.items()}
-    return {a: n if n is not None and SANE[0] <= n <= SANE[1] else None for a, n in sizes.items()}
+    return {a: n * unit if n is not None else None for a, n in found.items()}
+
+
+def _plausible(sizes: dict[str, float | None]) -> dict[str, float | None]:
+    """Return sizes, or none of them if that along y or x is not sane: the one along z has the same unit."""
+    in_plane = [size for axis in "yx" if (size := sizes[axis]) is not None]
+    return sizes if all(SANE[0] <= size <= SANE[1] for size in in_plane) else {}
 
 
 def _tag(page: Any, name: str) -> Any:
