@@ -193,6 +193,10 @@ def test_a_mask_of_a_newer_version_is_not_called_another_s(out):
     (out / "zarr.json").write_text(json.dumps(root))
     with pytest.raises(OutputError, match=r"m\.zarr: was written by tilenet 99\.0, which stores 'offset' of it"):
         tilenet.open_mask(out)
+    own["format"] = 2
+    (out / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(OutputError, match=r"m\.zarr: has store format 2, but this version of tilenet reads format 1"):
+        tilenet.open_mask(out)
 
 
 def test_a_mask_that_was_copied_without_its_hidden_folder_says_so(out):

@@ -174,6 +174,13 @@ def test_a_link_to_a_tiff_is_not_replaced(whole, tmp_path):
     assert (tmp_path / "m.tif").is_symlink()
 
 
+def test_a_tiff_of_a_newer_version_is_not_called_another_s(whole, tmp_path):
+    newer = whole[1].read_bytes().replace(b"probability_dtype", b"probability_dtypo")  # of the same length
+    (tmp_path / "m.ome.tif").write_bytes(newer)
+    with pytest.raises(OutputError, match=r"m\.ome\.tif: was written by tilenet .*, which stores 'probability_dtypo'"):
+        tilenet.open_mask(tmp_path / "m.ome.tif")
+
+
 def test_a_tiff_that_is_refused_is_closed(whole, monkeypatch):
     opened, closed, open_image = [], [], tiff_mask.open_image
 

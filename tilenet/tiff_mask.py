@@ -33,7 +33,7 @@ from tilenet.readers.boundary import quietly
 from tilenet.readers.image import Image
 from tilenet.spared import check_file_place
 from tilenet.store import AnyMask, Layout, Mask
-from tilenet.store.metadata import FORMAT, MAKING, not_ours
+from tilenet.store.metadata import MAKING, layout_of, not_ours
 from tilenet.store.pyramid import doubled
 
 SUFFIXES = (".tif", ".tiff")
@@ -239,15 +239,11 @@ def _read_description(path: Path) -> tuple[Layout, dict[str, Any]]:
                 e.text for e in ElementTree.fromstring(tiff.ome_metadata or "").iter() if e.tag.endswith("}Description")
             )
             own = json.loads(next(texts) or "")["tilenet"]
-        written, layout = own.pop("format"), Layout.from_json(own.pop("layout"))
+        return layout_of(path, own), own
+    except OutputError:
+        raise
     except Exception as error:  # text of unknown origin may make the parsers raise anything
         raise not_ours(path) from error
-    if written != FORMAT:
-        raise OutputError(
-            f"{path}: has format {written}, but this version of tilenet reads format {FORMAT}. Use the tilenet that "
-            f"wrote it"
-        )
-    return layout, own
 
 
 def _box_of(index: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:

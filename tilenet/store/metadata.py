@@ -115,14 +115,13 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
             raise _not_there(path)
         try:
             own = dict(_attributes(path)["tilenet"])
-            written, layout, complete = own.pop("format"), own.pop("layout"), own.pop("complete")
+            complete = own.pop("complete")
             if not (path / OWN).is_dir():
                 raise OutputError(
                     f"{path}: lacks its folder {OWN}, where the sizes and checksums of its files are. Copy that too, "
                     f"as it is hidden from some programs"
                 )
-            _refuse_other_version(path, written, set(layout.keys()), own.get("version"))
-            found = Layout.from_json(layout)
+            found = layout_of(path, own)
             if not all(type(n) is int and 0 < n < 2**63 for n in (*found.shape, *found.block)):
                 raise not_ours(path)
             return found, own, complete is True
@@ -140,17 +139,28 @@ def _not_there(path: Path) -> OutputNotFound:
     return OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
 
 
-def _refuse_other_version(path: Path, written: object, keys: set[str], version: object) -> None:
+def layout_of(path: Path, own: dict[str, Any]) -> Layout:
+    """Take format and layout out of what a mask says of itself, and return the layout.
+
+    Raises
+    ------
+    OutputError
+        If a newer version of tilenet wrote it in a way that this one does not know.
+    KeyError, TypeError, ValueError, AttributeError
+        If tilenet did not write it.
+    """
+    written, layout = own.pop("format"), own.pop("layout")
     if written != FORMAT:
         raise OutputError(
             f"{path}: has store format {written}, but this version of tilenet reads format {FORMAT}. Use the tilenet "
             f"that wrote it"
         )
-    if unknown := keys - {field.name for field in fields(Layout)}:
+    if unknown := set(layout.keys()) - {field.name for field in fields(Layout)}:
         raise OutputError(
-            f"{path}: was written by tilenet {version}, which stores {min(unknown)!r} of it, unknown to this version. "
-            f"Use the tilenet that wrote it"
+            f"{path}: was written by tilenet {own.get('version')}, which stores {min(unknown)!r} of it, unknown to "
+            f"this version. Use the tilenet that wrote it"
         )
+    return Layout.from_json(layout)
 
 
 def _attributes(path: Path) -> Any:
