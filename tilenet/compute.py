@@ -107,7 +107,7 @@ def run_job(
 
     Blocks without tissue are background.
     """
-    skipped = skip_glass(job, sink, tissue, among=among)
+    skipped = skip_background(job, sink, tissue, among=among)
     advance = progress_counter(job, sink.pending(among=among), progress, among=among)
     with machine.threads(job.record["threads"]):
         report = run(
@@ -123,16 +123,16 @@ def run_job(
     return report
 
 
-def skip_glass(job: Job, sink: Sink, tissue: TissueMap | None, *, among: range | None = None) -> int:
+def skip_background(job: Job, sink: Sink, tissue: TissueMap | None, *, among: range | None = None) -> int:
     """Write the pending blocks without tissue as background, reading no pixels; return their number."""
     if tissue is None:
         return 0
     # The map covers one plane, and applies to every plane of a stack.
     computed = tissue.computed(job.plan).ravel()
-    glass = [index for index in sink.pending(among=among) if not computed[index % computed.size]]
-    for index in glass:
+    background = [index for index in sink.pending(among=among) if not computed[index % computed.size]]
+    for index in background:
         sink.write_background(index)
-    return len(glass)
+    return len(background)
 
 
 def progress_counter(

@@ -17,7 +17,7 @@ from tilenet.batches.beside import SideFiles
 from tilenet.batches.orders import Order
 from tilenet.batches.summary import Result, file_of, remark_sizes, write_summary
 from tilenet.batches.ways import in_batch
-from tilenet.compute import fill_pending, finish, skip_glass
+from tilenet.compute import fill_pending, finish, skip_background
 from tilenet.errors import DeviceLost, OutputMismatch, TilenetError
 from tilenet.export.counts import write_counts
 from tilenet.export.measured import Measured
@@ -179,8 +179,8 @@ class BatchRun:
             job.close()
             return store, "skipped"
         try:
-            # In this process, `run_job` skips the glass.
-            report = Report(skipped=skip_glass(job, store, store.layout.tissue_map) if self._client else 0)
+            # In this process, `run_job` skips the background.
+            report = Report(skipped=skip_background(job, store, store.layout.tissue_map) if self._client else 0)
         except BaseException:
             store.close()
             job.close()
@@ -207,7 +207,7 @@ class BatchRun:
             del self._open[slide.name]
 
     def _note(self, order: Order, status: str, *, store: Store | None = None, error: Exception | None = None) -> None:
-        glass = store.info.get("tissue", {}).get("skipped") if store else None
+        skipped = store.info.get("tissue", {}).get("skipped") if store else None
         found = self._measured.get(order.name)
         with self._one_at_a_time:
             result = Result(
@@ -217,7 +217,7 @@ class BatchRun:
                 prod(store.layout.shape) if store else 0,
                 level=store.info["record"]["level"] if store else None,
                 um_per_px=store.layout.pixel_size[-1] if store else None,
-                tissue=None if glass is None else round(1 - glass, 6),
+                tissue=None if skipped is None else round(1 - skipped, 6),
                 counts=dict(found.counts) if found else None,
                 positive=dict(found.positive) if found and found.positive else None,
                 seconds=perf_counter() - self._started[order.name],

@@ -24,7 +24,7 @@ from uuid import uuid4
 from tilenet import predict
 from tilenet.address import absolute
 from tilenet.ahead import begun_ahead
-from tilenet.compute import Progress, finish, progress_counter, skip_glass
+from tilenet.compute import Progress, finish, progress_counter, skip_background
 from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_line
 from tilenet.job import Job
 from tilenet.readers.boundary import one_line
@@ -112,7 +112,7 @@ def fill_by_workers(
         if store.complete:
             return Report()
         predict.forget(job.network)
-        started, skipped = monotonic(), skip_glass(job, store, store.layout.tissue_map)
+        started, skipped = monotonic(), skip_background(job, store, store.layout.tissue_map)
         advance = progress_counter(job, store.pending(), progress)
         slide = Slide(task_of(store, job, wanted), store, job, advance, report=Report(skipped=skipped))
         for _ in work_off(client, [slide]):
