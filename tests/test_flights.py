@@ -60,7 +60,7 @@ def work_off(queue, answers, *, workers=2):
         if not in_flight:
             return flights
         flight = in_flight.pop(0)
-        queue.settle(flight, answers(flight))
+        queue.conclude(flight, answers(flight))
 
 
 def all_done(flight):
@@ -140,7 +140,7 @@ def test_blocks_for_which_there_was_no_time_wait_again_before_the_others():
     slide = slide_of(100)
     queue = Queue([slide])
     first, second = queue.take(2), queue.take(2)
-    queue.settle(first, done(first.blocks[0]))
+    queue.conclude(first, done(first.blocks[0]))
     assert queue.take(2).blocks[0] == first.blocks[1]
     assert second.blocks[0] == first.blocks[-1] + 1
 
@@ -284,8 +284,8 @@ def test_what_a_fault_overtakes_is_not_tried_again():
     slide = slide_of(64)
     queue = Queue([slide])
     first, second = queue.take(1), queue.take(1)
-    queue.settle(first, FlightResult(refusal="no GPU", worker="w"))
-    queue.settle(second, FlightResult(fault=OutputLocked("gone")))
+    queue.conclude(first, FlightResult(refusal="no GPU", worker="w"))
+    queue.conclude(second, FlightResult(fault=OutputLocked("gone")))
     assert queue.take(1) is None
     assert list(queue.ended) == [slide] and slide.in_flight == 0
 

@@ -133,21 +133,21 @@ def run(
     progress : callable
         Called after each batch, with the number of pixels that it has added.
     """
-    report, started, one = Report(), perf_counter(), deciding(predictor)
-    begin, ndim = partial(one.begin, decide=decide), predictor.footprint.ndim
-    ahead = batches_ahead(plan.batch, asynchronous=one.in_flight > 1)
-    reading = Reading(image, ndim, ahead=ahead, allocate=one.allocate)
+    report, started, computer = Report(), perf_counter(), deciding(predictor)
+    compute, ndim = partial(computer.begin, decide=decide), predictor.footprint.ndim
+    ahead = batches_ahead(plan.batch, asynchronous=computer.in_flight > 1)
+    reading = Reading(image, ndim, ahead=ahead, allocate=computer.allocate)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
         blocks = _Blocks(ndim, write, writer, report=report, progress=progress)
-        begun: deque[tuple[Batch, Finish | None]] = deque()
+        underway: deque[tuple[Batch, Finish | None]] = deque()
         try:
             for batch in reading.batches(readers, all_batches(plan, pending)):
-                begun.append((batch, blocks.begin(batch, begin)))
-                if len(begun) == one.in_flight:
-                    blocks.finish(*begun.popleft())
-            while begun:
-                blocks.finish(*begun.popleft())
-            blocks.settle(leave=0)
+                underway.append((batch, blocks.begin(batch, compute)))
+                if len(underway) == computer.in_flight:
+                    blocks.finish(*underway.popleft())
+            while underway:
+                blocks.finish(*underway.popleft())
+            blocks.await_writes(leave=0)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
     report.seconds = perf_counter() - started
@@ -190,7 +190,7 @@ class _Blocks:
         self._buffers: Arrays = {}
         self._behind: deque[tuple[Block, Future[Timed[object]]]] = deque()
 
-    def begin(self, batch: Batch, begin: Callable[..., Finish]) -> Finish | None:
+    def begin(self, batch: Batch, compute: Callable[..., Finish]) -> Finish | None:
         """Begin a batch once its tiles are read; return None if its block has failed."""
         block, tiles = batch.work.block, batch.work.tiles
         if block.index in self._report.failures:
@@ -200,7 +200,7 @@ class _Blocks:
             self._report.read += sum([read.result()[1] for read in batch.reads])
             self._report.waited += perf_counter() - started
             with self._computing():
-                return begin(batch.pixels, tiles)
+                return compute(batch.pixels, tiles)
         return None
 
     def finish(self, batch: Batch, finish: Finish | None) -> None:
@@ -217,9 +217,9 @@ class _Blocks:
                 write = self._writer.submit(timed, self._write, block.index, self._buffers)
                 self._behind.append((block, write))
             self._buffers = {}
-            self.settle(leave=BEHIND - 1)
+            self.await_writes(leave=BEHIND - 1)
 
-    def settle(self, *, leave: int) -> None:
+    def await_writes(self, *, leave: int) -> None:
         """Wait until at most `leave` blocks are still being written."""
         while len(self._behind) > leave:
             block, write = self._behind.popleft()

@@ -100,10 +100,11 @@ class Lease:
                 continue  # another process was faster, or swept our note away: try again
             finally:
                 remove_file(note)
-            return lease._settled(name)
+            return lease._confirmed(name)
         raise OutputLocked(f"{name}: too many runs at once want to write it. Start one of them again")
 
-    def _settled(self, name: Path) -> Lease:
+    def _confirmed(self, name: Path) -> Lease:
+        """Return the lease, and remove those of dead holders; if a live one excludes it, give it up and raise."""
         others = [lock for lock in locks(self.folder) if lock.excludes(self.kind) and lock.path != self.path]
         try:
             refuse_live(others, self.path.stat().st_mtime, name)

@@ -29,7 +29,7 @@ def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
     BlocksFailed
         If files are not as they were written; their blocks are pending again.
     """
-    documents = _settle_documents(blocks) | {
+    documents = _mended_documents(blocks) | {
         blocks.layout.root: Written.of(root_document(blocks.layout, info, complete=True))
     }
     damage = [found for found in find_damage(blocks) if found.block is not None]
@@ -41,7 +41,7 @@ def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
     blocks.journal.documents = documents
 
 
-def _settle_documents(blocks: Blocks) -> dict[str, Written]:
+def _mended_documents(blocks: Blocks) -> dict[str, Written]:
     """Rewrite any document that is not right, except the root document; return size and checksum of each."""
     fixed = {name: Written.of(data) for name, data in blocks.documents.items()}
     for name, written in fixed.items():

@@ -170,7 +170,7 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
 
 
 def _refuse_idle_gpus(path: str | Path, arguments: Mapping[str, Any], device: str | None) -> None:
-    """Raise if jobs ask for GPUs, and this process would settle on another device, which all workers then use."""
+    """Raise if jobs ask for GPUs, and this process would choose another device, which all workers then use."""
     if device in (None, "auto") and _asks_for_gpus(arguments) and not machine.visible_gpus(device):
         raise SettingsError(
             f"{path}: asks for GPUs, and this machine, which decides the device of all workers, has none. Start the "

@@ -169,7 +169,7 @@ class _Dispatch:
                     raise self._lost(result)
                 if not isinstance(result, FlightResult):
                     result = _result_of_error(result, flight)
-                self._queue.settle(flight, result)
+                self._queue.conclude(flight, result)
 
     def _send(self) -> None:
         """Keep as many flights underway as there are workers, or as an adaptive cluster may grow to."""

@@ -205,7 +205,7 @@ class Queue:
             yield slide
             self._end_if_done(slide)
 
-    def settle(self, flight: Flight, result: FlightResult) -> None:
+    def conclude(self, flight: Flight, result: FlightResult) -> None:
         """Process the result of a flight: record finished blocks, and requeue or retry the others."""
         slide = flight.slide
         left = slide.in_flight - len(flight.blocks)
