@@ -109,9 +109,13 @@ def segment(
         other blocks are the same as without `tissue`. True: find tissue on a coarse level, see
         `tilenet.tissue`; the map is kept in the output. A path or an array: a mask of the whole
         image, at any size, nonzero where there is tissue; it is taken as it is. Default: skip nothing.
-    tile, batch, memory : int, optional
-        Side in px of the region that a tile writes (a multiple of the network's step); maximum
-        number of tiles per forward pass; bytes for the run (default 4 GB). See `plan_tiles`.
+    tile : int or sequence of int, optional
+        Side in px of the region that a tile writes, a multiple of the network's step; see `plan_tiles`
+        for this and the next two.
+    batch : int, optional
+        Maximum number of tiles per forward pass.
+    memory : int or str, optional
+        Bytes for the run, or a text such as ``"4GB"``, which is the default.
     threads : int, optional
         CPU threads of the network; default the number that PyTorch uses.
     device : str, optional
@@ -151,6 +155,8 @@ def segment(
         Replace `out`, if tilenet wrote it.
     progress : callable, optional
         Called with the number of pixels done and the total number of pixels; with `shard`, those of the share.
+        With `objects` and `out`, each pixel counts twice: once when the network has run on it, and once when
+        its objects are found.
     report : callable, optional
         Called at the end with a `tilenet.runner.Report`: what was done, and where the time went.
     client : distributed.Client, optional
@@ -166,8 +172,9 @@ def segment(
     numpy.ndarray, Mask or TiffMask
         Without `out`, an array: classes (the image's axes without ``c``), uint8; numbered objects,
         int32; or probabilities (`probability_dtype`) or logits (float32, or float64 in fp64) with
-        ``c`` = classes, (K, y, x) for a plane. With `out`, the opened mask. With `shard`, None while
-        blocks of other shares are not written; the last share finishes the mask, and returns it.
+        ``c`` = classes, (K, y, x) for a plane. With `out`, the opened mask, of uint8, or with `objects` of
+        uint32. With `shard`, None while blocks of other shares are not written; the last share finishes
+        the mask, and returns it.
 
     Raises
     ------
@@ -260,6 +267,7 @@ def _stored(
         if resume and out.exists() and not begun:
             return same_tiff(out, wanted), Report()
     how: dict[str, bool] = {"resume": resume, "overwrite": overwrite}
+    # What was begun with objects goes on with them: whoever resumes it may leave the option out.
     if output == "objects" or (resume and shard is None and was_begun(place, target)):
         done = store_objects(place, wanted, **how, client=client, progress=progress)
     elif shard is not None:

@@ -117,7 +117,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class AxisFootprint:
-    """What a network does to a length along one axis.
+    """What a network does to a length along one axis; all numbers are pixels of its input or output.
 
     Attributes
     ----------
@@ -129,6 +129,11 @@ class AxisFootprint:
         Number of output pixels at the front and at the back that are not exact.
     smallest : int
         The shortest legal input length; the other legal lengths follow at every `step`.
+
+    Raises
+    ------
+    SettingsError
+        If a number is not whole, or too small.
     """
 
     step: int = 1
@@ -221,6 +226,16 @@ def _is_legal(walk: Callable[[int], Extent], length: int) -> bool:
 class Footprint:
     """What a network does to a length, along each of its axes in array order.
 
+    Attributes
+    ----------
+    axes : tuple of AxisFootprint
+        One per axis of the network, in array order.
+
+    Raises
+    ------
+    SettingsError
+        If one of `axes` is not an `AxisFootprint`.
+
     Examples
     --------
     A stack of valid 3x3 convolutions, nine deep, without pooling:
@@ -247,8 +262,9 @@ class Footprint:
     def valid(cls, ndim: int, *, lost: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
         """Return the footprint of an unpadded network that loses `lost` pixels on each side.
 
-        Each of `lost` and `step` is one number, or one per axis; `step` is the product of all pooling strides. Output
-        lengths are assumed to be multiples of `step`.
+        Each of `lost` and `step` is one number, or one for each of the `ndim` axes of the network; others raise
+        `SettingsError`. `step` is the product of all pooling strides. Output lengths are assumed to be multiples of
+        `step`.
         """
         axes = zip(_per_axis(step, ndim, "step", least=1), _per_axis(lost, ndim, "lost", least=0), strict=True)
         return cls(tuple(AxisFootprint(s, n, smallest=2 * n + s) for s, n in axes))
@@ -257,7 +273,8 @@ class Footprint:
     def same(cls, ndim: int, *, reach: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
         """Return the footprint of a padded network that sees `reach` pixels on each side.
 
-        Each of `reach` and `step` is one number, or one per axis. `step` is the product of all pooling strides.
+        Each of `reach` and `step` is one number, or one for each of the `ndim` axes of the network; others raise
+        `SettingsError`. `step` is the product of all pooling strides.
         To the reach, each convolution adds (kernel - 1) / 2 times its dilation, each pooling its stride - 1, and each
         interpolation 1, each times the product of the strides before it. `tilenet.measure_footprint` finds both.
 

@@ -188,11 +188,12 @@ class Job:
         if not on_host:  # pinned memory is allocated and cached in powers of two
             read = 2 ** (read - 1).bit_length()
         reading = (ahead + 1) * read + READERS * self.image.working_bytes + self.image.kept_bytes
+        # `BEHIND` blocks of pixels, one of which is encoded: its chunks, and the whole shard.
         host = RESIDENT + int(COPIES[engine] * weights) + reading + (BEHIND + 2) * block
         return {
             "host_bytes": host + (passed if on_host else 0),
             "device_bytes": 0 if on_host else passed + weights + DevicePredictor.in_flight * read,
-            "disk_bytes": prod(self.plan.shape) * kept * 4 // 3,
+            "disk_bytes": prod(self.plan.shape) * kept * 4 // 3,  # the pyramid adds 1/4 + 1/16 + ...: a third
         }
 
     def _bytes_of_pixel(self) -> int:

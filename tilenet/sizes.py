@@ -59,12 +59,15 @@ def plan_tiles(
         What the network does to a length.
     tile : int or sequence of int, optional
         Side of what a tile writes, a multiple of the step. The default is the side for which the
-        fewest pixels are read, among those that divide the block and fit the memory.
+        fewest pixels are read, among those that divide the block, fit the memory and are 2048 px at
+        most (in volumes 256).
     block : int or sequence of int, optional
-        Side of a block, a multiple of the tile. The default is the largest power of two within
-        `BLOCK_SIDES` that gives at least 16 blocks.
+        Side of a block, a multiple of the tile. The default is the largest power of two from 512 to
+        4096 (in volumes from 64 to 256) that gives at least 16 blocks a plane (or volume), rounded up
+        to a multiple of the step; with `tile`, whole tiles up to that side, or one tile.
     batch : int, optional
-        Most tiles per forward pass; default as many as make about a million pixels.
+        Most tiles per forward pass; default as many as make about a million input pixels and fit the
+        memory.
     memory : int, optional
         Bytes for the whole run; default 4 GB.
     demand : Demand, optional
@@ -151,21 +154,24 @@ def _default_tile(
 
 
 def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
-    """Return how many planes a block holds along each outer axis, filling the innermost axis first.
+    """Return how many planes a block holds along each outer axis: a power of two, along the innermost axis first.
+
+    A block is one run of planes: it holds several along an axis only if it holds all along the axes farther in. It has
+    at most `STACKED_PIXELS` pixels, and grows only while `ENOUGH_BLOCKS` blocks are left.
 
     >>> _default_planes((1000, 8), (256, 256), (512, 512))
     (8, 8)
     """
     room = STACKED_PIXELS // prod(map(min, block, shape))
-    # Blocks that there are if none holds more planes along the axes still to come.
-    others = prod(outer) * prod(map(ceil_div, shape, block))
+    # Blocks, with one plane each along the outer axes that are not done; in the loop, without the axis at hand.
+    beside = prod(outer) * prod(map(ceil_div, shape, block))
     planes: tuple[int, ...] = ()
     for n in reversed(outer):
-        side, others = 1, others // n
-        while side * 2 <= min(room, n) and n // (side * 2) * others >= ENOUGH_BLOCKS:
+        side, beside = 1, beside // n
+        while side * 2 <= min(room, n) and n // (side * 2) * beside >= ENOUGH_BLOCKS:
             side *= 2
-        planes, room, others = (side, *planes), room // side, others * ceil_div(n, side)
-        if side < n:  # a block is one run of planes, so that it holds one plane along the axes farther out
+        planes, room, beside = (side, *planes), room // side, beside * ceil_div(n, side)
+        if side < n:  # it does not hold all planes along this axis
             room = 0
     return planes
 

@@ -187,7 +187,7 @@ class Layout:
     @property
     def class_axis(self) -> int:
         """Position of ``c`` among the axes of the probabilities."""
-        return self.axes.startswith("t")
+        return int(self.axes.startswith("t"))
 
     @cached_property
     def arrays(self) -> dict[str, ArrayLayout]:

@@ -114,7 +114,10 @@ class AnyMask:
         return self.read(0, index)
 
     def read(self, level: int, index: Any) -> NDArray[Any]:
-        """Return pixels of a level, by any array index; `BlocksFailed` if one of its files is damaged or lost."""
+        """Return pixels of a level, by integers and slices; `BlocksFailed` if one of its files is damaged or lost.
+
+        Steps of slices are positive. A mask in a folder takes arrays of integers or booleans too.
+        """
         try:
             return np.asarray(self.levels[level][index])
         except Replaced as error:
@@ -144,13 +147,15 @@ class Mask(AnyMask):
     path : Path
         Where it is.
     info : dict
-        How it was made.
+        How it was made: ``version``, ``image``, ``model``, ``card``, ``record``, ``scaling``, ``computed``; with a
+        tissue map ``tissue``, and of numbered objects ``objects``, their number.
     layout : Layout
         Its axes, shape and blocks.
     levels : tuple of zarr.Array
         The pyramid, finest first.
     probabilities : zarr.Array or None
-        One channel per class; None if probabilities were not asked for.
+        (K, *axes) for K classes, after ``t`` if there is one, in the type that was asked for; None if probabilities
+        were not asked for.
     """
 
     levels: tuple[Array, ...]
