@@ -1,5 +1,6 @@
 """Imaris files, and datasets in HDF5 files."""
 
+import fcntl
 import os
 import pickle
 import shutil
@@ -249,6 +250,24 @@ def test_of_many_datasets_some_are_listed(tmp_path):
         write_hdf5(tmp_path / "a.h5", np.zeros((5, 6), np.uint8), name=f"d{k:02}")
     with pytest.raises(ImageError, match=r"more than 8 datasets .*/d07, \.\.\.$"):
         open_image(tmp_path / "a.h5")
+
+
+def test_of_more_objects_than_are_looked_at_none_is_taken_for_the_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("tilenet.readers.hdf5_file.MOST_OBJECTS", 5)
+    for k in range(6):
+        write_hdf5(tmp_path / "a.h5", np.zeros((5, 6) if k == 0 else 5, np.uint8), name=f"d{k}")
+    with pytest.raises(ImageError, match="more than 5 groups and datasets. Name the dataset"):
+        open_image(tmp_path / "a.h5")
+    open_image(tmp_path / "a.h5" / "d0").close()
+
+
+def test_a_file_that_is_being_written_is_refused_and_needs_no_other_remedy(tmp_path):
+    path = write_hdf5(tmp_path / "a.h5", np.zeros((5, 6), np.uint8))
+    with path.parent.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ImageError, match="is open for writing in another program. Close it there"):
+            open_image(path)
+    open_image(path).close()
 
 
 def test_a_file_behind_a_block_of_the_users_is_known_by_its_signature_and_not_by_its_name(tmp_path):

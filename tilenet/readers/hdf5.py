@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -169,12 +168,17 @@ class Hdf5Image(Image):
         starts, stops = zip(*axis_map.ranges(box, channels), strict=True)
         asked = Box(starts, stops)
         with refusing(f"{self.name}: {box} of level {self.level} cannot be decoded", DAMAGED):
-            for piece in grid.pieces(asked):
-                read = partial(grid.read, piece)
-                pixels = read() if grid.first.chunks is None else self._cache.get((self.level, piece), read)
+            pieces = list(grid.pieces(asked))
+            for piece, pixels in zip(pieces, self._pixels_of(grid, pieces), strict=True):
                 part = asked & piece
                 stored[part.relative_to(asked.start).slices] = pixels[part.relative_to(piece.start).slices]
         return out
+
+    def _pixels_of(self, grid: Grid, pieces: Sequence[Box]) -> Sequence[Pixels]:
+        if grid.first.chunks is None:
+            return [grid.read(piece) for piece in pieces]
+        keys = [(self.level, piece) for piece in pieces]
+        return self._cache.get_all(keys, lambda lacking: [grid.read(piece) for _, piece in lacking])
 
     def identity(self) -> dict[str, Any]:
         """Return the file's size, the shapes of the levels, and a hash of its header and of where its data lie."""

@@ -148,8 +148,13 @@ def open_file(path: str) -> Any:
     with needing(path, kind="an HDF5 file", library="h5py", extra="hdf5"):
         import h5py
     with refusing(f"{path}: cannot be read as an HDF5 file", DAMAGED):
-        # Where a file system has no locks, none is needed. Chunks do not go through HDF5's own cache.
-        return h5py.File(path, "r", locking="best-effort", rdcc_nbytes=0)
+        try:
+            # Where a file system has no locks, none is needed. Chunks do not go through HDF5's own cache.
+            return h5py.File(path, "r", locking="best-effort", rdcc_nbytes=0)
+        except BlockingIOError as error:
+            raise ImageError(
+                f"{path}: is open for writing in another program. Close it there, and try again"
+            ) from error
 
 
 def follow(start: Any, inside: str, name: str) -> Any:
@@ -199,6 +204,9 @@ def datasets_of(group: Any) -> list[str]:
         return True if len(found) > LISTED or seen > MOST_OBJECTS else None
 
     group.visititems(look)
+    if seen > MOST_OBJECTS and len(found) <= LISTED:
+        name = group.file.filename
+        raise ImageError(f"{name}: has more than {MOST_OBJECTS} groups and datasets. Name the dataset: {name}/...")
     return found
 
 
