@@ -1,17 +1,23 @@
 """Mean intensities of objects, against scikit-image's region properties."""
 
+import json
+
 import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
 from scipy import ndimage as ndi
 from skimage.measure import regionprops_table
-from stub import Bright
+from stub import Bright, Threshold
 
 import tilenet
 from tilenet import numbering
 from tilenet.errors import OutputMismatch, SettingsError
+from tilenet.export.geojson import QUPATH
+from tilenet.export.intensities import is_judged_by
+from tilenet.export.measures import read_table
 from tilenet.options import Options
+from tilenet.pictures.drawing import NEITHER
 from tilenet.wanted import Wanted
 
 
@@ -103,3 +109,60 @@ def test_means_are_of_objects_and_of_their_own_image(slide, tmp_path):
     with pytest.raises(OutputMismatch, match="is not the image"):
         tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", image=other, intensities=True)
     assert not (tmp_path / "m.csv").exists() and not (tmp_path / "o.csv").exists()
+
+
+@pytest.fixture
+def ratios(tmp_path):
+    """Return the table of a ratio image of which two objects hold a pixel that is not finite, and one no other."""
+    labels = np.kron(np.arange(1, 10).reshape(3, 3), np.pad(np.ones((12, 12), int), 4))
+    pixels = np.stack([np.where(labels, 200, 20), np.where(labels % 2, 50.0, 10.0)]).astype(np.float32)
+    pixels[1][labels == 1] += np.arange(144) / 1000
+    pixels[1, 5, 5], pixels[1, 6, 26] = np.nan, np.inf
+    pixels[1][labels == 9] = np.nan
+    about = {"axes": "CYX", "Channel": {"Name": ["DAPI", "FRET"]}, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    tifffile.imwrite(tmp_path / "s.ome.tif", pixels, metadata=about, ome=True, photometric="minisblack")
+    tilenet.segment(tmp_path / "s.ome.tif", tmp_path / "o.zarr", model=Threshold(), channels=0, objects=True)
+    assert np.array_equal(tilenet.open_mask(tmp_path / "o.zarr")[...], labels)
+    return labels, pixels
+
+
+def test_pixels_that_are_not_finite_are_left_out_and_told(ratios, tmp_path, caplog):
+    labels, pixels = ratios
+    tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", intensities=True)
+    kept = np.isfinite(pixels[1])
+    for line in lines_of(tmp_path / "o.csv"):
+        own = pixels[1].astype(float)[(labels == int(line["object"])) & kept]
+        truth = [own.mean(), own.std(), own.min(), own.max()] if len(own) else [np.nan] * 4
+        found = [float(line[f"{which}_FRET"]) for which in ("mean", "sd", "min", "max")]
+        assert found == pytest.approx(truth, rel=1e-6, abs=1e-6, nan_ok=True)
+        assert float(line["mean_DAPI"]) == 200
+    assert "s.ome.tif: 3 objects hold pixels that are not finite, which are left out; 1 of them hold" in caplog.text
+
+
+def test_objects_without_a_finite_pixel_are_neither_positive_nor_negative(ratios, tmp_path, tilenet_command):
+    square = {"type": "Polygon", "coordinates": [[[0, 35], [60, 35], [60, 60], [0, 60], [0, 35]]]}
+    (tmp_path / "r.geojson").write_text(json.dumps({"type": "Feature", "geometry": square, "properties": {}}))
+    out = ("--csv", tmp_path / "o.csv", "--geojson", tmp_path / "o.geojson", "--counts", tmp_path / "c.csv")
+    how = ("--positive", "FRET>30", "--within", tmp_path / "r.geojson")
+    code, said, _ = tilenet_command("export", tmp_path / "o.zarr", *out, *how)
+    assert code == 0 and ", 4 of 8 positive (50.0 %), 1 neither\n" in said
+    assert said.rstrip().endswith(", 1 of 2 positive (50.0 %), 1 neither")
+    assert [line["positive"] for line in lines_of(tmp_path / "o.csv")] == ["1", "0", "1", "0", "1", "0", "1", "0", ""]
+    assert [line["positive_share"] for line in lines_of(tmp_path / "c.csv")] == ["0.5", "0.5"]
+    features = json.loads((tmp_path / "o.geojson").read_text())["features"]
+    names = [feature["properties"]["classification"]["name"] for feature in features]
+    assert names == ["Positive", "Negative"] * 4 + ["class 1"]
+    assert is_judged_by(tmp_path / "o.csv", "FRET>30") and not is_judged_by(tmp_path / "o.csv", "FRET>5")
+    found = read_table(tmp_path / "o.zarr", tmp_path / "o.csv")
+    assert (found.positive, found.judged) == ({"class 1": 4}, {"class 1": 8})
+    picture = tilenet.overlay(tmp_path / "s.ome.tif", tmp_path / "o.zarr", table=tmp_path / "o.csv")
+    assert picture[44, 44].tolist() == list(NEITHER) and picture[4, 4].tolist() == QUPATH["Positive"]
+    code, said, _ = tilenet_command("export", tmp_path / "o.zarr", *out[:2], *how[:2], "--json", "--overwrite")
+    assert json.loads(said)["csv"]["judged"] == {"class 1": 8}
+
+
+def test_a_table_that_called_them_negative_is_not_taken_for_judged(ratios, tmp_path):
+    tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", positive="FRET>30")
+    table = (tmp_path / "o.csv").read_text()
+    (tmp_path / "o.csv").write_text(table.replace(",nan,\n", ",nan,0\n"))
+    assert (tmp_path / "o.csv").read_text() != table and not is_judged_by(tmp_path / "o.csv", "FRET>30")

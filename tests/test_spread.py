@@ -115,7 +115,8 @@ def spread_of(objects, values, pieces, *, exact):
     found = Spread([False, True], int(objects.max()), exact=exact)
     for piece in RANDOM.permutation(pieces):
         mine = RANDOM.permutation(np.flatnonzero(np.arange(len(objects)) % pieces == piece))
-        found.add(objects[mine], np.stack([values[mine], values[mine]]))
+        for place in (0, 1):
+            found.add(place, objects[mine], values[mine])
     assert found.of(0, 1) == ()
     return [found.of(1, number) for number in range(1, int(objects.max()) + 1)]
 

@@ -220,6 +220,7 @@ class BatchRun:
                 tissue=None if skipped is None else round(1 - skipped, 6),
                 counts=dict(found.counts) if found else None,
                 positive=dict(found.positive) if found and found.positive else None,
+                judged=dict(found.judged) if found and found.positive else None,
                 seconds=perf_counter() - self._started[order.name],
                 error=_said(error) if error else "",
             )

@@ -47,6 +47,8 @@ class Result:
         Number of objects or regions by class; None if they were not asked for.
     positive : dict or None
         Number of them that are positive; None if that was not asked for.
+    judged : dict or None
+        Number of them that are positive or negative: an object without a finite pixel is neither.
     seconds : float
         Time from opening the image to its end. Images overlap, so these add up to more than the batch took.
     error : str
@@ -62,6 +64,7 @@ class Result:
     tissue: float | None = None
     counts: dict[str, int] | None = None
     positive: dict[str, int] | None = None
+    judged: dict[str, int] | None = None
     seconds: float = 0.0
     error: str = ""
 
@@ -104,7 +107,7 @@ def write_summary(folder: Path, results: Sequence[Result], share: Share | None =
         If they cannot be written.
     """
     rows = [asdict(result) | {"seconds": round(result.seconds, DECIMALS)} for result in results]
-    said = [row | {name: _text(row[name]) for name in ("counts", "positive")} for row in rows]
+    said = [row | {name: _text(row[name]) for name in ("counts", "positive", "judged")} for row in rows]
     put_table(folder / file_of("summary", share), [f.name for f in fields(Result)], said)
     with put_whole(folder / file_of("summary", share, "json")) as part:
         part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8", newline="")

@@ -76,12 +76,14 @@ def _line(result: Result) -> str:
         return f"{result.slide}  failed  {result.error}{still}"
     tissue = "" if result.tissue is None else f"  {result.tissue:.0%} computed"
     counts = "".join(
-        f"  {count} {name}" + (_positive(result.positive[name], count) if result.positive else "")
+        f"  {count} {name}" + (_positive(result, name) if result.positive else "")
         for name, count in sorted((result.counts or {}).items())
     )
     return f"{result.slide}  {result.status}  {result.pixels} px{tissue}{counts}  {result.seconds:.1f} s"
 
 
-def _positive(positive: int, count: int) -> str:
-    """Return how many of some objects are positive as text."""
-    return f", {positive} positive" + (f" ({100 * positive / count:.1f} %)" if count else "")
+def _positive(result: Result, name: str) -> str:
+    """Return how many objects of a class are positive, and their share of those that are that or negative, as text."""
+    assert result.positive is not None and result.judged is not None
+    positive, judged = result.positive[name], result.judged[name]
+    return f", {positive} positive" + (f" ({100 * positive / judged:.1f} %)" if judged else "")

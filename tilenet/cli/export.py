@@ -155,11 +155,11 @@ def _facts_of(found: Measured, said: Mapping[str, Any]) -> dict[str, Any]:
         of_tissue = _rounded(found.per_mm2_of_tissue)
         facts |= {"in_tissue": dict(found.in_tissue), "tissue_mm2": found.tissue_mm2, "per_mm2_of_tissue": of_tissue}
     if said["positive"]:
-        facts["positive"] = dict(found.positive)
+        facts |= {"positive": dict(found.positive), "judged": dict(found.judged)}
     if said["within"]:
         facts["regions"] = [
             {"name": region.name, "counts": dict(region.counts), "mm2": region.mm2, "per_mm2": _rounded(region.per_mm2)}
-            | ({"positive": dict(region.positive)} if said["positive"] else {})
+            | ({"positive": dict(region.positive), "judged": dict(region.judged)} if said["positive"] else {})
             for region in found.regions
         ]
     return facts
@@ -199,8 +199,12 @@ def _region(region: InRegion, kind: str) -> str:
 
 def _positive(counted: Measured | InRegion) -> str:
     """Return the share of objects that are positive as text; empty if that was not asked for, or without objects."""
-    positive, whole = counted.positive.total(), counted.counts.total()
-    return f", {positive} of {whole} positive ({100 * positive / whole:.1f} %)" if counted.positive and whole else ""
+    if not (counted.positive and counted.counts.total()):
+        return ""
+    positive, judged = counted.positive.total(), counted.judged.total()
+    share = f" ({100 * positive / judged:.1f} %)" if judged else ""
+    neither = counted.counts.total() - judged
+    return f", {positive} of {judged} positive{share}" + (f", {neither} neither" if neither else "")
 
 
 def _left_out(count: int, said: Mapping[str, Any]) -> str:

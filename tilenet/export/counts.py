@@ -34,8 +34,8 @@ def write_counts(path: Path, measured: Mapping[str, Measured]) -> None:
     ``covered_um3`` for objects of volumes), the size of the mask or region (``mm2`` or ``mm3``) and, if there is a
     tissue map, of its tissue (``tissue_mm2``) and how many lie in it (``in_tissue``), the counts per unit of these
     sizes (``per_mm2``, ``per_mm3``, ``per_mm2_of_tissue``), and how many are positive (``positive``, and
-    ``positive_share`` of the count). Columns in units of length are empty if the pixel size is unknown, those of what
-    is positive if that was not asked for.
+    ``positive_share`` of those that are positive or negative). Columns in units of length are empty if the pixel size
+    is unknown, those of what is positive if that was not asked for.
 
     Parameters
     ----------
@@ -112,8 +112,8 @@ def _size(value: float) -> float:
 def _positive(counted: Measured | InRegion, name: str) -> dict[str, Any]:
     if not counted.positive:
         return {}
-    positive, count = counted.positive[name], counted.counts[name]
-    return {"positive": positive, "positive_share": round(positive / count, 6) if count else ""}
+    positive, judged = counted.positive[name], counted.judged[name]
+    return {"positive": positive, "positive_share": round(positive / judged, 6) if judged else ""}
 
 
 def _is_counts(path: Path) -> bool:

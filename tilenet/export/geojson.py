@@ -144,9 +144,12 @@ def write_geojson(
 
 
 def _told_apart(shapes: Iterable[Shape], positive: Any) -> Iterator[Shape]:
-    """Yield shapes of objects with the names of QuPath's classes, given for each number whether it is positive."""
+    """Yield shapes of objects with the names of QuPath's classes, given a place in `VERDICTS` for each number.
+
+    What is neither keeps its name.
+    """
     for shape in shapes:
-        yield replace(shape, name=POSITIVE if positive[shape.value] else NEGATIVE)
+        yield replace(shape, name=(NEGATIVE, POSITIVE, shape.name)[positive[shape.value]])
 
 
 def _is_ours(path: Path) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,8 @@ PARTS = 2**20
 LOG = logging.getLogger("tilenet")
 
 Means = NDArray[np.float64]
+# What a table says of an object: that it is negative, positive, or neither, as no pixel of it has a finite value.
+VERDICTS = ("0", "1", "")
 # What a table may say of a channel or a stain over each object; the mean in any case.
 ALL = ("mean", "sd", "min", "max")
 
@@ -67,13 +69,13 @@ class Measurements:
     spread : Spread
         By place in `of_pixels`, and number of the object.
     positive : numpy.ndarray or None
-        bool (n + 1): whether an object is positive; None if that was not asked for.
+        int (n + 1): whether an object is positive, as a place in `VERDICTS`; None if that was not asked for.
     """
 
     of_pixels: list[Column]
     means: Means
     spread: Spread
-    positive: NDArray[np.bool_] | None
+    positive: NDArray[np.int64] | None
 
     def columns(self) -> list[str]:
         """Return the names of all columns."""
@@ -85,7 +87,7 @@ class Measurements:
         values = []
         for k, mean in enumerate(self.means[number].tolist()):
             values += [mean, *(value / self.of_pixels[k].parts for value in self.spread.of(k, number))]
-        positive = [] if self.positive is None else [str(int(self.positive[number]))]
+        positive = [] if self.positive is None else [VERDICTS[self.positive[number]]]
         return dict(zip(self.columns(), [*(f"{value:.7g}" for value in values), *positive], strict=True))
 
 
@@ -168,7 +170,7 @@ class Intensities:
             spread = Spread([column.spread for column in columns], mask.info["objects"], exact=exact)
             means = _means(mask, seen, partial(_values, channels=channels, stains=stains), spread)
             means /= [column.parts for column in columns]
-            positive = means[:, self._column(seen)] > self._above if self._positive else None
+            positive = _judged(means[:, self._column(seen)], self._above) if self._positive else None
         return Measurements(columns, means, spread, positive)
 
     def _refuse_idle(self, image: Image) -> None:
@@ -214,9 +216,14 @@ def is_judged_by(table: Path, positive: str) -> bool:
         column = _column_in(lines.fieldnames or (), name)
         # A mean that is written like the threshold may have been larger or not.
         return column is not None and all(
-            line[column] == f"{above:.7g}" or line["positive"] == str(int(float(line[column]) > above))
+            line[column] == f"{above:.7g}" or line["positive"] == VERDICTS[_judged(float(line[column]), above)]
             for line in lines
         )
+
+
+def _judged(means: float | NDArray[np.float64], above: float) -> Any:
+    """Return the places in `VERDICTS` of objects of some means."""
+    return np.where(np.isnan(means), 2, np.greater(means, above))
 
 
 def _column_in(columns: Sequence[str], name: str) -> str | None:
@@ -284,10 +291,10 @@ def _names(image: Image) -> list[str]:
 
 
 def _means(mask: AnyMask, image: Image, values_of: Callable[[NDArray[Any]], NDArray[Any]], spread: Spread) -> Means:
-    """Return the means of values over each object, and add the values to `spread`."""
+    """Return the means of values over each object, and add the values to `spread`. Only finite ones count."""
     n = mask.info["objects"]
     n_values = len(values_of(np.zeros((image.n_channels, 0), image.dtype)))
-    sums, counts = np.zeros((n + 1, n_values)), np.zeros(n + 1)
+    sums, counts, pixels = np.zeros((n + 1, n_values)), np.zeros((n + 1, n_values)), np.zeros(n + 1)
     for index in range(mask.layout.n_blocks(0)):
         box = mask.layout.box(0, index)
         labels = mask[box.slices]
@@ -298,10 +305,27 @@ def _means(mask: AnyMask, image: Image, values_of: Callable[[NDArray[Any]], NDAr
         # Objects are numbered row by row, so that the numbers in a block span at most those of a row of blocks.
         own = labels[inside].astype(np.int64)
         first, here = int(own.min()), slice(int(own.min()), int(own.max()) + 1)
-        counts[here] += np.bincount(own - first)
-        for column, values in enumerate(measured):
-            sums[here, column] += np.bincount(own - first, weights=values.astype(np.float64))
-        spread.add(own, measured)
+        pixels[here] += np.bincount(own - first)
+        for column, (of, values) in enumerate(_finite(own, measured)):
+            counts[here, column] += np.bincount(of - first, minlength=here.stop - first)
+            sums[here, column] += np.bincount(of - first, values.astype(np.float64), here.stop - first)
+            spread.add(column, of, values)
+    _remark_lacking(image.name, pixels, counts)
     with np.errstate(invalid="ignore"):
-        means: Means = sums / counts[:, np.newaxis]
+        means: Means = sums / counts
     return means
+
+
+def _finite(own: NDArray[np.int64], measured: NDArray[Any]) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+    """Yield the objects (m) and values (m) of the pixels (n) in which a value is finite, for each value (C, n)."""
+    for values in measured:
+        kept = np.isfinite(values)
+        yield (own, values) if kept.all() else (own[kept], values[kept])
+
+
+def _remark_lacking(name: str, pixels: NDArray[np.float64], counts: NDArray[np.float64]) -> None:
+    """Say how many objects have pixels (n + 1) without a finite value, and how many have no others (n + 1, values)."""
+    lacking, empty = ((counts[1:] < n[1:, np.newaxis]).any(axis=1).sum() for n in (pixels, np.ones_like(pixels)))
+    if lacking:
+        more = f"; {empty} of them hold no others, and have no mean there" if empty else ""
+        LOG.warning("%s: %d objects hold pixels that are not finite, which are left out%s", name, lacking, more)

@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import OutputMismatch, SettingsError
+from tilenet.export.intensities import VERDICTS
 from tilenet.export.measures import is_table
 from tilenet.export.outlines import regions
 from tilenet.export.placement import Grid
 from tilenet.export.shapes import Ids
 from tilenet.store import AnyMask
 
-TOLD = {"0": False, "1": True}
+# What tables made with a rule say, as places in `tilenet.export.intensities.VERDICTS`.
+TOLD = {verdict: place for place, verdict in enumerate(VERDICTS)}
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class Listed:
     there : numpy.ndarray
         bool (n + 1): whether an object is listed, by its number; that of number 0 is False.
     positive : numpy.ndarray or None
-        bool (n + 1): whether it is positive; None if the table does not say.
+        int (n + 1): whether it is positive, as a place in `VERDICTS`; None if the table does not say.
     """
 
     there: NDArray[np.bool_]
-    positive: NDArray[np.bool_] | None
+    positive: NDArray[np.int64] | None
 
 
 def read_listed(mask: AnyMask, table: Path, grid: Grid) -> Listed:
@@ -50,7 +52,7 @@ def read_listed(mask: AnyMask, table: Path, grid: Grid) -> Listed:
         raise SettingsError(f"{mask.path}: has classes, and a table chooses objects. Make it with --objects")
     _refuse_foreign(table)
     there = np.zeros(mask.info["objects"] + 1, bool)
-    positive, told, smallest = np.zeros_like(there), False, None
+    positive, told, smallest = np.zeros(len(there), np.int64), False, None
     for line in _lines(table):
         number, told = int(line["object"]), "positive" in line
         if not 0 < number < len(there):

@@ -41,8 +41,9 @@ class Measured:
     regions : list of InRegion
         What lies in each region that a user drew, in the order of their file: `name`, `counts`, `mm2`, `per_mm2`,
         `positive`.
-    positive : dict
-        Number of lines by class that are positive; empty if that was not asked for.
+    positive, judged : dict
+        Number of lines by class that are positive, and of those that are positive or negative: an object without a
+        finite pixel is neither. Empty if that was not asked for.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Measured:
     in_tissue: Counter[str] = field(default_factory=Counter)
     regions: list[InRegion] = field(default_factory=list)
     positive: Counter[str] = field(default_factory=Counter)
+    judged: Counter[str] = field(default_factory=Counter)
 
     @property
     def mm2(self) -> float | None:
@@ -92,9 +94,9 @@ class Measured:
     def count_positive(self) -> None:
         """Begin to count what is positive: 0 of each class, in each region too."""
         none = dict.fromkeys(self.counts, 0)
-        self.positive = Counter(none)
-        for region in self.regions:
-            region.positive = Counter(none)
+        whole: list[Measured | InRegion] = [self, *self.regions]
+        for counted in whole:
+            counted.positive, counted.judged = Counter(none), Counter(none)
 
 
 def _per(counts: Counter[str], size: float | None) -> dict[str, float]:
@@ -131,9 +133,11 @@ class Tally:
         regions = [self._found.regions[k] for k in self._within.at(x, y)] if self._within else []
         for region in regions:
             region.counts[name] += 1
-        if self._found.positive:
-            for positive in (self._found.positive, *(region.positive for region in regions)):
-                positive[name] += int(line["positive"])
+        if self._found.positive and line["positive"]:
+            counting: list[Measured | InRegion] = [self._found, *regions]
+            for counted in counting:
+                counted.judged[name] += 1
+                counted.positive[name] += int(line["positive"])
         return [region.name for region in regions]
 
     def _has_tissue(self, x: float, y: float) -> bool:

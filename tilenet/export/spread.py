@@ -8,7 +8,7 @@ These sums are rounded, but lose no digits where values are large and nearly equ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -34,31 +34,34 @@ class Spread:
     def __init__(self, wanted: Sequence[bool], n_objects: int, *, exact: bool) -> None:
         self._row = {value: row for row, value in enumerate(np.flatnonzero(wanted).tolist())}
         shape, self._exact = (len(self._row), n_objects + 1), exact
-        self._pixels = np.zeros(n_objects + 1, np.int64)
+        self._pixels = np.zeros(shape, np.int64)
         self._least, self._most = np.full(shape, np.inf), np.full(shape, -np.inf)
         self._sums = np.zeros(shape, np.int64 if exact else np.float64)
         self._squares = np.zeros((2, *shape), np.uint64) if exact else np.zeros((1, *shape))
         self._origin = None if exact else np.full(shape, np.nan)
 
     @np.errstate(invalid="ignore")  # of real numbers that are NaN or infinite
-    def add(self, objects: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Add pixels, given the number of the object (n) and the values (len(wanted), n) of each."""
-        if not self._row:
+    def add(self, place: int, objects: NDArray[np.int64], value: NDArray[Any]) -> None:
+        """Add pixels: the place of a value in `wanted`, and the number of the object (n) and the value (n) of each.
+
+        Pixels of one value may be fewer than those of another.
+        """
+        if place not in self._row or not len(objects):
             return
-        starts = np.flatnonzero(np.diff(objects, prepend=-1))  # of runs of pixels of one object
+        k, starts = self._row[place], np.flatnonzero(np.diff(objects, prepend=-1))  # of runs of pixels of one object
         of = objects[starts]
-        np.add.at(self._pixels, of, np.diff(starts, append=len(objects)))
-        for k, value in ((row, values[place]) for place, row in self._row.items()):
-            np.minimum.at(self._least[k], of, np.minimum.reduceat(value, starts).astype(np.float64))
-            np.maximum.at(self._most[k], of, np.maximum.reduceat(value, starts).astype(np.float64))
-            numbers = value.astype(np.int64) if self._exact else self._differences(k, objects, value, starts)
-            np.add.at(self._sums[k], of, np.add.reduceat(numbers, starts))
-            for total, squares in zip(self._squares[:, k], _squares(numbers), strict=True):
-                np.add.at(total, of, np.add.reduceat(squares, starts))
+        np.add.at(self._pixels[k], of, np.diff(starts, append=len(objects)))
+        np.minimum.at(self._least[k], of, np.minimum.reduceat(value, starts).astype(np.float64))
+        np.maximum.at(self._most[k], of, np.maximum.reduceat(value, starts).astype(np.float64))
+        numbers = value.astype(np.int64) if self._exact else self._differences(k, objects, value, starts)
+        np.add.at(self._sums[k], of, np.add.reduceat(numbers, starts))
+        for total, squares in zip(self._squares[:, k], _squares(numbers), strict=True):
+            np.add.at(total, of, np.add.reduceat(squares, starts))
 
     def of(self, place: int, number: int) -> tuple[float, ...]:
         """Return the standard deviation of a value over an object, the least and the largest; nothing if not wanted.
 
+        All are NaN if no pixel of the object was added.
         The deviation is that of all its pixels, as NumPy's `std` and scikit-image's `intensity_std`: squares are
         divided by their number, not by one less.
         """
@@ -66,7 +69,9 @@ class Spread:
             return ()
         k = self._row[place]
         # Python's integers do not overflow.
-        pixels, total = int(self._pixels[number]), self._sums[k, number].item()
+        pixels, total = int(self._pixels[k, number]), self._sums[k, number].item()
+        if not pixels:
+            return nan, nan, nan
         squares = sum(part << BITS * i if i else part for i, part in enumerate(self._squares[:, k, number].tolist()))
         # In this order, NaN stays NaN.
         deviation = sqrt(max(pixels * squares - total**2, 0)) / pixels

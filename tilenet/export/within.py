@@ -55,14 +55,15 @@ class InRegion:
         Number of lines by class.
     mm2 : float or None
         Area of the part of it that the mask covers; None if the pixel size is unknown.
-    positive : dict
-        How many of them are positive; empty if that was not asked for.
+    positive, judged : dict
+        How many of them are positive, and how many positive or negative; empty if that was not asked for.
     """
 
     name: str
     counts: Counter[str] = field(default_factory=Counter)
     mm2: float | None = None
     positive: Counter[str] = field(default_factory=Counter)
+    judged: Counter[str] = field(default_factory=Counter)
 
     @property
     def per_mm2(self) -> dict[str, float]:

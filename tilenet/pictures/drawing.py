@@ -32,6 +32,8 @@ BAR = 0.25
 PLATE = 4
 # Text height in pixels that is legible without zooming in, where the picture has room for it.
 LEGIBLE = 18
+# Colour of objects that are neither positive nor negative.
+NEITHER = (160, 160, 160)
 # Colours of the outlines of regions, and of their rim, which keeps them visible on any background.
 REGION, RIM = (255, 214, 0), (0, 0, 0)
 
@@ -84,11 +86,10 @@ def colours_of(numbers: NDArray[Any], *, mask: AnyMask) -> NDArray[np.float64]:
     return found
 
 
-def stain_colours(numbers: NDArray[Any], *, positive: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return QuPath's colours of what is positive and what is not, given for each object whether it is positive."""
-    found: NDArray[np.float64] = np.array([QUPATH[NEGATIVE], QUPATH[POSITIVE]], np.float64)[
-        positive[numbers].astype(int)
-    ]
+def stain_colours(numbers: NDArray[Any], *, positive: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the colours of objects: QuPath's of what is negative (0) and positive (1), and grey for neither (2)."""
+    colours = np.array([QUPATH[NEGATIVE], QUPATH[POSITIVE], NEITHER], np.float64)
+    found: NDArray[np.float64] = colours[positive[numbers]]
     return found
 
 
