@@ -330,5 +330,6 @@ def test_a_missing_extra_is_named_with_what_installs_it(tmp_path, monkeypatch, t
 
 
 def test_the_line_of_an_image_says_which_share_is_positive():
-    result = Result("a", "a.svs", "done", 100, counts={"none": 0, "nucleus": 120}, positive={"none": 0, "nucleus": 34})
-    assert _line(result) == "a  done  100 px  0 none, 0 positive  120 nucleus, 34 positive (28.3 %)  0.0 s"
+    counts = {"counts": {"none": 0, "nucleus": 122}, "judged": {"none": 0, "nucleus": 120}}
+    result = Result("a", "a.svs", "done", 100, **counts, positive={"none": 0, "nucleus": 34})
+    assert _line(result) == "a  done  100 px  0 none, 0 positive  122 nucleus, 34 positive (28.3 %)  0.0 s"
