@@ -281,6 +281,21 @@ def test_trouble_while_the_files_of_blocks_are_listed_is_one_of_the_machine(old,
                 use()
 
 
+@pytest.mark.parametrize("check", [lambda mask: mask.refuse_damage(), lambda mask: Store.inspect(mask.path).check()])
+def test_trouble_while_the_files_of_blocks_are_compared_is_one_of_the_machine(old, monkeypatch, check):
+    mask, real = open_mask(old), Path.stat
+
+    def stale(path, **options):
+        if "/c/" in str(path):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(path, **options)
+
+    monkeypatch.setattr("tilenet.store.damage.read_right", lambda path, written: None)
+    monkeypatch.setattr(Path, "stat", stale)
+    with pytest.raises(EnvironmentFault, match=r"m\.zarr: cannot be accessed \(stale file handle\)"):
+        check(mask)
+
+
 def test_without_shares_nothing_is_written_to_see_whether_any_is_at_work(old, monkeypatch):
     monkeypatch.setattr(place, "_clock_of", None)
     place.refuse_shares(old)

@@ -169,7 +169,8 @@ class Mask(AnyMask):
     def refuse_damage(self) -> None:
         """Raise `BlocksFailed` if files differ from what was written; reads all of them."""
         blocks = Blocks(self.path, self.layout, "")
-        damage = [found for found in (*blocks_lost(blocks), *find_damage(blocks)) if not found.is_foreign]
+        with faults_named(self.path, what=ACCESSED, again=AGAIN):
+            damage = [found for found in (*blocks_lost(blocks), *find_damage(blocks)) if not found.is_foreign]
         if damage:
             raise BlocksFailed(
                 f"{self.path}: {len(damage)} files differ from what was written ({damage[0]}). "

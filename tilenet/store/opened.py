@@ -221,8 +221,9 @@ class OpenedStore:
 
         Blocks that are not written yet count as damage only in a complete store.
         """
-        lost = blocks_lost(self._blocks) if self.complete else ()
-        return [*lost, *find_damage(self._blocks)]
+        with faults_named(self.path, what=ACCESSED, again=AGAIN):
+            lost = blocks_lost(self._blocks) if self.complete else ()
+            return [*lost, *find_damage(self._blocks)]
 
     def _harm(self) -> list[Damage]:
         """Return the damage that writing blocks mends: all but foreign files."""
