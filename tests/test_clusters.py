@@ -1,6 +1,8 @@
 """Clusters that tilenet starts: where they listen, and what each worker gets."""
 
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,18 @@ def test_numbers_that_no_job_can_have_start_nothing(tmp_path, before, after):
     ):
         pass
     assert listening() == set()
+
+
+def test_ctrl_c_ends_a_run_in_the_same_way_after_dask_jobqueue_is_imported(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dask_jobqueue"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        clusters._jobqueue("slurm", {"cores": 1, "memory": "1GB"}, "cluster.yaml")
+        assert signal.getsignal(signal.SIGINT) is before
+        assert "dask_jobqueue.runner" in sys.modules, "what installs a handler of its own"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("path", sorted(PIPELINES.glob("cluster_*.yaml")), ids=lambda path: path.stem)

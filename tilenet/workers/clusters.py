@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
@@ -186,10 +187,14 @@ def _asks_for_gpus(arguments: Mapping[str, Any]) -> bool:
 
 def _jobqueue(kind: str, arguments: Mapping[str, Any], path: str | Path) -> Any:
     """Return the cluster class of a batch system; checks the arguments, since a half-built cluster cannot be closed."""
+    handler = signal.getsignal(signal.SIGINT)
     try:
         import dask_jobqueue
     except ImportError as error:
         raise SettingsError(f"{path}: needs dask-jobqueue, which is not installed. {INSTALL}") from error
+    # Its import installs a handler with which Ctrl-C ends the process with exit code 0, as if the run were done.
+    if signal.getsignal(signal.SIGINT) is not handler:
+        signal.signal(signal.SIGINT, handler)
     cluster = getattr(dask_jobqueue, TYPES[kind])
     makers = [*cluster.__mro__, *cluster.job_cls.__mro__]
     known = {name for maker in makers for name in signature(maker.__init__).parameters}
