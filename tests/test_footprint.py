@@ -120,6 +120,25 @@ def test_numbers_that_no_axis_has_are_refused_with_their_names(numbers):
         AxisFootprint(**numbers)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Footprint.same(2, reach=11, step=4)",
+        "Footprint.same(3, reach=(2, 20, 20), step=(1, 4, 4))",
+        "Footprint.same(2, reach=0)",
+        "Footprint.valid(2, lost=32, step=4)",
+        "Footprint.valid(3, lost=(2, 9, 9))",
+        "Footprint(axes=(AxisFootprint(step=4, lost=0, spoiled=(11, 11), smallest=8),))",
+        "Footprint(axes=(AxisFootprint(step=4, lost=0, spoiled=(3, 5), smallest=4),))",
+        "Footprint(axes=(AxisFootprint(step=8, lost=44, spoiled=(0, 0), smallest=92),))",
+        "Footprint(axes=())",
+    ],
+)
+def test_a_footprint_is_printed_as_the_code_that_makes_it(text):
+    made = eval(text, {"Footprint": Footprint, "AxisFootprint": AxisFootprint})
+    assert repr(made) == text
+
+
 def test_a_footprint_of_bare_numbers_is_refused():
     with pytest.raises(SettingsError, match="give one AxisFootprint for each axis, or use Footprint.same"):
         Footprint((1, 4))

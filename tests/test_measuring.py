@@ -13,6 +13,11 @@ from tilenet.footprint import Footprint
 from tilenet.measuring import measure_footprint
 
 
+def test_what_is_printed_is_what_the_docs_speak_of():
+    network = nn.Sequential(nn.Conv2d(1, 1, 7, padding=3), nn.MaxPool2d(4), nn.Upsample(scale_factor=4))
+    assert repr(measure_footprint(network)) == "Footprint.same(2, reach=4, step=4)"
+
+
 @pytest.mark.parametrize("up_mode", ["upconv", "upsample"])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_of_a_padded_unet_the_footprint_of_its_layers_is_found(depth, up_mode):
@@ -109,10 +114,12 @@ def test_a_network_that_takes_no_short_inputs_is_given_none():
         ),
         (nn.Conv2d(1, 1, 3), r"gives an array of shape .*, and only .* padded .* Footprint.valid"),
         (nn.Conv2d(3, 1, 3, padding=1), "does not take an input of shape"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Flatten(0, 1)), r"of 3 axes, .* Return logits \(N, K, y, x\)"),
+        (nn.Conv2d(1, 1, 3, stride=4, padding=1), "an output for every 4 pixels along each axis, .* Enlarge them in"),
         (lambda x: x > 100, "hides pixels that are NaN"),
         (Beside(nn.Sequential(Masked(), nn.Conv2d(1, 1, 9, padding=4))), "hides pixels that are NaN"),
     ],
-    ids=["norm", "aligned", "valid", "channels", "threshold", "hidden in part"],
+    ids=["norm", "aligned", "valid", "channels", "axes", "strided", "threshold", "hidden in part"],
 )
 def test_what_cannot_be_measured_is_refused(model, told):
     with pytest.raises(ModelError, match=told):

@@ -247,6 +247,13 @@ class Footprint:
 
     >>> Footprint.same(2, reach=20, step=4).axes[0].span(0, 64)
     ((-20, 84), (20, 84))
+
+    One is printed as the code that makes it, or with all of its numbers:
+
+    >>> Footprint.same(3, reach=(2, 20, 20), step=(1, 4, 4))
+    Footprint.same(3, reach=(2, 20, 20), step=(1, 4, 4))
+    >>> Footprint((AxisFootprint(4, 0, (3, 5), 8),))
+    Footprint(axes=(AxisFootprint(step=4, lost=0, spoiled=(3, 5), smallest=8),))
     """
 
     axes: tuple[AxisFootprint, ...]
@@ -257,6 +264,20 @@ class Footprint:
             raise SettingsError(
                 f"{self}: give one AxisFootprint for each axis, or use Footprint.same or Footprint.valid"
             )
+
+    def __repr__(self) -> str:
+        """Return ``Footprint.same(...)`` or ``Footprint.valid(...)`` if that gives an equal one, else all numbers."""
+        text = f"Footprint(axes={self.axes!r})"
+        if not self.axes or not all(isinstance(axis, AxisFootprint) for axis in self.axes):
+            return text
+        step, lost, reach = self.step, self.lost, tuple(max(a.spoiled) for a in self.axes)
+        for made, said in (
+            (Footprint.same(self.ndim, reach=reach, step=step), f"same({self.ndim}, reach={_said(reach)}"),
+            (Footprint.valid(self.ndim, lost=lost, step=step), f"valid({self.ndim}, lost={_said(lost)}"),
+        ):
+            if made == self:
+                return f"Footprint.{said}{'' if set(step) == {1} else f', step={_said(step)}'})"
+        return text
 
     @classmethod
     def valid(cls, ndim: int, *, lost: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
@@ -311,6 +332,11 @@ class Footprint:
     def with_outer(self, count: int) -> Footprint:
         """Return this footprint with `count` outer axes in front, over which the network is looped."""
         return Footprint((AxisFootprint(),) * count + self.axes)
+
+
+def _said(values: tuple[int, ...]) -> str:
+    """Return one number for all axes if they are equal, else one per axis."""
+    return str(values[0] if len(set(values)) == 1 else values)
 
 
 def _per_axis(value: int | Sequence[int], ndim: int, name: str, *, least: int) -> tuple[int, ...]:

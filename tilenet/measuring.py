@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.answering import answered, is_of_volumes, passed, refuse_as_volume, small_input
-from tilenet.diagnosis import remedy_of_measuring
+from tilenet.diagnosis import misfit, remedy_of_measuring
 from tilenet.errors import ModelError, SettingsError
 from tilenet.footprint import AxisFootprint, Footprint
 from tilenet.predict import CHANNELS_LAST, is_network
@@ -193,12 +193,26 @@ class _Trial:
         except ModelError as error:
             raise _OffGrid(str(error)) from error
         refuse_as_volume(self.model, x, made, "Give ndim=3, or leave ndim out")
+        _refuse_other_form(x.shape, made.shape)
         if made.shape[:1] + made.shape[2:] != x.shape[:1] + x.shape[2:]:
             raise _OffGrid(
                 f"the network gives an array of shape {made.shape} for one of {x.shape}, and only the footprints of "
                 f"padded networks are measured. Give one, such as Footprint.valid(2, lost=..., step=...)"
             )
         return made.astype(np.float64)
+
+
+def _refuse_other_form(asked: tuple[int, ...], made: tuple[int, ...]) -> None:
+    """Raise `ModelError` for outputs that no footprint describes: of another number of axes, or of a coarser grid."""
+    if len(made) != len(asked):
+        raise ModelError(misfit(asked, made, asked[2:]))
+    # The tile is not as long along all axes, so that an unpadded network does not divide them alike.
+    by = {n / m for n, m in zip(asked[2:], made[2:], strict=True) if m}
+    if len(set(asked[2:])) > 1 and len(by) == 1 and (times := by.pop()) > 1:
+        raise ModelError(
+            f"the network gives an output for every {times:g} pixels along each axis, {made} for {asked}. Enlarge them "
+            f"in the network, so that each pixel has one"
+        )
 
 
 def _at(axis: int, part: slice) -> tuple[slice, ...]:
