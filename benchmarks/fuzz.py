@@ -74,6 +74,8 @@ def make_seeds(folder: Path) -> list[Path]:
 
 def kind_of(path: Path) -> str:
     """Return the row of the table in which a seed counts."""
+    if path.suffix in (".h5", ".ims"):
+        return "HDF5"
     return "weights" if path.suffix in (".pth", ".pt", ".safetensors") else "zarr" if path.is_dir() else "TIFF"
 
 
@@ -240,9 +242,10 @@ def main() -> None:
                 print(f"{number} ({seeds[number % len(seeds)].name}): {outcome}")
             rows[kind, outcome if outcome in OUTCOMES else "fault"] += 1
     print(f"{'':8} {'mutations':>10} " + " ".join(f"{outcome:>8}" for outcome in OUTCOMES))
-    for kind in ("TIFF", "zarr", "weights", "all"):
+    for kind in ("TIFF", "zarr", "HDF5", "weights", "all"):
         counts = [sum(n for (k, o), n in rows.items() if kind in (k, "all") and o == outcome) for outcome in OUTCOMES]
-        print(f"{kind:8} {sum(counts):10} " + " ".join(f"{count:8}" for count in counts))
+        if any(counts):
+            print(f"{kind:8} {sum(counts):10} " + " ".join(f"{count:8}" for count in counts))
     print(f"{time.monotonic() - started:.0f} s, seed {options.seed}, {len(seeds)} files")
     sys.exit(any(outcome == "fault" for _, outcome in rows))
 
