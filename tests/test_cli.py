@@ -63,7 +63,9 @@ def test_segment_verify_and_info_tell_one_story(work, tilenet_command):
     assert code == 0
     assert "8 windows" in text
     code, text, _ = tilenet_command("info", out, "--json")
-    assert json.loads(text)["record"]["tile"] == [64, 64]
+    assert json.loads(text)["record"]["tile"] == [64, 64] and "pixel_size" in json.loads(text)["record"]
+    text = tilenet_command("info", out)[1]
+    assert "given_pixel_size: null" in text and " pixel_size: null" not in text
 
 
 @pytest.mark.parametrize(

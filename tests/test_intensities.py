@@ -99,6 +99,18 @@ def test_a_table_with_means_is_one_that_tilenet_wrote(slide, tmp_path, tilenet_c
     assert code == 2 and "say --csv" in err
 
 
+def test_the_image_of_a_mask_of_an_array_is_asked_for_as_python_says_it(tmp_path):
+    pixels = np.kron(np.eye(3, dtype=np.uint8) * 200, np.pad(np.ones((8, 8), np.uint8), 4))
+    tilenet.segment(pixels, tmp_path / "o.zarr", model=Threshold(), objects=True)
+    for missing in ({"intensities": True}, {"positive": "0>3"}):
+        with pytest.raises(
+            OutputMismatch, match=r"o\.zarr: its image is needed .*\. An array .* in Python, by image=$"
+        ):
+            tilenet.write_table(tmp_path / "o.zarr", tmp_path / "x.csv", **missing)
+        found = tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", image=pixels, **missing, overwrite=True)
+        assert found.counts.total() == 3
+
+
 def test_means_are_of_objects_and_of_their_own_image(slide, tmp_path):
     tilenet.segment(slide, tmp_path / "m.zarr", model=Bright(), channels=0)
     with pytest.raises(SettingsError, match=r"m\.zarr: has classes, and intensities.*--objects"):

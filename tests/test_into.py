@@ -128,7 +128,7 @@ def test_a_mask_has_as_many_levels_as_its_image_whose_consolidated_metadata_stay
     zarr.consolidate_metadata(image)
     before = without(image)
     mask = tilenet.segment(image, into=image, name="found", model=Bright(), channels=[0])
-    assert len(mask.levels) == levels
+    assert len(mask.levels) == levels and mask.layer()["name"] == "found"
     assert without(image, "found") == before and ".zmetadata" in before
 
 

@@ -1,6 +1,7 @@
 """Tables of a mask: what scikit-image measures of its labels, whatever the strips."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tilenet.cli import export
 from tilenet.errors import BlocksFailed, OutputExists, OutputMismatch, SettingsError
 from tilenet.export import shapes
 from tilenet.export.counts import write_counts
+from tilenet.export.measured import Measured
 from tilenet.export.measures import COLUMNS, read_table, write_table
 from tilenet.export.shapes import parse_area
 from tilenet.footprint import Footprint
@@ -145,6 +147,17 @@ def test_a_count_of_one_is_no_plural_and_a_count_of_none_names_what_was_counted(
     assert export._counts({"nucleus": 1}, kind=volumes) == "1 nucleus outline in planes"
     assert export._counts({"rim": 1, "body": 2}, kind=export._kind(objects=False)) == "2 body regions, 1 rim region"
     assert export._counts({"nucleus": 0}, kind=objects) == "no objects"
+    assert export._counts({"object": 26}, kind=objects) == "26 objects"
+    assert export._counts({"object": 1}, kind=objects) == "1 object"
+    assert export._counts({"object": 2}, kind=volumes) == "2 object outlines in planes"
+
+
+@pytest.mark.parametrize(
+    ("voxels", "said"), [(10**6, ", 26 objects per 1,000 um3"), (10**10, ", 2,600 objects per mm3")]
+)
+def test_densities_of_small_volumes_are_numbers_that_people_read(voxels, said):
+    found = Measured("m.csv", Counter(object=26), mask_px=voxels, objects=True, volumes=True, voxel_um3=0.001)
+    assert export._per(found, export._kind(objects=True)) == said
 
 
 def test_with_a_map_of_tissue_there_is_a_density_of_what_lies_in_it(tmp_path, tilenet_command):

@@ -5,7 +5,9 @@ import pytest
 import tifffile
 from contents import whole
 from PIL import Image as Picture
+from stub import Threshold
 
+import tilenet
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers import open_image
@@ -50,6 +52,8 @@ def test_colour_planes_are_a_stack_with_channels(tmp_path):
         (["z1c1.tif", "z2c2.tif"], "differ in 2 numbers"),
         (["z1.tif", "z2.png"], "z2.png is not named like z1.tif"),
         (["a.tif", "b.tif"], "not named like"),
+        (["readme.tif", "t0.tif", "t1.tif"], "readme.tif is not named like t0.tif"),
+        (["t0.tif", "t1.tif", "t10.png"], "t10.png is not named like t0.tif"),
         (["z1.tif"], "holds 1 files"),
     ],
 )
@@ -75,6 +79,15 @@ def test_a_plane_unlike_the_first_is_named(tmp_path, suffix, other):
     planes(tmp_path / "s", [f"z1.{suffix}"], **other)
     with pytest.raises(ImageError, match=f"z1.{suffix}: is .* but z0.{suffix} is"):
         whole(open_image(tmp_path / "s"))
+
+
+def test_a_folder_states_no_axes_that_others_could_contradict(tmp_path, caplog):
+    caplog.set_level("INFO")
+    planes(tmp_path / "s", ["t0.tif", "t1.tif"])
+    with open_image(tmp_path / "s", axes="tyx") as image:
+        assert (image.axes, image.stated_axes) == ("tyx", "")
+        tilenet.segment(image, model=Threshold())
+    assert "read as one stack along t" in caplog.text and "axes taken as" not in caplog.text
 
 
 def test_a_stack_of_stacks_is_refused(tmp_path):

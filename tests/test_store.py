@@ -307,7 +307,7 @@ def test_a_mask_reads_like_an_array(tmp_path):
         np.array(mask, copy=False)
     assert mask.info == INFO
     assert mask.probabilities.shape == (2, 2, 3, 270, 33)
-    assert repr(mask) == "<Mask m.zarr: t 2 x z 3 x y 270 x x 33, uint8, 2 levels, with probabilities>"
+    assert repr(mask) == "<Mask m.zarr: t 2, z 3, y 270, x 33, uint8, 2 levels, with probabilities>"
 
 
 def test_a_layer_for_napari_lies_where_the_metadata_put_the_mask(written):

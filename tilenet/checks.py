@@ -21,7 +21,7 @@ from tilenet.job import Job
 from tilenet.mismatch import contradiction
 from tilenet.models import packaged_models
 from tilenet.plan import Plan, tile_of
-from tilenet.provenance import check_image
+from tilenet.provenance import check_image, how_to_name_image
 from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
 from tilenet.store import AnyMask, Store
@@ -196,7 +196,7 @@ def _obstacle(mask: AnyMask, image: Any, model: Any) -> str:
             return f"the model came from {source}, and its code is run only if it is named: --model {source}"
         return f"the model was a {source} of Python: tilenet.verify(mask, model=...) recomputes them"
     if image is None:
-        return f"the image is no longer at {mask.info['image']['path']}; name it with --image"
+        return f"the image is no longer at {mask.info['image']['path']}. {how_to_name_image(mask)}"
     device = mask.info["record"]["device"]
     try:
         machine.find_device(device)

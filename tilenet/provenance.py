@@ -78,11 +78,22 @@ def remark(image: Image, mask: AnyMask) -> str:
     nobody knows which file the array was read from.
     """
     made_from = mask.info["image"]
-    differs = "" if made_from.get("kind", "").endswith(" array") else difference(image, mask)
+    differs = "" if _was_array(mask) else difference(image, mask)
     return differs and (
         f"{image.name}: is not the image that {mask.path} was made from, {made_from['path']} ({differs}): "
         f"check that mask and image fit"
     )
+
+
+def how_to_name_image(mask: AnyMask) -> str:
+    """Return how to say where the image of a mask is that was not found, as a sentence of an error."""
+    if _was_array(mask):
+        return "An array is not kept: give it in Python, by image="
+    return "If it has moved, name it by --image (in Python image=)"
+
+
+def _was_array(mask: AnyMask) -> bool:
+    return bool(mask.info["image"].get("kind", "").endswith(" array"))
 
 
 def _fault(source: Any, missing: str) -> str:

@@ -294,7 +294,7 @@ def _spacing(options: Options, image: Image, footprint: Footprint) -> dict[str, 
             axes = ", ".join(axis for axis, size in zip(image.box_axes[-3:], sizes, strict=True) if size is None)
             LOG.warning(
                 "%s: the size of its voxels along %s is not known, so they are taken for cubes; in flat ones, objects "
-                "are often joined: give --pixel-size Z,Y,X",
+                "are often joined: give --pixel-size Z,Y,X (in Python pixel_size=)",
                 *(image.name, axes),
             )
     return {"spacing": list(found)} if found else {}

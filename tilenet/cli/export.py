@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tilenet.export.within import InRegion
 
 FILE = click.Path(path_type=Path)
+# Volumes below so many mm3 have densities per 1,000 um3: those per mm3 would be many millions.
+SMALL = 1e-3
 
 
 @click.command()
@@ -175,8 +177,13 @@ def _per(found: Measured, kind: str) -> str:
     (space, density), of_tissue = _density(found), _rounded(found.per_mm2_of_tissue)
     if not density:
         return ", no density as the pixel size is unknown"
+    small = found.mm3 is not None and found.mm3 < SMALL
     return "".join(
-        f", {value:,.0f} {name}{kind} per {space}"
+        (
+            f", {value / 1e6:,.4g} {_what(name, kind)} per 1,000 um3"
+            if small
+            else f", {value:,.0f} {_what(name, kind)} per {space}"
+        )
         + (f" ({of_tissue[name]:,.0f} of tissue, {found.tissue_mm2:.4g} mm2)" if of_tissue else "")
         for name, value in sorted(density.items())
         if value
@@ -190,7 +197,7 @@ def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
 def _region(region: InRegion, kind: str) -> str:
     """Return what lies in a region that the user drew as a line of text."""
     counted = ", ".join(
-        f"{count} {name}{_of(count, kind)}" + (f" ({region.per_mm2[name]:,.0f} per mm2)" if region.mm2 else "")
+        f"{count} {_what(name, _of(count, kind))}" + (f" ({region.per_mm2[name]:,.0f} per mm2)" if region.mm2 else "")
         for name, count in sorted(region.counts.items())
     )
     size = "" if region.mm2 is None else f", {region.mm2:.4g} mm2"
@@ -218,8 +225,17 @@ def _kind(*, objects: bool, volumes: bool = False) -> str:
 
 def _counts(counts: Mapping[str, int], *, kind: str) -> str:
     """Return the number of shapes of each class as text."""
-    counted = (f"{count} {name}{_of(count, kind)}" for name, count in sorted(counts.items()) if count)
+    counted = (f"{count} {_what(name, _of(count, kind))}" for name, count in sorted(counts.items()) if count)
     return ", ".join(counted) or f"no{kind}"
+
+
+def _what(name: str, kind: str) -> str:
+    """Return the name of a class and the words of `_kind`; a class that is called object needs no further word.
+
+    >>> _what("nucleus", " objects"), _what("object", " objects"), _what("object", " object")
+    ('nucleus objects', 'objects', 'object')
+    """
+    return kind.strip() if kind.strip().rstrip("s") == name else f"{name}{kind}"
 
 
 def _of(count: int, kind: str) -> str:

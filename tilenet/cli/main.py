@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tilenet.job import Job
     from tilenet.readers.image import Image
 
+# Entries of a description that are printed under another name than JSON has, which would be taken for something else.
+SAID = {("record", "pixel_size"): "given_pixel_size"}
 # Removed from the command line before it is parsed, so that it may follow any command.
 DEBUG = "--debug"
 
@@ -140,7 +142,7 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, plain(value)
             continue
         # What a user's model answers to a small input is for tilenet alone.
-        entries = [f"{key}: {plain(entry)}" for key, entry in value.items() if key != "answer"]
+        entries = [f"{SAID.get((name, key), key)}: {plain(entry)}" for key, entry in value.items() if key != "answer"]
         yield from zip_longest([name], entries, fillvalue="")
 
 

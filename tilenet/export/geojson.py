@@ -67,7 +67,7 @@ def write_geojson(
     mask: str | Path,
     out: str | Path,
     *,
-    image: str | Path | None = None,
+    image: Any = None,
     pixel_size: float | str | Sequence[float] | None = None,
     min_area: str | float | None = None,
     kind: str = "detection",
@@ -88,9 +88,9 @@ def write_geojson(
         A complete mask that tilenet wrote, OME-Zarr or OME-TIFF.
     out : path
         The file, ending in ``.geojson`` (or ``.json``).
-    image : path, optional
-        The image that was segmented, if it has moved; another image is refused. Needed only for a mask at
-        a coarser level or another pixel size.
+    image : path, array or Image, optional
+        The image that was segmented, if it has moved or was an array; another image is refused. Needed
+        only for a mask at a coarser level or another pixel size.
     pixel_size : float, str or sequence of float, optional
         Micrometres per pixel of the image at full resolution, as for `tilenet.open_image`, where the mask has none.
     min_area : str or float, optional

@@ -25,7 +25,7 @@ from skimage.color import hed_from_rgb
 
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
 from tilenet.export.spread import BITS, Spread
-from tilenet.provenance import open_as_segmented, refuse_another, resolution_of
+from tilenet.provenance import how_to_name_image, open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image, closing
 from tilenet.readers.resampled import at_resolution
 from tilenet.store import AnyMask
@@ -118,7 +118,7 @@ class Intensities:
     def __bool__(self) -> bool:
         return self._channels or self._stains or bool(self._positive)
 
-    def check(self, mask: AnyMask, image: str | Path | None) -> None:
+    def check(self, mask: AnyMask, image: Any) -> None:
         """Raise if the means cannot be measured; reads no pixels.
 
         Raises
@@ -150,7 +150,7 @@ class Intensities:
             self._column(image)
             self._refuse_idle(image)
 
-    def measure(self, mask: AnyMask, image: str | Path | None) -> Measurements:
+    def measure(self, mask: AnyMask, image: Any) -> Measurements:
         """Measure an image that `check` has accepted, block by block, at the resolution of the mask.
 
         Tells of a dark image, whose stains mean nothing.
@@ -271,7 +271,7 @@ def _densities(pixels: NDArray[Any]) -> NDArray[np.float64]:
     return densities
 
 
-def _opened(mask: AnyMask, image: str | Path | None) -> AbstractContextManager[Image]:
+def _opened(mask: AnyMask, image: Any) -> AbstractContextManager[Image]:
     """Open the image that was named, or else the one that the mask was made from."""
     source = mask.info["image"]["path"] if image is None else image
     try:
@@ -279,9 +279,7 @@ def _opened(mask: AnyMask, image: str | Path | None) -> AbstractContextManager[I
     except ImageError as error:
         if image is not None:
             raise
-        raise OutputMismatch(
-            f"{mask.path}: its image is needed ({error}). If it has moved, name it by --image"
-        ) from error
+        raise OutputMismatch(f"{mask.path}: its image is needed ({error}). {how_to_name_image(mask)}") from error
 
 
 def _names(image: Image) -> list[str]:

@@ -48,7 +48,7 @@ def write_table(
     mask: str | Path,
     out: str | Path,
     *,
-    image: str | Path | None = None,
+    image: Any = None,
     pixel_size: float | str | Sequence[float] | None = None,
     min_area: str | float | None = None,
     shapes: bool = False,
@@ -75,9 +75,9 @@ def write_table(
         A complete mask that tilenet wrote, OME-Zarr or OME-TIFF.
     out : path
         The file, ending in ``.csv``.
-    image : path, optional
-        The image that was segmented, if it has moved; needed only for a mask at a coarser level or another pixel
-        size.
+    image : path, array or Image, optional
+        The image that was segmented, if it has moved or was an array; needed only for a mask at a coarser
+        level or another pixel size.
     pixel_size : float, str or sequence of float, optional
         Micrometres per pixel of the image at full resolution, as for `tilenet.open_image`, where the mask has none.
     min_area : str or float, optional
@@ -167,7 +167,7 @@ def read_table(
     mask: str | Path,
     table: str | Path,
     *,
-    image: str | Path | None = None,
+    image: Any = None,
     min_area: str | float | None = None,
     drawn: Sequence[Drawn] = (),
     positive: bool = True,

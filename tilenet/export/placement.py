@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, OutputMismatch
 from tilenet.export.corners import Ring
-from tilenet.provenance import open_as_segmented, refuse_another, resolution_of
+from tilenet.provenance import how_to_name_image, open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image, closing
 from tilenet.resolution import AS_STORED, downsample_factor
 from tilenet.store import AnyMask
@@ -57,7 +56,7 @@ class Grid:
         return found
 
 
-def find_grid(mask: AnyMask, image: str | Path | None) -> Grid:
+def find_grid(mask: AnyMask, image: Any) -> Grid:
     """Return where a mask lies in its image, which is opened only if it is given or needed.
 
     It is needed if the mask is at a coarser level or another pixel size.
@@ -93,7 +92,7 @@ def _is_full(mask: AnyMask) -> bool:
     return resolution.level == 0 and resolution.factor == AS_STORED
 
 
-def _image_of(mask: AnyMask, image: str | Path | None) -> Image:
+def _image_of(mask: AnyMask, image: Any) -> Image:
     if image is not None:
         return open_as_segmented(image, mask)
     source = mask.info["image"]["path"]
@@ -102,5 +101,5 @@ def _image_of(mask: AnyMask, image: str | Path | None) -> Image:
     except ImageError as error:
         raise OutputMismatch(
             f"{mask.path}: is of level {mask.info['record']['level']} of {source}, and where that lies at full "
-            f"resolution only the image says ({error}). Name it with --image"
+            f"resolution only the image says ({error}). {how_to_name_image(mask)}"
         ) from error

@@ -74,7 +74,7 @@ def has_volumes(mask: AnyMask) -> bool:
 def open_for(
     out: Path,
     mask: str | Path,
-    image: str | Path | None,
+    image: Any,
     *,
     pixel_size: Any = None,
     replace: bool,

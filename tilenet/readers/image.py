@@ -115,7 +115,7 @@ class Image(ABC):
         """Close the files; reading afterwards is an error."""
 
     def __repr__(self) -> str:
-        sides = " x ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
+        sides = ", ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
         level = f"level {self.level} of {len(self.levels)}"
         return f"<{type(self).__name__} {self.name}: {sides}, {self.dtype}, {level}>"
 

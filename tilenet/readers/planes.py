@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -50,7 +51,6 @@ class PlanesImage(SingleLevelImage):
                 f"{path}: holds planes of the axes {self._plane_axes}, which axes={axes!r} does not describe. "
                 f"Say z{self._plane_axes} or t{self._plane_axes}"
             )
-        self.stated_axes = axis_map.stated_axes
         self.axes, self.levels = axis_map.axes, (Level(axis_map.image_shape, (None, *size)),)
         self._whole, self.keeps_pieces = PieceCache(), True
 
@@ -139,8 +139,11 @@ def numbered_files(folder: Path) -> list[Path]:
         what = f"holds the folder {folders[0]}" if folders else f"holds {len(files)} files"
         raise ImageError(f"{folder}: has no zarr metadata and {what}, so it is no stack of planes. {way_out}")
     parts = {p: re.split(r"(\d+)", p.name) for p in files}
-    first, *others = sorted(parts.values())
-    if odd := next((own for own in others if own[::2] != first[::2] or len(own) < 2), None):
+    names = sorted(parts.values())
+    # What most files are called, of those with a number: a single other file is the one to name.
+    forms = Counter(tuple(own[::2]) for own in names if len(own) > 1).most_common(1)
+    first = next((own for own in names if forms and tuple(own[::2]) == forms[0][0]), names[0])
+    if odd := next((own for own in names if own is not first and (own[::2] != first[::2] or len(own) < 2)), None):
         raise ImageError(
             f"{folder}: {''.join(odd)} is not named like {''.join(first)}, so it is no stack of planes. "
             f'{way_out}; many images: tilenet batch "{folder}/*"'

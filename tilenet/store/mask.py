@@ -104,11 +104,13 @@ class AnyMask:
         Returns
         -------
         dict
-            ``data`` (the levels), ``name``, and ``scale`` and ``translate`` along the axes: in the units of an
-            OME-Zarr image, of any other in micrometres. Where the pixel size is unknown, a pixel is 1.
+            ``data`` (the levels), ``name`` (that of labels in an image, else the model's), and ``scale`` and
+            ``translate`` along the axes: in the units of an OME-Zarr image, of any other in micrometres. Where the
+            pixel size is unknown, a pixel is 1.
         """
         scale, translate = placement(self.layout)
-        return {"data": list(self.levels), "name": self.layout.name, "scale": scale, "translate": translate}
+        name = self.path.name if self.layout.source else self.layout.name
+        return {"data": list(self.levels), "name": name, "scale": scale, "translate": translate}
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         return self.read(0, index)
@@ -134,9 +136,10 @@ class AnyMask:
         return np.asarray(self[...], dtype=dtype)
 
     def __repr__(self) -> str:
-        sides = " x ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
+        sides = ", ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
         more = ", with probabilities" if self.probabilities is not None else ""
-        return f"<{type(self).__name__} {self.path.name}: {sides}, {self.dtype}, {len(self.levels)} levels{more}>"
+        levels = f"{len(self.levels)} level{'s' if len(self.levels) > 1 else ''}"
+        return f"<{type(self).__name__} {self.path.name}: {sides}, {self.dtype}, {levels}{more}>"
 
 
 class Mask(AnyMask):
