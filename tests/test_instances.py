@@ -1,6 +1,7 @@
 """Objects of a part of an image: those of the whole, and found by looking no further than they must."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tilenet import instances, separation
 from tilenet.decide import DEPTH_UNIT, ObjectRule
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
-from tilenet.instances import View, find_objects, number_objects
+from tilenet.instances import View, find_objects, number_objects, numbered
 from tilenet.separation import REACH
 
 
@@ -29,15 +30,17 @@ def part_of(whole, box):
     return View(whole.foreground[box.slices], None if whole.depth is None else whole.depth[box.slices])
 
 
-def numbered_by_parts(whole, side, rule):
-    """Return the numbers of objects that parts of an image find, each by itself."""
+def numbered_by_parts(whole, side, rule, left_out=None):
+    """Return the numbers of objects that parts of an image find, each by itself; append how many they leave out."""
     shape = whole.foreground.shape
     places = np.zeros(shape, np.int64)
     for corner in np.ndindex(*(-(-n // side) for n in shape)):
         start = tuple(side * c for c in corner)
         part = Box(start, tuple(a + side for a in start)) & Box.of_shape(shape)
-        labels, firsts = find_objects(part, shape, lambda box: part_of(whole, box), rule)
+        labels, firsts, unsure = find_objects(part, shape, lambda box: part_of(whole, box), rule)
         places[part.slices] = (firsts + 1)[labels]
+        if left_out is not None:
+            left_out.append(unsure)
     firsts = np.flatnonzero(places.ravel() == np.arange(places.size) + 1) + 1
     return np.where(places > 0, np.searchsorted(firsts, places) + 1, 0)
 
@@ -69,8 +72,10 @@ def _compare_parts_with_the_whole(ndim, depths, data):
         least_depth=data.draw(st.sampled_from([0.0, 0.75])),
         spacing=steps[:ndim],
     )
-    found = numbered_by_parts(whole, data.draw(st.integers(7, 60)), rule)
+    left_out = []
+    found = numbered_by_parts(whole, data.draw(st.integers(7, 60)), rule, left_out)
     assert np.array_equal(found, number_objects(whole, rule))
+    assert sum(left_out) == number_objects(whole, replace(rule, least_depth=0)).max(initial=0) - found.max(initial=0)
 
 
 @pytest.mark.parametrize("depths", [False, True])
@@ -125,9 +130,17 @@ def test_a_component_is_looked_at_once_however_often_it_enters_a_part():
         reads.append(box.size)
         return View(comb[box.slices], None)
 
-    labels, firsts = find_objects(Box((0, 0), (100, 200)), comb.shape, read)
+    labels, firsts, _ = find_objects(Box((0, 0), (100, 200)), comb.shape, read)
     assert len(firsts) >= 2 and np.array_equal(labels > 0, comb[:100, :200])
     assert sum(reads) < 5 * comb.size
+
+
+@pytest.mark.parametrize("side", [25, 64, 300])
+def test_objects_that_are_nowhere_deep_enough_are_counted_once_whatever_the_parts(side):
+    whole, rule, left_out = view_of((200, 260), 3, depths=True), ObjectRule(least_depth=0.9), []
+    kept, every = numbered_by_parts(whole, side, rule, left_out), number_objects(whole, replace(rule, least_depth=0))
+    assert sum(left_out) == every.max() - kept.max() > 5 < kept.max()
+    assert numbered(whole, rule)[1] == sum(left_out)
 
 
 def test_objects_of_a_worm_through_many_parts_are_those_of_the_whole():
@@ -144,5 +157,5 @@ def test_a_component_that_takes_more_than_the_memory_is_refused_with_its_size():
     part = Box((0, 0), (30, 30))
     with pytest.raises(SettingsError, match=r"connected foreground extends over \d+ x \d+ px .* --memory"):
         find_objects(part, (400, 500), lambda box: part_of(whole, box), memory=10**6)
-    labels, _ = find_objects(part, (400, 500), lambda box: part_of(whole, box))
+    labels, _, _ = find_objects(part, (400, 500), lambda box: part_of(whole, box))
     assert labels.all()

@@ -6,6 +6,7 @@ from stub import Bright
 
 import tilenet
 from tilenet.card import DEPTH_CLASSES, ModelCard
+from tilenet.compute import Lost, remark_lost
 from tilenet.decide import Decision
 from tilenet.errors import SettingsError
 from tilenet.instances import objects
@@ -57,6 +58,22 @@ def test_what_becomes_no_object_is_told(caplog):
     lost = mask - (found > 0).sum()
     assert found.max() == 1 and lost > 0
     assert f"{lost} of {mask} foreground pixels belong to no object" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (Lost(900, 9, 40, 0), "9 of 900 foreground pixels belong to no object: specks"),
+        (Lost(900, 30, 40, 1), "specks, and 1 object that --least-depth 0.75 leaves out (40 are kept)"),
+        (Lost(900, 90, 20, 16), "leaves out (20 are kept). A smaller one keeps more of them; at another --mpp the"),
+        (Lost(900, 90, 20, None), "specks, and what --least-depth 0.75 leaves out (20 are kept)"),
+    ],
+)
+def test_the_option_that_leaves_objects_out_is_named_with_what_it_costs(caplog, lost, said):
+    with caplog.at_level("INFO", "tilenet"):
+        remark_lost("a.tif", lost, 0.75)
+    assert said in caplog.text and ("A smaller one" in caplog.text) == (lost.left_out == 16)
+    assert "least-depth" not in caplog.text or lost.left_out != 0
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 4, 5)])
@@ -113,7 +130,7 @@ def test_objects_heed_the_threshold(tmp_path):
     assert tilenet.segment(image, tmp_path / "o.zarr", model=One(), threshold=0.5, objects=True)[...].max() == 2
 
 
-def test_objects_that_are_dropped_as_uncertain_can_be_kept(caplog):
+def test_objects_that_are_dropped_as_uncertain_can_be_kept(tmp_path, caplog):
     y, x = np.indices((60, 120))
     image = np.where(np.hypot(y - 30, (x % 40) - 20) < 14, np.uint8(200), np.uint8(0))
 
@@ -128,7 +145,12 @@ def test_objects_that_are_dropped_as_uncertain_can_be_kept(caplog):
 
     with caplog.at_level("INFO", "tilenet"):
         assert tilenet.segment(image, model=Unsure(), objects=True).max() == 0
-    assert "A --least-depth below 0.75 keeps more of it" in caplog.text
+    said = "belong to no object: specks, and 3 objects that --least-depth 0.75 leaves out (0 are kept). A smaller one"
+    assert said in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", "tilenet"):
+        tilenet.segment(image, tmp_path / "o.zarr", model=Unsure(), objects=True)
+    assert said in caplog.text
     assert tilenet.segment(image, model=Unsure(), objects=True, least_depth=0.5).max() == 3
     with pytest.raises(SettingsError, match="not between 0 and 1"):
         tilenet.segment(image, model=Unsure(), objects=True, least_depth=2)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from math import prod
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tilenet import machine
 from tilenet.decide import Arrays, ObjectRule
 from tilenet.errors import BlocksFailed
-from tilenet.instances import View, number_objects
+from tilenet.instances import View, numbered
 from tilenet.job import Job
 from tilenet.runner import OF_THE_IMAGE, Report, run
 from tilenet.scaling import Scaling
@@ -174,26 +174,49 @@ def to_objects(
     """
     arrays = _to_arrays(job, scaling, progress, report)
     foreground, depths = arrays["mask"] > 0, arrays.get("probabilities")
-    found, n = np.zeros(job.plan.shape, np.int32), 0
+    found, n, left_out = np.zeros(job.plan.shape, np.int32), 0, 0
     for plane in np.ndindex(*job.plan.shape[: -job.footprint.ndim]):
         depth = None if depths is None else depths[(0, *plane)].astype(np.float32)
-        labels = number_objects(View(foreground[plane], depth), ObjectRule.recorded(job.record))
+        labels, more = numbered(View(foreground[plane], depth), ObjectRule.recorded(job.record))
         found[plane] = np.where(labels > 0, labels + n, 0)
         n += int(labels.max(initial=0))
-    remark_lost(job.image.name, int(np.count_nonzero(foreground)), int(np.count_nonzero(found)), job.record)
+        left_out += more
+    pixels = int(np.count_nonzero(foreground))
+    lost = Lost(pixels, pixels - int(np.count_nonzero(found)), n, left_out)
+    remark_lost(job.image.name, lost, job.record.get("least_depth"))
     return found
 
 
-def remark_lost(name: str, foreground: int, kept: int, record: Mapping[str, Any]) -> None:
-    """Say how many pixels of the foreground belong to no object and, if they are many, what to do about it."""
-    lost, least = foreground - kept, record.get("least_depth")
-    if not lost:
+class Lost(NamedTuple):
+    """What becomes no object.
+
+    Attributes
+    ----------
+    foreground, lost : int
+        Number of pixels of the foreground, and of those that belong to no object.
+    objects : int
+        Number of objects.
+    left_out : int or None
+        Number of others that are nowhere deep enough; None if that was not counted.
+    """
+
+    foreground: int
+    lost: int
+    objects: int
+    left_out: int | None
+
+
+def remark_lost(name: str, found: Lost, least: float | None) -> None:
+    """Say what becomes no object, and, if it is much, what to do about it; `least` is the least depth of objects."""
+    if not found.lost:
         return
-    message = f"{name}: {lost} of {foreground} foreground pixels belong to no object: specks"
-    if least is not None:
-        message += ", and what the network is unsure of"
-        if lost > MANY * foreground:
-            message += f". A --least-depth below {least:g} keeps more of it; at another --mpp the network may be surer"
+    message = f"{name}: {found.lost} of {found.foreground} foreground pixels belong to no object: specks"
+    if least is not None and found.left_out != 0:
+        plural = "" if found.left_out == 1 else "s"
+        counted = "what" if found.left_out is None else f"{found.left_out} object{plural} that"
+        message += f", and {counted} --least-depth {least:g} leaves out ({found.objects} are kept)"
+        if found.lost > MANY * found.foreground or (found.left_out or 0) > MANY * found.objects:
+            message += ". A smaller one keeps more of them; at another --mpp the network may be surer"
     LOG.info("%s", message)
 
 

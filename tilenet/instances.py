@@ -54,10 +54,14 @@ class Found(NamedTuple):
     firsts : numpy.ndarray
         int64: for each label, the index of the object's first pixel in the flattened whole image, which is the same for
         every part that contains pixels of the object; -1 for background.
+    left_out : int
+        How many objects are nowhere deep enough, of those whose first pixel lies in the part: the parts of an image
+        count each of them once.
     """
 
     labels: Labels
     firsts: Indices
+    left_out: int
 
 
 @known_options()
@@ -122,6 +126,11 @@ def objects(
 
 def number_objects(whole: View, rule: ObjectRule | None = None) -> Labels:
     """Return the objects of a whole image (*n), 1..n in the order of their first pixels."""
+    return numbered(whole, rule)[0]
+
+
+def numbered(whole: View, rule: ObjectRule | None = None) -> tuple[Labels, int]:
+    """Return the objects as `number_objects`, and how many others are nowhere deep enough."""
 
     def read(box: Box) -> View:
         foreground, depth = whole
@@ -129,11 +138,11 @@ def number_objects(whole: View, rule: ObjectRule | None = None) -> Labels:
 
     shape = whole.foreground.shape
     if not prod(shape):
-        return np.zeros(shape, np.int32)
-    labels, firsts = find_objects(Box.of_shape(shape), shape, read, rule)
+        return np.zeros(shape, np.int32), 0
+    labels, firsts, left_out = find_objects(Box.of_shape(shape), shape, read, rule)
     numbers = np.empty(len(firsts), np.int32)
     numbers[np.argsort(firsts)] = np.arange(len(firsts))
-    return numbers[labels]
+    return numbers[labels], left_out
 
 
 def _view_of(array: Array, depth_of_class: Sequence[float] | None) -> View:
@@ -195,7 +204,7 @@ def find_objects(
     """
     image, recent, rule = Box.of_shape(shape), recent or Recent(), rule or ObjectRule()
     labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]
-    n = 0
+    n = left_out = 0
     near = _Window(_grown(part, MARGIN[image.ndim], image), image, read)
     held, cut = near.labels_in(part)
     beyond = _beyond(near, cut, recent, lambda box: _check_memory(box, memory, name))
@@ -206,7 +215,8 @@ def find_objects(
         np.add(seen, n, out=into, where=seen > 0)
         firsts.append(_first_pixels(found, window.box, shape))
         n += len(firsts[-1])
-    return Found(labels, np.concatenate(firsts))
+        left_out += _begun_in(part, -found, window.box)
+    return Found(labels, np.concatenate(firsts), left_out)
 
 
 def _beyond(
@@ -307,7 +317,7 @@ class _Window:
         return _grown(self.box_of(label), REACH, self.image) in self.box
 
     def objects_of(self, labels: Sequence[int], rule: ObjectRule) -> Labels:
-        """Return the objects of components that the window holds, 1..n, of the window's shape."""
+        """Return what `separate` finds in components that the window holds, of the window's shape."""
         chosen = np.zeros(len(self.slices) + 1, bool)
         chosen[list(labels)] = True
         return separate(np.where(chosen[self.labels], self.labels, 0), self.view.depth, rule)
@@ -315,9 +325,19 @@ class _Window:
 
 def _first_pixels(labels: Labels, box: Box, shape: Sequence[int]) -> Indices:
     """Return, for each label from 1 on, the index of its first pixel in the flattened image."""
+    return np.ravel_multi_index(_places(labels, box), tuple(shape)).astype(np.int64)
+
+
+def _begun_in(part: Box, labels: Labels, box: Box) -> int:
+    """Return how many labels from 1 on have their first pixel in a part."""
+    inside = [(a <= at) & (at < b) for a, at, b in zip(part.start, _places(labels, box), part.stop, strict=True)]
+    return int(np.logical_and.reduce(inside).sum())
+
+
+def _places(labels: Labels, box: Box) -> tuple[Indices, ...]:
+    """Return, for each label from 1 on, where its first pixel lies in the image, along each axis."""
     places = np.unravel_index(first_indices(labels, int(labels.max(initial=0))), labels.shape)
-    inside = tuple(place + start for place, start in zip(places, box.start, strict=True))
-    return np.ravel_multi_index(inside, tuple(shape)).astype(np.int64)
+    return tuple(place + start for place, start in zip(places, box.start, strict=True))
 
 
 def _grown(box: Box, by: int, image: Box) -> Box:

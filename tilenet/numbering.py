@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.compute import Progress, finish, remark_lost
+from tilenet.compute import Lost, Progress, finish, remark_lost
 from tilenet.decide import ObjectRule
 from tilenet.errors import OutputExists, OutputMismatch
 from tilenet.geometry import Box, boxes_of, ceil_div, round_up
@@ -88,8 +88,8 @@ def store_objects(
             depths, report = _fill_depths(making / DEPTHS, wanted, client, _half(progress, 0), resume=resume)
             started = perf_counter()
             with holding(depths.path):
-                places = _fill_places(making / PLACES, depths, wanted, client, _half(progress, 1))
-                firsts = _first_places(depths, places)
+                places, left_out = _fill_places(making / PLACES, depths, wanted, client, _half(progress, 1))
+                firsts = _first_places(depths, places, left_out)
                 store = store or _create(out, wanted, depths, firsts, overwrite=overwrite)
                 _write_numbers(store, places, firsts)
             report.objects = perf_counter() - started
@@ -121,8 +121,13 @@ def _fill_depths(
     return open_mask(path), report
 
 
-def _fill_places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, progress: Progress | None) -> Mask:
-    """Complete the store of the second step, and return it."""
+def _fill_places(
+    path: Path, depths: Mask, wanted: Wanted, client: Client | None, progress: Progress | None
+) -> tuple[Mask, int | None]:
+    """Complete the store of the second step, and return it; and how many objects are nowhere deep enough.
+
+    That is None if an earlier run found some of the places.
+    """
     # The sealed journal has the checksums of all files: places that were found in other depths are not used.
     info = depths.info | {"depths": sha256((depths.path / OWN / MERGED).read_bytes()).hexdigest()}
     memory = wanted.options.memory or DEFAULT_MEMORY
@@ -137,15 +142,17 @@ def _fill_places(path: Path, depths: Mask, wanted: Wanted, client: Client | None
         box, dtype = store.layout.box, store.layout.mask_dtype
         tasks = (PlacesTask(depths.path, box(0, index), memory, dtype, recents) for index in pending)
         done, total = depths.size - sum(box(0, index).size for index in pending), depths.size
-        for index, places in zip(pending, map_in_order(client, PlacesTask.places, tasks), strict=True):
+        left_out = 0 if len(pending) == store.layout.n_blocks(0) else None
+        for index, (places, more) in zip(pending, map_in_order(client, PlacesTask.places, tasks), strict=True):
             store.write(index, {"mask": places})
+            left_out = None if left_out is None else left_out + more
             done += places.size
             if progress:
                 progress(done, total)
         finish(store)
     finally:
         store.close()
-    return open_mask(path)
+    return open_mask(path), left_out
 
 
 @dataclass(frozen=True)
@@ -179,9 +186,13 @@ class PlacesTask:
             if not all(a <= p < b for a, p, b in zip(self.box.start, plane, self.box.stop, strict=False)):
                 del self.recents[plane]
 
-    def places(self) -> NDArray[np.unsignedinteger[Any]]:
-        """Return, for each pixel, the place of its object's first pixel in the image, plus one; 0 for background."""
+    def places(self) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
+        """Return, for each pixel, the place of its object's first pixel in the image, plus one; 0 for background.
+
+        And how many objects that begin in the block are nowhere deep enough.
+        """
         self._forget_other_planes()
+        left_out = 0
         places, depths = np.zeros(self.box.shape, self.dtype), _opened(self.depths, stamp_of(self.depths))
         ndim, rule = len(depths.info["model"]["footprint"]), ObjectRule.recorded(depths.info["record"])
         outer, shape = depths.shape[:-ndim], depths.shape[-ndim:]
@@ -199,12 +210,13 @@ class PlacesTask:
                 name=depths.info["image"]["path"],
             )
             for piece in _pieces(block, shape, self.memory):
-                labels, firsts = find(piece)
+                labels, firsts, beyond = find(piece)
+                left_out += beyond
                 place_of_label = np.where(firsts < 0, 0, firsts + 1 + before).astype(self.dtype)
                 places[(*at, *piece.relative_to(block.start).slices)] = place_of_label[labels]
             if sum(recent.n_bytes for recent in self.recents.values()) > KEPT * self.memory:
                 del self.recents[plane]
-        return places
+        return places, left_out
 
 
 @lru_cache(maxsize=1)
@@ -251,7 +263,7 @@ def _sides(whole: Sequence[int], steps: Sequence[int], most: int, memory: int, i
     return tuple(sides)
 
 
-def _first_places(depths: Mask, places: Mask) -> NDArray[np.uint64]:
+def _first_places(depths: Mask, places: Mask, left_out: int | None) -> NDArray[np.uint64]:
     """Return the places of all objects, sorted; log how many foreground pixels belong to no object."""
     firsts, foreground, kept = [np.zeros(0, np.uint64)], 0, 0
     for index in range(places.layout.n_blocks(0)):
@@ -261,8 +273,10 @@ def _first_places(depths: Mask, places: Mask) -> NDArray[np.uint64]:
         firsts.append(found[found == own].astype(np.uint64))
         kept += int(np.count_nonzero(found))
         foreground += int(np.count_nonzero(depths[box.slices]))
-    remark_lost(depths.info["image"]["path"], foreground, kept, depths.info["record"])
-    return np.sort(np.concatenate(firsts))
+    found = np.sort(np.concatenate(firsts))
+    lost = Lost(foreground, foreground - kept, len(found), left_out)
+    remark_lost(depths.info["image"]["path"], lost, depths.info["record"].get("least_depth"))
+    return found
 
 
 def _create(out: Path, wanted: Wanted, depths: Mask, firsts: NDArray[np.uint64], *, overwrite: bool) -> Store:

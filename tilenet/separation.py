@@ -34,7 +34,7 @@ SIGMA, REACH = 1.0, 4
 
 
 def separate(components: Labels, depth: Depths | None, rule: ObjectRule) -> Labels:
-    """Return the objects of components, 1..n in any order.
+    """Return the objects of components, 1..n in any order, and as -1..-m those that are nowhere deep enough.
 
     Parameters
     ----------
@@ -121,19 +121,18 @@ def _seeds(smooth: Depths, prominence: float) -> tuple[Labels, int]:
 
 
 def _kept(labels: Labels, depth: Depths | None, rule: ObjectRule) -> Labels:
-    """Drop objects that are too small or nowhere deep enough, and renumber the others."""
+    """Drop objects that are too small, and renumber the others; those nowhere deep enough get negative numbers."""
     sizes = np.bincount(labels.ravel())
     kept = sizes >= max(1, rule.min_size)
-    if depth is not None:
-        kept &= np.bincount(labels[depth >= rule.least_depth], minlength=len(sizes)) > 0
     kept[0] = False
-    numbers: Any = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-    return numbers[labels]  # type: ignore[no-any-return]
+    deep = kept if depth is None else np.bincount(labels[depth >= rule.least_depth], minlength=len(sizes)) > 0
+    numbers: Any = sum(sign * which * np.cumsum(which) for sign, which in ((1, kept & deep), (-1, kept & ~deep)))
+    return numbers.astype(np.int32)[labels]  # type: ignore[no-any-return]
 
 
 def first_indices(labels: NDArray[Any], n: int) -> Indices:
     """Return, for each label from 1 to n, the index of its first pixel in the flattened array."""
     flat, firsts = labels.ravel(), np.zeros(n + 1, np.int64)
-    foreground = np.flatnonzero(flat)[::-1]
+    foreground = np.flatnonzero(flat > 0)[::-1]
     firsts[flat[foreground]] = foreground  # of several values for one label, NumPy keeps the last
     return firsts[1:]
