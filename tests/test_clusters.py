@@ -1,8 +1,10 @@
-"""Clusters that tilenet starts: where they listen, and what each worker gets."""
+"""Clusters that tilenet starts: where they listen, what each worker gets, and jobs that are refused."""
 
+import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from workers import listening
 
 from tilenet import machine
 from tilenet.errors import EnvironmentFault, SettingsError
-from tilenet.workers import clusters
+from tilenet.workers import batch_jobs, clusters
 from tilenet.workers.cluster_file import read_description
 from tilenet.workers.clusters import described_cluster, existing_cluster, local_cluster
 
@@ -22,6 +24,31 @@ type: slurm
 arguments: {cores: 8, processes: 2, memory: 4GB}
 adapt: {minimum: 0, maximum: 3}
 """
+# Each file `refuse-*` makes it refuse one job.
+SUBMITTING = """#!/bin/sh
+echo >> {folder}/submitted
+for file in {folder}/refuse-*; do
+  rm "$file" 2> /dev/null && echo "sbatch: error: Socket timed out" >&2 && exit 1
+done
+echo Submitted batch job 7
+"""
+
+
+@pytest.fixture(autouse=True)
+def batch_system(tmp_path, monkeypatch):
+    """Return the folder of a batch system that runs no jobs."""
+    folder = tmp_path / "batch"
+    folder.mkdir()
+    for command in ("sbatch", "qsub", "bsub", "scancel"):
+        (folder / command).write_text(SUBMITTING.format(folder=folder) if command == "sbatch" else "#!/bin/sh\n")
+        (folder / command).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def refuse(folder, jobs):
+    for number in range(jobs):
+        (folder / f"refuse-{number}").touch()
 
 
 @pytest.mark.parametrize(
@@ -137,7 +164,7 @@ def test_jobs_are_started_if_they_lack_gpus_or_the_run_uses_them_or_a_device_was
 
     (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("4GB}", f"4GB, {asked}}}"))
     monkeypatch.setattr(machine, "visible_gpus", lambda device: gpus)
-    monkeypatch.setattr(clusters, "_jobqueue", started)
+    monkeypatch.setattr(batch_jobs, "kind_of_cluster", started)
     options = ["--cluster", tmp_path / "cluster.yaml", *(["--device", device] if device else [])]
     code, _, err = tilenet_command("batch", "a.tif", "--out", tmp_path / "masks", *options)
     assert code == 2 and "the cluster is started" in err
@@ -162,7 +189,7 @@ def test_ctrl_c_ends_a_run_in_the_same_way_after_dask_jobqueue_is_imported(monke
         monkeypatch.delitem(sys.modules, name)
     before = signal.getsignal(signal.SIGINT)
     try:
-        clusters._jobqueue("slurm", {"cores": 1, "memory": "1GB"}, "cluster.yaml")
+        batch_jobs.kind_of_cluster("slurm", {"cores": 1, "memory": "1GB"}, "cluster.yaml")
         assert signal.getsignal(signal.SIGINT) is before
         assert "dask_jobqueue.runner" in sys.modules, "what installs a handler of its own"
     finally:
@@ -172,7 +199,7 @@ def test_ctrl_c_ends_a_run_in_the_same_way_after_dask_jobqueue_is_imported(monke
 @pytest.mark.parametrize("path", sorted(PIPELINES.glob("cluster_*.yaml")), ids=lambda path: path.stem)
 def test_a_cluster_file_to_start_from_is_one(path):
     kind, arguments, adapt, _ = read_description(path)
-    assert clusters._jobqueue(kind, arguments, path).__name__.lower().startswith(kind)
+    assert batch_jobs.kind_of_cluster(kind, arguments, path).__name__.lower().startswith(kind)
     assert adapt["minimum"] <= adapt["maximum"]
 
 
@@ -209,4 +236,45 @@ def test_a_cluster_with_tls_lets_nobody_in_without_a_certificate(tmp_path, monke
             pass
     key.unlink()
     with pytest.raises(SettingsError, match=r"key\.pem: no such file"), described_cluster(tmp_path / "cluster.yaml"):
+        pass
+
+
+def count(file):
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_jobs_that_the_batch_system_refuses_are_submitted_again_and_no_others(
+    tmp_path, monkeypatch, caplog, batch_system, processes
+):
+    monkeypatch.setattr(clusters, "LOOK_AT_JOBS", 300)
+    said = DESCRIPTION.replace("processes: 2", f"processes: {processes}").replace("minimum: 0", "minimum: 3")
+    (tmp_path / "cluster.yaml").write_text(said)
+    refuse(batch_system, 5)
+    with caplog.at_level(logging.INFO), described_cluster(tmp_path / "cluster.yaml") as client:
+        wait_until(lambda: count(batch_system / "submitted") == 8, seconds=10)
+        time.sleep(0.8)
+        assert count(batch_system / "submitted") == 8 and len(client.cluster.worker_spec) == 3
+    refused = "a job was refused (sbatch: error: Socket timed out). It is submitted again every half minute"
+    assert caplog.messages == [refused]
+
+
+def test_a_cluster_all_of_whose_jobs_are_refused_ends_without_a_word_of_dask(
+    tmp_path, monkeypatch, caplog, batch_system
+):
+    monkeypatch.setattr(clusters, "LOOK_AT_JOBS", 300)
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("minimum: 0", "minimum: 2"))
+    refuse(batch_system, 99)
+    with described_cluster(tmp_path / "cluster.yaml"):
+        wait_until(lambda: count(batch_system / "submitted") >= 5, seconds=10)
+    assert [record.name for record in caplog.records] == ["tilenet"]
+
+
+def test_without_the_command_that_submits_jobs_nothing_is_started(tmp_path, monkeypatch):
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        pytest.raises(SettingsError, match=r"cluster\.yaml: needs sbatch, which is not installed here\. Start"),
+        described_cluster(tmp_path / "cluster.yaml"),
+    ):
         pass

@@ -3,6 +3,8 @@
 import logging
 import runpy
 import sys
+import threading
+import time
 from concurrent.futures import CancelledError
 from contextlib import nullcontext
 from functools import partial
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from faults import wait_until
 from oracles import random_network
 from serving import serving
 from store_helpers import INFO, LAYOUTS, make, tree, tree_hash, truth_of, write_all_blocks
@@ -24,7 +27,7 @@ import tilenet
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
 from tilenet.store import CoarserBlock, Store
 from tilenet.store.blocks import Blocks
-from tilenet.workers import clusters, flights, worker
+from tilenet.workers import clusters, distributed, flights, worker
 from tilenet.workers.distributed import check_sendable, map_in_order, work_off
 from tilenet.workers.worker import FlightResult
 
@@ -314,6 +317,33 @@ def test_the_queue_knows_no_end_of_a_slide(image, tmp_path):
     for slide in slides:
         slide.store.close()
     worker.close_all()
+
+
+def test_it_is_said_once_that_no_worker_comes_and_once_that_none_is_left(slide, monkeypatch, caplog):
+    monkeypatch.setattr(distributed, "WAKE", 0.02)
+    monkeypatch.setattr(distributed, "PATIENCE", 0.2)
+    present, counted = threading.Event(), threading.Event()
+
+    def answers(blocks, where):
+        if 0 in blocks:
+            wait_until(lambda: caplog.messages)
+            time.sleep(0.3)
+            present.set()
+        if BLOCKS - 1 in blocks:
+            counted.wait()
+            present.clear()
+            wait_until(lambda: len(caplog.messages) == 2)
+
+    def nthreads():
+        if present.is_set():
+            counted.set()
+        return {"tcp://worker:0": 1} if present.is_set() else {}
+
+    cluster = Cluster(workers=1, answers=answers)
+    cluster.nthreads = nthreads
+    list(work_off(cluster, [slide]))
+    assert caplog.messages == ["no worker yet: 12 blocks wait", "no worker any more: 1 blocks wait"]
+    assert slide.report.blocks == BLOCKS
 
 
 def test_a_lost_scheduler_ends_the_run(slide):

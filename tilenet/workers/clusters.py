@@ -7,19 +7,18 @@ otherwise: anyone who can reach a scheduler can run code as its user.
 from __future__ import annotations
 
 import logging
-import re
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from inspect import signature
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilenet import machine
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.readers.boundary import one_line
-from tilenet.workers import worker
-from tilenet.workers.cluster_file import TYPES, Tls, read_description
+from tilenet.workers import batch_jobs, worker
+from tilenet.workers.batch_jobs import INSTALL
+from tilenet.workers.cluster_file import Tls, read_description
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -28,19 +27,14 @@ SILENT = logging.CRITICAL
 LOOPBACK = "127.0.0.1"
 # Port 0 is any free port. On its default port, the scheduler's HTTP server would warn where another one has it.
 NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
-INSTALL = 'Install it: pip install "tilenet[cluster]"'
 # One task per worker: a second one that waits there would be lost with the worker.
 CONFIG = {"distributed.scheduler.worker-saturation": 1.0, "distributed.comm.timeouts.connect": "10s"}
 # How long a lost worker may take to return before it is closed and replaced. A process restarts by itself,
 # which takes seconds, and longer on a busy machine. A lost job never returns.
 LOST = "distributed.deploy.lost-worker-timeout"
 LOST_PROCESS, LOST_JOB = "60s", "5s"
-# The arguments in which jobs ask for GPUs, and options there that may name GPUs for another reason, such as a path.
-ASKING = ("queue", "resource_spec", "job_extra_directives", "job_extra")
-NAMED = "x|exclude|A|account|P|J|N|job-name|o|output|e|error|D|chdir|comment|export"
-NAMING = re.compile(rf"(?<!\S)--?({NAMED})\b[\s=]*('[^']*'|\"[^\"]*\"|\S*)")
-# Milliseconds between two checks for processes to replace.
-LOOK = 2000
+# Milliseconds between two checks for processes to replace, and for jobs to submit again.
+LOOK, LOOK_AT_JOBS = 2000, 30_000
 
 
 @contextmanager
@@ -68,7 +62,7 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
         threads = max(1, machine.current_threads() // workers)
         with (
             SpecCluster(specs, scheduler, silence_logs=SILENT) as cluster,
-            _replacing(cluster, workers),
+            _repeating(cluster, partial(_replace, cluster, workers), LOOK),
             _client(cluster) as client,
             machine.threads(threads),
         ):
@@ -77,24 +71,27 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
             yield client
 
 
-@contextmanager
-def _replacing(cluster: Any, workers: int) -> Iterator[None]:
-    """Replace workers that their `Nanny` gives up, for example because the process was killed while it started."""
+def _replace(cluster: Any, workers: int) -> None:
+    """Replace workers that their `Nanny` gave up, for example because the process was killed while it started."""
     from distributed.core import Status
+
+    for name, nanny in list(cluster.workers.items()):
+        if nanny.status in (Status.failed, Status.closed):
+            del cluster.workers[name]
+    cluster.scale(workers)  # starts the workers of the specification that are missing
+
+
+@contextmanager
+def _repeating(cluster: Any, function: Callable[[], None], milliseconds: int) -> Iterator[None]:
+    """Call a function again and again in the event loop of a cluster."""
     from tornado.ioloop import PeriodicCallback
 
-    def replace() -> None:
-        for name, nanny in list(cluster.workers.items()):
-            if nanny.status in (Status.failed, Status.closed):
-                del cluster.workers[name]
-        cluster.scale(workers)  # starts the workers of the specification that are missing
-
-    looking = PeriodicCallback(replace, LOOK)
-    cluster.loop.add_callback(looking.start)
+    repeated = PeriodicCallback(function, milliseconds)
+    cluster.loop.add_callback(repeated.start)
     try:
         yield
     finally:
-        cluster.loop.add_callback(looking.stop)
+        cluster.loop.add_callback(repeated.stop)
 
 
 @contextmanager
@@ -143,12 +140,14 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
     Raises
     ------
     SettingsError
-        If the file is invalid, if dask-jobqueue is not installed, or if jobs have GPUs that no worker would use.
+        If the file is invalid, if dask-jobqueue or the command that submits jobs is not installed, or if jobs have
+        GPUs that no worker would use.
     """
     kind, arguments, adapt, tls = read_description(path)
-    _refuse_idle_gpus(path, arguments, device)
+    batch_jobs.refuse_idle_gpus(path, arguments, device)
     with _quiet(lost=LOST_JOB):
-        kind_of_cluster = _jobqueue(kind, arguments, path)
+        kind_of_cluster = batch_jobs.kind_of_cluster(kind, arguments, path)
+        arguments["job_cls"] = batch_jobs.noting_refusals(kind_of_cluster.job_cls)
         if tls:
             arguments |= {"security": tls.security(), "protocol": "tls://"}
         options = {**NO_DASHBOARD} | (arguments.pop("scheduler_options", None) or {})
@@ -166,43 +165,9 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
             raise SettingsError(f"{path}: {kind} does not take these arguments ({one_line(error)})") from error
         with cluster:
             cluster.adapt(minimum_jobs=adapt["minimum"], maximum_jobs=adapt["maximum"], target_duration="1s")
-            with _client(cluster) as client, machine.threads(threads):
+            again = partial(batch_jobs.submit_again, cluster)
+            with _repeating(cluster, again, LOOK_AT_JOBS), _client(cluster) as client, machine.threads(threads):
                 yield client
-
-
-def _refuse_idle_gpus(path: str | Path, arguments: Mapping[str, Any], device: str | None) -> None:
-    """Raise if jobs ask for GPUs, and this process would choose another device, which all workers then use."""
-    if device in (None, "auto") and _asks_for_gpus(arguments) and not machine.visible_gpus(device):
-        raise SettingsError(
-            f"{path}: asks for GPUs, and this machine, which decides the device of all workers, has none. Start the "
-            f"command in a job with a GPU, or give --device cpu"
-        )
-
-
-def _asks_for_gpus(arguments: Mapping[str, Any]) -> bool:
-    values = [arguments.get(name) for name in ASKING]
-    each = [part for value in values for part in (value if isinstance(value, list) else [value])]
-    return any("gpu" in NAMING.sub("", str(part)).lower() for part in each)
-
-
-def _jobqueue(kind: str, arguments: Mapping[str, Any], path: str | Path) -> Any:
-    """Return the cluster class of a batch system; checks the arguments, since a half-built cluster cannot be closed."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        import dask_jobqueue
-    except ImportError as error:
-        raise SettingsError(f"{path}: needs dask-jobqueue, which is not installed. {INSTALL}") from error
-    # Its import installs a handler with which Ctrl-C ends the process with exit code 0, as if the run were done.
-    if signal.getsignal(signal.SIGINT) is not handler:
-        signal.signal(signal.SIGINT, handler)
-    cluster = getattr(dask_jobqueue, TYPES[kind])
-    makers = [*cluster.__mro__, *cluster.job_cls.__mro__]
-    known = {name for maker in makers for name in signature(maker.__init__).parameters}
-    if unknown := sorted(map(str, set(arguments) - known)):
-        raise SettingsError(f"{path}: {cluster.__name__} has no argument {unknown[0]}. See dask-jobqueue's pages")
-    if missing := [name for name in ("cores", "memory") if name not in arguments]:
-        raise SettingsError(f"{path}: arguments must say the {missing[0]} of a job")
-    return cluster
 
 
 @contextmanager

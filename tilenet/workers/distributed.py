@@ -15,6 +15,7 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -43,6 +44,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 # Longest wait in seconds for a result before the workers are counted again.
 WAKE = 1.0
+# Seconds without a worker after which the user is told.
+PATIENCE = 60.0
 # Flights sent to an adaptive cluster beyond twice its number of workers, so that it grows.
 MORE = 8
 # Most bytes of a pickled callable: a larger one contains a model instead of naming one.
@@ -155,6 +158,8 @@ class _Dispatch:
         self._futures: dict[int, Future[Any]] = {}
         self._workers: list[str] = []
         self._count_again = 0.0
+        # What is said when there is no worker, and from when on.
+        self._alone, self._say_so_at = "yet", monotonic() + PATIENCE
 
     def work_off(self) -> Iterator[Slide]:
         while True:
@@ -176,6 +181,7 @@ class _Dispatch:
         if monotonic() >= self._count_again:
             self._workers = self._find_workers()
             self._count_again = monotonic() + WAKE
+            self._say_if_alone()
         adaptive, workers = getattr(self._client.cluster, "_adaptive", None), len(self._workers)
         most = max(1, min(adaptive.maximum, 2 * workers + MORE) if adaptive else workers)
         while len(self._futures) < most and (flight := self._queue.take(most)):
@@ -186,6 +192,14 @@ class _Dispatch:
             return list(self._client.nthreads())
         except Exception as error:  # the type depends on where the connection breaks
             raise self._lost(error) from error
+
+    def _say_if_alone(self) -> None:
+        """Say once that no worker has come, or that none is left: jobs may wait in a queue for hours."""
+        if self._workers:
+            self._alone, self._say_so_at = "any more", monotonic() + PATIENCE
+        elif monotonic() >= self._say_so_at:
+            self._say_so_at = inf
+            LOG.warning("no worker %s: %d blocks wait", self._alone, self._queue.unwritten())
 
     def _submit(self, flight: Flight, seconds: float) -> None:
         others = [worker for worker in self._workers if worker not in flight.refused_by] if flight.refused_by else []

@@ -198,6 +198,10 @@ class Queue:
                 return self._flight(slide, blocks)
         return None
 
+    def unwritten(self) -> int:
+        """Return how many blocks of the slides that were begun are not written yet."""
+        return sum(1 for slide in self._begun if not slide.error for _ in slide.store.pending())
+
     def _waiting(self) -> Iterator[Slide]:
         yield from self._begun
         for slide in self._slides:
