@@ -232,3 +232,13 @@ def test_weights_that_do_not_say_whether_their_network_pads_are_told_of_until_th
         assert tilenet_command(*command)[::2] == (0, "")
         assert load_model(tmp_path / "w.safetensors").options["padding"] is pads
     assert caplog.text == ""
+
+
+def test_a_card_takes_the_text_of_a_scaling_rule_as_segment_does():
+    card = ModelCard(scaling="percentile:1,99.8")
+    assert card.scaling == {"method": "percentile", "low": 1.0, "high": 99.8}
+    assert ModelCard.from_json(card.to_json()) == card
+    with pytest.raises(
+        SettingsError, match="'percentile:1': give linear:SUBTRACT,DIVIDE, percentile:LOW,HIGH, or none"
+    ):
+        ModelCard(scaling="percentile:1")

@@ -90,8 +90,8 @@ class ModelCard:
         Name of each mask value, which is given as text: ``{"1": "nucleus"}``.
     colors : dict
         Red, green, blue and alpha (0 to 255) of each mask value.
-    scaling : dict
-        Rule for intensities; see `tilenet.scaling`.
+    scaling : dict or str
+        Rule for intensities, or its text, which is parsed; see `tilenet.scaling` and `parse_rule`.
     pixel_size : float or None
         Micrometres per pixel of the training images.
     training_data, licence, notes : str
@@ -116,6 +116,8 @@ class ModelCard:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.scaling, str):
+            object.__setattr__(self, "scaling", parse_rule(self.scaling))
         for name, is_right in RULES.items():
             if not is_right(value := getattr(self, name)):
                 raise ModelError(f"model card: {name} cannot be {str(value)[:60]!r}. Correct the card")
@@ -206,6 +208,25 @@ def label_table(card: ModelCard) -> Mapping[int, tuple[str, tuple[int, ...]]]:
     """Return the name and the colour of each mask value except background."""
     colors = colors_of(card.to_dict())
     return {v: (card.labels.get(str(v), f"class {v}"), colors[v]) for v in sorted({v for v in card.mask_of_class if v})}
+
+
+def parse_rule(text: str) -> dict[str, Any]:
+    """Parse a scaling rule from a command-line text.
+
+    >>> parse_rule("linear:0,255")
+    {'method': 'linear', 'subtract': 0.0, 'divide': 255.0}
+    >>> parse_rule("percentile:1,99.8")
+    {'method': 'percentile', 'low': 1.0, 'high': 99.8}
+    """
+    method, _, numbers = text.partition(":")
+    names = {"none": (), "linear": ("subtract", "divide"), "percentile": ("low", "high")}.get(method)
+    try:
+        values = [float(n) for n in numbers.split(",")] if numbers else []
+        if names is None or len(values) != len(names):
+            raise ValueError
+    except ValueError as error:
+        raise SettingsError(f"scaling {text!r}: give linear:SUBTRACT,DIVIDE, percentile:LOW,HIGH, or none") from error
+    return {"method": method, **dict(zip(names, values, strict=True))}
 
 
 def parse_colors(text: str) -> dict[str, list[int]]:

@@ -18,10 +18,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tilenet.card import ModelCard, parse_colors
+from tilenet.card import ModelCard, parse_colors, parse_rule
 from tilenet.errors import ModelError, ModelNotFound, OutputExists
 from tilenet.readers.boundary import one_line
-from tilenet.scaling import parse_rule
 from tilenet.states import COMPILED, State, read_claims, read_weights
 from tilenet.store.place import put_whole
 from tilenet.unet import UNet
@@ -183,7 +182,7 @@ def convert_model(
     mask_of_class : tuple of int, optional
         Mask value of each output.
     scaling : str, optional
-        Rule for intensities as on the command line; see `tilenet.scaling.parse_rule`.
+        Rule for intensities as on the command line; see `tilenet.card.parse_rule`.
     pixel_size : float, optional
         Micrometres per pixel of the training images.
     colors : str, optional

@@ -11,10 +11,10 @@ from numbers import Real
 from operator import index
 from typing import Any
 
+from tilenet.card import parse_rule
 from tilenet.errors import SettingsError
 from tilenet.readers.sized import parse_pixel_size
 from tilenet.resolution import refuse_both
-from tilenet.scaling import parse_rule
 
 # More threads than any processor has.
 MOST_THREADS = 4096

@@ -91,25 +91,6 @@ def needs_float64(dtype: np.dtype[Any]) -> bool:
     return dtype != np.float32 and dtype.itemsize > 2
 
 
-def parse_rule(text: str) -> dict[str, Any]:
-    """Parse a scaling rule from a command-line text.
-
-    >>> parse_rule("linear:0,255")
-    {'method': 'linear', 'subtract': 0.0, 'divide': 255.0}
-    >>> parse_rule("percentile:1,99.8")
-    {'method': 'percentile', 'low': 1.0, 'high': 99.8}
-    """
-    method, _, numbers = text.partition(":")
-    names = {"none": (), "linear": ("subtract", "divide"), "percentile": ("low", "high")}.get(method)
-    try:
-        values = [float(n) for n in numbers.split(",")] if numbers else []
-        if names is None or len(values) != len(names):
-            raise ValueError
-    except ValueError as error:
-        raise SettingsError(f"scaling {text!r}: give linear:SUBTRACT,DIVIDE, percentile:LOW,HIGH, or none") from error
-    return {"method": method, **dict(zip(names, values, strict=True))}
-
-
 def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
     """Turn a rule into the numbers of a `Scaling` for one image.
 

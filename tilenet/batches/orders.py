@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.address import file_of, is_address, last_name, shown
+from tilenet.card import parse_rule
 from tilenet.errors import SettingsError
 from tilenet.export.intensities import Intensities
 from tilenet.export.within import Drawn, read_regions
 from tilenet.models import packaged_models
 from tilenet.options import Options, parse_channels, parse_sides
 from tilenet.readers.sized import parse_pixel_size
-from tilenet.scaling import parse_rule
 
 # Endings that are removed as well as the last one: slide.ome.tif is the slide "slide".
 INNER = (".ome",)
