@@ -96,7 +96,7 @@ def score_pairs(network: UNet, folder: Path, stems: list[str]) -> dict[str, floa
     pixels, found, precisions = metrics.PixelCounts(), metrics.ObjectCounts(), []
     paths = find_pairs(folder)
     for stem in stems:
-        pair = read_pair(stem, *paths[stem], scaling=network.card.scaling)
+        [pair] = read_pair(stem, *paths[stem], scaling=network.card.scaling)
         image = np.broadcast_to(pair.image, (network.in_channels, *pair.label.shape))
         probabilities = predict_whole(network, image)
         labels = objects(probabilities)

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import tifffile
+import torch
 import zarr
 
+import tilenet
 from tilenet import evaluation, metrics
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
 from tilenet.evaluation import evaluate
@@ -104,7 +106,7 @@ def test_masks_of_255_are_masks_as_those_of_1(tmp_path):
 
 
 def test_what_a_batch_leaves_beside_masks_is_no_prediction(folders):
-    for name in ("summary.csv", "summary.json", "a.overview.png"):
+    for name in ("summary.csv", "summary.json", "a.overview.png", "a.geojson"):
         (folders[0] / name).write_text("")
     assert evaluate(*folders)["images"] == 2
 
@@ -129,7 +131,7 @@ def test_a_file_without_a_partner_is_an_error(folders):
 
 def test_files_that_cannot_be_compared_are_refused_by_name(folders):
     tifffile.imwrite(folders[0] / "b.tif", TRUTH[1:])
-    with pytest.raises(ImageError, match=r"b\.tif: is \(23, 24\), but the truth of b is \(24, 24\)"):
+    with pytest.raises(ImageError, match=r"b\.tif: is \(23, 24\), but the truth b.ome.tif is \(24, 24\)"):
         evaluate(*folders)
     tifffile.imwrite(folders[0] / "b.tif", TRUTH.astype(np.float32))
     with pytest.raises(ImageError, match=r"b\.tif: holds float32"):
@@ -199,10 +201,10 @@ def test_images_are_told_from_labels_as_by_counting_pieces_pixel_by_pixel():
 def test_real_images_are_told_from_real_labels(shared_data):
     for folder, expected in (("nuclei_dsb2018/labels", False), ("isbi2012/image", True)):
         paths = sorted(shared_data(folder).iterdir())[:20]
-        assert [is_image(read_labels(path)) for path in paths] == [expected] * 20
-    assert is_image(read_labels(shared_data("small_fluo/mitocheck_t1_image.tif")))  # smoothed, mostly dark
+        assert [is_image(*read_labels(path)) for path in paths] == [expected] * 20
+    assert is_image(*read_labels(shared_data("small_fluo/mitocheck_t1_image.tif")))  # smoothed, mostly dark
     for kind, expected in (("image", True), ("label", False)):
-        assert is_image(read_labels(shared_data(f"volumes/plant_ovule_boundarymap_{kind}.tif"))) == expected
+        assert is_image(*read_labels(shared_data(f"volumes/plant_ovule_boundarymap_{kind}.tif"))) == expected
 
 
 UM = (1.25, 0.25, 0.25)
@@ -265,3 +267,107 @@ def test_nuclei_of_a_real_volume_are_parted_in_the_micrometres_that_its_file_sta
         code, out, err = tilenet_command("evaluate", mask, truth, "--axes", "zyx", "--json", *more)
         assert (code, err, json.loads(out)["remarks"]) == (0, "", []) and json.loads(out)["objects"]["0.5"]["f1"] > 0.9
     np.testing.assert_allclose(seen, [(0.2837, 0.1268, 0.1268), (0.3, 0.1, 0.1)], rtol=1e-3)
+
+
+def series(seed, count=3):
+    """Return the labels of a few objects, numbered anew in each frame."""
+    rng = np.random.default_rng(seed)
+    return np.stack([np.roll(TRUTH, rng.integers(0, 8, 2), (0, 1)) for _ in range(count)])
+
+
+def numbered_through(labels):
+    """Return labels whose objects have other numbers in each frame, as `segment --objects` numbers them."""
+    return np.where(labels, labels + 10 * np.arange(len(labels), dtype=labels.dtype)[:, None, None], 0)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 3, 24, 24)])
+def test_frames_of_a_series_are_scored_one_by_one(tmp_path, shape):
+    truth = series(0, np.prod(shape[:-2])).reshape(shape)
+    worse = numbered_through(truth.reshape(-1, 24, 24)).reshape(shape) if len(shape) == 3 else truth + 10 * (truth > 0)
+    worse[-1] = np.where(worse[-1] % 10 == 4, 0, worse[-1])
+    axes, paths = "TZYX"[-len(shape) :] if len(shape) == 4 else "TYX", (tmp_path / "found.tif", tmp_path / "true.tif")
+    for path, array in zip(paths, (worse, truth), strict=True):
+        tifffile.imwrite(path, array, photometric="minisblack", metadata={"axes": axes})
+    scores, by_hand = evaluate(*paths), [metrics.count_objects(a, b)[0.5] for a, b in zip(worse, truth, strict=True)]
+    total = sum(by_hand[1:], by_hand[0])
+    assert scores["images"] == len(truth) and 0.7 < scores["objects"]["0.5"]["f1"] == total.f1 < 1
+    assert scores["mean_ap"] == np.mean(
+        [metrics.mean_average_precision(*pair) for pair in zip(worse, truth, strict=True)]
+    )
+
+
+def test_a_mask_of_a_series_is_split_frame_by_frame(tmp_path):
+    truth = np.zeros((2, 24, 24), np.uint8)
+    truth[0, 2:12, 2:12], truth[1, 8:20, 8:20] = 1, 1
+    truth[1, 1:7, 1:7] = 2
+    for name, array in (("found.tif", (truth > 0).astype(np.uint8)), ("true.tif", truth)):
+        tifffile.imwrite(tmp_path / name, array, photometric="minisblack", metadata={"axes": "TYX"})
+    assert evaluate(tmp_path / "found.tif", tmp_path / "true.tif")["objects"]["0.5"]["recall"] == 1
+
+
+def test_a_series_and_a_stack_are_not_compared_unless_the_user_says_what_they_are(tmp_path):
+    truth = series(1)
+    for name, array, axes in (("found.tif", numbered_through(truth), "TYX"), ("true.tif", truth, "ZYX")):
+        tifffile.imwrite(tmp_path / name, array, photometric="minisblack", metadata={"axes": axes})
+    with pytest.raises(
+        ImageError, match=r"is 3 frames of \(24, 24\), but the truth true\.tif is \(3, 24, 24\).*--axes"
+    ):
+        evaluate(tmp_path / "found.tif", tmp_path / "true.tif")
+    assert evaluate(tmp_path / "found.tif", tmp_path / "true.tif", axes="tyx")["objects"]["0.5"]["f1"] == 1
+
+
+def test_objects_that_cover_the_truth_but_never_match_are_remarked(tmp_path, caplog):
+    truth = np.repeat(TRUTH[None], 3, axis=0)
+    for name, array in (("found.tif", numbered_through(truth)), ("true.tif", truth)):
+        tifffile.imwrite(tmp_path / name, array, photometric="minisblack", metadata={"axes": "ZYX"})
+    assert evaluate(tmp_path / "found.tif", tmp_path / "true.tif")["objects"]["0.5"]["f1"] == 0
+    (said,) = caplog.messages
+    assert said.startswith(
+        f"{tmp_path / 'found.tif'}: covers the objects of the truth (Dice 1.00), but no object matches"
+    )
+
+
+def thresholded():
+    """Return a 2-D network that finds what is brighter than half."""
+    layer = torch.nn.Conv2d(1, 1, 1).double()
+    with torch.no_grad():
+        layer.weight.fill_(8)
+        layer.bias.fill_(-4)
+    return layer.eval()
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".ome.tif"])
+def test_objects_that_a_2d_network_finds_in_a_stack_are_scored_plane_by_plane(tmp_path, caplog, suffix):
+    truth, mask = np.repeat(TRUTH[None], 3, axis=0), tmp_path / f"mask{suffix}"
+    tifffile.imwrite(tmp_path / "true.tif", truth, photometric="minisblack", metadata={"axes": "ZYX"})
+    image, footprint = (truth > 0).astype(np.float32), tilenet.Footprint.valid(2, lost=0)
+    tilenet.segment(image, mask, model=thresholded(), footprint=footprint, axes="zyx", objects=True)
+    assert len(np.unique(read_labels(mask)[0])) == 13
+    scores = evaluate(mask, tmp_path / "true.tif")
+    assert (scores["images"], scores["objects"]["0.5"]["f1"]) == (3, 1)
+    assert f"{mask}: its objects lie in one plane each, so those of the truth are cut into planes" in caplog.text
+
+
+@pytest.mark.parametrize(("mpp", "factor"), [(0.5, 2), (0.375, 1.5), (0.2, 0.8)])
+def test_a_mask_at_another_pixel_size_is_compared_at_the_centres_of_the_true_pixels(tmp_path, caplog, mpp, factor):
+    truth = np.random.default_rng(0).integers(0, 2, (37, 41)).astype(np.uint8)
+    mask = tmp_path / "mask.zarr"
+    tifffile.imwrite(tmp_path / "true.tif", truth)
+    how = {"model": thresholded(), "footprint": tilenet.Footprint.valid(2, lost=0), "axes": "yx", "pixel_size": 0.25}
+    tilenet.segment(truth.astype(np.float32), mask, mpp=mpp, **how)
+    coarse = read_labels(mask)[0]
+    assert coarse.shape != truth.shape
+    found = np.array([[coarse[int((y + 0.5) / factor), int((x + 0.5) / factor)] for x in range(41)] for y in range(37)])
+    scores = evaluate(mask, tmp_path / "true.tif", classes=True)
+    assert scores["pixel_error"] == pytest.approx(np.mean(found != truth))
+    assert f"{mask}: is at another resolution than the truth" in caplog.text
+    tifffile.imwrite(tmp_path / "true.tif", truth[:, :-4])
+    with pytest.raises(ImageError, match="Score images of one size"):
+        evaluate(mask, tmp_path / "true.tif", classes=True)
+
+
+def test_a_real_volume_is_scored_at_its_own_pixel_size(tmp_path, shared_data):
+    image, truth = (shared_data(f"volumes/plant_nuclei_1135_{what}.tif") for what in ("image", "label"))
+    tilenet.segment(image, tmp_path / "mask.zarr", mpp=0.25, objects=True)
+    scores = evaluate(tmp_path / "mask.zarr", truth)
+    assert scores["images"] == len(tifffile.imread(truth)) and scores["dice"]["1"] > 0.6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,25 @@ from tilenet.arguments import known_options
 from tilenet.decide import relative_spacing
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
 from tilenet.instances import objects
-from tilenet.labels import files_by_stem, is_image, read_labels, read_sized_labels
+from tilenet.labels import files_by_stem, is_image, lengths_of, read_labels, read_sized_labels
 from tilenet.readers.sized import differ, size_text
+from tilenet.scored import nearest, recorded_of
 
 # Remarks for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 Labels = NDArray[np.int32]
+# What is said about the first file that it holds for, and how many such files there are.
+REMARKS = {
+    "image": "is scored as labels, but most of its values are in single pixels, as in an image%s. Give label images",
+    "cubes": "the size of its voxels is not known, so they are taken for cubes%s; in flat ones, objects are often "
+    "joined: give --pixel-size Z,Y,X",
+    "resampled": "is at another resolution than the truth%s: each pixel of the truth is compared with the one of the "
+    "mask that holds its centre",
+    "planes": "its objects lie in one plane each%s, so those of the truth are cut into planes too, and each plane is "
+    "scored as an image",
+}
+# Above this Dice coefficient, it is remarkable if no object matches.
+COVERED = 0.9
 
 
 @known_options()
@@ -39,8 +52,11 @@ def evaluate(
     Parameters
     ----------
     prediction, truth : str or path
-        Two files (or mask folders), or two folders of files, matched by the part of their
-        names before the first dot.
+        Two files (or mask folders), or two folders of files, matched by the part of their names before the first
+        dot. Each frame of a time series (axis ``t``) is scored as an image, as time is no axis of an object; and so is
+        each plane of a stack whose objects a 2-D network found. Only masks that tilenet made at another pixel size
+        (``mpp``) may differ from the truth in size: each pixel of the truth is compared with the pixel of the mask
+        that holds its centre.
     classes : bool
         Whether the labels are classes. By default they are objects (instance labels). If the predictions are
         masks (0 and one other value in all files) and the truths are not, masks are first split into objects, as
@@ -54,8 +70,8 @@ def evaluate(
     Returns
     -------
     dict
-        Ready for JSON: ``images``, ``pixel_error``, ``dice`` and ``iou`` per class (``"1"`` is
-        the foreground of objects). For objects also ``objects`` per IoU threshold,
+        Ready for JSON: ``images`` (frames count one by one), ``pixel_error``, ``dice`` and ``iou`` per class
+        (``"1"`` is the foreground of objects). For objects also ``objects`` per IoU threshold,
         ``panoptic_quality``, ``mean_ap``, ``rand`` and ``information``, and the last two with
         thinned borders (`metrics.thin_borders`). Pixels and objects are counted over all images;
         ``mean_ap``, ``rand`` and ``information`` are means over images.
@@ -69,36 +85,84 @@ def evaluate(
         If there is a `pixel_size`, and no mask to split.
     """
     pairs = match(Path(prediction), Path(truth))
-    pixels: dict[int, metrics.PixelCounts] = defaultdict(metrics.PixelCounts)
-    counts = dict.fromkeys(metrics.THRESHOLDS, metrics.ObjectCounts())
-    means: list[dict[str, float]] = []
-    images: list[Path] = []
     predictions, truths = zip(*pairs.values(), strict=True)
     splits_masks = not classes and _are_masks(predictions, axes) and not _are_masks(truths, axes)
     if pixel_size is not None and not splits_masks:
         raise SettingsError(
             f"{prediction}: pixel_size is for masks that are split into objects, and this is none. Leave it out"
         )
-    cubes: list[Path] = []
-    for stem, (a, b) in pairs.items():
-        (found, size), (true, true_size) = (read_sized_labels(p, axes=axes, pixel_size=pixel_size) for p in (a, b))
-        if found.shape != true.shape:
-            raise ImageError(
-                f"{a}: is {found.shape}, but the truth of {stem} is {true.shape}. Score images of one size"
-            )
-        images += [path for path, labels in ((a, found), (b, true)) if is_image(labels)]
+    scored, remarked = _Scored(), defaultdict[str, list[Path]](list)
+    for a, b in pairs.values():
+        for found, labels, true in _frames(a, b, remarked, splits=splits_masks, axes=axes, pixel_size=pixel_size):
+            scored.add(found, labels, true, classes=classes)
+    for name, paths in remarked.items():
+        if paths:
+            others = f" (the first of {len(paths)} such files)" if len(paths) > 1 else ""
+            LOG.warning(f"%s: {REMARKS[name]}", paths[0], others)
+    scores = _of_pixels(scored.pixels, scored.images)
+    if classes:
+        return scores
+    if scored.pixels[1].dice > COVERED and not scored.counts[0.5].matched:
+        LOG.warning(
+            "%s: covers the objects of the truth (Dice %.2f), but no object matches one: they are joined, or end "
+            "along other axes (--axes)",
+            *(prediction, scored.pixels[1].dice),
+        )
+    return scores | _of_objects(scored.counts, scored.means)
+
+
+class _Scored:
+    """What was counted so far."""
+
+    def __init__(self) -> None:
+        self.pixels: dict[int, metrics.PixelCounts] = defaultdict(metrics.PixelCounts)
+        self.counts = dict.fromkeys(metrics.THRESHOLDS, metrics.ObjectCounts())
+        self.means: list[dict[str, float]] = []
+        self.images = 0
+
+    def add(self, found: Labels, labels: Labels, true: Labels, *, classes: bool) -> None:
+        """Count the pixels of a prediction, and the objects into which it was split."""
+        self.images += 1
         seen = (found, true) if classes else (np.minimum(found, 1), np.minimum(true, 1))
         for c, n in metrics.count_pixels(*seen).items():
-            pixels[c] += n
+            self.pixels[c] += n
         if not classes:
-            labels = objects(found, spacing=_spacing({a: size, b: true_size}, cubes)) if splits_masks else found
             for t, count in metrics.count_objects(labels, true, thresholds=metrics.THRESHOLDS).items():
-                counts[t] += count
-            means.append(_of_image(labels, true))
-    _remark_images(images)
-    _remark_cubes(cubes)
-    scores = _of_pixels(pixels, len(pairs))
-    return scores if classes else scores | _of_objects(counts, means)
+                self.counts[t] += count
+            self.means.append(_of_image(labels, true))
+
+
+def _frames(
+    a: Path, b: Path, remarked: dict[str, list[Path]], *, splits: bool, axes: str | None, pixel_size: Any
+) -> Iterator[tuple[Labels, Labels, Labels]]:
+    """Yield prediction, its objects, and truth of each image of two files that is scored by itself.
+
+    Time is no axis of an object, and neither is z where a 2-D network found the objects.
+    """
+    (found, size), (true, true_size) = (read_sized_labels(p, axes=axes, pixel_size=pixel_size) for p in (a, b))
+    made, alike = recorded_of(a), lengths_of(found) == lengths_of(true)
+    at = None if alike or len(found) != len(true) else nearest(found[0].shape, true[0].shape, made.factor)
+    if not alike and at is None:
+        raise ImageError(
+            f"{a}: is {lengths_of(found)}, but the truth {b.name} is {lengths_of(true)}. Score images of one size, "
+            f"with the same axes (--axes); masks, of the whole image at its finest level"
+        )
+    remarked["image"] += [path for path, frames in ((a, found), (b, true)) if any(map(is_image, frames))]
+    labels = found
+    if splits:
+        # The pixels of a mask that was resampled along y and x have another shape than those of the truth.
+        spacing = _spacing({a: size, b: true_size} if at is None else {a: size}, remarked["cubes"])
+        labels = [objects(frame, spacing=spacing) for frame in found]
+    if at is not None:
+        remarked["resampled"].append(a)
+        found, labels = [frame[at] for frame in found], [frame[at] for frame in labels]
+    images = zip(found, labels, true, strict=True)
+    if not (made.by_plane and true[0].ndim == 3):
+        yield from images
+        return
+    remarked["planes"].append(a)
+    for image in images:
+        yield from zip(*image, strict=True)
 
 
 def _spacing(sizes: Mapping[Path, tuple[float | None, ...]], cubes: list[Path]) -> tuple[float, ...] | None:
@@ -124,29 +188,6 @@ def _spacing(sizes: Mapping[Path, tuple[float | None, ...]], cubes: list[Path]) 
     return next(iter(known.values()), None)
 
 
-def _remark_images(paths: list[Path]) -> None:
-    """Say in one line that files are scored as labels, but look like images."""
-    if paths:
-        LOG.warning(
-            "%s: is scored as labels, but most of its values are in single pixels, as in an image%s. Give label images",
-            *(paths[0], _others(paths)),
-        )
-
-
-def _remark_cubes(paths: list[Path]) -> None:
-    """Say in one line that voxels of unknown size are taken for cubes."""
-    if paths:
-        LOG.warning(
-            "%s: the size of its voxels is not known, so they are taken for cubes%s; in flat ones, objects are often "
-            "joined: give --pixel-size Z,Y,X",
-            *(paths[0], _others(paths)),
-        )
-
-
-def _others(paths: list[Path]) -> str:
-    return f" (the first of {len(paths)} such files)" if len(paths) > 1 else ""
-
-
 def match(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     """Return the pairs of files by stem; two files are one pair, whatever their names."""
     for path in (prediction, truth):
@@ -166,7 +207,7 @@ def _are_masks(paths: Iterable[Path], axes: str | None) -> bool:
     """Return whether all files together hold at most one value other than 0, such as 1 or 255."""
     values: set[int] = set()
     for path in paths:
-        values.update(np.unique(read_labels(path, axes=axes)).tolist())
+        values.update(*(np.unique(frame).tolist() for frame in read_labels(path, axes=axes)))
         if len(values - {0}) > 1:
             return False
     return True

@@ -1,7 +1,8 @@
-"""Labels from files: whole planes or volumes of integers, and folders of them; and what is plainly none."""
+"""Labels from files: whole planes or volumes of integers, series and folders of them; and what is plainly none."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from tilenet.geometry import Box
 from tilenet.readers import open_image
 from tilenet.store import refuse_unfinished
 
+Labels = NDArray[np.int32]
 HIDDEN = (".", "_")
-# Endings of files that `tilenet batch` writes beside masks, and other programs beside images.
-BESIDE = (".csv", ".json", ".overview.png")
+# Endings of files that `tilenet batch` and `tilenet export` write beside masks, and other programs beside images.
+BESIDE = (".csv", ".geojson", ".json", ".overview.png")
 # Labels with at most so many values are never taken for an image: a map of a few classes may be noisy.
 CLASSES = 20
 # Least share of the nonzero pixels of an image that differ from all their neighbours. Of 600 images it was 3 % in the
@@ -46,15 +48,17 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_labels(path: str | Path, *, axes: str | None = None) -> NDArray[np.int32]:
-    """Return the labels (*n) of a 2-D or 3-D file; errors as `read_sized_labels`."""
+def read_labels(path: str | Path, *, axes: str | None = None) -> list[Labels]:
+    """Return the labels (*n) of each frame of a file; errors as `read_sized_labels`."""
     return read_sized_labels(path, axes=axes)[0]
 
 
 def read_sized_labels(
     path: str | Path, *, axes: str | None = None, pixel_size: Any = None
-) -> tuple[NDArray[np.int32], tuple[float | None, ...]]:
-    """Return the labels (*n) of a 2-D or 3-D file, and the size of their pixels in um: as given, or as the file has it.
+) -> tuple[list[Labels], tuple[float | None, ...]]:
+    """Return the labels (*n) of each frame of a file, and the size of their pixels in um: as given, or as it has it.
+
+    A frame is 2-D or 3-D; a file without an axis ``t`` holds one.
 
     Raises
     ------
@@ -67,22 +71,37 @@ def read_sized_labels(
     with open_image(path, axes=axes, pixel_size=pixel_size) as image:
         if image.dtype.kind not in "iub":
             raise ImageError(f"{path}: holds {image.dtype}, not integers. Labels are whole numbers, 0 is background")
-        labels, sizes = image.read_inside(Box.of_shape(image.box_shape)), image.pixel_size
+        labels, along, sizes = image.read_inside(Box.of_shape(image.box_shape)), image.box_axes, image.pixel_size
     if any(not np.array_equal(labels[0], other) for other in labels[1:]):
         raise ImageError(f"{path}: has {len(labels)} different channels. Labels have one number per pixel")
     if labels.size and (labels[0].min() < 0 or labels[0].max() > np.iinfo(np.int32).max):
         raise ImageError(f"{path}: has labels that are negative or beyond 2**31. Number the objects from 1")
-    plain: NDArray[np.int32] = labels[0].reshape(spatial_shape(labels.shape[1:], path)).astype(np.int32)
-    return plain, sizes[-plain.ndim :]
+    frames: list[Labels] = [frame[0].astype(np.int32) for frame in frames_of(labels[:1], along, path)]
+    inside = tuple(size for axis, size in zip(along, sizes, strict=True) if axis != "t")
+    return frames, inside[-frames[0].ndim :]
 
 
-def spatial_shape(shape: tuple[int, ...], path: str | Path) -> tuple[int, ...]:
-    """Return the shape without leading axes of length 1; two or three axes must remain."""
+def frames_of(pixels: NDArray[Any], axes: str, path: str | Path) -> list[NDArray[Any]]:
+    """Return the frames (C, *n) of an image (C, *axes), one for each point in time: time is no axis of an object.
+
+    Leading axes of length 1 are left out; two or three axes must remain.
+    """
+    points = np.moveaxis(pixels, 1 + axes.index("t"), 0) if "t" in axes else pixels[np.newaxis]
+    shape: tuple[int, ...] = points.shape[2:]
     while len(shape) > 2 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) not in (2, 3):
-        raise ImageError(f"{path}: has shape {shape}. Give one 2-D or 3-D image per file")
-    return shape
+        raise ImageError(f"{path}: has shape {shape}. Give one 2-D or 3-D image per file, or a series of them along t")
+    return [point.reshape(len(point), *shape) for point in points]
+
+
+def lengths_of(frames: Sequence[NDArray[Any]]) -> str:
+    """Return the sizes of frames of one shape as text.
+
+    >>> lengths_of([np.zeros((3, 4))]), lengths_of([np.zeros((3, 4))] * 5)
+    ('(3, 4)', '5 frames of (3, 4)')
+    """
+    return f"{len(frames)} frames of {frames[0].shape}" if len(frames) > 1 else f"{frames[0].shape}"
 
 
 def is_image(labels: NDArray[np.integer[Any]]) -> bool:

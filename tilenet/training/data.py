@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,20 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
 from tilenet.geometry import Box
-from tilenet.labels import files_by_stem, is_image, read_labels, spatial_shape
+from tilenet.labels import files_by_stem, frames_of, is_image, lengths_of, read_labels
 from tilenet.readers import open_image
 from tilenet.scaling import resolve
+from tilenet.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One training image and its labels.
+    """One training image, or one frame of a time series, and its labels.
 
     Attributes
     ----------
     name : str
-        Stem of both files.
+        Stem of both files; all frames of a file have the same.
     image : numpy.ndarray
         (C, *n) float32, scaled.
     label : numpy.ndarray
@@ -54,43 +56,50 @@ def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
     return {stem: (images[stem], labels[stem]) for stem in sorted(images)}
 
 
-def read_pair(name: str, image: Path, label: Path, *, scaling: Mapping[str, Any], axes: str | None = None) -> Pair:
-    """Read an image, scaled by the rule, and its labels.
+def read_pair(
+    name: str, image: Path, label: Path, *, scaling: Mapping[str, Any], axes: str | None = None
+) -> list[Pair]:
+    """Read an image, scaled by the rule, and its labels: one pair, or one for each frame of a time series.
 
     Raises
     ------
     ImageError
-        If their shapes differ, or the labels are plainly an image.
+        If their shapes differ, pixels are not finite, or the labels are plainly an image.
     """
     pixels = read_scaled(image, scaling, axes=axes)
     labels = read_labels(label, axes=axes and axes.replace("c", ""))
-    if pixels.shape[1:] != labels.shape:
+    wanted, found = lengths_of([frame[0] for frame in pixels]), lengths_of(labels)
+    if wanted != found:
         raise ImageError(
-            f"{label}: is {labels.shape}, but {image.name} is {pixels.shape[1:]}. They must be of one size"
+            f"{label}: is {found}, but {image.name} is {wanted}. They must be of one size, with the same axes (--axes)"
         )
-    if is_image(labels):
+    if any(map(is_image, labels)):
         raise ImageError(
             f"{label}: holds {len(np.unique(labels))} values, most of them in single pixels, as in an image. Put "
             f"numbered objects or classes into labels/"
         )
-    return Pair(name, pixels, labels)
+    return [Pair(name, frame, of_frame) for frame, of_frame in zip(pixels, labels, strict=True)]
 
 
-def read_scaled(path: str | Path, rule: Mapping[str, Any], *, axes: str | None = None) -> NDArray[np.float32]:
-    """Return the pixels of a 2-D or 3-D image (C, *n), scaled by a rule."""
+def read_scaled(path: str | Path, rule: Mapping[str, Any], *, axes: str | None = None) -> list[NDArray[np.float32]]:
+    """Return the pixels (C, *n) of each frame of an image, 2-D or 3-D; the rule scales all frames alike."""
     with open_image(path, axes=axes) as image:
         pixels = image.read_inside(Box.of_shape(image.box_shape))
-        scaled = resolve(rule, image).apply(pixels)
-    return scaled.reshape(len(scaled), *spatial_shape(scaled.shape[1:], path))
+        scaled, along = resolve(rule, image).apply(pixels), image.box_axes
+    for values in (pixels, scaled):
+        if values.dtype.kind == "f" and (bad := int(np.count_nonzero(~np.isfinite(values)))):
+            raise ImageError(f"{path}: has {bad} pixels that are not finite. Replace them, or leave the image out")
+    return frames_of(scaled, along, path)
 
 
 def read_pairs(folder: str | Path, scaling: Mapping[str, Any], *, axes: str | None = None) -> list[Pair]:
-    """Read all pairs of a folder; they must agree in channels and number of axes.
+    """Read all pairs of a folder, frame by frame; they must agree in channels and number of axes.
 
     A grey image among colour images gets three equal channels.
     """
     paths = find_pairs(folder)
-    pairs = [read_pair(name, *files, scaling=scaling, axes=axes) for name, files in paths.items()]
+    read = (read_pair(name, *files, scaling=scaling, axes=axes) for name, files in paths.items())
+    pairs = list(chain.from_iterable(read))
     channels, first = max(len(p.image) for p in pairs), paths[pairs[0].name][0]
     for p in pairs:
         image = paths[p.name][0]
@@ -104,13 +113,52 @@ def read_pairs(folder: str | Path, scaling: Mapping[str, Any], *, axes: str | No
     return [Pair(p.name, np.broadcast_to(p.image, (channels, *p.label.shape)), p.label) for p in pairs]
 
 
+def chosen_of(
+    pairs: list[Pair], recipe: Recipe, leave_out: Collection[str], validate_on: Collection[str]
+) -> tuple[list[Pair], list[Pair]]:
+    """Return training and validation pairs; raise if a stem names no pair, or if none is left to train on."""
+    names, held = {p.name for p in pairs}, set(validate_on)
+    if missing := sorted(set(leave_out) - names):
+        raise ImageError(f"{missing[0]}: is to be left out, but is not among the data. Check leave_out")
+    used = [p for p in pairs if p.name not in set(leave_out)]
+    if missing := sorted(held - {p.name for p in used}):
+        raise ImageError(f"{missing[0]}: is to be validated on, but is not among the training data")
+    if not {p.name for p in used} - held:
+        raise SettingsError(f"none of {len(names)} images is left to train on. Leave out or validate on fewer")
+    if not held:
+        return split(used, recipe.validation, seed=recipe.seed)
+    return [p for p in used if p.name not in held], [p for p in used if p.name in held]
+
+
 def split(pairs: Sequence[Pair], share: float, *, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Return training and validation pairs, drawn by seed; neither list is empty."""
-    if len(pairs) < 2:
-        raise SettingsError(f"one pair ({pairs[0].name}) cannot be split into training and validation. Add another")
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    held = {int(i) for i in order[: min(len(pairs) - 1, max(1, round(share * len(pairs))))]}
-    return [p for i, p in enumerate(pairs) if i not in held], [p for i, p in enumerate(pairs) if i in held]
+    """Return training and validation pairs, drawn by seed; neither list is empty.
+
+    Files are drawn, as the frames of one are much alike: of each file, all frames go the same way.
+    """
+    names = list(dict.fromkeys(p.name for p in pairs))
+    if len(names) < 2:
+        also = f", whose {len(pairs)} frames are too much alike" if len(pairs) > 1 else ""
+        raise SettingsError(f"one pair ({names[0]}{also}) cannot be split into training and validation. Add another")
+    order = np.random.default_rng(seed).permutation(len(names))
+    held = {names[i] for i in order[: min(len(names) - 1, max(1, round(share * len(names))))]}
+    return [p for p in pairs if p.name not in held], [p for p in pairs if p.name in held]
+
+
+def outline_of(pairs: tuple[list[Pair], list[Pair]], scaling: Mapping[str, Any]) -> str:
+    """Return in one line which network is trained, and on what."""
+    first = pairs[0][0]
+    ndim, channels = first.label.ndim, len(first.image)
+    numbers = ", ".join(f"{name} {value}" for name, value in scaling.items() if name != "method")
+    return (
+        f"{ndim}-D network over {'zyx'[-ndim:]} of {channels} channel{'s' * (channels > 1)}: {_counted(pairs[0])} to "
+        f"train on, {_counted(pairs[1])} for validation; intensities of each file scaled: {scaling['method']}"
+        f"{numbers and f' ({numbers})'}"
+    )
+
+
+def _counted(pairs: Sequence[Pair]) -> str:
+    files = len({p.name for p in pairs})
+    return f"{files} image{'s' * (files > 1)}" + (f" of {len(pairs)} frames in all" if files < len(pairs) else "")
 
 
 def digest_of(pairs: tuple[list[Pair], list[Pair]]) -> str:
