@@ -45,6 +45,9 @@ def test_a_model_trained_by_the_command_segments_and_scores(data, tilenet_comman
     best = max(history, key=lambda line: float(line["score"]))
     assert (facts["out"], facts["epochs"], facts["epoch"]) == (str(model), 4, int(best["epoch"]))
     assert facts["validation"] == {name: float(best[name]) for name in ("dice", "score")} and facts["seconds"] > 0
+    (said,) = facts["remarks"]
+    assert said.startswith(f"{data}: 2-D network over yx of 1 channel: 5 images to train on, 1 image for validation;")
+    assert err.startswith(f"tilenet: {said}\nepoch 1/4")
     assert facts["sha256"] == json.loads(tilenet_command("info", model, "--json")[1])["sha256"]
     code, out, err = tilenet_command("train", data, "--out", model, *SMALL, "--resume")
     assert (code, err, out.splitlines()[0]) == (
@@ -66,6 +69,7 @@ def test_perfect_predictions_score_one_and_a_missing_pair_is_an_error(data, tile
     code, out, _ = tilenet_command("evaluate", data / "labels", data / "labels")
     assert code == 0
     assert "mean_ap" in out
+    assert "rand                     1.0000  of pairs of pixels: 1 minus the adapted Rand error" in out
     assert "1.0000" in out
     code, out, err = tilenet_command("evaluate", data / "images", data / "labels")
     assert (code, err.count("\n")) == (0, 1)
@@ -102,6 +106,9 @@ def test_the_help_names_every_option_of_the_recipe_and_its_default(tilenet_comma
     for name, value in vars(recipe).items():
         if name not in ("scaling", "shares"):  # a rule of its own; for scripts
             assert f"--{name.replace('_', '-')}" in text
+        if name == "scaling":
+            rule = "{method}:{low},{high}, cut off at {clip[0]} and {clip[1]}".format(**value)
+            assert f"[default: {rule}]" in text
         if isinstance(value, float):
             assert f"[default: {value}]" in text
 

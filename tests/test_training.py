@@ -1,5 +1,6 @@
 """Training: targets against slow truth, crops that stay aligned, runs that repeat and resume."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -184,7 +185,9 @@ def test_a_model_without_the_training_that_made_it_is_not_replaced_by_a_fresh_on
 
 def test_a_model_alone_is_not_said_to_be_resumable(tmp_path):
     (tmp_path / "m.safetensors").write_bytes(b"a model")
-    with pytest.raises(OutputExists, match=r"m\.safetensors: exists already\. Choose another name$"):
+    with pytest.raises(
+        OutputExists, match=r"m\.safetensors: exists already, without its training\. Choose another name$"
+    ):
         Folder(tmp_path / "m.safetensors").begin({"seed": 0}, resume=False)
 
 
@@ -240,9 +243,9 @@ def test_a_whole_prediction_does_not_depend_on_its_tiles(monkeypatch):
     network = UNet(1, 2, depth=3, wf=2).double().eval()
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     image = np.random.default_rng(0).normal(size=(1, 50, 61))
-    monkeypatch.setattr("tilenet.training.validation.TILE", {2: 512})
+    monkeypatch.setattr("tilenet.training.validation.PREDICTED", {2: 512})
     whole = predict_whole(network, image)
-    monkeypatch.setattr("tilenet.training.validation.TILE", {2: 16})
+    monkeypatch.setattr("tilenet.training.validation.PREDICTED", {2: 16})
     assert np.allclose(predict_whole(network, image), whole, atol=1e-6)
     assert whole.std() > 1e-3
 
@@ -334,10 +337,16 @@ def test_settings_that_make_no_sense_are_refused(folder, tmp_path):
     several = ({name: value} for name, value in (numbers | {"depth": 99, "dice": 5}).items())
     others = ({"zoom": math.inf}, {"shares": {"a": 0}}, {"shares": {"a": -1.0}}, {"pool_size": (0, 2)})
     others += ({"class_weights": (0, 0)}, {"class_weights": (1, -2)}, {"class_weights": ("equal",)})
-    others += ({"targets": "boxes"}, {"epochs": 0}, {"stop": 0}, {"stop": 61}, {"validation": 1.0}, {"zoom": 0.5})
+    others += ({"class_weights": ("balanced", 1.0)}, {"shares": {"a": 1, "ab": 1}}, {"seed": "5"}, {"rate": "fast"})
+    others += ({"epochs": 2.5}, {"validation": "some"}, {"targets": "boxes"}, {"epochs": 0}, {"stop": 0}, {"stop": 61})
+    others += ({"validation": 1.0}, {"zoom": 0.5})
     for wrong in (*several, *others):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             Recipe(**wrong)
+    assert Recipe(class_weights=["balanced"]) == Recipe(class_weights=("balanced",))
+    assert json.dumps(Recipe(epochs=np.int64(5)).identity())
+    with pytest.raises(SettingsError, match="no such network for images of 2 axes: .*pool"):
+        train(folder, tmp_path / "m.safetensors", recipe=replace(SMALL, pool_size=(1, 2, 2)))
     with pytest.raises(ModelError, match="Change the ending"):
         train(folder, tmp_path / "m.pt", recipe=SMALL)
     with pytest.raises(SettingsError, match="class_weights are 3, and there are 2 classes: background, "):

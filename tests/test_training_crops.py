@@ -20,6 +20,12 @@ from tilenet.training.targets import border_weights, depth_classes, make_targets
 
 STILL = Recipe(zoom=1, elastic=0, intensity=0, stain=0, flips=False, turns="none", scaling={"method": "none"})
 
+# Where the first pixel of crops of (28, 28), (29, 29) and (28, 44) lies, so that begun trainings go on with them.
+EARLIER = {
+    "none": [[21.0, -8.0], [20.0, -9.0], [21.0, -16.0]],
+    "right": [[21.0, 19.0], [20.0, 19.0], [13.0, 19.0]],
+}
+
 
 def slow_border_weights(labels, w0, sigma):
     out = np.zeros(labels.shape)
@@ -254,6 +260,23 @@ def test_stretched_crops_are_longer_one_way_by_as_much_as_was_asked_at_most():
         ratios.append(float(lengths[0] / lengths[1]))
     assert max(ratios) < 2.001
     assert 1.3 < np.mean(ratios) < 1.6
+
+
+@pytest.mark.parametrize("shape", [(29, 32), (32, 29), (5, 8, 9)])
+def test_crops_that_are_only_turned_by_right_angles_lie_on_the_pixels_whatever_their_sides(shape):
+    recipe = replace(STILL, turns="right", flips=True)
+    for seed in range(20):
+        grid = draw_grid((60,) * len(shape), shape, recipe, np.random.default_rng(seed))
+        assert torch.allclose(grid, grid.round(), atol=1e-4)
+
+
+@pytest.mark.parametrize("turns", ["none", "right"])
+def test_crops_whose_sides_are_all_odd_or_all_even_are_those_of_earlier_versions(turns):
+    recipe, found = replace(STILL, turns=turns), []
+    for shape in ((28, 28), (29, 29), (28, 44)):
+        grid = draw_grid((60, 50), shape, recipe, np.random.default_rng(3))
+        found.append([float(n) for n in grid[0, 0]])
+    assert found == EARLIER[turns]
 
 
 def test_targets_follow_from_the_order_of_the_numbers_and_not_from_their_size():

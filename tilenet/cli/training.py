@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +16,21 @@ from tilenet.training.recipe import RATES, Recipe
 
 if TYPE_CHECKING:
     from tilenet.training.loop import Progress
+
+
+# What `evaluate` says behind its scores.
+MEANINGS = {
+    "pixel_error": "share of wrong pixels",
+    "dice": "of each class",
+    "iou": "of each class",
+    "objects": "that match one of the truth by more than this IoU",
+    "panoptic_quality": "mean IoU of matched objects times f1, at IoU 0.5",
+    "mean_ap": "matched objects, as a share of all found or missed; mean over IoU 0.5 to 0.95",
+    "rand": "of pairs of pixels: 1 minus the adapted Rand error (ISBI 2012)",
+    "information": "the same by mutual information",
+    "rand_thinned": "as rand, with the borders between objects thinned",
+    "information_thinned": "as information, with the borders between objects thinned",
+}
 
 
 class Weights(click.ParamType[Any]):
@@ -112,9 +129,18 @@ recipe_options = with_options(
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The model: a .safetensors file.")
 @click.option("--start", help="A model whose weights to start from.")
-@click.option("--axes", help="Letters of tczyx, one per array axis, where the files do not say.")
-@click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.")
+@click.option(
+    "--axes",
+    help="Letters of tczyx, one per array axis, where the files do not say. Frames along t are images of their own; "
+    "yx then makes a 2-D network, zyx a 3-D one.",
+)
+@click.option(
+    "--scaling",
+    help="How the intensities of each file are scaled, in training and in each use of the model: none, "
+    "linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: percentile:1,99.8, cut off at -0.5 and 1.5]",
+)
 @click.option("--resume", is_flag=True, help="Go on after the last finished epoch, or start.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT and the training beside it.")
 @recipe_options
 @JSON
 @QUIET
@@ -125,6 +151,7 @@ def train(
     axes: str | None,
     scaling: str | None,
     resume: bool,
+    overwrite: bool,
     as_json: bool,
     quiet: bool,
     **said: Any,
@@ -132,19 +159,20 @@ def train(
     """Train a U-Net on DATA: a folder with images/ and labels/, files of one stem in each."""
     from tilenet.machine import keep_freed_memory
     from tilenet.models import fingerprint
-    from tilenet.scaling import parse_rule
     from tilenet.training.loop import train as train_network
 
     keep_freed_memory()
     chosen = {name: value for name, value in said.items() if value is not None}
     if scaling is not None:
-        chosen["scaling"] = parse_rule(scaling)
+        chosen["scaling"] = scaling
     recipe = Recipe(**chosen)
     progress, began = None if quiet else _tell_epoch, time.perf_counter()
-    network = train_network(data, out, recipe=recipe, start=start, axes=axes, resume=resume, progress=progress)
+    how: dict[str, Any] = {"start": start, "axes": axes, "resume": resume, "overwrite": overwrite}
+    with remarks(shown=not quiet) as remarked:
+        network = train_network(data, out, recipe=recipe, progress=progress, **how)
     scores = network.card.metrics if network.card else {}
     facts = {"out": str(out), "sha256": fingerprint(network), "epochs": recipe.last_epoch, **scores}
-    facts["seconds"] = round(time.perf_counter() - began, 2)
+    facts |= {"seconds": round(time.perf_counter() - began, 2), "remarks": remarked}
     show(facts, "\n".join([f"{out}", *_rows(scores, "  ")]), as_json=as_json, quiet=quiet)
 
 
@@ -160,12 +188,15 @@ def train(
 )
 @JSON
 def evaluate(prediction: Path, truth: Path, as_json: bool, **options: Any) -> None:
-    """Score PREDICTION against TRUTH: two files, or two folders of files of one stem."""
+    """Score PREDICTION against TRUTH: two files, or two folders of files of one stem.
+
+    Frames of a time series are scored one by one.
+    """
     from tilenet.evaluation import evaluate as score
 
     with remarks(shown=not as_json) as said:
         scores = score(prediction, truth, **options)
-    show({**scores, "remarks": said}, "\n".join(_rows(scores)), as_json=as_json)
+    show({**scores, "remarks": said}, "\n".join(_rows(scores, meanings=MEANINGS)), as_json=as_json)
 
 
 def _tell_epoch(p: Progress) -> None:
@@ -173,13 +204,13 @@ def _tell_epoch(p: Progress) -> None:
     tell(f"epoch {p.epoch}/{p.epochs}: loss {p.loss:.4f}, score {p.score:.4f} (best {p.best:.4f}), {left}")
 
 
-def _rows(scores: dict[str, Any], indent: str = "") -> list[str]:
+def _rows(scores: dict[str, Any], indent: str = "", meanings: Mapping[str, str] = MappingProxyType({})) -> list[str]:
     rows = []
     for name, value in scores.items():
+        meaning = f"  {meanings[name]}" if name in meanings else ""
         if isinstance(value, dict):
-            rows += [f"{indent}{name}", *_rows(value, indent + "  ")]
+            rows += [f"{indent}{name}{meaning}", *_rows(value, indent + "  ")]
         else:
-            rows.append(
-                f"{indent}{name:<24} {value:.4f}" if isinstance(value, float) else f"{indent}{name:<24} {value}"
-            )
+            said = f"{value:.4f}" if isinstance(value, float) else value
+            rows.append(f"{indent}{name:<24} {said}{meaning}")
     return rows

@@ -78,19 +78,17 @@ def draw_grid(source: Sequence[int], shape: Sequence[int], recipe: Recipe, rng: 
     if recipe.elastic:
         offsets = offsets + _displacements(shape, recipe, rng)
     matrix = torch.from_numpy(_draw_matrix(len(shape), recipe, rng))
-    centre = torch.tensor(
-        [
-            _draw_centre(n, m, lossless=recipe.turns != "any" and recipe.zoom == recipe.stretch == 1, rng=rng)
-            for n, m in zip(source, shape, strict=True)
-        ]
-    )
+    lossless = recipe.turns != "any" and recipe.zoom == recipe.stretch == 1
+    # Of a crop with an even side, the centre lies between two pixels of the axis along which that side is read.
+    between = (matrix.abs() @ torch.tensor([(n - 1) / 2 for n in shape]) % 1).tolist()
+    centre = torch.tensor([_draw_centre(n, b if lossless else None, rng) for n, b in zip(source, between, strict=True)])
     return offsets @ matrix.T + centre
 
 
-def _draw_centre(length: int, crop: int, *, lossless: bool, rng: Random) -> float:
+def _draw_centre(length: int, between: float | None, rng: Random) -> float:
     centre = rng.uniform(0, length - 1)
     # Without zoom and odd angles, pixels of the crop fall on pixels of the image, so that nothing is blurred.
-    return round(centre) + (0.5 if crop % 2 == 0 else 0.0) if lossless else centre
+    return centre if between is None else round(centre) + between
 
 
 def _draw_matrix(ndim: int, recipe: Recipe, rng: Random) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tilenet.errors import OutputExists, OutputMismatch
-from tilenet.store.files import RESUME
+from tilenet.errors import OutputError, OutputExists, OutputMismatch
+from tilenet.readers.boundary import one_line
+from tilenet.store.files import AGAIN, RESUME, faults_named, remove_file, remove_parts
 from tilenet.store.place import put_whole
 
 State = dict[str, Tensor]
@@ -31,16 +32,19 @@ class Folder:
         self.out, self.path = out, out.with_suffix(".training")
         self.last, self.recipe = self.path / "last.pt", self.path / "recipe.json"
 
-    def begin(self, identity: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
+    def begin(
+        self, identity: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+    ) -> dict[str, Any] | None:
         """Return the state to resume from, or None for a fresh start; raise if a result would be lost.
 
-        `identity` is everything that decides the result; a training resumes only with the same identity.
+        `identity` is everything that decides the result; a training resumes only with the same identity. With
+        `overwrite`, the files of a training that is there are removed first, and the model.
         """
         text = json.dumps(identity, indent=1, sort_keys=True)
-        if not resume and self.path.exists():
-            raise OutputExists(f"{self.path}: exists already. Go on with it (--resume), or choose another name")
-        if not resume and self.out.exists():
-            raise OutputExists(f"{self.out}: exists already. Choose another name")
+        if overwrite and self.recipe.is_file():
+            self._remove()
+        elif not resume:
+            self._refuse_existing()
         if not self.recipe.is_file():
             if self.out.exists():  # the first epoch would replace it
                 raise OutputExists(
@@ -49,15 +53,42 @@ class Folder:
                 )
             self.put("recipe.json", lambda part: part.write_text(text))
             return None
-        if (before := self.recipe.read_text()) != text:
-            old, new = json.loads(before), json.loads(text)
-            name = next(k for k in {**old, **new} if old.get(k) != new.get(k))
+        try:
+            old, new = dict(json.loads(self.recipe.read_text())), json.loads(text)
+        except (ValueError, TypeError) as error:
+            raise _damaged(self.recipe, error) from error
+        if name := next((k for k in {**old, **new} if old.get(k) != new.get(k)), ""):
             raise OutputMismatch(
                 f"{self.path}: was started with {name} {old.get(name)}, not {new.get(name)}. Give the same, or choose "
                 f"another name"
             )
-        # To the CPU first: the device that saved it may not be here, and the training may go on with another.
-        return torch.load(self.last, map_location="cpu", weights_only=True) if self.last.is_file() else None
+        return self._state() if self.last.is_file() else None
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            # To the CPU first: the device that saved it may not be here, and the training may go on with another.
+            state: dict[str, Any] = torch.load(self.last, map_location="cpu", weights_only=True)
+        except Exception as error:  # PyTorch has many kinds of errors for a damaged file
+            raise _damaged(self.last, error) from error
+        return state
+
+    def _refuse_existing(self) -> None:
+        if self.path.exists():
+            if not self.recipe.is_file():
+                raise OutputExists(f"{self.path}: exists, and is no training of tilenet. Choose another name")
+            raise OutputExists(
+                f"{self.path}: exists already. Go on with it (--resume), replace it and {self.out.name} (--overwrite), "
+                f"or choose another name"
+            )
+        if self.out.exists():
+            raise OutputExists(f"{self.out}: exists already, without its training. Choose another name")
+
+    def _remove(self) -> None:
+        """Remove a training and its model, the recipe last: a removal that was killed can be repeated."""
+        with faults_named(self.path, again=AGAIN):
+            remove_parts(self.path)
+            for path in (self.last, self.out, self.path / "history.csv", self.path / "history.png", self.recipe):
+                remove_file(path)
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the last state."""
@@ -75,6 +106,10 @@ class Folder:
         """
         with put_whole(self.path / name, again=RESUME) as part:
             write(part)
+
+
+def _damaged(file: Path, error: Exception) -> OutputError:
+    return OutputError(f"{file}: is damaged ({one_line(error)}). Put a copy back, or start again with --overwrite")
 
 
 class Average:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from imagecodecs import png_encode
-from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from tilenet.training.data import Pair
+from tilenet.training.examples import WIDTH, Examples, Picture
 
-Picture = NDArray[np.uint8]
-HEIGHT, WIDTH, SIDE = 200, 640, 208
+HEIGHT = 200
 # Left, top, right and bottom of the area of the curves; their scales are around it.
 FRAME = (40, 10, WIDTH - 40, HEIGHT - 24)
 GREY, BLACK = (160, 160, 160), (0, 0, 0)
@@ -31,24 +28,19 @@ def write_csv(rows: Sequence[dict[str, float]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def write_picture(rows: Sequence[dict[str, float]], examples: Sequence[tuple[Pair, NDArray[Any]]], path: Path) -> None:
+def write_picture(rows: Sequence[dict[str, float]], examples: Examples, path: Path) -> None:
     """Write a PNG: loss (red) and score (blue) over epochs, the best one marked; below, images, truths and predictions.
 
     Parameters
     ----------
     rows : sequence of dict
         One per epoch, with ``loss`` and ``score``.
-    examples : sequence of (Pair, array)
-        Validation images and their predicted classes (*n); at most three are shown.
+    examples : Examples
+        Validation images, and what a network predicted for them.
     path : Path
         The file to write.
     """
-    strips = [_curves(rows)]
-    for pair, predicted in examples[:3]:
-        views = [_plane(np.moveaxis(pair.image, 0, -1)), _plane(_coloured(pair.label)), _plane(_coloured(predicted))]
-        strip = np.concatenate(views, axis=1)
-        strips.append(np.pad(strip, [(8, 0), (0, WIDTH - strip.shape[1]), (0, 0)], constant_values=255))
-    path.write_bytes(png_encode(np.concatenate(strips)))
+    path.write_bytes(png_encode(np.concatenate([_curves(rows), *examples.strips()])))
 
 
 def _curves(rows: Sequence[dict[str, float]]) -> Picture:
@@ -74,20 +66,3 @@ def _curves(rows: Sequence[dict[str, float]]) -> Picture:
     draw.text((left, bottom + 4), "epoch 1", fill=BLACK, anchor="lt")
     draw.text((right, bottom + 4), f"epoch {last + 1}", fill=BLACK, anchor="rt")
     return np.asarray(canvas)
-
-
-def _coloured(labels: NDArray[Any]) -> NDArray[np.float32]:
-    """Return a colour for each label, the same every time; 0 is black."""
-    table = np.random.default_rng(1).uniform(0.3, 1, (256, 3)).astype(np.float32)
-    table[0] = 0
-    return np.asarray(table[np.where(labels, labels % 255 + 1, 0)], np.float32)
-
-
-def _plane(picture: NDArray[np.float32]) -> Picture:
-    """Return the upper left corner of a picture (*n, C), or of the middle plane of a volume, as (SIDE, SIDE, 3)."""
-    if picture.ndim == 4:
-        picture = picture[len(picture) // 2]
-    corner = picture[:SIDE, :SIDE, :3] if picture.shape[-1] >= 3 else picture[:SIDE, :SIDE, :1].repeat(3, axis=-1)
-    view = np.full((SIDE, SIDE, 3), 255, np.uint8)
-    view[: corner.shape[0], : corner.shape[1]] = (np.clip(corner, 0, 1) * 255).astype(np.uint8)
-    return view

@@ -8,31 +8,35 @@ Segmentation. MICCAI 2015, https://doi.org/10.1007/978-3-319-24574-4_28
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tilenet.arguments import known_options
 from tilenet.card import ModelCard
-from tilenet.errors import ImageError, ModelError, SettingsError
+from tilenet.errors import ModelError, OutputError, SettingsError
 from tilenet.machine import find_device
 from tilenet.models import fingerprint, load_model, save_model
 from tilenet.training.checkpoint import Average, Folder
 from tilenet.training.crops import Crops
-from tilenet.training.data import Pair, digest_of, read_pairs, split
+from tilenet.training.data import Pair, chosen_of, digest_of, outline_of, read_pairs
+from tilenet.training.examples import Examples
 from tilenet.training.history import write_csv, write_picture
 from tilenet.training.loss import class_weights, loss_of, optimizer_of, rate_at
+from tilenet.training.network import build, completed
 from tilenet.training.recipe import Recipe
-from tilenet.training.targets import CLASSES, check_objects, class_values
-from tilenet.training.validation import predict_whole, validate
+from tilenet.training.targets import check_objects, class_values
+from tilenet.training.validation import validate
 from tilenet.unet import UNet
 
+LOG = logging.getLogger("tilenet")
 # Longer gradients are shortened to this norm.
 GRADIENT_NORM = 5.0
 
@@ -69,6 +73,7 @@ def train(
     card: ModelCard | None = None,
     axes: str | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     leave_out: Collection[str] = (),
     validate_on: Collection[str] = (),
     progress: Callable[[Progress], None] | None = None,
@@ -89,9 +94,12 @@ def train(
     card : ModelCard, optional
         What the model's card says besides what follows from the recipe.
     axes : str, optional
-        Axes of the images, for files that do not state them (``"zyx"``).
+        Axes of the images, for files that do not state them (``"zyx"``). Images of two axes beside channels and
+        time train a 2-D network, those of three a 3-D one; along ``t`` lie further images.
     resume : bool
         Resume after the last finished epoch of a killed training, or start a new one.
+    overwrite : bool
+        Replace `out` and the training beside it, if tilenet wrote them.
     leave_out : collection of str
         Stems that are not used at all, such as a test set.
     validate_on : collection of str
@@ -109,60 +117,55 @@ def train(
     ImageError, ImageNotFound
         If the data are not pairs that can be trained on; if a stem of `leave_out` or `validate_on` is not there.
     SettingsError
-        If no image is left to train on.
-    OutputExists, OutputMismatch
-        If `out` exists, or the training to be resumed had another recipe.
+        If no image is left to train on; if the loss of an epoch is not finite.
+    OutputExists, OutputMismatch, OutputError
+        If `out` exists; if the training to be resumed had another recipe; if its files are damaged or gone.
     """
     recipe, out = recipe or Recipe(), Path(out)
     if out.suffix != ".safetensors":
         raise ModelError(f"{out}: models are written as .safetensors. Change the ending")
-    chosen = _split(read_pairs(data, recipe.scaling, axes=axes), recipe, leave_out, validate_on)
+    if resume and overwrite:
+        raise SettingsError("resume and overwrite: give only one of them")
+    if overwrite and start is not None and Path(start).resolve() == out.resolve():
+        raise SettingsError(f"{out}: is the model to start from, so it cannot be replaced. Choose another name")
+    chosen = chosen_of(read_pairs(data, recipe.scaling, axes=axes), recipe, leave_out, validate_on)
     run = _Run(recipe, Folder(out), chosen, card or ModelCard())
     begun = {"images": digest_of(chosen), "start": None, **{f"card's {k}": v for k, v in run.card.to_dict().items()}}
     if start is not None:
         model = load_model(start)
         run.start_from(model)
         begun["start"] = f"weights {fingerprint(model)[:12]}"
-    state = run.folder.begin(recipe.identity() | begun, resume=resume)
+    state = run.folder.begin(recipe.identity() | begun, resume=resume, overwrite=overwrite)
     if state is not None:
         run.restore(state)
+        run.refuse_lost_model()
+    if len(run.rows) < recipe.last_epoch:
+        LOG.info("%s: %s", data, outline_of(chosen, recipe.scaling))
     run.to_the_end(progress or (lambda _: None))
     return load_model(out)
-
-
-def _split(
-    pairs: list[Pair], recipe: Recipe, leave_out: Collection[str], validate_on: Collection[str]
-) -> tuple[list[Pair], list[Pair]]:
-    """Return training and validation pairs; raise if a stem names no pair, or if none is left to train on."""
-    names, held = {p.name for p in pairs}, set(validate_on)
-    if missing := sorted(set(leave_out) - names):
-        raise ImageError(f"{missing[0]}: is to be left out, but is not among the data. Check leave_out")
-    used = [p for p in pairs if p.name not in set(leave_out)]
-    if missing := sorted(held - {p.name for p in used}):
-        raise ImageError(f"{missing[0]}: is to be validated on, but is not among the training data")
-    if not {p.name for p in used} - held:
-        raise SettingsError(f"none of {len(pairs)} images is left to train on. Leave out or validate on fewer")
-    if not held:
-        return split(used, recipe.validation, seed=recipe.seed)
-    return [p for p in used if p.name not in held], [p for p in used if p.name in held]
 
 
 class _Run:
     """One training: its network, its optimizer and all that changes from step to step."""
 
+    # Each line needs some of those above it.
     def __init__(self, recipe: Recipe, folder: Folder, pairs: tuple[list[Pair], list[Pair]], card: ModelCard) -> None:
         self.recipe, self.folder, self.held = recipe, folder, pairs[1]
+        self.examples: Examples | None = None
         labels = [p.label for p in (*pairs[0], *pairs[1])]
         if recipe.targets != "classes":
             check_objects(labels, recipe.targets)  # type: ignore[arg-type]
         self.values = class_values(labels) if recipe.targets == "classes" else ()  # type: ignore[arg-type]
-        self.card = _completed(card, recipe, self.values)
+        self.card = completed(card, recipe, self.values)
         if recipe.class_weights not in ((), ("balanced",)) and len(recipe.class_weights) != len(self.card.classes):
             count, classes = len(recipe.class_weights), ", ".join(self.card.classes)
             raise SettingsError(f"class_weights are {count}, and there are {len(self.card.classes)} classes: {classes}")
         self.device = find_device(recipe.device)
         channels, ndim = len(pairs[0][0].image), pairs[0][0].label.ndim
-        self.network = build(recipe, channels, len(self.card.classes), ndim).to(self.device)
+        try:
+            self.network = build(recipe, channels, len(self.card.classes), ndim).to(self.device)
+        except ValueError as error:
+            raise SettingsError(f"no such network for images of {ndim} axes: {error}") from error
         self.network.to(memory_format=torch.channels_last if ndim == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
         self.forward = torch.compile(self.network) if recipe.compiled else self.network
         self.crops = Crops(pairs[0], recipe, self.network.footprint, self.values)
@@ -188,12 +191,25 @@ class _Run:
         self.average.step = state["step"]
         self.rows = state["rows"]
 
+    def refuse_lost_model(self) -> None:
+        """Raise `OutputError` if the best network so far is gone: no later epoch may be better."""
+        if not self.folder.out.exists() and (not self.recipe.stop or len(self.rows) >= self.recipe.stop):
+            raise OutputError(
+                f"{self.folder.out}: is gone, and {self.folder.path} has no copy of it. Put it back, or start again "
+                f"with --overwrite"
+            )
+
     def to_the_end(self, progress: Callable[[Progress], None]) -> None:
         began, first = time.monotonic(), len(self.rows)
         last = self.recipe.last_epoch
         for epoch in range(first, last):
             torch.manual_seed(self.recipe.seed * 1_000_003 + epoch)  # dropout
             loss = self._epoch(epoch)
+            if not isfinite(loss):
+                raise SettingsError(
+                    f"{self.folder.out}: the loss of epoch {epoch + 1} is {loss}, so its weights are of no use. Start "
+                    f"again (--overwrite), with a --rate below {self.recipe.peak_rate:g} or with --precision fp32"
+                )
             self._finish(epoch, loss)
             pace = (time.monotonic() - began) / (epoch + 1 - first)
             scores = [row["score"] for row in self.rows]
@@ -230,12 +246,12 @@ class _Run:
         network.load_state_dict(self.average.state)
         network.to(self.device).eval()
         scores = validate(network, self.held, self.recipe, self.values)
-        if self._is_kept(epoch, scores["score"]):
+        if kept := self._is_kept(epoch, scores["score"]):
             metrics = {"validation": scores, "epoch": epoch + 1}
             save_model(network, self.folder.out, card=replace(self.card, metrics=self.card.metrics | metrics))
         self.rows.append({"epoch": epoch + 1, "loss": loss, **scores})
         self.folder.put("history.csv", lambda part: write_csv(self.rows, part))
-        examples = [(p, predict_whole(network, p.image).argmax(axis=0)) for p in self.held[:3]]
+        examples = self._examples(network, epoch, kept=kept)
         self.folder.put("history.png", lambda part: write_picture(self.rows, examples, part))
         self.folder.save(
             {
@@ -247,45 +263,18 @@ class _Run:
             }
         )
 
+    def _examples(self, network: UNet, epoch: int, *, kept: bool) -> Examples:
+        """Return what the network that is kept predicts, or this one where the last epoch will be kept."""
+        if not self.examples:
+            self.examples = Examples(self.held, self.recipe, self.values, self.card.classes)
+        if kept or self.recipe.stop:
+            self.examples.predict(network, epoch + 1)
+        elif not self.examples.epoch:  # the training was resumed after the best epoch
+            best = load_model(self.folder.out)
+            self.examples.predict(best.to(self.device), int(best.card.metrics["epoch"]))  # type: ignore[union-attr]
+        return self.examples
+
     def _is_kept(self, epoch: int, score: float) -> bool:
         if self.recipe.stop:
             return epoch + 1 == self.recipe.stop
         return not self.rows or score > max(row["score"] for row in self.rows)
-
-
-def build(recipe: Recipe, channels: int, classes: int, ndim: int) -> UNet:
-    """Return the recipe's network with He initialisation, the same for the same seed."""
-    torch.manual_seed(recipe.seed)
-    network = UNet(
-        channels,
-        classes,
-        recipe.depth,
-        recipe.wf,
-        recipe.padding,
-        recipe.batch_norm,
-        recipe.up_mode,
-        ndim=ndim,
-        pool_size=recipe.pool_size,
-    )
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    if recipe.dropout:
-        network.down_path[-1].register_forward_hook(
-            lambda block, _, x: functional.dropout(x, recipe.dropout, block.training)
-        )
-    return network
-
-
-def _completed(card: ModelCard, recipe: Recipe, values: tuple[int, ...]) -> ModelCard:
-    """Return the card with what the recipe decides: classes, mask values, scaling."""
-    if recipe.targets == "classes":
-        names = card.classes or tuple(f"class {v}" for v in values)
-        return replace(card, classes=names, mask_of_class=tuple(range(len(values))), scaling=dict(recipe.scaling))
-    names = CLASSES[recipe.targets]
-    mask = (0,) + (1,) * (len(names) - 1)
-    return replace(
-        card, classes=names, mask_of_class=mask, scaling=dict(recipe.scaling), labels=card.labels or {"1": "object"}
-    )

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import inf
 from numbers import Real
+from operator import index
 from typing import Any
 
+from tilenet.card import parse_rule
 from tilenet.errors import SettingsError
 
 PERCENTILES = {"method": "percentile", "low": 1, "high": 99.8, "per_channel": False, "clip": [-0.5, 1.5]}
 RATES = {"adamw": 2e-3, "sgd": 1e-2}
+BALANCED = ("balanced",)
 # These change only who computes and how fast; a resumed training may have other values.
 FREE = ("workers", "device", "compiled")
+INTEGERS = ("depth", "wf", "elastic_grid", "tile", "epochs", "stop", "crops", "batch", "seed", "workers")
 # Smallest and largest value of each number.
 RANGES = (
     *((name, 1, inf) for name in ("epochs", "batch", "crops", "tile", "zoom", "stretch", "elastic_grid")),
@@ -47,8 +51,9 @@ class Recipe:
         other (the paper's border weights); not for ``targets="classes"``.
     dice : float
         Factor of a soft Dice loss of the foreground, which is added to the weighted cross entropy.
-    scaling : mapping
-        Rule that scales intensities, also kept on the model card; see `tilenet.scaling`.
+    scaling : mapping or str
+        Rule that scales the intensities of each file, or its text (``"linear:0,255"``), also kept on the model card;
+        see `tilenet.scaling`.
     tile : int, optional
         Side of the network's output in training, rounded up to one that the network allows.
     zoom, stretch : float
@@ -144,6 +149,18 @@ class Recipe:
     compiled: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.scaling, str):
+            object.__setattr__(self, "scaling", parse_rule(self.scaling))
+        object.__setattr__(self, "class_weights", tuple(self.class_weights))
+        for name in INTEGERS:
+            value = getattr(self, name)
+            try:
+                # NumPy's numbers, too, become plain ones, of which JSON is made.
+                object.__setattr__(self, name, None if value is None else index(value))
+            except TypeError as error:
+                raise SettingsError(f"{name} is a whole number, not {value!r}") from error
+        self._check_numbers()
+        self._check_weights()
         choices = {
             "targets": ("mask", "depth", "classes"),
             "turns": ("none", "right", "any"),
@@ -155,21 +172,30 @@ class Recipe:
                 raise SettingsError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.stop is not None and not 1 <= self.stop <= self.epochs:
             raise SettingsError(f"stop is one of the {self.epochs} epochs, from 1, not {self.stop}")
-        if not 0 < self.validation < 1:
+        if not (isinstance(self.validation, Real) and 0 < self.validation < 1):
             raise SettingsError(f"validation is a share between 0 and 1, not {self.validation}")
+
+    def _check_numbers(self) -> None:
         for name, least, most in RANGES:
             value = getattr(self, name)
-            if value is not None and not (least <= value <= most and value < inf):
+            if value is not None and not (
+                isinstance(value, Real) and least <= float(value) <= most and float(value) < inf
+            ):
                 limits = f"at least {least:g}" if most == inf else f"from {least:g} to {most:g}"
                 raise SettingsError(f"{name} is {limits}, not {value}")
-        if self.rate is not None and not 0 < self.rate < inf:
+        if self.rate is not None and not (isinstance(self.rate, Real) and 0 < self.rate < inf):
             raise SettingsError(f"rate is above 0, not {self.rate}")
-        for name, numbers in (("class_weights", self.class_weights), ("shares", self.shares.values())):
-            weights = [n for n in numbers if n != "balanced"]
-            if weights and not (all(isinstance(n, Real) and 0 <= n < inf for n in weights) and any(weights)):
-                raise SettingsError(f"{name} are numbers, none below 0 and not all 0, not {list(numbers)}")
         if self.pool_size is not None and min(self.pool_size, default=0) < 1:
             raise SettingsError(f"pool_size is 1 or more along each axis, not {self.pool_size}")
+
+    def _check_weights(self) -> None:
+        for name, numbers in (("class_weights", self.class_weights), ("shares", self.shares.values())):
+            weights = () if tuple(numbers) == BALANCED else tuple(numbers)
+            if weights and not (all(isinstance(n, Real) and 0 <= n < inf for n in weights) and any(weights)):
+                raise SettingsError(f"{name} are numbers, none below 0 and not all 0, not {list(numbers)}")
+        for start in self.shares:
+            if inside := [other for other in self.shares if other != start and other.startswith(start)]:
+                raise SettingsError(f"shares: {inside[0]!r} starts with {start!r}, so images would be in both groups")
 
     @property
     def last_epoch(self) -> int:

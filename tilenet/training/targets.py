@@ -118,6 +118,14 @@ def check_objects(labels: list[Labels], targets: str) -> None:
         raise ImageError("no label holds background (0), so a mask of objects has one value. Train with targets depth")
 
 
+def classes_of(labels: Labels, targets: str, values: tuple[int, ...]) -> NDArray[Any]:
+    """Return the class of each pixel: its index among `values`, how deep inside an object it lies, or 0 and 1."""
+    if targets == "classes":
+        return np.searchsorted(values, labels)
+    # Objects may have any numbers, and memory grows with the largest.
+    return depth_classes(relabel_sequential(labels)[0]) if targets == "depth" else (labels > 0).astype(np.uint8)  # type: ignore[no-untyped-call]
+
+
 def make_targets(labels: Labels, recipe: Recipe, values: tuple[int, ...]) -> Floats:
     """Return class and weight of each pixel: (2, *n) float32, so that both are resampled together.
 
@@ -126,10 +134,7 @@ def make_targets(labels: Labels, recipe: Recipe, values: tuple[int, ...]) -> Flo
     if recipe.targets != "classes":
         # Objects may have any numbers, and below, memory grows with the largest.
         labels = relabel_sequential(labels)[0]  # type: ignore[no-untyped-call]
-    if recipe.targets == "classes":
-        classes: NDArray[Any] = np.searchsorted(values, labels)
-    else:
-        classes = depth_classes(labels) if recipe.targets == "depth" else (labels > 0).astype(np.uint8)
+    classes = classes_of(labels, recipe.targets, values)
     weights = np.ones(labels.shape, np.float32)
     if recipe.targets != "classes":
         weights *= size_weights(labels, recipe.small)

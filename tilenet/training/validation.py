@@ -19,7 +19,7 @@ from tilenet.training.recipe import Recipe
 from tilenet.unet import UNet
 
 # Side of the tiles that images are predicted in, by number of axes.
-TILE = {2: 512, 3: 48}
+PREDICTED = {2: 512, 3: 48}
 Floats = NDArray[np.float32]
 
 
@@ -28,7 +28,7 @@ def predict_whole(network: UNet, image: Floats) -> Floats:
     out = np.empty((network.n_classes, *image.shape[1:]), np.float32)
     device, footprint = next(network.parameters()).device, network.footprint
     source = ArrayImage(image, axes="czyx" if footprint.ndim == 3 else "cyx")
-    sides = [max(step, round_down(TILE[footprint.ndim], step)) for step in footprint.step]
+    sides = [max(step, round_down(PREDICTED[footprint.ndim], step)) for step in footprint.step]
     for block in plan_tiles(image.shape[1:], footprint, tile=sides):
         for tile in block.tiles:
             x = torch.from_numpy(np.ascontiguousarray(source.read(tile.read)))[None].to(device)
