@@ -180,7 +180,10 @@ def train(
 @click.argument("prediction", type=click.Path(path_type=Path))
 @click.argument("truth", type=click.Path(path_type=Path))
 @click.option("--classes", is_flag=True, help="The labels are classes, not objects.")
-@click.option("--axes", help="Letters of tczyx, one per array axis, where the files do not say.")
+@click.option(
+    "--axes",
+    help="Letters of tczyx, one per array axis, where the files do not say. Frames along t are scored one by one.",
+)
 @click.option(
     "--pixel-size",
     type=Parsed("UM or Z,Y,X", "readers.sized", "parse_pixel_size"),
@@ -188,10 +191,7 @@ def train(
 )
 @JSON
 def evaluate(prediction: Path, truth: Path, as_json: bool, **options: Any) -> None:
-    """Score PREDICTION against TRUTH: two files, or two folders of files of one stem.
-
-    Frames of a time series are scored one by one.
-    """
+    """Score PREDICTION against TRUTH: two files, or two folders of files of one stem."""
     from tilenet.evaluation import evaluate as score
 
     with remarks(shown=not as_json) as said:

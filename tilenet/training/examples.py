@@ -11,7 +11,6 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from tilenet.card import PALETTE
-from tilenet.geometry import ceil_div
 from tilenet.training.data import Pair
 from tilenet.training.recipe import Recipe
 from tilenet.training.targets import classes_of
@@ -49,7 +48,9 @@ class Examples:
     """
 
     def __init__(self, pairs: Sequence[Pair], recipe: Recipe, values: tuple[int, ...], names: Sequence[str]) -> None:
-        self.pairs, self.names, self.epoch = pairs[:: ceil_div(len(pairs), SHOWN)], names, 0
+        count = min(SHOWN, len(pairs))
+        self.pairs = [pairs[k * len(pairs) // count] for k in range(count)]
+        self.names, self.epoch = names, 0
         self._truths = [classes_of(p.label, recipe.targets, values) for p in self.pairs]
         self._predicted: list[NDArray[Any]] = []
 
