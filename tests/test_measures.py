@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
+from scipy import ndimage as ndi
 from skimage.measure import label, regionprops
 from stub import Bright, Bright3D
 
@@ -298,3 +299,30 @@ def test_a_table_is_written_as_csv_alone(tmp_path):
     tilenet.segment(PIXELS, tmp_path / "m.zarr", model=shades)
     with pytest.raises(SettingsError, match=r"m\.xlsx: a table is written as \.csv"):
         write_table(tmp_path / "m.zarr", tmp_path / "m.xlsx")
+
+
+@pytest.mark.parametrize("model", [Bright(), Bright3D()], ids=["planes", "volumes"])
+def test_objects_are_in_the_order_of_their_numbers(tmp_path, model):
+    # Wide and long blobs begin above others and end below them.
+    stack = np.stack([np.where(ndi.gaussian_filter(RANDOM.normal(size=(150, 170)), 3) > 0.01, 200, 0)] * 3)
+    stack[1] = stack[1][::-1]
+    mask = tilenet.segment(stack.astype(np.uint8), tmp_path / "o.zarr", axes="zyx", model=model, objects=True)
+    write_table(tmp_path / "o.zarr", tmp_path / "o.csv")
+    lines = lines_of(tmp_path / "o.csv")
+    assert [int(line["object"]) for line in lines] == list(range(1, mask[...].max() + 1)) and len(lines) > 10
+    pixels = np.bincount(mask[...].ravel())
+    size = "volume_px" if isinstance(model, Bright3D) else "area_px"
+    assert [int(line[size]) for line in lines] == pixels[1:].tolist()
+    if size == "area_px":
+        found = write_table(tmp_path / "o.zarr", tmp_path / "some.csv", min_area=100)
+        kept = [line for line in lines if int(line[size]) >= 100]
+        assert lines_of(found.path) == kept and found.left_out == len(lines) - len(kept) > 0
+    assert {path.name for path in tmp_path.iterdir()} <= {"o.csv", "o.zarr", "some.csv"}
+
+
+def test_regions_stay_in_the_order_of_their_last_rows(tmp_path):
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[2:38, 5:9] = pixels[5:15, 20:30] = pixels[20:24, 30:50] = 255
+    tilenet.segment(pixels, tmp_path / "m.zarr", model=shades)
+    write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    assert [float(line["bottom"]) for line in lines_of(tmp_path / "m.csv")] == [15, 24, 38]

@@ -23,6 +23,7 @@ from tilenet.export.intensities import Intensities
 from tilenet.export.lines import COLUMNS, lines_of
 from tilenet.export.measured import Measured, Tally
 from tilenet.export.placement import Grid, find_grid
+from tilenet.export.rows import Rows
 from tilenet.export.shapes import (
     Progress,
     class_names,
@@ -60,7 +61,7 @@ def write_table(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Measured:
-    """Write a CSV table of the regions of a complete mask, or of its objects.
+    """Write a CSV table of the regions of a complete mask, or of its objects, these in the order of their numbers.
 
     Its columns are ``id``; ``class``; ``object`` (its number); ``t`` and ``z``; ``x`` and ``y`` (the centroid, in
     pixels of the image at full resolution, from the upper left corner of its first pixel); ``area_px`` (pixels of the
@@ -146,18 +147,13 @@ def write_table(
         measured = bright.measure(opened, image) if bright else None
         forms = Forms(opened) if shapes else None
         lines = lines_of(drop_small(shapes_of(opened, progress), least, found), grid, found, forms)
-        with put_whole(out) as path, path.open("w", newline="", encoding="utf-8") as file:
-            more = [
-                *(["region"] if drawn else []),
-                *(FORMS if shapes else ()),
-                *(measured.columns() if measured else ()),
-            ]
-            table = csv.DictWriter(file, [*COLUMNS, *more], lineterminator="\n")
-            table.writeheader()
+        more = [*(["region"] if drawn else []), *(FORMS if shapes else ()), *(measured.columns() if measured else ())]
+        numbers = opened.info["objects"] if opened.has_objects else None
+        with put_whole(out) as path, Rows(path, [*COLUMNS, *more], numbers) as rows:
             for value, line in lines:
                 line |= measured.of(value) if measured else {}
                 regions = tally.add(line)
-                table.writerow(line | ({"region": BETWEEN.join(regions)} if drawn else {}))
+                rows.add(value, line | ({"region": BETWEEN.join(regions)} if drawn else {}))
     if counts is not None:
         write_counts(Path(counts), {name_of(Path(mask)): found})
     return found
