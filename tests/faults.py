@@ -216,6 +216,10 @@ def _child(request):
         from tilenet.readers.image import Image
 
         Image.read = lambda self, box: (Path(request["hanging"]).touch(), time.sleep(600))
+    if pieces := request.get("pieces"):
+        from tilenet import places
+
+        places.PIECES = {2: pieces}
     if kill := request.get("kill"):
         replace_step(KillAtStep(*kill))
     if bytes_ := request.get("file_size_limit"):

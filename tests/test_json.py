@@ -55,6 +55,7 @@ COMMANDS = {
         "segment slide.tif -m m.safetensors --out a.zarr --tissue=auto --profile --overview",
         "segment slide.tif -m m.safetensors --out b.zarr --objects",
         "segment slide.tif -m m.safetensors --out c.zarr --tile 16 --shard 1/2",
+        "segment slide.tif -m m.safetensors --out d.zarr --tile 16 --objects --shard 1/2",
     ],
     "plan": ["plan slide.tif -m m.safetensors --tissue=auto"],
     "info": [

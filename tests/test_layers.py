@@ -72,6 +72,7 @@ HOMES = {
         "workers/cluster_file",
         "workers/batch_jobs",
         "workers/clusters",
+        "places",
         "numbering",
         "batches/slides",
         "batches/run",

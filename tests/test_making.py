@@ -10,7 +10,7 @@ from ome_images import write_ome_zarr
 from stub import Bright
 
 import tilenet
-from tilenet import numbering
+from tilenet import numbering, places
 from tilenet.errors import OutputExists, OutputLocked, OutputMismatch, OutputNotFound
 from tilenet.making import DEPTHS, PLACES, making_of
 from tilenet.options import Options
@@ -45,7 +45,7 @@ def begun(slide, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(numbering.PlacesTask, "places", interrupted)
+        patch.setattr(places.PlacesTask, "places", interrupted)
         tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
     return tmp_path / "o.zarr"
 
@@ -129,10 +129,10 @@ class Cut:
 def test_what_another_run_has_found_is_not_taken_for_its_own(slide, tmp_path, monkeypatch):
     out = tmp_path / "o.zarr"
     interrupt(monkeypatch, "_first_places", slide, out, model=Cut(100), objects=True)
-    places = making_of(out, None) / PLACES
-    kept = shutil.copytree(places, tmp_path / "kept.zarr")
+    found = making_of(out, None) / PLACES
+    kept = shutil.copytree(found, tmp_path / "kept.zarr")
     interrupt(monkeypatch, "_fill_places", slide, out, model=Cut(250), objects=True, overwrite=True)
-    shutil.copytree(kept, places)
+    shutil.copytree(kept, found)
     assert tilenet.segment(slide, out, model=Cut(250), resume=True)[...].max() == 0
 
 

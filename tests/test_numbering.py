@@ -9,7 +9,7 @@ from scipy import ndimage as ndi
 from stub import Bright, Bright3D
 
 import tilenet
-from tilenet import instances, numbering, separation, sizes
+from tilenet import instances, numbering, places, separation, sizes
 from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.geometry import Box
 from tilenet.making import DEPTHS, PLACES, making_of
@@ -19,9 +19,9 @@ from tilenet.store.layout import Layout
 from tilenet.wanted import Wanted
 
 
-@pytest.mark.parametrize("most", [numbering.PIECES[2][0], 256**2, 1])
+@pytest.mark.parametrize("most", [places.PIECES[2][0], 256**2, 1])
 def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch, most):
-    monkeypatch.setattr(numbering, "PIECES", {2: (most, 256)})
+    monkeypatch.setattr(places, "PIECES", {2: (most, 256)})
     split = []
 
     def counted(components, depth, rule):
@@ -39,15 +39,15 @@ def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch, mos
 @pytest.mark.parametrize(("memory", "most"), [(None, 4), (6_000_000, 2)])
 def test_large_components_are_kept_for_the_planes_of_a_block_as_far_as_memory_goes(tmp_path, monkeypatch, memory, most):
     monkeypatch.setattr(sizes, "STACKED_PIXELS", 4 * 64 * 64)
-    monkeypatch.setattr(numbering, "PIECES", {2: (1, 256)})  # no blocks are joined
-    kept, places = [], numbering.PlacesTask.places
+    monkeypatch.setattr(places, "PIECES", {2: (1, 256)})  # no blocks are joined
+    kept, found_in = [], places.PlacesTask.places
 
     def counted(part):
-        found = places(part)
+        found = found_in(part)
         kept.append(sum(recent.window is not None for recent in part.recents.values()))
         return found
 
-    monkeypatch.setattr(numbering.PlacesTask, "places", counted)
+    monkeypatch.setattr(places.PlacesTask, "places", counted)
     image = np.full((8, 200, 260), 200, np.uint8)
     options = Options(axes="zyx", tile=64, block=64, output="objects", memory=memory)
     numbering.store_objects(tmp_path / "o.zarr", Wanted(image, Bright(), options))
@@ -88,17 +88,17 @@ def plant(shared_data):
 
 def seen_by_tasks(monkeypatch):
     """Return the list to which the boxes of all tasks of the second step are appended."""
-    seen, places = [], numbering.PlacesTask.places
+    seen, found_in = [], places.PlacesTask.places
 
     def noted(task):
         seen.append(task.box)
-        return places(task)
+        return found_in(task)
 
-    monkeypatch.setattr(numbering.PlacesTask, "places", noted)
+    monkeypatch.setattr(places.PlacesTask, "places", noted)
     return seen
 
 
-@pytest.mark.parametrize(("most", "tasks"), [(numbering.PIECES[3][0], 1), (48 * 64 * 64, 4)])
+@pytest.mark.parametrize(("most", "tasks"), [(places.PIECES[3][0], 1), (48 * 64 * 64, 4)])
 def test_blocks_of_a_volume_are_joined_and_hold_the_objects_of_the_volume_in_memory(
     plant, tmp_path, monkeypatch, most, tasks
 ):
@@ -106,7 +106,7 @@ def test_blocks_of_a_volume_are_joined_and_hold_the_objects_of_the_volume_in_mem
     truth = tilenet.segment(plant, model=Bright3D(), objects=True, **options)
     assert truth.max() > 3 and np.bincount(ndi.label(plant)[0].ravel())[1:].max() > np.count_nonzero(plant) / 2
     seen = seen_by_tasks(monkeypatch)
-    monkeypatch.setattr(numbering, "PIECES", {3: (most, 48)})
+    monkeypatch.setattr(places, "PIECES", {3: (most, 48)})
     wanted = Wanted(plant, Bright3D(), Options(block=32, output="objects", **options))
     numbering.store_objects(tmp_path / "o.zarr", wanted)
     mask = open_mask(tmp_path / "o.zarr")
@@ -123,7 +123,7 @@ def test_a_run_begun_with_smaller_blocks_goes_on_with_them(slide, tmp_path, monk
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(numbering, "PIECES", {2: (1, 256)})  # as earlier versions did
+        patch.setattr(places, "PIECES", {2: (1, 256)})  # as earlier versions did
         numbering.store_objects(out, wanted, progress=stops)
     begun = len(seen)
     numbering.store_objects(out, wanted, resume=True)
@@ -194,8 +194,8 @@ def test_glass_holds_no_objects(slide, tmp_path):
 
 def test_little_memory_means_smaller_parts():
     block = Box((0, 0), (1400, 1400))
-    assert [part.shape for part in numbering._pieces(block, (9000, 9000), 2 * 10**9)] == [(1400, 1400)]
-    small = list(numbering._pieces(block, (9000, 9000), 10**7))
+    assert [part.shape for part in places._pieces(block, (9000, 9000), 2 * 10**9)] == [(1400, 1400)]
+    small = list(places._pieces(block, (9000, 9000), 10**7))
     assert {part.shape for part in small} == {(256, 256), (256, 120), (120, 256), (120, 120)}
     assert sum(part.size for part in small) == block.size
 
@@ -215,4 +215,4 @@ def test_little_memory_means_smaller_parts():
 )
 def test_blocks_are_joined_as_far_as_they_are_labelled_at_once(shape, block, memory, joined):
     layout = Layout("zyx", shape, block, (None,) * 3, "cells")
-    assert numbering._joined(layout, 2 if block[0] < 9 else 3, memory) == joined
+    assert places._joined(layout, 2 if block[0] < 9 else 3, memory) == joined

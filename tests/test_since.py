@@ -66,6 +66,13 @@ def test_a_run_on_an_image_that_was_written_meanwhile_warns_and_goes_on(image, t
     assert "start again with --overwrite" in caplog.text and len(caplog.records) == 1
 
 
+def test_a_time_beyond_all_dates_is_said_in_seconds(image, tmp_path, caplog, monkeypatch):
+    begin(image, tmp_path / "m.zarr")
+    monkeypatch.setattr(since, "last_written", lambda _: 3 * 10**20)
+    tilenet.segment(image, tmp_path / "m.zarr", model=HOW["model"], resume=True)
+    assert "(on 300000000000 s after 1970; then it was of 2023-11-14 22:13:20 UTC)" in caplog.text
+
+
 def test_each_share_of_such_a_run_warns(image, tmp_path, caplog):
     tilenet.segment(image, tmp_path / "m.zarr", **HOW, shard=(1, 2))
     tilenet.segment(image, tmp_path / "m.zarr", model=HOW["model"], shard=(1, 2))

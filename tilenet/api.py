@@ -9,12 +9,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tilenet import shares
+from tilenet import object_shares, shares
 from tilenet.arguments import WORKERS, known_options
 from tilenet.compute import Progress, to_array, to_objects
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
-from tilenet.making import refuse_begun, was_begun
+from tilenet.making import in_making, refuse_begun, was_begun
 from tilenet.named import refuse_missing
 from tilenet.numbering import store_objects
 from tilenet.options import Options, check_output_option, refuse_with_objects
@@ -156,7 +156,7 @@ def segment(
     progress : callable, optional
         Called with the number of pixels done and the total number of pixels; with `shard`, those of the share.
         With `objects` and `out`, each pixel counts twice: once when the network has run on it, and once when
-        its objects are found.
+        its objects are found. (With `shard` too, a share counts the pixels of the step that it does.)
     report : callable, optional
         Called at the end with a `tilenet.runner.Report`: what was done, and where the time went.
     client : distributed.Client, optional
@@ -165,7 +165,8 @@ def segment(
         the same as without a cluster.
     shard : (int, int), optional
         Compute only share I of N (I from 1) of the blocks of `out`, alongside other processes that
-        compute the other shares; `resume` is implied. See `tilenet.shares`.
+        compute the other shares; `resume` is implied. See `tilenet.shares`. With `objects`, each share is called
+        twice: for the network, and for the objects when the network has run everywhere; see `tilenet.object_shares`.
 
     Returns
     -------
@@ -231,7 +232,7 @@ def segment(
         check_sendable(image, model)
         check_client(client)
     if shard is not None:
-        shares.check_combination(out, tiff=tiff, objects=objects, overwrite=overwrite, client=client)
+        shares.check_combination(out, tiff=tiff, overwrite=overwrite, client=client)
     if out is None:
         with wanted.settle() as job:
             return (to_objects if objects else to_array)(job, job.resolve_scaling(), progress=progress, report=report)
@@ -267,8 +268,10 @@ def _stored(
         if resume and out.exists() and not begun:
             return same_tiff(out, wanted), Report()
     how: dict[str, bool] = {"resume": resume, "overwrite": overwrite}
+    if output == "objects" and shard is not None:
+        done = object_shares.fill_objects(out, wanted, shard, progress=progress)
     # What was begun with objects goes on with them: whoever resumes it may leave the option out.
-    if output == "objects" or (resume and shard is None and was_begun(place, target)):
+    elif output == "objects" or (resume and shard is None and was_begun(place, target)):
         done = store_objects(place, wanted, **how, client=client, progress=progress)
     elif shard is not None:
         refuse_begun(place, target, overwrite=False)
@@ -276,7 +279,8 @@ def _stored(
     else:
         refuse_begun(place, target, overwrite=overwrite)
         done = fill(*open_store(place, wanted, **how), wanted, client=client, progress=progress)
-    if not is_complete(place):
+    # A mask beside which objects are still being found is an old one, which a run is about to replace.
+    if not is_complete(place) or in_making(place, target):
         return None, done
     return deliver(place, out) if tiff else open_mask(out), done
 

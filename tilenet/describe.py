@@ -68,17 +68,17 @@ def _mask(file: str) -> dict[str, Any] | None:
 
 
 def _unfinished(file: str) -> dict[str, Any] | None:
+    from tilenet.object_shares import how_far
     from tilenet.shares import how_to_go_on, written_of
     from tilenet.store import is_ours
 
-    if not is_ours(Path(file)):
-        return None
-    written, total = written_of(Path(file))
-    return {
-        "kind": "mask, not complete",
-        "blocks": f"{written} of {total} are written",
-        "segment": how_to_go_on(Path(file)),
-    }
+    kind = {"kind": "mask, not complete"}
+    if is_ours(Path(file)):
+        written, total = written_of(Path(file))
+        return kind | {"blocks": f"{written} of {total} are written", "segment": how_to_go_on(Path(file))}
+    if found := how_far(Path(file), None):
+        return kind | {"blocks": str(found), "segment": found.to_do}
+    return None
 
 
 def _image(file: str, model: str, **how: Any) -> dict[str, Any]:

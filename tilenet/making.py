@@ -5,7 +5,7 @@ The folder OUT.making has the stores of the first two steps of `tilenet.numberin
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,9 +29,14 @@ def making_of(out: Path, target: Target | None) -> Path:
     return beside.with_name(beside.name + MAKING).absolute()
 
 
+def in_making(out: Path, target: Target | None) -> bool:
+    """Return whether a run with objects was started for `out`, and has not ended."""
+    return is_ours(making_of(out, target) / DEPTHS)
+
+
 def was_begun(out: Path, target: Target | None) -> bool:
     """Return whether a run with objects was started for `out`, or wrote it."""
-    if is_ours(making_of(out, target) / DEPTHS):
+    if in_making(out, target):
         return True
     # zarr.json may have been edited by hand, so the type is checked.
     record = read_root(out)[1].get("record") if is_ours(out) else None
@@ -49,14 +54,23 @@ def refuse_begun(out: Path, target: Target | None, *, overwrite: bool) -> None:
         )
 
 
-def remove_making(making: Path) -> None:
-    """Remove the stores of the first two steps, and their folder unless it contains anything else."""
+def refuse_link(making: Path) -> None:
+    """Refuse a folder for the first two steps that is a symbolic link."""
+    if making.is_symlink():
+        raise OutputExists(f"{making}: is a symbolic link, and intermediate results would be written there. Remove it")
+
+
+def remove_making(making: Path, *, held: bool = False) -> None:
+    """Remove the stores of the first two steps, and their folder unless it contains anything else.
+
+    `held` says that the caller holds the lease of the first.
+    """
     for store in (making / DEPTHS, making / PLACES):
         if not store.exists():
             continue
         if not is_ours(store):
             raise OutputExists(f"{store}: is not a store, or is damaged, and the run needs this place. Remove {making}")
-        with holding(store):
+        with nullcontext() if held and store.name == DEPTHS else holding(store):
             discard(store)
     with faults_named(making):
         for name in (DEPTHS, PLACES):
@@ -82,14 +96,15 @@ def mask_to_continue(
 
 def _resumed(out: Path, wanted: Wanted, making: Path) -> Store | None:
     """Open the mask to continue; return None if the mask at `out` is an old one that a run is about to replace."""
+    computed = False
     if is_ours(making / DEPTHS):
-        info, depths = read_root(out.absolute())[1], read_root(making / DEPTHS)[1]
+        info, (_, depths, computed) = read_root(out.absolute())[1], read_root(making / DEPTHS)
         check_info(info, out)
         # Only what decides the bytes: a repair may be made by another version, or after the image was moved.
         if is_complete(out) or contradiction(depths, info):
             return None
     store = Store.resume(out)
-    wanted.settle_for(store).close()
+    wanted.settle_for(store, computed=computed).close()
     return store
 
 

@@ -9,9 +9,10 @@ restarted with the same command, on any machine.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tilenet.address import check_local
 from tilenet.compute import Progress, fill_pending, finish, raise_if_failed
@@ -22,6 +23,7 @@ from tilenet.runner import Report
 from tilenet.store import Share, Store, can_resume, check_free, held_whole, refuse_shares
 from tilenet.wanted import Wanted
 
+T = TypeVar("T")
 # A process that checks whether it is the last, or that loses the race to create the store, briefly holds the
 # lease of the whole store. A share waits for it up to the first number of seconds, and retries after the second. A
 # process that finishes the mask holds it longer: then this share has nothing left to do, and is refused.
@@ -58,7 +60,7 @@ def checked_share(share: Share) -> Share:
     return which, count
 
 
-def check_combination(out: str | Path | None, *, tiff: bool, objects: bool, overwrite: bool, client: Any) -> None:
+def check_combination(out: str | Path | None, *, tiff: bool, overwrite: bool, client: Any) -> None:
     """Raise `SettingsError` for options that cannot be combined with shares."""
     if out is None:
         raise SettingsError("shares are written into a store: give out with shard")
@@ -66,9 +68,8 @@ def check_combination(out: str | Path | None, *, tiff: bool, objects: bool, over
         raise SettingsError(f"{out}: shares are written into a mask of many files. Give a name in .zarr")
     if overwrite:
         raise SettingsError("shard and overwrite: each share would replace what the others wrote. Remove OUT first")
-    if objects or client is not None:
-        other = "objects are numbered by one process" if objects else "workers share the blocks by themselves"
-        raise SettingsError(f"shard: {other}. Leave one of them out")
+    if client is not None:
+        raise SettingsError("shard and client: workers share the blocks by themselves. Leave one of them out")
 
 
 def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | None = None) -> Report:
@@ -80,7 +81,12 @@ def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | 
         If some blocks could not be computed; the share stays resumable.
     """
     share = checked_share(share)
-    store, job = _open_share(out, wanted, share)
+    opened = create_share(out, wanted, share) or join_shares(out, wanted, share)
+    return fill_blocks(*opened, share, progress=progress)
+
+
+def fill_blocks(store: Store, job: Job, share: Share, *, progress: Progress | None = None) -> Report:
+    """Do the same in a store that was opened for the share; closes store and job in any case."""
     try:
         report = fill_pending(store, job, progress=progress, among=blocks_of_share(share, store.layout.n_blocks(0)))
         raise_if_failed(report, job)
@@ -88,29 +94,36 @@ def fill_share(out: Path, wanted: Wanted, share: Share, *, progress: Progress | 
         store.close()
         job.close()
     started = time.perf_counter()
-    _finish_if_last(out)
+    _finish_if_last(store.path)
     report.finished = time.perf_counter() - started
     return report
 
 
-def _open_share(out: Path, wanted: Wanted, share: Share) -> tuple[Store, Job]:
-    """Create a store, or open the one that another share created first."""
-    if not can_resume(out):
-        try:
-            check_free(out)
-            return create_store(out, wanted, share=share)
-        except OutputExists:
-            if not can_resume(out):
-                raise
-    store = _take_share(out, share)
+def create_share(out: Path, wanted: Wanted, share: Share) -> tuple[Store, Job] | None:
+    """Create a store; None if there is one, also if another share was quicker."""
+    if can_resume(out):
+        return None
+    try:
+        check_free(out)
+        return create_store(out, wanted, share=share)
+    except OutputExists:
+        if not can_resume(out):
+            raise
+        return None
+
+
+def join_shares(out: Path, wanted: Wanted, share: Share) -> tuple[Store, Job]:
+    """Open the store that another share created."""
+    store = patiently(out, lambda: Store.take_share(out, share))
     return store, wanted.settle_to_fill(store)
 
 
-def _take_share(out: Path, share: Share) -> Store:
+def patiently(out: Path, take: Callable[[], T]) -> T:
+    """Take the lease of a share of a store; wait for a process that holds the whole of it for a moment."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return Store.take_share(out, share)
+            return take()
         except OutputLocked:
             if time.monotonic() > deadline or not held_whole(out):
                 raise
@@ -166,17 +179,17 @@ def how_to_go_on(out: Path) -> str:
     if not store.shares:
         return "the same command with --resume goes on"
     pending = list(store.pending())
-    return f"run {_lacking(store, pending)} again" if pending else f"tilenet finish {out}"
+    return f"run {lacking(store, pending)} again" if pending else f"tilenet finish {out}"
 
 
 def _say_pending(store: Store, pending: list[int]) -> str:
     what = f"{len(pending)} of {store.layout.n_blocks(0)} blocks are not written"
     if not store.shares:
         return f"{what}. Run the same command again with --resume"
-    return f"{what}, of {_lacking(store, pending)}. Run those again"
+    return f"{what}, of {lacking(store, pending)}. Run those again"
 
 
-def _lacking(store: Store, pending: list[int]) -> str:
+def lacking(store: Store, pending: list[int]) -> str:
     """Return the shares of a divided store that have pending blocks, as text."""
     total, count, missing = store.layout.n_blocks(0), store.shares, set(pending)
     lacking = [i for i in range(1, count + 1) if not missing.isdisjoint(blocks_of_share((i, count), total))]

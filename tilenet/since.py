@@ -85,9 +85,13 @@ def _path(image: str) -> str:
 
 
 def _said(nanoseconds: int) -> str:
-    """Return a time as text for people.
+    """Return a time as text for people; in seconds where it has no date of four digits, as after a clock's fault.
 
-    >>> _said(1764499219 * 10**9)
-    '2025-11-30 10:40:19 UTC'
+    >>> _said(1764499219 * 10**9), _said(3 * 10**20)
+    ('2025-11-30 10:40:19 UTC', '300000000000 s after 1970')
     """
-    return datetime.fromtimestamp(nanoseconds // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    seconds = nanoseconds // 10**9
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError):
+        return f"{seconds} s after 1970"

@@ -126,9 +126,12 @@ class Wanted:
         options = replace(self.options, device="cpu", engine="plain", memory=None)
         return replace(self, options=options).settle_as(info, name, refuse=refuse_given)
 
-    def settle_for(self, store: Store) -> Job:
-        """Return the job of a store opened for resuming; closes the store if it cannot be resumed."""
-        settle = self.settle_complete if store.complete else self.settle_as
+    def settle_for(self, store: Store, *, computed: bool = False) -> Job:
+        """Return the job of a store opened for resuming; closes the store if it cannot be resumed.
+
+        `computed` says that the network has nothing left to do, as if the store were complete.
+        """
+        settle = self.settle_complete if store.complete or computed else self.settle_as
         try:
             return settle(store.info, store.path)
         except BaseException:

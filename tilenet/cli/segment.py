@@ -74,7 +74,7 @@ def segment(
         mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
     seconds = time.perf_counter() - started
     if mask is None:
-        show(*shares.share_result(place, options["shard"], seconds), as_json=as_json, quiet=quiet)
+        show(*shares.share_result(place, options["into"], options["shard"], seconds), as_json=as_json, quiet=quiet)
         return
     assert not isinstance(mask, np.ndarray)
     result, what = _result(mask)

@@ -26,19 +26,26 @@ class ShareOf(click.ParamType[Any]):
 
 
 shard_option = click.option(
-    "--shard", type=ShareOf(), help="Write share I of N (from 1) of OUT, beside others; implies --resume."
+    "--shard",
+    type=ShareOf(),
+    help="Write share I of N (from 1) of OUT, beside others; implies --resume. With --objects, run all shares twice.",
 )
 
 
-def share_result(out: Path, share: tuple[int, int], seconds: float) -> tuple[dict[str, Any], str]:
+def share_result(out: Path, into: Path | None, share: tuple[int, int], seconds: float) -> tuple[dict[str, Any], str]:
     """Return the result of a share whose store is not complete yet, as a dict and as text."""
+    from tilenet.into import open_target
+    from tilenet.object_shares import how_far
     from tilenet.shares import written_of
 
+    name, took = "{}/{}".format(*share), {"seconds": round(seconds, 2)}
+    result = {"out": str(out), "share": name, "complete": False}
+    if found := how_far(out, open_target(into) if into else None):
+        result |= {"written": found.written, "blocks": found.blocks, "step": found.step, "to_do": found.to_do}
+        return result | took, f"{out}: share {name} done, {found}, {seconds:.1f} s. {found.to_do}"
     written, blocks = written_of(out)
-    name = "{}/{}".format(*share)
-    result = {"out": str(out), "share": name, "complete": False, "written": written, "blocks": blocks}
     text = f"{out}: share {name} done, {written} of {blocks} blocks of the mask are there, {seconds:.1f} s"
-    return result | {"seconds": round(seconds, 2)}, text
+    return result | {"written": written, "blocks": blocks} | took, text
 
 
 @click.command()

@@ -55,6 +55,8 @@ class Lock(NamedTuple):
     def describe(self, holder: Holder | None) -> str:
         """Return a description of the holder, for messages."""
         who = _describe(holder)
+        if holder is None:
+            who += f" ({self.path.name} cannot be read: if a crash cut it, it holds until it is {STALE:.0f} s old)"
         return f"share {self.share[0]}/{self.share[1]} ({who})" if self.share else who
 
 

@@ -28,7 +28,7 @@ from tilenet.store.files import (
 )
 from tilenet.store.holder import is_running, started, this_machine
 from tilenet.store.journal import FOLDER
-from tilenet.store.lease import NAMED, STALE, Lease, live, locks, refuse_live
+from tilenet.store.lease import NAMED, STALE, Lease, Share, live, locks, refuse_live
 from tilenet.store.metadata import OWN, foreign_entries, read_root
 
 REPLACED = "replaced"
@@ -159,10 +159,10 @@ def put_whole(out: Path, *, again: str = AGAIN) -> Iterator[Path]:
 
 
 @contextmanager
-def holding(store: Path) -> Iterator[None]:
-    """Hold the lease of a complete store, so that no other run removes it."""
+def holding(store: Path, share: Share | None = None) -> Iterator[None]:
+    """Hold the lease of a complete store, or of one share of it, so that no other run removes it."""
     with faults_named(store):
-        lease = Lease.take(store / OWN, store)
+        lease = Lease.take(store / OWN, store, share)
         lease.start(store / OWN)
     try:
         yield
