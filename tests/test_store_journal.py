@@ -1,10 +1,11 @@
 """The journal read fast: what a million lines say, and every line that says nothing."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
-from store_helpers import INFO, LAYOUTS, part, truth_of
+from store_helpers import INFO, LAYOUTS, part, truth_of, write_all_blocks
 
 from tilenet.store import Layout, Store
 from tilenet.store import journal as journals
@@ -152,6 +153,24 @@ def test_pending_are_the_blocks_whose_files_have_not_the_size_in_the_journal(tmp
     for start, stop in ((0, 3), (1, layout.n_blocks(0) - 1), (2, 2)):
         assert list(store.pending(among=range(start, stop))) == [i for i in expected if start <= i < stop]
     store.close()
+
+
+@pytest.mark.parametrize("at", [journals.FOLDER, ".tilenet"], ids=["of a writer", "of all"])
+def test_a_store_finished_while_its_journals_are_read_has_nothing_pending(tmp_path, monkeypatch, at):
+    store, is_file = Store.create(tmp_path / "m.zarr", LAYOUTS["tiny"], INFO), Path.is_file
+    write_all_blocks(store, truth_of(store.layout))
+    store.build_pyramid()
+
+    def finished(path):
+        found = is_file(path)
+        if path.parent.name == at:
+            monkeypatch.undo()
+            store.finish()
+        return found
+
+    monkeypatch.setattr(Path, "is_file", finished)
+    seen = Store.inspect(tmp_path / "m.zarr")
+    assert store.complete and not seen.complete and list(seen.pending()) == []
 
 
 def as_in_the_journal(path, layout, journal, index):

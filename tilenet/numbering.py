@@ -148,9 +148,7 @@ def _fill_places(path: Path, depths: Mask, wanted: Wanted, client: Client | None
     return Found(open_mask(path), left_out)
 
 
-def _number(
-    out: Path, wanted: Wanted, depths: Mask, found: Found, store: Store | None, *, overwrite: bool
-) -> Store:
+def _number(out: Path, wanted: Wanted, depths: Mask, found: Found, store: Store | None, *, overwrite: bool) -> Store:
     """Write the numbers of the objects into a mask, which is made if there is none."""
     firsts = _first_places(depths, *found)
     store = store or _create(out, wanted, depths, firsts, overwrite=overwrite)

@@ -27,6 +27,7 @@ from tilenet.runner import Report
 from tilenet.shares import blocks_of_share, checked_share, create_share, fill_blocks, join_shares, lacking, patiently
 from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Mask, Share, Store, can_resume, check_free, is_ours, open_mask
+from tilenet.store.metadata import read_root
 from tilenet.store.place import holding
 from tilenet.wanted import Wanted
 
@@ -72,7 +73,7 @@ def _end_as_one(out: Path, wanted: Wanted, progress: Progress | None) -> Report:
 def _fill_steps(out: Path, wanted: Wanted, share: Share, progress: Progress | None) -> Report:
     making = making_of(out, wanted.target)
     report = _fill_depths(out, wanted, share, progress)
-    if Store.inspect(making / DEPTHS).complete:
+    if read_root(making / DEPTHS)[2]:
         started = perf_counter()
         _fill_places(making, wanted.options.memory or DEFAULT_MEMORY, share, progress)
         with suppress(OutputIncomplete, OutputLocked):  # then another share is not run yet, or does this
@@ -85,8 +86,8 @@ def _fill_depths(out: Path, wanted: Wanted, share: Share, progress: Progress | N
     """Do a share of the first step, and finish that if it was the last one."""
     making = making_of(out, wanted.target)
     depths = making / DEPTHS
-    if is_ours(depths) and (store := Store.inspect(depths)).complete:
-        wanted.settle_for(store).close()  # not read whole, as by `join_shares`: every share would do so
+    if is_ours(depths) and read_root(depths)[2]:
+        wanted.settle_for(Store.inspect(depths)).close()  # not read whole, as by `join_shares`: every share would do so
         return Report()
     if not can_resume(depths):
         check_free(out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -90,8 +90,17 @@ class Journal:
 
     def load(self, folder: Path) -> None:
         """Read the sorted journal, then the writers' journals, oldest first."""
+        with suppress(FileNotFoundError):
+            writers = sorted((folder / FOLDER).glob("*.jsonl"))
+            self._load((folder / MERGED, *writers))
+            if all(map(os.path.lexists, writers)):
+                return
+        # Another process has finished the store meanwhile, and removed these: all is in the sorted journal.
+        self._load((folder / MERGED,))
+
+    def _load(self, paths: Iterable[Path]) -> None:
         form = Form(self._layout)
-        for path in (folder / MERGED, *sorted((folder / FOLDER).glob("*.jsonl"))):
+        for path in paths:
             if path.is_file():
                 with path.open("rb") as file:
                     while lines := file.readlines(PIECE):
