@@ -88,7 +88,7 @@ def read_scaled(path: str | Path, rule: Mapping[str, Any], *, axes: str | None =
         scaled, along = resolve(rule, image).apply(pixels), image.box_axes
     for values in (pixels, scaled):
         if values.dtype.kind == "f" and (bad := int(np.count_nonzero(~np.isfinite(values)))):
-            raise ImageError(f"{path}: has {bad} pixels that are not finite. Replace them, or leave the image out")
+            raise ImageError(f"{path}: holds values that are not finite ({bad}). Replace them, or leave the image out")
     return frames_of(scaled, along, path)
 
 
