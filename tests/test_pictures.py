@@ -93,10 +93,10 @@ def test_the_bar_is_as_long_as_it_says(square):
 
 
 @pytest.mark.parametrize("ground", [0, 128, 255])
-@pytest.mark.parametrize("side", [64, 200, 2048])
+@pytest.mark.parametrize("side", [160, 200, 2048])
 def test_bar_and_text_are_black_on_white_whatever_the_background(ground, side):
     picture = np.full((side, side, 3), ground, np.uint8)
-    draw_bar(picture, 0.5)
+    assert draw_bar(picture, 0.5)
     y, x = np.nonzero((picture != ground).any(axis=-1))
     drawn = picture[y.min() : y.max() + 1, x.min() : x.max() + 1]
     assert drawn.shape[0] > max(12, side // 40) and drawn.shape[1] >= side // 8
@@ -104,6 +104,27 @@ def test_bar_and_text_are_black_on_white_whatever_the_background(ground, side):
     if ground != 255:  # where the plate is seen, its edges are whole
         assert all((edge == 255).all() for edge in (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]))
     assert (picture[: side // 2] == ground).all()
+
+
+@pytest.mark.parametrize("sides", [(100, 40), (64, 64), (30, 400), (110, 110)])
+def test_a_bar_that_would_cover_much_of_a_small_picture_is_left_out_and_told(tmp_path, caplog, sides):
+    caplog.set_level("INFO")
+    picture = np.zeros((*sides, 3), np.uint8)
+    assert not draw_bar(picture, 0.5) and not picture.any()
+    pixels = np.zeros(sides, np.uint8)
+    tilenet.segment(pixels, tmp_path / "m.zarr", model=Bright(), pixel_size=0.5)
+    overlay(tilenet.open_image(pixels, pixel_size=0.5), tmp_path / "m.zarr")
+    assert "m.zarr: the picture is too small for a scale bar; a pixel of it is 0.5 um" in caplog.text
+
+
+def test_planes_of_a_stack_are_shown_as_bright_as_they_are_to_each_other(tmp_path):
+    bright, dim = np.full((60, 70), 20, np.uint16), np.full((60, 70), 20, np.uint16)
+    bright[10:30, 20:50], dim[10:30, 20:50] = 2020, 520
+    stack = np.stack([bright, dim])
+    for scaling, shown in (("percentile:0,100", 64), ("none", 255)):
+        tilenet.segment(stack, tmp_path / "m.zarr", axes="zyx", model=Bright(), scaling=scaling, overwrite=True)
+        pictures = [overlay(stack, tmp_path / "m.zarr", plane=k) for k in (0, 1)]
+        assert [picture[20, 35].max() for picture in pictures] == [255, shown]
 
 
 def test_a_reduced_outline_is_one_pixel_wide_so_that_small_objects_are_not_filled(square):

@@ -28,6 +28,8 @@ Colours = Callable[[NDArray[Any]], NDArray[np.float64]]
 FILL_OPACITY = 0.45
 # Largest length of a scale bar, as a share of the picture's width.
 BAR = 0.25
+# Largest share of a picture that the bar, its text and their plate may cover.
+COVERED = 0.08
 # Margin in pixels of the white plate behind the bar and its text, which keeps them legible on tissue, glass and black.
 PLATE = 4
 # Text height in pixels that is legible without zooming in, where the picture has room for it.
@@ -135,16 +137,19 @@ def _font(anchor: str, shape: Sequence[int]) -> dict[str, Any]:
     return {"anchor": anchor, "font_size": max(shape[0] // 40, min(LEGIBLE, shape[1] // 8), 10)}
 
 
-def draw_bar(picture: Picture, size: float) -> None:
-    """Draw a scale bar of round length at the lower left; `size` is micrometres per pixel of the picture."""
+def draw_bar(picture: Picture, size: float) -> bool:
+    """Draw a scale bar of round length at the lower left, and return whether the picture has room for it.
+
+    `size` is micrometres per pixel of the picture.
+    """
     from PIL import Image as Pillow
     from PIL import ImageDraw
 
     h, w = picture.shape[:2]
     rounds = [m * 10.0**k for k in range(-2, 5) for m in (1, 2, 5)]
     length = max((n for n in rounds if n / size <= BAR * w), default=0)
-    if not length or h < 32:
-        return
+    if not length:
+        return False
     canvas = Pillow.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} um"
@@ -152,7 +157,11 @@ def draw_bar(picture: Picture, size: float) -> None:
     right, top = left + round(length / size), base - thick
     place, font = (left, top - PLATE), _font("lb", picture.shape)
     _, text_top, text_right, _ = draw.textbbox(place, text, **font)
-    draw.rectangle((left - PLATE, text_top - PLATE, max(right, text_right) + PLATE, base + PLATE), fill="white")
+    plate = (left - PLATE, text_top - PLATE, max(right, text_right) + PLATE, base + PLATE)
+    if (plate[2] - plate[0]) * (plate[3] - plate[1]) > COVERED * h * w:
+        return False
+    draw.rectangle(plate, fill="white")
     draw.rectangle((left, top, right, base), fill="black")
     draw.text(place, text, fill="black", **font)
     picture[...] = np.asarray(canvas)
+    return True

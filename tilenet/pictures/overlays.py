@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from math import log
+from math import log, prod
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from tilenet.provenance import open_as_segmented, remark, resolution_of
 from tilenet.readers.image import Image, closing
 from tilenet.readers.resampled import at_resolution
 from tilenet.region import Roi, find_roi
+from tilenet.scaling import Scaling
 from tilenet.store import AnyMask
 from tilenet.tiff_mask import open_mask
 
@@ -88,7 +89,7 @@ def overlay(
     -------
     numpy.ndarray
         uint8 (h, w, 3). Classes have the colours of the model card; numbered objects have one colour each.
-        A scale bar is drawn if the pixel size is known.
+        A scale bar is drawn if the pixel size is known and there is room for it.
 
     Raises
     ------
@@ -116,14 +117,14 @@ def overlay(
         h, w = (max(1, n * min(longest, max_side) // longest) for n in part.shape[-2:])
         listed = None if table is None else read_listed(found, Path(table), grid)
         lines = _lines(drawn, found, grid, part, (h, w)) if drawn else []
-        picture = photo(source, part, (h, w))
+        picture = photo(source, part, (h, w), scaling=_scaling(source, found))
         if tissue:
             paint_tissue(picture, found, part)
         paint(picture, *_objects(found, listed, values_of(found, part, (h, w))), fill=fill)
         draw_regions(picture, lines)
         size = source.pixel_size[-1]
-        if size:
-            draw_bar(picture, size * part.shape[-1] / w)
+        if size and not draw_bar(picture, um := size * part.shape[-1] / w):
+            LOG.info("%s: the picture is too small for a scale bar; a pixel of it is %.3g um", found.path, um)
     return picture
 
 
@@ -140,6 +141,12 @@ def _as_segmented(image: Any, mask: AnyMask) -> Iterator[tuple[Image, Grid]]:
                 f"{seen.n_channels}, from 0. Give the image that was segmented"
             )
         yield seen.with_channels(channels) if channels else seen, grid_in(stored, mask)
+
+
+def _scaling(image: Image, mask: AnyMask) -> Scaling | None:
+    """Return the scaling by which the planes of a stack are shown, the same for all; None if there is no such one."""
+    by_percentiles = (mask.info["record"].get("scaling") or {}).get("method") == "percentile"
+    return Scaling.from_json(mask.info["scaling"]) if by_percentiles and prod(image.box_shape[:-2]) > 1 else None
 
 
 def _objects(mask: AnyMask, listed: Listed | None, values: NDArray[Any]) -> tuple[NDArray[Any], Colours]:
