@@ -375,7 +375,7 @@ def test_a_run_of_shares_killed_at_any_step_gives_the_bytes_of_one_run(commands,
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_shares_killed_at_random_and_run_again_give_the_same_bytes(commands, image, by_one, tmp_path, times):
+def test_shares_killed_at_random_and_run_again_give_the_same_bytes(commands, image, by_one, tmp_path, times, capsys):
     random, kills = random_numbers(), 0
     for number in range(times):
         out = tmp_path / f"{number}.zarr"
@@ -393,3 +393,5 @@ def test_shares_killed_at_random_and_run_again_give_the_same_bytes(commands, ima
                 kills += code < 0
         assert same(out, by_one)
     assert kills >= times
+    with capsys.disabled():
+        print(f"\n{times} of {times} cycles of 3 shares with objects identical after {kills} kills")

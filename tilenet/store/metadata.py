@@ -134,7 +134,8 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
 def _not_there(path: Path) -> OutputNotFound:
     if (making := path.with_name(path.name + MAKING)).is_dir():
         return OutputNotFound(
-            f"{path}: does not exist yet: {making.name} belongs to a run with --objects. Run it again with --resume"
+            f"{path}: does not exist yet: {making.name} belongs to a run with --objects. Run it again with --resume, "
+            f"or its shares"
         )
     return OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
 
