@@ -134,7 +134,7 @@ def _write(draw: Canvas, text: str, place: tuple[float, float], shape: Sequence[
 
 
 def _font(anchor: str, shape: Sequence[int]) -> dict[str, Any]:
-    return {"anchor": anchor, "font_size": max(shape[0] // 40, min(LEGIBLE, shape[1] // 8), 10)}
+    return {"anchor": anchor, "font_size": max(shape[0] // 40, min(LEGIBLE, shape[1] // 12), 10)}
 
 
 def draw_bar(picture: Picture, size: float) -> bool:
