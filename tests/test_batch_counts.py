@@ -97,16 +97,19 @@ def test_an_area_that_has_no_meaning_in_a_mask_is_refused_before_the_mask_is_com
     assert result.status == "done"
 
 
-def test_an_area_of_objects_of_a_volume_is_refused_before_they_are_computed(tmp_path):
+def test_an_area_of_objects_of_a_volume_is_refused_before_they_are_computed_and_a_volume_is_not(tmp_path):
     volume = np.full((4, 9, 9), 200, np.uint8)
     tifffile.imwrite(tmp_path / "v.tif", volume, photometric="minisblack")
     counting = COUNTING | {"model": Bright3D()}
     (tmp_path / "list.csv").write_text("image,axes\nv.tif,zyx\n")
-    (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", min_area=5, **counting)
-    assert result.status == "failed" and "v.tif: objects of a volume have no area" in result.error
-    assert list((tmp_path / "masks").glob("*.zarr")) == []
-    (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", **counting)
-    assert result.status == "done"
+    for area, said in (("5um2", "v.tif: its objects have volumes. Give um3"), ("5um3", "its pixels is unknown")):
+        (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", min_area=area, **counting)
+        assert result.status == "failed" and said in result.error
+        assert list((tmp_path / "masks").glob("*.zarr")) == []
+    (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", min_area="324px", **counting)
+    assert (result.status, result.counts) == ("done", {"class 1": 1})
+    (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", min_area=325, **counting)
+    assert result.counts == {"class 1": 0}
 
 
 @pytest.mark.parametrize("model", [Bright(), "flat.safetensors"], ids=["a callable", "a file"])

@@ -266,13 +266,35 @@ def test_a_least_area_that_cannot_be_said_of_a_mask_is_refused(tmp_path, tilenet
         ("m.zarr", "20mm", "min area '20mm': give pixels"),
         ("m.zarr", "20", "min area '20' has no unit. Give 20px, pixels of the mask, or 20um2"),
         ("m.zarr", "-3", "min area '-3': give pixels"),
-        ("v.zarr", "20px", "objects of a volume have no area. Filter the table by volume_px"),
+        ("m.zarr", "20um3", "m.zarr: its objects have areas. Give um2, such as 20um2"),
+        ("v.zarr", "20um2", ""),
     ):
+        volumes = {"--csv": "its objects have volumes. Give um3", "--geojson": "are outlines in planes, which have no"}
         for kind, name in (("--csv", "x.csv"), ("--geojson", "x.geojson")):
             code, _, err = tilenet_command("export", tmp_path / mask, kind, tmp_path / name, f"--min-area={area}")
-            assert code == 2 and said in err and len(err.splitlines()) == 1 and not (tmp_path / name).exists()
+            assert (
+                code == 2
+                and (said or volumes[kind]) in err
+                and len(err.splitlines()) == 1
+                and not (tmp_path / name).exists()
+            )
     code, _, err = tilenet_command("export", tmp_path / "m.zarr", "--tiff", tmp_path / "x.tif", "--min-area", 3)
     assert code == 2 and "is for --geojson and --csv" in err and not (tmp_path / "x.tif").exists()
+
+
+def test_objects_of_volumes_below_a_least_volume_are_left_out_of_tables(tmp_path, tilenet_command):
+    volume = np.zeros((8, 40, 50), np.uint8)
+    volume[1:7, 2:12, 2:12], volume[2:5, 20:30, 2:12], volume[4, 2:30, 20:45] = 200, 200, 200  # 600, 300, 700 voxels
+    how = {"axes": "zyx", "model": Bright3D(), "objects": True, "pixel_size": (2, 0.5, 0.5)}
+    tilenet.segment(volume, tmp_path / "v.zarr", **how)
+    for least, kept in (("150um3", [600, 300, 700]), ("151um3", [600, 700]), ("301px", [600, 700]), (601, [700])):
+        found = write_table(tmp_path / "v.zarr", tmp_path / "v.csv", min_area=least, overwrite=True)
+        assert sorted(int(line["volume_px"]) for line in lines_of(found.path)) == sorted(kept)
+        assert (found.counts.total(), found.left_out) == (len(kept), 3 - len(kept))
+    write_table(tmp_path / "v.zarr", tmp_path / "all.csv")
+    assert read_table(tmp_path / "v.zarr", tmp_path / "all.csv", min_area="301px").left_out == 1
+    command = ("export", tmp_path / "v.zarr", "--csv", tmp_path / "v.csv", "--overwrite", "--min-area", "151um3")
+    assert ", 1 smaller than 151um3 left out" in tilenet_command(*command)[1]
 
 
 def test_a_mask_is_read_only_when_nothing_else_can_be_refused(tmp_path):

@@ -140,10 +140,10 @@ def _check_image(wanted: SideFiles, order: Order, footprint: Footprint | None) -
         Intensities(stains=wanted.columns.stains, positive=order.positive).check_image(opened)
         if wanted.min_area is None:
             return
-        # Of a part, the planes are not known yet.
-        stack = options.roi is None and max(opened.box_shape[:-2], default=1) > 1
+        stack = max(opened.box_shape[:-2], default=1) > 1
         volumes = stack and options.output == "objects" and _takes_volumes(order.model, footprint)
-        pixels_of_area(wanted.min_area, opened.name, opened.pixel_size, volumes=volumes)
+        if not (volumes and options.roi is not None):  # whether a part has several planes is not known yet
+            pixels_of_area(wanted.min_area, opened.name, opened.pixel_size, volumes=volumes)
 
 
 def _takes_volumes(model: Any, footprint: Footprint | None) -> bool:

@@ -81,7 +81,8 @@ def batch(
         Write a table of each mask to ``OUT/<name>.csv``, see `tilenet.write_table`, and the counts of each class in
         each image to ``OUT/counts.csv``.
     min_area : str or float, optional
-        Count nothing smaller than this, such as ``"20um2"``, or ``"80px"`` of the mask; the tables still list all.
+        Count nothing smaller than this, such as ``"20um2"``, ``"80px"`` of the mask, or ``"20um3"`` of objects of
+        volumes; the tables still list all.
     positive : str, optional
         A rule such as ``"dab>0.2"``, as for `tilenet.write_table`: the tables say which objects are positive, and
         ``counts.csv`` how many. A table by another rule is written anew.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 )
 @objects_options
 @click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
-@click.option("--min-area", metavar="AREA", help="With --csv: count no smaller ones: 20um2, or 80px of the mask.")
+@click.option("--min-area", metavar="AREA", help="With --csv: count no smaller ones: 20um2, 80px of the mask, 20um3.")
 @click.option("--positive", metavar="RULE", help="With --objects --csv: which are positive: 'dab>0.2', in quotes.")
 @click.option("--shapes", is_flag=True, help="With --csv: perimeter, circularity, axes, eccentricity, solidity.")
 @click.option("--intensities", is_flag=True, help="With --objects --csv: mean, sd, min and max of each channel.")

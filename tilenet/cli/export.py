@@ -38,7 +38,7 @@ SMALL = 1e-3
     type=Parsed("UM or Z,Y,X", "readers.sized", "parse_pixel_size"),
     help="Micrometres per pixel of the image at level 0, where the mask has none.",
 )
-@click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, or 80px of the mask.")
+@click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, 80px of the mask; 20um3 of volumes.")
 @click.option(
     "--as",
     "kind",

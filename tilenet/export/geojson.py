@@ -130,7 +130,7 @@ def write_geojson(
     how: dict[str, Any] = {"pixel_size": pixel_size, "replace": overwrite, "is_ours": _is_ours, "kind": "a GeoJSON"}
     with open_for(out, mask, image, **how) as (opened, grid):
         found = Outlined(out, objects=opened.has_objects, volumes=has_volumes(opened))
-        least = min_pixels(opened, min_area)
+        least = _least(opened, min_area)
         if bright:
             bright.check(opened, image)
         opened.refuse_damage()
@@ -141,6 +141,16 @@ def write_geojson(
             for part in _Features(opened, grid, kind, found, told_apart=bool(bright)).collection(shapes):
                 file.write(part)
     return found
+
+
+def _least(mask: AnyMask, area: str | float | None) -> float:
+    """Return the least area of shapes in pixels of the mask."""
+    if area is not None and has_volumes(mask):
+        raise SettingsError(
+            f"{mask.path}: its polygons are outlines in planes, which have no volume. Leave smaller objects out of the "
+            f"table alone (--csv)"
+        )
+    return min_pixels(mask, area)
 
 
 def _told_apart(shapes: Iterable[Shape], positive: Any) -> Iterator[Shape]:

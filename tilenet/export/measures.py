@@ -82,7 +82,7 @@ def write_table(
     pixel_size : float, str or sequence of float, optional
         Micrometres per pixel of the image at full resolution, as for `tilenet.open_image`, where the mask has none.
     min_area : str or float, optional
-        As for `tilenet.write_geojson`.
+        As for `tilenet.write_geojson`; for objects of volumes a volume, in voxels or such as ``"20um3"``.
     shapes : bool
         Add the shape of each object or region, as `skimage.measure.regionprops` measures it: ``perimeter_px`` and
         ``perimeter_um`` (by Crofton's formula), ``circularity`` (4 pi area / perimeter^2), ``axis_major_px`` and
@@ -146,11 +146,16 @@ def write_table(
         opened.refuse_damage()
         measured = bright.measure(opened, image) if bright else None
         forms = Forms(opened) if shapes else None
-        lines = lines_of(drop_small(shapes_of(opened, progress), least, found), grid, found, forms)
+        # An object of a volume is as large as its outlines in all planes.
+        traced = drop_small(shapes_of(opened, progress), 0 if found.volumes else least, found)
+        lines = lines_of(traced, grid, found, forms)
         more = [*(["region"] if drawn else []), *(FORMS if shapes else ()), *(measured.columns() if measured else ())]
         numbers = opened.info["objects"] if opened.has_objects else None
         with put_whole(out) as path, Rows(path, [*COLUMNS, *more], numbers) as rows:
             for value, line in lines:
+                if found.volumes and line["volume_px"] < least:
+                    found.left_out += 1
+                    continue
                 line |= measured.of(value) if measured else {}
                 regions = tally.add(line)
                 rows.add(value, line | ({"region": BETWEEN.join(regions)} if drawn else {}))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 from unicodedata import normalize
@@ -204,23 +205,25 @@ def drop_small(shapes: Iterable[Shape], least: float, found: Counted) -> Iterato
 
 
 def parse_area(area: str | float) -> tuple[float, str]:
-    """Return the number and unit of an area; any unit but ``"um2"`` means pixels of the mask, as does a bare number.
+    """Return the number and unit of an area or volume: ``"um2"``, ``"um3"``, or else pixels of the mask.
 
-    >>> parse_area("20 um2"), parse_area("20 µm²"), parse_area("80px"), parse_area(80)
-    ((20.0, 'um2'), (20.0, 'um2'), (80.0, 'px'), (80.0, ''))
+    >>> parse_area("20 um2"), parse_area("20 µm³"), parse_area("80px"), parse_area(80)
+    ((20.0, 'um2'), (20.0, 'um3'), (80.0, 'px'), (80.0, ''))
     """
     # NFKC turns a raised 2 into a 2, and both signs for micro into the Greek letter.
     text = normalize("NFKC", str(area)).strip().lower().replace("\N{GREEK SMALL LETTER MU}", "u")
-    said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px|um\^?2|)", text)
+    said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px|um\^?[23]|)", text)
     if not said:
-        raise SettingsError(f"min area {area!r}: give pixels of the mask, such as 80px, or an area, such as 20um2")
+        raise SettingsError(
+            f"min area {area!r}: give pixels of the mask, such as 80px, or an area, such as 20um2 (20um3 of volumes)"
+        )
     if isinstance(area, str) and not said[2]:
         raise SettingsError(f"min area {area!r} has no unit. Give {area}px, pixels of the mask, or {area}um2")
     return float(said[1]), said[2].replace("^", "")
 
 
 def min_pixels(mask: AnyMask, area: str | float | None) -> float:
-    """Convert a minimum area, a number of pixels or text such as ``"20um2"``, to pixels of the mask.
+    """Convert a least area or volume, a number of pixels or text such as ``"20um2"``, to pixels of the mask.
 
     Raises
     ------
@@ -233,19 +236,20 @@ def min_pixels(mask: AnyMask, area: str | float | None) -> float:
 def pixels_of_area(
     area: str | float, name: str | Path, pixel_size: Sequence[float | None], *, volumes: bool = False
 ) -> float:
-    """Convert an area to pixels of their size along y and x; raises as `min_pixels`, naming `name`."""
+    """Convert an area to pixels of their size, or a volume to voxels; raises as `min_pixels`, naming `name`."""
     number, unit = parse_area(area)
-    if volumes:
-        raise SettingsError(f"{name}: objects of a volume have no area. Filter the table by volume_px")
-    y, x = pixel_size[-2:]
-    if unit != "um2":
+    power, what = (3, "volumes") if volumes else (2, "areas")
+    if unit in ("um2", "um3") and unit != f"um{power}":
+        raise SettingsError(f"{name}: its objects have {what}. Give um{power}, such as 20um{power}")
+    if not unit.startswith("um"):
         return number
-    if y is None or x is None:
+    known = [size for size in pixel_size[-power:] if size]
+    if len(known) < power:
         raise SettingsError(
             f"{name}: the size of its pixels is unknown. Give the area in them, such as 80px, or give their size "
             f"(--pixel-size)"
         )
-    return number / (y * x)
+    return number / prod(known)
 
 
 def class_names(mask: AnyMask) -> dict[int, str]:
