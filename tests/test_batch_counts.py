@@ -107,9 +107,9 @@ def test_an_area_of_objects_of_a_volume_is_refused_before_they_are_computed_and_
         assert result.status == "failed" and said in result.error
         assert list((tmp_path / "masks").glob("*.zarr")) == []
     (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", min_area="324px", **counting)
-    assert (result.status, result.counts) == ("done", {"class 1": 1})
+    assert (result.status, result.counts) == ("done", {"foreground": 1})
     (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", min_area=325, **counting)
-    assert result.counts == {"class 1": 0}
+    assert result.counts == {"foreground": 0}
 
 
 @pytest.mark.parametrize("model", [Bright(), "flat.safetensors"], ids=["a callable", "a file"])

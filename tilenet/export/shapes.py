@@ -215,7 +215,7 @@ def parse_area(area: str | float) -> tuple[float, str]:
     said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px|um\^?[23]|)", text)
     if not said:
         raise SettingsError(
-            f"min area {area!r}: give pixels of the mask, such as 80px, or an area, such as 20um2 (20um3 of volumes)"
+            f"min area {area!r}: give pixels of the mask, such as 80px, or an area, such as 20um2 (of volumes 20um3)"
         )
     if isinstance(area, str) and not said[2]:
         raise SettingsError(f"min area {area!r} has no unit. Give {area}px, pixels of the mask, or {area}um2")
@@ -246,8 +246,8 @@ def pixels_of_area(
     known = [size for size in pixel_size[-power:] if size]
     if len(known) < power:
         raise SettingsError(
-            f"{name}: the size of its pixels is unknown. Give the area in them, such as 80px, or give their size "
-            f"(--pixel-size)"
+            f"{name}: the size of its pixels is unknown. Give the {what[:-1]} in them, such as 80px, or give their "
+            f"size (--pixel-size)"
         )
     return number / prod(known)
 
