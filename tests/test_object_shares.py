@@ -86,6 +86,13 @@ def test_one_share_and_more_shares_than_blocks_give_the_bytes_of_one_run(wanted,
     assert same(out, whole)
 
 
+def test_the_second_array_may_have_another_number_of_shares(wanted, whole, tmp_path):
+    out = tmp_path / "o.zarr"
+    for share in ((1, 2), (2, 2), *((which, 5) for which in (1, 2, 3, 4, 5))):
+        fill_objects(out, wanted, share)
+    assert same(out, whole)
+
+
 def test_no_block_is_done_twice(wanted, whole, tmp_path, monkeypatch):
     out, seen, found_in = tmp_path / "o.zarr", [], places.PlacesTask.places
     monkeypatch.setattr(places.PlacesTask, "places", lambda task: seen.append(task.box) or found_in(task))

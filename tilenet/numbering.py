@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FIRSTS = "first pixels sha256"
 
 
-class Found(NamedTuple):
+class AllPlaces(NamedTuple):
     """The places of all objects; and how many objects are nowhere deep enough, None if that is not known."""
 
     places: Mask
@@ -81,10 +81,10 @@ def store_objects(
             with holding(depths.path):
                 found = _fill_places(making / PLACES, depths, wanted, client, _half(progress, 1))
                 store = _number(out, wanted, depths, found, store, overwrite=overwrite)
+                # Before the mask is marked complete: a complete mask is skipped, so what is left here would stay.
                 remove_making(making, held=True)
             report.objects = perf_counter() - started
         else:
-            # Before the mask is marked complete: a complete mask is skipped, so what is left here would stay.
             remove_making(making)
         finish(store)
     finally:
@@ -136,7 +136,9 @@ def _fill_depths(
     return open_mask(path), report
 
 
-def _fill_places(path: Path, depths: Mask, wanted: Wanted, client: Client | None, progress: Progress | None) -> Found:
+def _fill_places(
+    path: Path, depths: Mask, wanted: Wanted, client: Client | None, progress: Progress | None
+) -> AllPlaces:
     """Complete the store of the second step."""
     memory = wanted.options.memory or DEFAULT_MEMORY
     store = open_places(path, depths, memory)
@@ -145,10 +147,12 @@ def _fill_places(path: Path, depths: Mask, wanted: Wanted, client: Client | None
         finish(store)
     finally:
         store.close()
-    return Found(open_mask(path), left_out)
+    return AllPlaces(open_mask(path), left_out)
 
 
-def _number(out: Path, wanted: Wanted, depths: Mask, found: Found, store: Store | None, *, overwrite: bool) -> Store:
+def _number(
+    out: Path, wanted: Wanted, depths: Mask, found: AllPlaces, store: Store | None, *, overwrite: bool
+) -> Store:
     """Write the numbers of the objects into a mask, which is made if there is none."""
     firsts = _first_places(depths, *found)
     store = store or _create(out, wanted, depths, firsts, overwrite=overwrite)

@@ -93,6 +93,7 @@ def _fill_depths(out: Path, wanted: Wanted, share: Share, progress: Progress | N
         check_free(out)
     created = create_share(depths, wanted, share)
     if created and can_resume(out):
+        # Other shares have ended the run, and removed its depths, between the look of this one and its creating them.
         for opened in created:
             opened.close()
         remove_making(making)
