@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -201,6 +202,32 @@ def test_a_cluster_file_to_start_from_is_one(path):
     kind, arguments, adapt, _ = read_description(path)
     assert batch_jobs.kind_of_cluster(kind, arguments, path).__name__.lower().startswith(kind)
     assert adapt["minimum"] <= adapt["maximum"]
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("worker_extra_args: --resources GPU=1", "worker_extra_args must be a list, such as ['--resources GPU=1']"),
+        ("job_extra_directives: --qos=x", "job_extra_directives must be a list, such as ['--qos=x']"),
+        ("job_script_prologue: module load x", "job_script_prologue must be a list, such as ['module load x']"),
+        ("job_directives_skip: 5", "job_directives_skip must be a list, such as ['5']"),
+        ("scheduler_options: 127.0.0.1", "scheduler_options must be names with values, such as {port: 8786}"),
+    ],
+)
+def test_a_text_where_a_list_belongs_is_not_taken_letter_by_letter(tmp_path, said, refused):
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("4GB}", f"4GB, {said}}}"))
+    with pytest.raises(SettingsError, match=re.escape(f"cluster.yaml: {refused}")):
+        read_description(tmp_path / "cluster.yaml")
+
+
+@pytest.mark.parametrize(
+    ("walltime", "written"),
+    [("10:00:00", "10:00:00"), ('"10:00:00"', "10:00:00"), ("1-12:00", "1-12:00"), ("90", "90")],
+)
+def test_a_walltime_is_that_of_the_file_with_quotes_or_without(tmp_path, walltime, written):
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("4GB}", f"4GB, walltime: {walltime}}}"))
+    with described_cluster(tmp_path / "cluster.yaml") as client:
+        assert f"#SBATCH -t {written}" in client.cluster.job_script().splitlines()
 
 
 def test_what_a_cluster_file_leaves_empty_is_as_left_out(tmp_path):

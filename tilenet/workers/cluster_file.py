@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 TYPES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 PARTS = {"type", "arguments", "adapt", "tls"}
+# Arguments of dask-jobqueue that are lists: of a text it takes each letter for an entry, so that no worker ever starts.
+LISTS = (
+    *("worker_extra_args", "extra", "job_extra_directives", "job_extra", "job_directives_skip", "header_skip"),
+    *("job_script_prologue", "env_extra"),
+)
 EXAMPLE = "such as {type: slurm, arguments: {cores: 8, memory: 32GB}, adapt: {minimum: 1, maximum: 40}}"
 
 
@@ -51,7 +56,7 @@ def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, i
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text())
+        found = yaml.load(Path(path).read_text(), Loader=_loader())
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}). Give a cluster file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -62,10 +67,38 @@ def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, i
         raise SettingsError(f"{path}: {unknown[0]} is none of {', '.join(sorted(PARTS))}")
     if str(found.get("type")) not in TYPES:
         raise SettingsError(f"{path}: type {found.get('type')!r} is none of {', '.join(TYPES)}")
-    arguments = found.get("arguments") or {}
+    return (
+        found["type"],
+        _arguments(found.get("arguments") or {}, path),
+        _adapt(found.get("adapt"), path),
+        _tls(found.get("tls"), path),
+    )
+
+
+def _loader() -> Any:
+    """Return a class that reads YAML as `yaml.SafeLoader` does, except for times.
+
+    That reads 10:00:00 without quotes as the number 36000, to the base of 60, which Slurm takes for minutes.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def integer(self, node: Any) -> Any:
+            return node.value if ":" in node.value else self.construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.integer)
+    return Loader
+
+
+def _arguments(arguments: Any, path: str | Path) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise SettingsError(f"{path}: arguments must be names with values, such as cores: 8")
-    return found["type"], dict(arguments), _adapt(found.get("adapt"), path), _tls(found.get("tls"), path)
+    for name in LISTS:
+        if not isinstance(value := arguments.get(name), list | None):
+            raise SettingsError(f"{path}: {name} must be a list, such as [{str(value)!r}]")
+    if not isinstance(arguments.get("scheduler_options"), dict | None):
+        raise SettingsError(f"{path}: scheduler_options must be names with values, such as {{port: 8786}}")
+    return dict(arguments)
 
 
 def _adapt(found: Any, path: str | Path) -> dict[str, int]:
