@@ -16,7 +16,7 @@ from workers import listening
 from tilenet import machine
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.workers import batch_jobs, clusters
-from tilenet.workers.cluster_file import read_description
+from tilenet.workers.cluster_file import Tls, read_description
 from tilenet.workers.clusters import described_cluster, existing_cluster, local_cluster
 
 PIPELINES = Path(__file__).parent.parent / "pipelines"
@@ -261,6 +261,11 @@ def test_a_cluster_with_tls_lets_nobody_in_without_a_certificate(tmp_path, monke
             existing_cluster(address.replace("tls", "tcp")),
         ):
             pass
+        with (
+            pytest.raises(SettingsError, match=r"tcp://.*: is not encrypted\. Give tls://"),
+            existing_cluster(address.replace("tls", "tcp"), tls=Tls(str(cert), str(cert), str(key))),
+        ):
+            pass
     key.unlink()
     with pytest.raises(SettingsError, match=r"key\.pem: no such file"), described_cluster(tmp_path / "cluster.yaml"):
         pass
@@ -303,5 +308,38 @@ def test_without_the_command_that_submits_jobs_nothing_is_started(tmp_path, monk
     with (
         pytest.raises(SettingsError, match=r"cluster\.yaml: needs sbatch, which is not installed here\. Start"),
         described_cluster(tmp_path / "cluster.yaml"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "5", '{"address": 5}', "", "host: 1", '{"type": "Feature", "id": "a"}'])
+def test_a_file_of_no_scheduler_is_refused(tmp_path, text):
+    (tmp_path / "file.json").write_text(text)
+    with (
+        pytest.raises(SettingsError, match=r"file\.json: is no scheduler file\. Give the one of dask scheduler"),
+        existing_cluster(str(tmp_path / "file.json")),
+    ):
+        pass
+
+
+def test_a_scheduler_is_found_by_its_address_and_by_its_file(tmp_path):
+    (tmp_path / "cluster.yaml").write_text(DESCRIPTION)
+    with described_cluster(tmp_path / "cluster.yaml") as client:
+        client.write_scheduler_file(str(tmp_path / "scheduler.json"))
+        address = client.scheduler.address
+        for scheduler in (address, str(tmp_path / "scheduler.json")):
+            with existing_cluster(scheduler) as found:
+                assert found.scheduler.address == address
+
+
+@pytest.mark.parametrize("error", [AssertionError(), TypeError("Can't instantiate abstract class UCXConnector")])
+def test_whatever_dask_raises_of_an_address_is_said_in_a_line(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("distributed.Client", fail)
+    with (
+        pytest.raises(EnvironmentFault, match=r"ucx://here:1: no scheduler answers \("),
+        existing_cluster("ucx://here:1"),
     ):
         pass

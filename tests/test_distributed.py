@@ -367,6 +367,10 @@ def test_what_a_worker_cannot_open_is_refused(image, tmp_path):
         SettingsError, match=r"client 'tcp://1\.2\.3\.4' is not a client .*Client\('tcp://1\.2\.3\.4'\)$"
     ):
         tilenet.segment(image, tmp_path / "m.zarr", model=Bright(), client="tcp://1.2.3.4")
+    asynchronous = Cluster()
+    asynchronous.asynchronous = True
+    with pytest.raises(SettingsError, match="the client is asynchronous, and this call is not"):
+        tilenet.segment(image, tmp_path / "m.zarr", model=Bright(), client=asynchronous)
     assert not (tmp_path / "m.zarr").exists()
 
 

@@ -6,9 +6,10 @@ otherwise: anyone who can reach a scheduler can run code as its user.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,18 +104,28 @@ def existing_cluster(scheduler: str, *, tls: Tls | None = None) -> Iterator[Clie
     EnvironmentFault
         If the scheduler does not answer.
     SettingsError
-        If `scheduler` is neither an address nor a file, or if it needs TLS files and there are none.
+        If `scheduler` is neither an address nor a scheduler file, if it needs TLS files and there are none, or if
+        there are and it does not use them.
     """
-    is_address = "://" in scheduler
-    if not (is_address or Path(scheduler).is_file()):
-        raise SettingsError(f"{scheduler}: no such file, and no address. Give tcp://host:port or a scheduler file")
-    where = {"address": scheduler} if is_address else {"scheduler_file": scheduler}
-    encrypted = "tls://" in (scheduler if is_address else Path(scheduler).read_text(errors="replace"))
+    address = scheduler if "://" in scheduler else _address_in(scheduler)
+    encrypted = address.startswith("tls://")
     with _quiet():
         if encrypted and not (tls or _dask_setting("distributed.comm.tls.ca-file")):
             raise SettingsError(f"{scheduler}: wants a certificate. Give --tls-ca-file, --tls-cert and --tls-key")
-        with _client(name=scheduler, security=tls.security() if tls else None, **where) as client:
+        if tls and not encrypted:
+            raise SettingsError(f"{scheduler}: is not encrypted. Give tls://..., or none of the --tls- options")
+        with _client(address, name=scheduler, security=tls.security() if tls else None) as client:
             yield client
+
+
+def _address_in(path: str) -> str:
+    """Return the address of a scheduler from the file that it wrote."""
+    if not Path(path).is_file():
+        raise SettingsError(f"{path}: no such file, and no address. Give tcp://host:port or a scheduler file")
+    with suppress(OSError, ValueError, TypeError, LookupError):
+        if isinstance(address := json.loads(Path(path).read_text())["address"], str):
+            return address
+    raise SettingsError(f"{path}: is no scheduler file. Give the one of dask scheduler --scheduler-file")
 
 
 def _dask_setting(name: str) -> Any:
@@ -171,17 +182,14 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
 
 
 @contextmanager
-def _client(cluster: Any = None, *, name: str = "", **where: Any) -> Iterator[Client]:
+def _client(address: Any, *, name: str = "the cluster", security: Any = None) -> Iterator[Client]:
+    """Connect to a cluster, or to the scheduler at an address."""
     from distributed import Client
 
-    if cluster:
-        where["address"] = cluster
     try:
-        client = Client(set_as_default=False, **where)
-    except (OSError, ValueError) as error:
-        raise EnvironmentFault(
-            f"{name or 'the cluster'}: no scheduler answers ({one_line(error)}). Is it running?"
-        ) from error
+        client = Client(address, security=security, set_as_default=False)
+    except (OSError, ValueError, TypeError, AssertionError) as error:  # the last two of addresses such as ucx://
+        raise EnvironmentFault(f"{name}: no scheduler answers ({one_line(error)}). Is it running?") from error
     with client:
         yield client
 

@@ -75,12 +75,17 @@ def check_sendable(image: Any, model: Any) -> None:
 
 
 def check_client(client: Any) -> None:
-    """Refuse what is no client of a Dask cluster (`SettingsError`), such as the address of its scheduler."""
+    """Refuse what is no client of a Dask cluster (`SettingsError`), such as the address of its scheduler.
+
+    A client that is asynchronous is refused too, as it gives coroutines where results are wanted.
+    """
     if not all(hasattr(client, name) for name in ("submit", "nthreads", "loop")):
         said = repr(client) if isinstance(client, str) else "..."
         raise SettingsError(
             f"client {client!r} is not a client of a Dask cluster. Give client=distributed.Client({said})"
         )
+    if getattr(client, "asynchronous", False):
+        raise SettingsError("the client is asynchronous, and this call is not. Give client=distributed.Client(...)")
 
 
 def task_of(store: Store, job: Job, wanted: Wanted) -> Task:
