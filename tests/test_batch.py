@@ -138,6 +138,18 @@ def test_a_model_in_a_list_is_a_file_relative_to_the_list_or_a_packaged_one(tmp_
         ("image,level,level\na.tif,1,0\n", "has two columns level"),
         ("image,level\na.tif,0\nb.tif,-1\n", r"list\.csv: line 3: level -1: give a whole number"),
         ("image,mpp\na.tif,nan\n", r"list\.csv: line 2: mpp nan: give micrometres"),
+        ('image,name\n"a.tif,x\nb.tif,y\n', r"list\.csv: the quote before 'a\.tif,x' is not closed in its line"),
+        ('image,name\na.tif,"x\nb.tif,y"\n', r"list\.csv: the quote before 'x' is not closed in its line"),
+        (
+            'image,name\n"a.tif,x\n' + "b.tif,y\n" * 20_000,
+            r"list\.csv: line \d+: field larger .*Check that every quote",
+        ),
+        (
+            '"image,name\n' + "b.tif,y\n" * 20_000,
+            r"list\.csv: line \d+: field larger .*Check that every quote is closed",
+        ),
+        ("image,name\n,\n , ,\n,b\n", r"list\.csv: line 4 has no image"),
+        ("image,name\n,,b\n", r"list\.csv: line 2 has no image"),
     ],
 )
 def test_a_list_that_says_what_cannot_be_is_refused_by_line(tmp_path, text, said):
@@ -230,6 +242,22 @@ def test_blanks_around_the_values_of_a_list_mean_nothing(tmp_path):
     first, short = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
     assert (first.image, first.name, first.options.level) == (str(tmp_path / "a.tif"), "first", 1)
     assert (short.name, short.options.level) == ("b", None)
+
+
+def test_rows_of_empty_cells_in_a_list_are_no_images(tmp_path):
+    (tmp_path / "list.csv").write_text('image,name\na.tif,first\n,\n\n"b.tif" ,\n , \n,,,\n')
+    orders = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
+    assert [(order.image, order.name) for order in orders] == [
+        (str(tmp_path / "a.tif"), "first"),
+        (str(tmp_path / "b.tif"), "b"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["nope.csv", "nope.TXT"])
+def test_a_list_that_does_not_exist_is_refused_before_work(images, tmp_path, name):
+    with pytest.raises(SettingsError, match=rf"{name}: no such list\. Check its path"):
+        tilenet.batch([*images, tmp_path / name], tmp_path / "masks", model=Bright())
+    assert not (tmp_path / "masks").exists()
 
 
 def test_what_no_worker_could_open_is_refused_before_work(images, tmp_path):

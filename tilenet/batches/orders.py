@@ -7,6 +7,7 @@ import glob
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,8 @@ def _orders_of(image: str, plain: Order) -> Iterator[Order]:
     path = Path(image)
     if is_address(image):
         yield _order(image, plain)
+    elif path.suffix.lower() in (".csv", ".txt") and not path.exists() and not glob.has_magic(image):
+        raise SettingsError(f"{image}: no such list. Check its path")
     elif path.suffix.lower() == ".csv" and path.is_file():
         yield from _not_none(path, _read_csv(path, plain))
     elif path.suffix.lower() == ".txt" and path.is_file():
@@ -174,8 +177,7 @@ def _order(image: str, plain: Order) -> Order:
 
 def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
     rows, mark = _rows(path)
-    for row in rows:
-        where = f"{path}: line {rows.line_num}"
+    for where, row in _filled(rows, path):
         if "" in row or not row["image"].strip():
             raise SettingsError(f"{where} has no image, or more values than columns. Put values with {mark} in quotes")
         said = {column: value.strip() for column, value in row.items() if value.strip()}
@@ -193,13 +195,36 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         yield replace(order, name=name, model=model, within=within, positive=positive, options=options)
 
 
+def _filled(rows: csv.DictReader[str], path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield where each row of a list is, and the row, except for rows of empty cells, which spreadsheets append.
+
+    A quote that is not closed is refused, because all lines below it would be taken for one value.
+    """
+    with _refusing(rows, path):
+        for row in rows:
+            values = ["".join(value) for value in row.values()]  # what has no column is a list
+            if opened := [value for value in values if "\n" in value]:
+                raise SettingsError(f"{path}: the quote before {opened[0].splitlines()[0]!r} is not closed in its line")
+            if any(value.strip() for value in values):
+                yield f"{path}: line {rows.line_num}", row
+
+
+@contextmanager
+def _refusing(rows: csv.DictReader[str], path: Path) -> Iterator[None]:
+    try:
+        yield
+    except csv.Error as error:  # such as a value that is too long
+        raise SettingsError(f"{path}: line {rows.line_num}: {error}. Check that every quote is closed") from error
+
+
 def _rows(path: Path) -> tuple[csv.DictReader[str], str]:
     """Return the rows of a list, by the names of its columns in small letters, and what separates their values."""
     text = _text(path)
     separator = max(SEPARATORS, key=text.partition("\n")[0].count)
     rows = csv.DictReader(io.StringIO(text), restkey="", restval="", skipinitialspace=True, delimiter=separator)
     known = ("image", "name", "model", "within", "positive", *COLUMNS)
-    rows.fieldnames = header = [name.strip().lower() for name in rows.fieldnames or ()]
+    with _refusing(rows, path):
+        rows.fieldnames = header = [name.strip().lower() for name in rows.fieldnames or ()]
     if "image" not in header:
         raise SettingsError(f"{path}: has no column image. Its first line must name the columns")
     if unknown := [column for column in header if column not in known]:
