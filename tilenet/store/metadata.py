@@ -116,12 +116,12 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
         try:
             own = dict(_attributes(path)["tilenet"])
             complete = own.pop("complete")
+            found = layout_of(path, own)
             if not (path / OWN).is_dir():
                 raise OutputError(
                     f"{path}: lacks its folder {OWN}, where the sizes and checksums of its files are. Copy that too, "
                     f"as it is hidden from some programs"
                 )
-            found = layout_of(path, own)
             if not all(type(n) is int and 0 < n < 2**63 for n in (*found.shape, *found.block)):
                 raise not_ours(path)
             return found, own, complete is True
