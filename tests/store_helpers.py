@@ -25,7 +25,14 @@ from tilenet.store import Layout, Store, TissueMap, can_resume, files
 # Flags of mount(2).
 REMOUNT, READ_ONLY = 32, 1
 VOLATILE = ".tilenet/log.jsonl"
-INFO = {"version": "0.0", "card": {"labels": {"1": "one"}}, "record": {"tile": [16, 16], "threshold": 0.5}}
+INFO = {
+    "version": "0.0",
+    "image": {"path": "a.tif"},
+    "model": {"name": "stub"},
+    "card": {"labels": {"1": "one"}},
+    "record": {"tile": [16, 16], "threshold": 0.5},
+    "scaling": {"method": "none"},
+}
 LABELS = {1: ("one", (255, 0, 0, 255)), 2: ("two", (0, 0, 255, 255))}
 FRAME = {
     "axes": [{"name": "t", "type": "time", "unit": "second"}, *({"name": n, "type": "space"} for n in "yx")],

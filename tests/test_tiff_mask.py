@@ -400,3 +400,46 @@ def test_a_tiff_that_is_not_complete_is_said_to_be_that(slide, tmp_path, tilenet
             segment(slide, tmp_path / "m.ome.tif")
     code, _, err = tilenet_command("verify", tmp_path / "m.ome.tif")
     assert code == 2 and "m.ome.tif: is not complete, and is made in m.ome.tif.zarr" in err
+
+
+def changed(mask, out, change):
+    """Copy a mask, and change what it says of how it was made."""
+    if mask.is_dir():
+        shutil.copytree(mask, out)
+        root = json.loads((out / "zarr.json").read_text())
+        change(root["attributes"]["tilenet"])
+        (out / "zarr.json").write_text(json.dumps(root))
+        return out
+    with tifffile.TiffFile(mask) as tiff:
+        (text,) = (e.text for e in ElementTree.fromstring(tiff.ome_metadata).iter() if e.tag.endswith("}Description"))
+    own = json.loads(text)
+    change(own["tilenet"])
+    before, after = (t.replace('"', "&quot;").encode() for t in (text, json.dumps(own)))
+    content = mask.read_bytes()
+    if before not in content:
+        before, after = text.encode(), json.dumps(own).encode()
+    assert content.count(before) == 1
+    out.write_bytes(content.replace(before, after.ljust(len(before))))
+    return out
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["zarr", "tiff"])
+def test_a_mask_that_lacks_how_it_was_made_is_refused_in_a_line(slide, whole, tmp_path, tilenet_command, kind):
+    changes = {part: lambda own, part=part: own.pop(part) for part in ("image", "model", "card", "record", "scaling")}
+    changes |= {"labels": lambda own: own["card"].pop("labels")}
+    suffix = (".zarr", ".ome.tif")[kind]
+    for part, change in changes.items():
+        out = changed(whole[kind], tmp_path / f"{part}{suffix}", change)
+        with pytest.raises(BlocksFailed, match=rf"{part}\S+: was changed: it lacks its {part}\. Copy or make it again"):
+            tilenet.open_mask(out)
+    cards = changed(whole[kind], tmp_path / f"cards{suffix}", lambda own: own.update(card=[]))
+    table, picture = tmp_path / "a.csv", tmp_path / "a.png"
+    for command in (
+        ("info", cards),
+        ("export", cards, "--csv", table),
+        ("overlay", slide / "slide.tif", cards, "--out", picture),
+        ("verify", cards),
+    ):
+        code, _, err = tilenet_command(*command)
+        assert code == 3 and len(err.splitlines()) == 1 and ("lacks its card" in err or "zarr.json" in err), err
+    assert tilenet.open_mask(changed(whole[kind], tmp_path / f"same{suffix}", lambda own: None)).shape == (300, 700)

@@ -118,6 +118,7 @@ class TiffMask(AnyMask):
             raise not_ours(path) from None
         try:
             self.layout, self.info = _read_description(path)
+            self._refuse_changed_info()
             self.levels = self._open_levels()
         except BaseException:
             self._image.close()
@@ -168,6 +169,8 @@ def open_mask(path: str | Path) -> Mask | TiffMask:
     ------
     OutputNotFound, OutputIncomplete, OutputError
         If there is no mask; if blocks are missing; if tilenet did not write it.
+    BlocksFailed
+        If files are lost, or how the mask was made.
     """
     check_local(path)
     return open_tiff_mask(path) if is_tiff(path) and not Path(path).is_dir() else store.open_mask(path)

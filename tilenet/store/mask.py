@@ -98,6 +98,15 @@ class AnyMask:
         """Raise `BlocksFailed` if files differ from what was written; reads all of them."""
         raise NotImplementedError
 
+    def _refuse_changed_info(self) -> None:
+        """Raise `BlocksFailed` if `info` lacks what every mask says of how it was made."""
+        parts = ("image", "model", "card", "record", "scaling")
+        lacking = [part for part in parts if not isinstance(self.info.get(part), dict)]
+        if not lacking and not isinstance(self.info["card"].get("labels"), dict):
+            lacking = ["labels"]
+        if lacking:
+            raise BlocksFailed(f"{self.path}: was changed: it lacks its {', '.join(lacking)}. Copy or make it again")
+
     def layer(self) -> dict[str, Any]:
         """Return what napari needs to show the mask over its image: ``viewer.add_labels(**mask.layer())``.
 
@@ -165,6 +174,7 @@ class Mask(AnyMask):
 
     def __init__(self, path: Path, layout: Layout, info: dict[str, Any], stamp: Stamp | None) -> None:
         self.path, self.info, self.layout = path, info, layout
+        self._refuse_changed_info()
         _refuse_lost(path, layout)
         self.levels = tuple(_open(path, str(i), layout, stamp) for i in range(len(layout.levels)))
         self.probabilities: Array | None = _open(path, PROBABILITIES, layout, stamp) if layout.classes else None
@@ -198,7 +208,7 @@ def open_mask(path: str | Path) -> Mask:
     OutputNotFound, OutputIncomplete, OutputError
         If there is none; if it is incomplete; if tilenet did not write it.
     BlocksFailed
-        If files are lost. (Their content is checked by `tilenet.verify`.)
+        If files are lost, or how the mask was made. (The content of files is checked by `tilenet.verify`.)
     """
     path = Path(path)
     stamp = stamp_of(path)  # before anything is read, so that later reads detect a replacement
