@@ -98,8 +98,8 @@ def write_table(
         and so on, to ``max_dab``. Only for images in 8-bit red, green and blue.
     positive : str, optional
         A rule such as ``"dab>0.2"``: add a column ``positive``, 1 for objects whose mean of this stain or channel is
-        larger, else 0. The means are added too. A channel may be given by its number if none is called so, names in any
-        case of letters.
+        larger, else 0, and empty for those without a finite pixel. The means are added too. A channel may be given by
+        its number if none is called so, names in any case of letters.
     within : path, optional
         A GeoJSON file of regions of the image, such as annotations that QuPath exported, in pixels at full resolution.
         Adds a column ``region``, which names the regions that hold the centroid, and counts them in `regions` of the
