@@ -56,6 +56,7 @@ def segment(
     output: str | None = None,
     objects: bool = False,
     least_depth: float | None = None,
+    link: float | None = None,
     probability_dtype: str | None = None,
     missing: str | None = None,
     strict: bool = False,
@@ -142,6 +143,10 @@ def segment(
     least_depth : float, optional
         With `objects`: those with no pixel of at least this depth, 0 to 1, are dropped as uncertain
         (0.75); see `tilenet.objects`.
+    link : float, optional
+        With `objects`, for a 2-D network and an image with ``z``: objects of neighbouring planes become one, a volume,
+        if their intersection over union is at least this, such as 0.25, and each is the other's best partner; see
+        `tilenet.linking`.
     probability_dtype : str, optional
         ``float32``, ``float16`` or ``float64``.
     missing : {"error", "fill"}, optional
@@ -219,6 +224,7 @@ def segment(
         threshold=threshold,
         output=output,
         least_depth=least_depth,
+        link=link,
         probability_dtype=probability_dtype,
         scaling=scaling,
         missing=missing,

@@ -16,6 +16,7 @@ from tilenet.decide import Arrays, ObjectRule
 from tilenet.errors import BlocksFailed
 from tilenet.instances import View, numbered
 from tilenet.job import Job
+from tilenet.linking import linked
 from tilenet.runner import OF_THE_IMAGE, Report, run
 from tilenet.scaling import Scaling
 from tilenet.store import ShardMaker, Store, TissueMap
@@ -170,20 +171,23 @@ def to_objects(
     """Return the numbered objects (*n) of an image that fits in memory; 0 is background.
 
     If the network is looped over planes (or volumes), the objects of each are found separately, and numbered on from
-    those of the one before.
+    those of the one before; then those of planes are linked, if that is asked for.
     """
-    arrays = _to_arrays(job, scaling, progress, report)
+    arrays, rule = _to_arrays(job, scaling, progress, report), ObjectRule.recorded(job.record)
     foreground, depths = arrays["mask"] > 0, arrays.get("probabilities")
     found, n, left_out = np.zeros(job.plan.shape, np.int32), 0, 0
     for plane in np.ndindex(*job.plan.shape[: -job.footprint.ndim]):
         depth = None if depths is None else depths[(0, *plane)].astype(np.float32)
-        labels, more = numbered(View(foreground[plane], depth), ObjectRule.recorded(job.record))
+        labels, more = numbered(View(foreground[plane], depth), rule)
         found[plane] = np.where(labels > 0, labels + n, 0)
         n += int(labels.max(initial=0))
         left_out += more
     pixels = int(np.count_nonzero(foreground))
     lost = Lost(pixels, pixels - int(np.count_nonzero(found)), n, left_out)
     remark_lost(job.image.name, lost, job.record.get("least_depth"))
+    if rule.link is not None:
+        numbers = linked(found, job.image.box_axes, found.shape, rule.link)
+        found = np.insert(numbers, 0, 0).astype(np.int32)[found]
     return found
 
 

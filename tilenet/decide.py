@@ -199,13 +199,15 @@ def depth_of(probabilities: NDArray[Any], depths: Sequence[float]) -> NDArray[np
 class ObjectRule:
     """What is an object; see `tilenet.objects` for what each number does.
 
-    `spacing` is relative to the finest axis, see `relative_spacing`; empty for pixels as long along each axis.
+    `spacing` is relative to the finest axis, see `relative_spacing`; empty for pixels as long along each axis. `link`
+    is the threshold of `tilenet.linking`; None if objects of planes are not linked.
     """
 
     min_size: int = 20
     prominence: float = 0.2
     least_depth: float = 0.75
     spacing: tuple[float, ...] = ()
+    link: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that no object can meet, and NaN."""
@@ -216,12 +218,15 @@ class ObjectRule:
         # Below 1, smoothing would reach further than `tilenet.separation.REACH`.
         if not all(1 <= step < inf for step in self.spacing):
             raise SettingsError(f"spacing {self.spacing} is not relative to the finest axis")
+        if self.link is not None and not 0 < self.link <= 1:
+            raise SettingsError(f"link {self.link} is not above 0 and at most 1. Give a share of overlap, such as 0.25")
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> ObjectRule:
         """Return the rule of a run record."""
-        least, spacing = record.get("least_depth"), tuple(record.get("spacing", ()))
-        return cls(spacing=spacing) if least is None else cls(least_depth=least, spacing=spacing)
+        least = record.get("least_depth")
+        said = {} if least is None else {"least_depth": least}
+        return cls(**said, spacing=tuple(record.get("spacing", ())), link=record.get("link"))
 
 
 def relative_spacing(sizes: Sequence[float | None]) -> tuple[float, ...]:

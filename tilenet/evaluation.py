@@ -54,9 +54,9 @@ def evaluate(
     prediction, truth : str or path
         Two files (or mask folders), or two folders of files, matched by the part of their names before the first
         dot. Each frame of a time series (axis ``t``) is scored as an image, as time is no axis of an object; and so is
-        each plane of a stack whose objects a 2-D network found. Only masks that tilenet made at another pixel size
-        (``mpp``) may differ from the truth in size: each pixel of the truth is compared with the pixel of the mask
-        that holds its centre.
+        each plane of a stack whose objects a 2-D network found, if they were not linked. Only masks that tilenet made
+        at another pixel size (``mpp``) may differ from the truth in size: each pixel of the truth is compared with the
+        pixel of the mask that holds its centre.
     classes : bool
         Whether the labels are classes. By default they are objects (instance labels). If the predictions are
         masks (0 and one other value in all files) and the truths are not, masks are first split into objects, as

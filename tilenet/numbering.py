@@ -3,7 +3,8 @@
 1. The network writes the foreground, and the depth of each pixel in its object, to a store like that of any mask, with
    the same tiles, workers and journal.
 2. Every pixel of an object gets the place of the object's first pixel, in a second store (`tilenet.places`).
-3. Sorted, the places become the numbers 1..n, and the mask is written.
+3. Sorted, the places become the numbers 1..n, and the mask is written. If objects of planes are to be linked
+   (`tilenet.linking`), those that are get one number.
 
 The stores of the first two steps lie in the folder OUT.making, which the third step removes. It holds the lease of the
 first store until then.
@@ -21,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.compute import Lost, Progress, finish, remark_lost
+from tilenet.decide import ObjectRule
 from tilenet.errors import OutputIncomplete, OutputMismatch
+from tilenet.linking import linked
 from tilenet.making import DEPTHS, PLACES, as_recorded, making_of, mask_to_continue, refuse_link, remove_making
 from tilenet.outputs import fill, open_store, spare_the_input
 from tilenet.places import find_places, open_places
@@ -34,7 +37,7 @@ from tilenet.wanted import Wanted
 if TYPE_CHECKING:
     from distributed import Client
 
-# Key in a mask's info: a checksum of the first pixels of all objects, which identifies the numbering.
+# Key in a mask's info: a checksum of the first pixels of all objects, and of links, which identifies the numbering.
 FIRSTS = "first pixels sha256"
 
 
@@ -154,14 +157,40 @@ def _number(
     out: Path, wanted: Wanted, depths: Mask, found: AllPlaces, store: Store | None, *, overwrite: bool
 ) -> Store:
     """Write the numbers of the objects into a mask, which is made if there is none."""
-    firsts = _first_places(depths, *found)
-    store = store or _create(out, wanted, depths, firsts, overwrite=overwrite)
+    numbering = _numbered(depths, found)
+    store = store or _create(out, wanted, depths, numbering, overwrite=overwrite)
     try:
-        _write_numbers(store, found.places, firsts)
+        _write_numbers(store, found.places, numbering)
     except BaseException:
         store.close()  # the caller may not know it
         raise
     return store
+
+
+class Numbering(NamedTuple):
+    """The places of all objects, sorted, and the number of each: 1..n, the same for objects that are linked."""
+
+    firsts: NDArray[np.uint64]
+    numbers: NDArray[np.int64]
+
+    @property
+    def n(self) -> int:
+        """How many numbers there are."""
+        return int(self.numbers.max(initial=0))
+
+    def checksum(self) -> str:
+        """Return a checksum, which is that of the places, as uint64, where nothing is linked."""
+        links = self.numbers if self.n < len(self.firsts) else self.numbers[:0]
+        return sha256(self.firsts.tobytes() + links.tobytes()).hexdigest()
+
+
+def _numbered(depths: Mask, found: AllPlaces) -> Numbering:
+    """Return the numbers of all objects."""
+    places, firsts = found.places, _first_places(depths, *found)
+    link = ObjectRule.recorded(depths.info["record"]).link
+    if link is None:
+        return Numbering(firsts, np.arange(1, len(firsts) + 1))
+    return Numbering(firsts, linked(places, places.axes, places.layout.block, link))
 
 
 def _first_places(depths: Mask, places: Mask, left_out: int | None) -> NDArray[np.uint64]:
@@ -180,32 +209,27 @@ def _first_places(depths: Mask, places: Mask, left_out: int | None) -> NDArray[n
     return found
 
 
-def _create(out: Path, wanted: Wanted, depths: Mask, firsts: NDArray[np.uint64], *, overwrite: bool) -> Store:
+def _create(out: Path, wanted: Wanted, depths: Mask, numbering: Numbering, *, overwrite: bool) -> Store:
     """Create the store of the mask, with a pyramid of its own or with the levels of the image that it goes into."""
-    n = len(firsts)
     # 2**16 makes it uint32 even for few objects: the data type must not depend on what was found.
-    layout = replace(depths.layout, labels={}, largest=max(2**16, n), classes=0, n_levels=0)
+    layout = replace(depths.layout, labels={}, largest=max(2**16, numbering.n), classes=0, n_levels=0)
     if wanted.target is not None:
         # Nothing is computed, so this machine needs neither the device nor the engine of the first step.
         options = wanted.options.or_recorded(depths.info["record"])
         options = replace(options, device="cpu", engine="plain", memory=None)
         with replace(wanted, options=options).settle() as job:
             layout = replace(layout, **job.inside)
-    return Store.create(out, layout, depths.info | {"objects": n, FIRSTS: _checksum(firsts)}, overwrite=overwrite)
+    info = depths.info | {"objects": numbering.n, FIRSTS: numbering.checksum()}
+    return Store.create(out, layout, info, overwrite=overwrite)
 
 
-def _checksum(firsts: NDArray[np.uint64]) -> str:
-    # The checksum in the mask is of the bytes of uint64.
-    return sha256(firsts.tobytes()).hexdigest()
-
-
-def _write_numbers(store: Store, places: Mask, firsts: NDArray[np.uint64]) -> None:
+def _write_numbers(store: Store, places: Mask, numbering: Numbering) -> None:
     """Write the blocks that a store still lacks."""
-    if store.info[FIRSTS] != _checksum(firsts):
+    if store.info[FIRSTS] != numbering.checksum():
         raise OutputMismatch(
             f"{store.path}: the objects found now are not those of this mask. Start again with --overwrite"
         )
+    numbers = np.insert(numbering.numbers, 0, 0).astype(store.layout.mask_dtype)
     for index in store.pending():
         found = places[store.layout.box(0, index).slices]
-        numbers = np.where(found > 0, np.searchsorted(firsts, found) + 1, 0)
-        store.write(index, {"mask": numbers.astype(store.layout.mask_dtype)})
+        store.write(index, {"mask": numbers[np.searchsorted(numbering.firsts, found, "right")]})

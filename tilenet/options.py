@@ -24,6 +24,7 @@ POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 KINDS = (
     ("threshold", Real, "a number"),
     ("least_depth", Real, "a number between 0 and 1"),
+    ("link", Real, "a number above 0, and at most 1"),
     ("mpp", Real, "micrometres per pixel, a number"),
     ("axes", str, "letters of tczyx, one per axis"),
 )
@@ -53,6 +54,7 @@ class Options:
     threshold: float | None = None
     output: str | None = None
     least_depth: float | None = None
+    link: float | None = None
     probability_dtype: str | None = None
     # A scaling rule, or its command-line text.
     scaling: Any = None

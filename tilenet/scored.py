@@ -24,7 +24,7 @@ class Recorded:
     Attributes
     ----------
     by_plane : bool
-        Whether its objects lie in one plane each, as a 2-D network finds them.
+        Whether its objects lie in one plane each, as a 2-D network finds them, and were not linked.
     factor : tuple of Fraction
         How many pixels of its image one of its pixels covers along y and x; 1 unless the image was resampled at its
         finest level.
@@ -40,7 +40,7 @@ def recorded_of(path: Path) -> Recorded:
         return Recorded()
     with open_mask(path) as mask:
         record = mask.info["record"]
-        by_plane = record.get("output") == "objects" and len(mask.info["model"]["footprint"]) == 2
+        by_plane = mask.has_objects and len(mask.info["model"]["footprint"]) == 2 and "link" not in record
         resolution = resolution_of(mask)
     whole = resolution.level == 0 and record.get("roi") is None
     return Recorded(by_plane, resolution.factor if whole else Recorded.factor)

@@ -207,6 +207,7 @@ def _record(job: Job, seen: Seen, options: Options, *, precision: str, engine: s
         "threshold": job.decision.threshold if len(job.card.classes) == 1 else None,
         "least_depth": _least_depth(options, job.decision),
         **_spacing(options, job.image, job.footprint),
+        **_link(options, job),
     }
 
 
@@ -298,6 +299,24 @@ def _spacing(options: Options, image: Image, footprint: Footprint) -> dict[str, 
                 *(image.name, axes),
             )
     return {"spacing": list(found)} if found else {}
+
+
+def _link(options: Options, job: Job) -> dict[str, float]:
+    """Return the threshold of links for the record of objects of planes; nothing if they are not to be linked."""
+    if options.link is None:
+        return {}
+    if options.output != "objects":
+        raise SettingsError(f"link {options.link} is for objects. Ask for them (--objects), too")
+    ObjectRule(link=options.link)
+    name, axes = job.image.name, job.image.box_axes
+    if job.footprint.ndim > 2:
+        raise SettingsError(f"{name}: link is for a 2-D model, and the objects of a 3-D one are volumes. Leave it out")
+    if "z" not in axes:
+        remedy = "Leave link out" + (", or name one of them z (--axes)" if len(axes) > 2 else "")
+        raise SettingsError(f"{name}: link joins objects along z, and its axes are {axes}. {remedy}")
+    if job.plan.shape[axes.index("z")] < 2:
+        raise SettingsError(f"{name}: link joins objects of several planes, and there is one. Leave link out")
+    return {"link": float(options.link)}
 
 
 def _inner(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:

@@ -141,13 +141,14 @@ def _check_image(wanted: SideFiles, order: Order, footprint: Footprint | None) -
         if wanted.min_area is None:
             return
         stack = max(opened.box_shape[:-2], default=1) > 1
-        volumes = stack and options.output == "objects" and _takes_volumes(order.model, footprint)
+        solid = options.link is not None or _takes_volumes(order.model, footprint)
+        volumes = stack and options.output == "objects" and solid
         if not (volumes and options.roi is not None):  # whether a part has several planes is not known yet
             pixels_of_area(wanted.min_area, opened.name, opened.pixel_size, volumes=volumes)
 
 
 def _takes_volumes(model: Any, footprint: Footprint | None) -> bool:
-    """Return whether a network has three axes; one of two finds the objects of a stack plane by plane."""
+    """Return whether a network has three axes; one of two finds the objects of each plane of a stack by itself."""
     try:
         network = load_named(model) if isinstance(model, str | Path) else model
         return footprint_of(network, footprint).ndim > 2

@@ -46,6 +46,7 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "scaling": parse_rule,
     "threshold": float,
     "least_depth": float,
+    "link": float,
     "output": str,
     "missing": str,
     "tissue": _tissue,

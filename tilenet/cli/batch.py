@@ -42,7 +42,7 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
     IMAGES are files, patterns in quotes ("slides/*.svs"), and lists: .txt with a path a line, .csv
     with a column image and, where wanted, name, model, within (a GeoJSON of regions to count in),
     positive, level, mpp, axes, pixel_size, channels, tile, batch, threads, scaling, threshold,
-    least_depth, output, missing and tissue.
+    least_depth, link, output, missing and tissue.
     Complete masks are skipped, others resumed: to continue a killed batch, run the same command
     again.
     """

@@ -140,6 +140,12 @@ objects_options = with_options(
         type=click.FloatRange(0, 1),
         help="With --objects: leave out those nowhere so deep, 0 to 1.  [default: 0.75]",
     ),
+    click.option(
+        "--link",
+        type=float,
+        help="With --objects, of a stack and a 2-D model: join those of neighbouring planes whose overlap (IoU) is at "
+        "least this, such as 0.25.  [default: none]",
+    ),
 )
 OVERVIEW = click.option(
     "--overview", is_flag=True, help="Draw the mask over the image, in NAME.overview.png beside it."

@@ -99,7 +99,7 @@ def _result(mask: AnyMask) -> tuple[dict[str, Any], str]:
     what = label_names(labels)
     if record["output"] == "objects":
         facts["objects"] = mask.info["objects"]
-        what = f"{facts['objects']} objects"
+        what = f"{facts['objects']} {'volumes' if 'link' in record else 'objects'}"
     if tissue:
         facts["tissue"] = tissue
         what += f", {tissue['skipped']:.0%} skipped as glass"

@@ -300,18 +300,26 @@ def _means(mask: AnyMask, image: Image, values_of: Callable[[NDArray[Any]], NDAr
         if not inside.any():
             continue
         measured = values_of(image.read(box.shifted(mask.origin))[:, inside])
-        # Objects are numbered row by row, so that the numbers in a block span at most those of a row of blocks.
-        own = labels[inside].astype(np.int64)
-        first, here = int(own.min()), slice(int(own.min()), int(own.max()) + 1)
-        pixels[here] += np.bincount(own - first)
-        for column, (of, values) in enumerate(_finite(own, measured)):
-            counts[here, column] += np.bincount(of - first, minlength=here.stop - first)
-            sums[here, column] += np.bincount(of - first, values.astype(np.float64), here.stop - first)
-            spread.add(column, of, values)
+        here, places = _few(labels[inside].astype(np.int64))
+        pixels[here] += np.bincount(places)
+        for column, (at, values) in enumerate(_finite(places, measured)):
+            counts[here, column] += np.bincount(at, minlength=len(here))
+            sums[here, column] += np.bincount(at, values.astype(np.float64), len(here))
+            spread.add(column, here[at], values)
     _remark_lacking(image.name, pixels, counts)
     with np.errstate(invalid="ignore"):
         means: Means = sums / counts
     return means
+
+
+def _few(own: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the objects of some pixels, with at most so many others, and the place of each pixel's among them."""
+    first, last = int(own.min()), int(own.max())
+    # Objects are numbered row by row, so that the numbers in a block of one plane are close together.
+    if last - first < own.size:
+        return np.arange(first, last + 1), own - first
+    # Those of volumes that began planes before are not.
+    return np.unique(own, return_inverse=True)
 
 
 def _finite(own: NDArray[np.int64], measured: NDArray[Any]) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:

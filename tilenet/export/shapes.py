@@ -67,8 +67,10 @@ class Shape:
 
 
 def has_volumes(mask: AnyMask) -> bool:
-    """Return whether objects extend over planes: only a network of three axes numbers objects in several planes."""
-    return mask.has_objects and len(mask.info["model"]["footprint"]) > 2 and max(mask.shape[:-2], default=1) > 1
+    """Return whether objects extend over planes: those of a network of three axes, or those that were linked."""
+    if not mask.has_objects or max(mask.shape[:-2], default=1) == 1:
+        return False
+    return len(mask.info["model"]["footprint"]) > 2 or "link" in mask.info["record"]
 
 
 @contextmanager
