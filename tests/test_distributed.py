@@ -1,12 +1,13 @@
 """Blocks go to Dask workers, and the mask is the one that a single process writes."""
 
+import json
 import logging
 import runpy
 import sys
 import threading
 import time
 from concurrent.futures import CancelledError
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,6 +171,24 @@ def asked(client, monkeypatch):
     counts = []
     monkeypatch.setattr(clusters, "local_cluster", lambda n, **_: (counts.append(n), nullcontext(client))[1])
     return counts
+
+
+@pytest.mark.parametrize("command", ["segment", "batch"])
+def test_what_is_said_while_workers_start_and_stop_is_a_remark(
+    image, network, tmp_path, tilenet_command, monkeypatch, command
+):
+    @contextmanager
+    def local_cluster(*_, **__):
+        logging.getLogger("tilenet").warning("starting")
+        yield
+        logging.getLogger("tilenet").warning("stopping")
+
+    monkeypatch.setattr(clusters, "local_cluster", local_cluster)
+    options = ("--out", tmp_path / "out", "--model", network, "--tile", 512, "--threads", 1, "--workers", 2)
+    code, _, err = tilenet_command(command, image, *options)
+    assert code == 0 and {"tilenet: starting", "tilenet: stopping"} <= set(err.splitlines())
+    code, out, err = tilenet_command(command, image, *options, "--json", *(["--resume"] * (command == "segment")))
+    assert (code, err) == (0, "") and {"starting", "stopping"} <= set(json.loads(out)["remarks"])
 
 
 @pytest.mark.parametrize("command", ["segment", "batch"])

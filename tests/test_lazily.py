@@ -354,6 +354,9 @@ def test_what_is_not_for_lazy_is_refused(network):
         tilenet.lazy(IMAGE, model=network, output="both")
     with pytest.raises(SettingsError, match="nearest 4, 6"):
         tilenet.lazy(IMAGE, model=network, tile=5)
+    for chunks in (0, "abc", (8, 8, 8, 8), -5, 1.5, object()):
+        with pytest.raises(SettingsError, match=r"^chunks .* do not fit shape \("):
+            tilenet.lazy(IMAGE, model=network, chunks=chunks)
 
 
 def test_tasks_can_be_told_by_their_names(network):

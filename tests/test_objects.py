@@ -42,11 +42,22 @@ def test_objects_below_the_least_size_are_dropped_and_numbers_have_no_gaps():
     assert objects(mask).max() == 2
     assert objects(mask, min_size=1).max() == 3
     assert objects(np.zeros((5, 5), int)).max() == 0
-    for options in ({"prominence": -0.1}, {"prominence": np.nan}, {"least_depth": 2}, {"least_depth": np.nan}):
-        with pytest.raises(SettingsError, match=f"{next(iter(options))} .* is not"):
-            objects(mask, **options)
+    for option, values in {
+        "prominence": (-0.1, np.nan, "0.1"),
+        "least_depth": (2, np.nan, "1"),
+        "min_size": (-1, np.nan, "20", None),
+    }.items():
+        for value in values:
+            with pytest.raises(SettingsError, match=f"{option} .* is not"):
+                objects(mask, **{option: value})
     with pytest.raises(SettingsError, match="names 2 classes"):
         objects(np.ones((3, 5, 5), np.float32), depth_of_class=(0, 1))
+    for depths in ((0, 1, "a"), (0, 1, 1.5), (0, np.nan, 1), (0, -1, 1)):
+        with pytest.raises(SettingsError, match=r"depth_of_class .*: each depth is a number from 0 to 1"):
+            objects(np.ones((3, 5, 5), np.float32), depth_of_class=depths)
+    for values in (np.ones((3, 5, 5), complex), np.ones((3, 5, 5), object)):
+        with pytest.raises(SettingsError, match="not of values of"):
+            objects(values)
 
 
 def test_what_becomes_no_object_is_told(caplog):

@@ -1,5 +1,8 @@
 """Overlays: where the outlines lie, whatever the level, pixel size or part."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import tifffile
@@ -231,6 +234,16 @@ def test_the_overview_lies_beside_the_mask_and_keeps_the_store_whole(square, til
         assert picture.read_bytes() == (square / "same.png").read_bytes()
         assert tilenet_command("verify", square / name)[0] == 0
     assert tilenet_command("segment", slide, "-o", square / "m.zarr", *rest, "--overview", "--overwrite")[0] == 0
+
+
+def test_what_the_overview_remarks_is_a_remark_of_the_run(tmp_path, tilenet_command):
+    tifffile.imwrite(tmp_path / "dot.tif", np.zeros((16, 16), np.uint8), resolution=(40000, 40000), resolutionunit=3)
+    model = tilenet.save_model(tilenet.UNet(depth=2, wf=1), tmp_path / "small.safetensors")
+    command = ("segment", tmp_path / "dot.tif", "-o", tmp_path / "m.zarr", "-m", model, "--overview", "--overwrite")
+    code, out, _ = tilenet_command(*command, "--json")
+    assert code == 0 and any("too small for a scale bar" in remark for remark in json.loads(out)["remarks"])
+    _, _, err = tilenet_command(*command)
+    assert re.search(r"^tilenet: .*too small for a scale bar", err, re.MULTILINE)
 
 
 def test_a_batch_draws_an_overview_of_each_and_what_lacks_one(square, tilenet_command):

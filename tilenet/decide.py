@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
 from math import inf, log
+from numbers import Real
 from operator import itemgetter
 from typing import Any
 
@@ -211,9 +212,10 @@ class ObjectRule:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no object can meet, and NaN."""
-        if not self.prominence >= 0:
-            raise SettingsError(f"prominence {self.prominence} is not 0 or more")
-        if not 0 <= self.least_depth <= 1:
+        for name in ("min_size", "prominence"):
+            if not (isinstance(value := getattr(self, name), Real) and float(value) >= 0):
+                raise SettingsError(f"{name} {value!r} is not a number of 0 or more")
+        if not (isinstance(self.least_depth, Real) and 0 <= self.least_depth <= 1):
             raise SettingsError(f"least_depth {self.least_depth} is not between 0 and 1")
         # Below 1, smoothing would reach further than `tilenet.separation.REACH`.
         if not all(1 <= step < inf for step in self.spacing):

@@ -151,11 +151,15 @@ def _view_of(array: Array, depth_of_class: Sequence[float] | None) -> View:
         raise SettingsError(f"objects are of a plane or a volume, not of an array of shape {array.shape}")
     if is_mask:
         return View(array > 0, None)
+    if array.dtype.kind != "f":
+        raise SettingsError(f"objects are of a mask of integers or of probabilities, not of values of {array.dtype}")
     if len(array) < 2:
         raise SettingsError(f"probabilities are (classes, y, x) with two classes or more, not {array.shape}")
     depths = list(np.linspace(0, 1, len(array)) if depth_of_class is None else depth_of_class)
     if len(depths) != len(array):
         raise SettingsError(f"depth_of_class names {len(depths)} classes, the probabilities have {len(array)}")
+    if not all(isinstance(depth, Real) and 0 <= float(depth) <= 1 for depth in depths):
+        raise SettingsError(f"depth_of_class {depths}: each depth is a number from 0 to 1")
     foreground = array.argmax(axis=0) != 0
     # Two classes do not encode depth.
     return View(foreground, None if len(array) == 2 else depth_of(array, depths))

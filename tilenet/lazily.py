@@ -23,7 +23,7 @@ import numpy as np
 
 from tilenet import predict
 from tilenet.arguments import known_options
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.job import Job
@@ -32,6 +32,7 @@ from tilenet.named import function_of
 from tilenet.options import Options, check_output_option
 from tilenet.plan import Plan
 from tilenet.readers.array import client_of
+from tilenet.readers.boundary import one_line
 from tilenet.settling import settle
 from tilenet.tiles import Tiles, Weights
 
@@ -132,7 +133,10 @@ def _dask_array(tiles: Tiles, chunks: Any) -> Any:
         chunks = tiles.with_classes(default_chunks(tiles.plan), -1)
     meta = np.empty((0,) * tiles.ndim, tiles.dtype)
     name = f"tilenet-segment-{tiles.token}"
-    return da.from_array(tiles, chunks=chunks, name=name, meta=meta)  # type: ignore[no-untyped-call]
+    try:
+        return da.from_array(tiles, chunks=chunks, name=name, meta=meta)  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise SettingsError(f"chunks {chunks!r} do not fit shape {tiles.shape} ({one_line(error)})") from error
 
 
 def default_chunks(plan: Plan) -> tuple[int, ...]:

@@ -127,6 +127,11 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
     card : ModelCard, optional
         Default the network's own ``card``; the architecture is always the network's.
 
+    Returns
+    -------
+    Path
+        The file.
+
     Raises
     ------
     ModelError
@@ -191,6 +196,11 @@ def convert_model(
         Replace an existing model.
     **options
         As for `load_model`.
+
+    Returns
+    -------
+    Path
+        The file that was written.
 
     Raises
     ------

@@ -27,7 +27,7 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
     path : str or path
         The file to write, ending in ``.tif`` or ``.tiff`` (`SettingsError`); must not exist yet (`OutputExists`).
     side : int
-        Height and width in pixels.
+        Height and width in pixels, 8 or more.
     """
     import tifffile
     from skimage import data
@@ -38,6 +38,8 @@ def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
         raise SettingsError(f"{path}: the sample is a TIFF. Give a name in .tif or .tiff")
     if path.exists():
         raise OutputExists(f"{path}: exists already. Choose another name, or remove it")
+    if side < 2 ** (LEVELS - 1):
+        raise SettingsError(f"side {side}: the coarsest level would have no pixels. Give {2 ** (LEVELS - 1)} or more")
     with put_whole(path) as part, tifffile.TiffWriter(part) as tiff:
         for level, pixels in enumerate(_pyramid(photo, side)):
             tiff.write(

@@ -55,7 +55,7 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
             say(_line(result))
 
     machine.keep_freed_memory()
-    with cluster_of(options) as client, remarks(shown=not (quiet or as_json)) as said:
+    with remarks(shown=not (quiet or as_json)) as said, cluster_of(options) as client:
         results = run.batch(images, out, client=client, tell=tell, **with_model(options))
     share = options["shard"]
     counts = {status: sum(r.status == status for r in results) for status in ("done", "skipped", "failed")}

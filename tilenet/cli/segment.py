@@ -65,14 +65,13 @@ def segment(
     machine.keep_freed_memory()
     started = time.perf_counter()
     reports: list[Report] = []
-    with (
-        cluster_of(options) as client,
-        progress_bar("px", shown=not quiet) as progress,
-        remarks(shown=not (quiet or as_json)) as said,
-    ):
-        options |= {"objects": objects, "progress": progress, "client": client}
-        mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
-    seconds = time.perf_counter() - started
+    with remarks(shown=not (quiet or as_json)) as said:
+        with cluster_of(options) as client, progress_bar("px", shown=not quiet) as progress:
+            options |= {"objects": objects, "progress": progress, "client": client}
+            mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
+        seconds = time.perf_counter() - started
+        if picture and mask is not None:
+            files.save(overlays.overlay(image, place), picture)
     if mask is None:
         show(*shares.share_result(place, options["into"], options["shard"], seconds), as_json=as_json, quiet=quiet)
         return
@@ -81,7 +80,6 @@ def segment(
     result = {"out": str(place), "seconds": round(seconds, 2), **result}
     result["remarks"] = said
     if picture:
-        files.save(overlays.overlay(image, place), picture)
         result["overview"] = str(picture)
         what += f", see {picture}"
     text = f"{place}: {sides(mask.shape)} px, {what}, {seconds:.1f} s"
