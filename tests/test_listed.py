@@ -170,6 +170,40 @@ def test_the_overview_of_a_batch_tells_positive_ones_apart_by_the_rule_of_its_ta
     assert (imread(picture) == RED).all(axis=-1).any() and not (imread(picture) == BLUE).all(axis=-1).any()
 
 
+def test_the_overview_of_a_batch_shows_what_is_counted_and_is_drawn_again_under_another_rule(slide, tmp_path):
+    place, table, picture = (tmp_path / "masks" / f"slide.{end}" for end in ("zarr", "csv", "overview.png"))
+
+    def drawn(**how):
+        (result,) = tilenet.batch(
+            slide, place.parent, model=Bright(), objects=True, overview=True, table=True, threads=1, **how
+        )
+        return imread(picture), result.counts["class 1"]
+
+    def shown():
+        """Return the numbers of the objects that a picture outlines above the scale bar."""
+        labels, pixels = tilenet.open_mask(place)[:200], imread(picture)[:200]
+        return set(np.unique(labels[(pixels != pixels[..., :1]).any(axis=-1)]).tolist())
+
+    whole, everything = drawn()
+    few, count = drawn(min_area="60px", positive="0>225")
+    listed = {int(line["object"]) for line in lines_of(table) if int(line["area_px"]) >= 60}
+    in_view = set(np.unique(tilenet.open_mask(place)[:200]).tolist()) - {0}
+    assert 10 < count == len(listed) < everything and shown() == listed & in_view
+    assert (few == RED).all(axis=-1).any() and (few == BLUE).all(axis=-1).any()
+    written = picture.stat().st_mtime_ns
+    assert np.array_equal(drawn(min_area="60px", positive="0>225")[0], few)
+    assert picture.stat().st_mtime_ns == written
+    uncoloured, _ = drawn(min_area="60px")  # the table still says what is positive
+    assert not (uncoloured == RED).all(axis=-1).any() and shown() == listed & in_view
+    assert np.array_equal(drawn()[0], whole) and shown() == in_view
+
+
+def test_the_overview_of_a_mask_of_classes_shows_all_of_it_whatever_the_least_area(slide, tmp_path):
+    (result,) = tilenet.batch(slide, tmp_path, model=Bright(), overview=True, table=True, min_area="60px")
+    assert result.status == "done"
+    assert np.array_equal(imread(tmp_path / "slide.overview.png"), overlay(slide, tmp_path / "slide.zarr"))
+
+
 TRIANGLE = [[40.5, 30], [200, 50.25], [90, 210], [40.5, 30]]
 HOLE = [[80, 80], [120, 80], [100, 120], [80, 80]]
 

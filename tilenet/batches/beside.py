@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,12 +14,13 @@ from tilenet.batches.orders import Order
 from tilenet.errors import OutputError, SettingsError, TilenetError
 from tilenet.export.forms import COLUMNS as FORMS
 from tilenet.export.intensities import STAINS, Intensities, is_judged_by
+from tilenet.export.listed import Listing
 from tilenet.export.measured import Measured
 from tilenet.export.measures import check_table_place, is_table, read_table, write_table
 from tilenet.export.shapes import pixels_of_area
 from tilenet.footprint import Footprint
 from tilenet.named import load_named
-from tilenet.pictures.files import check_picture_place, overview_beside, save
+from tilenet.pictures.files import check_picture_place, overview_beside, rule_of, save
 from tilenet.pictures.overlays import overlay
 from tilenet.predict import footprint_of
 from tilenet.readers import open_image
@@ -53,7 +55,7 @@ class SideFiles:
     Attributes
     ----------
     overview : bool
-        Whether to draw NAME.overview.png, see `tilenet.overlay`; where it is asked what is positive, by the table.
+        Whether to draw NAME.overview.png, see `tilenet.overlay`: of objects, those that are counted, by the table.
     table : bool
         Whether to write NAME.csv, see `tilenet.write_table`.
     min_area : str or float, optional
@@ -80,10 +82,18 @@ class SideFiles:
         """Make the files that are missing or older than the mask; return its measurements if a table is wanted."""
         measured = self._measure(order, mask) if self.table else None
         if self.overview:
-            picture, table = overview_beside(mask), table_beside(mask) if order.positive is not None else None
-            if _is_older(picture, mask) or (table and picture.stat().st_mtime_ns < table.stat().st_mtime_ns):
-                save(overlay(order.image, mask, table=table), picture)
+            self._draw(order, mask)
         return measured
+
+    def _draw(self, order: Order, mask: Path) -> None:
+        """Draw the picture if it is missing, older than what it shows, or drawn by another rule."""
+        picture, table = overview_beside(mask), table_beside(mask)
+        least = self.min_area if order.options.output == "objects" else None
+        said = {key: value for key, value in (("positive", order.positive), ("min_area", least)) if value}
+        rule = json.dumps(said) if said else ""
+        listing = Listing(table, least, order.positive is not None) if rule else None
+        if _is_older(picture, mask) or rule_of(picture) != rule or (rule and _is_before(picture, table)):
+            save(overlay(order.image, mask, table=listing), picture, rule=rule)
 
     def _measure(self, order: Order, mask: Path) -> Measured:
         image, table = order.image, table_beside(mask)
@@ -174,4 +184,9 @@ def _is_of_another_rule(table: Path, order: Order) -> bool:
 def _is_older(path: Path, mask: Path) -> bool:
     """Return whether a file is missing, or older than the mask."""
     # zarr.json is the last file that a store writes.
-    return not path.exists() or path.stat().st_mtime_ns < (mask / "zarr.json").stat().st_mtime_ns
+    return not path.exists() or _is_before(path, mask / "zarr.json")
+
+
+def _is_before(path: Path, other: Path) -> bool:
+    """Return whether a file was written before another."""
+    return path.stat().st_mtime_ns < other.stat().st_mtime_ns

@@ -76,7 +76,8 @@ def batch(
         a time.
     overview : bool
         Draw each mask over its image in ``OUT/<name>.overview.png``, see `tilenet.overlay`; with `positive`, in red
-        what is positive and the rest in blue.
+        what is positive and the rest in blue. Objects smaller than `min_area` are left out. A picture that was drawn
+        with another rule or area is drawn again.
     table : bool
         Write a table of each mask to ``OUT/<name>.csv``, see `tilenet.write_table`, and the counts of each class in
         each image to ``OUT/counts.csv``.

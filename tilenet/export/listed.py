@@ -15,11 +15,30 @@ from tilenet.export.intensities import VERDICTS
 from tilenet.export.measures import is_table
 from tilenet.export.outlines import regions
 from tilenet.export.placement import Grid
-from tilenet.export.shapes import Ids
+from tilenet.export.shapes import Ids, min_pixels
 from tilenet.store import AnyMask
 
 # What tables made with a rule say, as places in `tilenet.export.intensities.VERDICTS`.
 TOLD = {verdict: place for place, verdict in enumerate(VERDICTS)}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table of a mask, and what of it is wanted.
+
+    Attributes
+    ----------
+    table : Path
+        The table.
+    min_area : str or float, optional
+        Leave out what is smaller, as for `tilenet.write_table`.
+    positive : bool
+        Whether to take what the table says of positive objects.
+    """
+
+    table: Path
+    min_area: str | float | None = None
+    positive: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,7 +57,7 @@ class Listed:
     positive: NDArray[np.int64] | None
 
 
-def read_listed(mask: AnyMask, table: Path, grid: Grid) -> Listed:
+def read_listed(mask: AnyMask, listing: Listing, grid: Grid) -> Listed:
     """Read which objects of a mask a table lists.
 
     Raises
@@ -50,6 +69,7 @@ def read_listed(mask: AnyMask, table: Path, grid: Grid) -> Listed:
     """
     if not mask.has_objects:
         raise SettingsError(f"{mask.path}: has classes, and a table chooses objects. Make it with --objects")
+    table, least = listing.table, min_pixels(mask, listing.min_area)
     _refuse_foreign(table)
     there = np.zeros(mask.info["objects"] + 1, bool)
     positive, told, smallest = np.zeros(len(there), np.int64), False, None
@@ -59,14 +79,14 @@ def read_listed(mask: AnyMask, table: Path, grid: Grid) -> Listed:
             raise OutputMismatch(
                 f"{table}: lists object {number}, and {mask.path} has {len(there) - 1}. Give the table of this mask"
             )
-        there[number], positive[number] = True, TOLD[line.get("positive", "0")]
+        there[number], positive[number] = _size(line) >= least, TOLD[line.get("positive", "0")]
         smallest = min(smallest or line, line, key=_size)
     if smallest and not _is_of(mask, grid, smallest):
         raise OutputMismatch(
             f"{table}: its object {smallest['object']} is not that of {mask.path}. Give the table of this mask, or "
             f"export it again"
         )
-    return Listed(there, positive if told else None)
+    return Listed(there, positive if told and listing.positive else None)
 
 
 def _refuse_foreign(table: Path) -> None:

@@ -15,6 +15,8 @@ from tilenet.tiff_mask import name_of
 KINDS = ("PNG", "JPEG", "TIFF", "WEBP")
 # The EXIF tag "Software", and its value. A TIFF mask has "tilenet" there, so it is not taken for a picture.
 SOFTWARE, MARK = 0x0131, "tilenet overlay"
+# The EXIF tag "ImageDescription", which says by what rule the objects of a picture were chosen.
+DESCRIPTION = 0x010E
 
 
 def check_picture_place(out: str | Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
@@ -32,8 +34,10 @@ def check_picture_place(out: str | Path, *, replace: bool, image: Any = None, ma
     check_file_place(out, replace=replace, is_ours=is_picture_of_ours, kind="a picture", image=image, mask=mask)
 
 
-def save(picture: Picture, out: str | Path) -> None:
+def save(picture: Picture, out: str | Path, *, rule: str = "") -> None:
     """Write a picture file, replacing an older one that tilenet drew; the name's ending chooses the format.
+
+    `rule`, in ASCII, is what `rule_of` will return.
 
     Raises
     ------
@@ -47,19 +51,31 @@ def save(picture: Picture, out: str | Path) -> None:
     check_picture_place(out, replace=True)
     marked = Pillow.Exif()
     marked[SOFTWARE] = MARK
+    if rule:
+        marked[DESCRIPTION] = rule
     with put_whole(out) as path:
         Pillow.fromarray(picture).save(path, format=_kind(out), exif=marked)
 
 
 def is_picture_of_ours(path: Path) -> bool:
     """Return whether a file is a picture that tilenet drew, by the mark in it."""
+    return _marks(path).get(SOFTWARE) == MARK
+
+
+def rule_of(path: Path) -> str:
+    """Return by what rule the objects of a picture were chosen, as `save` was told; nothing if all are drawn."""
+    return _marks(path).get(DESCRIPTION, "")
+
+
+def _marks(path: Path) -> dict[int, str]:
+    """Return the EXIF data of a picture as text; none of what is no picture."""
     from PIL import Image as Pillow
 
     try:
         with Pillow.open(path, formats=KINDS) as picture:
-            return str(picture.getexif().get(SOFTWARE)) == MARK
+            return {tag: str(value) for tag, value in picture.getexif().items()}
     except Exception:  # a foreign file may make the parsers raise anything
-        return False
+        return {}
 
 
 def overview_beside(mask: str | Path, into: str | Path | None = None) -> Path:

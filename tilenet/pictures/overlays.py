@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tilenet.arguments import known_options
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.export.listed import Listed, read_listed
+from tilenet.export.listed import Listed, Listing, read_listed
 from tilenet.export.placement import Grid, grid_in
 from tilenet.export.within import Drawn, covered, outlines, read_regions
 from tilenet.geometry import Box
@@ -56,7 +56,7 @@ def overlay(
     fill: bool = False,
     tissue: bool = False,
     max_side: int = 2048,
-    table: str | Path | None = None,
+    table: str | Path | Listing | None = None,
     within: str | Path | None = None,
 ) -> Picture:
     """Draw a mask over its image.
@@ -115,7 +115,7 @@ def overlay(
         part = _plane(_part(source, found, roi), found, plane)
         longest = max(part.shape[-2:])
         h, w = (max(1, n * min(longest, max_side) // longest) for n in part.shape[-2:])
-        listed = None if table is None else read_listed(found, Path(table), grid)
+        listed = None if table is None else read_listed(found, _listing(table), grid)
         lines = _lines(drawn, found, grid, part, (h, w)) if drawn else []
         picture = photo(source, part, (h, w), scaling=_scaling(source, found))
         if tissue:
@@ -141,6 +141,10 @@ def _as_segmented(image: Any, mask: AnyMask) -> Iterator[tuple[Image, Grid]]:
                 f"{seen.n_channels}, from 0. Give the image that was segmented"
             )
         yield seen.with_channels(channels) if channels else seen, grid_in(stored, mask)
+
+
+def _listing(table: str | Path | Listing) -> Listing:
+    return table if isinstance(table, Listing) else Listing(Path(table))
 
 
 def _scaling(image: Image, mask: AnyMask) -> Scaling | None:
