@@ -324,6 +324,21 @@ def test_what_resuming_does_not_mend_is_to_be_overwritten(out, network):
         differing.raise_if_failed(out)
 
 
+def test_files_that_file_managers_leave_are_no_fault_of_a_mask_and_are_told(out, network, tilenet_command):
+    (out / ".DS_Store").write_bytes(b"")
+    assert tilenet_command("verify", out, "--windows", "0")[2] == ""
+    for name in ("0/c/Thumbs.db", "0/c/0/desktop.ini", "thumbs.db"):
+        (out / name).write_bytes(b"x")
+    found = tilenet.verify(out, IMAGE, model=network)
+    assert found.ok and found.windows and not found.foreign
+    code, _, err = tilenet_command("verify", out, "--windows", "0")
+    assert (code, err.count("\n")) == (0, 1) and "(3 are there). Delete it before you overwrite the mask" in err
+    code, printed, err = tilenet_command("verify", out, "--windows", "0", "--json")
+    assert (code, err) == (0, "") and "is no part of the mask" in json.loads(printed)["remarks"][0]
+    (out / "0" / "c" / "my Thumbs.db").write_bytes(b"x")
+    assert tilenet.verify(out, windows=0).foreign == ["0/c/my Thumbs.db"]
+
+
 def test_of_files_that_tilenet_did_not_write_no_run_is_said_to_help(out, network):
     (out / "notes.txt").write_text("mine")
     (out / "0" / "c" / "more.txt").write_text("mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from tilenet.mismatch import contradiction
 from tilenet.models import packaged_models
 from tilenet.plan import Plan, tile_of
 from tilenet.provenance import check_image, how_to_name_image
+from tilenet.readers.planes import LITTER
 from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
 from tilenet.store import AnyMask, Store
@@ -29,6 +31,8 @@ from tilenet.store.metadata import foreign_entries
 from tilenet.tiff_mask import is_tiff, open_mask, open_tiff_mask
 from tilenet.wanted import Wanted
 
+# Remarks about what was found that is no fault; the command line prints them.
+LOG = logging.getLogger("tilenet")
 # Side of a window in pixels; of 3-D networks a quarter of it. The window is always long enough to cross a tile border.
 WINDOW = 160
 # A pixel may differ where the logits of two mask values are closer than this fraction of the
@@ -53,7 +57,8 @@ class Verification:
     differences : list of tuple
         Windows where the mask is not what the network gives: box, and number of differing pixels.
     foreign : list of str
-        Files that tilenet did not write, each of which has a line in `damage`, too.
+        Files that tilenet did not write, each of which has a line in `damage`, too. Not those that file managers leave:
+        ``Thumbs.db``, ``desktop.ini``, and hidden ones.
     lasting : list of str
         Files that a run with ``--resume`` does not mend, each of which has a line in `damage`, too.
     """
@@ -223,6 +228,12 @@ def _damage(out: Path) -> Verification:
     foreign = [found.file for found in changed if found.is_foreign]
     foreign += [name for name in foreign_entries(out, store.layout) if not name.startswith(".")]
     damage = [str(found) for found in changed if found.file not in foreign]
+    if litter := [name for name in foreign if name.rpartition("/")[2].lower() in LITTER]:
+        LOG.warning(
+            "%s: %s is no part of the mask: file managers leave such files%s. Delete it before you overwrite the mask",
+            *(out, litter[0], f" ({len(litter)} are there)" if litter[1:] else ""),
+        )
+        foreign = [name for name in foreign if name not in litter]
     damage += [f"{name} is extra: tilenet did not write it" for name in foreign]
     lasting = [found.file for found in changed if found.file == store.layout.root]
     return Verification(damage=damage, foreign=foreign, lasting=lasting)

@@ -23,6 +23,7 @@ from tilenet.cli.output import (
     print_nothing_more,
     progress_bar,
     reader_has_gone,
+    remarks,
     say,
     show,
     sides,
@@ -160,11 +161,12 @@ def verify(
     """Check the files of OUT, and recompute windows across tile borders."""
     from tilenet import checks
 
-    with progress_bar("windows", shown=not quiet) as progress:
+    with progress_bar("windows", shown=not quiet) as progress, remarks(shown=not (quiet or as_json)) as said:
         found = checks.verify(out, image, model=model, windows=windows, seed=seed, progress=progress)
     result = {"ok": found.ok, "damage": found.damage, "not_recomputed": found.not_recomputed}
     result |= {"windows": found.windows, "pixels": found.pixels}
     result |= {"ties": found.ties, "differences": [{"box": str(b), "pixels": n} for b, n in found.differences]}
+    result["remarks"] = said
     text = (
         f"{out}: files as written; {found.windows} windows ({found.pixels} px) as the network gives, {found.ties} ties"
     )
