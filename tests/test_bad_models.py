@@ -184,6 +184,7 @@ CARDS = {
     "of colours of no label": card(colors={"one": [1, 2, 3, 4]}),
     "of colours that are none": card(colors={"1": [1, 2, 3, 999]}),
     "of labels in a list": card(labels=[1]),
+    "of labels the wrong way round": card(labels={"nucleus": "1"}),
     "of a pixel size below 0": card(pixel_size=-1),
     "of a pixel size of text": card(pixel_size="0.5"),
     "of a scaling in text": card(scaling="linear"),

@@ -58,7 +58,7 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "classes": lambda value: isinstance(value, tuple | list) and all(map(_is_text, value)),
     "mask_of_class": _is_integers,
     "threshold": _is_number,
-    "labels": lambda value: _is_table(value, _is_text),
+    "labels": lambda value: _is_table(value, _is_text) and all(key.isdecimal() for key in value),
     "colors": _is_colors,
     "pixel_size": lambda value: value is None or (_is_number(value) and value > 0),
 }

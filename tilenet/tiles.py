@@ -189,8 +189,8 @@ def picked(index: Any, length: int) -> NDArray[np.intp]:
     ([999999999999998, 999999999999999], [1, 3], [0])
     """
     if isinstance(index, slice):
-        picked = range(length)[index]
-        return np.arange(picked.start, picked.stop, picked.step)
+        positions = range(length)[index]
+        return np.arange(positions.start, positions.stop, positions.step)
     found = np.atleast_1d(np.asarray(index))
     if found.dtype == bool:
         found = np.flatnonzero(found)

@@ -78,12 +78,18 @@ class SideFiles:
             if self.min_area is not None or order.positive or self.columns.stains:
                 _check_image(self, order, footprint)
 
-    def make(self, order: Order, mask: Path) -> Measured | None:
-        """Make the files that are missing or older than the mask; return its measurements if a table is wanted."""
-        measured = self._measure(order, mask) if self.table else None
+    def make(self, order: Order, mask: Path) -> None:
+        """Make the files that are missing or older than the mask."""
+        if self.table:
+            self._make_table(order, mask)
         if self.overview:
             self._draw(order, mask)
-        return measured
+
+    def _make_table(self, order: Order, mask: Path) -> None:
+        table = table_beside(mask)
+        if _is_older(table, mask) or _is_of_another_rule(table, order) or not self._has_columns(table):
+            how = asdict(self.columns) | {"positive": order.positive}
+            write_table(mask, table, image=order.image, overwrite=True, **how)
 
     def _draw(self, order: Order, mask: Path) -> None:
         """Draw the picture if it is missing, older than what it shows, or drawn by another rule."""
@@ -95,12 +101,13 @@ class SideFiles:
         if _is_older(picture, mask) or rule_of(picture) != rule or (rule and _is_before(picture, table)):
             save(overlay(order.image, mask, table=listing), picture, rule=rule)
 
-    def _measure(self, order: Order, mask: Path) -> Measured:
-        image, table = order.image, table_beside(mask)
-        if _is_older(table, mask) or _is_of_another_rule(table, order) or not self._has_columns(table):
-            how = asdict(self.columns) | {"positive": order.positive}
-            write_table(mask, table, image=image, overwrite=True, **how)
-        return self._read(order, mask, image)
+    def measured(self, order: Order, mask: Path, *, image: str | None) -> Measured | None:
+        """Return what the table of a mask amounts to, if tables are wanted; without an image if that may be gone."""
+        table, positive = table_beside(mask), order.positive is not None
+        if not self.table:
+            return None
+        with _whole(table):
+            return read_table(mask, table, image=image, min_area=self.min_area, drawn=order.within, positive=positive)
 
     def kept(self, order: Order, mask: Path) -> Measured | None:
         """Return what the table of a complete mask says, if it is there, although its image may be gone."""
@@ -109,16 +116,11 @@ class SideFiles:
             return None
         if _is_of_another_rule(table, order):
             raise SettingsError(f"{table}: does not say where {order.positive}, and only the image does")
-        return self._read(order, mask, None)
+        return self.measured(order, mask, image=None)
 
     def _has_columns(self, table: Path) -> bool:
         with _whole(table):
             return self.columns.are_in(table)
-
-    def _read(self, order: Order, mask: Path, image: str | None) -> Measured:
-        table, positive = table_beside(mask), order.positive is not None
-        with _whole(table):
-            return read_table(mask, table, image=image, min_area=self.min_area, drawn=order.within, positive=positive)
 
 
 @contextmanager

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("tilenet")
 # Threads that build pyramids and verify masks, and how many masks may be handed to them at once.
 FINISHERS, WAITING = 4, 8
+# What is done to an image without a complete mask; it returns a slide to be computed, or a complete store and a status.
+Work = Callable[[Order, Path, Wanted], tuple[Slide | Store, str]]
 
 
 class BatchRun:
@@ -70,7 +72,7 @@ class BatchRun:
         try:
             if self._objects:
                 for order in self._orders.values():
-                    self._open_one(order)
+                    self._number_one(order)
             else:
                 self._compute(self._client)
         finally:
@@ -119,9 +121,19 @@ class BatchRun:
                 yield slide
 
     def _open_one(self, order: Order) -> Slide | None:
+        """Return the slide whose blocks are to be computed; note the result of an image that has none, or fails."""
+        return self._begin(order, self._slide_of)
+
+    def _number_one(self, order: Order) -> None:
+        """Give numbers to the objects of one image, and note the result."""
+        self._begin(order, self._numbered)
+
+    def _begin(self, order: Order, work: Work) -> Slide | None:
+        """Do some work on an image without a complete mask, and note the result unless it is a slide to be computed."""
         self._started[order.name] = perf_counter()
         try:
-            slide, status = self._slide_of(order)
+            out, wanted = self._checked(order)
+            slide, status = (_unchanged(out, wanted), "skipped") if is_complete(out) else work(order, out, wanted)
             if isinstance(slide, Slide):
                 self._open[order.name] = slide
                 return slide
@@ -162,17 +174,20 @@ class BatchRun:
         footprint = self._footprint if own else None
         return Wanted(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
 
-    def _slide_of(self, order: Order) -> tuple[Slide | Store, str]:
-        """Return the slide whose blocks are to be computed, and ""; or a complete store, and the image's status."""
-        out = self._out / f"{order.name}.zarr"
+    def _checked(self, order: Order) -> tuple[Path, Wanted]:
+        """Return where the mask of an image goes, and what is wanted; raise if a file is in the way."""
+        out, wanted = self._out / f"{order.name}.zarr", self._wanted(order)
         spare_the_input(out, order.image)
-        wanted = self._wanted(order)
         self._side_files.check(order, out, wanted.footprint)
-        if is_complete(out):
-            return _unchanged(out, wanted), "skipped"
-        if self._objects:
-            store_objects(out, wanted, resume=True, client=self._client)
-            return Store.inspect(out), "done"
+        return out, wanted
+
+    def _numbered(self, order: Order, out: Path, wanted: Wanted) -> tuple[Store, str]:
+        """Give numbers to the objects of an image; return the complete store, and the image's status."""
+        store_objects(out, wanted, resume=True, client=self._client)
+        return Store.inspect(out), "done"
+
+    def _slide_of(self, order: Order, out: Path, wanted: Wanted) -> tuple[Slide | Store, str]:
+        """Return the slide whose blocks are to be computed, and ""; or a complete store, and the image's status."""
         refuse_begun(out, None, overwrite=False)
         store, job = open_store(out, wanted, resume=True)
         if store.complete:  # another process was quicker, or only tidying was left
@@ -188,7 +203,8 @@ class BatchRun:
         return Slide(task_of(store, job, wanted), store, job, name=order.name, report=report), ""
 
     def _make_side_files(self, order: Order, mask: Path) -> None:
-        if (found := self._side_files.make(order, mask)) is not None:
+        self._side_files.make(order, mask)
+        if (found := self._side_files.measured(order, mask, image=order.image)) is not None:
             self._measured[order.name] = found
 
     def _finish(self, slide: Slide) -> None:
