@@ -36,6 +36,13 @@ PLATE = 4
 LEGIBLE = 18
 # Colour of objects that are neither positive nor negative.
 NEITHER = (160, 160, 160)
+# What is written for letters and signs that have no accent to lose, as the font of pictures has little but ASCII.
+WRITTEN = {
+    **{"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "þ": "th", "Þ": "Th", "ð": "d", "Ð": "D"},
+    **{"ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ħ": "h", "Ħ": "H", "ı": "i", "μ": "u"},  # noqa: RUF001
+    **dict.fromkeys("‐‑‒–—−", "-") | dict.fromkeys("‘’‚′", "'") | dict.fromkeys("“”„«»″", '"'),  # noqa: RUF001
+    **{"×": "x", "±": "+-", "°": "deg", "·": ".", "⁄": "/", "≤": "<=", "≥": ">="},  # noqa: RUF001
+}
 # Colours of the outlines of regions, and of their rim, which keeps them visible on any background.
 REGION, RIM = (255, 214, 0), (0, 0, 0)
 
@@ -114,13 +121,14 @@ def draw_regions(picture: Picture, regions: Sequence[tuple[str, Sequence[NDArray
     picture[...] = np.asarray(canvas)
 
 
-def without_accents(text: str) -> str:
-    """Return a text without the accents of its letters, which the font of pictures lacks.
+def in_ascii(text: str) -> str:
+    """Return a text as pictures can have it: without accents, and with ``?`` for what has no letters in ASCII.
 
-    >>> without_accents("Tumör, rég. 3")
-    'Tumor, reg. 3'
+    >>> in_ascii("Größe – 2 µm²"), in_ascii("α-SMA")
+    ('Grosse - 2 um2', '?-SMA')
     """
-    return "".join(letter for letter in normalize("NFKD", text) if not combining(letter))
+    plain = (WRITTEN.get(letter, letter) for letter in normalize("NFKD", text) if not combining(letter))
+    return "".join(letters if letters.isascii() else "?" for letters in plain)
 
 
 def _write(draw: Canvas, text: str, place: tuple[float, float], shape: Sequence[int]) -> None:

@@ -26,10 +26,10 @@ from tilenet.pictures.drawing import (
     colours_of,
     draw_bar,
     draw_regions,
+    in_ascii,
     paint,
     paint_tissue,
     stain_colours,
-    without_accents,
 )
 from tilenet.pictures.reduced import photo, values_of
 from tilenet.provenance import open_as_segmented, remark, resolution_of
@@ -185,16 +185,21 @@ def _lines(
 
 
 def _names(drawn: Sequence[Drawn]) -> list[str]:
-    """Return the names of regions in letters that pictures can have; a number where that does not do."""
-    names = [without_accents(region.name) for region in drawn]
-    if others := [
-        f"{number} for {drawn[number - 1].name}" for number, name in enumerate(names, 1) if not name.isascii()
-    ]:
+    """Return the names of regions in letters that pictures can have; their place in the file if none is left."""
+    names, others = [], []
+    for number, region in enumerate(drawn, 1):
+        name = in_ascii(region.name)
+        if name.count("?") > region.name.count("?"):
+            name = name if any(map(str.isalnum, name)) else str(number)
+            others.append(f"{name} for {region.name}")
+        names.append(name)
+    if others:
         LOG.warning(
-            "%s: names with letters that are not written in pictures are replaced by their place in the file: %s",
+            "%s: pictures lack some letters of its names, and have a ? for each, or, for a name of such letters alone, "
+            "its place in the file: %s",
             *(drawn[0].path, ", ".join([*others[:3], *(["..."] if others[3:] else [])])),
         )
-    return [name if name.isascii() else str(number) for number, name in enumerate(names, 1)]
+    return names
 
 
 def _refuse_misfit(image: Image, mask: AnyMask) -> None:
