@@ -7,6 +7,14 @@ import imagecodecs
 import numpy as np
 
 LZ4 = 32004
+RANDOM = np.random.default_rng(5)
+SHAPE = (2, 3, 9, 40, 53)
+
+
+def levels_of(shape, dtype=np.uint16, *, factors=((1, 1, 1), (1, 2, 2), (2, 4, 4))):
+    """Return random pixels (t, c, z, y, x), and means of them, in levels whose z shrinks less often than y and x."""
+    finest = RANDOM.integers(0, 250, shape).astype(dtype)
+    return [finest[..., ::a, ::b, ::c][..., : shape[2] // a, : shape[3] // b, : shape[4] // c] for a, b, c in factors]
 
 
 def characters(text):
@@ -76,3 +84,15 @@ def write_hdf5(path, pixels, *, name="raw", labels="", axistags="", um=None, **o
         if um is not None:
             dataset.attrs["element_size_um"] = um
     return path / name
+
+
+def filtered(path, pixels, number, encode):
+    """Write a dataset of one chunk, encoded by a function, and said to be encoded by a filter of a number."""
+    created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    created.set_chunk(pixels.shape)
+    created.set_filter(number, h5py.h5z.FLAG_OPTIONAL, ())
+    with h5py.File(path, "w") as file:
+        space, kind = h5py.h5s.create_simple(pixels.shape), h5py.h5t.py_create(pixels.dtype)
+        dataset = h5py.h5d.create(file.id, b"raw", kind, space, created)
+        dataset.write_direct_chunk((0,) * pixels.ndim, encode(np.ascontiguousarray(pixels).tobytes()))
+    return path / "raw"
