@@ -1,7 +1,6 @@
-"""Batches that count: the objects of each image, a table of each mask, and one of all."""
+"""Batches that count: the objects of each image, in regions too, and one table of all."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -9,34 +8,15 @@ import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
-from oracles import random_network
+from counted_slides import COUNTING, SIZE, three_slides  # noqa: F401
 from store_helpers import tree, tree_hash
-from stub import BAD, Bright, Bright3D
+from stub import Bright
 from workers import Cluster
 
 import tilenet
 from tilenet.errors import SettingsError
 from tilenet.export.counts import write_counts
-from tilenet.export.forms import COLUMNS as FORMS
 from tilenet.export.measured import Measured
-from tilenet.export.measures import COLUMNS
-
-SIZE = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}  # 0.5 um
-COUNTING = {"model": Bright(), "objects": True, "table": True, "threads": 1}
-
-
-@pytest.fixture
-def slides(tmp_path):
-    """Return images with three, no and two bright squares; that in the middle has a pixel that cannot be computed."""
-    places = {"a": ((10, 10), (40, 60), (80, 20)), "b": (), "c": ((5, 5), (60, 60))}
-    for name, corners in places.items():
-        pixels = np.zeros((120, 110), np.uint8)
-        for y, x in corners:
-            pixels[y : y + 20, x : x + 15] = 200
-        if name == "b":
-            pixels[50, 50] = BAD
-        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, tile=(32, 32), **SIZE)
-    return [tmp_path / f"{name}.tif" for name in places]
 
 
 def test_objects_and_tables_are_those_of_single_runs_and_a_bad_image_stops_no_other(slides, tmp_path):
@@ -70,81 +50,6 @@ def test_the_next_call_counts_what_is_complete_and_an_image_of_nothing_counts_0(
     assert [line["count"] for line in lines_of(tmp_path / "masks" / "counts.csv")] == ["3", "0", "2"]
 
 
-def test_smaller_ones_are_not_counted_but_listed_and_another_area_needs_no_new_table(slides, tmp_path):
-    pixels = tifffile.imread(slides[0])
-    pixels[100:106, 90:95] = 200  # a speck
-    tifffile.imwrite(slides[0], pixels, tile=(32, 32), **SIZE)
-    masks = tmp_path / "masks"
-    (first,) = tilenet.batch(slides[:1], masks, min_area="50um2", **COUNTING)
-    written = (masks / "a.csv").stat().st_mtime_ns
-    assert first.counts == {"class 1": 3} and len(lines_of(masks / "a.csv")) == 4
-    (line,) = lines_of(masks / "counts.csv")
-    assert (line["count"], line["left_out"]) == ("3", "1")
-    (again,) = tilenet.batch(slides[:1], masks, min_area=5, **COUNTING)
-    assert again.counts == {"class 1": 4} and (masks / "a.csv").stat().st_mtime_ns == written
-    with pytest.raises(SettingsError, match="min area '20foo'"):
-        tilenet.batch(slides[:1], masks, min_area="20foo", **COUNTING)
-    with pytest.raises(SettingsError, match="ask for tables"):
-        tilenet.batch(slides[:1], masks, min_area=5, model=Bright())
-
-
-def test_an_area_that_has_no_meaning_in_a_mask_is_refused_before_the_mask_is_computed(slides, tmp_path):
-    tifffile.imwrite(tmp_path / "plain.tif", tifffile.imread(slides[0]), tile=(32, 32))
-    (result,) = tilenet.batch([tmp_path / "plain.tif"], tmp_path / "masks", min_area="20um2", **COUNTING)
-    assert result.status == "failed" and "plain.tif: the size of its pixels is unknown" in result.error
-    assert not (tmp_path / "masks" / "plain.zarr").exists()
-    (result,) = tilenet.batch([tmp_path / "plain.tif"], tmp_path / "masks", min_area="20px", **COUNTING)
-    assert result.status == "done"
-
-
-def test_an_area_of_objects_of_a_volume_is_refused_before_they_are_computed_and_a_volume_is_not(tmp_path):
-    volume = np.full((4, 9, 9), 200, np.uint8)
-    tifffile.imwrite(tmp_path / "v.tif", volume, photometric="minisblack")
-    counting = COUNTING | {"model": Bright3D()}
-    (tmp_path / "list.csv").write_text("image,axes\nv.tif,zyx\n")
-    for area, said in (("5um2", "v.tif: its objects have volumes. Give um3"), ("5um3", "its pixels is unknown")):
-        (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", min_area=area, **counting)
-        assert result.status == "failed" and said in result.error
-        assert list((tmp_path / "masks").glob("*.zarr")) == []
-    (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", min_area="324px", **counting)
-    assert (result.status, result.counts) == ("done", {"foreground": 1})
-    (result,) = tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", min_area=325, **counting)
-    assert result.counts == {"foreground": 0}
-
-
-@pytest.mark.parametrize("model", [Bright(), "flat.safetensors"], ids=["a callable", "a file"])
-def test_objects_of_a_stack_that_a_network_of_two_axes_finds_have_areas(tmp_path, monkeypatch, model):
-    monkeypatch.chdir(tmp_path)
-    tilenet.save_model(random_network(depth=2, wf=1), "flat.safetensors")
-    tifffile.imwrite("v.tif", np.full((4, 9, 9), 200, np.uint8), photometric="minisblack")
-    counting = COUNTING | {"model": model, "axes": "zyx"}
-    (result,) = tilenet.batch(tmp_path / "v.tif", tmp_path / "masks", min_area=5, **counting)
-    assert (result.status, result.error) == ("done", "")
-    if model == Bright():
-        assert result.counts == {"class 1": 4}
-
-
-def test_an_image_that_cannot_be_opened_is_said_to_be_that_whatever_the_area(tmp_path):
-    (tmp_path / "a.tif").write_bytes(b"no TIFF")
-    (result,) = tilenet.batch([tmp_path / "a.tif"], tmp_path / "masks", min_area="20um2", **COUNTING)
-    assert result.status == "failed" and "the size of its pixels" not in result.error
-
-
-def test_a_table_older_than_its_mask_is_made_anew(slides, tmp_path):
-    masks = tmp_path / "masks"
-    tilenet.batch(slides[:1], masks, overview=True, **COUNTING)
-    drawn = (masks / "a.overview.png").read_bytes()
-    # As if there had been another mask of that name before.
-    tilenet.segment(slides[2], tmp_path / "c.zarr", model=Bright(), objects=True, threads=1)
-    tilenet.write_table(tmp_path / "c.zarr", masks / "a.csv", overwrite=True)
-    for name in ("a.csv", "a.overview.png"):
-        os.utime(masks / name, (1, 1))
-    (result,) = tilenet.batch(slides[:1], masks, overview=True, **COUNTING)
-    assert (result.status, result.counts) == ("skipped", {"class 1": 3})
-    assert len(lines_of(masks / "a.csv")) == 3 and (masks / "a.overview.png").stat().st_mtime > 1
-    assert (masks / "a.overview.png").read_bytes() == drawn
-
-
 @pytest.mark.parametrize(
     "mistake", ["other options", "an image is gone", "a table is gone, too", "a table of another", "a table is damaged"]
 )
@@ -176,18 +81,6 @@ def test_a_mistake_takes_no_complete_mask_out_of_the_counts(slides, tmp_path, mi
     assert [line["status"] for line in lines_of(masks / "summary.csv")] == [result.status for result in failed]
 
 
-def test_a_damaged_table_in_which_positive_ones_are_asked_for_fails_its_image_alone(slides, tmp_path):
-    masks, counting = tmp_path / "masks", COUNTING | {"positive": "0>100"}
-    tilenet.batch(slides[::2], masks, **counting)
-    with (masks / "a.csv").open("ab") as table:
-        table.write(b"1,\xff\n")
-    first, second = tilenet.batch(slides[::2], masks, **counting)
-    assert (first.status, second.status) == ("failed", "skipped")
-    assert "a.csv: is no whole table of its mask (" in first.error and "Delete it" in first.error
-    (masks / "a.csv").unlink()
-    assert [result.status for result in tilenet.batch(slides[::2], masks, **counting)] == ["skipped", "skipped"]
-
-
 def test_what_is_in_another_image_of_that_name_is_not_counted(slides, tmp_path):
     masks, images = tmp_path / "masks", slides[::2]
     tilenet.batch(images, masks, **COUNTING)
@@ -205,56 +98,6 @@ def test_counts_stay_where_nothing_can_be_counted(slides, tmp_path, caplog):
     (result,) = tilenet.batch([str(slides[0])], tmp_path / "masks", **COUNTING)
     assert result.status == "failed" and (tmp_path / "masks" / "counts.csv").read_bytes() == before
     assert "counts.csv: stays as it was, as nothing could be counted" in caplog.text
-
-
-def test_what_is_positive_is_counted_by_the_rule_of_each_image_and_another_rule_needs_no_new_mask(slides, tmp_path):
-    pixels = tifffile.imread(slides[0])
-    pixels[10:30, 10:25] = 150
-    tifffile.imwrite(slides[0], pixels, tile=(32, 32), **SIZE)
-    masks = tmp_path / "masks"
-    square = {"type": "Polygon", "coordinates": [[[0, 0], [50, 0], [50, 70], [0, 70], [0, 0]]]}
-    (tmp_path / "a.geojson").write_text(
-        json.dumps([{"type": "Feature", "geometry": square, "properties": {"name": "l"}}])
-    )
-    (tmp_path / "list.csv").write_text("Image;POSITIVE;within\na.tif;0>160;a.geojson\nc.tif;;\n")
-    results = tilenet.batch(tmp_path / "list.csv", masks, **COUNTING)
-    assert [(r.status, r.counts, r.positive) for r in results] == [
-        ("done", {"class 1": 3}, {"class 1": 2}),
-        ("done", {"class 1": 2}, None),
-    ]
-    counted = [(n["slide"], n["region"], n["positive"], n["positive_share"]) for n in lines_of(masks / "counts.csv")]
-    assert counted == [("a", "", "2", "0.666667"), ("a", "l", "0", "0.0"), ("c", "", "", "")]
-    tilenet.write_table(masks / "a.zarr", tmp_path / "one.csv", positive="0>160")
-    assert (masks / "a.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
-    written, made = (masks / "a.csv").stat().st_mtime_ns, tree(masks / "a.zarr")
-    tilenet.batch(tmp_path / "list.csv", masks, **COUNTING)
-    assert (masks / "a.csv").stat().st_mtime_ns == written
-    # Of all images, unless the list says something else.
-    results = tilenet.batch(slides[::2], masks, positive="0 > 100", **COUNTING)
-    assert [(r.status, r.positive) for r in results] == [("skipped", {"class 1": 3}), ("skipped", {"class 1": 2})]
-    assert [line["positive"] for line in lines_of(masks / "a.csv")] == ["1"] * 3 and tree(masks / "a.zarr") == made
-    assert [r.positive for r in tilenet.batch(slides[::2], masks, **COUNTING)] == [None, None]
-    slides[0].unlink()
-    (gone,) = tilenet.batch([str(slides[0])], masks, positive="0>100", **COUNTING)
-    assert (gone.status, gone.positive) == ("failed", {"class 1": 3})
-    (gone,) = tilenet.batch([str(slides[0])], masks, positive="0>160", **COUNTING)
-    assert (gone.status, gone.positive, gone.counts) == ("failed", None, None)
-
-
-def test_a_rule_that_cannot_be_followed_is_refused_before_work(slides, tmp_path):
-    masks = tmp_path / "masks"
-    with pytest.raises(SettingsError, match="positive 'dab': give a stain or channel"):
-        tilenet.batch(slides, masks, positive="dab", **COUNTING)
-    for plain in ({"objects": True}, {"table": True}):
-        with pytest.raises(SettingsError, match=r"positive 0>180 is for tables of objects: ask for both"):
-            tilenet.batch(slides, masks, positive="0>180", model=Bright(), **plain)
-    (tmp_path / "list.csv").write_text("image,positive\na.tif,dab\n")
-    with pytest.raises(SettingsError, match=r"list\.csv: line 2: positive 'dab': give a stain or channel"):
-        tilenet.batch(tmp_path / "list.csv", masks, **COUNTING)
-    assert not masks.exists()
-    (result,) = tilenet.batch(slides[:1], masks, positive="dab>0.2", **COUNTING)
-    assert result.status == "failed" and "have the stains haematoxylin, eosin, dab" in result.error
-    assert not (masks / "a.zarr").exists()
 
 
 @pytest.mark.parametrize("side", [0.2, 2.0])
@@ -345,17 +188,6 @@ def test_what_objects_cannot_be_asked_with_is_refused_before_work(slides, tmp_pa
     assert not (tmp_path / "masks").exists()
 
 
-def test_no_table_takes_the_place_of_that_of_all_or_of_somebody_else_s(slides, tmp_path):
-    twin = slides[0].rename(tmp_path / "Counts.tif")
-    with pytest.raises(SettingsError, match=r"its table would be Counts\.csv, which is that of the whole batch"):
-        tilenet.batch(twin, tmp_path / "masks", **COUNTING)
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / "c.csv").write_text("mine")
-    (result,) = tilenet.batch(slides[2], tmp_path / "masks", **COUNTING)
-    assert result.status == "failed" and "not a table that tilenet wrote" in result.error
-    assert not (tmp_path / "masks" / "c.zarr").exists() and (tmp_path / "masks" / "c.csv").read_text() == "mine"
-
-
 def test_the_command_counts_nuclei_of_real_images(shared_data, tilenet_command, tmp_path):
     image = shared_data("small_fluo/mitocheck_t1_image.tif")
     code, out, _ = tilenet_command("batch", image, "-o", tmp_path / "masks", "--objects", "--csv", "--threads", 1)
@@ -378,41 +210,3 @@ def test_masks_of_different_pixel_sizes_are_not_compared_without_a_word(tmp_path
     assert "--mpp" in said
     code, _, err = tilenet_command("batch", *images, "-o", tmp_path / "same", "--threads", 1, "--mpp", 0.5)
     assert code == 0 and "cannot be compared" not in err and "resampled" in err
-
-
-def test_tables_get_the_columns_that_are_asked_for_and_old_ones_that_lack_them_are_written_anew(slides, tmp_path):
-    masks, images = tmp_path / "masks", [slides[0]]
-    tilenet.batch(images, masks, **COUNTING)
-    made, table = tree(masks / "a.zarr"), masks / "a.csv"
-
-    def columns_after(**more):
-        (result,) = tilenet.batch(images, masks, **COUNTING, **more)
-        assert (result.status, result.counts) == ("skipped", {"class 1": 3}) and tree(masks / "a.zarr") == made
-        return [name for name in lines_of(table)[0] if name not in COLUMNS]
-
-    assert columns_after() == []
-    assert columns_after(shapes=True) == list(FORMS)
-    channels = ["mean_0", "sd_0", "min_0", "max_0"]
-    assert columns_after(shapes=True, intensities=True, positive="0>160") == [*FORMS, *channels, "positive"]
-    tilenet.write_table(masks / "a.zarr", tmp_path / "one.csv", shapes=True, intensities=True, positive="0>160")
-    assert table.read_bytes() == (tmp_path / "one.csv").read_bytes()
-    written = table.stat().st_mtime_ns
-    for less in ({}, {"shapes": True}, {"intensities": True}, {"positive": "0>160", "intensities": True}):
-        assert columns_after(**less) == [*FORMS, *channels, "positive"]
-    assert table.stat().st_mtime_ns == written
-    table.write_text(table.read_text().replace("sd_0", "sum_0"))  # as one of an earlier tilenet, of means alone
-    assert columns_after(intensities=True) == channels
-
-
-def test_columns_that_cannot_be_measured_are_refused_before_work(slides, tmp_path, tilenet_command):
-    masks = tmp_path / "masks"
-    for options, said in (
-        (("--objects", "--shapes"), "shapes are columns of tables: ask for tables, too (--csv, table=True)"),
-        (("--csv", "--intensities"), "intensities are measured for objects: ask for them, too (--objects"),
-        (("--csv", "--stains"), "stains are measured for objects: ask for them, too (--objects"),
-    ):
-        code, _, err = tilenet_command("batch", slides[0], "--out", masks, *options)
-        assert code == 2 and said in err and not masks.exists()
-    (result,) = tilenet.batch(slides[0], masks, stains=True, **COUNTING)
-    assert result.status == "failed" and "stains are told apart in red, green and blue of 8 bits" in result.error
-    assert not (masks / "a.zarr").exists()
