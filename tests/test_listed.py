@@ -19,6 +19,7 @@ from tilenet.pictures.drawing import REGION, RIM
 from tilenet.pictures.overlays import overlay
 
 RED, BLUE = QUPATH["Positive"], QUPATH["Negative"]
+CYAN = (0, 255, 255)
 NOISE = np.random.default_rng(3).normal(size=(240, 320))
 PIXELS = np.where(ndi.gaussian_filter(NOISE, 4) > 0.03, 200, 20).astype(np.uint8)
 PIXELS[:, 160:][PIXELS[:, 160:] == 200] = 250
@@ -67,7 +68,7 @@ def test_only_listed_objects_are_drawn_and_positive_ones_in_another_colour(slide
     expected = overlay(slide, mask, table=rewritten(table, lambda lines: []))
     assert (expected == expected[..., :1]).all()
     for line in lines:
-        expected[rim_of(labels == int(line["object"]))] = RED if line["positive"] == "1" else BLUE
+        expected[rim_of(labels == int(line["object"]))] = RED if line["positive"] == "1" else CYAN
     assert np.array_equal(picture, expected)
     assert {line["positive"] for line in lines} == {"0", "1"} and 10 < len(lines) < labels.max() - 3
 
@@ -167,7 +168,7 @@ def test_the_overview_of_a_batch_tells_positive_ones_apart_by_the_rule_of_its_ta
         assert told != plain and np.array_equal(imread(picture), overlay(slide, place, table=table))
         written = picture.stat().st_mtime_ns
         assert drawn(table=True, positive=rule) == told and picture.stat().st_mtime_ns == written
-    assert (imread(picture) == RED).all(axis=-1).any() and not (imread(picture) == BLUE).all(axis=-1).any()
+    assert (imread(picture) == RED).all(axis=-1).any() and not (imread(picture) == CYAN).all(axis=-1).any()
 
 
 def test_the_overview_of_a_batch_shows_what_is_counted_and_is_drawn_again_under_another_rule(slide, tmp_path):
@@ -189,7 +190,7 @@ def test_the_overview_of_a_batch_shows_what_is_counted_and_is_drawn_again_under_
     listed = {int(line["object"]) for line in lines_of(table) if int(line["area_px"]) >= 60}
     in_view = set(np.unique(tilenet.open_mask(place)[:200]).tolist()) - {0}
     assert 10 < count == len(listed) < everything and shown() == listed & in_view
-    assert (few == RED).all(axis=-1).any() and (few == BLUE).all(axis=-1).any()
+    assert (few == RED).all(axis=-1).any() and (few == CYAN).all(axis=-1).any()
     written = picture.stat().st_mtime_ns
     assert np.array_equal(drawn(min_area="60px", positive="0>225")[0], few)
     assert picture.stat().st_mtime_ns == written
@@ -240,6 +241,29 @@ def test_outlines_of_regions_lie_where_they_were_drawn(slide, tmp_path, how, mor
     assert core[beside_the_name & (far < 0.5)].mean() > 0.95 and far[core].max() < 3
     around = changed & beside_the_name & ~core
     assert around.any() and far[around].max() < 4 and (picture[around] == RIM).all()
+
+
+def test_the_line_of_a_region_has_a_black_rim_on_both_sides_in_every_direction(slide, mask, tmp_path):
+    turns = np.linspace(0, 2 * np.pi, 200)
+    ellipse = np.transpose([160 + np.cos(turns) * 120, 135 + np.sin(turns) * 70]).tolist()
+    ellipse[-1] = ellipse[0]
+    picture = overlay(slide, mask, within=drawn_in(tmp_path / "r.geojson", ("", ellipse), ("", TRIANGLE)))
+    line, rim = ((picture == colour).all(axis=-1) for colour in (REGION, RIM))
+    beside = ndi.binary_dilation(line, np.ones((3, 3))) & ~line
+    below_the_names = np.arange(240) > 75
+    assert line[below_the_names].sum() > 500 and rim[below_the_names][beside[below_the_names]].all()
+
+
+@pytest.mark.parametrize(("side", "colour"), [(30, CYAN), (70, BLUE)])
+def test_negative_objects_are_cyan_where_most_of_the_picture_is_dark(tmp_path, side, colour):
+    image, out = tmp_path / "s.tif", tmp_path / "m.zarr"
+    pixels = np.full((80, 90), 20, np.uint8)
+    pixels[5 : 5 + side, 5 : 5 + side] = 200
+    tifffile.imwrite(image, pixels)
+    tilenet.segment(image, out, model=Bright(), objects=True)
+    picture = overlay(image, out, table=table_of(out, tmp_path / "m.csv", positive="0>220"))
+    expected = rim_of(tilenet.open_mask(out)[...] == 1)
+    assert expected.any() and np.array_equal((picture == colour).all(axis=-1), expected)
 
 
 def test_names_are_written_at_the_tops_of_regions_and_stay_in_the_picture(slide, mask, tmp_path):

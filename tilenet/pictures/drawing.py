@@ -34,8 +34,11 @@ COVERED = 0.08
 PLATE = 4
 # Text height in pixels that is legible without zooming in, where the picture has room for it.
 LEGIBLE = 18
-# Colour of objects that are neither positive nor negative.
-NEITHER = (160, 160, 160)
+# Colour of objects that are neither positive nor negative, and of negative ones on dark pictures, where QuPath's blue
+# is hard to see.
+NEITHER, ON_DARK = (160, 160, 160), (0, 255, 255)
+# A picture is dark if the brightest channel of half of its pixels is below this.
+DARK = 128
 # What is written for letters and signs that have no accent to lose, as the font of pictures has little but ASCII.
 WRITTEN = {
     **{"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "þ": "th", "Þ": "Th", "ð": "d", "Ð": "D"},
@@ -95,9 +98,10 @@ def colours_of(numbers: NDArray[Any], *, mask: AnyMask) -> NDArray[np.float64]:
     return found
 
 
-def stain_colours(numbers: NDArray[Any], *, positive: NDArray[np.int64]) -> NDArray[np.float64]:
+def stain_colours(numbers: NDArray[Any], *, positive: NDArray[np.int64], picture: Picture) -> NDArray[np.float64]:
     """Return the colours of objects: QuPath's of what is negative (0) and positive (1), and grey for neither (2)."""
-    colours = np.array([QUPATH[NEGATIVE], QUPATH[POSITIVE], NEITHER], np.float64)
+    negative = ON_DARK if np.median(picture.max(axis=-1)) < DARK else QUPATH[NEGATIVE]
+    colours = np.array([negative, QUPATH[POSITIVE], NEITHER], np.float64)
     found: NDArray[np.float64] = colours[positive[numbers]]
     return found
 
@@ -106,16 +110,20 @@ def draw_regions(picture: Picture, regions: Sequence[tuple[str, Sequence[NDArray
     """Draw the outlines of regions, as y and x (n, 2) of corners of pixels of the picture, and their names."""
     from PIL import Image as Pillow
     from PIL import ImageDraw
+    from PIL.ImageFilter import MaxFilter
 
     canvas = Pillow.fromarray(picture)
-    draw = ImageDraw.Draw(canvas)
+    drawn = Pillow.new("L", canvas.size)
     width = max(3, max(picture.shape) // 500)
     # The centre of the first pixel is 0 for Pillow.
     paths = [(name, [[(x - 0.5, y - 0.5) for y, x in line.tolist()] for line in lines]) for name, lines in regions]
-    for colour, wide in ((RIM, width + 2), (REGION, width)):
-        for _, lines in paths:
-            for line in lines:
-                draw.line(line, colour, wide, joint="curve")
+    for _, lines in paths:
+        for line in lines:
+            ImageDraw.Draw(drawn).line(line, 255, width, joint="curve")
+    # A wider line would have no rim where Pillow draws both as wide, as on diagonals.
+    canvas.paste(RIM, mask=drawn.filter(MaxFilter(3)))
+    canvas.paste(REGION, mask=drawn)
+    draw = ImageDraw.Draw(canvas)
     for name, lines in paths:
         _write(draw, name, min((point for line in lines for point in line), key=itemgetter(1)), picture.shape)
     picture[...] = np.asarray(canvas)

@@ -81,7 +81,8 @@ def overlay(
         Longest side of the picture in pixels; smaller parts are not enlarged.
     table : path, optional
         A table of the mask, as `tilenet.write_table` wrote it, also if lines were removed since: only the objects that
-        it lists are drawn. If it has the column ``positive``, they are red if they are positive, and else blue.
+        it lists are drawn. If it has the column ``positive``, they are red if they are positive, and else blue, or
+        cyan if most of the picture is dark.
     within : path, optional
         A GeoJSON file of regions of the image, as for `tilenet.write_table`: draw their outlines and names.
 
@@ -120,7 +121,7 @@ def overlay(
         picture = photo(source, part, (h, w), scaling=_scaling(source, found))
         if tissue:
             paint_tissue(picture, found, part)
-        paint(picture, *_objects(found, listed, values_of(found, part, (h, w))), fill=fill)
+        paint(picture, *_objects(found, listed, values_of(found, part, (h, w)), picture), fill=fill)
         draw_regions(picture, lines)
         size = source.pixel_size[-1]
         if size and not draw_bar(picture, um := size * part.shape[-1] / w):
@@ -153,13 +154,15 @@ def _scaling(image: Image, mask: AnyMask) -> Scaling | None:
     return Scaling.from_json(mask.info["scaling"]) if by_percentiles and prod(image.box_shape[:-2]) > 1 else None
 
 
-def _objects(mask: AnyMask, listed: Listed | None, values: NDArray[Any]) -> tuple[NDArray[Any], Colours]:
+def _objects(
+    mask: AnyMask, listed: Listed | None, values: NDArray[Any], picture: Picture
+) -> tuple[NDArray[Any], Colours]:
     """Return which of the values of a mask are drawn, the others as 0, and in which colours."""
     colours: Colours = partial(colours_of, mask=mask)
     if listed is None:
         return values, colours
     if listed.positive is not None:
-        colours = partial(stain_colours, positive=listed.positive)
+        colours = partial(stain_colours, positive=listed.positive, picture=picture)
     return np.where(listed.there[values], values, 0), colours
 
 
