@@ -17,7 +17,7 @@ from workers import recorded_as
 
 import tilenet
 from tilenet import compute, numbering, object_shares, places, shares
-from tilenet.errors import OutputExists, OutputLocked, OutputMismatch
+from tilenet.errors import BlocksFailed, OutputExists, OutputLocked, OutputMismatch
 from tilenet.making import DEPTHS, PLACES, making_of
 from tilenet.object_shares import fill_objects
 from tilenet.options import Options
@@ -288,6 +288,17 @@ def test_when_the_network_has_run_its_device_is_not_needed(tmp_path, monkeypatch
     with recorded_as(device="cuda:77"):
         kill(monkeypatch, numbering, name, lambda: tilenet.segment(image, **how))
     assert tilenet.segment(image, **how).info["objects"] > 5
+
+
+def test_of_damaged_depths_a_share_says_that_a_run_without_shares_repairs_them(wanted, whole, tmp_path):
+    out = tmp_path / "o.zarr"
+    for which in (1, 2):
+        fill_objects(out, wanted, (which, 2))
+    (making_of(out, None) / DEPTHS / "0/c/0/0").unlink()
+    with pytest.raises(BlocksFailed, match="with --resume, and without --shard$"):
+        fill_objects(out, wanted, (1, 2))
+    numbering.store_objects(out, wanted, resume=True)
+    assert same(out, whole)
 
 
 def test_another_setting_for_another_share_is_refused(wanted, tmp_path):

@@ -125,6 +125,18 @@ def test_soft_links_are_followed_inside_the_file(tmp_path):
         np.testing.assert_array_equal(whole(image)[0], pixels)
 
 
+@pytest.mark.parametrize("libver", ["earliest", "v110", "latest"])
+@pytest.mark.parametrize("longest", [(None, 30, 40), (20, None, 40), (20, 30, None), (20, None, None), (None,) * 3])
+def test_every_chunk_is_found_whatever_axis_may_grow_and_whatever_version_wrote_the_file(tmp_path, libver, longest):
+    pixels = RANDOM.integers(1, 99, (8, 12, 10)).astype(np.uint16)
+    pixels[:, 5:10] = 0  # a row of chunks that is never written
+    with h5py.File(tmp_path / "a.h5", "w", libver=libver) as file:
+        dataset = file.create_dataset("raw", pixels.shape, "u2", chunks=(4, 5, 3), maxshape=longest, compression="gzip")
+        dataset[:, :5], dataset[:, 10:] = pixels[:, :5], pixels[:, 10:]
+    with open_image(tmp_path / "a.h5", axes="zyx") as image:
+        assert np.array_equal(whole(image)[0], pixels)
+
+
 def test_chunks_that_were_never_written_have_the_fill_value(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         dataset = file.create_dataset("raw", (40, 50), "u2", chunks=(16, 16), fillvalue=7, compression="gzip")

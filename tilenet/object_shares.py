@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from tilenet.compute import Progress
-from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, TilenetError
+from tilenet.errors import BlocksFailed, OutputExists, OutputIncomplete, OutputLocked, TilenetError
 from tilenet.into import Target
 from tilenet.making import DEPTHS, PLACES, in_making, making_of, refuse_link, remove_making
 from tilenet.numbering import number_divided, store_objects
@@ -75,9 +75,13 @@ def _fill_steps(out: Path, wanted: Wanted, share: Share, progress: Progress | No
     report = _fill_depths(out, wanted, share, progress)
     if read_root(making / DEPTHS)[2]:
         started = perf_counter()
-        _fill_places(making, wanted.options.memory or DEFAULT_MEMORY, share, progress)
-        with suppress(OutputIncomplete, OutputLocked):  # then another share is not run yet, or does this
-            number_divided(out, wanted)
+        try:
+            _fill_places(making, wanted.options.memory or DEFAULT_MEMORY, share, progress)
+            with suppress(OutputIncomplete, OutputLocked):  # then another share is not run yet, or does this
+                number_divided(out, wanted)
+        except BlocksFailed as error:
+            # No share computes again what another step has complete.
+            raise BlocksFailed(f"{error}, and without --shard") from error
         report.objects = perf_counter() - started
     return report
 
