@@ -133,7 +133,8 @@ class Stored:
                 data = UNDO[number](data, n_bytes + CHECKSUM, self._stored.itemsize)
         if len(data) != n_bytes:
             raise ValueError(f"a chunk unpacks to {len(data)} bytes, not to {n_bytes}")
-        pixels: Pixels = np.frombuffer(data, self._stored).reshape(self.chunks).astype(self.dtype, copy=False)
+        # A copy: of chunks without filters, the data are a part of the room, which the cache would hold.
+        pixels: Pixels = np.frombuffer(data, self._stored).reshape(self.chunks).astype(self.dtype)
         return pixels
 
     def part(self, box: Box) -> Pixels:
