@@ -241,7 +241,7 @@ def test_places_at_the_clipped_edge_of_a_coarser_mask_lie_in_the_image(tmp_path)
     write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
     (line,) = lines_of(tmp_path / "m.csv")
     assert (line["left"], line["top"], line["right"], line["bottom"]) == ("0", "0", "301", "101")
-    assert (float(line["x"]), float(line["y"]), line["area_px"]) == (152.0, 52.0, str(26 * 76))
+    assert (float(line["x"]), float(line["y"]), line["area_px"]) == (150.5, 50.5, str(26 * 76))
 
 
 @pytest.mark.parametrize(("least", "pixels"), [(100, 100), ("100px", 100), ("63 um2", 126), ("0.5um2", 1), ("0px", 0)])

@@ -238,6 +238,12 @@ def area_and_centroid(rings: Sequence[Ring]) -> tuple[int, tuple[float, float]]:
     >>> area_and_centroid([np.array([[0, 0], [0, 3], [2, 3], [2, 0]])])
     (6, (1.0, 1.5))
     """
+    area, centroid = exact_area_and_centroid(rings)
+    return round(area), centroid
+
+
+def exact_area_and_centroid(rings: Sequence[NDArray[Any]]) -> tuple[float, tuple[float, float]]:
+    """Return the same of rings whose corners need not be those of pixels; the centroid is NaN if the area is 0."""
     # Measured from the first corner, so that products stay small.
     first, doubled, moments = rings[0][0], 0.0, np.zeros(2)
     for ring in rings:
@@ -246,5 +252,5 @@ def area_and_centroid(rings: Sequence[Ring]) -> tuple[int, tuple[float, float]]:
         cross = at[:, 1] * after[:, 0] - after[:, 1] * at[:, 0]
         doubled += cross.sum()
         moments += ((at + after) * cross[:, None]).sum(axis=0)
-    y, x = (first + moments / (3 * doubled)).tolist()
-    return round(abs(doubled) / 2), (y, x)
+    y, x = (first + moments / (3 * doubled)).tolist() if doubled else (np.nan, np.nan)
+    return abs(doubled) / 2, (y, x)

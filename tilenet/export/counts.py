@@ -76,13 +76,12 @@ def _lines(slide: str, found: Measured) -> Iterable[dict[str, Any]]:
     kind = "object" if found.objects else "region"
     for name, count in sorted(found.counts.items()):
         pixels = found.area_px[name]
-        size, power = (found.voxel_um3, 3) if found.volumes else (found.pixel_um2, 2)
         line: dict[str, Any] = {"slide": slide, "class": name, "kind": kind, "count": count, "left_out": found.left_out}
-        line |= {"covered_px": pixels, "covered_share": round(pixels / found.mask_px, 6)}
+        line |= {"covered_px": pixels, "covered_share": round(found.covered_share(name), 6)}
         if found.tissue_share is not None:
             line["in_tissue"] = found.in_tissue[name]
-        if size is not None:
-            line[f"covered_um{power}"] = round(pixels * size, DECIMALS)
+        if (covered := found.covered_um(name)) is not None:
+            line[f"covered_um{3 if found.volumes else 2}"] = round(covered, DECIMALS)
         for whole in ("mm2", "mm3", "tissue_mm2"):
             if (value := getattr(found, whole)) is not None:
                 line[whole] = _size(value)

@@ -23,7 +23,7 @@ from tilenet.errors import SettingsError
 from tilenet.export.corners import Ring
 from tilenet.export.intensities import Intensities
 from tilenet.export.placement import Grid
-from tilenet.export.shapes import Progress, Shape, drop_small, has_volumes, min_pixels, open_for, shapes_of
+from tilenet.export.shapes import Least, Progress, Shape, drop_small, has_volumes, least_of, open_for, shapes_of
 from tilenet.store import AnyMask
 from tilenet.store.place import put_whole
 
@@ -134,7 +134,7 @@ def write_geojson(
         if bright:
             bright.check(opened, image)
         opened.refuse_damage()
-        shapes = drop_small(shapes_of(opened, progress), least, found)
+        shapes = drop_small(shapes_of(opened, progress), least, found, opened, grid)
         if bright:
             shapes = _told_apart(shapes, bright.measure(opened, image).positive)
         with put_whole(out) as path, path.open("wb") as file:
@@ -143,14 +143,14 @@ def write_geojson(
     return found
 
 
-def _least(mask: AnyMask, area: str | float | None) -> float:
-    """Return the least area of shapes in pixels of the mask."""
+def _least(mask: AnyMask, area: str | float | None) -> Least:
+    """Return the least area of shapes."""
     if area is not None and has_volumes(mask):
         raise SettingsError(
             f"{mask.path}: its polygons are outlines in planes, which have no volume. Leave smaller objects out of the "
             f"table alone (--csv)"
         )
-    return min_pixels(mask, area)
+    return least_of(mask, area)
 
 
 def _told_apart(shapes: Iterable[Shape], positive: Any) -> Iterator[Shape]:

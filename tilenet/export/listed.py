@@ -15,7 +15,7 @@ from tilenet.export.intensities import VERDICTS
 from tilenet.export.measures import is_table
 from tilenet.export.outlines import regions
 from tilenet.export.placement import Grid
-from tilenet.export.shapes import Ids, min_pixels
+from tilenet.export.shapes import Ids, cut_size, has_volumes, least_of, pixel_sizes
 from tilenet.store import AnyMask
 
 # What tables made with a rule say, as places in `tilenet.export.intensities.VERDICTS`.
@@ -69,7 +69,8 @@ def read_listed(mask: AnyMask, listing: Listing, grid: Grid) -> Listed:
     """
     if not mask.has_objects:
         raise SettingsError(f"{mask.path}: has classes, and a table chooses objects. Make it with --objects")
-    table, least = listing.table, min_pixels(mask, listing.min_area)
+    table, least = listing.table, least_of(mask, listing.min_area)
+    pixel = pixel_sizes(mask)[has_volumes(mask)]
     _refuse_foreign(table)
     there = np.zeros(mask.info["objects"] + 1, bool)
     positive, told, smallest = np.zeros(len(there), np.int64), False, None
@@ -79,7 +80,9 @@ def read_listed(mask: AnyMask, listing: Listing, grid: Grid) -> Listed:
             raise OutputMismatch(
                 f"{table}: lists object {number}, and {mask.path} has {len(there) - 1}. Give the table of this mask"
             )
-        there[number], positive[number] = _size(line) >= least, TOLD[line.get("positive", "0")]
+        cut = cut_size(_size(line), pixel, line.get("area_um2") or line.get("volume_um3") or "")
+        there[number] = not least.excludes(_size(line), cut)
+        positive[number] = TOLD[line.get("positive", "0")]
         smallest = min(smallest or line, line, key=_size)
     if smallest and not _is_of(mask, grid, smallest):
         raise OutputMismatch(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.export.placement import Grid
+from tilenet.export.shapes import DECIMALS, cut_size
 from tilenet.export.within import InRegion, Within
 from tilenet.store.tissue_map import TissueMap
 
@@ -31,6 +32,9 @@ class Measured:
         Area and volume of a pixel of the mask, if its size is known.
     mask_px : int
         Number of pixels of the mask, in all planes and with the background.
+    inside : float
+        Share of the mask that lies in its image, by area: of a coarser mask, the last row and column may reach beyond.
+        Areas and densities are those of what lies inside.
     left_out : int
         Number of shapes smaller than `min_area`.
     tissue_share : float or None
@@ -44,6 +48,8 @@ class Measured:
     positive, judged : dict
         Number of lines by class that are positive, and of those that are positive or negative: an object without a
         finite pixel is neither. Empty if that was not asked for.
+    beyond : dict
+        How much of `area_px` by class lies beyond the image, in thousandths of a um2 or um3.
     """
 
     path: Path
@@ -54,22 +60,47 @@ class Measured:
     pixel_um2: float | None = None
     voxel_um3: float | None = None
     mask_px: int = 0
+    inside: float = 1.0
     left_out: int = 0
     tissue_share: float | None = None
     in_tissue: Counter[str] = field(default_factory=Counter)
     regions: list[InRegion] = field(default_factory=list)
     positive: Counter[str] = field(default_factory=Counter)
     judged: Counter[str] = field(default_factory=Counter)
+    beyond: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def _px(self) -> float:
+        return self.mask_px * self.inside
+
+    @property
+    def size(self) -> float | None:
+        """Area of a pixel of the mask, or volume of one of a mask of volumes; None if it is unknown."""
+        return self.voxel_um3 if self.volumes else self.pixel_um2
+
+    def covered_um(self, name: str) -> float | None:
+        """Return what the lines of a class cover in um2, or um3 for volumes; None if the pixel size is unknown."""
+        if self.size is None:
+            return None
+        whole = self.area_px[name] * self.size
+        return whole - self.beyond[name] / 10**DECIMALS if self.beyond[name] else whole
+
+    def covered_share(self, name: str) -> float:
+        """Return the share of the mask that the lines of a class cover, of whole pixels if their size is unknown."""
+        covered = self.covered_um(name)
+        if self.inside == 1 or covered is None or self.size is None:
+            return self.area_px[name] / self.mask_px
+        return min(1.0, covered / (self._px * self.size))  # what is rounded in a table may be a little more
 
     @property
     def mm2(self) -> float | None:
         """Square millimetres of the mask, of all planes; None if the pixel size is unknown, or for volumes."""
-        return None if self.pixel_um2 is None or self.volumes else self.mask_px * self.pixel_um2 / 1e6
+        return None if self.pixel_um2 is None or self.volumes else self._px * self.pixel_um2 / 1e6
 
     @property
     def mm3(self) -> float | None:
         """Cubic millimetres of the mask of a volume; None if the size of its voxels is unknown."""
-        return None if self.voxel_um3 is None or not self.volumes else self.mask_px * self.voxel_um3 / 1e9
+        return None if self.voxel_um3 is None or not self.volumes else self._px * self.voxel_um3 / 1e9
 
     @property
     def tissue_mm2(self) -> float | None:
@@ -104,6 +135,13 @@ def _per(counts: Counter[str], size: float | None) -> dict[str, float]:
     return {name: count / size for name, count in counts.items()} if size else {}
 
 
+def sizes_of(line: Mapping[str, Any], found: Measured) -> tuple[int, float | None]:
+    """Return the pixels of a line of a table, and its `cut_size`."""
+    pixels, um = ("volume_px", "volume_um3") if found.volumes else ("area_px", "area_um2")
+    n = int(line[pixels])
+    return n, None if found.inside == 1 else cut_size(n, found.size, line[um])
+
+
 class Tally:
     """Counts the lines of a table, by what they say, so that a table that is read again gives the same numbers.
 
@@ -128,7 +166,12 @@ class Tally:
         """Count a line, given its values by column, as numbers or as text; return the names of its regions."""
         name, x, y = line["class"], float(line["x"]), float(line["y"])
         self._found.counts[name] += 1
-        self._found.area_px[name] += int(line["volume_px" if self._found.volumes else "area_px"])
+        pixels, cut = sizes_of(line, self._found)
+        self._found.area_px[name] += pixels
+        if cut is not None and self._found.size is not None:
+            # In integers, so that the order of lines does not matter.
+            whole = round(pixels * self._found.size, DECIMALS)
+            self._found.beyond[name] += round((whole - cut) * 10**DECIMALS)
         self._found.in_tissue[name] += self._has_tissue(x, y)
         regions = [self._found.regions[k] for k in self._within.at(x, y)] if self._within else []
         for region in regions:

@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.arguments import known_options
-from tilenet.errors import SettingsError
+from tilenet.errors import ImageError, OutputMismatch, SettingsError
 from tilenet.export.counts import check_counts_place, write_counts
 from tilenet.export.forms import COLUMNS as FORMS
 from tilenet.export.forms import Forms
 from tilenet.export.intensities import Intensities
 from tilenet.export.lines import COLUMNS, lines_of
-from tilenet.export.measured import Measured, Tally
-from tilenet.export.placement import Grid, find_grid
+from tilenet.export.measured import Measured, Tally, sizes_of
+from tilenet.export.placement import Grid, find_grid, is_full
 from tilenet.export.rows import Rows
 from tilenet.export.shapes import (
     Progress,
     class_names,
-    drop_small,
     has_volumes,
-    min_pixels,
+    least_of,
     open_for,
+    pixel_sizes,
     shapes_of,
 )
 from tilenet.export.within import BETWEEN, Drawn, InRegion, Within, covered, read_regions
@@ -68,7 +68,8 @@ def write_table(
     mask); ``area_um2`` (empty if the pixel size is unknown); ``left``, ``top``, ``right`` and ``bottom`` of the
     bounding box, in the same coordinates as `x` and `y`; and ``front`` and ``back``, its first plane and the one after
     its last. An object of a volume is one line, with ``volume_px`` and ``volume_um3`` in place of the areas, and with
-    the `z` of its centroid, measured from the front of the first plane.
+    the `z` of its centroid, measured from the front of the first plane. The last pixels of a coarser mask may reach
+    beyond the image: centroids, areas and volumes in micrometres, and densities are of what lies in it.
 
     Parameters
     ----------
@@ -137,7 +138,7 @@ def write_table(
     with open_for(out, mask, image, **how) as (opened, grid):
         if counts is not None:
             check_counts_place(Path(counts), opened, replace=overwrite, table=out, image=image)
-        found, least = _empty_result(opened, out), min_pixels(opened, min_area)
+        found, least = _empty_result(opened, out, grid), least_of(opened, min_area)
         if bright:
             bright.check(opened, image)
         tally = _tally(found, opened, grid, drawn)
@@ -146,16 +147,11 @@ def write_table(
         opened.refuse_damage()
         measured = bright.measure(opened, image) if bright else None
         forms = Forms(opened) if shapes else None
-        # An object of a volume is as large as its outlines in all planes.
-        traced = drop_small(shapes_of(opened, progress), 0 if found.volumes else least, found)
-        lines = lines_of(traced, grid, found, forms)
+        lines = lines_of(shapes_of(opened, progress), grid, found, forms, least)
         more = [*(["region"] if drawn else []), *(FORMS if shapes else ()), *(measured.columns() if measured else ())]
         numbers = opened.info["objects"] if opened.has_objects else None
         with put_whole(out) as path, Rows(path, [*COLUMNS, *more], numbers) as rows:
             for value, line in lines:
-                if found.volumes and line["volume_px"] < least:
-                    found.left_out += 1
-                    continue
                 line |= measured.of(value) if measured else {}
                 regions = tally.add(line)
                 rows.add(value, line | ({"region": BETWEEN.join(regions)} if drawn else {}))
@@ -179,9 +175,9 @@ def read_table(
     positive, unless that is not wanted.
     """
     with open_mask(mask) as opened:
-        found, least = _empty_result(opened, Path(table).absolute()), min_pixels(opened, min_area)
         # Without a tissue map or regions, the image may be gone.
-        grid = find_grid(opened, image) if opened.tissue or drawn else Grid((0, 0))
+        grid = find_grid(opened, image) if opened.tissue or drawn else _grid_if_known(opened, image)
+        found, least = _empty_result(opened, Path(table).absolute(), grid), least_of(opened, min_area)
         tally = _tally(found, opened, grid, drawn)
     with found.path.open(newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
@@ -189,7 +185,7 @@ def read_table(
         if positive:
             found.count_positive()
         for line in lines:
-            if int(line["volume_px" if found.volumes else "area_px"]) < least:
+            if least.excludes(*sizes_of(line, found)):
                 found.left_out += 1
             else:
                 tally.add(line)
@@ -201,24 +197,34 @@ def check_table_place(out: Path, *, replace: bool, image: Any = None, mask: Any 
     check_file_place(out, replace=replace, is_ours=is_table, kind="a table", image=image, mask=mask)
 
 
-def _empty_result(mask: AnyMask, out: Path) -> Measured:
+def _grid_if_known(mask: AnyMask, image: Any) -> Grid:
+    """Return where a mask lies in its image, which may be gone."""
+    try:
+        return find_grid(mask, None if is_full(mask) else image)
+    except (ImageError, OutputMismatch) as error:
+        LOG.warning(
+            "%s: areas and densities are those of whole pixels of the mask, the last of which may reach beyond the "
+            "image: %s",
+            *(mask.path, error),
+        )
+        return Grid((0, 0))
+
+
+def _empty_result(mask: AnyMask, out: Path, grid: Grid) -> Measured:
     """Return the measurements of a mask before its first shape, with a count of 0 for each class."""
-    y, x = mask.pixel_size[-2:]
-    pixel = None if y is None or x is None else y * x
+    (pixel, voxel), inside = pixel_sizes(mask), grid.inside(mask.shape)
     none = dict.fromkeys(class_names(mask).values(), 0)
     found = Measured(out, Counter(none), Counter(none), mask.has_objects, pixel_um2=pixel, mask_px=prod(mask.shape))
-    found.in_tissue = Counter(none)
+    found.in_tissue, found.inside = Counter(none), prod(inside) / prod(mask.shape[-2:])
     if mask.tissue is not None:
-        found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin))
+        found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin), inside)
         if any((mask.info.get("tissue") or {}).get("dilated", ())) and mask.tissue.own is None:
             LOG.warning(
                 "%s: its tissue map, of an earlier tilenet, has what lies within %d px of tissue, too: the area of "
                 "tissue is too large, and its density too low. Only segmenting it anew tells them apart",
                 *(mask.path, max(mask.info["tissue"]["dilated"])),
             )
-    if has_volumes(mask):
-        z = mask.pixel_size[-3]
-        found.volumes, found.voxel_um3 = True, None if pixel is None or z is None else pixel * z
+    found.volumes, found.voxel_um3 = has_volumes(mask), voxel
     return found
 
 

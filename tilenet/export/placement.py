@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,21 @@ class Grid:
         down, right = map(min, at, self.limit) if self.limit else at
         return right, down
 
+    @cached_property
+    def end(self) -> NDArray[np.float64] | None:
+        """Where the image ends along y and x, in pixels of the mask; None if the mask cannot reach beyond it."""
+        if self.limit is None:
+            return None
+        return np.array([float(n / f - a) for n, f, a in zip(self.limit, self.step, self.origin, strict=True)])
+
+    def inside(self, shape: Sequence[int]) -> tuple[float, float]:
+        """Return how many rows and columns of a mask of a shape lie in the image, to fractions of the last ones."""
+        height, width = shape[-2:]
+        if self.end is None:
+            return height, width
+        y, x = self.end.tolist()
+        return min(height, y), min(width, x)
+
     def locate(self, points: NDArray[Any]) -> NDArray[np.float64]:
         """Return y and x (n, 2) in pixels of the mask of points (n, 2): x and y in pixels of the image."""
         found: NDArray[np.float64] = points[:, ::-1] / np.array(self.step, np.float64) - self.origin
@@ -68,7 +85,7 @@ def find_grid(mask: AnyMask, image: Any) -> Grid:
     OutputMismatch
         If the image is needed and missing, or is not the one that the mask was made from.
     """
-    if image is None and _is_full(mask):
+    if image is None and is_full(mask):
         return Grid((mask.origin[-2], mask.origin[-1]))
     with closing(_image_of(mask, image), image) as opened:
         refuse_another(opened, mask)
@@ -78,7 +95,7 @@ def find_grid(mask: AnyMask, image: Any) -> Grid:
 def grid_in(image: Image, mask: AnyMask) -> Grid:
     """Return where a mask lies in its image, which is open, at the level that was segmented."""
     resolution, origin = resolution_of(mask), (mask.origin[-2], mask.origin[-1])
-    if _is_full(mask):
+    if is_full(mask):
         return Grid(origin)
     full, stored = (image.plane_shape(k) for k in (0, resolution.level))
     deep = [image.levels[k].shape[image.axes.index("z")] if "z" in image.axes else 1 for k in (0, resolution.level)]
@@ -86,7 +103,7 @@ def grid_in(image: Image, mask: AnyMask) -> Grid:
     return Grid(origin, (y, x), full, downsample_factor(*deep))
 
 
-def _is_full(mask: AnyMask) -> bool:
+def is_full(mask: AnyMask) -> bool:
     """Return whether pixels of a mask are those of its image at full resolution."""
     resolution = resolution_of(mask)
     return resolution.level == 0 and resolution.factor == AS_STORED

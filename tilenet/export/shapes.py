@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import SettingsError
-from tilenet.export.corners import area_and_centroid
+from tilenet.export.corners import Ring, area_and_centroid, exact_area_and_centroid
 from tilenet.export.outlines import Region, regions
 from tilenet.export.placement import Grid, find_grid
 from tilenet.readers.sized import differ, parse_pixel_size, size_text
@@ -37,6 +37,8 @@ BAND, STRIP = 2**27, 2**24
 Progress = Callable[[int, int], None]
 # Remarks on what is exported; the command line prints them.
 LOG = logging.getLogger("tilenet")
+# Of areas and volumes in tables.
+DECIMALS = 3
 ENDINGS = {"a table": (".csv",), "a GeoJSON": (".geojson", ".json")}
 
 
@@ -64,6 +66,11 @@ class Shape:
     t: int
     z: int
     id: UUID
+
+    @property
+    def rings(self) -> list[Ring]:
+        """The outlines and holes of all parts."""
+        return [ring for part in self.parts for ring in part.rings]
 
 
 def has_volumes(mask: AnyMask) -> bool:
@@ -191,19 +198,73 @@ class Ids:
         return uuid5(self._plane, f"{value} {y} {x}")
 
 
+def extent(rings: Sequence[Ring], grid: Grid) -> tuple[int, float, tuple[float, float]]:
+    """Return how many pixels are within rings, how many lie in the image, and the centroid (y, x) of what lies there.
+
+    What reaches beyond the image is cut at its border as `Grid.place` cuts polygons. The second number is the first if
+    nothing does.
+    """
+    pixels, centre = area_and_centroid(rings)
+    if grid.end is None or (np.concatenate(rings) <= grid.end).all():
+        return pixels, pixels, centre
+    inside, cut = exact_area_and_centroid([np.minimum(ring, grid.end) for ring in rings])
+    return pixels, inside, cut if inside else centre
+
+
+def cut_size(pixels: int, size: float | None, um: float | str) -> float | None:
+    """Return the size of a shape in um2 or um3, as tables have it, if the border of the image cuts it; else None.
+
+    Parameters
+    ----------
+    pixels : int
+        Its pixels.
+    size : float or None
+        That of one pixel.
+    um : float or str
+        What the table says; empty if the pixel size is unknown.
+    """
+    return None if size is None or um == "" or (cut := float(um)) >= round(pixels * size, DECIMALS) else cut
+
+
+@dataclass(frozen=True)
+class Least:
+    """The size of the smallest shapes to keep: in pixels of the mask, and in um2 or um3 if it was given so."""
+
+    pixels: float = 0.0
+    um: float | None = None
+
+    def excludes(self, pixels: int, cut: float | None) -> bool:
+        """Return whether a shape is smaller, given its pixels, and its `cut_size`."""
+        return pixels < self.pixels if self.um is None or cut is None else cut < self.um
+
+
 class Counted(Protocol):
     """A result that counts the shapes left out."""
 
     left_out: int
 
 
-def drop_small(shapes: Iterable[Shape], least: float, found: Counted) -> Iterator[Shape]:
-    """Yield the shapes whose area, without holes, is at least `least` pixels; count the others in `found.left_out`."""
+def drop_small(shapes: Iterable[Shape], least: Least, found: Counted, mask: AnyMask, grid: Grid) -> Iterator[Shape]:
+    """Yield the shapes whose area, without holes, is at least `least`; count the others in `found.left_out`."""
+    size, _ = pixel_sizes(mask)
     for shape in shapes:
-        if least and area_and_centroid([ring for part in shape.parts for ring in part.rings])[0] < least:
+        if least.pixels and _is_small(shape, least, size, grid):
             found.left_out += 1
         else:
             yield shape
+
+
+def _is_small(shape: Shape, least: Least, size: float | None, grid: Grid) -> bool:
+    pixels, inside, _ = extent(shape.rings, grid)
+    return least.excludes(pixels, cut_size(pixels, size, "" if size is None else round(inside * size, DECIMALS)))
+
+
+def pixel_sizes(mask: AnyMask) -> tuple[float | None, float | None]:
+    """Return the area of a pixel of a mask in um2 and, if it has volumes, that of a voxel in um3; None if unknown."""
+    y, x = mask.pixel_size[-2:]
+    pixel = None if y is None or x is None else y * x
+    z = mask.pixel_size[-3] if has_volumes(mask) else None
+    return pixel, None if pixel is None or z is None else pixel * z
 
 
 def parse_area(area: str | float) -> tuple[float, str]:
@@ -224,21 +285,25 @@ def parse_area(area: str | float) -> tuple[float, str]:
     return float(said[1]), said[2].replace("^", "")
 
 
-def min_pixels(mask: AnyMask, area: str | float | None) -> float:
-    """Convert a least area or volume, a number of pixels or text such as ``"20um2"``, to pixels of the mask.
+def least_of(mask: AnyMask, area: str | float | None) -> Least:
+    """Return the least area or volume, given as a number of pixels of the mask or as text such as ``"20um2"``.
 
     Raises
     ------
     SettingsError
         If it is not an area, or areas have no meaning in this mask.
     """
-    return 0 if area is None else pixels_of_area(area, mask.path, mask.pixel_size, volumes=has_volumes(mask))
+    if area is None:
+        return Least()
+    number, unit = parse_area(area)
+    pixels = pixels_of_area(area, mask.path, mask.pixel_size, volumes=has_volumes(mask))
+    return Least(pixels, number if unit.startswith("um") else None)
 
 
 def pixels_of_area(
     area: str | float, name: str | Path, pixel_size: Sequence[float | None], *, volumes: bool = False
 ) -> float:
-    """Convert an area to pixels of their size, or a volume to voxels; raises as `min_pixels`, naming `name`."""
+    """Convert an area to pixels of their size, or a volume to voxels; raises as `least_of`, naming `name`."""
     number, unit = parse_area(area)
     power, what = (3, "volumes") if volumes else (2, "areas")
     if unit in ("um2", "um3") and unit != f"um{power}":

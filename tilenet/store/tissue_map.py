@@ -111,11 +111,16 @@ class TissueMap:
         )
         return float((np.outer(rows, columns) * self.computed(divided)).sum() / (divided.shape[-2] * divided.shape[-1]))
 
-    def tissue_fraction(self, box: Box) -> float:
-        """Return the fraction of the pixels of a box that lies in cells with tissue; its last two axes are y and x."""
+    def tissue_fraction(self, box: Box, inside: tuple[float, float] | None = None) -> float:
+        """Return the fraction of the pixels of a box that lies in cells with tissue; its last two axes are y and x.
+
+        `inside` says how many of its rows and columns count, to fractions of the last ones; None: all.
+        """
         rows, columns = (
-            np.bincount(np.arange(a, b) * cells // n, minlength=cells)
-            for a, b, cells, n in zip(box.start[-2:], box.stop[-2:], self.cells.shape, self.covers, strict=True)
+            np.bincount(np.arange(a, b) * cells // n, np.clip(length - np.arange(b - a), 0, 1), minlength=cells)
+            for a, b, length, cells, n in zip(
+                *(box.start[-2:], box.stop[-2:], inside or box.shape[-2:], self.cells.shape, self.covers), strict=True
+            )
         )
         return float(rows @ self.tissue @ columns / (rows.sum() * columns.sum()))
 

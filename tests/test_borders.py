@@ -1,0 +1,189 @@
+"""Sizes and places where the last pixels of a coarser mask reach beyond its image."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import shapely
+import tifffile
+from contents import lines_of
+from scipy import ndimage as ndi
+from skimage.measure import regionprops
+from stub import Bright3D, Threshold
+
+import tilenet
+from tilenet.export.counts import write_counts
+from tilenet.export.measures import read_table, write_table
+
+UM = 0.5
+SIZE = {"resolution": (1e4 / UM, 1e4 / UM), "resolutionunit": "CENTIMETER"}
+WAYS = [{"level": 1}, {"mpp": 0.8}, {"mpp": 3.0}, {"mpp": 1.7, "roi": "5:,:40"}, {"level": 1, "roi": "10:,20:"}]
+
+
+@pytest.fixture
+def slide(tmp_path):
+    """Return a slide whose sides are no multiples of 4, with a coarser level that has the rest, and blobs."""
+    noise = ndi.gaussian_filter(np.random.default_rng(5).normal(size=(141, 187)), 3)
+    pixels = np.where(noise > 0, 200, 0).astype(np.uint8)
+    pixels[60:90, 170:], pixels[120:, 100:140], pixels[139:, 185:] = 200, 200, 200
+    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
+        tiff.write(pixels, tile=(32, 32), subifds=1, **SIZE)
+        tiff.write(pixels[::4, ::4], tile=(32, 32), subfiletype=1)
+    return tmp_path / "s.tif"
+
+
+def polygons_of(path):
+    """Return the polygons of a GeoJSON file by their ids, in pixels of the image."""
+    features = json.loads(path.read_text())["features"]
+    return {feature["id"]: shapely.geometry.shape(feature["geometry"]) for feature in features}
+
+
+@pytest.mark.parametrize("objects", [False, True])
+@pytest.mark.parametrize("how", WAYS, ids=str)
+def test_areas_and_centroids_of_a_coarser_mask_are_those_of_its_polygons_which_the_image_cuts(
+    slide, tmp_path, how, objects
+):
+    mask = tilenet.segment(slide, tmp_path / "m.zarr", model=Threshold(), objects=objects, **how)
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
+    polygons, lines = polygons_of(tmp_path / "m.geojson"), lines_of(tmp_path / "m.csv")
+    assert len(lines) == len(polygons) > 2
+    for line in lines:
+        polygon = polygons[line["id"]]
+        assert float(line["area_um2"]) == pytest.approx(polygon.area * UM**2, abs=0.01)
+        centre = polygon.centroid if polygon.area else polygon.envelope
+        assert (float(line["x"]), float(line["y"])) == pytest.approx(centre.coords[0], abs=0.002)
+    assert sum(int(line["area_px"]) for line in lines) == (np.asarray(mask) > 0).sum()
+    covered = sum(polygon.area for polygon in polygons.values()) * UM**2
+    (name,) = found.counts
+    assert found.covered_um(name) == pytest.approx(covered, rel=1e-4)
+    assert found.covered_um(name) < found.area_px[name] * found.pixel_um2 - 1 or "40" in how.get("roi", "")
+
+
+@pytest.mark.parametrize("how", WAYS, ids=str)
+def test_a_region_around_the_whole_of_a_coarser_mask_is_as_large_as_what_was_segmented(slide, tmp_path, how):
+    tilenet.segment(slide, tmp_path / "m.zarr", model=Threshold(), objects=True, **how)
+    around = shapely.geometry.mapping(shapely.box(0, 0, 187, 141))
+    (tmp_path / "r.geojson").write_text(json.dumps({"type": "Feature", "properties": {}, "geometry": around}))
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=tmp_path / "r.geojson")
+    if "roi" not in how:
+        assert found.mm2 == pytest.approx(141 * 187 * UM**2 / 1e6, rel=1e-12)
+    assert found.regions[0].mm2 == pytest.approx(found.mm2, rel=1e-9)
+    assert found.regions[0].per_mm2 == pytest.approx(found.per_mm2)
+    write_counts(tmp_path / "c.csv", {"m": found})
+    whole, region = lines_of(tmp_path / "c.csv")
+    assert (whole["mm2"], whole["per_mm2"]) == (region["mm2"], region["per_mm2"])
+    assert float(whole["covered_share"]) == pytest.approx(
+        float(whole["covered_um2"]) / float(whole["mm2"]) / 1e6, abs=2e-6
+    )
+
+
+def test_the_pixels_of_a_coarser_mask_that_lie_on_the_image_are_those_that_count(slide, tmp_path):
+    mask = tilenet.segment(slide, tmp_path / "m.zarr", model=Threshold(), level=1, objects=True)
+    write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    lines = {int(line["object"]): line for line in lines_of(tmp_path / "m.csv")}
+    fine = np.kron(np.asarray(mask), np.ones((4, 4), np.int64))[:141, :187]
+    for region in regionprops(fine):
+        line, (y, x) = lines.pop(region.label), region.centroid
+        assert float(line["area_um2"]) == region.area * UM**2
+        assert (float(line["x"]), float(line["y"])) == pytest.approx((x + 0.5, y + 0.5), abs=6e-4)
+    assert not lines
+
+
+def test_a_least_area_compares_the_part_on_the_image_and_a_least_number_of_pixels_the_pixels(slide, tmp_path):
+    tilenet.segment(slide, tmp_path / "m.zarr", model=Threshold(), level=1, objects=True)
+    write_table(tmp_path / "m.zarr", tmp_path / "all.csv")
+    lines = lines_of(tmp_path / "all.csv")
+    cut = [line for line in lines if float(line["area_um2"]) < int(line["area_px"]) * (4 * UM) ** 2]
+    assert cut
+    for line in cut:
+        between = (float(line["area_um2"]) + int(line["area_px"]) * (4 * UM) ** 2) / 2
+        for least, kept in (
+            (f"{between}um2", [one for one in lines if float(one["area_um2"]) >= between]),
+            (f"{line['area_px']}px", [one for one in lines if int(one["area_px"]) >= int(line["area_px"])]),
+        ):
+            found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", min_area=least, overwrite=True)
+            assert lines_of(tmp_path / "m.csv") == kept and found.left_out == len(lines) - len(kept)
+            polygons = tilenet.write_geojson(
+                tmp_path / "m.zarr", tmp_path / "m.geojson", min_area=least, overwrite=True
+            )
+            assert (polygons.features, polygons.left_out) == (found.counts, found.left_out)
+            again = read_table(tmp_path / "m.zarr", tmp_path / "all.csv", min_area=least)
+            assert replace(again, path=found.path) == found
+
+
+@pytest.mark.parametrize("how", WAYS, ids=str)
+@pytest.mark.parametrize("tissue", [None, np.ones((3, 3), np.uint8), np.eye(12, 16, dtype=np.uint8)])
+def test_a_table_that_is_read_again_says_the_same_of_a_coarser_mask(slide, tmp_path, how, tissue):
+    tilenet.segment(slide, tmp_path / "m.zarr", model=Threshold(), tissue=tissue, objects=True, **how)
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    assert read_table(tmp_path / "m.zarr", tmp_path / "m.csv") == found
+    if tissue is not None and tissue.all():
+        assert found.tissue_mm2 == pytest.approx(found.mm2, rel=1e-12)
+
+
+def test_the_area_of_tissue_is_that_on_the_image(slide, tmp_path):
+    right = np.zeros((1, 2), np.uint8)
+    right[:, 1] = 1  # of 47 columns of 4 px the last 23, less 1 px of the last one
+    tilenet.segment(slide, tmp_path / "m.zarr", model=Threshold(), level=1, tissue=right)
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    columns = np.repeat(np.arange(47) * 2 // 47 == 1, 4)[:187].sum()
+    assert found.tissue_mm2 == pytest.approx(141 * columns * UM**2 / 1e6, rel=1e-12)
+
+
+def test_a_batch_whose_image_is_gone_counts_whole_pixels_and_warns(slide, tmp_path, caplog):
+    counting = {"model": Threshold(), "objects": True, "table": True, "mpp": 1.7}
+    tilenet.batch([slide], tmp_path / "masks", **counting)
+    (before,) = lines_of(tmp_path / "masks" / "counts.csv")
+    assert float(before["mm2"]) == pytest.approx(141 * 187 * UM**2 / 1e6)
+    tilenet.batch([slide], tmp_path / "masks", **counting)
+    assert lines_of(tmp_path / "masks" / "counts.csv") == [before] and "whole pixels" not in caplog.text
+    slide.unlink()
+    (result,) = tilenet.batch([str(slide)], tmp_path / "masks", **counting)
+    (after,) = lines_of(tmp_path / "masks" / "counts.csv")
+    assert result.status == "failed" and after["count"] == before["count"]
+    assert float(before["mm2"]) < float(after["mm2"]) < 1.03 * float(before["mm2"])
+    assert "s.zarr: areas and densities are those of whole pixels of the mask, the last of which" in caplog.text
+
+
+def test_what_lies_wholly_beyond_the_image_has_no_area_and_a_place_on_its_border(tmp_path):
+    pixels = np.zeros((101, 101), np.uint8)
+    pixels[40:60, 97:], pixels[20:30, 20:30] = 200, 200
+    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
+        tiff.write(pixels, tile=(32, 32), subifds=1, **SIZE)
+        tiff.write(pixels[::4, ::4], tile=(32, 32), subfiletype=1)  # its column 25 begins at 100, and holds 4
+    tilenet.segment(tmp_path / "s.tif", tmp_path / "m.zarr", model=Threshold(), mpp=3.0)  # column 17 begins at 102
+    write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    (_, line) = lines_of(tmp_path / "m.csv")
+    assert (line["area_um2"], line["x"], line["right"]) == ("0.0", "101", "101") and int(line["area_px"]) > 0
+
+
+def test_volumes_at_a_coarser_pixel_size_are_those_on_the_image(tmp_path):
+    volume = np.zeros((4, 61, 73), np.uint8)
+    volume[1:3, 40:, 50:], volume[:2, 5:20, 5:20] = 200, 200
+    tilenet.segment(
+        *(volume, tmp_path / "v.zarr"),
+        **{"axes": "zyx", "model": Bright3D(), "objects": True, "pixel_size": (2, UM, UM), "mpp": 0.8},
+    )
+    found = write_table(tmp_path / "v.zarr", tmp_path / "v.csv", image=volume)
+    assert found.mm3 == pytest.approx(volume.size * 2 * UM**2 / 1e9, rel=1e-12)
+    inner, cut = lines_of(tmp_path / "v.csv")
+    assert float(inner["volume_um3"]) == round(int(inner["volume_px"]) * found.voxel_um3, 3)
+    left, top, right, bottom = (float(cut[side]) for side in ("left", "top", "right", "bottom"))
+    assert (right, bottom) == (73, 61)
+    assert float(cut["volume_um3"]) == pytest.approx((right - left) * (bottom - top) * UM**2 * 2 * 2, abs=0.01)
+    assert (float(cut["x"]), float(cut["y"])) == pytest.approx(((left + right) / 2, (top + bottom) / 2), abs=0.001)
+
+
+def test_a_real_slide_has_one_area_and_its_regions_those_of_their_polygons(shared_data, tmp_path):
+    slide, um2 = shared_data("slides/OS-1-detail_HE.ome.tif"), 0.227102 * 0.227097
+    tilenet.segment(slide, tmp_path / "m.zarr", model=Threshold(), mpp=0.5, channels=[0])
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
+    assert found.mm2 == pytest.approx(1101 * 1101 * um2 / 1e6, rel=1e-5)
+    tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
+    polygons = polygons_of(tmp_path / "m.geojson")
+    lines = lines_of(tmp_path / "m.csv")
+    assert sum(float(line["right"]) == 1101 for line in lines) > 3
+    for line in lines:
+        assert float(line["area_um2"]) == pytest.approx(polygons[line["id"]].area * um2, rel=1e-4, abs=1e-3)
