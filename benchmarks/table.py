@@ -77,12 +77,12 @@ def render(results):
 
 {peers_table(at_their_best(peers["rows"]))}
 
-A network of depth 5, wf {peers["wf"]} on a slide of {peers["side"]} px a side, file to mask; the others with the tile
-that is fastest for them. The errors are the largest differences of the logits from one pass over the mirrored image, as
-a part of their range. The paper's loop does not lay its tiles on the network's pooling grid; `map_overlap` has no seams
-here, as we gave it an overlap that fits the network, and chunks that fit the grid. At the border MONAI pads with zeros
-and Dask repeats the edge pixel. The last column compares with the fastest tile of tilenet that takes no more memory.
-`benchmarks/peers.py`; [all tiles](docs/figures.md#speed-on-a-cpu).
+A network of depth 5, wf {peers["wf"]} on a slide of {peers["side"]} px a side, from file to mask; other methods with
+their fastest tile. The errors are the largest differences of the logits from one pass over the mirrored image, as a
+fraction of their range. The paper's loop does not lay its tiles on the network's pooling grid; `map_overlap` has no
+seams here because we gave it an overlap that fits the network and chunks that fit the grid. At the border MONAI pads
+with zeros and Dask repeats the edge pixel. The last column compares with the fastest tile of tilenet that takes no more
+memory. `benchmarks/peers.py`; [all tiles](docs/figures.md#speed-on-a-cpu).
 
 {END}"""
 
