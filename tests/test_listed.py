@@ -142,8 +142,8 @@ def test_what_is_no_table_of_objects_is_refused_in_one_line(slide, mask, tmp_pat
         return err
 
     assert "t.csv: cannot be read (No such file or directory). Check the path" in refusal()
-    table.write_text("id;class;object\n")
-    assert "t.csv: is not a table that tilenet wrote" in refusal()
+    table.write_text("slide,class,count\n")
+    assert "t.csv: has no column object in its first line, so it is no table of objects" in refusal()
     table_of(plain, table)
     assert "t.csv: line 2 is not that of an object, but " in refusal()
     assert "plain.zarr: has classes, and a table chooses objects. Make it with --objects" in refusal(plain)
@@ -203,6 +203,42 @@ def test_the_overview_of_a_mask_of_classes_shows_all_of_it_whatever_the_least_ar
     (result,) = tilenet.batch(slide, tmp_path, model=Bright(), overview=True, table=True, min_area="60px")
     assert result.status == "done"
     assert np.array_equal(imread(tmp_path / "slide.overview.png"), overlay(slide, tmp_path / "slide.zarr"))
+
+
+def saved_as(table, how):
+    """Save a table as a spreadsheet does."""
+    lines = lines_of(table)
+    if how == "few":
+        lines = [{"object": line["object"], "positive": line["positive"]} for line in lines]
+    mark, quoting = {"semicolons": (";", 0), "tabs": ("\t", 0), "quotes": (",", csv.QUOTE_ALL)}.get(how, (",", 0))
+    encoding = "utf-8-sig" if how in ("mark", "semicolons") else "utf-8"
+    with table.open("w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, delimiter=mark, quoting=quoting)  # lines end with \r\n
+        writer.writerows([lines[0], *(line.values() for line in lines), [""] * len(lines[0])])
+
+
+@pytest.mark.parametrize("how", ["mark", "semicolons", "tabs", "quotes", "few"])
+def test_a_table_that_a_spreadsheet_saved_draws_what_it_drew_before(slide, mask, tmp_path, caplog, how):
+    table = table_of(mask, tmp_path / "m.csv", min_area="60px", positive="0>225")
+    before, written = overlay(slide, mask, table=table), table.read_bytes()
+    saved_as(table, how)
+    assert table.read_bytes() != written and np.array_equal(overlay(slide, mask, table=table), before)
+    expected = [f"{table}: has no column id, so whether it is a table of {mask} was not checked"]
+    assert caplog.messages == (expected if how == "few" else [])
+
+
+def test_a_table_with_decimal_commas_is_refused_for_them_where_they_matter(slide, mask, tmp_path):
+    def with_commas(*columns):
+        table = table_of(mask, tmp_path / "m.csv")
+        rewritten(table, lambda lines: [line | {c: f"{line[c].split('.')[0]},0" for c in columns} for line in lines])
+        saved_as(table, "semicolons")
+        return overlay(slide, mask, table=table)
+
+    assert np.array_equal(with_commas("x", "y"), overlay(slide, mask))
+    with pytest.raises(
+        SettingsError, match=r"m\.csv: has numbers with decimal commas, such as left \d+,0\. Save it with"
+    ):
+        with_commas("x", "left")
 
 
 TRIANGLE = [[40.5, 30], [200, 50.25], [90, 210], [40.5, 30]]

@@ -7,7 +7,6 @@ import glob
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,12 @@ from tilenet.export.within import Drawn, read_regions
 from tilenet.models import packaged_models
 from tilenet.options import Options, parse_channels, parse_sides
 from tilenet.readers.sized import parse_pixel_size
+from tilenet.sheets import SEPARATORS, cells, name_columns, refusing, rows_of
 
 # Endings that are removed as well as the last one: slide.ome.tif is the slide "slide".
 INNER = (".ome",)
 # The value in a column of tissue masks that means: find the tissue in the image.
 AUTO = "auto"
-# What stands between the values of a list: a spreadsheet writes semicolons where the decimal mark is a comma.
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def _tissue(text: str) -> bool | str:
@@ -201,38 +199,28 @@ def _filled(rows: csv.DictReader[str], path: Path) -> Iterator[tuple[str, dict[s
 
     A quote that is not closed is refused, because all lines below it would be taken for one value.
     """
-    with _refusing(rows, path):
+    with refusing(rows, path):
         for row in rows:
-            values = ["".join(value) for value in row.values()]  # what has no column is a list
+            values = cells(row)
             if opened := [value for value in values if "\n" in value]:
                 raise SettingsError(f"{path}: the quote before {opened[0].splitlines()[0]!r} is not closed in its line")
             if any(value.strip() for value in values):
                 yield f"{path}: line {rows.line_num}", row
 
 
-@contextmanager
-def _refusing(rows: csv.DictReader[str], path: Path) -> Iterator[None]:
-    try:
-        yield
-    except csv.Error as error:  # such as a value that is too long
-        raise SettingsError(f"{path}: line {rows.line_num}: {error}. Check that every quote is closed") from error
-
-
 def _rows(path: Path) -> tuple[csv.DictReader[str], str]:
     """Return the rows of a list, by the names of its columns in small letters, and what separates their values."""
-    text = _text(path)
-    separator = max(SEPARATORS, key=text.partition("\n")[0].count)
-    rows = csv.DictReader(io.StringIO(text), restkey="", restval="", skipinitialspace=True, delimiter=separator)
+    rows, mark = rows_of(io.StringIO(_text(path)))
     known = ("image", "name", "model", "within", "positive", *COLUMNS)
-    with _refusing(rows, path):
-        rows.fieldnames = header = [name.strip().lower() for name in rows.fieldnames or ()]
+    with refusing(rows, path):
+        header = name_columns(rows)
     if "image" not in header:
         raise SettingsError(f"{path}: has no column image. Its first line must name the columns")
     if unknown := [column for column in header if column not in known]:
         raise SettingsError(f"{path}: column {unknown[0]!r} is none of {', '.join(known)}")
     if twice := [column for column in known if header.count(column) > 1]:
         raise SettingsError(f"{path}: has two columns {twice[0]}. Remove one")
-    return rows, SEPARATORS[separator]
+    return rows, mark
 
 
 def _check_decimal_mark(size: str, mark: str, where: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.export.intensities import VERDICTS
-from tilenet.export.measures import is_table
 from tilenet.export.outlines import regions
 from tilenet.export.placement import Grid
 from tilenet.export.shapes import Ids, cut_size, has_volumes, least_of, pixel_sizes
+from tilenet.sheets import cells, name_columns, refusing, rows_of
 from tilenet.store import AnyMask
 
 # What tables made with a rule say, as places in `tilenet.export.intensities.VERDICTS`.
 TOLD = {verdict: place for place, verdict in enumerate(VERDICTS)}
+# Columns by which an object is found in the mask, and the one that only an object of this mask can have there.
+PLACE, ID = ("t", "front", "left", "top", "right", "bottom"), "id"
+LOG = logging.getLogger("tilenet")
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,14 @@ class Listed:
 
 
 def read_listed(mask: AnyMask, listing: Listing, grid: Grid) -> Listed:
-    """Read which objects of a mask a table lists.
+    """Read which objects of a mask a table lists, also one that a spreadsheet saved, or that lacks columns.
+
+    Without those by which an object is known to be of the mask, a warning is logged.
 
     Raises
     ------
     SettingsError
-        If the mask has classes, or the file is no table of objects that tilenet wrote.
+        If the mask has classes, or the file is no table of objects.
     OutputMismatch
         If it is the table of another mask.
     """
@@ -71,20 +76,22 @@ def read_listed(mask: AnyMask, listing: Listing, grid: Grid) -> Listed:
         raise SettingsError(f"{mask.path}: has classes, and a table chooses objects. Make it with --objects")
     table, least = listing.table, least_of(mask, listing.min_area)
     pixel = pixel_sizes(mask)[has_volumes(mask)]
-    _refuse_foreign(table)
     there = np.zeros(mask.info["objects"] + 1, bool)
     positive, told, smallest = np.zeros(len(there), np.int64), False, None
-    for line in _lines(table):
+    for line in _lines(listing):
         number, told = int(line["object"]), "positive" in line
         if not 0 < number < len(there):
             raise OutputMismatch(
                 f"{table}: lists object {number}, and {mask.path} has {len(there) - 1}. Give the table of this mask"
             )
-        cut = cut_size(_size(line), pixel, line.get("area_um2") or line.get("volume_um3") or "")
-        there[number] = not least.excludes(_size(line), cut)
+        there[number] = listing.min_area is None or not least.excludes(_size(line), _cut_size(line, pixel))
         positive[number] = TOLD[line.get("positive", "0")]
         smallest = min(smallest or line, line, key=_size)
-    if smallest and not _is_of(mask, grid, smallest):
+    if smallest and (lacking := [column for column in (ID, *PLACE) if column not in smallest]):
+        LOG.warning(
+            "%s: has no column %s, so whether it is a table of %s was not checked", table, lacking[0], mask.path
+        )
+    elif smallest and not _is_of(mask, grid, smallest, table):
         raise OutputMismatch(
             f"{table}: its object {smallest['object']} is not that of {mask.path}. Give the table of this mask, or "
             f"export it again"
@@ -92,45 +99,57 @@ def read_listed(mask: AnyMask, listing: Listing, grid: Grid) -> Listed:
     return Listed(there, positive if told and listing.positive else None)
 
 
-def _refuse_foreign(table: Path) -> None:
+def _lines(listing: Listing) -> Iterator[dict[str, str]]:
+    """Yield the lines of a table of objects, which name their object, and all or none their size and what it is."""
+    table = listing.table
     try:
-        ours = is_table(table)
+        file = table.open(newline="", encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise SettingsError(f"{table}: cannot be read ({error.strerror}). Check the path") from error
-    if not ours:
+    with file:
+        rows, _ = rows_of(file)
+        with refusing(rows, table):
+            _check_columns(name_columns(rows), listing)
+            for row in rows:
+                if not _is_line(row) and any(cells(row)):
+                    raise SettingsError(
+                        f"{table}: line {rows.line_num} is not that of an object, but {','.join(cells(row))[:60]}. "
+                        f"Export it again, from a mask made with --objects"
+                    )
+                if any(cells(row)):
+                    yield row
+
+
+def _check_columns(columns: list[str], listing: Listing) -> None:
+    needed = ("object", *(() if listing.min_area is None else ("area_px", "volume_px")))
+    if lacking := [column for column in needed if column not in columns]:
         raise SettingsError(
-            f"{table}: is not a table that tilenet wrote: its first line does not begin with the names of its columns, "
-            f"with commas between them. Give one as export --csv writes it"
+            f"{listing.table}: has no column {lacking[0]} in its first line, so it is no table of objects. Give one as "
+            f"export --csv writes it"
         )
 
 
-def _lines(table: Path) -> Iterator[dict[str, str]]:
-    """Yield the lines of a table of objects, each of which names its object and size, and all or none what it is."""
-    with table.open(newline="", encoding="utf-8", errors="replace") as file:
-        lines = csv.DictReader(file, restval="")
-        for line in lines:
-            if not (line["object"].isdecimal() and _size_of(line).isdecimal() and line.get("positive", "0") in TOLD):
-                raise SettingsError(
-                    f"{table}: line {lines.line_num} is not that of an object, but {_shown(line)}. Export it again, "
-                    f"from a mask made with --objects"
-                )
-            yield line
-
-
-def _shown(line: dict[str, str]) -> str:
-    return ",".join(map(str, line.values()))[:60]
+def _is_line(row: dict[str, str]) -> bool:
+    sized = _size_of(row).isdecimal() or not ("area_px" in row or "volume_px" in row)
+    return row["object"].isdecimal() and sized and row.get("positive", "0") in TOLD
 
 
 def _size_of(line: dict[str, str]) -> str:
-    return line["area_px"] or line["volume_px"]
+    return line.get("area_px") or line.get("volume_px") or ""
 
 
 def _size(line: dict[str, str]) -> int:
-    return int(_size_of(line))
+    return int(_size_of(line) or 0)
 
 
-def _is_of(mask: AnyMask, grid: Grid, line: dict[str, str]) -> bool:
+def _cut_size(line: dict[str, str], pixel: float | None) -> float | None:
+    return cut_size(_size(line), pixel, line.get("area_um2") or line.get("volume_um3") or "")
+
+
+def _is_of(mask: AnyMask, grid: Grid, line: dict[str, str], table: Path) -> bool:
     """Return whether an object of a mask has the id that a line of a table says, which no other mask has."""
+    if commas := [f"{column} {line[column]}" for column in PLACE if "," in line[column]]:
+        raise SettingsError(f"{table}: has numbers with decimal commas, such as {commas[0]}. Save it with points")
     try:
         first = {"t": int(line["t"]), "z": int(line["front"])}
         corners = np.array([[float(line[x]), float(line[y])] for x, y in (("left", "top"), ("right", "bottom"))])

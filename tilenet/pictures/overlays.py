@@ -80,9 +80,9 @@ def overlay(
     max_side : int
         Longest side of the picture in pixels; smaller parts are not enlarged.
     table : path, optional
-        A table of the mask, as `tilenet.write_table` wrote it, also if lines were removed since: only the objects that
-        it lists are drawn. If it has the column ``positive``, they are red if they are positive, and else blue, or
-        cyan if most of the picture is dark.
+        A table of the mask, as `tilenet.write_table` wrote it, also if lines or columns were removed since, or a
+        spreadsheet saved it: only the objects that it lists are drawn. If it has the column ``positive``, they are red
+        if they are positive, and else blue, or cyan if most of the picture is dark.
     within : path, optional
         A GeoJSON file of regions of the image, as for `tilenet.write_table`: draw their outlines and names.
 
