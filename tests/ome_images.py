@@ -1,8 +1,17 @@
-"""OME-Zarr images that tests write."""
+"""OME-TIFF and OME-Zarr images that tests write."""
 
+import tifffile
 import zarr
 
 TYPES = {"t": "time", "c": "channel"}
+
+
+def write_ome_tiff(path, pixels, *, um=()):
+    """Write a plane or a stack in tiles; `um` are the sizes of its pixels along its last axes, those that are known."""
+    sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX"[3 - len(um) :], um, strict=True) if size}
+    about = {"axes": "ZYX"[-pixels.ndim :]} | sizes
+    tifffile.imwrite(path, pixels, metadata=about, ome=True, photometric="minisblack", tile=(32, 32))
+    return path
 
 
 def write_ome_zarr(path, levels, *, axes="yx", units=None, version="0.5", name="{}", about=None, **options):

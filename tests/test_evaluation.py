@@ -7,6 +7,7 @@ import pytest
 import tifffile
 import torch
 import zarr
+from ome_images import write_ome_tiff
 
 import tilenet
 from tilenet import evaluation, metrics
@@ -210,12 +211,6 @@ def test_real_images_are_told_from_real_labels(shared_data):
 UM = (1.25, 0.25, 0.25)
 
 
-def write_volume(path, labels, um=None):
-    sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", um or (), strict=False)}
-    tifffile.imwrite(path, labels, metadata={"axes": "ZYX", **sizes})
-    return path
-
-
 @pytest.fixture
 def balls():
     """Return two balls that touch, numbered, in flat voxels: they are one object if these are taken for cubes."""
@@ -238,8 +233,8 @@ def balls():
     ],
 )
 def test_masks_of_volumes_are_parted_in_micrometres(tmp_path, caplog, balls, of_mask, of_truth, given, recall):
-    mask = write_volume(tmp_path / "mask.ome.tif", (balls > 0).astype(np.uint8), of_mask)
-    truth = write_volume(tmp_path / "truth.ome.tif", balls, of_truth)
+    mask = write_ome_tiff(tmp_path / "mask.ome.tif", (balls > 0).astype(np.uint8), um=of_mask or ())
+    truth = write_ome_tiff(tmp_path / "truth.ome.tif", balls, um=of_truth or ())
     scores = evaluate(mask, truth, pixel_size=given)
     assert scores["objects"]["0.5"]["recall"] == (1 if recall else 0.5)
     unknown = of_mask is None and of_truth is None and given is None
@@ -247,8 +242,8 @@ def test_masks_of_volumes_are_parted_in_micrometres(tmp_path, caplog, balls, of_
 
 
 def test_files_of_voxels_of_different_shapes_are_refused(tmp_path, balls):
-    mask = write_volume(tmp_path / "mask.ome.tif", (balls > 0).astype(np.uint8), (0.25, 0.25, 0.25))
-    truth = write_volume(tmp_path / "truth.ome.tif", balls, UM)
+    mask = write_ome_tiff(tmp_path / "mask.ome.tif", (balls > 0).astype(np.uint8), um=(0.25,) * 3)
+    truth = write_ome_tiff(tmp_path / "truth.ome.tif", balls, um=UM)
     with pytest.raises(ImageError, match=r"pixels of 0.25 um, and .* of 1.25 x 0.25 x 0.25 um. Give .*--pixel-size"):
         evaluate(mask, truth)
     for options in ({}, {"classes": True}):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
-from ome_images import write_ome_zarr
+from ome_images import write_ome_tiff, write_ome_zarr
 from stub import Bright, Bright3D
 from workers import Cluster
 
@@ -25,19 +25,11 @@ VOLUME = np.stack([PIXELS, PIXELS[::-1], PIXELS])[:, :60, :70]
 MODEL, HOW = Bright(), {"model": Bright(), "tile": 32, "threads": 1}
 
 
-def write_stated(path, pixels, *sizes):
-    """Write an OME-TIFF that states micrometres along its last axes."""
-    about = {"axes": "ZYX"[-pixels.ndim :]}
-    about |= {f"PhysicalSize{axis}": size for axis, size in zip("ZYX"[-len(sizes) :], sizes, strict=True)}
-    tifffile.imwrite(path, pixels, metadata=about, ome=True, tile=(32, 32))
-    return path
-
-
 @pytest.fixture
 def slides(tmp_path):
     """Return the paths of one picture, as an OME-TIFF of 0.25 um and as a PNG, which has no pixel size."""
     (tmp_path / "bare.png").write_bytes(imagecodecs.png_encode(PIXELS))
-    return write_stated(tmp_path / "stated.ome.tif", PIXELS, 0.25, 0.25), tmp_path / "bare.png"
+    return write_ome_tiff(tmp_path / "stated.ome.tif", PIXELS, um=(0.25, 0.25)), tmp_path / "bare.png"
 
 
 def objects_of(path):
@@ -242,7 +234,7 @@ def test_a_size_that_contradicts_the_file_is_told_and_shown_and_rounding_is_not(
 @pytest.mark.parametrize(("z", "left"), [(2, "2 um"), (None, "unknown")])
 def test_a_size_of_y_and_x_alone_tells_which_one_stays_along_z(tmp_path, caplog, z, left):
     caplog.set_level("INFO")
-    image = write_stated(tmp_path / "v.ome.tif", VOLUME, *([z] if z else []), 0.5, 0.5)
+    image = write_ome_tiff(tmp_path / "v.ome.tif", VOLUME, um=(z, 0.5, 0.5))
     tilenet.segment(image, model=Bright3D(), pixel_size=0.2)
     assert f"pixel size taken as 0.2 um along y and x (along z it stays {left}), as asked; the file" in caplog.text
     caplog.clear()
@@ -291,7 +283,7 @@ def test_the_scale_of_an_ome_zarr_is_replaced_in_micrometres_and_its_levels_keep
 
 def test_a_volume_takes_three_numbers_and_its_objects_are_counted_per_mm3(tmp_path):
     how = {"model": Bright3D(), "axes": "zyx", "objects": True, "threads": 1}
-    tilenet.segment(write_stated(tmp_path / "v.ome.tif", VOLUME, 2, 0.5, 0.5), tmp_path / "a.zarr", **how)
+    tilenet.segment(write_ome_tiff(tmp_path / "v.ome.tif", VOLUME, um=(2, 0.5, 0.5)), tmp_path / "a.zarr", **how)
     mask = tilenet.segment(VOLUME, tmp_path / "b.zarr", pixel_size="2,0.5,0.5", **how)
     assert mask.pixel_size == (2, 0.5, 0.5)
     stated, given = (write_table(tmp_path / f"{name}.zarr", tmp_path / f"{name}.csv") for name in "ab")

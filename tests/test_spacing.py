@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-import tifffile
 from faults import is_complete, tree_hash
+from killing import Killed, kill, killed, lose_a_file
+from ome_images import write_ome_tiff
 from scipy import ndimage as ndi
 from stub import Bright, Bright3D
 from workers import Cluster
@@ -32,19 +33,9 @@ def balls(um, *, n=8, radius=2.5, field=(10.0, 16.0, 16.0)):
     return np.where(np.min(away, axis=0) < radius, np.uint8(200), np.uint8(0))
 
 
-def write(path, volume, um=UM):
-    about = {"axes": "ZYX", **{f"PhysicalSize{axis}": size for axis, size in zip("ZYX", um, strict=True)}}
-    tifffile.imwrite(path, volume, metadata=about, tile=(32, 32))
-    return path
-
-
 @pytest.fixture
 def volume(tmp_path):
-    return write(tmp_path / "v.ome.tif", balls(UM))
-
-
-def damage(out):
-    next(p for p in (out / "0" / "c").rglob("*") if p.is_file()).unlink()
+    return write_ome_tiff(tmp_path / "v.ome.tif", balls(UM), um=UM)
 
 
 @pytest.mark.parametrize("um", [(0.4, 0.4, 0.4), (1, 0.4, 0.4), UM, (2.5, 0.25, 0.25), (0.4, 1.2, 0.4)])
@@ -105,9 +96,7 @@ def test_segment_measures_in_the_voxels_of_the_file_and_says_so(volume, tmp_path
 
 @pytest.mark.parametrize("um", [(0.4, 0.4, 0.4), (0.4, 0.4002, 0.3999), (None, 0.2, 0.2)])
 def test_the_record_of_cubes_and_of_unknown_sizes_is_as_it_was(tmp_path, um):
-    image = tmp_path / "v.ome.tif"
-    sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", um, strict=True) if size}
-    tifffile.imwrite(image, balls(UM), metadata={"axes": "ZYX", **sizes}, tile=(32, 32))
+    image = write_ome_tiff(tmp_path / "v.ome.tif", balls(UM), um=um)
     mask = tilenet.segment(image, tmp_path / "o.zarr", model=Bright3D(), objects=True)
     assert "spacing" not in mask.info["record"] and np.array_equal(mask[...], tilenet.objects(balls(UM)))
 
@@ -130,7 +119,7 @@ def test_the_record_of_a_plain_mask_has_no_spacing(volume, tmp_path):
 
 @pytest.mark.parametrize(("um", "spacing"), [((2.0, 0.5, 0.5), None), ((0.5, 2.0, 0.5), [4, 1])])
 def test_planes_of_a_stack_are_measured_along_y_and_x(tmp_path, um, spacing):
-    image = write(tmp_path / "v.ome.tif", balls((0.5, 1.0, 0.25)), um)
+    image = write_ome_tiff(tmp_path / "v.ome.tif", balls((0.5, 1.0, 0.25)), um=um)
     mask = tilenet.segment(image, tmp_path / "o.zarr", model=Bright(), objects=True)
     planes, truth, n = tilenet.segment(image, model=Bright()), [], 0
     for plane in planes:
@@ -157,20 +146,10 @@ def test_workers_find_the_objects_of_one_process(volume, tmp_path):
     assert mask[...].max() == 8 and tree_hash(tmp_path / "shared.zarr") == tree_hash(tmp_path / "alone.zarr")
 
 
-class Killed(Exception):
-    """Ends a run, as a signal would."""
-
-
-def killed(*_):
-    raise Killed
-
-
 @pytest.mark.parametrize("where", ["_fill_places", "_first_places", "_write_numbers"])
 def test_a_killed_run_goes_on_to_the_same_objects(volume, tmp_path, monkeypatch, where):
     out, options = tmp_path / "o.zarr", {"model": Bright3D(), "objects": True}
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(numbering, where, killed)
-        tilenet.segment(volume, out, **options)
+    kill(monkeypatch, numbering, where, tilenet.segment, volume, out, **options)
     assert is_complete(making_of(out, None) / DEPTHS)
     mask = tilenet.segment(volume, out, model=Bright3D(), resume=True)
     assert np.array_equal(mask[...], tilenet.objects(balls(UM), spacing=UM))
@@ -201,7 +180,7 @@ def test_a_mask_without_spacing_is_kept_and_repaired_without(volume, tmp_path, o
     older.undo()
     for repair in (False, True):
         if repair:
-            damage(out)
+            lose_a_file(out)
         again = tilenet.segment(volume, out, model=Bright3D(), objects=True, resume=True)
         assert np.array_equal(again[...], before) and tilenet.verify(out).ok
 
@@ -209,7 +188,7 @@ def test_a_mask_without_spacing_is_kept_and_repaired_without(volume, tmp_path, o
 def test_a_mask_with_spacing_is_repaired_with_it(volume, tmp_path):
     out = tmp_path / "o.zarr"
     before = tilenet.segment(volume, out, model=Bright3D(), objects=True)[...]
-    damage(out)
+    lose_a_file(out)
     again = tilenet.segment(volume, out, model=Bright3D(), resume=True)
     assert before.max() == 8 and np.array_equal(again[...], before)
 
@@ -217,6 +196,6 @@ def test_a_mask_with_spacing_is_repaired_with_it(volume, tmp_path):
 def test_an_image_of_other_voxels_is_another_image(volume, tmp_path):
     out = tmp_path / "o.zarr"
     tilenet.segment(volume, out, model=Bright3D(), objects=True)
-    write(volume, balls(UM), (0.5, 0.25, 0.25))
+    write_ome_tiff(volume, balls(UM), um=(0.5, 0.25, 0.25))
     with pytest.raises(OutputMismatch, match="begun with image"):
         tilenet.segment(volume, out, model=Bright3D(), objects=True, resume=True)

@@ -10,6 +10,7 @@ from time import time
 import numpy as np
 import pytest
 import zarr
+from killing import Killed
 from store_helpers import INFO, LAYOUTS, make, part, run, tree, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputExists, OutputNotFound
@@ -299,10 +300,6 @@ def test_trouble_while_the_files_of_blocks_are_compared_is_one_of_the_machine(ol
 def test_without_shares_nothing_is_written_to_see_whether_any_is_at_work(old, monkeypatch):
     monkeypatch.setattr(place, "_clock_of", None)
     place.refuse_shares(old)
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_a_process_killed_while_it_asks_for_the_time_leaves_nothing_that_stays(old, monkeypatch):

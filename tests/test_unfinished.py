@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
+from killing import lose_a_file
 from oracles import random_network
 
 import tilenet
@@ -13,10 +14,6 @@ from tilenet.sample import write_sample
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
 NETWORK = random_network(depth=2, wf=1)
-
-
-def lose_a_file(mask):
-    next(path for path in (mask / "0" / "c").rglob("*") if path.is_file()).unlink()
 
 
 def leave_unfinished(mask):

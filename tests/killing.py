@@ -1,0 +1,35 @@
+"""Runs that end, in this process, where others would be killed, and what happens to their files meanwhile."""
+
+import pytest
+
+
+class Killed(BaseException):
+    """Ends a run, as a signal would."""
+
+
+def killed(*_, **__):
+    raise Killed
+
+
+def kill(monkeypatch, where, name, run, *args, **options):
+    """Run something up to a function of a module."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(where, name, killed)
+        run(*args, **options)
+
+
+def meanwhile(monkeypatch, where, name, do):
+    """Have something done when a function is called the first time."""
+    real = getattr(where, name)
+
+    def first(*args, **options):
+        monkeypatch.setattr(where, name, real)
+        do()
+        return real(*args, **options)
+
+    monkeypatch.setattr(where, name, first)
+
+
+def lose_a_file(out):
+    """Remove a file of the pixels of a mask."""
+    next(path for path in (out / "0" / "c").rglob("*") if path.is_file()).unlink()
