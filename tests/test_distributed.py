@@ -4,9 +4,6 @@ import json
 import logging
 import runpy
 import sys
-import threading
-import time
-from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,20 +14,18 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from faults import wait_until
 from oracles import random_network
 from serving import serving
 from store_helpers import INFO, LAYOUTS, make, tree, tree_hash, truth_of, write_all_blocks
 from stub import BAD, DEADLY, Bright
-from workers import BLOCKS, TILES, Cluster, a_slide, an_image, listening, notes_of, opened, spoil, write_image  # noqa: F401
+from workers import BLOCKS, TILES, Cluster, an_image, listening, opened, small_network, spoil, write_image  # noqa: F401
 
 import tilenet
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
 from tilenet.store import CoarserBlock, Store
 from tilenet.store.blocks import Blocks
-from tilenet.workers import clusters, distributed, flights, worker
-from tilenet.workers.distributed import check_sendable, map_in_order, work_off
-from tilenet.workers.worker import FlightResult
+from tilenet.workers import clusters, flights
+from tilenet.workers.distributed import check_sendable, map_in_order
 
 PIPELINES = Path(__file__).parent.parent / "pipelines"
 
@@ -40,16 +35,6 @@ def client():
     """Return the client of two worker processes, for all tests of this module."""
     with clusters.local_cluster(2) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    """Return the file of a small network."""
-    path = tmp_path_factory.mktemp("network") / "small.safetensors"
-    return tilenet.save_model(random_network(in_channels=1, n_classes=2, depth=2, wf=2), path)
-
-
-# Real workers.
 
 
 def test_workers_open_an_address_by_themselves(client, network, tmp_path):
@@ -258,120 +243,6 @@ def test_a_complete_mask_is_left_alone(client, image, tmp_path):
 
 def test_everything_listens_on_loopback_alone(client):
     assert listening() == {"127.0.0.1"}
-
-
-# The dispatch, without Dask.
-
-
-def test_no_more_flights_are_on_their_way_than_there_are_workers(slide):
-    cluster = Cluster(workers=3)
-    (done,) = work_off(cluster, [slide])
-    assert done is slide and slide.report.blocks == BLOCKS and not list(slide.store.pending())
-    assert 1 < cluster.most <= 3
-    assert notes_of(slide.store.path) == []
-
-
-def test_several_small_blocks_go_together(slide):
-    cluster = Cluster(workers=1)
-    list(work_off(cluster, [slide]))
-    assert sorted(index for blocks, _ in cluster.asked for index in blocks) == list(range(BLOCKS))
-    assert len(cluster.asked) < BLOCKS
-
-
-def test_what_is_refused_goes_to_other_workers(slide):
-    bad = "tcp://worker:0"
-    cluster = Cluster(workers=3, answers=lambda blocks, where: FlightResult(refusal="no GPU") if where == bad else None)
-    list(work_off(cluster, [slide]))
-    slide.raise_if_failed()
-    assert slide.report.blocks == BLOCKS
-    per_block = [[where for blocks, where in cluster.asked if index in blocks] for index in range(BLOCKS)]
-    assert all(len(where) == len(set(where)) for where in per_block)
-
-
-def test_a_job_that_every_worker_refuses_ends_after_a_few_tries(slide):
-    cluster = Cluster(answers=lambda blocks, where: FlightResult(refusal="no GPU here"))
-    list(work_off(cluster, [slide]))
-    with pytest.raises(BlocksFailed, match=r"was refused 4 times: no GPU here"):
-        slide.raise_if_failed()
-    assert len(cluster.asked) < 4 * BLOCKS
-
-
-class KilledWorker(Exception):
-    """Known by its name, as Dask is not imported to tell."""
-
-
-def test_what_dask_raises_for_a_flight_is_a_refusal_or_a_death(slide, monkeypatch):
-    raised = {9: ModuleNotFoundError("No module named 'stub'"), 10: KilledWorker(), 11: KilledWorker()}
-    cluster = Cluster(workers=5, answers=lambda blocks, where: raised.get(blocks[0]))
-
-    def is_begun(self, flight):
-        return any(name.endswith(f"-10-{flight}") for name in cluster.names)
-
-    monkeypatch.setattr(type(slide.store), "is_begun", is_begun)
-    list(work_off(cluster, [slide]))
-    assert slide.report.failures == {
-        9: "ModuleNotFoundError: No module named 'stub'",
-        10: "4 workers died of it",
-        11: "workers die before they begin it",
-    }
-    assert slide.report.blocks == BLOCKS - 3
-    asked = [blocks for blocks, _ in cluster.asked]
-    assert asked.count((10,)) == asked.count((11,)) == 4
-
-
-def test_deaths_before_a_block_is_begun_blame_nobody(slide):
-    """Four workers died of a flight, says Dask; each was killed while it started."""
-    storm = iter([KilledWorker()] * 3 + [None] + [KilledWorker()] * 3)
-    list(work_off(Cluster(answers=lambda blocks, where: next(storm, None) if 7 in blocks else None), [slide]))
-    assert slide.report.failures == {} and slide.report.blocks == BLOCKS
-
-
-def test_the_queue_knows_no_end_of_a_slide(image, tmp_path):
-    slides = [opened(write_image(tmp_path / f"{i}.tif", seed=i), tmp_path / f"{i}.zarr") for i in range(3)]
-    cluster = Cluster(workers=5)
-    assert {id(slide) for slide in work_off(cluster, iter(slides))} == set(map(id, slides))
-    assert sum(slide.report.blocks for slide in slides) == 3 * BLOCKS
-    # Twelve blocks a slide and five workers: some moment saw blocks of two slides in flight.
-    assert cluster.most == 5
-    for slide in slides:
-        slide.store.close()
-    worker.close_all()
-
-
-def test_it_is_said_once_that_no_worker_comes_and_once_that_none_is_left(slide, monkeypatch, caplog):
-    monkeypatch.setattr(distributed, "WAKE", 0.02)
-    monkeypatch.setattr(distributed, "PATIENCE", 0.2)
-    present, counted = threading.Event(), threading.Event()
-
-    def answers(blocks, where):
-        if 0 in blocks:
-            wait_until(lambda: caplog.messages)
-            time.sleep(0.3)
-            present.set()
-        if BLOCKS - 1 in blocks:
-            counted.wait()
-            present.clear()
-            wait_until(lambda: len(caplog.messages) == 2)
-
-    def nthreads():
-        if present.is_set():
-            counted.set()
-        return {"tcp://worker:0": 1} if present.is_set() else {}
-
-    cluster = Cluster(workers=1, answers=answers)
-    cluster.nthreads = nthreads
-    list(work_off(cluster, [slide]))
-    assert caplog.messages == ["no worker yet: 12 blocks wait", "no worker any more: 1 blocks wait"]
-    assert slide.report.blocks == BLOCKS
-
-
-def test_a_lost_scheduler_ends_the_run(slide):
-    cluster = Cluster(answers=lambda blocks, where: CancelledError("scheduler-connection-lost"))
-    with pytest.raises(EnvironmentFault, match="tcp://scheduler:1: the scheduler is lost"):
-        list(work_off(cluster, [slide]))
-
-
-# What is refused.
 
 
 def test_what_a_worker_cannot_open_is_refused(image, tmp_path):

@@ -5,9 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import random_network
 from stub import BAD
-from workers import BLOCKS, TILES, a_slide, an_image, notes_of, opened, spoil, write_image, written_blocks  # noqa: F401
+from workers import (  # noqa: F401
+    BLOCKS,
+    TILES,
+    a_slide,
+    an_image,
+    notes_of,
+    opened,
+    small_network,
+    spoil,
+    write_image,
+    written_blocks,
+)
 
 import tilenet
 from tilenet import machine, wanted
@@ -18,12 +28,6 @@ from tilenet.wanted import Wanted
 from tilenet.workers import distributed, worker
 from tilenet.workers.distributed import task_of
 from tilenet.workers.worker import Opened, Task, compute_blocks
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    path = tmp_path_factory.mktemp("network") / "small.safetensors"
-    return tilenet.save_model(random_network(in_channels=1, n_classes=2, depth=2, wf=2), path)
 
 
 def compute(slide, *blocks, flight="a", seconds=60.0):

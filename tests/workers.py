@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
+from oracles import random_network
 from stub import Bright
 
 from tilenet.job import Job
+from tilenet.models import save_model
 from tilenet.options import Options
 from tilenet.outputs import open_store
 from tilenet.wanted import Wanted
@@ -78,6 +80,13 @@ def opened(image, out, model=None, **options):
 @pytest.fixture(name="image")
 def an_image(tmp_path):
     return write_image(tmp_path / "slide.tif")
+
+
+@pytest.fixture(scope="module", name="network")
+def small_network(tmp_path_factory):
+    """Return the file of a small network."""
+    path = tmp_path_factory.mktemp("network") / "small.safetensors"
+    return save_model(random_network(in_channels=1, n_classes=2, depth=2, wf=2), path)
 
 
 @pytest.fixture(name="slide")
