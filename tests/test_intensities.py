@@ -113,7 +113,7 @@ def test_the_image_of_a_mask_of_an_array_is_asked_for_as_python_says_it(tmp_path
 
 def test_means_are_of_objects_and_of_their_own_image(slide, tmp_path):
     tilenet.segment(slide, tmp_path / "m.zarr", model=Bright(), channels=0)
-    with pytest.raises(SettingsError, match=r"m\.zarr: has classes, and intensities.*--objects"):
+    with pytest.raises(SettingsError, match=r"m\.zarr: is a plain mask, and intensities.*Segment again with --objects"):
         tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", intensities=True)
     tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), channels=0, objects=True)
     other = tmp_path / "other.tif"

@@ -146,7 +146,7 @@ def test_what_is_no_table_of_objects_is_refused_in_one_line(slide, mask, tmp_pat
     assert "t.csv: has no column object in its first line, so it is no table of objects" in refusal()
     table_of(plain, table)
     assert "t.csv: line 2 is not that of an object, but " in refusal()
-    assert "plain.zarr: has classes, and a table chooses objects. Make it with --objects" in refusal(plain)
+    assert "plain.zarr: is a plain mask, and a table chooses objects. Segment again with --objects" in refusal(plain)
     rewritten(table_of(mask, table, positive="0>225"), lambda lines: [*lines[:3], lines[3] | {"positive": "yes"}])
     assert "t.csv: line 5 is not that of an object, but " in refusal()
     whole = table_of(mask, table).read_text()

@@ -161,6 +161,15 @@ def test_densities_of_small_volumes_are_numbers_that_people_read(voxels, said):
     assert export._per(found, export._kind(objects=True)) == said
 
 
+@pytest.mark.parametrize(("count", "said", "value"), [(1, "0.401", 0.401), (30, "12", 12.02), (1000, "401", 400.67)])
+def test_low_densities_have_three_digits(count, said, value):
+    found = Measured("m.csv", Counter(cell=count), mask_px=2495800, objects=True, pixel_um2=1.0)
+    found.tissue_share, found.in_tissue = 0.5, Counter(cell=count)
+    of_tissue = export._number(2 * count / 2.4958)
+    assert export._per(found, " objects") == f", {said} cell objects per mm2 ({of_tissue} per mm2 of tissue, 1.248 mm2)"
+    assert export._density(found) == ("mm2", {"cell": value})
+
+
 def test_with_a_map_of_tissue_there_is_a_density_of_what_lies_in_it(tmp_path, tilenet_command):
     pixels = np.zeros((128, 200), np.uint8)
     # The third lies outside of the tissue, in the block that is computed for the others; the fourth only its left half.
@@ -180,7 +189,7 @@ def test_with_a_map_of_tissue_there_is_a_density_of_what_lies_in_it(tmp_path, ti
     assert facts["per_mm2"][name] == pytest.approx(4 / (96 * 160 * 0.25e-6), abs=0.01)
     assert facts["per_mm2_of_tissue"][name] == pytest.approx(2 / (96 * 160 * 0.25e-6 * share), abs=0.01)
     _, said, _ = tilenet_command("export", out, "--csv", tmp_path / "m.csv", "--overwrite")
-    assert " of tissue, 0.001536 mm2)" in said and facts["tissue_mm2"] == pytest.approx(0.001536)
+    assert " per mm2 of tissue, 0.001536 mm2)" in said and facts["tissue_mm2"] == pytest.approx(0.001536)
     assert read_table(out, tmp_path / "m.csv") == write_table(out, tmp_path / "m.csv", overwrite=True)
     assert read_table(out, tmp_path / "m.csv", min_area="31um2").in_tissue == {name: 0}
 

@@ -164,7 +164,8 @@ def test_a_size_along_z_alone_may_be_given_to_export_of_a_volume(tmp_path, level
     ):
         code, _, err = tilenet_command("export", tmp_path / "b.zarr", "--csv", tmp_path / "x.csv", "--pixel-size", size)
         assert code == 2 and said in err and not (tmp_path / "x.csv").exists()
-    with pytest.raises(SettingsError, match=r"a\.zarr: has pixels of [24] x .* um already\. Leave --pixel-size out"):
+    wrong = r"Leave --pixel-size out. If that is wrong, segment again with --pixel-size$"
+    with pytest.raises(SettingsError, match=rf"a\.zarr: has pixels of [24] x .* um already\. {wrong}"):
         write_table(tmp_path / "a.zarr", tmp_path / "x.csv", pixel_size="2,0.5,0.5")
 
 

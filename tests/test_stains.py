@@ -275,7 +275,7 @@ def test_what_cannot_be_told_apart_is_refused_before_work(slide, tmp_path, tilen
     code, _, err = tilenet_command("export", mask, "--geojson", tmp_path / "x.geojson", "--stains")
     assert code == 2 and "--stains is for a table: say --csv" in err
     tilenet.segment(slide, tmp_path / "m.zarr", model=Dark(), scaling="none")
-    with pytest.raises(SettingsError, match=r"m\.zarr: has classes, and intensities are measured for objects"):
+    with pytest.raises(SettingsError, match=r"m\.zarr: is a plain mask, and intensities are measured for objects"):
         tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "x.geojson", positive="dab>0.2")
     assert not list(tmp_path.glob("x.*"))
 

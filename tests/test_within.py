@@ -207,11 +207,37 @@ def test_an_outline_that_crosses_itself_is_mended_with_a_word(mask, tmp_path, ca
     bow = feature([[[20, 20], [220, 220], [220, 20], [20, 220], [20, 20]]], name="bow")
     with caplog.at_level("WARNING", "tilenet"):
         found = write_table(mask, tmp_path / "m.csv", within=write(tmp_path / "r.geojson", [bow]))
-    assert "feature 1 (bow) crosses itself (Self-intersection[120 120])" in caplog.text
+    assert "feature 1 (bow) crosses itself (Self-intersection[120 120]), and is mended; holes stay holes" in caplog.text
     halves = [feature([[[x, 20], [120, 120], [x, 220], [x, 20]]]) for x in (20, 220)]
     truth = truth_of(halves, tilenet.open_mask(mask)[...])
     assert found.regions[0].counts["class 1"] == sum(inside for inside, _ in truth) > 2
     assert found.regions[0].mm2 == pytest.approx(sum(mm2 for _, mm2 in truth))
+
+
+def test_a_hole_that_leaves_its_region_stays_a_hole(tmp_path, caplog):
+    (region,) = read_regions(write(tmp_path / "r.geojson", [feature([square(0, 0, 100), square(50, 50, 100)])]))
+    assert region.area.area == 100**2 - 50**2 and "is mended; holes stay holes" in caplog.text
+
+
+def test_what_parts_names_in_a_table_is_replaced_in_a_name_with_a_warning(mask, tmp_path, caplog):
+    path = write(
+        tmp_path / "r.geojson", [feature([square(0, 0, 300)], name="a; b"), feature([square(0, 0, 9)], name="c;d")]
+    )
+    write_table(mask, tmp_path / "m.csv", within=path)
+    assert [region.name for region in read_regions(path)] == ["a, b", "c;d"]
+    assert '(a; b) has "; " in its name, which stands between names in a table: called "a, b"' in caplog.text
+    assert {name for line in lines_of(tmp_path / "m.csv") for name in line["region"].split("; ")} <= {"a, b", "c;d", ""}
+
+
+def test_cores_of_a_tissue_array_that_are_marked_as_missing_are_left_out_with_a_warning(tmp_path, caplog):
+    cores = [
+        feature([square(100 * k, 0, 90)], objectType="tma_core", name=f"A-{k}", isMissing=k in (1, 3)) for k in range(4)
+    ]
+    path = write(tmp_path / "r.geojson", cores)
+    assert [region.name for region in read_regions(path)] == ["A-0", "A-2"]
+    assert f"{path}: 2 cores marked as missing are left out: A-1, A-3" in caplog.text
+    with pytest.raises(SettingsError, match="all of its cores are marked as missing. Give regions to count in"):
+        read_regions(write(path, cores[1::2]))
 
 
 # As QuPath wrote features before it had `objectType`.

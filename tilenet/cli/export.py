@@ -182,23 +182,32 @@ def _per(found: Measured, kind: str) -> str:
         (
             f", {value / 1e6:,.4g} {_what(name, kind)} per 1,000 um3"
             if small
-            else f", {value:,.0f} {_what(name, kind)} per {space}"
+            else f", {_number(value)} {_what(name, kind)} per {space}"
         )
-        + (f" ({of_tissue[name]:,.0f} of tissue, {found.tissue_mm2:.4g} mm2)" if of_tissue else "")
+        + (f" ({_number(of_tissue[name])} per mm2 of tissue, {found.tissue_mm2:.4g} mm2)" if of_tissue else "")
         for name, value in sorted(density.items())
         if value
     )
 
 
+def _number(value: float) -> str:
+    """Return a density as text, one below 100 to three digits.
+
+    >>> _number(4879.2), _number(99.96), _number(4.8), _number(0.40312)
+    ('4,879', '100', '4.8', '0.403')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 2) for name, value in numbers.items()}
+    return {name: round(value, 2) if value >= 1 else float(f"{value:.3g}") for name, value in numbers.items()}
 
 
 def _region(region: InRegion, kind: str) -> str:
     """Return what lies in a region that the user drew as a line of text."""
+    per = {name: f" ({_number(density)} per mm2)" for name, density in region.per_mm2.items()}
     counted = ", ".join(
-        f"{count} {_what(name, _of(count, kind))}" + (f" ({region.per_mm2[name]:,.0f} per mm2)" if region.mm2 else "")
-        for name, count in sorted(region.counts.items())
+        f"{count} {_what(name, _of(count, kind))}{per.get(name, '')}" for name, count in sorted(region.counts.items())
     )
     size = "" if region.mm2 is None else f", {region.mm2:.4g} mm2"
     return f"  {region.name}{size}: {counted}{_positive(region)}"

@@ -133,7 +133,7 @@ class Intensities:
         """
         if not mask.has_objects:
             raise SettingsError(
-                f"{mask.path}: has classes, and intensities are measured for objects. Make it with --objects"
+                f"{mask.path}: is a plain mask, and intensities are measured for objects. Segment again with --objects"
             )
         with _opened(mask, image) as opened:
             refuse_another(opened, mask)

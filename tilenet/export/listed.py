@@ -68,12 +68,12 @@ def read_listed(mask: AnyMask, listing: Listing, grid: Grid) -> Listed:
     Raises
     ------
     SettingsError
-        If the mask has classes, or the file is no table of objects.
+        If the mask is a plain one, or the file is no table of objects.
     OutputMismatch
         If it is the table of another mask.
     """
     if not mask.has_objects:
-        raise SettingsError(f"{mask.path}: has classes, and a table chooses objects. Make it with --objects")
+        raise SettingsError(f"{mask.path}: is a plain mask, and a table chooses objects. Segment again with --objects")
     table, least = listing.table, least_of(mask, listing.min_area)
     pixel = pixel_sizes(mask)[has_volumes(mask)]
     there = np.zeros(mask.info["objects"] + 1, bool)

@@ -125,9 +125,10 @@ def _given_size(pixel_size: Any, mask: AnyMask, grid: Grid) -> tuple[float, ...]
         known = (None, *known[1:])
     if None not in known:
         lacks_z = len(sizes) == 2 and "z" in mask.axes and mask.pixel_size[-3] is None
+        leave_out = "Leave --pixel-size out. If that is wrong, segment again with --pixel-size"
         raise SettingsError(
             f"{mask.path}: has pixels of {' x '.join(f'{n:g}' for n in known)} um already. "
-            f"{'Give --pixel-size for z, too: Z,Y,X' if lacks_z else 'Leave --pixel-size out'}"
+            f"{'Give --pixel-size for z, too: Z,Y,X' if lacks_z else leave_out}"
         )
     steps = tuple(map(float, (grid.thickness, *grid.step)))[-len(sizes) :]
     stated = [n and n / step for n, step in zip(known, steps, strict=True)]

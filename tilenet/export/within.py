@@ -148,20 +148,40 @@ def read_regions(path: str | Path) -> list[Drawn]:
         If the file cannot be read, or holds anything but areas.
     """
     path = Path(path)
-    names, areas, nameless = [], [], []
+    names, areas, nameless, missing = [], [], [], []
     for number, feature in enumerate(_features(path), 1):
         name = _name(feature)
         where = f"{path}: feature {number}" + (f" ({name})" if name else "")
+        if _properties(feature).get("isMissing") is True:
+            missing.append(name or f"feature {number}")
+            continue
         _refuse_found(feature, where)
         areas.append(_valid(_area(feature.get("geometry"), where), where))
-        names.append(name or f"region {number}")
+        names.append(_writable(name, where) or f"region {number}")
         nameless += [] if name else names[-1:]
+    if missing:
+        LOG.warning("%s: %d cores marked as missing are left out: %s", path, len(missing), _first(missing))
+    if not names:
+        raise SettingsError(f"{path}: all of its cores are marked as missing. Give regions to count in")
     if nameless:
         LOG.warning(
             "%s: %d of %d regions without name and class, called by their place in the file: %s",
-            *(path, len(nameless), len(names), ", ".join([*nameless[:3], *(["..."] if nameless[3:] else [])])),
+            *(path, len(nameless), len(names), _first(nameless)),
         )
     return [Drawn(name, area, path) for name, area in zip(_distinct(names), areas, strict=True)]
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join([*names[:3], *(["..."] if names[3:] else [])])
+
+
+def _writable(name: str, where: str) -> str:
+    """Return a name without what stands between names in a table; tell if it had to be changed."""
+    if BETWEEN not in name:
+        return name
+    name = name.replace(BETWEEN, ", ")
+    LOG.warning('%s has "%s" in its name, which stands between names in a table: called "%s"', where, BETWEEN, name)
+    return name
 
 
 def _features(path: Path) -> list[dict[str, Any]]:
@@ -245,7 +265,7 @@ def _ring(points: Any) -> Any:
 def _valid(area: MultiPolygon, where: str) -> Any:
     """Return an area whose rings do not cross, as QuPath's library mends them; tell of one that had to be mended."""
     if not area.is_valid:
-        LOG.warning("%s crosses itself (%s): all that its rings enclose is taken", where, shapely.is_valid_reason(area))
+        LOG.warning("%s crosses itself (%s), and is mended; holes stay holes", where, shapely.is_valid_reason(area))
         area = shapely.make_valid(area, method="structure", keep_collapsed=False)
     if not area.area:
         raise SettingsError(f"{where} has no area. Draw it again")
