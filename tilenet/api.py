@@ -137,12 +137,12 @@ def segment(
         ``probabilities`` or ``logits``.
     objects : bool
         Return numbered objects (1..n) instead of classes, see `tilenet.objects`; its `spacing` is the
-        image's pixel size, if known. Objects of planes over which the network is looped are found
-        in each plane by itself. With `out`, images may have any size, and ``OUT.making`` keeps what
-        a killed run has found.
+        image's pixel size, if known. If the network runs plane by plane, objects are found in each plane
+        separately. With `out`, images may have any size, and ``OUT.making`` keeps what a killed run
+        has found.
     least_depth : float, optional
-        With `objects`: those with no pixel of at least this depth, 0 to 1, are dropped as uncertain
-        (0.75); see `tilenet.objects`.
+        With `objects`: objects with no pixel of at least this depth, 0 to 1, are dropped as uncertain;
+        default 0.75; see `tilenet.objects`.
     link : float, optional
         With `objects`, for a 2-D network and an image with ``z``: objects of neighbouring planes become one, a volume,
         if their intersection over union is at least this, such as 0.25, and each is the other's best partner; see
@@ -152,8 +152,8 @@ def segment(
     missing : {"error", "fill"}, optional
         Whether tiles that are missing from the file are an error, or read as 0.
     strict : bool
-        Raise `ModelError` before anything is written, where otherwise a warning says that the model's masks would have
-        seams or could not be repeated, or that this could not be checked.
+        Raise `ModelError` before anything is written, instead of warning, if the model's masks would have seams or
+        could not be repeated, or if this could not be checked.
     resume : bool
         Continue `out`, or start it if it does not exist. Options that are not given are taken from `out`.
     overwrite : bool
@@ -170,8 +170,8 @@ def segment(
         the same as without a cluster.
     shard : (int, int), optional
         Compute only share I of N (I from 1) of the blocks of `out`, alongside other processes that
-        compute the other shares; `resume` is implied. See `tilenet.shares`. With `objects`, each share is called
-        twice: for the network, and for the objects when the network has run everywhere; see `tilenet.object_shares`.
+        compute the other shares; `resume` is implied. See `tilenet.shares`. With `objects`, call each share
+        twice: for the network and, when the network has run everywhere, for the objects; see `tilenet.object_shares`.
 
     Returns
     -------

@@ -120,9 +120,8 @@ def verify(
     out : path
         A mask written by tilenet.
     image : path, array or Image, optional
-        By default the file named in the mask; if that is gone, no windows are recomputed. None are recomputed either
-        where the device is missing that made the mask, and in a mask of objects, because outlines of objects depend
-        on more than a window.
+        By default the file named in the mask. No windows are recomputed if that is gone, if the device that made the
+        mask is missing, or for a mask of objects, because outlines of objects depend on more than a window.
     model, footprint
         By default the model named in the mask.
     windows : int
@@ -142,7 +141,7 @@ def verify(
     OutputNotFound, OutputIncomplete, OutputError
         If there is no complete mask that tilenet wrote.
     OutputMismatch
-        If image or model are not those that it was made with. Those given are compared even if no window can be.
+        If image or model are not those that made the mask. If given, they are compared even if no window can be.
     """
     check_local(out)
     found = _damage(Path(out))

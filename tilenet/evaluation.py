@@ -53,14 +53,14 @@ def evaluate(
     ----------
     prediction, truth : str or path
         Two files (or mask folders), or two folders of files, matched by the part of their names before the first
-        dot. Each frame of a time series (axis ``t``) is scored as an image, as time is no axis of an object; and so is
-        each plane of a stack whose objects a 2-D network found, if they were not linked. Only masks that tilenet made
-        at another pixel size (``mpp``) may differ from the truth in size: each pixel of the truth is compared with the
-        pixel of the mask that holds its centre.
+        dot. Each frame of a time series (axis ``t``) is scored as an image of its own, and so is each plane of a stack
+        in which a 2-D network found objects that were not linked. Only masks that tilenet made at another pixel size
+        (``mpp``) may differ from the truth in size: each pixel of the truth is compared with the pixel of the mask
+        that holds its centre.
     classes : bool
         Whether the labels are classes. By default they are objects (instance labels). If the predictions are
         masks (0 and one other value in all files) and the truths are not, masks are first split into objects, as
-        `tilenet.objects` does it in the pixel size of the prediction, or of the truth.
+        `tilenet.objects` does it, with the pixel size of the prediction, or else of the truth.
     axes : str, optional
         Axes of the labels, for files that do not state them (``"zyx"``).
     pixel_size : float, str or sequence of float, optional
@@ -79,8 +79,8 @@ def evaluate(
     Raises
     ------
     ImageError, ImageNotFound
-        If a file has no partner, differs from it in shape, or does not hold integers. What holds integers, but is
-        plainly an image of intensities, is scored with a warning.
+        If a file has no partner, differs from it in shape, or does not hold integers. A file of integers that is
+        plainly an image of intensities is scored, with a warning.
     SettingsError
         If there is a `pixel_size`, and no mask to split.
     """

@@ -93,8 +93,8 @@ def objects(
         For probabilities of three classes or more: objects with no pixel of at least this
         expected depth are dropped. Larger values drop more uncertain objects.
     spacing : sequence of float, optional
-        Size of a pixel along each axis, in any unit, such as ``pixel_size`` of an image. How
-        narrow objects are is measured in it; sizes within 10 % of each other count as equal. By
+        Size of a pixel along each axis, in any unit, such as ``pixel_size`` of an image. The
+        widths of objects are measured in it; sizes within 10 % of each other count as equal. By
         default pixels are squares or cubes.
 
     Returns
@@ -105,7 +105,7 @@ def objects(
     Raises
     ------
     SettingsError
-        If the array is no plane or volume, or an argument does not fit it.
+        If the array is not a plane or volume, or an argument does not fit it.
 
     Examples
     --------

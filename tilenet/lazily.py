@@ -67,12 +67,12 @@ def lazy(
     Parameters
     ----------
     image : path, array or Image
-        As for `segment`. If tasks run in other processes, those open a file by themselves, and an
+        As for `segment`. If tasks run in other processes, each opens a file by itself, while an
         array is sent to them. A dask array is computed box by box, never as a whole.
     model, footprint
         As for `segment`. A process holds one copy of the network, loaded from the file if a name or a
-        path was given. A network object is copied in this call, so that training it further changes
-        nothing.
+        path was given. A network object is copied in this call, so that training it further has
+        no effect.
     output : str, optional
         ``mask`` (default), ``probabilities`` or ``logits``.
     chunks : int, sequence of int or str, optional
@@ -86,7 +86,7 @@ def lazy(
     Returns
     -------
     dask.array.Array
-        Shape, axes and dtype as of `segment`: (*n) for a mask, with ``c`` = classes otherwise.
+        Its shape, axes and dtype are those of `segment`: (*n) for a mask, with ``c`` = classes otherwise.
 
     Raises
     ------

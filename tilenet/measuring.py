@@ -50,9 +50,9 @@ def measure_footprint(model: Any, ndim: int | None = None, channels: int = 1) ->
         From (N, C, *n) to logits (N, K, *n) of the same length, as `segment` takes it. If it is to be compiled,
         measure it before.
     ndim : int, optional
-        Number of its axes, 2 or 3; by default 3 if it has layers of volumes, such as `Conv3d`, else 2.
+        Number of the network's axes, 2 or 3; by default 3 if it has layers of volumes, such as `Conv3d`, else 2.
     channels : int
-        Number of its input channels.
+        Number of the network's input channels.
 
     Returns
     -------
@@ -68,10 +68,10 @@ def measure_footprint(model: Any, ndim: int | None = None, channels: int = 1) ->
 
     Notes
     -----
-    A layer may hide NaN in part: ``torch.where(x > 0, x, 0)`` does, ReLU does not. The outputs that change with the
-    pixels are compared with those that become NaN, on one example; no experiment can do so on all. A step that shows
-    only in single precision, by less than 1e-4 of the range, is not seen in a function. The reach is that of the
-    layers, and larger than what a trained network makes use of.
+    A layer may hide some NaN: ``torch.where(x > 0, x, 0)`` does, ReLU does not. To notice this, outputs that change
+    with the pixels are compared with those that become NaN, though only on one example. A function is measured in
+    single precision, where a step that changes outputs by less than 1e-4 of their range is not noticed. The reach is
+    that of the layers; a trained network may use less of it.
 
     Examples
     --------

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 @image_options
 @cluster_options
 @click.option(
-    "--shard", type=ShareOf(), help="Do share I of N alone, every N-th image from the I-th: a job of an array."
+    "--shard", type=ShareOf(), help="Do only share I of N, every N-th image from the I-th, as a job of an array."
 )
 @objects_options
 @click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
-@click.option("--min-area", metavar="AREA", help="With --csv: count no smaller ones: 20um2, 80px of the mask, 20um3.")
-@click.option("--positive", metavar="RULE", help="With --objects --csv: which are positive: 'dab>0.2', in quotes.")
+@click.option("--min-area", metavar="AREA", help="With --csv: leave smaller ones out: 20um2, 80px of the mask, 20um3.")
+@click.option("--positive", metavar="RULE", help="With --objects --csv: when an object is positive: 'dab>0.2', quoted.")
 @click.option("--shapes", is_flag=True, help="With --csv: perimeter, circularity, axes, eccentricity, solidity.")
 @click.option("--intensities", is_flag=True, help="With --objects --csv: mean, sd, min and max of each channel.")
-@click.option("--stains", is_flag=True, help="With --objects --csv: the same of the optical density of stains.")
+@click.option("--stains", is_flag=True, help="With --objects --csv: the same for the optical density of stains.")
 @click.option("--resume", is_flag=True, hidden=True, expose_value=False)  # a batch resumes in any case
 @OVERVIEW
 @JSON
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Segment many IMAGES into OUT/<name>.zarr.
 
-    IMAGES are files, patterns in quotes ("slides/*.svs"), and lists: .txt with a path a line, .csv
-    with a column image and, where wanted, name, model, within (a GeoJSON of regions to count in),
+    IMAGES are files, patterns in quotes ("slides/*.svs"), and lists: .txt with one path per line, .csv
+    with a column image and, optionally, name, model, within (a GeoJSON of regions to count in),
     positive, level, mpp, axes, pixel_size, channels, tile, batch, threads, scaling, threshold,
     least_depth, link, output, missing and tissue.
     Complete masks are skipped, others resumed: to continue a killed batch, run the same command

@@ -19,9 +19,9 @@ TLS = ("tls_ca_file", "tls_cert", "tls_key")
 
 cluster_options = with_options(
     click.option("--workers", type=click.IntRange(1), help="Processes on this machine, which share its cores or GPUs."),
-    click.option("--scheduler", help="A Dask scheduler that runs: tcp://host:port, tls://... or a scheduler file."),
+    click.option("--scheduler", help="A running Dask scheduler: tcp://host:port, tls://... or a scheduler file."),
     click.option("--cluster", type=FILE, help="A YAML file: a cluster of Slurm, PBS, LSF or SGE jobs."),
-    click.option("--tls-ca-file", help="With --scheduler tls://...: who signed its certificate."),
+    click.option("--tls-ca-file", help="With --scheduler tls://...: the authority that signed its certificate."),
     click.option("--tls-cert", help="The certificate of this client."),
     click.option("--tls-key", help="The key of this client."),
 )

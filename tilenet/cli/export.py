@@ -29,8 +29,8 @@ SMALL = 1e-3
 @click.option("--image", type=FILE, help="The image, if it is no longer where it was (for --geojson and --csv).")
 @click.option("--shapes", is_flag=True, help="With --csv: perimeter, circularity, axes, eccentricity and solidity.")
 @click.option("--intensities", is_flag=True, help="With --csv: mean, sd, min and max of each channel over each object.")
-@click.option("--stains", is_flag=True, help="With --csv: the same of optical densities of haematoxylin, eosin, DAB.")
-@click.option("--positive", metavar="RULE", help="Which objects are positive: 'dab>0.2' (stain or channel), in quotes.")
+@click.option("--stains", is_flag=True, help="With --csv: the same for optical densities of haematoxylin, eosin, DAB.")
+@click.option("--positive", metavar="RULE", help="When an object is positive: 'dab>0.2' (stain or channel), in quotes.")
 @click.option("--within", type=FILE, help="With --csv: count in each region of this GeoJSON file, such as QuPath's.")
 @click.option("--counts", type=FILE, help="With --csv: a table of the counts and densities, of each region too.")
 @click.option(
@@ -45,7 +45,7 @@ SMALL = 1e-3
     type=click.Choice(["detection", "annotation"]),
     default="detection",
     show_default=True,
-    help="What polygons are in QuPath.",
+    help="What polygons become in QuPath.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 @JSON

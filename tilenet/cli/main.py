@@ -56,7 +56,7 @@ def cli(debug: bool) -> None:
 @image_options
 @JSON
 def plan(image: str, as_json: bool, **options: Any) -> None:
-    """Show how IMAGE would be cut, and what that takes; reads no pixels, but a coarse level for --tissue."""
+    """Show tiles, memory and disk space of a run on IMAGE; reads no pixels, except a coarse level for --tissue."""
     from tilenet.options import Options
     from tilenet.settling import settle
 
@@ -125,7 +125,7 @@ def _tissue_of(job: Job) -> tuple[dict[str, Any] | None, str]:
 @click.argument("file")
 @click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c.")
 @PIXEL_SIZE
-@click.option("--model", "-m", default="nuclei", show_default=True, help="For an image: what this model would get.")
+@click.option("--model", "-m", default="nuclei", show_default=True, help="For an image: what this model would see.")
 @JSON
 def info(file: str, as_json: bool, **how: Any) -> None:
     """Show what FILE is understood to be: an image, a mask or a model."""
@@ -186,7 +186,7 @@ def verify(
 @click.option("--pixel-size", type=float, help="Micrometres per pixel of the training images.")
 @click.option("--classes", help="Names of the outputs, commas between them.")
 @click.option("--mask-of-class", type=Numbers(), help="Mask value of each output.")
-@click.option("--colors", help="Colours of mask values, such as 1=00c864,2=ffd600.  [default: of a palette]")
+@click.option("--colors", help="Colours of mask values, such as 1=00c864,2=ffd600.  [default: from a palette]")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 def convert(weights: str, out: Path, **options: Any) -> None:
     """Write WEIGHTS as one .safetensors file with a model card."""

@@ -94,8 +94,8 @@ image_options = with_options(
         type=TissueMask(),
         is_flag=False,
         flag_value=TissueMask.AUTO,
-        help="Skip blocks without tissue. auto, or alone as the last word: found on a coarse level. MASK: a "
-        "picture or zarr of the whole image, 0 on glass.  [default: nothing is skipped]",
+        help="Skip blocks without tissue. auto, or no value at the end of the line: find it on a coarse level. "
+        "MASK: a picture or zarr of the whole image, 0 on glass.  [default: nothing is skipped]",
     ),
     click.option(
         "--tile",
@@ -104,7 +104,7 @@ image_options = with_options(
     ),
     click.option("--batch", type=int, help="Most tiles per forward pass."),
     click.option(
-        "--memory", type=Parsed("BYTES", "options", "parse_bytes"), help="What the run may use.  [default: 4GB]"
+        "--memory", type=Parsed("BYTES", "options", "parse_bytes"), help="Memory for the run.  [default: 4GB]"
     ),
     click.option(
         "--threads",
@@ -114,10 +114,10 @@ image_options = with_options(
     click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
     click.option("--precision", help="auto (fp32), fp32, bf16, fp16 or fp64.  [default: auto]"),
     click.option(
-        "--engine", help="auto (the fastest with the same logits), plain, or fast (or refused).  [default: auto]"
+        "--engine", help="auto (the fastest with the same logits), plain, or fast (else an error).  [default: auto]"
     ),
     click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: the model's]"),
-    click.option("--threshold", type=float, help="For a model of one output.  [default: the model's, 0.5]"),
+    click.option("--threshold", type=float, help="For a model of one output.  [default: the model's, or 0.5]"),
     click.option("--output", type=click.Choice(["mask", "both"]), help="both adds probabilities.  [default: mask]"),
     click.option(
         "--probability-dtype", type=click.Choice(["float16", "float32", "float64"]), help="[default: float32]"
@@ -138,12 +138,12 @@ objects_options = with_options(
     click.option(
         "--least-depth",
         type=click.FloatRange(0, 1),
-        help="With --objects: leave out those nowhere so deep, 0 to 1.  [default: 0.75]",
+        help="With --objects: leave out objects that are nowhere this deep, 0 to 1.  [default: 0.75]",
     ),
     click.option(
         "--link",
         type=float,
-        help="With --objects, of a stack and a 2-D model: join those of neighbouring planes whose overlap (IoU) is at "
+        help="With --objects, a stack and a 2-D model: join objects of neighbouring planes whose overlap (IoU) is at "
         "least this, such as 0.25.  [default: none]",
     ),
 )

@@ -22,7 +22,7 @@ from tilenet.cli.output import remarks, show
 @click.option(
     "--table",
     type=click.Path(path_type=Path),
-    help="Draw only the objects in this table of export --csv; if it tells, positive ones red and others blue.",
+    help="Draw only the objects in this table of export --csv, and if it says which are positive, those in red.",
 )
 @click.option(
     "--within",

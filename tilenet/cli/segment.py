@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @cluster_options
 @shares.shard_option
 @objects_options
-@click.option("--resume", is_flag=True, help="Go on with OUT, or start it where there is none.")
+@click.option("--resume", is_flag=True, help="Continue OUT, or start it if there is none.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet wrote it.")
 @OVERVIEW
 @click.option("--profile", is_flag=True, help="Show where the time went.")

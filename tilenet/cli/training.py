@@ -53,12 +53,12 @@ RECIPE: tuple[tuple[str, Any, str], ...] = (
     ("padding", bool, "Pad convolutions with zeros (true or false)."),
     ("batch_norm", bool, "Normalise after each ReLU (true or false)."),
     ("up_mode", click.Choice(["upconv", "upsample"]), "How the network upsamples."),
-    ("pool_size", Numbers(), "Poolings per axis, such as 1,2,2 for a thin stack."),
+    ("pool_size", Numbers(), "Pooling per axis, such as 1,2,2 for a thin stack."),
     ("dropout", float, "Share of features dropped at the bottom (the paper's: 0.5)."),
     (
         "targets",
         click.Choice(["mask", "depth", "classes"]),
-        "Objects or not; how deep inside one; the labels as classes.",
+        "What is learned: object or not; how deep inside one; the labels as classes.",
     ),
     ("class_weights", Weights(), "Weight of each class, or balanced."),
     ("small", float, "Objects of fewer pixels than this count more."),
@@ -87,12 +87,12 @@ RECIPE: tuple[tuple[str, Any, str], ...] = (
     ("momentum", float, "Of sgd (the paper's: 0.99)."),
     ("weight_decay", float, "Of adamw."),
     ("hold", float, "Share of the training before the rate falls."),
-    ("average", float, "Decay a step of the averaged weights that are kept; 0 for none."),
-    ("epochs", int, "How often the images are gone through."),
+    ("average", float, "Decay per step of the averaged weights, which are kept; 0 for none."),
+    ("epochs", int, "Number of epochs."),
     ("stop", int, "Epoch to end after, keeping its network and not the best one."),
     ("crops", int, "Crops per epoch."),
     ("batch", int, "Crops per step."),
-    ("validation", float, "Share of the images that choose the best epoch."),
+    ("validation", float, "Share of the images set aside to choose the best epoch."),
     ("seed", int, "Decides split, weights and crops."),
     ("precision", click.Choice(["auto", "fp32", "bf16"]), "auto is bf16 on a GPU, fp32 elsewhere."),
     ("device", str, "auto, cpu or cuda."),
@@ -139,7 +139,7 @@ recipe_options = with_options(
     help="How the intensities of each file are scaled, in training and in each use of the model: none, "
     "linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: percentile:1,99.8, cut off at -0.5 and 1.5]",
 )
-@click.option("--resume", is_flag=True, help="Go on after the last finished epoch, or start.")
+@click.option("--resume", is_flag=True, help="Continue after the last finished epoch, or start.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT and the training beside it.")
 @recipe_options
 @JSON
@@ -191,7 +191,7 @@ def train(
 )
 @JSON
 def evaluate(prediction: Path, truth: Path, as_json: bool, **options: Any) -> None:
-    """Score PREDICTION against TRUTH: two files, or two folders of files of one stem."""
+    """Score PREDICTION against TRUTH: two files, or two folders of files with the same stems."""
     from tilenet.evaluation import evaluate as score
 
     with remarks(shown=not as_json) as said:

@@ -61,7 +61,7 @@ def write_table(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Measured:
-    """Write a CSV table of the regions of a complete mask, or of its objects, these in the order of their numbers.
+    """Write a CSV table of the regions of a complete mask, or of its objects in the order of their numbers.
 
     Its columns are ``id``; ``class``; ``object`` (its number); ``t`` and ``z``; ``x`` and ``y`` (the centroid, in
     pixels of the image at full resolution, from the upper left corner of its first pixel); ``area_px`` (pixels of the
@@ -83,7 +83,7 @@ def write_table(
     pixel_size : float, str or sequence of float, optional
         Micrometres per pixel of the image at full resolution, as for `tilenet.open_image`, where the mask has none.
     min_area : str or float, optional
-        As for `tilenet.write_geojson`; for objects of volumes a volume, in voxels or such as ``"20um3"``.
+        As for `tilenet.write_geojson`; for objects of volumes their volume, in voxels or as text such as ``"20um3"``.
     shapes : bool
         Add the shape of each object or region, as `skimage.measure.regionprops` measures it: ``perimeter_px`` and
         ``perimeter_um`` (by Crofton's formula), ``circularity`` (4 pi area / perimeter^2), ``axis_major_px`` and
@@ -93,14 +93,14 @@ def write_table(
     intensities : bool
         Add the mean of each channel of the image over each object, its standard deviation, minimum and maximum, as
         ``mean_DAPI``, ``sd_DAPI``, ``min_DAPI`` and ``max_DAPI``, or ``mean_0`` and so on if the channel has no name.
-        The image is read for that.
+        This reads the image.
     stains : bool
-        Add those of the optical densities of haematoxylin, eosin and DAB: ``mean_haematoxylin``, ``sd_haematoxylin``
+        Add the same for optical densities of haematoxylin, eosin and DAB: ``mean_haematoxylin``, ``sd_haematoxylin``
         and so on, to ``max_dab``. Only for images in 8-bit red, green and blue.
     positive : str, optional
         A rule such as ``"dab>0.2"``: add a column ``positive``, 1 for objects whose mean of this stain or channel is
-        larger, else 0, and empty for those without a finite pixel. The means are added too. A channel may be given by
-        its number if none is called so, names in any case of letters.
+        larger, else 0, and empty for those without a finite pixel. The means are added too. A channel is given by its
+        name, in upper or lower case, or by its number if no channel has that name.
     within : path, optional
         A GeoJSON file of regions of the image, such as annotations that QuPath exported, in pixels at full resolution.
         Adds a column ``region``, which names the regions that hold the centroid, and counts them in `regions` of the
@@ -122,7 +122,7 @@ def write_table(
     OutputNotFound, OutputIncomplete, BlocksFailed, OutputExists, OutputMismatch, EnvironmentFault
         As `tilenet.write_geojson`.
     SettingsError
-        If the regions cannot be read, or lie outside of the mask; or if the mask has several planes.
+        If the regions cannot be read or lie outside of the mask, or if a mask with regions has several planes.
 
     Examples
     --------
@@ -169,10 +169,10 @@ def read_table(
     drawn: Sequence[Drawn] = (),
     positive: bool = True,
 ) -> Measured:
-    """Return what `write_table` did when it wrote a complete table, without what is smaller than `min_area`.
+    """Return what `write_table` returned for a complete table, without shapes smaller than `min_area`.
 
-    It counts in the regions `drawn`, which need not be those that the table was written with, and what the table calls
-    positive, unless that is not wanted.
+    Objects are counted in the regions `drawn`, which need not be those that the table was written with. With
+    `positive`, those that the table calls positive are counted, too.
     """
     with open_mask(mask) as opened:
         # Without a tissue map or regions, the image may be gone.

@@ -80,9 +80,9 @@ def overlay(
     max_side : int
         Longest side of the picture in pixels; smaller parts are not enlarged.
     table : path, optional
-        A table of the mask, as `tilenet.write_table` wrote it, also if lines or columns were removed since, or a
-        spreadsheet saved it: only the objects that it lists are drawn. If it has the column ``positive``, they are red
-        if they are positive, and else blue, or cyan if most of the picture is dark.
+        A table that `tilenet.write_table` wrote of the mask; lines or columns may have been removed since, or a
+        spreadsheet may have saved it. Only the objects that it lists are drawn. If it has the column ``positive``,
+        positive ones are red, negative ones blue, or cyan if most of the picture is dark, and others grey.
     within : path, optional
         A GeoJSON file of regions of the image, as for `tilenet.write_table`: draw their outlines and names.
 
@@ -149,7 +149,7 @@ def _listing(table: str | Path | Listing) -> Listing:
 
 
 def _scaling(image: Image, mask: AnyMask) -> Scaling | None:
-    """Return the scaling by which the planes of a stack are shown, the same for all; None if there is no such one."""
+    """Return the scaling by which the planes of a stack are shown, the same for all; None if there is none."""
     by_percentiles = (mask.info["record"].get("scaling") or {}).get("method") == "percentile"
     return Scaling.from_json(mask.info["scaling"]) if by_percentiles and prod(image.box_shape[:-2]) > 1 else None
 

@@ -92,10 +92,10 @@ def train(
     start : str or path, optional
         A model of the same architecture whose weights to start from; by default He initialisation.
     card : ModelCard, optional
-        What the model's card says besides what follows from the recipe.
+        Entries of the model's card that do not follow from the recipe.
     axes : str, optional
-        Axes of the images, for files that do not state them (``"zyx"``). Images of two axes beside channels and
-        time train a 2-D network, those of three a 3-D one; along ``t`` lie further images.
+        Axes of the images, for files that do not state them (``"zyx"``). Apart from channels and time, images
+        of two axes train a 2-D network, those of three a 3-D one; frames along ``t`` are images of their own.
     resume : bool
         Resume after the last finished epoch of a killed training, or start a new one.
     overwrite : bool
