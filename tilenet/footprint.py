@@ -248,7 +248,7 @@ class Footprint:
     >>> Footprint.same(2, reach=20, step=4).axes[0].span(0, 64)
     ((-20, 84), (20, 84))
 
-    One is printed as the code that makes it, or with all of its numbers:
+    A footprint is printed as the code that makes it, or with all of its numbers:
 
     >>> Footprint.same(3, reach=(2, 20, 20), step=(1, 4, 4))
     Footprint.same(3, reach=(2, 20, 20), step=(1, 4, 4))

@@ -83,7 +83,7 @@ class Report:
     finished : float
         Seconds spent afterwards on the pyramid and on checking every file.
     objects : float
-        Seconds in which numbered objects were found.
+        Seconds spent finding numbered objects.
     failures : dict
         For each block that could not be computed, by index, the reason.
     """

@@ -170,7 +170,7 @@ def open_mask(path: str | Path) -> Mask | TiffMask:
     OutputNotFound, OutputIncomplete, OutputError
         If there is no mask; if blocks are missing; if tilenet did not write it.
     BlocksFailed
-        If files are lost, or how the mask was made.
+        If files are lost, or the record of how the mask was made.
     """
     check_local(path)
     return open_tiff_mask(path) if is_tiff(path) and not Path(path).is_dir() else store.open_mask(path)

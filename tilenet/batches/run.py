@@ -75,9 +75,9 @@ def batch(
         Called with the `Result` of each image when it is done, skipped or failed; from any thread, but one call at
         a time.
     overview : bool
-        Draw each mask over its image in ``OUT/<name>.overview.png``, see `tilenet.overlay`; with `positive`, in red
-        what is positive and the rest in blue. Objects smaller than `min_area` are left out. A picture that was drawn
-        with another rule or area is drawn again.
+        Draw each mask over its image in ``OUT/<name>.overview.png``, see `tilenet.overlay`; with `positive`, positive
+        objects in red and negative ones in blue. Objects smaller than `min_area` are left out. A picture that was
+        drawn with another rule or area is drawn again.
     table : bool
         Write a table of each mask to ``OUT/<name>.csv``, see `tilenet.write_table`, and the counts of each class in
         each image to ``OUT/counts.csv``.
@@ -86,13 +86,13 @@ def batch(
         volumes; the tables still list all.
     positive : str, optional
         A rule such as ``"dab>0.2"``, as for `tilenet.write_table`: the tables say which objects are positive, and
-        ``counts.csv`` how many. A table by another rule is written anew.
+        ``counts.csv`` how many. A table made with another rule is written anew.
     shapes, intensities, stains : bool
         As for `tilenet.write_table`. A table that lacks these columns is written anew.
     objects : bool
         Number objects instead of writing classes, as `segment` does, one image after the other.
     shard : (int, int), optional
-        Do share I of N only, I from 1: every N-th image, from the I-th. Each job of a job array does one. A share
+        Do only share I of N, I from 1: every N-th image, from the I-th. Each job of a job array does one share. A share
         writes a summary and counts of its own, such as ``OUT/summary-3-of-8.csv``; a call without `shard` after all of
         them computes nothing and writes those of all images.
     **options

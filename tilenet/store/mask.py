@@ -160,7 +160,7 @@ class Mask(AnyMask):
         Where it is.
     info : dict
         How it was made: ``version``, ``image``, ``model``, ``card``, ``record``, ``scaling``, ``computed``; with a
-        tissue map ``tissue``, and of numbered objects ``objects``, their number.
+        tissue map ``tissue``, and for numbered objects ``objects``, their number.
     layout : Layout
         Its axes, shape and blocks.
     levels : tuple of zarr.Array
@@ -208,7 +208,7 @@ def open_mask(path: str | Path) -> Mask:
     OutputNotFound, OutputIncomplete, OutputError
         If there is none; if it is incomplete; if tilenet did not write it.
     BlocksFailed
-        If files are lost, or how the mask was made. (The content of files is checked by `tilenet.verify`.)
+        If files are lost, or the record of how the mask was made. (The content of files is checked by `tilenet.verify`.)
     """
     path = Path(path)
     stamp = stamp_of(path)  # before anything is read, so that later reads detect a replacement
