@@ -208,7 +208,7 @@ def open_mask(path: str | Path) -> Mask:
     OutputNotFound, OutputIncomplete, OutputError
         If there is none; if it is incomplete; if tilenet did not write it.
     BlocksFailed
-        If files are lost, or the record of how the mask was made. (The content of files is checked by `tilenet.verify`.)
+        If files are lost, or the record of how the mask was made. (`tilenet.verify` checks the content of files.)
     """
     path = Path(path)
     stamp = stamp_of(path)  # before anything is read, so that later reads detect a replacement
