@@ -1,33 +1,20 @@
+"""`verify`: files, windows that are recomputed, and images and models that are others."""
+
 import json
-import pickle
-import shutil
 
 import numpy as np
 import pytest
 import tifffile
-from ome_images import write_ome_zarr
+from checked_masks import IMAGE, a_mask, a_network  # noqa: F401
 from oracles import random_network
 from stub import Threshold
 from workers import recorded_as
 
 import tilenet
 from tilenet.checks import Verification, border_windows
-from tilenet.errors import BlocksFailed, ModelNotFound, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
+from tilenet.errors import ModelNotFound, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
-
-IMAGE = np.random.default_rng(0).integers(0, 200, (600, 700), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def network():
-    return random_network(depth=3, wf=2)
-
-
-@pytest.fixture
-def out(tmp_path, network):
-    tilenet.segment(IMAGE, tmp_path / "m.zarr", model=network, tile=128)
-    return tmp_path / "m.zarr"
 
 
 def test_a_mask_that_is_right_passes(out, network):
@@ -84,125 +71,6 @@ def test_of_objects_it_is_said_why_no_window_is_recomputed_if_windows_are_asked_
     tilenet.segment(IMAGE, tmp_path / "o.zarr", model=network, tile=128, objects=True)
     assert "objects depend on more" in tilenet.verify(tmp_path / "o.zarr", IMAGE, model=network).not_recomputed
     assert tilenet.verify(tmp_path / "o.zarr", windows=0) == tilenet.checks.Verification()
-
-
-def test_a_mask_that_lost_a_file_is_not_opened_and_damaged_bytes_are_refused_on_reading(out):
-    shard = out / "0" / "c" / "0" / "0"
-    content = shard.read_bytes()
-    shard.write_bytes(content[:50] + bytes(40) + content[90:])
-    mask = tilenet.open_mask(out)
-    with pytest.raises(BlocksFailed, match=r"level 0 cannot be read .* tilenet verify"):
-        mask[:]
-    shard.unlink()
-    with pytest.raises(BlocksFailed, match=r"0/c/0/0 \(level 0, block 0\) is not as it was written, or missing"):
-        tilenet.open_mask(out)
-    shard.write_bytes(content)
-    (out / "1" / "zarr.json").unlink()
-    with pytest.raises(BlocksFailed, match="has lost its metadata"):
-        tilenet.open_mask(out)
-
-
-@pytest.mark.parametrize("v2", [False, True], ids=["zarr 3", "zarr 2"])
-def test_what_an_open_mask_loses_is_no_background(tmp_path, network, v2):
-    if v2:
-        image = write_ome_zarr(tmp_path / "i.zarr", [(IMAGE, (1, 1))], units={}, version="0.4", chunks=(64, 64))
-        given = {"image": image, "into": image, "name": "m"}
-    else:
-        given = {"image": IMAGE, "out": tmp_path / "m.zarr"}
-    mask = tilenet.segment(**given, model=network, tile=128, output="both")
-    assert mask.layout.zarr_format == (2 if v2 else 3)
-    whole, other = mask[:], pickle.loads(pickle.dumps(mask))
-    step = 2 ** (len(mask.levels) - 1)
-    assert np.array_equal(other[:], whole) and np.array_equal(other.levels[-1][:], whole[::step, ::step])
-    for array, read in (
-        ("0", mask.__getitem__),
-        ("0", other.__getitem__),
-        ("probabilities/0", mask.probabilities.get_basic_selection),
-    ):
-        folder = mask.path / mask.layout.folder(array)
-        lost = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))[-1]
-        content = lost.read_bytes()
-        lost.unlink()
-        with pytest.raises((BlocksFailed, OSError), match=f"{lost.name} is missing"):
-            read(...)
-        lost.write_bytes(content)
-        read(...)
-    shutil.rmtree(mask.path)
-    with pytest.raises(BlocksFailed, match="is missing"):
-        mask[:]
-
-
-def test_a_mask_that_was_replaced_while_it_was_open_is_not_read_as_a_mixture(tmp_path, network):
-    out = tmp_path / "m.zarr"
-    mask = tilenet.segment(IMAGE, out, model=network, tile=128, output="both")
-    sent = pickle.dumps(mask)
-    before = mask[:]
-    again = tilenet.segment(IMAGE[:200, :150], out, model=network, tile=128, overwrite=True)
-    for old in (mask, pickle.loads(sent)):
-        with pytest.raises(BlocksFailed, match="was written anew since it was opened"):
-            old[:]
-        with pytest.raises(OSError, match="was written anew"):
-            old.probabilities[:]
-    assert again[:].shape == (200, 150)
-    tilenet.segment(IMAGE, out, model=network, tile=128, output="both", overwrite=True)
-    with pytest.raises(BlocksFailed, match="written anew"):
-        mask[:]  # nor is the same mask taken for that which was opened
-    assert np.array_equal(tilenet.open_mask(out)[:], before)
-
-
-def test_background_that_has_no_file_is_read_as_before(tmp_path):
-    def nothing(batch):
-        return -np.ones_like(batch)
-
-    mask = tilenet.segment(IMAGE, tmp_path / "m.zarr", model=nothing, footprint=tilenet.Footprint.same(2, reach=0))
-    assert not any((tmp_path / "m.zarr/0").glob("c/*")) and not mask[:].any()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda text: "junk",
-        lambda text: "{}",
-        lambda text: text.replace("600", "601"),
-        lambda text: text.replace("uint8", "int16"),
-    ],
-    ids=["no JSON", "nothing", "shape", "type"],
-)
-def test_metadata_of_an_array_that_was_changed_is_damage(out, network, change):
-    document = out / "0" / "zarr.json"
-    document.write_text(change(document.read_text()))
-    with pytest.raises(BlocksFailed, match=r"m\.zarr/0: its metadata .* with --resume"):
-        tilenet.open_mask(out)
-    with pytest.raises(BlocksFailed, match=r"0: its metadata .* with --resume"):
-        tilenet.write_geojson(out, out.with_name("m.geojson"))
-
-
-@pytest.mark.parametrize("side", [1e300, 10**30, 0, -3, True, "600"])
-def test_a_layout_that_no_mask_has_is_not_one_that_tilenet_wrote(out, side):
-    root = json.loads((out / "zarr.json").read_text())
-    root["attributes"]["tilenet"]["layout"]["shape"][0] = side
-    (out / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(OutputError, match="is not a mask that tilenet wrote"):
-        tilenet.open_mask(out)
-
-
-def test_a_mask_of_a_newer_version_is_not_called_another_s(out):
-    root = json.loads((out / "zarr.json").read_text())
-    own = root["attributes"]["tilenet"]
-    own["layout"]["offset"], own["version"] = 3, "99.0"
-    (out / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(OutputError, match=r"m\.zarr: was written by tilenet 99\.0, which stores 'offset' of it"):
-        tilenet.open_mask(out)
-    own["format"] = 2
-    (out / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(OutputError, match=r"m\.zarr: has store format 2, but this version of tilenet reads format 1"):
-        tilenet.open_mask(out)
-
-
-def test_a_mask_that_was_copied_without_its_hidden_folder_says_so(out):
-    shutil.rmtree(out / ".tilenet")
-    with pytest.raises(OutputError, match=r"lacks its folder \.tilenet"):
-        tilenet.open_mask(out)
 
 
 def test_windows_straddle_every_border_of_tiles_before_any_twice(network):
