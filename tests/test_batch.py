@@ -137,6 +137,8 @@ def test_a_model_in_a_list_is_a_file_relative_to_the_list_or_a_packaged_one(tmp_
         ("image\n", r"list\.csv: names no image"),
         ("image,level,level\na.tif,1,0\n", "has two columns level"),
         ("image,level\na.tif,0\nb.tif,-1\n", r"list\.csv: line 3: level -1: give a whole number"),
+        ("image;mpp\na.tif;0,5\n", r"list\.csv: line 2: mpp cannot be '0,5'\. Write 0\.5, with a point"),
+        ("image;level\na.tif;0,5\n", r"list\.csv: line 2: level cannot be '0,5'\. See tilenet segment --help"),
         ("image,mpp\na.tif,nan\n", r"list\.csv: line 2: mpp nan: give micrometres"),
         ('image,name\n"a.tif,x\nb.tif,y\n', r"list\.csv: the quote before 'a\.tif,x' is not closed in its line"),
         ('image,name\na.tif,"x\nb.tif,y"\n', r"list\.csv: the quote before 'x' is not closed in its line"),

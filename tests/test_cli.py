@@ -232,6 +232,8 @@ BAD = [
     ([*SMALL, "--memory", "4"], "is 4 bytes. Give a unit, such as 4GB"),
     ([*SMALL, "--scaling", "percentile:99,1"], "the lower one first"),
     ([*SMALL, "--scaling", "linear:0,0"], "cannot divide by 0"),
+    ([*SMALL, "--mpp", "0,5"], "'0,5' is not a valid float. Write 0.5, with a point"),
+    ([*SMALL, "--objects", "--least-depth", "0,5"], "Write 0.5, with a point"),
     ([*SMALL, "--channels", "0,1"], "such as --channels 0"),
 ]
 

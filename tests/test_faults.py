@@ -28,7 +28,7 @@ from store_helpers import READ_ONLY, REMOUNT
 from tilenet.errors import OutputIncomplete
 from tilenet.store import open_mask
 
-RESUMES = "tilenet: error: interrupted. The same command with --resume goes on\n"
+RESUMES = "tilenet: error: interrupted. To go on, run the same command with --resume\n"
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 

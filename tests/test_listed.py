@@ -205,6 +205,26 @@ def test_the_overview_of_a_mask_of_classes_shows_all_of_it_whatever_the_least_ar
     assert np.array_equal(imread(tmp_path / "slide.overview.png"), overlay(slide, tmp_path / "slide.zarr"))
 
 
+def test_a_file_where_a_folder_would_be_is_named(slide, mask, tmp_path, tilenet_command):
+    (tmp_path / "f").write_text("mine")
+    for args in (("export", mask, "--csv"), ("export", mask, "--geojson"), ("overlay", slide, mask, "--out")):
+        out = tmp_path / "f" / ("x.png" if args[0] == "overlay" else f"x.{args[-1].strip('-')}")
+        code, printed, err = tilenet_command(*args, out)
+        assert (code, printed) == (
+            4,
+            "",
+        ) and f"{tmp_path / 'f'}: is a file, and {out} would be inside it. Choose" in err
+
+
+def test_a_table_with_a_mark_in_a_name_without_quotes_is_refused_for_it(slide, mask, tmp_path):
+    table = table_of(mask, tmp_path / "m.csv")
+    table.write_text(table.read_text().replace(",", ";").replace(";class 1;", ";class; 1;"))
+    with pytest.raises(
+        SettingsError, match=r"m\.csv: line 2 has more values than columns\. Put values with semicolons in"
+    ):
+        overlay(slide, mask, table=table)
+
+
 def saved_as(table, how):
     """Save a table as a spreadsheet does."""
     lines = lines_of(table)

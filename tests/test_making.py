@@ -50,6 +50,17 @@ def begun(slide, tmp_path, monkeypatch):
     return tmp_path / "o.zarr"
 
 
+def test_the_folder_of_a_run_that_has_not_ended_is_said_to_be_that(begun, tilenet_command):
+    making = making_of(begun, None)
+    for args in (("export", making, "--csv", begun.with_name("x.csv")), ("verify", making), ("overlay", "x", making)):
+        more = ("--out", begun.with_name("x.png")) if args[0] == "overlay" else ()
+        code, _, err = tilenet_command(*args, *more)
+        assert code == 2 and "o.zarr.making: belongs to a run with --objects, and is no mask yet. Run it again" in err
+    said = tilenet_command("info", begun, "--json")
+    assert said[0] == 0 and tilenet_command("info", making, "--json") == said
+    assert tilenet_command("info", f"{making}/", "--json") == said and "--resume" in said[1]
+
+
 def test_what_was_begun_with_objects_goes_on_with_them(slide, begun, monkeypatch):
     with pytest.raises(OutputExists, match=r"o\.zarr: was begun.*--resume"):
         tilenet.segment(slide, begun, model=Bright(), objects=True)

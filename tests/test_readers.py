@@ -241,6 +241,12 @@ def test_a_path_that_does_not_exist_is_not_found(tmp_path):
             open_image(tmp_path / name)
 
 
+@pytest.mark.parametrize("path", ["C:\\slides\\he.tif", "lists/C:\\slides\\he.tif", "c:/slides/he.tif"])
+def test_a_path_of_windows_that_does_not_exist_is_said_to_be_another_in_wsl(path):
+    with pytest.raises(ImageNotFound, match=r"does not exist\. In WSL it is /mnt/c/slides/he\.tif$"):
+        open_image(path)
+
+
 # The contract: what holds for an image whatever it comes from. Each source is 70 x 90 px of three channels.
 def pattern():
     return np.random.default_rng(3).integers(0, 255, (70, 90, 3), dtype=np.uint8)

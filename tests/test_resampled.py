@@ -371,6 +371,7 @@ def test_a_mask_of_a_stored_level_lies_where_one_resampled_to_it_does(tmp_path):
     [
         (None, {}, "nuclei knows nuclei 10 to 40 px wide, here 0.51 to 2.1 um. Wider ones are cut in pieces: try"),
         (2, {}, "nuclei knows nuclei 10 to 40 px wide, here 20 to 80 um. Narrower ones are missed: try a finer --mpp"),
+        (29, {}, "here 290 to 1200 um. In pixels of 29 um no nuclei can be seen: give a file of finer pixels"),
         (0.13, {}, ""),
         (1.4, {}, ""),
         (None, {"mpp": 0.25}, ""),

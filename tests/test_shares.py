@@ -115,7 +115,7 @@ def test_an_interrupted_share_says_so_and_goes_on(commands, image, tmp_path, who
     run = start(commands, image, out, "1/2", sleep=0.5)  # ten seconds in all
     wait_until(lambda: can_resume(out) and journal_lines(out) > 0)
     run.signal(signal.SIGTERM)
-    assert run.wait() == (143, "tilenet: error: interrupted. The same command goes on\n")
+    assert run.wait() == (143, "tilenet: error: interrupted. To go on, run the same command\n")
     assert [start(commands, image, out, f"{i}/2").wait() for i in (1, 2)] == [(0, "")] * 2
     assert (is_complete(out), tree_hash(out), stray(out)) == (True, whole, [])
 

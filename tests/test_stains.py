@@ -184,7 +184,7 @@ def test_a_channel_tells_objects_apart_too_and_stains_need_8_bit_colour(tmp_path
         (("--positive", "dab>nan"), "give a stain or channel, >, and a number"),
         (
             ("--positive", "dab<3"),
-            "positive 'dab<3': give a stain or channel, >, and a number, in quotes, as 'dab>0.2'",
+            "positive 'dab<3': give a stain or channel, >, and a number with a point, in quotes, as 'dab>0.2'",
         ),
     ):
         code, _, err = tilenet_command("export", mask, "--csv", tmp_path / "x.csv", *option)

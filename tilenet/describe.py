@@ -71,12 +71,13 @@ def _unfinished(file: str) -> dict[str, Any] | None:
     from tilenet.object_shares import how_far
     from tilenet.shares import how_to_go_on, written_of
     from tilenet.store import is_ours
+    from tilenet.store.metadata import MAKING
 
     kind = {"kind": "mask, not complete"}
     if is_ours(Path(file)):
         written, total = written_of(Path(file))
         return kind | {"blocks": f"{written} of {total} are written", "segment": how_to_go_on(Path(file))}
-    if found := how_far(Path(file), None):
+    if found := how_far(Path(file.rstrip("/").removesuffix(MAKING)), None):
         return kind | {"blocks": str(found), "segment": found.to_do}
     return None
 

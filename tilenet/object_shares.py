@@ -159,5 +159,5 @@ def _how_far(step: str, store: Store, then: str, if_all: str) -> HowFar:
     pending, blocks = list(store.pending()), store.layout.n_blocks(0)
     to_do = f"Run {lacking(store, pending)}, unless they are at work{then}" if pending else if_all
     if not store.shares:
-        to_do = "The same command with --resume goes on"
+        to_do = "Run the same command with --resume"
     return HowFar(step, blocks - len(pending), blocks, to_do)

@@ -27,7 +27,7 @@ from tilenet.readers import open_image
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import in_plane
 from tilenet.region import find_roi, roi_to_json
-from tilenet.resolution import Resolution
+from tilenet.resolution import FINEST, Resolution
 from tilenet.seen import Seen, as_seen
 from tilenet.sizes import plan_tiles
 from tilenet.store import is_ours, refuse_unfinished
@@ -165,14 +165,16 @@ def _remark_widths(seen: Seen, options: Options, source: str) -> None:
     um = sum(filter(None, sizes)) / len(sizes)
     if narrow <= high * um and low * um <= wide:
         return
-    remedy = (
-        "Wider ones are cut in pieces: try a coarser --mpp, such as 0.25"
-        if high * um < narrow
-        else "Narrower ones are missed: try a finer --mpp"
-    )
+    if high * um < narrow:
+        remedy = "Wider ones are cut in pieces: try a coarser --mpp, such as 0.25"
+    elif low * um * FINEST <= wide:
+        remedy = "Narrower ones are missed: try a finer --mpp"
+    else:
+        remedy = f"In pixels of {um:.3g} um no {what} can be seen: give a file of finer pixels"
+    here = (f"{float(f'{n * um:.2g}'):g}" for n in (low, high))  # two digits, without an exponent
     LOG.warning(
-        "%s: %s knows %s %d to %d px wide, here %.2g to %.2g um. %s",
-        *(seen.image.name, source, what, low, high, low * um, high * um, remedy),
+        "%s: %s knows %s %d to %d px wide, here %s to %s um. %s",
+        *(seen.image.name, source, what, low, high, *here, remedy),
     )
 
 

@@ -177,7 +177,7 @@ def how_to_go_on(out: Path) -> str:
     """Return how a mask that is not complete is completed."""
     store = Store.inspect(out)
     if not store.shares:
-        return "the same command with --resume goes on"
+        return "run the same command with --resume"
     pending = list(store.pending())
     return f"run {lacking(store, pending)} again" if pending else f"tilenet finish {out}"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tilenet.address import check_local, file_of, is_address
 from tilenet.errors import OutputExists
-from tilenet.store.place import refuse_inside_mask
+from tilenet.store.place import refuse_inside_file, refuse_inside_mask
 
 
 def check_file_place(
@@ -33,10 +33,13 @@ def check_file_place(
     ------
     OutputError, OutputExists
         If the path is remote, or not free, or inside any mask.
+    EnvironmentFault
+        If its folder is a file.
     """
     check_local(out)
     refuse_inside(out, image=image, mask=mask)
     refuse_inside_mask(out)
+    refuse_inside_file(out)
     if out.is_symlink():
         raise OutputExists(f"{out}: is a symbolic link, which is not replaced. Give {out.resolve()} instead")
     if not out.exists():

@@ -6,6 +6,7 @@ import csv
 import glob
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -248,7 +249,9 @@ def _options(said: Mapping[str, str], where: str, plain: Options) -> Options:
         try:
             options[column] = COLUMNS[column](text)
         except ValueError as error:
-            raise SettingsError(f"{where}: {column} cannot be {text!r}. See tilenet segment --help") from error
+            comma = COLUMNS[column] is float and re.fullmatch(r"\d*,\d+", text)
+            remedy = f"Write {text.replace(',', '.')}, with a point" if comma else "See tilenet segment --help"
+            raise SettingsError(f"{where}: {column} cannot be {text!r}. {remedy}") from error
     try:
         return replace(plain, **options)
     except SettingsError as error:

@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands, so that ``tilenet --help`` is im
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -243,7 +244,7 @@ def _run() -> None:
     except click.NoSuchOption as error:
         _give_up(_option_elsewhere(error.option_name) or error.format_message(), error, error.exit_code)
     except click.ClickException as error:
-        _give_up(error.format_message(), error, error.exit_code)
+        _give_up(error.format_message() + _with_point(error.format_message()), error, error.exit_code)
     except TilenetError as error:
         _give_up(str(error), error, error.exit_code)
     except PermissionError as error:
@@ -255,6 +256,12 @@ def _run() -> None:
             print_nothing_more()
             sys.exit(CLOSED_PIPE)
         _give_up(f"unexpected {type(error).__name__}: {error}. Run again with {DEBUG}, and report it", error, 1)
+
+
+def _with_point(message: str) -> str:
+    """Return what to write instead of a number with a decimal comma, if click refuses one."""
+    said = re.search(r"'(-?\d*),(\d+)' is not a valid float", message)
+    return f" Write {said[1]}.{said[2]}, with a point" if said else ""
 
 
 def _option_elsewhere(option: str) -> str:
@@ -272,9 +279,9 @@ def _give_up(message: str, error: BaseException, code: int) -> NoReturn:
 
 def _say_interrupted() -> None:
     resumes = not {"segment", "train"}.isdisjoint(sys.argv)
-    again = "The same command with --resume goes on" if resumes else "Run it again"
+    again = "To go on, run the same command with --resume" if resumes else "Run it again"
     shard = any(word.startswith("--shard") for word in sys.argv)
-    _say(f"interrupted. {'The same command goes on' if shard else again}")
+    _say(f"interrupted. {'To go on, run the same command' if shard else again}")
 
 
 def _say(message: str) -> None:

@@ -253,7 +253,9 @@ def _parse(positive: str) -> tuple[str, float]:
     """
     said = re.fullmatch(rf"\s*(\S.*?)\s*>\s*({NUMBER})\s*", positive, re.IGNORECASE)
     if not said:
-        raise SettingsError(f"positive {positive!r}: give a stain or channel, >, and a number, in quotes, as 'dab>0.2'")
+        raise SettingsError(
+            f"positive {positive!r}: give a stain or channel, >, and a number with a point, in quotes, as 'dab>0.2'"
+        )
     return said[1], float(said[2])
 
 

@@ -107,16 +107,12 @@ def _lines(listing: Listing) -> Iterator[dict[str, str]]:
     except OSError as error:
         raise SettingsError(f"{table}: cannot be read ({error.strerror}). Check the path") from error
     with file:
-        rows, _ = rows_of(file)
+        rows, mark = rows_of(file)
         with refusing(rows, table):
             _check_columns(name_columns(rows), listing)
             for row in rows:
-                if not _is_line(row) and any(cells(row)):
-                    raise SettingsError(
-                        f"{table}: line {rows.line_num} is not that of an object, but {','.join(cells(row))[:60]}. "
-                        f"Export it again, from a mask made with --objects"
-                    )
                 if any(cells(row)):
+                    _check_line(row, f"{table}: line {rows.line_num}", mark)
                     yield row
 
 
@@ -129,9 +125,15 @@ def _check_columns(columns: list[str], listing: Listing) -> None:
         )
 
 
-def _is_line(row: dict[str, str]) -> bool:
+def _check_line(row: dict[str, str], where: str, mark: str) -> None:
+    if "" in row:
+        raise SettingsError(f"{where} has more values than columns. Put values with {mark} in quotes")
     sized = _size_of(row).isdecimal() or not ("area_px" in row or "volume_px" in row)
-    return row["object"].isdecimal() and sized and row.get("positive", "0") in TOLD
+    if not (row["object"].isdecimal() and sized and row.get("positive", "0") in TOLD):
+        raise SettingsError(
+            f"{where} is not that of an object, but {','.join(cells(row))[:60]}. Export it again, from a mask made "
+            f"with --objects"
+        )
 
 
 def _size_of(line: dict[str, str]) -> str:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tilenet.address import last_name, shown
@@ -104,7 +105,12 @@ def dicom_files(folder: str | Path) -> list[Path]:
 def _head(path: str | Path) -> bytes:
     """Return enough of the first bytes of a file to determine its kind."""
     if not Path(path).exists():
-        raise ImageNotFound(f"{path}: does not exist. Check the path")
+        # A list puts its own folder before the path.
+        drive = re.search(r"(?:^|/)([a-z]):[\\/](.*)", str(path), re.IGNORECASE)
+        inside = (
+            f". In WSL it is /mnt/{drive[1].lower()}/{drive[2]}".replace("\\", "/") if drive else ". Check the path"
+        )
+        raise ImageNotFound(f"{path}: does not exist{inside}")
     if not Path(path).is_file():
         raise ImageError(f"{path}: is neither a file nor a folder. Give an image")
     with Path(path).open("rb") as file:

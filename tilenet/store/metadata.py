@@ -93,6 +93,10 @@ def array_document(array: ArrayLayout, zarr_format: int = 3) -> bytes:
 
 def not_ours(path: Path) -> OutputError:
     """Return the error to raise for a path that is not, or no longer, a mask that tilenet wrote."""
+    if path.name.endswith(MAKING) and path.is_dir():
+        return OutputError(
+            f"{path}: belongs to a run with --objects, and is no mask yet. Run it again with --resume, or its shares"
+        )
     return OutputError(
         f"{path}: is not a mask that tilenet wrote. Give one made by tilenet segment, or choose another path"
     )

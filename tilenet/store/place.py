@@ -57,10 +57,15 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
             _refuse_to_replace(path, overwrite)
         folder = nearest_folder(path.parent)
         refuse_inside_mask(path)
-        if not folder.is_dir():
-            raise EnvironmentFault(f"{folder}: is a file, and {path} would be inside it. Choose another path")
+        refuse_inside_file(path)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise EnvironmentFault(f"{folder}: cannot be written, and {path} would be in it. Choose another path")
+
+
+def refuse_inside_file(path: Path) -> None:
+    """Refuse a path of which a folder is a file."""
+    if not (folder := nearest_folder(path.absolute().parent)).is_dir():
+        raise EnvironmentFault(f"{folder}: is a file, and {path} would be inside it. Choose another path")
 
 
 def refuse_inside_mask(path: str | Path) -> None:
