@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
-from tilenet import instances, separation
+from tilenet import components, separation
+from tilenet.components import View, find_objects
 from tilenet.decide import DEPTH_UNIT, ObjectRule
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
-from tilenet.instances import View, find_objects, number_objects, numbered
+from tilenet.instances import number_objects, numbered
 from tilenet.separation import REACH
 
 
@@ -49,8 +50,8 @@ def numbered_by_parts(whole, side, rule, left_out=None):
 def few_pixels_at_first(reach=REACH):
     """Have parts look no further beyond themselves than they must, so that it shows where that is too little."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(instances, "MARGIN", {2: 4, 3: 4})
-        patch.setattr(instances, "REACH", reach)
+        patch.setattr(components, "MARGIN", {2: 4, 3: 4})
+        patch.setattr(components, "REACH", reach)
         yield
 
 

@@ -9,7 +9,7 @@ from scipy import ndimage as ndi
 from stub import Bright, Bright3D
 
 import tilenet
-from tilenet import instances, numbering, places, separation, sizes
+from tilenet import components, numbering, places, separation, sizes
 from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.geometry import Box
 from tilenet.making import DEPTHS, PLACES, making_of
@@ -28,7 +28,7 @@ def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch, mos
         split.append(components.size)
         return separation.separate(components, depth, rule)
 
-    monkeypatch.setattr(instances, "separate", counted)
+    monkeypatch.setattr(components, "separate", counted)
     image = np.full((600, 700), 200, np.uint8)
     wanted = Wanted(image, Bright(), Options(tile=64, block=128, output="objects"))
     numbering.store_objects(tmp_path / "o.zarr", wanted)

@@ -132,7 +132,7 @@ def test_planes_of_a_stack_are_measured_along_y_and_x(tmp_path, um, spacing):
 
 @pytest.mark.parametrize(("tile", "block"), [(16, 16), ((4, 16, 16), (4, 32, 32))])
 def test_blocks_find_the_objects_of_the_whole(volume, tmp_path, monkeypatch, tile, block):
-    monkeypatch.setattr("tilenet.instances.MARGIN", {2: 4, 3: 4})
+    monkeypatch.setattr("tilenet.components.MARGIN", {2: 4, 3: 4})
     options = Options(tile=tile, block=block, output="objects")
     numbering.store_objects(tmp_path / "o.zarr", Wanted(volume, Bright3D(), options))
     mask = open_mask(tmp_path / "o.zarr")

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import machine
+from tilenet.components import View
 from tilenet.decide import Arrays, ObjectRule
 from tilenet.errors import BlocksFailed
-from tilenet.instances import View, numbered
+from tilenet.instances import numbered
 from tilenet.job import Job
 from tilenet.linking import linked
 from tilenet.runner import OF_THE_IMAGE, Report, run

@@ -1,9 +1,9 @@
 """The second step of a run with objects: the place of the object of every pixel.
 
-Each block is labelled as the whole image would be (`tilenet.instances`). Every pixel of an object gets the place of the
-object's first pixel: its index in the flattened image, plus one. All blocks that share an object find the same place,
-without knowing of each other, so processes may divide them. Small blocks are joined: each would separate a component
-again that extends over many of them.
+Each block is labelled as the whole image would be (`tilenet.components`). Every pixel of an object gets the place of
+the object's first pixel: its index in the flattened image, plus one. All blocks that share an object find the same
+place, without knowing of each other, so processes may divide them. Small blocks are joined: each would separate a
+component again that extends over many of them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.components import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
 from tilenet.compute import Progress
 from tilenet.decide import ObjectRule
 from tilenet.geometry import Box, boxes_of, ceil_div, round_up
-from tilenet.instances import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
 from tilenet.store import Mask, Share, Store, can_resume, open_mask
 from tilenet.store.journal import MERGED
 from tilenet.store.kept import Stamp, stamp_of
