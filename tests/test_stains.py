@@ -307,6 +307,36 @@ def test_stains_of_fluorescence_are_given_with_one_warning(slide, tmp_path, capl
     assert code == 0 and err.count(said) == len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("colour", "brown"), [([130, 90, 60], True), ([70, 30, 90], False)])
+def test_positive_objects_that_are_not_brown_are_told(tmp_path, caplog, colour, brown):
+    pixels = np.where(NUCLEI[..., None], np.array(colour) + NOISE // 3, 240 + NOISE // 2).clip(0, 255).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "s.tif", pixels, tile=(64, 64), photometric="rgb")
+    tilenet.segment(tmp_path / "s.tif", tmp_path / "m.zarr", model=Dark(), objects=True, scaling="none")
+    tilenet.write_table(tmp_path / "m.zarr", tmp_path / "h.csv", positive="haematoxylin>0.001")
+    assert caplog.messages == []
+    found = tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", positive="dab>0.01").positive["class 1"]
+    mean = [pixels[tilenet.open_mask(tmp_path / "m.zarr")[...] == n + 1].mean(axis=0) for n in range(found)]
+    assert found > 5 and all((red > blue) == (colour[0] > colour[2]) for red, _, blue in mean)
+    said = f"s.tif: of {found} positive objects, 0 are brown, so most may have no DAB"
+    assert [said in line for line in caplog.messages] == ([] if brown else [True])
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "said"),
+    [
+        ("OS-2-vsi_Ki67.ome.tif", "300:600,200:500", False),
+        ("CMU-1-Small-Region.svs", "900:1200,700:1000", True),
+    ],
+)
+def test_positive_nuclei_of_real_slides_are_brown_on_that_with_dab_alone(
+    shared_data, tmp_path, caplog, name, part, said
+):
+    tilenet.segment(shared_data(f"slides/{name}"), tmp_path / "m.zarr", objects=True, roi=part)
+    caplog.clear()
+    assert tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", positive="dab>0.2").positive["nucleus"] > 5
+    assert (" are brown, so most may have no DAB" in caplog.text) == said
+
+
 def test_no_pixel_is_read_before_all_that_can_be_refused_was(slide, monkeypatch):
     monkeypatch.setattr(tilenet.readers.tiff.TiffImage, "read_inside", lambda image, box: pytest.fail("was read"))
     for rule in ("dab>0.2", "red>100"):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.color import hed_from_rgb
+from skimage.color import hed_from_rgb, rgb_from_hed
 
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
 from tilenet.export.spread import BITS, Spread
@@ -39,6 +39,8 @@ DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)
 MOST = np.maximum(hed_from_rgb, 0).sum(axis=0) * DENSITY[0]
 # Densities are rounded to these parts: finer than any camera tells, and sums up to 2^53 of them are exact.
 PARTS = 2**20
+# By how much each stain absorbs more blue than red, as brown does; purple and blue do not.
+BROWN = rgb_from_hed[:, 2] - rgb_from_hed[:, 0]
 LOG = logging.getLogger("tilenet")
 
 Means = NDArray[np.float64]
@@ -153,10 +155,10 @@ class Intensities:
     def measure(self, mask: AnyMask, image: Any) -> Measurements:
         """Measure an image that `check` has accepted, block by block, at the resolution of the mask.
 
-        Tells of a dark image, whose stains mean nothing.
+        Tells of a dark image, whose stains mean nothing, and of objects that are positive for DAB, but not brown.
         """
         with _opened(mask, image) as opened:
-            if self._measured(opened)[1] and is_dark(opened):
+            if dark := self._measured(opened)[1] and is_dark(opened):
                 LOG.warning(
                     "%s: is dark, as in fluorescence, and densities of stains are those of bright field. A rule may "
                     "name a channel, such as 'blue>60'",
@@ -171,6 +173,8 @@ class Intensities:
             means = _means(mask, seen, partial(_values, channels=channels, stains=stains), spread)
             means /= [column.parts for column in columns]
             positive = _judged(means[:, self._column(seen)], self._above) if self._positive else None
+            if self._stain(seen) == STAINS.index("dab") and not dark:
+                _remark_other_hue(opened.name, means[positive == 1, -len(STAINS) :])
         return Measurements(columns, means, spread, positive)
 
     def _refuse_idle(self, image: Image) -> None:
@@ -206,6 +210,16 @@ class Intensities:
         if number >= image.n_channels:
             raise SettingsError(f"{image.name}: has channels 0 to {image.n_channels - 1}, not {number}. Choose another")
         return number
+
+
+def _remark_other_hue(name: str, densities: Means) -> None:
+    """Say so if most objects that are positive for DAB, of which these are the densities (n, 3), are not brown."""
+    if 2 * (brown := int(np.count_nonzero(densities @ BROWN > 0))) < len(densities):
+        LOG.warning(
+            "%s: of %d positive objects, %d are brown, so most may have no DAB: haematoxylin gives densities of it, too. "
+            "Use the rule on slides with DAB alone, or a higher threshold",
+            *(name, len(densities), brown),
+        )
 
 
 def is_judged_by(table: Path, positive: str) -> bool:
