@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
+import zarr
 from contents import lines_of
 from scipy import ndimage as ndi
 from skimage.measure import regionprops
@@ -174,6 +175,32 @@ def test_volumes_at_a_coarser_pixel_size_are_those_on_the_image(tmp_path):
     assert (right, bottom) == (73, 61)
     assert float(cut["volume_um3"]) == pytest.approx((right - left) * (bottom - top) * UM**2 * 2 * 2, abs=0.01)
     assert (float(cut["x"]), float(cut["y"])) == pytest.approx(((left + right) / 2, (top + bottom) / 2), abs=0.001)
+
+
+@pytest.mark.parametrize("roi", [None, "1:,:,:", ":2,:,:"])
+def test_the_last_plane_of_a_coarser_level_counts_as_far_as_it_lies_in_the_stack(tmp_path, roi):
+    volume = np.zeros((5, 40, 50), np.uint8)
+    volume[1:, 10:20, 10:20], volume[:2, 30:40, 30:40] = 200, 200
+    sizes = [(2, UM, UM), (4, 2 * UM, 2 * UM)]
+    group = zarr.create_group(tmp_path / "v.zarr", zarr_format=3)
+    for k, pixels in enumerate((volume, volume[::2, ::2, ::2])):
+        group.create_array(str(k), data=pixels, chunks=pixels.shape)
+    steps = [
+        {"path": str(k), "coordinateTransformations": [{"type": "scale", "scale": list(size)}]}
+        for k, size in enumerate(sizes)
+    ]
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"name": "v", "axes": axes, "datasets": steps}]}
+    how = {"model": Bright3D(), "objects": True, "level": 1, "roi": roi}
+    mask = tilenet.segment(tmp_path / "v.zarr", tmp_path / "m.zarr", **how)
+    found, first = write_table(tmp_path / "m.zarr", tmp_path / "m.csv"), 1 if roi == "1:,:,:" else 0
+    # Planes 0, 1 and 2 of the level are 0 to 1, 2 to 3, and 4 of the stack.
+    fine = np.kron(np.asarray(mask), np.ones((2, 2, 2), np.int64))[: 5 - 2 * first]
+    assert found.mm3 == pytest.approx(fine.size * 2 * UM**2 / 1e9)
+    for region, line in zip(regionprops(fine), lines_of(tmp_path / "m.csv"), strict=True):
+        assert float(line["volume_um3"]) == region.area * 2 * UM**2
+        assert float(line["z"]) == pytest.approx((region.centroid[0] + 0.5) / 2 + first, abs=6e-4)
+    assert read_table(tmp_path / "m.zarr", tmp_path / "m.csv") == found
 
 
 def test_a_real_slide_has_one_area_and_its_regions_those_of_their_polygons(shared_data, tmp_path):

@@ -153,9 +153,10 @@ def test_a_size_along_z_alone_may_be_given_to_export_of_a_volume(tmp_path, level
         tilenet.segment(tmp_path / f"{name}_image.zarr", tmp_path / f"{name}.zarr", **how)
     assert write_table(tmp_path / "b.zarr", tmp_path / "none.csv").per_mm3 == {}
     found, voxel = write_table(tmp_path / "b.zarr", tmp_path / "b.csv", pixel_size="2,0.5,0.5"), (0.5, 2, 4)[level]
-    assert found.voxel_um3 == voxel and found.mm3 == pytest.approx(found.mask_px * voxel / 1e9)
+    assert found.voxel_um3 == voxel and found.mm3 == pytest.approx(VOLUME.size * 0.5 / 1e9)
+    there = voxel * (1, 1, 0.75)[level]  # of the second plane of level 2 one half, and all objects are in both
     assert [float(line["volume_um3"]) for line in lines_of(found.path)] == [
-        pytest.approx(int(line["volume_px"]) * voxel, abs=1e-3) for line in lines_of(found.path)
+        pytest.approx(int(line["volume_px"]) * there, abs=1e-3) for line in lines_of(found.path)
     ]
     assert found.per_mm3 == {"foreground": pytest.approx(len(lines_of(found.path)) / found.mm3)}
     for size, said in (

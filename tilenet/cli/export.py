@@ -92,8 +92,8 @@ def export(
     result["remarks"] = heard
     if not objects:
         rows.append(
-            "regions are not objects: touching objects are one region, and specks count. Use segment --objects to "
-            "separate them"
+            "connected regions are not objects: touching objects are one region, and specks count. Use segment "
+            "--objects to separate them"
         )
     show(result, "\n".join(rows), as_json=as_json, quiet=quiet)
 

@@ -23,7 +23,7 @@ COLUMNS = (
     *("id", "class", "object", "t", "z", "x", "y", "area_px", "area_um2", "volume_px", "volume_um3"),
     *("left", "top", "right", "bottom", "front", "back"),
 )
-# Weighs a plane of an object that lies beyond the image, so that what lies there altogether has a centroid.
+# Weight of a plane of an object that lies beyond the image, so that what lies there altogether has a centroid.
 LITTLE = 1e-9
 
 
@@ -43,11 +43,12 @@ class _Solid:
     def add(self, shape: Shape, grid: Grid, *, second: bool) -> None:
         """Add the part of the object that lies in one more plane."""
         pixels, inside, centre = extent(shape.rings, grid)
-        low, high = _box_of(shape)
+        share, (low, high) = grid.plane_share(shape.z), _box_of(shape)
+        inside *= share
         self.pixels += pixels
         self.inside += inside
         self.weight += inside or LITTLE
-        self.moments += (inside or LITTLE) * np.array([shape.z + 0.5, *centre])
+        self.moments += (inside or LITTLE) * np.array([shape.z + share / 2, *centre])
         self.low = np.minimum(self.low, [shape.z, *low])
         self.high = np.maximum(self.high, [shape.z + 1, *high])
         if second:

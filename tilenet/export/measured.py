@@ -33,7 +33,7 @@ class Measured:
     mask_px : int
         Number of pixels of the mask, in all planes and with the background.
     inside : float
-        Share of the mask that lies in its image, by area: of a coarser mask, the last row and column may reach beyond.
+        Share of the mask that lies in its image: of a coarser one, the last row, column or plane may reach beyond.
         Areas and densities are those of what lies inside.
     left_out : int
         Number of shapes smaller than `min_area`.

@@ -225,6 +225,9 @@ def _empty_result(mask: AnyMask, out: Path, grid: Grid) -> Measured:
                 *(mask.path, max(mask.info["tissue"]["dilated"])),
             )
     found.volumes, found.voxel_um3 = has_volumes(mask), voxel
+    if found.volumes:
+        first, planes = mask.origin[-3], mask.shape[-3]
+        found.inside *= sum(map(grid.plane_share, range(first, first + planes))) / planes
     return found
 
 

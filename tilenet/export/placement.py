@@ -27,13 +27,14 @@ class Grid:
 
     `origin` (y, x) is in pixels of the mask, `step` is the size of a mask pixel in image pixels, and `limit` is where
     the image ends: the last pixels of a coarser grid may reach beyond it. `thickness` is how many planes of the image
-    one of the mask stands for.
+    one of the mask stands for, and `depth` how many of the mask's planes the image has, the last one perhaps in part.
     """
 
     origin: tuple[int, int]
     step: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
     limit: tuple[int, int] | None = None
     thickness: Fraction = Fraction(1)
+    depth: Fraction | None = None
 
     def place(self, ring: Ring) -> NDArray[Any]:
         """Return x and y (n + 1, 2) of a ring in image pixels, closed by repeating its first vertex."""
@@ -66,6 +67,10 @@ class Grid:
             return height, width
         y, x = self.end.tolist()
         return min(height, y), min(width, x)
+
+    def plane_share(self, z: int) -> float:
+        """Return which share of a plane of the mask, counted from the first of the image, lies in the image."""
+        return 1.0 if self.depth is None else float(min(max(self.depth - z, Fraction(0)), Fraction(1)))
 
     def locate(self, points: NDArray[Any]) -> NDArray[np.float64]:
         """Return y and x (n, 2) in pixels of the mask of points (n, 2): x and y in pixels of the image."""
@@ -100,7 +105,8 @@ def grid_in(image: Image, mask: AnyMask) -> Grid:
     full, stored = (image.plane_shape(k) for k in (0, resolution.level))
     deep = [image.levels[k].shape[image.axes.index("z")] if "z" in image.axes else 1 for k in (0, resolution.level)]
     y, x = (downsample_factor(n, m) * f for n, m, f in zip(full, stored, resolution.factor, strict=True))
-    return Grid(origin, (y, x), full, downsample_factor(*deep))
+    thickness = downsample_factor(*deep)
+    return Grid(origin, (y, x), full, thickness, deep[0] / thickness)
 
 
 def is_full(mask: AnyMask) -> bool:
