@@ -216,8 +216,8 @@ def _remark_other_hue(name: str, densities: Means) -> None:
     """Say so if most objects that are positive for DAB, of which these are the densities (n, 3), are not brown."""
     if 2 * (brown := int(np.count_nonzero(densities @ BROWN > 0))) < len(densities):
         LOG.warning(
-            "%s: of %d positive objects, %d are brown, so most may have no DAB: haematoxylin gives densities of it, too. "
-            "Use the rule on slides with DAB alone, or a higher threshold",
+            "%s: of %d positive objects, %d are brown, so most may have no DAB: haematoxylin gives densities of it, "
+            "too. Use the rule on slides with DAB alone, or a higher threshold",
             *(name, len(densities), brown),
         )
 
