@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from contents import lines_of
 from counted_slides import COUNTING, SIZE, three_slides  # noqa: F401
+from drawn_regions import feature, rectangle, square, write_regions
 from store_helpers import tree, tree_hash
 from stub import Bright
 from workers import Cluster
@@ -141,9 +142,7 @@ def test_objects_that_were_killed_while_they_were_written_are_found_again(slides
 
 
 def test_regions_of_a_list_are_counted_in_and_others_need_no_new_mask_or_table(slides, tmp_path):
-    square = [[0, 0], [50, 0], [50, 70], [0, 70], [0, 0]]
-    half = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [square]}, "properties": {"name": "half"}}
-    (tmp_path / "a.geojson").write_text(json.dumps([half]))
+    write_regions(tmp_path / "a.geojson", [feature([rectangle(0, 0, 50, 70)], name="half")])
     (tmp_path / "list.csv").write_text("image,within\na.tif,a.geojson\nc.tif,\n")
     masks = tmp_path / "masks"
     assert [result.status for result in tilenet.batch(tmp_path / "list.csv", masks, **COUNTING)] == ["done", "done"]
@@ -156,8 +155,7 @@ def test_regions_of_a_list_are_counted_in_and_others_need_no_new_mask_or_table(s
     one = tilenet.write_table(masks / "a.zarr", tmp_path / "one.csv", within=tmp_path / "a.geojson")
     assert one.regions[0].counts == {"class 1": 1}
     written = (masks / "a.csv").stat().st_mtime_ns
-    half["properties"], square[1:3] = {"name": "wide"}, [[110, 0], [110, 70]]
-    (tmp_path / "a.geojson").write_text(json.dumps([half]))
+    write_regions(tmp_path / "a.geojson", [feature([rectangle(0, 0, 110, 70)], name="wide")])
     assert [result.status for result in tilenet.batch(tmp_path / "list.csv", masks, **COUNTING)] == ["skipped"] * 2
     assert [(line["region"], line["count"]) for line in lines_of(masks / "counts.csv")][1] == ("wide", "2")
     assert (masks / "a.csv").stat().st_mtime_ns == written
@@ -167,8 +165,7 @@ def test_regions_that_cannot_be_counted_in_are_refused_before_work(slides, tmp_p
     (tmp_path / "list.csv").write_text("image,within\na.tif,a.geojson\n")
     with pytest.raises(SettingsError, match=r"a\.geojson: does not exist"):
         tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", **COUNTING)
-    square = {"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 0]]]}
-    (tmp_path / "a.geojson").write_text(json.dumps([{"type": "Feature", "geometry": square}]))
+    write_regions(tmp_path / "a.geojson", [feature([square(0, 0, 9)])])
     with pytest.raises(SettingsError, match=r"a\.geojson: is for what is counted: ask for tables, too"):
         tilenet.batch(tmp_path / "list.csv", tmp_path / "masks", model=Bright())
     assert not (tmp_path / "masks").exists()

@@ -1,12 +1,12 @@
 """Tables that a batch writes beside masks: their columns, positive objects, and tables that are old or damaged."""
 
-import json
 import os
 
 import pytest
 import tifffile
 from contents import lines_of
 from counted_slides import COUNTING, SIZE, three_slides  # noqa: F401
+from drawn_regions import feature, rectangle, write_regions
 from store_helpers import tree
 from stub import Bright
 
@@ -48,10 +48,7 @@ def test_what_is_positive_is_counted_by_the_rule_of_each_image_and_another_rule_
     pixels[10:30, 10:25] = 150
     tifffile.imwrite(slides[0], pixels, tile=(32, 32), **SIZE)
     masks = tmp_path / "masks"
-    square = {"type": "Polygon", "coordinates": [[[0, 0], [50, 0], [50, 70], [0, 70], [0, 0]]]}
-    (tmp_path / "a.geojson").write_text(
-        json.dumps([{"type": "Feature", "geometry": square, "properties": {"name": "l"}}])
-    )
+    write_regions(tmp_path / "a.geojson", [feature([rectangle(0, 0, 50, 70)], name="l")])
     (tmp_path / "list.csv").write_text("Image;POSITIVE;within\na.tif;0>160;a.geojson\nc.tif;;\n")
     results = tilenet.batch(tmp_path / "list.csv", masks, **COUNTING)
     assert [(r.status, r.counts, r.positive) for r in results] == [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
+from drawn_regions import feature, rectangle, write_regions
 from scipy import ndimage as ndi
 from skimage.measure import regionprops_table
 from stub import Bright, Threshold
@@ -152,8 +153,7 @@ def test_pixels_that_are_not_finite_are_left_out_and_told(ratios, tmp_path, capl
 
 
 def test_objects_without_a_finite_pixel_are_neither_positive_nor_negative(ratios, tmp_path, tilenet_command):
-    square = {"type": "Polygon", "coordinates": [[[0, 35], [60, 35], [60, 60], [0, 60], [0, 35]]]}
-    (tmp_path / "r.geojson").write_text(json.dumps({"type": "Feature", "geometry": square, "properties": {}}))
+    write_regions(tmp_path / "r.geojson", [feature([rectangle(0, 35, 60, 60)])])
     out = ("--csv", tmp_path / "o.csv", "--geojson", tmp_path / "o.geojson", "--counts", tmp_path / "c.csv")
     how = ("--positive", "FRET>30", "--within", tmp_path / "r.geojson")
     code, said, _ = tilenet_command("export", tmp_path / "o.zarr", *out, *how)

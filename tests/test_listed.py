@@ -1,13 +1,13 @@
 """Overlays of the objects that a table lists, and of regions that a user drew: pixel by pixel."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
 import shapely
 import tifffile
 from contents import lines_of
+from drawn_regions import feature, write_regions
 from scipy import ndimage as ndi
 from skimage.io import imread
 from stub import Bright, Bright3D
@@ -266,16 +266,7 @@ HOLE = [[80, 80], [120, 80], [100, 120], [80, 80]]
 
 
 def drawn_in(path, *features):
-    held = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": rings},
-            "properties": {"objectType": "annotation", "name": name},
-        }
-        for name, *rings in features
-    ]
-    path.write_text(json.dumps(held))
-    return path
+    return write_regions(path, [feature(rings, name=name) for name, *rings in features])
 
 
 @pytest.mark.parametrize("how", [{}, {"level": 1}, {"roi": "20:231,31:300"}])

@@ -9,6 +9,7 @@ import pytest
 import shapely
 import tifffile
 from contents import lines_of
+from drawn_regions import feature, square, write_regions
 from scipy import ndimage as ndi
 from skimage.measure import label, regionprops
 from stub import Bright
@@ -27,16 +28,6 @@ STAR = np.round(np.stack([150 + 90 * np.cos(ANGLES) * (1 + 0.3 * np.sin(5 * ANGL
 STAR[-1] = STAR[0]
 
 
-def square(x, y, side):
-    return [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
-
-
-def feature(coordinates, kind="Polygon", **properties):
-    """Return a feature as QuPath writes its annotations."""
-    said = {"objectType": "annotation"} | properties
-    return {"type": "Feature", "id": "x", "geometry": {"type": kind, "coordinates": coordinates}, "properties": said}
-
-
 TUMOUR = {"name": "Tumor", "color": [200, 0, 0]}
 FEATURES = [
     feature([STAR.tolist(), square(120, 90, 50)], classification=TUMOUR),
@@ -44,11 +35,6 @@ FEATURES = [
     feature([square(100, 60, 120)], name="Front, too", classification=TUMOUR),
     feature([square(250, 10, 40)], classification=TUMOUR),
 ]
-
-
-def write(path, features, *, collection=True):
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": features} if collection else features))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +70,7 @@ def truth_of(features, labels, step=1, origin=(0, 0), spacing=(0.5, 0.25)):
 @pytest.mark.parametrize("strip", [1, 500, 2**24])
 def test_counts_and_areas_are_those_found_point_by_point(mask, tmp_path, monkeypatch, strip, collection):
     monkeypatch.setattr(shapes, "STRIP", strip)
-    drawn = write(tmp_path / "regions.geojson", FEATURES, collection=collection)
+    drawn = write_regions(tmp_path / "regions.geojson", FEATURES, collection=collection)
     found = write_table(mask, tmp_path / "m.csv", within=drawn)
     truth = truth_of(FEATURES, tilenet.open_mask(mask)[...])
     assert [region.name for region in found.regions] == ["Tumor (1)", "Front", "Front, too", "Tumor (2)"]
@@ -100,7 +86,7 @@ def test_counts_and_areas_are_those_found_point_by_point(mask, tmp_path, monkeyp
 @pytest.mark.parametrize("how", [{"level": 1}, {"roi": "20:201,70:300"}, {"mpp": 1.0, "roi": "4:60,:"}])
 def test_regions_are_in_pixels_of_the_slide_at_full_resolution_whatever_the_mask_is_of(slide, tmp_path, how):
     mask = tilenet.segment(slide, tmp_path / "m.zarr", model=Bright(), objects=True, **how)
-    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=write(tmp_path / "r.geojson", FEATURES))
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=write_regions(tmp_path / "r.geojson", FEATURES))
     step = {"level": (2, 2), "roi": (1, 1), "mpp": (2, 4)}[min(how, key=["level", "mpp", "roi"].index)]
     truth = truth_of(FEATURES, mask[...], step=step, origin=mask.origin)
     assert [region.counts["class 1"] for region in found.regions] == [inside for inside, _ in truth]
@@ -113,7 +99,7 @@ def test_neither_tiles_nor_order_of_work_change_what_a_region_holds(slide, tmp_p
     for tile in (32, 128):
         out = tmp_path / f"{tile}.zarr"
         tilenet.segment(slide, out, model=Bright(), objects=True, tile=tile)
-        found = write_table(out, tmp_path / f"{tile}.csv", within=write(tmp_path / "r.geojson", FEATURES))
+        found = write_table(out, tmp_path / f"{tile}.csv", within=write_regions(tmp_path / "r.geojson", FEATURES))
         lines = [{**line, "id": ""} for line in lines_of(found.path)]
         tables.append((found.regions, lines))
     assert tables[0] == tables[1]
@@ -125,7 +111,9 @@ def test_a_centroid_on_the_border_of_two_regions_lies_in_both_as_in_qupath(tmp_p
     tilenet.segment(pixels, tmp_path / "m.zarr", model=Bright(bright=1), objects=True)
     twins = [feature([square(x, 5, 20)], name=f"{x}") for x in (5, 25)]
     far = feature([square(25.01, 5, 20)], name="far")
-    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=write(tmp_path / "r.geojson", [*twins, far]))
+    found = write_table(
+        tmp_path / "m.zarr", tmp_path / "m.csv", within=write_regions(tmp_path / "r.geojson", [*twins, far])
+    )
     assert [sum(region.counts.values()) for region in found.regions] == [1, 1, 0]
     assert [region.mm2 for region in found.regions] == [None] * 3 and found.regions[0].per_mm2 == {}
     assert lines_of(tmp_path / "m.csv")[0]["region"] == "5; 25"
@@ -133,7 +121,7 @@ def test_a_centroid_on_the_border_of_two_regions_lies_in_both_as_in_qupath(tmp_p
 
 def test_regions_of_classes_are_counted_by_class_and_small_ones_not_at_all(slide, tmp_path):
     tilenet.segment(slide, tmp_path / "m.zarr", model=Bright())
-    drawn = write(tmp_path / "r.geojson", FEATURES)
+    drawn = write_regions(tmp_path / "r.geojson", FEATURES)
     found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=drawn, min_area="40px")
     labels = label(np.asarray(tilenet.open_mask(tmp_path / "m.zarr")), connectivity=1)
     large = np.isin(labels, np.flatnonzero(np.bincount(labels.ravel()) >= 40)) * labels
@@ -143,7 +131,7 @@ def test_regions_of_classes_are_counted_by_class_and_small_ones_not_at_all(slide
 
 def test_the_command_prints_what_each_region_holds(mask, tmp_path, tilenet_command):
     leaving = feature([square(300, 200, 80)])
-    drawn = write(tmp_path / "r.geojson", [FEATURES[1], leaving])
+    drawn = write_regions(tmp_path / "r.geojson", [FEATURES[1], leaving])
     command = ("export", mask, "--csv", tmp_path / "m.csv", "--within", drawn, "--overwrite")
     code, out, err = tilenet_command(*command)
     (front, _), (corner, mm2) = truth_of([FEATURES[1], leaving], tilenet.open_mask(mask)[...])
@@ -166,7 +154,7 @@ def test_a_region_is_called_by_its_name_or_its_class_or_its_place_and_no_two_ali
     names = [{"name": "A"}, {"name": "A"}, {}, {"name": "A (2)"}, {"classification": {"names": ["Tumor", "Positive"]}}]
     features = [feature([square(0, 0, 9)], **name) for name in (*names, {"classification": "Stroma"}, {"name": " "})]
     features[2]["properties"] = None
-    found = [region.name for region in read_regions(write(tmp_path / "r.geojson", features))]
+    found = [region.name for region in read_regions(write_regions(tmp_path / "r.geojson", features))]
     assert found == ["A (1)", "A (3)", "region 3", "A (2)", "Tumor: Positive", "Stroma", "region 7"]
 
 
@@ -180,14 +168,14 @@ def test_a_file_of_one_annotation_alone_is_that_region(tmp_path):
 def test_annotations_of_older_versions_of_qupath_are_regions(tmp_path):
     kinds = ({"object_type": "annotation"}, {"type": "annotation"}, {"objectType": "annotation", "type": "cell"})
     features = [OLD | {"id": "PathAnnotationObject"}, *(OLD | {"properties": kind} for kind in kinds)]
-    assert len(read_regions(write(tmp_path / "r.geojson", features))) == 4
+    assert len(read_regions(write_regions(tmp_path / "r.geojson", features))) == 4
 
 
 def test_a_point_lies_in_the_regions_that_shapely_finds_one_by_one(tmp_path):
     random = np.random.default_rng(7)
     drawn = [feature([(STAR * scale + move).tolist()]) for scale in (0.5, 1, 8) for move in random.integers(0, 999, 9)]
     drawn.append(feature([square(0, within.BAND, 300)]))
-    regions = read_regions(write(tmp_path / "r.geojson", drawn))
+    regions = read_regions(write_regions(tmp_path / "r.geojson", drawn))
     found = Within(regions)
     points = [*random.uniform(-100, 3000, (500, 2)).tolist(), [40, within.BAND], [40, within.BAND + 300], [-0.5, 3]]
     for x, y in points:
@@ -197,7 +185,7 @@ def test_a_point_lies_in_the_regions_that_shapely_finds_one_by_one(tmp_path):
 
 
 def test_the_bounds_of_regions_are_found_once_and_not_again_in_each_band_of_rows(tmp_path, monkeypatch):
-    regions = read_regions(write(tmp_path / "r.geojson", FEATURES))
+    regions = read_regions(write_regions(tmp_path / "r.geojson", FEATURES))
     found, asked = Within(regions), []
     monkeypatch.setattr(shapely.MultiPolygon, "bounds", property(lambda area: asked.append(area) or (0, 0, 1e9, 1e9)))
     assert [found.at(260, 20 + band * within.BAND) for band in range(3)] == [[3], [], []] and not asked
@@ -206,7 +194,7 @@ def test_the_bounds_of_regions_are_found_once_and_not_again_in_each_band_of_rows
 def test_an_outline_that_crosses_itself_is_mended_with_a_word(mask, tmp_path, caplog):
     bow = feature([[[20, 20], [220, 220], [220, 20], [20, 220], [20, 20]]], name="bow")
     with caplog.at_level("WARNING", "tilenet"):
-        found = write_table(mask, tmp_path / "m.csv", within=write(tmp_path / "r.geojson", [bow]))
+        found = write_table(mask, tmp_path / "m.csv", within=write_regions(tmp_path / "r.geojson", [bow]))
     assert "feature 1 (bow) crosses itself (Self-intersection[120 120]), and is mended; holes stay holes" in caplog.text
     halves = [feature([[[x, 20], [120, 120], [x, 220], [x, 20]]]) for x in (20, 220)]
     truth = truth_of(halves, tilenet.open_mask(mask)[...])
@@ -215,12 +203,12 @@ def test_an_outline_that_crosses_itself_is_mended_with_a_word(mask, tmp_path, ca
 
 
 def test_a_hole_that_leaves_its_region_stays_a_hole(tmp_path, caplog):
-    (region,) = read_regions(write(tmp_path / "r.geojson", [feature([square(0, 0, 100), square(50, 50, 100)])]))
+    (region,) = read_regions(write_regions(tmp_path / "r.geojson", [feature([square(0, 0, 100), square(50, 50, 100)])]))
     assert region.area.area == 100**2 - 50**2 and "is mended; holes stay holes" in caplog.text
 
 
 def test_what_parts_names_in_a_table_is_replaced_in_a_name_with_a_warning(mask, tmp_path, caplog):
-    path = write(
+    path = write_regions(
         tmp_path / "r.geojson", [feature([square(0, 0, 300)], name="a; b"), feature([square(0, 0, 9)], name="c;d")]
     )
     write_table(mask, tmp_path / "m.csv", within=path)
@@ -233,11 +221,11 @@ def test_cores_of_a_tissue_array_that_are_marked_as_missing_are_left_out_with_a_
     cores = [
         feature([square(100 * k, 0, 90)], objectType="tma_core", name=f"A-{k}", isMissing=k in (1, 3)) for k in range(4)
     ]
-    path = write(tmp_path / "r.geojson", cores)
+    path = write_regions(tmp_path / "r.geojson", cores)
     assert [region.name for region in read_regions(path)] == ["A-0", "A-2"]
     assert f"{path}: 2 cores marked as missing are left out: A-1, A-3" in caplog.text
     with pytest.raises(SettingsError, match="all of its cores are marked as missing. Give regions to count in"):
-        read_regions(write(path, cores[1::2]))
+        read_regions(write_regions(path, cores[1::2]))
 
 
 # As QuPath wrote features before it had `objectType`.
@@ -297,7 +285,7 @@ def test_regions_that_are_not_there_and_masks_of_several_planes_are_refused(tmp_
     (tmp_path / "r.geojson").write_bytes(gzip.compress(b"[]"))
     with pytest.raises(SettingsError, match=r"r\.geojson: is no text, but compressed or a picture\. In QuPath"):
         write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=tmp_path / "r.geojson")
-    drawn = write(tmp_path / "r.geojson", FEATURES)
+    drawn = write_regions(tmp_path / "r.geojson", FEATURES)
     with pytest.raises(SettingsError, match=r"m\.zarr: has several planes, and regions are drawn in one"):
         write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=drawn)
     tilenet.segment(stack, tmp_path / "one.zarr", axes="zyx", model=Bright(), objects=True, roi="1:2,:,:")
@@ -306,7 +294,7 @@ def test_regions_that_are_not_there_and_masks_of_several_planes_are_refused(tmp_
 
 
 def test_a_table_with_regions_is_one_that_tilenet_wrote(mask, tmp_path):
-    drawn = write(tmp_path / "r.geojson", FEATURES)
+    drawn = write_regions(tmp_path / "r.geojson", FEATURES)
     write_table(mask, tmp_path / "m.csv", within=drawn, shapes=True, intensities=True)
     more = ["region", *FORMS, "mean_0", "sd_0", "min_0", "max_0"]
     assert list(lines_of(tmp_path / "m.csv")[0]) == [*COLUMNS, *more]
@@ -318,7 +306,7 @@ def test_nuclei_of_a_real_image_in_regions_as_qupath_exports_them(shared_data, t
     image = shared_data("small_fluo/mitocheck_t1_image.tif")
     mask = tilenet.segment(image, tmp_path / "m.zarr", objects=True, threads=1)
     halves = [feature([square(x, -100, 460)], name=name) for x, name in ((-330, "left"), (130, "right"))]
-    drawn = write(tmp_path / "r.geojson", halves)
+    drawn = write_regions(tmp_path / "r.geojson", halves)
     command = ("export", tmp_path / "m.zarr", "--csv", tmp_path / "m.csv", "--within", drawn, "--json")
     code, out, _ = tilenet_command(*command)
     counts = [region["counts"]["nucleus"] for region in json.loads(out)["csv"]["regions"]]
