@@ -1,4 +1,4 @@
-"""A predictor that workers import by its name: pickled it is a few hundred bytes."""
+"""Predictors that workers import by their names: pickled they are a few hundred bytes."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from tilenet.card import ModelCard
 from tilenet.footprint import Footprint
 
 # Pixels that are trouble.
@@ -61,3 +62,15 @@ class Bright3D:
 def bright():
     """Return the predictor, as a worker asks for it by the name ``stub:bright``."""
     return Bright()
+
+
+def shades(batch):
+    """Tell dark, grey and bright pixels apart."""
+    x = np.asarray(batch, np.float32)
+    return np.concatenate([-abs(x), -abs(x - 100), -abs(x - 200)], axis=1)
+
+
+shades.footprint = Footprint.same(2, reach=0, step=1)
+shades.card = ModelCard(
+    name="shades", classes=("dark", "grey", "bright"), mask_of_class=(0, 1, 2), colors={"2": [230, 30, 60, 255]}
+)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from convolved import assert_near, of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,10 +28,6 @@ SETS = [level for level in (AVX2, AVX512) if level <= BEST]
 X86 = platform.machine() == "x86_64" and platform.system() == "Linux"
 
 
-def of(shape, *, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def layer_of(inputs, outputs):
     return of((outputs, inputs, 3, 3), seed=1) / (9 * inputs) ** 0.5, of(outputs, seed=2)
 
@@ -50,11 +47,6 @@ def both(x, *, outputs, padding=0, level=BEST):
         [single(x)], zeros=(padding, padding)
     )
     return found, F.conv2d(x, weight, bias, padding=padding).relu()
-
-
-def assert_near(found, exact):
-    assert found.shape == exact.shape and exact.std() > 0
-    assert float((found - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
 
 
 @pytest.mark.skipif(not (X86 and shutil.which("cc")), reason="no x86-64, or no C compiler")

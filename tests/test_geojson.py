@@ -9,29 +9,16 @@ import pytest
 import shapely
 import tifffile
 from oracles import filled
-from stub import Bright
+from stub import Bright, shades
 from test_into import write_image
 
 import tilenet
 from tilenet.errors import BlocksFailed, EnvironmentFault, OutputExists, OutputIncomplete, OutputMismatch, SettingsError
 from tilenet.export import shapes
 from tilenet.export.geojson import write_geojson
-from tilenet.footprint import Footprint
 from tilenet.store import Layout, Store
 
-CARD = tilenet.ModelCard(
-    name="shades", classes=("dark", "grey", "bright"), mask_of_class=(0, 1, 2), colors={"2": [230, 30, 60, 255]}
-)
 RECTANGLES = [(40, 120, 60, 300), (40, 90, 500, 760), (200, 420, 100, 160), (260, 400, 360, 640), (500, 561, 33, 777)]
-
-
-def shades(batch):
-    """Tell dark, grey and bright pixels apart."""
-    x = np.asarray(batch, np.float32)
-    return np.concatenate([-abs(x), -abs(x - 100), -abs(x - 200)], axis=1)
-
-
-shades.card, shades.footprint = CARD, Footprint.same(2, reach=0, step=1)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import tifffile
 from contents import lines_of
 from scipy import ndimage as ndi
 from skimage.measure import label, regionprops
-from stub import Bright, Bright3D
+from stub import Bright, Bright3D, shades
 
 import tilenet
 from tilenet.cli import export
@@ -19,21 +19,10 @@ from tilenet.export.counts import write_counts
 from tilenet.export.measured import Measured
 from tilenet.export.measures import COLUMNS, read_table, write_table
 from tilenet.export.shapes import parse_area
-from tilenet.footprint import Footprint
 
 RANDOM = np.random.default_rng(0)
 # Blobs with holes, of two classes, at every border.
 PIXELS = (np.kron(RANDOM.integers(0, 3, (13, 17)), np.ones((9, 7))) * 100).astype(np.uint8)
-
-
-def shades(batch):
-    """Tell dark, grey and bright pixels apart."""
-    x = np.asarray(batch, np.float32)
-    return np.concatenate([-abs(x), -abs(x - 100), -abs(x - 200)], axis=1)
-
-
-shades.footprint = Footprint.same(2, reach=0, step=1)
-shades.card = tilenet.ModelCard(name="shades", classes=("dark", "grey", "bright"), mask_of_class=(0, 1, 2))
 
 
 def write_slide(path, pixels):

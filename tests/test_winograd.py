@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from convolved import assert_near, of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,21 +11,12 @@ from tilenet.fast.winograd import WinogradConvolution
 LAST = torch.channels_last
 
 
-def of(shape, *, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def both(x, *, outputs):
     """Return Winograd's convolution and ReLU in float32, and the plain ones in float64."""
     channels = x.shape[1]
     weight, bias = of((outputs, channels, 3, 3), seed=1) / (9 * channels) ** 0.5, of(outputs, seed=2)
     found = WinogradConvolution(weight.float(), bias.float())(x.float().to(memory_format=LAST))
     return found, F.conv2d(x, weight, bias).relu()
-
-
-def assert_near(found, exact):
-    assert found.shape == exact.shape and exact.std() > 0
-    assert float((found - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
 
 
 @settings(max_examples=60)
