@@ -161,6 +161,12 @@ def test_a_list_that_says_what_cannot_be_is_refused_by_line(tmp_path, text, said
     assert not (tmp_path / "masks").exists()
 
 
+def test_a_list_in_another_encoding_is_refused_with_how_to_save_it(tmp_path):
+    (tmp_path / "list.csv").write_bytes("image,name\na.tif,Fälle\n".encode("cp1252"))
+    with pytest.raises(SettingsError, match=r"list\.csv: is not text in UTF-8\. Save it so \(in Excel: CSV UTF-8\)$"):
+        tilenet.batch(tmp_path / "list.csv", tmp_path / "masks")
+
+
 def test_a_store_that_another_batch_makes_meanwhile_is_gone_on_with_or_said_to_be_written(tmp_path, monkeypatch):
     image = write_image(tmp_path / "a.tif", sides=(300, 200))
     real = outputs.check_free

@@ -50,6 +50,13 @@ def begun(slide, tmp_path, monkeypatch):
     return tmp_path / "o.zarr"
 
 
+def test_the_image_is_named_alike_in_all_lines_of_a_run(slide, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(slide.parent)
+    with caplog.at_level("INFO", "tilenet"):
+        tilenet.segment(slide.name, tmp_path / "o.zarr", model=Bright(), objects=True, mpp=0.6, pixel_size=0.5)
+    assert len(caplog.messages) > 1 and all(line.startswith(f"{slide.name}: ") for line in caplog.messages)
+
+
 def test_the_folder_of_a_run_that_has_not_ended_is_said_to_be_that(begun, tilenet_command):
     making = making_of(begun, None)
     for args in (("export", making, "--csv", begun.with_name("x.csv")), ("verify", making), ("overlay", "x", making)):

@@ -261,5 +261,7 @@ def _options(said: Mapping[str, str], where: str, plain: Options) -> Options:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: is not a list that can be read ({error}). Save it as UTF-8 text") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: is not text in UTF-8. Save it so (in Excel: CSV UTF-8)") from error
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}). Check the file") from error
