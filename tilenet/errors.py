@@ -36,6 +36,16 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def one_line(error: BaseException) -> str:
+    r"""Return the type and message of an exception on one line of bounded length.
+
+    >>> one_line(ValueError("a\n  b")), one_line(ValueError())
+    ('ValueError: a b', 'ValueError')
+    """
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said[:160]}" if said else type(error).__name__
+
+
 class TilenetError(Exception):
     """Base class of the errors that tilenet raises on purpose; a command that fails with one exits with `exit_code`."""
 

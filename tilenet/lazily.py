@@ -23,7 +23,7 @@ import numpy as np
 
 from tilenet import predict
 from tilenet.arguments import known_options
-from tilenet.errors import ImageError, SettingsError
+from tilenet.errors import ImageError, SettingsError, one_line
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.job import Job
@@ -32,7 +32,6 @@ from tilenet.named import function_of
 from tilenet.options import Options, check_output_option
 from tilenet.plan import Plan
 from tilenet.readers.array import client_of
-from tilenet.readers.boundary import one_line
 from tilenet.settling import settle
 from tilenet.tiles import Tiles, Weights
 

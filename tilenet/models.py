@@ -19,8 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tilenet.card import ModelCard, parse_colors, parse_rule
-from tilenet.errors import ModelError, ModelNotFound, OutputExists
-from tilenet.readers.boundary import one_line
+from tilenet.errors import ModelError, ModelNotFound, OutputExists, one_line
 from tilenet.states import COMPILED, State, read_claims, read_weights
 from tilenet.store.place import put_whole
 from tilenet.unet import UNet

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.batches.orders import Order
-from tilenet.errors import OutputError, SettingsError, TilenetError
+from tilenet.errors import OutputError, SettingsError, TilenetError, one_line
 from tilenet.export.forms import COLUMNS as FORMS
 from tilenet.export.intensities import STAINS, Intensities, is_judged_by
 from tilenet.export.listed import Listing
@@ -24,7 +24,6 @@ from tilenet.pictures.files import check_picture_place, overview_beside, rule_of
 from tilenet.pictures.overlays import overlay
 from tilenet.predict import footprint_of
 from tilenet.readers import open_image
-from tilenet.readers.boundary import one_line
 
 
 @dataclass(frozen=True)

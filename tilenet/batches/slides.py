@@ -18,7 +18,7 @@ from tilenet.batches.orders import Order
 from tilenet.batches.summary import Result, file_of, remark_sizes, write_summary
 from tilenet.batches.ways import in_batch
 from tilenet.compute import fill_pending, finish, skip_background
-from tilenet.errors import DeviceLost, OutputMismatch, TilenetError
+from tilenet.errors import DeviceLost, OutputMismatch, TilenetError, one_line
 from tilenet.export.counts import write_counts
 from tilenet.export.measured import Measured
 from tilenet.footprint import Footprint
@@ -26,7 +26,6 @@ from tilenet.making import refuse_begun
 from tilenet.named import function_of
 from tilenet.numbering import store_objects
 from tilenet.outputs import open_store, spare_the_input
-from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
 from tilenet.store import Share, Store, is_complete
 from tilenet.wanted import Wanted

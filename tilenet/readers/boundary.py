@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tilenet.address import is_address
-from tilenet.errors import EnvironmentFault, ImageError, SettingsError, TilenetError
+from tilenet.errors import EnvironmentFault, ImageError, SettingsError, TilenetError, one_line
 
 # Most bytes that are ever decoded in one piece: a larger tile is damaged or malicious.
 LARGEST_PIECE = 2**30
@@ -57,12 +57,6 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
         if isinstance(error, MemoryError):
             remedy = TOO_LITTLE_MEMORY
         raise ImageError(f"{what} ({one_line(error)}). {remedy}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return the type and message of an exception on one line of bounded length."""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said[:160]}" if said else type(error).__name__
 
 
 def positive(value: Any) -> float | None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import BlocksFailed, OutputIncomplete, first_line
-from tilenet.readers.boundary import one_line
+from tilenet.errors import BlocksFailed, OutputIncomplete, first_line, one_line
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import blocks_lost, find_damage
 from tilenet.store.files import ACCESSED, AGAIN, faults_named

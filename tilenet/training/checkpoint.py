@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tilenet.errors import OutputError, OutputExists, OutputMismatch
-from tilenet.readers.boundary import one_line
+from tilenet.errors import OutputError, OutputExists, OutputMismatch, one_line
 from tilenet.store.files import AGAIN, RESUME, faults_named, remove_file, remove_parts
 from tilenet.store.place import put_whole
 

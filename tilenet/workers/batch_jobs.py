@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet import machine
-from tilenet.errors import SettingsError
-from tilenet.readers.boundary import one_line
+from tilenet.errors import SettingsError, one_line
 from tilenet.workers.cluster_file import TYPES
 
 INSTALL = 'Install it: pip install "tilenet[cluster]"'

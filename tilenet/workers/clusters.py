@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilenet import machine
-from tilenet.errors import EnvironmentFault, SettingsError
-from tilenet.readers.boundary import one_line
+from tilenet.errors import EnvironmentFault, SettingsError, one_line
 from tilenet.workers import batch_jobs, worker
 from tilenet.workers.batch_jobs import INSTALL
 from tilenet.workers.cluster_file import Tls, read_description

@@ -26,9 +26,8 @@ from tilenet import predict
 from tilenet.address import absolute
 from tilenet.ahead import begun_ahead
 from tilenet.compute import Progress, finish, progress_counter, skip_background
-from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_line
+from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_line, one_line
 from tilenet.job import Job
-from tilenet.readers.boundary import one_line
 from tilenet.runner import Report
 from tilenet.store import CoarserBlock, Store
 from tilenet.wanted import Wanted
