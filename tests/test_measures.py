@@ -15,10 +15,10 @@ import tilenet
 from tilenet.cli import export
 from tilenet.errors import BlocksFailed, OutputExists, OutputMismatch, SettingsError
 from tilenet.export import shapes
+from tilenet.export.areas import parse_area
 from tilenet.export.counts import write_counts
 from tilenet.export.measured import Measured
 from tilenet.export.measures import COLUMNS, read_table, write_table
-from tilenet.export.shapes import parse_area
 
 RANDOM = np.random.default_rng(0)
 # Blobs with holes, of two classes, at every border.

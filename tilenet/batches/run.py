@@ -15,8 +15,8 @@ from tilenet.batches.slides import BatchRun
 from tilenet.batches.summary import Result, is_own
 from tilenet.batches.ways import ways_of_batch
 from tilenet.errors import EnvironmentFault, SettingsError
+from tilenet.export.areas import parse_area
 from tilenet.export.intensities import Intensities
-from tilenet.export.shapes import parse_area
 from tilenet.footprint import Footprint
 from tilenet.named import function_of
 from tilenet.options import DERIVED, Options, check_output_option, refuse_with_objects

@@ -20,10 +20,11 @@ import tilenet
 from tilenet.arguments import known_options
 from tilenet.card import colors_of
 from tilenet.errors import SettingsError
+from tilenet.export.areas import Least, drop_small, least_of
 from tilenet.export.corners import Ring
 from tilenet.export.intensities import Intensities
 from tilenet.export.placement import Grid
-from tilenet.export.shapes import Least, Progress, Shape, drop_small, has_volumes, least_of, open_for, shapes_of
+from tilenet.export.shapes import Progress, Shape, has_volumes, open_for, shapes_of
 from tilenet.store import AnyMask
 from tilenet.store.place import put_whole
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.export.areas import DECIMALS, Least, extent
 from tilenet.export.forms import Edges, Forms, Moments, lifted
 from tilenet.export.measured import Measured, sizes_of
 from tilenet.export.placement import Grid
-from tilenet.export.shapes import DECIMALS, Least, Shape, extent
+from tilenet.export.shapes import Shape
 
 # x and y in pixels of the image at full resolution, from its upper left corner; sizes in pixels of the mask.
 COLUMNS = (

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import OutputMismatch, SettingsError
+from tilenet.export.areas import cut_size, least_of, pixel_sizes
 from tilenet.export.intensities import VERDICTS
 from tilenet.export.outlines import regions
 from tilenet.export.placement import Grid
-from tilenet.export.shapes import Ids, cut_size, has_volumes, least_of, pixel_sizes
+from tilenet.export.shapes import Ids, has_volumes
 from tilenet.sheets import cells, name_columns, refusing, rows_of
 from tilenet.store import AnyMask
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tilenet.export.areas import DECIMALS, cut_size
 from tilenet.export.placement import Grid
-from tilenet.export.shapes import DECIMALS, cut_size
 from tilenet.export.within import InRegion, Within
 from tilenet.store.tissue_map import TissueMap
 

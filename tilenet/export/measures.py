@@ -16,6 +16,7 @@ from typing import Any
 
 from tilenet.arguments import known_options
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
+from tilenet.export.areas import least_of, pixel_sizes
 from tilenet.export.counts import check_counts_place, write_counts
 from tilenet.export.forms import COLUMNS as FORMS
 from tilenet.export.forms import Forms
@@ -24,15 +25,7 @@ from tilenet.export.lines import COLUMNS, lines_of
 from tilenet.export.measured import Measured, Tally, sizes_of
 from tilenet.export.placement import Grid, find_grid, is_full
 from tilenet.export.rows import Rows
-from tilenet.export.shapes import (
-    Progress,
-    class_names,
-    has_volumes,
-    least_of,
-    open_for,
-    pixel_sizes,
-    shapes_of,
-)
+from tilenet.export.shapes import Progress, class_names, has_volumes, open_for, shapes_of
 from tilenet.export.within import BETWEEN, Drawn, InRegion, Within, covered, read_regions
 from tilenet.geometry import Box
 from tilenet.spared import check_file_place

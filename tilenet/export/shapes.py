@@ -9,22 +9,19 @@ from __future__ import annotations
 import heapq
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 from pathlib import Path
-from typing import Any, Protocol
-from unicodedata import normalize
+from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import SettingsError
-from tilenet.export.corners import Ring, area_and_centroid, exact_area_and_centroid
+from tilenet.export.corners import Ring
 from tilenet.export.outlines import Region, regions
 from tilenet.export.placement import Grid, find_grid
 from tilenet.readers.sized import differ, parse_pixel_size, size_text
@@ -37,8 +34,6 @@ BAND, STRIP = 2**27, 2**24
 Progress = Callable[[int, int], None]
 # Remarks on what is exported; the command line prints them.
 LOG = logging.getLogger("tilenet")
-# Of areas and volumes in tables.
-DECIMALS = 3
 ENDINGS = {"a table": (".csv",), "a GeoJSON": (".geojson", ".json")}
 
 
@@ -197,127 +192,6 @@ class Ids:
         """Return the id of a shape, given the first corner (y, x) of its first part."""
         y, x = corner.tolist()
         return uuid5(self._plane, f"{value} {y} {x}")
-
-
-def extent(rings: Sequence[Ring], grid: Grid) -> tuple[int, float, tuple[float, float]]:
-    """Return how many pixels are within rings, how many lie in the image, and the centroid (y, x) of what lies there.
-
-    What reaches beyond the image is cut at its border as `Grid.place` cuts polygons. The second number is the first if
-    nothing does.
-    """
-    pixels, centre = area_and_centroid(rings)
-    if grid.end is None or (np.concatenate(rings) <= grid.end).all():
-        return pixels, pixels, centre
-    inside, cut = exact_area_and_centroid([np.minimum(ring, grid.end) for ring in rings])
-    return pixels, inside, cut if inside else centre
-
-
-def cut_size(pixels: int, size: float | None, um: float | str) -> float | None:
-    """Return the size of a shape in um2 or um3, as tables have it, if the border of the image cuts it; else None.
-
-    Parameters
-    ----------
-    pixels : int
-        Its pixels.
-    size : float or None
-        That of one pixel.
-    um : float or str
-        What the table says; empty if the pixel size is unknown.
-    """
-    return None if size is None or um == "" or (cut := float(um)) >= round(pixels * size, DECIMALS) else cut
-
-
-@dataclass(frozen=True)
-class Least:
-    """The size of the smallest shapes to keep: in pixels of the mask, and in um2 or um3 if it was given so."""
-
-    pixels: float = 0.0
-    um: float | None = None
-
-    def excludes(self, pixels: int, cut: float | None) -> bool:
-        """Return whether a shape is smaller, given its pixels, and its `cut_size`."""
-        return pixels < self.pixels if self.um is None or cut is None else cut < self.um
-
-
-class Counted(Protocol):
-    """A result that counts the shapes left out."""
-
-    left_out: int
-
-
-def drop_small(shapes: Iterable[Shape], least: Least, found: Counted, mask: AnyMask, grid: Grid) -> Iterator[Shape]:
-    """Yield the shapes whose area, without holes, is at least `least`; count the others in `found.left_out`."""
-    size, _ = pixel_sizes(mask)
-    for shape in shapes:
-        if least.pixels and _is_small(shape, least, size, grid):
-            found.left_out += 1
-        else:
-            yield shape
-
-
-def _is_small(shape: Shape, least: Least, size: float | None, grid: Grid) -> bool:
-    pixels, inside, _ = extent(shape.rings, grid)
-    return least.excludes(pixels, cut_size(pixels, size, "" if size is None else round(inside * size, DECIMALS)))
-
-
-def pixel_sizes(mask: AnyMask) -> tuple[float | None, float | None]:
-    """Return the area of a pixel of a mask in um2 and, if it has volumes, that of a voxel in um3; None if unknown."""
-    y, x = mask.pixel_size[-2:]
-    pixel = None if y is None or x is None else y * x
-    z = mask.pixel_size[-3] if has_volumes(mask) else None
-    return pixel, None if pixel is None or z is None else pixel * z
-
-
-def parse_area(area: str | float) -> tuple[float, str]:
-    """Return the number and unit of an area or volume: ``"um2"``, ``"um3"``, or else pixels of the mask.
-
-    >>> parse_area("20 um2"), parse_area("20 µm³"), parse_area("80px"), parse_area(80)
-    ((20.0, 'um2'), (20.0, 'um3'), (80.0, 'px'), (80.0, ''))
-    """
-    # NFKC turns a raised 2 into a 2, and both signs for micro into the Greek letter.
-    text = normalize("NFKC", str(area)).strip().lower().replace("\N{GREEK SMALL LETTER MU}", "u")
-    said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px|um\^?[23]|)", text)
-    if not said:
-        raise SettingsError(
-            f"min area {area!r}: give pixels of the mask, such as 80px, or an area, such as 20um2 (of volumes 20um3)"
-        )
-    if isinstance(area, str) and not said[2]:
-        raise SettingsError(f"min area {area!r} has no unit. Give {area}px, pixels of the mask, or {area}um2")
-    return float(said[1]), said[2].replace("^", "")
-
-
-def least_of(mask: AnyMask, area: str | float | None) -> Least:
-    """Return the least area or volume, given as a number of pixels of the mask or as text such as ``"20um2"``.
-
-    Raises
-    ------
-    SettingsError
-        If it is not an area, or areas have no meaning in this mask.
-    """
-    if area is None:
-        return Least()
-    number, unit = parse_area(area)
-    pixels = pixels_of_area(area, mask.path, mask.pixel_size, volumes=has_volumes(mask))
-    return Least(pixels, number if unit.startswith("um") else None)
-
-
-def pixels_of_area(
-    area: str | float, name: str | Path, pixel_size: Sequence[float | None], *, volumes: bool = False
-) -> float:
-    """Convert an area to pixels of their size, or a volume to voxels; raises as `least_of`, naming `name`."""
-    number, unit = parse_area(area)
-    power, what = (3, "volumes") if volumes else (2, "areas")
-    if unit in ("um2", "um3") and unit != f"um{power}":
-        raise SettingsError(f"{name}: its objects have {what}. Give um{power}, such as 20um{power}")
-    if not unit.startswith("um"):
-        return number
-    known = [size for size in pixel_size[-power:] if size]
-    if len(known) < power:
-        raise SettingsError(
-            f"{name}: the size of its pixels is unknown. Give the {what[:-1]} in them, such as 80px, or give their "
-            f"size (--pixel-size)"
-        )
-    return number / prod(known)
 
 
 def class_names(mask: AnyMask) -> dict[int, str]:
