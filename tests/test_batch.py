@@ -161,6 +161,17 @@ def test_a_list_that_says_what_cannot_be_is_refused_by_line(tmp_path, text, said
     assert not (tmp_path / "masks").exists()
 
 
+def test_what_lines_advise_is_said_with_the_first_image_alone(tmp_path, tilenet_command):
+    size = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
+    for name in "abc":
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.full((90, 90), 40, np.uint8), **size)
+    code, _, err = tilenet_command("batch", tmp_path / "*.tif", "--out", tmp_path / "masks", "--tile", "64")
+    said = "level 0 (0.5 um/px) as stored: nuclei asks for no pixel size of its own"
+    first, *others = err.splitlines()
+    assert code == 0 and first.endswith(f"a.tif: {said}, so nothing is resampled. To resample, give --mpp")
+    assert others == [f"tilenet: {tmp_path / name}.tif: {said}" for name in "bc"]
+
+
 def test_a_list_in_another_encoding_is_refused_with_how_to_save_it(tmp_path):
     (tmp_path / "list.csv").write_bytes("image,name\na.tif,Fälle\n".encode("cp1252"))
     with pytest.raises(SettingsError, match=r"list\.csv: is not text in UTF-8\. Save it so \(in Excel: CSV UTF-8\)$"):
