@@ -15,8 +15,8 @@ import tilenet
 from tilenet import numbering
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.export.geojson import QUPATH
-from tilenet.export.intensities import is_judged_by
 from tilenet.export.measures import read_table
+from tilenet.export.rules import is_judged_by
 from tilenet.options import Options
 from tilenet.pictures.drawing import NEITHER
 from tilenet.wanted import Wanted

@@ -15,8 +15,8 @@ from stub import Bright
 
 import tilenet
 from tilenet import numbering
-from tilenet.export.intensities import STAINS, is_judged_by
 from tilenet.export.measures import read_table
+from tilenet.export.rules import STAINS, is_judged_by
 from tilenet.export.spread import Spread
 from tilenet.options import Options
 from tilenet.wanted import Wanted

@@ -14,8 +14,9 @@ from stub import Bright
 import tilenet
 from tilenet import numbering
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.export.intensities import MOST, STAINS, Intensities, is_judged_by
+from tilenet.export.intensities import MOST, Intensities
 from tilenet.export.measures import read_table
+from tilenet.export.rules import STAINS, is_judged_by
 from tilenet.options import Options
 from tilenet.wanted import Wanted
 

@@ -14,10 +14,11 @@ from tilenet.batches.orders import Order
 from tilenet.errors import OutputError, SettingsError, TilenetError, one_line
 from tilenet.export.areas import pixels_of_area
 from tilenet.export.forms import COLUMNS as FORMS
-from tilenet.export.intensities import STAINS, Intensities, is_judged_by
+from tilenet.export.intensities import Intensities
 from tilenet.export.listed import Listing
 from tilenet.export.measured import Measured
 from tilenet.export.measures import check_table_place, is_table, read_table, write_table
+from tilenet.export.rules import STAINS, is_judged_by
 from tilenet.footprint import Footprint
 from tilenet.named import load_named
 from tilenet.pictures.files import check_picture_place, overview_beside, rule_of, save

@@ -9,14 +9,11 @@ decides its densities, and they are summed as integers, so that neither blocks n
 
 from __future__ import annotations
 
-import csv
 import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +21,7 @@ from numpy.typing import NDArray
 from skimage.color import hed_from_rgb, rgb_from_hed
 
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
+from tilenet.export.rules import STAINS, VERDICTS, judged, parse_rule
 from tilenet.export.spread import BITS, Spread
 from tilenet.provenance import how_to_name_image, open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image, closing
@@ -31,8 +29,6 @@ from tilenet.readers.resampled import at_resolution
 from tilenet.store import AnyMask
 from tilenet.tissue import is_dark
 
-STAINS = ("haematoxylin", "eosin", "dab")
-NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 # Optical density of each value of 8 bits. As in QuPath, 0 counts as 1: its logarithm is not finite.
 DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)
 # What the density of each stain cannot exceed, as that of no channel does.
@@ -44,8 +40,6 @@ BROWN = rgb_from_hed[:, 2] - rgb_from_hed[:, 0]
 LOG = logging.getLogger("tilenet")
 
 Means = NDArray[np.float64]
-# What a table says of an object: that it is negative, positive, or neither, as no pixel of it has a finite value.
-VERDICTS = ("0", "1", "")
 # What a table may say of a channel or a stain over each object; the mean in any case.
 ALL = ("mean", "sd", "min", "max")
 
@@ -114,7 +108,7 @@ class Intensities:
     """
 
     def __init__(self, *, channels: bool = False, stains: bool = False, positive: str | None = None) -> None:
-        self._positive, self._above = _parse(positive) if positive is not None else ("", 0.0)
+        self._positive, self._above = parse_rule(positive) if positive is not None else ("", 0.0)
         self._stains, self._channels = stains, channels
 
     def __bool__(self) -> bool:
@@ -172,7 +166,7 @@ class Intensities:
             spread = Spread([column.spread for column in columns], mask.info["objects"], exact=exact)
             means = _means(mask, seen, partial(_values, channels=channels, stains=stains), spread)
             means /= [column.parts for column in columns]
-            positive = _judged(means[:, self._column(seen)], self._above) if self._positive else None
+            positive = judged(means[:, self._column(seen)], self._above) if self._positive else None
             if self._stain(seen) == STAINS.index("dab") and not dark:
                 _remark_other_hue(opened.name, means[positive == 1, -len(STAINS) :])
         return Measurements(columns, means, spread, positive)
@@ -220,57 +214,6 @@ def _remark_other_hue(name: str, densities: Means) -> None:
             "too. Use the rule on slides with DAB alone, or a higher threshold",
             *(name, len(densities), brown),
         )
-
-
-def is_judged_by(table: Path, positive: str) -> bool:
-    """Return whether the column ``positive`` of a table follows from a rule, as far as the digits of its means tell."""
-    name, above = _parse(positive)
-    with table.open(newline="", encoding="utf-8") as file:
-        lines = csv.DictReader(file)
-        column = _column_in(lines.fieldnames or (), name)
-        # A mean that is written like the threshold may have been larger or not.
-        return column is not None and all(
-            line[column] == f"{above:.7g}" or line["positive"] == VERDICTS[_judged(float(line[column]), above)]
-            for line in lines
-        )
-
-
-def _judged(means: float | NDArray[np.float64], above: float) -> Any:
-    """Return the places in `VERDICTS` of objects of some means."""
-    return np.where(np.isnan(means), 2, np.greater(means, above))
-
-
-def _column_in(columns: Sequence[str], name: str) -> str | None:
-    """Return the column of a table in which the means are that a rule names; None without one, or without the answer.
-
-    >>> columns = ["id", "mean_DAPI", "mean_488", "mean_haematoxylin", "positive"]
-    >>> [_column_in(columns, name) for name in ("dapi", "0", "488", "Hematoxylin", "dab")]
-    ['mean_DAPI', 'mean_DAPI', 'mean_488', 'mean_haematoxylin', None]
-    """
-    if "positive" not in columns:
-        return None
-    means = {column.removeprefix("mean_"): column for column in columns if column.startswith("mean_")}
-    if name in means:  # as in `Intensities`: channels may be called by their wavelengths
-        return means[name]
-    if name.isdecimal():
-        channels = [column for of, column in means.items() if of not in STAINS]
-        return channels[int(name)] if int(name) < len(channels) else None
-    wanted = name.casefold(), name.casefold().replace("hema", "haema")
-    return next((column for of, column in means.items() if of.casefold() in wanted), None)
-
-
-def _parse(positive: str) -> tuple[str, float]:
-    """Return the name and the number of a rule.
-
-    >>> _parse("dab > 0.2")
-    ('dab', 0.2)
-    """
-    said = re.fullmatch(rf"\s*(\S.*?)\s*>\s*({NUMBER})\s*", positive, re.IGNORECASE)
-    if not said:
-        raise SettingsError(
-            f"positive {positive!r}: give a stain or channel, >, and a number with a point, in quotes, as 'dab>0.2'"
-        )
-    return said[1], float(said[2])
 
 
 def _values(pixels: NDArray[Any], *, channels: bool, stains: bool) -> NDArray[Any]:

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.export.areas import cut_size, least_of, pixel_sizes
-from tilenet.export.intensities import VERDICTS
 from tilenet.export.outlines import regions
 from tilenet.export.placement import Grid
+from tilenet.export.rules import VERDICTS
 from tilenet.export.shapes import Ids, has_volumes
 from tilenet.sheets import cells, name_columns, refusing, rows_of
 from tilenet.store import AnyMask
 
-# What tables made with a rule say, as places in `tilenet.export.intensities.VERDICTS`.
+# What tables made with a rule say, as places in `tilenet.export.rules.VERDICTS`.
 TOLD = {verdict: place for place, verdict in enumerate(VERDICTS)}
 # Columns by which an object is found in the mask, and the one that only an object of this mask can have there.
 PLACE, ID = ("t", "front", "left", "top", "right", "bottom"), "id"
