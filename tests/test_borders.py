@@ -9,6 +9,7 @@ import shapely
 import tifffile
 import zarr
 from contents import lines_of
+from drawn_regions import feature, rectangle, write_regions
 from scipy import ndimage as ndi
 from skimage.measure import regionprops
 from stub import Bright3D, Threshold
@@ -65,9 +66,8 @@ def test_areas_and_centroids_of_a_coarser_mask_are_those_of_its_polygons_which_t
 @pytest.mark.parametrize("how", WAYS, ids=str)
 def test_a_region_around_the_whole_of_a_coarser_mask_is_as_large_as_what_was_segmented(slide, tmp_path, how):
     tilenet.segment(slide, tmp_path / "m.zarr", model=Threshold(), objects=True, **how)
-    around = shapely.geometry.mapping(shapely.box(0, 0, 187, 141))
-    (tmp_path / "r.geojson").write_text(json.dumps({"type": "Feature", "properties": {}, "geometry": around}))
-    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=tmp_path / "r.geojson")
+    around = write_regions(tmp_path / "r.geojson", [feature([rectangle(0, 0, 187, 141)])])
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=around)
     if "roi" not in how:
         assert found.mm2 == pytest.approx(141 * 187 * UM**2 / 1e6, rel=1e-12)
     assert found.regions[0].mm2 == pytest.approx(found.mm2, rel=1e-9)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
+from drawn_regions import feature, rectangle, write_regions
 from scipy import ndimage as ndi
 from skimage.color import rgb2hed
 from skimage.measure import regionprops_table
@@ -88,9 +89,7 @@ def said_of(positive, count):
 
 
 def test_objects_are_told_apart_in_tables_regions_and_polygons(slide, tmp_path, tilenet_command):
-    half = [[0, 0], [130, 0], [130, 300], [0, 300], [0, 0]]
-    drawn = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [half]}, "properties": {"name": "left"}}
-    (tmp_path / "r.geojson").write_text(json.dumps([drawn]))
+    write_regions(tmp_path / "r.geojson", [feature([rectangle(0, 0, 130, 300)], name="left")])
     outputs = ("--csv", tmp_path / "o.csv", "--geojson", tmp_path / "o.geojson")
     command = ("export", slide.with_name("o.zarr"), *outputs, "--positive", "dab > 0.2", "--overwrite")
     code, out, err = tilenet_command(*command, "--within", tmp_path / "r.geojson")
@@ -120,13 +119,8 @@ def test_objects_are_told_apart_in_tables_regions_and_polygons(slide, tmp_path, 
 
 
 def test_what_is_printed_is_written_as_a_table_too(slide, tmp_path, tilenet_command):
-    squares = {"left": (0, 0, 130, 300), "none": (0, 0, 1, 1)}
-    boxes = {name: [[a, b], [c, b], [c, d], [a, d], [a, b]] for name, (a, b, c, d) in squares.items()}
-    drawn = [
-        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [box]}, "properties": {"name": name}}
-        for name, box in boxes.items()
-    ]
-    (tmp_path / "r.geojson").write_text(json.dumps(drawn))
+    boxes = {"left": (0, 0, 130, 300), "none": (0, 0, 1, 1)}
+    write_regions(tmp_path / "r.geojson", [feature([rectangle(*box)], name=name) for name, box in boxes.items()])
     mask, counts = slide.with_name("o.zarr"), tmp_path / "r.csv"
     command = ("export", mask, "--csv", tmp_path / "o.csv", "--counts", counts)
     more = ("--within", tmp_path / "r.geojson", "--positive", "dab>0.2", "--min-area", "50px")
@@ -136,7 +130,7 @@ def test_what_is_printed_is_written_as_a_table_too(slide, tmp_path, tilenet_comm
     )
     (name,), all_ = found.counts, lines_of(counts)
     assert [(line["slide"], line["region"], line["class"]) for line in all_] == [
-        ("o", region, name) for region in ("", *squares)
+        ("o", region, name) for region in ("", *boxes)
     ]
     for line, of in zip(all_, (found, *found.regions), strict=True):
         assert (int(line["count"]), int(line["positive"])) == (of.counts[name], of.positive[name])
@@ -254,11 +248,7 @@ def test_a_channel_may_have_the_name_of_a_stain(tmp_path):
 def test_where_nothing_is_positive_the_count_is_0(slide, tmp_path, tilenet_command):
     empty = [[500, 500], [510, 500], [510, 510], [500, 500]]
     corner = [[0, 0], [0.5, 0], [0.5, 0.5], [0, 0]]
-    features = [
-        {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"name": name}}
-        for ring, name in ((empty, "outside"), (corner, "corner"))
-    ]
-    (tmp_path / "r.geojson").write_text(json.dumps(features))
+    write_regions(tmp_path / "r.geojson", [feature([empty], name="outside"), feature([corner], name="corner")])
     options = ("--csv", tmp_path / "o.csv", "--positive", "dab>3", "--within", tmp_path / "r.geojson", "--json")
     code, out, err = tilenet_command("export", slide.with_name("o.zarr"), *options)
     table = json.loads(out)["csv"]
