@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,9 +18,10 @@ import numpy as np
 
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box, cell_box, round_down
-from tilenet.readers.axes import Span, axis_map_of
-from tilenet.readers.boundary import DAMAGED, check_level, positive, reduce_by_path, refusing
+from tilenet.readers.axes import axis_map_of
+from tilenet.readers.boundary import DAMAGED, positive, reduce_by_path, refusing
 from tilenet.readers.cache import PieceCache
+from tilenet.readers.chunked import ChunkedImage
 from tilenet.readers.hdf5_file import (
     LISTED,
     Stored,
@@ -111,7 +112,7 @@ class Contents:
     channel_names: tuple[str, ...] = ()
 
 
-class Hdf5Image(Image):
+class Hdf5Image(ChunkedImage):
     """One level of an image in an HDF5 file."""
 
     def __init__(self, name: str, file: Any, contents: Contents, *, axes: str | None) -> None:
@@ -134,47 +135,13 @@ class Hdf5Image(Image):
         of = self._contents.sizes
         return Level(shape, tuple(coarser_size(of.get(a), finest[a], n) for a, n in lengths if a != "c"))
 
-    def at_level(self, level: int) -> Image:
-        """Return the same image at another resolution."""
-        check_level(level, len(self.levels), name=self.name)
-        # Not `copy.copy`, which would open the file again (`__reduce__`). The copy shares file and cache.
-        other = object.__new__(Hdf5Image)
-        other.__dict__ |= {k: v for k, v in self.__dict__.items() if k != "_inside"} | {"level": level}
-        return other
-
-    @property
-    def n_decoded(self) -> int:
-        """Number of chunks decoded so far, over all levels."""
-        return self._cache.n_decoded
-
-    def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the image, decoding only the chunks that it touches."""
-        return self._read(box, None)
-
-    @property
-    def parts_channels(self) -> bool:
-        """Whether the file stores channels apart, so that some can be read without the others."""
-        return self._axis_maps[self.level].parts_channels
-
-    def read_channels(self, box: Box, channels: Span) -> Pixels:
-        """Return the pixels of a range of channels in a box; the chunks of the others are not decoded."""
-        return self._read(box, channels)
-
-    def _read(self, box: Box, channels: Span | None) -> Pixels:
+    def _pieces(self, asked: Box, joined: str) -> Iterable[Box]:
         if not self._file:
             raise ImageError(f"{self.name}: is closed. Open it again")
-        axis_map, grid = self._axis_maps[self.level], self._contents.grids[self.level]
-        out, stored = axis_map.empty(box, self.dtype, channels)
-        starts, stops = zip(*axis_map.ranges(box, channels), strict=True)
-        asked = Box(starts, stops)
-        with refusing(f"{self.name}: {box} of level {self.level} cannot be decoded", DAMAGED):
-            pieces = list(grid.pieces(asked))
-            for piece, pixels in zip(pieces, self._pixels_of(grid, pieces), strict=True):
-                part = asked & piece
-                stored[part.relative_to(asked.start).slices] = pixels[part.relative_to(piece.start).slices]
-        return out
+        return self._contents.grids[self.level].pieces(asked)
 
-    def _pixels_of(self, grid: Grid, pieces: Sequence[Box]) -> Sequence[Pixels]:
+    def _pixels_of(self, pieces: Sequence[Box]) -> Sequence[Pixels]:
+        grid = self._contents.grids[self.level]
         if grid.first.chunks is None:
             return [grid.read(piece) for piece in pieces]
         keys = [(self.level, piece) for piece in pieces]

@@ -11,9 +11,10 @@ import numpy as np
 
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.geometry import Box, cell_box, round_down
-from tilenet.readers.axes import AxisMap, Span, axis_map_of
+from tilenet.readers.axes import AxisMap, axis_map_of
 from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, reduce_by_path, refusing
 from tilenet.readers.cache import PieceCache
+from tilenet.readers.chunked import ChunkedImage
 from tilenet.readers.frame import Frame, along, in_known_units
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
@@ -24,10 +25,10 @@ DAMAGED = "The image is damaged; get it again"
 AT_ONCE = 2**24
 
 
-class ZarrImage(Image):
+class ZarrImage(ChunkedImage):
     """One level of an image in a zarr folder; `nodes` are its arrays, finest first."""
 
-    reader, keeps_pieces = "zarr", True
+    reader, keeps_pieces, _remedy = "zarr", True, DAMAGED
 
     def __init__(
         self, folder: Folder, nodes: Sequence[Node], about: Multiscales, *, axes: str | None, sha256: str
@@ -77,54 +78,16 @@ class ZarrImage(Image):
         """No shift: where each level lies is for the metadata to say (`frame`)."""
         return (0.0,) * len(self.box_axes)
 
-    def at_level(self, level: int) -> Image:
-        """Return the same image at another resolution."""
-        check_level(level, len(self.levels), name=self.name)
-        # Not `copy.copy`, which would open the folder again (`__reduce__`). The copy shares arrays and cache; only the
-        # box of this level, which `Image` caches, is left out.
-        other = object.__new__(ZarrImage)
-        other.__dict__ |= {k: v for k, v in self.__dict__.items() if k != "_inside"} | {"level": level}
-        return other
-
-    @property
-    def n_decoded(self) -> int:
-        """Number of pieces decoded so far, over all levels; joined chunks of all channels count as one."""
-        return self._cache.n_decoded
-
-    def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the image, decoding only the chunks that it touches."""
-        return self._read(box, None)
-
-    @property
-    def parts_channels(self) -> bool:
-        """Whether the array stores channels apart, so that some can be read without the others."""
-        return self._axis_maps[self.level].parts_channels
-
-    def read_channels(self, box: Box, channels: Span) -> Pixels:
-        """Return the pixels of a range of channels in a box; the chunks of the others are not decoded."""
-        return self._read(box, channels)
-
-    def _read(self, box: Box, channels: Span | None) -> Pixels:
-        axis_map = self._axis_maps[self.level]
-        out, stored = axis_map.empty(box, self.dtype, channels)
-        starts, stops = zip(*axis_map.ranges(box, channels), strict=True)
-        asked = Box(starts, stops)
-        with refusing(f"{self.name}: {box} of level {self.level} cannot be decoded", DAMAGED):
-            pieces = list(self._pieces(asked, joined="c" if channels is None else ""))
-            keys = [(self.level, piece) for piece in pieces]
-            for piece, pixels in zip(pieces, self._cache.get_all(keys, self._decode), strict=True):
-                part = asked & piece
-                stored[part.relative_to(asked.start).slices] = pixels[part.relative_to(piece.start).slices]
-        return out
-
     def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
-        """Yield the pieces that a box touches: chunks, joined over the whole axis `joined` unless it is empty."""
         axis_map, chunks = self._axis_maps[self.level], self._arrays[self.level].chunks
         whole = zip(axis_map.letters, axis_map.shape, chunks, strict=True)
         sides = [n if letter in (joined, "") else chunk for letter, n, chunk in whole]
         corners = (range(round_down(a, n), b, n) for a, b, n in zip(asked.start, asked.stop, sides, strict=True))
         for corner in product(*corners):
             yield cell_box(corner, sides, axis_map.shape)
+
+    def _pixels_of(self, pieces: Sequence[Box]) -> Sequence[Pixels]:
+        return self._cache.get_all([(self.level, piece) for piece in pieces], self._decode)
 
     def _decode(self, keys: list[tuple[int, Box]]) -> list[Pixels]:
         return self._decoded([piece for _, piece in keys])

@@ -1,0 +1,69 @@
+"""Images whose levels are arrays in chunks, which are decoded once and kept for later reads."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from tilenet.geometry import Box
+from tilenet.readers.axes import AxisMap, Span
+from tilenet.readers.boundary import DAMAGED, check_level, refusing
+from tilenet.readers.cache import PieceCache
+from tilenet.readers.image import Image, Pixels
+
+
+class ChunkedImage(Image):
+    """One level of an image that is stored in chunks; a subclass says which pieces a box touches, and decodes them."""
+
+    # What to do about chunks that cannot be decoded.
+    _remedy = DAMAGED
+    _axis_maps: Sequence[AxisMap]
+    _cache: PieceCache
+
+    def at_level(self, level: int) -> Self:
+        """Return the same image at another resolution."""
+        check_level(level, len(self.levels), name=self.name)
+        # Not `copy.copy`, which would open the file again (`__reduce__`). The copy shares file and cache; only the box
+        # of this level, which `Image` caches, is left out.
+        other = object.__new__(type(self))
+        other.__dict__ |= {k: v for k, v in self.__dict__.items() if k != "_inside"} | {"level": level}
+        return other
+
+    @property
+    def n_decoded(self) -> int:
+        """Number of pieces decoded so far, over all levels; joined chunks of all channels count as one."""
+        return self._cache.n_decoded
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box inside the image, decoding only the chunks that it touches."""
+        return self._read(box, None)
+
+    @property
+    def parts_channels(self) -> bool:
+        """Whether the file stores channels apart, so that some can be read without the others."""
+        return self._axis_maps[self.level].parts_channels
+
+    def read_channels(self, box: Box, channels: Span) -> Pixels:
+        """Return the pixels of a range of channels in a box; the chunks of the others are not decoded."""
+        return self._read(box, channels)
+
+    def _read(self, box: Box, channels: Span | None) -> Pixels:
+        axis_map = self._axis_maps[self.level]
+        out, stored = axis_map.empty(box, self.dtype, channels)
+        starts, stops = zip(*axis_map.ranges(box, channels), strict=True)
+        asked = Box(starts, stops)
+        with refusing(f"{self.name}: {box} of level {self.level} cannot be decoded", self._remedy):
+            pieces = list(self._pieces(asked, joined="c" if channels is None else ""))
+            for piece, pixels in zip(pieces, self._pixels_of(pieces), strict=True):
+                part = asked & piece
+                stored[part.relative_to(asked.start).slices] = pixels[part.relative_to(piece.start).slices]
+        return out
+
+    @abstractmethod
+    def _pieces(self, asked: Box, joined: str) -> Iterable[Box]:
+        """Return the pieces that a box touches; they may be joined over the whole of an axis, unless it is empty."""
+
+    @abstractmethod
+    def _pixels_of(self, pieces: Sequence[Box]) -> Sequence[Pixels]:
+        """Return the pixels of pieces."""
