@@ -137,6 +137,26 @@ def test_every_chunk_is_found_whatever_axis_may_grow_and_whatever_version_wrote_
         assert np.array_equal(whole(image)[0], pixels)
 
 
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("longest", [None, (None, 50), (40, None)])
+def test_a_dataset_of_which_no_chunk_was_written_is_its_fill_value(tmp_path, libver, longest):
+    with h5py.File(tmp_path / "a.h5", "w", libver=libver) as file:
+        file.create_dataset("raw", (40, 50), "u2", chunks=(16, 16), fillvalue=7, maxshape=longest)
+    with open_image(tmp_path / "a.h5") as image:
+        assert (whole(image) == 7).all() and image.identity()
+
+
+def test_files_whose_planes_change_places_are_two(tmp_path):
+    planes, identities = RANDOM.integers(0, 9, (3, 32, 32)).astype(np.uint8), set()
+    planes[1] = 4
+    for order in ([0, 1, 2], [1, 0, 2], [0, 2, 1]):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file.create_dataset("raw", data=planes[order], chunks=(1, 32, 32), compression="gzip")
+        with open_image(tmp_path / "a.h5", axes="zyx") as image:
+            identities.add(image.identity()["data_sha256"])
+    assert len(identities) == 3
+
+
 def test_chunks_that_were_never_written_have_the_fill_value(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         dataset = file.create_dataset("raw", (40, 50), "u2", chunks=(16, 16), fillvalue=7, compression="gzip")

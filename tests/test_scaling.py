@@ -17,12 +17,12 @@ from tilenet.scaling import COUNTED, grid_of_windows, of_percentiles, percentile
 
 PERCENTS = st.lists(st.one_of(st.floats(0, 100), st.sampled_from([0, 1, 50, 99.8, 100])), min_size=1, max_size=3)
 POINT = Footprint.same(2, reach=0)
-DTYPES = ("uint8", "uint16", ">u2", "int16", "uint32", "float32")
+DTYPES = ("uint8", "uint16", ">u2", "uint32", "float32")
 
 
 @given(st.lists(arrays(np.uint8, st.integers(1, 60)), min_size=1, max_size=3), st.sampled_from(DTYPES), PERCENTS)
 def test_percentiles_are_those_of_numpy_to_the_last_bit(bytes_, dtype, percents):
-    parts = [(some.astype(np.uint16) * (257 if "2" in np.dtype(dtype).str else 1)).astype(dtype) for some in bytes_]
+    parts = [(some.astype(np.uint16) * (257 if np.dtype(dtype).itemsize == 2 else 1)).astype(dtype) for some in bytes_]
     np.testing.assert_array_equal(percentiles(parts, percents), np.percentile(np.concatenate(parts), percents))
 
 

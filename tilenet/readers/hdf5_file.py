@@ -7,6 +7,7 @@ unpacks to; imagecodecs decodes for several threads at once, and never to more t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -27,7 +28,7 @@ LARGEST_ATTRIBUTE = 2**20
 # Bytes that a chunk may be longer than its pixels: headers of codecs, and checksums.
 SLACK = 2**16
 CHECKSUM = 4
-# What HDF5 says of a chunk that was never written.
+# What HDF5 says of a chunk that was never written, if others were.
 UNWRITTEN = "storage is not allocated"
 
 
@@ -117,6 +118,8 @@ class Stored:
     def chunk(self, corner: tuple[int, ...]) -> Pixels:
         """Return the whole chunk that begins at a pixel; one that was never written has the dataset's fill value."""
         assert self.chunks is not None
+        if self._is_unwritten:
+            return np.full(self.chunks, self._fill, self.dtype)
         n_bytes = prod(self.chunks) * self._stored.itemsize
         # Given the room, HDF5 does not allocate what a damaged index says.
         # It is not asked where the chunk is: it looks at all chunks for that, and denies some that exist if just one
@@ -137,14 +140,24 @@ class Stored:
         pixels: Pixels = np.frombuffer(data, self._stored).reshape(self.chunks).astype(self.dtype)
         return pixels
 
+    @cached_property
+    def _is_unwritten(self) -> bool:
+        """Whether no chunk was ever written: of those, HDF5 says any size."""
+        return not self._dataset.id.get_storage_size()
+
     def part(self, box: Box) -> Pixels:
         """Return a box of the pixels of a dataset without chunks."""
         return np.asarray(self._dataset[box.slices])
 
     def fingerprint(self) -> str:
         """Return a text that most likely changes when the dataset is written anew."""
-        place = self._dataset.id.get_offset() if self.chunks is None else self._dataset.id.get_storage_size()
-        return f"{self.path} {self.shape} {self.chunks} {self._filters} {place}"
+        places: list[tuple[int, int]] = []
+        if self.chunks is None:
+            places.append((self._dataset.id.get_offset() or 0, 0))
+        else:
+            # Not by which chunk lies where: see `chunk`.
+            self._dataset.id.chunk_iter(lambda chunk: places.append((chunk.byte_offset, chunk.size)))
+        return f"{self.path} {self.shape} {self.chunks} {self._filters} {places}"
 
 
 def open_file(path: str) -> Any:
