@@ -81,6 +81,8 @@ WHOLE_FILES = {
     "data cut off": (directory(*plain()) + bytes(2000), "is cut off"),
     "2^31 x 2^31 px": (directory(*plain(2**31 - 1, 2**31 - 1, _279=(4, 1000))) + bytes(8000), ""),
     "2^32 - 1 px in a side": (directory(*plain(2**32 - 1, 1)) + bytes(8000), ""),
+    "a negative number of rows": (directory(*plain(_257=(6, 240))) + bytes(8000), "of the type 6 in its tag 257"),
+    "a width that is no whole number": (directory(*plain(_256=(11, 0x42800000))) + bytes(8000), "of the type 11"),
     "no rows": (directory(*plain(64, 0)) + bytes(8000), ""),
     "no rows a strip": (directory(*plain(_278=(4, 0))) + bytes(8000), ""),
     "an unknown compression": (directory(*plain(_259=(3, 4711))) + bytes(8000), "4711"),

@@ -1,8 +1,8 @@
 """Check the directories (IFDs) of a TIFF before tifffile trusts them.
 
-tifffile follows a loop of more than 100 directories forever, and reads a tag of any length
-that fits into the file. tifffile also decodes all pages of an image as it decodes one of them, so this
-module notes how each page is stored. It reads counts, offsets and single numbers only.
+tifffile follows a loop of more than 100 directories forever, searches forever for the pages of an image of a negative
+length, and reads a tag of any length that fits into the file. tifffile also decodes all pages of an image as it decodes
+one of them, so this module notes how each page is stored. It reads counts, offsets and single numbers only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ TABLES = (273, 279, 324, 325)
 MOST_TILES = 2**22
 # Most bytes of any other tag: descriptions, ICC profiles, JPEG tables, and NDPI's McuStarts, which is a table too.
 LARGEST_TAG = 64 * 2**20
+# Tags with lengths of an image and of its tiles, along x, y and z, and types of whole numbers that are not negative.
+LENGTHS = (256, 257, 322, 323, 32997, 32998)
+UNSIGNED = (1, 3, 4, 16)
 BYTES_OF_TYPE = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)
 SUB_IFDS = 330
 # Bits per sample, compression, fill order, predictor and sample format. All are 1 where a page lacks the tag.
@@ -110,6 +113,8 @@ class Walk:
     def tag(self, code: int, kind: int, count: int, value: bytes) -> list[int]:
         """Check one tag; return the offsets of directories that it lists (SubIFDs only)."""
         n_bytes = count * (BYTES_OF_TYPE[kind] if kind < len(BYTES_OF_TYPE) else 1)
+        if code in LENGTHS and kind not in UNSIGNED:
+            raise ImageError(f"{self.name}: has a length of the type {kind} in its tag {code}. The file is damaged")
         if code in TABLES and count > MOST_TILES:
             raise ImageError(
                 f"{self.name}: lists {count} tiles on a page, more than {MOST_TILES}. Convert it to larger tiles"
