@@ -26,9 +26,10 @@ import tifffile
 import torch
 
 import tilenet
-from tilenet import machine, predict
-from tilenet.options import Options
-from tilenet.settling import settle
+from tilenet import machine
+from tilenet.jobs.options import Options
+from tilenet.jobs.settling import settle
+from tilenet.predict import predictors
 
 # All ways but the command run only every fourth tile, as speeds are per pixel.
 EVERY = 4
@@ -67,7 +68,7 @@ def ways(network, slide, folder, options):
     batches = [job.image.read(tile.read)[None] for tile in tiles]
     fast = job.predictor(job.resolve_scaling())
     arguments = {"device": torch.device("cpu"), "precision": "fp32", "scaling": job.resolve_scaling()}
-    plain = predict.TorchPredictor(network, network.footprint, engine="plain", **arguments)
+    plain = predictors.TorchPredictor(network, network.footprint, engine="plain", **arguments)
     naive = [
         torch.from_numpy(np.ascontiguousarray(b[..., :572, :572])).float() for b in batches if min(b.shape[2:]) >= 572
     ]

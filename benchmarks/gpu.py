@@ -34,8 +34,8 @@ from efficiency import ideal_flops
 from reading import make_jpeg
 
 import tilenet
-from tilenet import predict
-from tilenet.device import DevicePredictor
+from tilenet.predict import predictors
+from tilenet.predict.on_gpu import DevicePredictor
 from tilenet.scaling import Scaling
 
 MATRIX = 8192
@@ -44,7 +44,7 @@ CUDA = torch.device("cuda")
 
 def matrix_rate(precision: str) -> float:
     """Return the best FLOP/s of a matrix product on the GPU."""
-    a = torch.randn(MATRIX, MATRIX, device=CUDA).to(predict.PRECISIONS[precision])
+    a = torch.randn(MATRIX, MATRIX, device=CUDA).to(predictors.PRECISIONS[precision])
     for _ in range(3):
         a @ a
     return 2 * MATRIX**3 / min(seconds(lambda: a @ a) for _ in range(10))

@@ -22,7 +22,7 @@ from reading import make_jpeg
 
 import tilenet
 from tilenet import machine
-from tilenet.job import Job
+from tilenet.jobs.job import Job
 from tilenet.readers.image import READERS
 
 BLOT = 64

@@ -20,8 +20,8 @@ import sys
 import numpy as np, torch
 import tilenet
 from tilenet import machine
-from tilenet.options import Options
-from tilenet.settling import settle
+from tilenet.jobs.options import Options
+from tilenet.jobs.settling import settle
 from tilenet.readers.image import Image, Level
 
 class Synthetic(Image):

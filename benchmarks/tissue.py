@@ -28,8 +28,8 @@ from scipy import ndimage
 
 import tilenet
 from tilenet import machine
-from tilenet.options import Options
-from tilenet.settling import settle
+from tilenet.jobs.options import Options
+from tilenet.jobs.settling import settle
 from tilenet.store import TissueMap
 
 GLASS = 256

@@ -197,8 +197,9 @@ def _end_with(server):
 
 
 def _child(request):
-    from tilenet import named, settling
     from tilenet.cli.main import main
+    from tilenet.jobs import settling
+    from tilenet.models import named
 
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for number, ending in ((1, "out"), (2, "err")):
@@ -217,9 +218,9 @@ def _child(request):
 
         Image.read = lambda self, box: (Path(request["hanging"]).touch(), time.sleep(600))
     if pieces := request.get("pieces"):
-        from tilenet import places
+        from tilenet.runs import object_places
 
-        places.PIECES = {2: pieces}
+        object_places.PIECES = {2: pieces}
     if kill := request.get("kill"):
         replace_step(KillAtStep(*kill))
     if bytes_ := request.get("file_size_limit"):

@@ -10,7 +10,7 @@ from scipy import ndimage as ndi
 from stub import Bright
 
 import tilenet
-from tilenet import places
+from tilenet.runs import object_places
 
 UM = (1.0, 0.5, 0.5)
 HOW = {"model": Bright(), "objects": True, "tile": 32, "threads": 1}
@@ -76,4 +76,4 @@ def true_volumes(volume):
 
 def small_blocks(monkeypatch, planes=2):
     monkeypatch.setattr("tilenet.sizes.STACKED_PIXELS", planes * 32**2)
-    monkeypatch.setattr(places, "PIECES", {2: (planes * 32**2, 32)})
+    monkeypatch.setattr(object_places, "PIECES", {2: (planes * 32**2, 32)})

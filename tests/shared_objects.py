@@ -6,11 +6,11 @@ from blobs import blobs
 from faults import stray, tree_hash
 from stub import Bright
 
-from tilenet import numbering, places
-from tilenet.making import making_of
-from tilenet.options import Options
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs import numbering, object_places
+from tilenet.runs.object_outputs import making_of
 from tilenet.store import is_complete, open_mask
-from tilenet.wanted import Wanted
 
 BLOCKS = 20
 # Finds less than `Bright()`.
@@ -27,15 +27,15 @@ def a_slide(tmp_path_factory):
 @pytest.fixture(name="wanted")
 def a_wish(slide, monkeypatch):
     """Return what is wanted of the slide: its objects, found in as many blocks as the network runs on."""
-    monkeypatch.setattr(places, "PIECES", {2: (64**2, 64)})
-    return Wanted(slide, Bright(), Options(tile=64, block=64, output="objects"))
+    monkeypatch.setattr(object_places, "PIECES", {2: (64**2, 64)})
+    return Request(slide, Bright(), Options(tile=64, block=64, output="objects"))
 
 
 @pytest.fixture(scope="module", name="whole")
 def a_hash(slide):
     """Return the hash of a run by one process."""
     out = slide.with_name("whole.zarr")
-    numbering.store_objects(out, Wanted(slide, Bright(), Options(tile=64, block=64, output="objects")))
+    numbering.store_objects(out, Request(slide, Bright(), Options(tile=64, block=64, output="objects")))
     assert open_mask(out).layout.n_blocks(0) == BLOCKS and open_mask(out)[...].max() > 15
     return tree_hash(out)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tilenet.store import Layout, Store, TissueMap, can_resume, files
+from tilenet.store import Layout, Store, TissueMap, can_resume, file_system
 
 # Flags of mount(2).
 REMOUNT, READ_ONLY = 32, 1
@@ -170,13 +170,13 @@ class KillAtStep:
     """Stands in for `files.step`: kills this process before, in the middle of, or after one."""
 
     def __init__(self, number, when):
-        self.left, self.when, self.do = number, when, files.step
+        self.left, self.when, self.do = number, when, file_system.step
 
     def __call__(self, name, do, *args, **kwargs):
         self.left -= 1
         if self.left == 0 and self.when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.left == 0 and self.when == "torn" and do is files.write_all:
+        if self.left == 0 and self.when == "torn" and do is file_system.write_all:
             handle, data = args
             os.write(handle, data[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)

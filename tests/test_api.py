@@ -18,8 +18,8 @@ from tilenet.errors import (
     OutputNotFound,
     SettingsError,
 )
-from tilenet.options import Options
-from tilenet.settling import settle
+from tilenet.jobs.options import Options
+from tilenet.jobs.settling import settle
 
 IMAGE = np.random.default_rng(0).integers(0, 200, (150, 211), dtype=np.uint8)
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from tilenet.card import ModelCard
 from tilenet.errors import ModelError, SettingsError
-from tilenet.models import load_model
+from tilenet.models.saved import load_model
 from tilenet.unet import UNet
 
 OPTIONS = {"depth": 2, "wf": 1}

@@ -14,15 +14,15 @@ from stub import BAD, Bright
 from workers import Cluster, write_image
 
 import tilenet
-from tilenet import outputs
 from tilenet.batches import summary
-from tilenet.batches.orders import read_orders
+from tilenet.batches.image_list import read_orders
 from tilenet.batches.summary import Result
 from tilenet.cli.batch import _line
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
-from tilenet.options import Options
-from tilenet.outputs import open_store
-from tilenet.wanted import Wanted
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs import outputs
+from tilenet.runs.outputs import open_store
 from tilenet.workers import worker
 
 TILES = {"tile": 512, "threads": 1}
@@ -185,7 +185,7 @@ def test_a_store_that_another_batch_makes_meanwhile_is_gone_on_with_or_said_to_b
     def slow(out, **options):
         real(out, **options)
         monkeypatch.undo()
-        other.append(open_store(out, Wanted(image, Bright(), Options(threads=1)), resume=True))
+        other.append(open_store(out, Request(image, Bright(), Options(threads=1)), resume=True))
 
     other = []
     monkeypatch.setattr(outputs, "check_free", slow)

@@ -16,8 +16,8 @@ from workers import Cluster
 
 import tilenet
 from tilenet.errors import SettingsError
-from tilenet.export.counts import write_counts
-from tilenet.export.measured import Measured
+from tilenet.export.totals import Measured
+from tilenet.export.totals_table import write_counts
 
 
 def test_objects_and_tables_are_those_of_single_runs_and_a_bad_image_stops_no_other(slides, tmp_path):
@@ -127,7 +127,7 @@ def test_a_mask_of_classes_is_no_success_where_objects_are_asked_for(slides, tmp
 
 
 def test_objects_that_were_killed_while_they_were_written_are_found_again(slides, tmp_path, monkeypatch):
-    from tilenet import numbering
+    from tilenet.runs import numbering
 
     def killed(*_):
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from stub import Bright
 from workers import Cluster, write_image
 
 import tilenet
-from tilenet.batches import slides
+from tilenet.batches import image_runs
 from tilenet.errors import SettingsError
 
 HOW = {"model": Bright(), "threads": 1, "tile": 64}
@@ -55,7 +55,7 @@ def test_the_shares_make_the_masks_and_tables_of_one_batch_and_that_of_all_then_
         raise AssertionError("something is computed")
 
     for name in ("store_objects", "open_store"):
-        monkeypatch.setattr(slides, name, computed)
+        monkeypatch.setattr(image_runs, name, computed)
     results = tilenet.batch(images, tmp_path / "masks", **how)
     assert [(result.slide, result.status) for result in results] == [(name, "skipped") for name in NAMES]
     for name in NAMES:
@@ -65,7 +65,7 @@ def test_the_shares_make_the_masks_and_tables_of_one_batch_and_that_of_all_then_
 
 
 def test_a_share_that_was_killed_goes_on_where_it_stopped(images, tmp_path, monkeypatch):
-    real, begun = slides.fill_pending, []
+    real, begun = image_runs.fill_pending, []
 
     def killed(store, job):
         begun.append(job)
@@ -73,7 +73,7 @@ def test_a_share_that_was_killed_goes_on_where_it_stopped(images, tmp_path, monk
             raise KeyboardInterrupt
         return real(store, job)
 
-    monkeypatch.setattr(slides, "fill_pending", killed)
+    monkeypatch.setattr(image_runs, "fill_pending", killed)
     with pytest.raises(KeyboardInterrupt):
         tilenet.batch(images, tmp_path / "masks", shard=(1, 2), **HOW)
     monkeypatch.undo()

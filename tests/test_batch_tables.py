@@ -12,8 +12,8 @@ from stub import Bright
 
 import tilenet
 from tilenet.errors import SettingsError
-from tilenet.export.forms import COLUMNS as FORMS
-from tilenet.export.measures import COLUMNS
+from tilenet.export.morphometry import COLUMNS as FORMS
+from tilenet.export.table import COLUMNS
 
 
 def test_a_table_older_than_its_mask_is_made_anew(slides, tmp_path):

@@ -9,12 +9,12 @@ import tifffile
 from stub import BAD, Bright
 
 import tilenet
-from tilenet.batches.slides import BatchRun
+from tilenet.batches.image_runs import BatchRun
 from tilenet.batches.ways import in_batch
 from tilenet.errors import EnvironmentFault
-from tilenet.options import Options
-from tilenet.outputs import open_store
-from tilenet.wanted import Wanted
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs.outputs import open_store
 
 PACKAGE = Path(tilenet.__file__).parent
 # What never runs in a batch; and a warning that names the way of a batch, too.
@@ -88,7 +88,7 @@ def test_failed_blocks_locked_masks_and_lost_schedulers_say_to_run_the_batch_aga
     how = {"model": Bright(), "tile": 64}
     (result,) = tilenet.batch(slide, tmp_path / "masks", **how)
     assert result.error.endswith("The others are done: run again, which retries these")
-    store, job = open_store(tmp_path / "masks" / "a.zarr", Wanted(slide, Bright(), Options(tile=64)), resume=True)
+    store, job = open_store(tmp_path / "masks" / "a.zarr", Request(slide, Bright(), Options(tile=64)), resume=True)
     (result,) = tilenet.batch(slide, tmp_path / "masks", **how)
     store.close()
     job.close()

@@ -15,8 +15,8 @@ from skimage.measure import regionprops
 from stub import Bright3D, Threshold
 
 import tilenet
-from tilenet.export.counts import write_counts
-from tilenet.export.measures import read_table, write_table
+from tilenet.export.table import read_table, write_table
+from tilenet.export.totals_table import write_counts
 
 UM = 0.5
 SIZE = {"resolution": (1e4 / UM, 1e4 / UM), "resolutionunit": "CENTIMETER"}

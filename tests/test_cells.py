@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilenet import cells
 from tilenet.errors import SettingsError
 from tilenet.readers import open_image
 from tilenet.readers.image import READERS
+from tilenet.tissue import cells
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (2, 3, 37, 53), dtype=np.uint8)
 

@@ -10,7 +10,7 @@ from workers import recorded_as
 
 import tilenet
 from tilenet.errors import OutputMismatch
-from tilenet.shares import written_of
+from tilenet.runs.shares import written_of
 
 GPU = {"device": "cuda", "engine": "fast", "precision": "bf16", "batch": 500}
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import tilenet
-from tilenet.diagnosis import misfit
 from tilenet.errors import ModelError
 from tilenet.footprint import Footprint
+from tilenet.probe.diagnosis import misfit
 
 GREY, COLOUR = np.zeros((70, 80), np.uint8), np.zeros((70, 80, 3), np.uint8)
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import tilenet
-from tilenet import engine
-from tilenet.engine import SteppedUNet, accelerate, channels_last
 from tilenet.fast import steps, winograd
 from tilenet.fast.compiled import CompiledClassification, CompiledConvolution, CompiledUpsampling, DirectConvolution
 from tilenet.fast.native import find_instructions
 from tilenet.fast.stream import PassState
 from tilenet.fast.winograd import WinogradConvolution
+from tilenet.predict import engine
+from tilenet.predict.engine import SteppedUNet, accelerate, channels_last
 
 # Width factors of networks of which PyTorch does no convolution by Winograd's transform, one, and all but the first.
 NARROW, WIDE, WIDER = 3, 6, 7

@@ -19,11 +19,11 @@ from faults import BLOCKS, STUB, entries, is_complete, random_numbers, stray, tr
 
 import tilenet
 from tilenet import api
-from tilenet.batches import slides
+from tilenet.batches import image_runs
 from tilenet.card import ModelCard
 from tilenet.cli.main import main
 from tilenet.errors import DeviceLost, EnvironmentFault, OutputMismatch
-from tilenet.mismatch import refuse_contradiction
+from tilenet.jobs.mismatch import refuse_contradiction
 from tilenet.store import Store
 from tilenet.unet import UNet
 
@@ -159,8 +159,8 @@ def test_masks_that_are_being_finished_when_a_gpu_fails_are_finished(tmp_path, m
         time.sleep(0.2)  # until the batch has ended, or waits
         finish(store)
 
-    failing, finish, told = threading.Event(), slides.finish, []
-    monkeypatch.setattr(slides, "finish", finish_late)
+    failing, finish, told = threading.Event(), image_runs.finish, []
+    monkeypatch.setattr(image_runs, "finish", finish_late)
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((600, 600), np.uint8), tile=(256, 256))
     images = [tmp_path / "a.tif", write_image(tmp_path / "b.tif", sides=(600, 600))]
     how = {"model": FailingLater(RuntimeError("CUDA error: device lost")), "tile": 64, "batch": 4}

@@ -161,7 +161,7 @@ def hurt(path, kind):
 
 @pytest.fixture(scope="module")
 def machine(commands, tmp_path_factory):
-    from tilenet.store.holder import this_machine
+    from tilenet.store.lease_holder import this_machine
 
     folder = tmp_path_factory.mktemp("model")
     Faults.folder, Faults.machine, Faults.commands = folder, this_machine(), commands

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from oracles import random_network
 
-from tilenet import engine
 from tilenet.errors import EnvironmentFault, SettingsError
+from tilenet.predict import engine
 from tilenet.unet import UNet
 
 pytest.importorskip("triton", reason="needs Triton, which comes with PyTorch for CUDA: pip install triton")
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning"),
 ]
 
-from tilenet.fast import framed, frames  # noqa: E402
+from tilenet.fast import frame_network, frames  # noqa: E402
 
 GRID = [
     {},
@@ -54,7 +54,7 @@ def images_for(network, *, n=2, seed=0, dtype=torch.float32):
 
 def on_frames(network, x):
     with torch.inference_mode():
-        return framed.FramedUNet(network)(x, lambda x: x)
+        return frame_network.FramedUNet(network)(x, lambda x: x)
 
 
 def plain(network, x):
@@ -134,9 +134,9 @@ def test_the_middle_of_a_frame_begins_where_its_first_pixel_lies():
     ids=str,
 )
 def test_other_networks_have_no_frames(options):
-    assert framed.can_frame(network_of())
-    assert not framed.can_frame(UNet(**{"depth": 2, "wf": 4} | options))
-    assert not framed.can_frame(network_of().double())
+    assert frame_network.can_frame(network_of())
+    assert not frame_network.can_frame(UNet(**{"depth": 2, "wf": 4} | options))
+    assert not frame_network.can_frame(network_of().double())
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def accelerated(network):
 def test_a_fast_path_that_is_right_is_taken(hopper, dtype):
     network = network_of().to(dtype)
     fast, x = accelerated(network), images_for(network, seed=1, dtype=dtype)
-    assert isinstance(fast, framed.FramedUNet)
+    assert isinstance(fast, frame_network.FramedUNet)
     with torch.inference_mode():
         found, expected = fast(x, lambda x: x), plain(network, x)
     allowed = 2e-6 if dtype == torch.float32 else 1e-2
@@ -171,7 +171,7 @@ def test_it_is_for_one_generation_of_gpus_of_one_make(monkeypatch):
 
 
 def test_a_triton_that_is_too_old_is_no_reason_to_stop(hopper, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "tilenet.fast.framed", None)  # as where an import in it fails
+    monkeypatch.setitem(sys.modules, "tilenet.fast.frame_network", None)  # as where an import in it fails
     with caplog.at_level(logging.WARNING, "tilenet"):
         assert accelerated(network_of()) is None
     assert "the plain one is used" in caplog.text
@@ -188,14 +188,14 @@ def test_a_gpu_without_room_is_said_to_be_that(hopper, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_fast_path_that_is_wrong_is_left_with_a_line_that_says_so(hopper, monkeypatch, caplog, dtype):
-    inner = framed.FramedUNet.__call__
+    inner = frame_network.FramedUNet.__call__
 
     def wrong(self, x, prepared):
         logits = inner(self, x, prepared)
         logits[0, 0, 3, 4] += 0.2 * np.ptp(logits.numpy())
         return logits
 
-    monkeypatch.setattr(framed.FramedUNet, "__call__", wrong)
+    monkeypatch.setattr(frame_network.FramedUNet, "__call__", wrong)
     with caplog.at_level(logging.WARNING, "tilenet"):
         assert accelerated(network_of().to(dtype)) is None
     assert "the plain one is used" in caplog.text

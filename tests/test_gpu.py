@@ -11,11 +11,11 @@ from oracles import random_network, whole_image_logits
 from training_helpers import discs
 
 import tilenet
-from tilenet import predict
 from tilenet.decide import Decision
-from tilenet.device import DevicePredictor
-from tilenet.engine import HOPPER
 from tilenet.errors import BlocksFailed
+from tilenet.predict import predictors
+from tilenet.predict.engine import HOPPER
+from tilenet.predict.on_gpu import DevicePredictor
 from tilenet.scaling import Scaling
 from tilenet.training.loop import train
 from tilenet.training.recipe import Recipe
@@ -77,7 +77,7 @@ def test_frames_are_as_close_to_float64_as_they_should_be(options):
     x = torch.rand(2, network.in_channels, axis.legal_at_least(300), axis.legal_at_least(420))
     exact = copy.deepcopy(network).double().cuda()(x.double().cuda())
     for precision, allowed in (("fp32", 1e-5), ("fp16", 0.01), ("bf16", 0.05)):
-        assert predict.find_engine("auto", network, device=CUDA, precision=precision) == "fast"
+        assert predictors.find_engine("auto", network, device=CUDA, precision=precision) == "fast"
         how = {"device": CUDA, "precision": precision, "engine": "fast", "scaling": Scaling()}
         found = torch.from_numpy(DevicePredictor(network, network.footprint, **how)(x.numpy())).double().cuda()
         assert (found - exact).abs().max() <= allowed * (exact.max() - exact.min())
@@ -86,9 +86,9 @@ def test_frames_are_as_close_to_float64_as_they_should_be(options):
 @framed
 def test_only_networks_that_have_frames_are_put_on_them(network):
     padded = random_network(depth=3, wf=4, padding=True)
-    assert predict.find_engine("auto", network, device=CUDA, precision="fp32") == "fast"
-    assert predict.find_engine("auto", padded, device=CUDA, precision="fp32") == "plain"
-    assert predict.find_engine("auto", network.double(), device=CUDA, precision="fp64") == "plain"
+    assert predictors.find_engine("auto", network, device=CUDA, precision="fp32") == "fast"
+    assert predictors.find_engine("auto", padded, device=CUDA, precision="fp32") == "plain"
+    assert predictors.find_engine("auto", network.double(), device=CUDA, precision="fp64") == "plain"
     network.float()
 
 

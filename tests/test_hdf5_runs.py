@@ -14,11 +14,11 @@ from store_helpers import tree
 from stub import Bright
 
 import tilenet
-from tilenet.batches.orders import read_orders
+from tilenet.batches.image_list import read_orders
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
-from tilenet.options import Options
+from tilenet.jobs.image_times import last_written
+from tilenet.jobs.options import Options
 from tilenet.readers import open_image
-from tilenet.since import last_written
 
 pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
 from hdf5_images import SHAPE, levels_of, write_hdf5, write_imaris

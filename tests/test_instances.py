@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
-from tilenet import components, separation
-from tilenet.components import View, find_objects
 from tilenet.decide import DEPTH_UNIT, ObjectRule
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
-from tilenet.instances import number_objects, numbered
-from tilenet.separation import REACH
+from tilenet.instances import components, separation
+from tilenet.instances.components import View, find_objects
+from tilenet.instances.in_memory import number_objects, numbered
+from tilenet.instances.separation import REACH
 
 
 def view_of(shape, seed, *, depths):

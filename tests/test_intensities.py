@@ -12,14 +12,14 @@ from skimage.measure import regionprops_table
 from stub import Bright, Threshold
 
 import tilenet
-from tilenet import numbering
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.export.geojson import QUPATH
-from tilenet.export.measures import read_table
-from tilenet.export.rules import is_judged_by
-from tilenet.options import Options
+from tilenet.export.positive_rules import is_judged_by
+from tilenet.export.table import read_table
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
 from tilenet.pictures.drawing import NEITHER
-from tilenet.wanted import Wanted
+from tilenet.runs import numbering
 
 
 def truth_of(labels, pixels):
@@ -50,7 +50,7 @@ def slide(tmp_path):
 )
 def test_means_are_those_of_region_properties(slide, tmp_path, how):
     options = Options(channels="DAPI", block=128, tile=64, output="objects", **how)
-    numbering.store_objects(tmp_path / "o.zarr", Wanted(slide, Bright(), options))
+    numbering.store_objects(tmp_path / "o.zarr", Request(slide, Bright(), options))
     tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", intensities=True)
     labels = tilenet.open_mask(tmp_path / "o.zarr")[...]
     whole = tilenet.segment(slide, model=Same(), channels="0,1,2", output="logits", scaling="none", **how)

@@ -24,8 +24,8 @@ from tilenet.errors import (
     OutputMismatch,
     SettingsError,
 )
-from tilenet.into import open_target
-from tilenet.named import name_of
+from tilenet.masks.into import open_target
+from tilenet.models.named import name_of
 from tilenet.store import Store, open_mask
 
 REAL = {

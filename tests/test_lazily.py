@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from oracles import integer_network, random_network, whole_image_logits
 
 import tilenet
-from tilenet import lazily, tiles
+from tilenet import lazily, tiled_array
 from tilenet.errors import BlocksFailed, ImageError, ModelError, SettingsError
-from tilenet.job import Job
+from tilenet.jobs.job import Job
 
 IMAGE = np.random.default_rng(0).integers(0, 9, (90, 70), dtype=np.uint8)
 LOCK = threading.Lock()
@@ -228,18 +228,18 @@ def made(monkeypatch):
     make = Job.predictor
     monkeypatch.setattr(Job, "predictor", lambda job, scaling: predictors.append(make(job, scaling)) or predictors[-1])
     yield predictors
-    tiles._unpickled.clear()
+    tiled_array._unpickled.clear()
 
 
 def test_a_process_keeps_the_images_of_few_arrays_open(files, monkeypatch):
-    monkeypatch.setattr(tiles, "KEPT", 3)
-    tiles._unpickled.clear()
+    monkeypatch.setattr(tiled_array, "KEPT", 3)
+    tiled_array._unpickled.clear()
     arrays = [tilenet.lazy(files[0], model=files[1], tile=16, scaling=f"linear:0,{k}") for k in range(1, 6)]
     expected = [array[:5, :5].compute() for array in arrays]
     sent = [pickle.loads(pickle.dumps(array)) for array in arrays]
-    assert len(tiles._unpickled) == 3
+    assert len(tiled_array._unpickled) == 3
     assert all(np.array_equal(array[:5, :5].compute(), made) for array, made in zip(sent, expected, strict=True))
-    tiles._unpickled.clear()
+    tiled_array._unpickled.clear()
 
 
 def test_a_process_has_one_copy_of_a_model_however_many_tasks_and_arrays_use_it(files, made):
@@ -257,10 +257,10 @@ def test_a_model_is_let_go_with_the_last_array_that_uses_it(network):
     array = tilenet.lazy(IMAGE, model=network, tile=30)
     array.compute()
     gc.collect()
-    before = len(tiles._predictors)
+    before = len(tiled_array._predictors)
     del array
     gc.collect()
-    assert len(tiles._predictors) == before - 1
+    assert len(tiled_array._predictors) == before - 1
 
 
 def test_what_is_sent_holds_neither_weights_nor_pixels_of_files_and_opens_them_once(files, made):
@@ -390,7 +390,7 @@ def test_a_slice_of_an_axis_of_any_length_takes_the_memory_of_its_tiles():
 )
 def test_indices_pick_what_they_pick_of_an_array(drawn):
     length, index = drawn
-    picked = tiles.picked(index, length)
+    picked = tiled_array.picked(index, length)
     assert picked.tolist() == np.atleast_1d(np.arange(length)[np.array(index, int) if index == [] else index]).tolist()
     with pytest.raises(IndexError, match=f"not within an axis of {length}"):
-        tiles.picked([0, length], length)
+        tiled_array.picked([0, length], length)

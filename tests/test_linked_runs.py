@@ -11,9 +11,9 @@ from stub import Bright, Bright3D
 from workers import Cluster
 
 import tilenet
-from tilenet import numbering
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.making import DEPTHS, making_of
+from tilenet.runs import numbering
+from tilenet.runs.object_outputs import DEPTHS, making_of
 from tilenet.store import is_complete, open_mask
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from linked_stacks import by_first_pixels, joined
 
 from tilenet import metrics
-from tilenet.linking import chains, linked
+from tilenet.instances.linking import chains, linked
 
 
 @st.composite

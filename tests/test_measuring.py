@@ -10,7 +10,7 @@ from torch import nn
 import tilenet
 from tilenet.errors import ModelError, SettingsError
 from tilenet.footprint import Footprint
-from tilenet.measuring import measure_footprint
+from tilenet.probe.measuring import measure_footprint
 
 
 def test_what_is_printed_is_what_the_docs_speak_of():

@@ -8,7 +8,7 @@ import tifffile
 from oracles import random_network
 
 import tilenet
-from tilenet.job import RESIDENT
+from tilenet.jobs.job import RESIDENT
 
 # What Python's own objects take beyond what the server of commands has loaded, at the most.
 SLACK = 100e6

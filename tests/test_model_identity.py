@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 import tilenet
-from tilenet import job, settling
 from tilenet.errors import OutputMismatch
 from tilenet.footprint import Footprint
-from tilenet.job import Job
-from tilenet.models import fingerprint
-from tilenet.options import Options
-from tilenet.outputs import open_store
-from tilenet.probe import ask, difference
-from tilenet.wanted import Wanted
+from tilenet.jobs import job, settling
+from tilenet.jobs.job import Job
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.models.saved import fingerprint
+from tilenet.probe.claims import ask, difference
+from tilenet.runs.outputs import open_store
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90), dtype=np.uint8)
 
@@ -82,7 +82,7 @@ def compiled(network):
 
 
 def begin(out, model):
-    for opened in open_store(out, Wanted(IMAGE, model, Options(tile=32, block=32), NEAR)):
+    for opened in open_store(out, Request(IMAGE, model, Options(tile=32, block=32), NEAR)):
         opened.close()
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from tilenet.card import PALETTE, ModelCard, colors_of, label_table
 from tilenet.errors import ModelError, ModelNotFound, SettingsError, TilenetError
-from tilenet.models import convert_model, fingerprint, load_model, packaged_models, save_model
+from tilenet.models.saved import convert_model, fingerprint, load_model, packaged_models, save_model
 from tilenet.unet import UNet
 
 CARD = ModelCard(

@@ -13,7 +13,7 @@ from ome_images import write_ome_zarr
 
 import tilenet
 from tilenet.errors import ModelError, ModelNotFound, OutputExists
-from tilenet.named import function_of, load_named, module_of, name_of, source_of
+from tilenet.models.named import function_of, load_named, module_of, name_of, source_of
 from tilenet.workers.distributed import check_sendable
 from tilenet.workers.worker import _network
 
@@ -208,8 +208,8 @@ def test_labels_of_a_function_have_the_name_of_its_card_and_those_of_its_module_
     assert (code, f"{image}/labels/cells: " in said) == (0, True), error
     # As an older version named them, in the midst of a run: beside the image, if objects are asked for.
     with monkeypatch.context() as patch:
-        patch.setattr("tilenet.making.remove_making" if objects else "tilenet.compute.finish", stop)
-        patch.setattr("tilenet.numbering.remove_making", stop)
+        patch.setattr("tilenet.runs.object_outputs.remove_making" if objects else "tilenet.jobs.compute.finish", stop)
+        patch.setattr("tilenet.runs.numbering.remove_making", stop)
         with pytest.raises(InterruptedError):
             tilenet.segment(image, into=image, name=module, model=model, objects=objects)
     shutil.rmtree(image / "labels" / module) if objects else None

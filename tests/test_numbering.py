@@ -9,19 +9,21 @@ from scipy import ndimage as ndi
 from stub import Bright, Bright3D
 
 import tilenet
-from tilenet import components, numbering, places, separation, sizes
+from tilenet import sizes
 from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.geometry import Box
-from tilenet.making import DEPTHS, PLACES, making_of
-from tilenet.options import Options
+from tilenet.instances import components, separation
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs import numbering, object_places
+from tilenet.runs.object_outputs import DEPTHS, PLACES, making_of
 from tilenet.store import open_mask
 from tilenet.store.layout import Layout
-from tilenet.wanted import Wanted
 
 
-@pytest.mark.parametrize("most", [places.PIECES[2][0], 256**2, 1])
+@pytest.mark.parametrize("most", [object_places.PIECES[2][0], 256**2, 1])
 def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch, most):
-    monkeypatch.setattr(places, "PIECES", {2: (most, 256)})
+    monkeypatch.setattr(object_places, "PIECES", {2: (most, 256)})
     split = []
 
     def counted(components, depth, rule):
@@ -30,7 +32,7 @@ def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch, mos
 
     monkeypatch.setattr(components, "separate", counted)
     image = np.full((600, 700), 200, np.uint8)
-    wanted = Wanted(image, Bright(), Options(tile=64, block=128, output="objects"))
+    wanted = Request(image, Bright(), Options(tile=64, block=128, output="objects"))
     numbering.store_objects(tmp_path / "o.zarr", wanted)
     large = [size for size in split if size == image.size]
     assert len(large) == 1 and open_mask(tmp_path / "o.zarr")[...].min() >= 1
@@ -39,18 +41,18 @@ def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch, mos
 @pytest.mark.parametrize(("memory", "most"), [(None, 4), (6_000_000, 2)])
 def test_large_components_are_kept_for_the_planes_of_a_block_as_far_as_memory_goes(tmp_path, monkeypatch, memory, most):
     monkeypatch.setattr(sizes, "STACKED_PIXELS", 4 * 64 * 64)
-    monkeypatch.setattr(places, "PIECES", {2: (1, 256)})  # no blocks are joined
-    kept, found_in = [], places.PlacesTask.places
+    monkeypatch.setattr(object_places, "PIECES", {2: (1, 256)})  # no blocks are joined
+    kept, found_in = [], object_places.PlacesTask.places
 
     def counted(part):
         found = found_in(part)
         kept.append(sum(recent.window is not None for recent in part.recents.values()))
         return found
 
-    monkeypatch.setattr(places.PlacesTask, "places", counted)
+    monkeypatch.setattr(object_places.PlacesTask, "places", counted)
     image = np.full((8, 200, 260), 200, np.uint8)
     options = Options(axes="zyx", tile=64, block=64, output="objects", memory=memory)
-    numbering.store_objects(tmp_path / "o.zarr", Wanted(image, Bright(), options))
+    numbering.store_objects(tmp_path / "o.zarr", Request(image, Bright(), options))
     assert (len(kept), max(kept)) == (2 * 20, most) and open_mask(tmp_path / "o.zarr")[...].min() == 1
 
 
@@ -61,7 +63,7 @@ def slide(tmp_path):
 
 @pytest.mark.parametrize(("tile", "block"), [(64, 128), (100, 300), (None, None)])
 def test_a_store_holds_the_objects_of_the_image_in_memory(slide, tmp_path, tile, block):
-    wanted = Wanted(slide, Bright(), Options(tile=tile, block=block, output="objects"))
+    wanted = Request(slide, Bright(), Options(tile=tile, block=block, output="objects"))
     numbering.store_objects(tmp_path / "o.zarr", wanted)
     truth = tilenet.segment(slide, model=Bright(), objects=True)
     mask = open_mask(tmp_path / "o.zarr")
@@ -73,7 +75,7 @@ def test_a_store_holds_the_objects_of_the_image_in_memory(slide, tmp_path, tile,
 def test_objects_of_real_nuclei_do_not_depend_on_blocks(shared_data, tmp_path):
     image = shared_data("small_fluo/mitocheck_t1_image.tif")
     truth = tilenet.segment(image, objects=True, tile=256)
-    wanted = Wanted(image, "nuclei", Options(tile=256, block=256, output="objects"))
+    wanted = Request(image, "nuclei", Options(tile=256, block=256, output="objects"))
     numbering.store_objects(tmp_path / "o.zarr", wanted)
     mask = open_mask(tmp_path / "o.zarr")
     assert mask.layout.n_blocks(0) == 4 and truth.max() > 5 and np.array_equal(mask[...], truth)
@@ -88,17 +90,17 @@ def plant(shared_data):
 
 def seen_by_tasks(monkeypatch):
     """Return the list to which the boxes of all tasks of the second step are appended."""
-    seen, found_in = [], places.PlacesTask.places
+    seen, found_in = [], object_places.PlacesTask.places
 
     def noted(task):
         seen.append(task.box)
         return found_in(task)
 
-    monkeypatch.setattr(places.PlacesTask, "places", noted)
+    monkeypatch.setattr(object_places.PlacesTask, "places", noted)
     return seen
 
 
-@pytest.mark.parametrize(("most", "tasks"), [(places.PIECES[3][0], 1), (48 * 64 * 64, 4)])
+@pytest.mark.parametrize(("most", "tasks"), [(object_places.PIECES[3][0], 1), (48 * 64 * 64, 4)])
 def test_blocks_of_a_volume_are_joined_and_hold_the_objects_of_the_volume_in_memory(
     plant, tmp_path, monkeypatch, most, tasks
 ):
@@ -106,8 +108,8 @@ def test_blocks_of_a_volume_are_joined_and_hold_the_objects_of_the_volume_in_mem
     truth = tilenet.segment(plant, model=Bright3D(), objects=True, **options)
     assert truth.max() > 3 and np.bincount(ndi.label(plant)[0].ravel())[1:].max() > np.count_nonzero(plant) / 2
     seen = seen_by_tasks(monkeypatch)
-    monkeypatch.setattr(places, "PIECES", {3: (most, 48)})
-    wanted = Wanted(plant, Bright3D(), Options(block=32, output="objects", **options))
+    monkeypatch.setattr(object_places, "PIECES", {3: (most, 48)})
+    wanted = Request(plant, Bright3D(), Options(block=32, output="objects", **options))
     numbering.store_objects(tmp_path / "o.zarr", wanted)
     mask = open_mask(tmp_path / "o.zarr")
     assert len(seen) == tasks and mask.layout.n_blocks(0) == 32 and np.array_equal(mask[...], truth)
@@ -116,14 +118,14 @@ def test_blocks_of_a_volume_are_joined_and_hold_the_objects_of_the_volume_in_mem
 def test_a_run_begun_with_smaller_blocks_goes_on_with_them(slide, tmp_path, monkeypatch):
     truth, out = tilenet.segment(slide, model=Bright(), objects=True), tmp_path / "o.zarr"
     seen = seen_by_tasks(monkeypatch)
-    wanted = Wanted(slide, Bright(), Options(tile=64, block=128, output="objects"))
+    wanted = Request(slide, Bright(), Options(tile=64, block=128, output="objects"))
 
     def stops(done, total):
         if done > 0.75 * total:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(places, "PIECES", {2: (1, 256)})  # as earlier versions did
+        patch.setattr(object_places, "PIECES", {2: (1, 256)})  # as earlier versions did
         numbering.store_objects(out, wanted, progress=stops)
     begun = len(seen)
     numbering.store_objects(out, wanted, resume=True)
@@ -148,7 +150,7 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_objects(commands, tmp_path
 
 def test_progress_goes_once_from_nothing_to_all(slide, tmp_path):
     seen = []
-    wanted = Wanted(slide, Bright(), Options(block=256, tile=64, output="objects"))
+    wanted = Request(slide, Bright(), Options(block=256, tile=64, output="objects"))
     numbering.store_objects(tmp_path / "o.zarr", wanted, progress=lambda *at: seen.append(at))
     assert {total for _, total in seen} == {2 * 420 * 540}
     assert [done for done, _ in seen] == sorted({done for done, _ in seen}) and seen[-1][0] == seen[-1][1]
@@ -163,7 +165,7 @@ def test_depths_of_a_stack_are_those_of_its_planes(tmp_path, axes):
     truth = np.stack([np.where(labels > 0, labels + n, 0) for labels, n in zip(alone, before, strict=False)])
     assert truth.max() > 15
     assert np.array_equal(tilenet.segment(stack, axes=axes, model=Deep(), objects=True), truth.reshape(stack.shape))
-    wanted = Wanted(stack, Deep(), Options(axes=axes, tile=64, block=64, output="objects"))
+    wanted = Request(stack, Deep(), Options(axes=axes, tile=64, block=64, output="objects"))
     numbering.store_objects(tmp_path / "o.zarr", wanted)
     assert np.array_equal(open_mask(tmp_path / "o.zarr")[...], truth.reshape(stack.shape))
 
@@ -183,7 +185,7 @@ class Deep:
 def test_glass_holds_no_objects(slide, tmp_path):
     tissue = np.zeros((420, 540), np.uint8)
     tissue[:150, :200] = 1
-    wanted = Wanted(slide, Bright(), Options(tile=64, block=128, output="objects", tissue=tissue))
+    wanted = Request(slide, Bright(), Options(tile=64, block=128, output="objects", tissue=tissue))
     numbering.store_objects(tmp_path / "o.zarr", wanted)
     mask = open_mask(tmp_path / "o.zarr")
     inside = tilenet.segment(slide, model=Bright(), objects=True, tissue=tissue, tile=64)
@@ -194,8 +196,8 @@ def test_glass_holds_no_objects(slide, tmp_path):
 
 def test_little_memory_means_smaller_parts():
     block = Box((0, 0), (1400, 1400))
-    assert [part.shape for part in places._pieces(block, (9000, 9000), 2 * 10**9)] == [(1400, 1400)]
-    small = list(places._pieces(block, (9000, 9000), 10**7))
+    assert [part.shape for part in object_places._pieces(block, (9000, 9000), 2 * 10**9)] == [(1400, 1400)]
+    small = list(object_places._pieces(block, (9000, 9000), 10**7))
     assert {part.shape for part in small} == {(256, 256), (256, 120), (120, 256), (120, 120)}
     assert sum(part.size for part in small) == block.size
 
@@ -215,4 +217,4 @@ def test_little_memory_means_smaller_parts():
 )
 def test_blocks_are_joined_as_far_as_they_are_labelled_at_once(shape, block, memory, joined):
     layout = Layout("zyx", shape, block, (None,) * 3, "cells")
-    assert places._joined(layout, 2 if block[0] < 9 else 3, memory) == joined
+    assert object_places._joined(layout, 2 if block[0] < 9 else 3, memory) == joined

@@ -16,13 +16,13 @@ from stub import Bright
 from workers import recorded_as
 
 import tilenet
-from tilenet import numbering, object_shares, places, shares
 from tilenet.errors import BlocksFailed, OutputExists, OutputMismatch
-from tilenet.making import DEPTHS, PLACES, making_of
-from tilenet.object_shares import fill_objects
-from tilenet.options import Options
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs import numbering, object_places, object_shares, shares
+from tilenet.runs.object_outputs import DEPTHS, PLACES, making_of
+from tilenet.runs.object_shares import fill_objects
 from tilenet.store import Store, open_mask
-from tilenet.wanted import Wanted
 
 
 def written(out, name):
@@ -61,17 +61,17 @@ def test_the_second_array_may_have_another_number_of_shares(wanted, whole, tmp_p
 
 
 def test_no_block_is_done_twice(wanted, whole, tmp_path, monkeypatch):
-    out, seen, found_in = tmp_path / "o.zarr", [], places.PlacesTask.places
-    monkeypatch.setattr(places.PlacesTask, "places", lambda task: seen.append(task.box) or found_in(task))
+    out, seen, found_in = tmp_path / "o.zarr", [], object_places.PlacesTask.places
+    monkeypatch.setattr(object_places.PlacesTask, "places", lambda task: seen.append(task.box) or found_in(task))
     reports = [fill_objects(out, wanted, (which, 3)) for which in (1, 2, 3, 1, 2)]
     assert [report.blocks for report in reports] == [6, 7, 7, 0, 0]
     assert (len(seen), len(set(seen))) == (BLOCKS, BLOCKS) and same(out, whole)
 
 
 def test_shares_find_the_nuclei_of_a_real_image(shared_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "PIECES", {2: (256**2, 64)})
+    monkeypatch.setattr(object_places, "PIECES", {2: (256**2, 64)})
     image, out = shared_data("small_fluo/mitocheck_t1_image.tif"), tmp_path / "o.zarr"
-    wanted = Wanted(image, "nuclei", Options(tile=256, block=256, output="objects"))
+    wanted = Request(image, "nuclei", Options(tile=256, block=256, output="objects"))
     numbering.store_objects(tmp_path / "whole.zarr", wanted)
     for which in (3, 2, 1, 3, 2):
         fill_objects(out, wanted, (which, 3))
@@ -168,7 +168,7 @@ def test_a_share_counts_its_own_pixels_in_each_step(wanted, tmp_path):
 
 
 def test_the_command_says_how_far_it_is_and_what_to_run_next(tmp_path, tilenet_command, monkeypatch):
-    monkeypatch.setattr(places, "PIECES", {2: (512**2, 512)})
+    monkeypatch.setattr(object_places, "PIECES", {2: (512**2, 512)})
     image, out = tmp_path / "i.tif", tmp_path / "o.zarr"
     tifffile.imwrite(image, blobs((1100, 1100), seed=1), tile=(128, 128))
     command = ("segment", image, "-o", out, "--objects", "--model", "stub:bright", "--tile", "512", "--shard")

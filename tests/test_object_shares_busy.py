@@ -8,9 +8,10 @@ from shared_objects import OTHER, a_hash, a_slide, a_wish, same  # noqa: F401
 from stub import Bright
 
 import tilenet
-from tilenet import compute, numbering, object_shares, shares
 from tilenet.errors import OutputLocked, OutputMismatch
-from tilenet.object_shares import fill_objects
+from tilenet.jobs import compute
+from tilenet.runs import numbering, object_shares, shares
+from tilenet.runs.object_shares import fill_objects
 
 
 def test_an_old_mask_is_not_returned_while_shares_replace_it(wanted, whole, tmp_path, monkeypatch):

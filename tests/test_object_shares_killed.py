@@ -9,7 +9,7 @@ from blobs import blobs
 from faults import random_numbers, tree_hash
 from shared_objects import same
 
-from tilenet.making import PLACES, making_of
+from tilenet.runs.object_outputs import PLACES, making_of
 from tilenet.store import is_complete
 
 # Steps of the store after which runs are killed: at first, and more by run.

@@ -6,10 +6,10 @@ from stub import Bright
 
 import tilenet
 from tilenet.card import DEPTH_CLASSES, ModelCard
-from tilenet.compute import Lost, remark_lost
 from tilenet.decide import Decision
 from tilenet.errors import SettingsError
-from tilenet.instances import objects
+from tilenet.instances.in_memory import objects
+from tilenet.jobs.compute import Lost, remark_lost
 from tilenet.training.targets import depth_classes
 
 

@@ -10,7 +10,7 @@ from store_helpers import tree
 import tilenet
 from tilenet.errors import ImageError, ModelError, OutputExists, SettingsError
 from tilenet.footprint import AxisFootprint, Footprint
-from tilenet.options import Options
+from tilenet.jobs.options import Options
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90), dtype=np.uint8)
 

@@ -15,9 +15,9 @@ from workers import Cluster
 
 import tilenet
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.export.measures import write_table
-from tilenet.options import Options
-from tilenet.readers.sized import LARGEST, SMALLEST, parse_pixel_size
+from tilenet.export.table import write_table
+from tilenet.jobs.options import Options
+from tilenet.readers.stated_size import LARGEST, SMALLEST, parse_pixel_size
 
 # Blobs of some pixels: they are objects at half the size, too.
 PIXELS = (np.kron(np.random.default_rng(0).integers(0, 3, (22, 30)), np.ones((6, 6))) * 100).astype(np.uint8)

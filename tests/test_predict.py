@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import tilenet
-from tilenet import computed, machine, predict
+from tilenet import machine
 from tilenet.errors import EnvironmentFault, SettingsError
-from tilenet.memory import demand_of
+from tilenet.predict import last_bits, predictors
+from tilenet.predict.memory import demand_of
 from tilenet.scaling import Scaling
 from tilenet.sizes import DEFAULT_DEMAND
 
@@ -28,7 +29,7 @@ def network():
 
 def predictor_of(network, *, engine, precision="fp32"):
     options = {"device": CPU, "precision": precision, "scaling": Scaling()}
-    return predict.TorchPredictor(network, network.footprint, engine=engine, **options)
+    return predictors.TorchPredictor(network, network.footprint, engine=engine, **options)
 
 
 def assert_same_logits(network):
@@ -55,19 +56,19 @@ def replace(network):
 
 @pytest.mark.parametrize("changing", [lambda network: None, change, load, replace])
 def test_the_fast_path_that_was_checked_is_used_unless_a_weight_has_changed_since(network, changing, monkeypatch):
-    assert predict.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
-    built, real = [], predict.accelerate
-    monkeypatch.setattr(predict, "accelerate", lambda copied: (built.append(copied), real(copied))[1])
+    assert predictors.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
+    built, real = [], predictors.accelerate
+    monkeypatch.setattr(predictors, "accelerate", lambda copied: (built.append(copied), real(copied))[1])
     changing(network)
     assert_same_logits(network)
     assert len(built) == (changing in (change, load, replace))
 
 
 def test_the_checked_fast_path_is_used_once_and_does_not_outlive_its_network(network):
-    predict.find_engine("auto", network, device=CPU, precision="fp32")
-    assert network in predict._checked
+    predictors.find_engine("auto", network, device=CPU, precision="fp32")
+    assert network in predictors._checked
     predictor_of(network, engine="fast")
-    assert network not in predict._checked
+    assert network not in predictors._checked
     change(network)
     assert_same_logits(network)
 
@@ -75,20 +76,20 @@ def test_the_checked_fast_path_is_used_once_and_does_not_outlive_its_network(net
 def test_weights_whose_changes_nobody_counts_are_checked_again():
     with torch.inference_mode():
         network = tilenet.UNet(depth=2, wf=3).eval()
-        assert predict.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
+        assert predictors.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
         change(network)
     assert_same_logits(network)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
 def test_the_fast_path_is_of_float32_alone_also_where_it_was_checked(network, precision):
-    predict.find_engine("auto", network, device=CPU, precision="fp32")
+    predictors.find_engine("auto", network, device=CPU, precision="fp32")
     with pytest.raises(SettingsError, match="--engine plain"):
         predictor_of(network, engine="fast", precision=precision)
 
 
 def test_a_float64_network_that_is_run_in_float32_may_take_it(network):
-    assert predict.find_engine("auto", network.double(), device=CPU, precision="fp64") == "plain"
+    assert predictors.find_engine("auto", network.double(), device=CPU, precision="fp64") == "plain"
     assert predictor_of(network, engine="fast")(BATCH).dtype == np.float32
 
 
@@ -104,12 +105,12 @@ def test_people_hear_of_convolutions_that_were_not_compiled_and_outputs_say_whic
     network, monkeypatch, caplog
 ):
     for name in ("avx2", "pytorch"):
-        for module in (predict, computed):
+        for module in (predictors, last_bits):
             monkeypatch.setattr(module, "convolutions", lambda name=name: name)
         with caplog.at_level(logging.INFO, "tilenet"):
-            assert predict.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
+            assert predictors.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
         assert ("C compiler" in caplog.text) == (name == "pytorch")
-        assert computed.what_computes(network, "fast", "cpu")["convolutions"] == name
+        assert last_bits.what_computes(network, "fast", "cpu")["convolutions"] == name
 
 
 def test_a_predictor_that_does_not_say_what_it_needs_gets_the_default():
@@ -189,7 +190,7 @@ def test_pixels_for_a_device_without_float64_are_sent_in_float32(network):
 def test_pixels_of_every_type_give_the_logits_of_their_values(network, engine, dtype):
     limits = np.iinfo(dtype)
     batch = np.random.default_rng(0).integers(limits.min, limits.max, (1, 1, 60, 60), dtype, endpoint=True)
-    predictor = predict.TorchPredictor(
+    predictor = predictors.TorchPredictor(
         network,
         network.footprint,
         device=CPU,
@@ -230,8 +231,8 @@ def test_the_fast_path_of_a_changed_network_whose_footprint_is_given_is_refused(
 
 
 def test_a_fast_path_that_was_asked_for_is_checked_once(network, monkeypatch):
-    built, real = [], predict.accelerate
-    monkeypatch.setattr(predict, "accelerate", lambda copied: (built.append(copied), real(copied))[1])
+    built, real = [], predictors.accelerate
+    monkeypatch.setattr(predictors, "accelerate", lambda copied: (built.append(copied), real(copied))[1])
     tilenet.segment(BATCH[0, 0], model=network, engine="fast")
     assert len(built) == 1
 

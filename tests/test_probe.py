@@ -10,7 +10,7 @@ from torch import nn
 import tilenet
 from tilenet.errors import ModelError, OutputMismatch, SettingsError
 from tilenet.footprint import Footprint
-from tilenet.probe import ask, remarks
+from tilenet.probe.claims import ask, remarks
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90), dtype=np.uint8)
 

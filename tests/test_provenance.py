@@ -10,7 +10,7 @@ from stub import Bright
 
 import tilenet
 from tilenet.errors import ImageError, ImageNotFound, OutputMismatch
-from tilenet.provenance import check_image, difference, open_as_segmented
+from tilenet.masks.provenance import check_image, difference, open_as_segmented
 
 PIXELS = np.random.default_rng(0).integers(0, 200, (90, 120), dtype=np.uint8)
 

@@ -15,10 +15,10 @@ from oracles import integer_network, random_network, whole_image_logits
 import tilenet
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
 from tilenet.geometry import Box
-from tilenet.options import Options
+from tilenet.jobs.options import Options
+from tilenet.jobs.settling import settle
 from tilenet.readers import open_image, resampled
 from tilenet.readers.resampled import Resampled
-from tilenet.settling import settle
 
 # Up to 3.7 stored pixels per pixel, and down to 2 / 5.
 FACTORS = [Fraction(2), Fraction(3, 2), Fraction(750, 499), Fraction(37, 10), Fraction(2, 5), Fraction(999, 1000)]

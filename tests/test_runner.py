@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from tilenet.ahead import AHEAD
 from tilenet.decide import Decision
 from tilenet.errors import EnvironmentFault
 from tilenet.footprint import Footprint
+from tilenet.prefetch import AHEAD
 from tilenet.readers import open_image
 from tilenet.readers.image import READERS
 from tilenet.runner import BEHIND, run

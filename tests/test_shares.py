@@ -24,8 +24,8 @@ from small_shares import SIDES, SMALL, SMALL_BLOCKS, a_folder, fill, small_image
 import tilenet
 from tilenet.describe import describe
 from tilenet.errors import OutputIncomplete, OutputLocked, SettingsError
-from tilenet.shares import blocks_of_share, finish_shares, written_of
-from tilenet.store import Store, can_resume, open_mask, place
+from tilenet.runs.shares import blocks_of_share, finish_shares, written_of
+from tilenet.store import Store, can_resume, destination, open_mask
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_while_shares_are_at_work_who_would_write_the_same_is_refused_by_name(co
 def test_while_an_ordinary_run_is_at_work_a_share_is_refused(commands, image, tmp_path, monkeypatch):
     out = tmp_path / "m.zarr"
     run = hang(commands, image, out, call=5)
-    monkeypatch.setattr(tilenet.shares, "PATIENCE", 0.3)
+    monkeypatch.setattr(tilenet.runs.shares, "PATIENCE", 0.3)
     with pytest.raises(OutputLocked, match=rf"is being written by process {run.pid} on"):
         tilenet.segment(image, out, shard=(1, 2), **SMALL | {"tile": 256, "batch": 2})
     kill(run)
@@ -267,7 +267,7 @@ def test_the_command_says_how_a_share_is_written(small, tmp_path, tilenet_comman
 def test_the_command_finishes_what_the_last_share_could_not(small, small_whole, tmp_path, monkeypatch, tilenet_command):
     out = tmp_path / "m.zarr"
     with monkeypatch.context() as patch:
-        patch.setattr(tilenet.shares, "_finish_if_last", lambda out: None)  # killed just then
+        patch.setattr(tilenet.runs.shares, "_finish_if_last", lambda out: None)  # killed just then
         assert fill(small, out, [(1, 2), (2, 2)]) == [None, None]
     assert describe(str(out))["segment"] == f"tilenet finish {out}"
     assert tilenet_command("finish", out) == (0, f"{out}: complete, every file verified\n", "")
@@ -278,7 +278,7 @@ def test_the_command_finishes_what_the_last_share_could_not(small, small_whole, 
 def test_the_store_that_a_killed_share_was_making_while_another_was_quicker_is_swept(small, small_whole, tmp_path):
     out = tmp_path / "m.zarr"
     fill(small, out, [(1, 2)])
-    half_made = tmp_path / f".{out.name}.{place._machine()}-{2**22 + 1}-123-abcdef01{place.NEW}"
+    half_made = tmp_path / f".{out.name}.{destination._machine()}-{2**22 + 1}-123-abcdef01{destination.NEW}"
     (half_made / ".tilenet").mkdir(parents=True)
     assert stray(out) == [half_made.name]
     fill(small, out, [(2, 2)])

@@ -12,9 +12,9 @@ from small_shares import a_folder, fill, small_image  # noqa: F401
 import tilenet
 from tilenet.errors import OutputLocked
 from tilenet.store import Store
-from tilenet.store import holder as holders
 from tilenet.store import lease as leases
-from tilenet.store.holder import Holder
+from tilenet.store import lease_holder as holders
+from tilenet.store.lease_holder import Holder
 
 
 @pytest.fixture

@@ -10,13 +10,15 @@ from stub import Bright, Bright3D
 from workers import Cluster
 
 import tilenet
-from tilenet import numbering, separation, settling
 from tilenet.decide import ObjectRule, relative_spacing
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.making import DEPTHS, making_of
-from tilenet.options import Options
+from tilenet.instances import separation
+from tilenet.jobs import settling
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs import numbering
+from tilenet.runs.object_outputs import DEPTHS, making_of
 from tilenet.store import open_mask
-from tilenet.wanted import Wanted
 
 UM = (1.25, 0.25, 0.25)
 
@@ -132,9 +134,9 @@ def test_planes_of_a_stack_are_measured_along_y_and_x(tmp_path, um, spacing):
 
 @pytest.mark.parametrize(("tile", "block"), [(16, 16), ((4, 16, 16), (4, 32, 32))])
 def test_blocks_find_the_objects_of_the_whole(volume, tmp_path, monkeypatch, tile, block):
-    monkeypatch.setattr("tilenet.components.MARGIN", {2: 4, 3: 4})
+    monkeypatch.setattr("tilenet.instances.components.MARGIN", {2: 4, 3: 4})
     options = Options(tile=tile, block=block, output="objects")
-    numbering.store_objects(tmp_path / "o.zarr", Wanted(volume, Bright3D(), options))
+    numbering.store_objects(tmp_path / "o.zarr", Request(volume, Bright3D(), options))
     mask = open_mask(tmp_path / "o.zarr")
     assert mask.layout.n_blocks(0) > 7 and np.array_equal(mask[...], tilenet.objects(balls(UM), spacing=UM))
 

@@ -13,13 +13,13 @@ from skimage.measure import regionprops_table
 from stub import Bright
 
 import tilenet
-from tilenet import numbering
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.export.intensities import MOST, Intensities
-from tilenet.export.measures import read_table
-from tilenet.export.rules import STAINS, is_judged_by
-from tilenet.options import Options
-from tilenet.wanted import Wanted
+from tilenet.export.positive_rules import STAINS, is_judged_by
+from tilenet.export.table import read_table
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs import numbering
 
 RANDOM = np.random.default_rng(1)
 BLOBS = ndi.gaussian_filter(RANDOM.normal(size=(300, 260)), 5)
@@ -78,7 +78,7 @@ def test_neither_blocks_nor_their_order_change_a_digit(slide, tmp_path):
     for block in (64, 128, 256):
         out = tmp_path / f"{block}.zarr"
         options = Options(block=block, tile=64, output="objects", scaling="none")
-        numbering.store_objects(out, Wanted(slide, Dark(), options))
+        numbering.store_objects(out, Request(slide, Dark(), options))
         tilenet.write_table(out, tmp_path / "o.csv", stains=True, positive="dab>0.2", overwrite=True)
         tables.append([{**line, "id": ""} for line in lines_of(tmp_path / "o.csv")])
     assert tables[0] == tables[1] == tables[2] != []

@@ -20,7 +20,7 @@ from tilenet.errors import (
     SettingsError,
 )
 from tilenet.geometry import Box
-from tilenet.store import Layout, Mask, Store, codec, files, open_mask
+from tilenet.store import Layout, Mask, Store, codec, file_system, open_mask
 from tilenet.store.layout import ArrayLayout
 from tilenet.store.metadata import array_document
 
@@ -144,7 +144,7 @@ def test_coarser_blocks_may_be_made_by_another_process(tmp_path):
 
 
 def test_every_shard_is_written_once_and_never_read_before(tmp_path, monkeypatch):
-    layout, put, real = LAYOUTS["odd blocks"], [], files.step
+    layout, put, real = LAYOUTS["odd blocks"], [], file_system.step
 
     def watch(name, do, *args, **kwargs):
         if name == "rename" and "/c/" in str(args[1]):
@@ -159,7 +159,7 @@ def test_every_shard_is_written_once_and_never_read_before(tmp_path, monkeypatch
 
 
 def test_a_block_is_in_the_journal_only_when_it_would_outlast_a_loss_of_power(tmp_path, monkeypatch):
-    layout, steps, real = LAYOUTS["tiny"], [], files.step
+    layout, steps, real = LAYOUTS["tiny"], [], file_system.step
     store, truth = Store.create(tmp_path / "m.zarr", layout, INFO), truth_of(layout)
     store.write(0, part(layout, truth, 0))  # makes folders and the journal's file
 

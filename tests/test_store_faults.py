@@ -28,7 +28,7 @@ from store_helpers import (
 )
 
 from tilenet.errors import EnvironmentFault
-from tilenet.store import Store, files
+from tilenet.store import Store, file_system
 
 KILLED = -signal.SIGKILL
 
@@ -216,7 +216,7 @@ def test_a_read_only_disk_is_found_before_anything_is_made(small_disk):
 
 def test_an_error_of_the_system_in_a_step_leaves_no_temporary_file(tmp_path, monkeypatch, right):
     store, layout = Store.create(tmp_path / "m.zarr", LAYOUTS["tiny"], INFO), LAYOUTS["tiny"]
-    real = files.step
+    real = file_system.step
 
     def fail(name, do, *args, **kwargs):
         if name == "sync":
@@ -233,7 +233,7 @@ def test_an_error_of_the_system_in_a_step_leaves_no_temporary_file(tmp_path, mon
 
 
 def test_where_no_store_could_be_made_there_is_none_to_resume(tmp_path, monkeypatch):
-    plain, path, failing = files.step, tmp_path / "m.zarr", 0
+    plain, path, failing = file_system.step, tmp_path / "m.zarr", 0
 
     def step(name, do, *args, **kwargs):
         nonlocal steps
@@ -268,7 +268,7 @@ def test_a_store_that_was_moved_away_is_told_as_that(tmp_path, right):
 
 def test_a_journal_line_that_failed_half_way_does_not_spoil_the_next(tmp_path, monkeypatch, right):
     layout, truth = LAYOUTS["tiny"], truth_of(LAYOUTS["tiny"])
-    store, real = Store.create(tmp_path / "m.zarr", layout, INFO), files.step
+    store, real = Store.create(tmp_path / "m.zarr", layout, INFO), file_system.step
 
     def fail(name, do, *args, **kwargs):
         if name == "journal":

@@ -22,10 +22,10 @@ from store_helpers import (
 )
 
 from tilenet.errors import OutputError, OutputIncomplete, OutputLocked, OutputNotFound
-from tilenet.store import Store, files, open_mask
-from tilenet.store import holder as holders
+from tilenet.store import Store, file_system, open_mask
 from tilenet.store import lease as leases
-from tilenet.store.holder import Holder
+from tilenet.store import lease_holder as holders
+from tilenet.store.lease_holder import Holder
 
 KILLED = -signal.SIGKILL
 NAME = "tiny with classes"
@@ -146,7 +146,7 @@ def asleep_before(name):
 
         return step
 
-    files_step = files.step
+    files_step = file_system.step
     return stand_in
 
 

@@ -9,8 +9,8 @@ from store_helpers import INFO, LAYOUTS, part, truth_of, write_all_blocks
 
 from tilenet.store import Layout, Store
 from tilenet.store import journal as journals
-from tilenet.store.entries import Form
 from tilenet.store.journal import Journal, Written, line_of
+from tilenet.store.journal_lines import Form
 
 SHAPES = {
     **{name: LAYOUTS[name] for name in ("plane", "odd blocks", "one row", "volume", "series", "all axes")},

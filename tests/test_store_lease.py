@@ -15,11 +15,11 @@ import pytest
 from store_helpers import INFO, LAYOUTS, replace_step, tree, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputLocked
-from tilenet.store import Store, holder, open_mask
+from tilenet.store import Store, lease_holder, open_mask
 from tilenet.store import lease as leases
-from tilenet.store.files import NO_LINKS, put_under_new_name
-from tilenet.store.holder import this_machine
+from tilenet.store.file_system import NO_LINKS, put_under_new_name
 from tilenet.store.lease import Holder, Lease
+from tilenet.store.lease_holder import this_machine
 
 TINY = LAYOUTS["tiny"]
 
@@ -205,7 +205,7 @@ def test_the_lock_of_this_machine_holds_while_its_process_lives_however_long_it_
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_the_lock_of_another_user_s_process_on_this_machine_holds(own, monkeypatch, hidden):
-    ticks = holder.started(os.getpid())
+    ticks = lease_holder.started(os.getpid())
     lock = leave_lock(own, pid=os.getpid(), started=ticks)
 
     read_text = Path.read_text
@@ -223,7 +223,7 @@ def test_the_lock_of_another_user_s_process_on_this_machine_holds(own, monkeypat
         monkeypatch.setattr(Path, "read_text", hiding)
     else:
         os.utime(lock, (0, 0))
-    assert holder.is_running(os.getpid(), ticks) is (None if hidden else True)
+    assert lease_holder.is_running(os.getpid(), ticks) is (None if hidden else True)
     assert [lock for lock, _ in leases.live(leases.locks(own), time.time())] == leases.locks(own)
     if hidden:  # then its heart is asked
         os.utime(lock, (0, 0))

@@ -8,16 +8,16 @@ from torch import nn
 import tilenet
 from tilenet.errors import ModelError
 from tilenet.footprint import Footprint
-from tilenet.options import Options
-from tilenet.outputs import open_store
-from tilenet.wanted import Wanted
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs.outputs import open_store
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90), dtype=np.uint8)
 NEAR = Footprint.same(2, reach=1)
 
 
 def begin(out, model, **options):
-    for opened in open_store(out, Wanted(IMAGE, model, Options(tile=32, block=32, **options))):
+    for opened in open_store(out, Request(IMAGE, model, Options(tile=32, block=32, **options))):
         opened.close()
 
 

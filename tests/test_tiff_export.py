@@ -10,10 +10,10 @@ from store_helpers import LAYOUTS, make
 from tiff_masks import a_slide, both_masks, names, segment  # noqa: F401
 
 import tilenet
-from tilenet import tiff_export, tiff_mask
 from tilenet.errors import BlocksFailed, OutputExists
 from tilenet.geometry import Box
-from tilenet.tiff_export import write_tiff
+from tilenet.masks import tiff_export, tiff_mask
+from tilenet.masks.tiff_export import write_tiff
 
 
 def positions_in(path):

@@ -11,9 +11,9 @@ from store_helpers import LAYOUTS, make
 from tiff_masks import a_slide, both_masks, segment  # noqa: F401
 
 import tilenet
-from tilenet import tiff_mask
 from tilenet.errors import BlocksFailed, OutputError
-from tilenet.tiff_export import write_tiff
+from tilenet.masks import tiff_mask
+from tilenet.masks.tiff_export import write_tiff
 
 
 def test_a_tiff_of_a_newer_version_is_not_called_another_s(whole, tmp_path):

@@ -127,7 +127,7 @@ def test_a_run_killed_anywhere_leaves_no_half_of_a_tiff_and_goes_on_to_the_same_
 
 
 def test_a_tiff_that_is_not_complete_is_said_to_be_that(slide, tmp_path, tilenet_command, monkeypatch):
-    from tilenet import compute
+    from tilenet.jobs import compute
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt

@@ -16,13 +16,13 @@ from skimage.morphology import remove_small_holes
 from tissue_images import BLOCK, OPTIONS, SIDES, a_mask_of_ones_own, a_slide, blocks_of, glass, write  # noqa: F401
 
 import tilenet
-from tilenet import tissue
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
-from tilenet.options import Options
-from tilenet.settling import settle
+from tilenet.jobs.options import Options
+from tilenet.jobs.settling import settle
 from tilenet.store import TissueMap
 from tilenet.store.layout import Layout
+from tilenet.tissue import detection
 
 # The map.
 
@@ -206,7 +206,7 @@ def test_a_mask_of_ones_own_is_taken_as_it_is(slide, tmp_path, own, kind):
 def test_a_mask_finer_than_the_map_loses_no_pixel(tmp_path):
     own = np.zeros((2300, 2300), bool)
     own[2297, 1030] = True
-    found = tissue.read_mask(own, tilenet.open_image(np.zeros((1150, 1150), np.uint8)))
+    found = detection.read_mask(own, tilenet.open_image(np.zeros((1150, 1150), np.uint8)))
     assert max(found.map.cells.shape) <= 1150
     assert found.map.meets(Box((1148, 515), (1149, 516)))
     assert not found.map.meets(Box((0, 0), (1140, 1150)))

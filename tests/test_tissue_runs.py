@@ -19,12 +19,12 @@ from tissue_images import BLOCK, OPTIONS, SIDES, a_mask_of_ones_own, a_slide, bl
 from workers import Cluster
 
 import tilenet
-from tilenet import tissue
-from tilenet.batches.slides import BatchRun
+from tilenet.batches.image_runs import BatchRun
 from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
 from tilenet.geometry import Box
 from tilenet.readers.image import Image
 from tilenet.store import Store, TissueMap
+from tilenet.tissue import detection
 from tilenet.workers import worker
 
 # The promise.
@@ -177,7 +177,7 @@ def test_a_run_that_is_gone_on_with_looks_for_no_tissue(slide, tmp_path, monkeyp
     whole = tilenet.segment(slide, tmp_path / "whole.zarr", tissue=True, **OPTIONS)
     store = Store.create(tmp_path / "m.zarr", whole.layout, whole.info)
     store.close()
-    monkeypatch.setattr(tissue, "find", None)
+    monkeypatch.setattr(detection, "find", None)
     tilenet.segment(slide, tmp_path / "m.zarr", tissue=True, resume=True, **OPTIONS)
     assert tree(tmp_path / "m.zarr") == tree(tmp_path / "whole.zarr")
 
@@ -185,7 +185,7 @@ def test_a_run_that_is_gone_on_with_looks_for_no_tissue(slide, tmp_path, monkeyp
 def test_an_output_whose_map_calls_context_tissue_goes_on_as_before_and_its_area_is_told_truly(
     slide, tmp_path, tilenet_command, monkeypatch
 ):
-    found = tissue.find
+    found = detection.find
 
     def find(*args):  # as before maps kept which cells are only context
         old = found(*args)
@@ -194,7 +194,7 @@ def test_an_output_whose_map_calls_context_tissue_goes_on_as_before_and_its_area
     names, options = ("new", "old", "resumed"), OPTIONS | {"objects": True}
     new = tilenet.segment(slide, tmp_path / "new.zarr", tissue=True, **options)
     with monkeypatch.context() as before:
-        before.setattr(tissue, "find", find)
+        before.setattr(detection, "find", find)
         old = tilenet.segment(slide, tmp_path / "old.zarr", tissue=True, **options)
     assert "own" in new.layout.tissue and "own" not in old.layout.tissue
     Store.create(tmp_path / "resumed.zarr", old.layout, old.info).close()
@@ -219,13 +219,13 @@ def test_an_output_whose_map_calls_context_tissue_goes_on_as_before_and_its_area
 
 
 def test_no_area_is_called_too_large_where_the_network_has_no_context(slide, tmp_path, caplog, monkeypatch):
-    found = tissue.find
+    found = detection.find
 
     def find(*args):  # as before maps kept which cells are only context
         old = found(*args)
         return replace(old, map=TissueMap(old.map.cells, old.map.covers))
 
-    monkeypatch.setattr(tissue, "find", find)
+    monkeypatch.setattr(detection, "find", find)
     tilenet.segment(slide, tmp_path / "m.zarr", tissue=True, **OPTIONS | {"model": Threshold()})
     assert tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv").tissue_mm2 and "too large" not in caplog.text
 
@@ -310,7 +310,7 @@ def test_the_option_stands_alone_or_has_a_mask_behind_it(slide, tmp_path, own, t
 
 
 def test_a_plan_does_not_read_a_whole_slide_for_it(slide, tilenet_command, monkeypatch):
-    monkeypatch.setattr(tissue, "CHEAP", 100)
+    monkeypatch.setattr(detection, "CHEAP", 100)
     code, out, _ = tilenet_command("plan", slide, "--tissue", "--json")
     assert code == 0 and json.loads(out)["tissue"] is None
 

@@ -15,7 +15,7 @@ from training_helpers import discs
 
 from tilenet.card import ModelCard
 from tilenet.errors import EnvironmentFault, ImageError, ModelError, OutputExists, OutputMismatch, SettingsError
-from tilenet.models import load_model
+from tilenet.models.saved import load_model
 from tilenet.training.checkpoint import Folder
 from tilenet.training.data import find_pairs, read_pairs, split
 from tilenet.training.history import COLOURS, FRAME, GREY, _curves

@@ -10,7 +10,7 @@ from training_helpers import discs
 
 from tilenet.card import DEPTH_CLASSES, PALETTE
 from tilenet.errors import OutputError, OutputExists, SettingsError
-from tilenet.models import fingerprint, load_model
+from tilenet.models.saved import fingerprint, load_model
 from tilenet.training import loop
 from tilenet.training.data import Pair, read_pairs, split
 from tilenet.training.examples import GAP, LINE, SIDE, WIDTH, Examples, middle_of

@@ -9,7 +9,7 @@ import tifffile
 from training_helpers import discs
 
 from tilenet.errors import ImageError, SettingsError
-from tilenet.models import fingerprint, load_model
+from tilenet.models.saved import fingerprint, load_model
 from tilenet.training.data import outline_of, read_pairs, split
 from tilenet.training.loop import train
 from tilenet.training.recipe import Recipe

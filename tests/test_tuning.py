@@ -11,7 +11,7 @@ from oracles import random_network
 import tilenet
 from tilenet.cli import tuning
 from tilenet.footprint import Footprint
-from tilenet.options import Options
+from tilenet.jobs.options import Options
 from tilenet.tuning import Setting, Trial, Tuning, tune
 
 IMAGE = np.random.default_rng(0).integers(0, 200, (3000, 2000), dtype=np.uint8)

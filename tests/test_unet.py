@@ -4,7 +4,7 @@ from oracles import reference_forward, reference_state
 from torch import nn
 
 from tilenet.errors import ModelError
-from tilenet.models import load_model
+from tilenet.models.saved import load_model
 from tilenet.unet import UNet, is_as_built
 
 

@@ -20,11 +20,12 @@ from workers import (  # noqa: F401
 )
 
 import tilenet
-from tilenet import machine, wanted
+from tilenet import machine
 from tilenet.errors import DeviceLost, EnvironmentFault, OutputLocked
-from tilenet.options import Options
-from tilenet.outputs import open_store
-from tilenet.wanted import Wanted
+from tilenet.jobs import request
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs.outputs import open_store
 from tilenet.workers import distributed, worker
 from tilenet.workers.distributed import task_of
 from tilenet.workers.worker import Opened, Task, compute_blocks
@@ -127,7 +128,7 @@ def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatc
     def settle(*args, **options):
         raise MemoryError
 
-    monkeypatch.setattr(wanted, "settle", settle)
+    monkeypatch.setattr(request, "settle", settle)
     result = compute(slide, 0, 1)
     assert "out of memory. Give workers more, or use a smaller --tile" in result.refusal and not result.done
 
@@ -144,14 +145,14 @@ def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatc
 def test_a_worker_that_cannot_honour_the_record_refuses(image, network, tmp_path, monkeypatch, field, value, reason):
     """The worker's machine is another: what the record asks for is not there."""
     out = tmp_path / "m.zarr"
-    wanted = Wanted(image, network, Options(**TILES))
+    wanted = Request(image, network, Options(**TILES))
     store, job = open_store(out, wanted)
     real = Options.or_recorded
     monkeypatch.setattr(Options, "or_recorded", lambda self, record: real(self, {**record, field: value}))
     if value == "meta":
         monkeypatch.setattr(machine, "find_device", torch.device)
     if field == "engine":
-        monkeypatch.setattr("tilenet.predict.accelerate", lambda network: None)
+        monkeypatch.setattr("tilenet.predict.predictors.accelerate", lambda network: None)
     result = compute_blocks(task_of(store, job, wanted), (0, 1), flight="a", seconds=60)
     store.close()
     job.image.close()

@@ -12,11 +12,11 @@ import tifffile
 from oracles import random_network
 from stub import Bright
 
-from tilenet.job import Job
-from tilenet.models import save_model
-from tilenet.options import Options
-from tilenet.outputs import open_store
-from tilenet.wanted import Wanted
+from tilenet.jobs.job import Job
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.models.saved import save_model
+from tilenet.runs.outputs import open_store
 from tilenet.workers import worker
 from tilenet.workers.distributed import task_of
 from tilenet.workers.flights import Slide
@@ -72,7 +72,7 @@ def notes_of(out):
 
 def opened(image, out, model=None, **options):
     """Return a slide as a run has it before its first block."""
-    wanted = Wanted(image, model or Bright(), Options(**TILES | options))
+    wanted = Request(image, model or Bright(), Options(**TILES | options))
     store, job = open_store(out, wanted, resume=True)
     return Slide(task_of(store, job, wanted), store, job)
 

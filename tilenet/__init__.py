@@ -39,25 +39,25 @@ if TYPE_CHECKING:
         UnknownOption,
         VerifyFailed,
     )
-    from tilenet.evaluation import evaluate
+    from tilenet.evaluation.scoring import evaluate
     from tilenet.export.geojson import Outlined, write_geojson
-    from tilenet.export.measured import Measured
-    from tilenet.export.measures import write_table
+    from tilenet.export.table import write_table
+    from tilenet.export.totals import Measured
     from tilenet.footprint import AxisFootprint, Footprint
     from tilenet.geometry import Box
-    from tilenet.instances import objects
+    from tilenet.instances.in_memory import objects
     from tilenet.lazily import lazy
-    from tilenet.measuring import measure_footprint
-    from tilenet.models import load_model, save_model
+    from tilenet.masks.tiff_export import write_tiff
+    from tilenet.masks.tiff_mask import TiffMask, open_mask
+    from tilenet.models.saved import load_model, save_model
     from tilenet.pictures.overlays import overlay
     from tilenet.plan import Block, Plan, Tile
+    from tilenet.probe.measuring import measure_footprint
     from tilenet.readers import open_image
     from tilenet.readers.image import Image
     from tilenet.runner import Report
     from tilenet.sizes import plan_tiles
     from tilenet.store import Mask
-    from tilenet.tiff_export import write_tiff
-    from tilenet.tiff_mask import TiffMask, open_mask
     from tilenet.training.loop import train
     from tilenet.training.recipe import Recipe
     from tilenet.unet import UNet
@@ -85,16 +85,16 @@ _HOMES = {
         "UnknownOption",
         "VerifyFailed",
     ),
-    "evaluation": ("evaluate",),
+    "evaluation.scoring": ("evaluate",),
     "footprint": ("AxisFootprint", "Footprint"),
     "export.geojson": ("Outlined", "write_geojson"),
     "geometry": ("Box",),
-    "instances": ("objects",),
+    "instances.in_memory": ("objects",),
     "lazily": ("lazy",),
-    "measuring": ("measure_footprint",),
-    "export.measured": ("Measured",),
-    "export.measures": ("write_table",),
-    "models": ("load_model", "save_model"),
+    "probe.measuring": ("measure_footprint",),
+    "export.totals": ("Measured",),
+    "export.table": ("write_table",),
+    "models.saved": ("load_model", "save_model"),
     "pictures.overlays": ("overlay",),
     "plan": ("Block", "Plan", "Tile"),
     "readers": ("open_image",),
@@ -102,9 +102,9 @@ _HOMES = {
     "runner": ("Report",),
     "sizes": ("plan_tiles",),
     "store": ("Mask",),
-    "tiff_export": ("write_tiff",),
+    "masks.tiff_export": ("write_tiff",),
     "batches.summary": ("Result",),
-    "tiff_mask": ("TiffMask", "open_mask"),
+    "masks.tiff_mask": ("TiffMask", "open_mask"),
     "training.loop": ("train",),
     "training.recipe": ("Recipe",),
     "unet": ("UNet",),

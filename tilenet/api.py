@@ -9,22 +9,22 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tilenet import object_shares, shares
 from tilenet.arguments import WORKERS, known_options
-from tilenet.compute import Progress, to_array, to_objects
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
-from tilenet.making import in_making, refuse_begun, was_begun
-from tilenet.named import refuse_missing
-from tilenet.numbering import store_objects
-from tilenet.options import Options, check_output_option, refuse_with_objects
-from tilenet.outputs import check_name, check_tiff, fill, labels_place, open_store, same_tiff, spare_the_input
+from tilenet.jobs.compute import Progress, to_array, to_objects
+from tilenet.jobs.options import Options, check_output_option, refuse_with_objects
+from tilenet.jobs.request import Request
+from tilenet.masks.tiff_export import deliver
+from tilenet.masks.tiff_mask import TiffMask, is_tiff, store_beside
+from tilenet.models.named import refuse_missing
 from tilenet.region import Roi
 from tilenet.runner import Report
+from tilenet.runs import object_shares, shares
+from tilenet.runs.numbering import store_objects
+from tilenet.runs.object_outputs import in_making, refuse_begun, was_begun
+from tilenet.runs.outputs import check_name, check_tiff, fill, labels_place, open_store, same_tiff, spare_the_input
 from tilenet.store import Mask, can_resume, is_complete, open_mask
-from tilenet.tiff_export import deliver
-from tilenet.tiff_mask import TiffMask, is_tiff, store_beside
-from tilenet.wanted import Wanted
 from tilenet.workers.distributed import check_client, check_sendable
 
 
@@ -84,7 +84,7 @@ def segment(
         Name of the label group within `into`; default the model's name.
     model : str, path, torch.nn.Module or callable
         A packaged model's name, a weights file, any network with a ``footprint``, or, as
-        ``"module:function"``, a function without arguments that returns one; see `tilenet.named`.
+        ``"module:function"``, a function without arguments that returns one; see `tilenet.models.named`.
     footprint : Footprint, optional
         For a network that has none of its own.
     axes : str, optional
@@ -108,7 +108,7 @@ def segment(
     tissue : bool, path or array, optional
         Skip blocks without tissue: they are 0 in mask and probabilities, and are not read. All
         other blocks are the same as without `tissue`. True: find tissue on a coarse level, see
-        `tilenet.tissue`; the map is kept in the output. A path or an array: a mask of the whole
+        `tilenet.tissue.detection`; the map is kept in the output. A path or an array: a mask of the whole
         image, at any size, nonzero where there is tissue; it is taken as it is. Default: skip nothing.
     tile : int or sequence of int, optional
         Side in px of the region that a tile writes, a multiple of the network's step; see `plan_tiles`
@@ -126,7 +126,7 @@ def segment(
         the last two change the logits.
     engine : str, optional
         ``auto`` (the fastest with the same logits), ``plain``, or ``fast`` (refused if there is
-        no fast path for the network); see `tilenet.engine`.
+        no fast path for the network); see `tilenet.predict.engine`.
     scaling : mapping or str, optional
         Rule for scaling intensities, instead of the model card's, such as ``{"method": "linear",
         "subtract": 0, "divide": 255}`` or ``"percentile:1,99.8"``; see `tilenet.scaling`.
@@ -146,7 +146,7 @@ def segment(
     link : float, optional
         With `objects`, for a 2-D network and an image with ``z``: objects of neighbouring planes become one, a volume,
         if their intersection over union is at least this, such as 0.25, and each is the other's best partner; see
-        `tilenet.linking`.
+        `tilenet.instances.linking`.
     probability_dtype : str, optional
         ``float32``, ``float16`` or ``float64``.
     missing : {"error", "fill"}, optional
@@ -170,8 +170,9 @@ def segment(
         the same as without a cluster.
     shard : (int, int), optional
         Compute only share I of N (I from 1) of the blocks of `out`, alongside other processes that
-        compute the other shares; `resume` is implied. See `tilenet.shares`. With `objects`, call each share
-        twice: for the network and, when the network has run everywhere, for the objects; see `tilenet.object_shares`.
+        compute the other shares; `resume` is implied. See `tilenet.runs.shares`. With `objects`, call each share
+        twice: for the network and, when the network has run everywhere, for the objects; see
+        `tilenet.runs.object_shares`.
 
     Returns
     -------
@@ -231,7 +232,7 @@ def segment(
         strict=strict,
     )
     refuse_missing(model)  # before what is at `out`, which would be all that is said
-    wanted = Wanted(image, model, options, footprint, target)
+    request = Request(image, model, options, footprint, target)
     if client is not None:
         if out is None:
             raise SettingsError("workers write into a store: give out with client")
@@ -240,10 +241,10 @@ def segment(
     if shard is not None:
         shares.check_combination(out, tiff=tiff, overwrite=overwrite, client=client)
     if out is None:
-        with wanted.settle() as job:
+        with request.settle() as job:
             return (to_objects if objects else to_array)(job, job.resolve_scaling(), progress=progress, report=report)
     mask, done = _stored(
-        Path(out), wanted, tiff=tiff, shard=shard, client=client, progress=progress, resume=resume, overwrite=overwrite
+        Path(out), request, tiff=tiff, shard=shard, client=client, progress=progress, resume=resume, overwrite=overwrite
     )
     if report:
         report(done)
@@ -252,7 +253,7 @@ def segment(
 
 def _stored(
     out: Path,
-    wanted: Wanted,
+    request: Request,
     *,
     tiff: bool,
     shard: tuple[int, int] | None,
@@ -262,29 +263,29 @@ def _stored(
     overwrite: bool,
 ) -> tuple[Mask | TiffMask | None, Report]:
     """Write a mask in the way that the options ask for; return it, or None if shares are pending, and what was done."""
-    target, output = wanted.target, wanted.options.output
+    target, output = request.target, request.options.output
     place = store_beside(out) if tiff else out  # a TIFF is written when the mask is whole
-    spare_the_input(out, wanted.image, inside=target is not None)
+    spare_the_input(out, request.image, inside=target is not None)
     if target is None:
         check_name(out)
     if tiff:
-        spare_the_input(place, wanted.image)
+        spare_the_input(place, request.image)
         check_tiff(out, output, replace=resume or overwrite)
         begun = can_resume(place) or was_begun(place, target)
         if resume and out.exists() and not begun:
-            return same_tiff(out, wanted), Report()
+            return same_tiff(out, request), Report()
     how: dict[str, bool] = {"resume": resume, "overwrite": overwrite}
     if output == "objects" and shard is not None:
-        done = object_shares.fill_objects(out, wanted, shard, progress=progress)
+        done = object_shares.fill_objects(out, request, shard, progress=progress)
     # What was begun with objects goes on with them: whoever resumes it may leave the option out.
     elif output == "objects" or (resume and shard is None and was_begun(place, target)):
-        done = store_objects(place, wanted, **how, client=client, progress=progress)
+        done = store_objects(place, request, **how, client=client, progress=progress)
     elif shard is not None:
         refuse_begun(place, target, overwrite=False)
-        done = shares.fill_share(out, wanted, shard, progress=progress)
+        done = shares.fill_share(out, request, shard, progress=progress)
     else:
         refuse_begun(place, target, overwrite=overwrite)
-        done = fill(*open_store(place, wanted, **how), wanted, client=client, progress=progress)
+        done = fill(*open_store(place, request, **how), request, client=client, progress=progress)
     # A mask beside which objects are still being found is an old one, which a run is about to replace.
     if not is_complete(place) or in_making(place, target):
         return None, done

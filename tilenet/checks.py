@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 from tilenet import machine
 from tilenet.address import check_local, file_of, is_address
 from tilenet.arguments import known_options
-from tilenet.compute import Progress
 from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, cell_box
-from tilenet.job import Job
-from tilenet.mismatch import contradiction
-from tilenet.models import packaged_models
+from tilenet.jobs.compute import Progress
+from tilenet.jobs.job import Job
+from tilenet.jobs.mismatch import contradiction
+from tilenet.jobs.request import Request
+from tilenet.masks.provenance import check_image, how_to_name_image
+from tilenet.masks.tiff_mask import is_tiff, open_mask, open_tiff_mask
+from tilenet.models.saved import packaged_models
 from tilenet.plan import Plan, tile_of
-from tilenet.provenance import check_image, how_to_name_image
 from tilenet.readers.planes import LITTER
 from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
 from tilenet.store import AnyMask, Store
 from tilenet.store.metadata import foreign_entries
-from tilenet.tiff_mask import is_tiff, open_mask, open_tiff_mask
-from tilenet.wanted import Wanted
 
 # Remarks about what was found that is no fault; the command line prints them.
 LOG = logging.getLogger("tilenet")
@@ -174,13 +174,13 @@ def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None
     found.not_recomputed = _obstacle(mask, source, model)
     if image is not None or not found.not_recomputed:
         check_image(source, mask)
-    wanted = Wanted(source, mask.info["model"]["source"] if model is None else model, footprint=footprint)
+    request = Request(source, mask.info["model"]["source"] if model is None else model, footprint=footprint)
     if not found.not_recomputed:
-        return wanted.settle_as(mask.info, mask.path, refuse=_refuse_another)
+        return request.settle_as(mask.info, mask.path, refuse=_refuse_another)
     if model is not None and source is not None:
-        wanted.settle_complete(mask.info, mask.path, refuse=_refuse_another).close()
+        request.settle_complete(mask.info, mask.path, refuse=_refuse_another).close()
     elif model is not None:
-        wanted.refuse_another_model(mask.info, mask.path, _refuse_another)
+        request.refuse_another_model(mask.info, mask.path, _refuse_another)
     return None
 
 
@@ -280,9 +280,9 @@ def border_windows(plan: Plan, count: int, rng: np.random.Generator, parts: Sequ
         yield Box(tuple(start), tuple(stop))
 
 
-def _refuse_another(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str | Path) -> None:
+def _refuse_another(found: Mapping[str, Any], request: Mapping[str, Any], name: str | Path) -> None:
     """Raise `OutputMismatch` if windows would be recomputed in another way than the mask says it was made."""
-    if differs := contradiction(found, wanted):
+    if differs := contradiction(found, request):
         part, field, old, new = differs
         way = {"record": "Verify it with the tilenet and on the machine that made it"}.get(
             part, f"Give the {part} that it was made with"

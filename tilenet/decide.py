@@ -201,7 +201,7 @@ class ObjectRule:
     """What is an object; see `tilenet.objects` for what each number does.
 
     `spacing` is relative to the finest axis, see `relative_spacing`; empty for pixels as long along each axis. `link`
-    is the threshold of `tilenet.linking`; None if objects of planes are not linked.
+    is the threshold of `tilenet.instances.linking`; None if objects of planes are not linked.
     """
 
     min_size: int = 20
@@ -217,7 +217,7 @@ class ObjectRule:
                 raise SettingsError(f"{name} {value!r} is not a number of 0 or more")
         if not (isinstance(self.least_depth, Real) and 0 <= self.least_depth <= 1):
             raise SettingsError(f"least_depth {self.least_depth} is not between 0 and 1")
-        # Below 1, smoothing would reach further than `tilenet.separation.REACH`.
+        # Below 1, smoothing would reach further than `tilenet.instances.separation.REACH`.
         if not all(1 <= step < inf for step in self.spacing):
             raise SettingsError(f"spacing {self.spacing} is not relative to the finest axis")
         if self.link is not None and not 0 < self.link <= 1:

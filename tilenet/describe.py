@@ -7,9 +7,9 @@ from typing import Any
 
 from tilenet.errors import OutputError, TilenetError
 from tilenet.readers import open_image
-from tilenet.readers.boundary import PiecesMissing
 from tilenet.readers.image import Image
-from tilenet.readers.sized import overruled_size
+from tilenet.readers.library_errors import PiecesMissing
+from tilenet.readers.stated_size import overruled_size
 
 MODEL_SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -28,7 +28,7 @@ def describe(file: str, *, axes: str | None = None, pixel_size: Any = None, mode
     model : str
         For an image: the model for which to describe what `segment` would read.
     """
-    from tilenet.models import packaged_models
+    from tilenet.models.saved import packaged_models
 
     if file in packaged_models() or Path(file).suffix in MODEL_SUFFIXES:
         return _model(file)
@@ -36,7 +36,7 @@ def describe(file: str, *, axes: str | None = None, pixel_size: Any = None, mode
 
 
 def _model(file: str) -> dict[str, Any]:
-    from tilenet.models import fingerprint, load_model
+    from tilenet.models.saved import fingerprint, load_model
 
     network = load_model(file)
     assert network.card is not None
@@ -46,7 +46,7 @@ def _model(file: str) -> dict[str, Any]:
 
 
 def _mask(file: str) -> dict[str, Any] | None:
-    from tilenet.tiff_mask import open_mask
+    from tilenet.masks.tiff_mask import open_mask
 
     try:
         mask = open_mask(file)
@@ -68,8 +68,8 @@ def _mask(file: str) -> dict[str, Any] | None:
 
 
 def _unfinished(file: str) -> dict[str, Any] | None:
-    from tilenet.object_shares import how_far
-    from tilenet.shares import how_to_go_on, written_of
+    from tilenet.runs.object_shares import how_far
+    from tilenet.runs.shares import how_to_go_on, written_of
     from tilenet.store import is_ours
     from tilenet.store.metadata import MAKING
 
@@ -117,8 +117,8 @@ def _opened(file: str, **how: Any) -> tuple[Image, str]:
 
 def _reading(image: Image, model: str) -> str:
     """Return what a model would be given of an image, or why the image would be refused."""
-    from tilenet.options import Options
-    from tilenet.settling import settle
+    from tilenet.jobs.options import Options
+    from tilenet.jobs.settling import settle
 
     try:
         job = settle(image, model, Options())

@@ -21,19 +21,19 @@ from uuid import uuid4
 
 import numpy as np
 
-from tilenet import predict
 from tilenet.arguments import known_options
 from tilenet.errors import ImageError, SettingsError, one_line
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
-from tilenet.job import Job
-from tilenet.models import fingerprint
-from tilenet.named import function_of
-from tilenet.options import Options, check_output_option
+from tilenet.jobs.job import Job
+from tilenet.jobs.options import Options, check_output_option
+from tilenet.jobs.settling import settle
+from tilenet.models.named import function_of
+from tilenet.models.saved import fingerprint
 from tilenet.plan import Plan
+from tilenet.predict import predictors
 from tilenet.readers.array import client_of
-from tilenet.settling import settle
-from tilenet.tiles import Tiles, Weights
+from tilenet.tiled_array import Tiles, Weights
 
 # Most chunks by default. Dask walks the keys of all chunks for each result, which takes a tenth of a second for
 # this many.
@@ -122,7 +122,7 @@ def _portable(job: Job, model: Any) -> Job:
     """Return the job with `Weights` in place of its network if it came from a file, else with a copy of the network."""
     if isinstance(model, str | Path) and not function_of(model):
         return replace(job, network=Weights(job.source, fingerprint(job.network)))
-    return replace(job, network=copy.deepcopy(job.network)) if predict.is_network(job.network) else job
+    return replace(job, network=copy.deepcopy(job.network)) if predictors.is_network(job.network) else job
 
 
 def _dask_array(tiles: Tiles, chunks: Any) -> Any:

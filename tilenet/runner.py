@@ -19,11 +19,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.ahead import Batch, Reading, Timed, all_batches, batches_ahead, timed
 from tilenet.decide import Arrays, Decision, block_buffers, decide_each
 from tilenet.errors import EnvironmentFault, first_line
 from tilenet.footprint import Footprint
 from tilenet.plan import Block, Plan, Tile
+from tilenet.prefetch import Batch, Reading, Timed, all_batches, batches_ahead, timed
 from tilenet.readers.image import READERS, Image
 
 # Most blocks that are finished but not yet on disk. Together with the batches read ahead, this bounds the memory beside

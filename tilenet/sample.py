@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tilenet.errors import OutputExists, SettingsError
 from tilenet.geometry import mirror
-from tilenet.store.place import put_whole
-from tilenet.tiff_mask import is_tiff
+from tilenet.masks.tiff_mask import is_tiff
+from tilenet.store.destination import put_whole
 
 SIDE, LEVELS, FILE_TILE = 4096, 4, 256
 

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from tilenet import machine
-from tilenet.job import Job
-from tilenet.memory import demand_of
-from tilenet.options import Options
+from tilenet.jobs.job import Job
+from tilenet.jobs.options import Options
+from tilenet.jobs.settling import settle
 from tilenet.plan import Tile
+from tilenet.predict.memory import demand_of
 from tilenet.runner import deciding
 from tilenet.scaling import Scaling
-from tilenet.settling import settle
 from tilenet.sizes import DEFAULT_MEMORY, plan_tiles
 
 SECONDS = 60.0
@@ -105,7 +105,7 @@ def tune(
     Parameters
     ----------
     source, model, options
-        As for `tilenet.settling.settle`; options that are given are not varied.
+        As for `tilenet.jobs.settling.settle`; options that are given are not varied.
     seconds : float
         Time limit: a setting that is expected to exceed it, with its comparison with the default, is not tried. The
         default setting always is.

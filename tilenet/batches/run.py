@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from tilenet.address import check_local, shown
 from tilenet.arguments import WORKERS, known_options
-from tilenet.batches.beside import Columns, SideFiles
-from tilenet.batches.orders import Order, read_orders
-from tilenet.batches.slides import BatchRun
+from tilenet.batches.image_list import Order, read_orders
+from tilenet.batches.image_runs import BatchRun
+from tilenet.batches.side_files import Columns, SideFiles
 from tilenet.batches.summary import Result, is_own
 from tilenet.batches.ways import ways_of_batch
 from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.export.areas import parse_area
 from tilenet.export.intensities import Intensities
 from tilenet.footprint import Footprint
-from tilenet.named import function_of
-from tilenet.options import DERIVED, Options, check_output_option, refuse_with_objects
-from tilenet.outputs import check_folder_name
-from tilenet.shares import checked_share
+from tilenet.jobs.options import DERIVED, Options, check_output_option, refuse_with_objects
+from tilenet.models.named import function_of
+from tilenet.runs.outputs import check_folder_name
+from tilenet.runs.shares import checked_share
 from tilenet.store import Share
-from tilenet.store.place import refuse_inside_mask
+from tilenet.store.destination import refuse_inside_mask
 from tilenet.workers.distributed import check_client, check_sendable
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from tilenet.export.counts import put_table
+from tilenet.export.totals_table import put_table
 from tilenet.resolution import TOLERANCE
 from tilenet.store import Share
-from tilenet.store.place import put_whole
+from tilenet.store.destination import put_whole
 
 # Names of a batch's own tables, which the table of an image cannot have.
 OWN_TABLES = re.compile(r"(summary|counts)(-\d+-of-\d+)?")

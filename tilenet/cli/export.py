@@ -13,8 +13,8 @@ from tilenet.cli.output import progress_bar, remarks, show, sides
 from tilenet.errors import SettingsError
 
 if TYPE_CHECKING:
-    from tilenet.export.measured import Measured
-    from tilenet.export.within import InRegion
+    from tilenet.export.drawn_regions import InRegion
+    from tilenet.export.totals import Measured
 
 FILE = click.Path(path_type=Path)
 # Volumes below so many mm3 have densities per 1,000 um3: those per mm3 would be many millions.
@@ -35,7 +35,7 @@ SMALL = 1e-3
 @click.option("--counts", type=FILE, help="With --csv: a table of the counts and densities, of each region too.")
 @click.option(
     "--pixel-size",
-    type=Parsed("UM or Z,Y,X", "readers.sized", "parse_pixel_size"),
+    type=Parsed("UM or Z,Y,X", "readers.stated_size", "parse_pixel_size"),
     help="Micrometres per pixel of the image at level 0, where the mask has none.",
 )
 @click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, 80px of the mask; 20um3 of volumes.")
@@ -112,7 +112,7 @@ def _refuse_idle(choice: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
 
 def _tiff(mask: Path, out: Path, *, overwrite: bool) -> tuple[dict[str, Any], str]:
     """Write a TIFF; return its description as a dict and as text."""
-    from tilenet.tiff_export import write_tiff
+    from tilenet.masks.tiff_export import write_tiff
 
     written = write_tiff(mask, out, overwrite=overwrite)
     facts = {"out": str(out), "axes": written.axes, "shape": written.shape}
@@ -132,7 +132,7 @@ def _polygons(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[
 
 def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
     """Write a table; return its counts as a dict and as text, and whether its lines are objects."""
-    from tilenet.export.measures import write_table
+    from tilenet.export.table import write_table
 
     with progress_bar("rows", shown=not quiet) as progress:
         found = write_table(mask, out, progress=progress, **said)

@@ -35,7 +35,7 @@ from tilenet.geometry import Box
 from tilenet.interrupts import Interrupted, interruptible
 
 if TYPE_CHECKING:
-    from tilenet.job import Job
+    from tilenet.jobs.job import Job
     from tilenet.readers.image import Image
 
 # Entries of a description that are printed under another name than JSON has, which would be taken for something else.
@@ -58,8 +58,8 @@ def cli(debug: bool) -> None:
 @JSON
 def plan(image: str, as_json: bool, **options: Any) -> None:
     """Show tiles, memory and disk space of a run on IMAGE; reads no pixels, except a coarse level for --tissue."""
-    from tilenet.options import Options
-    from tilenet.settling import settle
+    from tilenet.jobs.options import Options
+    from tilenet.jobs.settling import settle
 
     options = with_model(options)
     with settle(image, options.pop("model"), Options(**options)) as job:
@@ -105,7 +105,7 @@ def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
 
 def _overruled(image: Image) -> str:
     """Return a note with the axes and the pixel size that the file states, if the image is read with others."""
-    from tilenet.readers.sized import overruled_size
+    from tilenet.readers.stated_size import overruled_size
 
     axes = image.stated_axes if image.stated_axes != image.axes else ""
     stated = [text for text in (axes, overruled_size(image)) if text]
@@ -114,8 +114,8 @@ def _overruled(image: Image) -> str:
 
 def _tissue_of(job: Job) -> tuple[dict[str, Any] | None, str]:
     """Return what would be skipped, as a dict and as text."""
-    from tilenet.cells import pixels_read
-    from tilenet.tissue import remark
+    from tilenet.tissue.cells import pixels_read
+    from tilenet.tissue.detection import remark
 
     if job.search.cheap and job.tissue:
         return job.tissue.to_json(job.plan), remark(job.tissue, job.plan)[1]
@@ -191,7 +191,7 @@ def verify(
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 def convert(weights: str, out: Path, **options: Any) -> None:
     """Write WEIGHTS as one .safetensors file with a model card."""
-    from tilenet.models import convert_model
+    from tilenet.models.saved import convert_model
 
     convert_model(weights, out, **{k: v for k, v in options.items() if v is not None})
     say(f"{out}")

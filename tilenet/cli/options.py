@@ -64,7 +64,7 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 PIXEL_SIZE = click.option(
     "--pixel-size",
-    type=Parsed("UM or Z,Y,X", "readers.sized", "parse_pixel_size"),
+    type=Parsed("UM or Z,Y,X", "readers.stated_size", "parse_pixel_size"),
     help="Micrometres per pixel at level 0, where the file does not say, or in place of what it says.",
 )
 # How to read an image and cut it into tiles.
@@ -85,7 +85,7 @@ image_options = with_options(
     PIXEL_SIZE,
     click.option(
         "--channels",
-        type=Parsed("N or NAME,...", "options", "parse_channels"),
+        type=Parsed("N or NAME,...", "jobs.options", "parse_channels"),
         help="Channels the network sees, in its order, by number or name.",
     ),
     click.option("--roi", type=PART, help="The part to take, in px of what the network sees.  [default: all]"),
@@ -99,12 +99,12 @@ image_options = with_options(
     ),
     click.option(
         "--tile",
-        type=Parsed("PX or Z,Y,X", "options", "parse_sides"),
+        type=Parsed("PX or Z,Y,X", "jobs.options", "parse_sides"),
         help="Side in px of what a tile writes, or one per axis.  [default: chosen by cost and memory]",
     ),
     click.option("--batch", type=int, help="Most tiles per forward pass."),
     click.option(
-        "--memory", type=Parsed("BYTES", "options", "parse_bytes"), help="Memory for the run.  [default: 4GB]"
+        "--memory", type=Parsed("BYTES", "jobs.options", "parse_bytes"), help="Memory for the run.  [default: 4GB]"
     ),
     click.option(
         "--threads",

@@ -16,7 +16,7 @@ import click
 from tilenet.errors import EnvironmentFault
 
 if TYPE_CHECKING:
-    from tilenet.compute import Progress
+    from tilenet.jobs.compute import Progress
     from tilenet.runner import Report
 
 # Shortest time in seconds for which a rate is meaningful.

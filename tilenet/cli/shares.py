@@ -34,9 +34,9 @@ shard_option = click.option(
 
 def share_result(out: Path, into: Path | None, share: tuple[int, int], seconds: float) -> tuple[dict[str, Any], str]:
     """Return the result of a share whose store is not complete yet, as a dict and as text."""
-    from tilenet.into import open_target
-    from tilenet.object_shares import how_far
-    from tilenet.shares import written_of
+    from tilenet.masks.into import open_target
+    from tilenet.runs.object_shares import how_far
+    from tilenet.runs.shares import written_of
 
     name, took = "{}/{}".format(*share), {"seconds": round(seconds, 2)}
     result = {"out": str(out), "share": name, "complete": False}
@@ -57,7 +57,7 @@ def finish(out: Path, as_json: bool, quiet: bool) -> None:
 
     The last share does so by itself; this is for when that one was killed.
     """
-    from tilenet.shares import finish_shares
+    from tilenet.runs.shares import finish_shares
 
     with progress_bar("blocks", shown=not quiet) as progress:
         finish_shares(out, progress=progress)

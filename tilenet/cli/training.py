@@ -158,7 +158,7 @@ def train(
 ) -> None:
     """Train a U-Net on DATA: a folder with images/ and labels/, files of one stem in each."""
     from tilenet.machine import keep_freed_memory
-    from tilenet.models import fingerprint
+    from tilenet.models.saved import fingerprint
     from tilenet.training.loop import train as train_network
 
     keep_freed_memory()
@@ -186,13 +186,13 @@ def train(
 )
 @click.option(
     "--pixel-size",
-    type=Parsed("UM or Z,Y,X", "readers.sized", "parse_pixel_size"),
+    type=Parsed("UM or Z,Y,X", "readers.stated_size", "parse_pixel_size"),
     help="Micrometres per pixel, for masks that are split into objects, where the files do not say.",
 )
 @JSON
 def evaluate(prediction: Path, truth: Path, as_json: bool, **options: Any) -> None:
     """Score PREDICTION against TRUTH: two files, or two folders of files with the same stems."""
-    from tilenet.evaluation import evaluate as score
+    from tilenet.evaluation.scoring import evaluate as score
 
     with remarks(shown=not as_json) as said:
         scores = score(prediction, truth, **options)

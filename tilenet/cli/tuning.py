@@ -26,7 +26,7 @@ def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:
     Options given are kept fixed; nothing above --memory is tried. No default is changed.
     """
     from tilenet import machine
-    from tilenet.options import Options
+    from tilenet.jobs.options import Options
     from tilenet.tuning import tune as measure
 
     options = with_model(options)

@@ -26,7 +26,7 @@ from tilenet.export.intensities import Intensities
 from tilenet.export.placement import Grid
 from tilenet.export.shapes import Progress, Shape, has_volumes, open_for, shapes_of
 from tilenet.store import AnyMask
-from tilenet.store.place import put_whole
+from tilenet.store.destination import put_whole
 
 KINDS = ("detection", "annotation")
 # QuPath's own classes (PathClassTools in its source), and its colours for them.

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from skimage.color import hed_from_rgb, rgb_from_hed
 
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
-from tilenet.export.rules import STAINS, VERDICTS, judged, parse_rule
-from tilenet.export.spread import BITS, Spread
-from tilenet.provenance import how_to_name_image, open_as_segmented, refuse_another, resolution_of
+from tilenet.export.positive_rules import STAINS, VERDICTS, judged, parse_rule
+from tilenet.export.variation import BITS, Spread
+from tilenet.masks.provenance import how_to_name_image, open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image, closing
 from tilenet.readers.resampled import at_resolution
 from tilenet.store import AnyMask
-from tilenet.tissue import is_dark
+from tilenet.tissue.detection import is_dark
 
 # Optical density of each value of 8 bits. As in QuPath, 0 counts as 1: its logarithm is not finite.
 DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255)

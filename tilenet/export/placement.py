@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, OutputMismatch
 from tilenet.export.corners import Ring
-from tilenet.provenance import how_to_name_image, open_as_segmented, refuse_another, resolution_of
+from tilenet.masks.provenance import how_to_name_image, open_as_segmented, refuse_another, resolution_of
 from tilenet.readers.image import Image, closing
 from tilenet.resolution import AS_STORED, downsample_factor
 from tilenet.store import AnyMask

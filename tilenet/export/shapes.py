@@ -24,10 +24,10 @@ from tilenet.errors import SettingsError
 from tilenet.export.corners import Ring
 from tilenet.export.outlines import Region, regions
 from tilenet.export.placement import Grid, find_grid
-from tilenet.readers.sized import differ, parse_pixel_size, size_text
-from tilenet.spared import check_file_place, refuse_inside
+from tilenet.masks.protected import check_file_place, refuse_inside
+from tilenet.masks.tiff_mask import TILE, open_mask
+from tilenet.readers.stated_size import differ, parse_pixel_size, size_text
 from tilenet.store import AnyMask
-from tilenet.tiff_mask import TILE, open_mask
 
 # Number of pixels to read at once, and to outline at once.
 BAND, STRIP = 2**27, 2**24
@@ -97,7 +97,7 @@ def open_for(
     mask, image, pixel_size
         As for `tilenet.write_geojson`.
     replace, is_ours, kind
-        As for `tilenet.spared.check_file_place`.
+        As for `tilenet.masks.protected.check_file_place`.
     """
     with open_mask(mask) as opened:
         refuse_inside(out, image=opened.info["image"]["path"])

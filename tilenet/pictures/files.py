@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.errors import SettingsError
+from tilenet.masks.protected import check_file_place
+from tilenet.masks.tiff_mask import name_of
 from tilenet.pictures.drawing import Picture
-from tilenet.spared import check_file_place
-from tilenet.store.place import put_whole
-from tilenet.tiff_mask import name_of
+from tilenet.store.destination import put_whole
 
 # Formats that can carry the mark by which tilenet recognises its own pictures.
 KINDS = ("PNG", "JPEG", "TIFF", "WEBP")

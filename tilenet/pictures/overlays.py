@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from tilenet.arguments import known_options
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.export.listed import Listed, Listing, read_listed
+from tilenet.export.drawn_regions import Drawn, covered, outlines, read_regions
+from tilenet.export.listed_objects import Listed, Listing, read_listed
 from tilenet.export.placement import Grid, grid_in
-from tilenet.export.within import Drawn, covered, outlines, read_regions
 from tilenet.geometry import Box
+from tilenet.masks.provenance import open_as_segmented, remark, resolution_of
+from tilenet.masks.tiff_mask import open_mask
 from tilenet.pictures.drawing import (
     Colours,
     Picture,
@@ -32,13 +34,11 @@ from tilenet.pictures.drawing import (
     stain_colours,
 )
 from tilenet.pictures.reduced import photo, values_of
-from tilenet.provenance import open_as_segmented, remark, resolution_of
 from tilenet.readers.image import Image, closing
 from tilenet.readers.resampled import at_resolution
 from tilenet.region import Roi, find_roi
 from tilenet.scaling import Scaling
 from tilenet.store import AnyMask
-from tilenet.tiff_mask import open_mask
 
 # Warnings about what the picture shows; the command line prints them.
 LOG = logging.getLogger("tilenet")

@@ -10,10 +10,10 @@ from typing import Any
 from tilenet.address import file_of, is_address, shown
 from tilenet.arguments import known_options
 from tilenet.errors import ImageError, ImageNotFound, SettingsError, TilenetError
-from tilenet.readers.boundary import refusing
+from tilenet.readers.formats import dicom_files, kind_of, refuse_remote_file
 from tilenet.readers.image import Image
-from tilenet.readers.kinds import dicom_files, kind_of, refuse_remote_file
-from tilenet.readers.sized import SizedImage, parse_pixel_size
+from tilenet.readers.library_errors import refusing
+from tilenet.readers.stated_size import SizedImage, parse_pixel_size
 from tilenet.readers.zarr_metadata import has_documents
 
 __all__ = ["open_image"]
@@ -36,7 +36,7 @@ def open_image(
     Parameters
     ----------
     source : str, Path, numpy.ndarray, zarr.Array, dask.array.Array or Image
-        A file or a folder (of zarr, DICOM or numbered planes; `readers.kinds` describes which reader
+        A file or a folder (of zarr, DICOM or numbered planes; `readers.formats` describes which reader
         opens which format), a dataset in an HDF5 file (``volume.h5/raw``), the address of a zarr folder
         (``https://`` or ``s3://``), an array, or an open image, which is returned unchanged, or at `level`
         if that is not 0.

@@ -13,8 +13,8 @@ import numpy as np
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import Span, axis_map_of
-from tilenet.readers.boundary import pixel_dtype, refusing
 from tilenet.readers.image import Level, Pixels, SingleLevelImage, names_of_array
+from tilenet.readers.library_errors import pixel_dtype, refusing
 
 # Bytes to hash at once.
 HASHED = 2**24

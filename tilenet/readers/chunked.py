@@ -8,9 +8,9 @@ from typing import Self
 
 from tilenet.geometry import Box
 from tilenet.readers.axes import AxisMap, Span
-from tilenet.readers.boundary import DAMAGED, check_level, refusing
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.image import Image, Pixels
+from tilenet.readers.library_errors import DAMAGED, check_level, refusing
 
 
 class ChunkedImage(Image):

@@ -21,7 +21,10 @@ import numpy as np
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
-from tilenet.readers.boundary import (
+from tilenet.readers.cache import PieceCache
+from tilenet.readers.fixed_grid import assemble
+from tilenet.readers.image import RGB, Image, Level, Pixels, SingleLevelImage
+from tilenet.readers.library_errors import (
     DAMAGED,
     LONGEST_AXIS,
     check_level,
@@ -31,9 +34,6 @@ from tilenet.readers.boundary import (
     reduce_by_path,
     refusing,
 )
-from tilenet.readers.cache import PieceCache
-from tilenet.readers.image import RGB, Image, Level, Pixels, SingleLevelImage
-from tilenet.readers.pieces import assemble
 
 SIDE = (1024, 1024)
 # Samples and dtype of each of libCZI's pixel types; colours are stored blue first.

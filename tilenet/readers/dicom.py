@@ -20,7 +20,10 @@ import numpy as np
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
 from tilenet.readers.axes import AxisMap, axis_map_of
-from tilenet.readers.boundary import (
+from tilenet.readers.fixed_grid import assemble
+from tilenet.readers.formats import dicom_files
+from tilenet.readers.image import CACHE_BYTES, RGB, Image, Level, Pixels
+from tilenet.readers.library_errors import (
     DAMAGED,
     LONGEST_AXIS,
     check_level,
@@ -32,9 +35,6 @@ from tilenet.readers.boundary import (
     reduce_by_path,
     refusing,
 )
-from tilenet.readers.image import CACHE_BYTES, RGB, Image, Level, Pixels
-from tilenet.readers.kinds import dicom_files
-from tilenet.readers.pieces import assemble
 
 
 class DicomSource:

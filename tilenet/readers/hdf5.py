@@ -19,7 +19,6 @@ import numpy as np
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box, cell_box, round_down
 from tilenet.readers.axes import axis_map_of
-from tilenet.readers.boundary import DAMAGED, positive, reduce_by_path, refusing
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.chunked import ChunkedImage
 from tilenet.readers.hdf5_file import (
@@ -33,6 +32,7 @@ from tilenet.readers.hdf5_file import (
     what_is_inside,
 )
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
+from tilenet.readers.library_errors import DAMAGED, positive, reduce_by_path, refusing
 from tilenet.resolution import coarser_size
 
 HEADER_BYTES = 1024

@@ -16,8 +16,8 @@ import numpy as np
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
-from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_piece, needing, pixel_dtype, refusing
 from tilenet.readers.image import Pixels
+from tilenet.readers.library_errors import DAMAGED, LONGEST_AXIS, check_piece, needing, pixel_dtype, refusing
 
 # Soft links that are followed, one after another, to one dataset.
 MOST_LINKS = 16

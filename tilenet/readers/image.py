@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
-from tilenet.readers.boundary import check_level
-from tilenet.readers.fold import fold
-from tilenet.readers.frame import Frame
+from tilenet.readers.library_errors import check_level
+from tilenet.readers.mirroring import fold
+from tilenet.readers.ome_frame import Frame
 from tilenet.resolution import downsample_factor
 
 Pixels = NDArray[Any]

@@ -12,9 +12,9 @@ from math import nan
 from typing import Any
 
 from tilenet.errors import ImageError
-from tilenet.readers.boundary import DAMAGED, positive
 from tilenet.readers.hdf5 import Contents, Grid
 from tilenet.readers.hdf5_file import Stored, attribute_of, follow, text_of
+from tilenet.readers.library_errors import DAMAGED, positive
 from tilenet.readers.units import MICROMETERS
 
 DATA, ABOUT = "DataSet", "DataSetInfo"

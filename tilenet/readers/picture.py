@@ -16,9 +16,9 @@ import numpy as np
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
-from tilenet.readers.boundary import check_piece, pixel_dtype, reduce_by_path, refusing
 from tilenet.readers.codestreams import picture_size
 from tilenet.readers.image import RGB, Level, Pixels, SingleLevelImage
+from tilenet.readers.library_errors import check_piece, pixel_dtype, reduce_by_path, refusing
 
 DECODERS = {"png": imagecodecs.png_decode, "jpeg": imagecodecs.jpeg_decode, "bmp": imagecodecs.bmp_decode}
 # Markers (ITU-T T.81, B.1.1.3). Within a scan, a data byte FF is followed by 00, so neither occurs there by chance.

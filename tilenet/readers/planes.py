@@ -18,11 +18,11 @@ from typing import Any
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
-from tilenet.readers.boundary import reduce_by_path, refusing
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.codestreams import picture_size
+from tilenet.readers.formats import PICTURES, kind_of
 from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels, SingleLevelImage
-from tilenet.readers.kinds import PICTURES, kind_of
+from tilenet.readers.library_errors import reduce_by_path, refusing
 
 HEADER_BYTES = 2**16
 # Files that file managers leave in folders; they are ignored.

@@ -17,8 +17,8 @@ from urllib.parse import unquote
 
 from tilenet.address import Address
 from tilenet.errors import EnvironmentFault, ImageError, ImageNotFound, TilenetError
-from tilenet.readers.boundary import needing
-from tilenet.readers.fetched import FetchCache
+from tilenet.readers.library_errors import needing
+from tilenet.readers.remote_cache import FetchCache
 
 # Timeouts: to connect, between two pieces of an answer, for one answer, and for all retries of a request.
 CONNECT, SILENCE, ANSWER, TRYING = (timedelta(seconds=n) for n in (10, 30, 600, 60))

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box, ceil_div
-from tilenet.readers.boundary import check_level
-from tilenet.readers.frame import Frame, scaled
 from tilenet.readers.image import DerivedImage, Image, Level, Pixels
+from tilenet.readers.library_errors import check_level
+from tilenet.readers.ome_frame import Frame, scaled
 from tilenet.resolution import AS_STORED, PixelSize, Resolution
 
 # Most pixels (of all channels, stored or resampled) to process at once, and the temporary memory for each.

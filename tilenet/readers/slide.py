@@ -1,4 +1,4 @@
-"""Read slides through OpenSlide: MIRAX (MRXS) and the other formats of `kinds.SLIDE_NAMES`.
+"""Read slides through OpenSlide: MIRAX (MRXS) and the other formats of `formats.SLIDE_NAMES`.
 
 Pixels are 8-bit red, green and blue, as OpenSlide returns them. Areas that were not scanned are
 transparent in OpenSlide, and are read as the slide's background colour (white if it names none).
@@ -17,10 +17,18 @@ import numpy as np
 
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
-from tilenet.readers.boundary import DAMAGED, LONGEST_AXIS, check_level, needing, positive, reduce_by_path, refusing
 from tilenet.readers.cache import PieceCache
+from tilenet.readers.fixed_grid import assemble
 from tilenet.readers.image import RGB, Image, Level, Pixels
-from tilenet.readers.pieces import assemble
+from tilenet.readers.library_errors import (
+    DAMAGED,
+    LONGEST_AXIS,
+    check_level,
+    needing,
+    positive,
+    reduce_by_path,
+    refusing,
+)
 from tilenet.resolution import coarser_size
 
 SIDE = (512, 512)

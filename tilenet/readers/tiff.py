@@ -26,8 +26,16 @@ from tifffile import PHOTOMETRIC
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import AxisMap, Span, axis_map_of
-from tilenet.readers.boundary import DAMAGED, check_level, check_missing, pixel_dtype, quietly, reduce_by_path, refusing
 from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.library_errors import (
+    DAMAGED,
+    check_level,
+    check_missing,
+    pixel_dtype,
+    quietly,
+    reduce_by_path,
+    refusing,
+)
 from tilenet.readers.tiff_decode import PageReader
 from tilenet.readers.tiff_metadata import channel_names, check_ome, pixel_sizes
 from tilenet.readers.tiff_pages import Segments, n_alpha, segments_of, stored_dimensions

@@ -13,10 +13,10 @@ import numpy as np
 from tifffile import COMPRESSION
 
 from tilenet.errors import ImageError
-from tilenet.readers.boundary import refusing
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.codestreams import picture_size
 from tilenet.readers.image import Pixels
+from tilenet.readers.library_errors import refusing
 from tilenet.readers.tiff_pages import Segments
 
 # Compressions whose decoder takes JPEG tables.

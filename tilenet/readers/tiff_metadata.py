@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 from tifffile import PHOTOMETRIC
 
 from tilenet.errors import ImageError
-from tilenet.readers.boundary import positive
 from tilenet.readers.image import RGB
+from tilenet.readers.library_errors import positive
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 from tilenet.readers.units import MICROMETERS
 from tilenet.resolution import coarser_size

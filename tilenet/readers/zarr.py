@@ -12,11 +12,11 @@ import numpy as np
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.geometry import Box, cell_box, round_down
 from tilenet.readers.axes import AxisMap, axis_map_of
-from tilenet.readers.boundary import LONGEST_AXIS, check_level, pixel_dtype, quietly, reduce_by_path, refusing
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.chunked import ChunkedImage
-from tilenet.readers.frame import Frame, along, in_known_units
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
+from tilenet.readers.library_errors import LONGEST_AXIS, check_level, pixel_dtype, quietly, reduce_by_path, refusing
+from tilenet.readers.ome_frame import Frame, along, in_known_units
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
 from tilenet.resolution import coarser_size
 
@@ -75,7 +75,7 @@ class ZarrImage(ChunkedImage):
 
     @property
     def shift(self) -> tuple[float, ...]:
-        """No shift: where each level lies is for the metadata to say (`frame`)."""
+        """No shift: where each level lies is for the metadata to say (`ome_frame`)."""
         return (0.0,) * len(self.box_axes)
 
     def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tilenet.errors import ImageError
-from tilenet.readers.boundary import refusing
-from tilenet.readers.frame import Frame, frame_of
 from tilenet.readers.image import AXES
+from tilenet.readers.library_errors import refusing
+from tilenet.readers.ome_frame import Frame, frame_of
 from tilenet.readers.units import MICROMETERS
 
 DAMAGED = "The metadata is damaged; get the image again"

@@ -17,8 +17,8 @@ from zarr.storage import ObjectStore
 
 from tilenet.address import parse_address
 from tilenet.errors import EnvironmentFault
-from tilenet.readers.fetched import KEPT_BYTES
 from tilenet.readers.remote import BucketNotFound, Forbidden, Remote
+from tilenet.readers.remote_cache import KEPT_BYTES
 from tilenet.readers.zarr_metadata import DEEPEST, DOCUMENTS, LARGEST_DOCUMENT, Folder
 from tilenet.readers.zarr_store import Bounded
 

@@ -7,10 +7,10 @@ ends with the same bytes.
 """
 
 from tilenet.store.damage import Damage
+from tilenet.store.destination import can_resume, check_free, held_whole, is_complete, is_ours, refuse_shares
 from tilenet.store.layout import Layout
 from tilenet.store.lease import Share
 from tilenet.store.mask import AnyMask, Mask, open_mask, refuse_unfinished
-from tilenet.store.place import can_resume, check_free, held_whole, is_complete, is_ours, refuse_shares
 from tilenet.store.pyramid import CoarserBlock, ShardMaker
 from tilenet.store.tissue_map import TissueMap
 from tilenet.store.writer import Store

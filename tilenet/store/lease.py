@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from tilenet.errors import OutputLocked
 from tilenet.store import shared_run
-from tilenet.store.files import put_under_new_name, remove_file
-from tilenet.store.holder import Holder, read_holder, run_of, write_holder
+from tilenet.store.file_system import put_under_new_name, remove_file
+from tilenet.store.lease_holder import Holder, read_holder, run_of, write_holder
 
 BEAT = 10.0
 # Seconds without a heartbeat after which a holder on another machine counts as dead.

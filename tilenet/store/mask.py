@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from tilenet.errors import BlocksFailed, OutputIncomplete, first_line, one_line
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import blocks_lost, find_damage
-from tilenet.store.files import ACCESSED, AGAIN, faults_named
-from tilenet.store.kept import KeptFiles, Replaced, Stamp, stamp_of
+from tilenet.store.destination import is_ours
+from tilenet.store.file_system import ACCESSED, AGAIN, faults_named
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import placement, read_root
-from tilenet.store.place import is_ours
+from tilenet.store.strict_files import KeptFiles, Replaced, Stamp, stamp_of
 from tilenet.store.tissue_map import TissueMap
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ import numpy as np
 from tilenet.errors import OutputError, OutputNotFound
 from tilenet.geometry import Box
 from tilenet.store import codec
-from tilenet.store.files import ACCESSED, AGAIN, faults_named
+from tilenet.store.file_system import ACCESSED, AGAIN, faults_named
 from tilenet.store.layout import DOCUMENTS, TISSUE, ArrayLayout, Layout
 from tilenet.store.tissue_map import TISSUE_COLOR, TissueMap
 
 FORMAT = 1
 ZSTD_LEVEL = 3
 OWN = ".tilenet"
-# Ending of the folder beside a mask in which a run with objects keeps what it has found (`tilenet.numbering`).
+# Ending of the folder beside a mask in which a run with objects keeps what it has found (`tilenet.runs.numbering`).
 MAKING = ".making"
 OME = {2: "0.4", 3: "0.5"}
 GROUP = json.dumps({"zarr_format": 2}).encode()

@@ -13,10 +13,10 @@ from typing import Any
 
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import find_damage, read_right
-from tilenet.store.files import fsync_path, put_bytes, remove_parts, remove_tree, step, write_file
+from tilenet.store.destination import REPLACED
+from tilenet.store.file_system import fsync_path, put_bytes, remove_parts, remove_tree, step, write_file
 from tilenet.store.journal import FOLDER, MERGED, Written
 from tilenet.store.metadata import OWN, root_document
-from tilenet.store.place import REPLACED
 
 LOG, SHARE = "log.jsonl", "share"
 

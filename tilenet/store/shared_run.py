@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tilenet.errors import OutputError
-from tilenet.store.files import put_bytes, put_under_new_name, remove_file
+from tilenet.store.file_system import put_bytes, put_under_new_name, remove_file
 
 TRIES = 100
 

@@ -9,12 +9,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputIncomplete
-from tilenet.store import begun
+from tilenet.store import flight_notes
 from tilenet.store.blocks import Shard, shards_of
-from tilenet.store.files import ACCESSED, faults_named
-from tilenet.store.listing import enlist
+from tilenet.store.file_system import ACCESSED, faults_named
+from tilenet.store.label_list import enlist
 from tilenet.store.metadata import OWN
-from tilenet.store.opened import OpenedStore
+from tilenet.store.opening import OpenedStore
 from tilenet.store.pyramid import Damaged, ShardMaker, shards_one_by_one
 from tilenet.store.seal import seal, tidy, write_root
 
@@ -99,8 +99,8 @@ class Store(OpenedStore):
         try:
             self._check_allowed()
             with faults_named(self.path):
-                before = begun.begin(self.path / OWN, flight, self._blocks.pen.writer)
-                return None if before is None else begun.lines_by(self.path / OWN, before, blocks)
+                before = flight_notes.begin(self.path / OWN, flight, self._blocks.pen.writer)
+                return None if before is None else flight_notes.lines_by(self.path / OWN, before, blocks)
         except EnvironmentFault:
             self._check_allowed()
             raise
@@ -108,12 +108,12 @@ class Store(OpenedStore):
     def is_begun(self, flight: str) -> bool:
         """Return whether a writer that joined has begun a flight that has not ended."""
         with faults_named(self.path, what=ACCESSED):
-            return begun.is_begun(self.path / OWN, flight)
+            return flight_notes.is_begun(self.path / OWN, flight)
 
     def forget(self, flight: str) -> None:
         """Remove the note that a flight was begun, once its outcome is known."""
         with faults_named(self.path):
-            begun.forget(self.path / OWN, flight)
+            flight_notes.forget(self.path / OWN, flight)
 
     def adopt(self, line: bytes) -> None:
         """Record a block that a writer that joined has written, as if this writer had written it.

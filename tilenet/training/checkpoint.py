@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tilenet.errors import OutputError, OutputExists, OutputMismatch, one_line
-from tilenet.store.files import AGAIN, RESUME, faults_named, remove_file, remove_parts
-from tilenet.store.place import put_whole
+from tilenet.store.destination import put_whole
+from tilenet.store.file_system import AGAIN, RESUME, faults_named, remove_file, remove_parts
 
 State = dict[str, Tensor]
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
+from tilenet.evaluation.labels import files_by_stem, frames_of, is_image, lengths_of, read_labels
 from tilenet.geometry import Box
-from tilenet.labels import files_by_stem, frames_of, is_image, lengths_of, read_labels
 from tilenet.readers import open_image
 from tilenet.scaling import resolve
 from tilenet.training.recipe import Recipe

@@ -23,7 +23,7 @@ from tilenet.arguments import known_options
 from tilenet.card import ModelCard
 from tilenet.errors import ModelError, OutputError, SettingsError
 from tilenet.machine import find_device
-from tilenet.models import fingerprint, load_model, save_model
+from tilenet.models.saved import fingerprint, load_model, save_model
 from tilenet.training.checkpoint import Average, Folder
 from tilenet.training.crops import Crops
 from tilenet.training.data import Pair, chosen_of, digest_of, outline_of, read_pairs

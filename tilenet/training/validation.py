@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tilenet import metrics
 from tilenet.geometry import round_down
-from tilenet.instances import objects
+from tilenet.instances.in_memory import objects
 from tilenet.readers.array import ArrayImage
 from tilenet.sizes import plan_tiles
 from tilenet.training.data import Pair

@@ -22,15 +22,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from tilenet import predict
 from tilenet.address import absolute
-from tilenet.ahead import begun_ahead
-from tilenet.compute import Progress, finish, progress_counter, skip_background
 from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_line, one_line
-from tilenet.job import Job
+from tilenet.jobs.compute import Progress, finish, progress_counter, skip_background
+from tilenet.jobs.job import Job
+from tilenet.jobs.request import Request
+from tilenet.predict import predictors
+from tilenet.prefetch import begun_ahead
 from tilenet.runner import Report
 from tilenet.store import CoarserBlock, Store
-from tilenet.wanted import Wanted
 from tilenet.workers.flights import Flight, Queue, Slide, seconds_per_flight
 from tilenet.workers.worker import FlightResult, Task, compute_blocks
 
@@ -58,7 +58,7 @@ def check_sendable(image: Any, model: Any) -> None:
     if isinstance(model, str | Path):
         return
     name = type(model).__name__
-    if predict.is_network(model):
+    if predictors.is_network(model):
         raise SettingsError(
             f"{name}: workers load models by themselves. Save a UNet with tilenet.save_model and give its path; of "
             f"another network give MODULE:FUNCTION, such as my_networks:build: a function that returns it"
@@ -87,15 +87,15 @@ def check_client(client: Any) -> None:
         raise SettingsError("the client is asynchronous, and this call is not. Give client=distributed.Client(...)")
 
 
-def task_of(store: Store, job: Job, wanted: Wanted) -> Task:
+def task_of(store: Store, job: Job, request: Request) -> Task:
     """Return the task that workers are sent for a run."""
     # The working directory may hold a file or a folder with the name of a packaged model; the job knows which is meant.
-    model = job.source if isinstance(wanted.model, str | Path) else wanted.model
-    return Task(str(store.path), store.run, absolute(wanted.image), model, wanted.footprint)
+    model = job.source if isinstance(request.model, str | Path) else request.model
+    return Task(str(store.path), store.run, absolute(request.image), model, request.footprint)
 
 
 def fill_by_workers(
-    store: Store, job: Job, client: Client, wanted: Wanted, *, progress: Progress | None = None
+    store: Store, job: Job, client: Client, request: Request, *, progress: Progress | None = None
 ) -> Report:
     """Have workers compute the pending blocks of a store, and finish it; closes store and job in any case.
 
@@ -105,7 +105,7 @@ def fill_by_workers(
         The store to fill, and the job that fills it.
     client : distributed.Client
         Client of the cluster.
-    wanted : Wanted
+    request : Request
         Image, model and footprint, which each worker opens by itself.
     progress : callable, optional
         Called with the number of pixels done and the total number of pixels.
@@ -118,10 +118,10 @@ def fill_by_workers(
     try:
         if store.complete:
             return Report()
-        predict.forget(job.network)
+        predictors.forget(job.network)
         started, skipped = monotonic(), skip_background(job, store, store.layout.tissue_map)
         advance = progress_counter(job, store.pending(), progress)
-        slide = Slide(task_of(store, job, wanted), store, job, advance, report=Report(skipped=skipped))
+        slide = Slide(task_of(store, job, request), store, job, advance, report=Report(skipped=skipped))
         for _ in work_off(client, [slide]):
             slide.report.seconds = monotonic() - started
             slide.raise_if_failed()

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Any
 
-from tilenet.compute import raise_if_failed
 from tilenet.errors import BlocksFailed, TilenetError
-from tilenet.job import Job
+from tilenet.jobs.compute import raise_if_failed
+from tilenet.jobs.job import Job
 from tilenet.runner import Report
 from tilenet.store import Store
 from tilenet.workers.worker import BlockResult, FlightResult, Task

@@ -23,12 +23,12 @@ from tilenet import machine
 from tilenet.decide import Arrays
 from tilenet.errors import DeviceLost, EnvironmentFault, OutputLocked, TilenetError, first_line
 from tilenet.footprint import Footprint
-from tilenet.job import Job
-from tilenet.named import load_named
+from tilenet.jobs.job import Job
+from tilenet.jobs.request import Request
+from tilenet.models.named import load_named
 from tilenet.runner import Predictor, Report, run
 from tilenet.scaling import Scaling
 from tilenet.store import Store
-from tilenet.wanted import Wanted
 
 # Jobs that a process keeps open: the current one, and its neighbours in the queue.
 OPEN = 3
@@ -114,7 +114,7 @@ class Opened:
         """The job as this worker settles it."""
         task = self._task
         model = _network(task.model) if isinstance(task.model, str) else task.model
-        job = Wanted(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
+        job = Request(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
         job.remark_other_bits(self.store, f"{task.out} (on {socket.gethostname()})")
         return job
 

@@ -1,0 +1,267 @@
+"""The images of a batch, with their names and options, from paths, patterns and lists."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tilenet.address import file_of, is_address, last_name, shown
+from tilenet.card import parse_rule
+from tilenet.errors import SettingsError
+from tilenet.export.drawn_regions import Drawn, read_regions
+from tilenet.export.intensities import Intensities
+from tilenet.jobs.options import Options, parse_channels, parse_sides
+from tilenet.models.saved import packaged_models
+from tilenet.readers.stated_size import parse_pixel_size
+from tilenet.sheets import SEPARATORS, cells, name_columns, refusing, rows_of
+
+# Endings that are removed as well as the last one: slide.ome.tif is the slide "slide".
+INNER = (".ome",)
+# The value in a column of tissue masks that means: find the tissue in the image.
+AUTO = "auto"
+
+
+def _tissue(text: str) -> bool | str:
+    return text == AUTO or text
+
+
+# Columns of a list that are options, and the functions that parse their text.
+COLUMNS: Mapping[str, Callable[[str], Any]] = {
+    "level": int,
+    "mpp": float,
+    "axes": str,
+    "pixel_size": parse_pixel_size,
+    "channels": parse_channels,
+    "tile": parse_sides,
+    "batch": int,
+    "threads": int,
+    "scaling": parse_rule,
+    "threshold": float,
+    "least_depth": float,
+    "link": float,
+    "output": str,
+    "missing": str,
+    "tissue": _tissue,
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """One image of a batch.
+
+    Attributes
+    ----------
+    name : str
+        Name of its mask, without ending.
+    image : str
+        Path or address.
+    model : str, path or callable
+        As for `segment`.
+    options : Options
+        The options of the batch, replaced by its own where a list gives some.
+    within : tuple of Drawn
+        Regions of the image to count in, from a file that a list names.
+    positive : str or None
+        Which objects are positive, as for `write_table`.
+    """
+
+    name: str
+    image: str
+    model: Any
+    options: Options
+    within: tuple[Drawn, ...] = ()
+    positive: str | None = None
+
+
+def read_orders(
+    images: Sequence[str | Path], *, model: Any, options: Options, positive: str | None = None
+) -> list[Order]:
+    """Return an order for each image that paths, patterns and lists name.
+
+    Parameters
+    ----------
+    images : sequence of path
+        Files, patterns, and lists ending in ``.txt`` or ``.csv``.
+    model, options, positive
+        Used for each image unless a list gives others. A model in a list is a file relative to the list, if there is
+        such a file.
+
+    Raises
+    ------
+    SettingsError
+        If there are no images, if names collide, or if a list has an invalid entry.
+    """
+    plain = Order("", "", model, options, positive=positive)
+    orders = [order for image in images for order in _orders_of(str(image), plain)]
+    if not orders:
+        raise SettingsError("a batch needs an image at least. Give paths, patterns or lists")
+    first: dict[str, Order] = {}
+    for order in orders:
+        _check_name(order.name, shown(order.image), "Give a .csv list with a column name")
+        # In a case-insensitive folder, one mask would silently replace the other.
+        if (other := first.setdefault(order.name.casefold(), order)) is not order:
+            raise SettingsError(
+                f"{shown(other.image)} and {shown(order.image)}: both would be {order.name}.zarr. "
+                f"Give a .csv list with a column name"
+            )
+    return orders
+
+
+def _orders_of(image: str, plain: Order) -> Iterator[Order]:
+    path = Path(image)
+    if is_address(image):
+        yield _order(image, plain)
+    elif path.suffix.lower() in (".csv", ".txt") and not path.exists() and not glob.has_magic(image):
+        raise SettingsError(f"{image}: no such list. Check its path")
+    elif path.suffix.lower() == ".csv" and path.is_file():
+        yield from _not_none(path, _read_csv(path, plain))
+    elif path.suffix.lower() == ".txt" and path.is_file():
+        lines = (line.strip() for line in _text(path).splitlines())
+        yield from _not_none(
+            path, (_order(_relative_to(path, line), plain) for line in lines if line and not line.startswith("#"))
+        )
+    elif not path.exists() and glob.has_magic(image):
+        found = _matches(image) or _matches_inside(path)
+        if not found:
+            raise SettingsError(f"{image}: no image matches. Check the pattern")
+        yield from (_order(match, plain) for match in found)
+    else:
+        yield _order(image, plain)
+
+
+def _matches(pattern: str) -> list[str]:
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
+
+
+def _matches_inside(pattern: Path) -> list[str]:
+    """Return the datasets that a pattern of files names, such as ``stacks/*.h5/raw``."""
+    for parent in pattern.parents:
+        if files := [file for file in _matches(str(parent)) if Path(file).is_file()]:
+            return [str(file / pattern.relative_to(parent)) for file in map(Path, files)]
+    return []
+
+
+def _not_none(path: Path, orders: Iterator[Order]) -> Iterator[Order]:
+    first = next(orders, None)
+    if first is None:
+        raise SettingsError(f"{path}: names no image. Write one a line, or leave the list out")
+    yield first
+    yield from orders
+
+
+def _relative_to(list_: Path, path: str) -> str:
+    """Return the path of an image or mask that a list names relative to itself; an address stays as it is."""
+    return path if is_address(path) else str(list_.parent / path)
+
+
+def _model(list_: Path, model: str) -> str:
+    """Return a model that a list names: the path of a file relative to the list, or, without such a file, the text."""
+    file = list_.parent / model
+    return str(file) if model not in packaged_models() and file.is_file() else model
+
+
+def _order(image: str, plain: Order) -> Order:
+    # Of the datasets in files, the names of the files differ. `abspath` follows no links.
+    name = Path(last_name(image if is_address(image) else os.path.abspath(file_of(image)))).stem  # noqa: PTH100
+    for ending in INNER:
+        name = name.removesuffix(ending)
+    return replace(plain, name=name, image=image)
+
+
+def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
+    rows, mark = _rows(path)
+    for where, row in _filled(rows, path):
+        if "" in row or not row["image"].strip():
+            raise SettingsError(f"{where} has no image, or more values than columns. Put values with {mark} in quotes")
+        said = {column: value.strip() for column, value in row.items() if value.strip()}
+        _check_decimal_mark(said.get("pixel_size", ""), mark, where)
+        order = _order(_relative_to(path, said.pop("image")), plain)
+        name = said.pop("name", order.name)
+        model = _model(path, said.pop("model")) if "model" in said else plain.model
+        _check_name(name, where, "Choose another name")
+        if said.get("tissue", AUTO) != AUTO:
+            said["tissue"] = _relative_to(path, said["tissue"])
+        within = tuple(read_regions(_relative_to(path, said.pop("within")))) if "within" in said else ()
+        positive = said.pop("positive", plain.positive)
+        _check_rule(positive, where)
+        options = _options(said, where, plain.options)
+        yield replace(order, name=name, model=model, within=within, positive=positive, options=options)
+
+
+def _filled(rows: csv.DictReader[str], path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield where each row of a list is, and the row, except for rows of empty cells, which spreadsheets append.
+
+    A quote that is not closed is refused, because all lines below it would be taken for one value.
+    """
+    with refusing(rows, path):
+        for row in rows:
+            values = cells(row)
+            if opened := [value for value in values if "\n" in value]:
+                raise SettingsError(f"{path}: the quote before {opened[0].splitlines()[0]!r} is not closed in its line")
+            if any(value.strip() for value in values):
+                yield f"{path}: line {rows.line_num}", row
+
+
+def _rows(path: Path) -> tuple[csv.DictReader[str], str]:
+    """Return the rows of a list, by the names of its columns in small letters, and what separates their values."""
+    rows, mark = rows_of(io.StringIO(_text(path)))
+    known = ("image", "name", "model", "within", "positive", *COLUMNS)
+    with refusing(rows, path):
+        header = name_columns(rows)
+    if "image" not in header:
+        raise SettingsError(f"{path}: has no column image. Its first line must name the columns")
+    if unknown := [column for column in header if column not in known]:
+        raise SettingsError(f"{path}: column {unknown[0]!r} is none of {', '.join(known)}")
+    if twice := [column for column in known if header.count(column) > 1]:
+        raise SettingsError(f"{path}: has two columns {twice[0]}. Remove one")
+    return rows, mark
+
+
+def _check_decimal_mark(size: str, mark: str, where: str) -> None:
+    """Refuse a pixel size of whole numbers and one comma, in a list whose marks leave room for a decimal comma."""
+    if mark != SEPARATORS[","] and size.count(",") == 1 and "." not in size:
+        raise SettingsError(f"{where}: pixel_size {size!r} may be one number or two. Write points: 1.5, or 1.0,5.0")
+
+
+def _check_rule(positive: str | None, where: str) -> None:
+    try:
+        Intensities(positive=positive)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from error
+
+
+def _check_name(name: str, where: str, remedy: str) -> None:
+    if not name or Path(name).name != name or name.startswith("."):
+        raise SettingsError(f"{where}: {name!r} is not a valid, visible file name. {remedy}")
+
+
+def _options(said: Mapping[str, str], where: str, plain: Options) -> Options:
+    """Return the options of a batch, replaced by those that a line of a list gives."""
+    options = {}
+    for column, text in said.items():
+        try:
+            options[column] = COLUMNS[column](text)
+        except ValueError as error:
+            comma = COLUMNS[column] is float and re.fullmatch(r"\d*,\d+", text)
+            remedy = f"Write {text.replace(',', '.')}, with a point" if comma else "See tilenet segment --help"
+            raise SettingsError(f"{where}: {column} cannot be {text!r}. {remedy}") from error
+    try:
+        return replace(plain, **options)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: is not text in UTF-8. Save it so (in Excel: CSV UTF-8)") from error
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}). Check the file") from error

@@ -1,0 +1,273 @@
+"""The runs of a batch: complete masks are skipped, others resumed, and a bad image does not stop the others."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from math import prod
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from tilenet.address import shown
+from tilenet.batches.image_list import Order
+from tilenet.batches.side_files import SideFiles
+from tilenet.batches.summary import Result, file_of, remark_sizes, write_summary
+from tilenet.batches.ways import in_batch
+from tilenet.errors import DeviceLost, OutputMismatch, TilenetError, one_line
+from tilenet.export.totals import Measured
+from tilenet.export.totals_table import write_counts
+from tilenet.footprint import Footprint
+from tilenet.jobs.compute import fill_pending, finish, skip_background
+from tilenet.jobs.request import Request
+from tilenet.models.named import function_of
+from tilenet.prefetch import begun_ahead
+from tilenet.runner import Report
+from tilenet.runs.numbering import store_objects
+from tilenet.runs.object_outputs import refuse_begun
+from tilenet.runs.outputs import open_store, spare_the_input
+from tilenet.store import Share, Store, is_complete
+from tilenet.workers.distributed import task_of, work_off
+from tilenet.workers.flights import Slide
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+LOG = logging.getLogger("tilenet")
+# Threads that build pyramids and verify masks, and how many masks may be handed to them at once.
+FINISHERS, WAITING = 4, 8
+# What is done to an image without a complete mask; it returns a slide to be computed, or a complete store and a status.
+Work = Callable[[Order, Path, Request], tuple[Slide | Store, str]]
+
+
+class BatchRun:
+    """The state of one call of `batch`: open images, and results."""
+
+    def __init__(
+        self,
+        orders: Sequence[Order],
+        out: Path,
+        footprint: Footprint | None,
+        tell: Callable[[Result], None],
+        *,
+        side_files: SideFiles,
+        client: Client | None = None,
+        objects: bool = False,
+        share: Share | None = None,
+    ) -> None:
+        self._orders = {order.name: order for order in orders}
+        self._out, self._footprint, self._tell = out, footprint, tell
+        self._side_files, self._client, self._objects, self._share = side_files, client, objects, share
+        self._results: dict[str, Result] = {}
+        self._measured: dict[str, Measured] = {}
+        self._started: dict[str, float] = {}
+        self._open: dict[str, Slide] = {}
+        self._one_at_a_time = threading.Lock()
+
+    def run(self) -> list[Result]:
+        """Run all orders, on a client's workers or in this process: blocks from one queue, objects image by image."""
+        try:
+            if self._objects:
+                for order in self._orders.values():
+                    self._number_one(order)
+            else:
+                self._compute(self._client)
+        finally:
+            results = [self._results[name] for name in self._orders if name in self._results]
+            remark_sizes(results)
+            write_summary(self._out, results, self._share)
+            if self._side_files.table:
+                self._write_counts()
+        return results
+
+    def _write_counts(self) -> None:
+        """Write the table of all images; one that is there stays if there are images, and none could be counted."""
+        path = self._out / file_of("counts", self._share)
+        measured = {name: self._measured[name] for name in self._orders if name in self._measured}
+        if measured or not self._orders or not path.exists():
+            write_counts(path, measured)
+        else:
+            LOG.warning("%s: stays as it was, as nothing could be counted", path)
+
+    def _compute(self, client: Client | None) -> None:
+        opener, finishers = ThreadPoolExecutor(1, "open"), ThreadPoolExecutor(FINISHERS, "finish")
+        finishing: set[Future[None]] = set()
+        try:
+            slides = self._opened(opener)
+            for slide in work_off(client, slides) if client is not None else _one_by_one(slides):
+                finishing = _raised(*wait(finishing, timeout=0))
+                finishing.add(finishers.submit(self._finish, slide))
+                while len(finishing) > WAITING:
+                    finishing = _raised(*wait(finishing, return_when=FIRST_COMPLETED))
+            _raised(*wait(finishing))
+        except Exception:  # no interruption, which leaves seconds: masks that are being finished are not at fault
+            finishers.shutdown(cancel_futures=True)
+            raise
+        finally:
+            opener.shutdown(cancel_futures=True)
+            # Not waiting for masks that are being finished: an interruption leaves seconds, and they can be resumed.
+            finishers.shutdown(wait=False, cancel_futures=True)
+            for slide in list(self._open.values()):
+                slide.store.close()
+                slide.job.close()
+
+    def _opened(self, opener: ThreadPoolExecutor) -> Iterator[Slide]:
+        """Yield the images that are to be computed; each is opened while the one before it is computed."""
+        for opened in begun_ahead(lambda order: opener.submit(self._open_one, order), self._orders.values(), 2):
+            if slide := opened.result():
+                yield slide
+
+    def _open_one(self, order: Order) -> Slide | None:
+        """Return the slide whose blocks are to be computed; note the result of an image that has none, or fails."""
+        return self._begin(order, self._slide_of)
+
+    def _number_one(self, order: Order) -> None:
+        """Give numbers to the objects of one image, and note the result."""
+        self._begin(order, self._numbered)
+
+    def _begin(self, order: Order, work: Work) -> Slide | None:
+        """Do some work on an image without a complete mask, and note the result unless it is a slide to be computed."""
+        self._started[order.name] = perf_counter()
+        try:
+            out, request = self._checked(order)
+            slide, status = (_unchanged(out, request), "skipped") if is_complete(out) else work(order, out, request)
+            if isinstance(slide, Slide):
+                self._open[order.name] = slide
+                return slide
+            self._make_side_files(order, slide.path)
+        except Exception as error:  # one bad image must not stop the others
+            if isinstance(error, DeviceLost) and self._client is None:
+                raise  # this process computes nothing more
+            self._note(order, "failed", error=error, store=self._kept(order))
+        else:
+            self._note(order, status, store=slide)
+        return None
+
+    def _kept(self, order: Order) -> Store | None:
+        """Return the complete mask of an image that failed, if there is one, and count what its table says.
+
+        A wrong option, or an image that was moved, takes no line out of the counts of a batch; another image does.
+        """
+        out, store = self._out / f"{order.name}.zarr", None
+        try:
+            store = self._same_image(order, out) if is_complete(out) else None
+            if store and (found := self._side_files.kept(order, out)) is not None:
+                self._measured[order.name] = found
+        except Exception as error:  # of any kind: this is about an image that failed already
+            LOG.warning("%s: its complete mask cannot be counted: %s", order.name, _said(error))
+        return store
+
+    def _same_image(self, order: Order, out: Path) -> Store | None:
+        """Return the complete mask of an image, or None if it is known to be of another image."""
+        store = Store.inspect(out)
+        try:
+            self._request(order).refuse_another_image(store.info, out)
+        except OutputMismatch:
+            return None
+        return store
+
+    def _request(self, order: Order) -> Request:
+        own = callable(order.model) or function_of(order.model)  # a list may name another model, with its own footprint
+        footprint = self._footprint if own else None
+        return Request(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
+
+    def _checked(self, order: Order) -> tuple[Path, Request]:
+        """Return where the mask of an image goes, and what is wanted; raise if a file is in the way."""
+        out, request = self._out / f"{order.name}.zarr", self._request(order)
+        spare_the_input(out, order.image)
+        self._side_files.check(order, out, request.footprint)
+        return out, request
+
+    def _numbered(self, order: Order, out: Path, request: Request) -> tuple[Store, str]:
+        """Give numbers to the objects of an image; return the complete store, and the image's status."""
+        store_objects(out, request, resume=True, client=self._client)
+        return Store.inspect(out), "done"
+
+    def _slide_of(self, order: Order, out: Path, request: Request) -> tuple[Slide | Store, str]:
+        """Return the slide whose blocks are to be computed, and ""; or a complete store, and the image's status."""
+        refuse_begun(out, None, overwrite=False)
+        store, job = open_store(out, request, resume=True)
+        if store.complete:  # another process was quicker, or only tidying was left
+            job.close()
+            return store, "skipped"
+        try:
+            # In this process, `run_job` skips the background.
+            report = Report(skipped=skip_background(job, store, store.layout.tissue_map) if self._client else 0)
+        except BaseException:
+            store.close()
+            job.close()
+            raise
+        return Slide(task_of(store, job, request), store, job, name=order.name, report=report), ""
+
+    def _make_side_files(self, order: Order, mask: Path) -> None:
+        self._side_files.make(order, mask)
+        if (found := self._side_files.measured(order, mask, image=order.image)) is not None:
+            self._measured[order.name] = found
+
+    def _finish(self, slide: Slide) -> None:
+        order = self._orders[slide.name]
+        try:
+            slide.raise_if_failed()
+            finish(slide.store)
+            self._make_side_files(order, slide.store.path)
+        except Exception as error:
+            self._note(order, "failed", error=error, store=slide.store)
+        else:
+            self._note(order, "done", store=slide.store)
+        finally:
+            slide.store.close()
+            slide.job.close()
+            del self._open[slide.name]
+
+    def _note(self, order: Order, status: str, *, store: Store | None = None, error: Exception | None = None) -> None:
+        skipped = store.info.get("tissue", {}).get("skipped") if store else None
+        found = self._measured.get(order.name)
+        with self._one_at_a_time:
+            result = Result(
+                order.name,
+                shown(order.image),
+                status,
+                prod(store.layout.shape) if store else 0,
+                level=store.info["record"]["level"] if store else None,
+                um_per_px=store.layout.pixel_size[-1] if store else None,
+                tissue=None if skipped is None else round(1 - skipped, 6),
+                counts=dict(found.counts) if found else None,
+                positive=dict(found.positive) if found and found.positive else None,
+                judged=dict(found.judged) if found and found.positive else None,
+                seconds=perf_counter() - self._started[order.name],
+                error=_said(error) if error else "",
+            )
+            self._results[order.name] = result
+            self._tell(result)
+
+
+def _said(error: Exception) -> str:
+    return in_batch(str(error)) if isinstance(error, TilenetError) else one_line(error)
+
+
+def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Future[None]]:
+    """Return the futures still waited for; raise the error of one that is done, such as one in the caller's `tell`."""
+    for future in done:
+        future.result()
+    return waiting
+
+
+def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
+    """Compute the blocks of each image in this process."""
+    for slide in slides:
+        try:
+            slide.report = fill_pending(slide.store, slide.job)
+        except DeviceLost:  # this process computes nothing more
+            raise
+        except Exception as error:
+            slide.error = error
+        yield slide
+
+
+def _unchanged(out: Path, request: Request) -> Store:
+    """Return the complete store of an image; raise if these options would make another mask."""
+    store = Store.inspect(out)
+    request.settle_complete(store.info, out).close()
+    return store

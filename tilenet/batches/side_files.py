@@ -1,0 +1,194 @@
+"""The files that a batch puts beside each mask: a picture, and a table of its regions or objects."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tilenet.batches.image_list import Order
+from tilenet.errors import OutputError, SettingsError, TilenetError, one_line
+from tilenet.export.areas import pixels_of_area
+from tilenet.export.intensities import Intensities
+from tilenet.export.listed_objects import Listing
+from tilenet.export.morphometry import COLUMNS as FORMS
+from tilenet.export.positive_rules import STAINS, is_judged_by
+from tilenet.export.table import check_table_place, is_table, read_table, write_table
+from tilenet.export.totals import Measured
+from tilenet.footprint import Footprint
+from tilenet.models.named import load_named
+from tilenet.pictures.files import check_picture_place, overview_beside, rule_of, save
+from tilenet.pictures.overlays import overlay
+from tilenet.predict.predictors import footprint_of
+from tilenet.readers import open_image
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns the tables have beside those that all have: options of `tilenet.write_table`."""
+
+    shapes: bool = False
+    intensities: bool = False
+    stains: bool = False
+
+    def are_in(self, table: Path) -> bool:
+        """Return whether a table has them."""
+        with table.open(newline="", encoding="utf-8") as file:
+            there = set(next(csv.reader(file), ()))
+        of_stains = {f"sd_{stain}" for stain in STAINS}
+        of_channels = {column for column in there if column.startswith("sd_")} - of_stains
+        return (
+            (not self.shapes or there.issuperset(FORMS))
+            and (not self.intensities or bool(of_channels))
+            and (not self.stains or there.issuperset(of_stains))
+        )
+
+
+@dataclass(frozen=True)
+class SideFiles:
+    """Which files to put beside each mask.
+
+    Attributes
+    ----------
+    overview : bool
+        Whether to draw NAME.overview.png, see `tilenet.overlay`: of objects, those that are counted, by the table.
+    table : bool
+        Whether to write NAME.csv, see `tilenet.write_table`.
+    min_area : str or float, optional
+        Smallest area that is counted. The table lists smaller ones too, so that another area needs no new table.
+    columns : Columns
+        What else is in the table.
+    """
+
+    overview: bool = False
+    table: bool = False
+    min_area: str | float | None = None
+    columns: Columns = Columns()
+
+    def check(self, order: Order, mask: Path, footprint: Footprint | None) -> None:
+        """Raise before the mask is computed if another file is in the way, or if areas will have no meaning in it."""
+        if self.overview:
+            check_picture_place(overview_beside(mask), replace=True, image=order.image)
+        if self.table:
+            check_table_place(table_beside(mask), replace=True, image=order.image)
+            if self.min_area is not None or order.positive or self.columns.stains:
+                _check_image(self, order, footprint)
+
+    def make(self, order: Order, mask: Path) -> None:
+        """Make the files that are missing or older than the mask."""
+        if self.table:
+            self._make_table(order, mask)
+        if self.overview:
+            self._draw(order, mask)
+
+    def _make_table(self, order: Order, mask: Path) -> None:
+        table = table_beside(mask)
+        if _is_older(table, mask) or _is_of_another_rule(table, order) or not self._has_columns(table):
+            how = asdict(self.columns) | {"positive": order.positive}
+            write_table(mask, table, image=order.image, overwrite=True, **how)
+
+    def _draw(self, order: Order, mask: Path) -> None:
+        """Draw the picture if it is missing, older than what it shows, or drawn by another rule."""
+        picture, table = overview_beside(mask), table_beside(mask)
+        least = self.min_area if order.options.output == "objects" else None
+        said = {key: value for key, value in (("positive", order.positive), ("min_area", least)) if value}
+        rule = json.dumps(said) if said else ""
+        listing = Listing(table, least, order.positive is not None) if rule else None
+        if _is_older(picture, mask) or rule_of(picture) != rule or (rule and _is_before(picture, table)):
+            save(overlay(order.image, mask, table=listing), picture, rule=rule)
+
+    def measured(self, order: Order, mask: Path, *, image: str | None) -> Measured | None:
+        """Return what the table of a mask amounts to, if tables are wanted; without an image if that may be gone."""
+        table, positive = table_beside(mask), order.positive is not None
+        if not self.table:
+            return None
+        with _whole(table):
+            return read_table(mask, table, image=image, min_area=self.min_area, drawn=order.within, positive=positive)
+
+    def kept(self, order: Order, mask: Path) -> Measured | None:
+        """Return what the table of a complete mask says, if it is there, although its image may be gone."""
+        table = table_beside(mask)
+        if not self.table or _is_older(table, mask) or not is_table(table):
+            return None
+        if _is_of_another_rule(table, order):
+            raise SettingsError(f"{table}: does not say where {order.positive}, and only the image does")
+        return self.measured(order, mask, image=None)
+
+    def _has_columns(self, table: Path) -> bool:
+        with _whole(table):
+            return self.columns.are_in(table)
+
+
+@contextmanager
+def _whole(table: Path) -> Iterator[None]:
+    """Raise `OutputError` if a table cannot be read to its end, for example because a line was cut off."""
+    try:
+        yield
+    except TilenetError:
+        raise
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        said = f"{table}: is no whole table of its mask ({one_line(error)})"
+        raise OutputError(f"{said}. Delete it, and the same command writes it anew") from error
+
+
+def _check_image(wanted: SideFiles, order: Order, footprint: Footprint | None) -> None:
+    """Raise `SettingsError` if areas will have no meaning in the mask of an image, or it lacks a stain or channel."""
+    options = order.options
+    try:
+        opened = open_image(
+            order.image,
+            level=options.level or 0,
+            axes=options.axes,
+            pixel_size=options.pixel_size,
+            missing=options.missing or "error",
+        )
+    except TilenetError:  # the run will say why
+        return
+    with opened:
+        Intensities(stains=wanted.columns.stains, positive=order.positive).check_image(opened)
+        if wanted.min_area is None:
+            return
+        stack = max(opened.box_shape[:-2], default=1) > 1
+        solid = options.link is not None or _takes_volumes(order.model, footprint)
+        volumes = stack and options.output == "objects" and solid
+        if not (volumes and options.roi is not None):  # whether a part has several planes is not known yet
+            pixels_of_area(wanted.min_area, opened.name, opened.pixel_size, volumes=volumes)
+
+
+def _takes_volumes(model: Any, footprint: Footprint | None) -> bool:
+    """Return whether a network has three axes; one of two finds the objects of each plane of a stack by itself."""
+    try:
+        network = load_named(model) if isinstance(model, str | Path) else model
+        return footprint_of(network, footprint).ndim > 2
+    except TilenetError:  # the run will say why
+        return False
+
+
+def table_beside(mask: Path) -> Path:
+    """Return where the table of a mask goes.
+
+    >>> table_beside(Path("masks/a.zarr")).as_posix()
+    'masks/a.csv'
+    """
+    return mask.with_name(f"{mask.name.removesuffix('.zarr')}.csv")
+
+
+def _is_of_another_rule(table: Path, order: Order) -> bool:
+    """Return whether a table does not say what is positive, where that is asked for, or says it by another rule."""
+    with _whole(table):
+        return order.positive is not None and not is_judged_by(table, order.positive)
+
+
+def _is_older(path: Path, mask: Path) -> bool:
+    """Return whether a file is missing, or older than the mask."""
+    # zarr.json is the last file that a store writes.
+    return not path.exists() or _is_before(path, mask / "zarr.json")
+
+
+def _is_before(path: Path, other: Path) -> bool:
+    """Return whether a file was written before another."""
+    return path.stat().st_mtime_ns < other.stat().st_mtime_ns

@@ -1,0 +1,247 @@
+"""Score a prediction against the truth: two files, or two folders of files matched by stem."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet import metrics
+from tilenet.address import file_of
+from tilenet.arguments import known_options
+from tilenet.decide import relative_spacing
+from tilenet.errors import ImageError, ImageNotFound, SettingsError
+from tilenet.evaluation.labels import files_by_stem, is_image, lengths_of, read_labels, read_sized_labels
+from tilenet.evaluation.records import nearest, recorded_of
+from tilenet.instances.in_memory import objects
+from tilenet.readers.stated_size import differ, size_text
+
+# Remarks for the user; the command line prints them.
+LOG = logging.getLogger("tilenet")
+Labels = NDArray[np.int32]
+# What is said about the first file that it holds for, and how many such files there are.
+REMARKS = {
+    "image": "is scored as labels, but most of its values are in single pixels, as in an image%s. Give label images",
+    "cubes": "the size of its voxels is not known, so they are taken for cubes%s; in flat ones, objects are often "
+    "joined: give --pixel-size Z,Y,X",
+    "resampled": "is at another resolution than the truth%s: each pixel of the truth is compared with the one of the "
+    "mask that holds its centre",
+    "planes": "its objects lie in one plane each%s, so those of the truth are cut into planes too, and each plane is "
+    "scored as an image",
+}
+# Above this Dice coefficient, it is remarkable if no object matches.
+COVERED = 0.9
+
+
+@known_options()
+def evaluate(
+    prediction: str | Path,
+    truth: str | Path,
+    *,
+    classes: bool = False,
+    axes: str | None = None,
+    pixel_size: float | str | Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Score a prediction against the truth.
+
+    Parameters
+    ----------
+    prediction, truth : str or path
+        Two files (or mask folders), or two folders of files, matched by the part of their names before the first
+        dot. Each frame of a time series (axis ``t``) is scored as an image of its own, and so is each plane of a stack
+        in which a 2-D network found objects that were not linked. Only masks that tilenet made at another pixel size
+        (``mpp``) may differ from the truth in size: each pixel of the truth is compared with the pixel of the mask
+        that holds its centre.
+    classes : bool
+        Whether the labels are classes. By default they are objects (instance labels). If the predictions are
+        masks (0 and one other value in all files) and the truths are not, masks are first split into objects, as
+        `tilenet.objects` does it, with the pixel size of the prediction, or else of the truth.
+    axes : str, optional
+        Axes of the labels, for files that do not state them (``"zyx"``).
+    pixel_size : float, str or sequence of float, optional
+        For masks that are split: micrometres per pixel, one number for y and x, two (y, x) or three (z, y, x), where
+        the files do not say, or in place of what they say.
+
+    Returns
+    -------
+    dict
+        Ready for JSON: ``images`` (frames count one by one), ``pixel_error``, ``dice`` and ``iou`` per class
+        (``"1"`` is the foreground of objects). For objects also ``objects`` per IoU threshold,
+        ``panoptic_quality``, ``mean_ap``, ``rand`` and ``information``, and the last two with
+        thinned borders (`metrics.thin_borders`). Pixels and objects are counted over all images;
+        ``mean_ap``, ``rand`` and ``information`` are means over images.
+
+    Raises
+    ------
+    ImageError, ImageNotFound
+        If a file has no partner, differs from it in shape, or does not hold integers. A file of integers that is
+        plainly an image of intensities is scored, with a warning.
+    SettingsError
+        If there is a `pixel_size`, and no mask to split.
+    """
+    pairs = match(Path(prediction), Path(truth))
+    predictions, truths = zip(*pairs.values(), strict=True)
+    splits_masks = not classes and _are_masks(predictions, axes) and not _are_masks(truths, axes)
+    if pixel_size is not None and not splits_masks:
+        raise SettingsError(
+            f"{prediction}: pixel_size is for masks that are split into objects, and this is none. Leave it out"
+        )
+    scored, remarked = _Scored(), defaultdict[str, list[Path]](list)
+    for a, b in pairs.values():
+        for found, labels, true in _frames(a, b, remarked, splits=splits_masks, axes=axes, pixel_size=pixel_size):
+            scored.add(found, labels, true, classes=classes)
+    for name, paths in remarked.items():
+        if paths:
+            others = f" (the first of {len(paths)} such files)" if len(paths) > 1 else ""
+            LOG.warning(f"%s: {REMARKS[name]}", paths[0], others)
+    scores = _of_pixels(scored.pixels, scored.images)
+    if classes:
+        return scores
+    if scored.pixels[1].dice > COVERED and not scored.counts[0.5].matched:
+        LOG.warning(
+            "%s: covers the objects of the truth (Dice %.2f), but no object matches one: they are joined, or end "
+            "along other axes (--axes)",
+            *(prediction, scored.pixels[1].dice),
+        )
+    return scores | _of_objects(scored.counts, scored.means)
+
+
+class _Scored:
+    """What was counted so far."""
+
+    def __init__(self) -> None:
+        self.pixels: dict[int, metrics.PixelCounts] = defaultdict(metrics.PixelCounts)
+        self.counts = dict.fromkeys(metrics.THRESHOLDS, metrics.ObjectCounts())
+        self.means: list[dict[str, float]] = []
+        self.images = 0
+
+    def add(self, found: Labels, labels: Labels, true: Labels, *, classes: bool) -> None:
+        """Count the pixels of a prediction, and the objects into which it was split."""
+        self.images += 1
+        seen = (found, true) if classes else (np.minimum(found, 1), np.minimum(true, 1))
+        for c, n in metrics.count_pixels(*seen).items():
+            self.pixels[c] += n
+        if not classes:
+            for t, count in metrics.count_objects(labels, true, thresholds=metrics.THRESHOLDS).items():
+                self.counts[t] += count
+            self.means.append(_of_image(labels, true))
+
+
+def _frames(
+    a: Path, b: Path, remarked: dict[str, list[Path]], *, splits: bool, axes: str | None, pixel_size: Any
+) -> Iterator[tuple[Labels, Labels, Labels]]:
+    """Yield prediction, its objects, and truth of each image of two files that is scored by itself.
+
+    Time is no axis of an object, and neither is z where a 2-D network found the objects.
+    """
+    (found, size), (true, true_size) = (read_sized_labels(p, axes=axes, pixel_size=pixel_size) for p in (a, b))
+    made, alike = recorded_of(a), lengths_of(found) == lengths_of(true)
+    at = None if alike or len(found) != len(true) else nearest(found[0].shape, true[0].shape, made.factor)
+    if not alike and at is None:
+        raise ImageError(
+            f"{a}: is {lengths_of(found)}, but the truth {b.name} is {lengths_of(true)}. Score images of one size, "
+            f"with the same axes (--axes); masks, of the whole image at its finest level"
+        )
+    remarked["image"] += [path for path, frames in ((a, found), (b, true)) if any(map(is_image, frames))]
+    labels = found
+    if splits:
+        # The pixels of a mask that was resampled along y and x have another shape than those of the truth.
+        spacing = _spacing({a: size, b: true_size} if at is None else {a: size}, remarked["cubes"])
+        labels = [objects(frame, spacing=spacing) for frame in found]
+    if at is not None:
+        remarked["resampled"].append(a)
+        found, labels = [frame[at] for frame in found], [frame[at] for frame in labels]
+    images = zip(found, labels, true, strict=True)
+    if not (made.by_plane and true[0].ndim == 3):
+        yield from images
+        return
+    remarked["planes"].append(a)
+    for image in images:
+        yield from zip(*image, strict=True)
+
+
+def _spacing(sizes: Mapping[Path, tuple[float | None, ...]], cubes: list[Path]) -> tuple[float, ...] | None:
+    """Return the pixel size of the first of two files of one image that states it; None if neither does.
+
+    The first of two volumes of which neither does is added to `cubes`, as its voxels will be taken for such.
+
+    Raises
+    ------
+    ImageError
+        If both state it, and their pixels have different shapes.
+    """
+    known = {path: tuple(size for size in of if size) for path, of in sizes.items() if None not in of}
+    if len(known) == 2:
+        (a, one), (b, other) = known.items()
+        first, second = (relative_spacing(size) or (1.0,) * len(size) for size in (one, other))
+        if differ(first, second):
+            raise ImageError(
+                f"{a}: has pixels of {size_text(one)}, and {b} of {size_text(other)}. Give the right one (--pixel-size)"
+            )
+    if not known:
+        cubes += [path for path, of in sizes.items() if len(of) > 2][:1]
+    return next(iter(known.values()), None)
+
+
+def match(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
+    """Return the pairs of files by stem; two files are one pair, whatever their names."""
+    for path in (prediction, truth):
+        if not file_of(path).exists():
+            raise ImageNotFound(f"{path}: no such file or folder")
+    if not (_is_folder_of_files(prediction) and _is_folder_of_files(truth)):
+        return {truth.name: (prediction, truth)}
+    found, true = files_by_stem(prediction), files_by_stem(truth)
+    for stem in sorted({*found, *true}):
+        if stem not in found or stem not in true:
+            there, lacking = (found[stem], truth) if stem in found else (true[stem], prediction)
+            raise ImageNotFound(f"{there}: has no partner in {lacking}. Every file needs one of the same stem")
+    return {stem: (found[stem], true[stem]) for stem in sorted(found)}
+
+
+def _are_masks(paths: Iterable[Path], axes: str | None) -> bool:
+    """Return whether all files together hold at most one value other than 0, such as 1 or 255."""
+    values: set[int] = set()
+    for path in paths:
+        values.update(*(np.unique(frame).tolist() for frame in read_labels(path, axes=axes)))
+        if len(values - {0}) > 1:
+            return False
+    return True
+
+
+def _is_folder_of_files(path: Path) -> bool:
+    """Return whether a path is a folder of files, and not a zarr store, which is a folder too."""
+    return path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zattrs", ".zarray", ".zgroup"))
+
+
+def _of_pixels(pixels: Mapping[int, metrics.PixelCounts], images: int) -> dict[str, Any]:
+    total = sum(n.both + n.only_truth for n in pixels.values())
+    # A wrong pixel is missing from exactly one true class, so it counts once.
+    wrong = sum(n.only_truth for n in pixels.values())
+    return {
+        "images": images,
+        "pixel_error": wrong / max(1, total),
+        "dice": {str(c): n.dice for c, n in sorted(pixels.items())},
+        "iou": {str(c): n.iou for c, n in sorted(pixels.items())},
+    }
+
+
+def _of_image(found: Labels, true: Labels) -> dict[str, float]:
+    thinned = metrics.thin_borders(found)
+    return {
+        "mean_ap": metrics.mean_average_precision(found, true),
+        "rand": metrics.rand_scores(found, true).f_score,
+        "information": metrics.information_scores(found, true).f_score,
+        "rand_thinned": metrics.rand_scores(thinned, true).f_score,
+        "information_thinned": metrics.information_scores(thinned, true).f_score,
+    }
+
+
+def _of_objects(counts: Mapping[float, metrics.ObjectCounts], means: list[dict[str, float]]) -> dict[str, Any]:
+    shown = {str(t): {"f1": n.f1, "precision": n.precision, "recall": n.recall} for t, n in counts.items()}
+    averages = {name: float(np.mean([m[name] for m in means])) for name in means[0]}
+    return {"objects": shown, "panoptic_quality": counts[0.5].panoptic_quality, **averages}

@@ -1,0 +1,120 @@
+"""The lines of a table: class, size and position of each region or object.
+
+Areas and centroids are exactly those of the pixels, as far as these lie in the image: the last ones of a coarser mask
+may reach beyond it. They are computed from the outlines (shoelace formula).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.export.areas import DECIMALS, Least, extent
+from tilenet.export.morphometry import Edges, Forms, Moments, lifted
+from tilenet.export.placement import Grid
+from tilenet.export.shapes import Shape
+from tilenet.export.totals import Measured, sizes_of
+
+# x and y in pixels of the image at full resolution, from its upper left corner; sizes in pixels of the mask.
+COLUMNS = (
+    *("id", "class", "object", "t", "z", "x", "y", "area_px", "area_um2", "volume_px", "volume_um3"),
+    *("left", "top", "right", "bottom", "front", "back"),
+)
+# Weight of a plane of an object that lies beyond the image, so that what lies there altogether has a centroid.
+LITTLE = 1e-9
+
+
+@dataclass
+class _Solid:
+    """Measurements of one object of a volume, summed up plane by plane; `second` only if it is asked for."""
+
+    first: Shape
+    pixels: int = 0
+    inside: float = 0
+    weight: float = 0
+    moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    low: NDArray[np.int64] = field(default_factory=lambda: np.full(3, np.iinfo(np.int64).max))
+    high: NDArray[np.int64] = field(default_factory=lambda: np.full(3, np.iinfo(np.int64).min))
+    second: Moments = field(default_factory=lambda: np.zeros((4, 4), object))
+
+    def add(self, shape: Shape, grid: Grid, *, second: bool) -> None:
+        """Add the part of the object that lies in one more plane."""
+        pixels, inside, centre = extent(shape.rings, grid)
+        share, (low, high) = grid.plane_share(shape.z), _box_of(shape)
+        inside *= share
+        self.pixels += pixels
+        self.inside += inside
+        self.weight += inside or LITTLE
+        self.moments += (inside or LITTLE) * np.array([shape.z + share / 2, *centre])
+        self.low = np.minimum(self.low, [shape.z, *low])
+        self.high = np.maximum(self.high, [shape.z + 1, *high])
+        if second:
+            self.second += lifted(Edges(shape).moments(), shape.z)
+
+
+def lines_of(
+    shapes: Iterable[Shape], grid: Grid, found: Measured, forms: Forms | None, least: Least
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the value, and the line by column, of each shape or object of a volume; count smaller ones in `found`."""
+    things: Iterable[Shape | _Solid] = _solids(shapes, grid, second=forms is not None) if found.volumes else shapes
+    for thing in things:
+        values = _line_of_solid(thing, grid, found) if isinstance(thing, _Solid) else _line(thing, grid, found)
+        line = dict(zip(COLUMNS, values, strict=True))
+        if least.excludes(*sizes_of(line, found)):
+            found.left_out += 1
+        elif isinstance(thing, _Solid):
+            yield thing.first.value, line | (forms.of_solid(thing.second) if forms else {})
+        else:
+            yield thing.value, line | (forms.of(thing) if forms else {})
+
+
+def _solids(shapes: Iterable[Shape], grid: Grid, *, second: bool) -> Iterable[_Solid]:
+    """Return the objects of a volume, in the order of their first planes."""
+    solids: dict[int, _Solid] = {}
+    for shape in shapes:
+        if shape.value not in solids:
+            solids[shape.value] = _Solid(shape)
+        solids[shape.value].add(shape, grid, second=second)
+    return solids.values()
+
+
+def _box_of(shape: Shape) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the two corners of the bounding box of a shape: y and x in pixels of the mask."""
+    corners = np.concatenate([part.rings[0] for part in shape.parts])
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _line(shape: Shape, grid: Grid, found: Measured) -> list[object]:
+    """Return the values of the line of a shape, in the order of `COLUMNS`."""
+    pixels, inside, (y, x) = extent(shape.rings, grid)
+    number, size = shape.value if found.objects else "", (pixels, _times(inside, found.pixel_um2), "", "")
+    place, box = _point(grid, y, x), _box(grid, *_box_of(shape))
+    return [shape.id, shape.name, number, shape.t, shape.z, *place, *size, *box, shape.z, shape.z + 1]
+
+
+def _line_of_solid(solid: _Solid, grid: Grid, found: Measured) -> list[object]:
+    """Return the values of the line of an object in a volume, in the order of `COLUMNS`."""
+    shape, (z, y, x) = solid.first, (solid.moments / solid.weight).tolist()
+    size = ("", "", solid.pixels, _times(solid.inside, found.voxel_um3))
+    place, box = _point(grid, y, x), _box(grid, solid.low[1:], solid.high[1:])
+    middle = round(z, DECIMALS)
+    return [shape.id, shape.name, shape.value, shape.t, middle, *place, *size, *box, solid.low[0], solid.high[0]]
+
+
+def _times(pixels: float, size: float | None) -> float | str:
+    return "" if size is None else round(pixels * size, DECIMALS)
+
+
+def _point(grid: Grid, y: float, x: float) -> list[float]:
+    """Return x and y of a point in pixels of the image."""
+    return [round(value, DECIMALS) for value in grid.place_point(y, x)]
+
+
+def _box(grid: Grid, low: NDArray[Any], high: NDArray[Any]) -> list[float]:
+    """Return left, top, right and bottom of a bounding box in pixels of the image."""
+    placed: list[float] = grid.place(np.stack([low, high]).astype(np.int32))[:2].ravel().tolist()
+    return placed

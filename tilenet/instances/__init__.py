@@ -1,0 +1,1 @@
+"""Objects (instance labels): connected components, touching ones separated, planes linked into volumes."""

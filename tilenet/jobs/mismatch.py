@@ -1,0 +1,82 @@
+"""Whether an output was begun, or made, in another way than a run would continue or repeat it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tilenet.errors import OutputError, OutputMismatch
+from tilenet.probe.claims import difference
+
+# Fields that may differ between two runs on one output without changing its bytes: locations, and text for people.
+SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
+ANSWER = ("model", "answer")
+# Fields that masks of older versions do not have.
+LATER = {("model", "footprint"), ANSWER}
+# Most characters of a value that an error message quotes.
+LONGEST_QUOTE = 60
+
+
+def check_info(info: Mapping[str, Any], name: str | Path) -> None:
+    """Raise `OutputError` if an output no longer says how it was made; every run writes all of these parts."""
+    for part in ("record", "image", "model", "card", "scaling"):
+        if not isinstance(info.get(part), dict):
+            raise OutputError(f"{name}: its {part} was changed or removed. Start again with --overwrite")
+
+
+def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
+    """Return the first difference that could change the bytes: part, field, and both values as text; None if none.
+
+    Another model differs in the record too, in settings that nobody gave: the record is compared last.
+
+    Parameters
+    ----------
+    found, wanted : mapping
+        `tilenet.jobs.job.Job.info` as stored in the output, and that of the run that is to continue or repeat it.
+    """
+    wanted = json.loads(json.dumps(wanted))
+    for part in ("image", "model", "card", "record"):
+        for field_ in sorted({*found[part], *wanted[part]} - SAME_BYTES):
+            old, new = found[part].get(field_), wanted[part].get(field_)
+            if old is None and (part, field_) in LATER:
+                continue
+            if (part, field_) == ANSWER:
+                if off := difference(old, new):
+                    return part, field_, "another", f"off by {off:.2g} of its range"
+            elif old != new:
+                return part, field_, _said(old), _said(new)
+    return None
+
+
+def refuse_contradiction(
+    found: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    name: str | Path,
+    *,
+    anew: str = "or start again with --overwrite",
+) -> None:
+    """Raise `OutputMismatch` if the run to be resumed, whose output is `name`, was started with other settings.
+
+    The message ends with `anew`, which says how to start a new run instead.
+    """
+    if differs := contradiction(found, wanted):
+        part, field_, old, new = differs
+        what = field_ if part == "record" else f"{part} {field_}"
+        how = "Leave the option out" if part == "record" else f"Give the {part} that the run was started with"
+        raise OutputMismatch(f"{name}: was begun with {what} = {old}, and now it is {new}. {how}, {anew}")
+
+
+def _said(value: Any) -> str:
+    """Return a value of a run record as text for messages: a rule's method comes first, a checksum is shortened.
+
+    >>> _said({"method": "linear", "divide": 2}), _said(None), _said([1, 2])
+    ('linear (divide 2)', 'not given', '[1, 2]')
+    """
+    if not isinstance(value, Mapping):
+        text = "not given" if value in (None, "") else str(value)
+        return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
+    more = ", ".join(f"{k} {str(v)[:12] if k == 'sha256' else v}" for k, v in value.items() if k != "method")
+    method = str(value.get("method", ""))
+    return f"{method} ({more})" if method and more else method or more or "nothing"

@@ -1,0 +1,205 @@
+"""The options of a run: parsing, normalisation, and checks for contradictions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from decimal import Decimal
+from functools import partial
+from numbers import Real
+from operator import index
+from typing import Any
+
+from tilenet.card import parse_rule
+from tilenet.errors import SettingsError
+from tilenet.readers.stated_size import parse_pixel_size
+from tilenet.resolution import refuse_both
+
+# More threads than any processor has.
+MOST_THREADS = 4096
+# Powers of a thousand; of 1024 if an "i" follows, as in 4GiB.
+POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+# Options that are a single number or text: name, type, and what an error message asks for.
+KINDS = (
+    ("threshold", Real, "a number"),
+    ("least_depth", Real, "a number between 0 and 1"),
+    ("link", Real, "a number above 0, and at most 1"),
+    ("mpp", Real, "micrometres per pixel, a number"),
+    ("axes", str, "letters of tczyx, one per axis"),
+)
+# Options that follow from others or from the image, and are set only from a run record.
+DERIVED = {"block", "factor", "spacing"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a run; None means not given. See `tilenet.segment`."""
+
+    level: int | None = None
+    mpp: float | None = None
+    axes: str | None = None
+    # One number or its text become those of y and x.
+    pixel_size: float | str | Sequence[float] | None = None
+    # Channel numbers, or channel names of the image; `as_seen` resolves names to numbers.
+    channels: int | str | Sequence[int | str] | None = None
+    tile: int | Sequence[int] | None = None
+    block: int | Sequence[int] | None = None
+    batch: int | None = None
+    memory: int | None = None
+    threads: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    engine: str | None = None
+    threshold: float | None = None
+    output: str | None = None
+    least_depth: float | None = None
+    link: float | None = None
+    probability_dtype: str | None = None
+    # A scaling rule, or its command-line text.
+    scaling: Any = None
+    missing: str | None = None
+    roi: str | Sequence[Any] | None = None
+    tissue: Any = None
+    # The resampling factor that follows from level and mpp.
+    factor: tuple[Any, ...] | None = None
+    # `ObjectRule.spacing`, which follows from the image.
+    spacing: tuple[float, ...] | None = None
+    # Changes no mask, and is in no record.
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Convert numbers and sequences of any kind to plain Python ones; refuse values that no run accepts."""
+        for option in fields(self):
+            if isinstance(value := getattr(self, option.name), str) and not value:
+                raise SettingsError(f"{option.name} is empty. Give a value, or leave it out")
+        put = partial(object.__setattr__, self)  # the class is frozen
+        for name in ("tile", "block", "channels"):
+            put(name, _plain(getattr(self, name), name, texts=name == "channels"))
+        if isinstance(value := self.channels, int | str):
+            put("channels", parse_channels(value) if isinstance(value, str) else (value,))
+        if self.pixel_size is not None:
+            put("pixel_size", parse_pixel_size(self.pixel_size))
+        if isinstance(self.memory, str):
+            put("memory", parse_bytes(self.memory))
+        for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", 1)):
+            put(name, _count(getattr(self, name), name, least))
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise SettingsError(f"threads {self.threads}: give {MOST_THREADS} at most")
+        for name, kind, what in KINDS:
+            value = getattr(self, name)
+            # `value != value` is true for NaN only.
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value != value):
+                raise SettingsError(f"{name} {value!r}: give {what}")
+            if kind is Real and value is not None and not isinstance(value, int | float):
+                put(name, float(value))  # such as NumPy's float32, which JSON cannot hold
+        if self.factor is None:
+            refuse_both(self.level, self.mpp)
+        if self.scaling is not None:
+            put("scaling", _rule(self.scaling))
+
+    def or_recorded(self, record: Mapping[str, Any]) -> Options:
+        """Return the options with those not given filled in from a run record."""
+        # Only the record of objects in pixels of unequal sides has a spacing; those of older versions had none at all.
+        record = {"spacing": (), **record}
+        unsaid = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in record]
+        return replace(self, **{name: _frozen(record[name]) for name in unsaid})
+
+
+def parse_channels(text: str) -> tuple[int | str, ...]:
+    """Parse comma-separated channel numbers and names.
+
+    >>> parse_channels("DAPI, 2")
+    ('DAPI', 2)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise SettingsError(f"channels {text!r} are not numbers or names with commas between them, such as 0,2 or DAPI")
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+
+def parse_sides(text: str) -> int | tuple[int, ...]:
+    """Parse one side, or comma-separated sides.
+
+    >>> parse_sides("512"), parse_sides("32,256,256")
+    (512, (32, 256, 256))
+    """
+    try:
+        sides = tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise SettingsError(f"{text!r} is not integers with commas between them") from error
+    return sides[0] if len(sides) == 1 else sides
+
+
+def parse_bytes(text: str) -> int:
+    """Parse a number of bytes with a unit.
+
+    >>> parse_bytes("4GB"), parse_bytes("500 mb"), parse_bytes("4GiB")
+    (4000000000, 500000000, 4294967296)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", text, re.IGNORECASE)
+    if not found:
+        raise SettingsError(f"{text!r} is not a number of bytes, such as 4GB")
+    count = int(Decimal(found[1]) * (1024 if found[3] else 1000) ** POWERS[(found[2] or "").upper()])
+    if count < 10**6:
+        unit = "Give more" if found[2] else f"Give a unit, such as {found[1]}GB"
+        raise SettingsError(f"{text!r} is {count} bytes. {unit}")
+    return count
+
+
+def check_output_option(output: str | None, *, stored: bool) -> None:
+    """Raise `SettingsError` for an `output` that a store (or else an array) cannot hold."""
+    fitting = ("mask", "both") if stored else ("mask", "probabilities", "logits")
+    if (output or "mask") not in fitting:
+        where = "a store" if stored else "an array"
+        raise SettingsError(f"output {output!r}: {where} can be {' or '.join(fitting)}")
+
+
+def refuse_with_objects(output: str | None) -> None:
+    """Raise `SettingsError` for an output other than a mask, which objects are."""
+    if output not in (None, "mask"):
+        raise SettingsError(f"objects and output {output!r}: give only one of them")
+
+
+def _plain(value: Any, name: str, *, texts: bool) -> Any:
+    """Convert an integer to int, or a sequence of integers (and, with `texts`, strings) to a tuple."""
+    if value is None or (texts and isinstance(value, str)):
+        return value
+    try:
+        if hasattr(value, "__index__") and not hasattr(value, "__len__"):
+            return int(index(value))
+        return tuple(each if texts and isinstance(each, str) else int(index(each)) for each in value)
+    except TypeError as error:
+        raise SettingsError(f"{name} {value!r}: neither a whole number nor a sequence of them") from error
+
+
+def _rule(scaling: Any) -> dict[str, Any]:
+    """Return a rule for scaling, given as a mapping or as text, as plain values that JSON can hold."""
+    rule = parse_rule(scaling) if isinstance(scaling, str) else scaling
+    if not isinstance(rule, Mapping):
+        raise SettingsError(f"scaling {rule!r}: give a rule, such as {{'method': 'none'}}, or its text")
+    return {name: _python(value) for name, value in rule.items()}
+
+
+def _python(value: Any) -> Any:
+    """Convert NumPy's numbers and arrays, also in sequences, to Python's."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_python(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _count(value: Any, name: str, least: int) -> int | None:
+    """Return an int of at least `least`, None for None; a float with an integer value is accepted."""
+    if value is None:
+        return None
+    try:
+        number = int(value) if isinstance(value, float) and value.is_integer() else int(index(value))
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise SettingsError(f"{name} {value!r}: give a whole number, {least} at least")
+    return number
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

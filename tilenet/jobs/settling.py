@@ -1,0 +1,340 @@
+"""Build a job from the caller's options, an image and a model; reads no pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tilenet import machine
+from tilenet.bands import Demand
+from tilenet.card import DEPTH_CLASSES, ModelCard
+from tilenet.decide import Decision, ObjectRule, relative_spacing
+from tilenet.errors import ModelError, SettingsError
+from tilenet.footprint import Footprint
+from tilenet.geometry import Box
+from tilenet.jobs.job import RESIDENT, Job
+from tilenet.jobs.network_input import Seen, as_seen
+from tilenet.jobs.options import Options
+from tilenet.masks.into import Target
+from tilenet.masks.tiff_mask import is_tiff_mask
+from tilenet.models.named import load_named, source_of
+from tilenet.models.saved import KNOWN, class_name
+from tilenet.plan import Plan
+from tilenet.predict import predictors
+from tilenet.predict.memory import demand_of
+from tilenet.probe.claims import Answer, ask, ask_in_batches, doubts, remarks
+from tilenet.readers import open_image
+from tilenet.readers.image import Image
+from tilenet.readers.resampled import in_plane
+from tilenet.region import find_roi, roi_to_json
+from tilenet.resolution import FINEST, Resolution
+from tilenet.sizes import plan_tiles
+from tilenet.store import is_ours, refuse_unfinished
+from tilenet.tissue import detection
+from tilenet.tissue.detection import Search
+
+# Messages for the user before a run starts; the command line prints them.
+LOG = logging.getLogger("tilenet")
+
+
+def settle(
+    source: Any, model: Any, options: Options, *, footprint: Footprint | None = None, target: Target | None = None
+) -> Job:
+    """Decide everything about a run; reads no pixels.
+
+    Parameters
+    ----------
+    source
+        Any image that `open_image` accepts.
+    model
+        A name that `load_named` takes, a network, or any callable with a `footprint`.
+    options : Options
+        The caller's options.
+    footprint : Footprint, optional
+        For a network that has none of its own.
+    target : Target, optional
+        The OME-Zarr image that the mask goes into.
+
+    Raises
+    ------
+    ImageError, ModelError, SettingsError
+        If image, model and options do not go together; an image that was opened here is closed again.
+    """
+    found = found_model(model)
+    if isinstance(source, str | Path) and is_ours(Path(source)):
+        refuse_unfinished(source)
+    footprint = predictors.footprint_of(found.network, footprint)
+    opened = open_image(
+        source,
+        level=options.level or 0,
+        axes=options.axes,
+        pixel_size=options.pixel_size,
+        missing=options.missing or "error",
+    )
+    owns_image = not isinstance(source, Image)
+    _remark_mask(source)
+    try:
+        job = _settled(opened, found, options, footprint=footprint, target=target)
+    except BaseException:
+        if owns_image:
+            opened.close()
+        raise
+    _remark_memory(job, options.memory)
+    return replace(job, owns_image=owns_image)
+
+
+def _remark_mask(source: Any) -> None:
+    if isinstance(source, str | Path) and (is_ours(Path(source)) or is_tiff_mask(source)):
+        LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
+
+
+def _remark_memory(job: Job, memory: int | None) -> None:
+    needs = job.needs()["host_bytes"]
+    if memory is not None and needs > memory:
+        LOG.warning(
+            "%s: takes %.2f GB, more than the memory of %.2f GB: Python and its libraries alone take %.2f GB",
+            job.image.name,
+            needs / 1e9,
+            memory / 1e9,
+            RESIDENT / 1e9,
+        )
+
+
+class _Model(NamedTuple):
+    """A network, its card, and where it came from."""
+
+    network: Any
+    card: ModelCard
+    source: str
+
+
+def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footprint, target: Target | None) -> Job:
+    network, card, source = model
+    seen = as_seen(opened, network, card, options, footprint)
+    _remark_widths(seen, options, source)
+    inside = _inside(target, opened, seen.resolution) if target else {}
+    answer = ask(network, footprint, seen.image.n_channels)
+    card = card.completed(answer.outputs)
+    device, precision, engine, demand = _backend_of(network, options, seen.image.n_channels)
+    part = find_roi(options.roi, seen.image.box_shape, name=seen.image.name)
+    plan = _plan(part, footprint, options, demand)
+    if plan.largest_batch > 1 and answer.repeats:
+        answer = replace(answer, mixing=ask_in_batches(network, footprint, seen.image.n_channels))
+    _remark_model(card.name or type(network).__name__, card, answer, strict=options.strict)
+    decision = Decision.of_card(
+        card,
+        options.output or "mask",
+        threshold=options.threshold,
+        probability_dtype=options.probability_dtype or "float32",
+    )
+    job = Job(
+        image=seen.image,
+        network=network,
+        card=card,
+        source=source,
+        plan=plan,
+        decision=decision,
+        footprint=footprint,
+        demand=demand,
+        answer=answer,
+        device=str(device),
+        record={},
+        resolution=seen.resolution,
+        search=_search(options, seen, footprint, decision),
+        inside=inside,
+    )
+    return replace(job, record=_record(job, seen, options, precision=precision, engine=engine, part=part))
+
+
+def _remark_model(name: str, card: ModelCard, answer: Answer, *, strict: bool) -> None:
+    """Say what does not suit about a model; if `strict`, raise `ModelError` where that breaks the promise."""
+    if strict and (doubt := next(doubts(answer), "")):
+        raise ModelError(f"{name}: {doubt}. Leave --strict (strict=True) out to run it in spite of this")
+    for said in remarks(card, answer):
+        LOG.warning("%s: %s", name, said)
+
+
+def _remark_widths(seen: Seen, options: Options, source: str) -> None:
+    """Say so if objects are plainly wider or narrower, in pixels as stored, than those that a packaged model knows."""
+    sizes = in_plane(seen.whole, seen.whole.level)
+    chosen = options.level is not None or options.mpp is not None
+    if source not in KNOWN or chosen or None in sizes:
+        return
+    what, (low, high), (narrow, wide) = KNOWN[source]
+    um = sum(filter(None, sizes)) / len(sizes)
+    if narrow <= high * um and low * um <= wide:
+        return
+    if high * um < narrow:
+        remedy = "Wider ones are cut in pieces: try a coarser --mpp, such as 0.25"
+    elif low * um * FINEST <= wide:
+        remedy = "Narrower ones are missed: try a finer --mpp"
+    else:
+        remedy = f"In pixels of {um:.3g} um no {what} can be seen: give a file of finer pixels"
+    here = (f"{float(f'{n * um:.2g}'):g}" for n in (low, high))  # two digits, without an exponent
+    LOG.warning(
+        "%s: %s knows %s %d to %d px wide, here %s to %s um. %s",
+        *(seen.image.name, source, what, low, high, *here, remedy),
+    )
+
+
+def _search(options: Options, seen: Seen, footprint: Footprint, decision: Decision) -> Search:
+    """Return how the run finds tissue."""
+    search = detection.search(options.tissue, seen.whole, channels=seen.channels, footprint=footprint)
+    if search.rule and "logits" in decision.arrays:
+        raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
+    return search
+
+
+def _record(job: Job, seen: Seen, options: Options, *, precision: str, engine: str, part: Box) -> dict[str, Any]:
+    """Return the run record: everything that decides the bytes, which `Options.or_recorded` reads back."""
+    return {
+        "axes": job.image.axes,
+        # The image may have been opened with a pixel size before it was given to the run.
+        "pixel_size": list(job.image.given_pixel_size) or None,
+        "tile": list(job.plan.tile),
+        "block": list(job.plan.block),
+        "batch": job.plan.batch,
+        "threads": options.threads or machine.current_threads(),
+        "output": options.output or "mask",
+        "probability_dtype": options.probability_dtype or "float32",
+        "missing": options.missing or "error",
+        **seen.to_record(),
+        "roi": roi_to_json(part, options.roi),
+        "device": machine.find_device(job.device).type,
+        "precision": precision,
+        "engine": engine,
+        "tissue": job.search.rule,
+        "scaling": dict(options.scaling or job.card.scaling),
+        "threshold": job.decision.threshold if len(job.card.classes) == 1 else None,
+        "least_depth": _least_depth(options, job.decision),
+        **_spacing(options, job.image, job.footprint),
+        **_link(options, job),
+    }
+
+
+def _backend_of(network: Any, options: Options, n_channels: int) -> tuple[Any, str, str, Demand]:
+    """Return device, precision and engine of a network, and the memory that a forward pass needs."""
+    device = machine.find_device(_device_of(network, options))
+    precision = predictors.find_precision(options.precision or "auto", network)
+    if (precision, device.type) == ("fp64", "mps"):
+        raise SettingsError("precision fp64: not on mps. Use --device cpu, or --precision fp32")
+    if (options.probability_dtype, device.type) == ("float64", "mps"):
+        raise SettingsError("probability_dtype float64: not on mps. Use --device cpu, or --probability-dtype float32")
+    engine = predictors.find_engine(options.engine or "auto", network, device=device, precision=precision)
+    demand = demand_of(network, precision, n_channels, engine=engine, device=device.type)
+    return device, precision, engine, demand
+
+
+def found_model(model: Any) -> _Model:
+    """Return the network that the caller gave, or of the name that they gave."""
+    if isinstance(model, str | Path):
+        return _of_object(load_named(model))._replace(source=source_of(model))
+    return _of_object(model)
+
+
+def _of_object(model: Any) -> _Model:
+    if isinstance(model, type):
+        raise ModelError(f"{model.__name__} is a class. Give an instance of it, such as {model.__name__}(...)")
+    if not callable(model):
+        raise ModelError(f"a model is a name, a path, a torch.nn.Module or a callable, not a {type(model).__name__}")
+    card = getattr(model, "card", None) or ModelCard(name=class_name(model))
+    return _Model(model, card, class_name(model))
+
+
+def _device_of(network: Any, options: Options) -> str:
+    name = options.device or "auto"
+    if predictors.is_network(network):
+        return name
+    if name not in ("auto", "cpu"):
+        raise SettingsError(f"device {name}: the model is a function, and computes wherever it does. Leave device out")
+    return "cpu"
+
+
+def _inside(target: Target, image: Image, resolution: Resolution) -> dict[str, Any]:
+    level = resolution.level
+    shape = [n for n, a in zip(image.levels[level].shape, image.axes, strict=True) if a != "c"]
+    return target.layout_of(image.box_axes, shape, level=level, factor=resolution.factor)
+
+
+def _plan(part: Box, footprint: Footprint, options: Options, demand: Demand) -> Plan:
+    return plan_tiles(
+        part.shape,
+        footprint,
+        tile=_inner_tile(options.tile, footprint),
+        block=_inner(options.block, footprint),
+        batch=options.batch,
+        memory=options.memory,
+        demand=demand,
+        origin=part.start,
+    )
+
+
+def _least_depth(options: Options, decision: Decision) -> float | None:
+    """Return how deep objects must reach; None where the network does not say how deep a pixel lies in one."""
+    if not decision.depths:
+        if options.least_depth is not None:
+            if options.output != "objects":
+                raise SettingsError(f"least_depth {options.least_depth} is for objects. Ask for them (--objects), too")
+            raise SettingsError(
+                f"least_depth {options.least_depth} is for objects of a model whose classes are "
+                f"{', '.join(DEPTH_CLASSES)}. Leave it out"
+            )
+        return None
+    rule = ObjectRule() if options.least_depth is None else ObjectRule(least_depth=options.least_depth)
+    return float(rule.least_depth)
+
+
+def _spacing(options: Options, image: Image, footprint: Footprint) -> dict[str, list[float]]:
+    """Return the spacing for the record of objects, in which separating them measures; nothing if it is equal."""
+    if options.output != "objects":
+        return {}
+    found = options.spacing
+    if found is None:
+        sizes = image.pixel_size[-footprint.ndim :]
+        found = relative_spacing(sizes)
+        if footprint.ndim == 3 and None in sizes:
+            axes = ", ".join(axis for axis, size in zip(image.box_axes[-3:], sizes, strict=True) if size is None)
+            LOG.warning(
+                "%s: the size of its voxels along %s is not known, so they are taken for cubes; in flat ones, objects "
+                "are often joined: give --pixel-size Z,Y,X (in Python pixel_size=)",
+                *(image.name, axes),
+            )
+    return {"spacing": list(found)} if found else {}
+
+
+def _link(options: Options, job: Job) -> dict[str, float]:
+    """Return the threshold of links for the record of objects of planes; nothing if they are not to be linked."""
+    if options.link is None:
+        return {}
+    if options.output != "objects":
+        raise SettingsError(f"link {options.link} is for objects. Ask for them (--objects), too")
+    ObjectRule(link=options.link)
+    name, axes = job.image.name, job.image.box_axes
+    if job.footprint.ndim > 2:
+        raise SettingsError(f"{name}: link is for a 2-D model, and the objects of a 3-D one are volumes. Leave it out")
+    if "z" not in axes:
+        remedy = "Leave link out" + (", or name one of them z (--axes)" if len(axes) > 2 else "")
+        raise SettingsError(f"{name}: link joins objects along z, and its axes are {axes}. {remedy}")
+    if job.plan.shape[axes.index("z")] < 2:
+        raise SettingsError(f"{name}: link joins objects of several planes, and there is one. Leave link out")
+    return {"link": float(options.link)}
+
+
+def _inner(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
+    """Return a block's sides along the network's axes; the block of a run record has sides along the outer axes too."""
+    return sides if sides is None or isinstance(sides, int) else tuple(sides)[-footprint.ndim :]
+
+
+def _inner_tile(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
+    """Return a tile's sides along the network's axes; along outer axes a tile must be one plane long."""
+    if sides is None or isinstance(sides, int):
+        return sides
+    if any(side != 1 for side in sides[: -footprint.ndim]):
+        raise SettingsError(
+            f"tile {','.join(map(str, sides))} has {len(sides)} sides, and a {footprint.ndim}-D network is looped over "
+            f"planes. Give {footprint.ndim} sides, or a {len(sides)}-D model"
+        )
+    return tuple(sides)[-footprint.ndim :]

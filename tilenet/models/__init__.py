@@ -1,0 +1,1 @@
+"""Models: their weights on disk, packaged ones, and networks by name."""

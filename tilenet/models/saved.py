@@ -1,0 +1,337 @@
+"""Models on disk: weights and their card in one file, loaded without running any code from it.
+
+The format is safetensors with the card in its metadata. PyTorch state dicts are read too, always
+with ``weights_only=True``, because a pickle can run any code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from tilenet.card import ModelCard, parse_colors, parse_rule
+from tilenet.errors import ModelError, ModelNotFound, OutputExists, one_line
+from tilenet.models.weights import COMPILED, State, read_claims, read_weights
+from tilenet.store.destination import put_whole
+from tilenet.unet import UNet
+
+LOG = logging.getLogger("tilenet")
+WEIGHTS = Path(__file__).parent.parent / "weights"
+# Type and largest value of each option. Beyond these values, not even the list of layers is built.
+LARGEST = (
+    ("depth", int, 16),
+    ("wf", int, 24),
+    ("ndim", int, 3),
+    ("in_channels", int, 2**16),
+    ("n_classes", int, 2**16),
+    ("padding", bool, True),
+    ("batch_norm", bool, True),
+)
+LARGEST_POOL = 8
+# The option that no key of a state dict reveals and that affects most pixels.
+UNSAID = "padding"
+COUNTER = "num_batches_tracked"
+REMEDY = "Get the file again, or save model.state_dict() anew"
+# Packaged models without a pixel size: what they know, how many pixels wide, and how many micrometres that mostly is.
+KNOWN = {"nuclei": ("nuclei", (10, 40), (5, 15))}
+
+
+def packaged_models() -> list[str]:
+    """Return the names of the models that come with tilenet."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def find_model(model: str | Path) -> Path:
+    """Return the file of a packaged model, given by its name, or of a path (raises `ModelNotFound`)."""
+    if str(model) in packaged_models():
+        return WEIGHTS / f"{model}.safetensors"
+    path = Path(model)
+    if not path.is_file():
+        names = ", ".join(packaged_models())
+        raise ModelNotFound(
+            f"{model}: no such model. Give a .safetensors or .pt file, or a packaged name: {names}. Runs also take "
+            "MODULE:FUNCTION"
+        )
+    return path
+
+
+def load_model(model: str | Path, **options: Any) -> UNet:
+    """Load a network and its card.
+
+    Parameters
+    ----------
+    model : str or path
+        A packaged model's name (``"nuclei"``), a ``.safetensors`` file, or a PyTorch state
+        dict, bare or under ``state_dict``, ``model_state_dict`` or ``model``.
+    **options
+        Options of `UNet` that a bare state dict does not reveal: ``padding``, ``pooling``, and
+        ``pool_size`` if its `up_mode` is ``"upsample"``. Options that contradict the file are refused.
+
+    Returns
+    -------
+    UNet
+        The network in eval mode on the CPU; its card is the attribute ``card``.
+
+    Raises
+    ------
+    ModelNotFound, ModelError
+        If there is no such file, or it does not hold the weights of a U-Net.
+
+    Examples
+    --------
+    >>> load_model("nuclei").card.licence
+    'CC0-1.0'
+    """
+    path = find_model(model)
+    try:
+        claims, card = read_claims(path)
+        told = bool(card.architecture)
+        network = _skeleton(_architecture(claims, card, options))
+        _check_claims(claims, network)
+        card = replace(card, name=card.name or path.stem, architecture=network.options)
+        network.card = card.completed(network.n_classes)
+        filled = _filled(network, read_weights(path, claims))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged file may raise any kind of error in the library
+        raise ModelError(f"{path}: not a model that can be read ({one_line(error)}). {REMEDY}") from error
+    if UNSAID not in options and not told:
+        LOG.warning(
+            "%s: does not say whether its network pads with zeros, and is taken for one that does not. Say which: "
+            "tilenet convert %s --out NAME.safetensors --padding, or --no-padding",
+            path,
+            path,
+        )
+    return filled
+
+
+def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) -> Path:
+    """Write a network and its card to one ``.safetensors`` file.
+
+    Parameters
+    ----------
+    model : UNet
+        The network; its weights are stored unchanged.
+    path : str or path
+        Must end in ``.safetensors``; an existing file is replaced.
+    card : ModelCard, optional
+        Default the network's own ``card``; the architecture is always the network's.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ModelError
+        If the path has another ending, or the card does not fit the network.
+    EnvironmentFault
+        If the file cannot be written.
+    """
+    path = Path(path)
+    if not isinstance(model, UNet):
+        raise ModelError(
+            f"{type(model).__name__}: only a UNet can be saved. Write a function that returns the network, and give "
+            "MODULE:FUNCTION, such as my_networks:build"
+        )
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path}: models are written as .safetensors. Change the ending")
+    card = card or model.card or ModelCard()
+    card = replace(card, name=card.name or path.stem, architecture=model.options).completed(model.n_classes)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    # Not with `save_file`, which makes files that only their owner may read.
+    with put_whole(path) as part:
+        part.write_bytes(_in_order(save(state, metadata={"format": "pt", "tilenet": card.to_json()})))
+    return path
+
+
+def _in_order(file: bytes) -> bytes:
+    """Return a safetensors file with a sorted header: the library writes metadata in a random order."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight
+    return len(header).to_bytes(8, "little") + header + file[end:]
+
+
+def convert_model(
+    weights: str | Path,
+    out: str | Path,
+    *,
+    classes: str | None = None,
+    mask_of_class: tuple[int, ...] | None = None,
+    scaling: str | None = None,
+    pixel_size: float | None = None,
+    colors: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
+    """Convert weights of any format that `load_model` reads to one file with a card.
+
+    Parameters
+    ----------
+    weights, out : path
+        The file to read, and the ``.safetensors`` file to write.
+    classes : str, optional
+        Names of the outputs, separated by commas.
+    mask_of_class : tuple of int, optional
+        Mask value of each output.
+    scaling : str, optional
+        Rule for intensities as on the command line; see `tilenet.card.parse_rule`.
+    pixel_size : float, optional
+        Micrometres per pixel of the training images.
+    colors : str, optional
+        Colours of mask values, such as ``1=00c864,2=ffd600``; other mask values get one from a palette.
+    overwrite : bool
+        Replace an existing model.
+    **options
+        As for `load_model`.
+
+    Returns
+    -------
+    Path
+        The file that was written.
+
+    Raises
+    ------
+    OutputExists, ModelNotFound, ModelError
+        If `out` exists already; if `weights` cannot be read; if the other arguments do not suit the weights.
+    """
+    if not overwrite and Path(out).exists():
+        raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
+    network = load_model(weights, **options)
+    card = network.card or ModelCard()
+    said: dict[str, Any] = {}
+    if classes is not None or mask_of_class is not None:
+        said |= {"labels": {}, "colors": {}}
+    if classes is not None:
+        said["classes"] = tuple(classes.split(","))
+    if mask_of_class is not None:
+        said["mask_of_class"] = mask_of_class
+    if scaling is not None:
+        said["scaling"] = parse_rule(scaling)
+    if pixel_size is not None:
+        said["pixel_size"] = pixel_size
+    if colors is not None:
+        said["colors"] = parse_colors(colors)
+    card = replace(card, **said).completed(network.n_classes)
+    if unknown := sorted(set(map(int, card.colors)) - set(card.mask_of_class)):
+        values = ", ".join(map(str, sorted(set(card.mask_of_class))))
+        raise ModelError(f"a colour of mask value {unknown[0]}: its values are {values}. Give one of them")
+    return save_model(network, out, card=card)
+
+
+def fingerprint(network: nn.Module, *, compiled_apart: bool = False) -> str:
+    """Return the sha256 of a network's weights: names, shapes, types and bytes.
+
+    It is the same for a network and for its form of `torch.compile`, in whole or in part; not with `compiled_apart`.
+    """
+    digest = hashlib.sha256()
+    weights = {key if compiled_apart else key.replace(COMPILED, ""): w for key, w in network.state_dict().items()}
+    for key, value in sorted(weights.items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def class_name(model: object) -> str:
+    """Return the name of a model's class; of a network from `torch.compile`, that of the network itself."""
+    return type(getattr(model, COMPILED.rstrip("."), model)).__name__
+
+
+def is_compiled(network: nn.Module) -> bool:
+    """Return whether a network, or a part of it, comes from `torch.compile`."""
+    return any(COMPILED in f"{name}." for name, _ in network.named_modules())
+
+
+def _architecture(state: State, card: ModelCard, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the network: those of the card, or else `options` and what the keys reveal."""
+    if not card.architecture:
+        return options_of_keys(state) | dict(options)
+    known = card.architecture
+    for name, value in options.items():
+        if known.get(name) != (list(value) if isinstance(value, tuple) else value):
+            raise ModelError(f"its card says {name} is {known.get(name)}, not {value}. Leave the option out")
+    return known
+
+
+def options_of_keys(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Derive the options of a U-Net from its parameters.
+
+    They reveal all options except ``padding``, ``pooling`` and, if `up_mode` is ``"upsample"``, ``pool_size``.
+    """
+    try:
+        first, last = state["down_path.0.block.0.weight"], state["last.weight"]
+        depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("down_path."))
+        found: dict[str, Any] = {
+            "in_channels": first.shape[1],
+            "n_classes": last.shape[0],
+            "depth": depth,
+            "wf": first.shape[0].bit_length() - 1,
+            "batch_norm": "down_path.0.block.2.running_mean" in state,
+            "ndim": first.ndim - 2,
+        }
+        if depth > 1:
+            up = state.get("up_path.0.up.weight")
+            found["up_mode"] = "upsample" if up is None else "upconv"
+            found |= {} if up is None else {"pool_size": list(up.shape[2:])}
+        return found
+    except (KeyError, ValueError, IndexError) as error:
+        keys = ", ".join(list(state)[:2]) or "none"
+        what = f"no {error} among its keys" if isinstance(error, KeyError) else "other numbers or shapes in its keys"
+        raise ModelError(
+            f"these are not the weights of a U-Net: {what} ({keys}, ...). For another network, give "
+            "MODULE:FUNCTION, such as my_networks:build: a Python function that returns it"
+        ) from error
+
+
+def _skeleton(architecture: Mapping[str, Any]) -> UNet:
+    """Return the network without allocating its weights, so that absurd options cost nothing."""
+    for name, kind, largest in LARGEST:
+        value = architecture.get(name, kind(1))
+        if type(value) is not kind or value > largest:
+            raise ModelError(f"its {name} is {str(value)[:40]}, which no U-Net has. {REMEDY}")
+    if any(type(n) is not int or n > LARGEST_POOL for n in architecture.get("pool_size") or ()):
+        raise ModelError(
+            f"its pool_size {str(architecture['pool_size'])[:40]} is none of 1 to {LARGEST_POOL}. {REMEDY}"
+        )
+    try:
+        with torch.device("meta"):
+            return UNet(**architecture)
+    except Exception as error:
+        raise ModelError(f"its architecture cannot be built ({one_line(error)}). {REMEDY}") from error
+
+
+def _check_claims(claims: State, network: UNet) -> None:
+    wanted = network.state_dict()
+    for key in [*wanted, *claims]:
+        if key not in claims and key.endswith(COUNTER):
+            continue  # old checkpoints have no such counters
+        if key not in claims or key not in wanted:
+            kind = "missing" if key not in claims else "unexpected"
+            raise ModelError(f"{kind} key {key}. Are these the weights of this architecture? {network.options}")
+        if claims[key].shape != wanted[key].shape:
+            shapes = f"{tuple(claims[key].shape)}, not {tuple(wanted[key].shape)}"
+            raise ModelError(f"key {key} has shape {shapes}. Are these the weights of this architecture?")
+
+
+def _filled(network: UNet, state: State) -> UNet:
+    """Return the network with its weights loaded; half precision is converted to float32."""
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise ModelError(f"key {key} has values that are not finite. The training failed, or the file is damaged")
+        if value.dtype in (torch.float16, torch.bfloat16):
+            state[key] = value.float()
+    counters = {key: torch.tensor(0) for key in network.state_dict() if key.endswith(COUNTER)}
+    network.load_state_dict(counters | state, strict=True, assign=True)
+    return network.eval().requires_grad_(False)

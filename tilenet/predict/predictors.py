@@ -1,0 +1,273 @@
+"""Predictors, which turn a batch of tiles into a batch of logits.
+
+A predictor is any callable from (N, C, *n) to (N, K, *m) with a `footprint`. This module wraps a
+PyTorch network as one.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tilenet import machine
+from tilenet.errors import DeviceLost, EnvironmentFault, ModelError, SettingsError, first_line
+from tilenet.fast.native import convolutions
+from tilenet.footprint import Footprint
+from tilenet.predict.engine import FastPath, accelerate, may_accelerate, out_of_memory
+from tilenet.scaling import Scaling, needs_float64
+from tilenet.unet import UNet, is_as_built
+
+PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ENGINES = ("auto", "plain", "fast")
+# Types of which PyTorch makes tensors that a device can scale, and of these, those that mps does not have in every
+# version. Others are converted in NumPy.
+TORCH_DTYPES = {"uint8", "int8", "uint16", "int16", "int32", "float16", "float32", "float64"}
+NOT_ON_MPS = {"uint16", "float64"}
+# Those of these types that are scaled in float64; see `needs_float64`.
+WIDE = {torch.int32, torch.float64}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+NOT_COMPILED = (
+    "convolutions are PyTorch's, about two thirds as fast as those that tilenet compiles when it is installed "
+    "where there is a C compiler, for x86-64 on Linux"
+)
+# What errors of a lack of memory say, beside `torch.OutOfMemoryError`: of the CPU, pinned memory, mps, cuBLAS, cuDNN.
+NO_ROOM = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+# How other errors of a GPU begin, in PyTorch's operations and in kernels that Triton compiled.
+GPU_FAILED = ("CUDA error", "HIP error", "Triton Error [CUDA]", "Triton Error [HIP]")
+NOT_FAST = "engine fast: not for this network, or not on this machine. Start again with --engine plain"
+LOG = logging.getLogger("tilenet")
+# Fast paths that `find_engine` has checked and that a predictor has not yet taken, with the state of the weights then.
+# A check takes seconds on a GPU, where kernels are compiled.
+_checked: WeakKeyDictionary[nn.Module, tuple[object, FastPath]] = WeakKeyDictionary()
+
+
+class TorchPredictor:
+    """A PyTorch network as a predictor.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        The network. It is copied: the original is neither moved nor switched to eval mode.
+    footprint : Footprint
+        What the network does to a length.
+    device : torch.device
+        Device to run on.
+    precision : {"fp64", "fp32", "bf16", "fp16"}
+        Floating-point type to compute in.
+    engine : {"plain", "fast"}
+        The network itself, or its fast path on the device (see `tilenet.predict.engine`).
+    scaling : Scaling
+        Applied to each batch first.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        footprint: Footprint,
+        *,
+        device: torch.device,
+        precision: str,
+        engine: str,
+        scaling: Scaling,
+    ) -> None:
+        self.footprint, self.device, self.scaling = footprint, device, scaling
+        self.dtype = PRECISIONS[precision]
+        self._scale = _scale_on(device, scaling, self.dtype, footprint.ndim)
+        on_frames = engine == "fast" and device.type != "cpu"
+        self._layout = torch.contiguous_format if on_frames else CHANNELS_LAST[footprint.ndim]
+        self._forward: FastPath
+        if engine == "fast":
+            self._forward = _fast(network, device, self.dtype)
+        else:
+            plain = _ready(network, device, self.dtype)
+            _lay_out(plain, self._layout, footprint.ndim + 2)
+            self._forward = lambda x, prepared: plain(prepared(x))
+
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.floating[Any]]:
+        """Return logits (N, K, *m) of raw pixels (N, C, *n), in float32 (float64 if the network computes in it)."""
+        with self.computing(batch.shape):
+            return self.logits(self.tensor_of(batch).to(self.device)).cpu().numpy()
+
+    @contextmanager
+    def computing(self, shape: tuple[int, ...]) -> Iterator[None]:
+        """Compute reproducibly, and turn a failure on a batch of the given shape into an error that says what to do."""
+        with torch.inference_mode(), machine.exact(self.device):
+            try:
+                yield
+            except RuntimeError as error:
+                raise _explained(error, shape) from error
+
+    def tensor_of(self, batch: NDArray[Any]) -> Tensor:
+        """Return a batch as a tensor, unscaled and, if PyTorch has it, in its own type, which is small to send."""
+        wide = needs_float64(batch.dtype) and self.device.type != "mps"  # mps has no float64
+        if batch.dtype.name not in TORCH_DTYPES - (NOT_ON_MPS if self.device.type == "mps" else set()):
+            batch = batch.astype(np.float64 if wide else np.float32)
+        # PyTorch does not take negative strides, and warns about read-only arrays.
+        usable = batch.flags.writeable and min(batch.strides) >= 0
+        return torch.from_numpy(batch if usable else batch.copy())
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return logits (N, K, *m) of raw pixels (N, C, *n), both on the predictor's device."""
+        out = self._forward(x, self._prepared)
+        return out if out.dtype == torch.float64 else out.float()
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        """Return raw pixels scaled, and in the type and memory layout that the network takes."""
+        return self._scale(x).to(self.dtype, memory_format=self._layout)
+
+
+def _scale_on(device: torch.device, scaling: Scaling, dtype: torch.dtype, ndim: int) -> Callable[[Tensor], Tensor]:
+    """Return a function that scales tensors on a device; it sends its numbers only once, as that stalls the device."""
+    exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    numbers = {
+        wide: [
+            torch.tensor(values, dtype=wide).to(device).reshape(1, -1, *(1,) * ndim)
+            for values in (scaling.subtract, scaling.divide)
+        ]
+        for wide in (torch.float32, exact)
+    }
+
+    def scale(x: Tensor) -> Tensor:
+        wide = exact if dtype == torch.float64 or x.dtype in WIDE else torch.float32
+        subtract, divide = numbers[wide]
+        x = x.to(wide, copy=True)
+        if any(scaling.subtract):
+            x -= subtract
+        if any(d != 1 for d in scaling.divide):
+            x /= divide
+        return x.clamp_(*scaling.clip) if scaling.clip else x
+
+    return scale
+
+
+def _ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a network, in eval mode, on the device where it will run."""
+    try:
+        ready = copy.deepcopy(network).eval().to(device, dtype)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(device) from error
+    for parameter in ready.parameters():  # one by one, because a TorchScript module offers no other way
+        if parameter.is_leaf:
+            parameter.requires_grad_(False)
+    return ready
+
+
+def _lay_out(network: nn.Module, layout: torch.memory_format, rank: int) -> None:
+    """Change the memory layout of the weights of a rank; others, as of a 3-D layer in a 2-D network, cannot have it."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == rank:
+            tensor.data = tensor.data.to(memory_format=layout)
+
+
+def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
+    """Return the error to raise for one of PyTorch's on a batch of a shape: it says what to do."""
+    text = first_line(error)
+    if isinstance(error, torch.OutOfMemoryError) or any(said in text for said in NO_ROOM):
+        half = max(1, shape[0] // 2)
+        advice = f"--batch {half}" if shape[0] > 1 else "a smaller --tile or --memory"
+        return EnvironmentFault(f"out of memory for a batch of shape {shape}. Start again with {advice}")
+    if text.startswith(GPU_FAILED):  # after which it takes no more work from this process
+        return DeviceLost(
+            f"the GPU failed on a batch of shape {shape} ({text}). Run again with --resume, perhaps on another "
+            "--device; if it fails there, too, start again with --engine plain or a smaller --tile"
+        )
+    return ModelError(f"the network failed on a batch of shape {shape}: {text}")
+
+
+def find_precision(name: str, network: object) -> str:
+    """Resolve the name of a precision: ``auto`` is fp32 on every device, or fp64 for a float64 network.
+
+    bf16 and fp16 give no seams either, but their logits differ from those of fp32, so they are only
+    used on request.
+    """
+    if name != "auto" and name not in PRECISIONS:
+        raise SettingsError(f"precision {name!r} is none of auto, {', '.join(PRECISIONS)}")
+    first = next(iter(network.parameters()), None) if isinstance(network, nn.Module) else None
+    auto = "fp64" if first is not None and first.dtype == torch.float64 else "fp32"
+    return auto if name == "auto" else name
+
+
+def find_engine(name: str, network: object, *, device: torch.device, precision: str) -> str:
+    """Resolve the name of an engine: ``auto`` is ``fast`` if that gives the same logits, else ``plain``.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such engine, or the network has no fast path on this device.
+    """
+    if name not in ENGINES:
+        raise SettingsError(f"engine {name!r} is none of {', '.join(ENGINES)}")
+    if name != "plain" and isinstance(network, nn.Module):
+        dtype = PRECISIONS[precision]
+        _checked.pop(network, None)  # left by an earlier job, and large
+        if fast := _accelerated(network, device, dtype):
+            _checked[network] = (_state_of(network), device, dtype), fast
+            if device.type == "cpu" and convolutions() == "pytorch":
+                LOG.info(NOT_COMPILED)
+            return "fast"
+    if name == "fast":
+        raise SettingsError(NOT_FAST)
+    return "plain"
+
+
+def forget(network: object) -> None:
+    """Free the fast path of a network, which this process will not use."""
+    if isinstance(network, nn.Module):
+        _checked.pop(network, None)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+def _fast(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath:
+    """Return the fast path of a network: the one that `find_engine` has just made, if there is one."""
+    state, fast = _checked.pop(network, (None, None))
+    if fast is not None and state == (_state_of(network), device, dtype):
+        return fast
+    fast = _accelerated(network, device, dtype)
+    if fast is None:
+        raise SettingsError(NOT_FAST)
+    return fast
+
+
+def _accelerated(network: nn.Module, device: torch.device, dtype: torch.dtype) -> FastPath | None:
+    """Return the fast path of a network on a device, or None if there is none."""
+    return accelerate(_ready(network, device, dtype)) if may_accelerate(network, device, dtype) else None
+
+
+def _state_of(network: nn.Module) -> object:
+    """Return a value that changes when a weight does: the address of each tensor, and how often it was written.
+
+    Nothing counts the writes to an inference tensor, so the state of one never equals another.
+    """
+    return [(t.data_ptr(), object() if t.is_inference() else t._version) for t in network.state_dict().values()]
+
+
+def is_network(model: object) -> bool:
+    """Return whether a model is a PyTorch network."""
+    return isinstance(model, nn.Module)
+
+
+def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint:
+    """Return the given footprint, or the model's; `ModelError` if there is none, or an unchanged `UNet` has another."""
+    found = footprint if footprint is not None else getattr(model, "footprint", None)
+    if not isinstance(found, Footprint):
+        what = f"{type(model).__name__} has no footprint" if found is None else f"{found!r} is no Footprint"
+        raise ModelError(
+            f"{what}. Give footprint=Footprint.same(2, reach=..., step=...) or .valid(...), or measure it: "
+            f"network.footprint = tilenet.measure_footprint(network). A function that --model names does this "
+            f"itself. help(tilenet.Footprint) explains reach and step"
+        )
+    if found.ndim not in CHANNELS_LAST:
+        raise SettingsError(f"a footprint has 2 or 3 axes, those of the network, not {found.ndim}. Give one for each")
+    if isinstance(model, UNet) and is_as_built(model) and found != model.footprint:
+        raise ModelError("a UNet's footprint follows from its layers, and is another than was given. Leave it out")
+    return found

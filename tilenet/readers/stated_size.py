@@ -1,0 +1,151 @@
+"""An image whose pixel size the caller gives, because the file does not state it, or states it wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log
+from typing import Any
+
+from tilenet.errors import SettingsError
+from tilenet.geometry import Box
+from tilenet.readers.image import DerivedImage, Image, Level, Pixels
+from tilenet.readers.ome_frame import Frame, resized
+from tilenet.resolution import coarser_size
+
+# Axes that have a pixel size, in array order; a size of two numbers is for the last two.
+SPACE = "zyx"
+# Micrometres per pixel that are accepted; the limits keep areas, volumes and densities finite.
+SMALLEST, LARGEST = 1e-6, 1e6
+# Two pixel sizes differ by rounding if the logarithm of their ratio is at most this.
+ROUNDING = 0.01
+# Most characters of a value that an error message quotes.
+LONGEST_QUOTE = 60
+
+
+def parse_pixel_size(value: Any) -> tuple[float, ...]:
+    """Return micrometres per pixel along y and x, or along z, y and x.
+
+    Parameters
+    ----------
+    value : float, sequence of float or str
+        One number for y and x, two (y, x) or three (z, y, x); or their text, with commas between them.
+
+    Raises
+    ------
+    SettingsError
+        If these are not one to three numbers of 1e-6 to 1e6.
+
+    Examples
+    --------
+    >>> parse_pixel_size(0.25), parse_pixel_size("2,0.5,0.5")
+    ((0.25, 0.25), (2.0, 0.5, 0.5))
+    """
+    given: Any = value.split(",") if isinstance(value, str) else value
+    try:
+        sizes = tuple(map(float, given)) if hasattr(given, "__len__") else (float(given),)
+    except (TypeError, ValueError):
+        sizes = ()
+    if not 1 <= len(sizes) <= len(SPACE) or not all(SMALLEST <= n <= LARGEST for n in sizes):
+        quoted = " ".join(str(value).split())[:LONGEST_QUOTE]
+        raise SettingsError(
+            f"pixel_size {quoted}: give micrometres per pixel, {SMALLEST:g} to {LARGEST:g}: one number for y and x, "
+            f"two (y,x) or three (z,y,x), such as 0.25 or 2,0.5,0.5"
+        )
+    return sizes * 2 if len(sizes) == 1 else sizes
+
+
+class SizedImage(DerivedImage):
+    """An image with another pixel size; the sizes of coarser levels follow from their lengths.
+
+    Parameters
+    ----------
+    image : Image
+        The image as the file describes it.
+    pixel_size : tuple of float
+        Micrometres along y and x, or z, y and x, at level 0; see `parse_pixel_size`. Other axes stay as they are.
+
+    Raises
+    ------
+    SettingsError
+        If there are three numbers and the image has no z.
+    """
+
+    def __init__(self, image: Image, pixel_size: tuple[float, ...]) -> None:
+        super().__init__(image)
+        letters = SPACE[-len(pixel_size) :]
+        if missing := set(letters) - set(image.axes):
+            raise SettingsError(
+                f"{image.name}: pixel_size {','.join(f'{n:g}' for n in pixel_size)} is for {', '.join(letters)}, and "
+                f"the image has the axes {image.axes}, without {missing.pop()}. Give two numbers, y,x (--pixel-size)"
+            )
+        self._given, self.working_bytes = pixel_size, image.working_bytes
+        # If the image was given a size before, its z stays where only y and x are replaced.
+        self.given_pixel_size = (*image.given_pixel_size[: -len(pixel_size)], *pixel_size)
+        self._sizes = dict(zip(letters, pixel_size, strict=True))
+        self.levels = tuple(self._sized(level) for level in image.levels)
+
+    def _sized(self, level: Level) -> Level:
+        finest = dict(zip(self.axes, self._image.levels[0].shape, strict=True))
+        lengths = dict(zip(self.axes, level.shape, strict=True))
+        sizes = dict(zip(self.box_axes, level.pixel_size, strict=True))
+        for axis, size in self._sizes.items():
+            sizes[axis] = coarser_size(size, finest[axis], lengths[axis])
+        return Level(level.shape, tuple(sizes.values()))
+
+    @property
+    def frame(self) -> Frame | None:
+        """The frame of the underlying image, with pixels of the given size."""
+        found, sizes = self._image.frame, dict(zip(self.box_axes, self.pixel_size, strict=True))
+        return found and resized(found, {axis: size for axis in self._sizes if (size := sizes[axis])})
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels of the underlying image."""
+        return self._image.n_channels
+
+    @property
+    def parts_channels(self) -> bool:
+        """Whether channels of the underlying image can be read alone."""
+        return self._image.parts_channels
+
+    def at_level(self, level: int) -> Image:
+        """Return the same image at another resolution."""
+        return SizedImage(self._image.at_level(level), self._given)
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box inside the image."""
+        return self._image.read_inside(box)
+
+    def read_channels(self, box: Box, channels: tuple[int, int]) -> Pixels:
+        """Return the pixels of a range of channels in a box inside the image."""
+        return self._image.read_channels(box, channels)
+
+
+def overruled_size(image: Image) -> str:
+    """Return the pixel size that a file states, as text, if the given one differs by more than rounding; else ``""``.
+
+    An axis of which the file states no size is ``?``.
+    """
+    given = dict(zip(SPACE[-len(image.given_pixel_size) :], image.given_pixel_size, strict=False))
+    sizes = dict(zip(image.box_axes, image.stated_pixel_size, strict=True))
+    stated = [sizes[axis] for axis in given]
+    return size_text(stated) if differ(image.given_pixel_size, stated) else ""
+
+
+def differ(given: Sequence[float], stated: Sequence[float | None]) -> bool:
+    """Return whether pixel sizes differ along any axis, where both are known, by more than rounding.
+
+    >>> differ((2, 0.5), (None, 0.502)), differ((2, 0.5), (None, 0.6))
+    (False, True)
+    """
+    return any(old and abs(log(new / old)) > ROUNDING for new, old in zip(given, stated, strict=True))
+
+
+def size_text(sizes: Sequence[float | None]) -> str:
+    """Return pixel sizes as text for people.
+
+    >>> size_text([0.5, 0.5]), size_text([2.0, None, 0.25])
+    ('0.5 um', '2 x ? x 0.25 um')
+    """
+    texts = ["?" if size is None else f"{size:.4g}" for size in sizes]
+    return f"{texts[0] if len(set(texts)) == 1 else ' x '.join(texts)} um"

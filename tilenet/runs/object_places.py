@@ -1,0 +1,194 @@
+"""The second step of a run with objects: the place of the object of every pixel.
+
+Each block is labelled as the whole image would be (`tilenet.instances.components`). Every pixel of an object gets the
+place of the object's first pixel: its index in the flattened image, plus one. All blocks that share an object find the
+same place, without knowing of each other, so processes may divide them. Small blocks are joined: each would separate a
+component again that extends over many of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilenet.decide import ObjectRule
+from tilenet.geometry import Box, boxes_of, ceil_div, round_up
+from tilenet.instances.components import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
+from tilenet.jobs.compute import Progress
+from tilenet.store import Mask, Share, Store, can_resume, open_mask
+from tilenet.store.journal import MERGED
+from tilenet.store.layout import Layout
+from tilenet.store.metadata import OWN, read_root
+from tilenet.store.strict_files import Stamp, stamp_of
+from tilenet.workers.distributed import map_in_order
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Most pixels that are labelled at once, and a side that is not halved for that, by number of axes.
+PIECES = {2: (2**22, 256), 3: (2**23, 48)}
+# Part of the memory that large components kept for the next blocks may take.
+KEPT = 0.25
+
+
+def open_places(path: Path, depths: Mask, memory: int, share: Share | None = None) -> Store:
+    """Continue the store of the places in some depths, or create it: with the lease of the whole, or of one share."""
+    if are_of(depths, path):
+        return Store.resume(path) if share is None else Store.take_share(path, share)
+    block = _joined(depths.layout, len(depths.info["model"]["footprint"]), memory)
+    layout = replace(depths.layout, block=block, labels={}, largest=prod(depths.shape), classes=0, tissue={})
+    return Store.create(path, layout, _info(depths), overwrite=True, share=share)
+
+
+def are_of(depths: Mask, path: Path) -> bool:
+    """Return whether there is a store of places at a path, and they were found in these depths."""
+    return can_resume(path) and read_root(path)[1] == _info(depths)
+
+
+def _info(depths: Mask) -> dict[str, Any]:
+    # The sealed journal has the checksums of all files: places that were found in other depths are not used.
+    return depths.info | {"depths": sha256((depths.path / OWN / MERGED).read_bytes()).hexdigest()}
+
+
+def find_places(
+    store: Store,
+    depths: Path,
+    memory: int,
+    *,
+    client: Client | None = None,
+    progress: Progress | None = None,
+    among: range | None = None,
+) -> int | None:
+    """Write the pending blocks of a store of places, all or in a range, from the depths in another store.
+
+    Returns how many objects are nowhere deep enough; None unless all blocks of the store were pending.
+    """
+    pending, recents = list(store.pending(among=among)), dict[tuple[int, ...], Recent]()
+    box, dtype = partial(store.layout.box, 0), store.layout.mask_dtype
+    tasks = (PlacesTask(depths, box(index), memory, dtype, recents) for index in pending)
+    total = sum(box(index).size for index in (range(store.layout.n_blocks(0)) if among is None else among))
+    done = total - sum(box(index).size for index in pending)
+    left_out = 0
+    for index, (places, more) in zip(pending, map_in_order(client, PlacesTask.places, tasks), strict=True):
+        store.write(index, {"mask": places})
+        left_out += more
+        done += places.size
+        if progress:
+            progress(done, total)
+    return left_out if len(pending) == store.layout.n_blocks(0) else None
+
+
+@dataclass(frozen=True)
+class PlacesTask:
+    """The task of finding the objects of one block, as it is sent to a worker.
+
+    Attributes
+    ----------
+    depths : Path
+        The store of the first step.
+    box : Box
+        The pixels of the block.
+    memory : int
+        Most bytes for a connected component that reaches far beyond the block.
+    dtype : str
+        Data type of the places.
+    recents : dict
+        For each plane, the large component that was separated last. Shared by the blocks that one process computes
+        without a client, and kept only for the planes of one block, as far as they fit; a worker begins with none.
+    """
+
+    depths: Path
+    box: Box
+    memory: int
+    dtype: str
+    recents: dict[tuple[int, ...], Recent] = field(default_factory=dict, compare=False)
+
+    def _forget_other_planes(self) -> None:
+        """Drop the large components of planes outside the block: blocks come in array order, so those are done."""
+        for plane in list(self.recents):
+            if not all(a <= p < b for a, p, b in zip(self.box.start, plane, self.box.stop, strict=False)):
+                del self.recents[plane]
+
+    def places(self) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
+        """Return, for each pixel, the place of its object's first pixel in the image, plus one; 0 for background.
+
+        And how many objects that begin in the block are nowhere deep enough.
+        """
+        self._forget_other_planes()
+        left_out = 0
+        places, depths = np.zeros(self.box.shape, self.dtype), _opened(self.depths, stamp_of(self.depths))
+        ndim, rule = len(depths.info["model"]["footprint"]), ObjectRule.recorded(depths.info["record"])
+        outer, shape = depths.shape[:-ndim], depths.shape[-ndim:]
+        block = Box(self.box.start[-ndim:], self.box.stop[-ndim:])
+        for at in np.ndindex(*self.box.shape[:-ndim]):
+            plane = tuple(a + b for a, b in zip(self.box.start, at, strict=False))
+            before = prod(shape) * (int(np.ravel_multi_index(plane, outer)) if outer else 0)
+            find = partial(
+                find_objects,
+                shape=shape,
+                read=partial(_view, depths, plane),
+                rule=rule,
+                memory=self.memory,
+                recent=self.recents.setdefault(plane, Recent()),
+                name=depths.info["image"]["path"],
+            )
+            for piece in _pieces(block, shape, self.memory):
+                labels, firsts, beyond = find(piece)
+                left_out += beyond
+                place_of_label = np.where(firsts < 0, 0, firsts + 1 + before).astype(self.dtype)
+                places[(*at, *piece.relative_to(block.start).slices)] = place_of_label[labels]
+            if sum(recent.n_bytes for recent in self.recents.values()) > KEPT * self.memory:
+                del self.recents[plane]
+        return places, left_out
+
+
+@lru_cache(maxsize=1)
+def _opened(depths: Path, stamp: Stamp | None) -> Mask:
+    """Open the store of the first step once per process, because opening looks at all of its files."""
+    del stamp  # only a key of the cache: another store may lie there by then
+    return open_mask(depths)
+
+
+def _view(depths: Mask, outer: tuple[int, ...], box: Box) -> View:
+    """Read a box of one plane (or volume) from a store of depths."""
+    foreground = depths[(*outer, *box.slices)] > 0
+    if depths.probabilities is None:
+        return View(foreground, None)
+    with_class = depths.layout.with_class((*outer, *box.slices), 0)
+    return View(foreground, np.asarray(depths.probabilities[with_class], np.float32))
+
+
+def _pieces(block: Box, shape: Sequence[int], memory: int) -> Iterator[Box]:
+    """Return the pieces of a block that are labelled at once, small enough for half the memory if possible."""
+    most, least = PIECES[block.ndim]
+    return boxes_of(block, _sides(block.shape, (least,) * block.ndim, most, memory, shape))
+
+
+def _joined(layout: Layout, ndim: int, memory: int) -> tuple[int, ...]:
+    """Return the sides of blocks in which as many blocks of a layout are joined as can be labelled at once."""
+    outer, block, shape = layout.block[:-ndim], layout.block[-ndim:], layout.shape[-ndim:]
+    return outer + _sides(shape, block, PIECES[ndim][0] // prod(outer), memory, shape)
+
+
+def _sides(whole: Sequence[int], steps: Sequence[int], most: int, memory: int, image: Sequence[int]) -> tuple[int, ...]:
+    """Halve the longest side of a box until it can be labelled at once; all sides are multiples of `steps`.
+
+    Nothing is read beyond the shape of the image.
+    """
+    sides, margin = list(map(round_up, whole, steps)), 2 * MARGIN[len(whole)]
+    while longer := [(side, axis) for axis, side in enumerate(sides) if side > steps[axis]]:
+        inside = list(map(min, sides, whole))
+        seen = prod(min(n + margin, end) for n, end in zip(inside, image, strict=True))
+        if prod(inside) <= most and seen * BYTES_PER_PIXEL <= memory // 2:
+            break
+        side, axis = max(longer)
+        sides[axis] = round_up(ceil_div(side, 2), steps[axis])
+    return tuple(sides)

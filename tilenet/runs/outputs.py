@@ -1,0 +1,148 @@
+"""Check `out`, and create or resume it: a store, objects, a TIFF, or labels within an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tilenet.address import check_local, is_address
+from tilenet.errors import OutputError, OutputExists, SettingsError
+from tilenet.jobs.compute import Progress, fill_store
+from tilenet.jobs.image_times import note_image
+from tilenet.jobs.job import Job
+from tilenet.jobs.request import Request
+from tilenet.masks.into import LABELS, Target, open_target
+from tilenet.masks.protected import refuse_inside
+from tilenet.masks.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask
+from tilenet.models.named import module_of, name_of, source_of
+from tilenet.readers.formats import SLIDE_NAMES
+from tilenet.runner import Report
+from tilenet.runs.object_outputs import DEPTHS, making_of
+from tilenet.store import Share, Store, can_resume, check_free, is_ours
+from tilenet.store.metadata import read_root
+from tilenet.workers import distributed
+
+# File endings that are refused, since a folder would appear under that name; and how to get such a file instead.
+ZARR_OR_TIFF = "Give a name in .zarr, or in .ome.tif"
+PICTURE = f"{ZARR_OR_TIFF}; --overview draws the mask beside it, and tilenet overlay as you like"
+POLYGONS = "Write mask.zarr, then run: tilenet export mask.zarr --geojson mask.geojson"
+OTHER_KINDS = {
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".jp2", ".pdf", ".svg"), PICTURE),
+    **dict.fromkeys((".geojson", ".json", ".xml"), POLYGONS),
+    **dict.fromkeys((".nii", ".gz", ".npy", ".npz", ".h5", ".hdf5", ".mat", ".nrrd", ".mha", ".mhd"), ZARR_OR_TIFF),
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".zip", ".tar", ".n5", ".nd2", ".lif", ".safetensors"), ZARR_OR_TIFF),
+    **dict.fromkeys((".svs", ".ndpi", ".czi", ".dcm", ".ims", *SLIDE_NAMES), ZARR_OR_TIFF),
+}
+
+
+def check_name(out: Path) -> None:
+    """Refuse a name with the ending of a file format that is not written."""
+    if not out.name:
+        raise SettingsError(f"out {str(out)!r} is no name of a mask. {ZARR_OR_TIFF}")
+    ending = out.suffix.lower()
+    if ending in OTHER_KINDS:
+        raise SettingsError(f"{out}: a mask is an OME-Zarr folder or an OME-TIFF, not {ending}. {OTHER_KINDS[ending]}")
+
+
+def check_folder_name(out: Path) -> None:
+    """Refuse a name for a folder of masks that has the ending of a file format."""
+    ending = out.suffix.lower()
+    if ending in OTHER_KINDS or is_tiff(out):
+        raise SettingsError(f"{out}: becomes a folder of masks, one NAME.zarr an image. Give a name without {ending}")
+
+
+def labels_place(into: str | Path | None, name: str | None, out: str | Path | None, model: Any) -> tuple[Target, Path]:
+    """Return the image that the mask goes into, and the path of the mask within it."""
+    if into is None:
+        raise SettingsError(f"name {name!r} is of labels in an image: say which image, with into")
+    if out is not None:
+        raise SettingsError(f"out {out} and into {into}: give only one of them")
+    target = open_target(into)
+    return target, target.place(label_name(target, model) if name is None else name)
+
+
+def label_name(target: Target, model: Any) -> str:
+    """Return the name that labels in an image have if the caller gives none: the model's.
+
+    Older versions named the labels of a function after its module: those that exist keep this name.
+    """
+    if module := module_of(model):
+        labels = target.path / LABELS / module
+        for place in (labels, making_of(labels, target) / DEPTHS):
+            if is_ours(place) and _source_in(place) == source_of(model):
+                return module
+    return name_of(model)
+
+
+def _source_in(store: Path) -> Any:
+    """Return where the model of a store came from; None if the store does not say so any more."""
+    model = read_root(store)[1].get("model")
+    return model.get("source") if isinstance(model, dict) else None
+
+
+def spare_the_input(out: Path, image: Any, *, inside: bool = False) -> None:
+    """Refuse an output that is remote, is the image, contains the image, or lies inside it.
+
+    With `inside`, for labels within an image, the output may lie inside the image.
+    """
+    check_local(out)
+    if not inside:
+        refuse_inside(out, image=image)
+    if isinstance(image, str | Path) and not is_address(image):
+        source, target = Path(image).resolve(), out.resolve()
+        if target in source.parents:
+            raise OutputExists(f"{out}: holds the image that is to be read. Choose another path")
+
+
+def open_store(out: Path, request: Request, *, resume: bool = False, overwrite: bool = False) -> tuple[Store, Job]:
+    """Create a store, or open an existing one for resuming; checks `out` before anything expensive."""
+    if not (resume and can_resume(out)):
+        try:
+            check_free(out, overwrite=overwrite)
+            return create_store(out, request, overwrite=overwrite)
+        except OutputExists:  # another run may have created it first
+            if not (resume and can_resume(out)):
+                raise
+    store = Store.resume(out)
+    return store, request.settle_to_fill(store)
+
+
+def create_store(
+    out: Path, request: Request, *, overwrite: bool = False, share: Share | None = None
+) -> tuple[Store, Job]:
+    """Create a store, with the lease of the whole or of one share of it."""
+    job = request.settle()
+    try:
+        store = Store.create(out, *job.described(), overwrite=overwrite, share=share)
+        try:
+            note_image(store, job.image.name)
+        except BaseException:
+            store.close()
+            raise
+    except BaseException:
+        job.close()
+        raise
+    return store, job
+
+
+def fill(store: Store, job: Job, request: Request, *, client: Any, progress: Progress | None = None) -> Report:
+    """Fill and finish a store, in this process or on the workers of a cluster; closes store and job in any case."""
+    if client is None:
+        return fill_store(store, job, progress=progress)
+    return distributed.fill_by_workers(store, job, client, request, progress=progress)
+
+
+def check_tiff(out: Path, output: str | None, *, replace: bool) -> None:
+    """Refuse an output that cannot be written as a TIFF at `out`."""
+    if output == "both":
+        raise SettingsError(f"{out}: a TIFF holds the mask alone, and output 'both' was said. Give a name in .zarr")
+    check_tiff_place(out, replace=replace)
+
+
+def same_tiff(out: Path, request: Request) -> TiffMask:
+    """Return the TIFF that exists at `out`, if it is undamaged and was made with the same settings."""
+    mask = open_tiff_mask(out)
+    request.settle_complete(mask.info, out).close()
+    if damage := mask.check():
+        raise OutputError(f"{out}: {damage[0]}. Start again with --overwrite")
+    return mask

@@ -1,0 +1,197 @@
+"""Job arrays: several processes write one mask, each a share of its blocks, and the last one finishes it.
+
+No process leads. Each takes the lease of its own share. All join the run that the first process began, and
+repeat the run record that it left in the store. The process that finds no pending block and no other process
+at work takes the lease of the whole store, which ends the run, and finishes the mask. A killed share is
+restarted with the same command, on any machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from operator import index
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tilenet.address import check_local
+from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, SettingsError
+from tilenet.jobs.compute import Progress, fill_pending, finish, raise_if_failed
+from tilenet.jobs.job import Job
+from tilenet.jobs.request import Request
+from tilenet.runner import Report
+from tilenet.runs.outputs import create_store
+from tilenet.store import Share, Store, can_resume, check_free, held_whole, refuse_shares
+
+T = TypeVar("T")
+# A process that checks whether it is the last, or that loses the race to create the store, briefly holds the
+# lease of the whole store. A share waits for it up to the first number of seconds, and retries after the second. A
+# process that finishes the mask holds it longer: then this share has nothing left to do, and is refused.
+PATIENCE, LOOK = 5.0, 0.1
+# Bounded because each share has a lease file of its own.
+MOST_SHARES = 100_000
+# How many shares an error message names.
+NAMED = 20
+
+
+def blocks_of_share(share: Share, n_blocks: int) -> range:
+    """Return the blocks of share I of N, I from 1: a contiguous range; lengths differ by at most one block.
+
+    Neighbouring blocks read the same rows of file tiles, so a contiguous range decodes nearly every
+    file tile once. With ``index % N`` every share would read the whole image.
+
+    >>> [list(blocks_of_share((i, 3), 7)) for i in (1, 2, 3)]
+    [[0, 1], [2, 3], [4, 5, 6]]
+    """
+    which, count = share
+    return range((which - 1) * n_blocks // count, which * n_blocks // count)
+
+
+def checked_share(share: Share) -> Share:
+    """Return (I, N) as plain integers; `SettingsError` if they are no share."""
+    try:
+        which, count = map(index, share)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"shard {share!r}: give which of how many, two whole numbers such as (1, 8)") from error
+    if not 1 <= which <= count:
+        raise SettingsError(f"share {which}/{count}: shares count from 1, so give 1/{count} to {max(count, 1)}/{count}")
+    if count > MOST_SHARES:
+        raise SettingsError(f"share {which}/{count}: give {MOST_SHARES} shares at most")
+    return which, count
+
+
+def check_combination(out: str | Path | None, *, tiff: bool, overwrite: bool, client: Any) -> None:
+    """Raise `SettingsError` for options that cannot be combined with shares."""
+    if out is None:
+        raise SettingsError("shares are written into a store: give out with shard")
+    if tiff:
+        raise SettingsError(f"{out}: shares are written into a mask of many files. Give a name in .zarr")
+    if overwrite:
+        raise SettingsError("shard and overwrite: each share would replace what the others wrote. Remove OUT first")
+    if client is not None:
+        raise SettingsError("shard and client: workers share the blocks by themselves. Leave one of them out")
+
+
+def fill_share(out: Path, request: Request, share: Share, *, progress: Progress | None = None) -> Report:
+    """Compute the pending blocks of a share; finish the store if no other share has anything left to do.
+
+    Raises
+    ------
+    BlocksFailed
+        If some blocks could not be computed; the share stays resumable.
+    """
+    share = checked_share(share)
+    opened = create_share(out, request, share) or join_shares(out, request, share)
+    return fill_blocks(*opened, share, progress=progress)
+
+
+def fill_blocks(store: Store, job: Job, share: Share, *, progress: Progress | None = None) -> Report:
+    """Do the same in a store that was opened for the share; closes store and job in any case."""
+    try:
+        report = fill_pending(store, job, progress=progress, among=blocks_of_share(share, store.layout.n_blocks(0)))
+        raise_if_failed(report, job)
+    finally:
+        store.close()
+        job.close()
+    started = time.perf_counter()
+    _finish_if_last(store.path)
+    report.finished = time.perf_counter() - started
+    return report
+
+
+def create_share(out: Path, request: Request, share: Share) -> tuple[Store, Job] | None:
+    """Create a store; None if there is one, also if another share was quicker."""
+    if can_resume(out):
+        return None
+    try:
+        check_free(out)
+        return create_store(out, request, share=share)
+    except OutputExists:
+        if not can_resume(out):
+            raise
+        return None
+
+
+def join_shares(out: Path, request: Request, share: Share) -> tuple[Store, Job]:
+    """Open the store that another share created."""
+    store = patiently(out, lambda: Store.take_share(out, share))
+    return store, request.settle_to_fill(store)
+
+
+def patiently(out: Path, take: Callable[[], T]) -> T:
+    """Take the lease of a share of a store; wait for a process that holds the whole of it for a moment."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return take()
+        except OutputLocked:
+            if time.monotonic() > deadline or not held_whole(out):
+                raise
+            time.sleep(LOOK)
+
+
+def _finish_if_last(out: Path) -> None:
+    """Finish a store, unless blocks are pending or other shares are at work: then one of those will finish it.
+
+    Each share releases its lease before it checks, so of several shares that end together the last one to check
+    finds that the others are gone.
+    """
+    try:
+        finish_shares(out)
+    except (OutputIncomplete, OutputLocked):
+        return
+
+
+def finish_shares(out: Path, *, progress: Progress | None = None) -> None:
+    """Build the pyramid of a store whose blocks are all written, verify every file, and mark the store complete.
+
+    Raises
+    ------
+    OutputLocked
+        If shares are at work.
+    OutputIncomplete
+        If blocks are pending; the message says how many, and of which shares.
+    BlocksFailed
+        If files differ from what was written; their blocks are pending again.
+    """
+    check_local(out)
+    refuse_shares(out)
+    store = Store.inspect(out)
+    if not store.complete and (pending := list(store.pending())):
+        raise OutputIncomplete(f"{out}: {_say_pending(store, pending)}")
+    store = Store.resume(out)
+    try:
+        finish(store, progress=progress)
+    finally:
+        store.close()
+
+
+def written_of(out: Path) -> tuple[int, int]:
+    """Return the number of blocks written and the total number of blocks."""
+    store = Store.inspect(out)
+    total = store.layout.n_blocks(0)
+    return total - sum(1 for _ in store.pending()), total
+
+
+def how_to_go_on(out: Path) -> str:
+    """Return how a mask that is not complete is completed."""
+    store = Store.inspect(out)
+    if not store.shares:
+        return "run the same command with --resume"
+    pending = list(store.pending())
+    return f"run {lacking(store, pending)} again" if pending else f"tilenet finish {out}"
+
+
+def _say_pending(store: Store, pending: list[int]) -> str:
+    what = f"{len(pending)} of {store.layout.n_blocks(0)} blocks are not written"
+    if not store.shares:
+        return f"{what}. Run the same command again with --resume"
+    return f"{what}, of {lacking(store, pending)}. Run those again"
+
+
+def lacking(store: Store, pending: list[int]) -> str:
+    """Return the shares of a divided store that have pending blocks, as text."""
+    total, count, missing = store.layout.n_blocks(0), store.shares, set(pending)
+    lacking = [i for i in range(1, count + 1) if not missing.isdisjoint(blocks_of_share((i, count), total))]
+    named = ", ".join(f"{i}/{count}" for i in lacking[:NAMED])
+    return f"the shares {named}" + (f", and {len(lacking) - NAMED} more" if len(lacking) > NAMED else "")

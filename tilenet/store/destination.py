@@ -1,0 +1,272 @@
+"""Where a store may go, and how a new one takes the place of an old one.
+
+A store is made under a temporary name beside its destination and then renamed, so that what is at OUT is always a whole
+store. Nothing is ever removed unless tilenet's own marker is in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
+from hashlib import sha256
+from pathlib import Path
+from uuid import uuid4
+
+from tilenet.errors import EnvironmentFault, OutputError, OutputExists, refuse_windows
+from tilenet.store.file_system import (
+    ACCESSED,
+    AGAIN,
+    faults_named,
+    fsync_path,
+    make_folder,
+    nearest_folder,
+    remove_file,
+    remove_tree,
+    step,
+)
+from tilenet.store.journal import FOLDER
+from tilenet.store.lease import NAMED, STALE, Lease, Share, live, locks, refuse_live
+from tilenet.store.lease_holder import is_running, started, this_machine
+from tilenet.store.metadata import OWN, foreign_entries, read_root
+
+REPLACED = "replaced"
+NEW = ".tilenet-new"
+
+
+def check_free(path: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse a path where no store can be made.
+
+    Writes nothing, unless a run was killed while it replaced a store there: then the new store is moved into place.
+
+    Raises
+    ------
+    OutputExists
+        If something is there: anything without `overwrite`, anything but a mask that tilenet wrote with it.
+    EnvironmentFault
+        If its parent folder cannot be written, or is a file.
+    SettingsError
+        On Windows.
+    """
+    refuse_windows()
+    path = Path(path).absolute()
+    with faults_named(path, again=AGAIN):
+        recover(path)
+        if path.exists() or path.is_symlink():
+            _refuse_to_replace(path, overwrite)
+        folder = nearest_folder(path.parent)
+        refuse_inside_mask(path)
+        refuse_inside_file(path)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise EnvironmentFault(f"{folder}: cannot be written, and {path} would be in it. Choose another path")
+
+
+def refuse_inside_file(path: Path) -> None:
+    """Refuse a path of which a folder is a file."""
+    if not (folder := nearest_folder(path.absolute().parent)).is_dir():
+        raise EnvironmentFault(f"{folder}: is a file, and {path} would be inside it. Choose another path")
+
+
+def refuse_inside_mask(path: str | Path) -> None:
+    """Refuse a path inside a mask: a mask with foreign files in it cannot be overwritten later."""
+    folder = nearest_folder(Path(path).absolute().parent).resolve()
+    if outer := next((p for p in (folder, *folder.parents) if is_ours(p)), None):
+        raise OutputExists(f"{path}: would be inside the mask {outer}. Choose another path")
+
+
+def _refuse_to_replace(path: Path, overwrite: bool) -> None:
+    ours = is_ours(path)
+    if not overwrite:
+        if ours and (holders := _holders(path)):
+            raise OutputExists(
+                f"{path}: exists already, and is being written by {', '.join(holders)}. Wait until that is done, or "
+                f"choose another path"
+            )
+        how = "Go on with it (--resume), replace it (--overwrite), or choose" if ours else "Choose"
+        raise OutputExists(f"{path}: exists already. {how} another path")
+    with suppress(OutputError):
+        read_root(path)  # trouble of the file system is told as that
+    if path.is_symlink():
+        raise OutputExists(
+            f"{path}: is a symbolic link, which --overwrite does not follow. Give {path.resolve()} instead"
+        )
+    protected = (Path.home().resolve(), Path(path.anchor))
+    if not ours or path.resolve() in protected or os.path.ismount(path):
+        raise OutputExists(f"{path}: exists, and is not a mask that tilenet wrote. Nothing is overwritten there")
+    if foreign := foreign_entries(path, read_root(path)[0]):
+        raise OutputExists(f"{path}: holds {foreign[0]}, which tilenet did not write. Move it away first")
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a folder is a store that tilenet wrote and that can be read, and not a link to one."""
+    try:
+        read_root(path)
+    except (OutputError, EnvironmentFault):
+        return False
+    return not path.is_symlink() and not (path / OWN).is_symlink()
+
+
+def can_resume(path: str | Path) -> bool:
+    """Return whether anything is at a path; a new store for it is moved there first, see `recover`."""
+    path = Path(path).absolute()
+    with faults_named(path, what=ACCESSED):
+        recover(path)
+    return path.exists()
+
+
+def is_complete(path: str | Path) -> bool:
+    """Return whether there is a complete store with nothing left to tidy up, without reading its shards."""
+    path = Path(path).absolute()
+    with faults_named(path, what=ACCESSED):
+        return path.exists() and read_root(path)[2] and not left_behind(path / OWN)
+
+
+def refuse_shares(path: str | Path) -> None:
+    """Raise `OutputLocked` naming the shares of a store that are being written; `OutputNotFound` without a store."""
+    path = Path(path).absolute()
+    read_root(path)
+    with faults_named(path, what=ACCESSED):
+        if held := [lock for lock in locks(path / OWN) if lock.share]:  # only then is the clock asked, which writes
+            refuse_live(held, _clock_of(path / OWN), path)
+
+
+def held_whole(path: str | Path) -> bool:
+    """Return whether there is a lease of the whole store, whether its holder is dead or alive."""
+    path = Path(path).absolute()
+    with faults_named(path, what=ACCESSED):
+        return any(lock.share is None for lock in locks(path / OWN))
+
+
+@contextmanager
+def put_whole(out: Path, *, again: str = AGAIN) -> Iterator[Path]:
+    """Yield a temporary path for a file, and move the file to `out` at the end: `out` is never a partial file.
+
+    Raises
+    ------
+    OutputExists
+        If `out` is inside a mask.
+    """
+    refuse_inside_mask(out)
+    with faults_named(out, again=again):
+        make_folder(out.parent)
+        sweep(out)
+        folder = temporary_place(out)
+        step("make folder", folder.mkdir)
+        try:
+            yield folder / out.name
+            step("sync", fsync_path, folder / out.name)
+            step("rename", os.replace, folder / out.name, out)
+            step("sync folder", fsync_path, out.parent)
+        finally:
+            with suppress(OSError):
+                remove_tree(folder)
+
+
+@contextmanager
+def holding(store: Path, share: Share | None = None) -> Iterator[None]:
+    """Hold the lease of a complete store, or of one share of it, so that no other run removes it."""
+    with faults_named(store):
+        lease = Lease.take(store / OWN, store, share)
+        lease.start(store / OWN)
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def discard(store: Path) -> None:
+    """Remove a store that this process holds."""
+    with faults_named(store):
+        # Rename before removing: a half-removed store must not look like one to resume.
+        aside = temporary_place(store)
+        step("rename", os.rename, store, aside)
+        remove_tree(aside)
+
+
+def temporary_place(path: Path) -> Path:
+    """Return a temporary path beside `path` whose name identifies the process that makes it."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{started(os.getpid())}-{uuid4().hex[:8]}{NEW}")
+
+
+def recover(path: Path) -> None:
+    """Move a new store into place if a run was killed after it had moved the old store away."""
+    if path.exists() or path.is_symlink():
+        return
+    for new in abandoned(path):
+        if (new / OWN / REPLACED).is_dir() and is_ours(new):
+            with suppress(FileNotFoundError):  # another process was faster
+                step("rename", os.rename, new, path)
+            step("sync folder", fsync_path, path.parent)
+            return
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed runs left beside `path`."""
+    for new in abandoned(path):
+        if not (new / OWN / REPLACED).is_dir():
+            remove_tree(new)
+
+
+def left_behind(own: Path) -> bool:
+    """Return whether a run was killed after it had completed the store, but before it had tidied up."""
+    return bool(locks(own) or list(own.glob("*.part")) or (own / FOLDER).exists() or (own / REPLACED).exists())
+
+
+def abandoned(path: Path) -> Iterator[Path]:
+    """Yield the unfinished stores beside `path` whose makers are dead."""
+    if path.parent.is_dir():
+        for new in sorted(path.parent.glob(f".{escape(path.name)}.*{NEW}")):
+            # For `slide`, the pattern also matches what was left beside `slide.zarr`, which belongs to another store.
+            own = "." not in new.name.removeprefix(f".{path.name}.").removesuffix(NEW)
+            if own and new.is_dir() and not new.is_symlink() and _maker_is_dead(new, path):
+                yield new
+
+
+def _maker_is_dead(new: Path, path: Path) -> bool:
+    marks = new.name.removesuffix(NEW).rpartition(".")[2].split("-")
+    if len(marks) != 4 or not marks[1].isdecimal():
+        return False
+    machine, pid, ticks, _ = marks
+    running = is_running(int(pid), ticks) if machine == _machine() else None
+    if running is not None:
+        return not running
+    try:
+        # Writing to a file leaves its folder's time as it is, so those of the files count, too.
+        age = _clock_beside(path) - max(part.stat().st_mtime for part in (new, *new.iterdir()))
+        held = locks(new / OWN) if (new / OWN).is_dir() else []
+    except FileNotFoundError:  # its maker has moved it into place, or removed it
+        return False
+    return age > STALE and not (held and live(held, _clock_beside(path)))
+
+
+def _holders(path: Path) -> list[str]:
+    """Return who is writing a store; nobody where that cannot be found out."""
+    with suppress(OSError):
+        if held := locks(path / OWN):
+            return [lock.describe(holder) for lock, holder in live(held, _clock_of(path / OWN))[:NAMED]]
+    return []
+
+
+def _clock_of(own: Path) -> float:
+    """Return the current time by the file server's clock; if killed, leaves a file that the next run removes."""
+    note = own / f"{uuid4().hex}.part"
+    step("note", note.touch)
+    try:
+        return note.stat().st_mtime
+    finally:
+        remove_file(note)
+
+
+def _clock_beside(path: Path) -> float:
+    """Return the current time by the file server's clock; if killed, leaves a folder that `sweep` removes."""
+    note = temporary_place(path)
+    step("note", note.mkdir)
+    try:
+        return note.stat().st_mtime
+    finally:
+        remove_tree(note)
+
+
+def _machine() -> str:
+    return sha256(this_machine().encode()).hexdigest()[:12]
