@@ -132,7 +132,7 @@ def test_a_model_in_a_list_is_a_file_relative_to_the_list_or_a_packaged_one(tmp_
     [
         ("name\na\n", "has no column image"),
         ("image,colour\na.tif,red\n", "column 'colour' is none of image, name"),
-        ("image,tile\na.tif,big\n", "line 2: tile cannot be 'big'"),
+        ("image,tile\na.tif,big\n", "line 2: tile 'big' is not integers"),
         ("image,name\na.tif,../b\n", "is not a valid, visible file name"),
         ("image\n", r"list\.csv: names no image"),
         ("image,level,level\na.tif,1,0\n", "has two columns level"),

@@ -144,6 +144,16 @@ def cell_box(corner: Sequence[int], sides: Sequence[int], stop: Sequence[int]) -
     return Box(tuple(corner), tuple(min(a + side, n) for a, side, n in zip(corner, sides, stop, strict=True)))
 
 
+def cells_touched(box: Box, sides: Sequence[int], stop: Sequence[int]) -> Iterator[Box]:
+    """Yield the cells of a grid from 0 to `stop` that a box touches, in array order; the last ones are clipped.
+
+    >>> [str(cell) for cell in cells_touched(Box((3,), (9,)), (4,), (10,))]
+    ['[0:4]', '[4:8]', '[8:10]']
+    """
+    for corner in product(*(range(round_down(a, n), b, n) for a, b, n in zip(box.start, box.stop, sides, strict=True))):
+        yield cell_box(corner, sides, stop)
+
+
 def boxes_of(box: Box, sides: Sequence[int]) -> Iterator[Box]:
     """Yield the boxes of the given sides that fill a box, in array order; the last ones along an axis are clipped.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite, log2
 
-from tilenet.errors import SettingsError
+from tilenet.errors import ANEW, SettingsError
 from tilenet.geometry import ceil_div
 
 # Pixels whose size is within 10 % of the wanted size are not resampled.
@@ -24,7 +24,7 @@ FINEST = Fraction(1, 8)
 
 Factor = tuple[Fraction, Fraction]
 # Along y and x, or along z, y and x.
-PixelSize = tuple[float | None, ...]
+PixelSize = Sequence[float | None]
 AS_STORED: Factor = (Fraction(1), Fraction(1))
 
 
@@ -54,6 +54,16 @@ def downsample_factor(finest: int, coarse: int) -> Fraction:
 def coarser_size(size: float | None, finest: int, coarse: int) -> float | None:
     """Return the pixel size of a coarser level along an axis, from that of the finest level and both lengths."""
     return None if size is None else size * float(downsample_factor(finest, coarse))
+
+
+def size_text(sizes: PixelSize) -> str:
+    """Return pixel sizes as text for people.
+
+    >>> size_text([0.5, 0.5]), size_text([2.0, None, 0.25])
+    ('0.5 um', '2 x ? x 0.25 um')
+    """
+    texts = ["?" if size is None else f"{size:.4g}" for size in sizes]
+    return f"{texts[0] if len(set(texts)) == 1 else ' x '.join(texts)} um"
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,8 @@ def choose(sizes: Sequence[PixelSize], wanted: float) -> tuple[int, Factor]:
     >>> choose([(1.0, 1.0)], 0.5)
     (0, (Fraction(1, 2), Fraction(1, 2)))
     """
-    factors = [tuple(_factor(wanted, n) for n in size) if None not in size else None for size in map(_in_plane, sizes)]
+    in_plane = [size[-2:] for size in sizes]
+    factors = [None if None in size else tuple(_factor(wanted, n) for n in size) for size in in_plane]
     fine = [k for k, f in enumerate(factors) if f is not None and min(f) * TOLERANCE >= 1]
     level = max(fine, default=0)
     y, x = factors[level] or AS_STORED
@@ -161,7 +172,7 @@ def resolve(
     refuse_both(level, mpp)
     if level is not None:
         return Resolution(level, text=f"level {level}{_um(sizes, level)} as stored, as asked")
-    known = None not in _in_plane(sizes[0])
+    known = None not in sizes[0][-2:]
     if mpp is not None and not known:
         raise SettingsError(
             f"{name}: does not say its pixel size, so mpp means nothing. Give it (--pixel-size), or choose a level "
@@ -175,12 +186,12 @@ def resolve(
         level, factor = choose(sizes, wanted)
     except OverflowError as error:
         raise SettingsError(
-            f"{name}: has{_um(sizes, 0, brackets=False)} at its finest, whose ratio to {whose} is no number. Give "
+            f"{name}: has {size_text(sizes[0])}/px at its finest, whose ratio to {whose} is no number. Give "
             f"another size (--pixel-size, --mpp), or choose a level (--level)"
         ) from error
     if min(factor) < FINEST:
         raise SettingsError(
-            f"{name}: has{_um(sizes, 0, brackets=False)} at its finest, {float(1 / min(factor)):.3g} times coarser "
+            f"{name}: has {size_text(sizes[0])}/px at its finest, {float(1 / min(factor)):.3g} times coarser "
             f"than {whose}. Choose a coarser mpp, or a level (--level)"
         )
     if factor == AS_STORED:
@@ -211,7 +222,7 @@ def recorded(level: int, factor: Sequence[Sequence[int]], mpp: float | None) -> 
     except (TypeError, ValueError, ZeroDivisionError):
         sane = False
     if not sane:
-        raise SettingsError(f"the run record's factor {str(factor)[:60]} was changed. Start again with --overwrite")
+        raise SettingsError(f"the run record's factor {str(factor)[:60]} was changed. ", ANEW)
     how = "as stored" if (y, x) == AS_STORED else f"resampled by {float(y):.6g} x {float(x):.6g}"
     return Resolution(level, (y, x), mpp, f"level {level} {how}, as the run was started", announced=mpp is not None)
 
@@ -225,7 +236,7 @@ def _factor(wanted: float, size: float | None) -> Fraction:
 
 
 def _as_it_is(sizes: Sequence[PixelSize], *, card_mpp: float | None, model: str) -> Resolution:
-    image_says, model_says = None not in _in_plane(sizes[0]), card_mpp is not None
+    image_says, model_says = None not in sizes[0][-2:], card_mpp is not None
     if image_says:
         why = f"{model} asks for no pixel size of its own, so nothing is resampled. To resample, give --mpp"
     elif model_says:
@@ -235,16 +246,7 @@ def _as_it_is(sizes: Sequence[PixelSize], *, card_mpp: float | None, model: str)
     return Resolution(0, text=f"level 0{_um(sizes, 0)} as stored: {why}", announced=image_says or model_says)
 
 
-def _um(sizes: Sequence[PixelSize], level: int, *, brackets: bool = True) -> str:
+def _um(sizes: Sequence[PixelSize], level: int) -> str:
     """Return the pixel size of a level as `` (0.5 um/px)``, or an empty text if it is unknown along y or x."""
     size = sizes[level] if level < len(sizes) else (None, None)
-    if None in _in_plane(size):
-        return ""
-    texts = ["?" if n is None else f"{n:.4g}" for n in size]
-    text = " x ".join(texts if len(size) > 2 else dict.fromkeys(texts)) + " um/px"
-    return f" ({text})" if brackets else f" {text}"
-
-
-def _in_plane(size: PixelSize) -> PixelSize:
-    """Return the sizes along y and x."""
-    return size[-2:]
+    return "" if None in size[-2:] else f" ({size_text(size)}/px)"

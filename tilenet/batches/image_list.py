@@ -17,21 +17,13 @@ from tilenet.card import parse_rule
 from tilenet.errors import SettingsError
 from tilenet.export.drawn_regions import Drawn, read_regions
 from tilenet.export.intensities import Intensities
-from tilenet.jobs.options import Options, parse_channels, parse_sides
+from tilenet.jobs.options import Options, parse_channels, parse_sides, parse_tissue
 from tilenet.models.saved import packaged_models
 from tilenet.readers.stated_size import parse_pixel_size
 from tilenet.sheets import SEPARATORS, cells, name_columns, refusing, rows_of
 
 # Endings that are removed as well as the last one: slide.ome.tif is the slide "slide".
 INNER = (".ome",)
-# The value in a column of tissue masks that means: find the tissue in the image.
-AUTO = "auto"
-
-
-def _tissue(text: str) -> bool | str:
-    return text == AUTO or text
-
-
 # Columns of a list that are options, and the functions that parse their text.
 COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "level": int,
@@ -48,7 +40,7 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "link": float,
     "output": str,
     "missing": str,
-    "tissue": _tissue,
+    "tissue": parse_tissue,
 }
 
 
@@ -186,7 +178,7 @@ def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
         name = said.pop("name", order.name)
         model = _model(path, said.pop("model")) if "model" in said else plain.model
         _check_name(name, where, "Choose another name")
-        if said.get("tissue", AUTO) != AUTO:
+        if parse_tissue(said.get("tissue", "auto")) is not True:
             said["tissue"] = _relative_to(path, said["tissue"])
         within = tuple(read_regions(_relative_to(path, said.pop("within")))) if "within" in said else ()
         positive = said.pop("positive", plain.positive)
@@ -248,6 +240,8 @@ def _options(said: Mapping[str, str], where: str, plain: Options) -> Options:
     for column, text in said.items():
         try:
             options[column] = COLUMNS[column](text)
+        except SettingsError as error:
+            raise SettingsError(f"{where}: {error}") from error
         except ValueError as error:
             comma = COLUMNS[column] is float and re.fullmatch(r"\d*,\d+", text)
             remedy = f"Write {text.replace(',', '.')}, with a point" if comma else "See tilenet segment --help"

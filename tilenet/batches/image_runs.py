@@ -15,7 +15,6 @@ from tilenet.address import shown
 from tilenet.batches.image_list import Order
 from tilenet.batches.side_files import SideFiles
 from tilenet.batches.summary import Result, file_of, remark_sizes, write_summary
-from tilenet.batches.ways import in_batch
 from tilenet.errors import DeviceLost, OutputMismatch, TilenetError, one_line
 from tilenet.export.totals import Measured
 from tilenet.export.totals_table import write_counts
@@ -71,9 +70,9 @@ class BatchRun:
         try:
             if self._objects:
                 for order in self._orders.values():
-                    self._number_one(order)
+                    self._begin(order, self._numbered)
             else:
-                self._compute(self._client)
+                self._compute()
         finally:
             results = [self._results[name] for name in self._orders if name in self._results]
             remark_sizes(results)
@@ -91,12 +90,12 @@ class BatchRun:
         else:
             LOG.warning("%s: stays as it was, as nothing could be counted", path)
 
-    def _compute(self, client: Client | None) -> None:
+    def _compute(self) -> None:
         opener, finishers = ThreadPoolExecutor(1, "open"), ThreadPoolExecutor(FINISHERS, "finish")
         finishing: set[Future[None]] = set()
         try:
             slides = self._opened(opener)
-            for slide in work_off(client, slides) if client is not None else _one_by_one(slides):
+            for slide in work_off(self._client, slides) if self._client is not None else _one_by_one(slides):
                 finishing = _raised(*wait(finishing, timeout=0))
                 finishing.add(finishers.submit(self._finish, slide))
                 while len(finishing) > WAITING:
@@ -115,17 +114,11 @@ class BatchRun:
 
     def _opened(self, opener: ThreadPoolExecutor) -> Iterator[Slide]:
         """Yield the images that are to be computed; each is opened while the one before it is computed."""
-        for opened in begun_ahead(lambda order: opener.submit(self._open_one, order), self._orders.values(), 2):
+        for opened in begun_ahead(
+            lambda order: opener.submit(self._begin, order, self._slide_of), self._orders.values(), 2
+        ):
             if slide := opened.result():
                 yield slide
-
-    def _open_one(self, order: Order) -> Slide | None:
-        """Return the slide whose blocks are to be computed; note the result of an image that has none, or fails."""
-        return self._begin(order, self._slide_of)
-
-    def _number_one(self, order: Order) -> None:
-        """Give numbers to the objects of one image, and note the result."""
-        self._begin(order, self._numbered)
 
     def _begin(self, order: Order, work: Work) -> Slide | None:
         """Do some work on an image without a complete mask, and note the result unless it is a slide to be computed."""
@@ -171,7 +164,7 @@ class BatchRun:
     def _request(self, order: Order) -> Request:
         own = callable(order.model) or function_of(order.model)  # a list may name another model, with its own footprint
         footprint = self._footprint if own else None
-        return Request(order.image, order.model, order.options, footprint, anew="or give the batch another folder")
+        return Request(order.image, order.model, order.options, footprint)
 
     def _checked(self, order: Order) -> tuple[Path, Request]:
         """Return where the mask of an image goes, and what is wanted; raise if a file is in the way."""
@@ -244,7 +237,7 @@ class BatchRun:
 
 
 def _said(error: Exception) -> str:
-    return in_batch(str(error)) if isinstance(error, TilenetError) else one_line(error)
+    return error.in_batch() if isinstance(error, TilenetError) else one_line(error)
 
 
 def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Future[None]]:

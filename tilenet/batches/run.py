@@ -13,8 +13,7 @@ from tilenet.batches.image_list import Order, read_orders
 from tilenet.batches.image_runs import BatchRun
 from tilenet.batches.side_files import Columns, SideFiles
 from tilenet.batches.summary import Result, is_own
-from tilenet.batches.ways import ways_of_batch
-from tilenet.errors import EnvironmentFault, SettingsError
+from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
 from tilenet.export.areas import parse_area
 from tilenet.export.intensities import Intensities
 from tilenet.footprint import Footprint
@@ -142,18 +141,22 @@ def batch(
         orders = orders[share[0] - 1 :: share[1]]
     if objects:
         orders = [replace(order, options=replace(order.options, output="objects")) for order in orders]
-    with ways_of_batch():
-        _make_folder(out)
-        return BatchRun(
-            orders,
-            Path(out),
-            footprint,
-            tell or (lambda result: None),
-            side_files=SideFiles(overview=overview, table=table, min_area=min_area, columns=columns),
-            client=client,
-            objects=objects,
-            share=share,
-        ).run()
+    _make_folder(out)
+    run = BatchRun(
+        orders,
+        Path(out),
+        footprint,
+        tell or (lambda result: None),
+        side_files=SideFiles(overview=overview, table=table, min_area=min_area, columns=columns),
+        client=client,
+        objects=objects,
+        share=share,
+    )
+    try:
+        return run.run()
+    except TilenetError as error:
+        error.args = (error.in_batch(),)
+        raise
 
 
 def _check_columns(columns: Columns, *, objects: bool, table: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli.cluster import cluster_of, cluster_options
-from tilenet.cli.options import JSON, OVERVIEW, QUIET, image_options, objects_options, with_model
+from tilenet.cli.options import JSON, OVERVIEW, QUIET, image_options, objects_options
 from tilenet.cli.output import remarks, say, show
 from tilenet.cli.shares import ShareOf
 from tilenet.errors import BlocksFailed
@@ -56,7 +56,7 @@ def batch(images: tuple[str, ...], out: Path, as_json: bool, quiet: bool, **opti
 
     machine.keep_freed_memory()
     with remarks(shown=not (quiet or as_json)) as said, cluster_of(options) as client:
-        results = run.batch(images, out, client=client, tell=tell, **with_model(options))
+        results = run.batch(images, out, client=client, tell=tell, **options)
     share = options["shard"]
     counts = {status: sum(r.status == status for r in results) for status in ("done", "skipped", "failed")}
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items())

@@ -17,7 +17,7 @@ import click
 
 import tilenet
 from tilenet.cli import batch, export, pictures, segment, shares, training, tuning
-from tilenet.cli.options import JSON, PIXEL_SIZE, QUIET, Numbers, image_options, with_model
+from tilenet.cli.options import JSON, PIXEL_SIZE, QUIET, Numbers, image_options
 from tilenet.cli.output import (
     gigabytes,
     plain,
@@ -61,7 +61,6 @@ def plan(image: str, as_json: bool, **options: Any) -> None:
     from tilenet.jobs.options import Options
     from tilenet.jobs.settling import settle
 
-    options = with_model(options)
     with settle(image, options.pop("model"), Options(**options)) as job:
         result, rows = _planned(image, job)
     show(result, "\n".join(rows), as_json=as_json)

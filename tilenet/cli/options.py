@@ -42,17 +42,6 @@ class Parsed(click.ParamType[Any]):
 PART = Parsed("Y0:Y1,X0:X1", "region", "parse_roi")
 
 
-class TissueMask(click.ParamType[Any]):
-    """The path of a tissue mask; ``auto``, or no value after the option, finds the tissue in the image."""
-
-    name = "MASK"
-    AUTO = "auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return True, or the path of a mask."""
-        return True if value == self.AUTO else value
-
-
 def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return a decorator that adds options to a command, in the order in which its help lists them."""
 
@@ -72,8 +61,9 @@ image_options = with_options(
     click.option(
         "--model",
         "-m",
-        default=None,
-        help="A name, a file, or MODULE:FUNCTION of your own.  [default: nuclei]",
+        default="nuclei",
+        show_default=True,
+        help="A name, a file, or MODULE:FUNCTION of your own.",
     ),
     click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: by --mpp]"),
     click.option(
@@ -91,9 +81,9 @@ image_options = with_options(
     click.option("--roi", type=PART, help="The part to take, in px of what the network sees.  [default: all]"),
     click.option(
         "--tissue",
-        type=TissueMask(),
+        type=Parsed("MASK", "options", "parse_tissue"),
         is_flag=False,
-        flag_value=TissueMask.AUTO,
+        flag_value="auto",
         help="Skip blocks without tissue. auto, or no value at the end of the line: find it on a coarse level. "
         "MASK: a picture or zarr of the whole image, 0 on glass.  [default: nothing is skipped]",
     ),
@@ -152,8 +142,3 @@ OVERVIEW = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
-
-
-def with_model(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with the default model filled in."""
-    return options | {"model": "nuclei" if options["model"] is None else options["model"]}

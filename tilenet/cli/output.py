@@ -55,13 +55,6 @@ def progress_bar(unit: str, *, shown: bool) -> Iterator[Progress | None]:
         yield advance
 
 
-# What lines about images advise, which is said with the first of a batch alone.
-ADVICE = (
-    ", so nothing is resampled. To resample, give --mpp",
-    ". A smaller one keeps more of them; at another --mpp the network may be surer",
-)
-
-
 class _Remarks(logging.Handler):
     def __init__(self, *, shown: bool) -> None:
         super().__init__(logging.INFO)
@@ -70,9 +63,9 @@ class _Remarks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
-        for advice in ADVICE:
-            if line.endswith(advice) and any(said.endswith(advice) for said in self.lines):
-                line = line.removesuffix(advice)
+        said, _, advice = line.rpartition(". ")
+        if said and any(other.endswith(f". {advice}") for other in self.lines):  # advice is given once in a batch
+            line = said
         if line in self.lines:  # both outputs of one command may say it
             return
         self.lines.append(line)

@@ -10,7 +10,7 @@ import click
 
 from tilenet.cli import shares
 from tilenet.cli.cluster import cluster_of, cluster_options
-from tilenet.cli.options import JSON, OVERVIEW, QUIET, image_options, objects_options, with_model
+from tilenet.cli.options import JSON, OVERVIEW, QUIET, image_options, objects_options
 from tilenet.cli.output import label_names, profile_of, profile_rows, progress_bar, remarks, show, sides
 from tilenet.errors import SettingsError
 
@@ -56,7 +56,6 @@ def segment(
     from tilenet import api, machine
     from tilenet.pictures import files, overlays
 
-    options = with_model(options)
     place = _place(out, options)
     picture = files.overview_beside(place, options["into"]) if overview else None
     if picture:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli.options import JSON, image_options, with_model
+from tilenet.cli.options import JSON, image_options
 from tilenet.cli.output import gigabytes, show, sides
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:
     from tilenet.jobs.options import Options
     from tilenet.tuning import tune as measure
 
-    options = with_model(options)
     machine.keep_freed_memory()
     found = measure(image, options.pop("model"), Options(**options), seconds=seconds)
     trials = [{**vars(t.setting), "px_per_s": round(t.px_per_s), "bytes": t.n_bytes} for t in found.trials]

@@ -19,7 +19,8 @@ from tilenet.errors import ImageError, ImageNotFound, SettingsError
 from tilenet.evaluation.labels import files_by_stem, is_image, lengths_of, read_labels, read_sized_labels
 from tilenet.evaluation.records import nearest, recorded_of
 from tilenet.instances.in_memory import objects
-from tilenet.readers.stated_size import differ, size_text
+from tilenet.readers.stated_size import differ
+from tilenet.resolution import size_text
 
 # Remarks for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")

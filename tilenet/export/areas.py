@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol
 from unicodedata import normalize
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from tilenet.errors import SettingsError
 from tilenet.export.corners import Ring, area_and_centroid, exact_area_and_centroid
 from tilenet.export.placement import Grid
-from tilenet.export.shapes import Shape, has_volumes
+from tilenet.export.shapes import has_volumes
 from tilenet.store import AnyMask
 
 # Of areas and volumes in tables.
@@ -60,27 +59,6 @@ class Least:
     def excludes(self, pixels: int, cut: float | None) -> bool:
         """Return whether a shape is smaller, given its pixels, and its `cut_size`."""
         return pixels < self.pixels if self.um is None or cut is None else cut < self.um
-
-
-class Counted(Protocol):
-    """A result that counts the shapes left out."""
-
-    left_out: int
-
-
-def drop_small(shapes: Iterable[Shape], least: Least, found: Counted, mask: AnyMask, grid: Grid) -> Iterator[Shape]:
-    """Yield the shapes whose area, without holes, is at least `least`; count the others in `found.left_out`."""
-    size, _ = pixel_sizes(mask)
-    for shape in shapes:
-        if least.pixels and _is_small(shape, least, size, grid):
-            found.left_out += 1
-        else:
-            yield shape
-
-
-def _is_small(shape: Shape, least: Least, size: float | None, grid: Grid) -> bool:
-    pixels, inside, _ = extent(shape.rings, grid)
-    return least.excludes(pixels, cut_size(pixels, size, "" if size is None else round(inside * size, DECIMALS)))
 
 
 def pixel_sizes(mask: AnyMask) -> tuple[float | None, float | None]:

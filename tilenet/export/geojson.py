@@ -20,7 +20,7 @@ import tilenet
 from tilenet.arguments import known_options
 from tilenet.card import colors_of
 from tilenet.errors import SettingsError
-from tilenet.export.areas import Least, drop_small, least_of
+from tilenet.export.areas import DECIMALS, Least, cut_size, extent, least_of, pixel_sizes
 from tilenet.export.corners import Ring
 from tilenet.export.intensities import Intensities
 from tilenet.export.placement import Grid
@@ -135,7 +135,7 @@ def write_geojson(
         if bright:
             bright.check(opened, image)
         opened.refuse_damage()
-        shapes = drop_small(shapes_of(opened, progress), least, found, opened, grid)
+        shapes = _large(shapes_of(opened, progress), least, found, opened, grid)
         if bright:
             shapes = _told_apart(shapes, bright.measure(opened, image).positive)
         with put_whole(out) as path, path.open("wb") as file:
@@ -152,6 +152,17 @@ def _least(mask: AnyMask, area: str | float | None) -> Least:
             f"table alone (--csv)"
         )
     return least_of(mask, area)
+
+
+def _large(shapes: Iterable[Shape], least: Least, found: Outlined, mask: AnyMask, grid: Grid) -> Iterator[Shape]:
+    """Yield the shapes whose area, without holes, is at least `least`; count the others."""
+    size, _ = pixel_sizes(mask)
+    for shape in shapes:
+        pixels, inside, _ = extent(shape.rings, grid) if least.pixels else (0, 0, None)
+        if least.excludes(pixels, cut_size(pixels, size, "" if size is None else round(inside * size, DECIMALS))):
+            found.left_out += 1
+        else:
+            yield shape
 
 
 def _told_apart(shapes: Iterable[Shape], positive: Any) -> Iterator[Shape]:

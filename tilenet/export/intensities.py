@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import hed_from_rgb, rgb_from_hed
 
-from tilenet.errors import ImageError, OutputMismatch, SettingsError
+from tilenet.errors import ImageError, SettingsError
 from tilenet.export.positive_rules import STAINS, VERDICTS, judged, parse_rule
 from tilenet.export.variation import BITS, Spread
-from tilenet.masks.provenance import how_to_name_image, open_as_segmented, refuse_another, resolution_of
-from tilenet.readers.image import Image, closing
+from tilenet.masks.provenance import image_of, refuse_another, resolution_of
+from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution
 from tilenet.store import AnyMask
 from tilenet.tissue.detection import is_dark
@@ -131,7 +130,7 @@ class Intensities:
             raise SettingsError(
                 f"{mask.path}: is a plain mask, and intensities are measured for objects. Segment again with --objects"
             )
-        with _opened(mask, image) as opened:
+        with image_of(mask, image, "its image is needed") as opened:
             refuse_another(opened, mask)
             self.check_image(opened)
 
@@ -151,7 +150,7 @@ class Intensities:
 
         Tells of a dark image, whose stains mean nothing, and of objects that are positive for DAB, but not brown.
         """
-        with _opened(mask, image) as opened:
+        with image_of(mask, image, "its image is needed") as opened:
             if dark := self._measured(opened)[1] and is_dark(opened):
                 LOG.warning(
                     "%s: is dark, as in fluorescence, and densities of stains are those of bright field. A rule may "
@@ -228,17 +227,6 @@ def _densities(pixels: NDArray[Any]) -> NDArray[np.float64]:
     stains = np.stack([red * r + green * g + blue * b for r, g, b in hed_from_rgb.T])
     densities: NDArray[np.float64] = np.rint(np.maximum(stains, 0) * PARTS)
     return densities
-
-
-def _opened(mask: AnyMask, image: Any) -> AbstractContextManager[Image]:
-    """Open the image that was named, or else the one that the mask was made from."""
-    source = mask.info["image"]["path"] if image is None else image
-    try:
-        return closing(open_as_segmented(source, mask), source)
-    except ImageError as error:
-        if image is not None:
-            raise
-        raise OutputMismatch(f"{mask.path}: its image is needed ({error}). {how_to_name_image(mask)}") from error
 
 
 def _names(image: Image) -> list[str]:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import ImageError, OutputMismatch
 from tilenet.export.corners import Ring
-from tilenet.masks.provenance import how_to_name_image, open_as_segmented, refuse_another, resolution_of
-from tilenet.readers.image import Image, closing
+from tilenet.masks.provenance import image_of, refuse_another, resolution_of
+from tilenet.readers.image import Image
 from tilenet.resolution import AS_STORED, downsample_factor
 from tilenet.store import AnyMask
 
@@ -92,7 +91,9 @@ def find_grid(mask: AnyMask, image: Any) -> Grid:
     """
     if image is None and is_full(mask):
         return Grid((mask.origin[-2], mask.origin[-1]))
-    with closing(_image_of(mask, image), image) as opened:
+    of = f"level {mask.info['record']['level']} of {mask.info['image']['path']}"
+    why = f"is of {of}, and where that lies at full resolution only the image says"
+    with image_of(mask, image, why) as opened:
         refuse_another(opened, mask)
         return grid_in(opened, mask)
 
@@ -113,16 +114,3 @@ def is_full(mask: AnyMask) -> bool:
     """Return whether pixels of a mask are those of its image at full resolution."""
     resolution = resolution_of(mask)
     return resolution.level == 0 and resolution.factor == AS_STORED
-
-
-def _image_of(mask: AnyMask, image: Any) -> Image:
-    if image is not None:
-        return open_as_segmented(image, mask)
-    source = mask.info["image"]["path"]
-    try:
-        return open_as_segmented(source, mask)
-    except ImageError as error:
-        raise OutputMismatch(
-            f"{mask.path}: is of level {mask.info['record']['level']} of {source}, and where that lies at full "
-            f"resolution only the image says ({error}). {how_to_name_image(mask)}"
-        ) from error

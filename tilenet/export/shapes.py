@@ -26,7 +26,8 @@ from tilenet.export.outlines import Region, regions
 from tilenet.export.placement import Grid, find_grid
 from tilenet.masks.protected import check_file_place, refuse_inside
 from tilenet.masks.tiff_mask import TILE, open_mask
-from tilenet.readers.stated_size import differ, parse_pixel_size, size_text
+from tilenet.readers.stated_size import differ, parse_pixel_size
+from tilenet.resolution import size_text
 from tilenet.store import AnyMask
 
 # Number of pixels to read at once, and to outline at once.

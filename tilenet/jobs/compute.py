@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilenet import machine
 from tilenet.decide import Arrays, ObjectRule
-from tilenet.errors import BlocksFailed
+from tilenet.errors import ANEW, RESUME, BlocksFailed
 from tilenet.instances.components import View
 from tilenet.instances.in_memory import numbered
 from tilenet.instances.linking import linked
@@ -64,13 +64,13 @@ def fill_pending(store: Store, job: Job, *, progress: Progress | None = None, am
 def raise_if_failed(report: Report, job: Job) -> None:
     """Raise `BlocksFailed`, naming the first failed blocks, if any block of a store could not be computed."""
     if report.failures:
-        remedy = "The others are done: run again with --resume, which retries these"
         if _of_the_image(report):
             remedy = (
-                "Replace them in the image, and start again with --overwrite (a batch, or with --shard: remove the "
-                "mask first); --resume keeps the blocks that are done, which is right only if no other pixels change"
+                "Replace them in the image, and with --shard remove the mask, too: a run that is resumed keeps the "
+                "blocks that are done, which is right only if no other pixels change"
             )
-        raise BlocksFailed(f"{_failed(report, job)}. {remedy}")
+            raise BlocksFailed(f"{_failed(report, job)}. {remedy}. ", ANEW)
+        raise BlocksFailed(f"{_failed(report, job)}. The others are done. To retry these, run again", RESUME)
 
 
 def finish(store: Store, *, progress: Progress | None = None, make_shards: ShardMaker | None = None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tilenet.errors import OutputError, OutputMismatch
+from tilenet.errors import ANEW, OR_ANEW, OutputError, OutputMismatch
 from tilenet.probe.claims import difference
 
 # Fields that may differ between two runs on one output without changing its bytes: locations, and text for people.
@@ -23,7 +23,7 @@ def check_info(info: Mapping[str, Any], name: str | Path) -> None:
     """Raise `OutputError` if an output no longer says how it was made; every run writes all of these parts."""
     for part in ("record", "image", "model", "card", "scaling"):
         if not isinstance(info.get(part), dict):
-            raise OutputError(f"{name}: its {part} was changed or removed. Start again with --overwrite")
+            raise OutputError(f"{name}: its {part} was changed or removed. ", ANEW)
 
 
 def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
@@ -50,22 +50,13 @@ def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[
     return None
 
 
-def refuse_contradiction(
-    found: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-    name: str | Path,
-    *,
-    anew: str = "or start again with --overwrite",
-) -> None:
-    """Raise `OutputMismatch` if the run to be resumed, whose output is `name`, was started with other settings.
-
-    The message ends with `anew`, which says how to start a new run instead.
-    """
+def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str | Path) -> None:
+    """Raise `OutputMismatch` if the run to be resumed, whose output is `name`, was started with other settings."""
     if differs := contradiction(found, wanted):
         part, field_, old, new = differs
         what = field_ if part == "record" else f"{part} {field_}"
         how = "Leave the option out" if part == "record" else f"Give the {part} that the run was started with"
-        raise OutputMismatch(f"{name}: was begun with {what} = {old}, and now it is {new}. {how}, {anew}")
+        raise OutputMismatch(f"{name}: was begun with {what} = {old}, and now it is {new}. {how}, ", OR_ANEW)
 
 
 def _said(value: Any) -> str:

@@ -15,8 +15,8 @@ from tilenet.jobs.options import Options
 from tilenet.readers.image import Image
 from tilenet.readers.planes import PlanesImage
 from tilenet.readers.resampled import at_resolution, in_plane
-from tilenet.readers.stated_size import overruled_size, size_text
-from tilenet.resolution import Resolution, recorded, resolve
+from tilenet.readers.stated_size import overruled_size
+from tilenet.resolution import Resolution, recorded, resolve, size_text
 
 LOG = logging.getLogger("tilenet")
 

@@ -118,6 +118,11 @@ def parse_channels(text: str) -> tuple[int | str, ...]:
     return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
+def parse_tissue(text: str) -> bool | str:
+    """Return the path of a tissue mask, or True for ``auto``: the tissue is to be found in the image."""
+    return text == "auto" or text
+
+
 def parse_sides(text: str) -> int | tuple[int, ...]:
     """Parse one side, or comma-separated sides.
 
@@ -127,7 +132,9 @@ def parse_sides(text: str) -> int | tuple[int, ...]:
     try:
         sides = tuple(map(int, text.split(",")))
     except ValueError as error:
-        raise SettingsError(f"{text!r} is not integers with commas between them") from error
+        raise SettingsError(
+            f"tile {text!r} is not integers with commas between them, such as 512 or 4,256,256"
+        ) from error
     return sides[0] if len(sides) == 1 else sides
 
 

@@ -30,17 +30,13 @@ UNSAID = ("", None, "auto")
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be segmented, with which model and options: the arguments of `settle`.
-
-    `anew` ends the message of a mismatch: it says how to start a new run instead.
-    """
+    """What is to be segmented, with which model and options: the arguments of `settle`."""
 
     image: Any
     model: Any
     options: Options = field(default_factory=Options)
     footprint: Footprint | None = None
     target: Target | None = None
-    anew: str = "or start again with --overwrite"
 
     def settle(self) -> Job:
         """Return the job of a new output."""
@@ -66,7 +62,7 @@ class Request:
         """
         check_info(info, name)
         options, scaling = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
-        refuse = refuse or self._refuse_to_resume
+        refuse = refuse or refuse_contradiction
         try:
             job = settle(self.image, self.model, options, footprint=self.footprint)
         except (ImageError, SettingsError):
@@ -81,9 +77,6 @@ class Request:
             raise
         return job
 
-    def _refuse_to_resume(self, info: Mapping[str, Any], here: Mapping[str, Any], name: str | Path) -> None:
-        refuse_contradiction(info, here, name, anew=self.anew)
-
     def refuse_another_image(self, info: Mapping[str, Any], name: str | Path) -> None:
         """Raise `OutputMismatch` if the image is another one; nothing is known of one that cannot be opened."""
         try:
@@ -91,7 +84,7 @@ class Request:
         except TilenetError:
             return
         with closing(image, self.image):
-            self._refuse_to_resume(info, {**info, "image": image.identity()}, name)
+            refuse_contradiction(info, {**info, "image": image.identity()}, name)
 
     def refuse_another_model(self, info: Mapping[str, Any], name: str | Path, refuse: Refusal) -> None:
         """Call `refuse` for the model alone, as far as it can be compared without an image."""
@@ -115,7 +108,7 @@ class Request:
         This machine needs neither the device nor the engine that the output was made with. They are compared only
         if the user named one: ``auto`` is either.
         """
-        refuse_another = refuse or self._refuse_to_resume
+        refuse_another = refuse or refuse_contradiction
         said = {"device": (self.options.device or "").partition(":")[0], "engine": self.options.engine}
         given = {option: value for option, value in said.items() if value not in UNSAID}
 

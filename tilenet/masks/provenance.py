@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tilenet.address import shown
@@ -38,6 +39,17 @@ def open_as_segmented(source: Any, mask: AnyMask) -> Image:
             f"{name}: is not the image of {mask.path}: it has no level {level} of axes {axes}. "
             f"Give the image that was segmented"
         ) from error
+
+
+def image_of(mask: AnyMask, image: Any, why: str) -> AbstractContextManager[Image]:
+    """Open the image that was named, or else the one that a mask was made from; `why` it is needed ends no sentence."""
+    source = mask.info["image"]["path"] if image is None else image
+    try:
+        return closing(open_as_segmented(source, mask), source)
+    except ImageError as error:
+        if image is not None:
+            raise
+        raise OutputMismatch(f"{mask.path}: {why} ({error}). {how_to_name_image(mask)}") from error
 
 
 def resolution_of(mask: AnyMask) -> Resolution:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tilenet import machine
-from tilenet.errors import DeviceLost, EnvironmentFault, ModelError, SettingsError, first_line
+from tilenet.errors import RESUME, DeviceLost, EnvironmentFault, ModelError, SettingsError, first_line
 from tilenet.fast.native import convolutions
 from tilenet.footprint import Footprint
 from tilenet.predict.engine import FastPath, accelerate, may_accelerate, out_of_memory
@@ -177,8 +177,9 @@ def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
         return EnvironmentFault(f"out of memory for a batch of shape {shape}. Start again with {advice}")
     if text.startswith(GPU_FAILED):  # after which it takes no more work from this process
         return DeviceLost(
-            f"the GPU failed on a batch of shape {shape} ({text}). Run again with --resume, perhaps on another "
-            "--device; if it fails there, too, start again with --engine plain or a smaller --tile"
+            f"the GPU failed on a batch of shape {shape} ({text}). If it does so again, on another "
+            "--device, too, start again with --engine plain or a smaller --tile. First run again",
+            RESUME,
         )
     return ModelError(f"the network failed on a batch of shape {shape}: {text}")
 

@@ -81,93 +81,94 @@ def open_image(
     size = None if pixel_size is None else parse_pixel_size(pixel_size)
     axes = axes.lower() if isinstance(axes, str) else axes  # other programs name axes in capitals
     if isinstance(source, Image):
-        image = source.at_level(level) if level else source
+        image = source
     elif isinstance(source, str | os.PathLike):
-        image = _open_path(os.fspath(source), level=level, axes=axes, missing=missing)
+        image = _open_path(os.fspath(source), axes=axes, missing=missing)
     elif hasattr(source, "shape") and hasattr(source, "dtype"):
         from tilenet.readers.array import ArrayImage
 
-        image = ArrayImage(source, axes).at_level(level)
+        image = ArrayImage(source, axes)
     else:
         kind = type(source).__name__
         one = "Give its path, or one of its arrays" if kind == "Group" else "Give one of them"
         raise ImageError(f"{kind}: is neither a path, an array nor an image. {one}")
     try:
-        image = image if size is None else SizedImage(image, size)
-        return image if channels is None else image.with_channels(image.channel_numbers(channels))
+        opened = image.at_level(level) if level else image
+        opened = opened if size is None else SizedImage(opened, size)
+        return opened if channels is None else opened.with_channels(opened.channel_numbers(channels))
     except TilenetError:
         if not isinstance(source, Image):
             image.close()
         raise
 
 
-def _open_path(path: str, *, level: int, axes: str | None, missing: str) -> Image:
+def _open_path(path: str, *, axes: str | None, missing: str) -> Image:
     if is_address(path):
-        return _open_address(path, level=level, axes=axes)
+        return _open_address(path, axes=axes)
     if not path:
         raise ImageNotFound("the image path is empty. Give a path")
     with refusing(f"{path}: cannot be opened", "Check the path and its permissions"):
         if Path(path).is_file():
             path = path.rstrip("/")  # a shell may append a slash to the name
         if Path(path).is_dir() or _inside_zarr(Path(path)):
-            return _open_folder(path, level=level, axes=axes, missing=missing)
+            return _open_folder(path, axes=axes, missing=missing)
         if _is_inside_hdf5(Path(path)):
-            return _open_inside_hdf5(path, level=level, axes=axes)
-        return _open_file(path, kind_of(path), level=level, axes=axes, missing=missing)
+            return _open_inside_hdf5(path, axes=axes)
+        return _open_file(path, kind_of(path), axes=axes, missing=missing)
 
 
-def _open_address(address: str, *, level: int, axes: str | None) -> Image:
+def _open_address(address: str, *, axes: str | None) -> Image:
     refuse_remote_file(address)
     with refusing(f"{shown(address)}: cannot be opened", "Check the address"):
         from tilenet.readers.zarr import open_zarr
         from tilenet.readers.zarr_remote import open_folder
 
-        return open_zarr(open_folder(address), level=level, axes=axes)
+        return open_zarr(open_folder(address), axes=axes)
 
 
-def _open_file(path: str, kind: str, *, level: int, axes: str | None, missing: str) -> Image:
+def _open_file(path: str, kind: str, *, axes: str | None, missing: str) -> Image:
     if kind == "tiff":
-        from tilenet.readers.tiff import open_tiff
+        from tilenet.readers.tiff import TiffImage, TiffSource
 
-        return open_tiff(path, level=level, axes=axes, missing=missing)
+        return TiffImage(TiffSource(path, axes=axes, missing=missing), 0)
     if kind == "slide":
         from tilenet.readers.slide import open_slide
 
-        return open_slide(path, level=level, axes=axes)
+        return open_slide(path, axes=axes)
     if kind == "dicom":
-        from tilenet.readers.dicom import open_dicom
+        from tilenet.readers.dicom import DicomImage, DicomSource
 
-        return open_dicom(path, level=level, axes=axes, missing=missing)
+        return DicomImage(DicomSource(path, axes=axes, missing=missing), 0)
     if kind == "czi":
-        from tilenet.readers.czi import open_czi
+        from tilenet.readers.czi import CziImage
 
-        return open_czi(path, level=level, axes=axes, missing=missing)
+        return CziImage(path, axes=axes, missing=missing)
     if kind == "hdf5":
-        return _open_inside_hdf5(path, level=level, axes=axes)
+        return _open_inside_hdf5(path, axes=axes)
     from tilenet.readers.picture import PictureImage
 
-    return PictureImage(path, kind, axes=axes).at_level(level)
+    return PictureImage(path, kind, axes=axes)
 
 
-def _open_folder(path: str, *, level: int, axes: str | None, missing: str) -> Image:
+def _open_folder(path: str, *, axes: str | None, missing: str) -> Image:
     if not Path(path).exists() or has_documents(path):
         from tilenet.readers.zarr import open_zarr
         from tilenet.readers.zarr_local import LocalFolder
 
-        return open_zarr(LocalFolder(path), level=level, axes=axes)
+        return open_zarr(LocalFolder(path), axes=axes)
     if dicom_files(path):
-        return _open_file(path, "dicom", level=level, axes=axes, missing=missing)
+        return _open_file(path, "dicom", axes=axes, missing=missing)
     from tilenet.readers.planes import PlanesImage
 
-    return PlanesImage(path, axes=axes, missing=missing).at_level(level)
+    return PlanesImage(path, axes=axes, missing=missing)
 
 
-def _open_inside_hdf5(path: str, *, level: int, axes: str | None) -> Image:
+def _open_inside_hdf5(path: str, *, axes: str | None) -> Image:
     from tilenet.readers.hdf5 import open_hdf5
 
     file = file_of(path)
     inside = Path(path).relative_to(file).as_posix()
-    return open_hdf5(str(file), inside="" if inside == "." else inside, level=level, axes=axes)
+    return open_hdf5(str(file), inside="" if inside == "." else inside, axes=axes)
 
 
 def _is_inside_hdf5(path: Path) -> bool:

@@ -23,11 +23,10 @@ from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.fixed_grid import assemble
-from tilenet.readers.image import RGB, Image, Level, Pixels, SingleLevelImage
+from tilenet.readers.image import RGB, Level, Pixels, SingleLevelImage
 from tilenet.readers.library_errors import (
     DAMAGED,
     LONGEST_AXIS,
-    check_level,
     check_missing,
     needing,
     positive,
@@ -182,9 +181,3 @@ class CziImage(SingleLevelImage):
 def _micrometres(metres: str | None) -> float | None:
     number = positive(metres)
     return None if number is None else number * METRE
-
-
-def open_czi(path: str, *, level: int, axes: str | None, missing: str) -> Image:
-    """Open a CZI file."""
-    check_level(level, 1, name=path)
-    return CziImage(path, axes=axes, missing=missing)

@@ -209,8 +209,3 @@ def _identity(files: Sequence[Path], heads: Sequence[Any]) -> dict[str, Any]:
         "bytes": sum(f.stat().st_size for f in files),
         "instances_sha256": hashlib.sha256("\n".join(uids).encode()).hexdigest(),
     }
-
-
-def open_dicom(path: str, *, level: int, axes: str | None, missing: str) -> Image:
-    """Open a DICOM file, or a folder with the files of one slide, at one of its levels."""
-    return DicomImage(DicomSource(path, axes=axes, missing=missing), 0).at_level(level)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 
-from tilenet.geometry import Box, cell_box, round_down
+from tilenet.geometry import Box, cells_touched
 from tilenet.readers.image import Pixels
 
 
@@ -27,8 +26,6 @@ def assemble(
     piece : callable
         Function from the box of a piece to its pixels (C, y, x).
     """
-    corners = [range(round_down(a, n), b, n) for a, b, n in zip(box.start, box.stop, side, strict=True)]
-    for corner in product(*corners):
-        cell = cell_box(corner, side, shape)
+    for cell in cells_touched(box, side, shape):
         part = cell & box
         out[:, *part.relative_to(box.start).slices] = piece(cell)[:, *part.relative_to(cell.start).slices]

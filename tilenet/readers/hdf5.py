@@ -10,14 +10,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tilenet.errors import ImageError, TilenetError
-from tilenet.geometry import Box, cell_box, round_down
+from tilenet.geometry import Box, cells_touched
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.chunked import ChunkedImage
@@ -69,10 +68,7 @@ class Grid:
         """Yield the pieces that a box touches: chunks, or its part of each dataset that has none."""
         chunks = self.first.chunks
         sides = (1,) * self.n_front + (chunks or self.shape[self.n_front :])
-        for corner in product(
-            *(range(round_down(a, n), b, n) for a, b, n in zip(asked.start, asked.stop, sides, strict=True))
-        ):
-            piece = cell_box(corner, sides, self.shape)
+        for piece in cells_touched(asked, sides, self.shape):
             yield piece if chunks else piece & asked
 
     def read(self, piece: Box) -> Pixels:
@@ -170,7 +166,7 @@ class Hdf5Image(ChunkedImage):
         return reduce_by_path(self.name, level=self.level, axes=self._given_axes)
 
 
-def open_hdf5(path: str, *, inside: str, level: int, axes: str | None) -> Image:
+def open_hdf5(path: str, *, inside: str, axes: str | None) -> Image:
     """Open a dataset of an HDF5 file, or an Imaris file.
 
     Parameters
@@ -183,7 +179,7 @@ def open_hdf5(path: str, *, inside: str, level: int, axes: str | None) -> Image:
     name, file = f"{path}/{inside}" if inside else path, open_file(path)
     try:
         with refusing(f"{name}: cannot be read as an image in HDF5", DAMAGED):
-            return Hdf5Image(name, file, _contents(file, inside, name), axes=axes).at_level(level)
+            return Hdf5Image(name, file, _contents(file, inside, name), axes=axes)
     except TilenetError:
         file.close()
         raise

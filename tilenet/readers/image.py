@@ -303,6 +303,11 @@ class DerivedImage(Image):
         return self._image.stated_pixel_size
 
     @property
+    def n_channels(self) -> int:
+        """Number of channels of the underlying image, which a view of a grey one may repeat."""
+        return self._image.n_channels
+
+    @property
     def shift(self) -> tuple[float, ...]:
         """The shift of the underlying image."""
         return self._image.shift

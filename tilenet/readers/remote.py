@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from tilenet.address import Address
-from tilenet.errors import EnvironmentFault, ImageError, ImageNotFound, TilenetError
+from tilenet.errors import RESUME, EnvironmentFault, ImageError, ImageNotFound, TilenetError
 from tilenet.readers.library_errors import needing
 from tilenet.readers.remote_cache import FetchCache
 
@@ -171,7 +171,8 @@ class Remote:
             return ImageError(f"{name}: cannot be fetched from a server of this kind. Use another server")
         how = f"HTTP status {status}" if status else next((v for k, v in _ENDS.items() if k in said), "connection lost")
         return EnvironmentFault(
-            f"{name}: the connection to the server failed ({how}). Run again, with --resume if a mask was begun"
+            f"{name}: the connection to the server failed ({how}). Run again",
+            RESUME,
         )
 
     def _remedy(self) -> str:

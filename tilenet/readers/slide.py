@@ -140,8 +140,8 @@ class SlideImage(Image):
         return reduce_by_path(self.name, level=self.level)
 
 
-def open_slide(path: str, *, level: int, axes: str | None) -> Image:
-    """Open a slide with OpenSlide at one of its levels, whatever the suffix of its name."""
+def open_slide(path: str, *, axes: str | None) -> Image:
+    """Open a slide with OpenSlide, whatever the suffix of its name."""
     if axes is not None and axes != SlideImage.axes:
         raise ImageError(f"{path}: a slide has the axes yxc, not {axes}. Leave --axes out")
-    return SlideImage(SlideSource(path), 0).at_level(level)
+    return SlideImage(SlideSource(path), 0)

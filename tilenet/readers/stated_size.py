@@ -10,7 +10,7 @@ from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.readers.image import DerivedImage, Image, Level, Pixels
 from tilenet.readers.ome_frame import Frame, resized
-from tilenet.resolution import coarser_size
+from tilenet.resolution import coarser_size, size_text
 
 # Axes that have a pixel size, in array order; a size of two numbers is for the last two.
 SPACE = "zyx"
@@ -99,11 +99,6 @@ class SizedImage(DerivedImage):
         return found and resized(found, {axis: size for axis in self._sizes if (size := sizes[axis])})
 
     @property
-    def n_channels(self) -> int:
-        """Number of channels of the underlying image."""
-        return self._image.n_channels
-
-    @property
     def parts_channels(self) -> bool:
         """Whether channels of the underlying image can be read alone."""
         return self._image.parts_channels
@@ -139,13 +134,3 @@ def differ(given: Sequence[float], stated: Sequence[float | None]) -> bool:
     (False, True)
     """
     return any(old and abs(log(new / old)) > ROUNDING for new, old in zip(given, stated, strict=True))
-
-
-def size_text(sizes: Sequence[float | None]) -> str:
-    """Return pixel sizes as text for people.
-
-    >>> size_text([0.5, 0.5]), size_text([2.0, None, 0.25])
-    ('0.5 um', '2 x ? x 0.25 um')
-    """
-    texts = ["?" if size is None else f"{size:.4g}" for size in sizes]
-    return f"{texts[0] if len(set(texts)) == 1 else ' x '.join(texts)} um"

@@ -225,8 +225,3 @@ class TiffImage(Image):
     def __reduce__(self) -> tuple[Any, ...]:
         s = self._source
         return reduce_by_path(s.path, level=self.level, axes=s.given_axes, missing=s.missing)
-
-
-def open_tiff(path: str, *, level: int, axes: str | None, missing: str) -> Image:
-    """Open a TIFF at one of its levels."""
-    return TiffImage(TiffSource(path, axes=axes, missing=missing), 0).at_level(level)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import groupby, product
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from tilenet.errors import ImageError, ImageNotFound
-from tilenet.geometry import Box, cell_box, round_down
+from tilenet.geometry import Box, cells_touched
 from tilenet.readers.axes import AxisMap, axis_map_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.chunked import ChunkedImage
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
-from tilenet.readers.library_errors import LONGEST_AXIS, check_level, pixel_dtype, quietly, reduce_by_path, refusing
+from tilenet.readers.library_errors import LONGEST_AXIS, pixel_dtype, quietly, reduce_by_path, refusing
 from tilenet.readers.ome_frame import Frame, along, in_known_units
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
 from tilenet.resolution import coarser_size
@@ -82,9 +82,7 @@ class ZarrImage(ChunkedImage):
         axis_map, chunks = self._axis_maps[self.level], self._arrays[self.level].chunks
         whole = zip(axis_map.letters, axis_map.shape, chunks, strict=True)
         sides = [n if letter in (joined, "") else chunk for letter, n, chunk in whole]
-        corners = (range(round_down(a, n), b, n) for a, b, n in zip(asked.start, asked.stop, sides, strict=True))
-        for corner in product(*corners):
-            yield cell_box(corner, sides, axis_map.shape)
+        return cells_touched(asked, sides, axis_map.shape)
 
     def _pixels_of(self, pieces: Sequence[Box]) -> Sequence[Pixels]:
         return self._cache.get_all([(self.level, piece) for piece in pieces], self._decode)
@@ -128,16 +126,15 @@ class ZarrImage(ChunkedImage):
         return reduce_by_path(self._folder.reopens_as(), level=self.level, axes=self._given_axes)
 
 
-def open_zarr(folder: Folder, *, level: int, axes: str | None) -> Image:
+def open_zarr(folder: Folder, *, axes: str | None) -> Image:
     """Open a zarr folder: an OME-Zarr group, one of its levels, or a plain array."""
     node = read_node(folder)
     if node is None:
         raise ImageNotFound(f"{folder}: {folder.what_lacks()}")
     nodes, about = _array(node) if node.is_array else _group(node)
-    check_level(level, len(nodes), name=str(folder))
     documents = [node.sha256, *(n.sha256 for n in nodes)]
     sha256 = hashlib.sha256("".join(documents).encode()).hexdigest()
-    return ZarrImage(folder, nodes, about, axes=axes, sha256=sha256).at_level(level)
+    return ZarrImage(folder, nodes, about, axes=axes, sha256=sha256)
 
 
 def _group(node: Node) -> tuple[list[Node], Multiscales]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tilenet.address import from_here
 from tilenet.decide import ObjectRule
-from tilenet.errors import OutputIncomplete, OutputMismatch
+from tilenet.errors import ANEW, OutputIncomplete, OutputMismatch
 from tilenet.instances.linking import linked
 from tilenet.jobs.compute import Lost, Progress, finish, remark_lost
 from tilenet.jobs.request import Request
@@ -237,7 +237,8 @@ def _write_numbers(store: Store, places: Mask, numbering: Numbering) -> None:
     """Write the blocks that a store still lacks."""
     if store.info[FIRSTS] != numbering.checksum():
         raise OutputMismatch(
-            f"{store.path}: the objects found now are not those of this mask. Start again with --overwrite"
+            f"{store.path}: the objects found now are not those of this mask. ",
+            ANEW,
         )
     numbers = np.insert(numbering.numbers, 0, 0).astype(store.layout.mask_dtype)
     for index in store.pending():

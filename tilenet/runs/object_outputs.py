@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tilenet.errors import OutputExists
+from tilenet.errors import OR_ANEW, OutputExists
 from tilenet.jobs.mismatch import check_info, contradiction
 from tilenet.jobs.request import Request
 from tilenet.masks.into import Target
@@ -50,7 +50,8 @@ def refuse_begun(out: Path, target: Target | None, *, overwrite: bool) -> None:
         remove_making(making)
     elif is_ours(making / DEPTHS):
         raise OutputExists(
-            f"{making}: belongs to a run with --objects. Continue that run, or start again with --overwrite"
+            f"{making}: belongs to a run with --objects. Continue that run, ",
+            OR_ANEW,
         )
 
 
@@ -88,7 +89,7 @@ def mask_to_continue(
     if resume and can_resume(out) and (store := _resumed(out, request, making)):
         return store, overwrite
     if is_ours(making / DEPTHS) and not resume:
-        raise OutputExists(f"{out}: was begun, and is not complete. Go on (--resume), or start again with --overwrite")
+        raise OutputExists(f"{out}: was begun, and is not complete. Go on (--resume), ", OR_ANEW)
     overwrite = overwrite or (resume and was_begun(out, request.target))
     check_free(out, overwrite=overwrite)
     return None, overwrite

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.address import check_local, is_address
-from tilenet.errors import OutputError, OutputExists, SettingsError
+from tilenet.errors import ANEW, OutputError, OutputExists, SettingsError
 from tilenet.jobs.compute import Progress, fill_store
 from tilenet.jobs.image_times import note_image
 from tilenet.jobs.job import Job
@@ -144,5 +144,5 @@ def same_tiff(out: Path, request: Request) -> TiffMask:
     mask = open_tiff_mask(out)
     request.settle_complete(mask.info, out).close()
     if damage := mask.check():
-        raise OutputError(f"{out}: {damage[0]}. Start again with --overwrite")
+        raise OutputError(f"{out}: {damage[0]}. ", ANEW)
     return mask

@@ -17,7 +17,6 @@ from uuid import uuid4
 from tilenet.errors import EnvironmentFault, OutputError, OutputExists, refuse_windows
 from tilenet.store.file_system import (
     ACCESSED,
-    AGAIN,
     faults_named,
     fsync_path,
     make_folder,
@@ -51,7 +50,7 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
     """
     refuse_windows()
     path = Path(path).absolute()
-    with faults_named(path, again=AGAIN):
+    with faults_named(path, resumes=False):
         recover(path)
         if path.exists() or path.is_symlink():
             _refuse_to_replace(path, overwrite)
@@ -139,7 +138,7 @@ def held_whole(path: str | Path) -> bool:
 
 
 @contextmanager
-def put_whole(out: Path, *, again: str = AGAIN) -> Iterator[Path]:
+def put_whole(out: Path, *, resumes: bool = False) -> Iterator[Path]:
     """Yield a temporary path for a file, and move the file to `out` at the end: `out` is never a partial file.
 
     Raises
@@ -148,7 +147,7 @@ def put_whole(out: Path, *, again: str = AGAIN) -> Iterator[Path]:
         If `out` is inside a mask.
     """
     refuse_inside_mask(out)
-    with faults_named(out, again=again):
+    with faults_named(out, resumes=resumes):
         make_folder(out.parent)
         sweep(out)
         folder = temporary_place(out)

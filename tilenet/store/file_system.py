@@ -10,15 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from tilenet.errors import EnvironmentFault, TilenetError
+from tilenet.errors import RESUME, EnvironmentFault, TilenetError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# What an error message tells the user to do once the cause is fixed.
-RESUME = "run again with --resume"
 # What cannot be done to a path from which a run only reads.
 ACCESSED = "accessed"
-AGAIN = "run it again"
 # What file systems without hard links answer to a request for one.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 # Attempts to remove a folder: each other process that removes it at the same time may make one fail.
@@ -32,26 +29,27 @@ def step(name: str, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 @contextmanager
 def faults_named(
-    path: str | os.PathLike[str], *, what: str = "written", needed: int = 0, again: str = RESUME
+    path: str | os.PathLike[str], *, what: str = "written", needed: int = 0, resumes: bool = True
 ) -> Iterator[None]:
     """Turn an `OSError` into an `EnvironmentFault`: one line with the path and, if the disk is full, the free space.
 
-    `what` says what cannot be done to the path, such as ``written``.
+    `what` says what cannot be done to the path, such as ``written``; `resumes`, whether a run is resumed afterwards.
     """
     try:
         yield
     except TilenetError:
         raise
     except OSError as error:
-        raise EnvironmentFault(_describe(Path(path), error, what, needed, again)) from error
+        said = _describe(Path(path), error, what, needed)
+        raise (EnvironmentFault(said, RESUME) if resumes else EnvironmentFault(said)) from error
 
 
-def _describe(path: Path, error: OSError, what: str, needed: int, again: str) -> str:
+def _describe(path: Path, error: OSError, what: str, needed: int) -> str:
     reason = (error.strerror or type(error).__name__).lower()
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: cannot be {what} ({reason}). Fix that, then {again}"
+        return f"{path}: cannot be {what} ({reason}). Fix that, then run again"
     room = f"{free_bytes(path):,} bytes free" + (f", {needed:,} needed" if needed else "")
-    return f"{path}: {reason}: {room}. Make room, then {again}"
+    return f"{path}: {reason}: {room}. Make room, then run again"
 
 
 def free_bytes(path: Path) -> int:

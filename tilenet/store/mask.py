@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import BlocksFailed, OutputIncomplete, first_line, one_line
+from tilenet.errors import REPAIR, BlocksFailed, OutputIncomplete, first_line, one_line
 from tilenet.store.blocks import Blocks
 from tilenet.store.damage import blocks_lost, find_damage
 from tilenet.store.destination import is_ours
-from tilenet.store.file_system import ACCESSED, AGAIN, faults_named
+from tilenet.store.file_system import ACCESSED, faults_named
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import placement, read_root
 from tilenet.store.strict_files import KeptFiles, Replaced, Stamp, stamp_of
@@ -135,7 +135,8 @@ class AnyMask:
         except (RuntimeError, ValueError, OSError) as error:
             raise BlocksFailed(
                 f"{self.path}: level {level} cannot be read ({first_line(error)}). tilenet verify names the files that "
-                f"are damaged. Repair it: run the command that made it again, with --resume"
+                f"are damaged. Repair it: ",
+                REPAIR,
             ) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -181,12 +182,12 @@ class Mask(AnyMask):
     def refuse_damage(self) -> None:
         """Raise `BlocksFailed` if files differ from what was written; reads all of them."""
         blocks = Blocks(self.path, self.layout, "")
-        with faults_named(self.path, what=ACCESSED, again=AGAIN):
+        with faults_named(self.path, what=ACCESSED, resumes=False):
             damage = [found for found in (*blocks_lost(blocks), *find_damage(blocks)) if not found.is_foreign]
         if damage:
             raise BlocksFailed(
-                f"{self.path}: {len(damage)} files differ from what was written ({damage[0]}). "
-                f"Repair it: run the command that made it again, with --resume"
+                f"{self.path}: {len(damage)} files differ from what was written ({damage[0]}). Repair it: ",
+                REPAIR,
             )
 
 
@@ -213,7 +214,7 @@ def open_mask(path: str | Path) -> Mask:
     stamp = stamp_of(path)  # before anything is read, so that later reads detect a replacement
     layout, info, complete = read_root(path)
     if not complete:
-        raise OutputIncomplete(f"{path}: is not complete. Run the command that made it again, with --resume")
+        raise OutputIncomplete(f"{path}: is not complete. Continue it: ", REPAIR)
     return Mask(path, layout, info, stamp)
 
 
@@ -227,28 +228,31 @@ def _refuse_lost(path: Path, layout: Layout) -> None:
     """Refuse a mask that lacks files: zarr would read missing files as background."""
     blocks = Blocks(path, layout, "")
     for level in range(len(layout.levels)):
-        with faults_named(path, what=ACCESSED, again=AGAIN):
+        with faults_named(path, what=ACCESSED, resumes=False):
             lost = next(blocks.pending(level), None)
         if lost is not None:
             names = ", ".join(layout.files(level, lost))
             raise BlocksFailed(
-                f"{path}: {names} (level {level}, block {lost}) is not as it was written, or missing. Repair it: run "
-                f"the command that made it again, with --resume"
+                f"{path}: {names} (level {level}, block {lost}) is not as it was written, or missing. Repair it: ",
+                REPAIR,
             )
 
 
 def _open(path: Path, array: str, layout: Layout, stamp: Stamp | None) -> Array:
     import zarr
 
-    repair = "Repair it: run the command that made the mask again, with --resume"
     if not (path / layout.document(array)).exists():
-        raise BlocksFailed(f"{path / array}: has lost its metadata. {repair}")
+        raise BlocksFailed(f"{path / array}: has lost its metadata. Repair the mask: ", REPAIR)
     try:
         store = KeptFiles(path / array, mask=path, array=array, layout=layout, stamp=stamp)
         opened: Array = zarr.open_array(store, mode="r", zarr_format=layout.zarr_format)
     except Exception as error:  # damage can make zarr raise anything
-        raise BlocksFailed(f"{path / array}: its metadata cannot be read ({one_line(error)}). {repair}") from error
+        raise BlocksFailed(
+            f"{path / array}: its metadata cannot be read ({one_line(error)}). Repair the mask: ", REPAIR
+        ) from error
     wanted = layout.arrays[array]
     if (opened.shape, opened.dtype) != (wanted.shape, np.dtype(wanted.dtype)):
-        raise BlocksFailed(f"{path / array}: its metadata gives another shape or data type than was written. {repair}")
+        raise BlocksFailed(
+            f"{path / array}: its metadata gives another shape or data type than was written. Repair the mask: ", REPAIR
+        )
     return opened

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tilenet.errors import OutputError, OutputNotFound
+from tilenet.errors import RESUME, OutputError, OutputNotFound
 from tilenet.geometry import Box
 from tilenet.store import codec
-from tilenet.store.file_system import ACCESSED, AGAIN, faults_named
+from tilenet.store.file_system import ACCESSED, faults_named
 from tilenet.store.layout import DOCUMENTS, TISSUE, ArrayLayout, Layout
 from tilenet.store.tissue_map import TISSUE_COLOR, TissueMap
 
@@ -95,7 +95,8 @@ def not_ours(path: Path) -> OutputError:
     """Return the error to raise for a path that is not, or no longer, a mask that tilenet wrote."""
     if path.name.endswith(MAKING) and path.is_dir():
         return OutputError(
-            f"{path}: belongs to a run with --objects, and is no mask yet. Run it again with --resume, or its shares"
+            f"{path}: belongs to a run with --objects, and is no mask yet. Run it, or its shares, again",
+            RESUME,
         )
     return OutputError(
         f"{path}: is not a mask that tilenet wrote. Give one made by tilenet segment, or choose another path"
@@ -114,7 +115,7 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
     EnvironmentFault
         If reading fails, as without the permission for it.
     """
-    with faults_named(path, what=ACCESSED, again=AGAIN):
+    with faults_named(path, what=ACCESSED, resumes=False):
         if not path.exists():
             raise _not_there(path)
         try:
@@ -138,8 +139,8 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
 def _not_there(path: Path) -> OutputNotFound:
     if (making := path.with_name(path.name + MAKING)).is_dir():
         return OutputNotFound(
-            f"{path}: does not exist yet: {making.name} belongs to a run with --objects. Run it again with --resume, "
-            f"or its shares"
+            f"{path}: does not exist yet: {making.name} belongs to a run with --objects. Run it, or its shares, again",
+            RESUME,
         )
     return OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
 

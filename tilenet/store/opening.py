@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from tilenet.errors import OutputError
+from tilenet.errors import ANEW, OutputError
 from tilenet.store.blocks import Blocks
 from tilenet.store.build import build
 from tilenet.store.damage import Damage, blocks_lost, find_damage
 from tilenet.store.destination import check_free, left_behind, recover, sweep
-from tilenet.store.file_system import ACCESSED, AGAIN, faults_named, remove_parts
+from tilenet.store.file_system import ACCESSED, faults_named, remove_parts
 from tilenet.store.label_list import enlist, is_listed, withdraw
 from tilenet.store.layout import Layout
 from tilenet.store.lease import WHOLE, Joined, Lease, Share
@@ -67,7 +67,7 @@ class OpenedStore:
         """
         path = Path(path).absolute()
         check_free(path, overwrite=overwrite)
-        with faults_named(path, again=AGAIN):  # there is nothing to resume yet
+        with faults_named(path, resumes=False):  # there is nothing to resume yet
             store = cls._leased(path, build(path, layout, info, replace=overwrite and path.exists(), share=share))
         with faults_named(path), store._closed_on_error():
             store.log("created", **({SHARE: list(share)} if share else {}))
@@ -198,7 +198,8 @@ class OpenedStore:
         damage = self._harm() if damage is None else damage
         if any(found.file == self.layout.root for found in damage):
             raise OutputError(
-                f"{self.path / self.layout.root}: was changed since it was written. Start again with --overwrite"
+                f"{self.path / self.layout.root}: was changed since it was written. ",
+                ANEW,
             )
         if not damage:  # killed after completing the store, before tidying up
             enlist(self.path, self.layout)
@@ -221,7 +222,7 @@ class OpenedStore:
 
         Blocks that are not written yet count as damage only in a complete store.
         """
-        with faults_named(self.path, what=ACCESSED, again=AGAIN):
+        with faults_named(self.path, what=ACCESSED, resumes=False):
             lost = blocks_lost(self._blocks) if self.complete else ()
             return [*lost, *find_damage(self._blocks)]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tilenet.errors import OutputError, OutputExists, OutputMismatch, one_line
 from tilenet.store.destination import put_whole
-from tilenet.store.file_system import AGAIN, RESUME, faults_named, remove_file, remove_parts
+from tilenet.store.file_system import faults_named, remove_file, remove_parts
 
 State = dict[str, Tensor]
 
@@ -84,7 +84,7 @@ class Folder:
 
     def _remove(self) -> None:
         """Remove a training and its model, the recipe last: a removal that was killed can be repeated."""
-        with faults_named(self.path, again=AGAIN):
+        with faults_named(self.path, resumes=False):
             remove_parts(self.path)
             for path in (self.last, self.out, self.path / "history.csv", self.path / "history.png", self.recipe):
                 remove_file(path)
@@ -103,7 +103,7 @@ class Folder:
         EnvironmentFault
             If it cannot be written.
         """
-        with put_whole(self.path / name, again=RESUME) as part:
+        with put_whole(self.path / name, resumes=True) as part:
             write(part)
 
 
