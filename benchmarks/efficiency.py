@@ -28,7 +28,7 @@ import torch
 import tilenet
 from tilenet import machine
 from tilenet.jobs.options import Options
-from tilenet.jobs.settling import settle
+from tilenet.jobs.setup import make_job
 from tilenet.predict import predictors
 
 # All ways but the command run only every fourth tile, as speeds are per pixel.
@@ -63,7 +63,7 @@ def timed(action):
 def ways(network, slide, folder, options):
     """Return the job, and name -> (action, output pixels)."""
     how = {"memory": options.memory and int(options.memory * 1e9), "threads": options.threads}
-    job = settle(slide, network, Options(**how))
+    job = make_job(slide, network, Options(**how))
     tiles = [tile for block in job.plan for tile in block.tiles][::EVERY]
     batches = [job.image.read(tile.read)[None] for tile in tiles]
     fast = job.predictor(job.resolve_scaling())

@@ -35,7 +35,7 @@ from reading import make_jpeg
 
 import tilenet
 from tilenet.predict import predictors
-from tilenet.predict.on_gpu import DevicePredictor
+from tilenet.predict.on_gpu import GpuPredictor
 from tilenet.scaling import Scaling
 
 MATRIX = 8192
@@ -64,7 +64,7 @@ def measure_network(network: tilenet.UNet, precision: str, options: argparse.Nam
     read = options.tile + 2 * network.footprint.axes[0].lost
     x = torch.randint(0, 256, (options.batch, 3, read, read), dtype=torch.uint8, device=CUDA)
     made = {
-        engine: DevicePredictor(
+        engine: GpuPredictor(
             network, network.footprint, device=CUDA, precision=precision, engine=engine, scaling=Scaling()
         )
         for engine in ("plain", "fast")
@@ -92,7 +92,7 @@ def measure_network(network: tilenet.UNet, precision: str, options: argparse.Nam
     }
 
 
-def error_of(network: tilenet.UNet, fast: DevicePredictor) -> float:
+def error_of(network: tilenet.UNet, fast: GpuPredictor) -> float:
     """Return the largest difference of the fast path's logits from float64, as a fraction of their range."""
     side = network.footprint.axes[0].legal_at_least(600)
     x = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, device=CUDA)

@@ -21,7 +21,7 @@ import numpy as np, torch
 import tilenet
 from tilenet import machine
 from tilenet.jobs.options import Options
-from tilenet.jobs.settling import settle
+from tilenet.jobs.setup import settle
 from tilenet.readers.image import Image, Level
 
 class Synthetic(Image):

@@ -44,7 +44,7 @@ from tilenet.runner import Report
 from tilenet.store import Layout, Store
 from tilenet.store.journal import Written, line_of
 from tilenet.workers import clusters, distributed, flights
-from tilenet.workers.flights import Slide
+from tilenet.workers.flights import PendingOutput
 from tilenet.workers.worker import BlockResult, FlightResult, Task
 
 BLOCK = 512
@@ -155,7 +155,7 @@ def give_out(client: object, blocks: int) -> tuple[int, int]:
     layout = Layout("yx", (side * BLOCK, side * BLOCK), (BLOCK, BLOCK), (None, None), "scaling", {1: ("one", None)})
     with tempfile.TemporaryDirectory() as folder:
         store = CountingStore.create(Path(folder) / "m.zarr", layout, {})
-        slide = Slide(Task(str(store.path), store.run, "image", "model"), store, None)
+        slide = PendingOutput(Task(str(store.path), store.run, "image", "model"), store, None)
         assert list(distributed.work_off(client, [slide])) == [slide]
         assert not slide.report.failures and slide.report.blocks == layout.n_blocks(0)
         store.close()

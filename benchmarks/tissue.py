@@ -29,7 +29,7 @@ from scipy import ndimage
 import tilenet
 from tilenet import machine
 from tilenet.jobs.options import Options
-from tilenet.jobs.settling import settle
+from tilenet.jobs.setup import make_job
 from tilenet.store import TissueMap
 
 GLASS = 256
@@ -56,7 +56,7 @@ def on_canvas(slide: Path, side: int, out: Path) -> Path:
 def lost(slide: Path, **options: Any) -> str:
     """Return a line saying how many objects lie outside the tissue map of a slide, and how large they are."""
     mask = tilenet.segment(slide, **options)
-    job = settle(slide, "nuclei", Options(tissue=True, **options))
+    job = make_job(slide, "nuclei", Options(tissue=True, **options))
     labels, count = ndimage.label(mask)
     # With the context that was added to what was found: all that is sure to be computed.
     widened = TissueMap(job.tissue.map.cells, job.tissue.map.covers)

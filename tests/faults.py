@@ -182,9 +182,6 @@ def _serve():
     import zarr.codecs  # noqa: F401
     from yaozarrs import v05  # noqa: F401
 
-    import tilenet.checks
-    import tilenet.cli.main  # noqa: F401 - all loaded once, before forking
-
     torch.set_num_threads(1)
     serve(_child)
 
@@ -198,7 +195,7 @@ def _end_with(server):
 
 def _child(request):
     from tilenet.cli.main import main
-    from tilenet.jobs import settling
+    from tilenet.jobs import setup
     from tilenet.models import named
 
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -208,9 +205,9 @@ def _child(request):
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request.get("environ", {}))
     if (stub := request.get("stub")) is not None:
-        real = settling.load_named
+        real = setup.load_named
         stub["hanging"] = request.get("hanging")
-        settling.load_named = lambda name: Stub(**stub) if Path(name).name == "stub" else real(name)
+        setup.load_named = lambda name: Stub(**stub) if Path(name).name == "stub" else real(name)
         find = named.find_model
         named.find_model = lambda name: Path(name) if Path(name).name == "stub" else find(name)
     if request.get("hang_reads"):

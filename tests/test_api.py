@@ -15,11 +15,10 @@ from tilenet.errors import (
     ModelError,
     OutputExists,
     OutputMismatch,
-    OutputNotFound,
     SettingsError,
 )
 from tilenet.jobs.options import Options
-from tilenet.jobs.settling import settle
+from tilenet.jobs.setup import make_job
 
 IMAGE = np.random.default_rng(0).integers(0, 200, (150, 211), dtype=np.uint8)
 
@@ -131,11 +130,11 @@ def test_pixels_that_are_no_numbers_are_named_as_the_reason():
 def test_a_function_runs_on_no_device_of_ours(monkeypatch):
     function = Threshold()
     monkeypatch.setattr(machine, "find_device", lambda name: torch.device("cuda" if name == "auto" else name))
-    job = settle(IMAGE, function, Options())
+    job = make_job(IMAGE, function, Options())
     assert job.record["device"] == "cpu"
     assert job.needs()["device_bytes"] == 0
     with pytest.raises(SettingsError, match="device cuda: the model is a function"):
-        settle(IMAGE, function, Options(device="cuda"))
+        make_job(IMAGE, function, Options(device="cuda"))
 
 
 def test_any_callable_with_a_footprint_is_a_model():
@@ -173,11 +172,6 @@ def test_channels_are_seen_in_the_order_given():
     assert not np.array_equal(swapped, tilenet.segment(pair, axes="cyx", model=network, output="logits"))
 
 
-def test_an_array_of_more_than_two_axes_must_say_them(network):
-    with pytest.raises(ImageError, match="axes"):
-        tilenet.segment(np.zeros((4, 30, 40), np.uint8), model=network)
-
-
 def test_an_output_that_exists_is_refused_and_left_alone(tmp_path, network):
     out = tmp_path / "m.zarr"
     tilenet.segment(IMAGE, out, model=network)
@@ -187,16 +181,6 @@ def test_an_output_that_exists_is_refused_and_left_alone(tmp_path, network):
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     tilenet.segment(IMAGE // 2, out, model=network, overwrite=True)
     assert np.array_equal(np.asarray(tilenet.open_mask(out)), tilenet.segment(IMAGE // 2, model=network))
-
-
-def test_resuming_a_complete_run_computes_and_touches_nothing(tmp_path, network):
-    out = tmp_path / "m.zarr"
-    tilenet.segment(IMAGE, out, model=network)
-    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*") if p.is_file()}
-    steps = []
-    tilenet.segment(IMAGE, out, model=network, resume=True, progress=lambda *step: steps.append(step))
-    assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*") if p.is_file()}
-    assert steps == []
 
 
 # Passes that ask a model before a run of several tiles per batch.
@@ -218,43 +202,12 @@ class Fails:
         return np.concatenate([np.full_like(batch, 100), batch], axis=1)
 
 
-def test_failed_blocks_are_named_and_resume_computes_only_them(tmp_path):
-    out = tmp_path / "m.zarr"
-    options = {"tile": 32, "model": Fails(ASKED + 11)}
-    with pytest.raises(BlocksFailed, match="blocks failed; block .* the lamp went out. The others are done"):
-        tilenet.segment(np.tile(IMAGE, (9, 9)), out, **options)
-    with pytest.raises(tilenet.OutputIncomplete):
-        tilenet.open_mask(out)
-    again = Fails(10**9)
-    mask = tilenet.segment(np.tile(IMAGE, (9, 9)), out, model=again, resume=True)
-    assert np.array_equal(np.asarray(mask), np.tile(IMAGE, (9, 9)) > 100)
-
-
 @pytest.fixture
 def halfway(tmp_path):
     out = tmp_path / "half.zarr"
     with pytest.raises(BlocksFailed):
         tilenet.segment(IMAGE, out, tile=16, threads=1, model=Fails(ASKED + 2))
     return out
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tile": 32}, r"begun with tile = \(?\[16, 16\]\)?, and now it is \[32, 32\]"),
-        ({"threads": 2}, "begun with threads = 1, and now it is 2"),
-        ({"batch": 7}, "begun with batch = .*, and now it is 7"),
-        ({"output": "both"}, "begun with output = mask, and now it is both"),
-        (
-            {"tissue": IMAGE >= 0},
-            r"begun with tissue = not given, and now it is given \(sha256 \w{12}\)\. Leave",
-        ),
-        ({"scaling": {"method": "linear", "divide": 2}}, "begun with scaling"),
-    ],
-)
-def test_a_resumed_run_refuses_an_option_that_contradicts_it(halfway, options, message):
-    with pytest.raises(OutputMismatch, match=message):
-        tilenet.segment(IMAGE, halfway, model=Fails(10**9), resume=True, **options)
 
 
 @pytest.mark.parametrize("engine", [None, "auto", "plain"])
@@ -286,19 +239,6 @@ def test_an_output_that_cannot_be_is_refused(tmp_path, network, out, output):
     with pytest.raises(SettingsError, match=f"output '{output}'"):
         tilenet.segment(IMAGE, out and tmp_path / out, model=network, output=output)
     assert not list(tmp_path.iterdir())
-
-
-def test_no_mask_is_opened_where_there_is_none(tmp_path):
-    with pytest.raises(OutputNotFound):
-        tilenet.open_mask(tmp_path / "nothing.zarr")
-
-
-def test_a_volume_is_segmented_by_a_network_of_three_axes():
-    network = random_network(depth=2, wf=2, ndim=3)
-    volume = np.random.default_rng(0).integers(0, 200, (20, 31, 42), dtype=np.uint8)
-    got = tilenet.segment(volume, axes="zyx", model=network, tile=(8, 16, 16), output="logits")
-    expected = whole_image_logits(network, volume[None])
-    assert np.abs(got - expected).max() <= 1e-5 * np.ptp(expected)
 
 
 def test_axes_that_do_not_end_in_the_networks_are_refused(network):
@@ -378,5 +318,5 @@ def test_the_image_itself_is_never_replaced(tmp_path, inside, objects):
     ],
 )
 def test_the_disk_that_a_run_takes_is_that_of_its_data_types(network, output, precision, dtype, expected):
-    job = settle(IMAGE, network, Options(output=output, precision=precision, probability_dtype=dtype))
+    job = make_job(IMAGE, network, Options(output=output, precision=precision, probability_dtype=dtype))
     assert job.needs()["disk_bytes"] == IMAGE.size * expected * 4 // 3

@@ -17,7 +17,7 @@ from test_bad_images import PIXELS, patched
 
 from tilenet.geometry import Box
 from tilenet.readers import open_image
-from tilenet.readers.chunk_sizes import unpacks_to_more
+from tilenet.readers.decompressed_size import unpacks_to_more
 
 
 # Zarr: a sound image of two levels, and what is done to it.

@@ -15,7 +15,7 @@ from workers import Cluster, write_image
 
 import tilenet
 from tilenet.batches import summary
-from tilenet.batches.image_list import read_orders
+from tilenet.batches.image_list import read_image_list
 from tilenet.batches.summary import Result
 from tilenet.cli.batch import _line
 from tilenet.errors import BlocksFailed, EnvironmentFault, ImageError, SettingsError
@@ -75,12 +75,6 @@ def test_the_summary_says_what_became_of_each_image(images, tmp_path):
     assert [row["error"] for row in listed] == [row["error"] for row in rows]
 
 
-def test_a_complete_mask_made_with_other_options_is_no_success(images, tmp_path):
-    tilenet.batch(images[:1], tmp_path / "masks", model=Bright(), **TILES)
-    (result,) = tilenet.batch(images[:1], tmp_path / "masks", model=Bright(), tile=256, threads=1)
-    assert result.status == "failed" and "tile = [512, 512], and now it is [256, 256]" in result.error
-
-
 def test_names_that_collide_are_refused_before_work(images, tmp_path):
     (tmp_path / "other").mkdir()
     twin = write_image(tmp_path / "other" / "A.tif")
@@ -103,15 +97,15 @@ def test_a_list_says_names_and_options(tmp_path):
     listed = tmp_path / "list.csv"
     listed.write_text('image,name,channels,tile,scaling\nx.tif,first,"0,2",256,\n/data/y.tif,,,,percentile:1,\n')
     with pytest.raises(SettingsError, match="line 3 has no image, or more values"):
-        read_orders([listed], model="nuclei", options=Options())
+        read_image_list([listed], model="nuclei", options=Options())
     listed.write_text('image,name,channels,tile,scaling\nx.tif,first,"0,2",256,\n/data/y.tif,,,,"percentile:1,99"\n')
-    one, two = read_orders([listed], model="nuclei", options=Options(tile=128, level=1))
+    one, two = read_image_list([listed], model="nuclei", options=Options(tile=128, level=1))
     assert (one.name, one.image) == ("first", str(tmp_path / "x.tif"))
     assert (one.options.channels, one.options.tile, one.options.level) == ((0, 2), 256, 1)
     assert (two.name, two.image, two.options.tile) == ("y", "/data/y.tif", 128)
     assert two.options.scaling == {"method": "percentile", "low": 1.0, "high": 99.0}
     listed.write_text('image,tile\nvolume.tif,"32,256,256"\n')
-    (volume,) = read_orders([listed], model="nuclei", options=Options())
+    (volume,) = read_image_list([listed], model="nuclei", options=Options())
     assert volume.options.tile == (32, 256, 256)
 
 
@@ -123,7 +117,7 @@ def test_a_model_in_a_list_is_a_file_relative_to_the_list_or_a_packaged_one(tmp_
         (tmp_path / file).touch()
     listed = tmp_path / "lists" / "list.csv"
     listed.write_text("image,model\na.tif,small.pt\nb.tif,nuclei\nc.tif,other.pt\nd.tif,\n")
-    models = [order.model for order in read_orders([listed], model="plain.pt", options=Options())]
+    models = [order.model for order in read_image_list([listed], model="plain.pt", options=Options())]
     assert models == [str(tmp_path / "lists" / "small.pt"), "nuclei", "other.pt", "plain.pt"]
 
 
@@ -200,18 +194,18 @@ def test_a_store_that_another_batch_makes_meanwhile_is_gone_on_with_or_said_to_b
 
 def test_a_plain_list_has_a_path_a_line(tmp_path):
     (tmp_path / "list.txt").write_text("# three\na.tif\n\nb.ome.tif\n./#1.svs\n")
-    orders = read_orders([tmp_path / "list.txt"], model="nuclei", options=Options())
+    orders = read_image_list([tmp_path / "list.txt"], model="nuclei", options=Options())
     assert [order.name for order in orders] == ["a", "b", "#1"]
 
 
 def test_an_image_is_named_after_its_own_folder_and_never_hidden(tmp_path, monkeypatch):
     (tmp_path / "stack").mkdir()
     monkeypatch.chdir(tmp_path / "stack")
-    orders = read_orders([".", "../b.tif"], model="nuclei", options=Options())
+    orders = read_image_list([".", "../b.tif"], model="nuclei", options=Options())
     assert [order.name for order in orders] == ["stack", "b"]
     for hidden in ("/", ".hidden.tif"):
         with pytest.raises(SettingsError, match="is not a valid, visible file name"):
-            read_orders([hidden], model="nuclei", options=Options())
+            read_image_list([hidden], model="nuclei", options=Options())
 
 
 def test_batches_into_one_folder_do_not_spoil_each_other_s_summary(tmp_path):
@@ -236,12 +230,12 @@ def test_lists_are_read_as_spreadsheets_write_them(tmp_path, mark):
     ]
     with (tmp_path / "list.csv").open("w", encoding="utf-8-sig", newline="") as file:
         csv.writer(file, delimiter=mark).writerows(rows)
-    first, second = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options(), positive="dab>0.2")
+    first, second = read_image_list([tmp_path / "list.csv"], model="nuclei", options=Options(), positive="dab>0.2")
     assert (first.image, first.name) == (str(tmp_path / "a, b.tif"), "first") and first.options.channels == (0, 1)
     assert (second.image, first.positive, second.positive) == (str(tmp_path / "b;c.tif"), "Ki-67>400", "dab>0.2")
     (tmp_path / "list.csv").write_text(f"image{mark}name\na.tif{mark}b{mark}c\n")
     with pytest.raises(SettingsError, match=r"line 2 has no image, or more values .* Put values with .* in quotes"):
-        read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
+        read_image_list([tmp_path / "list.csv"], model="nuclei", options=Options())
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])
@@ -250,22 +244,22 @@ def test_a_decimal_comma_in_a_list_is_not_taken_for_two_numbers(tmp_path, mark):
         (tmp_path / "list.csv").write_text(f"image{mark}pixel_size\na.tif{mark}{size}\n")
         if found is None:
             with pytest.raises(SettingsError, match="line 2: pixel_size '1,5' may be one number or two"):
-                read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
+                read_image_list([tmp_path / "list.csv"], model="nuclei", options=Options())
         else:
-            (order,) = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
+            (order,) = read_image_list([tmp_path / "list.csv"], model="nuclei", options=Options())
             assert order.options.pixel_size == found
 
 
 def test_blanks_around_the_values_of_a_list_mean_nothing(tmp_path):
     (tmp_path / "list.csv").write_text("image,name,level\n a.tif ,first , 1\nb.tif\n")
-    first, short = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
+    first, short = read_image_list([tmp_path / "list.csv"], model="nuclei", options=Options())
     assert (first.image, first.name, first.options.level) == (str(tmp_path / "a.tif"), "first", 1)
     assert (short.name, short.options.level) == ("b", None)
 
 
 def test_rows_of_empty_cells_in_a_list_are_no_images(tmp_path):
     (tmp_path / "list.csv").write_text('image,name\na.tif,first\n,\n\n"b.tif" ,\n , \n,,,\n')
-    orders = read_orders([tmp_path / "list.csv"], model="nuclei", options=Options())
+    orders = read_image_list([tmp_path / "list.csv"], model="nuclei", options=Options())
     assert [(order.image, order.name) for order in orders] == [
         (str(tmp_path / "a.tif"), "first"),
         (str(tmp_path / "b.tif"), "b"),

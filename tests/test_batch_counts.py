@@ -120,12 +120,6 @@ def test_regions_of_plain_masks_are_counted_by_several_workers_too(slides, tmp_p
     ]
 
 
-def test_a_mask_of_classes_is_no_success_where_objects_are_asked_for(slides, tmp_path):
-    tilenet.batch(slides[:1], tmp_path / "masks", model=Bright(), threads=1)
-    (result,) = tilenet.batch(slides[:1], tmp_path / "masks", **COUNTING)
-    assert result.status == "failed" and "begun with output = mask, and now it is objects" in result.error
-
-
 def test_objects_that_were_killed_while_they_were_written_are_found_again(slides, tmp_path, monkeypatch):
     from tilenet.runs import numbering
 
@@ -177,12 +171,6 @@ def test_objects_are_counted_by_several_workers_too(slides, tmp_path):
     assert [result.counts for result in shared] == [result.counts for result in alone]
     for name in ("a.zarr", "c.zarr"):
         assert tree_hash(tmp_path / "shared" / name) == tree_hash(tmp_path / "alone" / name)
-
-
-def test_what_objects_cannot_be_asked_with_is_refused_before_work(slides, tmp_path):
-    with pytest.raises(SettingsError, match="objects and output 'both'"):
-        tilenet.batch(slides, tmp_path / "masks", **COUNTING, output="both")
-    assert not (tmp_path / "masks").exists()
 
 
 def test_the_command_counts_nuclei_of_real_images(shared_data, tilenet_command, tmp_path):

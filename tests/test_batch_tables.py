@@ -12,7 +12,7 @@ from stub import Bright
 
 import tilenet
 from tilenet.errors import SettingsError
-from tilenet.export.morphometry import COLUMNS as FORMS
+from tilenet.export.descriptors import COLUMNS as FORMS
 from tilenet.export.table import COLUMNS
 
 

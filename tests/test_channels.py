@@ -121,14 +121,6 @@ def test_of_arrays_only_8_bit_yxc_is_colour_and_a_network_of_the_callers_own_is_
     assert tilenet.segment(pixels_of(3, 50, 60), axes="cyx", model=own).shape == (50, 60)
 
 
-def test_a_chosen_channel_is_recorded_so_that_resume_and_verify_repeat_it(tmp_path, model):
-    path, out = written(tmp_path, "stains.ome.tif"), tmp_path / "m.zarr"
-    tilenet.segment(path, out, model=model, channels=(1,))
-    assert tilenet.open_mask(out).info["record"]["channels"] == [1]
-    assert tilenet.verify(out).ok
-    tilenet.segment(path, out, model=model, resume=True)
-
-
 @pytest.fixture
 def stained(tmp_path):
     """An image of four channels, two of the same name."""

@@ -165,7 +165,7 @@ def test_jobs_are_started_if_they_lack_gpus_or_the_run_uses_them_or_a_device_was
 
     (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("4GB}", f"4GB, {asked}}}"))
     monkeypatch.setattr(machine, "visible_gpus", lambda device: gpus)
-    monkeypatch.setattr(batch_jobs, "kind_of_cluster", started)
+    monkeypatch.setattr(batch_jobs, "cluster_class", started)
     options = ["--cluster", tmp_path / "cluster.yaml", *(["--device", device] if device else [])]
     code, _, err = tilenet_command("batch", "a.tif", "--out", tmp_path / "masks", *options)
     assert code == 2 and "the cluster is started" in err
@@ -190,7 +190,7 @@ def test_ctrl_c_ends_a_run_in_the_same_way_after_dask_jobqueue_is_imported(monke
         monkeypatch.delitem(sys.modules, name)
     before = signal.getsignal(signal.SIGINT)
     try:
-        batch_jobs.kind_of_cluster("slurm", {"cores": 1, "memory": "1GB"}, "cluster.yaml")
+        batch_jobs.cluster_class("slurm", {"cores": 1, "memory": "1GB"}, "cluster.yaml")
         assert signal.getsignal(signal.SIGINT) is before
         assert "dask_jobqueue.runner" in sys.modules, "what installs a handler of its own"
     finally:
@@ -200,7 +200,7 @@ def test_ctrl_c_ends_a_run_in_the_same_way_after_dask_jobqueue_is_imported(monke
 @pytest.mark.parametrize("path", sorted(PIPELINES.glob("cluster_*.yaml")), ids=lambda path: path.stem)
 def test_a_cluster_file_to_start_from_is_one(path):
     kind, arguments, adapt, _ = read_description(path)
-    assert batch_jobs.kind_of_cluster(kind, arguments, path).__name__.lower().startswith(kind)
+    assert batch_jobs.cluster_class(kind, arguments, path).__name__.lower().startswith(kind)
     assert adapt["minimum"] <= adapt["maximum"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from faults import wait_until
 from workers import BLOCKS, Cluster, a_slide, an_image, notes_of, opened, write_image  # noqa: F401
 
-from tilenet.errors import BlocksFailed, EnvironmentFault
+from tilenet.errors import EnvironmentFault
 from tilenet.workers import distributed, worker
 from tilenet.workers.distributed import work_off
 from tilenet.workers.worker import FlightResult
@@ -22,13 +22,6 @@ def test_no_more_flights_are_on_their_way_than_there_are_workers(slide):
     assert notes_of(slide.store.path) == []
 
 
-def test_several_small_blocks_go_together(slide):
-    cluster = Cluster(workers=1)
-    list(work_off(cluster, [slide]))
-    assert sorted(index for blocks, _ in cluster.asked for index in blocks) == list(range(BLOCKS))
-    assert len(cluster.asked) < BLOCKS
-
-
 def test_what_is_refused_goes_to_other_workers(slide):
     bad = "tcp://worker:0"
     cluster = Cluster(workers=3, answers=lambda blocks, where: FlightResult(refusal="no GPU") if where == bad else None)
@@ -37,14 +30,6 @@ def test_what_is_refused_goes_to_other_workers(slide):
     assert slide.report.blocks == BLOCKS
     per_block = [[where for blocks, where in cluster.asked if index in blocks] for index in range(BLOCKS)]
     assert all(len(where) == len(set(where)) for where in per_block)
-
-
-def test_a_job_that_every_worker_refuses_ends_after_a_few_tries(slide):
-    cluster = Cluster(answers=lambda blocks, where: FlightResult(refusal="no GPU here"))
-    list(work_off(cluster, [slide]))
-    with pytest.raises(BlocksFailed, match=r"was refused 4 times: no GPU here"):
-        slide.raise_if_failed()
-    assert len(cluster.asked) < 4 * BLOCKS
 
 
 class KilledWorker(Exception):

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import runpy
-import sys
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -188,17 +186,6 @@ def test_the_option_workers_starts_workers_which_compute_the_blocks(
     assert tree(shared) == tree(tmp_path / "alone.zarr")
 
 
-def test_the_script_for_volumes_gives_the_mask_of_one_process(asked, network, tmp_path, monkeypatch, capsys):
-    pixels = np.random.default_rng(0).integers(0, 240, (3, 90, 110), dtype=np.uint8)
-    zarr.create_array(tmp_path / "volume.zarr", data=pixels)
-    names = [str(tmp_path / name) for name in ("volume.zarr", "mask.zarr")]
-    monkeypatch.setattr(sys, "argv", ["", *names, "--model", str(network), "--axes", "zyx", "--workers", "2"])
-    runpy.run_path(str(PIPELINES / "segment_volume.py"), run_name="__main__")
-    expected = tilenet.segment(pixels, axes="zyx", model=network)
-    assert np.array_equal(tilenet.open_mask(tmp_path / "mask.zarr"), expected) and 0 < expected.mean() < 1
-    assert (asked, capsys.readouterr().out.count("% foreground")) == ([2], 3)
-
-
 def test_a_client_of_a_notebook_serves_segment_and_lazy(client, image, network, tmp_path):
     mask = tilenet.segment(image, tmp_path / "m.zarr", model=network, client=client, **TILES)
     array = tilenet.lazy(image, model=network, tile=512, threads=1)
@@ -232,13 +219,6 @@ def test_a_block_that_kills_its_workers_is_named_and_its_neighbours_are_done(
     slide = opened(image, out, tile=256, batch=4)
     assert list(slide.store.pending()) == [1]
     slide.store.close()
-
-
-def test_a_complete_mask_is_left_alone(client, image, tmp_path):
-    tilenet.segment(image, tmp_path / "m.zarr", model=Bright(), **TILES)
-    before = tree(tmp_path / "m.zarr")
-    tilenet.segment(image, tmp_path / "m.zarr", model=Bright(), client=client, resume=True)
-    assert tree(tmp_path / "m.zarr") == before
 
 
 def test_everything_listens_on_loopback_alone(client):

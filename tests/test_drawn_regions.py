@@ -17,8 +17,8 @@ from stub import Bright
 import tilenet
 from tilenet.errors import SettingsError
 from tilenet.export import drawn_regions, shapes
+from tilenet.export.descriptors import COLUMNS as FORMS
 from tilenet.export.drawn_regions import Within, read_regions
-from tilenet.export.morphometry import COLUMNS as FORMS
 from tilenet.export.table import COLUMNS, read_table, write_table
 
 BLOBS = ndi.gaussian_filter(np.random.default_rng(5).normal(size=(260, 340)), 3)

@@ -192,13 +192,6 @@ def test_upsampling_and_a_narrow_convolution_are_one(options, layers, batch_norm
     assert len(taken) == layers
 
 
-@pytest.mark.usefixtures("instructions")
-def test_pooling_that_is_not_square_has_a_fast_path():
-    network = network_of(SIZES[2], pool_size=(1, 2))
-    y, x = (axis.legal_at_least(40) for axis in network.footprint.axes)
-    assert difference(network, torch.rand(1, 1, y, x)) <= engine.TOLERANCE
-
-
 @pytest.mark.parametrize(
     ("wf", "level", "kinds"),
     [
@@ -288,6 +281,7 @@ def test_what_has_no_fast_path_is_left_alone(network):
 
 
 @pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize(("depth", "pool_size"), [(3, (1, 4)), (4, (1, 2)), (4, (2, 3)), (4, (4, 2)), (5, (1, 3))])
 def test_networks_that_pool_unequally_have_a_fast_path_too(depth, pool_size, padding):
     network = network_of(4, depth=depth, pool_size=pool_size, padding=padding)

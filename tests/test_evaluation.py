@@ -13,7 +13,7 @@ import tilenet
 from tilenet import metrics
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
 from tilenet.evaluation import scoring
-from tilenet.evaluation.labels import is_image, read_labels
+from tilenet.evaluation.labels import looks_like_intensities, read_labels
 from tilenet.evaluation.scoring import evaluate
 from tilenet.instances.in_memory import objects
 
@@ -197,16 +197,20 @@ def test_images_are_told_from_labels_as_by_counting_pieces_pixel_by_pixel():
         "an empty plane": (np.zeros((40, 50), int), False),
     }
     for what, (labels, expected) in cases.items():
-        assert is_image(labels) == _slowly_like_an_image(labels) == expected, what
+        assert looks_like_intensities(labels) == _slowly_like_an_image(labels) == expected, what
 
 
 def test_real_images_are_told_from_real_labels(shared_data):
     for folder, expected in (("nuclei_dsb2018/labels", False), ("isbi2012/image", True)):
         paths = sorted(shared_data(folder).iterdir())[:20]
-        assert [is_image(*read_labels(path)) for path in paths] == [expected] * 20
-    assert is_image(*read_labels(shared_data("small_fluo/mitocheck_t1_image.tif")))  # smoothed, mostly dark
+        assert [looks_like_intensities(*read_labels(path)) for path in paths] == [expected] * 20
+    assert looks_like_intensities(
+        *read_labels(shared_data("small_fluo/mitocheck_t1_image.tif"))
+    )  # smoothed, mostly dark
     for kind, expected in (("image", True), ("label", False)):
-        assert is_image(*read_labels(shared_data(f"volumes/plant_ovule_boundarymap_{kind}.tif"))) == expected
+        assert (
+            looks_like_intensities(*read_labels(shared_data(f"volumes/plant_ovule_boundarymap_{kind}.tif"))) == expected
+        )
 
 
 UM = (1.25, 0.25, 0.25)

@@ -368,11 +368,13 @@ def test_whatever_else_goes_wrong_is_one_line_too(monkeypatch, capsys, error, co
     assert f"tilenet: error: {says}" in said
 
 
-def test_with_debug_the_traceback_is_shown(monkeypatch):
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch, place):
     def fail(*args, **options):
         raise ZeroDivisionError("no luck")
 
+    words = ["segment", "a.tif", "-o", "b.zarr"]
     monkeypatch.setattr(api, "segment", fail)
-    monkeypatch.setattr(sys, "argv", ["tilenet", "--debug", "segment", "a.tif", "-o", "b.zarr"])
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr(sys, "argv", ["tilenet", *words[:place], "--debug", *words[place:]])
+    with pytest.raises(ZeroDivisionError, match="no luck"):
         main()

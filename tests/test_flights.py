@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tilenet.errors import BlocksFailed, DeviceLost, EnvironmentFault, OutputLocked
 from tilenet.runner import Report
-from tilenet.workers.flights import MOST, ROUNDS, TRIES, Queue, Slide, blocks_per_flight, seconds_per_flight
+from tilenet.workers.flights import MOST, ROUNDS, TRIES, PendingOutput, Queue, blocks_per_flight, seconds_per_flight
 from tilenet.workers.worker import BlockResult, FlightResult, Task
 
 
@@ -43,7 +43,9 @@ class Job:
 
 def slide_of(blocks, name="m"):
     blocks = range(blocks) if isinstance(blocks, int) else blocks
-    return Slide(Task(f"{name}.zarr", f"run-of-{name}-and-more", "slide.tif", "nuclei"), Store(blocks, name), Job())
+    return PendingOutput(
+        Task(f"{name}.zarr", f"run-of-{name}-and-more", "slide.tif", "nuclei"), Store(blocks, name), Job()
+    )
 
 
 def done(*blocks, **why):

@@ -10,7 +10,7 @@ import shapely
 import tifffile
 from oracles import filled
 from stub import Bright, shades
-from test_into import write_image
+from test_label_target import write_image
 
 import tilenet
 from tilenet.errors import BlocksFailed, EnvironmentFault, OutputExists, OutputIncomplete, OutputMismatch, SettingsError
@@ -129,15 +129,6 @@ def test_coordinates_are_pixels_of_the_slide_at_full_resolution(folder, tmp_path
         shapes = [(f, shapely.from_geojson(json.dumps(f)).buffer(-2)) for f in features]
         features = [f for f, shape in shapes if shape.area > max(1000, shape.envelope.area / 2)]
     np.testing.assert_allclose(boxes_of(features), expected, atol=tolerance)
-
-
-def test_nothing_reaches_beyond_the_slide(tmp_path):
-    tifffile.imwrite(
-        tmp_path / "slide.tif", np.full((101, 103), 200, np.uint8), resolution=(10000, 10000), resolutionunit=3
-    )
-    tilenet.segment(tmp_path / "slide.tif", tmp_path / "m.zarr", model=shades, mpp=1.7)
-    write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
-    assert boxes_of(features_of(tmp_path / "m.geojson")) == [(0.0, 0.0, 103.0, 101.0)]
 
 
 @pytest.mark.parametrize(("full", "coarse", "ratio"), [(2967, 741, 4), (1001, 501, 2), (1001, 500, 2), (300, 200, 1.5)])

@@ -15,7 +15,7 @@ from tilenet.decide import Decision
 from tilenet.errors import BlocksFailed
 from tilenet.predict import predictors
 from tilenet.predict.engine import HOPPER
-from tilenet.predict.on_gpu import DevicePredictor
+from tilenet.predict.on_gpu import GpuPredictor
 from tilenet.scaling import Scaling
 from tilenet.training.loop import train
 from tilenet.training.recipe import Recipe
@@ -79,7 +79,7 @@ def test_frames_are_as_close_to_float64_as_they_should_be(options):
     for precision, allowed in (("fp32", 1e-5), ("fp16", 0.01), ("bf16", 0.05)):
         assert predictors.find_engine("auto", network, device=CUDA, precision=precision) == "fast"
         how = {"device": CUDA, "precision": precision, "engine": "fast", "scaling": Scaling()}
-        found = torch.from_numpy(DevicePredictor(network, network.footprint, **how)(x.numpy())).double().cuda()
+        found = torch.from_numpy(GpuPredictor(network, network.footprint, **how)(x.numpy())).double().cuda()
         assert (found - exact).abs().max() <= allowed * (exact.max() - exact.min())
 
 
@@ -127,7 +127,7 @@ def test_batches_in_flight_give_the_bytes_of_one_after_the_other(network, monkey
     image = np.random.default_rng(1).integers(0, 200, (1500, 1300), dtype=np.uint8)
     options = {"model": network, "tile": 64, "batch": 2, "device": "cuda"}
     found = tilenet.segment(image, **options)
-    monkeypatch.setattr(DevicePredictor, "in_flight", 1)
+    monkeypatch.setattr(GpuPredictor, "in_flight", 1)
     assert np.array_equal(found, tilenet.segment(image, **options))
 
 

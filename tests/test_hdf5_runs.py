@@ -14,7 +14,7 @@ from store_helpers import tree
 from stub import Bright
 
 import tilenet
-from tilenet.batches.image_list import read_orders
+from tilenet.batches.image_list import read_image_list
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
 from tilenet.jobs.image_times import last_written
 from tilenet.jobs.options import Options
@@ -44,12 +44,12 @@ def test_batches_name_masks_after_files_and_find_datasets_in_them(tmp_path):
         write_hdf5(tmp_path / f"{name}.h5", np.zeros((5, 6), np.uint8))
     (tmp_path / "list.txt").write_text("one.h5/raw\n")
     for said in (tmp_path / "*.h5" / "raw", tmp_path / "*.h5"):
-        orders = read_orders([said], model=None, options=Options())
+        orders = read_image_list([said], model=None, options=Options())
         assert [order.name for order in orders] == ["one", "two"]
-    (order,) = read_orders([tmp_path / "list.txt"], model=None, options=Options())
+    (order,) = read_image_list([tmp_path / "list.txt"], model=None, options=Options())
     assert (order.name, order.image) == ("one", str(tmp_path / "one.h5" / "raw"))
     with pytest.raises(SettingsError, match="no image matches"):
-        read_orders([tmp_path / "*.hdf" / "raw"], model=None, options=Options())
+        read_image_list([tmp_path / "*.hdf" / "raw"], model=None, options=Options())
 
 
 def test_a_mask_knows_its_dataset_and_its_file_wherever_it_moves(tmp_path, caplog, monkeypatch):

@@ -66,7 +66,7 @@ HOMES = {
     "triton": {"fast/kernels", "fast/frames"},
     "tifffile": {"readers", "sample", "masks/tiff_mask", "masks/tiff_export"},
     "zarr": {"readers", "store"},
-    "dask": {"readers", "workers/clusters", "lazily"},
+    "dask": {"readers", "workers/clusters", "lazy_array"},
     "distributed": {
         "workers/distributed",
         "workers/cluster_file",
@@ -101,7 +101,7 @@ HOMES = {
         "cli/tuning",
     },
     "rich": {"cli/output"},
-    "shapely": {"export/morphometry", "export/drawn_regions"},
+    "shapely": {"export/descriptors", "export/drawn_regions"},
 }
 STANDARD = set(sys.stdlib_module_names) | {"tilenet"}
 

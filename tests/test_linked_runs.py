@@ -4,17 +4,12 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from faults import tree_hash
-from killing import kill, lose_a_file
 from linked_stacks import HOW, a_stack, a_volume, joined, small_blocks, true_volumes  # noqa: F401
-from stub import Bright, Bright3D
-from workers import Cluster
+from stub import Bright3D
 
 import tilenet
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.runs import numbering
-from tilenet.runs.object_outputs import DEPTHS, making_of
-from tilenet.store import is_complete, open_mask
 
 
 @pytest.mark.parametrize("tile", [32, 64, None])
@@ -46,32 +41,6 @@ def test_channels_have_no_part_in_links(volume, truth):
     assert np.array_equal(tilenet.segment(two, axes="zcyx", channels=0, link=0.25, **HOW), truth)
 
 
-def test_workers_and_shares_link_as_one_process(stack, truth, tmp_path, monkeypatch):
-    small_blocks(monkeypatch)
-    whole = tilenet.segment(stack, tmp_path / "whole.zarr", link=0.25, **HOW)
-    tilenet.segment(stack, tmp_path / "shared.zarr", link=0.25, **HOW, client=Cluster(workers=2))
-    for share in ((2, 2), (1, 2), (2, 2)):
-        tilenet.segment(stack, tmp_path / "divided.zarr", link=0.25, **HOW, shard=share)
-    assert np.array_equal(whole[...], truth) and whole.layout.n_blocks(0) > 7
-    for name in ("shared", "divided"):
-        assert tree_hash(tmp_path / f"{name}.zarr") == tree_hash(whole.path), name
-
-
-@pytest.mark.parametrize("where", ["_fill_places", "linked", "_write_numbers", "finish"])
-def test_a_killed_run_goes_on_to_the_same_volumes(stack, truth, tmp_path, monkeypatch, where):
-    out = tmp_path / "o.zarr"
-    kill(monkeypatch, numbering, where, tilenet.segment, stack, out, link=0.25, **HOW)
-    if where == "linked":
-        assert is_complete(making_of(out, None) / DEPTHS) and not out.exists()
-        with pytest.raises(
-            OutputMismatch, match=r"was begun with link = 0.25, and now it is 0.5\. Leave the option out"
-        ):
-            tilenet.segment(stack, out, link=0.5, resume=True, **HOW)
-    mask = tilenet.segment(stack, out, model=Bright(), threads=1, resume=True)  # options left out are those of the run
-    assert np.array_equal(mask[...], truth)
-    assert tree_hash(out) == tree_hash(tilenet.segment(stack, tmp_path / "whole.zarr", link=0.25, **HOW).path)
-
-
 def test_a_run_is_not_resumed_with_another_link(stack, tmp_path):
     out = tmp_path / "o.zarr"
     tilenet.segment(stack, out, link=0.25, **HOW)
@@ -84,14 +53,6 @@ def test_a_run_is_not_resumed_with_another_link(stack, tmp_path):
     tilenet.segment(stack, out, overwrite=True, **HOW)
     with pytest.raises(OutputMismatch, match="begun with link = not given, and now it is 0.25"):
         tilenet.segment(stack, out, link=0.25, resume=True, **HOW)
-
-
-def test_a_damaged_mask_is_repaired_with_its_links(stack, truth, tmp_path):
-    out = tmp_path / "o.zarr"
-    mask = tilenet.segment(stack, out, link=0.25, **HOW)
-    lose_a_file(out)
-    assert np.array_equal(tilenet.segment(stack, out, model=Bright(), threads=1, resume=True)[...], truth)
-    assert open_mask(out).info[numbering.FIRSTS] == mask.info[numbering.FIRSTS]
 
 
 def test_what_is_not_linked_is_recorded_as_before(stack, tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 import tilenet
 from tilenet.errors import OutputMismatch
 from tilenet.footprint import Footprint
-from tilenet.jobs import job, settling
+from tilenet.jobs import job, setup
 from tilenet.jobs.job import Job
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
@@ -113,7 +113,7 @@ def test_a_run_of_a_version_that_named_compiled_networks_otherwise_is_gone_on_wi
     network = nn.Sequential(network) if inside else network
     network.card = card
     with monkeypatch.context() as before:
-        before.setattr(settling, "class_name", lambda model: type(model).__name__)
+        before.setattr(setup, "class_name", lambda model: type(model).__name__)
         before.setattr(job, "fingerprint", partial(fingerprint, compiled_apart=True))
         begin(tmp_path / "m.zarr", network)
     tilenet.segment(IMAGE, tmp_path / "m.zarr", model=network, footprint=NEAR, resume=True)

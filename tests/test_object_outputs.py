@@ -219,30 +219,7 @@ def test_a_damaged_store_on_the_way_is_said_to_be_removed(slide, begun, name):
         tilenet.segment(slide, begun, model=Bright(), objects=True, overwrite=True)
 
 
-def test_a_damaged_mask_of_objects_is_repaired(slide, tmp_path):
-    out = tmp_path / "o.zarr"
-    before = tilenet.segment(slide, out, model=Bright(), objects=True)[...]
-    files = [p for p in (out / "0").rglob("*") if p.is_file() and p.name != "zarr.json"]
-    files[0].write_bytes(files[0].read_bytes()[:-3])
-    assert np.array_equal(tilenet.segment(slide, out, model=Bright(), objects=True, resume=True)[...], before)
-    assert tilenet.verify(out).ok
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"roi": "0:100,0:120"}, {"tissue": np.eye(35, 45, dtype=np.uint8)}],
-    ids=["a part", "tissue of the user's own"],
-)
-def test_a_damaged_mask_is_repaired_with_the_options_that_it_was_made_with(slide, tmp_path, options):
-    out = tmp_path / "o.zarr"
-    before = tilenet.segment(slide, out, model=Bright(), objects=True, **options)[...]
-    next(p for p in (out / "0" / "c").rglob("*") if p.is_file()).unlink()
-    again = tilenet.segment(slide, out, model=Bright(), resume=True)
-    assert before.max() > 2 and np.array_equal(again[...], before) and tilenet.verify(out).ok
-    assert not making_of(out, None).exists()
-
-
-@pytest.mark.parametrize("where", ["as_recorded", "_fill_places"])
+@pytest.mark.parametrize("where", ["with_recorded_options", "_fill_places"])
 def test_a_repair_that_was_killed_goes_on_by_another_version(slide, tmp_path, monkeypatch, where):
     out = tmp_path / "o.zarr"
     before = tilenet.segment(slide, out, model=Bright(), objects=True, roi="0:100,0:100")[...]

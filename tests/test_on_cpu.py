@@ -13,10 +13,10 @@ from tilenet.errors import BlocksFailed
 from tilenet.fast.native import find_instructions
 from tilenet.jobs.job import COPIES
 from tilenet.jobs.options import Options
-from tilenet.jobs.settling import settle
+from tilenet.jobs.setup import make_job
 from tilenet.predict.engine import SteppedUNet
 from tilenet.predict.memory import bytes_saved, weight_bytes
-from tilenet.predict.on_cpu import HostPredictor
+from tilenet.predict.on_cpu import CpuPredictor
 from tilenet.scaling import Scaling
 
 needs_it = pytest.mark.skipif(not find_instructions(), reason="no compiled convolutions here")
@@ -31,7 +31,7 @@ def unet(wf=4, classes=3):
 
 def predictor_of(network, engine="fast"):
     cpu = torch.device("cpu")
-    return HostPredictor(network, network.footprint, device=cpu, precision="fp32", engine=engine, scaling=Scaling())
+    return CpuPredictor(network, network.footprint, device=cpu, precision="fp32", engine=engine, scaling=Scaling())
 
 
 def tile_of(*place):
@@ -132,7 +132,7 @@ def test_a_run_that_cannot_decide_names_the_block(calls):
 def test_what_a_run_is_said_to_take_knows_of_it_and_the_plan_does_not():
     image, network = np.zeros((3000, 3000), np.uint8), unet()
     network.card = tilenet.ModelCard(classes=("a", "b", "c"), mask_of_class=(0, 1, 2))
-    at_once, logits = (settle(image, network, Options(output=output, memory=400_000_000)) for output in OUTPUTS)
+    at_once, logits = (make_job(image, network, Options(output=output, memory=400_000_000)) for output in OUTPUTS)
     assert at_once.plan == logits.plan
     saved = bytes_saved(network, at_once.decision, engine="fast", device="cpu")
     assert saved == 8 * 3 - 2

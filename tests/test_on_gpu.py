@@ -8,8 +8,8 @@ from oracles import integer_network, random_network
 from tilenet.decide import DEPTH_UNIT, Decision
 from tilenet.jobs.compute import ArraySink
 from tilenet.jobs.options import Options
-from tilenet.jobs.settling import settle
-from tilenet.predict.on_gpu import DevicePredictor, decided
+from tilenet.jobs.setup import make_job
+from tilenet.predict.on_gpu import GpuPredictor, decided
 from tilenet.predict.predictors import TorchPredictor
 from tilenet.runner import run
 from tilenet.scaling import Scaling
@@ -88,9 +88,9 @@ def test_depths_there_are_those_of_numpy_but_for_rounding():
 def both_ways(network, *, output="mask", image=IMAGE, **options):
     """Return failures and arrays of a run that decides in NumPy, and of one that decides in PyTorch."""
     options = {"axes": "cyx", "tile": 32, "block": 64, "batch": 3, "output": output} | options
-    job = settle(image, network, Options(**options))
+    job = make_job(image, network, Options(**options))
     found = []
-    for kind in (TorchPredictor, DevicePredictor):
+    for kind in (TorchPredictor, GpuPredictor):
         predictor = kind(
             job.network,
             job.footprint,

@@ -11,13 +11,12 @@ import tifffile
 from contents import lines_of
 from ome_images import write_ome_tiff, write_ome_zarr
 from stub import Bright, Bright3D
-from workers import Cluster
 
 import tilenet
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.export.table import write_table
 from tilenet.jobs.options import Options
-from tilenet.readers.stated_size import LARGEST, SMALLEST, parse_pixel_size
+from tilenet.readers.calibrated import LARGEST, SMALLEST, parse_pixel_size
 
 # Blobs of some pixels: they are objects at half the size, too.
 PIXELS = (np.kron(np.random.default_rng(0).integers(0, 3, (22, 30)), np.ones((6, 6))) * 100).astype(np.uint8)
@@ -208,13 +207,6 @@ def test_a_run_of_an_older_version_is_resumed_without_a_size_and_not_with_one(tm
         tilenet.segment(bare, tmp_path / "m.zarr", resume=True, model=MODEL, pixel_size=0.25)
     mask = tilenet.segment(bare, tmp_path / "m.zarr", resume=True, model=MODEL)
     assert np.array_equal(mask[...], tilenet.segment(bare, **HOW)) and mask.pixel_size == (None, None)
-
-
-def test_workers_use_the_size_of_the_record(tmp_path, slides):
-    stated, bare = slides
-    wanted = tilenet.segment(stated, mpp=0.5, **HOW)
-    mask = tilenet.segment(bare, tmp_path / "m.zarr", mpp=0.5, pixel_size=0.25, client=Cluster(workers=2), **HOW)
-    assert np.array_equal(mask[...], wanted)
 
 
 def test_a_size_that_contradicts_the_file_is_told_and_shown_and_rounding_is_not(tmp_path, slides, tilenet_command):

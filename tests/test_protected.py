@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 from stub import Bright
-from test_into import write_image
+from test_label_target import write_image
 
 import tilenet
 from tilenet.errors import OutputExists

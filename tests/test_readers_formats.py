@@ -14,7 +14,7 @@ from contents import whole
 from PIL import Image as Picture
 from test_readers_planes import planes
 
-from tilenet.errors import ImageError, SettingsError
+from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers import open_image
 
@@ -286,11 +286,6 @@ def test_a_closed_image_leaves_no_file_open(path):
             image.read(Box((0,) * len(image.box_shape), (1,) * len(image.box_shape)))
             pickle.loads(pickle.dumps(image)).close()
     assert n_open() == before
-
-
-def test_a_level_that_an_image_lacks_is_refused(path):
-    with pytest.raises(SettingsError, match="level"):
-        open_image(path, level=9)
 
 
 @pytest.mark.parametrize("keep", [0.03, 0.4, 0.9])

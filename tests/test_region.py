@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import zarr
 from oracles import integer_network, random_network, whole_image_logits
-from store_helpers import damage_of
 
 import tilenet
-from tilenet.errors import OutputMismatch, SettingsError
+from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.plan import tile_of
@@ -97,26 +96,11 @@ def test_a_whole_image_has_no_translation(tmp_path, network):
     assert "translation" not in (tmp_path / "m.zarr" / "zarr.json").read_text()
 
 
-def test_a_part_is_resumed_to_the_same_bytes_and_no_other_part_goes_on_with_it(tmp_path, network):
-    options = {"model": network, "tile": 32, "threads": 1}
-    once, twice = tmp_path / "a.zarr", tmp_path / "b.zarr"
-    for out in (once, twice):
-        tilenet.segment(IMAGE, out, roi=np.s_[5:140, 7:], **options)
-    lost = twice / "0/c/0/0"
-    expected = lost.read_bytes()
-    lost.unlink()
-    with pytest.raises(OutputMismatch, match="roi"):
-        tilenet.segment(IMAGE, twice, roi=np.s_[5:141, 7:], resume=True, **options)
-    tilenet.segment(IMAGE, twice, resume=True, **options)
-    assert lost.read_bytes() == expected
-    assert damage_of(twice) == []
-
-
 def test_verify_looks_for_a_part_where_it_lies(tmp_path, network, monkeypatch):
     out = tmp_path / "m.zarr"
     tilenet.segment(IMAGE, out, model=network, roi=np.s_[5:140, 7:200], tile=32)
     assert tilenet.verify(out, IMAGE, model=network).ok
-    monkeypatch.setattr("tilenet.checks.tile_of", lambda footprint, write, origin: tile_of(footprint, write))
+    monkeypatch.setattr("tilenet.verification.tile_of", lambda footprint, write, origin: tile_of(footprint, write))
     assert not tilenet.verify(out, IMAGE, model=network).ok
 
 

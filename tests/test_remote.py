@@ -18,7 +18,7 @@ from tilenet.errors import EnvironmentFault
 from tilenet.geometry import Box
 from tilenet.jobs.compute import to_array
 from tilenet.jobs.options import Options
-from tilenet.jobs.settling import settle
+from tilenet.jobs.setup import make_job
 from tilenet.readers import open_image, remote_cache
 from tilenet.readers.cache import PieceCache
 
@@ -174,7 +174,7 @@ def test_a_chunk_is_fetched_once_per_row_of_blocks_that_needs_it(tmp_path, serve
     row = (64 * 64 + remote_cache.OVERHEAD) * 8
     monkeypatch.setattr(remote_cache.FetchCache.__init__, "__defaults__", (rows_kept * row,))
     monkeypatch.setattr(PieceCache.__init__, "__defaults__", (rows_kept * 64 * 64 * 8,))
-    job = settle(f"{server.url}/image.zarr", Bright(), Options(tile=64, block=256, batch=1, threads=1))
+    job = make_job(f"{server.url}/image.zarr", Bright(), Options(tile=64, block=256, batch=1, threads=1))
     blocks = [job.plan[i].box for i in range(len(job.plan))]
     assert len(blocks) == 8
     server.counts.clear()

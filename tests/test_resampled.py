@@ -16,7 +16,7 @@ import tilenet
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
 from tilenet.geometry import Box
 from tilenet.jobs.options import Options
-from tilenet.jobs.settling import settle
+from tilenet.jobs.setup import make_job
 from tilenet.readers import open_image, resampled
 from tilenet.readers.resampled import Resampled
 
@@ -380,7 +380,7 @@ def test_a_mask_of_a_stored_level_lies_where_one_resampled_to_it_does(tmp_path):
 )  # fmt: skip
 def test_pixels_plainly_too_small_or_too_large_for_the_packaged_model_are_told(shared_data, caplog, size, how, words):
     image = shared_data("small_fluo/hela_cells_3ch.tif")
-    settle(image, "nuclei", Options(channels=2, pixel_size=size, **how)).close()
+    make_job(image, "nuclei", Options(channels=2, pixel_size=size, **how)).close()
     assert words in caplog.text and ("px wide" in caplog.text) == bool(words)
 
 
@@ -388,5 +388,5 @@ def test_of_a_model_of_the_same_name_nothing_is_said_about_widths(tmp_path, capl
     network = random_network(in_channels=1, n_classes=2, depth=2, wf=1)
     tilenet.save_model(network, tmp_path / "nuclei.safetensors", card=tilenet.ModelCard(name="nuclei"))
     slide = with_pixel_size(tmp_path, pixels_of((64, 64)), 0.05)
-    settle(slide, tmp_path / "nuclei.safetensors", Options()).close()
+    make_job(slide, tmp_path / "nuclei.safetensors", Options()).close()
     assert "px wide" not in caplog.text

@@ -2,22 +2,19 @@
 
 import numpy as np
 import pytest
-from faults import is_complete, tree_hash
-from killing import Killed, kill, killed, lose_a_file
+from killing import Killed, killed, lose_a_file
 from ome_images import write_ome_tiff
 from scipy import ndimage as ndi
 from stub import Bright, Bright3D
-from workers import Cluster
 
 import tilenet
 from tilenet.decide import ObjectRule, relative_spacing
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.instances import separation
-from tilenet.jobs import settling
+from tilenet.jobs import setup
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.runs import numbering
-from tilenet.runs.object_outputs import DEPTHS, making_of
 from tilenet.store import open_mask
 
 UM = (1.25, 0.25, 0.25)
@@ -141,27 +138,11 @@ def test_blocks_find_the_objects_of_the_whole(volume, tmp_path, monkeypatch, til
     assert mask.layout.n_blocks(0) > 7 and np.array_equal(mask[...], tilenet.objects(balls(UM), spacing=UM))
 
 
-def test_workers_find_the_objects_of_one_process(volume, tmp_path):
-    options = {"model": Bright3D(), "objects": True, "tile": 16, "threads": 1}
-    tilenet.segment(volume, tmp_path / "alone.zarr", **options)
-    mask = tilenet.segment(volume, tmp_path / "shared.zarr", **options, client=Cluster(workers=2))
-    assert mask[...].max() == 8 and tree_hash(tmp_path / "shared.zarr") == tree_hash(tmp_path / "alone.zarr")
-
-
-@pytest.mark.parametrize("where", ["_fill_places", "_first_places", "_write_numbers"])
-def test_a_killed_run_goes_on_to_the_same_objects(volume, tmp_path, monkeypatch, where):
-    out, options = tmp_path / "o.zarr", {"model": Bright3D(), "objects": True}
-    kill(monkeypatch, numbering, where, tilenet.segment, volume, out, **options)
-    assert is_complete(making_of(out, None) / DEPTHS)
-    mask = tilenet.segment(volume, out, model=Bright3D(), resume=True)
-    assert np.array_equal(mask[...], tilenet.objects(balls(UM), spacing=UM))
-
-
 @pytest.fixture
 def older(monkeypatch):
     """Return a context in which runs are begun as by a version without spacing."""
     with monkeypatch.context() as patch:
-        patch.setattr(settling, "relative_spacing", lambda sizes: ())
+        patch.setattr(setup, "relative_spacing", lambda sizes: ())
         yield patch
 
 
@@ -185,14 +166,6 @@ def test_a_mask_without_spacing_is_kept_and_repaired_without(volume, tmp_path, o
             lose_a_file(out)
         again = tilenet.segment(volume, out, model=Bright3D(), objects=True, resume=True)
         assert np.array_equal(again[...], before) and tilenet.verify(out).ok
-
-
-def test_a_mask_with_spacing_is_repaired_with_it(volume, tmp_path):
-    out = tmp_path / "o.zarr"
-    before = tilenet.segment(volume, out, model=Bright3D(), objects=True)[...]
-    lose_a_file(out)
-    again = tilenet.segment(volume, out, model=Bright3D(), resume=True)
-    assert before.max() == 8 and np.array_equal(again[...], before)
 
 
 def test_an_image_of_other_voxels_is_another_image(volume, tmp_path):

@@ -293,7 +293,7 @@ def test_trouble_while_the_files_of_blocks_are_compared_is_one_of_the_machine(ol
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return real(path, **options)
 
-    monkeypatch.setattr("tilenet.store.damage.read_right", lambda path, written: None)
+    monkeypatch.setattr("tilenet.store.damage.read_verified", lambda path, written: None)
     monkeypatch.setattr(Path, "stat", stale)
     with pytest.raises(EnvironmentFault, match=r"m\.zarr: cannot be accessed \(stale file handle\)"):
         check(mask)

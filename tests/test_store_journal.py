@@ -10,7 +10,7 @@ from store_helpers import INFO, LAYOUTS, part, truth_of, write_all_blocks
 from tilenet.store import Layout, Store
 from tilenet.store import journal as journals
 from tilenet.store.journal import Journal, Written, line_of
-from tilenet.store.journal_lines import Form
+from tilenet.store.journal_parser import Form
 
 SHAPES = {
     **{name: LAYOUTS[name] for name in ("plane", "odd blocks", "one row", "volume", "series", "all axes")},

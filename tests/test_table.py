@@ -230,18 +230,6 @@ def test_the_command_says_how_many_there_are_and_that_regions_are_no_objects(tmp
     assert code == 0 and f": {count} {name} objects, " in out
 
 
-def test_places_at_the_clipped_edge_of_a_coarser_mask_lie_in_the_image(tmp_path):
-    pixels = np.full((101, 301), 200, np.uint8)
-    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
-        tiff.write(pixels, tile=(32, 32), subifds=1)
-        tiff.write(np.full((26, 76), 200, np.uint8), tile=(32, 32), subfiletype=1)
-    tilenet.segment(tmp_path / "s.tif", tmp_path / "m.zarr", model=shades, level=1)
-    write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
-    (line,) = lines_of(tmp_path / "m.csv")
-    assert (line["left"], line["top"], line["right"], line["bottom"]) == ("0", "0", "301", "101")
-    assert (float(line["x"]), float(line["y"]), line["area_px"]) == (150.5, 50.5, str(26 * 76))
-
-
 @pytest.mark.parametrize(("least", "pixels"), [(100, 100), ("100px", 100), ("63 um2", 126), ("0.5um2", 1), ("0px", 0)])
 def test_what_is_smaller_than_asked_is_left_out_of_tables_and_polygons_and_counted(tmp_path, least, pixels):
     tilenet.segment(write_slide(tmp_path / "s.tif", PIXELS), tmp_path / "m.zarr", model=shades)

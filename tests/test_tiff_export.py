@@ -10,7 +10,7 @@ from store_helpers import LAYOUTS, make
 from tiff_masks import a_slide, both_masks, names, segment  # noqa: F401
 
 import tilenet
-from tilenet.errors import BlocksFailed, OutputExists
+from tilenet.errors import BlocksFailed
 from tilenet.geometry import Box
 from tilenet.masks import tiff_export, tiff_mask
 from tilenet.masks.tiff_export import write_tiff
@@ -91,15 +91,6 @@ def test_a_large_mask_is_a_bigtiff_and_reads_back(tmp_path, monkeypatch):
     mask = write_tiff(tmp_path / "m.zarr", tmp_path / "m.tif")
     assert (tmp_path / "m.tif").read_bytes()[:4] == b"II+\0"
     assert np.array_equal(mask, truth)
-
-
-def test_a_link_to_a_tiff_is_not_replaced(whole, tmp_path):
-    (tmp_path / "m.tif").symlink_to(whole[1])
-    with pytest.raises(
-        OutputExists, match=r"is a symbolic link, which is not replaced\. Give .*whole\.ome\.tif instead"
-    ):
-        tilenet.write_tiff(whole[0], tmp_path / "m.tif", overwrite=True)
-    assert (tmp_path / "m.tif").is_symlink()
 
 
 def test_a_damaged_mask_is_not_exported(tmp_path):

@@ -19,7 +19,7 @@ import tilenet
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
 from tilenet.jobs.options import Options
-from tilenet.jobs.settling import settle
+from tilenet.jobs.setup import make_job
 from tilenet.store import TissueMap
 from tilenet.store.layout import Layout
 from tilenet.tissue import detection
@@ -107,7 +107,7 @@ def colours(sides=SIDES):
 
 
 def found_in(image, **options):
-    job = settle(image, OPTIONS["model"], Options(tissue=True, tile=BLOCK, **options))
+    job = make_job(image, OPTIONS["model"], Options(tissue=True, tile=BLOCK, **options))
     return job.tissue
 
 

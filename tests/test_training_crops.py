@@ -15,7 +15,7 @@ from tilenet.training.augment import draw_crop, draw_grid
 from tilenet.training.crops import Crops
 from tilenet.training.data import Pair
 from tilenet.training.recipe import Recipe
-from tilenet.training.stain import crowd, look_of, membranes, paint_holes, paint_stains
+from tilenet.training.stain import add_mirrored_nuclei, membranes, modality_of, paint_holes, paint_stains
 from tilenet.training.targets import border_weights, depth_classes, make_targets
 
 STILL = Recipe(zoom=1, elastic=0, intensity=0, stain=0, flips=False, turns="none", scaling={"method": "none"})
@@ -120,7 +120,7 @@ def test_painted_nuclei_are_bluer_than_what_is_brown_around_them(look):
     image = torch.stack([1 - 0.6 * nuclei, 1 - 0.8 * nuclei, 1 - 0.3 * nuclei])
     if look == "fluorescent":
         image = (0.8 * nuclei).expand(3, -1, -1)
-    assert look_of(image, nuclei) == look
+    assert modality_of(image, nuclei) == look
     warmth = []
     for _ in range(40):
         x = paint_stains(image, nuclei, rng, look=look)
@@ -162,7 +162,7 @@ def test_a_crop_of_fluorescence_without_nuclei_becomes_pale_tissue():
 def test_a_crowd_has_more_nuclei_none_of_which_touch_and_targets_that_fit():
     nuclei = torch.zeros(60, 90)
     nuclei[5:15, 10:20], nuclei[20:28, 60:80] = 1, 2
-    x, target = crowd((nuclei / 2)[None], torch.stack([nuclei, 3 - nuclei]))
+    x, target = add_mirrored_nuclei((nuclei / 2)[None], torch.stack([nuclei, 3 - nuclei]))
     assert torch.equal(x[0] * 2, target[0])
     assert torch.equal(target[0][nuclei > 0], nuclei[nuclei > 0])
     labels, count = ndimage.label(target[0].numpy() > 0)
@@ -185,10 +185,10 @@ def test_what_images_look_like():
     nuclei = torch.zeros(20, 20)
     nuclei[5:12, 5:12] = 1
     bright, dark, none = nuclei.expand(3, -1, -1), (1 - nuclei).expand(3, -1, -1), torch.zeros(20, 20)
-    assert look_of(torch.stack([nuclei, nuclei, 1 - nuclei]), nuclei) == "stained"
-    assert look_of(bright, nuclei) == "fluorescent"
+    assert modality_of(torch.stack([nuclei, nuclei, 1 - nuclei]), nuclei) == "stained"
+    assert modality_of(bright, nuclei) == "fluorescent"
     others = [(dark, nuclei), (bright[:1], nuclei), (bright, none), (bright, none + 1), (bright[:, None], nuclei[None])]
-    assert {look_of(*pair) for pair in others} == {"other"}
+    assert {modality_of(*pair) for pair in others} == {"other"}
 
 
 @pytest.mark.parametrize("option", ["dab", "dyed", "holes"])
@@ -219,7 +219,7 @@ def test_only_grey_images_are_inverted():
     target = torch.zeros(2, 40, 40)
     for channels, expected in (([0.9, 0.2, 0.6], [0.9, 0.2, 0.6]), ([0.2] * 3, [0.8] * 3), ([0.2], [0.8])):
         image = torch.tensor(channels)[:, None, None].expand(len(channels), 40, 40)
-        recipe, look = replace(STILL, invert=1), look_of(image, target[0])
+        recipe, look = replace(STILL, invert=1), modality_of(image, target[0])
         x, _ = draw_crop(image, target, shape=(20, 20), lost=(2, 2), recipe=recipe, rng=rng, look=look)
         assert torch.allclose(x, torch.tensor(expected)[:, None, None].expand(-1, 20, 20), atol=1e-5)
 
@@ -242,7 +242,7 @@ def test_only_what_an_option_is_for_is_repainted(paint, repainted):
                 lost=(2, 2),
                 recipe=recipe,
                 rng=np.random.default_rng(1),
-                look=look_of(image, target[0]),
+                look=modality_of(image, target[0]),
             )[0]
             for recipe in (STILL, replace(STILL, **{paint: 1.0}))
         )

@@ -10,7 +10,7 @@ from training_helpers import discs
 
 from tilenet.errors import ImageError, SettingsError
 from tilenet.models.saved import fingerprint, load_model
-from tilenet.training.data import outline_of, read_pairs, split
+from tilenet.training.data import describe_training, read_pairs, split
 from tilenet.training.loop import train
 from tilenet.training.recipe import Recipe
 
@@ -91,7 +91,9 @@ def test_planes_of_a_stack_train_a_2d_network_where_they_are_called_frames(tmp_p
     for axes, ndim, count in (("zyx", 3, 1), ("tyx", 2, 3)):
         pairs = read_pairs(tmp_path, SMALL.scaling, axes=axes)
         assert [(p.name, p.label.ndim) for p in pairs] == [("a", ndim)] * count + [("b", ndim)] * count
-        assert outline_of((pairs[:count], pairs[count:]), {"method": "none"}).startswith(f"{ndim}-D network over ")
+        assert describe_training((pairs[:count], pairs[count:]), {"method": "none"}).startswith(
+            f"{ndim}-D network over "
+        )
 
 
 def test_a_series_whose_labels_are_a_volume_is_refused(tmp_path):

@@ -28,7 +28,7 @@ from tilenet.jobs.request import Request
 from tilenet.runs.outputs import open_store
 from tilenet.workers import distributed, worker
 from tilenet.workers.distributed import task_of
-from tilenet.workers.worker import Opened, Task, compute_blocks
+from tilenet.workers.worker import OpenTask, Task, compute_blocks
 
 
 def compute(slide, *blocks, flight="a", seconds=60.0):
@@ -61,12 +61,12 @@ def test_who_is_sent_a_flight_that_another_began_computes_nothing_and_says_what_
             raise KeyboardInterrupt  # as abrupt as a kill: nothing is said, nothing tidied
         return real(self, index)
 
-    real = Opened.compute
-    monkeypatch.setattr(Opened, "compute", dies)
+    real = OpenTask.compute
+    monkeypatch.setattr(OpenTask, "compute", dies)
     with pytest.raises(KeyboardInterrupt):
         compute(slide, 0, 1, 2, 3, flight="b")
     worker.close_all()
-    monkeypatch.setattr(Opened, "compute", lambda self, index: 1 / 0)
+    monkeypatch.setattr(OpenTask, "compute", lambda self, index: 1 / 0)
     result = compute(slide, 0, 1, 2, 3, flight="b")
     assert (result.death, result.worker, sorted(result.done)) == (True, "", [0, 1])
     for block in result.done.values():
@@ -109,8 +109,8 @@ def test_a_full_disk_ends_the_run_and_what_was_written_before_is_not_lost(slide,
             raise EnvironmentFault("disk full")
         return real(self, index)
 
-    real = Opened.compute
-    monkeypatch.setattr(Opened, "compute", full)
+    real = OpenTask.compute
+    monkeypatch.setattr(OpenTask, "compute", full)
     result = compute(slide, 0, 1, 2)
     assert str(result.fault) == "disk full" and list(result.done) == [0]
 
@@ -119,7 +119,7 @@ def test_where_a_gpu_fails_other_workers_are_asked_before_the_run_ends(slide, mo
     def fails(self, index):
         raise DeviceLost("the GPU failed")
 
-    monkeypatch.setattr(Opened, "compute", fails)
+    monkeypatch.setattr(OpenTask, "compute", fails)
     result = compute(slide, 0, 1)
     assert "the GPU failed" in result.refusal and isinstance(result.fault, DeviceLost) and not result.done
 
@@ -128,7 +128,7 @@ def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatc
     def settle(*args, **options):
         raise MemoryError
 
-    monkeypatch.setattr(request, "settle", settle)
+    monkeypatch.setattr(request, "make_job", settle)
     result = compute(slide, 0, 1)
     assert "out of memory. Give workers more, or use a smaller --tile" in result.refusal and not result.done
 
@@ -147,8 +147,8 @@ def test_a_worker_that_cannot_honour_the_record_refuses(image, network, tmp_path
     out = tmp_path / "m.zarr"
     wanted = Request(image, network, Options(**TILES))
     store, job = open_store(out, wanted)
-    real = Options.or_recorded
-    monkeypatch.setattr(Options, "or_recorded", lambda self, record: real(self, {**record, field: value}))
+    real = Options.filled_from
+    monkeypatch.setattr(Options, "filled_from", lambda self, record: real(self, {**record, field: value}))
     if value == "meta":
         monkeypatch.setattr(machine, "find_device", torch.device)
     if field == "engine":
@@ -206,7 +206,7 @@ def test_a_refusal_without_words_names_the_kind_of_error(slide, monkeypatch):
     def fails(self, index):
         raise ValueError if index == 0 else ValueError("odd\n  more")
 
-    monkeypatch.setattr(Opened, "compute", fails)
+    monkeypatch.setattr(OpenTask, "compute", fails)
     for index, said in enumerate(("ValueError", "odd")):
         assert compute(slide, index, flight=said).refusal.endswith(f": {said}")
 

@@ -19,7 +19,7 @@ from tilenet.models.saved import save_model
 from tilenet.runs.outputs import open_store
 from tilenet.workers import worker
 from tilenet.workers.distributed import task_of
-from tilenet.workers.flights import Slide
+from tilenet.workers.flights import PendingOutput
 from tilenet.workers.worker import compute_blocks
 
 SIDES, BLOCKS = (1536, 2048), 12
@@ -74,7 +74,7 @@ def opened(image, out, model=None, **options):
     """Return a slide as a run has it before its first block."""
     wanted = Request(image, model or Bright(), Options(**TILES | options))
     store, job = open_store(out, wanted, resume=True)
-    return Slide(task_of(store, job, wanted), store, job)
+    return PendingOutput(task_of(store, job, wanted), store, job)
 
 
 @pytest.fixture(name="image")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tilenet.batches.run import batch
     from tilenet.batches.summary import Result
     from tilenet.card import ModelCard
-    from tilenet.checks import Verification, verify
     from tilenet.errors import (
         BlocksFailed,
         EnvironmentFault,
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from tilenet.footprint import AxisFootprint, Footprint
     from tilenet.geometry import Box
     from tilenet.instances.in_memory import objects
-    from tilenet.lazily import lazy
+    from tilenet.lazy_array import lazy
     from tilenet.masks.tiff_export import write_tiff
     from tilenet.masks.tiff_mask import TiffMask, open_mask
     from tilenet.models.saved import load_model, save_model
@@ -61,12 +60,13 @@ if TYPE_CHECKING:
     from tilenet.training.loop import train
     from tilenet.training.recipe import Recipe
     from tilenet.unet import UNet
+    from tilenet.verification import Verification, verify
 
 _HOMES = {
     "api": ("segment",),
     "batches.run": ("batch",),
     "card": ("ModelCard",),
-    "checks": ("Verification", "verify"),
+    "verification": ("Verification", "verify"),
     "errors": (
         "BlocksFailed",
         "EnvironmentFault",
@@ -90,7 +90,7 @@ _HOMES = {
     "export.geojson": ("Outlined", "write_geojson"),
     "geometry": ("Box",),
     "instances.in_memory": ("objects",),
-    "lazily": ("lazy",),
+    "lazy_array": ("lazy",),
     "probe.measuring": ("measure_footprint",),
     "export.totals": ("Measured",),
     "export.table": ("write_table",),

@@ -23,7 +23,7 @@ from tilenet.runner import Report
 from tilenet.runs import object_shares, shares
 from tilenet.runs.numbering import store_objects
 from tilenet.runs.object_outputs import in_making, refuse_begun, was_begun
-from tilenet.runs.outputs import check_name, check_tiff, fill, labels_place, open_store, same_tiff, spare_the_input
+from tilenet.runs.outputs import check_name, check_tiff, fill, labels_place, open_store, protect_input, same_tiff
 from tilenet.store import Mask, can_resume, is_complete, open_mask
 from tilenet.workers.distributed import check_client, check_sendable
 
@@ -241,7 +241,7 @@ def segment(
     if shard is not None:
         shares.check_combination(out, tiff=tiff, overwrite=overwrite, client=client)
     if out is None:
-        with request.settle() as job:
+        with request.new_job() as job:
             return (to_objects if objects else to_array)(job, job.resolve_scaling(), progress=progress, report=report)
     mask, done = _stored(
         Path(out), request, tiff=tiff, shard=shard, client=client, progress=progress, resume=resume, overwrite=overwrite
@@ -265,11 +265,11 @@ def _stored(
     """Write a mask in the way that the options ask for; return it, or None if shares are pending, and what was done."""
     target, output = request.target, request.options.output
     place = store_beside(out) if tiff else out  # a TIFF is written when the mask is whole
-    spare_the_input(out, request.image, inside=target is not None)
+    protect_input(out, request.image, inside=target is not None)
     if target is None:
         check_name(out)
     if tiff:
-        spare_the_input(place, request.image)
+        protect_input(place, request.image)
         check_tiff(out, output, replace=resume or overwrite)
         begun = can_resume(place) or was_begun(place, target)
         if resume and out.exists() and not begun:

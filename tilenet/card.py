@@ -91,7 +91,7 @@ class ModelCard:
     colors : dict
         Red, green, blue and alpha (0 to 255) of each mask value.
     scaling : dict or str
-        Rule for intensities, or its text, which is parsed; see `tilenet.scaling` and `parse_rule`.
+        Rule for intensities, or its text, which is parsed; see `tilenet.scaling` and `parse_scaling`.
     pixel_size : float or None
         Micrometres per pixel of the training images.
     training_data, licence, notes : str
@@ -117,7 +117,7 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         if isinstance(self.scaling, str):
-            object.__setattr__(self, "scaling", parse_rule(self.scaling))
+            object.__setattr__(self, "scaling", parse_scaling(self.scaling))
         for name, is_right in RULES.items():
             if not is_right(value := getattr(self, name)):
                 raise ModelError(f"model card: {name} cannot be {str(value)[:60]!r}. Correct the card")
@@ -210,7 +210,7 @@ def label_table(card: ModelCard) -> Mapping[int, tuple[str, tuple[int, ...]]]:
     return {v: (card.labels.get(str(v), f"class {v}"), colors[v]) for v in sorted({v for v in card.mask_of_class if v})}
 
 
-def parse_rule(text: str) -> dict[str, Any]:
+def parse_scaling(text: str) -> dict[str, Any]:
     """Parse a scaling rule from a command-line text.
 
     >>> parse_rule("linear:0,255")

@@ -7,9 +7,9 @@ from typing import Any
 
 from tilenet.errors import OutputError, TilenetError
 from tilenet.readers import open_image
+from tilenet.readers.calibrated import overruled_size
+from tilenet.readers.guards import PiecesMissing
 from tilenet.readers.image import Image
-from tilenet.readers.library_errors import PiecesMissing
-from tilenet.readers.stated_size import overruled_size
 
 MODEL_SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -118,10 +118,10 @@ def _opened(file: str, **how: Any) -> tuple[Image, str]:
 def _reading(image: Image, model: str) -> str:
     """Return what a model would be given of an image, or why the image would be refused."""
     from tilenet.jobs.options import Options
-    from tilenet.jobs.settling import settle
+    from tilenet.jobs.setup import make_job
 
     try:
-        job = settle(image, model, Options())
+        job = make_job(image, model, Options())
     except TilenetError as error:
         return f"refused: {str(error).removeprefix(f'{image.name}: ')}"
     planes = f", {image.box_axes} plane by plane" if len(image.box_axes) > job.footprint.ndim else ""

@@ -25,13 +25,13 @@ T = TypeVar("T")
 Timed = tuple[T, float]
 
 
-def begun_ahead(begin: Callable[[S], T], items: Iterable[S], most: int) -> Iterator[T]:
+def prefetched(begin: Callable[[S], T], items: Iterable[S], most: int) -> Iterator[T]:
     """Yield what `begin` returns for each item, in order; the first `most` are begun before the first is yielded.
 
     If the caller stops early, what was begun is dropped. Dask then cancels its futures; a pool goes on with those that
     it was given, unless it is shut down with `cancel_futures`.
 
-    >>> [*begun_ahead(str, range(4), 2)]
+    >>> [*prefetched(str, range(4), 2)]
     ['0', '1', '2', '3']
     """
     left = iter(items)
@@ -50,11 +50,11 @@ class BatchTiles:
     last: bool
 
 
-def batches_ahead(batch: int, *, asynchronous: bool) -> int:
+def prefetch_depth(batch: int, *, asynchronous: bool) -> int:
     """Return how many batches to read ahead: enough to keep all readers busy if the predictor works asynchronously.
 
-    >>> batches_ahead(1, asynchronous=False), batches_ahead(1, asynchronous=True), batches_ahead(4, asynchronous=True)
-    (2, 8, 2)
+    >>> [prefetch_depth(batch, asynchronous=True) for batch in (1, 4)], prefetch_depth(1, asynchronous=False)
+    ([8, 2], 2)
     """
     return max(AHEAD, ceil_div(2 * READERS, batch)) if asynchronous else AHEAD
 
@@ -68,7 +68,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class BatchReader:
     """Reads batches of `image`, `ahead` of them in advance, into arrays that `allocate` returns."""
 
     image: Image
@@ -78,7 +78,7 @@ class Reading:
 
     def batches(self, pool: ThreadPoolExecutor, works: Iterator[BatchTiles]) -> Iterator[Batch]:
         """Return batches in order, while the next ones are being read."""
-        return begun_ahead(partial(self._begin, pool), works, self.ahead)
+        return prefetched(partial(self._begin, pool), works, self.ahead)
 
     def _begin(self, pool: ThreadPoolExecutor, work: BatchTiles) -> Batch:
         try:

@@ -23,7 +23,7 @@ from tilenet.decide import Arrays, Decision, block_buffers, decide_each
 from tilenet.errors import EnvironmentFault, first_line
 from tilenet.footprint import Footprint
 from tilenet.plan import Block, Plan, Tile
-from tilenet.prefetch import Batch, Reading, Timed, all_batches, batches_ahead, timed
+from tilenet.prefetch import Batch, BatchReader, Timed, all_batches, prefetch_depth, timed
 from tilenet.readers.image import READERS, Image
 
 # Most blocks that are finished but not yet on disk. Together with the batches read ahead, this bounds the memory beside
@@ -135,8 +135,8 @@ def run(
     """
     report, started, computer = Report(), perf_counter(), deciding(predictor)
     compute, ndim = partial(computer.begin, decide=decide), predictor.footprint.ndim
-    ahead = batches_ahead(plan.batch, asynchronous=computer.in_flight > 1)
-    reading = Reading(image, ndim, ahead=ahead, allocate=computer.allocate)
+    ahead = prefetch_depth(plan.batch, asynchronous=computer.in_flight > 1)
+    reading = BatchReader(image, ndim, ahead=ahead, allocate=computer.allocate)
     with ThreadPoolExecutor(READERS, "read") as readers, ThreadPoolExecutor(1, "write") as writer:
         blocks = _Blocks(ndim, write, writer, report=report, progress=progress)
         underway: deque[tuple[Batch, Finish | None]] = deque()

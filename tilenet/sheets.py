@@ -38,7 +38,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def refusing(rows: csv.DictReader[str], path: Path) -> Iterator[None]:
+def as_settings_errors(rows: csv.DictReader[str], path: Path) -> Iterator[None]:
     """Raise `SettingsError` where rows cannot be told apart, such as for a value that is too long."""
     try:
         yield

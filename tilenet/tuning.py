@@ -21,7 +21,7 @@ import numpy as np
 from tilenet import machine
 from tilenet.jobs.job import Job
 from tilenet.jobs.options import Options
-from tilenet.jobs.settling import settle
+from tilenet.jobs.setup import make_job
 from tilenet.plan import Tile
 from tilenet.predict.memory import demand_of
 from tilenet.runner import deciding
@@ -105,14 +105,14 @@ def tune(
     Parameters
     ----------
     source, model, options
-        As for `tilenet.jobs.settling.settle`; options that are given are not varied.
+        As for `tilenet.jobs.setup.make_job`; options that are given are not varied.
     seconds : float
         Time limit: a setting that is expected to exceed it, with its comparison with the default, is not tried. The
         default setting always is.
     clock : callable
         Returns the time in seconds.
     """
-    with settle(source, model, options) as job:
+    with make_job(source, model, options) as job:
         search = _Search(job, options, deadline=clock() + seconds, clock=clock)
         for vary in (search.tiles, search.engines, search.threads, search.batches):
             for setting in list(vary(fastest(search.trials).setting)):

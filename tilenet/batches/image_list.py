@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.address import file_of, is_address, last_name, shown
-from tilenet.card import parse_rule
+from tilenet.card import parse_scaling
 from tilenet.errors import SettingsError
 from tilenet.export.drawn_regions import Drawn, read_regions
 from tilenet.export.intensities import Intensities
 from tilenet.jobs.options import Options, parse_channels, parse_sides, parse_tissue
 from tilenet.models.saved import packaged_models
-from tilenet.readers.stated_size import parse_pixel_size
-from tilenet.sheets import SEPARATORS, cells, name_columns, refusing, rows_of
+from tilenet.readers.calibrated import parse_pixel_size
+from tilenet.sheets import SEPARATORS, as_settings_errors, cells, name_columns, rows_of
 
 # Endings that are removed as well as the last one: slide.ome.tif is the slide "slide".
 INNER = (".ome",)
@@ -34,7 +34,7 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "tile": parse_sides,
     "batch": int,
     "threads": int,
-    "scaling": parse_rule,
+    "scaling": parse_scaling,
     "threshold": float,
     "least_depth": float,
     "link": float,
@@ -45,7 +45,7 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchItem:
     """One image of a batch.
 
     Attributes
@@ -72,9 +72,9 @@ class Order:
     positive: str | None = None
 
 
-def read_orders(
+def read_image_list(
     images: Sequence[str | Path], *, model: Any, options: Options, positive: str | None = None
-) -> list[Order]:
+) -> list[BatchItem]:
     """Return an order for each image that paths, patterns and lists name.
 
     Parameters
@@ -90,11 +90,11 @@ def read_orders(
     SettingsError
         If there are no images, if names collide, or if a list has an invalid entry.
     """
-    plain = Order("", "", model, options, positive=positive)
+    plain = BatchItem("", "", model, options, positive=positive)
     orders = [order for image in images for order in _orders_of(str(image), plain)]
     if not orders:
         raise SettingsError("a batch needs an image at least. Give paths, patterns or lists")
-    first: dict[str, Order] = {}
+    first: dict[str, BatchItem] = {}
     for order in orders:
         _check_name(order.name, shown(order.image), "Give a .csv list with a column name")
         # In a case-insensitive folder, one mask would silently replace the other.
@@ -106,7 +106,7 @@ def read_orders(
     return orders
 
 
-def _orders_of(image: str, plain: Order) -> Iterator[Order]:
+def _orders_of(image: str, plain: BatchItem) -> Iterator[BatchItem]:
     path = Path(image)
     if is_address(image):
         yield _order(image, plain)
@@ -140,7 +140,7 @@ def _matches_inside(pattern: Path) -> list[str]:
     return []
 
 
-def _not_none(path: Path, orders: Iterator[Order]) -> Iterator[Order]:
+def _not_none(path: Path, orders: Iterator[BatchItem]) -> Iterator[BatchItem]:
     first = next(orders, None)
     if first is None:
         raise SettingsError(f"{path}: names no image. Write one a line, or leave the list out")
@@ -159,7 +159,7 @@ def _model(list_: Path, model: str) -> str:
     return str(file) if model not in packaged_models() and file.is_file() else model
 
 
-def _order(image: str, plain: Order) -> Order:
+def _order(image: str, plain: BatchItem) -> BatchItem:
     # Of the datasets in files, the names of the files differ. `abspath` follows no links.
     name = Path(last_name(image if is_address(image) else os.path.abspath(file_of(image)))).stem  # noqa: PTH100
     for ending in INNER:
@@ -167,7 +167,7 @@ def _order(image: str, plain: Order) -> Order:
     return replace(plain, name=name, image=image)
 
 
-def _read_csv(path: Path, plain: Order) -> Iterator[Order]:
+def _read_csv(path: Path, plain: BatchItem) -> Iterator[BatchItem]:
     rows, mark = _rows(path)
     for where, row in _filled(rows, path):
         if "" in row or not row["image"].strip():
@@ -192,7 +192,7 @@ def _filled(rows: csv.DictReader[str], path: Path) -> Iterator[tuple[str, dict[s
 
     A quote that is not closed is refused, because all lines below it would be taken for one value.
     """
-    with refusing(rows, path):
+    with as_settings_errors(rows, path):
         for row in rows:
             values = cells(row)
             if opened := [value for value in values if "\n" in value]:
@@ -205,7 +205,7 @@ def _rows(path: Path) -> tuple[csv.DictReader[str], str]:
     """Return the rows of a list, by the names of its columns in small letters, and what separates their values."""
     rows, mark = rows_of(io.StringIO(_text(path)))
     known = ("image", "name", "model", "within", "positive", *COLUMNS)
-    with refusing(rows, path):
+    with as_settings_errors(rows, path):
         header = name_columns(rows)
     if "image" not in header:
         raise SettingsError(f"{path}: has no column image. Its first line must name the columns")

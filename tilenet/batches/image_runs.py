@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from tilenet.address import shown
-from tilenet.batches.image_list import Order
+from tilenet.batches.image_list import BatchItem
 from tilenet.batches.side_files import SideFiles
 from tilenet.batches.summary import Result, file_of, remark_sizes, write_summary
 from tilenet.errors import DeviceLost, OutputMismatch, TilenetError, one_line
@@ -22,14 +22,14 @@ from tilenet.footprint import Footprint
 from tilenet.jobs.compute import fill_pending, finish, skip_background
 from tilenet.jobs.request import Request
 from tilenet.models.named import function_of
-from tilenet.prefetch import begun_ahead
+from tilenet.prefetch import prefetched
 from tilenet.runner import Report
 from tilenet.runs.numbering import store_objects
 from tilenet.runs.object_outputs import refuse_begun
-from tilenet.runs.outputs import open_store, spare_the_input
+from tilenet.runs.outputs import open_store, protect_input
 from tilenet.store import Share, Store, is_complete
 from tilenet.workers.distributed import task_of, work_off
-from tilenet.workers.flights import Slide
+from tilenet.workers.flights import PendingOutput
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -38,7 +38,7 @@ LOG = logging.getLogger("tilenet")
 # Threads that build pyramids and verify masks, and how many masks may be handed to them at once.
 FINISHERS, WAITING = 4, 8
 # What is done to an image without a complete mask; it returns a slide to be computed, or a complete store and a status.
-Work = Callable[[Order, Path, Request], tuple[Slide | Store, str]]
+Work = Callable[[BatchItem, Path, Request], tuple[PendingOutput | Store, str]]
 
 
 class BatchRun:
@@ -46,7 +46,7 @@ class BatchRun:
 
     def __init__(
         self,
-        orders: Sequence[Order],
+        orders: Sequence[BatchItem],
         out: Path,
         footprint: Footprint | None,
         tell: Callable[[Result], None],
@@ -62,7 +62,7 @@ class BatchRun:
         self._results: dict[str, Result] = {}
         self._measured: dict[str, Measured] = {}
         self._started: dict[str, float] = {}
-        self._open: dict[str, Slide] = {}
+        self._open: dict[str, PendingOutput] = {}
         self._one_at_a_time = threading.Lock()
 
     def run(self) -> list[Result]:
@@ -112,21 +112,21 @@ class BatchRun:
                 slide.store.close()
                 slide.job.close()
 
-    def _opened(self, opener: ThreadPoolExecutor) -> Iterator[Slide]:
+    def _opened(self, opener: ThreadPoolExecutor) -> Iterator[PendingOutput]:
         """Yield the images that are to be computed; each is opened while the one before it is computed."""
-        for opened in begun_ahead(
+        for opened in prefetched(
             lambda order: opener.submit(self._begin, order, self._slide_of), self._orders.values(), 2
         ):
             if slide := opened.result():
                 yield slide
 
-    def _begin(self, order: Order, work: Work) -> Slide | None:
+    def _begin(self, order: BatchItem, work: Work) -> PendingOutput | None:
         """Do some work on an image without a complete mask, and note the result unless it is a slide to be computed."""
         self._started[order.name] = perf_counter()
         try:
             out, request = self._checked(order)
             slide, status = (_unchanged(out, request), "skipped") if is_complete(out) else work(order, out, request)
-            if isinstance(slide, Slide):
+            if isinstance(slide, PendingOutput):
                 self._open[order.name] = slide
                 return slide
             self._make_side_files(order, slide.path)
@@ -138,7 +138,7 @@ class BatchRun:
             self._note(order, status, store=slide)
         return None
 
-    def _kept(self, order: Order) -> Store | None:
+    def _kept(self, order: BatchItem) -> Store | None:
         """Return the complete mask of an image that failed, if there is one, and count what its table says.
 
         A wrong option, or an image that was moved, takes no line out of the counts of a batch; another image does.
@@ -152,7 +152,7 @@ class BatchRun:
             LOG.warning("%s: its complete mask cannot be counted: %s", order.name, _said(error))
         return store
 
-    def _same_image(self, order: Order, out: Path) -> Store | None:
+    def _same_image(self, order: BatchItem, out: Path) -> Store | None:
         """Return the complete mask of an image, or None if it is known to be of another image."""
         store = Store.inspect(out)
         try:
@@ -161,24 +161,24 @@ class BatchRun:
             return None
         return store
 
-    def _request(self, order: Order) -> Request:
+    def _request(self, order: BatchItem) -> Request:
         own = callable(order.model) or function_of(order.model)  # a list may name another model, with its own footprint
         footprint = self._footprint if own else None
         return Request(order.image, order.model, order.options, footprint)
 
-    def _checked(self, order: Order) -> tuple[Path, Request]:
+    def _checked(self, order: BatchItem) -> tuple[Path, Request]:
         """Return where the mask of an image goes, and what is wanted; raise if a file is in the way."""
         out, request = self._out / f"{order.name}.zarr", self._request(order)
-        spare_the_input(out, order.image)
+        protect_input(out, order.image)
         self._side_files.check(order, out, request.footprint)
         return out, request
 
-    def _numbered(self, order: Order, out: Path, request: Request) -> tuple[Store, str]:
+    def _numbered(self, order: BatchItem, out: Path, request: Request) -> tuple[Store, str]:
         """Give numbers to the objects of an image; return the complete store, and the image's status."""
         store_objects(out, request, resume=True, client=self._client)
         return Store.inspect(out), "done"
 
-    def _slide_of(self, order: Order, out: Path, request: Request) -> tuple[Slide | Store, str]:
+    def _slide_of(self, order: BatchItem, out: Path, request: Request) -> tuple[PendingOutput | Store, str]:
         """Return the slide whose blocks are to be computed, and ""; or a complete store, and the image's status."""
         refuse_begun(out, None, overwrite=False)
         store, job = open_store(out, request, resume=True)
@@ -192,14 +192,14 @@ class BatchRun:
             store.close()
             job.close()
             raise
-        return Slide(task_of(store, job, request), store, job, name=order.name, report=report), ""
+        return PendingOutput(task_of(store, job, request), store, job, name=order.name, report=report), ""
 
-    def _make_side_files(self, order: Order, mask: Path) -> None:
+    def _make_side_files(self, order: BatchItem, mask: Path) -> None:
         self._side_files.make(order, mask)
         if (found := self._side_files.measured(order, mask, image=order.image)) is not None:
             self._measured[order.name] = found
 
-    def _finish(self, slide: Slide) -> None:
+    def _finish(self, slide: PendingOutput) -> None:
         order = self._orders[slide.name]
         try:
             slide.raise_if_failed()
@@ -214,7 +214,9 @@ class BatchRun:
             slide.job.close()
             del self._open[slide.name]
 
-    def _note(self, order: Order, status: str, *, store: Store | None = None, error: Exception | None = None) -> None:
+    def _note(
+        self, order: BatchItem, status: str, *, store: Store | None = None, error: Exception | None = None
+    ) -> None:
         skipped = store.info.get("tissue", {}).get("skipped") if store else None
         found = self._measured.get(order.name)
         with self._one_at_a_time:
@@ -247,7 +249,7 @@ def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Fut
     return waiting
 
 
-def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
+def _one_by_one(slides: Iterable[PendingOutput]) -> Iterator[PendingOutput]:
     """Compute the blocks of each image in this process."""
     for slide in slides:
         try:
@@ -262,5 +264,5 @@ def _one_by_one(slides: Iterable[Slide]) -> Iterator[Slide]:
 def _unchanged(out: Path, request: Request) -> Store:
     """Return the complete store of an image; raise if these options would make another mask."""
     store = Store.inspect(out)
-    request.settle_complete(store.info, out).close()
+    request.job_like_complete(store.info, out).close()
     return store

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilenet.address import check_local, shown
 from tilenet.arguments import WORKERS, known_options
-from tilenet.batches.image_list import Order, read_orders
+from tilenet.batches.image_list import BatchItem, read_image_list
 from tilenet.batches.image_runs import BatchRun
 from tilenet.batches.side_files import Columns, SideFiles
 from tilenet.batches.summary import Result, is_own
@@ -134,7 +134,7 @@ def batch(
         check_client(client)
     share = None if shard is None else checked_share(shard)
     paths = [images] if isinstance(images, str | Path) else images
-    orders = read_orders(paths, model=model, options=common, positive=positive)
+    orders = read_image_list(paths, model=model, options=common, positive=positive)
     for order in orders:
         _check(order, objects=objects, table=table, client=client)
     if share:
@@ -178,7 +178,7 @@ def _make_folder(out: str | Path) -> None:
         raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
 
 
-def _check(order: Order, *, objects: bool, table: bool, client: Client | None) -> None:
+def _check(order: BatchItem, *, objects: bool, table: bool, client: Client | None) -> None:
     """Raise before any work if an order cannot be carried out."""
     if objects:
         refuse_with_objects(order.options.output)

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tilenet.batches.image_list import Order
+from tilenet.batches.image_list import BatchItem
 from tilenet.errors import OutputError, SettingsError, TilenetError, one_line
 from tilenet.export.areas import pixels_of_area
+from tilenet.export.descriptors import COLUMNS as FORMS
 from tilenet.export.intensities import Intensities
 from tilenet.export.listed_objects import Listing
-from tilenet.export.morphometry import COLUMNS as FORMS
 from tilenet.export.positive_rules import STAINS, is_judged_by
 from tilenet.export.table import check_table_place, is_table, read_table, write_table
 from tilenet.export.totals import Measured
@@ -69,7 +69,7 @@ class SideFiles:
     min_area: str | float | None = None
     columns: Columns = Columns()
 
-    def check(self, order: Order, mask: Path, footprint: Footprint | None) -> None:
+    def check(self, order: BatchItem, mask: Path, footprint: Footprint | None) -> None:
         """Raise before the mask is computed if another file is in the way, or if areas will have no meaning in it."""
         if self.overview:
             check_picture_place(overview_beside(mask), replace=True, image=order.image)
@@ -78,20 +78,20 @@ class SideFiles:
             if self.min_area is not None or order.positive or self.columns.stains:
                 _check_image(self, order, footprint)
 
-    def make(self, order: Order, mask: Path) -> None:
+    def make(self, order: BatchItem, mask: Path) -> None:
         """Make the files that are missing or older than the mask."""
         if self.table:
             self._make_table(order, mask)
         if self.overview:
             self._draw(order, mask)
 
-    def _make_table(self, order: Order, mask: Path) -> None:
+    def _make_table(self, order: BatchItem, mask: Path) -> None:
         table = table_beside(mask)
         if _is_older(table, mask) or _is_of_another_rule(table, order) or not self._has_columns(table):
             how = asdict(self.columns) | {"positive": order.positive}
             write_table(mask, table, image=order.image, overwrite=True, **how)
 
-    def _draw(self, order: Order, mask: Path) -> None:
+    def _draw(self, order: BatchItem, mask: Path) -> None:
         """Draw the picture if it is missing, older than what it shows, or drawn by another rule."""
         picture, table = overview_beside(mask), table_beside(mask)
         least = self.min_area if order.options.output == "objects" else None
@@ -101,7 +101,7 @@ class SideFiles:
         if _is_older(picture, mask) or rule_of(picture) != rule or (rule and _is_before(picture, table)):
             save(overlay(order.image, mask, table=listing), picture, rule=rule)
 
-    def measured(self, order: Order, mask: Path, *, image: str | None) -> Measured | None:
+    def measured(self, order: BatchItem, mask: Path, *, image: str | None) -> Measured | None:
         """Return what the table of a mask amounts to, if tables are wanted; without an image if that may be gone."""
         table, positive = table_beside(mask), order.positive is not None
         if not self.table:
@@ -109,7 +109,7 @@ class SideFiles:
         with _whole(table):
             return read_table(mask, table, image=image, min_area=self.min_area, drawn=order.within, positive=positive)
 
-    def kept(self, order: Order, mask: Path) -> Measured | None:
+    def kept(self, order: BatchItem, mask: Path) -> Measured | None:
         """Return what the table of a complete mask says, if it is there, although its image may be gone."""
         table = table_beside(mask)
         if not self.table or _is_older(table, mask) or not is_table(table):
@@ -135,7 +135,7 @@ def _whole(table: Path) -> Iterator[None]:
         raise OutputError(f"{said}. Delete it, and the same command writes it anew") from error
 
 
-def _check_image(wanted: SideFiles, order: Order, footprint: Footprint | None) -> None:
+def _check_image(wanted: SideFiles, order: BatchItem, footprint: Footprint | None) -> None:
     """Raise `SettingsError` if areas will have no meaning in the mask of an image, or it lacks a stain or channel."""
     options = order.options
     try:
@@ -177,7 +177,7 @@ def table_beside(mask: Path) -> Path:
     return mask.with_name(f"{mask.name.removesuffix('.zarr')}.csv")
 
 
-def _is_of_another_rule(table: Path, order: Order) -> bool:
+def _is_of_another_rule(table: Path, order: BatchItem) -> bool:
     """Return whether a table does not say what is positive, where that is asked for, or says it by another rule."""
     with _whole(table):
         return order.positive is not None and not is_judged_by(table, order.positive)

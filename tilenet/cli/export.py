@@ -35,7 +35,7 @@ SMALL = 1e-3
 @click.option("--counts", type=FILE, help="With --csv: a table of the counts and densities, of each region too.")
 @click.option(
     "--pixel-size",
-    type=Parsed("UM or Z,Y,X", "readers.stated_size", "parse_pixel_size"),
+    type=Parsed("UM or Z,Y,X", "readers.calibrated", "parse_pixel_size"),
     help="Micrometres per pixel of the image at level 0, where the mask has none.",
 )
 @click.option("--min-area", metavar="AREA", help="Leave smaller ones out: 20um2, 80px of the mask; 20um3 of volumes.")

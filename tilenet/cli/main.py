@@ -59,9 +59,9 @@ def cli(debug: bool) -> None:
 def plan(image: str, as_json: bool, **options: Any) -> None:
     """Show tiles, memory and disk space of a run on IMAGE; reads no pixels, except a coarse level for --tissue."""
     from tilenet.jobs.options import Options
-    from tilenet.jobs.settling import settle
+    from tilenet.jobs.setup import make_job
 
-    with settle(image, options.pop("model"), Options(**options)) as job:
+    with make_job(image, options.pop("model"), Options(**options)) as job:
         result, rows = _planned(image, job)
     show(result, "\n".join(rows), as_json=as_json)
 
@@ -104,7 +104,7 @@ def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
 
 def _overruled(image: Image) -> str:
     """Return a note with the axes and the pixel size that the file states, if the image is read with others."""
-    from tilenet.readers.stated_size import overruled_size
+    from tilenet.readers.calibrated import overruled_size
 
     axes = image.stated_axes if image.stated_axes != image.axes else ""
     stated = [text for text in (axes, overruled_size(image)) if text]
@@ -159,10 +159,10 @@ def verify(
     out: Path, image: str | None, model: str | None, windows: int, seed: int, as_json: bool, quiet: bool
 ) -> None:
     """Check the files of OUT, and recompute windows across tile borders."""
-    from tilenet import checks
+    from tilenet import verification
 
     with progress_bar("windows", shown=not quiet) as progress, remarks(shown=not (quiet or as_json)) as said:
-        found = checks.verify(out, image, model=model, windows=windows, seed=seed, progress=progress)
+        found = verification.verify(out, image, model=model, windows=windows, seed=seed, progress=progress)
     result = {"ok": found.ok, "damage": found.damage, "not_recomputed": found.not_recomputed}
     result |= {"windows": found.windows, "pixels": found.pixels}
     result |= {"ties": found.ties, "differences": [{"box": str(b), "pixels": n} for b, n in found.differences]}

@@ -53,7 +53,7 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 PIXEL_SIZE = click.option(
     "--pixel-size",
-    type=Parsed("UM or Z,Y,X", "readers.stated_size", "parse_pixel_size"),
+    type=Parsed("UM or Z,Y,X", "readers.calibrated", "parse_pixel_size"),
     help="Micrometres per pixel at level 0, where the file does not say, or in place of what it says.",
 )
 # How to read an image and cut it into tiles.

@@ -110,7 +110,7 @@ def _place(out: Path | None, options: dict[str, Any]) -> Path:
         return out
     if into is None:
         raise SettingsError("say where the mask goes: --out mask.zarr, or --into an OME-Zarr image")
-    from tilenet.masks.into import open_target
+    from tilenet.masks.label_target import open_target
     from tilenet.runs.outputs import label_name
 
     # Named once: a function of Python may take long to make its network.

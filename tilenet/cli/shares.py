@@ -34,7 +34,7 @@ shard_option = click.option(
 
 def share_result(out: Path, into: Path | None, share: tuple[int, int], seconds: float) -> tuple[dict[str, Any], str]:
     """Return the result of a share whose store is not complete yet, as a dict and as text."""
-    from tilenet.masks.into import open_target
+    from tilenet.masks.label_target import open_target
     from tilenet.runs.object_shares import how_far
     from tilenet.runs.shares import written_of
 

@@ -186,7 +186,7 @@ def train(
 )
 @click.option(
     "--pixel-size",
-    type=Parsed("UM or Z,Y,X", "readers.stated_size", "parse_pixel_size"),
+    type=Parsed("UM or Z,Y,X", "readers.calibrated", "parse_pixel_size"),
     help="Micrometres per pixel, for masks that are split into objects, where the files do not say.",
 )
 @JSON

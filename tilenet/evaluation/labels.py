@@ -95,16 +95,16 @@ def frames_of(pixels: NDArray[Any], axes: str, path: str | Path) -> list[NDArray
     return [point.reshape(len(point), *shape) for point in points]
 
 
-def lengths_of(frames: Sequence[NDArray[Any]]) -> str:
+def describe_frames(frames: Sequence[NDArray[Any]]) -> str:
     """Return the sizes of frames of one shape as text.
 
-    >>> lengths_of([np.zeros((3, 4))]), lengths_of([np.zeros((3, 4))] * 5)
+    >>> describe_frames([np.zeros((3, 4))]), describe_frames([np.zeros((3, 4))] * 5)
     ('(3, 4)', '5 frames of (3, 4)')
     """
     return f"{len(frames)} frames of {frames[0].shape}" if len(frames) > 1 else f"{frames[0].shape}"
 
 
-def is_image(labels: NDArray[np.integer[Any]]) -> bool:
+def looks_like_intensities(labels: NDArray[np.integer[Any]]) -> bool:
     """Return whether labels (*n) are plainly an image of intensities, or were interpolated or compressed like one.
 
     In images there are many values, each in many connected pieces, and most pieces are single pixels that touch others.
@@ -114,7 +114,7 @@ def is_image(labels: NDArray[np.integer[Any]]) -> bool:
     >>> is_image(noise), is_image(noise > 128), is_image(np.arange(64 * 64).reshape(64, 64))
     (True, False, False)
     """
-    lonely = _lonely(labels)
+    lonely = _count_isolated(labels)
     if lonely <= LONELY * np.count_nonzero(labels):
         return False
     values = len(np.unique(labels))
@@ -124,7 +124,7 @@ def is_image(labels: NDArray[np.integer[Any]]) -> bool:
     return pieces > PIECES * values and 2 * lonely > pieces
 
 
-def _lonely(labels: NDArray[np.integer[Any]]) -> int:
+def _count_isolated(labels: NDArray[np.integer[Any]]) -> int:
     """Return how many nonzero pixels touch another nonzero pixel, along the axes, and none of their own value."""
     alike, touching = np.zeros((2, *labels.shape), bool)
     for axis in range(labels.ndim):

@@ -16,10 +16,16 @@ from tilenet.address import file_of
 from tilenet.arguments import known_options
 from tilenet.decide import relative_spacing
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
-from tilenet.evaluation.labels import files_by_stem, is_image, lengths_of, read_labels, read_sized_labels
-from tilenet.evaluation.records import nearest, recorded_of
+from tilenet.evaluation.labels import (
+    describe_frames,
+    files_by_stem,
+    looks_like_intensities,
+    read_labels,
+    read_sized_labels,
+)
+from tilenet.evaluation.mask_record import nearest, recorded_of
 from tilenet.instances.in_memory import objects
-from tilenet.readers.stated_size import differ
+from tilenet.readers.calibrated import sizes_differ
 from tilenet.resolution import size_text
 
 # Remarks for the user; the command line prints them.
@@ -141,14 +147,15 @@ def _frames(
     Time is no axis of an object, and neither is z where a 2-D network found the objects.
     """
     (found, size), (true, true_size) = (read_sized_labels(p, axes=axes, pixel_size=pixel_size) for p in (a, b))
-    made, alike = recorded_of(a), lengths_of(found) == lengths_of(true)
+    made, alike = recorded_of(a), describe_frames(found) == describe_frames(true)
     at = None if alike or len(found) != len(true) else nearest(found[0].shape, true[0].shape, made.factor)
     if not alike and at is None:
         raise ImageError(
-            f"{a}: is {lengths_of(found)}, but the truth {b.name} is {lengths_of(true)}. Score images of one size, "
+            f"{a}: is {describe_frames(found)}, but the truth {b.name} is {describe_frames(true)}. "
+            "Score images of one size, "
             f"with the same axes (--axes); masks, of the whole image at its finest level"
         )
-    remarked["image"] += [path for path, frames in ((a, found), (b, true)) if any(map(is_image, frames))]
+    remarked["image"] += [path for path, frames in ((a, found), (b, true)) if any(map(looks_like_intensities, frames))]
     labels = found
     if splits:
         # The pixels of a mask that was resampled along y and x have another shape than those of the truth.
@@ -180,7 +187,7 @@ def _spacing(sizes: Mapping[Path, tuple[float | None, ...]], cubes: list[Path]) 
     if len(known) == 2:
         (a, one), (b, other) = known.items()
         first, second = (relative_spacing(size) or (1.0,) * len(size) for size in (one, other))
-        if differ(first, second):
+        if sizes_differ(first, second):
             raise ImageError(
                 f"{a}: has pixels of {size_text(one)}, and {b} of {size_text(other)}. Give the right one (--pixel-size)"
             )

@@ -13,7 +13,7 @@ import numpy as np
 
 from tilenet.errors import SettingsError
 from tilenet.export.corners import Ring, area_and_centroid, exact_area_and_centroid
-from tilenet.export.placement import Grid
+from tilenet.export.placement import MaskPlacement
 from tilenet.export.shapes import has_volumes
 from tilenet.store import AnyMask
 
@@ -21,11 +21,11 @@ from tilenet.store import AnyMask
 DECIMALS = 3
 
 
-def extent(rings: Sequence[Ring], grid: Grid) -> tuple[int, float, tuple[float, float]]:
+def extent(rings: Sequence[Ring], grid: MaskPlacement) -> tuple[int, float, tuple[float, float]]:
     """Return how many pixels are within rings, how many lie in the image, and the centroid (y, x) of what lies there.
 
-    What reaches beyond the image is cut at its border as `Grid.place` cuts polygons. The second number is the first if
-    nothing does.
+    What reaches beyond the image is cut at its border as `MaskPlacement.place` cuts polygons. The second number is the
+    first if nothing does.
     """
     pixels, centre = area_and_centroid(rings)
     if grid.end is None or (np.concatenate(rings) <= grid.end).all():
@@ -50,7 +50,7 @@ def cut_size(pixels: int, size: float | None, um: float | str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Least:
+class MinimumSize:
     """The size of the smallest shapes to keep: in pixels of the mask, and in um2 or um3 if it was given so."""
 
     pixels: float = 0.0
@@ -87,7 +87,7 @@ def parse_area(area: str | float) -> tuple[float, str]:
     return float(said[1]), said[2].replace("^", "")
 
 
-def least_of(mask: AnyMask, area: str | float | None) -> Least:
+def least_of(mask: AnyMask, area: str | float | None) -> MinimumSize:
     """Return the least area or volume, given as a number of pixels of the mask or as text such as ``"20um2"``.
 
     Raises
@@ -96,10 +96,10 @@ def least_of(mask: AnyMask, area: str | float | None) -> Least:
         If it is not an area, or areas have no meaning in this mask.
     """
     if area is None:
-        return Least()
+        return MinimumSize()
     number, unit = parse_area(area)
     pixels = pixels_of_area(area, mask.path, mask.pixel_size, volumes=has_volumes(mask))
-    return Least(pixels, number if unit.startswith("um") else None)
+    return MinimumSize(pixels, number if unit.startswith("um") else None)
 
 
 def pixels_of_area(

@@ -20,10 +20,10 @@ import tilenet
 from tilenet.arguments import known_options
 from tilenet.card import colors_of
 from tilenet.errors import SettingsError
-from tilenet.export.areas import DECIMALS, Least, cut_size, extent, least_of, pixel_sizes
+from tilenet.export.areas import DECIMALS, MinimumSize, cut_size, extent, least_of, pixel_sizes
 from tilenet.export.corners import Ring
 from tilenet.export.intensities import Intensities
-from tilenet.export.placement import Grid
+from tilenet.export.placement import MaskPlacement
 from tilenet.export.shapes import Progress, Shape, has_volumes, open_for, shapes_of
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
@@ -144,7 +144,7 @@ def write_geojson(
     return found
 
 
-def _least(mask: AnyMask, area: str | float | None) -> Least:
+def _least(mask: AnyMask, area: str | float | None) -> MinimumSize:
     """Return the least area of shapes."""
     if area is not None and has_volumes(mask):
         raise SettingsError(
@@ -154,7 +154,9 @@ def _least(mask: AnyMask, area: str | float | None) -> Least:
     return least_of(mask, area)
 
 
-def _large(shapes: Iterable[Shape], least: Least, found: Outlined, mask: AnyMask, grid: Grid) -> Iterator[Shape]:
+def _large(
+    shapes: Iterable[Shape], least: MinimumSize, found: Outlined, mask: AnyMask, grid: MaskPlacement
+) -> Iterator[Shape]:
     """Yield the shapes whose area, without holes, is at least `least`; count the others."""
     size, _ = pixel_sizes(mask)
     for shape in shapes:
@@ -182,7 +184,7 @@ def _is_ours(path: Path) -> bool:
 class _Features:
     """Write shapes as the text of a FeatureCollection, counting features and vertices."""
 
-    def __init__(self, mask: AnyMask, grid: Grid, kind: str, found: Outlined, *, told_apart: bool) -> None:
+    def __init__(self, mask: AnyMask, grid: MaskPlacement, kind: str, found: Outlined, *, told_apart: bool) -> None:
         self._mask, self._grid, self._kind, self._found = mask, grid, kind, found
         self._by_name = QUPATH if told_apart else {}
         self._colors = {value: color[:3] for value, color in colors_of(mask.info["card"]).items()}

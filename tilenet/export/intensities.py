@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from skimage.color import hed_from_rgb, rgb_from_hed
 
 from tilenet.errors import ImageError, SettingsError
-from tilenet.export.positive_rules import STAINS, VERDICTS, judged, parse_rule
-from tilenet.export.variation import BITS, Spread
+from tilenet.export.object_statistics import BITS, ObjectStatistics
+from tilenet.export.positive_rules import STAINS, VERDICTS, judged, parse_positive
 from tilenet.masks.provenance import image_of, refuse_another, resolution_of
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import at_resolution
@@ -61,7 +61,7 @@ class Measurements:
         What was measured.
     means : numpy.ndarray
         (n + 1, len(of_pixels)), by number of the object. The row of number 0 is NaN.
-    spread : Spread
+    spread : ObjectStatistics
         By place in `of_pixels`, and number of the object.
     positive : numpy.ndarray or None
         int (n + 1): whether an object is positive, as a place in `VERDICTS`; None if that was not asked for.
@@ -69,7 +69,7 @@ class Measurements:
 
     of_pixels: list[Column]
     means: Means
-    spread: Spread
+    spread: ObjectStatistics
     positive: NDArray[np.int64] | None
 
     def columns(self) -> list[str]:
@@ -107,7 +107,7 @@ class Intensities:
     """
 
     def __init__(self, *, channels: bool = False, stains: bool = False, positive: str | None = None) -> None:
-        self._positive, self._above = parse_rule(positive) if positive is not None else ("", 0.0)
+        self._positive, self._above = parse_positive(positive) if positive is not None else ("", 0.0)
         self._stains, self._channels = stains, channels
 
     def __bool__(self) -> bool:
@@ -162,7 +162,7 @@ class Intensities:
             columns = [Column(name, 1, self._channels) for name in _names(seen)] if channels else []
             columns += [Column(stain, PARTS, self._stains) for stain in STAINS] if stains else []
             exact = seen.dtype.kind in "ui" and seen.dtype.itemsize * 8 <= BITS
-            spread = Spread([column.spread for column in columns], mask.info["objects"], exact=exact)
+            spread = ObjectStatistics([column.spread for column in columns], mask.info["objects"], exact=exact)
             means = _means(mask, seen, partial(_values, channels=channels, stains=stains), spread)
             means /= [column.parts for column in columns]
             positive = judged(means[:, self._column(seen)], self._above) if self._positive else None
@@ -235,7 +235,9 @@ def _names(image: Image) -> list[str]:
     return [name if names.count(name) == 1 else f"{k}_{name}" for k, name in enumerate(names)]
 
 
-def _means(mask: AnyMask, image: Image, values_of: Callable[[NDArray[Any]], NDArray[Any]], spread: Spread) -> Means:
+def _means(
+    mask: AnyMask, image: Image, values_of: Callable[[NDArray[Any]], NDArray[Any]], spread: ObjectStatistics
+) -> Means:
     """Return the means of values over each object, and add the values to `spread`. Only finite ones count."""
     n = mask.info["objects"]
     n_values = len(values_of(np.zeros((image.n_channels, 0), image.dtype)))

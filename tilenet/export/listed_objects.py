@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.export.areas import cut_size, least_of, pixel_sizes
 from tilenet.export.outlines import regions
-from tilenet.export.placement import Grid
+from tilenet.export.placement import MaskPlacement
 from tilenet.export.positive_rules import VERDICTS
 from tilenet.export.shapes import Ids, has_volumes
-from tilenet.sheets import cells, name_columns, refusing, rows_of
+from tilenet.sheets import as_settings_errors, cells, name_columns, rows_of
 from tilenet.store import AnyMask
 
 # What tables made with a rule say, as places in `tilenet.export.positive_rules.VERDICTS`.
@@ -61,7 +61,7 @@ class Listed:
     positive: NDArray[np.int64] | None
 
 
-def read_listed(mask: AnyMask, listing: Listing, grid: Grid) -> Listed:
+def read_listed(mask: AnyMask, listing: Listing, grid: MaskPlacement) -> Listed:
     """Read which objects of a mask a table lists, also one that a spreadsheet saved, or that lacks columns.
 
     Without those by which an object is known to be of the mask, a warning is logged.
@@ -109,7 +109,7 @@ def _lines(listing: Listing) -> Iterator[dict[str, str]]:
         raise SettingsError(f"{table}: cannot be read ({error.strerror}). Check the path") from error
     with file:
         rows, mark = rows_of(file)
-        with refusing(rows, table):
+        with as_settings_errors(rows, table):
             _check_columns(name_columns(rows), listing)
             for row in rows:
                 if any(cells(row)):
@@ -149,7 +149,7 @@ def _cut_size(line: dict[str, str], pixel: float | None) -> float | None:
     return cut_size(_size(line), pixel, line.get("area_um2") or line.get("volume_um3") or "")
 
 
-def _is_of(mask: AnyMask, grid: Grid, line: dict[str, str], table: Path) -> bool:
+def _is_of(mask: AnyMask, grid: MaskPlacement, line: dict[str, str], table: Path) -> bool:
     """Return whether an object of a mask has the id that a line of a table says, which no other mask has."""
     if commas := [f"{column} {line[column]}" for column in PLACE if "," in line[column]]:
         raise SettingsError(f"{table}: has numbers with decimal commas, such as {commas[0]}. Save it with points")

@@ -21,7 +21,7 @@ DECIMALS = 3
 
 
 @dataclass(frozen=True)
-class Grid:
+class MaskPlacement:
     """Where the pixels of a mask lie in its image.
 
     `origin` (y, x) is in pixels of the mask, `step` is the size of a mask pixel in image pixels, and `limit` is where
@@ -77,7 +77,7 @@ class Grid:
         return found
 
 
-def find_grid(mask: AnyMask, image: Any) -> Grid:
+def find_grid(mask: AnyMask, image: Any) -> MaskPlacement:
     """Return where a mask lies in its image, which is opened only if it is given or needed.
 
     It is needed if the mask is at a coarser level or another pixel size.
@@ -90,7 +90,7 @@ def find_grid(mask: AnyMask, image: Any) -> Grid:
         If the image is needed and missing, or is not the one that the mask was made from.
     """
     if image is None and is_full(mask):
-        return Grid((mask.origin[-2], mask.origin[-1]))
+        return MaskPlacement((mask.origin[-2], mask.origin[-1]))
     of = f"level {mask.info['record']['level']} of {mask.info['image']['path']}"
     why = f"is of {of}, and where that lies at full resolution only the image says"
     with image_of(mask, image, why) as opened:
@@ -98,16 +98,16 @@ def find_grid(mask: AnyMask, image: Any) -> Grid:
         return grid_in(opened, mask)
 
 
-def grid_in(image: Image, mask: AnyMask) -> Grid:
+def grid_in(image: Image, mask: AnyMask) -> MaskPlacement:
     """Return where a mask lies in its image, which is open, at the level that was segmented."""
     resolution, origin = resolution_of(mask), (mask.origin[-2], mask.origin[-1])
     if is_full(mask):
-        return Grid(origin)
+        return MaskPlacement(origin)
     full, stored = (image.plane_shape(k) for k in (0, resolution.level))
     deep = [image.levels[k].shape[image.axes.index("z")] if "z" in image.axes else 1 for k in (0, resolution.level)]
     y, x = (downsample_factor(n, m) * f for n, m, f in zip(full, stored, resolution.factor, strict=True))
     thickness = downsample_factor(*deep)
-    return Grid(origin, (y, x), full, thickness, deep[0] / thickness)
+    return MaskPlacement(origin, (y, x), full, thickness, deep[0] / thickness)
 
 
 def is_full(mask: AnyMask) -> bool:

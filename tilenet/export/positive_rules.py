@@ -19,7 +19,7 @@ NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 VERDICTS = ("0", "1", "")
 
 
-def parse_rule(positive: str) -> tuple[str, float]:
+def parse_positive(positive: str) -> tuple[str, float]:
     """Return the name and the number of a rule.
 
     >>> parse_rule("dab > 0.2")
@@ -35,7 +35,7 @@ def parse_rule(positive: str) -> tuple[str, float]:
 
 def is_judged_by(table: Path, positive: str) -> bool:
     """Return whether the column ``positive`` of a table follows from a rule, as far as the digits of its means tell."""
-    name, above = parse_rule(positive)
+    name, above = parse_positive(positive)
     with table.open(newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
         column = _column_in(lines.fieldnames or (), name)

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from tilenet.errors import SettingsError
 from tilenet.export.corners import Ring
 from tilenet.export.outlines import Region, regions
-from tilenet.export.placement import Grid, find_grid
-from tilenet.masks.protected import check_file_place, refuse_inside
+from tilenet.export.placement import MaskPlacement, find_grid
+from tilenet.masks.protected import check_file_place, refuse_protected
 from tilenet.masks.tiff_mask import TILE, open_mask
-from tilenet.readers.stated_size import differ, parse_pixel_size
+from tilenet.readers.calibrated import parse_pixel_size, sizes_differ
 from tilenet.resolution import size_text
 from tilenet.store import AnyMask
 
@@ -86,7 +86,7 @@ def open_for(
     replace: bool,
     is_ours: Callable[[Path], bool],
     kind: str,
-) -> Iterator[tuple[AnyMask, Grid]]:
+) -> Iterator[tuple[AnyMask, MaskPlacement]]:
     """Open a mask to export, and find where it lies in its image; raise before any work if a file cannot be made.
 
     The caller checks the mask for damage, which reads all of it, when nothing else can be refused any more.
@@ -101,7 +101,7 @@ def open_for(
         As for `tilenet.masks.protected.check_file_place`.
     """
     with open_mask(mask) as opened:
-        refuse_inside(out, image=opened.info["image"]["path"])
+        refuse_protected(out, image=opened.info["image"]["path"])
         check_file_place(out, replace=replace, is_ours=is_ours, kind=kind, image=image, mask=mask)
         if out.suffix.lower() not in ENDINGS[kind]:
             raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
@@ -111,7 +111,7 @@ def open_for(
         yield opened, grid
 
 
-def _given_size(pixel_size: Any, mask: AnyMask, grid: Grid) -> tuple[float, ...]:
+def _given_size(pixel_size: Any, mask: AnyMask, grid: MaskPlacement) -> tuple[float, ...]:
     """Return micrometres along the last axes of a mask that lacks some, given those of its image at level 0."""
     sizes = parse_pixel_size(pixel_size)
     if len(sizes) > 2 and "z" not in mask.axes:
@@ -128,7 +128,7 @@ def _given_size(pixel_size: Any, mask: AnyMask, grid: Grid) -> tuple[float, ...]
         )
     steps = tuple(map(float, (grid.thickness, *grid.step)))[-len(sizes) :]
     stated = [n and n / step for n, step in zip(known, steps, strict=True)]
-    if differ(sizes, stated):
+    if sizes_differ(sizes, stated):
         raise SettingsError(
             f"{mask.path}: the pixels of its image are known to be {size_text(stated)}, and --pixel-size is "
             f"{size_text(sizes)}. Give the known sizes as they are"
@@ -152,7 +152,7 @@ def _remark_z(mask: AnyMask, sizes: Sequence[float]) -> None:
         return
     if len(sizes) == 2:
         LOG.warning("%s: along z its pixels stay %s. Give Z,Y,X to replace it", mask.path, size_text([stated]))
-    elif differ(sizes[:1], [stated]):
+    elif sizes_differ(sizes[:1], [stated]):
         LOG.warning(
             "%s: its pixels along z are taken as %s, as asked; the mask says %s%s",
             *(mask.path, size_text(sizes[:1]), size_text([stated])),

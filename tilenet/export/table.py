@@ -17,11 +17,11 @@ from typing import Any
 from tilenet.arguments import known_options
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
 from tilenet.export.areas import least_of, pixel_sizes
+from tilenet.export.descriptors import COLUMNS as FORMS
+from tilenet.export.descriptors import ShapeDescriptors
 from tilenet.export.drawn_regions import BETWEEN, Drawn, InRegion, Within, covered, read_regions
 from tilenet.export.intensities import Intensities
-from tilenet.export.morphometry import COLUMNS as FORMS
-from tilenet.export.morphometry import Forms
-from tilenet.export.placement import Grid, find_grid, is_full
+from tilenet.export.placement import MaskPlacement, find_grid, is_full
 from tilenet.export.shapes import Progress, class_names, has_volumes, open_for, shapes_of
 from tilenet.export.table_lines import COLUMNS, lines_of
 from tilenet.export.table_rows import Rows
@@ -139,7 +139,7 @@ def write_table(
             found.count_positive()
         opened.refuse_damage()
         measured = bright.measure(opened, image) if bright else None
-        forms = Forms(opened) if shapes else None
+        forms = ShapeDescriptors(opened) if shapes else None
         lines = lines_of(shapes_of(opened, progress), grid, found, forms, least)
         more = [*(["region"] if drawn else []), *(FORMS if shapes else ()), *(measured.columns() if measured else ())]
         numbers = opened.info["objects"] if opened.has_objects else None
@@ -190,7 +190,7 @@ def check_table_place(out: Path, *, replace: bool, image: Any = None, mask: Any 
     check_file_place(out, replace=replace, is_ours=is_table, kind="a table", image=image, mask=mask)
 
 
-def _grid_if_known(mask: AnyMask, image: Any) -> Grid:
+def _grid_if_known(mask: AnyMask, image: Any) -> MaskPlacement:
     """Return where a mask lies in its image, which may be gone."""
     try:
         return find_grid(mask, None if is_full(mask) else image)
@@ -200,10 +200,10 @@ def _grid_if_known(mask: AnyMask, image: Any) -> Grid:
             "image: %s",
             *(mask.path, error),
         )
-        return Grid((0, 0))
+        return MaskPlacement((0, 0))
 
 
-def _empty_result(mask: AnyMask, out: Path, grid: Grid) -> Measured:
+def _empty_result(mask: AnyMask, out: Path, grid: MaskPlacement) -> Measured:
     """Return the measurements of a mask before its first shape, with a count of 0 for each class."""
     (pixel, voxel), inside = pixel_sizes(mask), grid.inside(mask.shape)
     none = dict.fromkeys(class_names(mask).values(), 0)
@@ -224,7 +224,7 @@ def _empty_result(mask: AnyMask, out: Path, grid: Grid) -> Measured:
     return found
 
 
-def _tally(found: Measured, mask: AnyMask, grid: Grid, drawn: Sequence[Drawn]) -> Tally:
+def _tally(found: Measured, mask: AnyMask, grid: MaskPlacement, drawn: Sequence[Drawn]) -> Tally:
     """Return what counts lines, also in regions."""
     if not drawn:
         return Tally(found, mask.tissue, grid)
@@ -232,7 +232,7 @@ def _tally(found: Measured, mask: AnyMask, grid: Grid, drawn: Sequence[Drawn]) -
     return Tally(found, mask.tissue, grid, Within(drawn))
 
 
-def _regions(drawn: Sequence[Drawn], mask: AnyMask, grid: Grid, found: Measured) -> list[InRegion]:
+def _regions(drawn: Sequence[Drawn], mask: AnyMask, grid: MaskPlacement, found: Measured) -> list[InRegion]:
     """Return the regions before the first shape, with their areas as far as the mask covers them."""
     if max(mask.shape[:-2], default=1) > 1:
         raise SettingsError(

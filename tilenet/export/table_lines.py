@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.export.areas import DECIMALS, Least, extent
-from tilenet.export.morphometry import Edges, Forms, Moments, lifted
-from tilenet.export.placement import Grid
+from tilenet.export.areas import DECIMALS, MinimumSize, extent
+from tilenet.export.descriptors import Edges, Moments, ShapeDescriptors, lifted
+from tilenet.export.placement import MaskPlacement
 from tilenet.export.shapes import Shape
 from tilenet.export.totals import Measured, sizes_of
 
@@ -41,7 +41,7 @@ class _Solid:
     high: NDArray[np.int64] = field(default_factory=lambda: np.full(3, np.iinfo(np.int64).min))
     second: Moments = field(default_factory=lambda: np.zeros((4, 4), object))
 
-    def add(self, shape: Shape, grid: Grid, *, second: bool) -> None:
+    def add(self, shape: Shape, grid: MaskPlacement, *, second: bool) -> None:
         """Add the part of the object that lies in one more plane."""
         pixels, inside, centre = extent(shape.rings, grid)
         share, (low, high) = grid.plane_share(shape.z), _box_of(shape)
@@ -57,7 +57,7 @@ class _Solid:
 
 
 def lines_of(
-    shapes: Iterable[Shape], grid: Grid, found: Measured, forms: Forms | None, least: Least
+    shapes: Iterable[Shape], grid: MaskPlacement, found: Measured, forms: ShapeDescriptors | None, least: MinimumSize
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the value, and the line by column, of each shape or object of a volume; count smaller ones in `found`."""
     things: Iterable[Shape | _Solid] = _solids(shapes, grid, second=forms is not None) if found.volumes else shapes
@@ -72,7 +72,7 @@ def lines_of(
             yield thing.value, line | (forms.of(thing) if forms else {})
 
 
-def _solids(shapes: Iterable[Shape], grid: Grid, *, second: bool) -> Iterable[_Solid]:
+def _solids(shapes: Iterable[Shape], grid: MaskPlacement, *, second: bool) -> Iterable[_Solid]:
     """Return the objects of a volume, in the order of their first planes."""
     solids: dict[int, _Solid] = {}
     for shape in shapes:
@@ -88,7 +88,7 @@ def _box_of(shape: Shape) -> tuple[NDArray[Any], NDArray[Any]]:
     return corners.min(axis=0), corners.max(axis=0)
 
 
-def _line(shape: Shape, grid: Grid, found: Measured) -> list[object]:
+def _line(shape: Shape, grid: MaskPlacement, found: Measured) -> list[object]:
     """Return the values of the line of a shape, in the order of `COLUMNS`."""
     pixels, inside, (y, x) = extent(shape.rings, grid)
     number, size = shape.value if found.objects else "", (pixels, _times(inside, found.pixel_um2), "", "")
@@ -96,7 +96,7 @@ def _line(shape: Shape, grid: Grid, found: Measured) -> list[object]:
     return [shape.id, shape.name, number, shape.t, shape.z, *place, *size, *box, shape.z, shape.z + 1]
 
 
-def _line_of_solid(solid: _Solid, grid: Grid, found: Measured) -> list[object]:
+def _line_of_solid(solid: _Solid, grid: MaskPlacement, found: Measured) -> list[object]:
     """Return the values of the line of an object in a volume, in the order of `COLUMNS`."""
     shape, (z, y, x) = solid.first, (solid.moments / solid.weight).tolist()
     size = ("", "", solid.pixels, _times(solid.inside, found.voxel_um3))
@@ -109,12 +109,12 @@ def _times(pixels: float, size: float | None) -> float | str:
     return "" if size is None else round(pixels * size, DECIMALS)
 
 
-def _point(grid: Grid, y: float, x: float) -> list[float]:
+def _point(grid: MaskPlacement, y: float, x: float) -> list[float]:
     """Return x and y of a point in pixels of the image."""
     return [round(value, DECIMALS) for value in grid.place_point(y, x)]
 
 
-def _box(grid: Grid, low: NDArray[Any], high: NDArray[Any]) -> list[float]:
+def _box(grid: MaskPlacement, low: NDArray[Any], high: NDArray[Any]) -> list[float]:
     """Return left, top, right and bottom of a bounding box in pixels of the image."""
     placed: list[float] = grid.place(np.stack([low, high]).astype(np.int32))[:2].ravel().tolist()
     return placed

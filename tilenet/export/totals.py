@@ -10,7 +10,7 @@ from typing import Any
 
 from tilenet.export.areas import DECIMALS, cut_size
 from tilenet.export.drawn_regions import InRegion, Within
-from tilenet.export.placement import Grid
+from tilenet.export.placement import MaskPlacement
 from tilenet.store.tissue_map import TissueMap
 
 
@@ -151,13 +151,15 @@ class Tally:
         What is counted, changed in place.
     tissue : TissueMap or None
         The tissue map of the mask.
-    grid : Grid
+    grid : MaskPlacement
         Where the mask lies in its image.
     within : Within or None
         Where the `found.regions` are.
     """
 
-    def __init__(self, found: Measured, tissue: TissueMap | None, grid: Grid, within: Within | None = None) -> None:
+    def __init__(
+        self, found: Measured, tissue: TissueMap | None, grid: MaskPlacement, within: Within | None = None
+    ) -> None:
         self._found, self._tissue, self._within = found, tissue, within
         # As floats, once: a table may have a million lines.
         self._step = tuple(map(float, grid.step))

@@ -11,7 +11,7 @@ from typing import Any
 from tilenet.errors import SettingsError
 from tilenet.export.drawn_regions import InRegion
 from tilenet.export.totals import Measured
-from tilenet.masks.protected import check_file_place, refuse_inside
+from tilenet.masks.protected import check_file_place, refuse_protected
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
 
@@ -54,7 +54,7 @@ def write_counts(path: Path, measured: Mapping[str, Measured]) -> None:
 
 def check_counts_place(path: Path, mask: AnyMask, *, replace: bool, table: Path, image: Any = None) -> None:
     """Raise if the counts of a `table` must not be put at a path; see `tilenet.masks.protected.check_file_place`."""
-    refuse_inside(path, image=mask.info["image"]["path"])
+    refuse_protected(path, image=mask.info["image"]["path"])
     check_file_place(path, replace=replace, is_ours=_is_counts, kind="a table of counts", image=image, mask=mask.path)
     if path.suffix.lower() != ".csv":
         raise SettingsError(f"{path}: counts are written as .csv. Change the ending")

@@ -1,1 +1,1 @@
-"""A job: everything that decides the bytes of a run, settled from the options, and carried out."""
+"""A job: everything that decides the bytes of a run, made from the options, and carried out."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.address import file_of, is_address
-from tilenet.masks.into import LABELS
+from tilenet.masks.label_target import LABELS
 from tilenet.store import Store
 
 # The event in a store's log that tells when the image was last written.

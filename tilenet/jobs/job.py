@@ -1,7 +1,7 @@
-"""A job: everything that decides the bytes of a mask, settled before a pixel is read.
+"""A job: everything that decides the bytes of a mask, known before a pixel is read.
 
 Its run record is kept in the output, and every later run on the same output must arrive at the
-same record (`tilenet.jobs.mismatch`). `tilenet.jobs.settling` builds a job from options, an image and a model.
+same record (`tilenet.jobs.mismatch`). `tilenet.jobs.setup` builds a job from options, an image and a model.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tilenet.plan import Plan
 from tilenet.predict import predictors
 from tilenet.predict.last_bits import remark_other_bits, what_computes
 from tilenet.predict.memory import bytes_saved, weight_bytes
-from tilenet.predict.on_cpu import HostPredictor
-from tilenet.predict.on_gpu import DevicePredictor
-from tilenet.prefetch import batches_ahead
+from tilenet.predict.on_cpu import CpuPredictor
+from tilenet.predict.on_gpu import GpuPredictor
+from tilenet.prefetch import prefetch_depth
 from tilenet.probe.claims import Answer
 from tilenet.readers.image import READERS, Image
 from tilenet.resolution import Resolution
@@ -120,7 +120,7 @@ class Job:
         if not predictors.is_network(self.network):
             return ScaledPredictor(self.network, self.footprint, scaling)
         device = machine.find_device(self.device)
-        kind = HostPredictor if device.type == "cpu" else DevicePredictor
+        kind = CpuPredictor if device.type == "cpu" else GpuPredictor
         return kind(
             self.network,
             self.footprint,
@@ -186,7 +186,7 @@ class Job:
         block = prod(map(min, self.plan.block, self.plan.shape)) * written
         weights = weight_bytes(self.network)
         on_host = self.device == "cpu"
-        ahead = batches_ahead(self.plan.batch, asynchronous=not on_host)
+        ahead = prefetch_depth(self.plan.batch, asynchronous=not on_host)
         if not on_host:  # pinned memory is allocated and cached in powers of two
             read = 2 ** (read - 1).bit_length()
         reading = (ahead + 1) * read + READERS * self.image.working_bytes + self.image.kept_bytes
@@ -194,7 +194,7 @@ class Job:
         host = RESIDENT + int(COPIES[engine] * weights) + reading + (BEHIND + 2) * block
         return {
             "host_bytes": host + (passed if on_host else 0),
-            "device_bytes": 0 if on_host else passed + weights + DevicePredictor.in_flight * read,
+            "device_bytes": 0 if on_host else passed + weights + GpuPredictor.in_flight * read,
             "disk_bytes": prod(self.plan.shape) * kept * 4 // 3,  # the pyramid adds 1/4 + 1/16 + ...: a third
         }
 

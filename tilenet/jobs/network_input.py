@@ -12,17 +12,17 @@ from tilenet.card import ModelCard
 from tilenet.errors import ImageError
 from tilenet.footprint import Footprint
 from tilenet.jobs.options import Options
+from tilenet.readers.calibrated import overruled_size
 from tilenet.readers.image import Image
 from tilenet.readers.planes import PlanesImage
 from tilenet.readers.resampled import at_resolution, in_plane
-from tilenet.readers.stated_size import overruled_size
 from tilenet.resolution import Resolution, recorded, resolve, size_text
 
 LOG = logging.getLogger("tilenet")
 
 
 @dataclass(frozen=True)
-class Seen:
+class NetworkInput:
     """The image that is read for a network.
 
     Attributes
@@ -48,7 +48,9 @@ class Seen:
         return {"channels": channels, **self.resolution.to_json()}
 
 
-def as_seen(opened: Image, network: Any, card: ModelCard, options: Options, footprint: Footprint) -> Seen:
+def as_network_input(
+    opened: Image, network: Any, card: ModelCard, options: Options, footprint: Footprint
+) -> NetworkInput:
     """Return an image as a network sees it; reads no pixels.
 
     Raises
@@ -73,7 +75,7 @@ def as_seen(opened: Image, network: Any, card: ModelCard, options: Options, foot
     _check_axes(whole, footprint)
     _check_color(whole, network, channels)
     image = _fit_channels(whole, getattr(network, "in_channels", None), channels)
-    return Seen(image, whole, channels, resolution)
+    return NetworkInput(image, whole, channels, resolution)
 
 
 def _left(image: Image) -> str:

@@ -11,9 +11,9 @@ from numbers import Real
 from operator import index
 from typing import Any
 
-from tilenet.card import parse_rule
+from tilenet.card import parse_scaling
 from tilenet.errors import SettingsError
-from tilenet.readers.stated_size import parse_pixel_size
+from tilenet.readers.calibrated import parse_pixel_size
 from tilenet.resolution import refuse_both
 
 # More threads than any processor has.
@@ -41,7 +41,7 @@ class Options:
     axes: str | None = None
     # One number or its text become those of y and x.
     pixel_size: float | str | Sequence[float] | None = None
-    # Channel numbers, or channel names of the image; `as_seen` resolves names to numbers.
+    # Channel numbers, or channel names of the image; `as_network_input` resolves names to numbers.
     channels: int | str | Sequence[int | str] | None = None
     tile: int | Sequence[int] | None = None
     block: int | Sequence[int] | None = None
@@ -98,7 +98,7 @@ class Options:
         if self.scaling is not None:
             put("scaling", _rule(self.scaling))
 
-    def or_recorded(self, record: Mapping[str, Any]) -> Options:
+    def filled_from(self, record: Mapping[str, Any]) -> Options:
         """Return the options with those not given filled in from a run record."""
         # Only the record of objects in pixels of unequal sides has a spacing; those of older versions had none at all.
         record = {"spacing": (), **record}
@@ -182,7 +182,7 @@ def _plain(value: Any, name: str, *, texts: bool) -> Any:
 
 def _rule(scaling: Any) -> dict[str, Any]:
     """Return a rule for scaling, given as a mapping or as text, as plain values that JSON can hold."""
-    rule = parse_rule(scaling) if isinstance(scaling, str) else scaling
+    rule = parse_scaling(scaling) if isinstance(scaling, str) else scaling
     if not isinstance(rule, Mapping):
         raise SettingsError(f"scaling {rule!r}: give a rule, such as {{'method': 'none'}}, or its text")
     return {name: _python(value) for name, value in rule.items()}

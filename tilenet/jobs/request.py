@@ -1,4 +1,4 @@
-"""What a user wants segmented: settled as a new job, or as the job of an output that exists."""
+"""What a user wants segmented, as a new job or as the job of an output that exists."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tilenet.jobs.image_times import remark_written_since
 from tilenet.jobs.job import Job, identity_of, named_as_now
 from tilenet.jobs.mismatch import check_info, refuse_contradiction
 from tilenet.jobs.options import Options
-from tilenet.jobs.settling import found_model, settle
-from tilenet.masks.into import Target
+from tilenet.jobs.setup import found_model, make_job
+from tilenet.masks.label_target import LabelTarget
 from tilenet.predict import predictors
 from tilenet.readers import open_image
 from tilenet.readers.image import closing
@@ -30,19 +30,19 @@ UNSAID = ("", None, "auto")
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be segmented, with which model and options: the arguments of `settle`."""
+    """What is to be segmented, with which model and options: the arguments of `make_job`."""
 
     image: Any
     model: Any
     options: Options = field(default_factory=Options)
     footprint: Footprint | None = None
-    target: Target | None = None
+    target: LabelTarget | None = None
 
-    def settle(self) -> Job:
+    def new_job(self) -> Job:
         """Return the job of a new output."""
-        return settle(self.image, self.model, self.options, footprint=self.footprint, target=self.target)
+        return make_job(self.image, self.model, self.options, footprint=self.footprint, target=self.target)
 
-    def settle_as(self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal | None = None) -> Job:
+    def job_like(self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal | None = None) -> Job:
         """Return the job of an output that exists already.
 
         Parameters
@@ -61,10 +61,10 @@ class Request:
             If the output does not say how it was made, or was made with other settings.
         """
         check_info(info, name)
-        options, scaling = self.options.or_recorded(info["record"]), Scaling.from_json(info["scaling"])
+        options, scaling = self.options.filled_from(info["record"]), Scaling.from_json(info["scaling"])
         refuse = refuse or refuse_contradiction
         try:
-            job = settle(self.image, self.model, options, footprint=self.footprint)
+            job = make_job(self.image, self.model, options, footprint=self.footprint)
         except (ImageError, SettingsError):
             self.refuse_another_image(info, name)
             self.refuse_another_model(info, name, refuse)
@@ -102,8 +102,8 @@ class Request:
             here["device"] = machine.find_device(device or "auto").type
         refuse(info, {**info, "record": {**info["record"], **here}}, name)
 
-    def settle_complete(self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal | None = None) -> Job:
-        """Return the job of a complete output, for which nothing is computed; parameters and errors as `settle_as`.
+    def job_like_complete(self, info: Mapping[str, Any], name: str | Path, *, refuse: Refusal | None = None) -> Job:
+        """Return the job of a complete output, for which nothing is computed; parameters and errors as `job_like`.
 
         This machine needs neither the device nor the engine that the output was made with. They are compared only
         if the user named one: ``auto`` is either.
@@ -118,26 +118,26 @@ class Request:
 
         # On the device and engine that every machine has; the memory was for computing.
         options = replace(self.options, device="cpu", engine="plain", memory=None)
-        return replace(self, options=options).settle_as(info, name, refuse=refuse_given)
+        return replace(self, options=options).job_like(info, name, refuse=refuse_given)
 
-    def settle_for(self, store: Store, *, computed: bool = False) -> Job:
+    def job_for(self, store: Store, *, computed: bool = False) -> Job:
         """Return the job of a store opened for resuming; closes the store if it cannot be resumed.
 
         `computed` says that the network has nothing left to do, as if the store were complete.
         """
-        settle = self.settle_complete if store.complete or computed else self.settle_as
+        make_job = self.job_like_complete if store.complete or computed else self.job_like
         try:
-            return settle(store.info, store.path)
+            return make_job(store.info, store.path)
         except BaseException:
             store.close()
             raise
 
-    def settle_to_fill(self, store: Store) -> Job:
+    def job_to_fill(self, store: Store) -> Job:
         """Do the same for a store whose blocks are to be computed here: say so if these may not fit those it has.
 
         The image may have been written since the run began, and the last bits may be others.
         """
-        job = self.settle_for(store)
+        job = self.job_for(store)
         try:
             if not store.complete:
                 remark_written_since(store, job.image.name)

@@ -37,7 +37,7 @@ def check_file_place(
         If its folder is a file.
     """
     check_local(out)
-    refuse_inside(out, image=image, mask=mask)
+    refuse_protected(out, image=image, mask=mask)
     refuse_inside_mask(out)
     refuse_inside_file(out)
     if out.is_symlink():
@@ -50,7 +50,7 @@ def check_file_place(
         raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
 
 
-def refuse_inside(out: Path, **spared: Any) -> None:
+def refuse_protected(out: Path, **spared: Any) -> None:
     """Raise `OutputExists` if a file would replace, or lie inside, one of the spared paths."""
     for what, path in spared.items():
         if _meet(out, path):

@@ -30,8 +30,8 @@ from tilenet.errors import (
 from tilenet.geometry import Box, boxes_of
 from tilenet.masks.protected import check_file_place
 from tilenet.readers import open_image
+from tilenet.readers.guards import quietly
 from tilenet.readers.image import Image
-from tilenet.readers.library_errors import quietly
 from tilenet.store import AnyMask, Layout, Mask
 from tilenet.store.metadata import MAKING, layout_of, not_ours
 from tilenet.store.pyramid import doubled

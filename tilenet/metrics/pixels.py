@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tilenet.metrics.tables import Summed, contingency, pair, ratio
+from tilenet.metrics.contingency import AddableCounts, contingency, pair, ratio
 
 
 @dataclass(frozen=True)
-class PixelCounts(Summed):
+class PixelCounts(AddableCounts):
     """Number of pixels of one class: in both images, in the prediction only, in the truth only."""
 
     both: int = 0

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tilenet.card import ModelCard, parse_colors, parse_rule
+from tilenet.card import ModelCard, parse_colors, parse_scaling
 from tilenet.errors import ModelError, ModelNotFound, OutputExists, one_line
 from tilenet.models.weights import COMPILED, State, read_claims, read_weights
 from tilenet.store.destination import put_whole
@@ -186,7 +186,7 @@ def convert_model(
     mask_of_class : tuple of int, optional
         Mask value of each output.
     scaling : str, optional
-        Rule for intensities as on the command line; see `tilenet.card.parse_rule`.
+        Rule for intensities as on the command line; see `tilenet.card.parse_scaling`.
     pixel_size : float, optional
         Micrometres per pixel of the training images.
     colors : str, optional
@@ -218,7 +218,7 @@ def convert_model(
     if mask_of_class is not None:
         said["mask_of_class"] = mask_of_class
     if scaling is not None:
-        said["scaling"] = parse_rule(scaling)
+        said["scaling"] = parse_scaling(scaling)
     if pixel_size is not None:
         said["pixel_size"] = pixel_size
     if colors is not None:

@@ -18,7 +18,7 @@ from tilenet.arguments import known_options
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.export.drawn_regions import Drawn, covered, outlines, read_regions
 from tilenet.export.listed_objects import Listed, Listing, read_listed
-from tilenet.export.placement import Grid, grid_in
+from tilenet.export.placement import MaskPlacement, grid_in
 from tilenet.geometry import Box
 from tilenet.masks.provenance import open_as_segmented, remark, resolution_of
 from tilenet.masks.tiff_mask import open_mask
@@ -130,7 +130,7 @@ def overlay(
 
 
 @contextmanager
-def _as_segmented(image: Any, mask: AnyMask) -> Iterator[tuple[Image, Grid]]:
+def _as_segmented(image: Any, mask: AnyMask) -> Iterator[tuple[Image, MaskPlacement]]:
     """Open the image on the pixel grid of its mask, with the channels that were segmented; yield it and the grid."""
     channels = mask.info["record"].get("channels")
     with closing(open_as_segmented(image, mask), image) as stored:
@@ -167,7 +167,7 @@ def _objects(
 
 
 def _lines(
-    drawn: Sequence[Drawn], mask: AnyMask, grid: Grid, part: Box, shape: tuple[int, int]
+    drawn: Sequence[Drawn], mask: AnyMask, grid: MaskPlacement, part: Box, shape: tuple[int, int]
 ) -> list[tuple[str, list[NDArray[np.float64]]]]:
     """Return the names and outlines of the regions that a picture of a part shows: y and x (n, 2) in its pixels."""
 

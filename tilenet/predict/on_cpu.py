@@ -19,7 +19,7 @@ from tilenet.predict.engine import SteppedUNet
 from tilenet.predict.predictors import TorchPredictor
 
 
-class HostPredictor(TorchPredictor):
+class CpuPredictor(TorchPredictor):
     """A predictor that also decides; see `tilenet.runner.DecidingPredictor`.
 
     Attributes

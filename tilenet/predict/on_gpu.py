@@ -25,7 +25,7 @@ from tilenet.plan import Tile
 from tilenet.predict.predictors import TORCH_DTYPES, TorchPredictor
 
 
-class DevicePredictor(TorchPredictor):
+class GpuPredictor(TorchPredictor):
     """A predictor that decides where it computes; see `tilenet.runner.DecidingPredictor`.
 
     Attributes

@@ -10,10 +10,10 @@ from typing import Any
 from tilenet.address import file_of, is_address, shown
 from tilenet.arguments import known_options
 from tilenet.errors import ImageError, ImageNotFound, SettingsError, TilenetError
+from tilenet.readers.calibrated import CalibratedImage, parse_pixel_size
 from tilenet.readers.formats import dicom_files, kind_of, refuse_remote_file
+from tilenet.readers.guards import as_image_errors
 from tilenet.readers.image import Image
-from tilenet.readers.library_errors import refusing
-from tilenet.readers.stated_size import SizedImage, parse_pixel_size
 from tilenet.readers.zarr_metadata import has_documents
 
 __all__ = ["open_image"]
@@ -94,7 +94,7 @@ def open_image(
         raise ImageError(f"{kind}: is neither a path, an array nor an image. {one}")
     try:
         opened = image.at_level(level) if level else image
-        opened = opened if size is None else SizedImage(opened, size)
+        opened = opened if size is None else CalibratedImage(opened, size)
         return opened if channels is None else opened.with_channels(opened.channel_numbers(channels))
     except TilenetError:
         if not isinstance(source, Image):
@@ -107,7 +107,7 @@ def _open_path(path: str, *, axes: str | None, missing: str) -> Image:
         return _open_address(path, axes=axes)
     if not path:
         raise ImageNotFound("the image path is empty. Give a path")
-    with refusing(f"{path}: cannot be opened", "Check the path and its permissions"):
+    with as_image_errors(f"{path}: cannot be opened", "Check the path and its permissions"):
         if Path(path).is_file():
             path = path.rstrip("/")  # a shell may append a slash to the name
         if Path(path).is_dir() or _inside_zarr(Path(path)):
@@ -119,7 +119,7 @@ def _open_path(path: str, *, axes: str | None, missing: str) -> Image:
 
 def _open_address(address: str, *, axes: str | None) -> Image:
     refuse_remote_file(address)
-    with refusing(f"{shown(address)}: cannot be opened", "Check the address"):
+    with as_image_errors(f"{shown(address)}: cannot be opened", "Check the address"):
         from tilenet.readers.zarr import open_zarr
         from tilenet.readers.zarr_remote import open_folder
 

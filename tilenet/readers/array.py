@@ -13,8 +13,8 @@ import numpy as np
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import Span, axis_map_of
+from tilenet.readers.guards import as_image_errors, pixel_dtype
 from tilenet.readers.image import Level, Pixels, SingleLevelImage, names_of_array
-from tilenet.readers.library_errors import pixel_dtype, refusing
 
 # Bytes to hash at once.
 HASHED = 2**24
@@ -53,9 +53,9 @@ class ArrayImage(SingleLevelImage):
         return self._read(box, None)
 
     @property
-    def parts_channels(self) -> bool:
+    def separates_channels(self) -> bool:
         """Whether the array stores channels apart, so that some can be read without the others."""
-        return self._axis_map.parts_channels
+        return self._axis_map.separates_channels
 
     def read_channels(self, box: Box, channels: Span) -> Pixels:
         """Return the pixels of a range of channels in a box; the others are not computed."""
@@ -63,7 +63,7 @@ class ArrayImage(SingleLevelImage):
 
     def _read(self, box: Box, channels: Span | None) -> Pixels:
         out, stored = self._axis_map.empty(box, self.dtype, channels)
-        with refusing(f"{self.name}: {box} cannot be read", "Read it without tilenet to see why"):
+        with as_image_errors(f"{self.name}: {box} cannot be read", "Read it without tilenet to see why"):
             part = self._array[tuple(slice(a, b) for a, b in self._axis_map.ranges(box, channels))]
             stored[...] = self._computed(part) if hasattr(part, "compute") else part
         return out

@@ -54,14 +54,14 @@ class AxisMap:
         )
 
     @property
-    def parts_channels(self) -> bool:
+    def separates_channels(self) -> bool:
         """Whether some channels can be read alone: they are one stored dimension, in front of y and x."""
         return self.letters.count("c") == 1 and self.letters.index("c") < self.letters.index("y")
 
     def ranges(self, box: Box, channels: Span | None = None) -> list[Span]:
         """Return start and stop along every stored dimension, for a box over the axes without ``c``.
 
-        `channels` is a half-open range of channels, allowed if `parts_channels`; None stands for all channels.
+        `channels` is a half-open range of channels, allowed if `separates_channels`; None stands for all channels.
         """
         wanted = dict(zip(self.axes.replace("c", ""), zip(box.start, box.stop, strict=True), strict=True))
         if channels is not None:

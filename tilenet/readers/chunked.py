@@ -9,8 +9,8 @@ from typing import Self
 from tilenet.geometry import Box
 from tilenet.readers.axes import AxisMap, Span
 from tilenet.readers.cache import PieceCache
+from tilenet.readers.guards import DAMAGED, as_image_errors, check_level
 from tilenet.readers.image import Image, Pixels
-from tilenet.readers.library_errors import DAMAGED, check_level, refusing
 
 
 class ChunkedImage(Image):
@@ -40,9 +40,9 @@ class ChunkedImage(Image):
         return self._read(box, None)
 
     @property
-    def parts_channels(self) -> bool:
+    def separates_channels(self) -> bool:
         """Whether the file stores channels apart, so that some can be read without the others."""
-        return self._axis_maps[self.level].parts_channels
+        return self._axis_maps[self.level].separates_channels
 
     def read_channels(self, box: Box, channels: Span) -> Pixels:
         """Return the pixels of a range of channels in a box; the chunks of the others are not decoded."""
@@ -53,7 +53,7 @@ class ChunkedImage(Image):
         out, stored = axis_map.empty(box, self.dtype, channels)
         starts, stops = zip(*axis_map.ranges(box, channels), strict=True)
         asked = Box(starts, stops)
-        with refusing(f"{self.name}: {box} of level {self.level} cannot be decoded", self._remedy):
+        with as_image_errors(f"{self.name}: {box} of level {self.level} cannot be decoded", self._remedy):
             pieces = list(self._pieces(asked, joined="c" if channels is None else ""))
             for piece, pixels in zip(pieces, self._pixels_of(pieces), strict=True):
                 part = asked & piece

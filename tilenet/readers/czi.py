@@ -23,16 +23,16 @@ from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.fixed_grid import assemble
-from tilenet.readers.image import RGB, Level, Pixels, SingleLevelImage
-from tilenet.readers.library_errors import (
+from tilenet.readers.guards import (
     DAMAGED,
     LONGEST_AXIS,
+    as_image_errors,
     check_missing,
     needing,
-    positive,
+    positive_or_none,
     reduce_by_path,
-    refusing,
 )
+from tilenet.readers.image import RGB, Level, Pixels, SingleLevelImage
 
 SIDE = (1024, 1024)
 # Samples and dtype of each of libCZI's pixel types; colours are stored blue first.
@@ -60,7 +60,7 @@ class CziImage(SingleLevelImage):
         self._lock, self._cache = Lock(), PieceCache()
         self._czi: Any = None
         try:
-            with refusing(f"{path}: cannot be read as a CZI", DAMAGED):
+            with as_image_errors(f"{path}: cannot be read as a CZI", DAMAGED):
                 self._czi = czi.CziReader(path)
                 self._read_metadata()
         except TilenetError:
@@ -150,7 +150,7 @@ class CziImage(SingleLevelImage):
     def _decoded(self, at: dict[str, int], box: Box) -> Pixels:
         """Return a piece of a plane (samples, y, x)."""
         corner = box.shifted(self._corner).start
-        with self._lock, refusing(f"{self.name}: {box} of {at} cannot be read", DAMAGED):
+        with self._lock, as_image_errors(f"{self.name}: {box} of {at} cannot be read", DAMAGED):
             if self._czi is None:
                 raise ImageError(f"{self.name}: is closed. Open it again")
             # The type is given because pylibCZIrw would look up that of channel 0, which need not exist.
@@ -179,5 +179,5 @@ class CziImage(SingleLevelImage):
 
 
 def _micrometres(metres: str | None) -> float | None:
-    number = positive(metres)
+    number = positive_or_none(metres)
     return None if number is None else number * METRE

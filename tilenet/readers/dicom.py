@@ -22,10 +22,10 @@ from tilenet.geometry import Box
 from tilenet.readers.axes import AxisMap, axis_map_of
 from tilenet.readers.fixed_grid import assemble
 from tilenet.readers.formats import dicom_files
-from tilenet.readers.image import CACHE_BYTES, RGB, Image, Level, Pixels
-from tilenet.readers.library_errors import (
+from tilenet.readers.guards import (
     DAMAGED,
     LONGEST_AXIS,
+    as_image_errors,
     check_level,
     check_missing,
     check_piece,
@@ -33,8 +33,8 @@ from tilenet.readers.library_errors import (
     pixel_dtype,
     quietly,
     reduce_by_path,
-    refusing,
 )
+from tilenet.readers.image import CACHE_BYTES, RGB, Image, Level, Pixels
 
 
 class DicomSource:
@@ -48,7 +48,7 @@ class DicomSource:
         self.slide: Any = None
         files = sorted(dicom_files(path)) if Path(path).is_dir() else [Path(path)]
         try:
-            with quietly("wsidicom"), refusing(f"{path}: cannot be read as a DICOM whole-slide image", DAMAGED):
+            with quietly("wsidicom"), as_image_errors(f"{path}: cannot be read as a DICOM whole-slide image", DAMAGED):
                 heads = _heads(files, path)
                 self.identity = _identity(files, heads)
                 # By default wsidicom caches 100 MB of encoded tiles besides the decoded ones.
@@ -124,7 +124,7 @@ class DicomSource:
         """Return the pixels of one tile of the file: (samples, y, x)."""
         group = self.groups[level]
         tile = group.tile_size
-        with refusing(f"{self.path}: {box} of level {level} cannot be read", DAMAGED):
+        with as_image_errors(f"{self.path}: {box} of level {level} cannot be read", DAMAGED):
             if self.n_missing and self._lacks(
                 group, box.start[1] // tile.width, box.start[0] // tile.height, plane, path
             ):

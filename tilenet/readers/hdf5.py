@@ -20,6 +20,7 @@ from tilenet.geometry import Box, cells_touched
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.chunked import ChunkedImage
+from tilenet.readers.guards import DAMAGED, as_image_errors, positive_or_none, reduce_by_path
 from tilenet.readers.hdf5_file import (
     LISTED,
     Stored,
@@ -31,7 +32,6 @@ from tilenet.readers.hdf5_file import (
     what_is_inside,
 )
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
-from tilenet.readers.library_errors import DAMAGED, positive, reduce_by_path, refusing
 from tilenet.resolution import coarser_size
 
 HEADER_BYTES = 1024
@@ -40,7 +40,7 @@ SPACE = {3: "zyx", 2: "yx"}
 
 
 @dataclass(frozen=True)
-class Grid:
+class LevelDatasets:
     """One level: equal datasets, side by side along axes of their own in front.
 
     Attributes
@@ -90,7 +90,7 @@ class Contents:
     ----------
     kind : str
         Kind of file, for identities; `reader` is its name for people.
-    grids : tuple of Grid
+    grids : tuple of LevelDatasets
         The levels, finest first.
     letters : tuple of str
         One per dimension of the grids, as for `axis_map_of`.
@@ -102,7 +102,7 @@ class Contents:
 
     kind: str
     reader: str
-    grids: tuple[Grid, ...]
+    grids: tuple[LevelDatasets, ...]
     letters: tuple[str, ...]
     sizes: Mapping[str, float | None]
     channel_names: tuple[str, ...] = ()
@@ -146,7 +146,7 @@ class Hdf5Image(ChunkedImage):
     def identity(self) -> dict[str, Any]:
         """Return the file's size, the shapes of the levels, and a hash of its header and of where its data lie."""
         digest = hashlib.sha256(self._header)
-        with refusing(f"{self.name}: cannot be read", DAMAGED):
+        with as_image_errors(f"{self.name}: cannot be read", DAMAGED):
             for grid in self._contents.grids:
                 for dataset in grid.datasets.values():
                     digest.update(dataset.fingerprint().encode())
@@ -178,7 +178,7 @@ def open_hdf5(path: str, *, inside: str, axes: str | None) -> Image:
     """
     name, file = f"{path}/{inside}" if inside else path, open_file(path)
     try:
-        with refusing(f"{name}: cannot be read as an image in HDF5", DAMAGED):
+        with as_image_errors(f"{name}: cannot be read as an image in HDF5", DAMAGED):
             return Hdf5Image(name, file, _contents(file, inside, name), axes=axes)
     except TilenetError:
         file.close()
@@ -198,7 +198,7 @@ def _contents(file: Any, inside: str, name: str) -> Contents:
         inside = found[0]
     dataset = follow(file, inside, name)
     stored = Stored(dataset, name)
-    grid = Grid({(): stored}, stored.shape)
+    grid = LevelDatasets({(): stored}, stored.shape)
     return Contents("hdf5", "HDF5 (h5py)", (grid,), _letters(dataset), _sizes(dataset))
 
 
@@ -219,4 +219,4 @@ def _letters(dataset: Any) -> tuple[str, ...]:
 def _sizes(dataset: Any) -> dict[str, float | None]:
     """Return the pixel size that Fiji's HDF5 plugin, and others after it, write: micrometres along z, y and x."""
     numbers = np.ravel(attribute_of(dataset, "element_size_um")).tolist()
-    return dict(zip(SPACE.get(len(numbers), ""), map(positive, numbers), strict=False))
+    return dict(zip(SPACE.get(len(numbers), ""), map(positive_or_none, numbers), strict=False))

@@ -16,8 +16,8 @@ import numpy as np
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
+from tilenet.readers.guards import DAMAGED, LONGEST_AXIS, as_image_errors, check_piece, needing, pixel_dtype
 from tilenet.readers.image import Pixels
-from tilenet.readers.library_errors import DAMAGED, LONGEST_AXIS, check_piece, needing, pixel_dtype, refusing
 
 # Soft links that are followed, one after another, to one dataset.
 MOST_LINKS = 16
@@ -164,7 +164,7 @@ def open_file(path: str) -> Any:
     """Open an HDF5 file for reading."""
     with needing(path, kind="an HDF5 file", library="h5py", extra="hdf5"):
         import h5py
-    with refusing(f"{path}: cannot be read as an HDF5 file", DAMAGED):
+    with as_image_errors(f"{path}: cannot be read as an HDF5 file", DAMAGED):
         try:
             # Where a file system has no locks, none is needed. Chunks do not go through HDF5's own cache.
             return h5py.File(path, "r", locking="best-effort", rdcc_nbytes=0)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
-from tilenet.readers.library_errors import check_level
+from tilenet.readers.coordinates import CoordinateTransform
+from tilenet.readers.guards import check_level
 from tilenet.readers.mirroring import fold
-from tilenet.readers.ome_frame import Frame
 from tilenet.resolution import downsample_factor
 
 Pixels = NDArray[Any]
@@ -160,7 +160,7 @@ class Image(ABC):
         return tuple(float(1 - 1 / downsample_factor(finest, n)) / 2 for axis, finest, n in lengths if axis != "c")
 
     @property
-    def frame(self) -> Frame | None:
+    def frame(self) -> CoordinateTransform | None:
         """Where the pixels lie along `box_axes`, in the file's own units; None if it states at most a pixel size."""
         return None
 
@@ -238,7 +238,7 @@ class Image(ABC):
         return pixels
 
     @property
-    def parts_channels(self) -> bool:
+    def separates_channels(self) -> bool:
         """Whether the file stores channels apart, so that `read_channels` reads only those asked for."""
         return False
 
@@ -313,7 +313,7 @@ class DerivedImage(Image):
         return self._image.shift
 
     @property
-    def frame(self) -> Frame | None:
+    def frame(self) -> CoordinateTransform | None:
         """The frame of the underlying image."""
         return self._image.frame
 
@@ -368,7 +368,7 @@ class ChannelView(DerivedImage):
         if self.channels_last:
             pixels = self._image.read_inside(box)
             return np.moveaxis(np.take(np.moveaxis(pixels, 0, -1), self._channels, axis=-1), -1, 0)
-        if not self._image.parts_channels:
+        if not self._image.separates_channels:
             return self._image.read_inside(box)[list(self._channels)]
         parts = [self._image.read_channels(box, run) for run in self._runs]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts))[self._places]

@@ -12,9 +12,9 @@ from math import nan
 from typing import Any
 
 from tilenet.errors import ImageError
-from tilenet.readers.hdf5 import Contents, Grid
+from tilenet.readers.guards import DAMAGED, positive_or_none
+from tilenet.readers.hdf5 import Contents, LevelDatasets
 from tilenet.readers.hdf5_file import Stored, attribute_of, follow, text_of
-from tilenet.readers.library_errors import DAMAGED, positive
 from tilenet.readers.units import MICROMETERS
 
 DATA, ABOUT = "DataSet", "DataSetInfo"
@@ -60,7 +60,7 @@ def _count(group: Any, stem: str, name: str) -> int:
     return len(found)
 
 
-def _level(root: Any, number: int, name: str) -> Grid:
+def _level(root: Any, number: int, name: str) -> LevelDatasets:
     """Return a level (t, c, z, y, x)."""
     level = follow(root, f"ResolutionLevel {number}", name)
     n_times = _count(level, "TimePoint", name)
@@ -79,7 +79,7 @@ def _level(root: Any, number: int, name: str) -> Grid:
         raise ImageError(
             f"{name}: its channels and time points differ in size, chunks or type in {level.name}. {DAMAGED}"
         )
-    return Grid(datasets, (n_times, counts[0], *sizes.pop()[0]))
+    return LevelDatasets(datasets, (n_times, counts[0], *sizes.pop()[0]))
 
 
 def _size(group: Any, stored: Stored, name: str) -> tuple[int, ...]:
@@ -97,7 +97,7 @@ def _size(group: Any, stored: Stored, name: str) -> tuple[int, ...]:
 def _sizes(image: Any, lengths: dict[str, int]) -> dict[str, float | None]:
     """Return micrometres per pixel along z, y and x: the extent of the image, divided by its lengths."""
     unit = MICROMETERS.get(text_of(image, "Unit"), 0.0)
-    return {a: positive(_extent(image, number) * unit / lengths[a]) for a, number in NUMBERS.items()}
+    return {a: positive_or_none(_extent(image, number) * unit / lengths[a]) for a, number in NUMBERS.items()}
 
 
 def _extent(image: Any, number: int) -> float:

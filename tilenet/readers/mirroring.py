@@ -12,7 +12,7 @@ from tilenet.geometry import mirror
 
 
 @dataclass(frozen=True)
-class Fold:
+class Reflection:
     """How to build a mirrored read from a plain one, along one axis.
 
     Attributes
@@ -34,19 +34,19 @@ class Fold:
         return np.concatenate([pixels[(slice(None),) * axis + (run,)] for run in self.runs], axis=axis)
 
 
-def fold(start: int, stop: int, length: int) -> Fold:
+def fold(start: int, stop: int, length: int) -> Reflection:
     """Plan a mirrored read of ``start:stop`` on an axis of `length` pixels.
 
     >>> fold(-2, 4, 5)
     Fold(start=0, stop=4, runs=(slice(2, 0, -1), slice(0, 4, 1)))
     """
     if 0 <= start and stop <= length:
-        return Fold(start, stop, (slice(None),))
+        return Reflection(start, stop, (slice(None),))
     source = np.fromiter((mirror(i, length) for i in range(start, stop)), np.intp, stop - start)
     lowest, steps = int(source.min()), np.diff(source)
     # A run ends where the direction turns. On an axis of one pixel, where the step is 0, every run is one pixel.
     ends = np.union1d(np.flatnonzero(np.diff(steps)), np.flatnonzero(steps == 0)) + 1
-    return Fold(lowest, int(source.max()) + 1, tuple(map(_run, np.split(source - lowest, ends))))
+    return Reflection(lowest, int(source.max()) + 1, tuple(map(_run, np.split(source - lowest, ends))))
 
 
 def _run(places: NDArray[np.intp]) -> slice:

@@ -17,8 +17,8 @@ from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.codestreams import picture_size
+from tilenet.readers.guards import as_image_errors, check_piece, pixel_dtype, reduce_by_path
 from tilenet.readers.image import RGB, Level, Pixels, SingleLevelImage
-from tilenet.readers.library_errors import check_piece, pixel_dtype, reduce_by_path, refusing
 
 DECODERS = {"png": imagecodecs.png_decode, "jpeg": imagecodecs.jpeg_decode, "bmp": imagecodecs.bmp_decode}
 # Markers (ITU-T T.81, B.1.1.3). Within a scan, a data byte FF is followed by 00, so neither occurs there by chance.
@@ -34,7 +34,7 @@ class PictureImage(SingleLevelImage):
 
     def __init__(self, path: str, kind: str, *, axes: str | None = None) -> None:
         self.name, self._kind, self._given_axes = path, kind, axes
-        with refusing(f"{path}: cannot be read as a {kind.upper()}", "The file is damaged; get it again"):
+        with as_image_errors(f"{path}: cannot be read as a {kind.upper()}", "The file is damaged; get it again"):
             data = Path(path).read_bytes()
             self._identity = {"kind": kind, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             self._pixels, self.drops_alpha = _decode(data, kind, path=path)

@@ -21,8 +21,8 @@ from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.codestreams import picture_size
 from tilenet.readers.formats import PICTURES, kind_of
+from tilenet.readers.guards import as_image_errors, reduce_by_path
 from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels, SingleLevelImage
-from tilenet.readers.library_errors import reduce_by_path, refusing
 
 HEADER_BYTES = 2**16
 # Files that file managers leave in folders; they are ignored.
@@ -36,7 +36,7 @@ class PlanesImage(SingleLevelImage):
 
     def __init__(self, path: str, *, axes: str | None = None, missing: str = "error") -> None:
         self.name, self._given_axes, self._missing = path, axes, missing
-        with refusing(f"{path}: cannot be read as a folder of planes", "Check the folder and its permissions"):
+        with as_image_errors(f"{path}: cannot be read as a folder of planes", "Check the folder and its permissions"):
             self._files = numbered_files(Path(path))
             with self._open(0) as first:
                 _check_plane(first)
@@ -59,7 +59,7 @@ class PlanesImage(SingleLevelImage):
         plane = Box(box.start[1:], box.stop[1:])
         out = self.empty(box)
         for place, index in enumerate(range(box.start[0], box.stop[0])):
-            with refusing(f"{self._files[index]}: {plane} cannot be read", "The file is damaged; get it again"):
+            with as_image_errors(f"{self._files[index]}: {plane} cannot be read", "The file is damaged; get it again"):
                 out[:, place] = self._part(index, plane)
         return out
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from tilenet.address import Address
 from tilenet.errors import RESUME, EnvironmentFault, ImageError, ImageNotFound, TilenetError
-from tilenet.readers.library_errors import needing
+from tilenet.readers.guards import needing
 from tilenet.readers.remote_cache import FetchCache
 
 # Timeouts: to connect, between two pieces of an answer, for one answer, and for all retries of a request.

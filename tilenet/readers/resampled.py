@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box, ceil_div
+from tilenet.readers.coordinates import CoordinateTransform, scaled
+from tilenet.readers.guards import check_level
 from tilenet.readers.image import DerivedImage, Image, Level, Pixels
-from tilenet.readers.library_errors import check_level
-from tilenet.readers.ome_frame import Frame, scaled
 from tilenet.resolution import AS_STORED, PixelSize, Resolution
 
 # Most pixels (of all channels, stored or resampled) to process at once, and the temporary memory for each.
@@ -135,7 +135,7 @@ class Resampled(DerivedImage):
         )
 
     @property
-    def frame(self) -> Frame | None:
+    def frame(self) -> CoordinateTransform | None:
         """The frame of the stored level, scaled to the pixels of this image."""
         if self.level:
             return self._image.at_level(self._coarser[self.level - 1]).frame

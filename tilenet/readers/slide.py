@@ -19,16 +19,16 @@ from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.fixed_grid import assemble
-from tilenet.readers.image import RGB, Image, Level, Pixels
-from tilenet.readers.library_errors import (
+from tilenet.readers.guards import (
     DAMAGED,
     LONGEST_AXIS,
+    as_image_errors,
     check_level,
     needing,
-    positive,
+    positive_or_none,
     reduce_by_path,
-    refusing,
 )
+from tilenet.readers.image import RGB, Image, Level, Pixels
 from tilenet.resolution import coarser_size
 
 SIDE = (512, 512)
@@ -44,10 +44,10 @@ class SlideSource:
         self.path, self.cache, self.bytes = path, PieceCache(), Path(path).stat().st_size
         self._open: Any = openslide.OpenSlide
         self._failure = openslide.OpenSlideError
-        with refusing(f"{path}: cannot be read by OpenSlide", DAMAGED):
+        with as_image_errors(f"{path}: cannot be read by OpenSlide", DAMAGED):
             self.slide: Any = self._open(path)
         try:
-            with refusing(f"{path}: cannot be read by OpenSlide", DAMAGED):
+            with as_image_errors(f"{path}: cannot be read by OpenSlide", DAMAGED):
                 self._read_metadata(dict(self.slide.properties))
         except TilenetError:
             self.slide.close()
@@ -62,7 +62,7 @@ class SlideSource:
         self.hash = properties.get("openslide.quickhash-1", "")
         colour = properties.get("openslide.background-color", WHITE)
         self.background = tuple(bytes.fromhex(colour))
-        finest = [positive(properties.get(f"openslide.mpp-{a}")) for a in "yx"]
+        finest = [positive_or_none(properties.get(f"openslide.mpp-{a}")) for a in "yx"]
         self.levels = tuple(
             Level((*shape, 3), tuple(map(coarser_size, finest, self.shapes[0], shape))) for shape in self.shapes
         )
@@ -73,7 +73,7 @@ class SlideSource:
 
     def _decoded(self, level: int, box: Box) -> Pixels:
         at = tuple(round(a * self.downsamples[level]) for a in reversed(box.start))
-        with refusing(f"{self.path}: {box} of level {level} cannot be read", DAMAGED):
+        with as_image_errors(f"{self.path}: {box} of level {level} cannot be read", DAMAGED):
             rgba = np.asarray(self._region(at, level, box.shape[::-1]))  # (y, x, 4)
             alpha = rgba[..., 3:].astype(np.uint16)
             colour = rgba[..., :3]

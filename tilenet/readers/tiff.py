@@ -26,16 +26,16 @@ from tifffile import PHOTOMETRIC
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import AxisMap, Span, axis_map_of
-from tilenet.readers.image import Image, Level, Pixels
-from tilenet.readers.library_errors import (
+from tilenet.readers.guards import (
     DAMAGED,
+    as_image_errors,
     check_level,
     check_missing,
     pixel_dtype,
     quietly,
     reduce_by_path,
-    refusing,
 )
+from tilenet.readers.image import Image, Level, Pixels
 from tilenet.readers.tiff_decode import PageReader
 from tilenet.readers.tiff_metadata import channel_names, check_ome, pixel_sizes
 from tilenet.readers.tiff_pages import Segments, n_alpha, segments_of, stored_dimensions
@@ -92,7 +92,7 @@ class TiffSource:
 
     def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
         self.path, self.given_axes, self.missing = path, axes, missing
-        with quietly("tifffile"), refusing(f"{path}: cannot be read as a TIFF", DAMAGED):
+        with quietly("tifffile"), as_image_errors(f"{path}: cannot be read as a TIFF", DAMAGED):
             storage = {os.path.realpath(path): check_directories(path)}
             with tifffile.TiffFile(path) as tiff:
                 storage |= self._beside(tiff)
@@ -152,7 +152,7 @@ class TiffSource:
         """Return the pixels of a box inside a level, for all channels or a range of them."""
         out, stored = level.axis_map.empty(box, self.dtype, channels)
         ranges, outer = level.axis_map.ranges(box, channels), level.axis_map.shape[:-5]
-        with refusing(f"{self.path}: {box} cannot be read", DAMAGED):
+        with as_image_errors(f"{self.path}: {box} cannot be read", DAMAGED):
             for index in product(*(range(a, b) for a, b in ranges[:-5])):
                 page = int(np.ravel_multi_index(index, outer)) if outer else 0
                 part = stored[tuple(i - a for i, (a, _) in zip(index, ranges, strict=False))]
@@ -206,9 +206,9 @@ class TiffImage(Image):
         return self._source.read(self._source.levels[self.level], box)
 
     @property
-    def parts_channels(self) -> bool:
+    def separates_channels(self) -> bool:
         """Whether the file stores channels apart, so that some can be read without the others."""
-        return self._source.levels[self.level].axis_map.parts_channels
+        return self._source.levels[self.level].axis_map.separates_channels
 
     def read_channels(self, box: Box, channels: Span) -> Pixels:
         """Return the pixels of a range of channels in a box; the segments of the others are not decoded."""

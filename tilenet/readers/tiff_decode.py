@@ -15,8 +15,8 @@ from tifffile import COMPRESSION
 from tilenet.errors import ImageError
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.codestreams import picture_size
+from tilenet.readers.guards import as_image_errors
 from tilenet.readers.image import Pixels
-from tilenet.readers.library_errors import refusing
 from tilenet.readers.tiff_pages import Segments
 
 # Compressions whose decoder takes JPEG tables.
@@ -94,7 +94,7 @@ class PageReader:
     def _decode(self, segments: Segments, page: int, number: int) -> Pixels:
         """Return the pixels of one segment: (d, l, w, c)."""
         what = f"{self.path}: tile {number} of page {page} cannot be decoded"
-        with refusing(what, "The file is damaged; get it again"):
+        with as_image_errors(what, "The file is damaged; get it again"):
             data = self._bytes(segments, page, int(segments.offsets[page, number]), int(segments.counts[page, number]))
             _check_stream(segments, data, what)
             tables: dict[str, Any] = {}

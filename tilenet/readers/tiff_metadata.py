@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 from tifffile import PHOTOMETRIC
 
 from tilenet.errors import ImageError
+from tilenet.readers.guards import positive_or_none
 from tilenet.readers.image import RGB
-from tilenet.readers.library_errors import positive
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 from tilenet.readers.units import MICROMETERS
 from tilenet.resolution import coarser_size
@@ -54,7 +54,7 @@ def _finest(tiff: Any, series: Any) -> dict[str, float | None]:
         size = _of_ome(tiff)
     elif tiff.is_svs:
         match = re.search(r"\bMPP\s*=\s*([0-9.eE+-]+)", page.description)
-        size = {a: positive(match.group(1)) for a in "yx"} if match else {}
+        size = {a: positive_or_none(match.group(1)) for a in "yx"} if match else {}
     elif tiff.is_imagej:
         size = _of_imagej(tiff.imagej_metadata or {}, page)
     else:
@@ -66,7 +66,7 @@ def _of_ome(tiff: Any) -> dict[str, float | None]:
     pixels = next(iter(_ome_elements(tiff, "Pixels")), {})
     size = {}
     for axis in "ZYX":
-        value = positive(pixels.get(f"PhysicalSize{axis}"))
+        value = positive_or_none(pixels.get(f"PhysicalSize{axis}"))
         unit = MICROMETERS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         size[axis.lower()] = value * unit if value and unit else None
     return size
@@ -100,7 +100,7 @@ def _of_imagej(metadata: dict[str, Any], page: Any) -> dict[str, float | None]:
     unit = MICROMETERS.get(str(metadata.get("unit", "")).replace("\\u00B5", "µ"))
     if unit is None:
         return {}
-    spacing = positive(metadata.get("spacing"))
+    spacing = positive_or_none(metadata.get("spacing"))
     return _plausible(_resolution(page, unit) | {"z": spacing * unit if spacing is not None else None})
 
 

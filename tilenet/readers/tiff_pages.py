@@ -14,7 +14,7 @@ from tifffile import COMPRESSION
 
 from tilenet.errors import ImageError
 from tilenet.geometry import ceil_div
-from tilenet.readers.library_errors import DAMAGED, LONGEST_AXIS, check_piece
+from tilenet.readers.guards import DAMAGED, LONGEST_AXIS, check_piece
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES, Storage
 
 # A tag of TIFF 6.0.

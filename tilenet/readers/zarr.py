@@ -14,9 +14,9 @@ from tilenet.geometry import Box, cells_touched
 from tilenet.readers.axes import AxisMap, axis_map_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.chunked import ChunkedImage
+from tilenet.readers.coordinates import CoordinateTransform, along, in_known_units
+from tilenet.readers.guards import LONGEST_AXIS, as_image_errors, pixel_dtype, quietly, reduce_by_path
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
-from tilenet.readers.library_errors import LONGEST_AXIS, pixel_dtype, quietly, reduce_by_path, refusing
-from tilenet.readers.ome_frame import Frame, along, in_known_units
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
 from tilenet.resolution import coarser_size
 
@@ -37,7 +37,7 @@ class ZarrImage(ChunkedImage):
 
         self.name, self.level, self._given_axes, self._sha256 = str(folder), 0, axes, sha256
         self._folder, self._cache = folder, PieceCache()
-        with quietly("zarr"), refusing(f"{folder}: cannot be read as a zarr array", DAMAGED):
+        with quietly("zarr"), as_image_errors(f"{folder}: cannot be read as a zarr array", DAMAGED):
             self._arrays = [open_array(node.folder) for node in nodes]
         first = self._arrays[0]
         self.dtype = pixel_dtype(first.dtype, self.name)
@@ -66,7 +66,7 @@ class ZarrImage(ChunkedImage):
         return super().kept_bytes + self._folder.kept_bytes
 
     @property
-    def frame(self) -> Frame | None:
+    def frame(self) -> CoordinateTransform | None:
         """Where the pixels of this level lie; None if the metadata does not say, or the caller renamed the axes."""
         found = self._about.frames[self.level]
         if found is None or self.axes != self.stated_axes:

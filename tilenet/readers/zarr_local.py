@@ -14,7 +14,7 @@ from zarr.storage import LocalStore
 
 from tilenet.errors import ImageError
 from tilenet.readers.zarr_metadata import DAMAGED, DEEPEST, DOCUMENTS, LARGEST_DOCUMENT, Folder
-from tilenet.readers.zarr_store import NO_CHUNK, Bounded
+from tilenet.readers.zarr_store import NO_CHUNK, CheckedStore
 
 # Number of files checked on opening; faults of the others are found when they are read.
 PROBED = 4096
@@ -67,7 +67,7 @@ class LocalFolder(Folder):
         return self._said
 
 
-class LocalArray(Bounded, LocalStore):
+class LocalArray(CheckedStore, LocalStore):
     """A read-only store of one array; links out of its folder, special files and oversized files are refused."""
 
     def __init__(self, root: Path) -> None:

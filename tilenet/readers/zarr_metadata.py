@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tilenet.errors import ImageError
+from tilenet.readers.coordinates import CoordinateTransform, frame_of
+from tilenet.readers.guards import as_image_errors
 from tilenet.readers.image import AXES
-from tilenet.readers.library_errors import refusing
-from tilenet.readers.ome_frame import Frame, frame_of
 from tilenet.readers.units import MICROMETERS
 
 DAMAGED = "The metadata is damaged; get the image again"
@@ -109,7 +109,7 @@ class Multiscales:
         Pixel size of each level along the dimensions, in micrometres.
     channel_names : tuple of str
         Names of the channels; an empty tuple if there are none.
-    frames : tuple of Frame or None
+    frames : tuple of CoordinateTransform or None
         Frame of each level along the dimensions; None if the metadata does not state it.
     """
 
@@ -117,7 +117,7 @@ class Multiscales:
     letters: tuple[str, ...]
     sizes: tuple[tuple[float | None, ...], ...]
     channel_names: tuple[str, ...]
-    frames: tuple[Frame | None, ...]
+    frames: tuple[CoordinateTransform | None, ...]
 
     def coarser(self, level: int) -> Multiscales:
         """Return the metadata of the levels from `level` on."""
@@ -132,7 +132,7 @@ def has_documents(path: str) -> bool:
 
 def read_node(folder: Folder) -> Node | None:
     """Return the array or group described by the documents in a folder; None if there are none."""
-    with refusing(f"{folder}: its zarr metadata cannot be read", DAMAGED):
+    with as_image_errors(f"{folder}: its zarr metadata cannot be read", DAMAGED):
         found = folder.documents()
         if not found:
             return None
@@ -149,7 +149,7 @@ def read_node(folder: Folder) -> Node | None:
 def multiscales_of(node: Node) -> Multiscales | None:
     """Return the metadata of the first multiscale image of a group; None if there is none."""
     ome = node.attributes.get("ome", node.attributes)
-    with refusing(f"{node.folder}: its OME-Zarr metadata cannot be understood", DAMAGED):
+    with as_image_errors(f"{node.folder}: its OME-Zarr metadata cannot be understood", DAMAGED):
         if not ome.get("multiscales"):
             return None
         image = ome["multiscales"][0]
@@ -202,7 +202,7 @@ def _safe(path: str, group: Folder) -> str:
     return path
 
 
-def _frame(image: dict[str, Any], level: int) -> Frame | None:
+def _frame(image: dict[str, Any], level: int) -> CoordinateTransform | None:
     """Return the frame of a level; None if the metadata does not state it in a known form."""
     try:
         said = image["datasets"][level].get("coordinateTransformations")

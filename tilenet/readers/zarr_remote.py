@@ -20,7 +20,7 @@ from tilenet.errors import RESUME, EnvironmentFault
 from tilenet.readers.remote import BucketNotFound, Forbidden, Remote
 from tilenet.readers.remote_cache import KEPT_BYTES
 from tilenet.readers.zarr_metadata import DEEPEST, DOCUMENTS, LARGEST_DOCUMENT, Folder
-from tilenet.readers.zarr_store import Bounded
+from tilenet.readers.zarr_store import CheckedStore
 
 V3, *V2 = DOCUMENTS
 
@@ -79,7 +79,7 @@ class RemoteFolder(Folder):
         """Yield the parent folders, nearest first, each with the path of this folder in it."""
         parts = self._path.split("/")
         for k in range(len(parts) - 1, max(-1, len(parts) - 1 - DEEPEST), -1):
-            yield Above(self._remote, "/".join(parts[:k])), "/".join(parts[k:])
+            yield ParentFolder(self._remote, "/".join(parts[:k])), "/".join(parts[k:])
 
     def nodes_inside(self) -> list[str] | None:
         """Return None: a remote folder cannot be listed."""
@@ -103,7 +103,7 @@ class RemoteFolder(Folder):
         return self._remote.text
 
 
-class Above(RemoteFolder):
+class ParentFolder(RemoteFolder):
     """A parent folder, which the caller did not ask for: it is no error if access to it is refused."""
 
     def documents(self) -> dict[str, bytes]:
@@ -114,7 +114,7 @@ class Above(RemoteFolder):
             return {}
 
 
-class RemoteArray(Bounded, ObjectStore[Any]):
+class RemoteArray(CheckedStore, ObjectStore[Any]):
     """A read-only store of one array; `documents` is its metadata at the time when it was opened."""
 
     def __init__(self, remote: Remote, folder: RemoteFolder, documents: dict[str, bytes]) -> None:

@@ -14,8 +14,8 @@ from zarr.codecs import ShardingCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from tilenet.errors import ImageError
-from tilenet.readers.chunk_sizes import is_known, unpacks_to_more
-from tilenet.readers.library_errors import LARGEST_PIECE, check_piece
+from tilenet.readers.decompressed_size import is_known, unpacks_to_more
+from tilenet.readers.guards import LARGEST_PIECE, check_piece
 from tilenet.readers.zarr_metadata import DOCUMENTS, LARGEST_DOCUMENT, Folder
 
 # Bytes allowed for headers: an incompressible chunk grows by a header, but no codec doubles its size.
@@ -43,7 +43,7 @@ class Bounds:
     index_bytes: int
 
 
-class Bounded:
+class CheckedStore:
     """Base class of the local and the remote store of an array, which check that its files keep to `bounds`."""
 
     bounds: Bounds | None = None

@@ -32,14 +32,14 @@ from tilenet.runner import Report
 from tilenet.runs.object_outputs import (
     DEPTHS,
     PLACES,
-    as_recorded,
     making_of,
     mask_to_continue,
     refuse_link,
     remove_making,
+    with_recorded_options,
 )
 from tilenet.runs.object_places import find_places, open_places
-from tilenet.runs.outputs import fill, open_store, spare_the_input
+from tilenet.runs.outputs import fill, open_store, protect_input
 from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Mask, Store, open_mask
 from tilenet.store.destination import holding
@@ -82,12 +82,12 @@ def store_objects(
     """
     request = replace(request, options=replace(request.options, output=request.options.output or "objects"))
     making, report = making_of(out, request.target), Report()
-    spare_the_input(making / DEPTHS, request.image)
+    protect_input(making / DEPTHS, request.image)
     store, overwrite = mask_to_continue(out, request, making, resume=resume, overwrite=overwrite)
     try:
         if store is not None:
             # A repair repeats the first two steps as they were for this mask, also where options are left out now.
-            request = as_recorded(request, store)
+            request = with_recorded_options(request, store)
         if store is None or next(store.pending(), None) is not None:
             depths, report = _fill_depths(making / DEPTHS, request, client, _half(progress, 0), resume=resume)
             started = perf_counter()
@@ -225,9 +225,9 @@ def _create(out: Path, request: Request, depths: Mask, numbering: Numbering, *, 
     layout = replace(depths.layout, labels={}, largest=max(2**16, numbering.n), classes=0, n_levels=0)
     if request.target is not None:
         # Nothing is computed, so this machine needs neither the device nor the engine of the first step.
-        options = request.options.or_recorded(depths.info["record"])
+        options = request.options.filled_from(depths.info["record"])
         options = replace(options, device="cpu", engine="plain", memory=None)
-        with replace(request, options=options).settle() as job:
+        with replace(request, options=options).new_job() as job:
             layout = replace(layout, **job.inside)
     info = depths.info | {"objects": numbering.n, FIRSTS: numbering.checksum()}
     return Store.create(out, layout, info, overwrite=overwrite)

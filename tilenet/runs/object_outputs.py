@@ -14,7 +14,7 @@ import numpy as np
 from tilenet.errors import OR_ANEW, OutputExists
 from tilenet.jobs.mismatch import check_info, contradiction
 from tilenet.jobs.request import Request
-from tilenet.masks.into import Target
+from tilenet.masks.label_target import LabelTarget
 from tilenet.store import Store, can_resume, check_free, is_complete, is_ours
 from tilenet.store.destination import discard, holding, sweep
 from tilenet.store.file_system import faults_named
@@ -23,18 +23,18 @@ from tilenet.store.metadata import MAKING, read_root
 DEPTHS, PLACES = "depths.zarr", "places.zarr"
 
 
-def making_of(out: Path, target: Target | None) -> Path:
+def making_of(out: Path, target: LabelTarget | None) -> Path:
     """Return the folder for the first two steps: beside the mask, or beside the OME-Zarr image that gets the labels."""
     beside = out if target is None else target.path.with_name(f"{target.path.name}.{out.name}")
     return beside.with_name(beside.name + MAKING).absolute()
 
 
-def in_making(out: Path, target: Target | None) -> bool:
+def in_making(out: Path, target: LabelTarget | None) -> bool:
     """Return whether a run with objects was started for `out`, and has not ended."""
     return is_ours(making_of(out, target) / DEPTHS)
 
 
-def was_begun(out: Path, target: Target | None) -> bool:
+def was_begun(out: Path, target: LabelTarget | None) -> bool:
     """Return whether a run with objects was started for `out`, or wrote it."""
     if in_making(out, target):
         return True
@@ -43,7 +43,7 @@ def was_begun(out: Path, target: Target | None) -> bool:
     return isinstance(record, dict) and record.get("output") == "objects"
 
 
-def refuse_begun(out: Path, target: Target | None, *, overwrite: bool) -> None:
+def refuse_begun(out: Path, target: LabelTarget | None, *, overwrite: bool) -> None:
     """Refuse an output for which a run with objects was started; with `overwrite`, remove what that run left."""
     making = making_of(out, target)
     if overwrite:
@@ -105,13 +105,13 @@ def _resumed(out: Path, request: Request, making: Path) -> Store | None:
         if is_complete(out) or contradiction(depths, info):
             return None
     store = Store.resume(out)
-    request.settle_for(store, computed=computed).close()
+    request.job_for(store, computed=computed).close()
     return store
 
 
-def as_recorded(request: Request, store: Store) -> Request:
+def with_recorded_options(request: Request, store: Store) -> Request:
     """Return what is wanted with the options that a mask was made with, and with its tissue map if the user gave it."""
     options, record = request.options, store.info["record"]
     if options.tissue is None and store.layout.tissue_map and (record["tissue"] or {}).get("method") == "given":
         options = replace(options, tissue=store.layout.tissue_map.cells.astype(np.uint8))
-    return replace(request, options=options.or_recorded(record))
+    return replace(request, options=options.filled_from(record))

@@ -24,10 +24,10 @@ from tilenet.geometry import Box, boxes_of, ceil_div, round_up
 from tilenet.instances.components import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
 from tilenet.jobs.compute import Progress
 from tilenet.store import Mask, Share, Store, can_resume, open_mask
+from tilenet.store.guarded_files import Stamp, stamp_of
 from tilenet.store.journal import MERGED
 from tilenet.store.layout import Layout
 from tilenet.store.metadata import OWN, read_root
-from tilenet.store.strict_files import Stamp, stamp_of
 from tilenet.workers.distributed import map_in_order
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ from typing import NamedTuple
 from tilenet.errors import BlocksFailed, OutputExists, OutputIncomplete, OutputLocked, TilenetError
 from tilenet.jobs.compute import Progress
 from tilenet.jobs.request import Request
-from tilenet.masks.into import Target
+from tilenet.masks.label_target import LabelTarget
 from tilenet.runner import Report
 from tilenet.runs.numbering import number_divided, store_objects
 from tilenet.runs.object_outputs import DEPTHS, PLACES, in_making, making_of, refuse_link, remove_making
 from tilenet.runs.object_places import are_of, find_places, open_places
-from tilenet.runs.outputs import spare_the_input
+from tilenet.runs.outputs import protect_input
 from tilenet.runs.shares import (
     blocks_of_share,
     checked_share,
@@ -54,7 +54,7 @@ def fill_objects(out: Path, request: Request, share: Share, *, progress: Progres
         As `tilenet.runs.numbering.store_objects`.
     """
     share, making = checked_share(share), making_of(out, request.target)
-    spare_the_input(making / DEPTHS, request.image)
+    protect_input(making / DEPTHS, request.image)
     refuse_link(making)
     # In this order: a run makes its mask before it removes the depths.
     if not in_making(out, request.target) and can_resume(out):
@@ -99,9 +99,7 @@ def _fill_depths(out: Path, request: Request, share: Share, progress: Progress |
     making = making_of(out, request.target)
     depths = making / DEPTHS
     if is_ours(depths) and read_root(depths)[2]:
-        request.settle_for(
-            Store.inspect(depths)
-        ).close()  # not read whole, as by `join_shares`: every share would do so
+        request.job_for(Store.inspect(depths)).close()  # not read whole, as by `join_shares`: every share would do so
         return Report()
     if not can_resume(depths):
         check_free(out)
@@ -152,7 +150,7 @@ class HowFar(NamedTuple):
         return STEPS[self.step].format(self.written, self.blocks)
 
 
-def how_far(out: Path, target: Target | None) -> HowFar | None:
+def how_far(out: Path, target: LabelTarget | None) -> HowFar | None:
     """Return how far a run with objects is; None if there is none, or if another process ends it just now."""
     making = making_of(out, target)
     with suppress(TilenetError, OSError):

@@ -11,8 +11,8 @@ from tilenet.jobs.compute import Progress, fill_store
 from tilenet.jobs.image_times import note_image
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
-from tilenet.masks.into import LABELS, Target, open_target
-from tilenet.masks.protected import refuse_inside
+from tilenet.masks.label_target import LABELS, LabelTarget, open_target
+from tilenet.masks.protected import refuse_protected
 from tilenet.masks.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask
 from tilenet.models.named import module_of, name_of, source_of
 from tilenet.readers.formats import SLIDE_NAMES
@@ -51,7 +51,9 @@ def check_folder_name(out: Path) -> None:
         raise SettingsError(f"{out}: becomes a folder of masks, one NAME.zarr an image. Give a name without {ending}")
 
 
-def labels_place(into: str | Path | None, name: str | None, out: str | Path | None, model: Any) -> tuple[Target, Path]:
+def labels_place(
+    into: str | Path | None, name: str | None, out: str | Path | None, model: Any
+) -> tuple[LabelTarget, Path]:
     """Return the image that the mask goes into, and the path of the mask within it."""
     if into is None:
         raise SettingsError(f"name {name!r} is of labels in an image: say which image, with into")
@@ -61,7 +63,7 @@ def labels_place(into: str | Path | None, name: str | None, out: str | Path | No
     return target, target.place(label_name(target, model) if name is None else name)
 
 
-def label_name(target: Target, model: Any) -> str:
+def label_name(target: LabelTarget, model: Any) -> str:
     """Return the name that labels in an image have if the caller gives none: the model's.
 
     Older versions named the labels of a function after its module: those that exist keep this name.
@@ -80,14 +82,14 @@ def _source_in(store: Path) -> Any:
     return model.get("source") if isinstance(model, dict) else None
 
 
-def spare_the_input(out: Path, image: Any, *, inside: bool = False) -> None:
+def protect_input(out: Path, image: Any, *, inside: bool = False) -> None:
     """Refuse an output that is remote, is the image, contains the image, or lies inside it.
 
     With `inside`, for labels within an image, the output may lie inside the image.
     """
     check_local(out)
     if not inside:
-        refuse_inside(out, image=image)
+        refuse_protected(out, image=image)
     if isinstance(image, str | Path) and not is_address(image):
         source, target = Path(image).resolve(), out.resolve()
         if target in source.parents:
@@ -104,14 +106,14 @@ def open_store(out: Path, request: Request, *, resume: bool = False, overwrite: 
             if not (resume and can_resume(out)):
                 raise
     store = Store.resume(out)
-    return store, request.settle_to_fill(store)
+    return store, request.job_to_fill(store)
 
 
 def create_store(
     out: Path, request: Request, *, overwrite: bool = False, share: Share | None = None
 ) -> tuple[Store, Job]:
     """Create a store, with the lease of the whole or of one share of it."""
-    job = request.settle()
+    job = request.new_job()
     try:
         store = Store.create(out, *job.described(), overwrite=overwrite, share=share)
         try:
@@ -142,7 +144,7 @@ def check_tiff(out: Path, output: str | None, *, replace: bool) -> None:
 def same_tiff(out: Path, request: Request) -> TiffMask:
     """Return the TIFF that exists at `out`, if it is undamaged and was made with the same settings."""
     mask = open_tiff_mask(out)
-    request.settle_complete(mask.info, out).close()
+    request.job_like_complete(mask.info, out).close()
     if damage := mask.check():
         raise OutputError(f"{out}: {damage[0]}. ", ANEW)
     return mask

@@ -115,7 +115,7 @@ def create_share(out: Path, request: Request, share: Share) -> tuple[Store, Job]
 def join_shares(out: Path, request: Request, share: Share) -> tuple[Store, Job]:
     """Open the store that another share created."""
     store = patiently(out, lambda: Store.take_share(out, share))
-    return store, request.settle_to_fill(store)
+    return store, request.job_to_fill(store)
 
 
 def patiently(out: Path, take: Callable[[], T]) -> T:

@@ -20,7 +20,7 @@ from tilenet.store import codec
 from tilenet.store.damage import Damage
 from tilenet.store.file_system import faults_named, fsync_path, make_folder, remove_file, step, write_file
 from tilenet.store.journal import Journal, Pen, Written, line_of
-from tilenet.store.journal_lines import NO_FILE, UNKNOWN
+from tilenet.store.journal_parser import NO_FILE, UNKNOWN
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import OWN, fixed_documents
 from tilenet.store.pyramid import CoarserBlock, sources

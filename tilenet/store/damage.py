@@ -78,7 +78,7 @@ def blocks_lost(blocks: Blocks) -> Iterator[Damage]:
                     yield Damage(file, "not in the journal", layout.array_of(file), index)
 
 
-def read_right(path: Path, written: Written) -> bytes | None:
+def read_verified(path: Path, written: Written) -> bytes | None:
     """Return the content of a file if its size and checksum are as written, else None."""
     try:
         data = path.read_bytes()
@@ -90,7 +90,7 @@ def read_right(path: Path, written: Written) -> bytes | None:
 def _compare(path: Path, written: Written | None) -> str:
     if written is None:
         return "extra" if path.exists() else ""
-    if read_right(path, written) is not None:
+    if read_verified(path, written) is not None:
         return ""
     if not path.exists():
         return "missing"

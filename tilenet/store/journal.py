@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.store.file_system import fsync_path, make_folder, step, write_all
-from tilenet.store.journal_lines import DIGEST, NO_FILE, UNKNOWN, Form
+from tilenet.store.journal_parser import DIGEST, NO_FILE, UNKNOWN, Form
 from tilenet.store.layout import Layout
 
 FOLDER, MERGED = "journal", "journal.jsonl"

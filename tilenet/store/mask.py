@@ -14,9 +14,9 @@ from tilenet.store.blocks import Blocks
 from tilenet.store.damage import blocks_lost, find_damage
 from tilenet.store.destination import is_ours
 from tilenet.store.file_system import ACCESSED, faults_named
+from tilenet.store.guarded_files import GuardedFiles, Replaced, Stamp, stamp_of
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import placement, read_root
-from tilenet.store.strict_files import KeptFiles, Replaced, Stamp, stamp_of
 from tilenet.store.tissue_map import TissueMap
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def _open(path: Path, array: str, layout: Layout, stamp: Stamp | None) -> Array:
     if not (path / layout.document(array)).exists():
         raise BlocksFailed(f"{path / array}: has lost its metadata. Repair the mask: ", REPAIR)
     try:
-        store = KeptFiles(path / array, mask=path, array=array, layout=layout, stamp=stamp)
+        store = GuardedFiles(path / array, mask=path, array=array, layout=layout, stamp=stamp)
         opened: Array = zarr.open_array(store, mode="r", zarr_format=layout.zarr_format)
     except Exception as error:  # damage can make zarr raise anything
         raise BlocksFailed(

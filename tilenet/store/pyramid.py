@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilenet.geometry import Box, ceil_div
 from tilenet.store import codec
-from tilenet.store.damage import Damage, read_right
+from tilenet.store.damage import Damage, read_verified
 from tilenet.store.journal import Written
 from tilenet.store.layout import Layout
 from tilenet.store.metadata import array_document
@@ -73,7 +73,7 @@ class CoarserBlock:
         if written is None:
             return None
         name = self.layout.files(level, index)[0]
-        data = read_right(self.path / name, written)
+        data = read_verified(self.path / name, written)
         if data is None:
             raise Damaged(Damage(name, "damaged", str(level), index))
         return codec.decode(self._document(level), name.partition("/")[2], data, self.layout.box(level, index))

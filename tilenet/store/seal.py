@@ -12,7 +12,7 @@ from time import time
 from typing import Any
 
 from tilenet.store.blocks import Blocks
-from tilenet.store.damage import find_damage, read_right
+from tilenet.store.damage import find_damage, read_verified
 from tilenet.store.destination import REPLACED
 from tilenet.store.file_system import fsync_path, put_bytes, remove_parts, remove_tree, step, write_file
 from tilenet.store.journal import FOLDER, MERGED, Written
@@ -45,7 +45,7 @@ def _mended_documents(blocks: Blocks) -> dict[str, Written]:
     """Rewrite any document that is not right, except the root document; return size and checksum of each."""
     fixed = {name: Written.of(data) for name, data in blocks.documents.items()}
     for name, written in fixed.items():
-        if read_right(blocks.path / name, written) is None:
+        if read_verified(blocks.path / name, written) is None:
             blocks.put(name, blocks.documents[name])
     return fixed
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box, ceil_div
-from tilenet.prefetch import begun_ahead
+from tilenet.prefetch import prefetched
 from tilenet.readers.image import READERS, Image, Pixels
 from tilenet.store.tissue_map import MOST_CELLS
 
@@ -85,7 +85,7 @@ def reduced(image: Image, cells: tuple[int, int], reduce: Reduce) -> NDArray[Any
 
     pool = ThreadPoolExecutor(READERS, "cells")
     try:
-        for window, reading in begun_ahead(begin, _windows(image, cells), 2 * READERS):
+        for window, reading in prefetched(begin, _windows(image, cells), 2 * READERS):
             values = reading.result()
             if out is None:
                 out = np.full((len(values), *cells), 0 if values.dtype.kind == "u" else -np.inf, values.dtype)

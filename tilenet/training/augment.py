@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tilenet.training.recipe import Recipe
-from tilenet.training.stain import crowd, paint_holes, paint_stains
+from tilenet.training.stain import add_mirrored_nuclei, paint_holes, paint_stains
 
 Random = np.random.Generator
 # Share of the repainted crops of fluorescence to which more nuclei are added first.
@@ -59,7 +59,7 @@ def draw_crop(
     repainted = {"stained": recipe.dab, "fluorescent": recipe.dyed}.get(look)
     if repainted and rng.random() < repainted:
         if look == "fluorescent" and rng.random() < CROWDED:
-            x, y = crowd(x, y)
+            x, y = add_mirrored_nuclei(x, y)
         x, look = paint_stains(x, y[0], rng, look=look), "stained"
         # Keep the hues: nothing else tells pale nuclei from brown tissue.
         recipe = replace(recipe, swap=0, grey=0, tint=0)

@@ -14,7 +14,7 @@ from tilenet.footprint import Footprint
 from tilenet.training.augment import draw_crop
 from tilenet.training.data import Pair
 from tilenet.training.recipe import Recipe
-from tilenet.training.stain import look_of
+from tilenet.training.stain import modality_of
 from tilenet.training.targets import make_targets
 
 # Default side of the network's output in training, by number of axes.
@@ -38,7 +38,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         # Writable copies: a grey image broadcast to three channels is a read-only view.
         self.images = [torch.from_numpy(np.array(p.image, np.float32)) for p in pairs]
         self.targets = [torch.from_numpy(make_targets(p.label, recipe, values)) for p in pairs]
-        self.looks = [look_of(*pair) for pair in zip(self.images, (t[0] for t in self.targets), strict=True)]
+        self.looks = [modality_of(*pair) for pair in zip(self.images, (t[0] for t in self.targets), strict=True)]
         if (recipe.dab or recipe.dyed or recipe.holes) and {*self.looks} == {"other"}:
             raise SettingsError("dab, dyed and holes are for planes of three channels, stained or fluorescent ones")
         self.probabilities = draw_probabilities(pairs, recipe)

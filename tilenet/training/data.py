@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.errors import ImageError, ImageNotFound, SettingsError
-from tilenet.evaluation.labels import files_by_stem, frames_of, is_image, lengths_of, read_labels
+from tilenet.evaluation.labels import describe_frames, files_by_stem, frames_of, looks_like_intensities, read_labels
 from tilenet.geometry import Box
 from tilenet.readers import open_image
 from tilenet.scaling import resolve
@@ -68,12 +68,12 @@ def read_pair(
     """
     pixels = read_scaled(image, scaling, axes=axes)
     labels = read_labels(label, axes=axes and axes.replace("c", ""))
-    wanted, found = lengths_of([frame[0] for frame in pixels]), lengths_of(labels)
+    wanted, found = describe_frames([frame[0] for frame in pixels]), describe_frames(labels)
     if wanted != found:
         raise ImageError(
             f"{label}: is {found}, but {image.name} is {wanted}. They must be of one size, with the same axes (--axes)"
         )
-    if any(map(is_image, labels)):
+    if any(map(looks_like_intensities, labels)):
         raise ImageError(
             f"{label}: holds {len(np.unique(labels))} values, most of them in single pixels, as in an image. Put "
             f"numbered objects or classes into labels/"
@@ -144,7 +144,7 @@ def split(pairs: Sequence[Pair], share: float, *, seed: int) -> tuple[list[Pair]
     return [p for p in pairs if p.name not in held], [p for p in pairs if p.name in held]
 
 
-def outline_of(pairs: tuple[list[Pair], list[Pair]], scaling: Mapping[str, Any]) -> str:
+def describe_training(pairs: tuple[list[Pair], list[Pair]], scaling: Mapping[str, Any]) -> str:
     """Return in one line which network is trained, and on what."""
     first = pairs[0][0]
     ndim, channels = first.label.ndim, len(first.image)

@@ -26,7 +26,7 @@ from tilenet.machine import find_device
 from tilenet.models.saved import fingerprint, load_model, save_model
 from tilenet.training.checkpoint import Average, Folder
 from tilenet.training.crops import Crops
-from tilenet.training.data import Pair, chosen_of, digest_of, outline_of, read_pairs
+from tilenet.training.data import Pair, chosen_of, describe_training, digest_of, read_pairs
 from tilenet.training.examples import Examples
 from tilenet.training.history import write_csv, write_picture
 from tilenet.training.loss import class_weights, loss_of, optimizer_of, rate_at
@@ -140,7 +140,7 @@ def train(
         run.restore(state)
         run.refuse_lost_model()
     if len(run.rows) < recipe.last_epoch:
-        LOG.info("%s: %s", data, outline_of(chosen, recipe.scaling))
+        LOG.info("%s: %s", data, describe_training(chosen, recipe.scaling))
     run.to_the_end(progress or (lambda _: None))
     return load_model(out)
 

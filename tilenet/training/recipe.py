@@ -9,7 +9,7 @@ from numbers import Real
 from operator import index
 from typing import Any
 
-from tilenet.card import parse_rule
+from tilenet.card import parse_scaling
 from tilenet.errors import SettingsError
 
 PERCENTILES = {"method": "percentile", "low": 1, "high": 99.8, "per_channel": False, "clip": [-0.5, 1.5]}
@@ -150,7 +150,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if isinstance(self.scaling, str):
-            object.__setattr__(self, "scaling", parse_rule(self.scaling))
+            object.__setattr__(self, "scaling", parse_scaling(self.scaling))
         object.__setattr__(self, "class_weights", tuple(self.class_weights))
         for name in INTEGERS:
             value = getattr(self, name)

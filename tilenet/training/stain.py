@@ -28,7 +28,7 @@ HAEMATOXYLIN, DAB = (0.65, 0.70, 0.29), (0.27, 0.57, 0.78)
 DARKEST, DENSEST = 0.05, 2.6
 
 
-def look_of(image: Tensor, nuclei: Tensor) -> str:
+def modality_of(image: Tensor, nuclei: Tensor) -> str:
     """Return what an image (C, *n) looks like: ``stained``, ``fluorescent`` (bright nuclei) or ``other``.
 
     Parameters
@@ -48,7 +48,7 @@ def look_of(image: Tensor, nuclei: Tensor) -> str:
     return "fluorescent" if image[:, inside].mean() > image[:, ~inside].mean() else "other"
 
 
-def crowd(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def add_mirrored_nuclei(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Add mirrored copies of the nuclei of a fluorescence crop where there is room; return the crop and its target.
 
     Parameters

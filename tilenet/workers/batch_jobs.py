@@ -41,7 +41,7 @@ def _asks_for_gpus(arguments: Mapping[str, Any]) -> bool:
     return any("gpu" in NAMING.sub("", str(part)).lower() for part in each)
 
 
-def kind_of_cluster(kind: str, arguments: Mapping[str, Any], path: str | Path) -> Any:
+def cluster_class(kind: str, arguments: Mapping[str, Any], path: str | Path) -> Any:
     """Return the cluster class of a batch system; checks the arguments, since a half-built cluster cannot be closed."""
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -63,7 +63,7 @@ def kind_of_cluster(kind: str, arguments: Mapping[str, Any], path: str | Path) -
     return cluster
 
 
-def noting_refusals(kind_of_job: Any) -> Any:
+def with_refusals_logged(kind_of_job: Any) -> Any:
     """Return a class of jobs that say why they were refused, and whose `refusal` says so to `submit_again`.
 
     A busy batch system refuses some jobs. Dask takes these for started all the same, and waits for them forever.

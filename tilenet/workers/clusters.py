@@ -156,8 +156,8 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
     kind, arguments, adapt, tls = read_description(path)
     batch_jobs.refuse_idle_gpus(path, arguments, device)
     with _quiet(lost=LOST_JOB):
-        kind_of_cluster = batch_jobs.kind_of_cluster(kind, arguments, path)
-        arguments["job_cls"] = batch_jobs.noting_refusals(kind_of_cluster.job_cls)
+        cluster_class = batch_jobs.cluster_class(kind, arguments, path)
+        arguments["job_cls"] = batch_jobs.with_refusals_logged(cluster_class.job_cls)
         if tls:
             arguments |= {"security": tls.security(), "protocol": "tls://"}
         options = {**NO_DASHBOARD} | (arguments.pop("scheduler_options", None) or {})
@@ -170,7 +170,7 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
         arguments.setdefault("processes", 1)
         try:
             threads = max(1, int(arguments["cores"]) // int(arguments["processes"]))
-            cluster = kind_of_cluster(scheduler_options=options, worker_extra_args=extra, **arguments)
+            cluster = cluster_class(scheduler_options=options, worker_extra_args=extra, **arguments)
         except (TypeError, ValueError, OSError, RuntimeError, ZeroDivisionError) as error:
             raise SettingsError(f"{path}: {kind} does not take these arguments ({one_line(error)})") from error
         with cluster:

@@ -28,10 +28,10 @@ from tilenet.jobs.compute import Progress, finish, progress_counter, skip_backgr
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
 from tilenet.predict import predictors
-from tilenet.prefetch import begun_ahead
+from tilenet.prefetch import prefetched
 from tilenet.runner import Report
 from tilenet.store import CoarserBlock, Store
-from tilenet.workers.flights import Flight, Queue, Slide, seconds_per_flight
+from tilenet.workers.flights import Flight, PendingOutput, Queue, seconds_per_flight
 from tilenet.workers.worker import FlightResult, Task, compute_blocks
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def fill_by_workers(
         predictors.forget(job.network)
         started, skipped = monotonic(), skip_background(job, store, store.layout.tissue_map)
         advance = progress_counter(job, store.pending(), progress)
-        slide = Slide(task_of(store, job, request), store, job, advance, report=Report(skipped=skipped))
+        slide = PendingOutput(task_of(store, job, request), store, job, advance, report=Report(skipped=skipped))
         for _ in work_off(client, [slide]):
             slide.report.seconds = monotonic() - started
             slide.raise_if_failed()
@@ -133,7 +133,7 @@ def fill_by_workers(
         job.close()
 
 
-def work_off(client: Client, slides: Iterable[Slide]) -> Iterator[Slide]:
+def work_off(client: Client, slides: Iterable[PendingOutput]) -> Iterator[PendingOutput]:
     """Have workers fill many outputs from one queue; yield each slide when its last block has returned.
 
     Without workers it waits until one comes.
@@ -142,7 +142,7 @@ def work_off(client: Client, slides: Iterable[Slide]) -> Iterator[Slide]:
     ----------
     client : distributed.Client
         Client of the cluster.
-    slides : iterable of Slide
+    slides : iterable of PendingOutput
         Drawn lazily, so that only a few are open at a time.
 
     Raises
@@ -165,7 +165,7 @@ class _Dispatch:
         # What is said when there is no worker, and from when on.
         self._alone, self._say_so_at = "yet", monotonic() + PATIENCE
 
-    def work_off(self) -> Iterator[Slide]:
+    def work_off(self) -> Iterator[PendingOutput]:
         while True:
             self._send()
             while self._queue.ended:
@@ -246,7 +246,7 @@ def map_in_order(client: Client | None, function: Callable[[S], T], items: Itera
     if client is None:
         yield from map(function, items)
         return
-    for item, future in begun_ahead(partial(_submitted, client, function), items, 1 + 2 * _count(client)):
+    for item, future in prefetched(partial(_submitted, client, function), items, 1 + 2 * _count(client)):
         yield _result_of(client, function, item, future)
 
 

@@ -59,7 +59,7 @@ def seconds_per_flight(workers: int) -> float:
 
 
 @dataclass(eq=False)
-class Slide:
+class PendingOutput:
     """One output that workers fill; many slides may share the queue.
 
     Attributes
@@ -69,7 +69,7 @@ class Slide:
     store : Store
         The output, with its lease held by this process.
     job : Job
-        The job as this process settled it; each worker settles its own.
+        The job as this process made it; each worker makes its own.
     advance : callable
         Called with the number of pixels of each block that is written.
     name : str
@@ -145,7 +145,7 @@ class Flight:
 
     Attributes
     ----------
-    slide : Slide
+    slide : PendingOutput
         The slide that the blocks belong to.
     blocks : tuple of int
         Block indices, in the order in which they are computed.
@@ -159,7 +159,7 @@ class Flight:
         How many workers died of the block, in a flight of one block; else 0.
     """
 
-    slide: Slide
+    slide: PendingOutput
     blocks: tuple[int, ...]
     number: int
     refused_by: tuple[str, ...] = ()
@@ -181,9 +181,9 @@ class Flight:
 class Queue:
     """The blocks of many slides in one queue; slides are drawn lazily, so that only a few are open at a time."""
 
-    def __init__(self, slides: Iterable[Slide]) -> None:
-        self.ended = deque[Slide]()
-        self._slides, self._begun = iter(slides), deque[Slide]()
+    def __init__(self, slides: Iterable[PendingOutput]) -> None:
+        self.ended = deque[PendingOutput]()
+        self._slides, self._begun = iter(slides), deque[PendingOutput]()
         self._again, self._numbers = deque[Flight](), count()
 
     def take(self, workers: int) -> Flight | None:
@@ -202,7 +202,7 @@ class Queue:
         """Return how many blocks of the slides that were begun are not written yet."""
         return sum(1 for slide in self._begun if not slide.error for _ in slide.store.pending())
 
-    def _waiting(self) -> Iterator[Slide]:
+    def _waiting(self) -> Iterator[PendingOutput]:
         yield from self._begun
         for slide in self._slides:
             self._begun.append(slide)
@@ -265,14 +265,14 @@ class Queue:
             slide.note(blocks[0], BlockResult(failure=refusal))
             self._end_if_done(slide)
 
-    def _flight(self, slide: Slide, blocks: tuple[int, ...], **history: Any) -> Flight:
+    def _flight(self, slide: PendingOutput, blocks: tuple[int, ...], **history: Any) -> Flight:
         return Flight(slide, blocks, next(self._numbers), **history)
 
-    def _drop(self, slide: Slide, blocks: int) -> None:
+    def _drop(self, slide: PendingOutput, blocks: int) -> None:
         slide.in_flight -= blocks
         self._end_if_done(slide)
 
-    def _end_if_done(self, slide: Slide) -> None:
+    def _end_if_done(self, slide: PendingOutput) -> None:
         if slide in self._begun and slide.done:
             self._begun.remove(slide)
             self.ended.append(slide)

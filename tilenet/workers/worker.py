@@ -103,7 +103,7 @@ class FlightResult:
     fault: TilenetError | None = None
 
 
-class Opened:
+class OpenTask:
     """Store, image and model of a task, opened once per process; image and model only once a block is computed."""
 
     def __init__(self, task: Task) -> None:
@@ -111,10 +111,10 @@ class Opened:
 
     @cached_property
     def _job(self) -> Job:
-        """The job as this worker settles it."""
+        """The job as this worker makes it."""
         task = self._task
         model = _network(task.model) if isinstance(task.model, str) else task.model
-        job = Request(task.image, model, footprint=task.footprint).settle_as(self.store.info, task.out)
+        job = Request(task.image, model, footprint=task.footprint).job_like(self.store.info, task.out)
         job.remark_other_bits(self.store, f"{task.out} (on {socket.gethostname()})")
         return job
 
@@ -148,7 +148,7 @@ class Opened:
             self._job.close()
 
 
-_opened: OrderedDict[tuple[str, str], Opened] = OrderedDict()
+_opened: OrderedDict[tuple[str, str], OpenTask] = OrderedDict()
 # PyTorch's number of threads is process-wide, and the memory is planned for one block.
 _one_block_at_a_time = threading.Lock()
 
@@ -202,13 +202,13 @@ def close_all() -> None:
         _opened.popitem()[1].close()
 
 
-def _open(task: Task) -> Opened:
+def _open(task: Task) -> OpenTask:
     _prepare()
     key = (task.out, task.run)
     if key not in _opened:
         while len(_opened) >= OPEN:
             _opened.popitem(last=False)[1].close()
-        _opened[key] = Opened(task)
+        _opened[key] = OpenTask(task)
     _opened.move_to_end(key)
     return _opened[key]
 

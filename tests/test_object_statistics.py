@@ -14,9 +14,9 @@ from skimage.measure import regionprops_table
 from stub import Bright
 
 import tilenet
+from tilenet.export.object_statistics import ObjectStatistics
 from tilenet.export.positive_rules import STAINS, is_judged_by
 from tilenet.export.table import read_table
-from tilenet.export.variation import Spread
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.runs import numbering
@@ -112,7 +112,7 @@ class Dark:
 
 def spread_of(objects, values, pieces, *, exact):
     """Return what the objects have if their pixels come in pieces, in another order."""
-    found = Spread([False, True], int(objects.max()), exact=exact)
+    found = ObjectStatistics([False, True], int(objects.max()), exact=exact)
     for piece in RANDOM.permutation(pieces):
         mine = RANDOM.permutation(np.flatnonzero(np.arange(len(objects)) % pieces == piece))
         for place in (0, 1):

@@ -176,9 +176,9 @@ def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None
         check_image(source, mask)
     request = Request(source, mask.info["model"]["source"] if model is None else model, footprint=footprint)
     if not found.not_recomputed:
-        return request.settle_as(mask.info, mask.path, refuse=_refuse_another)
+        return request.job_like(mask.info, mask.path, refuse=_refuse_another)
     if model is not None and source is not None:
-        request.settle_complete(mask.info, mask.path, refuse=_refuse_another).close()
+        request.job_like_complete(mask.info, mask.path, refuse=_refuse_another).close()
     elif model is not None:
         request.refuse_another_model(mask.info, mask.path, _refuse_another)
     return None

@@ -9,12 +9,12 @@ from typing import Any
 from tilenet.readers.units import MICROMETERS
 
 # The keys ``axes``, ``scale`` and ``translation``, each a list with one entry per axis.
-Frame = Mapping[str, Any]
+CoordinateTransform = Mapping[str, Any]
 # Units that OME-Zarr 0.4 and 0.5 define, beside metres and seconds with a prefix.
 SPECIFIED = ("angstrom", "foot", "inch", "mile", "parsec", "yard", "minute", "hour", "day")
 
 
-def frame_of(image: Mapping[str, Any], level: int) -> Frame:
+def frame_of(image: Mapping[str, Any], level: int) -> CoordinateTransform:
     """Return the frame of a level: its transformations, followed by those of the whole image.
 
     Parameters
@@ -44,13 +44,13 @@ def frame_of(image: Mapping[str, Any], level: int) -> Frame:
     return {"axes": list(image["axes"]), "scale": scale, "translation": translation}
 
 
-def along(frame: Frame, places: Sequence[int], names: str) -> Frame:
+def along(frame: CoordinateTransform, places: Sequence[int], names: str) -> CoordinateTransform:
     """Return the frame of the axes at some places in the image, renamed to `names`."""
     axes = [{**frame["axes"][i], "name": name} for i, name in zip(places, names, strict=True)]
     return {"axes": axes, **{k: [frame[k][i] for i in places] for k in ("scale", "translation")}}
 
 
-def in_known_units(frame: Frame) -> Frame:
+def in_known_units(frame: CoordinateTransform) -> CoordinateTransform:
     """Return a frame in units that OME-Zarr defines: others are converted to micrometres, or left out if unknown.
 
     >>> in_known_units({"axes": [{"name": "x", "unit": "um"}], "scale": [0.5], "translation": [3.0]})["axes"]
@@ -68,7 +68,7 @@ def in_known_units(frame: Frame) -> Frame:
     return {"axes": axes, **numbers}
 
 
-def resized(frame: Frame, sizes: Mapping[str, float]) -> Frame:
+def resized(frame: CoordinateTransform, sizes: Mapping[str, float]) -> CoordinateTransform:
     """Return a frame with other pixel sizes, in micrometres, along some axes.
 
     The translation along these axes stays the same number of pixels: a file that states a wrong pixel size places
@@ -93,6 +93,6 @@ def resized(frame: Frame, sizes: Mapping[str, float]) -> Frame:
     }
 
 
-def scaled(frame: Frame, factors: Sequence[float]) -> Frame:
+def scaled(frame: CoordinateTransform, factors: Sequence[float]) -> CoordinateTransform:
     """Return the frame of pixels that are `factors` times as large along each axis; the translation stays."""
     return {**frame, "scale": [size * factor for size, factor in zip(frame["scale"], factors, strict=True)]}

@@ -15,7 +15,7 @@ Labels = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
-class Summed:
+class AddableCounts:
     """Base of dataclasses of counts: the counts of two images can be added."""
 
     def __add__(self, other: Self) -> Self:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zarr.storage import LocalStore
 
 from tilenet.store.journal import Journal
-from tilenet.store.journal_lines import NO_FILE, UNKNOWN
+from tilenet.store.journal_parser import NO_FILE, UNKNOWN
 from tilenet.store.layout import DOCUMENTS, PROBABILITIES, Layout
 from tilenet.store.metadata import OWN
 
@@ -38,7 +38,7 @@ def stamp_of(mask: Path) -> Stamp | None:
     return None
 
 
-class KeptFiles(LocalStore):
+class GuardedFiles(LocalStore):
     """A zarr store over the folder of one array of a mask.
 
     Parameters

@@ -16,9 +16,9 @@ from tilenet.errors import ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.jobs.job import RESIDENT, Job
-from tilenet.jobs.network_input import Seen, as_seen
+from tilenet.jobs.network_input import NetworkInput, as_network_input
 from tilenet.jobs.options import Options
-from tilenet.masks.into import Target
+from tilenet.masks.label_target import LabelTarget
 from tilenet.masks.tiff_mask import is_tiff_mask
 from tilenet.models.named import load_named, source_of
 from tilenet.models.saved import KNOWN, class_name
@@ -40,8 +40,8 @@ from tilenet.tissue.detection import Search
 LOG = logging.getLogger("tilenet")
 
 
-def settle(
-    source: Any, model: Any, options: Options, *, footprint: Footprint | None = None, target: Target | None = None
+def make_job(
+    source: Any, model: Any, options: Options, *, footprint: Footprint | None = None, target: LabelTarget | None = None
 ) -> Job:
     """Decide everything about a run; reads no pixels.
 
@@ -55,7 +55,7 @@ def settle(
         The caller's options.
     footprint : Footprint, optional
         For a network that has none of its own.
-    target : Target, optional
+    target : LabelTarget, optional
         The OME-Zarr image that the mask goes into.
 
     Raises
@@ -77,7 +77,7 @@ def settle(
     owns_image = not isinstance(source, Image)
     _remark_mask(source)
     try:
-        job = _settled(opened, found, options, footprint=footprint, target=target)
+        job = _make_job(opened, found, options, footprint=footprint, target=target)
     except BaseException:
         if owns_image:
             opened.close()
@@ -111,9 +111,11 @@ class _Model(NamedTuple):
     source: str
 
 
-def _settled(opened: Image, model: _Model, options: Options, *, footprint: Footprint, target: Target | None) -> Job:
+def _make_job(
+    opened: Image, model: _Model, options: Options, *, footprint: Footprint, target: LabelTarget | None
+) -> Job:
     network, card, source = model
-    seen = as_seen(opened, network, card, options, footprint)
+    seen = as_network_input(opened, network, card, options, footprint)
     _remark_widths(seen, options, source)
     inside = _inside(target, opened, seen.resolution) if target else {}
     answer = ask(network, footprint, seen.image.n_channels)
@@ -157,7 +159,7 @@ def _remark_model(name: str, card: ModelCard, answer: Answer, *, strict: bool) -
         LOG.warning("%s: %s", name, said)
 
 
-def _remark_widths(seen: Seen, options: Options, source: str) -> None:
+def _remark_widths(seen: NetworkInput, options: Options, source: str) -> None:
     """Say so if objects are plainly wider or narrower, in pixels as stored, than those that a packaged model knows."""
     sizes = in_plane(seen.whole, seen.whole.level)
     chosen = options.level is not None or options.mpp is not None
@@ -180,7 +182,7 @@ def _remark_widths(seen: Seen, options: Options, source: str) -> None:
     )
 
 
-def _search(options: Options, seen: Seen, footprint: Footprint, decision: Decision) -> Search:
+def _search(options: Options, seen: NetworkInput, footprint: Footprint, decision: Decision) -> Search:
     """Return how the run finds tissue."""
     search = detection.search(options.tissue, seen.whole, channels=seen.channels, footprint=footprint)
     if search.rule and "logits" in decision.arrays:
@@ -188,8 +190,10 @@ def _search(options: Options, seen: Seen, footprint: Footprint, decision: Decisi
     return search
 
 
-def _record(job: Job, seen: Seen, options: Options, *, precision: str, engine: str, part: Box) -> dict[str, Any]:
-    """Return the run record: everything that decides the bytes, which `Options.or_recorded` reads back."""
+def _record(
+    job: Job, seen: NetworkInput, options: Options, *, precision: str, engine: str, part: Box
+) -> dict[str, Any]:
+    """Return the run record: everything that decides the bytes, which `Options.filled_from` reads back."""
     return {
         "axes": job.image.axes,
         # The image may have been opened with a pixel size before it was given to the run.
@@ -253,7 +257,7 @@ def _device_of(network: Any, options: Options) -> str:
     return "cpu"
 
 
-def _inside(target: Target, image: Image, resolution: Resolution) -> dict[str, Any]:
+def _inside(target: LabelTarget, image: Image, resolution: Resolution) -> dict[str, Any]:
     level = resolution.level
     shape = [n for n, a in zip(image.levels[level].shape, image.axes, strict=True) if a != "c"]
     return target.layout_of(image.box_axes, shape, level=level, factor=resolution.factor)

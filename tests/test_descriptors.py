@@ -12,8 +12,8 @@ from skimage.measure import label, regionprops_table
 from stub import Bright, Bright3D, Threshold
 
 import tilenet
-from tilenet.export import morphometry, shapes
-from tilenet.export.morphometry import COLUMNS, Edges, perimeter
+from tilenet.export import descriptors, shapes
+from tilenet.export.descriptors import COLUMNS, Edges, perimeter
 from tilenet.export.outlines import Region, regions
 from tilenet.export.table import read_table, write_table
 from tilenet.jobs.options import Options
@@ -66,7 +66,7 @@ def assert_forms(lines, truth, unit):
 @pytest.mark.parametrize(("strip", "block"), [(1, 64), (5000, 64), (2**24, 256)])
 def test_forms_of_objects_are_those_of_scikit_image(tmp_path, monkeypatch, strip, block):
     monkeypatch.setattr(shapes, "STRIP", strip)
-    monkeypatch.setattr(morphometry, "AT_ONCE", 7 if strip == 1 else 2**18)
+    monkeypatch.setattr(descriptors, "AT_ONCE", 7 if strip == 1 else 2**18)
     slide = write_slide(tmp_path / "s.tif", PIXELS)
     numbering.store_objects(
         tmp_path / "o.zarr", Request(slide, Bright(), Options(block=block, tile=64, output="objects"))

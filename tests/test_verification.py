@@ -11,10 +11,10 @@ from stub import Threshold
 from workers import recorded_as
 
 import tilenet
-from tilenet.checks import Verification, border_windows
 from tilenet.errors import ModelNotFound, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
+from tilenet.verification import Verification, border_windows
 
 
 def test_a_mask_that_is_right_passes(out, network):
@@ -70,7 +70,7 @@ def test_of_a_mask_made_with_an_object_of_python_the_files_are_checked_and_it_is
 def test_of_objects_it_is_said_why_no_window_is_recomputed_if_windows_are_asked_for(tmp_path, network):
     tilenet.segment(IMAGE, tmp_path / "o.zarr", model=network, tile=128, objects=True)
     assert "objects depend on more" in tilenet.verify(tmp_path / "o.zarr", IMAGE, model=network).not_recomputed
-    assert tilenet.verify(tmp_path / "o.zarr", windows=0) == tilenet.checks.Verification()
+    assert tilenet.verify(tmp_path / "o.zarr", windows=0) == tilenet.verification.Verification()
 
 
 def test_windows_straddle_every_border_of_tiles_before_any_twice(network):

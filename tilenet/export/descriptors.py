@@ -21,7 +21,7 @@ import shapely
 from numpy.typing import NDArray
 
 from tilenet.export.shapes import Shape, has_volumes
-from tilenet.readers.stated_size import differ
+from tilenet.readers.calibrated import sizes_differ
 from tilenet.store import AnyMask
 
 COLUMNS = (
@@ -36,7 +36,7 @@ AT_ONCE = 2**18  # edges
 Moments = NDArray[Any]
 
 
-class Forms:
+class ShapeDescriptors:
     """Measures forms in the units that a mask has.
 
     Lengths in pixels are left out if pixels are known not to be square, and for volumes. What has no unit is measured
@@ -47,7 +47,7 @@ class Forms:
         sizes = mask.pixel_size[-3 if has_volumes(mask) else -2 :]
         self._units: dict[str, tuple[float, ...]] = {}
         known = tuple(size for size in sizes if size is not None)
-        if len(sizes) == 2 and (len(known) < 2 or not differ(known[:1], known[1:])):
+        if len(sizes) == 2 and (len(known) < 2 or not sizes_differ(known[:1], known[1:])):
             self._units[PX] = (1.0, 1.0)
         if len(known) == len(sizes):
             self._units[UM] = known  # the last one, in which what has no unit is measured

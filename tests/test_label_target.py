@@ -24,7 +24,7 @@ from tilenet.errors import (
     OutputMismatch,
     SettingsError,
 )
-from tilenet.masks.into import open_target
+from tilenet.masks.label_target import open_target
 from tilenet.models.named import name_of
 from tilenet.store import Store, open_mask
 

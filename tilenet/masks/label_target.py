@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tilenet.address import check_local
 from tilenet.errors import ImageError, ImageNotFound, OutputError, OutputExists, OutputMismatch
 from tilenet.readers import open_image
-from tilenet.readers.ome_frame import Frame, along, frame_of, scaled
+from tilenet.readers.coordinates import CoordinateTransform, along, frame_of, scaled
 from tilenet.readers.zarr_local import LocalFolder
 from tilenet.readers.zarr_metadata import Node, multiscales_of, read_node, what_is_inside
 from tilenet.resolution import Factor
@@ -28,7 +28,7 @@ VERSIONS: Mapping[Literal[2, 3], str] = {2: "0.4", 3: "0.5"}
 
 
 @dataclass(frozen=True)
-class Target:
+class LabelTarget:
     """An OME-Zarr image that labels go into.
 
     Attributes
@@ -41,7 +41,7 @@ class Target:
         Axes of the image without ``c``.
     shapes : tuple of tuple of int
         Shape of each level along `axes`.
-    frames : tuple of Frame
+    frames : tuple of CoordinateTransform
         For each level, the ``axes``, ``scale`` and ``translation`` in the image's metadata, along `axes`.
     """
 
@@ -49,7 +49,7 @@ class Target:
     zarr_format: Literal[2, 3]
     axes: str
     shapes: tuple[tuple[int, ...], ...]
-    frames: tuple[Frame, ...]
+    frames: tuple[CoordinateTransform, ...]
 
     def place(self, name: str) -> Path:
         """Return the path at which labels of the given name are stored.
@@ -96,7 +96,7 @@ class Target:
         return placed | {"zarr_format": self.zarr_format, "n_levels": len(self.shapes)}
 
 
-def open_target(path: str | Path) -> Target:
+def open_target(path: str | Path) -> LabelTarget:
     """Read the metadata of an OME-Zarr image that labels are to be stored in; nothing is written.
 
     Raises
@@ -121,7 +121,7 @@ def open_target(path: str | Path) -> Target:
         places = [image.axes.index(axis) for axis in axes]
         shapes = tuple(tuple(level.shape[i] for i in places) for level in image.levels)
     frames = tuple(_frame(ome["multiscales"][0], k, about.letters, axes, node) for k in range(len(shapes)))
-    return Target(group, zarr_format, axes, shapes, frames)
+    return LabelTarget(group, zarr_format, axes, shapes, frames)
 
 
 def _check_kind(ome: Mapping[str, Any], zarr_format: Literal[2, 3], path: str | Path) -> None:
@@ -135,7 +135,7 @@ def _check_kind(ome: Mapping[str, Any], zarr_format: Literal[2, 3], path: str | 
         raise ImageError(f"{path}: holds labels itself. Give the image that they lie in")
 
 
-def _frame(image: Mapping[str, Any], level: int, letters: Sequence[str], axes: str, node: Node) -> Frame:
+def _frame(image: Mapping[str, Any], level: int, letters: Sequence[str], axes: str, node: Node) -> CoordinateTransform:
     """Return the axes, scale and translation of a level."""
     try:
         return along(frame_of(image, level), [letters.index(axis) for axis in axes], axes)

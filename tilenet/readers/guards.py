@@ -36,7 +36,7 @@ class PiecesMissing(ImageError):
 
 
 @contextmanager
-def refusing(what: str, remedy: str) -> Iterator[None]:
+def as_image_errors(what: str, remedy: str) -> Iterator[None]:
     """Turn any exception except tilenet's own into an `ImageError` of one line: ``<what> (<why>). <remedy>``.
 
     Errors `OF_MACHINE` become an `EnvironmentFault`, which ends a run. A failing disk and a lack of memory do not,
@@ -59,7 +59,7 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
         raise ImageError(f"{what} ({one_line(error)}). {remedy}") from error
 
 
-def positive(value: Any) -> float | None:
+def positive_or_none(value: Any) -> float | None:
     """Return a size from a file's metadata as a number; None unless it is positive and finite.
 
     >>> positive("0.25"), positive("inf"), positive("-1"), positive(None)

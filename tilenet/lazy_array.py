@@ -27,7 +27,7 @@ from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.jobs.job import Job
 from tilenet.jobs.options import Options, check_output_option
-from tilenet.jobs.settling import settle
+from tilenet.jobs.setup import make_job
 from tilenet.models.named import function_of
 from tilenet.models.saved import fingerprint
 from tilenet.plan import Plan
@@ -107,7 +107,7 @@ def lazy(
             "dask array: is kept in the memory of a cluster (persist), and its workers cannot read it for each other's "
             "tasks. Give lazy the array from before that; segment takes it as it is"
         )
-    job = settle(image, model, Options(**settings, output=output, batch=1), footprint=footprint)
+    job = make_job(image, model, Options(**settings, output=output, batch=1), footprint=footprint)
     try:
         tiles = Tiles(_portable(job, model), job.resolve_scaling(), uuid4().hex)
     except BaseException:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from oracles import integer_network, random_network, whole_image_logits
 
 import tilenet
-from tilenet import lazily, tiled_array
+from tilenet import lazy_array, tiled_array
 from tilenet.errors import BlocksFailed, ImageError, ModelError, SettingsError
 from tilenet.jobs.job import Job
 
@@ -141,7 +141,7 @@ def test_a_plane_of_a_terabyte_volume_costs_the_tiles_that_it_touches():
     mask = tilenet.lazy(volume, axes="zyx", model=model, tile=32)
     passes = model.n
     part = mask[5000, 300:340, 500:540]  # 300:340 and 500:540 each lie in two tiles of 32
-    assert mask.npartitions <= lazily.MOST_CHUNKS
+    assert mask.npartitions <= lazy_array.MOST_CHUNKS
     assert len(cloudpickle.dumps(part)) < 100_000
     got = part.compute()
     assert model.n - passes == 2 * 2

@@ -8,8 +8,8 @@ from typing import Any
 
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
+from tilenet.readers.coordinates import CoordinateTransform, resized
 from tilenet.readers.image import DerivedImage, Image, Level, Pixels
-from tilenet.readers.ome_frame import Frame, resized
 from tilenet.resolution import coarser_size, size_text
 
 # Axes that have a pixel size, in array order; a size of two numbers is for the last two.
@@ -54,7 +54,7 @@ def parse_pixel_size(value: Any) -> tuple[float, ...]:
     return sizes * 2 if len(sizes) == 1 else sizes
 
 
-class SizedImage(DerivedImage):
+class CalibratedImage(DerivedImage):
     """An image with another pixel size; the sizes of coarser levels follow from their lengths.
 
     Parameters
@@ -93,19 +93,19 @@ class SizedImage(DerivedImage):
         return Level(level.shape, tuple(sizes.values()))
 
     @property
-    def frame(self) -> Frame | None:
+    def frame(self) -> CoordinateTransform | None:
         """The frame of the underlying image, with pixels of the given size."""
         found, sizes = self._image.frame, dict(zip(self.box_axes, self.pixel_size, strict=True))
         return found and resized(found, {axis: size for axis in self._sizes if (size := sizes[axis])})
 
     @property
-    def parts_channels(self) -> bool:
+    def separates_channels(self) -> bool:
         """Whether channels of the underlying image can be read alone."""
-        return self._image.parts_channels
+        return self._image.separates_channels
 
     def at_level(self, level: int) -> Image:
         """Return the same image at another resolution."""
-        return SizedImage(self._image.at_level(level), self._given)
+        return CalibratedImage(self._image.at_level(level), self._given)
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the image."""
@@ -124,10 +124,10 @@ def overruled_size(image: Image) -> str:
     given = dict(zip(SPACE[-len(image.given_pixel_size) :], image.given_pixel_size, strict=False))
     sizes = dict(zip(image.box_axes, image.stated_pixel_size, strict=True))
     stated = [sizes[axis] for axis in given]
-    return size_text(stated) if differ(image.given_pixel_size, stated) else ""
+    return size_text(stated) if sizes_differ(image.given_pixel_size, stated) else ""
 
 
-def differ(given: Sequence[float], stated: Sequence[float | None]) -> bool:
+def sizes_differ(given: Sequence[float], stated: Sequence[float | None]) -> bool:
     """Return whether pixel sizes differ along any axis, where both are known, by more than rounding.
 
     >>> differ((2, 0.5), (None, 0.502)), differ((2, 0.5), (None, 0.6))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 BITS = 32
 
 
-class Spread:
+class ObjectStatistics:
     """The spread of some values over each object.
 
     Parameters
