@@ -87,7 +87,7 @@ def test_an_image_without_pixel_size_is_read_as_it_is_and_only_mpp_is_refused(ca
     [
         (2.0, {}, "level 0 (2 x 0.25 x 0.25 um/px) as stored: "),
         (None, {}, "level 0 (? x 0.25 x 0.25 um/px) as stored: "),
-        (0.25, {"mpp": 0.5}, "level 0 (0.25 x 0.25 x 0.25 um/px) resampled: averaged over 2 px, for the 0.5 um/px"),
+        (0.25, {"mpp": 0.5}, "level 0 (0.25 um/px) resampled: averaged over 2 px, for the 0.5 um/px"),
     ],
 )
 def test_a_size_along_z_is_told_and_decides_nothing(z, how, words):

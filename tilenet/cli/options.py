@@ -81,7 +81,7 @@ image_options = with_options(
     click.option("--roi", type=PART, help="The part to take, in px of what the network sees.  [default: all]"),
     click.option(
         "--tissue",
-        type=Parsed("MASK", "options", "parse_tissue"),
+        type=Parsed("MASK", "jobs.options", "parse_tissue"),
         is_flag=False,
         flag_value="auto",
         help="Skip blocks without tissue. auto, or no value at the end of the line: find it on a coarse level. "
