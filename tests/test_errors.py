@@ -1,10 +1,13 @@
 """The tree of errors in the docstring of their module, against the classes."""
 
 import ast
+import copyreg
+import pickle
 import re
 from pathlib import Path
 
 import pytest
+from tblib.pickling_support import pickle_exception  # what Dask's `distributed` installs
 
 import tilenet
 from tilenet import errors
@@ -36,6 +39,25 @@ def test_an_error_is_below_its_parent_and_a_builtin_with_its_exit_code(at):
     assert getattr(errors, parent) in error.__bases__
     assert builtin is None or issubclass(error, getattr(__import__("builtins"), builtin))
     assert error.exit_code == int(code or getattr(errors, parent).exit_code)
+
+
+def sent(error):
+    """Return an error as another process gets it."""
+    return pickle.loads(pickle.dumps(error))
+
+
+@pytest.mark.parametrize("name", [name for _, name, _, _ in LISTED])
+def test_an_error_stays_what_it_is_between_processes_also_with_the_pickling_of_dask(name, monkeypatch):
+    error = getattr(errors, name)("a.tif: is lost. Fix that, then run again", errors.RESUME)
+    error.__cause__ = KeyError("why")
+    monkeypatch.delitem(copyreg.dispatch_table, type(error), raising=False)
+    plain = sent(error)
+    monkeypatch.setitem(copyreg.dispatch_table, type(error), pickle_exception)
+    with_dask = sent(error)
+    for received in (plain, with_dask):
+        assert type(received) is type(error)
+        assert (str(received), received.in_batch()) == (str(error), error.in_batch())
+    assert repr(with_dask.__cause__) == "KeyError('why')"
 
 
 def texts_of(source):

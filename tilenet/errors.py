@@ -23,7 +23,7 @@ also inherits from the builtin exception that users would expect to catch.
 """
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 WINDOWS = os.name == "nt"
 
@@ -74,6 +74,10 @@ class TilenetError(Exception):
         usual, batch = way or ("", "")
         super().__init__(said + usual)
         self._in_batch = said + batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An own one, because tblib, which Dask installs, cannot rebuild classes of two builtins without it.
+        return type(self), self.args, self.__dict__
 
     def in_batch(self) -> str:
         """Return the message as a batch gives it."""
