@@ -84,9 +84,9 @@ the grid. At the border MONAI pads with zeros and Dask repeats the edge pixel. T
 tile of tilenet that takes no more memory. `benchmarks/peers.py`; [all tiles](docs/figures.md#speed-on-a-cpu).
 
 From file to mask, useful work (without the halo) runs at {paper} times the rate of a matrix product for the paper's
-network, {half} times for the one of the table, and {packaged} times for the packaged one, at
-{commands[2]["px_per_s"] / 1e6:.1f} Mpx/s. More than 1 is possible because Winograd's convolutions need fewer
-multiplications ([more](docs/figures.md#speed-on-a-cpu)).
+network, {half} times for the one of the table, and {packaged} times for the packaged one (at
+{commands[2]["px_per_s"] / 1e6:.1f} Mpx/s). More than 1 is possible because Winograd's convolutions need fewer products
+([more](docs/figures.md#speed-on-a-cpu)).
 
 {END}"""
 
