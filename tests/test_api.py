@@ -1,9 +1,11 @@
+import dask.array as da
 import numpy as np
 import pytest
 import tifffile
 import torch
 import zarr
 from oracles import integer_network, random_network, whole_image_logits
+from store_helpers import tree
 from stub import Threshold
 from torch import nn
 
@@ -295,16 +297,26 @@ def test_objects_of_a_stack_are_those_of_its_planes_and_numbered_on(tmp_path):
     assert table.objects and not table.volumes and sum(table.counts.values()) == 2 * count
 
 
-@pytest.mark.parametrize("inside", ["", "0"])
+WAYS_TO_OPEN = {
+    "path": lambda path: path,
+    "level": lambda path: path / "0",
+    "image": tilenet.open_image,
+    "image of an array": lambda path: tilenet.open_image(tilenet.open_mask(path).levels[0], pixel_size=1),
+    "mask": tilenet.open_mask,
+    "zarr array": lambda path: zarr.open(path, mode="r")["0"],
+    "dask array": lambda path: da.from_zarr(path / "0") + 1,
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_OPEN)
 @pytest.mark.parametrize("objects", [False, True])
-def test_the_image_itself_is_never_replaced(tmp_path, inside, objects):
+def test_the_image_itself_is_never_replaced(tmp_path, way, objects):
     tilenet.segment(IMAGE, tmp_path / "m.zarr", model=Threshold())
-    before = {p: p.read_bytes() for p in (tmp_path / "m.zarr").rglob("*") if p.is_file()}
+    before = tree(tmp_path)
+    image = WAYS_TO_OPEN[way](tmp_path / "m.zarr")
     with pytest.raises(OutputExists, match="is the image|holds the image"):
-        tilenet.segment(
-            tmp_path / "m.zarr" / inside, tmp_path / "m.zarr", model=Threshold(), overwrite=True, objects=objects
-        )
-    assert before == {p: p.read_bytes() for p in (tmp_path / "m.zarr").rglob("*") if p.is_file()}
+        tilenet.segment(image, tmp_path / "m.zarr", model=Threshold(), overwrite=True, objects=objects)
+    assert before == tree(tmp_path)
 
 
 @pytest.mark.parametrize(

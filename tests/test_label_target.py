@@ -177,6 +177,17 @@ def test_two_names_stand_side_by_side_and_one_is_replaced_alone(tmp_path):
     assert tree(image / "labels" / "a") == before
 
 
+def test_labels_are_not_made_of_themselves(tmp_path):
+    image = write_image(tmp_path / "a.zarr", "0.5")
+    labels = tilenet.segment(image, into=image, name="x", model=Bright(), channels=[0]).path
+    before = tree(tmp_path)
+    for source in (labels, labels / "0", tilenet.open_image(labels)):
+        with pytest.raises(OutputExists, match="holds the image that is to be read"):
+            tilenet.segment(source, into=image, name="x", model=Bright(bright=0), overwrite=True)
+    assert tree(tmp_path) == before
+    assert tilenet.segment(labels, into=image, name="y", model=Bright(bright=0)).shape == SIDES
+
+
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
 def test_labels_of_somebody_else_are_never_touched(real, network, options):
     image = real("cardiomyocyte_3ch_v04.ome.zarr")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from tilenet.address import check_local, file_of, is_address
 from tilenet.errors import OutputExists
+from tilenet.readers.image import Image
+from tilenet.store import AnyMask
 from tilenet.store.destination import refuse_inside_file, refuse_inside_mask
 
 
@@ -27,7 +30,7 @@ def check_file_place(
     kind : str
         What the file is, for messages.
     image, mask : path or anything, optional
-        Paths that must not be replaced, nor written into. Anything other than a local path is ignored.
+        What must not be replaced, nor written into, as for `paths_of`.
 
     Raises
     ------
@@ -50,16 +53,26 @@ def check_file_place(
         raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
 
 
-def refuse_protected(out: Path, **spared: Any) -> None:
-    """Raise `OutputExists` if a file would replace, or lie inside, one of the spared paths."""
-    for what, path in spared.items():
-        if _meet(out, path):
-            raise OutputExists(f"{out}: is the {what} {path}, or inside it. Choose another path")
+def refuse_protected(out: Path, **protected: Any) -> None:
+    """Raise `OutputExists` if a file would replace, or lie inside, something protected, as for `paths_of`."""
+    target = out.resolve()
+    for what, source in protected.items():
+        for path in paths_of(source):
+            if target == path or path in target.parents:
+                raise OutputExists(f"{out}: is the {what} {path}, or inside it. Choose another path")
 
 
-def _meet(out: Path, spared: Any) -> bool:
-    """Return whether a file would replace, or lie inside, a spared path; arrays and addresses are no paths."""
-    if not isinstance(spared, str | Path) or spared == "" or is_address(spared):
-        return False
-    source, target = file_of(spared).resolve(), out.resolve()
-    return target == source or source in target.parents
+def paths_of(source: Any) -> Iterator[Path]:
+    """Yield the local files that an image or a mask is read from, given by path, open, or as a zarr or dask array."""
+    opened = source.source if isinstance(source, Image) else source
+    store = getattr(opened, "store", None)  # of a zarr array; in local files it has a root or, through fsspec, a path
+    if isinstance(opened, AnyMask):
+        yield opened.path.resolve()
+    elif root := getattr(store, "root", None) or getattr(store, "path", None):
+        yield Path(root, opened.path).resolve()
+    elif hasattr(opened, "dask"):
+        layers = (layer for layer in opened.dask.layers.values() if layer.is_materialized())
+        for value in (value for layer in layers for value in layer.values()):
+            yield from paths_of(value)
+    elif isinstance(opened, str | PathLike) and opened != "" and not is_address(opened):
+        yield file_of(fspath(opened)).resolve()

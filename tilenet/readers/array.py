@@ -48,6 +48,11 @@ class ArrayImage(SingleLevelImage):
         self.levels = (Level(self._axis_map.image_shape, (None,) * len(self.box_axes)),)
         self.channel_names = names_of_array(self.axes, self.n_channels, self.dtype)
 
+    @property
+    def source(self) -> Any:
+        """The array."""
+        return self._array
+
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the array."""
         return self._read(box, None)

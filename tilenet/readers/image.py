@@ -126,6 +126,11 @@ class Image(ABC):
         self.close()
 
     @property
+    def source(self) -> Any:
+        """What it was opened from: a path, an address or an array."""
+        return self.name
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Pixels along `axes` at this level."""
         return self.levels[self.level].shape
@@ -296,6 +301,11 @@ class DerivedImage(Image):
         self.reader, self.stated_axes, self.drops_alpha = image.reader, image.stated_axes, image.drops_alpha
         self.channel_names, self.n_missing = image.channel_names, image.n_missing
         self.given_pixel_size = image.given_pixel_size
+
+    @property
+    def source(self) -> Any:
+        """What the underlying image was opened from."""
+        return self._image.source
 
     @property
     def stated_pixel_size(self) -> tuple[float | None, ...]:

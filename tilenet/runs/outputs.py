@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tilenet.address import check_local, is_address
+from tilenet.address import check_local
 from tilenet.errors import ANEW, OutputError, OutputExists, SettingsError
 from tilenet.jobs.compute import Progress, fill_store
 from tilenet.jobs.image_times import note_image
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
 from tilenet.masks.label_target import LABELS, LabelTarget, open_target
-from tilenet.masks.protected import refuse_protected
+from tilenet.masks.protected import paths_of, refuse_protected
 from tilenet.masks.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask
 from tilenet.models.named import module_of, name_of, source_of
 from tilenet.readers.formats import SLIDE_NAMES
@@ -83,17 +83,16 @@ def _source_in(store: Path) -> Any:
 
 
 def protect_input(out: Path, image: Any, *, inside: bool = False) -> None:
-    """Refuse an output that is remote, is the image, contains the image, or lies inside it.
+    """Refuse an output that is remote, is the image (as for `paths_of`), contains the image, or lies inside it.
 
     With `inside`, for labels within an image, the output may lie inside the image.
     """
     check_local(out)
     if not inside:
         refuse_protected(out, image=image)
-    if isinstance(image, str | Path) and not is_address(image):
-        source, target = Path(image).resolve(), out.resolve()
-        if target in source.parents:
-            raise OutputExists(f"{out}: holds the image that is to be read. Choose another path")
+    target = out.resolve()
+    if any(target in (path, *path.parents) for path in paths_of(image)):
+        raise OutputExists(f"{out}: holds the image that is to be read. Choose another path")
 
 
 def open_store(out: Path, request: Request, *, resume: bool = False, overwrite: bool = False) -> tuple[Store, Job]:
