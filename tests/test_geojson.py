@@ -131,13 +131,6 @@ def test_coordinates_are_pixels_of_the_slide_at_full_resolution(folder, tmp_path
     np.testing.assert_allclose(boxes_of(features), expected, atol=tolerance)
 
 
-@pytest.mark.parametrize(("full", "coarse", "ratio"), [(2967, 741, 4), (1001, 501, 2), (1001, 500, 2), (300, 200, 1.5)])
-def test_a_level_is_halved_and_rounded_and_its_pixels_are_whole_ones(full, coarse, ratio):
-    from tilenet.resolution import downsample_factor
-
-    assert downsample_factor(full, coarse) == ratio
-
-
 def test_a_mask_of_a_coarser_level_asks_for_its_image(folder, tmp_path):
     shutil.copy(folder / "slide.tif", tmp_path / "slide.tif")
     tilenet.segment(tmp_path / "slide.tif", tmp_path / "m.zarr", model=shades, level=1)

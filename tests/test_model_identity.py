@@ -81,8 +81,8 @@ def compiled(network):
     return torch.compile(network, backend="eager")
 
 
-def begin(out, model):
-    for opened in open_store(out, Request(IMAGE, model, Options(tile=32, block=32), NEAR)):
+def begin(out, model, footprint=NEAR):
+    for opened in open_store(out, Request(IMAGE, model, Options(tile=32, block=32), footprint)):
         opened.close()
 
 
@@ -134,7 +134,9 @@ def test_a_mask_of_a_version_that_asked_nothing_is_gone_on_with(tmp_path, monkey
             return found | {"model": {name: value for name, value in found["model"].items() if name not in asked}}
 
         before.setattr(Job, "info", without)
-        tilenet.segment(IMAGE, out, model=model, footprint=POINT)
+        begin(out, model, POINT)
+    mask = np.asarray(tilenet.segment(IMAGE, out, model=model, footprint=POINT, resume=True))
+    assert np.array_equal(mask, IMAGE > 128)
     assert tilenet.verify(out, IMAGE, model=model, footprint=POINT).ok
 
 

@@ -159,7 +159,7 @@ def test_addresses_that_are_none_are_refused(name):
         open_image(name)
 
 
-@pytest.mark.parametrize("name", METADATA)
+@pytest.mark.parametrize("name", ["a path out of the group", "a shape of 0", "an unknown codec"])
 def test_metadata_that_make_no_sound_image_are_refused(tmp_path, server, name):
     where, change, says = METADATA[name]
     edit(ome_zarr(tmp_path) / where / "zarr.json", change)

@@ -328,10 +328,13 @@ def test_positive_nuclei_of_real_slides_are_brown_on_that_with_dab_alone(
     assert (" are brown, so most may have no DAB" in caplog.text) == said
 
 
-def test_no_pixel_is_read_before_all_that_can_be_refused_was(slide, monkeypatch):
+def test_a_rule_is_accepted_or_refused_before_any_pixel_is_read(slide, monkeypatch):
     monkeypatch.setattr(tilenet.readers.tiff.TiffImage, "read_inside", lambda image, box: pytest.fail("was read"))
+    mask = tilenet.open_mask(slide.with_name("o.zarr"))
     for rule in ("dab>0.2", "red>100"):
-        Intensities(stains=True, positive=rule).check(tilenet.open_mask(slide.with_name("o.zarr")), None)
+        Intensities(stains=True, positive=rule).check(mask, None)
+    with pytest.raises(SettingsError, match=r"channel red of .*slide\.tif is at most 255"):
+        Intensities(positive="red>255").check(mask, None)
 
 
 def test_an_image_that_has_moved_is_asked_for(slide, tmp_path):

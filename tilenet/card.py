@@ -213,9 +213,9 @@ def label_table(card: ModelCard) -> Mapping[int, tuple[str, tuple[int, ...]]]:
 def parse_scaling(text: str) -> dict[str, Any]:
     """Parse a scaling rule from a command-line text.
 
-    >>> parse_rule("linear:0,255")
+    >>> parse_scaling("linear:0,255")
     {'method': 'linear', 'subtract': 0.0, 'divide': 255.0}
-    >>> parse_rule("percentile:1,99.8")
+    >>> parse_scaling("percentile:1,99.8")
     {'method': 'percentile', 'low': 1.0, 'high': 99.8}
     """
     method, _, numbers = text.partition(":")

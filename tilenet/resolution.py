@@ -41,8 +41,9 @@ def downsample_factor(finest: int, coarse: int) -> Fraction:
 
     Examples
     --------
-    >>> downsample_factor(2967, 741), downsample_factor(2967, 23), downsample_factor(300, 200)
-    (Fraction(4, 1), Fraction(128, 1), Fraction(3, 2))
+    >>> lengths = (2967, 741), (2967, 23), (1001, 501), (1001, 500), (300, 200)
+    >>> [str(downsample_factor(*both)) for both in lengths]
+    ['4', '128', '2', '2', '3/2']
     """
     ratio = finest / coarse
     for whole in (2 ** max(0, round(log2(ratio))), max(1, round(ratio))):

@@ -64,10 +64,10 @@ class _Remarks(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
         said, _, advice = line.rpartition(". ")
+        if line in self.lines or said in self.lines:  # both outputs of one command may say it
+            return
         if said and any(other.endswith(f". {advice}") for other in self.lines):  # advice is given once in a batch
             line = said
-        if line in self.lines:  # both outputs of one command may say it
-            return
         self.lines.append(line)
         if self._shown:
             tell(f"tilenet: {line}")

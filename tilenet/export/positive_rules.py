@@ -22,7 +22,7 @@ VERDICTS = ("0", "1", "")
 def parse_positive(positive: str) -> tuple[str, float]:
     """Return the name and the number of a rule.
 
-    >>> parse_rule("dab > 0.2")
+    >>> parse_positive("dab > 0.2")
     ('dab', 0.2)
     """
     said = re.fullmatch(rf"\s*(\S.*?)\s*>\s*({NUMBER})\s*", positive, re.IGNORECASE)
