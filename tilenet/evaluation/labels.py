@@ -111,7 +111,8 @@ def looks_like_intensities(labels: NDArray[np.integer[Any]]) -> bool:
     Objects of a single pixel each do not look like this, nor do maps of few classes, however noisy.
 
     >>> noise = np.random.default_rng(0).integers(0, 256, (64, 64))
-    >>> is_image(noise), is_image(noise > 128), is_image(np.arange(64 * 64).reshape(64, 64))
+    >>> labels = np.arange(64 * 64).reshape(64, 64)
+    >>> looks_like_intensities(noise), looks_like_intensities(noise > 128), looks_like_intensities(labels)
     (True, False, False)
     """
     lonely = _count_isolated(labels)

@@ -130,7 +130,7 @@ def overruled_size(image: Image) -> str:
 def sizes_differ(given: Sequence[float], stated: Sequence[float | None]) -> bool:
     """Return whether pixel sizes differ along any axis, where both are known, by more than rounding.
 
-    >>> differ((2, 0.5), (None, 0.502)), differ((2, 0.5), (None, 0.6))
+    >>> sizes_differ((2, 0.5), (None, 0.502)), sizes_differ((2, 0.5), (None, 0.6))
     (False, True)
     """
     return any(old and abs(log(new / old)) > ROUNDING for new, old in zip(given, stated, strict=True))

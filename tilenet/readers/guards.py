@@ -62,8 +62,8 @@ def as_image_errors(what: str, remedy: str) -> Iterator[None]:
 def positive_or_none(value: Any) -> float | None:
     """Return a size from a file's metadata as a number; None unless it is positive and finite.
 
-    >>> positive("0.25"), positive("inf"), positive("-1"), positive(None)
-    (0.25, None, None, None)
+    >>> [positive_or_none(size) for size in ("0.25", "inf", "-1", None)]
+    [0.25, None, None, None]
     """
     try:
         number = float(value)

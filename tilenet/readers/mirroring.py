@@ -38,7 +38,7 @@ def fold(start: int, stop: int, length: int) -> Reflection:
     """Plan a mirrored read of ``start:stop`` on an axis of `length` pixels.
 
     >>> fold(-2, 4, 5)
-    Fold(start=0, stop=4, runs=(slice(2, 0, -1), slice(0, 4, 1)))
+    Reflection(start=0, stop=4, runs=(slice(2, 0, -1), slice(0, 4, 1)))
     """
     if 0 <= start and stop <= length:
         return Reflection(start, stop, (slice(None),))
