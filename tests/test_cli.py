@@ -13,6 +13,8 @@ import pytest
 import tifffile
 from oracles import random_network, reference_state
 from skimage.io import imsave
+from test_bad_images import PIXELS, tiff
+from test_bad_zarrs import ome_zarr
 
 import tilenet
 from tilenet.cli.main import CLOSED_PIPE
@@ -251,6 +253,25 @@ def test_bad_input_gives_one_line_exit_2_and_nothing_written(work, tilenet_comma
     assert err.startswith("tilenet: error: ")
     assert words in err
     assert sorted(work.rglob("*")) == before
+
+
+def hdf5(folder):
+    pytest.importorskip("h5py", reason="the extra formats is not installed")
+    from hdf5_images import write_hdf5
+
+    return write_hdf5(folder / "image.h5", PIXELS)
+
+
+@pytest.mark.parametrize("write", [tiff, ome_zarr, hdf5])
+def test_an_image_that_is_cut_off_gives_one_line_exit_2_and_nothing_written(tmp_path, tilenet_command, write):
+    image = write(tmp_path)
+    largest = max(filter(Path.is_file, tmp_path.rglob("*")), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = tilenet_command("segment", image, "-o", tmp_path / "o.zarr")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"tilenet: error: {tmp_path}/image")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

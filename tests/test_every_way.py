@@ -66,6 +66,14 @@ def test_workers_shares_and_batches_give_the_bytes_of_one_process(wish, tmp_path
     assert {tree_hash(path) for path in (tmp_path / "workers.zarr", tmp_path / "shares.zarr", batched)} == {alone}
 
 
+def test_one_thread_that_reads_gives_the_bytes_of_several(wish, tmp_path, monkeypatch):
+    image, model, how, _, alone = wish
+    for module in ("tilenet.runner", "tilenet.scaling", "tilenet.tissue.cells"):
+        monkeypatch.setattr(f"{module}.READERS", 1)
+    mask = tilenet.segment(image, tmp_path / "m.zarr", model=model, **how)
+    assert tree_hash(mask.path) == alone
+
+
 @pytest.mark.parametrize(
     ("wish", "where"),
     [

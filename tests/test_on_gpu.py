@@ -6,6 +6,7 @@ import torch
 from oracles import integer_network, random_network
 
 from tilenet.decide import DEPTH_UNIT, Decision
+from tilenet.errors import EnvironmentFault
 from tilenet.jobs.compute import ArraySink
 from tilenet.jobs.options import Options
 from tilenet.jobs.setup import make_job
@@ -85,12 +86,12 @@ def test_depths_there_are_those_of_numpy_but_for_rounding():
     assert off.max() <= DEPTH_UNIT and (off > 0).mean() < 1e-3 and here.std() > 0.1
 
 
-def both_ways(network, *, output="mask", image=IMAGE, **options):
+def both_ways(network, *, output="mask", image=IMAGE, kinds=(TorchPredictor, GpuPredictor), **options):
     """Return failures and arrays of a run that decides in NumPy, and of one that decides in PyTorch."""
     options = {"axes": "cyx", "tile": 32, "block": 64, "batch": 3, "output": output} | options
     job = make_job(image, network, Options(**options))
     found = []
-    for kind in (TorchPredictor, GpuPredictor):
+    for kind in kinds:
         predictor = kind(
             job.network,
             job.footprint,
@@ -167,3 +168,26 @@ def test_what_goes_wrong_is_said_as_elsewhere():
     (expected, _), (failures, _) = both_ways(network, engine="plain")
     assert failures == expected
     assert "the network failed on a batch of shape" in failures[0]
+
+
+class Unpinned(GpuPredictor):
+    """A predictor for whose copies to and from the device no memory can be pinned."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self._copies = self
+
+    def send(self, x):
+        raise RuntimeError("CUDA error: out of memory")
+
+
+def test_where_no_memory_can_be_pinned_the_run_ends_with_the_batch_to_try(monkeypatch):
+    def unpinned(*shape, pin_memory=False, **options):
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*shape, **options)
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", unpinned)
+    with pytest.raises(EnvironmentFault, match=r"out of memory for a batch of shape \(3, .*Start again with --batch 1$"):
+        both_ways(random_network(depth=2, wf=2, in_channels=3), kinds=(Unpinned,))

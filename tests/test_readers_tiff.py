@@ -351,6 +351,9 @@ def test_a_slash_behind_the_name_of_a_file_is_no_damage(tmp_path):
         (MemoryError(), ImageError, "Use a smaller --tile"),
         (OSError(errno.ESTALE, "Stale file handle"), EnvironmentFault, "run again with --resume"),
         (OSError(errno.EMFILE, "Too many open files"), EnvironmentFault, "run again with --resume"),
+        (OSError(errno.ENFILE, "Too many open files in system"), EnvironmentFault, "run again with --resume"),
+        (OSError(errno.ETIMEDOUT, "Connection timed out"), EnvironmentFault, "run again with --resume"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), EnvironmentFault, "run again with --resume"),
     ],
 )
 def test_faults_of_the_machine_are_not_called_damage_of_the_file(tmp_path, monkeypatch, fault, kind, remedy):
