@@ -189,5 +189,5 @@ def test_where_no_memory_can_be_pinned_the_run_ends_with_the_batch_to_try(monkey
 
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", unpinned)
-    with pytest.raises(EnvironmentFault, match=r"out of memory for a batch of shape \(3, .*Start again with --batch 1$"):
+    with pytest.raises(EnvironmentFault, match=r"for a batch of shape \(3, .*Start again with --batch 1$"):
         both_ways(random_network(depth=2, wf=2, in_channels=3), kinds=(Unpinned,))
