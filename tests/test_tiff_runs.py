@@ -9,6 +9,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import tifffile
+from store_helpers import tree_hash
 from tiff_masks import a_slide, both_masks, names, segment  # noqa: F401
 
 import tilenet
@@ -63,6 +64,35 @@ def test_probabilities_do_not_fit_in_a_tiff(slide, tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("objects", [False, True])
+def test_a_mask_with_the_name_of_the_store_of_a_tiff_is_neither_replaced_nor_removed(slide, tmp_path, caplog, objects):
+    own = segment(slide, tmp_path / "m.tif.zarr", objects=objects, output=None if objects else "both")
+    before = tree_hash(own.path)
+    for overwrite in (False, True):
+        with pytest.raises(OutputExists, match=r"m\.tif\.zarr: exists, and was not made for m\.tif\. Make that of it"):
+            segment(slide, tmp_path / "m.tif", objects=objects, overwrite=overwrite)
+    caplog.set_level("INFO", "tilenet")
+    assert np.array_equal(segment(slide, tmp_path / "m.tif", objects=objects, resume=True), own)
+    assert caplog.messages[-1].endswith("m.tif.zarr: stays, because it was not made for m.tif")
+    assert (tree_hash(own.path), names(tmp_path)) == (before, ["m.tif", "m.tif.zarr"])
+
+
+def test_the_store_of_a_tiff_is_replaced_and_removed_as_asked(slide, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr("tilenet.api.deliver", interrupted)
+        segment(slide, tmp_path / "whole.ome.tif")
+    assert names(tmp_path) == ["whole.ome.tif.zarr"]
+    with pytest.raises(OutputExists, match=r"zarr: exists already\. Go on with it \(--resume\), replace it"):
+        segment(slide, tmp_path / "whole.ome.tif")
+    segment(slide, tmp_path / "whole.ome.tif", overwrite=True)
+    assert names(tmp_path) == ["whole.ome.tif"]
+    assert (tmp_path / "whole.ome.tif").read_bytes() == whole[1].read_bytes()
+
+
+def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
 def test_objects_go_into_a_tiff(slide, tmp_path):
     mask = segment(slide, tmp_path / "m.tif", objects=True)
     assert mask.dtype == np.uint32
@@ -75,7 +105,7 @@ import hashlib, json, os, signal, sys
 from pathlib import Path
 import imagecodecs, tifffile, torch, yaozarrs.v05, zarr, zarr.codecs
 import tilenet, tilenet.api
-from tilenet.store import files
+from tilenet.store import file_system
 torch.set_num_threads(1)
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 def run(kill, said, late):
@@ -129,11 +159,8 @@ def test_a_run_killed_anywhere_leaves_no_half_of_a_tiff_and_goes_on_to_the_same_
 def test_a_tiff_that_is_not_complete_is_said_to_be_that(slide, tmp_path, tilenet_command, monkeypatch):
     from tilenet.jobs import compute
 
-    def killed(*args, **kwargs):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as broken:
-        broken.setattr(compute, "finish", killed)
+        broken.setattr(compute, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             segment(slide, tmp_path / "m.ome.tif")
     code, _, err = tilenet_command("verify", tmp_path / "m.ome.tif")

@@ -16,7 +16,7 @@ from tilenet.jobs.compute import Progress, to_array, to_objects
 from tilenet.jobs.options import Options, check_output_option, refuse_with_objects
 from tilenet.jobs.request import Request
 from tilenet.masks.tiff_export import deliver
-from tilenet.masks.tiff_mask import TiffMask, is_tiff, store_beside
+from tilenet.masks.tiff_mask import FOR_TIFF, TiffMask, is_tiff, store_beside
 from tilenet.models.named import refuse_missing
 from tilenet.region import Roi
 from tilenet.runner import Report
@@ -232,7 +232,7 @@ def segment(
         strict=strict,
     )
     refuse_missing(model)  # before what is at `out`, which would be all that is said
-    request = Request(image, model, options, footprint, target)
+    request = Request(image, model, options, footprint, target, {FOR_TIFF: Path(out).name} if tiff and out else {})
     if client is not None:
         if out is None:
             raise SettingsError("workers write into a store: give out with client")
@@ -270,7 +270,7 @@ def _stored(
         check_name(out)
     if tiff:
         protect_input(place, request.image)
-        check_tiff(out, output, replace=resume or overwrite)
+        check_tiff(out, output, resume=resume, overwrite=overwrite)
         begun = can_resume(place) or was_begun(place, target)
         if resume and out.exists() and not begun:
             return same_tiff(out, request), Report()

@@ -30,13 +30,17 @@ UNSAID = ("", None, "auto")
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be segmented, with which model and options: the arguments of `make_job`."""
+    """What is to be segmented, with which model and options: the arguments of `make_job`.
+
+    `facts` are for the first line of the log of the output.
+    """
 
     image: Any
     model: Any
     options: Options = field(default_factory=Options)
     footprint: Footprint | None = None
     target: LabelTarget | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def new_job(self) -> Job:
         """Return the job of a new output."""

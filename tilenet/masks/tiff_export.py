@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 
 from tilenet.arguments import known_options
 from tilenet.errors import BlocksFailed, SettingsError
-from tilenet.masks.tiff_mask import TILE, TiffMask, check_tiff_place, is_tiff, open_tiff_mask, tile_boxes
+from tilenet.masks.tiff_mask import TILE, TiffMask, check_tiff_place, is_for_tiff, is_tiff, open_tiff_mask, tile_boxes
 from tilenet.store import Layout, Mask, open_mask
 from tilenet.store.destination import discard, holding, put_whole
 from tilenet.store.metadata import FORMAT
 
+# Messages for the user; the command line prints them.
+LOG = logging.getLogger("tilenet")
 # A classic TIFF holds 4 GiB. The margin is for the tables, and for tiles that do not compress.
 MOST_CLASSIC = 2**32 * 15 // 16
 # Micrometres per centimetre, the unit of the resolution tags.
@@ -65,13 +68,16 @@ def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) ->
 
 
 def deliver(store: Path, out: Path) -> TiffMask:
-    """Convert the complete store that a run wrote beside `out` to a TIFF at `out`, then remove the store.
+    """Convert the complete store beside `out` to a TIFF at `out`, then remove the store, if it was made for that.
 
     If the process is killed at any time, the whole store, the whole TIFF, or both are left.
     """
     with holding(store):
         mask = write_tiff(store, out, overwrite=True)
-        discard(store)
+        if is_for_tiff(store, out):
+            discard(store)
+        else:
+            LOG.info("%s: stays, because it was not made for %s", store, out.name)
     return mask
 
 

@@ -33,11 +33,14 @@ from tilenet.readers import open_image
 from tilenet.readers.guards import quietly
 from tilenet.readers.image import Image
 from tilenet.store import AnyMask, Layout, Mask
-from tilenet.store.metadata import MAKING, layout_of, not_ours
+from tilenet.store.metadata import MAKING, OWN, layout_of, not_ours
 from tilenet.store.pyramid import doubled
+from tilenet.store.seal import events
 
 SUFFIXES = (".tif", ".tiff")
 TILE = 512
+# The fact in the log of a store that is made for a TIFF: its name.
+FOR_TIFF = "tiff"
 
 
 def is_tiff(path: str | Path) -> bool:
@@ -60,6 +63,11 @@ def name_of(mask: Path) -> str:
 def store_beside(out: Path) -> Path:
     """Return the store in which the mask of a TIFF is made: ``mask.tif.zarr`` beside ``mask.tif``."""
     return out.with_name(f"{out.name}.zarr")
+
+
+def is_for_tiff(store: Path, out: Path) -> bool:
+    """Return whether a store was made only for a TIFF, and is no mask of its own."""
+    return any(event.get(FOR_TIFF) == out.name for event in events(store / OWN))
 
 
 class TiffLevel:

@@ -230,7 +230,7 @@ def _create(out: Path, request: Request, depths: Mask, numbering: Numbering, *, 
         with replace(request, options=options).new_job() as job:
             layout = replace(layout, **job.inside)
     info = depths.info | {"objects": numbering.n, FIRSTS: numbering.checksum()}
-    return Store.create(out, layout, info, overwrite=overwrite)
+    return Store.create(out, layout, info, overwrite=overwrite, facts=request.facts)
 
 
 def _write_numbers(store: Store, places: Mask, numbering: Numbering) -> None:

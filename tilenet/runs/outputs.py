@@ -13,7 +13,7 @@ from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
 from tilenet.masks.label_target import LABELS, LabelTarget, open_target
 from tilenet.masks.protected import paths_of, refuse_protected
-from tilenet.masks.tiff_mask import TiffMask, check_tiff_place, is_tiff, open_tiff_mask
+from tilenet.masks.tiff_mask import TiffMask, check_tiff_place, is_for_tiff, is_tiff, open_tiff_mask, store_beside
 from tilenet.models.named import module_of, name_of, source_of
 from tilenet.readers.formats import SLIDE_NAMES
 from tilenet.runner import Report
@@ -114,7 +114,7 @@ def create_store(
     """Create a store, with the lease of the whole or of one share of it."""
     job = request.new_job()
     try:
-        store = Store.create(out, *job.described(), overwrite=overwrite, share=share)
+        store = Store.create(out, *job.described(), overwrite=overwrite, share=share, facts=request.facts)
         try:
             note_image(store, job.image.name)
         except BaseException:
@@ -133,11 +133,17 @@ def fill(store: Store, job: Job, request: Request, *, client: Any, progress: Pro
     return distributed.fill_by_workers(store, job, client, request, progress=progress)
 
 
-def check_tiff(out: Path, output: str | None, *, replace: bool) -> None:
-    """Refuse an output that cannot be written as a TIFF at `out`."""
+def check_tiff(out: Path, output: str | None, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output that cannot be written as a TIFF at `out`, or for which another mask would be replaced."""
     if output == "both":
         raise SettingsError(f"{out}: a TIFF holds the mask alone, and output 'both' was said. Give a name in .zarr")
-    check_tiff_place(out, replace=replace)
+    check_tiff_place(out, replace=resume or overwrite)
+    place = store_beside(out)
+    if not resume and can_resume(place) and is_ours(place) and not is_for_tiff(place, out):
+        raise OutputExists(
+            f"{place}: exists, and was not made for {out.name}. Make that of it (--resume), move it away, or choose "
+            f"another path"
+        )
 
 
 def same_tiff(out: Path, request: Request) -> TiffMask:

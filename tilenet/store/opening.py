@@ -42,6 +42,7 @@ class OpenedStore:
         *,
         overwrite: bool = False,
         share: Share | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> Self:
         """Make a store without pixels, with any missing parent folders, and take its lease.
 
@@ -59,6 +60,8 @@ class OpenedStore:
         share : (int, int), optional
             Take only the lease of this share (which, from 1, of how many), so that other processes can take
             theirs; see `take_share`.
+        facts : mapping, optional
+            What else the first line of its log says.
 
         Raises
         ------
@@ -70,7 +73,7 @@ class OpenedStore:
         with faults_named(path, resumes=False):  # there is nothing to resume yet
             store = cls._leased(path, build(path, layout, info, replace=overwrite and path.exists(), share=share))
         with faults_named(path), store._closed_on_error():
-            store.log("created", **({SHARE: list(share)} if share else {}))
+            store.log("created", **({SHARE: list(share)} if share else {}), **(facts or {}))
         return store
 
     @classmethod
