@@ -130,7 +130,7 @@ def test_out_of_memory_on_a_device_ends_the_run_with_the_batch_to_try(tmp_path, 
 def test_a_gpu_that_fails_ends_the_run_and_no_block_is_at_fault(tmp_path, prefix):
     failure = f"{prefix}: an illegal memory access was encountered"
     network = Failing(RuntimeError(f"{failure}\nCUDA kernel errors might be asynchronously reported"))
-    said = rf"the GPU failed on a batch of shape .* \({re.escape(failure)}\)\. Run again with --resume"
+    said = rf"the GPU failed on a batch of shape .* \({re.escape(failure)}\)\. .* To go on, run again with --resume"
     with pytest.raises(DeviceLost, match=said) as caught:
         tilenet.segment(np.zeros((600, 600), np.uint8), tmp_path / "m.zarr", model=network, tile=64, batch=4)
     assert caught.value.exit_code == 4

@@ -177,8 +177,8 @@ def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
         return EnvironmentFault(f"out of memory for a batch of shape {shape}. Start again with {advice}")
     if text.startswith(GPU_FAILED):  # after which it takes no more work from this process
         return DeviceLost(
-            f"the GPU failed on a batch of shape {shape} ({text}). If it does so again, on another "
-            "--device, too, start again with --engine plain or a smaller --tile. First run again",
+            f"the GPU failed on a batch of shape {shape} ({text}). If it fails again, on another "
+            "--device, too, start again with --engine plain or a smaller --tile. To go on, run again",
             RESUME,
         )
     return ModelError(f"the network failed on a batch of shape {shape}: {text}")
