@@ -5,7 +5,7 @@ import pytest
 import tifffile
 
 import tilenet
-from tilenet.errors import ModelError, OutputMismatch, SettingsError, TilenetError
+from tilenet.errors import ImageError, ModelError, OutputMismatch, SettingsError, TilenetError
 from tilenet.readers import open_image
 from tilenet.readers.tiff_decode import PageReader
 
@@ -45,6 +45,25 @@ def test_an_image_that_the_caller_opened_stays_open_whatever_is_done_with_it(sli
         tilenet.segment(image, tmp_path / "o.zarr", objects=True)
         tilenet.segment(image, tmp_path / "p.zarr", shard=(1, 1))
         assert image.read_inside(tilenet.Box((0, 0), (2, 2))).shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize("axes", ["tyx", "yxz", "qqq"])
+def test_an_open_image_keeps_its_axes_and_refuses_others(axes):
+    stack = np.zeros((3, 40, 40), np.uint8)
+    image = open_image(stack, axes="zyx")
+    assert np.array_equal(tilenet.segment(image, axes="ZYX"), tilenet.segment(stack, axes="zyx"))
+    assert open_image(open_image(np.zeros((4, 5, 3), np.uint8), axes="yxc"), axes="yxc", channels=1).axes == "yxc"
+    for use in (tilenet.segment, tilenet.lazy, open_image):
+        with pytest.raises(ImageError, match=f"was opened with the axes zyx, not {axes}. Give axes to open_image"):
+            use(image, axes=axes)
+
+
+def test_an_open_image_is_no_array_and_says_how_all_of_it_is_read(slide):
+    with open_image(slide) as image:
+        for use in (np.asarray, np.mean, np.array):
+            with pytest.raises(TypeError, match=r"slide\.tif: is read by boxes\. .*: image\.read\(tilenet"):
+                use(image)
+        assert np.array_equal(image.read(tilenet.Box.of_shape(image.box_shape))[0], tifffile.imread(slide))
 
 
 def test_an_image_that_was_opened_by_its_path_is_closed_when_the_call_ends(slide, tmp_path, open_now):

@@ -10,7 +10,9 @@ from checked_masks import IMAGE, a_mask, a_network  # noqa: F401
 from ome_images import write_ome_zarr
 
 import tilenet
-from tilenet.errors import BlocksFailed, OutputError
+from tilenet.errors import BlocksFailed, OutputError, SettingsError
+
+SMALL = IMAGE[:100, :150]
 
 
 def test_a_mask_that_lost_a_file_is_not_opened_and_damaged_bytes_are_refused_on_reading(out):
@@ -130,3 +132,45 @@ def test_a_mask_that_was_copied_without_its_hidden_folder_says_so(out):
     shutil.rmtree(out / ".tilenet")
     with pytest.raises(OutputError, match=r"lacks its folder \.tilenet"):
         tilenet.open_mask(out)
+
+
+@pytest.mark.parametrize("name", ["m.zarr", "m.ome.tif"])
+def test_a_mask_is_taken_wherever_its_path_is(tmp_path, network, name):
+    mask = tilenet.segment(SMALL, tmp_path / name, model=network, tile=128, objects=True)
+    for write, ending in ((tilenet.write_geojson, "json"), (tilenet.write_table, "csv")):
+        for given, to in ((mask, "of_mask"), (mask.path, "of_path")):
+            write(given, tmp_path / f"{to}.{ending}")
+        assert (tmp_path / f"of_mask.{ending}").read_bytes() == (tmp_path / f"of_path.{ending}").read_bytes()
+    assert np.array_equal(tilenet.overlay(SMALL, mask), tilenet.overlay(SMALL, mask.path))
+    assert tilenet.evaluate(mask, mask.path) == tilenet.evaluate(mask.path, mask.path)
+    assert tilenet.verify(mask, SMALL, model=network).ok
+    assert np.array_equal(tilenet.open_mask(mask), mask)
+    assert tilenet.segment(SMALL, mask, model=network, objects=True, resume=True).path == mask.path
+    assert np.array_equal(tilenet.segment(SMALL, tissue=mask), tilenet.segment(SMALL, tissue=mask.path))
+    if name == "m.zarr":
+        assert np.array_equal(tilenet.write_tiff(mask, tmp_path / "t.tif"), mask)
+    else:
+        with pytest.raises(OutputError, match=rf"is the mask {mask.path}, or inside it"):
+            tilenet.write_tiff(mask, mask, overwrite=True)
+    assert tilenet.open_image(mask).identity()["kind"] == "tilenet array"  # as ever, so that old outputs can be resumed
+
+
+def test_a_mask_of_tissue_of_many_planes_is_taken_as_its_path_is(tmp_path, network):
+    stack = np.stack([SMALL] * 2)
+    mask = tilenet.segment(stack, tmp_path / "m.zarr", axes="zyx", model=network, tile=128)
+    assert np.array_equal(*(tilenet.segment(stack[0], model=network, tissue=given) for given in (mask, mask.path)))
+
+
+def test_arrays_are_no_files_to_be_scored():
+    with pytest.raises(SettingsError, match=r"evaluate takes files, not a ndarray\. For arrays see tilenet\.metrics"):
+        tilenet.evaluate(SMALL, SMALL)
+
+
+@pytest.mark.parametrize("name", ["m.zarr", "m.ome.tif"])
+def test_a_mask_is_not_compared_with_numbers_since_the_answer_would_be_false(tmp_path, network, name):
+    mask = tilenet.segment(SMALL, tmp_path / name, model=network, tile=128)
+    for compare in (lambda: mask == 1, lambda: mask != 1, lambda: 0 == mask, lambda: mask == mask[...]):
+        with pytest.raises(TypeError, match=r"Compare its pixels: mask\[\.\.\.\] == 1"):
+            compare()
+    assert (mask[...] == mask).all()  # NumPy takes the pixels
+    assert mask == mask and mask != tilenet.open_mask(mask) and mask in {mask}

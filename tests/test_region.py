@@ -55,8 +55,19 @@ def test_a_volume_is_cut_along_every_axis_and_planes_that_are_not_named_are_whol
     whole = whole_image_logits(network, volume[None])
     part = tilenet.segment(volume, axes="zyx", model=network, roi=np.s_[2:5, 3:, :17], output="logits")
     assert np.array_equal(part, whole[:, 2:5, 3:, :17])
-    planes = tilenet.segment(volume, axes="zyx", model=integer_network(depth=2, wf=1), roi=np.s_[3:9, :17])
+    planes = tilenet.segment(volume, axes="zyx", model=integer_network(depth=2, wf=1), roi="3:9,:17")
     assert planes.shape == (9, 6, 17)
+
+
+@pytest.mark.parametrize("roi", [np.s_[2:4], np.s_[2:4, :5], [slice(2, 4), (0, 5)]])
+def test_fewer_slices_than_axes_are_refused_since_numpy_and_the_command_line_mean_other_axes(roi, network):
+    volume = np.zeros((9, 30, 41), np.uint8)
+    assert find_roi("2:4", volume.shape, name="v").shape == (9, 30, 2) != volume[2:4].shape
+    with pytest.raises(
+        SettingsError, match=r"numpy array: roi has . of 3 slices. Write \.\.\. for the others, such as"
+    ):
+        tilenet.segment(volume, axes="zyx", model=network, roi=roi)
+    assert find_roi(np.s_[2:4, ...], volume.shape, name="v").shape == volume[2:4].shape
 
 
 def test_a_part_reads_no_more_than_its_own_context():
@@ -111,7 +122,7 @@ def test_verify_looks_for_a_part_where_it_lies(tmp_path, network, monkeypatch):
         ([(0, 151), (0, 5)], r"leaves the image, which has 150 x 211 px"),
         ([(-200, 10), (0, 5)], "leaves the image"),
         ([(0, 1)] * 3, "3 axes, the image 2"),
-        ([slice(0, 10, 2)], "step"),
+        (np.s_[0:10:2, :], "step"),
         ([5, 7], "neither a slice nor"),
     ],
 )

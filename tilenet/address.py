@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -136,7 +137,7 @@ def last_name(name: str) -> str:
     return Path(parse_address(name).path if is_address(name) else name).name
 
 
-def check_local(out: str | Path) -> None:
+def check_local(out: str | PathLike[str]) -> None:
     """Refuse an output that is an address (`OutputError`)."""
     if is_address(out) or _SCHEME_OF_PATH.match(str(out)):
         name = shown(re.sub(r":/+", "://", str(out), count=1))

@@ -31,7 +31,7 @@ from tilenet.workers.distributed import check_client, check_sendable
 @known_options(hints=WORKERS)
 def segment(
     image: Any,
-    out: str | Path | None = None,
+    out: str | PathLike[str] | None = None,
     *,
     into: str | Path | None = None,
     name: str | None = None,
@@ -103,8 +103,8 @@ def segment(
         the pixel size on the model card is used if the image has a pixel size too; else level 0.
     roi : str, or sequence of slice or (start, stop), optional
         ``"512:1024,:2048"`` or one entry per axis: the part to segment, in pixels of the resolution
-        that the network sees. Leading axes that are not given are taken whole. The result is that
-        part of the whole image's mask.
+        that the network sees. A text that leaves out leading axes takes them whole; among slices, ``...`` stands for
+        those left out, as in ``np.s_[..., 512:1024]``. The result is that part of the whole image's mask.
     tissue : bool, path or array, optional
         Skip blocks without tissue: they are 0 in mask and probabilities, and are not read. All
         other blocks are the same as without `tissue`. True: find tissue on a coarse level, see

@@ -33,8 +33,9 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     Parameters
     ----------
     roi : str, or sequence of slice or (start, stop), optional
-        A text as `parse_roi` takes it, or one entry per axis, in array order. Leading axes that are
-        not given are taken whole. A start or stop of None is the border of the image; a roi of None is the whole image.
+        A text as `parse_roi` takes it, or one entry per axis, in array order. Leading axes that are not given are
+        taken whole; fewer slices than axes are refused, since NumPy takes them for the first ones. ``...`` stands for
+        all others. A start or stop of None is the border of the image; a roi of None is the whole image.
     shape : sequence of int
         Shape of the image without its ``c`` axis.
     name : str
@@ -43,11 +44,11 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     Raises
     ------
     SettingsError
-        If the part is empty, leaves the image, or has more axes than the image.
+        If the part is empty or leaves the image, or if its axes are too many or not clear.
 
     Examples
     --------
-    >>> find_roi([(512, 1024), slice(None, 100)], (7, 2000, 3000), name="stack.tif")
+    >>> find_roi([(512, 1024), (None, 100)], (7, 2000, 3000), name="stack.tif")
     Box(start=(0, 512, 0), stop=(7, 1024, 100))
     >>> find_roi((slice(-2, None), ...), (7, 2000, 3000), name="stack.tif")
     Box(start=(5, 0, 0), stop=(7, 2000, 3000))
@@ -57,6 +58,11 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     entries = _entries(roi, len(shape))
     if len(entries) > len(shape):
         raise SettingsError(f"{name}: roi has {len(entries)} axes, the image {len(shape)}. Give one start:stop an axis")
+    if len(entries) < len(shape) and any(isinstance(entry, slice) for entry in entries):
+        raise SettingsError(
+            f"{name}: roi has {len(entries)} of {len(shape)} slices. Write ... for the others, such as np.s_[2:4, ...] "
+            f"for the first axis or np.s_[..., 2:4] for the last"
+        )
     ranges = [(None, None)] * (len(shape) - len(entries)) + [_ends(entry) for entry in entries]
     ends = [(_counted(a or 0, n), n if b is None else _counted(b, n)) for (a, b), n in zip(ranges, shape, strict=True)]
     box = Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))

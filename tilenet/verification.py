@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ class Verification:
 
 @known_options()
 def verify(
-    out: str | Path,
+    out: str | PathLike[str],
     image: Any = None,
     *,
     model: Any = None,
@@ -117,7 +118,7 @@ def verify(
 
     Parameters
     ----------
-    out : path
+    out : path or Mask
         A mask written by tilenet.
     image : path, array or Image, optional
         By default the file named in the mask. No windows are recomputed if that is gone, if the device that made the

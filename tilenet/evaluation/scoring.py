@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ COVERED = 0.9
 
 @known_options()
 def evaluate(
-    prediction: str | Path,
-    truth: str | Path,
+    prediction: str | PathLike[str],
+    truth: str | PathLike[str],
     *,
     classes: bool = False,
     axes: str | None = None,
@@ -58,7 +59,7 @@ def evaluate(
 
     Parameters
     ----------
-    prediction, truth : str or path
+    prediction, truth : path or Mask
         Two files (or mask folders), or two folders of files, matched by the part of their names before the first
         dot. Each frame of a time series (axis ``t``) is scored as an image of its own, and so is each plane of a stack
         in which a 2-D network found objects that were not linked. Only masks that tilenet made at another pixel size
@@ -91,7 +92,11 @@ def evaluate(
     SettingsError
         If there is a `pixel_size`, and no mask to split.
     """
-    pairs = match(Path(prediction), Path(truth))
+    for given in (prediction, truth):
+        if not isinstance(given, str | PathLike):
+            raise SettingsError(f"evaluate takes files, not a {type(given).__name__}. For arrays see tilenet.metrics")
+    prediction, truth = Path(prediction), Path(truth)
+    pairs = match(prediction, truth)
     predictions, truths = zip(*pairs.values(), strict=True)
     splits_masks = not classes and _are_masks(predictions, axes) and not _are_masks(truths, axes)
     if pixel_size is not None and not splits_masks:

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ class Outlined:
 
 @known_options()
 def write_geojson(
-    mask: str | Path,
-    out: str | Path,
+    mask: str | PathLike[str],
+    out: str | PathLike[str],
     *,
     image: Any = None,
     pixel_size: float | str | Sequence[float] | None = None,
@@ -85,7 +86,7 @@ def write_geojson(
 
     Parameters
     ----------
-    mask : path
+    mask : path or Mask
         A complete mask that tilenet wrote, OME-Zarr or OME-TIFF.
     out : path
         The file, ending in ``.geojson`` (or ``.json``).

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from os import PathLike
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
@@ -79,7 +80,7 @@ def has_volumes(mask: AnyMask) -> bool:
 @contextmanager
 def open_for(
     out: Path,
-    mask: str | Path,
+    mask: str | PathLike[str],
     image: Any,
     *,
     pixel_size: Any = None,

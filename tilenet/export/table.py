@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from math import prod
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ LOG = logging.getLogger("tilenet")
 
 @known_options()
 def write_table(
-    mask: str | Path,
-    out: str | Path,
+    mask: str | PathLike[str],
+    out: str | PathLike[str],
     *,
     image: Any = None,
     pixel_size: float | str | Sequence[float] | None = None,
@@ -66,7 +67,7 @@ def write_table(
 
     Parameters
     ----------
-    mask : path
+    mask : path or Mask
         A complete mask that tilenet wrote, OME-Zarr or OME-TIFF.
     out : path
         The file, ending in ``.csv``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from math import prod
+from os import PathLike
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
@@ -28,7 +29,7 @@ CENTIMETER = 10_000
 
 
 @known_options()
-def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) -> TiffMask:
+def write_tiff(mask: str | PathLike[str], out: str | PathLike[str], *, overwrite: bool = False) -> TiffMask:
     """Write a complete mask as a tiled, pyramidal OME-TIFF; only a few tiles are in memory at a time.
 
     The file is written under a temporary name beside `out`, read back and compared tile by tile, and only
@@ -36,7 +37,7 @@ def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) ->
 
     Parameters
     ----------
-    mask : path
+    mask : path or Mask
         A complete mask that tilenet wrote (OME-Zarr).
     out : path
         The TIFF file; by convention its name ends in ``.ome.tif``.
@@ -52,11 +53,11 @@ def write_tiff(mask: str | Path, out: str | Path, *, overwrite: bool = False) ->
     OutputExists, OutputNotFound, OutputIncomplete, BlocksFailed, EnvironmentFault
         If something exists at `out`; if the mask is missing, incomplete or damaged; if the disk is full.
     """
-    out = Path(out).absolute()
+    mask, out = Path(mask), Path(out).absolute()
     if not is_tiff(out):
         raise SettingsError(f"{out}: is no name of a TIFF. Give one that ends in .ome.tif")
     check_tiff_place(out, replace=overwrite, mask=mask)
-    if is_tiff(mask) and Path(mask).is_file():
+    if is_tiff(mask) and mask.is_file():
         raise SettingsError(f"{mask}: is a TIFF already. Give a mask.zarr")
     opened = open_mask(mask)
     opened.refuse_damage()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from math import prod
+from os import PathLike
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -43,7 +44,7 @@ TILE = 512
 FOR_TIFF = "tiff"
 
 
-def is_tiff(path: str | Path) -> bool:
+def is_tiff(path: str | PathLike[str]) -> bool:
     """Return whether an output is to be a TIFF, judging by its name."""
     return Path(path).suffix.lower() in SUFFIXES
 
@@ -161,13 +162,13 @@ class TiffMask(AnyMask):
         self._image.close()
 
 
-def open_mask(path: str | Path) -> Mask | TiffMask:
+def open_mask(path: str | PathLike[str]) -> Mask | TiffMask:
     """Open a complete mask that tilenet wrote, OME-Zarr or OME-TIFF.
 
     Parameters
     ----------
-    path : path
-        The OME-Zarr folder, or the OME-TIFF file.
+    path : path or Mask
+        The OME-Zarr folder, or the OME-TIFF file; of a mask that is open, its own.
 
     Returns
     -------
@@ -184,7 +185,7 @@ def open_mask(path: str | Path) -> Mask | TiffMask:
     return open_tiff_mask(path) if is_tiff(path) and not Path(path).is_dir() else store.open_mask(path)
 
 
-def open_tiff_mask(path: str | Path) -> TiffMask:
+def open_tiff_mask(path: str | PathLike[str]) -> TiffMask:
     """Open a TIFF mask that tilenet wrote.
 
     Raises

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from math import log, prod
 from operator import index
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ MAX_LOG_RATIO = 0.1
 @known_options()
 def overlay(
     image: Any,
-    mask: str | Path,
+    mask: str | PathLike[str],
     *,
     roi: Roi | None = None,
     plane: int | Sequence[int] | None = None,
@@ -66,7 +67,7 @@ def overlay(
     image : path, array or Image
         The image that was segmented, or a copy of it. If a file seems to be another image, a warning is logged
         (logger ``tilenet``).
-    mask : path
+    mask : path or Mask
         Its mask, at any level or pixel size, of the whole image or a part.
     roi : str, or sequence of slice or (start, stop), optional
         The part to draw, in pixels of the grid that was segmented; by default the whole mask.

@@ -44,7 +44,8 @@ def open_image(
         Resolution to read; 0 is the finest.
     axes : str, optional
         One letter of ``tczyx`` per axis, for arrays of more than two axes and for files that do not
-        state their axes. In files that do, only t, z and the c of separate planes can be renamed.
+        state their axes. In files that do, only t, z and the c of separate planes can be renamed. An open image
+        keeps its own.
     pixel_size : float, str or sequence of float, optional
         Micrometres per pixel at level 0, in place of what the file states: one number for y and x, two
         (y, x) or three (z, y, x). Those of coarser levels follow from their lengths.
@@ -81,13 +82,17 @@ def open_image(
     size = None if pixel_size is None else parse_pixel_size(pixel_size)
     axes = axes.lower() if isinstance(axes, str) else axes  # other programs name axes in capitals
     if isinstance(source, Image):
+        if axes not in (None, source.axes):
+            raise ImageError(
+                f"{source.name}: was opened with the axes {source.axes}, not {axes}. Give axes to open_image"
+            )
         image = source
-    elif isinstance(source, str | os.PathLike):
-        image = _open_path(os.fspath(source), axes=axes, missing=missing)
-    elif hasattr(source, "shape") and hasattr(source, "dtype"):
+    elif hasattr(source, "shape") and hasattr(source, "dtype"):  # before paths, because an open mask has one, too
         from tilenet.readers.array import ArrayImage
 
         image = ArrayImage(source, axes)
+    elif isinstance(source, str | os.PathLike):
+        image = _open_path(os.fspath(source), axes=axes, missing=missing)
     else:
         kind = type(source).__name__
         one = "Give its path, or one of its arrays" if kind == "Group" else "Give one of them"

@@ -114,6 +114,11 @@ class Image(ABC):
     def close(self) -> None:  # noqa: B027  (most images hold nothing open)
         """Close the files; reading afterwards is an error."""
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Pixels:
+        raise TypeError(
+            f"{self.name}: is read by boxes. Read all of it: image.read(tilenet.Box.of_shape(image.box_shape))"
+        )
+
     def __repr__(self) -> str:
         sides = ", ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
         level = f"level {self.level} of {len(self.levels)}"

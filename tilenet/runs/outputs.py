@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def check_folder_name(out: Path) -> None:
 
 
 def labels_place(
-    into: str | Path | None, name: str | None, out: str | Path | None, model: Any
+    into: str | Path | None, name: str | None, out: str | PathLike[str] | None, model: Any
 ) -> tuple[LabelTarget, Path]:
     """Return the image that the mask goes into, and the path of the mask within it."""
     if into is None:

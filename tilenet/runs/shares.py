@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from operator import index
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,7 +61,7 @@ def checked_share(share: Share) -> Share:
     return which, count
 
 
-def check_combination(out: str | Path | None, *, tiff: bool, overwrite: bool, client: Any) -> None:
+def check_combination(out: str | PathLike[str] | None, *, tiff: bool, overwrite: bool, client: Any) -> None:
     """Raise `SettingsError` for options that cannot be combined with shares."""
     if out is None:
         raise SettingsError("shares are written into a store: give out with shard")

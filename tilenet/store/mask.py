@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,6 +36,16 @@ class AnyMask:
     probabilities: Any
     # Micrometres along the last axes, as the caller gives them where the mask has none.
     given_pixel_size: tuple[float, ...] = ()
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, AnyMask):
+            raise TypeError("a mask on disk is compared with nothing but a mask. Compare its pixels: mask[...] == 1")
+        return self is other
+
+    __hash__ = object.__hash__
 
     def close(self) -> None:
         """Close open files: none for a folder, the file for a TIFF."""
@@ -191,7 +202,7 @@ class Mask(AnyMask):
             )
 
 
-def open_mask(path: str | Path) -> Mask:
+def open_mask(path: str | PathLike[str]) -> Mask:
     """Open a complete mask that tilenet wrote; refuse it if a file is missing or has another size than was written.
 
     Parameters

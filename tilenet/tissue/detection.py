@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
@@ -208,12 +208,13 @@ def remark(found: Tissue, plan: Plan) -> tuple[int, str]:
     return logging.INFO, f"{found.text}: {skipped} of {blocks} blocks are skipped, {facts['skipped']:.0%} of the pixels"
 
 
-def read_mask(source: str | Path | NDArray[Any], image: Image) -> Tissue:
+def read_mask(source: str | PathLike[str] | NDArray[Any], image: Image) -> Tissue:
     """Return the user's own mask as a tissue map: every cell with a nonzero pixel has tissue.
 
     The mask is taken as it is: no hole is closed, nothing is dilated.
     """
-    if isinstance(source, str | Path):
+    if isinstance(source, str | PathLike):
+        source = fspath(source)
         refuse_unfinished(source)
     with open_image(source) as mask:
         shape, covers = plane_of(mask), plane_of(image)
