@@ -1,8 +1,11 @@
 """Networks of one's own that do not fit their image or footprint are told what to give instead."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from oracles import random_network, whole_image_logits
 from torch import nn
 
 import tilenet
@@ -48,6 +51,42 @@ def test_a_network_that_does_not_take_its_input_is_told_why(image, network, foot
     with pytest.raises(ModelError, match=says) as raised:
         tilenet.segment(image, axes="yxc"[: image.ndim], model=network, footprint=footprint)
     assert "\n" not in str(raised.value)
+
+
+class Wrapped(nn.Module):
+    """A U-Net that is not known to be one."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.network = random_network(wf=2, **options)
+
+    def forward(self, x):
+        return self.network(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "smallest"),
+    [
+        (Wrapped(depth=5), {"lost": 92, "step": 16}, 188),
+        (Wrapped(depth=4), {"lost": 44, "step": 8, "smallest": 16}, 92),  # the network takes no input of 32
+        (Wrapped(depth=4, pool_size=(1, 2)), {"lost": (14, 44), "step": (1, 8)}, (32, 92)),
+    ],
+)
+def test_an_unpadded_network_whose_outputs_are_no_multiples_of_its_step_is_told_its_shortest_input(
+    network, given, smallest
+):
+    image = np.random.default_rng(0).integers(0, 256, (70, 80), np.uint8)
+    options = {"model": network, "output": "logits", "tile": 32}
+    with pytest.raises(ModelError, match=re.escape(f"is {smallest}: give Footprint.valid(..., smallest={smallest})")):
+        tilenet.segment(image, footprint=Footprint.valid(2, **given), **options)
+    tiled = tilenet.segment(image, footprint=Footprint.valid(2, **given | {"smallest": smallest}), **options)
+    np.testing.assert_allclose(tiled, whole_image_logits(network.network, image[None]), atol=1e-5 * np.ptp(tiled))
+
+
+def test_no_shortest_input_is_told_of_a_network_that_loses_more_or_pools_more():
+    for given in ({"lost": 90, "step": 16}, {"lost": 92, "step": 8}):
+        with pytest.raises(ModelError, match=r"the network gives \(20, 20\). Correct the footprint$"):
+            tilenet.segment(GREY, model=Wrapped(depth=5), footprint=Footprint.valid(2, **given))
 
 
 def test_a_footprint_of_too_few_axes_is_told_of_them():

@@ -6,7 +6,8 @@ import torch
 from oracles import is_legal, lost
 
 from tilenet.errors import SettingsError
-from tilenet.footprint import AxisFootprint, Extent, Footprint
+from tilenet.extent import Extent
+from tilenet.footprint import AxisFootprint, Footprint
 from tilenet.unet import UNet
 
 DEPTHS = (1, 2, 3, 4, 5)
@@ -100,6 +101,21 @@ def test_footprints_of_other_networks_are_said_in_one_line():
     assert Footprint.same(3, reach=5).margin == (5, 5, 5)
 
 
+def test_unpadded_unets_are_said_by_what_they_lose_their_shortest_input_and_what_they_spoil():
+    paper, upsampled = UNet(depth=5, wf=0), UNet(depth=4, wf=0, ndim=3, pool_size=(1, 2, 2), up_mode="upsample")
+    assert repr(paper.footprint) == "Footprint.valid(2, lost=92, step=16, smallest=188)"
+    assert Footprint.valid(2, lost=92, step=16, smallest=188) == paper.footprint != Footprint.valid(2, lost=92, step=16)
+    numbers = {"lost": (14, 44, 44), "step": (1, 8, 8), "smallest": (29, 92, 92), "spoiled": (0, 7, 7)}
+    assert Footprint.valid(3, **numbers) == upsampled.footprint
+
+
+@pytest.mark.parametrize("name", ["lost", "step", "smallest", "spoiled"])
+def test_a_number_of_an_unpadded_network_that_cannot_be_is_refused_by_its_name(name):
+    for value in (-1, 1.5, (1, 2, 3)):
+        with pytest.raises(SettingsError, match=rf"^{name} {re.escape(str(value))}: give a whole number"):
+            Footprint.valid(2, **{"lost": 4, name: value})
+
+
 @pytest.mark.parametrize(
     "numbers",
     [
@@ -130,7 +146,9 @@ def test_numbers_that_no_axis_has_are_refused_with_their_names(numbers):
         "Footprint.valid(3, lost=(2, 9, 9))",
         "Footprint(axes=(AxisFootprint(step=4, lost=0, spoiled=(11, 11), smallest=8),))",
         "Footprint(axes=(AxisFootprint(step=4, lost=0, spoiled=(3, 5), smallest=4),))",
-        "Footprint(axes=(AxisFootprint(step=8, lost=44, spoiled=(0, 0), smallest=92),))",
+        "Footprint.valid(2, lost=92, step=16, smallest=188)",
+        "Footprint.valid(2, lost=20, step=4, spoiled=3)",
+        "Footprint.valid(3, lost=(0, 44, 44), step=(1, 8, 8), smallest=(1, 92, 92), spoiled=(0, 7, 7))",
         "Footprint(axes=())",
     ],
 )

@@ -33,6 +33,7 @@ PURE = {
     "errors",
     "geometry",
     "interrupts",
+    "extent",
     "footprint",
     "plan",
     "sizes",

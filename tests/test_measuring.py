@@ -1,5 +1,8 @@
 """Footprints that are measured: those that follow from the layers, or a refusal."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +95,58 @@ def test_a_mask_of_the_measured_footprint_is_that_of_the_whole():
     smaller = Footprint.same(2, reach=4, step=4)  # 5 is rounded up to two steps, as 6 is
     seams = tilenet.segment(image, model=network, footprint=smaller, tile=16, output="logits") - whole
     assert np.abs(seams).max() > 1e-4
+
+
+C, T = nn.Conv2d, nn.ConvTranspose2d
+
+
+def up(times, mode="bilinear"):
+    return nn.Upsample(scale_factor=times, mode=mode)
+
+
+# Networks, their reach by the rule in the docs, term by term, and a reach that is too small: for the first four, what
+# remains if a pooling counts its stride instead of its kernel, and bicubic interpolation as much as linear.
+RULED = {
+    "pool of stride 1": ([C(1, 4, 3, padding=1), nn.MaxPool2d(5, 1, 2), C(4, 2, 1)], 1 + 4, 1),
+    "wide pool of stride 1": ([C(1, 4, 3, padding=1), nn.MaxPool2d(13, 1, 6), C(4, 2, 1)], 1 + 12, 1),
+    "pool, bicubic": ([C(1, 4, 3, padding=1), nn.MaxPool2d(4), up(4, "bicubic"), C(4, 2, 1)], 1 + 3 + 2 * 4, 8),
+    "overlapping pool, bicubic": ([nn.MaxPool2d(3, 2, 1), C(1, 2, 3, padding=1), up(2, "bicubic")], 2 + 2 + 2 * 2, 5),
+    "strided, pixel shuffle": ([C(1, 8, 3, 2, 1), nn.PixelShuffle(2)], 1 + 1 + 2, 0),
+    "strided, transposed": ([C(1, 2, 4, 2, 1), T(2, 1, 4, 2, 1)], 2 + 1 + 3 * 2, 1),
+    "strided, bicubic": ([C(1, 2, 7, 4, 3), up(4, "bicubic")], 3 + 3 + 2 * 4, 4),
+    "padded pool, linear": ([nn.MaxPool2d(3, 3, 1), C(1, 1, 3, padding=2, dilation=2), up(3)], 2 + 2 * 3 + 3, 5),
+    "pooled twice, nearest": ([C(1, 2, 3, 2, 1), nn.AvgPool2d(2), up(4, "nearest")], 1 + 1 + 2 + 4, 0),
+}
+
+
+@pytest.mark.parametrize(("layers", "reach", "small"), RULED.values(), ids=RULED)
+def test_a_reach_by_the_rule_is_large_enough(layers, reach, small):
+    torch.manual_seed(1)
+    network, image = nn.Sequential(*layers), np.random.default_rng(1).normal(size=(70, 61)).astype(np.float32)
+    for weights in network.parameters():
+        nn.init.normal_(weights)
+    measured = measure_footprint(network)
+    assert max(axis.spoiled[0] for axis in measured.axes) <= reach
+    step = max(measured.step)
+    around = np.pad(image, [(60, 62), (60, 59)], mode="reflect")[None, None]  # 192 and 180: multiples of every step
+    with torch.no_grad():
+        whole = network(torch.from_numpy(around))[0, :, 60:130, 60:121].numpy()
+
+    def error(footprint):
+        tiled = tilenet.segment(image, model=network, footprint=footprint, tile=12, output="logits")
+        return np.abs(tiled - whole).max() / np.ptp(whole)
+
+    assert error(Footprint.same(2, reach=reach, step=step)) < 1e-5 > error(measured)
+    assert error(Footprint.same(2, reach=small, step=step)) > 1e-3
+
+
+def test_the_rule_of_the_docs_is_that_of_the_docstring():
+    docs = (Path(__file__).parent.parent / "docs" / "python.md").read_text()
+    rules = [
+        re.search("each convolution adds .*? strides before it", " ".join(text.split()), re.IGNORECASE)[0]
+        for text in (docs, Footprint.same.__doc__)
+    ]
+    assert rules[0].lower() == rules[1].lower()
 
 
 def at_least_16(x):

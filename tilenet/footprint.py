@@ -10,109 +10,18 @@ padding, or by the clamping of bilinear upsampling) and must be thrown away::
 There is a second condition: two tiles agree where they overlap only if their *uncropped*
 outputs start on one grid of `step` pixels, the pooling stride. :meth:`AxisFootprint.span`
 satisfies both conditions.
-
-`Extent` derives these numbers by walking through a network's layers, so that no margin is
-typed in by hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import index
 from typing import SupportsIndex
 
 from tilenet.errors import SettingsError
-from tilenet.geometry import ceil_div, round_down, round_up
-
-
-class IllegalLength(ValueError):
-    """A layer cannot take this length: pooling does not divide it, or nothing is left of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """A feature map along one axis: where its elements lie, and which of them are exact.
-
-    Attributes
-    ----------
-    length : int
-        Number of elements.
-    origin : int
-        Input pixel on which element 0 is centred; after pooling, the first pixel that it covers.
-    stride : int
-        Input pixels between two elements.
-    exact : tuple of int
-        Half-open range of the elements that the ends of the tile do not affect.
-    step : int
-        The largest stride so far.
-    """
-
-    length: int
-    origin: int = 0
-    stride: int = 1
-    exact: tuple[int, int] = (0, 0)
-    step: int = 1
-
-    @classmethod
-    def whole(cls, length: int) -> Extent:
-        """Return the extent of an input of the given length, all of it exact."""
-        return cls(length, exact=(0, length))
-
-    def conv(self, kernel: int, padding: int) -> Extent:
-        """Convolve with an odd kernel, with `padding` zeros at each end."""
-        reach = (kernel - 1) // 2
-        lo, hi = self.exact
-        return self._next(
-            length=self.length + 2 * padding - 2 * reach,
-            origin=self.origin + self.stride * (reach - padding),
-            exact=(lo + padding, hi + padding - 2 * reach),
-        )
-
-    def pool(self, size: int) -> Extent:
-        """Pool with a window and a stride of `size`."""
-        if self.length % size:
-            raise IllegalLength(f"a length of {self.length} cannot be pooled by {size}")
-        lo, hi = self.exact
-        stride = self.stride * size
-        return self._next(
-            length=self.length // size,
-            stride=stride,
-            exact=(ceil_div(lo, size), hi // size),
-            step=max(self.step, stride),
-        )
-
-    def up_transposed(self, size: int) -> Extent:
-        """Apply a transposed convolution whose kernel and stride are both `size`."""
-        lo, hi = self.exact
-        return self._next(length=self.length * size, stride=self.stride // size, exact=(lo * size, hi * size))
-
-    def up_linear(self, size: int) -> Extent:
-        """Resize linearly by `size` (``align_corners=False``), which clamps at both ends.
-
-        Output ``j`` lies at source position ``(2 j + 1 - size) / (2 size)`` and is exact if
-        both source elements around it are.
-        """
-        if size == 1:
-            return self
-        lo, hi = self.exact
-        first = ceil_div(2 * size * lo + size - 1, 2)
-        last = (2 * size * (hi - 1) + size - 1) // 2
-        return self._next(length=self.length * size, stride=self.stride // size, exact=(first, last + 1))
-
-    def joined(self, skip: Extent) -> Extent:
-        """Concatenate with the centre of a skip connection."""
-        cut = (skip.length - self.length) // 2
-        if cut < 0 or (skip.origin + cut * skip.stride, skip.stride) != (self.origin, self.stride):
-            raise IllegalLength(f"a skip of {skip.length} does not line up with {self.length}")
-        exact = (max(self.exact[0], skip.exact[0] - cut), min(self.exact[1], skip.exact[1] - cut))
-        return self._next(length=self.length, exact=exact)
-
-    def _next(self, **changes: int | tuple[int, int]) -> Extent:
-        after = replace(self, **changes)  # type: ignore[arg-type]
-        if after.length < 1:
-            raise IllegalLength("nothing is left of so short an input")
-        return after
+from tilenet.extent import Extent, IllegalLength
+from tilenet.geometry import round_down, round_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,36 +177,56 @@ class Footprint:
     def __repr__(self) -> str:
         """Return ``Footprint.same(...)`` or ``Footprint.valid(...)`` if that gives an equal one, else all numbers."""
         text = f"Footprint(axes={self.axes!r})"
-        if not self.axes or not all(isinstance(axis, AxisFootprint) for axis in self.axes):
+        if not self.axes or not all(isinstance(a, AxisFootprint) and len(set(a.spoiled)) == 1 for a in self.axes):
             return text
-        step, lost, reach = self.step, self.lost, tuple(max(a.spoiled) for a in self.axes)
-        for made, said in (
-            (Footprint.same(self.ndim, reach=reach, step=step), f"same({self.ndim}, reach={_said(reach)}"),
-            (Footprint.valid(self.ndim, lost=lost, step=step), f"valid({self.ndim}, lost={_said(lost)}"),
-        ):
-            if made == self:
-                return f"Footprint.{said}{'' if set(step) == {1} else f', step={_said(step)}'})"
-        return text
+        numbers = {"lost": self.lost, "step": self.step, "smallest": tuple(a.smallest for a in self.axes)}
+        ends = tuple(a.spoiled[0] for a in self.axes)
+        usual = {"step": (1,) * self.ndim, "smallest": _shortest(self.lost, self.step), "spoiled": (0,) * self.ndim}
+        if any(self.lost):
+            name, numbers = "valid", numbers | {"spoiled": ends}
+        elif numbers["smallest"] == usual["smallest"]:
+            name, numbers = "same", {"reach": ends, "step": self.step}
+        else:
+            return text
+        said = [f"{key}={_said(values)}" for key, values in numbers.items() if values != usual.get(key)]
+        return f"Footprint.{name}({self.ndim}, {', '.join(said)})"
 
     @classmethod
-    def valid(cls, ndim: int, *, lost: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
+    def valid(
+        cls,
+        ndim: int,
+        *,
+        lost: int | Sequence[int],
+        step: int | Sequence[int] = 1,
+        smallest: int | Sequence[int] | None = None,
+        spoiled: int | Sequence[int] = 0,
+    ) -> Footprint:
         """Return the footprint of an unpadded network that loses `lost` pixels on each side.
 
-        Each of `lost` and `step` is one number, or one for each of the `ndim` axes of the network; others raise
-        `SettingsError`. `step` is the product of all pooling strides. Output lengths are assumed to be multiples of
-        `step`.
+        Each argument is one number, or one for each of the `ndim` axes of the network; others raise `SettingsError`.
+        `step` is the product of all pooling strides. `smallest` is the shortest input in which no pooling window is
+        cut; give it if outputs are not multiples of `step`, as those of the paper's network. `spoiled` is how many
+        outputs at each end depend on where the tile ends, as after bilinear upsampling (``step - 1`` in a U-Net).
+
+        >>> Footprint.valid(2, lost=92, step=16, smallest=188).output_shape((572, 572))
+        (388, 388)
         """
-        axes = zip(_per_axis(step, ndim, "step", least=1), _per_axis(lost, ndim, "lost", least=0), strict=True)
-        return cls(tuple(AxisFootprint(s, n, smallest=2 * n + s) for s, n in axes))
+        step, lost = _per_axis(step, ndim, "step", least=1), _per_axis(lost, ndim, "lost", least=0)
+        ends = _per_axis(spoiled, ndim, "spoiled", least=0)
+        least = _shortest(lost, step) if smallest is None else _per_axis(smallest, ndim, "smallest", least=1)
+        axes = zip(step, lost, ends, least, strict=True)
+        return cls(tuple(AxisFootprint(s, n, (end, end), m) for s, n, end, m in axes))
 
     @classmethod
     def same(cls, ndim: int, *, reach: int | Sequence[int], step: int | Sequence[int] = 1) -> Footprint:
         """Return the footprint of a padded network that sees `reach` pixels on each side.
 
         Each of `reach` and `step` is one number, or one for each of the `ndim` axes of the network; others raise
-        `SettingsError`. `step` is the product of all pooling strides.
-        To the reach, each convolution adds (kernel - 1) / 2 times its dilation, each pooling its stride - 1, and each
-        interpolation 1, each times the product of the strides before it. `tilenet.measure_footprint` finds both.
+        `SettingsError`. `tilenet.measure_footprint` finds both. `step` is the product of all pooling strides. To the
+        reach, each convolution adds (kernel - 1) / 2, rounded up, times its dilation, plus its stride - 1; each pooling
+        its kernel - 1 or, if that is larger, its stride - 1; each transposed convolution its kernel - 1; each nearest
+        or linear interpolation and each pixel shuffle 1, and each bicubic interpolation 2; each times the product of
+        the strides before it. A larger reach costs a little time, a smaller one makes seams.
 
         >>> Footprint.same(3, reach=(2, 20, 20), step=(1, 4, 4)).margin
         (2, 20, 20)
@@ -332,6 +261,11 @@ class Footprint:
     def with_outer(self, count: int) -> Footprint:
         """Return this footprint with `count` outer axes in front, over which the network is looped."""
         return Footprint((AxisFootprint(),) * count + self.axes)
+
+
+def _shortest(lost: tuple[int, ...], step: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shortest inputs whose outputs are multiples of `step`."""
+    return tuple(2 * n + s for n, s in zip(lost, step, strict=True))
 
 
 def _said(values: tuple[int, ...]) -> str:

@@ -88,7 +88,7 @@ def plan_tiles(
 
     Examples
     --------
-    >>> plan = plan_tiles((5000, 7000), Footprint.valid(2, lost=92, step=16), tile=512)
+    >>> plan = plan_tiles((5000, 7000), Footprint.valid(2, lost=92, step=16, smallest=188), tile=512)
     >>> len(plan), plan.block, plan[0].box.shape
     (35, (1024, 1024), (1024, 1024))
     """

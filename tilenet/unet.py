@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from tilenet.card import ModelCard
 from tilenet.errors import ModelError
-from tilenet.footprint import AxisFootprint, Extent, Footprint
+from tilenet.extent import Extent
+from tilenet.footprint import AxisFootprint, Footprint
 
 CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 UP_CONV: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

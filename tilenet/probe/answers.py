@@ -17,7 +17,7 @@ from torch import nn
 
 from tilenet.errors import ModelError, first_line
 from tilenet.footprint import Footprint
-from tilenet.probe.diagnosis import misfit, remedy
+from tilenet.probe.diagnosis import misfit, other_smallest, remedy
 
 
 def small_input(shape: Sequence[int]) -> NDArray[np.float32]:
@@ -36,7 +36,8 @@ def outputs_of(model: Any, x: NDArray[np.float32], footprint: Footprint, outputs
     made = answered(model, x, footprint)
     refuse_as_volume(model, x, made, "Give a footprint of 3 axes, such as Footprint.same(3, ...)")
     if said := misfit(x.shape, made.shape, footprint.output_shape(x.shape[2:])):
-        raise ModelError(said)
+        meant = other_smallest(partial(passed, model), footprint, x.shape)
+        raise ModelError(f"{said}{meant and '. '}{meant}")
     if made.shape[0] != len(x) or made.shape[1] < 1:
         raise ModelError(
             f"the network gives an array of shape {made.shape} for one of {x.shape}. Return logits (N, K, ...), of one "

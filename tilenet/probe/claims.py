@@ -199,8 +199,8 @@ def doubts(answer: Answer) -> Iterator[str]:
     if answer.seam:
         yield (
             f"a tile and a part of it differ by {answer.seam:.2g} of the logits' range, so that there are seams. The "
-            f"footprint's reach or step is too small, or a layer depends on the whole tile, as instance and group "
-            f"normalisation do"
+            f"footprint's reach (of Footprint.valid: spoiled) or step is too small, or a layer depends on the whole "
+            f"tile, as instance and group normalisation do"
         )
     if answer.mixing:
         yield (

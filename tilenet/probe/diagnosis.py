@@ -31,7 +31,12 @@ def remedy(call: Call, footprint: Footprint, shape: Sequence[int]) -> str:
     shape : sequence of int
         Shape (N, C, *n) of the input that the network does not take.
     """
-    return _other_axes(call, shape) or _other_channels(call, shape) or _other_lengths(call, footprint, shape)
+    return (
+        _other_axes(call, shape)
+        or _other_channels(call, shape)
+        or other_smallest(call, footprint, shape)
+        or _other_lengths(call, footprint, shape)
+    )
 
 
 def remedy_of_measuring(call: Call, ndim: int, channels: int) -> str:
@@ -91,6 +96,24 @@ def _other_lengths(call: Call, footprint: Footprint, shape: Sequence[int]) -> st
             return "Its output is as large as its input: give Footprint.same, not Footprint.valid"
         several = ", ".join(map(str, dict.fromkeys(steps)))
         return f"It takes lengths that are multiples of {several}: is step the product of all its strides?"
+    return ""
+
+
+def other_smallest(call: Call, footprint: Footprint, shape: Sequence[int]) -> str:
+    """Return which `smallest` to give for an unpadded network whose other numbers are right; empty if there is none."""
+    if not all(footprint.lost):
+        return ""
+
+    def gives(outputs: Sequence[int]) -> bool:
+        lengths = (n + 2 * lost for n, lost in zip(outputs, footprint.lost, strict=True))
+        made = _output(call, (*shape[:2], *lengths))
+        return made is not None and made[2:] == tuple(outputs)
+
+    for least in range(1, max(footprint.step) + 1):
+        if gives([least] * footprint.ndim) and gives([least + step for step in footprint.step]):
+            smallest = [least + 2 * lost for lost in footprint.lost]
+            said = smallest[0] if len(set(smallest)) == 1 else tuple(smallest)
+            return f"The network's shortest input is {said}: give Footprint.valid(..., smallest={said})"
     return ""
 
 
