@@ -11,25 +11,17 @@ of the mask, not with its area.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+from time import process_time
 
+import child
 import numpy as np
 
+from tilenet.export.geojson import write_geojson
 from tilenet.store import Layout, Store
 
 PIECE, BLOCK = 1024, 2048
-CHILD = """
-import sys, time
-from tilenet.export.geojson import write_geojson
-started = time.process_time()
-found = write_geojson(sys.argv[1], sys.argv[2])
-seconds = time.process_time() - started
-peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(peak, seconds, found.vertices, *found.features.values())
-"""
 
 
 def discs() -> np.ndarray:
@@ -60,13 +52,19 @@ def write_mask(path: Path, side: int) -> None:
     store.finish()
 
 
+def export(mask: Path, out: Path) -> dict[str, float]:
+    """Export a mask in this process; return what it took."""
+    started = process_time()
+    found = write_geojson(mask, out)
+    seconds = process_time() - started
+    row = {"peak_bytes": child.memory(), "seconds": round(seconds, 1), "vertices": found.vertices}
+    return row | {"features": sum(found.features.values()), "file_bytes": out.stat().st_size}
+
+
 def measure(side: int, folder: Path) -> dict[str, float]:
     mask, out = folder / f"{side}.zarr", folder / f"{side}.geojson"
     write_mask(mask, side)
-    done = subprocess.run([sys.executable, "-c", CHILD, mask, out], capture_output=True, text=True, check=True)
-    peak, seconds, vertices, *features = map(float, done.stdout.split())
-    row = {"side": side, "peak_bytes": peak, "seconds": round(seconds, 1), "vertices": vertices}
-    row |= {"features": sum(features), "file_bytes": out.stat().st_size}
+    row = {"side": side} | child.run(export, mask, out)
     out.unlink()
     return row
 

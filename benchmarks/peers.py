@@ -23,14 +23,13 @@ mirrored image, as a fraction of their range, on a corner of the slide that is l
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from importlib import import_module
 from pathlib import Path
 
+import child
 import numpy as np
 import tifffile
 import torch
@@ -138,8 +137,8 @@ IMPORTS = {
 UNPADDED = ("paper loop", "whole", "tilenet")
 
 
-def child(way, tile, slide):
-    """Run one way once, in a child process; print its seconds, peak and errors."""
+def measure(way, tile, slide):
+    """Run one way once, in this process; return its seconds, peak and errors."""
     machine.keep_freed_memory()
     torch.set_num_threads(2)
     networks = make_networks(json.loads(slide.with_suffix(".json").read_text())["wf"])
@@ -149,7 +148,7 @@ def child(way, tile, slide):
             import_module(module)
         start = time.perf_counter()
         segment(way, networks, tile, slide)
-        seconds, peak = time.perf_counter() - start, peak_bytes()
+        seconds, peak = time.perf_counter() - start, child.memory()
         side = next((side for side in CORNERS if side > tile), CORNERS[0])  # one pass has no seam anywhere
         pixels = tifffile.imread(slide)[:side, :side]
         truth = (whole(networks, pixels, tile) if way in UNPADDED else whole_padded(networks, pixels)).numpy()
@@ -158,7 +157,7 @@ def child(way, tile, slide):
             found = tilenet.segment(pixels, model=network, tile=tile, threads=2, output="logits")
         else:
             found = PEERS[way](networks, pixels, tile).numpy()
-    print(json.dumps({"seconds": seconds, "peak": peak, **errors(found, truth)}))
+    return {"seconds": seconds, "peak": peak, **errors(found, truth)}
 
 
 def errors(found, truth):
@@ -195,18 +194,6 @@ def make_networks(wf):
     return {name: n.to(memory_format=torch.channels_last) for name, n in (("valid", valid), ("padded", padded))}
 
 
-def peak_bytes():
-    """Return VmHWM of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def measure(way, tile, slide):
-    """Return the seconds, peak and errors that a child process measured."""
-    command = [sys.executable, __file__, "--child", way, str(tile), str(slide)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-
-
 def compare(rows):
     """Add to each row how many times faster tilenet is without using more memory."""
     ours = [row for row in rows if row["way"] == "tilenet"]
@@ -217,9 +204,6 @@ def compare(rows):
 
 
 def main():
-    if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
-        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("wf", 5), ("side", 2048), ("rounds", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -236,7 +220,7 @@ def main():
         found = {run: [] for run in runs}
         for _ in range(options.rounds):
             for run in runs:
-                found[run].append(measure(*run, slide))
+                found[run].append(child.run(measure, *run, slide))
     rows = compare(
         [
             {

@@ -12,46 +12,43 @@ for 10^6 blocks: planning under 1 s, resuming (open and pending) under 10 s and 
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from hashlib import sha256
 from math import isqrt
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
+import child
+import yaozarrs.v05  # noqa: F401 - loaded before the memory of the libraries is measured
+
+from tilenet.footprint import Footprint
+from tilenet.sizes import plan_tiles
 from tilenet.store import Layout, Store
 from tilenet.store.journal import Written, line_of
 
 BLOCK = 512
 MISSING = 100
-PLAN = """
-import json, sys
-from time import perf_counter
-started = perf_counter()
-from tilenet.footprint import Footprint
-from tilenet.sizes import plan_tiles
-side = int(sys.argv[1])
-plan = plan_tiles((side, side), Footprint.valid(2, step=16, lost=92), tile=512, block=512)
-numbers = len(plan), plan.n_tiles, plan.redundancy, plan[len(plan) - 1].box.stop
-print(json.dumps({"plan": perf_counter() - started, "blocks": numbers[0]}))
-"""
-RESUME = """
-import json, sys
-from time import perf_counter, process_time
-import zarr, yaozarrs.v05
-from tilenet.store import Store
-def peak():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-library, started, worked = peak(), perf_counter(), process_time()
-store = Store.resume(sys.argv[1])
-opened = perf_counter()
-pending = sum(1 for _ in store.pending())
-done = perf_counter()
-store.close()
-seconds = {"open": opened - started, "pending": done - opened, "resume": done - started, "cpu": process_time() - worked}
-print(json.dumps(seconds | {"pending_blocks": pending, "library_bytes": library, "peak_bytes": peak()}))
-"""
+
+
+def plan(side: int) -> dict[str, float]:
+    """Plan a slide of `side` x `side` px in this process."""
+    started = perf_counter()
+    found = plan_tiles((side, side), Footprint.valid(2, step=16, lost=92), tile=BLOCK, block=BLOCK)
+    numbers = len(found), found.n_tiles, found.redundancy, found[len(found) - 1].box.stop
+    return {"plan": perf_counter() - started, "blocks": numbers[0]}
+
+
+def resume(path: Path) -> dict[str, float]:
+    """Resume a store in this process."""
+    library, started, worked = child.memory(), perf_counter(), process_time()
+    store = Store.resume(path)
+    opened = perf_counter()
+    pending = sum(1 for _ in store.pending())
+    done = perf_counter()
+    store.close()
+    seconds = {"open": opened - started, "pending": done - opened, "resume": done - started}
+    found = {"cpu": process_time() - worked, "pending_blocks": pending}
+    return seconds | found | {"library_bytes": library, "peak_bytes": child.memory()}
 
 
 def build(path: Path, side: int) -> int:
@@ -72,13 +69,6 @@ def build(path: Path, side: int) -> int:
     return layout.n_blocks(0)
 
 
-def child(code: str, argument: object) -> dict[str, float]:
-    """Return what the code measures in a new process."""
-    done = subprocess.run([sys.executable, "-c", code, str(argument)], capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, default=10**6, help="rounded down to a square")
@@ -90,7 +80,7 @@ def main() -> None:
         path, started = Path(folder) / "scale.zarr", perf_counter()
         blocks = build(path, side)
         built = perf_counter() - started
-        row = {**child(PLAN, side * BLOCK), **child(RESUME, path), "built": built}
+        row = {**child.run(plan, side * BLOCK), **child.run(resume, path), "built": built}
     assert row["blocks"] == blocks
     assert row["pending_blocks"] == -(-blocks // MISSING)
     if options.json:

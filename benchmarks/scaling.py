@@ -38,6 +38,7 @@ import numpy as np
 import psutil
 import torch
 import zarr
+from child import memory
 
 import tilenet
 from tilenet.runner import Report
@@ -141,12 +142,6 @@ class CountingStore(Store):
         """Count one flight."""
         self.flights += 1
         super().forget(flight)
-
-
-def memory(name: str, pid: int | str = "self") -> int:
-    """Return the memory of a process in bytes: ``VmRSS`` or ``VmHWM``."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def give_out(client: object, blocks: int) -> tuple[int, int]:

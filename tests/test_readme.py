@@ -17,8 +17,6 @@ import zarr
 
 import tilenet
 from tilenet.cli.main import cli
-from tilenet.cli.output import profile_of
-from tilenet.runner import Report
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -165,16 +163,6 @@ def test_every_block_of_python_runs_as_it_stands(block, what_the_pages_name):
 def test_a_block_that_is_wrong_fails(what_the_pages_name):
     with pytest.raises(tilenet.ImageError):
         exec('tilenet.segment("no.svs", "mask.zarr")', what_the_pages_name)
-
-
-def test_the_benchmark_of_a_gpu_prints_the_stages_of_a_run(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
-    import gpu
-
-    numbers = ("matrix_flops", "plain_px_per_s", "network_px_per_s", "efficiency", "bytes_per_px", "difference")
-    command = {"workers": 8, "command_px_per_s": 1e6, "run_px_per_s": 2e6, **profile_of(Report())["seconds"]}
-    gpu.tell({"precision": "bf16", **dict.fromkeys(numbers, 1.0), "commands": [command | {"total": 2.5}]})
-    assert "2.5 s, of them 0.0 to finish" in capsys.readouterr().out
 
 
 def test_the_tables_of_speed_are_those_that_were_measured(monkeypatch):
