@@ -27,7 +27,7 @@ from store_helpers import (
     write_all_blocks,
 )
 
-from tilenet.errors import EnvironmentFault
+from tilenet.errors import DiskFault, EnvironmentFault
 from tilenet.store import Store, file_system
 
 KILLED = -signal.SIGKILL
@@ -202,6 +202,30 @@ def test_a_full_disk_is_named_with_its_room_and_the_run_goes_on_when_there_is_mo
     assert "needed" in str(caught.value)
 
 
+@pytest.mark.parametrize("inodes", [12, 18])
+def test_a_disk_that_takes_no_more_files_says_so_although_it_has_room(small_disk, right, inodes):
+    disk = small_disk(f"size=64m,nr_inodes={inodes}")
+    said = rf"but all {inodes} inodes \(files and folders\) are in use\. Remove files, then run again"
+    with pytest.raises(DiskFault, match=rf"m\.zarr.*no space left on device: [\d,]+ bytes free.*, {said}"):
+        run(disk / "m.zarr", LAYOUTS["plane"])
+    small_disk("size=64m,nr_inodes=1000", REMOUNT)
+    assert_resumes_to(right("plane"), disk / "m.zarr", "plane")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_quota_is_named_where_there_is_room_for_what_is_written(tmp_path, monkeypatch, code):
+    def fail(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    store = Store.create(tmp_path / "m.zarr", LAYOUTS["tiny"], INFO)
+    replace_step(fail, monkeypatch.setattr)
+    said = r"free, [\d,]+ needed, so inodes or a quota may be used up \(df -i, quota -s, lfs quota\)\. Make room, then"
+    with pytest.raises(DiskFault, match=said):
+        store.write(1, part(LAYOUTS["tiny"], truth_of(LAYOUTS["tiny"]), 1))
+    monkeypatch.undo()
+    store.close()
+
+
 def test_a_read_only_disk_is_found_before_anything_is_made(small_disk):
     disk = small_disk("size=1m")
     make(disk / "old.zarr", LAYOUTS["tiny"])
@@ -249,7 +273,7 @@ def test_where_no_store_could_be_made_there_is_none_to_resume(tmp_path, monkeypa
             Store.create(path, LAYOUTS["tiny"], INFO).close()
         except EnvironmentFault as error:
             assert path.exists() or str(error).endswith(
-                "cannot be written (input/output error). Fix that, then run it again"
+                "cannot be written (input/output error). Fix that, then run again"
             )
     assert failing > 4
 

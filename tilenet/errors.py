@@ -16,7 +16,8 @@
     ├── BlocksFailed (RuntimeError)  3   the run ended, some blocks could not be computed
     ├── VerifyFailed (RuntimeError)  3   the mask differs from what the network computes
     └── EnvironmentFault (OSError)   4   the machine, such as a full disk or a lost server: resumable
-        └── DeviceLost                   a GPU that failed
+        ├── DeviceLost                   a GPU that failed
+        └── DiskFault                    a disk that takes no more of an output: full, read-only, failing
 
 Each message is one line that names the file, the offending number, and the way out. Each class
 also inherits from the builtin exception that users would expect to catch.
@@ -155,6 +156,10 @@ class EnvironmentFault(TilenetError, OSError):
 
 class DeviceLost(EnvironmentFault):
     """A GPU failed, and computes nothing more for this process; those of other workers may."""
+
+
+class DiskFault(EnvironmentFault):
+    """The disk takes no more of an output, nor of others beside it: it is full, over a quota, read-only, or fails."""
 
 
 def refuse_windows() -> None:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from time import perf_counter
@@ -15,10 +16,11 @@ from tilenet.address import shown
 from tilenet.batches.image_list import BatchItem
 from tilenet.batches.side_files import SideFiles
 from tilenet.batches.summary import Result, file_of, remark_sizes, write_summary
-from tilenet.errors import DeviceLost, OutputMismatch, TilenetError, one_line
+from tilenet.errors import DeviceLost, DiskFault, EnvironmentFault, OutputMismatch, TilenetError, one_line
 from tilenet.export.totals import Measured
 from tilenet.export.totals_table import write_counts
 from tilenet.footprint import Footprint
+from tilenet.interrupts import Interrupted
 from tilenet.jobs.compute import fill_pending, finish, skip_background
 from tilenet.jobs.request import Request
 from tilenet.models.named import function_of
@@ -73,12 +75,23 @@ class BatchRun:
                     self._begin(order, self._numbered)
             else:
                 self._compute()
-        finally:
-            results = [self._results[name] for name in self._orders if name in self._results]
-            remark_sizes(results)
-            write_summary(self._out, results, self._share)
-            if self._side_files.table:
-                self._write_counts()
+        except BaseException as error:
+            left = f"{len(self._orders) - len(self._started)} of {len(self._orders)} images were not begun"
+            if isinstance(error, Interrupted):
+                LOG.warning("%s: %s", self._out, left)
+            with suppress(EnvironmentFault):  # why the batch ends is what was raised first
+                self._write_results()
+            if isinstance(error, EnvironmentFault):
+                raise type(error)(f"{error.in_batch()}. {left}") from error
+            raise
+        return self._write_results()
+
+    def _write_results(self) -> list[Result]:
+        results = [self._results[name] for name in self._orders if name in self._results]
+        remark_sizes(results)
+        write_summary(self._out, results, self._share)
+        if self._side_files.table:
+            self._write_counts()
         return results
 
     def _write_counts(self) -> None:
@@ -131,8 +144,8 @@ class BatchRun:
                 return slide
             self._make_side_files(order, slide.path)
         except Exception as error:  # one bad image must not stop the others
-            if isinstance(error, DeviceLost) and self._client is None:
-                raise  # this process computes nothing more
+            if isinstance(error, DiskFault) or (isinstance(error, DeviceLost) and self._client is None):
+                raise  # so would the next image
             self._note(order, "failed", error=error, store=self._kept(order))
         else:
             self._note(order, status, store=slide)
@@ -205,6 +218,8 @@ class BatchRun:
             slide.raise_if_failed()
             finish(slide.store)
             self._make_side_files(order, slide.store.path)
+        except DiskFault:  # the next image would fail, too
+            raise
         except Exception as error:
             self._note(order, "failed", error=error, store=slide.store)
         else:
@@ -254,7 +269,7 @@ def _one_by_one(slides: Iterable[PendingOutput]) -> Iterator[PendingOutput]:
     for slide in slides:
         try:
             slide.report = fill_pending(slide.store, slide.job)
-        except DeviceLost:  # this process computes nothing more
+        except (DeviceLost, DiskFault):  # the next image would fail, too
             raise
         except Exception as error:
             slide.error = error

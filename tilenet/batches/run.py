@@ -109,7 +109,8 @@ def batch(
         Before any work, if there is no image, if two images would have the same name (in other shares, too), or if a
         list has an invalid entry.
     EnvironmentFault
-        If the scheduler or this process's GPU is lost. The same call again resumes the batch.
+        If the scheduler or this process's GPU is lost, or if nothing more can be written into the folder.
+        The message says how many images were not begun. The same call again resumes the batch.
 
     Examples
     --------

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
-from tilenet.errors import EnvironmentFault, OutputError, OutputExists, refuse_windows
+from tilenet.errors import DiskFault, EnvironmentFault, OutputError, OutputExists, refuse_windows
 from tilenet.store.file_system import (
     ACCESSED,
     faults_named,
@@ -58,7 +58,7 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
         refuse_inside_mask(path)
         refuse_inside_file(path)
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise EnvironmentFault(f"{folder}: cannot be written, and {path} would be in it. Choose another path")
+            raise DiskFault(f"{folder}: cannot be written, and {path} would be in it. Choose another path")
 
 
 def refuse_inside_file(path: Path) -> None:

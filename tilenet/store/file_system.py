@@ -10,10 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from tilenet.errors import RESUME, EnvironmentFault, TilenetError
+from tilenet.errors import RESUME, DiskFault, EnvironmentFault, TilenetError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# What file systems answer that take no more bytes or files, and those that take nothing at all.
+FULL, CLOSED = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EIO)
+# Most bytes that are written without saying how many are needed.
+SMALL = 2**20
 # What cannot be done to a path from which a run only reads.
 ACCESSED = "accessed"
 # What file systems without hard links answer to a request for one.
@@ -33,6 +37,8 @@ def faults_named(
 ) -> Iterator[None]:
     """Turn an `OSError` into an `EnvironmentFault`: one line with the path and, if the disk is full, the free space.
 
+    It is a `DiskFault` if nothing else could be written there either.
+
     `what` says what cannot be done to the path, such as ``written``; `resumes`, whether a run is resumed afterwards.
     """
     try:
@@ -40,21 +46,21 @@ def faults_named(
     except TilenetError:
         raise
     except OSError as error:
-        said = _describe(Path(path), error, what, needed)
-        raise (EnvironmentFault(said, RESUME) if resumes else EnvironmentFault(said)) from error
+        reason, full = (error.strerror or type(error).__name__).lower(), error.errno in FULL
+        said = f"{reason}: {_lack(Path(path), needed)}" if full else f"cannot be {what} ({reason}). Fix that"
+        fault = DiskFault if full or (what != ACCESSED and error.errno in CLOSED) else EnvironmentFault
+        raise fault(f"{path}: {said}, then run again", RESUME if resumes else None) from error
 
 
-def _describe(path: Path, error: OSError, what: str, needed: int) -> str:
-    reason = (error.strerror or type(error).__name__).lower()
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: cannot be {what} ({reason}). Fix that, then run again"
-    room = f"{free_bytes(path):,} bytes free" + (f", {needed:,} needed" if needed else "")
-    return f"{path}: {reason}: {room}. Make room, then run again"
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free bytes of the file system that a path lies on, or would lie on."""
-    return shutil.disk_usage(nearest_folder(path)).free
+def _lack(path: Path, needed: int) -> str:
+    """Return what the file system of a path lacks, if it is full, and what to do."""
+    place = os.statvfs(nearest_folder(path))
+    free = place.f_bavail * place.f_frsize
+    room = f"{free:,} bytes free" + (f", {needed:,} needed" if needed else "")
+    enough = free > (needed or SMALL)
+    if enough and place.f_files and not place.f_favail:
+        return f"{room}, but all {place.f_files:,} inodes (files and folders) are in use. Remove files"
+    return f"{room}{', so inodes or a quota may be used up (df -i, quota -s, lfs quota)' if enough else ''}. Make room"
 
 
 def nearest_folder(path: Path) -> Path:
