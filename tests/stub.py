@@ -50,6 +50,16 @@ class Threshold:
         return np.concatenate([np.full_like(seen, 100), seen], axis=1)
 
 
+class Dark:
+    """Tells whether a pixel is dark in green."""
+
+    footprint: ClassVar = Footprint.same(2, reach=0)
+
+    def __call__(self, batch):
+        green = batch[:, 1:2].astype(np.float32)
+        return np.concatenate([np.full_like(green, 170), 340 - green], axis=1)
+
+
 class Bright3D:
     """Tells whether a voxel is bright."""
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import shapely
-import tifffile
 import zarr
 from contents import lines_of
 from drawn_regions import feature, rectangle, write_regions
+from pyramids import write_pyramid
 from scipy import ndimage as ndi
 from skimage.measure import regionprops
 from stub import Bright3D, Threshold
@@ -19,7 +19,6 @@ from tilenet.export.table import read_table, write_table
 from tilenet.export.totals_table import write_counts
 
 UM = 0.5
-SIZE = {"resolution": (1e4 / UM, 1e4 / UM), "resolutionunit": "CENTIMETER"}
 WAYS = [{"level": 1}, {"mpp": 0.8}, {"mpp": 3.0}, {"mpp": 1.7, "roi": "5:,:40"}, {"level": 1, "roi": "10:,20:"}]
 
 
@@ -29,10 +28,7 @@ def slide(tmp_path):
     noise = ndi.gaussian_filter(np.random.default_rng(5).normal(size=(141, 187)), 3)
     pixels = np.where(noise > 0, 200, 0).astype(np.uint8)
     pixels[60:90, 170:], pixels[120:, 100:140], pixels[139:, 185:] = 200, 200, 200
-    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
-        tiff.write(pixels, tile=(32, 32), subifds=1, **SIZE)
-        tiff.write(pixels[::4, ::4], tile=(32, 32), subfiletype=1)
-    return tmp_path / "s.tif"
+    return write_pyramid(tmp_path / "s.tif", pixels, step=4, um=(UM, UM), tile=32)
 
 
 def polygons_of(path):
@@ -151,10 +147,9 @@ def test_a_batch_whose_image_is_gone_counts_whole_pixels_and_warns(slide, tmp_pa
 def test_what_lies_wholly_beyond_the_image_has_no_area_and_a_place_on_its_border(tmp_path):
     pixels = np.zeros((101, 101), np.uint8)
     pixels[40:60, 97:], pixels[20:30, 20:30] = 200, 200
-    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
-        tiff.write(pixels, tile=(32, 32), subifds=1, **SIZE)
-        tiff.write(pixels[::4, ::4], tile=(32, 32), subfiletype=1)  # its column 25 begins at 100, and holds 4
-    tilenet.segment(tmp_path / "s.tif", tmp_path / "m.zarr", model=Threshold(), mpp=3.0)  # column 17 begins at 102
+    # Column 25 of the second level begins at 100, and holds 4; column 17 of the mask begins at 102.
+    write_pyramid(tmp_path / "s.tif", pixels, step=4, um=(UM, UM), tile=32)
+    tilenet.segment(tmp_path / "s.tif", tmp_path / "m.zarr", model=Threshold(), mpp=3.0)
     write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
     (_, line) = lines_of(tmp_path / "m.csv")
     assert (line["area_um2"], line["x"], line["right"]) == ("0.0", "101", "101") and int(line["area_px"]) > 0

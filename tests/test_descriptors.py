@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
+from pyramids import write_pyramid
 from scipy import ndimage as ndi
 from skimage.draw import ellipse
 from skimage.measure import label, regionprops_table
@@ -34,14 +35,6 @@ OF_SCIKIT_IMAGE = {
 }
 
 
-def write_slide(path, pixels, *, um=(0.5, 0.5)):
-    with tifffile.TiffWriter(path) as tiff:
-        size = {"resolution": (1e4 / um[1], 1e4 / um[0]), "resolutionunit": "CENTIMETER"}
-        tiff.write(pixels, tile=(32, 32), subifds=1, **size)
-        tiff.write(pixels[::2, ::2], tile=(32, 32), subfiletype=1)
-    return path
-
-
 def truth_of(labels, spacing):
     """Return what scikit-image measures, by number of the object and the names of `OF_SCIKIT_IMAGE`."""
     names = [name for name in OF_SCIKIT_IMAGE.values() if len(set(spacing)) == 1 or name != "perimeter_crofton"]
@@ -67,7 +60,7 @@ def assert_forms(lines, truth, unit):
 def test_forms_of_objects_are_those_of_scikit_image(tmp_path, monkeypatch, strip, block):
     monkeypatch.setattr(shapes, "STRIP", strip)
     monkeypatch.setattr(descriptors, "AT_ONCE", 7 if strip == 1 else 2**18)
-    slide = write_slide(tmp_path / "s.tif", PIXELS)
+    slide = write_pyramid(tmp_path / "s.tif", PIXELS, um=(0.5, 0.5), tile=32)
     numbering.store_objects(
         tmp_path / "o.zarr", Request(slide, Bright(), Options(block=block, tile=64, output="objects"))
     )
@@ -84,7 +77,7 @@ def test_forms_of_objects_are_those_of_scikit_image(tmp_path, monkeypatch, strip
 
 @pytest.mark.parametrize("how", [{"level": 1}, {"mpp": 0.75}, {"mpp": 1.3, "roi": "20:70,15:"}, {"roi": "37:190,1:"}])
 def test_forms_are_those_of_the_pixels_of_the_mask_at_any_resolution(tmp_path, how):
-    slide = write_slide(tmp_path / "s.tif", PIXELS)
+    slide = write_pyramid(tmp_path / "s.tif", PIXELS, um=(0.5, 0.5), tile=32)
     mask = tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True, **how)
     write_table(tmp_path / "o.zarr", tmp_path / "o.csv", shapes=True)
     um = mask.pixel_size[-1]
@@ -132,7 +125,7 @@ def crossings(inside, dy, dx):
 
 @pytest.mark.parametrize("um", [(1.0, 0.5), (0.3, 0.4)])
 def test_where_pixels_are_not_square_lengths_are_given_in_micrometres_alone(tmp_path, um):
-    slide = write_slide(tmp_path / "s.tif", PIXELS, um=um)
+    slide = write_pyramid(tmp_path / "s.tif", PIXELS, um=um, tile=32)
     mask = tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
     write_table(tmp_path / "o.zarr", tmp_path / "o.csv", shapes=True)
     labels, truth = mask[...], truth_of(mask[...], um)

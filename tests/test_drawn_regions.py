@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import shapely
-import tifffile
 from contents import lines_of
 from drawn_regions import feature, square, write_regions
+from pyramids import write_pyramid
 from scipy import ndimage as ndi
 from skimage.measure import label, regionprops
 from stub import Bright
@@ -40,11 +40,7 @@ FEATURES = [
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory):
     """Return a slide of two levels, of pixels of 0.5 x 0.25 um."""
-    path = tmp_path_factory.mktemp("within") / "slide.tif"
-    with tifffile.TiffWriter(path) as tiff:
-        tiff.write(PIXELS, tile=(64, 64), subifds=1, resolution=(40000, 20000), resolutionunit="CENTIMETER")
-        tiff.write(PIXELS[::2, ::2], tile=(64, 64), subfiletype=1)
-    return path
+    return write_pyramid(tmp_path_factory.mktemp("within") / "slide.tif", PIXELS, um=(0.5, 0.25))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 import shapely
 import tifffile
 from oracles import filled
+from pyramids import write_pyramid
 from stub import Bright, shades
 from test_label_target import write_image
 
@@ -28,12 +29,7 @@ def folder(tmp_path_factory):
     pixels = np.zeros((600, 800), np.uint8)
     for k, (y0, y1, x0, x1) in enumerate(RECTANGLES):
         pixels[y0:y1, x0:x1] = 100 + 100 * (k % 2)
-    size = {"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}
-    with tifffile.TiffWriter(folder / "slide.tif") as tiff:
-        tiff.write(pixels, tile=(64, 64), subifds=1, **size)
-        tiff.write(
-            pixels[::2, ::2], tile=(64, 64), subfiletype=1, resolution=(10000, 10000), resolutionunit="CENTIMETER"
-        )
+    write_pyramid(folder / "slide.tif", pixels, um=(0.5, 0.5))
     tilenet.segment(folder / "slide.tif", folder / "mask.zarr", model=shades, tile=128)
     return folder
 
@@ -140,9 +136,7 @@ def test_a_mask_of_a_coarser_level_asks_for_its_image(folder, tmp_path):
     tifffile.imwrite(tmp_path / "other.tif", np.zeros((90, 90), np.uint8))
     with pytest.raises(OutputMismatch, match="no level 1 .* Give the image that was segmented"):
         write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", image=tmp_path / "other.tif")
-    with tifffile.TiffWriter(tmp_path / "smaller.tif") as tiff:
-        tiff.write(np.zeros((590, 800), np.uint8), subifds=1)
-        tiff.write(np.zeros((295, 400), np.uint8), subfiletype=1)
+    write_pyramid(tmp_path / "smaller.tif", np.zeros((500, 800), np.uint8))
     with pytest.raises(OutputMismatch, match="bytes: .* there, .* here"):
         write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", image=tmp_path / "smaller.tif")
     assert not (tmp_path / "m.geojson").exists()

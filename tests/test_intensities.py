@@ -1,4 +1,4 @@
-"""Mean intensities of objects, against scikit-image's region properties."""
+"""Intensities of objects: mean, standard deviation, least and largest value, against scikit-image."""
 
 import json
 
@@ -7,9 +7,9 @@ import pytest
 import tifffile
 from contents import lines_of
 from drawn_regions import feature, rectangle, write_regions
+from measured import ALL, assert_measured, measured
 from scipy import ndimage as ndi
-from skimage.measure import regionprops_table
-from stub import Bright, Threshold
+from stub import Bright, Bright3D, Threshold
 
 import tilenet
 from tilenet.errors import OutputMismatch, SettingsError
@@ -22,43 +22,50 @@ from tilenet.pictures.drawing import NEITHER
 from tilenet.runs import numbering
 
 
-def truth_of(labels, pixels):
-    """Return the mean (C) of each object, by its number."""
-    found = regionprops_table(labels, np.moveaxis(pixels, 0, -1), properties=("label", "mean_intensity"))
-    return dict(
-        zip(found["label"], np.stack([found[f"mean_intensity-{c}"] for c in range(len(pixels))], 1), strict=True)
-    )
+def write_slide(path, dtype=np.uint16):
+    """Write an image of three named channels and two levels, whose first channel has bright blobs."""
+    random = np.random.default_rng(0)
+    blobs = ndi.gaussian_filter(random.normal(size=(200, 260)), 4)
+    pixels = random.integers(0, 60_000, (3, 200, 260)) - (30_000 if dtype == np.int16 else 0)
+    pixels[0] = np.where(blobs > np.quantile(blobs, 0.6), 200, 20)
+    about = {"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "GFP"]}, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        writer.write(pixels.astype(dtype), subifds=1, tile=(64, 64), metadata=about, photometric="minisblack")
+        writer.write(pixels[:, ::2, ::2].astype(dtype), subfiletype=1, tile=(64, 64), photometric="minisblack")
+    return path
 
 
 @pytest.fixture
 def slide(tmp_path):
-    """Return an image of three named channels and two levels, whose first channel has bright blobs."""
-    random = np.random.default_rng(0)
-    blobs = ndi.gaussian_filter(random.normal(size=(400, 500)), 5)
-    pixels = random.integers(0, 5000, (3, 400, 500)).astype(np.uint16)
-    pixels[0] = np.where(blobs > np.quantile(blobs, 0.6), 200, 20)
-    path = tmp_path / "slide.ome.tif"
-    about = {"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "GFP"]}, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
-    with tifffile.TiffWriter(path, ome=True) as writer:
-        writer.write(pixels, subifds=1, tile=(64, 64), metadata=about, photometric="minisblack")
-        writer.write(pixels[:, ::2, ::2], subfiletype=1, tile=(64, 64), photometric="minisblack")
-    return path
+    return write_slide(tmp_path / "slide.ome.tif")
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"level": 1}, {"mpp": 0.75}, {"roi": "37:310,101:480"}, {"mpp": 1.1, "roi": ":100,20:"}]
+    ("how", "dtype"),
+    [
+        *(({}, dtype) for dtype in (np.uint16, np.int16, np.uint32, np.float32)),
+        ({"level": 1}, np.uint16),
+        ({"mpp": 0.75}, np.uint16),
+        ({"roi": "37:170,51:240"}, np.uint16),
+        ({"mpp": 1.1, "roi": ":100,20:"}, np.uint16),
+    ],
 )
-def test_means_are_those_of_region_properties(slide, tmp_path, how):
-    options = Options(channels="DAPI", block=128, tile=64, output="objects", **how)
-    numbering.store_objects(tmp_path / "o.zarr", Request(slide, Bright(), options))
-    tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", intensities=True)
-    labels = tilenet.open_mask(tmp_path / "o.zarr")[...]
+def test_what_is_measured_is_what_scikit_image_measures_whatever_the_blocks(tmp_path, how, dtype):
+    slide, tables = write_slide(tmp_path / "slide.ome.tif", dtype), []
+    for block in (64, 256):
+        out = tmp_path / f"{block}.zarr"
+        options = Options(channels="DAPI", block=block, tile=64, output="objects", **how)
+        numbering.store_objects(out, Request(slide, Bright(), options))
+        found = tilenet.write_table(out, tmp_path / "o.csv", intensities=True, overwrite=True)
+        assert read_table(out, tmp_path / "o.csv") == found
+        tables.append([line | {"id": ""} for line in lines_of(tmp_path / "o.csv")])
+    assert tables[0] == tables[1]
+    channels = ("DAPI", "1_GFP", "2_GFP")
+    assert list(tables[0][0])[-12:] == [f"{which}_{name}" for name in channels for which in ALL]
     whole = tilenet.segment(slide, model=Same(), channels="0,1,2", output="logits", scaling="none", **how)
-    truth, lines = truth_of(labels, whole), lines_of(tmp_path / "o.csv")
-    assert len(lines) == labels.max() == len(truth) > 5
-    for line in lines:
-        found = [float(line[name]) for name in ("mean_DAPI", "mean_1_GFP", "mean_2_GFP")]
-        assert found == pytest.approx(truth[int(line["object"])], abs=0.51 if "mpp" in how else 1e-3)
+    truth = measured(tilenet.open_mask(out)[...], whole)
+    assert len(truth) > 5
+    assert_measured(tables[0], truth, channels, rel=1e-6, abs=0.51 if "mpp" in how else 0)
 
 
 class Same:
@@ -70,22 +77,16 @@ class Same:
         return batch.astype(np.float64)
 
 
-def test_means_of_volumes_are_over_all_planes(tmp_path):
-    class Bright3D:
-        footprint = tilenet.Footprint.same(3, reach=0)
-
-        def __call__(self, batch):
-            return np.concatenate([np.full_like(batch, 100), batch], axis=1)
-
+def test_volumes_are_measured_over_all_planes(tmp_path):
     volume = np.random.default_rng(0).integers(0, 90, (9, 60, 70), np.uint8)
     volume[1:6, 5:25, 10:40] += 110
     volume[6:9, 30:58, 5:30] += 120
     tifffile.imwrite(tmp_path / "v.tif", volume, photometric="minisblack")
     mask = tilenet.segment(tmp_path / "v.tif", tmp_path / "v.zarr", axes="zyx", model=Bright3D(), objects=True)
     tilenet.write_table(tmp_path / "v.zarr", tmp_path / "v.csv", intensities=True)
-    truth = truth_of(mask[...], volume[np.newaxis])
-    found = {int(line["object"]): float(line["mean_0"]) for line in lines_of(tmp_path / "v.csv")}
-    assert len(found) == 2 and found == {n: pytest.approx(mean[0], abs=1e-3) for n, mean in truth.items()}
+    truth = measured(mask[...], volume[np.newaxis])
+    assert len(truth) == 2
+    assert_measured(lines_of(tmp_path / "v.csv"), truth, ("0",), rel=1e-6)
 
 
 def test_a_table_with_means_is_one_that_tilenet_wrote(slide, tmp_path, tilenet_command):
@@ -118,7 +119,7 @@ def test_means_are_of_objects_and_of_their_own_image(slide, tmp_path):
         tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", intensities=True)
     tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), channels=0, objects=True)
     other = tmp_path / "other.tif"
-    tifffile.imwrite(other, np.zeros((400, 500), np.uint16))
+    tifffile.imwrite(other, np.zeros((200, 260), np.uint16))
     with pytest.raises(OutputMismatch, match="is not the image"):
         tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", image=other, intensities=True)
     assert not (tmp_path / "m.csv").exists() and not (tmp_path / "o.csv").exists()
@@ -146,7 +147,7 @@ def test_pixels_that_are_not_finite_are_left_out_and_told(ratios, tmp_path, capl
     for line in lines_of(tmp_path / "o.csv"):
         own = pixels[1].astype(float)[(labels == int(line["object"])) & kept]
         truth = [own.mean(), own.std(), own.min(), own.max()] if len(own) else [np.nan] * 4
-        found = [float(line[f"{which}_FRET"]) for which in ("mean", "sd", "min", "max")]
+        found = [float(line[f"{which}_FRET"]) for which in ALL]
         assert found == pytest.approx(truth, rel=1e-6, abs=1e-6, nan_ok=True)
         assert float(line["mean_DAPI"]) == 200
     assert "s.ome.tif: 3 objects hold pixels that are not finite, which are left out; 1 of them hold" in caplog.text

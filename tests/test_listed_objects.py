@@ -8,6 +8,7 @@ import shapely
 import tifffile
 from contents import lines_of
 from drawn_regions import feature, write_regions
+from pyramids import write_pyramid
 from scipy import ndimage as ndi
 from skimage.io import imread
 from stub import Bright, Bright3D
@@ -28,11 +29,7 @@ PIXELS[:, 160:][PIXELS[:, 160:] == 200] = 250
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory):
     """Return a slide of two levels; the objects in its right half are brighter, and touch no others."""
-    path = tmp_path_factory.mktemp("listed") / "slide.tif"
-    with tifffile.TiffWriter(path) as tiff:
-        tiff.write(PIXELS, tile=(64, 64), subifds=1)
-        tiff.write(PIXELS[::2, ::2], tile=(64, 64), subfiletype=1)
-    return path
+    return write_pyramid(tmp_path_factory.mktemp("listed") / "slide.tif", PIXELS)
 
 
 @pytest.fixture(scope="module")

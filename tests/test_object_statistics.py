@@ -1,113 +1,13 @@
-"""Standard deviation, least and largest value of each object, against NumPy, scikit-image and Python's integers."""
+"""Standard deviation, least and largest value of each object, against NumPy and Python's integers."""
 
-import csv
-from dataclasses import replace
 from math import sqrt
 
 import numpy as np
 import pytest
-import tifffile
-from contents import lines_of
-from scipy import ndimage as ndi
-from skimage.color import rgb2hed
-from skimage.measure import regionprops_table
-from stub import Bright
 
-import tilenet
 from tilenet.export.object_statistics import ObjectStatistics
-from tilenet.export.positive_rules import STAINS, is_judged_by
-from tilenet.export.table import read_table
-from tilenet.jobs.options import Options
-from tilenet.jobs.request import Request
-from tilenet.runs import numbering
 
 RANDOM = np.random.default_rng(0)
-BLOBS = ndi.gaussian_filter(RANDOM.normal(size=(200, 260)), 4)
-NUCLEI = np.quantile(BLOBS, 0.6) < BLOBS
-ALL = ("mean", "sd", "min", "max")
-
-
-def truth_of(labels, pixels):
-    """Return mean, standard deviation, minimum and maximum (C, 4) of pixels (C, y, x), by number of the object."""
-    names = [f"intensity_{name}" for name in ("mean", "std", "min", "max")]
-    found = regionprops_table(labels, np.moveaxis(pixels, 0, -1).astype(float), properties=("label", *names))
-    return {
-        int(number): np.array([[found[f"{name}-{c}"][k] for name in names] for c in range(len(pixels))])
-        for k, number in enumerate(found["label"])
-    }
-
-
-def values_of(line, name):
-    return [float(line[f"{which}_{name}"]) for which in ALL]
-
-
-def write_slide(path, pixels, names):
-    about = {"axes": "CYX", "Channel": {"Name": names}, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
-    tifffile.imwrite(path, pixels, tile=(64, 64), metadata=about, ome=True, photometric="minisblack")
-    return path
-
-
-def fluorescence(dtype):
-    pixels = np.stack([np.where(NUCLEI, 200, 20), RANDOM.integers(0, 60_000, NUCLEI.shape)])
-    return (pixels - (30_000 if dtype == np.int16 else 0)).clip(-30_000, None).astype(dtype)
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.uint32, np.float32])
-def test_the_spread_of_channels_is_that_of_scikit_image_whatever_the_blocks(tmp_path, dtype):
-    pixels, tables = fluorescence(dtype), []
-    slide = write_slide(tmp_path / "s.ome.tif", pixels, ["DAPI", "GFP"])
-    bright = Bright(bright=900 if dtype != np.int16 else -269_000)
-    for block in (64, 256):
-        out = tmp_path / f"{block}.zarr"
-        options = Options(channels="DAPI", block=block, tile=64, output="objects")
-        numbering.store_objects(out, Request(slide, bright, options))
-        found = tilenet.write_table(out, tmp_path / "o.csv", intensities=True, overwrite=True)
-        assert read_table(out, tmp_path / "o.csv") == found
-        tables.append([line | {"id": ""} for line in lines_of(tmp_path / "o.csv")])
-    assert tables[0] == tables[1]
-    truth = truth_of(tilenet.open_mask(out)[...], pixels)
-    assert list(tables[0][0])[-8:] == [f"{which}_{name}" for name in ("DAPI", "GFP") for which in ALL]
-    assert len(truth) == len(tables[0]) > 10
-    for line in tables[0]:
-        for k, name in enumerate(("DAPI", "GFP")):
-            assert values_of(line, name) == pytest.approx(truth[int(line["object"])][k], rel=1e-6)
-
-
-def test_densities_of_stains_have_a_spread_only_where_they_are_asked_for(tmp_path):
-    noise, brown = RANDOM.integers(-30, 30, (*NUCLEI.shape, 3)), np.array([130, 90, 60])
-    pixels = np.where(NUCLEI[..., None], brown + noise, 240 + noise // 2).clip(0, 255).astype(np.uint8)
-    tifffile.imwrite(tmp_path / "s.tif", pixels, tile=(64, 64), photometric="rgb")
-    mask = tilenet.segment(tmp_path / "s.tif", tmp_path / "o.zarr", model=Dark(), objects=True, scaling="none")
-    densities = np.moveaxis(np.maximum(6 * rgb2hed(np.maximum(pixels, 1)), 0), -1, 0)
-    truth = truth_of(mask[...], densities)
-    tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", stains=True, positive="red>150")
-    lines = lines_of(tmp_path / "o.csv")
-    assert [name for name in lines[0] if "_red" in name] == ["mean_red"]
-    for line in lines:
-        for k, name in enumerate(STAINS):
-            assert values_of(line, name) == pytest.approx(truth[int(line["object"])][k], abs=2e-6)
-    assert is_judged_by(tmp_path / "o.csv", "red>150") and len(lines) > 10
-    # As tables were before.
-    with (tmp_path / "old.csv").open("w", newline="") as file:
-        means = [name for name in lines[0] if not name.startswith(("sd_", "min_", "max_"))]
-        old = csv.DictWriter(file, means, extrasaction="ignore")
-        old.writeheader()
-        old.writerows(lines)
-    assert is_judged_by(tmp_path / "old.csv", "red>150")
-    first, second = (read_table(tmp_path / "o.zarr", tmp_path / name) for name in ("o.csv", "old.csv"))
-    assert replace(first, path=second.path) == second and second.positive.total() < len(lines)
-    tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", positive="dab>0.2", overwrite=True)
-    columns = [*(f"mean_{stain}" for stain in STAINS), "positive"]
-    assert list(lines_of(tmp_path / "o.csv")[0])[-4:] == columns and is_judged_by(tmp_path / "o.csv", "dab>0.2")
-
-
-class Dark:
-    """Finds what is dark in green."""
-
-    footprint = tilenet.Footprint.same(2, reach=0)
-
-    def __call__(self, batch):
-        return np.concatenate([np.full_like(batch[:, :1], 170, np.float32), 340 - batch[:, 1:2].astype(np.float32)], 1)
 
 
 def spread_of(objects, values, pieces, *, exact):

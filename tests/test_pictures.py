@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import tifffile
 from oracles import random_network
+from pyramids import write_pyramid
 from skimage.io import imread
+from stub import Threshold
 
 import tilenet
 from tilenet.card import PALETTE
@@ -17,25 +19,13 @@ from tilenet.pictures.overlays import overlay
 from tilenet.store.tissue_map import TISSUE_COLOR
 
 
-class Bright:
-    """Class 1 where a pixel is brighter than 128."""
-
-    footprint = tilenet.Footprint.same(2, reach=0)
-
-    def __call__(self, batch):
-        seen = batch[:, :1].astype(np.float32)
-        return np.concatenate([128 - seen, seen - 128], axis=1)
-
-
 @pytest.fixture
 def square(tmp_path):
     """A bright square (40:60, 50:90) on black, with a pyramid, and its mask."""
     pixels = np.zeros((300, 400), np.uint8)
     pixels[40:60, 50:90] = 255
-    with tifffile.TiffWriter(tmp_path / "slide.tif") as tiff:
-        tiff.write(pixels, tile=(64, 64), subifds=1, resolution=(20000, 20000), resolutionunit="CENTIMETER")
-        tiff.write(pixels[::2, ::2], tile=(64, 64), subfiletype=1)
-    tilenet.segment(tmp_path / "slide.tif", tmp_path / "mask.zarr", model=Bright(), tile=64)
+    write_pyramid(tmp_path / "slide.tif", pixels, um=(0.5, 0.5))
+    tilenet.segment(tmp_path / "slide.tif", tmp_path / "mask.zarr", model=Threshold(), tile=64)
     return tmp_path
 
 
@@ -61,7 +51,7 @@ def test_a_part_is_the_crop_of_the_whole_but_for_the_bar(square):
 
 
 def test_a_mask_of_a_part_lies_where_the_part_is(square):
-    tilenet.segment(square / "slide.tif", square / "part.zarr", model=Bright(), tile=64, roi=[(45, 200), (0, 70)])
+    tilenet.segment(square / "slide.tif", square / "part.zarr", model=Threshold(), tile=64, roi=[(45, 200), (0, 70)])
     picture = overlay(square / "slide.tif", square / "part.zarr")
     assert picture.shape == (155, 70, 3)
     assert outlined(picture)[14, 50:70].all()
@@ -71,18 +61,18 @@ def test_a_mask_of_a_part_lies_where_the_part_is(square):
 def test_objects_of_one_pixel_survive_the_reduction(tmp_path):
     pixels = np.zeros((500, 700), np.uint8)
     pixels[::50, ::50] = 255
-    tilenet.segment(pixels, tmp_path / "mask.zarr", model=Bright())
+    tilenet.segment(pixels, tmp_path / "mask.zarr", model=Threshold())
     picture = overlay(pixels, tmp_path / "mask.zarr", max_side=400)
     assert picture.shape == (285, 400, 3)
     assert outlined(picture).sum() == 10 * 14
 
 
 def test_a_mask_of_a_coarser_grid_is_drawn_on_that_grid(square):
-    tilenet.segment(square / "slide.tif", square / "coarse.zarr", model=Bright(), level=1)
+    tilenet.segment(square / "slide.tif", square / "coarse.zarr", model=Threshold(), level=1)
     picture = overlay(square / "slide.tif", square / "coarse.zarr")
     assert picture.shape == (150, 200, 3)
     assert outlined(picture)[20, 25:45].all()
-    tilenet.segment(square / "slide.tif", square / "mpp.zarr", model=Bright(), mpp=1.5)
+    tilenet.segment(square / "slide.tif", square / "mpp.zarr", model=Threshold(), mpp=1.5)
     picture = overlay(square / "slide.tif", square / "mpp.zarr")
     assert picture.shape == (100, 134, 3)
     assert outlined(picture).any()
@@ -115,7 +105,7 @@ def test_a_bar_that_would_cover_much_of_a_small_picture_is_left_out_and_told(tmp
     picture = np.zeros((*sides, 3), np.uint8)
     assert not draw_bar(picture, 0.5) and not picture.any()
     pixels = np.zeros(sides, np.uint8)
-    tilenet.segment(pixels, tmp_path / "m.zarr", model=Bright(), pixel_size=0.5)
+    tilenet.segment(pixels, tmp_path / "m.zarr", model=Threshold(), pixel_size=0.5)
     overlay(tilenet.open_image(pixels, pixel_size=0.5), tmp_path / "m.zarr")
     assert "m.zarr: the picture is too small for a scale bar; a pixel of it is 0.5 um" in caplog.text
 
@@ -125,7 +115,7 @@ def test_planes_of_a_stack_are_shown_as_bright_as_they_are_to_each_other(tmp_pat
     bright[10:30, 20:50], dim[10:30, 20:50] = 2020, 520
     stack = np.stack([bright, dim])
     for scaling, shown in (("percentile:0,100", 64), ("none", 255)):
-        tilenet.segment(stack, tmp_path / "m.zarr", axes="zyx", model=Bright(), scaling=scaling, overwrite=True)
+        tilenet.segment(stack, tmp_path / "m.zarr", axes="zyx", model=Threshold(), scaling=scaling, overwrite=True)
         pictures = [overlay(stack, tmp_path / "m.zarr", plane=k) for k in (0, 1)]
         assert [picture[20, 35].max() for picture in pictures] == [255, shown]
 
@@ -150,7 +140,7 @@ def test_an_image_with_fewer_channels_than_were_segmented_is_another_and_is_clos
     pixels, closed = np.zeros((3, 60, 70), np.uint8), []
     for name, channels in (("three", pixels), ("two", pixels[:2])):
         tifffile.imwrite(tmp_path / f"{name}.ome.tif", channels, metadata={"axes": "CYX"}, photometric="minisblack")
-    tilenet.segment(tmp_path / "three.ome.tif", tmp_path / "m.zarr", model=Bright(), channels=2)
+    tilenet.segment(tmp_path / "three.ome.tif", tmp_path / "m.zarr", model=Threshold(), channels=2)
     monkeypatch.setattr(TiffImage, "close", lambda self: closed.append(self.name))
     with pytest.raises(
         OutputMismatch, match=r"m\.zarr: was made from the channels 2, and .*two\.ome\.tif has 2, from 0"
@@ -180,7 +170,7 @@ def test_the_plane_of_a_stack_is_the_one_that_is_asked_for(tmp_path, plane, draw
     stack = np.zeros((4, 60, 80), np.uint8)
     for z in range(4):
         stack[z, 10 : 20 + 5 * z, 10:20] = 255
-    mask = tilenet.segment(stack, tmp_path / "mask.zarr", model=Bright(), axes="zyx")
+    mask = tilenet.segment(stack, tmp_path / "mask.zarr", model=Threshold(), axes="zyx")
     picture = overlay(stack, tmp_path / "mask.zarr", plane=plane, fill=True)
     bare = overlay(np.zeros_like(stack), tmp_path / "mask.zarr", plane=plane, fill=True)
     assert np.array_equal(bare.any(axis=-1), mask[drawn] > 0)
@@ -190,7 +180,7 @@ def test_the_plane_of_a_stack_is_the_one_that_is_asked_for(tmp_path, plane, draw
 def test_planes_and_times_are_in_array_order_and_refused_where_there_are_none(tmp_path, square, tilenet_command):
     series = np.zeros((2, 3, 50, 60), np.uint8)
     series[1, 2, 5:30, 5:9] = 255
-    tilenet.segment(series, tmp_path / "m.zarr", model=Bright(), axes="tzyx", roi=[(0, 2), (1, 3), (0, 50), (0, 60)])
+    tilenet.segment(series, tmp_path / "m.zarr", model=Threshold(), axes="tzyx", roi=[(0, 2), (1, 3), (0, 50), (0, 60)])
     assert outlined(overlay(series, tmp_path / "m.zarr", plane=(1, 2))).any()
     assert not outlined(overlay(series, tmp_path / "m.zarr", plane=(0, 2))).any()
     tifffile.imwrite(tmp_path / "s.ome.tif", series, metadata={"axes": "TZYX"})
@@ -210,7 +200,7 @@ def test_the_tissue_map_is_outlined_and_what_was_skipped_is_darker(tmp_path):
     pixels = np.random.default_rng(0).integers(100, 110, (600, 1100), dtype=np.uint8)
     there = np.zeros((60, 110), bool)
     there[10:20, 10:20] = True
-    tilenet.segment(pixels, tmp_path / "mask.zarr", model=Bright(), tile=512, tissue=there)
+    tilenet.segment(pixels, tmp_path / "mask.zarr", model=Threshold(), tile=512, tissue=there)
     plain, drawn = (overlay(pixels, tmp_path / "mask.zarr", tissue=t) for t in (False, True))
     blue = (drawn == TISSUE_COLOR).all(axis=-1)
     y, x = np.nonzero(blue)
@@ -218,7 +208,7 @@ def test_the_tissue_map_is_outlined_and_what_was_skipped_is_darker(tmp_path):
     above_the_bar = np.s_[512:550]
     assert np.array_equal(drawn[above_the_bar], plain[above_the_bar] // 2)
     assert np.array_equal(drawn[:512, 300:512], plain[:512, 300:512])
-    tilenet.segment(pixels, tmp_path / "plain.zarr", model=Bright(), tile=512)
+    tilenet.segment(pixels, tmp_path / "plain.zarr", model=Threshold(), tile=512)
     with pytest.raises(SettingsError, match="made without --tissue"):
         overlay(pixels, tmp_path / "plain.zarr", tissue=True)
 
@@ -271,6 +261,6 @@ def test_an_image_of_another_pixel_size_is_refused_and_one_that_says_none_is_dra
 def test_a_part_that_leaves_the_mask_is_refused_not_cut(square):
     with pytest.raises(SettingsError, match="leaves the image"):
         overlay(square / "slide.tif", square / "mask.zarr", roi=np.s_[200:400, 100:200])
-    tilenet.segment(square / "slide.tif", square / "part.zarr", model=Bright(), roi=np.s_[100:200, 100:200])
+    tilenet.segment(square / "slide.tif", square / "part.zarr", model=Threshold(), roi=np.s_[100:200, 100:200])
     with pytest.raises(SettingsError, match="does not contain all of .* Choose a part inside"):
         overlay(square / "slide.tif", square / "part.zarr", roi=np.s_[50:150, 100:200])

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from contents import lines_of
 from ome_images import write_ome_tiff, write_ome_zarr
+from pyramids import write_pyramid
 from stub import Bright, Bright3D
 
 import tilenet
@@ -121,10 +122,7 @@ def test_a_size_that_segment_was_not_given_may_be_given_to_export(tmp_path, slid
 
 
 def test_a_size_given_to_export_is_that_of_the_image_at_full_resolution(tmp_path):
-    bare = tmp_path / "bare.tif"
-    with tifffile.TiffWriter(bare) as tiff:
-        tiff.write(PIXELS, subifds=1, tile=(32, 32))
-        tiff.write(PIXELS[::2, ::2], subfiletype=1, tile=(32, 32))
+    bare = write_pyramid(tmp_path / "bare.tif", PIXELS)
     tilenet.segment(bare, tmp_path / "b.zarr", level=1, **HOW)
     found = write_table(tmp_path / "b.zarr", tmp_path / "b.csv", pixel_size=(0.25, 0.5))
     assert found.pixel_um2 == 0.5 * 1.0

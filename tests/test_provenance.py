@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import tifffile
+from pyramids import write_pyramid
 from stub import Bright
 
 import tilenet
@@ -102,10 +103,8 @@ def test_only_the_image_of_a_mask_places_its_polygons(folder, tilenet_command):
 
 
 def test_an_image_with_fewer_levels_is_refused_in_words(folder, tilenet_command):
-    with tifffile.TiffWriter(folder / "two.tif") as tiff:
-        tiff.write(PIXELS, subifds=1)
-        tiff.write(PIXELS[::2, ::2], subfiletype=1)
-    tilenet.segment(folder / "two.tif", folder / "coarse.zarr", model=Bright(), level=1)
+    two = write_pyramid(folder / "two.tif", PIXELS)
+    tilenet.segment(two, folder / "coarse.zarr", model=Bright(), level=1)
     command = ("export", folder / "coarse.zarr", "--geojson", folder / "c.geojson", "--image", folder / "slide.tif")
     code, _, error = tilenet_command(*command)
     assert (code, "out of range" in error, "no level 1" in error) == (2, False, True)

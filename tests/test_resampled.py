@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from contents import whole
 from oracles import integer_network, random_network, whole_image_logits
+from stub import Threshold
 
 import tilenet
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
@@ -280,20 +281,10 @@ def disc_slide(folder, *, um=0.5, radius=30.0, centre=(120.3, 200.8)):
     return with_pixel_size(folder, (inside * 200).astype(np.uint8), um), centre
 
 
-class Bright:
-    """A predictor whose foreground is what is brighter than 100."""
-
-    footprint = tilenet.Footprint.same(2, reach=0, step=1)
-    in_channels = 1
-
-    def __call__(self, batch):
-        return batch[:, :1] - 100.0
-
-
 @pytest.mark.parametrize("mpp", [0.5, 0.8, 1.3, 2.0, 0.31])
 def test_the_mask_lies_where_the_slide_does_to_within_one_of_its_pixels(tmp_path, mpp):
     slide, centre = disc_slide(tmp_path)
-    mask = tilenet.segment(slide, tmp_path / "m.zarr", model=Bright(), mpp=mpp)
+    mask = tilenet.segment(slide, tmp_path / "m.zarr", model=Threshold(), mpp=mpp)
     attributes = json.loads((tmp_path / "m.zarr" / "zarr.json").read_text())["attributes"]
     for level, dataset in zip(mask.levels, attributes["ome"]["multiscales"][0]["datasets"], strict=True):
         moves = {t["type"]: t[t["type"]] for t in dataset["coordinateTransformations"]}
@@ -357,9 +348,9 @@ def test_a_mask_of_a_stored_level_lies_where_one_resampled_to_it_does(tmp_path):
         writer.write(plane, subifds=2, tile=(64, 64), metadata=about)
         for f in (2, 4):
             writer.write(plane[::f, ::f], subfiletype=1, tile=(64, 64))
-    stored = tilenet.segment(path, tmp_path / "stored.zarr", model=Bright(), level=2)
+    stored = tilenet.segment(path, tmp_path / "stored.zarr", model=Threshold(), level=2)
     with_pixel_size(tmp_path, plane, 0.5, name="plain.ome.tif")
-    resampled = tilenet.segment(tmp_path / "plain.ome.tif", tmp_path / "r.zarr", model=Bright(), mpp=2.0)
+    resampled = tilenet.segment(tmp_path / "plain.ome.tif", tmp_path / "r.zarr", model=Threshold(), mpp=2.0)
     found = [json.loads((mask.path / "zarr.json").read_text())["attributes"]["ome"] for mask in (stored, resampled)]
     places = [about["multiscales"][0]["datasets"][0]["coordinateTransformations"] for about in found]
     assert places[0] == places[1]

@@ -1,16 +1,18 @@
 """Optical densities of stains over objects, against scikit-image; and objects told apart by a mean."""
 
+import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
 from drawn_regions import feature, rectangle, write_regions
+from measured import assert_measured, measured
 from scipy import ndimage as ndi
 from skimage.color import rgb2hed
-from skimage.measure import regionprops_table
-from stub import Bright
+from stub import Bright, Dark
 
 import tilenet
 from tilenet.errors import OutputMismatch, SettingsError
@@ -30,15 +32,6 @@ COLOURS = np.where(BROWN[..., None], [130, 90, 60], [90, 100, 150])
 PIXELS = np.where(NUCLEI[..., None], COLOURS + NOISE, 240 + NOISE // 2).clip(0, 255).astype(np.uint8)
 
 
-class Dark:
-    """Finds what is dark in green."""
-
-    footprint = tilenet.Footprint.same(2, reach=0)
-
-    def __call__(self, batch):
-        return np.concatenate([np.full_like(batch[:, :1], 170, np.float32), 340 - batch[:, 1:2].astype(np.float32)], 1)
-
-
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory):
     path = tmp_path_factory.mktemp("stains") / "slide.tif"
@@ -49,28 +42,31 @@ def slide(tmp_path_factory):
 
 
 def truth_of(labels, pixels):
-    """Return the mean optical densities (3) of each object, by its number: -log10 of the part of white that is left."""
+    """Return what is measured of optical densities (3): of -log10 of the part of white that is left."""
     # rgb2hed takes 0 for a millionth, whose logarithm says nothing of a camera: here it counts as 1 of 255.
-    found = regionprops_table(labels, 6 * rgb2hed(np.maximum(pixels, 1)), properties=("label", "mean_intensity"))
-    means = np.stack([found[f"mean_intensity-{k}"] for k in range(3)], 1)
-    return dict(zip(found["label"].tolist(), means, strict=True))
+    return measured(labels, np.moveaxis(6 * rgb2hed(np.maximum(pixels, 1)), -1, 0))
 
 
-def assert_means(lines, truth):
-    assert {int(line["object"]) for line in lines} == set(truth)
-    for line in lines:
-        found = [float(line[f"mean_{stain}"]) for stain in STAINS]
-        assert found == pytest.approx(truth[int(line["object"])], abs=2e-6)
-
-
-def test_densities_are_six_times_those_of_scikit_image(slide, tmp_path):
-    tilenet.write_table(slide.with_name("o.zarr"), tmp_path / "o.csv", stains=True)
-    lines = lines_of(tmp_path / "o.csv")
-    truth = truth_of(tilenet.open_mask(slide.with_name("o.zarr"))[...], PIXELS)
-    assert_means(lines, truth)
-    dab = [mean[2] for mean in truth.values()]
+def test_densities_are_six_times_those_of_scikit_image_and_vary_only_where_they_are_asked_for(slide, tmp_path):
+    mask, table = slide.with_name("o.zarr"), tmp_path / "o.csv"
+    tilenet.write_table(mask, table, stains=True, positive="red>110")
+    lines, truth = lines_of(table), truth_of(tilenet.open_mask(mask)[...], PIXELS)
+    assert_measured(lines, truth, STAINS, abs=2e-6)
+    dab = [stains[2][0] for stains in truth.values()]
     assert len(truth) > 20 and min(dab) < 0.1 < 0.3 < max(dab)
-    assert [name for name in lines[0] if "mean" in name] == ["mean_haematoxylin", "mean_eosin", "mean_dab"]
+    assert [name for name in lines[0] if "_red" in name] == ["mean_red"]
+    # As tables were before.
+    with (tmp_path / "old.csv").open("w", newline="") as file:
+        means = [name for name in lines[0] if not name.startswith(("sd_", "min_", "max_"))]
+        old = csv.DictWriter(file, means, extrasaction="ignore")
+        old.writeheader()
+        old.writerows(lines)
+    assert is_judged_by(table, "red>110") and is_judged_by(tmp_path / "old.csv", "red>110")
+    first, second = (read_table(mask, tmp_path / name) for name in ("o.csv", "old.csv"))
+    assert replace(first, path=second.path) == second and 0 < second.positive.total() < len(lines)
+    tilenet.write_table(mask, table, positive="dab>0.2", overwrite=True)
+    columns = [*(f"mean_{stain}" for stain in STAINS), "positive"]
+    assert list(lines_of(table)[0])[-4:] == columns and is_judged_by(table, "dab>0.2")
 
 
 def test_neither_blocks_nor_their_order_change_a_digit(slide, tmp_path):
@@ -96,7 +92,7 @@ def test_objects_are_told_apart_in_tables_regions_and_polygons(slide, tmp_path, 
     assert code == 0, err
     lines = lines_of(tmp_path / "o.csv")
     truth = truth_of(tilenet.open_mask(slide.with_name("o.zarr"))[...], PIXELS)
-    expected = {number: mean[2] > 0.2 for number, mean in truth.items()}
+    expected = {number: stains[2][0] > 0.2 for number, stains in truth.items()}
     assert {int(line["object"]): line["positive"] == "1" for line in lines} == expected
     positive, left = sum(expected.values()), [line for line in lines if line["region"]]
     assert 5 < positive < len(lines) - 5 and out.count(f", {said_of(positive, len(lines))}\n") == 1
@@ -352,5 +348,5 @@ def test_ki67_of_a_real_slide_is_that_of_scikit_image(shared_data, tmp_path):
     mask = tilenet.segment(image, tmp_path / "m.zarr", objects=True, roi="200:500,100:400", threads=1)
     found = tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", positive="dab>0.2")
     truth = truth_of(mask[...], tifffile.imread(image)[200:500, 100:400])
-    assert_means(lines_of(tmp_path / "m.csv"), truth)
-    assert found.positive["nucleus"] == sum(mean[2] > 0.2 for mean in truth.values()) > 5
+    assert_measured(lines_of(tmp_path / "m.csv"), truth, STAINS, which=("mean",), abs=2e-6)
+    assert found.positive["nucleus"] == sum(stains[2][0] > 0.2 for stains in truth.values()) > 5

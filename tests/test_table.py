@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
+from pyramids import write_pyramid
 from scipy import ndimage as ndi
 from skimage.measure import label, regionprops
 from stub import Bright, Bright3D, shades
@@ -187,9 +188,7 @@ def test_with_a_map_of_tissue_there_is_a_density_of_what_lies_in_it(tmp_path, ti
 def test_what_lies_in_tissue_is_the_same_at_any_resolution(tmp_path, how):
     random = np.random.default_rng(3)
     pixels = np.kron(random.integers(0, 2, (10, 15), np.uint8) * 255, np.ones((16, 16), np.uint8)).astype(np.uint8)
-    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
-        tiff.write(pixels, tile=(32, 32), subifds=1, resolution=(20000, 20000), resolutionunit="CENTIMETER")
-        tiff.write(pixels[::2, ::2], tile=(32, 32), subfiletype=1)
+    write_pyramid(tmp_path / "s.tif", pixels, um=(0.5, 0.5), tile=32)
     tissue = np.kron(random.integers(0, 2, (5, 5)), np.ones((32, 48), np.uint8)).astype(np.uint8)
     tilenet.segment(tmp_path / "s.tif", tmp_path / "m.zarr", model=shades, tissue=tissue, **how)
     found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
