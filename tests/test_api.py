@@ -317,18 +317,3 @@ def test_the_image_itself_is_never_replaced(tmp_path, way, objects):
     with pytest.raises(OutputExists, match="is the image|holds the image"):
         tilenet.segment(image, tmp_path / "m.zarr", model=Threshold(), overwrite=True, objects=objects)
     assert before == tree(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("output", "precision", "dtype", "expected"),
-    [
-        ("both", None, "float32", 9),
-        ("both", None, "float64", 17),
-        ("probabilities", None, "float16", 4),
-        ("logits", "fp32", None, 8),
-        ("logits", "fp64", None, 16),
-    ],
-)
-def test_the_disk_that_a_run_takes_is_that_of_its_data_types(network, output, precision, dtype, expected):
-    job = make_job(IMAGE, network, Options(output=output, precision=precision, probability_dtype=dtype))
-    assert job.needs()["disk_bytes"] == IMAGE.size * expected * 4 // 3

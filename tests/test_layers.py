@@ -93,6 +93,7 @@ HOMES = {
         "cli/batch",
         "cli/export",
         "cli/pictures",
+        "cli/plan",
         "cli/segment",
         "cli/shares",
         "cli/options",

@@ -11,15 +11,14 @@ import sys
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 import tilenet
-from tilenet.cli import batch, export, pictures, segment, shares, training, tuning
-from tilenet.cli.options import JSON, PIXEL_SIZE, QUIET, Numbers, image_options
+from tilenet.cli import batch, export, pictures, plan, segment, shares, training, tuning
+from tilenet.cli.options import JSON, PIXEL_SIZE, QUIET, Numbers
 from tilenet.cli.output import (
-    gigabytes,
     plain,
     print_nothing_more,
     progress_bar,
@@ -27,16 +26,10 @@ from tilenet.cli.output import (
     remarks,
     say,
     show,
-    sides,
     tell,
 )
 from tilenet.errors import TilenetError, first_line, refuse_windows
-from tilenet.geometry import Box
 from tilenet.interrupts import Interrupted, interruptible
-
-if TYPE_CHECKING:
-    from tilenet.jobs.job import Job
-    from tilenet.readers.image import Image
 
 # Entries of a description that are printed under another name than JSON has, which would be taken for something else.
 SAID = {("record", "pixel_size"): "given_pixel_size"}
@@ -50,75 +43,6 @@ DEBUG = "--debug"
 def cli(debug: bool) -> None:
     """Segment images of any size, exactly: no seams, whatever the tile size."""
     refuse_windows()
-
-
-@cli.command()
-@click.argument("image")
-@image_options
-@JSON
-def plan(image: str, as_json: bool, **options: Any) -> None:
-    """Show tiles, memory and disk space of a run on IMAGE; reads no pixels, except a coarse level for --tissue."""
-    from tilenet.jobs.options import Options
-    from tilenet.jobs.setup import make_job
-
-    with make_job(image, options.pop("model"), Options(**options)) as job:
-        result, rows = _planned(image, job)
-    show(result, "\n".join(rows), as_json=as_json)
-
-
-def _planned(image: str, job: Job) -> tuple[dict[str, Any], list[str]]:
-    """Return how an image would be cut, and the resources it takes, as a dict and as lines of text."""
-    p, needs = job.plan, job.needs()
-    result = {
-        "shape": p.shape,
-        "resolution": job.resolution.to_json() | {"why": job.resolution.text},
-        "roi": job.record["roi"],
-        "tile": p.tile,
-        "block": p.block,
-        "batch": p.batch,
-        "blocks": len(p),
-        "tiles": p.n_tiles,
-        "largest_read": p.largest_read,
-        "redundancy": round(p.redundancy, 3),
-        **needs,
-    }
-    device = f", {gigabytes(needs['device_bytes'])} device" if needs["device_bytes"] else ""
-    roi = job.record["roi"]
-    part = f", part {Box(*zip(*roi, strict=True))}" if roi else ""
-    part += _overruled(job.image)
-    rows = [
-        f"image       {image}: {job.image.axes} {sides(job.image.shape)}, {job.image.dtype}{part}",
-        f"resolution  {job.resolution.text}",
-        f"model       {job.card.name}: step {job.footprint.step[-1]}, margin {job.footprint.margin[-1]} px",
-        f"tiles       {p.n_tiles} of {sides(p.tile)} px written, {sides(p.largest_read)} read, {p.batch} per batch",
-        f"blocks      {len(p)} of {sides(p.block)} px",
-        f"redundancy  {p.redundancy:.2f} px read per px written",
-        f"memory      {gigabytes(needs['host_bytes'])} host{device}",
-        f"disk        at most {gigabytes(needs['disk_bytes'])} before compression",
-    ]
-    if job.search.rule:
-        result["tissue"], told = _tissue_of(job)
-        rows.append(f"tissue      {told}")
-    return result, rows
-
-
-def _overruled(image: Image) -> str:
-    """Return a note with the axes and the pixel size that the file states, if the image is read with others."""
-    from tilenet.readers.calibrated import overruled_size
-
-    axes = image.stated_axes if image.stated_axes != image.axes else ""
-    stated = [text for text in (axes, overruled_size(image)) if text]
-    return f" (the file says {' and '.join(stated)})" if stated else ""
-
-
-def _tissue_of(job: Job) -> tuple[dict[str, Any] | None, str]:
-    """Return what would be skipped, as a dict and as text."""
-    from tilenet.tissue.cells import pixels_read
-    from tilenet.tissue.detection import remark
-
-    if job.search.cheap and job.tissue:
-        return job.tissue.to_json(job.plan), remark(job.tissue, job.plan)[1]
-    return None, f"not looked for: there is no small level, {pixels_read(job.search.image)} px would be read"
 
 
 @cli.command()
@@ -206,6 +130,7 @@ def sample(out: Path) -> None:
 
 
 cli.add_command(segment.segment)
+cli.add_command(plan.plan)
 cli.add_command(batch.batch)
 cli.add_command(export.export)
 cli.add_command(pictures.overlay)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MIN_SECONDS = 0.01
 # Fewer bytes than this are shown in MB.
 SMALL = 10**8
+# This many bytes and more are shown in TB.
+LARGE = 10**12
 # The stages of a run, and what `profile_rows` says about each.
 STAGES = {
     "read": "tiles read, by all readers together, in parallel with the network",
@@ -136,12 +138,14 @@ def label_names(labels: dict[str, str]) -> str:
 
 
 def gigabytes(count: int) -> str:
-    """Return a number of bytes as text, in GB, or in MB if it is small.
+    """Return a number of bytes as text, in GB, in MB if it is small, or in TB if it is large.
 
-    >>> gigabytes(850_000_000), gigabytes(2_700_000)
-    ('0.85 GB', '2.7 MB')
+    >>> gigabytes(850_000_000), gigabytes(2_700_000), gigabytes(66_664_960_000_000)
+    ('0.85 GB', '2.7 MB', '66.66 TB')
     """
-    return f"{count / 1e9:.2f} GB" if count >= SMALL else f"{count / 1e6:.1f} MB"
+    if count < SMALL:
+        return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.2f} GB" if count < LARGE else f"{count / 1e12:.2f} TB"
 
 
 def plain(value: Any) -> str:

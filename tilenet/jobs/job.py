@@ -171,7 +171,7 @@ class Job:
         )
 
     def needs(self) -> dict[str, int]:
-        """Return the bytes of host memory, device memory and disk that the run may take.
+        """Return the bytes of host and of device memory that the run may take.
 
         The array that `segment` returns without `out` is not counted.
         """
@@ -180,10 +180,7 @@ class Job:
         passed = self.demand.of(self.plan.largest_read, self.plan.batch)
         saved = bytes_saved(self.network, self.decision, engine=engine, device=device)
         passed -= saved * prod(self.plan.largest_read) * self.plan.batch
-        written = self._bytes_of_pixel()
-        # For each pixel, the place (8 bytes) and the number (4) of its object; see `tilenet.runs.numbering`.
-        kept = written + (8 + 4 if self.record["output"] == "objects" else 0)
-        block = prod(map(min, self.plan.block, self.plan.shape)) * written
+        block = prod(map(min, self.plan.block, self.plan.shape)) * self._bytes_of_pixel()
         weights = weight_bytes(self.network)
         on_host = self.device == "cpu"
         ahead = prefetch_depth(self.plan.batch, asynchronous=not on_host)
@@ -195,7 +192,6 @@ class Job:
         return {
             "host_bytes": host + (passed if on_host else 0),
             "device_bytes": 0 if on_host else passed + weights + GpuPredictor.in_flight * read,
-            "disk_bytes": prod(self.plan.shape) * kept * 4 // 3,  # the pyramid adds 1/4 + 1/16 + ...: a third
         }
 
     def _bytes_of_pixel(self) -> int:

@@ -41,7 +41,7 @@ from tilenet.runs.object_outputs import (
 from tilenet.runs.object_places import find_places, open_places
 from tilenet.runs.outputs import fill, open_store, protect_input
 from tilenet.sizes import DEFAULT_MEMORY
-from tilenet.store import Mask, Store, open_mask
+from tilenet.store import Layout, Mask, Store, open_mask
 from tilenet.store.destination import holding
 
 if TYPE_CHECKING:
@@ -221,8 +221,7 @@ def _first_places(depths: Mask, places: Mask, left_out: int | None) -> NDArray[n
 
 def _create(out: Path, request: Request, depths: Mask, numbering: Numbering, *, overwrite: bool) -> Store:
     """Create the store of the mask, with a pyramid of its own or with the levels of the image that it goes into."""
-    # 2**16 makes it uint32 even for few objects: the data type must not depend on what was found.
-    layout = replace(depths.layout, labels={}, largest=max(2**16, numbering.n), classes=0, n_levels=0)
+    layout = numbers_layout(depths.layout, numbering.n)
     if request.target is not None:
         # Nothing is computed, so this machine needs neither the device nor the engine of the first step.
         options = request.options.filled_from(depths.info["record"])
@@ -231,6 +230,12 @@ def _create(out: Path, request: Request, depths: Mask, numbering: Numbering, *, 
             layout = replace(layout, **job.inside)
     info = depths.info | {"objects": numbering.n, FIRSTS: numbering.checksum()}
     return Store.create(out, layout, info, overwrite=overwrite, facts=request.facts)
+
+
+def numbers_layout(depths: Layout, n: int) -> Layout:
+    """Return the layout of the numbers of `n` objects that were found in some depths."""
+    # 2**16 makes it uint32 even for few objects: the data type must not depend on what was found.
+    return replace(depths, labels={}, largest=max(2**16, n), classes=0, n_levels=0)
 
 
 def _write_numbers(store: Store, places: Mask, numbering: Numbering) -> None:

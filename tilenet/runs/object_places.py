@@ -43,9 +43,14 @@ def open_places(path: Path, depths: Mask, memory: int, share: Share | None = Non
     """Continue the store of the places in some depths, or create it: with the lease of the whole, or of one share."""
     if are_of(depths, path):
         return Store.resume(path) if share is None else Store.take_share(path, share)
-    block = _joined(depths.layout, len(depths.info["model"]["footprint"]), memory)
-    layout = replace(depths.layout, block=block, labels={}, largest=prod(depths.shape), classes=0, tissue={})
+    layout = places_layout(depths.layout, len(depths.info["model"]["footprint"]), memory)
     return Store.create(path, layout, _info(depths), overwrite=True, share=share)
+
+
+def places_layout(depths: Layout, ndim: int, memory: int) -> Layout:
+    """Return the layout of the places in some depths, of objects of `ndim` axes."""
+    block = _joined(depths, ndim, memory)
+    return replace(depths, block=block, labels={}, largest=prod(depths.shape), classes=0, tissue={})
 
 
 def are_of(depths: Mask, path: Path) -> bool:

@@ -1,0 +1,101 @@
+"""The room on disk that `tilenet plan` tells, against what runs have on disk after each step."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from blobs import blobs
+from linked_stacks import moving
+from store_helpers import replace_step
+from stub import Bright, Bright3D
+from test_numbering import Deep
+
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs.numbering import store_objects
+from tilenet.runs.outputs import fill, open_store
+from tilenet.runs.room import TEMPORARY_FILES, room_of
+from tilenet.store import file_system, metadata
+
+
+@pytest.fixture
+def uncompressed(monkeypatch):
+    """Write shards with a checksum of 4 bytes for each chunk in place of compression."""
+    metadata.array_document.cache_clear()
+    monkeypatch.setattr(zarr.codecs, "ZstdCodec", lambda **_: zarr.codecs.Crc32cCodec())
+    yield
+    metadata.array_document.cache_clear()
+
+
+def on_disk(folder):
+    """Return how many bytes and files there are below a folder."""
+    sizes = [Path(where, name).stat().st_size for where, _, names in os.walk(folder) for name in names]
+    return sum(sizes), len(sizes)
+
+
+@pytest.fixture
+def seen(monkeypatch, tmp_path):
+    """Return what was on disk after each step in which a file grows."""
+    found, step = [], file_system.step
+
+    def counted(name, do, *args, **kwargs):
+        result = step(name, do, *args, **kwargs)
+        if name in ("write", "journal", "lock"):
+            found.append(on_disk(tmp_path))
+        return result
+
+    replace_step(counted, monkeypatch.setattr)
+    return found
+
+
+STACK, TISSUE = moving((256, 256), planes=8), np.ones((8, 8), np.uint8)
+RUNS = {
+    "mask": (Bright(), blobs((512, 512), seed=1), {"tile": 128, "block": 256}),
+    "probabilities": (Bright(), blobs((512, 512), seed=1), {"tile": 128, "block": 256, "output": "both"}),
+    "objects": (Bright(), blobs((512, 512), seed=1), {"tile": 128, "block": 256, "output": "objects"}),
+    "objects in many pieces": (
+        *(Deep(), blobs((256, 384), seed=1, share=0.25)),
+        {"tile": 64, "block": 128, "output": "objects", "memory": 12_000_000},
+    ),
+    "tissue": (Bright(), blobs((512, 512), seed=1), {"tile": 128, "block": 256, "tissue": TISSUE}),
+    "objects in tissue": (
+        *(Bright(), blobs((512, 512), seed=1)),
+        {"tile": 128, "block": 256, "tissue": TISSUE, "output": "objects"},
+    ),
+    "volumes of planes": (Deep(), STACK, {"axes": "zyx", "tile": 128, "block": 128, "output": "objects", "link": 0.2}),
+    "volumes": (Bright3D(), STACK, {"axes": "zyx", "tile": (8, 64, 64), "block": (8, 64, 64), "output": "objects"}),
+}
+# Most bytes of documents, journals and checksums, which the plan leaves out.
+SMALL = 60_000
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_takes_the_room_that_is_planned_if_nothing_can_be_compressed(run, uncompressed, seen, tmp_path):
+    network, image, options = RUNS[run]
+    request, out = Request(image, network, Options(**options)), tmp_path / "o.zarr"
+    with request.new_job() as job:
+        room = room_of(job, options.get("memory"))
+    if options.get("output") == "objects":
+        store_objects(out, request)
+    else:
+        fill(*open_store(out, request), request, client=None)
+    size, files = on_disk(tmp_path)
+    assert 0 < size - room["disk_bytes"] < SMALL < room["disk_bytes"] / 4
+    assert 0 < max(size for size, _ in seen) - room["working_bytes"] < 2 * SMALL
+    assert files == room["files"]
+    assert 0 <= room["working_files"] - max(files for _, files in seen) <= 3 * (TEMPORARY_FILES + 1)
+
+
+def test_a_real_slide_takes_no_more_than_the_command_tells(seen, shared_data, tmp_path, tilenet_command):
+    arguments = (shared_data("slides/CMU-1-Small-Region.svs"), "--roi", "900:1500,900:1600", "--objects")
+    room = json.loads(tilenet_command("plan", *arguments, "--json")[1])
+    told = tilenet_command("plan", *arguments)[1]
+    assert "disk        at most 2.2 MB before compression; 4.6 MB while it runs" in told
+    assert f"files       at most {room['files']}; {room['working_files']} while it runs" in told
+    assert tilenet_command("segment", *arguments, "--out", tmp_path / "o.zarr")[0] == 0
+    (size, files), largest = on_disk(tmp_path), max(size for size, _ in seen)
+    assert (files, size < room["disk_bytes"]) == (room["files"], True)
+    assert 3 * size < largest < room["working_bytes"]
