@@ -90,7 +90,7 @@ def test_the_pages_name_every_column_of_a_table_and_no_other(work, tilenet_comma
     line = "batch slide.tif -m m.safetensors --out counted --objects --csv --shapes --tissue=auto"
     assert tilenet_command(*line.split())[0] == 0
     told = {
-        "slide.csv": (DOCS / "slide.md").read_text().split("\n## Tables\n")[1],
+        "slide.csv": (DOCS / "tables.md").read_text().split("\n## Columns\n")[1],
         "counts.csv": (DOCS / "cluster.md").read_text().split("\n`counts.csv` has one line")[1],
     }
     for name, text in told.items():
