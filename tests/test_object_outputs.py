@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from blobs import blobs, write_slide
 from ome_images import write_ome_zarr
-from stub import Bright
+from stub import BAD, Bright
 
 import tilenet
-from tilenet.errors import OutputExists, OutputLocked, OutputMismatch, OutputNotFound
+from tilenet.describe import describe
+from tilenet.errors import BlocksFailed, OutputError, OutputExists, OutputLocked, OutputMismatch, OutputNotFound
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.runs import numbering, object_places
@@ -62,10 +63,27 @@ def test_the_folder_of_a_run_that_has_not_ended_is_said_to_be_that(begun, tilene
     for args in (("export", making, "--csv", begun.with_name("x.csv")), ("verify", making), ("overlay", "x", making)):
         more = ("--out", begun.with_name("x.png")) if args[0] == "overlay" else ()
         code, _, err = tilenet_command(*args, *more)
-        assert code == 2 and "o.zarr.making: belongs to a run with --objects, and is no mask yet. Run it again" in err
+        assert code == 2 and "o.zarr.making: belongs to a run with --objects, and is no mask yet. Run it" in err
     said = tilenet_command("info", begun, "--json")
     assert said[0] == 0 and tilenet_command("info", making, "--json") == said
     assert tilenet_command("info", f"{making}/", "--json") == said and "--resume" in said[1]
+
+
+@pytest.mark.parametrize("objects", [False, True])
+@pytest.mark.parametrize("out", ["o.zarr", "o.tif", "image.zarr/labels/o", "image.zarr/labels/o.tif"])
+def test_info_tells_how_far_a_run_is_wherever_its_mask_goes(tmp_path, out, objects):
+    image, (into, _, name) = tmp_path / "image.zarr", out.rpartition("/labels/")
+    pixels = blobs((600, 600), seed=2)
+    pixels[5, 590] = BAD
+    write_ome_zarr(image, [(pixels, [1, 1])], chunks=(64, 64))
+    where = {"into": image, "name": name} if into else {"out": tmp_path / out}
+    with pytest.raises(BlocksFailed):
+        tilenet.segment(image, model=Bright(), tile=256, objects=objects, **where)
+    told = describe(str(tmp_path / out))
+    blocks = "the network has run on 3 of 4 blocks" if objects else "3 of 4 are written"
+    assert told["blocks"] == blocks and told["segment"] == "Run the same command with --resume"
+    with pytest.raises(OutputError, match=r"is not complete|not exist yet: (image\.zarr\.)?o.*\.making belongs"):
+        tilenet.open_mask(tmp_path / out)
 
 
 def test_what_was_begun_with_objects_goes_on_with_them(slide, begun, monkeypatch):

@@ -214,7 +214,7 @@ def test_shares_can_go_on_with_a_plain_run_and_a_plain_run_with_shares(small, sm
     with pytest.raises(OutputIncomplete, match=r"4 of 8 blocks are not written, of the shares 2/2\."):
         finish_shares(out)
     found = describe(str(out))
-    assert (found["blocks"], found["segment"]) == ("4 of 8 are written", "run the shares 2/2 again")
+    assert (found["blocks"], found["segment"]) == ("4 of 8 are written", "Run the shares 2/2 again")
     tilenet.segment(small, out, resume=True, **SMALL)
     assert tree_hash(out) == small_whole
 
@@ -269,7 +269,7 @@ def test_the_command_finishes_what_the_last_share_could_not(small, small_whole, 
     with monkeypatch.context() as patch:
         patch.setattr(tilenet.runs.shares, "_finish_if_last", lambda out: None)  # killed just then
         assert fill(small, out, [(1, 2), (2, 2)]) == [None, None]
-    assert describe(str(out))["segment"] == f"tilenet finish {out}"
+    assert describe(str(out))["segment"] == f"Run tilenet finish {out}"
     assert tilenet_command("finish", out) == (0, f"{out}: complete, every file verified\n", "")
     assert tree_hash(out) == small_whole
     assert json.loads(tilenet_command("finish", out, "--json")[1]) == {"out": str(out), "complete": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,23 @@ def _mask(file: str) -> dict[str, Any] | None:
 
 
 def _unfinished(file: str) -> dict[str, Any] | None:
+    from tilenet.masks.label_target import LABELS, open_target
+    from tilenet.masks.tiff_mask import is_tiff, store_beside
     from tilenet.runs.object_shares import how_far
     from tilenet.runs.shares import how_to_go_on, written_of
     from tilenet.store import is_ours
     from tilenet.store.metadata import MAKING
 
-    kind = {"kind": "mask, not complete"}
-    if is_ours(Path(file)):
-        written, total = written_of(Path(file))
-        return kind | {"blocks": f"{written} of {total} are written", "segment": how_to_go_on(Path(file))}
-    if found := how_far(Path(file.rstrip("/").removesuffix(MAKING)), None):
+    kind, path, target = {"kind": "mask, not complete"}, Path(file.rstrip("/").removesuffix(MAKING)), None
+    if path.parent.name == LABELS:
+        with suppress(TilenetError):
+            target = open_target(path.parent.parent)
+    if target is None and is_tiff(path) and not path.exists():
+        path = store_beside(path)
+    if is_ours(path):
+        written, total = written_of(path)
+        return kind | {"blocks": f"{written} of {total} are written", "segment": how_to_go_on(path)}
+    if found := how_far(path, target):
         return kind | {"blocks": str(found), "segment": found.to_do}
     return None
 

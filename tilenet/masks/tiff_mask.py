@@ -25,7 +25,6 @@ from tilenet.errors import (
     ImageError,
     OutputError,
     OutputIncomplete,
-    OutputNotFound,
     SettingsError,
 )
 from tilenet.geometry import Box, boxes_of
@@ -34,7 +33,7 @@ from tilenet.readers import open_image
 from tilenet.readers.guards import quietly
 from tilenet.readers.image import Image
 from tilenet.store import AnyMask, Layout, Mask
-from tilenet.store.metadata import MAKING, OWN, layout_of, not_ours
+from tilenet.store.metadata import MAKING, OWN, layout_of, not_ours, not_there
 from tilenet.store.pyramid import doubled
 from tilenet.store.seal import events
 
@@ -202,7 +201,7 @@ def open_tiff_mask(path: str | PathLike[str]) -> TiffMask:
             raise OutputIncomplete(
                 f"{path}: is not complete, and is made in {made_in.name}. Run the command again, with --resume"
             )
-        raise OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
+        raise not_there(path)
     return TiffMask(path)
 
 

@@ -178,9 +178,9 @@ def how_to_go_on(out: Path) -> str:
     """Return how a mask that is not complete is completed."""
     store = Store.inspect(out)
     if not store.shares:
-        return "run the same command with --resume"
+        return "Run the same command with --resume"
     pending = list(store.pending())
-    return f"run {lacking(store, pending)} again" if pending else f"tilenet finish {out}"
+    return f"Run {lacking(store, pending)} again" if pending else f"Run tilenet finish {out}"
 
 
 def _say_pending(store: Store, pending: list[int]) -> str:

@@ -117,7 +117,7 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
     """
     with faults_named(path, what=ACCESSED, resumes=False):
         if not path.exists():
-            raise _not_there(path)
+            raise not_there(path)
         try:
             own = dict(_attributes(path)["tilenet"])
             complete = own.pop("complete")
@@ -136,12 +136,13 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
             raise not_ours(path) from error
 
 
-def _not_there(path: Path) -> OutputNotFound:
-    if (making := path.with_name(path.name + MAKING)).is_dir():
-        return OutputNotFound(
-            f"{path}: does not exist yet: {making.name} belongs to a run with --objects. Run it, or its shares, again",
-            RESUME,
-        )
+def not_there(path: Path) -> OutputNotFound:
+    """Return the error to raise for a path at which no mask is, or not yet."""
+    image = path.absolute().parent.parent  # of labels; what a run with objects found lies beside it then
+    for making in (path.with_name(path.name + MAKING), image.parent / f"{image.name}.{path.name}{MAKING}"):
+        if making.is_dir():
+            begun = f"{making.name} belongs to a run with --objects"
+            return OutputNotFound(f"{path}: does not exist yet: {begun}. Run it, or its shares, again", RESUME)
     return OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
 
 
