@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tilenet
 from tilenet.errors import ANEW, OR_ANEW, OutputError, OutputMismatch
 from tilenet.probe.claims import difference
+from tilenet.store import Store
 
 # Fields that may differ between two runs on one output without changing its bytes: locations, and text for people.
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
 ANSWER = ("model", "answer")
 # Fields that masks of older versions do not have.
 LATER = {("model", "footprint"), ANSWER}
+# The event in a store's log, and its fact, that name another version of tilenet that goes on with the store.
+VERSION = "version"
+# Messages for the user; the command line prints them.
+LOG = logging.getLogger("tilenet")
 # Most characters of a value that an error message quotes.
 LONGEST_QUOTE = 60
 
@@ -57,6 +64,14 @@ def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any], na
         what = field_ if part == "record" else f"{part} {field_}"
         how = "Leave the option out" if part == "record" else f"Give the {part} that the run was started with"
         raise OutputMismatch(f"{name}: was begun with {what} = {old}, and now it is {new}. {how}, ", OR_ANEW)
+
+
+def remark_other_version(store: Store) -> None:
+    """Say in a warning and in the store's log that another version of tilenet goes on with a store; once for each."""
+    noted = [event.get(VERSION) for event in store.events() if event.get("event") == VERSION]
+    if (then := [store.info.get(VERSION), *noted][-1]) != tilenet.__version__:
+        LOG.warning("%s: tilenet %s wrote it so far, and %s goes on with it", store.path, then, tilenet.__version__)
+        store.log(VERSION, version=tilenet.__version__)
 
 
 def _said(value: Any) -> str:

@@ -13,7 +13,7 @@ from tilenet.errors import ImageError, SettingsError, TilenetError
 from tilenet.footprint import Footprint
 from tilenet.jobs.image_times import remark_written_since
 from tilenet.jobs.job import Job, identity_of, named_as_now
-from tilenet.jobs.mismatch import check_info, refuse_contradiction
+from tilenet.jobs.mismatch import check_info, refuse_contradiction, remark_other_version
 from tilenet.jobs.options import Options
 from tilenet.jobs.setup import found_model, make_job
 from tilenet.masks.label_target import LabelTarget
@@ -139,11 +139,12 @@ class Request:
     def job_to_fill(self, store: Store) -> Job:
         """Do the same for a store whose blocks are to be computed here: say so if these may not fit those it has.
 
-        The image may have been written since the run began, and the last bits may be others.
+        The version of tilenet may be another, the image may have been written since, the last bits may be others.
         """
         job = self.job_for(store)
         try:
             if not store.complete:
+                remark_other_version(store)
                 remark_written_since(store, job.image.name)
                 job.remark_other_bits(store, store.path)
         except BaseException:

@@ -27,6 +27,7 @@ from tilenet.decide import ObjectRule
 from tilenet.errors import ANEW, OutputIncomplete, OutputMismatch
 from tilenet.instances.linking import linked
 from tilenet.jobs.compute import Lost, Progress, finish, remark_lost
+from tilenet.jobs.mismatch import remark_other_version
 from tilenet.jobs.request import Request
 from tilenet.runner import Report
 from tilenet.runs.object_outputs import (
@@ -170,6 +171,7 @@ def _number(
     numbering = _numbered(depths, found)
     store = store or _create(out, request, depths, numbering, overwrite=overwrite)
     try:
+        remark_other_version(store)  # than the one that ran the network
         _write_numbers(store, found.places, numbering)
     except BaseException:
         store.close()  # the caller may not know it
