@@ -123,7 +123,7 @@ def _polygons(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[
     """Write polygons; return their counts as a dict and as text, and whether they are polygons of objects."""
     from tilenet.export.geojson import write_geojson
 
-    with progress_bar("rows", shown=not quiet) as progress:
+    with progress_bar("rows", out, shown=not quiet) as progress:
         found = write_geojson(mask, out, progress=progress, **said)
     facts = {"out": str(out), "features": dict(found.features), "vertices": found.vertices, "left_out": found.left_out}
     counted = _counts(found.features, kind=_kind(objects=found.objects, volumes=found.volumes))
@@ -134,7 +134,7 @@ def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str
     """Write a table; return its counts as a dict and as text, and whether its lines are objects."""
     from tilenet.export.table import write_table
 
-    with progress_bar("rows", shown=not quiet) as progress:
+    with progress_bar("rows", out, shown=not quiet) as progress:
         found = write_table(mask, out, progress=progress, **said)
     kind = _kind(objects=found.objects)
     text = f"{out}: {_counts(found.counts, kind=kind)}{_per(found, kind)}{_positive(found)}"

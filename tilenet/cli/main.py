@@ -85,7 +85,7 @@ def verify(
     """Check the files of OUT, and recompute windows across tile borders."""
     from tilenet import verification
 
-    with progress_bar("windows", shown=not quiet) as progress, remarks(shown=not (quiet or as_json)) as said:
+    with progress_bar("windows", out, shown=not quiet) as progress, remarks(shown=not (quiet or as_json)) as said:
         found = verification.verify(out, image, model=model, windows=windows, seed=seed, progress=progress)
     result = {"ok": found.ok, "damage": found.damage, "not_recomputed": found.not_recomputed}
     result |= {"windows": found.windows, "pixels": found.pixels}

@@ -9,6 +9,8 @@ import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # Shortest time in seconds for which a rate is meaningful.
 MIN_SECONDS = 0.01
+# Seconds until a log gets the first line of progress, and between the lines.
+FIRST_LINE, NEXT_LINE = 60, 600
 # Fewer bytes than this are shown in MB.
 SMALL = 10**8
 # This many bytes and more are shown in TB.
@@ -37,10 +41,13 @@ STAGES = {
 
 
 @contextmanager
-def progress_bar(unit: str, *, shown: bool) -> Iterator[Progress | None]:
-    """Show progress with rate and time left on stderr, if stderr is a terminal."""
-    if not (shown and sys.stderr and sys.stderr.isatty()):
+def progress_bar(unit: str, name: str | Path, *, shown: bool) -> Iterator[Progress | None]:
+    """Show the progress of an output on stderr: a bar in a terminal, else lines with its name."""
+    if not (shown and sys.stderr):
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield _ProgressLines(unit, name)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -50,11 +57,33 @@ def progress_bar(unit: str, *, shown: bool) -> Iterator[Progress | None]:
         task = bars.add_task("", total=None, rate="")
 
         def advance(done: int, total: int) -> None:
-            speed = bars.tasks[task].speed or 0
-            rate = f"{speed / 1e6:.2f} M{unit}/s" if unit == "px" else f"{done}/{total} {unit}"
+            rate = _rate(unit, done, total, bars.tasks[task].speed or 0)
             bars.update(task, completed=done, total=total, rate=rate)
 
         yield advance
+
+
+class _ProgressLines:
+    """Progress for logs: a line after a minute, so that short runs have none, and then every ten minutes."""
+
+    def __init__(self, unit: str, name: str | Path) -> None:
+        self._unit, self._name, self._due = unit, name, monotonic() + FIRST_LINE
+        self._last: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        now = monotonic()
+        began, before = self._last = self._last or (now, done)  # what an earlier run has done is no speed of this one
+        if now < self._due or not before < done < total:
+            return
+        speed = (done - before) / (now - began)
+        rate, minutes = _rate(self._unit, done, total, speed), (total - done) / speed / 60
+        left = f"{max(minutes, 1):.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+        tell(f"tilenet: {self._name}: {done / total:.0%} done, {rate}, about {left} left")
+        self._due, self._last = now + NEXT_LINE, (now, done)
+
+
+def _rate(unit: str, done: int, total: int, speed: float) -> str:
+    return f"{speed / 1e6:.2f} M{unit}/s" if unit == "px" else f"{done}/{total} {unit}"
 
 
 class _Remarks(logging.Handler):

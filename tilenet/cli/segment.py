@@ -65,7 +65,7 @@ def segment(
     started = time.perf_counter()
     reports: list[Report] = []
     with remarks(shown=not (quiet or as_json)) as said:
-        with cluster_of(options) as client, progress_bar("px", shown=not quiet) as progress:
+        with cluster_of(options) as client, progress_bar("px", place, shown=not quiet) as progress:
             options |= {"objects": objects, "progress": progress, "client": client}
             mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
         seconds = time.perf_counter() - started

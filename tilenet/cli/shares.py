@@ -59,6 +59,6 @@ def finish(out: Path, as_json: bool, quiet: bool) -> None:
     """
     from tilenet.runs.shares import finish_shares
 
-    with progress_bar("blocks", shown=not quiet) as progress:
+    with progress_bar("blocks", out, shown=not quiet) as progress:
         finish_shares(out, progress=progress)
     show({"out": str(out), "complete": True}, f"{out}: complete, every file verified", as_json=as_json, quiet=quiet)
