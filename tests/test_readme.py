@@ -19,7 +19,8 @@ import tilenet
 from tilenet.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = [ROOT, ROOT / "benchmarks", ROOT / "pipelines"]
+PAGES = [*(folder / "README.md" for folder in FOLDERS), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands_of(text):
@@ -77,7 +78,7 @@ def test_every_command_and_option_exists(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_option_that_is_mentioned_alone_is_one_of_a_command(page):
     known = {name for command in [cli, *cli.commands.values()] for option in command.params for name in option.opts}
-    elsewhere = {"--array", "--rounds", "--no-crop"}  # of sbatch, of benchmarks, of QuPath's scripts
+    elsewhere = {"--help", "--array", "--rounds", "--no-crop"}  # of sbatch, of benchmarks, of QuPath's scripts
     assert set(re.findall(r"`(--[a-z][\w-]*)", page.read_text())) - known - elsewhere == set()
 
 
