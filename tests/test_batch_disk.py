@@ -31,7 +31,9 @@ def images(tmp_path):
 )
 def test_a_full_disk_ends_a_batch_which_goes_on_when_there_is_more_room(images, small_disk, tmp_path, options):
     out, told = small_disk("size=100k") / "masks", []
-    with pytest.raises(DiskFault, match=r"masks/.* no space left on device: .*Make room, then run again\. [1-5] of 6 "):
+    with pytest.raises(
+        DiskFault, match=r"masks/.* no space left on device: .*Make room, then run again with --resume\. [1-5] of 6 "
+    ):
         tilenet.batch(images, out, tell=told.append, **options, **HOW)
     assert {result.status for result in told} <= {"done"} and not list(out.rglob("lock.*"))
     assert not (out / "f.zarr").exists()
@@ -57,7 +59,7 @@ def test_of_errors_in_writing_a_mask_those_that_no_other_mask_escapes_end_a_batc
         results = tilenet.batch(images, tmp_path / "masks", **HOW)
         assert [result.status for result in results] == ["done", "failed", *["done"] * 4]
         return
-    with pytest.raises(DiskFault, match=r"b\.zarr.*, then run again\. [1-4] of 6 images were not begun$"):
+    with pytest.raises(DiskFault, match=r"b\.zarr.*, then run again with --resume\. [1-4] of 6 images were not begun$"):
         tilenet.batch(images, tmp_path / "masks", **HOW)
 
 

@@ -125,7 +125,7 @@ def test_pixels_that_are_not_finite_are_to_be_replaced_before_a_run_from_the_sta
     pixels = PIXELS.copy()
     pixels[:4, :4] = np.nan
     image = write_tiff(tmp_path / "i", pixels)
-    with pytest.raises(BlocksFailed, match=r"Replace them in the image, .* Start again with --overwrite$"):
+    with pytest.raises(BlocksFailed, match=r"Replace them in the image, then start again with --overwrite \("):
         tilenet.segment(image, tmp_path / "m.zarr", **HOW)
     with pytest.raises(BlocksFailed, match=r"not finite\. Replace them in the image$"):
         tilenet.segment(image, **HOW)

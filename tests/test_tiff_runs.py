@@ -176,7 +176,7 @@ def test_verify_recomputes_windows_of_a_tiff_and_finds_damage(slide, whole, tmp_
         page = tiff.pages.first
         data[page.dataoffsets[0] + page.databytecounts[0] // 2] ^= 8
     out.write_bytes(data)
-    with pytest.raises(VerifyFailed, match="Run the same command with --overwrite$"):
+    with pytest.raises(VerifyFailed, match=r"\. Start again with --overwrite \("):
         tilenet.verify(out).raise_if_failed(out)
     with pytest.raises(OutputError, match="--overwrite"):
         segment(slide, out, resume=True)

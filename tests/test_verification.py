@@ -1,6 +1,7 @@
 """`verify`: files, windows that are recomputed, and images and models that are others."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from stub import Threshold
 from workers import recorded_as
 
 import tilenet
-from tilenet.errors import ModelNotFound, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
+from tilenet.errors import ANEW, REPAIR, ModelNotFound, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
 from tilenet.verification import Verification, border_windows
@@ -171,7 +172,7 @@ def test_a_flipped_byte_is_found_without_the_image(out, network):
     shard.write_bytes(content)
     found = tilenet.verify(out, windows=0)
     assert len(found.damage) == 1
-    with pytest.raises(VerifyFailed, match="Run the same command with --resume, which mends damaged files$"):
+    with pytest.raises(VerifyFailed, match=rf"\. {re.escape(REPAIR.capitalize())}$"):
         found.raise_if_failed(out)
     tilenet.segment(IMAGE, out, model=network, resume=True)
     assert tilenet.verify(out, windows=0).ok
@@ -183,12 +184,12 @@ def test_what_resuming_does_not_mend_is_to_be_overwritten(out, network):
     (out / "zarr.json").write_text(json.dumps(document))
     found = tilenet.verify(out, windows=0)
     assert found.lasting == ["zarr.json"]
-    with pytest.raises(VerifyFailed, match="zarr.json is changed. Run the same command with --overwrite$"):
+    with pytest.raises(VerifyFailed, match=rf"zarr.json is changed\. {re.escape(ANEW.capitalize())}$"):
         found.raise_if_failed(out)
     with pytest.raises(OutputError, match="--overwrite"):
         tilenet.segment(IMAGE, out, model=network, resume=True)
     differing = Verification(differences=[(tilenet.Box((0, 0), (9, 9)), 3)])
-    with pytest.raises(VerifyFailed, match="Run the same command with --overwrite$"):
+    with pytest.raises(VerifyFailed, match=rf"\. {re.escape(ANEW.capitalize())}$"):
         differing.raise_if_failed(out)
 
 
@@ -219,7 +220,7 @@ def test_of_files_that_tilenet_did_not_write_no_run_is_said_to_help(out, network
     )
     tilenet.write_tiff(out, out.with_name("m.tif"))  # they do the mask no harm
     (out / "0" / "c" / "0" / "0").write_bytes(b"cut")
-    with pytest.raises(VerifyFailed, match=r"Move away what tilenet did not write, then run the same .* --resume"):
+    with pytest.raises(VerifyFailed, match=r"Move away what tilenet did not write, then run the .* --resume"):
         tilenet.verify(out, IMAGE, model=network).raise_if_failed("m.zarr")
     (out / "notes.txt").unlink()
     (out / "0" / "c" / "more.txt").unlink()

@@ -24,9 +24,12 @@ also inherits from the builtin exception that users would expect to catch.
 """
 
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 WINDOWS = os.name == "nt"
+# Ways out that hold for whoever reads them: a batch skips complete masks, and neither it nor a share replaces one.
+REPAIR = "run the command that made it again, with --resume (a batch: remove the mask first)"
+ANEW = "start again with --overwrite (a batch, or with --shard: remove the mask first)"
 
 
 def first_line(error: BaseException) -> str:
@@ -48,41 +51,14 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[:160]}" if said else type(error).__name__
 
 
-class Way(NamedTuple):
-    """The end of a message, where a batch needs another: it resumes without an option, and never replaces a mask."""
-
-    usual: str
-    batch: str
-
-
-RESUME = Way(" with --resume", "")
-REPAIR = Way("run the command that made it again, with --resume", "remove the mask, and run the batch again")
-ANEW = Way("Start again with --overwrite", "Remove the mask, and run the batch again")
-OR_ANEW = Way("or start again with --overwrite", "or give the batch another folder")
-
-
 class TilenetError(Exception):
-    """Base class of the errors that tilenet raises on purpose; a command that fails with one exits with `exit_code`.
-
-    >>> error = EnvironmentFault("a.tif: cannot be read. Fix that, then run again", RESUME)
-    >>> str(error), error.in_batch()
-    ('a.tif: cannot be read. Fix that, then run again with --resume', 'a.tif: cannot be read. Fix that, then run again')
-    """
+    """Base class of the errors that tilenet raises on purpose; a command that fails with one exits with `exit_code`."""
 
     exit_code = 2
-
-    def __init__(self, said: str = "", way: Way | None = None) -> None:
-        usual, batch = way or ("", "")
-        super().__init__(said + usual)
-        self._in_batch = said + batch
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An own one, because tblib, which Dask installs, cannot rebuild classes of two builtins without it.
         return type(self), self.args, self.__dict__
-
-    def in_batch(self) -> str:
-        """Return the message as a batch gives it."""
-        return self._in_batch
 
 
 class SettingsError(TilenetError, ValueError):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tilenet import machine
 from tilenet.address import check_local, file_of, is_address
 from tilenet.arguments import known_options
-from tilenet.errors import OutputMismatch, SettingsError, VerifyFailed
+from tilenet.errors import ANEW, REPAIR, OutputMismatch, SettingsError, VerifyFailed
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, cell_box
 from tilenet.jobs.compute import Progress
@@ -94,9 +94,7 @@ class Verification:
         if len(self.foreign) == len(self.damage) and not self.differences:
             return away[0]
         # Windows are recomputed only if no file is damaged, so that one of the two options helps against everything.
-        again = "run the same command with --resume, which mends damaged files"
-        if self.lasting or self.differences:
-            again = "run the same command with --overwrite"
+        again = ANEW if self.lasting or self.differences else REPAIR
         return ", then ".join([*away, again if away else again.capitalize()])
 
 

@@ -82,7 +82,7 @@ class BatchRun:
             with suppress(EnvironmentFault):  # why the batch ends is what was raised first
                 self._write_results()
             if isinstance(error, EnvironmentFault):
-                raise type(error)(f"{error.in_batch()}. {left}") from error
+                raise type(error)(f"{error}. {left}") from error
             raise
         return self._write_results()
 
@@ -254,7 +254,7 @@ class BatchRun:
 
 
 def _said(error: Exception) -> str:
-    return error.in_batch() if isinstance(error, TilenetError) else one_line(error)
+    return str(error) if isinstance(error, TilenetError) else one_line(error)
 
 
 def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Future[None]]:

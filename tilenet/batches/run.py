@@ -13,7 +13,7 @@ from tilenet.batches.image_list import BatchItem, read_image_list
 from tilenet.batches.image_runs import BatchRun
 from tilenet.batches.side_files import Columns, SideFiles
 from tilenet.batches.summary import Result, is_own
-from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
+from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.export.areas import parse_area
 from tilenet.export.intensities import Intensities
 from tilenet.footprint import Footprint
@@ -153,11 +153,7 @@ def batch(
         objects=objects,
         share=share,
     )
-    try:
-        return run.run()
-    except TilenetError as error:
-        error.args = (error.in_batch(),)
-        raise
+    return run.run()
 
 
 def _check_columns(columns: Columns, *, objects: bool, table: bool) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilenet import machine
 from tilenet.decide import Arrays, ObjectRule
-from tilenet.errors import ANEW, RESUME, BlocksFailed
+from tilenet.errors import ANEW, BlocksFailed
 from tilenet.instances.components import View
 from tilenet.instances.in_memory import numbered
 from tilenet.instances.linking import linked
@@ -66,11 +66,11 @@ def raise_if_failed(report: Report, job: Job) -> None:
     if report.failures:
         if _of_the_image(report):
             remedy = (
-                "Replace them in the image, and with --shard remove the mask, too: a run that is resumed keeps the "
-                "blocks that are done, which is right only if no other pixels change"
+                f"Replace them in the image, then {ANEW}. A run that is resumed keeps the blocks that are done, which "
+                "is right only if no other pixels change"
             )
-            raise BlocksFailed(f"{_failed(report, job)}. {remedy}. ", ANEW)
-        raise BlocksFailed(f"{_failed(report, job)}. The others are done. To retry these, run again", RESUME)
+            raise BlocksFailed(f"{_failed(report, job)}. {remedy}")
+        raise BlocksFailed(f"{_failed(report, job)}. The others are done. To retry these, run again with --resume")
 
 
 def finish(store: Store, *, progress: Progress | None = None, make_shards: ShardMaker | None = None) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.address import file_of, is_address
+from tilenet.errors import ANEW
 from tilenet.masks.label_target import LABELS
 from tilenet.store import Store
 
@@ -40,9 +41,8 @@ def remark_written_since(store: Store, image: str) -> None:
     if then is not None and now is not None and then != now:
         LOG.warning(
             "%s: was written again since the run on it began (on %s; then it was of %s). If its pixels have changed, "
-            "the blocks that are done are of the old ones: start again with --overwrite (a batch, or with --shard: "
-            "remove %s first)",
-            *(image, _said(now), _said(then), store.path),
+            "the blocks that are done are of the old ones: %s",
+            *(image, _said(now), _said(then), ANEW),
         )
 
 

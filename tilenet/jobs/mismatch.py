@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tilenet
-from tilenet.errors import ANEW, OR_ANEW, OutputError, OutputMismatch
+from tilenet.errors import ANEW, OutputError, OutputMismatch
 from tilenet.probe.claims import difference
 from tilenet.store import Store
 
@@ -30,7 +30,7 @@ def check_info(info: Mapping[str, Any], name: str | Path) -> None:
     """Raise `OutputError` if an output no longer says how it was made; every run writes all of these parts."""
     for part in ("record", "image", "model", "card", "scaling"):
         if not isinstance(info.get(part), dict):
-            raise OutputError(f"{name}: its {part} was changed or removed. ", ANEW)
+            raise OutputError(f"{name}: its {part} was changed or removed. To replace it, {ANEW}")
 
 
 def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
@@ -63,7 +63,7 @@ def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any], na
         part, field_, old, new = differs
         what = field_ if part == "record" else f"{part} {field_}"
         how = "Leave the option out" if part == "record" else f"Give the {part} that the run was started with"
-        raise OutputMismatch(f"{name}: was begun with {what} = {old}, and now it is {new}. {how}, ", OR_ANEW)
+        raise OutputMismatch(f"{name}: was begun with {what} = {old}, and now it is {new}. {how}, or {ANEW}")
 
 
 def remark_other_version(store: Store) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tilenet import machine
-from tilenet.errors import RESUME, DeviceLost, EnvironmentFault, ModelError, SettingsError, first_line
+from tilenet.errors import DeviceLost, EnvironmentFault, ModelError, SettingsError, first_line
 from tilenet.fast.native import convolutions
 from tilenet.footprint import Footprint
 from tilenet.predict.engine import FastPath, accelerate, may_accelerate, out_of_memory
@@ -178,8 +178,8 @@ def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
     if text.startswith(GPU_FAILED):  # after which it takes no more work from this process
         return DeviceLost(
             f"the GPU failed on a batch of shape {shape} ({text}). If it fails again, on another "
-            "--device, too, start again with --engine plain or a smaller --tile. To go on, run again",
-            RESUME,
+            "--device, too, start again with --engine plain or a smaller --tile. To go on, run again "
+            "with --resume"
         )
     return ModelError(f"the network failed on a batch of shape {shape}: {text}")
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tilenet.address import is_address
-from tilenet.errors import RESUME, EnvironmentFault, ImageError, SettingsError, TilenetError, one_line
+from tilenet.errors import EnvironmentFault, ImageError, SettingsError, TilenetError, one_line
 
 # Most bytes that are ever decoded in one piece: a larger tile is damaged or malicious.
 LARGEST_PIECE = 2**30
@@ -51,7 +51,7 @@ def as_image_errors(what: str, remedy: str) -> Iterator[None]:
         if isinstance(error, PermissionError) and error.filename:
             raise ImageError(f"{what} (permission denied: {error.filename}). Check its permissions") from error
         if isinstance(error, OSError) and error.errno in OF_MACHINE:
-            raise EnvironmentFault(f"{what} ({one_line(error)}). Fix that, then run again", RESUME) from error
+            raise EnvironmentFault(f"{what} ({one_line(error)}). Fix that, then run again with --resume") from error
         if isinstance(error, OSError) and error.errno == errno.EIO:
             remedy = FAILED_DISK
         if isinstance(error, MemoryError):

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from tilenet.address import Address
-from tilenet.errors import RESUME, EnvironmentFault, ImageError, ImageNotFound, TilenetError
+from tilenet.errors import EnvironmentFault, ImageError, ImageNotFound, TilenetError
 from tilenet.readers.guards import needing
 from tilenet.readers.remote_cache import FetchCache
 
@@ -170,10 +170,7 @@ class Remote:
         if kind == "ValueError" or "Content-Length" in said:
             return ImageError(f"{name}: cannot be fetched from a server of this kind. Use another server")
         how = f"HTTP status {status}" if status else next((v for k, v in _ENDS.items() if k in said), "connection lost")
-        return EnvironmentFault(
-            f"{name}: the connection to the server failed ({how}). Run again",
-            RESUME,
-        )
+        return EnvironmentFault(f"{name}: the connection to the server failed ({how}). Run again with --resume")
 
     def _remedy(self) -> str:
         if self.address.scheme == "s3":

@@ -16,7 +16,7 @@ from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
 from tilenet.address import parse_address
-from tilenet.errors import RESUME, EnvironmentFault
+from tilenet.errors import EnvironmentFault
 from tilenet.readers.remote import BucketNotFound, Forbidden, Remote
 from tilenet.readers.remote_cache import KEPT_BYTES
 from tilenet.readers.zarr_metadata import DEEPEST, DOCUMENTS, LARGEST_DOCUMENT, Folder
@@ -140,7 +140,7 @@ class RemoteArray(CheckedStore, ObjectStore[Any]):
                 self._folder.key(key), largest=self.largest(key), part=_part(byte_range), absent=self._still_there
             )
         except (Forbidden, BucketNotFound) as error:  # the image could be opened, so this may be temporary
-            raise EnvironmentFault(f"{error}. Then run again", RESUME) from None
+            raise EnvironmentFault(f"{error}. Then run again with --resume") from None
         if data is not None:
             self.check_content(key, data, byte_range)
         return data
@@ -150,8 +150,7 @@ class RemoteArray(CheckedStore, ObjectStore[Any]):
         name, document = next(iter(self._documents.items()))
         if await self._remote.fetch_anew(self._folder.key(name), largest=LARGEST_DOCUMENT) != document:
             raise EnvironmentFault(
-                f"{self}: was removed or changed while it was being read. Put it back, and run again",
-                RESUME,
+                f"{self}: was removed or changed while it was being read. Put it back, and run again with --resume"
             )
 
 

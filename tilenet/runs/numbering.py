@@ -243,10 +243,7 @@ def numbers_layout(depths: Layout, n: int) -> Layout:
 def _write_numbers(store: Store, places: Mask, numbering: Numbering) -> None:
     """Write the blocks that a store still lacks."""
     if store.info[FIRSTS] != numbering.checksum():
-        raise OutputMismatch(
-            f"{store.path}: the objects found now are not those of this mask. ",
-            ANEW,
-        )
+        raise OutputMismatch(f"{store.path}: the objects found now are not those of this mask. To replace it, {ANEW}")
     numbers = np.insert(numbering.numbers, 0, 0).astype(store.layout.mask_dtype)
     for index in store.pending():
         found = places[store.layout.box(0, index).slices]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tilenet.errors import OR_ANEW, OutputExists
+from tilenet.errors import ANEW, OutputExists
 from tilenet.jobs.mismatch import check_info, contradiction
 from tilenet.jobs.request import Request
 from tilenet.masks.label_target import LabelTarget
@@ -50,8 +50,8 @@ def refuse_begun(out: Path, target: LabelTarget | None, *, overwrite: bool) -> N
         remove_making(making)
     elif is_ours(making / DEPTHS):
         raise OutputExists(
-            f"{making}: belongs to a run with --objects. Continue that run, ",
-            OR_ANEW,
+            f"{making}: belongs to a run with --objects. Continue that run, or start again with --overwrite (a batch, "
+            "or with --shard: remove this folder first)"
         )
 
 
@@ -89,7 +89,7 @@ def mask_to_continue(
     if resume and can_resume(out) and (store := _resumed(out, request, making)):
         return store, overwrite
     if is_ours(making / DEPTHS) and not resume:
-        raise OutputExists(f"{out}: was begun, and is not complete. Go on (--resume), ", OR_ANEW)
+        raise OutputExists(f"{out}: was begun, and is not complete. Go on (--resume), or {ANEW}")
     overwrite = overwrite or (resume and was_begun(out, request.target))
     check_free(out, overwrite=overwrite)
     return None, overwrite

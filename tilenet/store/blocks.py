@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import RESUME, BlocksFailed
+from tilenet.errors import BlocksFailed
 from tilenet.geometry import Box, round_down
 from tilenet.store import codec
 from tilenet.store.damage import Damage
@@ -148,8 +148,7 @@ class Blocks:
                     remove_file(self.path / found.file)
         return BlocksFailed(
             f"{self.path}: {len(damage)} files differ from what was written ({damage[0]}). The disk may be failing. "
-            f"To rewrite them, run again",
-            RESUME,
+            "To rewrite them, run again with --resume"
         )
 
 

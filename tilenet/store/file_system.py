@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from tilenet.errors import RESUME, DiskFault, EnvironmentFault, TilenetError
+from tilenet.errors import DiskFault, EnvironmentFault, TilenetError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def faults_named(
         reason, full = (error.strerror or type(error).__name__).lower(), error.errno in FULL
         said = f"{reason}: {_lack(Path(path), needed)}" if full else f"cannot be {what} ({reason}). Fix that"
         fault = DiskFault if full or (what != ACCESSED and error.errno in CLOSED) else EnvironmentFault
-        raise fault(f"{path}: {said}, then run again", RESUME if resumes else None) from error
+        raise fault(f"{path}: {said}, then run again{' with --resume' if resumes else ''}") from error
 
 
 def _lack(path: Path, needed: int) -> str:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from tilenet.errors import RESUME, OutputLocked
+from tilenet.errors import OutputLocked
 from tilenet.store import shared_run
 from tilenet.store.file_system import put_under_new_name, remove_file
 from tilenet.store.lease_holder import Holder, read_holder, run_of, write_holder
@@ -206,8 +206,7 @@ def refuse_live(held: list[Lock], now: float, name: Path) -> None:
         more = [f"{len(alive) - NAMED} more"] if len(alive) > NAMED else []
         that = "that run, or end it" if len(alive) == 1 else "them, or end them"
         raise OutputLocked(
-            f"{name}: is being written by {', '.join(who + more)}. Wait for {that}, and run again",
-            RESUME,
+            f"{name}: is being written by {', '.join(who + more)}. Wait for {that}, and run again with --resume"
         )
 
 

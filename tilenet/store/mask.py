@@ -146,8 +146,7 @@ class AnyMask:
         except (RuntimeError, ValueError, OSError) as error:
             raise BlocksFailed(
                 f"{self.path}: level {level} cannot be read ({first_line(error)}). tilenet verify names the files that "
-                f"are damaged. Repair it: ",
-                REPAIR,
+                f"are damaged. Repair it: {REPAIR}"
             ) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -197,8 +196,7 @@ class Mask(AnyMask):
             damage = [found for found in (*blocks_lost(blocks), *find_damage(blocks)) if not found.is_foreign]
         if damage:
             raise BlocksFailed(
-                f"{self.path}: {len(damage)} files differ from what was written ({damage[0]}). Repair it: ",
-                REPAIR,
+                f"{self.path}: {len(damage)} files differ from what was written ({damage[0]}). Repair it: {REPAIR}"
             )
 
 
@@ -225,7 +223,7 @@ def open_mask(path: str | PathLike[str]) -> Mask:
     stamp = stamp_of(path)  # before anything is read, so that later reads detect a replacement
     layout, info, complete = read_root(path)
     if not complete:
-        raise OutputIncomplete(f"{path}: is not complete. Continue it: ", REPAIR)
+        raise OutputIncomplete(f"{path}: is not complete. Run the command that made it again, with --resume")
     return Mask(path, layout, info, stamp)
 
 
@@ -244,8 +242,8 @@ def _refuse_lost(path: Path, layout: Layout) -> None:
         if lost is not None:
             names = ", ".join(layout.files(level, lost))
             raise BlocksFailed(
-                f"{path}: {names} (level {level}, block {lost}) is not as it was written, or missing. Repair it: ",
-                REPAIR,
+                f"{path}: {names} (level {level}, block {lost}) is not as it was written, or missing. Repair it: "
+                f"{REPAIR}"
             )
 
 
@@ -253,17 +251,17 @@ def _open(path: Path, array: str, layout: Layout, stamp: Stamp | None) -> Array:
     import zarr
 
     if not (path / layout.document(array)).exists():
-        raise BlocksFailed(f"{path / array}: has lost its metadata. Repair the mask: ", REPAIR)
+        raise BlocksFailed(f"{path / array}: has lost its metadata. Repair the mask: {REPAIR}")
     try:
         store = GuardedFiles(path / array, mask=path, array=array, layout=layout, stamp=stamp)
         opened: Array = zarr.open_array(store, mode="r", zarr_format=layout.zarr_format)
     except Exception as error:  # damage can make zarr raise anything
         raise BlocksFailed(
-            f"{path / array}: its metadata cannot be read ({one_line(error)}). Repair the mask: ", REPAIR
+            f"{path / array}: its metadata cannot be read ({one_line(error)}). Repair the mask: {REPAIR}"
         ) from error
     wanted = layout.arrays[array]
     if (opened.shape, opened.dtype) != (wanted.shape, np.dtype(wanted.dtype)):
         raise BlocksFailed(
-            f"{path / array}: its metadata gives another shape or data type than was written. Repair the mask: ", REPAIR
+            f"{path / array}: its metadata gives another shape or data type than was written. Repair the mask: {REPAIR}"
         )
     return opened

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tilenet.errors import RESUME, OutputError, OutputNotFound
+from tilenet.errors import OutputError, OutputNotFound
 from tilenet.geometry import Box
 from tilenet.store import codec
 from tilenet.store.file_system import ACCESSED, faults_named
@@ -95,8 +95,7 @@ def not_ours(path: Path) -> OutputError:
     """Return the error to raise for a path that is not, or no longer, a mask that tilenet wrote."""
     if path.name.endswith(MAKING) and path.is_dir():
         return OutputError(
-            f"{path}: belongs to a run with --objects, and is no mask yet. Run it, or its shares, again",
-            RESUME,
+            f"{path}: belongs to a run with --objects, and is no mask yet. Run it, or its shares, again with --resume"
         )
     return OutputError(
         f"{path}: is not a mask that tilenet wrote. Give one made by tilenet segment, or choose another path"
@@ -142,7 +141,7 @@ def not_there(path: Path) -> OutputNotFound:
     for making in (path.with_name(path.name + MAKING), image.parent / f"{image.name}.{path.name}{MAKING}"):
         if making.is_dir():
             begun = f"{making.name} belongs to a run with --objects"
-            return OutputNotFound(f"{path}: does not exist yet: {begun}. Run it, or its shares, again", RESUME)
+            return OutputNotFound(f"{path}: does not exist yet: {begun}. Run it, or its shares, again with --resume")
     return OutputNotFound(f"{path}: no such mask. Check the path, or make it with tilenet segment")
 
 

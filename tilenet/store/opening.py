@@ -201,8 +201,7 @@ class OpenedStore:
         damage = self._harm() if damage is None else damage
         if any(found.file == self.layout.root for found in damage):
             raise OutputError(
-                f"{self.path / self.layout.root}: was changed since it was written. ",
-                ANEW,
+                f"{self.path / self.layout.root}: was changed since it was written. To replace the mask, {ANEW}"
             )
         if not damage:  # killed after completing the store, before tidying up
             enlist(self.path, self.layout)

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tilenet.errors import RESUME, EnvironmentFault, OutputError, OutputIncomplete
+from tilenet.errors import EnvironmentFault, OutputError, OutputIncomplete
 from tilenet.store import flight_notes
 from tilenet.store.blocks import Shard, shards_of
 from tilenet.store.file_system import ACCESSED, faults_named
@@ -202,4 +202,4 @@ class Store(OpenedStore):
     def _refuse_pending(self, level: int) -> None:
         if (first := next(self.pending(level), None)) is not None:
             where = f" of level {level}" if level else ""
-            raise OutputIncomplete(f"{self.path}: block {first}{where} is not written. Run again", RESUME)
+            raise OutputIncomplete(f"{self.path}: block {first}{where} is not written. Run again with --resume")

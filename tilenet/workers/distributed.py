@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from tilenet.address import absolute
-from tilenet.errors import RESUME, EnvironmentFault, ImageError, SettingsError, first_line, one_line
+from tilenet.errors import EnvironmentFault, ImageError, SettingsError, first_line, one_line
 from tilenet.jobs.compute import Progress, finish, progress_counter, skip_background
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
@@ -235,7 +235,7 @@ class _Dispatch:
 
     def _lost(self, error: Exception) -> EnvironmentFault:
         where = self._client.scheduler.address if self._client.scheduler else "the scheduler"
-        return EnvironmentFault(f"{where}: the scheduler is lost ({type(error).__name__}). Run again", RESUME)
+        return EnvironmentFault(f"{where}: the scheduler is lost ({type(error).__name__}). Run again with --resume")
 
 
 def map_in_order(client: Client | None, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
