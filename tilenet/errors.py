@@ -28,7 +28,7 @@ from typing import Any
 
 WINDOWS = os.name == "nt"
 # Ways out that hold for whoever reads them: a batch skips complete masks, and neither it nor a share replaces one.
-REPAIR = "run the command that made it again, with --resume (a batch: remove the mask first)"
+REPAIR = "run the command that made it again, with --resume and without --shard (a batch: remove the mask first)"
 ANEW = "start again with --overwrite (a batch, or with --shard: remove the mask first)"
 
 

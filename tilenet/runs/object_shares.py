@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from tilenet.errors import BlocksFailed, OutputExists, OutputIncomplete, OutputLocked, TilenetError
+from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, TilenetError
 from tilenet.jobs.compute import Progress
 from tilenet.jobs.request import Request
 from tilenet.masks.label_target import LabelTarget
@@ -83,13 +83,9 @@ def _fill_steps(out: Path, request: Request, share: Share, progress: Progress | 
     report = _fill_depths(out, request, share, progress)
     if read_root(making / DEPTHS)[2]:
         started = perf_counter()
-        try:
-            _fill_places(making, request.options.memory or DEFAULT_MEMORY, share, progress)
-            with suppress(OutputIncomplete, OutputLocked):  # then another share is not run yet, or does this
-                number_divided(out, request)
-        except BlocksFailed as error:
-            # No share computes again what another step has complete.
-            raise BlocksFailed(f"{error}, and without --shard") from error
+        _fill_places(making, request.options.memory or DEFAULT_MEMORY, share, progress)
+        with suppress(OutputIncomplete, OutputLocked):  # then another share is not run yet, or does this
+            number_divided(out, request)
         report.objects = perf_counter() - started
     return report
 
