@@ -172,15 +172,25 @@ def test_jobs_are_started_if_they_lack_gpus_or_the_run_uses_them_or_a_device_was
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [("cores: 8", "cores: eight"), ("processes: 2", "processes: 0"), ("processes: 2", "processes: ")],
+    ("before", "after", "said"),
+    [
+        ("cores: 8", "cores: eight", "cores must be a whole number from 1, not 'eight'"),
+        ("cores: 8", "cores: '8'", "cores must be a whole number from 1, not '8'"),
+        ("processes: 2", "processes: 0", "processes must be a whole number from 1, not 0"),
+        ("processes: 2", "processes: ", "processes must be a whole number from 1, not None"),
+        ("memory: 4GB", "memory: 32", "memory must be a number with a unit, such as 32GB, not 32"),
+        ("memory: 4GB", "memory: much", "memory must be a number with a unit, such as 32GB, not 'much'"),
+        ("maximum: 3", "maximum: 0", "40}, the second from 1, and not below the first"),
+        (
+            "memory: 4GB",
+            "memory: 4GB, interface: ib9",
+            "slurm does not take these arguments (RuntimeError: Cluster failed to start",
+        ),
+    ],
 )
-def test_numbers_that_no_job_can_have_start_nothing(tmp_path, before, after):
+def test_numbers_that_no_job_can_have_start_nothing(tmp_path, before, after, said):
     (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace(before, after))
-    with (
-        pytest.raises(SettingsError, match="slurm does not take these arguments"),
-        described_cluster(tmp_path / "cluster.yaml"),
-    ):
+    with pytest.raises(SettingsError, match=re.escape(said)), described_cluster(tmp_path / "cluster.yaml"):
         pass
     assert listening() == set()
 

@@ -55,7 +55,8 @@ def checked_share(share: Share) -> Share:
     except (TypeError, ValueError) as error:
         raise SettingsError(f"shard {share!r}: give which of how many, two whole numbers such as (1, 8)") from error
     if not 1 <= which <= count:
-        raise SettingsError(f"share {which}/{count}: shares count from 1, so give 1/{count} to {max(count, 1)}/{count}")
+        right = f"1/{count} to {count}/{count}" if count > 0 else "a number of shares, such as 1/8"
+        raise SettingsError(f"share {which}/{count}: shares count from 1, so give {right}")
     if count > MOST_SHARES:
         raise SettingsError(f"share {which}/{count}: give {MOST_SHARES} shares at most")
     return which, count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ LISTS = (
     *("worker_extra_args", "extra", "job_extra_directives", "job_extra", "job_directives_skip", "header_skip"),
     *("job_script_prologue", "env_extra"),
 )
+SIZE = re.compile(r"[\d.]+ *([KMGTP]i?B?|B)", re.IGNORECASE)
 EXAMPLE = "such as {type: slurm, arguments: {cores: 8, memory: 32GB}, adapt: {minimum: 1, maximum: 40}}"
 
 
@@ -96,6 +98,11 @@ def _arguments(arguments: Any, path: str | Path) -> dict[str, Any]:
     for name in LISTS:
         if not isinstance(value := arguments.get(name), list | None):
             raise SettingsError(f"{path}: {name} must be a list, such as [{str(value)!r}]")
+    for name in {"cores", "processes"} & set(arguments):
+        if type(value := arguments[name]) is not int or value < 1:
+            raise SettingsError(f"{path}: {name} must be a whole number from 1, not {value!r}")
+    if "memory" in arguments and not SIZE.fullmatch(str(memory := arguments["memory"])):
+        raise SettingsError(f"{path}: memory must be a number with a unit, such as 32GB, not {memory!r}")
     if not isinstance(arguments.get("scheduler_options"), dict | None):
         raise SettingsError(f"{path}: scheduler_options must be names with values, such as {{port: 8786}}")
     return dict(arguments)
@@ -108,7 +115,10 @@ def _adapt(found: Any, path: str | Path) -> dict[str, int]:
         and all(type(n) is int for n in found.values())
         and 0 <= found["minimum"] <= found["maximum"] > 0
     ):
-        raise SettingsError(f"{path}: adapt must be two numbers of jobs, such as {{minimum: 1, maximum: 40}}")
+        raise SettingsError(
+            f"{path}: adapt must be two numbers of jobs, such as {{minimum: 1, maximum: 40}}, the second from 1, and "
+            f"not below the first"
+        )
     return dict(found)
 
 

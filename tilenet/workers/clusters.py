@@ -169,10 +169,10 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
         # dask-jobqueue's default is about the root of `cores`: processes that would have a few threads each.
         arguments.setdefault("processes", 1)
         try:
-            threads = max(1, int(arguments["cores"]) // int(arguments["processes"]))
             cluster = cluster_class(scheduler_options=options, worker_extra_args=extra, **arguments)
-        except (TypeError, ValueError, OSError, RuntimeError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, OSError, RuntimeError) as error:
             raise SettingsError(f"{path}: {kind} does not take these arguments ({one_line(error)})") from error
+        threads = max(1, arguments["cores"] // arguments["processes"])
         with cluster:
             cluster.adapt(minimum_jobs=adapt["minimum"], maximum_jobs=adapt["maximum"], target_duration="1s")
             again = partial(batch_jobs.submit_again, cluster)
