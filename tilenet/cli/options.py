@@ -99,7 +99,8 @@ image_options = with_options(
     click.option(
         "--threads",
         type=click.IntRange(1),
-        help="CPU threads for the network.  [default: OMP_NUM_THREADS, or all cores]",
+        help="CPU threads for the network.  [default: OMP_NUM_THREADS, or the cores that this process may use; with "
+        "--workers, each worker's part of these]",
     ),
     click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
     click.option("--precision", help="auto (fp32), fp32, bf16, fp16 or fp64.  [default: auto]"),
