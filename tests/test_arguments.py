@@ -6,7 +6,7 @@ import pytest
 
 import tilenet
 from tilenet.arguments import known_options
-from tilenet.batches.run import OPTIONS
+from tilenet.jobs.options import BatchSettings
 
 FUNCTIONS = [
     *(tilenet.segment, tilenet.lazy, tilenet.batch, tilenet.verify, tilenet.overlay, tilenet.evaluate, tilenet.train),
@@ -42,7 +42,7 @@ def test_an_option_of_the_recipe_is_said_to_belong_there():
 
 
 def test_a_batch_takes_options_of_segment_and_no_others():
-    assert set(OPTIONS) < set(inspect.signature(tilenet.segment).parameters)
+    assert BatchSettings.__optional_keys__ < set(inspect.signature(tilenet.segment).parameters)
     with pytest.raises(tilenet.UnknownOption, match="batch has no option block"):
         tilenet.batch("x", "y", block=512)
 

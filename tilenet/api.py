@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, overload
 
 from numpy.typing import NDArray
 
@@ -13,11 +13,19 @@ from tilenet.arguments import WORKERS, known_options
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
 from tilenet.jobs.compute import Progress, to_array, to_objects
-from tilenet.jobs.options import Options, check_output_option, refuse_with_objects
+from tilenet.jobs.options import (
+    ArrayOutput,
+    Options,
+    RunSettings,
+    StoredOutput,
+    check_output_option,
+    refuse_with_objects,
+)
 from tilenet.jobs.request import Request
 from tilenet.masks.tiff_export import deliver
 from tilenet.masks.tiff_mask import FOR_TIFF, TiffMask, is_tiff, store_beside
 from tilenet.models.named import refuse_missing
+from tilenet.readers.guards import Missing
 from tilenet.region import Roi
 from tilenet.runner import Report
 from tilenet.runs import object_shares, shares
@@ -28,6 +36,63 @@ from tilenet.store import Mask, can_resume, is_complete, open_mask
 from tilenet.workers.distributed import check_client, check_sendable
 
 
+class SegmentSettings(RunSettings, total=False):
+    """Types of the keyword arguments that do not decide what `segment` returns."""
+
+    model: Any
+    footprint: Footprint | None
+    objects: bool
+    resume: bool
+    overwrite: bool
+    progress: Progress | None
+    report: Callable[[Report], None] | None
+    client: Any
+
+
+@overload
+def segment(
+    image: Any,
+    out: None = None,
+    *,
+    into: None = None,
+    name: None = None,
+    output: ArrayOutput | None = None,
+    shard: None = None,
+    **settings: Unpack[SegmentSettings],
+) -> NDArray[Any]: ...
+@overload
+def segment(
+    image: Any,
+    out: str | PathLike[str],
+    *,
+    into: None = None,
+    name: None = None,
+    output: StoredOutput | None = None,
+    shard: None = None,
+    **settings: Unpack[SegmentSettings],
+) -> Mask | TiffMask: ...
+@overload
+def segment(
+    image: Any,
+    out: None = None,
+    *,
+    into: str | Path,
+    name: str | None = None,
+    output: StoredOutput | None = None,
+    shard: None = None,
+    **settings: Unpack[SegmentSettings],
+) -> Mask: ...
+@overload
+def segment(
+    image: Any,
+    out: str | PathLike[str] | None = None,
+    *,
+    into: str | Path | None = None,
+    name: str | None = None,
+    output: StoredOutput | None = None,
+    shard: tuple[int, int],
+    **settings: Unpack[SegmentSettings],
+) -> Mask | TiffMask | None: ...
 @known_options(hints=WORKERS)
 def segment(
     image: Any,
@@ -58,7 +123,7 @@ def segment(
     least_depth: float | None = None,
     link: float | None = None,
     probability_dtype: str | None = None,
-    missing: str | None = None,
+    missing: Missing | None = None,
     strict: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -217,7 +282,7 @@ def segment(
         channels=channels,
         tile=tile,
         batch=batch,
-        memory=memory,  # type: ignore[arg-type]  # a text becomes a number there
+        memory=memory,
         threads=threads,
         device=device,
         precision=precision,

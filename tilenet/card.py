@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import cycle
 from math import isfinite
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from tilenet.errors import ModelError, SettingsError
 
-OUTPUTS = ("softmax", "sigmoid", "regression")
+Output = Literal["softmax", "sigmoid", "regression"]
+OUTPUTS = get_args(Output)
 MASK_VALUES = range(256)
 # Colours that colour-blind people can tell apart, too: Okabe and Ito 2008, https://jfly.uni-koeln.de/color.
 PALETTE = (
@@ -90,7 +91,7 @@ class ModelCard:
         Name of each mask value, which is given as text: ``{"1": "nucleus"}``.
     colors : dict
         Red, green, blue and alpha (0 to 255) of each mask value.
-    scaling : dict or str
+    scaling : mapping or str
         Rule for intensities, or its text, which is parsed; see `tilenet.scaling` and `parse_scaling`.
     pixel_size : float or None
         Micrometres per pixel of the training images.
@@ -102,13 +103,13 @@ class ModelCard:
 
     name: str = ""
     architecture: dict[str, Any] = field(default_factory=dict)
-    output: str = "softmax"
+    output: Output = "softmax"
     classes: tuple[str, ...] = ()
     mask_of_class: tuple[int, ...] = ()
     threshold: float = 0.5
     labels: dict[str, str] = field(default_factory=dict)
     colors: dict[str, list[int]] = field(default_factory=dict)
-    scaling: dict[str, Any] = field(default_factory=lambda: {"method": "none"})
+    scaling: Mapping[str, Any] | str = field(default_factory=lambda: {"method": "none"})
     pixel_size: float | None = None
     training_data: str = ""
     licence: str = ""
@@ -116,8 +117,7 @@ class ModelCard:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.scaling, str):
-            object.__setattr__(self, "scaling", parse_scaling(self.scaling))
+        object.__setattr__(self, "scaling", parse_scaling(self.scaling))
         for name, is_right in RULES.items():
             if not is_right(value := getattr(self, name)):
                 raise ModelError(f"model card: {name} cannot be {str(value)[:60]!r}. Correct the card")
@@ -210,14 +210,16 @@ def label_table(card: ModelCard) -> Mapping[int, tuple[str, tuple[int, ...]]]:
     return {v: (card.labels.get(str(v), f"class {v}"), colors[v]) for v in sorted({v for v in card.mask_of_class if v})}
 
 
-def parse_scaling(text: str) -> dict[str, Any]:
-    """Parse a scaling rule from a command-line text.
+def parse_scaling(text: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    """Return a scaling rule, parsed if it is a command-line text.
 
-    >>> parse_scaling("linear:0,255")
-    {'method': 'linear', 'subtract': 0.0, 'divide': 255.0}
+    >>> parse_scaling("linear:0,255"), parse_scaling({"method": "none"})
+    ({'method': 'linear', 'subtract': 0.0, 'divide': 255.0}, {'method': 'none'})
     >>> parse_scaling("percentile:1,99.8")
     {'method': 'percentile', 'low': 1.0, 'high': 99.8}
     """
+    if not isinstance(text, str):
+        return text
     method, _, numbers = text.partition(":")
     names = {"none": (), "linear": ("subtract", "divide"), "percentile": ("low", "high")}.get(method)
     try:

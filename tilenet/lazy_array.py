@@ -16,7 +16,7 @@ import weakref
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 from uuid import uuid4
 
 import numpy as np
@@ -26,7 +26,7 @@ from tilenet.errors import ImageError, SettingsError, one_line
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.jobs.job import Job
-from tilenet.jobs.options import Options, check_output_option
+from tilenet.jobs.options import ArrayOutput, LazySettings, Options, check_output_option
 from tilenet.jobs.setup import make_job
 from tilenet.models.named import function_of
 from tilenet.models.saved import fingerprint
@@ -35,29 +35,28 @@ from tilenet.predict import predictors
 from tilenet.readers.array import client_of
 from tilenet.tiled_array import Tiles, Weights
 
+if TYPE_CHECKING:
+    from dask.array import Array
+
 # Most chunks by default. Dask walks the keys of all chunks for each result, which takes a tenth of a second for
 # this many.
 MOST_CHUNKS = 2**16
-SETTINGS = (
-    *("level", "mpp", "axes", "pixel_size", "channels", "tile", "memory", "threads", "device", "precision"),
-    *("engine", "scaling", "threshold", "probability_dtype", "missing", "strict"),
-)
 HINTS = {
     "objects": "Number them with tilenet.segment(..., objects=True)",
     "workers": "Compute the array with distributed.Client(n_workers=...), or any other scheduler of Dask",
 }
 
 
-@known_options(HINTS, SETTINGS)
+@known_options(HINTS, LazySettings.__optional_keys__)
 def lazy(
     image: Any,
     *,
     model: Any = "nuclei",
     footprint: Footprint | None = None,
-    output: str | None = None,
+    output: ArrayOutput | None = None,
     chunks: Any = None,
-    **settings: Any,
-) -> Any:
+    **settings: Unpack[LazySettings],
+) -> Array:
     """Return the result of `segment` as a dask array; computing a part of it runs only the tiles that it touches.
 
     Every pixel equals that of `segment` with ``batch=1`` and the same tile: tiles lie on the grid of the
@@ -125,7 +124,7 @@ def _portable(job: Job, model: Any) -> Job:
     return replace(job, network=copy.deepcopy(job.network)) if predictors.is_network(job.network) else job
 
 
-def _dask_array(tiles: Tiles, chunks: Any) -> Any:
+def _dask_array(tiles: Tiles, chunks: Any) -> Array:
     import dask.array as da
 
     if chunks is None:
@@ -133,9 +132,10 @@ def _dask_array(tiles: Tiles, chunks: Any) -> Any:
     meta = np.empty((0,) * tiles.ndim, tiles.dtype)
     name = f"tilenet-segment-{tiles.token}"
     try:
-        return da.from_array(tiles, chunks=chunks, name=name, meta=meta)  # type: ignore[no-untyped-call]
+        array: Array = da.from_array(tiles, chunks=chunks, name=name, meta=meta)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise SettingsError(f"chunks {chunks!r} do not fit shape {tiles.shape} ({one_line(error)})") from error
+    return array
 
 
 def default_chunks(plan: Plan) -> tuple[int, ...]:

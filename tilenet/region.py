@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from operator import index
+from types import EllipsisType
 from typing import Any
 
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 
-# Along one axis: a slice without a step, or (start, stop). None stands for the border of the image.
-Range = slice | tuple[int | None, int | None]
+# Along one axis: a slice without a step, or (start, stop), where None is the border of the image. All axes that are
+# left out: ``...``.
+Range = slice | tuple[int | None, int | None] | EllipsisType
 Roi = str | Sequence[Range]
 
 

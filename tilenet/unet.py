@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,8 @@ POOL: dict[tuple[str, int], Callable[..., Tensor]] = {
     ("avg", 3): nn.functional.avg_pool3d,
 }
 LINEAR = {2: "bilinear", 3: "trilinear"}
-UP_MODES = ("upconv", "upsample")
+UpMode = Literal["upconv", "upsample"]
+UP_MODES = get_args(UpMode)
 # What a subclass must not override to be a `UNet` as built.
 OWN = ("forward", "walk", "footprint", "options", "__call__")
 # Attributes of every module: tensors, layers and hooks, which are compared by themselves, and some that no output
@@ -164,10 +165,10 @@ class UNet(nn.Module):
         wf: int = 6,
         padding: bool = False,
         batch_norm: bool = False,
-        up_mode: str = "upconv",
+        up_mode: UpMode = "upconv",
         *,
         ndim: int = 2,
-        pooling: str = "max",
+        pooling: Literal["max", "avg"] = "max",
         pool_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()

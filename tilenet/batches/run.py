@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from tilenet.address import check_local, shown
 from tilenet.arguments import WORKERS, known_options
@@ -17,7 +17,7 @@ from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.export.areas import parse_area
 from tilenet.export.intensities import Intensities
 from tilenet.footprint import Footprint
-from tilenet.jobs.options import DERIVED, Options, check_output_option, refuse_with_objects
+from tilenet.jobs.options import BatchSettings, Options, check_output_option, refuse_with_objects
 from tilenet.models.named import function_of
 from tilenet.runs.outputs import check_folder_name
 from tilenet.runs.shares import checked_share
@@ -28,11 +28,8 @@ from tilenet.workers.distributed import check_client, check_sendable
 if TYPE_CHECKING:
     from distributed import Client
 
-# Options of `segment` that `batch` takes too.
-OPTIONS = sorted({option.name for option in fields(Options)} - DERIVED)
 
-
-@known_options(WORKERS, OPTIONS)
+@known_options(WORKERS, sorted(BatchSettings.__optional_keys__))
 def batch(
     images: str | Path | Sequence[str | Path],
     out: str | Path,
@@ -50,7 +47,7 @@ def batch(
     stains: bool = False,
     objects: bool = False,
     shard: Share | None = None,
-    **options: Any,
+    **options: Unpack[BatchSettings],
 ) -> list[Result]:
     """Segment many images into the masks ``OUT/<name>.zarr``, and write a summary beside them.
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import tilenet
 from tilenet.arguments import known_options
@@ -29,7 +29,8 @@ from tilenet.export.shapes import Progress, Shape, has_volumes, open_for, shapes
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
 
-KINDS = ("detection", "annotation")
+Kind = Literal["detection", "annotation"]
+KINDS = get_args(Kind)
 # QuPath's own classes (PathClassTools in its source), and its colours for them.
 POSITIVE, NEGATIVE = "Positive", "Negative"
 QUPATH = {POSITIVE: [250, 62, 62], NEGATIVE: [112, 112, 225]}
@@ -72,7 +73,7 @@ def write_geojson(
     image: Any = None,
     pixel_size: float | str | Sequence[float] | None = None,
     min_area: str | float | None = None,
-    kind: str = "detection",
+    kind: Kind = "detection",
     positive: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,

@@ -9,11 +9,13 @@ from decimal import Decimal
 from functools import partial
 from numbers import Real
 from operator import index
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 
 from tilenet.card import parse_scaling
 from tilenet.errors import SettingsError
 from tilenet.readers.calibrated import parse_pixel_size
+from tilenet.readers.guards import Missing
+from tilenet.region import Roi
 from tilenet.resolution import refuse_both
 
 # More threads than any processor has.
@@ -28,8 +30,46 @@ KINDS = (
     ("mpp", Real, "micrometres per pixel, a number"),
     ("axes", str, "letters of tczyx, one per axis"),
 )
-# Options that follow from others or from the image, and are set only from a run record.
-DERIVED = {"block", "factor", "spacing"}
+# What a store and an array can be.
+StoredOutput = Literal["mask", "both"]
+ArrayOutput = Literal["mask", "probabilities", "logits"]
+
+
+class LazySettings(TypedDict, total=False):
+    """Types of the keyword arguments that `segment`, `batch` and `lazy` all take."""
+
+    level: int | None
+    mpp: float | None
+    axes: str | None
+    pixel_size: float | str | Sequence[float] | None
+    channels: int | str | Sequence[int | str] | None
+    tile: int | Sequence[int] | None
+    memory: int | str | None
+    threads: int | None
+    device: str | None
+    precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] | None
+    engine: Literal["auto", "plain", "fast"] | None
+    scaling: Mapping[str, Any] | str | None
+    threshold: float | None
+    probability_dtype: Literal["float32", "float16", "float64"] | None
+    missing: Missing | None
+    strict: bool
+
+
+class RunSettings(LazySettings, total=False):
+    """Those that `segment` and `batch` take."""
+
+    batch: int | None
+    roi: Roi | None
+    tissue: Any
+    least_depth: float | None
+    link: float | None
+
+
+class BatchSettings(RunSettings, total=False):
+    """Those that `batch` passes on to each run."""
+
+    output: StoredOutput | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +86,8 @@ class Options:
     tile: int | Sequence[int] | None = None
     block: int | Sequence[int] | None = None
     batch: int | None = None
-    memory: int | None = None
+    # Bytes; a text such as "4GB" becomes their number.
+    memory: Any = None
     threads: int | None = None
     device: str | None = None
     precision: str | None = None
@@ -58,7 +99,7 @@ class Options:
     probability_dtype: str | None = None
     # A scaling rule, or its command-line text.
     scaling: Any = None
-    missing: str | None = None
+    missing: Missing | None = None
     roi: str | Sequence[Any] | None = None
     tissue: Any = None
     # The resampling factor that follows from level and mpp.
@@ -156,7 +197,7 @@ def parse_bytes(text: str) -> int:
 
 def check_output_option(output: str | None, *, stored: bool) -> None:
     """Raise `SettingsError` for an `output` that a store (or else an array) cannot hold."""
-    fitting = ("mask", "both") if stored else ("mask", "probabilities", "logits")
+    fitting = get_args(StoredOutput if stored else ArrayOutput)
     if (output or "mask") not in fitting:
         where = "a store" if stored else "an array"
         raise SettingsError(f"output {output!r}: {where} can be {' or '.join(fitting)}")
@@ -182,7 +223,7 @@ def _plain(value: Any, name: str, *, texts: bool) -> Any:
 
 def _rule(scaling: Any) -> dict[str, Any]:
     """Return a rule for scaling, given as a mapping or as text, as plain values that JSON can hold."""
-    rule = parse_scaling(scaling) if isinstance(scaling, str) else scaling
+    rule = parse_scaling(scaling)
     if not isinstance(rule, Mapping):
         raise SettingsError(f"scaling {rule!r}: give a rule, such as {{'method': 'none'}}, or its text")
     return {name: _python(value) for name, value in rule.items()}

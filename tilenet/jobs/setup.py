@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tilenet import machine
 from tilenet.bands import Demand
-from tilenet.card import DEPTH_CLASSES, ModelCard
+from tilenet.card import DEPTH_CLASSES, ModelCard, parse_scaling
 from tilenet.decide import Decision, ObjectRule, relative_spacing
 from tilenet.errors import ModelError, SettingsError
 from tilenet.footprint import Footprint
@@ -211,7 +211,7 @@ def _record(
         "precision": precision,
         "engine": engine,
         "tissue": job.search.rule,
-        "scaling": dict(options.scaling or job.card.scaling),
+        "scaling": dict(options.scaling or parse_scaling(job.card.scaling)),
         "threshold": job.decision.threshold if len(job.card.classes) == 1 else None,
         "least_depth": _least_depth(options, job.decision),
         **_spacing(options, job.image, job.footprint),

@@ -10,6 +10,7 @@ from typing import Any
 from tilenet.address import shown
 from tilenet.errors import ImageError, OutputMismatch, SettingsError, TilenetError
 from tilenet.readers import open_image
+from tilenet.readers.guards import Missing
 from tilenet.readers.image import Image, closing
 from tilenet.resolution import Resolution, recorded
 from tilenet.store import AnyMask
@@ -28,7 +29,8 @@ def open_as_segmented(source: Any, mask: AnyMask) -> Image:
         If the source cannot be opened as an image at all, whatever its level and axes.
     """
     record = mask.info["record"]
-    level, axes, missing = record.get("level") or 0, record.get("axes"), record.get("missing") or "error"
+    level, axes = record.get("level") or 0, record.get("axes")
+    missing: Missing = record.get("missing") or "error"
     try:
         return open_image(source, level=level, axes=axes, pixel_size=record.get("pixel_size"), missing=missing)
     except (ImageError, SettingsError) as error:
@@ -108,7 +110,7 @@ def _was_array(mask: AnyMask) -> bool:
     return bool(mask.info["image"].get("kind", "").endswith(" array"))
 
 
-def _fault(source: Any, missing: str) -> str:
+def _fault(source: Any, missing: Missing) -> str:
     """Return why a source cannot be opened with its own level and axes, or an empty string if it can."""
     try:
         with closing(open_image(source, missing=missing), source):

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tilenet.address import file_of, is_address, shown
 from tilenet.arguments import known_options
 from tilenet.errors import ImageError, ImageNotFound, SettingsError, TilenetError
 from tilenet.readers.calibrated import CalibratedImage, parse_pixel_size
 from tilenet.readers.formats import dicom_files, kind_of, refuse_remote_file
-from tilenet.readers.guards import as_image_errors
+from tilenet.readers.guards import Missing, as_image_errors
 from tilenet.readers.image import Image
 from tilenet.readers.zarr_metadata import has_documents
 
 __all__ = ["open_image"]
 
-MISSING = ("error", "fill")
+MISSING = get_args(Missing)
 
 
 @known_options()
@@ -29,7 +29,7 @@ def open_image(
     axes: str | None = None,
     pixel_size: float | str | Sequence[float] | None = None,
     channels: int | str | Sequence[int | str] | None = None,
-    missing: str = "error",
+    missing: Missing = "error",
 ) -> Image:
     """Open an image of any format without reading its pixels (except PNG, JPEG and BMP, which are decoded whole).
 
@@ -107,7 +107,7 @@ def open_image(
         raise
 
 
-def _open_path(path: str, *, axes: str | None, missing: str) -> Image:
+def _open_path(path: str, *, axes: str | None, missing: Missing) -> Image:
     if is_address(path):
         return _open_address(path, axes=axes)
     if not path:
@@ -131,7 +131,7 @@ def _open_address(address: str, *, axes: str | None) -> Image:
         return open_zarr(open_folder(address), axes=axes)
 
 
-def _open_file(path: str, kind: str, *, axes: str | None, missing: str) -> Image:
+def _open_file(path: str, kind: str, *, axes: str | None, missing: Missing) -> Image:
     if kind == "tiff":
         from tilenet.readers.tiff import TiffImage, TiffSource
 
@@ -155,7 +155,7 @@ def _open_file(path: str, kind: str, *, axes: str | None, missing: str) -> Image
     return PictureImage(path, kind, axes=axes)
 
 
-def _open_folder(path: str, *, axes: str | None, missing: str) -> Image:
+def _open_folder(path: str, *, axes: str | None, missing: Missing) -> Image:
     if not Path(path).exists() or has_documents(path):
         from tilenet.readers.zarr import open_zarr
         from tilenet.readers.zarr_local import LocalFolder

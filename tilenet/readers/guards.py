@@ -11,13 +11,15 @@ from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from tilenet.address import is_address
 from tilenet.errors import EnvironmentFault, ImageError, SettingsError, TilenetError, one_line
 
+# Whether tiles that a file lacks are refused, or read as 0.
+Missing = Literal["error", "fill"]
 # Most bytes that are ever decoded in one piece: a larger tile is damaged or malicious.
 LARGEST_PIECE = 2**30
 LONGEST_AXIS = 2**31 - 1

@@ -21,7 +21,7 @@ from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.codestreams import picture_size
 from tilenet.readers.formats import PICTURES, kind_of
-from tilenet.readers.guards import as_image_errors, reduce_by_path
+from tilenet.readers.guards import Missing, as_image_errors, reduce_by_path
 from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels, SingleLevelImage
 
 HEADER_BYTES = 2**16
@@ -34,7 +34,7 @@ class PlanesImage(SingleLevelImage):
 
     reader = "folder of planes"
 
-    def __init__(self, path: str, *, axes: str | None = None, missing: str = "error") -> None:
+    def __init__(self, path: str, *, axes: str | None = None, missing: Missing = "error") -> None:
         self.name, self._given_axes, self._missing = path, axes, missing
         with as_image_errors(f"{path}: cannot be read as a folder of planes", "Check the folder and its permissions"):
             self._files = numbered_files(Path(path))

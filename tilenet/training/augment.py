@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tilenet.card import parse_scaling
 from tilenet.training.recipe import Recipe
 from tilenet.training.stain import add_mirrored_nuclei, paint_holes, paint_stains
 
@@ -140,7 +141,7 @@ def draw_colours(x: Tensor, recipe: Recipe, rng: Random) -> Tensor:
         x = x * math.exp(rng.normal(0, recipe.intensity)) + rng.normal(0, recipe.intensity / 3)
     if rng.random() < recipe.noise:
         x = _blurred(x, rng.uniform(0.5, 1.6)) if rng.random() < 0.5 else x + _noise(x.shape, rng)
-    clip = recipe.scaling.get("clip")
+    clip = parse_scaling(recipe.scaling).get("clip")
     return x.clamp(*clip) if clip else x
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tilenet.arguments import known_options
-from tilenet.card import ModelCard
+from tilenet.card import ModelCard, parse_scaling
 from tilenet.errors import ModelError, OutputError, SettingsError
 from tilenet.machine import find_device
 from tilenet.models.saved import fingerprint, load_model, save_model
@@ -128,7 +128,8 @@ def train(
         raise SettingsError("resume and overwrite: give only one of them")
     if overwrite and start is not None and Path(start).resolve() == out.resolve():
         raise SettingsError(f"{out}: is the model to start from, so it cannot be replaced. Choose another name")
-    chosen = chosen_of(read_pairs(data, recipe.scaling, axes=axes), recipe, leave_out, validate_on)
+    scaling = parse_scaling(recipe.scaling)
+    chosen = chosen_of(read_pairs(data, scaling, axes=axes), recipe, leave_out, validate_on)
     run = _Run(recipe, Folder(out), chosen, card or ModelCard())
     begun = {"images": digest_of(chosen), "start": None, **{f"card's {k}": v for k, v in run.card.to_dict().items()}}
     if start is not None:
@@ -140,7 +141,7 @@ def train(
         run.restore(state)
         run.refuse_lost_model()
     if len(run.rows) < recipe.last_epoch:
-        LOG.info("%s: %s", data, describe_training(chosen, recipe.scaling))
+        LOG.info("%s: %s", data, describe_training(chosen, scaling))
     run.to_the_end(progress or (lambda _: None))
     return load_model(out)
 

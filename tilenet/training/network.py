@@ -44,9 +44,9 @@ def completed(card: ModelCard, recipe: Recipe, values: tuple[int, ...]) -> Model
     """Return the card with what the recipe decides: classes, mask values, scaling."""
     if recipe.targets == "classes":
         names = card.classes or tuple(f"class {v}" for v in values)
-        return replace(card, classes=names, mask_of_class=tuple(range(len(values))), scaling=dict(recipe.scaling))
+        return replace(card, classes=names, mask_of_class=tuple(range(len(values))), scaling=recipe.scaling)
     names = CLASSES[recipe.targets]
     mask = (0,) + (1,) * (len(names) - 1)
     return replace(
-        card, classes=names, mask_of_class=mask, scaling=dict(recipe.scaling), labels=card.labels or {"1": "object"}
+        card, classes=names, mask_of_class=mask, scaling=recipe.scaling, labels=card.labels or {"1": "object"}
     )

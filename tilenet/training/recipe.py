@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from math import inf
 from numbers import Real
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 from tilenet.card import parse_scaling
 from tilenet.errors import SettingsError
@@ -103,23 +103,23 @@ class Recipe:
     wf: int = 4
     padding: bool = False
     batch_norm: bool = True
-    up_mode: str = "upconv"
+    up_mode: Literal["upconv", "upsample"] = "upconv"
     pool_size: tuple[int, ...] | None = None
     dropout: float = 0.0
-    targets: str = "mask"
+    targets: Literal["mask", "depth", "classes"] = "mask"
     class_weights: tuple[float | str, ...] = ()
     small: float = 0.0
     w0: float = 10.0
     sigma: float = 5.0
     dice: float = 0.5
-    scaling: Mapping[str, Any] = field(default_factory=lambda: dict(PERCENTILES))
+    scaling: Mapping[str, Any] | str = field(default_factory=lambda: dict(PERCENTILES))
     tile: int | None = None
     zoom: float = 1.25
     stretch: float = 1.0
     elastic: float = 10.0
     elastic_grid: int = 3
     flips: bool = True
-    turns: str = "right"
+    turns: Literal["none", "right", "any"] = "right"
     intensity: float = 0.2
     stain: float = 0.1
     noise: float = 0.0
@@ -131,7 +131,7 @@ class Recipe:
     dyed: float = 0.0
     holes: float = 0.0
     shares: Mapping[str, float] = field(default_factory=dict)
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     rate: float | None = None
     hold: float = 0.0
     momentum: float = 0.99
@@ -143,14 +143,13 @@ class Recipe:
     batch: int = 4
     validation: float = 0.2
     seed: int = 0
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = "auto"
     workers: int = 0
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.scaling, str):
-            object.__setattr__(self, "scaling", parse_scaling(self.scaling))
+        object.__setattr__(self, "scaling", parse_scaling(self.scaling))
         object.__setattr__(self, "class_weights", tuple(self.class_weights))
         for name in INTEGERS:
             value = getattr(self, name)
