@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -16,12 +17,14 @@ from store_fixtures import (  # noqa: F401 - found by their names
     hashes_of_uninterrupted_stores,
     store_of_another_mask,
 )
+from store_helpers import tree_hash
 
 from tilenet.cli.main import main
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.machine import keep_freed_memory
 from tilenet.readers import open_image
+from tilenet.store import open_mask
 
 # Small tensors by the thousand: more threads, or memory mapped afresh for each, only cost time.
 torch.set_num_threads(1)
@@ -96,6 +99,32 @@ def commands(tmp_path_factory):
     commands = Commands(tmp_path_factory.mktemp("prints"))
     yield commands
     commands.close()
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory):
+    """Return the slide of which the tests of faults and of shares make masks."""
+    from faults import write_image
+
+    return write_image(tmp_path_factory.mktemp("image") / "slide.tif")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(commands, image, tmp_path_factory):
+    """Return its mask, by a run that nothing happens to."""
+    from faults import ENTRIES, STUB, entries, stray
+
+    out = tmp_path_factory.mktemp("uninterrupted") / "m.zarr"
+    assert commands.run("segment", image, "-o", out, *STUB, stub={"sleep": 0}) == (0, "")
+    assert 0.05 < np.asarray(open_mask(out)).mean() < 0.95
+    assert (entries(out), stray(out)) == (ENTRIES, [])
+    return out
+
+
+@pytest.fixture(scope="session")
+def whole(uninterrupted):
+    """Return the hash of this mask."""
+    return tree_hash(uninterrupted)
 
 
 @pytest.fixture

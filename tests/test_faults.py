@@ -21,7 +21,6 @@ from faults import (
     stray,
     tree_hash,
     wait_until,
-    write_image,
 )
 from store_helpers import READ_ONLY, REMOUNT
 
@@ -30,26 +29,6 @@ from tilenet.store import open_mask
 
 RESUMES = "tilenet: error: interrupted. To go on, run the same command with --resume\n"
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="module")
-def image(folder):
-    return write_image(folder / "slide.tif")
-
-
-@pytest.fixture(scope="module")
-def whole(commands, image, folder):
-    """Return the hash of an uninterrupted run."""
-    out = folder / "whole.zarr"
-    assert commands.run("segment", image, "-o", out, *STUB, stub={}) == (0, "")
-    assert 0.05 < np.asarray(open_mask(out)).mean() < 0.95
-    assert (entries(out), stray(out)) == (ENTRIES, [])
-    return tree_hash(out)
 
 
 def kill_and_resume(commands, image, out, *, kills, random, most=18, options=STUB, stub=None):
@@ -84,28 +63,19 @@ def kill_and_resume(commands, image, out, *, kills, random, most=18, options=STU
     return between, done
 
 
-def kill_many(commands, image, folder, whole, times):
+@pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_and_resumed_every_byte_is_the_same(commands, image, tmp_path, whole, times, capsys):
     random, counts = random_numbers(), np.zeros(2, int)
     for number in range(times):
-        out = folder / f"killed{number}.zarr"
+        out = tmp_path / f"killed{number}.zarr"
         kills = int(random.integers(1, 4))
         counts += kill_and_resume(commands, image, out, kills=kills, random=random)
         assert tree_hash(out) == whole, f"cycle {number} of {kills} kills"
     between, kills = map(int, counts)
-    print(f"\n{times} of {times} identical after {kills} kills; {between} fell between the first and last entry")
+    with capsys.disabled():
+        print(f"\n{times} of {times} identical after {kills} kills; {between} fell between the first and last entry")
     assert between >= 0.5 * kills
     assert kills >= times
-
-
-def test_killed_at_random_and_resumed_every_byte_is_the_same(commands, image, folder, whole, capsys):
-    with capsys.disabled():
-        kill_many(commands, image, folder, whole, 4)
-
-
-@pytest.mark.slow
-def test_killed_at_random_and_resumed_fifty_times_every_byte_is_the_same(commands, image, tmp_path, whole, capsys):
-    with capsys.disabled():
-        kill_many(commands, image, tmp_path, whole, 50)
 
 
 def test_a_hash_of_another_mask_is_another(commands, image, tmp_path, whole):

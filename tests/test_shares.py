@@ -17,7 +17,6 @@ from faults import (
     stray,
     tree_hash,
     wait_until,
-    write_image,
 )
 from small_shares import SIDES, SMALL, SMALL_BLOCKS, a_folder, fill, small_image  # noqa: F401
 
@@ -26,19 +25,6 @@ from tilenet.describe import describe
 from tilenet.errors import OutputIncomplete, OutputLocked, SettingsError
 from tilenet.runs.shares import blocks_of_share, finish_shares, written_of
 from tilenet.store import Store, can_resume, destination, open_mask
-
-
-@pytest.fixture(scope="module")
-def image(folder):
-    return write_image(folder / "slide.tif")
-
-
-@pytest.fixture(scope="module")
-def whole(commands, image, folder):
-    """Return the hash of a plain run, by the command."""
-    out = folder / "whole.zarr"
-    assert commands.run("segment", image, "-o", out, *STUB, stub={"sleep": 0}) == (0, "")
-    return tree_hash(out)
 
 
 @pytest.fixture(scope="module")

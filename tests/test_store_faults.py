@@ -86,12 +86,12 @@ def test_killed_twice_at_steps_near_each_other(children, tmp_path, right):
         assert_resumes_to(right("tiny"), path, "tiny")
 
 
-def kill_at_random(children, folder, layout, *, times, expected):
-    """Return the number of kills, and how many fell between the first and the last line of the journal."""
-    random, kills, between = random_numbers(), 0, 0
+@pytest.mark.parametrize(("times", "least"), [(4, 0.5), pytest.param(50, 0.8, marks=pytest.mark.slow)])
+def test_killed_at_random_it_resumes_to_the_same_bytes(children, tmp_path, right, times, least, capsys):
+    random, layout, kills, between = random_numbers(), "plane", 0, 0
     lines = sum(LAYOUTS[layout].n_blocks(level) for level in range(len(LAYOUTS[layout].levels)))
     for number in range(times):
-        path = folder / str(number) / "m.zarr"
+        path = tmp_path / str(number) / "m.zarr"
         for _ in range(int(random.integers(1, 4))):
             pid, reached = children.start(path, layout, delay=0.005), max(1, journal_lines(path))
             target = random.integers(min(reached, lines - 1), lines)
@@ -103,25 +103,12 @@ def kill_at_random(children, folder, layout, *, times, expected):
             between += 0 < journal_lines(path) < lines
             if (path / ".tilenet" / "journal.jsonl").exists():
                 break
-        assert_resumes_to(expected, path, layout)
+        assert_resumes_to(right(layout), path, layout)
         shutil.rmtree(path.parent)
-    return kills, between
-
-
-def test_killed_at_random_it_resumes_to_the_same_bytes(children, tmp_path, right):
-    kills, between = kill_at_random(children, tmp_path, "plane", times=4, expected=right("plane"))
-    assert kills >= 4
-    assert between >= 0.5 * kills
-
-
-@pytest.mark.slow
-def test_killed_at_random_fifty_times_it_resumes_to_the_same_bytes(children, tmp_path, right, capsys):
-    kills, between = kill_at_random(children, tmp_path, "plane", times=50, expected=right("plane"))
     with capsys.disabled():
-        print(
-            f"\n50 of 50 identical after {kills} kills, {between} of them between the first and the last journal line"
-        )
-    assert between >= 0.8 * kills
+        print(f"\n{times} of {times} identical after {kills} kills; {between} fell between the first and last entry")
+    assert kills >= times
+    assert between >= least * kills
 
 
 def test_a_resumed_run_writes_only_what_is_not_in_the_journal(tmp_path):

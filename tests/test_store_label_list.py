@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 from store_helpers import INFO, INSIDE, damage_of, make, replace_step, run, tree_hash, truth_of, write_all_blocks
@@ -154,55 +155,49 @@ def test_a_list_that_cannot_be_understood_is_left_alone(tmp_path, document):
     assert [p.name for p in (tmp_path / "labels").iterdir() if p.name == OWN] == []
 
 
-def kill_at_every_step(children, folder, layout, *, when, overwrite=False, every=1):
-    """Return the number of steps of a run, about; whatever is listed at any kill is whole."""
-    expected = [inside_hash(folder / f"right{seed}", layout, seed) for seed in (0, 1)]
+@pytest.mark.parametrize(
+    ("layout", "when", "overwrite", "every"),
+    [
+        ("inside, format 3", "after", False, 4),
+        *(
+            pytest.param(*how, 1, marks=pytest.mark.slow)
+            for how in product(INSIDE, ("before", "torn", "after"), (False, True))
+        ),
+    ],
+)
+def test_killed_at_every_step_only_whole_masks_are_listed(children, tmp_path, layout, when, overwrite, every):
+    mine, zarr_format = INSIDE[layout], INSIDE[layout].zarr_format
+    make(tmp_path / "right" / "labels" / "m", mine)
+    expected = tree_hash(tmp_path / "right" / "labels" / "m")
     for number in range(1, 1000, every):
-        path = group_with(folder / str(number) / "labels", INSIDE[layout].zarr_format) / "m"
+        path = group_with(tmp_path / str(number) / "labels", zarr_format) / "m"
         if overwrite:
-            make(path, INSIDE[layout], seed=1)
+            make(path, mine, seed=1)
         status = children.run(path, layout, kill=[number, when], overwrite=overwrite)
         if status == 0:
-            return number - 1
+            break
         assert status == KILLED
-        names = names_in(path.parent, INSIDE[layout].zarr_format)
+        names = names_in(path.parent, zarr_format)
         assert names in (["theirs"], ["theirs", "m"])
         if "m" in names:
-            assert open_mask(path).shape == INSIDE[layout].shape
+            assert open_mask(path).shape == mine.shape
             assert damage_of(path) == []
-        run(path, INSIDE[layout], overwrite=overwrite)
-        assert names_in(path.parent, INSIDE[layout].zarr_format) == ["theirs", "m"]
-        assert tree_hash(path) == expected[0]
+        run(path, mine, overwrite=overwrite)
+        assert names_in(path.parent, zarr_format) == ["theirs", "m"]
+        assert tree_hash(path) == expected
         kept = {p.name for p in path.parent.iterdir()}
-        assert kept == {"m", ROOTS[INSIDE[layout].zarr_format]} | ({".zgroup"} if "2" in layout else set())
+        assert kept == {"m", ROOTS[zarr_format]} | ({".zgroup"} if zarr_format == 2 else set())
         shutil.rmtree(path.parent.parent)
-    raise AssertionError("a run never ends")
-
-
-def inside_hash(folder, layout, seed):
-    make(folder / "labels" / "m", INSIDE[layout], seed=seed)
-    return tree_hash(folder / "labels" / "m")
-
-
-def test_killed_at_every_step_only_whole_masks_are_listed(children, tmp_path):
-    assert kill_at_every_step(children, tmp_path, "inside, format 3", when="after", every=4) > 60
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("when", ["before", "torn", "after"])
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("layout", list(INSIDE))
-def test_killed_at_every_step_of_either_format_or_while_replacing(children, tmp_path, layout, when, overwrite):
-    assert kill_at_every_step(children, tmp_path, layout, when=when, overwrite=overwrite) > 60
+    assert status == 0 and number > 61
 
 
 ENLIST = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from tilenet.store import listing
+from tilenet.store import label_list
 for name in sys.argv[2:]:
-    listing.enlist(Path(sys.argv[1]) / name, SimpleNamespace(source="../../", zarr_format=2))
+    label_list.enlist(Path(sys.argv[1]) / name, SimpleNamespace(source="../../", zarr_format=2))
 """
 
 

@@ -145,7 +145,8 @@ class Runs(RuleBasedStateMachine):
         return (self.folder / "right" / "m.zarr" / name).read_bytes()
 
 
-def explore(examples, steps):
+@pytest.mark.parametrize(("examples", "steps"), [(6, 15), pytest.param(150, 40, marks=pytest.mark.slow)])
+def test_in_any_order_a_store_is_complete_only_when_it_is_right(examples, steps):
     run_state_machine_as_test(
         Runs,
         settings=settings(
@@ -156,12 +157,3 @@ def explore(examples, steps):
             database=None,
         ),
     )
-
-
-def test_in_any_order_a_store_is_complete_only_when_it_is_right():
-    explore(6, 15)
-
-
-@pytest.mark.slow
-def test_in_many_orders_a_store_is_complete_only_when_it_is_right():
-    explore(150, 40)
