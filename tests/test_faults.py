@@ -192,7 +192,7 @@ def test_of_runs_started_at_once_on_one_output_exactly_one_runs(commands, image,
 
 def test_a_run_that_lives_is_named_to_the_second(commands, image, tmp_path):
     out = tmp_path / "m.zarr"
-    first = commands.start("segment", image, "-o", out, *STUB, stub={"sleep": 0.1})
+    first = commands.start("segment", image, "-o", out, *STUB, stub={"sleep": 1})
     wait_until(lambda: entries(out) > 0)
     for how in ("--resume", "--overwrite"):
         code, said = commands.run("segment", image, "-o", out, *STUB, how, stub={})
