@@ -1,7 +1,10 @@
 """How runs that find objects begin: anew, after a kill, over another mask, and to repair one."""
 
+import os
 import shutil
+import socket
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.runs import numbering, object_places
 from tilenet.runs.object_outputs import DEPTHS, PLACES, making_of
-from tilenet.store import open_mask
+from tilenet.store import destination, open_mask
 
 
 @pytest.fixture
@@ -84,6 +87,37 @@ def test_info_tells_how_far_a_run_is_wherever_its_mask_goes(tmp_path, out, objec
     assert told["blocks"] == blocks and told["segment"] == "Run the same command with --resume"
     with pytest.raises(OutputError, match=r"is not complete|not exist yet: (image\.zarr\.)?o.*\.making belongs"):
         tilenet.open_mask(tmp_path / out)
+
+
+@pytest.mark.parametrize("objects", [False, True])
+@pytest.mark.parametrize("clock", ["of the file server", "of this machine"])
+def test_info_names_who_is_writing_a_mask(tmp_path, objects, clock, monkeypatch, tilenet_command):
+    if clock == "of this machine":
+        monkeypatch.setattr(destination, "_clock_of", Mock(side_effect=PermissionError))
+    told, out = [], tmp_path / "o.zarr"
+    how = {"model": Bright(), "tile": 256, "batch": 1, "objects": objects}
+    tilenet.segment(blobs((600, 600), seed=2), out, **how, progress=lambda *_: told.append(describe(str(out))))
+    assert {at["running"] for at in told} == {True}
+    assert {at["segment"] for at in told} == {f"Is being written by process {os.getpid()} on {socket.gethostname()}"}
+    assert {at["written"] for at in told} > {0, 1} and {at["total"] for at in told[:4]} == {4}
+    assert told[0]["blocks"] == ("the network has run on 0 of 4 blocks" if objects else "0 of 4 are written")
+
+
+def test_info_names_the_shares_at_work_and_those_that_lack_blocks(tmp_path, tilenet_command):
+    told, out = [], tmp_path / "o.zarr"
+
+    def look(*_):
+        told.append(tilenet_command("info", out)[1])
+
+    image = blobs((600, 600), seed=2)
+    tilenet.segment(image, out, model=Bright(), tile=256, batch=1, shard=(2, 3), progress=look)
+    at_work = f"share 2/3 (process {os.getpid()} on {socket.gethostname()})"
+    assert told[0].splitlines() == [
+        "kind     mask, not complete",
+        "blocks   0 of 4 are written",
+        f"segment  Is being written by {at_work}. Run the shares 1/3, 2/3, 3/3, unless they are at work",
+    ]
+    assert not describe(str(out))["running"]
 
 
 def test_what_was_begun_with_objects_goes_on_with_them(slide, begun, monkeypatch):

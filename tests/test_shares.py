@@ -200,7 +200,7 @@ def test_shares_can_go_on_with_a_plain_run_and_a_plain_run_with_shares(small, sm
     with pytest.raises(OutputIncomplete, match=r"4 of 8 blocks are not written, of the shares 2/2\."):
         finish_shares(out)
     found = describe(str(out))
-    assert (found["blocks"], found["segment"]) == ("4 of 8 are written", "Run the shares 2/2 again")
+    assert (found["blocks"], found["segment"]) == ("4 of 8 are written", "Run the shares 2/2, unless they are at work")
     tilenet.segment(small, out, resume=True, **SMALL)
     assert tree_hash(out) == small_whole
 

@@ -71,6 +71,7 @@ def _mask(file: str) -> dict[str, Any] | None:
 def _unfinished(file: str) -> dict[str, Any] | None:
     from tilenet.masks.label_target import LABELS, open_target
     from tilenet.masks.tiff_mask import is_tiff, store_beside
+    from tilenet.runs.object_outputs import DEPTHS, making_of
     from tilenet.runs.object_shares import how_far
     from tilenet.runs.shares import how_to_go_on, written_of
     from tilenet.store import is_ours
@@ -84,10 +85,23 @@ def _unfinished(file: str) -> dict[str, Any] | None:
         path = store_beside(path)
     if is_ours(path):
         written, total = written_of(path)
-        return kind | {"blocks": f"{written} of {total} are written", "segment": how_to_go_on(path)}
+        counts = {"blocks": f"{written} of {total} are written", "written": written, "total": total}
+        return kind | counts | _at_work(path, how_to_go_on(path))
     if found := how_far(path, target):
-        return kind | {"blocks": str(found), "segment": found.to_do}
+        counts = {"blocks": str(found), "written": found.written, "total": found.blocks}
+        return kind | counts | _at_work(making_of(path, target) / DEPTHS, found.to_do)
     return None
+
+
+def _at_work(store: Path, to_do: str) -> dict[str, Any]:
+    """Return whether a store is being written, and by whom; what to do, unless one process writes the whole of it."""
+    from tilenet.store import held_whole, writers_of
+
+    writers = ", ".join(writers_of(store))
+    said = [f"Is being written by {writers}"] if writers else []
+    if not (writers and held_whole(store)):
+        said.append(to_do)
+    return {"running": bool(writers), "segment": ". ".join(said)}
 
 
 def _image(file: str, model: str, **how: Any) -> dict[str, Any]:

@@ -33,6 +33,8 @@ from tilenet.interrupts import Interrupted, interruptible
 
 # Entries of a description that are printed under another name than JSON has, which would be taken for something else.
 SAID = {("record", "pixel_size"): "given_pixel_size"}
+# Entries of a description that repeat, as numbers, what others tell people.
+FOR_PROGRAMS = ("written", "total", "running")
 # Removed from the command line before it is parsed, so that it may follow any command.
 DEBUG = "--debug"
 
@@ -56,8 +58,9 @@ def info(file: str, as_json: bool, **how: Any) -> None:
     from tilenet.describe import describe
 
     result = describe(file, **how)
-    width = max(map(len, result))
-    show(result, "\n".join(f"{name:<{width}}  {fact}" for name, fact in _facts(result)), as_json=as_json)
+    told = {name: value for name, value in result.items() if name not in FOR_PROGRAMS}
+    width = max(map(len, told))
+    show(result, "\n".join(f"{name:<{width}}  {fact}" for name, fact in _facts(told)), as_json=as_json)
 
 
 def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -181,7 +181,7 @@ def how_to_go_on(out: Path) -> str:
     if not store.shares:
         return "Run the same command with --resume"
     pending = list(store.pending())
-    return f"Run {lacking(store, pending)} again" if pending else f"Run tilenet finish {out}"
+    return f"Run {lacking(store, pending)}, unless they are at work" if pending else f"Run tilenet finish {out}"
 
 
 def _say_pending(store: Store, pending: list[int]) -> str:

@@ -7,7 +7,15 @@ ends with the same bytes.
 """
 
 from tilenet.store.damage import Damage
-from tilenet.store.destination import can_resume, check_free, held_whole, is_complete, is_ours, refuse_shares
+from tilenet.store.destination import (
+    can_resume,
+    check_free,
+    held_whole,
+    is_complete,
+    is_ours,
+    refuse_shares,
+    writers_of,
+)
 from tilenet.store.layout import Layout
 from tilenet.store.lease import Share
 from tilenet.store.mask import AnyMask, Mask, open_mask, refuse_unfinished
@@ -33,4 +41,5 @@ __all__ = [
     "open_mask",
     "refuse_shares",
     "refuse_unfinished",
+    "writers_of",
 ]

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from hashlib import sha256
 from pathlib import Path
+from time import time
 from uuid import uuid4
 
 from tilenet.errors import DiskFault, EnvironmentFault, OutputError, OutputExists, refuse_windows
@@ -77,7 +78,7 @@ def refuse_inside_mask(path: str | Path) -> None:
 def _refuse_to_replace(path: Path, overwrite: bool) -> None:
     ours = is_ours(path)
     if not overwrite:
-        if ours and (holders := _holders(path)):
+        if ours and (holders := writers_of(path)):
             raise OutputExists(
                 f"{path}: exists already, and is being written by {', '.join(holders)}. Wait until that is done, or "
                 f"choose another path"
@@ -128,6 +129,17 @@ def refuse_shares(path: str | Path) -> None:
     with faults_named(path, what=ACCESSED):
         if held := [lock for lock in locks(path / OWN) if lock.share]:  # only then is the clock asked, which writes
             refuse_live(held, _clock_of(path / OWN), path)
+
+
+def writers_of(path: Path) -> list[str]:
+    """Return who is writing a store; nobody where that cannot be found out."""
+    with suppress(OSError):
+        if held := locks(path / OWN):
+            now = time()  # where this user may not write, and the file server's clock cannot be asked
+            with suppress(OSError):
+                now = _clock_of(path / OWN)
+            return [lock.describe(holder) for lock, holder in live(held, now)[:NAMED]]
+    return []
 
 
 def held_whole(path: str | Path) -> bool:
@@ -237,14 +249,6 @@ def _maker_is_dead(new: Path, path: Path) -> bool:
     except FileNotFoundError:  # its maker has moved it into place, or removed it
         return False
     return age > STALE and not (held and live(held, _clock_beside(path)))
-
-
-def _holders(path: Path) -> list[str]:
-    """Return who is writing a store; nobody where that cannot be found out."""
-    with suppress(OSError):
-        if held := locks(path / OWN):
-            return [lock.describe(holder) for lock, holder in live(held, _clock_of(path / OWN))[:NAMED]]
-    return []
 
 
 def _clock_of(own: Path) -> float:
