@@ -17,6 +17,9 @@ from workers import Cluster, write_image
 import tilenet
 from tilenet.batches import image_runs
 from tilenet.errors import SettingsError
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs.outputs import open_store
 
 HOW = {"model": Bright(), "threads": 1, "tile": 64}
 NAMES = "abcde"
@@ -83,6 +86,21 @@ def test_a_share_that_was_killed_goes_on_where_it_stopped(images, tmp_path, monk
     assert [name for name in NAMES if (tmp_path / "masks" / f"{name}.zarr").exists()] == [*"ace"]
     for name in "ace":
         assert tree(tmp_path / "masks" / f"{name}.zarr") == tree(tmp_path / "alone" / f"{name}.zarr")
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_an_image_that_another_process_is_writing_is_tried_again_after_all_others(images, tmp_path, objects):
+    def tell(result):
+        told.append(result.status)
+        store.close()
+        job.close()
+
+    masks, told = tmp_path / "masks", []
+    place = masks / ("a.zarr.making/depths.zarr" if objects else "a.zarr")
+    options = Options(tile=64, threads=1, output="objects" if objects else None)
+    store, job = open_store(place, Request(images[0], Bright(), options))
+    results = tilenet.batch(images, masks, objects=objects, tell=tell, **HOW)
+    assert [result.status for result in results] == told == ["done"] * len(images)
 
 
 def test_a_share_without_images_is_done(images, tmp_path):

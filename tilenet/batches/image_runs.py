@@ -16,7 +16,7 @@ from tilenet.address import shown
 from tilenet.batches.image_list import BatchItem
 from tilenet.batches.side_files import SideFiles
 from tilenet.batches.summary import Result, file_of, remark_sizes, write_summary
-from tilenet.errors import DeviceLost, DiskFault, EnvironmentFault, OutputMismatch, TilenetError, one_line
+from tilenet.errors import DeviceLost, DiskFault, EnvironmentFault, OutputLocked, OutputMismatch, TilenetError, one_line
 from tilenet.export.totals import Measured
 from tilenet.export.totals_table import write_counts
 from tilenet.footprint import Footprint
@@ -65,16 +65,14 @@ class BatchRun:
         self._measured: dict[str, Measured] = {}
         self._started: dict[str, float] = {}
         self._open: dict[str, PendingOutput] = {}
+        self._busy: list[str] = []
         self._one_at_a_time = threading.Lock()
 
     def run(self) -> list[Result]:
         """Run all orders, on a client's workers or in this process: blocks from one queue, objects image by image."""
         try:
-            if self._objects:
-                for order in self._orders.values():
-                    self._begin(order, self._numbered)
-            else:
-                self._compute()
+            self._run_all(self._orders.values())
+            self._run_all([self._orders[name] for name in self._busy])  # the other processes may be done with these now
         except BaseException as error:
             left = f"{len(self._orders) - len(self._started)} of {len(self._orders)} images were not begun"
             if isinstance(error, Interrupted):
@@ -85,6 +83,13 @@ class BatchRun:
                 raise type(error)(f"{error}. {left}") from error
             raise
         return self._write_results()
+
+    def _run_all(self, orders: Iterable[BatchItem]) -> None:
+        if not self._objects:
+            self._compute(orders)
+            return
+        for order in orders:
+            self._begin(order, self._numbered)
 
     def _write_results(self) -> list[Result]:
         results = [self._results[name] for name in self._orders if name in self._results]
@@ -103,11 +108,11 @@ class BatchRun:
         else:
             LOG.warning("%s: stays as it was, as nothing could be counted", path)
 
-    def _compute(self) -> None:
+    def _compute(self, orders: Iterable[BatchItem]) -> None:
         opener, finishers = ThreadPoolExecutor(1, "open"), ThreadPoolExecutor(FINISHERS, "finish")
         finishing: set[Future[None]] = set()
         try:
-            slides = self._opened(opener)
+            slides = self._opened(opener, orders)
             for slide in work_off(self._client, slides) if self._client is not None else _one_by_one(slides):
                 finishing = _raised(*wait(finishing, timeout=0))
                 finishing.add(finishers.submit(self._finish, slide))
@@ -125,16 +130,17 @@ class BatchRun:
                 slide.store.close()
                 slide.job.close()
 
-    def _opened(self, opener: ThreadPoolExecutor) -> Iterator[PendingOutput]:
+    def _opened(self, opener: ThreadPoolExecutor, orders: Iterable[BatchItem]) -> Iterator[PendingOutput]:
         """Yield the images that are to be computed; each is opened while the one before it is computed."""
-        for opened in prefetched(
-            lambda order: opener.submit(self._begin, order, self._slide_of), self._orders.values(), 2
-        ):
+        for opened in prefetched(lambda order: opener.submit(self._begin, order, self._slide_of), orders, 2):
             if slide := opened.result():
                 yield slide
 
     def _begin(self, order: BatchItem, work: Work) -> PendingOutput | None:
-        """Do some work on an image without a complete mask, and note the result unless it is a slide to be computed."""
+        """Do some work on an image without a complete mask, and note the result unless it is a slide to be computed.
+
+        An image whose mask another process is writing is put off once.
+        """
         self._started[order.name] = perf_counter()
         try:
             out, request = self._checked(order)
@@ -146,6 +152,9 @@ class BatchRun:
         except Exception as error:  # one bad image must not stop the others
             if isinstance(error, DiskFault) or (isinstance(error, DeviceLost) and self._client is None):
                 raise  # so would the next image
+            if isinstance(error, OutputLocked) and order.name not in self._busy:
+                self._busy.append(order.name)
+                return None
             self._note(order, "failed", error=error, store=self._kept(order))
         else:
             self._note(order, status, store=slide)
