@@ -161,6 +161,15 @@ def test_a_mask_of_tissue_of_many_planes_is_taken_as_its_path_is(tmp_path, netwo
     assert np.array_equal(*(tilenet.segment(stack[0], model=network, tissue=given) for given in (mask, mask.path)))
 
 
+@pytest.mark.parametrize("use", ["verify", "open_mask", "write_geojson", "write_table", "write_tiff", "overlay"])
+def test_an_array_is_no_mask_on_disk(use, tmp_path):
+    given = {"verify": (SMALL,), "open_mask": (SMALL,), "overlay": (SMALL, SMALL)}
+    with pytest.raises(
+        SettingsError, match=r"a path is wanted, not a ndarray\. With out=\.\.\., tilenet\.segment writes"
+    ):
+        getattr(tilenet, use)(*given.get(use, (SMALL, tmp_path / f"m.{'tif' if use == 'write_tiff' else 'csv'}")))
+
+
 def test_arrays_are_no_files_to_be_scored():
     with pytest.raises(SettingsError, match=r"evaluate takes files, not a ndarray\. For arrays see tilenet\.metrics"):
         tilenet.evaluate(SMALL, SMALL)
@@ -170,7 +179,9 @@ def test_arrays_are_no_files_to_be_scored():
 def test_a_mask_is_not_compared_with_numbers_since_the_answer_would_be_false(tmp_path, network, name):
     mask = tilenet.segment(SMALL, tmp_path / name, model=network, tile=128)
     for compare in (lambda: mask == 1, lambda: mask != 1, lambda: 0 == mask, lambda: mask == mask[...]):
-        with pytest.raises(TypeError, match=r"Compare its pixels: mask\[\.\.\.\] == 1"):
+        with pytest.raises(
+            TypeError, match=rf"{name}: a mask is equal to no \w+\. Compare pixels: mask\[\.\.\.\] == 1"
+        ):
             compare()
     assert (mask[...] == mask).all()  # NumPy takes the pixels
     assert mask == mask and mask != tilenet.open_mask(mask) and mask in {mask}

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from tilenet.errors import ImageError, OutputError
+from tilenet.errors import ImageError, OutputError, SettingsError
 
 SCHEMES = ("https", "http", "s3")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -138,7 +138,11 @@ def last_name(name: str) -> str:
 
 
 def check_local(out: str | PathLike[str]) -> None:
-    """Refuse an output that is an address (`OutputError`)."""
+    """Refuse an output that is an address (`OutputError`), or no path at all (`SettingsError`)."""
+    if not isinstance(out, str | PathLike):
+        raise SettingsError(
+            f"a path is wanted, not a {type(out).__name__}. With out=..., tilenet.segment writes to one"
+        )
     if is_address(out) or _SCHEME_OF_PATH.match(str(out)):
         name = shown(re.sub(r":/+", "://", str(out), count=1))
         raise OutputError(f"{name}: is an address, and what tilenet writes is local. Give a path, and copy it there")

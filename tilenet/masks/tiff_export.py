@@ -13,6 +13,7 @@ from uuid import NAMESPACE_OID, uuid5
 import numpy as np
 from numpy.typing import NDArray
 
+from tilenet.address import check_local
 from tilenet.arguments import known_options
 from tilenet.errors import BlocksFailed, SettingsError
 from tilenet.masks.tiff_mask import TILE, TiffMask, check_tiff_place, is_for_tiff, is_tiff, open_tiff_mask, tile_boxes
@@ -53,6 +54,7 @@ def write_tiff(mask: str | PathLike[str], out: str | PathLike[str], *, overwrite
     OutputExists, OutputNotFound, OutputIncomplete, BlocksFailed, EnvironmentFault
         If something exists at `out`; if the mask is missing, incomplete or damaged; if the disk is full.
     """
+    check_local(mask)
     mask, out = Path(mask), Path(out).absolute()
     if not is_tiff(out):
         raise SettingsError(f"{out}: is no name of a TIFF. Give one that ends in .ome.tif")

@@ -42,7 +42,9 @@ class AnyMask:
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AnyMask):
-            raise TypeError("a mask on disk is compared with nothing but a mask. Compare its pixels: mask[...] == 1")
+            raise TypeError(
+                f"{self.path}: a mask is equal to no {type(other).__name__}. Compare pixels: mask[...] == 1"
+            )
         return self is other
 
     __hash__ = object.__hash__
