@@ -21,6 +21,7 @@ from tilenet.errors import (
 )
 from tilenet.jobs.options import Options
 from tilenet.jobs.setup import make_job
+from tilenet.store import Store
 
 IMAGE = np.random.default_rng(0).integers(0, 200, (150, 211), dtype=np.uint8)
 
@@ -283,6 +284,18 @@ def test_objects_are_numbered_and_touching_ones_parted(tmp_path):
 def test_objects_and_probabilities_are_not_made_at_once(tmp_path):
     with pytest.raises(SettingsError, match="objects and output 'both'"):
         tilenet.segment(discs()[0], tmp_path / "o.zarr", model=Threshold(), objects=True, output="both")
+
+
+def test_a_mask_is_returned_while_another_run_looks_who_is_alive(tmp_path, monkeypatch):
+    finish = Store.finish
+
+    def watched(store):
+        finish(store)
+        (store.path / ".tilenet" / "note.part").touch()
+
+    monkeypatch.setattr(Store, "finish", watched)
+    mask = tilenet.segment(IMAGE, tmp_path / "m.zarr", model=Threshold())
+    assert np.array_equal(mask, tilenet.segment(IMAGE, model=Threshold()))
 
 
 def test_objects_of_a_stack_are_those_of_its_planes_and_numbered_on(tmp_path):

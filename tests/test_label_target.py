@@ -235,8 +235,9 @@ def test_objects_and_probabilities_go_in_too(tmp_path, network, caplog):
     image = write_image(tmp_path / "image.zarr", "0.4")
     options = {"model": network, "channels": [0], "tile": 64, "into": image}
     with caplog.at_level("INFO", "tilenet"):
-        objects = tilenet.segment(image, name="objects", objects=True, **options)
+        objects = tilenet.segment(image, name="objects", objects=True, pixel_size=0.7, **options)
     assert len(caplog.messages) == len(set(caplog.messages)) > 0
+    assert any("pixel size taken as 0.7 um" in said for said in caplog.messages)
     assert (objects.dtype, objects[...].max() > 1) == (np.uint32, True)
     both = tilenet.segment(image, name="both", output="both", **options)
     truth = tilenet.segment(image, output="probabilities", model=network, channels=[0], tile=64)

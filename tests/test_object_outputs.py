@@ -80,7 +80,9 @@ def test_info_tells_how_far_a_run_is_wherever_its_mask_goes(tmp_path, out, objec
     pixels[5, 590] = BAD
     write_ome_zarr(image, [(pixels, [1, 1])], chunks=(64, 64))
     where = {"into": image, "name": name} if into else {"out": tmp_path / out}
-    with pytest.raises(BlocksFailed):
+    with pytest.raises(
+        BlocksFailed, match=r"1 of 4 .*What is done is kept\. Fix the cause, then run again with --resume$"
+    ):
         tilenet.segment(image, model=Bright(), tile=256, objects=objects, **where)
     told = describe(str(tmp_path / out))
     blocks = "the network has run on 3 of 4 blocks" if objects else "3 of 4 are written"

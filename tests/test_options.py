@@ -72,6 +72,8 @@ def test_a_roi_may_be_an_array(network):
         ({"scaling": {"method": "none", "divide": 5}}, "knows no divide"),
         ({"scaling": {"method": "linear", "clip": [3, -1]}}, "it would be"),
         ({"resume": True, "overwrite": True}, "give only one of them"),
+        ({"resume": True}, "for a mask on disk: give out"),
+        ({"overwrite": True}, "for a mask on disk: give out"),
     ],
     ids=str,
 )

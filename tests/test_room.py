@@ -16,7 +16,7 @@ from test_numbering import Deep
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.runs.numbering import store_objects
-from tilenet.runs.outputs import fill, open_store
+from tilenet.runs.outputs import fill_output
 from tilenet.runs.room import TEMPORARY_FILES, room_of
 from tilenet.store import file_system, metadata
 
@@ -81,7 +81,7 @@ def test_a_run_takes_the_room_that_is_planned_if_nothing_can_be_compressed(run, 
     if options.get("output") == "objects":
         store_objects(out, request)
     else:
-        fill(*open_store(out, request), request, client=None)
+        fill_output(out, request)
     size, files = on_disk(tmp_path)
     assert 0 < size - room["disk_bytes"] < SMALL < room["disk_bytes"] / 4
     assert 0 < max(size for size, _ in seen) - room["working_bytes"] < 2 * SMALL

@@ -89,6 +89,15 @@ def test_the_store_of_a_tiff_is_replaced_and_removed_as_asked(slide, whole, tmp_
     assert (tmp_path / "whole.ome.tif").read_bytes() == whole[1].read_bytes()
 
 
+def damaged(path):
+    """Return the bytes of a TIFF with one changed in the middle of a tile."""
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        data[page.dataoffsets[0] + page.databytecounts[0] // 2] ^= 8
+    return data
+
+
 def interrupted(*args, **kwargs):
     raise KeyboardInterrupt
 
@@ -163,19 +172,23 @@ def test_a_tiff_that_is_not_complete_is_said_to_be_that(slide, tmp_path, tilenet
         broken.setattr(compute, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             segment(slide, tmp_path / "m.ome.tif")
-    code, _, err = tilenet_command("verify", tmp_path / "m.ome.tif")
-    assert code == 2 and "m.ome.tif: is not complete, and is made in m.ome.tif.zarr" in err
+    for command in ("verify", "finish"):
+        code, _, err = tilenet_command(command, tmp_path / "m.ome.tif")
+        assert code == 2 and "m.ome.tif: is not complete, and is made in m.ome.tif.zarr" in err
+
+
+def test_a_whole_tiff_is_finished(whole, tilenet_command, tmp_path):
+    assert tilenet_command("finish", whole[1]) == (0, f"{whole[1]}: complete, every file verified\n", "")
+    (tmp_path / "m.tif").write_bytes(damaged(whole[1]))
+    code, _, err = tilenet_command("finish", tmp_path / "m.tif")
+    assert code == 3 and "m.tif" in err
 
 
 def test_verify_recomputes_windows_of_a_tiff_and_finds_damage(slide, whole, tmp_path):
     found = tilenet.verify(whole[1], windows=2)
     assert (found.ok, found.windows, found.not_recomputed) == (True, 2, "")
     out = tmp_path / "m.tif"
-    data = bytearray(whole[1].read_bytes())
-    with tifffile.TiffFile(whole[1]) as tiff:
-        page = tiff.pages.first
-        data[page.dataoffsets[0] + page.databytecounts[0] // 2] ^= 8
-    out.write_bytes(data)
+    out.write_bytes(damaged(whole[1]))
     with pytest.raises(VerifyFailed, match=r"\. Start again with --overwrite \("):
         tilenet.verify(out).raise_if_failed(out)
     with pytest.raises(OutputError, match="--overwrite"):

@@ -31,7 +31,7 @@ from tilenet.runner import Report
 from tilenet.runs import object_shares, shares
 from tilenet.runs.numbering import store_objects
 from tilenet.runs.object_outputs import in_making, refuse_begun, was_begun
-from tilenet.runs.outputs import check_name, check_tiff, fill, labels_place, open_store, protect_input, same_tiff
+from tilenet.runs.outputs import check_name, check_tiff, fill_output, labels_place, protect_input, same_tiff
 from tilenet.store import Mask, can_resume, is_complete, open_mask
 from tilenet.workers.distributed import check_client, check_sendable
 
@@ -266,6 +266,8 @@ def segment(
     target = None
     if into is not None or name is not None:
         target, out = labels_place(into, name, out, model)
+    if out is None and (resume or overwrite):
+        raise SettingsError("resume and overwrite are for a mask on disk: give out")
     tiff = out is not None and target is None and is_tiff(out)  # labels are a folder, whatever their name
     if objects:
         refuse_with_objects(output)
@@ -336,23 +338,22 @@ def _stored(
     if tiff:
         protect_input(place, request.image)
         check_tiff(out, output, resume=resume, overwrite=overwrite)
-        begun = can_resume(place) or was_begun(place, target)
+        begun = can_resume(place) or in_making(place, target)
         if resume and out.exists() and not begun:
             return same_tiff(out, request), Report()
-    how: dict[str, bool] = {"resume": resume, "overwrite": overwrite}
     if output == "objects" and shard is not None:
         done = object_shares.fill_objects(out, request, shard, progress=progress)
     # What was begun with objects goes on with them: whoever resumes it may leave the option out.
     elif output == "objects" or (resume and shard is None and was_begun(place, target)):
-        done = store_objects(place, request, **how, client=client, progress=progress)
+        done = store_objects(place, request, resume=resume, overwrite=overwrite, client=client, progress=progress)
     elif shard is not None:
         refuse_begun(place, target, overwrite=False)
         done = shares.fill_share(out, request, shard, progress=progress)
     else:
         refuse_begun(place, target, overwrite=overwrite)
-        done = fill(*open_store(place, request, **how), request, client=client, progress=progress)
+        done = fill_output(place, request, resume=resume, overwrite=overwrite, client=client, progress=progress)
     # A mask beside which objects are still being found is an old one, which a run is about to replace.
-    if not is_complete(place) or in_making(place, target):
+    if shard is not None and (not is_complete(place) or in_making(place, target)):
         return None, done
     return deliver(place, out) if tiff else open_mask(out), done
 

@@ -70,7 +70,7 @@ def raise_if_failed(report: Report, job: Job) -> None:
                 "is right only if no other pixels change"
             )
             raise BlocksFailed(f"{_failed(report, job)}. {remedy}")
-        raise BlocksFailed(f"{_failed(report, job)}. The others are done. To retry these, run again with --resume")
+        raise BlocksFailed(f"{_failed(report, job)}. What is done is kept. Fix the cause, then run again with --resume")
 
 
 def finish(store: Store, *, progress: Progress | None = None, make_shards: ShardMaker | None = None) -> None:

@@ -50,7 +50,8 @@ def last_written(image: str) -> int | None:
     """Return when the file of an image, or the newest file of its folder, was written, in nanoseconds.
 
     None for arrays, for addresses, and for a folder of more than `MOST_FILES` files. Labels in an image do not count,
-    because a run may write them.
+    because a run may write them; nor do the other files of an MRXS slide or of a DICOM series, which lie beside the one
+    that is named.
     """
     path = file_of(image)
     if is_address(image) or not path.exists():

@@ -117,7 +117,7 @@ def _make_job(
     network, card, source = model
     seen = as_network_input(opened, network, card, options, footprint)
     _remark_widths(seen, options, source)
-    inside = _inside(target, opened, seen.resolution) if target else {}
+    inside = placed_in(target, opened, seen.resolution) if target else {}
     answer = ask(network, footprint, seen.image.n_channels)
     card = card.completed(answer.outputs)
     device, precision, engine, demand = _backend_of(network, options, seen.image.n_channels)
@@ -257,7 +257,8 @@ def _device_of(network: Any, options: Options) -> str:
     return "cpu"
 
 
-def _inside(target: LabelTarget, image: Image, resolution: Resolution) -> dict[str, Any]:
+def placed_in(target: LabelTarget, image: Image, resolution: Resolution) -> dict[str, Any]:
+    """Return the layout fields of a mask of an image, at a resolution, that goes into an OME-Zarr image."""
     level = resolution.level
     shape = [n for n, a in zip(image.levels[level].shape, image.axes, strict=True) if a != "c"]
     return target.layout_of(image.box_axes, shape, level=level, factor=resolution.factor)

@@ -10,7 +10,6 @@ from typing import Any
 from tilenet.address import check_local, file_of, is_address
 from tilenet.errors import OutputExists
 from tilenet.readers.image import Image
-from tilenet.store import AnyMask
 from tilenet.store.destination import refuse_inside_file, refuse_inside_mask
 
 
@@ -66,13 +65,11 @@ def paths_of(source: Any) -> Iterator[Path]:
     """Yield the local files that an image or a mask is read from, given by path, open, or as a zarr or dask array."""
     opened = source.source if isinstance(source, Image) else source
     store = getattr(opened, "store", None)  # of a zarr array; in local files it has a root or, through fsspec, a path
-    if isinstance(opened, AnyMask):
-        yield opened.path.resolve()
-    elif root := getattr(store, "root", None) or getattr(store, "path", None):
+    if root := getattr(store, "root", None) or getattr(store, "path", None):
         yield Path(root, opened.path).resolve()
     elif hasattr(opened, "dask"):
         layers = (layer for layer in opened.dask.layers.values() if layer.is_materialized())
         for value in (value for layer in layers for value in layer.values()):
             yield from paths_of(value)
-    elif isinstance(opened, str | PathLike) and opened != "" and not is_address(opened):
-        yield file_of(fspath(opened)).resolve()
+    elif isinstance(opened, str | PathLike) and (name := fspath(opened)) and not is_address(name):
+        yield file_of(name).resolve()

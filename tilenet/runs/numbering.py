@@ -29,6 +29,9 @@ from tilenet.instances.linking import linked
 from tilenet.jobs.compute import Lost, Progress, finish, remark_lost
 from tilenet.jobs.mismatch import remark_other_version
 from tilenet.jobs.request import Request
+from tilenet.jobs.setup import placed_in
+from tilenet.masks.provenance import open_as_segmented, resolution_of
+from tilenet.readers.image import closing
 from tilenet.runner import Report
 from tilenet.runs.object_outputs import (
     DEPTHS,
@@ -40,7 +43,7 @@ from tilenet.runs.object_outputs import (
     with_recorded_options,
 )
 from tilenet.runs.object_places import find_places, open_places
-from tilenet.runs.outputs import fill, open_store, protect_input
+from tilenet.runs.outputs import fill_output, protect_input
 from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Layout, Mask, Store, open_mask
 from tilenet.store.destination import holding
@@ -146,7 +149,7 @@ def _fill_depths(
 ) -> tuple[Mask, Report]:
     """Complete the store of the first step, and return it with the report of the network's run."""
     refuse_link(path.parent)
-    report = fill(*open_store(path, request, resume=resume), request, client=client, progress=progress)
+    report = fill_output(path, request, resume=resume, client=client, progress=progress)
     return open_mask(path), report
 
 
@@ -225,11 +228,8 @@ def _create(out: Path, request: Request, depths: Mask, numbering: Numbering, *, 
     """Create the store of the mask, with a pyramid of its own or with the levels of the image that it goes into."""
     layout = numbers_layout(depths.layout, numbering.n)
     if request.target is not None:
-        # Nothing is computed, so this machine needs neither the device nor the engine of the first step.
-        options = request.options.filled_from(depths.info["record"])
-        options = replace(options, device="cpu", engine="plain", memory=None)
-        with replace(request, options=options).new_job() as job:
-            layout = replace(layout, **job.inside)
+        with closing(open_as_segmented(request.image, depths), request.image) as image:
+            layout = replace(layout, **placed_in(request.target, image, resolution_of(depths)))
     info = depths.info | {"objects": numbering.n, FIRSTS: numbering.checksum()}
     return Store.create(out, layout, info, overwrite=overwrite, facts=request.facts)
 

@@ -127,8 +127,17 @@ def create_store(
     return store, job
 
 
-def fill(store: Store, job: Job, request: Request, *, client: Any, progress: Progress | None = None) -> Report:
-    """Fill and finish a store, in this process or on the workers of a cluster; closes store and job in any case."""
+def fill_output(
+    out: Path,
+    request: Request,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    client: Any = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Open a store, and fill and finish it in this process or on the workers of a cluster."""
+    store, job = open_store(out, request, resume=resume, overwrite=overwrite)
     if client is None:
         return fill_store(store, job, progress=progress)
     return distributed.fill_by_workers(store, job, client, request, progress=progress)

@@ -20,6 +20,7 @@ from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, Setting
 from tilenet.jobs.compute import Progress, fill_pending, finish, raise_if_failed
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
+from tilenet.masks.tiff_mask import is_tiff, open_tiff_mask
 from tilenet.runner import Report
 from tilenet.runs.outputs import create_store
 from tilenet.store import Share, Store, can_resume, check_free, held_whole, refuse_shares
@@ -157,6 +158,9 @@ def finish_shares(out: Path, *, progress: Progress | None = None) -> None:
         If files differ from what was written; their blocks are pending again.
     """
     check_local(out)
+    if is_tiff(out) and not out.is_dir():  # no share wrote it: it is whole, or its store is made by one run
+        with open_tiff_mask(out) as mask:
+            return mask.refuse_damage()
     refuse_shares(out)
     store = Store.inspect(out)
     if not store.complete and (pending := list(store.pending())):
