@@ -2,16 +2,10 @@
 
 import numpy as np
 import pytest
-from oracles import random_network
 
 import tilenet
 
 IMAGE = np.random.default_rng(0).integers(0, 200, (600, 700), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module", name="network")
-def a_network():
-    return random_network(depth=3, wf=2)
 
 
 @pytest.fixture(name="out")

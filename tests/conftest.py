@@ -92,6 +92,14 @@ def refused():
 
 
 @pytest.fixture(scope="session")
+def network():
+    """Return a small network, which no test may change."""
+    from oracles import random_network
+
+    return random_network(depth=3, wf=2)
+
+
+@pytest.fixture(scope="session")
 def commands(tmp_path_factory):
     """Return what runs the command in processes that can be killed; one server for all tests."""
     from faults import Commands

@@ -11,7 +11,7 @@ def killed(*_, **__):
     raise Killed
 
 
-def kill(monkeypatch, where, name, run, *args, **options):
+def kill(monkeypatch, where, name, run, /, *args, **options):
     """Run something up to a function of a module."""
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(where, name, killed)

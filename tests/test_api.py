@@ -26,11 +26,6 @@ from tilenet.store import Store
 IMAGE = np.random.default_rng(0).integers(0, 200, (150, 211), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module")
-def network():
-    return random_network(depth=3, wf=2)
-
-
 def test_an_array_in_gives_an_array_of_classes_out(network):
     mask = tilenet.segment(IMAGE, model=network, tile=32)
     expected = whole_image_logits(network, IMAGE[None]).argmax(axis=0)

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from blobs import blobs, write_slide
+from killing import kill, lose_a_file
 from ome_images import write_ome_zarr
 from stub import BAD, Bright
 
@@ -22,19 +23,19 @@ from tilenet.runs.object_outputs import DEPTHS, PLACES, making_of
 from tilenet.store import destination, open_mask
 
 
+def interrupt(monkeypatch, where, *args, **options):
+    """Run `segment` up to a function of `numbering`."""
+    kill(monkeypatch, numbering, where, tilenet.segment, *args, **options)
+
+
 @pytest.fixture
 def slide(tmp_path):
     return write_slide(tmp_path)
 
 
 def test_what_was_begun_is_named_as_the_user_named_it(slide, tmp_path, monkeypatch):
-    def stops(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(numbering, "_fill_places", stops)
     for out in (tmp_path / "o.zarr", tmp_path / "o.ome.tif"):
-        with pytest.raises(KeyboardInterrupt):
-            tilenet.segment(slide, out, model=Bright(), objects=True)
+        interrupt(monkeypatch, "_fill_places", slide, out, model=Bright(), objects=True)
         with pytest.raises(tilenet.OutputExists, match=rf"^{out}.*: was begun.*--resume"):
             tilenet.segment(slide, out, model=Bright(), objects=True)
         with pytest.raises(tilenet.OutputError, match=rf"^{out}.*--resume"):
@@ -44,14 +45,9 @@ def test_what_was_begun_is_named_as_the_user_named_it(slide, tmp_path, monkeypat
 @pytest.fixture
 def begun(slide, tmp_path, monkeypatch):
     """Return the place of a mask of which the second step was interrupted."""
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(object_places.PlacesTask, "places", interrupted)
-        tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
-    return tmp_path / "o.zarr"
+    out = tmp_path / "o.zarr"
+    kill(monkeypatch, object_places.PlacesTask, "places", tilenet.segment, slide, out, model=Bright(), objects=True)
+    return out
 
 
 def test_the_image_is_named_alike_in_all_lines_of_a_run(slide, tmp_path, monkeypatch, caplog):
@@ -147,29 +143,12 @@ def test_what_is_not_said_again_is_as_it_was_begun(tmp_path, monkeypatch, inside
     levels = [pixels, pixels[::2, ::2]]
     write_ome_zarr(image, [(level, [k, k]) for level, k in zip(levels, (0.5, 1), strict=True)], chunks=(64, 64))
     where = {"into": image, "name": "nuclei"} if inside else {"out": tmp_path / "o.zarr"}
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
     options = {"model": Bright(), "objects": True, "level": 1, "roi": "10:140,20:190"}
     truth = tilenet.segment(image, **options)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(numbering, "_first_places", interrupted)
-        tilenet.segment(image, **where, **options)
+    interrupt(monkeypatch, "_first_places", image, **where, **options)
     mask = tilenet.segment(image, **where, model=Bright(), resume=True)
     assert truth.shape == (130, 170) and truth.max() > 5 and np.array_equal(mask[...], truth)
     assert not list(tmp_path.glob("*.making"))
-
-
-def interrupt(monkeypatch, where, *args, **options):
-    """Run `segment` up to a function of `numbering`."""
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(numbering, where, interrupted)
-        tilenet.segment(*args, **options)
 
 
 @pytest.mark.parametrize("where", ["_fill_places", "_write_numbers"])
@@ -212,8 +191,7 @@ def test_a_mask_is_not_repaired_with_the_numbers_of_other_objects(slide, tmp_pat
     out = tmp_path / "o.zarr"
     wanted = Request(slide, Cut(100), Options(block=256, tile=64, output="objects"))
     numbering.store_objects(out, wanted)
-    files = sorted(p for p in (out / "0").rglob("*") if p.is_file() and p.name != "zarr.json")
-    files[-1].unlink()
+    lose_a_file(out)
     with pytest.raises(OutputMismatch, match=r"found now are not those of this mask.*--overwrite"):
         numbering.store_objects(out, replace(wanted, model=Cut(250)), resume=True)
 
@@ -277,7 +255,7 @@ def test_a_damaged_store_on_the_way_is_said_to_be_removed(slide, begun, name):
 def test_a_repair_that_was_killed_goes_on_by_another_version(slide, tmp_path, monkeypatch, where):
     out = tmp_path / "o.zarr"
     before = tilenet.segment(slide, out, model=Bright(), objects=True, roi="0:100,0:100")[...]
-    next(p for p in (out / "0" / "c").rglob("*") if p.is_file()).unlink()
+    lose_a_file(out)
     monkeypatch.setattr(tilenet, "__version__", "0.0.0")
     interrupt(monkeypatch, where, slide, out, model=Bright(), resume=True)
     again = tilenet.segment(slide, out, model=Bright(), resume=True)  # refused if a lease were left

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from checked_masks import IMAGE, a_mask, a_network  # noqa: F401
+from checked_masks import IMAGE, a_mask  # noqa: F401
 from ome_images import write_ome_zarr
 
 import tilenet

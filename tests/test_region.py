@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import zarr
-from oracles import integer_network, random_network, whole_image_logits
+from oracles import integer_network, whole_image_logits
 
 import tilenet
 from tilenet.errors import SettingsError
@@ -18,11 +18,6 @@ from tilenet.sizes import plan_tiles
 IMAGE = np.random.default_rng(0).integers(0, 9, (150, 211), dtype=np.uint8)
 # Off every grid, at a corner, one pixel, the far edges.
 PARTS = [(37, 101, 53, 118), (0, 9, 0, 30), (149, 150, 210, 211), (90, 150, 131, 211)]
-
-
-@pytest.fixture(scope="module")
-def network():
-    return random_network(depth=3, wf=2)
 
 
 @pytest.mark.parametrize("padding", [False, True])

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import tifffile
-from checked_masks import IMAGE, a_mask, a_network  # noqa: F401
+from checked_masks import IMAGE, a_mask  # noqa: F401
 from oracles import random_network
 from stub import Threshold
 from workers import recorded_as
