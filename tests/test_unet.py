@@ -123,17 +123,24 @@ def test_what_no_output_depends_on_may_be_changed():
     assert is_as_built(network(change))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        setting("down_path.0.block", "0", nn.Conv2d(1, 4, 3, padding="same")),
-        setting("down_path", "0", nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))),
-        setting("up_path.0", "pool_size", (1, 1)),
-        setting("", "pool_size", (3, 3)),
-        setting("up_path.0", "conv_block", nn.Identity()),
-    ],
-    ids=["padding in a word", "another block", "pooled otherwise on the way up", "pooled otherwise", "no block"],
-)
+UNKNOWN = {
+    "padding in a word": setting("down_path.0.block", "0", nn.Conv2d(1, 4, 3, padding="same")),
+    "an even kernel": setting("down_path.0.block", "0", nn.Conv2d(1, 4, 4)),
+    "a stride": setting("down_path.0.block", "0", nn.Conv2d(1, 4, 3, stride=(1, 2))),
+    "statistics of the tile": setting("down_path.0.block", "1", nn.InstanceNorm2d(4)),
+    "statistics of the batch": setting("down_path.0.block", "1", nn.BatchNorm2d(4, track_running_stats=False)),
+    "a class of somebody's": setting("last", "__class__", type("Conv2d", (nn.Conv2d,), {})),
+    "a convolution's method": setting("last", "_conv_forward", lambda x, weight, bias: x),
+    "a hook in a block": lambda network: network.down_path[0].block[1].register_forward_hook(lambda *all: None),
+    "a block's forward": setting("up_path.0", "forward", lambda x, skip: x),
+    "another block": setting("down_path", "0", nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))),
+    "no block": setting("up_path.0", "conv_block", nn.Identity()),
+    "pooled otherwise on the way up": setting("up_path.0", "pool_size", (1, 1)),
+    "pooled otherwise": setting("", "pool_size", (3, 3)),
+}
+
+
+@pytest.mark.parametrize("change", UNKNOWN.values(), ids=UNKNOWN)
 def test_a_unet_through_whose_layers_no_length_can_be_followed_asks_for_a_footprint(change):
-    with pytest.raises(ModelError, match=r"^a layer of this UNet was changed, .* Give footprint=Footprint.same\(2, "):
+    with pytest.raises(ModelError, match=r"^this UNet was changed, .* Give footprint=Footprint.same\(2, "):
         _ = network(change).footprint

@@ -12,8 +12,9 @@ Segmentation. MICCAI 2015, https://doi.org/10.1007/978-3-319-24574-4_28
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -33,11 +34,15 @@ POOL: dict[tuple[str, int], Callable[..., Tensor]] = {
     ("avg", 2): nn.functional.avg_pool2d,
     ("avg", 3): nn.functional.avg_pool3d,
 }
+POINTWISE = {nn.Identity, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, *NORM.values()}
+POINTWISE |= {nn.Dropout, nn.Dropout2d, nn.Dropout3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 UpMode = Literal["upconv", "upsample"]
 UP_MODES = get_args(UpMode)
 # What a subclass must not override to be a `UNet` as built.
 OWN = ("forward", "walk", "footprint", "options", "__call__")
+# Names of the layers that `walk_through` looks at.
+WALKED = r".+\.block\..+|last(\..+)?"
 # Attributes of every module: tensors, layers and hooks, which are compared by themselves, and some that no output
 # depends on.
 OF_ANY_MODULE = {*vars(nn.Module()), "_compiled_call_impl"}
@@ -61,12 +66,8 @@ class ConvBlock(nn.Module):
         return out
 
     def walk(self, x: Extent, axis: int) -> Extent:
-        """Follow a length through the convolutions."""
-        for layer in self.block:
-            if isinstance(layer, nn.Conv2d | nn.Conv3d):
-                spread = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-                x = x.conv(spread, int(layer.padding[axis]))
-        return x
+        """Follow a length through the layers."""
+        return walk_through(self.block, x, axis)
 
 
 class UpBlock(nn.Module):
@@ -108,6 +109,20 @@ class UpBlock(nn.Module):
         return self.conv_block.walk(up.joined(skip), axis)
 
 
+def walk_through(layer: nn.Module, x: Extent, axis: int) -> Extent:
+    """Follow a length through a layer within a block, or the last one; `TypeError` if it is none that is understood."""
+    if not (_is_hooked(layer) or _attributes(layer, type(layer))):
+        if type(layer) is nn.Sequential:
+            return reduce(lambda x, inner: walk_through(inner, x, axis), layer, x)
+        if isinstance(layer, nn.Conv2d | nn.Conv3d) and type(layer) in CONV.values() and set(layer.stride) == {1}:
+            spread = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+            if spread % 2:
+                return x.conv(spread, int(layer.padding[axis]))
+        if type(layer) in POINTWISE and getattr(layer, "running_mean", x) is not None:
+            return x
+    raise TypeError(f"no length can be followed through {layer}")
+
+
 def center_crop(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the centre of (N, C, *n) of the given spatial shape, as a view."""
     for axis, (have, want) in enumerate(zip(x.shape[2:], shape, strict=True), start=2):
@@ -144,7 +159,8 @@ class UNet(nn.Module):
     Attributes
     ----------
     footprint : Footprint
-        What the network does to a length, derived from its layers.
+        What the network does to a length, derived from its layers. Set it if you changed the network so that it no
+        longer follows from them.
     card : ModelCard or None
         What the network is for; set by `load_model`.
 
@@ -219,18 +235,32 @@ class UNet(nn.Module):
             skips.append(x)
         for up, skip in zip(up_blocks, skips[-2::-1], strict=True):
             x = up.walk(x, skip, axis)
-        return x
+        return walk_through(self.last, x, axis)
 
     @property
     def footprint(self) -> Footprint:
-        """What the network does to a length, per axis; `ModelError` if a changed layer cannot be walked through."""
+        """What the network does to a length, per axis. Set it if the network was changed; otherwise `ModelError`."""
+        stated: Footprint | None = vars(self).get("_stated")
+        return stated or self.walked_footprint()
+
+    @footprint.setter
+    def footprint(self, footprint: Footprint) -> None:
+        vars(self)["_stated"] = footprint
+
+    def walked_footprint(self) -> Footprint:
+        """Return the footprint that follows from the layers; `ModelError` if none does."""
         walks = (partial(self.walk, axis=axis) for axis in range(self.ndim))
         try:
+            # A subclass with a footprint of its own may begin with that of its layers.
+            if type(self).footprint is UNet.footprint and not is_as_built(self, but=WALKED):
+                raise TypeError("more than layers within blocks was changed")
             return Footprint(tuple(map(AxisFootprint.of_walk, walks)))
         except Exception as error:  # of any kind: a layer may have been replaced with anything
             raise ModelError(
-                f"a layer of this {type(self).__name__} was changed, and its footprint no longer follows from "
-                f"its layers. Give footprint=Footprint.same({self.ndim}, reach=..., step=...) or .valid(...)"
+                f"this {type(self).__name__} was changed, and its footprint no longer follows from its layers. Give "
+                f"footprint=Footprint.same({self.ndim}, reach=..., step=...) or .valid(...), or set network.footprint: "
+                f"tilenet.measure_footprint(network), or tilenet.UNet(**network.options).footprint if no layer sees "
+                f"further than before"
             ) from error
 
 
@@ -239,8 +269,11 @@ def blocks_of(network: UNet) -> tuple[list[ConvBlock], list[UpBlock]]:
     return cast("list[ConvBlock]", list(network.down_path)), cast("list[UpBlock]", list(network.up_path))
 
 
-def is_as_built(model: object) -> bool:
-    """Return whether a model is a `UNet` that its options and weights fully describe: no layer is changed or hooked."""
+def is_as_built(model: object, but: str | None = None) -> bool:
+    """Return whether a model is a `UNet` that its options and weights fully describe: no layer is changed or hooked.
+
+    Layers whose names match the pattern `but` may be.
+    """
     if not isinstance(model, UNet) or any(getattr(type(model), name) is not getattr(UNet, name) for name in OWN):
         return False
     try:
@@ -248,15 +281,16 @@ def is_as_built(model: object) -> bool:
             built = UNet(**model.options)  # type: ignore[arg-type]
     except Exception:  # an option was overwritten with a value of which no network can be built
         return False
-    return _layers(model) == _layers(built)
+    return _layers(model, but) == _layers(built, but)
 
 
-def _layers(network: UNet) -> list[tuple[object, ...]]:
+def _layers(network: UNet, but: str | None) -> list[tuple[object, ...]]:
     """Return what an output depends on, layer by layer, except the values of weights."""
     # The network itself (whose name is empty) may be of a subclass and have more attributes, such as notes.
     return [
         (name, name and type(layer), _attributes(layer, None if name else UNet), _tensors(layer), _is_hooked(layer))
         for name, layer in network.named_modules()
+        if not (but and re.fullmatch(but, name))
     ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -136,7 +137,9 @@ class _Trial:
         """Return what to do about a network that failed on every input, as a further sentence; empty if unknown."""
         if told is None or told.__cause__ is None:  # it failed on none
             return ""
-        own = getattr(self.model, "footprint", None)
+        own = None
+        with suppress(ModelError):  # a changed U-Net has none
+            own = getattr(self.model, "footprint", None)
         if isinstance(own, Footprint) and any(a.lost for a in own.axes):
             return ". It is not padded, and has a footprint of its own: network.footprint"
         found = remedy_of_measuring(partial(passed, self.model), self.ndim, self.channels)
