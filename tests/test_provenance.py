@@ -45,6 +45,14 @@ def test_an_open_image_stays_open(folder):
         assert difference(image, tilenet.open_mask(folder / "m.zarr")) == ""
 
 
+def test_an_open_copy_with_its_channels_elsewhere_is_drawn_alike(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 200, (40, 50, 3), dtype=np.uint8)
+    mask = tilenet.segment(colour, tmp_path / "m.zarr", axes="yxc", model=Bright(), channels=[0])
+    planes = tilenet.open_image(np.moveaxis(colour, -1, 0), axes="cyx")
+    planes.channel_names = ("red", "green", "blue")
+    assert np.array_equal(tilenet.overlay(planes, mask), tilenet.overlay(tilenet.open_image(colour, axes="yxc"), mask))
+
+
 def test_other_axes_or_levels_say_that_it_is_another_image_and_what_is_no_image_says_so(tmp_path):
     stack = np.zeros((2, 3, 40, 50), np.uint8)
     tifffile.imwrite(tmp_path / "stack.ome.tif", stack, metadata={"axes": "CZYX"})

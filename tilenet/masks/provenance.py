@@ -31,8 +31,9 @@ def open_as_segmented(source: Any, mask: AnyMask) -> Image:
     record = mask.info["record"]
     level, axes = record.get("level") or 0, record.get("axes")
     missing: Missing = record.get("missing") or "error"
+    named = None if isinstance(source, Image) else axes  # an open copy may have its channels elsewhere
     try:
-        return open_image(source, level=level, axes=axes, pixel_size=record.get("pixel_size"), missing=missing)
+        return open_image(source, level=level, axes=named, pixel_size=record.get("pixel_size"), missing=missing)
     except (ImageError, SettingsError) as error:
         if str(error) == _fault(source, missing):
             raise
