@@ -130,6 +130,7 @@ def test_a_model_in_a_list_is_a_file_relative_to_the_list_or_a_packaged_one(tmp_
         ("image,name\na.tif,../b\n", "is not a valid, visible file name"),
         ("image\n", r"list\.csv: names no image"),
         ("image,level,level\na.tif,1,0\n", "has two columns level"),
+        ("image,missing\na.tif,skip\n", r"list\.csv: line 2: missing 'skip': give one of error, fill"),
         ("image,level\na.tif,0\nb.tif,-1\n", r"list\.csv: line 3: level -1: give a whole number"),
         ("image;mpp\na.tif;0,5\n", r"list\.csv: line 2: mpp cannot be '0,5'\. Write 0\.5, with a point"),
         ("image;level\na.tif;0,5\n", r"list\.csv: line 2: level cannot be '0,5'\. See tilenet segment --help"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from tilenet.errors import UnknownOption
 
@@ -56,3 +56,16 @@ def known_options(
         return checked
 
     return decorate
+
+
+def plain(value: Any) -> Any:
+    """Return a value with NumPy's numbers and arrays, also in sequences and mappings, as Python's, which JSON can hold.
+
+    >>> plain({"per axis": (1, 2), "how": "a"})
+    {'per axis': [1, 2], 'how': 'a'}
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli.cluster import cluster_of, cluster_options
-from tilenet.cli.options import JSON, OVERVIEW, QUIET, image_options, objects_options
+from tilenet.cli.options import JSON, OVERVIEW, QUIET, SHARE, image_options, objects_options
 from tilenet.cli.output import remarks, say, show
-from tilenet.cli.shares import ShareOf
 from tilenet.errors import BlocksFailed
 
 if TYPE_CHECKING:
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The folder of the masks.")
 @image_options
 @cluster_options
-@click.option(
-    "--shard", type=ShareOf(), help="Do only share I of N, every N-th image from the I-th, as a job of an array."
-)
+@click.option("--shard", type=SHARE, help="Do only share I of N, every N-th image from the I-th, as a job of an array.")
 @objects_options
 @click.option("--csv", "table", is_flag=True, help="Measure what is in each mask: NAME.csv, and counts.csv for all.")
 @click.option("--min-area", metavar="AREA", help="With --csv: leave smaller ones out: 20um2, 80px of the mask, 20um3.")

@@ -17,7 +17,7 @@ import click
 
 import tilenet
 from tilenet.cli import batch, export, pictures, plan, segment, shares, training, tuning
-from tilenet.cli.options import JSON, PIXEL_SIZE, QUIET, Numbers
+from tilenet.cli.options import JSON, NUMBERS, PIXEL_SIZE, QUIET
 from tilenet.cli.output import (
     plain,
     print_nothing_more,
@@ -112,7 +112,7 @@ def verify(
 @click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: none]")
 @click.option("--pixel-size", type=float, help="Micrometres per pixel of the training images.")
 @click.option("--classes", help="Names of the outputs, commas between them.")
-@click.option("--mask-of-class", type=Numbers(), help="Mask value of each output.")
+@click.option("--mask-of-class", type=NUMBERS, help="Mask value of each output.")
 @click.option("--colors", help="Colours of mask values, such as 1=00c864,2=ffd600.  [default: from a palette]")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 def convert(weights: str, out: Path, **options: Any) -> None:

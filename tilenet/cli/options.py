@@ -10,19 +10,6 @@ from typing import Any
 import click
 
 
-class Numbers(click.ParamType[Any]):
-    """Comma-separated integers."""
-
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Return the integers."""
-        try:
-            return value if isinstance(value, tuple) else tuple(int(v) for v in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not integers with commas between them", param, ctx)
-
-
 class Parsed(click.ParamType[Any]):
     """A text that a function of tilenet parses, which is imported when it is needed: --help must be quick."""
 
@@ -40,6 +27,8 @@ class Parsed(click.ParamType[Any]):
 
 
 PART = Parsed("Y0:Y1,X0:X1", "region", "parse_roi")
+NUMBERS = Parsed("N,N,...", "jobs.options", "parse_integers")
+SHARE = Parsed("I/N", "runs.shares", "parse_share")
 
 
 def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tilenet.cli.options import JSON, PART, Numbers
+from tilenet.cli.options import JSON, NUMBERS, PART
 from tilenet.cli.output import remarks, show
 
 
@@ -18,7 +18,7 @@ from tilenet.cli.output import remarks, show
     "--out", "-o", required=True, type=click.Path(path_type=Path), help="The picture: .png, .jpg, .tif or .webp."
 )
 @click.option("--roi", type=PART, help="The part to draw, as for segment.  [default: all of the mask]")
-@click.option("--plane", type=Numbers(), help="Of a stack: Z, or T,Z of a series of stacks.  [default: the middle]")
+@click.option("--plane", type=NUMBERS, help="Of a stack: Z, or T,Z of a series of stacks.  [default: the middle]")
 @click.option(
     "--table",
     type=click.Path(path_type=Path),

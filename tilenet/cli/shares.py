@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tilenet.cli.options import JSON, QUIET
+from tilenet.cli.options import JSON, QUIET, SHARE
 from tilenet.cli.output import progress_bar, show
-
-
-class ShareOf(click.ParamType[Any]):
-    """Which share of how many, such as 2/8."""
-
-    name = "I/N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Return (2, 8) for 2/8."""
-        found = re.fullmatch(r"(\d+)/(\d+)", str(value))
-        if not found:
-            self.fail(f"{value!r} is not a share, such as 1/8 (to 8/8)", param, ctx)
-        return int(found[1]), int(found[2])
-
 
 shard_option = click.option(
     "--shard",
-    type=ShareOf(),
+    type=SHARE,
     help="Write share I of N (from 1) of OUT, beside others; implies --resume. With --objects, run all shares twice.",
 )
 

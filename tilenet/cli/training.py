@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli.options import JSON, QUIET, Numbers, Parsed, with_options
+from tilenet.cli.options import JSON, NUMBERS, QUIET, Parsed, with_options
 from tilenet.cli.output import remarks, show, tell
 from tilenet.training.recipe import RATES, Recipe
 
@@ -33,19 +33,6 @@ MEANINGS = {
 }
 
 
-class Weights(click.ParamType[Any]):
-    """Comma-separated numbers, or ``balanced``."""
-
-    name = "W,W,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float | str, ...]:
-        """Return the weights."""
-        try:
-            return (value,) if value == "balanced" else tuple(float(v) for v in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is neither numbers with commas between them nor balanced", param, ctx)
-
-
 # Name, type and help text of the options of the recipe; those not given keep the recipe's defaults.
 RECIPE: tuple[tuple[str, Any, str], ...] = (
     ("depth", int, "Resolutions of the network."),
@@ -53,14 +40,14 @@ RECIPE: tuple[tuple[str, Any, str], ...] = (
     ("padding", bool, "Pad convolutions with zeros (true or false)."),
     ("batch_norm", bool, "Normalise after each ReLU (true or false)."),
     ("up_mode", click.Choice(["upconv", "upsample"]), "How the network upsamples."),
-    ("pool_size", Numbers(), "Pooling per axis, such as 1,2,2 for a thin stack."),
+    ("pool_size", NUMBERS, "Pooling per axis, such as 1,2,2 for a thin stack."),
     ("dropout", float, "Share of features dropped at the bottom (the paper's: 0.5)."),
     (
         "targets",
         click.Choice(["mask", "depth", "classes"]),
         "What is learned: object or not; how deep inside one; the labels as classes.",
     ),
-    ("class_weights", Weights(), "Weight of each class, or balanced."),
+    ("class_weights", Parsed("W,W,...", "training.recipe", "parse_weights"), "Weight of each class, or balanced."),
     ("small", float, "Objects of fewer pixels than this count more."),
     ("w0", float, "Height of the weight between near objects (the paper's: 10)."),
     ("sigma", float, "Width of that weight in pixels (the paper's: 5)."),

@@ -13,12 +13,9 @@ import numpy as np
 
 from tilenet.errors import SettingsError
 from tilenet.export.corners import Ring, area_and_centroid, exact_area_and_centroid
-from tilenet.export.placement import MaskPlacement
+from tilenet.export.placement import DECIMALS, MaskPlacement
 from tilenet.export.shapes import has_volumes
 from tilenet.store import AnyMask
-
-# Of areas and volumes in tables.
-DECIMALS = 3
 
 
 def extent(rings: Sequence[Ring], grid: MaskPlacement) -> tuple[int, float, tuple[float, float]]:

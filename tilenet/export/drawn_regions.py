@@ -160,18 +160,23 @@ def read_regions(path: str | Path) -> list[Drawn]:
         names.append(_writable(name, where) or f"region {number}")
         nameless += [] if name else names[-1:]
     if missing:
-        LOG.warning("%s: %d cores marked as missing are left out: %s", path, len(missing), _first(missing))
+        LOG.warning("%s: %d cores marked as missing are left out: %s", path, len(missing), first_three(missing))
     if not names:
         raise SettingsError(f"{path}: all of its cores are marked as missing. Give regions to count in")
     if nameless:
         LOG.warning(
             "%s: %d of %d regions without name and class, called by their place in the file: %s",
-            *(path, len(nameless), len(names), _first(nameless)),
+            *(path, len(nameless), len(names), first_three(nameless)),
         )
     return [Drawn(name, area, path) for name, area in zip(_distinct(names), areas, strict=True)]
 
 
-def _first(names: Sequence[str]) -> str:
+def first_three(names: Sequence[str]) -> str:
+    """Return the first names of many as text.
+
+    >>> first_three(["a", "b", "c", "d"])
+    'a, b, c, ...'
+    """
     return ", ".join([*names[:3], *(["..."] if names[3:] else [])])
 
 

@@ -21,10 +21,10 @@ import tilenet
 from tilenet.arguments import known_options
 from tilenet.card import colors_of
 from tilenet.errors import SettingsError
-from tilenet.export.areas import DECIMALS, MinimumSize, cut_size, extent, least_of, pixel_sizes
+from tilenet.export.areas import MinimumSize, cut_size, extent, least_of, pixel_sizes
 from tilenet.export.corners import Ring
 from tilenet.export.intensities import Intensities
-from tilenet.export.placement import MaskPlacement
+from tilenet.export.placement import DECIMALS, MaskPlacement
 from tilenet.export.shapes import Progress, Shape, has_volumes, open_for, shapes_of
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole

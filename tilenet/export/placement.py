@@ -17,6 +17,7 @@ from tilenet.readers.image import Image
 from tilenet.resolution import AS_STORED, downsample_factor
 from tilenet.store import AnyMask
 
+# Of coordinates, and of areas and volumes in tables.
 DECIMALS = 3
 
 

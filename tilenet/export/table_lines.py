@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.export.areas import DECIMALS, MinimumSize, extent
+from tilenet.export.areas import MinimumSize, extent
 from tilenet.export.descriptors import Edges, Moments, ShapeDescriptors, lifted
-from tilenet.export.placement import MaskPlacement
+from tilenet.export.placement import DECIMALS, MaskPlacement
 from tilenet.export.shapes import Shape
 from tilenet.export.totals import Measured, sizes_of
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tilenet.export.areas import DECIMALS, cut_size
+from tilenet.export.areas import cut_size
 from tilenet.export.drawn_regions import InRegion, Within
-from tilenet.export.placement import MaskPlacement
+from tilenet.export.placement import DECIMALS, MaskPlacement
 from tilenet.store.tissue_map import TissueMap
 
 

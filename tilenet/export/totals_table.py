@@ -10,6 +10,7 @@ from typing import Any
 
 from tilenet.errors import SettingsError
 from tilenet.export.drawn_regions import InRegion
+from tilenet.export.placement import DECIMALS
 from tilenet.export.totals import Measured
 from tilenet.masks.protected import check_file_place, refuse_protected
 from tilenet.store import AnyMask
@@ -22,7 +23,6 @@ COLUMNS = (
     *("positive", "positive_share"),
 )
 HEAD = ",".join(COLUMNS[:4]).encode()
-DECIMALS = 3
 
 
 def write_counts(path: Path, measured: Mapping[str, Measured]) -> None:

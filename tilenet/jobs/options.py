@@ -11,6 +11,7 @@ from numbers import Real
 from operator import index
 from typing import Any, Literal, TypedDict, get_args
 
+from tilenet.arguments import plain
 from tilenet.card import parse_scaling
 from tilenet.errors import SettingsError
 from tilenet.readers.calibrated import parse_pixel_size
@@ -138,6 +139,8 @@ class Options:
             refuse_both(self.level, self.mpp)
         if self.scaling is not None:
             put("scaling", _rule(self.scaling))
+        if self.missing not in (None, *get_args(Missing)):
+            raise SettingsError(f"missing {self.missing!r}: give one of {', '.join(get_args(Missing))}")
 
     def filled_from(self, record: Mapping[str, Any]) -> Options:
         """Return the options with those not given filled in from a run record."""
@@ -164,18 +167,27 @@ def parse_tissue(text: str) -> bool | str:
     return text == "auto" or text
 
 
+def parse_integers(text: str, name: str = "") -> tuple[int, ...]:
+    """Parse comma-separated integers; `name` says in an error what they are.
+
+    >>> parse_integers("1,2,2")
+    (1, 2, 2)
+    """
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise SettingsError(
+            f"{name}{text!r} is not integers with commas between them, such as 512 or 4,256,256"
+        ) from error
+
+
 def parse_sides(text: str) -> int | tuple[int, ...]:
     """Parse one side, or comma-separated sides.
 
     >>> parse_sides("512"), parse_sides("32,256,256")
     (512, (32, 256, 256))
     """
-    try:
-        sides = tuple(map(int, text.split(",")))
-    except ValueError as error:
-        raise SettingsError(
-            f"tile {text!r} is not integers with commas between them, such as 512 or 4,256,256"
-        ) from error
+    sides = parse_integers(text, "tile ")
     return sides[0] if len(sides) == 1 else sides
 
 
@@ -223,17 +235,10 @@ def _plain(value: Any, name: str, *, texts: bool) -> Any:
 
 def _rule(scaling: Any) -> dict[str, Any]:
     """Return a rule for scaling, given as a mapping or as text, as plain values that JSON can hold."""
-    rule = parse_scaling(scaling)
-    if not isinstance(rule, Mapping):
+    rule = plain(parse_scaling(scaling))
+    if not isinstance(rule, dict):
         raise SettingsError(f"scaling {rule!r}: give a rule, such as {{'method': 'none'}}, or its text")
-    return {name: _python(value) for name, value in rule.items()}
-
-
-def _python(value: Any) -> Any:
-    """Convert NumPy's numbers and arrays, also in sequences, to Python's."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return [_python(each) for each in value] if isinstance(value, list | tuple) else value
+    return rule
 
 
 def _count(value: Any, name: str, least: int) -> int | None:

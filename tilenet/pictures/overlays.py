@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tilenet.arguments import known_options
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.export.drawn_regions import Drawn, covered, outlines, read_regions
+from tilenet.export.drawn_regions import Drawn, covered, first_three, outlines, read_regions
 from tilenet.export.listed_objects import Listed, Listing, read_listed
 from tilenet.export.placement import MaskPlacement, grid_in
 from tilenet.geometry import Box
@@ -201,7 +201,7 @@ def _names(drawn: Sequence[Drawn]) -> list[str]:
         LOG.warning(
             "%s: pictures lack some letters of its names, and have a ? for each, or, for a name of such letters alone, "
             "its place in the file: %s",
-            *(drawn[0].path, ", ".join([*others[:3], *(["..."] if others[3:] else [])])),
+            *(drawn[0].path, first_three(others)),
         )
     return names
 

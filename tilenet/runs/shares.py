@@ -8,6 +8,7 @@ restarted with the same command, on any machine.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from operator import index
@@ -47,6 +48,18 @@ def blocks_of_share(share: Share, n_blocks: int) -> range:
     """
     which, count = share
     return range((which - 1) * n_blocks // count, which * n_blocks // count)
+
+
+def parse_share(text: str) -> Share:
+    """Parse which share of how many.
+
+    >>> parse_share("2/8")
+    (2, 8)
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found:
+        raise SettingsError(f"{text!r} is not a share, such as 1/8 (to 8/8)")
+    return int(found[1]), int(found[2])
 
 
 def checked_share(share: Share) -> Share:

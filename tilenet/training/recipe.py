@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from math import inf
 from numbers import Real
 from operator import index
 from typing import Any, Literal
 
+from tilenet.arguments import plain
 from tilenet.card import parse_scaling
 from tilenet.errors import SettingsError
 
@@ -42,8 +44,8 @@ class Recipe:
         What the network learns from the labels: whether a pixel is in an object (any label but 0); how
         deep inside an object it lies (background, rim, body, centre), which separates neighbours and
         needs instance labels; or the labels themselves, as classes in ascending order.
-    class_weights : tuple of float
-        Weight w_c of each class; empty for 1 each, or ``("balanced",)`` for inverse frequencies.
+    class_weights : tuple of float, or str
+        Weight w_c of each class; empty for 1 each, or ``balanced`` for inverse frequencies.
     small : float
         Objects of fewer pixels than this count more, by the square root of the ratio (at most 2.5).
     w0, sigma : float
@@ -107,7 +109,7 @@ class Recipe:
     pool_size: tuple[int, ...] | None = None
     dropout: float = 0.0
     targets: Literal["mask", "depth", "classes"] = "mask"
-    class_weights: tuple[float | str, ...] = ()
+    class_weights: Sequence[float | str] = ()
     small: float = 0.0
     w0: float = 10.0
     sigma: float = 5.0
@@ -149,13 +151,17 @@ class Recipe:
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scaling", parse_scaling(self.scaling))
-        object.__setattr__(self, "class_weights", tuple(self.class_weights))
+        put = partial(object.__setattr__, self)  # the class is frozen
+        for option in fields(self):
+            value = plain(getattr(self, option.name))
+            put(option.name, tuple(value) if isinstance(value, list) else value)
+        put("scaling", parse_scaling(self.scaling))
+        if isinstance(self.class_weights, str):
+            put("class_weights", parse_weights(self.class_weights))
         for name in INTEGERS:
             value = getattr(self, name)
             try:
-                # NumPy's numbers, too, become plain ones, of which JSON is made.
-                object.__setattr__(self, name, None if value is None else index(value))
+                put(name, None if value is None else index(value))
             except TypeError as error:
                 raise SettingsError(f"{name} is a whole number, not {value!r}") from error
         self._check_numbers()
@@ -184,8 +190,8 @@ class Recipe:
                 raise SettingsError(f"{name} is {limits}, not {value}")
         if self.rate is not None and not (isinstance(self.rate, Real) and 0 < self.rate < inf):
             raise SettingsError(f"rate is above 0, not {self.rate}")
-        if self.pool_size is not None and min(self.pool_size, default=0) < 1:
-            raise SettingsError(f"pool_size is 1 or more along each axis, not {self.pool_size}")
+        if self.pool_size is not None and (not isinstance(self.pool_size, tuple) or min(self.pool_size, default=0) < 1):
+            raise SettingsError(f"pool_size is 1 or more along each axis, such as (1, 2, 2), not {self.pool_size}")
 
     def _check_weights(self) -> None:
         for name, numbers in (("class_weights", self.class_weights), ("shares", self.shares.values())):
@@ -210,3 +216,15 @@ class Recipe:
         """Return everything that decides the result, ready for JSON."""
         values = {name: value for name, value in asdict(self).items() if name not in FREE}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def parse_weights(text: str) -> tuple[float | str, ...]:
+    """Parse the weights of classes: comma-separated numbers, or ``balanced``.
+
+    >>> parse_weights("1,2.5"), parse_weights("balanced")
+    ((1.0, 2.5), ('balanced',))
+    """
+    try:
+        return BALANCED if text == BALANCED[0] else tuple(map(float, text.split(",")))
+    except ValueError as error:
+        raise SettingsError(f"class_weights {text!r} are neither numbers with commas between nor balanced") from error

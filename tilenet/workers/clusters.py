@@ -106,10 +106,12 @@ def existing_cluster(scheduler: str, *, tls: Tls | None = None) -> Iterator[Clie
         If `scheduler` is neither an address nor a scheduler file, if it needs TLS files and there are none, or if
         there are and it does not use them.
     """
+    import dask
+
     address = scheduler if "://" in scheduler else _address_in(scheduler)
     encrypted = address.startswith("tls://")
     with _quiet():
-        if encrypted and not (tls or _dask_setting("distributed.comm.tls.ca-file")):
+        if encrypted and not (tls or dask.config.get("distributed.comm.tls.ca-file", None)):
             raise SettingsError(f"{scheduler}: wants a certificate. Give --tls-ca-file, --tls-cert and --tls-key")
         if tls and not encrypted:
             raise SettingsError(f"{scheduler}: is not encrypted. Give tls://..., or none of the --tls- options")
@@ -125,13 +127,6 @@ def _address_in(path: str) -> str:
         if isinstance(address := json.loads(Path(path).read_text())["address"], str):
             return address
     raise SettingsError(f"{path}: is no scheduler file. Give the one of dask scheduler --scheduler-file")
-
-
-def _dask_setting(name: str) -> Any:
-    """Return a value of Dask's own configuration, which includes its files and environment variables."""
-    import dask
-
-    return dask.config.get(name, None)
 
 
 @contextmanager
