@@ -293,4 +293,7 @@ def test_a_network_of_constant_logits_is_no_other_one_than_itself(caplog):
     for weights in network.parameters():
         weights.zero_()
     assert accelerate(network) is not None and caplog.text == ""
+
+
+def test_a_difference_from_constant_logits_counts():
     assert engine._difference(torch.ones(2), torch.zeros(2)) == float("inf")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 from killing import Killed
-from store_helpers import INFO, LAYOUTS, make, part, run, tree, tree_hash, truth_of, write_all_blocks
+from store_helpers import INFO, LAYOUTS, make, part, replace_step, run, tree, tree_hash, truth_of, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputExists, OutputNotFound
 from tilenet.store import Store, can_resume, check_free, destination, open_mask, opening
@@ -308,18 +308,15 @@ def test_a_process_killed_while_it_asks_for_the_time_leaves_nothing_that_stays(o
     left = old.with_name(f".m.zarr.{'0' * 12}-1-123-abcdef01{destination.NEW}")  # of another machine
     left.mkdir()
     (old / ".tilenet" / "share-1-of-2.1").write_text("{}")
-    stat = Path.stat
 
-    def killed(path, *args, **kwargs):
-        if path.name.endswith((destination.NEW, ".part")) and path != left:
+    def killed(name, do, *args, **options):
+        do(*args, **options)
+        if name == "note":
             raise Killed
-        return stat(path, *args, **kwargs)
 
     for ask in (destination.sweep, destination.refuse_shares):
         with monkeypatch.context() as dying, pytest.raises(Killed):
-            dying.setattr(Path, "stat", killed)
-            dying.setattr(destination, "remove_tree", lambda path: None)
-            dying.setattr(destination, "remove_file", lambda path: None)
+            replace_step(killed, dying.setattr)
             ask(old)
     (note,) = [path for path in old.parent.iterdir() if path not in (old, left)]
     note.rename(abandoned(old))

@@ -1,7 +1,6 @@
 """Tables of a mask: what scikit-image measures of its labels, whatever the strips."""
 
 import json
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,12 +12,10 @@ from skimage.measure import label, regionprops
 from stub import Bright, Bright3D, shades
 
 import tilenet
-from tilenet.cli import export
 from tilenet.errors import BlocksFailed, OutputExists, OutputMismatch, SettingsError
 from tilenet.export import shapes
 from tilenet.export.areas import parse_area
 from tilenet.export.table import COLUMNS, read_table, write_table
-from tilenet.export.totals import Measured
 from tilenet.export.totals_table import write_counts
 
 RANDOM = np.random.default_rng(0)
@@ -130,34 +127,6 @@ def test_an_area_may_be_written_as_people_write_it(said):
 def test_what_is_no_area_is_refused(said):
     with pytest.raises(SettingsError, match="give pixels of the mask, such as 80px, or an area, such as 20um2"):
         parse_area(said)
-
-
-def test_a_count_of_one_is_no_plural_and_a_count_of_none_names_what_was_counted():
-    objects, volumes = export._kind(objects=True), export._kind(objects=True, volumes=True)
-    assert export._counts({"nucleus": 1}, kind=objects) == "1 nucleus object"
-    assert export._counts({"nucleus": 1}, kind=volumes) == "1 nucleus outline in planes"
-    assert export._counts({"rim": 1, "body": 2}, kind=export._kind(objects=False)) == "2 body regions, 1 rim region"
-    assert export._counts({"nucleus": 0}, kind=objects) == "no objects"
-    assert export._counts({"object": 26}, kind=objects) == "26 objects"
-    assert export._counts({"object": 1}, kind=objects) == "1 object"
-    assert export._counts({"object": 2}, kind=volumes) == "2 object outlines in planes"
-
-
-@pytest.mark.parametrize(
-    ("voxels", "said"), [(10**6, ", 26 objects per 1,000 um3"), (10**10, ", 2,600 objects per mm3")]
-)
-def test_densities_of_small_volumes_are_numbers_that_people_read(voxels, said):
-    found = Measured("m.csv", Counter(object=26), mask_px=voxels, objects=True, volumes=True, voxel_um3=0.001)
-    assert export._per(found, export._kind(objects=True)) == said
-
-
-@pytest.mark.parametrize(("count", "said", "value"), [(1, "0.401", 0.401), (30, "12", 12.02), (1000, "401", 400.67)])
-def test_low_densities_have_three_digits(count, said, value):
-    found = Measured("m.csv", Counter(cell=count), mask_px=2495800, objects=True, pixel_um2=1.0)
-    found.tissue_share, found.in_tissue = 0.5, Counter(cell=count)
-    of_tissue = export._number(2 * count / 2.4958)
-    assert export._per(found, " objects") == f", {said} cell objects per mm2 ({of_tissue} per mm2 of tissue, 1.248 mm2)"
-    assert export._density(found) == ("mm2", {"cell": value})
 
 
 def test_with_a_map_of_tissue_there_is_a_density_of_what_lies_in_it(tmp_path, tilenet_command):

@@ -173,7 +173,17 @@ def _density(found: Measured) -> tuple[str, dict[str, float]]:
 
 
 def _per(found: Measured, kind: str) -> str:
-    """Return the densities as text."""
+    """Return the densities as text.
+
+    >>> from collections import Counter
+    >>> from dataclasses import replace
+    >>> from tilenet.export.totals import Measured
+    >>> small = Measured("m.csv", Counter(object=26), mask_px=10**6, volumes=True, voxel_um3=0.001)
+    >>> _per(small, " objects"), _per(replace(small, mask_px=10**10), " objects")
+    (', 26 objects per 1,000 um3', ', 2,600 objects per mm3')
+    >>> _per(Measured("m.csv", Counter(cell=1), mask_px=2495800, pixel_um2=1.0), " objects")
+    ', 0.401 cell objects per mm2'
+    """
     (space, density), of_tissue = _density(found), _rounded(found.per_mm2_of_tissue)
     if not density:
         return ", no density as the pixel size is unknown"
@@ -200,6 +210,11 @@ def _number(value: float) -> str:
 
 
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return densities to two digits behind the point, those below 1 to three digits.
+
+    >>> _rounded({"cell": 400.6731, "gland": 0.400673})
+    {'cell': 400.67, 'gland': 0.401}
+    """
     return {name: round(value, 2) if value >= 1 else float(f"{value:.3g}") for name, value in numbers.items()}
 
 
@@ -233,7 +248,13 @@ def _kind(*, objects: bool, volumes: bool = False) -> str:
 
 
 def _counts(counts: Mapping[str, int], *, kind: str) -> str:
-    """Return the number of shapes of each class as text."""
+    """Return the number of shapes of each class as text.
+
+    >>> _counts({"rim": 1, "body": 2}, kind=_kind(objects=False)), _counts({"nucleus": 0}, kind=_kind(objects=True))
+    ('2 body regions, 1 rim region', 'no objects')
+    >>> _counts({"nucleus": 1}, kind=_kind(objects=True, volumes=True))
+    '1 nucleus outline in planes'
+    """
     counted = (f"{count} {_what(name, _of(count, kind))}" for name, count in sorted(counts.items()) if count)
     return ", ".join(counted) or f"no{kind}"
 
