@@ -9,7 +9,8 @@ from typing import Any
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.readers.coordinates import CoordinateTransform, resized
-from tilenet.readers.image import DerivedImage, Image, Level, Pixels
+from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.views import DerivedImage
 from tilenet.resolution import coarser_size, size_text
 
 # Axes that have a pixel size, in array order; a size of two numbers is for the last two.

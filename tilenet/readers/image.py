@@ -277,6 +277,8 @@ class Image(ABC):
 
     def with_channels(self, channels: Sequence[int]) -> Image:
         """Return a view of some channels, in the order given."""
+        from tilenet.readers.views import ChannelView  # which is an image, too
+
         return ChannelView(self, tuple(channels))
 
 
@@ -295,98 +297,6 @@ class SingleLevelImage(Image):
         """Return this image, which has one level only."""
         check_level(level, 1, name=self.name)
         return self
-
-
-class DerivedImage(Image):
-    """An image made from another one, with its files, identity, cache and place."""
-
-    def __init__(self, image: Image) -> None:
-        self._image = image
-        self.name, self.axes, self.dtype, self.level = image.name, image.axes, image.dtype, image.level
-        self.reader, self.stated_axes, self.drops_alpha = image.reader, image.stated_axes, image.drops_alpha
-        self.channel_names, self.n_missing = image.channel_names, image.n_missing
-        self.given_pixel_size = image.given_pixel_size
-
-    @property
-    def source(self) -> Any:
-        """What the underlying image was opened from."""
-        return self._image.source
-
-    @property
-    def stated_pixel_size(self) -> tuple[float | None, ...]:
-        """The pixel size that the file of the underlying image states."""
-        return self._image.stated_pixel_size
-
-    @property
-    def n_channels(self) -> int:
-        """Number of channels of the underlying image, which a view of a grey one may repeat."""
-        return self._image.n_channels
-
-    @property
-    def shift(self) -> tuple[float, ...]:
-        """The shift of the underlying image."""
-        return self._image.shift
-
-    @property
-    def frame(self) -> CoordinateTransform | None:
-        """The frame of the underlying image."""
-        return self._image.frame
-
-    @property
-    def kept_bytes(self) -> int:
-        """The cached bytes of the underlying image, which may read all of its channels."""
-        return self._image.kept_bytes
-
-    def identity(self) -> dict[str, Any]:
-        """Return the identity of the underlying image."""
-        return self._image.identity()
-
-    def close(self) -> None:
-        """Close the files of the underlying image."""
-        self._image.close()
-
-
-class ChannelView(DerivedImage):
-    """Some channels of an image, in the order given."""
-
-    def __init__(self, image: Image, channels: tuple[int, ...]) -> None:
-        wrong = [c for c in channels if not 0 <= c < image.n_channels]
-        if wrong or not channels:
-            raise ImageError(
-                f"{image.name}: has channels 0 to {image.n_channels - 1}, not {', '.join(map(str, wrong)) or 'none'}. "
-                f"Choose others (--channels)"
-            )
-        super().__init__(image)
-        self._channels, self.working_bytes = channels, image.working_bytes
-        self.channel_names = tuple(image.channel_names[c] for c in channels)
-        self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
-        chosen = sorted(set(channels))
-        first = [c for c in chosen if c - 1 not in chosen]
-        last = [c for c in chosen if c + 1 not in chosen]
-        self._runs = [(a, b + 1) for a, b in zip(first, last, strict=True)]
-        self._places = [chosen.index(c) for c in channels]
-
-    @property
-    def n_channels(self) -> int:
-        """Number of chosen channels; one may be repeated, for instance to pass a grey image to an RGB network."""
-        return len(self._channels)
-
-    def _reshaped(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(len(self._channels) if a == "c" else n for n, a in zip(shape, self.axes, strict=True))
-
-    def at_level(self, level: int) -> Image:
-        """Return the same channels at another resolution."""
-        return ChannelView(self._image.at_level(level), self._channels)
-
-    def read_inside(self, box: Box) -> Pixels:
-        """Return the chosen channels of a box inside the image."""
-        if self.channels_last:
-            pixels = self._image.read_inside(box)
-            return np.moveaxis(np.take(np.moveaxis(pixels, 0, -1), self._channels, axis=-1), -1, 0)
-        if not self._image.separates_channels:
-            return self._image.read_inside(box)[list(self._channels)]
-        parts = [self._image.read_channels(box, run) for run in self._runs]
-        return (parts[0] if len(parts) == 1 else np.concatenate(parts))[self._places]
 
 
 def closing(image: Image, source: Any) -> AbstractContextManager[Image]:

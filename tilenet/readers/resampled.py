@@ -27,7 +27,8 @@ from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.readers.coordinates import CoordinateTransform, scaled
 from tilenet.readers.guards import check_level
-from tilenet.readers.image import DerivedImage, Image, Level, Pixels
+from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.views import DerivedImage
 from tilenet.resolution import AS_STORED, PixelSize, Resolution
 
 # Most pixels (of all channels, stored or resampled) to process at once, and the temporary memory for each.
