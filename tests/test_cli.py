@@ -332,7 +332,7 @@ def test_a_full_stdout_is_a_fault_of_the_machine_and_a_full_or_closed_stderr_is_
         assert done.returncode == 4
         assert done.stderr.startswith("tilenet: error: stdout: cannot be written (No space left on device). ")
         assert done.stderr.count("\n") == 1
-        assert run("info", "nothing", stdout=subprocess.PIPE, stderr=full).returncode == 2
+        assert run("info", stdout=subprocess.PIPE, stderr=full).returncode == 2
     segment = ("segment", work / "slide.tif", "-m", work / "small.safetensors", "-o", work / "closed.zarr")
     closed = ("sh", "-c", 'exec "$@" 2>&-', "sh")
     assert run(*segment, start=closed, stdout=subprocess.PIPE).returncode == 0
