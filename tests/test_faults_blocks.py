@@ -15,14 +15,15 @@ import pytest
 import tifffile
 import torch
 from contents import lines_of
-from faults import BLOCKS, STUB, entries, is_complete, random_numbers, stray, tree_hash, write_image
+from faults import BLOCKS, STUB, Stub, entries, is_complete, random_numbers, stray, tree_hash, write_image
+from killing import kill
 
 import tilenet
 from tilenet import api
 from tilenet.batches import image_runs
 from tilenet.card import ModelCard
 from tilenet.cli.main import main
-from tilenet.errors import DeviceLost, EnvironmentFault, OutputMismatch
+from tilenet.errors import DeviceLost, EnvironmentFault, OutputMismatch, TilenetError
 from tilenet.jobs.mismatch import refuse_contradiction
 from tilenet.store import Store
 from tilenet.unet import UNet
@@ -323,20 +324,20 @@ def test_a_mask_without_its_root_is_no_mask_and_nothing_in_it_is_touched(command
     assert tree_hash(out) == before
 
 
-def test_a_mask_whose_record_was_changed_by_hand_is_refused(commands, image, tmp_path):
-    out = tmp_path / "m.zarr"
-    commands.run("segment", image, "-o", out, *STUB, stub={"fault": "error", "at": [3]})
+def test_a_mask_whose_record_was_changed_by_hand_is_refused(tmp_path, monkeypatch):
+    image, out, model = write_image(tmp_path / "slide.tif", sides=(600, 600)), tmp_path / "m.zarr", Stub(sleep=0)
+    kill(monkeypatch, Store, "build_pyramid", tilenet.segment, image, out, model=model, tile=256)
     for name in ("record", "image", "model", "card", "scaling"):
         document = json.loads((out / "zarr.json").read_bytes())
         for value in (None, 7, "x"):
             document["attributes"]["tilenet"][name] = value
             changed = out.with_name(f"{name}-{value}.zarr")
-            changed.mkdir()
-            (changed / ".tilenet").mkdir()
+            (changed / ".tilenet").mkdir(parents=True)
             (changed / "zarr.json").write_text(json.dumps(document))
-            code, said = commands.run("segment", image, "-o", changed, "--resume", *STUB, stub={})
-            assert (code, said.count("\n")) == (2, 1), said
-            assert str(changed) in said
+            with pytest.raises(TilenetError, match=f"^{changed}: its {name} was changed or removed") as refused:
+                tilenet.segment(image, changed, model=model, resume=True)
+            assert refused.value.exit_code == 2
+    assert tilenet.segment(image, out, model=model, resume=True).shape == (600, 600)
 
 
 @pytest.mark.parametrize(
