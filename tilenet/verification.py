@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from tilenet import machine
 from tilenet.address import check_local, file_of, is_address
 from tilenet.arguments import known_options
-from tilenet.errors import ANEW, REPAIR, OutputMismatch, SettingsError, VerifyFailed
+from tilenet.errors import ANEW, REPAIR, SettingsError, VerifyFailed
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box, cell_box
 from tilenet.jobs.compute import Progress
 from tilenet.jobs.job import Job
-from tilenet.jobs.mismatch import contradiction
+from tilenet.jobs.mismatch import Difference
 from tilenet.jobs.request import Request
 from tilenet.masks.provenance import check_image, how_to_name_image
 from tilenet.masks.tiff_mask import is_tiff, open_mask, open_tiff_mask
@@ -173,13 +173,14 @@ def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None
     found.not_recomputed = _obstacle(mask, source, model)
     if image is not None or not found.not_recomputed:
         check_image(source, mask)
-    request = Request(source, mask.info["model"]["source"] if model is None else model, footprint=footprint)
+    network = mask.info["model"]["source"] if model is None else model
+    request = Request(source, network, footprint=footprint, explain=_made_with)
     if not found.not_recomputed:
-        return request.job_like(mask.info, mask.path, refuse=_refuse_another)
+        return request.job_like(mask.info, mask.path)
     if model is not None and source is not None:
-        request.job_like_complete(mask.info, mask.path, refuse=_refuse_another).close()
+        request.job_like_complete(mask.info, mask.path).close()
     elif model is not None:
-        request.refuse_another_model(mask.info, mask.path, _refuse_another)
+        request.refuse_another_model(mask.info, mask.path)
     return None
 
 
@@ -279,14 +280,13 @@ def border_windows(plan: Plan, count: int, rng: np.random.Generator, parts: Sequ
         yield Box(tuple(start), tuple(stop))
 
 
-def _refuse_another(found: Mapping[str, Any], request: Mapping[str, Any], name: str | Path) -> None:
-    """Raise `OutputMismatch` if windows would be recomputed in another way than the mask says it was made."""
-    if differs := contradiction(found, request):
-        part, field, old, new = differs
-        way = {"record": "Verify it with the tilenet and on the machine that made it"}.get(
-            part, f"Give the {part} that it was made with"
-        )
-        raise OutputMismatch(f"{name}: was made with {part} {field} = {old}, and here it is {new}. {way}")
+def _made_with(differs: Difference) -> str:
+    """Return why windows would be recomputed in another way than the mask says it was made, and what to do."""
+    part, field, old, new = differs
+    way = f"Give the {part} that it was made with"
+    if part == "record":
+        way = "Verify it with the tilenet and on the machine that made it"
+    return f"was made with {part} {field} = {old}, and here it is {new}. {way}"
 
 
 def _compare(mask: AnyMask, job: Job, predictor: Predictor, box: Box, found: Verification) -> None:

@@ -6,12 +6,13 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tilenet
-from tilenet.errors import ANEW, OutputError, OutputMismatch
+from tilenet.errors import ANEW, OutputError
 from tilenet.probe.claims import difference
 from tilenet.store import Store
+from tilenet.store.metadata import lacking_parts
 
 # Fields that may differ between two runs on one output without changing its bytes: locations, and text for people.
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
@@ -27,14 +28,22 @@ LONGEST_QUOTE = 60
 
 
 def check_info(info: Mapping[str, Any], name: str | Path) -> None:
-    """Raise `OutputError` if an output no longer says how it was made; every run writes all of these parts."""
-    for part in ("record", "image", "model", "card", "scaling"):
-        if not isinstance(info.get(part), dict):
-            raise OutputError(f"{name}: its {part} was changed or removed. To replace it, {ANEW}")
+    """Raise `OutputError` if an output no longer says how it was made."""
+    if lacking := lacking_parts(info):
+        raise OutputError(f"{name}: its {lacking[0]} was changed or removed. To replace it, {ANEW}")
 
 
-def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
-    """Return the first difference that could change the bytes: part, field, and both values as text; None if none.
+class Difference(NamedTuple):
+    """A difference between two runs that could change the bytes: its part and field, and both values as text."""
+
+    part: str
+    field: str
+    old: str
+    new: str
+
+
+def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Difference | None:
+    """Return the first difference that could change the bytes; None if there is none.
 
     Another model differs in the record too, in settings that nobody gave: the record is compared last.
 
@@ -51,19 +60,18 @@ def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[
                 continue
             if (part, field_) == ANSWER:
                 if off := difference(old, new):
-                    return part, field_, "another", f"off by {off:.2g} of its range"
+                    return Difference(part, field_, "another", f"off by {off:.2g} of its range")
             elif old != new:
-                return part, field_, _said(old), _said(new)
+                return Difference(part, field_, _said(old), _said(new))
     return None
 
 
-def refuse_contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str | Path) -> None:
-    """Raise `OutputMismatch` if the run to be resumed, whose output is `name`, was started with other settings."""
-    if differs := contradiction(found, wanted):
-        part, field_, old, new = differs
-        what = field_ if part == "record" else f"{part} {field_}"
-        how = "Leave the option out" if part == "record" else f"Give the {part} that the run was started with"
-        raise OutputMismatch(f"{name}: was begun with {what} = {old}, and now it is {new}. {how}, or {ANEW}")
+def begun_with(differs: Difference) -> str:
+    """Return why a run cannot be resumed, and what to do."""
+    part, field_, old, new = differs
+    what = field_ if part == "record" else f"{part} {field_}"
+    how = "Leave the option out" if part == "record" else f"Give the {part} that the run was started with"
+    return f"was begun with {what} = {old}, and now it is {new}. {how}, or {ANEW}"
 
 
 def remark_other_version(store: Store) -> None:

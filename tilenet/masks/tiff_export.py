@@ -66,7 +66,6 @@ def write_tiff(mask: str | PathLike[str], out: str | PathLike[str], *, overwrite
     with put_whole(out) as path:
         _write(path, opened)
         _compare(path, opened)
-        opened.refuse_damage()  # another run might have replaced it meanwhile
     return open_tiff_mask(out)
 
 

@@ -39,7 +39,7 @@ def was_begun(out: Path, target: LabelTarget | None) -> bool:
     if in_making(out, target):
         return True
     # zarr.json may have been edited by hand, so the type is checked.
-    record = read_root(out)[1].get("record") if is_ours(out) else None
+    record = read_root(out).info.get("record") if is_ours(out) else None
     return isinstance(record, dict) and record.get("output") == "objects"
 
 
@@ -97,15 +97,16 @@ def mask_to_continue(
 
 def _resumed(out: Path, request: Request, making: Path) -> Store | None:
     """Open the mask to continue; return None if the mask at `out` is an old one that a run is about to replace."""
-    computed = False
+    network_done = False
     if is_ours(making / DEPTHS):
-        info, (_, depths, computed) = read_root(out.absolute())[1], read_root(making / DEPTHS)
+        info, depths = read_root(out.absolute()).info, read_root(making / DEPTHS)
         check_info(info, out)
         # Only what decides the bytes: a repair may be made by another version, or after the image was moved.
-        if is_complete(out) or contradiction(depths, info):
+        if is_complete(out) or contradiction(depths.info, info):
             return None
+        network_done = depths.complete
     store = Store.resume(out)
-    request.job_for(store, computed=computed).close()
+    request.job_for(store, network_done=network_done).close()
     return store
 
 

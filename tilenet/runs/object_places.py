@@ -55,7 +55,7 @@ def places_layout(depths: Layout, ndim: int, memory: int) -> Layout:
 
 def are_of(depths: Mask, path: Path) -> bool:
     """Return whether there is a store of places at a path, and they were found in these depths."""
-    return can_resume(path) and read_root(path)[1] == _info(depths)
+    return can_resume(path) and read_root(path).info == _info(depths)
 
 
 def _info(depths: Mask) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _end_as_one(out: Path, request: Request, progress: Progress | None) -> Repor
 def _fill_steps(out: Path, request: Request, share: Share, progress: Progress | None) -> Report:
     making = making_of(out, request.target)
     report = _fill_depths(out, request, share, progress)
-    if read_root(making / DEPTHS)[2]:
+    if read_root(making / DEPTHS).complete:
         started = perf_counter()
         _fill_places(making, request.options.memory or DEFAULT_MEMORY, share, progress)
         with suppress(OutputIncomplete, OutputLocked):  # then another share is not run yet, or does this
@@ -94,7 +94,7 @@ def _fill_depths(out: Path, request: Request, share: Share, progress: Progress |
     """Do a share of the first step, and finish that if it was the last one."""
     making = making_of(out, request.target)
     depths = making / DEPTHS
-    if is_ours(depths) and read_root(depths)[2]:
+    if is_ours(depths) and read_root(depths).complete:
         request.job_for(Store.inspect(depths)).close()  # not read whole, as by `join_shares`: every share would do so
         return Report()
     if not can_resume(depths):

@@ -79,7 +79,7 @@ def label_name(target: LabelTarget, model: Any) -> str:
 
 def _source_in(store: Path) -> Any:
     """Return where the model of a store came from; None if the store does not say so any more."""
-    model = read_root(store)[1].get("model")
+    model = read_root(store).info.get("model")
     return model.get("source") if isinstance(model, dict) else None
 
 

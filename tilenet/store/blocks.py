@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,6 @@ from tilenet.store.journal_parser import NO_FILE, UNKNOWN
 from tilenet.store.layout import PROBABILITIES, Layout
 from tilenet.store.metadata import OWN, fixed_documents
 from tilenet.store.pyramid import CoarserBlock, sources
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The content of one file of a block: the pixels of an `array` within `box`."""
-
-    array: str
-    box: Box
-    values: NDArray[Any]
 
 
 class Blocks:
@@ -93,10 +83,6 @@ class Blocks:
         wrong: NDArray[np.bool_] = unknown | (known != found).any(axis=1)
         return wrong
 
-    def write(self, level: int, index: int, shards: Sequence[Shard | None]) -> bytes:
-        """Write all files of a block (None: background, no file), then its journal line; return that line."""
-        return self.put_all(level, index, (None if shard is None else self._encoded(shard) for shard in shards))
-
     def put_all(self, level: int, index: int, shards: Iterable[bytes | None]) -> bytes:
         """Write a block from encoded shards (None: background), then its journal line; return that line."""
         with faults_named(self.path):
@@ -113,8 +99,19 @@ class Blocks:
                 self.journal.record(level, index, files)
         return line
 
-    def _encoded(self, shard: Shard) -> bytes | None:
-        return codec.encode(self.documents[self.layout.document(shard.array)], shard.box, shard.values)
+    def shards(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> Iterator[bytes | None]:
+        """Check the arrays ``mask`` and ``probabilities`` of a block of level 0; encode its shards one by one."""
+        layout = self.layout
+        if not 0 <= index < layout.n_blocks(0):
+            raise IndexError(f"the mask has {layout.n_blocks(0)} blocks, no block {index}")
+        box = layout.box(0, index)
+        parts = [("0", box, _checked(arrays["mask"], box.shape, layout.mask_dtype))]
+        if layout.classes:
+            shape = (layout.classes, *box.shape)
+            for k, values in enumerate(_checked(arrays["probabilities"], shape, layout.probability_dtype)):
+                place = Box(layout.with_class(box.start, k), layout.with_class(box.stop, k + 1))
+                parts.append((PROBABILITIES, place, np.expand_dims(values, layout.class_axis)))
+        return (codec.encode(self.documents[layout.document(array)], place, values) for array, place, values in parts)
 
     def _put_or_remove(self, name: str, data: bytes | None) -> Written | None:
         if data is not None:
@@ -150,19 +147,6 @@ class Blocks:
             f"{self.path}: {len(damage)} files differ from what was written ({damage[0]}). The disk may be failing. "
             "To rewrite them, run again with --resume"
         )
-
-
-def shards_of(layout: Layout, index: int, arrays: Mapping[str, NDArray[Any]]) -> Iterator[Shard]:
-    """Yield the shards of a block of level 0, in the order of its files, from arrays ``mask`` and ``probabilities``."""
-    if not 0 <= index < layout.n_blocks(0):
-        raise IndexError(f"the mask has {layout.n_blocks(0)} blocks, no block {index}")
-    box = layout.box(0, index)
-    yield Shard("0", box, _checked(arrays["mask"], box.shape, layout.mask_dtype))
-    if layout.classes:
-        shape = (layout.classes, *box.shape)
-        for k, values in enumerate(_checked(arrays["probabilities"], shape, layout.probability_dtype)):
-            place = Box(layout.with_class(box.start, k), layout.with_class(box.stop, k + 1))
-            yield Shard(PROBABILITIES, place, np.expand_dims(values, layout.class_axis))
 
 
 def _checked(values: NDArray[Any], shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

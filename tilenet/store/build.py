@@ -50,7 +50,7 @@ def _move_aside(path: Path, aside: Path) -> None:
     """Move the old store into the new one, holding the old store's own lease to keep other runs off it."""
     lease = Lease.take(path / OWN, path)
     try:
-        withdraw(path, read_root(path)[0])
+        withdraw(path, read_root(path).layout)
         step("rename", os.rename, path, aside)
     except BaseException:  # also an interrupt, which must not leave the old store locked and unlisted
         lease.release()
@@ -64,9 +64,9 @@ def _list_again(path: Path) -> None:
     Errors are suppressed, because the one that prevented the replacement matters more.
     """
     with suppress(OSError, TilenetError):
-        layout, _, complete = read_root(path)
-        if complete:
-            enlist(path, layout)
+        root = read_root(path)
+        if root.complete:
+            enlist(path, root.layout)
 
 
 def _move_in(new: Path, path: Path, share: Share | None) -> None:

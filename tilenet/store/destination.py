@@ -94,7 +94,7 @@ def _refuse_to_replace(path: Path, overwrite: bool) -> None:
     protected = (Path.home().resolve(), Path(path.anchor))
     if not ours or path.resolve() in protected or os.path.ismount(path):
         raise OutputExists(f"{path}: exists, and is not a mask that tilenet wrote. Nothing is overwritten there")
-    if foreign := foreign_entries(path, read_root(path)[0]):
+    if foreign := foreign_entries(path, read_root(path).layout):
         raise OutputExists(f"{path}: holds {foreign[0]}, which tilenet did not write. Move it away first")
 
 
@@ -119,7 +119,7 @@ def is_complete(path: str | Path) -> bool:
     """Return whether there is a complete store with nothing left to tidy up, without reading its shards."""
     path = Path(path).absolute()
     with faults_named(path, what=ACCESSED):
-        return path.exists() and read_root(path)[2] and not left_behind(path / OWN)
+        return path.exists() and read_root(path).complete and not left_behind(path / OWN)
 
 
 def refuse_shares(path: str | Path) -> None:

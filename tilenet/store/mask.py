@@ -17,7 +17,7 @@ from tilenet.store.destination import is_ours
 from tilenet.store.file_system import ACCESSED, faults_named
 from tilenet.store.guarded_files import GuardedFiles, Replaced, Stamp, stamp_of
 from tilenet.store.layout import PROBABILITIES, Layout
-from tilenet.store.metadata import placement, read_root
+from tilenet.store.metadata import lacking_parts, placement, read_root
 from tilenet.store.tissue_map import TissueMap
 
 if TYPE_CHECKING:
@@ -112,8 +112,7 @@ class AnyMask:
 
     def _refuse_changed_info(self) -> None:
         """Raise `BlocksFailed` if `info` lacks what every mask says of how it was made."""
-        parts = ("image", "model", "card", "record", "scaling")
-        lacking = [part for part in parts if not isinstance(self.info.get(part), dict)]
+        lacking = lacking_parts(self.info)
         if not lacking and not isinstance(self.info["card"].get("labels"), dict):
             lacking = ["labels"]
         if lacking:

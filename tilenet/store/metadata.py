@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -102,8 +102,16 @@ def not_ours(path: Path) -> OutputError:
     )
 
 
-def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
-    """Return layout, info and completeness of a store.
+class Root(NamedTuple):
+    """What the root document of a store says: its layout, how it was made, and whether it is complete."""
+
+    layout: Layout
+    info: dict[str, Any]
+    complete: bool
+
+
+def read_root(path: Path) -> Root:
+    """Return what the root document of a store says.
 
     Raises
     ------
@@ -128,11 +136,16 @@ def read_root(path: Path) -> tuple[Layout, dict[str, Any], bool]:
                 )
             if not all(type(n) is int and 0 < n < 2**63 for n in (*found.shape, *found.block)):
                 raise not_ours(path)
-            return found, own, complete is True
+            return Root(found, own, complete is True)
         except OutputError:
             raise
         except (*MISSING, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise not_ours(path) from error
+
+
+def lacking_parts(info: Mapping[str, Any]) -> list[str]:
+    """Return which parts of what every mask says of how it was made were changed or removed."""
+    return [part for part in ("record", "image", "model", "card", "scaling") if not isinstance(info.get(part), dict)]
 
 
 def not_there(path: Path) -> OutputNotFound:

@@ -92,7 +92,7 @@ class OpenedStore:
         with faults_named(path):
             recover(path)
             damage, stamp = None, stamp_of(path)
-            if read_root(path)[2] and not left_behind(path / OWN):
+            if read_root(path).complete and not left_behind(path / OWN):
                 store = cls.inspect(path)
                 damage = store._harm()
                 if not damage and is_listed(path, store.layout):
@@ -136,7 +136,7 @@ class OpenedStore:
         path = Path(path).absolute()
         with faults_named(path):
             recover(path)
-            if read_root(path)[2]:
+            if read_root(path).complete:
                 return cls.inspect(path)
             store = cls._leased(path, Lease.take(path / OWN, path, share))
             if store.complete:  # completed by another process just now

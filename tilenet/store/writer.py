@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputIncomplete
 from tilenet.store import flight_notes
-from tilenet.store.blocks import Shard, shards_of
 from tilenet.store.file_system import ACCESSED, faults_named
 from tilenet.store.label_list import enlist
 from tilenet.store.metadata import OWN
@@ -60,16 +59,16 @@ class Store(OpenedStore):
             If the disk is full or fails; if another run has taken over.
         """
         self._held()
-        return self._write(index, list(shards_of(self.layout, index, arrays)))
+        return self._write(index, self._blocks.shards(index, arrays))
 
     def write_background(self, index: int) -> bytes:
         """Write one block as background in every array: a line in the journal, but no file; see `write`."""
         self._held()
         return self._write(index, [None] * self.layout.n_files(0))
 
-    def _write(self, index: int, shards: Sequence[Shard | None]) -> bytes:
+    def _write(self, index: int, shards: Iterable[bytes | None]) -> bytes:
         try:
-            return self._blocks.write(0, index, shards)
+            return self._blocks.put_all(0, index, shards)
         except EnvironmentFault:
             with suppress(OSError):  # the folder itself is gone: raise the first error
                 self._check_allowed()  # a run that took over removes the files that this one was writing
