@@ -57,7 +57,7 @@ COMMANDS = {
         "segment slide.tif -m m.safetensors --out c.zarr --tile 16 --shard 1/2",
         "segment slide.tif -m m.safetensors --out d.zarr --tile 16 --objects --shard 1/2",
     ],
-    "plan": ["plan slide.tif -m m.safetensors --tissue=auto"],
+    "plan": ["plan slide.tif -m m.safetensors --tissue=auto", "plan slide.tif rgba.tif -m m.safetensors"],
     "info": [
         *("info slide.tif", "info rgba.tif", "info stack.ome.tif --axes zyx", "info sparse.tif"),
         "info slide.tif --pixel-size 2",

@@ -2,17 +2,21 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from blobs import blobs
 from linked_stacks import moving
+from oracles import random_network
 from store_helpers import replace_step
 from stub import Bright, Bright3D
 from test_numbering import Deep
 
+import tilenet
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.runs.numbering import store_objects
@@ -87,6 +91,37 @@ def test_a_run_takes_the_room_that_is_planned_if_nothing_can_be_compressed(run, 
     assert 0 < max(size for size, _ in seen) - room["working_bytes"] < 2 * SMALL
     assert files == room["files"]
     assert 0 <= room["working_files"] - max(files for _, files in seen) <= 3 * (TEMPORARY_FILES + 1)
+
+
+@pytest.mark.parametrize("objects", [(), ("--objects",)])
+def test_the_plan_of_a_batch_is_that_of_its_images_and_names_those_that_would_fail(tmp_path, tilenet_command, objects):
+    tilenet.save_model(random_network(depth=2, wf=1), tmp_path / "m.safetensors")
+    for name, side in (("a", 100), ("b", 300)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros((side, 200), np.uint8))
+    cut = tmp_path / "cut.tif"
+    cut.write_bytes((tmp_path / "b.tif").read_bytes()[:100])
+    (tmp_path / "list.csv").write_text("image,name,tile\nb.tif,c,32\n")
+    model = ("-m", tmp_path / "m.safetensors", *objects)
+    a, b, c = (
+        json.loads(tilenet_command("plan", tmp_path / name, *model, *more, "--json")[1])
+        for name, more in (("a.tif", ()), ("b.tif", ()), ("b.tif", ("--tile", 32)))
+    )
+    code, out, err = tilenet_command("plan", tmp_path / "[ab].tif", cut, tmp_path / "list.csv", *model, "--json")
+    assert (code, json.loads(out)["failed"]) == (2, 1) and f"1 of 4 images would fail, the first one {cut}: " in err
+    found = {Path(of["image"]).name + str(i): of for i, of in enumerate(json.loads(out)["images"])}
+    for one, name in ((a, "a.tif0"), (b, "b.tif1"), (c, "b.tif3")):
+        same = found[name].keys() & one.keys()
+        assert len(same) == 8 and {key: one[key] for key in same} == {key: found[name][key] for key in same}
+    assert found["cut.tif2"].keys() == {"image", "error"}
+    for key in ("blocks", "disk_bytes", "files"):
+        assert json.loads(out)[key] == a[key] + b[key] + c[key]
+    for key in ("host_bytes", "working_bytes", "working_files"):
+        assert json.loads(out)[key] == max(a[key], b[key], c[key])
+    code, out, err = tilenet_command("plan", tmp_path / "[ab].tif", cut, *model)
+    lines = out.splitlines()
+    assert code == 2 and re.fullmatch(rf"{tmp_path}/a\.tif  100 x 200 px, 0\.\d MB, {a['files']} files", lines[0])
+    assert lines[2].startswith(f"{cut}  fails: is ") and lines[3] == "2 images: 80000 px, 2 blocks"
+    assert bool(objects) == ("while the largest runs" in lines[-1])
 
 
 def test_a_real_slide_takes_no_more_than_the_command_tells(seen, shared_data, tmp_path, tilenet_command):

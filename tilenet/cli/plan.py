@@ -2,44 +2,106 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tilenet.address import shown
 from tilenet.cli.options import JSON, image_options, objects_options
-from tilenet.cli.output import gigabytes, show, sides
+from tilenet.cli.output import gigabytes, say, show, sides
+from tilenet.errors import SettingsError, TilenetError
 from tilenet.geometry import Box
 
 if TYPE_CHECKING:
+    from tilenet.batches.image_list import BatchItem
     from tilenet.jobs.job import Job
     from tilenet.readers.image import Image
 
 # More files than this in one mask burden file systems, and the one process that checks them all at the end.
 MANY_FILES = 10**6
+# What several images take together, and what the one that needs most of it takes.
+SUMS = ("pixels", "blocks", "disk_bytes", "files")
+LARGEST = ("host_bytes", "device_bytes", "working_bytes", "working_files")
 
 
 @click.command()
-@click.argument("image")
+@click.argument("images", nargs=-1, required=True)
 @image_options
 @objects_options
 @JSON
-def plan(image: str, objects: bool, as_json: bool, **options: Any) -> None:
-    """Show tiles, memory and disk space of a run on IMAGE; reads no pixels, except a coarse level for --tissue."""
-    from tilenet.jobs.options import Options, refuse_with_objects
+def plan(images: tuple[str, ...], objects: bool, as_json: bool, **options: Any) -> None:
+    """Show tiles, memory and disk space of a run on IMAGES; reads no pixels, except a coarse level for --tissue.
+
+    IMAGES are an image or, as for batch, several, patterns in quotes, and lists: these get a line each, and their sum.
+    """
+    from tilenet.batches.image_list import read_image_list
+    from tilenet.jobs.options import Options
+
+    items = read_image_list(images, model=options.pop("model"), options=Options(**options))
+    if [item.image for item in items] == [*images[:1]]:
+        with _job_of(items[0], objects) as job:
+            result, rows = _planned(images[0], job, _needs_of(job, items[0]))
+        show(result, "\n".join(rows), as_json=as_json)
+        return
+    each = [_one_of_many(item, objects, as_json) for item in items]
+    planned = [result for result in each if "error" not in result]
+    result = {"images": each, "failed": len(each) - len(planned)}
+    result |= {name: sum(of[name] for of in planned) for name in SUMS}
+    result |= {name: max([of[name] for of in planned], default=0) for name in LARGEST}
+    show(result, "\n".join(_sum_rows(result, objects=objects)), as_json=as_json)
+    if failed := [of for of in each if "error" in of]:
+        raise SettingsError(f"{len(failed)} of {len(each)} images would fail, the first one {failed[0]['error']}")
+
+
+def _job_of(item: BatchItem, objects: bool) -> Job:
+    from tilenet.jobs.options import refuse_with_objects
     from tilenet.jobs.setup import make_job
+
+    options = item.options
+    if objects:
+        refuse_with_objects(options.output)
+        options = replace(options, output="objects")
+    return make_job(item.image, item.model, options)
+
+
+def _needs_of(job: Job, item: BatchItem) -> dict[str, int]:
+    """Return the memory and the room on disk that a run takes."""
     from tilenet.runs.room import room_of
 
-    if objects:
-        refuse_with_objects(options["output"])
-        options["output"] = "objects"
-    with make_job(image, options.pop("model"), Options(**options)) as job:
-        result, rows = _planned(image, job, room_of(job, options["memory"]))
-    show(result, "\n".join(rows), as_json=as_json)
+    return job.needs() | room_of(job, item.options.memory)
 
 
-def _planned(image: str, job: Job, room: dict[str, int]) -> tuple[dict[str, Any], list[str]]:
+def _one_of_many(item: BatchItem, objects: bool, as_json: bool) -> dict[str, Any]:
+    """Return what a run on one of several images takes, or why it would fail; tell it in a line."""
+    result: dict[str, Any] = {"image": shown(item.image)}
+    try:
+        with _job_of(item, objects) as job:
+            result |= {"shape": job.plan.shape, "pixels": prod(job.plan.shape), "blocks": len(job.plan)}
+            result |= _needs_of(job, item)
+        line = f"{sides(result['shape'])} px, {gigabytes(result['disk_bytes'])}, {result['files']} files"
+    except TilenetError as error:
+        result["error"] = str(error)
+        line = f"fails: {str(error).removeprefix(result['image'] + ': ')}"
+    if not as_json:
+        say(f"{result['image']}  {line}")
+    return result
+
+
+def _sum_rows(result: dict[str, Any], *, objects: bool) -> list[str]:
+    """Return what several images take together, line by line."""
+    planned = len(result["images"]) - result["failed"]
+    return [
+        f"{planned} images: {result['pixels']} px, {result['blocks']} blocks",
+        f"memory      {gigabytes(result['host_bytes'])} host, for the largest",
+        *_room_rows(result, "the largest", objects=objects),
+    ]
+
+
+def _planned(image: str, job: Job, needs: dict[str, int]) -> tuple[dict[str, Any], list[str]]:
     """Return how an image would be cut, and the resources it takes, as a dict and as lines of text."""
-    p, needs = job.plan, job.needs()
+    p = job.plan
     result = {
         "shape": p.shape,
         "resolution": job.resolution.to_json() | {"why": job.resolution.text},
@@ -52,7 +114,6 @@ def _planned(image: str, job: Job, room: dict[str, int]) -> tuple[dict[str, Any]
         "largest_read": p.largest_read,
         "redundancy": round(p.redundancy, 3),
         **needs,
-        **room,
     }
     device = f", {gigabytes(needs['device_bytes'])} device" if needs["device_bytes"] else ""
     roi = job.record["roi"]
@@ -66,23 +127,23 @@ def _planned(image: str, job: Job, room: dict[str, int]) -> tuple[dict[str, Any]
         f"blocks      {len(p)} of {sides(p.block)} px",
         f"redundancy  {p.redundancy:.2f} px read per px written",
         f"memory      {gigabytes(needs['host_bytes'])} host{device}",
-        *_room_rows(room),
+        *_room_rows(needs, "it", objects=job.record["output"] == "objects"),
     ]
+    if needs["files"] > MANY_FILES:
+        rows[-1] += ". Take parts, one mask each: --roi, see docs/cluster.md"
     if job.search.rule:
         result["tissue"], told = _tissue_of(job)
         rows.append(f"tissue      {told}")
     return result, rows
 
 
-def _room_rows(room: dict[str, int]) -> list[str]:
-    """Return lines about the room on disk; that before the mask is complete is told where it is larger."""
+def _room_rows(room: dict[str, int], what: str, *, objects: bool) -> list[str]:
+    """Return lines about the room on disk; with objects, also about that before the mask is complete."""
     disk = f"disk        at most {gigabytes(room['disk_bytes'])} before compression"
     files = f"files       at most {_count(room['files'])}"
-    if room["working_bytes"] > room["disk_bytes"]:
-        disk += f"; {gigabytes(room['working_bytes'])} while it runs"
-        files += f"; {_count(room['working_files'])} while it runs"
-    if room["files"] > MANY_FILES:
-        files += ". Take parts, one mask each: --roi, see docs/cluster.md"
+    if objects:
+        disk += f"; {gigabytes(room['working_bytes'])} while {what} runs"
+        files += f"; {_count(room['working_files'])} while {what} runs"
     return [disk, files]
 
 
