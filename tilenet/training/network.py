@@ -34,6 +34,7 @@ def build(recipe: Recipe, channels: int, classes: int, ndim: int) -> UNet:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     if recipe.dropout:
+        network.footprint = network.footprint  # the hook sees no further
         network.down_path[-1].register_forward_hook(
             lambda block, _, x: functional.dropout(x, recipe.dropout, block.training)
         )
