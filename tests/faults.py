@@ -96,6 +96,16 @@ class Stub:
         time.sleep(self.sleep)
 
 
+def use_stub(stub, setattr=setattr):
+    """Have the model called ``stub`` be a `Stub` of some arguments."""
+    from tilenet.jobs import setup
+    from tilenet.models import named
+
+    load, find = setup.load_named, named.find_model
+    setattr(setup, "load_named", lambda name: Stub(**stub) if Path(name).name == "stub" else load(name))
+    setattr(named, "find_model", lambda name: Path(name) if Path(name).name == "stub" else find(name))
+
+
 def write_image(path, *, seed=0, sides=SIDES, side=128):
     """Write a tiled TIFF of noise on a slope, so that its mask is neither empty nor full."""
     random = np.random.default_rng(seed)
@@ -195,8 +205,6 @@ def _end_with(server):
 
 def _child(request):
     from tilenet.cli.main import main
-    from tilenet.jobs import setup
-    from tilenet.models import named
 
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for number, ending in ((1, "out"), (2, "err")):
@@ -205,11 +213,7 @@ def _child(request):
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request.get("environ", {}))
     if (stub := request.get("stub")) is not None:
-        real = setup.load_named
-        stub["hanging"] = request.get("hanging")
-        setup.load_named = lambda name: Stub(**stub) if Path(name).name == "stub" else real(name)
-        find = named.find_model
-        named.find_model = lambda name: Path(name) if Path(name).name == "stub" else find(name)
+        use_stub(stub | {"hanging": request.get("hanging")})
     if request.get("hang_reads"):
         from tilenet.readers.image import Image
 
