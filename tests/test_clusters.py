@@ -75,6 +75,7 @@ def test_the_gpus_of_a_run_are_those_that_this_process_sees(monkeypatch, count, 
 def test_each_worker_has_its_gpu_and_its_share_of_the_cores_and_so_has_one_that_replaces_it(monkeypatch):
     monkeypatch.setattr(machine, "visible_gpus", lambda device: ["1", "GPU-7a"])
     monkeypatch.setattr(clusters, "LOOK", 200)
+    monkeypatch.setattr(clusters.worker, "load", str)  # PyTorch takes seconds
     with machine.threads(8), local_cluster(3, device="cuda") as client:
         assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["1", "1", "GPU-7a"]
         assert machine.current_threads() == 2
