@@ -11,6 +11,7 @@ from tilenet.jobs.options import BatchSettings
 FUNCTIONS = [
     *(tilenet.segment, tilenet.lazy, tilenet.batch, tilenet.verify, tilenet.overlay, tilenet.evaluate, tilenet.train),
     *(tilenet.open_image, tilenet.objects, tilenet.write_geojson, tilenet.write_table, tilenet.write_tiff),
+    *(tilenet.plan_tiles, tilenet.UNet, tilenet.Recipe),
 ]
 
 

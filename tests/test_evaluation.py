@@ -327,6 +327,12 @@ def test_objects_that_cover_the_truth_but_never_match_are_remarked(tmp_path, cap
     )
 
 
+def test_of_a_truth_without_objects_nothing_is_remarked(tmp_path, caplog):
+    for name in ("found.tif", "true.tif"):
+        tifffile.imwrite(tmp_path / name, np.zeros((50, 50), np.uint8))
+    assert evaluate(tmp_path / "found.tif", tmp_path / "true.tif")["dice"] == {"0": 1.0} and not caplog.messages
+
+
 def thresholded():
     """Return a 2-D network that finds what is brighter than half."""
     layer = torch.nn.Conv2d(1, 1, 1).double()

@@ -168,7 +168,7 @@ def test_a_network_that_takes_no_short_inputs_is_given_none():
             "no step that divides .*align_corners",
         ),
         (nn.Conv2d(1, 1, 3), r"gives an array of shape .*, and only .* padded .* Footprint.valid"),
-        (nn.Conv2d(3, 1, 3, padding=1), "does not take an input of shape"),
+        (nn.Conv2d(3, 1, 3, padding=1), "failed on an input of shape"),
         (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Flatten(0, 1)), r"of 3 axes, .* Return logits \(N, K, y, x\)"),
         (nn.Conv2d(1, 1, 3, stride=4, padding=1), "an output for every 4 pixels along each axis, .* Enlarge them in"),
         (lambda x: x > 100, "hides pixels that are NaN"),
@@ -179,6 +179,17 @@ def test_a_network_that_takes_no_short_inputs_is_given_none():
 def test_what_cannot_be_measured_is_refused(model, told):
     with pytest.raises(ModelError, match=told):
         measure_footprint(model)
+
+
+@pytest.mark.parametrize("model", ["nuclei", None])
+def test_what_is_no_network_is_said_to_be_none(model):
+    with pytest.raises(ModelError, match=rf"^{model!r}: is no network\. Give a torch\.nn\.Module"):
+        measure_footprint(model)
+
+
+def test_a_function_that_fails_is_told_with_the_class_of_its_error():
+    with pytest.raises(ModelError, match=r"failed on an input of shape .*: ZeroDivisionError: division by zero$"):
+        tilenet.segment(np.zeros((40, 40), np.uint8), model=lambda x: 1 / 0, footprint=Footprint.same(2, reach=1))
 
 
 class OfChannels(nn.Module):

@@ -94,6 +94,14 @@ def test_objects_are_of_planes_and_volumes(shape):
     assert tilenet.objects(np.ones((0, 7), np.uint8)).shape == (0, 7)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_mask_of_floats_is_said_to_be_taken_for_probabilities(dtype):
+    mask = np.eye(40, dtype=dtype)
+    with pytest.raises(SettingsError, match=r"probabilities \(classes, y, x\), .* \(40, 40\)\. .* array > 0\.5"):
+        tilenet.objects(mask)
+    assert tilenet.objects(mask > 0.5).shape == (40, 40)
+
+
 def decision_of(classes, mask_of_class):
     card = ModelCard(name="m", classes=classes, mask_of_class=mask_of_class)
     return Decision.of_card(card, "objects", threshold=None, probability_dtype="float32")

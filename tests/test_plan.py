@@ -174,3 +174,11 @@ def test_a_plan_reads_like_a_sequence():
     assert isinstance(plan, Plan)
     assert [b.index for b in plan[2:5]] == [2, 3, 4]
     assert len(list(plan)) == len(plan) == 16
+
+
+def test_a_plan_takes_memory_as_text_and_says_what_else_it_needs():
+    footprint = Footprint.same(2, reach=20, step=4)
+    plan = plan_tiles((9000, 9000), footprint, memory="500MB")
+    assert plan == plan_tiles((9000, 9000), footprint, memory=500_000_000) != plan_tiles((9000, 9000), footprint)
+    with pytest.raises(SettingsError, match=r"a plan needs a footprint, not a list\. Give network\.footprint"):
+        plan_tiles((9000, 9000), [footprint])

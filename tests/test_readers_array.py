@@ -52,6 +52,12 @@ def test_a_box_of_other_axes_than_the_image_has_is_refused(box):
         open_image(np.zeros((4, 5))).read(box)
 
 
+@pytest.mark.parametrize("box", [((0, 0), (2, 2)), np.s_[0:2, 0:2]], ids=str)
+def test_what_is_no_box_is_refused_with_how_to_make_one(box):
+    with pytest.raises(SettingsError, match=r"numpy array: cannot be read at .* Give a box: tilenet\.Box\(\(0, 0\), "):
+        open_image(np.zeros((4, 5))).read(box)
+
+
 @pytest.mark.parametrize("array", [np.zeros((4, 4), complex), np.array([["a"]]), np.zeros((4, 4), object)])
 def test_pixels_that_are_not_numbers_are_refused(array):
     with pytest.raises(ImageError, match="not integers or floats"):

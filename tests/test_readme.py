@@ -159,6 +159,9 @@ def test_every_block_of_python_runs_as_it_stands(block, what_the_pages_name):
     exec(block, what_the_pages_name)
     if "tilenet.lazy" in block:
         assert what_the_pages_name["plane"].ndim == 2
+    if "plan_tiles" in block:
+        array, network = (what_the_pages_name[name] for name in ("array", "network"))
+        assert np.array_equal(what_the_pages_name["classes"], tilenet.segment(array, model=network))
 
 
 def test_a_block_that_is_wrong_fails(what_the_pages_name):

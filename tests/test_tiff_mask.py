@@ -40,6 +40,14 @@ def test_a_tiff_that_is_refused_is_closed(whole, monkeypatch):
     assert opened == closed
 
 
+def test_a_closed_mask_says_that_it_is_closed_and_not_that_it_is_damaged(whole):
+    with tilenet.open_mask(whole[1]) as mask:
+        assert mask[0].any() or mask[...].any()
+    for use in (lambda: mask[0], lambda: np.asarray(mask)):
+        with pytest.raises(OutputError, match=r"\.tif: is closed\. Open it again$"):
+            use()
+
+
 def test_a_tiff_mask_that_is_taken_for_an_image_is_said_to_be_one(slide, whole, caplog):
     with caplog.at_level("WARNING", "tilenet"):
         segment(slide, None)

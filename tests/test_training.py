@@ -364,6 +364,8 @@ def test_settings_that_make_no_sense_are_refused(folder, tmp_path):
     for wrong in (*several, *others):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             Recipe(**wrong)
+    with pytest.raises(SettingsError, match=r"recipe .*: give a tilenet\.Recipe, such as tilenet\.Recipe\(epochs=1\)"):
+        train(folder, tmp_path / "m.safetensors", recipe={"epochs": 1})
     assert Recipe(class_weights=["balanced"]) == Recipe(class_weights="balanced") != Recipe()
     with pytest.raises(SettingsError, match="no such network for images of 2 axes: .*pool"):
         train(folder, tmp_path / "m.safetensors", recipe=replace(SMALL, pool_size=(1, 2, 2)))

@@ -3,7 +3,7 @@ import torch
 from oracles import reference_forward, reference_state
 from torch import nn
 
-from tilenet.errors import ModelError
+from tilenet.errors import ModelError, SettingsError
 from tilenet.models.saved import load_model
 from tilenet.unet import UNet, is_as_built
 
@@ -64,14 +64,20 @@ def test_options_stand_in_the_order_of_the_reference():
     ("options", "message"),
     [
         ({"up_mode": "nearest"}, "upconv, upsample, not 'nearest'"),
-        ({"depth": 0}, "depth is at least 1"),
+        ({"depth": 0}, "depth is a whole number, 1 at least, not 0"),
+        ({"depth": 2.5}, "depth is a whole number"),
+        ({"wf": -1}, "wf is a whole number, 0 at least"),
+        ({"in_channels": 0}, "in_channels is a whole number"),
+        ({"n_classes": 0}, "n_classes is a whole number"),
         ({"ndim": 4}, "ndim is 2 or 3"),
         ({"pooling": "median"}, "'max' or 'avg'"),
         ({"pool_size": (2, 2, 2)}, "needs 2 positive numbers"),
+        ({"pool_size": 2}, "needs 2 positive numbers, one per axis, not 2"),
+        ({"pool_size": (0, 2)}, "needs 2 positive numbers"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingsError, match=message):
         UNet(**options)
 
 

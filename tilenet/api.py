@@ -242,11 +242,11 @@ def segment(
     Returns
     -------
     numpy.ndarray, Mask or TiffMask
-        Without `out`, an array: classes (the image's axes without ``c``), uint8; numbered objects,
-        int32; or probabilities (`probability_dtype`) or logits (float32, or float64 in fp64) with
-        ``c`` = classes, (K, y, x) for a plane. With `out`, the opened mask, of uint8, or with `objects` of
-        uint32. With `shard`, None while blocks of other shares are not written; the last share finishes
-        the mask, and returns it.
+        Without `out`, an array: classes (the image's axes without ``c``), uint8; numbered objects, int32; or
+        probabilities (`probability_dtype`) or logits (float32, or float64 in fp64), with the classes first, after ``t``
+        if there is one: (K, y, x) for a plane, (t, K, y, x) for a series. With `out`, the opened mask, of uint8, or
+        with `objects` of uint32. With `shard`, None while blocks of other shares are not written; the last share
+        finishes the mask, and returns it.
 
     Raises
     ------

@@ -32,7 +32,7 @@ def unknown_option(function: str, name: str, known: Iterable[str], hints: Mappin
 def known_options(
     hints: Mapping[str, str] | None = None, more: Iterable[str] = ()
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Return a decorator of a public function: unknown keyword arguments raise `UnknownOption`.
+    """Return a decorator of a public function, or of an `__init__`: unknown keyword arguments raise `UnknownOption`.
 
     Parameters
     ----------
@@ -43,6 +43,7 @@ def known_options(
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        called = function.__qualname__.removesuffix(".__init__")
         own = [name for name, of in signature(function).parameters.items() if of.kind is not of.VAR_KEYWORD]
         known = (*own, *more)
 
@@ -50,7 +51,7 @@ def known_options(
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:
             for name in kwargs:
                 if name not in known:
-                    raise unknown_option(function.__name__, name, known, hints)
+                    raise unknown_option(called, name, known, hints)
             return function(*args, **kwargs)
 
         return checked

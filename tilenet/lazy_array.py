@@ -84,7 +84,7 @@ def lazy(
     Returns
     -------
     dask.array.Array
-        Its shape, axes and dtype are those of `segment`: (*n) for a mask, with ``c`` = classes otherwise.
+        Its shape, axes and dtype are those of `segment`: (*n) for a mask, otherwise with classes first, after ``t``.
 
     Raises
     ------

@@ -99,7 +99,7 @@ class Block:
 
     @property
     def tiles(self) -> Iterator[Tile]:
-        """The tiles, in array order; together they write every pixel of the box exactly once."""
+        """The tiles, in array order, from a new iterator each time; together they write every pixel of the box once."""
         for write in boxes_of(self.box, self.tile):
             yield tile_of(self.footprint, write, self.origin)
 

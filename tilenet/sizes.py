@@ -6,12 +6,15 @@ on every machine, so that all workers and all resumed runs agree on it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from itertools import product
 from math import prod
 from operator import index
 
+from tilenet.arguments import known_options
 from tilenet.bands import Demand
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
@@ -31,12 +34,15 @@ LARGEST_TILE = 2**32
 # Largest default side of a tile. With 4096 px, a network of depth 5 would compute 3 % less, in four times the memory.
 TILE_SIDES = {1: 2**22, 2: 2048, 3: 256}
 ENOUGH_BLOCKS = 16
+# Powers of a thousand; of 1024 if an "i" follows, as in 4GiB.
+POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 # Most pixels of a block of several planes. Planes share a block because a file per plane could mean millions of files.
 STACKED_PIXELS = 2**22
 # Most input pixels of a default batch; larger batches are no faster.
 BATCH_PIXELS = 2**20
 
 
+@known_options()
 def plan_tiles(
     shape: Sequence[int],
     footprint: Footprint,
@@ -44,7 +50,7 @@ def plan_tiles(
     tile: int | Sequence[int] | None = None,
     block: int | Sequence[int] | None = None,
     batch: int | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     demand: Demand = DEFAULT_DEMAND,
     origin: Sequence[int] = (),
 ) -> Plan:
@@ -68,8 +74,8 @@ def plan_tiles(
     batch : int, optional
         Most tiles per forward pass; default as many as make about a million input pixels and fit the
         memory.
-    memory : int, optional
-        Bytes for the whole run; default 4 GB.
+    memory : int or str, optional
+        Bytes for the whole run, or a text such as ``"8GB"``; default 4 GB.
     demand : Demand, optional
         How much memory the predictor needs.
     origin : sequence of int, optional
@@ -92,6 +98,8 @@ def plan_tiles(
     >>> len(plan), plan.block, plan[0].box.shape
     (35, (1024, 1024), (1024, 1024))
     """
+    if not isinstance(footprint, Footprint):
+        raise SettingsError(f"a plan needs a footprint, not a {type(footprint).__name__}. Give network.footprint")
     shape, outer = tuple(map(int, shape)), len(shape) - footprint.ndim
     if footprint.ndim not in BLOCK_SIDES:
         raise SettingsError(f"a network has 1 to {max(BLOCK_SIDES)} axes, not {footprint.ndim}")
@@ -100,6 +108,7 @@ def plan_tiles(
     if len(origin) not in (0, len(shape)):
         raise SettingsError(f"origin {tuple(origin)} needs {len(shape)} numbers, one per axis of the image")
     inner, origin = shape[outer:], tuple(map(int, origin)) if any(origin) else ()
+    memory = parse_bytes(memory) if isinstance(memory, str) else memory
     room = (DEFAULT_MEMORY if memory is None else memory) * ACTIVATIONS[0] // ACTIVATIONS[1]
     tiles, blocks = _sides(tile, footprint, "tile"), _sides(block, footprint, "block")
     if tiles is not None:
@@ -116,6 +125,22 @@ def plan_tiles(
     planes = _default_planes(shape[:outer], inner, blocks)
     plan = Plan(shape, footprint.with_outer(outer), (1,) * outer + tiles, planes + blocks, origin=origin)
     return replace(plan, batch=_default_batch(plan, demand, room) if batch is None else _batch(batch))
+
+
+def parse_bytes(text: str) -> int:
+    """Parse a number of bytes with a unit.
+
+    >>> parse_bytes("4GB"), parse_bytes("500 mb"), parse_bytes("4GiB")
+    (4000000000, 500000000, 4294967296)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", text, re.IGNORECASE)
+    if not found:
+        raise SettingsError(f"{text!r} is not a number of bytes, such as 4GB")
+    count = int(Decimal(found[1]) * (1024 if found[3] else 1000) ** POWERS[(found[2] or "").upper()])
+    if count < 10**6:
+        unit = "Give more" if found[2] else f"Give a unit, such as {found[1]}GB"
+        raise SettingsError(f"{text!r} is {count} bytes. {unit}")
+    return count
 
 
 def _default_block(shape: tuple[int, ...], footprint: Footprint, tile: tuple[int, ...] | None) -> tuple[int, ...]:

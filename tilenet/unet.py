@@ -13,15 +13,17 @@ Segmentation. MICCAI 2015, https://doi.org/10.1007/978-3-319-24574-4_28
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
+from numbers import Integral
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from tilenet.arguments import known_options
 from tilenet.card import ModelCard
-from tilenet.errors import ModelError
+from tilenet.errors import ModelError, SettingsError
 from tilenet.extent import Extent
 from tilenet.footprint import AxisFootprint, Footprint
 
@@ -173,6 +175,7 @@ class UNet(nn.Module):
     ((16, 16), (92, 92))
     """
 
+    @known_options()
     def __init__(
         self,
         in_channels: int = 1,
@@ -188,8 +191,8 @@ class UNet(nn.Module):
         pool_size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.pool_size = tuple(pool_size) if pool_size is not None else (2,) * ndim
-        _check_options(depth, ndim, up_mode, pooling, self.pool_size)
+        _check_options(ndim, up_mode, pooling, in_channels=in_channels, n_classes=n_classes, depth=depth, wf=wf)
+        self.pool_size = _pool_sizes(pool_size, ndim)
         self.in_channels, self.n_classes, self.depth, self.wf = in_channels, n_classes, depth, wf
         self.padding, self.batch_norm, self.up_mode = padding, batch_norm, up_mode
         self.ndim, self.pooling = ndim, pooling
@@ -312,14 +315,21 @@ def _is_hooked(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
-def _check_options(depth: int, ndim: int, up_mode: str, pooling: str, pool_size: tuple[int, ...]) -> None:
+def _check_options(ndim: int, up_mode: str, pooling: str, **counts: int) -> None:
     if ndim not in CONV:
-        raise ValueError(f"ndim is 2 or 3, not {ndim}")
-    if depth < 1:
-        raise ValueError(f"depth is at least 1, not {depth}")
+        raise SettingsError(f"ndim is 2 or 3, not {ndim}")
+    for name, n in counts.items():
+        least = 0 if name == "wf" else 1
+        if not isinstance(n, Integral) or n < least:
+            raise SettingsError(f"{name} is a whole number, {least} at least, not {n!r}")
     if up_mode not in UP_MODES:
-        raise ValueError(f"up_mode is one of {', '.join(UP_MODES)}, not {up_mode!r}")
+        raise SettingsError(f"up_mode is one of {', '.join(UP_MODES)}, not {up_mode!r}")
     if (pooling, ndim) not in POOL:
-        raise ValueError(f"pooling is 'max' or 'avg', not {pooling!r}")
-    if len(pool_size) != ndim or min(pool_size) < 1:
-        raise ValueError(f"pool_size needs {ndim} positive numbers, not {pool_size}")
+        raise SettingsError(f"pooling is 'max' or 'avg', not {pooling!r}")
+
+
+def _pool_sizes(pool_size: Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    sizes = (2,) * ndim if pool_size is None else tuple(pool_size) if isinstance(pool_size, Iterable) else ()
+    if len(sizes) != ndim or not all(isinstance(n, Integral) and n > 0 for n in sizes):
+        raise SettingsError(f"pool_size needs {ndim} positive numbers, one per axis, not {pool_size!r}")
+    return tuple(map(int, sizes))

@@ -130,7 +130,7 @@ def _planned(image: str, job: Job, needs: dict[str, int]) -> tuple[dict[str, Any
         *_room_rows(needs, "it", objects=job.record["output"] == "objects"),
     ]
     if needs["files"] > MANY_FILES:
-        rows[-1] += ". Take parts, one mask each: --roi, see docs/cluster.md"
+        rows[-1] += ". Take parts, one mask each: --roi"
     if job.search.rule:
         result["tissue"], told = _tissue_of(job)
         rows.append(f"tissue      {told}")

@@ -114,7 +114,8 @@ def evaluate(
     scores = _of_pixels(scored.pixels, scored.images)
     if classes:
         return scores
-    if scored.pixels[1].dice > COVERED and not scored.counts[0.5].matched:
+    at_half = scored.counts[0.5]
+    if scored.pixels[1].dice > COVERED and at_half.only_truth and not at_half.matched:
         LOG.warning(
             "%s: covers the objects of the truth (Dice %.2f), but no object matches one: they are joined, or end "
             "along other axes (--axes)",

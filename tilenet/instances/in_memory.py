@@ -104,6 +104,11 @@ def numbered(whole: View, rule: ObjectRule | None = None) -> tuple[Labels, int]:
 def _view_of(array: Array, depth_of_class: Sequence[float] | None) -> View:
     is_mask = array.dtype.kind in "iub"
     if (array.ndim if is_mask else array.ndim - 1) not in MARGIN:
+        if array.dtype.kind == "f" and array.ndim == 2:
+            raise SettingsError(
+                f"an array of {array.dtype} is taken as probabilities (classes, y, x), not of shape {array.shape}. "
+                "Give a mask as integers or booleans, such as array > 0.5"
+            )
         raise SettingsError(f"objects are of a plane or a volume, not of an array of shape {array.shape}")
     if is_mask:
         return View(array > 0, None)

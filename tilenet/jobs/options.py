@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from decimal import Decimal
 from functools import partial
 from numbers import Real
 from operator import index
@@ -18,11 +16,10 @@ from tilenet.readers.calibrated import parse_pixel_size
 from tilenet.readers.guards import Missing
 from tilenet.region import Roi
 from tilenet.resolution import refuse_both
+from tilenet.sizes import parse_bytes
 
 # More threads than any processor has.
 MOST_THREADS = 4096
-# Powers of a thousand; of 1024 if an "i" follows, as in 4GiB.
-POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 # Options that are a single number or text: name, type, and what an error message asks for.
 KINDS = (
     ("threshold", Real, "a number"),
@@ -189,22 +186,6 @@ def parse_sides(text: str) -> int | tuple[int, ...]:
     """
     sides = parse_integers(text, "tile ")
     return sides[0] if len(sides) == 1 else sides
-
-
-def parse_bytes(text: str) -> int:
-    """Parse a number of bytes with a unit.
-
-    >>> parse_bytes("4GB"), parse_bytes("500 mb"), parse_bytes("4GiB")
-    (4000000000, 500000000, 4294967296)
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", text, re.IGNORECASE)
-    if not found:
-        raise SettingsError(f"{text!r} is not a number of bytes, such as 4GB")
-    count = int(Decimal(found[1]) * (1024 if found[3] else 1000) ** POWERS[(found[2] or "").upper()])
-    if count < 10**6:
-        unit = "Give more" if found[2] else f"Give a unit, such as {found[1]}GB"
-        raise SettingsError(f"{text!r} is {count} bytes. {unit}")
-    return count
 
 
 def check_output_option(output: str | None, *, stored: bool) -> None:

@@ -119,7 +119,7 @@ class TiffMask(AnyMask):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.probabilities = path, None
+        self.path, self.probabilities, self._is_closed = path, None, False
         try:
             self._image = open_image(path)  # first, because it refuses damaged and malicious files
         except (ImageError, SettingsError):
@@ -156,8 +156,15 @@ class TiffMask(AnyMask):
         if damage := self.check():
             raise BlocksFailed(f"{self.path}: {damage[0]}. Make it again")
 
+    def read(self, level: int, index: Any) -> NDArray[Any]:
+        """Return pixels of a level, by integers and slices; `OutputError` if the mask is closed."""
+        if self._is_closed:
+            raise OutputError(f"{self.path}: is closed. Open it again")
+        return super().read(level, index)
+
     def close(self) -> None:
         """Close the file."""
+        self._is_closed = True
         self._image.close()
 
 

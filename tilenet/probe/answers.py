@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tilenet.errors import ModelError, first_line
+from tilenet.errors import ModelError, one_line
 from tilenet.footprint import Footprint
 from tilenet.probe.diagnosis import misfit, other_smallest, remedy
 
@@ -59,7 +59,7 @@ def answered(model: Any, x: NDArray[np.float32], footprint: Footprint | None = N
         takes = "" if isinstance(model, nn.Module) else " (a function gets NumPy float32, and gives an array)"
         meant = remedy(partial(passed, model), footprint, x.shape) if footprint else ""
         raise ModelError(
-            f"the network does not take an input of shape {x.shape}{takes}: {first_line(error).rstrip('.')}"
+            f"the network failed on an input of shape {x.shape}{takes}: {one_line(error).rstrip('.')}"
             f"{meant and '. '}{meant}"
         ) from error
     if not hasattr(made, "shape"):

@@ -80,6 +80,8 @@ def measure_footprint(model: Any, ndim: int | None = None, channels: int = 1) ->
     >>> tilenet.measure_footprint(torch.nn.Conv2d(1, 2, 5, padding=2)) == tilenet.Footprint.same(2, reach=2)
     True
     """
+    if not callable(model):
+        raise ModelError(f"{model!r}: is no network. Give a torch.nn.Module, or a function from (N, C, *n) to logits")
     if ndim is None:
         ndim = 3 if is_of_volumes(model) else 2
     if ndim not in CHANNELS_LAST:

@@ -234,8 +234,10 @@ class Image(ABC):
         EnvironmentFault
             If the machine fails, such as with too many open files, or a lost server.
         SettingsError
-            If the box is not one over `box_axes`.
+            If it is no box, or not one over `box_axes`.
         """
+        if not isinstance(box, Box):
+            raise SettingsError(f"{self.name}: cannot be read at {box!r}. Give a box: tilenet.Box((0, 0), (200, 300))")
         if box.ndim != len(self.box_axes):
             n = len(self.box_axes)
             raise SettingsError(f"{self.name}: has the axes {self.box_axes}. Give a box of {n} ranges, not {box.ndim}")

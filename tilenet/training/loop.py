@@ -105,7 +105,8 @@ def train(
     validate_on : collection of str
         Stems that choose the best epoch; by default a share drawn by seed.
     progress : callable, optional
-        Called after each epoch.
+        Called after each epoch, with what has the attributes ``epoch`` and ``epochs`` (done, and in total), ``loss``,
+        ``score`` and ``best`` (of this epoch, and the best score so far) and ``seconds_left``.
 
     Returns
     -------
@@ -121,6 +122,8 @@ def train(
     OutputExists, OutputMismatch, OutputError
         If `out` exists; if the training to be resumed had another recipe; if its files are damaged or gone.
     """
+    if not isinstance(recipe, Recipe | None):
+        raise SettingsError(f"recipe {recipe!r}: give a tilenet.Recipe, such as tilenet.Recipe(epochs=1)")
     recipe, out = recipe or Recipe(), Path(out)
     if out.suffix != ".safetensors":
         raise ModelError(f"{out}: models are written as .safetensors. Change the ending")

@@ -10,7 +10,7 @@ from numbers import Real
 from operator import index
 from typing import Any, Literal
 
-from tilenet.arguments import plain
+from tilenet.arguments import known_options, plain
 from tilenet.card import parse_scaling
 from tilenet.errors import SettingsError
 
@@ -216,6 +216,9 @@ class Recipe:
         """Return everything that decides the result, ready for JSON."""
         values = {name: value for name, value in asdict(self).items() if name not in FREE}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+Recipe.__init__ = known_options()(Recipe.__init__)  # type: ignore[method-assign]
 
 
 def parse_weights(text: str) -> tuple[float | str, ...]:
