@@ -63,7 +63,7 @@ def test_a_mask_made_again_with_other_libraries_has_the_same_ids_and_another_mas
         return [feature["id"] for feature in features_of(tmp_path / "ids.geojson")]
 
     how = {"model": shades, "tile": 128}
-    monkeypatch.setattr("tilenet.jobs.job.what_computes", lambda *_: {"torch": "9.9", "processor": "NONE"})
+    monkeypatch.setattr("tilenet.jobs.job.numerics_of", lambda *_: {"torch": "9.9", "processor": "NONE"})
     mask = tilenet.segment(folder / "slide.tif", tmp_path / "elsewhere.zarr", **how)
     assert mask.info["computed"] != tilenet.open_mask(folder / "mask.zarr").info["computed"]
     tilenet.segment(folder / "slide.tif", tmp_path / "other.zarr", roi="0:600,0:790", **how)

@@ -29,17 +29,17 @@ def test_the_processor_is_named_where_pytorch_convolves(monkeypatch, found):
     monkeypatch.setattr(last_bits, "convolutions", lambda: found)
     monkeypatch.setattr(steps, "find_instructions", lambda: ["pytorch", "avx2", "avx512"].index(found))
     compiled = VERSION | {"convolutions": found}
-    assert last_bits.what_computes(WIDE, "fast", "cpu") == compiled | (PROCESSOR if found == "pytorch" else {})
-    assert last_bits.what_computes(NARROW, "fast", "cpu") == compiled | PROCESSOR
-    assert last_bits.what_computes(WIDE, "plain", "cpu") == VERSION | PROCESSOR
+    assert last_bits.numerics_of(WIDE, "fast", "cpu") == compiled | (PROCESSOR if found == "pytorch" else {})
+    assert last_bits.numerics_of(NARROW, "fast", "cpu") == compiled | PROCESSOR
+    assert last_bits.numerics_of(WIDE, "plain", "cpu") == VERSION | PROCESSOR
 
 
 def test_a_gpu_is_named_where_cudnn_convolves_and_triton_where_that_does(monkeypatch):
     monkeypatch.setattr(last_bits, "triton_version", lambda: "triton 3.9")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU {device}")
-    assert last_bits.what_computes(WIDE, "fast", "cuda") == VERSION | {"convolutions": "triton 3.9"}
-    assert last_bits.what_computes(WIDE, "plain", "cuda:1") == VERSION | {"gpu": "the GPU cuda:1"}
-    assert last_bits.what_computes(WIDE, "plain", "mps") == VERSION
+    assert last_bits.numerics_of(WIDE, "fast", "cuda") == VERSION | {"convolutions": "triton 3.9"}
+    assert last_bits.numerics_of(WIDE, "plain", "cuda:1") == VERSION | {"gpu": "the GPU cuda:1"}
+    assert last_bits.numerics_of(WIDE, "plain", "mps") == VERSION
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ CHANGES = [
 
 @pytest.mark.parametrize(("then", "now", "said"), CHANGES)
 def test_going_on_where_bits_may_differ_warns(wanted, tmp_path, monkeypatch, caplog, then, now, said):
-    monkeypatch.setattr(job, "what_computes", lambda *_: then)
+    monkeypatch.setattr(job, "numerics_of", lambda *_: then)
     for thing in open_store(tmp_path / "m.zarr", wanted):
         thing.close()
-    monkeypatch.setattr(job, "what_computes", lambda *_: now)
+    monkeypatch.setattr(job, "numerics_of", lambda *_: now)
     assert not caplog.records
     store, settled = open_store(tmp_path / "m.zarr", wanted, resume=True)
     assert said in caplog.text and len(caplog.records) == (said != "")
@@ -83,7 +83,7 @@ def test_going_on_where_bits_may_differ_warns(wanted, tmp_path, monkeypatch, cap
 def test_a_mask_that_is_complete_is_not_gone_on_with(wanted, tmp_path, monkeypatch, caplog):
     out = tmp_path / "m.zarr"
     tilenet.segment(wanted.image, out, model=wanted.model, tile=32)
-    monkeypatch.setattr(job, "what_computes", lambda *_: {"torch": "another"})
+    monkeypatch.setattr(job, "numerics_of", lambda *_: {"torch": "another"})
     tilenet.segment(wanted.image, out, model=wanted.model, tile=32, resume=True)
     assert not caplog.records
 
@@ -94,7 +94,7 @@ def test_nothing_is_known_of_what_a_function_computes_with(wanted, tmp_path, mon
 
     function.footprint = tilenet.Footprint.same(2, reach=0)
     for version in "ab":
-        monkeypatch.setattr(job, "what_computes", lambda *_, version=version: {"torch": version})
+        monkeypatch.setattr(job, "numerics_of", lambda *_, version=version: {"torch": version})
         for thing in open_store(tmp_path / "m.zarr", Request(wanted.image, function), resume=True):
             thing.close()
     assert not caplog.records

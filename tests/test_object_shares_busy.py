@@ -97,7 +97,7 @@ def test_a_share_begun_anew_while_others_ended_the_run_leaves_nothing(wanted, wh
     assert fill_objects(out, wanted, (1, 50)).blocks == 0 and same(out, whole)
 
 
-@pytest.mark.parametrize("name", ["_fill_depths", "_fill_places", "number_divided"])
+@pytest.mark.parametrize("name", ["_share_of_depths", "_share_of_places", "number_divided"])
 def test_a_share_that_comes_late_finds_the_mask(wanted, whole, tmp_path, monkeypatch, name):
     out = tmp_path / "o.zarr"
     for which in (1, 2):

@@ -110,7 +110,7 @@ def test_people_hear_of_convolutions_that_were_not_compiled_and_outputs_say_whic
         with caplog.at_level(logging.INFO, "tilenet"):
             assert predictors.find_engine("auto", network, device=CPU, precision="fp32") == "fast"
         assert ("C compiler" in caplog.text) == (name == "pytorch")
-        assert last_bits.what_computes(network, "fast", "cpu")["convolutions"] == name
+        assert last_bits.numerics_of(network, "fast", "cpu")["convolutions"] == name
 
 
 def test_a_predictor_that_does_not_say_what_it_needs_gets_the_default():

@@ -58,7 +58,7 @@ def test_context_of_tissue_is_computed_but_is_no_tissue(data):
     widened = TissueMap(cells, covers, cells & own)
     found = TissueMap.from_json(json.loads(json.dumps(widened.to_json())))
     blocks, whole = Layout("yx", covers, (7, 8), (None, None), "a", {}), Box.of_shape(covers)
-    assert np.array_equal(found.computed(blocks), TissueMap(cells, covers).computed(blocks))
+    assert np.array_equal(found.blocks_with_tissue(blocks), TissueMap(cells, covers).blocks_with_tissue(blocks))
     assert found.meets(whole) == cells.any() and found.sha256 == TissueMap(cells, covers).sha256
     there = TissueMap(cells & own, covers)
     rows, columns = map(np.arange, covers)

@@ -56,8 +56,8 @@ def test_no_pixel_whose_context_has_tissue_is_skipped(slide, tmp_path):
     mask = tilenet.segment(slide, tmp_path / "mask.zarr", tissue=True, **OPTIONS)
     context = Box((300 - 1, 500 - 1), (600 + 1, 900 + 1))
     y, x = (np.arange(a, b) for a, b in zip(context.start, context.stop, strict=True))
-    assert mask.layout.computed_at(y, x).all()
-    assert not mask.layout.computed_at(np.arange(1100), np.arange(1500)).all()
+    assert mask.layout.block_has_tissue_at(y, x).all()
+    assert not mask.layout.block_has_tissue_at(np.arange(1100), np.arange(1500)).all()
 
 
 def test_glass_is_not_read_at_full_resolution(slide, tmp_path, monkeypatch):
@@ -86,7 +86,7 @@ def test_a_stack_has_one_map_of_what_any_plane_shows(tmp_path):
     plain = tilenet.segment(stack, axes="zyx", **OPTIONS)
     mask = tilenet.segment(stack, tmp_path / "mask.zarr", axes="zyx", tissue=True, **OPTIONS)
     assert 0 < mask.info["tissue"]["skipped_blocks"] < mask.info["tissue"]["blocks"]
-    computed = np.broadcast_to(mask.layout.computed_at(np.arange(SIDES[0]), np.arange(SIDES[1])), stack.shape)
+    computed = np.broadcast_to(mask.layout.block_has_tissue_at(np.arange(SIDES[0]), np.arange(SIDES[1])), stack.shape)
     assert computed[:, 300:500, 600:800].all()
     assert np.array_equal(mask[...], np.where(computed, plain, 0))
 

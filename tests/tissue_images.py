@@ -43,5 +43,5 @@ def blocks_of(mask, computed):
     layout = mask.layout
     for index in range(layout.n_blocks(0)):
         box = layout.box(0, index)
-        if layout.computed_at(*np.transpose([box.start[-2:]]))[0, 0] == computed:
+        if layout.block_has_tissue_at(*np.transpose([box.start[-2:]]))[0, 0] == computed:
             yield box.slices

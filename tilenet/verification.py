@@ -242,15 +242,17 @@ def _windows(mask: AnyMask, plan: Plan, count: int, rng: np.random.Generator) ->
     """Yield windows over crossings of tile borders that touch a block that was computed, not skipped."""
     if mask.tissue is None:
         return border_windows(plan, count, rng)
-    computed = rng.permutation(np.argwhere(mask.tissue.computed(mask.layout)))[:count]
+    with_tissue = rng.permutation(np.argwhere(mask.tissue.blocks_with_tissue(mask.layout)))[:count]
     (y, x), stop = mask.layout.block[-2:], mask.shape[-2:]
-    blocks = [cell_box((row * y, column * x), (y, x), stop) for row, column in computed.tolist()]
+    blocks = [cell_box((row * y, column * x), (y, x), stop) for row, column in with_tissue.tolist()]
     return border_windows(plan, count if blocks else 0, rng, blocks)
 
 
-def _computed(mask: AnyMask, box: Box) -> NDArray[np.bool_]:
-    """Return for each pixel of a box, along y and x, whether its block was computed rather than skipped."""
-    return mask.layout.computed_at(*(np.arange(a, b) for a, b in zip(box.start[-2:], box.stop[-2:], strict=True)))
+def _has_tissue(mask: AnyMask, box: Box) -> NDArray[np.bool_]:
+    """Return for each pixel of a box, along y and x, whether its block has tissue, and so was not skipped."""
+    return mask.layout.block_has_tissue_at(
+        *(np.arange(a, b) for a, b in zip(box.start[-2:], box.stop[-2:], strict=True))
+    )
 
 
 def border_windows(plan: Plan, count: int, rng: np.random.Generator, parts: Sequence[Box] = ()) -> Iterator[Box]:
@@ -291,10 +293,10 @@ def _made_with(differs: Difference) -> str:
 
 def _compare(mask: AnyMask, job: Job, predictor: Predictor, box: Box, found: Verification) -> None:
     logits = forward(job, predictor, box)
-    computed = _computed(mask, box)
-    expected = np.where(computed, job.decision.mask(logits), 0)
+    kept = _has_tissue(mask, box)
+    expected = np.where(kept, job.decision.mask(logits), 0)
     wrong = expected != mask[box.slices].reshape(logits.shape[1:])
-    tied = wrong & computed & (job.decision.certainty(logits) < TIE[job.record["precision"]] * np.ptp(logits))
+    tied = wrong & kept & (job.decision.certainty(logits) < TIE[job.record["precision"]] * np.ptp(logits))
     found.windows += 1
     found.pixels += box.size
     found.ties += int(tied.sum())

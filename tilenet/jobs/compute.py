@@ -130,8 +130,8 @@ def skip_background(job: Job, sink: Sink, tissue: TissueMap | None, *, among: ra
     if tissue is None:
         return 0
     # The map covers one plane, and applies to every plane of a stack.
-    computed = tissue.computed(job.plan).ravel()
-    background = [index for index in sink.pending(among=among) if not computed[index % computed.size]]
+    with_tissue = tissue.blocks_with_tissue(job.plan).ravel()
+    background = [index for index in sink.pending(among=among) if not with_tissue[index % with_tissue.size]]
     for index in background:
         sink.write_background(index)
     return len(background)

@@ -26,7 +26,7 @@ from tilenet.footprint import Footprint
 from tilenet.models.saved import class_name, fingerprint, is_compiled
 from tilenet.plan import Plan
 from tilenet.predict import predictors
-from tilenet.predict.last_bits import remark_other_bits, what_computes
+from tilenet.predict.last_bits import numerics_of, remark_other_bits
 from tilenet.predict.memory import bytes_saved, weight_bytes
 from tilenet.predict.on_cpu import CpuPredictor
 from tilenet.predict.on_gpu import GpuPredictor
@@ -218,19 +218,19 @@ class Job:
             "card": self.card.to_dict(),
             "record": self.record,
             "scaling": scaling.to_json(),
-            "computed": self.computed,
+            "computed": self.numerics,
         }
 
     @property
-    def computed(self) -> dict[str, str]:
+    def numerics(self) -> dict[str, str]:
         """What computes, as far as the last bits of logits may depend on it."""
-        return what_computes(self.network, self.record["engine"], self.device)
+        return numerics_of(self.network, self.record["engine"], self.device)
 
     def remark_other_bits(self, store: Store, name: str | Path) -> None:
         """Say so if a store, shown as `name`, was begun where the last bits may be others; on error, close the job."""
         try:
             if predictors.is_network(self.network):  # what a function computes with is not known
-                remark_other_bits(store, self.computed, name)
+                remark_other_bits(store, self.numerics, name)
         except BaseException:
             self.close()
             raise

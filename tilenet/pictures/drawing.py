@@ -58,8 +58,8 @@ def paint_tissue(picture: Picture, mask: AnyMask, part: Box) -> None:
         a + (2 * np.arange(n) + 1) * side // (2 * n)
         for a, side, n in zip(part.start[-2:], part.shape[-2:], picture.shape, strict=False)
     )
-    computed = mask.layout.computed_at(y - mask.origin[-2], x - mask.origin[-1])
-    picture[~computed] = picture[~computed] // 2
+    with_tissue = mask.layout.block_has_tissue_at(y - mask.origin[-2], x - mask.origin[-1])
+    picture[~with_tissue] = picture[~with_tissue] // 2
     picture[find_boundaries(mask.tissue.at(y, x), mode="thick")] = TISSUE_COLOR  # type: ignore[no-untyped-call]
 
 

@@ -23,7 +23,7 @@ COMPILED = {NAMES[AVX2], NAMES[AVX512]}
 LOG = logging.getLogger("tilenet")
 
 
-def what_computes(network: object, engine: str, device: str) -> dict[str, str]:
+def numerics_of(network: object, engine: str, device: str) -> dict[str, str]:
     """Return the libraries, and the kind of processor, on which the last bits of logits may depend.
 
     All convolutions that tilenet compiles give the same bits on every processor, those of PyTorch and cuDNN do not.
@@ -41,7 +41,7 @@ def what_computes(network: object, engine: str, device: str) -> dict[str, str]:
 
 
 def other_bits(then: object, now: Mapping[str, str]) -> list[str]:
-    """Return by which parts of `what_computes` the last bits of logits may differ; parts not recorded then are none.
+    """Return by which parts of `numerics_of` the last bits of logits may differ; parts not recorded then are none.
 
     >>> other_bits({"torch": "2.6", "convolutions": "avx2"}, {"torch": "2.7", "convolutions": "avx512", "gpu": "H200"})
     ['torch']

@@ -80,17 +80,17 @@ def _end_as_one(out: Path, request: Request, progress: Progress | None) -> Repor
 
 def _fill_steps(out: Path, request: Request, share: Share, progress: Progress | None) -> Report:
     making = making_of(out, request.target)
-    report = _fill_depths(out, request, share, progress)
+    report = _share_of_depths(out, request, share, progress)
     if read_root(making / DEPTHS).complete:
         started = perf_counter()
-        _fill_places(making, request.options.memory or DEFAULT_MEMORY, share, progress)
+        _share_of_places(making, request.options.memory or DEFAULT_MEMORY, share, progress)
         with suppress(OutputIncomplete, OutputLocked):  # then another share is not run yet, or does this
             number_divided(out, request)
         report.objects = perf_counter() - started
     return report
 
 
-def _fill_depths(out: Path, request: Request, share: Share, progress: Progress | None) -> Report:
+def _share_of_depths(out: Path, request: Request, share: Share, progress: Progress | None) -> Report:
     """Do a share of the first step, and finish that if it was the last one."""
     making = making_of(out, request.target)
     depths = making / DEPTHS
@@ -109,7 +109,7 @@ def _fill_depths(out: Path, request: Request, share: Share, progress: Progress |
     return fill_blocks(*(created or join_shares(depths, request, share)), share, progress=progress)
 
 
-def _fill_places(making: Path, memory: int, share: Share, progress: Progress | None) -> None:
+def _share_of_places(making: Path, memory: int, share: Share, progress: Progress | None) -> None:
     """Do a share of the second step."""
     path, places = making / DEPTHS, making / PLACES
     if are_of(open_mask(path), places) and not _pending(Store.inspect(places), share):

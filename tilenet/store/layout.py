@@ -149,11 +149,11 @@ class Layout:
         """The tissue map; None if none was asked for."""
         return TissueMap.from_json(self.tissue) if self.tissue else None
 
-    def computed_at(self, y: Pixel, x: Pixel) -> NDArray[np.bool_]:
-        """Return whether the blocks at some rows and columns of pixels were computed, not skipped: (rows, columns)."""
+    def block_has_tissue_at(self, y: Pixel, x: Pixel) -> NDArray[np.bool_]:
+        """Return whether the blocks of some rows and columns of pixels were not skipped for lack of tissue."""
         if self.tissue_map is None:
             return np.ones((len(y), len(x)), bool)
-        return self.tissue_map.computed(self)[np.ix_(y // self.block[-2], x // self.block[-1])]
+        return self.tissue_map.blocks_with_tissue(self)[np.ix_(y // self.block[-2], x // self.block[-1])]
 
     @cached_property
     def mask_dtype(self) -> str:

@@ -93,8 +93,8 @@ class TissueMap:
         (rows, columns), (height, width) = self.cells.shape, self.covers
         return bool(self.tissue[y * rows // height, x * columns // width])
 
-    def computed(self, divided: HasBlocks) -> NDArray[np.bool_]:
-        """Return for each block along y and x, in order, whether it is computed: (rows, columns)."""
+    def blocks_with_tissue(self, divided: HasBlocks) -> NDArray[np.bool_]:
+        """Return for each block along y and x, in order, whether it has tissue, and is computed: (rows, columns)."""
         origin, shape = (divided.origin or (0,) * len(divided.shape))[-2:], divided.shape[-2:]
         along = [
             [(first + a, first + min(a + side, n)) for a in range(0, n, side)]
@@ -103,13 +103,15 @@ class TissueMap:
         found: NDArray[np.bool_] = self._counts(*along) > 0
         return found
 
-    def computed_fraction(self, divided: HasBlocks) -> float:
-        """Return the fraction of the pixels that lies in computed blocks."""
+    def fraction_in_blocks(self, divided: HasBlocks) -> float:
+        """Return the fraction of the pixels that lies in blocks with tissue."""
         rows, columns = (
             np.minimum(side, n - np.arange(0, n, side))
             for n, side in zip(divided.shape[-2:], divided.block[-2:], strict=True)
         )
-        return float((np.outer(rows, columns) * self.computed(divided)).sum() / (divided.shape[-2] * divided.shape[-1]))
+        return float(
+            (np.outer(rows, columns) * self.blocks_with_tissue(divided)).sum() / (divided.shape[-2] * divided.shape[-1])
+        )
 
     def tissue_fraction(self, box: Box, inside: tuple[float, float] | None = None) -> float:
         """Return the fraction of the pixels of a box that lies in cells with tissue; its last two axes are y and x.

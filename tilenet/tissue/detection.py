@@ -73,15 +73,15 @@ class Tissue:
 
     def to_json(self, plan: Plan) -> dict[str, Any]:
         """Return what the output records about tissue, including how many blocks of a plan are skipped."""
-        computed = self.map.computed(plan)
-        planes = len(plan) // computed.size
+        with_tissue = self.map.blocks_with_tissue(plan)
+        planes = len(plan) // with_tissue.size
         return {
             **self.facts,
             "tissue": round(self.map.fraction, 6),
             "sha256": self.map.sha256,
             "blocks": len(plan),
-            "skipped_blocks": planes * int((~computed).sum()),
-            "skipped": round(1 - self.map.computed_fraction(plan), 6),
+            "skipped_blocks": planes * int((~with_tissue).sum()),
+            "skipped": round(1 - self.map.fraction_in_blocks(plan), 6),
         }
 
 
