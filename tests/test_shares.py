@@ -16,6 +16,7 @@ from faults import (
     random_numbers,
     stray,
     tree_hash,
+    use_stub,
     wait_until,
 )
 from small_shares import SIDES, SMALL, SMALL_BLOCKS, a_folder, fill, small_image  # noqa: F401
@@ -106,9 +107,13 @@ def test_an_interrupted_share_says_so_and_goes_on(commands, image, tmp_path, who
     assert (is_complete(out), tree_hash(out), stray(out)) == (True, whole, [])
 
 
-def test_while_shares_are_at_work_who_would_write_the_same_is_refused_by_name(commands, image, tmp_path, whole):
+def test_while_shares_are_at_work_who_would_write_the_same_is_refused_by_name(
+    commands, image, tmp_path, whole, monkeypatch, tilenet_command
+):
     out = tmp_path / "m.zarr"
     runs = [hang(commands, image, out, "--shard", f"{i}/2", call=5) for i in (1, 2)]
+    monkeypatch.setattr(tilenet.runs.shares, "PATIENCE", 0.3)
+    use_stub({}, monkeypatch.setattr)
     same = rf"is being written by share 1/2 \(process {runs[0].pid} on \S+\)\. Wait for that run"
     every = r"is being written by share \d/2 \(process \d+ on \S+\), share \d/2 \(process \d+ on \S+\)\. Wait for them"
     for options, expected in (
@@ -118,7 +123,7 @@ def test_while_shares_are_at_work_who_would_write_the_same_is_refused_by_name(co
         (("segment", image, "-o", out, *STUB, "--overwrite"), every),
         (("finish", out), every),
     ):
-        code, said = commands.run(*options, stub={})
+        code, _, said = tilenet_command(*options)
         assert (code, said.count("\n")) == (2, 1)
         assert re.search(expected, said), said
     kill(*runs)
