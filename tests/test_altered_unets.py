@@ -68,6 +68,14 @@ def test_two_unets_of_the_same_weights_and_other_layers_are_told_apart(tmp_path,
         tilenet.segment(IMAGE, tmp_path / "m.zarr", model=network, resume=True)
 
 
+def test_a_changed_unet_is_not_saved_as_one_that_would_be_loaded_unchanged(tmp_path):
+    network = random_network(depth=2, wf=2)
+    with pytest.raises(ModelError, match="only a UNet can be saved, and no changed one"):
+        tilenet.save_model(leaky(network), tmp_path / "m.safetensors")
+    assert not any(tmp_path.iterdir())
+    tilenet.save_model(network, tmp_path / "m.safetensors")
+
+
 class Renamed(tilenet.UNet):
     """A class of somebody's that does what a U-Net does."""
 

@@ -150,3 +150,8 @@ UNKNOWN = {
 def test_a_unet_through_whose_layers_no_length_can_be_followed_asks_for_a_footprint(change):
     with pytest.raises(ModelError, match=r"^this UNet was changed, .* Give footprint=Footprint.same\(2, "):
         _ = network(change).footprint
+
+
+def test_the_layer_through_which_no_length_can_be_followed_is_named():
+    with pytest.raises(ModelError, match=r"its layers \(no length is followed through Softplus\(.*\)\)\. Give"):
+        _ = network(setting("down_path.0.block", "1", nn.Softplus())).footprint

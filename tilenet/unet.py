@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tilenet.arguments import known_options
 from tilenet.card import ModelCard
-from tilenet.errors import ModelError, SettingsError
+from tilenet.errors import ModelError, SettingsError, first_line
 from tilenet.extent import Extent
 from tilenet.footprint import AxisFootprint, Footprint
 
@@ -122,7 +122,7 @@ def walk_through(layer: nn.Module, x: Extent, axis: int) -> Extent:
                 return x.conv(spread, int(layer.padding[axis]))
         if type(layer) in POINTWISE and getattr(layer, "running_mean", x) is not None:
             return x
-    raise TypeError(f"no length can be followed through {layer}")
+    raise TypeError(f"no length is followed through {layer}")
 
 
 def center_crop(x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -256,14 +256,14 @@ class UNet(nn.Module):
         try:
             # A subclass with a footprint of its own may begin with that of its layers.
             if type(self).footprint is UNet.footprint and not is_as_built(self, but=WALKED):
-                raise TypeError("more than layers within blocks was changed")
+                raise TypeError("not only layers within blocks were changed")
             return Footprint(tuple(map(AxisFootprint.of_walk, walks)))
         except Exception as error:  # of any kind: a layer may have been replaced with anything
             raise ModelError(
-                f"this {type(self).__name__} was changed, and its footprint no longer follows from its layers. Give "
-                f"footprint=Footprint.same({self.ndim}, reach=..., step=...) or .valid(...), or set network.footprint: "
-                f"tilenet.measure_footprint(network), or tilenet.UNet(**network.options).footprint if no layer sees "
-                f"further than before"
+                f"this {type(self).__name__} was changed, and its footprint no longer follows from its layers "
+                f"({first_line(error)}). Give footprint=Footprint.same({self.ndim}, reach=..., step=...) or "
+                f".valid(...), or set network.footprint: tilenet.measure_footprint(network), or "
+                f"tilenet.UNet(**network.options).footprint if no layer sees further than before"
             ) from error
 
 

@@ -22,7 +22,7 @@ from tilenet.card import ModelCard, parse_colors, parse_scaling
 from tilenet.errors import ModelError, ModelNotFound, OutputExists, one_line
 from tilenet.models.weights import COMPILED, State, read_claims, read_weights
 from tilenet.store.destination import put_whole
-from tilenet.unet import UNet
+from tilenet.unet import UNet, is_as_built
 
 LOG = logging.getLogger("tilenet")
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -134,15 +134,15 @@ def save_model(model: UNet, path: str | Path, *, card: ModelCard | None = None) 
     Raises
     ------
     ModelError
-        If the path has another ending, or the card does not fit the network.
+        If the network was changed, the path has another ending, or the card does not fit the network.
     EnvironmentFault
         If the file cannot be written.
     """
     path = Path(path)
-    if not isinstance(model, UNet):
+    if not is_as_built(model):
         raise ModelError(
-            f"{type(model).__name__}: only a UNet can be saved. Write a function that returns the network, and give "
-            "MODULE:FUNCTION, such as my_networks:build"
+            f"{type(model).__name__}: only a UNet can be saved, and no changed one. Write a function that returns the "
+            "network, and give MODULE:FUNCTION, such as my_networks:build"
         )
     if path.suffix != ".safetensors":
         raise ModelError(f"{path}: models are written as .safetensors. Change the ending")
