@@ -76,7 +76,30 @@ class SideFiles:
         if self.table:
             check_table_place(table_beside(mask), replace=True, image=order.image)
             if self.min_area is not None or order.positive or self.columns.stains:
-                _check_image(self, order, footprint)
+                self._check_image(order, footprint)
+
+    def _check_image(self, order: BatchItem, footprint: Footprint | None) -> None:
+        """Raise `SettingsError` if areas will have no meaning in an image's mask, or it lacks a stain or channel."""
+        options = order.options
+        try:
+            opened = open_image(
+                order.image,
+                level=options.level or 0,
+                axes=options.axes,
+                pixel_size=options.pixel_size,
+                missing=options.missing or "error",
+            )
+        except TilenetError:  # the run will say why
+            return
+        with opened:
+            Intensities(stains=self.columns.stains, positive=order.positive).check_image(opened)
+            if self.min_area is None:
+                return
+            stack = max(opened.box_shape[:-2], default=1) > 1
+            solid = options.link is not None or _takes_volumes(order.model, footprint)
+            volumes = stack and options.output == "objects" and solid
+            if not (volumes and options.roi is not None):  # whether a part has several planes is not known yet
+                pixels_of_area(self.min_area, opened.name, opened.pixel_size, volumes=volumes)
 
     def make(self, order: BatchItem, mask: Path) -> None:
         """Make the files that are missing or older than the mask."""
@@ -133,30 +156,6 @@ def _whole(table: Path) -> Iterator[None]:
     except (csv.Error, KeyError, TypeError, ValueError) as error:
         said = f"{table}: is no whole table of its mask ({one_line(error)})"
         raise OutputError(f"{said}. Delete it, and the same command writes it anew") from error
-
-
-def _check_image(wanted: SideFiles, order: BatchItem, footprint: Footprint | None) -> None:
-    """Raise `SettingsError` if areas will have no meaning in the mask of an image, or it lacks a stain or channel."""
-    options = order.options
-    try:
-        opened = open_image(
-            order.image,
-            level=options.level or 0,
-            axes=options.axes,
-            pixel_size=options.pixel_size,
-            missing=options.missing or "error",
-        )
-    except TilenetError:  # the run will say why
-        return
-    with opened:
-        Intensities(stains=wanted.columns.stains, positive=order.positive).check_image(opened)
-        if wanted.min_area is None:
-            return
-        stack = max(opened.box_shape[:-2], default=1) > 1
-        solid = options.link is not None or _takes_volumes(order.model, footprint)
-        volumes = stack and options.output == "objects" and solid
-        if not (volumes and options.roi is not None):  # whether a part has several planes is not known yet
-            pixels_of_area(wanted.min_area, opened.name, opened.pixel_size, volumes=volumes)
 
 
 def _takes_volumes(model: Any, footprint: Footprint | None) -> bool:
