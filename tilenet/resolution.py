@@ -223,7 +223,7 @@ def recorded(level: int, factor: Sequence[Sequence[int]], mpp: float | None) -> 
     except (TypeError, ValueError, ZeroDivisionError):
         sane = False
     if not sane:
-        raise SettingsError(f"the run record's factor {str(factor)[:60]} was changed. To replace it, {ANEW}")
+        raise SettingsError(f"the run record's factor {str(factor)[:60]} was changed. To replace the mask, {ANEW}")
     how = "as stored" if (y, x) == AS_STORED else f"resampled by {float(y):.6g} x {float(x):.6g}"
     return Resolution(level, (y, x), mpp, f"level {level} {how}, as the run was started", announced=mpp is not None)
 

@@ -30,7 +30,7 @@ LONGEST_QUOTE = 60
 def check_info(info: Mapping[str, Any], name: str | Path) -> None:
     """Raise `OutputError` if an output no longer says how it was made."""
     if lacking := lacking_parts(info):
-        raise OutputError(f"{name}: its {lacking[0]} was changed or removed. To replace it, {ANEW}")
+        raise OutputError(f"{name}: its {lacking[0]} was changed or removed. To replace the mask, {ANEW}")
 
 
 class Difference(NamedTuple):

@@ -161,5 +161,5 @@ def same_tiff(out: Path, request: Request) -> TiffMask:
     mask = open_tiff_mask(out)
     request.job_like_complete(mask.info, out).close()
     if damage := mask.check():
-        raise OutputError(f"{out}: {damage[0]}. To replace it, {ANEW}")
+        raise OutputError(f"{out}: {damage[0]}. To replace the mask, {ANEW}")
     return mask
