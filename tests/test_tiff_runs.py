@@ -79,7 +79,7 @@ def test_a_mask_with_the_name_of_the_store_of_a_tiff_is_neither_replaced_nor_rem
 
 def test_the_store_of_a_tiff_is_replaced_and_removed_as_asked(slide, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
-        broken.setattr("tilenet.api.deliver", interrupted)
+        broken.setattr("tilenet.runs.writing.deliver", interrupted)
         segment(slide, tmp_path / "whole.ome.tif")
     assert names(tmp_path) == ["whole.ome.tif.zarr"]
     with pytest.raises(OutputExists, match=r"zarr: exists already\. Go on with it \(--resume\), replace it"):
@@ -113,12 +113,12 @@ KILLS = """
 import hashlib, json, os, signal, sys
 from pathlib import Path
 import imagecodecs, tifffile, torch, yaozarrs.v05, zarr, zarr.codecs
-import tilenet, tilenet.api
+import tilenet, tilenet.runs.writing
 from tilenet.store import file_system
 torch.set_num_threads(1)
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 def run(kill, said, late):
-    count, deliver = 0, tilenet.api.deliver
+    count, deliver = 0, tilenet.runs.writing.deliver
     def step(name, do, *args, **kwargs):
         nonlocal count
         count += 1
@@ -130,7 +130,7 @@ def run(kill, said, late):
         count = 0
         return deliver(*args)
     if late:
-        count, tilenet.api.deliver = -10**6, deliver_counted
+        count, tilenet.runs.writing.deliver = -10**6, deliver_counted
     for name, module in list(sys.modules.items()):
         if name.startswith("tilenet") and hasattr(module, "step"):
             module.step = step

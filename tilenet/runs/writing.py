@@ -1,0 +1,57 @@
+"""A run whose mask goes to disk: alone or as a share, with objects or without, as a folder, a TIFF or labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tilenet.jobs.compute import Progress
+from tilenet.jobs.request import Request
+from tilenet.masks.tiff_export import deliver
+from tilenet.masks.tiff_mask import TiffMask, store_beside
+from tilenet.runner import Report
+from tilenet.runs import object_shares, shares
+from tilenet.runs.numbering import store_objects
+from tilenet.runs.object_outputs import in_making, refuse_begun, was_begun
+from tilenet.runs.outputs import check_name, check_tiff, fill_output, protect_input, same_tiff
+from tilenet.store import Mask, can_resume, is_complete, open_mask
+
+
+def write_mask(
+    out: Path,
+    request: Request,
+    *,
+    tiff: bool,
+    shard: tuple[int, int] | None,
+    client: Any,
+    progress: Progress | None,
+    resume: bool,
+    overwrite: bool,
+) -> tuple[Mask | TiffMask | None, Report]:
+    """Write a mask in the way that the options ask for; return it, or None if shares are pending, and what was done."""
+    target, output = request.target, request.options.output
+    place = store_beside(out) if tiff else out  # a TIFF is written when the mask is whole
+    protect_input(out, request.image, inside=target is not None)
+    if target is None:
+        check_name(out)
+    if tiff:
+        protect_input(place, request.image)
+        check_tiff(out, output, resume=resume, overwrite=overwrite)
+        begun = can_resume(place) or in_making(place, target)
+        if resume and out.exists() and not begun:
+            return same_tiff(out, request), Report()
+    if output == "objects" and shard is not None:
+        done = object_shares.fill_objects(out, request, shard, progress=progress)
+    # What was begun with objects goes on with them: whoever resumes it may leave the option out.
+    elif output == "objects" or (resume and shard is None and was_begun(place, target)):
+        done = store_objects(place, request, resume=resume, overwrite=overwrite, client=client, progress=progress)
+    elif shard is not None:
+        refuse_begun(place, target, overwrite=False)
+        done = shares.fill_share(out, request, shard, progress=progress)
+    else:
+        refuse_begun(place, target, overwrite=overwrite)
+        done = fill_output(place, request, resume=resume, overwrite=overwrite, client=client, progress=progress)
+    # A mask beside which objects are still being found is an old one, which a run is about to replace.
+    if shard is not None and (not is_complete(place) or in_making(place, target)):
+        return None, done
+    return deliver(place, out) if tiff else open_mask(out), done
