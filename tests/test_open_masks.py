@@ -185,3 +185,4 @@ def test_a_mask_is_not_compared_with_numbers_since_the_answer_would_be_false(tmp
             compare()
     assert (mask[...] == mask).all()  # NumPy takes the pixels
     assert mask == mask and mask != tilenet.open_mask(mask) and mask in {mask}
+    assert mask != None and mask in [None, mask]  # noqa: E711

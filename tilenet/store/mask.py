@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from numbers import Number
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -41,7 +42,7 @@ class AnyMask:
         return str(self.path)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, AnyMask):
+        if isinstance(other, Number) or hasattr(other, "__array__") and not isinstance(other, AnyMask):
             raise TypeError(
                 f"{self.path}: a mask is equal to no {type(other).__name__}. Compare pixels: mask[...] == 1"
             )
