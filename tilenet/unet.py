@@ -113,15 +113,14 @@ class UpBlock(nn.Module):
 
 def walk_through(layer: nn.Module, x: Extent, axis: int) -> Extent:
     """Follow a length through a layer within a block, or the last one; `TypeError` if it is none that is understood."""
-    if not (_is_hooked(layer) or _attributes(layer, type(layer))):
-        if type(layer) is nn.Sequential:
-            return reduce(lambda x, inner: walk_through(inner, x, axis), layer, x)
-        if isinstance(layer, nn.Conv2d | nn.Conv3d) and type(layer) in CONV.values() and set(layer.stride) == {1}:
-            spread = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-            if spread % 2:
-                return x.conv(spread, int(layer.padding[axis]))
-        if type(layer) in POINTWISE and getattr(layer, "running_mean", x) is not None:
-            return x
+    if type(layer) is nn.Sequential:
+        return reduce(lambda x, inner: walk_through(inner, x, axis), layer, x)
+    if isinstance(layer, nn.Conv2d | nn.Conv3d) and type(layer) in CONV.values() and layer.stride[axis] == 1:
+        spread = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        if spread % 2:
+            return x.conv(spread, int(layer.padding[axis]))
+    if type(layer) in POINTWISE and layer._buffers.get("running_mean", x) is not None:
+        return x
     raise TypeError(f"no length is followed through {layer}")
 
 
@@ -256,7 +255,7 @@ class UNet(nn.Module):
         try:
             # A subclass with a footprint of its own may begin with that of its layers.
             if type(self).footprint is UNet.footprint and not is_as_built(self, but=WALKED):
-                raise TypeError("not only layers within blocks were changed")
+                raise TypeError("a hook, a method, or a layer outside of blocks")
             return Footprint(tuple(map(AxisFootprint.of_walk, walks)))
         except Exception as error:  # of any kind: a layer may have been replaced with anything
             raise ModelError(
@@ -275,7 +274,7 @@ def blocks_of(network: UNet) -> tuple[list[ConvBlock], list[UpBlock]]:
 def is_as_built(model: object, but: str | None = None) -> bool:
     """Return whether a model is a `UNet` that its options and weights fully describe: no layer is changed or hooked.
 
-    Layers whose names match the pattern `but` may be.
+    Layers whose names match the pattern `but` may be others, but not hooked.
     """
     if not isinstance(model, UNet) or any(getattr(type(model), name) is not getattr(UNet, name) for name in OWN):
         return False
@@ -293,7 +292,7 @@ def _layers(network: UNet, but: str | None) -> list[tuple[object, ...]]:
     return [
         (name, name and type(layer), _attributes(layer, None if name else UNet), _tensors(layer), _is_hooked(layer))
         for name, layer in network.named_modules()
-        if not (but and re.fullmatch(but, name))
+        if not (but and re.fullmatch(but, name)) or _is_hooked(layer) or _attributes(layer, type(layer))
     ]
 
 
