@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import tifffile
+from killing import meanwhile
 from store_helpers import LAYOUTS, make
 from tiff_masks import a_slide, both_masks, names, segment  # noqa: F401
 
@@ -104,16 +105,17 @@ def test_a_damaged_mask_is_not_exported(tmp_path):
     assert names(tmp_path) == ["m.zarr"]
 
 
-def test_a_mask_that_is_replaced_while_it_is_exported_is_noticed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("befall", "says"),
+    [
+        (lambda path: make(path, LAYOUTS["plane"], seed=1, overwrite=True), "was written anew since it was opened"),
+        (lambda path: shutil.rmtree(path / "0" / "c"), "is missing"),
+    ],
+)
+def test_a_mask_that_is_replaced_or_lost_while_it_is_exported_is_noticed(tmp_path, monkeypatch, befall, says):
     make(tmp_path / "m.zarr", LAYOUTS["plane"])
-    compare = tiff_export._compare
-
-    def compare_and_lose(*args):
-        compare(*args)
-        shutil.rmtree(tmp_path / "m.zarr" / "0" / "c")
-
-    monkeypatch.setattr(tiff_export, "_compare", compare_and_lose)
-    with pytest.raises(BlocksFailed):
+    meanwhile(monkeypatch, tiff_export, "_write", lambda: befall(tmp_path / "m.zarr"))
+    with pytest.raises(BlocksFailed, match=says):
         write_tiff(tmp_path / "m.zarr", tmp_path / "m.tif")
     assert names(tmp_path) == ["m.zarr"]
 
