@@ -42,7 +42,7 @@ class AnyMask:
         return str(self.path)
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Number) or hasattr(other, "__array__") and not isinstance(other, AnyMask):
+        if isinstance(other, Number) or (hasattr(other, "__array__") and not isinstance(other, AnyMask)):
             raise TypeError(
                 f"{self.path}: a mask is equal to no {type(other).__name__}. Compare pixels: mask[...] == 1"
             )
