@@ -89,6 +89,15 @@ def test_the_store_of_a_tiff_is_replaced_and_removed_as_asked(slide, whole, tmp_
     assert (tmp_path / "whole.ome.tif").read_bytes() == whole[1].read_bytes()
 
 
+def test_the_store_of_a_tiff_that_is_then_asked_for_as_a_mask_is_one(slide, tmp_path, monkeypatch):
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr("tilenet.runs.writing.deliver", interrupted)
+        segment(slide, tmp_path / "m.tif")
+    own = segment(slide, tmp_path / "m.tif.zarr", resume=True)
+    assert np.array_equal(segment(slide, tmp_path / "m.tif", resume=True), own)
+    assert names(tmp_path) == ["m.tif", "m.tif.zarr"]
+
+
 def damaged(path):
     """Return the bytes of a TIFF with one changed in the middle of a tile."""
     data = bytearray(path.read_bytes())

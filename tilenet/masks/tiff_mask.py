@@ -35,7 +35,7 @@ from tilenet.readers.image import Image
 from tilenet.store import AnyMask, Layout, Mask
 from tilenet.store.metadata import MAKING, OWN, layout_of, not_ours, not_there
 from tilenet.store.pyramid import doubled
-from tilenet.store.seal import events
+from tilenet.store.seal import events, log
 
 SUFFIXES = (".tif", ".tiff")
 TILE = 512
@@ -67,7 +67,18 @@ def store_beside(out: Path) -> Path:
 
 def is_for_tiff(store: Path, out: Path) -> bool:
     """Return whether a store was made only for a TIFF, and is no mask of its own."""
-    return any(event.get(FOR_TIFF) == out.name for event in events(store / OWN))
+    return _tiffs_of(store)[-1:] == [out.name]
+
+
+def keep_store(store: Path) -> None:
+    """Note that a store is a mask of its own from now on, if it was made for a TIFF."""
+    if any(_tiffs_of(store)[-1:]):
+        log(store / OWN, "kept", **{FOR_TIFF: None})
+
+
+def _tiffs_of(store: Path) -> list[Any]:
+    """Return the names of the TIFFs that a store was made for, by its log; None where it became a mask of its own."""
+    return [event[FOR_TIFF] for event in events(store / OWN) if FOR_TIFF in event]
 
 
 class TiffLevel:

@@ -8,7 +8,7 @@ from typing import Any
 from tilenet.jobs.compute import Progress
 from tilenet.jobs.request import Request
 from tilenet.masks.tiff_export import deliver
-from tilenet.masks.tiff_mask import TiffMask, store_beside
+from tilenet.masks.tiff_mask import TiffMask, keep_store, store_beside
 from tilenet.runner import Report
 from tilenet.runs import object_shares, shares
 from tilenet.runs.numbering import store_objects
@@ -54,4 +54,7 @@ def write_mask(
     # A mask beside which objects are still being found is an old one, which a run is about to replace.
     if shard is not None and (not is_complete(place) or in_making(place, target)):
         return None, done
-    return deliver(place, out) if tiff else open_mask(out), done
+    if tiff:
+        return deliver(place, out), done
+    keep_store(out)
+    return open_mask(out), done
