@@ -163,6 +163,7 @@ def test_logits_that_are_cropped_away_may_be_anything():
 
 def test_what_goes_wrong_is_said_as_elsewhere():
     network = random_network(depth=2, wf=2, in_channels=3)
+    network.footprint = network.footprint  # with a hook, one is asked for
     # It takes one tile or two, with which it is asked before the run, and no larger batches.
     network.register_forward_pre_hook(lambda layer, given: given[0].view(min(len(given[0]), 2), *given[0].shape[1:]))
     (expected, _), (failures, _) = both_ways(network, engine="plain")
