@@ -32,7 +32,7 @@ def images(tmp_path):
 def test_a_full_disk_ends_a_batch_which_goes_on_when_there_is_more_room(images, small_disk, tmp_path, options):
     out, told = small_disk("size=100k") / "masks", []
     with pytest.raises(
-        DiskFault, match=r"masks/.* no space left on device: .*Make room, then run again.*\. [1-5] of 6 "
+        DiskFault, match=r"masks/.* no space left on device: .*Make room, then run again.*\. [1-6] of 6 "
     ):
         tilenet.batch(images, out, tell=told.append, **options, **HOW)
     assert {result.status for result in told} <= {"done"} and not list(out.rglob("lock.*"))
@@ -59,7 +59,7 @@ def test_of_errors_in_writing_a_mask_those_that_no_other_mask_escapes_end_a_batc
         results = tilenet.batch(images, tmp_path / "masks", **HOW)
         assert [result.status for result in results] == ["done", "failed", *["done"] * 4]
         return
-    with pytest.raises(DiskFault, match=r"b\.zarr.*, then run again with --resume\. [1-4] of 6 images were not begun$"):
+    with pytest.raises(DiskFault, match=r"b\.zarr.*, then run again with --resume\. [56] of 6 images are not done$"):
         tilenet.batch(images, tmp_path / "masks", **HOW)
 
 
@@ -68,16 +68,16 @@ def test_a_folder_that_is_read_only_ends_a_batch_at_its_first_image(images, smal
     small_disk("", REMOUNT | READ_ONLY)
     code, _, said = tilenet_command("batch", *images, "--out", out, "--model", "stub:bright", "--tile", 64)
     assert (code, said.count("\n")) == (4, 1)
-    assert f"{out}: cannot be written, and {out}/a.zarr would be in it" in said and "images were not begun" in said
+    assert f"{out}: cannot be written, and {out}/a.zarr would be in it" in said and "images are not done" in said
 
 
-def test_an_interrupted_batch_says_how_many_images_it_did_not_begin(images, tmp_path, caplog):
+def test_an_interrupted_batch_says_how_many_images_are_not_done(images, tmp_path, caplog):
     def tell(result):
         raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
         tilenet.batch(images, tmp_path / "masks", tell=tell, objects=True, **HOW)
-    assert caplog.messages[-1] == f"{tmp_path / 'masks'}: 5 of 6 images were not begun"
+    assert caplog.messages[-1] == f"{tmp_path / 'masks'}: 5 of 6 images are not done"
 
 
 def test_an_image_on_a_failing_disk_stops_no_other(images, tmp_path, monkeypatch):

@@ -43,6 +43,16 @@ def test_a_line_tells_hours_and_what_is_counted(clock, capsys):
     assert capsys.readouterr().err == "tilenet: m.csv: 1% done, 1240/100000 rows, about 27.4 h left\n"
 
 
+def test_a_count_that_starts_anew_has_a_speed_of_its_own(clock, capsys):
+    with output.progress_bar("blocks", "m.zarr", shown=True) as progress:
+        for seconds in (1, 1000):  # a block
+            for done in range(101):
+                clock[0] += seconds
+                progress(done, 100)
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert "about 1 min left" in first and "1% done" in second and "about 27.5 h left" in second
+
+
 def test_nothing_is_told_of_what_stands_still_or_is_at_its_end(clock, capsys):
     with output.progress_bar("px", "m.zarr", shown=True) as progress:
         for done in (5, 5, 9):

@@ -69,11 +69,11 @@ def test_a_mask_with_the_name_of_the_store_of_a_tiff_is_neither_replaced_nor_rem
     own = segment(slide, tmp_path / "m.tif.zarr", objects=objects, output=None if objects else "both")
     before = tree_hash(own.path)
     for overwrite in (False, True):
-        with pytest.raises(OutputExists, match=r"m\.tif\.zarr: exists, and was not made for m\.tif\. Make that of it"):
+        with pytest.raises(OutputExists, match=r"m\.tif\.zarr: exists, .* made for m\.tif\. Make that of it"):
             segment(slide, tmp_path / "m.tif", objects=objects, overwrite=overwrite)
     caplog.set_level("INFO", "tilenet")
     assert np.array_equal(segment(slide, tmp_path / "m.tif", objects=objects, resume=True), own)
-    assert caplog.messages[-1].endswith("m.tif.zarr: stays, because it was not made for m.tif")
+    assert caplog.messages[-1].endswith("m.tif.zarr: stays, because its log does not say that it was made for m.tif")
     assert (tree_hash(own.path), names(tmp_path)) == (before, ["m.tif", "m.tif.zarr"])
 
 

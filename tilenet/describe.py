@@ -74,7 +74,7 @@ def _unfinished(file: str) -> dict[str, Any] | None:
     from tilenet.runs.object_outputs import DEPTHS, making_of
     from tilenet.runs.object_shares import how_far
     from tilenet.runs.shares import how_to_go_on, written_of
-    from tilenet.store import is_ours
+    from tilenet.store import is_complete, is_ours
     from tilenet.store.metadata import MAKING
 
     kind, path, target = {"kind": "mask, not complete"}, Path(file.rstrip("/").removesuffix(MAKING)), None
@@ -83,7 +83,7 @@ def _unfinished(file: str) -> dict[str, Any] | None:
             target = open_target(path.parent.parent)
     if target is None and is_tiff(path) and not path.exists():
         path = store_beside(path)
-    if is_ours(path):
+    if is_ours(path) and not is_complete(path):  # a complete one may be replaced by what is described here
         written, total = written_of(path)
         counts = {"blocks": f"{written} of {total} are written", "written": written, "total": total}
         return kind | counts | _at_work(path, how_to_go_on(path))

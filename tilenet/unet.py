@@ -121,7 +121,7 @@ def walk_through(layer: nn.Module, x: Extent, axis: int) -> Extent:
             return x.conv(spread, int(layer.padding[axis]))
     if type(layer) in POINTWISE and layer._buffers.get("running_mean", x) is not None:
         return x
-    raise TypeError(f"no length is followed through {layer}")
+    raise TypeError(f"no length is followed through {str(layer).splitlines()[0].rstrip('(')}")
 
 
 def center_crop(x: Tensor, shape: Sequence[int]) -> Tensor:

@@ -74,7 +74,7 @@ class BatchRun:
             self._run_all(self._orders.values())
             self._run_all([self._orders[name] for name in self._busy])  # the other processes may be done with these now
         except BaseException as error:
-            left = f"{len(self._orders) - len(self._started)} of {len(self._orders)} images were not begun"
+            left = f"{len(self._orders) - len(self._results)} of {len(self._orders)} images are not done"
             if isinstance(error, Interrupted):
                 LOG.warning("%s: %s", self._out, left)
             with suppress(EnvironmentFault):  # why the batch ends is what was raised first

@@ -107,7 +107,7 @@ def batch(
         list has an invalid entry.
     EnvironmentFault
         If the scheduler or this process's GPU is lost, or if nothing more can be written into the folder.
-        The message says how many images were not begun. The same call again resumes the batch.
+        The message says how many images are not done. The same call again resumes the batch.
 
     Examples
     --------

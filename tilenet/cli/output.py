@@ -72,7 +72,9 @@ class _ProgressLines:
 
     def __call__(self, done: int, total: int) -> None:
         now = monotonic()
-        began, before = self._last = self._last or (now, done)  # what an earlier run has done is no speed of this one
+        if self._last is None or done < self._last[1]:  # what an earlier run or step has done is no speed of this one
+            self._last = (now, done)
+        began, before = self._last
         if now < self._due or not before < done < total:
             return
         speed = (done - before) / (now - began)

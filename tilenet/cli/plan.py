@@ -11,7 +11,7 @@ import click
 from tilenet.address import shown
 from tilenet.cli.options import JSON, image_options, objects_options
 from tilenet.cli.output import gigabytes, say, show, sides
-from tilenet.errors import SettingsError, TilenetError
+from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
 from tilenet.geometry import Box
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def _one_of_many(item: BatchItem, objects: bool, as_json: bool) -> dict[str, Any
             result |= {"shape": job.plan.shape, "pixels": prod(job.plan.shape), "blocks": len(job.plan)}
             result |= _needs_of(job, item)
         line = f"{sides(result['shape'])} px, {gigabytes(result['disk_bytes'])}, {result['files']} files"
+    except EnvironmentFault:  # of no image alone, and gone when it is tried again
+        raise
     except TilenetError as error:
         result["error"] = str(error)
         line = f"fails: {str(error).removeprefix(result['image'] + ': ')}"

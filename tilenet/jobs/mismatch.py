@@ -54,7 +54,8 @@ def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Differ
     """
     wanted = json.loads(json.dumps(wanted))
     for part in ("image", "model", "card", "record"):
-        for field_ in sorted({*found[part], *wanted[part]} - SAME_BYTES):
+        # What is asked for comes first, for other settings follow from it.
+        for field_ in sorted({*found[part], *wanted[part]} - SAME_BYTES, key=lambda name: (name != "output", name)):
             old, new = found[part].get(field_), wanted[part].get(field_)
             if old is None and (part, field_) in LATER:
                 continue

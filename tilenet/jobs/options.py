@@ -173,9 +173,7 @@ def parse_integers(text: str, name: str = "") -> tuple[int, ...]:
     try:
         return tuple(map(int, text.split(",")))
     except ValueError as error:
-        raise SettingsError(
-            f"{name}{text!r} is not integers with commas between them, such as 512 or 4,256,256"
-        ) from error
+        raise SettingsError(f"{name}{text!r} is not integers with commas between them, such as 1 or 1,2,2") from error
 
 
 def parse_sides(text: str) -> int | tuple[int, ...]:

@@ -79,7 +79,7 @@ def deliver(store: Path, out: Path) -> TiffMask:
         if is_for_tiff(store, out):
             discard(store)
         else:
-            LOG.info("%s: stays, because it was not made for %s", store, out.name)
+            LOG.info("%s: stays, because its log does not say that it was made for %s", store, out.name)
     return mask
 
 

@@ -33,6 +33,7 @@ from tilenet.readers import open_image
 from tilenet.readers.guards import quietly
 from tilenet.readers.image import Image
 from tilenet.store import AnyMask, Layout, Mask
+from tilenet.store.file_system import ACCESSED, faults_named
 from tilenet.store.metadata import MAKING, OWN, layout_of, not_ours, not_there
 from tilenet.store.pyramid import doubled
 from tilenet.store.seal import events, log
@@ -73,12 +74,14 @@ def is_for_tiff(store: Path, out: Path) -> bool:
 def keep_store(store: Path) -> None:
     """Note that a store is a mask of its own from now on, if it was made for a TIFF."""
     if any(_tiffs_of(store)[-1:]):
-        log(store / OWN, "kept", **{FOR_TIFF: None})
+        with faults_named(store):
+            log(store / OWN, "kept", **{FOR_TIFF: None})
 
 
 def _tiffs_of(store: Path) -> list[Any]:
     """Return the names of the TIFFs that a store was made for, by its log; None where it became a mask of its own."""
-    return [event[FOR_TIFF] for event in events(store / OWN) if FOR_TIFF in event]
+    with faults_named(store, what=ACCESSED):
+        return [event[FOR_TIFF] for event in events(store / OWN) if FOR_TIFF in event]
 
 
 class TiffLevel:

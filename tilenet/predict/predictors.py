@@ -269,6 +269,7 @@ def footprint_of(model: object, footprint: Footprint | None = None) -> Footprint
         )
     if found.ndim not in CHANNELS_LAST:
         raise SettingsError(f"a footprint has 2 or 3 axes, those of the network, not {found.ndim}. Give one for each")
-    if isinstance(model, UNet) and is_as_built(model) and found != model.walked_footprint():
-        raise ModelError("a UNet's footprint follows from its layers, and is another than was given. Leave it out")
+    given = footprint is not None or "_stated" in vars(model)
+    if given and isinstance(model, UNet) and is_as_built(model) and found != (own := model.walked_footprint()):
+        raise ModelError(f"a UNet's footprint follows from its layers: {own}. It is another than was given or set")
     return found

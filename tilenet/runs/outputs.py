@@ -151,8 +151,8 @@ def check_tiff(out: Path, output: str | None, *, resume: bool, overwrite: bool) 
     place = store_beside(out)
     if not resume and can_resume(place) and is_ours(place) and not is_for_tiff(place, out):
         raise OutputExists(
-            f"{place}: exists, and was not made for {out.name}. Make that of it (--resume), move it away, or choose "
-            f"another path"
+            f"{place}: exists, and its log does not say that it was made for {out.name}. Make that of it (--resume), "
+            f"remove it or move it away, or choose another path"
         )
 
 

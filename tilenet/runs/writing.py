@@ -8,7 +8,7 @@ from typing import Any
 from tilenet.jobs.compute import Progress
 from tilenet.jobs.request import Request
 from tilenet.masks.tiff_export import deliver
-from tilenet.masks.tiff_mask import TiffMask, keep_store, store_beside
+from tilenet.masks.tiff_mask import TiffMask, is_tiff, keep_store, store_beside
 from tilenet.runner import Report
 from tilenet.runs import object_shares, shares
 from tilenet.runs.numbering import store_objects
@@ -56,5 +56,6 @@ def write_mask(
         return None, done
     if tiff:
         return deliver(place, out), done
-    keep_store(out)
+    if is_tiff(out.with_suffix("")):
+        keep_store(out)
     return open_mask(out), done

@@ -16,10 +16,21 @@ from tilenet.store.label_list import enlist, withdraw
 from tilenet.store.layout import Layout
 from tilenet.store.lease import Lease, Share
 from tilenet.store.metadata import OWN, fixed_documents, read_root, root_document
+from tilenet.store.seal import log
 
 
-def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool, share: Share | None = None) -> Lease:
+def build(
+    path: Path,
+    layout: Layout,
+    info: Mapping[str, Any],
+    *,
+    replace: bool,
+    share: Share | None = None,
+    facts: Mapping[str, Any],
+) -> Lease:
     """Make a store without pixels at `path`; return its lease, or that of a share, with no heartbeat yet.
+
+    The first line of its log has the `facts`.
 
     With `replace`, the existing store is moved into the new one and kept there until the new one is complete. However
     the run ends, one of the two is whole.
@@ -36,6 +47,7 @@ def build(path: Path, layout: Layout, info: Mapping[str, Any], *, replace: bool,
             make_folder((new / name).parent)
             write_file(new / name, [data], temporary=new / OWN / f"{uuid4().hex}.part")
             step("sync folder", fsync_path, (new / name).parent)
+        log(new / OWN, "created", **facts)
         if replace:
             _move_aside(path, new / OWN / REPLACED)
         _move_in(new, path, share)

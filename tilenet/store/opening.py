@@ -31,7 +31,8 @@ class OpenedStore:
         # One process may have several writers, so each gets a new name for its journal file.
         self._blocks = Blocks(path, self.layout, uuid4().hex, allowed=self._check_allowed)
         if not isinstance(lease, Joined):
-            self._blocks.load()
+            with faults_named(path, what=ACCESSED):
+                self._blocks.load()
 
     @classmethod
     def create(
@@ -71,10 +72,9 @@ class OpenedStore:
         path = Path(path).absolute()
         check_free(path, overwrite=overwrite)
         with faults_named(path, resumes=False):  # there is nothing to resume yet
-            store = cls._leased(path, build(path, layout, info, replace=overwrite and path.exists(), share=share))
-        with faults_named(path), store._closed_on_error():
-            store.log("created", **({SHARE: list(share)} if share else {}), **(facts or {}))
-        return store
+            facts = ({SHARE: list(share)} if share else {}) | dict(facts or {})
+            replace = overwrite and path.exists()
+            return cls._leased(path, build(path, layout, info, replace=replace, share=share, facts=facts))
 
     @classmethod
     def resume(cls, path: str | Path) -> Self:

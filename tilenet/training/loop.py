@@ -30,7 +30,7 @@ from tilenet.training.data import Pair, chosen_of, describe_training, digest_of,
 from tilenet.training.examples import Examples
 from tilenet.training.history import write_csv, write_picture
 from tilenet.training.loss import class_weights, loss_of, optimizer_of, rate_at
-from tilenet.training.network import build, completed
+from tilenet.training.network import add_dropout, build, completed
 from tilenet.training.recipe import Recipe
 from tilenet.training.targets import check_objects, class_values
 from tilenet.training.validation import validate
@@ -171,6 +171,8 @@ class _Run:
         except ValueError as error:
             raise SettingsError(f"no such network for images of {ndim} axes: {error}") from error
         self.network.to(memory_format=torch.channels_last if ndim == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
+        if recipe.dropout:
+            add_dropout(self.network, recipe)
         self.forward = torch.compile(self.network) if recipe.compiled else self.network
         self.crops = Crops(pairs[0], recipe, self.network.footprint, self.values)
         self.optimizer = optimizer_of(self.network, recipe)

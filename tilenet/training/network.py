@@ -33,12 +33,15 @@ def build(recipe: Recipe, channels: int, classes: int, ndim: int) -> UNet:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    if recipe.dropout:
-        network.footprint = network.footprint  # the hook sees no further
-        network.down_path[-1].register_forward_hook(
-            lambda block, _, x: functional.dropout(x, recipe.dropout, block.training)
-        )
     return network
+
+
+def add_dropout(network: UNet, recipe: Recipe) -> None:
+    """Let a network drop features while it is trained, as the recipe says; then it is a changed one, and not saved."""
+    network.footprint = network.footprint  # the hook sees no further
+    network.down_path[-1].register_forward_hook(
+        lambda block, _, x: functional.dropout(x, recipe.dropout, block.training)
+    )
 
 
 def completed(card: ModelCard, recipe: Recipe, values: tuple[int, ...]) -> ModelCard:

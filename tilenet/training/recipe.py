@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from math import inf
@@ -194,6 +194,8 @@ class Recipe:
             raise SettingsError(f"pool_size is 1 or more along each axis, such as (1, 2, 2), not {self.pool_size}")
 
     def _check_weights(self) -> None:
+        if not isinstance(self.class_weights, Iterable) or not isinstance(self.shares, Mapping):
+            raise SettingsError("class_weights are numbers, one per class, and shares are numbers by groups of images")
         for name, numbers in (("class_weights", self.class_weights), ("shares", self.shares.values())):
             weights = () if tuple(numbers) == BALANCED else tuple(numbers)
             if weights and not (all(isinstance(n, Real) and 0 <= n < inf for n in weights) and any(weights)):

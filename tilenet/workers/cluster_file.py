@@ -20,7 +20,7 @@ LISTS = (
     *("worker_extra_args", "extra", "job_extra_directives", "job_extra", "job_directives_skip", "header_skip"),
     *("job_script_prologue", "env_extra"),
 )
-SIZE = re.compile(r"[\d.]+ *([KMGTP]i?B?|B)", re.IGNORECASE)
+SIZE = re.compile(r"\d+(\.\d+)? *([KMGTP]i?B?|B)|\d{7,}", re.IGNORECASE)  # or bytes, if they may be meant
 EXAMPLE = "such as {type: slurm, arguments: {cores: 8, memory: 32GB}, adapt: {minimum: 1, maximum: 40}}"
 
 
