@@ -12,8 +12,12 @@ from workers import Cluster, write_image
 import tilenet
 from tilenet.errors import DiskFault
 from tilenet.interrupts import Interrupted
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
 from tilenet.readers.tiff import TiffImage
+from tilenet.runs.outputs import open_store
 from tilenet.store import file_system
+from tilenet.store.blocks import Blocks
 from tilenet.workers import worker
 
 HOW = {"model": Bright(), "tile": 64, "threads": 1}
@@ -91,3 +95,19 @@ def test_an_image_on_a_failing_disk_stops_no_other(images, tmp_path, monkeypatch
     monkeypatch.setattr(TiffImage, "read_inside", read)
     results = tilenet.batch(images, tmp_path / "masks", **HOW)
     assert [result.status for result in results] == ["done", "failed", *["done"] * 4]
+
+
+def test_a_mask_whose_journal_cannot_be_read_does_not_end_a_batch(images, tmp_path, monkeypatch):
+    for thing in open_store(tmp_path / "masks" / "b.zarr", Request(images[1], HOW["model"], Options(tile=HOW["tile"]))):
+        thing.close()
+    plain = Blocks.load
+
+    def load(blocks):
+        if blocks.path.name == "b.zarr":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        plain(blocks)
+
+    monkeypatch.setattr(Blocks, "load", load)
+    results = tilenet.batch(images, tmp_path / "masks", **HOW)
+    assert [result.status for result in results] == ["done", "failed", *["done"] * 4]
+    assert "b.zarr: cannot be accessed" in results[1].error
