@@ -195,15 +195,15 @@ def test_a_store_that_another_batch_makes_meanwhile_is_gone_on_with_or_said_to_b
 
 def test_a_plain_list_has_a_path_a_line(tmp_path):
     (tmp_path / "list.txt").write_text("# three\na.tif\n\nb.ome.tif\n./#1.svs\n")
-    orders = read_image_list([tmp_path / "list.txt"], model="nuclei", options=Options())
-    assert [order.name for order in orders] == ["a", "b", "#1"]
+    items = read_image_list([tmp_path / "list.txt"], model="nuclei", options=Options())
+    assert [item.name for item in items] == ["a", "b", "#1"]
 
 
 def test_an_image_is_named_after_its_own_folder_and_never_hidden(tmp_path, monkeypatch):
     (tmp_path / "stack").mkdir()
     monkeypatch.chdir(tmp_path / "stack")
-    orders = read_image_list([".", "../b.tif"], model="nuclei", options=Options())
-    assert [order.name for order in orders] == ["stack", "b"]
+    items = read_image_list([".", "../b.tif"], model="nuclei", options=Options())
+    assert [item.name for item in items] == ["stack", "b"]
     for hidden in ("/", ".hidden.tif"):
         with pytest.raises(SettingsError, match="is not a valid, visible file name"):
             read_image_list([hidden], model="nuclei", options=Options())
@@ -260,8 +260,8 @@ def test_blanks_around_the_values_of_a_list_mean_nothing(tmp_path):
 
 def test_rows_of_empty_cells_in_a_list_are_no_images(tmp_path):
     (tmp_path / "list.csv").write_text('image,name\na.tif,first\n,\n\n"b.tif" ,\n , \n,,,\n')
-    orders = read_image_list([tmp_path / "list.csv"], model="nuclei", options=Options())
-    assert [(order.image, order.name) for order in orders] == [
+    items = read_image_list([tmp_path / "list.csv"], model="nuclei", options=Options())
+    assert [(item.image, item.name) for item in items] == [
         (str(tmp_path / "a.tif"), "first"),
         (str(tmp_path / "b.tif"), "b"),
     ]

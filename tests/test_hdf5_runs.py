@@ -44,8 +44,8 @@ def test_batches_name_masks_after_files_and_find_datasets_in_them(tmp_path):
         write_hdf5(tmp_path / f"{name}.h5", np.zeros((5, 6), np.uint8))
     (tmp_path / "list.txt").write_text("one.h5/raw\n")
     for said in (tmp_path / "*.h5" / "raw", tmp_path / "*.h5"):
-        orders = read_image_list([said], model=None, options=Options())
-        assert [order.name for order in orders] == ["one", "two"]
+        items = read_image_list([said], model=None, options=Options())
+        assert [item.name for item in items] == ["one", "two"]
     (order,) = read_image_list([tmp_path / "list.txt"], model=None, options=Options())
     assert (order.name, order.image) == ("one", str(tmp_path / "one.h5" / "raw"))
     with pytest.raises(SettingsError, match="no image matches"):

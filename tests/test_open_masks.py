@@ -165,7 +165,8 @@ def test_a_mask_of_tissue_of_many_planes_is_taken_as_its_path_is(tmp_path, netwo
 def test_an_array_is_no_mask_on_disk(use, tmp_path):
     given = {"verify": (SMALL,), "open_mask": (SMALL,), "overlay": (SMALL, SMALL)}
     with pytest.raises(
-        SettingsError, match=r"a path is wanted, not a ndarray\. With out=\.\.\., tilenet\.segment writes"
+        SettingsError,
+        match=r"a path, or a mask that was opened, is wanted, not a ndarray\. With out=\.\.\., tilenet\.segment writes",
     ):
         getattr(tilenet, use)(*given.get(use, (SMALL, tmp_path / f"m.{'tif' if use == 'write_tiff' else 'csv'}")))
 

@@ -141,7 +141,8 @@ def check_local(out: str | PathLike[str]) -> None:
     """Refuse an output that is an address (`OutputError`), or no path at all (`SettingsError`)."""
     if not isinstance(out, str | PathLike):
         raise SettingsError(
-            f"a path is wanted, not a {type(out).__name__}. With out=..., tilenet.segment writes to one"
+            f"a path, or a mask that was opened, is wanted, not a {type(out).__name__}. "
+            "With out=..., tilenet.segment writes one"
         )
     if is_address(out) or _SCHEME_OF_PATH.match(str(out)):
         name = shown(re.sub(r":/+", "://", str(out), count=1))

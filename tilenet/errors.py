@@ -29,7 +29,7 @@ from typing import Any
 WINDOWS = os.name == "nt"
 # Ways out that hold for whoever reads them: a batch skips complete masks, and neither it nor a share replaces one.
 REPAIR = "run the command that made it again, with --resume and without --shard (a batch: remove the mask first)"
-ANEW = "start again with --overwrite (a batch, or with --shard: remove the mask first)"
+ANEW = "start again with --overwrite (a batch, or with --shard: remove the mask, and its folder .making, first)"
 
 
 def first_line(error: BaseException) -> str:

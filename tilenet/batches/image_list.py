@@ -75,7 +75,7 @@ class BatchItem:
 def read_image_list(
     images: Sequence[str | Path], *, model: Any, options: Options, positive: str | None = None
 ) -> list[BatchItem]:
-    """Return an order for each image that paths, patterns and lists name.
+    """Return an item for each image that paths, patterns and lists name.
 
     Parameters
     ----------
@@ -91,25 +91,25 @@ def read_image_list(
         If there are no images, if names collide, or if a list has an invalid entry.
     """
     plain = BatchItem("", "", model, options, positive=positive)
-    orders = [order for image in images for order in _orders_of(str(image), plain)]
-    if not orders:
+    items = [item for image in images for item in _items_of(str(image), plain)]
+    if not items:
         raise SettingsError("a batch needs an image at least. Give paths, patterns or lists")
     first: dict[str, BatchItem] = {}
-    for order in orders:
-        _check_name(order.name, shown(order.image), "Give a .csv list with a column name")
+    for item in items:
+        _check_name(item.name, shown(item.image), "Give a .csv list with a column name")
         # In a case-insensitive folder, one mask would silently replace the other.
-        if (other := first.setdefault(order.name.casefold(), order)) is not order:
+        if (other := first.setdefault(item.name.casefold(), item)) is not item:
             raise SettingsError(
-                f"{shown(other.image)} and {shown(order.image)}: both would be {order.name}.zarr. "
+                f"{shown(other.image)} and {shown(item.image)}: both would be {item.name}.zarr. "
                 f"Give a .csv list with a column name"
             )
-    return orders
+    return items
 
 
-def _orders_of(image: str, plain: BatchItem) -> Iterator[BatchItem]:
+def _items_of(image: str, plain: BatchItem) -> Iterator[BatchItem]:
     path = Path(image)
     if is_address(image):
-        yield _order(image, plain)
+        yield _item(image, plain)
     elif path.suffix.lower() in (".csv", ".txt") and not path.exists() and not glob.has_magic(image):
         raise SettingsError(f"{image}: no such list. Check its path")
     elif path.suffix.lower() == ".csv" and path.is_file():
@@ -117,15 +117,15 @@ def _orders_of(image: str, plain: BatchItem) -> Iterator[BatchItem]:
     elif path.suffix.lower() == ".txt" and path.is_file():
         lines = (line.strip() for line in _text(path).splitlines())
         yield from _not_none(
-            path, (_order(_relative_to(path, line), plain) for line in lines if line and not line.startswith("#"))
+            path, (_item(_relative_to(path, line), plain) for line in lines if line and not line.startswith("#"))
         )
     elif not path.exists() and glob.has_magic(image):
         found = _matches(image) or _matches_inside(path)
         if not found:
             raise SettingsError(f"{image}: no image matches. Check the pattern")
-        yield from (_order(match, plain) for match in found)
+        yield from (_item(match, plain) for match in found)
     else:
-        yield _order(image, plain)
+        yield _item(image, plain)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -140,12 +140,12 @@ def _matches_inside(pattern: Path) -> list[str]:
     return []
 
 
-def _not_none(path: Path, orders: Iterator[BatchItem]) -> Iterator[BatchItem]:
-    first = next(orders, None)
+def _not_none(path: Path, items: Iterator[BatchItem]) -> Iterator[BatchItem]:
+    first = next(items, None)
     if first is None:
         raise SettingsError(f"{path}: names no image. Write one a line, or leave the list out")
     yield first
-    yield from orders
+    yield from items
 
 
 def _relative_to(list_: Path, path: str) -> str:
@@ -159,7 +159,7 @@ def _model(list_: Path, model: str) -> str:
     return str(file) if model not in packaged_models() and file.is_file() else model
 
 
-def _order(image: str, plain: BatchItem) -> BatchItem:
+def _item(image: str, plain: BatchItem) -> BatchItem:
     # Of the datasets in files, the names of the files differ. `abspath` follows no links.
     name = Path(last_name(image if is_address(image) else os.path.abspath(file_of(image)))).stem  # noqa: PTH100
     for ending in INNER:
@@ -174,8 +174,8 @@ def _read_csv(path: Path, plain: BatchItem) -> Iterator[BatchItem]:
             raise SettingsError(f"{where} has no image, or more values than columns. Put values with {mark} in quotes")
         said = {column: value.strip() for column, value in row.items() if value.strip()}
         _check_decimal_mark(said.get("pixel_size", ""), mark, where)
-        order = _order(_relative_to(path, said.pop("image")), plain)
-        name = said.pop("name", order.name)
+        item = _item(_relative_to(path, said.pop("image")), plain)
+        name = said.pop("name", item.name)
         model = _model(path, said.pop("model")) if "model" in said else plain.model
         _check_name(name, where, "Choose another name")
         if parse_tissue(said.get("tissue", "auto")) is not True:
@@ -184,7 +184,7 @@ def _read_csv(path: Path, plain: BatchItem) -> Iterator[BatchItem]:
         positive = said.pop("positive", plain.positive)
         _check_rule(positive, where)
         options = _options(said, where, plain.options)
-        yield replace(order, name=name, model=model, within=within, positive=positive, options=options)
+        yield replace(item, name=name, model=model, within=within, positive=positive, options=options)
 
 
 def _filled(rows: csv.DictReader[str], path: Path) -> Iterator[tuple[str, dict[str, str]]]:

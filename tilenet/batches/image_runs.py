@@ -48,7 +48,7 @@ class BatchRun:
 
     def __init__(
         self,
-        orders: Sequence[BatchItem],
+        items: Sequence[BatchItem],
         out: Path,
         footprint: Footprint | None,
         tell: Callable[[Result], None],
@@ -58,7 +58,7 @@ class BatchRun:
         objects: bool = False,
         share: Share | None = None,
     ) -> None:
-        self._orders = {order.name: order for order in orders}
+        self._items = {item.name: item for item in items}
         self._out, self._footprint, self._tell = out, footprint, tell
         self._side_files, self._client, self._objects, self._share = side_files, client, objects, share
         self._results: dict[str, Result] = {}
@@ -69,12 +69,12 @@ class BatchRun:
         self._one_at_a_time = threading.Lock()
 
     def run(self) -> list[Result]:
-        """Run all orders, on a client's workers or in this process: blocks from one queue, objects image by image."""
+        """Run all items, on a client's workers or in this process: blocks from one queue, objects image by image."""
         try:
-            self._run_all(self._orders.values())
-            self._run_all([self._orders[name] for name in self._busy])  # the other processes may be done with these now
+            self._run_all(self._items.values())
+            self._run_all([self._items[name] for name in self._busy])  # the other processes may be done with these now
         except BaseException as error:
-            left = f"{len(self._orders) - len(self._results)} of {len(self._orders)} images are not done"
+            left = f"{len(self._items) - len(self._results)} of {len(self._items)} images are not done"
             if isinstance(error, Interrupted):
                 LOG.warning("%s: %s", self._out, left)
             with suppress(EnvironmentFault):  # why the batch ends is what was raised first
@@ -84,15 +84,15 @@ class BatchRun:
             raise
         return self._write_results()
 
-    def _run_all(self, orders: Iterable[BatchItem]) -> None:
+    def _run_all(self, items: Iterable[BatchItem]) -> None:
         if not self._objects:
-            self._compute(orders)
+            self._compute(items)
             return
-        for order in orders:
-            self._begin(order, self._numbered)
+        for item in items:
+            self._begin(item, self._numbered)
 
     def _write_results(self) -> list[Result]:
-        results = [self._results[name] for name in self._orders if name in self._results]
+        results = [self._results[name] for name in self._items if name in self._results]
         remark_sizes(results)
         write_summary(self._out, results, self._share)
         if self._side_files.table:
@@ -102,17 +102,17 @@ class BatchRun:
     def _write_counts(self) -> None:
         """Write the table of all images; one that is there stays if there are images, and none could be counted."""
         path = self._out / file_of("counts", self._share)
-        measured = {name: self._measured[name] for name in self._orders if name in self._measured}
-        if measured or not self._orders or not path.exists():
+        measured = {name: self._measured[name] for name in self._items if name in self._measured}
+        if measured or not self._items or not path.exists():
             write_counts(path, measured)
         else:
             LOG.warning("%s: stays as it was, as nothing could be counted", path)
 
-    def _compute(self, orders: Iterable[BatchItem]) -> None:
+    def _compute(self, items: Iterable[BatchItem]) -> None:
         opener, finishers = ThreadPoolExecutor(1, "open"), ThreadPoolExecutor(FINISHERS, "finish")
         finishing: set[Future[None]] = set()
         try:
-            slides = self._opened(opener, orders)
+            slides = self._opened(opener, items)
             for slide in work_off(self._client, slides) if self._client is not None else _one_by_one(slides):
                 finishing = _raised(*wait(finishing, timeout=0))
                 finishing.add(finishers.submit(self._finish, slide))
@@ -130,77 +130,77 @@ class BatchRun:
                 slide.store.close()
                 slide.job.close()
 
-    def _opened(self, opener: ThreadPoolExecutor, orders: Iterable[BatchItem]) -> Iterator[PendingOutput]:
+    def _opened(self, opener: ThreadPoolExecutor, items: Iterable[BatchItem]) -> Iterator[PendingOutput]:
         """Yield the images that are to be computed; each is opened while the one before it is computed."""
-        for opened in prefetched(lambda order: opener.submit(self._begin, order, self._slide_of), orders, 2):
+        for opened in prefetched(lambda item: opener.submit(self._begin, item, self._output_of), items, 2):
             if slide := opened.result():
                 yield slide
 
-    def _begin(self, order: BatchItem, work: Work) -> PendingOutput | None:
+    def _begin(self, item: BatchItem, work: Work) -> PendingOutput | None:
         """Do some work on an image without a complete mask, and note the result unless it is a slide to be computed.
 
         An image whose mask another process is writing is put off once.
         """
-        self._started[order.name] = perf_counter()
+        self._started[item.name] = perf_counter()
         try:
-            out, request = self._checked(order)
-            slide, status = (_unchanged(out, request), "skipped") if is_complete(out) else work(order, out, request)
+            out, request = self._checked(item)
+            slide, status = (_unchanged(out, request), "skipped") if is_complete(out) else work(item, out, request)
             if isinstance(slide, PendingOutput):
-                self._open[order.name] = slide
+                self._open[item.name] = slide
                 return slide
-            self._make_side_files(order, slide.path)
+            self._make_side_files(item, slide.path)
         except Exception as error:  # one bad image must not stop the others
             if isinstance(error, DiskFault) or (isinstance(error, DeviceLost) and self._client is None):
                 raise  # so would the next image
-            if isinstance(error, OutputLocked) and order.name not in self._busy:
-                self._busy.append(order.name)
+            if isinstance(error, OutputLocked) and item.name not in self._busy:
+                self._busy.append(item.name)
                 return None
-            self._note(order, "failed", error=error, store=self._kept(order))
+            self._note(item, "failed", error=error, store=self._kept(item))
         else:
-            self._note(order, status, store=slide)
+            self._note(item, status, store=slide)
         return None
 
-    def _kept(self, order: BatchItem) -> Store | None:
+    def _kept(self, item: BatchItem) -> Store | None:
         """Return the complete mask of an image that failed, if there is one, and count what its table says.
 
         A wrong option, or an image that was moved, takes no line out of the counts of a batch; another image does.
         """
-        out, store = self._out / f"{order.name}.zarr", None
+        out, store = self._out / f"{item.name}.zarr", None
         try:
-            store = self._same_image(order, out) if is_complete(out) else None
-            if store and (found := self._side_files.kept(order, out)) is not None:
-                self._measured[order.name] = found
+            store = self._same_image(item, out) if is_complete(out) else None
+            if store and (found := self._side_files.kept(item, out)) is not None:
+                self._measured[item.name] = found
         except Exception as error:  # of any kind: this is about an image that failed already
-            LOG.warning("%s: its complete mask cannot be counted: %s", order.name, _said(error))
+            LOG.warning("%s: its complete mask cannot be counted: %s", item.name, _said(error))
         return store
 
-    def _same_image(self, order: BatchItem, out: Path) -> Store | None:
+    def _same_image(self, item: BatchItem, out: Path) -> Store | None:
         """Return the complete mask of an image, or None if it is known to be of another image."""
         store = Store.inspect(out)
         try:
-            self._request(order).refuse_another_image(store.info, out)
+            self._request(item).refuse_another_image(store.info, out)
         except OutputMismatch:
             return None
         return store
 
-    def _request(self, order: BatchItem) -> Request:
-        own = callable(order.model) or function_of(order.model)  # a list may name another model, with its own footprint
+    def _request(self, item: BatchItem) -> Request:
+        own = callable(item.model) or function_of(item.model)  # a list may name another model, with its own footprint
         footprint = self._footprint if own else None
-        return Request(order.image, order.model, order.options, footprint)
+        return Request(item.image, item.model, item.options, footprint)
 
-    def _checked(self, order: BatchItem) -> tuple[Path, Request]:
+    def _checked(self, item: BatchItem) -> tuple[Path, Request]:
         """Return where the mask of an image goes, and what is wanted; raise if a file is in the way."""
-        out, request = self._out / f"{order.name}.zarr", self._request(order)
-        protect_input(out, order.image)
-        self._side_files.check(order, out, request.footprint)
+        out, request = self._out / f"{item.name}.zarr", self._request(item)
+        protect_input(out, item.image)
+        self._side_files.check(item, out, request.footprint)
         return out, request
 
-    def _numbered(self, order: BatchItem, out: Path, request: Request) -> tuple[Store, str]:
+    def _numbered(self, item: BatchItem, out: Path, request: Request) -> tuple[Store, str]:
         """Give numbers to the objects of an image; return the complete store, and the image's status."""
         store_objects(out, request, resume=True, client=self._client)
         return Store.inspect(out), "done"
 
-    def _slide_of(self, order: BatchItem, out: Path, request: Request) -> tuple[PendingOutput | Store, str]:
+    def _output_of(self, item: BatchItem, out: Path, request: Request) -> tuple[PendingOutput | Store, str]:
         """Return the slide whose blocks are to be computed, and ""; or a complete store, and the image's status."""
         refuse_begun(out, None, overwrite=False)
         store, job = open_store(out, request, resume=True)
@@ -214,39 +214,39 @@ class BatchRun:
             store.close()
             job.close()
             raise
-        return PendingOutput(task_of(store, job, request), store, job, name=order.name, report=report), ""
+        return PendingOutput(task_of(store, job, request), store, job, name=item.name, report=report), ""
 
-    def _make_side_files(self, order: BatchItem, mask: Path) -> None:
-        self._side_files.make(order, mask)
-        if (found := self._side_files.measured(order, mask, image=order.image)) is not None:
-            self._measured[order.name] = found
+    def _make_side_files(self, item: BatchItem, mask: Path) -> None:
+        self._side_files.make(item, mask)
+        if (found := self._side_files.measured(item, mask, image=item.image)) is not None:
+            self._measured[item.name] = found
 
     def _finish(self, slide: PendingOutput) -> None:
-        order = self._orders[slide.name]
+        item = self._items[slide.name]
         try:
             slide.raise_if_failed()
             finish(slide.store)
-            self._make_side_files(order, slide.store.path)
+            self._make_side_files(item, slide.store.path)
         except DiskFault:  # the next image would fail, too
             raise
         except Exception as error:
-            self._note(order, "failed", error=error, store=slide.store)
+            self._note(item, "failed", error=error, store=slide.store)
         else:
-            self._note(order, "done", store=slide.store)
+            self._note(item, "done", store=slide.store)
         finally:
             slide.store.close()
             slide.job.close()
             del self._open[slide.name]
 
     def _note(
-        self, order: BatchItem, status: str, *, store: Store | None = None, error: Exception | None = None
+        self, item: BatchItem, status: str, *, store: Store | None = None, error: Exception | None = None
     ) -> None:
         skipped = store.info.get("tissue", {}).get("skipped") if store else None
-        found = self._measured.get(order.name)
+        found = self._measured.get(item.name)
         with self._one_at_a_time:
             result = Result(
-                order.name,
-                shown(order.image),
+                item.name,
+                shown(item.image),
                 status,
                 prod(store.layout.shape) if store else 0,
                 level=store.info["record"]["level"] if store else None,
@@ -255,10 +255,10 @@ class BatchRun:
                 counts=dict(found.counts) if found else None,
                 positive=dict(found.positive) if found and found.positive else None,
                 judged=dict(found.judged) if found and found.positive else None,
-                seconds=perf_counter() - self._started[order.name],
+                seconds=perf_counter() - self._started[item.name],
                 error=_said(error) if error else "",
             )
-            self._results[order.name] = result
+            self._results[item.name] = result
             self._tell(result)
 
 

@@ -132,16 +132,16 @@ def batch(
         check_client(client)
     share = None if shard is None else checked_share(shard)
     paths = [images] if isinstance(images, str | Path) else images
-    orders = read_image_list(paths, model=model, options=common, positive=positive)
-    for order in orders:
-        _check(order, objects=objects, table=table, client=client)
+    items = read_image_list(paths, model=model, options=common, positive=positive)
+    for item in items:
+        _check(item, objects=objects, table=table, client=client)
     if share:
-        orders = orders[share[0] - 1 :: share[1]]
+        items = items[share[0] - 1 :: share[1]]
     if objects:
-        orders = [replace(order, options=replace(order.options, output="objects")) for order in orders]
+        items = [replace(item, options=replace(item.options, output="objects")) for item in items]
     _make_folder(out)
     run = BatchRun(
-        orders,
+        items,
         Path(out),
         footprint,
         tell or (lambda result: None),
@@ -172,22 +172,22 @@ def _make_folder(out: str | Path) -> None:
         raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
 
 
-def _check(order: BatchItem, *, objects: bool, table: bool, client: Client | None) -> None:
-    """Raise before any work if an order cannot be carried out."""
+def _check(item: BatchItem, *, objects: bool, table: bool, client: Client | None) -> None:
+    """Raise before any work if an item cannot be carried out."""
     if objects:
-        refuse_with_objects(order.options.output)
-    check_output_option(order.options.output, stored=True)
+        refuse_with_objects(item.options.output)
+    check_output_option(item.options.output, stored=True)
     if client is not None:
-        check_sendable(order.image, order.model)
-    if order.positive and not (objects and table):
+        check_sendable(item.image, item.model)
+    if item.positive and not (objects and table):
         raise SettingsError(
-            f"positive {order.positive} is for tables of objects: ask for both (--objects --csv; objects=True, "
+            f"positive {item.positive} is for tables of objects: ask for both (--objects --csv; objects=True, "
             f"table=True)"
         )
-    if order.within and not table:
-        raise SettingsError(f"{order.within[0].path}: is for what is counted: ask for tables, too (--csv, table=True)")
-    if table and is_own(order.name):
+    if item.within and not table:
+        raise SettingsError(f"{item.within[0].path}: is for what is counted: ask for tables, too (--csv, table=True)")
+    if table and is_own(item.name):
         raise SettingsError(
-            f"{shown(order.image)}: its table would be {order.name}.csv, which is that of the whole batch. Give a .csv "
+            f"{shown(item.image)}: its table would be {item.name}.csv, which is that of the whole batch. Give a .csv "
             f"list with a column name"
         )

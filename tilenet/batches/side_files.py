@@ -69,21 +69,21 @@ class SideFiles:
     min_area: str | float | None = None
     columns: Columns = Columns()
 
-    def check(self, order: BatchItem, mask: Path, footprint: Footprint | None) -> None:
+    def check(self, item: BatchItem, mask: Path, footprint: Footprint | None) -> None:
         """Raise before the mask is computed if another file is in the way, or if areas will have no meaning in it."""
         if self.overview:
-            check_picture_place(overview_beside(mask), replace=True, image=order.image)
+            check_picture_place(overview_beside(mask), replace=True, image=item.image)
         if self.table:
-            check_table_place(table_beside(mask), replace=True, image=order.image)
-            if self.min_area is not None or order.positive or self.columns.stains:
-                self._check_image(order, footprint)
+            check_table_place(table_beside(mask), replace=True, image=item.image)
+            if self.min_area is not None or item.positive or self.columns.stains:
+                self._check_image(item, footprint)
 
-    def _check_image(self, order: BatchItem, footprint: Footprint | None) -> None:
+    def _check_image(self, item: BatchItem, footprint: Footprint | None) -> None:
         """Raise `SettingsError` if areas will have no meaning in an image's mask, or it lacks a stain or channel."""
-        options = order.options
+        options = item.options
         try:
             opened = open_image(
-                order.image,
+                item.image,
                 level=options.level or 0,
                 axes=options.axes,
                 pixel_size=options.pixel_size,
@@ -92,54 +92,54 @@ class SideFiles:
         except TilenetError:  # the run will say why
             return
         with opened:
-            Intensities(stains=self.columns.stains, positive=order.positive).check_image(opened)
+            Intensities(stains=self.columns.stains, positive=item.positive).check_image(opened)
             if self.min_area is None:
                 return
             stack = max(opened.box_shape[:-2], default=1) > 1
-            solid = options.link is not None or _takes_volumes(order.model, footprint)
+            solid = options.link is not None or _takes_volumes(item.model, footprint)
             volumes = stack and options.output == "objects" and solid
             if not (volumes and options.roi is not None):  # whether a part has several planes is not known yet
                 pixels_of_area(self.min_area, opened.name, opened.pixel_size, volumes=volumes)
 
-    def make(self, order: BatchItem, mask: Path) -> None:
+    def make(self, item: BatchItem, mask: Path) -> None:
         """Make the files that are missing or older than the mask."""
         if self.table:
-            self._make_table(order, mask)
+            self._make_table(item, mask)
         if self.overview:
-            self._draw(order, mask)
+            self._draw(item, mask)
 
-    def _make_table(self, order: BatchItem, mask: Path) -> None:
+    def _make_table(self, item: BatchItem, mask: Path) -> None:
         table = table_beside(mask)
-        if _is_older(table, mask) or _is_of_another_rule(table, order) or not self._has_columns(table):
-            how = asdict(self.columns) | {"positive": order.positive}
-            write_table(mask, table, image=order.image, overwrite=True, **how)
+        if _is_older(table, mask) or _is_of_another_rule(table, item) or not self._has_columns(table):
+            how = asdict(self.columns) | {"positive": item.positive}
+            write_table(mask, table, image=item.image, overwrite=True, **how)
 
-    def _draw(self, order: BatchItem, mask: Path) -> None:
+    def _draw(self, item: BatchItem, mask: Path) -> None:
         """Draw the picture if it is missing, older than what it shows, or drawn by another rule."""
         picture, table = overview_beside(mask), table_beside(mask)
-        least = self.min_area if order.options.output == "objects" else None
-        said = {key: value for key, value in (("positive", order.positive), ("min_area", least)) if value}
+        least = self.min_area if item.options.output == "objects" else None
+        said = {key: value for key, value in (("positive", item.positive), ("min_area", least)) if value}
         rule = json.dumps(said) if said else ""
-        listing = Listing(table, least, order.positive is not None) if rule else None
+        listing = Listing(table, least, item.positive is not None) if rule else None
         if _is_older(picture, mask) or rule_of(picture) != rule or (rule and _is_before(picture, table)):
-            save(overlay(order.image, mask, table=listing), picture, rule=rule)
+            save(overlay(item.image, mask, table=listing), picture, rule=rule)
 
-    def measured(self, order: BatchItem, mask: Path, *, image: str | None) -> Measured | None:
+    def measured(self, item: BatchItem, mask: Path, *, image: str | None) -> Measured | None:
         """Return what the table of a mask amounts to, if tables are wanted; without an image if that may be gone."""
-        table, positive = table_beside(mask), order.positive is not None
+        table, positive = table_beside(mask), item.positive is not None
         if not self.table:
             return None
         with _whole(table):
-            return read_table(mask, table, image=image, min_area=self.min_area, drawn=order.within, positive=positive)
+            return read_table(mask, table, image=image, min_area=self.min_area, drawn=item.within, positive=positive)
 
-    def kept(self, order: BatchItem, mask: Path) -> Measured | None:
+    def kept(self, item: BatchItem, mask: Path) -> Measured | None:
         """Return what the table of a complete mask says, if it is there, although its image may be gone."""
         table = table_beside(mask)
         if not self.table or _is_older(table, mask) or not is_table(table):
             return None
-        if _is_of_another_rule(table, order):
-            raise SettingsError(f"{table}: does not say where {order.positive}, and only the image does")
-        return self.measured(order, mask, image=None)
+        if _is_of_another_rule(table, item):
+            raise SettingsError(f"{table}: does not say where {item.positive}, and only the image does")
+        return self.measured(item, mask, image=None)
 
     def _has_columns(self, table: Path) -> bool:
         with _whole(table):
@@ -176,10 +176,10 @@ def table_beside(mask: Path) -> Path:
     return mask.with_name(f"{mask.name.removesuffix('.zarr')}.csv")
 
 
-def _is_of_another_rule(table: Path, order: BatchItem) -> bool:
+def _is_of_another_rule(table: Path, item: BatchItem) -> bool:
     """Return whether a table does not say what is positive, where that is asked for, or says it by another rule."""
     with _whole(table):
-        return order.positive is not None and not is_judged_by(table, order.positive)
+        return item.positive is not None and not is_judged_by(table, item.positive)
 
 
 def _is_older(path: Path, mask: Path) -> bool:

@@ -50,7 +50,8 @@ def plan(images: tuple[str, ...], objects: bool, as_json: bool, **options: Any) 
     result = {"images": each, "failed": len(each) - len(planned)}
     result |= {name: sum(of[name] for of in planned) for name in SUMS}
     result |= {name: max([of[name] for of in planned], default=0) for name in LARGEST}
-    show(result, "\n".join(_sum_rows(result, objects=objects)), as_json=as_json)
+    if planned or as_json:
+        show(result, "\n".join(_sum_rows(result, objects=objects)), as_json=as_json)
     if failed := [of for of in each if "error" in of]:
         raise SettingsError(f"{len(failed)} of {len(each)} images would fail, the first one {failed[0]['error']}")
 

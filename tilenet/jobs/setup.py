@@ -115,16 +115,16 @@ def _make_job(
     opened: Image, model: _Model, options: Options, *, footprint: Footprint, target: LabelTarget | None
 ) -> Job:
     network, card, source = model
-    seen = as_network_input(opened, network, card, options, footprint)
-    _remark_widths(seen, options, source)
-    inside = placed_in(target, opened, seen.resolution) if target else {}
-    answer = ask(network, footprint, seen.image.n_channels)
+    taken = as_network_input(opened, network, card, options, footprint)
+    _remark_widths(taken, options, source)
+    inside = placed_in(target, opened, taken.resolution) if target else {}
+    answer = ask(network, footprint, taken.image.n_channels)
     card = card.completed(answer.outputs)
-    device, precision, engine, demand = _backend_of(network, options, seen.image.n_channels)
-    part = find_roi(options.roi, seen.image.box_shape, name=seen.image.name)
+    device, precision, engine, demand = _backend_of(network, options, taken.image.n_channels)
+    part = find_roi(options.roi, taken.image.box_shape, name=taken.image.name)
     plan = _plan(part, footprint, options, demand)
     if plan.largest_batch > 1 and answer.repeats:
-        answer = replace(answer, mixing=ask_in_batches(network, footprint, seen.image.n_channels))
+        answer = replace(answer, mixing=ask_in_batches(network, footprint, taken.image.n_channels))
     _remark_model(card.name or type(network).__name__, card, answer, strict=options.strict)
     decision = Decision.of_card(
         card,
@@ -133,7 +133,7 @@ def _make_job(
         probability_dtype=options.probability_dtype or "float32",
     )
     job = Job(
-        image=seen.image,
+        image=taken.image,
         network=network,
         card=card,
         source=source,
@@ -144,11 +144,11 @@ def _make_job(
         answer=answer,
         device=str(device),
         record={},
-        resolution=seen.resolution,
-        search=_search(options, seen, footprint, decision),
+        resolution=taken.resolution,
+        search=_search(options, taken, footprint, decision),
         inside=inside,
     )
-    return replace(job, record=_record(job, seen, options, precision=precision, engine=engine, part=part))
+    return replace(job, record=_record(job, taken, options, precision=precision, engine=engine, part=part))
 
 
 def _remark_model(name: str, card: ModelCard, answer: Answer, *, strict: bool) -> None:
@@ -159,9 +159,9 @@ def _remark_model(name: str, card: ModelCard, answer: Answer, *, strict: bool) -
         LOG.warning("%s: %s", name, said)
 
 
-def _remark_widths(seen: NetworkInput, options: Options, source: str) -> None:
+def _remark_widths(taken: NetworkInput, options: Options, source: str) -> None:
     """Say so if objects are plainly wider or narrower, in pixels as stored, than those that a packaged model knows."""
-    sizes = in_plane(seen.whole, seen.whole.level)
+    sizes = in_plane(taken.whole, taken.whole.level)
     chosen = options.level is not None or options.mpp is not None
     if source not in KNOWN or chosen or None in sizes:
         return
@@ -178,20 +178,20 @@ def _remark_widths(seen: NetworkInput, options: Options, source: str) -> None:
     here = (f"{float(f'{n * um:.2g}'):g}" for n in (low, high))  # two digits, without an exponent
     LOG.warning(
         "%s: %s knows %s %d to %d px wide, here %s to %s um. %s",
-        *(seen.image.name, source, what, low, high, *here, remedy),
+        *(taken.image.name, source, what, low, high, *here, remedy),
     )
 
 
-def _search(options: Options, seen: NetworkInput, footprint: Footprint, decision: Decision) -> Search:
+def _search(options: Options, taken: NetworkInput, footprint: Footprint, decision: Decision) -> Search:
     """Return how the run finds tissue."""
-    search = detection.search(options.tissue, seen.whole, channels=seen.channels, footprint=footprint)
+    search = detection.search(options.tissue, taken.whole, channels=taken.channels, footprint=footprint)
     if search.rule and "logits" in decision.arrays:
         raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
     return search
 
 
 def _record(
-    job: Job, seen: NetworkInput, options: Options, *, precision: str, engine: str, part: Box
+    job: Job, taken: NetworkInput, options: Options, *, precision: str, engine: str, part: Box
 ) -> dict[str, Any]:
     """Return the run record: everything that decides the bytes, which `Options.filled_from` reads back."""
     return {
@@ -205,7 +205,7 @@ def _record(
         "output": options.output or "mask",
         "probability_dtype": options.probability_dtype or "float32",
         "missing": options.missing or "error",
-        **seen.to_record(),
+        **taken.to_record(),
         "roi": roi_to_json(part, options.roi),
         "device": machine.find_device(job.device).type,
         "precision": precision,

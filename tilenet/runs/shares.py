@@ -83,7 +83,9 @@ def check_combination(out: str | PathLike[str] | None, *, tiff: bool, overwrite:
     if tiff:
         raise SettingsError(f"{out}: shares are written into a mask of many files. Give a name in .zarr")
     if overwrite:
-        raise SettingsError("shard and overwrite: each share would replace what the others wrote. Remove OUT first")
+        raise SettingsError(
+            "shard and overwrite: each share would replace what the others wrote. Remove OUT, and OUT.making, first"
+        )
     if client is not None:
         raise SettingsError("shard and client: workers share the blocks by themselves. Leave one of them out")
 

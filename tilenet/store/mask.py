@@ -225,7 +225,9 @@ def open_mask(path: str | PathLike[str]) -> Mask:
     stamp = stamp_of(path)  # before anything is read, so that later reads detect a replacement
     layout, info, complete = read_root(path)
     if not complete:
-        raise OutputIncomplete(f"{path}: is not complete. Run the command that made it again, with --resume")
+        raise OutputIncomplete(
+            f"{path}: is not complete. Wait for the run that writes it, or run its command again, with --resume"
+        )
     return Mask(path, layout, info, stamp)
 
 
