@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tifffile
+import torch
 from imagecodecs import imread
 from training_helpers import discs
 
@@ -12,6 +13,7 @@ from tilenet.card import DEPTH_CLASSES, PALETTE
 from tilenet.errors import OutputError, OutputExists, SettingsError
 from tilenet.models.saved import fingerprint, load_model
 from tilenet.training import loop
+from tilenet.training.checkpoint import Folder
 from tilenet.training.data import Pair, read_pairs, split
 from tilenet.training.examples import GAP, LINE, SIDE, WIDTH, Examples, middle_of
 from tilenet.training.loop import train
@@ -174,3 +176,13 @@ def test_a_recipe_that_an_editor_ended_with_a_newline_is_resumed(data):
     train(data, data / "m.safetensors", recipe=recipe)
     file.write_text(file.read_text() + "\n")
     assert train(data, data / "m.safetensors", recipe=recipe, resume=True)
+
+
+def test_a_state_is_resumed_where_the_device_that_saved_it_is_missing(tmp_path, monkeypatch):
+    state = Folder(tmp_path / "m.safetensors")
+    state.begin({"seed": 0}, resume=False)
+    with monkeypatch.context() as saving:
+        saving.setattr(torch.serialization, "location_tag", lambda storage: "cuda:77")
+        state.save({"network": {"weight": torch.ones(3)}})
+    found = state.begin({"seed": 0}, resume=True)["network"]["weight"]
+    assert found.device.type == "cpu" and found.tolist() == [1, 1, 1]
