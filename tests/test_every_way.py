@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import tifffile
-from blobs import blobs
+from blobs import balls, blobs
 from faults import tree_hash
 from killing import kill, lose_a_file
 from linked_stacks import moving
 from ome_images import write_ome_tiff
 from stub import Bright, Bright3D
-from test_spacing import balls
 from workers import Cluster, worker
 
 import tilenet

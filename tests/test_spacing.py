@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from blobs import balls
 from killing import Killed, killed, lose_a_file
 from ome_images import write_ome_tiff
 from scipy import ndimage as ndi
@@ -18,18 +19,6 @@ from tilenet.runs import numbering
 from tilenet.store import open_mask
 
 UM = (1.25, 0.25, 0.25)
-
-
-def balls(um, *, n=8, radius=2.5, field=(10.0, 16.0, 16.0)):
-    """Return a volume of touching and overlapping balls, all sizes in micrometres, in voxels of `um`."""
-    random, centres = np.random.default_rng(5), []
-    while len(centres) < n:
-        centre = random.uniform(radius, np.array(field) - radius)
-        if all(np.linalg.norm(centre - other) > 1.75 * radius for other in centres):
-            centres.append(centre)
-    places = np.meshgrid(*[(np.arange(round(s / u)) + 0.5) * u for s, u in zip(field, um, strict=True)], indexing="ij")
-    away = [np.linalg.norm(np.stack(places, axis=-1) - centre, axis=-1) for centre in centres]
-    return np.where(np.min(away, axis=0) < radius, np.uint8(200), np.uint8(0))
 
 
 @pytest.fixture

@@ -128,9 +128,9 @@ class Request:
 
         `network_done` says that the network has nothing left to do, as if the store were complete.
         """
-        make_job = self.job_like_complete if store.complete or network_done else self.job_like
+        job_like = self.job_like_complete if store.complete or network_done else self.job_like
         try:
-            return make_job(store.info, store.path)
+            return job_like(store.info, store.path)
         except BaseException:
             store.close()
             raise
