@@ -54,7 +54,7 @@ def test_of_errors_in_writing_a_mask_those_that_no_other_mask_escapes_end_a_batc
     plain = file_system.step
 
     def step(name, do, *args, **kwargs):
-        if name == "write" and list((tmp_path / "masks").glob("b.zarr/.tilenet/*.part")):
+        if name == "write" and "/b.zarr/" in os.readlink(f"/proc/self/fd/{args[0]}"):
             raise OSError(code, os.strerror(code))
         return plain(name, do, *args, **kwargs)
 
