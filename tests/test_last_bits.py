@@ -55,7 +55,7 @@ CHANGES = [
     ({"convolutions": "avx512"}, {"convolutions": "avx2"}, ""),
     ({"processor": "AVX2", "torch": "2"}, {"processor": "AVX512", "torch": "2"}, "processor AVX2, and goes on"),
     ({"gpu": "A"}, {"gpu": "B"}, "was begun with gpu A, and goes on with gpu B"),
-    ({"torch": "2"}, {"torch": "2", "processor": "AVX2"}, ""),  # an older tilenet did not record it
+    ({"torch": "2"}, {"torch": "2", "processor": "AVX2"}, ""),
     (["torch"], {"torch": "2"}, ""),
     (None, {"torch": "2"}, ""),
 ]

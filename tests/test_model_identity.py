@@ -1,7 +1,5 @@
 """Whether a model is the one that began a run: told by its weights and its footprint, and by what it answers."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -10,11 +8,8 @@ from torch import nn
 import tilenet
 from tilenet.errors import OutputMismatch
 from tilenet.footprint import Footprint
-from tilenet.jobs import job, setup
-from tilenet.jobs.job import Job
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
-from tilenet.models.saved import fingerprint
 from tilenet.probe.claims import ask, difference
 from tilenet.runs.outputs import open_store
 
@@ -104,40 +99,6 @@ def test_a_compiled_network_is_the_network_that_was_compiled(tmp_path, caplog, b
     assert tilenet.verify(out, IMAGE, model=model, footprint=NEAR).ok
     with pytest.raises(OutputMismatch, match="was begun with model"):
         tilenet.segment(IMAGE, out, model=compiled(nn.Conv2d(1, 2, 3, padding=1)), footprint=NEAR, resume=True)
-
-
-@pytest.mark.parametrize("card", [None, tilenet.ModelCard(name="glands")])
-@pytest.mark.parametrize("inside", [False, True])
-def test_a_run_of_a_version_that_named_compiled_networks_otherwise_is_gone_on_with(tmp_path, monkeypatch, card, inside):
-    network = compiled(convolution())
-    network = nn.Sequential(network) if inside else network
-    network.card = card
-    with monkeypatch.context() as before:
-        before.setattr(setup, "class_name", lambda model: type(model).__name__)
-        before.setattr(job, "fingerprint", partial(fingerprint, compiled_apart=True))
-        begin(tmp_path / "m.zarr", network)
-    tilenet.segment(IMAGE, tmp_path / "m.zarr", model=network, footprint=NEAR, resume=True)
-    assert tilenet.verify(tmp_path / "m.zarr", IMAGE, model=network, footprint=NEAR).ok
-    other = compiled(nn.Conv2d(1, 2, 3, padding=1))
-    with pytest.raises(OutputMismatch, match="was begun with model"):
-        tilenet.segment(IMAGE, tmp_path / "m.zarr", model=other, footprint=NEAR, resume=True)
-
-
-def test_a_mask_of_a_version_that_asked_nothing_is_gone_on_with(tmp_path, monkeypatch):
-    out, model = tmp_path / "m.zarr", brighter_than(128)
-    with monkeypatch.context() as before:
-        info = Job.info
-        asked = ("footprint", "answer")
-
-        def without(job, scaling):
-            found = info(job, scaling)
-            return found | {"model": {name: value for name, value in found["model"].items() if name not in asked}}
-
-        before.setattr(Job, "info", without)
-        begin(out, model, POINT)
-    mask = np.asarray(tilenet.segment(IMAGE, out, model=model, footprint=POINT, resume=True))
-    assert np.array_equal(mask, IMAGE > 128)
-    assert tilenet.verify(out, IMAGE, model=model, footprint=POINT).ok
 
 
 def noisy(sign):

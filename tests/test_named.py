@@ -1,7 +1,6 @@
 """Models by name: functions of Python modules that return a network or a predictor."""
 
 import json
-import shutil
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ from ome_images import write_ome_zarr
 
 import tilenet
 from tilenet.errors import ModelError, ModelNotFound, OutputExists
-from tilenet.models.named import function_of, load_named, module_of, name_of, source_of
+from tilenet.models.named import function_of, load_named, name_of, source_of
 from tilenet.workers.distributed import check_sendable
 from tilenet.workers.worker import _network
 
@@ -64,10 +63,6 @@ def fails():
 def wants(path):
     return Own()
 """
-
-
-def stop(*_, **__):
-    raise InterruptedError
 
 
 RNG = np.random.default_rng(0)
@@ -163,7 +158,7 @@ def test_the_footprint_of_a_batch_is_that_of_a_function_without_one(module, imag
 
 
 def test_a_function_is_told_from_files_and_packaged_names_by_its_colon(module):
-    assert function_of("a.b:c") == ("a.b", "c") and module_of("a.b:c") == "b" and source_of("a.b:c") == "a.b:c"
+    assert function_of("a.b:c") == ("a.b", "c") and source_of("a.b:c") == "a.b:c"
     for other in ("nuclei", "a:b:c", "C:\\weights.pt", "s3://bucket", "weights.pt", ":build", torch.nn.Identity()):
         assert function_of(other) is None
 
@@ -198,24 +193,13 @@ def test_a_function_is_called_as_the_card_of_its_network_says_or_else_as_its_mod
 
 
 @pytest.mark.parametrize("objects", [False, True])
-def test_labels_of_a_function_have_the_name_of_its_card_and_those_of_its_module_s_name_keep_it(
-    module, tmp_path, monkeypatch, tilenet_command, objects
-):
+def test_labels_of_a_function_have_the_name_of_its_card(module, tmp_path, tilenet_command, objects):
     image, model = tmp_path / "i.zarr", f"{module}:carded"
     write_ome_zarr(image, [(PIXELS, [1.0, 1.0], [0.0, 0.0])], version="0.5", axes="yx")
     how = ("segment", image, "--into", image, "--model", model, *(["--objects"] * objects))
     code, said, error = tilenet_command(*how)
     assert (code, f"{image}/labels/cells: " in said) == (0, True), error
-    # As an older version named them, in the midst of a run: beside the image, if objects are asked for.
-    with monkeypatch.context() as patch:
-        patch.setattr("tilenet.runs.object_outputs.remove_making" if objects else "tilenet.jobs.compute.finish", stop)
-        patch.setattr("tilenet.runs.numbering.remove_making", stop)
-        with pytest.raises(InterruptedError):
-            tilenet.segment(image, into=image, name=module, model=model, objects=objects)
-    shutil.rmtree(image / "labels" / module) if objects else None
-    assert tilenet_command(*how)[0] == 2
-    code, said, error = tilenet_command(*how, "--resume")
-    assert (code, f"{image}/labels/{module}: " in said) == (0, True), error
+    assert tilenet_command(*how)[0] == 2 and tilenet_command(*how, "--resume")[0] == 0
     # Another function of the module has nothing to do with them.
     with pytest.raises(OutputExists, match="labels/cells: exists already"):
         tilenet.segment(image, into=image, model=f"{module}:carded_too", objects=objects)

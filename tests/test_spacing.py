@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from blobs import balls
-from killing import Killed, killed, lose_a_file
+from killing import lose_a_file
 from ome_images import write_ome_tiff
 from scipy import ndimage as ndi
 from stub import Bright, Bright3D
@@ -12,7 +12,6 @@ import tilenet
 from tilenet.decide import ObjectRule, relative_spacing
 from tilenet.errors import OutputMismatch, SettingsError
 from tilenet.instances import separation
-from tilenet.jobs import setup
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.runs import numbering
@@ -101,6 +100,16 @@ def test_voxels_of_unknown_size_are_told_to_be_taken_for_cubes(caplog, size, axe
     assert "cubes" not in caplog.text
 
 
+def test_a_run_that_goes_on_does_not_tell_again_that_voxels_are_taken_for_cubes(tmp_path, caplog):
+    image = write_ome_tiff(tmp_path / "v.ome.tif", balls(UM), um=(None, 0.25, 0.25))
+    tilenet.segment(image, tmp_path / "o.zarr", model=Bright3D(), objects=True)
+    assert "cubes" in caplog.text
+    caplog.clear()
+    lose_a_file(tmp_path / "o.zarr")
+    tilenet.segment(image, tmp_path / "o.zarr", model=Bright3D(), objects=True, resume=True)
+    assert "cubes" not in caplog.text
+
+
 def test_the_record_of_a_plain_mask_has_no_spacing(volume, tmp_path):
     assert "spacing" not in tilenet.segment(volume, tmp_path / "m.zarr", model=Bright3D()).info["record"]
 
@@ -125,36 +134,6 @@ def test_blocks_find_the_objects_of_the_whole(volume, tmp_path, monkeypatch, til
     numbering.store_objects(tmp_path / "o.zarr", Request(volume, Bright3D(), options))
     mask = open_mask(tmp_path / "o.zarr")
     assert mask.layout.n_blocks(0) > 7 and np.array_equal(mask[...], tilenet.objects(balls(UM), spacing=UM))
-
-
-@pytest.fixture
-def older(monkeypatch):
-    """Return a context in which runs are begun as by a version without spacing."""
-    with monkeypatch.context() as patch:
-        patch.setattr(setup, "relative_spacing", lambda sizes: ())
-        yield patch
-
-
-@pytest.mark.parametrize("where", ["_fill_places", "_write_numbers"])
-def test_what_was_begun_without_spacing_goes_on_without(volume, tmp_path, older, where):
-    out = tmp_path / "o.zarr"
-    older.setattr(numbering, where, killed)
-    with pytest.raises(Killed):
-        tilenet.segment(volume, out, model=Bright3D(), objects=True)
-    older.undo()
-    mask = tilenet.segment(volume, out, model=Bright3D(), objects=True, resume=True)
-    assert np.array_equal(mask[...], tilenet.objects(balls(UM))) and "spacing" not in mask.info["record"]
-
-
-def test_a_mask_without_spacing_is_kept_and_repaired_without(volume, tmp_path, older):
-    out = tmp_path / "o.zarr"
-    before = tilenet.segment(volume, out, model=Bright3D(), objects=True)[...]
-    older.undo()
-    for repair in (False, True):
-        if repair:
-            lose_a_file(out)
-        again = tilenet.segment(volume, out, model=Bright3D(), objects=True, resume=True)
-        assert np.array_equal(again[...], before) and tilenet.verify(out).ok
 
 
 def test_an_image_of_other_voxels_is_another_image(volume, tmp_path):

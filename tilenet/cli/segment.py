@@ -111,9 +111,10 @@ def _place(out: Path | None, options: dict[str, Any]) -> Path:
     if into is None:
         raise SettingsError("say where the mask goes: --out mask.zarr, or --into an OME-Zarr image")
     from tilenet.masks.label_target import open_target
-    from tilenet.runs.outputs import label_name
+    from tilenet.models.named import name_of
 
-    # Named once: a function of Python may take long to make its network.
+    # Named once, and not for an image that takes no labels: a function of Python may take long to make its network.
     if options["name"] is None:
-        options["name"] = label_name(open_target(into), options["model"])
+        open_target(into)
+        options["name"] = name_of(options["model"])
     return Path(into, "labels", options["name"])

@@ -73,7 +73,7 @@ def _times(folder: Path) -> Iterator[int]:
 
 
 def _noted(store: Store, path: str) -> int | None:
-    """Return the time that was noted for an image at a path; None if there is none, as in older stores."""
+    """Return the time that was noted for an image at a path; None if there is none."""
     found: Any = None
     for event in store.events():
         if event.get("event") == EVENT and event.get("path") == path:

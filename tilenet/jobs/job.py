@@ -23,7 +23,7 @@ from tilenet.bands import Demand
 from tilenet.card import ModelCard, label_table
 from tilenet.decide import Decision
 from tilenet.footprint import Footprint
-from tilenet.models.saved import class_name, fingerprint, is_compiled
+from tilenet.models.saved import fingerprint
 from tilenet.plan import Plan
 from tilenet.predict import predictors
 from tilenet.predict.last_bits import numerics_of, remark_other_bits
@@ -243,22 +243,6 @@ def identity_of(network: Any, card: ModelCard, footprint: Footprint) -> dict[str
         "sha256": fingerprint(network) if predictors.is_network(network) else "",
         "footprint": [[a.step, a.lost, *a.spoiled] for a in footprint.axes],
     }
-
-
-def named_as_now(info: Mapping[str, Any], network: Any) -> Mapping[str, Any]:
-    """Return the info of an output, with names that older versions gave to a compiled network as they are now.
-
-    They took it for another network than the one that was compiled: by its class and by the names of its weights.
-    """
-    if not predictors.is_network(network) or not is_compiled(network):
-        return info
-    if info["model"].get("sha256") != fingerprint(network, compiled_apart=True):
-        return info
-    model = {**info["model"], "sha256": fingerprint(network)}
-    if model.get("name") != type(network).__name__:
-        return {**info, "model": model}
-    name = {"name": class_name(network)}
-    return {**info, "model": model | name, "card": {**info["card"], **name}}
 
 
 @dataclass

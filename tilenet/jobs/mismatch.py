@@ -17,8 +17,6 @@ from tilenet.store.metadata import lacking_parts
 # Fields that may differ between two runs on one output without changing its bytes: locations, and text for people.
 SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
 ANSWER = ("model", "answer")
-# Fields that masks of older versions do not have.
-LATER = {("model", "footprint"), ANSWER}
 # The event in a store's log, and its fact, that name another version of tilenet that goes on with the store.
 VERSION = "version"
 # Messages for the user; the command line prints them.
@@ -57,9 +55,7 @@ def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Differ
         # What is asked for comes first, for other settings follow from it.
         for field_ in sorted({*found[part], *wanted[part]} - SAME_BYTES, key=lambda name: (name != "output", name)):
             old, new = found[part].get(field_), wanted[part].get(field_)
-            if old is None and (part, field_) in LATER:
-                continue
-            if (part, field_) == ANSWER:
+            if (part, field_) == ANSWER and old:
                 if off := difference(old, new):
                     return Difference(part, field_, "another", f"off by {off:.2g} of its range")
             elif old != new:

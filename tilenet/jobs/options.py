@@ -141,7 +141,7 @@ class Options:
 
     def filled_from(self, record: Mapping[str, Any]) -> Options:
         """Return the options with those not given filled in from a run record."""
-        # Only the record of objects in pixels of unequal sides has a spacing; those of older versions had none at all.
+        # Only the record of objects in pixels of unequal sides has a spacing.
         record = {"spacing": (), **record}
         unsaid = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in record]
         return replace(self, **{name: _frozen(record[name]) for name in unsaid})

@@ -12,7 +12,7 @@ from tilenet import machine
 from tilenet.errors import ImageError, OutputMismatch, SettingsError, TilenetError
 from tilenet.footprint import Footprint
 from tilenet.jobs.image_times import remark_written_since
-from tilenet.jobs.job import Job, identity_of, named_as_now
+from tilenet.jobs.job import Job, identity_of
 from tilenet.jobs.mismatch import Difference, begun_with, check_info, contradiction, remark_other_version
 from tilenet.jobs.options import Options
 from tilenet.jobs.setup import found_model, make_job
@@ -89,7 +89,7 @@ class Request:
             raise
         try:
             here = job.info(scaling)
-            self._refuse(named_as_now(info, job.network), {**here, "record": {**here["record"], **stated}}, name)
+            self._refuse(info, {**here, "record": {**here["record"], **stated}}, name)
         except BaseException:
             job.close()
             raise
@@ -108,7 +108,6 @@ class Request:
         """Raise `OutputMismatch` if the model is another one, as far as it can be compared without an image."""
         found = found_model(self.model)
         identity = identity_of(found.network, found.card, predictors.footprint_of(found.network, self.footprint))
-        info = named_as_now(info, found.network)
         self._refuse(info, {**info, "model": {**info["model"], **identity}}, name)
 
     def _backend(self, options: Options) -> dict[str, str]:

@@ -81,20 +81,14 @@ def name_of(model: Any) -> str:
     if not isinstance(model, str | Path):
         card = getattr(model, "card", None)
         return card.name if card else class_name(model)
-    if module := module_of(model):
+    if found := function_of(model):
         card = getattr(load_named(model), "card", None)
-        return getattr(card, "name", "") or module
+        return getattr(card, "name", "") or found[0].rpartition(".")[2]
     path = find_model(model)
     try:
         return read_claims(path)[1].name or path.stem
     except Exception:  # of any kind; `load_model` reports it
         return path.stem
-
-
-def module_of(model: Any) -> str:
-    """Return the last part of the module's name if a model is named by its function; else an empty text."""
-    found = function_of(model)
-    return found[0].rpartition(".")[2] if found else ""
 
 
 def _imported(module: str, model: str) -> ModuleType:

@@ -230,13 +230,13 @@ def convert_model(
     return save_model(network, out, card=card)
 
 
-def fingerprint(network: nn.Module, *, compiled_apart: bool = False) -> str:
+def fingerprint(network: nn.Module) -> str:
     """Return the sha256 of a network's weights: names, shapes, types and bytes.
 
-    It is the same for a network and for its form of `torch.compile`, in whole or in part; not with `compiled_apart`.
+    It is the same for a network and for its form of `torch.compile`, in whole or in part.
     """
     digest = hashlib.sha256()
-    weights = {key if compiled_apart else key.replace(COMPILED, ""): w for key, w in network.state_dict().items()}
+    weights = {key.replace(COMPILED, ""): value for key, value in network.state_dict().items()}
     for key, value in sorted(weights.items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())

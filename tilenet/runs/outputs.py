@@ -12,15 +12,13 @@ from tilenet.jobs.compute import Progress, fill_store
 from tilenet.jobs.image_times import note_image
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
-from tilenet.masks.label_target import LABELS, LabelTarget, open_target
+from tilenet.masks.label_target import LabelTarget, open_target
 from tilenet.masks.protected import paths_of, refuse_protected
 from tilenet.masks.tiff_mask import TiffMask, check_tiff_place, is_for_tiff, is_tiff, open_tiff_mask, store_beside
-from tilenet.models.named import module_of, name_of, source_of
+from tilenet.models.named import name_of
 from tilenet.readers.formats import SLIDE_NAMES
 from tilenet.runner import Report
-from tilenet.runs.object_outputs import DEPTHS, making_of
 from tilenet.store import Share, Store, can_resume, check_free, is_ours
-from tilenet.store.metadata import read_root
 from tilenet.workers import distributed
 
 # File endings that are refused, since a folder would appear under that name; and how to get such a file instead.
@@ -61,26 +59,7 @@ def labels_place(
     if out is not None:
         raise SettingsError(f"out {out} and into {into}: give only one of them")
     target = open_target(into)
-    return target, target.place(label_name(target, model) if name is None else name)
-
-
-def label_name(target: LabelTarget, model: Any) -> str:
-    """Return the name that labels in an image have if the caller gives none: the model's.
-
-    Older versions named the labels of a function after its module: those that exist keep this name.
-    """
-    if module := module_of(model):
-        labels = target.path / LABELS / module
-        for place in (labels, making_of(labels, target) / DEPTHS):
-            if is_ours(place) and _source_in(place) == source_of(model):
-                return module
-    return name_of(model)
-
-
-def _source_in(store: Path) -> Any:
-    """Return where the model of a store came from; None if the store does not say so any more."""
-    model = read_root(store).info.get("model")
-    return model.get("source") if isinstance(model, dict) else None
+    return target, target.place(name_of(model) if name is None else name)
 
 
 def protect_input(out: Path, image: Any, *, inside: bool = False) -> None:

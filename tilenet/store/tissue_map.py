@@ -56,8 +56,7 @@ class TissueMap:
     covers : (int, int)
         Pixels of the whole image along y and x, at the resolution that the network sees; the mask may be a part of it.
     own : numpy.ndarray or None
-        bool (h, w): whether a cell has tissue itself. None: as `cells`, in a map that the user gave, and in one that
-        was found before this was kept, of which nothing says what is context.
+        bool (h, w): whether a cell has tissue itself. None: as `cells`, in a map that the user gave.
 
     Examples
     --------
