@@ -34,7 +34,7 @@ def _is_integers(value: object) -> bool:
     return isinstance(value, tuple | list) and all(type(v) is int for v in value)
 
 
-def _is_table(value: object, of: Callable[[object], bool] = lambda value: True) -> bool:
+def _is_table(value: object, of: Callable[[object], bool]) -> bool:
     return isinstance(value, dict) and all(_is_text(k) and of(v) for k, v in value.items())
 
 
@@ -187,13 +187,8 @@ def _labels(classes: Sequence[str], values: Sequence[int]) -> dict[str, str]:
 def colors_of(card: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
     """Return the colour (red, green, blue and opacity) of each mask value except background.
 
-    Parameters
-    ----------
-    card : mapping
-        A card as returned by `ModelCard.to_dict`. Mask values without a colour get an unused one of `PALETTE`.
+    Mask values to which the card (as returned by `ModelCard.to_dict`) gives none get an unused one of `PALETTE`.
 
-    Examples
-    --------
     >>> colors_of({"mask_of_class": [0, 1, 2], "colors": {"1": [230, 159, 0, 255]}})
     {1: (230, 159, 0, 255), 2: (86, 180, 233, 255)}
     """

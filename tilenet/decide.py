@@ -41,22 +41,6 @@ DEPTH_UNIT = 1 / 256
 class Decision:
     """How the logits of one pixel become its mask value and its probabilities.
 
-    Attributes
-    ----------
-    kind : {"softmax", "sigmoid", "regression"}
-        What the logits mean; see `ModelCard.output`.
-    mask_of_class : tuple of int
-        Mask value of each class.
-    threshold : float
-        For a network with one output: a sigmoid (or, in a regression, a value) above it is foreground.
-    arrays : tuple of str
-        The arrays to return, out of ``mask``, ``probabilities`` and ``logits``.
-    probability_dtype : str
-        One of `PROBABILITY_DTYPES`.
-    depths : tuple of float
-        How deep inside an object each class lies, 0 to 1: then the probabilities are one array instead, the expected
-        depth (see `depth_of`). Empty for the probabilities of all classes.
-
     Examples
     --------
     >>> decision = Decision("softmax", (0, 1, 1))
@@ -64,11 +48,17 @@ class Decision:
     array([0, 1], dtype=uint8)
     """
 
+    # What the logits mean; see `ModelCard.output`.
     kind: str
     mask_of_class: tuple[int, ...]
+    # For a network with one output: a sigmoid (or, in a regression, a value) above it is foreground.
     threshold: float = 0.5
+    # Out of ``mask``, ``probabilities`` and ``logits``.
     arrays: tuple[str, ...] = ("mask",)
+    # One of `PROBABILITY_DTYPES`.
     probability_dtype: str = "float32"
+    # How deep inside an object each class lies, 0 to 1: then the probabilities are one array instead, the expected
+    # depth (see `depth_of`). Empty for the probabilities of all classes.
     depths: tuple[float, ...] = ()
 
     @classmethod
@@ -266,6 +256,6 @@ def decide_each(
     return [decide(cropped_logits(tile, of_tile, ndim)) for tile, of_tile in zip(tiles, logits, strict=True)]
 
 
-def block_buffers(arrays: Arrays, ndim: int, shape: Sequence[int]) -> Arrays:
-    """Return unfilled arrays for a block of `shape`, named and typed like the `arrays` of a tile of `ndim` axes."""
-    return {name: np.empty(a.shape[: a.ndim - ndim] + tuple(shape), a.dtype) for name, a in arrays.items()}
+def zeros_like(arrays: Arrays, ndim: int, shape: Sequence[int]) -> Arrays:
+    """Return arrays of 0 for pixels of `shape`, named and typed like `arrays`, which have `ndim` axes of pixels."""
+    return {name: np.zeros(a.shape[: a.ndim - ndim] + tuple(shape), a.dtype) for name, a in arrays.items()}

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.decide import Arrays, Decision, block_buffers, decide_each
+from tilenet.decide import Arrays, Decision, decide_each, zeros_like
 from tilenet.errors import EnvironmentFault, first_line
 from tilenet.footprint import Footprint
 from tilenet.plan import Block, Plan, Tile
@@ -48,14 +48,9 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class DecidingPredictor(Protocol):
-    """A predictor that applies the `Decision` itself, where it computes, and may do so asynchronously.
+    """A predictor that applies the `Decision` itself, where it computes, and may do so asynchronously."""
 
-    Attributes
-    ----------
-    in_flight : int
-        Most batches that may be begun and not finished.
-    """
-
+    # Most batches that may be begun and not finished.
     in_flight: int
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -117,21 +112,11 @@ def run(
     write: Write,
     progress: Callable[[int], None] = lambda pixels: None,
 ) -> Report:
-    """Compute every pending block and write it.
+    """Compute every pending block and write it: `write` gets the arrays of one block at a time, from one thread.
 
     If a block fails, the report notes it, and the other blocks are still computed. An
-    `EnvironmentFault`, a problem of the machine, ends the run.
-
-    Parameters
-    ----------
-    plan, image, predictor, decide
-        What to compute, from which image, and how.
-    pending : iterable of int
-        Indices of the blocks that are still to be written.
-    write : callable
-        Stores the arrays of one block; called once per block, from one thread.
-    progress : callable
-        Called after each batch, with the number of pixels that it has added.
+    `EnvironmentFault`, a problem of the machine, ends the run. `progress` is called after each
+    batch, with the number of pixels that it has added.
     """
     report, started, computer = Report(), perf_counter(), deciding(predictor)
     compute, ndim = partial(computer.begin, decide=decide), predictor.footprint.ndim
@@ -228,7 +213,7 @@ class _Blocks:
             self._report.pixels += block.box.size
 
     def _put(self, block: Block, tile: Tile, arrays: Arrays) -> None:
-        self._buffers = self._buffers or block_buffers(arrays, self._ndim, block.box.shape)
+        self._buffers = self._buffers or zeros_like(arrays, self._ndim, block.box.shape)
         place: tuple[Any, ...] = (..., *tile.write.relative_to(block.box.start).slices)
         for name, values in arrays.items():
             self._buffers[name][place] = values.reshape(self._buffers[name][place].shape)

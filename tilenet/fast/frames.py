@@ -32,23 +32,15 @@ LEAST_CHANNELS = 16
 
 @dataclass(frozen=True)
 class Frame:
-    """Tiles as the rows of a matrix.
+    """Tiles as the rows of a matrix."""
 
-    Attributes
-    ----------
-    rows : torch.Tensor
-        (N * pitch[0] * pitch[1], C).
-    pitch : tuple of int
-        Height and width of the space that each tile takes.
-    shape : tuple of int
-        Height and width of the valid part of each tile.
-    first : int
-        Index of the matrix row of the first valid pixel.
-    """
-
+    # (N * pitch[0] * pitch[1], C).
     rows: Tensor
+    # Height and width of the space that each tile takes.
     pitch: tuple[int, int]
+    # Height and width of the valid part of each tile.
     shape: tuple[int, int]
+    # Index of the matrix row of the first valid pixel.
     first: int = 0
 
     @property
@@ -65,23 +57,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Blocking:
-    """How a matrix product is divided among programs.
+    """How a matrix product is divided among programs."""
 
-    Attributes
-    ----------
-    rows, outputs, inputs : int
-        Size of a block.
-    warps, stages : int
-        Warps of a program, and how many blocks of inputs it loads ahead.
-    programs : int
-        Programs on each multiprocessor, which compute one block after the other; 0 for one program per block.
-    """
-
+    # Size of a block.
     rows: int
     outputs: int
     inputs: int
+    # Warps of a program, and how many blocks of inputs it loads ahead.
     warps: int
     stages: int
+    # Programs on each multiprocessor, which compute one block after the other; 0 for one program per block.
     programs: int = 0
 
 
@@ -103,18 +88,10 @@ def blocking_of(outputs: int, inputs: int, dtype: torch.dtype) -> Blocking:
 
 
 class Convolution:
-    """A valid 3x3 convolution, its ReLU, and perhaps a scale and a shift.
+    """A valid 3x3 convolution, its ReLU, and perhaps a scale and a shift after that, K values each.
 
-    Parameters
-    ----------
-    weight : torch.Tensor
-        (K, C, 3, 3), where K and C are powers of two and at least 16.
-    bias : torch.Tensor
-        (K,)
-    affine : sequence of torch.Tensor, optional
-        Scale and shift, K values each, applied after the ReLU.
-    blocking : Blocking, optional
-        How the product is divided; default as `blocking_of` returns it.
+    The weight is (K, C, 3, 3), where K and C are powers of two and at least 16. `blocking` is how the product is
+    divided; default as `blocking_of` returns it.
     """
 
     def __init__(
@@ -158,12 +135,8 @@ class ImageConvolution:
     def __call__(self, x: Tensor, *, step: int) -> Frame:
         """Convolve (N, C, h, w), and return a frame whose pitch is a multiple of `step`.
 
-        So 2x2 poolings halve the pitch at every level, and rows of pixels stay aligned.
-
-        Raises
-        ------
-        SettingsError
-            If an image has too many values for 32-bit offsets.
+        So 2x2 poolings halve the pitch at every level, and rows of pixels stay aligned. `SettingsError` if an image has
+        too many values for 32-bit offsets.
         """
         n, _, h, w = x.shape
         if x[0].numel() >= 2**31:  # the kernel computes offsets in 32 bits
@@ -190,11 +163,11 @@ class ImageConvolution:
 class Upsampling:
     """A 2x2 transposed convolution of stride 2, with weights (C, K, 2, 2)."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, blocking: Blocking | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self._weights = weight.permute(2, 3, 1, 0).reshape(-1, len(weight)).contiguous()
         self._bias = bias.float()
         inputs = _at_once(len(weight), weight.dtype)
-        self._blocking = blocking or Blocking(128, min(4 * len(bias), 128), inputs, 8, 3)
+        self._blocking = Blocking(128, min(4 * len(bias), 128), inputs, 8, 3)
 
     def __call__(self, x: Frame, skip: Frame) -> Frame:
         """Upsample a frame, and join it with the centre of a skip that was computed with `joined`."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet import machine
-from tilenet.decide import Arrays, ObjectRule
+from tilenet.decide import Arrays, ObjectRule, zeros_like
 from tilenet.errors import ANEW, BlocksFailed
 from tilenet.instances.components import View
 from tilenet.instances.in_memory import numbered
@@ -35,10 +35,7 @@ MANY = 0.1
 def fill_store(store: Store, job: Job, *, progress: Progress | None = None) -> Report:
     """Compute the pending blocks of a store and finish it; closes store and job in any case.
 
-    Raises
-    ------
-    BlocksFailed
-        If some blocks could not be computed; the store stays resumable.
+    `BlocksFailed` if some blocks could not be computed; the store stays resumable.
     """
     try:
         report = fill_pending(store, job, progress=progress)
@@ -193,21 +190,13 @@ def to_objects(
 
 
 class Lost(NamedTuple):
-    """What becomes no object.
+    """What becomes no object."""
 
-    Attributes
-    ----------
-    foreground, lost : int
-        Number of pixels of the foreground, and of those that belong to no object.
-    objects : int
-        Number of objects.
-    left_out : int or None
-        Number of others that are nowhere deep enough; None if that was not counted.
-    """
-
+    # Pixels of the foreground, and those of them that belong to no object.
     foreground: int
     lost: int
     objects: int
+    # Other objects, which are nowhere deep enough; None if they were not counted.
     left_out: int | None
 
 
@@ -253,22 +242,18 @@ class ArraySink:
     def write_background(self, index: int) -> None:
         """Leave a block 0 in every array."""
         if not self.arrays:  # no block may ever be computed, so a zero pixel gives names, shapes and dtypes
-            self._allocate(self._decide(np.zeros((self._classes, *(1,) * self._ndim), np.float32)), self._ndim)
+            pixel = self._decide(np.zeros((self._classes, *(1,) * self._ndim), np.float32))
+            self.arrays = zeros_like(pixel, self._ndim, self._plan.shape)
         self._written.add(index)
 
     def write(self, index: int, arrays: Arrays) -> None:
         """Copy a block into its place."""
         if not self.arrays:
-            self._allocate(arrays, len(self._plan.shape))
+            self.arrays = zeros_like(arrays, len(self._plan.shape), self._plan.shape)
         for name, block in arrays.items():
             place: tuple[Any, ...] = (..., *self._plan[index].box.slices)
             self.arrays[name][place] = block
         self._written.add(index)
-
-    def _allocate(self, like: Arrays, ndim: int) -> None:
-        """Make the arrays, all 0, named and typed like those of a block or a pixel, which has `ndim` axes of pixels."""
-        shape = self._plan.shape
-        self.arrays = {name: np.zeros(a.shape[: a.ndim - ndim] + shape, a.dtype) for name, a in like.items()}
 
 
 def _of_the_image(report: Report) -> bool:

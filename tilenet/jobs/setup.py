@@ -52,7 +52,6 @@ def make_job(
     model
         A name that `load_named` takes, a network, or any callable with a `footprint`.
     options : Options
-        The caller's options.
     footprint : Footprint, optional
         For a network that has none of its own.
     target : LabelTarget, optional
@@ -64,7 +63,7 @@ def make_job(
         If image, model and options do not go together; an image that was opened here is closed again.
     """
     found = found_model(model)
-    if isinstance(source, str | Path) and is_ours(Path(source)):
+    if isinstance(source, str | Path):
         refuse_unfinished(source)
     footprint = predictors.footprint_of(found.network, footprint)
     opened = open_image(

@@ -20,13 +20,7 @@ from numpy.typing import NDArray
 
 from tilenet import store
 from tilenet.address import check_local
-from tilenet.errors import (
-    BlocksFailed,
-    ImageError,
-    OutputError,
-    OutputIncomplete,
-    SettingsError,
-)
+from tilenet.errors import BlocksFailed, ImageError, OutputError, OutputIncomplete, SettingsError
 from tilenet.geometry import Box, boxes_of
 from tilenet.masks.protected import check_file_place
 from tilenet.readers import open_image
@@ -208,20 +202,17 @@ def open_mask(path: str | PathLike[str]) -> Mask | TiffMask:
 def open_tiff_mask(path: str | PathLike[str]) -> TiffMask:
     """Open a TIFF mask that tilenet wrote.
 
-    Raises
-    ------
-    OutputNotFound, OutputIncomplete, OutputError
-        If there is no mask; if it is still being made in a store; if tilenet did not write it.
+    `OutputNotFound`, `OutputIncomplete` or `OutputError` if there is no mask; if it is still being made in a store; if
+    tilenet did not write it.
     """
     path = Path(path)
     if not path.exists():
         store = store_beside(path)
         for made_in in (store, store.with_name(store.name + MAKING)):
-            if not made_in.exists():
-                continue
-            raise OutputIncomplete(
-                f"{path}: is not complete, and is made in {made_in.name}. Run the command again, with --resume"
-            )
+            if made_in.exists():
+                raise OutputIncomplete(
+                    f"{path}: is not complete, and is made in {made_in.name}. Run the command again, with --resume"
+                )
         raise not_there(path)
     return TiffMask(path)
 
