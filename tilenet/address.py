@@ -22,20 +22,15 @@ class Address:
     """The address of a remote image.
 
     As text it holds no secrets, so that it may be shown and stored; it still opens the image if that is public.
-
-    Attributes
-    ----------
-    scheme, host : str
-        One of `SCHEMES`; the host with its port, or the bucket.
-    path : str
-        Without percent-encoding, and without a slash at either end.
-    query, login : str
-        What follows the question mark, and the ``user:password`` before the host. Both may hold credentials.
     """
 
+    # One of `SCHEMES`.
     scheme: str
+    # With its port; or the bucket.
     host: str
+    # Without percent-encoding, and without a slash at either end.
     path: str
+    # What follows the question mark, and the ``user:password`` before the host. Both may hold credentials.
     query: str = field(default="", repr=False)
     login: str = field(default="", repr=False)
 

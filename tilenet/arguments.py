@@ -34,12 +34,8 @@ def known_options(
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Return a decorator of a public function, or of an `__init__`: unknown keyword arguments raise `UnknownOption`.
 
-    Parameters
-    ----------
-    hints : mapping, optional
-        By name of an argument that the function does not have: what to give instead, a sentence without its full stop.
-    more : iterable of str, optional
-        Names that the function takes by ``**``.
+    `hints` says of arguments that the function does not have what to give instead, in sentences without their full
+    stop; `more` are names that the function takes by ``**``.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:

@@ -60,24 +60,16 @@ def split_rows(axis: AxisFootprint, length: int, width: int, pixels: int) -> lis
 
 @dataclass(frozen=True)
 class Demand:
-    """How many bytes of memory a forward pass takes.
+    """How many bytes of memory a forward pass takes."""
 
-    Attributes
-    ----------
-    per_pixel : float
-        Bytes for each input pixel of a batch, whether or not its activations are in memory.
-    in_band : float
-        Bytes for each input pixel whose activations are in memory at the same time.
-    axis : AxisFootprint, optional
-        Footprint along the rows, if a tile is computed in bands. By default the activations of all
-        pixels are in memory at the same time.
-    pixels : int
-        Number of pixels of a band.
-    """
-
+    # Bytes for each input pixel of a batch, whether or not its activations are in memory.
     per_pixel: float
+    # Bytes for each input pixel whose activations are in memory at the same time.
     in_band: float = 0
+    # Footprint along the rows, if a tile is computed in bands. By default the activations of all pixels are in
+    # memory at the same time.
     axis: AxisFootprint | None = None
+    # Number of pixels of a band.
     pixels: int = MOST_PIXELS
 
     def of(self, shape: Sequence[int], batch: int = 1) -> int:

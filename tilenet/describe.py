@@ -16,18 +16,10 @@ MODEL_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 def describe(file: str, *, axes: str | None = None, pixel_size: Any = None, model: str = "nuclei") -> dict[str, Any]:
-    """Return what `tilenet info` prints, ready for JSON.
+    """Return what `tilenet info` prints of a file, or of a packaged model by its name, ready for JSON.
 
-    Parameters
-    ----------
-    file : str
-        A path, or the name of a packaged model.
-    axes : str, optional
-        Axes of an image whose file does not state them.
-    pixel_size : float, str or sequence of float, optional
-        Pixel size of an image, as for `open_image`.
-    model : str
-        For an image: the model for which to describe what `segment` would read.
+    `axes` and `pixel_size` are those of an image, as for `open_image`; for an image, `model` is the one for which to
+    describe what `segment` would read.
     """
     from tilenet.models.saved import packaged_models
 

@@ -16,26 +16,16 @@ class IllegalLength(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A feature map along one axis: where its elements lie, and which of them are exact.
-
-    Attributes
-    ----------
-    length : int
-        Number of elements.
-    origin : int
-        Input pixel on which element 0 is centred; after pooling, the first pixel that it covers.
-    stride : int
-        Input pixels between two elements.
-    exact : tuple of int
-        Half-open range of the elements that the ends of the tile do not affect.
-    step : int
-        The largest stride so far.
-    """
+    """A feature map along one axis: where its elements lie, and which of them are exact."""
 
     length: int
+    # Input pixel on which element 0 is centred; after pooling, the first pixel that it covers.
     origin: int = 0
+    # Input pixels between two elements.
     stride: int = 1
+    # Half-open range of the elements that the ends of the tile do not affect.
     exact: tuple[int, int] = (0, 0)
+    # The largest stride so far.
     step: int = 1
 
     @classmethod

@@ -106,10 +106,7 @@ class AxisFootprint:
     def of_walk(cls, walk: Callable[[int], Extent]) -> AxisFootprint:
         """Derive the footprint from a function that walks an input length through the layers.
 
-        Raises
-        ------
-        ValueError
-            If no length is legal, or if `lost` or `spoiled` would depend on the length.
+        `ValueError` if no length is legal, or if `lost` or `spoiled` would depend on the length.
         """
         smallest = next((n for n in range(1, 100_000) if _is_legal(walk, n)), None)
         if smallest is None:

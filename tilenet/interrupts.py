@@ -30,12 +30,7 @@ def interruptible(last_words: Callable[[], None]) -> Iterator[None]:
 
     Python runs a signal handler between two bytecode instructions of the main thread, so not during
     a forward pass of minutes or a read that hangs. A thread woken through `signal.set_wakeup_fd` does
-    not have to wait for that.
-
-    Parameters
-    ----------
-    last_words : callable
-        Called just before a process that has not ended by itself is terminated.
+    not have to wait for that. It calls `last_words` just before it ends the process.
     """
     before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
     ours, theirs = socket.socketpair()

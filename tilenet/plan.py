@@ -49,14 +49,7 @@ class Tile:
 def tile_of(footprint: Footprint, write: Box, origin: Sequence[int] = ()) -> Tile:
     """Return the tile that computes exactly the pixels of `write`, wherever that box lies.
 
-    Parameters
-    ----------
-    footprint : Footprint
-        One entry per axis.
-    write : Box
-        The pixels to compute, counted from `origin`.
-    origin : sequence of int
-        A pixel of the image; default its first pixel.
+    `write` is counted from `origin`, a pixel of the image; default its first pixel.
 
     >>> tile_of(Footprint.valid(1, lost=2), Box((4,), (9,))).read
     Box(start=(2,), stop=(11,))

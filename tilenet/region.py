@@ -30,26 +30,12 @@ def parse_roi(text: str) -> tuple[tuple[int | None, int | None], ...]:
 
 
 def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
-    """Return the part of an image as a box.
+    """Return the part of an image, of a shape without its ``c`` axis, as a box; `SettingsError` if it is none.
 
-    Parameters
-    ----------
-    roi : str, or sequence of slice or (start, stop), optional
-        A text as `parse_roi` takes it, or one entry per axis, in array order. Leading axes that are not given are
-        taken whole; fewer slices than axes are refused, since NumPy takes them for the first ones. ``...`` stands for
-        all others. A start or stop of None is the border of the image; a roi of None is the whole image.
-    shape : sequence of int
-        Shape of the image without its ``c`` axis.
-    name : str
-        Name of the image, for messages.
+    `roi` is a text as `parse_roi` takes it, or one slice or (start, stop) per axis, in array order. Leading axes that
+    are not given are taken whole; fewer slices than axes are refused, since NumPy takes them for the first ones.
+    ``...`` stands for all others. A start or stop of None is the border of the image; a roi of None is the whole image.
 
-    Raises
-    ------
-    SettingsError
-        If the part is empty or leaves the image, or if its axes are too many or not clear.
-
-    Examples
-    --------
     >>> find_roi([(512, 1024), (None, 100)], (7, 2000, 3000), name="stack.tif")
     Box(start=(0, 512, 0), stop=(7, 1024, 100))
     >>> find_roi((slice(-2, None), ...), (7, 2000, 3000), name="stack.tif")

@@ -29,18 +29,11 @@ AS_STORED: Factor = (Fraction(1), Fraction(1))
 
 
 def downsample_factor(finest: int, coarse: int) -> Fraction:
-    """Return how many pixels of the finest level one pixel of a coarser level covers along an axis.
+    """Return how many pixels of the finest level one pixel of a coarser level covers along an axis, by their lengths.
 
     Levels are downsampled by whole numbers, mostly by repeated halving, and the remainder at the end is
     dropped or rounded up. The result is such a whole number if one fits the two lengths, else their ratio.
 
-    Parameters
-    ----------
-    finest, coarse : int
-        Lengths of the two levels.
-
-    Examples
-    --------
     >>> lengths = (2967, 741), (2967, 23), (1001, 501), (1001, 500), (300, 200)
     >>> [str(downsample_factor(*both)) for both in lengths]
     ['4', '128', '2', '2', '3/2']
@@ -69,26 +62,17 @@ def size_text(sizes: PixelSize) -> str:
 
 @dataclass(frozen=True)
 class Resolution:
-    """The level that is read, and by which factor it is resampled.
+    """The level that is read, and by which factor it is resampled."""
 
-    Attributes
-    ----------
-    level : int
-        Level of the stored image; 0 is the finest.
-    factor : tuple of Fraction
-        Stored pixels per pixel that the network sees, along y and x.
-    mpp : float or None
-        The wanted micrometres per pixel if they decided the choice, else None.
-    text : str
-        What was chosen and why, in words for the user.
-    announced : bool
-        Whether the user should see `text`: a pixel size is known, and the caller did not choose a level.
-    """
-
+    # Level of the stored image; 0 is the finest.
     level: int
+    # Stored pixels per pixel that the network sees, along y and x.
     factor: Factor = AS_STORED
+    # The wanted micrometres per pixel if they decided the choice, else None.
     mpp: float | None = None
+    # What was chosen and why, in words for the user.
     text: str = ""
+    # Whether the user should see `text`: a pixel size is known, and the caller did not choose a level.
     announced: bool = False
 
     def to_json(self) -> dict[str, object]:
@@ -103,15 +87,8 @@ class Resolution:
 def choose(sizes: Sequence[PixelSize], wanted: float) -> tuple[int, Factor]:
     """Return the coarsest level that is at least as fine as wanted, and its factors along y and x.
 
-    Parameters
-    ----------
-    sizes : sequence of tuple of float or None
-        Micrometres per pixel of each level, finest first, y and x last. Those of the first level must be known.
-    wanted : float
-        The wanted micrometres per pixel.
+    `sizes` are those of each level, finest first; the sizes of the first level must be known.
 
-    Examples
-    --------
     >>> choose([(0.25, 0.25), (0.5, 0.5), (1.0, 1.0)], 0.75)
     (1, (Fraction(3, 2), Fraction(3, 2)))
 

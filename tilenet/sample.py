@@ -17,17 +17,11 @@ SIDE, LEVELS, FILE_TILE = 4096, 4, 256
 
 
 def write_sample(path: str | Path, *, side: int = SIDE) -> Path:
-    """Write a tiled, pyramidal RGB TIFF: an immunohistochemistry photograph, mirror-tiled.
+    """Write a tiled, pyramidal RGB TIFF, `side` px high and wide: an immunohistochemistry photograph, mirror-tiled.
 
     The photograph (512 x 512, colon tissue, brown DAB and blue haematoxylin) is repeated by
-    reflection, never resized.
-
-    Parameters
-    ----------
-    path : str or path
-        The file to write, ending in ``.tif`` or ``.tiff`` (`SettingsError`); must not exist yet (`OutputExists`).
-    side : int
-        Height and width in pixels, 8 or more.
+    reflection, never resized. `SettingsError` if `path` does not end in ``.tif`` or ``.tiff``, or if
+    `side` is less than 8; `OutputExists` if there is such a file.
     """
     import tifffile
     from skimage import data

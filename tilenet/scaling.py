@@ -42,18 +42,12 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Scaling:
-    """``(pixel - subtract) / divide`` per channel, then clipped if `clip` is given.
+    """``(pixel - subtract) / divide`` per channel, then clipped if `clip` is given."""
 
-    Attributes
-    ----------
-    subtract, divide : tuple of float
-        One number per channel, or one for all channels.
-    clip : tuple of float, optional
-        Lowest and highest value.
-    """
-
+    # One number per channel, or one for all channels.
     subtract: tuple[float, ...] = (0.0,)
     divide: tuple[float, ...] = (1.0,)
+    # Lowest and highest value.
     clip: tuple[float, float] | None = None
 
     def apply(self, pixels: Pixels) -> NDArray[np.float32]:
@@ -92,14 +86,9 @@ def needs_float64(dtype: np.dtype[Any]) -> bool:
 
 
 def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
-    """Turn a rule into the numbers of a `Scaling` for one image.
+    """Turn a rule, as on the model card, into the numbers of a `Scaling` for one image.
 
-    Parameters
-    ----------
-    rule : mapping
-        As on the model card; see the module's docstring.
-    image : Image
-        Only ``percentile`` reads it, from a coarse level if there is one.
+    Only ``percentile`` reads the image, from a coarse level if there is one.
     """
     try:
         if unknown := set(rule) - {"method", *KEYS.get(rule.get("method", ""), rule)}:

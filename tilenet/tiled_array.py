@@ -56,21 +56,9 @@ class Weights:
 
 
 class Tiles:
-    """An array computed when it is indexed, in whole tiles of one plan.
+    """An array computed when it is indexed, in whole tiles of one plan; `shape` and `dtype` include the class axis.
 
-    Parameters
-    ----------
-    job : Job
-        The job; its network may be `Weights`.
-    scaling : Scaling
-        Intensity scaling of the whole image.
-    token : str
-        Unique to this array.
-
-    Attributes
-    ----------
-    shape, dtype, ndim
-        Those of the result, including the class axis.
+    The network of its job may be `Weights`. The token is unique to this array.
     """
 
     def __init__(self, job: Job, scaling: Scaling, token: str) -> None:

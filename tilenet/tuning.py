@@ -64,21 +64,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `tune` measured.
+    """What `tune` measured."""
 
-    Attributes
-    ----------
-    trials : tuple of Trial
-        The trials, the default first.
-    left_out : int
-        How many settings were not tried for lack of time.
-    gain : float
-        How many times as fast as the default the fastest trial is, in the medians of runs in turn; 1 if it is the
-        default itself.
-    """
-
+    # The trials, the default first.
     trials: tuple[Trial, ...]
+    # How many settings were not tried for lack of time.
     left_out: int
+    # How many times as fast as the default the fastest trial is, in the medians of runs in turn; 1 if it is the
+    # default itself.
     gain: float
 
     @property
@@ -100,17 +93,10 @@ def tune(
     seconds: float = SECONDS,
     clock: Callable[[], float] = perf_counter,
 ) -> Tuning:
-    """Measure settings on a batch of real tiles from the middle of an image.
+    """Measure settings on a batch of real tiles from the middle of an image; options that are given are not varied.
 
-    Parameters
-    ----------
-    source, model, options
-        As for `tilenet.jobs.setup.make_job`; options that are given are not varied.
-    seconds : float
-        Time limit: a setting that is expected to exceed it, with its comparison with the default, is not tried. The
-        default setting always is.
-    clock : callable
-        Returns the time in seconds.
+    A setting that is expected to take longer than `seconds`, with its comparison with the default, is not tried. The
+    default setting always is. `clock` returns the time in seconds.
     """
     with make_job(source, model, options) as job:
         search = _Search(job, options, deadline=clock() + seconds, clock=clock)

@@ -46,49 +46,28 @@ COLUMNS: Mapping[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class BatchItem:
-    """One image of a batch.
+    """One image of a batch."""
 
-    Attributes
-    ----------
-    name : str
-        Name of its mask, without ending.
-    image : str
-        Path or address.
-    model : str, path or callable
-        As for `segment`.
-    options : Options
-        The options of the batch, replaced by its own where a list gives some.
-    within : tuple of Drawn
-        Regions of the image to count in, from a file that a list names.
-    positive : str or None
-        Which objects are positive, as for `write_table`.
-    """
-
+    # Name of its mask, without ending.
     name: str
+    # Path or address.
     image: str
     model: Any
+    # The options of the batch, replaced by its own where a list gives some.
     options: Options
+    # Regions of the image to count in, from a file that a list names.
     within: tuple[Drawn, ...] = ()
+    # Which objects are positive, as for `write_table`.
     positive: str | None = None
 
 
 def read_image_list(
     images: Sequence[str | Path], *, model: Any, options: Options, positive: str | None = None
 ) -> list[BatchItem]:
-    """Return an item for each image that paths, patterns and lists name.
+    """Return an item for each image that paths, patterns and lists (ending in ``.txt`` or ``.csv``) name.
 
-    Parameters
-    ----------
-    images : sequence of path
-        Files, patterns, and lists ending in ``.txt`` or ``.csv``.
-    model, options, positive
-        Used for each image unless a list gives others. A model in a list is a file relative to the list, if there is
-        such a file.
-
-    Raises
-    ------
-    SettingsError
-        If there are no images, if names collide, or if a list has an invalid entry.
+    A list may give other models, options and rules for its images. A model in a list is a file relative to the list, if
+    there is such a file. `SettingsError` if there are no images, if names collide, or if a list has an invalid entry.
     """
     plain = BatchItem("", "", model, options, positive=positive)
     items = [item for image in images for item in _items_of(str(image), plain)]

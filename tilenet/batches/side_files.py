@@ -50,23 +50,15 @@ class Columns:
 
 @dataclass(frozen=True)
 class SideFiles:
-    """Which files to put beside each mask.
+    """Which files to put beside each mask."""
 
-    Attributes
-    ----------
-    overview : bool
-        Whether to draw NAME.overview.png, see `tilenet.overlay`: of objects, those that are counted, by the table.
-    table : bool
-        Whether to write NAME.csv, see `tilenet.write_table`.
-    min_area : str or float, optional
-        Smallest area that is counted. The table lists smaller ones too, so that another area needs no new table.
-    columns : Columns
-        What else is in the table.
-    """
-
+    # Whether to draw NAME.overview.png, see `tilenet.overlay`: of objects, those that are counted, by the table.
     overview: bool = False
+    # Whether to write NAME.csv, see `tilenet.write_table`.
     table: bool = False
+    # Smallest area that is counted. The table lists smaller ones too, so that another area needs no new table.
     min_area: str | float | None = None
+    # What else is in the table.
     columns: Columns = Columns()
 
     def check(self, item: BatchItem, mask: Path, footprint: Footprint | None) -> None:

@@ -101,10 +101,7 @@ def is_own(name: str) -> bool:
 def write_summary(folder: Path, results: Sequence[Result], share: Share | None = None) -> None:
     """Write ``summary.csv`` and ``summary.json`` into a folder; those of a share are named after it.
 
-    Raises
-    ------
-    EnvironmentFault
-        If they cannot be written.
+    `EnvironmentFault` if they cannot be written.
     """
     rows = [asdict(result) | {"seconds": round(result.seconds, DECIMALS)} for result in results]
     said = [row | {name: _text(row[name]) for name in ("counts", "positive", "judged")} for row in rows]

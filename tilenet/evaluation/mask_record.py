@@ -19,18 +19,12 @@ Index = tuple[NDArray[np.intp], ...]
 
 @dataclass(frozen=True)
 class Recorded:
-    """How a mask was made.
+    """How a mask was made."""
 
-    Attributes
-    ----------
-    by_plane : bool
-        Whether its objects lie in one plane each, as a 2-D network finds them, and were not linked.
-    factor : tuple of Fraction
-        How many pixels of its image one of its pixels covers along y and x; 1 unless the image was resampled at its
-        finest level.
-    """
-
+    # Whether its objects lie in one plane each, as a 2-D network finds them, and were not linked.
     by_plane: bool = False
+    # How many pixels of its image one of its pixels covers along y and x; 1 unless the image was resampled at its
+    # finest level.
     factor: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
 
 
@@ -49,15 +43,9 @@ def recorded_of(path: Path) -> Recorded:
 def nearest(shape: tuple[int, ...], wanted: tuple[int, ...], factor: tuple[Fraction, Fraction]) -> Index | None:
     """Return which pixels of a resampled mask hold the centres of the pixels of its image; None if they do not fit.
 
-    Parameters
-    ----------
-    shape, wanted : tuple of int
-        Shapes of the mask and of the image, whose last two axes are y and x.
-    factor : tuple of Fraction
-        How many pixels of the image one of the mask covers along them.
+    The last two axes of mask and image are y and x; `factor` is how many pixels of the image one of the mask covers
+    along them.
 
-    Examples
-    --------
     >>> nearest((2, 3), (3, 3), (Fraction(3, 2), Fraction(1)))[0].ravel().tolist()
     [0, 1, 1]
     """

@@ -183,11 +183,7 @@ def _spacing(sizes: Mapping[Path, tuple[float | None, ...]], cubes: list[Path]) 
     """Return the pixel size of the first of two files of one image that states it; None if neither does.
 
     The first of two volumes of which neither does is added to `cubes`, as its voxels will be taken for such.
-
-    Raises
-    ------
-    ImageError
-        If both state it, and their pixels have different shapes.
+    `ImageError` if both state it, and their pixels have different shapes.
     """
     known = {path: tuple(size for size in of if size) for path, of in sizes.items() if None not in of}
     if len(known) == 2:

@@ -98,16 +98,8 @@ class _Compiled:
 class _Layer(_Compiled):
     """A 3x3 convolution followed by ReLU and, optionally, a scale and a shift.
 
-    Parameters
-    ----------
-    weight, bias : torch.Tensor
-        (K, C, 3, 3) and (K,), float32; K is a multiple of 16.
-    padding : int
-        Columns of zeros to pad on either side.
-    affine : (torch.Tensor, torch.Tensor), optional
-        Scale and shift after the ReLU, K elements each.
-    instructions : int
-        Instruction set to use; this processor must have it.
+    Weight (K, C, 3, 3) and bias (K,) are float32; K is a multiple of 16. `padding` is columns of zeros on either side.
+    `affine` is scale and shift, K elements each. This processor must have the `instructions`.
     """
 
     def __init__(
@@ -161,12 +153,7 @@ class CompiledConvolution(_Layer):
 class CompiledClassification:
     """A 1x1 convolution with few output channels, which lie class by class in memory.
 
-    Parameters
-    ----------
-    weight, bias : torch.Tensor
-        (K, C, 1, 1) and (K,), float32; C is a multiple of 16.
-    instructions : int
-        Instruction set to use; this processor must have it.
+    Weight (K, C, 1, 1) and bias (K,) are float32; C is a multiple of 16. This processor must have the `instructions`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, *, instructions: int) -> None:
@@ -181,17 +168,8 @@ class CompiledClassification:
     def decided(self, x: Tensor, values: Tensor) -> Tensor | None:
         """Return, instead of the outputs, the mask value of the largest one; the first wins a tie.
 
-        Parameters
-        ----------
-        x : torch.Tensor
-            (N, C, h, w), channels last.
-        values : torch.Tensor
-            Mask value of each output, (K,) uint8.
-
-        Returns
-        -------
-        torch.Tensor or None
-            (N, 1, h, w) uint8; None if any output is not finite.
+        `x` is (N, C, h, w), channels last, and `values` has the mask value of each output, (K,) uint8. The result is
+        (N, 1, h, w) uint8; None if any output is not finite.
         """
         if len(values) != len(self._bias):
             raise ValueError(f"{len(values)} values are not those of {len(self._bias)} outputs")
@@ -225,15 +203,7 @@ class CompiledUpsampling(_Compiled):
     """A 2x2 transposed convolution merged with the unpadded 3x3 convolution after it, without bias or ReLU.
 
     Together they are four 2x2 convolutions of the coarse pixels, one for each of the four finer pixels within one.
-
-    Parameters
-    ----------
-    transposed : torch.Tensor
-        Weights with a stride of 2, (C, M, 2, 2).
-    weight : torch.Tensor
-        (K, M, 3, 3).
-    instructions : int
-        Instruction set to use; this processor must have it.
+    Their weights are (C, M, 2, 2), with a stride of 2, and (K, M, 3, 3). This processor must have the `instructions`.
     """
 
     def __init__(self, transposed: Tensor, weight: Tensor, *, instructions: int) -> None:

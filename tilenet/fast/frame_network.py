@@ -18,10 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class FramedUNet:
     """A U-Net computed on frames; call it like the network.
 
-    Parameters
-    ----------
-    network : UNet
-        A network that `can_frame` accepts, in eval mode, on the device where it will run; it is not changed.
+    The network is one that `can_frame` accepts, in eval mode, on the device where it will run; it is not changed.
     """
 
     def __init__(self, network: UNet) -> None:

@@ -98,23 +98,15 @@ def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
 
 @dataclass(eq=False)
 class _Stage:
-    """The steps of a U-Net block, applied to a few rows at a time so that intermediate results fit a cache.
+    """The steps of a U-Net block, applied to a few rows at a time so that intermediate results fit a cache."""
 
-    Attributes
-    ----------
-    steps : list
-        Two 3x3 convolutions, the first perhaps after upsampling and with a skip, and what follows them.
-    channels : int
-        Output channels of the first convolution.
-    in_bands : bool
-        Whether the block can be computed a few rows at a time.
-    skip : (int, tuple of int), optional
-        The level of the skip connection, and the factors of the upsampling before it; by default there is neither.
-    """
-
+    # Two 3x3 convolutions, the first perhaps after upsampling and with a skip, and what follows them.
     steps: list[Step]
+    # Output channels of the first convolution.
     channels: int
+    # Whether the block can be computed a few rows at a time.
     in_bands: bool
+    # The level of the skip connection, and the factors of the upsampling before it; by default there is neither.
     skip: tuple[int, tuple[int, ...]] | None = None
 
     def __call__(self, pieces: Sequence[Tensor], state: PassState) -> list[Tensor]:

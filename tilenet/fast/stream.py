@@ -16,21 +16,14 @@ class NotFinite(Exception):
 
 
 class PassState:
-    """The rows that steps need again, and the skip connections from the contracting to the expanding path.
-
-    Attributes
-    ----------
-    skips : dict
-        The skip connection of each level.
-    last : bool
-        Whether the rows being processed are the last of the tile, so that zeros are padded below them.
-    values : torch.Tensor, optional
-        The mask value of each class, (K,) uint8, if the last step turns logits directly into mask values.
-    """
+    """The rows that steps need again, and the skip connections from the contracting to the expanding path."""
 
     def __init__(self, values: Tensor | None = None) -> None:
+        # The mask value of each class, (K,) uint8, if the last step turns logits directly into mask values.
         self.values = values
+        # By level.
         self.skips: dict[int, Skip] = defaultdict(Skip)
+        # Whether the rows being processed are the last of the tile, so that zeros are padded below them.
         self.last = True
         self._last: dict[object, Tensor] = {}
 

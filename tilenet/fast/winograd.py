@@ -48,13 +48,7 @@ OF_WEIGHTS = [
 
 
 class WinogradConvolution:
-    """A 3x3 convolution and its ReLU.
-
-    Parameters
-    ----------
-    weight, bias : torch.Tensor
-        (K, C, 3, 3) and (K,), float32.
-    """
+    """A 3x3 convolution and its ReLU; weight (K, C, 3, 3) and bias (K,) are float32."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self._products = [_multiplication(of_place) for of_place in transformed_weights(weight.permute(2, 3, 0, 1))]

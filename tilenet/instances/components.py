@@ -41,22 +41,15 @@ Read = Callable[[Box], View]
 
 
 class Found(NamedTuple):
-    """Objects of a part of an image.
+    """Objects of a part of an image."""
 
-    Attributes
-    ----------
-    labels : numpy.ndarray
-        int32, of the part's shape; 0 is background. The order of the other labels has no meaning.
-    firsts : numpy.ndarray
-        int64: for each label, the index of the object's first pixel in the flattened whole image, which is the same for
-        every part that contains pixels of the object; -1 for background.
-    left_out : int
-        How many objects are nowhere deep enough, of those whose first pixel lies in the part: the parts of an image
-        count each of them once.
-    """
-
+    # int32, of the part's shape; 0 is background. The order of the other labels has no meaning.
     labels: Labels
+    # int64: for each label, the index of the object's first pixel in the flattened whole image, which is the same
+    # for every part that contains pixels of the object; -1 for background.
     firsts: Indices
+    # How many objects are nowhere deep enough, of those whose first pixel lies in the part: the parts of an image
+    # count each of them once.
     left_out: int
 
 
@@ -74,25 +67,17 @@ def find_objects(
 
     Parameters
     ----------
-    part : Box
-        Pixels to label.
     shape : sequence of int
         Of the image.
     read : callable
         Returns the `View` of a box inside the image.
-    rule : ObjectRule, optional
-        What is an object.
     memory : int, optional
-        Most bytes for a component that reaches far beyond the part; default no limit.
+        Most bytes for a component that reaches far beyond the part; one that needs more is a `SettingsError`. Default
+        no limit.
     recent : Recent, optional
         Shared by the calls for several parts of an image, so that not each of them separates a large component again.
     name : str
         Name of the image, for error messages.
-
-    Raises
-    ------
-    SettingsError
-        If a component needs more memory.
     """
     image, recent, rule = Box.of_shape(shape), recent or Recent(), rule or ObjectRule()
     labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]

@@ -41,19 +41,8 @@ class Labels(Protocol):
 def linked(labels: Labels, axes: str, block: Sequence[int], least: float) -> Counts:
     """Return the chain, 1..m, of each object along z, in the order of the labels of the objects.
 
-    Each block is read once, column by column, and one block and plane are held. If labels follow the order of first
-    pixels, so do the chains.
-
-    Parameters
-    ----------
-    labels : array
-        See `Labels`.
-    axes : str
-        Its axes, one of which is ``z``.
-    block : sequence of int
-        Sides of the boxes that are read.
-    least : float
-        The threshold, above 0 and at most 1.
+    Boxes with the sides of `block` are read once, column by column, and one of them and a plane are held. If labels
+    follow the order of first pixels, so do the chains. `least` is the threshold, above 0 and at most 1.
     """
     z = axes.index("z")
     sizes, overlaps = [np.zeros((0, 2), np.int64)], [np.zeros((0, 3), np.int64)]

@@ -36,14 +36,8 @@ SIGMA, REACH = 1.0, 4
 def separate(components: Labels, depth: Depths | None, rule: ObjectRule) -> Labels:
     """Return the objects of components, 1..n in any order, and as -1..-m those that are nowhere deep enough.
 
-    Parameters
-    ----------
-    components : numpy.ndarray
-        int32 (*n): labels of connected components, 0 elsewhere.
-    depth : numpy.ndarray or None
-        float32 (*n), 0 to 1; None: the distance to the background, relative to the largest in each component.
-    rule : ObjectRule
-        What is an object.
+    `components` are labels of connected components, 0 elsewhere; `depth` is 0 to 1, or None: the distance to the
+    background, relative to the largest in each component.
     """
     large = np.bincount(components.ravel()) >= rule.min_size
     large[0] = False

@@ -52,56 +52,31 @@ LOG = logging.getLogger("tilenet")
 
 @dataclass(frozen=True)
 class Job:
-    """One image, one model, one plan.
+    """One image, one model, one plan."""
 
-    Attributes
-    ----------
-    image : Image
-        The image at the level, and with the channels, that the network sees.
-    network : torch.nn.Module or callable
-        The model itself; `predictor` wraps it for a device, precision and engine.
-    card : ModelCard
-        The model card, completed for the network's number of outputs.
-    source : str
-        Where the model came from.
-    plan : Plan
-        Blocks of tiles.
-    decision : Decision
-        How logits become mask values.
-    footprint : Footprint
-        What the network does to a length.
-    demand : Demand
-        Memory of a forward pass.
-    answer : Answer
-        The network's output for a small fixed input.
-    device : str
-        The device to compute on, such as ``cuda:1``; the record has only its type.
-    record : dict
-        The run record: everything that decides the bytes, except the resolved scaling.
-    resolution : Resolution
-        Which pixels the network sees, and why.
-    search : Search
-        How the run finds tissue.
-    inside : mapping
-        Layout fields of a mask that lies within an OME-Zarr image; empty for any other mask.
-    owns_image : bool
-        Whether the job opened the image and therefore closes it; False for an image that the caller opened.
-    """
-
+    # At the level, and with the channels, that the network sees.
     image: Image
+    # The model itself; `predictor` wraps it for a device, precision and engine.
     network: Any
+    # Completed for the network's number of outputs.
     card: ModelCard
+    # Where the model came from.
     source: str
     plan: Plan
     decision: Decision
     footprint: Footprint
+    # Memory of a forward pass.
     demand: Demand
     answer: Answer
+    # Such as ``cuda:1``; the record has only its type.
     device: str
+    # The run record: everything that decides the bytes, except the resolved scaling.
     record: dict[str, Any]
     resolution: Resolution
     search: Search
+    # Layout fields of a mask that lies within an OME-Zarr image; empty for any other mask.
     inside: Mapping[str, Any] = field(default_factory=dict)
+    # Whether the job opened the image and therefore closes it; False for an image that the caller opened.
     owns_image: bool = True
 
     def __enter__(self) -> Job:

@@ -41,14 +41,9 @@ class Difference(NamedTuple):
 
 
 def contradiction(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Difference | None:
-    """Return the first difference that could change the bytes; None if there is none.
+    """Return the first difference that could change the bytes between the `Job.info` of an output and that of a run.
 
     Another model differs in the record too, in settings that nobody gave: the record is compared last.
-
-    Parameters
-    ----------
-    found, wanted : mapping
-        `tilenet.jobs.job.Job.info` as stored in the output, and that of the run that is to continue or repeat it.
     """
     wanted = json.loads(json.dumps(wanted))
     for part in ("image", "model", "card", "record"):

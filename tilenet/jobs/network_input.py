@@ -23,22 +23,13 @@ LOG = logging.getLogger("tilenet")
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """The image that is read for a network.
+    """The image that is read for a network."""
 
-    Attributes
-    ----------
-    image : Image
-        The image with the channels that the network takes.
-    whole : Image
-        The same image with all channels.
-    channels : tuple of int or None
-        The channels that the caller chose; None if the caller chose none.
-    resolution : Resolution
-        Which level is read, and how it is resampled.
-    """
-
+    # With the channels that the network takes.
     image: Image
+    # The same image with all channels.
     whole: Image
+    # Those that the caller chose; None if the caller chose none.
     channels: tuple[int, ...] | None
     resolution: Resolution
 
@@ -53,12 +44,8 @@ def as_network_input(
 ) -> NetworkInput:
     """Return an image as a network sees it; reads no pixels.
 
-    Raises
-    ------
-    ImageError
-        If the axes or channels of the image do not fit the network.
-    SettingsError
-        If the image does not have the wanted level or pixel size.
+    `ImageError` if the axes or channels of the image do not fit the network, `SettingsError` if it does not have the
+    wanted level or pixel size.
     """
     if opened.stated_axes not in ("", opened.axes):
         LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.stated_axes)

@@ -47,19 +47,9 @@ class Request:
         return make_job(self.image, self.model, self.options, footprint=self.footprint, target=self.target)
 
     def job_like(self, info: Mapping[str, Any], name: str | Path) -> Job:
-        """Return the job of an output that exists already.
+        """Return the job of an output that exists already, whose `info` supplies the options that were not given.
 
-        Parameters
-        ----------
-        info : mapping
-            `Job.info` as stored in the output; supplies the options that the caller did not give.
-        name : str or path
-            Name of the output, for messages.
-
-        Raises
-        ------
-        OutputError, OutputMismatch
-            If the output does not say how it was made, or was made with other settings.
+        `OutputError` or `OutputMismatch` if the output does not say how it was made, or was made with other settings.
         """
         check_info(info, name)
         return self._job_like(info, name, {})

@@ -29,35 +29,24 @@ VERSIONS: Mapping[Literal[2, 3], str] = {2: "0.4", 3: "0.5"}
 
 @dataclass(frozen=True)
 class LabelTarget:
-    """An OME-Zarr image that labels go into.
+    """An OME-Zarr image that labels go into."""
 
-    Attributes
-    ----------
-    path : Path
-        Folder of the image's group.
-    zarr_format : int
-        2 (OME-Zarr 0.4) or 3 (OME-Zarr 0.5).
-    axes : str
-        Axes of the image without ``c``.
-    shapes : tuple of tuple of int
-        Shape of each level along `axes`.
-    frames : tuple of CoordinateTransform
-        For each level, the ``axes``, ``scale`` and ``translation`` in the image's metadata, along `axes`.
-    """
-
+    # Of the image's group.
     path: Path
+    # 2 (OME-Zarr 0.4) or 3 (OME-Zarr 0.5).
     zarr_format: Literal[2, 3]
+    # Axes of the image without ``c``.
     axes: str
+    # Shape of each level along `axes`.
     shapes: tuple[tuple[int, ...], ...]
+    # For each level, the ``axes``, ``scale`` and ``translation`` in the image's metadata, along `axes`.
     frames: tuple[CoordinateTransform, ...]
 
     def place(self, name: str) -> Path:
         """Return the path at which labels of the given name are stored.
 
-        Raises
-        ------
-        OutputError, OutputExists
-            If the name is not valid; if the image has, or lists, labels of that name that tilenet did not write.
+        `OutputError` if the name is not valid, `OutputExists` if the image has, or lists, labels of that name that
+        tilenet did not write.
         """
         if not name.isprintable() or "/" in name or "\\" in name or not name.strip() or name.startswith((".", "__")):
             raise OutputError(f"{self.path}: {name!r} is not a valid name of labels. Give another with --name: nuclei")
@@ -70,19 +59,9 @@ class LabelTarget:
     def layout_of(self, axes: str, shape: Sequence[int], *, level: int, factor: Factor) -> dict[str, Any]:
         """Return the entries that the layout of a mask has in addition because it lies inside the image.
 
-        Parameters
-        ----------
-        axes, shape : str, sequence of int
-            Axes and shape of the stored pixels that are segmented, without ``c``.
-        level : int
-            Level of these pixels in the image that is read.
-        factor : (Fraction, Fraction)
-            How many of these pixels one pixel of the mask covers along y and x.
-
-        Raises
-        ------
-        OutputMismatch
-            If no level of the image has these axes and this shape.
+        `axes`, `shape` and `level` are those of the stored pixels that are segmented, without ``c``, in the image that
+        is read; `factor` is how many of them one pixel of the mask covers along y and x. `OutputMismatch` if no level
+        of the image has these axes and this shape.
         """
         same = [k for k, found in enumerate(self.shapes) if axes == self.axes and tuple(shape) == found]
         if not same:
@@ -99,10 +78,7 @@ class LabelTarget:
 def open_target(path: str | Path) -> LabelTarget:
     """Read the metadata of an OME-Zarr image that labels are to be stored in; nothing is written.
 
-    Raises
-    ------
-    ImageNotFound, ImageError
-        If there is no such folder; if it is not an image of OME-Zarr 0.4 or 0.5.
+    `ImageNotFound` if there is no such folder, `ImageError` if it is not an image of OME-Zarr 0.4 or 0.5.
     """
     check_local(path)
     group = Path(path).absolute()

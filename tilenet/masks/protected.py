@@ -20,12 +20,8 @@ def check_file_place(
 
     Parameters
     ----------
-    out : Path
-        The file to be written.
     replace : bool
-        Whether an existing file may be replaced if tilenet wrote it.
-    is_ours : callable
-        Returns whether tilenet wrote the file at a path.
+        Whether an existing file may be replaced if it `is_ours`: tilenet wrote it.
     kind : str
         What the file is, for messages.
     image, mask : path or anything, optional

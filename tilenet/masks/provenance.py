@@ -21,12 +21,8 @@ DIGITS = 12
 def open_as_segmented(source: Any, mask: AnyMask) -> Image:
     """Open the presumed image of a mask, at the level, with the axes and with the pixel size that were segmented.
 
-    Raises
-    ------
-    OutputMismatch
-        If the image has no such axes or level, and so is a different image.
-    ImageError
-        If the source cannot be opened as an image at all, whatever its level and axes.
+    `OutputMismatch` if the image has no such axes or level, and so is a different image; `ImageError` if the source
+    cannot be opened as an image at all, whatever its level and axes.
     """
     record = mask.info["record"]
     level, axes = record.get("level") or 0, record.get("axes")

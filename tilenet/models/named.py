@@ -32,18 +32,10 @@ def function_of(model: Any) -> tuple[str, str] | None:
 
 
 def load_named(model: str | Path) -> Any:
-    """Return the model of a name.
+    """Return the model of a name: what `load_model` reads, or ``module:function``.
 
-    Parameters
-    ----------
-    model : str or path
-        What `load_model` reads; or ``module:function``, a function without arguments that returns any model that
-        `segment` accepts. Its module is installed, or lies in the working directory.
-
-    Raises
-    ------
-    ModelNotFound, ModelError
-        If there is no such file, module or function, or if it fails.
+    The function takes no arguments and returns any model that `segment` accepts. Its module is installed, or lies in
+    the working directory. `ModelNotFound` or `ModelError` if there is no such file, module or function, or if it fails.
     """
     found = function_of(model)
     if found is None:

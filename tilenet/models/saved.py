@@ -175,12 +175,10 @@ def convert_model(
     overwrite: bool = False,
     **options: Any,
 ) -> Path:
-    """Convert weights of any format that `load_model` reads to one file with a card.
+    """Convert weights of any format that `load_model` reads to one ``.safetensors`` file with a card.
 
     Parameters
     ----------
-    weights, out : path
-        The file to read, and the ``.safetensors`` file to write.
     classes : str, optional
         Names of the outputs, separated by commas.
     mask_of_class : tuple of int, optional
@@ -191,15 +189,8 @@ def convert_model(
         Micrometres per pixel of the training images.
     colors : str, optional
         Colours of mask values, such as ``1=00c864,2=ffd600``; other mask values get one from a palette.
-    overwrite : bool
-        Replace an existing model.
     **options
         As for `load_model`.
-
-    Returns
-    -------
-    Path
-        The file that was written.
 
     Raises
     ------

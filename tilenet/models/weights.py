@@ -41,10 +41,7 @@ State = dict[str, Tensor]
 def read_claims(path: Path) -> tuple[State, ModelCard]:
     """Return the names and shapes of the weights, as tensors that may have no memory yet, and the card.
 
-    Raises
-    ------
-    ModelError
-        If the file has no known format, or if what it claims is impossible.
+    `ModelError` if the file has no known format, or if what it claims is impossible.
     """
     with path.open("rb") as file:
         start = file.read(len(POINTER))

@@ -22,12 +22,9 @@ DESCRIPTION = 0x010E
 def check_picture_place(out: str | Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
     """Raise if a picture must not be put at `out`, or its name is not that of a picture; write nothing.
 
-    Raises
-    ------
-    SettingsError, OutputError, OutputExists
-        If the name does not end like that of a picture; if the place is remote; if it is the image or the
-        mask, or inside one of them; if a file is there that tilenet did not draw, or that `replace` does
-        not allow to replace.
+    `SettingsError`, `OutputError` or `OutputExists` if the name does not end like that of a picture; if the place is
+    remote; if it is the image or the mask, or inside one of them; if a file is there that tilenet did not draw, or that
+    `replace` does not allow to replace.
     """
     out = Path(out)
     _kind(out)
@@ -37,12 +34,8 @@ def check_picture_place(out: str | Path, *, replace: bool, image: Any = None, ma
 def save(picture: Picture, out: str | Path, *, rule: str = "") -> None:
     """Write a picture file, replacing an older one that tilenet drew; the name's ending chooses the format.
 
-    `rule`, in ASCII, is what `rule_of` will return.
-
-    Raises
-    ------
-    SettingsError, OutputExists, EnvironmentFault
-        If the name does not end like that of a picture; if another file is there; if it cannot be written.
+    `rule`, in ASCII, is what `rule_of` will return. `SettingsError`, `OutputExists` or `EnvironmentFault` if the name
+    does not end like that of a picture; if another file is there; if it cannot be written.
     """
     from PIL import Image as Pillow
 

@@ -50,13 +50,7 @@ FastPath = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 class SteppedUNet:
-    """A U-Net as a list of steps; call it like the network.
-
-    Parameters
-    ----------
-    network : UNet
-        2-D, float32, in eval mode on the CPU; it is not changed.
-    """
+    """A U-Net (2-D, float32, in eval mode, on the CPU, not changed) as a list of steps; call it like the network."""
 
     def __init__(self, network: UNet) -> None:
         self._steps, self._axis = list(steps_of(network)), network.footprint.axes[0]
@@ -75,17 +69,8 @@ class SteppedUNet:
     ) -> Tensor | None:
         """Map (N, C, h, w) to a mask (N, h', w') uint8: the mask value of the largest logit, of equal ones the first.
 
-        Parameters
-        ----------
-        x, prepared, pixels
-            As for `__call__`.
-        values : torch.Tensor
-            (K,) uint8, the mask value of each class.
-
-        Returns
-        -------
-        torch.Tensor or None
-            None if any logit is not finite, or if the last convolution is not compiled.
+        `values` are the mask values of the classes, (K,) uint8. None if any logit is not finite, or if the last
+        convolution is not compiled.
         """
         if not self._decides:
             return None
@@ -120,11 +105,8 @@ class SteppedUNet:
 def accelerate(network: nn.Module) -> FastPath | None:
     """Return the fast path of a network, or None if there is none, or (with a warning) if its logits differ.
 
-    Parameters
-    ----------
-    network : torch.nn.Module
-        In eval mode, on the device where it will run. There is a fast path for a 2-D float32 `UNet` on a CPU, and on
-        a Hopper GPU with Triton for a 2-D `UNet` of 16 channels or more that neither pads nor interpolates.
+    The network is in eval mode, on the device where it will run. There is a fast path for a 2-D float32 `UNet` on a
+    CPU, and on a Hopper GPU with Triton for a 2-D `UNet` of 16 channels or more that neither pads nor interpolates.
     """
     if not isinstance(network, UNet) or network.training:
         return None

@@ -52,16 +52,9 @@ def other_bits(then: object, now: Mapping[str, str]) -> list[str]:
 
 
 def remark_other_bits(store: Store, now: Mapping[str, str], name: str | Path) -> None:
-    """Say in a warning and in the store's log if a store was begun where the last bits of logits may be others.
+    """Say in a warning and in its log if a store was begun where the last bits of logits may be others.
 
-    Parameters
-    ----------
-    store : Store
-        The output, to which blocks will be written here.
-    now : mapping
-        What computes here.
-    name : str or path
-        Name of the output, for the warning.
+    `now` is what computes here; `name` is that of the output, for the warning.
     """
     then: Any = store.info.get("computed")
     if others := other_bits(then, now):

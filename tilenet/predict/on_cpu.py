@@ -20,15 +20,9 @@ from tilenet.predict.predictors import TorchPredictor
 
 
 class CpuPredictor(TorchPredictor):
-    """A predictor that also decides; see `tilenet.runner.DecidingPredictor`.
+    """A predictor that also decides; see `tilenet.runner.DecidingPredictor`."""
 
-    Attributes
-    ----------
-    in_flight : int
-        Always 1, because `begin` returns only when the batch is finished.
-    """
-
-    in_flight = 1
+    in_flight = 1  # `begin` returns only when the batch is finished
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return an array into which a batch is read."""

@@ -26,15 +26,9 @@ from tilenet.predict.predictors import TORCH_DTYPES, TorchPredictor
 
 
 class GpuPredictor(TorchPredictor):
-    """A predictor that decides where it computes; see `tilenet.runner.DecidingPredictor`.
+    """A predictor that decides where it computes; see `tilenet.runner.DecidingPredictor`."""
 
-    Attributes
-    ----------
-    in_flight : int
-        Batches that may be begun and not finished: one is computed while the next is sent.
-    """
-
-    in_flight = 2
+    in_flight = 2  # one is computed while the next is sent
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

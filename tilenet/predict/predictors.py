@@ -51,22 +51,10 @@ _checked: WeakKeyDictionary[nn.Module, tuple[object, FastPath]] = WeakKeyDiction
 
 
 class TorchPredictor:
-    """A PyTorch network as a predictor.
+    """A PyTorch network as a predictor, which applies the `scaling` to each batch first.
 
-    Parameters
-    ----------
-    network : torch.nn.Module
-        The network. It is copied: the original is neither moved nor switched to eval mode.
-    footprint : Footprint
-        What the network does to a length.
-    device : torch.device
-        Device to run on.
-    precision : {"fp64", "fp32", "bf16", "fp16"}
-        Floating-point type to compute in.
-    engine : {"plain", "fast"}
-        The network itself, or its fast path on the device (see `tilenet.predict.engine`).
-    scaling : Scaling
-        Applied to each batch first.
+    The network is copied: the original is neither moved nor switched to eval mode. `precision` is the floating-point
+    type to compute in; `engine` is the network itself, or its fast path on the device (see `tilenet.predict.engine`).
     """
 
     def __init__(
@@ -200,10 +188,7 @@ def find_precision(name: str, network: object) -> str:
 def find_engine(name: str, network: object, *, device: torch.device, precision: str) -> str:
     """Resolve the name of an engine: ``auto`` is ``fast`` if that gives the same logits, else ``plain``.
 
-    Raises
-    ------
-    SettingsError
-        If there is no such engine, or the network has no fast path on this device.
+    `SettingsError` if there is no such engine, or the network has no fast path on this device.
     """
     if name not in ENGINES:
         raise SettingsError(f"engine {name!r} is none of {', '.join(ENGINES)}")

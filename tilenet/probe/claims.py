@@ -38,42 +38,28 @@ ASKED_NUMBERS = 2**28
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answers to a fixed input.
-
-    Attributes
-    ----------
-    outputs : int
-        Number of outputs, K.
-    values : tuple of float or None
-        Some numbers of the answer, None where it is not finite. Empty for an unchanged `UNet`, which weights and card
-        describe fully.
-    tolerance : float
-        By which fraction of their range `values` may differ from those of the same model. For a model whose answer
-        does not repeat, it covers how much two answers differ.
-    repeats : bool
-        Whether the same input gives the same answer again.
-    between_0_and_1 : bool
-        Whether the outputs lie between 0 and 1, and are not only 0 and 1, as those of a mask. Outputs that are 1
-        everywhere count: a sigmoid that is saturated gives them.
-    sum_to_1 : bool
-        Whether the outputs of each pixel sum to 1.
-    seam : float
-        Largest difference between a tile and a part of it, beyond rounding, as a fraction of the logits' range.
-    mixing : float
-        Largest difference between a tile computed alone and together with another, beyond rounding, as a fraction of
-        the logits' range; 0 if the run computes one tile at a time.
-    unchecked : str
-        Why tiles and parts of them were not compared; empty if they were.
-    """
+    """What a model answers to a fixed input."""
 
     outputs: int
+    # Some numbers of the answer, None where it is not finite. Empty for an unchanged `UNet`, which weights and card
+    # describe fully.
     values: tuple[float | None, ...] = ()
+    # By which fraction of their range `values` may differ from those of the same model. For a model whose answer
+    # does not repeat, it covers how much two answers differ.
     tolerance: float = ROUNDING
+    # Whether the same input gives the same answer again.
     repeats: bool = True
+    # Whether the outputs lie between 0 and 1, and are not only 0 and 1, as those of a mask. Outputs that are 1
+    # everywhere count: a sigmoid that is saturated gives them.
     between_0_and_1: bool = False
+    # Whether the outputs of each pixel sum to 1.
     sum_to_1: bool = False
+    # Largest difference between a tile and a part of it, beyond rounding, as a fraction of the logits' range.
     seam: float = 0.0
+    # Largest difference between a tile computed alone and together with another, beyond rounding, as a fraction of
+    # the logits' range; 0 if the run computes one tile at a time.
     mixing: float = 0.0
+    # Why tiles and parts of them were not compared; empty if they were.
     unchecked: str = ""
 
     def to_json(self) -> dict[str, Any]:

@@ -22,14 +22,8 @@ SIDES = {2: (64, 256), 3: (32, 96)}
 def remedy(call: Call, footprint: Footprint, shape: Sequence[int]) -> str:
     """Return what to give to a network that does not take an input, a sentence to follow a colon; empty if unknown.
 
-    Parameters
-    ----------
-    call : callable
-        Passes a float32 array through the network; raises what the network raises.
-    footprint : Footprint
-        What the user says of the network.
-    shape : sequence of int
-        Shape (N, C, *n) of the input that the network does not take.
+    `call` passes a float32 array through the network, and raises what that raises. The footprint is what the user says
+    of it; `shape` is that of the input (N, C, *n) that it does not take.
     """
     return (
         _other_axes(call, shape)
@@ -42,12 +36,7 @@ def remedy(call: Call, footprint: Footprint, shape: Sequence[int]) -> str:
 def remedy_of_measuring(call: Call, ndim: int, channels: int) -> str:
     """Return what to give to `measure_footprint` for a network that takes none of its inputs; empty if unknown.
 
-    Parameters
-    ----------
-    call : callable
-        Passes a float32 array through the network; raises what the network raises.
-    ndim, channels : int
-        Numbers of axes and of channels of these inputs.
+    `call` is as for `remedy`; `ndim` and `channels` are those of the inputs.
     """
     tried = [(n, c) for n in (ndim, 5 - ndim) for c in (channels, *CHANNELS)]
     for n, c in tried:
@@ -130,15 +119,9 @@ def _output(call: Call, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 def misfit(asked: tuple[int, ...], made: tuple[int, ...], want: tuple[int, ...]) -> str:
     """Return in what the shape of an output differs from what the footprint says; empty if it does not.
 
-    Parameters
-    ----------
-    asked, made : tuple of int
-        Shapes (N, C, *n) of the input and (N, K, *m) of the output.
-    want : tuple of int
-        Lengths *m that the footprint says.
+    `asked` and `made` are the shapes (N, C, *n) of the input and (N, K, *m) of the output; `want` are the lengths *m
+    that the footprint says.
 
-    Examples
-    --------
     >>> misfit((1, 1, 20, 20), (1, 20, 20), (20, 20))
     'the network gives an array of 3 axes, (1, 20, 20), for one of 4, (1, 1, 20, 20). Return logits (N, K, y, x)'
     >>> misfit((1, 1, 20, 20), (1, 2, 20, 20), (16, 16))[-76:]

@@ -28,23 +28,10 @@ BEYOND = 10
 
 
 def find_seam(model: Any, footprint: Footprint, channels: int, outputs: int, tolerance: float) -> tuple[float, str]:
-    """Return by how much a tile and a part of it differ, and why that is unknown, if it is.
+    """Return by how much a tile and a part of it differ, as a fraction of the logits' range, and why that is unknown.
 
-    Parameters
-    ----------
-    model, footprint
-        The model, in eval mode, and what the user says of it.
-    channels, outputs : int
-        Numbers of its input channels and of its outputs.
-    tolerance : float
-        By which fraction of their range its answers differ by rounding.
-
-    Returns
-    -------
-    float
-        The largest difference, as a fraction of the logits' range; 0 if it may be rounding, or is unknown.
-    str
-        Why it is unknown; empty if it is not.
+    The model is in eval mode; `tolerance` is by which fraction of their range its answers differ by rounding. The
+    difference is 0 if it may be rounding, or is unknown; the reason is empty if it is known.
     """
     pairs = _pairs(footprint, near=False)
     if _pixels(pairs) > COMPARED:
@@ -63,23 +50,15 @@ def beyond_rounding(difference: float, tolerance: float) -> float:
 
 
 class _Pair(NamedTuple):
-    """A tile that is long along one axis, and a part of it.
+    """A tile that is long along one axis, and a part of it."""
 
-    Attributes
-    ----------
-    shape : tuple of int
-        Input shape of the tile.
-    along : int
-        The axis, counted in arrays (N, C, *n).
-    read : slice
-        What the part reads of the tile's input.
-    of_tile, of_part : slice
-        The same pixels in the tile's output, and in the part's.
-    """
-
+    # Input shape of the tile.
     shape: tuple[int, ...]
+    # The axis, counted in arrays (N, C, *n).
     along: int
+    # What the part reads of the tile's input.
     read: slice
+    # The same pixels in the tile's output, and in the part's.
     of_tile: slice
     of_part: slice
 

@@ -21,14 +21,10 @@ HASHED = 2**24
 
 
 class ArrayImage(SingleLevelImage):
-    """An image from an array with `shape`, `dtype` and NumPy's slicing.
+    """An image from an array with `shape`, `dtype` and NumPy's slicing, such as of NumPy, zarr or dask.
 
-    Parameters
-    ----------
-    array : numpy.ndarray, zarr.Array, dask.array.Array or similar
-        Each read slices it; no pixels are computed or loaded before.
-    axes : str, optional
-        One letter of ``tczyx`` per dimension; required for more than two dimensions.
+    Each read slices it; no pixels are computed or loaded before. `axes` (one letter of ``tczyx`` per dimension) are
+    required for more than two dimensions.
     """
 
     reader = "array"

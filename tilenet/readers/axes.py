@@ -24,21 +24,14 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class AxisMap:
-    """How the dimensions of a stored array become the axes of an image.
+    """How the dimensions of a stored array become the axes of an image."""
 
-    Attributes
-    ----------
-    letters : tuple of str
-        One per dimension: a letter of ``tczyx``, or ``""`` for a dimension of length 1 that is not an axis.
-        Several dimensions may be ``c``: they are merged into one axis, the first of them changing slowest.
-    shape : tuple of int
-        Entries used along each dimension (fewer than stored where alpha is dropped).
-    stated_axes : str
-        The axes that the file states; empty if it states none.
-    """
-
+    # One per dimension: a letter of ``tczyx``, or ``""`` for a dimension of length 1 that is not an axis. Several
+    # dimensions may be ``c``: they are merged into one axis, the first of them changing slowest.
     letters: tuple[str, ...]
+    # Entries used along each dimension (fewer than stored where alpha is dropped).
     shape: tuple[int, ...]
+    # The axes that the file states; empty if it states none.
     stated_axes: str = ""
 
     @property
@@ -100,8 +93,6 @@ def axis_map_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None
     axes : str or None
         The caller's letters for the dimensions that are axes. If the file states its axes too, y, x and
         colour must stay: only t, z and the c of separate planes can be renamed.
-    name : str
-        Name of the image in messages.
     """
     if min(shape, default=0) < 1:
         raise ImageError(f"{name}: has the shape {tuple(shape)}, which holds no pixels. Give another image")

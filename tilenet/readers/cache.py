@@ -18,11 +18,6 @@ class PieceCache:
 
     The newest piece is kept even if it alone exceeds the bound: a strip that holds the whole
     image would otherwise be decoded again for every tile.
-
-    Attributes
-    ----------
-    n_decoded : int
-        Pieces decoded so far.
     """
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:

@@ -26,18 +26,9 @@ LONGEST_QUOTE = 60
 def parse_pixel_size(value: Any) -> tuple[float, ...]:
     """Return micrometres per pixel along y and x, or along z, y and x.
 
-    Parameters
-    ----------
-    value : float, sequence of float or str
-        One number for y and x, two (y, x) or three (z, y, x); or their text, with commas between them.
+    They are given as one number for y and x, two (y, x) or three (z, y, x), or as their text, with commas between them.
+    `SettingsError` if these are not one to three numbers of 1e-6 to 1e6.
 
-    Raises
-    ------
-    SettingsError
-        If these are not one to three numbers of 1e-6 to 1e6.
-
-    Examples
-    --------
     >>> parse_pixel_size(0.25), parse_pixel_size("2,0.5,0.5")
     ((0.25, 0.25), (2.0, 0.5, 0.5))
     """
@@ -58,17 +49,8 @@ def parse_pixel_size(value: Any) -> tuple[float, ...]:
 class CalibratedImage(DerivedImage):
     """An image with another pixel size; the sizes of coarser levels follow from their lengths.
 
-    Parameters
-    ----------
-    image : Image
-        The image as the file describes it.
-    pixel_size : tuple of float
-        Micrometres along y and x, or z, y and x, at level 0; see `parse_pixel_size`. Other axes stay as they are.
-
-    Raises
-    ------
-    SettingsError
-        If there are three numbers and the image has no z.
+    The size is that of level 0, see `parse_pixel_size`; axes other than y and x, or z, y and x, keep theirs.
+    `SettingsError` if there are three numbers and the image has no z.
     """
 
     def __init__(self, image: Image, pixel_size: tuple[float, ...]) -> None:

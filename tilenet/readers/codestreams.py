@@ -11,12 +11,7 @@ J2K = b"\xff\x4f\xff\x51"
 def picture_size(data: bytes, kind: str) -> tuple[int, int] | None:
     """Return (height, width) as the header states them; None if there is no such header.
 
-    Parameters
-    ----------
-    data : bytes
-        All of the codestream, or enough of its beginning.
-    kind : {"png", "jpeg", "jpeg2000", "bmp"}
-        The expected format.
+    `data` is all of the codestream, or enough of its beginning; `kind` is ``png``, ``jpeg``, ``jpeg2000`` or ``bmp``.
     """
     try:
         return {"png": _png, "jpeg": _jpeg, "jpeg2000": _jpeg2000, "bmp": _bmp}[kind](data)

@@ -15,17 +15,9 @@ SPECIFIED = ("angstrom", "foot", "inch", "mile", "parsec", "yard", "minute", "ho
 
 
 def frame_of(image: Mapping[str, Any], level: int) -> CoordinateTransform:
-    """Return the frame of a level: its transformations, followed by those of the whole image.
+    """Return the frame of a level of an entry of ``multiscales``: its transformations, then those of the whole image.
 
-    Parameters
-    ----------
-    image : mapping
-        An entry of ``multiscales``.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError, IndexError
-        If the metadata does not state the frame, or states it in an unknown form.
+    `KeyError`, `TypeError`, `ValueError` or `IndexError` if the metadata does not state it, or in an unknown form.
     """
     n = len(image["axes"])
     scale, translation = [1.0] * n, [0.0] * n

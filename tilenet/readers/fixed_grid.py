@@ -11,20 +11,10 @@ from tilenet.readers.image import Pixels
 def assemble(
     out: Pixels, box: Box, *, shape: tuple[int, ...], side: tuple[int, int], piece: Callable[[Box], Pixels]
 ) -> None:
-    """Fill a box of a plane from the pieces that it touches.
+    """Fill `out` (C, y, x) with a box of a plane, from the pieces that it touches.
 
-    Parameters
-    ----------
-    out : numpy.ndarray
-        (C, y, x), the pixels of `box`, to be filled.
-    box : Box
-        Box inside the plane.
-    shape : tuple of int
-        Height and width of the plane.
-    side : tuple of int
-        Height and width of a piece; pieces at the far edges are smaller.
-    piece : callable
-        Function from the box of a piece to its pixels (C, y, x).
+    A plane of `shape` is divided into pieces of height and width `side`; those at the far edges are smaller. `piece`
+    returns the pixels (C, y, x) of the box of one.
     """
     for cell in cells_touched(box, side, shape):
         part = cell & box

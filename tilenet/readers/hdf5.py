@@ -41,17 +41,11 @@ SPACE = {3: "zyx", 2: "yx"}
 
 @dataclass(frozen=True)
 class LevelDatasets:
-    """One level: equal datasets, side by side along axes of their own in front.
+    """One level: equal datasets, side by side along axes of their own in front."""
 
-    Attributes
-    ----------
-    datasets : mapping
-        The dataset at each place along the axes in front; with no such axes, one dataset at ``()``.
-    shape : tuple of int
-        Pixels along the axes in front and along those of the datasets, which may be stored longer.
-    """
-
+    # The dataset at each place along the axes in front; with no such axes, one dataset at ``()``.
     datasets: Mapping[tuple[int, ...], Stored]
+    # Pixels along the axes in front and along those of the datasets, which may be stored longer.
     shape: tuple[int, ...]
 
     @property
@@ -84,27 +78,18 @@ class LevelDatasets:
 
 @dataclass(frozen=True)
 class Contents:
-    """What an image is made of, as its file describes it.
+    """What an image is made of, as its file describes it."""
 
-    Attributes
-    ----------
-    kind : str
-        Kind of file, for identities; `reader` is its name for people.
-    grids : tuple of LevelDatasets
-        The levels, finest first.
-    letters : tuple of str
-        One per dimension of the grids, as for `axis_map_of`.
-    sizes : mapping
-        Micrometres along some axes at level 0, by their letters.
-    channel_names : tuple of str
-        Names of the channels; an empty tuple if there are none.
-    """
-
+    # Kind of file, for identities; `reader` is its name for people.
     kind: str
     reader: str
+    # Levels, finest first.
     grids: tuple[LevelDatasets, ...]
+    # One per dimension of the grids, as for `axis_map_of`.
     letters: tuple[str, ...]
+    # Micrometres along some axes at level 0, by their letters.
     sizes: Mapping[str, float | None]
+    # Empty if they have no names.
     channel_names: tuple[str, ...] = ()
 
 
@@ -169,12 +154,7 @@ class Hdf5Image(ChunkedImage):
 def open_hdf5(path: str, *, inside: str, axes: str | None) -> Image:
     """Open a dataset of an HDF5 file, or an Imaris file.
 
-    Parameters
-    ----------
-    path : str
-        Path of the file.
-    inside : str
-        Path of the dataset inside the file; empty for an Imaris file, and for a file with one dataset.
+    `inside` is the path of the dataset; empty for an Imaris file, and for a file with one dataset.
     """
     name, file = f"{path}/{inside}" if inside else path, open_file(path)
     try:

@@ -59,19 +59,7 @@ DECODED = "deflate, LZF, LZ4, Blosc and Zstandard, with shuffle and checksums"
 
 
 class Stored:
-    """A dataset of numbers, in chunks or in one piece.
-
-    Attributes
-    ----------
-    path : str
-        Its path inside the file.
-    shape : tuple of int
-        Pixels along each dimension.
-    chunks : tuple of int or None
-        Shape of a chunk; None if the dataset is stored in one piece.
-    dtype : numpy.dtype
-        Type of the pixels that are returned.
-    """
+    """A dataset of numbers, in `chunks` or, if that is None, in one piece; `dtype` is that of the pixels as read."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         import h5py

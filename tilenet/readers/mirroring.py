@@ -13,18 +13,12 @@ from tilenet.geometry import mirror
 
 @dataclass(frozen=True)
 class Reflection:
-    """How to build a mirrored read from a plain one, along one axis.
+    """How to build a mirrored read from a plain one, along one axis."""
 
-    Attributes
-    ----------
-    start, stop : int
-        The plain read: the shortest range that holds every pixel needed.
-    runs : tuple of slice
-        Parts of the plain read, forward and backward, to concatenate in this order.
-    """
-
+    # The plain read: the shortest range that holds every pixel needed.
     start: int
     stop: int
+    # Parts of the plain read, forward and backward, to concatenate in this order.
     runs: tuple[slice, ...]
 
     def unfolded(self, pixels: NDArray[Any], axis: int) -> NDArray[Any]:

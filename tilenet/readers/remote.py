@@ -53,14 +53,9 @@ class BucketNotFound(ImageNotFound):
 
 
 class Remote:
-    """The files below one address.
+    """The files below one address, that of an image or of a folder in it.
 
-    Parameters
-    ----------
-    address : Address
-        Address of an image, or of a folder in it.
-    text : str
-        The address as the caller gave it, which may contain secrets.
+    `text` is the address as the caller gave it, which may contain secrets.
     """
 
     def __init__(self, address: Address, text: str) -> None:

@@ -38,19 +38,13 @@ RESAMPLED = "yx"
 
 @dataclass(frozen=True)
 class Taps:
-    """The stored pixels, and their weights, that each of some resampled pixels sums along one axis.
+    """The stored pixels, and their weights, that each of some resampled pixels sums along one axis."""
 
-    Attributes
-    ----------
-    start, stop : int
-        Range of the stored pixels needed.
-    index, weight : numpy.ndarray
-        (K, n): K stored pixels for each of n resampled ones, counted from `start`, and their integer
-        weights. K depends on the factor only; taps that a pixel does not need have weight 0.
-    """
-
+    # Range of the stored pixels needed.
     start: int
     stop: int
+    # (K, n): K stored pixels for each of n resampled ones, counted from `start`, and their integer weights. K
+    # depends on the factor only; taps that a pixel does not need have weight 0.
     index: NDArray[np.int64]
     weight: NDArray[np.int64]
 
@@ -80,21 +74,10 @@ def taps(start: int, stop: int, length: int, factor: Fraction) -> Taps:
 
 
 class Resampled(DerivedImage):
-    """An image whose level 0 is one level of another image, resampled along y and x.
+    """An image whose level 0 is the current level of another image, resampled along y and x.
 
-    Its other levels are the coarser levels of the other image, unchanged.
-
-    Parameters
-    ----------
-    image : Image
-        The image to resample, at the level to resample.
-    factor : tuple of Fraction
-        Stored pixels per resampled pixel, along y and x.
-
-    Raises
-    ------
-    ImageError
-        If the pixels are integers too large to sum exactly in 64 bits.
+    Its other levels are the coarser levels of the other image, unchanged. `factor` is how many stored pixels there are
+    per resampled pixel. `ImageError` if the pixels are integers too large to sum exactly in 64 bits.
     """
 
     working_bytes = PIECE * BYTES_PER_PIXEL

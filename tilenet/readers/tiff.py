@@ -73,17 +73,11 @@ def _is_picture_of_palette(page: tifffile.TiffPage) -> bool:
 
 @dataclass(frozen=True)
 class TiffLevel:
-    """One level as the file stores it.
+    """One level as the file stores it."""
 
-    Attributes
-    ----------
-    axis_map : AxisMap
-        The dimensions outside the pages, then (S, D, L, W, C) of a page.
-    segments : Segments
-        Where the tiles or strips of the level lie.
-    """
-
+    # The dimensions outside the pages, then (S, D, L, W, C) of a page.
     axis_map: AxisMap
+    # Where the tiles or strips of the level lie.
     segments: Segments
 
 

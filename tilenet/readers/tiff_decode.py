@@ -37,13 +37,7 @@ Ranges = list[tuple[int, int]]
 
 
 class PageReader:
-    """Fills arrays from the pages of an open TIFF, from any number of threads.
-
-    Parameters
-    ----------
-    path : str
-        Path of the file, which stays open until `close`.
-    """
+    """Fills arrays from the pages of an open TIFF, which stays open until `close`, from any number of threads."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -53,19 +47,7 @@ class PageReader:
         self.head = os.pread(self._file, 16, 0)
 
     def fill(self, out: Pixels, segments: Segments, *, page: int, ranges: Ranges) -> None:
-        """Read a part of a page into `out`.
-
-        Parameters
-        ----------
-        out : numpy.ndarray
-            (S, D, L, W, C), with the lengths of `ranges`.
-        segments : Segments
-            Segments of the level.
-        page : int
-            Number of the page within the level.
-        ranges : list of (int, int)
-            Start and stop along S, D, L, W, C.
-        """
+        """Read a part of a page of a level, by its number, into `out`: `ranges` along (S, D, L, W, C)."""
         if self._file < 0:
             raise ImageError(f"{self.path}: is closed. Open it again")
         read = self._rows if segments.raw else self._segments

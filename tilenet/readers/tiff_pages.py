@@ -33,31 +33,23 @@ class Segments:
 
     A page is an array (S, D, L, W, C): separate samples, depth, length, width, contiguous
     samples. It is cut into segments along S, D, L and W.
-
-    Attributes
-    ----------
-    page : tifffile.TiffPage
-        The first page; all pages have its shape, type and compression.
-    page_shape, segment_shape : tuple of int
-        Shape (S, D, L, W, C) of a page and of a segment.
-    offsets, counts : numpy.ndarray
-        Offset and number of bytes of each segment, (pages, segments per page), uint64; a count of 0 stands for a
-        missing segment.
-    files : tuple of str
-        Path of the file of each page, empty for a page in the main file; no entries if all pages lie in the main file.
-    jpegtables : tuple of bytes or None
-        JPEG tables of each page; empty if no page has any.
-    raw : bool
-        Whether each page is uncompressed and contiguous, so that rows can be read without decoding.
     """
 
+    # The first page; all pages have its shape, type and compression.
     page: Any
+    # Shape (S, D, L, W, C) of a page and of a segment.
     page_shape: tuple[int, ...]
     segment_shape: tuple[int, ...]
+    # Offset and number of bytes of each segment, (pages, segments per page), uint64; a count of 0 stands for a
+    # missing segment.
     offsets: NDArray[np.uint64]
     counts: NDArray[np.uint64]
+    # Path of the file of each page, empty for a page in the main file; no entries if all pages lie in the main
+    # file.
     files: tuple[str, ...]
+    # JPEG tables of each page; empty if no page has any.
     jpegtables: tuple[bytes | None, ...]
+    # Whether each page is uncompressed and contiguous, so that rows can be read without decoding.
     raw: bool
 
     @property
@@ -72,16 +64,10 @@ class Segments:
 
 
 def segments_of(series: Any, *, storage: Mapping[str, Mapping[int, Storage]], name: str) -> Segments:
-    """Return the segment table of one level, checked against the file's size.
+    """Return the segment table of one level, a `tifffile.TiffPageSeries`, checked against the file's size.
 
-    Parameters
-    ----------
-    series : tifffile.TiffPageSeries
-        The level.
-    storage : mapping
-        How the pages of each file are stored, as `check_directories` returns it, by the file's real path.
-    name : str
-        Path of the main file.
+    `storage` says how the pages of each file are stored, as `check_directories` returns it, by the file's real path;
+    `name` is the path of the main file.
     """
     page = series.keyframe
     page_shape, segment_shape = tuple(map(int, page.shaped)), _segment_shape(page)

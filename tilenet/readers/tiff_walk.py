@@ -33,12 +33,9 @@ Storage = tuple[str, dict[int, int]]
 
 
 def check_directories(path: str) -> dict[int, Storage]:
-    """Refuse a TIFF whose directories form a loop, lie outside the file, or hold implausibly large tags.
+    """Return how the page of each directory is stored, by the directory's offset.
 
-    Returns
-    -------
-    dict
-        Offset of each directory -> how its page is stored.
+    A TIFF is refused if its directories form a loop, lie outside the file, or hold implausibly large tags.
     """
     with Path(path).open("rb") as file:
         walk = Walk(file, path)

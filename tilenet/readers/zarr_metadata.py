@@ -69,54 +69,33 @@ class Folder(ABC):
 
 @dataclass(frozen=True)
 class Node:
-    """An array or a group of a zarr hierarchy (v2 or v3).
-
-    Attributes
-    ----------
-    folder : Folder
-        The folder of the node.
-    is_array : bool
-        True for an array, False for a group.
-    attributes : dict
-        User attributes, in which conventions such as OME-Zarr store their metadata.
-    ndim : int
-        Number of dimensions of an array; 0 for a group.
-    dimension_names : list
-        ``dimension_names`` of a v3 array, or ``_ARRAY_DIMENSIONS`` of xarray; empty if there are none.
-    sha256 : str
-        Hash of its documents.
-    """
+    """An array or a group of a zarr hierarchy (v2 or v3)."""
 
     folder: Folder
     is_array: bool
+    # User attributes, in which conventions such as OME-Zarr store their metadata.
     attributes: dict[str, Any]
+    # Number of dimensions of an array; 0 for a group.
     ndim: int
+    # ``dimension_names`` of a v3 array, or ``_ARRAY_DIMENSIONS`` of xarray; empty if there are none.
     dimension_names: list[Any]
+    # Hash of its documents.
     sha256: str
 
 
 @dataclass(frozen=True)
 class Multiscales:
-    """The OME-Zarr metadata of an image.
+    """The OME-Zarr metadata of an image."""
 
-    Attributes
-    ----------
-    paths : tuple of str
-        Paths of the levels' arrays inside the group, finest first.
-    letters : tuple of str
-        One lower-case letter per dimension; not always one of ``tczyx``.
-    sizes : tuple of tuple of float or None
-        Pixel size of each level along the dimensions, in micrometres.
-    channel_names : tuple of str
-        Names of the channels; an empty tuple if there are none.
-    frames : tuple of CoordinateTransform or None
-        Frame of each level along the dimensions; None if the metadata does not state it.
-    """
-
+    # Paths of the levels' arrays inside the group, finest first.
     paths: tuple[str, ...]
+    # One lower-case letter per dimension; not always one of ``tczyx``.
     letters: tuple[str, ...]
+    # Pixel size of each level along the dimensions, in micrometres.
     sizes: tuple[tuple[float | None, ...], ...]
+    # Empty if they have no names.
     channel_names: tuple[str, ...]
+    # Frame of each level along the dimensions; None if the metadata does not state it.
     frames: tuple[CoordinateTransform | None, ...]
 
     def coarser(self, level: int) -> Multiscales:

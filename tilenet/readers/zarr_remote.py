@@ -26,15 +26,7 @@ V3, *V2 = DOCUMENTS
 
 
 class RemoteFolder(Folder):
-    """A folder of a zarr hierarchy below an address.
-
-    Parameters
-    ----------
-    remote : Remote
-        The files below the address, shared by all folders of an image.
-    path : str
-        Path of the folder, from the root of the host or the bucket.
-    """
+    """A folder of a zarr hierarchy below an address, by its path from the root of the host or the bucket."""
 
     def __init__(self, remote: Remote, path: str) -> None:
         self._remote, self._path = remote, path

@@ -25,21 +25,14 @@ NO_CHUNK = 2**64 - 1
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits on the files of an array and on its decompressed chunks.
+    """Limits on the files of an array and on its decompressed chunks."""
 
-    Attributes
-    ----------
-    file_bytes, chunk_bytes : int
-        Most bytes of a file; most bytes of a decompressed chunk.
-    codec : str
-        Last codec of the chunks, such as ``"zstd"``; empty if there is none, or if chunks are not to be checked.
-    index_bytes : int
-        Bytes of the index at the end of a shard, without its checksum; 0 if there is no such index.
-    """
-
+    # Most bytes of a file, and of a decompressed chunk.
     file_bytes: int
     chunk_bytes: int
+    # Last codec of the chunks, such as ``"zstd"``; empty if there is none, or if chunks are not to be checked.
     codec: str
+    # Bytes of the index at the end of a shard, without its checksum; 0 if there is no such index.
     index_bytes: int
 
 

@@ -113,12 +113,8 @@ def store_objects(
 def number_divided(out: Path, request: Request) -> None:
     """Do the third step of a run whose first two steps were divided among processes.
 
-    Raises
-    ------
-    OutputLocked
-        If some of them are at work, if one of them does this, or if it has been done.
-    OutputIncomplete
-        If blocks of the second step are pending.
+    `OutputLocked` if some of them are at work, if one of them does this, or if it has been done; `OutputIncomplete` if
+    blocks of the second step are pending.
     """
     making, store = making_of(out, request.target), None
     try:

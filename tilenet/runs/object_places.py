@@ -93,27 +93,17 @@ def find_places(
 
 @dataclass(frozen=True)
 class PlacesTask:
-    """The task of finding the objects of one block, as it is sent to a worker.
+    """The task of finding the objects of one block, as it is sent to a worker."""
 
-    Attributes
-    ----------
-    depths : Path
-        The store of the first step.
-    box : Box
-        The pixels of the block.
-    memory : int
-        Most bytes for a connected component that reaches far beyond the block.
-    dtype : str
-        Data type of the places.
-    recents : dict
-        For each plane, the large component that was separated last. Shared by the blocks that one process computes
-        without a client, and kept only for the planes of one block, as far as they fit; a worker begins with none.
-    """
-
+    # The store of the first step.
     depths: Path
     box: Box
+    # Most bytes for a connected component that reaches far beyond the block.
     memory: int
+    # Data type of the places.
     dtype: str
+    # For each plane, the large component that was separated last. Shared by the blocks that one process computes
+    # without a client, and kept only for the planes of one block, as far as they fit; a worker begins with none.
     recents: dict[tuple[int, ...], Recent] = field(default_factory=dict, compare=False)
 
     def _forget_other_planes(self) -> None:

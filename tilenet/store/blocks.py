@@ -28,16 +28,8 @@ from tilenet.store.pyramid import CoarserBlock, sources
 class Blocks:
     """The shards and the journal of one store.
 
-    Parameters
-    ----------
-    path : Path
-        The store.
-    layout : Layout
-        Layout of its arrays.
-    writer : str
-        Name of this writer, which is part of the name of its journal file.
-    allowed : callable
-        Raises if this writer may not write any more; called before each file is put in place or removed.
+    The name of this `writer` is part of the name of its journal file. `allowed` raises if it may not write any more,
+    and is called before each file is put in place or removed.
     """
 
     def __init__(self, path: Path, layout: Layout, writer: str, *, allowed: Callable[[], None] = lambda: None) -> None:

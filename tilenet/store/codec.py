@@ -22,16 +22,9 @@ if TYPE_CHECKING:
 
 
 def encode(document: bytes, box: Box, values: NDArray[Any]) -> bytes | None:
-    """Return the encoded shard that holds `box`; None if all of it is background.
+    """Return the encoded shard that holds the `values` of a `box`, clipped to the array; None if all is background.
 
-    Parameters
-    ----------
-    document : bytes
-        The array's ``zarr.json``, or ``.zarray``.
-    box : Box
-        The shard's pixels, clipped to the array.
-    values : numpy.ndarray
-        Pixels, in the box's shape.
+    `document` is the array's ``zarr.json``, or ``.zarray``.
     """
     array, content = _opened(document, {})
     known = set(content)

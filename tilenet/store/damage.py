@@ -18,23 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Damage:
-    """One file that is not what the journal says was written.
+    """One file that is not what the journal says was written."""
 
-    Attributes
-    ----------
-    file : str
-        Relative to the store.
-    what : str
-        ``missing``, ``changed``, ``unreadable``, ``extra`` or ``not in the journal``.
-    array : str
-        Path of the array; empty for metadata.
-    block : int or None
-        Index of the block in that array's level; None where the file belongs to no block.
-    """
-
+    # Relative to the store.
     file: str
+    # ``missing``, ``changed``, ``unreadable``, ``extra`` or ``not in the journal``.
     what: str
+    # Path of the array; empty for metadata.
     array: str = ""
+    # Index of the block in that array's level; None where the file belongs to no block.
     block: int | None = None
 
     @property

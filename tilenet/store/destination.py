@@ -153,10 +153,7 @@ def held_whole(path: str | Path) -> bool:
 def put_whole(out: Path, *, resumes: bool = False) -> Iterator[Path]:
     """Yield a temporary path for a file, and move the file to `out` at the end: `out` is never a partial file.
 
-    Raises
-    ------
-    OutputExists
-        If `out` is inside a mask.
+    `OutputExists` if `out` is inside a mask.
     """
     refuse_inside_mask(out)
     with faults_named(out, resumes=resumes):

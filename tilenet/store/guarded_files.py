@@ -39,21 +39,7 @@ def stamp_of(mask: Path) -> Stamp | None:
 
 
 class GuardedFiles(LocalStore):
-    """A zarr store over the folder of one array of a mask.
-
-    Parameters
-    ----------
-    root : Path
-        Folder of the array.
-    mask : Path
-        Folder of the mask.
-    array : str
-        Path of the array in the mask.
-    layout : Layout
-        Layout of the mask.
-    stamp : tuple
-        Stamp of the mask when it was opened; see `stamp_of`.
-    """
+    """A zarr store over the folder of one array of a mask, whose `stamp` is that of `stamp_of` when it was opened."""
 
     def __init__(self, root: Path, *, mask: Path, array: str, layout: Layout, stamp: Stamp | None) -> None:
         super().__init__(root, read_only=True)

@@ -119,10 +119,7 @@ class Journal:
     def note(self, line: bytes) -> None:
         """Record in memory what a line says.
 
-        Raises
-        ------
-        ValueError
-            If the line is cut short or damaged, or cannot belong to this store.
+        `ValueError` if the line is cut short or damaged, or cannot belong to this store.
         """
         with _named_faults():
             entry = json.loads(line)

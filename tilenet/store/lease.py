@@ -82,10 +82,7 @@ class Lease:
     def take(cls, folder: Path, name: Path, share: Share | None = None) -> Lease:
         """Take the lease of a store, or of a share, in `folder`; `start` begins the heartbeat.
 
-        Raises
-        ------
-        OutputLocked
-            If another live process holds it, or a lease that excludes it; the message names `name` as the output.
+        `OutputLocked`, with `name` as the output, if another live process holds it, or a lease that excludes it.
         """
         mine, kind = Holder.here(), WHOLE if share is None else "share-{}-of-{}".format(*share)
         note = folder / f"{mine.run}.part"

@@ -15,22 +15,15 @@ from tilenet.store.file_system import put_bytes
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lease.
-
-    Attributes
-    ----------
-    host, pid, run : str, int, str
-        Host name and process number, for messages; run id, which tells two leases of one process apart.
-    machine : str
-        Where `pid` means this process: host, boot id and PID namespace.
-    started : str
-        When the process began, in clock ticks since boot; needed because process numbers are reused.
-    """
+    """The process that holds a lease."""
 
     host: str
     pid: int
+    # Tells two leases of one process apart.
     run: str
+    # Where `pid` means this process: host, boot id and PID namespace.
     machine: str
+    # When the process began, in clock ticks since boot; needed because process numbers are reused.
     started: str
 
     @classmethod

@@ -113,14 +113,8 @@ class Root(NamedTuple):
 def read_root(path: Path) -> Root:
     """Return what the root document of a store says.
 
-    Raises
-    ------
-    OutputNotFound
-        If there is nothing at the path.
-    OutputError
-        If tilenet did not write it, or this version cannot read it.
-    EnvironmentFault
-        If reading fails, as without the permission for it.
+    `OutputNotFound` if there is nothing at the path, `OutputError` if tilenet did not write it, or this version cannot
+    read it; `EnvironmentFault` if reading fails, as without the permission for it.
     """
     with faults_named(path, what=ACCESSED, resumes=False):
         if not path.exists():
@@ -161,12 +155,8 @@ def not_there(path: Path) -> OutputNotFound:
 def layout_of(path: Path, own: dict[str, Any]) -> Layout:
     """Take format and layout out of what a mask says of itself, and return the layout.
 
-    Raises
-    ------
-    OutputError
-        If a newer version of tilenet wrote it in a way that this one does not know.
-    KeyError, TypeError, ValueError, AttributeError
-        If tilenet did not write it.
+    `OutputError` if a newer version of tilenet wrote it in a way that this one does not know; `KeyError`, `TypeError`,
+    `ValueError` or `AttributeError` if tilenet did not write it.
     """
     written, layout = own.pop("format"), own.pop("layout")
     if written != FORMAT:

@@ -50,17 +50,12 @@ class OpenedStore:
         Parameters
         ----------
         path : path
-            Where to make it. Nothing may be there or, with `overwrite`, only a store that tilenet wrote, which is kept
-            inside the new one until the new one is complete.
-        layout : Layout
-            Axes, shape and blocks.
+            Nothing may be there or, with `overwrite`, only a store that tilenet wrote, which is kept inside the new one
+            until the new one is complete.
         info : mapping
             How the mask is made, as plain values for JSON.
-        overwrite : bool
-            Replace an existing store.
         share : (int, int), optional
-            Take only the lease of this share (which, from 1, of how many), so that other processes can take
-            theirs; see `take_share`.
+            Take only the lease of this share, so that other processes can take theirs; see `take_share`.
         facts : mapping, optional
             What else the first line of its log says.
 
@@ -83,10 +78,8 @@ class OpenedStore:
         A complete store is compared with its journal. If every file is right, nothing is changed and nothing is
         pending. Damaged shards are removed, and their blocks are pending again.
 
-        Raises
-        ------
-        OutputNotFound, OutputError, OutputLocked
-            If there is none; if tilenet did not write it; if another run is writing it.
+        `OutputNotFound`, `OutputError` or `OutputLocked` if there is none; if tilenet did not write it; if another run
+        is writing it.
         """
         path = Path(path).absolute()
         with faults_named(path):
@@ -114,24 +107,14 @@ class OpenedStore:
 
     @classmethod
     def take_share(cls, path: str | Path, share: Share) -> Self:
-        """Open a store to write a share of its blocks, while other processes write theirs.
+        """Open a store to write a share of its blocks (which, from 1, of how many), while other processes write theirs.
 
         Each process holds the lease of its own share. All of them join one `run`, which the first of them began, and
         see the same run record. None of them can finish the store, which needs the lease of the whole (`resume`). A
         complete store is returned as it is, and cannot be written.
 
-        Parameters
-        ----------
-        path : path
-            The store.
-        share : (int, int)
-            Which share, from 1, of how many.
-
-        Raises
-        ------
-        OutputNotFound, OutputError, OutputLocked
-            If there is none; if tilenet did not write it; if another process writes the same
-            share, the whole store, or shares of another number.
+        `OutputNotFound`, `OutputError` or `OutputLocked` if there is none; if tilenet did not write it; if another
+        process writes the same share, the whole store, or shares of another number.
         """
         path = Path(path).absolute()
         with faults_named(path):
@@ -148,24 +131,14 @@ class OpenedStore:
 
     @classmethod
     def join(cls, path: str | Path, run: str) -> Self:
-        """Open a store to write some blocks of it for a run that another process leads.
+        """Open a store to write some blocks of it for a `run` that another process leads.
 
         This takes no lease: at every write, the leader's lease with its run id must still be there. Blocks are recorded
         in a journal file of this writer's own. The leader learns of them by `adopt`, or by reading the journals when
         it resumes. Only the leader can finish the store.
 
-        Parameters
-        ----------
-        path : path
-            The store.
-        run : str
-            The attribute `run` of the store that the leader opened.
-
-        Raises
-        ------
-        OutputNotFound, OutputError, OutputLocked
-            If there is none; if it is complete, or tilenet did not write it; if that run is not, or no longer, the one
-            that writes it.
+        `OutputNotFound`, `OutputError` or `OutputLocked` if there is none; if it is complete, or tilenet did not write
+        it; if that run is not, or no longer, the one that writes it.
         """
         path = Path(path).absolute()
         with faults_named(path):

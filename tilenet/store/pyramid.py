@@ -25,33 +25,20 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class CoarserBlock:
-    """A block of a coarser level, to be made by any process that can read the files of the store.
+    """A block of a coarser level, to be made by any process that can read the files of the store."""
 
-    Attributes
-    ----------
-    path : Path
-        The store.
-    layout : Layout
-        Layout of its arrays.
-    level, index : int
-        Level and index of the block.
-    finer : mapping
-        The blocks of the finer level that hold its pixels, and what was written for each (None: all background).
-    """
-
+    # Of the store.
     path: Path
     layout: Layout
     level: int
     index: int
+    # The blocks of the finer level that hold its pixels, and what was written for each (None: all background).
     finer: Mapping[int, Written | None]
 
     def shard(self) -> bytes | None:
         """Return its encoded shard, None if all of it is background; only one finer block is in memory at a time.
 
-        Raises
-        ------
-        Damaged
-            If a finer block is not what was written.
+        `Damaged` if a finer block is not what was written.
         """
         box = self.layout.box(self.level, self.index)
         pixels = np.zeros(box.shape, self.layout.mask_dtype)

@@ -24,10 +24,7 @@ LOG, SHARE = "log.jsonl", "share"
 def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
     """Verify every file and write the sorted journal, so that only the root document is left to write.
 
-    Raises
-    ------
-    BlocksFailed
-        If files are not as they were written; their blocks are pending again.
+    `BlocksFailed` if files are not as they were written; their blocks are pending again.
     """
     documents = _mended_documents(blocks) | {
         blocks.layout.root: Written.of(root_document(blocks.layout, info, complete=True))

@@ -21,37 +21,20 @@ from tilenet.store.seal import seal, tidy, write_root
 class Store(OpenedStore):
     """A mask that is being written; see `create`, `resume`, `take_share` and `join`.
 
-    Here is what writes and finishes it; what opens, checks and closes it is in `OpenedStore`.
-
-    Attributes
-    ----------
-    path : Path
-        The folder.
-    layout : Layout
-        Axes, shape and blocks.
-    info : dict
-        How the mask is made, as given to `create`.
-    complete : bool
-        Whether every block is written and verified; then nothing can be written any more.
+    Here is what writes and finishes it; what opens, checks and closes it is in `OpenedStore`. Nothing can be written
+    any more once it is `complete`: every block is written and verified.
     """
 
     def write(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> bytes:
-        """Write one block: one whole shard of each array, then its line in the journal.
+        """Write one block of level 0: one whole shard of each array, then its line in the journal, which is returned.
 
         Safe to call from several threads, for different blocks.
 
         Parameters
         ----------
-        index : int
-            Index of the block at level 0.
         arrays : mapping
             ``mask`` in the block's shape, clipped to the mask, and, where the layout has classes, ``probabilities``
             with the classes as first axis.
-
-        Returns
-        -------
-        bytes
-            The journal line, for `adopt`.
 
         Raises
         ------
@@ -75,25 +58,10 @@ class Store(OpenedStore):
             raise
 
     def begin(self, flight: str, blocks: Iterable[int]) -> dict[int, bytes] | None:
-        """Note that this writer begins a flight: some blocks, for a run that it joined.
+        """Note that this writer begins a flight, of an id unique in this store: some blocks, for a run that it joined.
 
-        Parameters
-        ----------
-        flight : str
-            Id of the flight, unique in this store.
-        blocks : iterable of int
-            Its blocks, at level 0.
-
-        Returns
-        -------
-        dict of int to bytes or None
-            None if no writer has begun the flight before. Otherwise the lines that the earlier writer has written in
-            its journal, by block, for `adopt`.
-
-        Raises
-        ------
-        EnvironmentFault, OutputLocked
-            As for `write`.
+        Return None if no writer has begun the flight before; otherwise the lines that the earlier writer has written in
+        its journal, by block, for `adopt`. Errors as of `write`.
         """
         try:
             self._check_allowed()
@@ -115,17 +83,9 @@ class Store(OpenedStore):
             flight_notes.forget(self.path / OWN, flight)
 
     def adopt(self, line: bytes) -> None:
-        """Record a block that a writer that joined has written, as if this writer had written it.
+        """Record a block that a writer that joined has written, by the line that its `write` returned.
 
-        Parameters
-        ----------
-        line : bytes
-            The journal line that its `write` returned.
-
-        Raises
-        ------
-        OutputError
-            If it is not a line about a block of this store.
+        `OutputError` if it is not a line about a block of this store.
         """
         self._lead()
         try:
@@ -138,19 +98,11 @@ class Store(OpenedStore):
     ) -> None:
         """Write the coarser levels, shard by shard; continues where it was interrupted.
 
-        Parameters
-        ----------
-        progress : callable
-            Called with the number of blocks done and of blocks in all.
-        make_shards : callable
-            Makes the shards of blocks and yields them in order; by default, this thread makes them.
+        `progress` is called with the number of blocks done and of blocks in all. `make_shards` makes the shards of
+        blocks and yields them in order; by default, this thread makes them.
 
-        Raises
-        ------
-        OutputIncomplete
-            If blocks of level 0 are pending.
-        BlocksFailed
-            If a block to be read is damaged, which makes it pending again.
+        `OutputIncomplete` if blocks of level 0 are pending; `BlocksFailed` if a block to be read is damaged, which
+        makes it pending again.
         """
         if not self.complete:
             self._lead()
@@ -175,12 +127,8 @@ class Store(OpenedStore):
     def finish(self) -> None:
         """Verify every file, write the sorted journal, set ``complete: true``; list the mask if it lies in an image.
 
-        Raises
-        ------
-        OutputIncomplete
-            If blocks are pending.
-        BlocksFailed
-            If files are not as they were written; their blocks are pending again.
+        `OutputIncomplete` if blocks are pending; `BlocksFailed` if files are not as they were written, and their blocks
+        are pending again.
         """
         if self.complete:
             return

@@ -35,25 +35,11 @@ def draw_crop(
     rng: Random,
     look: str = "other",
 ) -> tuple[Tensor, Tensor]:
-    """Return a random crop and its target.
+    """Return a random crop (C, *shape) and its target (2, *(shape - 2 lost)).
 
-    Parameters
-    ----------
-    image : Tensor
-        (C, *n) float32, scaled.
-    target : Tensor
-        (2, *n) float32: class and weight.
-    shape : sequence of int
-        Size of the crop, one that the network takes.
-    lost : sequence of int
-        Pixels that the network's output, and so the target, lacks at each end.
-    look : {"stained", "fluorescent", "other"}
-        What the image looks like (`look_of`).
-
-    Returns
-    -------
-    tuple of Tensor
-        (C, *shape), and (2, *(shape - 2 lost)).
+    They are drawn from an image (C, *n), scaled, and a target (2, *n), class and weight, all float32. `shape` is one
+    that the network takes; the network's output, and so the target, lacks `lost` pixels at each end. `look` is what the
+    image looks like: ``stained``, ``fluorescent`` or ``other`` (`look_of`).
     """
     grid = draw_grid(image.shape[1:], shape, recipe, rng)
     x, y = _read(image, grid, "bilinear"), _read(target, grid, "nearest")

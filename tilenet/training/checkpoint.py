@@ -98,10 +98,7 @@ class Folder:
     def put(self, name: str, write: Callable[[Path], object]) -> None:
         """Replace a file by an atomic rename: if the process is killed, the old file remains.
 
-        Raises
-        ------
-        EnvironmentFault
-            If it cannot be written.
+        `EnvironmentFault` if it cannot be written.
         """
         with put_whole(self.path / name, resumes=True) as part:
             write(part)

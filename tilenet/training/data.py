@@ -22,30 +22,20 @@ from tilenet.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Pair:
-    """One training image, or one frame of a time series, and its labels.
+    """One training image, or one frame of a time series, and its labels."""
 
-    Attributes
-    ----------
-    name : str
-        Stem of both files; all frames of a file have the same.
-    image : numpy.ndarray
-        (C, *n) float32, scaled.
-    label : numpy.ndarray
-        (*n) int32.
-    """
-
+    # Stem of both files: all frames of a file have the same.
     name: str
+    # (C, *n) float32, scaled.
     image: NDArray[np.float32]
+    # (*n) int32.
     label: NDArray[np.int32]
 
 
 def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
     """Return the paths of image and labels of each stem in ``images/`` and ``labels/``, sorted.
 
-    Raises
-    ------
-    ImageNotFound
-        If a folder is missing or empty, or a file has no partner.
+    `ImageNotFound` if a folder is missing or empty, or a file has no partner.
     """
     images, labels = (files_by_stem(Path(folder) / part) for part in ("images", "labels"))
     for stem in sorted({*images, *labels}):
@@ -61,10 +51,7 @@ def read_pair(
 ) -> list[Pair]:
     """Read an image, scaled by the rule, and its labels: one pair, or one for each frame of a time series.
 
-    Raises
-    ------
-    ImageError
-        If their shapes differ, pixels are not finite, or the labels are plainly an image.
+    `ImageError` if their shapes differ, pixels are not finite, or the labels are plainly an image.
     """
     pixels = read_scaled(image, scaling, axes=axes)
     labels = read_labels(label, axes=axes and axes.replace("c", ""))

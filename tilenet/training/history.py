@@ -31,14 +31,7 @@ def write_csv(rows: Sequence[dict[str, float]], path: Path) -> None:
 def write_picture(rows: Sequence[dict[str, float]], examples: Examples, path: Path) -> None:
     """Write a PNG: loss (red) and score (blue) over epochs, the best one marked; below, images, truths and predictions.
 
-    Parameters
-    ----------
-    rows : sequence of dict
-        One per epoch, with ``loss`` and ``score``.
-    examples : Examples
-        Validation images, and what a network predicted for them.
-    path : Path
-        The file to write.
+    There is one row per epoch, with ``loss`` and ``score``.
     """
     path.write_bytes(png_encode(np.concatenate([_curves(rows), *examples.strips()])))
 

@@ -25,16 +25,8 @@ def rate_at(step: int, steps: int, recipe: Recipe) -> float:
 def loss_of(logits: Tensor, target: Tensor, *, dice: float, class_weights: Tensor) -> Tensor:
     """Return the weighted cross entropy plus `dice` times the soft Dice loss of the foreground.
 
-    Parameters
-    ----------
-    logits : Tensor
-        (N, K, *n) float32.
-    target : Tensor
-        (N, 2, *n): class and weight.
-    dice : float
-        Factor of the Dice loss.
-    class_weights : Tensor
-        (K,), multiplied with the weight of each pixel.
+    The logits are (N, K, *n) float32, the target is (N, 2, *n), class and weight. The class weights (K,) are multiplied
+    with the weight of each pixel.
     """
     classes, weights = target[:, 0].long(), target[:, 1]
     weights = weights * class_weights[classes]

@@ -31,12 +31,8 @@ DARKEST, DENSEST = 0.05, 2.6
 def modality_of(image: Tensor, nuclei: Tensor) -> str:
     """Return what an image (C, *n) looks like: ``stained``, ``fluorescent`` (bright nuclei) or ``other``.
 
-    Parameters
-    ----------
-    image : Tensor
-        A plane of three channels, which are equal if it is grey; anything else is ``other``.
-    nuclei : Tensor
-        (*n), nonzero in nuclei.
+    Only a plane of three channels, which are equal if it is grey, can be other than ``other``. `nuclei` (*n) is nonzero
+    in nuclei.
     """
     if image.ndim != 3 or len(image) != 3:
         return "other"
@@ -51,12 +47,7 @@ def modality_of(image: Tensor, nuclei: Tensor) -> str:
 def add_mirrored_nuclei(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Add mirrored copies of the nuclei of a fluorescence crop where there is room; return the crop and its target.
 
-    Parameters
-    ----------
-    x : Tensor
-        (C, h, w).
-    target : Tensor
-        (2, h, w): class (0 outside nuclei) and weight.
+    The crop is (C, h, w), the target (2, h, w): class (0 outside nuclei) and weight.
     """
     for mirrored in ([-1], [-2], [-2, -1]):
         labels, _ = ndimage.label(target[0].flip(mirrored).numpy() > 0)
@@ -69,16 +60,9 @@ def add_mirrored_nuclei(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def paint_stains(x: Tensor, depth: Tensor, rng: Random, *, look: str) -> Tensor:
     """Return a crop as if stained with haematoxylin and DAB.
 
-    Parameters
-    ----------
-    x : Tensor
-        (3, h, w) float32, scaled: a crop of stained tissue, in which 1 is white, or of fluorescence.
-    depth : Tensor
-        (h, w) float32, 0 outside nuclei; values above 1, if any, separate nuclei that touch.
-    rng : numpy.random.Generator
-        Decides where and how much DAB there is, and the exact colours.
-    look : {"stained", "fluorescent"}
-        What the crop looks like.
+    The crop is (3, h, w) float32, scaled: of stained tissue, in which 1 is white, or of fluorescence (`look`). The
+    depth is (h, w) float32, 0 outside nuclei; values above 1, if any, separate nuclei that touch. `rng` decides where
+    and how much DAB there is, and the exact colours.
     """
     soft = functional.avg_pool2d((depth > 0).float()[None, None], 5, 1, 2)[0, 0]  # blurred, so no outline shows
     density = _fluorescence_density(x, soft, rng) if look == "fluorescent" else _density(x)

@@ -31,17 +31,10 @@ CLASSES = {"mask": ("background", "object"), "depth": DEPTH_CLASSES}
 
 
 def border_weights(labels: Labels, *, w0: float, sigma: float) -> Floats:
-    """Return ``w0 exp(-(d1 + d2)**2 / (2 sigma**2))``, d1 and d2 the distances to the two nearest objects.
+    """Return ``w0 exp(-(d1 + d2)**2 / (2 sigma**2))``, d1 and d2 the distances in pixels to the two nearest objects.
 
     The distance to the object a pixel lies in is 0, so touching objects get a high ridge on
     both sides of their border. Where fewer than two objects are within `REACH` sigma, the weight is 0.
-
-    Parameters
-    ----------
-    labels : array of int (*n)
-        Instance labels; 0 is background.
-    w0, sigma : float
-        Height, and width in pixels.
     """
     reach = int(np.ceil(REACH * sigma))
     nearest = np.full(labels.shape, FAR, np.float32)
