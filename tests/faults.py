@@ -25,6 +25,7 @@ from store_helpers import (  # noqa: F401 - for the tests
     serve,
     tree,
     tree_hash,
+    wait_until,
 )
 
 from tilenet.card import ModelCard
@@ -50,19 +51,22 @@ class Stub:
     calls : path
         Gets one byte per tile.
     fault : str
-        What goes wrong: ``nan``, ``memory``, ``error``, ``die``, ``hang`` (in C, where no handler runs).
+        What goes wrong: ``nan``, ``memory``, ``error``, ``die``, ``hang`` (in C, where no handler runs), ``wait``
+        (which a signal ends).
     at : list of int
         In which calls.
     bright : int
         Sum of nine pixels.
     hanging : path
         Made when it hangs.
+    until : path
+        What it waits for; nothing ends a wait for no file.
     """
 
     footprint = Footprint.same(2, reach=1)
 
-    def __init__(self, *, sleep=0.01, calls=None, fault="", at=(), bright=900, hanging=None):
-        self.sleep, self.calls, self.hanging, self.bright = sleep, calls, hanging, bright
+    def __init__(self, *, sleep=0.01, calls=None, fault="", at=(), bright=900, hanging=None, until=None):
+        self.sleep, self.calls, self.hanging, self.until, self.bright = sleep, calls, hanging, until, bright
         self.fault, self.at = fault, at
         self.card = ModelCard(name="stub")
         self.number = -1
@@ -75,6 +79,8 @@ class Stub:
         if fault == "hang":
             Path(self.hanging).touch()
             hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+        while fault == "wait" and not (self.until and Path(self.until).exists()):
+            time.sleep(0.003)
         if fault == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "memory":
@@ -159,13 +165,6 @@ class Command:
         except ProcessLookupError:
             return False
         return True
-
-
-def wait_until(true, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.003)
 
 
 def is_complete(out):

@@ -109,13 +109,15 @@ def make(path, layout, *, seed=0, **options):
     return truth
 
 
-def run(path, layout, *, seed=0, overwrite=False, delay=0.0):
-    """Do what a command would: start or go on, and finish."""
+def run(path, layout, *, seed=0, overwrite=False, delay=0.0, until=None):
+    """Do what a command would: start or go on, and finish; given a file, not before there is that."""
     if can_resume(path) and not overwrite:
         store = Store.resume(path)
     else:
         store = Store.create(path, layout, INFO, overwrite=overwrite)
     try:
+        if until:
+            wait_until(Path(until).exists)
         truth = truth_of(layout, seed)
         for index in store.pending():
             store.write(index, part(layout, truth, index))
@@ -124,6 +126,13 @@ def run(path, layout, *, seed=0, overwrite=False, delay=0.0):
         store.finish()
     finally:
         store.close()
+
+
+def wait_until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.003)
 
 
 def write_for(leader, path, layout, blocks, lines):
@@ -295,7 +304,11 @@ def _child(request):
         if "join" in request:
             write_for(request["join"], path, layout, request["blocks"], request.get("lines"))
         else:
-            run(path, layout, **{name: request[name] for name in ("seed", "overwrite", "delay") if name in request})
+            run(
+                path,
+                layout,
+                **{name: request[name] for name in ("seed", "overwrite", "delay", "until") if name in request},
+            )
         status = 0
     except TilenetError as error:
         status = error.exit_code

@@ -29,6 +29,8 @@ from tilenet.store import open_mask
 
 RESUMES = "tilenet: error: interrupted. To go on, run the same command with --resume\n"
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+# Of the network, in batches of two tiles.
+LAST_CALL = BLOCKS * TILES_PER_BLOCK // 2 - 1
 
 
 def kill_and_resume(commands, image, out, *, kills, random, most=18, options=STUB, stub=None):
@@ -65,17 +67,14 @@ def kill_and_resume(commands, image, out, *, kills, random, most=18, options=STU
 
 @pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_random_and_resumed_every_byte_is_the_same(commands, image, tmp_path, whole, times, capsys):
-    random, counts = random_numbers(), np.zeros(2, int)
-    for number in range(times):
-        out = tmp_path / f"killed{number}.zarr"
-        kills = int(random.integers(1, 4))
-        counts += kill_and_resume(commands, image, out, kills=kills, random=random)
-        assert tree_hash(out) == whole, f"cycle {number} of {kills} kills"
-    between, kills = map(int, counts)
+    random, cycles, between, kills = random_numbers(), 0, 0, 0
+    while cycles < times or kills < times or between < 0.5 * kills:  # on a busy machine some kills come too late
+        out, cycles = tmp_path / f"killed{cycles}.zarr", cycles + 1
+        found = kill_and_resume(commands, image, out, kills=int(random.integers(1, 4)), random=random)
+        between, kills = between + found[0], kills + found[1]
+        assert tree_hash(out) == whole, f"cycle {cycles}"
     with capsys.disabled():
-        print(f"\n{times} of {times} identical after {kills} kills; {between} fell between the first and last entry")
-    assert between >= 0.5 * kills
-    assert kills >= times
+        print(f"\n{cycles} of {cycles} identical after {kills} kills; {between} fell between the first and last entry")
 
 
 def test_a_hash_of_another_mask_is_another(commands, image, tmp_path, whole):
@@ -100,12 +99,12 @@ def test_the_packaged_network_killed_and_resumed_gives_the_same_bytes(commands, 
     assert commands.run("segment", image, "-o", tmp_path / "whole.zarr", *options) == (0, "")
     expected, random = tree_hash(tmp_path / "whole.zarr"), random_numbers()
     assert np.asarray(open_mask(tmp_path / "whole.zarr")).any()
-    for number in range(times):
-        out = tmp_path / f"{number}.zarr"
+    cycles = kills = 0
+    while cycles < times or kills < times:  # on a busy machine some kills come too late
+        out, cycles = tmp_path / f"{cycles}.zarr", cycles + 1
         # At once after a block is entered: a later moment may lie beyond the end of so short a run.
-        _, kills = kill_and_resume(commands, image, out, kills=2, most=1, random=random, options=options, stub={})
+        kills += kill_and_resume(commands, image, out, kills=2, most=1, random=random, options=options, stub={})[1]
         assert tree_hash(out) == expected
-        assert kills >= 1
 
 
 @pytest.mark.slow
@@ -129,7 +128,7 @@ def test_an_interrupted_run_says_in_one_line_how_to_go_on(commands, image, tmp_p
     random, slowest = random_numbers(), 0.0
     for cycle in range(times):
         out = tmp_path / f"{cycle}.zarr"
-        run = commands.start("segment", image, "-o", out, *STUB, stub={})
+        run = commands.start("segment", image, "-o", out, *STUB, stub={"fault": "wait", "at": [LAST_CALL]})
         if cycle % 2 == 0:
             least = random.integers(1, BLOCKS // 2)
             wait_until(lambda out=out, least=least: entries(out) >= least)
@@ -179,20 +178,24 @@ def test_of_runs_started_at_once_on_one_output_exactly_one_runs(commands, image,
     for cycle in range(times):
         out = tmp_path / f"{cycle}.zarr"
         options = ("segment", image, "-o", out, *STUB, *["--resume"] * resume)
-        runs = [commands.start(*options, stub={}) for _ in range(2)]
+        refused = tmp_path / f"{cycle}.refused"
+        stub = {"fault": "wait", "at": [0], "until": str(refused)}
+        runs = [commands.start(*options, stub=stub) for _ in range(2)]
+        wait_until(lambda runs=runs: any(run.said for run in runs))
+        refused.touch()
         ends = [run.wait() for run in runs]
         (winner,) = [run for run, (code, _) in zip(runs, ends, strict=True) if code == 0]
-        (refused,) = [said for code, said in ends if code == 2]
-        assert refused.startswith(f"tilenet: error: {out}: ")
-        assert refused.count("\n") == 1
-        if f"is being written by process {winner.pid} on " not in refused:
-            assert "was made by another run just now" in refused or "exists already" in refused
+        (said,) = [said for code, said in ends if code == 2]
+        assert said.startswith(f"tilenet: error: {out}: ")
+        assert said.count("\n") == 1
+        if f"is being written by process {winner.pid} on " not in said:
+            assert "was made by another run just now" in said or "exists already" in said
         assert (tree_hash(out), stray(out)) == (whole, [])
 
 
 def test_a_run_that_lives_is_named_to_the_second(commands, image, tmp_path):
     out = tmp_path / "m.zarr"
-    first = commands.start("segment", image, "-o", out, *STUB, stub={"sleep": 1})
+    first = commands.start("segment", image, "-o", out, *STUB, stub={"fault": "wait", "at": [LAST_CALL]})
     wait_until(lambda: entries(out) > 0)
     for how in ("--resume", "--overwrite"):
         code, said = commands.run("segment", image, "-o", out, *STUB, how, stub={})

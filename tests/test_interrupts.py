@@ -6,6 +6,7 @@ import socket
 import time
 
 import pytest
+from faults import wait_until
 
 from tilenet import interrupts
 from tilenet.interrupts import Interrupted, interruptible
@@ -71,9 +72,9 @@ def test_one_that_is_not_followed_ends_the_process_after_its_last_words(ended, n
             os.kill(os.getpid(), signal.SIGUSR1)
             try:
                 os.kill(os.getpid(), number)
-                time.sleep(5)
+                time.sleep(60)
             except Interrupted:
-                time.sleep(0.3)  # what a library is busy with
+                wait_until(lambda: ended)  # what a library is busy with
                 raise
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -97,7 +97,9 @@ def test_info_names_who_is_writing_a_mask(tmp_path, objects, clock, monkeypatch,
     tilenet.segment(blobs((600, 600), seed=2), out, **how, progress=lambda *_: told.append(describe(str(out))))
     assert {at["running"] for at in told} == {True}
     assert {at["segment"] for at in told} == {f"Is being written by process {os.getpid()} on {socket.gethostname()}"}
-    assert {at["written"] for at in told} > {0, 1} and {at["total"] for at in told[:4]} == {4}
+    # Of four blocks at most one waits to be written when the next is computed, of which the last progress tells.
+    written = [at["written"] for at in told]
+    assert written[:4] == [0] * 4 and max(written) >= 2 and {at["total"] for at in told[:4]} == {4}
     assert told[0]["blocks"] == ("the network has run on 0 of 4 blocks" if objects else "0 of 4 are written")
 
 

@@ -62,12 +62,12 @@ def test_a_run_of_shares_killed_at_any_step_gives_the_bytes_of_one_run(commands,
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_shares_killed_at_random_and_run_again_give_the_same_bytes(commands, image, by_one, tmp_path, times, capsys):
-    random, kills = random_numbers(), 0
-    for number in range(times):
-        out = tmp_path / f"{number}.zarr"
+    random, cycles, kills = random_numbers(), 0, 0
+    while cycles < times or kills < times:  # on a busy machine some kills come too late
+        out, cycles = tmp_path / f"{cycles}.zarr", cycles + 1
         while not is_complete(out):
             runs = [start(commands, image, out, "--shard", f"{i}/3") for i in (1, 2, 3)]
-            if kills <= number:  # at least one in each cycle
+            if kills < cycles:  # at least one in each cycle
                 runs[0].signal(signal.SIGKILL)
             for run in runs:
                 if random.random() < 0.5:
@@ -78,6 +78,5 @@ def test_shares_killed_at_random_and_run_again_give_the_same_bytes(commands, ima
                 assert code in (0, -signal.SIGKILL) or (code == 2 and "is being written by process" in said), said
                 kills += code < 0
         assert same(out, by_one)
-    assert kills >= times
     with capsys.disabled():
-        print(f"\n{times} of {times} cycles of 3 shares with objects identical after {kills} kills")
+        print(f"\n{cycles} of {cycles} cycles of 3 shares with objects identical after {kills} kills")

@@ -1,7 +1,7 @@
 """Decoded pieces are shared: by threads, by overlapping tiles, by blocks side by side."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -68,13 +68,21 @@ def test_a_piece_that_fails_is_tried_again():
     assert [p.size for p in cache.get_all([1, 2], lambda keys: [piece(1) for _ in keys])] == [1, 1]
 
 
-def test_where_fewer_pieces_come_than_were_asked_for_nobody_waits_for_the_others():
-    cache = PieceCache()
+def test_where_fewer_pieces_come_than_were_asked_for_nobody_waits_for_the_others(monkeypatch):
+    waits, cache = threading.Event(), PieceCache()
+
+    class Awaited(Future):
+        def result(self, timeout=None):
+            waits.set()
+            return super().result(timeout)
+
+    monkeypatch.setattr("tilenet.readers.cache.Future", Awaited)
     with ThreadPoolExecutor(1) as other:
         waiting = []
 
         def fewer(keys):
             waiting.append(other.submit(cache.get_all, [2], fewer))
+            assert waits.wait(timeout=20)
             return [piece(1)]
 
         with pytest.raises(ValueError, match="zip"):

@@ -99,7 +99,7 @@ def test_a_killed_share_is_run_again_with_the_same_line(commands, image, tmp_pat
 
 def test_an_interrupted_share_says_so_and_goes_on(commands, image, tmp_path, whole):
     out = tmp_path / "m.zarr"
-    run = start(commands, image, out, "1/2", sleep=0.5)  # ten seconds in all
+    run = start(commands, image, out, "1/2", fault="wait", at=[10])  # of twenty calls
     wait_until(lambda: can_resume(out) and journal_lines(out) > 0)
     run.signal(signal.SIGTERM)
     assert run.wait() == (143, "tilenet: error: interrupted. To go on, run the same command\n")
@@ -162,16 +162,15 @@ def kill_shares(commands, image, out, random, count=3):
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_shares_killed_at_random_and_run_again_give_the_same_bytes(commands, image, tmp_path, whole, times, capsys):
-    random, kills = random_numbers(), 0
-    for number in range(times):
-        out = tmp_path / f"{number}.zarr"
+    random, cycles, kills = random_numbers(), 0, 0
+    while cycles < times or kills < times:  # on a busy machine some kills come too late
+        out, cycles = tmp_path / f"{cycles}.zarr", cycles + 1
         kills += kill_shares(commands, image, out, random)
         if not is_complete(out):  # the last share was killed while it finished
             assert commands.run("finish", out) == (0, "")
         assert (tree_hash(out), stray(out)) == (whole, [])
-    assert kills >= times
     with capsys.disabled():
-        print(f"\n{times} of {times} cycles of 3 shares identical after {kills} kills")
+        print(f"\n{cycles} of {cycles} cycles of 3 shares identical after {kills} kills")
 
 
 def test_in_one_process_share_after_share_the_last_returns_the_mask(small, small_whole, tmp_path):

@@ -88,10 +88,10 @@ def test_killed_twice_at_steps_near_each_other(children, tmp_path, right):
 
 @pytest.mark.parametrize(("times", "least"), [(4, 0.5), pytest.param(50, 0.8, marks=pytest.mark.slow)])
 def test_killed_at_random_it_resumes_to_the_same_bytes(children, tmp_path, right, times, least, capsys):
-    random, layout, kills, between = random_numbers(), "plane", 0, 0
+    random, layout, cycles, kills, between = random_numbers(), "plane", 0, 0, 0
     lines = sum(LAYOUTS[layout].n_blocks(level) for level in range(len(LAYOUTS[layout].levels)))
-    for number in range(times):
-        path = tmp_path / str(number) / "m.zarr"
+    while cycles < times or kills < times or between < least * kills:  # on a busy machine some kills come too late
+        path, cycles = tmp_path / str(cycles) / "m.zarr", cycles + 1
         for _ in range(int(random.integers(1, 4))):
             pid, reached = children.start(path, layout, delay=0.005), max(1, journal_lines(path))
             target = random.integers(min(reached, lines - 1), lines)
@@ -106,9 +106,7 @@ def test_killed_at_random_it_resumes_to_the_same_bytes(children, tmp_path, right
         assert_resumes_to(right(layout), path, layout)
         shutil.rmtree(path.parent)
     with capsys.disabled():
-        print(f"\n{times} of {times} identical after {kills} kills; {between} fell between the first and last entry")
-    assert kills >= times
-    assert between >= least * kills
+        print(f"\n{cycles} of {cycles} identical after {kills} kills; {between} fell between the first and last entry")
 
 
 def test_a_resumed_run_writes_only_what_is_not_in_the_journal(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_helpers import INFO, LAYOUTS, replace_step, tree, truth_of, write_all_blocks
+from store_helpers import INFO, LAYOUTS, replace_step, tree, truth_of, wait_until, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputLocked
 from tilenet.store import Store, lease_holder, open_mask
@@ -41,18 +41,28 @@ def test_a_store_that_is_being_written_is_refused_naming_the_holder(tmp_path):
 @pytest.mark.parametrize("begun", [False, True])
 def test_of_two_simultaneous_starts_exactly_one_wins(children, tmp_path, begun):
     for number in range(5):
-        path, said = tmp_path / str(number) / "m.zarr", tmp_path / f"said{number}"
+        path, said, refused = (
+            tmp_path / str(number) / "m.zarr",
+            tmp_path / f"said{number}",
+            tmp_path / f"refused{number}",
+        )
         if begun:
             Store.create(path, TINY, INFO).close()
-        pids = [children.start(path, "tiny", delay=0.1, said=str(said)) for _ in range(2)]
+        pids = [children.start(path, "tiny", until=str(refused), said=str(said)) for _ in range(2)]
+        wait_until(said.exists)
+        refused.touch()
         assert sorted(children.wait(pid) for pid in pids) == [0, 2]
         assert f"by process {pids[0]} on" in said.read_text() or f"by process {pids[1]} on" in said.read_text()
         assert open_mask(path).shape == TINY.shape
         assert [file.name for file in path.parent.iterdir()] == ["m.zarr"]
 
 
-def test_of_eight_simultaneous_runs_that_replace_one_store_exactly_one_wins(children, old):
-    pids = [children.start(old, "tiny", overwrite=True, delay=0.3) for _ in range(8)]
+def test_of_eight_simultaneous_runs_that_replace_one_store_exactly_one_wins(children, old, tmp_path_factory):
+    beside = tmp_path_factory.mktemp("beside")
+    how = {"overwrite": True, "until": str(beside / "refused")}
+    pids = [children.start(old, "tiny", said=str(beside / f"said{number}"), **how) for number in range(8)]
+    wait_until(lambda: len(list(beside.glob("said*"))) == 7)
+    (beside / "refused").touch()
     assert sorted(children.wait(pid) for pid in pids) == [0] + [2] * 7
     assert np.array_equal(np.asarray(open_mask(old)), truth_of(TINY)["mask"])
     assert [file.name for file in old.parent.iterdir()] == ["m.zarr"]
@@ -235,10 +245,7 @@ def test_the_heart_beats(own, monkeypatch):
     monkeypatch.setattr(leases, "BEAT", 0.01)
     store = Store.resume(own.parent)
     os.utime(own / "lock.1", (0, 0))
-    deadline = time.time() + 10
-    while (own / "lock.1").stat().st_mtime == 0 and time.time() < deadline:
-        time.sleep(0.01)
-    assert (own / "lock.1").stat().st_mtime > 0
+    wait_until(lambda: (own / "lock.1").stat().st_mtime > 0)
     store.close()
 
 

@@ -145,8 +145,8 @@ def test_killed_and_resumed_without_a_word_of_tissue_every_byte_is_the_same(comm
     how = ("-q", *STUB)
     assert commands.run("segment", slide, "-o", tmp_path / "whole.zarr", "--tissue", *how, stub={}) == (0, "")
     out = tmp_path / "killed.zarr"
-    run = commands.start("segment", slide, "-o", out, "--tissue", *how, stub={"sleep": 0.2})
-    wait_until(lambda: entries(out) > 5)  # all of the glass, and a block
+    run = commands.start("segment", slide, "-o", out, "--tissue", *how, stub={"fault": "wait", "at": [6]})
+    wait_until(lambda: entries(out) > 5)  # all of the glass, and one of the four blocks of two calls each
     run.signal(signal.SIGKILL)
     run.wait()
     assert Store.inspect(out).layout.tissue and list(Store.inspect(out).pending())
