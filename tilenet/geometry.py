@@ -31,6 +31,11 @@ def round_up(a: int, step: int) -> int:
     return ceil_div(a, step) * step
 
 
+def sides_text(shape: Sequence[int]) -> str:
+    """Return ``3 x 4`` for (3, 4)."""
+    return " x ".join(map(str, shape))
+
+
 def mirror(index: int, length: int) -> int:
     """Map an index on the infinitely mirrored axis to the pixel in `range(length)` that it shows.
 

@@ -9,7 +9,7 @@ from types import EllipsisType
 from typing import Any
 
 from tilenet.errors import SettingsError
-from tilenet.geometry import Box
+from tilenet.geometry import Box, sides_text
 
 # Along one axis: a slice without a step, or (start, stop), where None is the border of the image. All axes that are
 # left out: ``...``.
@@ -55,7 +55,7 @@ def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     ends = [(_counted(a or 0, n), n if b is None else _counted(b, n)) for (a, b), n in zip(ranges, shape, strict=True)]
     box = Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
     if not box.size or box not in Box.of_shape(shape):
-        size = f"{' x '.join(map(str, shape))} px"
+        size = f"{sides_text(shape)} px"
         what = f"is empty; the image has {size}" if not box.size else f"leaves the image, which has {size}"
         raise SettingsError(f"{name}: roi {box} {what}. Give starts and stops inside it")
     return box
@@ -76,9 +76,15 @@ def _entries(roi: Any, ndim: int) -> list[Any]:
         entries = [] if roi is None else [roi] if isinstance(roi, slice) or roi is ... else list(roi)
     except TypeError as error:
         raise SettingsError(f"roi {roi!r} is no part. Give one slice or (start, stop) an axis") from error
-    if (at := next((i for i, entry in enumerate(entries) if entry is ...), None)) is None:
-        return entries
-    return [*entries[:at], *[slice(None)] * (ndim - len(entries) + 1), *entries[at + 1 :]]
+    return spelt_out(entries, ndim)
+
+
+def spelt_out(index: Sequence[Any], ndim: int) -> list[Any]:
+    """Return an index with ``...``, if it is there, replaced by one full slice for each axis that it stands for."""
+    # Not `... in index`: an array among its entries would be compared element by element.
+    if (at := next((i for i, entry in enumerate(index) if entry is ...), None)) is None:
+        return list(index)
+    return [*index[:at], *[slice(None)] * (ndim - len(index) + 1), *index[at + 1 :]]
 
 
 def _counted(end: int, n: int) -> int:

@@ -18,7 +18,7 @@ from tilenet.arguments import known_options
 from tilenet.bands import Demand
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
-from tilenet.geometry import Box, ceil_div, round_down, round_up
+from tilenet.geometry import Box, ceil_div, round_down, round_up, sides_text
 from tilenet.plan import Plan, read_along, tile_of
 
 DEFAULT_MEMORY = 4_000_000_000
@@ -120,7 +120,7 @@ def plan_tiles(
         tiles = _default_tile(part, footprint, blocks, demand=demand, room=room)
     if any(b % t for b, t in zip(blocks, tiles, strict=True)):
         raise SettingsError(
-            f"block {_text(blocks)} is not whole tiles of {_text(tiles)}; give a multiple, or leave it out"
+            f"block {sides_text(blocks)} is not whole tiles of {sides_text(tiles)}; give a multiple, or leave it out"
         )
     planes = _default_planes(shape[:outer], inner, blocks)
     plan = Plan(shape, footprint.with_outer(outer), (1,) * outer + tiles, planes + blocks, origin=origin)
@@ -235,7 +235,9 @@ def _sides(value: int | Sequence[int] | None, footprint: Footprint, what: str) -
     except TypeError as error:
         raise SettingsError(f"{what} {value!r}: neither a whole number nor a sequence of them") from error
     if len(sides) != footprint.ndim or min(sides) < 1:
-        raise SettingsError(f"{what} {_text(sides)} needs {footprint.ndim} positive sides, one per axis of the network")
+        raise SettingsError(
+            f"{what} {sides_text(sides)} needs {footprint.ndim} positive sides, one per axis of the network"
+        )
     return sides
 
 
@@ -247,12 +249,8 @@ def _check_tile(tile: tuple[int, ...], footprint: Footprint) -> None:
                 f"nearest {_nearest(side, step)}"
             )
     if prod(tile) > LARGEST_TILE:
-        raise SettingsError(f"tile {_text(tile)}: is larger than any memory. Give smaller sides, or leave it out")
+        raise SettingsError(f"tile {sides_text(tile)}: is larger than any memory. Give smaller sides, or leave it out")
 
 
 def _nearest(side: int, step: int) -> str:
     return ", ".join(str(n) for n in (round_down(side, step), round_up(side, step)) if n)
-
-
-def _text(sides: Sequence[int]) -> str:
-    return " x ".join(map(str, sides))

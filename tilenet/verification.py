@@ -32,7 +32,6 @@ from tilenet.scaling import Scaling
 from tilenet.store import AnyMask, Store
 from tilenet.store.metadata import foreign_entries
 
-# Remarks about what was found that is no fault; the command line prints them.
 LOG = logging.getLogger("tilenet")
 # Side of a window in pixels; of 3-D networks a quarter of it. The window is always long enough to cross a tile border.
 WINDOW = 160

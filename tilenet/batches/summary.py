@@ -19,7 +19,6 @@ OWN_TABLES = re.compile(r"(summary|counts)(-\d+-of-\d+)?")
 DECIMALS = 3
 # Pixel sizes are alike up to this factor, as `tilenet.resolution` has it.
 ALIKE = float(TOLERANCE)
-# Remarks for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 
 

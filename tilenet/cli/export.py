@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli.options import JSON, QUIET, Parsed
-from tilenet.cli.output import progress_bar, remarks, show, sides
+from tilenet.cli.output import progress_bar, remarks, show
 from tilenet.errors import SettingsError
+from tilenet.geometry import sides_text
 
 if TYPE_CHECKING:
     from tilenet.export.drawn_regions import InRegion
@@ -116,7 +117,7 @@ def _tiff(mask: Path, out: Path, *, overwrite: bool) -> tuple[dict[str, Any], st
 
     written = write_tiff(mask, out, overwrite=overwrite)
     facts = {"out": str(out), "axes": written.axes, "shape": written.shape}
-    return facts, f"{out}: {sides(written.shape)} px, {len(written.levels)} levels"
+    return facts, f"{out}: {sides_text(written.shape)} px, {len(written.levels)} levels"
 
 
 def _polygons(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:

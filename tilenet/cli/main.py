@@ -17,17 +17,8 @@ import click
 
 import tilenet
 from tilenet.cli import batch, export, pictures, plan, segment, shares, training, tuning
-from tilenet.cli.options import JSON, NUMBERS, PIXEL_SIZE, QUIET
-from tilenet.cli.output import (
-    plain,
-    print_nothing_more,
-    progress_bar,
-    reader_has_gone,
-    remarks,
-    say,
-    show,
-    tell,
-)
+from tilenet.cli.options import AXES, JSON, NUMBERS, PIXEL_SIZE, QUIET
+from tilenet.cli.output import plain, print_nothing_more, progress_bar, reader_has_gone, remarks, say, show, tell
 from tilenet.errors import TilenetError, first_line, refuse_windows
 from tilenet.interrupts import Interrupted, interruptible
 
@@ -49,7 +40,7 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @click.argument("file")
-@click.option("--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c.")
+@AXES
 @PIXEL_SIZE
 @click.option("--model", "-m", default="nuclei", show_default=True, help="For an image: what this model would see.")
 @JSON

@@ -40,6 +40,9 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return add
 
 
+AXES = click.option(
+    "--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c."
+)
 PIXEL_SIZE = click.option(
     "--pixel-size",
     type=Parsed("UM or Z,Y,X", "readers.calibrated", "parse_pixel_size"),
@@ -58,9 +61,7 @@ image_options = with_options(
     click.option(
         "--mpp", type=float, help="Micrometres per pixel the network sees.  [default: the model's, else level 0]"
     ),
-    click.option(
-        "--axes", help="Letters of tczyx, one per array axis, where the file does not say, or to rename t, z, c."
-    ),
+    AXES,
     PIXEL_SIZE,
     click.option(
         "--channels",

@@ -7,7 +7,7 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
@@ -156,11 +156,6 @@ def reader_has_gone() -> bool:
     stdout = select.poll()
     stdout.register(sys.stdout.fileno(), 0)
     return bool(stdout.poll(0))
-
-
-def sides(shape: Sequence[int]) -> str:
-    """Return ``3 x 4`` for (3, 4)."""
-    return " x ".join(map(str, shape))
 
 
 def label_names(labels: dict[str, str]) -> str:

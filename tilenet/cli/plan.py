@@ -10,9 +10,9 @@ import click
 
 from tilenet.address import shown
 from tilenet.cli.options import JSON, image_options, objects_options
-from tilenet.cli.output import gigabytes, say, show, sides
+from tilenet.cli.output import gigabytes, say, show
 from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
-from tilenet.geometry import Box
+from tilenet.geometry import Box, sides_text
 
 if TYPE_CHECKING:
     from tilenet.batches.image_list import BatchItem
@@ -81,7 +81,7 @@ def _one_of_many(item: BatchItem, objects: bool, as_json: bool) -> dict[str, Any
         with _job_of(item, objects) as job:
             result |= {"shape": job.plan.shape, "pixels": prod(job.plan.shape), "blocks": len(job.plan)}
             result |= _needs_of(job, item)
-        line = f"{sides(result['shape'])} px, {gigabytes(result['disk_bytes'])}, {result['files']} files"
+        line = f"{sides_text(result['shape'])} px, {gigabytes(result['disk_bytes'])}, {result['files']} files"
     except EnvironmentFault:  # of no image alone, and gone when it is tried again
         raise
     except TilenetError as error:
@@ -122,12 +122,13 @@ def _planned(image: str, job: Job, needs: dict[str, int]) -> tuple[dict[str, Any
     roi = job.record["roi"]
     part = f", part {Box(*zip(*roi, strict=True))}" if roi else ""
     part += _overruled(job.image)
+    read = sides_text(p.largest_read)
     rows = [
-        f"image       {image}: {job.image.axes} {sides(job.image.shape)}, {job.image.dtype}{part}",
+        f"image       {image}: {job.image.axes} {sides_text(job.image.shape)}, {job.image.dtype}{part}",
         f"resolution  {job.resolution.text}",
         f"model       {job.card.name}: step {job.footprint.step[-1]}, margin {job.footprint.margin[-1]} px",
-        f"tiles       {p.n_tiles} of {sides(p.tile)} px written, {sides(p.largest_read)} read, {p.batch} per batch",
-        f"blocks      {len(p)} of {sides(p.block)} px",
+        f"tiles       {p.n_tiles} of {sides_text(p.tile)} px written, {read} read, {p.batch} per batch",
+        f"blocks      {len(p)} of {sides_text(p.block)} px",
         f"redundancy  {p.redundancy:.2f} px read per px written",
         f"memory      {gigabytes(needs['host_bytes'])} host{device}",
         *_room_rows(needs, "it", objects=job.record["output"] == "objects"),

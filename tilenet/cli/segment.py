@@ -11,8 +11,9 @@ import click
 from tilenet.cli import shares
 from tilenet.cli.cluster import cluster_of, cluster_options
 from tilenet.cli.options import JSON, OVERVIEW, QUIET, image_options, objects_options
-from tilenet.cli.output import label_names, profile_of, profile_rows, progress_bar, remarks, show, sides
+from tilenet.cli.output import label_names, profile_of, profile_rows, progress_bar, remarks, show
 from tilenet.errors import SettingsError
+from tilenet.geometry import sides_text
 
 if TYPE_CHECKING:
     from tilenet.runner import Report
@@ -81,7 +82,7 @@ def segment(
     if picture:
         result["overview"] = str(picture)
         what += f", see {picture}"
-    text = f"{place}: {sides(mask.shape)} px, {what}, {seconds:.1f} s"
+    text = f"{place}: {sides_text(mask.shape)} px, {what}, {seconds:.1f} s"
     if profile and reports:
         result["profile"] = profile_of(reports[0])
         text = "\n".join([text, *profile_rows(result["profile"])])

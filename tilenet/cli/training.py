@@ -136,7 +136,6 @@ def train(
     out: Path,
     start: str | None,
     axes: str | None,
-    scaling: str | None,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -149,10 +148,7 @@ def train(
     from tilenet.training.loop import train as train_network
 
     keep_freed_memory()
-    chosen = {name: value for name, value in said.items() if value is not None}
-    if scaling is not None:
-        chosen["scaling"] = scaling
-    recipe = Recipe(**chosen)
+    recipe = Recipe(**{name: value for name, value in said.items() if value is not None})
     progress, began = None if quiet else _tell_epoch, time.perf_counter()
     how: dict[str, Any] = {"start": start, "axes": axes, "resume": resume, "overwrite": overwrite}
     with remarks(shown=not quiet) as remarked:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli.options import JSON, image_options
-from tilenet.cli.output import gigabytes, show, sides
+from tilenet.cli.output import gigabytes, show
+from tilenet.geometry import sides_text
 
 if TYPE_CHECKING:
     from tilenet.tuning import Setting, Tuning
@@ -58,7 +59,7 @@ def _rows(found: Tuning, best: str) -> list[str]:
         s = trial.setting
         note = "  default" if trial is found.trials[0] else ""
         numbers = f"{trial.px_per_s / 1e6:>8.3f} {gigabytes(trial.n_bytes):>9}"
-        rows.append(f"{sides(s.tile):>15} {s.batch:>6} {s.threads:>8} {s.engine:>7} {numbers}{note}")
+        rows.append(f"{sides_text(s.tile):>15} {s.batch:>6} {s.threads:>8} {s.engine:>7} {numbers}{note}")
     if found.left_out:
         rows.append(f"not tried for want of time: {found.left_out} more; give --seconds")
     if found.best is found.trials[0]:

@@ -29,7 +29,6 @@ from tilenet.instances.in_memory import objects
 from tilenet.readers.calibrated import sizes_differ
 from tilenet.resolution import size_text
 
-# Remarks for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 Labels = NDArray[np.int32]
 # What is said about the first file that it holds for, and how many such files there are.

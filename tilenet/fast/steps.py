@@ -192,7 +192,8 @@ def _pool(layer: Layer, network: UNet, level: int) -> Step:
 
 def _join(layer: Layer, up: UpBlock, level: int) -> Step:
     """Return a step that upsamples, and convolves the result and the skip connection together."""
-    at_once = layer.weight.shape[0] <= MOST_MERGED and _taps(up) == (2, 2) and layer.padding == 0
+    doubles = isinstance(up.up, nn.ConvTranspose2d) and pools_by_two(up.pool_size)
+    at_once = doubles and layer.weight.shape[0] <= MOST_MERGED and layer.padding == 0
     if at_once and _kind(layer.weight) is CompiledConvolution:
         return _join_at_once(layer, up, level)
     convolved, enlarge = _convolved(layer), _enlargement(up.up)
@@ -218,11 +219,6 @@ def _join_at_once(layer: Layer, up: UpBlock, level: int) -> Step:
         return convolved.added(out, state.skips[level].take(out.shape[2] + 2, again=2))
 
     return join
-
-
-def _taps(up: UpBlock) -> tuple[int, ...]:
-    """Return the kernel size of a transposed convolution; empty for other ways to upsample."""
-    return tuple(up.up.kernel_size) if isinstance(up.up, nn.ConvTranspose2d) else ()
 
 
 def _kind(weight: Tensor) -> type | None:

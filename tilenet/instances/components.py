@@ -18,7 +18,7 @@ from scipy import ndimage as ndi
 
 from tilenet.decide import ObjectRule
 from tilenet.errors import SettingsError
-from tilenet.geometry import Box
+from tilenet.geometry import Box, sides_text
 from tilenet.instances.separation import REACH, Indices, Labels, first_indices, separate
 
 # How far beyond a part to read at first, in pixels, by number of axes: more than most objects are wide. Components that
@@ -146,10 +146,10 @@ class Recent:
 def _check_memory(box: Box, memory: int | None, name: str) -> None:
     """Raise `SettingsError` if the window that a component needs takes more than the memory."""
     if memory is not None and (needs := box.size * BYTES_PER_PIXEL) > memory:
-        sides = " x ".join(map(str, box.shape))
         raise SettingsError(
-            f"{name}: connected foreground extends over {sides} px of the mask at {box}. Separating its objects takes "
-            f"{needs / 1e9:.3g} GB or more, and --memory is {memory / 1e9:.3g} GB. Give more, or leave --objects out"
+            f"{name}: connected foreground extends over {sides_text(box.shape)} px of the mask at {box}. Separating "
+            f"its objects takes {needs / 1e9:.3g} GB or more, and --memory is {memory / 1e9:.3g} GB. Give more, or "
+            f"leave --objects out"
         )
 
 

@@ -22,7 +22,6 @@ from tilenet.runner import OF_THE_IMAGE, Report, run
 from tilenet.scaling import Scaling
 from tilenet.store import ShardMaker, Store, TissueMap
 
-# Messages for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 Progress = Callable[[int, int], None]
 Reported = Callable[[Report], None]

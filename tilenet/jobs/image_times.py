@@ -25,7 +25,6 @@ from tilenet.store import Store
 EVENT = "image"
 # Of a folder with more files than this, such as a zarr of small chunks, no time is known: to ask all takes too long.
 MOST_FILES = 10_000
-# Messages for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 
 

@@ -46,7 +46,6 @@ RESIDENT = 320_000_000
 # copy while the network is checked or, for Winograd convolutions, weights of 36 elements for every 9 (beside some of
 # the untransformed ones).
 COPIES = {"plain": 3, "fast": 6}
-# Messages for the user before a run starts; the command line prints them.
 LOG = logging.getLogger("tilenet")
 
 

@@ -19,7 +19,6 @@ SAME_BYTES = {"path", "source", "training_data", "licence", "notes", "metrics"}
 ANSWER = ("model", "answer")
 # The event in a store's log, and its fact, that name another version of tilenet that goes on with the store.
 VERSION = "version"
-# Messages for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 # Most characters of a value that an error message quotes.
 LONGEST_QUOTE = 60

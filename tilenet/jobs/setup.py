@@ -36,7 +36,6 @@ from tilenet.store import is_ours, refuse_unfinished
 from tilenet.tissue import detection
 from tilenet.tissue.detection import Search
 
-# Messages for the user before a run starts; the command line prints them.
 LOG = logging.getLogger("tilenet")
 
 

@@ -21,7 +21,6 @@ from tilenet.store import Layout, Mask, open_mask
 from tilenet.store.destination import discard, holding, put_whole
 from tilenet.store.metadata import FORMAT
 
-# Messages for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 # A classic TIFF holds 4 GiB. The margin is for the tables, and for tiles that do not compress.
 MOST_CLASSIC = 2**32 * 15 // 16

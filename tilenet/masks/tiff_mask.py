@@ -26,6 +26,7 @@ from tilenet.masks.protected import check_file_place
 from tilenet.readers import open_image
 from tilenet.readers.guards import quietly
 from tilenet.readers.image import Image
+from tilenet.region import spelt_out
 from tilenet.store import AnyMask, Layout, Mask
 from tilenet.store.file_system import ACCESSED, faults_named
 from tilenet.store.metadata import MAKING, OWN, layout_of, not_ours, not_there
@@ -276,13 +277,8 @@ def _box_of(index: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
     >>> str(box), inside
     ('[3:4, 0:7]', (0, slice(0, None, 2)))
     """
-    entries = list(index) if isinstance(index, tuple) else [index]
-    # Not `Ellipsis in entries`: an array among them would be compared element by element.
-    at = next((i for i, entry in enumerate(entries) if entry is Ellipsis), None)
-    if at is None:
-        at = len(entries)
-        entries.append(Ellipsis)
-    entries[at : at + 1] = [slice(None)] * (len(shape) - len(entries) + 1)
+    entries = spelt_out(index if isinstance(index, tuple) else (index,), len(shape))
+    entries += [slice(None)] * (len(shape) - len(entries))
     if len(entries) != len(shape) or not all(isinstance(e, slice | int | np.integer) for e in entries):
         raise IndexError(f"integers and slices along {len(shape)} axes are taken, not {index}")
     start, stop, inside = [], [], []

@@ -41,7 +41,6 @@ from tilenet.region import Roi, find_roi
 from tilenet.scaling import Scaling
 from tilenet.store import AnyMask
 
-# Warnings about what the picture shows; the command line prints them.
 LOG = logging.getLogger("tilenet")
 # Two pixel sizes count as equal up to this logarithm of their ratio.
 MAX_LOG_RATIO = 0.1

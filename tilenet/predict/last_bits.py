@@ -19,7 +19,6 @@ from tilenet.unet import UNet
 
 # Convolutions that give the same bits.
 COMPILED = {NAMES[AVX2], NAMES[AVX512]}
-# Messages for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 
 

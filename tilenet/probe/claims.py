@@ -22,6 +22,7 @@ from torch import nn
 from tilenet.card import ModelCard
 from tilenet.errors import ModelError
 from tilenet.footprint import Footprint
+from tilenet.geometry import sides_text
 from tilenet.probe.answers import logits_of, outputs_of, small_input
 from tilenet.probe.seams import beyond_rounding, find_seam, shortest
 from tilenet.unet import is_as_built
@@ -102,7 +103,7 @@ def _fixed_input(footprint: Footprint, channels: int) -> NDArray[np.float32]:
     shape = tuple(a.legal_at_least(a.smallest + LONGER) for a in footprint.axes)
     if channels * prod(shape) > ASKED_NUMBERS:
         raise ModelError(
-            f"by its footprint the network takes inputs such as {' x '.join(map(str, shape))}, too large to compute. "
+            f"by its footprint the network takes inputs such as {sides_text(shape)}, too large to compute. "
             f"Give one of a smaller step: the product of all pooling strides"
         )
     return small_input((channels, *shape))

@@ -24,7 +24,7 @@ import tifffile
 from tifffile import PHOTOMETRIC
 
 from tilenet.errors import ImageError
-from tilenet.geometry import Box
+from tilenet.geometry import Box, sides_text
 from tilenet.readers.axes import AxisMap, Span, axis_map_of
 from tilenet.readers.guards import (
     DAMAGED,
@@ -51,7 +51,7 @@ def _tell_of_others(path: str, count: int, shape: tuple[int, ...]) -> None:
     """Warn once per file that only one of its images is read (cached, because a run opens a file several times)."""
     LOG.warning(
         "%s: holds %d images, of which one is read, %s px. Write the others to files of their own",
-        *(path, count, " x ".join(map(str, shape))),
+        *(path, count, sides_text(shape)),
     )
 
 

@@ -40,14 +40,8 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> None:
 
     Writes nothing, unless a run was killed while it replaced a store there: then the new store is moved into place.
 
-    Raises
-    ------
-    OutputExists
-        If something is there: anything without `overwrite`, anything but a mask that tilenet wrote with it.
-    EnvironmentFault
-        If its parent folder cannot be written, or is a file.
-    SettingsError
-        On Windows.
+    `OutputExists` if something is there: anything without `overwrite`, anything but a mask that tilenet wrote with it;
+    `EnvironmentFault` if its parent folder cannot be written, or is a file; `SettingsError` on Windows.
     """
     refuse_windows()
     path = Path(path).absolute()

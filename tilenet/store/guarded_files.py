@@ -39,7 +39,7 @@ def stamp_of(mask: Path) -> Stamp | None:
 
 
 class GuardedFiles(LocalStore):
-    """A zarr store over the folder of one array of a mask, whose `stamp` is that of `stamp_of` when it was opened."""
+    """A zarr store over the folder of one array of a mask, which had the `stamp` (`stamp_of`) when it was opened."""
 
     def __init__(self, root: Path, *, mask: Path, array: str, layout: Layout, stamp: Stamp | None) -> None:
         super().__init__(root, read_only=True)

@@ -50,44 +50,6 @@ class ArrayLayout:
 class Layout:
     """Axes, shape and blocks of a mask, from which all metadata of its arrays follow.
 
-    Attributes
-    ----------
-    axes : str
-        The image's axes without ``c``: letters of ``tzyx``, ending in ``yx``.
-    shape : tuple of int
-        Pixels along each axis, at full resolution.
-    block : tuple of int
-        Sides of a shard of every array; may exceed the shape.
-    pixel_size : tuple of float or None
-        Micrometres along `axes`; None where unknown.
-    name : str
-        A name for people to read.
-    labels : mapping
-        Mask value -> (name, colour as red, green, blue, alpha or None).
-    classes : int
-        Number of classes whose probabilities the store holds, too; 0 for none.
-    probability_dtype : str
-        ``float32``, ``float16`` or ``float64``.
-    largest : int
-        Largest mask value, where it is not one of the labels, as for numbered objects.
-    origin : tuple of int
-        Pixel of the image at which the mask begins; empty for the first pixel.
-    zarr_format : int
-        3 (OME-Zarr 0.5), or 2 (OME-Zarr 0.4).
-    source : str
-        Path of the labelled image, relative to the store; empty for a mask that lies in no image.
-    frame : mapping
-        For a mask of an OME-Zarr image, or inside one: ``axes``, ``scale`` of a mask pixel and ``translation`` of the
-        image's first pixel, in the units of that image. Empty: micrometres, no translation.
-    shift : tuple of float
-        How far the centre of the first pixel lies beyond that of the stored image's first pixel, in mask pixels. Not 0
-        where the image was resampled. Empty: no shift.
-    n_levels : int
-        Number of pyramid levels: labels MUST have as many as their image (OME-Zarr 0.4 and 0.5, "labels metadata").
-        0: as many as it takes until y and x are 256 px or less.
-    tissue : mapping
-        The `TissueMap` that decided which blocks were computed, as plain values. Empty: all blocks were computed.
-
     Examples
     --------
     >>> layout = Layout("yx", (1000, 600), (512, 512), (0.5, 0.5), "demo", {1: ("nucleus", None)})
@@ -97,21 +59,40 @@ class Layout:
     ('0/c/1/1',)
     """
 
+    # The image's axes without ``c``: letters of ``tzyx``, ending in ``yx``.
     axes: str
+    # Pixels along each axis, at full resolution.
     shape: tuple[int, ...]
+    # Sides of a shard of every array; may exceed the shape.
     block: tuple[int, ...]
+    # Micrometres along `axes`; None where unknown.
     pixel_size: tuple[float | None, ...]
+    # A name for people to read.
     name: str
+    # Mask value -> (name, colour as red, green, blue, alpha or None).
     labels: Mapping[int, tuple[str, tuple[int, ...] | None]] = field(default_factory=dict)
+    # Number of classes whose probabilities the store holds, too; 0 for none.
     classes: int = 0
+    # ``float32``, ``float16`` or ``float64``.
     probability_dtype: str = "float32"
+    # Largest mask value, where it is not one of the labels, as for numbered objects.
     largest: int = 0
+    # Pixel of the image at which the mask begins; empty for the first pixel.
     origin: tuple[int, ...] = ()
+    # 3 (OME-Zarr 0.5), or 2 (OME-Zarr 0.4).
     zarr_format: Literal[2, 3] = 3
+    # Path of the labelled image, relative to the store; empty for a mask that lies in no image.
     source: str = ""
+    # For a mask of an OME-Zarr image, or inside one: ``axes``, ``scale`` of a mask pixel and ``translation`` of the
+    # image's first pixel, in the units of that image. Empty: micrometres, no translation.
     frame: Mapping[str, Any] = field(default_factory=dict)
+    # How far the centre of the first pixel lies beyond that of the stored image's first pixel, in mask pixels. Not
+    # 0 where the image was resampled. Empty: no shift.
     shift: tuple[float, ...] = ()
+    # Number of pyramid levels: labels MUST have as many as their image (OME-Zarr 0.4 and 0.5, "labels metadata").
+    # 0: as many as it takes until y and x are 256 px or less.
     n_levels: int = 0
+    # The `TissueMap` that decided which blocks were computed, as plain values. Empty: all blocks were computed.
     tissue: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -269,7 +250,7 @@ class Layout:
         """Return the layout as plain values."""
         labels = {str(value): [name, color and list(color)] for value, (name, color) in self.labels.items()}
         values = asdict(self) | {"labels": labels}
-        # Left out at their defaults, so that ordinary masks keep the documents they had before these values existed.
+        # Left out at their defaults, which most masks have.
         usual = {"zarr_format": 3, "source": "", "frame": {}, "n_levels": 0, "tissue": {}}
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 

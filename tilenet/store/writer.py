@@ -28,18 +28,10 @@ class Store(OpenedStore):
     def write(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> bytes:
         """Write one block of level 0: one whole shard of each array, then its line in the journal, which is returned.
 
-        Safe to call from several threads, for different blocks.
+        The arrays are ``mask`` in the block's shape, clipped to the mask, and, where the layout has classes,
+        ``probabilities`` with the classes as first axis. Safe to call from several threads, for different blocks.
 
-        Parameters
-        ----------
-        arrays : mapping
-            ``mask`` in the block's shape, clipped to the mask, and, where the layout has classes, ``probabilities``
-            with the classes as first axis.
-
-        Raises
-        ------
-        EnvironmentFault, OutputLocked
-            If the disk is full or fails; if another run has taken over.
+        `EnvironmentFault` or `OutputLocked` if the disk is full or fails; if another run has taken over.
         """
         self._held()
         return self._write(index, self._blocks.shards(index, arrays))

@@ -43,23 +43,16 @@ GRADIENT_NORM = 5.0
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a training after an epoch.
+    """The progress of a training after an epoch."""
 
-    Attributes
-    ----------
-    epoch, epochs : int
-        Number of epochs done, and in total.
-    loss, score, best : float
-        Mean training loss of the epoch; validation score, and the best so far.
-    seconds_left : float
-        Estimate from the pace of this run.
-    """
-
+    # Epochs done, and in total.
     epoch: int
     epochs: int
+    # Mean training loss of the epoch; validation score, and the best so far.
     loss: float
     score: float
     best: float
+    # Estimate from the pace of this run.
     seconds_left: float
 
 
