@@ -74,7 +74,7 @@ def refused():
     """Return a check that an image is refused on opening, or (`reading`) on reading it whole."""
 
     def check(path, *, reading=False, says=""):
-        before, start = peak_memory(reset=True), time.monotonic()
+        before, start = peak_memory(reset=True), time.process_time()
         with pytest.raises(ImageError) as caught:
             image = open_image(path)
             if reading:
@@ -84,7 +84,7 @@ def refused():
         assert os.fspath(path) in message
         assert says in message
         assert message.count(". ") >= 1, "no way out is named"
-        assert time.monotonic() - start < 10
+        assert time.process_time() - start < 10
         assert peak_memory() - before < 512 * 1024
         return message
 

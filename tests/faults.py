@@ -228,7 +228,7 @@ def _child(request):
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
     os.chdir(request.get("cwd", "."))
     sys.argv = ["tilenet", *request["args"]]
-    status, before, start = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    status, before, start = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     try:
         main()
     except SystemExit as end:
@@ -243,7 +243,7 @@ def _child(request):
         sys.stderr.flush()
         if request.get("measure"):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            used = {"seconds": time.monotonic() - start, "kibibytes": peak - before}
+            used = {"seconds": time.process_time() - start, "kibibytes": peak - before}
             Path(f"{request['prints']}.used").write_text(json.dumps(used))
         os._exit(status)
 

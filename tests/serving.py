@@ -4,6 +4,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -34,8 +35,7 @@ class Serving:
     def __init__(self, folder, port=0, context=None):
         self.counts, self.seen, self.fault, self.opens = Counter(), [], None, None
         self.stopped = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"of": self}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"of": self}))
         self._server.folder = folder
         if context:
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
@@ -49,6 +49,15 @@ class Serving:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Say nothing of who hangs up, as a run that ends does: it would stand between what the run itself says."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -122,9 +131,9 @@ def certificate(folder, *options):
 
 
 @contextmanager
-def nobody_at(port=0):
+def nobody_at():
     """Keep a local port at which nobody answers: no other process is given it, `serving` can have it."""
     with socket.socket() as kept:
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        kept.bind(("127.0.0.1", port))
+        kept.bind(("127.0.0.1", 0))
         yield kept.getsockname()[1]

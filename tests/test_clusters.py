@@ -289,7 +289,7 @@ def test_jobs_that_the_batch_system_refuses_are_submitted_again_and_no_others(
     (tmp_path / "cluster.yaml").write_text(said)
     refuse(batch_system, 5)
     with caplog.at_level(logging.INFO), described_cluster(tmp_path / "cluster.yaml") as client:
-        wait_until(lambda: count(batch_system / "submitted") == 8, seconds=10)
+        wait_until(lambda: count(batch_system / "submitted") == 8)
         time.sleep(0.8)
         assert count(batch_system / "submitted") == 8 and len(client.cluster.worker_spec) == 3
     refused = "a job was refused (sbatch: error: Socket timed out). It is submitted again every half minute"
@@ -303,7 +303,7 @@ def test_a_cluster_all_of_whose_jobs_are_refused_ends_without_a_word_of_dask(
     (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("minimum: 0", "minimum: 2"))
     refuse(batch_system, 99)
     with described_cluster(tmp_path / "cluster.yaml"):
-        wait_until(lambda: count(batch_system / "submitted") >= 5, seconds=10)
+        wait_until(lambda: count(batch_system / "submitted") >= 5)
     assert [record.name for record in caplog.records] == ["tilenet"]
 
 

@@ -84,12 +84,12 @@ def test_the_sums_of_a_plan_are_those_of_its_tiles(plan):
 
 
 def test_a_plan_of_a_billion_tiles_costs_nothing():
-    start = time.perf_counter()
+    start = time.process_time()
     plan = plan_tiles((2**24, 2**24), Footprint((CLASSIC,) * 2), tile=512)
     assert plan.n_tiles == 2**30
     block = plan[len(plan) - 1]
     assert block.box.stop == (2**24, 2**24)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert len(pickle.dumps(plan)) < 2000
 
 

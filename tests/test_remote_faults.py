@@ -41,16 +41,16 @@ def test_a_server_that_dies_midway_is_exit_4_and_the_run_goes_on_when_it_is_back
     def written(out=out):
         return sum(p.is_file() for p in (out / "0").rglob("c/*/*"))
 
-    with serving(tmp_path) as server:
-        server.fault = lambda path: "close" if written() else None
-        port, url = server.port, f"{server.url}/image.zarr"
-        code, _, err = tilenet_command("segment", url, "--out", out, *options)
-    assert (code, err.count("\n")) == (4, 1)
-    assert "the connection to the server failed" in err
-    assert "--resume" in err
-    there = written()
-    assert there > 0
-    with nobody_at(port):
+    with nobody_at() as port:
+        with serving(tmp_path, port=port) as server:
+            server.fault = lambda path: "close" if written() else None
+            url = f"{server.url}/image.zarr"
+            code, _, err = tilenet_command("segment", url, "--out", out, *options)
+        assert (code, err.count("\n")) == (4, 1)
+        assert "the connection to the server failed" in err
+        assert "--resume" in err
+        there = written()
+        assert there > 0
         code, _, err = tilenet_command("segment", url, "--out", out, "--resume", *options)
         assert (code, "no connection" in err) == (4, True)
         with serving(tmp_path, port=port):

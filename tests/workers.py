@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -50,9 +50,11 @@ def listening():
     """Return the addresses at which this process and its children listen."""
     import psutil
 
-    here = psutil.Process()
-    connections = [c for process in [here, *here.children(recursive=True)] for c in process.net_connections("tcp")]
-    return {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+    here, found = psutil.Process(), set()
+    for process in (here, *here.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile, as one does that its nanny replaces
+            found |= {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    return found
 
 
 def spoil(image, value, at):
