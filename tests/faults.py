@@ -20,6 +20,7 @@ from store_helpers import (  # noqa: F401 - for the tests
     ForkServer,
     KillAtStep,
     journal_lines,
+    load_all_that_is_loaded_by,
     random_numbers,
     replace_step,
     serve,
@@ -188,11 +189,22 @@ def stray(out):
 
 def _serve():
     import torch
-    import zarr.codecs  # noqa: F401
-    from yaozarrs import v05  # noqa: F401
 
     torch.set_num_threads(1)
+    load_all_that_is_loaded_by(_every_command)
     serve(_child)
+
+
+def _every_command(folder):
+    """Do what tests have commands do."""
+    from tilenet.cli.main import main
+
+    image, out = write_image(folder / "slide.tif", sides=(300, 300)), folder / "m.zarr"
+    use_stub({"sleep": 0})
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where the server answers
+    for args in (("segment", image, "-o", out, *STUB, "--objects"), ("verify", out)):
+        sys.argv = ["tilenet", *map(str, args)]
+        main()
 
 
 def _end_with(server):

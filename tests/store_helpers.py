@@ -276,12 +276,12 @@ class Children(ForkServer):
         return self.ask(path=str(path), layout=layout, **options)
 
 
-def _load_all_that_a_run_loads():
-    """Import it once, before forking; by name, because running zarr here would start threads."""
+def load_all_that_is_loaded_by(run):
+    """Import, before forking, all that a fork imports; by name, because running zarr here would start threads."""
     source, sink = os.pipe()
     if os.fork() == 0:
         folder = Path(tempfile.mkdtemp())
-        run(folder / "m.zarr", LAYOUTS["tiny with classes"])
+        run(folder)
         shutil.rmtree(folder)
         os.write(sink, " ".join(name for name in sys.modules if not name.startswith("_")).encode())
         os._exit(0)
@@ -290,7 +290,7 @@ def _load_all_that_a_run_loads():
         for name in told.read().split():
             with suppress(ImportError):
                 importlib.import_module(name)
-    os.wait()
+    assert os.wait()[1] == 0, "it failed"
 
 
 def _child(request):
@@ -323,5 +323,5 @@ def _child(request):
 
 
 if __name__ == "__main__":
-    _load_all_that_a_run_loads()
+    load_all_that_is_loaded_by(lambda folder: run(folder / "m.zarr", LAYOUTS["tiny with classes"]))
     serve(_child)
