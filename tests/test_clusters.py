@@ -1,14 +1,13 @@
-"""Clusters that tilenet starts: where they listen, what each worker gets, and jobs that are refused."""
+"""Clusters that tilenet starts: where they listen, and what each worker gets."""
 
-import logging
 import os
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from batch_system import a_batch_system  # noqa: F401
 from faults import wait_until
 from serving import certificate
 from workers import listening
@@ -25,31 +24,6 @@ type: slurm
 arguments: {cores: 8, processes: 2, memory: 4GB}
 adapt: {minimum: 0, maximum: 3}
 """
-# Each file `refuse-*` makes it refuse one job.
-SUBMITTING = """#!/bin/sh
-echo >> {folder}/submitted
-for file in {folder}/refuse-*; do
-  rm "$file" 2> /dev/null && echo "sbatch: error: Socket timed out" >&2 && exit 1
-done
-echo Submitted batch job 7
-"""
-
-
-@pytest.fixture(autouse=True)
-def batch_system(tmp_path, monkeypatch):
-    """Return the folder of a batch system that runs no jobs."""
-    folder = tmp_path / "batch"
-    folder.mkdir()
-    for command in ("sbatch", "qsub", "bsub", "scancel"):
-        (folder / command).write_text(SUBMITTING.format(folder=folder) if command == "sbatch" else "#!/bin/sh\n")
-        (folder / command).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
-
-
-def refuse(folder, jobs):
-    for number in range(jobs):
-        (folder / f"refuse-{number}").touch()
 
 
 @pytest.mark.parametrize(
@@ -274,37 +248,6 @@ def test_a_cluster_with_tls_lets_nobody_in_without_a_certificate(tmp_path, monke
     key.unlink()
     with pytest.raises(SettingsError, match=r"key\.pem: no such file"), described_cluster(tmp_path / "cluster.yaml"):
         pass
-
-
-def count(file):
-    return len(file.read_text().splitlines()) if file.exists() else 0
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_jobs_that_the_batch_system_refuses_are_submitted_again_and_no_others(
-    tmp_path, monkeypatch, caplog, batch_system, processes
-):
-    monkeypatch.setattr(clusters, "LOOK_AT_JOBS", 300)
-    said = DESCRIPTION.replace("processes: 2", f"processes: {processes}").replace("minimum: 0", "minimum: 3")
-    (tmp_path / "cluster.yaml").write_text(said)
-    refuse(batch_system, 5)
-    with caplog.at_level(logging.INFO), described_cluster(tmp_path / "cluster.yaml") as client:
-        wait_until(lambda: count(batch_system / "submitted") == 8)
-        time.sleep(0.8)
-        assert count(batch_system / "submitted") == 8 and len(client.cluster.worker_spec) == 3
-    refused = "a job was refused (sbatch: error: Socket timed out). It is submitted again every half minute"
-    assert caplog.messages == [refused]
-
-
-def test_a_cluster_all_of_whose_jobs_are_refused_ends_without_a_word_of_dask(
-    tmp_path, monkeypatch, caplog, batch_system
-):
-    monkeypatch.setattr(clusters, "LOOK_AT_JOBS", 300)
-    (tmp_path / "cluster.yaml").write_text(DESCRIPTION.replace("minimum: 0", "minimum: 2"))
-    refuse(batch_system, 99)
-    with described_cluster(tmp_path / "cluster.yaml"):
-        wait_until(lambda: count(batch_system / "submitted") >= 5)
-    assert [record.name for record in caplog.records] == ["tilenet"]
 
 
 def test_without_the_command_that_submits_jobs_nothing_is_started(tmp_path, monkeypatch):

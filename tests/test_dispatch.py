@@ -1,7 +1,6 @@
 """Flights are sent to workers, which refuse them, die or are lost: the dispatch, without Dask."""
 
 import threading
-import time
 from concurrent.futures import CancelledError
 
 import pytest
@@ -74,20 +73,19 @@ def test_the_queue_knows_no_end_of_a_slide(image, tmp_path):
     worker.close_all()
 
 
-def test_it_is_said_once_that_no_worker_comes_and_once_that_none_is_left(slide, monkeypatch, caplog):
+def test_it_is_said_more_and_more_rarely_that_no_worker_comes_and_anew_that_none_is_left(slide, monkeypatch, caplog):
     monkeypatch.setattr(distributed, "WAKE", 0.02)
     monkeypatch.setattr(distributed, "PATIENCE", 0.2)
     present, counted = threading.Event(), threading.Event()
 
     def answers(blocks, where):
         if 0 in blocks:
-            wait_until(lambda: caplog.messages)
-            time.sleep(0.3)
+            wait_until(lambda: len(caplog.messages) == 3)
             present.set()
         if BLOCKS - 1 in blocks:
             counted.wait()
             present.clear()
-            wait_until(lambda: len(caplog.messages) == 2)
+            wait_until(lambda: len(caplog.messages) == 4)
 
     def nthreads():
         here = present.is_set()  # asked once: the answer that is counted is the one that is given
@@ -98,7 +96,10 @@ def test_it_is_said_once_that_no_worker_comes_and_once_that_none_is_left(slide, 
     cluster = Cluster(workers=1, answers=answers)
     cluster.nthreads = nthreads
     list(work_off(cluster, [slide]))
-    assert caplog.messages == ["no worker yet: 12 blocks wait", "no worker any more: 1 blocks wait"]
+    yet, left = "no worker yet, for 0 min: 12 blocks wait", "no worker any more, for 0 min: 1 blocks wait"
+    assert caplog.messages == [yet, yet, yet, left]
+    first, second, third = (record.created for record in caplog.records[:3])
+    assert third - second > 1.5 * (second - first)
     assert slide.report.blocks == BLOCKS
 
 

@@ -71,7 +71,7 @@ HOMES = {
     "distributed": {
         "workers/distributed",
         "workers/cluster_file",
-        "workers/batch_jobs",
+        "workers/submitted_jobs",
         "workers/clusters",
         "runs/object_places",
         "runs/numbering",

@@ -124,3 +124,19 @@ def test_an_array_of_shares_one_of_them_cancelled_and_the_job_that_collects_have
         image = tmp_path / "slides" / f"{name}.tif"
         tilenet.segment(image, tmp_path / "alone.zarr", model=model, overwrite=True, tile=512, threads=1)
         assert tree(tmp_path / "masks" / f"{name}.zarr") == tree(tmp_path / "alone.zarr")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("queue: nope", "every job is refused (sbatch: error: invalid partition specified: nope"),
+        ("python: /nope/python", "4 jobs ended before a worker came, job 4 last. Its log says why"),
+    ],
+)
+def test_a_run_whose_jobs_are_all_refused_or_end_at_once_ends_and_says_why(slurm, tmp_path, argument, said):
+    image, file = write_image(tmp_path / "slide.tif"), tmp_path / "cluster.yaml"
+    file.write_text(CLUSTER.format(folder=tmp_path).replace("cores: 1", f"cores: 1\n  {argument}"))
+    command = [sys.executable, "-m", "tilenet", "segment", image, "--out", tmp_path / "m.zarr", "--cluster", file]
+    done = subprocess.run(list(map(str, command)), env=slurm, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 4 and said in done.stderr.splitlines()[-1], done.stderr
+    wait_until(lambda: jobs(slurm, "PD,R") == [])

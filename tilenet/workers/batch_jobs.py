@@ -1,8 +1,7 @@
-"""Jobs of a batch system: checked before any is submitted, and submitted again if the batch system refuses them."""
+"""What a cluster file says of the jobs of a batch system: checked before any is submitted."""
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 import signal
@@ -12,14 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tilenet import machine
-from tilenet.errors import SettingsError, one_line
+from tilenet.errors import SettingsError
 from tilenet.workers.cluster_file import TYPES
 
 INSTALL = 'Install it: pip install "tilenet[cluster]"'
-# Remarks for the user; the command line prints them.
-LOG = logging.getLogger("tilenet")
-# Most characters that are shown of what a batch system says.
-LONGEST = 300
 # The arguments in which jobs ask for GPUs, and options there that may name GPUs for another reason, such as a path.
 ASKING = ("queue", "resource_spec", "job_extra_directives", "job_extra")
 NAMED = "x|exclude|A|account|P|J|N|job-name|o|output|e|error|D|chdir|comment|export"
@@ -61,39 +56,3 @@ def cluster_class(kind: str, arguments: Mapping[str, Any], path: str | Path) -> 
     if not shutil.which(command := cluster.job_cls.submit_command):
         raise SettingsError(f"{path}: needs {command}, which is not installed here. Start the command on a login node")
     return cluster
-
-
-def with_refusals_logged(kind_of_job: Any) -> Any:
-    """Return a class of jobs that say why they were refused, and whose `refusal` says so to `submit_again`.
-
-    A busy batch system refuses some jobs. Dask takes these for started all the same, and waits for them forever.
-    """
-    from distributed.core import Status
-
-    class Job(kind_of_job):  # type: ignore[misc]
-        refusal, said = "", set[str]()
-
-        async def start(self) -> None:
-            try:
-                await super().start()
-            except (RuntimeError, OSError) as error:  # the exit code of the command; the command cannot be started
-                self.refusal = " ".join(str(error).rpartition("stderr:")[2].split())[:LONGEST] or one_line(error)
-                self.status = Status.running  # Dask asserts this here
-                if self.refusal not in self.said:
-                    self.said.add(self.refusal)
-                    LOG.warning("a job was refused (%s). It is submitted again every half minute", self.refusal)
-
-        async def close(self) -> None:
-            await super().close()
-            self.status = Status.closed  # Dask asserts in the end that no job is open
-
-    return Job
-
-
-def submit_again(cluster: Any) -> None:
-    """Submit the jobs of a cluster again that the batch system refused."""
-    refused = [name for name, job in cluster.workers.items() if job.refusal]
-    for name in refused:
-        cluster.loop.add_callback(cluster.workers.pop(name).close)
-    if refused:
-        cluster.scale(jobs=len(cluster.worker_spec))  # starts the jobs of the specification that are missing

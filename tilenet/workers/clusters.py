@@ -19,6 +19,7 @@ from tilenet.errors import EnvironmentFault, SettingsError, one_line
 from tilenet.workers import batch_jobs, worker
 from tilenet.workers.batch_jobs import INSTALL
 from tilenet.workers.cluster_file import Tls, read_description
+from tilenet.workers.submitted_jobs import SubmittedJobs
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -82,7 +83,7 @@ def _replace(cluster: Any, workers: int) -> None:
 
 
 @contextmanager
-def _repeating(cluster: Any, function: Callable[[], None], milliseconds: int) -> Iterator[None]:
+def _repeating(cluster: Any, function: Callable[[], Any], milliseconds: int) -> Iterator[None]:
     """Call a function again and again in the event loop of a cluster."""
     from tornado.ioloop import PeriodicCallback
 
@@ -152,7 +153,8 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
     batch_jobs.refuse_idle_gpus(path, arguments, device)
     with _quiet(lost=LOST_JOB):
         cluster_class = batch_jobs.cluster_class(kind, arguments, path)
-        arguments["job_cls"] = batch_jobs.with_refusals_logged(cluster_class.job_cls)
+        jobs = SubmittedJobs(path, kind)
+        arguments["job_cls"] = jobs.job_class(cluster_class.job_cls)
         if tls:
             arguments |= {"security": tls.security(), "protocol": "tls://"}
         options = {**NO_DASHBOARD} | (arguments.pop("scheduler_options", None) or {})
@@ -169,9 +171,10 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
             raise SettingsError(f"{path}: {kind} does not take these arguments ({one_line(error)})") from error
         threads = max(1, arguments["cores"] // arguments["processes"])
         with cluster:
+            jobs.watch(cluster)
             cluster.adapt(minimum_jobs=adapt["minimum"], maximum_jobs=adapt["maximum"], target_duration="1s")
-            again = partial(batch_jobs.submit_again, cluster)
-            with _repeating(cluster, again, LOOK_AT_JOBS), _client(cluster) as client, machine.threads(threads):
+            again = _repeating(cluster, jobs.submit_again, LOOK_AT_JOBS)
+            with again, _client(cluster) as client, machine.threads(threads):
                 yield client
 
 

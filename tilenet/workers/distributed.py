@@ -15,7 +15,6 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from math import inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -32,6 +31,7 @@ from tilenet.prefetch import prefetched
 from tilenet.runner import Report
 from tilenet.store import CoarserBlock, Store
 from tilenet.workers.flights import Flight, PendingOutput, Queue, seconds_per_flight
+from tilenet.workers.submitted_jobs import jobs_of
 from tilenet.workers.worker import FlightResult, Task, compute_blocks
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 # Longest wait in seconds for a result before the workers are counted again.
 WAKE = 1.0
-# Seconds without a worker after which the user is told.
-PATIENCE = 60.0
+# Seconds without a worker after which the user is told; then again after twice, four times... as long, and each hour.
+PATIENCE, LONGEST_SILENCE = 60.0, 3600.0
 # Flights sent to an adaptive cluster beyond twice its number of workers, so that it grows.
 MORE = 8
 # Most bytes of a pickled callable: a larger one contains a model instead of naming one.
@@ -162,8 +162,7 @@ class _Dispatch:
         self._futures: dict[int, Future[Any]] = {}
         self._workers: list[str] = []
         self._count_again = 0.0
-        # What is said when there is no worker, and from when on.
-        self._alone, self._say_so_at = "yet", monotonic() + PATIENCE
+        self._had_worker, self._alone_since, self._say_so_after = False, monotonic(), PATIENCE
 
     def work_off(self) -> Iterator[PendingOutput]:
         while True:
@@ -198,12 +197,17 @@ class _Dispatch:
             raise self._lost(error) from error
 
     def _say_if_alone(self) -> None:
-        """Say once that no worker has come, or that none is left: jobs may wait in a queue for hours."""
+        """Say again and again that no worker has come, or that none is left: jobs may wait in a queue for hours."""
+        if jobs := jobs_of(self._client.cluster):
+            jobs.raise_if_in_vain()
         if self._workers:
-            self._alone, self._say_so_at = "any more", monotonic() + PATIENCE
-        elif monotonic() >= self._say_so_at:
-            self._say_so_at = inf
-            LOG.warning("no worker %s: %d blocks wait", self._alone, self._queue.unwritten())
+            self._had_worker, self._alone_since, self._say_so_after = True, monotonic(), PATIENCE
+        elif (alone := monotonic() - self._alone_since) >= self._say_so_after:
+            self._say_so_after += min(self._say_so_after, LONGEST_SILENCE)
+            yet, remark = "any more" if self._had_worker else "yet", f". {jobs.remark()}" if jobs else ""
+            LOG.warning(
+                "no worker %s, for %.0f min: %d blocks wait%s", yet, alone / 60, self._queue.unwritten(), remark
+            )
 
     def _submit(self, flight: Flight, seconds: float) -> None:
         others = [worker for worker in self._workers if worker not in flight.refused_by] if flight.refused_by else []
