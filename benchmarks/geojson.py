@@ -1,12 +1,12 @@
 """Peak memory and processor time of `tilenet export --geojson` on masks of growing size.
 
-    python benchmarks/geojson.py [--sides 5120 20480] [--json]
+    python benchmarks/geojson.py [--sides 5120 20480] [--shapes] [--json]
 
 Each row is one child process that exports a synthetic mask of side x side px: discs of 4 to 11 px radius, one per
 1000 px, about as dense as nuclei, and a net of lines 2048 px apart, which is one region all over the mask. `peak` is
 the child's VmHWM, `file` the size of the file that it wrote, `s` its processor seconds. Masks are read in strips, one
 row of chunks each, and only the outlines of the net must be held until the end. So the peak should grow with the width
-of the mask, not with its area.
+of the mask, not with its area. With `--shapes` every polygon has its area and shape as measurements.
 """
 
 import argparse
@@ -52,19 +52,19 @@ def write_mask(path: Path, side: int) -> None:
     store.finish()
 
 
-def export(mask: Path, out: Path) -> dict[str, float]:
+def export(mask: Path, out: Path, shapes: bool) -> dict[str, float]:
     """Export a mask in this process; return what it took."""
     started = process_time()
-    found = write_geojson(mask, out)
+    found = write_geojson(mask, out, shapes=shapes)
     seconds = process_time() - started
     row = {"peak_bytes": child.memory(), "seconds": round(seconds, 1), "vertices": found.vertices}
     return row | {"features": sum(found.features.values()), "file_bytes": out.stat().st_size}
 
 
-def measure(side: int, folder: Path) -> dict[str, float]:
+def measure(side: int, folder: Path, shapes: bool) -> dict[str, float]:
     mask, out = folder / f"{side}.zarr", folder / f"{side}.geojson"
     write_mask(mask, side)
-    row = {"side": side} | child.run(export, mask, out)
+    row = {"side": side} | child.run(export, mask, out, shapes)
     out.unlink()
     return row
 
@@ -72,10 +72,11 @@ def measure(side: int, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", type=int, nargs="+", default=[5120, 20480])
+    parser.add_argument("--shapes", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(side, Path(folder)) for side in options.sides]
+        rows = [measure(side, Path(folder), options.shapes) for side in options.sides]
     for row in [] if options.json else rows:
         sizes = f"{row['peak_bytes'] / 1e6:6.0f} MB peak  {row['file_bytes'] / 1e6:7.0f} MB file"
         rate = row["side"] ** 2 / row["seconds"] / 1e6

@@ -194,11 +194,11 @@ def test_of_an_object_of_a_volume_only_the_axes_of_its_ellipsoid_are_given(tmp_p
     assert {line[name] for line in lines_of(tmp_path / "unknown.csv") for name in COLUMNS} == {""}
 
 
-def test_shapes_are_columns_of_a_table(tmp_path, tilenet_command):
+def test_shapes_are_not_for_a_tiff(tmp_path, tilenet_command):
     tilenet.segment(PIXELS, tmp_path / "m.zarr", model=Threshold())
-    out = tmp_path / "m.geojson"
-    code, _, err = tilenet_command("export", tmp_path / "m.zarr", "--geojson", out, "--shapes")
-    assert code == 2 and "--shapes is for a table: say --csv" in err and not out.exists()
+    out = tmp_path / "m.ome.tif"
+    code, _, err = tilenet_command("export", tmp_path / "m.zarr", "--tiff", out, "--shapes")
+    assert code == 2 and "--shapes is for --geojson and --csv: a TIFF is the mask as it is" in err and not out.exists()
 
 
 def test_forms_of_the_nuclei_of_a_real_slide_are_those_of_scikit_image(shared_data, tmp_path):

@@ -97,8 +97,8 @@ def test_a_table_with_means_is_one_that_tilenet_wrote(slide, tmp_path, tilenet_c
     assert lines and min(int(line["area_px"]) for line in lines) >= 100
     assert tilenet_command(*export, "--overwrite")[0] == 0
     assert lines_of(tmp_path / "o.csv") == lines
-    code, _, err = tilenet_command("export", tmp_path / "o.zarr", "--geojson", tmp_path / "o.json", "--intensities")
-    assert code == 2 and "say --csv" in err
+    code, _, err = tilenet_command("export", tmp_path / "o.zarr", "--tiff", tmp_path / "o.ome.tif", "--intensities")
+    assert code == 2 and "--intensities is for --geojson and --csv" in err
 
 
 def test_the_image_of_a_mask_of_an_array_is_asked_for_as_python_says_it(tmp_path):
@@ -151,6 +151,14 @@ def test_pixels_that_are_not_finite_are_left_out_and_told(ratios, tmp_path, capl
         assert found == pytest.approx(truth, rel=1e-6, abs=1e-6, nan_ok=True)
         assert float(line["mean_DAPI"]) == 200
     assert "s.ome.tif: 3 objects hold pixels that are not finite, which are left out; 1 of them hold" in caplog.text
+
+
+def test_what_is_not_finite_is_no_measurement_of_a_polygon(ratios, tmp_path):
+    tilenet.write_geojson(tmp_path / "o.zarr", tmp_path / "o.geojson", intensities=True)
+    features = json.loads((tmp_path / "o.geojson").read_text(), parse_constant=pytest.fail)["features"]
+    names = {feature["properties"]["name"]: {*feature["properties"]["measurements"]} for feature in features}
+    area, (dapi, fret) = {"area_px", "area_um2"}, ({f"{which}_{name}" for which in ALL} for name in ("DAPI", "FRET"))
+    assert names == {str(n): area | dapi | fret for n in range(1, 9)} | {"9": area | dapi}
 
 
 def test_objects_without_a_finite_pixel_are_neither_positive_nor_negative(ratios, tmp_path, tilenet_command):

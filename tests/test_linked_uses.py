@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 import tifffile
+from contents import lines_of
 from linked_stacks import HOW, UM, a_stack, a_volume, true_volumes  # noqa: F401
+from measured import ALL
 from skimage.measure import regionprops
 
 import tilenet
@@ -50,6 +52,22 @@ def test_polygons_of_a_volume_have_its_number_in_each_plane(mask, truth, tmp_pat
     seen = {(int(f["properties"]["name"]), f["geometry"].get("plane", {"z": 0})["z"]) for f in features}
     expected = {(int(n), z) for z, labels in enumerate(truth) for n in np.unique(labels[labels > 0])}
     assert found.volumes and seen == expected and len(features) == len(expected)
+
+
+def test_each_outline_of_a_volume_has_the_intensities_of_the_whole_and_no_area_or_shape(
+    mask, tmp_path, tilenet_command
+):
+    outs = ("--geojson", tmp_path / "g.geojson", "--csv", tmp_path / "t.csv")
+    code, _, err = tilenet_command("export", mask.path, *outs, "--shapes")
+    assert code == 2 and "and shapes are of whole objects. Give --shapes for the table alone (--csv)" in err
+    assert not any(path.exists() for path in outs[1::2])
+    assert tilenet_command("export", mask.path, *outs, "--intensities")[0] == 0
+    lines = {line["object"]: line for line in lines_of(tmp_path / "t.csv")}
+    features = json.loads((tmp_path / "g.geojson").read_text())["features"]
+    assert len(features) > len(lines) > 1
+    for said in (feature["properties"] for feature in features):
+        names = [f"{which}_0" for which in ALL]
+        assert said["measurements"] == {name: float(lines[said["name"]][name]) for name in names}
 
 
 def test_small_volumes_are_left_out_of_a_table(mask, truth, tmp_path):

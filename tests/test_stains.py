@@ -259,11 +259,13 @@ def test_what_cannot_be_told_apart_is_refused_before_work(slide, tmp_path, tilen
     mask = slide.with_name("o.zarr")
     code, _, err = tilenet_command("export", mask, "--tiff", tmp_path / "x.tif", "--positive", "dab>1")
     assert code == 2 and "--positive dab>1 is for --geojson and --csv" in err
-    code, _, err = tilenet_command("export", mask, "--geojson", tmp_path / "x.geojson", "--stains")
-    assert code == 2 and "--stains is for a table: say --csv" in err
+    code, _, err = tilenet_command("export", mask, "--tiff", tmp_path / "x.tif", "--stains")
+    assert code == 2 and "--stains is for --geojson and --csv" in err
     tilenet.segment(slide, tmp_path / "m.zarr", model=Dark(), scaling="none")
     with pytest.raises(SettingsError, match=r"m\.zarr: is a plain mask, and intensities are measured for objects"):
         tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "x.geojson", positive="dab>0.2")
+    with pytest.raises(SettingsError, match=r"m\.zarr: is a plain mask, and intensities are measured for objects"):
+        tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "x.geojson", shapes=True, stains=True)
     assert not list(tmp_path.glob("x.*"))
 
 

@@ -28,9 +28,9 @@ SMALL = 1e-3
 @click.option("--csv", type=FILE, help="A table of regions or objects: class, centroid, area, box.")
 @click.option("--tiff", type=FILE, help="A tiled, pyramidal OME-TIFF of labels.")
 @click.option("--image", type=FILE, help="The image, if it is no longer where it was (for --geojson and --csv).")
-@click.option("--shapes", is_flag=True, help="With --csv: perimeter, circularity, axes, eccentricity and solidity.")
-@click.option("--intensities", is_flag=True, help="With --csv: mean, sd, min and max of each channel over each object.")
-@click.option("--stains", is_flag=True, help="With --csv: the same for optical densities of haematoxylin, eosin, DAB.")
+@click.option("--shapes", is_flag=True, help="Perimeter, circularity, axes, eccentricity and solidity of each.")
+@click.option("--intensities", is_flag=True, help="Mean, sd, min and max of each channel over each object.")
+@click.option("--stains", is_flag=True, help="The same for optical densities of haematoxylin, eosin, DAB.")
 @click.option("--positive", metavar="RULE", help="When an object is positive: 'dab>0.2' (stain or channel), in quotes.")
 @click.option("--within", type=FILE, help="With --csv: count in each region of this GeoJSON file, such as QuPath's.")
 @click.option("--counts", type=FILE, help="With --csv: a table of the counts and densities, of each region too.")
@@ -74,9 +74,9 @@ def export(
     if geojson is None and csv is None and tiff is None:
         raise SettingsError("say what to write: --geojson out.geojson, --csv out.csv, --tiff out.ome.tif")
     choice: dict[str, Any] = {"pixel_size": pixel_size, "min_area": min_area, "positive": positive}
-    columns: dict[str, Any] = {"shapes": shapes, "intensities": intensities, "stains": stains}
-    columns |= {"within": within, "counts": counts}
-    _refuse_idle(choice if geojson is None and csv is None else {}, columns if csv is None else {})
+    choice |= {"shapes": shapes, "intensities": intensities, "stains": stains}
+    of_table: dict[str, Any] = {"within": within, "counts": counts}
+    _refuse_idle(choice if geojson is None and csv is None else {}, of_table if csv is None else {})
     said: dict[str, Any] = {"image": image, "overwrite": overwrite, "quiet": quiet, **choice}
     result: dict[str, Any] = {}
     rows, objects = [], True
@@ -88,7 +88,7 @@ def export(
             result["geojson"], row, objects = _polygons(mask, geojson, kind=kind, **said)
             rows.append(row)
         if csv is not None:
-            result["csv"], row, objects = _table(mask, csv, **columns, **said)
+            result["csv"], row, objects = _table(mask, csv, **of_table, **said)
             rows.append(row)
     result["remarks"] = heard
     if not objects:
@@ -99,14 +99,15 @@ def export(
     show(result, "\n".join(rows), as_json=as_json, quiet=quiet)
 
 
-def _refuse_idle(choice: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+def _refuse_idle(choice: Mapping[str, Any], of_table: Mapping[str, Any]) -> None:
     """Raise if an option was given that changes nothing in what is written."""
     for name, value in choice.items():
-        if value is not None:
-            option = name.replace("_", "-")
-            text = value if isinstance(value, str) else ",".join(f"{n:g}" for n in value)
-            raise SettingsError(f"--{option} {text} is for --geojson and --csv: a TIFF is the mask as it is")
-    for name, value in columns.items():
+        if value is not None and value is not False:
+            option = f"--{name.replace('_', '-')}"
+            if value is not True:
+                option += f" {value if isinstance(value, str) else ','.join(f'{n:g}' for n in value)}"
+            raise SettingsError(f"{option} is for --geojson and --csv: a TIFF is the mask as it is")
+    for name, value in of_table.items():
         if value:
             raise SettingsError(f"--{name} is for a table: say --csv out.csv, too")
 

@@ -31,6 +31,11 @@ def extent(rings: Sequence[Ring], grid: MaskPlacement) -> tuple[int, float, tupl
     return pixels, inside, cut if inside else centre
 
 
+def um_of(pixels: float, size: float | None) -> float | str:
+    """Return the size in um2 or um3 of pixels of a size, as tables have it; empty if that is unknown."""
+    return "" if size is None else round(pixels * size, DECIMALS)
+
+
 def cut_size(pixels: int, size: float | None, um: float | str) -> float | None:
     """Return the size of a shape in um2 or um3, as tables have it, if the border of the image cuts it; else None.
 

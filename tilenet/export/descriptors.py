@@ -163,4 +163,4 @@ def _axes(covariance: NDArray[np.float64], sizes: Sequence[float], unit: str) ->
 
 
 def _texts(values: dict[str, float]) -> dict[str, str]:
-    return {name: f"{value:.7g}" for name, value in values.items()}
+    return {name: f"{values[name]:.7g}" for name in COLUMNS if name in values}

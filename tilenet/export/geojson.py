@@ -3,8 +3,12 @@
 QuPath's source (qupath.lib.io: QuPathTypeAdapters, ROITypeAdapters, GsonTools) shows what it reads: a
 FeatureCollection of Features, each with ``id`` (a UUID), ``geometry`` and ``properties``. The geometry has
 a ``plane`` beside its coordinates, unless it lies in the first plane; the properties have ``objectType``,
-``name`` and ``classification``. Coordinates are corners of pixels at full resolution, x to the right and
-y down from the image's first corner.
+``name``, ``classification`` and ``measurements``. Coordinates are corners of pixels at full resolution, x to the
+right and y down from the image's first corner.
+
+Measurements are an object, a number by name. QuPath reads it from 0.4 on, as it does ``objectType``; older versions
+read a list of names and values alone, and ignore an object. A number that is not finite has no place in JSON, and
+QuPath 0.4 refuses a file that has one.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,10 +26,11 @@ import tilenet
 from tilenet.arguments import known_options
 from tilenet.card import colors_of
 from tilenet.errors import SettingsError
-from tilenet.export.areas import MinimumSize, cut_size, extent, least_of, pixel_sizes
+from tilenet.export.areas import MinimumSize, cut_size, extent, least_of, pixel_sizes, um_of
 from tilenet.export.corners import Ring
-from tilenet.export.intensities import Intensities
-from tilenet.export.placement import DECIMALS, MaskPlacement
+from tilenet.export.descriptors import ShapeDescriptors
+from tilenet.export.intensities import Intensities, Measurements
+from tilenet.export.placement import MaskPlacement
 from tilenet.export.shapes import Progress, Shape, has_volumes, open_for, shapes_of
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
@@ -74,6 +80,9 @@ def write_geojson(
     pixel_size: float | str | Sequence[float] | None = None,
     min_area: str | float | None = None,
     kind: Kind = "detection",
+    shapes: bool = False,
+    intensities: bool = False,
+    stains: bool = False,
     positive: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -101,9 +110,13 @@ def write_geojson(
         Not for volumes.
     kind : {"detection", "annotation"}
         What the features become in QuPath, which copes with many detections but few annotations.
+    shapes, intensities, stains : bool
+        Give each polygon the measurements that `tilenet.write_table` adds by these, and its area, by the names of the
+        columns. What is empty or not finite there is left out. Outlines of an object of a volume have no area, each
+        has the intensities of the whole object, and `shapes` is refused.
     positive : str, optional
         A rule as for `tilenet.write_table`, such as ``"dab>0.2"``: the classes of objects become Positive and Negative,
-        by which QuPath counts them.
+        by which QuPath counts them. The means are added to the measurements.
     overwrite : bool
         Replace a file that `write_geojson` wrote.
     progress : callable, optional
@@ -129,31 +142,33 @@ def write_geojson(
     """
     if kind not in KINDS:
         raise SettingsError(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    out, bright = Path(out).absolute(), Intensities(positive=positive)
+    out, bright = Path(out).absolute(), Intensities(channels=intensities, stains=stains, positive=positive)
     how: dict[str, Any] = {"pixel_size": pixel_size, "replace": overwrite, "is_ours": _is_ours, "kind": "a GeoJSON"}
     with open_for(out, mask, image, **how) as (opened, grid):
         found = Outlined(out, objects=opened.has_objects, volumes=has_volumes(opened))
-        least = _least(opened, min_area)
+        _refuse_volumes(opened, min_area, shapes=shapes)
+        least = least_of(opened, min_area)
         if bright:
             bright.check(opened, image)
         opened.refuse_damage()
-        shapes = _large(shapes_of(opened, progress), least, found, opened, grid)
-        if bright:
-            shapes = _told_apart(shapes, bright.measure(opened, image).positive)
+        measured = bright.measure(opened, image) if bright else None
+        measurements = _ShapeMeasurements(opened, grid, ShapeDescriptors(opened) if shapes else None, measured)
+        outlined = _large(shapes_of(opened, progress), least, found, opened, grid)
         with put_whole(out) as path, path.open("wb") as file:
-            for part in _Features(opened, grid, kind, found, told_apart=bool(bright)).collection(shapes):
+            for part in _Features(opened, grid, kind, found, measurements).collection(outlined):
                 file.write(part)
     return found
 
 
-def _least(mask: AnyMask, area: str | float | None) -> MinimumSize:
-    """Return the least area of shapes."""
-    if area is not None and has_volumes(mask):
-        raise SettingsError(
-            f"{mask.path}: its polygons are outlines in planes, which have no volume. Leave smaller objects out of the "
-            f"table alone (--csv)"
-        )
-    return least_of(mask, area)
+def _refuse_volumes(mask: AnyMask, min_area: str | float | None, *, shapes: bool) -> None:
+    """Raise if something was asked for that outlines of a volume do not have."""
+    if not has_volumes(mask):
+        return
+    outlines = f"{mask.path}: its polygons are outlines in planes"
+    if min_area is not None:
+        raise SettingsError(f"{outlines}, which have no volume. Leave smaller objects out of the table alone (--csv)")
+    if shapes:
+        raise SettingsError(f"{outlines}, and shapes are of whole objects. Give --shapes for the table alone (--csv)")
 
 
 def _large(
@@ -163,19 +178,10 @@ def _large(
     size, _ = pixel_sizes(mask)
     for shape in shapes:
         pixels, inside, _ = extent(shape.rings, grid) if least.pixels else (0, 0, None)
-        if least.excludes(pixels, cut_size(pixels, size, "" if size is None else round(inside * size, DECIMALS))):
+        if least.excludes(pixels, cut_size(pixels, size, um_of(inside, size))):
             found.left_out += 1
         else:
             yield shape
-
-
-def _told_apart(shapes: Iterable[Shape], positive: Any) -> Iterator[Shape]:
-    """Yield shapes of objects with the names of QuPath's classes, given a place in `VERDICTS` for each number.
-
-    What is neither keeps its name.
-    """
-    for shape in shapes:
-        yield replace(shape, name=(NEGATIVE, POSITIVE, shape.name)[positive[shape.value]])
 
 
 def _is_ours(path: Path) -> bool:
@@ -183,12 +189,42 @@ def _is_ours(path: Path) -> bool:
         return file.read(len(HEAD)) == HEAD
 
 
+class _ShapeMeasurements:
+    """What a table says of shapes: nothing, or their areas, with their forms and what was measured over objects."""
+
+    def __init__(
+        self, mask: AnyMask, grid: MaskPlacement, forms: ShapeDescriptors | None, measured: Measurements | None
+    ) -> None:
+        self._grid, self._um2, self._forms, self._measured = grid, pixel_sizes(mask)[0], forms, measured
+        self._has_areas = (forms is not None or measured is not None) and not has_volumes(mask)
+        self._positive = None if measured is None else measured.positive
+        self.colors = {} if self._positive is None else QUPATH
+
+    def class_of(self, shape: Shape) -> str:
+        """Return the name of the class of a shape; what is neither positive nor negative keeps its own."""
+        return shape.name if self._positive is None else (NEGATIVE, POSITIVE, shape.name)[self._positive[shape.value]]
+
+    def of(self, shape: Shape) -> dict[str, Any]:
+        """Return the finite numbers of a shape by column, without `positive`, which its class says."""
+        texts = self._forms.of(shape) if self._forms else {}
+        texts |= self._measured.of(shape.value) if self._measured else {}
+        numbers = ((name, float(text)) for name, text in texts.items() if name != "positive")
+        return self._areas(shape) | {name: number for name, number in numbers if isfinite(number)}
+
+    def _areas(self, shape: Shape) -> dict[str, Any]:
+        if not self._has_areas:
+            return {}
+        pixels, inside, _ = extent(shape.rings, self._grid)
+        return {"area_px": pixels} | ({} if self._um2 is None else {"area_um2": um_of(inside, self._um2)})
+
+
 class _Features:
     """Write shapes as the text of a FeatureCollection, counting features and vertices."""
 
-    def __init__(self, mask: AnyMask, grid: MaskPlacement, kind: str, found: Outlined, *, told_apart: bool) -> None:
-        self._mask, self._grid, self._kind, self._found = mask, grid, kind, found
-        self._by_name = QUPATH if told_apart else {}
+    def __init__(
+        self, mask: AnyMask, grid: MaskPlacement, kind: str, found: Outlined, measurements: _ShapeMeasurements
+    ) -> None:
+        self._mask, self._grid, self._kind, self._found, self._measurements = mask, grid, kind, found, measurements
         self._colors = {value: color[:3] for value, color in colors_of(mask.info["card"]).items()}
 
     def collection(self, shapes: Iterable[Shape]) -> Iterator[bytes]:
@@ -209,20 +245,25 @@ class _Features:
     def _feature(self, shape: Shape) -> str:
         polygons = [f"[{','.join(map(self._ring, region.rings))}]" for region in shape.parts]
         several = len(polygons) > 1
-        self._found.features[shape.name] += 1
+        name = self._measurements.class_of(shape)
+        self._found.features[name] += 1
         self._found.vertices += sum(len(ring) for region in shape.parts for ring in region.rings)
         kind = "MultiPolygon" if several else "Polygon"
         coordinates = f"[{','.join(polygons)}]" if several else polygons[0]
         return (
             f'{{"type":"Feature","id":"{shape.id}",'
             f'"geometry":{{"type":"{kind}","coordinates":{coordinates}{self._plane(shape)}}},'
-            f'"properties":{self._properties(shape.value, shape.name)}}}'
+            f'"properties":{self._properties(shape, name)}}}'
         )
 
     def _ring(self, ring: Ring) -> str:
         return json.dumps(self._grid.place(ring).tolist(), separators=(",", ":"))
 
-    def _properties(self, value: int, name: str) -> str:
-        color = self._by_name.get(name) or self._colors[min(self._colors) if self._found.objects else value]
+    def _properties(self, shape: Shape, name: str) -> str:
+        own = min(self._colors) if self._found.objects else shape.value
+        color = self._measurements.colors.get(name) or self._colors[own]
         said: dict[str, Any] = {"objectType": self._kind, "classification": {"name": name, "color": list(color)}}
-        return json.dumps(said | ({"name": str(value)} if self._found.objects else {}), separators=(",", ":"))
+        said |= {"name": str(shape.value)} if self._found.objects else {}
+        measurements = self._measurements.of(shape)
+        said |= {"measurements": measurements} if measurements else {}
+        return json.dumps(said, separators=(",", ":"))

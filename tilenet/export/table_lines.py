@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.export.areas import MinimumSize, extent
+from tilenet.export.areas import MinimumSize, extent, um_of
 from tilenet.export.descriptors import Edges, Moments, ShapeDescriptors, lifted
 from tilenet.export.placement import DECIMALS, MaskPlacement
 from tilenet.export.shapes import Shape
@@ -91,7 +91,7 @@ def _box_of(shape: Shape) -> tuple[NDArray[Any], NDArray[Any]]:
 def _line(shape: Shape, grid: MaskPlacement, found: Measured) -> list[object]:
     """Return the values of the line of a shape, in the order of `COLUMNS`."""
     pixels, inside, (y, x) = extent(shape.rings, grid)
-    number, size = shape.value if found.objects else "", (pixels, _times(inside, found.pixel_um2), "", "")
+    number, size = shape.value if found.objects else "", (pixels, um_of(inside, found.pixel_um2), "", "")
     place, box = _point(grid, y, x), _box(grid, *_box_of(shape))
     return [shape.id, shape.name, number, shape.t, shape.z, *place, *size, *box, shape.z, shape.z + 1]
 
@@ -99,14 +99,10 @@ def _line(shape: Shape, grid: MaskPlacement, found: Measured) -> list[object]:
 def _line_of_solid(solid: _Solid, grid: MaskPlacement, found: Measured) -> list[object]:
     """Return the values of the line of an object in a volume, in the order of `COLUMNS`."""
     shape, (z, y, x) = solid.first, (solid.moments / solid.weight).tolist()
-    size = ("", "", solid.pixels, _times(solid.inside, found.voxel_um3))
+    size = ("", "", solid.pixels, um_of(solid.inside, found.voxel_um3))
     place, box = _point(grid, y, x), _box(grid, solid.low[1:], solid.high[1:])
     middle = round(z, DECIMALS)
     return [shape.id, shape.name, shape.value, shape.t, middle, *place, *size, *box, solid.low[0], solid.high[0]]
-
-
-def _times(pixels: float, size: float | None) -> float | str:
-    return "" if size is None else round(pixels * size, DECIMALS)
 
 
 def _point(grid: MaskPlacement, y: float, x: float) -> list[float]:
