@@ -14,6 +14,8 @@ from tilenet.footprint import Footprint
 
 # Pixels that are trouble.
 DEADLY, BAD = 253, 254
+# Variable of the environment: for how many seconds `bright` sleeps in each call, so that a run lasts.
+SLEEP = "TILENET_TEST_SLEEP"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Bright3D:
 
 
 def bright():
-    """Return the predictor, as a worker asks for it by the name ``stub:bright``."""
-    return Bright()
+    """Return the predictor, as a worker asks for it by the name ``stub:bright``; `SLEEP` makes it slow."""
+    return Bright(sleep=float(os.environ.get(SLEEP, 0)))
 
 
 def shades(batch):

@@ -17,9 +17,9 @@ import pytest
 from faults import stray
 from faults import wait_until as wait_until_soon
 from oracles import random_network
-from serving import certificate
+from serving import certificate, nobody_at
 from store_helpers import journal_lines, tree
-from stub import Bright
+from stub import SLEEP, Bright
 from workers import write_image
 
 import tilenet
@@ -28,7 +28,7 @@ from tilenet.workers import clusters
 pytestmark = pytest.mark.slow
 SIDES, BLOCKS = (2048, 2560), 20
 TILES = {"tile": 512, "threads": 1}
-ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1", SLEEP: "0.5"}
 RUNS = 20
 # Seconds for what takes a few on a machine that does nothing else.
 PATIENCE = 300
@@ -155,22 +155,25 @@ def test_a_client_is_killed_and_started_again_at_once(image, network, alone, das
     print(f"\n{where}: {cycles} of {cycles} masks identical after {killed} kills of the client")
 
 
-def test_a_scheduler_that_dies_is_exit_4_and_the_run_goes_on_without(image, network, alone, dask, tmp_path):
-    run = start(tmp_path, image, "--out", tmp_path / "m.zarr", "--model", network, "--scheduler", dask.address)
+def test_a_scheduler_that_dies_is_exit_4_and_the_run_goes_on_without(image, dask, tmp_path):
+    run = start(tmp_path, image, "--out", tmp_path / "m.zarr", "--model", "stub:bright", "--scheduler", dask.address)
     wait_until(lambda: journal_lines(tmp_path / "m.zarr") >= 4)
     dask.processes[0].kill()
     began = time.monotonic()
     assert run.wait(PATIENCE) == 4
     said = (tmp_path / "said").read_text()
     assert "the scheduler is lost" in said and "--resume" in said and len(said.splitlines()) == 1, said
-    tilenet.segment(image, tmp_path / "m.zarr", model=network, resume=True)
-    assert tree(tmp_path / "m.zarr") == alone
+    tilenet.segment(image, tmp_path / "m.zarr", model="stub:bright", resume=True)
+    tilenet.segment(image, tmp_path / "alone.zarr", model="stub:bright", **TILES)
+    assert tree(tmp_path / "m.zarr") == tree(tmp_path / "alone.zarr")
     print(f"\nexit 4 after {time.monotonic() - began:.1f} s")
 
 
 def test_no_scheduler_at_an_address_is_exit_4(image, network, tmp_path):
-    run = start(tmp_path, image, "--out", tmp_path / "m.zarr", "--model", network, "--scheduler", "tcp://127.0.0.1:9")
-    assert run.wait(PATIENCE) == 4
+    with nobody_at() as port:
+        address = f"tcp://127.0.0.1:{port}"
+        run = start(tmp_path, image, "--out", tmp_path / "m.zarr", "--model", network, "--scheduler", address)
+        assert run.wait(PATIENCE) == 4
     said = (tmp_path / "said").read_text()
     assert "no scheduler answers" in said and len(said.splitlines()) == 1, said
     assert not (tmp_path / "m.zarr").exists()
@@ -190,8 +193,8 @@ def test_connections_are_encrypted_where_that_is_asked_for(image, network, alone
     assert tree(tmp_path / "m.zarr") == alone
 
 
-def test_interrupting_a_run_with_workers_ends_it_within_seconds(image, network, tmp_path):
-    run = start(tmp_path, image, "--out", tmp_path / "m.zarr", "--model", network, "--workers", 2)
+def test_interrupting_a_run_with_workers_ends_it_within_seconds(image, tmp_path):
+    run = start(tmp_path, image, "--out", tmp_path / "m.zarr", "--model", "stub:bright", "--workers", 2)
     wait_until(lambda: journal_lines(tmp_path / "m.zarr") >= 2)
     run.send_signal(signal.SIGINT)
     began = time.monotonic()

@@ -2,13 +2,12 @@
 
 import json
 import pickle
-from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from contents import lines_of
+from contents import lines_of, open_files
 from ome_images import write_ome_tiff, write_ome_zarr
 from pyramids import write_pyramid
 from stub import Bright, Bright3D
@@ -372,7 +371,3 @@ def test_a_size_along_z_of_an_image_without_z_is_refused_and_the_file_closed(tmp
     (tmp_path / "list.csv").write_text("image,pixel_size\nbare.png,0\n")
     code, _, err = tilenet_command("batch", tmp_path / "list.csv", "-o", tmp_path / "masks")
     assert (code, err.count("\n"), "list.csv: line 2: pixel_size" in err) == (2, 1, True)
-
-
-def open_files():
-    return sorted(str(p.readlink()) for p in Path("/proc/self/fd").iterdir() if p.is_symlink())

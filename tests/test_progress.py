@@ -1,6 +1,7 @@
 """The progress that a log gets, where stderr is no terminal."""
 
 import re
+from itertools import count
 
 import numpy as np
 import pytest
@@ -62,8 +63,9 @@ def test_nothing_is_told_of_what_stands_still_or_is_at_its_end(clock, capsys):
 
 
 @pytest.fixture
-def command(tmp_path, tilenet_command):
-    """Return a command that segments a slide in 42 tiles."""
+def command(tmp_path, tilenet_command, monkeypatch):
+    """Return a command that segments a slide in 42 tiles, each in a hundredth of a second."""
+    monkeypatch.setattr(output, "monotonic", count(0, 0.01).__next__)
     tifffile.imwrite(tmp_path / "s.tif", np.zeros((90, 110), np.uint8))
     tilenet.save_model(random_network(depth=2, wf=1), tmp_path / "m.safetensors")
     words = ("segment", tmp_path / "s.tif", "-m", tmp_path / "m.safetensors", "--tile", 16, "--batch", 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contents import whole
+from contents import open_files, whole
 from PIL import Image as Picture
 from test_readers_planes import planes
 
@@ -19,11 +19,6 @@ from tilenet.geometry import Box
 from tilenet.readers import open_image
 
 RANDOM = np.random.default_rng(11)
-
-
-def n_open():
-    """Return how many files this process holds open."""
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 # Slides
@@ -280,12 +275,12 @@ def path(request, tmp_path):
 
 def test_a_closed_image_leaves_no_file_open(path):
     open_image(path).close()  # what a library opens once and keeps
-    before = n_open()
+    before = open_files()
     for _ in range(3):
         with open_image(path) as image:
             image.read(Box((0,) * len(image.box_shape), (1,) * len(image.box_shape)))
             pickle.loads(pickle.dumps(image)).close()
-    assert n_open() == before
+    assert open_files() == before
 
 
 @pytest.mark.parametrize("keep", [0.03, 0.4, 0.9])
