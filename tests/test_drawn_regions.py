@@ -15,10 +15,11 @@ from skimage.measure import label, regionprops
 from stub import Bright
 
 import tilenet
+from tilenet.drawn_regions import read_regions
 from tilenet.errors import SettingsError
-from tilenet.export import drawn_regions, shapes
+from tilenet.export import shapes
 from tilenet.export.descriptors import COLUMNS as FORMS
-from tilenet.export.drawn_regions import Within, read_regions
+from tilenet.export.in_regions import BAND, Within
 from tilenet.export.table import COLUMNS, read_table, write_table
 
 BLOBS = ndi.gaussian_filter(np.random.default_rng(5).normal(size=(260, 340)), 3)
@@ -170,26 +171,26 @@ def test_annotations_of_older_versions_of_qupath_are_regions(tmp_path):
 def test_a_point_lies_in_the_regions_that_shapely_finds_one_by_one(tmp_path):
     random = np.random.default_rng(7)
     drawn = [feature([(STAR * scale + move).tolist()]) for scale in (0.5, 1, 8) for move in random.integers(0, 999, 9)]
-    drawn.append(feature([square(0, drawn_regions.BAND, 300)]))
+    drawn.append(feature([square(0, BAND, 300)]))
     regions = read_regions(write_regions(tmp_path / "r.geojson", drawn))
     found = Within(regions)
     points = [
         *random.uniform(-100, 3000, (500, 2)).tolist(),
-        [40, drawn_regions.BAND],
-        [40, drawn_regions.BAND + 300],
+        [40, BAND],
+        [40, BAND + 300],
         [-0.5, 3],
     ]
     for x, y in points:
         point = shapely.Point(x, y)
         assert found.at(x, y) == [k for k, region in enumerate(regions) if region.area.intersects(point)]
-    assert len(regions) - 1 in found.at(40, drawn_regions.BAND)
+    assert len(regions) - 1 in found.at(40, BAND)
 
 
 def test_the_bounds_of_regions_are_found_once_and_not_again_in_each_band_of_rows(tmp_path, monkeypatch):
     regions = read_regions(write_regions(tmp_path / "r.geojson", FEATURES))
     found, asked = Within(regions), []
     monkeypatch.setattr(shapely.MultiPolygon, "bounds", property(lambda area: asked.append(area) or (0, 0, 1e9, 1e9)))
-    assert [found.at(260, 20 + band * drawn_regions.BAND) for band in range(3)] == [[3], [], []] and not asked
+    assert [found.at(260, 20 + band * BAND) for band in range(3)] == [[3], [], []] and not asked
 
 
 def test_an_outline_that_crosses_itself_is_mended_with_a_word(mask, tmp_path, caplog):
@@ -225,7 +226,7 @@ def test_cores_of_a_tissue_array_that_are_marked_as_missing_are_left_out_with_a_
     path = write_regions(tmp_path / "r.geojson", cores)
     assert [region.name for region in read_regions(path)] == ["A-0", "A-2"]
     assert f"{path}: 2 cores marked as missing are left out: A-1, A-3" in caplog.text
-    with pytest.raises(SettingsError, match="all of its cores are marked as missing. Give regions to count in"):
+    with pytest.raises(SettingsError, match="all of its cores are marked as missing. Give other regions"):
         read_regions(write_regions(path, cores[1::2]))
 
 

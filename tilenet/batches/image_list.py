@@ -14,8 +14,8 @@ from typing import Any
 
 from tilenet.address import file_of, is_address, last_name, shown
 from tilenet.card import parse_scaling
+from tilenet.drawn_regions import Drawn, read_regions
 from tilenet.errors import SettingsError
-from tilenet.export.drawn_regions import Drawn, read_regions
 from tilenet.export.intensities import Intensities
 from tilenet.jobs.options import Options, parse_channels, parse_sides, parse_tissue
 from tilenet.models.saved import packaged_models

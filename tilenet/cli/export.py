@@ -14,7 +14,7 @@ from tilenet.errors import SettingsError
 from tilenet.geometry import sides_text
 
 if TYPE_CHECKING:
-    from tilenet.export.drawn_regions import InRegion
+    from tilenet.export.in_regions import InRegion
     from tilenet.export.totals import Measured
 
 FILE = click.Path(path_type=Path)

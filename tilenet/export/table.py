@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.arguments import known_options
+from tilenet.drawn_regions import BETWEEN, Drawn, covered, read_regions
 from tilenet.errors import ImageError, OutputMismatch, SettingsError
 from tilenet.export.areas import least_of, pixel_sizes
 from tilenet.export.descriptors import COLUMNS as FORMS
 from tilenet.export.descriptors import ShapeDescriptors
-from tilenet.export.drawn_regions import BETWEEN, Drawn, InRegion, Within, covered, read_regions
+from tilenet.export.in_regions import InRegion, Within
 from tilenet.export.intensities import Intensities
 from tilenet.export.placement import MaskPlacement, find_grid, is_full
 from tilenet.export.shapes import Progress, class_names, has_volumes, open_for, shapes_of

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.export.areas import cut_size
-from tilenet.export.drawn_regions import InRegion, Within
+from tilenet.export.in_regions import InRegion, Within
 from tilenet.export.placement import DECIMALS, MaskPlacement
 from tilenet.store.tissue_map import TissueMap
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.errors import SettingsError
-from tilenet.export.drawn_regions import InRegion
+from tilenet.export.in_regions import InRegion
 from tilenet.export.placement import DECIMALS
 from tilenet.export.totals import Measured
 from tilenet.masks.protected import check_file_place, refuse_protected

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.arguments import known_options
+from tilenet.drawn_regions import Drawn, covered, first_three, outlines, read_regions
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.export.drawn_regions import Drawn, covered, first_three, outlines, read_regions
 from tilenet.export.listed_objects import Listed, Listing, read_listed
 from tilenet.export.placement import MaskPlacement, grid_in
 from tilenet.geometry import Box

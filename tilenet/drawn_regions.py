@@ -1,8 +1,6 @@
-"""Regions that a user drew on an image, such as annotations of QuPath, and how many shapes lie in each.
+"""Regions that a user drew on an image, such as annotations of QuPath.
 
-A shape lies in a region if its centroid does, on the border too: this is how QuPath assigns objects to annotations
-(PathObjectTileCache.containsCentroid in its source). Only areas count, and a file that holds anything else is refused,
-so that nothing is left out unseen.
+Only areas count, and a file that holds anything else is refused, so that nothing is left out unseen.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,6 @@ from tilenet.errors import SettingsError, first_line
 
 # In a table, between the names of the regions of one shape.
 BETWEEN = "; "
-# Rows of the image that are looked up together.
-BAND = 512
 # What a region must not be: QuPath exports its annotations and its cells by the same command.
 FOUND = ("cell", "detection", "PathCellObject", "PathDetectionObject")
 LOG = logging.getLogger("tilenet")
@@ -43,71 +39,12 @@ class Drawn:
     path: Path
 
 
-@dataclass
-class InRegion:
-    """What lies in a region that a user drew.
-
-    Attributes
-    ----------
-    name : str
-        Its name, which no other region of the file has.
-    counts : dict
-        Number of lines by class.
-    mm2 : float or None
-        Area of the part of it that the mask covers; None if the pixel size is unknown.
-    positive, judged : dict
-        How many of them are positive, and how many positive or negative; empty if that was not asked for.
-    """
-
-    name: str
-    counts: Counter[str] = field(default_factory=Counter)
-    mm2: float | None = None
-    positive: Counter[str] = field(default_factory=Counter)
-    judged: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def per_mm2(self) -> dict[str, float]:
-        """Number of lines by class per square millimetre; empty if the area is 0 or unknown."""
-        return {name: n / self.mm2 for name, n in self.counts.items()} if self.mm2 else {}
-
-
-class Within:
-    """Finds the regions that a point lies in.
-
-    Parameters
-    ----------
-    drawn : sequence of Drawn
-        The regions.
-    """
-
-    def __init__(self, drawn: Sequence[Drawn]) -> None:
-        self._areas = [region.area for region in drawn]
-        shapely.prepare(self._areas)
-        # Once: a slide has hundreds of bands, and a file may have thousands of regions.
-        self._bounds: list[list[float]] = shapely.bounds(self._areas).tolist()
-        self._bands: dict[int, list[tuple[int, list[float]]]] = {}
-
-    def at(self, x: float, y: float) -> list[int]:
-        """Return the numbers, in order, of the regions that a point in pixels of the image lies in."""
-        # Comparisons of numbers, because a query of an index costs as much as a hundred of them.
-        return [
-            number
-            for number, (left, top, right, bottom) in self._near(int(y // BAND))
-            if left <= x <= right and top <= y <= bottom and shapely.intersects_xy(self._areas[number], x, y)
-        ]
-
-    def _near(self, band: int) -> list[tuple[int, list[float]]]:
-        """Return the numbers of the regions that reach into a band of rows, and their bounds."""
-        if band not in self._bands:
-            first, last = band * BAND, (band + 1) * BAND
-            self._bands[band] = [
-                (number, box) for number, box in enumerate(self._bounds) if box[1] <= last and box[3] >= first
-            ]
-        return self._bands[band]
-
-
-def covered(drawn: Sequence[Drawn], frame: tuple[float, float, float, float]) -> list[float]:
+def covered(
+    drawn: Sequence[Drawn], frame: tuple[float, float, float, float], what: str = "what was segmented"
+) -> list[float]:
     """Return the pixels of each region within a frame (left, top, right, bottom); tell of regions that leave it.
+
+    `what` says in messages what the frame is of.
 
     Raises
     ------
@@ -118,12 +55,12 @@ def covered(drawn: Sequence[Drawn], frame: tuple[float, float, float, float]) ->
     if not any(inside):
         left, top, right, bottom = frame
         raise SettingsError(
-            f"{drawn[0].path}: all of its regions lie outside of what was segmented, x {left:g} to {right:g} and y "
+            f"{drawn[0].path}: all of its regions lie outside of {what}, x {left:g} to {right:g} and y "
             f"{top:g} to {bottom:g}. Give the regions of this image, in pixels at full resolution"
         )
     for region, area in zip(drawn, inside, strict=True):
         if (outside := 1 - area / region.area.area) > 1e-9:
-            LOG.warning("%s: %.3g %% of %s lies outside of what was segmented", region.path, 100 * outside, region.name)
+            LOG.warning("%s: %.3g %% of %s lies outside of %s", region.path, 100 * outside, region.name, what)
     return inside
 
 
@@ -136,11 +73,11 @@ def outlines(drawn: Sequence[Drawn], frame: tuple[float, float, float, float]) -
         yield [points for part in shapely.get_parts(near) if len(points := shapely.get_coordinates(part)) > 1]
 
 
-def read_regions(path: str | Path) -> list[Drawn]:
+def read_regions(path: str | Path, *, named: bool = True) -> list[Drawn]:
     """Read a GeoJSON file of polygons: a FeatureCollection, a list of features, or one, as QuPath exports them.
 
     A region has its name, or else that of its class; if it has neither, it is called by its place in the file.
-    Names that occur several times are numbered.
+    Names that occur several times are numbered. With `named`, warnings tell of names that are not as they were given.
 
     Raises
     ------
@@ -157,13 +94,13 @@ def read_regions(path: str | Path) -> list[Drawn]:
             continue
         _refuse_found(feature, where)
         areas.append(_valid(_area(feature.get("geometry"), where), where))
-        names.append(_writable(name, where) or f"region {number}")
+        names.append((_writable(name, where) if named else name) or f"region {number}")
         nameless += [] if name else names[-1:]
     if missing:
         LOG.warning("%s: %d cores marked as missing are left out: %s", path, len(missing), first_three(missing))
     if not names:
-        raise SettingsError(f"{path}: all of its cores are marked as missing. Give regions to count in")
-    if nameless:
+        raise SettingsError(f"{path}: all of its cores are marked as missing. Give other regions")
+    if nameless and named:
         LOG.warning(
             "%s: %d of %d regions without name and class, called by their place in the file: %s",
             *(path, len(nameless), len(names), first_three(nameless)),
