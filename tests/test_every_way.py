@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 from blobs import balls, blobs
+from drawn_regions import feature, rectangle, write_regions
 from faults import tree_hash
 from killing import kill, lose_a_file
 from linked_stacks import moving
@@ -20,6 +21,7 @@ from tilenet.store import Store
 PLANE = blobs((150, 200), seed=2)
 STACK, FLAT = moving((60, 70), 4), balls((1.25, 0.25, 0.25))
 OBJECTS = {"objects": True}
+DRAWN = [feature([rectangle(30, 20, 90, 70), rectangle(40, 30, 60, 50)])]
 STEPS = ("_fill_places", "linked", "_first_places", "_write_numbers", "finish")
 # The image and the size of its pixels, how it is segmented, and another value that must not go on with it.
 WISHES = {
@@ -28,6 +30,7 @@ WISHES = {
     "pixel size": (PLANE, (), {"mpp": 0.8, "pixel_size": 0.5}, {"pixel_size": 0.6}),
     "channels": (np.stack([PLANE[::-1], PLANE]), (0.5, 0.5), {"channels": (1,)}, {"channels": (0,)}),
     "tissue": (PLANE, (0.5, 0.5), {"tissue": np.eye(3, 4, dtype=np.uint8)}, {"tissue": np.ones((3, 4), np.uint8)}),
+    "regions": (PLANE, (0.5, 0.5), OBJECTS | {"mpp": 0.8, "tissue": DRAWN}, {"tissue": False}),
     "scaling": (PLANE, (0.5, 0.5), {"scaling": "linear:-50,1"}, {"scaling": "none"}),
     "objects of a part": (PLANE, (0.5, 0.5), OBJECTS | {"roi": "0:100,0:150"}, {"roi": "0:101,0:150"}),
     "objects and tissue": (PLANE, (0.5, 0.5), OBJECTS | {"tissue": np.eye(3, 4, dtype=np.uint8)}, {"tissue": False}),
@@ -49,6 +52,8 @@ def wish(request, tmp_path, monkeypatch):
     else:
         write_ome_tiff(image, pixels, um=um)
     how = {"tile": 16 if pixels is FLAT else 32, "threads": 1, **asked}
+    if how.get("tissue") is DRAWN:
+        how["tissue"] = write_regions(tmp_path / "regions.geojson", DRAWN)
     mask = tilenet.segment(image, tmp_path / "alone.zarr", model=model, **how)
     assert mask.layout.n_blocks(0) > 3 and np.asarray(mask).any()
     return image, model, how, other, tree_hash(mask.path)

@@ -21,6 +21,7 @@ from tilenet.jobs.options import Options, parse_channels, parse_sides, parse_tis
 from tilenet.models.saved import packaged_models
 from tilenet.readers.calibrated import parse_pixel_size
 from tilenet.sheets import SEPARATORS, as_settings_errors, cells, name_columns, rows_of
+from tilenet.tissue.regions import names_regions
 
 # Endings that are removed as well as the last one: slide.ome.tif is the slide "slide".
 INNER = (".ome",)
@@ -67,12 +68,14 @@ def read_image_list(
     """Return an item for each image that paths, patterns and lists (ending in ``.txt`` or ``.csv``) name.
 
     A list may give other models, options and rules for its images. A model in a list is a file relative to the list, if
-    there is such a file. `SettingsError` if there are no images, if names collide, or if a list has an invalid entry.
+    there is such a file. `SettingsError` if there are no images, if names collide, if several images would have the
+    same drawn regions as tissue, or if a list has an invalid entry.
     """
     plain = BatchItem("", "", model, options, positive=positive)
     items = [item for image in images for item in _items_of(str(image), plain)]
     if not items:
         raise SettingsError("a batch needs an image at least. Give paths, patterns or lists")
+    _refuse_shared_regions(items, options.tissue)
     first: dict[str, BatchItem] = {}
     for item in items:
         _check_name(item.name, shown(item.image), "Give a .csv list with a column name")
@@ -83,6 +86,15 @@ def read_image_list(
                 f"Give a .csv list with a column name"
             )
     return items
+
+
+def _refuse_shared_regions(items: Sequence[BatchItem], tissue: Any) -> None:
+    """Refuse regions that were drawn on one image as the tissue of several."""
+    if names_regions(tissue) and (n := sum(item.options.tissue is tissue for item in items)) > 1:
+        raise SettingsError(
+            f"{tissue}: holds the regions of one image, and would be the tissue of {n}. Name those of each in a "
+            f".csv list, in a column tissue"
+        )
 
 
 def _items_of(image: str, plain: BatchItem) -> Iterator[BatchItem]:

@@ -103,8 +103,8 @@ def batch(
     Raises
     ------
     SettingsError
-        Before any work, if there is no image, if two images would have the same name (in other shares, too), or if a
-        list has an invalid entry.
+        Before any work, if there is no image, if two images would have the same name (in other shares, too) or the same
+        drawn regions as tissue, or if a list has an invalid entry.
     EnvironmentFault
         If the scheduler or this process's GPU is lost, or if nothing more can be written into the folder.
         The message says how many images are not done. The same call again resumes the batch.

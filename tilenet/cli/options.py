@@ -75,7 +75,8 @@ image_options = with_options(
         is_flag=False,
         flag_value="auto",
         help="Skip blocks without tissue. auto, or no value at the end of the line: find it on a coarse level. "
-        "MASK: a picture or zarr of the whole image, 0 on glass.  [default: nothing is skipped]",
+        "MASK: a picture or zarr of the whole image, 0 on glass, or a .geojson of regions drawn in QuPath.  [default: "
+        "nothing is skipped]",
     ),
     click.option(
         "--tile",

@@ -100,7 +100,8 @@ def _result(mask: AnyMask) -> tuple[dict[str, Any], str]:
         what = f"{facts['objects']} {'volumes' if 'link' in record else 'objects'}"
     if tissue:
         facts["tissue"] = tissue
-        what += f", {tissue['skipped']:.0%} skipped as glass"
+        where = "outside of the regions" if "regions" in tissue else "as glass"
+        what += f", {tissue['skipped']:.0%} skipped {where}"
     return facts, what
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tilenet.export.corners import Ring
 from tilenet.masks.provenance import image_of, refuse_another, resolution_of
 from tilenet.readers.image import Image
+from tilenet.readers.resampled import step_of
 from tilenet.resolution import AS_STORED, downsample_factor
 from tilenet.store import AnyMask
 
@@ -104,11 +105,9 @@ def grid_in(image: Image, mask: AnyMask) -> MaskPlacement:
     resolution, origin = resolution_of(mask), (mask.origin[-2], mask.origin[-1])
     if is_full(mask):
         return MaskPlacement(origin)
-    full, stored = (image.plane_shape(k) for k in (0, resolution.level))
     deep = [image.levels[k].shape[image.axes.index("z")] if "z" in image.axes else 1 for k in (0, resolution.level)]
-    y, x = (downsample_factor(n, m) * f for n, m, f in zip(full, stored, resolution.factor, strict=True))
     thickness = downsample_factor(*deep)
-    return MaskPlacement(origin, (y, x), full, thickness, deep[0] / thickness)
+    return MaskPlacement(origin, step_of(image, resolution), image.plane_shape(0), thickness, deep[0] / thickness)
 
 
 def is_full(mask: AnyMask) -> bool:

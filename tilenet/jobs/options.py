@@ -160,7 +160,7 @@ def parse_channels(text: str) -> tuple[int | str, ...]:
 
 
 def parse_tissue(text: str) -> bool | str:
-    """Return the path of a tissue mask, or True for ``auto``: the tissue is to be found in the image."""
+    """Return the path of a mask of tissue, or of drawn regions, or True for ``auto``: find the tissue in the image."""
     return text == "auto" or text
 
 

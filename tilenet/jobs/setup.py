@@ -35,6 +35,7 @@ from tilenet.sizes import plan_tiles
 from tilenet.store import is_ours, refuse_unfinished
 from tilenet.tissue import detection
 from tilenet.tissue.detection import Search
+from tilenet.tissue.regions import names_regions, tissue_in_regions
 
 LOG = logging.getLogger("tilenet")
 
@@ -143,7 +144,7 @@ def _make_job(
         device=str(device),
         record={},
         resolution=taken.resolution,
-        search=_search(options, taken, footprint, decision),
+        search=_search(options, opened, taken, footprint, decision),
         inside=inside,
     )
     return replace(job, record=_record(job, taken, options, precision=precision, engine=engine, part=part))
@@ -180,9 +181,12 @@ def _remark_widths(taken: NetworkInput, options: Options, source: str) -> None:
     )
 
 
-def _search(options: Options, taken: NetworkInput, footprint: Footprint, decision: Decision) -> Search:
+def _search(options: Options, opened: Image, taken: NetworkInput, footprint: Footprint, decision: Decision) -> Search:
     """Return how the run finds tissue."""
-    search = detection.search(options.tissue, taken.whole, channels=taken.channels, footprint=footprint)
+    wanted = options.tissue
+    if names_regions(wanted):
+        wanted = tissue_in_regions(wanted, opened, taken.resolution)
+    search = detection.search(wanted, taken.whole, channels=taken.channels, footprint=footprint)
     if search.rule and "logits" in decision.arrays:
         raise SettingsError("what has no tissue has no logits: ask for mask or probabilities, or leave tissue out")
     return search

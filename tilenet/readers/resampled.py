@@ -29,7 +29,7 @@ from tilenet.readers.coordinates import CoordinateTransform, scaled
 from tilenet.readers.guards import check_level
 from tilenet.readers.image import Image, Level, Pixels
 from tilenet.readers.views import DerivedImage
-from tilenet.resolution import AS_STORED, PixelSize, Resolution
+from tilenet.resolution import AS_STORED, Factor, PixelSize, Resolution, downsample_factor
 
 # Most pixels (of all channels, stored or resampled) to process at once, and the temporary memory for each.
 PIECE, BYTES_PER_PIXEL = 2**21, 24
@@ -177,6 +177,13 @@ def at_resolution(image: Image, resolution: Resolution) -> Image:
     image = image if image.level == resolution.level else image.at_level(resolution.level)
     _refuse_larger_than_image(image, resolution)
     return image if resolution.factor == AS_STORED else Resampled(image, resolution.factor)
+
+
+def step_of(image: Image, resolution: Resolution) -> Factor:
+    """Return how many pixels of the finest level one at a resolution covers, along y and x."""
+    full, stored = (image.plane_shape(k) for k in (0, resolution.level))
+    y, x = (downsample_factor(n, m) * f for n, m, f in zip(full, stored, resolution.factor, strict=True))
+    return y, x
 
 
 def _refuse_larger_than_image(image: Image, resolution: Resolution) -> None:

@@ -62,7 +62,7 @@ class Tissue:
     facts : dict
         JSON values: ``method`` (``saturation``, ``intensity`` or ``given``) and ``looked_at`` (shape of the level
         or mask that was read); for tissue that was found also ``threshold`` (one per channel) and ``dilated``
-        (pixels along y and x).
+        (pixels along y and x), and for that of drawn regions ``regions`` (how many).
     text : str
         The facts as text for the user.
     """
@@ -135,9 +135,10 @@ def search(wanted: Any, image: Image, *, channels: Sequence[int] | None, footpri
 
     Parameters
     ----------
-    wanted : bool, path, array, mapping or None
+    wanted : bool, path, array, Tissue, mapping or None
         True: find tissue in the image. A path or an array: a mask of the image's plane, of any size, nonzero
-        where there is tissue. A mapping: the rule of a run record. False or None: skip nothing.
+        where there is tissue. Tissue: that of the user's regions. A mapping: the rule of a run record. False or None:
+        skip nothing.
     image : Image
         The image with all its channels.
     channels : sequence of int, optional
@@ -157,7 +158,7 @@ def search(wanted: Any, image: Image, *, channels: Sequence[int] | None, footpri
         return Search(None, looked_at, margin)
     if wanted is True or isinstance(wanted, Mapping):
         return Search({"method": "auto"} if wanted is True else dict(wanted), looked_at, margin)
-    found = read_mask(wanted, image)
+    found = wanted if isinstance(wanted, Tissue) else read_mask(wanted, image)
     return Search({"method": "given", "sha256": found.map.sha256}, looked_at, margin, found)
 
 
@@ -204,7 +205,8 @@ def remark(found: Tissue, plan: Plan) -> tuple[int, str]:
     facts = found.to_json(plan)
     skipped, blocks = facts["skipped_blocks"], facts["blocks"]
     if skipped == blocks:
-        return logging.WARNING, f"{found.text}: there is none, so that all of the mask is background"
+        told = "there is none in what is segmented, so that all of the mask is background"
+        return logging.WARNING, f"{found.text}: {told}"
     return logging.INFO, f"{found.text}: {skipped} of {blocks} blocks are skipped, {facts['skipped']:.0%} of the pixels"
 
 
