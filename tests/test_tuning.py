@@ -61,6 +61,14 @@ def test_rates_are_pixels_written_over_the_time_of_the_fastest_pass_but_the_firs
     assert (1, 1, 280, 280) not in predictor.shapes[:-3]
 
 
+@pytest.mark.parametrize(("axes", "roi", "passes"), [("zyx", None, 12), ("zyx", "0:1,0:256,256:768", 2)])
+def test_the_whole_image_takes_as_long_as_its_tiles(axes, roi, passes):
+    predictor, stack = Timed(a_pass=2.0, a_pixel=0), IMAGE[:512, :1536].reshape(512, 2, 768).swapaxes(0, 1)
+    options = Options(tile=256, batch=1, threads=1, device="cpu", axes=axes, roi=roi)
+    found = tune(stack, predictor, options, seconds=1e6, clock=predictor.clock)
+    assert found.pixels == passes * 256 * 256 and found.seconds == pytest.approx(passes * 2.0)
+
+
 def test_nothing_that_may_not_fit_the_memory_is_tried():
     found = tuned(Timed(a_pass=10.0))
     assert max(trial.n_bytes for trial in found.trials) <= MEMORY
@@ -104,7 +112,7 @@ def test_what_is_faster_by_chance_is_not_given(shares):
 @pytest.mark.parametrize(("gain", "given"), [(1.04, False), (1.06, True)])
 def test_a_gain_of_less_than_five_percent_is_none(gain, given):
     trials = tuple(Trial(Setting((64, 64), batch, 1, "auto"), rate, 1) for batch, rate in ((1, 100.0), (2, 120.0)))
-    assert Tuning(trials, 0, gain).best is trials[given]
+    assert Tuning(trials, 0, gain, pixels=1).best is trials[given]
 
 
 def test_engines_and_threads_of_a_network_are_varied_and_the_caller_keeps_his():
@@ -134,10 +142,13 @@ def test_the_command_prints_a_table_and_options_that_segment_takes(tmp_path, til
     assert (code, err) == (0, "")
     assert "Mpx/s" in out
     assert "default" in out
+    assert "all 60000 px take about 1 min" in out
     code, out, _ = tilenet_command(*command, "--json")
     found = json.loads(out)
     assert code == 0
     assert found["trials"][0]["tile"] == [64, 64]
+    rates = [trial["px_per_s"] for trial in found["trials"]]
+    assert found["seconds"] == pytest.approx(60_000 / (rates[0] if found["default"] else max(rates)), abs=0.1)
     mask = tmp_path / "mask.zarr"
     code, _, err = tilenet_command("segment", slide, "--model", model, "--out", mask, *shlex.split(found["options"]))
     assert (code, err) == (0, "")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -73,11 +74,18 @@ class Tuning:
     # How many times as fast as the default the fastest trial is, in the medians of runs in turn; 1 if it is the
     # default itself.
     gain: float
+    # How many pixels a run on the image would write.
+    pixels: int
 
     @property
     def best(self) -> Trial:
         """The fastest trial if its gain is clear, else the default."""
         return fastest(self.trials) if self.gain >= GAIN else self.trials[0]
+
+    @property
+    def seconds(self) -> float:
+        """How long the whole image takes with the best setting, if only the network and the decision take time."""
+        return self.pixels / self.best.px_per_s
 
 
 def fastest(trials: Sequence[Trial]) -> Trial:
@@ -103,7 +111,7 @@ def tune(
         for vary in (search.tiles, search.engines, search.threads, search.batches):
             for setting in list(vary(fastest(search.trials).setting)):
                 search.attempt(setting)
-        return Tuning(tuple(search.trials), search.left_out, search.gain())
+        return Tuning(tuple(search.trials), search.left_out, search.gain(), prod(job.plan.shape))
 
 
 class _Passes:

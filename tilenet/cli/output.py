@@ -78,10 +78,19 @@ class _ProgressLines:
         if now < self._due or not before < done < total:
             return
         speed = (done - before) / (now - began)
-        rate, minutes = _rate(self._unit, done, total, speed), (total - done) / speed / 60
-        left = f"{max(minutes, 1):.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+        rate, left = _rate(self._unit, done, total, speed), lasting((total - done) / speed)
         tell(f"tilenet: {self._name}: {done / total:.0%} done, {rate}, about {left} left")
         self._due, self._last = now + NEXT_LINE, (now, done)
+
+
+def lasting(seconds: float) -> str:
+    """Return a time in minutes or hours.
+
+    >>> lasting(5), lasting(600), lasting(36_000)
+    ('1 min', '10 min', '10.0 h')
+    """
+    minutes = seconds / 60
+    return f"{max(minutes, 1):.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def _rate(unit: str, done: int, total: int, speed: float) -> str:
