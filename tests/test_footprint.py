@@ -90,6 +90,11 @@ def test_a_network_without_a_legal_length_is_refused():
         AxisFootprint.of_walk(lambda n: Extent.whole(min(n, 3)).conv(9, 0))
 
 
+def test_a_network_whose_loss_depends_on_the_length_is_refused():
+    with pytest.raises(ValueError, match="depends on the length of its input"):
+        AxisFootprint.of_walk(lambda n: Extent.whole(1 + n // 4))
+
+
 def test_a_skip_that_does_not_line_up_is_refused():
     skip = Extent.whole(10)
     with pytest.raises(ValueError, match="does not line up"):

@@ -115,6 +115,11 @@ def test_a_tile_off_the_grid_is_refused_with_the_nearest_legal_ones(side, neares
         plan_tiles((1000, 1000), Footprint((CLASSIC,) * 2), tile=side)
 
 
+def test_a_block_off_the_grid_is_refused_with_the_nearest_legal_ones():
+    with pytest.raises(SettingsError, match="block 600 is not a multiple of 16, the network's step; nearest 592, 608$"):
+        plan_tiles((1000, 1000), Footprint((CLASSIC,) * 2), block=600)
+
+
 def test_a_block_that_is_not_whole_tiles_is_refused():
     with pytest.raises(SettingsError, match="block 64 x 64 is not whole tiles of 48 x 48"):
         plan_tiles((1000, 1000), Footprint((CLASSIC,) * 2), tile=48, block=64)

@@ -58,9 +58,9 @@ def read_sized_labels(
 ) -> tuple[list[Labels], tuple[float | None, ...]]:
     """Return the labels (*n) of each frame of a file, and the size of their pixels in um: as given, or as it has it.
 
-    A frame is 2-D or 3-D; a file without an axis ``t`` holds one. `ImageError` if they are not integers from 0 to 2**31
-    - 1, or differ between channels; `OutputIncomplete` or `BlocksFailed` if they are a mask of tilenet that is not
-    complete, or has lost files since.
+    A frame is 2-D or 3-D; a file without an axis ``t`` holds one. `ImageError` if they are not integers from 0 to
+    2**31 - 1, or differ between channels; `OutputIncomplete` or `BlocksFailed` if they are a mask of tilenet that is
+    not complete, or has lost files since.
     """
     refuse_unfinished(path)
     with open_image(path, axes=axes, pixel_size=pixel_size) as image:
