@@ -143,7 +143,7 @@ def _open_file(path: str, kind: str, *, axes: str | None, missing: Missing) -> I
     if kind == "dicom":
         from tilenet.readers.dicom import DicomImage, DicomSource
 
-        return DicomImage(DicomSource(path, axes=axes, missing=missing), 0)
+        return DicomImage(DicomSource(path, axes=axes, missing=missing))
     if kind == "czi":
         from tilenet.readers.czi import CziImage
 

@@ -14,13 +14,13 @@ from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import Span, axis_map_of
 from tilenet.readers.guards import as_image_errors, pixel_dtype
-from tilenet.readers.image import Level, Pixels, SingleLevelImage, names_of_array
+from tilenet.readers.image import Image, Level, Pixels, names_of_array
 
 # Bytes to hash at once.
 HASHED = 2**24
 
 
-class ArrayImage(SingleLevelImage):
+class ArrayImage(Image):
     """An image from an array with `shape`, `dtype` and NumPy's slicing, such as of NumPy, zarr or dask.
 
     Each read slices it; no pixels are computed or loaded before. `axes` (one letter of ``tczyx`` per dimension) are

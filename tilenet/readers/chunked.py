@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Self
 
 from tilenet.geometry import Box
 from tilenet.readers.axes import AxisMap, Span
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.guards import DAMAGED, as_image_errors, check_level
+from tilenet.readers.guards import DAMAGED, as_image_errors
 from tilenet.readers.image import Image, Pixels
 
 
@@ -20,15 +19,6 @@ class ChunkedImage(Image):
     _remedy = DAMAGED
     _axis_maps: Sequence[AxisMap]
     _cache: PieceCache
-
-    def at_level(self, level: int) -> Self:
-        """Return the same image at another resolution."""
-        check_level(level, len(self.levels), name=self.name)
-        # Not `copy.copy`, which would open the file again (`__reduce__`). The copy shares file and cache; only the box
-        # of this level, which `Image` caches, is left out.
-        other = object.__new__(type(self))
-        other.__dict__ |= {k: v for k, v in self.__dict__.items() if k != "_inside"} | {"level": level}
-        return other
 
     @property
     def n_decoded(self) -> int:

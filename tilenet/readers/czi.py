@@ -32,7 +32,7 @@ from tilenet.readers.guards import (
     positive_or_none,
     reduce_by_path,
 )
-from tilenet.readers.image import RGB, Level, Pixels, SingleLevelImage
+from tilenet.readers.image import RGB, Image, Level, Pixels
 
 SIDE = (1024, 1024)
 # Samples and dtype of each of libCZI's pixel types; colours are stored blue first.
@@ -48,7 +48,7 @@ HEADER_BYTES = 1024
 METRE = 1e6
 
 
-class CziImage(SingleLevelImage):
+class CziImage(Image):
     """A CZI file, as an image of one level."""
 
     reader, keeps_pieces = "CZI (pylibCZIrw)", True

@@ -26,7 +26,6 @@ from tilenet.readers.guards import (
     DAMAGED,
     LONGEST_AXIS,
     as_image_errors,
-    check_level,
     check_missing,
     check_piece,
     needing,
@@ -145,17 +144,12 @@ class DicomImage(Image):
 
     reader, keeps_pieces = "DICOM (wsidicom)", True
 
-    def __init__(self, source: DicomSource, level: int) -> None:
-        self._source, self.level, self.name, self.levels = source, level, source.path, source.levels
+    def __init__(self, source: DicomSource) -> None:
+        self._source, self.name, self.levels = source, source.path, source.levels
         self.axes, self.stated_axes = source.axis_maps[0].axes, source.axis_maps[0].stated_axes
         self.dtype, self.n_missing = source.dtype, source.n_missing
         colour = self.n_channels == 3 == source.samples
         self.channel_names = RGB if colour else ("",) * self.n_channels
-
-    def at_level(self, level: int) -> Image:
-        """Return the same slide at another resolution."""
-        check_level(level, len(self.levels), name=self.name)
-        return DicomImage(self._source, level)
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the slide, decoding only the tiles that it touches."""

@@ -89,7 +89,7 @@ class Image(ABC):
     axes: str
     dtype: np.dtype[Any]
     levels: tuple[Level, ...]
-    level: int
+    level: int = 0
     channel_names: tuple[str, ...]
     n_missing: int = 0
     working_bytes: int = 0
@@ -99,9 +99,16 @@ class Image(ABC):
     given_pixel_size: tuple[float, ...] = ()
     drops_alpha: bool = False
 
-    @abstractmethod
     def at_level(self, level: int) -> Image:
         """Return the same image at another resolution (`SettingsError` if there is none)."""
+        check_level(level, len(self.levels), name=self.name)
+        if level == self.level:
+            return self
+        # Not `copy.copy`, which would open the file again (`__reduce__`). The copy shares file and cache; only the box
+        # of this level, which is cached, is left out.
+        other = object.__new__(type(self))
+        other.__dict__ |= {k: v for k, v in self.__dict__.items() if k != "_inside"} | {"level": level}
+        return other
 
     @abstractmethod
     def read_inside(self, box: Box) -> Pixels:
@@ -288,17 +295,6 @@ def names_of_array(axes: str, n_channels: int, dtype: np.dtype[Any]) -> tuple[st
     """Return default channel names for an array: RGB for 8-bit (y, x, 3), as picture libraries store colour."""
     color = axes == "yxc" and n_channels == 3 and dtype == np.uint8
     return RGB if color else ("",) * n_channels
-
-
-class SingleLevelImage(Image):
-    """An image of one level."""
-
-    level = 0
-
-    def at_level(self, level: int) -> Image:
-        """Return this image, which has one level only."""
-        check_level(level, 1, name=self.name)
-        return self
 
 
 def closing(image: Image, source: Any) -> AbstractContextManager[Image]:

@@ -18,7 +18,7 @@ from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.codestreams import picture_size
 from tilenet.readers.guards import as_image_errors, check_piece, pixel_dtype, reduce_by_path
-from tilenet.readers.image import RGB, Level, Pixels, SingleLevelImage
+from tilenet.readers.image import RGB, Image, Level, Pixels
 
 DECODERS = {"png": imagecodecs.png_decode, "jpeg": imagecodecs.jpeg_decode, "bmp": imagecodecs.bmp_decode}
 # Markers (ITU-T T.81, B.1.1.3). Within a scan, a data byte FF is followed by 00, so neither occurs there by chance.
@@ -27,7 +27,7 @@ SCAN_OF_JPEG, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 WITHOUT_ALPHA = {1: 1, 2: 1, 3: 3, 4: 3}
 
 
-class PictureImage(SingleLevelImage):
+class PictureImage(Image):
     """A PNG, JPEG or BMP file, as an image of one level."""
 
     reader = "picture (imagecodecs)"

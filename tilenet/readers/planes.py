@@ -22,14 +22,14 @@ from tilenet.readers.cache import PieceCache
 from tilenet.readers.codestreams import picture_size
 from tilenet.readers.formats import PICTURES, kind_of
 from tilenet.readers.guards import Missing, as_image_errors, reduce_by_path
-from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels, SingleLevelImage
+from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels
 
 HEADER_BYTES = 2**16
 # Files that file managers leave in folders; they are ignored.
 LITTER = ("thumbs.db", "desktop.ini")
 
 
-class PlanesImage(SingleLevelImage):
+class PlanesImage(Image):
     """A stack of planes, one file each, as an image of one level."""
 
     reader = "folder of planes"

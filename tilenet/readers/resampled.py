@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box, ceil_div
 from tilenet.readers.coordinates import CoordinateTransform, scaled
-from tilenet.readers.guards import check_level
 from tilenet.readers.image import Image, Level, Pixels
 from tilenet.readers.views import DerivedImage
 from tilenet.resolution import AS_STORED, Factor, PixelSize, Resolution, downsample_factor
@@ -125,13 +124,6 @@ class Resampled(DerivedImage):
             return self._image.at_level(self._coarser[self.level - 1]).frame
         found = self._image.frame
         return found and scaled(found, [float(f) for f in self._factors])
-
-    def at_level(self, level: int) -> Image:
-        """Return the resampled level (0), or one of the coarser stored levels."""
-        check_level(level, len(self.levels), name=self.name)
-        other = Resampled(self._image, self.factor)
-        other.level = level
-        return other
 
     def with_channels(self, channels: Sequence[int]) -> Image:
         """Return a view of some channels; only these are resampled, unless more are asked for than there are."""

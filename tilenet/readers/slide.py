@@ -23,7 +23,6 @@ from tilenet.readers.guards import (
     DAMAGED,
     LONGEST_AXIS,
     as_image_errors,
-    check_level,
     needing,
     positive_or_none,
     reduce_by_path,
@@ -104,15 +103,10 @@ class SlideImage(Image):
 
     axes, dtype, channel_names = "yxc", np.dtype(np.uint8), RGB
 
-    def __init__(self, source: SlideSource, level: int) -> None:
-        self._source, self.level, self.name, self.levels = source, level, source.path, source.levels
+    def __init__(self, source: SlideSource) -> None:
+        self._source, self.name, self.levels = source, source.path, source.levels
         self.keeps_pieces = True
         self.reader = f"OpenSlide ({source.vendor})"
-
-    def at_level(self, level: int) -> Image:
-        """Return the same slide at another resolution."""
-        check_level(level, len(self.levels), name=self.name)
-        return SlideImage(self._source, level)
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the slide, decoding only the pieces that it touches."""
@@ -144,4 +138,4 @@ def open_slide(path: str, *, axes: str | None) -> Image:
     """Open a slide with OpenSlide, whatever the suffix of its name."""
     if axes is not None and axes != SlideImage.axes:
         raise ImageError(f"{path}: a slide has the axes yxc, not {axes}. Leave --axes out")
-    return SlideImage(SlideSource(path), 0)
+    return SlideImage(SlideSource(path))
