@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
-from drawn_regions import feature, rectangle, square, write_regions
+from drawn_regions import BAD, feature, rectangle, square, write_regions
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage as ndi
-from test_drawn_regions import BAD
 from tissue_images import OPTIONS, SIDES, a_slide, blocks_of, glass  # noqa: F401
 
 import tilenet
@@ -145,8 +144,8 @@ def test_a_block_that_a_region_touches_is_as_without_regions_and_any_other_is_0(
             ((s.start + a) * step, (s.stop + a) * step) for s, a in zip(box, mask.origin, strict=True)
         )
         block = shapely.box(x0, y0, x1, y1)
-        # A cell is 16 px at most.
-        near = shapely.box(x0 - 16 * step, y0 - 16 * step, x1 + 16 * step, y1 + 16 * step)
+        # A cell is 16 px at most, and the context of the network another one.
+        near = shapely.box(x0 - 32 * step, y0 - 32 * step, x1 + 32 * step, y1 + 32 * step)
         assert box in kept or not any(shapely.intersection(area, block).area for area in areas)
         assert box in skipped or any(area.intersects(near) for area in areas)
         assert np.array_equal(mask[box], plain[box]) if box in kept else plain[box].any() and not mask[box].any()
@@ -157,6 +156,21 @@ def test_a_block_that_a_region_touches_is_as_without_regions_and_any_other_is_0(
     assert (facts["method"], facts["regions"], facts["looked_at"]) == ("given", 2, list(SIDES))
     assert facts["skipped_blocks"] == len(skipped)
     assert mask.info["record"]["tissue"] == {"method": "given", "sha256": mask.tissue.sha256}
+
+
+def test_context_of_a_region_is_computed_but_is_no_tissue(slide, tmp_path):
+    model = tilenet.UNet(depth=3, wf=1, padding=True).eval()
+    reach = model.footprint.margin[-1]
+    assert reach > 16 + 2
+    for gap, computed in ((2, {0, 512}), (reach + 16, {0})):
+        drawn = write_regions(tmp_path / f"{gap}.geojson", [feature([rectangle(300, 40, 512 - gap, 90)])])
+        mask = tilenet.segment(slide, tmp_path / f"{gap}.zarr", **OPTIONS | {"model": model, "tissue": drawn})
+        assert {(box[0].start, box[1].start) for box in blocks_of(mask, computed=True)} == {(0, x) for x in computed}
+        assert mask.tissue.tissue.any(axis=0).argmin() == 0 and mask.info["tissue"]["dilated"] == [reach, reach]
+        cells = tissue_in_regions(drawn, tilenet.open_image(slide), Resolution(0)).map.cells
+        assert np.array_equal(mask.tissue.tissue, cells) and mask.tissue.cells.sum() > cells.sum()
+        again = tilenet.segment(slide, tmp_path / f"{gap}.zarr", model=model, tile=512, tissue=drawn, resume=True)
+        assert np.array_equal(again.tissue.tissue, cells)
 
 
 def test_one_map_of_regions_serves_all_planes_of_a_stack(drawn, tmp_path):
@@ -195,7 +209,7 @@ def test_the_area_of_tissue_is_that_of_the_cells_that_a_region_overlaps(slide, t
     found = tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", within=drawn)
     cells = mask.tissue.cells.shape
     height, width = (0.5 * n / count for n, count in zip(SIDES, cells, strict=True))
-    assert found.tissue_mm2 == pytest.approx(mask.tissue.cells.sum() * height * width / 1e6, rel=0.01)
+    assert found.tissue_mm2 == pytest.approx(mask.tissue.tissue.sum() * height * width / 1e6, rel=0.01)
     (region,) = found.regions
     assert region.mm2 == pytest.approx(130 * 110 * 0.25e-6) and region.mm2 < found.tissue_mm2
     assert sum(region.counts.values()) <= sum(found.in_tissue.values()) < sum(found.counts.values())
@@ -225,7 +239,7 @@ def test_regions_outside_of_the_image_are_refused_and_of_others_the_part_inside_
     path = write_regions(tmp_path / "r.geojson", [leaving, feature([square(1500, 20, 90)])])
     mask = tilenet.segment(slide, tmp_path / "m.zarr", tissue=path, **OPTIONS)
     assert [(box[0].start, box[1].start) for box in blocks_of(mask, computed=True)] == [(0, 1024)]
-    assert mask.tissue.cells.sum() == 3
+    assert mask.tissue.tissue.sum() == 3
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [text.partition("geojson: ")[2] for text in warned] == [
         "87.5 % of edge lies outside of the image",
@@ -243,7 +257,7 @@ def test_what_no_pixel_of_a_coarser_level_covers_is_outside_and_what_a_part_of_o
         tiff.write(pixels[: 4 * rows : 4, ::4], tile=(64, 64), subfiletype=1)
     how = {"level": 1, "tissue": write_regions(tmp_path / "r.geojson", [feature([square(5, end - 0.5, 0.5)])])}
     mask = tilenet.segment(tmp_path / "slide.tif", tmp_path / "m.zarr", **OPTIONS | how)
-    assert mask.shape == (rows, 24) and np.argwhere(mask.tissue.cells).tolist() == [[1, 0]]
+    assert mask.shape == (rows, 24) and np.argwhere(mask.tissue.tissue).tolist() == [[1, 0]]
     write_regions(how["tissue"], [feature([square(5, end, 9)])])
     with pytest.raises(SettingsError, match=f"lie outside of the image, x 0 to 96 and y 0 to {end}"):
         tilenet.segment(tmp_path / "slide.tif", **OPTIONS | how)
@@ -257,7 +271,7 @@ def test_a_part_without_any_region_is_all_background_and_says_so(slide, drawn, c
 
 def test_the_command_says_how_much_lies_outside_of_the_regions(slide, tmp_path, tilenet_command):
     small = tilenet.save_model(tilenet.UNet(depth=2, wf=1), tmp_path / "small.safetensors")
-    unnamed = {key: RING[key] for key in ("type", "geometry")}
+    unnamed = {"type": "Feature", "geometry": feature([rectangle(600, 310, 900, 600)])["geometry"]}
     path = write_regions(tmp_path / "Regions.GeoJSON", [unnamed])
     how = (slide, "-m", small, "--tile", 256, "--threads", 1, "--tissue", path)
     code, out, _ = tilenet_command("plan", *how)

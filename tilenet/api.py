@@ -173,8 +173,8 @@ def segment(
         other blocks are the same as without `tissue`. True: find tissue on a coarse level, see
         `tilenet.tissue.detection`; the map is kept in the output. A path or an array: a mask of the whole
         image, at any size, nonzero where there is tissue; it is taken as it is. A path ending in ``.geojson`` or
-        ``.json``: regions of the image, as for `write_table`, in pixels at full resolution; all blocks that one of
-        them touches are computed, and no others. Default: skip nothing.
+        ``.json``: regions of the image, as for `write_table`, in pixels at full resolution; all blocks that lie in
+        them, or as near as the network's context reaches, are computed, and no others. Default: skip nothing.
     tile : int or sequence of int, optional
         Side in px of the region that a tile writes, a multiple of the network's step; see `plan_tiles`
         for this and the next two.

@@ -1,8 +1,8 @@
 """A coarse map of where there is tissue in the y, x plane of an image, stored with the mask.
 
 The map alone decides, in integer arithmetic, which blocks are computed, so that every process and every resumed run
-comes to the same answer. A map that was found is widened by the network's context: what is only context is computed,
-but is no tissue.
+comes to the same answer. A map that was found, or drawn, is widened by the network's context: what is only context is
+computed, but is no tissue.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TissueMap:
     covers : (int, int)
         Pixels of the whole image along y and x, at the resolution that the network sees; the mask may be a part of it.
     own : numpy.ndarray or None
-        bool (h, w): whether a cell has tissue itself. None: as `cells`, in a map that the user gave.
+        bool (h, w): whether a cell has tissue itself. None: as `cells`, in a mask that the user gave.
 
     Examples
     --------

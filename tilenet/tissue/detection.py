@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from os import PathLike, fspath
@@ -61,8 +61,8 @@ class Tissue:
         Where there is tissue.
     facts : dict
         JSON values: ``method`` (``saturation``, ``intensity`` or ``given``) and ``looked_at`` (shape of the level
-        or mask that was read); for tissue that was found also ``threshold`` (one per channel) and ``dilated``
-        (pixels along y and x), and for that of drawn regions ``regions`` (how many).
+        or mask that was read); for tissue that was found ``threshold`` (one per channel), for that of drawn regions
+        ``regions`` (how many), and for both ``dilated`` (pixels along y and x).
     text : str
         The facts as text for the user.
     """
@@ -70,6 +70,14 @@ class Tissue:
     map: TissueMap
     facts: dict[str, Any]
     text: str
+
+    def widened(self, margin: tuple[int, int]) -> Tissue:
+        """Return the same tissue with the `margin` px of context that a network sees around it, which is no tissue."""
+        own, covers = self.map.tissue, self.map.covers
+        radius = [ceil_div(r * n, side) for r, n, side in zip(margin, own.shape, covers, strict=True)]
+        square = footprint_rectangle([2 * r + 1 for r in radius], decomposition="separable")  # type: ignore[no-untyped-call]
+        cells = dilation(own, square, mode="min")
+        return replace(self, map=TissueMap(cells, covers, own), facts=self.facts | {"dilated": list(margin)})
 
     def to_json(self, plan: Plan) -> dict[str, Any]:
         """Return what the output records about tissue, including how many blocks of a plan are skipped."""
@@ -158,7 +166,7 @@ def search(wanted: Any, image: Image, *, channels: Sequence[int] | None, footpri
         return Search(None, looked_at, margin)
     if wanted is True or isinstance(wanted, Mapping):
         return Search({"method": "auto"} if wanted is True else dict(wanted), looked_at, margin)
-    found = wanted if isinstance(wanted, Tissue) else read_mask(wanted, image)
+    found = wanted.widened(margin) if isinstance(wanted, Tissue) else read_mask(wanted, image)
     return Search({"method": "given", "sha256": found.map.sha256}, looked_at, margin, found)
 
 
@@ -191,13 +199,11 @@ def find(image: Image, margin: tuple[int, int]) -> Tissue:
         means = means.max(axis=0, keepdims=True)
     cells, thresholds = _of_saturation(means) if colour else _of_intensity(means, image.name)
     own = remove_small_holes(cells, max_size=HOLE)
-    radius = [ceil_div(r * n, side) for r, n, side in zip(margin, cells.shape, covers, strict=True)]
-    square = footprint_rectangle([2 * r + 1 for r in radius], decomposition="separable")  # type: ignore[no-untyped-call]
-    cells = dilation(own, square, mode="min")
     method, view = "saturation" if colour else "intensity", plane_of(coarse)
-    facts = {"method": method, "threshold": thresholds, "looked_at": list(view), "dilated": list(margin)}
+    facts = {"method": method, "threshold": thresholds, "looked_at": list(view)}
     above = ", ".join(f"{threshold:.4g}" for threshold in dict.fromkeys(thresholds))
-    return Tissue(TissueMap(cells, covers, own), facts, f"by {method} above {above} on {view[0]} x {view[1]} px")
+    found = Tissue(TissueMap(own, covers), facts, f"by {method} above {above} on {view[0]} x {view[1]} px")
+    return found.widened(margin)
 
 
 def remark(found: Tissue, plan: Plan) -> tuple[int, str]:
