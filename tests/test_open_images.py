@@ -1,11 +1,15 @@
 """Whose an open image is: what the caller opened stays open, what tilenet opened is closed."""
 
+import pickle
+
+import cloudpickle
 import numpy as np
 import pytest
 import tifffile
 
 import tilenet
 from tilenet.errors import ImageError, ModelError, OutputMismatch, SettingsError, TilenetError
+from tilenet.geometry import Box
 from tilenet.readers import open_image
 from tilenet.readers.tiff_decode import PageReader
 
@@ -45,6 +49,21 @@ def test_an_image_that_the_caller_opened_stays_open_whatever_is_done_with_it(sli
         tilenet.segment(image, tmp_path / "o.zarr", objects=True)
         tilenet.segment(image, tmp_path / "p.zarr", shard=(1, 1))
         assert image.read_inside(tilenet.Box((0, 0), (2, 2))).shape == (1, 2, 2)
+
+
+def test_an_image_opened_by_a_relative_path_is_found_from_other_working_directories(slide, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_image(slide.name) as image:
+        lazy, whole = tilenet.lazy(slide.name), Box.of_shape(image.box_shape)
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir("elsewhere")
+        tifffile.imwrite(slide.name, np.zeros((96, 112), np.uint8))  # an image of that name is there, too
+        mask = tilenet.segment(image, "m.zarr")
+        assert mask.info["image"]["path"] == str(slide)
+        assert tilenet.verify("m.zarr").ok
+        with pickle.loads(pickle.dumps(image)) as other:
+            assert np.array_equal(other.read(whole), image.read(whole))
+    assert np.array_equal(pickle.loads(cloudpickle.dumps(lazy)).compute(scheduler="synchronous"), np.asarray(mask))
 
 
 @pytest.mark.parametrize("axes", ["tyx", "yxz", "qqq"])

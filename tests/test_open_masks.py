@@ -61,6 +61,26 @@ def test_what_an_open_mask_loses_is_no_background(tmp_path, network, v2):
         mask[:]
 
 
+@pytest.mark.parametrize("name", ["m.zarr", "m.ome.tif"])
+def test_a_mask_opened_by_a_relative_path_is_read_from_other_working_directories(tmp_path, network, monkeypatch, name):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    tilenet.segment(SMALL, name, model=network, tile=128)
+    mask = tilenet.open_mask(name)
+    whole, layer = mask[:], mask.layer()
+    monkeypatch.chdir("elsewhere")
+    assert whole.any() and np.array_equal(mask[:], whole) and np.array_equal(layer["data"][0][...], whole)
+    table = tilenet.write_table(mask, "m.csv", image=SMALL)
+    assert mask.path == tmp_path / name and table.path == tmp_path / "elsewhere" / "m.csv"
+
+
+def test_a_level_of_a_mask_that_is_gone_names_the_mask(tmp_path, network):
+    mask = tilenet.segment(SMALL, tmp_path / "m.zarr", model=network, tile=128)
+    mask.path.rename(tmp_path / "moved.zarr")
+    with pytest.raises(OSError, match=r"/m\.zarr: is missing by now\. Open it where it is$"):
+        mask.layer()["data"][0][:]
+
+
 def test_a_mask_that_was_replaced_while_it_was_open_is_not_read_as_a_mixture(tmp_path, network):
     out = tmp_path / "m.zarr"
     mask = tilenet.segment(IMAGE, out, model=network, tile=128, output="both")

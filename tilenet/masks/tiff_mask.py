@@ -128,7 +128,7 @@ class TiffMask(AnyMask):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.probabilities, self._is_closed = path, None, False
+        self.path, self.probabilities, self._is_closed = path.absolute(), None, False
         try:
             self._image = open_image(path)  # first, because it refuses damaged and malicious files
         except (ImageError, SettingsError):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from tilenet.address import file_of, is_address, shown
+from tilenet.address import absolute, file_of, is_address, shown
 from tilenet.arguments import known_options
 from tilenet.errors import ImageError, ImageNotFound, SettingsError, TilenetError
 from tilenet.readers.calibrated import CalibratedImage, parse_pixel_size
@@ -113,8 +113,7 @@ def _open_path(path: str, *, axes: str | None, missing: Missing) -> Image:
     if not path:
         raise ImageNotFound("the image path is empty. Give a path")
     with as_image_errors(f"{path}: cannot be opened", "Check the path and its permissions"):
-        if Path(path).is_file():
-            path = path.rstrip("/")  # a shell may append a slash to the name
+        path = absolute(path)  # so that an open image is found from other working directories, too
         if Path(path).is_dir() or _inside_zarr(Path(path)):
             return _open_folder(path, axes=axes, missing=missing)
         if _is_inside_hdf5(Path(path)):

@@ -61,7 +61,8 @@ class GuardedFiles(LocalStore):
         """Return a file's content, None for background; `OSError` if it is lost, `Replaced` if the mask changed."""
         found = await super().get(key, prototype, byte_range)
         if (now := await to_thread(stamp_of, self.mask)) != self.stamp:
-            raise Replaced("was written anew since it was opened. Open it again" if now else "is missing by now")
+            then = "was written anew since it was opened. Open it again"
+            raise Replaced(f"{self.mask}: {then if now else 'is missing by now. Open it where it is'}")
         if found is None and self._was_written(key):
             raise OSError(f"{self.root / key} is missing")
         return found

@@ -144,7 +144,7 @@ class AnyMask:
         try:
             return np.asarray(self.levels[level][index])
         except Replaced as error:
-            raise BlocksFailed(f"{self.path}: {error}") from error
+            raise BlocksFailed(str(error)) from error
         except (RuntimeError, ValueError, OSError) as error:
             raise BlocksFailed(
                 f"{self.path}: level {level} cannot be read ({first_line(error)}). tilenet verify names the files that "
@@ -185,6 +185,7 @@ class Mask(AnyMask):
     levels: tuple[Array, ...]
 
     def __init__(self, path: Path, layout: Layout, info: dict[str, Any], stamp: Stamp | None) -> None:
+        path = path.absolute()  # so that it is read from other working directories, too
         self.path, self.info, self.layout = path, info, layout
         self._refuse_changed_info()
         _refuse_lost(path, layout)
