@@ -92,6 +92,7 @@ WHOLE_FILES = {
     "tiles of no size": (directory(*plain(), (322, 4, 1, 0), (323, 4, 1, 0), (324, 4, 1, 400), (325, 4, 1, 9)), ""),
     "a table longer than the file": (directory(*plain()[:5], (273, 4, 10**6, 400), *plain()[6:]) + bytes(8000), ""),
     "four billion tiles": (directory(*plain()[:5], (273, 4, 2**32 - 1, 400), *plain()[6:]) + bytes(8000), "lists"),
+    "a description cut off": (directory(*plain(), (270, 2, 100, 8200)) + bytes(8000), "its tag 270 ends beyond that"),
     "a gigabyte of description": (directory(*plain(), (270, 2, 2**30, 400)) + bytes(8000), "tag 270"),
     "a PNG of no content": (b"\x89PNG\r\n\x1a\n", ""),
     "a JPEG of no content": (b"\xff\xd8\xff\xe0", ""),
@@ -131,6 +132,11 @@ def test_a_truncated_tiff_is_refused_before_it_is_read(tmp_path, refused, keep, 
 def test_a_truncated_level_of_a_real_pyramid_is_found(shared_data, tmp_path, refused):
     content = shared_data("derived/test3_DAPI_gray_pyramid.ome.tif").read_bytes()
     refused(file_of(tmp_path, content[: len(content) // 2], "half.ome.tif"))
+
+
+def test_ome_xml_that_lacks_its_last_bytes_is_not_left_out(shared_data, tmp_path, refused):
+    content = shared_data("derived/cardiomyocyte_3ch_pyramid.ome.tif").read_bytes()  # it ends with its OME-XML
+    refused(file_of(tmp_path, content[:-1], "cut.ome.tif"), says="its tag 270 ends beyond that")
 
 
 def test_a_loop_of_many_directories_is_found(tmp_path, refused):

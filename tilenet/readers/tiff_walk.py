@@ -21,6 +21,9 @@ TABLES = (273, 279, 324, 325)
 MOST_TILES = 2**22
 # Most bytes of any other tag: descriptions, ICC profiles, JPEG tables, and NDPI's McuStarts, which is a table too.
 LARGEST_TAG = 64 * 2**20
+# Descriptions (OME-XML among them), resolutions, and ImageJ's metadata. They may be the end of a file, and tifffile
+# takes what it finds of them: axes and pixel sizes would silently be others.
+METADATA = (270, 282, 283, 50838, 50839)
 # Tags with lengths of an image and of its tiles, along x, y and z, and types of whole numbers that are not negative.
 LENGTHS = (256, 257, 322, 323, 32997, 32998)
 UNSIGNED = (1, 3, 4, 16)
@@ -57,10 +60,10 @@ class Walk:
             raise ImageError(f"{name}: ends in its header, after {self.size} bytes. Get the whole file")
         order = "<" if self.head[:2] == b"II" else ">"
         self.big = struct.unpack(f"{order}H", self.head[2:4])[0] == 43
-        ndpi = order == "<" and name.lower().endswith(".ndpi")
+        self.ndpi = order == "<" and name.lower().endswith(".ndpi")
         self.count = struct.Struct(f"{order}Q" if self.big else f"{order}H")
         self.entry = struct.Struct(f"{order}HHQ8s" if self.big else f"{order}HHI4s")
-        self.following = struct.Struct(f"{order}Q" if self.big or ndpi else f"{order}I")
+        self.following = struct.Struct(f"{order}Q" if self.big or self.ndpi else f"{order}I")
         self.order = order
         self.storage: dict[int, Storage] = {}
 
@@ -118,21 +121,31 @@ class Walk:
             )
         if code not in TABLES and n_bytes > LARGEST_TAG and count > 1:
             raise ImageError(f"{self.name}: has {n_bytes} bytes in its tag {code}. The file is damaged")
+        # Offsets of NDPI may have more bits, which are not here.
+        if code in METADATA and n_bytes > len(value) and not self.ndpi and self.number(value) + n_bytes > self.size:
+            raise ImageError(
+                f"{self.name}: is cut off or damaged: it has {self.size} bytes, but its tag {code} ends beyond that. "
+                f"Get the whole file"
+            )
         return self.listed(kind, count, value=value) if code == SUB_IFDS else []
+
+    def number(self, value: bytes) -> int:
+        """Return the whole number of some bytes of the file."""
+        return int.from_bytes(value, "little" if self.order == "<" else "big")
 
     def stored_as(self, code: int, kind: int, count: int, value: bytes) -> dict[int, int]:
         """Return the number of a tag of `STORED_AS`; nothing if it is 1, or if it is not in the directory itself."""
         n_bytes = count * BYTES_OF_TYPE[kind] if kind < len(BYTES_OF_TYPE) else 0
         if code not in STORED_AS or n_bytes > len(value):
             return {}
-        number = int.from_bytes(value[:n_bytes], "little" if self.order == "<" else "big")
+        number = self.number(value[:n_bytes])
         return {code: number} if number != 1 else {}
 
     def listed(self, kind: int, count: int, *, value: bytes) -> list[int]:
         """Return the offsets that a SubIFDs tag lists."""
         numbers = struct.Struct(f"{self.order}{count}{'Q' if kind in (16, 18) else 'I'}")
         if numbers.size > len(value):
-            at = int.from_bytes(value, "little" if self.order == "<" else "big")
+            at = self.number(value)
             if count > MOST_DIRECTORIES or at + numbers.size > self.size:
                 raise ImageError(f"{self.name}: its table of pyramid levels lies beyond its end. Get the whole file")
             here = self.file.tell()
