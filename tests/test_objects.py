@@ -60,6 +60,19 @@ def test_objects_below_the_least_size_are_dropped_and_numbers_have_no_gaps():
             objects(values)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.array([[-1, 1]] * 9, np.int16), "0 for the background and larger values for all else, not -1"),
+        (np.full((3, 9, 9), np.nan, np.float32), "some of the probabilities are not finite"),
+        ("mask.zarr", "not of the path 'mask.zarr'. Open it: tilenet.open_mask"),
+    ],
+)
+def test_what_no_mask_holds_is_not_taken_for_background(given, said):
+    with pytest.raises(SettingsError, match=said):
+        tilenet.objects(given)
+
+
 def test_what_becomes_no_object_is_told(caplog):
     pixels = np.zeros((60, 70), np.uint8)
     pixels[5:25, 5:25], pixels[40:43, 40:43] = 200, 200  # a speck of 9 px

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import inf, prod
 from numbers import Real
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def objects(
     Parameters
     ----------
     mask_or_probabilities : array
-        A mask of integers (*n), 0 background: touching objects are split where they are
+        A mask of integers (*n), 0 background and none below: touching objects are split where they are
         narrow. Or float probabilities (K, *n), class 0 background.
     depth_of_class : sequence of float, optional
         For probabilities: how deep inside an object each class lies, 0 to 1. The default is
@@ -75,7 +76,7 @@ def objects(
     >>> int(objects(balls).max()), int(objects(balls, spacing=(2.5, 0.25, 0.25)).max())
     (1, 2)
     """
-    whole = _view_of(np.asarray(mask_or_probabilities), depth_of_class)
+    whole = _view_of(_array_of(mask_or_probabilities), depth_of_class)
     relative = () if spacing is None else _checked_spacing(spacing, whole.foreground.ndim)
     return number_objects(whole, ObjectRule(min_size, prominence, least_depth, relative))
 
@@ -99,6 +100,17 @@ def numbered(whole: View, rule: ObjectRule | None = None) -> tuple[Labels, int]:
     numbers = np.empty(len(firsts), np.int32)
     numbers[np.argsort(firsts)] = np.arange(len(firsts))
     return numbers[labels], left_out
+
+
+def _array_of(given: Any) -> Array:
+    if isinstance(given, str | PathLike) and not hasattr(given, "__array__"):  # an open mask is a path, too
+        raise SettingsError(f"objects are of an array, not of the path {str(given)!r}. Open it: tilenet.open_mask")
+    array: Array = np.asarray(given)
+    if array.dtype.kind == "i" and array.size and (least := array.min()) < 0:
+        raise SettingsError(f"a mask has 0 for the background and larger values for all else, not {least}. Replace it")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise SettingsError("some of the probabilities are not finite. Replace them first")
+    return array
 
 
 def _view_of(array: Array, depth_of_class: Sequence[float] | None) -> View:
