@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -75,6 +76,25 @@ INSIDE = {
     )
     for zarr_format in (2, 3)
 }
+
+
+@contextmanager
+def beating(*files):
+    """Let the hearts of lease files beat."""
+    stop = threading.Event()
+
+    def beat():
+        while not stop.wait(0.1):
+            for file in files:
+                os.utime(file)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def truth_of(layout, seed=0):

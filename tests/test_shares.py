@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import tifffile
 from faults import (
     BLOCKS,
     STUB,
@@ -253,6 +254,17 @@ def test_the_command_says_how_a_share_is_written(small, tmp_path, tilenet_comman
     code, _, said = tilenet_command("segment", small, "-o", tmp_path / "m.zarr", "--shard", "half")
     assert (code, said.count("\n")) == (2, 1)
     assert "'half' is not a share, such as 1/8" in said
+
+
+def test_what_a_share_prints_for_scripts_has_its_remarks_and_whether_the_mask_is_complete(tmp_path, tilenet_command):
+    image = tmp_path / "slide.tif"
+    tifffile.imwrite(image, np.zeros((40, 300, 4), np.uint8), photometric="rgb", extrasamples=["unassalpha"])
+    for share, complete in (("1/2", False), ("2/2", True)):
+        command = ("segment", image, "-o", tmp_path / "m.zarr", "--tile", 128, "--shard", share, "--json")
+        code, out, said = tilenet_command(*command)
+        found = json.loads(out)
+        assert (code, said, found["complete"]) == (0, "", complete)
+        assert any("alpha channel is not read" in remark for remark in found["remarks"])
 
 
 def test_the_command_finishes_what_the_last_share_could_not(small, small_whole, tmp_path, monkeypatch, tilenet_command):

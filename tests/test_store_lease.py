@@ -3,16 +3,18 @@
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from store_helpers import INFO, LAYOUTS, replace_step, tree, truth_of, wait_until, write_all_blocks
+from store_helpers import INFO, LAYOUTS, beating, replace_step, tree, truth_of, wait_until, write_all_blocks
 
 from tilenet.errors import EnvironmentFault, OutputError, OutputLocked
 from tilenet.store import Store, lease_holder, open_mask
@@ -199,11 +201,31 @@ def test_the_lock_of_another_machine_holds_while_its_heart_beats(own, content):
     lock = leave_lock(own, machine="another")
     if content is not None:
         lock.write_bytes(content)
-    with pytest.raises(OutputLocked, match="far" if content is None else r"another run \(lock\.1 cannot.* 60 s old\)"):
+    said = "far" if content is None else r"another run \(lock\.1 cannot.* 60 s old\)"
+    with beating(lock), pytest.raises(OutputLocked, match=said):
         Store.resume(own.parent)
     assert lock.exists()
     os.utime(lock, (time.time() - leases.STALE - 5,) * 2)
     Store.resume(own.parent).close()
+
+
+def test_a_run_outlasts_the_dead_one_that_held_the_store_on_another_machine(own, monkeypatch, caplog):
+    monkeypatch.setattr(leases, "STALE", 30.0)
+    lock = leave_lock(own, machine="another")
+    os.utime(lock, (time.time() - 28,) * 2)
+    started = time.monotonic()
+    Store.resume(own.parent).close()
+    assert 1 < time.monotonic() - started < 20
+    (said,) = caplog.messages
+    assert re.search(r"m\.zarr: last heard of process \d+ on far (27|28) s ago\. Waiting for [23] s, unless", said)
+
+
+def test_a_run_waits_no_longer_than_until_the_lease_is_released(own):
+    lock = leave_lock(own, machine="another")
+    threading.Timer(0.5, lock.unlink).start()
+    started = time.monotonic()
+    Store.resume(own.parent).close()
+    assert 0.4 < time.monotonic() - started < 20
 
 
 def test_the_lock_of_this_machine_holds_while_its_process_lives_however_long_it_sleeps(own):

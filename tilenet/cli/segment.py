@@ -73,11 +73,12 @@ def segment(
         if picture and mask is not None:
             files.save(overlays.overlay(image, place), picture)
     if mask is None:
-        show(*shares.share_result(place, options["into"], options["shard"], seconds), as_json=as_json, quiet=quiet)
+        result, text = shares.share_result(place, options["into"], options["shard"], seconds)
+        show(result | {"remarks": said}, text, as_json=as_json, quiet=quiet)
         return
     assert not isinstance(mask, np.ndarray)
     result, what = _result(mask)
-    result = {"out": str(place), "seconds": round(seconds, 2), **result}
+    result = {"out": str(place), "complete": True, "seconds": round(seconds, 2), **result}
     result["remarks"] = said
     if picture:
         result["overview"] = str(picture)

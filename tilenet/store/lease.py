@@ -12,11 +12,13 @@ come from the file server's clock, so the clocks of the nodes do not matter.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic, sleep
 from typing import NamedTuple
 
 from tilenet.errors import OutputLocked
@@ -24,9 +26,13 @@ from tilenet.store import shared_run
 from tilenet.store.file_system import put_under_new_name, remove_file
 from tilenet.store.lease_holder import Holder, read_holder, run_of, write_holder
 
+# Remarks for the user; the command line prints them.
+LOG = logging.getLogger("tilenet")
 BEAT = 10.0
 # Seconds without a heartbeat after which a holder on another machine counts as dead.
 STALE = 60.0
+# Seconds between two looks for a heartbeat.
+LOOK = 0.2
 TRIES = 100
 # Most live holders that an error message names.
 NAMED = 4
@@ -82,16 +88,20 @@ class Lease:
     def take(cls, folder: Path, name: Path, share: Share | None = None) -> Lease:
         """Take the lease of a store, or of a share, in `folder`; `start` begins the heartbeat.
 
-        `OutputLocked`, with `name` as the output, if another live process holds it, or a lease that excludes it.
+        `OutputLocked`, with `name` as the output, if another live process holds it, or a lease that excludes it. A
+        heartbeat of one on another machine is waited for, so that a job that is started again outlasts a dead one.
         """
         mine, kind = Holder.here(), WHOLE if share is None else "share-{}-of-{}".format(*share)
         note = folder / f"{mine.run}.part"
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
             try:
                 write_holder(note, mine)
                 # Looked at once: a number after that of another's new lease would make that one give up, too.
                 held = locks(folder)
-                refuse_live([lock for lock in held if lock.excludes(kind)], note.stat().st_mtime, name)
+                rivals = [lock for lock in held if lock.excludes(kind)]
+                if attempt == 0 and outlast(rivals, note.stat().st_mtime, name):
+                    continue
+                refuse_live(rivals, note.stat().st_mtime, name)
                 last = max((lock.number for lock in held if lock.kind == kind), default=0)
                 lease = cls(folder, kind, 1 + last, mine)
                 put_under_new_name("lock", note, lease.path)
@@ -193,6 +203,35 @@ def live(held: list[Lock], now: float) -> list[tuple[Lock, Holder | None]]:
                 alive = age < STALE
             if alive:
                 found.append((lock, holder))
+    return found
+
+
+def outlast(held: list[Lock], now: float, name: Path) -> bool:
+    """Wait if all live leases in `held` may be those of dead holders on other machines; return whether it waited.
+
+    It waits until one of them has a heartbeat or is released, or until all have been silent for `STALE` seconds.
+    """
+    alive = live(held, now)
+    if not alive or any(holder and holder.alive for _, holder in alive):
+        return False
+    before = _heartbeats(held)
+    silent = now - max(before.values(), default=now)
+    who = ", ".join(lock.describe(holder) for lock, holder in alive[:NAMED])
+    LOG.warning(
+        "%s: last heard of %s %.0f s ago. Waiting for %.0f s, unless it is heard of", name, who, silent, STALE - silent
+    )
+    until = monotonic() + STALE - silent
+    while monotonic() < until and _heartbeats(held) == before:
+        sleep(LOOK)
+    return True
+
+
+def _heartbeats(held: list[Lock]) -> dict[Path, float]:
+    """Return when the last heartbeat of each lease was that is not released."""
+    found = {}
+    for lock in held:
+        with suppress(FileNotFoundError):
+            found[lock.path] = lock.path.stat().st_mtime
     return found
 
 
