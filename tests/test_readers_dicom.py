@@ -41,7 +41,7 @@ def test_the_tiles_that_wsidicom_caches_are_in_the_memory_that_is_planned(dicom_
     with open_image(dicom_pyramid) as image:
         whole(image)
         decoded, encoded = (
-            getattr(image._source.slide._source, f"_{kind}_frame_cache") for kind in ("decoded", "encoded")
+            getattr(image._slide._source, f"_{kind}_frame_cache") for kind in ("decoded", "encoded")
         )
         kept = [sum(item.size for item in cache._lru_cache._cache.values()) for cache in (decoded, encoded)]
         assert 0 < kept[0] <= 2**19
@@ -84,12 +84,12 @@ def test_a_folder_of_dicom_and_other_files_is_refused(shared_data):
 def test_tiles_that_a_dicom_lacks_are_refused_until_they_may_be_filled(shared_data, monkeypatch):
     """No sparse file is at hand: wsidicom is made to say that one tile of a full one is not there."""
     data = pytest.importorskip("wsidicom.instance.wsidicom_image_data")
-    from tilenet.readers.dicom import DicomSource
+    from tilenet.readers.dicom import DicomImage
 
     path = shared_data("slides/camelyon_overview_jpeg2000.dcm")
     with open_image(path) as image:
         expected = whole(image)
-    monkeypatch.setattr(DicomSource, "_tiles", lambda self, group: (range(7), range(4)))
+    monkeypatch.setattr(DicomImage, "_tiles", lambda self, group: (range(7), range(4)))
     monkeypatch.setattr(data.WsiDicomImageData, "is_sparse", lambda self, tile, z, path: (tile.x, tile.y) == (2, 1))
     with pytest.raises(ImageError, match="1 of its tiles is missing.*--missing fill"):
         open_image(path)

@@ -140,9 +140,9 @@ def _open_file(path: str, kind: str, *, axes: str | None, missing: Missing) -> I
 
         return open_slide(path, axes=axes)
     if kind == "dicom":
-        from tilenet.readers.dicom import DicomImage, DicomSource
+        from tilenet.readers.dicom import DicomImage
 
-        return DicomImage(DicomSource(path, axes=axes, missing=missing))
+        return DicomImage(path, axes=axes, missing=missing)
     if kind == "czi":
         from tilenet.readers.czi import CziImage
 

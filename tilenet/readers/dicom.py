@@ -36,23 +36,25 @@ from tilenet.readers.guards import (
 from tilenet.readers.image import CACHE_BYTES, RGB, Image, Level, Pixels
 
 
-class DicomSource:
-    """An open slide, shared by the images of all its levels."""
+class DicomImage(Image):
+    """One level of a DICOM whole-slide image; the images of all levels share the open slide."""
+
+    reader, keeps_pieces = "DICOM (wsidicom)", True
 
     def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
         with needing(path, kind="a DICOM image", library="wsidicom", extra="dicom"):
             import wsidicom
             from wsidicom.config import Settings
-        self.path, self.given_axes, self.missing = path, axes, missing
-        self.slide: Any = None
+        self.name, self._given_axes, self._missing = path, axes, missing
+        self._slide: Any = None
         files = sorted(dicom_files(path)) if Path(path).is_dir() else [Path(path)]
         try:
             with quietly("wsidicom"), as_image_errors(f"{path}: cannot be read as a DICOM whole-slide image", DAMAGED):
                 heads = _heads(files, path)
-                self.identity = _identity(files, heads)
+                self._identity = _identity(files, heads)
                 # By default wsidicom caches 100 MB of encoded tiles besides the decoded ones.
                 caches = Settings(decoded_frame_cache_size=CACHE_BYTES, encoded_frame_cache_size=0)
-                self.slide = wsidicom.WsiDicom.open(files, settings=caches)
+                self._slide = wsidicom.WsiDicom.open(files, settings=caches)
                 self._read_metadata()
                 self._check_levels(files, heads)
                 check_missing(self.n_missing, missing, name=path)
@@ -61,23 +63,26 @@ class DicomSource:
             raise
 
     def _read_metadata(self) -> None:
-        if len(self.slide.pyramids) != 1:
-            raise ImageError(f"{self.path}: holds {len(self.slide.pyramids)} pyramids. Give the files of one of them")
-        self.groups = list(self.slide.levels)
-        first = self.groups[0]
-        self.planes, self.paths = list(first.focal_planes), list(first.optical_paths)
+        if len(self._slide.pyramids) != 1:
+            raise ImageError(f"{self.name}: holds {len(self._slide.pyramids)} pyramids. Give the files of one of them")
+        self._groups = list(self._slide.levels)
+        first = self._groups[0]
+        self._planes, self._paths = list(first.focal_planes), list(first.optical_paths)
         image = first.default_instance.image_data
-        self.dtype, self.samples = pixel_dtype(image.dtype, self.path), int(image.samples_per_pixel)
-        self.axis_maps, self.n_missing = [self._axis_map(group) for group in self.groups], 0
-        for group in self.groups:
+        self.dtype, self._samples = pixel_dtype(image.dtype, self.name), int(image.samples_per_pixel)
+        self._axis_maps, self.n_missing = [self._axis_map(group) for group in self._groups], 0
+        for group in self._groups:
             self.n_missing += sum(
-                self._lacks(group, *at) for at in product(*self._tiles(group), self.planes, self.paths)
+                self._lacks(group, *at) for at in product(*self._tiles(group), self._planes, self._paths)
             )
-        self.levels = tuple(map(self._level, self.groups, self.axis_maps))
+        self.levels = tuple(map(self._level, self._groups, self._axis_maps))
+        self.axes, self.stated_axes = self._axis_maps[0].axes, self._axis_maps[0].stated_axes
+        colour = self.n_channels == 3 == self._samples
+        self.channel_names = RGB if colour else ("",) * self.n_channels
 
     def _check_levels(self, files: Sequence[Path], heads: Sequence[Any]) -> None:
         """Refuse a slide with a level that wsidicom skipped, as level 0 would then be another resolution."""
-        instances = (instance for group in self.groups for instance in group.instances.values())
+        instances = (instance for group in self._groups for instance in group.instances.values())
         read = {str(dataset.uids.instance) for instance in instances for dataset in instance.datasets}
         for file, head in zip(files, heads, strict=True):
             is_level = list(head.get("ImageType", ()))[2:3] == ["VOLUME"]
@@ -87,15 +92,15 @@ class DicomSource:
     def _axis_map(self, group: Any) -> AxisMap:
         size, tile = group.size, group.tile_size
         image = group.default_instance.image_data
-        same = list(group.focal_planes) == self.planes and list(group.optical_paths) == self.paths
-        if not same or (image.dtype, image.samples_per_pixel) != (self.dtype, self.samples):
-            raise ImageError(f"{self.path}: its levels differ in type, planes or channels. Give one level: one file")
+        same = list(group.focal_planes) == self._planes and list(group.optical_paths) == self._paths
+        if not same or (image.dtype, image.samples_per_pixel) != (self.dtype, self._samples):
+            raise ImageError(f"{self.name}: its levels differ in type, planes or channels. Give one level: one file")
         if max(size.width, size.height) > LONGEST_AXIS:
-            raise ImageError(f"{self.path}: says that it has {size.width} x {size.height} px. {DAMAGED}")
-        check_piece(tile.width * tile.height * self.samples * self.dtype.itemsize, f"{self.path}: one of its tiles")
-        shape = (len(self.planes), len(self.paths), size.height, size.width, self.samples)
+            raise ImageError(f"{self.name}: says that it has {size.width} x {size.height} px. {DAMAGED}")
+        check_piece(tile.width * tile.height * self._samples * self.dtype.itemsize, f"{self.name}: one of its tiles")
+        shape = (len(self._planes), len(self._paths), size.height, size.width, self._samples)
         letters = [a if n > 1 or a in "yx" else "" for a, n in zip("zcyxs", shape, strict=True)]
-        return axis_map_of(letters, shape, axes=self.given_axes, name=self.path)
+        return axis_map_of(letters, shape, axes=self._given_axes, name=self.name)
 
     def _level(self, group: Any, axis_map: AxisMap) -> Level:
         of = {"y": float(group.mpp.height), "x": float(group.mpp.width), "z": self._z_step()}
@@ -104,7 +109,7 @@ class DicomSource:
 
     def _z_step(self) -> float | None:
         """Return the distance between focal planes in micrometres; None unless they are equally spaced."""
-        steps = np.diff(self.planes)
+        steps = np.diff(self._planes)
         return float(steps.mean()) if len(steps) and np.allclose(steps, steps.mean(), rtol=1e-3) else None
 
     def _tiles(self, group: Any) -> tuple[range, range]:
@@ -119,42 +124,23 @@ class DicomSource:
         data = group.get_instance(plane, path).image_data
         return bool(data.is_sparse(Point(column, row), plane, path))
 
-    def piece(self, level: int, box: Box, plane: float, path: str) -> Pixels:
+    def _piece(self, box: Box, plane: float, path: str) -> Pixels:
         """Return the pixels of one tile of the file: (samples, y, x)."""
-        group = self.groups[level]
+        group = self._groups[self.level]
         tile = group.tile_size
-        with as_image_errors(f"{self.path}: {box} of level {level} cannot be read", DAMAGED):
+        with as_image_errors(f"{self.name}: {box} of level {self.level} cannot be read", DAMAGED):
             if self.n_missing and self._lacks(
                 group, box.start[1] // tile.width, box.start[0] // tile.height, plane, path
             ):
-                return np.zeros((self.samples, *box.shape), self.dtype)
-            pixels = self.slide.read_region(
+                return np.zeros((self._samples, *box.shape), self.dtype)
+            pixels = self._slide.read_region(
                 box.start[::-1], group.level, box.shape[::-1], z=plane, path=path, threads=1, as_array=True
             )
-            return np.moveaxis(np.asarray(pixels).reshape(*box.shape, self.samples), 2, 0)
-
-    def close(self) -> None:
-        """Close the files."""
-        if self.slide is not None:
-            self.slide.close()
-
-
-class DicomImage(Image):
-    """One level of a DICOM whole-slide image."""
-
-    reader, keeps_pieces = "DICOM (wsidicom)", True
-
-    def __init__(self, source: DicomSource) -> None:
-        self._source, self.name, self.levels = source, source.path, source.levels
-        self.axes, self.stated_axes = source.axis_maps[0].axes, source.axis_maps[0].stated_axes
-        self.dtype, self.n_missing = source.dtype, source.n_missing
-        colour = self.n_channels == 3 == source.samples
-        self.channel_names = RGB if colour else ("",) * self.n_channels
+            return np.moveaxis(np.asarray(pixels).reshape(*box.shape, self._samples), 2, 0)
 
     def read_inside(self, box: Box) -> Pixels:
         """Return the pixels of a box inside the slide, decoding only the tiles that it touches."""
-        source, level = self._source, self.level
-        axis_map, tile = source.axis_maps[level], source.groups[level].tile_size
+        axis_map, tile = self._axis_maps[self.level], self._groups[self.level].tile_size
         out, stored = axis_map.empty(box, self.dtype)
         (z0, z1), channels, rows, columns, _ = axis_map.ranges(box)
         plane = Box((rows[0], columns[0]), (rows[1], columns[1]))
@@ -164,23 +150,24 @@ class DicomImage(Image):
                 plane,
                 shape=axis_map.shape[2:4],
                 side=(tile.height, tile.width),
-                piece=partial(source.piece, level, plane=source.planes[z], path=source.paths[c]),
+                piece=partial(self._piece, plane=self._planes[z], path=self._paths[c]),
             )
         return out
 
     def identity(self) -> dict[str, Any]:
         """Return the total size of the files, a hash of their instance UIDs, and the shapes of the levels."""
-        return self._source.identity | {
+        return self._identity | {
             "shapes": [list(level.shape) for level in self.levels],
             "missing": self.n_missing,
         }
 
     def close(self) -> None:
         """Close the files, for the images of all levels."""
-        self._source.close()
+        if self._slide is not None:
+            self._slide.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_by_path(self.name, level=self.level, axes=self._source.given_axes, missing=self._source.missing)
+        return reduce_by_path(self.name, level=self.level, axes=self._given_axes, missing=self._missing)
 
 
 def _heads(files: Sequence[Path], path: str) -> list[Any]:
