@@ -150,11 +150,11 @@ def give_out(client: object, blocks: int) -> tuple[int, int]:
     layout = Layout("yx", (side * BLOCK, side * BLOCK), (BLOCK, BLOCK), (None, None), "scaling", {1: ("one", None)})
     with tempfile.TemporaryDirectory() as folder:
         store = CountingStore.create(Path(folder) / "m.zarr", layout, {})
-        slide = PendingOutput(Task(str(store.path), store.run, "image", "model"), store, None)
-        assert list(distributed.work_off(client, [slide])) == [slide]
-        assert not slide.report.failures and slide.report.blocks == layout.n_blocks(0)
+        output = PendingOutput(Task(str(store.path), store.run, "image", "model"), store, None)
+        assert list(distributed.work_off(client, [output])) == [output]
+        assert not output.report.failures and output.report.blocks == layout.n_blocks(0)
         store.close()
-        return slide.report.blocks, store.flights
+        return output.report.blocks, store.flights
 
 
 def measure(scheduler_file: str, scheduler: int, blocks: int, most: int) -> str:

@@ -198,9 +198,9 @@ def test_a_bad_block_is_named_and_the_others_are_done(client, image, tmp_path):
     with pytest.raises(BlocksFailed, match=r"1 of 12 blocks failed; block 5 at .*the lamp went out"):
         tilenet.segment(image, tmp_path / "m.zarr", model=Bright(), client=client, **TILES)
     spoil(image, 7, (600, 600))
-    slide = opened(image, tmp_path / "m.zarr")
-    assert list(slide.store.pending()) == [5]
-    slide.store.close()
+    output = opened(image, tmp_path / "m.zarr")
+    assert list(output.store.pending()) == [5]
+    output.store.close()
     tilenet.segment(image, tmp_path / "m.zarr", model=Bright(), client=client, resume=True)
     tilenet.segment(image, tmp_path / "alone.zarr", model=Bright(), **TILES)
     assert tree(tmp_path / "m.zarr") == tree(tmp_path / "alone.zarr")
@@ -216,9 +216,9 @@ def test_a_block_that_kills_its_workers_is_named_and_its_neighbours_are_done(
     with pytest.raises(BlocksFailed, match=rf"1 of 12 blocks failed; block 1 at .*: {tries} workers died of it"):
         tilenet.segment(image, out, model=Bright(deaths=str(deaths)), client=client, tile=256, batch=4, threads=1)
     assert len(deaths.read_bytes()) == tries
-    slide = opened(image, out, tile=256, batch=4)
-    assert list(slide.store.pending()) == [1]
-    slide.store.close()
+    output = opened(image, out, tile=256, batch=4)
+    assert list(output.store.pending()) == [1]
+    output.store.close()
 
 
 def test_everything_listens_on_loopback_alone(client):

@@ -40,9 +40,7 @@ def test_the_tiles_that_wsidicom_caches_are_in_the_memory_that_is_planned(dicom_
     monkeypatch.setattr(dicom, "CACHE_BYTES", 2**19)
     with open_image(dicom_pyramid) as image:
         whole(image)
-        decoded, encoded = (
-            getattr(image._slide._source, f"_{kind}_frame_cache") for kind in ("decoded", "encoded")
-        )
+        decoded, encoded = (getattr(image._slide._source, f"_{kind}_frame_cache") for kind in ("decoded", "encoded"))
         kept = [sum(item.size for item in cache._lru_cache._cache.values()) for cache in (decoded, encoded)]
         assert 0 < kept[0] <= 2**19
         assert kept[1] == 0

@@ -9,8 +9,8 @@ from stub import BAD
 from workers import (  # noqa: F401
     BLOCKS,
     TILES,
-    a_slide,
     an_image,
+    an_output,
     notes_of,
     opened,
     small_network,
@@ -31,31 +31,31 @@ from tilenet.workers.distributed import task_of
 from tilenet.workers.worker import OpenTask, Task, compute_blocks
 
 
-def compute(slide, *blocks, flight="a", seconds=60.0):
-    return compute_blocks(slide.task, blocks, flight=flight, seconds=seconds)
+def compute(output, *blocks, flight="a", seconds=60.0):
+    return compute_blocks(output.task, blocks, flight=flight, seconds=seconds)
 
 
-def test_blocks_are_computed_one_after_the_other_and_all_lines_come_back(slide):
-    result = compute(slide, 3, 1, 7)
+def test_blocks_are_computed_one_after_the_other_and_all_lines_come_back(output):
+    result = compute(output, 3, 1, 7)
     assert list(result.done) == [3, 1, 7] and not (result.refusal or result.fault or result.death)
     for block in result.done.values():
-        slide.store.adopt(block.line)
+        output.store.adopt(block.line)
         assert (block.report.blocks, block.report.pixels) == (1, 512 * 512)
-    assert sorted(set(range(BLOCKS)) - set(slide.store.pending())) == [1, 3, 7]
+    assert sorted(set(range(BLOCKS)) - set(output.store.pending())) == [1, 3, 7]
 
 
-def test_no_block_is_begun_when_the_time_is_over(slide):
-    assert list(compute(slide, 0, 1, 2, seconds=0.0).done) == [0]
+def test_no_block_is_begun_when_the_time_is_over(output):
+    assert list(compute(output, 0, 1, 2, seconds=0.0).done) == [0]
 
 
-def test_a_bad_block_among_others_is_the_only_one_that_fails(image, slide):
+def test_a_bad_block_among_others_is_the_only_one_that_fails(image, output):
     spoil(image, BAD, (600, 600))
-    result = compute(slide, 4, 5, 6)
+    result = compute(output, 4, 5, 6)
     assert {index for index, block in result.done.items() if block.line} == {4, 6}
     assert result.done[5].failure == "the lamp went out"
 
 
-def test_who_is_sent_a_flight_that_another_began_computes_nothing_and_says_what_that_one_wrote(slide, monkeypatch):
+def test_who_is_sent_a_flight_that_another_began_computes_nothing_and_says_what_that_one_wrote(output, monkeypatch):
     def dies(self, index):
         if index == 2:
             raise KeyboardInterrupt  # as abrupt as a kill: nothing is said, nothing tidied
@@ -64,46 +64,46 @@ def test_who_is_sent_a_flight_that_another_began_computes_nothing_and_says_what_
     real = OpenTask.compute
     monkeypatch.setattr(OpenTask, "compute", dies)
     with pytest.raises(KeyboardInterrupt):
-        compute(slide, 0, 1, 2, 3, flight="b")
+        compute(output, 0, 1, 2, 3, flight="b")
     worker.close_all()
     monkeypatch.setattr(OpenTask, "compute", lambda self, index: 1 / 0)
-    result = compute(slide, 0, 1, 2, 3, flight="b")
+    result = compute(output, 0, 1, 2, 3, flight="b")
     assert (result.death, result.worker, sorted(result.done)) == (True, "", [0, 1])
     for block in result.done.values():
-        slide.store.adopt(block.line)
+        output.store.adopt(block.line)
         assert (block.report.blocks, block.report.pixels) == (1, 512 * 512)
-    assert list(slide.store.pending()) == list(range(2, BLOCKS))
-    assert "division by zero" in compute(slide, 2, flight="c").refusal, "another flight is not begun yet"
+    assert list(output.store.pending()) == list(range(2, BLOCKS))
+    assert "division by zero" in compute(output, 2, flight="c").refusal, "another flight is not begun yet"
 
 
 @pytest.mark.parametrize("left", ["", "no such writer", "../../../*"])
-def test_a_note_that_does_not_say_by_whom_costs_only_time(slide, left):
-    compute(slide, 5, flight="b")
-    (note,) = notes_of(slide.store.path)
+def test_a_note_that_does_not_say_by_whom_costs_only_time(output, left):
+    compute(output, 5, flight="b")
+    (note,) = notes_of(output.store.path)
     note.write_text(left)
-    assert compute(slide, 5, 6, flight="b").done == {}
+    assert compute(output, 5, 6, flight="b").done == {}
 
 
-def test_the_leader_forgets_a_flight_that_is_back(slide):
-    compute(slide, 0, flight="b")
-    assert len(notes_of(slide.store.path)) == 1
-    slide.store.forget("b")
-    slide.store.forget("b")
-    assert notes_of(slide.store.path) == []
+def test_the_leader_forgets_a_flight_that_is_back(output):
+    compute(output, 0, flight="b")
+    assert len(notes_of(output.store.path)) == 1
+    output.store.forget("b")
+    output.store.forget("b")
+    assert notes_of(output.store.path) == []
 
 
-def test_a_worker_whose_run_is_gone_writes_nothing(image, slide, tmp_path):
-    assert compute(slide, 0, flight="b").done[0].line
-    slide.store.close()
+def test_a_worker_whose_run_is_gone_writes_nothing(image, output, tmp_path):
+    assert compute(output, 0, flight="b").done[0].line
+    output.store.close()
     again = opened(image, tmp_path / "m.zarr")
-    result = compute(slide, 1, flight="c")
+    result = compute(output, 1, flight="c")
     assert isinstance(result.fault, OutputLocked) and not result.done
     assert 1 in set(again.store.pending()) and 0 not in set(again.store.pending())
     assert len(notes_of(tmp_path / "m.zarr")) == 1, "not even a note"
     again.store.close()
 
 
-def test_a_full_disk_ends_the_run_and_what_was_written_before_is_not_lost(slide, monkeypatch):
+def test_a_full_disk_ends_the_run_and_what_was_written_before_is_not_lost(output, monkeypatch):
     def full(self, index):
         if index == 1:
             raise EnvironmentFault("disk full")
@@ -111,25 +111,25 @@ def test_a_full_disk_ends_the_run_and_what_was_written_before_is_not_lost(slide,
 
     real = OpenTask.compute
     monkeypatch.setattr(OpenTask, "compute", full)
-    result = compute(slide, 0, 1, 2)
+    result = compute(output, 0, 1, 2)
     assert str(result.fault) == "disk full" and list(result.done) == [0]
 
 
-def test_where_a_gpu_fails_other_workers_are_asked_before_the_run_ends(slide, monkeypatch):
+def test_where_a_gpu_fails_other_workers_are_asked_before_the_run_ends(output, monkeypatch):
     def fails(self, index):
         raise DeviceLost("the GPU failed")
 
     monkeypatch.setattr(OpenTask, "compute", fails)
-    result = compute(slide, 0, 1)
+    result = compute(output, 0, 1)
     assert "the GPU failed" in result.refusal and isinstance(result.fault, DeviceLost) and not result.done
 
 
-def test_memory_that_does_not_suffice_is_this_worker_s_refusal(slide, monkeypatch):
+def test_memory_that_does_not_suffice_is_this_worker_s_refusal(output, monkeypatch):
     def settle(*args, **options):
         raise MemoryError
 
     monkeypatch.setattr(request, "make_job", settle)
-    result = compute(slide, 0, 1)
+    result = compute(output, 0, 1)
     assert "out of memory. Give workers more, or use a smaller --tile" in result.refusal and not result.done
 
 
@@ -169,50 +169,50 @@ def test_the_device_that_a_worker_sees_is_initialised(monkeypatch, device, name)
     assert found == [name]
 
 
-def test_a_worker_that_finds_another_image_refuses(image, slide):
+def test_a_worker_that_finds_another_image_refuses(image, output):
     write_image(image, sides=(1536, 2304))
-    result = compute(slide, 0)
+    result = compute(output, 0)
     assert "was begun with image" in result.refusal and "Give the image that" in result.refusal
-    assert written_blocks(slide.store.path) == []
+    assert written_blocks(output.store.path) == []
 
 
 def test_a_process_keeps_few_images_open(tmp_path):
-    slides = [opened(write_image(tmp_path / f"{i}.tif", seed=i), tmp_path / f"{i}.zarr") for i in range(5)]
-    for slide in slides:
-        assert compute(slide, 0).done[0].line
+    outputs = [opened(write_image(tmp_path / f"{i}.tif", seed=i), tmp_path / f"{i}.zarr") for i in range(5)]
+    for output in outputs:
+        assert compute(output, 0).done[0].line
     assert len(worker._opened) == worker.OPEN
     worker.close_all()
-    for slide in slides:
-        slide.store.close()
+    for output in outputs:
+        output.store.close()
 
 
 def test_a_packaged_model_is_meant_also_beside_a_folder_of_its_name(image, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("nuclei").mkdir()
-    slide = opened(image, tmp_path / "n.zarr", "nuclei")
-    assert slide.task.model == "nuclei"
-    slide.store.close()
+    output = opened(image, tmp_path / "n.zarr", "nuclei")
+    assert output.task.model == "nuclei"
+    output.store.close()
 
 
 def test_weights_of_any_name_are_known_by_their_path(image, network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(tilenet.load_model(network).state_dict(), "weights")
-    slide = opened(image, tmp_path / "n.zarr", "weights")
-    assert (slide.task.model, slide.store.info["model"]["source"]) == (str(tmp_path / "weights"),) * 2
-    slide.store.close()
+    output = opened(image, tmp_path / "n.zarr", "weights")
+    assert (output.task.model, output.store.info["model"]["source"]) == (str(tmp_path / "weights"),) * 2
+    output.store.close()
 
 
-def test_a_refusal_without_words_names_the_kind_of_error(slide, monkeypatch):
+def test_a_refusal_without_words_names_the_kind_of_error(output, monkeypatch):
     def fails(self, index):
         raise ValueError if index == 0 else ValueError("odd\n  more")
 
     monkeypatch.setattr(OpenTask, "compute", fails)
     for index, said in enumerate(("ValueError", "odd")):
-        assert compute(slide, index, flight=said).refusal.endswith(f": {said}")
+        assert compute(output, index, flight=said).refusal.endswith(f": {said}")
 
 
-def test_a_task_is_coordinates_alone(slide):
-    assert isinstance(slide.task, Task)
-    assert len(pickle.dumps((slide.task, tuple(range(64))))) < 2000
+def test_a_task_is_coordinates_alone(output):
+    assert isinstance(output.task, Task)
+    assert len(pickle.dumps((output.task, tuple(range(64))))) < 2000
     assert len(pickle.dumps(distributed.compute_flight)) < 100
-    assert Path(slide.task.image).is_absolute()
+    assert Path(output.task.image).is_absolute()

@@ -73,7 +73,7 @@ def notes_of(out):
 
 
 def opened(image, out, model=None, **options):
-    """Return a slide as a run has it before its first block."""
+    """Return an output as a run has it before its first block."""
     wanted = Request(image, model or Bright(), Options(**TILES | options))
     store, job = open_store(out, wanted, resume=True)
     return PendingOutput(task_of(store, job, wanted), store, job)
@@ -91,11 +91,11 @@ def small_network(tmp_path_factory):
     return save_model(random_network(in_channels=1, n_classes=2, depth=2, wf=2), path)
 
 
-@pytest.fixture(name="slide")
-def a_slide(image, tmp_path):
-    slide = opened(image, tmp_path / "m.zarr")
-    yield slide
-    slide.store.close()
+@pytest.fixture(name="output")
+def an_output(image, tmp_path):
+    output = opened(image, tmp_path / "m.zarr")
+    yield output
+    output.store.close()
     worker.close_all()
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("tilenet")
 # Threads that build pyramids and verify masks, and how many masks may be handed to them at once.
 FINISHERS, WAITING = 4, 8
-# What is done to an image without a complete mask; it returns a slide to be computed, or a complete store and a status.
+# What is done to an image without a complete mask; it returns an output to compute, or a complete store and a status.
 Work = Callable[[BatchItem, Path, Request], tuple[PendingOutput | Store, str]]
 
 
@@ -112,10 +112,10 @@ class BatchRun:
         opener, finishers = ThreadPoolExecutor(1, "open"), ThreadPoolExecutor(FINISHERS, "finish")
         finishing: set[Future[None]] = set()
         try:
-            slides = self._opened(opener, items)
-            for slide in work_off(self._client, slides) if self._client is not None else _one_by_one(slides):
+            outputs = self._opened(opener, items)
+            for output in work_off(self._client, outputs) if self._client is not None else _one_by_one(outputs):
                 finishing = _raised(*wait(finishing, timeout=0))
-                finishing.add(finishers.submit(self._finish, slide))
+                finishing.add(finishers.submit(self._finish, output))
                 while len(finishing) > WAITING:
                     finishing = _raised(*wait(finishing, return_when=FIRST_COMPLETED))
             _raised(*wait(finishing))
@@ -126,29 +126,29 @@ class BatchRun:
             opener.shutdown(cancel_futures=True)
             # Not waiting for masks that are being finished: an interruption leaves seconds, and they can be resumed.
             finishers.shutdown(wait=False, cancel_futures=True)
-            for slide in list(self._open.values()):
-                slide.store.close()
-                slide.job.close()
+            for output in list(self._open.values()):
+                output.store.close()
+                output.job.close()
 
     def _opened(self, opener: ThreadPoolExecutor, items: Iterable[BatchItem]) -> Iterator[PendingOutput]:
         """Yield the images that are to be computed; each is opened while the one before it is computed."""
         for opened in prefetched(lambda item: opener.submit(self._begin, item, self._output_of), items, 2):
-            if slide := opened.result():
-                yield slide
+            if output := opened.result():
+                yield output
 
     def _begin(self, item: BatchItem, work: Work) -> PendingOutput | None:
-        """Do some work on an image without a complete mask, and note the result unless it is a slide to be computed.
+        """Do some work on an image without a complete mask, and note the result unless it is an output to be computed.
 
         An image whose mask another process is writing is put off once.
         """
         self._started[item.name] = perf_counter()
         try:
             out, request = self._checked(item)
-            slide, status = (_unchanged(out, request), "skipped") if is_complete(out) else work(item, out, request)
-            if isinstance(slide, PendingOutput):
-                self._open[item.name] = slide
-                return slide
-            self._make_side_files(item, slide.path)
+            output, status = (_unchanged(out, request), "skipped") if is_complete(out) else work(item, out, request)
+            if isinstance(output, PendingOutput):
+                self._open[item.name] = output
+                return output
+            self._make_side_files(item, output.path)
         except Exception as error:  # one bad image must not stop the others
             if isinstance(error, DiskFault) or (isinstance(error, DeviceLost) and self._client is None):
                 raise  # so would the next image
@@ -157,7 +157,7 @@ class BatchRun:
                 return None
             self._note(item, "failed", error=error, store=self._kept(item))
         else:
-            self._note(item, status, store=slide)
+            self._note(item, status, store=output)
         return None
 
     def _kept(self, item: BatchItem) -> Store | None:
@@ -201,7 +201,7 @@ class BatchRun:
         return Store.inspect(out), "done"
 
     def _output_of(self, item: BatchItem, out: Path, request: Request) -> tuple[PendingOutput | Store, str]:
-        """Return the slide whose blocks are to be computed, and ""; or a complete store, and the image's status."""
+        """Return the output whose blocks are to be computed, and ""; or a complete store, and the image's status."""
         refuse_begun(out, None, overwrite=False)
         store, job = open_store(out, request, resume=True)
         if store.complete:  # another process was quicker, or only tidying was left
@@ -221,22 +221,22 @@ class BatchRun:
         if (found := self._side_files.measured(item, mask, image=item.image)) is not None:
             self._measured[item.name] = found
 
-    def _finish(self, slide: PendingOutput) -> None:
-        item = self._items[slide.name]
+    def _finish(self, output: PendingOutput) -> None:
+        item = self._items[output.name]
         try:
-            slide.raise_if_failed()
-            finish(slide.store)
-            self._make_side_files(item, slide.store.path)
+            output.raise_if_failed()
+            finish(output.store)
+            self._make_side_files(item, output.store.path)
         except DiskFault:  # the next image would fail, too
             raise
         except Exception as error:
-            self._note(item, "failed", error=error, store=slide.store)
+            self._note(item, "failed", error=error, store=output.store)
         else:
-            self._note(item, "done", store=slide.store)
+            self._note(item, "done", store=output.store)
         finally:
-            slide.store.close()
-            slide.job.close()
-            del self._open[slide.name]
+            output.store.close()
+            output.job.close()
+            del self._open[output.name]
 
     def _note(
         self, item: BatchItem, status: str, *, store: Store | None = None, error: Exception | None = None
@@ -273,16 +273,16 @@ def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Fut
     return waiting
 
 
-def _one_by_one(slides: Iterable[PendingOutput]) -> Iterator[PendingOutput]:
+def _one_by_one(outputs: Iterable[PendingOutput]) -> Iterator[PendingOutput]:
     """Compute the blocks of each image in this process."""
-    for slide in slides:
+    for output in outputs:
         try:
-            slide.report = fill_pending(slide.store, slide.job)
+            output.report = fill_pending(output.store, output.job)
         except (DeviceLost, DiskFault):  # the next image would fail, too
             raise
         except Exception as error:
-            slide.error = error
-        yield slide
+            output.error = error
+        yield output
 
 
 def _unchanged(out: Path, request: Request) -> Store:

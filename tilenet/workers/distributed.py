@@ -121,20 +121,20 @@ def fill_by_workers(
         predictors.forget(job.network)
         started, skipped = monotonic(), skip_background(job, store, store.layout.tissue_map)
         advance = progress_counter(job, store.pending(), progress)
-        slide = PendingOutput(task_of(store, job, request), store, job, advance, report=Report(skipped=skipped))
-        for _ in work_off(client, [slide]):
-            slide.report.seconds = monotonic() - started
-            slide.raise_if_failed()
+        output = PendingOutput(task_of(store, job, request), store, job, advance, report=Report(skipped=skipped))
+        for _ in work_off(client, [output]):
+            output.report.seconds = monotonic() - started
+            output.raise_if_failed()
         finish(store, make_shards=partial(map_in_order, client, CoarserBlock.shard))
-        slide.report.finished = monotonic() - started - slide.report.seconds
-        return slide.report
+        output.report.finished = monotonic() - started - output.report.seconds
+        return output.report
     finally:
         store.close()
         job.close()
 
 
-def work_off(client: Client, slides: Iterable[PendingOutput]) -> Iterator[PendingOutput]:
-    """Have workers fill many outputs from one queue; yield each slide when its last block has returned.
+def work_off(client: Client, outputs: Iterable[PendingOutput]) -> Iterator[PendingOutput]:
+    """Have workers fill many outputs from one queue; yield each output when its last block has returned.
 
     Without workers it waits until one comes.
 
@@ -142,7 +142,7 @@ def work_off(client: Client, slides: Iterable[PendingOutput]) -> Iterator[Pendin
     ----------
     client : distributed.Client
         Client of the cluster.
-    slides : iterable of PendingOutput
+    outputs : iterable of PendingOutput
         Drawn lazily, so that only a few are open at a time.
 
     Raises
@@ -150,7 +150,7 @@ def work_off(client: Client, slides: Iterable[PendingOutput]) -> Iterator[Pendin
     EnvironmentFault
         If the scheduler is lost. Blocks that are written stay written.
     """
-    return _Dispatch(client, Queue(slides)).work_off()
+    return _Dispatch(client, Queue(outputs)).work_off()
 
 
 class _Dispatch:
@@ -212,7 +212,7 @@ class _Dispatch:
     def _submit(self, flight: Flight, seconds: float) -> None:
         others = [worker for worker in self._workers if worker not in flight.refused_by] if flight.refused_by else []
         preferred = {"workers": others, "allow_other_workers": True} if others else {}
-        task = (flight.slide.task, flight.blocks, flight.id, seconds)
+        task = (flight.output.task, flight.blocks, flight.id, seconds)
         try:
             future = self._client.submit(compute_flight, *task, key=flight.name, pure=False, **preferred)
         except Exception as error:
@@ -290,6 +290,6 @@ def _result_of_error(error: Exception, flight: Flight) -> FlightResult:
     if type(error).__name__ != "KilledWorker":
         return FlightResult(refusal=one_line(error))
     # Dask sent the flight to several workers, and all died. At most one of them had begun it.
-    if flight.slide.store.is_begun(flight.id):
+    if flight.output.store.is_begun(flight.id):
         return FlightResult(death=True)
     return FlightResult(refusal="workers die before they begin it")

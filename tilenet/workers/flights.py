@@ -2,7 +2,7 @@
 
 ::
 
-    pending blocks of the slides  -->  Flight  -->  a worker  -->  FlightResult
+    pending blocks of the outputs  -->  Flight  -->  a worker  -->  FlightResult
          ^                                                           |
          |-- its time was up: the rest waits again  <----------------|
          '-- a worker refused it, or died: tried again  <------------'
@@ -60,7 +60,7 @@ def seconds_per_flight(workers: int) -> float:
 
 @dataclass(eq=False)
 class PendingOutput:
-    """One output that workers fill; many slides may share the queue.
+    """One output that workers fill; many outputs may share the queue.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class PendingOutput:
     report : Report
         What was done so far.
     error : Exception or None
-        The error that ended the slide before its last block.
+        The error that ended the output before its last block.
     """
 
     task: Task
@@ -127,13 +127,13 @@ class PendingOutput:
             self.report.failures[index] = result.failure
 
     def abort(self, error: Exception) -> None:
-        """Stop the slide with an error: no more of its blocks are taken."""
+        """Stop the output with an error: no more of its blocks are taken."""
         self.error = self.error or error
         self._ahead.clear()
         self._pending = iter(())
 
     def raise_if_failed(self) -> None:
-        """Raise the error that ended the slide, or `BlocksFailed` if some blocks could not be computed."""
+        """Raise the error that ended the output, or `BlocksFailed` if some blocks could not be computed."""
         if self.error:
             raise self.error
         raise_if_failed(self.report, self.job)
@@ -145,8 +145,8 @@ class Flight:
 
     Attributes
     ----------
-    slide : PendingOutput
-        The slide that the blocks belong to.
+    output : PendingOutput
+        The output that the blocks belong to.
     blocks : tuple of int
         Block indices, in the order in which they are computed.
     number : int
@@ -159,7 +159,7 @@ class Flight:
         How many workers died of the block, in a flight of one block; else 0.
     """
 
-    slide: PendingOutput
+    output: PendingOutput
     blocks: tuple[int, ...]
     number: int
     refused_by: tuple[str, ...] = ()
@@ -169,110 +169,110 @@ class Flight:
     @property
     def id(self) -> str:
         """Unique across runs too, because a scheduler may still know the flights of an earlier run."""
-        return f"{self.slide.task.run[:12]}-{self.number}"
+        return f"{self.output.task.run[:12]}-{self.number}"
 
     @property
     def name(self) -> str:
         """Task key, as shown on Dask's dashboard."""
         first, last = self.blocks[0], self.blocks[-1]
-        return f"tilenet-{self.slide.name}-{first}{f'..{last}' if last != first else ''}-{self.id}"
+        return f"tilenet-{self.output.name}-{first}{f'..{last}' if last != first else ''}-{self.id}"
 
 
 class Queue:
-    """The blocks of many slides in one queue; slides are drawn lazily, so that only a few are open at a time."""
+    """The blocks of many outputs in one queue; outputs are drawn lazily, so that only a few are open at a time."""
 
-    def __init__(self, slides: Iterable[PendingOutput]) -> None:
+    def __init__(self, outputs: Iterable[PendingOutput]) -> None:
         self.ended = deque[PendingOutput]()
-        self._slides, self._begun = iter(slides), deque[PendingOutput]()
+        self._outputs, self._begun = iter(outputs), deque[PendingOutput]()
         self._again, self._numbers = deque[Flight](), count()
 
     def take(self, workers: int) -> Flight | None:
         """Return the next flight, sized for `workers` workers; None if no block waits."""
         while self._again:
             flight = self._again.popleft()
-            if not flight.slide.error:
+            if not flight.output.error:
                 return flight
-            self._drop(flight.slide, len(flight.blocks))
-        for slide in self._waiting():
-            if blocks := slide.take(workers):
-                return self._flight(slide, blocks)
+            self._drop(flight.output, len(flight.blocks))
+        for output in self._waiting():
+            if blocks := output.take(workers):
+                return self._flight(output, blocks)
         return None
 
     def unwritten(self) -> int:
-        """Return how many blocks of the slides that were begun are not written yet."""
-        return sum(1 for slide in self._begun if not slide.error for _ in slide.store.pending())
+        """Return how many blocks of the outputs that were begun are not written yet."""
+        return sum(1 for output in self._begun if not output.error for _ in output.store.pending())
 
     def _waiting(self) -> Iterator[PendingOutput]:
         yield from self._begun
-        for slide in self._slides:
-            self._begun.append(slide)
-            yield slide
-            self._end_if_done(slide)
+        for output in self._outputs:
+            self._begun.append(output)
+            yield output
+            self._end_if_done(output)
 
     def conclude(self, flight: Flight, result: FlightResult) -> None:
         """Process the result of a flight: record finished blocks, and requeue or retry the others."""
-        slide = flight.slide
-        left = slide.in_flight - len(flight.blocks)
+        output = flight.output
+        left = output.in_flight - len(flight.blocks)
         try:
-            slide.store.forget(flight.id)
+            output.store.forget(flight.id)
             for index, block in result.done.items():
-                slide.note(index, block)
+                output.note(index, block)
         except TilenetError as error:  # one output that cannot be written must not stop the others
-            slide.abort(error)
-            self._drop(slide, slide.in_flight - left)
+            output.abort(error)
+            self._drop(output, output.in_flight - left)
             return
         undone = tuple(index for index in flight.blocks if index not in result.done)
         if result.fault and not result.refusal:
-            slide.abort(result.fault)
-        if slide.error or not undone:
-            self._drop(slide, len(undone))
+            output.abort(result.fault)
+        if output.error or not undone:
+            self._drop(output, len(undone))
         elif result.death:
             self._after_death(flight, undone)
         elif result.refusal:
             refused_by, fault = (*flight.refused_by, result.worker), flight.fault or result.fault
             self._after_refusal(replace(flight, blocks=undone, refused_by=refused_by, fault=fault), result.refusal)
         else:
-            slide.give_back(undone)
-            self._end_if_done(slide)
+            output.give_back(undone)
+            self._end_if_done(output)
 
     def _after_death(self, flight: Flight, undone: tuple[int, ...]) -> None:
         """Retry each block alone; the worker died while it computed the first one, since it goes in order."""
-        slide, died = flight.slide, flight.deaths + 1
+        output, died = flight.output, flight.deaths + 1
         if died >= TRIES:
-            slide.note(undone[0], BlockResult(failure=f"{died} workers died of it"))
-            self._end_if_done(slide)
+            output.note(undone[0], BlockResult(failure=f"{died} workers died of it"))
+            self._end_if_done(output)
             return
         for index in undone:
             of_it = died if index == undone[0] else 0
             history = {"refused_by": flight.refused_by, "fault": flight.fault, "deaths": of_it}
-            self._again.append(self._flight(slide, (index,), **history))
+            self._again.append(self._flight(output, (index,), **history))
 
     def _after_refusal(self, flight: Flight, refusal: str) -> None:
-        slide, blocks = flight.slide, flight.blocks
+        output, blocks = flight.output, flight.blocks
         if len(flight.refused_by) < TRIES:
             self._again.append(replace(flight, number=next(self._numbers)))
         elif flight.fault:
-            slide.abort(flight.fault)
-            self._drop(slide, len(blocks))
-        elif not slide.report.blocks:
-            # No block of this slide was ever computed, so all others would be refused too.
-            where = f"block {blocks[0]} at {slide.job.plan[blocks[0]].box}"
-            slide.abort(BlocksFailed(f"{slide.task.out}: {where} was refused {TRIES} times: {refusal}"))
-            self._drop(slide, len(blocks))
+            output.abort(flight.fault)
+            self._drop(output, len(blocks))
+        elif not output.report.blocks:
+            # No block of this output was ever computed, so all others would be refused too.
+            where = f"block {blocks[0]} at {output.job.plan[blocks[0]].box}"
+            output.abort(BlocksFailed(f"{output.task.out}: {where} was refused {TRIES} times: {refusal}"))
+            self._drop(output, len(blocks))
         elif len(blocks) > 1:
-            self._again.extend(self._flight(slide, (index,)) for index in blocks)
+            self._again.extend(self._flight(output, (index,)) for index in blocks)
         else:
-            slide.note(blocks[0], BlockResult(failure=refusal))
-            self._end_if_done(slide)
+            output.note(blocks[0], BlockResult(failure=refusal))
+            self._end_if_done(output)
 
-    def _flight(self, slide: PendingOutput, blocks: tuple[int, ...], **history: Any) -> Flight:
-        return Flight(slide, blocks, next(self._numbers), **history)
+    def _flight(self, output: PendingOutput, blocks: tuple[int, ...], **history: Any) -> Flight:
+        return Flight(output, blocks, next(self._numbers), **history)
 
-    def _drop(self, slide: PendingOutput, blocks: int) -> None:
-        slide.in_flight -= blocks
-        self._end_if_done(slide)
+    def _drop(self, output: PendingOutput, blocks: int) -> None:
+        output.in_flight -= blocks
+        self._end_if_done(output)
 
-    def _end_if_done(self, slide: PendingOutput) -> None:
-        if slide in self._begun and slide.done:
-            self._begun.remove(slide)
-            self.ended.append(slide)
+    def _end_if_done(self, output: PendingOutput) -> None:
+        if output in self._begun and output.done:
+            self._begun.remove(output)
+            self.ended.append(output)

@@ -221,7 +221,7 @@ def _prepare() -> None:
 
 
 def _network(model: str) -> Any:
-    """Return the network of a name or path; the last one is cached for the next slides."""
+    """Return the network of a name or path; the last one is cached for the next outputs."""
     return _loaded(model, Path(model).stat().st_mtime_ns if Path(model).exists() else 0)
 
 
