@@ -125,7 +125,7 @@ def write_zarr(folder, **options):
 
 
 def cache_of(image):
-    return image._cache if hasattr(image, "_cache") else image._source.pages.cache
+    return image._cache if hasattr(image, "_cache") else image._pages.cache
 
 
 class Middle:

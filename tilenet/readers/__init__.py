@@ -132,9 +132,9 @@ def _open_address(address: str, *, axes: str | None) -> Image:
 
 def _open_file(path: str, kind: str, *, axes: str | None, missing: Missing) -> Image:
     if kind == "tiff":
-        from tilenet.readers.tiff import TiffImage, TiffSource
+        from tilenet.readers.tiff import TiffImage
 
-        return TiffImage(TiffSource(path, axes=axes, missing=missing), 0)
+        return TiffImage(path, axes=axes, missing=missing)
     if kind == "slide":
         from tilenet.readers.slide import open_slide
 

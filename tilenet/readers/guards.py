@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tilenet.address import is_address
-from tilenet.errors import EnvironmentFault, ImageError, SettingsError, TilenetError, one_line
+from tilenet.errors import EnvironmentFault, ImageError, TilenetError, one_line
 
 # Whether tiles that a file lacks are refused, or read as 0.
 Missing = Literal["error", "fill"]
@@ -119,12 +119,6 @@ def check_piece(n_bytes: int, what: str) -> None:
             f"{what} decodes to {n_bytes / 2**30:.1f} GiB, more than {LARGEST_PIECE / 2**30:.0f} GiB. "
             f"Convert the image to smaller tiles"
         )
-
-
-def check_level(level: int, n_levels: int, *, name: str) -> None:
-    """Refuse a level that the image does not have."""
-    if not 0 <= level < n_levels:
-        raise SettingsError(f"{name}: has levels 0 to {n_levels - 1}, not {level}. Choose another with level (--level)")
 
 
 def check_missing(count: int, missing: str, *, name: str, pieces: str = "tiles") -> None:

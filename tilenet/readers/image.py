@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
 from tilenet.readers.coordinates import CoordinateTransform
-from tilenet.readers.guards import check_level
 from tilenet.readers.mirroring import fold
 from tilenet.resolution import downsample_factor
 
@@ -101,7 +100,10 @@ class Image(ABC):
 
     def at_level(self, level: int) -> Image:
         """Return the same image at another resolution (`SettingsError` if there is none)."""
-        check_level(level, len(self.levels), name=self.name)
+        if not 0 <= level < len(self.levels):
+            raise SettingsError(
+                f"{self.name}: has levels 0 to {len(self.levels) - 1}, not {level}. Choose another with level (--level)"
+            )
         if level == self.level:
             return self
         # Not `copy.copy`, which would open the file again (`__reduce__`). The copy shares file and cache; only the box

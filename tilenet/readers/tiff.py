@@ -29,7 +29,6 @@ from tilenet.readers.axes import AxisMap, Span, axis_map_of
 from tilenet.readers.guards import (
     DAMAGED,
     as_image_errors,
-    check_level,
     check_missing,
     pixel_dtype,
     quietly,
@@ -81,141 +80,126 @@ class TiffLevel:
     segments: Segments
 
 
-class TiffSource:
-    """An open TIFF, shared by the images of all its levels."""
+class TiffImage(Image):
+    """One level of a TIFF; the images of all levels share the open file."""
+
+    reader = "TIFF (tifffile)"
 
     def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
-        self.path, self.given_axes, self.missing = path, axes, missing
+        self.name, self._given_axes, self._missing = path, axes, missing
         with quietly("tifffile"), as_image_errors(f"{path}: cannot be read as a TIFF", DAMAGED):
             storage = {os.path.realpath(path): check_directories(path)}
             with tifffile.TiffFile(path) as tiff:
                 storage |= self._beside(tiff)
                 self._read_metadata(tiff, self._series(tiff), storage)
             check_missing(self.n_missing, missing, name=path)
-            self.pages = PageReader(path)
+            self._pages = PageReader(path)
 
     def _beside(self, tiff: tifffile.TiffFile) -> dict[str, dict[int, Storage]]:
         """Check the other files of an OME-TIFF, and return how their pages are stored."""
         # tifffile looks for them beside the file itself, not beside a link to it.
-        folder = Path(os.path.realpath(self.path)).parent
-        names = check_ome(tiff, name=self.path) if tiff.is_ome else []
+        folder = Path(os.path.realpath(self.name)).parent
+        names = check_ome(tiff, name=self.name) if tiff.is_ome else []
         return {os.path.realpath(p): check_directories(str(p)) for p in map(folder.joinpath, names) if p.is_file()}
 
     def _series(self, tiff: tifffile.TiffFile) -> Any:
         """Return the series to read: the largest of a generic TIFF, whose metadata names none, else the first."""
         if not tiff.series:
-            raise ImageError(f"{self.path}: holds no image. The file is damaged")
+            raise ImageError(f"{self.name}: holds no image. The file is damaged")
         first = tiff.series[0]
-        if tiff.is_ome and first.kind != "ome" and self.given_axes is None:
-            raise ImageError(f"{self.path}: its OME-XML does not describe its pages. Say what they are: --axes")
+        if tiff.is_ome and first.kind != "ome" and self._given_axes is None:
+            raise ImageError(f"{self.name}: its OME-XML does not describe its pages. Say what they are: --axes")
         chosen = max(tiff.series, key=lambda s: prod(s.shape)) if first.kind == "generic" else first
         # Smaller ones are labels, thumbnails or levels.
         others = [s for s in tiff.series if s.index != chosen.index and prod(s.shape) * LESSER > prod(chosen.shape)]
         if others and chosen.kind in SEVERAL:
-            _tell_of_others(self.path, len(others) + 1, tuple(chosen.shape))
+            _tell_of_others(self.name, len(others) + 1, tuple(chosen.shape))
         return chosen
 
     def _read_metadata(self, tiff: tifffile.TiffFile, series: Any, storage: dict[str, dict[int, Storage]]) -> None:
         """Keep all that is needed of a series, so that tifffile's file can be closed."""
-        self.dtype = pixel_dtype(series.dtype, self.path)
+        self.dtype = pixel_dtype(series.dtype, self.name)
         levels = [self._level(s, storage) for s in series.levels if s.dtype == series.dtype]
         first = levels[0].axis_map
-        n_channels = dict(zip(first.axes, first.image_shape, strict=True)).get("c", 1)
-        self.levels = [k for k in levels if k.axis_map.letters == first.letters]
-        for level in self.levels:
+        self._stored = [k for k in levels if k.axis_map.letters == first.letters]
+        for level in self._stored:
             # tifffile builds the decoder on first use, which is not thread-safe, so it is built here. Called without
             # data, it only raises if it cannot decode the page.
             page = level.segments.page
             page.decode(None, 0)
             if _is_picture_of_palette(page):
-                _tell_of_palette(self.path)
+                _tell_of_palette(self.name)
             if page.photometric == PHOTOMETRIC.YCBCR and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
-                raise ImageError(f"{self.path}: its pixels are YCbCr without JPEG. Convert them to RGB")
-        self.pixel_sizes = pixel_sizes(
-            tiff, series, axes=first.axes, shapes=[k.axis_map.image_shape for k in self.levels]
-        )
-        self.channel_names = channel_names(tiff, series, n_channels=n_channels)
-        self.n_missing = sum(level.segments.n_missing for level in self.levels)
+                raise ImageError(f"{self.name}: its pixels are YCbCr without JPEG. Convert them to RGB")
+        shapes = [k.axis_map.image_shape for k in self._stored]
+        sizes = pixel_sizes(tiff, series, axes=first.axes, shapes=shapes)
+        self.levels = tuple(Level(shape, size) for shape, size in zip(shapes, sizes, strict=True))
+        self.axes, self.stated_axes = first.axes, first.stated_axes
+        self.channel_names = channel_names(tiff, series, n_channels=self.n_channels)
+        self.n_missing = sum(level.segments.n_missing for level in self._stored)
 
     def _level(self, series: Any, storage: dict[str, dict[int, Storage]]) -> TiffLevel:
-        segments = segments_of(series, storage=storage, name=self.path)
-        letters, shape = stored_dimensions(series, segments.page_shape, name=self.path)
-        return TiffLevel(axis_map_of(letters, shape, axes=self.given_axes, name=self.path), segments)
+        segments = segments_of(series, storage=storage, name=self.name)
+        letters, shape = stored_dimensions(series, segments.page_shape, name=self.name)
+        return TiffLevel(axis_map_of(letters, shape, axes=self._given_axes, name=self.name), segments)
 
-    def read(self, level: TiffLevel, box: Box, channels: Span | None = None) -> Pixels:
-        """Return the pixels of a box inside a level, for all channels or a range of them."""
+    @property
+    def keeps_pieces(self) -> bool:  # type: ignore[override]
+        """Whether pieces are decoded, and not only read: as for `Image`, but of this level."""
+        return not self._stored[self.level].segments.raw
+
+    @property
+    def drops_alpha(self) -> bool:  # type: ignore[override]
+        """Whether this level has an alpha channel, which is not read."""
+        return n_alpha(self._stored[self.level].segments.page) > 0
+
+    @property
+    def n_decoded(self) -> int:
+        """Number of tiles and strips decoded so far, over the images of all levels."""
+        return self._pages.cache.n_decoded
+
+    def read_inside(self, box: Box) -> Pixels:
+        """Return the pixels of a box inside the image, decoding only the segments that it touches."""
+        return self._read(box, None)
+
+    @property
+    def separates_channels(self) -> bool:
+        """Whether the file stores channels apart, so that some can be read without the others."""
+        return self._stored[self.level].axis_map.separates_channels
+
+    def read_channels(self, box: Box, channels: Span) -> Pixels:
+        """Return the pixels of a range of channels in a box; the segments of the others are not decoded."""
+        return self._read(box, channels)
+
+    def _read(self, box: Box, channels: Span | None) -> Pixels:
+        """Return the pixels of a box inside the image, for all channels or a range of them."""
+        level = self._stored[self.level]
         out, stored = level.axis_map.empty(box, self.dtype, channels)
         ranges, outer = level.axis_map.ranges(box, channels), level.axis_map.shape[:-5]
-        with as_image_errors(f"{self.path}: {box} cannot be read", DAMAGED):
+        with as_image_errors(f"{self.name}: {box} cannot be read", DAMAGED):
             for index in product(*(range(a, b) for a, b in ranges[:-5])):
                 page = int(np.ravel_multi_index(index, outer)) if outer else 0
                 part = stored[tuple(i - a for i, (a, _) in zip(index, ranges, strict=False))]
-                self.pages.fill(part, level.segments, page=page, ranges=ranges[-5:])
+                self._pages.fill(part, level.segments, page=page, ranges=ranges[-5:])
         return out
 
     def identity(self) -> dict[str, Any]:
         """Return the file's size and a hash of its header and segment tables."""
-        digest = hashlib.sha256(self.pages.head)
-        for level in self.levels:
+        digest = hashlib.sha256(self._pages.head)
+        for level in self._stored:
             digest.update(repr((level.segments.page_shape, level.segments.segment_shape)).encode())
             digest.update(level.segments.offsets.astype("<u8").tobytes())
             digest.update(level.segments.counts.astype("<u8").tobytes())
         return {
             "kind": "tiff",
-            "bytes": self.pages.size,
+            "bytes": self._pages.size,
             "tables_sha256": digest.hexdigest(),
             "missing": self.n_missing,
         }
 
-
-class TiffImage(Image):
-    """One level of a TIFF."""
-
-    reader = "TIFF (tifffile)"
-
-    def __init__(self, source: TiffSource, level: int) -> None:
-        self._source, self.level, self.name = source, level, source.path
-        first = source.levels[0].axis_map
-        self.axes, self.dtype, self.channel_names = first.axes, source.dtype, source.channel_names
-        self.stated_axes = first.stated_axes
-        self.levels = tuple(
-            Level(k.axis_map.image_shape, size) for k, size in zip(source.levels, source.pixel_sizes, strict=True)
-        )
-        self.n_missing = source.n_missing
-        self.keeps_pieces = not source.levels[level].segments.raw
-        self.drops_alpha = n_alpha(source.levels[level].segments.page) > 0
-
-    def at_level(self, level: int) -> Image:
-        """Return the same image at another resolution."""
-        check_level(level, len(self.levels), name=self.name)
-        return TiffImage(self._source, level)
-
-    @property
-    def n_decoded(self) -> int:
-        """Number of tiles and strips decoded so far, over the images of all levels."""
-        return self._source.pages.cache.n_decoded
-
-    def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the image, decoding only the segments that it touches."""
-        return self._source.read(self._source.levels[self.level], box)
-
-    @property
-    def separates_channels(self) -> bool:
-        """Whether the file stores channels apart, so that some can be read without the others."""
-        return self._source.levels[self.level].axis_map.separates_channels
-
-    def read_channels(self, box: Box, channels: Span) -> Pixels:
-        """Return the pixels of a range of channels in a box; the segments of the others are not decoded."""
-        return self._source.read(self._source.levels[self.level], box, channels)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the file's size and a hash of its header and segment tables."""
-        return self._source.identity()
-
     def close(self) -> None:
         """Close the file, for the images of all its levels."""
-        self._source.pages.close()
+        self._pages.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        s = self._source
-        return reduce_by_path(s.path, level=self.level, axes=s.given_axes, missing=s.missing)
+        return reduce_by_path(self.name, level=self.level, axes=self._given_axes, missing=self._missing)
