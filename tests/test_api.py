@@ -252,6 +252,15 @@ def discs():
     return (image * np.uint8(200)), len(centres)
 
 
+def test_a_mask_of_z_before_t_is_refused_with_the_order_that_can_be_written(tmp_path, network):
+    image, options = IMAGE[:60, :50].reshape(3, 1, 20, 50), {"axes": "ztyx", "model": network}
+    with pytest.raises(ImageError, match=r"has z before t \(ztyx\), .* Write it so \(tzyx\), or leave the output out"):
+        tilenet.segment(image, tmp_path / "m.zarr", **options)
+    array = tilenet.segment(image, **options)
+    swapped = tilenet.segment(image.swapaxes(0, 1), tmp_path / "m.zarr", axes="tzyx", model=network)
+    assert np.array_equal(array.swapaxes(0, 1), swapped[:])
+
+
 def test_a_function_is_given_pixels_in_the_usual_order_in_memory():
     def brightest(batch):
         assert (batch.shape[1], batch.dtype, batch.flags.c_contiguous) == (3, np.float32, True)

@@ -22,6 +22,7 @@ from tilenet.address import absolute
 from tilenet.bands import Demand
 from tilenet.card import ModelCard, label_table
 from tilenet.decide import Decision
+from tilenet.errors import ImageError
 from tilenet.footprint import Footprint
 from tilenet.models.saved import fingerprint
 from tilenet.plan import Plan
@@ -127,6 +128,11 @@ class Job:
     @property
     def layout(self) -> Layout:
         """What the output looks like."""
+        if self.image.box_axes == "ztyx":  # the order is that of OME-Zarr; arrays in memory may have any
+            raise ImageError(
+                f"{self.image.name}: has z before t ({self.image.axes}), and a mask on disk has t before z. Write it "
+                f"so ({''.join(sorted(self.image.axes, key='tczyx'.index))}), or leave the output out to get an array"
+            )
         classes = 1 if self.decision.depths else len(self.card.classes)
         # What objects are found in is no mask to look at: it has no pyramid, and lies in no image.
         placed = {"n_levels": 1} if self.record["output"] == "objects" else self.inside
