@@ -13,8 +13,8 @@ import zarr
 from killing import Killed
 from store_helpers import INFO, LAYOUTS, make, part, replace_step, run, tree, tree_hash, truth_of, write_all_blocks
 
-from tilenet.errors import EnvironmentFault, OutputExists, OutputNotFound
-from tilenet.store import Store, can_resume, check_free, destination, open_mask, opening
+from tilenet.errors import EnvironmentFault, OutputExists, OutputLocked, OutputNotFound
+from tilenet.store import Store, can_resume, check_free, destination, file_system, open_mask, opening
 from tilenet.store.lease import STALE
 
 TINY = LAYOUTS["tiny"]
@@ -137,6 +137,52 @@ def test_a_store_that_appears_after_the_look_is_not_replaced_unasked(tmp_path, m
         Store.create(path, TINY, INFO)
     assert np.array_equal(np.asarray(open_mask(path)), truth_of(TINY, 1)["mask"])
     assert [file.name for file in tmp_path.iterdir()] == ["m.zarr"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_while_a_run_has_moved_the_old_store_away_no_other_takes_its_place(old, monkeypatch, overwrite):
+    step, refused = file_system.step, []
+
+    def others(name, do, *args, **options):
+        result = step(name, do, *args, **options)
+        if name == "rename" and args[0] == old:
+            with pytest.raises(OutputLocked, match=r"is being replaced by another run just now\. Wait for that run"):
+                Store.create(old, TINY, INFO, overwrite=overwrite)
+            refused.append(not old.exists())
+        return result
+
+    with monkeypatch.context() as patch:
+        replace_step(others, patch.setattr)
+        Store.create(old, TINY, INFO, overwrite=True).close()
+    run(old, TINY)
+    assert refused == [True] and [file.name for file in old.parent.iterdir()] == ["m.zarr"]
+
+
+@pytest.mark.parametrize("look", ["is_ours", "foreign_entries"])
+def test_a_store_that_is_moved_away_while_it_is_looked_at_is_looked_at_again(old, monkeypatch, look):
+    real = getattr(destination, look)
+
+    def moved_away(*args):
+        monkeypatch.setattr(destination, look, real)
+        old.rename(old.with_name("aside"))
+        return real(*args)
+
+    monkeypatch.setattr(destination, look, moved_away)
+    assert check_free(old, overwrite=True) is False  # neither another's, nor a fault of the disk
+
+
+def test_a_store_that_is_gone_after_the_look_is_not_taken_for_a_free_place(old, monkeypatch):
+    look = opening.check_free
+
+    def late(path, **options):
+        found = look(path, **options)
+        old.rename(old.with_name("aside"))
+        return found
+
+    monkeypatch.setattr(opening, "check_free", late)
+    with pytest.raises(OutputLocked, match="too many runs at once"):
+        Store.create(old, TINY, INFO, overwrite=True)
+    assert [file.name for file in old.parent.iterdir()] == ["aside"]
 
 
 def test_home_is_not_replaced_even_if_it_looks_like_a_store(old, monkeypatch):

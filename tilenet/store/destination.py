@@ -15,9 +15,10 @@ from pathlib import Path
 from time import time
 from uuid import uuid4
 
-from tilenet.errors import DiskFault, EnvironmentFault, OutputError, OutputExists, refuse_windows
+from tilenet.errors import DiskFault, EnvironmentFault, OutputError, OutputExists, OutputLocked, refuse_windows
 from tilenet.store.file_system import (
     ACCESSED,
+    TOGETHER,
     faults_named,
     fsync_path,
     make_folder,
@@ -35,25 +36,26 @@ REPLACED = "replaced"
 NEW = ".tilenet-new"
 
 
-def check_free(path: str | Path, *, overwrite: bool = False) -> None:
-    """Refuse a path where no store can be made.
+def check_free(path: str | Path, *, overwrite: bool = False) -> bool:
+    """Refuse a path where no store can be made; return whether one is there, which a new one replaces.
 
     Writes nothing, unless a run was killed while it replaced a store there: then the new store is moved into place.
 
     `OutputExists` if something is there: anything without `overwrite`, anything but a mask that tilenet wrote with it;
-    `EnvironmentFault` if its parent folder cannot be written, or is a file; `SettingsError` on Windows.
+    `OutputLocked` if another run has moved a store away from there, and its own not there yet; `EnvironmentFault` if
+    its parent folder cannot be written, or is a file; `SettingsError` on Windows.
     """
     refuse_windows()
     path = Path(path).absolute()
     with faults_named(path, resumes=False):
         recover(path)
-        if path.exists() or path.is_symlink():
-            _refuse_to_replace(path, overwrite)
+        there = _looked_at(path, overwrite)
         folder = nearest_folder(path.parent)
         refuse_inside_mask(path)
         refuse_inside_file(path)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise DiskFault(f"{folder}: cannot be written, and {path} would be in it. Choose another path")
+    return there
 
 
 def refuse_inside_file(path: Path) -> None:
@@ -69,8 +71,25 @@ def refuse_inside_mask(path: str | Path) -> None:
         raise OutputExists(f"{path}: would be inside the mask {outer}. Choose another path")
 
 
+def _looked_at(path: Path, overwrite: bool) -> bool:
+    """Return whether a store is at a path; refuse what may not be replaced, and the place of what is being replaced.
+
+    A run that replaces a store moves that away while others may look at it: they look again.
+    """
+    for _ in range(TOGETHER):
+        with suppress(FileNotFoundError):
+            if path.exists() or path.is_symlink():
+                _refuse_to_replace(path, overwrite)
+                return True
+            if not any((new / OWN / REPLACED).is_dir() and not _maker_is_dead(new, path) for new in _beside(path)):
+                return False
+            break
+    raise OutputLocked(f"{path}: is being replaced by another run just now. Wait for that run, or end it")
+
+
 def _refuse_to_replace(path: Path, overwrite: bool) -> None:
     ours = is_ours(path)
+    path.lstat()  # that it was moved away meanwhile does not make it another's
     if not overwrite:
         if ours and (holders := writers_of(path)):
             raise OutputExists(
@@ -217,11 +236,16 @@ def left_behind(own: Path) -> bool:
 
 def abandoned(path: Path) -> Iterator[Path]:
     """Yield the unfinished stores beside `path` whose makers are dead."""
+    return (new for new in _beside(path) if _maker_is_dead(new, path))
+
+
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield the unfinished stores beside `path`."""
     if path.parent.is_dir():
         for new in sorted(path.parent.glob(f".{escape(path.name)}.*{NEW}")):
             # For `slide`, the pattern also matches what was left beside `slide.zarr`, which belongs to another store.
             own = "." not in new.name.removeprefix(f".{path.name}.").removesuffix(NEW)
-            if own and new.is_dir() and not new.is_symlink() and _maker_is_dead(new, path):
+            if own and new.is_dir() and not new.is_symlink():
                 yield new
 
 

@@ -22,7 +22,7 @@ SMALL = 2**20
 ACCESSED = "accessed"
 # What file systems without hard links answer to a request for one.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-# Attempts to remove a folder: each other process that removes it at the same time may make one fail.
+# Attempts to remove a folder, or to look at one that may be moved: each other process that does so may make one fail.
 TOGETHER = 100
 
 

@@ -65,10 +65,9 @@ class OpenedStore:
             If something is in the way; if another run is writing there; if the disk is full or cannot be written.
         """
         path = Path(path).absolute()
-        check_free(path, overwrite=overwrite)
+        replace = check_free(path, overwrite=overwrite)
         with faults_named(path, resumes=False):  # there is nothing to resume yet
             facts = ({SHARE: list(share)} if share else {}) | dict(facts or {})
-            replace = overwrite and path.exists()
             return cls._leased(path, build(path, layout, info, replace=replace, share=share, facts=facts))
 
     @classmethod
