@@ -26,7 +26,7 @@ from tilenet.runs.object_outputs import DEPTHS, PLACES, in_making, making_of, re
 from tilenet.runs.object_places import are_of, find_places, open_places
 from tilenet.runs.outputs import protect_input
 from tilenet.runs.shares import (
-    blocks_of_share,
+    among_of,
     checked_share,
     create_share,
     fill_blocks,
@@ -119,13 +119,11 @@ def _share_of_places(making: Path, memory: int, share: Share, progress: Progress
         depths = open_mask(path)
         store = patiently(places, partial(_open_places, places, depths, memory, share))
         held.enter_context(closing(store))
-        among = blocks_of_share(share, store.layout.n_blocks(0))
-        find_places(store, path, memory, progress=progress, among=among)
+        find_places(store, path, memory, progress=progress, among=among_of(store, share))
 
 
 def _pending(store: Store, share: Share) -> bool:
-    among = blocks_of_share(share, store.layout.n_blocks(0))
-    return next(store.pending(among=among), None) is not None
+    return next(store.pending(among=among_of(store, share)), None) is not None
 
 
 def _open_places(path: Path, depths: Mask, memory: int, share: Share) -> Store:

@@ -50,6 +50,11 @@ def blocks_of_share(share: Share, n_blocks: int) -> range:
     return range((which - 1) * n_blocks // count, which * n_blocks // count)
 
 
+def among_of(store: Store, share: Share) -> range:
+    """Return the blocks of a store that belong to a share."""
+    return blocks_of_share(share, store.layout.n_blocks(0))
+
+
 def parse_share(text: str) -> Share:
     """Parse which share of how many.
 
@@ -106,7 +111,7 @@ def fill_share(out: Path, request: Request, share: Share, *, progress: Progress 
 def fill_blocks(store: Store, job: Job, share: Share, *, progress: Progress | None = None) -> Report:
     """Do the same in a store that was opened for the share; closes store and job in any case."""
     try:
-        report = fill_pending(store, job, progress=progress, among=blocks_of_share(share, store.layout.n_blocks(0)))
+        report = fill_pending(store, job, progress=progress, among=among_of(store, share))
         raise_if_failed(report, job)
     finally:
         store.close()

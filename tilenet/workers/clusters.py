@@ -151,31 +151,35 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
     """
     kind, arguments, adapt, tls = read_description(path)
     batch_jobs.refuse_idle_gpus(path, arguments, device)
+    # dask-jobqueue's default is about the root of `cores`: processes that would have a few threads each.
+    arguments.setdefault("processes", 1)
     with _quiet(lost=LOST_JOB):
-        cluster_class = batch_jobs.cluster_class(kind, arguments, path)
         jobs = SubmittedJobs(path, kind)
-        arguments["job_cls"] = jobs.job_class(cluster_class.job_cls)
-        if tls:
-            arguments |= {"security": tls.security(), "protocol": "tls://"}
-        options = {**NO_DASHBOARD} | (arguments.pop("scheduler_options", None) or {})
-        if not {"host", "interface"} & {*options, *arguments}:
-            options["host"] = LOOPBACK
-        # The last of several values holds. As for local workers, the plan bounds memory, and not Dask.
-        extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard"]
-        extra += arguments.pop("worker_extra_args", None) or []
-        # dask-jobqueue's default is about the root of `cores`: processes that would have a few threads each.
-        arguments.setdefault("processes", 1)
-        try:
-            cluster = cluster_class(scheduler_options=options, worker_extra_args=extra, **arguments)
-        except (TypeError, ValueError, OSError, RuntimeError) as error:
-            raise SettingsError(f"{path}: {kind} does not take these arguments ({one_line(error)})") from error
-        threads = max(1, arguments["cores"] // arguments["processes"])
-        with cluster:
+        with _cluster_of_jobs(jobs, arguments, tls) as cluster:
             jobs.watch(cluster)
             cluster.adapt(minimum_jobs=adapt["minimum"], maximum_jobs=adapt["maximum"], target_duration="1s")
             again = _repeating(cluster, jobs.submit_again, LOOK_AT_JOBS)
+            threads = max(1, arguments["cores"] // arguments["processes"])
             with again, _client(cluster) as client, machine.threads(threads):
                 yield client
+
+
+def _cluster_of_jobs(jobs: SubmittedJobs, arguments: dict[str, Any], tls: Tls | None) -> Any:
+    """Return a cluster of dask-jobqueue without jobs yet."""
+    cluster_class = batch_jobs.cluster_class(jobs.kind, arguments, jobs.path)
+    made = arguments | {"job_cls": jobs.job_class(cluster_class.job_cls)}
+    if tls:
+        made |= {"security": tls.security(), "protocol": "tls://"}
+    options = {**NO_DASHBOARD} | (made.pop("scheduler_options", None) or {})
+    if not {"host", "interface"} & {*options, *made}:
+        options["host"] = LOOPBACK
+    # The last of several values holds. As for local workers, the plan bounds memory, and not Dask.
+    extra = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard"]
+    extra += made.pop("worker_extra_args", None) or []
+    try:
+        return cluster_class(scheduler_options=options, worker_extra_args=extra, **made)
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
+        raise SettingsError(f"{jobs.path}: {jobs.kind} does not take these arguments ({one_line(error)})") from error
 
 
 @contextmanager

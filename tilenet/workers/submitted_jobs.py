@@ -41,7 +41,7 @@ class SubmittedJobs:
     """
 
     def __init__(self, path: str | Path, kind: str) -> None:
-        self._path, self._kind = path, kind
+        self.path, self.kind = path, kind
         self._cluster: Any = None
         self._accepted = self._had_worker = False
         self._refused_in_a_row, self._said = 0, set[str]()
@@ -105,10 +105,10 @@ class SubmittedJobs:
         refusals = [job.refusal for job in self._refused().values()]
         tried = not self._accepted or self._refused_in_a_row >= REFUSALS
         if tried and self._all_refused() and not any(map(PASSING.search, refusals)):
-            raise EnvironmentFault(f"{self._path}: every job is refused ({refusals[0]}). {self._way_out()}")
+            raise EnvironmentFault(f"{self.path}: every job is refused ({refusals[0]}). {self._way_out()}")
         if len(self._ended) >= ENDS and not self._had_worker:
             raise EnvironmentFault(
-                f"{self._path}: {len(self._ended)} jobs ended before a worker came, job {self._ended[-1]} last. Its "
+                f"{self.path}: {len(self._ended)} jobs ended before a worker came, job {self._ended[-1]} last. Its "
                 f"log says why. {self._hint()}{self._way_out()}"
             )
 
@@ -120,15 +120,15 @@ class SubmittedJobs:
             said += f" ({', '.join(sorted(self._reasons))})"
         if refused:
             said += f". Jobs refused: {len(refused)} ({refused[0].refusal})"
-        return f"{said}. {self._hint()}See {ASK[self._kind]}, and the logs of the jobs"
+        return f"{said}. {self._hint()}See {ASK[self.kind]}, and the logs of the jobs"
 
     async def _find_ended(self) -> dict[str, Any]:
         """Return the jobs without a worker that the batch system no longer lists; note why the others wait."""
         waiting = dict(self._waiting())
-        if not waiting or self._kind not in LIST:
+        if not waiting or self.kind not in LIST:
             return {}
         try:
-            listed = await next(iter(waiting.values()))._call(LIST[self._kind])
+            listed = await next(iter(waiting.values()))._call(LIST[self.kind])
         except (RuntimeError, OSError):  # it does not answer now
             return {}
         reasons = {words[0]: " ".join(words[1:]) for line in listed.splitlines() if (words := line.split())}
@@ -158,7 +158,7 @@ class SubmittedJobs:
         return LOOPBACK if "://127." in self._cluster.scheduler_address else ""
 
     def _way_out(self) -> str:
-        return f"Mend the arguments in {self._path}, and run the same command again (segment: with --resume)"
+        return f"Mend the arguments in {self.path}, and run the same command again (segment: with --resume)"
 
 
 def _words_of(error: Exception) -> str:
