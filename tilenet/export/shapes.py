@@ -34,7 +34,6 @@ from tilenet.store import AnyMask
 # Number of pixels to read at once, and to outline at once.
 BAND, STRIP = 2**27, 2**24
 Progress = Callable[[int, int], None]
-# Remarks on what is exported; the command line prints them.
 LOG = logging.getLogger("tilenet")
 ENDINGS = {"a table": (".csv",), "a GeoJSON": (".geojson", ".json")}
 

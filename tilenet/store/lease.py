@@ -26,11 +26,12 @@ from tilenet.store import shared_run
 from tilenet.store.file_system import put_under_new_name, remove_file
 from tilenet.store.lease_holder import Holder, read_holder, run_of, write_holder
 
-# Remarks for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 BEAT = 10.0
 # Seconds without a heartbeat after which a holder on another machine counts as dead.
 STALE = 60.0
+# Seconds more for which a run waits: some file systems keep times in seconds, FAT in every other one.
+GRAIN = 2.0
 # Seconds between two looks for a heartbeat.
 LOOK = 0.2
 TRIES = 100
@@ -214,14 +215,14 @@ def outlast(held: list[Lock], now: float, name: Path) -> bool:
     alive = live(held, now)
     if not alive or any(holder and holder.alive for _, holder in alive):
         return False
-    before = _heartbeats(held)
+    rivals = [lock for lock, _ in alive]
+    before = _heartbeats(rivals)
     silent = now - max(before.values(), default=now)
+    left = STALE + GRAIN - silent
     who = ", ".join(lock.describe(holder) for lock, holder in alive[:NAMED])
-    LOG.warning(
-        "%s: last heard of %s %.0f s ago. Waiting for %.0f s, unless it is heard of", name, who, silent, STALE - silent
-    )
-    until = monotonic() + STALE - silent
-    while monotonic() < until and _heartbeats(held) == before:
+    LOG.warning("%s: last heard of %s %.0f s ago. Waiting for %.0f s, unless it is heard of", name, who, silent, left)
+    until = monotonic() + left
+    while monotonic() < until and _heartbeats(rivals) == before:
         sleep(LOOK)
     return True
 

@@ -37,7 +37,6 @@ from tilenet.workers.worker import FlightResult, Task, compute_blocks
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-# Remarks for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 S = TypeVar("S")
 T = TypeVar("T")

@@ -10,7 +10,6 @@ from typing import Any
 
 from tilenet.errors import EnvironmentFault, one_line
 
-# Remarks for the user; the command line prints them.
 LOG = logging.getLogger("tilenet")
 # Most characters that are shown of what a batch system says.
 LONGEST = 300
