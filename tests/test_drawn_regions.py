@@ -230,9 +230,6 @@ def test_cores_of_a_tissue_array_that_are_marked_as_missing_are_left_out_with_a_
         read_regions(write_regions(path, cores[1::2]))
 
 
-# As QuPath wrote features before it had `objectType`.
-
-
 @pytest.mark.parametrize(("held", "said"), BAD, ids=range(len(BAD)))
 def test_a_file_that_holds_anything_but_areas_of_the_image_is_refused_in_one_line(mask, tmp_path, held, said):
     path = tmp_path / "r.geojson"

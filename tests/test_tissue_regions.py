@@ -131,7 +131,7 @@ def drawn_on_the_slide(tmp_path):
     [{}, {"level": 1}, {"mpp": 0.8}, {"roi": PART}, {"mpp": 0.8, "roi": "70:600,:"}, {"output": "both"}],
     ids=str,
 )
-def test_a_block_that_a_region_touches_is_as_without_regions_and_any_other_is_0(slide, drawn, tmp_path, how):
+def test_a_block_in_or_near_a_region_is_as_without_regions_and_any_other_is_0(slide, drawn, tmp_path, how):
     options = OPTIONS | {"tile": 128} | how
     plain = tilenet.segment(slide, tmp_path / "plain.zarr", **options)
     mask = tilenet.segment(slide, tmp_path / "mask.zarr", tissue=drawn, **options)
