@@ -1,4 +1,4 @@
-"""Which modules' examples are run."""
+"""Which modules' examples are run, and in which order processes take files."""
 
 from importlib.util import find_spec
 
@@ -6,3 +6,11 @@ from importlib.util import find_spec
 collect_ignore = (
     [] if find_spec("triton") else [f"tilenet/fast/{name}.py" for name in ("kernels", "frames", "frame_network")]
 )
+
+
+def pytest_configure(config):
+    """Have processes take files by their names: the last ones are many short ones.
+
+    Else pytest-xdist puts those of the fewest tests last, which are some of the longest, and gives them to one process.
+    """
+    config.option.loadscopereorder = False

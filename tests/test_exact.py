@@ -41,7 +41,7 @@ def test_logits_equal_one_pass_over_the_mirrored_whole(depth, padding, up_mode):
         if min(shape) > 10:
             assert_worth_comparing(expected)
         for tile in TILES:
-            if max(shape) / (tile * step) < 40:
+            if max(shape) / (tile * step) < 26:
                 got = tiled_logits(image, network, tile=tile * step, batch=3)
                 assert np.array_equal(got, expected), (shape, tile * step)
 
@@ -50,9 +50,9 @@ def test_logits_equal_one_pass_over_the_mirrored_whole(depth, padding, up_mode):
 @pytest.mark.parametrize(("depth", "pool_size"), [(1, None), (2, None), (3, None), (3, (1, 2, 2))])
 def test_logits_of_a_volume_equal_one_pass_over_the_mirrored_whole(depth, pool_size, padding, up_mode):
     options = {"depth": depth, "wf": 1, "padding": padding, "up_mode": up_mode, "ndim": 3, "pool_size": pool_size}
-    network = integer_network(depth, **options)
+    network = integer_network(10 + depth, **options)  # not 2, whose logits at depth 2 are nearly constant
     step = network.footprint.step
-    for shape in [(1, 1, 1), (5, 9, 2), (7, 14, 11)]:
+    for shape in [(1, 1, 1), (3, 2, 6), (5, 9, 7)]:
         image = image_of(shape)
         expected = whole_image_logits(network, image)
         for tile in (1, 2, 4, 8):
@@ -67,7 +67,7 @@ def test_logits_of_a_volume_equal_one_pass_over_the_mirrored_whole(depth, pool_s
 @pytest.mark.parametrize(("depth", "pool_size"), [(4, None), (5, (1, 2, 2))])
 def test_logits_of_a_deep_volume_equal_one_pass_over_the_mirrored_whole(depth, pool_size, padding, up_mode, tiles):
     network = integer_network(depth, depth=depth, wf=0, padding=padding, up_mode=up_mode, ndim=3, pool_size=pool_size)
-    image = image_of((5, 21, 19))
+    image = image_of((3, 21, 19))
     expected = whole_image_logits(network, image)
     assert_worth_comparing(expected)
     for tile in tiles:
@@ -79,7 +79,7 @@ def test_logits_of_a_deep_volume_equal_one_pass_over_the_mirrored_whole(depth, p
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_batch_norm_keeps_the_promise_to_rounding(ndim, padding, up_mode):
     network = integer_network(depth=3, wf=1, ndim=ndim, padding=padding, up_mode=up_mode, batch_norm=True)
-    image = image_of((37, 50) if ndim == 2 else (5, 13, 9))
+    image = image_of((37, 50) if ndim == 2 else (5, 9, 7))
     expected = whole_image_logits(network, image)
     assert_worth_comparing(expected)
     for tile in (4, 8, 12, 20):

@@ -14,7 +14,7 @@ from faults import STUB, entries, tree_hash, wait_until
 from ome_images import write_ome_zarr
 from ome_zarr_models import v04, v05
 from store_helpers import tree
-from stub import Threshold
+from stub import Bright, Threshold
 from tissue_images import BLOCK, OPTIONS, SIDES, a_mask_of_ones_own, a_slide, blocks_of, glass, write  # noqa: F401
 from workers import Cluster
 
@@ -191,7 +191,7 @@ def test_an_output_whose_map_calls_context_tissue_goes_on_as_before_and_its_area
         old = found(*args)
         return replace(old, map=TissueMap(old.map.cells, old.map.covers))
 
-    names, options = ("new", "old", "resumed"), OPTIONS | {"objects": True}
+    names, options = ("new", "old", "resumed"), OPTIONS | {"objects": True, "model": Bright(bright=900)}
     new = tilenet.segment(slide, tmp_path / "new.zarr", tissue=True, **options)
     with monkeypatch.context() as before:
         before.setattr(detection, "find", find)
