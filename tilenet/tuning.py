@@ -74,7 +74,7 @@ class Tuning:
     # How many times as fast as the default the fastest trial is, in the medians of runs in turn; 1 if it is the
     # default itself.
     gain: float
-    # How many pixels a run on the image would write.
+    # How many pixels the mask of the image has.
     pixels: int
 
     @property
