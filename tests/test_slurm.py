@@ -4,6 +4,7 @@ tests/slurm.sh install && pytest -q -m slow tests/test_slurm.py
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,8 +131,8 @@ def test_an_array_of_shares_one_of_them_cancelled_and_the_job_that_collects_have
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("queue: nope", "every job is refused (sbatch: error: invalid partition specified: nope"),
-        ("python: /nope/python", "4 jobs ended before a worker came, job 4 last. Its log says why"),
+        ("queue: nope", r"every job is refused \(sbatch: error: invalid partition specified: nope"),
+        ("python: /nope/python", r"[45] jobs ended before a worker came, job [45] last\. Its log says why"),
     ],
 )
 def test_a_run_whose_jobs_are_all_refused_or_end_at_once_ends_and_says_why(slurm, tmp_path, argument, said):
@@ -139,5 +140,5 @@ def test_a_run_whose_jobs_are_all_refused_or_end_at_once_ends_and_says_why(slurm
     file.write_text(CLUSTER.format(folder=tmp_path).replace("cores: 1", f"cores: 1\n  {argument}"))
     command = [sys.executable, "-m", "tilenet", "segment", image, "--out", tmp_path / "m.zarr", "--cluster", file]
     done = subprocess.run(list(map(str, command)), env=slurm, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 4 and said in done.stderr.splitlines()[-1], done.stderr
+    assert done.returncode == 4 and re.search(said, done.stderr.splitlines()[-1]), done.stderr
     wait_until(lambda: jobs(slurm, "PD,R") == [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Iterator
@@ -94,7 +95,8 @@ class SubmittedJobs:
         workers = self._cluster.workers
         again = [name for name in (*refused, *ended) if name in workers]
         for name in again:
-            self._cluster.loop.add_callback(workers.pop(name).close)
+            # Dask waits for these when it closes a cluster, and asserts that no job is open then.
+            self._cluster._futures.add(asyncio.ensure_future(workers.pop(name).close()))
         if again:
             self._cluster.scale(jobs=len(self._cluster.worker_spec))
 
