@@ -104,11 +104,11 @@ def _sum_rows(result: dict[str, Any], *, objects: bool) -> list[str]:
 
 def _planned(image: str, job: Job, needs: dict[str, int]) -> tuple[dict[str, Any], list[str]]:
     """Return how an image would be cut, and the resources it takes, as a dict and as lines of text."""
-    p = job.plan
+    p, roi = job.plan, job.record["roi"]
     result = {
         "shape": p.shape,
         "resolution": job.resolution.to_json() | {"why": job.resolution.text},
-        "roi": job.record["roi"],
+        "roi": roi,
         "tile": p.tile,
         "block": p.block,
         "batch": p.batch,
@@ -119,7 +119,6 @@ def _planned(image: str, job: Job, needs: dict[str, int]) -> tuple[dict[str, Any
         **needs,
     }
     device = f", {gigabytes(needs['device_bytes'])} device" if needs["device_bytes"] else ""
-    roi = job.record["roi"]
     part = f", part {Box(*zip(*roi, strict=True))}" if roi else ""
     part += _overruled(job.image)
     read = sides_text(p.largest_read)

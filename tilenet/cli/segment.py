@@ -78,8 +78,7 @@ def segment(
         return
     assert not isinstance(mask, np.ndarray)
     result, what = _result(mask)
-    result = {"out": str(place), "complete": True, "seconds": round(seconds, 2), **result}
-    result["remarks"] = said
+    result = {"out": str(place), "complete": True, "seconds": round(seconds, 2), **result, "remarks": said}
     if picture:
         result["overview"] = str(picture)
         what += f", see {picture}"

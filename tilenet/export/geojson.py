@@ -146,13 +146,12 @@ def write_geojson(
     how: dict[str, Any] = {"pixel_size": pixel_size, "replace": overwrite, "is_ours": _is_ours, "kind": "a GeoJSON"}
     with open_for(out, mask, image, **how) as (opened, grid):
         found = Outlined(out, objects=opened.has_objects, volumes=has_volumes(opened))
-        _refuse_volumes(opened, min_area, shapes=shapes)
-        least = least_of(opened, min_area)
+        least = _least(opened, min_area, shapes=shapes)
         if bright:
             bright.check(opened, image)
         opened.refuse_damage()
         measured = bright.measure(opened, image) if bright else None
-        measurements = _ShapeMeasurements(opened, grid, ShapeDescriptors(opened) if shapes else None, measured)
+        measurements = _ShapeMeasurements(opened, grid, measured, shapes=shapes)
         outlined = _large(shapes_of(opened, progress), least, found, opened, grid)
         with put_whole(out) as path, path.open("wb") as file:
             for part in _Features(opened, grid, kind, found, measurements).collection(outlined):
@@ -160,15 +159,14 @@ def write_geojson(
     return found
 
 
-def _refuse_volumes(mask: AnyMask, min_area: str | float | None, *, shapes: bool) -> None:
-    """Raise if something was asked for that outlines of a volume do not have."""
-    if not has_volumes(mask):
-        return
+def _least(mask: AnyMask, area: str | float | None, *, shapes: bool) -> MinimumSize:
+    """Return the least area of shapes; raise if something was asked for that outlines of a volume do not have."""
     outlines = f"{mask.path}: its polygons are outlines in planes"
-    if min_area is not None:
+    if area is not None and has_volumes(mask):
         raise SettingsError(f"{outlines}, which have no volume. Leave smaller objects out of the table alone (--csv)")
-    if shapes:
+    if shapes and has_volumes(mask):
         raise SettingsError(f"{outlines}, and shapes are of whole objects. Give --shapes for the table alone (--csv)")
+    return least_of(mask, area)
 
 
 def _large(
@@ -192,11 +190,10 @@ def _is_ours(path: Path) -> bool:
 class _ShapeMeasurements:
     """What a table says of shapes: nothing, or their areas, with their forms and what was measured over objects."""
 
-    def __init__(
-        self, mask: AnyMask, grid: MaskPlacement, forms: ShapeDescriptors | None, measured: Measurements | None
-    ) -> None:
-        self._grid, self._um2, self._forms, self._measured = grid, pixel_sizes(mask)[0], forms, measured
-        self._has_areas = (forms is not None or measured is not None) and not has_volumes(mask)
+    def __init__(self, mask: AnyMask, grid: MaskPlacement, measured: Measurements | None, *, shapes: bool) -> None:
+        self._grid, self._um2, self._measured = grid, pixel_sizes(mask)[0], measured
+        self._forms = ShapeDescriptors(mask) if shapes else None
+        self._has_areas = (shapes or measured is not None) and not has_volumes(mask)
         self._positive = None if measured is None else measured.positive
         self.colors = {} if self._positive is None else QUPATH
 

@@ -62,7 +62,8 @@ def objects(
     Raises
     ------
     SettingsError
-        If the array is not a plane or volume, or an argument does not fit it.
+        If a path is given, or the array is not a plane or volume, has values below 0 or that are not finite, or if an
+        argument does not fit it.
 
     Examples
     --------
