@@ -4,6 +4,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from dask import delayed
 
 from tilenet.errors import ImageError, SettingsError
 from tilenet.geometry import Box
@@ -76,6 +77,23 @@ def test_what_a_dask_array_raises_becomes_an_image_error():
     image = open_image(da.zeros((8, 8), chunks=4).map_blocks(fail, dtype=float, meta=np.zeros((0, 0))))
     with pytest.raises(ImageError, match="the server is gone"):
         image.read(Box((0, 0), (8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("block", "found"),
+    [
+        (np.full((4, 4), 0.5), r"float64 \(4, 4\)"),
+        (np.full((4, 4), 300), "int64"),
+        (np.ones((1, 4), "u1"), r"\(1, 4\)"),
+    ],
+    ids=["floats", "larger integers", "one row"],
+)
+def test_a_dask_array_that_computes_other_than_it_says_is_not_converted(block, found):
+    array = da.from_delayed(delayed(lambda: block)(), (4, 4), np.uint8)
+    with pytest.raises(ImageError, match=rf"{found}.*, and the array says uint8 \(4, 4\)\. Correct the dtype"):
+        open_image(array).read(Box((0, 0), (4, 4)))
+    right = da.from_delayed(delayed(lambda: block.astype(np.uint8).repeat(4 // len(block), axis=0))(), (4, 4), np.uint8)
+    assert open_image(right).read(Box((0, 0), (4, 4))).dtype == np.uint8
 
 
 def test_a_masked_array_is_refused_as_its_mask_would_not_be_heeded():

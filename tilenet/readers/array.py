@@ -66,7 +66,13 @@ class ArrayImage(Image):
         out, stored = self._axis_map.empty(box, self.dtype, channels)
         with as_image_errors(f"{self.name}: {box} cannot be read", "Read it without tilenet to see why"):
             part = self._array[tuple(slice(a, b) for a, b in self._axis_map.ranges(box, channels))]
-            stored[...] = self._computed(part) if hasattr(part, "compute") else part
+            pixels = np.asarray(self._computed(part) if hasattr(part, "compute") else part)
+            if pixels.shape != stored.shape or not np.can_cast(pixels.dtype, self.dtype):
+                raise ImageError(  # tasks of dask may give other than the array says, and NumPy would convert it
+                    f"{self.name}: {box} is {pixels.dtype} {pixels.shape}, and the array says {self.dtype} "
+                    f"{stored.shape}. Correct the dtype and the chunks that it was made with"
+                )
+            stored[...] = pixels
         return out
 
     def _computed(self, part: Any) -> Any:
