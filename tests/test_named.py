@@ -172,7 +172,9 @@ def test_a_function_is_told_from_files_and_packaged_names_by_its_colon(module):
         ("{}:fails", ModelError, r"failed \(RuntimeError: no weights here\)"),
         ("{}:leaves", ModelError, r"failed \(SystemExit: no licence\)"),
         ("{}:wants", ModelError, "called without arguments"),
-        ("{}:nothing", ModelError, "not a NoneType"),
+        ("{}:nothing", ModelError, "own_[0-9]+:nothing: returned a NoneType. Return the model"),
+        ("{}.py", ModelNotFound, r"is a file of Python\. Give MODULE:FUNCTION, here own_[0-9]+:FUNCTION"),
+        ("{}.py:build", ModelNotFound, r"is a file of Python\. Give MODULE:FUNCTION, here own_[0-9]+:build"),
         ("{}:Own.build", ModelNotFound, "no such model"),
     ],
 )

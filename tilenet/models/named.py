@@ -38,6 +38,10 @@ def load_named(model: str | Path) -> Any:
     the working directory. `ModelNotFound` or `ModelError` if there is no such file, module or function, or if it fails.
     """
     found = function_of(model)
+    file, _, called = str(model).partition(":")
+    if Path(file).suffix == ".py" and Path(file).is_file():
+        right = f"{Path(file).stem}:{called or 'FUNCTION'}"
+        raise ModelNotFound(f"{model}: is a file of Python. Give MODULE:FUNCTION, here {right}, in its folder")
     if found is None:
         return load_model(model)
     module, function = found
@@ -45,12 +49,15 @@ def load_named(model: str | Path) -> Any:
     if make is None:
         raise ModelNotFound(f"{model}: module {module} has no {function}. Give MODULE:FUNCTION")
     try:
-        return make()
+        made = make()
     except (Exception, SystemExit) as error:  # of any kind: it is the user's code
         raise ModelError(
             f"{model}: failed ({type(error).__name__}: {first_line(error)}). It is called without arguments, and "
             "returns the model"
         ) from error
+    if not callable(made):
+        raise ModelError(f"{model}: returned a {type(made).__name__}. Return the model: a network or a function")
+    return made
 
 
 def refuse_missing(model: Any) -> None:
