@@ -92,14 +92,14 @@ def test_what_was_only_read_or_copied_since_is_not_warned_of(image, tmp_path, ca
     assert not caplog.records
 
 
-def test_a_complete_mask_and_one_of_an_older_version_say_nothing(image, tmp_path, caplog):
+def test_a_complete_mask_and_one_without_the_time_of_its_image_say_nothing(image, tmp_path, caplog):
     tilenet.segment(image, tmp_path / "m.zarr", **HOW)
-    begin(image, tmp_path / "old.zarr")
-    log = tmp_path / "old.zarr" / ".tilenet" / "log.jsonl"
+    begin(image, tmp_path / "begun.zarr")
+    log = tmp_path / "begun.zarr" / ".tilenet" / "log.jsonl"
     kept = [line for line in log.read_text().splitlines(keepends=True) if '"image"' not in line]
     log.write_text("".join(kept) + '{"event": "image", "pa')  # and cut short
     write_again(image, PIXELS[::-1])
-    for name in ("m.zarr", "old.zarr"):
+    for name in ("m.zarr", "begun.zarr"):
         tilenet.segment(image, tmp_path / name, model=HOW["model"], resume=True)
     assert not caplog.records
 

@@ -125,7 +125,7 @@ def test_a_run_begun_with_smaller_blocks_goes_on_with_them(slide, tmp_path, monk
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(object_places, "PIECES", {2: (1, 256)})  # as earlier versions did
+        patch.setattr(object_places, "PIECES", {2: (1, 256)})
         numbering.store_objects(out, wanted, progress=stops)
     begun = len(seen)
     numbering.store_objects(out, wanted, resume=True)

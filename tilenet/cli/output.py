@@ -78,15 +78,15 @@ class _ProgressLines:
         if now < self._due or not before < done < total:
             return
         speed = (done - before) / (now - began)
-        rate, left = _rate(self._unit, done, total, speed), lasting((total - done) / speed)
+        rate, left = _rate(self._unit, done, total, speed), time_text((total - done) / speed)
         tell(f"tilenet: {self._name}: {done / total:.0%} done, {rate}, about {left} left")
         self._due, self._last = now + NEXT_LINE, (now, done)
 
 
-def lasting(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     """Return a time in minutes or hours.
 
-    >>> lasting(5), lasting(600), lasting(36_000)
+    >>> time_text(5), time_text(600), time_text(36_000)
     ('1 min', '10 min', '10.0 h')
     """
     minutes = seconds / 60

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli.options import JSON, image_options
-from tilenet.cli.output import gigabytes, lasting, show
+from tilenet.cli.output import gigabytes, show, time_text
 from tilenet.geometry import sides_text
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ def _rows(found: Tuning, best: str) -> list[str]:
         rows.append(f"the defaults are as fast as any: {best}")
     else:
         rows.append(f"give: {best}  ({found.gain:.2f} times as fast as the defaults, run in turn with them)")
-    rows.append(
-        f"with these, all {found.pixels} px take about {lasting(found.seconds)}; reading, writing and objects add to it"
-    )
+    took = f"about {time_text(found.seconds)}" if found.seconds >= 60 else "less than a minute"
+    rows.append(f"with these, all {found.pixels} px take {took}; reading, writing and objects add to it")
     return rows
