@@ -41,6 +41,21 @@ def test_the_axes_that_are_suggested_open_an_array_with_its_colours_last(shape, 
     assert open_image(np.zeros(shape, np.uint8), axes=axes).shape == shape
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_zarr_array_that_names_its_dimensions_has_the_axes_that_its_path_has(tmp_path, zarr_format):
+    names = ["Z", "y", "x", "c"]
+    how = {"dimension_names": names} if zarr_format == 3 else {"attributes": {"_ARRAY_DIMENSIONS": names}}
+    held = zarr.create_array(tmp_path / "a.zarr", shape=(4, 20, 30, 3), dtype="u1", zarr_format=zarr_format, **how)
+    held[...] = np.random.default_rng(0).integers(0, 255, held.shape)
+    by_path, image = open_image(tmp_path / "a.zarr"), open_image(held)
+    assert (image.axes, image.shape) == (by_path.axes, by_path.shape) == ("zyxc", held.shape)
+    box = Box((1, 3, 5), (3, 9, 28))
+    assert np.array_equal(image.read(box), by_path.read(box))
+    assert open_image(held, axes="tyxc").axes == "tyxc"
+    with pytest.raises(ImageError, match="axes"):
+        open_image(held, axes="xyzc")
+
+
 @pytest.mark.parametrize("axes", ["yx", "zyxc", "zzy", "qyx", "tzc"])
 def test_axes_that_do_not_describe_an_array_are_refused(axes):
     with pytest.raises(ImageError, match="\\(5, 20, 20\\)|does not name both y and x"):

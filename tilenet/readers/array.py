@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
-from tilenet.readers.axes import Span, axis_map_of
+from tilenet.readers.axes import Span, axis_map_of, letters_of
 from tilenet.readers.guards import as_image_errors, pixel_dtype
 from tilenet.readers.image import Image, Level, Pixels, names_of_array
 
@@ -24,7 +25,7 @@ class ArrayImage(Image):
     """An image from an array with `shape`, `dtype` and NumPy's slicing, such as of NumPy, zarr or dask.
 
     Each read slices it; no pixels are computed or loaded before. `axes` (one letter of ``tczyx`` per dimension) are
-    required for more than two dimensions.
+    required for more than two dimensions, unless a zarr array has names for them.
     """
 
     reader = "array"
@@ -35,7 +36,8 @@ class ArrayImage(Image):
         self.name = f"{type(array).__module__.partition('.')[0]} array"
         if isinstance(array, np.ma.MaskedArray):
             raise ImageError(f"{self.name}: is a masked array, and its mask would be ignored. Give array.filled(value)")
-        stored = "yx" if array.ndim == 2 and axes is None else ["?"] * array.ndim
+        names = _dimension_names(array)
+        stored = letters_of(names, array.ndim) if names or axes is None else ["?"] * array.ndim
         if any(n != n for n in array.shape):
             raise ImageError(f"{self.name}: chunks of unknown sizes. Call compute_chunk_sizes() first")
         self._axis_map = axis_map_of(stored, array.shape, axes=axes, name=self.name)
@@ -88,6 +90,13 @@ class ArrayImage(Image):
         if hasattr(self._array, "metadata"):
             return common | {"metadata_sha256": _metadata_sha256(self._array)}
         return common | {"pixels_sha256": _pixels_sha256(self._array)}
+
+
+def _dimension_names(array: Any) -> Sequence[Any]:
+    """Return the names that a zarr array has for its dimensions; empty if there are none."""
+    if not hasattr(array, "metadata"):
+        return ()
+    return getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
 
 
 def client_of(array: Any) -> Any:

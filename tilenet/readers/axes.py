@@ -112,6 +112,14 @@ def axis_map_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None
     return AxisMap(letters, tuple(shape), stated_axes)
 
 
+def letters_of(names: Sequence[Any], ndim: int) -> tuple[str, ...]:
+    """Return the letters of the dimensions of an array with names of its own, or with none."""
+    letters = [str(name).lower() for name in names]
+    if len(letters) == ndim:
+        return tuple(letter if len(letter) == 1 else "?" for letter in letters)
+    return ("y", "x") if ndim == 2 else ("?",) * ndim
+
+
 def _lengths(stored: Sequence[str], shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(n for n, a in zip(shape, stored, strict=True) if a)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tilenet.errors import ImageError, ImageNotFound
 from tilenet.geometry import Box, cells_touched
-from tilenet.readers.axes import AxisMap, axis_map_of
+from tilenet.readers.axes import AxisMap, axis_map_of, letters_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.chunked import ChunkedImage
 from tilenet.readers.coordinates import CoordinateTransform, along, in_known_units
@@ -158,15 +158,8 @@ def _array(node: Node) -> tuple[list[Node], Multiscales]:
         if parent and about and own in about.paths:
             nodes, k = _group(parent)[0], about.paths.index(own)
             return nodes[k:], about.coarser(k)
-    letters = _plain_letters(node)
+    letters = letters_of(node.dimension_names, node.ndim)
     return [node], Multiscales((".",), letters, ((None,) * len(letters),), (), (None,))
-
-
-def _plain_letters(node: Node) -> tuple[str, ...]:
-    names = [str(name).lower() for name in node.dimension_names]
-    if len(names) == node.ndim:
-        return tuple(name if len(name) == 1 else "?" for name in names)
-    return ("y", "x") if node.ndim == 2 else ("?",) * node.ndim
 
 
 def _pixel_sizes(
