@@ -254,7 +254,7 @@ def discs():
 
 def test_a_mask_of_z_before_t_is_refused_with_the_order_that_can_be_written(tmp_path, network):
     image, options = IMAGE[:60, :50].reshape(3, 1, 20, 50), {"axes": "ztyx", "model": network}
-    with pytest.raises(ImageError, match=r"has z before t \(ztyx\), .* Write it so \(tzyx\), or leave the output out"):
+    with pytest.raises(ImageError, match=r"has z before t \(ztyx\), .* image so \(tzyx\), or get an array: in Python"):
         tilenet.segment(image, tmp_path / "m.zarr", **options)
     array = tilenet.segment(image, **options)
     swapped = tilenet.segment(image.swapaxes(0, 1), tmp_path / "m.zarr", axes="tzyx", model=network)

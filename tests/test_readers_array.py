@@ -56,6 +56,14 @@ def test_a_zarr_array_that_names_its_dimensions_has_the_axes_that_its_path_has(t
         open_image(held, axes="xyzc")
 
 
+class Frame(np.ndarray):
+    metadata = {"frame": 3}  # noqa: RUF012 - as frames of videos have
+
+
+def test_metadata_of_another_kind_than_zarr_s_say_nothing_of_axes():
+    assert open_image(np.zeros((20, 30), np.uint8).view(Frame)).axes == "yx"
+
+
 @pytest.mark.parametrize("axes", ["yx", "zyxc", "zzy", "qyx", "tzc"])
 def test_axes_that_do_not_describe_an_array_are_refused(axes):
     with pytest.raises(ImageError, match="\\(5, 20, 20\\)|does not name both y and x"):
