@@ -11,6 +11,7 @@ from workers import BLOCKS, Cluster, an_image, an_output, notes_of, opened, writ
 from tilenet.errors import EnvironmentFault
 from tilenet.workers import distributed, worker
 from tilenet.workers.distributed import work_off
+from tilenet.workers.flights import Queue
 from tilenet.workers.worker import FlightResult
 
 
@@ -100,6 +101,16 @@ def test_it_is_said_more_and_more_rarely_that_no_worker_comes_and_anew_that_none
     yet, left = "no worker yet, for {} min: 12 blocks wait", "no worker any more, for 1 min: 1 blocks wait"
     assert caplog.messages == [yet.format(1), yet.format(2), yet.format(4), left]
     assert output.report.blocks == BLOCKS
+
+
+def test_at_last_it_is_said_each_hour_that_no_worker_comes(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(distributed, "monotonic", lambda: now[0])
+    dispatch = distributed._Dispatch(Cluster(workers=0), Queue([]))
+    for minute in range(250):
+        now[0] = 60.0 * minute
+        dispatch._say_if_alone()
+    assert [int(text.split()[4]) for text in caplog.messages] == [1, 2, 4, 8, 16, 32, 64, 124, 184, 244]
 
 
 def test_a_lost_scheduler_ends_the_run(output):
