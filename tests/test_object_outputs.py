@@ -54,7 +54,7 @@ def test_the_image_is_named_alike_in_all_lines_of_a_run(slide, tmp_path, monkeyp
     monkeypatch.chdir(slide.parent)
     with caplog.at_level("INFO", "tilenet"):
         tilenet.segment(slide.name, tmp_path / "o.zarr", model=Bright(), objects=True, mpp=0.6, pixel_size=0.5)
-    assert len(caplog.messages) > 1 and all(line.startswith(f"{slide.name}: ") for line in caplog.messages)
+    assert len(caplog.messages) > 1 and all(line.startswith(f"{slide}: ") for line in caplog.messages)
 
 
 def test_the_folder_of_a_run_that_has_not_ended_is_said_to_be_that(begun, tilenet_command):

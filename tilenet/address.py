@@ -99,16 +99,6 @@ def shown(name: str) -> str:
     return f"{scheme}://{host}{slash}{path}".rstrip("/")
 
 
-def from_here(path: str) -> str:
-    """Return a path as it is from the working directory, if it lies in that; else, or if it is an address, unchanged.
-
-    >>> from_here(str(Path.cwd() / "slides" / "a.svs")), from_here("/elsewhere/a.svs")
-    ('slides/a.svs', '/elsewhere/a.svs')
-    """
-    inside = not is_address(path) and Path(path).is_relative_to(Path.cwd())
-    return str(Path(path).relative_to(Path.cwd())) if inside else path
-
-
 def _is_host(host: str, scheme: str) -> bool:
     """Return whether a text can be a host with its port or, for s3, a bucket, which has none."""
     return bool(_HOST.fullmatch(host)) and not (scheme.lower() == "s3" and ":" in host)

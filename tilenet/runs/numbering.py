@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.address import from_here
 from tilenet.decide import ObjectRule
 from tilenet.errors import ANEW, OutputIncomplete, OutputMismatch
 from tilenet.instances.linking import linked
@@ -216,7 +215,7 @@ def _first_places(depths: Mask, places: Mask, left_out: int | None) -> NDArray[n
         foreground += int(np.count_nonzero(depths[box.slices]))
     found = np.sort(np.concatenate(firsts))
     lost = Lost(foreground, foreground - kept, len(found), left_out)
-    remark_lost(from_here(depths.info["image"]["path"]), lost, depths.info["record"].get("least_depth"))
+    remark_lost(depths.info["image"]["path"], lost, depths.info["record"].get("least_depth"))
     return found
 
 
