@@ -156,7 +156,7 @@ def test_info_and_segment_say_that_alpha_is_not_read(work, tilenet_command):
     assert "rgba.tif: its alpha channel is not read" in err
 
 
-def test_info_counts_missing_tiles_and_says_what_segment_would(work, tilenet_command):
+def test_info_counts_missing_tiles_and_says_what_segment_would(work, monkeypatch, tilenet_command):
     path, tile = work / "sparse.tif", np.ones((64, 64, 3), np.uint8)
     options = {"shape": (128, 192, 3), "dtype": "uint8", "tile": (64, 64), "photometric": "rgb"}
     tifffile.imwrite(path, iter([tile, None, tile, tile, None, tile]), **options)
@@ -166,6 +166,8 @@ def test_info_counts_missing_tiles_and_says_what_segment_would(work, tilenet_com
     found = json.loads(text)
     assert (code, err, found["missing_tiles"], found["shape"]) == (0, "", 2, [128, 192, 3])
     assert f": refused: {refused.split('sparse.tif: ')[1].strip()}. With that: level 0 as stored" in found["segment"]
+    monkeypatch.chdir(work)
+    assert json.loads(tilenet_command("info", "sparse.tif", "-m", work / "small.safetensors", "--json")[1]) == found
     assert "missing_tiles" not in tilenet_command("info", work / "slide.tif", "--json")[1]
 
 

@@ -94,7 +94,9 @@ def test_a_run_takes_the_room_that_is_planned_if_nothing_can_be_compressed(run, 
 
 
 @pytest.mark.parametrize("objects", [(), ("--objects",)])
-def test_the_plan_of_a_batch_is_that_of_its_images_and_names_those_that_would_fail(tmp_path, tilenet_command, objects):
+def test_the_plan_of_a_batch_is_that_of_its_images_and_names_those_that_would_fail(
+    tmp_path, monkeypatch, tilenet_command, objects
+):
     tilenet.save_model(random_network(depth=2, wf=1), tmp_path / "m.safetensors")
     for name, side in (("a", 100), ("b", 300)):
         tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros((side, 200), np.uint8))
@@ -122,6 +124,9 @@ def test_the_plan_of_a_batch_is_that_of_its_images_and_names_those_that_would_fa
     assert code == 2 and re.fullmatch(rf"{tmp_path}/a\.tif  100 x 200 px, 0\.\d MB, {a['files']} files", lines[0])
     assert lines[2].startswith(f"{cut}  fails: is ") and lines[3] == "2 images: 80000 px, 2 blocks"
     assert bool(objects) == ("while the largest runs" in lines[-1])
+    monkeypatch.chdir(tmp_path)
+    lines = tilenet_command("plan", "a.tif", "cut.tif", *model)[1].splitlines()
+    assert lines[1].startswith("cut.tif  fails: is cut off")
 
 
 def test_a_real_slide_takes_no_more_than_the_command_tells(seen, shared_data, tmp_path, tilenet_command):

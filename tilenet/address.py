@@ -143,3 +143,12 @@ def file_of(name: str | Path) -> Path:
 def absolute(name: str | Path) -> str:
     """Return the absolute path of an existing image, for use from other working directories; other names unchanged."""
     return str(Path(name).absolute()) if file_of(name).exists() else str(name)
+
+
+def without_name(message: str, image: str) -> str:
+    """Return a message about an image without the name that it begins with: as given, or the absolute path.
+
+    >>> without_name("slide.svs: is damaged", "slide.svs"), without_name(f"{Path.cwd()}: is empty", ".")
+    ('is damaged', 'is empty')
+    """
+    return message.removeprefix(f"{image}: ").removeprefix(f"{absolute(image)}: ")

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tilenet.address import without_name
 from tilenet.errors import OutputError, TilenetError
 from tilenet.readers import open_image
 from tilenet.readers.calibrated import overruled_size
@@ -125,7 +126,7 @@ def _opened(file: str, **how: Any) -> tuple[Image, str]:
     try:
         return open_image(file, **how), ""
     except PiecesMissing as error:
-        refused = str(error).removeprefix(f"{file}: ")
+        refused = without_name(str(error), file)
         return open_image(file, **how, missing="fill"), f"refused: {refused}. With that: "
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.address import shown
+from tilenet.address import shown, without_name
 from tilenet.cli.options import JSON, image_options, objects_options
 from tilenet.cli.output import gigabytes, say, show
 from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
@@ -86,7 +86,7 @@ def _one_of_many(item: BatchItem, objects: bool, as_json: bool) -> dict[str, Any
         raise
     except TilenetError as error:
         result["error"] = str(error)
-        line = f"fails: {str(error).removeprefix(result['image'] + ': ')}"
+        line = f"fails: {without_name(str(error), result['image'])}"
     if not as_json:
         say(f"{result['image']}  {line}")
     return result
