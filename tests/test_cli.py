@@ -19,7 +19,6 @@ from test_bad_zarrs import ome_zarr
 import tilenet
 from tilenet.cli.main import CLOSED_PIPE
 from tilenet.errors import SettingsError
-from tilenet.sample import write_sample
 
 COMMANDS = ("segment", "plan", "info", "verify", "convert", "sample", "tune")
 
@@ -183,20 +182,6 @@ def test_convert_makes_a_model_of_a_checkpoint(work, tilenet_command):
     assert (network.padding, network.card.mask_of_class) == (True, (0, 1, 1))
 
 
-def test_the_sample_slide_is_tiled_pyramidal_and_never_resized(tmp_path, tilenet_command):
-    from skimage.data import immunohistochemistry
-
-    assert tilenet_command("sample", tmp_path / "s.tif")[0] == 0
-    with tilenet.open_image(tmp_path / "s.tif") as image:
-        assert [level.shape for level in image.levels] == [(n, n, 3) for n in (4096, 2048, 1024, 512)]
-        corner = image.read(tilenet.Box((0, 0), (512, 512)))
-        turned = image.read(tilenet.Box((511, 0), (1023, 512)))
-    photo = np.moveaxis(immunohistochemistry(), -1, 0)
-    assert np.array_equal(corner, photo)
-    assert np.array_equal(turned, photo[:, ::-1])
-    assert tilenet_command("sample", tmp_path / "s.tif")[0] == 2
-
-
 SMALL = ["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "-m", "{d}/small.safetensors"]
 BAD = [
     (["segment", "{d}/none.tif", "-o", "{d}/o.zarr"], "none.tif"),
@@ -354,29 +339,6 @@ def test_what_may_not_be_read_is_told_by_its_name(work, tilenet_command, monkeyp
     code, _, err = tilenet_command("verify", work / "any.zarr")
     assert (code, err.count("\n")) == (4, 1)
     assert "/masks/journal.jsonl: permission denied" in err
-
-
-@pytest.mark.parametrize("name", ["slide.png", "slide", "slide.zarr"])
-def test_a_sample_of_a_name_that_is_no_tiff_s_is_refused(tmp_path, tilenet_command, name):
-    code, _, err = tilenet_command("sample", tmp_path / name)
-    assert (code, list(tmp_path.iterdir())) == (2, [])
-    assert f"{name}: the sample is a TIFF. Give a name in .tif or .tiff\n" in err
-
-
-def test_a_sample_has_a_pixel_at_the_coarsest_level_at_least(tmp_path):
-    with pytest.raises(SettingsError, match="side 7: the coarsest level would have no pixels. Give 8 or more"):
-        write_sample(tmp_path / "slide.tif", side=7)
-    assert write_sample(tmp_path / "slide.tif", side=8).exists()
-
-
-def test_a_sample_that_could_not_be_written_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(tifffile.TiffWriter, "write", full)
-    with pytest.raises(tilenet.EnvironmentFault, match="no space left"):
-        write_sample(tmp_path / "slide.tif")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly():
