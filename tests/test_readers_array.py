@@ -1,5 +1,7 @@
 """Arrays as images: what they are taken for, and what is refused."""
 
+import re
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -80,6 +82,23 @@ def test_a_box_of_other_axes_than_the_image_has_is_refused(box):
 def test_what_is_no_box_is_refused_with_how_to_make_one(box):
     with pytest.raises(SettingsError, match=r"numpy array: cannot be read at .* Give a box: tilenet\.Box\(\(0, 0\), "):
         open_image(np.zeros((4, 5))).read(box)
+
+
+@pytest.mark.parametrize("box", [Box((1, 3), (3, 2)), Box((-1, 3), (9, 2)), Box((0, -2), (2, -4))], ids=str)
+def test_a_box_that_stops_before_it_starts_is_refused(box):
+    with pytest.raises(SettingsError, match=re.escape(f"numpy array: cannot be read at {box}, which stops before it")):
+        open_image(np.zeros((4, 5))).read(box)
+
+
+def test_a_box_of_other_than_whole_numbers_is_refused():
+    with pytest.raises(SettingsError, match=r"numpy array: cannot be read at \[0:2.5, 0:2\]. Give a box of whole numbers"):
+        open_image(np.zeros((4, 5))).read(Box((0, 0), (2.5, 2)))
+
+
+@pytest.mark.parametrize("start", [(1, 1), (-3, 1), (9, 9)], ids=str)
+def test_an_empty_box_reads_no_pixels_wherever_it_lies(start):
+    box = Box(start, (start[0], start[1] + 2))
+    assert open_image(np.zeros((4, 5, 3), np.uint8), axes="yxc").read(box).shape == (3, 0, 2)
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4), complex), np.array([["a"]]), np.zeros((4, 4), object)])

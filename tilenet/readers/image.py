@@ -243,13 +243,11 @@ class Image(ABC):
         EnvironmentFault
             If the machine fails, such as with too many open files, or a lost server.
         SettingsError
-            If it is no box, or not one over `box_axes`.
+            If it is no box, not one over `box_axes`, or if it stops before it starts.
         """
-        if not isinstance(box, Box):
-            raise SettingsError(f"{self.name}: cannot be read at {box!r}. Give a box: tilenet.Box((0, 0), (200, 300))")
-        if box.ndim != len(self.box_axes):
-            n = len(self.box_axes)
-            raise SettingsError(f"{self.name}: has the axes {self.box_axes}. Give a box of {n} ranges, not {box.ndim}")
+        self._check(box)
+        if not box.size:
+            return self.empty(box)
         if box in self._inside:
             return self.read_inside(box)
         folds = [fold(a, b, n) for a, b, n in zip(box.start, box.stop, self.box_shape, strict=True)]
@@ -257,6 +255,18 @@ class Image(ABC):
         for axis, f in enumerate(folds, start=1):
             pixels = f.unfolded(pixels, axis)
         return pixels
+
+    def _check(self, box: Box) -> None:
+        """Raise `SettingsError` for what is no box that can be read."""
+        if not isinstance(box, Box):
+            raise SettingsError(f"{self.name}: cannot be read at {box!r}. Give a box: tilenet.Box((0, 0), (200, 300))")
+        if box.ndim != len(self.box_axes):
+            n = len(self.box_axes)
+            raise SettingsError(f"{self.name}: has the axes {self.box_axes}. Give a box of {n} ranges, not {box.ndim}")
+        if not all(hasattr(place, "__index__") for place in (*box.start, *box.stop)):
+            raise SettingsError(f"{self.name}: cannot be read at {box}. Give a box of whole numbers")
+        if any(stop < start for start, stop in zip(box.start, box.stop, strict=True)):
+            raise SettingsError(f"{self.name}: cannot be read at {box}, which stops before it starts. Swap start, stop")
 
     @property
     def separates_channels(self) -> bool:
