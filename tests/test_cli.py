@@ -95,6 +95,23 @@ def test_json_goes_to_stdout_and_nothing_else(work, tilenet_command):
     assert tilenet_command("segment", slide, "-o", out, "-m", model, "--resume", "--quiet") == (0, "", "")
 
 
+@pytest.mark.parametrize("command", [["info"], ["plan"], ["tune", "--seconds", "0"]], ids=" ".join)
+def test_a_warning_has_the_same_prefix_whatever_the_command_and_with_json_is_a_remark(work, tilenet_command, command):
+    slide, warning = work / "slide.tif", "In pixels of 30 um no nuclei can be seen"
+    code, _, err = tilenet_command(*command, slide, "--pixel-size", "30", "-m", "nuclei")
+    assert (code, err.startswith(f"tilenet: {slide}: "), warning in err) == (0, True, True)
+    code, out, err = tilenet_command(*command, slide, "--pixel-size", "30", "-m", "nuclei", "--json")
+    assert (code, err) == (0, "") and any(warning in line for line in json.loads(out)["remarks"])
+
+
+def test_a_warning_about_weights_has_the_prefix_too(work, tilenet_command):
+    import torch
+
+    torch.save(reference_state(depth=2, in_channels=3, n_classes=3), work / "w.pth")
+    code, _, err = tilenet_command("convert", work / "w.pth", "--out", work / "w.safetensors")
+    assert (code, err.startswith(f"tilenet: {work / 'w.pth'}: does not say whether its network pads")) == (0, True)
+
+
 def test_the_profile_says_where_the_time_went(work, tilenet_command):
     slide, out, model = work / "slide.tif", work / "m.zarr", work / "small.safetensors"
     _, text, _ = tilenet_command("segment", slide, "-o", out, "-m", model, "--json", "--profile")

@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that ``tilenet --help`` is im
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -48,10 +49,13 @@ def info(file: str, as_json: bool, **how: Any) -> None:
     """Show what FILE is understood to be: an image, a mask or a model."""
     from tilenet.describe import describe
 
-    result = describe(file, **how)
+    # Warnings alone: what a run would remark is among the facts.
+    with remarks(shown=not as_json, level=logging.WARNING) as said:
+        result = describe(file, **how)
     told = {name: value for name, value in result.items() if name not in FOR_PROGRAMS}
     width = max(map(len, told))
-    show(result, "\n".join(f"{name:<{width}}  {fact}" for name, fact in _facts(told)), as_json=as_json)
+    text = "\n".join(f"{name:<{width}}  {fact}" for name, fact in _facts(told))
+    show(result | {"remarks": said}, text, as_json=as_json)
 
 
 def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -110,7 +114,8 @@ def convert(weights: str, out: Path, **options: Any) -> None:
     """Write WEIGHTS as one .safetensors file with a model card."""
     from tilenet.models.saved import convert_model
 
-    convert_model(weights, out, **{k: v for k, v in options.items() if v is not None})
+    with remarks(shown=True):
+        convert_model(weights, out, **{k: v for k, v in options.items() if v is not None})
     say(f"{out}")
 
 

@@ -98,8 +98,8 @@ def _rate(unit: str, done: int, total: int, speed: float) -> str:
 
 
 class _Remarks(logging.Handler):
-    def __init__(self, *, shown: bool) -> None:
-        super().__init__(logging.INFO)
+    def __init__(self, level: int, *, shown: bool) -> None:
+        super().__init__(level)
         self.lines: list[str] = []
         self._shown = shown
 
@@ -116,9 +116,9 @@ class _Remarks(logging.Handler):
 
 
 @contextmanager
-def remarks(*, shown: bool) -> Iterator[list[str]]:
+def remarks(*, shown: bool, level: int = logging.INFO) -> Iterator[list[str]]:
     """Collect the package's log messages, such as which level a run reads, and show them on stderr."""
-    handler, log = _Remarks(shown=shown), logging.getLogger("tilenet")
+    handler, log = _Remarks(level, shown=shown), logging.getLogger("tilenet")
     before = log.level
     log.setLevel(logging.INFO)
     log.addHandler(handler)

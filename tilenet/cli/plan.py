@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import click
 
 from tilenet.address import shown, without_name
 from tilenet.cli.options import JSON, image_options, objects_options
-from tilenet.cli.output import gigabytes, say, show
+from tilenet.cli.output import gigabytes, remarks, say, show
 from tilenet.errors import EnvironmentFault, SettingsError, TilenetError
 from tilenet.geometry import Box, sides_text
 
@@ -40,20 +41,18 @@ def plan(images: tuple[str, ...], objects: bool, as_json: bool, **options: Any) 
     from tilenet.jobs.options import Options
 
     items = read_image_list(images, model=options.pop("model"), options=Options(**options))
-    if [item.image for item in items] == [*images[:1]]:
-        with _job_of(items[0], objects) as job:
-            result, rows = _planned(images[0], job, _needs_of(job, items[0]))
-        show(result, "\n".join(rows), as_json=as_json)
-        return
-    each = [_one_of_many(item, objects, as_json) for item in items]
-    planned = [result for result in each if "error" not in result]
-    result = {"images": each, "failed": len(each) - len(planned)}
-    result |= {name: sum(of[name] for of in planned) for name in SUMS}
-    result |= {name: max([of[name] for of in planned], default=0) for name in LARGEST}
-    if planned or as_json:
-        show(result, "\n".join(_sum_rows(result, objects=objects)), as_json=as_json)
-    if failed := [of for of in each if "error" in of]:
-        raise SettingsError(f"{len(failed)} of {len(each)} images would fail, the first one {failed[0]['error']}")
+    # Warnings alone: what a run would remark is in the plan.
+    with remarks(shown=not as_json, level=logging.WARNING) as said:
+        if [item.image for item in items] == [*images[:1]]:
+            with _job_of(items[0], objects) as job:
+                result, rows = _planned(images[0], job, _needs_of(job, items[0]))
+        else:
+            result = _all_planned([_one_of_many(item, objects, as_json) for item in items])
+            rows = _sum_rows(result, objects=objects)
+    if rows or as_json:
+        show(result | {"remarks": said}, "\n".join(rows), as_json=as_json)
+    if failed := [of for of in result.get("images", ()) if "error" in of]:
+        raise SettingsError(f"{len(failed)} of {len(items)} images would fail, the first one {failed[0]['error']}")
 
 
 def _job_of(item: BatchItem, objects: bool) -> Job:
@@ -92,9 +91,19 @@ def _one_of_many(item: BatchItem, objects: bool, as_json: bool) -> dict[str, Any
     return result
 
 
+def _all_planned(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what several images take together."""
+    planned = [result for result in each if "error" not in result]
+    result = {"images": each, "failed": len(each) - len(planned)}
+    result |= {name: sum(of[name] for of in planned) for name in SUMS}
+    return result | {name: max([of[name] for of in planned], default=0) for name in LARGEST}
+
+
 def _sum_rows(result: dict[str, Any], *, objects: bool) -> list[str]:
-    """Return what several images take together, line by line."""
+    """Return what several images take together, line by line; nothing if all would fail."""
     planned = len(result["images"]) - result["failed"]
+    if not planned:
+        return []
     return [
         f"{planned} images: {result['pixels']} px, {result['blocks']} blocks",
         f"memory      {gigabytes(result['host_bytes'])} host, for the largest",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tilenet.cli.options import JSON, QUIET, SHARE
-from tilenet.cli.output import progress_bar, show
+from tilenet.cli.output import progress_bar, remarks, show
 
 shard_option = click.option(
     "--shard",
@@ -44,6 +44,7 @@ def finish(out: Path, as_json: bool, quiet: bool) -> None:
     """
     from tilenet.runs.shares import finish_shares
 
-    with progress_bar("blocks", out, shown=not quiet) as progress:
+    with progress_bar("blocks", out, shown=not quiet) as progress, remarks(shown=not (quiet or as_json)) as said:
         finish_shares(out, progress=progress)
-    show({"out": str(out), "complete": True}, f"{out}: complete, every file verified", as_json=as_json, quiet=quiet)
+    result = {"out": str(out), "complete": True, "remarks": said}
+    show(result, f"{out}: complete, every file verified", as_json=as_json, quiet=quiet)

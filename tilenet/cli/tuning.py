@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli.options import JSON, image_options
-from tilenet.cli.output import gigabytes, show, time_text
+from tilenet.cli.output import gigabytes, remarks, show, time_text
 from tilenet.geometry import sides_text
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:
     from tilenet.tuning import tune as measure
 
     machine.keep_freed_memory()
-    found = measure(image, options.pop("model"), Options(**options), seconds=seconds)
+    with remarks(shown=not as_json) as said:
+        found = measure(image, options.pop("model"), Options(**options), seconds=seconds)
     trials = [{**vars(t.setting), "px_per_s": round(t.px_per_s), "bytes": t.n_bytes} for t in found.trials]
     best = options_of(found.best.setting)
     default = found.best is found.trials[0]
@@ -43,6 +44,7 @@ def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:
         "left_out": found.left_out,
         "pixels": found.pixels,
         "seconds": round(found.seconds, 1),
+        "remarks": said,
     }
     show(result, "\n".join(_rows(found, best)), as_json=as_json)
 
