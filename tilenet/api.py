@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -24,8 +24,6 @@ from tilenet.jobs.options import (
 from tilenet.jobs.request import Request
 from tilenet.masks.tiff_mask import FOR_TIFF, TiffMask, is_tiff
 from tilenet.models.named import refuse_missing
-from tilenet.readers.guards import Missing
-from tilenet.region import Roi
 from tilenet.runner import Report
 from tilenet.runs import shares
 from tilenet.runs.outputs import labels_place
@@ -91,7 +89,7 @@ def segment(
     shard: tuple[int, int],
     **settings: Unpack[SegmentSettings],
 ) -> Mask | TiffMask | None: ...
-@known_options(hints=WORKERS)
+@known_options(WORKERS, RunSettings.__annotations__)
 def segment(
     image: Any,
     out: str | PathLike[str] | None = None,
@@ -100,35 +98,15 @@ def segment(
     name: str | None = None,
     model: Any = "nuclei",
     footprint: Footprint | None = None,
-    axes: str | None = None,
-    pixel_size: float | str | Sequence[float] | None = None,
-    channels: int | str | Sequence[int | str] | None = None,
-    level: int | None = None,
-    mpp: float | None = None,
-    roi: Roi | None = None,
-    tissue: Any = None,
-    tile: int | Sequence[int] | None = None,
-    batch: int | None = None,
-    memory: int | str | None = None,
-    threads: int | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    engine: str | None = None,
-    scaling: Mapping[str, Any] | str | None = None,
-    threshold: float | None = None,
     output: str | None = None,
     objects: bool = False,
-    least_depth: float | None = None,
-    link: float | None = None,
-    probability_dtype: str | None = None,
-    missing: Missing | None = None,
-    strict: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     report: Callable[[Report], None] | None = None,
     client: Any = None,
     shard: tuple[int, int] | None = None,
+    **settings: Unpack[RunSettings],
 ) -> NDArray[Any] | Mask | TiffMask | None:
     """Segment an image of any size, exactly: the tiling leaves no trace in the result.
 
@@ -274,30 +252,7 @@ def segment(
         output = "objects"
     else:
         check_output_option(output, stored=out is not None)
-    options = Options(
-        level=level,
-        roi=roi,
-        tissue=tissue,
-        mpp=mpp,
-        axes=axes,
-        pixel_size=pixel_size,
-        channels=channels,
-        tile=tile,
-        batch=batch,
-        memory=memory,
-        threads=threads,
-        device=device,
-        precision=precision,
-        engine=engine,
-        threshold=threshold,
-        output=output,
-        least_depth=least_depth,
-        link=link,
-        probability_dtype=probability_dtype,
-        scaling=scaling,
-        missing=missing,
-        strict=strict,
-    )
+    options = Options(**settings, output=output)
     refuse_missing(model)  # before what is at `out`, which would be all that is said
     request = Request(image, model, options, footprint, target, {FOR_TIFF: Path(out).name} if tiff and out else {})
     if client is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, ParamSpec, TypeVar
 
 from tilenet.errors import UnknownOption
@@ -35,13 +35,14 @@ def known_options(
     """Return a decorator of a public function, or of an `__init__`: unknown keyword arguments raise `UnknownOption`.
 
     `hints` says of arguments that the function does not have what to give instead, in sentences without their full
-    stop; `more` are names that the function takes by ``**``.
+    stop; `more` are names that the function takes by ``**``, which its signature then has, too.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        called = function.__qualname__.removesuffix(".__init__")
-        own = [name for name, of in signature(function).parameters.items() if of.kind is not of.VAR_KEYWORD]
-        known = (*own, *more)
+        called, taken = function.__qualname__.removesuffix(".__init__"), signature(function)
+        own = [of for of in taken.parameters.values() if of.kind is not of.VAR_KEYWORD]
+        own += [Parameter(name, Parameter.KEYWORD_ONLY, default=None) for name in more]
+        known = [of.name for of in own]
 
         @wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -50,6 +51,7 @@ def known_options(
                     raise unknown_option(called, name, known, hints)
             return function(*args, **kwargs)
 
+        vars(checked)["__signature__"] = taken.replace(parameters=own)
         return checked
 
     return decorate

@@ -47,7 +47,7 @@ HINTS = {
 }
 
 
-@known_options(HINTS, LazySettings.__optional_keys__)
+@known_options(HINTS, LazySettings.__annotations__)
 def lazy(
     image: Any,
     *,
