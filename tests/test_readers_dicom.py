@@ -8,6 +8,7 @@ from contents import whole
 
 from tilenet.errors import ImageError
 from tilenet.readers import open_image
+from tilenet.readers.cache import PieceCache
 
 
 @pytest.fixture(scope="session")
@@ -32,18 +33,15 @@ def test_a_folder_of_dicom_files_is_one_slide_with_its_levels(dicom_pyramid, sha
         assert np.corrcoef(halved.ravel(), coarse.ravel())[0, 1] > 0.99
 
 
-def test_the_tiles_that_wsidicom_caches_are_in_the_memory_that_is_planned(dicom_pyramid, monkeypatch):
-    from tilenet.readers import dicom
-
+def test_the_tiles_that_are_kept_are_in_the_memory_that_is_planned(dicom_pyramid, monkeypatch):
     with open_image(dicom_pyramid) as image:
         assert image.kept_bytes == image.with_channels([0]).kept_bytes == 812 * 1696 * 3
-    monkeypatch.setattr(dicom, "CACHE_BYTES", 2**19)
+    monkeypatch.setattr(PieceCache.__init__, "__defaults__", (2**19,))
     with open_image(dicom_pyramid) as image:
         whole(image)
         decoded, encoded = (getattr(image._slide._source, f"_{kind}_frame_cache") for kind in ("decoded", "encoded"))
-        kept = [sum(item.size for item in cache._lru_cache._cache.values()) for cache in (decoded, encoded)]
-        assert 0 < kept[0] <= 2**19
-        assert kept[1] == 0
+        assert 0 < image._cache.n_bytes <= 2**19
+        assert not any(cache._lru_cache._cache for cache in (decoded, encoded))  # those of wsidicom
 
 
 def test_dicom_files_of_two_series_are_refused_not_skipped(dicom_pyramid, shared_data, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +13,7 @@ from tilenet.address import absolute, file_of, is_address, shown
 from tilenet.arguments import known_options
 from tilenet.errors import ImageError, ImageNotFound, SettingsError, TilenetError
 from tilenet.readers.calibrated import CalibratedImage, parse_pixel_size
-from tilenet.readers.formats import dicom_files, kind_of, refuse_remote_file
+from tilenet.readers.formats import PICTURES, dicom_files, kind_of, refuse_remote_file
 from tilenet.readers.guards import Missing, as_image_errors
 from tilenet.readers.image import Image
 from tilenet.readers.zarr_metadata import has_documents
@@ -19,6 +21,14 @@ from tilenet.readers.zarr_metadata import has_documents
 __all__ = ["open_image"]
 
 MISSING = get_args(Missing)
+# The module and the class that read each kind of file; imported when there is one.
+READERS = {
+    "tiff": ("tiff", "TiffImage"),
+    "slide": ("slide", "SlideImage"),
+    "dicom": ("dicom", "DicomImage"),
+    "czi": ("czi", "CziImage"),
+    **dict.fromkeys(PICTURES, ("picture", "PictureImage")),
+}
 
 
 @known_options()
@@ -80,23 +90,7 @@ def open_image(
     if missing not in MISSING:
         raise SettingsError(f"missing={missing!r} is none of {', '.join(MISSING)}")
     size = None if pixel_size is None else parse_pixel_size(pixel_size)
-    axes = axes.lower() if isinstance(axes, str) else axes  # other programs name axes in capitals
-    if isinstance(source, Image):
-        if axes not in (None, source.axes):
-            raise ImageError(
-                f"{source.name}: was opened with the axes {source.axes}, not {axes}. Give axes to open_image"
-            )
-        image = source
-    elif hasattr(source, "shape") and hasattr(source, "dtype"):  # before paths, because an open mask has one, too
-        from tilenet.readers.array import ArrayImage
-
-        image = ArrayImage(source, axes)
-    elif isinstance(source, str | os.PathLike):
-        image = _open_path(os.fspath(source), axes=axes, missing=missing)
-    else:
-        kind = type(source).__name__
-        one = "Give its path, or one of its arrays" if kind == "Group" else "Give one of them"
-        raise ImageError(f"{kind}: is neither a path, an array nor an image. {one}")
+    image = _opened(source, axes.lower() if isinstance(axes, str) else axes, missing)  # others name axes in capitals
     try:
         opened = image.at_level(level) if level else image
         opened = opened if size is None else CalibratedImage(opened, size)
@@ -105,6 +99,28 @@ def open_image(
         if not isinstance(source, Image):
             image.close()
         raise
+
+
+def _opened(source: Any, axes: str | None, missing: Missing) -> Image:
+    if isinstance(source, Image):
+        if axes not in (None, source.axes):
+            raise ImageError(
+                f"{source.name}: was opened with the axes {source.axes}, not {axes}. Give axes to open_image"
+            )
+        return source
+    if hasattr(source, "shape") and hasattr(source, "dtype"):  # before paths, because an open mask has one, too
+        from tilenet.readers.array import ArrayImage
+
+        return ArrayImage(source, axes)
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        image = _open_path(path, axes=axes, missing=missing)
+        again = path if is_address(path) else str(Path(path).resolve())
+        image.reopen = partial(open_image, again, axes=axes, missing=missing)
+        return image
+    kind = type(source).__name__
+    one = "Give its path, or one of its arrays" if kind == "Group" else "Give one of them"
+    raise ImageError(f"{kind}: is neither a path, an array nor an image. {one}")
 
 
 def _open_path(path: str, *, axes: str | None, missing: Missing) -> Image:
@@ -131,27 +147,11 @@ def _open_address(address: str, *, axes: str | None) -> Image:
 
 
 def _open_file(path: str, kind: str, *, axes: str | None, missing: Missing) -> Image:
-    if kind == "tiff":
-        from tilenet.readers.tiff import TiffImage
-
-        return TiffImage(path, axes=axes, missing=missing)
-    if kind == "slide":
-        from tilenet.readers.slide import open_slide
-
-        return open_slide(path, axes=axes)
-    if kind == "dicom":
-        from tilenet.readers.dicom import DicomImage
-
-        return DicomImage(path, axes=axes, missing=missing)
-    if kind == "czi":
-        from tilenet.readers.czi import CziImage
-
-        return CziImage(path, axes=axes, missing=missing)
     if kind == "hdf5":
         return _open_inside_hdf5(path, axes=axes)
-    from tilenet.readers.picture import PictureImage
-
-    return PictureImage(path, kind, axes=axes)
+    module, name = READERS[kind]
+    reader = getattr(import_module(f"tilenet.readers.{module}"), name)
+    return reader(path, axes=axes, missing=missing)  # type: ignore[no-any-return]
 
 
 def _open_folder(path: str, *, axes: str | None, missing: Missing) -> Image:

@@ -15,20 +15,21 @@ from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import Span, axis_map_of, letters_of
 from tilenet.readers.guards import as_image_errors, pixel_dtype
-from tilenet.readers.image import Image, Level, Pixels, names_of_array
+from tilenet.readers.image import Pixels
+from tilenet.readers.stored import StoredImage, sizes_of_levels
 
 # Bytes to hash at once.
 HASHED = 2**24
 
 
-class ArrayImage(Image):
+class ArrayImage(StoredImage):
     """An image from an array with `shape`, `dtype` and NumPy's slicing, such as of NumPy, zarr or dask.
 
     Each read slices it; no pixels are computed or loaded before. `axes` (one letter of ``tczyx`` per dimension) are
     required for more than two dimensions, unless a zarr array has names for them.
     """
 
-    reader = "array"
+    reader, _color_by_shape = "array", True
 
     def __init__(self, array: Any, axes: str | None = None) -> None:
         self._array = array
@@ -40,34 +41,19 @@ class ArrayImage(Image):
         stored = letters_of(names, array.ndim) if names or axes is None else ["?"] * array.ndim
         if any(n != n for n in array.shape):
             raise ImageError(f"{self.name}: chunks of unknown sizes. Call compute_chunk_sizes() first")
-        self._axis_map = axis_map_of(stored, array.shape, axes=axes, name=self.name)
-        self.axes = self._axis_map.axes
+        maps = [axis_map_of(stored, array.shape, axes=axes, name=self.name)]
         self.dtype = pixel_dtype(array.dtype, self.name)
-        self.levels = (Level(self._axis_map.image_shape, (None,) * len(self.box_axes)),)
-        self.channel_names = names_of_array(self.axes, self.n_channels, self.dtype)
+        self._describe(maps, sizes_of_levels(maps, {}))
+        self.stated_axes = ""  # there is no file
 
     @property
     def source(self) -> Any:
-        """The array."""
         return self._array
 
-    def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the array."""
-        return self._read(box, None)
-
-    @property
-    def separates_channels(self) -> bool:
-        """Whether the array stores channels apart, so that some can be read without the others."""
-        return self._axis_map.separates_channels
-
-    def read_channels(self, box: Box, channels: Span) -> Pixels:
-        """Return the pixels of a range of channels in a box; the others are not computed."""
-        return self._read(box, channels)
-
     def _read(self, box: Box, channels: Span | None) -> Pixels:
-        out, stored = self._axis_map.empty(box, self.dtype, channels)
+        out, stored = self._maps[0].empty(box, self.dtype, channels)
         with as_image_errors(f"{self.name}: {box} cannot be read", "Read it without tilenet to see why"):
-            part = self._array[tuple(slice(a, b) for a, b in self._axis_map.ranges(box, channels))]
+            part = self._array[tuple(slice(a, b) for a, b in self._maps[0].ranges(box, channels))]
             pixels = np.asarray(self._computed(part) if hasattr(part, "compute") else part)
             if pixels.shape != stored.shape or not np.can_cast(pixels.dtype, self.dtype):
                 raise ImageError(  # tasks of dask may give other than the array says, and NumPy would convert it

@@ -8,8 +8,6 @@ decoded pieces are cached for later reads.
 from __future__ import annotations
 
 import hashlib
-from functools import partial
-from itertools import product
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -22,17 +20,9 @@ from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.fixed_grid import assemble
-from tilenet.readers.guards import (
-    DAMAGED,
-    LONGEST_AXIS,
-    as_image_errors,
-    check_missing,
-    needing,
-    positive_or_none,
-    reduce_by_path,
-)
-from tilenet.readers.image import RGB, Image, Level, Pixels
+from tilenet.readers.guards import DAMAGED, LONGEST_AXIS, as_image_errors, check_missing, needing, positive_or_none
+from tilenet.readers.image import RGB, Pixels
+from tilenet.readers.stored import ChunkedImage, sizes_of_levels
 
 SIDE = (1024, 1024)
 # Samples and dtype of each of libCZI's pixel types; colours are stored blue first.
@@ -48,26 +38,27 @@ HEADER_BYTES = 1024
 METRE = 1e6
 
 
-class CziImage(Image):
+class CziImage(ChunkedImage):
     """A CZI file, as an image of one level."""
 
     reader, keeps_pieces = "CZI (pylibCZIrw)", True
 
-    def __init__(self, path: str, *, axes: str | None = None, missing: str = "error") -> None:
+    def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
         with needing(path, kind="a CZI file", library="pylibCZIrw", extra="czi"):
             from pylibCZIrw import czi
-        self.name, self._given_axes, self._missing = path, axes, missing
+        self.name = path
         self._lock, self._cache = Lock(), PieceCache()
         self._czi: Any = None
         try:
             with as_image_errors(f"{path}: cannot be read as a CZI", DAMAGED):
                 self._czi = czi.CziReader(path)
-                self._read_metadata()
+                self._read_metadata(axes)
+                check_missing(self.n_missing, missing, name=path, pieces=f"{prod(self._maps[0].shape[:3])} planes")
         except TilenetError:
             self.close()
             raise
 
-    def _read_metadata(self) -> None:
+    def _read_metadata(self, axes: str | None) -> None:
         extents: dict[str, tuple[int, int]] = self._czi.total_bounding_box_no_pyramid
         more = [a for a, (start, stop) in extents.items() if a not in "TZCXY" and stop - start > 1]
         if more:
@@ -84,12 +75,14 @@ class CziImage(Image):
         samples = self._read_pixel_type(range(self._first[2], self._first[2] + shape[2]))
         full = (*shape, samples)
         letters = [a if n > 1 or a in "yx" else "" for a, n in zip("tzcyxs", full, strict=True)]
-        self._axis_map = axis_map_of(letters, full, axes=self._given_axes, name=self.name)
-        self.axes, self.stated_axes = self._axis_map.axes, self._axis_map.stated_axes
         about = self._czi.raw_metadata
-        self._read_sizes_and_names(ElementTree.fromstring(about), samples)
+        root, maps = ElementTree.fromstring(about), [axis_map_of(letters, full, axes=axes, name=self.name)]
+        sizes = {d.get("Id", "").lower(): _micrometres(d.findtext("Value")) for d in root.iterfind(".//Items/Distance")}
+        found = root.iterfind(".//Information/Image/Dimensions/Channels/Channel")
+        self._describe(maps, sizes_of_levels(maps, sizes), [channel.get("Name", "") for channel in found])
+        if samples == self.n_channels == 3:
+            self.channel_names = RGB
         self.n_missing = prod(shape[:3]) - len(held)
-        check_missing(self.n_missing, self._missing, name=self.name, pieces=f"{prod(shape[:3])} planes")
         with Path(self.name).open("rb") as file:
             self._sha256 = hashlib.sha256(file.read(HEADER_BYTES) + about.encode()).hexdigest()
 
@@ -106,15 +99,6 @@ class CziImage(Image):
         self.dtype = np.dtype(dtype)
         return samples
 
-    def _read_sizes_and_names(self, root: ElementTree.Element, samples: int) -> None:
-        sizes = {d.get("Id", "").lower(): _micrometres(d.findtext("Value")) for d in root.iterfind(".//Items/Distance")}
-        self.levels = (Level(self._axis_map.image_shape, tuple(sizes.get(a) for a in self.axes if a != "c")),)
-        found = root.iterfind(".//Information/Image/Dimensions/Channels/Channel")
-        names = tuple(channel.get("Name", "") for channel in found)
-        if samples == self.n_channels == 3:
-            names = RGB
-        self.channel_names = names if len(names) == self.n_channels else ("",) * self.n_channels
-
     def _planes_held(self) -> set[tuple[int, ...]]:
         """Return t, z and c of the planes that have data in the file."""
         held = set()
@@ -127,36 +111,19 @@ class CziImage(Image):
         self._czi.enumerate_subblocks(note)
         return held
 
-    def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the image."""
-        out, stored = self._axis_map.empty(box, self.dtype)
-        *outer, rows, columns, _ = self._axis_map.ranges(box)
-        plane = Box((rows[0], columns[0]), (rows[1], columns[1]))
-        for index in product(*(range(a, b) for a, b in outer)):
-            at = {a: i + first for a, i, first in zip("TZC", index, self._first, strict=True)}
-            place = tuple(i - a for i, (a, _) in zip(index, outer, strict=True))
-            assemble(
-                np.moveaxis(stored[place], 2, 0),
-                plane,
-                shape=self._axis_map.shape[3:5],
-                side=SIDE,
-                piece=partial(self._piece, at),
-            )
-        return out
+    def _sides(self, joined: str) -> tuple[int, ...]:
+        return (1, 1, 1, *SIDE, self._maps[0].shape[-1])
 
-    def _piece(self, at: dict[str, int], box: Box) -> Pixels:
-        return self._cache.get((*at.values(), box), lambda: self._decoded(at, box))
-
-    def _decoded(self, at: dict[str, int], box: Box) -> Pixels:
-        """Return a piece of a plane (samples, y, x)."""
-        corner = box.shifted(self._corner).start
-        with self._lock, as_image_errors(f"{self.name}: {box} of {at} cannot be read", DAMAGED):
+    def _decoded(self, piece: Box) -> Pixels:
+        at = {a: i + first for a, i, first in zip("TZC", piece.start, self._first, strict=False)}
+        plane = Box(piece.start[3:5], piece.stop[3:5]).shifted(self._corner)
+        with self._lock:
             if self._czi is None:
                 raise ImageError(f"{self.name}: is closed. Open it again")
             # The type is given because pylibCZIrw would look up that of channel 0, which need not exist.
-            roi = (*corner[::-1], *box.shape[::-1])
+            roi = (*plane.start[::-1], *plane.shape[::-1])
             pixels: Pixels = self._czi.read(roi=roi, plane=at, pixel_type=self._pixel_type)  # (y, x, samples)
-            return np.moveaxis(pixels[..., ::-1], 2, 0).astype(self.dtype)
+        return pixels[..., ::-1].astype(self.dtype).reshape(piece.shape)
 
     def identity(self) -> dict[str, Any]:
         """Return the file's size, a hash of its header (with its GUID) and metadata, and how many planes it lacks."""
@@ -168,14 +135,10 @@ class CziImage(Image):
         }
 
     def close(self) -> None:
-        """Close the file."""
         with self._lock:
             czi, self._czi = self._czi, None
             if czi is not None:
                 czi.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_by_path(self.name, axes=self._given_axes, missing=self._missing)
 
 
 def _micrometres(metres: str | None) -> float | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
 from tilenet.readers.axes import AxisMap, axis_map_of
-from tilenet.readers.fixed_grid import assemble
+from tilenet.readers.cache import PieceCache
 from tilenet.readers.formats import dicom_files
 from tilenet.readers.guards import (
     DAMAGED,
@@ -30,13 +29,14 @@ from tilenet.readers.guards import (
     check_piece,
     needing,
     pixel_dtype,
+    positive_or_none,
     quietly,
-    reduce_by_path,
 )
-from tilenet.readers.image import CACHE_BYTES, RGB, Image, Level, Pixels
+from tilenet.readers.image import RGB, Pixels
+from tilenet.readers.stored import ChunkedImage, Sizes
 
 
-class DicomImage(Image):
+class DicomImage(ChunkedImage):
     """One level of a DICOM whole-slide image; the images of all levels share the open slide."""
 
     reader, keeps_pieces = "DICOM (wsidicom)", True
@@ -45,24 +45,24 @@ class DicomImage(Image):
         with needing(path, kind="a DICOM image", library="wsidicom", extra="dicom"):
             import wsidicom
             from wsidicom.config import Settings
-        self.name, self._given_axes, self._missing = path, axes, missing
+        self.name, self._cache = path, PieceCache()
         self._slide: Any = None
         files = sorted(dicom_files(path)) if Path(path).is_dir() else [Path(path)]
         try:
             with quietly("wsidicom"), as_image_errors(f"{path}: cannot be read as a DICOM whole-slide image", DAMAGED):
                 heads = _heads(files, path)
                 self._identity = _identity(files, heads)
-                # By default wsidicom caches 100 MB of encoded tiles besides the decoded ones.
-                caches = Settings(decoded_frame_cache_size=CACHE_BYTES, encoded_frame_cache_size=0)
+                # Tiles are kept once, in tilenet's own cache.
+                caches = Settings(decoded_frame_cache_size=0, encoded_frame_cache_size=0)
                 self._slide = wsidicom.WsiDicom.open(files, settings=caches)
-                self._read_metadata()
+                self._read_metadata(axes)
                 self._check_levels(files, heads)
                 check_missing(self.n_missing, missing, name=path)
         except TilenetError:
             self.close()
             raise
 
-    def _read_metadata(self) -> None:
+    def _read_metadata(self, axes: str | None) -> None:
         if len(self._slide.pyramids) != 1:
             raise ImageError(f"{self.name}: holds {len(self._slide.pyramids)} pyramids. Give the files of one of them")
         self._groups = list(self._slide.levels)
@@ -70,15 +70,13 @@ class DicomImage(Image):
         self._planes, self._paths = list(first.focal_planes), list(first.optical_paths)
         image = first.default_instance.image_data
         self.dtype, self._samples = pixel_dtype(image.dtype, self.name), int(image.samples_per_pixel)
-        self._axis_maps, self.n_missing = [self._axis_map(group) for group in self._groups], 0
-        for group in self._groups:
-            self.n_missing += sum(
-                self._lacks(group, *at) for at in product(*self._tiles(group), self._planes, self._paths)
-            )
-        self.levels = tuple(map(self._level, self._groups, self._axis_maps))
-        self.axes, self.stated_axes = self._axis_maps[0].axes, self._axis_maps[0].stated_axes
-        colour = self.n_channels == 3 == self._samples
-        self.channel_names = RGB if colour else ("",) * self.n_channels
+        maps = [self._axis_map(group, axes) for group in self._groups]
+        self.n_missing = sum(
+            self._lacks(group, *at)
+            for group in self._groups
+            for at in product(*self._tiles(group), self._planes, self._paths)
+        )
+        self._describe(maps, list(map(self._sizes, self._groups, maps)), RGB if self._samples == 3 else ())
 
     def _check_levels(self, files: Sequence[Path], heads: Sequence[Any]) -> None:
         """Refuse a slide with a level that wsidicom skipped, as level 0 would then be another resolution."""
@@ -89,7 +87,7 @@ class DicomImage(Image):
             if is_level and str(head.get("SOPInstanceUID")) not in read:
                 raise ImageError(f"{file}: is a level of the slide that wsidicom cannot read. {DAMAGED}")
 
-    def _axis_map(self, group: Any) -> AxisMap:
+    def _axis_map(self, group: Any, axes: str | None) -> AxisMap:
         size, tile = group.size, group.tile_size
         image = group.default_instance.image_data
         same = list(group.focal_planes) == self._planes and list(group.optical_paths) == self._paths
@@ -100,12 +98,11 @@ class DicomImage(Image):
         check_piece(tile.width * tile.height * self._samples * self.dtype.itemsize, f"{self.name}: one of its tiles")
         shape = (len(self._planes), len(self._paths), size.height, size.width, self._samples)
         letters = [a if n > 1 or a in "yx" else "" for a, n in zip("zcyxs", shape, strict=True)]
-        return axis_map_of(letters, shape, axes=self._given_axes, name=self.name)
+        return axis_map_of(letters, shape, axes=axes, name=self.name)
 
-    def _level(self, group: Any, axis_map: AxisMap) -> Level:
+    def _sizes(self, group: Any, axis_map: AxisMap) -> Sizes:
         of = {"y": float(group.mpp.height), "x": float(group.mpp.width), "z": self._z_step()}
-        sizes = [of.get(a) for a in axis_map.axes if a != "c"]
-        return Level(axis_map.image_shape, tuple(n if n and 0 < n < float("inf") else None for n in sizes))
+        return tuple(positive_or_none(of.get(a)) for a in axis_map.axes if a != "c")
 
     def _z_step(self) -> float | None:
         """Return the distance between focal planes in micrometres; None unless they are equally spaced."""
@@ -124,35 +121,19 @@ class DicomImage(Image):
         data = group.get_instance(plane, path).image_data
         return bool(data.is_sparse(Point(column, row), plane, path))
 
-    def _piece(self, box: Box, plane: float, path: str) -> Pixels:
-        """Return the pixels of one tile of the file: (samples, y, x)."""
-        group = self._groups[self.level]
-        tile = group.tile_size
-        with as_image_errors(f"{self.name}: {box} of level {self.level} cannot be read", DAMAGED):
-            if self.n_missing and self._lacks(
-                group, box.start[1] // tile.width, box.start[0] // tile.height, plane, path
-            ):
-                return np.zeros((self._samples, *box.shape), self.dtype)
-            pixels = self._slide.read_region(
-                box.start[::-1], group.level, box.shape[::-1], z=plane, path=path, threads=1, as_array=True
-            )
-            return np.moveaxis(np.asarray(pixels).reshape(*box.shape, self._samples), 2, 0)
+    def _sides(self, joined: str) -> tuple[int, ...]:
+        tile = self._groups[self.level].tile_size
+        return (1, 1, tile.height, tile.width, self._samples)
 
-    def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the slide, decoding only the tiles that it touches."""
-        axis_map, tile = self._axis_maps[self.level], self._groups[self.level].tile_size
-        out, stored = axis_map.empty(box, self.dtype)
-        (z0, z1), channels, rows, columns, _ = axis_map.ranges(box)
-        plane = Box((rows[0], columns[0]), (rows[1], columns[1]))
-        for z, c in product(range(z0, z1), range(*channels)):
-            assemble(
-                np.moveaxis(stored[z - z0, c], 2, 0),
-                plane,
-                shape=axis_map.shape[2:4],
-                side=(tile.height, tile.width),
-                piece=partial(self._piece, plane=self._planes[z], path=self._paths[c]),
-            )
-        return out
+    def _decoded(self, piece: Box) -> Pixels:
+        group, (z, c, y, x, _), (height, width) = self._groups[self.level], piece.start, piece.shape[2:4]
+        plane, path, tile = self._planes[z], self._paths[c], group.tile_size
+        if self.n_missing and self._lacks(group, x // tile.width, y // tile.height, plane, path):
+            return np.zeros(piece.shape, self.dtype)
+        pixels = self._slide.read_region(
+            (x, y), group.level, (width, height), z=plane, path=path, threads=1, as_array=True
+        )
+        return np.asarray(pixels).reshape(piece.shape)
 
     def identity(self) -> dict[str, Any]:
         """Return the total size of the files, a hash of their instance UIDs, and the shapes of the levels."""
@@ -162,12 +143,8 @@ class DicomImage(Image):
         }
 
     def close(self) -> None:
-        """Close the files, for the images of all levels."""
         if self._slide is not None:
             self._slide.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_by_path(self.name, level=self.level, axes=self._given_axes, missing=self._missing)
 
 
 def _heads(files: Sequence[Path], path: str) -> list[Any]:

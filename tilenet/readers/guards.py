@@ -8,14 +8,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
-from pathlib import Path
 from threading import RLock
 from typing import Any, Literal
 
 import numpy as np
 
-from tilenet.address import is_address
 from tilenet.errors import EnvironmentFault, ImageError, TilenetError, one_line
 
 # Whether tiles that a file lacks are refused, or read as 0.
@@ -128,13 +125,6 @@ def check_missing(count: int, missing: str, *, name: str, pieces: str = "tiles")
         raise PiecesMissing(
             f"{name}: {count} of its {pieces} {verb} missing. Get the whole file, or fill {them} with 0: --missing fill"
         )
-
-
-def reduce_by_path(path: str, **options: Any) -> tuple[Any, ...]:
-    """Return the value of `__reduce__` for an image that unpickling opens again, by its path or address."""
-    from tilenet.readers import open_image
-
-    return partial(open_image, **options), (path if is_address(path) else str(Path(path).resolve()),)
 
 
 @contextmanager

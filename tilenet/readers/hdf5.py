@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from tilenet.errors import ImageError, TilenetError
-from tilenet.geometry import Box, cells_touched
+from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.chunked import ChunkedImage
-from tilenet.readers.guards import DAMAGED, as_image_errors, positive_or_none, reduce_by_path
+from tilenet.readers.guards import DAMAGED, as_image_errors, positive_or_none
 from tilenet.readers.hdf5_file import (
     LISTED,
     Stored,
@@ -31,8 +30,8 @@ from tilenet.readers.hdf5_file import (
     text_of,
     what_is_inside,
 )
-from tilenet.readers.image import Image, Level, Pixels, names_of_array
-from tilenet.resolution import coarser_size
+from tilenet.readers.image import Image, Pixels
+from tilenet.readers.stored import ChunkedImage, sizes_of_levels
 
 HEADER_BYTES = 1024
 # Axes of three, and of two, numbers that state a pixel size.
@@ -58,12 +57,10 @@ class LevelDatasets:
         """Number of axes in front."""
         return len(next(iter(self.datasets)))
 
-    def pieces(self, asked: Box) -> Iterator[Box]:
-        """Yield the pieces that a box touches: chunks, or its part of each dataset that has none."""
-        chunks = self.first.chunks
-        sides = (1,) * self.n_front + (chunks or self.shape[self.n_front :])
-        for piece in cells_touched(asked, sides, self.shape):
-            yield piece if chunks else piece & asked
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """How long chunks are along all axes, or the datasets if they have no chunks."""
+        return (1,) * self.n_front + (self.first.chunks or self.shape[self.n_front :])
 
     def read(self, piece: Box) -> Pixels:
         """Return the pixels of a piece."""
@@ -96,37 +93,32 @@ class Contents:
 class Hdf5Image(ChunkedImage):
     """One level of an image in an HDF5 file."""
 
+    _color_by_shape = True
+
     def __init__(self, name: str, file: Any, contents: Contents, *, axes: str | None) -> None:
-        self.name, self.level, self._file, self._given_axes = name, 0, file, axes
-        self._contents, self._cache = contents, PieceCache()
+        self.name, self._file, self._contents, self._cache = name, file, contents, PieceCache()
         with Path(file.filename).open("rb") as opened:
             self._header, self._bytes = opened.read(HEADER_BYTES), os.fstat(opened.fileno()).st_size
         self.reader, self.dtype = contents.reader, contents.grids[0].first.dtype
-        self.keeps_pieces = any(grid.first.chunks is not None for grid in contents.grids)
-        self._axis_maps = [axis_map_of(contents.letters, g.shape, axes=axes, name=name) for g in contents.grids]
-        self.axes, self.stated_axes = self._axis_maps[0].axes, self._axis_maps[0].stated_axes
-        finest = dict(zip(self.axes, self._axis_maps[0].image_shape, strict=True))
-        self.levels = tuple(self._level(axis_map.image_shape, finest) for axis_map in self._axis_maps)
-        named = len(contents.channel_names) == self.n_channels
-        unnamed = names_of_array(self.axes, self.n_channels, self.dtype)
-        self.channel_names = contents.channel_names if named else unnamed
+        maps = [axis_map_of(contents.letters, grid.shape, axes=axes, name=name) for grid in contents.grids]
+        self._describe(maps, sizes_of_levels(maps, contents.sizes), contents.channel_names)
 
-    def _level(self, shape: tuple[int, ...], finest: Mapping[str, int]) -> Level:
-        lengths = zip(self.axes, shape, strict=True)
-        of = self._contents.sizes
-        return Level(shape, tuple(coarser_size(of.get(a), finest[a], n) for a, n in lengths if a != "c"))
+    @property
+    def keeps_pieces(self) -> bool:  # type: ignore[override]
+        return self._contents.grids[self.level].first.chunks is not None
 
-    def _pieces(self, asked: Box, joined: str) -> Iterable[Box]:
+    def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
         if not self._file:
             raise ImageError(f"{self.name}: is closed. Open it again")
-        return self._contents.grids[self.level].pieces(asked)
+        pieces = super()._pieces(asked, joined)
+        # Of datasets without chunks, only what is asked for is read.
+        return pieces if self.keeps_pieces else (piece & asked for piece in pieces)
 
-    def _pixels_of(self, pieces: Sequence[Box]) -> Sequence[Pixels]:
-        grid = self._contents.grids[self.level]
-        if grid.first.chunks is None:
-            return [grid.read(piece) for piece in pieces]
-        keys = [(self.level, piece) for piece in pieces]
-        return self._cache.get_all(keys, lambda lacking: [grid.read(piece) for _, piece in lacking])
+    def _sides(self, joined: str) -> tuple[int, ...]:
+        return self._contents.grids[self.level].sides
+
+    def _decoded(self, piece: Box) -> Pixels:
+        return self._contents.grids[self.level].read(piece)
 
     def identity(self) -> dict[str, Any]:
         """Return the file's size, the shapes of the levels, and a hash of its header and of where its data lie."""
@@ -144,11 +136,7 @@ class Hdf5Image(ChunkedImage):
         }
 
     def close(self) -> None:
-        """Close the file, for the images of all its levels."""
         self._file.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_by_path(self.name, level=self.level, axes=self._given_axes)
 
 
 def open_hdf5(path: str, *, inside: str, axes: str | None) -> Image:

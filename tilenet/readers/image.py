@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from operator import index
 from typing import Any
@@ -97,6 +97,8 @@ class Image(ABC):
     stated_axes: str = ""
     given_pixel_size: tuple[float, ...] = ()
     drops_alpha: bool = False
+    # What opens the image again, in another process too; None for arrays and views, which are pickled as they are.
+    reopen: Callable[..., Image] | None = None
 
     def at_level(self, level: int) -> Image:
         """Return the same image at another resolution (`SettingsError` if there is none)."""
@@ -106,8 +108,8 @@ class Image(ABC):
             )
         if level == self.level:
             return self
-        # Not `copy.copy`, which would open the file again (`__reduce__`). The copy shares file and cache; only the box
-        # of this level, which is cached, is left out.
+        # Not `copy.copy`, which would open the file again (`__reduce_ex__`). The copy shares file and cache; only the
+        # box of this level, which is cached, is left out.
         other = object.__new__(type(self))
         other.__dict__ |= {k: v for k, v in self.__dict__.items() if k != "_inside"} | {"level": level}
         return other
@@ -132,6 +134,9 @@ class Image(ABC):
         sides = ", ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
         level = f"level {self.level} of {len(self.levels)}"
         return f"<{type(self).__name__} {self.name}: {sides}, {self.dtype}, {level}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return super().__reduce_ex__(protocol) if self.reopen is None else (partial(self.reopen, level=self.level), ())
 
     def __enter__(self) -> Image:
         return self
@@ -301,12 +306,6 @@ class Image(ABC):
         from tilenet.readers.views import ChannelView  # which is an image, too
 
         return ChannelView(self, tuple(channels))
-
-
-def names_of_array(axes: str, n_channels: int, dtype: np.dtype[Any]) -> tuple[str, ...]:
-    """Return default channel names for an array: RGB for 8-bit (y, x, 3), as picture libraries store colour."""
-    color = axes == "yxc" and n_channels == 3 and dtype == np.uint8
-    return RGB if color else ("",) * n_channels
 
 
 def closing(image: Image, source: Any) -> AbstractContextManager[Image]:

@@ -15,10 +15,12 @@ import numpy as np
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
-from tilenet.readers.axes import axis_map_of
+from tilenet.readers.axes import Span, axis_map_of
 from tilenet.readers.codestreams import picture_size
-from tilenet.readers.guards import as_image_errors, check_piece, pixel_dtype, reduce_by_path
-from tilenet.readers.image import RGB, Image, Level, Pixels
+from tilenet.readers.formats import kind_of
+from tilenet.readers.guards import as_image_errors, check_piece, pixel_dtype
+from tilenet.readers.image import RGB, Pixels
+from tilenet.readers.stored import StoredImage, sizes_of_levels
 
 DECODERS = {"png": imagecodecs.png_decode, "jpeg": imagecodecs.jpeg_decode, "bmp": imagecodecs.bmp_decode}
 # Markers (ITU-T T.81, B.1.1.3). Within a scan, a data byte FF is followed by 00, so neither occurs there by chance.
@@ -27,39 +29,31 @@ SCAN_OF_JPEG, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 WITHOUT_ALPHA = {1: 1, 2: 1, 3: 3, 4: 3}
 
 
-class PictureImage(Image):
+class PictureImage(StoredImage):
     """A PNG, JPEG or BMP file, as an image of one level."""
 
     reader = "picture (imagecodecs)"
 
-    def __init__(self, path: str, kind: str, *, axes: str | None = None) -> None:
-        self.name, self._kind, self._given_axes = path, kind, axes
+    def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
+        self.name, kind = path, kind_of(path)
         with as_image_errors(f"{path}: cannot be read as a {kind.upper()}", "The file is damaged; get it again"):
             data = Path(path).read_bytes()
             self._identity = {"kind": kind, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             self._pixels, self.drops_alpha = _decode(data, kind, path=path)
-        height, width, samples = self._pixels.shape
-        stored, used = ("yx", (height, width)) if samples == 1 else ("yxs", (height, width, samples))
-        self._axis_map = axis_map_of(stored, used, axes=axes, name=path)
-        if samples == 1:
+        if self._pixels.shape[2] == 1:
             self._pixels = self._pixels[..., 0]
-        self.axes, self.dtype = self._axis_map.axes, self._pixels.dtype
-        self.stated_axes = self._axis_map.stated_axes
-        self.levels = (Level(self._axis_map.image_shape, (None,) * len(self.box_axes)),)
-        self.channel_names = RGB if samples == 3 else ("",) * self.n_channels
+        self.dtype = self._pixels.dtype
+        maps = [axis_map_of("yxs"[: self._pixels.ndim], self._pixels.shape, axes=axes, name=path)]
+        self._describe(maps, sizes_of_levels(maps, {}), RGB)
 
-    def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the picture."""
-        out, stored = self._axis_map.empty(box, self.dtype)
-        stored[...] = self._pixels[tuple(slice(a, b) for a, b in self._axis_map.ranges(box))]
+    def _read(self, box: Box, channels: Span | None) -> Pixels:
+        out, stored = self._maps[0].empty(box, self.dtype, channels)
+        stored[...] = self._pixels[tuple(slice(a, b) for a, b in self._maps[0].ranges(box, channels))]
         return out
 
     def identity(self) -> dict[str, Any]:
         """Return the file's size and hash."""
         return dict(self._identity)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_by_path(self.name, axes=self._given_axes)
 
 
 def _decode(data: bytes, kind: str, *, path: str) -> tuple[Pixels, bool]:

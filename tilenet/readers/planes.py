@@ -21,7 +21,7 @@ from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.codestreams import picture_size
 from tilenet.readers.formats import PICTURES, kind_of
-from tilenet.readers.guards import Missing, as_image_errors, reduce_by_path
+from tilenet.readers.guards import Missing, as_image_errors
 from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels
 
 HEADER_BYTES = 2**16
@@ -34,8 +34,8 @@ class PlanesImage(Image):
 
     reader = "folder of planes"
 
-    def __init__(self, path: str, *, axes: str | None = None, missing: Missing = "error") -> None:
-        self.name, self._given_axes, self._missing = path, axes, missing
+    def __init__(self, path: str, *, axes: str | None, missing: Missing) -> None:
+        self.name, self._missing = path, missing
         with as_image_errors(f"{path}: cannot be read as a folder of planes", "Check the folder and its permissions"):
             self._files = numbered_files(Path(path))
             with self._open(0) as first:
@@ -55,7 +55,6 @@ class PlanesImage(Image):
         self._whole, self.keeps_pieces = PieceCache(), True
 
     def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the stack, plane by plane."""
         plane = Box(box.start[1:], box.stop[1:])
         out = self.empty(box)
         for place, index in enumerate(range(box.start[0], box.stop[0])):
@@ -71,9 +70,6 @@ class PlanesImage(Image):
             "files_sha256": self._sha256,
             "missing": self.n_missing,
         }
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_by_path(self.name, axes=self._given_axes, missing=self._missing)
 
     def _probe(self, index: int) -> str:
         """Return a text that changes when a plane changes; refuse a plane whose header differs from the first."""

@@ -53,13 +53,10 @@ class BucketNotFound(ImageNotFound):
 
 
 class Remote:
-    """The files below one address, that of an image or of a folder in it.
+    """The files below one address, that of an image or of a folder in it."""
 
-    `text` is the address as the caller gave it, which may contain secrets.
-    """
-
-    def __init__(self, address: Address, text: str) -> None:
-        self.address, self.text = address, text
+    def __init__(self, address: Address) -> None:
+        self.address = address
         with needing(str(address), kind="remote", library="obstore", extra="remote"):
             self.store = _s3(address) if address.scheme == "s3" else _http(address)
         self._cache = FetchCache()

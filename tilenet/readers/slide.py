@@ -15,80 +15,35 @@ from typing import Any
 
 import numpy as np
 
-from tilenet.errors import ImageError, TilenetError
+from tilenet.errors import ImageError
 from tilenet.geometry import Box
+from tilenet.readers.axes import AxisMap
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.fixed_grid import assemble
-from tilenet.readers.guards import (
-    DAMAGED,
-    LONGEST_AXIS,
-    as_image_errors,
-    needing,
-    positive_or_none,
-    reduce_by_path,
-)
-from tilenet.readers.image import RGB, Image, Level, Pixels
-from tilenet.resolution import coarser_size
+from tilenet.readers.guards import DAMAGED, LONGEST_AXIS, as_image_errors, needing, positive_or_none
+from tilenet.readers.image import RGB, Pixels
+from tilenet.readers.stored import ChunkedImage, sizes_of_levels
 
 SIDE = (512, 512)
 WHITE = "FFFFFF"
 
 
-class SlideSource:
-    """An open slide, shared by the images of all its levels."""
+class OpenSlides:
+    """A slide as OpenSlide has it open, shared by the images of all its levels."""
 
     def __init__(self, path: str) -> None:
-        with needing(path, kind="a slide", library="OpenSlide", extra="slide"):
-            import openslide
-        self.path, self.cache, self.bytes = path, PieceCache(), Path(path).stat().st_size
-        self._open: Any = openslide.OpenSlide
-        self._failure = openslide.OpenSlideError
-        with as_image_errors(f"{path}: cannot be read by OpenSlide", DAMAGED):
-            self.slide: Any = self._open(path)
-        try:
-            with as_image_errors(f"{path}: cannot be read by OpenSlide", DAMAGED):
-                self._read_metadata(dict(self.slide.properties))
-        except TilenetError:
-            self.slide.close()
-            raise
+        import openslide
 
-    def _read_metadata(self, properties: dict[str, str]) -> None:
-        self.downsamples = [float(n) for n in self.slide.level_downsamples]
-        self.shapes = [(int(height), int(width)) for width, height in self.slide.level_dimensions]
-        if not self.shapes or not all(0 < n <= LONGEST_AXIS for shape in self.shapes for n in shape):
-            raise ImageError(f"{self.path}: has levels of {self.shapes} px. {DAMAGED}")
-        self.vendor = properties.get("openslide.vendor", "")
-        self.hash = properties.get("openslide.quickhash-1", "")
-        colour = properties.get("openslide.background-color", WHITE)
-        self.background = tuple(bytes.fromhex(colour))
-        finest = [positive_or_none(properties.get(f"openslide.mpp-{a}")) for a in "yx"]
-        self.levels = tuple(
-            Level((*shape, 3), tuple(map(coarser_size, finest, self.shapes[0], shape))) for shape in self.shapes
-        )
+        self._path, self._open, self._failure = path, openslide.OpenSlide, openslide.OpenSlideError
+        self.slide: Any = self._open(path)
 
-    def piece(self, level: int, box: Box) -> Pixels:
-        """Return the pixels of one piece of the grid: (3, y, x)."""
-        return self.cache.get((level, box), lambda: self._decoded(level, box))
-
-    def _decoded(self, level: int, box: Box) -> Pixels:
-        at = tuple(round(a * self.downsamples[level]) for a in reversed(box.start))
-        with as_image_errors(f"{self.path}: {box} of level {level} cannot be read", DAMAGED):
-            rgba = np.asarray(self._region(at, level, box.shape[::-1]))  # (y, x, 4)
-            alpha = rgba[..., 3:].astype(np.uint16)
-            colour = rgba[..., :3]
-            if not (alpha == 255).all():
-                behind = np.array(self.background, np.uint16)
-                colour = ((colour * alpha + behind * (255 - alpha) + 127) // 255).astype(np.uint8)
-            return np.moveaxis(np.ascontiguousarray(colour), 2, 0)
-
-    def _region(self, at: tuple[int, ...], level: int, size: tuple[int, ...]) -> Any:
+    def region(self, at: tuple[int, int], level: int, size: tuple[int, int]) -> Any:
         """Read a region; after an error, which may be that of another region, once more from a slide opened anew."""
         try:
             return self.slide.read_region(at, level, size)
         except self._failure:
             pass
         # No other thread reads from it until this region is read. The old one closes itself when nobody reads from it.
-        anew = self._open(self.path)
+        anew = self._open(self._path)
         try:
             region = anew.read_region(at, level, size)
         except BaseException:
@@ -98,44 +53,60 @@ class SlideSource:
         return region
 
 
-class SlideImage(Image):
+class SlideImage(ChunkedImage):
     """One level of a slide."""
 
-    axes, dtype, channel_names = "yxc", np.dtype(np.uint8), RGB
+    dtype, keeps_pieces = np.dtype(np.uint8), True
 
-    def __init__(self, source: SlideSource) -> None:
-        self._source, self.name, self.levels = source, source.path, source.levels
-        self.keeps_pieces = True
-        self.reader = f"OpenSlide ({source.vendor})"
+    def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
+        if axes not in (None, "yxc"):
+            raise ImageError(f"{path}: a slide has the axes yxc, not {axes}. Leave --axes out")
+        self.name, self._cache, self._bytes = path, PieceCache(), Path(path).stat().st_size
+        with as_image_errors(f"{path}: cannot be read by OpenSlide", DAMAGED):
+            with needing(path, kind="a slide", library="OpenSlide", extra="slide"):
+                self._opened = OpenSlides(path)
+            try:
+                self._read_metadata()
+            except BaseException:
+                self.close()
+                raise
 
-    def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the slide, decoding only the pieces that it touches."""
-        out = self.empty(box)
-        read, level = self._source.piece, self.level
-        assemble(out, box, shape=self.box_shape, side=SIDE, piece=lambda cell: read(level, cell))
-        return out
+    def _read_metadata(self) -> None:
+        slide = self._opened.slide
+        properties = dict(slide.properties)
+        self._downsamples = [float(n) for n in slide.level_downsamples]
+        self._shapes = [(int(height), int(width)) for width, height in slide.level_dimensions]
+        if not self._shapes or not all(0 < n <= LONGEST_AXIS for shape in self._shapes for n in shape):
+            raise ImageError(f"{self.name}: has levels of {self._shapes} px. {DAMAGED}")
+        self._vendor, self._hash = (properties.get(f"openslide.{key}", "") for key in ("vendor", "quickhash-1"))
+        self._background = tuple(bytes.fromhex(properties.get("openslide.background-color", WHITE)))
+        finest = {a: positive_or_none(properties.get(f"openslide.mpp-{a}")) for a in "yx"}
+        maps = [AxisMap(("y", "x", "c"), (*shape, 3)) for shape in self._shapes]
+        self._describe(maps, sizes_of_levels(maps, finest), RGB)
+        self.reader = f"OpenSlide ({self._vendor})"
+
+    def _sides(self, joined: str) -> tuple[int, ...]:
+        return (*SIDE, 3)
+
+    def _decoded(self, piece: Box) -> Pixels:
+        (y, x, _), (height, width, _) = piece.start, piece.shape
+        at = round(x * self._downsamples[self.level]), round(y * self._downsamples[self.level])
+        rgba = np.asarray(self._opened.region(at, self.level, (width, height)))  # (y, x, 4)
+        alpha, colour = rgba[..., 3:].astype(np.uint16), rgba[..., :3]
+        if not (alpha == 255).all():
+            behind = np.array(self._background, np.uint16)
+            colour = ((colour * alpha + behind * (255 - alpha) + 127) // 255).astype(np.uint8)
+        return np.ascontiguousarray(colour)
 
     def identity(self) -> dict[str, Any]:
         """Return the vendor, the file's size, the shapes of the levels, and OpenSlide's own hash of the slide."""
-        source = self._source
         return {
             "kind": "slide",
-            "vendor": source.vendor,
-            "bytes": source.bytes,
-            "shapes": [list(shape) for shape in source.shapes],
-            "quickhash": source.hash,
+            "vendor": self._vendor,
+            "bytes": self._bytes,
+            "shapes": [list(shape) for shape in self._shapes],
+            "quickhash": self._hash,
         }
 
     def close(self) -> None:
-        """Close the slide, for the images of all its levels."""
-        self._source.slide.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_by_path(self.name, level=self.level)
-
-
-def open_slide(path: str, *, axes: str | None) -> Image:
-    """Open a slide with OpenSlide, whatever the suffix of its name."""
-    if axes is not None and axes != SlideImage.axes:
-        raise ImageError(f"{path}: a slide has the axes yxc, not {axes}. Leave --axes out")
-    return SlideImage(SlideSource(path))
+        self._opened.slide.close()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from math import prod
@@ -26,17 +25,11 @@ from tifffile import PHOTOMETRIC
 from tilenet.errors import ImageError
 from tilenet.geometry import Box, sides_text
 from tilenet.readers.axes import AxisMap, Span, axis_map_of
-from tilenet.readers.guards import (
-    DAMAGED,
-    as_image_errors,
-    check_missing,
-    pixel_dtype,
-    quietly,
-    reduce_by_path,
-)
-from tilenet.readers.image import Image, Level, Pixels
+from tilenet.readers.guards import DAMAGED, as_image_errors, check_missing, pixel_dtype, quietly
+from tilenet.readers.image import Pixels
+from tilenet.readers.stored import StoredImage, sizes_of_levels
 from tilenet.readers.tiff_decode import PageReader
-from tilenet.readers.tiff_metadata import channel_names, check_ome, pixel_sizes
+from tilenet.readers.tiff_metadata import channel_names, check_ome, finest_sizes
 from tilenet.readers.tiff_pages import Segments, n_alpha, segments_of, stored_dimensions
 from tilenet.readers.tiff_walk import Storage, check_directories
 
@@ -70,28 +63,18 @@ def _is_picture_of_palette(page: tifffile.TiffPage) -> bool:
     return bool((np.diff(colors) < 0).any())
 
 
-@dataclass(frozen=True)
-class TiffLevel:
-    """One level as the file stores it."""
-
-    # The dimensions outside the pages, then (S, D, L, W, C) of a page.
-    axis_map: AxisMap
-    # Where the tiles or strips of the level lie.
-    segments: Segments
-
-
-class TiffImage(Image):
+class TiffImage(StoredImage):
     """One level of a TIFF; the images of all levels share the open file."""
 
     reader = "TIFF (tifffile)"
 
     def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
-        self.name, self._given_axes, self._missing = path, axes, missing
+        self.name = path
         with quietly("tifffile"), as_image_errors(f"{path}: cannot be read as a TIFF", DAMAGED):
             storage = {os.path.realpath(path): check_directories(path)}
             with tifffile.TiffFile(path) as tiff:
                 storage |= self._beside(tiff)
-                self._read_metadata(tiff, self._series(tiff), storage)
+                self._read_metadata(tiff, self._series(tiff, axes), storage, axes)
             check_missing(self.n_missing, missing, name=path)
             self._pages = PageReader(path)
 
@@ -102,12 +85,12 @@ class TiffImage(Image):
         names = check_ome(tiff, name=self.name) if tiff.is_ome else []
         return {os.path.realpath(p): check_directories(str(p)) for p in map(folder.joinpath, names) if p.is_file()}
 
-    def _series(self, tiff: tifffile.TiffFile) -> Any:
+    def _series(self, tiff: tifffile.TiffFile, axes: str | None) -> Any:
         """Return the series to read: the largest of a generic TIFF, whose metadata names none, else the first."""
         if not tiff.series:
             raise ImageError(f"{self.name}: holds no image. The file is damaged")
         first = tiff.series[0]
-        if tiff.is_ome and first.kind != "ome" and self._given_axes is None:
+        if tiff.is_ome and first.kind != "ome" and axes is None:
             raise ImageError(f"{self.name}: its OME-XML does not describe its pages. Say what they are: --axes")
         chosen = max(tiff.series, key=lambda s: prod(s.shape)) if first.kind == "generic" else first
         # Smaller ones are labels, thumbnails or levels.
@@ -116,80 +99,64 @@ class TiffImage(Image):
             _tell_of_others(self.name, len(others) + 1, tuple(chosen.shape))
         return chosen
 
-    def _read_metadata(self, tiff: tifffile.TiffFile, series: Any, storage: dict[str, dict[int, Storage]]) -> None:
+    def _read_metadata(
+        self, tiff: tifffile.TiffFile, series: Any, storage: dict[str, dict[int, Storage]], axes: str | None
+    ) -> None:
         """Keep all that is needed of a series, so that tifffile's file can be closed."""
-        self.dtype = pixel_dtype(series.dtype, self.name)
-        levels = [self._level(s, storage) for s in series.levels if s.dtype == series.dtype]
-        first = levels[0].axis_map
-        self._stored = [k for k in levels if k.axis_map.letters == first.letters]
-        for level in self._stored:
-            # tifffile builds the decoder on first use, which is not thread-safe, so it is built here. Called without
-            # data, it only raises if it cannot decode the page.
-            page = level.segments.page
-            page.decode(None, 0)
-            if _is_picture_of_palette(page):
-                _tell_of_palette(self.name)
-            if page.photometric == PHOTOMETRIC.YCBCR and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
-                raise ImageError(f"{self.name}: its pixels are YCbCr without JPEG. Convert them to RGB")
-        shapes = [k.axis_map.image_shape for k in self._stored]
-        sizes = pixel_sizes(tiff, series, axes=first.axes, shapes=shapes)
-        self.levels = tuple(Level(shape, size) for shape, size in zip(shapes, sizes, strict=True))
-        self.axes, self.stated_axes = first.axes, first.stated_axes
+        self.dtype, self._segments, maps = pixel_dtype(series.dtype, self.name), list[Segments](), list[AxisMap]()
+        for level in (s for s in series.levels if s.dtype == series.dtype):
+            segments = segments_of(level, storage=storage, name=self.name)
+            letters, shape = stored_dimensions(level, segments.page_shape, name=self.name)
+            axis_map = axis_map_of(letters, shape, axes=axes, name=self.name)
+            if not maps or axis_map.letters == maps[0].letters:
+                self._segments.append(segments)
+                maps.append(axis_map)
+        for segments in self._segments:
+            self._check_page(segments.page)
+        self._describe(maps, sizes_of_levels(maps, finest_sizes(tiff, series)))
         self.channel_names = channel_names(tiff, series, n_channels=self.n_channels)
-        self.n_missing = sum(level.segments.n_missing for level in self._stored)
+        self.n_missing = sum(segments.n_missing for segments in self._segments)
 
-    def _level(self, series: Any, storage: dict[str, dict[int, Storage]]) -> TiffLevel:
-        segments = segments_of(series, storage=storage, name=self.name)
-        letters, shape = stored_dimensions(series, segments.page_shape, name=self.name)
-        return TiffLevel(axis_map_of(letters, shape, axes=self._given_axes, name=self.name), segments)
+    def _check_page(self, page: Any) -> None:
+        # tifffile builds the decoder on first use, which is not thread-safe, so it is built here. Called without data,
+        # it only raises if it cannot decode the page.
+        page.decode(None, 0)
+        if _is_picture_of_palette(page):
+            _tell_of_palette(self.name)
+        if page.photometric == PHOTOMETRIC.YCBCR and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
+            raise ImageError(f"{self.name}: its pixels are YCbCr without JPEG. Convert them to RGB")
 
     @property
     def keeps_pieces(self) -> bool:  # type: ignore[override]
-        """Whether pieces are decoded, and not only read: as for `Image`, but of this level."""
-        return not self._stored[self.level].segments.raw
+        return not self._segments[self.level].raw
 
     @property
     def drops_alpha(self) -> bool:  # type: ignore[override]
-        """Whether this level has an alpha channel, which is not read."""
-        return n_alpha(self._stored[self.level].segments.page) > 0
+        return n_alpha(self._segments[self.level].page) > 0
 
     @property
     def n_decoded(self) -> int:
         """Number of tiles and strips decoded so far, over the images of all levels."""
         return self._pages.cache.n_decoded
 
-    def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the image, decoding only the segments that it touches."""
-        return self._read(box, None)
-
-    @property
-    def separates_channels(self) -> bool:
-        """Whether the file stores channels apart, so that some can be read without the others."""
-        return self._stored[self.level].axis_map.separates_channels
-
-    def read_channels(self, box: Box, channels: Span) -> Pixels:
-        """Return the pixels of a range of channels in a box; the segments of the others are not decoded."""
-        return self._read(box, channels)
-
     def _read(self, box: Box, channels: Span | None) -> Pixels:
-        """Return the pixels of a box inside the image, for all channels or a range of them."""
-        level = self._stored[self.level]
-        out, stored = level.axis_map.empty(box, self.dtype, channels)
-        ranges, outer = level.axis_map.ranges(box, channels), level.axis_map.shape[:-5]
+        axis_map, segments = self._maps[self.level], self._segments[self.level]
+        out, stored = axis_map.empty(box, self.dtype, channels)
+        ranges, outer = axis_map.ranges(box, channels), axis_map.shape[:-5]
         with as_image_errors(f"{self.name}: {box} cannot be read", DAMAGED):
             for index in product(*(range(a, b) for a, b in ranges[:-5])):
                 page = int(np.ravel_multi_index(index, outer)) if outer else 0
                 part = stored[tuple(i - a for i, (a, _) in zip(index, ranges, strict=False))]
-                self._pages.fill(part, level.segments, page=page, ranges=ranges[-5:])
+                self._pages.fill(part, segments, page=page, ranges=ranges[-5:])
         return out
 
     def identity(self) -> dict[str, Any]:
         """Return the file's size and a hash of its header and segment tables."""
         digest = hashlib.sha256(self._pages.head)
-        for level in self._stored:
-            digest.update(repr((level.segments.page_shape, level.segments.segment_shape)).encode())
-            digest.update(level.segments.offsets.astype("<u8").tobytes())
-            digest.update(level.segments.counts.astype("<u8").tobytes())
+        for segments in self._segments:
+            digest.update(repr((segments.page_shape, segments.segment_shape)).encode())
+            digest.update(segments.offsets.astype("<u8").tobytes())
+            digest.update(segments.counts.astype("<u8").tobytes())
         return {
             "kind": "tiff",
             "bytes": self._pages.size,
@@ -200,6 +167,3 @@ class TiffImage(Image):
     def close(self) -> None:
         """Close the file, for the images of all its levels."""
         self._pages.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_by_path(self.name, level=self.level, axes=self._given_axes, missing=self._missing)

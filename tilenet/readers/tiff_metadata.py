@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 from xml.etree import ElementTree
@@ -15,26 +14,11 @@ from tilenet.readers.guards import positive_or_none
 from tilenet.readers.image import RGB
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
 from tilenet.readers.units import MICROMETERS
-from tilenet.resolution import coarser_size
 
-PixelSize = tuple[float | None, ...]
 # Pixel sizes (um) from resolution tags outside this range are printers' defaults: 72 and 300 dpi are 353 and 85 um.
 SANE = (1e-4, 40.0)
 CENTIMETER, INCH = 3, 2
 COLOR = (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
-
-
-def pixel_sizes(tiff: Any, series: Any, *, axes: str, shapes: Sequence[tuple[int, ...]]) -> list[PixelSize]:
-    """Return the pixel size of each level in micrometres, along the axes without ``c``.
-
-    The pixel size of a coarser level is that of the finest, times the number of its pixels that one coarser pixel
-    covers.
-    """
-    found = _finest(tiff, series)
-    return [
-        tuple(coarser_size(found.get(a), n0, n) for a, n0, n in zip(axes, shapes[0], shape, strict=True) if a != "c")
-        for shape in shapes
-    ]
 
 
 def channel_names(tiff: Any, series: Any, *, n_channels: int) -> tuple[str, ...]:
@@ -48,7 +32,8 @@ def channel_names(tiff: Any, series: Any, *, n_channels: int) -> tuple[str, ...]
     return tuple(names) if len(names) == n_channels else ("",) * n_channels
 
 
-def _finest(tiff: Any, series: Any) -> dict[str, float | None]:
+def finest_sizes(tiff: Any, series: Any) -> dict[str, float | None]:
+    """Return the pixel size of the finest level in micrometres, by axis."""
     page = tiff.pages.first
     if series.kind == "ome":
         size = _of_ome(tiff)

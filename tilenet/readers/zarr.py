@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from tilenet.errors import ImageError, ImageNotFound
-from tilenet.geometry import Box, cells_touched
+from tilenet.geometry import Box
 from tilenet.readers.axes import AxisMap, axis_map_of, letters_of
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.chunked import ChunkedImage
 from tilenet.readers.coordinates import CoordinateTransform, along, in_known_units
-from tilenet.readers.guards import LONGEST_AXIS, as_image_errors, pixel_dtype, quietly, reduce_by_path
-from tilenet.readers.image import Image, Level, Pixels, names_of_array
+from tilenet.readers.guards import LONGEST_AXIS, as_image_errors, pixel_dtype, quietly
+from tilenet.readers.image import Image, Pixels
+from tilenet.readers.stored import ChunkedImage, Sizes
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
 from tilenet.resolution import coarser_size
 
@@ -28,75 +28,60 @@ AT_ONCE = 2**24
 class ZarrImage(ChunkedImage):
     """One level of an image in a zarr folder; `nodes` are its arrays, finest first."""
 
-    reader, keeps_pieces, _remedy = "zarr", True, DAMAGED
+    reader, keeps_pieces, _remedy, _color_by_shape = "zarr", True, DAMAGED, True
 
     def __init__(
         self, folder: Folder, nodes: Sequence[Node], about: Multiscales, *, axes: str | None, sha256: str
     ) -> None:
         from tilenet.readers.zarr_store import open_array
 
-        self.name, self.level, self._given_axes, self._sha256 = str(folder), 0, axes, sha256
-        self._folder, self._cache = folder, PieceCache()
+        self.name, self._folder, self._about, self._sha256 = str(folder), folder, about, sha256
+        self._cache = PieceCache()
         with quietly("zarr"), as_image_errors(f"{folder}: cannot be read as a zarr array", DAMAGED):
             self._arrays = [open_array(node.folder) for node in nodes]
-        first = self._arrays[0]
-        self.dtype = pixel_dtype(first.dtype, self.name)
-        self._axis_maps = [
-            self._axis_map(node, array, about.letters) for node, array in zip(nodes, self._arrays, strict=True)
-        ]
-        self.axes, self.stated_axes = self._axis_maps[0].axes, self._axis_maps[0].stated_axes
-        sizes = _pixel_sizes(self._axis_maps, about.sizes)
-        self.levels = tuple(Level(k.image_shape, size) for k, size in zip(self._axis_maps, sizes, strict=True))
-        named = len(about.channel_names) == self.n_channels
-        unnamed = names_of_array(self.axes, self.n_channels, self.dtype)
-        self.channel_names = about.channel_names if named else unnamed
-        self._about = about
+        self.dtype = pixel_dtype(self._arrays[0].dtype, self.name)
+        maps = [self._axis_map(node, array, axes) for node, array in zip(nodes, self._arrays, strict=True)]
+        self._describe(maps, _pixel_sizes(maps, about.sizes), about.channel_names)
 
-    def _axis_map(self, node: Node, array: Any, letters: Sequence[str]) -> AxisMap:
+    def _axis_map(self, node: Node, array: Any, axes: str | None) -> AxisMap:
+        letters = self._about.letters
         if len(letters) != array.ndim or max(array.shape) > LONGEST_AXIS or array.dtype != self._arrays[0].dtype:
             raise ImageError(
                 f"{node.folder}: its shape {array.shape} and type {array.dtype} do not fit an image "
                 f"of the axes {''.join(letters)}. {DAMAGED}"
             )
-        return axis_map_of(letters, array.shape, axes=self._given_axes, name=self.name)
+        return axis_map_of(letters, array.shape, axes=axes, name=self.name)
 
     @property
     def kept_bytes(self) -> int:
-        """Most bytes that are cached for later reads: decoded chunks and, of a remote image, fetched data."""
         return super().kept_bytes + self._folder.kept_bytes
 
     @property
     def frame(self) -> CoordinateTransform | None:
-        """Where the pixels of this level lie; None if the metadata does not say, or the caller renamed the axes."""
         found = self._about.frames[self.level]
-        if found is None or self.axes != self.stated_axes:
+        if found is None or self.axes != self.stated_axes:  # the caller renamed them
             return None
         return in_known_units(along(found, [self._about.letters.index(a) for a in self.box_axes], self.box_axes))
 
     @property
     def shift(self) -> tuple[float, ...]:
-        """No shift: where each level lies is for the metadata to say (`ome_frame`)."""
-        return (0.0,) * len(self.box_axes)
+        return (0.0,) * len(self.box_axes)  # where each level lies, its frame says
 
-    def _pieces(self, asked: Box, joined: str) -> Iterator[Box]:
-        axis_map, chunks = self._axis_maps[self.level], self._arrays[self.level].chunks
+    def _sides(self, joined: str) -> list[int]:
+        axis_map, chunks = self._maps[self.level], self._arrays[self.level].chunks
         whole = zip(axis_map.letters, axis_map.shape, chunks, strict=True)
-        sides = [n if letter in (joined, "") else chunk for letter, n, chunk in whole]
-        return cells_touched(asked, sides, axis_map.shape)
+        return [n if letter in (joined, "") else chunk for letter, n, chunk in whole]
 
-    def _pixels_of(self, pieces: Sequence[Box]) -> Sequence[Pixels]:
-        return self._cache.get_all([(self.level, piece) for piece in pieces], self._decode)
+    def _decoded(self, piece: Box) -> Pixels:
+        return np.asarray(self._arrays[self.level][piece.slices])
 
-    def _decode(self, keys: list[tuple[int, Box]]) -> list[Pixels]:
-        return self._decoded([piece for _, piece in keys])
-
-    def _decoded(self, pieces: list[Box]) -> list[Pixels]:
+    def _all_decoded(self, pieces: list[Box]) -> list[Pixels]:
         """Decode pieces by few calls to zarr, because one call costs as much as decoding a chunk."""
         if (found := self._at_once(pieces)) is not None:
             return found
         rows = [list(row) for _, row in groupby(pieces, key=lambda piece: piece.start[:-1])]
         parts = rows if len(rows) > 1 else [[piece] for piece in pieces]
-        return [pixels for part in parts for pixels in self._decoded(part)]
+        return [pixels for part in parts for pixels in self._all_decoded(part)]
 
     def _at_once(self, pieces: list[Box]) -> list[Pixels] | None:
         """Decode pieces by one call to zarr; return None if they do not fill a box, or a box that is too large."""
@@ -107,7 +92,7 @@ class ZarrImage(ChunkedImage):
             hull.size > sum(piece.size for piece in pieces) or hull.size * self.dtype.itemsize > AT_ONCE
         ):
             return None
-        whole = np.asarray(self._arrays[self.level][hull.slices])
+        whole = self._decoded(hull)
         if len(pieces) == 1:
             return [whole]
         # Copied, so that evicting one piece from the cache frees its memory.
@@ -121,9 +106,6 @@ class ZarrImage(ChunkedImage):
             "dtype": str(self._arrays[0].dtype),
             "metadata_sha256": self._sha256,
         }
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reduce_by_path(self._folder.reopens_as(), level=self.level, axes=self._given_axes)
 
 
 def open_zarr(folder: Folder, *, axes: str | None) -> Image:
@@ -162,9 +144,7 @@ def _array(node: Node) -> tuple[list[Node], Multiscales]:
     return [node], Multiscales((".",), letters, ((None,) * len(letters),), (), (None,))
 
 
-def _pixel_sizes(
-    axis_maps: Sequence[AxisMap], stored: Sequence[Sequence[float | None]]
-) -> list[tuple[float | None, ...]]:
+def _pixel_sizes(axis_maps: Sequence[AxisMap], stored: Sequence[Sequence[float | None]]) -> list[Sizes]:
     """Return the pixel size of each level along the axes without ``c``; a missing one follows from the first level."""
     found: list[dict[str, float | None]] = []
     for axis_map, level in zip(axis_maps, stored, strict=True):

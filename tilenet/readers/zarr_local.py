@@ -24,10 +24,10 @@ class LocalFolder(Folder):
     """A folder of a zarr hierarchy at a local path."""
 
     def __init__(self, path: str | Path) -> None:
-        self._path, self._said = Path(path), str(path)
+        self._path = Path(path)
 
     def __str__(self) -> str:
-        return self._said
+        return str(self._path)
 
     def documents(self) -> dict[str, bytes]:
         """Return the metadata documents of the folder, by name."""
@@ -61,10 +61,6 @@ class LocalFolder(Folder):
     def store(self) -> LocalArray:
         """Return a zarr store of the array in the folder."""
         return LocalArray(self._path.absolute())
-
-    def reopens_as(self) -> str:
-        """Return the path as the caller gave it."""
-        return self._said
 
 
 class LocalArray(CheckedStore, LocalStore):

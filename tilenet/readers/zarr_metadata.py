@@ -55,16 +55,12 @@ class Folder(ABC):
 
     @abstractmethod
     def store(self) -> Any:
-        """Return a zarr store of the array in the folder, a `zarr_store.Bounded`."""
+        """Return a zarr store of the array in the folder, a `zarr_store.CheckedStore`."""
 
     @property
     def kept_bytes(self) -> int:
         """Most bytes of its files that are cached in memory, as fetched."""
         return 0
-
-    @abstractmethod
-    def reopens_as(self) -> str:
-        """Return the path or address by which `open_image` finds the folder, in another process too."""
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,6 @@ class RemoteFolder(Folder):
         """Most bytes of its files that are cached in memory, as fetched."""
         return KEPT_BYTES
 
-    def reopens_as(self) -> str:
-        """Return the address as the caller gave it, with its secrets."""
-        return self._remote.text
-
 
 class ParentFolder(RemoteFolder):
     """A parent folder, which the caller did not ask for: it is no error if access to it is refused."""
@@ -157,4 +153,4 @@ def _part(byte_range: ByteRequest | None) -> dict[str, object] | None:
 def open_folder(text: str) -> RemoteFolder:
     """Return the folder at an address; nothing is fetched yet."""
     address = parse_address(text)
-    return RemoteFolder(Remote(address, text), address.path)
+    return RemoteFolder(Remote(address), address.path)
