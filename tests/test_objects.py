@@ -95,9 +95,16 @@ def test_what_becomes_no_object_is_told(caplog):
 )
 def test_the_option_that_leaves_objects_out_is_named_with_what_it_costs(caplog, lost, said):
     with caplog.at_level("INFO", "tilenet"):
-        remark_lost("a.tif", lost, 0.75)
+        remark_lost("a.tif", lost, {"least_depth": 0.75})
     assert said in caplog.text and ("A smaller one" in caplog.text) == (lost.left_out == 16)
     assert "least-depth" not in caplog.text or lost.left_out != 0
+
+
+def test_objects_that_are_linked_later_are_said_to_be_those_of_planes(caplog):
+    with caplog.at_level("INFO", "tilenet"):
+        remark_lost("a.tif", Lost(900, 30, 40, 2), {"least_depth": 0.75, "link": 0.25})
+    said = "2 objects that --least-depth 0.75 leaves out (40 are kept), counted in each plane, before they are linked"
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 4, 5)])

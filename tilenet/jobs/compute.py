@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
@@ -181,7 +181,7 @@ def to_objects(
         left_out += more
     pixels = int(np.count_nonzero(foreground))
     lost = Lost(pixels, pixels - int(np.count_nonzero(found)), n, left_out)
-    remark_lost(job.image.name, lost, job.record.get("least_depth"))
+    remark_lost(job.image.name, lost, job.record)
     if rule.link is not None:
         numbers = linked(found, job.image.box_axes, found.shape, rule.link)
         found = np.insert(numbers, 0, 0).astype(np.int32)[found]
@@ -199,15 +199,18 @@ class Lost(NamedTuple):
     left_out: int | None
 
 
-def remark_lost(name: str, found: Lost, least: float | None) -> None:
-    """Say what becomes no object, and, if it is much, what to do about it; `least` is the least depth of objects."""
+def remark_lost(name: str, found: Lost, record: Mapping[str, Any]) -> None:
+    """Say what becomes no object, and, if it is much, what to do about it."""
     if not found.lost:
         return
+    least = record.get("least_depth")
     message = f"{name}: {found.lost} of {found.foreground} foreground pixels belong to no object: specks"
     if least is not None and found.left_out != 0:
         plural = "" if found.left_out == 1 else "s"
         counted = "what" if found.left_out is None else f"{found.left_out} object{plural} that"
         message += f", and {counted} --least-depth {least:g} leaves out ({found.objects} are kept)"
+        if "link" in record:  # which makes volumes of them, and the run gives the number of these
+            message += ", counted in each plane, before they are linked"
         if found.lost > MANY * found.foreground or (found.left_out or 0) > MANY * found.objects:
             message += ". A smaller one keeps more of them; at another --mpp the network may be surer"
     LOG.info("%s", message)

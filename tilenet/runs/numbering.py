@@ -215,7 +215,7 @@ def _first_places(depths: Mask, places: Mask, left_out: int | None) -> NDArray[n
         foreground += int(np.count_nonzero(depths[box.slices]))
     found = np.sort(np.concatenate(firsts))
     lost = Lost(foreground, foreground - kept, len(found), left_out)
-    remark_lost(depths.info["image"]["path"], lost, depths.info["record"].get("least_depth"))
+    remark_lost(depths.info["image"]["path"], lost, depths.info["record"])
     return found
 
 
