@@ -1,5 +1,7 @@
 """What a caller may say, of whatever type, and what is refused in a line before anything is written."""
 
+import re
+
 import numpy as np
 import pytest
 import tifffile
@@ -110,7 +112,18 @@ def test_a_run_that_takes_more_than_the_memory_it_was_given_says_so(network, cap
         tilenet.segment(IMAGE, model=network, memory="10GB")
         assert caplog.messages == []
         tilenet.segment(IMAGE, model=network, memory=10**8)
-    assert [m for m in caplog.messages if "more than the memory of 0.10 GB" in m]
+    (said,) = [m for m in caplog.messages if "more than the memory of 0.10 GB" in m]
+    enough = int(re.search(r"Give --memory (\d+)MB or more", said)[1])
+    caplog.clear()
+    tilenet.segment(IMAGE, model=network, memory=f"{enough}MB")
+    assert caplog.messages == []
+    tilenet.segment(IMAGE, model=network, memory=f"{enough - 1}MB")
+    assert [m for m in caplog.messages if f"Give --memory {enough}MB or more" in m]
+
+
+def test_a_memory_without_its_unit_is_refused(network):
+    with pytest.raises(SettingsError, match="memory 4: give a whole number, 1000000 at least"):
+        tilenet.segment(IMAGE, model=network, memory=4)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import pickle
+import re
 import time
 from dataclasses import FrozenInstanceError
 
@@ -126,9 +127,14 @@ def test_a_block_that_is_not_whole_tiles_is_refused():
 
 
 def test_a_memory_that_holds_no_tile_is_refused_with_the_number():
-    told = "the smallest tile takes [0-9.]+ MB of activations, and the memory has 7.5 MB for them.*--memory"
-    with pytest.raises(SettingsError, match=told):
-        plan_tiles((1000, 1000), Footprint((CLASSIC,) * 2), memory=10_000_000, demand=Demand(1300))
+    told = "the smallest tile takes [0-9.]+ MB of activations, and the memory has 7.5 MB for them: give --memory "
+    asked = (1000, 1000), Footprint((CLASSIC,) * 2)
+    with pytest.raises(SettingsError, match=told) as refused:
+        plan_tiles(*asked, memory=10_000_000, demand=Demand(1300))
+    enough = int(re.search(r"--memory (\d+)MB or more", str(refused.value))[1])
+    assert len(plan_tiles(*asked, memory=f"{enough}MB", demand=Demand(1300)))
+    with pytest.raises(SettingsError, match=f"give --memory {enough}MB or more"):
+        plan_tiles(*asked, memory=f"{enough - 1}MB", demand=Demand(1300))
 
 
 @pytest.mark.parametrize(("side", "block"), [(300, 512), (2048, 512), (4096, 1024), (10_000, 2048), (100_000, 4096)])

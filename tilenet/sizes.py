@@ -22,6 +22,8 @@ from tilenet.geometry import Box, ceil_div, round_down, round_up, sides_text
 from tilenet.plan import Plan, read_along, tile_of
 
 DEFAULT_MEMORY = 4_000_000_000
+# Fewer bytes are a number whose unit is missing.
+LEAST_MEMORY = 1_000_000
 # The fraction (numerator, denominator) of the memory that activations may fill. The rest holds the interpreter, the
 # tiles read ahead and the blocks being written.
 ACTIVATIONS = (3, 4)
@@ -36,6 +38,8 @@ TILE_SIDES = {1: 2**22, 2: 2048, 3: 256}
 ENOUGH_BLOCKS = 16
 # Powers of a thousand; of 1024 if an "i" follows, as in 4GiB.
 POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+# Fewer bytes than the first are shown in MB; as many as the second and more, in TB.
+SMALL, LARGE = 10**8, 10**12
 # Most pixels of a block of several planes. Planes share a block because a file per plane could mean millions of files.
 STACKED_PIXELS = 2**22
 # Most input pixels of a default batch; larger batches are no faster.
@@ -137,10 +141,30 @@ def parse_bytes(text: str) -> int:
     if not found:
         raise SettingsError(f"{text!r} is not a number of bytes, such as 4GB")
     count = int(Decimal(found[1]) * (1024 if found[3] else 1000) ** POWERS[(found[2] or "").upper()])
-    if count < 10**6:
+    if count < LEAST_MEMORY:
         unit = "Give more" if found[2] else f"Give a unit, such as {found[1]}GB"
         raise SettingsError(f"{text!r} is {count} bytes. {unit}")
     return count
+
+
+def gigabytes(count: int) -> str:
+    """Return a number of bytes as text, in GB, in MB if it is small, or in TB if it is large.
+
+    >>> gigabytes(850_000_000), gigabytes(2_700_000), gigabytes(66_664_960_000_000)
+    ('0.85 GB', '2.7 MB', '66.66 TB')
+    """
+    if count < SMALL:
+        return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.2f} GB" if count < LARGE else f"{count / 1e12:.2f} TB"
+
+
+def memory_option(count: int) -> str:
+    """Return at least so many bytes as ``--memory`` takes them.
+
+    >>> memory_option(652_000_001), memory_option(2_800_001)
+    ('653MB', '3MB')
+    """
+    return f"{ceil_div(count, 10**6)}MB"
 
 
 def _default_block(shape: tuple[int, ...], footprint: Footprint, tile: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -166,9 +190,10 @@ def _default_tile(
     tiles = [tile for tile in product(*choices) if demand.of(_read_shape(part, footprint, tile)) <= room]
     if not tiles:
         least = demand.of(_read_shape(part, footprint, tuple(c[0] for c in choices)))
+        enough = ceil_div(least * ACTIVATIONS[1], ACTIVATIONS[0])
         raise SettingsError(
-            f"the smallest tile takes {_mb(least)} of activations, and the memory has {_mb(room)} for them: "
-            f"give more with --memory"
+            f"the smallest tile takes {gigabytes(least)} of activations, and the memory has {gigabytes(room)} for "
+            f"them: give --memory {memory_option(enough)} or more"
         )
 
     def cost(tile: tuple[int, ...]) -> tuple[int, int]:
@@ -221,10 +246,6 @@ def _batch(value: int) -> int:
 def _read_shape(part: Box, footprint: Footprint, tile: tuple[int, ...]) -> tuple[int, ...]:
     write = Box.of_shape(tuple(map(min, tile, part.shape)))
     return tile_of(footprint, write, part.start).read.shape
-
-
-def _mb(count: int) -> str:
-    return f"{count / 1e6:.3g} MB"
 
 
 def _sides(value: int | Sequence[int] | None, footprint: Footprint, what: str) -> tuple[int, ...] | None:

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 MIN_SECONDS = 0.01
 # Seconds until a log gets the first line of progress, and between the lines.
 FIRST_LINE, NEXT_LINE = 60, 600
-# Fewer bytes than this are shown in MB.
-SMALL = 10**8
-# This many bytes and more are shown in TB.
-LARGE = 10**12
 # The stages of a run, and what `profile_rows` says about each.
 STAGES = {
     "read": "tiles read, by all readers together, in parallel with the network",
@@ -170,17 +166,6 @@ def reader_has_gone() -> bool:
 def label_names(labels: dict[str, str]) -> str:
     """Return ``1 = nucleus`` for {"1": "nucleus"}."""
     return ", ".join(f"{value} = {name}" for value, name in labels.items())
-
-
-def gigabytes(count: int) -> str:
-    """Return a number of bytes as text, in GB, in MB if it is small, or in TB if it is large.
-
-    >>> gigabytes(850_000_000), gigabytes(2_700_000), gigabytes(66_664_960_000_000)
-    ('0.85 GB', '2.7 MB', '66.66 TB')
-    """
-    if count < SMALL:
-        return f"{count / 1e6:.1f} MB"
-    return f"{count / 1e9:.2f} GB" if count < LARGE else f"{count / 1e12:.2f} TB"
 
 
 def plain(value: Any) -> str:

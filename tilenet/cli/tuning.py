@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilenet.cli.options import JSON, image_options
-from tilenet.cli.output import gigabytes, remarks, show, time_text
+from tilenet.cli.output import remarks, show, time_text
 from tilenet.geometry import sides_text
+from tilenet.sizes import gigabytes
 
 if TYPE_CHECKING:
     from tilenet.tuning import Setting, Tuning

@@ -20,6 +20,7 @@ from tilenet.decide import ObjectRule
 from tilenet.errors import SettingsError
 from tilenet.geometry import Box, sides_text
 from tilenet.instances.separation import REACH, Indices, Labels, first_indices, separate
+from tilenet.sizes import gigabytes, memory_option
 
 # How far beyond a part to read at first, in pixels, by number of axes: more than most objects are wide. Components that
 # reach further are separated one by one, each in a window of its own.
@@ -148,8 +149,8 @@ def _check_memory(box: Box, memory: int | None, name: str) -> None:
     if memory is not None and (needs := box.size * BYTES_PER_PIXEL) > memory:
         raise SettingsError(
             f"{name}: connected foreground extends over {sides_text(box.shape)} px of the mask at {box}. Separating "
-            f"its objects takes {needs / 1e9:.3g} GB or more, and --memory is {memory / 1e9:.3g} GB. Give more, or "
-            f"leave --objects out"
+            f"its objects takes {gigabytes(needs)} or more, and --memory is {gigabytes(memory)}. Give --memory "
+            f"{memory_option(needs)} or more, or leave --objects out"
         )
 
 

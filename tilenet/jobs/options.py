@@ -16,7 +16,7 @@ from tilenet.readers.calibrated import parse_pixel_size
 from tilenet.readers.guards import Missing
 from tilenet.region import Roi
 from tilenet.resolution import refuse_both
-from tilenet.sizes import parse_bytes
+from tilenet.sizes import LEAST_MEMORY, parse_bytes
 
 # More threads than any processor has.
 MOST_THREADS = 4096
@@ -121,7 +121,7 @@ class Options:
             put("pixel_size", parse_pixel_size(self.pixel_size))
         if isinstance(self.memory, str):
             put("memory", parse_bytes(self.memory))
-        for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", 1)):
+        for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", LEAST_MEMORY)):
             put(name, _count(getattr(self, name), name, least))
         if self.threads is not None and self.threads > MOST_THREADS:
             raise SettingsError(f"threads {self.threads}: give {MOST_THREADS} at most")

@@ -31,7 +31,7 @@ from tilenet.readers.image import Image
 from tilenet.readers.resampled import in_plane
 from tilenet.region import find_roi, roi_to_json
 from tilenet.resolution import FINEST, Resolution
-from tilenet.sizes import plan_tiles
+from tilenet.sizes import gigabytes, memory_option, plan_tiles
 from tilenet.store import is_ours, refuse_unfinished
 from tilenet.tissue import detection
 from tilenet.tissue.detection import Search
@@ -81,7 +81,8 @@ def make_job(
         if owns_image:
             opened.close()
         raise
-    _remark_memory(job, options.memory)
+    if options.memory is not None:
+        _remark_memory(job, options, options.memory)
     return replace(job, owns_image=owns_image)
 
 
@@ -90,16 +91,25 @@ def _remark_mask(source: Any) -> None:
         LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
 
 
-def _remark_memory(job: Job, memory: int | None) -> None:
+def _remark_memory(job: Job, options: Options, memory: int) -> None:
+    """Say so if the run takes more than the memory, which Python alone may fill, and how much would be enough."""
     needs = job.needs()["host_bytes"]
-    if memory is not None and needs > memory:
+    if needs > memory:
         LOG.warning(
-            "%s: takes %.2f GB, more than the memory of %.2f GB: Python and its libraries alone take %.2f GB",
-            job.image.name,
-            needs / 1e9,
-            memory / 1e9,
-            RESIDENT / 1e9,
+            "%s: takes %s, more than the memory of %s: Python and its libraries alone take %s. Give --memory %s or more",
+            *(job.image.name, *map(gigabytes, (needs, memory, RESIDENT)), memory_option(_enough(job, options, needs))),
         )
+
+
+def _enough(job: Job, options: Options, memory: int) -> int:
+    """Return a memory in which the run stays if it is given that: with more of it, tiles are larger and take more."""
+    part = Box.of_shape(job.plan.shape).shifted(job.plan.origin or (0,) * len(job.plan.shape))
+    while True:
+        plan = _plan(part, job.footprint, replace(options, memory=memory), job.demand)
+        needs = replace(job, plan=plan).needs()["host_bytes"]
+        if needs <= memory:
+            return memory
+        memory = needs
 
 
 class _Model(NamedTuple):
