@@ -96,7 +96,8 @@ def _remark_memory(job: Job, options: Options, memory: int) -> None:
     needs = job.needs()["host_bytes"]
     if needs > memory:
         LOG.warning(
-            "%s: takes %s, more than the memory of %s: Python and its libraries alone take %s. Give --memory %s or more",
+            "%s: takes %s, more than the memory of %s: Python and its libraries alone take %s. "
+            "Give --memory %s or more",
             *(job.image.name, *map(gigabytes, (needs, memory, RESIDENT)), memory_option(_enough(job, options, needs))),
         )
 
