@@ -1,10 +1,29 @@
-"""What scikit-image measures of the pixels of objects, and what a table says of them."""
+"""Images of objects to be measured, what scikit-image measures of their pixels, and what a table says of them."""
 
 import numpy as np
 import pytest
+import tifffile
+from scipy import ndimage as ndi
 from skimage.measure import regionprops_table
 
+BLOBS = ndi.gaussian_filter(np.random.default_rng(0).normal(size=(200, 260)), 2)
+# Blobs with holes, specks of a few pixels, and lines of one, at every border.
+MANY_FORMS = np.where(BLOBS > 0, 200, 0).astype(np.uint8)
+MANY_FORMS[::37, ::5] = 200
 ALL = {"mean": "intensity_mean", "sd": "intensity_std", "min": "intensity_min", "max": "intensity_max"}
+
+
+def write_named_channels(path, dtype=np.uint16):
+    """Write an image of three named channels and two levels, whose first channel has bright blobs."""
+    random = np.random.default_rng(0)
+    blobs = ndi.gaussian_filter(random.normal(size=(200, 260)), 4)
+    pixels = random.integers(0, 60_000, (3, 200, 260)) - (30_000 if dtype == np.int16 else 0)
+    pixels[0] = np.where(blobs > np.quantile(blobs, 0.6), 200, 20)
+    about = {"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "GFP"]}, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        writer.write(pixels.astype(dtype), subifds=1, tile=(64, 64), metadata=about, photometric="minisblack")
+        writer.write(pixels[:, ::2, ::2].astype(dtype), subfiletype=1, tile=(64, 64), photometric="minisblack")
+    return path
 
 
 def measured(labels, pixels):

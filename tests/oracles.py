@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tilenet.geometry import Box
 from tilenet.unet import UNet
 
 
@@ -178,3 +179,24 @@ def filled(regions, shape):
         assert not (plane[inside] != 0).any(), "two regions overlap"
         plane[inside] = value
     return plane
+
+
+def mirrored(pixels, box):
+    """Return a box of pixels (C, ...), mirrored outside by NumPy's own padding."""
+    for axis, (a, b, n) in enumerate(zip(box.start, box.stop, pixels.shape[1:], strict=True), start=1):
+        front, back = max(0, -a), max(0, b - n)
+        index = np.pad(np.arange(n), (front, back), mode="reflect")[a + front : b + front]
+        pixels = np.take(pixels, index, axis=axis)
+    return pixels
+
+
+def boxes(shape, *, seed, count=6):
+    """Return random boxes, of at most 300 px a side, around and in an image."""
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        side = [int(random.integers(1, min(2 * n, 300) + 1)) for n in shape]
+        reach = [40 if i % 2 else 0 for _ in shape]
+        start = [
+            int(random.integers(-r, max(1 - r, n + r - s) + 1)) for n, s, r in zip(shape, side, reach, strict=True)
+        ]
+        yield Box(tuple(start), tuple(a + s for a, s in zip(start, side, strict=True)))

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from scipy import ndimage as ndi
 
-from tilenet.card import ModelCard
+from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.footprint import Footprint
 
 # Pixels that are trouble.
@@ -69,6 +70,18 @@ class Bright3D:
 
     def __call__(self, batch):
         return np.asarray(batch, np.float32) - 100
+
+
+class Deep:
+    """Says of bright pixels that they lie deep, of those beside others less so."""
+
+    footprint: ClassVar = Footprint.same(2, reach=1)
+    card = ModelCard(name="deep", classes=DEPTH_CLASSES, mask_of_class=(0, 1, 1, 1))
+
+    def __call__(self, batch):
+        inside = batch[:, 0] > 100
+        beside = ndi.minimum_filter(inside, size=(1, 3, 3), mode="constant") != inside
+        return 9 * np.eye(4, dtype=np.float32)[np.where(inside, np.where(beside, 1, 3), 0)].transpose(0, 3, 1, 2)
 
 
 def bright():

@@ -9,19 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from bad_images import directory, patched, tiff
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers import open_image
 
 FUZZ = Path(__file__).parent.parent / "benchmarks" / "fuzz.py"
-PIXELS = np.repeat(np.random.default_rng(0).integers(0, 255, (128, 96), dtype=np.uint8), 2, axis=1)  # (128, 192)
-
-
-def tiff(folder, pixels=PIXELS, name="image.tif", **options):
-    path = folder / name
-    tifffile.imwrite(path, pixels, **({"tile": (32, 32), "compression": "zlib"} | options))
-    return path
 
 
 def set_tag(path, name, value, **options):
@@ -29,21 +23,8 @@ def set_tag(path, name, value, **options):
         file.pages.first.tags[name].overwrite(value, **options)
 
 
-def patched(path, at, data):
-    content = bytearray(path.read_bytes())
-    content[at : at + len(data)] = data
-    path.write_bytes(content)
-    return path
-
-
 def first_ifd(path):
     return struct.unpack("<I", path.read_bytes()[4:8])[0]
-
-
-def directory(*entries, following=0, at=8):
-    """Return a little-endian classic TIFF of one directory of (code, type, count, value) entries."""
-    body = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
-    return b"II*\0" + struct.pack("<I", at) + struct.pack("<H", len(entries)) + body + struct.pack("<I", following)
 
 
 def plain(width=64, length=64, **changes):

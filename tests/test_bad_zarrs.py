@@ -2,104 +2,27 @@
 
 import bz2
 import gzip
-import json
 import lzma
 import os
 import struct
-from functools import cache
 
 import numcodecs
 import numpy as np
 import pytest
 import zarr
-from ome_images import write_ome_zarr
-from test_bad_images import PIXELS, patched
+from bad_images import (
+    METADATA,
+    PIXELS,
+    bomb_gzip,
+    edit,
+    ome_zarr,
+    patched,
+    put,
+)
 
 from tilenet.geometry import Box
 from tilenet.readers import open_image
 from tilenet.readers.decompressed_size import unpacks_to_more
-
-
-# Zarr: a sound image of two levels, and what is done to it.
-def ome_zarr(folder, *, name="image.zarr", **options):
-    levels = [(PIXELS[::k, ::k], (k, k)) for k in (1, 2)]
-    return write_ome_zarr(folder / name, levels, **{"chunks": (32, 32), "shards": (64, 64)} | options)
-
-
-def edit(path, change):
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
-
-
-def levels(document):
-    return document["attributes"]["ome"]["multiscales"][0]["datasets"]
-
-
-def chunk_grid(shape):
-    def change(document):
-        document["chunk_grid"]["configuration"]["chunk_shape"] = shape
-
-    return change
-
-
-def codec(**to):
-    def change(document):
-        document["codecs"][0]["configuration"]["codecs"][-1] = to
-
-    return change
-
-
-def inner_chunks(shape):
-    def change(document):
-        document["codecs"][0]["configuration"]["chunk_shape"] = shape
-
-    return change
-
-
-def put(**to):
-    return lambda document: document.update(to)
-
-
-def level_path(path):
-    return lambda document: levels(document)[1].update(path=path)
-
-
-METADATA = {
-    "an unknown codec": ("0", codec(name="nonsense", configuration={}), "nonsense"),
-    "chunks of 0": ("0", inner_chunks([0, 32]), ""),
-    "chunks of -1": ("0", inner_chunks([-1, 32]), ""),
-    "chunks of one axis": ("0", chunk_grid([64]), ""),
-    "huge chunks": ("0", lambda d: [chunk_grid([2**16, 2**16])(d), inner_chunks([2**16, 2**16])(d)], "GiB"),
-    "a huge shard index": ("0", lambda d: [chunk_grid([2**20, 2**20])(d), inner_chunks([1, 1])(d)], "GiB"),
-    "a shape of 2^62": ("0", put(shape=[2**62, 2**62]), ""),
-    "a negative shape": ("0", put(shape=[-5, 10]), ""),
-    "a shape of 0": ("0", put(shape=[0, 10]), "no pixels"),
-    "a shape of text": ("0", put(shape="wide"), ""),
-    "no shape": ("0", lambda d: d.pop("shape"), ""),
-    "three axes": ("0", put(shape=[2, 128, 192]), ""),
-    "a type of complex numbers": ("0", put(data_type="complex64", fill_value=[0, 0]), ""),
-    "a type unknown": ("0", put(data_type="float7"), ""),
-    "a format unknown": ("0", put(zarr_format=9), ""),
-    "another type in level 1": ("1", put(data_type="uint16"), ""),
-    "a path out of the group": ("", level_path("../other.zarr/0"), "outside"),
-    "an absolute path": ("", level_path("/etc"), "outside"),
-    "an address": ("", level_path("s3://bucket/0"), "outside"),
-    "a level that is not there": ("", level_path("7"), "lacks 7"),
-    "a level that is the group": ("", level_path("."), ""),
-    "no levels": ("", lambda d: levels(d).clear(), "no resolution levels"),
-    "a level without a path": ("", lambda d: levels(d)[0].pop("path"), ""),
-    "a scale of three": ("", lambda d: levels(d)[0]["coordinateTransformations"][0].update(scale=[1, 1, 1]), ""),
-    "a scale of text": ("", lambda d: levels(d)[0]["coordinateTransformations"][0].update(scale=["a", "b"]), ""),
-    "axes twice": (
-        "",
-        lambda d: d["attributes"]["ome"]["multiscales"][0].update(axes=["y", "y"]),
-        "names an axis twice",
-    ),
-    "axes unknown": ("", lambda d: d["attributes"]["ome"]["multiscales"][0].update(axes=["p", "q"]), "--axes"),
-    "multiscales of text": ("", lambda d: d["attributes"]["ome"].update(multiscales="all"), ""),
-    "attributes of a list": ("", lambda d: d.update(attributes=[1]), ""),
-}
 
 
 @pytest.mark.parametrize("name", METADATA)
@@ -155,17 +78,6 @@ def test_a_chunk_file_larger_than_any_chunk_is_refused(tmp_path, refused):
     with (path / "0" / "c" / "0" / "0").open("r+b") as file:
         file.truncate(2**34)  # sparse: takes no room on the disk
     refused(path, says="17179869184 bytes")
-
-
-@cache
-def bomb_gzip(size):
-    import io
-
-    out = io.BytesIO()
-    with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=9) as file:
-        for _ in range(size // 2**24):
-            file.write(bytes(2**24))
-    return out.getvalue()
 
 
 def bomb_zstd(size):

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from bad_images import PIXELS, ome_zarr, tiff
 from oracles import random_network, reference_state
 from skimage.io import imsave
-from test_bad_images import PIXELS, tiff
-from test_bad_zarrs import ome_zarr
 
 import tilenet
 from tilenet.cli.main import CLOSED_PIPE

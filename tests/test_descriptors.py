@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
+from measured import MANY_FORMS
 from pyramids import write_pyramid
-from scipy import ndimage as ndi
 from skimage.draw import ellipse
 from skimage.measure import label, regionprops_table
 from stub import Bright, Bright3D, Threshold
@@ -21,11 +21,7 @@ from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
 from tilenet.runs import numbering
 
-RANDOM = np.random.default_rng(0)
-BLOBS = ndi.gaussian_filter(RANDOM.normal(size=(200, 260)), 2)
-# Blobs with holes, specks of a few pixels, and lines of one, at every border.
-PIXELS = np.where(BLOBS > 0, 200, 0).astype(np.uint8)
-PIXELS[::37, ::5] = 200
+RANDOM = np.random.default_rng(1)
 OF_SCIKIT_IMAGE = {
     "perimeter": "perimeter_crofton",
     "axis_major": "axis_major_length",
@@ -60,7 +56,7 @@ def assert_forms(lines, truth, unit):
 def test_forms_of_objects_are_those_of_scikit_image(tmp_path, monkeypatch, strip, block):
     monkeypatch.setattr(shapes, "STRIP", strip)
     monkeypatch.setattr(descriptors, "AT_ONCE", 7 if strip == 1 else 2**18)
-    slide = write_pyramid(tmp_path / "s.tif", PIXELS, um=(0.5, 0.5), tile=32)
+    slide = write_pyramid(tmp_path / "s.tif", MANY_FORMS, um=(0.5, 0.5), tile=32)
     numbering.store_objects(
         tmp_path / "o.zarr", Request(slide, Bright(), Options(block=block, tile=64, output="objects"))
     )
@@ -77,7 +73,7 @@ def test_forms_of_objects_are_those_of_scikit_image(tmp_path, monkeypatch, strip
 
 @pytest.mark.parametrize("how", [{"level": 1}, {"mpp": 0.75}, {"mpp": 1.3, "roi": "20:70,15:"}, {"roi": "37:190,1:"}])
 def test_forms_are_those_of_the_pixels_of_the_mask_at_any_resolution(tmp_path, how):
-    slide = write_pyramid(tmp_path / "s.tif", PIXELS, um=(0.5, 0.5), tile=32)
+    slide = write_pyramid(tmp_path / "s.tif", MANY_FORMS, um=(0.5, 0.5), tile=32)
     mask = tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True, **how)
     write_table(tmp_path / "o.zarr", tmp_path / "o.csv", shapes=True)
     um = mask.pixel_size[-1]
@@ -86,10 +82,10 @@ def test_forms_are_those_of_the_pixels_of_the_mask_at_any_resolution(tmp_path, h
 
 
 def test_forms_of_regions_of_classes_are_those_of_parts_connected_by_edges(tmp_path):
-    tilenet.segment(PIXELS, tmp_path / "m.zarr", model=Threshold())
+    tilenet.segment(MANY_FORMS, tmp_path / "m.zarr", model=Threshold())
     write_table(tmp_path / "m.zarr", tmp_path / "m.csv", shapes=True)
-    labels, lines = label(PIXELS > 0, connectivity=1), lines_of(tmp_path / "m.csv")
-    assert labels.max() > label(PIXELS > 0, connectivity=2).max() > 50
+    labels, lines = label(MANY_FORMS > 0, connectivity=1), lines_of(tmp_path / "m.csv")
+    assert labels.max() > label(MANY_FORMS > 0, connectivity=2).max() > 50
     # Regions have no number: they are told apart by their boxes and areas.
     table = regionprops_table(labels, properties=("bbox", "area", "label"))
     numbers = {tuple(map(int, line[:5])): line[5] for line in zip(*table.values(), strict=True)}
@@ -125,7 +121,7 @@ def crossings(inside, dy, dx):
 
 @pytest.mark.parametrize("um", [(1.0, 0.5), (0.3, 0.4)])
 def test_where_pixels_are_not_square_lengths_are_given_in_micrometres_alone(tmp_path, um):
-    slide = write_pyramid(tmp_path / "s.tif", PIXELS, um=um, tile=32)
+    slide = write_pyramid(tmp_path / "s.tif", MANY_FORMS, um=um, tile=32)
     mask = tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), objects=True)
     write_table(tmp_path / "o.zarr", tmp_path / "o.csv", shapes=True)
     labels, truth = mask[...], truth_of(mask[...], um)
@@ -195,7 +191,7 @@ def test_of_an_object_of_a_volume_only_the_axes_of_its_ellipsoid_are_given(tmp_p
 
 
 def test_shapes_are_not_for_a_tiff(tmp_path, tilenet_command):
-    tilenet.segment(PIXELS, tmp_path / "m.zarr", model=Threshold())
+    tilenet.segment(MANY_FORMS, tmp_path / "m.zarr", model=Threshold())
     out = tmp_path / "m.ome.tif"
     code, _, err = tilenet_command("export", tmp_path / "m.zarr", "--tiff", out, "--shapes")
     assert code == 2 and "--shapes is for --geojson and --csv: a TIFF is the mask as it is" in err and not out.exists()

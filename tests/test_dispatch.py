@@ -63,7 +63,7 @@ def test_deaths_before_a_block_is_begun_blame_nobody(output):
     assert output.report.failures == {} and output.report.blocks == BLOCKS
 
 
-def test_the_queue_knows_no_end_of_a_slide(image, tmp_path):
+def test_the_queue_knows_no_end_of_an_output(image, tmp_path):
     outputs = [opened(write_image(tmp_path / f"{i}.tif", seed=i), tmp_path / f"{i}.zarr") for i in range(3)]
     cluster = Cluster(workers=5)
     assert {id(output) for output in work_off(cluster, iter(outputs))} == set(map(id, outputs))

@@ -241,7 +241,7 @@ def test_a_gpu_that_fails_spoils_no_block_if_others_compute_them():
 
 @pytest.mark.parametrize("last", ["it failed", "out of memory"])
 @pytest.mark.parametrize("first", [0, 1])
-def test_if_none_other_does_it_ends_the_slide_and_no_block_is_at_fault(first, last):
+def test_if_none_other_does_it_ends_the_output_and_no_block_is_at_fault(first, last):
     output, lost = output_of(1000), DeviceLost("the GPU failed")
 
     def answers(flight):
@@ -259,7 +259,7 @@ def test_if_none_other_does_it_ends_the_slide_and_no_block_is_at_fault(first, la
 # The run, and many outputs.
 
 
-def test_a_fault_ends_a_slide_and_the_next_goes_on():
+def test_a_fault_ends_an_output_and_the_next_goes_on():
     taken, outputs = OutputLocked("taken over"), [output_of(500, "a"), output_of(50, "b")]
 
     def answers(flight):
@@ -272,7 +272,7 @@ def test_a_fault_ends_a_slide_and_the_next_goes_on():
     assert outputs[1].error is None and outputs[1].report.blocks == 50
 
 
-def test_an_output_that_cannot_be_written_ends_its_slide_alone():
+def test_an_output_that_cannot_be_written_ends_alone():
     def stale(line):
         raise EnvironmentFault("stale mount")
 
@@ -294,7 +294,7 @@ def test_what_a_fault_overtakes_is_not_tried_again():
     assert list(queue.ended) == [output] and output.in_flight == 0
 
 
-def test_slides_are_opened_only_when_those_before_have_no_blocks_left():
+def test_outputs_are_opened_only_when_those_before_have_no_blocks_left():
     opened = []
 
     def outputs():
@@ -307,7 +307,7 @@ def test_slides_are_opened_only_when_those_before_have_no_blocks_left():
     assert opened == ["a", "b"] and flights[3].output.name == "b"
 
 
-def test_slides_with_nothing_to_do_end_at_once():
+def test_outputs_with_nothing_to_do_end_at_once():
     outputs = [output_of(0, "a"), output_of(2, "b"), output_of(0, "c")]
     queue = Queue(outputs)
     work_off(queue, all_done)

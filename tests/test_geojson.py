@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
+from ome_images import write_placed
 from oracles import filled
 from pyramids import write_pyramid
 from stub import Bright, shades
-from test_label_target import write_image
 
 import tilenet
 from tilenet.errors import BlocksFailed, EnvironmentFault, OutputExists, OutputIncomplete, OutputMismatch, SettingsError
@@ -215,7 +215,7 @@ def test_real_nuclei_are_the_same_from_zarr_and_tiff(shared_data, tmp_path):
 
 
 def test_labels_in_an_image_are_exported_as_any_mask(tmp_path):
-    image = write_image(tmp_path / "image.zarr", "0.4")
+    image = write_placed(tmp_path / "image.zarr", "0.4")
     mask = tilenet.segment(image, into=image, name="m", model=Bright(), channels=[0], tile=64, level=1)
     write_geojson(mask.path, tmp_path / "m.geojson")
     found = values_of(features_of(tmp_path / "m.geojson"), {"class 1": 1})

@@ -7,8 +7,7 @@ import pytest
 import tifffile
 from contents import lines_of
 from drawn_regions import feature, rectangle, write_regions
-from measured import ALL, assert_measured, measured
-from scipy import ndimage as ndi
+from measured import ALL, assert_measured, measured, write_named_channels
 from stub import Bright, Bright3D, Threshold
 
 import tilenet
@@ -22,22 +21,9 @@ from tilenet.pictures.drawing import NEITHER
 from tilenet.runs import numbering
 
 
-def write_slide(path, dtype=np.uint16):
-    """Write an image of three named channels and two levels, whose first channel has bright blobs."""
-    random = np.random.default_rng(0)
-    blobs = ndi.gaussian_filter(random.normal(size=(200, 260)), 4)
-    pixels = random.integers(0, 60_000, (3, 200, 260)) - (30_000 if dtype == np.int16 else 0)
-    pixels[0] = np.where(blobs > np.quantile(blobs, 0.6), 200, 20)
-    about = {"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP", "GFP"]}, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
-    with tifffile.TiffWriter(path, ome=True) as writer:
-        writer.write(pixels.astype(dtype), subifds=1, tile=(64, 64), metadata=about, photometric="minisblack")
-        writer.write(pixels[:, ::2, ::2].astype(dtype), subfiletype=1, tile=(64, 64), photometric="minisblack")
-    return path
-
-
 @pytest.fixture
 def slide(tmp_path):
-    return write_slide(tmp_path / "slide.ome.tif")
+    return write_named_channels(tmp_path / "slide.ome.tif")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +37,7 @@ def slide(tmp_path):
     ],
 )
 def test_what_is_measured_is_what_scikit_image_measures_whatever_the_blocks(tmp_path, how, dtype):
-    slide, tables = write_slide(tmp_path / "slide.ome.tif", dtype), []
+    slide, tables = write_named_channels(tmp_path / "slide.ome.tif", dtype), []
     for block in (64, 256):
         out = tmp_path / f"{block}.zarr"
         options = Options(channels="DAPI", block=block, tile=64, output="objects", **how)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaozarrs
 import zarr
-from ome_images import write_ome_zarr
+from ome_images import SIDES, write_placed
 from ome_zarr_models import v04, v05
 from oracles import random_network
 from store_helpers import tree
@@ -34,7 +34,6 @@ REAL = {
     "cardiomyocyte_3ch_v04.ome.zarr": v04,
 }
 MODELS = {"0.4": v04, "0.5": v05}
-SIDES, TRANSLATION = (90, 300), (5.0, -3.0)
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +52,6 @@ def real(shared_data, tmp_path):
         return tmp_path / name
 
     return copy
-
-
-def write_image(path, version, *, unit="millimeter", size=0.002, axes="cyx", levels=2):
-    """Write an image of some levels, translated, in units of its own, with a scale of the whole behind the levels'."""
-    pixels = np.random.default_rng(0).integers(0, 200, (2, *SIDES)[3 - len(axes) :], dtype=np.uint8)
-    lead, placed = len(axes) - 2, []
-    for k in (2**k for k in range(levels)):
-        # The centre of a coarse pixel is where four fine ones meet.
-        place = [0.0] * lead + [t + size * (k - 1) / 2 for t in TRANSLATION]
-        placed.append((pixels[..., ::k, ::k], [1.0] * lead + [size * k] * 2, place))
-    whole = [{"type": "scale", "scale": [1.0] * lead + [2.0, 3.0]}]
-    about = {"name": "noise", "coordinateTransformations": whole}
-    how = {"axes": axes, "units": {"y": unit, "x": unit}, "name": "s{}", "chunks": (1,) * lead + (64, 64)}
-    return write_ome_zarr(path, placed, version=version, about=about, **how)
 
 
 def places_of(group, array, axes):
@@ -124,7 +109,7 @@ def test_labels_are_added_to_a_real_image_and_nothing_else_changes(real, network
 
 @pytest.mark.parametrize("levels", [1, 3])
 def test_a_mask_has_as_many_levels_as_its_image_whose_consolidated_metadata_stay_as_they_are(tmp_path, levels):
-    image = write_image(tmp_path / "image.zarr", "0.4", levels=levels)
+    image = write_placed(tmp_path / "image.zarr", "0.4", levels=levels)
     zarr.consolidate_metadata(image)
     before = without(image)
     mask = tilenet.segment(image, into=image, name="found", model=Bright(), channels=[0])
@@ -146,7 +131,7 @@ def test_a_mask_has_as_many_levels_as_its_image_whose_consolidated_metadata_stay
     ids=["whole", "level", "part", "part of a level", "resampled"],
 )
 def test_a_pixel_of_the_labels_lies_where_those_that_it_was_made_of_lie(tmp_path, version, options, first, step):
-    image = write_image(tmp_path / "image.zarr", version)
+    image = write_placed(tmp_path / "image.zarr", version)
     mask = tilenet.segment(image, into=image, model=Bright(), channels=[0], tile=64, **options)
     factor = np.array([a / b for a, b in mask.info["record"]["factor"]])
     if first is None:
@@ -165,7 +150,7 @@ def test_a_pixel_of_the_labels_lies_where_those_that_it_was_made_of_lie(tmp_path
 
 
 def test_two_names_stand_side_by_side_and_one_is_replaced_alone(tmp_path):
-    image = write_image(tmp_path / "image.zarr", "0.5")
+    image = write_placed(tmp_path / "image.zarr", "0.5")
     for name in ("a", "b"):
         tilenet.segment(image, into=image, name=name, model=Bright(), channels=[0], tile=64)
     before = tree(image / "labels" / "a")
@@ -178,7 +163,7 @@ def test_two_names_stand_side_by_side_and_one_is_replaced_alone(tmp_path):
 
 
 def test_labels_are_not_made_of_themselves(tmp_path):
-    image = write_image(tmp_path / "a.zarr", "0.5")
+    image = write_placed(tmp_path / "a.zarr", "0.5")
     labels = tilenet.segment(image, into=image, name="x", model=Bright(), channels=[0]).path
     before = tree(tmp_path)
     for source in (labels, labels / "0", tilenet.open_image(labels)):
@@ -198,7 +183,7 @@ def test_labels_of_somebody_else_are_never_touched(real, network, options):
 
 
 def test_a_name_that_is_listed_but_not_there_is_not_taken(tmp_path):
-    image = write_image(tmp_path / "image.zarr", "0.4")
+    image = write_placed(tmp_path / "image.zarr", "0.4")
     (image / "labels").mkdir()
     (image / "labels" / ".zattrs").write_text('{"labels": ["lost"]}')
     with pytest.raises(OutputExists, match="--name"):
@@ -207,14 +192,14 @@ def test_a_name_that_is_listed_but_not_there_is_not_taken(tmp_path):
 
 @pytest.mark.parametrize("name", ["", " ", ".hidden", "__own", "a/b", "..", "a\\b", "a\nb"])
 def test_what_cannot_be_a_name_is_refused(tmp_path, name):
-    image = write_image(tmp_path / "image.zarr", "0.5")
+    image = write_placed(tmp_path / "image.zarr", "0.5")
     with pytest.raises(OutputError, match="--name"):
         tilenet.segment(image, into=image, name=name, model=Bright(), channels=[0])
     assert not (image / "labels").exists()
 
 
 def test_another_image_with_the_same_pixels_goes_in_and_one_without_does_not(tmp_path):
-    image = write_image(tmp_path / "image.zarr", "0.5")
+    image = write_placed(tmp_path / "image.zarr", "0.5")
     pixels = zarr.open_array(image / "s0", mode="r")[...]
     for name, some in {"fine": pixels[0], "coarse": pixels[0, ::2, ::2]}.items():
         tilenet.segment(some, into=image, name=name, model=Bright(), tile=64)
@@ -232,7 +217,7 @@ def test_another_image_with_the_same_pixels_goes_in_and_one_without_does_not(tmp
 
 
 def test_objects_and_probabilities_go_in_too(tmp_path, network, caplog):
-    image = write_image(tmp_path / "image.zarr", "0.4")
+    image = write_placed(tmp_path / "image.zarr", "0.4")
     options = {"model": network, "channels": [0], "tile": 64, "into": image}
     with caplog.at_level("INFO", "tilenet"):
         objects = tilenet.segment(image, name="objects", objects=True, pixel_size=0.7, **options)
@@ -248,7 +233,7 @@ def test_objects_and_probabilities_go_in_too(tmp_path, network, caplog):
 
 @pytest.mark.parametrize("how", [{}, {"objects": True}, {"shard": (1, 1)}])
 def test_labels_with_the_name_of_a_tiff_are_labels(tmp_path, how):
-    image = write_image(tmp_path / "image.zarr", "0.5", axes="yx")
+    image = write_placed(tmp_path / "image.zarr", "0.5", axes="yx")
     options = {"into": image, "name": "found.tif", "model": Bright(), "tile": 64}
     mask = tilenet.segment(np.zeros(SIDES, np.uint8), **options, **how)
     assert isinstance(mask, tilenet.Mask) and mask.path == image / "labels" / "found.tif"
@@ -257,7 +242,7 @@ def test_labels_with_the_name_of_a_tiff_are_labels(tmp_path, how):
 
 
 def test_shares_list_the_labels_when_the_last_is_done(tmp_path):
-    image = write_image(tmp_path / "image.zarr", "0.5")
+    image = write_placed(tmp_path / "image.zarr", "0.5")
     options = {"into": image, "model": Bright(), "channels": [0], "tile": 32}
     whole = tilenet.segment(image, name="whole", **options)
     assert Store.inspect(image / "labels" / "whole").layout.n_blocks(0) >= 1
@@ -281,8 +266,8 @@ def test_what_labels_cannot_go_into_is_refused_with_the_way_out(tmp_path):
     refused(ImageError, tmp_path / "folder", "--out")
     zarr.create_array(tmp_path / "array.zarr", shape=SIDES, dtype="uint8", zarr_format=3)
     refused(ImageError, tmp_path / "array.zarr", "--out")
-    refused(ImageError, write_image(tmp_path / "old.zarr", "0.3"), "OME-Zarr 0.3")
-    image = write_image(tmp_path / "image.zarr", "0.5", axes="yx")
+    refused(ImageError, write_placed(tmp_path / "old.zarr", "0.3"), "OME-Zarr 0.3")
+    image = write_placed(tmp_path / "image.zarr", "0.5", axes="yx")
     mask = tilenet.segment(image, into=image, name="m", model=Bright())
     refused(ImageError, mask.path, "holds labels itself")
     refused(ImageError, image / "labels", f"{image / 'labels' / 'm'}")
@@ -311,7 +296,7 @@ def test_a_model_is_called_as_its_card_or_its_file_or_its_class(tmp_path, networ
 
 
 def test_the_command_says_where_the_labels_are_and_goes_on_with_them(tmp_path, network, tilenet_command):
-    image = write_image(tmp_path / "image.zarr", "0.5")
+    image = write_placed(tmp_path / "image.zarr", "0.5")
     tilenet.save_model(network, tmp_path / "mine.safetensors", card=tilenet.ModelCard(name="glands"))
     said = ("segment", image, "--into", image, "--model", tmp_path / "mine.safetensors", "--channels", "0")
     code, text, _ = tilenet_command(*said)

@@ -192,6 +192,18 @@ def test_only_the_command_line_prints_and_exits():
     assert {module for module, name in calls if name in {"print", "sys.exit", "exit"}} == {"cli/main"}
 
 
+def imports_tests(source):
+    """Return the files of tests that a source imports."""
+    return {name for name in imports_of(source) if name.startswith("test_")}
+
+
+def test_no_file_of_tests_imports_another():
+    sources = {path.name: path.read_text() for path in Path(__file__).parent.glob("*.py")}
+    assert {name: found for name, source in sources.items() if (found := imports_tests(source))} == {}
+    for source in ("from test_cli import work", "import test_cli", "def f():\n    import test_cli as c"):
+        assert imports_tests(source) == {"test_cli"}
+
+
 def test_no_module_bears_the_name_of_an_exported_function():
     import tilenet
 

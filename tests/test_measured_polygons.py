@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
+from measured import MANY_FORMS, write_named_channels
 from pyramids import write_pyramid
 from stub import Bright, Threshold
-from test_descriptors import PIXELS
-from test_intensities import write_slide
 
 import tilenet
 
@@ -58,7 +57,7 @@ def test_polygons_of_a_real_slide_have_the_numbers_of_the_table(
 
 @pytest.mark.parametrize("how", [{"level": 1}, {"mpp": 0.75}, {"mpp": 1.1, "roi": ":100,20:"}])
 def test_polygons_have_the_numbers_of_the_table_at_any_resolution(tmp_path, how):
-    slide = write_slide(tmp_path / "s.ome.tif")
+    slide = write_named_channels(tmp_path / "s.ome.tif")
     tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), channels="DAPI", objects=True, **how)
     options = {"shapes": True, "intensities": True}
     tilenet.write_geojson(tmp_path / "o.zarr", tmp_path / "o.geojson", **options)
@@ -83,7 +82,7 @@ def test_what_reaches_beyond_the_image_is_not_area(tmp_path):
     ],
 )
 def test_regions_have_the_shapes_of_the_table_and_none_that_is_empty_there(tmp_path, um, left_out):
-    slide = write_pyramid(tmp_path / "s.tif", PIXELS, um=um, tile=32)
+    slide = write_pyramid(tmp_path / "s.tif", MANY_FORMS, um=um, tile=32)
     tilenet.segment(slide, tmp_path / "m.zarr", model=Threshold())
     tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson", shapes=True)
     tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv", shapes=True)
@@ -92,7 +91,7 @@ def test_regions_have_the_shapes_of_the_table_and_none_that_is_empty_there(tmp_p
 
 
 def test_measurements_are_all_that_these_options_add(tmp_path, tilenet_command):
-    slide = write_slide(tmp_path / "s.ome.tif")
+    slide = write_named_channels(tmp_path / "s.ome.tif")
     tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), channels="DAPI", objects=True)
     for name, options in (("plain", ()), ("measured", ("--shapes", "--intensities"))):
         assert (

@@ -6,11 +6,10 @@ import tifffile
 from blobs import blobs, write_slide
 from faults import is_complete, stray, tree_hash
 from scipy import ndimage as ndi
-from stub import Bright, Bright3D
+from stub import Bright, Bright3D, Deep
 
 import tilenet
 from tilenet import sizes
-from tilenet.card import DEPTH_CLASSES, ModelCard
 from tilenet.geometry import Box
 from tilenet.instances import components, separation
 from tilenet.jobs.options import Options
@@ -168,18 +167,6 @@ def test_depths_of_a_stack_are_those_of_its_planes(tmp_path, axes):
     wanted = Request(stack, Deep(), Options(axes=axes, tile=64, block=64, output="objects"))
     numbering.store_objects(tmp_path / "o.zarr", wanted)
     assert np.array_equal(open_mask(tmp_path / "o.zarr")[...], truth.reshape(stack.shape))
-
-
-class Deep:
-    """Says of bright pixels that they lie deep, of those beside others less so."""
-
-    footprint = tilenet.Footprint.same(2, reach=1)
-    card = ModelCard(name="deep", classes=DEPTH_CLASSES, mask_of_class=(0, 1, 1, 1))
-
-    def __call__(self, batch):
-        inside = batch[:, 0] > 100
-        beside = ndi.minimum_filter(inside, size=(1, 3, 3), mode="constant") != inside
-        return 9 * np.eye(4, dtype=np.float32)[np.where(inside, np.where(beside, 1, 3), 0)].transpose(0, 3, 1, 2)
 
 
 def test_glass_holds_no_objects(slide, tmp_path):

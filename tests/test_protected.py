@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from ome_images import write_placed
 from PIL import Image as Pillow
 from stub import Bright
-from test_label_target import write_image
 
 import tilenet
 from tilenet.errors import OutputExists
@@ -172,7 +172,7 @@ def test_a_geojson_of_ours_is_known_by_a_member_that_readers_pass_over(folder, t
 
 
 def test_nothing_is_put_into_an_image_that_is_a_folder(tmp_path):
-    image = write_image(tmp_path / "image.zarr", "0.5")
+    image = write_placed(tmp_path / "image.zarr", "0.5")
     mask = tilenet.segment(image, tmp_path / "m.zarr", model=Bright(), channels=[0], tile=64)
     with pytest.raises(OutputExists, match="inside it"):
         write_geojson(mask.path, image / "m.geojson")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from contents import open_files, whole
 from PIL import Image as Picture
-from test_readers_planes import planes
+from plane_folders import planes
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box

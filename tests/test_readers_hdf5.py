@@ -5,7 +5,7 @@ import fcntl
 import numpy as np
 import pytest
 from contents import whole
-from test_readers import boxes, mirrored
+from oracles import boxes, mirrored
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box

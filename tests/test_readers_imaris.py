@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from contents import whole
-from test_readers import boxes, mirrored
+from oracles import boxes, mirrored
 
 from tilenet.geometry import Box
 from tilenet.readers import open_image

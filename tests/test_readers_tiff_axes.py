@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
-from test_readers_tiff import assert_reads, noise, write
+from tiff_images import assert_reads, noise, write
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box

@@ -7,29 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import zarr
-from ome_images import write_ome_zarr
+from ome_images import CHANNELS, write_channels
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers import open_image
-
-PIXELS = np.random.default_rng(2).integers(0, 60000, (3, 100, 130), dtype=np.uint16)
-
-
-def group(folder, *, axes="cyx", scale=(1, 0.5, 0.25), unit="micrometer", n_levels=2, scaled=2, version="0.5", **more):
-    """Write an OME-Zarr image whose first `scaled` levels say their scale; return its path."""
-    pixels = PIXELS[:, None] if len(axes) == 4 else PIXELS
-    levels = []
-    for k in (2**k for k in range(n_levels)):
-        place = ([s if a == "c" else s * k for a, s in zip(axes, scale, strict=True)], [7.0] * len(axes))
-        levels.append((pixels[..., ::k, ::k], *(place if k < 2**scaled else ())))
-    how = {"axes": axes, "units": dict.fromkeys(axes, unit) if unit else {}, "version": version}
-    path = write_ome_zarr(folder / "image.zarr", levels, chunks=(1,) * (pixels.ndim - 2) + (32, 32), **how)
-    attributes = zarr.open_group(path).attrs
-    attributes.update({"ome": attributes["ome"] | more} if version == "0.5" else more)
-    return path
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
@@ -38,13 +22,13 @@ def test_a_plain_array_is_read_once_its_axes_are_said(tmp_path, zarr_format, opt
     if zarr_format == 2 and "shards" in options:
         pytest.skip("zarr v2 has no shards")
     options = {"chunks": (1, 32, 32)} | options
-    zarr.create_array(tmp_path / "plain.zarr", data=PIXELS, zarr_format=zarr_format, **options)
+    zarr.create_array(tmp_path / "plain.zarr", data=CHANNELS, zarr_format=zarr_format, **options)
     with pytest.raises(ImageError, match="\\(3, 100, 130\\).*--axes"):
         open_image(tmp_path / "plain.zarr")
     image = open_image(tmp_path / "plain.zarr", axes="zyx")
     assert (image.axes, image.pixel_size) == ("zyx", (None, None, None))
-    np.testing.assert_array_equal(image.read(Box((0, 0, 0), (3, 100, 130)))[0], PIXELS)
-    np.testing.assert_array_equal(image.read(Box((1, 31, 5), (3, 66, 129)))[0], PIXELS[1:, 31:66, 5:129])
+    np.testing.assert_array_equal(image.read(Box((0, 0, 0), (3, 100, 130)))[0], CHANNELS)
+    np.testing.assert_array_equal(image.read(Box((1, 31, 5), (3, 66, 129)))[0], CHANNELS[1:, 31:66, 5:129])
 
 
 @pytest.mark.parametrize("location", ["start", "end"])
@@ -54,14 +38,14 @@ def test_shards_are_read_whole_and_in_parts_wherever_their_index_is(tmp_path, lo
         chunk_shape=(1, 32, 32), codecs=[zarr.codecs.BytesCodec(), zarr.codecs.BloscCodec()], index_location=location
     )
     options = {"chunks": (3, 64, 64), "serializer": codec, "compressors": None, "filters": None}
-    zarr.create_array(tmp_path / "a", data=PIXELS, **options)
+    zarr.create_array(tmp_path / "a", data=CHANNELS, **options)
     read = open_image(tmp_path / "a", axes="cyx").read(box)
-    np.testing.assert_array_equal(read, PIXELS[:, *box.slices])
+    np.testing.assert_array_equal(read, CHANNELS[:, *box.slices])
 
 
 @pytest.mark.parametrize("codec", [zarr.codecs.GzipCodec(), zarr.codecs.ZstdCodec(), zarr.codecs.BloscCodec()])
 def test_every_common_codec_passes_the_check_for_bombs(tmp_path, codec):
-    for name, pixels in (("noise", PIXELS), ("flat", np.zeros_like(PIXELS) + 7)):
+    for name, pixels in (("noise", CHANNELS), ("flat", np.zeros_like(CHANNELS) + 7)):
         zarr.create_array(tmp_path / name, data=pixels, chunks=(3, 100, 130), compressors=codec)
         read = open_image(tmp_path / name, axes="cyx").read(Box((0, 0), (100, 130)))
         np.testing.assert_array_equal(read, pixels)
@@ -70,11 +54,11 @@ def test_every_common_codec_passes_the_check_for_bombs(tmp_path, codec):
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_uncompressed_chunks_are_not_copied_to_be_checked(tmp_path, monkeypatch, zarr_format):
     options = {"chunks": (3, 64, 64), "compressors": None, "zarr_format": zarr_format}
-    zarr.create_array(tmp_path / "a", data=PIXELS, **options)
+    zarr.create_array(tmp_path / "a", data=CHANNELS, **options)
     image, real = open_image(tmp_path / "a", axes="cyx"), Buffer.to_bytes
     copied = []
     monkeypatch.setattr(Buffer, "to_bytes", lambda self: (copied.append(len(self)), real(self))[1])
-    np.testing.assert_array_equal(image.read(Box((0, 0), (100, 130))), PIXELS)
+    np.testing.assert_array_equal(image.read(Box((0, 0), (100, 130))), CHANNELS)
     assert max(copied, default=0) < 1000
 
 
@@ -83,15 +67,15 @@ def test_every_common_codec_of_zarr_v2_passes_the_check_for_bombs(tmp_path, code
     import numcodecs
 
     compressor = numcodecs.get_codec({"id": codec})
-    zarr.create_array(tmp_path / "a", data=PIXELS, chunks=(3, 64, 64), compressors=compressor, zarr_format=2)
+    zarr.create_array(tmp_path / "a", data=CHANNELS, chunks=(3, 64, 64), compressors=compressor, zarr_format=2)
     read = open_image(tmp_path / "a", axes="cyx").read(Box((0, 0), (100, 130)))
-    np.testing.assert_array_equal(read, PIXELS)
+    np.testing.assert_array_equal(read, CHANNELS)
 
 
 def test_dimension_names_of_zarr_v3_and_of_xarray_say_the_axes(tmp_path):
-    zarr.create_array(tmp_path / "v3", data=PIXELS, dimension_names=["c", "y", "x"])
-    zarr.create_array(tmp_path / "v2", data=PIXELS, zarr_format=2, attributes={"_ARRAY_DIMENSIONS": ["z", "y", "x"]})
-    zarr.create_array(tmp_path / "other", data=PIXELS, dimension_names=["band", "row", "column"])
+    zarr.create_array(tmp_path / "v3", data=CHANNELS, dimension_names=["c", "y", "x"])
+    zarr.create_array(tmp_path / "v2", data=CHANNELS, zarr_format=2, attributes={"_ARRAY_DIMENSIONS": ["z", "y", "x"]})
+    zarr.create_array(tmp_path / "other", data=CHANNELS, dimension_names=["band", "row", "column"])
     assert (open_image(tmp_path / "v3").axes, open_image(tmp_path / "v2").axes) == ("cyx", "zyx")
     with pytest.raises(ImageError, match="--axes"):
         open_image(tmp_path / "other")
@@ -107,7 +91,7 @@ def test_chunks_that_were_never_written_are_the_fill_value(tmp_path):
 
 @pytest.mark.parametrize("unit", ["angstrom", "foot", "inch", "mile", "parsec", "yard", "yoctometer"])
 def test_units_of_length_that_ome_zarr_defines_are_kept_in_the_frame(tmp_path, unit):
-    frame = open_image(group(tmp_path, unit=unit)).frame
+    frame = open_image(write_channels(tmp_path, unit=unit)).frame
     assert [axis["unit"] for axis in frame["axes"]] == [unit] * 2
     assert frame["scale"] == [0.5, 0.25]
 
@@ -117,18 +101,18 @@ def test_units_of_length_that_ome_zarr_defines_are_kept_in_the_frame(tmp_path, u
     ("unit", "factor"), [("micrometer", 1), ("nanometer", 1e-3), ("millimeter", 1e3), ("pixel", None), (None, None)]
 )
 def test_scales_are_micrometres_whatever_their_unit(tmp_path, version, unit, factor):
-    image = open_image(group(tmp_path, unit=unit, version=version), level=1)
+    image = open_image(write_channels(tmp_path, unit=unit, version=version), level=1)
     assert image.pixel_size == (
         (None, None) if factor is None else (pytest.approx(factor), pytest.approx(0.5 * factor))
     )
 
 
 def test_a_level_without_a_scale_follows_from_the_finest(tmp_path):
-    assert open_image(group(tmp_path, scaled=1), level=1).pixel_size == (1.0, 0.5)
+    assert open_image(write_channels(tmp_path, scaled=1), level=1).pixel_size == (1.0, 0.5)
 
 
 def test_the_scale_of_the_whole_multiscale_multiplies_that_of_its_levels(tmp_path):
-    path = group(tmp_path)
+    path = write_channels(tmp_path)
     attributes = dict(zarr.open_group(path).attrs)
     attributes["ome"]["multiscales"][0]["coordinateTransformations"] = [{"type": "scale", "scale": [1, 10, 10]}]
     zarr.open_group(path).attrs.update(attributes)
@@ -137,12 +121,12 @@ def test_the_scale_of_the_whole_multiscale_multiplies_that_of_its_levels(tmp_pat
 
 def test_channel_labels_are_taken_only_when_there_is_one_for_each_channel(tmp_path):
     three = [{"label": a} for a in ("red", "", "blue")]
-    assert open_image(group(tmp_path / "a", omero={"channels": three})).channel_names == ("red", "", "blue")
-    assert open_image(group(tmp_path / "b", omero={"channels": three[:2]})).channel_names == ("", "", "")
+    assert open_image(write_channels(tmp_path / "a", omero={"channels": three})).channel_names == ("red", "", "blue")
+    assert open_image(write_channels(tmp_path / "b", omero={"channels": three[:2]})).channel_names == ("", "", "")
 
 
 def test_only_the_chunks_of_a_box_are_fetched(tmp_path, monkeypatch):
-    image = open_image(group(tmp_path))
+    image = open_image(write_channels(tmp_path))
     fetched, get = [], LocalStore.get
 
     async def counting(self, key, *arguments, **options):
@@ -155,7 +139,7 @@ def test_only_the_chunks_of_a_box_are_fetched(tmp_path, monkeypatch):
 
 
 def test_the_identity_follows_the_metadata(tmp_path):
-    path = group(tmp_path)
+    path = write_channels(tmp_path)
     before = open_image(path).identity()
     assert before == open_image(path).identity()
     json.dumps(before)
@@ -164,7 +148,7 @@ def test_the_identity_follows_the_metadata(tmp_path):
 
 
 def test_opening_prints_and_warns_nothing(tmp_path, caplog, capsys):
-    path = group(tmp_path)
+    path = write_channels(tmp_path)
     (path / "notes.txt").write_text("not zarr")
     with caplog.at_level(logging.DEBUG, logger="zarr"):
         open_image(path)
@@ -210,18 +194,18 @@ def by_tensorstore(path, pixels, driver, metadata):
 )
 def test_arrays_that_another_library_wrote_are_read(tmp_path, driver, metadata):
     by_tensorstore(
-        tmp_path / "a.zarr", PIXELS, driver, {"chunks": [1, 50, 40]} | metadata if driver == "zarr" else metadata
+        tmp_path / "a.zarr", CHANNELS, driver, {"chunks": [1, 50, 40]} | metadata if driver == "zarr" else metadata
     )
     image = open_image(tmp_path / "a.zarr", axes="cyx")
     for box in (Box((0, 0), (100, 130)), Box((31, 5), (66, 129))):
-        np.testing.assert_array_equal(image.read(box), PIXELS[:, *box.slices])
+        np.testing.assert_array_equal(image.read(box), CHANNELS[:, *box.slices])
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_ome_zarr_whose_arrays_another_library_wrote_is_read(tmp_path, version):
-    path = group(tmp_path, axes="czyx", scale=(1, 2, 0.5, 0.25), version=version)
+    path = write_channels(tmp_path, axes="czyx", scale=(1, 2, 0.5, 0.25), version=version)
     for k in range(2):
-        pixels = PIXELS[:, None, :: 2**k, :: 2**k]
+        pixels = CHANNELS[:, None, :: 2**k, :: 2**k]
         shutil.rmtree(path / str(k))
         if version == "0.4":
             metadata = {"chunks": [1, 1, 50, 40], "dimension_separator": "/"}
@@ -233,4 +217,4 @@ def test_ome_zarr_whose_arrays_another_library_wrote_is_read(tmp_path, version):
     for k in range(2):
         image = open_image(path, level=k)
         assert (image.axes, image.pixel_size) == ("czyx", (2.0 * 2**k, 0.5 * 2**k, 0.25 * 2**k))
-        np.testing.assert_array_equal(image.read(Box.of_shape(image.box_shape)), PIXELS[:, None, :: 2**k, :: 2**k])
+        np.testing.assert_array_equal(image.read(Box.of_shape(image.box_shape)), CHANNELS[:, None, :: 2**k, :: 2**k])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import zarr
 from contents import whole
+from ome_images import CHANNELS, write_channels
 from remote_images import a_server, milliseconds, plain_zarr, same_masks, segmented  # noqa: F401
 from serving import certificate, serving
 from stub import Bright
-from test_readers_zarr import PIXELS, group
 
 import tilenet
 from tilenet.errors import EnvironmentFault
@@ -31,12 +31,12 @@ pytest.importorskip("obstore", reason='needs what reads remote images: pip insta
 @pytest.mark.parametrize("consolidated", [False, True])
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_ome_zarr_is_read_as_from_a_disk(tmp_path, server, version, consolidated):
-    path = group(tmp_path, version=version)
+    path = write_channels(tmp_path, version=version)
     if consolidated:
         zarr.consolidate_metadata(path) if version == "0.4" else _consolidate_v3(path)
     local, image = open_image(path, level=1), open_image(f"{server.url}/image.zarr", level=1)
     assert (image.axes, image.levels, image.identity()) == (local.axes, local.levels, local.identity())
-    np.testing.assert_array_equal(whole(image), PIXELS[:, ::2, ::2])
+    np.testing.assert_array_equal(whole(image), CHANNELS[:, ::2, ::2])
 
 
 def _consolidate_v3(path):
@@ -49,10 +49,10 @@ def _consolidate_v3(path):
 def test_plain_arrays_are_read_in_any_part(tmp_path, server, zarr_format, options):
     if zarr_format == 2 and "shards" in options:
         pytest.skip("zarr v2 has no shards")
-    zarr.create_array(tmp_path / "a.zarr", data=PIXELS, chunks=(1, 32, 32), zarr_format=zarr_format, **options)
+    zarr.create_array(tmp_path / "a.zarr", data=CHANNELS, chunks=(1, 32, 32), zarr_format=zarr_format, **options)
     for box in (Box((1, 31, 5), (3, 66, 129)), Box((0, 0, 0), (3, 100, 130))):
         image = open_image(f"{server.url}/a.zarr", axes="zyx")
-        np.testing.assert_array_equal(image.read(box)[0], PIXELS[box.slices])
+        np.testing.assert_array_equal(image.read(box)[0], CHANNELS[box.slices])
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_https_is_spoken_and_a_certificate_is_checked(tmp_path, monkeypatch):
 
 
 def test_metadata_are_fetched_once(tmp_path, server):
-    group(tmp_path)
+    write_channels(tmp_path)
     open_image(f"{server.url}/image.zarr")
     assert [path for path, _ in server.seen] == [f"/image.zarr{k}/zarr.json" for k in ("", "/0", "/1")]
 

@@ -8,15 +8,15 @@ from datetime import timedelta
 import numpy as np
 import pytest
 import zarr
+from bad_images import METADATA, bomb_gzip, edit, ome_zarr
 from contents import whole
 from hypothesis import given
 from hypothesis import strategies as st
+from ome_images import CHANNELS, write_channels
 from oracles import random_network
 from remote_images import a_server, milliseconds, plain_zarr, same_masks, segmented  # noqa: F401
 from serving import nobody_at, serving
 from store_helpers import tree
-from test_bad_zarrs import METADATA, bomb_gzip, edit, ome_zarr
-from test_readers_zarr import PIXELS, group
 
 import tilenet
 from tilenet import address
@@ -126,9 +126,9 @@ def test_access_refused_is_a_refusal_on_opening_and_resumable_later(tmp_path, se
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_a_bucket_that_is_not_listed_refuses_what_is_not_there_and_is_read(tmp_path, server, version):
-    path = group(tmp_path, version=version)
+    path = write_channels(tmp_path, version=version)
     server.opens = lambda asked, headers: (tmp_path / asked.lstrip("/")).is_file()
-    np.testing.assert_array_equal(whole(open_image(f"{server.url}/image.zarr/1")), PIXELS[:, ::2, ::2])
+    np.testing.assert_array_equal(whole(open_image(f"{server.url}/image.zarr/1")), CHANNELS[:, ::2, ::2])
     assert open_image(path / "1").pixel_size == open_image(f"{server.url}/image.zarr/1").pixel_size
 
 

@@ -13,8 +13,7 @@ from blobs import blobs
 from linked_stacks import moving
 from oracles import random_network
 from store_helpers import replace_step
-from stub import Bright, Bright3D
-from test_numbering import Deep
+from stub import Bright, Bright3D, Deep
 
 import tilenet
 from tilenet.jobs.options import Options
