@@ -58,8 +58,8 @@ def test_each_outline_of_a_volume_has_the_intensities_of_the_whole_and_no_area_o
     mask, tmp_path, tilenet_command
 ):
     outs = ("--geojson", tmp_path / "g.geojson", "--csv", tmp_path / "t.csv")
-    code, _, err = tilenet_command("export", mask.path, *outs, "--shapes")
-    assert code == 2 and "and shapes are of whole objects. Give --shapes for the table alone (--csv)" in err
+    code, _, err = tilenet_command("export", mask.path, *outs[:2], "--shapes")
+    assert code == 2 and "and shapes are of whole objects. Add --csv: the table has them" in err
     assert not any(path.exists() for path in outs[1::2])
     assert tilenet_command("export", mask.path, *outs, "--intensities")[0] == 0
     lines = {line["object"]: line for line in lines_of(tmp_path / "t.csv")}
@@ -68,6 +68,18 @@ def test_each_outline_of_a_volume_has_the_intensities_of_the_whole_and_no_area_o
     for said in (feature["properties"] for feature in features):
         names = [f"{which}_0" for which in ALL]
         assert said["measurements"] == {name: float(lines[said["name"]][name]) for name in names}
+
+
+def test_the_table_of_volumes_has_shapes_that_polygons_beside_it_lack_with_a_word(mask, tmp_path, tilenet_command):
+    outs = ("--geojson", tmp_path / "g.geojson", "--csv", tmp_path / "t.csv")
+    code, _, err = tilenet_command("export", mask.path, *outs, "--shapes")
+    assert code == 0 and "outlines in planes, and shapes are of whole objects: only the table has them" in err
+    tilenet.write_table(mask.path, tmp_path / "alone.csv", shapes=True)
+    tilenet.write_geojson(mask.path, tmp_path / "alone.geojson")
+    assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+    assert (tmp_path / "g.geojson").read_bytes() == (tmp_path / "alone.geojson").read_bytes()
+    code, _, err = tilenet_command("export", mask.path, *outs, "--overwrite", "--min-area", "50um3")
+    assert code == 2 and "which have no volume. Leave smaller objects out of the table alone (--csv)" in err
 
 
 def test_small_volumes_are_left_out_of_a_table(mask, truth, tmp_path):

@@ -11,6 +11,10 @@ from pyramids import write_pyramid
 from stub import Bright, Threshold
 
 import tilenet
+from tilenet.errors import EnvironmentFault, OutputExists
+from tilenet.export import shapes, table_lines
+from tilenet.export.descriptors import ShapeDescriptors
+from tilenet.export.intensities import Intensities
 
 # What a table says of the place of an object and of its class, which a polygon says by itself.
 NOT_MEASURED = {"id", "class", "object", "t", "z", "x", "y", "left", "top", "right", "bottom", "front", "back"}
@@ -114,3 +118,53 @@ def test_the_planes_of_a_stack_that_are_not_linked_are_measured_one_by_one(tmp_p
     tilenet.write_table(tmp_path / "o.zarr", tmp_path / "o.csv", shapes=True, intensities=True)
     found = assert_same_numbers(tmp_path / "o.geojson", tmp_path / "o.csv")
     assert {said["area_px"] for said in found.values()} == {12 * 9, 12 * 10, 12 * 11}
+
+
+@pytest.fixture
+def mask(tmp_path):
+    slide = write_slide(tmp_path / "s.ome.tif")
+    return tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), channels="DAPI", objects=True).path
+
+
+def test_polygons_and_a_table_of_one_command_are_those_of_two_and_each_object_is_measured_once(
+    mask, tmp_path, tilenet_command, monkeypatch
+):
+    options = {"shapes": True, "intensities": True, "min_area": "40px"}
+    polygons = tilenet.write_geojson(mask, tmp_path / "alone.geojson", **options)
+    table = tilenet.write_table(mask, tmp_path / "alone.csv", **options)
+    calls = []
+
+    def count(place, name):
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args, **more: calls.append(name) or real(*args, **more))
+
+    count(shapes, "regions")
+    count(Intensities, "measure")
+    count(ShapeDescriptors, "of")
+    outs = ("--geojson", tmp_path / "m.geojson", "--csv", tmp_path / "m.csv")
+    asked = ("--shapes", "--intensities", "--min-area", "40px")
+    code, out, err = tilenet_command("export", mask, *outs, *asked, "--json")
+    assert code == 0, err
+    assert [calls.count(name) for name in ("regions", "measure", "of")] == [1, 1, table.counts.total()]
+    assert (tmp_path / "m.geojson").read_bytes() == (tmp_path / "alone.geojson").read_bytes()
+    assert (tmp_path / "m.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+    facts = json.loads(out)
+    assert (facts["geojson"]["features"], facts["geojson"]["left_out"]) == (polygons.features, polygons.left_out)
+    assert (facts["csv"]["counts"], facts["csv"]["left_out"]) == (table.counts, polygons.left_out)
+    found = tilenet.write_table(mask, tmp_path / "m.csv", geojson=tmp_path / "p.json", overwrite=True, **options)
+    assert (tmp_path / "p.json").read_bytes() == (tmp_path / "alone.geojson").read_bytes()
+    assert found.outlined.features == polygons.features and found.outlined.vertices == polygons.vertices
+
+
+def test_neither_file_is_written_if_one_of_them_cannot_be(mask, tmp_path, monkeypatch):
+    (tmp_path / "mine.geojson").write_text("mine")
+    with pytest.raises(OutputExists, match="not a GeoJSON that tilenet wrote"):
+        tilenet.write_table(mask, tmp_path / "m.csv", geojson=tmp_path / "mine.geojson", overwrite=True)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(table_lines, "_line", full)
+    with pytest.raises(EnvironmentFault, match="Make room"):
+        tilenet.write_table(mask, tmp_path / "m.csv", geojson=tmp_path / "m.geojson")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.geojson", "o.zarr", "s.ome.tif"}

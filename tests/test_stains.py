@@ -149,7 +149,7 @@ def test_what_is_printed_is_written_as_a_table_too(slide, tmp_path, tilenet_comm
     for wrong, said in (
         (("--csv", tmp_path / "o.csv", "--counts", counts), "r.csv: exists already"),
         (("--csv", tmp_path / "o.csv", "--counts", tmp_path / "mine.csv", "--overwrite"), "not a table of counts"),
-        (("--csv", tmp_path / "o.csv", "--counts", tmp_path / "r.txt"), "counts are written as .csv"),
+        (("--csv", tmp_path / "o.csv", "--counts", tmp_path / "r.txt"), "a table of counts is written as .csv"),
         (("--csv", tmp_path / "o.csv", "--counts", tmp_path / "o.csv"), "is to be the table of all objects, too"),
         (("--geojson", tmp_path / "o.geojson", "--counts", counts), "--counts is for a table: say --csv"),
     ):

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from tilenet.errors import UnknownOption as UnknownOption
     from tilenet.errors import VerifyFailed as VerifyFailed
     from tilenet.evaluation.scoring import evaluate as evaluate
-    from tilenet.export.geojson import Outlined as Outlined
     from tilenet.export.geojson import write_geojson as write_geojson
     from tilenet.export.table import write_table as write_table
     from tilenet.export.totals import Measured as Measured
+    from tilenet.export.totals import Outlined as Outlined
     from tilenet.footprint import AxisFootprint as AxisFootprint
     from tilenet.footprint import Footprint as Footprint
     from tilenet.geometry import Box as Box
@@ -74,9 +74,9 @@ _HOMES = {
     "batches.summary": "Result",
     "card": "ModelCard",
     "evaluation.scoring": "evaluate",
-    "export.geojson": "Outlined write_geojson",
+    "export.geojson": "write_geojson",
     "export.table": "write_table",
-    "export.totals": "Measured",
+    "export.totals": "Measured Outlined",
     "footprint": "AxisFootprint Footprint",
     "geometry": "Box",
     "instances.in_memory": "objects",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -15,7 +15,7 @@ from tilenet.geometry import sides_text
 
 if TYPE_CHECKING:
     from tilenet.export.in_regions import InRegion
-    from tilenet.export.totals import Measured
+    from tilenet.export.totals import Measured, Outlined
 
 FILE = click.Path(path_type=Path)
 # Volumes below so many mm3 have densities per 1,000 um3: those per mm3 would be many millions.
@@ -65,7 +65,7 @@ def export(
     counts: Path | None,
     pixel_size: tuple[float, ...] | None,
     min_area: str | None,
-    kind: str,
+    kind: Literal["detection", "annotation"],
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -77,21 +77,22 @@ def export(
     choice |= {"shapes": shapes, "intensities": intensities, "stains": stains}
     of_table: dict[str, Any] = {"within": within, "counts": counts}
     _refuse_idle(choice if geojson is None and csv is None else {}, of_table if csv is None else {})
-    said: dict[str, Any] = {"image": image, "overwrite": overwrite, "quiet": quiet, **choice}
+    said: dict[str, Any] = {"image": image, "overwrite": overwrite, **choice}
     result: dict[str, Any] = {}
-    rows, objects = [], True
+    rows = []
     with remarks(shown=not (quiet or as_json)) as heard:
         if tiff is not None:
             result["tiff"], row = _tiff(mask, tiff, overwrite=overwrite)
             rows.append(row)
-        if geojson is not None:
-            result["geojson"], row, objects = _polygons(mask, geojson, kind=kind, **said)
+        outlined, measured = _measured(mask, geojson, csv, kind=kind, of_table=of_table, quiet=quiet, **said)
+        if outlined is not None:
+            result["geojson"], row = _polygons(outlined, geojson, said)
             rows.append(row)
-        if csv is not None:
-            result["csv"], row, objects = _table(mask, csv, **of_table, **said)
+        if measured is not None:
+            result["csv"], row = _table(measured, csv, said | of_table)
             rows.append(row)
     result["remarks"] = heard
-    if not objects:
+    if any(written is not None and not written.objects for written in (outlined, measured)):
         rows.append(
             "connected regions are not objects: touching objects are one region, and specks count. Use segment "
             "--objects to separate them"
@@ -121,27 +122,44 @@ def _tiff(mask: Path, out: Path, *, overwrite: bool) -> tuple[dict[str, Any], st
     return facts, f"{out}: {sides_text(written.shape)} px, {len(written.levels)} levels"
 
 
-def _polygons(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
-    """Write polygons; return their counts as a dict and as text, and whether they are polygons of objects."""
-    from tilenet.export.geojson import write_geojson
-
-    with progress_bar("rows", out, shown=not quiet) as progress:
-        found = write_geojson(mask, out, progress=progress, **said)
-    facts = {"out": str(out), "features": dict(found.features), "vertices": found.vertices, "left_out": found.left_out}
-    counted = _counts(found.features, kind=_kind(objects=found.objects, volumes=found.volumes))
-    return facts, f"{out}: {counted}, {found.vertices} vertices{_left_out(found.left_out, said)}", found.objects
-
-
-def _table(mask: Path, out: Path, *, quiet: bool, **said: Any) -> tuple[dict[str, Any], str, bool]:
-    """Write a table; return its counts as a dict and as text, and whether its lines are objects."""
+def _measured(
+    mask: Path,
+    geojson: Path | None,
+    csv: Path | None,
+    *,
+    kind: Literal["detection", "annotation"],
+    of_table: Mapping[str, Any],
+    quiet: bool,
+    **said: Any,
+) -> tuple[Outlined | None, Measured | None]:
+    """Write polygons and a table, as far as they are wanted; measure once for both. Return what each amounts to."""
+    from tilenet.export.geojson import Polygons, write_geojson
     from tilenet.export.table import write_table
 
+    out = csv or geojson
+    if out is None:
+        return None, None
     with progress_bar("rows", out, shown=not quiet) as progress:
-        found = write_table(mask, out, progress=progress, **said)
+        if csv is None:
+            return write_geojson(mask, out, kind=kind, progress=progress, **said), None
+        polygons = None if geojson is None else Polygons(geojson.absolute(), kind, said["min_area"])
+        found = write_table(mask, csv, geojson=polygons, progress=progress, **of_table, **said)
+    return found.outlined, found
+
+
+def _polygons(found: Outlined, out: Path | None, said: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return what polygons amount to as a dict and as text."""
+    facts = {"out": str(out), "features": dict(found.features), "vertices": found.vertices, "left_out": found.left_out}
+    counted = _counts(found.features, kind=_kind(objects=found.objects, volumes=found.volumes))
+    return facts, f"{out}: {counted}, {found.vertices} vertices{_left_out(found.left_out, said)}"
+
+
+def _table(found: Measured, out: Path | None, said: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return what a table amounts to as a dict and as text."""
     kind = _kind(objects=found.objects)
     text = f"{out}: {_counts(found.counts, kind=kind)}{_per(found, kind)}{_positive(found)}"
     lines = [text + _left_out(found.left_out, said), *(_region(region, kind) for region in found.regions)]
-    return {"out": str(out), **_facts_of(found, said)}, "\n".join(lines), found.objects
+    return {"out": str(out), **_facts_of(found, said)}, "\n".join(lines)
 
 
 def _facts_of(found: Measured, said: Mapping[str, Any]) -> dict[str, Any]:

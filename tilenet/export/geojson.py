@@ -14,24 +14,26 @@ QuPath 0.4 refuses a file that has one.
 from __future__ import annotations
 
 import json
-from collections import Counter
+import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import tilenet
 from tilenet.arguments import known_options
 from tilenet.card import colors_of
 from tilenet.errors import SettingsError
-from tilenet.export.areas import MinimumSize, cut_size, extent, least_of, pixel_sizes, um_of
+from tilenet.export.areas import cut_size, least_of, pixel_sizes, um_of
 from tilenet.export.corners import Ring
-from tilenet.export.descriptors import ShapeDescriptors
-from tilenet.export.intensities import Intensities, Measurements
-from tilenet.export.placement import MaskPlacement
-from tilenet.export.shapes import Progress, Shape, has_volumes, open_for, shapes_of
+from tilenet.export.intensities import Intensities
+from tilenet.export.measuring import MeasuredShape, Measuring
+from tilenet.export.shapes import Progress, Shape, check_export_place, has_volumes, open_placed
+from tilenet.export.totals import Outlined
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
 
@@ -42,33 +44,7 @@ POSITIVE, NEGATIVE = "Positive", "Negative"
 QUPATH = {POSITIVE: [250, 62, 62], NEGATIVE: [112, 112, 225]}
 # The beginning of tilenet's files, and of no others. RFC 7946 allows additional members, and QuPath ignores them.
 HEAD = b'{"type":"FeatureCollection","tilenet":'
-
-
-@dataclass
-class Outlined:
-    """The result of `write_geojson`.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    features : dict
-        Number of features by classification.
-    vertices : int
-        Corners of all polygons.
-    objects, volumes : bool
-        Whether features are objects rather than regions of a class; and whether objects extend over planes, with a
-        feature in each plane.
-    left_out : int
-        Number of shapes smaller than `min_area`.
-    """
-
-    path: Path
-    features: Counter[str] = field(default_factory=Counter)
-    vertices: int = 0
-    objects: bool = False
-    volumes: bool = False
-    left_out: int = 0
+LOG = logging.getLogger("tilenet")
 
 
 @known_options()
@@ -113,7 +89,7 @@ def write_geojson(
     shapes, intensities, stains : bool
         Give each polygon the measurements that `tilenet.write_table` adds by these, and its area, by the names of the
         columns. What is empty or not finite there is left out. Outlines of an object of a volume have no area, each
-        has the intensities of the whole object, and `shapes` is refused.
+        has the intensities of the whole object, and `shapes` is refused: only a table can have those.
     positive : str, optional
         A rule as for `tilenet.write_table`, such as ``"dab>0.2"``: the classes of objects become Positive and Negative,
         by which QuPath counts them. The means are added to the measurements.
@@ -140,46 +116,88 @@ def write_geojson(
     ...     tilenet.write_geojson(folder + "/mask.zarr", folder + "/mask.geojson").vertices
     0
     """
-    if kind not in KINDS:
-        raise SettingsError(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    out, bright = Path(out).absolute(), Intensities(channels=intensities, stains=stains, positive=positive)
-    how: dict[str, Any] = {"pixel_size": pixel_size, "replace": overwrite, "is_ours": _is_ours, "kind": "a GeoJSON"}
-    with open_for(out, mask, image, **how) as (opened, grid):
-        found = Outlined(out, objects=opened.has_objects, volumes=has_volumes(opened))
-        least = _least(opened, min_area, shapes=shapes)
-        if bright:
-            bright.check(opened, image)
-        opened.refuse_damage()
-        measured = bright.measure(opened, image) if bright else None
-        measurements = _ShapeMeasurements(opened, grid, measured, shapes=shapes)
-        outlined = _large(shapes_of(opened, progress), least, found, opened, grid)
-        with put_whole(out) as path, path.open("wb") as file:
-            for part in _Features(opened, grid, kind, found, measurements).collection(outlined):
-                file.write(part)
-    return found
+    bright = Intensities(channels=intensities, stains=stains, positive=positive)
+    polygons = Polygons(Path(out).absolute(), kind, min_area)
+    with open_placed(mask, image, pixel_size=pixel_size) as (opened, grid):
+        file = PolygonsFile(polygons, opened, image, replace=overwrite)
+        if shapes:
+            file.refuse_shapes()
+        measuring = Measuring.begin(opened, grid, image, bright, shapes=shapes)
+        with file.following(measuring, measuring.shapes(progress)) as written:
+            deque(written, maxlen=0)
+    return file.found
 
 
-def _least(mask: AnyMask, area: str | float | None, *, shapes: bool) -> MinimumSize:
-    """Return the least area of shapes; raise if something was asked for that outlines of a volume do not have."""
-    outlines = f"{mask.path}: its polygons are outlines in planes"
-    if area is not None and has_volumes(mask):
-        raise SettingsError(f"{outlines}, which have no volume. Leave smaller objects out of the table alone (--csv)")
-    if shapes and has_volumes(mask):
-        raise SettingsError(f"{outlines}, and shapes are of whole objects. Give --shapes for the table alone (--csv)")
-    return least_of(mask, area)
+@dataclass(frozen=True)
+class Polygons:
+    """Which polygons to write, and where; the options are those of `write_geojson`."""
+
+    out: Path
+    kind: Kind = "detection"
+    min_area: str | float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise SettingsError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
 
 
-def _large(
-    shapes: Iterable[Shape], least: MinimumSize, found: Outlined, mask: AnyMask, grid: MaskPlacement
-) -> Iterator[Shape]:
-    """Yield the shapes whose area, without holes, is at least `least`; count the others."""
-    size, _ = pixel_sizes(mask)
-    for shape in shapes:
-        pixels, inside, _ = extent(shape.rings, grid) if least.pixels else (0, 0, None)
-        if least.excludes(pixels, cut_size(pixels, size, um_of(inside, size))):
-            found.left_out += 1
-        else:
+class PolygonsFile:
+    """A file of polygons, which is written while shapes are measured, perhaps for a table as well.
+
+    Raises
+    ------
+    OutputExists, OutputError, EnvironmentFault, SettingsError
+        If the file must not be written there, or if shapes have no such area.
+    """
+
+    def __init__(self, polygons: Polygons, mask: AnyMask, image: Any, *, replace: bool) -> None:
+        out, area = polygons.out, polygons.min_area
+        self._mask, self._kind, self._volumes = mask, polygons.kind, has_volumes(mask)
+        self.found = Outlined(out, objects=mask.has_objects, volumes=self._volumes)
+        check_export_place(out, mask, image, replace=replace, is_ours=_is_ours, kind="a GeoJSON")
+        if area is not None and self._volumes:
+            raise SettingsError(
+                f"{self._outlines}, which have no volume. Leave smaller objects out of the table alone (--csv)"
+            )
+        self._least = least_of(mask, area)
+
+    @property
+    def _outlines(self) -> str:
+        return f"{self._mask.path}: its polygons are outlines in planes"
+
+    def refuse_shapes(self) -> None:
+        """Raise if the polygons have no forms, and there is no table to have them."""
+        if self._volumes:
+            raise SettingsError(f"{self._outlines}, and shapes are of whole objects. Add --csv: the table has them")
+
+    def remark_shapes(self) -> None:
+        """Say so if the polygons have no forms, which the table has."""
+        if self._volumes:
+            LOG.warning("%s, and shapes are of whole objects: only the table has them", self._outlines)
+
+    @contextmanager
+    def following(self, measuring: Measuring, shapes: Iterable[MeasuredShape]) -> Iterator[Iterator[MeasuredShape]]:
+        """Yield the same shapes; those that are large enough are written as they go by, and the file is then whole."""
+        with put_whole(self.found.path) as path, path.open("wb") as file:
+            features = _Features(measuring, self._kind, self.found)
+            file.write(HEAD + b'"' + tilenet.__version__.encode() + b'","features":[')
+            yield self._written(shapes, features, file)
+            file.write(b"\n]}\n")
+
+    def _written(self, shapes: Iterable[MeasuredShape], features: _Features, file: BinaryIO) -> Iterator[MeasuredShape]:
+        size, before = pixel_sizes(self._mask)[0], "\n"
+        for shape in shapes:
+            if self._least.pixels and self._is_small(shape, size):
+                self.found.left_out += 1
+            else:
+                file.write(f"{before}{features.text(shape)}".encode())
+                before = ",\n"
             yield shape
+
+    def _is_small(self, shape: MeasuredShape, size: float | None) -> bool:
+        """Return whether the area of a shape, without holes, is too small, given that of a pixel."""
+        pixels, inside, _ = shape.extent
+        return self._least.excludes(pixels, cut_size(pixels, size, um_of(inside, size)))
 
 
 def _is_ours(path: Path) -> bool:
@@ -190,48 +208,56 @@ def _is_ours(path: Path) -> bool:
 class _ShapeMeasurements:
     """What a table says of shapes: nothing, or their areas, with their forms and what was measured over objects."""
 
-    def __init__(self, mask: AnyMask, grid: MaskPlacement, measured: Measurements | None, *, shapes: bool) -> None:
-        self._grid, self._um2, self._measured = grid, pixel_sizes(mask)[0], measured
-        self._forms = ShapeDescriptors(mask) if shapes else None
-        self._has_areas = (shapes or measured is not None) and not has_volumes(mask)
-        self._positive = None if measured is None else measured.positive
+    def __init__(self, measuring: Measuring) -> None:
+        mask, self._measured = measuring.mask, measuring.bright
+        self._um2, whole = pixel_sizes(mask)[0], not has_volumes(mask)
+        self._has_forms = measuring.forms is not None and whole
+        self._has_areas = (self._has_forms or self._measured is not None) and whole
+        self._positive = None if self._measured is None else self._measured.positive
         self.colors = {} if self._positive is None else QUPATH
 
     def class_of(self, shape: Shape) -> str:
         """Return the name of the class of a shape; what is neither positive nor negative keeps its own."""
         return shape.name if self._positive is None else (NEGATIVE, POSITIVE, shape.name)[self._positive[shape.value]]
 
-    def of(self, shape: Shape) -> dict[str, Any]:
+    def of(self, measured: MeasuredShape) -> dict[str, Any]:
         """Return the finite numbers of a shape by column, without `positive`, which its class says."""
-        texts = self._forms.of(shape) if self._forms else {}
-        texts |= self._measured.of(shape.value) if self._measured else {}
+        texts = measured.form if self._has_forms else {}
+        if self._measured:
+            texts = texts | self._measured.of(measured.shape.value)
         numbers = ((name, float(text)) for name, text in texts.items() if name != "positive")
-        return self._areas(shape) | {name: number for name, number in numbers if isfinite(number)}
+        return self._areas(measured) | {name: number for name, number in numbers if isfinite(number)}
 
-    def _areas(self, shape: Shape) -> dict[str, Any]:
+    def _areas(self, measured: MeasuredShape) -> dict[str, Any]:
         if not self._has_areas:
             return {}
-        pixels, inside, _ = extent(shape.rings, self._grid)
+        pixels, inside, _ = measured.extent
         return {"area_px": pixels} | ({} if self._um2 is None else {"area_um2": um_of(inside, self._um2)})
 
 
 class _Features:
-    """Write shapes as the text of a FeatureCollection, counting features and vertices."""
+    """Shapes as the text of features, counted with their vertices."""
 
-    def __init__(
-        self, mask: AnyMask, grid: MaskPlacement, kind: str, found: Outlined, measurements: _ShapeMeasurements
-    ) -> None:
-        self._mask, self._grid, self._kind, self._found, self._measurements = mask, grid, kind, found, measurements
-        self._colors = {value: color[:3] for value, color in colors_of(mask.info["card"]).items()}
+    def __init__(self, measuring: Measuring, kind: str, found: Outlined) -> None:
+        self._mask, self._grid, self._kind, self._found = measuring.mask, measuring.grid, kind, found
+        self._measurements = _ShapeMeasurements(measuring)
+        self._colors = {value: color[:3] for value, color in colors_of(self._mask.info["card"]).items()}
 
-    def collection(self, shapes: Iterable[Shape]) -> Iterator[bytes]:
-        """Yield the content of the file in pieces."""
-        yield HEAD + b'"' + tilenet.__version__.encode() + b'","features":['
-        before = "\n"
-        for shape in shapes:
-            yield f"{before}{self._feature(shape)}".encode()
-            before = ",\n"
-        yield b"\n]}\n"
+    def text(self, measured: MeasuredShape) -> str:
+        """Return the feature of a shape."""
+        shape = measured.shape
+        polygons = [f"[{','.join(map(self._ring, region.rings))}]" for region in shape.parts]
+        several = len(polygons) > 1
+        name = self._measurements.class_of(shape)
+        self._found.features[name] += 1
+        self._found.vertices += sum(len(ring) for ring in shape.rings)
+        kind = "MultiPolygon" if several else "Polygon"
+        coordinates = f"[{','.join(polygons)}]" if several else polygons[0]
+        return (
+            f'{{"type":"Feature","id":"{shape.id}",'
+            f'"geometry":{{"type":"{kind}","coordinates":{coordinates}{self._plane(shape)}}},'
+            f'"properties":{self._properties(measured, name)}}}'
+        )
 
     def _plane(self, shape: Shape) -> str:
         """Return the ``plane`` member of a geometry; empty if the mask has no other plane than the image's first."""
@@ -239,28 +265,15 @@ class _Features:
             return ""
         return f',"plane":{{"c":-1,"z":{shape.z},"t":{shape.t}}}'
 
-    def _feature(self, shape: Shape) -> str:
-        polygons = [f"[{','.join(map(self._ring, region.rings))}]" for region in shape.parts]
-        several = len(polygons) > 1
-        name = self._measurements.class_of(shape)
-        self._found.features[name] += 1
-        self._found.vertices += sum(len(ring) for region in shape.parts for ring in region.rings)
-        kind = "MultiPolygon" if several else "Polygon"
-        coordinates = f"[{','.join(polygons)}]" if several else polygons[0]
-        return (
-            f'{{"type":"Feature","id":"{shape.id}",'
-            f'"geometry":{{"type":"{kind}","coordinates":{coordinates}{self._plane(shape)}}},'
-            f'"properties":{self._properties(shape, name)}}}'
-        )
-
     def _ring(self, ring: Ring) -> str:
         return json.dumps(self._grid.place(ring).tolist(), separators=(",", ":"))
 
-    def _properties(self, shape: Shape, name: str) -> str:
-        own = min(self._colors) if self._found.objects else shape.value
+    def _properties(self, measured: MeasuredShape, name: str) -> str:
+        value = measured.shape.value
+        own = min(self._colors) if self._found.objects else value
         color = self._measurements.colors.get(name) or self._colors[own]
         said: dict[str, Any] = {"objectType": self._kind, "classification": {"name": name, "color": list(color)}}
-        said |= {"name": str(shape.value)} if self._found.objects else {}
-        measurements = self._measurements.of(shape)
+        said |= {"name": str(value)} if self._found.objects else {}
+        measurements = self._measurements.of(measured)
         said |= {"measurements": measurements} if measurements else {}
         return json.dumps(said, separators=(",", ":"))

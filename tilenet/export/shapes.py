@@ -35,7 +35,7 @@ from tilenet.store import AnyMask
 BAND, STRIP = 2**27, 2**24
 Progress = Callable[[int, int], None]
 LOG = logging.getLogger("tilenet")
-ENDINGS = {"a table": (".csv",), "a GeoJSON": (".geojson", ".json")}
+ENDINGS = {"a table": (".csv",), "a table of counts": (".csv",), "a GeoJSON": (".geojson", ".json")}
 
 
 @dataclass(frozen=True)
@@ -77,38 +77,37 @@ def has_volumes(mask: AnyMask) -> bool:
 
 
 @contextmanager
-def open_for(
-    out: Path,
-    mask: str | PathLike[str],
-    image: Any,
-    *,
-    pixel_size: Any = None,
-    replace: bool,
-    is_ours: Callable[[Path], bool],
-    kind: str,
+def open_placed(
+    mask: str | PathLike[str], image: Any, *, pixel_size: Any = None
 ) -> Iterator[tuple[AnyMask, MaskPlacement]]:
-    """Open a mask to export, and find where it lies in its image; raise before any work if a file cannot be made.
+    """Open a mask to export, and find where it lies in its image; the arguments are those of `tilenet.write_geojson`.
 
     The caller checks the mask for damage, which reads all of it, when nothing else can be refused any more.
-
-    Parameters
-    ----------
-    out : Path
-        The file to write: not inside the mask or its image, and not a file that tilenet did not write.
-    mask, image, pixel_size
-        As for `tilenet.write_geojson`.
-    replace, is_ours, kind
-        As for `tilenet.masks.protected.check_file_place`.
     """
     with open_mask(mask) as opened:
-        refuse_protected(out, image=opened.info["image"]["path"])
-        check_file_place(out, replace=replace, is_ours=is_ours, kind=kind, image=image, mask=mask)
-        if out.suffix.lower() not in ENDINGS[kind]:
-            raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
         grid = find_grid(opened, image)
         if pixel_size is not None:
             opened.given_pixel_size = _given_size(pixel_size, opened, grid)
         yield opened, grid
+
+
+def check_export_place(
+    out: Path,
+    mask: AnyMask,
+    image: Any,
+    *,
+    replace: bool,
+    is_ours: Callable[[Path], bool],
+    kind: str,
+) -> None:
+    """Raise if a file that says what is in a mask must not be put at a path, or has another ending than its `kind`.
+
+    See `tilenet.masks.protected.check_file_place` for the arguments.
+    """
+    refuse_protected(out, image=mask.info["image"]["path"])
+    check_file_place(out, replace=replace, is_ours=is_ours, kind=kind, image=image, mask=mask.path)
+    if out.suffix.lower() not in ENDINGS[kind]:
+        raise SettingsError(f"{out}: {kind} is written as {' or '.join(ENDINGS[kind])}. Change the ending")
 
 
 def _given_size(pixel_size: Any, mask: AnyMask, grid: MaskPlacement) -> tuple[float, ...]:

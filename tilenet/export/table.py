@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections import Counter
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from tilenet.arguments import known_options
-from tilenet.drawn_regions import BETWEEN, Drawn, covered, read_regions
-from tilenet.errors import ImageError, OutputMismatch, SettingsError
-from tilenet.export.areas import least_of, pixel_sizes
-from tilenet.export.descriptors import COLUMNS as FORMS
-from tilenet.export.descriptors import ShapeDescriptors
-from tilenet.export.in_regions import InRegion, Within
+from tilenet.drawn_regions import BETWEEN, Drawn, read_regions
+from tilenet.errors import ImageError, OutputMismatch
+from tilenet.export.areas import MinimumSize, least_of
+from tilenet.export.geojson import Polygons, PolygonsFile
 from tilenet.export.intensities import Intensities
+from tilenet.export.measuring import MeasuredShape, Measuring
 from tilenet.export.placement import MaskPlacement, find_grid, is_full
-from tilenet.export.shapes import Progress, class_names, has_volumes, open_for, shapes_of
+from tilenet.export.shapes import Progress, check_export_place, open_placed
 from tilenet.export.table_lines import COLUMNS, lines_of
 from tilenet.export.table_rows import Rows
-from tilenet.export.totals import Measured, Tally, sizes_of
+from tilenet.export.tally import Tally
+from tilenet.export.totals import Measured, sizes_of
 from tilenet.export.totals_table import check_counts_place, write_counts
-from tilenet.geometry import Box
 from tilenet.masks.protected import check_file_place
 from tilenet.masks.tiff_mask import name_of, open_mask
 from tilenet.store import AnyMask
@@ -53,6 +51,7 @@ def write_table(
     positive: str | None = None,
     within: str | Path | None = None,
     counts: str | Path | None = None,
+    geojson: str | PathLike[str] | Polygons | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Measured:
@@ -103,6 +102,9 @@ def write_table(
     counts : path, optional
         A second table, ending in ``.csv``, of the result itself: a line for the mask and for each region, with the
         columns of the ``counts.csv`` of `tilenet.batch`.
+    geojson : path, optional
+        A file, ending in ``.geojson`` (or ``.json``), of the polygons that `tilenet.write_geojson` writes with these
+        options, for which nothing is measured twice. Its result is in `outlined`. Polygons of volumes have no shapes.
     overwrite : bool
         Replace files that `write_table` wrote.
     progress : callable, optional
@@ -129,30 +131,51 @@ def write_table(
     """
     out, drawn = Path(out).absolute(), () if within is None else read_regions(within)
     bright = Intensities(channels=intensities, stains=stains, positive=positive)
-    how: dict[str, Any] = {"pixel_size": pixel_size, "replace": overwrite, "is_ours": is_table, "kind": "a table"}
-    with open_for(out, mask, image, **how) as (opened, grid):
+    with open_placed(mask, image, pixel_size=pixel_size) as (opened, grid):
+        check_export_place(out, opened, image, replace=overwrite, is_ours=is_table, kind="a table")
         if counts is not None:
             check_counts_place(Path(counts), opened, replace=overwrite, table=out, image=image)
-        found, least = _empty_result(opened, out, grid), least_of(opened, min_area)
-        if bright:
-            bright.check(opened, image)
-        tally = _tally(found, opened, grid, drawn)
-        if positive:
-            found.count_positive()
-        opened.refuse_damage()
-        measured = bright.measure(opened, image) if bright else None
-        forms = ShapeDescriptors(opened) if shapes else None
-        lines = lines_of(shapes_of(opened, progress), grid, found, forms, least)
-        more = [*(["region"] if drawn else []), *(FORMS if shapes else ()), *(measured.columns() if measured else ())]
-        numbers = opened.info["objects"] if opened.has_objects else None
-        with put_whole(out) as path, Rows(path, [*COLUMNS, *more], numbers) as rows:
-            for value, line in lines:
-                line |= measured.of(value) if measured else {}
-                regions = tally.add(line)
-                rows.add(value, line | ({"region": BETWEEN.join(regions)} if drawn else {}))
+        tally, least = Tally(opened, out, grid, drawn, positive=bool(positive)), least_of(opened, min_area)
+        polygons = _polygons_beside(geojson, opened, image, min_area=min_area, replace=overwrite, shapes=shapes)
+        measuring = Measuring.begin(opened, grid, image, bright, shapes=shapes)
+        every = measuring.shapes(progress)
+        with polygons.following(measuring, every) if polygons else nullcontext(every) as passing:
+            _write(passing, measuring, tally, least)
+    tally.found.outlined = polygons.found if polygons else None
     if counts is not None:
-        write_counts(Path(counts), {name_of(Path(mask)): found})
-    return found
+        write_counts(Path(counts), {name_of(Path(mask)): tally.found})
+    return tally.found
+
+
+def _write(shapes: Iterable[MeasuredShape], measuring: Measuring, tally: Tally, least: MinimumSize) -> None:
+    """Write the table itself, and count its lines."""
+    mask, bright, out = measuring.mask, measuring.bright, tally.found.path
+    named = ["region"] if tally.found.regions else []
+    numbers = mask.info["objects"] if mask.has_objects else None
+    with put_whole(out) as path, Rows(path, [*COLUMNS, *named, *measuring.columns()], numbers) as rows:
+        for value, line in lines_of(shapes, measuring, tally.found, least):
+            line |= bright.of(value) if bright else {}
+            regions = BETWEEN.join(tally.add(line))
+            rows.add(value, line | dict.fromkeys(named, regions))
+
+
+def _polygons_beside(
+    geojson: str | PathLike[str] | Polygons | None,
+    mask: AnyMask,
+    image: Any,
+    *,
+    min_area: str | float | None,
+    replace: bool,
+    shapes: bool,
+) -> PolygonsFile | None:
+    """Return the file of polygons to write beside a table, if there is to be one."""
+    if geojson is None:
+        return None
+    polygons = geojson if isinstance(geojson, Polygons) else Polygons(Path(geojson).absolute(), min_area=min_area)
+    file = PolygonsFile(polygons, mask, image, replace=replace)
+    if shapes:
+        file.remark_shapes()
+    return file
 
 
 def read_table(
@@ -172,12 +195,12 @@ def read_table(
     with open_mask(mask) as opened:
         # Without a tissue map or regions, the image may be gone.
         grid = find_grid(opened, image) if opened.tissue or drawn else _grid_if_known(opened, image)
-        found, least = _empty_result(opened, Path(table).absolute(), grid), least_of(opened, min_area)
-        tally = _tally(found, opened, grid, drawn)
+        least = least_of(opened, min_area)
+        tally = Tally(opened, Path(table).absolute(), grid, drawn, positive=False)
+    found = tally.found
     with found.path.open(newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
-        positive = positive and "positive" in (lines.fieldnames or ())
-        if positive:
+        if positive and "positive" in (lines.fieldnames or ()):
             found.count_positive()
         for line in lines:
             if least.excludes(*sizes_of(line, found)):
@@ -203,50 +226,6 @@ def _grid_if_known(mask: AnyMask, image: Any) -> MaskPlacement:
             *(mask.path, error),
         )
         return MaskPlacement((0, 0))
-
-
-def _empty_result(mask: AnyMask, out: Path, grid: MaskPlacement) -> Measured:
-    """Return the measurements of a mask before its first shape, with a count of 0 for each class."""
-    (pixel, voxel), inside = pixel_sizes(mask), grid.inside(mask.shape)
-    none = dict.fromkeys(class_names(mask).values(), 0)
-    found = Measured(out, Counter(none), Counter(none), mask.has_objects, pixel_um2=pixel, mask_px=prod(mask.shape))
-    found.in_tissue, found.inside = Counter(none), prod(inside) / prod(mask.shape[-2:])
-    if mask.tissue is not None:
-        found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin), inside)
-        if any((mask.info.get("tissue") or {}).get("dilated", ())) and mask.tissue.own is None:
-            LOG.warning(
-                "%s: its tissue map, of an earlier tilenet, has what lies within %d px of tissue, too: the area of "
-                "tissue is too large, and its density too low. Only segmenting it anew tells them apart",
-                *(mask.path, max(mask.info["tissue"]["dilated"])),
-            )
-    found.volumes, found.voxel_um3 = has_volumes(mask), voxel
-    if found.volumes:
-        first, planes = mask.origin[-3], mask.shape[-3]
-        found.inside *= sum(map(grid.plane_share, range(first, first + planes))) / planes
-    return found
-
-
-def _tally(found: Measured, mask: AnyMask, grid: MaskPlacement, drawn: Sequence[Drawn]) -> Tally:
-    """Return what counts lines, also in regions."""
-    if not drawn:
-        return Tally(found, mask.tissue, grid)
-    found.regions = _regions(drawn, mask, grid, found)
-    return Tally(found, mask.tissue, grid, Within(drawn))
-
-
-def _regions(drawn: Sequence[Drawn], mask: AnyMask, grid: MaskPlacement, found: Measured) -> list[InRegion]:
-    """Return the regions before the first shape, with their areas as far as the mask covers them."""
-    if max(mask.shape[:-2], default=1) > 1:
-        raise SettingsError(
-            f"{mask.path}: has several planes, and regions are drawn in one. Segment one alone, such as --roi 4:5,:,:"
-        )
-    (x0, y0), (x1, y1) = (grid.place_point(y, x) for y, x in ((0, 0), mask.shape[-2:]))
-    areas = covered(drawn, (x0, y0, x1, y1))
-    um2 = None if found.pixel_um2 is None else found.pixel_um2 / float(prod(grid.step))
-    return [
-        InRegion(region.name, Counter(dict.fromkeys(found.counts, 0)), None if um2 is None else area * um2 / 1e6)
-        for region, area in zip(drawn, areas, strict=True)
-    ]
 
 
 def is_table(path: Path) -> bool:

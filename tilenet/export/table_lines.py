@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.export.areas import MinimumSize, extent, um_of
-from tilenet.export.descriptors import Edges, Moments, ShapeDescriptors, lifted
+from tilenet.export.areas import MinimumSize, um_of
+from tilenet.export.descriptors import Edges, Moments, lifted
+from tilenet.export.measuring import MeasuredShape, Measuring
 from tilenet.export.placement import DECIMALS, MaskPlacement
 from tilenet.export.shapes import Shape
 from tilenet.export.totals import Measured, sizes_of
@@ -41,9 +42,9 @@ class _Solid:
     high: NDArray[np.int64] = field(default_factory=lambda: np.full(3, np.iinfo(np.int64).min))
     second: Moments = field(default_factory=lambda: np.zeros((4, 4), object))
 
-    def add(self, shape: Shape, grid: MaskPlacement, *, second: bool) -> None:
+    def add(self, measured: MeasuredShape, grid: MaskPlacement, *, second: bool) -> None:
         """Add the part of the object that lies in one more plane."""
-        pixels, inside, centre = extent(shape.rings, grid)
+        shape, (pixels, inside, centre) = measured.shape, measured.extent
         share, (low, high) = grid.plane_share(shape.z), _box_of(shape)
         inside *= share
         self.pixels += pixels
@@ -57,10 +58,12 @@ class _Solid:
 
 
 def lines_of(
-    shapes: Iterable[Shape], grid: MaskPlacement, found: Measured, forms: ShapeDescriptors | None, least: MinimumSize
+    shapes: Iterable[MeasuredShape], measuring: Measuring, found: Measured, least: MinimumSize
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the value, and the line by column, of each shape or object of a volume; count smaller ones in `found`."""
-    things: Iterable[Shape | _Solid] = _solids(shapes, grid, second=forms is not None) if found.volumes else shapes
+    grid, forms = measuring.grid, measuring.forms
+    solids = _solids(shapes, grid, second=forms is not None) if found.volumes else None
+    things: Iterable[MeasuredShape | _Solid] = shapes if solids is None else solids
     for thing in things:
         values = _line_of_solid(thing, grid, found) if isinstance(thing, _Solid) else _line(thing, grid, found)
         line = dict(zip(COLUMNS, values, strict=True))
@@ -69,16 +72,17 @@ def lines_of(
         elif isinstance(thing, _Solid):
             yield thing.first.value, line | (forms.of_solid(thing.second) if forms else {})
         else:
-            yield thing.value, line | (forms.of(thing) if forms else {})
+            yield thing.shape.value, line | thing.form
 
 
-def _solids(shapes: Iterable[Shape], grid: MaskPlacement, *, second: bool) -> Iterable[_Solid]:
+def _solids(shapes: Iterable[MeasuredShape], grid: MaskPlacement, *, second: bool) -> Iterable[_Solid]:
     """Return the objects of a volume, in the order of their first planes."""
     solids: dict[int, _Solid] = {}
-    for shape in shapes:
-        if shape.value not in solids:
-            solids[shape.value] = _Solid(shape)
-        solids[shape.value].add(shape, grid, second=second)
+    for measured in shapes:
+        value = measured.shape.value
+        if value not in solids:
+            solids[value] = _Solid(measured.shape)
+        solids[value].add(measured, grid, second=second)
     return solids.values()
 
 
@@ -88,9 +92,9 @@ def _box_of(shape: Shape) -> tuple[NDArray[Any], NDArray[Any]]:
     return corners.min(axis=0), corners.max(axis=0)
 
 
-def _line(shape: Shape, grid: MaskPlacement, found: Measured) -> list[object]:
+def _line(measured: MeasuredShape, grid: MaskPlacement, found: Measured) -> list[object]:
     """Return the values of the line of a shape, in the order of `COLUMNS`."""
-    pixels, inside, (y, x) = extent(shape.rings, grid)
+    shape, (pixels, inside, (y, x)) = measured.shape, measured.extent
     number, size = shape.value if found.objects else "", (pixels, um_of(inside, found.pixel_um2), "", "")
     place, box = _point(grid, y, x), _box(grid, *_box_of(shape))
     return [shape.id, shape.name, number, shape.t, shape.z, *place, *size, *box, shape.z, shape.z + 1]

@@ -1,4 +1,4 @@
-"""What a table of a mask amounts to: how many shapes of each class, what they cover, and how dense they lie."""
+"""What tables and polygons of a mask amount to: how many shapes of each class, what they cover, how dense they lie."""
 
 from __future__ import annotations
 
@@ -9,9 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.export.areas import cut_size
-from tilenet.export.in_regions import InRegion, Within
-from tilenet.export.placement import DECIMALS, MaskPlacement
-from tilenet.store.tissue_map import TissueMap
+from tilenet.export.in_regions import InRegion
+from tilenet.export.placement import DECIMALS
+
+
+@dataclass
+class Outlined:
+    """The result of `write_geojson`.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    features : dict
+        Number of features by classification.
+    vertices : int
+        Corners of all polygons.
+    objects, volumes : bool
+        Whether features are objects rather than regions of a class; and whether objects extend over planes, with a
+        feature in each plane.
+    left_out : int
+        Number of shapes smaller than `min_area`.
+    """
+
+    path: Path
+    features: Counter[str] = field(default_factory=Counter)
+    vertices: int = 0
+    objects: bool = False
+    volumes: bool = False
+    left_out: int = 0
 
 
 @dataclass
@@ -50,6 +76,8 @@ class Measured:
         finite pixel is neither. Empty if that was not asked for.
     beyond : dict
         How much of `area_px` by class lies beyond the image, in thousandths of a um2 or um3.
+    outlined : Outlined or None
+        What `write_geojson` would return, if polygons were written too.
     """
 
     path: Path
@@ -68,6 +96,7 @@ class Measured:
     positive: Counter[str] = field(default_factory=Counter)
     judged: Counter[str] = field(default_factory=Counter)
     beyond: Counter[str] = field(default_factory=Counter)
+    outlined: Outlined | None = None
 
     @property
     def _px(self) -> float:
@@ -140,53 +169,3 @@ def sizes_of(line: Mapping[str, Any], found: Measured) -> tuple[int, float | Non
     pixels, um = ("volume_px", "volume_um3") if found.volumes else ("area_px", "area_um2")
     n = int(line[pixels])
     return n, None if found.inside == 1 else cut_size(n, found.size, line[um])
-
-
-class Tally:
-    """Counts the lines of a table, by what they say, so that a table that is read again gives the same numbers.
-
-    Parameters
-    ----------
-    found : Measured
-        What is counted, changed in place.
-    tissue : TissueMap or None
-        The tissue map of the mask.
-    grid : MaskPlacement
-        Where the mask lies in its image.
-    within : Within or None
-        Where the `found.regions` are.
-    """
-
-    def __init__(
-        self, found: Measured, tissue: TissueMap | None, grid: MaskPlacement, within: Within | None = None
-    ) -> None:
-        self._found, self._tissue, self._within = found, tissue, within
-        # As floats, once: a table may have a million lines.
-        self._step = tuple(map(float, grid.step))
-
-    def add(self, line: Mapping[str, Any]) -> list[str]:
-        """Count a line, given its values by column, as numbers or as text; return the names of its regions."""
-        name, x, y = line["class"], float(line["x"]), float(line["y"])
-        self._found.counts[name] += 1
-        pixels, cut = sizes_of(line, self._found)
-        self._found.area_px[name] += pixels
-        if cut is not None and self._found.size is not None:
-            # In integers, so that the order of lines does not matter.
-            whole = round(pixels * self._found.size, DECIMALS)
-            self._found.beyond[name] += round((whole - cut) * 10**DECIMALS)
-        self._found.in_tissue[name] += self._has_tissue(x, y)
-        regions = [self._found.regions[k] for k in self._within.at(x, y)] if self._within else []
-        for region in regions:
-            region.counts[name] += 1
-        if self._found.positive and line["positive"]:
-            counting: list[Measured | InRegion] = [self._found, *regions]
-            for counted in counting:
-                counted.judged[name] += 1
-                counted.positive[name] += int(line["positive"])
-        return [region.name for region in regions]
-
-    def _has_tissue(self, x: float, y: float) -> bool:
-        if self._tissue is None:
-            return False
-        along = zip((y, x), self._step, self._tissue.covers, strict=True)
-        return self._tissue.holds(*(min(int(at / step), n - 1) for at, step, n in along))

@@ -11,8 +11,8 @@ from typing import Any
 from tilenet.errors import SettingsError
 from tilenet.export.in_regions import InRegion
 from tilenet.export.placement import DECIMALS
+from tilenet.export.shapes import check_export_place
 from tilenet.export.totals import Measured
-from tilenet.masks.protected import check_file_place, refuse_protected
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
 
@@ -53,11 +53,8 @@ def write_counts(path: Path, measured: Mapping[str, Measured]) -> None:
 
 
 def check_counts_place(path: Path, mask: AnyMask, *, replace: bool, table: Path, image: Any = None) -> None:
-    """Raise if the counts of a `table` must not be put at a path; see `tilenet.masks.protected.check_file_place`."""
-    refuse_protected(path, image=mask.info["image"]["path"])
-    check_file_place(path, replace=replace, is_ours=_is_counts, kind="a table of counts", image=image, mask=mask.path)
-    if path.suffix.lower() != ".csv":
-        raise SettingsError(f"{path}: counts are written as .csv. Change the ending")
+    """Raise if the counts of a `table` must not be put at a path; see `check_export_place`."""
+    check_export_place(path, mask, image, replace=replace, is_ours=_is_counts, kind="a table of counts")
     if path.resolve() == table.resolve():
         raise SettingsError(f"{path}: is to be the table of all objects, too. Give the counts another name")
 

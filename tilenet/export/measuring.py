@@ -1,0 +1,71 @@
+"""What is measured of the shapes of a mask: once, for all files that are written of it together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tilenet.export.areas import extent
+from tilenet.export.descriptors import COLUMNS, ShapeDescriptors
+from tilenet.export.intensities import Intensities, Measurements
+from tilenet.export.placement import MaskPlacement
+from tilenet.export.shapes import Progress, Shape, shapes_of
+from tilenet.store import AnyMask
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured of each shape of a mask.
+
+    Attributes
+    ----------
+    mask, grid
+        The mask, and where it lies in its image.
+    forms : ShapeDescriptors or None
+        What measures forms; None if they are not asked for.
+    bright : Measurements or None
+        What was measured of the image over each object; None if that is not asked for.
+    """
+
+    mask: AnyMask
+    grid: MaskPlacement
+    forms: ShapeDescriptors | None
+    bright: Measurements | None
+
+    @classmethod
+    def begin(
+        cls, mask: AnyMask, grid: MaskPlacement, image: Any, intensities: Intensities, *, shapes: bool
+    ) -> Measuring:
+        """Measure the image over the objects; raise before the mask is read if that cannot be done."""
+        if intensities:
+            intensities.check(mask, image)
+        mask.refuse_damage()
+        measured = intensities.measure(mask, image) if intensities else None
+        return cls(mask, grid, ShapeDescriptors(mask) if shapes else None, measured)
+
+    def columns(self) -> list[str]:
+        """Return the names of all columns that this adds to a table."""
+        return [*(COLUMNS if self.forms else ()), *(self.bright.columns() if self.bright else ())]
+
+    def shapes(self, progress: Progress | None) -> Iterator[MeasuredShape]:
+        """Yield the shapes of the mask, see `shapes_of`."""
+        return (MeasuredShape(shape, self) for shape in shapes_of(self.mask, progress))
+
+
+class MeasuredShape:
+    """A shape, and what is measured of it when it is first asked for."""
+
+    def __init__(self, shape: Shape, measuring: Measuring) -> None:
+        self.shape, self._measuring = shape, measuring
+
+    @cached_property
+    def extent(self) -> tuple[int, float, tuple[float, float]]:
+        """Its pixels, how many of them lie in the image, and the centroid (y, x) of these."""
+        return extent(self.shape.rings, self._measuring.grid)
+
+    @cached_property
+    def form(self) -> dict[str, str]:
+        """Its form by column; empty if that is not asked for."""
+        return self._measuring.forms.of(self.shape) if self._measuring.forms else {}

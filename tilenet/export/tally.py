@@ -1,0 +1,119 @@
+"""Counting the lines of a table: by class, in tissue, and in regions that a user drew."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from tilenet.drawn_regions import Drawn, covered
+from tilenet.errors import SettingsError
+from tilenet.export.areas import pixel_sizes
+from tilenet.export.in_regions import InRegion, Within
+from tilenet.export.placement import DECIMALS, MaskPlacement
+from tilenet.export.shapes import class_names, has_volumes
+from tilenet.export.totals import Measured, sizes_of
+from tilenet.geometry import Box
+from tilenet.store import AnyMask
+
+LOG = logging.getLogger("tilenet")
+
+
+class Tally:
+    """Counts the lines of a table, by what they say, so that a table that is read again gives the same numbers.
+
+    Parameters
+    ----------
+    mask : Mask
+        The mask of which the table is.
+    out : Path
+        The table.
+    grid : MaskPlacement
+        Where the mask lies in its image.
+    drawn : sequence of Drawn
+        Regions to count in.
+    positive : bool
+        Whether to count what is positive.
+
+    Attributes
+    ----------
+    found : Measured
+        What was counted.
+    """
+
+    def __init__(
+        self, mask: AnyMask, out: Path, grid: MaskPlacement, drawn: Sequence[Drawn] = (), *, positive: bool
+    ) -> None:
+        self.found, self._tissue = _empty_result(mask, out, grid), mask.tissue
+        self.found.regions = _regions(drawn, mask, grid, self.found) if drawn else []
+        self._within = Within(drawn) if drawn else None
+        if positive:
+            self.found.count_positive()
+        # As floats, once: a table may have a million lines.
+        self._step = tuple(map(float, grid.step))
+
+    def add(self, line: Mapping[str, Any]) -> list[str]:
+        """Count a line, given its values by column, as numbers or as text; return the names of its regions."""
+        name, x, y = line["class"], float(line["x"]), float(line["y"])
+        self.found.counts[name] += 1
+        pixels, cut = sizes_of(line, self.found)
+        self.found.area_px[name] += pixels
+        if cut is not None and self.found.size is not None:
+            # In integers, so that the order of lines does not matter.
+            whole = round(pixels * self.found.size, DECIMALS)
+            self.found.beyond[name] += round((whole - cut) * 10**DECIMALS)
+        self.found.in_tissue[name] += self._has_tissue(x, y)
+        regions = [self.found.regions[k] for k in self._within.at(x, y)] if self._within else []
+        for region in regions:
+            region.counts[name] += 1
+        if self.found.positive and line["positive"]:
+            counting: list[Measured | InRegion] = [self.found, *regions]
+            for counted in counting:
+                counted.judged[name] += 1
+                counted.positive[name] += int(line["positive"])
+        return [region.name for region in regions]
+
+    def _has_tissue(self, x: float, y: float) -> bool:
+        if self._tissue is None:
+            return False
+        along = zip((y, x), self._step, self._tissue.covers, strict=True)
+        return self._tissue.holds(*(min(int(at / step), n - 1) for at, step, n in along))
+
+
+def _empty_result(mask: AnyMask, out: Path, grid: MaskPlacement) -> Measured:
+    """Return the measurements of a mask before its first shape, with a count of 0 for each class."""
+    (pixel, voxel), inside = pixel_sizes(mask), grid.inside(mask.shape)
+    none = dict.fromkeys(class_names(mask).values(), 0)
+    found = Measured(out, Counter(none), Counter(none), mask.has_objects, pixel_um2=pixel, mask_px=prod(mask.shape))
+    found.in_tissue, found.inside = Counter(none), prod(inside) / prod(mask.shape[-2:])
+    if mask.tissue is not None:
+        found.tissue_share = mask.tissue.tissue_fraction(Box.of_shape(mask.shape).shifted(mask.origin), inside)
+        if any((mask.info.get("tissue") or {}).get("dilated", ())) and mask.tissue.own is None:
+            LOG.warning(
+                "%s: its tissue map, of an earlier tilenet, has what lies within %d px of tissue, too: the area of "
+                "tissue is too large, and its density too low. Only segmenting it anew tells them apart",
+                *(mask.path, max(mask.info["tissue"]["dilated"])),
+            )
+    found.volumes, found.voxel_um3 = has_volumes(mask), voxel
+    if found.volumes:
+        first, planes = mask.origin[-3], mask.shape[-3]
+        found.inside *= sum(map(grid.plane_share, range(first, first + planes))) / planes
+    return found
+
+
+def _regions(drawn: Sequence[Drawn], mask: AnyMask, grid: MaskPlacement, found: Measured) -> list[InRegion]:
+    """Return the regions before the first shape, with their areas as far as the mask covers them."""
+    if max(mask.shape[:-2], default=1) > 1:
+        raise SettingsError(
+            f"{mask.path}: has several planes, and regions are drawn in one. Segment one alone, such as --roi 4:5,:,:"
+        )
+    (x0, y0), (x1, y1) = (grid.place_point(y, x) for y, x in ((0, 0), mask.shape[-2:]))
+    areas = covered(drawn, (x0, y0, x1, y1))
+    um2 = None if found.pixel_um2 is None else found.pixel_um2 / float(prod(grid.step))
+    return [
+        InRegion(region.name, Counter(dict.fromkeys(found.counts, 0)), None if um2 is None else area * um2 / 1e6)
+        for region, area in zip(drawn, areas, strict=True)
+    ]
