@@ -122,7 +122,7 @@ def test_the_planes_of_a_stack_that_are_not_linked_are_measured_one_by_one(tmp_p
 
 @pytest.fixture
 def mask(tmp_path):
-    slide = write_slide(tmp_path / "s.ome.tif")
+    slide = write_named_channels(tmp_path / "s.ome.tif")
     return tilenet.segment(slide, tmp_path / "o.zarr", model=Bright(), channels="DAPI", objects=True).path
 
 
