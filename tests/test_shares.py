@@ -141,6 +141,21 @@ def test_while_an_ordinary_run_is_at_work_a_share_is_refused(commands, image, tm
     kill(run)
 
 
+def test_a_share_waits_for_one_that_finishes_also_after_it_waited_long_for_a_dead_one(monkeypatch):
+    monkeypatch.setattr(tilenet.runs.shares, "PATIENCE", 0.3)
+    calls = []
+
+    def take():
+        calls.append(time.sleep(0.5))  # as for one that turned out to be dead
+        if len(calls) == 1:
+            locked = OutputLocked("is being written by another")
+            locked.whole = True
+            raise locked
+        return "taken"
+
+    assert tilenet.runs.shares.patiently(take) == "taken"
+
+
 def kill_shares(commands, image, out, random, count=3):
     """Kill shares at work, all at first, then some, until each has come to its end; return the number of kills."""
     kills, left = 0, set(range(1, count + 1))
@@ -275,7 +290,7 @@ def test_the_command_finishes_what_the_last_share_could_not(small, small_whole, 
     assert describe(str(out))["segment"] == f"Run tilenet finish {out}"
     assert tilenet_command("finish", out) == (0, f"{out}: complete, every file verified\n", "")
     assert tree_hash(out) == small_whole
-    assert json.loads(tilenet_command("finish", out, "--json")[1]) == {"out": str(out), "complete": True}
+    assert json.loads(tilenet_command("finish", out, "--json")[1]) == {"out": str(out), "complete": True, "remarks": []}
 
 
 def test_the_store_that_a_killed_share_was_making_while_another_was_quicker_is_swept(small, small_whole, tmp_path):

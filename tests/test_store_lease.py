@@ -230,6 +230,18 @@ def test_a_run_waits_no_longer_than_until_the_lease_is_released(own):
     assert 0.4 < time.monotonic() - started < 20
 
 
+def test_a_run_outlasts_a_dead_share_also_beside_one_that_releases_its_lease_meanwhile(own, monkeypatch):
+    monkeypatch.setattr(leases, "STALE", 30.0)
+    heard = time.time() - 28
+    dead = leave_lock(own, machine="another").rename(own / "share-1-of-2.1")
+    os.utime(dead, (heard, heard))
+    finishing = leave_lock(own, machine="another")  # it was heard of just now
+    threading.Timer(0.5, finishing.unlink).start()
+    started = time.monotonic()
+    Store.take_share(own.parent, (1, 2)).close()
+    assert time.time() - heard > 30 and time.monotonic() - started < 20
+
+
 def test_the_lock_of_this_machine_holds_while_its_process_lives_however_long_it_sleeps(own):
     first = Lease.take(own, own.parent)
     os.utime(first.path, (0, 0))

@@ -108,6 +108,9 @@ class OutputMismatch(OutputError):
 class OutputLocked(OutputError):
     """Another run is writing the same output."""
 
+    # Whether that run holds the whole of it, as a share that looks whether it is the last does for a moment.
+    whole = False
+
 
 class BlocksFailed(TilenetError, RuntimeError):
     """The run ended, but some blocks could not be computed; the message names them."""

@@ -115,9 +115,9 @@ def _share_of_places(making: Path, memory: int, share: Share, progress: Progress
     if are_of(open_mask(path), places) and not _pending(Store.inspect(places), share):
         return  # no lease is needed, which a share that numbers the objects may hold for long
     with ExitStack() as held:
-        patiently(path, lambda: held.enter_context(holding(path, share)))
+        patiently(lambda: held.enter_context(holding(path, share)))
         depths = open_mask(path)
-        store = patiently(places, partial(_open_places, places, depths, memory, share))
+        store = patiently(partial(_open_places, places, depths, memory, share))
         held.enter_context(closing(store))
         find_places(store, path, memory, progress=progress, among=among_of(store, share))
 

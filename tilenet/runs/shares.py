@@ -24,7 +24,7 @@ from tilenet.jobs.request import Request
 from tilenet.masks.tiff_mask import is_tiff, open_tiff_mask
 from tilenet.runner import Report
 from tilenet.runs.outputs import create_store
-from tilenet.store import Share, Store, can_resume, check_free, held_whole, refuse_shares
+from tilenet.store import Share, Store, can_resume, check_free, refuse_shares
 
 T = TypeVar("T")
 # A process that checks whether it is the last, or that loses the race to create the store, briefly holds the
@@ -137,18 +137,20 @@ def create_share(out: Path, request: Request, share: Share) -> tuple[Store, Job]
 
 def join_shares(out: Path, request: Request, share: Share) -> tuple[Store, Job]:
     """Open the store that another share created."""
-    store = patiently(out, lambda: Store.take_share(out, share))
+    store = patiently(lambda: Store.take_share(out, share))
     return store, request.job_to_fill(store)
 
 
-def patiently(out: Path, take: Callable[[], T]) -> T:
+def patiently(take: Callable[[], T]) -> T:
     """Take the lease of a share of a store; wait for a process that holds the whole of it for a moment."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = None
     while True:
         try:
             return take()
-        except OutputLocked:
-            if time.monotonic() > deadline or not held_whole(out):
+        except OutputLocked as locked:
+            # Not counted from the beginning: `take` may have waited a minute for a process that turned out to be dead.
+            deadline = deadline or time.monotonic() + PATIENCE
+            if time.monotonic() > deadline or not locked.whole:
                 raise
             time.sleep(LOOK)
 

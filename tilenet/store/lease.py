@@ -210,19 +210,20 @@ def live(held: list[Lock], now: float) -> list[tuple[Lock, Holder | None]]:
 def outlast(held: list[Lock], now: float, name: Path) -> bool:
     """Wait if all live leases in `held` may be those of dead holders on other machines; return whether it waited.
 
-    It waits until one of them has a heartbeat or is released, or until all have been silent for `STALE` seconds.
+    It waits until one of them has a heartbeat, or until all that are not released have been silent for `STALE` seconds.
     """
     alive = live(held, now)
     if not alive or any(holder and holder.alive for _, holder in alive):
         return False
     rivals = [lock for lock, _ in alive]
-    before = _heartbeats(rivals)
+    began, before = monotonic(), _heartbeats(rivals)
     silent = now - max(before.values(), default=now)
-    left = STALE + GRAIN - silent
     who = ", ".join(lock.describe(holder) for lock, holder in alive[:NAMED])
+    left = STALE + GRAIN - silent
     LOG.warning("%s: last heard of %s %.0f s ago. Waiting for %.0f s, unless it is heard of", name, who, silent, left)
-    until = monotonic() + left
-    while monotonic() < until and _heartbeats(rivals) == before:
+    while (held_still := _heartbeats(rivals)) and held_still.items() <= before.items():
+        if monotonic() - began > max(held_still.values()) + STALE + GRAIN - now:
+            break
         sleep(LOOK)
     return True
 
@@ -242,9 +243,11 @@ def refuse_live(held: list[Lock], now: float, name: Path) -> None:
         who = [lock.describe(holder) for lock, holder in alive[:NAMED]]
         more = [f"{len(alive) - NAMED} more"] if len(alive) > NAMED else []
         that = "that run, or end it" if len(alive) == 1 else "them, or end them"
-        raise OutputLocked(
+        locked = OutputLocked(
             f"{name}: is being written by {', '.join(who + more)}. Wait for {that}, and run again with --resume"
         )
+        locked.whole = any(lock.share is None for lock, _ in alive)
+        raise locked
 
 
 def _taker(held: list[Lock]) -> str:
