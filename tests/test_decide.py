@@ -39,6 +39,14 @@ def test_probabilities_sum_to_one_and_do_not_overflow():
     assert huge.tolist() == [[0, 0.5, 1]]
 
 
+def test_values_of_a_regression_that_their_type_cannot_hold_are_refused_not_made_infinite():
+    decide = Decision("regression", (1,), arrays=("probabilities",), probability_dtype="float16")
+    assert decide(np.array([[65504.0, -65504]]))["probabilities"].tolist() == [[65504, -65504]]
+    for value in (65536.0, -1e30):
+        with pytest.raises(OverflowError, match=r"too large for float16 \(--probability-dtype\)"):
+            decide(np.array([[3.0, value]]))
+
+
 def test_certainty_is_the_gap_between_mask_values_not_classes():
     logits = np.array([[0.0], [5.0], [4.9]])
     assert Decision("softmax", (0, 1, 2)).certainty(logits)[0] == pytest.approx(0.1)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from oracles import integer_network, random_network
 
+from tilenet.card import ModelCard
 from tilenet.decide import DEPTH_UNIT, Decision
 from tilenet.errors import EnvironmentFault
 from tilenet.jobs.compute import ArraySink
@@ -145,6 +146,16 @@ def test_logits_that_are_not_finite_fail_their_block_by_place_as_in_numpy():
     (expected, _), (failures, _) = both_ways(Spoiled(inside=True))
     assert failures == expected
     assert failures[0] == "the network's output at [0:32, 0:32] is not finite"
+
+
+def test_values_that_their_type_cannot_hold_fail_their_block_as_in_numpy():
+    network = random_network(depth=2, wf=1, in_channels=3, n_classes=1)
+    network.card = ModelCard(output="regression")
+    with torch.no_grad():
+        network.last.bias.fill_(1e5)
+    (expected, _), (failures, _) = both_ways(network, output="both", channels=(0, 1, 2), **HALF)
+    assert failures == expected
+    assert failures[0] == "the network gives values too large for float16 (--probability-dtype)"
 
 
 def test_pixels_that_are_not_finite_are_named_as_the_cause_as_in_numpy():

@@ -121,7 +121,10 @@ class Decision:
     def probabilities(self, logits: Logits) -> NDArray[Any]:
         """Return probabilities (K, *n): softmax, sigmoid, or a regression's plain values; or depths (1, *n)."""
         if self.kind == "regression":
-            return np.asarray(logits, self.probability_dtype)
+            with np.errstate(over="ignore"):  # which is an error of its own
+                values = np.asarray(logits, self.probability_dtype)
+            refuse_too_large(values)
+            return values
         if self.kind == "sigmoid":
             return np.asarray(np.exp(-np.logaddexp(0, -logits)), self.probability_dtype)
         if self.depths:
@@ -239,6 +242,12 @@ def relative_spacing(sizes: Sequence[float | None]) -> tuple[float, ...]:
 def not_finite(place: Box) -> FloatingPointError:
     """Return the error for logits that are NaN or infinite, from which no mask value follows."""
     return FloatingPointError(f"the network's output at {place} is not finite")
+
+
+def refuse_too_large(values: NDArray[Any]) -> None:
+    """Raise `OverflowError` if the type to which finite values were converted could not hold them."""
+    if not np.isfinite(values).all():
+        raise OverflowError(f"the network gives values too large for {values.dtype} (--probability-dtype)")
 
 
 def cropped_logits(tile: Tile, logits: NDArray[Any], ndim: int) -> NDArray[Any]:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tilenet.decide import DEPTH_UNIT, Arrays, Decision, not_finite
+from tilenet.decide import DEPTH_UNIT, Arrays, Decision, not_finite, refuse_too_large
 from tilenet.plan import Tile
 from tilenet.predict.predictors import TORCH_DTYPES, TorchPredictor
 
@@ -61,7 +61,11 @@ class GpuPredictor(TorchPredictor):
                 if not good:
                     raise not_finite(tile.write)
             values = iter(found)
-            return [{name: next(values) for name in decide.arrays} for _ in tiles]
+            arrays = [{name: next(values) for name in decide.arrays} for _ in tiles]
+            if decide.kind == "regression" and "probabilities" in decide.arrays:
+                for of_tile in arrays:
+                    refuse_too_large(of_tile["probabilities"])
+            return arrays
 
         return finish
 
