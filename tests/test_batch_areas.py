@@ -26,7 +26,7 @@ def test_smaller_ones_are_not_counted_but_listed_and_another_area_needs_no_new_t
     assert again.counts == {"class 1": 4} and (masks / "a.csv").stat().st_mtime_ns == written
     with pytest.raises(SettingsError, match="min area '20foo'"):
         tilenet.batch(slides[:1], masks, min_area="20foo", **COUNTING)
-    with pytest.raises(SettingsError, match="ask for tables"):
+    with pytest.raises(SettingsError, match="Ask for tables or polygons, too"):
         tilenet.batch(slides[:1], masks, min_area=5, model=Bright())
 
 

@@ -42,10 +42,10 @@ def names_of(results):
 
 @pytest.mark.parametrize("objects", [False, True], ids=["classes", "objects"])
 @pytest.mark.parametrize("cluster", [None, Cluster(workers=2)], ids=["one process", "workers"])
-def test_the_shares_make_the_masks_and_tables_of_one_batch_and_that_of_all_then_computes_nothing(
+def test_the_shares_make_the_masks_tables_and_polygons_of_one_batch_and_that_of_all_then_computes_nothing(
     images, tmp_path, monkeypatch, cluster, objects
 ):
-    how = HOW | {"table": True, "objects": objects, "client": cluster}
+    how = HOW | {"table": True, "polygons": True, "objects": objects, "client": cluster}
     tilenet.batch(images, tmp_path / "alone", **how)
     parts = [tilenet.batch(images, tmp_path / "masks", shard=(i, 2), **how) for i in (2, 1)]
     assert [names_of(part) for part in parts] == ["bd", "ace"]
@@ -63,8 +63,8 @@ def test_the_shares_make_the_masks_and_tables_of_one_batch_and_that_of_all_then_
     assert [(result.slide, result.status) for result in results] == [(name, "skipped") for name in NAMES]
     for name in NAMES:
         assert tree(tmp_path / "masks" / f"{name}.zarr") == tree(tmp_path / "alone" / f"{name}.zarr")
-    for table in ("counts.csv", *(f"{name}.csv" for name in NAMES)):
-        assert (tmp_path / "masks" / table).read_bytes() == (tmp_path / "alone" / table).read_bytes()
+    for file in ("counts.csv", *(f"{name}.{ending}" for name in NAMES for ending in ("csv", "geojson"))):
+        assert (tmp_path / "masks" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
 
 
 def test_a_share_that_was_killed_goes_on_where_it_stopped(images, tmp_path, monkeypatch):

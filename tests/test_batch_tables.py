@@ -78,8 +78,11 @@ def test_a_rule_that_cannot_be_followed_is_refused_before_work(slides, tmp_path)
     masks = tmp_path / "masks"
     with pytest.raises(SettingsError, match="positive 'dab': give a stain or channel"):
         tilenet.batch(slides, masks, positive="dab", **COUNTING)
-    for plain in ({"objects": True}, {"table": True}):
-        with pytest.raises(SettingsError, match=r"positive 0>180 is for tables of objects: ask for both"):
+    for plain, said in (
+        ({"objects": True}, r"for tables and polygons\. Ask for tables or polygons, too"),
+        ({"table": True}, "for objects: ask for them, too"),
+    ):
+        with pytest.raises(SettingsError, match=f"positive 0>180 is {said}"):
             tilenet.batch(slides, masks, positive="0>180", model=Bright(), **plain)
     (tmp_path / "list.csv").write_text("image,positive\na.tif,dab\n")
     with pytest.raises(SettingsError, match=r"list\.csv: line 2: positive 'dab': give a stain or channel"):
@@ -128,7 +131,7 @@ def test_tables_get_the_columns_that_are_asked_for_and_old_ones_that_lack_them_a
 def test_columns_that_cannot_be_measured_are_refused_before_work(slides, tmp_path, tilenet_command):
     masks = tmp_path / "masks"
     for options, said in (
-        (("--objects", "--shapes"), "shapes are columns of tables: ask for tables, too (--csv, table=True)"),
+        (("--objects", "--shapes"), "shapes are columns of tables, and measurements of polygons. Ask for tables or"),
         (("--csv", "--intensities"), "intensities are measured for objects: ask for them, too (--objects"),
         (("--csv", "--stains"), "stains are measured for objects: ask for them, too (--objects"),
     ):

@@ -12,7 +12,7 @@ from stub import Bright, Bright3D, Threshold
 
 import tilenet
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.export.geojson import QUPATH
+from tilenet.export.features import QUPATH
 from tilenet.export.positive_rules import is_judged_by
 from tilenet.export.table import read_table
 from tilenet.jobs.options import Options

@@ -15,7 +15,7 @@ from stub import Bright, Bright3D
 
 import tilenet
 from tilenet.errors import OutputMismatch, SettingsError
-from tilenet.export.geojson import QUPATH
+from tilenet.export.features import QUPATH
 from tilenet.pictures.drawing import REGION, RIM
 from tilenet.pictures.overlays import overlay
 

@@ -28,6 +28,8 @@ from tilenet.workers.distributed import check_client, check_sendable
 if TYPE_CHECKING:
     from distributed import Client
 
+ASK = "Ask for tables or polygons, too (--csv, --geojson; table=True, polygons=True)"
+
 
 @known_options(WORKERS, sorted(BatchSettings.__optional_keys__))
 def batch(
@@ -40,6 +42,7 @@ def batch(
     tell: Callable[[Result], None] | None = None,
     overview: bool = False,
     table: bool = False,
+    polygons: bool = False,
     min_area: str | float | None = None,
     positive: str | None = None,
     shapes: bool = False,
@@ -77,9 +80,12 @@ def batch(
     table : bool
         Write a table of each mask to ``OUT/<name>.csv``, see `tilenet.write_table`, and the counts of each class in
         each image to ``OUT/counts.csv``.
+    polygons : bool
+        Write polygons of each mask to ``OUT/<name>.geojson``, see `tilenet.write_geojson`: of what is counted, with
+        the columns of the table as measurements. Those written with another rule, area or columns are written anew.
     min_area : str or float, optional
         Count nothing smaller than this, such as ``"20um2"``, ``"80px"`` of the mask, or ``"20um3"`` of objects of
-        volumes; the tables still list all.
+        volumes, and leave it out of polygons, which those of volumes do not allow; the tables still list all.
     positive : str, optional
         A rule such as ``"dab>0.2"``, as for `tilenet.write_table`: the tables say which objects are positive, and
         ``counts.csv`` how many. A table made with another rule is written anew.
@@ -119,10 +125,10 @@ def batch(
     """
     if min_area is not None:
         parse_area(min_area)
-        if not table:
-            raise SettingsError(f"min_area {min_area} is for what is counted: ask for tables, too (--csv, table=True)")
+        if not (table or polygons):
+            raise SettingsError(f"min_area {min_area} is for what is counted. {ASK}")
     columns = Columns(shapes=shapes, intensities=intensities, stains=stains)
-    _check_columns(columns, objects=objects, table=table)
+    _check_columns(columns, objects=objects, measured=table or polygons)
     if positive is not None:
         Intensities(positive=positive)  # raises if it is no rule
     if footprint is not None and not (callable(model) or function_of(model)):
@@ -134,7 +140,7 @@ def batch(
     paths = [images] if isinstance(images, str | Path) else images
     items = read_image_list(paths, model=model, options=common, positive=positive)
     for item in items:
-        _check(item, objects=objects, table=table, client=client)
+        _check(item, objects=objects, table=table, polygons=polygons, client=client)
     if share:
         items = items[share[0] - 1 :: share[1]]
     if objects:
@@ -145,7 +151,7 @@ def batch(
         Path(out),
         footprint,
         tell or (lambda result: None),
-        side_files=SideFiles(overview=overview, table=table, min_area=min_area, columns=columns),
+        side_files=SideFiles(overview, table, polygons, min_area, columns),
         client=client,
         objects=objects,
         share=share,
@@ -153,11 +159,11 @@ def batch(
     return run.run()
 
 
-def _check_columns(columns: Columns, *, objects: bool, table: bool) -> None:
-    """Raise if there will be no tables to put columns into, or no objects to measure."""
+def _check_columns(columns: Columns, *, objects: bool, measured: bool) -> None:
+    """Raise if there will be no tables or polygons to put columns into, or no objects to measure."""
     for name, wanted in asdict(columns).items():
-        if wanted and not table:
-            raise SettingsError(f"{name} are columns of tables: ask for tables, too (--csv, table=True)")
+        if wanted and not measured:
+            raise SettingsError(f"{name} are columns of tables, and measurements of polygons. {ASK}")
         if wanted and name != "shapes" and not objects:
             raise SettingsError(f"{name} are measured for objects: ask for them, too (--objects, objects=True)")
 
@@ -172,18 +178,17 @@ def _make_folder(out: str | Path) -> None:
         raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
 
 
-def _check(item: BatchItem, *, objects: bool, table: bool, client: Client | None) -> None:
+def _check(item: BatchItem, *, objects: bool, table: bool, polygons: bool, client: Client | None) -> None:
     """Raise before any work if an item cannot be carried out."""
     if objects:
         refuse_with_objects(item.options.output)
     check_output_option(item.options.output, stored=True)
     if client is not None:
         check_sendable(item.image, item.model)
-    if item.positive and not (objects and table):
-        raise SettingsError(
-            f"positive {item.positive} is for tables of objects: ask for both (--objects --csv; objects=True, "
-            f"table=True)"
-        )
+    if item.positive and not objects:
+        raise SettingsError(f"positive {item.positive} is for objects: ask for them, too (--objects, objects=True)")
+    if item.positive and not (table or polygons):
+        raise SettingsError(f"positive {item.positive} is for tables and polygons. {ASK}")
     if item.within and not table:
         raise SettingsError(f"{item.within[0].path}: is for what is counted: ask for tables, too (--csv, table=True)")
     if table and is_own(item.name):

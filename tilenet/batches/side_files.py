@@ -1,10 +1,10 @@
-"""The files that a batch puts beside each mask: a picture, and a table of its regions or objects."""
+"""The files that a batch puts beside each mask: a picture, and a table and polygons of its regions or objects."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +16,13 @@ from tilenet.export.areas import pixels_of_area
 from tilenet.export.descriptors import COLUMNS as FORMS
 from tilenet.export.intensities import Intensities
 from tilenet.export.listed_objects import Listing
+from tilenet.export.polygons_file import Polygons, check_polygons_place, write_polygons
+from tilenet.export.polygons_file import rule_of as rule_of_polygons
 from tilenet.export.positive_rules import STAINS, is_judged_by
 from tilenet.export.table import check_table_place, is_table, read_table, write_table
 from tilenet.export.totals import Measured
 from tilenet.footprint import Footprint
+from tilenet.masks.protected import refuse_protected
 from tilenet.models.named import load_named
 from tilenet.pictures.files import check_picture_place, overview_beside, rule_of, save
 from tilenet.pictures.overlays import overlay
@@ -29,7 +32,7 @@ from tilenet.readers import open_image
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns the tables have beside those that all have: options of `tilenet.write_table`."""
+    """Which columns tables have beside those that all have, and polygons as measurements: options of `write_table`."""
 
     shapes: bool = False
     intensities: bool = False
@@ -56,9 +59,11 @@ class SideFiles:
     overview: bool = False
     # Whether to write NAME.csv, see `tilenet.write_table`.
     table: bool = False
+    # Whether to write NAME.geojson, see `tilenet.write_geojson`: of what is counted.
+    polygons: bool = False
     # Smallest area that is counted. The table lists smaller ones too, so that another area needs no new table.
     min_area: str | float | None = None
-    # What else is in the table.
+    # What else is in the table, and in the polygons.
     columns: Columns = Columns()
 
     def check(self, item: BatchItem, mask: Path, footprint: Footprint | None) -> None:
@@ -67,8 +72,12 @@ class SideFiles:
             check_picture_place(overview_beside(mask), replace=True, image=item.image)
         if self.table:
             check_table_place(table_beside(mask), replace=True, image=item.image)
-            if self.min_area is not None or item.positive or self.columns.stains:
-                self._check_image(item, footprint)
+        if self.polygons:
+            check_polygons_place(polygons_beside(mask), replace=True, image=item.image)
+            refuse_protected(polygons_beside(mask), regions=item.within[0].path if item.within else None)
+            refuse_protected(polygons_beside(mask), tissue=item.options.tissue)
+        if (self.table or self.polygons) and (self.min_area is not None or item.positive or self.columns.stains):
+            self._check_image(item, footprint)
 
     def _check_image(self, item: BatchItem, footprint: Footprint | None) -> None:
         """Raise `SettingsError` if areas will have no meaning in an image's mask, or it lacks a stain or channel."""
@@ -91,27 +100,45 @@ class SideFiles:
             solid = options.link is not None or _takes_volumes(item.model, footprint)
             volumes = stack and options.output == "objects" and solid
             if not (volumes and options.roi is not None):  # whether a part has several planes is not known yet
+                if volumes and self.polygons:
+                    raise SettingsError(
+                        f"{opened.name}: polygons of volumes are outlines in planes, which have no volume. Leave the "
+                        f"least volume or the polygons out"
+                    )
                 pixels_of_area(self.min_area, opened.name, opened.pixel_size, volumes=volumes)
 
     def make(self, item: BatchItem, mask: Path) -> None:
         """Make the files that are missing or older than the mask."""
-        if self.table:
-            self._make_table(item, mask)
+        polygons = self._polygons_to_make(item, mask) if self.polygons else None
+        how: dict[str, Any] = {"image": item.image, "overwrite": True}
+        if self.table and self._lacks_table(item, mask):
+            more = asdict(self.columns) | {"positive": item.positive}
+            write_table(mask, table_beside(mask), geojson=polygons, **how, **more)
+        elif polygons:
+            columns = self.columns
+            bright = Intensities(channels=columns.intensities, stains=columns.stains, positive=item.positive)
+            write_polygons(mask, polygons, intensities=bright, shapes=columns.shapes, **how)
         if self.overview:
             self._draw(item, mask)
 
-    def _make_table(self, item: BatchItem, mask: Path) -> None:
+    def _lacks_table(self, item: BatchItem, mask: Path) -> bool:
         table = table_beside(mask)
-        if _is_older(table, mask) or _is_of_another_rule(table, item) or not self._has_columns(table):
-            how = asdict(self.columns) | {"positive": item.positive}
-            write_table(mask, table, image=item.image, overwrite=True, **how)
+        return _is_older(table, mask) or _is_of_another_rule(table, item) or not self._has_columns(table)
+
+    def _polygons_to_make(self, item: BatchItem, mask: Path) -> Polygons | None:
+        """Return the polygons if they are missing, older than the mask, or were written with other options."""
+        out = polygons_beside(mask)
+        said = {"positive": item.positive, "min_area": self.min_area, **asdict(self.columns)}
+        rule = _rule(said)
+        if not _is_older(out, mask) and rule_of_polygons(out) == rule:
+            return None
+        return Polygons(out.absolute(), min_area=self.min_area, beside_table=self.table, rule=rule)
 
     def _draw(self, item: BatchItem, mask: Path) -> None:
         """Draw the picture if it is missing, older than what it shows, or drawn by another rule."""
         picture, table = overview_beside(mask), table_beside(mask)
         least = self.min_area if item.options.output == "objects" else None
-        said = {key: value for key, value in (("positive", item.positive), ("min_area", least)) if value}
-        rule = json.dumps(said) if said else ""
+        rule = _rule({"positive": item.positive, "min_area": least})
         listing = Listing(table, least, item.positive is not None) if rule else None
         if _is_older(picture, mask) or rule_of(picture) != rule or (rule and _is_before(picture, table)):
             save(overlay(item.image, mask, table=listing), picture, rule=rule)
@@ -166,6 +193,17 @@ def table_beside(mask: Path) -> Path:
     'masks/a.csv'
     """
     return mask.with_name(f"{mask.name.removesuffix('.zarr')}.csv")
+
+
+def polygons_beside(mask: Path) -> Path:
+    """Return where the polygons of a mask go, as `table_beside` does."""
+    return table_beside(mask).with_suffix(".geojson")
+
+
+def _rule(said: Mapping[str, Any]) -> str:
+    """Return as text those options by which objects are chosen and described that were given; nothing if none was."""
+    given = {name: value for name, value in said.items() if value}
+    return json.dumps(given) if given else ""
 
 
 def _is_of_another_rule(table: Path, item: BatchItem) -> bool:

@@ -133,7 +133,8 @@ def _measured(
     **said: Any,
 ) -> tuple[Outlined | None, Measured | None]:
     """Write polygons and a table, as far as they are wanted; measure once for both. Return what each amounts to."""
-    from tilenet.export.geojson import Polygons, write_geojson
+    from tilenet.export.geojson import write_geojson
+    from tilenet.export.polygons_file import Polygons
     from tilenet.export.table import write_table
 
     out = csv or geojson
@@ -142,7 +143,7 @@ def _measured(
     with progress_bar("rows", out, shown=not quiet) as progress:
         if csv is None:
             return write_geojson(mask, out, kind=kind, progress=progress, **said), None
-        polygons = None if geojson is None else Polygons(geojson.absolute(), kind, said["min_area"])
+        polygons = None if geojson is None else Polygons(geojson.absolute(), kind, said["min_area"], beside_table=True)
         found = write_table(mask, csv, geojson=polygons, progress=progress, **of_table, **said)
     return found.outlined, found
 

@@ -18,17 +18,17 @@ from tilenet.arguments import known_options
 from tilenet.drawn_regions import BETWEEN, Drawn, read_regions
 from tilenet.errors import ImageError, OutputMismatch
 from tilenet.export.areas import MinimumSize, least_of
-from tilenet.export.geojson import Polygons, PolygonsFile
 from tilenet.export.intensities import Intensities
 from tilenet.export.measuring import MeasuredShape, Measuring
 from tilenet.export.placement import MaskPlacement, find_grid, is_full
+from tilenet.export.polygons_file import Polygons, PolygonsFile
 from tilenet.export.shapes import Progress, check_export_place, open_placed
 from tilenet.export.table_lines import COLUMNS, lines_of
 from tilenet.export.table_rows import Rows
 from tilenet.export.tally import Tally
 from tilenet.export.totals import Measured, sizes_of
 from tilenet.export.totals_table import check_counts_place, write_counts
-from tilenet.masks.protected import check_file_place
+from tilenet.masks.protected import check_file_place, refuse_protected
 from tilenet.masks.tiff_mask import name_of, open_mask
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
@@ -137,6 +137,8 @@ def write_table(
             check_counts_place(Path(counts), opened, replace=overwrite, table=out, image=image)
         tally, least = Tally(opened, out, grid, drawn, positive=bool(positive)), least_of(opened, min_area)
         polygons = _polygons_beside(geojson, opened, image, min_area=min_area, replace=overwrite, shapes=shapes)
+        if polygons:
+            refuse_protected(polygons.found.path, regions=within)
         measuring = Measuring.begin(opened, grid, image, bright, shapes=shapes)
         every = measuring.shapes(progress)
         with polygons.following(measuring, every) if polygons else nullcontext(every) as passing:
@@ -171,11 +173,9 @@ def _polygons_beside(
     """Return the file of polygons to write beside a table, if there is to be one."""
     if geojson is None:
         return None
-    polygons = geojson if isinstance(geojson, Polygons) else Polygons(Path(geojson).absolute(), min_area=min_area)
-    file = PolygonsFile(polygons, mask, image, replace=replace)
-    if shapes:
-        file.remark_shapes()
-    return file
+    if not isinstance(geojson, Polygons):
+        geojson = Polygons(Path(geojson).absolute(), min_area=min_area, beside_table=True)
+    return PolygonsFile(geojson, mask, image, replace=replace, shapes=shapes)
 
 
 def read_table(

@@ -13,7 +13,7 @@ from skimage.segmentation import find_boundaries
 
 from tilenet.card import colors_of
 from tilenet.errors import SettingsError
-from tilenet.export.geojson import NEGATIVE, POSITIVE, QUPATH
+from tilenet.export.features import NEGATIVE, POSITIVE, QUPATH
 from tilenet.geometry import Box
 from tilenet.store import AnyMask
 from tilenet.store.tissue_map import TISSUE_COLOR
