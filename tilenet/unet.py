@@ -73,18 +73,10 @@ class ConvBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Upsampling, the skip connection, and a `ConvBlock`."""
+    """Upsampling, the skip connection, and a `ConvBlock`, which the other arguments are for."""
 
     def __init__(
-        self,
-        in_size: int,
-        out_size: int,
-        *,
-        ndim: int,
-        up_mode: str,
-        pool_size: tuple[int, ...],
-        padding: bool,
-        batch_norm: bool,
+        self, in_size: int, out_size: int, *, up_mode: str, pool_size: tuple[int, ...], ndim: int, **convolutions: bool
     ) -> None:
         super().__init__()
         self.pool_size = pool_size
@@ -92,11 +84,9 @@ class UpBlock(nn.Module):
         if up_mode == "upconv":
             self.up = UP_CONV[ndim](in_size, out_size, kernel_size=pool_size, stride=pool_size)
         else:
-            scale = tuple(float(p) for p in pool_size)
-            self.up = nn.Sequential(
-                nn.Upsample(mode=LINEAR[ndim], scale_factor=scale), CONV[ndim](in_size, out_size, kernel_size=1)
-            )
-        self.conv_block = ConvBlock(in_size, out_size, ndim=ndim, padding=padding, batch_norm=batch_norm)
+            resize = nn.Upsample(mode=LINEAR[ndim], scale_factor=tuple(map(float, pool_size)))
+            self.up = nn.Sequential(resize, CONV[ndim](in_size, out_size, kernel_size=1))
+        self.conv_block = ConvBlock(in_size, out_size, ndim=ndim, **convolutions)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map (N, in_size, *n) and the skip (N, out_size, *m) to (N, out_size, *k)."""
@@ -196,16 +186,11 @@ class UNet(nn.Module):
         self.padding, self.batch_norm, self.up_mode = padding, batch_norm, up_mode
         self.ndim, self.pooling = ndim, pooling
         sizes = [2 ** (wf + i) for i in range(depth)]
-        self.down_path = nn.ModuleList(
-            ConvBlock(a, b, ndim=ndim, padding=padding, batch_norm=batch_norm)
-            for a, b in zip([in_channels, *sizes], sizes, strict=False)
-        )
-        self.up_path = nn.ModuleList(
-            UpBlock(
-                2 * b, b, ndim=ndim, up_mode=up_mode, pool_size=self.pool_size, padding=padding, batch_norm=batch_norm
-            )
-            for b in reversed(sizes[:-1])
-        )
+        how: dict[str, Any] = {"ndim": ndim, "padding": padding, "batch_norm": batch_norm}
+        down = (ConvBlock(a, b, **how) for a, b in zip([in_channels, *sizes], sizes, strict=False))
+        self.down_path = nn.ModuleList(down)
+        how |= {"up_mode": up_mode, "pool_size": self.pool_size}
+        self.up_path = nn.ModuleList(UpBlock(2 * n, n, **how) for n in reversed(sizes[:-1]))
         self.last = CONV[ndim](sizes[0], n_classes, kernel_size=1)
         self.card: ModelCard | None = None
 
@@ -272,10 +257,7 @@ def blocks_of(network: UNet) -> tuple[list[ConvBlock], list[UpBlock]]:
 
 
 def is_as_built(model: object, but: str | None = None) -> bool:
-    """Return whether a model is a `UNet` that its options and weights fully describe: no layer is changed or hooked.
-
-    Layers whose names match the pattern `but` may be others, but not hooked.
-    """
+    """Return whether a model is a `UNet` without a changed or hooked layer; those that match `but` may be changed."""
     if not isinstance(model, UNet) or any(getattr(type(model), name) is not getattr(UNet, name) for name in OWN):
         return False
     try:
@@ -297,17 +279,14 @@ def _layers(network: UNet, but: str | None) -> list[tuple[object, ...]]:
 
 
 def _attributes(layer: nn.Module, only: type | None) -> dict[str, str]:
-    """Return the attributes of a layer as text; with `only`, those that hide an attribute of that class.
-
-    The text that a layer prints would not do: that of `nn.Upsample` lacks ``align_corners``.
-    """
+    """Return the attributes of a layer as text; with `only`, those that hide an attribute of that class."""
+    # The text that a layer prints would not do: that of `nn.Upsample` lacks ``align_corners``.
     own = {name: repr(value) for name, value in vars(layer).items() if name not in OF_ANY_MODULE}
     return {name: text for name, text in own.items() if only is None or hasattr(only, name)}
 
 
-def _tensors(layer: nn.Module) -> dict[str, tuple[int, ...] | None]:
-    tensors = {**layer._parameters, **layer._buffers}
-    return {name: None if tensor is None else tuple(tensor.shape) for name, tensor in tensors.items()}
+def _tensors(layer: nn.Module) -> dict[str, torch.Size | None]:
+    return {name: getattr(tensor, "shape", None) for name, tensor in {**layer._parameters, **layer._buffers}.items()}
 
 
 def _is_hooked(layer: nn.Module) -> bool:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tilenet.card import ModelCard, parse_colors, parse_scaling
+from tilenet.card import ModelCard, parse_colors
 from tilenet.errors import ModelError, ModelNotFound, OutputExists, one_line
 from tilenet.models.weights import COMPILED, State, read_claims, read_weights
 from tilenet.store.destination import put_whole
@@ -177,44 +177,23 @@ def convert_model(
 ) -> Path:
     """Convert weights of any format that `load_model` reads to one ``.safetensors`` file with a card.
 
-    Parameters
-    ----------
-    classes : str, optional
-        Names of the outputs, separated by commas.
-    mask_of_class : tuple of int, optional
-        Mask value of each output.
-    scaling : str, optional
-        Rule for intensities as on the command line; see `tilenet.card.parse_scaling`.
-    pixel_size : float, optional
-        Micrometres per pixel of the training images.
-    colors : str, optional
-        Colours of mask values, such as ``1=00c864,2=ffd600``; other mask values get one from a palette.
-    **options
-        As for `load_model`.
-
-    Raises
-    ------
-    OutputExists, ModelNotFound, ModelError
-        If `out` exists already; if `weights` cannot be read; if the other arguments do not suit the weights.
+    The arguments are those of `tilenet convert`, as texts: ``classes`` with commas between them, and the colours of
+    `parse_colors`; `options` are those of `load_model`.
     """
     if not overwrite and Path(out).exists():
         raise OutputExists(f"{out}: exists already. Replace it (--overwrite), or choose another path")
     network = load_model(weights, **options)
-    card = network.card or ModelCard()
-    said: dict[str, Any] = {}
-    if classes is not None or mask_of_class is not None:
-        said |= {"labels": {}, "colors": {}}
-    if classes is not None:
-        said["classes"] = tuple(classes.split(","))
-    if mask_of_class is not None:
-        said["mask_of_class"] = mask_of_class
-    if scaling is not None:
-        said["scaling"] = parse_scaling(scaling)
-    if pixel_size is not None:
-        said["pixel_size"] = pixel_size
-    if colors is not None:
-        said["colors"] = parse_colors(colors)
-    card = replace(card, **said).completed(network.n_classes)
+    said: dict[str, Any] = {
+        "classes": None if classes is None else tuple(classes.split(",")),
+        "mask_of_class": mask_of_class,
+        "scaling": scaling,
+        "pixel_size": pixel_size,
+        "colors": None if colors is None else parse_colors(colors),
+    }
+    said = {name: value for name, value in said.items() if value is not None}
+    if {"classes", "mask_of_class"} & set(said):
+        said = {"labels": {}, "colors": {}} | said
+    card = replace(network.card or ModelCard(), **said).completed(network.n_classes)
     if unknown := sorted(set(map(int, card.colors)) - set(card.mask_of_class)):
         values = ", ".join(map(str, sorted(set(card.mask_of_class))))
         raise ModelError(f"a colour of mask value {unknown[0]}: its values are {values}. Give one of them")
@@ -222,10 +201,7 @@ def convert_model(
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Return the sha256 of a network's weights: names, shapes, types and bytes.
-
-    It is the same for a network and for its form of `torch.compile`, in whole or in part.
-    """
+    """Return the sha256 of a network's weights, which is that of its form of `torch.compile`, too."""
     digest = hashlib.sha256()
     weights = {key.replace(COMPILED, ""): value for key, value in network.state_dict().items()}
     for key, value in sorted(weights.items()):
@@ -257,10 +233,7 @@ def _architecture(state: State, card: ModelCard, options: Mapping[str, Any]) -> 
 
 
 def options_of_keys(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Derive the options of a U-Net from its parameters.
-
-    They reveal all options except ``padding``, ``pooling`` and, if `up_mode` is ``"upsample"``, ``pool_size``.
-    """
+    """Derive the options of a U-Net from its parameters: all that `load_model` does not ask for."""
     try:
         first, last = state["down_path.0.block.0.weight"], state["last.weight"]
         depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("down_path."))
