@@ -30,8 +30,6 @@ def build(
 ) -> Lease:
     """Make a store without pixels at `path`; return its lease, or that of a share, with no heartbeat yet.
 
-    The first line of its log has the `facts`.
-
     With `replace`, the existing store is moved into the new one and kept there until the new one is complete. However
     the run ends, one of the two is whole.
     """
@@ -71,11 +69,8 @@ def _move_aside(path: Path, aside: Path) -> None:
 
 
 def _list_again(path: Path) -> None:
-    """Put a complete mask that could not be replaced back on its image's list of labels.
-
-    Errors are suppressed, because the one that prevented the replacement matters more.
-    """
-    with suppress(OSError, TilenetError):
+    """Put a complete mask that could not be replaced back on its image's list of labels."""
+    with suppress(OSError, TilenetError):  # the error that prevented the replacement matters more
         root = read_root(path)
         if root.complete:
             enlist(path, root.layout)

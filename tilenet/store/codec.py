@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
 
 def encode(document: bytes, box: Box, values: NDArray[Any]) -> bytes | None:
-    """Return the encoded shard that holds the `values` of a `box`, clipped to the array; None if all is background.
-
-    `document` is the array's ``zarr.json``, or ``.zarray``.
-    """
+    """Return the shard with the `values` of a `box`, clipped to the array of a document; None if all is background."""
     array, content = _opened(document, {})
     known = set(content)
     # To write part of a chunk within a shard, as at the edge of an array, zarr accepts only its own buffers.
@@ -58,12 +55,10 @@ def _opened(document: bytes, shards: dict[str, bytes]) -> tuple[zarr.Array[Any],
 
 @cache
 def _comparing_integers() -> BufferPrototype:
-    """Return zarr's own buffers, with a faster test of whether all of an integer chunk is background.
-
-    zarr looks for NaN in integers too (zarr-python 3.1.6, pull request 4382), which takes half the time of a shard.
-    """
+    """Return zarr's own buffers, with a faster test of whether all of an integer chunk is background."""
     from zarr.buffer import cpu, default_buffer_prototype
 
+    # zarr looks for NaN in integers, too (zarr-python 3.1.6, pull request 4382), which takes half the time of a shard.
     class ComparingIntegers(cpu.NDBuffer):
         def all_equal(self, other: Any, equal_nan: bool = True) -> bool:
             if other is not None and self.dtype.kind in "ui":

@@ -40,19 +40,14 @@ class Damage:
 
 
 def find_damage(blocks: Blocks) -> Iterator[Damage]:
-    """Yield every damaged file; reads each file once.
-
-    Blocks that are not in the journal are not reported: they are no damage while a store is incomplete. For a
-    complete store, see `blocks_lost`.
-    """
+    """Yield every damaged file of the blocks in the journal, and all others (see `blocks_lost`); reads each once."""
     path, layout, journal = blocks.path, blocks.layout, blocks.journal
     yield from _documents_changed(path, journal)
     for level in range(len(layout.levels)):
         for index in range(layout.n_blocks(level)):
             if written := journal.files(level, index):
                 for file, of in zip(layout.files(level, index), written, strict=True):
-                    what = _compare(path / file, of)
-                    if what:
+                    if what := _compare(path / file, of):
                         yield Damage(file, what, layout.array_of(file), index)
     for array in layout.arrays:
         yield from _extra_files(path, layout, array)

@@ -40,10 +40,6 @@ def check_free(path: str | Path, *, overwrite: bool = False) -> bool:
     """Refuse a path where no store can be made; return whether one is there, which a new one replaces.
 
     Writes nothing, unless a run was killed while it replaced a store there: then the new store is moved into place.
-
-    `OutputExists` if something is there: anything without `overwrite`, anything but a mask that tilenet wrote with it;
-    `OutputLocked` if another run has moved a store away from there, and its own not there yet; `EnvironmentFault` if
-    its parent folder cannot be written, or is a file; `SettingsError` on Windows.
     """
     refuse_windows()
     path = Path(path).absolute()
@@ -72,11 +68,8 @@ def refuse_inside_mask(path: str | Path) -> None:
 
 
 def _looked_at(path: Path, overwrite: bool) -> bool:
-    """Return whether a store is at a path; refuse what may not be replaced, and the place of what is being replaced.
-
-    A run that replaces a store moves that away while others may look at it: they look again.
-    """
-    for _ in range(TOGETHER):
+    """Return whether a store is at a path; refuse what may not be replaced, and the place of what is being replaced."""
+    for _ in range(TOGETHER):  # a run that replaces a store may move that away just now
         with suppress(FileNotFoundError):
             if path.exists() or path.is_symlink():
                 _refuse_to_replace(path, overwrite)
@@ -164,10 +157,7 @@ def held_whole(path: str | Path) -> bool:
 
 @contextmanager
 def put_whole(out: Path, *, resumes: bool = False) -> Iterator[Path]:
-    """Yield a temporary path for a file, and move the file to `out` at the end: `out` is never a partial file.
-
-    `OutputExists` if `out` is inside a mask.
-    """
+    """Yield a temporary path for a file, and move the file to `out` at the end: `out` is never a partial file."""
     refuse_inside_mask(out)
     with faults_named(out, resumes=resumes):
         make_folder(out.parent)

@@ -35,11 +35,9 @@ def step(name: str, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def faults_named(
     path: str | os.PathLike[str], *, what: str = "written", needed: int = 0, resumes: bool = True
 ) -> Iterator[None]:
-    """Turn an `OSError` into an `EnvironmentFault`: one line with the path and, if the disk is full, the free space.
+    """Turn an `OSError` into an `EnvironmentFault`, or a `DiskFault` if nothing else could be written there either.
 
-    It is a `DiskFault` if nothing else could be written there either.
-
-    `what` says what cannot be done to the path, such as ``written``; `resumes`, whether a run is resumed afterwards.
+    `what` cannot be done to the path; of `needed` bytes, if it is full; `resumes`: a run can be resumed afterwards.
     """
     try:
         yield
@@ -71,10 +69,9 @@ def nearest_folder(path: Path) -> Path:
 def write_file(
     path: Path, parts: Iterable[bytes], *, temporary: Path, allowed: Callable[[], None] = lambda: None
 ) -> None:
-    """Put a whole file in place, or leave what was there; never leave a partial file.
+    """Put a whole file in place, or leave what was there, as if `allowed`, called last, raises; never a partial file.
 
-    The folder is not synced, so that one `fsync_path` serves several files. `allowed` is called just before the
-    rename, and raises if the file must not be put in place any more.
+    The folder is not synced, so that one `fsync_path` serves several files.
     """
     try:
         handle = step("create", os.open, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

@@ -17,18 +17,12 @@ from tilenet.store.journal import FOLDER
 
 
 def begin(own: Path, flight: str, writer: str) -> str | None:
-    """Note that a writer begins a flight; return the writer that began it earlier, None if there was none.
-
-    The result is empty if the earlier writer has not written its name into the note, for example because it was killed.
-
-    Notes lie in the journal's folder. Finishing the store removes that folder, so a writer that begins a flight later
-    fails.
-    """
+    """Note that a writer begins a flight; return the writer that began it earlier, None if there was none."""
     note = _note(own, flight)
     try:
         put_bytes(note, os.O_EXCL, writer.encode(), names=("begin", "write"))
     except FileExistsError:
-        return note.read_text()
+        return note.read_text()  # empty if that writer was killed before it wrote its name
     return None
 
 
@@ -55,4 +49,5 @@ def lines_by(own: Path, writer: str, blocks: Iterable[int]) -> dict[int, bytes]:
 
 
 def _note(own: Path, flight: str) -> Path:
+    # Finishing the store removes this folder, so that no writer can begin a flight after that.
     return own / FOLDER / f"begun-{flight}"

@@ -117,10 +117,7 @@ class Journal:
                 self.note(line)
 
     def note(self, line: bytes) -> None:
-        """Record in memory what a line says.
-
-        `ValueError` if the line is cut short or damaged, or cannot belong to this store.
-        """
+        """Record in memory what a line says; `ValueError` if it is damaged, or cannot belong to this store."""
         with _named_faults():
             entry = json.loads(line)
             if "documents" in entry:

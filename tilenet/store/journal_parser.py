@@ -40,10 +40,7 @@ class Form:
         self._layout = layout
 
     def read(self, lines: Sequence[bytes]) -> Entries | None:
-        """Parse lines about blocks of one level; return None if any of them has another form.
-
-        Lines whose file names and block index do not belong together are left out.
-        """
+        """Parse lines about blocks of one level, but those that contradict themselves; None if any has another form."""
         for level, (start, pattern) in enumerate(self._patterns):
             if lines[0].startswith(start):
                 found = pattern.findall(b"".join(lines))

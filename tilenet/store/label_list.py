@@ -31,10 +31,7 @@ Names = list[str]
 
 
 def read_list(group: Path, zarr_format: int) -> Names:
-    """Return the names that a labels group lists; no names if there is no such group.
-
-    `OutputError` if its metadata cannot be understood.
-    """
+    """Return the names that a labels group lists; no names if there is no such group."""
     return list(_listed(_read(group, zarr_format), group, zarr_format).get("labels", ()))
 
 

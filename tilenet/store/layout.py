@@ -191,11 +191,7 @@ class Layout:
 
     def grid(self, level: int) -> tuple[int, ...]:
         """Return the number of blocks of a level along each axis."""
-        return self._grids[level]
-
-    @cached_property
-    def _grids(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(map(ceil_div, shape, self.block)) for shape in self.levels)
+        return tuple(map(ceil_div, self.levels[level], self.block))
 
     def n_blocks(self, level: int) -> int:
         """Return the number of blocks of a level."""
@@ -207,10 +203,7 @@ class Layout:
 
     def index(self, level: int, position: tuple[int, ...]) -> int:
         """Return the index of the block at a position in the grid."""
-        index = 0
-        for along, place in zip(self.grid(level), position, strict=True):
-            index = index * along + place
-        return index
+        return int(np.ravel_multi_index(position, self.grid(level)))
 
     def box(self, level: int, index: int) -> Box:
         """Return the pixels of a block, clipped to the level."""

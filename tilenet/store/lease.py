@@ -89,8 +89,8 @@ class Lease:
     def take(cls, folder: Path, name: Path, share: Share | None = None) -> Lease:
         """Take the lease of a store, or of a share, in `folder`; `start` begins the heartbeat.
 
-        `OutputLocked`, with `name` as the output, if another live process holds it, or a lease that excludes it. A
-        heartbeat of one on another machine is waited for, so that a job that is started again outlasts a dead one.
+        `OutputLocked`, of the output `name`, if another live process holds a lease that excludes it. A heartbeat of one
+        on another machine is waited for, so that a job that is started again outlasts a dead one.
         """
         mine, kind = Holder.here(), WHOLE if share is None else "share-{}-of-{}".format(*share)
         note = folder / f"{mine.run}.part"
@@ -157,10 +157,9 @@ class Lease:
 
 
 class Joined:
-    """The right to write blocks under a lease that another process holds and keeps alive.
+    """The right to write blocks under a lease of another process, which ends when that lease has not its run id.
 
-    It does not check whether that process is alive: the process may be on another machine, and blocks written after
-    its death are still blocks that it asked for. The right ends when the lock file no longer has that run id.
+    Whether that process is alive does not matter: blocks written after its death are still those that it asked for.
     """
 
     def __init__(self, folder: Path, run: str) -> None:

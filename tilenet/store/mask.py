@@ -137,10 +137,7 @@ class AnyMask:
         return self.read(0, index)
 
     def read(self, level: int, index: Any) -> NDArray[Any]:
-        """Return pixels of a level, by integers and slices; `BlocksFailed` if one of its files is damaged or lost.
-
-        Steps of slices are positive. A mask in a folder takes arrays of integers or booleans too.
-        """
+        """Return pixels of a level, by integers and slices of positive steps; in a folder, by arrays of them, too."""
         try:
             return np.asarray(self.levels[level][index])
         except Replaced as error:

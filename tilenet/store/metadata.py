@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def foreign_entries(path: Path, layout: Layout) -> list[str]:
 
 
 @lru_cache(maxsize=64)  # a pyramid asks for its level's document with each block: that took a quarter of the time
-def array_document(array: ArrayLayout, zarr_format: int = 3) -> bytes:
+def array_document(array: ArrayLayout, zarr_format: Literal[2, 3] = 3) -> bytes:
     """Return an array's ``zarr.json`` or ``.zarray``: one file per block, zstd with a checksum, background 0.
 
     Without the checksum, zstd would decode a flipped byte without an error.
@@ -69,24 +69,14 @@ def array_document(array: ArrayLayout, zarr_format: int = 3) -> bytes:
     from zarr.storage import MemoryStore
 
     content: dict[str, Any] = {}
-    common: dict[str, Any] = {"shape": array.shape, "chunks": array.chunk, "dtype": array.dtype, "fill_value": 0}
+    how: dict[str, Any] = {"shape": array.shape, "chunks": array.chunk, "dtype": array.dtype, "fill_value": 0}
     if zarr_format == 2:
-        zarr.create_array(
-            MemoryStore(content),
-            **common,
-            compressors=Zstd(level=ZSTD_LEVEL, checksum=True),
-            chunk_key_encoding={"name": "v2", "separator": "/"},
-            zarr_format=2,
-        )
+        how |= {"compressors": Zstd(level=ZSTD_LEVEL, checksum=True)}
+        how |= {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
     else:
-        zarr.create_array(
-            MemoryStore(content),
-            **common,
-            shards=array.block,
-            compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=True)],
-            dimension_names=list(array.axes),
-            zarr_format=3,
-        )
+        how |= {"compressors": [ZstdCodec(level=ZSTD_LEVEL, checksum=True)]}
+        how |= {"shards": array.block, "dimension_names": list(array.axes)}
+    zarr.create_array(MemoryStore(content), zarr_format=zarr_format, **how)
     document: bytes = content[DOCUMENTS[zarr_format][1]].to_bytes()
     return document
 
@@ -111,11 +101,7 @@ class Root(NamedTuple):
 
 
 def read_root(path: Path) -> Root:
-    """Return what the root document of a store says.
-
-    `OutputNotFound` if there is nothing at the path, `OutputError` if tilenet did not write it, or this version cannot
-    read it; `EnvironmentFault` if reading fails, as without the permission for it.
-    """
+    """Return what the root document of a store says; `OutputNotFound` or `OutputError` if there is none to be read."""
     with faults_named(path, what=ACCESSED, resumes=False):
         if not path.exists():
             raise not_there(path)
@@ -155,8 +141,8 @@ def not_there(path: Path) -> OutputNotFound:
 def layout_of(path: Path, own: dict[str, Any]) -> Layout:
     """Take format and layout out of what a mask says of itself, and return the layout.
 
-    `OutputError` if a newer version of tilenet wrote it in a way that this one does not know; `KeyError`, `TypeError`,
-    `ValueError` or `AttributeError` if tilenet did not write it.
+    `OutputError` if another version of tilenet wrote it; `KeyError`, `TypeError`, `ValueError` or `AttributeError` if
+    none did.
     """
     written, layout = own.pop("format"), own.pop("layout")
     if written != FORMAT:
@@ -190,8 +176,6 @@ def _json(document: Mapping[str, Any]) -> bytes:
 
 
 def _label_image(layout: Layout, paths: list[str]) -> dict[str, Any]:
-    from yaozarrs import v04, v05
-
     values = sorted(layout.labels)
     names = [{"label-value": v, "name": layout.labels[v][0]} for v in values]
     colors = [{"label-value": v, "rgba": list(layout.labels[v][1] or ())} for v in values]
@@ -201,44 +185,43 @@ def _label_image(layout: Layout, paths: list[str]) -> dict[str, Any]:
     label |= {"properties": names} if names else {}
     label |= {"colors": colors} if listed else {}
     label |= {"source": {"image": layout.source}} if layout.source else {}
-    image = _image(layout, layout.axes, paths) | {"image-label": label}
-    (v05 if layout.zarr_format == 3 else v04).LabelImage.model_validate(image)
-    return image
+    return _validated(layout, "LabelImage", _image(layout, layout.axes, paths) | {"image-label": label})
 
 
 def _probability_image(layout: Layout) -> dict[str, Any]:
+    axes = "".join(layout.with_class(tuple(layout.axes), "c"))
+    return _validated(layout, "Image", _image(layout, axes, ["0"]))
+
+
+def _validated(layout: Layout, kind: str, image: dict[str, Any]) -> dict[str, Any]:
     from yaozarrs import v04, v05
 
-    image = _image(layout, "".join(layout.with_class(tuple(layout.axes), "c")), ["0"])
-    (v05 if layout.zarr_format == 3 else v04).Image.model_validate(image)
+    getattr(v05 if layout.zarr_format == 3 else v04, kind).model_validate(image)
     return image
 
 
 def _tissue_documents(layout: Layout, found: TissueMap) -> dict[str, bytes]:
     """Return the files of the tissue map, a label image of its own for viewers: a group with one array of one shard."""
     shape = found.cells.shape
-    array = ArrayLayout(TISSUE, "yx", shape, shape, shape, "uint8")
-    document = array_document(array, layout.zarr_format)
-    documents = {f"tissue/{layout.root}": _group(layout, _tissue_image(layout, found), {})}
-    documents[layout.document(TISSUE)] = document
+    document = array_document(ArrayLayout(TISSUE, "yx", shape, shape, shape, "uint8"), layout.zarr_format)
+    group = _group(layout, _tissue_image(layout, found), {})
+    documents = {f"tissue/{layout.root}": group, layout.document(TISSUE): document}
     data = codec.encode(document, Box.of_shape(shape), found.cells.astype(np.uint8))
     return documents | ({f"{layout.folder(TISSUE)}/0/0": data} if data else {})
 
 
 def _tissue_image(layout: Layout, found: TissueMap) -> dict[str, Any]:
     """Return the metadata of the tissue map; the translation is the centre of its first cell, many pixels wide."""
-    frame = layout.frame or _micrometres(layout)
-    sides = [n / cells for n, cells in zip(found.covers, found.cells.shape, strict=True)]
+    frame, shape = layout.frame or _micrometres(layout), found.cells.shape
+    axes, sizes, firsts = (frame[name][-2:] for name in ("axes", "scale", "translation"))
+    sides = [n / cells for n, cells in zip(found.covers, shape, strict=True)]
     shifts = [shift + (side - 1) / 2 for shift, side in zip(layout.shift[-2:] or (0.0, 0.0), sides, strict=True)]
-    scale = [side * size for side, size in zip(sides, frame["scale"][-2:], strict=True)]
-    starts = zip(frame["translation"][-2:], shifts, frame["scale"][-2:], strict=True)
     placed = {
-        "axes": frame["axes"][-2:],
-        "scale": scale,
-        "translation": [first + shift * size for first, shift, size in starts],
+        "axes": axes,
+        "scale": [side * size for side, size in zip(sides, sizes, strict=True)],
+        "translation": [first + shift * size for first, shift, size in zip(firsts, shifts, sizes, strict=True)],
     }
     name, labels = f"{layout.name} tissue", {1: ("tissue", (*TISSUE_COLOR, 255))}
-    shape = found.cells.shape
     plane = Layout("yx", shape, shape, (None, None), name, labels, zarr_format=layout.zarr_format, frame=placed)
     return _label_image(plane, ["0"])
 

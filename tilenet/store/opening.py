@@ -45,24 +45,11 @@ class OpenedStore:
         share: Share | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Make a store without pixels, with any missing parent folders, and take its lease.
+        """Make a store without pixels, with any missing parent folders, and take its lease, or that of a share.
 
-        Parameters
-        ----------
-        path : path
-            Nothing may be there or, with `overwrite`, only a store that tilenet wrote, which is kept inside the new one
-            until the new one is complete.
-        info : mapping
-            How the mask is made, as plain values for JSON.
-        share : (int, int), optional
-            Take only the lease of this share, so that other processes can take theirs; see `take_share`.
-        facts : mapping, optional
-            What else the first line of its log says.
-
-        Raises
-        ------
-        OutputExists, OutputLocked, EnvironmentFault
-            If something is in the way; if another run is writing there; if the disk is full or cannot be written.
+        `info` says how the mask is made, as plain values for JSON; `facts` are for the first line of its log. With
+        `overwrite`, a store that tilenet wrote is kept inside the new one until that is complete. `OutputExists` if
+        anything else is in the way, `OutputLocked` if another run is writing there.
         """
         path = Path(path).absolute()
         replace = check_free(path, overwrite=overwrite)
@@ -72,13 +59,10 @@ class OpenedStore:
 
     @classmethod
     def resume(cls, path: str | Path) -> Self:
-        """Open a store to continue writing it, and take its lease.
+        """Open a store to continue writing it, and take its lease; `OutputLocked` if another run is writing it.
 
         A complete store is compared with its journal. If every file is right, nothing is changed and nothing is
         pending. Damaged shards are removed, and their blocks are pending again.
-
-        `OutputNotFound`, `OutputError` or `OutputLocked` if there is none; if tilenet did not write it; if another run
-        is writing it.
         """
         path = Path(path).absolute()
         with faults_named(path):
@@ -106,14 +90,11 @@ class OpenedStore:
 
     @classmethod
     def take_share(cls, path: str | Path, share: Share) -> Self:
-        """Open a store to write a share of its blocks (which, from 1, of how many), while other processes write theirs.
+        """Open a store to write a share of its blocks, while other processes write theirs.
 
-        Each process holds the lease of its own share. All of them join one `run`, which the first of them began, and
-        see the same run record. None of them can finish the store, which needs the lease of the whole (`resume`). A
-        complete store is returned as it is, and cannot be written.
-
-        `OutputNotFound`, `OutputError` or `OutputLocked` if there is none; if tilenet did not write it; if another
-        process writes the same share, the whole store, or shares of another number.
+        All of them join one `run`, which the first of them began. None of them can finish the store, which needs the
+        lease of the whole (`resume`). A complete store is returned as it is, and cannot be written. `OutputLocked` if
+        another process writes the same share, the whole store, or shares of another number.
         """
         path = Path(path).absolute()
         with faults_named(path):
@@ -132,12 +113,9 @@ class OpenedStore:
     def join(cls, path: str | Path, run: str) -> Self:
         """Open a store to write some blocks of it for a `run` that another process leads.
 
-        This takes no lease: at every write, the leader's lease with its run id must still be there. Blocks are recorded
-        in a journal file of this writer's own. The leader learns of them by `adopt`, or by reading the journals when
-        it resumes. Only the leader can finish the store.
-
-        `OutputNotFound`, `OutputError` or `OutputLocked` if there is none; if it is complete, or tilenet did not write
-        it; if that run is not, or no longer, the one that writes it.
+        This takes no lease: at every write, the leader's lease with its run id must still be there (else
+        `OutputLocked`). Blocks are recorded in a journal file of this writer's own. The leader learns of them by
+        `adopt`, or by reading the journals when it resumes. Only the leader can finish the store.
         """
         path = Path(path).absolute()
         with faults_named(path):
@@ -192,10 +170,7 @@ class OpenedStore:
             yield from self._blocks.pending(level, among)
 
     def check(self) -> list[Damage]:
-        """Read every file, and return those that are not what the journal says.
-
-        Blocks that are not written yet count as damage only in a complete store.
-        """
+        """Read every file, and return those that are not what the journal says."""
         with faults_named(self.path, what=ACCESSED, resumes=False):
             lost = blocks_lost(self._blocks) if self.complete else ()
             return [*lost, *find_damage(self._blocks)]

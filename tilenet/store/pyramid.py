@@ -36,10 +36,7 @@ class CoarserBlock:
     finer: Mapping[int, Written | None]
 
     def shard(self) -> bytes | None:
-        """Return its encoded shard, None if all of it is background; only one finer block is in memory at a time.
-
-        `Damaged` if a finer block is not what was written.
-        """
+        """Return its encoded shard, None if all of it is background; only one finer block is in memory at a time."""
         box = self.layout.box(self.level, self.index)
         pixels = np.zeros(box.shape, self.layout.mask_dtype)
         for index in self.finer:
@@ -92,17 +89,9 @@ def halved(box: Box) -> Box:
     >>> halved(Box((3, 4), (8, 9)))
     Box(start=(2, 2), stop=(4, 5))
     """
-    n = box.ndim - 2
-    return Box(
-        box.start[:n] + tuple(ceil_div(a, 2) for a in box.start[n:]),
-        box.stop[:n] + tuple(ceil_div(b, 2) for b in box.stop[n:]),
-    )
+    return Box(*((*end[:-2], *(ceil_div(n, 2) for n in end[-2:])) for end in (box.start, box.stop)))
 
 
 def doubled(box: Box) -> Box:
     """Return the box of the finer level that `box` covers."""
-    n = box.ndim - 2
-    return Box(
-        box.start[:n] + tuple(2 * a for a in box.start[n:]),
-        box.stop[:n] + tuple(2 * b for b in box.stop[n:]),
-    )
+    return Box(*((*end[:-2], *(2 * n for n in end[-2:])) for end in (box.start, box.stop)))

@@ -22,15 +22,10 @@ LOG, SHARE = "log.jsonl", "share"
 
 
 def seal(blocks: Blocks, info: Mapping[str, Any]) -> None:
-    """Verify every file and write the sorted journal, so that only the root document is left to write.
-
-    `BlocksFailed` if files are not as they were written; their blocks are pending again.
-    """
-    documents = _mended_documents(blocks) | {
-        blocks.layout.root: Written.of(root_document(blocks.layout, info, complete=True))
-    }
-    damage = [found for found in find_damage(blocks) if found.block is not None]
-    if damage:
+    """Verify every file and write the sorted journal, so that only the root document is left to write."""
+    documents = _mended_documents(blocks)
+    documents[blocks.layout.root] = Written.of(root_document(blocks.layout, info, complete=True))
+    if damage := [found for found in find_damage(blocks) if found.block is not None]:
         raise blocks.lose(damage)
     lines = blocks.journal.sorted_lines(documents)
     write_file(blocks.path / OWN / MERGED, lines, temporary=blocks.temporary())

@@ -29,20 +29,15 @@ TISSUE_COLOR = (0, 160, 255)
 Pixel = NDArray[np.int64]
 
 
-class HasBlocks(Protocol):
-    """Anything that is divided into blocks, such as a plan or a layout; its last two axes are y and x."""
+class _Divided(Protocol):
+    """What has blocks, as a `Plan` and a `Layout` do; its last two axes are y and x."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Pixels along each axis."""
-
+    def shape(self) -> tuple[int, ...]: ...
     @property
-    def block(self) -> tuple[int, ...]:
-        """Sides of a block."""
-
+    def block(self) -> tuple[int, ...]: ...
     @property
-    def origin(self) -> tuple[int, ...]:
-        """Pixel of the image at which it begins; empty for the first pixel."""
+    def origin(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +87,7 @@ class TissueMap:
         (rows, columns), (height, width) = self.cells.shape, self.covers
         return bool(self.tissue[y * rows // height, x * columns // width])
 
-    def blocks_with_tissue(self, divided: HasBlocks) -> NDArray[np.bool_]:
+    def blocks_with_tissue(self, divided: _Divided) -> NDArray[np.bool_]:
         """Return for each block along y and x, in order, whether it has tissue, and is computed: (rows, columns)."""
         origin, shape = (divided.origin or (0,) * len(divided.shape))[-2:], divided.shape[-2:]
         along = [
@@ -102,15 +97,11 @@ class TissueMap:
         found: NDArray[np.bool_] = self._counts(*along) > 0
         return found
 
-    def fraction_in_blocks(self, divided: HasBlocks) -> float:
+    def fraction_in_blocks(self, divided: _Divided) -> float:
         """Return the fraction of the pixels that lies in blocks with tissue."""
-        rows, columns = (
-            np.minimum(side, n - np.arange(0, n, side))
-            for n, side in zip(divided.shape[-2:], divided.block[-2:], strict=True)
-        )
-        return float(
-            (np.outer(rows, columns) * self.blocks_with_tissue(divided)).sum() / (divided.shape[-2] * divided.shape[-1])
-        )
+        along = zip(divided.shape[-2:], divided.block[-2:], strict=True)
+        pixels = np.outer(*(np.minimum(side, n - np.arange(0, n, side)) for n, side in along))
+        return float((pixels * self.blocks_with_tissue(divided)).sum() / pixels.sum())
 
     def tissue_fraction(self, box: Box, inside: tuple[float, float] | None = None) -> float:
         """Return the fraction of the pixels of a box that lies in cells with tissue; its last two axes are y and x.

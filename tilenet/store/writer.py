@@ -19,19 +19,13 @@ from tilenet.store.seal import seal, tidy, write_root
 
 
 class Store(OpenedStore):
-    """A mask that is being written; see `create`, `resume`, `take_share` and `join`.
-
-    Here is what writes and finishes it; what opens, checks and closes it is in `OpenedStore`. Nothing can be written
-    any more once it is `complete`: every block is written and verified.
-    """
+    """A mask that is being written, until it is `complete`: every block is written and verified."""
 
     def write(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> bytes:
         """Write one block of level 0: one whole shard of each array, then its line in the journal, which is returned.
 
         The arrays are ``mask`` in the block's shape, clipped to the mask, and, where the layout has classes,
         ``probabilities`` with the classes as first axis. Safe to call from several threads, for different blocks.
-
-        `EnvironmentFault` or `OutputLocked` if the disk is full or fails; if another run has taken over.
         """
         self._held()
         return self._write(index, self._blocks.shards(index, arrays))
@@ -52,8 +46,7 @@ class Store(OpenedStore):
     def begin(self, flight: str, blocks: Iterable[int]) -> dict[int, bytes] | None:
         """Note that this writer begins a flight, of an id unique in this store: some blocks, for a run that it joined.
 
-        Return None if no writer has begun the flight before; otherwise the lines that the earlier writer has written in
-        its journal, by block, for `adopt`. Errors as of `write`.
+        Return None, or the lines of its journal, by block, of a writer that has begun the flight before.
         """
         try:
             self._check_allowed()
@@ -75,10 +68,7 @@ class Store(OpenedStore):
             flight_notes.forget(self.path / OWN, flight)
 
     def adopt(self, line: bytes) -> None:
-        """Record a block that a writer that joined has written, by the line that its `write` returned.
-
-        `OutputError` if it is not a line about a block of this store.
-        """
+        """Record a block that a writer that joined has written, by the line that its `write` returned."""
         self._lead()
         try:
             self._blocks.journal.note_block(line)
@@ -90,11 +80,8 @@ class Store(OpenedStore):
     ) -> None:
         """Write the coarser levels, shard by shard; continues where it was interrupted.
 
-        `progress` is called with the number of blocks done and of blocks in all. `make_shards` makes the shards of
-        blocks and yields them in order; by default, this thread makes them.
-
-        `OutputIncomplete` if blocks of level 0 are pending; `BlocksFailed` if a block to be read is damaged, which
-        makes it pending again.
+        `progress` is called with the number of blocks done and of blocks in all. `BlocksFailed` if a block to be read
+        is damaged, which makes it pending again.
         """
         if not self.complete:
             self._lead()
@@ -119,8 +106,7 @@ class Store(OpenedStore):
     def finish(self) -> None:
         """Verify every file, write the sorted journal, set ``complete: true``; list the mask if it lies in an image.
 
-        `OutputIncomplete` if blocks are pending; `BlocksFailed` if files are not as they were written, and their blocks
-        are pending again.
+        `BlocksFailed` if files are not as they were written; their blocks are pending again.
         """
         if self.complete:
             return
