@@ -178,7 +178,7 @@ def test_the_command_says_how_far_it_is_and_what_to_run_next(tmp_path, tilenet_c
     done = rf"{out}: share 1/3 done, the network has run on 3 of 9 blocks, [\d.]+ s\."
     assert re.fullmatch(rf"{done} Run the shares 2/3, 3/3, unless they are at work, then {again}\n", said), said
     with monkeypatch.context() as patch:
-        patch.setattr(shares, "_finish_if_last", lambda _: None)  # killed just then
+        patch.setattr(shares, "finish_shares", lambda _: None)  # killed just then
         tilenet_command(*command, "2/3")
         _, said, _ = tilenet_command(*command, "3/3")
     assert said.endswith(f"s. When no share is at work any more, {again}\n")

@@ -285,7 +285,7 @@ def test_what_a_share_prints_for_scripts_has_its_remarks_and_whether_the_mask_is
 def test_the_command_finishes_what_the_last_share_could_not(small, small_whole, tmp_path, monkeypatch, tilenet_command):
     out = tmp_path / "m.zarr"
     with monkeypatch.context() as patch:
-        patch.setattr(tilenet.runs.shares, "_finish_if_last", lambda out: None)  # killed just then
+        patch.setattr(tilenet.runs.shares, "finish_shares", lambda out: None)  # killed just then
         assert fill(small, out, [(1, 2), (2, 2)]) == [None, None]
     assert describe(str(out))["segment"] == f"Run tilenet finish {out}"
     assert tilenet_command("finish", out) == (0, f"{out}: complete, every file verified\n", "")

@@ -73,15 +73,6 @@ def store_objects(
     """Find the objects of an image and write their numbers to a store; with `resume`, continue a killed run.
 
     `progress` counts each pixel twice: when the network has run on it, and when its objects have been found.
-
-    Raises
-    ------
-    SettingsError
-        If a connected component needs more memory than the run may use.
-    BlocksFailed
-        If some blocks could not be computed; the run can be resumed.
-    OutputMismatch
-        If a damaged mask is to be repaired, but the objects found now are not those of the mask.
     """
     request = replace(request, options=replace(request.options, output=request.options.output or "objects"))
     making, report = making_of(out, request.target), Report()
@@ -92,8 +83,10 @@ def store_objects(
             # A repair repeats the first two steps as they were for this mask, also where options are left out now.
             request = with_recorded_options(request, store)
         if store is None or next(store.pending(), None) is not None:
-            depths, report = _fill_depths(making / DEPTHS, request, client, _half(progress, 0), resume=resume)
-            started = perf_counter()
+            refuse_link(making)
+            step = _half(progress, 0)
+            report = fill_output(making / DEPTHS, request, resume=resume, client=client, progress=step)
+            started, depths = perf_counter(), open_mask(making / DEPTHS)
             with holding(depths.path):
                 found = _fill_places(making / PLACES, depths, request, client, _half(progress, 1))
                 store = _number(out, request, depths, found, store, overwrite=overwrite)
@@ -112,8 +105,7 @@ def store_objects(
 def number_divided(out: Path, request: Request) -> None:
     """Do the third step of a run whose first two steps were divided among processes.
 
-    `OutputLocked` if some of them are at work, if one of them does this, or if it has been done; `OutputIncomplete` if
-    blocks of the second step are pending.
+    `OutputLocked` if one of them is at work, or has done this; `OutputIncomplete` if the second step is not done.
     """
     making, store = making_of(out, request.target), None
     try:
@@ -137,15 +129,6 @@ def _half(progress: Progress | None, which: int) -> Progress | None:
     if progress is None:
         return None
     return lambda done, total: progress(done + which * total, 2 * total)
-
-
-def _fill_depths(
-    path: Path, request: Request, client: Client | None, progress: Progress | None, *, resume: bool
-) -> tuple[Mask, Report]:
-    """Complete the store of the first step, and return it with the report of the network's run."""
-    refuse_link(path.parent)
-    report = fill_output(path, request, resume=resume, client=client, progress=progress)
-    return open_mask(path), report
 
 
 def _fill_places(

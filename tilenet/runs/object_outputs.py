@@ -62,10 +62,7 @@ def refuse_link(making: Path) -> None:
 
 
 def remove_making(making: Path, *, held: bool = False) -> None:
-    """Remove the stores of the first two steps, and their folder unless it contains anything else.
-
-    `held` says that the caller holds the lease of the first.
-    """
+    """Remove the stores of the first two steps, the first `held` by the caller, and their folder if it is empty."""
     for store in (making / DEPTHS, making / PLACES):
         if not store.exists():
             continue

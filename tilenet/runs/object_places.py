@@ -74,7 +74,7 @@ def find_places(
 ) -> int | None:
     """Write the pending blocks of a store of places, all or in a range, from the depths in another store.
 
-    Returns how many objects are nowhere deep enough; None unless all blocks of the store were pending.
+    Return how many objects are nowhere deep enough; None unless all blocks of the store were pending.
     """
     pending, recents = list(store.pending(among=among)), dict[tuple[int, ...], Recent]()
     box, dtype = partial(store.layout.box, 0), store.layout.mask_dtype
@@ -113,10 +113,7 @@ class PlacesTask:
                 del self.recents[plane]
 
     def places(self) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
-        """Return, for each pixel, the place of its object's first pixel in the image, plus one; 0 for background.
-
-        And how many objects that begin in the block are nowhere deep enough.
-        """
+        """Return the place of the object of each pixel, 0 for none; and how many begin here and are not deep enough."""
         self._forget_other_planes()
         left_out = 0
         places, depths = np.zeros(self.box.shape, self.dtype), _opened(self.depths, stamp_of(self.depths))
@@ -174,10 +171,7 @@ def _joined(layout: Layout, ndim: int, memory: int) -> tuple[int, ...]:
 
 
 def _sides(whole: Sequence[int], steps: Sequence[int], most: int, memory: int, image: Sequence[int]) -> tuple[int, ...]:
-    """Halve the longest side of a box until it can be labelled at once; all sides are multiples of `steps`.
-
-    Nothing is read beyond the shape of the image.
-    """
+    """Halve the longest side of a box until it can be labelled at once; all sides are multiples of `steps`."""
     sides, margin = list(map(round_up, whole, steps)), 2 * MARGIN[len(whole)]
     while longer := [(side, axis) for axis, side in enumerate(sides) if side > steps[axis]]:
         inside = list(map(min, sides, whole))

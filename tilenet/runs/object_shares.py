@@ -47,11 +47,6 @@ def fill_objects(out: Path, request: Request, share: Share, *, progress: Progres
     """Do a share of the step that a run with objects is in; number the objects if nothing else is left to do.
 
     `progress` counts the pixels of the share, in each step anew.
-
-    Raises
-    ------
-    SettingsError, BlocksFailed, OutputMismatch
-        As `tilenet.runs.numbering.store_objects`.
     """
     share, making = checked_share(share), making_of(out, request.target)
     protect_input(making / DEPTHS, request.image)
@@ -116,8 +111,7 @@ def _share_of_places(making: Path, memory: int, share: Share, progress: Progress
         return  # no lease is needed, which a share that numbers the objects may hold for long
     with ExitStack() as held:
         patiently(lambda: held.enter_context(holding(path, share)))
-        depths = open_mask(path)
-        store = patiently(partial(_open_places, places, depths, memory, share))
+        store = patiently(partial(_open_places, places, open_mask(path), memory, share))
         held.enter_context(closing(store))
         find_places(store, path, memory, progress=progress, among=among_of(store, share))
 

@@ -63,10 +63,7 @@ def labels_place(
 
 
 def protect_input(out: Path, image: Any, *, inside: bool = False) -> None:
-    """Refuse an output that is remote, is the image (as for `paths_of`), contains the image, or lies inside it.
-
-    With `inside`, for labels within an image, the output may lie inside the image.
-    """
+    """Refuse an output that is remote, is the image, contains it or, unless it is labels, lies `inside` the image."""
     check_local(out)
     if not inside:
         refuse_protected(out, image=image)

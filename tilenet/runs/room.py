@@ -25,8 +25,7 @@ TISSUE_FILES = 3
 def room_of(job: Job, memory: int | None) -> dict[str, int]:
     """Return the room that the mask of a job takes at most, and what the run needs at most before the mask is complete.
 
-    `memory` is the option, which decides how many files hold the places of objects. Blocks that are all background
-    have no file. The mask that a run replaces, and a TIFF made of the mask, are not counted.
+    A mask that the run replaces, and a TIFF made of the mask, are not counted.
     """
     mask, beside = job.layout, list[Layout]()
     if job.record["output"] == "objects":

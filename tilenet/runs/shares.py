@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from operator import index
 from os import PathLike
 from pathlib import Path
@@ -96,13 +97,7 @@ def check_combination(out: str | PathLike[str] | None, *, tiff: bool, overwrite:
 
 
 def fill_share(out: Path, request: Request, share: Share, *, progress: Progress | None = None) -> Report:
-    """Compute the pending blocks of a share; finish the store if no other share has anything left to do.
-
-    Raises
-    ------
-    BlocksFailed
-        If some blocks could not be computed; the share stays resumable.
-    """
+    """Compute the pending blocks of a share; finish the store if no other share has anything left to do."""
     share = checked_share(share)
     opened = create_share(out, request, share) or join_shares(out, request, share)
     return fill_blocks(*opened, share, progress=progress)
@@ -117,7 +112,9 @@ def fill_blocks(store: Store, job: Job, share: Share, *, progress: Progress | No
         store.close()
         job.close()
     started = time.perf_counter()
-    _finish_if_last(store.path)
+    # The lease is released: of shares that end together, the last one to look finds that the others are gone.
+    with suppress(OutputIncomplete, OutputLocked):  # then another share finishes it
+        finish_shares(store.path)
     report.finished = time.perf_counter() - started
     return report
 
@@ -155,29 +152,10 @@ def patiently(take: Callable[[], T]) -> T:
             time.sleep(LOOK)
 
 
-def _finish_if_last(out: Path) -> None:
-    """Finish a store, unless blocks are pending or other shares are at work: then one of those will finish it.
-
-    Each share releases its lease before it checks, so of several shares that end together the last one to check
-    finds that the others are gone.
-    """
-    try:
-        finish_shares(out)
-    except (OutputIncomplete, OutputLocked):
-        return
-
-
 def finish_shares(out: Path, *, progress: Progress | None = None) -> None:
     """Build the pyramid of a store whose blocks are all written, verify every file, and mark the store complete.
 
-    Raises
-    ------
-    OutputLocked
-        If shares are at work.
-    OutputIncomplete
-        If blocks are pending; the message says how many, and of which shares.
-    BlocksFailed
-        If files differ from what was written; their blocks are pending again.
+    `OutputLocked` if shares are at work; `OutputIncomplete` if blocks are pending, with how many, and of which shares.
     """
     check_local(out)
     if is_tiff(out) and not out.is_dir():  # no share wrote it: it is whole, or its store is made by one run

@@ -48,13 +48,7 @@ class Tls:
 
 
 def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, int], Tls | None]:
-    """Return the checked type, arguments, adapt and TLS entries of a cluster file.
-
-    Raises
-    ------
-    SettingsError
-        If the file is invalid; the message names the file, the entry, and the values that are allowed.
-    """
+    """Return the checked type, arguments, adapt and TLS entries of a cluster file."""
     import yaml
 
     try:
@@ -78,12 +72,10 @@ def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, i
 
 
 def _loader() -> Any:
-    """Return a class that reads YAML as `yaml.SafeLoader` does, except for times.
-
-    That reads 10:00:00 without quotes as the number 36000, to the base of 60, which Slurm takes for minutes.
-    """
+    """Return a class that reads YAML as `yaml.SafeLoader` does, except for times."""
     import yaml
 
+    # That reads 10:00:00 without quotes as the number 36000, to the base of 60, which Slurm takes for minutes.
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         def integer(self, node: Any) -> Any:
             return node.value if ":" in node.value else self.construct_yaml_int(node)

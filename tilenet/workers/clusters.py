@@ -43,13 +43,6 @@ def local_cluster(workers: int, *, device: str | None = None) -> Iterator[Client
     """Start worker processes on this machine, each with a GPU of its own as long as there are enough.
 
     While the cluster runs, the default of `threads` is this machine's number divided by `workers`.
-
-    Parameters
-    ----------
-    workers : int
-        Number of processes.
-    device : str, optional
-        Device of the run: with ``cpu`` no GPU is assigned.
     """
     with _quiet(lost=LOST_PROCESS):
         from distributed import Nanny, Scheduler, SpecCluster, fire_and_forget
@@ -97,16 +90,7 @@ def _repeating(cluster: Any, function: Callable[[], Any], milliseconds: int) -> 
 
 @contextmanager
 def existing_cluster(scheduler: str, *, tls: Tls | None = None) -> Iterator[Client]:
-    """Connect to a scheduler: ``tcp://host:port``, ``tls://host:port`` or a scheduler file.
-
-    Raises
-    ------
-    EnvironmentFault
-        If the scheduler does not answer.
-    SettingsError
-        If `scheduler` is neither an address nor a scheduler file, if it needs TLS files and there are none, or if
-        there are and it does not use them.
-    """
+    """Connect to a scheduler: ``tcp://host:port``, ``tls://host:port`` or a scheduler file."""
     import dask
 
     address = scheduler if "://" in scheduler else _address_in(scheduler)
@@ -135,19 +119,6 @@ def described_cluster(path: str | Path, *, device: str | None = None) -> Iterato
     """Start the cluster of jobs (Slurm, PBS, LSF, SGE) that a YAML file describes; see docs/cluster.md.
 
     While the cluster runs, the default of `threads` is a job's number of cores divided by its processes.
-
-    Parameters
-    ----------
-    path : path
-        The YAML file.
-    device : str, optional
-        Device of the run.
-
-    Raises
-    ------
-    SettingsError
-        If the file is invalid, if dask-jobqueue or the command that submits jobs is not installed, or if jobs have
-        GPUs that no worker would use.
     """
     kind, arguments, adapt, tls = read_description(path)
     batch_jobs.refuse_idle_gpus(path, arguments, device)

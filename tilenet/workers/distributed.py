@@ -73,10 +73,7 @@ def check_sendable(image: Any, model: Any) -> None:
 
 
 def check_client(client: Any) -> None:
-    """Refuse what is no client of a Dask cluster (`SettingsError`), such as the address of its scheduler.
-
-    A client that is asynchronous is refused too, as it gives coroutines where results are wanted.
-    """
+    """Refuse what is no client of a Dask cluster, or is an asynchronous one, which gives coroutines."""
     if not all(hasattr(client, name) for name in ("submit", "nthreads", "loop")):
         said = repr(client) if isinstance(client, str) else "..."
         raise SettingsError(
@@ -96,24 +93,7 @@ def task_of(store: Store, job: Job, request: Request) -> Task:
 def fill_by_workers(
     store: Store, job: Job, client: Client, request: Request, *, progress: Progress | None = None
 ) -> Report:
-    """Have workers compute the pending blocks of a store, and finish it; closes store and job in any case.
-
-    Parameters
-    ----------
-    store, job
-        The store to fill, and the job that fills it.
-    client : distributed.Client
-        Client of the cluster.
-    request : Request
-        Image, model and footprint, which each worker opens by itself.
-    progress : callable, optional
-        Called with the number of pixels done and the total number of pixels.
-
-    Raises
-    ------
-    BlocksFailed, EnvironmentFault, OutputLocked
-        If blocks could not be computed; if the scheduler is lost; if another run took over.
-    """
+    """Have workers compute the pending blocks of a store, and finish it; closes store and job in any case."""
     try:
         if store.complete:
             return Report()
@@ -133,21 +113,9 @@ def fill_by_workers(
 
 
 def work_off(client: Client, outputs: Iterable[PendingOutput]) -> Iterator[PendingOutput]:
-    """Have workers fill many outputs from one queue; yield each output when its last block has returned.
+    """Have workers fill outputs, drawn lazily, from one queue; yield each output when its last block has returned.
 
-    Without workers it waits until one comes.
-
-    Parameters
-    ----------
-    client : distributed.Client
-        Client of the cluster.
-    outputs : iterable of PendingOutput
-        Drawn lazily, so that only a few are open at a time.
-
-    Raises
-    ------
-    EnvironmentFault
-        If the scheduler is lost. Blocks that are written stay written.
+    Without workers it waits until one comes. `EnvironmentFault` if the scheduler is lost.
     """
     return _Dispatch(client, Queue(outputs)).work_off()
 

@@ -47,10 +47,7 @@ def blocks_per_flight(left: int, workers: int) -> int:
 
 
 def seconds_per_flight(workers: int) -> float:
-    """Return the seconds after which a worker begins no further block of its flight.
-
-    One second, so that slow blocks return one by one and progress is visible. With many workers
-    it is longer, because they would ask for more than `PER_SECOND` flights a second.
+    """Return the seconds after which a worker begins no further block: one, or more so as to keep `PER_SECOND`.
 
     >>> [seconds_per_flight(workers) for workers in (1, 50, 1000)]
     [1.0, 1.0, 20.0]
@@ -60,32 +57,20 @@ def seconds_per_flight(workers: int) -> float:
 
 @dataclass(eq=False)
 class PendingOutput:
-    """One output that workers fill; many outputs may share the queue.
+    """One output that workers fill; many outputs may share the queue."""
 
-    Attributes
-    ----------
-    task : Task
-        What workers are sent.
-    store : Store
-        The output, with its lease held by this process.
-    job : Job
-        The job as this process made it; each worker makes its own.
-    advance : callable
-        Called with the number of pixels of each block that is written.
-    name : str
-        Name shown in the keys of Dask tasks; default the name of the output.
-    report : Report
-        What was done so far.
-    error : Exception or None
-        The error that ended the output before its last block.
-    """
-
+    # What workers are sent.
     task: Task
+    # The output, with its lease held by this process.
     store: Store
+    # The job as this process made it; each worker makes its own.
     job: Job
+    # Called with the number of pixels of each block that is written.
     advance: Callable[[int], None] = lambda pixels: None
+    # Shown in the keys of Dask tasks; default the name of the output.
     name: str = ""
     report: Report = field(default_factory=Report)
+    # What ended the output before its last block.
     error: Exception | None = None
     # Blocks that were taken and have no final result yet.
     in_flight: int = field(default=0, init=False)
@@ -141,29 +126,17 @@ class PendingOutput:
 
 @dataclass(frozen=True)
 class Flight:
-    """A few blocks that are sent to a worker together.
-
-    Attributes
-    ----------
-    output : PendingOutput
-        The output that the blocks belong to.
-    blocks : tuple of int
-        Block indices, in the order in which they are computed.
-    number : int
-        Unique among the flights of a queue.
-    refused_by : tuple of str
-        Addresses of the workers that refused these blocks.
-    fault : TilenetError or None
-        What one of those workers suffered from, so that the blocks are not to blame.
-    deaths : int
-        How many workers died of the block, in a flight of one block; else 0.
-    """
+    """A few blocks of an output that are sent to a worker together, in the order in which they are computed."""
 
     output: PendingOutput
     blocks: tuple[int, ...]
+    # Unique among the flights of a queue.
     number: int
+    # Addresses of the workers that refused these blocks.
     refused_by: tuple[str, ...] = ()
+    # What one of those workers suffered from, so that the blocks are not to blame.
     fault: TilenetError | None = None
+    # How many workers died of the block, in a flight of one block; else 0.
     deaths: int = 0
 
     @property

@@ -30,28 +30,17 @@ LOOPBACK = "The scheduler listens on this machine alone: for workers on others, 
 
 
 class SubmittedJobs:
-    """The jobs of one cluster: submits some of them again, and knows when that is in vain.
-
-    Parameters
-    ----------
-    path : path
-        The cluster file.
-    kind : str
-        Its batch system.
-    """
+    """The jobs of one cluster: submits some of them again, and knows when that is in vain."""
 
     def __init__(self, path: str | Path, kind: str) -> None:
-        self.path, self.kind = path, kind
+        self.path, self.kind = path, kind  # the cluster file, and its batch system
         self._cluster: Any = None
         self._accepted = self._had_worker = False
         self._refused_in_a_row, self._said = 0, set[str]()
         self._ended, self._reasons = list[str](), set[str]()
 
     def job_class(self, kind_of_job: Any) -> Any:
-        """Return a class of jobs whose `refusal` says why the batch system refused them.
-
-        Dask takes these for started, and would wait for them forever.
-        """
+        """Return a class of jobs whose `refusal` says why they were refused: Dask takes them for started."""
         from distributed.core import Status
 
         jobs = self

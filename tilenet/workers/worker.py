@@ -36,40 +36,21 @@ OPEN = 3
 
 @dataclass(frozen=True)
 class Task:
-    """Where a worker finds everything that it needs for a run.
+    """Where a worker finds everything that it needs for a run."""
 
-    Attributes
-    ----------
-    out, run : str
-        The output, and the run id in its lock file.
-    image : str
-        Absolute path, or an address. An address may contain credentials, so it is left out of the repr.
-    model : str or callable
-        A packaged model's name or an absolute path; or a callable that is pickled by reference.
-    footprint : Footprint, optional
-        For a callable that has none of its own.
-    """
-
+    # The output, and the run id in its lock file.
     out: str
     run: str
+    # Absolute path, or an address, which may contain credentials.
     image: str = field(repr=False)
+    # A packaged model's name or an absolute path; or a callable that is pickled by reference.
     model: Any
     footprint: Footprint | None = None
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """The result of one block.
-
-    Attributes
-    ----------
-    line : bytes
-        The block's journal line; empty if the block was not written.
-    report : Report
-        The times that the block took.
-    failure : str
-        Why the block cannot be computed.
-    """
+    """The result of one block: its journal line and its times, or why it cannot be computed."""
 
     line: bytes = b""
     report: Report = field(default_factory=Report)
@@ -81,25 +62,16 @@ class FlightResult:
     """The result of a flight, and why some of its blocks have no result.
 
     If neither `refusal`, `death` nor `fault` says why, the flight's time was up.
-
-    Attributes
-    ----------
-    done : dict of int to BlockResult
-        The result of each block that was finished.
-    worker : str
-        Address of the worker that computed them.
-    refusal : str
-        Why this worker cannot go on; another worker might.
-    death : bool
-        Whether a worker died while it computed the first block without a result.
-    fault : TilenetError or None
-        An error that ends the whole run; together with a refusal, only if other workers refuse, too.
     """
 
     done: dict[int, BlockResult] = field(default_factory=dict)
+    # Address of the worker.
     worker: str = ""
+    # Why this worker cannot go on; another worker might.
     refusal: str = ""
+    # Whether a worker died while it computed the first block without a result.
     death: bool = False
+    # An error that ends the whole run; together with a refusal, only if other workers refuse, too.
     fault: TilenetError | None = None
 
 
@@ -156,15 +128,8 @@ _one_block_at_a_time = threading.Lock()
 def compute_blocks(task: Task, blocks: Sequence[int], *, flight: str, seconds: float) -> FlightResult:
     """Compute blocks of a task in this process, one after the other; errors are returned in the `FlightResult`.
 
-    Parameters
-    ----------
-    task, blocks
-        The task, and the indices of its blocks to compute.
-    flight : str
-        Id of the flight. If another worker has begun this flight, nothing is computed: that worker is
-        dead, or was taken for dead, and one of the blocks may be the cause.
-    seconds : float
-        Time limit after which no further block is begun.
+    After some `seconds` no further block is begun. If another worker has begun this flight, nothing is computed: that
+    worker is dead, or was taken for dead, and one of the blocks may be the cause.
     """
     done: dict[int, BlockResult] = {}
     with _one_block_at_a_time:
