@@ -32,10 +32,7 @@ MANY = 0.1
 
 
 def fill_store(store: Store, job: Job, *, progress: Progress | None = None) -> Report:
-    """Compute the pending blocks of a store and finish it; closes store and job in any case.
-
-    `BlocksFailed` if some blocks could not be computed; the store stays resumable.
-    """
+    """Compute the pending blocks of a store and finish it; closes store and job in any case."""
     try:
         report = fill_pending(store, job, progress=progress)
         raise_if_failed(report, job)
@@ -60,20 +57,17 @@ def fill_pending(store: Store, job: Job, *, progress: Progress | None = None, am
 def raise_if_failed(report: Report, job: Job) -> None:
     """Raise `BlocksFailed`, naming the first failed blocks, if any block of a store could not be computed."""
     if report.failures:
+        remedy = "What is done is kept. Fix the cause, then run again with --resume"
         if _of_the_image(report):
             remedy = (
                 f"Replace them in the image, then {ANEW}. A run that is resumed keeps the blocks that are done, which "
                 "is right only if no other pixels change"
             )
-            raise BlocksFailed(f"{_failed(report, job)}. {remedy}")
-        raise BlocksFailed(f"{_failed(report, job)}. What is done is kept. Fix the cause, then run again with --resume")
+        raise BlocksFailed(f"{_failed(report, job)}. {remedy}")
 
 
 def finish(store: Store, *, progress: Progress | None = None, make_shards: ShardMaker | None = None) -> None:
-    """Build the pyramid of a store whose level 0 is written, verify every file, and mark the store complete.
-
-    `progress` and `make_shards` are those of `Store.build_pyramid`.
-    """
+    """Build the pyramid of a store whose level 0 is written, verify every file, and mark the store complete."""
     if not store.complete:
         store.build_pyramid(progress, make_shards=make_shards)
         store.finish()
@@ -101,21 +95,14 @@ def run_job(
     progress: Progress | None = None,
     among: range | None = None,
 ) -> Report:
-    """Compute the pending blocks of a sink, all or in a range, with the job's number of threads.
-
-    Blocks without tissue are background.
-    """
+    """Compute the pending blocks of a sink, all or in a range; blocks without tissue are background."""
     skipped = skip_background(job, sink, tissue, among=among)
     advance = progress_counter(job, sink.pending(among=among), progress, among=among)
+    pending, write = sink.pending(among=among), sink.write
     with machine.threads(job.record["threads"]):
+        predictor = job.predictor(scaling)
         report = run(
-            job.plan,
-            job.image,
-            job.predictor(scaling),
-            decide=job.decision,
-            pending=sink.pending(among=among),
-            write=sink.write,
-            progress=advance,
+            job.plan, job.image, predictor, decide=job.decision, pending=pending, write=write, progress=advance
         )
     report.skipped = skipped
     return report
@@ -136,10 +123,7 @@ def skip_background(job: Job, sink: Sink, tissue: TissueMap | None, *, among: ra
 def progress_counter(
     job: Job, pending: Iterable[int], progress: Progress | None, *, among: range | None = None
 ) -> Callable[[int], None]:
-    """Return a function that adds pixels to those already written, and reports the sum to `progress`.
-
-    The total is that of the blocks in `among`, by default of all blocks of the job.
-    """
+    """Return a function that adds pixels to those of a job, or of a range of its blocks, that are not pending."""
     if progress is None:
         return lambda pixels: None
     total = prod(job.plan.shape) if among is None else sum(job.plan[i].box.size for i in among)
@@ -165,11 +149,7 @@ def to_array(
 def to_objects(
     job: Job, scaling: Scaling, *, progress: Progress | None = None, report: Reported | None = None
 ) -> NDArray[np.int32]:
-    """Return the numbered objects (*n) of an image that fits in memory; 0 is background.
-
-    If the network is looped over planes (or volumes), the objects of each are found separately, and numbered on from
-    those of the one before; then those of planes are linked, if that is asked for.
-    """
+    """Return the numbered objects (*n) of an image that fits in memory: those of each plane, or of the volume."""
     arrays, rule = _to_arrays(job, scaling, progress, report), ObjectRule.recorded(job.record)
     foreground, depths = arrays["mask"] > 0, arrays.get("probabilities")
     found, n, left_out = np.zeros(job.plan.shape, np.int32), 0, 0

@@ -42,11 +42,7 @@ class NetworkInput:
 def as_network_input(
     opened: Image, network: Any, card: ModelCard, options: Options, footprint: Footprint
 ) -> NetworkInput:
-    """Return an image as a network sees it; reads no pixels.
-
-    `ImageError` if the axes or channels of the image do not fit the network, `SettingsError` if it does not have the
-    wanted level or pixel size.
-    """
+    """Return an image as a network sees it; reads no pixels."""
     if opened.stated_axes not in ("", opened.axes):
         LOG.info("%s: axes taken as %s, as asked; the file says %s", opened.name, opened.axes, opened.stated_axes)
     if overruled := overruled_size(opened):
@@ -107,12 +103,10 @@ def _check_axes(image: Image, footprint: Footprint) -> None:
 
 
 def _check_color(image: Image, network: Any, chosen: Sequence[int] | None) -> None:
-    """Refuse an image of three stains that would be taken for red, green and blue.
-
-    A network without a model card is the caller's own, and gets the channels as they are.
-    """
+    """Refuse an image of three stains that would be taken for red, green and blue."""
     of_three = getattr(network, "in_channels", None) == image.n_channels == 3
-    if chosen is None and of_three and getattr(network, "card", None) is not None and not image.is_color:
+    own = getattr(network, "card", None) is None  # the caller's, which gets the channels as they are
+    if chosen is None and of_three and not own and not image.is_color:
         names = ", ".join(name or f"channel {i}" for i, name in enumerate(image.channel_names))
         one = image.channel_names[0] or "0"
         raise ImageError(

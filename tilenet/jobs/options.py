@@ -126,12 +126,7 @@ class Options:
         if self.threads is not None and self.threads > MOST_THREADS:
             raise SettingsError(f"threads {self.threads}: give {MOST_THREADS} at most")
         for name, kind, what in KINDS:
-            value = getattr(self, name)
-            # `value != value` is true for NaN only.
-            if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or value != value):
-                raise SettingsError(f"{name} {value!r}: give {what}")
-            if kind is Real and value is not None and not isinstance(value, int | float):
-                put(name, float(value))  # such as NumPy's float32, which JSON cannot hold
+            put(name, _of_kind(getattr(self, name), name, kind, what))
         if self.factor is None:
             refuse_both(self.level, self.mpp)
         if self.scaling is not None:
@@ -165,11 +160,7 @@ def parse_tissue(text: str) -> bool | str:
 
 
 def parse_integers(text: str, name: str = "") -> tuple[int, ...]:
-    """Parse comma-separated integers; `name` says in an error what they are.
-
-    >>> parse_integers("1,2,2")
-    (1, 2, 2)
-    """
+    """Parse comma-separated integers; `name` says in an error what they are."""
     try:
         return tuple(map(int, text.split(",")))
     except ValueError as error:
@@ -231,6 +222,15 @@ def _count(value: Any, name: str, least: int) -> int | None:
     if number < least:
         raise SettingsError(f"{name} {value!r}: give a whole number, {least} at least")
     return number
+
+
+def _of_kind(value: Any, name: str, kind: type, what: str) -> Any:
+    """Return a number or a text of a kind, None for None; a number of NumPy's, which JSON cannot hold, as Python's."""
+    if value is None:
+        return None
+    if not isinstance(value, kind) or isinstance(value, bool) or value != value:  # NaN
+        raise SettingsError(f"{name} {value!r}: give {what}")
+    return value if isinstance(value, str | int | float) else float(value)  # type: ignore[arg-type]
 
 
 def _frozen(value: Any) -> Any:

@@ -49,7 +49,7 @@ class Request:
     def job_like(self, info: Mapping[str, Any], name: str | Path) -> Job:
         """Return the job of an output that exists already, whose `info` supplies the options that were not given.
 
-        `OutputError` or `OutputMismatch` if the output does not say how it was made, or was made with other settings.
+        `OutputMismatch` if the output was made with other settings.
         """
         check_info(info, name)
         return self._job_like(info, name, {})
@@ -113,10 +113,7 @@ class Request:
             raise OutputMismatch(f"{name}: {self.explain(differs)}")
 
     def job_for(self, store: Store, *, network_done: bool = False) -> Job:
-        """Return the job of a store opened for resuming; closes the store if it cannot be resumed.
-
-        `network_done` says that the network has nothing left to do, as if the store were complete.
-        """
+        """Return the job of a store opened for resuming, where the network may be done; on error, close the store."""
         job_like = self.job_like_complete if store.complete or network_done else self.job_like
         try:
             return job_like(store.info, store.path)
@@ -125,10 +122,7 @@ class Request:
             raise
 
     def job_to_fill(self, store: Store) -> Job:
-        """Do the same for a store whose blocks are to be computed here: say so if these may not fit those it has.
-
-        The version of tilenet may be another, the image may have been written since, the last bits may be others.
-        """
+        """Do the same for a store whose blocks are to be computed here: say so if these may not fit those it has."""
         job = self.job_for(store)
         try:
             if not store.complete:

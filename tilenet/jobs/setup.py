@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tilenet import machine
 from tilenet.bands import Demand
-from tilenet.card import DEPTH_CLASSES, ModelCard, parse_scaling
-from tilenet.decide import Decision, ObjectRule, relative_spacing
+from tilenet.card import ModelCard
+from tilenet.decide import Decision
 from tilenet.errors import ModelError, SettingsError
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.jobs.job import RESIDENT, Job
 from tilenet.jobs.network_input import NetworkInput, as_network_input
 from tilenet.jobs.options import Options
+from tilenet.jobs.record import run_record
 from tilenet.masks.label_target import LabelTarget
 from tilenet.masks.tiff_mask import is_tiff_mask
 from tilenet.models.named import load_named, source_of
@@ -29,7 +29,7 @@ from tilenet.probe.claims import Answer, ask, ask_in_batches, doubts, remarks
 from tilenet.readers import open_image
 from tilenet.readers.image import Image
 from tilenet.readers.resampled import in_plane
-from tilenet.region import find_roi, roi_to_json
+from tilenet.region import find_roi
 from tilenet.resolution import FINEST, Resolution
 from tilenet.sizes import gigabytes, memory_option, plan_tiles
 from tilenet.store import is_ours, refuse_unfinished
@@ -45,36 +45,17 @@ def make_job(
 ) -> Job:
     """Decide everything about a run; reads no pixels.
 
-    Parameters
-    ----------
-    source
-        Any image that `open_image` accepts.
-    model
-        A name that `load_named` takes, a network, or any callable with a `footprint`.
-    options : Options
-    footprint : Footprint, optional
-        For a network that has none of its own.
-    target : LabelTarget, optional
-        The OME-Zarr image that the mask goes into.
-
-    Raises
-    ------
-    ImageError, ModelError, SettingsError
-        If image, model and options do not go together; an image that was opened here is closed again.
+    `source` is what `open_image` takes, `model` what `segment` takes. An image that is opened here is closed on error.
     """
     found = found_model(model)
     if isinstance(source, str | Path):
         refuse_unfinished(source)
     footprint = predictors.footprint_of(found.network, footprint)
-    opened = open_image(
-        source,
-        level=options.level or 0,
-        axes=options.axes,
-        pixel_size=options.pixel_size,
-        missing=options.missing or "error",
-    )
+    level, missing = options.level or 0, options.missing or "error"
+    opened = open_image(source, level=level, axes=options.axes, pixel_size=options.pixel_size, missing=missing)
     owns_image = not isinstance(source, Image)
-    _remark_mask(source)
+    if isinstance(source, str | Path) and (is_ours(Path(source)) or is_tiff_mask(source)):
+        LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
     try:
         job = _make_job(opened, found, options, footprint=footprint, target=target)
     except BaseException:
@@ -84,11 +65,6 @@ def make_job(
     if options.memory is not None:
         _remark_memory(job, options, options.memory)
     return replace(job, owns_image=owns_image)
-
-
-def _remark_mask(source: Any) -> None:
-    if isinstance(source, str | Path) and (is_ours(Path(source)) or is_tiff_mask(source)):
-        LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
 
 
 def _remark_memory(job: Job, options: Options, memory: int) -> None:
@@ -158,7 +134,7 @@ def _make_job(
         search=_search(options, opened, taken, footprint, decision),
         inside=inside,
     )
-    return replace(job, record=_record(job, taken, options, precision=precision, engine=engine, part=part))
+    return replace(job, record=run_record(job, taken, options, precision=precision, engine=engine, part=part))
 
 
 def _remark_model(name: str, card: ModelCard, answer: Answer, *, strict: bool) -> None:
@@ -201,38 +177,15 @@ def _search(options: Options, opened: Image, taken: NetworkInput, footprint: Foo
     return search
 
 
-def _record(
-    job: Job, taken: NetworkInput, options: Options, *, precision: str, engine: str, part: Box
-) -> dict[str, Any]:
-    """Return the run record: everything that decides the bytes, which `Options.filled_from` reads back."""
-    return {
-        "axes": job.image.axes,
-        # The image may have been opened with a pixel size before it was given to the run.
-        "pixel_size": list(job.image.given_pixel_size) or None,
-        "tile": list(job.plan.tile),
-        "block": list(job.plan.block),
-        "batch": job.plan.batch,
-        "threads": options.threads or machine.current_threads(),
-        "output": options.output or "mask",
-        "probability_dtype": options.probability_dtype or "float32",
-        "missing": options.missing or "error",
-        **taken.to_record(),
-        "roi": roi_to_json(part, options.roi),
-        "device": machine.find_device(job.device).type,
-        "precision": precision,
-        "engine": engine,
-        "tissue": job.search.rule,
-        "scaling": dict(options.scaling or parse_scaling(job.card.scaling)),
-        "threshold": job.decision.threshold if len(job.card.classes) == 1 else None,
-        "least_depth": _least_depth(options, job.decision),
-        **_spacing(options, job.image, job.footprint),
-        **_link(options, job),
-    }
-
-
 def _backend_of(network: Any, options: Options, n_channels: int) -> tuple[Any, str, str, Demand]:
     """Return device, precision and engine of a network, and the memory that a forward pass needs."""
-    device = machine.find_device(_device_of(network, options))
+    name = options.device or "auto"
+    if not predictors.is_network(network):
+        if name not in ("auto", "cpu"):
+            said = "the model is a function, and computes wherever it does. Leave device out"
+            raise SettingsError(f"device {name}: {said}")
+        name = "cpu"
+    device = machine.find_device(name)
     precision = predictors.find_precision(options.precision or "auto", network)
     if (precision, device.type) == ("fp64", "mps"):
         raise SettingsError("precision fp64: not on mps. Use --device cpu, or --precision fp32")
@@ -245,27 +198,14 @@ def _backend_of(network: Any, options: Options, n_channels: int) -> tuple[Any, s
 
 def found_model(model: Any) -> _Model:
     """Return the network that the caller gave, or of the name that they gave."""
-    if isinstance(model, str | Path):
-        return _of_object(load_named(model))._replace(source=source_of(model))
-    return _of_object(model)
-
-
-def _of_object(model: Any) -> _Model:
-    if isinstance(model, type):
-        raise ModelError(f"{model.__name__} is a class. Give an instance of it, such as {model.__name__}(...)")
-    if not callable(model):
-        raise ModelError(f"a model is a name, a path, a torch.nn.Module or a callable, not a {type(model).__name__}")
-    card = getattr(model, "card", None) or ModelCard(name=class_name(model))
-    return _Model(model, card, class_name(model))
-
-
-def _device_of(network: Any, options: Options) -> str:
-    name = options.device or "auto"
-    if predictors.is_network(network):
-        return name
-    if name not in ("auto", "cpu"):
-        raise SettingsError(f"device {name}: the model is a function, and computes wherever it does. Leave device out")
-    return "cpu"
+    named = isinstance(model, str | Path)
+    network = load_named(model) if named else model
+    if isinstance(network, type):
+        raise ModelError(f"{network.__name__} is a class. Give an instance of it, such as {network.__name__}(...)")
+    if not callable(network):
+        raise ModelError(f"a model is a name, a path, a torch.nn.Module or a callable, not a {type(network).__name__}")
+    name = class_name(network)
+    return _Model(network, getattr(network, "card", None) or ModelCard(name=name), source_of(model) if named else name)
 
 
 def placed_in(target: LabelTarget, image: Image, resolution: Resolution) -> dict[str, Any]:
@@ -276,81 +216,22 @@ def placed_in(target: LabelTarget, image: Image, resolution: Resolution) -> dict
 
 
 def _plan(part: Box, footprint: Footprint, options: Options, demand: Demand) -> Plan:
+    """Return the plan for a part of an image; tiles and blocks of a run record have sides along outer axes, too."""
+    tile, block, ndim = options.tile, options.block, footprint.ndim
+    if isinstance(tile, tuple):
+        if any(side != 1 for side in tile[:-ndim]):
+            raise SettingsError(
+                f"tile {','.join(map(str, tile))} has {len(tile)} sides, and a {ndim}-D network is looped over planes. "
+                f"Give {ndim} sides, or a {len(tile)}-D model"
+            )
+        tile = tile[-ndim:]
     return plan_tiles(
         part.shape,
         footprint,
-        tile=_inner_tile(options.tile, footprint),
-        block=_inner(options.block, footprint),
+        tile=tile,
+        block=block[-ndim:] if isinstance(block, tuple) else block,
         batch=options.batch,
         memory=options.memory,
         demand=demand,
         origin=part.start,
     )
-
-
-def _least_depth(options: Options, decision: Decision) -> float | None:
-    """Return how deep objects must reach; None where the network does not say how deep a pixel lies in one."""
-    if not decision.depths:
-        if options.least_depth is not None:
-            if options.output != "objects":
-                raise SettingsError(f"least_depth {options.least_depth} is for objects. Ask for them (--objects), too")
-            raise SettingsError(
-                f"least_depth {options.least_depth} is for objects of a model whose classes are "
-                f"{', '.join(DEPTH_CLASSES)}. Leave it out"
-            )
-        return None
-    rule = ObjectRule() if options.least_depth is None else ObjectRule(least_depth=options.least_depth)
-    return float(rule.least_depth)
-
-
-def _spacing(options: Options, image: Image, footprint: Footprint) -> dict[str, list[float]]:
-    """Return the spacing for the record of objects, in which separating them measures; nothing if it is equal."""
-    if options.output != "objects":
-        return {}
-    found = options.spacing
-    if found is None:
-        sizes = image.pixel_size[-footprint.ndim :]
-        found = relative_spacing(sizes)
-        if footprint.ndim == 3 and None in sizes:
-            axes = ", ".join(axis for axis, size in zip(image.box_axes[-3:], sizes, strict=True) if size is None)
-            LOG.warning(
-                "%s: the size of its voxels along %s is not known, so they are taken for cubes; in flat ones, objects "
-                "are often joined: give --pixel-size Z,Y,X (in Python pixel_size=)",
-                *(image.name, axes),
-            )
-    return {"spacing": list(found)} if found else {}
-
-
-def _link(options: Options, job: Job) -> dict[str, float]:
-    """Return the threshold of links for the record of objects of planes; nothing if they are not to be linked."""
-    if options.link is None:
-        return {}
-    if options.output != "objects":
-        raise SettingsError(f"link {options.link} is for objects. Ask for them (--objects), too")
-    ObjectRule(link=options.link)
-    name, axes = job.image.name, job.image.box_axes
-    if job.footprint.ndim > 2:
-        raise SettingsError(f"{name}: link is for a 2-D model, and the objects of a 3-D one are volumes. Leave it out")
-    if "z" not in axes:
-        remedy = "Leave link out" + (", or name one of them z (--axes)" if len(axes) > 2 else "")
-        raise SettingsError(f"{name}: link joins objects along z, and its axes are {axes}. {remedy}")
-    if job.plan.shape[axes.index("z")] < 2:
-        raise SettingsError(f"{name}: link joins objects of several planes, and there is one. Leave link out")
-    return {"link": float(options.link)}
-
-
-def _inner(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
-    """Return a block's sides along the network's axes; the block of a run record has sides along the outer axes too."""
-    return sides if sides is None or isinstance(sides, int) else tuple(sides)[-footprint.ndim :]
-
-
-def _inner_tile(sides: int | Sequence[int] | None, footprint: Footprint) -> int | tuple[int, ...] | None:
-    """Return a tile's sides along the network's axes; along outer axes a tile must be one plane long."""
-    if sides is None or isinstance(sides, int):
-        return sides
-    if any(side != 1 for side in sides[: -footprint.ndim]):
-        raise SettingsError(
-            f"tile {','.join(map(str, sides))} has {len(sides)} sides, and a {footprint.ndim}-D network is looped over "
-            f"planes. Give {footprint.ndim} sides, or a {len(sides)}-D model"
-        )
-    return tuple(sides)[-footprint.ndim :]
