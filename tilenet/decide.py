@@ -135,10 +135,7 @@ class Decision:
         return np.asarray(_softmax(logits), self.probability_dtype)
 
     def certainty(self, logits: Logits) -> NDArray[Any]:
-        """Return how far each pixel (*n) is, in logits, from getting another mask value.
-
-        Rounding errors may change a pixel whose certainty is a tiny part of the logits' range.
-        """
+        """Return how far each pixel (*n) is, in logits, from getting another mask value."""
         if self.kind != "softmax":
             return np.asarray(np.abs(logits[0] - self.logit_threshold))
         values = np.asarray(self.mask_of_class)

@@ -42,15 +42,7 @@ class Drawn:
 def covered(
     drawn: Sequence[Drawn], frame: tuple[float, float, float, float], what: str = "what was segmented"
 ) -> list[float]:
-    """Return the pixels of each region within a frame (left, top, right, bottom); tell of regions that leave it.
-
-    `what` says in messages what the frame is of.
-
-    Raises
-    ------
-    SettingsError
-        If all regions lie outside.
-    """
+    """Return the pixels of each region within the frame (left, top, right, bottom) of `what`; tell of those outside."""
     inside = [float(shapely.intersection(region.area, shapely.box(*frame)).area) for region in drawn]
     if not any(inside):
         left, top, right, bottom = frame
@@ -78,11 +70,6 @@ def read_regions(path: str | Path, *, named: bool = True) -> list[Drawn]:
 
     A region has its name, or else that of its class; if it has neither, it is called by its place in the file.
     Names that occur several times are numbered. With `named`, warnings tell of names that are not as they were given.
-
-    Raises
-    ------
-    SettingsError
-        If the file cannot be read, or holds anything but areas.
     """
     path = Path(path)
     names, areas, nameless, missing = [], [], [], []

@@ -146,11 +146,6 @@ def default_chunks(plan: Plan) -> tuple[int, ...]:
     (256, 64)
     """
     sides = list(plan.tile)
-
-    def counts() -> list[int]:
-        return list(map(ceil_div, plan.shape, sides))
-
-    while prod(counts()) > MOST_CHUNKS:
-        longest = max(range(len(sides)), key=counts().__getitem__)
-        sides[longest] *= 2
+    while prod(counts := list(map(ceil_div, plan.shape, sides))) > MOST_CHUNKS:
+        sides[counts.index(max(counts))] *= 2
     return tuple(sides)

@@ -156,10 +156,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Return all free memory to the kernel, so that the next stage of a run does not add to the peak of the last one.
-
-    The memory kept for activations is in pieces that the next stage may be unable to use.
-    """
+    """Return all free memory to the kernel, as the next stage may be unable to use the pieces kept for activations."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

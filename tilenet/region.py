@@ -32,18 +32,14 @@ def parse_roi(text: str) -> tuple[tuple[int | None, int | None], ...]:
 def find_roi(roi: Roi | None, shape: Sequence[int], *, name: str) -> Box:
     """Return the part of an image, of a shape without its ``c`` axis, as a box; `SettingsError` if it is none.
 
-    `roi` is a text as `parse_roi` takes it, or one slice or (start, stop) per axis, in array order. Leading axes that
-    are not given are taken whole; fewer slices than axes are refused, since NumPy takes them for the first ones.
-    ``...`` stands for all others. A start or stop of None is the border of the image; a roi of None is the whole image.
+    `roi` is as for `segment`; None is the whole image.
 
     >>> find_roi([(512, 1024), (None, 100)], (7, 2000, 3000), name="stack.tif")
     Box(start=(0, 512, 0), stop=(7, 1024, 100))
     >>> find_roi((slice(-2, None), ...), (7, 2000, 3000), name="stack.tif")
     Box(start=(5, 0, 0), stop=(7, 2000, 3000))
     """
-    if isinstance(roi, str):
-        roi = parse_roi(roi)
-    entries = _entries(roi, len(shape))
+    entries = _entries(parse_roi(roi) if isinstance(roi, str) else roi, len(shape))
     if len(entries) > len(shape):
         raise SettingsError(f"{name}: roi has {len(entries)} axes, the image {len(shape)}. Give one start:stop an axis")
     if len(entries) < len(shape) and any(isinstance(entry, slice) for entry in entries):

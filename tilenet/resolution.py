@@ -31,8 +31,7 @@ AS_STORED: Factor = (Fraction(1), Fraction(1))
 def downsample_factor(finest: int, coarse: int) -> Fraction:
     """Return how many pixels of the finest level one pixel of a coarser level covers along an axis, by their lengths.
 
-    Levels are downsampled by whole numbers, mostly by repeated halving, and the remainder at the end is
-    dropped or rounded up. The result is such a whole number if one fits the two lengths, else their ratio.
+    It is a whole number, mostly a power of two, if one fits the lengths, whose remainder is dropped or rounded up.
 
     >>> lengths = (2967, 741), (2967, 23), (1001, 501), (1001, 500), (300, 200)
     >>> [str(downsample_factor(*both)) for both in lengths]
@@ -77,11 +76,7 @@ class Resolution:
 
     def to_json(self) -> dict[str, object]:
         """Return the values that the run record keeps."""
-        return {
-            "level": self.level,
-            "mpp": self.mpp,
-            "factor": [[f.numerator, f.denominator] for f in self.factor],
-        }
+        return {"level": self.level, "mpp": self.mpp, "factor": [[f.numerator, f.denominator] for f in self.factor]}
 
 
 def choose(sizes: Sequence[PixelSize], wanted: float) -> tuple[int, Factor]:
@@ -122,26 +117,9 @@ def resolve(
 ) -> Resolution:
     """Decide which level is read and how it is resampled, from the caller's wish, the image and the model card.
 
-    Parameters
-    ----------
-    sizes : sequence of tuple of float or None
-        Micrometres per pixel of each level, finest first: along y and x or, for a network of volumes, z, y and x. The
-        size along z is only told.
-    level, mpp : int, float, optional
-        The caller's wish: one of them, or neither.
-    card_mpp : float, optional
-        Micrometres per pixel that the model was trained on; used if the caller gives neither.
-    model, name : str
-        Names of the model and the image, for messages.
+    `sizes` are micrometres per pixel of each level, finest first: along y and x or, for a network of volumes, z, y and
+    x, of which z is only told. If the caller gives neither `level` nor `mpp`, that of the card is used.
 
-    Raises
-    ------
-    SettingsError
-        If both `level` and `mpp` are given; if `mpp` is given and the image has no pixel size; or if
-        the wanted pixel size is much finer than the image.
-
-    Examples
-    --------
     >>> resolve([(0.25, 0.25), (0.5, 0.5)], mpp=0.5).text
     'level 1 (0.5 um/px) as stored, for the 0.5 um/px asked for'
     """
@@ -160,26 +138,24 @@ def resolve(
     if wanted is None or not known:
         return _as_it_is(sizes, card_mpp=card_mpp, model=model)
     whose = f"the {wanted:g} um/px asked for" if mpp is not None else f"the {wanted:g} um/px that {model} knows"
+    level, factor = _chosen(sizes, wanted, f"{name}: has {size_text(sizes[0])}/px at its finest", whose)
+    by = " x ".join(f"{float(f):.6g}" for f in dict.fromkeys(factor))
+    way = "averaged over" if min(factor) >= 1 else "interpolated, no finer than the file, in steps of"
+    how = "as stored" if factor == AS_STORED else f"resampled: {way} {by} px"
+    return Resolution(level, factor, wanted, f"level {level}{_um(sizes, level)} {how}, for {whose}", announced=True)
+
+
+def _chosen(sizes: Sequence[PixelSize], wanted: float, has: str, whose: str) -> tuple[int, Factor]:
+    """Do as `choose`, and refuse a wanted size that is out of all proportion to those of the image."""
     try:
         level, factor = choose(sizes, wanted)
     except OverflowError as error:
-        raise SettingsError(
-            f"{name}: has {size_text(sizes[0])}/px at its finest, whose ratio to {whose} is no number. Give "
-            f"another size (--pixel-size, --mpp), or choose a level (--level)"
-        ) from error
+        remedy = "Give another size (--pixel-size, --mpp), or choose a level (--level)"
+        raise SettingsError(f"{has}, whose ratio to {whose} is no number. {remedy}") from error
     if min(factor) < FINEST:
-        raise SettingsError(
-            f"{name}: has {size_text(sizes[0])}/px at its finest, {float(1 / min(factor)):.3g} times coarser "
-            f"than {whose}. Choose a coarser mpp, or a level (--level)"
-        )
-    if factor == AS_STORED:
-        return Resolution(
-            level, mpp=wanted, text=f"level {level}{_um(sizes, level)} as stored, for {whose}", announced=True
-        )
-    by = " x ".join(f"{float(f):.6g}" for f in dict.fromkeys(factor))
-    how = "averaged over" if min(factor) >= 1 else "interpolated, no finer than the file, in steps of"
-    text = f"level {level}{_um(sizes, level)} resampled: {how} {by} px, for {whose}"
-    return Resolution(level, factor, wanted, text, announced=True)
+        times = f"{float(1 / min(factor)):.3g} times coarser than {whose}"
+        raise SettingsError(f"{has}, {times}. Choose a coarser mpp, or a level (--level)")
+    return level, factor
 
 
 def refuse_both(level: int | None, mpp: float | None) -> None:

@@ -114,9 +114,8 @@ def run(
 ) -> Report:
     """Compute every pending block and write it: `write` gets the arrays of one block at a time, from one thread.
 
-    If a block fails, the report notes it, and the other blocks are still computed. An
-    `EnvironmentFault`, a problem of the machine, ends the run. `progress` is called after each
-    batch, with the number of pixels that it has added.
+    If a block fails, the report notes it, and the other blocks are still computed. Only an `EnvironmentFault` ends the
+    run. `progress` is called with the number of pixels that a batch has added.
     """
     report, started, computer = Report(), perf_counter(), deciding(predictor)
     compute, ndim = partial(computer.begin, decide=decide), predictor.footprint.ndim
@@ -162,13 +161,7 @@ class _Blocks:
     """The blocks of a run: filled batch by batch, in order, and written when they are complete."""
 
     def __init__(
-        self,
-        ndim: int,
-        write: Write,
-        writer: ThreadPoolExecutor,
-        *,
-        report: Report,
-        progress: Callable[[int], None],
+        self, ndim: int, write: Write, writer: ThreadPoolExecutor, *, report: Report, progress: Callable[[int], None]
     ) -> None:
         self._ndim, self._write, self._writer = ndim, write, writer
         self._report, self._progress = report, progress

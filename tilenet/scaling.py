@@ -63,11 +63,8 @@ class Scaling:
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers as the run record keeps them."""
-        return {
-            "subtract": list(self.subtract),
-            "divide": list(self.divide),
-            "clip": list(self.clip) if self.clip else None,
-        }
+        clip = list(self.clip) if self.clip else None
+        return {"subtract": list(self.subtract), "divide": list(self.divide), "clip": clip}
 
     @classmethod
     def from_json(cls, recorded: Mapping[str, Any]) -> Scaling:
@@ -86,10 +83,7 @@ def needs_float64(dtype: np.dtype[Any]) -> bool:
 
 
 def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
-    """Turn a rule, as on the model card, into the numbers of a `Scaling` for one image.
-
-    Only ``percentile`` reads the image, from a coarse level if there is one.
-    """
+    """Turn a rule, as on the model card, into the numbers of a `Scaling` for one image; reads it for percentiles."""
     try:
         if unknown := set(rule) - {"method", *KEYS.get(rule.get("method", ""), rule)}:
             raise ValueError(f"it knows no {min(map(str, unknown))}")
@@ -158,10 +152,10 @@ def of_percentiles(parts: Sequence[Pixels], rule: Mapping[str, Any], *, name: st
 
 
 def percentiles(parts: Sequence[Pixels], percents: Sequence[float]) -> NDArray[np.float64]:
-    """Return the percentiles `percents` of values given as a list of arrays, exactly as `numpy.percentile` does.
+    """Return the percentiles of values given as a list of arrays, as `numpy.percentile` does where that is right.
 
-    Unsigned integers of 8 and 16 bits are counted, which takes a sixth of the time of sorting, and no second copy.
-    NumPy subtracts signed integers in their own type, where a difference may overflow; here it does not.
+    Unsigned integers of 8 and 16 bits are counted, which takes a sixth of the time of sorting, and no second copy. A
+    difference of two integers does not overflow.
 
     >>> percentiles([np.array([4], np.uint8), np.array([1, 2], np.uint8)], [50, 75])
     array([2., 3.])
@@ -198,11 +192,7 @@ def _counts_of(values: Pixels) -> NDArray[np.int64]:
 
 
 def sample_pixels(image: Image) -> list[Pixels]:
-    """Return pixels that represent the whole image, as a list of arrays (C, *n), the same on every call.
-
-    They are all pixels of the finest level that has at most `WHOLE_LEVEL` pixels. If no level is
-    that small, they are windows on a regular grid over the coarsest level.
-    """
+    """Return pixels that represent the whole image, as a list of arrays (C, *n): see `WHOLE_LEVEL`."""
     sizes = [Box.of_shape(image.at_level(k).box_shape).size for k in range(len(image.levels))]
     level = next((k for k, size in enumerate(sizes) if size <= WHOLE_LEVEL), len(sizes) - 1)
     source = image.at_level(level)

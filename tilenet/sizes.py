@@ -102,16 +102,10 @@ def plan_tiles(
     >>> len(plan), plan.block, plan[0].box.shape
     (35, (1024, 1024), (1024, 1024))
     """
-    if not isinstance(footprint, Footprint):
-        raise SettingsError(f"a plan needs a footprint, not a {type(footprint).__name__}. Give network.footprint")
-    shape, outer = tuple(map(int, shape)), len(shape) - footprint.ndim
-    if footprint.ndim not in BLOCK_SIDES:
-        raise SettingsError(f"a network has 1 to {max(BLOCK_SIDES)} axes, not {footprint.ndim}")
-    if outer < 0 or min(shape, default=0) < 1:
-        raise SettingsError(f"an image of shape {shape} does not suit a network with {footprint.ndim} axes")
-    if len(origin) not in (0, len(shape)):
-        raise SettingsError(f"origin {tuple(origin)} needs {len(shape)} numbers, one per axis of the image")
-    inner, origin = shape[outer:], tuple(map(int, origin)) if any(origin) else ()
+    shape, origin = tuple(map(int, shape)), tuple(map(int, origin))
+    _check_shape(shape, footprint, origin)
+    outer, origin = len(shape) - footprint.ndim, origin if any(origin) else ()
+    inner = shape[outer:]
     memory = parse_bytes(memory) if isinstance(memory, str) else memory
     room = (DEFAULT_MEMORY if memory is None else memory) * ACTIVATIONS[0] // ACTIVATIONS[1]
     tiles, blocks = _sides(tile, footprint, "tile"), _sides(block, footprint, "block")
@@ -129,6 +123,17 @@ def plan_tiles(
     planes = _default_planes(shape[:outer], inner, blocks)
     plan = Plan(shape, footprint.with_outer(outer), (1,) * outer + tiles, planes + blocks, origin=origin)
     return replace(plan, batch=_default_batch(plan, demand, room) if batch is None else _batch(batch))
+
+
+def _check_shape(shape: tuple[int, ...], footprint: Footprint, origin: tuple[int, ...]) -> None:
+    if not isinstance(footprint, Footprint):
+        raise SettingsError(f"a plan needs a footprint, not a {type(footprint).__name__}. Give network.footprint")
+    if footprint.ndim not in BLOCK_SIDES:
+        raise SettingsError(f"a network has 1 to {max(BLOCK_SIDES)} axes, not {footprint.ndim}")
+    if len(shape) < footprint.ndim or min(shape, default=0) < 1:
+        raise SettingsError(f"an image of shape {shape} does not suit a network with {footprint.ndim} axes")
+    if len(origin) not in (0, len(shape)):
+        raise SettingsError(f"origin {origin} needs {len(shape)} numbers, one per axis of the image")
 
 
 def parse_bytes(text: str) -> int:
@@ -206,8 +211,8 @@ def _default_tile(
 def _default_planes(outer: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
     """Return how many planes a block holds along each outer axis: a power of two, along the innermost axis first.
 
-    A block is one run of planes: it holds several along an axis only if it holds all along the axes farther in. It has
-    at most `STACKED_PIXELS` pixels, and grows only while `ENOUGH_BLOCKS` blocks are left.
+    It holds several along an axis only if it holds all along the axes farther in, and grows up to `STACKED_PIXELS`
+    while `ENOUGH_BLOCKS` are left.
 
     >>> _default_planes((1000, 8), (256, 256), (512, 512))
     (8, 8)

@@ -201,12 +201,11 @@ def _key(job: Job, scaling: Scaling, token: str) -> str:
 
 @dataclass(frozen=True)
 class Cut:
-    """The wanted pixels of one tile along one axis.
+    """The wanted pixels of one tile along one axis."""
 
-    `corner` is the tile's first pixel, `part` the wanted pixels relative to it, `place` where they go in the result.
-    """
-
+    # First pixel of the tile.
     corner: int
+    # The wanted pixels, counted from there, and where they go in the result.
     part: NDArray[np.intp]
     place: slice
 

@@ -40,23 +40,19 @@ TURNS, GAIN = 5, 1.05
 
 @dataclass(frozen=True)
 class Setting:
-    """The settings that are varied: sides of a tile, tiles per batch, threads, and engine.
-
-    `batch` 0 is as many tiles as the plan chooses; `engine` may be ``auto``.
-    """
+    """The settings that are varied."""
 
     tile: tuple[int, ...]
+    # Tiles per batch; 0 for as many as the plan chooses.
     batch: int
     threads: int
+    # May be ``auto``.
     engine: str
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One measurement: the setting, the pixels written per second, and the bytes that a run may take.
-
-    The rate covers the network and the decision alone, without reading and writing.
-    """
+    """One measurement: the pixels per second of network and decision alone, and the bytes that a run may take."""
 
     setting: Setting
     px_per_s: float
