@@ -146,9 +146,7 @@ def verify(
     if found.damage:  # windows in damaged files might not even be readable
         return found
     with open_mask(out) as mask:
-        if windows < 1:
-            return found
-        job = _same_job(mask, image, model, footprint, found)
+        job = _same_job(mask, image, model, footprint, found) if windows > 0 else None
         if job is None:
             return found
         with job, machine.threads(job.record["threads"]):
@@ -168,7 +166,9 @@ def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None
 
     An image and a model that the caller named are compared in any case.
     """
-    source = _image_of(mask) if image is None else image
+    path = mask.info["image"]["path"]
+    there = path if is_address(path) or file_of(path).exists() else None
+    source = there if image is None else image
     found.not_recomputed = _obstacle(mask, source, model)
     if image is not None or not found.not_recomputed:
         check_image(source, mask)
@@ -183,18 +183,13 @@ def _same_job(mask: AnyMask, image: Any, model: Any, footprint: Footprint | None
     return None
 
 
-def _image_of(mask: AnyMask) -> str | None:
-    """Return the path of the image that a mask was made from, or None if it is gone."""
-    path: str = mask.info["image"]["path"]
-    return path if is_address(path) or file_of(path).exists() else None
-
-
 def _obstacle(mask: AnyMask, image: Any, model: Any) -> str:
     """Return why no window of a mask can be recomputed, or an empty string if windows can be."""
     source = mask.info["model"]["source"]
     if mask.has_objects:
         return "outlines of objects depend on more than a window"
-    if model is None and _was_an_object(source):
+    # An object has no packaged name and no absolute path, nor has what a function returned.
+    if model is None and source not in packaged_models() and not Path(source).is_absolute():
         if ":" in source:
             return f"the model came from {source}, and its code is run only if it is named: --model {source}"
         return f"the model was a {source} of Python: tilenet.verify(mask, model=...) recomputes them"
@@ -206,11 +201,6 @@ def _obstacle(mask: AnyMask, image: Any, model: Any) -> str:
     except SettingsError:
         return f"the mask was made with device {device}, which this machine does not have"
     return ""
-
-
-def _was_an_object(source: str) -> bool:
-    """Return whether a model was an object or came from a function: no packaged name, and no absolute path."""
-    return source not in packaged_models() and not Path(source).is_absolute()
 
 
 def _damage(out: Path) -> Verification:
@@ -247,18 +237,8 @@ def _windows(mask: AnyMask, plan: Plan, count: int, rng: np.random.Generator) ->
     return border_windows(plan, count if blocks else 0, rng, blocks)
 
 
-def _has_tissue(mask: AnyMask, box: Box) -> NDArray[np.bool_]:
-    """Return for each pixel of a box, along y and x, whether its block has tissue, and so was not skipped."""
-    return mask.layout.block_has_tissue_at(
-        *(np.arange(a, b) for a, b in zip(box.start[-2:], box.stop[-2:], strict=True))
-    )
-
-
 def border_windows(plan: Plan, count: int, rng: np.random.Generator, parts: Sequence[Box] = ()) -> Iterator[Box]:
-    """Yield windows over crossings of tile borders; every border is visited before any is visited twice.
-
-    Given `parts`, boxes of whole blocks along y and x, each window touches one of them, in turn.
-    """
+    """Yield windows over crossings of tile borders, each before any again; each touches one of `parts`, in turn."""
     parts = parts or [Box.of_shape(plan.shape[-2:])]
     inner = plan.footprint.ndim - sum(a.step == 1 and a.margin == 0 for a in plan.footprint.axes)
     side = WINDOW if inner < 3 else WINDOW // 4
@@ -291,8 +271,8 @@ def _made_with(differs: Difference) -> str:
 
 
 def _compare(mask: AnyMask, job: Job, predictor: Predictor, box: Box, found: Verification) -> None:
-    logits = forward(job, predictor, box)
-    kept = _has_tissue(mask, box)
+    logits, rows_columns = forward(job, predictor, box), map(np.arange, box.start[-2:], box.stop[-2:])
+    kept = mask.layout.block_has_tissue_at(*rows_columns)  # by pixel, along y and x; the others were skipped
     expected = np.where(kept, job.decision.mask(logits), 0)
     wrong = expected != mask[box.slices].reshape(logits.shape[1:])
     tied = wrong & kept & (job.decision.certainty(logits) < TIE[job.record["precision"]] * np.ptp(logits))

@@ -218,13 +218,11 @@ class CompiledUpsampling(_Compiled):
 
 
 def composed(transposed: Tensor, weight: Tensor) -> Tensor:
-    """Merge a transposed convolution (C, M, 2, 2) and a 3x3 convolution (K, M, 3, 3) into 2x2 weights (4 K, C, 2, 2).
-
-    Output pixel ``2 k + p`` sees the finer pixels ``2 k + p + i``, and each of these is tap ``(p + i) % 2`` of coarse
-    pixel ``k + (p + i) // 2``; the same holds along both axes.
-    """
+    """Merge a transposed convolution (C, M, 2, 2) and a 3x3 one (K, M, 3, 3) into 2x2 weights (4 K, C, 2, 2)."""
     outputs, inputs = len(weight), len(transposed)
     taps = torch.zeros((2, 2, outputs, inputs, 2, 2), dtype=torch.float64)
+    # Along each axis, output pixel 2 k + p sees the finer pixels 2 k + p + i, each of which is tap (p + i) % 2 of the
+    # coarse pixel k + (p + i) // 2.
     for p, q, i, j in product(range(2), range(2), range(3), range(3)):
         tap = transposed[:, :, (p + i) % 2, (q + j) % 2]
         of_tap = torch.einsum("om,im->oi", weight[:, :, i, j].double(), tap.double())

@@ -71,12 +71,8 @@ class Blocking:
 
 
 def blocking_of(outputs: int, inputs: int, dtype: torch.dtype) -> Blocking:
-    """Return how a convolution is divided: it depends on channels and dtype only, so that no sum depends on the tile.
+    """Return how a convolution is divided on an H200: by channels and dtype, so that no sum depends on the tile.
 
-    Measured on an H200.
-
-    Examples
-    --------
     >>> blocking_of(512, 256, torch.bfloat16)
     Blocking(rows=128, outputs=256, inputs=64, warps=8, stages=3, programs=1)
     """

@@ -54,18 +54,7 @@ Affine = tuple[Tensor, Tensor]
 
 def steps_of(network: UNet) -> Iterator[_Stage]:
     """Yield the blocks of steps of a network in eval mode, which share or copy its weights and do not change it."""
-    to_logits = _classification(network)
-
-    def last(pieces: Sequence[Tensor], state: PassState) -> Tensor:
-        if state.values is None:
-            return to_logits(stacked(pieces))
-        assert isinstance(to_logits, CompiledClassification)
-        mask = to_logits.decided(stacked(pieces), state.values)
-        if mask is None:
-            raise NotFinite
-        return mask
-
-    down_blocks, up_blocks = blocks_of(network)
+    last, (down_blocks, up_blocks) = _last(network), blocks_of(network)
     for level, down in enumerate(down_blocks):
         first, second = layers_of(down)
         steps = [_convolution(first)]
@@ -76,21 +65,16 @@ def steps_of(network: UNet) -> Iterator[_Stage]:
         yield _Stage(steps, 2 ** (network.wf + level), takes_bands(down, network.pool_size))
     for level, up in zip(reversed(range(network.depth - 1)), up_blocks, strict=True):
         first, second = layers_of(up.conv_block)
-        steps = [_join(first, up, level), _convolution(second)]
-        if level == 0:
-            steps.append(last)
+        steps = [_join(first, up, level), _convolution(second), *([last] if level == 0 else [])]
         yield _Stage(steps, 2 ** (network.wf + level), takes_bands(up, network.pool_size), skip=(level, up.pool_size))
 
 
 def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
-    """Return whether a block is computed in bands.
-
-    It is not if it upsamples other than by a transposed convolution. Without compiled convolutions, it is also not
-    if it pads zeros, or if it uses Winograd's method in PyTorch, which works in strips of its own.
-    """
+    """Return whether a block is computed in bands: not if it upsamples other than by a transposed convolution."""
     inner = block.conv_block if isinstance(block, UpBlock) else block
     if not pools_by_two(pool_size) or not (inner is block or isinstance(block.up, nn.ConvTranspose2d)):
         return False
+    # PyTorch's convolutions could pad zeros only at all borders, and Winograd's method there has strips of its own.
     return find_instructions() != 0 or not any(
         layer.padding or _kind(layer.weight) is WinogradConvolution for layer in layers_of(inner)
     )
@@ -283,13 +267,23 @@ def decides_at_once(network: UNet) -> bool:
     return find_instructions() != 0 and 2**network.wf % COMPILED_MULTIPLE == 0 and network.n_classes <= MOST_CLASSES
 
 
-def _classification(network: UNet) -> Callable[[Tensor], Tensor]:
-    """Return the function that computes logits."""
-    last = network.last
-    assert isinstance(last, nn.Conv2d) and last.bias is not None
-    if decides_at_once(network):
-        return CompiledClassification(last.weight, last.bias, instructions=find_instructions())
-    return _pointwise(last)
+def _last(network: UNet) -> Step:
+    """Return the step that makes logits or, where it `decides_at_once`, perhaps mask values."""
+    if not decides_at_once(network):
+        to_logits = _pointwise(network.last)
+        return lambda pieces, state: to_logits(stacked(pieces))
+    assert network.last.bias is not None
+    compiled = CompiledClassification(network.last.weight, network.last.bias, instructions=find_instructions())
+
+    def last(pieces: Sequence[Tensor], state: PassState) -> Tensor:
+        if state.values is None:
+            return compiled(stacked(pieces))
+        mask = compiled.decided(stacked(pieces), state.values)
+        if mask is None:
+            raise NotFinite
+        return mask
+
+    return last
 
 
 def _pointwise(convolution: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -30,8 +30,9 @@ class PassState:
     def with_kept(self, step: object, pieces: Sequence[Tensor], count: int) -> list[Tensor]:
         """Return the rows kept for a step (none at first) followed by `pieces`; keep the last `count` rows of both."""
         rows = [self._last.get(step, pieces[0][:, :, :0]), *pieces]
+        height = height_of(rows)
         # Copied, because a view of a few rows would keep the whole tensor in memory.
-        self._last[step] = stacked(last_rows(rows, count)).clone()
+        self._last[step] = stacked(between(rows, max(0, height - count), height)).clone()
         return rows
 
 
@@ -51,14 +52,11 @@ class Skip:
         self._parts = [part.clone() for part in self._parts]
 
     def center(self, shape: Sequence[int]) -> None:
-        """Crop the waiting rows so that they align with the next upsampled rows (N, C, *shape).
-
-        Rows are dropped only once, at the top: the first band is a legal input by itself, so that the
-        centre of its rows begins where the centre of the tile's rows begins.
-        """
+        """Crop the waiting rows so that they align with the next upsampled rows (N, C, *shape)."""
         height, width = shape
+        # The first band is a legal input by itself: the centre of its rows begins where that of the tile's does.
         if not self._begun:
-            self.take((sum(part.shape[ROWS] for part in self._parts) - height) // 2)
+            self.take((height_of(self._parts) - height) // 2)
             self._begun = True
         self._parts = [part.narrow(-1, (part.shape[-1] - width) // 2, width) for part in self._parts]
 
@@ -67,11 +65,6 @@ class Skip:
         taken = between(self._parts, 0, rows)
         self._parts = between(self._parts, rows - again, height_of(self._parts))
         return taken
-
-
-def last_rows(pieces: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Return the last `count` rows of vertically adjacent pieces, or all of them if there are fewer."""
-    return between(pieces, max(0, height_of(pieces) - count), height_of(pieces))
 
 
 def between(pieces: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:

@@ -83,10 +83,8 @@ class WinogradConvolution:
     def _made(self, places: Tensor) -> Tensor:
         """Return the output pixels (4 h, 4 w, K) for a transform (6, 6, h, w, C)."""
         _, _, height, width, channels = places.shape
-        products = [
-            multiply(place)
-            for multiply, place in zip(self._products, places.view(NEEDED**2, -1, channels), strict=True)
-        ]
+        along = zip(self._products, places.view(NEEDED**2, -1, channels), strict=True)
+        products = [multiply(place) for multiply, place in along]
         half = places.new_empty((MADE, NEEDED, height, width, len(self._bias)))
         for column in range(NEEDED):
             _transform_back(products[column::NEEDED], list(half[:, column].flatten(1, 2)))
@@ -107,10 +105,7 @@ def _multiplication(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def transformed_weights(taps: Tensor) -> Tensor:
-    """Transform the weights of the taps (3, 3, ...) to weights (36, ...), one for each position of a square.
-
-    For taps (2, 2, ...), a square makes 5 x 5 output pixels.
-    """
+    """Transform weights (3, 3, ...), or (2, 2, ...), to weights (36, ...), one for each position of a square."""
     count, *rest = taps.shape[1:]
     matrix = torch.tensor(OF_WEIGHTS, dtype=torch.float64)[:, :count]
     matrix[-1] = torch.eye(count)[-1]  # the point at infinity picks the last tap

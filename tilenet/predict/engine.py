@@ -58,19 +58,15 @@ class SteppedUNet:
         self._decides = decides_at_once(network)
 
     def __call__(self, x: Tensor, prepared: Callable[[Tensor], Tensor], *, pixels: int | None = None) -> Tensor:
-        """Map (N, C, h, w) to logits (N, K, h', w'); `prepared` makes each band of rows float32, channels last.
-
-        A band has about `pixels` input pixels.
-        """
+        """Map (N, C, h, w) to logits (N, K, h', w'); `prepared` makes bands, of about `pixels`, what steps take."""
         return self._in_bands(x, prepared, PassState(), pixels or self._pixels)
 
     def decided(
         self, x: Tensor, prepared: Callable[[Tensor], Tensor], values: Tensor, *, pixels: int | None = None
     ) -> Tensor | None:
-        """Map (N, C, h, w) to a mask (N, h', w') uint8: the mask value of the largest logit, of equal ones the first.
+        """Map (N, C, h, w) to a mask (N, h', w'): of `values`, (K,) uint8, that of the first of the largest logits.
 
-        `values` are the mask values of the classes, (K,) uint8. None if any logit is not finite, or if the last
-        convolution is not compiled.
+        None if any logit is not finite, or if the last convolution is not compiled.
         """
         if not self._decides:
             return None

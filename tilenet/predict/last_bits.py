@@ -23,10 +23,8 @@ LOG = logging.getLogger("tilenet")
 
 
 def numerics_of(network: object, engine: str, device: str) -> dict[str, str]:
-    """Return the libraries, and the kind of processor, on which the last bits of logits may depend.
-
-    All convolutions that tilenet compiles give the same bits on every processor, those of PyTorch and cuDNN do not.
-    """
+    """Return the libraries, and the kind of processor, on which the last bits of logits may depend."""
+    # Convolutions that tilenet compiles give the same bits on every processor, those of PyTorch and cuDNN do not.
     found = {"torch": str(torch.__version__)}
     if engine == "fast":
         found["convolutions"] = convolutions() if device == "cpu" else triton_version()
@@ -51,18 +49,13 @@ def other_bits(then: object, now: Mapping[str, str]) -> list[str]:
 
 
 def remark_other_bits(store: Store, now: Mapping[str, str], name: str | Path) -> None:
-    """Say in a warning and in its log if a store was begun where the last bits of logits may be others.
-
-    `now` is what computes here; `name` is that of the output, for the warning.
-    """
+    """Say in a warning and in its log if a store was begun where the last bits of logits may be others than here."""
     then: Any = store.info.get("computed")
     if others := other_bits(then, now):
         was, is_now = (", ".join(f"{other} {of[other]}" for other in others) for of in (then, now))
         LOG.warning(
             "%s: was begun with %s, and goes on with %s: the last bits of logits may differ, and with them pixels "
             "where two classes are equal",
-            name,
-            was,
-            is_now,
+            *(name, was, is_now),
         )
         store.log("computed", computed=dict(now))

@@ -40,10 +40,8 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str, de
 
 
 def bytes_saved(network: object, decision: Decision, *, engine: str, device: str) -> int:
-    """Return how many bytes per pixel a forward pass saves if the last step writes mask values instead of logits.
-
-    Plans do not count on these savings, because they depend on the processor.
-    """
+    """Return how many bytes per pixel a forward pass saves if the last step writes mask values instead of logits."""
+    # Plans do not count on this, because it depends on the processor.
     if not isinstance(network, UNet) or (engine, device) != ("fast", "cpu"):
         return 0
     at_once = decision.is_choice and steps.decides_at_once(network)

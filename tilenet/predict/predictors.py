@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -116,13 +116,12 @@ class TorchPredictor:
 def _scale_on(device: torch.device, scaling: Scaling, dtype: torch.dtype, ndim: int) -> Callable[[Tensor], Tensor]:
     """Return a function that scales tensors on a device; it sends its numbers only once, as that stalls the device."""
     exact = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-    numbers = {
-        wide: [
-            torch.tensor(values, dtype=wide).to(device).reshape(1, -1, *(1,) * ndim)
-            for values in (scaling.subtract, scaling.divide)
-        ]
-        for wide in (torch.float32, exact)
-    }
+
+    def column(values: Sequence[float], wide: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=wide).to(device).reshape(1, -1, *(1,) * ndim)
+
+    both = (scaling.subtract, scaling.divide)
+    numbers = {wide: [column(values, wide) for values in both] for wide in (torch.float32, exact)}
 
     def scale(x: Tensor) -> Tensor:
         wide = exact if dtype == torch.float64 or x.dtype in WIDE else torch.float32
@@ -173,11 +172,7 @@ def _explained(error: RuntimeError, shape: tuple[int, ...]) -> Exception:
 
 
 def find_precision(name: str, network: object) -> str:
-    """Resolve the name of a precision: ``auto`` is fp32 on every device, or fp64 for a float64 network.
-
-    bf16 and fp16 give no seams either, but their logits differ from those of fp32, so they are only
-    used on request.
-    """
+    """Resolve the name of a precision: ``auto`` is fp32 on every device, or fp64 for a float64 network."""
     if name != "auto" and name not in PRECISIONS:
         raise SettingsError(f"precision {name!r} is none of auto, {', '.join(PRECISIONS)}")
     first = next(iter(network.parameters()), None) if isinstance(network, nn.Module) else None
@@ -186,10 +181,7 @@ def find_precision(name: str, network: object) -> str:
 
 
 def find_engine(name: str, network: object, *, device: torch.device, precision: str) -> str:
-    """Resolve the name of an engine: ``auto`` is ``fast`` if that gives the same logits, else ``plain``.
-
-    `SettingsError` if there is no such engine, or the network has no fast path on this device.
-    """
+    """Resolve the name of an engine: ``auto`` is ``fast`` if that gives the same logits, else ``plain``."""
     if name not in ENGINES:
         raise SettingsError(f"engine {name!r} is none of {', '.join(ENGINES)}")
     if name != "plain" and isinstance(network, nn.Module):

@@ -94,14 +94,11 @@ def is_of_volumes(model: Any) -> bool:
 
 
 def refuse_as_volume(model: Any, x: NDArray[np.float32], made: NDArray[Any], instead: str) -> None:
-    """Raise `ModelError` if a network takes a tile (1, C, y, x) for a volume (C, z, y, x), as `Conv3d` does.
-
-    It then also takes a batch of that one volume, and gives the same with one more axis. A network that makes volumes
-    of the channels of a tile by itself does not. The message ends with `instead`, which says what to give.
-    """
+    """Raise `ModelError`, saying what to give `instead`, if a network takes a tile (1, C, y, x) for one volume."""
     if x.ndim != 4 or not is_of_volumes(model):
         return
     try:
+        # Only then does it also take a batch of that one volume, and give the same with one more axis.
         of_batch = passed(model, x[None])
     except Exception:  # of any kind, because it is the user's code
         return

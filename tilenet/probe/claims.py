@@ -110,13 +110,10 @@ def _fixed_input(footprint: Footprint, channels: int) -> NDArray[np.float32]:
 
 
 def _dark_and_bright(footprint: Footprint, channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return two tiles (1, C, *n), as short as the network allows: of values from 0 to 1, and of bright ones up to 255.
-
-    One half of the dark tile is black. A sigmoid that the fixed input saturates is not saturated there.
-    """
+    """Return two tiles (1, C, *n), as short as the network allows: one of values from 0 to 1, and one up to 255."""
     values = small_input((channels, *shortest(footprint)))
     dark = values / np.float32(255)
-    dark[..., : dark.shape[-1] // 2] = 0
+    dark[..., : dark.shape[-1] // 2] = 0  # where a sigmoid that the fixed input saturates is not saturated
     return dark, 255 - values
 
 
@@ -128,10 +125,7 @@ def _between_0_and_1(values: NDArray[np.float64]) -> bool:
 
 
 def ask_in_batches(model: Any, footprint: Footprint, channels: int) -> float:
-    """Return by how much two tiles computed together differ from each alone, beyond rounding; see `Answer.mixing`.
-
-    Raises `ModelError` if the model takes no batch of two tiles.
-    """
+    """Return by how much two tiles computed together differ from each alone, beyond rounding; see `Answer.mixing`."""
     if is_as_built(model):
         return 0.0
     model, tolerance = _in_eval_mode(model), _tolerance(model)

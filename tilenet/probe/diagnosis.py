@@ -20,10 +20,9 @@ SIDES = {2: (64, 256), 3: (32, 96)}
 
 
 def remedy(call: Call, footprint: Footprint, shape: Sequence[int]) -> str:
-    """Return what to give to a network that does not take an input, a sentence to follow a colon; empty if unknown.
+    """Return what to give to a network that does not take an input of a shape (N, C, *n), a sentence; empty if unknown.
 
-    `call` passes a float32 array through the network, and raises what that raises. The footprint is what the user says
-    of it; `shape` is that of the input (N, C, *n) that it does not take.
+    `call` passes a float32 array through the network; the footprint is what the user says of it.
     """
     return (
         _other_axes(call, shape)
@@ -34,16 +33,10 @@ def remedy(call: Call, footprint: Footprint, shape: Sequence[int]) -> str:
 
 
 def remedy_of_measuring(call: Call, ndim: int, channels: int) -> str:
-    """Return what to give to `measure_footprint` for a network that takes none of its inputs; empty if unknown.
-
-    `call` is as for `remedy`; `ndim` and `channels` are those of the inputs.
-    """
-    tried = [(n, c) for n in (ndim, 5 - ndim) for c in (channels, *CHANNELS)]
-    for n, c in tried:
-        for side in SIDES[n]:
-            made = _output(call, (1, c, *(side,) * n))
-            if made is None:
-                continue
+    """Return what to give to `measure_footprint` for a network that takes none of its inputs; empty if unknown."""
+    tried = ((n, c, side) for n in (ndim, 5 - ndim) for c in (channels, *CHANNELS) for side in SIDES[n])
+    for n, c, side in tried:
+        if (made := _output(call, (1, c, *(side,) * n))) is not None:
             other = [f"ndim={n}"] * (n != ndim) + [f"channels={c}"] * (c != channels)
             if made[2:] == (side,) * n:
                 return f"Give {' and '.join(other)}" if other else ""
@@ -78,13 +71,11 @@ def _other_lengths(call: Call, footprint: Footprint, shape: Sequence[int]) -> st
         steps = [factor * a.step for a in footprint.axes]
         # Odd multiples, so that a network which needs a larger power of two does not take them by chance.
         lengths = tuple((ceil_div(n, step) // 2 * 2 + 1) * step for n, step in zip(shape[2:], steps, strict=True))
-        made = _output(call, (*shape[:2], *lengths))
-        if made is None:
-            continue
-        if made[2:] == lengths and any(a.lost for a in footprint.axes):
-            return "Its output is as large as its input: give Footprint.same, not Footprint.valid"
-        several = ", ".join(map(str, dict.fromkeys(steps)))
-        return f"It takes lengths that are multiples of {several}: is step the product of all its strides?"
+        if (made := _output(call, (*shape[:2], *lengths))) is not None:
+            if made[2:] == lengths and any(a.lost for a in footprint.axes):
+                return "Its output is as large as its input: give Footprint.same, not Footprint.valid"
+            several = ", ".join(map(str, dict.fromkeys(steps)))
+            return f"It takes lengths that are multiples of {several}: is step the product of all its strides?"
     return ""
 
 
@@ -117,10 +108,7 @@ def _output(call: Call, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def misfit(asked: tuple[int, ...], made: tuple[int, ...], want: tuple[int, ...]) -> str:
-    """Return in what the shape of an output differs from what the footprint says; empty if it does not.
-
-    `asked` and `made` are the shapes (N, C, *n) of the input and (N, K, *m) of the output; `want` are the lengths *m
-    that the footprint says.
+    """Return in what the shape `made` of an output differs from the lengths `want` of the footprint, for one `asked`.
 
     >>> misfit((1, 1, 20, 20), (1, 20, 20), (20, 20))
     'the network gives an array of 3 axes, (1, 20, 20), for one of 4, (1, 1, 20, 20). Return logits (N, K, y, x)'

@@ -28,10 +28,9 @@ BEYOND = 10
 
 
 def find_seam(model: Any, footprint: Footprint, channels: int, outputs: int, tolerance: float) -> tuple[float, str]:
-    """Return by how much a tile and a part of it differ, as a fraction of the logits' range, and why that is unknown.
+    """Return by how much a tile and a part of it differ, as a fraction of the logits' range, or why that is unknown.
 
-    The model is in eval mode; `tolerance` is by which fraction of their range its answers differ by rounding. The
-    difference is 0 if it may be rounding, or is unknown; the reason is empty if it is known.
+    The difference is 0 if it may be rounding, of which `tolerance` is the fraction.
     """
     pairs = _pairs(footprint, near=False)
     if _pixels(pairs) > COMPARED:
