@@ -86,15 +86,9 @@ def choose(sizes: Sequence[PixelSize], wanted: float) -> tuple[int, Factor]:
 
     >>> choose([(0.25, 0.25), (0.5, 0.5), (1.0, 1.0)], 0.75)
     (1, (Fraction(3, 2), Fraction(3, 2)))
-
-    A level within 10 % is fine enough, and is not resampled:
-
-    >>> choose([(0.25, 0.25), (0.52, 0.52)], 0.5)
+    >>> choose([(0.25, 0.25), (0.52, 0.52)], 0.5)  # within 10 %, so not resampled
     (1, (Fraction(1, 1), Fraction(1, 1)))
-
-    No level is fine enough:
-
-    >>> choose([(1.0, 1.0)], 0.5)
+    >>> choose([(1.0, 1.0)], 0.5)  # no level is fine enough
     (0, (Fraction(1, 2), Fraction(1, 2)))
     """
     in_plane = [size[-2:] for size in sizes]
