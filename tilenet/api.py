@@ -22,7 +22,7 @@ from tilenet.jobs.options import (
     refuse_with_objects,
 )
 from tilenet.jobs.request import Request
-from tilenet.masks.tiff_mask import FOR_TIFF, TiffMask, is_tiff
+from tilenet.masks.tiff_mask import TiffMask
 from tilenet.models.named import refuse_missing
 from tilenet.runner import Report
 from tilenet.runs import shares
@@ -246,7 +246,6 @@ def segment(
         target, out = labels_place(into, name, out, model)
     if out is None and (resume or overwrite):
         raise SettingsError("resume and overwrite are for a mask on disk: give out")
-    tiff = out is not None and target is None and is_tiff(out)  # labels are a folder, whatever their name
     if objects:
         refuse_with_objects(output)
         output = "objects"
@@ -254,19 +253,19 @@ def segment(
         check_output_option(output, stored=out is not None)
     options = Options(**settings, output=output)
     refuse_missing(model)  # before what is at `out`, which would be all that is said
-    request = Request(image, model, options, footprint, target, {FOR_TIFF: Path(out).name} if tiff and out else {})
+    request = Request(image, model, options, footprint, target)
     if client is not None:
         if out is None:
             raise SettingsError("workers write into a store: give out with client")
         check_sendable(image, model)
         check_client(client)
     if shard is not None:
-        shares.check_combination(out, tiff=tiff, overwrite=overwrite, client=client)
+        shares.check_combination(out, target, overwrite=overwrite, client=client)
     if out is None:
         with request.new_job() as job:
             return (to_objects if objects else to_array)(job, job.resolve_scaling(), progress=progress, report=report)
     mask, done = write_mask(
-        Path(out), request, tiff=tiff, shard=shard, client=client, progress=progress, resume=resume, overwrite=overwrite
+        Path(out), request, shard=shard, client=client, progress=progress, resume=resume, overwrite=overwrite
     )
     if report:
         report(done)

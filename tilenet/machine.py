@@ -147,17 +147,18 @@ def keep_freed_memory() -> None:
     page faults cost 30-45 % of its time. All threads share one arena, so that memory freed by one
     thread serves another. These settings affect the whole process, so use this only in tilenet's own.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(M_ARENA_MAX, 1)
-            mallopt(M_MMAP_MAX, 0)
-            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if mallopt := _of_libc("mallopt"):
+        mallopt(M_ARENA_MAX, 1)
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def give_back_freed_memory() -> None:
     """Return all free memory to the kernel, as the next stage may be unable to use the pieces kept for activations."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    if trim := _of_libc("malloc_trim"):
+        trim(0)
+
+
+def _of_libc(function: str) -> Any:
+    """Return a function of the C library, None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None

@@ -22,6 +22,7 @@ from tilenet.errors import OutputExists, OutputIncomplete, OutputLocked, Setting
 from tilenet.jobs.compute import Progress, fill_pending, finish, raise_if_failed
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
+from tilenet.masks.label_target import LabelTarget
 from tilenet.masks.tiff_mask import is_tiff, open_tiff_mask
 from tilenet.runner import Report
 from tilenet.runs.outputs import create_store
@@ -82,11 +83,13 @@ def checked_share(share: Share) -> Share:
     return which, count
 
 
-def check_combination(out: str | PathLike[str] | None, *, tiff: bool, overwrite: bool, client: Any) -> None:
+def check_combination(
+    out: str | PathLike[str] | None, target: LabelTarget | None, *, overwrite: bool, client: Any
+) -> None:
     """Raise `SettingsError` for options that cannot be combined with shares."""
     if out is None:
         raise SettingsError("shares are written into a store: give out with shard")
-    if tiff:
+    if target is None and is_tiff(out):
         raise SettingsError(f"{out}: shares are written into a mask of many files. Give a name in .zarr")
     if overwrite:
         raise SettingsError(

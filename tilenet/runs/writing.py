@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tilenet.jobs.compute import Progress
 from tilenet.jobs.request import Request
 from tilenet.masks.tiff_export import deliver
-from tilenet.masks.tiff_mask import TiffMask, is_tiff, keep_store, store_beside
+from tilenet.masks.tiff_mask import FOR_TIFF, TiffMask, is_tiff, keep_store, store_beside
 from tilenet.runner import Report
 from tilenet.runs import object_shares, shares
 from tilenet.runs.numbering import store_objects
@@ -21,7 +22,6 @@ def write_mask(
     out: Path,
     request: Request,
     *,
-    tiff: bool,
     shard: Share | None,
     client: Any,
     progress: Progress | None,
@@ -30,11 +30,13 @@ def write_mask(
 ) -> tuple[Mask | TiffMask | None, Report]:
     """Write a mask in the way that the options ask for; return it, or None if shares are pending, and what was done."""
     target = request.target
+    tiff = target is None and is_tiff(out)  # labels are a folder, whatever their name
     place = store_beside(out) if tiff else out  # a TIFF is written when the mask is whole
     protect_input(out, request.image, inside=target is not None)
     if target is None:
         check_name(out)
     if tiff:
+        request = replace(request, facts={FOR_TIFF: out.name})
         protect_input(place, request.image)
         check_tiff(out, request.options.output, resume=resume, overwrite=overwrite)
         begun = can_resume(place) or in_making(place, target)
