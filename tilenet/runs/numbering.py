@@ -86,10 +86,9 @@ def store_objects(
             refuse_link(making)
             step = _half(progress, 0)
             report = fill_output(making / DEPTHS, request, resume=resume, client=client, progress=step)
-            started, depths = perf_counter(), open_mask(making / DEPTHS)
-            with holding(depths.path):
-                found = _fill_places(making / PLACES, depths, request, client, _half(progress, 1))
-                store = _number(out, request, depths, found, store, overwrite=overwrite)
+            started, step = perf_counter(), _half(progress, 1)
+            with holding(making / DEPTHS):
+                store = _number(out, request, making, store, overwrite=overwrite, client=client, progress=step)
                 # Before the mask is marked complete: a complete mask is skipped, so what is left here would stay.
                 remove_making(making, held=True)
             report.objects = perf_counter() - started
@@ -114,9 +113,7 @@ def number_divided(out: Path, request: Request) -> None:
                 raise OutputIncomplete(f"{out}: some of its objects are not found yet. Run the other shares")
             store, overwrite = mask_to_continue(out, request, making, resume=True, overwrite=False)
             if store is None or next(store.pending(), None) is not None:
-                depths = open_mask(making / DEPTHS)
-                found = _fill_places(making / PLACES, depths, request, None, None)
-                store = _number(out, request, depths, found, store, overwrite=overwrite)
+                store = _number(out, request, making, store, overwrite=overwrite)
             remove_making(making, held=True)
         finish(store)
     finally:
@@ -146,9 +143,18 @@ def _fill_places(
 
 
 def _number(
-    out: Path, request: Request, depths: Mask, found: AllPlaces, store: Store | None, *, overwrite: bool
+    out: Path,
+    request: Request,
+    making: Path,
+    store: Store | None,
+    *,
+    overwrite: bool,
+    client: Client | None = None,
+    progress: Progress | None = None,
 ) -> Store:
-    """Write the numbers of the objects into a mask, which is made if there is none."""
+    """Complete the second step, and write the numbers of the objects into a mask, which is made if there is none."""
+    depths = open_mask(making / DEPTHS)
+    found = _fill_places(making / PLACES, depths, request, client, progress)
     numbering = _numbered(depths, found)
     store = store or _create(out, request, depths, numbering, overwrite=overwrite)
     try:
