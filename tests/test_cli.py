@@ -16,7 +16,7 @@ from oracles import random_network, reference_state
 from skimage.io import imsave
 
 import tilenet
-from tilenet.cli.main import CLOSED_PIPE
+from tilenet.cli.main import CLOSED_PIPE, cli
 from tilenet.errors import SettingsError
 
 COMMANDS = ("segment", "plan", "info", "verify", "convert", "sample", "tune")
@@ -57,6 +57,14 @@ def test_help_is_immediate_and_names_every_command():
     assert all(command in out for command in COMMANDS)
     assert re.findall(r"tilenet\.cli\.(main|segment)$", imported, re.M) == ["segment", "main"]
     assert re.findall(r" (torch|zarr|dask|numpy|skimage)$", imported, re.M) == []
+
+
+def test_help_lists_the_commands_in_the_order_of_use_and_cuts_no_line(tilenet_command):
+    said = tilenet_command("--help")[1]
+    listed = re.findall(r"^  (\w+)  ", said.partition("Commands:")[2], re.M)
+    assert listed[:4] == ["info", "plan", "segment", "batch"]
+    assert sorted(listed) == sorted(cli.commands)
+    assert "..." not in said.partition("Commands:")[2]
 
 
 def test_segment_verify_and_info_tell_one_story(work, tilenet_command):
@@ -147,6 +155,15 @@ def test_info_says_what_an_image_and_a_model_are_understood_to_be(work, tilenet_
     }
     _, text, _ = tilenet_command("info", "nuclei")
     assert "margin" in text
+
+
+def test_info_wraps_notes_and_shortens_numbers_that_json_has_in_full(work, tilenet_command):
+    [notes] = re.findall(r"^notes .*?(?=^metrics)", tilenet_command("info", "nuclei")[1], re.M | re.S)
+    assert "Not for diagnosis." in notes
+    assert max(map(len, notes.splitlines())) < 120
+    size = ("info", work / "slide.tif", "--pixel-size", 0.3460559834973875)
+    assert re.search(r"^pixel_size_um +\[0.346056, 0.346056\]$", tilenet_command(*size)[1], re.M)
+    assert json.loads(tilenet_command(*size, "--json")[1])["pixel_size_um"] == [0.3460559834973875] * 2
 
 
 def test_axes_that_are_said_in_place_of_the_files_are_told_and_shown(work, tilenet_command):

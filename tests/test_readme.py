@@ -114,6 +114,14 @@ def test_the_citation_and_the_package_have_the_version_of_the_code():
     assert cited["version"] == packaged["version"] == tilenet.__version__
 
 
+def test_the_source_distribution_has_the_files_that_the_tests_read():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
+    read = {"tests", *re.findall(r'ROOT / "([\w./]+)"', tests)}
+    listed = {name for line in (ROOT / "MANIFEST.in").read_text().splitlines() for name in line.split()}
+    assert {"docs", "benchmarks", "CITATION.cff"} < read
+    assert read - listed <= {"tilenet", "pyproject.toml", "README.md", "MANIFEST.in"}  # which every one has
+
+
 def test_help_names_every_function():
     named = re.findall(r"`(\w+)`", tilenet.__doc__)
     assert set(named) <= set(tilenet.__all__)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NoReturn
 
 import click
@@ -27,11 +28,21 @@ from tilenet.interrupts import Interrupted, interruptible
 SAID = {("record", "pixel_size"): "given_pixel_size"}
 # Entries of a description that repeat, as numbers, what others tell people.
 FOR_PROGRAMS = ("written", "total", "running")
+# The most characters of a line of notes.
+WIDTH = 100
 # Removed from the command line before it is parsed, so that it may follow any command.
 DEBUG = "--debug"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """Commands that the help lists in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names; click would sort them."""
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(tilenet.__version__, message="tilenet %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error; it may stand anywhere on the line.")
 def cli(debug: bool) -> None:
@@ -39,7 +50,7 @@ def cli(debug: bool) -> None:
     refuse_windows()
 
 
-@cli.command()
+@click.command()
 @click.argument("file")
 @AXES
 @PIXEL_SIZE
@@ -62,14 +73,14 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the lines of a description: a name, and a fact; a mapping has a line for each of its entries."""
     for name, value in result.items():
         if not isinstance(value, dict):
-            yield name, plain(value)
+            yield from zip_longest([name], wrap(value, WIDTH) if name == "notes" else [plain(value)], fillvalue="")
             continue
         # What a user's model answers to a small input is for tilenet alone.
         entries = [f"{SAID.get((name, key), key)}: {plain(entry)}" for key, entry in value.items() if key != "answer"]
         yield from zip_longest([name], entries, fillvalue="")
 
 
-@cli.command()
+@click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--image", help="The image, if it is no longer where it was.")
 @click.option("--model", "-m", help="The model, if it is no longer where it was.")
@@ -80,7 +91,7 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def verify(
     out: Path, image: str | None, model: str | None, windows: int, seed: int, as_json: bool, quiet: bool
 ) -> None:
-    """Check the files of OUT, and recompute windows across tile borders."""
+    """Check the files of the mask OUT, and recompute parts of it."""
     from tilenet import verification
 
     with progress_bar("windows", out, shown=not quiet) as progress, remarks(shown=not (quiet or as_json)) as said:
@@ -99,7 +110,7 @@ def verify(
     found.raise_if_failed(out)
 
 
-@cli.command()
+@click.command()
 @click.argument("weights")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="A .safetensors file.")
 @click.option("--padding/--no-padding", default=None, help="Whether the network pads its convolutions with zeros.")
@@ -119,24 +130,24 @@ def convert(weights: str, out: Path, **options: Any) -> None:
     say(f"{out}")
 
 
-@cli.command()
+@click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 def sample(out: Path) -> None:
-    """Write a 4096 x 4096 px slide to try tilenet on: one photograph of 512 px, mirrored; no pixel size."""
+    """Write a slide to try tilenet on.
+
+    It has 4096 x 4096 px: one photograph of 512 px, mirrored over and over. It has no pixel size.
+    """
     from tilenet.sample import write_sample
 
     say(f"{write_sample(out)}")
 
 
-cli.add_command(segment.segment)
-cli.add_command(plan.plan)
-cli.add_command(batch.batch)
-cli.add_command(export.export)
-cli.add_command(pictures.overlay)
-cli.add_command(shares.finish)
-cli.add_command(training.train)
-cli.add_command(training.evaluate)
-cli.add_command(tuning.tune)
+# In the order in which a user comes to need them.
+LOOK_AND_RUN = (info, plan.plan, segment.segment, batch.batch, shares.finish)
+USE = (verify, pictures.overlay, export.export)
+MODELS_AND_MORE = (training.train, training.evaluate, convert, tuning.tune, sample)
+for command in LOOK_AND_RUN + USE + MODELS_AND_MORE:
+    cli.add_command(command)
 
 
 # Exit code of a program that SIGPIPE (13) ended: 128 + 13.

@@ -169,8 +169,23 @@ def label_names(labels: dict[str, str]) -> str:
 
 
 def plain(value: Any) -> str:
-    """Return a value as one line of text."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """Return a value as one line of text, with seven digits of every number that is no integer.
+
+    >>> plain([0.3460559834973875, 2, None])
+    '[0.346056, 2, null]'
+    """
+    return value if isinstance(value, str) else json.dumps(_rounded(value))
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return float(f"{value:.7g}")
+        case list() | tuple():
+            return [_rounded(entry) for entry in value]
+        case dict():
+            return {key: _rounded(entry) for key, entry in value.items()}
+    return value
 
 
 def profile_of(report: Report) -> dict[str, Any]:

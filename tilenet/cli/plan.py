@@ -34,9 +34,10 @@ LARGEST = ("host_bytes", "device_bytes", "working_bytes", "working_files")
 @objects_options
 @JSON
 def plan(images: tuple[str, ...], objects: bool, as_json: bool, **options: Any) -> None:
-    """Show tiles, memory and disk space of a run on IMAGES; reads no pixels, except a coarse level for --tissue.
+    """Show what a run on IMAGES takes: memory, disk, tiles.
 
-    IMAGES are an image or, as for batch, several, patterns in quotes, and lists: these get a line each, and their sum.
+    It reads no pixels, except a coarse level for --tissue. IMAGES are an image or, as for batch, several, patterns in
+    quotes, and lists: these get a line each, and their sum.
     """
     from tilenet.batches.image_list import read_image_list
     from tilenet.jobs.options import Options

@@ -51,7 +51,10 @@ def segment(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Segment IMAGE into the mask OUT, or into labels of an OME-Zarr image."""
+    """Segment IMAGE into the mask OUT.
+
+    With --into, the mask becomes labels of an OME-Zarr image instead.
+    """
     import numpy as np
 
     from tilenet import api, machine

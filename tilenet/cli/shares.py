@@ -38,9 +38,10 @@ def share_result(out: Path, into: Path | None, share: tuple[int, int], seconds: 
 @JSON
 @QUIET
 def finish(out: Path, as_json: bool, quiet: bool) -> None:
-    """Finish OUT, whose shares are all written: verify it, build its pyramid, call it complete.
+    """Finish OUT, all of whose shares are written.
 
-    The last share does so by itself; this is for when that one was killed.
+    This verifies it, builds its pyramid and calls it complete. The last share does so by itself; this is for when
+    that one was killed.
     """
     from tilenet.runs.shares import finish_shares
 

@@ -142,7 +142,10 @@ def train(
     quiet: bool,
     **said: Any,
 ) -> None:
-    """Train a U-Net on DATA: a folder with images/ and labels/, files of one stem in each."""
+    """Train a U-Net on the images and labels in DATA.
+
+    DATA is a folder with images/ and labels/, in which files that belong together have the same stem.
+    """
     from tilenet.machine import keep_freed_memory
     from tilenet.models.saved import fingerprint
     from tilenet.training.loop import train as train_network
@@ -174,7 +177,10 @@ def train(
 )
 @JSON
 def evaluate(prediction: Path, truth: Path, as_json: bool, **options: Any) -> None:
-    """Score PREDICTION against TRUTH: two files, or two folders of files with the same stems."""
+    """Score PREDICTION against TRUTH.
+
+    These are two files, or two folders of files with the same stems.
+    """
     from tilenet.evaluation.scoring import evaluate as score
 
     with remarks(shown=not as_json) as said:

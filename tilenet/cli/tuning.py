@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 )
 @JSON
 def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:
-    """Measure tiles, engines, threads and batches on IMAGE, and say which options to give to segment.
+    """Measure which settings segment IMAGE fastest here.
 
-    Options given are kept fixed; nothing above --memory is tried. No default is changed.
+    These are tiles, engines, threads and batches; it says which options to give to segment. Options given are kept
+    fixed; nothing above --memory is tried. No default is changed.
     """
     from tilenet import machine
     from tilenet.jobs.options import Options
