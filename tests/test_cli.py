@@ -374,6 +374,17 @@ def test_what_may_not_be_read_is_told_by_its_name(work, tilenet_command, monkeyp
     assert "/masks/journal.jsonl: permission denied" in err
 
 
+@pytest.mark.parametrize("name", ["x" * 256 + ".tif", "loop.tif"], ids=["long", "loop"])
+def test_a_path_that_no_file_can_have_gives_one_line_and_exit_2(work, tilenet_command, name):
+    path = work / name
+    if not name.startswith("x"):
+        path.symlink_to(path)
+    for words in (("segment", path, "-o", work / "n.zarr"), ("segment", work / "slide.tif", "--objects", "-o", path)):
+        code, _, err = tilenet_command(*words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert name in err and err.endswith(". Give another path\n") and "unexpected" not in err
+
+
 def test_a_reader_that_goes_away_ends_the_command_quietly():
     read, write = os.pipe()
     os.close(read)

@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that ``tilenet --help`` is im
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -189,7 +190,18 @@ def _run() -> None:
         if isinstance(error, BrokenPipeError) and reader_has_gone():  # and it was not a worker's pipe that broke
             print_nothing_more()
             sys.exit(CLOSED_PIPE)
+        if said := _impossible_path(error):
+            _give_up(f"{said}. Give another path", error, 2)
         _give_up(f"unexpected {type(error).__name__}: {error}. Run again with {DEBUG}, and report it", error, 1)
+
+
+def _impossible_path(error: Exception) -> str:
+    """Return what is wrong with a path that no file can have; empty for any other error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"{error.filename}: {(error.strerror or '').lower()}"
+    # As pathlib says it before Python 3.13.
+    loop = re.fullmatch("Symlink loop from '(.*)'", str(error)) if isinstance(error, RuntimeError) else None
+    return f"{loop[1]}: is a symbolic link that leads to itself" if loop else ""
 
 
 def _with_point(message: str) -> str:
