@@ -11,9 +11,9 @@ def blobs(shape, *, seed, coarse=4.0, share=0.4):
     return np.where(noise > np.quantile(noise, 1 - share), np.uint8(200), np.uint8(0))
 
 
-def write_slide(folder):
+def write_slide(folder, *, sides=(420, 540)):
     """Write a tiled TIFF of such blobs, and return its path."""
-    tifffile.imwrite(folder / "slide.tif", blobs((420, 540), seed=0), tile=(128, 128))
+    tifffile.imwrite(folder / "slide.tif", blobs(sides, seed=0), tile=(128, 128))
     return folder / "slide.tif"
 
 

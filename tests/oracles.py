@@ -41,13 +41,16 @@ def lost(depth, *, pool=2, padding=False):
 def whole_image_logits(network: UNet, image: np.ndarray) -> np.ndarray:
     """Return logits (K, *n) of image (C, *n): one forward pass on the mirrored whole.
 
-    The output is cut so generously (7 steps or 24 px) that no rim of any kind can be
-    in it, and its uncropped origin is a multiple of the step.
+    The output is cut so generously that no rim of any kind can be in it, and its uncropped
+    origin is a multiple of the step: 7 steps or 24 px if the network pads, which is more than a
+    pixel's context, else 2 steps. Without padding only bilinear interpolation has a rim, of one
+    pixel, which each further level doubles.
     """
     pads, cuts = [(0, 0)], []
     for n, pool in zip(image.shape[1:], network.pool_size, strict=True):
         step = pool ** (network.depth - 1)
-        cut, rim = max(7 * step, 24), lost(network.depth, pool=pool, padding=network.padding)
+        cut = max(7 * step, 24) if network.padding else 2 * step
+        rim = lost(network.depth, pool=pool, padding=network.padding)
         length = next(
             m
             for m in itertools.count(n + 2 * cut + 2 * rim)

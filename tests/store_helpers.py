@@ -119,13 +119,18 @@ def write_all_blocks(store, truth, indices=None):
         store.write(index, part(store.layout, truth, index))
 
 
+def finish(store):
+    """Complete a store whose blocks are written."""
+    store.build_pyramid()
+    store.finish()
+
+
 def make(path, layout, *, seed=0, **options):
     """Write a complete store; return its truth."""
     truth = truth_of(layout, seed)
     store = Store.create(path, layout, INFO, **options)
     write_all_blocks(store, truth)
-    store.build_pyramid()
-    store.finish()
+    finish(store)
     return truth
 
 

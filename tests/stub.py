@@ -19,6 +19,13 @@ DEADLY, BAD = 253, 254
 SLEEP = "TILENET_TEST_SLEEP"
 
 
+def sum_of_nine(batch):
+    """Return the sums of the 3 x 3 pixels around each, where those beyond the border count nothing."""
+    padded = np.pad(batch.astype(np.float32), [(0, 0), (0, 0), (1, 1), (1, 1)])
+    rows = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
+    return rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+
+
 @dataclass(frozen=True)
 class Bright:
     """Tells whether the 3 x 3 pixels around one are bright; pixels of certain values kill the process, or fail."""
@@ -37,9 +44,7 @@ class Bright:
         if (batch == BAD).any():
             raise ValueError("the lamp went out")
         time.sleep(self.sleep)
-        padded = np.pad(batch.astype(np.float32), [(0, 0), (0, 0), (1, 1), (1, 1)])
-        rows = padded[..., :-2, :] + padded[..., 1:-1, :] + padded[..., 2:, :]
-        total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+        total = sum_of_nine(batch)
         return np.concatenate([np.full_like(total, self.bright), total], axis=1)
 
 

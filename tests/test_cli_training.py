@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 from contents import lines_of
+from training_helpers import write_pair
 
 import tilenet
 
@@ -24,12 +25,9 @@ def discs(seed):
 
 @pytest.fixture
 def data(tmp_path):
-    for name in ("images", "labels", "found"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "found").mkdir()
     for seed in range(6):
-        image, labels = discs(seed)
-        tifffile.imwrite(tmp_path / "images" / f"{seed}.tif", image)
-        tifffile.imwrite(tmp_path / "labels" / f"{seed}.tif", labels)
+        write_pair(tmp_path, seed, *discs(seed))
     return tmp_path
 
 

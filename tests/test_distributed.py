@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from weakref import WeakSet
 
+import dask
 import numpy as np
 import pytest
 import tifffile
 import zarr
+from distributed.utils import get_mp_context
 from oracles import random_network
 from serving import serving
 from store_helpers import INFO, LAYOUTS, make, tree, tree_hash, truth_of, write_all_blocks
@@ -30,9 +32,15 @@ PIPELINES = Path(__file__).parent.parent / "pipelines"
 
 @pytest.fixture(scope="module")
 def client():
-    """Return the client of two worker processes, for all tests of this module."""
-    with clusters.local_cluster(2) as client:
-        yield client
+    """Return the client of two worker processes, for all tests of this module.
+
+    They are forks of a process that has loaded the libraries, and so are those that replace them: how long a worker
+    takes to load them is no matter here, and several die.
+    """
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context().set_forkserver_preload(["distributed", "torch", "tifffile", "zarr", "tilenet.workers.worker"])
+        with clusters.local_cluster(2) as client:
+            yield client
 
 
 def test_workers_open_an_address_by_themselves(client, network, tmp_path):

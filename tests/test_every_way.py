@@ -1,5 +1,7 @@
 """Whatever is asked for: every way to make a mask gives the same bytes, what is not said again is as it was begun."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tifffile
@@ -39,22 +41,32 @@ WISHES = {
 }
 
 
-@pytest.fixture(params=WISHES)
-def wish(request, tmp_path, monkeypatch):
-    """Return an image, the model, what is asked for, what contradicts it, and the mask that one process makes."""
-    monkeypatch.setattr("tilenet.sizes.BLOCK_SIDES", {2: (64, 64), 3: (16, 16)})
-    monkeypatch.setattr("tilenet.sizes.STACKED_PIXELS", 2 * 64**2)
-    monkeypatch.setattr(object_places, "PIECES", {2: (2 * 64**2, 64), 3: (16**3, 16)})
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tilenet.sizes.BLOCK_SIDES", {2: (64, 64), 3: (16, 16)})
+        patch.setattr("tilenet.sizes.STACKED_PIXELS", 2 * 64**2)
+        patch.setattr(object_places, "PIECES", {2: (2 * 64**2, 64), 3: (16**3, 16)})
+        yield
+
+
+@pytest.fixture(scope="module", params=WISHES)
+def wish(request, small_blocks, tmp_path_factory):
+    """Return an image, the model, what is asked for, what contradicts it, and the hash of one process's mask.
+
+    That mask lies beside the image, as alone.zarr.
+    """
     pixels, um, asked, other = WISHES[request.param]
-    image, model = tmp_path / "i.ome.tif", (Bright3D if pixels is FLAT else Bright)()
+    folder = tmp_path_factory.mktemp("wish")
+    image, model = folder / "i.ome.tif", (Bright3D if pixels is FLAT else Bright)()
     if request.param == "channels":
         tifffile.imwrite(image, pixels, tile=(32, 32), metadata={"axes": "CYX"}, ome=True, photometric="minisblack")
     else:
         write_ome_tiff(image, pixels, um=um)
     how = {"tile": 16 if pixels is FLAT else 32, "threads": 1, **asked}
     if how.get("tissue") is DRAWN:
-        how["tissue"] = write_regions(tmp_path / "regions.geojson", DRAWN)
-    mask = tilenet.segment(image, tmp_path / "alone.zarr", model=model, **how)
+        how["tissue"] = write_regions(folder / "regions.geojson", DRAWN)
+    mask = tilenet.segment(image, folder / "alone.zarr", model=model, **how)
     assert mask.layout.n_blocks(0) > 3 and np.asarray(mask).any()
     return image, model, how, other, tree_hash(mask.path)
 
@@ -102,6 +114,7 @@ def test_killed_it_goes_on_as_it_was_begun_and_as_nothing_else(wish, tmp_path, m
 
 def test_damaged_it_is_repaired_as_it_was_made(wish, tmp_path):
     image, model, _, _, alone = wish
-    lose_a_file(tmp_path / "alone.zarr")
-    tilenet.segment(image, tmp_path / "alone.zarr", model=model, resume=True)
-    assert tree_hash(tmp_path / "alone.zarr") == alone and tilenet.verify(tmp_path / "alone.zarr", model=model).ok
+    out = shutil.copytree(image.with_name("alone.zarr"), tmp_path / "m.zarr")
+    lose_a_file(out)
+    tilenet.segment(image, out, model=model, resume=True)
+    assert tree_hash(out) == alone and tilenet.verify(out, model=model).ok

@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from oracles import random_network, whole_image_logits
-from training_helpers import discs
+from training_helpers import write_discs
 
 import tilenet
 from tilenet.decide import Decision
@@ -139,11 +138,7 @@ def test_logits_that_are_not_finite_are_refused(network):
 
 
 def test_a_training_that_was_begun_on_the_cpu_goes_on_on_the_device(tmp_path):
-    for part in ("images", "labels"):
-        (tmp_path / part).mkdir()
-        for k in range(2):
-            pixels = discs(np.random.default_rng(k)).astype(np.uint8)
-            tifffile.imwrite(tmp_path / part / f"{k}.tif", pixels * (40 if part == "images" else 1))
+    write_discs(tmp_path, "01")
     recipe = Recipe(depth=2, wf=2, tile=40, epochs=2, crops=4, precision="fp32", device="cpu")
 
     def killed(progress):

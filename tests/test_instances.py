@@ -100,13 +100,13 @@ def test_objects_are_numbered_in_the_order_of_their_first_pixels():
 
 def test_parts_that_look_less_far_find_other_objects():
     wrong = 0
-    for seed in range(20):
-        whole = view_of((120, 130), seed, depths=True)
+    for seed in range(6):
+        whole = view_of((16, 130), seed, depths=True)
         with few_pixels_at_first(reach=0):
             wrong += not np.array_equal(numbered_by_parts(whole, 30, ObjectRule()), number_objects(whole))
         with few_pixels_at_first():
             assert np.array_equal(numbered_by_parts(whole, 30, ObjectRule()), number_objects(whole))
-    assert wrong > 5
+    assert wrong > 3
 
 
 @pytest.mark.parametrize(

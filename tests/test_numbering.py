@@ -37,7 +37,7 @@ def test_a_component_of_many_blocks_is_looked_at_once(tmp_path, monkeypatch, mos
     assert len(large) == 1 and open_mask(tmp_path / "o.zarr")[...].min() >= 1
 
 
-@pytest.mark.parametrize(("memory", "most"), [(None, 4), (6_000_000, 2)])
+@pytest.mark.parametrize(("memory", "most"), [(None, 4), (3_000_000, 2)])
 def test_large_components_are_kept_for_the_planes_of_a_block_as_far_as_memory_goes(tmp_path, monkeypatch, memory, most):
     monkeypatch.setattr(sizes, "STACKED_PIXELS", 4 * 64 * 64)
     monkeypatch.setattr(object_places, "PIECES", {2: (1, 256)})  # no blocks are joined
@@ -49,10 +49,10 @@ def test_large_components_are_kept_for_the_planes_of_a_block_as_far_as_memory_go
         return found
 
     monkeypatch.setattr(object_places.PlacesTask, "places", counted)
-    image = np.full((8, 200, 260), 200, np.uint8)
+    image = np.full((8, 130, 190), 200, np.uint8)
     options = Options(axes="zyx", tile=64, block=64, output="objects", memory=memory)
     numbering.store_objects(tmp_path / "o.zarr", Request(image, Bright(), options))
-    assert (len(kept), max(kept)) == (2 * 20, most) and open_mask(tmp_path / "o.zarr")[...].min() == 1
+    assert (len(kept), max(kept)) == (2 * 9, most) and open_mask(tmp_path / "o.zarr")[...].min() == 1
 
 
 @pytest.fixture
@@ -133,13 +133,13 @@ def test_a_run_begun_with_smaller_blocks_goes_on_with_them(slide, tmp_path, monk
 
 def test_a_run_killed_at_any_step_goes_on_to_the_same_objects(commands, tmp_path):
     image = tmp_path / "slide.tif"
-    tifffile.imwrite(image, blobs((512, 768), seed=1), tile=(128, 128))
-    options = ("--model", "stub", "--tile", "128", "--objects", "--threads", "1")
+    tifffile.imwrite(image, blobs((128, 192), seed=1), tile=(64, 64))
+    options = ("--model", "stub", "--tile", "64", "--objects", "--threads", "1")
     out, whole = tmp_path / "o.zarr", tmp_path / "whole.zarr"
-    stub = {"sleep": 0}
-    assert commands.run("segment", image, "-o", whole, *options, stub=stub)[0] == 0
+    how = {"stub": {"sleep": 0}, "block": 128}
+    assert commands.run("segment", image, "-o", whole, *options, **how)[0] == 0
     making, steps, seen = making_of(out, None), 12, set()
-    while commands.run("segment", image, "-o", out, *options, "--resume", stub=stub, kill=[steps, "torn"])[0] < 0:
+    while commands.run("segment", image, "-o", out, *options, "--resume", **how, kill=[steps, "torn"])[0] < 0:
         steps += 1
         seen.add((is_complete(making / DEPTHS), is_complete(making / PLACES), out.exists()))
     assert {(False, False, False), (True, False, False), (True, True, True)} <= seen

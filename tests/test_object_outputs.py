@@ -30,7 +30,7 @@ def interrupt(monkeypatch, where, *args, **options):
 
 @pytest.fixture
 def slide(tmp_path):
-    return write_slide(tmp_path)
+    return write_slide(tmp_path, sides=(150, 210))
 
 
 def test_what_was_begun_is_named_as_the_user_named_it(slide, tmp_path, monkeypatch):

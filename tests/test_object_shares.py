@@ -11,7 +11,7 @@ from blobs import blobs
 from faults import random_numbers, tree_hash
 from killing import kill
 from ome_images import write_ome_zarr
-from shared_objects import BLOCKS, OTHER, a_hash, a_slide, a_wish, same  # noqa: F401
+from shared_objects import BLOCKS, OTHER, SIDES, a_hash, a_slide, a_wish, same  # noqa: F401
 from stub import Bright
 from workers import recorded_as
 
@@ -64,7 +64,7 @@ def test_no_block_is_done_twice(wanted, whole, tmp_path, monkeypatch):
     out, seen, found_in = tmp_path / "o.zarr", [], object_places.PlacesTask.places
     monkeypatch.setattr(object_places.PlacesTask, "places", lambda task: seen.append(task.box) or found_in(task))
     reports = [fill_objects(out, wanted, (which, 3)) for which in (1, 2, 3, 1, 2)]
-    assert [report.blocks for report in reports] == [6, 7, 7, 0, 0]
+    assert [report.blocks for report in reports] == [4, 4, 4, 0, 0]
     assert (len(seen), len(set(seen))) == (BLOCKS, BLOCKS) and same(out, whole)
 
 
@@ -163,15 +163,16 @@ def test_a_share_counts_its_own_pixels_in_each_step(wanted, tmp_path):
     out, seen = tmp_path / "o.zarr", []
     for which in (2, 1):
         fill_objects(out, wanted, (which, 2), progress=lambda *at: seen.append(at) if which == 1 else None)  # noqa: B023
-    half = 128 * 270  # two of the four rows of blocks
+    half = 128 * SIDES[1]  # two of the four rows of blocks
     assert {total for _, total in seen} == {half} and [done for done, _ in seen].count(half) == 2
 
 
 def test_the_command_says_how_far_it_is_and_what_to_run_next(tmp_path, tilenet_command, monkeypatch):
-    monkeypatch.setattr(object_places, "PIECES", {2: (512**2, 512)})
+    monkeypatch.setattr("tilenet.sizes.BLOCK_SIDES", {2: (64, 64)})
+    monkeypatch.setattr(object_places, "PIECES", {2: (64**2, 64)})
     image, out = tmp_path / "i.tif", tmp_path / "o.zarr"
-    tifffile.imwrite(image, blobs((1100, 1100), seed=1), tile=(128, 128))
-    command = ("segment", image, "-o", out, "--objects", "--model", "stub:bright", "--tile", "512", "--shard")
+    tifffile.imwrite(image, blobs((150, 150), seed=1, coarse=3), tile=(64, 64))
+    command = ("segment", image, "-o", out, "--objects", "--model", "stub:bright", "--tile", "64", "--shard")
     code, said, _ = tilenet_command(*command, "1/3")
     assert code == 0
     again = "run all shares again, which find the objects"

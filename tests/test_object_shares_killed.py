@@ -19,14 +19,14 @@ FIRST, MORE = 10, 11
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
     path = tmp_path_factory.mktemp("image") / "slide.tif"
-    tifffile.imwrite(path, blobs((1100, 1100), seed=1), tile=(128, 128))
+    tifffile.imwrite(path, blobs((300, 300), seed=1), tile=(64, 64))
     return path
 
 
 def start(commands, image, out, *options, **request):
     """Start a command of which both steps have nine blocks."""
-    how = ("--model", "stub", "--tile", "128", "--objects", "--threads", "1")
-    request = {"stub": {"sleep": 0}, "pieces": [512**2, 512]} | request
+    how = ("--model", "stub", "--tile", "64", "--objects", "--threads", "1")
+    request = {"stub": {"sleep": 0}, "block": 128, "pieces": [128**2, 128]} | request
     return commands.start("segment", image, "-o", out, *how, *options, **request)
 
 

@@ -129,23 +129,30 @@ def test_a_gpu_computes_by_cudnn_without_tf32_or_tuning_and_leaves_what_the_call
     assert flags() == before
 
 
+def entered_by_another_thread(context, then=lambda: None):
+    """Have a thread enter a context; return what has it leave this, do something then, and end."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay():
+        with context:
+            entered.set()
+            leave.wait()
+        then()
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    entered.wait()
+    return lambda: (leave.set(), thread.join())
+
+
 def test_while_another_thread_computes_on_a_gpu_tf32_stays_off():
     def flags():
         return torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
 
-    before, first_in, second_in = flags(), threading.Event(), threading.Event()
-
-    def first():
-        with machine.exact(torch.device("cuda")):
-            first_in.set()
-            second_in.wait()
-
-    one = threading.Thread(target=first)
-    one.start()
-    first_in.wait()
+    before = flags()
+    end_other = entered_by_another_thread(machine.exact(torch.device("cuda")))
     with machine.exact(torch.device("cuda")):
-        second_in.set()
-        one.join()
+        end_other()
         assert flags() == (False, True)
     assert flags() == before
 
@@ -292,19 +299,10 @@ def test_a_batch_may_lie_in_memory_in_any_order(network, engine):
 
 
 def test_threads_that_overlap_leave_the_number_that_was_there_before():
-    before, first_in, second_in = torch.get_num_threads(), threading.Event(), threading.Event()
-
-    def first():
-        with machine.threads(before + 1):
-            first_in.set()
-            second_in.wait()
-
-    one = threading.Thread(target=first)
-    one.start()
-    first_in.wait()
+    before = torch.get_num_threads()
+    end_other = entered_by_another_thread(machine.threads(before + 1))
     with machine.threads(before + 2):
-        second_in.set()
-        one.join()
+        end_other()
         with machine.threads(before + 3):
             assert torch.get_num_threads() == before + 3
         assert torch.get_num_threads() == before + 2
@@ -312,21 +310,12 @@ def test_threads_that_overlap_leave_the_number_that_was_there_before():
 
 
 def test_the_first_of_two_overlapping_contexts_to_end_leaves_the_number_of_the_other_in_force():
-    before, first_in, second_in = torch.get_num_threads(), threading.Event(), threading.Event()
-    numbers = []
-
-    def first():
-        with machine.threads(before + 1):
-            first_in.set()
-            second_in.wait()
-        numbers.append(torch.get_num_threads())
-
-    one = threading.Thread(target=first)
-    one.start()
-    first_in.wait()
+    before, numbers = torch.get_num_threads(), []
+    end_other = entered_by_another_thread(
+        machine.threads(before + 1), then=lambda: numbers.append(torch.get_num_threads())
+    )
     with machine.threads(before + 3):
-        second_in.set()
-        one.join()
+        end_other()
         numbers += [torch.get_num_threads(), _in_a_new_thread()]
     assert numbers == [before, before + 3, before + 3]
     assert _in_a_new_thread() == before

@@ -25,7 +25,7 @@ IMAGES = [
     "small_fluo/nup_nuclei_2ch_image.tif",
 ]
 TIE = 1e-4  # of the logits' range
-SIDE = 700  # of the part that is looked at
+SIDE = 480  # of the part that is looked at: one and a half of the largest tiles
 
 
 def network_for(image):

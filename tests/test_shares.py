@@ -250,7 +250,6 @@ def test_another_setting_for_another_share_is_refused(small, tmp_path, tilenet_c
         ({"shard": (0, 3)}, "share 0/3: shares count from 1, so give 1/3 to 3/3"),
         ({"shard": (1, 0)}, "share 1/0: shares count from 1, so give a number of shares, such as 1/8"),
         ({"shard": (4, 3)}, "share 4/3"),
-        ({"shard": (1, 0)}, "share 1/0"),
         ({"shard": (1, 2), "overwrite": True}, "replace what the others wrote"),
         ({"shard": (1, 2), "objects": True, "overwrite": True}, "replace what the others wrote"),
         ({"shard": (1, 2), "objects": True, "out": "m.ome.tif"}, r"m\.ome\.tif: shares are written into a mask"),

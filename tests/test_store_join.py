@@ -13,6 +13,7 @@ from store_helpers import (
     INFO,
     LAYOUTS,
     damage_of,
+    finish,
     make,
     part,
     replace_step,
@@ -39,11 +40,6 @@ def leader(tmp_path):
     store = Store.create(tmp_path / "m.zarr", LAYOUT, INFO)
     yield store
     store.close()
-
-
-def finish(store):
-    store.build_pyramid()
-    store.finish()
 
 
 def write(store, index):

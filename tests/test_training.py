@@ -11,7 +11,7 @@ import pytest
 import tifffile
 import torch
 import zarr
-from training_helpers import discs
+from training_helpers import write_discs
 
 from tilenet.card import ModelCard
 from tilenet.errors import EnvironmentFault, ImageError, ModelError, OutputExists, OutputMismatch, SettingsError
@@ -40,15 +40,7 @@ SMALL = Recipe(
 
 @pytest.fixture
 def folder(tmp_path):
-    rng = np.random.default_rng(5)
-    for part in ("images", "labels"):
-        (tmp_path / "data" / part).mkdir(parents=True)
-    for k in range(6):
-        label = discs(rng)
-        image = np.clip((label > 0) * 120 + rng.normal(60, 20, label.shape), 0, 255).astype(np.uint8)
-        tifffile.imwrite(tmp_path / f"data/images/cells{k}.tif", image)
-        tifffile.imwrite(tmp_path / f"data/labels/cells{k}.tif", label)
-    return tmp_path / "data"
+    return write_discs(tmp_path / "data", [f"cells{k}" for k in range(6)])
 
 
 def test_the_loss_is_the_weighted_cross_entropy():

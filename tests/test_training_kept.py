@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from imagecodecs import imread
-from training_helpers import discs
+from training_helpers import write_discs
 
 from tilenet.card import DEPTH_CLASSES, PALETTE
 from tilenet.errors import OutputError, OutputExists, SettingsError
@@ -26,15 +25,7 @@ SMALL = Recipe(depth=2, wf=2, tile=40, epochs=3, crops=4, scaling="linear:0,255"
 
 @pytest.fixture
 def data(tmp_path):
-    rng = np.random.default_rng(5)
-    for part in ("images", "labels"):
-        (tmp_path / part).mkdir()
-    for k in range(2):
-        labels = discs(rng)
-        image = np.clip((labels > 0) * 120 + rng.normal(60, 20, labels.shape), 0, 255).astype(np.uint8)
-        tifffile.imwrite(tmp_path / "images" / f"{k}.tif", image)
-        tifffile.imwrite(tmp_path / "labels" / f"{k}.tif", labels)
-    return tmp_path
+    return write_discs(tmp_path, "01")
 
 
 @pytest.fixture

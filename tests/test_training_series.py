@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tifffile
-from training_helpers import discs
+from training_helpers import discs, image_of, write_pair
 
 from tilenet.errors import ImageError, SettingsError
 from tilenet.models.saved import fingerprint, load_model
@@ -17,13 +17,10 @@ from tilenet.training.recipe import Recipe
 SMALL = Recipe(depth=2, wf=2, tile=40, epochs=1, crops=4, scaling="linear:0,255")
 
 
-def write_pair(folder, stem, labels, axes):
+def write_series(folder, stem, labels, axes):
     """Write an image and its labels, both with the given axes, and return them."""
-    rng = np.random.default_rng(len(stem))
-    image = np.clip((labels > 0) * 120 + rng.normal(60, 20, labels.shape), 0, 255).astype(np.uint8)
-    for part, array in (("images", image), ("labels", labels)):
-        (folder / part).mkdir(exist_ok=True)
-        tifffile.imwrite(folder / part / f"{stem}.ome.tif", array, metadata={"axes": axes})
+    image = image_of(labels, np.random.default_rng(len(stem)))
+    write_pair(folder, f"{stem}.ome", image, labels, metadata={"axes": axes})
     return image, labels
 
 
@@ -33,7 +30,7 @@ def frames(seed, count=3):
 
 
 def test_the_frames_of_a_series_are_images_of_their_own(tmp_path):
-    image, labels = write_pair(tmp_path, "a", frames(0), "TYX")
+    image, labels = write_series(tmp_path, "a", frames(0), "TYX")
     pairs = read_pairs(tmp_path, SMALL.scaling)
     assert [p.name for p in pairs] == ["a"] * 3
     for k, pair in enumerate(pairs):
@@ -42,7 +39,7 @@ def test_the_frames_of_a_series_are_images_of_their_own(tmp_path):
 
 
 def test_the_frames_of_a_series_of_volumes_are_volumes(tmp_path):
-    _, labels = write_pair(tmp_path, "a", frames(0, 6).reshape(2, 3, 60, 70), "TZYX")
+    _, labels = write_series(tmp_path, "a", frames(0, 6).reshape(2, 3, 60, 70), "TZYX")
     pairs = read_pairs(tmp_path, SMALL.scaling)
     assert [p.label.shape for p in pairs] == [(3, 60, 70)] * 2
     np.testing.assert_array_equal(np.stack([p.label for p in pairs]), labels)
@@ -54,7 +51,7 @@ def test_a_series_trains_a_2d_network_and_the_same_one_as_its_frames_in_files(tm
         folder.mkdir()
         for seed in range(2):
             labels = frames(seed, 1) if k else frames(seed, 1)[0]
-            write_pair(folder, f"cells{seed}", labels, "TYX" if k else "YX")
+            write_series(folder, f"cells{seed}", labels, "TYX" if k else "YX")
     models = [train(folder, folder / "m.safetensors", recipe=SMALL) for folder in folders]
     assert [model.ndim for model in models] == [2, 2]
     assert fingerprint(models[0]) == fingerprint(models[1])
@@ -62,7 +59,7 @@ def test_a_series_trains_a_2d_network_and_the_same_one_as_its_frames_in_files(tm
 
 def test_all_frames_of_a_file_are_on_one_side_of_the_split(tmp_path):
     for k in range(4):
-        write_pair(tmp_path, f"cells{k}", frames(k), "TYX")
+        write_series(tmp_path, f"cells{k}", frames(k), "TYX")
     pairs = read_pairs(tmp_path, SMALL.scaling)
     learned, held = split(pairs, 0.25, seed=0)
     assert (len(learned), len(held)) == (9, 3)
@@ -73,7 +70,7 @@ def test_all_frames_of_a_file_are_on_one_side_of_the_split(tmp_path):
 
 def test_a_training_begins_with_a_line_that_says_what_is_trained(tmp_path, caplog):
     for k in range(3):
-        write_pair(tmp_path, f"cells{k}", frames(k), "TYX")
+        write_series(tmp_path, f"cells{k}", frames(k), "TYX")
     out = tmp_path / "m.safetensors"
     with caplog.at_level(logging.INFO, "tilenet"):
         train(tmp_path, out, recipe=SMALL, axes="tyx")
@@ -87,7 +84,7 @@ def test_a_training_begins_with_a_line_that_says_what_is_trained(tmp_path, caplo
 
 def test_planes_of_a_stack_train_a_2d_network_where_they_are_called_frames(tmp_path):
     for stem in "ab":
-        write_pair(tmp_path, stem, frames(0), "ZYX")
+        write_series(tmp_path, stem, frames(0), "ZYX")
     for axes, ndim, count in (("zyx", 3, 1), ("tyx", 2, 3)):
         pairs = read_pairs(tmp_path, SMALL.scaling, axes=axes)
         assert [(p.name, p.label.ndim) for p in pairs] == [("a", ndim)] * count + [("b", ndim)] * count
@@ -97,7 +94,7 @@ def test_planes_of_a_stack_train_a_2d_network_where_they_are_called_frames(tmp_p
 
 
 def test_a_series_whose_labels_are_a_volume_is_refused(tmp_path):
-    image, _ = write_pair(tmp_path, "a", frames(0), "ZYX")
+    image, _ = write_series(tmp_path, "a", frames(0), "ZYX")
     tifffile.imwrite(tmp_path / "images" / "a.ome.tif", image, metadata={"axes": "TYX"})
     with pytest.raises(ImageError, match=r"a\.ome\.tif: is \(3, 60, 70\), but a\.ome\.tif is 3 frames of \(60, 70\)"):
         train(tmp_path, tmp_path / "m.safetensors", recipe=SMALL)
@@ -107,7 +104,7 @@ def test_a_series_whose_labels_are_a_volume_is_refused(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_images_with_pixels_that_are_not_finite_are_refused_by_file_name(tmp_path, value):
     for stem in "ab":
-        image, _ = write_pair(tmp_path, stem, frames(0, 1)[0], "YX")
+        image, _ = write_series(tmp_path, stem, frames(0, 1)[0], "YX")
     wrong = image.astype(np.float32)
     wrong[3, 4:6] = value
     tifffile.imwrite(tmp_path / "images" / "b.ome.tif", wrong)
@@ -119,7 +116,7 @@ def test_images_with_pixels_that_are_not_finite_are_refused_by_file_name(tmp_pat
 
 def test_a_training_stops_at_a_loss_that_is_not_finite_and_keeps_what_it_had(tmp_path):
     for stem in "ab":
-        write_pair(tmp_path, stem, frames(0, 1)[0], "YX")
+        write_series(tmp_path, stem, frames(0, 1)[0], "YX")
     out, recipe = tmp_path / "m.safetensors", replace(SMALL, epochs=3, rate=1e30)
     seen = []
     with pytest.raises(SettingsError, match=r"m\.safetensors: the loss of epoch \d is (nan|inf).*--rate below 1e\+30"):
