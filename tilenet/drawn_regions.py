@@ -41,17 +41,17 @@ class Drawn:
 
 def covered(
     drawn: Sequence[Drawn], frame: tuple[float, float, float, float], what: str = "what was segmented"
-) -> list[float]:
-    """Return the pixels of each region within the frame (left, top, right, bottom) of `what`; tell of those outside."""
-    inside = [float(shapely.intersection(region.area, shapely.box(*frame)).area) for region in drawn]
-    if not any(inside):
+) -> list[Any]:
+    """Return the part of each region in the frame (left, top, right, bottom) of `what`; tell of those that leave it."""
+    inside = [shapely.intersection(region.area, shapely.box(*frame)) for region in drawn]
+    if not any(part.area for part in inside):
         left, top, right, bottom = frame
         raise SettingsError(
             f"{drawn[0].path}: all of its regions lie outside of {what}, x {left:g} to {right:g} and y "
             f"{top:g} to {bottom:g}. Give the regions of this image, in pixels at full resolution"
         )
-    for region, area in zip(drawn, inside, strict=True):
-        if (outside := 1 - area / region.area.area) > 1e-9:
+    for region, part in zip(drawn, inside, strict=True):
+        if (outside := 1 - part.area / region.area.area) > 1e-9:
             LOG.warning("%s: %.3g %% of %s lies outside of %s", region.path, 100 * outside, region.name, what)
     return inside
 

@@ -175,17 +175,26 @@ def _facts_of(found: Measured, said: Mapping[str, Any]) -> dict[str, Any]:
         f"per_{space}": density,
     }
     if found.tissue_share is not None:
-        of_tissue = _rounded(found.per_mm2_of_tissue)
-        facts |= {"in_tissue": dict(found.in_tissue), "tissue_mm2": found.tissue_mm2, "per_mm2_of_tissue": of_tissue}
+        facts |= _facts_of_tissue(found)
     if said["positive"]:
         facts |= {"positive": dict(found.positive), "judged": dict(found.judged)}
     if said["within"]:
         facts["regions"] = [
             {"name": region.name, "counts": dict(region.counts), "mm2": region.mm2, "per_mm2": _rounded(region.per_mm2)}
+            | (_facts_of_tissue(region) if found.tissue_share is not None else {})
             | ({"positive": dict(region.positive), "judged": dict(region.judged)} if said["positive"] else {})
             for region in found.regions
         ]
     return facts
+
+
+def _facts_of_tissue(counted: Measured | InRegion) -> dict[str, Any]:
+    of_tissue = _rounded(counted.per_mm2_of_tissue)
+    return {
+        "in_tissue": dict(counted.in_tissue),
+        "tissue_mm2": counted.tissue_mm2,
+        "per_mm2_of_tissue": of_tissue,
+    }
 
 
 def _density(found: Measured) -> tuple[str, dict[str, float]]:
@@ -241,11 +250,13 @@ def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
 
 def _region(region: InRegion, kind: str) -> str:
     """Return what lies in a region that the user drew as a line of text."""
-    per = {name: f" ({_number(density)} per mm2)" for name, density in region.per_mm2.items()}
+    of_tissue = {name: f", {_number(n)} per mm2 of tissue" for name, n in region.per_mm2_of_tissue.items()}
+    per = {name: f" ({_number(n)} per mm2{of_tissue.get(name, '')})" for name, n in region.per_mm2.items()}
     counted = ", ".join(
         f"{count} {_what(name, _of(count, kind))}{per.get(name, '')}" for name, count in sorted(region.counts.items())
     )
     size = "" if region.mm2 is None else f", {region.mm2:.4g} mm2"
+    size += "" if region.tissue_mm2 is None else f" ({region.tissue_mm2:.4g} mm2 of tissue)"
     return f"  {region.name}{size}: {counted}{_positive(region)}"
 
 

@@ -32,6 +32,10 @@ class InRegion:
         Area of the part of it that the mask covers; None if the pixel size is unknown.
     positive, judged : dict
         How many of them are positive, and how many positive or negative; empty if that was not asked for.
+    tissue_mm2 : float or None
+        How much of `mm2` the tissue map counts as tissue; None also without a tissue map.
+    in_tissue : dict
+        Number of lines by class whose centroid lies in tissue, too. Zeros without a tissue map.
     """
 
     name: str
@@ -39,11 +43,23 @@ class InRegion:
     mm2: float | None = None
     positive: Counter[str] = field(default_factory=Counter)
     judged: Counter[str] = field(default_factory=Counter)
+    tissue_mm2: float | None = None
+    in_tissue: Counter[str] = field(default_factory=Counter)
 
     @property
     def per_mm2(self) -> dict[str, float]:
         """Number of lines by class per square millimetre; empty if the area is 0 or unknown."""
-        return {name: n / self.mm2 for name, n in self.counts.items()} if self.mm2 else {}
+        return per_size(self.counts, self.mm2)
+
+    @property
+    def per_mm2_of_tissue(self) -> dict[str, float]:
+        """Number of lines by class in tissue per square millimetre of it; empty without tissue, or a map of it."""
+        return per_size(self.in_tissue, self.tissue_mm2)
+
+
+def per_size(counts: Counter[str], size: float | None) -> dict[str, float]:
+    """Return counts per unit of a size; empty if that is 0 or unknown."""
+    return {name: count / size for name, count in counts.items()} if size else {}
 
 
 class Within:

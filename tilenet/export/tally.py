@@ -9,15 +9,18 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tilenet.drawn_regions import Drawn, covered
 from tilenet.errors import SettingsError
 from tilenet.export.areas import pixel_sizes
+from tilenet.export.cell_areas import area_in_cells
 from tilenet.export.in_regions import InRegion, Within
 from tilenet.export.placement import DECIMALS, MaskPlacement
 from tilenet.export.shapes import class_names, has_volumes
 from tilenet.export.totals import Measured, sizes_of
 from tilenet.geometry import Box
-from tilenet.store import AnyMask
+from tilenet.store import AnyMask, TissueMap
 
 LOG = logging.getLogger("tilenet")
 
@@ -65,10 +68,12 @@ class Tally:
             # In integers, so that the order of lines does not matter.
             whole = round(pixels * self.found.size, DECIMALS)
             self.found.beyond[name] += round((whole - cut) * 10**DECIMALS)
-        self.found.in_tissue[name] += self._has_tissue(x, y)
+        has_tissue = self._has_tissue(x, y)
+        self.found.in_tissue[name] += has_tissue
         regions = [self.found.regions[k] for k in self._within.at(x, y)] if self._within else []
         for region in regions:
             region.counts[name] += 1
+            region.in_tissue[name] += has_tissue
         if self.found.positive and line["positive"]:
             counting: list[Measured | InRegion] = [self.found, *regions]
             for counted in counting:
@@ -111,9 +116,21 @@ def _regions(drawn: Sequence[Drawn], mask: AnyMask, grid: MaskPlacement, found: 
             f"{mask.path}: has several planes, and regions are drawn in one. Segment one alone, such as --roi 4:5,:,:"
         )
     (x0, y0), (x1, y1) = (grid.place_point(y, x) for y, x in ((0, 0), mask.shape[-2:]))
-    areas = covered(drawn, (x0, y0, x1, y1))
-    um2 = None if found.pixel_um2 is None else found.pixel_um2 / float(prod(grid.step))
-    return [
-        InRegion(region.name, Counter(dict.fromkeys(found.counts, 0)), None if um2 is None else area * um2 / 1e6)
-        for region, area in zip(drawn, areas, strict=True)
-    ]
+    parts, none = covered(drawn, (x0, y0, x1, y1)), dict.fromkeys(found.counts, 0)
+    regions = [InRegion(region.name, Counter(none), in_tissue=Counter(none)) for region in drawn]
+    if found.pixel_um2 is not None:
+        um2 = found.pixel_um2 / float(prod(grid.step))
+        for region, part in zip(regions, parts, strict=True):
+            region.mm2 = part.area * um2 / 1e6
+            if mask.tissue is not None:
+                region.tissue_mm2 = _tissue_in(part, mask.tissue, grid) * um2 / 1e6
+    return regions
+
+
+def _tissue_in(area: Any, tissue: TissueMap, grid: MaskPlacement) -> float:
+    """Return how many pixels of the image are tissue in an area of it."""
+    ends = grid.limit or (np.inf, np.inf)
+    rows, columns = (
+        np.minimum(edges * float(step), end) for edges, step, end in zip(tissue.edges(), grid.step, ends, strict=True)
+    )
+    return area_in_cells(area, tissue.tissue, rows, columns)

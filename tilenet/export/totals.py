@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.export.areas import cut_size
-from tilenet.export.in_regions import InRegion
+from tilenet.export.in_regions import InRegion, per_size
 from tilenet.export.placement import DECIMALS
 
 
@@ -70,7 +70,7 @@ class Measured:
         found too. Zeros without a tissue map.
     regions : list of InRegion
         What lies in each region that a user drew, in the order of their file: `name`, `counts`, `mm2`, `per_mm2`,
-        `positive`.
+        `positive`, `tissue_mm2`, `in_tissue`, `per_mm2_of_tissue`.
     positive, judged : dict
         Number of lines by class that are positive, and of those that are positive or negative: an object without a
         finite pixel is neither. Empty if that was not asked for.
@@ -139,17 +139,17 @@ class Measured:
     @property
     def per_mm2_of_tissue(self) -> dict[str, float]:
         """Number of lines by class with their centroid in tissue, per square millimetre of it; empty without a map."""
-        return _per(self.in_tissue, self.tissue_mm2)
+        return per_size(self.in_tissue, self.tissue_mm2)
 
     @property
     def per_mm2(self) -> dict[str, float]:
         """Number of lines by class per square millimetre of all planes; empty if the pixel size is unknown."""
-        return _per(self.counts, self.mm2)
+        return per_size(self.counts, self.mm2)
 
     @property
     def per_mm3(self) -> dict[str, float]:
         """Number of objects by class per cubic millimetre of a volume; empty if the pixel size is unknown."""
-        return _per(self.counts, self.mm3)
+        return per_size(self.counts, self.mm3)
 
     def count_positive(self) -> None:
         """Begin to count what is positive: 0 of each class, in each region too."""
@@ -157,11 +157,6 @@ class Measured:
         whole: list[Measured | InRegion] = [self, *self.regions]
         for counted in whole:
             counted.positive, counted.judged = Counter(none), Counter(none)
-
-
-def _per(counts: Counter[str], size: float | None) -> dict[str, float]:
-    """Return counts per unit of a size; empty if that is 0 or unknown."""
-    return {name: count / size for name, count in counts.items()} if size else {}
 
 
 def sizes_of(line: Mapping[str, Any], found: Measured) -> tuple[int, float | None]:

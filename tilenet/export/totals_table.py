@@ -95,8 +95,11 @@ def _lines_of_regions(slide: str, found: Measured, kind: str) -> Iterable[dict[s
             line: dict[str, Any] = {"slide": slide, "region": region.name, "class": name, "kind": kind, "count": count}
             if region.mm2 is not None:
                 line["mm2"] = _size(region.mm2)
-            if region.mm2:
-                line["per_mm2"] = round(region.per_mm2[name], DECIMALS)
+            if region.tissue_mm2 is not None:
+                line |= {"tissue_mm2": _size(region.tissue_mm2), "in_tissue": region.in_tissue[name]}
+            for rate in ("per_mm2", "per_mm2_of_tissue"):
+                if (value := getattr(region, rate).get(name)) is not None:
+                    line[rate] = round(value, DECIMALS)
             yield line | _positive(region, name)
 
 

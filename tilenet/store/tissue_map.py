@@ -87,6 +87,14 @@ class TissueMap:
         (rows, columns), (height, width) = self.cells.shape, self.covers
         return bool(self.tissue[y * rows // height, x * columns // width])
 
+    def edges(self) -> tuple[Pixel, Pixel]:
+        """Return the rows (h + 1) and columns (w + 1) of image pixels at which cells begin, and where the last end."""
+        rows, columns = (
+            np.array([ceil_div(k * n, cells) for k in range(cells + 1)])
+            for n, cells in zip(self.covers, self.cells.shape, strict=True)
+        )
+        return rows, columns
+
     def blocks_with_tissue(self, divided: _Divided) -> NDArray[np.bool_]:
         """Return for each block along y and x, in order, whether it has tissue, and is computed: (rows, columns)."""
         origin, shape = (divided.origin or (0,) * len(divided.shape))[-2:], divided.shape[-2:]
