@@ -19,8 +19,8 @@ from tilenet.geometry import Box
 from tilenet.jobs.compute import to_array
 from tilenet.jobs.options import Options
 from tilenet.jobs.setup import make_job
-from tilenet.readers import open_image, remote_cache
-from tilenet.readers.cache import PieceCache
+from tilenet.readers import cache as caches
+from tilenet.readers import open_image
 
 pytest.importorskip("obstore", reason='needs what reads remote images: pip install "tilenet[remote]"')
 
@@ -171,9 +171,9 @@ def test_what_fits_the_cache_is_fetched_once(tmp_path, server, options):
 @pytest.mark.parametrize(("rows_kept", "enough"), [(6, True), (1, False)])
 def test_a_chunk_is_fetched_once_per_row_of_blocks_that_needs_it(tmp_path, server, monkeypatch, rows_kept, enough):
     plain_zarr(tmp_path, sides=(1024, 512), compressors=None)
-    row = (64 * 64 + remote_cache.OVERHEAD) * 8
-    monkeypatch.setattr(remote_cache.FetchCache.__init__, "__defaults__", (rows_kept * row,))
-    monkeypatch.setattr(PieceCache.__init__, "__defaults__", (rows_kept * 64 * 64 * 8,))
+    row = (64 * 64 + caches.OVERHEAD) * 8
+    monkeypatch.setattr(caches.FetchCache.__init__, "__defaults__", (rows_kept * row,))
+    monkeypatch.setattr(caches.PieceCache.__init__, "__defaults__", (rows_kept * 64 * 64 * 8,))
     job = make_job(f"{server.url}/image.zarr", Bright(), Options(tile=64, block=256, batch=1, threads=1))
     blocks = [job.plan[i].box for i in range(len(job.plan))]
     assert len(blocks) == 8
@@ -193,7 +193,7 @@ def test_a_chunk_is_fetched_once_per_row_of_blocks_that_needs_it(tmp_path, serve
 def test_the_cache_is_bounded_and_one_fetch_serves_many():
     from zarr.core.sync import sync
 
-    cache, fetches = remote_cache.FetchCache(10 * (100 + remote_cache.OVERHEAD)), []
+    cache, fetches = caches.FetchCache(10 * (100 + caches.OVERHEAD)), []
 
     async def fetch():
         import asyncio

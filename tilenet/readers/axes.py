@@ -64,10 +64,9 @@ class AxisMap:
     def empty(self, box: Box, dtype: np.dtype[Any], channels: Span | None = None) -> tuple[Pixels, Pixels]:
         """Allocate an unfilled array, and return two views of it: (C, *box.shape), and in the stored dimensions.
 
-        `channels` is a range of channels, as for `ranges`. A reader fills the second view dimension by dimension, and
-        returns the first. The memory order is that of the file, because reordering pixel by pixel takes longer than
-        decoding a JPEG tile. The exception: several dimensions of channels are adjacent in memory, at the place of
-        the first of them.
+        A reader fills the second, and returns the first. The memory order is that of the file, because reordering pixel
+        by pixel takes longer than decoding a JPEG tile. The exception: several dimensions of channels are adjacent in
+        memory, at the place of the first of them.
         """
         letters = [a for a in self.letters if a]
         lengths = [b - a for (a, b), letter in zip(self.ranges(box, channels), self.letters, strict=True) if letter]
@@ -84,15 +83,9 @@ class AxisMap:
 def axis_map_of(stored: Sequence[str], shape: Sequence[int], *, axes: str | None, name: str) -> AxisMap:
     """Return how the dimensions of a stored array become axes.
 
-    Parameters
-    ----------
-    stored : sequence of str
-        The file's letter for each dimension: any letter (``s`` for samples), or ``""`` if it is not an axis.
-    shape : sequence of int
-        Entries used along each dimension (without alpha).
-    axes : str or None
-        The caller's letters for the dimensions that are axes. If the file states its axes too, y, x and
-        colour must stay: only t, z and the c of separate planes can be renamed.
+    `stored` has the file's letter for each dimension (``s`` for samples), or ``""`` for one that is no axis; `shape`
+    the entries used along each, without alpha; `axes` the caller's letters for those that are axes. If the file states
+    its axes too, y, x and colour must stay: only t, z and the c of separate planes can be renamed.
     """
     if min(shape, default=0) < 1:
         raise ImageError(f"{name}: has the shape {tuple(shape)}, which holds no pixels. Give another image")

@@ -47,11 +47,7 @@ def parse_pixel_size(value: Any) -> tuple[float, ...]:
 
 
 class CalibratedImage(DerivedImage):
-    """An image with another pixel size; the sizes of coarser levels follow from their lengths.
-
-    The size is that of level 0, see `parse_pixel_size`; axes other than y and x, or z, y and x, keep theirs.
-    `SettingsError` if there are three numbers and the image has no z.
-    """
+    """An image with another pixel size at level 0 along y and x, or z, y and x; other sizes follow from the lengths."""
 
     def __init__(self, image: Image, pixel_size: tuple[float, ...]) -> None:
         super().__init__(image)
@@ -77,33 +73,25 @@ class CalibratedImage(DerivedImage):
 
     @property
     def frame(self) -> CoordinateTransform | None:
-        """The frame of the underlying image, with pixels of the given size."""
         found, sizes = self._image.frame, dict(zip(self.box_axes, self.pixel_size, strict=True))
         return found and resized(found, {axis: size for axis in self._sizes if (size := sizes[axis])})
 
     @property
     def separates_channels(self) -> bool:
-        """Whether channels of the underlying image can be read alone."""
         return self._image.separates_channels
 
     def at_level(self, level: int) -> Image:
-        """Return the same image at another resolution."""
         return CalibratedImage(self._image.at_level(level), self._given)
 
     def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the image."""
         return self._image.read_inside(box)
 
     def read_channels(self, box: Box, channels: tuple[int, int]) -> Pixels:
-        """Return the pixels of a range of channels in a box inside the image."""
         return self._image.read_channels(box, channels)
 
 
 def overruled_size(image: Image) -> str:
-    """Return the pixel size that a file states, as text, if the given one differs by more than rounding; else ``""``.
-
-    An axis of which the file states no size is ``?``.
-    """
+    """Return the pixel size that a file states, as text, if the given one differs by more than rounding; else empty."""
     given = dict(zip(SPACE[-len(image.given_pixel_size) :], image.given_pixel_size, strict=False))
     sizes = dict(zip(image.box_axes, image.stated_pixel_size, strict=True))
     stated = [sizes[axis] for axis in given]

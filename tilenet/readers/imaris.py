@@ -12,10 +12,10 @@ from math import nan
 from typing import Any
 
 from tilenet.errors import ImageError
+from tilenet.readers.coordinates import MICROMETERS
 from tilenet.readers.guards import DAMAGED, positive_or_none
 from tilenet.readers.hdf5 import Contents, LevelDatasets
 from tilenet.readers.hdf5_file import Stored, attribute_of, follow, text_of
-from tilenet.readers.units import MICROMETERS
 
 DATA, ABOUT = "DataSet", "DataSetInfo"
 # How Imaris numbers the axes in the extent of an image.

@@ -17,8 +17,8 @@ from urllib.parse import unquote
 
 from tilenet.address import Address
 from tilenet.errors import EnvironmentFault, ImageError, ImageNotFound, TilenetError
+from tilenet.readers.cache import FetchCache
 from tilenet.readers.guards import needing
-from tilenet.readers.remote_cache import FetchCache
 
 # Timeouts: to connect, between two pieces of an answer, for one answer, and for all retries of a request.
 CONNECT, SILENCE, ANSWER, TRYING = (timedelta(seconds=n) for n in (10, 30, 600, 60))
@@ -75,23 +75,11 @@ class Remote:
     ) -> bytes | None:
         """Return a file or a part of it, from the cache if possible; None if there is no such file.
 
-        Parameters
-        ----------
-        path : str
-            Path of the file, from the root of the host or the bucket.
-        largest : int
-            Most bytes that the whole file may have; a larger file is refused before its content is fetched.
-        part : dict, optional
-            ``range`` of obstore's ``GetOptions``: ``(start, stop)``, ``{"suffix": n}``, ``{"offset": n}``.
-        absent : callable, optional
-            Awaited if there is no such file, before None is cached and returned; it may raise instead.
-
-        Raises
-        ------
-        ImageError
-            If the file is too large or empty, or the server refuses the request (`Forbidden` if it refuses access).
-        EnvironmentFault
-            If the server cannot be reached, fails or is too slow.
+        `path` is from the root of the host or the bucket. A file of more than `largest` bytes is refused before its
+        content is fetched. `part` is the ``range`` of obstore's ``GetOptions``: ``(start, stop)``, ``{"suffix": n}`` or
+        ``{"offset": n}``. `absent` is awaited if there is no file, before None is cached; it may raise instead.
+        `ImageError` if the server refuses the request (`Forbidden`: access) or the file is empty, `EnvironmentFault` if
+        the server cannot be reached, fails or is too slow.
         """
 
         async def get() -> bytes | None:

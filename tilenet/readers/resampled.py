@@ -73,10 +73,10 @@ def taps(start: int, stop: int, length: int, factor: Fraction) -> Taps:
 
 
 class Resampled(DerivedImage):
-    """An image whose level 0 is the current level of another image, resampled along y and x.
+    """An image whose level 0 is the current level of another, resampled along y and x; then come its coarser levels.
 
-    Its other levels are the coarser levels of the other image, unchanged. `factor` is how many stored pixels there are
-    per resampled pixel. `ImageError` if the pixels are integers too large to sum exactly in 64 bits.
+    `factor` is how many stored pixels there are per resampled pixel. `ImageError` if the pixels are integers too large
+    to sum exactly in 64 bits.
     """
 
     working_bytes = PIECE * BYTES_PER_PIXEL
@@ -110,7 +110,6 @@ class Resampled(DerivedImage):
 
     @property
     def shift(self) -> tuple[float, ...]:
-        """The shift of the stored level, and half a pixel minus half a stored pixel, in pixels of this image."""
         if self.level:
             return self._image.at_level(self._coarser[self.level - 1]).shift
         return tuple(
@@ -119,20 +118,17 @@ class Resampled(DerivedImage):
 
     @property
     def frame(self) -> CoordinateTransform | None:
-        """The frame of the stored level, scaled to the pixels of this image."""
         if self.level:
             return self._image.at_level(self._coarser[self.level - 1]).frame
         found = self._image.frame
         return found and scaled(found, [float(f) for f in self._factors])
 
     def with_channels(self, channels: Sequence[int]) -> Image:
-        """Return a view of some channels; only these are resampled, unless more are asked for than there are."""
         if len(channels) > self.n_channels or self.level:
-            return super().with_channels(channels)
+            return super().with_channels(channels)  # fewer channels are resampled alone
         return Resampled(self._image.with_channels(channels), self.factor)
 
     def read_inside(self, box: Box) -> Pixels:
-        """Return the pixels of a box inside the image, computed piece by piece."""
         if self.level:
             return self._image.at_level(self._coarser[self.level - 1]).read_inside(box)
         out = self.empty(box)

@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 from tifffile import PHOTOMETRIC
 
 from tilenet.errors import ImageError
+from tilenet.readers.coordinates import MICROMETERS
 from tilenet.readers.guards import positive_or_none
 from tilenet.readers.image import RGB
 from tilenet.readers.tiff_walk import MOST_DIRECTORIES
-from tilenet.readers.units import MICROMETERS
 
 # Pixel sizes (um) from resolution tags outside this range are printers' defaults: 72 and 300 dpi are 353 and 85 um.
 SANE = (1e-4, 40.0)

@@ -28,40 +28,32 @@ class DerivedImage(Image):
 
     @property
     def source(self) -> Any:
-        """What the underlying image was opened from."""
         return self._image.source
 
     @property
     def stated_pixel_size(self) -> tuple[float | None, ...]:
-        """The pixel size that the file of the underlying image states."""
         return self._image.stated_pixel_size
 
     @property
     def n_channels(self) -> int:
-        """Number of channels of the underlying image, which a view of a grey one may repeat."""
         return self._image.n_channels
 
     @property
     def shift(self) -> tuple[float, ...]:
-        """The shift of the underlying image."""
         return self._image.shift
 
     @property
     def frame(self) -> CoordinateTransform | None:
-        """The frame of the underlying image."""
         return self._image.frame
 
     @property
     def kept_bytes(self) -> int:
-        """The cached bytes of the underlying image, which may read all of its channels."""
-        return self._image.kept_bytes
+        return self._image.kept_bytes  # all of its channels may be read
 
     def identity(self) -> dict[str, Any]:
-        """Return the identity of the underlying image."""
         return self._image.identity()
 
     def close(self) -> None:
-        """Close the files of the underlying image."""
         self._image.close()
 
 
@@ -87,18 +79,15 @@ class ChannelView(DerivedImage):
 
     @property
     def n_channels(self) -> int:
-        """Number of chosen channels; one may be repeated, for instance to pass a grey image to an RGB network."""
-        return len(self._channels)
+        return len(self._channels)  # one may be repeated, for instance to pass a grey image to an RGB network
 
     def _reshaped(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(len(self._channels) if a == "c" else n for n, a in zip(shape, self.axes, strict=True))
 
     def at_level(self, level: int) -> Image:
-        """Return the same channels at another resolution."""
         return ChannelView(self._image.at_level(level), self._channels)
 
     def read_inside(self, box: Box) -> Pixels:
-        """Return the chosen channels of a box inside the image."""
         if self.channels_last:
             pixels = self._image.read_inside(box)
             return np.moveaxis(np.take(np.moveaxis(pixels, 0, -1), self._channels, axis=-1), -1, 0)

@@ -30,36 +30,29 @@ class LocalFolder(Folder):
         return str(self._path)
 
     def documents(self) -> dict[str, bytes]:
-        """Return the metadata documents of the folder, by name."""
         return {name: _bytes(self._path / name) for name in DOCUMENTS if (self._path / name).is_file()}
 
     def inside(self, path: str) -> LocalFolder:
-        """Return a subfolder."""
         return LocalFolder(self._path / path)
 
     def leads_out(self, path: str) -> bool:
-        """Return whether a path below the folder leads out of it through a link."""
         return not (self._path / path).resolve().is_relative_to(self._path.resolve())
 
     def above(self) -> Iterator[tuple[Folder, str]]:
-        """Yield the parent folders, nearest first, each with the path of this folder in it."""
         real = self._path.resolve()
         for group in list(real.parents)[:DEEPEST]:
             yield LocalFolder(group), real.relative_to(group).as_posix()
 
     def nodes_inside(self) -> list[str] | None:
-        """Return the names of the arrays and groups in the folder."""
         folders = (p for p in self._path.iterdir() if p.is_dir())
         return sorted(p.name for p in folders if any((p / name).is_file() for name in DOCUMENTS))
 
     def what_lacks(self) -> str:
-        """Return the text of the error if the folder has no metadata documents."""
         if not self._path.exists():
             return "there is no such image in the zarr folder. Check the path"
         return "is a folder without zarr metadata. Give an image file or a zarr folder"
 
     def store(self) -> LocalArray:
-        """Return a zarr store of the array in the folder."""
         return LocalArray(self._path.absolute())
 
 
@@ -76,7 +69,6 @@ class LocalArray(CheckedStore, LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return a file or a part of it, after checking it."""
         self._check_file(key)
         data = await LocalStore.get(self, key, prototype, byte_range)
         if data is not None:

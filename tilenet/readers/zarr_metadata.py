@@ -12,10 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tilenet.errors import ImageError
-from tilenet.readers.coordinates import CoordinateTransform, frame_of
+from tilenet.readers.coordinates import MICROMETERS, CoordinateTransform, frame_of
 from tilenet.readers.guards import as_image_errors
 from tilenet.readers.image import AXES
-from tilenet.readers.units import MICROMETERS
 
 DAMAGED = "The metadata is damaged; get the image again"
 LARGEST_DOCUMENT = 16 * 2**20
@@ -37,17 +36,17 @@ class Folder(ABC):
     def inside(self, path: str) -> Folder:
         """Return a subfolder; the path must not lead out of this folder."""
 
-    @abstractmethod
     def leads_out(self, path: str) -> bool:
-        """Return whether a path below the folder leads out of it through a link."""
+        """Return whether a path below the folder leads out of it through a link, of which an address has none."""
+        return False
 
     @abstractmethod
     def above(self) -> Iterator[tuple[Folder, str]]:
         """Yield the parent folders, nearest first, each with the path of this folder in it."""
 
-    @abstractmethod
     def nodes_inside(self) -> list[str] | None:
         """Return the names of the arrays and groups in the folder; None if they cannot be listed."""
+        return None
 
     @abstractmethod
     def what_lacks(self) -> str:

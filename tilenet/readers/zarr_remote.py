@@ -17,8 +17,8 @@ from zarr.storage import ObjectStore
 
 from tilenet.address import parse_address
 from tilenet.errors import EnvironmentFault
+from tilenet.readers.cache import KEPT_BYTES
 from tilenet.readers.remote import BucketNotFound, Forbidden, Remote
-from tilenet.readers.remote_cache import KEPT_BYTES
 from tilenet.readers.zarr_metadata import DEEPEST, DOCUMENTS, LARGEST_DOCUMENT, Folder
 from tilenet.readers.zarr_store import CheckedStore
 
@@ -28,16 +28,15 @@ V3, *V2 = DOCUMENTS
 class RemoteFolder(Folder):
     """A folder of a zarr hierarchy below an address, by its path from the root of the host or the bucket."""
 
-    def __init__(self, remote: Remote, path: str) -> None:
-        self._remote, self._path = remote, path
+    def __init__(self, remote: Remote, path: str, *, asked_for: bool = True) -> None:
+        self._remote, self._path, self._asked_for = remote, path, asked_for
 
     def __str__(self) -> str:
         return self._remote.name_of(self._path)
 
     def documents(self) -> dict[str, bytes]:
-        """Return the metadata documents of the folder, by name: that of zarr v3, or else those of v2."""
         found, refused = {}, None
-        for names in ((V3,), V2):
+        for names in ((V3,), V2):  # v2 only if it is not v3
             for name, data in zip(names, sync(self._fetch(names)), strict=True):
                 if isinstance(data, Forbidden):  # S3's answer for a missing file too, if listing is not allowed
                     refused = data
@@ -47,7 +46,7 @@ class RemoteFolder(Folder):
                     found[name] = data
             if found:
                 return found
-        if refused:
+        if refused and self._asked_for:
             raise refused
         return {}
 
@@ -60,46 +59,22 @@ class RemoteFolder(Folder):
         return f"{self._path}/{name}".strip("/")
 
     def inside(self, path: str) -> RemoteFolder:
-        """Return a subfolder."""
         return RemoteFolder(self._remote, self.key(path))
 
-    def leads_out(self, path: str) -> bool:
-        """Return False: there are no links, and obstore accepts no path that goes up."""
-        return False
-
     def above(self) -> Iterator[tuple[Folder, str]]:
-        """Yield the parent folders, nearest first, each with the path of this folder in it."""
         parts = self._path.split("/")
         for k in range(len(parts) - 1, max(-1, len(parts) - 1 - DEEPEST), -1):
-            yield ParentFolder(self._remote, "/".join(parts[:k])), "/".join(parts[k:])
-
-    def nodes_inside(self) -> list[str] | None:
-        """Return None: a remote folder cannot be listed."""
-        return None
+            yield RemoteFolder(self._remote, "/".join(parts[:k]), asked_for=False), "/".join(parts[k:])
 
     def what_lacks(self) -> str:
-        """Return the text of the error if the folder has no metadata documents."""
         return "has no zarr metadata, and only zarr can be read remotely. Check the address, or download the file"
 
     def store(self) -> RemoteArray:
-        """Return a zarr store of the array in the folder."""
         return RemoteArray(self._remote, self, self.documents())
 
     @property
     def kept_bytes(self) -> int:
-        """Most bytes of its files that are cached in memory, as fetched."""
         return KEPT_BYTES
-
-
-class ParentFolder(RemoteFolder):
-    """A parent folder, which the caller did not ask for: it is no error if access to it is refused."""
-
-    def documents(self) -> dict[str, bytes]:
-        """Return the metadata documents of the folder; none if access is refused."""
-        try:
-            return super().documents()
-        except Forbidden:
-            return {}
 
 
 class RemoteArray(CheckedStore, ObjectStore[Any]):
@@ -115,7 +90,6 @@ class RemoteArray(CheckedStore, ObjectStore[Any]):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return a file or a part of it, after checking it."""
         if key in DOCUMENTS:
             data = self._documents.get(key)
         else:

@@ -44,13 +44,12 @@ class CheckedStore:
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return a file or a part of it, after checking it."""
+        """Return a file or a part of it; overridden, to check it."""
         raise NotImplementedError
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """Return parts of files, after checking them."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     def largest(self, key: str) -> int:
