@@ -226,7 +226,6 @@ def _check_name(name: str, where: str, remedy: str) -> None:
 
 
 def _options(said: Mapping[str, str], where: str, plain: Options) -> Options:
-    """Return the options of a batch, replaced by those that a line of a list gives."""
     options = {}
     for column, text in said.items():
         try:

@@ -274,7 +274,6 @@ def _raised(done: Iterable[Future[None]], waiting: set[Future[None]]) -> set[Fut
 
 
 def _one_by_one(outputs: Iterable[PendingOutput]) -> Iterator[PendingOutput]:
-    """Compute the blocks of each image in this process."""
     for output in outputs:
         try:
             output.report = fill_pending(output.store, output.job)

@@ -219,5 +219,4 @@ def _is_older(path: Path, mask: Path) -> bool:
 
 
 def _is_before(path: Path, other: Path) -> bool:
-    """Return whether a file was written before another."""
     return path.stat().st_mtime_ns < other.stat().st_mtime_ns

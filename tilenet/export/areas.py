@@ -21,8 +21,7 @@ from tilenet.store import AnyMask
 def extent(rings: Sequence[Ring], grid: MaskPlacement) -> tuple[int, float, tuple[float, float]]:
     """Return how many pixels are within rings, how many lie in the image, and the centroid (y, x) of what lies there.
 
-    What reaches beyond the image is cut at its border as `MaskPlacement.place` cuts polygons. The second number is the
-    first if nothing does.
+    What reaches beyond the image is cut at its border, as `MaskPlacement.place` cuts polygons.
     """
     pixels, centre = area_and_centroid(rings)
     if grid.end is None or (np.concatenate(rings) <= grid.end).all():
@@ -37,16 +36,10 @@ def um_of(pixels: float, size: float | None) -> float | str:
 
 
 def cut_size(pixels: int, size: float | None, um: float | str) -> float | None:
-    """Return the size of a shape in um2 or um3, as tables have it, if the border of the image cuts it; else None.
+    """Return the size in um2 or um3 of a shape that the border of the image cuts, as tables have it; else None.
 
-    Parameters
-    ----------
-    pixels : int
-        Its pixels.
-    size : float or None
-        That of one pixel.
-    um : float or str
-        What the table says; empty if the pixel size is unknown.
+    Given are its pixels, the size of one, and what the table says; these are None and empty if the pixel size is
+    unknown.
     """
     return None if size is None or um == "" or (cut := float(um)) >= round(pixels * size, DECIMALS) else cut
 
@@ -92,10 +85,7 @@ def parse_area(area: str | float) -> tuple[float, str]:
 def least_of(mask: AnyMask, area: str | float | None) -> MinimumSize:
     """Return the least area or volume, given as a number of pixels of the mask or as text such as ``"20um2"``.
 
-    Raises
-    ------
-    SettingsError
-        If it is not an area, or areas have no meaning in this mask.
+    `SettingsError` if it is none, or areas have no meaning in this mask.
     """
     if area is None:
         return MinimumSize()

@@ -34,27 +34,17 @@ MISSING = ((EAST, NORTH), (SOUTH, EAST), (NORTH, WEST), (WEST, SOUTH))
 
 
 class Chain(NamedTuple):
-    """An outline, or the part of one that lies in a strip.
+    """An outline, or the part of one that lies in a strip."""
 
-    Attributes
-    ----------
-    ring : numpy.ndarray
-        int32 (n, 2): y and x of its corners. A whole outline starts with its first corner in reading order.
-    value : int
-        Value of its region.
-    root : int
-        Number by which its region is known across strips; -1 if this strip does not show it.
-    pinched : bool
-        Whether it passes vertices where its region touches itself only diagonally.
-    ends : tuple or None
-        For a part: (column, whether at the upper border) of the vertical edges where it begins and ends.
-        None for a whole outline.
-    """
-
+    # int32 (n, 2): y and x of its corners. A whole outline starts with its first corner in reading order.
     ring: Ring
+    # Value of its region.
     value: int
+    # Number by which its region is known across strips; -1 if this strip does not show it.
     root: int
+    # Whether it passes vertices where its region touches itself only diagonally.
     pinched: bool
+    # Of a part: (column, whether at the upper border) of the vertical edges where it begins and ends.
     ends: tuple[tuple[int, bool], tuple[int, bool]] | None
 
 
@@ -66,13 +56,7 @@ def with_borders(strip: Rows, below: Rows) -> Rows:
 
 
 class Runs:
-    """The runs of a strip: adjacent pixels of a row with the same value; background belongs to no run.
-
-    Parameters
-    ----------
-    rows : numpy.ndarray
-        The strip, as returned by `with_borders`.
-    """
+    """The runs of a strip `with_borders`: adjacent pixels of a row with one value; background belongs to no run."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows, self._width = rows, rows.shape[1] - 2
@@ -112,13 +96,7 @@ def connected(n: int, a: Integers, b: Integers) -> tuple[int, Integers]:
 
 
 class Corners:
-    """The corners of a strip in reading order, and the vertical edges that cross its upper and lower borders.
-
-    Parameters
-    ----------
-    rows : numpy.ndarray
-        The strip, as returned by `with_borders`.
-    """
+    """The corners of a strip `with_borders` in reading order, and the vertical edges that cross its borders."""
 
     def __init__(self, rows: Rows) -> None:
         self._last = len(rows) - 1

@@ -63,13 +63,7 @@ def per_size(counts: Counter[str], size: float | None) -> dict[str, float]:
 
 
 class Within:
-    """Finds the regions that a point lies in.
-
-    Parameters
-    ----------
-    drawn : sequence of Drawn
-        The regions.
-    """
+    """Finds the regions that a point lies in."""
 
     def __init__(self, drawn: Sequence[Drawn]) -> None:
         self._areas = [region.area for region in drawn]

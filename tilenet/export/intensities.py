@@ -53,23 +53,14 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured over each object.
-
-    Attributes
-    ----------
-    of_pixels : list of Column
-        What was measured.
-    means : numpy.ndarray
-        (n + 1, len(of_pixels)), by number of the object. The row of number 0 is NaN.
-    spread : ObjectStatistics
-        By place in `of_pixels`, and number of the object.
-    positive : numpy.ndarray or None
-        int (n + 1): whether an object is positive, as a place in `VERDICTS`; None if that was not asked for.
-    """
+    """What was measured over each object."""
 
     of_pixels: list[Column]
+    # (n + 1, len(of_pixels)), by number of the object. The row of number 0 is NaN.
     means: Means
+    # By place in `of_pixels`, and number of the object.
     spread: ObjectStatistics
+    # (n + 1): whether an object is positive, as a place in `VERDICTS`; None if that was not asked for.
     positive: NDArray[np.int64] | None
 
     def columns(self) -> list[str]:
@@ -87,23 +78,11 @@ class Measurements:
 
 
 class Intensities:
-    """What to measure.
+    """What to measure: all channels of the image, not only those that the network saw, and densities of `STAINS`.
 
-    Parameters
-    ----------
-    channels : bool
-        All channels of the image, not only those that the network saw, in its units.
-    stains : bool
-        The optical densities of `STAINS`.
-    positive : str, optional
-        Which mean makes an object positive, such as ``"dab>0.2"``: above a number, that of a stain of a colour picture,
-        or of a channel by name or number. The means are then measured too, and nothing else. Names may be in any case
-        of letters.
-
-    Raises
-    ------
-    SettingsError
-        If `positive` is not of this form.
+    `positive` is a rule by which a mean makes an object positive, such as ``"dab>0.2"``: that of a stain of a colour
+    picture, or of a channel by name, in any case of letters, or number. The means are then measured too, and nothing
+    else. `SettingsError` if it is not of this form.
     """
 
     def __init__(self, *, channels: bool = False, stains: bool = False, positive: str | None = None) -> None:
@@ -116,15 +95,9 @@ class Intensities:
     def check(self, mask: AnyMask, image: Any) -> None:
         """Raise if the means cannot be measured; reads no pixels.
 
-        Raises
-        ------
-        SettingsError
-            If the mask has regions of classes instead of objects, if the image has no such channel, if it has no
-            colours to tell stains by, or if no mean can be as large as that of the rule.
-        ImageError
-            If the image cannot be opened.
-        OutputMismatch
-            If the image is not the one that the mask was made from.
+        `SettingsError` if the mask has no objects, if the image has no such channel or no colours to tell stains by, or
+        if no mean can be as large as that of the rule; `ImageError` if the image cannot be opened; `OutputMismatch` if
+        it is not the one that the mask was made from.
         """
         if not mask.has_objects:
             raise SettingsError(

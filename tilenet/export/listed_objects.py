@@ -28,50 +28,30 @@ LOG = logging.getLogger("tilenet")
 
 @dataclass(frozen=True)
 class Listing:
-    """A table of a mask, and what of it is wanted.
-
-    Attributes
-    ----------
-    table : Path
-        The table.
-    min_area : str or float, optional
-        Leave out what is smaller, as for `tilenet.write_table`.
-    positive : bool
-        Whether to take what the table says of positive objects.
-    """
+    """A table of a mask, and what of it is wanted."""
 
     table: Path
+    # What is smaller is left out, as for `tilenet.write_table`.
     min_area: str | float | None = None
+    # Whether to take what the table says of positive objects.
     positive: bool = True
 
 
 @dataclass(frozen=True)
 class Listed:
-    """The objects that a table lists.
+    """The objects that a table lists."""
 
-    Attributes
-    ----------
-    there : numpy.ndarray
-        bool (n + 1): whether an object is listed, by its number; that of number 0 is False.
-    positive : numpy.ndarray or None
-        int (n + 1): whether it is positive, as a place in `VERDICTS`; None if the table does not say.
-    """
-
+    # (n + 1): whether an object is listed, by its number; number 0 is not.
     there: NDArray[np.bool_]
+    # (n + 1): whether it is positive, as a place in `VERDICTS`; None if the table does not say.
     positive: NDArray[np.int64] | None
 
 
 def read_listed(mask: AnyMask, listing: Listing, grid: MaskPlacement) -> Listed:
     """Read which objects of a mask a table lists, also one that a spreadsheet saved, or that lacks columns.
 
-    Without those by which an object is known to be of the mask, a warning is logged.
-
-    Raises
-    ------
-    SettingsError
-        If the mask is a plain one, or the file is no table of objects.
-    OutputMismatch
-        If it is the table of another mask.
+    Without those by which an object is known to be of the mask, a warning is logged. `SettingsError` if the mask is a
+    plain one, or the file is no table of objects; `OutputMismatch` if it is the table of another mask.
     """
     if not mask.has_objects:
         raise SettingsError(f"{mask.path}: is a plain mask, and a table chooses objects. Segment again with --objects")

@@ -19,16 +19,9 @@ BITS = 32
 
 
 class ObjectStatistics:
-    """The spread of some values over each object.
+    """The spread of some values over each object, 1 to `n_objects`; of those of a pixel that are `wanted`.
 
-    Parameters
-    ----------
-    wanted : sequence of bool
-        Of which values of a pixel it is wanted.
-    n_objects : int
-        Number of objects, which are numbered from 1.
-    exact : bool
-        Whether all values are integers of up to 32 bits, in any type.
+    `exact` says that all values are integers of up to 32 bits, in any type.
     """
 
     def __init__(self, wanted: Sequence[bool], n_objects: int, *, exact: bool) -> None:
@@ -61,9 +54,8 @@ class ObjectStatistics:
     def of(self, place: int, number: int) -> tuple[float, ...]:
         """Return the standard deviation of a value over an object, the least and the largest; nothing if not wanted.
 
-        All are NaN if no pixel of the object was added.
-        The deviation is that of all its pixels, as NumPy's `std` and scikit-image's `intensity_std`: squares are
-        divided by their number, not by one less.
+        All are NaN if no pixel was added. The deviation is that of all pixels, as NumPy's `std` and scikit-image's
+        `intensity_std`: squares are divided by their number, not by one less.
         """
         if place not in self._row:
             return ()

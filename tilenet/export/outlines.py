@@ -21,19 +21,11 @@ from tilenet.export.corners import Chain, Corners, Integers, Ring, Rows, Runs, c
 
 @dataclass(frozen=True)
 class Region:
-    """One region.
-
-    Attributes
-    ----------
-    value : int
-        Value of its pixels.
-    rings : tuple of numpy.ndarray
-        int32 (n, 2): y and x of the corners of its outline, then of its holes. Each ring begins at its
-        first vertex in reading order, which is not repeated at the end. As (x, y) with y upwards, the
-        outline runs counter-clockwise and holes run clockwise.
-    """
+    """One region: the value of its pixels, and its outline with its holes."""
 
     value: int
+    # int32 (n, 2): y and x of the corners of the outline, then of the holes. Each ring begins at its first vertex in
+    # reading order, which is not repeated at the end. As (x, y) with y upwards, the outline runs counter-clockwise.
     rings: tuple[Ring, ...]
 
     @property
@@ -45,14 +37,8 @@ class Region:
 def regions(strips: Iterable[Rows]) -> Iterator[Region]:
     """Yield the regions of a plane, ordered by their last rows, then by their first vertices.
 
-    Parameters
-    ----------
-    strips : iterable of numpy.ndarray
-        Integers (h, width): the plane from top to bottom; 0 is background. The result does not depend on their
-        heights.
+    `strips` are integers (h, width), the plane from top to bottom; 0 is background. Their heights change nothing.
 
-    Examples
-    --------
     >>> plane = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]])
     >>> [region] = regions([plane[:2], plane[2:]])
     >>> [ring.tolist() for ring in region.rings]
@@ -76,7 +62,6 @@ class _Piece:
         self.end: tuple[dict[int, _Piece], int] = ({}, 0)
 
     def absorb(self, other: _Piece) -> None:
-        """Append another piece."""
         self.parts += other.parts
         self.root = max(self.root, other.root)
         self.pinched |= other.pinched

@@ -80,16 +80,10 @@ class MaskPlacement:
 
 
 def find_grid(mask: AnyMask, image: Any) -> MaskPlacement:
-    """Return where a mask lies in its image, which is opened only if it is given or needed.
+    """Return where a mask lies in its image, which is opened if it is given, or is not at full resolution.
 
-    It is needed if the mask is at a coarser level or another pixel size.
-
-    Raises
-    ------
-    ImageNotFound, ImageError
-        If the given image cannot be opened.
-    OutputMismatch
-        If the image is needed and missing, or is not the one that the mask was made from.
+    `ImageNotFound` or `ImageError` if the given image cannot be opened, `OutputMismatch` if the image is needed and
+    missing, or is not the one that the mask was made from.
     """
     if image is None and is_full(mask):
         return MaskPlacement((mask.origin[-2], mask.origin[-1]))

@@ -40,27 +40,18 @@ ENDINGS = {"a table": (".csv",), "a table of counts": (".csv",), "a GeoJSON": ("
 
 @dataclass(frozen=True)
 class Shape:
-    """A region, or all regions of an object in one plane.
+    """A region, or all regions of an object in one plane."""
 
-    Attributes
-    ----------
-    value : int
-        Its value in the mask: the value of a class, or the number of an object.
-    name : str
-        Name of its class.
-    parts : sequence of Region
-        One region, or several for an object whose pixels are not all connected.
-    t, z : int
-        Its time and plane, counted from the first of the image; 0 along an axis that the mask lacks.
-    id : UUID
-        The same from run to run.
-    """
-
+    # Value of the class, or number of the object.
     value: int
+    # Of the class.
     name: str
+    # One region, or several for an object whose pixels are not all connected.
     parts: Sequence[Region]
+    # Counted from the first of the image; 0 along an axis that the mask lacks.
     t: int
     z: int
+    # The same from run to run.
     id: UUID
 
     @property

@@ -101,7 +101,6 @@ def _line(measured: MeasuredShape, grid: MaskPlacement, found: Measured) -> list
 
 
 def _line_of_solid(solid: _Solid, grid: MaskPlacement, found: Measured) -> list[object]:
-    """Return the values of the line of an object in a volume, in the order of `COLUMNS`."""
     shape, (z, y, x) = solid.first, (solid.moments / solid.weight).tolist()
     size = ("", "", solid.pixels, um_of(solid.inside, found.voxel_um3))
     place, box = _point(grid, y, x), _box(grid, solid.low[1:], solid.high[1:])
@@ -110,7 +109,6 @@ def _line_of_solid(solid: _Solid, grid: MaskPlacement, found: Measured) -> list[
 
 
 def _point(grid: MaskPlacement, y: float, x: float) -> list[float]:
-    """Return x and y of a point in pixels of the image."""
     return [round(value, DECIMALS) for value in grid.place_point(y, x)]
 
 

@@ -21,15 +21,7 @@ import numpy as np
 class Rows:
     """Writes a CSV file: its header, then rows in the order in which they are added, or of their numbers.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    columns : sequence of str
-        Names of the columns.
-    n_numbers : int or None
-        Rows are put in the order of their numbers, 1 to this one, each of which at most one row has. None: they stay as
-        they are added.
+    Numbers go from 1 to `n_numbers`, and each has at most one row; if that is None, rows stay as they are added.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], n_numbers: int | None) -> None:
@@ -65,7 +57,7 @@ class Rows:
         self._end += self._waiting.write(text)
 
     def _taken(self) -> bytes:
-        """Return the text that was written since, and forget it."""
+        """Return, and forget, the text that was written since."""
         text = self._text.getvalue().encode()
         self._text.seek(0)
         self._text.truncate()

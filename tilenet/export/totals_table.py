@@ -26,28 +26,16 @@ HEAD = ",".join(COLUMNS[:4]).encode()
 
 
 def write_counts(path: Path, measured: Mapping[str, Measured]) -> None:
-    """Write a table of the number of objects or regions of each class in each mask.
+    """Write a table of the number of objects or regions of each class in each mask, replacing one that is there.
 
-    Its columns are ``slide``, ``region`` (that the user drew; empty for the whole mask), ``class``, ``kind`` (object or
-    region of a class), ``count``, ``left_out`` (how many of all classes are smaller than the minimum area), the
-    total size of those counted (``covered_px`` of the mask, ``covered_share`` of it, ``covered_um2``, or
-    ``covered_um3`` for objects of volumes), the size of the mask or region (``mm2`` or ``mm3``) and, if there is a
-    tissue map, of its tissue (``tissue_mm2``) and how many lie in it (``in_tissue``), the counts per unit of these
-    sizes (``per_mm2``, ``per_mm3``, ``per_mm2_of_tissue``), and how many are positive (``positive``, and
-    ``positive_share`` of those that are positive or negative). Columns in units of length are empty if the pixel size
-    is unknown, those of what is positive if that was not asked for.
-
-    Parameters
-    ----------
-    path : Path
-        The file; replaced if it is there.
-    measured : mapping
-        What `write_table` returned, by the names of the masks.
-
-    Raises
-    ------
-    EnvironmentFault
-        If it cannot be written.
+    `measured` is what `write_table` returned, by the names of the masks. The columns are ``slide``, ``region`` (that
+    the user drew; empty for the whole mask), ``class``, ``kind`` (object or region of a class), ``count``, ``left_out``
+    (how many of all classes are smaller than the minimum area), the total size of those counted (``covered_px`` of the
+    mask, ``covered_share`` of it, ``covered_um2``, or ``covered_um3`` for objects of volumes), the size of the mask or
+    region (``mm2`` or ``mm3``) and, if there is a tissue map, of its tissue (``tissue_mm2``) and how many lie in it
+    (``in_tissue``), the counts per unit of these sizes (``per_mm2``, ``per_mm3``, ``per_mm2_of_tissue``), and how many
+    are positive (``positive``, and ``positive_share`` of those that are positive or negative). Columns in units of
+    length are empty if the pixel size is unknown, those of what is positive if that was not asked for.
     """
     put_table(path, COLUMNS, (line for slide, found in measured.items() for line in _lines(slide, found)))
 

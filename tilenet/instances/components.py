@@ -64,21 +64,11 @@ def find_objects(
     recent: Recent | None = None,
     name: str = "",
 ) -> Found:
-    """Return the objects of a part of an image, as the whole image would have them.
+    """Return the objects of a part of an image of a shape, as the whole image would have them.
 
-    Parameters
-    ----------
-    shape : sequence of int
-        Of the image.
-    read : callable
-        Returns the `View` of a box inside the image.
-    memory : int, optional
-        Most bytes for a component that reaches far beyond the part; one that needs more is a `SettingsError`. Default
-        no limit.
-    recent : Recent, optional
-        Shared by the calls for several parts of an image, so that not each of them separates a large component again.
-    name : str
-        Name of the image, for error messages.
+    `read` returns the `View` of a box inside the image, whose `name` is for messages. A component that reaches far
+    beyond the part is a `SettingsError` if it needs more than `memory` bytes. `recent` is shared by the calls for
+    several parts, so that not each of them separates a large component again.
     """
     image, recent, rule = Box.of_shape(shape), recent or Recent(), rule or ObjectRule()
     labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]
@@ -145,7 +135,6 @@ class Recent:
 
 
 def _check_memory(box: Box, memory: int | None, name: str) -> None:
-    """Raise `SettingsError` if the window that a component needs takes more than the memory."""
     if memory is not None and (needs := box.size * BYTES_PER_PIXEL) > memory:
         raise SettingsError(
             f"{name}: connected foreground extends over {sides_text(box.shape)} px of the mask at {box}. Separating "
@@ -173,12 +162,10 @@ class _Window:
         return held[True], held[False]
 
     def box_of(self, label: int) -> Box:
-        """Return the bounding box of a component, in the image."""
         at = self.slices[label - 1]
         return Box(tuple(s.start for s in at), tuple(s.stop for s in at)).shifted(self.box.start)
 
     def pixel_of(self, label: int) -> tuple[int, ...]:
-        """Return a pixel of a component, in the image."""
         box = self.box_of(label)
         inside = self.labels[self.slices[label - 1]] == label
         place = np.unravel_index(int(inside.argmax()), inside.shape)
@@ -219,5 +206,4 @@ def _places(labels: Labels, box: Box) -> tuple[Indices, ...]:
 
 
 def _grown(box: Box, by: int, image: Box) -> Box:
-    """Return a box enlarged by some pixels on every side, clipped to the image."""
     return Box(tuple(a - by for a in box.start), tuple(b + by for b in box.stop)) & image

@@ -60,18 +60,11 @@ def linked(labels: Labels, axes: str, block: Sequence[int], least: float) -> Cou
 def chains(overlaps: Counts, sizes: Counts, least: float) -> Counts:
     """Return the chain of each object, 1..m in the order of their first objects.
 
-    Parameters
-    ----------
-    overlaps : numpy.ndarray
-        (k, 3): an object, one of the next plane, and in how many places both have a pixel.
-    sizes : numpy.ndarray
-        (n, 2): all objects in ascending order, and their numbers of pixels.
-    least : float
-        The threshold, taken as the decimal number that Python prints: 0.1 is a tenth.
+    `overlaps` (k, 3) are an object, one of the next plane, and in how many places both have a pixel; `sizes` (n, 2) all
+    objects in ascending order, and their numbers of pixels; `least` is the threshold as the decimal number that Python
+    prints: 0.1 is a tenth.
 
-    Examples
-    --------
-    Object 1 lies over 2 and 3, and 2 is the better partner; 3 has none.
+    Object 1 lies over 2 and 3, and 2 is the better partner; 3 has none:
 
     >>> sizes = np.array([[1, 10], [2, 8], [3, 4]])
     >>> overlaps = np.array([[1, 2, 6], [1, 3, 3]])

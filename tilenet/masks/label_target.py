@@ -112,7 +112,6 @@ def _check_kind(ome: Mapping[str, Any], zarr_format: Literal[2, 3], path: str | 
 
 
 def _frame(image: Mapping[str, Any], level: int, letters: Sequence[str], axes: str, node: Node) -> CoordinateTransform:
-    """Return the axes, scale and translation of a level."""
     try:
         return along(frame_of(image, level), [letters.index(axis) for axis in axes], axes)
     except (KeyError, TypeError, ValueError, IndexError) as error:

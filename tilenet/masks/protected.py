@@ -16,23 +16,11 @@ from tilenet.store.destination import refuse_inside_file, refuse_inside_mask
 def check_file_place(
     out: Path, *, replace: bool, is_ours: Callable[[Path], bool], kind: str, image: Any = None, mask: Any = None
 ) -> None:
-    """Raise an error if a file must not be written at a path; writes nothing.
+    """Raise an error if a file of a `kind` must not be written at a path; writes nothing.
 
-    Parameters
-    ----------
-    replace : bool
-        Whether an existing file may be replaced if it `is_ours`: tilenet wrote it.
-    kind : str
-        What the file is, for messages.
-    image, mask : path or anything, optional
-        What must not be replaced, nor written into, as for `paths_of`.
-
-    Raises
-    ------
-    OutputError, OutputExists
-        If the path is remote, or not free, or inside any mask.
-    EnvironmentFault
-        If its folder is a file.
+    A file that is there may be replaced only with `replace`, and if it `is_ours`: tilenet wrote it. `image` and `mask`
+    must not be replaced, nor written into; they are given as for `paths_of`. `OutputError` or `OutputExists` if the
+    path is remote, or not free, or inside any mask; `EnvironmentFault` if its folder is a file.
     """
     check_local(out)
     refuse_protected(out, image=image, mask=mask)

@@ -146,7 +146,6 @@ def _padded(pixels: Any) -> NDArray[Any]:
 
 
 def _compare(path: Path, mask: Mask) -> None:
-    """Read a TIFF back and compare it with the store, tile by tile."""
     with open_tiff_mask(path) as written:
         for level, shape in enumerate(mask.layout.levels):
             for box in tile_boxes(shape):

@@ -20,12 +20,7 @@ DESCRIPTION = 0x010E
 
 
 def check_picture_place(out: str | Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
-    """Raise if a picture must not be put at `out`, or its name is not that of a picture; write nothing.
-
-    `SettingsError`, `OutputError` or `OutputExists` if the name does not end like that of a picture; if the place is
-    remote; if it is the image or the mask, or inside one of them; if a file is there that tilenet did not draw, or that
-    `replace` does not allow to replace.
-    """
+    """Raise if a picture must not be put at `out`, as `check_file_place`, or its name is not that of a picture."""
     out = Path(out)
     _kind(out)
     check_file_place(out, replace=replace, is_ours=is_picture_of_ours, kind="a picture", image=image, mask=mask)
@@ -34,8 +29,7 @@ def check_picture_place(out: str | Path, *, replace: bool, image: Any = None, ma
 def save(picture: Picture, out: str | Path, *, rule: str = "") -> None:
     """Write a picture file, replacing an older one that tilenet drew; the name's ending chooses the format.
 
-    `rule`, in ASCII, is what `rule_of` will return. `SettingsError`, `OutputExists` or `EnvironmentFault` if the name
-    does not end like that of a picture; if another file is there; if it cannot be written.
+    `rule`, in ASCII, is what `rule_of` will return.
     """
     from PIL import Image as Pillow
 

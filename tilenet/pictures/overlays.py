@@ -206,7 +206,6 @@ def _names(drawn: Sequence[Drawn]) -> list[str]:
 
 
 def _refuse_misfit(image: Image, mask: AnyMask) -> None:
-    """Raise `OutputMismatch` if the axes, the shape or the pixel size of an image are not those of its mask."""
     ends = tuple(a + n for a, n in zip(mask.origin, mask.shape, strict=True))
     whole = mask.info["record"].get("roi") is None
     fits = ends == image.box_shape if whole else all(b <= n for b, n in zip(ends, image.box_shape, strict=False))

@@ -79,7 +79,6 @@ class ArrayImage(StoredImage):
 
 
 def _dimension_names(array: Any) -> Sequence[Any]:
-    """Return the names that a zarr array has for its dimensions; empty if there are none."""
     if type(array).__module__.partition(".")[0] != "zarr":  # others may have metadata of another kind
         return ()
     return getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()

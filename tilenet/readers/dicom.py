@@ -160,7 +160,6 @@ def _heads(files: Sequence[Path], path: str) -> list[Any]:
 
 
 def _identity(files: Sequence[Path], heads: Sequence[Any]) -> dict[str, Any]:
-    """Return the size and hash that identify the files."""
     uids = sorted(str(head.file_meta.get("MediaStorageSOPInstanceUID", "")) for head in heads)
     return {
         "kind": "dicom",

@@ -120,7 +120,6 @@ class Remote:
             raise self._fault(path, error) from None
 
     async def _whole(self, path: str, largest: int, part: dict[str, Any] | None) -> bytes:
-        """Return the content of a file, or of a part of it, from one call to obstore."""
         import obstore
 
         options: Any = part

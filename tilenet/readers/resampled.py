@@ -175,7 +175,6 @@ def step_of(image: Image, resolution: Resolution) -> Factor:
 
 
 def _refuse_larger_than_image(image: Image, resolution: Resolution) -> None:
-    """Refuse a pixel size larger than the whole image."""
     size, sides = in_plane(image, image.level), dict(zip(image.axes, image.shape, strict=True))
     if resolution.mpp is None or None in size:
         return

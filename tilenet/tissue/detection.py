@@ -53,22 +53,14 @@ Cells = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Tissue:
-    """A tissue map, and how it was found.
-
-    Attributes
-    ----------
-    map : TissueMap
-        Where there is tissue.
-    facts : dict
-        JSON values: ``method`` (``saturation``, ``intensity`` or ``given``) and ``looked_at`` (shape of the level
-        or mask that was read); for tissue that was found ``threshold`` (one per channel), for that of drawn regions
-        ``regions`` (how many), and for both ``dilated`` (pixels along y and x).
-    text : str
-        The facts as text for the user.
-    """
+    """A tissue map, and how it was found."""
 
     map: TissueMap
+    # JSON values: ``method`` (``saturation``, ``intensity`` or ``given``) and ``looked_at`` (shape of the level or mask
+    # that was read); for tissue that was found ``threshold`` (one per channel), for that of drawn regions ``regions``
+    # (how many), and for both ``dilated`` (pixels along y and x).
     facts: dict[str, Any]
+    # The facts as text for the user.
     text: str
 
     def widened(self, margin: tuple[int, int]) -> Tissue:
@@ -95,34 +87,22 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Search:
-    """How a run finds tissue.
+    """How a run finds tissue."""
 
-    Attributes
-    ----------
-    rule : dict or None
-        What the run record keeps: None if the run does not use tissue, else the ``method`` (``auto`` or
-        ``given``) and, for a given map, its checksum.
-    image : Image
-        The image that is searched: all channels of a colour picture, else the chosen channels.
-    margin : (int, int)
-        The network's context along y and x, in pixels.
-    given : Tissue or None
-        The user's own map. Also None for a resumed run, which takes the map from its output: `run` refuses to search
-        then.
-    """
-
+    # What the run record keeps: None if the run does not use tissue, else the ``method`` (``auto`` or ``given``) and,
+    # for a given map, its checksum.
     rule: dict[str, Any] | None
+    # With all channels of a colour picture, else the chosen ones.
     image: Image
+    # The network's context along y and x, in pixels.
     margin: tuple[int, int]
+    # The user's own map. None for a resumed run, too, which takes it from its output: `run` refuses to search then.
     given: Tissue | None = None
 
     def run(self) -> Tissue | None:
         """Return the tissue, None if the run does not use it; reads a coarse level unless a map was given.
 
-        Raises
-        ------
-        SettingsError
-            If the rule is that of a map that is not here.
+        `SettingsError` if the rule is that of a map that is not here.
         """
         if self.rule is None or self.given is not None:
             return self.given
@@ -141,23 +121,10 @@ class Search:
 def search(wanted: Any, image: Image, *, channels: Sequence[int] | None, footprint: Footprint) -> Search:
     """Return how a run finds tissue; reads the user's mask, if one is given.
 
-    Parameters
-    ----------
-    wanted : bool, path, array, Tissue, mapping or None
-        True: find tissue in the image. A path or an array: a mask of the image's plane, of any size, nonzero
-        where there is tissue. Tissue: that of the user's regions. A mapping: the rule of a run record. False or None:
-        skip nothing.
-    image : Image
-        The image with all its channels.
-    channels : sequence of int, optional
-        The channels chosen for the network.
-    footprint : Footprint
-        Footprint of the network.
-
-    Raises
-    ------
-    SettingsError, ImageError
-        If the given mask does not have the proportions of the image, or is not a mask.
+    `wanted` is True to find tissue in the image, which has all its channels; a mask of the image's plane (path or
+    array), of any size, nonzero where there is tissue; the `Tissue` of the user's regions; the rule of a run record; or
+    False or None to skip nothing. `channels` are those chosen for the network. `SettingsError` or `ImageError` if a
+    mask does not have the proportions of the image, or is none.
     """
     # Each channel once: a grey image may feed every input of a network.
     looked_at = image if image.is_color or channels is None else image.with_channels(sorted(set(channels)))
@@ -183,11 +150,7 @@ def _dark(means: Means) -> bool:
 def find(image: Image, margin: tuple[int, int]) -> Tissue:
     """Find the tissue on an image, dilated by the `margin` px of context that a network sees.
 
-    Raises
-    ------
-    ImageError
-        If tissue cannot be told from the background: the image is neither a colour picture in bright field,
-        nor does it have a dark background.
+    `ImageError` if the image is neither a colour picture in bright field, nor has a dark background.
     """
     covers = plane_of(image)
     coarse = coarsest(image, cells_of(covers))

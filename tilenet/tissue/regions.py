@@ -39,10 +39,7 @@ def as_tissue(wanted: Any, image: Image, resolution: Resolution) -> Any:
 def tissue_in_regions(path: str | Path, image: Image, resolution: Resolution) -> Tissue:
     """Return where the regions of a GeoJSON file lie in an image, which is segmented at a resolution.
 
-    Raises
-    ------
-    SettingsError
-        As `read_regions`; if all of them lie outside of the image.
+    `SettingsError` as `read_regions`; if all of them lie outside of the image.
     """
     drawn, covers = read_regions(path, named=False), plane_of(at_resolution(image, resolution))
     ends, cells = image.plane_shape(0), np.zeros(cells_of(covers), bool)

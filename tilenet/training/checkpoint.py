@@ -19,13 +19,7 @@ State = dict[str, Tensor]
 
 
 class Folder:
-    """The folder beside the model: recipe, last state, best weights, history.
-
-    Examples
-    --------
-    >>> Folder(Path("cells.safetensors")).path.name
-    'cells.training'
-    """
+    """The folder beside the model, ``cells.training`` of ``cells.safetensors``: recipe, last state, history."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.path = out, out.with_suffix(".training")
@@ -96,10 +90,7 @@ class Folder:
         self.put("last.pt", lambda part: part.write_bytes(content.getbuffer()))
 
     def put(self, name: str, write: Callable[[Path], object]) -> None:
-        """Replace a file by an atomic rename: if the process is killed, the old file remains.
-
-        `EnvironmentFault` if it cannot be written.
-        """
+        """Replace a file by an atomic rename: if the process is killed, the old file remains."""
         with put_whole(self.path / name, resumes=True) as part:
             write(part)
 

@@ -30,8 +30,8 @@ DARKEST, BRIGHTEST = 1, 99.8
 class Examples:
     """Validation images spread over all of them, with their true classes, and those that one network predicts.
 
-    The targets of the recipe say what the classes are, `values` are their label values for ``targets="classes"``.
-    `epoch` is that of the network that predicted last; 0 before.
+    For ``targets="classes"``, `values` are the label values. `epoch` is that of the network that predicted last; 0
+    before.
     """
 
     def __init__(self, pairs: Sequence[Pair], recipe: Recipe, values: tuple[int, ...], names: Sequence[str]) -> None:

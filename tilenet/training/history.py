@@ -29,10 +29,7 @@ def write_csv(rows: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def write_picture(rows: Sequence[dict[str, float]], examples: Examples, path: Path) -> None:
-    """Write a PNG: loss (red) and score (blue) over epochs, the best one marked; below, images, truths and predictions.
-
-    There is one row per epoch, with ``loss`` and ``score``.
-    """
+    """Write a PNG: loss (red) and score (blue) over epochs, a line at the best one; below, what `examples` shows."""
     path.write_bytes(png_encode(np.concatenate([_curves(rows), *examples.strips()])))
 
 
