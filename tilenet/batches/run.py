@@ -123,12 +123,8 @@ def batch(
         ...
     tilenet.errors.SettingsError: slides/*.svs: no image matches. Check the pattern
     """
-    if min_area is not None:
-        parse_area(min_area)
-        if not (table or polygons):
-            raise SettingsError(f"min_area {min_area} is for what is counted. {ASK}")
     columns = Columns(shapes=shapes, intensities=intensities, stains=stains)
-    _check_columns(columns, objects=objects, measured=table or polygons)
+    _check_measured(columns, min_area, objects=objects, measured=table or polygons)
     if positive is not None:
         Intensities(positive=positive)  # raises if it is no rule
     if footprint is not None and not (callable(model) or function_of(model)):
@@ -146,21 +142,17 @@ def batch(
     if objects:
         items = [replace(item, options=replace(item.options, output="objects")) for item in items]
     _make_folder(out)
-    run = BatchRun(
-        items,
-        Path(out),
-        footprint,
-        tell or (lambda result: None),
-        side_files=SideFiles(overview, table, polygons, min_area, columns),
-        client=client,
-        objects=objects,
-        share=share,
-    )
-    return run.run()
+    beside = SideFiles(overview, table, polygons, min_area, columns)
+    how: dict[str, Any] = {"side_files": beside, "client": client, "objects": objects, "share": share}
+    return BatchRun(items, Path(out), footprint, tell or (lambda result: None), **how).run()
 
 
-def _check_columns(columns: Columns, *, objects: bool, measured: bool) -> None:
-    """Raise if there will be no tables or polygons to put columns into, or no objects to measure."""
+def _check_measured(columns: Columns, min_area: str | float | None, *, objects: bool, measured: bool) -> None:
+    """Raise if there will be no tables or polygons to count in or to put columns into, or no objects to measure."""
+    if min_area is not None:
+        parse_area(min_area)
+        if not measured:
+            raise SettingsError(f"min_area {min_area} is for what is counted. {ASK}")
     for name, wanted in asdict(columns).items():
         if wanted and not measured:
             raise SettingsError(f"{name} are columns of tables, and measurements of polygons. {ASK}")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 # Volumes below so many mm3 have densities per 1,000 um3: those per mm3 would be many millions.
 SMALL = 1e-3
+# Options of polygons and tables that a TIFF does not have.
+IDLE_IN_TIFF = ("pixel_size", "min_area", "positive", "shapes", "intensities", "stains")
 
 
 @click.command()
@@ -52,37 +54,18 @@ SMALL = 1e-3
 @JSON
 @QUIET
 def export(
-    mask: Path,
-    geojson: Path | None,
-    csv: Path | None,
-    tiff: Path | None,
-    image: Path | None,
-    shapes: bool,
-    intensities: bool,
-    stains: bool,
-    positive: str | None,
-    within: Path | None,
-    counts: Path | None,
-    pixel_size: tuple[float, ...] | None,
-    min_area: str | None,
-    kind: Literal["detection", "annotation"],
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
+    mask: Path, geojson: Path | None, csv: Path | None, tiff: Path | None, as_json: bool, quiet: bool, **said: Any
 ) -> None:
     """Write a complete MASK in another format."""
     if geojson is None and csv is None and tiff is None:
         raise SettingsError("say what to write: --geojson out.geojson, --csv out.csv, --tiff out.ome.tif")
-    choice: dict[str, Any] = {"pixel_size": pixel_size, "min_area": min_area, "positive": positive}
-    choice |= {"shapes": shapes, "intensities": intensities, "stains": stains}
-    of_table: dict[str, Any] = {"within": within, "counts": counts}
-    _refuse_idle(choice if geojson is None and csv is None else {}, of_table if csv is None else {})
-    said: dict[str, Any] = {"image": image, "overwrite": overwrite, **choice}
+    kind, of_table = said.pop("kind"), {name: said.pop(name) for name in ("within", "counts")}
+    _refuse_idle(said if geojson is None and csv is None else {}, of_table if csv is None else {})
     result: dict[str, Any] = {}
     rows = []
     with remarks(shown=not (quiet or as_json)) as heard:
         if tiff is not None:
-            result["tiff"], row = _tiff(mask, tiff, overwrite=overwrite)
+            result["tiff"], row = _tiff(mask, tiff, overwrite=said["overwrite"])
             rows.append(row)
         outlined, measured = _measured(mask, geojson, csv, kind=kind, of_table=of_table, quiet=quiet, **said)
         if outlined is not None:
@@ -100,9 +83,10 @@ def export(
     show(result, "\n".join(rows), as_json=as_json, quiet=quiet)
 
 
-def _refuse_idle(choice: Mapping[str, Any], of_table: Mapping[str, Any]) -> None:
+def _refuse_idle(said: Mapping[str, Any], of_table: Mapping[str, Any]) -> None:
     """Raise if an option was given that changes nothing in what is written."""
-    for name, value in choice.items():
+    for name in IDLE_IN_TIFF:
+        value = said.get(name)
         if value is not None and value is not False:
             option = f"--{name.replace('_', '-')}"
             if value is not True:
@@ -164,7 +148,6 @@ def _table(found: Measured, out: Path | None, said: Mapping[str, Any]) -> tuple[
 
 
 def _facts_of(found: Measured, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a table amounts to as values for JSON."""
     space, density = _density(found)
     facts = {
         "counts": dict(found.counts),
@@ -249,7 +232,6 @@ def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def _region(region: InRegion, kind: str) -> str:
-    """Return what lies in a region that the user drew as a line of text."""
     of_tissue = {name: f", {_number(n)} per mm2 of tissue" for name, n in region.per_mm2_of_tissue.items()}
     per = {name: f" ({_number(n)} per mm2{of_tissue.get(name, '')})" for name, n in region.per_mm2.items()}
     counted = ", ".join(
@@ -301,5 +283,4 @@ def _what(name: str, kind: str) -> str:
 
 
 def _of(count: int, kind: str) -> str:
-    """Return the words of `_kind` for so many."""
     return kind.replace("s", "", 1) if count == 1 else kind

@@ -40,16 +40,7 @@ if TYPE_CHECKING:
 @JSON
 @QUIET
 def segment(
-    image: str,
-    out: Path | None,
-    objects: bool,
-    resume: bool,
-    overwrite: bool,
-    overview: bool,
-    profile: bool,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
+    image: str, out: Path | None, overview: bool, profile: bool, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Segment IMAGE into the mask OUT.
 
@@ -63,39 +54,35 @@ def segment(
     place = _place(out, options)
     picture = files.overview_beside(place, options["into"]) if overview else None
     if picture:
-        again = resume or overwrite or options["shard"] is not None
+        again = options["resume"] or options["overwrite"] or options["shard"] is not None
         files.check_picture_place(picture, replace=again, image=image)
     machine.keep_freed_memory()
-    started = time.perf_counter()
-    reports: list[Report] = []
+    started, reports = time.perf_counter(), list["Report"]()
     with remarks(shown=not (quiet or as_json)) as said:
         with cluster_of(options) as client, progress_bar("px", place, shown=not quiet) as progress:
-            options |= {"objects": objects, "progress": progress, "client": client}
-            mask = api.segment(image, out, **options, resume=resume, overwrite=overwrite, report=reports.append)
+            mask = api.segment(image, out, **options, client=client, progress=progress, report=reports.append)
         seconds = time.perf_counter() - started
         if picture and mask is not None:
             files.save(overlays.overlay(image, place), picture)
+    assert not isinstance(mask, np.ndarray)
     if mask is None:
         result, text = shares.share_result(place, options["into"], options["shard"], seconds)
-        show(result | {"remarks": said}, text, as_json=as_json, quiet=quiet)
-        return
-    assert not isinstance(mask, np.ndarray)
-    result, what = _result(mask)
-    result = {"out": str(place), "complete": True, "seconds": round(seconds, 2), **result, "remarks": said}
-    if picture:
-        result["overview"] = str(picture)
-        what += f", see {picture}"
-    text = f"{place}: {sides_text(mask.shape)} px, {what}, {seconds:.1f} s"
-    if profile and reports:
+        result["remarks"] = said
+    else:
+        result, text = _result(mask, place, picture, seconds, said)
+    if profile and reports and mask is not None:
         result["profile"] = profile_of(reports[0])
         text = "\n".join([text, *profile_rows(result["profile"])])
     show(result, text, as_json=as_json, quiet=quiet)
 
 
-def _result(mask: AnyMask) -> tuple[dict[str, Any], str]:
-    """Return the facts about a mask, as a dict and as text."""
+def _result(
+    mask: AnyMask, place: Path, picture: Path | None, seconds: float, said: list[str]
+) -> tuple[dict[str, Any], str]:
+    """Return the facts about a mask and its picture, as a dict and as text."""
     record, labels, tissue = mask.info["record"], mask.info["card"]["labels"], mask.info.get("tissue")
-    facts = {"axes": mask.axes, "shape": mask.shape, "labels": labels}
+    facts = {"out": str(place), "complete": True, "seconds": round(seconds, 2)}
+    facts |= {"axes": mask.axes, "shape": mask.shape, "labels": labels}
     facts["resolution"] = {name: record[name] for name in ("level", "mpp", "factor")}
     what = label_names(labels)
     if record["output"] == "objects":
@@ -105,7 +92,11 @@ def _result(mask: AnyMask) -> tuple[dict[str, Any], str]:
         facts["tissue"] = tissue
         where = "outside of the regions" if "regions" in tissue else "as glass"
         what += f", {tissue['skipped']:.0%} skipped {where}"
-    return facts, what
+    facts["remarks"] = said
+    if picture:
+        facts["overview"] = str(picture)
+        what += f", see {picture}"
+    return facts, f"{place}: {sides_text(mask.shape)} px, {what}, {seconds:.1f} s"
 
 
 def _place(out: Path | None, options: dict[str, Any]) -> Path:

@@ -102,46 +102,62 @@ def evaluate(
         raise SettingsError(
             f"{prediction}: pixel_size is for masks that are split into objects, and this is none. Leave it out"
         )
-    scored, remarked = _Scored(), defaultdict[str, list[Path]](list)
+    scored, remarked = _Scored(classes=classes), defaultdict[str, list[Path]](list)
     for a, b in pairs.values():
-        for found, labels, true in _frames(a, b, remarked, splits=splits_masks, axes=axes, pixel_size=pixel_size):
-            scored.add(found, labels, true, classes=classes)
+        for frames in _frames(a, b, remarked, splits=splits_masks, axes=axes, pixel_size=pixel_size):
+            scored.add(*frames)
     for name, paths in remarked.items():
         if paths:
             others = f" (the first of {len(paths)} such files)" if len(paths) > 1 else ""
             LOG.warning(f"%s: {REMARKS[name]}", paths[0], others)
-    scores = _of_pixels(scored.pixels, scored.images)
-    if classes:
-        return scores
-    at_half = scored.counts[0.5]
-    if scored.pixels[1].dice > COVERED and at_half.only_truth and not at_half.matched:
+    if scored.covers_without_a_match():
         LOG.warning(
             "%s: covers the objects of the truth (Dice %.2f), but no object matches one: they are joined, or end "
             "along other axes (--axes)",
             *(prediction, scored.pixels[1].dice),
         )
-    return scores | _of_objects(scored.counts, scored.means)
+    return scored.of_pixels() | ({} if classes else scored.of_objects())
 
 
 class _Scored:
     """What was counted so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, classes: bool) -> None:
         self.pixels: dict[int, metrics.PixelCounts] = defaultdict(metrics.PixelCounts)
-        self.counts = dict.fromkeys(metrics.THRESHOLDS, metrics.ObjectCounts())
+        self.counts = dict.fromkeys(() if classes else metrics.THRESHOLDS, metrics.ObjectCounts())
         self.means: list[dict[str, float]] = []
         self.images = 0
 
-    def add(self, found: Labels, labels: Labels, true: Labels, *, classes: bool) -> None:
+    def add(self, found: Labels, labels: Labels, true: Labels) -> None:
         """Count the pixels of a prediction, and the objects into which it was split."""
         self.images += 1
-        seen = (found, true) if classes else (np.minimum(found, 1), np.minimum(true, 1))
+        seen = (np.minimum(found, 1), np.minimum(true, 1)) if self.counts else (found, true)
         for c, n in metrics.count_pixels(*seen).items():
             self.pixels[c] += n
-        if not classes:
+        if self.counts:
             for t, count in metrics.count_objects(labels, true, thresholds=metrics.THRESHOLDS).items():
                 self.counts[t] += count
             self.means.append(_of_image(labels, true))
+
+    def covers_without_a_match(self) -> bool:
+        at_half = self.counts.get(0.5, metrics.ObjectCounts())
+        return bool(at_half.only_truth and not at_half.matched and self.pixels[1].dice > COVERED)
+
+    def of_pixels(self) -> dict[str, Any]:
+        total = sum(n.both + n.only_truth for n in self.pixels.values())
+        # A wrong pixel is missing from exactly one true class, so it counts once.
+        wrong = sum(n.only_truth for n in self.pixels.values())
+        return {
+            "images": self.images,
+            "pixel_error": wrong / max(1, total),
+            "dice": {str(c): n.dice for c, n in sorted(self.pixels.items())},
+            "iou": {str(c): n.iou for c, n in sorted(self.pixels.items())},
+        }
+
+    def of_objects(self) -> dict[str, Any]:
+        shown = {str(t): {"f1": n.f1, "precision": n.precision, "recall": n.recall} for t, n in self.counts.items()}
+        averages = {name: float(np.mean([m[name] for m in self.means])) for name in self.means[0]}
+        return {"objects": shown, "panoptic_quality": self.counts[0.5].panoptic_quality, **averages}
 
 
 def _frames(
@@ -227,18 +243,6 @@ def _is_folder_of_files(path: Path) -> bool:
     return path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zattrs", ".zarray", ".zgroup"))
 
 
-def _of_pixels(pixels: Mapping[int, metrics.PixelCounts], images: int) -> dict[str, Any]:
-    total = sum(n.both + n.only_truth for n in pixels.values())
-    # A wrong pixel is missing from exactly one true class, so it counts once.
-    wrong = sum(n.only_truth for n in pixels.values())
-    return {
-        "images": images,
-        "pixel_error": wrong / max(1, total),
-        "dice": {str(c): n.dice for c, n in sorted(pixels.items())},
-        "iou": {str(c): n.iou for c, n in sorted(pixels.items())},
-    }
-
-
 def _of_image(found: Labels, true: Labels) -> dict[str, float]:
     thinned = metrics.thin_borders(found)
     return {
@@ -248,9 +252,3 @@ def _of_image(found: Labels, true: Labels) -> dict[str, float]:
         "rand_thinned": metrics.rand_scores(thinned, true).f_score,
         "information_thinned": metrics.information_scores(thinned, true).f_score,
     }
-
-
-def _of_objects(counts: Mapping[float, metrics.ObjectCounts], means: list[dict[str, float]]) -> dict[str, Any]:
-    shown = {str(t): {"f1": n.f1, "precision": n.precision, "recall": n.recall} for t, n in counts.items()}
-    averages = {name: float(np.mean([m[name] for m in means])) for name in means[0]}
-    return {"objects": shown, "panoptic_quality": counts[0.5].panoptic_quality, **averages}

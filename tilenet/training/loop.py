@@ -118,12 +118,7 @@ def train(
     if not isinstance(recipe, Recipe | None):
         raise SettingsError(f"recipe {recipe!r}: give a tilenet.Recipe, such as tilenet.Recipe(epochs=1)")
     recipe, out = recipe or Recipe(), Path(out)
-    if out.suffix != ".safetensors":
-        raise ModelError(f"{out}: models are written as .safetensors. Change the ending")
-    if resume and overwrite:
-        raise SettingsError("resume and overwrite: give only one of them")
-    if overwrite and start is not None and Path(start).resolve() == out.resolve():
-        raise SettingsError(f"{out}: is the model to start from, so it cannot be replaced. Choose another name")
+    _check_place(out, start, resume=resume, overwrite=overwrite)
     scaling = parse_scaling(recipe.scaling)
     chosen = chosen_of(read_pairs(data, scaling, axes=axes), recipe, leave_out, validate_on)
     run = _Run(recipe, Folder(out), chosen, card or ModelCard())
@@ -140,6 +135,15 @@ def train(
         LOG.info("%s: %s", data, describe_training(chosen, scaling))
     run.to_the_end(progress or (lambda _: None))
     return load_model(out)
+
+
+def _check_place(out: Path, start: str | Path | None, *, resume: bool, overwrite: bool) -> None:
+    if out.suffix != ".safetensors":
+        raise ModelError(f"{out}: models are written as .safetensors. Change the ending")
+    if resume and overwrite:
+        raise SettingsError("resume and overwrite: give only one of them")
+    if overwrite and start is not None and Path(start).resolve() == out.resolve():
+        raise SettingsError(f"{out}: is the model to start from, so it cannot be replaced. Choose another name")
 
 
 class _Run:
