@@ -209,9 +209,9 @@ class Image(ABC):
         """Number of channels; 1 if there is no ``c`` axis."""
         return self.shape[self.axes.index("c")] if "c" in self.axes else 1
 
-    def plane_shape(self, level: int) -> tuple[int, int]:
-        """Return the pixels along y and x at a level."""
-        shape = self.levels[level].shape
+    def plane_shape(self, level: int | None = None) -> tuple[int, int]:
+        """Return the pixels along y and x at a level, by default the one that is read."""
+        shape = self.levels[self.level if level is None else level].shape
         return shape[self.axes.index("y")], shape[self.axes.index("x")]
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -28,17 +27,22 @@ Edges = list[NDArray[np.intp]]
 Reduce = Callable[[Pixels, Edges, Edges], NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Window:
-    """The pixels of a rectangle of `cells` in one plane.
+class Stretch(NamedTuple):
+    """Neighbouring cells of one axis, about `WINDOW` px of it.
 
-    `starts` and `stops` hold the pixel range of each cell along y and x, relative to `box`.
+    `first` and `stop` are the pixels from the first cell to the last; `starts` and `stops` those of each cell, relative
+    to `first`.
     """
 
-    box: Box
-    cells: tuple[slice, slice]
-    starts: Edges
-    stops: Edges
+    cells: slice
+    first: int
+    stop: int
+    starts: NDArray[np.intp]
+    stops: NDArray[np.intp]
+
+
+# A rectangle of cells in one plane: the box of its pixels, and its cells along y and x.
+Window = tuple[Box, Stretch, Stretch]
 
 
 def cells_of(covers: tuple[int, int]) -> tuple[int, int]:
@@ -53,20 +57,14 @@ def cells_of(covers: tuple[int, int]) -> tuple[int, int]:
 
 def pixels_read(image: Image) -> int:
     """Return how many pixels the tissue search reads."""
-    return prod(coarsest(image, cells_of(plane_of(image))).box_shape)
-
-
-def plane_of(image: Image) -> tuple[int, int]:
-    """Return the number of pixels of an image along y and x."""
-    y, x = image.box_shape[-2:]
-    return y, x
+    return prod(coarsest(image, cells_of(image.plane_shape())).box_shape)
 
 
 def coarsest(image: Image, cells: tuple[int, int]) -> Image:
     """Return the coarsest level with at least one pixel per cell; the level of `image` itself always qualifies."""
     levels = [image.at_level(k) for k in range(image.level, len(image.levels))]
-    fine = [level for level in levels if all(n >= c for n, c in zip(plane_of(level), cells, strict=True))]
-    return min(fine, key=lambda level: prod(plane_of(level)))
+    fine = [level for level in levels if all(n >= c for n, c in zip(level.plane_shape(), cells, strict=True))]
+    return min(fine, key=lambda level: prod(level.plane_shape()))
 
 
 def reduced(image: Image, cells: tuple[int, int], reduce: Reduce) -> NDArray[Any]:
@@ -77,19 +75,20 @@ def reduced(image: Image, cells: tuple[int, int], reduce: Reduce) -> NDArray[Any
     out: NDArray[Any] | None = None
 
     def read(window: Window) -> NDArray[Any]:
-        pixels = image.read_inside(window.box)
-        return reduce(pixels.reshape(len(pixels), *window.box.shape[-2:]), window.starts, window.stops)
+        box, y, x = window
+        pixels = image.read_inside(box).reshape(-1, *box.shape[-2:])
+        return reduce(pixels, [y.starts, x.starts], [y.stops, x.stops])
 
     def begin(window: Window) -> tuple[Window, Future[NDArray[Any]]]:
         return window, pool.submit(read, window)
 
     pool = ThreadPoolExecutor(READERS, "cells")
     try:
-        for window, reading in prefetched(begin, _windows(image, cells), 2 * READERS):
+        for (_, y, x), reading in prefetched(begin, _windows(image, cells), 2 * READERS):
             values = reading.result()
             if out is None:
                 out = np.full((len(values), *cells), 0 if values.dtype.kind == "u" else -np.inf, values.dtype)
-            place = (slice(None), *window.cells)
+            place = (slice(None), y.cells, x.cells)
             out[place] = np.maximum(out[place], values)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -99,28 +98,13 @@ def reduced(image: Image, cells: tuple[int, int], reduce: Reduce) -> NDArray[Any
 
 def _windows(image: Image, cells: tuple[int, int]) -> Iterator[Window]:
     """Yield windows of whole cells, about `WINDOW` px a side, that cover every plane."""
-    rows, columns = map(_stretches, plane_of(image), cells)
+    rows, columns = map(_stretches, image.plane_shape(), cells)
     for plane in np.ndindex(*image.box_shape[:-2]):
         for y, x in product(rows, columns):
-            box = Box((*plane, y.first, x.first), (*(p + 1 for p in plane), y.stop, x.stop))
-            yield Window(box, (y.cells, x.cells), [y.starts, x.starts], [y.stops, x.stops])
+            yield Box((*plane, y.first, x.first), (*(p + 1 for p in plane), y.stop, x.stop)), y, x
 
 
-class _Stretch(NamedTuple):
-    """Neighbouring cells of one axis, about `WINDOW` px of it.
-
-    `first` and `stop` are the pixels from the first cell to the last; `starts` and `stops` those of each cell, relative
-    to `first`.
-    """
-
-    cells: slice
-    first: int
-    stop: int
-    starts: NDArray[np.intp]
-    stops: NDArray[np.intp]
-
-
-def _stretches(n: int, cells: int) -> list[_Stretch]:
+def _stretches(n: int, cells: int) -> list[Stretch]:
     """Cut an axis of `n` pixels and some cells into stretches."""
     starts, stops = _edges(n, cells)
     side = max(1, WINDOW * cells // n)
@@ -128,7 +112,7 @@ def _stretches(n: int, cells: int) -> list[_Stretch]:
     for start in range(0, cells, side):
         some = slice(start, min(start + side, cells))
         first, stop = int(starts[start]), int(stops[some.stop - 1])
-        found.append(_Stretch(some, first, stop, starts[some] - first, stops[some] - first))
+        found.append(Stretch(some, first, stop, starts[some] - first, stops[some] - first))
     return found
 
 

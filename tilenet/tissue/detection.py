@@ -33,7 +33,7 @@ from tilenet.readers import open_image
 from tilenet.readers.image import Image
 from tilenet.store import TissueMap, refuse_unfinished
 from tilenet.store.tissue_map import MOST_CELLS
-from tilenet.tissue.cells import Means, any_of, cells_of, coarsest, mean_of, pixels_read, plane_of, reduced
+from tilenet.tissue.cells import Means, any_of, cells_of, coarsest, mean_of, pixels_read, reduced
 
 # Lower and upper bound on Otsu's threshold: saturation below the first is noise of the glass, above the second it is
 # never glass. Unbounded, Otsu would split pale from strong tissue where there is no glass, and noise where there is
@@ -139,7 +139,7 @@ def search(wanted: Any, image: Image, *, channels: Sequence[int] | None, footpri
 
 def is_dark(image: Image) -> bool:
     """Return whether a colour picture has a dark background, as fluorescence has; False where telling is not cheap."""
-    cells = cells_of(plane_of(image))
+    cells = cells_of(image.plane_shape())
     return pixels_read(image) <= CHEAP and _dark(reduced(coarsest(image, cells), cells, mean_of))
 
 
@@ -152,7 +152,7 @@ def find(image: Image, margin: tuple[int, int]) -> Tissue:
 
     `ImageError` if the image is neither a colour picture in bright field, nor has a dark background.
     """
-    covers = plane_of(image)
+    covers = image.plane_shape()
     coarse = coarsest(image, cells_of(covers))
     if (n := prod(coarse.box_shape)) > CHEAP:
         LOG.info("%s: has no small level: %d px are read to find tissue", image.name, n)
@@ -162,7 +162,7 @@ def find(image: Image, margin: tuple[int, int]) -> Tissue:
         means = means.max(axis=0, keepdims=True)
     cells, thresholds = _of_saturation(means) if colour else _of_intensity(means, image.name)
     own = remove_small_holes(cells, max_size=HOLE)
-    method, view = "saturation" if colour else "intensity", plane_of(coarse)
+    method, view = "saturation" if colour else "intensity", coarse.plane_shape()
     facts = {"method": method, "threshold": thresholds, "looked_at": list(view)}
     above = ", ".join(f"{threshold:.4g}" for threshold in dict.fromkeys(thresholds))
     found = Tissue(TissueMap(own, covers), facts, f"by {method} above {above} on {view[0]} x {view[1]} px")
@@ -188,7 +188,7 @@ def read_mask(source: str | PathLike[str] | NDArray[Any], image: Image) -> Tissu
         source = fspath(source)
         refuse_unfinished(source)
     with open_image(source) as mask:
-        shape, covers = plane_of(mask), plane_of(image)
+        shape, covers = mask.plane_shape(), image.plane_shape()
         expected = [shape[0] * covers[1] / covers[0], shape[1] * covers[0] / covers[1]]
         if min(abs(shape[1] - expected[0]), abs(shape[0] - expected[1])) > max(1, 0.01 * max(shape)):
             raise SettingsError(

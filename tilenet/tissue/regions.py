@@ -17,7 +17,7 @@ from tilenet.readers.resampled import at_resolution, step_of
 from tilenet.resolution import Resolution
 from tilenet.store import TissueMap
 from tilenet.store.tissue_map import MOST_CELLS
-from tilenet.tissue.cells import cells_of, plane_of
+from tilenet.tissue.cells import cells_of
 from tilenet.tissue.detection import Tissue
 
 ENDINGS = (".geojson", ".json")
@@ -41,7 +41,7 @@ def tissue_in_regions(path: str | Path, image: Image, resolution: Resolution) ->
 
     `SettingsError` as `read_regions`; if all of them lie outside of the image.
     """
-    drawn, covers = read_regions(path, named=False), plane_of(at_resolution(image, resolution))
+    drawn, covers = read_regions(path, named=False), at_resolution(image, resolution).plane_shape()
     ends, cells = image.plane_shape(0), np.zeros(cells_of(covers), bool)
     # In pixels at full resolution. The last pixels of a coarser grid may reach beyond the image.
     rows, columns = (
