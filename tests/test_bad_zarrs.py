@@ -22,7 +22,7 @@ from bad_images import (
 
 from tilenet.geometry import Box
 from tilenet.readers import open_image
-from tilenet.readers.decompressed_size import unpacks_to_more
+from tilenet.readers.decoded_size import unpacks_to_more
 
 
 @pytest.mark.parametrize("name", METADATA)

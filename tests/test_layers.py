@@ -95,7 +95,6 @@ HOMES = {
         "cli/pictures",
         "cli/plan",
         "cli/segment",
-        "cli/shares",
         "cli/options",
         "cli/output",
         "cli/cluster",

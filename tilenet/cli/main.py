@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 import tilenet
-from tilenet.cli import batch, export, pictures, plan, segment, shares, training, tuning
+from tilenet.cli import batch, export, pictures, plan, segment, training, tuning
 from tilenet.cli.options import AXES, JSON, NUMBERS, PIXEL_SIZE, QUIET
 from tilenet.cli.output import plain, print_nothing_more, progress_bar, reader_has_gone, remarks, say, show, tell
 from tilenet.errors import TilenetError, first_line, refuse_windows
@@ -144,7 +144,7 @@ def sample(out: Path) -> None:
 
 
 # In the order in which a user comes to need them.
-LOOK_AND_RUN = (info, plan.plan, segment.segment, batch.batch, shares.finish)
+LOOK_AND_RUN = (info, plan.plan, segment.segment, batch.batch, segment.finish)
 USE = (verify, pictures.overlay, export.export)
 MODELS_AND_MORE = (training.train, training.evaluate, convert, tuning.tune, sample)
 for command in LOOK_AND_RUN + USE + MODELS_AND_MORE:

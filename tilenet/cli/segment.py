@@ -1,4 +1,4 @@
-"""The command ``tilenet segment``: parses, calls, prints."""
+"""The commands ``tilenet segment`` and, for job arrays, ``tilenet finish``: parse, call, print."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli import shares
 from tilenet.cli.cluster import cluster_of, cluster_options
-from tilenet.cli.options import JSON, OVERVIEW, QUIET, image_options, objects_options
+from tilenet.cli.options import JSON, OVERVIEW, QUIET, SHARE, image_options, objects_options
 from tilenet.cli.output import label_names, profile_of, profile_rows, progress_bar, remarks, show
 from tilenet.errors import SettingsError
 from tilenet.geometry import sides_text
@@ -31,7 +30,11 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name of the labels, with --into.  [default: the model's]")
 @image_options
 @cluster_options
-@shares.shard_option
+@click.option(
+    "--shard",
+    type=SHARE,
+    help="Write share I of N (from 1) of OUT, beside others; implies --resume. With --objects, run all shares twice.",
+)
 @objects_options
 @click.option("--resume", is_flag=True, help="Continue OUT, or start it if there is none.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, if tilenet wrote it.")
@@ -66,7 +69,7 @@ def segment(
             files.save(overlays.overlay(image, place), picture)
     assert not isinstance(mask, np.ndarray)
     if mask is None:
-        result, text = shares.share_result(place, options["into"], options["shard"], seconds)
+        result, text = _share_result(place, options["into"], options["shard"], seconds)
         result["remarks"] = said
     else:
         result, text = _result(mask, place, picture, seconds, said)
@@ -74,6 +77,22 @@ def segment(
         result["profile"] = profile_of(reports[0])
         text = "\n".join([text, *profile_rows(result["profile"])])
     show(result, text, as_json=as_json, quiet=quiet)
+
+
+def _share_result(out: Path, into: Path | None, share: tuple[int, int], seconds: float) -> tuple[dict[str, Any], str]:
+    """Return the result of a share whose store is not complete yet, as a dict and as text."""
+    from tilenet.masks.label_target import open_target
+    from tilenet.runs.object_shares import how_far
+    from tilenet.runs.shares import written_of
+
+    name, took = "{}/{}".format(*share), {"seconds": round(seconds, 2)}
+    result = {"out": str(out), "share": name, "complete": False}
+    if found := how_far(out, open_target(into) if into else None):
+        result |= {"written": found.written, "blocks": found.blocks, "step": found.step, "to_do": found.to_do}
+        return result | took, f"{out}: share {name} done, {found}, {seconds:.1f} s. {found.to_do}"
+    written, blocks = written_of(out)
+    text = f"{out}: share {name} done, {written} of {blocks} blocks of the mask are there, {seconds:.1f} s"
+    return result | {"written": written, "blocks": blocks} | took, text
 
 
 def _result(
@@ -114,3 +133,21 @@ def _place(out: Path | None, options: dict[str, Any]) -> Path:
         open_target(into)
         options["name"] = name_of(options["model"])
     return Path(into, "labels", options["name"])
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@JSON
+@QUIET
+def finish(out: Path, as_json: bool, quiet: bool) -> None:
+    """Finish OUT, all of whose shares are written.
+
+    This verifies it, builds its pyramid and calls it complete. The last share does so by itself; this is for when
+    that one was killed.
+    """
+    from tilenet.runs.shares import finish_shares
+
+    with progress_bar("blocks", out, shown=not quiet) as progress, remarks(shown=not (quiet or as_json)) as said:
+        finish_shares(out, progress=progress)
+    result = {"out": str(out), "complete": True, "remarks": said}
+    show(result, f"{out}: complete, every file verified", as_json=as_json, quiet=quiet)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tilenet.errors import SettingsError
-from tilenet.metrics.contingency import AddableCounts, contingency, pair, ratio
+from tilenet.metrics.pixels import AddableCounts, contingency, pair, ratio
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 AP_THRESHOLDS = tuple(k / 100 for k in range(50, 100, 5))

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage as ndi
 from scipy import sparse
 
-from tilenet.metrics.contingency import Labels, contingency, pair, ratio
+from tilenet.metrics.pixels import Labels, contingency, pair, ratio
 
 
 @dataclass(frozen=True)

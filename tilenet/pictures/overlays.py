@@ -116,7 +116,8 @@ def overlay(
         part = _plane(_part(source, found, roi), found, plane)
         longest = max(part.shape[-2:])
         h, w = (max(1, n * min(longest, max_side) // longest) for n in part.shape[-2:])
-        listed = None if table is None else read_listed(found, _listing(table), grid)
+        listing = table if isinstance(table, Listing | None) else Listing(Path(table))
+        listed = None if listing is None else read_listed(found, listing, grid)
         lines = _lines(drawn, found, grid, part, (h, w)) if drawn else []
         picture = photo(source, part, (h, w), scaling=_scaling(source, found))
         if tissue:
@@ -142,10 +143,6 @@ def _as_segmented(image: Any, mask: AnyMask) -> Iterator[tuple[Image, MaskPlacem
                 f"{seen.n_channels}, from 0. Give the image that was segmented"
             )
         yield seen.with_channels(channels) if channels else seen, grid_in(stored, mask)
-
-
-def _listing(table: str | Path | Listing) -> Listing:
-    return table if isinstance(table, Listing) else Listing(Path(table))
 
 
 def _scaling(image: Image, mask: AnyMask) -> Scaling | None:

@@ -74,7 +74,8 @@ class ArrayImage(StoredImage):
         if hasattr(self._array, "dask"):
             return common | {"token": str(self._array.name)}
         if hasattr(self._array, "metadata"):
-            return common | {"metadata_sha256": _metadata_sha256(self._array)}
+            about = json.dumps(self._array.metadata.to_dict(), sort_keys=True, default=str)
+            return common | {"metadata_sha256": hashlib.sha256(about.encode()).hexdigest()}
         return common | {"pixels_sha256": _pixels_sha256(self._array)}
 
 
@@ -100,7 +101,3 @@ def _pixels_sha256(array: Any) -> str:
     for start in range(0, len(array), some):  # so that a memory-mapped array is never loaded whole
         digest.update(np.ascontiguousarray(array[start : start + some]).tobytes())
     return digest.hexdigest()
-
-
-def _metadata_sha256(array: Any) -> str:
-    return hashlib.sha256(json.dumps(array.metadata.to_dict(), sort_keys=True, default=str).encode()).hexdigest()

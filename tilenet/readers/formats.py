@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tilenet.address import last_name, shown
 from tilenet.errors import ImageError, ImageNotFound
-from tilenet.readers.codestreams import BMP, JPEG, PNG
+from tilenet.readers.decoded_size import BMP, JPEG, PNG
 
 SLIDE_NAMES = {
     ".mrxs": "MIRAX",

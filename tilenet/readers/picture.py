@@ -16,7 +16,7 @@ import numpy as np
 from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import Span, axis_map_of
-from tilenet.readers.codestreams import picture_size
+from tilenet.readers.decoded_size import picture_size
 from tilenet.readers.formats import kind_of
 from tilenet.readers.guards import as_image_errors, check_piece, pixel_dtype
 from tilenet.readers.image import RGB, Pixels

@@ -19,7 +19,7 @@ from tilenet.errors import ImageError
 from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.codestreams import picture_size
+from tilenet.readers.decoded_size import picture_size
 from tilenet.readers.formats import PICTURES, kind_of
 from tilenet.readers.guards import Missing, as_image_errors
 from tilenet.readers.image import CACHE_BYTES, Image, Level, Pixels

@@ -14,7 +14,7 @@ from tifffile import COMPRESSION
 
 from tilenet.errors import ImageError
 from tilenet.readers.cache import PieceCache
-from tilenet.readers.codestreams import picture_size
+from tilenet.readers.decoded_size import picture_size
 from tilenet.readers.guards import as_image_errors
 from tilenet.readers.image import Pixels
 from tilenet.readers.tiff_pages import Segments

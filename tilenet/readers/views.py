@@ -70,7 +70,12 @@ class ChannelView(DerivedImage):
         super().__init__(image)
         self._channels, self.working_bytes = channels, image.working_bytes
         self.channel_names = tuple(image.channel_names[c] for c in channels)
-        self.levels = tuple(Level(self._reshaped(level.shape), level.pixel_size) for level in image.levels)
+        self.levels = tuple(
+            Level(
+                tuple(len(channels) if a == "c" else n for n, a in zip(k.shape, self.axes, strict=True)), k.pixel_size
+            )
+            for k in image.levels
+        )
         chosen = sorted(set(channels))
         first = [c for c in chosen if c - 1 not in chosen]
         last = [c for c in chosen if c + 1 not in chosen]
@@ -80,9 +85,6 @@ class ChannelView(DerivedImage):
     @property
     def n_channels(self) -> int:
         return len(self._channels)  # one may be repeated, for instance to pass a grey image to an RGB network
-
-    def _reshaped(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(len(self._channels) if a == "c" else n for n, a in zip(shape, self.axes, strict=True))
 
     def at_level(self, level: int) -> Image:
         return ChannelView(self._image.at_level(level), self._channels)

@@ -14,7 +14,7 @@ from zarr.codecs import ShardingCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from tilenet.errors import ImageError
-from tilenet.readers.decompressed_size import is_known, unpacks_to_more
+from tilenet.readers.decoded_size import is_known, unpacks_to_more
 from tilenet.readers.guards import LARGEST_PIECE, check_piece
 from tilenet.readers.zarr_metadata import DOCUMENTS, LARGEST_DOCUMENT, Folder
 
