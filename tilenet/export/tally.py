@@ -26,25 +26,9 @@ LOG = logging.getLogger("tilenet")
 
 
 class Tally:
-    """Counts the lines of a table, by what they say, so that a table that is read again gives the same numbers.
+    """Counts in `found` the lines of a table, by what they say, so that a table that is read again gives the same.
 
-    Parameters
-    ----------
-    mask : Mask
-        The mask of which the table is.
-    out : Path
-        The table.
-    grid : MaskPlacement
-        Where the mask lies in its image.
-    drawn : sequence of Drawn
-        Regions to count in.
-    positive : bool
-        Whether to count what is positive.
-
-    Attributes
-    ----------
-    found : Measured
-        What was counted.
+    `drawn` are regions to count in; `positive` says whether to count what is positive.
     """
 
     def __init__(
