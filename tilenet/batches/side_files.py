@@ -19,10 +19,10 @@ from tilenet.export.listed_objects import Listing
 from tilenet.export.polygons_file import Polygons, check_polygons_place, write_polygons
 from tilenet.export.polygons_file import rule_of as rule_of_polygons
 from tilenet.export.positive_rules import STAINS, is_judged_by
-from tilenet.export.table import check_table_place, is_table, read_table, write_table
+from tilenet.export.table import is_table, read_table, write_table
 from tilenet.export.totals import Measured
 from tilenet.footprint import Footprint
-from tilenet.masks.protected import refuse_protected
+from tilenet.masks.protected import check_file_place, refuse_protected
 from tilenet.models.named import load_named
 from tilenet.pictures.files import check_picture_place, overview_beside, rule_of, save
 from tilenet.pictures.overlays import overlay
@@ -71,7 +71,7 @@ class SideFiles:
         if self.overview:
             check_picture_place(overview_beside(mask), replace=True, image=item.image)
         if self.table:
-            check_table_place(table_beside(mask), replace=True, image=item.image)
+            check_file_place(table_beside(mask), replace=True, is_ours=is_table, kind="a table", image=item.image)
         if self.polygons:
             check_polygons_place(polygons_beside(mask), replace=True, image=item.image)
             refuse_protected(polygons_beside(mask), regions=item.within[0].path if item.within else None)

@@ -28,7 +28,7 @@ from tilenet.export.table_rows import Rows
 from tilenet.export.tally import Tally
 from tilenet.export.totals import Measured, sizes_of
 from tilenet.export.totals_table import check_counts_place, write_counts
-from tilenet.masks.protected import check_file_place, refuse_protected
+from tilenet.masks.protected import refuse_protected
 from tilenet.masks.tiff_mask import name_of, open_mask
 from tilenet.store import AnyMask
 from tilenet.store.destination import put_whole
@@ -208,11 +208,6 @@ def read_table(
             else:
                 tally.add(line)
     return found
-
-
-def check_table_place(out: Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
-    """Raise if a table must not be put at `out`; see `tilenet.masks.protected.check_file_place`."""
-    check_file_place(out, replace=replace, is_ours=is_table, kind="a table", image=image, mask=mask)
 
 
 def _grid_if_known(mask: AnyMask, image: Any) -> MaskPlacement:

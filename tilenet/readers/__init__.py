@@ -1,4 +1,15 @@
-"""Readers of all image formats, behind one function: `open_image`."""
+"""Readers of all image formats, behind one function: `open_image`.
+
+image, mirroring               the interface of all images; what lies beyond their borders
+formats, guards, decoded_size  which reader opens what; errors and limits, as no file is trusted
+axes, stored, cache            how dimensions of a file become axes; images read piece by piece, each decoded once
+coordinates                    where pixels lie, and units of length
+views, calibrated, resampled   an image with other channels, another pixel size, other pixels
+array, picture, planes         arrays of Python; PNG, JPEG and BMP; folders of pictures
+slide, dicom, czi              formats that a library reads
+tiff, hdf5, imaris, zarr       formats that are read here, by modules that begin with their names
+remote                         zarr at an address
+"""
 
 from __future__ import annotations
 
