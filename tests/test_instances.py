@@ -15,7 +15,7 @@ from tilenet.errors import SettingsError
 from tilenet.geometry import Box
 from tilenet.instances import components, separation
 from tilenet.instances.components import View, find_objects
-from tilenet.instances.in_memory import number_objects, numbered
+from tilenet.instances.in_memory import numbered
 from tilenet.instances.separation import REACH
 
 
@@ -75,17 +75,17 @@ def _compare_parts_with_the_whole(ndim, depths, data):
     )
     left_out = []
     found = numbered_by_parts(whole, data.draw(st.integers(7, 60)), rule, left_out)
-    assert np.array_equal(found, number_objects(whole, rule))
-    assert sum(left_out) == number_objects(whole, replace(rule, least_depth=0)).max(initial=0) - found.max(initial=0)
+    assert np.array_equal(found, numbered(whole, rule)[0])
+    assert sum(left_out) == numbered(whole, replace(rule, least_depth=0))[0].max(initial=0) - found.max(initial=0)
 
 
 @pytest.mark.parametrize("depths", [False, True])
 def test_objects_of_a_connected_component_are_those_of_it_alone(depths):
     whole = view_of((150, 170), 3, depths=depths)
-    found, alone = number_objects(whole), np.zeros((150, 170), np.int64)
+    found, alone = numbered(whole)[0], np.zeros((150, 170), np.int64)
     components, n = ndi.label(whole.foreground)
     for label in range(1, n + 1):
-        own = number_objects(View(components == label, whole.depth))
+        own = numbered(View(components == label, whole.depth))[0]
         alone[own > 0] = own[own > 0] + alone.max()
     # The same partition: each number of the one goes with one of the other.
     pairs = np.unique(np.stack([found, alone]).reshape(2, -1), axis=1)
@@ -93,7 +93,7 @@ def test_objects_of_a_connected_component_are_those_of_it_alone(depths):
 
 
 def test_objects_are_numbered_in_the_order_of_their_first_pixels():
-    found = number_objects(view_of((120, 140), 5, depths=True))
+    found = numbered(view_of((120, 140), 5, depths=True))[0]
     _, firsts = np.unique(found, return_index=True)
     assert found.max() > 20 and (np.diff(firsts[1:]) > 0).all()
 
@@ -103,9 +103,9 @@ def test_parts_that_look_less_far_find_other_objects():
     for seed in range(6):
         whole = view_of((16, 130), seed, depths=True)
         with few_pixels_at_first(reach=0):
-            wrong += not np.array_equal(numbered_by_parts(whole, 30, ObjectRule()), number_objects(whole))
+            wrong += not np.array_equal(numbered_by_parts(whole, 30, ObjectRule()), numbered(whole)[0])
         with few_pixels_at_first():
-            assert np.array_equal(numbered_by_parts(whole, 30, ObjectRule()), number_objects(whole))
+            assert np.array_equal(numbered_by_parts(whole, 30, ObjectRule()), numbered(whole)[0])
     assert wrong > 3
 
 
@@ -139,7 +139,7 @@ def test_a_component_is_looked_at_once_however_often_it_enters_a_part():
 @pytest.mark.parametrize("side", [25, 64, 300])
 def test_objects_that_are_nowhere_deep_enough_are_counted_once_whatever_the_parts(side):
     whole, rule, left_out = view_of((200, 260), 3, depths=True), ObjectRule(least_depth=0.9), []
-    kept, every = numbered_by_parts(whole, side, rule, left_out), number_objects(whole, replace(rule, least_depth=0))
+    kept, every = numbered_by_parts(whole, side, rule, left_out), numbered(whole, replace(rule, least_depth=0))[0]
     assert sum(left_out) == every.max() - kept.max() > 5 < kept.max()
     assert numbered(whole, rule)[1] == sum(left_out)
 
@@ -149,7 +149,7 @@ def test_objects_of_a_worm_through_many_parts_are_those_of_the_whole():
     worm = (np.abs(y - 150 - 100 * np.sin(x / 40)) < 6) & (x > 3) & (x < 415)
     whole = View(worm, np.where(worm, np.float32(1), np.float32(0)))
     found = numbered_by_parts(whole, 40, ObjectRule())
-    assert np.array_equal(found, number_objects(whole)) and np.array_equal(found > 0, worm)
+    assert np.array_equal(found, numbered(whole)[0]) and np.array_equal(found > 0, worm)
     assert found.max() == 1
 
 

@@ -12,7 +12,7 @@ from unicodedata import normalize
 import numpy as np
 
 from tilenet.errors import SettingsError
-from tilenet.export.corners import Ring, area_and_centroid, exact_area_and_centroid
+from tilenet.export.corners import Ring, area_and_centroid
 from tilenet.export.placement import DECIMALS, MaskPlacement
 from tilenet.export.shapes import has_volumes
 from tilenet.store import AnyMask
@@ -23,10 +23,11 @@ def extent(rings: Sequence[Ring], grid: MaskPlacement) -> tuple[int, float, tupl
 
     What reaches beyond the image is cut at its border, as `MaskPlacement.place` cuts polygons.
     """
-    pixels, centre = area_and_centroid(rings)
+    area, centre = area_and_centroid(rings)
+    pixels = round(area)
     if grid.end is None or (np.concatenate(rings) <= grid.end).all():
         return pixels, pixels, centre
-    inside, cut = exact_area_and_centroid([np.minimum(ring, grid.end) for ring in rings])
+    inside, cut = area_and_centroid([np.minimum(ring, grid.end) for ring in rings])
     return pixels, inside, cut if inside else centre
 
 

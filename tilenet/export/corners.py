@@ -208,20 +208,15 @@ def _events(
     return found
 
 
-def area_and_centroid(rings: Sequence[Ring]) -> tuple[int, tuple[float, float]]:
-    """Return the number of pixels within rings, without holes, and their centroid (y, x).
+def area_and_centroid(rings: Sequence[NDArray[Any]]) -> tuple[float, tuple[float, float]]:
+    """Return the area within rings, in pixels, without holes, and its centroid (y, x), which is NaN if it is 0.
 
     Coordinates are those of corners: the centre of the first pixel is (0.5, 0.5).
 
-    >>> area_and_centroid([np.array([[0, 0], [0, 3], [2, 3], [2, 0]])])
-    (6, (1.0, 1.5))
+    >>> area, centroid = area_and_centroid([np.array([[0, 0], [0, 3], [2, 3], [2, 0]])])
+    >>> float(area), centroid
+    (6.0, (1.0, 1.5))
     """
-    area, centroid = exact_area_and_centroid(rings)
-    return round(area), centroid
-
-
-def exact_area_and_centroid(rings: Sequence[NDArray[Any]]) -> tuple[float, tuple[float, float]]:
-    """Return the same of rings whose corners need not be those of pixels; the centroid is NaN if the area is 0."""
     # Measured from the first corner, so that products stay small.
     first, doubled, moments = rings[0][0], 0.0, np.zeros(2)
     for ring in rings:

@@ -79,16 +79,11 @@ def objects(
     """
     whole = _view_of(_array_of(mask_or_probabilities), depth_of_class)
     relative = () if spacing is None else _checked_spacing(spacing, whole.foreground.ndim)
-    return number_objects(whole, ObjectRule(min_size, prominence, least_depth, relative))
-
-
-def number_objects(whole: View, rule: ObjectRule | None = None) -> Labels:
-    """Return the objects of a whole image (*n), 1..n in the order of their first pixels."""
-    return numbered(whole, rule)[0]
+    return numbered(whole, ObjectRule(min_size, prominence, least_depth, relative))[0]
 
 
 def numbered(whole: View, rule: ObjectRule | None = None) -> tuple[Labels, int]:
-    """Return the objects as `number_objects`, and how many others are nowhere deep enough."""
+    """Return the objects (*n), 1..n in the order of their first pixels, and how many others are not deep enough."""
 
     def read(box: Box) -> View:
         foreground, depth = whole
