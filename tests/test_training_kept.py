@@ -14,7 +14,7 @@ from tilenet.models.saved import fingerprint, load_model
 from tilenet.training import loop
 from tilenet.training.checkpoint import Folder
 from tilenet.training.data import Pair, read_pairs, split
-from tilenet.training.examples import GAP, LINE, SIDE, WIDTH, Examples, middle_of
+from tilenet.training.history import GAP, LINE, SIDE, WIDTH, Examples, middle_of
 from tilenet.training.loop import train
 from tilenet.training.recipe import Recipe
 from tilenet.training.targets import depth_classes

@@ -39,20 +39,9 @@ SEVERAL, LESSER = {"ome", "shaped", "generic", "uniform"}, 3
 
 
 @cache
-def _tell_of_others(path: str, count: int, shape: tuple[int, ...]) -> None:
-    """Warn once per file that only one of its images is read (cached, because a run opens a file several times)."""
-    LOG.warning(
-        "%s: holds %d images, of which one is read, %s px. Write the others to files of their own",
-        *(path, count, sides_text(shape)),
-    )
-
-
-@cache
-def _tell_of_palette(path: str) -> None:
-    LOG.warning(
-        "%s: its pixels are numbers of a palette, and are read as greys. Write a picture in colour as RGB first",
-        path,
-    )
+def _warn_once(text: str) -> None:
+    """Warn, but not each time that a run opens the same file."""
+    LOG.warning("%s", text)
 
 
 def _is_picture_of_palette(page: tifffile.TiffPage) -> bool:
@@ -96,7 +85,10 @@ class TiffImage(StoredImage):
         # Smaller ones are labels, thumbnails or levels.
         others = [s for s in tiff.series if s.index != chosen.index and prod(s.shape) * LESSER > prod(chosen.shape)]
         if others and chosen.kind in SEVERAL:
-            _tell_of_others(self.name, len(others) + 1, tuple(chosen.shape))
+            _warn_once(
+                f"{self.name}: holds {len(others) + 1} images, of which one is read, {sides_text(chosen.shape)} px. "
+                f"Write the others to files of their own"
+            )
         return chosen
 
     def _read_metadata(
@@ -122,7 +114,10 @@ class TiffImage(StoredImage):
         # it only raises if it cannot decode the page.
         page.decode(None, 0)
         if _is_picture_of_palette(page):
-            _tell_of_palette(self.name)
+            _warn_once(
+                f"{self.name}: its pixels are numbers of a palette, and are read as greys. Write a picture in colour "
+                f"as RGB first"
+            )
         if page.photometric == PHOTOMETRIC.YCBCR and page.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
             raise ImageError(f"{self.name}: its pixels are YCbCr without JPEG. Convert them to RGB")
 

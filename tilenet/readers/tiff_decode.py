@@ -81,7 +81,7 @@ class PageReader:
             _check_stream(segments, data, what)
             tables: dict[str, Any] = {}
             if segments.page.compression in JPEG:
-                tables["jpegtables"] = segments.jpegtables[page] if segments.jpegtables else None
+                tables["jpegtables"] = segments.jpegtables[page]
                 tables["jpegheader"] = segments.page.jpegheader
             pixels, (_, *origin, _), _ = segments.page.decode(data, number, **tables)
             ends = zip(origin, segments.segment_shape[1:4], segments.page_shape[1:4], strict=True)
@@ -111,7 +111,7 @@ class PageReader:
             out[s - s0, d - d0, y - y0 : y - y0 + n] = rows[..., slice(*ranges[4])]
 
     def _bytes(self, segments: Segments, page: int, offset: int, count: int) -> bytes:
-        if not (segments.files and segments.files[page]):
+        if not segments.files[page]:
             data = os.pread(self._file, count, offset)
         else:
             with Path(segments.files[page]).open("rb") as file:

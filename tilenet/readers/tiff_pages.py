@@ -44,10 +44,9 @@ class Segments:
     # missing segment.
     offsets: NDArray[np.uint64]
     counts: NDArray[np.uint64]
-    # Path of the file of each page, empty for a page in the main file; no entries if all pages lie in the main
-    # file.
+    # Path of the file of each page, empty for a page in the main file.
     files: tuple[str, ...]
-    # JPEG tables of each page; empty if no page has any.
+    # JPEG tables of each page.
     jpegtables: tuple[bytes | None, ...]
     # Whether each page is uncompressed and contiguous, so that rows can be read without decoding.
     raw: bool
@@ -89,7 +88,8 @@ def segments_of(series: Any, *, storage: Mapping[str, Mapping[int, Storage]], na
     else:
         raise ImageError(f"{name}: has {len(pages)} pages of {n_pages}. The file is damaged; get it again")
     _check_ends(offsets, counts, pages=pages, name=name)
-    segments = Segments(page, page_shape, segment_shape, offsets, counts, _files(pages, name), _jpegtables(pages), raw)
+    tables = tuple(p.jpegtables if p is not None else None for p in pages)
+    segments = Segments(page, page_shape, segment_shape, offsets, counts, _files(pages, name), tables, raw)
     _check_filled(segments, name)
     return segments
 
@@ -191,12 +191,7 @@ def _check_filled(segments: Segments, name: str) -> None:
 def _files(pages: list[Any], main: str) -> tuple[str, ...]:
     main = os.path.realpath(main)  # as tifffile resolves the paths of its files
     paths = [p.parent.filehandle.path if p is not None else main for p in pages]
-    return tuple("" if path == main else path for path in paths) if {*paths} != {main} else ()
-
-
-def _jpegtables(pages: list[Any]) -> tuple[bytes | None, ...]:
-    tables = [p.jpegtables if p is not None else None for p in pages]
-    return tuple(tables) if any(tables) else ()
+    return tuple("" if path == main else path for path in paths)
 
 
 def stored_dimensions(series: Any, page_shape: tuple[int, ...], *, name: str) -> tuple[list[str], list[int]]:

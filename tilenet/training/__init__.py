@@ -8,8 +8,7 @@ loss.py        the loss, the optimizer and the learning rate
 network.py     the network before training, and its card
 recipe.py      every option, in one place
 validation.py  whole images through the network, scored
-examples.py    what the network predicts for a few validation images, as pictures
-history.py     the curves, as CSV and as a picture
+history.py     the curves, as CSV and as a picture, with what the network predicts for a few validation images
 checkpoint.py  the state from which a killed training resumes
 loop.py        `train`
 """

@@ -27,8 +27,7 @@ from tilenet.models.saved import fingerprint, load_model, save_model
 from tilenet.training.checkpoint import Average, Folder
 from tilenet.training.crops import Crops
 from tilenet.training.data import Pair, chosen_of, describe_training, digest_of, read_pairs
-from tilenet.training.examples import Examples
-from tilenet.training.history import write_csv, write_picture
+from tilenet.training.history import Examples, write_csv, write_picture
 from tilenet.training.loss import class_weights, loss_of, optimizer_of, rate_at
 from tilenet.training.network import add_dropout, build, completed
 from tilenet.training.recipe import Recipe
