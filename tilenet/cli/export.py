@@ -133,14 +133,12 @@ def _measured(
 
 
 def _polygons(found: Outlined, out: Path | None, said: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return what polygons amount to as a dict and as text."""
     facts = {"out": str(out), "features": dict(found.features), "vertices": found.vertices, "left_out": found.left_out}
     counted = _counts(found.features, kind=_kind(objects=found.objects, volumes=found.volumes))
     return facts, f"{out}: {counted}, {found.vertices} vertices{_left_out(found.left_out, said)}"
 
 
 def _table(found: Measured, out: Path | None, said: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return what a table amounts to as a dict and as text."""
     kind = _kind(objects=found.objects)
     text = f"{out}: {_counts(found.counts, kind=kind)}{_per(found, kind)}{_positive(found)}"
     lines = [text + _left_out(found.left_out, said), *(_region(region, kind) for region in found.regions)]

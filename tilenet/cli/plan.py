@@ -69,7 +69,6 @@ def _job_of(item: BatchItem, objects: bool) -> Job:
 
 
 def _needs_of(job: Job, item: BatchItem) -> dict[str, int]:
-    """Return the memory and the room on disk that a run takes."""
     from tilenet.runs.room import room_of
 
     return job.needs() | room_of(job, item.options.memory)
@@ -94,7 +93,6 @@ def _one_of_many(item: BatchItem, objects: bool, as_json: bool) -> dict[str, Any
 
 
 def _all_planned(each: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what several images take together."""
     planned = [result for result in each if "error" not in result]
     result = {"images": each, "failed": len(each) - len(planned)}
     result |= {name: sum(of[name] for of in planned) for name in SUMS}

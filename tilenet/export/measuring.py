@@ -17,20 +17,12 @@ from tilenet.store import AnyMask
 
 @dataclass(frozen=True)
 class Measuring:
-    """What is measured of each shape of a mask.
-
-    Attributes
-    ----------
-    mask, grid
-        The mask, and where it lies in its image.
-    forms : ShapeDescriptors or None
-        What measures forms; None if they are not asked for.
-    bright : Measurements or None
-        What was measured of the image over each object; None if that is not asked for.
-    """
+    """What is measured of each shape of a mask."""
 
     mask: AnyMask
+    # Where it lies in its image.
     grid: MaskPlacement
+    # What measures forms, and what was measured of the image over each object; None if not asked for.
     forms: ShapeDescriptors | None
     bright: Measurements | None
 

@@ -31,17 +31,11 @@ RGB = ("red", "green", "blue")
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of an image.
+    """One resolution of an image."""
 
-    Attributes
-    ----------
-    shape : tuple of int
-        Pixels along the image's axes, in their order.
-    pixel_size : tuple of float or None
-        Micrometres along the image's axes without ``c``; None for an axis of unknown pixel size.
-    """
-
+    # Pixels along the image's axes, in their order.
     shape: tuple[int, ...]
+    # Micrometres along the image's axes without ``c``; None for an axis of unknown pixel size.
     pixel_size: tuple[float | None, ...]
 
 

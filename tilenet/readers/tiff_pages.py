@@ -165,7 +165,6 @@ def _in_one_piece(page: Any) -> bool:
 
 
 def _check_ends(offsets: NDArray[np.uint64], counts: NDArray[np.uint64], *, pages: list[Any], name: str) -> None:
-    """Refuse a file that ends before its last segment does."""
     sizes = np.array([[p.parent.filehandle.size if p is not None else 0] for p in pages], np.uint64)
     # Written without `offsets + counts`, which may overflow in a damaged table.
     beyond = (counts > 0) & (offsets > sizes - np.minimum(counts, sizes))
