@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import ByteRequest, SuffixByteRequest
+from zarr.abc.store import ByteRequest, Store, SuffixByteRequest
 from zarr.codecs import ShardingCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 
@@ -36,16 +36,10 @@ class Bounds:
     index_bytes: int
 
 
-class CheckedStore:
+class CheckedStore(Store):
     """Base class of the local and the remote store of an array, which check that its files keep to `bounds`."""
 
     bounds: Bounds | None = None
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Return a file or a part of it; overridden, to check it."""
-        raise NotImplementedError
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
