@@ -32,12 +32,14 @@ from tilenet.readers.zarr_metadata import has_documents
 __all__ = ["open_image"]
 
 MISSING = get_args(Missing)
-# The module and the class that read each kind of file; imported when there is one.
+# The module and the class that read each kind of file or folder; imported when there is one.
 READERS = {
     "tiff": ("tiff", "TiffImage"),
     "slide": ("slide", "SlideImage"),
     "dicom": ("dicom", "DicomImage"),
     "czi": ("czi", "CziImage"),
+    "hdf5": ("hdf5", "Hdf5Image"),
+    "planes": ("planes", "PlanesImage"),
     **dict.fromkeys(PICTURES, ("picture", "PictureImage")),
 }
 
@@ -144,7 +146,7 @@ def _open_path(path: str, *, axes: str | None, missing: Missing) -> Image:
         if Path(path).is_dir() or _inside_zarr(Path(path)):
             return _open_folder(path, axes=axes, missing=missing)
         if _is_inside_hdf5(Path(path)):
-            return _open_inside_hdf5(path, axes=axes)
+            return _open_file(path, "hdf5", axes=axes, missing=missing)
         return _open_file(path, kind_of(path), axes=axes, missing=missing)
 
 
@@ -158,8 +160,6 @@ def _open_address(address: str, *, axes: str | None) -> Image:
 
 
 def _open_file(path: str, kind: str, *, axes: str | None, missing: Missing) -> Image:
-    if kind == "hdf5":
-        return _open_inside_hdf5(path, axes=axes)
     module, name = READERS[kind]
     reader = getattr(import_module(f"tilenet.readers.{module}"), name)
     return reader(path, axes=axes, missing=missing)  # type: ignore[no-any-return]
@@ -171,19 +171,7 @@ def _open_folder(path: str, *, axes: str | None, missing: Missing) -> Image:
         from tilenet.readers.zarr_local import LocalFolder
 
         return open_zarr(LocalFolder(path), axes=axes)
-    if dicom_files(path):
-        return _open_file(path, "dicom", axes=axes, missing=missing)
-    from tilenet.readers.planes import PlanesImage
-
-    return PlanesImage(path, axes=axes, missing=missing)
-
-
-def _open_inside_hdf5(path: str, *, axes: str | None) -> Image:
-    from tilenet.readers.hdf5 import open_hdf5
-
-    file = file_of(path)
-    inside = Path(path).relative_to(file).as_posix()
-    return open_hdf5(str(file), inside="" if inside == "." else inside, axes=axes)
+    return _open_file(path, "dicom" if dicom_files(path) else "planes", axes=axes, missing=missing)
 
 
 def _is_inside_hdf5(path: Path) -> bool:

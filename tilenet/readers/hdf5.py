@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tilenet.address import file_of
 from tilenet.errors import ImageError, TilenetError
 from tilenet.geometry import Box
 from tilenet.readers.axes import axis_map_of
@@ -30,7 +31,7 @@ from tilenet.readers.hdf5_file import (
     text_of,
     what_is_inside,
 )
-from tilenet.readers.image import Image, Pixels
+from tilenet.readers.image import Pixels
 from tilenet.readers.stored import ChunkedImage, sizes_of_levels
 
 HEADER_BYTES = 1024
@@ -91,17 +92,25 @@ class Contents:
 
 
 class Hdf5Image(ChunkedImage):
-    """One level of an image in an HDF5 file."""
+    """One level of an image in an HDF5 file: of the dataset at a path inside it, or else of all of the file."""
 
     _color_by_shape = True
 
-    def __init__(self, name: str, file: Any, contents: Contents, *, axes: str | None) -> None:
-        self.name, self._file, self._contents, self._cache = name, file, contents, PieceCache()
-        with Path(file.filename).open("rb") as opened:
-            self._header, self._bytes = opened.read(HEADER_BYTES), os.fstat(opened.fileno()).st_size
-        self.reader, self.dtype = contents.reader, contents.grids[0].first.dtype
-        maps = [axis_map_of(contents.letters, grid.shape, axes=axes, name=name) for grid in contents.grids]
-        self._describe(maps, sizes_of_levels(maps, contents.sizes), contents.channel_names)
+    def __init__(self, path: str, *, axes: str | None, missing: str) -> None:
+        file = file_of(path)
+        self.name, self._file, self._cache = path, open_file(str(file)), PieceCache()
+        try:
+            with as_image_errors(f"{path}: cannot be read as an image in HDF5", DAMAGED):
+                inside = Path(path).relative_to(file).as_posix()
+                self._contents = contents = _contents(self._file, "" if inside == "." else inside, path)
+                with file.open("rb") as opened:
+                    self._header, self._bytes = opened.read(HEADER_BYTES), os.fstat(opened.fileno()).st_size
+                self.reader, self.dtype = contents.reader, contents.grids[0].first.dtype
+                maps = [axis_map_of(contents.letters, grid.shape, axes=axes, name=path) for grid in contents.grids]
+                self._describe(maps, sizes_of_levels(maps, contents.sizes), contents.channel_names)
+        except TilenetError:
+            self.close()
+            raise
 
     @property
     def keeps_pieces(self) -> bool:  # type: ignore[override]
@@ -137,20 +146,6 @@ class Hdf5Image(ChunkedImage):
 
     def close(self) -> None:
         self._file.close()
-
-
-def open_hdf5(path: str, *, inside: str, axes: str | None) -> Image:
-    """Open a dataset of an HDF5 file, or an Imaris file.
-
-    `inside` is the path of the dataset; empty for an Imaris file, and for a file with one dataset.
-    """
-    name, file = f"{path}/{inside}" if inside else path, open_file(path)
-    try:
-        with as_image_errors(f"{name}: cannot be read as an image in HDF5", DAMAGED):
-            return Hdf5Image(name, file, _contents(file, inside, name), axes=axes)
-    except TilenetError:
-        file.close()
-        raise
 
 
 def _contents(file: Any, inside: str, name: str) -> Contents:
