@@ -153,10 +153,10 @@ def _open_path(path: str, *, axes: str | None, missing: Missing) -> Image:
 def _open_address(address: str, *, axes: str | None) -> Image:
     refuse_remote_file(address)
     with as_image_errors(f"{shown(address)}: cannot be opened", "Check the address"):
-        from tilenet.readers.zarr import open_zarr
+        from tilenet.readers.zarr import ZarrImage
         from tilenet.readers.zarr_remote import open_folder
 
-        return open_zarr(open_folder(address), axes=axes)
+        return ZarrImage(open_folder(address), axes=axes)
 
 
 def _open_file(path: str, kind: str, *, axes: str | None, missing: Missing) -> Image:
@@ -167,10 +167,10 @@ def _open_file(path: str, kind: str, *, axes: str | None, missing: Missing) -> I
 
 def _open_folder(path: str, *, axes: str | None, missing: Missing) -> Image:
     if not Path(path).exists() or has_documents(path):
-        from tilenet.readers.zarr import open_zarr
+        from tilenet.readers.zarr import ZarrImage
         from tilenet.readers.zarr_local import LocalFolder
 
-        return open_zarr(LocalFolder(path), axes=axes)
+        return ZarrImage(LocalFolder(path), axes=axes)
     return _open_file(path, "dicom" if dicom_files(path) else "planes", axes=axes, missing=missing)
 
 

@@ -15,7 +15,7 @@ from tilenet.readers.axes import AxisMap, axis_map_of, letters_of
 from tilenet.readers.cache import PieceCache
 from tilenet.readers.coordinates import CoordinateTransform, along, in_known_units
 from tilenet.readers.guards import LONGEST_AXIS, as_image_errors, pixel_dtype, quietly
-from tilenet.readers.image import Image, Pixels
+from tilenet.readers.image import Pixels
 from tilenet.readers.stored import ChunkedImage, Sizes
 from tilenet.readers.zarr_metadata import Folder, Multiscales, Node, multiscales_of, read_node, what_is_inside
 from tilenet.resolution import coarser_size
@@ -26,17 +26,19 @@ AT_ONCE = 2**24
 
 
 class ZarrImage(ChunkedImage):
-    """One level of an image in a zarr folder; `nodes` are its arrays, finest first."""
+    """One level of an image in a zarr folder: an OME-Zarr group, one of its levels, or a plain array."""
 
     reader, keeps_pieces, _remedy, _color_by_shape = "zarr", True, DAMAGED, True
 
-    def __init__(
-        self, folder: Folder, nodes: Sequence[Node], about: Multiscales, *, axes: str | None, sha256: str
-    ) -> None:
+    def __init__(self, folder: Folder, *, axes: str | None) -> None:
         from tilenet.readers.zarr_store import open_array
 
-        self.name, self._folder, self._about, self._sha256 = str(folder), folder, about, sha256
-        self._cache = PieceCache()
+        node = read_node(folder)
+        if node is None:
+            raise ImageNotFound(f"{folder}: {folder.what_lacks()}")
+        nodes, about = _array(node) if node.is_array else _group(node)
+        self.name, self._folder, self._about, self._cache = str(folder), folder, about, PieceCache()
+        self._sha256 = hashlib.sha256("".join([node.sha256, *(n.sha256 for n in nodes)]).encode()).hexdigest()
         with quietly("zarr"), as_image_errors(f"{folder}: cannot be read as a zarr array", DAMAGED):
             self._arrays = [open_array(node.folder) for node in nodes]
         self.dtype = pixel_dtype(self._arrays[0].dtype, self.name)
@@ -106,17 +108,6 @@ class ZarrImage(ChunkedImage):
             "dtype": str(self._arrays[0].dtype),
             "metadata_sha256": self._sha256,
         }
-
-
-def open_zarr(folder: Folder, *, axes: str | None) -> Image:
-    """Open a zarr folder: an OME-Zarr group, one of its levels, or a plain array."""
-    node = read_node(folder)
-    if node is None:
-        raise ImageNotFound(f"{folder}: {folder.what_lacks()}")
-    nodes, about = _array(node) if node.is_array else _group(node)
-    documents = [node.sha256, *(n.sha256 for n in nodes)]
-    sha256 = hashlib.sha256("".join(documents).encode()).hexdigest()
-    return ZarrImage(folder, nodes, about, axes=axes, sha256=sha256)
 
 
 def _group(node: Node) -> tuple[list[Node], Multiscales]:
