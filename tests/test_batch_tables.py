@@ -93,6 +93,15 @@ def test_a_rule_that_cannot_be_followed_is_refused_before_work(slides, tmp_path)
     assert not (masks / "a.zarr").exists()
 
 
+def test_a_plan_refuses_the_rules_of_a_list_that_the_batch_would_refuse(slides, tmp_path, tilenet_command):
+    (tmp_path / "list.csv").write_text("image,positive\na.tif,0>100\nb.tif,dab>0.2\n")
+    code, out, err = tilenet_command("plan", tmp_path / "list.csv", "--objects")
+    assert (code, "a.tif  fails" in out, "b.tif  fails" in out) == (2, False, True)
+    assert "1 of 2 images would fail" in err and "have the stains haematoxylin, eosin, dab" in err
+    code, out, err = tilenet_command("plan", tmp_path / "list.csv")
+    assert (code, out) == (2, "") and "positive 0>100 is for objects: ask for them, too (--objects" in err
+
+
 def test_no_table_takes_the_place_of_that_of_all_or_of_somebody_else_s(slides, tmp_path):
     twin = slides[0].rename(tmp_path / "Counts.tif")
     with pytest.raises(SettingsError, match=r"its table would be Counts\.csv, which is that of the whole batch"):

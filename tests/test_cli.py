@@ -254,6 +254,8 @@ BAD = [
     (["verify", "{d}/slide.tif"], "slide.tif"),
     (["info", "{d}/none"], "none"),
     (["plan", "{d}/text.tif"], "text.tif"),
+    (["plan", "{d}/slide.tif", "--scaling", "percentile:99,1"], "percentiles 99.0 and 1.0: give two from 0 to 100"),
+    (["plan", "{d}/slide.tif", "--scaling", "linear:0,0"], "a scaling cannot divide by 0"),
     (["convert", "{d}/text.tif", "-o", "{d}/m.safetensors"], "text.tif"),
     ([*SMALL, "--memory", "1.2.3G"], "is not a number of bytes"),
     ([*SMALL, "--memory", "0"], "is 0 bytes. Give a unit"),

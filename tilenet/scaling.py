@@ -10,7 +10,7 @@ turns it into the numbers of a `Scaling`, which the output records and all tiles
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -82,12 +82,20 @@ def needs_float64(dtype: np.dtype[Any]) -> bool:
     return dtype != np.float32 and dtype.itemsize > 2
 
 
-def resolve(rule: Mapping[str, Any], image: Image) -> Scaling:
-    """Turn a rule, as on the model card, into the numbers of a `Scaling` for one image; reads it for percentiles."""
+def check_rule(rule: Mapping[str, Any], image: Image) -> None:
+    """Raise what `resolve` raises about a rule, whatever the pixels are; reads none."""
+    resolve(rule, image, sample=lambda image: [np.zeros((image.n_channels, 1), image.dtype)])
+
+
+def resolve(rule: Mapping[str, Any], image: Image, *, sample: Callable[[Image], list[Pixels]] | None = None) -> Scaling:
+    """Turn a rule, as on the model card, into the numbers of a `Scaling` for one image; reads it for percentiles.
+
+    These are of the pixels that `sample` returns, by default `sample_pixels`.
+    """
     try:
         if unknown := set(rule) - {"method", *KEYS.get(rule.get("method", ""), rule)}:
             raise ValueError(f"it knows no {min(map(str, unknown))}")
-        scaling = _resolved(rule, image)
+        scaling = _resolved(rule, image, sample or sample_pixels)
         used = [*scaling.subtract, *scaling.divide, *(scaling.clip or (0, 1))]
         low, high = scaling.clip or (0, 1)
         if 0 in scaling.divide:
@@ -123,7 +131,7 @@ def _said(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _resolved(rule: Mapping[str, Any], image: Image) -> Scaling:
+def _resolved(rule: Mapping[str, Any], image: Image, sample: Callable[[Image], list[Pixels]]) -> Scaling:
     clip = _clip_of(rule)
     match rule.get("method"):
         case "none":
@@ -135,7 +143,7 @@ def _resolved(rule: Mapping[str, Any], image: Image) -> Scaling:
                 raise SettingsError(
                     f"percentiles {rule['low']} and {rule['high']}: give two from 0 to 100, the lower one first"
                 )
-            return of_percentiles(sample_pixels(image), rule, name=image.name)
+            return of_percentiles(sample(image), rule, name=image.name)
         case other:
             raise ModelError(f"model card: scaling method {other!r} is none of {', '.join(KEYS)}")
 

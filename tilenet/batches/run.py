@@ -136,7 +136,7 @@ def batch(
     paths = [images] if isinstance(images, str | Path) else images
     items = read_image_list(paths, model=model, options=common, positive=positive)
     for item in items:
-        _check(item, objects=objects, table=table, polygons=polygons, client=client)
+        check_item(item, objects=objects, table=table, polygons=polygons, client=client)
     if share:
         items = items[share[0] - 1 :: share[1]]
     if objects:
@@ -170,7 +170,9 @@ def _make_folder(out: str | Path) -> None:
         raise EnvironmentFault(f"{out}: cannot be made a folder ({error.strerror}). Choose another path") from error
 
 
-def _check(item: BatchItem, *, objects: bool, table: bool, polygons: bool, client: Client | None) -> None:
+def check_item(
+    item: BatchItem, *, objects: bool, table: bool, polygons: bool = False, client: Client | None = None
+) -> None:
     """Raise before any work if an item cannot be carried out."""
     if objects:
         refuse_with_objects(item.options.output)

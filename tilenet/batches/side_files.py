@@ -77,9 +77,9 @@ class SideFiles:
             refuse_protected(polygons_beside(mask), regions=item.within[0].path if item.within else None)
             refuse_protected(polygons_beside(mask), tissue=item.options.tissue)
         if (self.table or self.polygons) and (self.min_area is not None or item.positive or self.columns.stains):
-            self._check_image(item, footprint)
+            self.check_image(item, footprint)
 
-    def _check_image(self, item: BatchItem, footprint: Footprint | None) -> None:
+    def check_image(self, item: BatchItem, footprint: Footprint | None = None) -> None:
         """Raise `SettingsError` if areas will have no meaning in an image's mask, or it lacks a stain or channel."""
         options = item.options
         try:

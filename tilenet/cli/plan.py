@@ -40,9 +40,12 @@ def plan(images: tuple[str, ...], objects: bool, as_json: bool, **options: Any) 
     quotes, and lists: these get a line each, and their sum.
     """
     from tilenet.batches.image_list import read_image_list
+    from tilenet.batches.run import check_item
     from tilenet.jobs.options import Options
 
     items = read_image_list(images, model=options.pop("model"), options=Options(**options))
+    for item in items:  # tables, for which some lists give rules and regions, are no option here
+        check_item(item, objects=objects, table=bool(item.positive or item.within))
     # Warnings alone: what a run would remark is in the plan.
     with remarks(shown=not as_json, level=logging.WARNING) as said:
         if [item.image for item in items] == [*images[:1]]:
@@ -58,13 +61,13 @@ def plan(images: tuple[str, ...], objects: bool, as_json: bool, **options: Any) 
 
 
 def _job_of(item: BatchItem, objects: bool) -> Job:
-    from tilenet.jobs.options import refuse_with_objects
+    """Return the job of a run; refuse what `batch` would refuse of the image, too."""
+    from tilenet.batches.side_files import SideFiles
     from tilenet.jobs.setup import make_job
 
-    options = item.options
-    if objects:
-        refuse_with_objects(options.output)
-        options = replace(options, output="objects")
+    if item.positive:
+        SideFiles(table=True).check_image(item)
+    options = replace(item.options, output="objects") if objects else item.options
     return make_job(item.image, item.model, options)
 
 

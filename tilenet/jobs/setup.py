@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tilenet import machine
 from tilenet.bands import Demand
-from tilenet.card import ModelCard
+from tilenet.card import ModelCard, parse_scaling
 from tilenet.decide import Decision
 from tilenet.errors import ModelError, SettingsError
 from tilenet.footprint import Footprint
@@ -31,6 +31,7 @@ from tilenet.readers.image import Image
 from tilenet.readers.resampled import in_plane
 from tilenet.region import find_roi
 from tilenet.resolution import FINEST, Resolution
+from tilenet.scaling import check_rule
 from tilenet.sizes import gigabytes, memory_option, plan_tiles
 from tilenet.store import is_ours, refuse_unfinished
 from tilenet.tissue import detection
@@ -102,6 +103,7 @@ def _make_job(
 ) -> Job:
     network, card, source = model
     taken = as_network_input(opened, network, card, options, footprint)
+    check_rule(options.scaling or parse_scaling(card.scaling), taken.image)
     _remark_widths(taken, options, source)
     inside = placed_in(target, opened, taken.resolution) if target else {}
     answer = ask(network, footprint, taken.image.n_channels)
