@@ -209,6 +209,17 @@ def test_scenes_of_a_czi_form_one_image_and_lie_as_on_the_stage(tmp_path):
         np.testing.assert_array_equal(whole(image)[0], expected)
 
 
+def test_a_czi_that_is_cut_within_its_last_part_is_refused_when_it_is_opened(czi_file):
+    path = czi_file(RANDOM.integers(1, 250, (1, 1, 1, 30, 90)).astype(np.uint8))
+    whole = path.read_bytes() + struct.pack("<16sqq", b"ZISRAWATTACH", 64, 60) + bytes(64)
+    for lost in (0, 4):  # at first nothing, then bytes that nothing is in
+        path.write_bytes(whole[: len(whole) - lost])
+        assert open_image(path).shape == (30, 90)
+    path.write_bytes(whole[:-5])
+    with pytest.raises(ImageError, match=rf"image\.czi: is cut off at byte {len(whole) - 5}, of {len(whole) - 4} at l"):
+        open_image(path)
+
+
 def test_a_czi_is_read_in_pieces_that_fit_together(czi_file, monkeypatch):
     pixels = RANDOM.integers(1, 60000, (1, 1, 1, 70, 120)).astype(np.uint16)
     monkeypatch.setattr("tilenet.readers.czi.SIDE", (32, 32))

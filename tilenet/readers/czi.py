@@ -8,6 +8,8 @@ decoded pieces are cached for later reads.
 from __future__ import annotations
 
 import hashlib
+import os
+import struct
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -36,6 +38,9 @@ PIXELS = {
 }
 HEADER_BYTES = 1024
 METRE = 1e6
+# Where the header says at which bytes the directory, the metadata and the directory of attachments begin; and what each
+# part of the file begins with: its kind, the bytes that are kept for it, and the bytes that it takes of these.
+PLACES, PART = (84, struct.Struct("<qq4xq")), struct.Struct("<16sqq")
 
 
 class CziImage(ChunkedImage):
@@ -51,6 +56,7 @@ class CziImage(ChunkedImage):
         self._czi: Any = None
         try:
             with as_image_errors(f"{path}: cannot be read as a CZI", DAMAGED):
+                _refuse_cut(path)
                 self._czi = czi.CziReader(path)
                 self._read_metadata(axes)
                 check_missing(self.n_missing, missing, name=path, pieces=f"{prod(self._maps[0].shape[:3])} planes")
@@ -139,6 +145,24 @@ class CziImage(ChunkedImage):
             czi, self._czi = self._czi, None
             if czi is not None:
                 czi.close()
+
+
+def _refuse_cut(path: str) -> None:
+    """Refuse a file that ends within one of its last parts, which libCZI would notice when that is read, if ever."""
+    with Path(path).open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(PLACES[0])
+        at = max(0, *PLACES[1].unpack(file.read(PLACES[1].size)))
+        while at + PART.size <= size:
+            file.seek(at)
+            kind, kept, used = PART.unpack(file.read(PART.size))
+            if not kind.startswith((b"ZISRAW", b"DELETED")) or kept < 0:
+                return
+            if at + PART.size + used > size:
+                raise ImageError(
+                    f"{path}: is cut off at byte {size}, of {at + PART.size + used} at least. Get it again"
+                )
+            at += PART.size + kept
 
 
 def _micrometres(metres: str | None) -> float | None:
