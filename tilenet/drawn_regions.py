@@ -70,16 +70,20 @@ def read_regions(path: str | Path, *, named: bool = True) -> list[Drawn]:
 
     A region has its name, or else that of its class; if it has neither, it is called by its place in the file.
     Names that occur several times are numbered. With `named`, warnings tell of names that are not as they were given.
+    Of the detections that `write_geojson` wrote of classes, all of one class are one region.
     """
     path = Path(path)
     names, areas, nameless, missing = [], [], [], []
-    for number, feature in enumerate(_features(path), 1):
+    features, ours = _features(path)
+    if ours and all(map(_is_of_class, features)):
+        return _classes(path, features, named=named)
+    for number, feature in enumerate(features, 1):
         name = _name(feature)
         where = f"{path}: feature {number}" + (f" ({name})" if name else "")
         if _properties(feature).get("isMissing") is True:
             missing.append(name or f"feature {number}")
             continue
-        _refuse_found(feature, where)
+        _refuse_found(feature, where, ours=ours)
         areas.append(_valid(_area(feature.get("geometry"), where), where))
         names.append((_writable(name, where) if named else name) or f"region {number}")
         nameless += [] if name else names[-1:]
@@ -113,7 +117,21 @@ def _writable(name: str, where: str) -> str:
     return name
 
 
-def _features(path: Path) -> list[dict[str, Any]]:
+def _classes(path: Path, features: Sequence[dict[str, Any]], *, named: bool) -> list[Drawn]:
+    """Return one region for each class of a mask, of all polygons of that class, which do not overlap."""
+    parts: dict[str, list[Any]] = {}
+    for number, feature in enumerate(features, 1):
+        name = _name(feature)
+        where = f"{path}: feature {number} ({name})"
+        parts.setdefault(name, []).extend(shapely.get_parts(_valid(_area(feature.get("geometry"), where), where)))
+    return [
+        Drawn(_writable(name, f"{path}: the class {name}") if named else name, MultiPolygon(several), path)
+        for name, several in parts.items()
+    ]
+
+
+def _features(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """Return the features of a file, and whether `tilenet.write_geojson` wrote it."""
     how = "In QuPath, select the annotations, and use File > Export objects as GeoJSON, not compressed"
     try:
         held = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -129,12 +147,14 @@ def _features(path: Path) -> list[dict[str, Any]]:
         features = [held]  # as QuPath writes a single object
     if not isinstance(features, list):
         raise SettingsError(f"{path}: is neither a FeatureCollection, nor a list of features, nor one. {how}")
+    ours = isinstance(held, dict) and "tilenet" in held
     if not features:
+        how = "Its mask is all background: leave it out" if ours else how
         raise SettingsError(f"{path}: has no regions. {how}")
     for number, feature in enumerate(features, 1):
         if not isinstance(feature, dict) or feature.get("type") != "Feature":
             raise SettingsError(f"{path}: entry {number} is not a Feature. {how}")
-    return features
+    return features, ours
 
 
 def _properties(feature: dict[str, Any]) -> dict[str, Any]:
@@ -152,10 +172,18 @@ def _name(feature: dict[str, Any]) -> str:
     return " ".join(str(said.get("name") or kind or "").split())
 
 
-def _refuse_found(feature: dict[str, Any], where: str) -> None:
+def _is_of_class(feature: dict[str, Any]) -> bool:
+    """Return whether a feature that tilenet wrote is a region of a class: an object has its number as its name."""
+    said = _properties(feature)
+    return said.get("objectType") == "detection" and "name" not in said and bool(_name(feature))
+
+
+def _refuse_found(feature: dict[str, Any], where: str, *, ours: bool) -> None:
     said = _properties(feature)
     # As QuPath reads them (QuPathTypeAdapters in its source): its version 0.2 wrote what an object is as its id.
     kind = next((said[key] for key in ("objectType", "object_type", "type") if key in said), feature.get("id"))
+    if kind in FOUND and ours:
+        raise SettingsError(f"{where} is an object, not a region. Give polygons of classes, or write these with --as annotation")
     if kind in FOUND:
         raise SettingsError(f"{where} is a {kind}, not a region. In QuPath, select the annotations, and export those")
     if said.get("childObjects") or said.get("children"):
