@@ -183,7 +183,9 @@ def _refuse_found(feature: dict[str, Any], where: str, *, ours: bool) -> None:
     # As QuPath reads them (QuPathTypeAdapters in its source): its version 0.2 wrote what an object is as its id.
     kind = next((said[key] for key in ("objectType", "object_type", "type") if key in said), feature.get("id"))
     if kind in FOUND and ours:
-        raise SettingsError(f"{where} is an object, not a region. Give polygons of classes, or write these with --as annotation")
+        raise SettingsError(
+            f"{where} is an object, not a region. Give polygons of classes, or write these with --as annotation"
+        )
     if kind in FOUND:
         raise SettingsError(f"{where} is a {kind}, not a region. In QuPath, select the annotations, and export those")
     if said.get("childObjects") or said.get("children"):
