@@ -25,6 +25,7 @@ PAGES = [*(folder / "README.md" for folder in FOLDERS), *sorted((ROOT / "docs").
 
 def commands_of(text):
     """Return every `tilenet ...` command line of a page that is to be typed, and those that are mentioned."""
+    text = re.sub(r"\\\n +", "", text)  # a line that goes on below
     lines = re.findall(r"^ {4,}(tilenet [a-z].*)$", text, re.M) + re.findall(r"&& (tilenet [^&\n]+)", text)
     return [line.strip() for line in lines], re.findall(r"`(tilenet [^`]+)`", text)
 
@@ -88,6 +89,7 @@ def test_the_check_of_commands_can_fail():
     assert "Missing parameter" in refusal("tilenet verify --windows 3")
     assert "'lots' is not a number of bytes" in refusal("tilenet segment x -o y --memory lots")
     assert commands_of("    tilenet plan x\nor `tilenet info`\n") == (["tilenet plan x"], ["tilenet info"])
+    assert commands_of("    tilenet plan x \\\n      --titel 3\n") == (["tilenet plan x --titel 3"], [])
 
 
 def test_one_block_installs_and_runs_and_the_next_one_tests():
