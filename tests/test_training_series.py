@@ -93,6 +93,25 @@ def test_planes_of_a_stack_train_a_2d_network_where_they_are_called_frames(tmp_p
         )
 
 
+@pytest.mark.parametrize("channels", [1, "DAPI"])
+def test_a_model_of_chosen_channels_is_the_one_of_images_that_have_no_others(tmp_path, channels):
+    alone, among = tmp_path / "alone", tmp_path / "among"
+    for seed in range(2):
+        labels = frames(seed, 1)[0]
+        image, _ = write_series(alone, f"cells{seed}", labels, "YX")
+        stained = np.stack([np.full_like(image, 9), image])
+        names = {"axes": "CYX", "Channel": {"Name": ["actin", "DAPI"]}}
+        write_series(among, f"cells{seed}", labels, "YX")
+        tifffile.imwrite(among / "images" / f"cells{seed}.ome.tif", stained, metadata=names)
+    one = train(alone, alone / "m.safetensors", recipe=SMALL)
+    chosen = train(among, among / "m.safetensors", recipe=SMALL, channels=channels)
+    every = train(among, among / "all.safetensors", recipe=SMALL)
+    assert [model.in_channels for model in (one, chosen, every)] == [1, 1, 2]
+    assert fingerprint(one) == fingerprint(chosen)
+    with pytest.raises(ImageError, match=r"cells0\.ome\.tif: has no channel 'Ki67' \(actin, DAPI\)"):
+        train(among, among / "none.safetensors", recipe=SMALL, channels="Ki67")
+
+
 def test_a_series_whose_labels_are_a_volume_is_refused(tmp_path):
     image, _ = write_series(tmp_path, "a", frames(0), "ZYX")
     tifffile.imwrite(tmp_path / "images" / "a.ome.tif", image, metadata={"axes": "TYX"})

@@ -48,6 +48,11 @@ PIXEL_SIZE = click.option(
     type=Parsed("UM or Z,Y,X", "readers.calibrated", "parse_pixel_size"),
     help="Micrometres per pixel at level 0, where the file does not say, or in place of what it says.",
 )
+CHANNELS = click.option(
+    "--channels",
+    type=Parsed("N or NAME,...", "jobs.options", "parse_channels"),
+    help="Channels the network sees, in its order, by number or name.",
+)
 # How to read an image and cut it into tiles.
 image_options = with_options(
     click.option(
@@ -63,11 +68,7 @@ image_options = with_options(
     ),
     AXES,
     PIXEL_SIZE,
-    click.option(
-        "--channels",
-        type=Parsed("N or NAME,...", "jobs.options", "parse_channels"),
-        help="Channels the network sees, in its order, by number or name.",
-    ),
+    CHANNELS,
     click.option("--roi", type=PART, help="The part to take, in px of what the network sees.  [default: all]"),
     click.option(
         "--tissue",

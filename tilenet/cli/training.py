@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli.options import JSON, NUMBERS, QUIET, Parsed, with_options
+from tilenet.cli.options import CHANNELS, JSON, NUMBERS, QUIET, Parsed, with_options
 from tilenet.cli.output import remarks, show, tell
 from tilenet.training.recipe import RATES, Recipe
 
@@ -121,6 +121,7 @@ recipe_options = with_options(
     help="Letters of tczyx, one per array axis, where the files do not say. Frames along t are images of their own; "
     "yx then makes a 2-D network, zyx a 3-D one.",
 )
+@CHANNELS
 @click.option(
     "--scaling",
     help="How the intensities of each file are scaled, in training and in each use of the model: none, "
@@ -136,6 +137,7 @@ def train(
     out: Path,
     start: str | None,
     axes: str | None,
+    channels: Sequence[int | str] | None,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -153,7 +155,8 @@ def train(
     keep_freed_memory()
     recipe = Recipe(**{name: value for name, value in said.items() if value is not None})
     progress, began = None if quiet else _tell_epoch, time.perf_counter()
-    how: dict[str, Any] = {"start": start, "axes": axes, "resume": resume, "overwrite": overwrite}
+    how: dict[str, Any] = {"start": start, "axes": axes, "channels": channels}
+    how |= {"resume": resume, "overwrite": overwrite}
     with remarks(shown=not quiet) as remarked:
         network = train_network(data, out, recipe=recipe, progress=progress, **how)
     scores = network.card.metrics if network.card else {}

@@ -19,6 +19,9 @@ from tilenet.readers import open_image
 from tilenet.scaling import resolve
 from tilenet.training.recipe import Recipe
 
+# Which channels of each image are read, by number or name; None for all.
+Channels = int | str | Sequence[int | str] | None
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -47,13 +50,19 @@ def find_pairs(folder: str | Path) -> dict[str, tuple[Path, Path]]:
 
 
 def read_pair(
-    name: str, image: Path, label: Path, *, scaling: Mapping[str, Any], axes: str | None = None
+    name: str,
+    image: Path,
+    label: Path,
+    *,
+    scaling: Mapping[str, Any],
+    axes: str | None = None,
+    channels: Channels = None,
 ) -> list[Pair]:
     """Read an image, scaled by the rule, and its labels: one pair, or one for each frame of a time series.
 
     `ImageError` if their shapes differ, pixels are not finite, or the labels are plainly an image.
     """
-    pixels = read_scaled(image, scaling, axes=axes)
+    pixels = read_scaled(image, scaling, axes=axes, channels=channels)
     labels = read_labels(label, axes=axes and axes.replace("c", ""))
     wanted, found = describe_frames([frame[0] for frame in pixels]), describe_frames(labels)
     if wanted != found:
@@ -68,9 +77,11 @@ def read_pair(
     return [Pair(name, frame, of_frame) for frame, of_frame in zip(pixels, labels, strict=True)]
 
 
-def read_scaled(path: str | Path, rule: Mapping[str, Any], *, axes: str | None = None) -> list[NDArray[np.float32]]:
+def read_scaled(
+    path: str | Path, rule: Mapping[str, Any], *, axes: str | None = None, channels: Channels = None
+) -> list[NDArray[np.float32]]:
     """Return the pixels (C, *n) of each frame of an image, 2-D or 3-D; the rule scales all frames alike."""
-    with open_image(path, axes=axes) as image:
+    with open_image(path, axes=axes, channels=channels) as image:
         pixels = image.read_inside(Box.of_shape(image.box_shape))
         scaled, along = resolve(rule, image).apply(pixels), image.box_axes
     for values in (pixels, scaled):
@@ -79,15 +90,17 @@ def read_scaled(path: str | Path, rule: Mapping[str, Any], *, axes: str | None =
     return frames_of(scaled, along, path)
 
 
-def read_pairs(folder: str | Path, scaling: Mapping[str, Any], *, axes: str | None = None) -> list[Pair]:
+def read_pairs(
+    folder: str | Path, scaling: Mapping[str, Any], *, axes: str | None = None, channels: Channels = None
+) -> list[Pair]:
     """Read all pairs of a folder, frame by frame; they must agree in channels and number of axes.
 
     A grey image among colour images gets three equal channels.
     """
     paths = find_pairs(folder)
-    read = (read_pair(name, *files, scaling=scaling, axes=axes) for name, files in paths.items())
+    read = (read_pair(name, *files, scaling=scaling, axes=axes, channels=channels) for name, files in paths.items())
     pairs = list(chain.from_iterable(read))
-    channels, first = max(len(p.image) for p in pairs), paths[pairs[0].name][0]
+    most, first = max(len(p.image) for p in pairs), paths[pairs[0].name][0]
     for p in pairs:
         image = paths[p.name][0]
         if p.label.ndim != pairs[0].label.ndim:
@@ -95,9 +108,12 @@ def read_pairs(folder: str | Path, scaling: Mapping[str, Any], *, axes: str | No
                 f"{image}: has {p.label.ndim} axes, {first.name} has {pairs[0].label.ndim}. Use images with the same "
                 f"number of axes"
             )
-        if len(p.image) != channels and (len(p.image), channels) != (1, 3):
-            raise ImageError(f"{image}: has {len(p.image)} channels, others have {channels}. Train on images alike")
-    return [Pair(p.name, np.broadcast_to(p.image, (channels, *p.label.shape)), p.label) for p in pairs]
+        if len(p.image) != most and (len(p.image), most) != (1, 3):
+            raise ImageError(
+                f"{image}: has {len(p.image)} channels, others have {most}. Train on images alike, or choose channels "
+                f"(--channels)"
+            )
+    return [Pair(p.name, np.broadcast_to(p.image, (most, *p.label.shape)), p.label) for p in pairs]
 
 
 def chosen_of(

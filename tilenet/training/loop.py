@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -64,6 +64,7 @@ def train(
     start: str | Path | None = None,
     card: ModelCard | None = None,
     axes: str | None = None,
+    channels: int | str | Sequence[int | str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     leave_out: Collection[str] = (),
@@ -88,6 +89,9 @@ def train(
     axes : str, optional
         Axes of the images, for files that do not state them (``"zyx"``). Apart from channels and time, images
         of two axes train a 2-D network, those of three a 3-D one; frames along ``t`` are images of their own.
+    channels : int, str or sequence of them, optional
+        The channels of every image that the network sees, in its order, by number or name; by default all. A run
+        of the model on images with more channels needs the same choice.
     resume : bool
         Resume after the last finished epoch of a killed training, or start a new one.
     overwrite : bool
@@ -119,7 +123,7 @@ def train(
     recipe, out = recipe or Recipe(), Path(out)
     _check_place(out, start, resume=resume, overwrite=overwrite)
     scaling = parse_scaling(recipe.scaling)
-    chosen = chosen_of(read_pairs(data, scaling, axes=axes), recipe, leave_out, validate_on)
+    chosen = chosen_of(read_pairs(data, scaling, axes=axes, channels=channels), recipe, leave_out, validate_on)
     run = _Run(recipe, Folder(out), chosen, card or ModelCard())
     begun = {"images": digest_of(chosen), "start": None, **{f"card's {k}": v for k, v in run.card.to_dict().items()}}
     if start is not None:
