@@ -13,6 +13,7 @@ from decimal import Decimal
 from itertools import product
 from math import prod
 from operator import index
+from typing import Any
 
 from tilenet.arguments import known_options
 from tilenet.bands import Demand
@@ -122,7 +123,7 @@ def plan_tiles(
         )
     planes = _default_planes(shape[:outer], inner, blocks)
     plan = Plan(shape, footprint.with_outer(outer), (1,) * outer + tiles, planes + blocks, origin=origin)
-    return replace(plan, batch=_default_batch(plan, demand, room) if batch is None else _batch(batch))
+    return replace(plan, batch=_default_batch(plan, demand, room) if batch is None else whole_number(batch, "batch", 1))
 
 
 def _check_shape(shape: tuple[int, ...], footprint: Footprint, origin: tuple[int, ...]) -> None:
@@ -238,14 +239,15 @@ def _default_batch(plan: Plan, demand: Demand, room: int) -> int:
     return next((n for n in range(most, 1, -1) if demand.of(read, n) <= room), 1)
 
 
-def _batch(value: int) -> int:
+def whole_number(value: Any, name: str, least: int) -> int:
+    """Return an int of at least `least`; a float with an integer value is accepted."""
     try:
-        batch = index(value)
+        number = int(value) if isinstance(value, float) and value.is_integer() else int(index(value))
     except TypeError:
-        batch = 0
-    if batch < 1:
-        raise SettingsError(f"batch {value!r}: give a whole number, 1 at least")
-    return batch
+        number = least - 1
+    if number < least:
+        raise SettingsError(f"{name} {value!r}: give a whole number, {least} at least")
+    return number
 
 
 def _read_shape(part: Box, footprint: Footprint, tile: tuple[int, ...]) -> tuple[int, ...]:

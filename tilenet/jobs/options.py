@@ -16,7 +16,7 @@ from tilenet.readers.calibrated import parse_pixel_size
 from tilenet.readers.guards import Missing
 from tilenet.region import Roi
 from tilenet.resolution import refuse_both
-from tilenet.sizes import LEAST_MEMORY, parse_bytes
+from tilenet.sizes import LEAST_MEMORY, parse_bytes, whole_number
 
 # More threads than any processor has.
 MOST_THREADS = 4096
@@ -122,7 +122,8 @@ class Options:
         if isinstance(self.memory, str):
             put("memory", parse_bytes(self.memory))
         for name, least in (("level", 0), ("threads", 1), ("batch", 1), ("memory", LEAST_MEMORY)):
-            put(name, _count(getattr(self, name), name, least))
+            if (value := getattr(self, name)) is not None:
+                put(name, whole_number(value, name, least))
         if self.threads is not None and self.threads > MOST_THREADS:
             raise SettingsError(f"threads {self.threads}: give {MOST_THREADS} at most")
         for name, kind, what in KINDS:
@@ -209,19 +210,6 @@ def _rule(scaling: Any) -> dict[str, Any]:
     if not isinstance(rule, dict):
         raise SettingsError(f"scaling {rule!r}: give a rule, such as {{'method': 'none'}}, or its text")
     return rule
-
-
-def _count(value: Any, name: str, least: int) -> int | None:
-    """Return an int of at least `least`, None for None; a float with an integer value is accepted."""
-    if value is None:
-        return None
-    try:
-        number = int(value) if isinstance(value, float) and value.is_integer() else int(index(value))
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise SettingsError(f"{name} {value!r}: give a whole number, {least} at least")
-    return number
 
 
 def _of_kind(value: Any, name: str, kind: type, what: str) -> Any:

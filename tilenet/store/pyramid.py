@@ -70,11 +70,6 @@ class CoarserBlock:
 ShardMaker = Callable[[Iterable[CoarserBlock]], Iterator[bytes | None]]
 
 
-def shards_one_by_one(blocks: Iterable[CoarserBlock]) -> Iterator[bytes | None]:
-    """Make shards one by one, in this thread: with two threads, a run of a small network took 543 MB instead of 456."""
-    return (block.shard() for block in blocks)
-
-
 def sources(layout: Layout, level: int, index: int) -> Iterator[int]:
     """Yield the blocks of the finer level that hold pixels of this block."""
     box = doubled(layout.box(level, index)) & Box.of_shape(layout.levels[level - 1])

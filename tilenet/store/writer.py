@@ -14,7 +14,7 @@ from tilenet.store.file_system import ACCESSED, faults_named
 from tilenet.store.label_list import enlist
 from tilenet.store.metadata import OWN
 from tilenet.store.opening import OpenedStore
-from tilenet.store.pyramid import Damaged, ShardMaker, shards_one_by_one
+from tilenet.store.pyramid import Damaged, ShardMaker
 from tilenet.store.seal import seal, tidy, write_root
 
 
@@ -86,7 +86,6 @@ class Store(OpenedStore):
         if not self.complete:
             self._lead()
         self._refuse_pending(0)
-        make_shards = make_shards or shards_one_by_one
         work = [(level, list(self.pending(level))) for level in range(1, len(self.layout.levels))]
         done, total = 0, sum(len(indices) for _, indices in work)
         for level, indices in work:  # in order: each level is made from the one before
@@ -97,9 +96,11 @@ class Store(OpenedStore):
                 if progress:
                     progress(done, total)
 
-    def _shards(self, level: int, indices: Iterable[int], make_shards: ShardMaker) -> Iterator[bytes | None]:
+    def _shards(self, level: int, indices: Iterable[int], make_shards: ShardMaker | None) -> Iterator[bytes | None]:
+        blocks = (self._blocks.coarser(level, index) for index in indices)
         try:
-            yield from make_shards(self._blocks.coarser(level, index) for index in indices)
+            # One by one in this thread: with two threads, a run of a small network took 543 MB instead of 456.
+            yield from make_shards(blocks) if make_shards else (block.shard() for block in blocks)
         except Damaged as error:
             raise self._blocks.lose([*error.args]) from error
 
