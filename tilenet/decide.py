@@ -84,7 +84,8 @@ class Decision:
         level = card.threshold if threshold is None else threshold
         if card.output == "sigmoid" and not 0 < level < 1:
             raise SettingsError(f"threshold {level} is not between 0 and 1")
-        depths = _depths_of(card) if output == "objects" else ()
+        says_depth = card.output == "softmax" and card.classes == DEPTH_CLASSES
+        depths = tuple(np.linspace(0, 1, len(DEPTH_CLASSES)).tolist()) if output == "objects" and says_depth else ()
         arrays = ("mask", "probabilities") if depths else ARRAYS_OF_OUTPUT[output]
         return cls(card.output, card.mask_of_class, level, arrays, "float16" if depths else probability_dtype, depths)
 
@@ -166,13 +167,6 @@ def _softmax(logits: Logits) -> Logits:
     powers: Logits = np.exp(logits - logits.max(axis=0))
     powers /= powers.sum(axis=0)
     return powers
-
-
-def _depths_of(card: ModelCard) -> tuple[float, ...]:
-    """Return how deep inside an object each class lies, in even steps; empty if a card's classes do not say that."""
-    if card.output != "softmax" or card.classes != DEPTH_CLASSES:
-        return ()
-    return tuple(np.linspace(0, 1, len(DEPTH_CLASSES)).tolist())
 
 
 def depth_of(probabilities: NDArray[Any], depths: Sequence[float]) -> NDArray[np.float32]:

@@ -81,9 +81,10 @@ class AxisFootprint:
     def output_length(self, length: int) -> int:
         """Return the output length for an input length, which must be legal."""
         if not self.is_legal(length):
+            above = self.legal_at_least(length)
+            near = ", ".join(str(n) for n in (above - self.step, above) if n >= self.smallest)
             raise SettingsError(
-                f"an input of {length} is not legal; nearest: "
-                f"{', '.join(str(n) for n in self._around(length))} (every {self.step} from {self.smallest})"
+                f"an input of {length} is not legal; nearest: {near} (every {self.step} from {self.smallest})"
             )
         return length - 2 * self.lost
 
@@ -97,10 +98,6 @@ class AxisFootprint:
         length = self.legal_at_least(stop - origin + self.spoiled[1] + 2 * self.lost)
         read = (origin - self.lost, origin - self.lost + length)
         return read, (start - origin, stop - origin)
-
-    def _around(self, length: int) -> list[int]:
-        above = self.legal_at_least(length)
-        return [n for n in (above - self.step, above) if n >= self.smallest]
 
     @classmethod
     def of_walk(cls, walk: Callable[[int], Extent]) -> AxisFootprint:

@@ -137,10 +137,11 @@ class Options:
 
     def filled_from(self, record: Mapping[str, Any]) -> Options:
         """Return the options with those not given filled in from a run record."""
+        unsaid = {f.name for f in fields(self) if getattr(self, f.name) is None}
         # Only the record of objects in pixels of unequal sides has a spacing.
-        record = {"spacing": (), **record}
-        unsaid = [f.name for f in fields(self) if getattr(self, f.name) is None and f.name in record]
-        return replace(self, **{name: _frozen(record[name]) for name in unsaid})
+        said: dict[str, Any] = {k: v for k, v in {"spacing": (), **record}.items() if k in unsaid}
+        said |= {k: tuple(v) for k, v in said.items() if isinstance(v, list)}
+        return replace(self, **said)
 
 
 def parse_channels(text: str) -> tuple[int | str, ...]:
@@ -219,7 +220,3 @@ def _of_kind(value: Any, name: str, kind: type, what: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool) or value != value:  # NaN
         raise SettingsError(f"{name} {value!r}: give {what}")
     return value if isinstance(value, str | int | float) else float(value)  # type: ignore[arg-type]
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tilenet.store.journal import MERGED, Journal, Written
+from tilenet.store.journal import MERGED, Written
 from tilenet.store.layout import Layout
 from tilenet.store.metadata import OWN
 
@@ -42,7 +42,9 @@ class Damage:
 def find_damage(blocks: Blocks) -> Iterator[Damage]:
     """Yield every damaged file of the blocks in the journal, and all others (see `blocks_lost`); reads each once."""
     path, layout, journal = blocks.path, blocks.layout, blocks.journal
-    yield from _documents_changed(path, journal)
+    for file, of_document in journal.documents.items():
+        if what := _compare(path / file, of_document):
+            yield Damage(file, what)
     for level in range(len(layout.levels)):
         for index in range(layout.n_blocks(level)):
             if written := journal.files(level, index):
@@ -82,12 +84,6 @@ def _compare(path: Path, written: Written | None) -> str:
     if not path.exists():
         return "missing"
     return "changed" if os.access(path, os.R_OK) else "unreadable"
-
-
-def _documents_changed(path: Path, journal: Journal) -> Iterator[Damage]:
-    for file, written in journal.documents.items():
-        if what := _compare(path / file, written):
-            yield Damage(file, what)
 
 
 def _extra_files(path: Path, layout: Layout, array: str) -> Iterator[Damage]:
