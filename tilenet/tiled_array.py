@@ -103,14 +103,13 @@ class Tiles:
     def _tile(self, corner: tuple[int, ...]) -> NDArray[Any]:
         """Compute the values (K, *write) of the tile whose first pixel is `corner`; K is 1 for a mask."""
         job, plan = self._job, self.plan
-        tile, ndim = tile_of(plan.footprint, cell_box(corner, plan.tile, plan.shape)), job.footprint.ndim
+        tile = tile_of(plan.footprint, cell_box(corner, plan.tile, plan.shape))
         try:
-            pixels = job.image.read(tile.read)
-            predictor = self._shared_predictor()
+            batch, predictor = job.read(tile), self._shared_predictor()
             # One forward pass at a time: PyTorch has threads of its own, and the memory is planned for one pass.
             with _one_pass_at_a_time, machine.threads(job.record["threads"]):
-                logits = predictor(pixels.reshape(1, len(pixels), *pixels.shape[-ndim:]))[0]
-            (values,) = job.decision(cropped_logits(tile, logits, ndim)).values()
+                logits = predictor(batch)[0]
+            (values,) = job.decision(cropped_logits(tile, logits, job.footprint.ndim)).values()
         except TilenetError:
             raise
         except Exception as error:

@@ -115,8 +115,7 @@ class _Passes:
 
     def __init__(self, job: Job, threads: int, scaling: Scaling, clock: Callable[[], float]) -> None:
         self._tiles, self._threads, self._clock, self._decision = _middle_batch(job), threads, clock, job.decision
-        read, ndim = [job.image.read(tile.read) for tile in self._tiles], job.footprint.ndim
-        self._batch = np.stack([pixels.reshape(len(pixels), *pixels.shape[-ndim:]) for pixels in read])
+        self._batch = np.concatenate([job.read(tile) for tile in self._tiles])
         self._predictor = deciding(job.predictor(scaling))
 
     def rate(self) -> float:

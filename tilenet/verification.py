@@ -285,8 +285,6 @@ def _compare(mask: AnyMask, job: Job, predictor: Predictor, box: Box, found: Ver
 
 def forward(job: Job, predictor: Predictor, box: Box) -> NDArray[Any]:
     """Return the logits (K, *n) of a box, computed in a single forward pass."""
-    tile, ndim = tile_of(job.plan.footprint, box, job.plan.origin), job.footprint.ndim
-    pixels = job.image.read(tile.read)
-    batch = pixels.reshape(1, len(pixels), *pixels.shape[-ndim:])
-    logits: NDArray[Any] = predictor(batch)[0]
-    return logits[(slice(None), *tile.crop.slices[-ndim:])]
+    tile = tile_of(job.plan.footprint, box, job.plan.origin)
+    logits: NDArray[Any] = predictor(job.read(tile))[0]
+    return logits[(slice(None), *tile.crop.slices[-job.footprint.ndim :])]

@@ -25,7 +25,7 @@ from tilenet.decide import Decision
 from tilenet.errors import ImageError
 from tilenet.footprint import Footprint
 from tilenet.models.saved import fingerprint
-from tilenet.plan import Plan
+from tilenet.plan import Plan, Tile
 from tilenet.predict import predictors
 from tilenet.predict.last_bits import numerics_of, remark_other_bits
 from tilenet.predict.memory import bytes_saved, weight_bytes
@@ -33,7 +33,7 @@ from tilenet.predict.on_cpu import CpuPredictor
 from tilenet.predict.on_gpu import GpuPredictor
 from tilenet.prefetch import prefetch_depth
 from tilenet.probe.claims import Answer
-from tilenet.readers.image import READERS, Image
+from tilenet.readers.image import READERS, Image, Pixels
 from tilenet.resolution import Resolution
 from tilenet.runner import BEHIND, Predictor
 from tilenet.scaling import Scaling, resolve
@@ -104,6 +104,11 @@ class Job:
             engine=self.record["engine"],
             scaling=scaling,
         )
+
+    def read(self, tile: Tile) -> Pixels:
+        """Return the pixels of a tile as a batch of one (1, C, *n), without outer axes, which no network sees."""
+        pixels = self.image.read(tile.read)
+        return pixels.reshape(1, len(pixels), *pixels.shape[-self.footprint.ndim :])
 
     def resolve_scaling(self) -> Scaling:
         """Return the intensity scaling of the whole image; reads pixels for percentiles."""
