@@ -1,8 +1,7 @@
 """The U-Net of Ronneberger et al. 2015, in 2-D and 3-D, and its footprint.
 
-Parameter names follow a well-known PyTorch version (jvanvugt/pytorch-unet), so that its
-checkpoints load unchanged. Beside its `forward`, every block has a `walk`, which computes what
-`forward` does to a length.
+Parameter names follow a well-known PyTorch version (jvanvugt/pytorch-unet), so that its checkpoints load unchanged.
+What `forward` does to a length, `walk` computes.
 
 References
 ----------
@@ -31,10 +30,7 @@ CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 UP_CONV: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 POOL: dict[tuple[str, int], Callable[..., Tensor]] = {
-    ("max", 2): nn.functional.max_pool2d,
-    ("max", 3): nn.functional.max_pool3d,
-    ("avg", 2): nn.functional.avg_pool2d,
-    ("avg", 3): nn.functional.avg_pool3d,
+    (pooling, ndim): getattr(nn.functional, f"{pooling}_pool{ndim}d") for pooling in ("max", "avg") for ndim in CONV
 }
 POINTWISE = {nn.Identity, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, *NORM.values()}
 POINTWISE |= {nn.Dropout, nn.Dropout2d, nn.Dropout3d}
@@ -67,10 +63,6 @@ class ConvBlock(nn.Module):
         out: Tensor = self.block(x)
         return out
 
-    def walk(self, x: Extent, axis: int) -> Extent:
-        """Follow a length through the layers."""
-        return walk_through(self.block, x, axis)
-
 
 class UpBlock(nn.Module):
     """Upsampling, the skip connection, and a `ConvBlock`, which the other arguments are for."""
@@ -98,7 +90,7 @@ class UpBlock(nn.Module):
         """Follow a length through upsampling, skip and convolutions."""
         size = self.pool_size[axis]
         up = x.up_linear(size) if isinstance(self.up, nn.Sequential) else x.up_transposed(size)
-        return self.conv_block.walk(up.joined(skip), axis)
+        return walk_through(self.conv_block.block, up.joined(skip), axis)
 
 
 def walk_through(layer: nn.Module, x: Extent, axis: int) -> Extent:
@@ -218,7 +210,7 @@ class UNet(nn.Module):
         skips: list[Extent] = []
         down_blocks, up_blocks = blocks_of(self)
         for i, down in enumerate(down_blocks):
-            x = down.walk(x.pool(self.pool_size[axis]) if i else x, axis)
+            x = walk_through(down.block, x.pool(self.pool_size[axis]) if i else x, axis)
             skips.append(x)
         for up, skip in zip(up_blocks, skips[-2::-1], strict=True):
             x = up.walk(x, skip, axis)

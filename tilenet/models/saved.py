@@ -108,8 +108,7 @@ def load_model(model: str | Path, **options: Any) -> UNet:
         LOG.warning(
             "%s: does not say whether its network pads with zeros, and is taken for one that does not. Say which: "
             "tilenet convert %s --out NAME.safetensors --padding, or --no-padding",
-            path,
-            path,
+            *(path, path),
         )
     return filled
 
