@@ -82,7 +82,7 @@ def store_objects(
         if store is not None:
             # A repair repeats the first two steps as they were for this mask, also where options are left out now.
             request = with_recorded_options(request, store)
-        if store is None or next(store.pending(), None) is not None:
+        if store is None or store.lacks_blocks():
             refuse_link(making)
             step = _half(progress, 0)
             report = fill_output(making / DEPTHS, request, resume=resume, client=client, progress=step)
@@ -109,10 +109,10 @@ def number_divided(out: Path, request: Request) -> None:
     making, store = making_of(out, request.target), None
     try:
         with holding(making / DEPTHS):
-            if next(Store.inspect(making / PLACES).pending(), None) is not None:
+            if Store.inspect(making / PLACES).lacks_blocks():
                 raise OutputIncomplete(f"{out}: some of its objects are not found yet. Run the other shares")
             store, overwrite = mask_to_continue(out, request, making, resume=True, overwrite=False)
-            if store is None or next(store.pending(), None) is not None:
+            if store is None or store.lacks_blocks():
                 store = _number(out, request, making, store, overwrite=overwrite)
             remove_making(making, held=True)
         finish(store)

@@ -68,7 +68,7 @@ def _end_as_one(out: Path, request: Request, progress: Progress | None) -> Repor
     try:
         return store_objects(out, request, resume=True, progress=progress)
     except OutputLocked:
-        if next(Store.inspect(out).pending(), None) is not None:
+        if Store.inspect(out).lacks_blocks():
             raise
     return Report()
 
@@ -107,17 +107,15 @@ def _share_of_depths(out: Path, request: Request, share: Share, progress: Progre
 def _share_of_places(making: Path, memory: int, share: Share, progress: Progress | None) -> None:
     """Do a share of the second step."""
     path, places = making / DEPTHS, making / PLACES
-    if are_of(open_mask(path), places) and not _pending(Store.inspect(places), share):
-        return  # no lease is needed, which a share that numbers the objects may hold for long
+    if are_of(open_mask(path), places):
+        store = Store.inspect(places)
+        if not store.lacks_blocks(among_of(store, share)):
+            return  # no lease is needed, which a share that numbers the objects may hold for long
     with ExitStack() as held:
         patiently(lambda: held.enter_context(holding(path, share)))
         store = patiently(partial(_open_places, places, open_mask(path), memory, share))
         held.enter_context(closing(store))
         find_places(store, path, memory, progress=progress, among=among_of(store, share))
-
-
-def _pending(store: Store, share: Share) -> bool:
-    return next(store.pending(among=among_of(store, share)), None) is not None
 
 
 def _open_places(path: Path, depths: Mask, memory: int, share: Share) -> Store:

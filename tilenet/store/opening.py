@@ -169,6 +169,10 @@ class OpenedStore:
         with faults_named(self.path, what=ACCESSED):
             yield from self._blocks.pending(level, among)
 
+    def lacks_blocks(self, among: range | None = None) -> bool:
+        """Return whether any block of level 0 is pending, of all or of a range."""
+        return next(self.pending(among=among), None) is not None
+
     def check(self) -> list[Damage]:
         """Read every file, and return those that are not what the journal says."""
         with faults_named(self.path, what=ACCESSED, resumes=False):
