@@ -238,11 +238,11 @@ def _windows(mask: AnyMask, plan: Plan, count: int, rng: np.random.Generator) ->
 
 
 def border_windows(plan: Plan, count: int, rng: np.random.Generator, parts: Sequence[Box] = ()) -> Iterator[Box]:
-    """Yield windows over crossings of tile borders, each before any again; each touches one of `parts`, in turn."""
+    """Yield windows over crossings of tile borders, each of which touches one of `parts`, in turn."""
     parts = parts or [Box.of_shape(plan.shape[-2:])]
     inner = plan.footprint.ndim - sum(a.step == 1 and a.margin == 0 for a in plan.footprint.axes)
     side = WINDOW if inner < 3 else WINDOW // 4
-    # Along an axis where a tile is one plane or time point there are no borders: visit every index instead.
+    # Every border is visited before any is again; along an axis of single planes or time points, every index.
     orders = [rng.permutation(np.arange(t if t > 1 else 0, n, t)) for n, t in zip(plan.shape, plan.tile, strict=True)]
     leading = len(plan.shape) - 2
     for i in range(count):

@@ -123,7 +123,7 @@ def skip_background(job: Job, sink: Sink, tissue: TissueMap | None, *, among: ra
 def progress_counter(
     job: Job, pending: Iterable[int], progress: Progress | None, *, among: range | None = None
 ) -> Callable[[int], None]:
-    """Return a function that adds pixels to those of a job, or of a range of its blocks, that are not pending."""
+    """Return a function that adds pixels to those done, of all blocks or a range, and reports the sum to `progress`."""
     if progress is None:
         return lambda pixels: None
     total = prod(job.plan.shape) if among is None else sum(job.plan[i].box.size for i in among)

@@ -58,7 +58,7 @@ class SteppedUNet:
         self._decides = decides_at_once(network)
 
     def __call__(self, x: Tensor, prepared: Callable[[Tensor], Tensor], *, pixels: int | None = None) -> Tensor:
-        """Map (N, C, h, w) to logits (N, K, h', w'); `prepared` makes bands, of about `pixels`, what steps take."""
+        """Map (N, C, h, w) to logits (N, K, h', w'); `prepared` makes bands (of about `pixels`) channels last."""
         return self._in_bands(x, prepared, PassState(), pixels or self._pixels)
 
     def decided(

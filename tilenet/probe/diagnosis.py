@@ -108,7 +108,7 @@ def _output(call: Call, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def misfit(asked: tuple[int, ...], made: tuple[int, ...], want: tuple[int, ...]) -> str:
-    """Return in what the shape `made` of an output differs from the lengths `want` of the footprint, for one `asked`.
+    """Return in what a shape `made` for one `asked` differs from the footprint's lengths `want`; empty if in nothing.
 
     >>> misfit((1, 1, 20, 20), (1, 20, 20), (20, 20))
     'the network gives an array of 3 axes, (1, 20, 20), for one of 4, (1, 1, 20, 20). Return logits (N, K, y, x)'

@@ -113,7 +113,7 @@ class PlacesTask:
                 del self.recents[plane]
 
     def places(self) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
-        """Return the place of the object of each pixel, 0 for none; and how many begin here and are not deep enough."""
+        """Return the place of each pixel's object, 0 for none; and how many that begin here are not deep enough."""
         self._forget_other_planes()
         left_out = 0
         places, depths = np.zeros(self.box.shape, self.dtype), _opened(self.depths, stamp_of(self.depths))

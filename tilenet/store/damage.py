@@ -40,7 +40,7 @@ class Damage:
 
 
 def find_damage(blocks: Blocks) -> Iterator[Damage]:
-    """Yield every damaged file of the blocks in the journal, and all others (see `blocks_lost`); reads each once."""
+    """Yield every damaged file, reading each once; of blocks that the journal lacks, see `blocks_lost`."""
     path, layout, journal = blocks.path, blocks.layout, blocks.journal
     for file, of_document in journal.documents.items():
         if what := _compare(path / file, of_document):

@@ -37,7 +37,7 @@ def faults_named(
 ) -> Iterator[None]:
     """Turn an `OSError` into an `EnvironmentFault`, or a `DiskFault` if nothing else could be written there either.
 
-    `what` cannot be done to the path; of `needed` bytes, if it is full; `resumes`: a run can be resumed afterwards.
+    `what` says what cannot be done to the path, `needed` for how many bytes, `resumes` whether a run can go on later.
     """
     try:
         yield
@@ -69,9 +69,9 @@ def nearest_folder(path: Path) -> Path:
 def write_file(
     path: Path, parts: Iterable[bytes], *, temporary: Path, allowed: Callable[[], None] = lambda: None
 ) -> None:
-    """Put a whole file in place, or leave what was there, as if `allowed`, called last, raises; never a partial file.
+    """Put a whole file in place, or leave what was there: never a partial file.
 
-    The folder is not synced, so that one `fsync_path` serves several files.
+    Just before, `allowed` may raise. The folder is not synced, so that one `fsync_path` serves several files.
     """
     try:
         handle = step("create", os.open, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

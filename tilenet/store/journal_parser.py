@@ -40,7 +40,7 @@ class Form:
         self._layout = layout
 
     def read(self, lines: Sequence[bytes]) -> Entries | None:
-        """Parse lines about blocks of one level, but those that contradict themselves; None if any has another form."""
+        """Parse lines about blocks of one level, without those that contradict themselves; None for any other form."""
         for level, (start, pattern) in enumerate(self._patterns):
             if lines[0].startswith(start):
                 found = pattern.findall(b"".join(lines))

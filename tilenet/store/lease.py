@@ -157,7 +157,7 @@ class Lease:
 
 
 class Joined:
-    """The right to write blocks under a lease of another process, which ends when that lease has not its run id.
+    """The right to write blocks under another process's lease, as long as that has the run id.
 
     Whether that process is alive does not matter: blocks written after its death are still those that it asked for.
     """

@@ -137,7 +137,7 @@ class AnyMask:
         return self.read(0, index)
 
     def read(self, level: int, index: Any) -> NDArray[Any]:
-        """Return pixels of a level, by integers and slices of positive steps; in a folder, by arrays of them, too."""
+        """Return pixels of a level, by integers and slices with positive steps; in a folder, by arrays, too."""
         try:
             return np.asarray(self.levels[level][index])
         except Replaced as error:

@@ -142,7 +142,7 @@ def layout_of(path: Path, own: dict[str, Any]) -> Layout:
     """Take format and layout out of what a mask says of itself, and return the layout.
 
     `OutputError` if another version of tilenet wrote it; `KeyError`, `TypeError`, `ValueError` or `AttributeError` if
-    none did.
+    it was not tilenet.
     """
     written, layout = own.pop("format"), own.pop("layout")
     if written != FORMAT:

@@ -46,7 +46,7 @@ class Store(OpenedStore):
     def begin(self, flight: str, blocks: Iterable[int]) -> dict[int, bytes] | None:
         """Note that this writer begins a flight, of an id unique in this store: some blocks, for a run that it joined.
 
-        Return None, or the lines of its journal, by block, of a writer that has begun the flight before.
+        Return the journal lines, by block, of the writer that has begun the flight before; None if there was none.
         """
         try:
             self._check_allowed()

@@ -47,7 +47,7 @@ def blocks_per_flight(left: int, workers: int) -> int:
 
 
 def seconds_per_flight(workers: int) -> float:
-    """Return the seconds after which a worker begins no further block: one, or more so as to keep `PER_SECOND`.
+    """Return after how many seconds a worker begins no further block, so that few flights return at once.
 
     >>> [seconds_per_flight(workers) for workers in (1, 50, 1000)]
     [1.0, 1.0, 20.0]
