@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from tilenet.workers.submitted_jobs import NONE_LISTED
+
 TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
 # A submission is refused with the first line of `refused`, if there is one, which is then taken off unless `always`.
 SUBMIT = """#!/bin/sh
@@ -22,6 +24,25 @@ echo "{accepted}"
 LIST = """#!/bin/sh
 cat {folder}/listed
 """
+QSTAT = """#!/bin/sh
+if [ "$1" = -s ]; then  # SGE
+  echo 'job-ID  prior   name       user         state submit/start at     queue                 slots ja-task-ID'
+  sed 's, .*, 0.55500 dask-worke me       qw    01/02/2026 10:11:12            8,; s,^,   ,' {folder}/listed
+else
+  echo 'Job id            Name             User              Time Use S Queue'
+  echo '----------------  ---------------- ----------------  -------- - -----'
+  sed 's, .*,.server        dask-worker      me                       0 Q workq,' {folder}/listed
+fi
+"""
+BJOBS = """#!/bin/sh
+if [ -s {folder}/listed ]; then
+  echo 'JOBID   USER    STAT  QUEUE      FROM_HOST   EXEC_HOST   JOB_NAME   SUBMIT_TIME'
+  sed 's, .*,     me      PEND  normal     login       -           dask       Oct 22 09:22,' {folder}/listed
+else
+  echo 'No unfinished job found' >&2
+  exit 255
+fi
+"""
 ACCEPTED = {"sbatch": "Submitted batch job $id", "qsub": "$id.server", "bsub": "Job <$id> is submitted to queue <any>."}
 
 
@@ -32,7 +53,8 @@ class BatchSystem:
         self.refuse(0)
         for command, accepted in ACCEPTED.items():
             self.command(command, SUBMIT.format(folder=folder, accepted=accepted))
-        self.command("squeue", LIST.format(folder=folder))
+        for command, script in (("squeue", LIST), ("qstat", QSTAT), ("bjobs", BJOBS)):
+            self.command(command, script.format(folder=folder))
         for command in ("scancel", "qdel", "bkill"):
             self.command(command, "#!/bin/sh\n")
 
@@ -49,7 +71,9 @@ class BatchSystem:
 
     def forget_all(self):
         """Have no job in the queue any more, now and later."""
-        self.command("squeue", "#!/bin/sh\n")
+        for command in ("squeue", "qstat"):
+            self.command(command, "#!/bin/sh\n")
+        self.command("bjobs", f"#!/bin/sh\necho '{NONE_LISTED}' >&2\nexit 255\n")
 
     @property
     def submitted(self):

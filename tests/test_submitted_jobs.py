@@ -172,9 +172,11 @@ def test_jobs_that_wait_are_not_submitted_again_and_a_remark_says_why_they_wait(
         )
 
 
-def test_a_queue_that_does_not_answer_or_is_not_asked_takes_no_job_for_ended(tmp_path, batch_system):
-    batch_system.command("squeue", "#!/bin/sh\nexit 1\n")
-    for kind in ("slurm", "pbs"):
+@pytest.mark.parametrize("says", ["exit 1", "echo 99999 of another"])
+def test_a_queue_that_does_not_answer_or_is_another_takes_no_job_for_ended(tmp_path, batch_system, says):
+    for command in ("squeue", "qstat", "bjobs"):
+        batch_system.command(command, f"#!/bin/sh\n{says}\n")
+    for kind in ("slurm", "pbs", "lsf", "sge") if says == "exit 1" else ("pbs", "lsf", "sge"):
         before = batch_system.submitted
         with jobs_in(cluster_file(tmp_path, kind=kind)) as (jobs, _):
             wait_until(lambda: jobs.remark().startswith("Jobs in the queue: 2"))
@@ -193,6 +195,17 @@ def test_jobs_that_end_before_a_worker_comes_are_submitted_again_and_end_the_run
         wait_until(lambda: batch_system.submitted >= 6)
         jobs._had_worker = True
         assert seen_in_vain(jobs) == ""
+
+
+@pytest.mark.parametrize("kind", ["pbs", "lsf", "sge"])
+def test_other_systems_than_slurm_are_asked_which_jobs_ended_too(tmp_path, batch_system, kind):
+    with jobs_in(cluster_file(tmp_path, kind=kind)) as (jobs, _):
+        wait_until(lambda: jobs._listed_once)
+        time.sleep(0.5)
+        assert batch_system.submitted == 2 and seen_in_vain(jobs) == ""
+        assert jobs.remark().startswith("Jobs in the queue: 2. ")
+        batch_system.forget_all()
+        wait_until(lambda: "jobs ended before a worker came" in seen_in_vain(jobs))
 
 
 def test_jobs_that_are_cancelled_for_long_are_waited_for_at_the_end(tmp_path, batch_system):

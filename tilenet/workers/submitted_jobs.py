@@ -24,8 +24,15 @@ PASSING = re.compile(
 REFUSALS, ENDS = 20, 4
 # How users ask why their jobs wait.
 ASK = {"slurm": "squeue --me", "pbs": "qstat", "lsf": "bjobs", "sge": "qstat"}
-# How tilenet asks which jobs wait or run, and why they wait; it asks no other batch system.
-LIST = {"slurm": ["squeue", "--noheader", "--me", "--format=%A %r"]}
+# How tilenet asks which jobs wait or run: each has a line, which its number begins. Slurm says why it waits, too.
+LIST = {
+    "slurm": ["squeue", "--noheader", "--me", "--format=%A %r"],
+    "pbs": ["qstat"],
+    "lsf": ["bjobs", "-w"],
+    "sge": ["qstat", "-s", "a"],
+}
+# LSF may be set up to give this for an error.
+NONE_LISTED = "No unfinished job found"
 LOOPBACK = "The scheduler listens on this machine alone: for workers on others, give interface. "
 
 
@@ -38,6 +45,8 @@ class SubmittedJobs:
         self._accepted = self._had_worker = False
         self._refused_in_a_row, self._said = 0, set[str]()
         self._ended, self._reasons = list[str](), set[str]()
+        # Whether one of the jobs was ever listed, and which were not when the batch system was last asked.
+        self._listed_once, self._unlisted = False, set[str]()
 
     def job_class(self, kind_of_job: Any) -> Any:
         """Return a class of jobs whose `refusal` says why they were refused: Dask takes them for started."""
@@ -115,16 +124,30 @@ class SubmittedJobs:
     async def _find_ended(self) -> dict[str, Any]:
         """Return the jobs without a worker that the batch system no longer lists; note why the others wait."""
         waiting = dict(self._waiting())
-        if not waiting or self.kind not in LIST:
+        if not waiting:
             return {}
         try:
             listed = await next(iter(waiting.values()))._call(LIST[self.kind])
-        except (RuntimeError, OSError):  # it does not answer now
-            return {}
-        reasons = {words[0]: " ".join(words[1:]) for line in listed.splitlines() if (words := line.split())}
-        self._reasons = {reasons.get(job.job_id, "") for job in waiting.values()} - {"", "None"}
+        except (RuntimeError, OSError) as error:
+            if NONE_LISTED not in str(error):  # it does not answer now
+                return {}
+            listed = ""
+        found = dict(_jobs_in(listed))
+        self._note(waiting, found)
+        before, self._unlisted = self._unlisted, {job.job_id for job in waiting.values()} - found.keys()
+        gone = self._unlisted if self.kind == "slurm" else self._unlisted & before if self._listed_once else set()
         still = dict(self._waiting())
-        return {name: job for name, job in waiting.items() if name in still and job.job_id not in reasons}
+        return {name: job for name, job in waiting.items() if name in still and job.job_id in gone}
+
+    def _note(self, waiting: dict[str, Any], found: dict[str, str]) -> None:
+        """Note why jobs wait, where the batch system says so, and whether it lists these jobs at all.
+
+        What other systems than Slurm list may be some seconds old, or that of another server. So their jobs count as
+        ended if they are not listed twice in a row, and only if one of them was ever listed.
+        """
+        if self.kind == "slurm":
+            self._reasons = {found.get(job.job_id, "") for job in waiting.values()} - {"", "None"}
+        self._listed_once |= any(job.job_id in found for job in list(self._cluster.workers.values()))
 
     def _refused(self) -> dict[str, Any]:
         return {name: job for name, job in list(self._cluster.workers.items()) if job.refusal}
@@ -149,6 +172,19 @@ class SubmittedJobs:
 
     def _way_out(self) -> str:
         return f"Mend the arguments in {self.path}, and run the same command again (segment: with --resume)"
+
+
+def _jobs_in(listed: str) -> Iterator[tuple[str, str]]:
+    r"""Yield the number of each job that a batch system lists, and the rest of its line.
+
+    >>> list(_jobs_in("Job id  Name  User  Time Use S Queue\n12.pbs  dask  me  0 Q work\n13.pbs  dask  me  0 C work"))
+    [('12', 'dask me 0 Q work')]
+    """
+    for line in listed.splitlines():
+        first, *rest = line.split() or [""]
+        # Torque lists jobs as complete (C) for some minutes.
+        if (number := re.match(r"\d+", first)) and rest[-2:-1] != ["C"]:
+            yield number[0], " ".join(rest)
 
 
 def _words_of(error: Exception) -> str:
