@@ -88,7 +88,7 @@ def test_a_killed_share_is_run_again_with_the_same_line(commands, image, tmp_pat
     code, said = commands.run("finish", out)
     assert code == 2
     assert re.fullmatch(
-        rf"tilenet: error: {out}: \d of {BLOCKS} blocks are not written, of the shares 3/3\. Run those again\n", said
+        rf"tilenet: error: {out}: \d of {BLOCKS} blocks are not written, of share 3/3\. Run that one again\n", said
     )
     assert start(commands, image, out, "3/3").wait() == (0, "")
     assert (is_complete(out), tree_hash(out), stray(out)) == (True, whole, [])
@@ -217,10 +217,10 @@ def test_shares_can_go_on_with_a_plain_run_and_a_plain_run_with_shares(small, sm
     assert written_of(out) == (2, SMALL_BLOCKS)
     fill(small, out, [(1, 2)])  # none is at work, so their number may change
     assert written_of(out) == (4, SMALL_BLOCKS)
-    with pytest.raises(OutputIncomplete, match=r"4 of 8 blocks are not written, of the shares 2/2\."):
+    with pytest.raises(OutputIncomplete, match=r"4 of 8 blocks are not written, of share 2/2\."):
         finish_shares(out)
     found = describe(str(out))
-    assert (found["blocks"], found["segment"]) == ("4 of 8 are written", "Run the shares 2/2, unless they are at work")
+    assert (found["blocks"], found["segment"]) == ("4 of 8 are written", "Run share 2/2, unless it is at work")
     tilenet.segment(small, out, resume=True, **SMALL)
     assert tree_hash(out) == small_whole
 

@@ -31,8 +31,8 @@ from tilenet.runs.shares import (
     create_share,
     fill_blocks,
     join_shares,
-    lacking,
     patiently,
+    run_lacking,
 )
 from tilenet.sizes import DEFAULT_MEMORY
 from tilenet.store import Mask, Share, Store, can_resume, check_free, is_ours, open_mask
@@ -151,7 +151,7 @@ def how_far(out: Path, target: LabelTarget | None) -> HowFar | None:
 
 def _how_far(step: str, store: Store, then: str, if_all: str) -> HowFar:
     pending, blocks = list(store.pending()), store.layout.n_blocks(0)
-    to_do = f"Run {lacking(store, pending)}, unless they are at work{then}" if pending else if_all
+    to_do = run_lacking(store, pending) + then if pending else if_all
     if not store.shares:
         to_do = "Run the same command with --resume"
     return HowFar(step, blocks - len(pending), blocks, to_do)

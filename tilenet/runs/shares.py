@@ -188,19 +188,31 @@ def how_to_go_on(out: Path) -> str:
     if not store.shares:
         return "Run the same command with --resume"
     pending = list(store.pending())
-    return f"Run {lacking(store, pending)}, unless they are at work" if pending else f"Run tilenet finish {out}"
+    return run_lacking(store, pending) if pending else f"Run tilenet finish {out}"
 
 
 def _say_pending(store: Store, pending: list[int]) -> str:
     what = f"{len(pending)} of {store.layout.n_blocks(0)} blocks are not written"
     if not store.shares:
         return f"{what}. Run the same command again with --resume"
-    return f"{what}, of {lacking(store, pending)}. Run those again"
+    lacking = _lacking(store, pending)
+    return f"{what}, of {_named(lacking, store)}. Run {'that one' if len(lacking) == 1 else 'those'} again"
 
 
-def lacking(store: Store, pending: list[int]) -> str:
-    """Return the shares of a divided store that have pending blocks, as text."""
+def run_lacking(store: Store, pending: list[int]) -> str:
+    """Return that the shares of a divided store that have pending blocks are to be run, as text."""
+    lacking = _lacking(store, pending)
+    they_are = "it is" if len(lacking) == 1 else "they are"
+    return f"Run {_named(lacking, store)}, unless {they_are} at work"
+
+
+def _lacking(store: Store, pending: list[int]) -> list[int]:
     total, count, missing = store.layout.n_blocks(0), store.shares, set(pending)
-    lacking = [i for i in range(1, count + 1) if not missing.isdisjoint(blocks_of_share((i, count), total))]
-    named = ", ".join(f"{i}/{count}" for i in lacking[:NAMED])
-    return f"the shares {named}" + (f", and {len(lacking) - NAMED} more" if len(lacking) > NAMED else "")
+    return [i for i in range(1, count + 1) if not missing.isdisjoint(blocks_of_share((i, count), total))]
+
+
+def _named(shares: list[int], store: Store) -> str:
+    named = ", ".join(f"{i}/{store.shares}" for i in shares[:NAMED])
+    if len(shares) == 1:
+        return f"share {named}"
+    return f"the shares {named}" + (f", and {len(shares) - NAMED} more" if len(shares) > NAMED else "")
