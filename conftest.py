@@ -1,6 +1,9 @@
-"""Which modules' examples are run, and in which order processes take files."""
+"""Which modules' examples are run, in which order processes take files, and what they never look through again."""
 
+import gc
 from importlib.util import find_spec
+
+import pytest
 
 # They import Triton, which PyTorch for CUDA brings along, and the one for CPUs does not.
 collect_ignore = (
@@ -14,3 +17,14 @@ def pytest_configure(config):
     Else pytest-xdist puts those of the fewest tests last, which are some of the longest, and gives them to one process.
     """
     config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Have the garbage collector leave alone the half million objects of modules and tests: they stay to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -132,12 +132,12 @@ OF_A_BLOCK = [*IN_BANDS, {"padding": True}, {"padding": True, "batch_norm": True
 
 @pytest.mark.parametrize("wf", SIZES[::2])
 @pytest.mark.parametrize("options", IN_BANDS, ids=str)
-@pytest.mark.parametrize("pixels", [1, 10_000, 10**9])
+@pytest.mark.parametrize("pixels", [1, 5_000, 10**9])
 @pytest.mark.usefixtures("instructions")
 def test_bands_of_any_height_give_the_logits_of_the_plain_network(wf, options, pixels):
     network = network_of(wf, depth=3, in_channels=3, **options)
     y, x = (axis.legal_at_least(n) for axis, n in zip(network.footprint.axes, (140, 60), strict=True))
-    assert difference(network, torch.rand(2, 3, y, x), pixels=pixels) <= engine.TOLERANCE
+    assert difference(network, torch.rand(1, 3, y, x), pixels=pixels) <= engine.TOLERANCE
 
 
 @pytest.mark.parametrize("options", OF_A_BLOCK, ids=str)
@@ -148,7 +148,7 @@ def test_rows_of_a_block_however_few_give_the_logits_of_the_plain_network(wf, ba
     monkeypatch.setattr(steps, "CACHED_BYTES", band)
     network = network_of(wf, depth=3, in_channels=3, **options)
     y, x = (axis.legal_at_least(n) for axis, n in zip(network.footprint.axes, (60, 84), strict=True))
-    assert difference(network, torch.rand(2, 3, y, x)) <= engine.TOLERANCE
+    assert difference(network, torch.rand(1, 3, y, x)) <= engine.TOLERANCE
 
 
 @pytest.mark.parametrize(
