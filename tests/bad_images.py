@@ -48,13 +48,6 @@ def levels(document):
     return document["attributes"]["ome"]["multiscales"][0]["datasets"]
 
 
-def chunk_grid(shape):
-    def change(document):
-        document["chunk_grid"]["configuration"]["chunk_shape"] = shape
-
-    return change
-
-
 def codec(**to):
     def change(document):
         document["codecs"][0]["configuration"]["codecs"][-1] = to
@@ -62,9 +55,13 @@ def codec(**to):
     return change
 
 
-def inner_chunks(shape):
+def chunks(*, outer=None, inner=None):
+    """Return what changes the shape of shards, of the chunks in them, or of both."""
+
     def change(document):
-        document["codecs"][0]["configuration"]["chunk_shape"] = shape
+        for place, shape in ((document["chunk_grid"], outer), (document["codecs"][0], inner)):
+            if shape:
+                place["configuration"]["chunk_shape"] = shape
 
     return change
 
@@ -80,11 +77,11 @@ def level_path(path):
 # What is done to which part of such an image, and what is said of it.
 METADATA = {
     "an unknown codec": ("0", codec(name="nonsense", configuration={}), "nonsense"),
-    "chunks of 0": ("0", inner_chunks([0, 32]), ""),
-    "chunks of -1": ("0", inner_chunks([-1, 32]), ""),
-    "chunks of one axis": ("0", chunk_grid([64]), ""),
-    "huge chunks": ("0", lambda d: [chunk_grid([2**16, 2**16])(d), inner_chunks([2**16, 2**16])(d)], "GiB"),
-    "a huge shard index": ("0", lambda d: [chunk_grid([2**20, 2**20])(d), inner_chunks([1, 1])(d)], "GiB"),
+    "chunks of 0": ("0", chunks(inner=[0, 32]), ""),
+    "chunks of -1": ("0", chunks(inner=[-1, 32]), ""),
+    "chunks of one axis": ("0", chunks(outer=[64]), ""),
+    "huge chunks": ("0", chunks(outer=[2**16, 2**16], inner=[2**16, 2**16]), "GiB"),
+    "a huge shard index": ("0", chunks(outer=[2**20, 2**20], inner=[1, 1]), "GiB"),
     "a shape of 2^62": ("0", put(shape=[2**62, 2**62]), ""),
     "a negative shape": ("0", put(shape=[-5, 10]), ""),
     "a shape of 0": ("0", put(shape=[0, 10]), "no pixels"),

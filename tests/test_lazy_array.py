@@ -292,7 +292,9 @@ def test_other_processes_give_the_same(files):
     assert np.array_equal(got, tilenet.segment(files[0], model=files[1], tile=32, batch=1)[10:60, 30:])
 
 
-def test_a_distributed_client_gives_the_same(network):
+@pytest.fixture
+def client():
+    """Return the client of a cluster in this process, which Dask then uses for all that it computes."""
     distributed = pytest.importorskip("distributed")
     options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
     with (
@@ -300,18 +302,20 @@ def test_a_distributed_client_gives_the_same(network):
         distributed.LocalCluster(**options) as cluster,
         distributed.Client(cluster) as client,
     ):
-        got = client.compute(tilenet.lazy(IMAGE, model=network, tile=32)[20:70]).result()
+        yield client
+
+
+def test_a_distributed_client_gives_the_same(client, network):
+    got = client.compute(tilenet.lazy(IMAGE, model=network, tile=32)[20:70]).result()
     assert np.array_equal(got, tilenet.segment(IMAGE, model=network, tile=32)[20:70])
 
 
+@pytest.mark.usefixtures("client")
 def test_an_array_that_a_cluster_keeps_is_segmented_and_refused_by_lazy(network):
-    distributed = pytest.importorskip("distributed")
-    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
-    with dask.config.set(scheduler=None), distributed.LocalCluster(**options) as cluster, distributed.Client(cluster):
-        kept = da.from_array(IMAGE, chunks=20).persist()
-        assert np.array_equal(tilenet.segment(kept, model=network), tilenet.segment(IMAGE, model=network))
-        with pytest.raises(ImageError, match="from before that; segment takes it"):
-            tilenet.lazy(kept, model=network)
+    kept = da.from_array(IMAGE, chunks=20).persist()
+    assert np.array_equal(tilenet.segment(kept, model=network), tilenet.segment(IMAGE, model=network))
+    with pytest.raises(ImageError, match="from before that; segment takes it"):
+        tilenet.lazy(kept, model=network)
 
 
 def test_training_a_network_further_changes_no_array_that_was_made(network):

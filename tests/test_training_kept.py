@@ -57,11 +57,15 @@ def held_of(data):
     return split(read_pairs(data, SMALL.scaling), SMALL.validation, seed=SMALL.seed)[1][0]
 
 
+def assert_predicted(classes, model, data):
+    np.testing.assert_array_equal(classes, predict_whole(model, held_of(data).image).argmax(axis=0))
+
+
 def test_the_picture_shows_what_the_network_that_is_kept_predicts(data, scored, shown):
     scored(0.2, 0.9, 0.1)
     model = train(data, data / "m.safetensors", recipe=SMALL)
     assert [epoch for epoch, _ in shown] == [1, 2, 2]
-    np.testing.assert_array_equal(shown[-1][1], predict_whole(model, held_of(data).image).argmax(axis=0))
+    assert_predicted(shown[-1][1], model, data)
     assert imread(data / "m.training" / "history.png").shape[1] == WIDTH
 
 
@@ -75,14 +79,14 @@ def test_the_picture_of_a_resumed_training_shows_the_network_that_was_kept_befor
         train(data, data / "m.safetensors", recipe=SMALL, progress=killed)
     model = train(data, data / "m.safetensors", recipe=SMALL, resume=True)
     assert [epoch for epoch, _ in shown] == [1, 1, 1]
-    np.testing.assert_array_equal(shown[-1][1], predict_whole(model, held_of(data).image).argmax(axis=0))
+    assert_predicted(shown[-1][1], model, data)
 
 
 def test_the_picture_of_a_training_that_is_told_where_to_stop_shows_the_last_epoch(data, scored, shown):
     scored(0.9, 0.2)
     model = train(data, data / "m.safetensors", recipe=replace(SMALL, stop=2))
     assert [epoch for epoch, _ in shown] == [1, 2]
-    np.testing.assert_array_equal(shown[-1][1], predict_whole(model, held_of(data).image).argmax(axis=0))
+    assert_predicted(shown[-1][1], model, data)
 
 
 @pytest.mark.parametrize(("shape", "times"), [((60, 50), 3), ((9, 60, 50), 3), ((300, 250), 1), ((20, 7), 10)])
