@@ -182,19 +182,24 @@ def test_a_run_that_is_gone_on_with_looks_for_no_tissue(slide, tmp_path, monkeyp
     assert tree(tmp_path / "m.zarr") == tree(tmp_path / "whole.zarr")
 
 
+def call_context_tissue(monkeypatch):
+    """Have maps be as before they kept which cells are only context."""
+    found = detection.find
+
+    def find(*args):
+        new = found(*args)
+        return replace(new, map=TissueMap(new.map.cells, new.map.covers))
+
+    monkeypatch.setattr(detection, "find", find)
+
+
 def test_an_output_whose_map_calls_context_tissue_goes_on_as_before_and_its_area_is_told_truly(
     slide, tmp_path, tilenet_command, monkeypatch
 ):
-    found = detection.find
-
-    def find(*args):  # as before maps kept which cells are only context
-        old = found(*args)
-        return replace(old, map=TissueMap(old.map.cells, old.map.covers))
-
     names, options = ("new", "old", "resumed"), OPTIONS | {"objects": True, "model": Bright(bright=900)}
     new = tilenet.segment(slide, tmp_path / "new.zarr", tissue=True, **options)
     with monkeypatch.context() as before:
-        before.setattr(detection, "find", find)
+        call_context_tissue(before)
         old = tilenet.segment(slide, tmp_path / "old.zarr", tissue=True, **options)
     assert "own" in new.layout.tissue and "own" not in old.layout.tissue
     Store.create(tmp_path / "resumed.zarr", old.layout, old.info).close()
@@ -219,13 +224,7 @@ def test_an_output_whose_map_calls_context_tissue_goes_on_as_before_and_its_area
 
 
 def test_no_area_is_called_too_large_where_the_network_has_no_context(slide, tmp_path, caplog, monkeypatch):
-    found = detection.find
-
-    def find(*args):  # as before maps kept which cells are only context
-        old = found(*args)
-        return replace(old, map=TissueMap(old.map.cells, old.map.covers))
-
-    monkeypatch.setattr(detection, "find", find)
+    call_context_tissue(monkeypatch)
     tilenet.segment(slide, tmp_path / "m.zarr", tissue=True, **OPTIONS | {"model": Threshold()})
     assert tilenet.write_table(tmp_path / "m.zarr", tmp_path / "m.csv").tissue_mm2 and "too large" not in caplog.text
 
