@@ -23,10 +23,6 @@ def set_tag(path, name, value, **options):
         file.pages.first.tags[name].overwrite(value, **options)
 
 
-def first_ifd(path):
-    return struct.unpack("<I", path.read_bytes()[4:8])[0]
-
-
 def plain(width=64, length=64, **changes):
     """Return the entries of a small uncompressed grey image whose data lie at byte 400."""
     tags = {256: (4, width), 257: (4, length), 258: (3, 8), 259: (3, 1), 262: (3, 1), 273: (4, 400), 277: (3, 1)}
