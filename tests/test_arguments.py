@@ -48,6 +48,14 @@ def test_a_batch_takes_options_of_segment_and_no_others():
         tilenet.batch("x", "y", block=512)
 
 
+@pytest.mark.parametrize("function", [tilenet.segment, tilenet.lazy, tilenet.batch], ids=lambda f: f.__name__)
+def test_help_shows_the_types_and_the_defaults_of_all_settings(function):
+    taken = inspect.signature(function).parameters
+    assert all(of.annotation is not of.empty for of in taken.values())
+    assert (taken["level"].annotation, taken["level"].default) == ("int | None", None)
+    assert (taken["strict"].annotation, taken["strict"].default) == ("bool", False)
+
+
 def test_what_a_function_knows_reaches_it_and_its_signature_stays():
     def add(a, *, other=2):
         """Add."""

@@ -19,6 +19,7 @@ from tilenet.jobs.options import (
     RunSettings,
     StoredOutput,
     check_output_option,
+    parameters_of,
     refuse_with_objects,
 )
 from tilenet.jobs.request import Request
@@ -89,7 +90,7 @@ def segment(
     shard: tuple[int, int],
     **settings: Unpack[SegmentSettings],
 ) -> Mask | TiffMask | None: ...
-@known_options(WORKERS, RunSettings.__annotations__)
+@known_options(WORKERS, parameters_of(RunSettings))
 def segment(
     image: Any,
     out: str | PathLike[str] | None = None,

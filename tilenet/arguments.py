@@ -30,18 +30,17 @@ def unknown_option(function: str, name: str, known: Iterable[str], hints: Mappin
 
 
 def known_options(
-    hints: Mapping[str, str] | None = None, more: Iterable[str] = ()
+    hints: Mapping[str, str] | None = None, more: Iterable[Parameter] = ()
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Return a decorator of a public function, or of an `__init__`: unknown keyword arguments raise `UnknownOption`.
 
     `hints` says of arguments that the function does not have what to give instead, in sentences without their full
-    stop; `more` are names that the function takes by ``**``, which its signature then has, too.
+    stop; `more` is what the function takes by ``**``, which its signature then has, too.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         called, taken = function.__qualname__.removesuffix(".__init__"), signature(function)
-        own = [of for of in taken.parameters.values() if of.kind is not of.VAR_KEYWORD]
-        own += [Parameter(name, Parameter.KEYWORD_ONLY, default=None) for name in more]
+        own = [*(of for of in taken.parameters.values() if of.kind is not of.VAR_KEYWORD), *more]
         known = [of.name for of in own]
 
         @wraps(function)

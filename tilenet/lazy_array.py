@@ -26,7 +26,7 @@ from tilenet.errors import ImageError, SettingsError, one_line
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.jobs.job import Job
-from tilenet.jobs.options import ArrayOutput, LazySettings, Options, check_output_option
+from tilenet.jobs.options import ArrayOutput, LazySettings, Options, check_output_option, parameters_of
 from tilenet.jobs.setup import make_job
 from tilenet.models.named import function_of
 from tilenet.models.saved import fingerprint
@@ -47,7 +47,7 @@ HINTS = {
 }
 
 
-@known_options(HINTS, LazySettings.__annotations__)
+@known_options(HINTS, parameters_of(LazySettings))
 def lazy(
     image: Any,
     *,

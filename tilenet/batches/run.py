@@ -17,7 +17,7 @@ from tilenet.errors import EnvironmentFault, SettingsError
 from tilenet.export.areas import parse_area
 from tilenet.export.intensities import Intensities
 from tilenet.footprint import Footprint
-from tilenet.jobs.options import BatchSettings, Options, check_output_option, refuse_with_objects
+from tilenet.jobs.options import BatchSettings, Options, check_output_option, parameters_of, refuse_with_objects
 from tilenet.models.named import function_of
 from tilenet.runs.outputs import check_folder_name
 from tilenet.runs.shares import checked_share
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ASK = "Ask for tables or polygons, too (--csv, --geojson; table=True, polygons=True)"
 
 
-@known_options(WORKERS, sorted(BatchSettings.__optional_keys__))
+@known_options(WORKERS, parameters_of(BatchSettings))
 def batch(
     images: str | Path | Sequence[str | Path],
     out: str | Path,
@@ -55,7 +55,7 @@ def batch(
     """Segment many images into the masks ``OUT/<name>.zarr``, and write a summary beside them.
 
     Complete masks are left as they are, others are resumed. If an image fails, its error is recorded, and the other
-    images are still done. Pictures and tables that are missing, or older than their mask, are made again.
+    images are still done. Pictures, tables and polygons that are missing, or older than their mask, are made again.
 
     Parameters
     ----------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from inspect import Parameter
 from numbers import Real
 from operator import index
 from typing import Any, Literal, TypedDict, get_args
@@ -142,6 +143,14 @@ class Options:
         said: dict[str, Any] = {k: v for k, v in {"spacing": (), **record}.items() if k in unsaid}
         said |= {k: tuple(v) for k, v in said.items() if isinstance(v, list)}
         return replace(self, **said)
+
+
+def parameters_of(settings: type) -> list[Parameter]:
+    """Return the parameters that ``**settings`` stands for, with their types and the defaults of `Options`."""
+    return [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(Options, name), annotation=kind.__forward_arg__)
+        for name, kind in settings.__annotations__.items()
+    ]
 
 
 def parse_channels(text: str) -> tuple[int | str, ...]:
