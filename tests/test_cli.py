@@ -14,6 +14,7 @@ import tifffile
 from bad_images import PIXELS, ome_zarr, tiff
 from oracles import random_network, reference_state
 from skimage.io import imsave
+from small_work import a_folder  # noqa: F401
 
 import tilenet
 from tilenet.cli.main import CLOSED_PIPE, cli
@@ -32,15 +33,6 @@ def run(*args, **env):
         timeout=120,
     )
     return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture
-def work(tmp_path):
-    """A folder with an image and a small model."""
-    pixels = np.random.default_rng(0).integers(0, 200, (300, 400, 3), dtype=np.uint8)
-    tifffile.imwrite(tmp_path / "slide.tif", pixels, photometric="rgb", tile=(64, 64))
-    tilenet.save_model(random_network(depth=2, wf=2, in_channels=3), tmp_path / "small.safetensors")
-    return tmp_path
 
 
 def seconds_of_children():
@@ -143,64 +135,6 @@ def test_the_plan_reads_no_pixels_and_promises_bytes(work, tilenet_command, monk
     assert plan["host_bytes"] > 10**8
     code, text, _ = tilenet_command("plan", work / "slide.tif", "-m", work / "small.safetensors")
     assert "redundancy" in text
-
-
-def test_info_says_what_an_image_and_a_model_are_understood_to_be(work, tilenet_command):
-    _, text, _ = tilenet_command("info", work / "slide.tif", "--json")
-    assert {k: json.loads(text)[k] for k in ("kind", "axes", "shape", "dtype")} == {
-        "kind": "image",
-        "axes": "yxc",
-        "shape": [300, 400, 3],
-        "dtype": "uint8",
-    }
-    _, text, _ = tilenet_command("info", "nuclei")
-    assert "margin" in text
-
-
-def test_info_wraps_notes_and_shortens_numbers_that_json_has_in_full(work, tilenet_command):
-    [notes] = re.findall(r"^notes .*?(?=^metrics)", tilenet_command("info", "nuclei")[1], re.M | re.S)
-    assert "Not for diagnosis." in notes
-    assert max(map(len, notes.splitlines())) < 120
-    size = ("info", work / "slide.tif", "--pixel-size", 0.3460559834973875)
-    assert re.search(r"^pixel_size_um +\[0.346056, 0.346056\]$", tilenet_command(*size)[1], re.M)
-    assert json.loads(tilenet_command(*size, "--json")[1])["pixel_size_um"] == [0.3460559834973875] * 2
-
-
-def test_axes_that_are_said_in_place_of_the_files_are_told_and_shown(work, tilenet_command):
-    pixels = np.random.default_rng(0).integers(0, 200, (2, 60, 70), dtype=np.uint8)
-    tifffile.imwrite(work / "s.ome.tif", pixels, metadata={"axes": "CYX"}, ome=True)
-    args = (work / "s.ome.tif", "-m", work / "small.safetensors", "--axes", "tyx")
-    code, text, err = tilenet_command("segment", *args, "-o", work / "o.zarr")
-    assert (code, "axes taken as tyx, as asked; the file says cyx" in err, "2 x 60 x 70 px" in text) == (0, True, True)
-    assert "tyx 2 x 60 x 70, uint8 (the file says cyx)" in tilenet_command("plan", *args)[1]
-    shown = json.loads(tilenet_command("info", args[0], "--axes", "tyx", "--json")[1])
-    assert (shown["axes"], shown["axes_in_file"]) == ("tyx", "cyx")
-    shown = json.loads(tilenet_command("info", args[0], "--axes", "cyx", "--json")[1])
-    assert (shown["axes"], "axes_in_file" in shown) == ("cyx", False)
-
-
-def test_info_and_segment_say_that_alpha_is_not_read(work, tilenet_command):
-    path, pixels = work / "rgba.tif", np.random.default_rng(0).integers(0, 200, (60, 70, 4), dtype=np.uint8)
-    tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=["unassalpha"])
-    assert json.loads(tilenet_command("info", path, "--json")[1])["alpha"] == "not read"
-    assert "alpha" not in json.loads(tilenet_command("info", work / "slide.tif", "--json")[1])
-    _, _, err = tilenet_command("segment", path, "-m", work / "small.safetensors", "-o", work / "rgba.zarr")
-    assert "rgba.tif: its alpha channel is not read" in err
-
-
-def test_info_counts_missing_tiles_and_says_what_segment_would(work, monkeypatch, tilenet_command):
-    path, tile = work / "sparse.tif", np.ones((64, 64, 3), np.uint8)
-    options = {"shape": (128, 192, 3), "dtype": "uint8", "tile": (64, 64), "photometric": "rgb"}
-    tifffile.imwrite(path, iter([tile, None, tile, tile, None, tile]), **options)
-    code, _, refused = tilenet_command("segment", path, "-m", work / "small.safetensors", "-o", work / "o.zarr")
-    assert (code, "2 of its tiles are missing" in refused) == (2, True)
-    code, text, err = tilenet_command("info", path, "-m", work / "small.safetensors", "--json")
-    found = json.loads(text)
-    assert (code, err, found["missing_tiles"], found["shape"]) == (0, "", 2, [128, 192, 3])
-    assert f": refused: {refused.split('sparse.tif: ')[1].strip()}. With that: level 0 as stored" in found["segment"]
-    monkeypatch.chdir(work)
-    assert json.loads(tilenet_command("info", "sparse.tif", "-m", work / "small.safetensors", "--json")[1]) == found
-    assert "missing_tiles" not in tilenet_command("info", work / "slide.tif", "--json")[1]
 
 
 def test_convert_makes_a_model_of_a_checkpoint(work, tilenet_command):
