@@ -242,7 +242,7 @@ class Image(ABC):
         EnvironmentFault
             If the machine fails, such as with too many open files, or a lost server.
         SettingsError
-            If it is no box, not one over `box_axes`, or if it stops before it starts.
+            If it is no box of whole numbers over `box_axes`, or if it stops before it starts.
         """
         self._check(box)
         if not box.size:
