@@ -34,22 +34,14 @@ LOG = logging.getLogger("tilenet")
 
 @dataclass(frozen=True)
 class Polygons:
-    """Which polygons to write, and where.
-
-    Attributes
-    ----------
-    out, kind, min_area
-        As for `tilenet.write_geojson`.
-    beside_table : bool
-        Whether there is also a table, which has those shapes of volumes that their polygons lack.
-    rule : str
-        What `rule_of` will return of the file.
-    """
+    """Which polygons to write, and where; the first three are as for `tilenet.write_geojson`."""
 
     out: Path
     kind: Kind = "detection"
     min_area: str | float | None = None
+    # Whether there is also a table, which has those shapes of volumes that their polygons lack.
     beside_table: bool = False
+    # What `rule_of` will return of the file.
     rule: str = ""
 
     def __post_init__(self) -> None:
@@ -78,13 +70,7 @@ def write_polygons(
 
 
 class PolygonsFile:
-    """The file itself.
-
-    Raises
-    ------
-    OutputExists, OutputError, EnvironmentFault, SettingsError
-        If the file must not be written there, or if polygons have no such areas or shapes.
-    """
+    """The file itself; to make one raises if it must not be written there, or polygons have no such areas or shapes."""
 
     def __init__(self, polygons: Polygons, mask: AnyMask, image: Any, *, replace: bool, shapes: bool) -> None:
         self._mask, self._polygons = mask, polygons

@@ -8,7 +8,7 @@ from functools import partial
 from math import inf
 from numbers import Real
 from operator import index
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from tilenet.arguments import known_options, plain
 from tilenet.card import parse_scaling
@@ -166,14 +166,9 @@ class Recipe:
                 raise SettingsError(f"{name} is a whole number, not {value!r}") from error
         self._check_numbers()
         self._check_weights()
-        choices = {
-            "targets": ("mask", "depth", "classes"),
-            "turns": ("none", "right", "any"),
-            "optimizer": tuple(RATES),
-            "precision": ("auto", "fp32", "bf16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
+        hints = get_type_hints(Recipe)
+        for name in ("targets", "turns", "optimizer", "precision"):
+            if getattr(self, name) not in (allowed := get_args(hints[name])):
                 raise SettingsError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.stop is not None and not 1 <= self.stop <= self.epochs:
             raise SettingsError(f"stop is one of the {self.epochs} epochs, from 1, not {self.stop}")
