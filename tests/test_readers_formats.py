@@ -240,6 +240,16 @@ def test_a_czi_whose_planes_are_not_numbered_from_0_is_read(czi_file, shape):
         np.testing.assert_array_equal(whole(image), expected)
 
 
+def test_of_a_czi_only_the_chosen_channels_are_decoded(czi_file):
+    pixels = RANDOM.integers(1, 250, (1, 1, 3, 30, 90)).astype(np.uint8)
+    with open_image(czi_file(pixels)) as image:
+        pixels[..., 40:50] = 0
+        np.testing.assert_array_equal(whole(image.with_channels([2])), pixels[0, 0, 2:])
+        assert image.n_decoded == 1
+        np.testing.assert_array_equal(whole(image), pixels[0, 0])
+        assert image.n_decoded == 3
+
+
 @pytest.mark.parametrize("first", [0, 3])
 def test_a_plane_that_a_czi_lacks_is_refused_until_it_may_be_filled(czi_file, first):
     pixels = RANDOM.integers(1, 250, (1, 3, 2, 30, 90)).astype(np.uint8)
