@@ -36,7 +36,7 @@ class DerivedImage(Image):
 
     @property
     def n_channels(self) -> int:
-        return self._image.n_channels
+        return self._image.n_channels  # not by the shape: a view of a grey image may repeat its channel
 
     @property
     def shift(self) -> tuple[float, ...]:
