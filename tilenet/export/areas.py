@@ -86,7 +86,7 @@ def parse_area(area: str | float) -> tuple[float, str]:
 def least_of(mask: AnyMask, area: str | float | None) -> MinimumSize:
     """Return the least area or volume, given as a number of pixels of the mask or as text such as ``"20um2"``.
 
-    `SettingsError` if it is none, or areas have no meaning in this mask.
+    `SettingsError` if that is no area, or if areas have no meaning in this mask.
     """
     if area is None:
         return MinimumSize()

@@ -78,7 +78,7 @@ class Measurements:
 
 
 class Intensities:
-    """What to measure: all channels of the image, not only those that the network saw, and densities of `STAINS`.
+    """What to measure: `channels` of the image, not only those that the network saw, and densities of `STAINS`.
 
     `positive` is a rule by which a mean makes an object positive, such as ``"dab>0.2"``: that of a stain of a colour
     picture, or of a channel by name, in any case of letters, or number. The means are then measured too, and nothing

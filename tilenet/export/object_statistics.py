@@ -19,9 +19,9 @@ BITS = 32
 
 
 class ObjectStatistics:
-    """The spread of some values over each object, 1 to `n_objects`; of those of a pixel that are `wanted`.
+    """The spread of values over each object, by its number, 1 to `n_objects`.
 
-    `exact` says that all values are integers of up to 32 bits, in any type.
+    `wanted` says of which values of a pixel, and `exact` whether all are integers of up to 32 bits, in any type.
     """
 
     def __init__(self, wanted: Sequence[bool], n_objects: int, *, exact: bool) -> None:

@@ -66,9 +66,9 @@ def find_objects(
 ) -> Found:
     """Return the objects of a part of an image of a shape, as the whole image would have them.
 
-    `read` returns the `View` of a box inside the image, whose `name` is for messages. A component that reaches far
-    beyond the part is a `SettingsError` if it needs more than `memory` bytes. `recent` is shared by the calls for
-    several parts, so that not each of them separates a large component again.
+    `read` returns the `View` of a box inside the image, and `name` is the image's, for messages. A component that
+    reaches far beyond the part is a `SettingsError` if it needs more than `memory` bytes. `recent` is shared by the
+    calls for several parts, so that not each of them separates a large component again.
     """
     image, recent, rule = Box.of_shape(shape), recent or Recent(), rule or ObjectRule()
     labels, firsts = np.zeros(part.shape, np.int32), [np.array([-1])]

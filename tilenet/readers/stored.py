@@ -18,7 +18,7 @@ Sizes = tuple[float | None, ...]
 
 
 class StoredImage(Image):
-    """One level of an image; how the dimensions of its arrays become axes, a map for each level says."""
+    """One level of an image that has an array for each level, and a map of its dimensions to the axes."""
 
     # Whether 8-bit (y, x, 3) is in colour if its channels have no names: picture libraries store colour so.
     _color_by_shape = False

@@ -134,7 +134,10 @@ def chosen_of(
 
 
 def split(pairs: Sequence[Pair], share: float, *, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Return training and validation pairs, drawn by seed; of a file, all frames go the same way; neither is empty."""
+    """Return training and validation pairs, drawn by seed; neither list is empty.
+
+    Files are drawn, as the frames of one are much alike: of each file, all frames go the same way.
+    """
     names = list(dict.fromkeys(p.name for p in pairs))
     if len(names) < 2:
         also = f", whose {len(pairs)} frames are too much alike" if len(pairs) > 1 else ""
