@@ -9,12 +9,14 @@ from contents import lines_of
 from pyramids import write_pyramid
 from scipy import ndimage as ndi
 from skimage.measure import label, regionprops
+from skimage.segmentation import find_boundaries
 from stub import Bright, shades
 
 import tilenet
 from tilenet.drawn_regions import read_regions
 from tilenet.errors import SettingsError
 from tilenet.footprint import Footprint
+from tilenet.pictures.drawing import REGION
 
 NAMES = {1: "grey", 2: "bright"}
 RANDOM = np.random.default_rng(4)
@@ -132,3 +134,21 @@ def test_polygons_of_classes_say_what_is_computed_and_a_batch_counts_in_them(sli
     _, line = lines_of(tmp_path / "nuclei" / "counts.csv")
     assert (line["region"], line["count"]) == ("grey", "1")
     assert float(line["mm2"]) == pytest.approx(200 * 140 * 0.25e-6)
+
+
+def test_a_picture_draws_each_class_in_its_colour_and_its_name_in_a_frame_of_it(slide, mask, tmp_path):
+    classes = tilenet.segment(slide, tmp_path / "classes.zarr", model=shades)
+    tilenet.write_geojson(tmp_path / "classes.zarr", tmp_path / "c.geojson")
+    grey, bright = sorted(read_regions(tmp_path / "c.geojson"), key=lambda region: -region.area.area)
+    assert bright.color != grey.color
+    features = json.loads((tmp_path / "c.geojson").read_text())["features"]
+    kinds = {said["properties"]["classification"]["name"]: said["properties"]["classification"] for said in features}
+    assert all(kinds[region.name]["color"] == list(region.color) for region in (grey, bright))
+    picture = tilenet.overlay(slide, mask, within=tmp_path / "c.geojson")
+    values = {name: value for value, name in NAMES.items()}
+    for region, others in ((bright, ()), (grey, (bright,))):
+        borders = find_boundaries(np.asarray(classes) == values[region.name])
+        for other in others:  # which is drawn over it where they touch
+            borders &= ~ndi.binary_dilation(np.asarray(classes) == values[other.name], iterations=4)
+        assert (picture[borders] == region.color).all(axis=-1).mean() > 0.8 and borders.sum() > 300
+    assert not (picture == REGION).all(axis=-1).any()

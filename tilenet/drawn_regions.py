@@ -32,11 +32,15 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Drawn:
-    """A region that a user drew: its name, its area in pixels of the image at full resolution, and its file."""
+    """A region that a user drew: its name, its area in pixels of the image at full resolution, its file, its colour.
+
+    Only classes of a mask have a colour, by which they are told apart where they share a border.
+    """
 
     name: str
     area: MultiPolygon
     path: Path
+    color: tuple[int, ...] | None = None
 
 
 def covered(
@@ -120,14 +124,13 @@ def _writable(name: str, where: str) -> str:
 def _classes(path: Path, features: Sequence[dict[str, Any]], *, named: bool) -> list[Drawn]:
     """Return one region for each class of a mask, of all polygons of that class, which do not overlap."""
     parts: dict[str, list[Any]] = {}
+    colors = {_name(feature): _color(feature) for feature in reversed(features)}
     for number, feature in enumerate(features, 1):
         name = _name(feature)
         where = f"{path}: feature {number} ({name})"
         parts.setdefault(name, []).extend(shapely.get_parts(_valid(_area(feature.get("geometry"), where), where)))
-    return [
-        Drawn(_writable(name, f"{path}: the class {name}") if named else name, MultiPolygon(several), path)
-        for name, several in parts.items()
-    ]
+    written = {name: _writable(name, f"{path}: the class {name}") if named else name for name in parts}
+    return [Drawn(written[name], MultiPolygon(several), path, colors[name]) for name, several in parts.items()]
 
 
 def _features(path: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -170,6 +173,15 @@ def _name(feature: dict[str, Any]) -> str:
         parts = kind.get("names")
         kind = kind.get("name") or (": ".join(map(str, parts)) if isinstance(parts, list) else "")
     return " ".join(str(said.get("name") or kind or "").split())
+
+
+def _color(feature: dict[str, Any]) -> tuple[int, ...] | None:
+    """Return the red, green and blue of the class of a feature, if it has them."""
+    kind = _properties(feature).get("classification")
+    color = kind.get("color") if isinstance(kind, dict) else None
+    if not isinstance(color, list) or len(color) != 3:
+        return None
+    return tuple(color) if all(isinstance(value, int) and 0 <= value <= 255 for value in color) else None
 
 
 def _is_of_class(feature: dict[str, Any]) -> bool:

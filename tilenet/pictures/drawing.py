@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from unicodedata import combining, normalize
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Picture = NDArray[np.uint8]
 # From numbers of a mask (n) to colours (n, 3), 0 to 255.
 Colours = Callable[[NDArray[Any]], NDArray[np.float64]]
+# The name of a region, its outlines as y and x (n, 2) of corners of pixels of the picture, and their colour.
+Outlined = tuple[str, Sequence[NDArray[np.float64]], tuple[int, ...]]
 # Opacity of filled objects; outlines are opaque.
 FILL_OPACITY = 0.45
 # Largest length of a scale bar, as a share of the picture's width.
@@ -106,26 +109,29 @@ def stain_colours(numbers: NDArray[Any], *, positive: NDArray[np.int64], picture
     return found
 
 
-def draw_regions(picture: Picture, regions: Sequence[tuple[str, Sequence[NDArray[np.float64]]]]) -> None:
-    """Draw the outlines of regions, as y and x (n, 2) of corners of pixels of the picture, and their names."""
+def draw_regions(picture: Picture, regions: Sequence[Outlined]) -> None:
+    """Draw the outlines of regions, those of the last colour on top, and their names."""
     from PIL import Image as Pillow
-    from PIL import ImageDraw
+    from PIL import ImageChops, ImageDraw
     from PIL.ImageFilter import MaxFilter
 
     canvas = Pillow.fromarray(picture)
-    drawn = Pillow.new("L", canvas.size)
+    drawn = {color: Pillow.new("L", canvas.size) for _, _, color in regions}
     width = max(3, max(picture.shape) // 500)
     # The centre of the first pixel is 0 for Pillow.
-    paths = [(name, [[(x - 0.5, y - 0.5) for y, x in line.tolist()] for line in lines]) for name, lines in regions]
-    for _, lines in paths:
+    paths = [[[(x - 0.5, y - 0.5) for y, x in line.tolist()] for line in lines] for _, lines, _ in regions]
+    for (_, _, color), lines in zip(regions, paths, strict=True):
         for line in lines:
-            ImageDraw.Draw(drawn).line(line, 255, width, joint="curve")
+            ImageDraw.Draw(drawn[color]).line(line, 255, width, joint="curve")
+    every = reduce(ImageChops.lighter, drawn.values(), Pillow.new("L", canvas.size))
     # A wider line would have no rim where Pillow draws both as wide, as on diagonals.
-    canvas.paste(RIM, mask=drawn.filter(MaxFilter(3)))
-    canvas.paste(REGION, mask=drawn)
+    canvas.paste(RIM, mask=every.filter(MaxFilter(3)))
+    for color, lines_of_color in drawn.items():
+        canvas.paste(color, mask=lines_of_color)
     draw = ImageDraw.Draw(canvas)
-    for name, lines in paths:
-        _write(draw, name, min((point for line in lines for point in line), key=itemgetter(1)), picture.shape)
+    for (name, _, color), lines in zip(regions, paths, strict=True):
+        top = min((point for line in lines for point in line), key=itemgetter(1))
+        _write(draw, name, top, picture.shape, frame=None if color == REGION else color)
     picture[...] = np.asarray(canvas)
 
 
@@ -139,13 +145,15 @@ def in_ascii(text: str) -> str:
     return "".join(letters if letters.isascii() else "?" for letters in plain)
 
 
-def _write(draw: Canvas, text: str, place: tuple[float, float], shape: Sequence[int]) -> None:
-    """Write a text above a point, in black on white, moved into the picture if it would leave it."""
+def _write(
+    draw: Canvas, text: str, place: tuple[float, float], shape: Sequence[int], *, frame: tuple[int, ...] | None
+) -> None:
+    """Write a text above a point, in black on white, perhaps framed, moved into the picture if it would leave it."""
     font = _font("lt", shape)
     _, _, wide, high = draw.textbbox((PLATE, PLATE), text, **font)
     x = max(0, min(place[0] - wide / 2, shape[1] - wide - PLATE))
     y = max(0, place[1] - high - 2 * PLATE)
-    draw.rectangle((x, y, x + wide + PLATE, y + high + PLATE), fill="white")
+    draw.rectangle((x, y, x + wide + PLATE, y + high + PLATE), fill="white", outline=frame, width=PLATE // 2)
     draw.text((x + PLATE, y + PLATE), text, fill="black", **font)
 
 

@@ -24,7 +24,9 @@ from tilenet.geometry import Box
 from tilenet.masks.provenance import open_as_segmented, remark, resolution_of
 from tilenet.masks.tiff_mask import open_mask
 from tilenet.pictures.drawing import (
+    REGION,
     Colours,
+    Outlined,
     Picture,
     colours_of,
     draw_bar,
@@ -165,8 +167,8 @@ def _objects(
 
 def _lines(
     drawn: Sequence[Drawn], mask: AnyMask, grid: MaskPlacement, part: Box, shape: tuple[int, int]
-) -> list[tuple[str, list[NDArray[np.float64]]]]:
-    """Return the names and outlines of the regions that a picture of a part shows: y and x (n, 2) in its pixels."""
+) -> list[Outlined]:
+    """Return the regions that a picture of a part shows; of classes, which share borders, the largest first."""
 
     def frame(start: Sequence[int], stop: Sequence[int]) -> tuple[float, float, float, float]:
         return (*grid.place_point(*start), *grid.place_point(*stop))
@@ -174,9 +176,11 @@ def _lines(
     covered(drawn, frame((0, 0), mask.shape[-2:]))
     inner = part.relative_to(mask.origin)
     first, scale = inner.start[-2:], np.divide(shape, part.shape[-2:])
-    found = [
-        (name, [(grid.locate(line) - first) * scale for line in outline])
-        for name, outline in zip(_names(drawn), outlines(drawn, frame(first, inner.stop[-2:])), strict=True)
+    named = sorted(zip(drawn, _names(drawn), strict=True), key=lambda of: -of[0].area.area if of[0].color else 0)
+    lines = outlines([region for region, _ in named], frame(first, inner.stop[-2:]))
+    found: list[Outlined] = [
+        (name, [(grid.locate(line) - first) * scale for line in outline], region.color or REGION)
+        for (region, name), outline in zip(named, lines, strict=True)
         if outline
     ]
     if not found:
