@@ -161,7 +161,7 @@ def test_what_lines_advise_is_said_with_the_first_image_alone(tmp_path, tilenet_
     for name in "abc":
         tifffile.imwrite(tmp_path / f"{name}.tif", np.full((90, 90), 40, np.uint8), **size)
     code, _, err = tilenet_command("batch", tmp_path / "*.tif", "--out", tmp_path / "masks", "--tile", "64")
-    said = "level 0 (0.5 um/px) as stored: nuclei asks for no pixel size of its own, so nothing is resampled"
+    said = "level 0 (0.5 um/px) as stored: nuclei asks for no pixel size"
     first, *others = err.splitlines()
     assert code == 0 and first.endswith(f"a.tif: {said}. To resample, give --mpp")
     assert others == [f"tilenet: {tmp_path / name}.tif: {said}" for name in "bc"]

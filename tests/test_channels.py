@@ -295,7 +295,7 @@ def test_a_stack_that_lost_its_metadata_asks_for_its_axes(shared_data, tmp_path,
 
 
 @pytest.mark.parametrize(("name", "words"), [
-    ("slides/hamamatsu_test3_DAPI.ndpi", "level 0 (0.2282 um/px) as stored: nuclei asks for no pixel size of its own"),
+    ("slides/hamamatsu_test3_DAPI.ndpi", "level 0 (0.2282 um/px) as stored: nuclei asks for no pixel size"),
     ("volumes/plant_nuclei_1135_image.tif", "one channel, for every input, zyx plane by plane"),
     ("small_fluo/hela_cells_3ch.tif", "nuclei: refused: its 3 channels (red, green, blue; uint16)"),
 ])  # fmt: skip

@@ -59,7 +59,7 @@ def test_pixels_that_are_not_square_get_a_factor_for_each_axis():
             {},
             0,
             True,
-            "the model asks for no pixel size of its own, so nothing is resampled. To",
+            "the model asks for no pixel size. To",
         ),
         ({"card_mpp": 1.0}, 2, True, "level 2 (1 um/px) as stored, for the 1 um/px that the model knows"),
         ({"card_mpp": 0.75}, 1, True, "resampled: averaged over 1.5 px, for the 0.75 um/px that the model knows"),

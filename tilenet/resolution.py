@@ -186,7 +186,7 @@ def _factor(wanted: float, size: float | None) -> Fraction:
 def _as_it_is(sizes: Sequence[PixelSize], *, card_mpp: float | None, model: str) -> Resolution:
     image_says, model_says = None not in sizes[0][-2:], card_mpp is not None
     if image_says:
-        why = f"{model} asks for no pixel size of its own, so nothing is resampled. To resample, give --mpp"
+        why = f"{model} asks for no pixel size. To resample, give --mpp"
     elif model_says:
         why = f"the image does not say its pixel size ({model} knows {card_mpp:g} um/px)"
     else:
