@@ -152,3 +152,13 @@ def test_a_picture_draws_each_class_in_its_colour_and_its_name_in_a_frame_of_it(
             borders &= ~ndi.binary_dilation(np.asarray(classes) == values[other.name], iterations=4)
         assert (picture[borders] == region.color).all(axis=-1).mean() > 0.8 and borders.sum() > 300
     assert not (picture == REGION).all(axis=-1).any()
+
+
+def test_polygons_do_not_take_the_place_of_the_regions_that_are_counted_in(slide, mask, tmp_path, tilenet_command):
+    tilenet.segment(slide, tmp_path / "classes.zarr", model=shades)
+    tilenet.write_geojson(tmp_path / "classes.zarr", tmp_path / "c.geojson")
+    before = (tmp_path / "c.geojson").read_bytes()
+    outs = ("--csv", tmp_path / "n.csv", "--geojson", tmp_path / "c.geojson", "--overwrite")
+    code, _, err = tilenet_command("export", mask, *outs, "--within", tmp_path / "c.geojson")
+    assert code == 2 and "c.geojson: is the regions " in err and "Choose another path" in err
+    assert (tmp_path / "c.geojson").read_bytes() == before and not (tmp_path / "n.csv").exists()

@@ -26,7 +26,7 @@ Picture = NDArray[np.uint8]
 # From numbers of a mask (n) to colours (n, 3), 0 to 255.
 Colours = Callable[[NDArray[Any]], NDArray[np.float64]]
 # The name of a region, its outlines as y and x (n, 2) of corners of pixels of the picture, and their colour.
-Outlined = tuple[str, Sequence[NDArray[np.float64]], tuple[int, ...]]
+RegionLines = tuple[str, Sequence[NDArray[np.float64]], tuple[int, ...]]
 # Opacity of filled objects; outlines are opaque.
 FILL_OPACITY = 0.45
 # Largest length of a scale bar, as a share of the picture's width.
@@ -109,7 +109,7 @@ def stain_colours(numbers: NDArray[Any], *, positive: NDArray[np.int64], picture
     return found
 
 
-def draw_regions(picture: Picture, regions: Sequence[Outlined]) -> None:
+def draw_regions(picture: Picture, regions: Sequence[RegionLines]) -> None:
     """Draw the outlines of regions, those of the last colour on top, and their names."""
     from PIL import Image as Pillow
     from PIL import ImageChops, ImageDraw

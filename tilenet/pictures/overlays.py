@@ -26,8 +26,8 @@ from tilenet.masks.tiff_mask import open_mask
 from tilenet.pictures.drawing import (
     REGION,
     Colours,
-    Outlined,
     Picture,
+    RegionLines,
     colours_of,
     draw_bar,
     draw_regions,
@@ -167,7 +167,7 @@ def _objects(
 
 def _lines(
     drawn: Sequence[Drawn], mask: AnyMask, grid: MaskPlacement, part: Box, shape: tuple[int, int]
-) -> list[Outlined]:
+) -> list[RegionLines]:
     """Return the regions that a picture of a part shows; of classes, which share borders, the largest first."""
 
     def frame(start: Sequence[int], stop: Sequence[int]) -> tuple[float, float, float, float]:
@@ -178,7 +178,7 @@ def _lines(
     first, scale = inner.start[-2:], np.divide(shape, part.shape[-2:])
     named = sorted(zip(drawn, _names(drawn), strict=True), key=lambda of: -of[0].area.area if of[0].color else 0)
     lines = outlines([region for region, _ in named], frame(first, inner.stop[-2:]))
-    found: list[Outlined] = [
+    found: list[RegionLines] = [
         (name, [(grid.locate(line) - first) * scale for line in outline], region.color or REGION)
         for (region, name), outline in zip(named, lines, strict=True)
         if outline
