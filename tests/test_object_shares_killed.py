@@ -71,7 +71,7 @@ def test_shares_killed_at_random_and_run_again_give_the_same_bytes(commands, ima
                 runs[0].signal(signal.SIGKILL)
             for run in runs:
                 if random.random() < 0.5:
-                    time.sleep(random.uniform(0, 0.4))
+                    time.sleep(random.uniform(0, 0.1))
                     run.signal(signal.SIGKILL)
             for run in runs:
                 code, said = run.wait()
