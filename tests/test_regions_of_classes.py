@@ -122,6 +122,17 @@ def test_polygons_of_objects_or_of_nothing_are_no_regions(mask, tmp_path):
     assert not (tmp_path / "n.csv").exists()
 
 
+def test_polygons_of_several_planes_are_no_regions_and_those_of_one_are(slide, mask, tmp_path):
+    stack = np.stack([PIXELS, PIXELS[::-1]])
+    for name, more in (("all", {}), ("one", {"roi": np.s_[1:2, ...]})):
+        tilenet.segment(stack, tmp_path / f"{name}.zarr", model=shades, axes="zyx", **more)
+        tilenet.write_geojson(tmp_path / f"{name}.zarr", tmp_path / f"{name}.geojson", image=stack)
+    with pytest.raises(SettingsError, match=r"all.geojson: has polygons of several planes, and regions lie in one"):
+        tilenet.write_table(mask, tmp_path / "n.csv", within=tmp_path / "all.geojson")
+    found = tilenet.write_table(mask, tmp_path / "n.csv", within=tmp_path / "one.geojson").regions
+    assert sorted(region.name for region in found) == ["bright", "grey"]
+
+
 def test_polygons_of_classes_say_what_is_computed_and_a_batch_counts_in_them(slide, tmp_path):
     pixels = np.zeros((600, 900), np.uint8)
     pixels[50:250, 60:200] = 130

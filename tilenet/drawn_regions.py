@@ -129,6 +129,10 @@ def _classes(path: Path, features: Sequence[dict[str, Any]], *, named: bool) -> 
         name = _name(feature)
         where = f"{path}: feature {number} ({name})"
         parts.setdefault(name, []).extend(shapely.get_parts(_valid(_area(feature.get("geometry"), where), where)))
+    if len({str(feature["geometry"].get("plane")) for feature in features}) > 1:
+        raise SettingsError(
+            f"{path}: has polygons of several planes, and regions lie in one. Segment one alone, such as --roi 4:5,:,:"
+        )
     written = {name: _writable(name, f"{path}: the class {name}") if named else name for name in parts}
     return [Drawn(written[name], MultiPolygon(several), path, colors[name]) for name, several in parts.items()]
 
