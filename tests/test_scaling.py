@@ -7,11 +7,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from oracles import random_network
+from stub import Bright
 
 import tilenet
 from tilenet import scaling
-from tilenet.errors import ImageError, SettingsError
+from tilenet.errors import ImageError, SettingsError, TilenetError
 from tilenet.footprint import Footprint
+from tilenet.jobs.options import Options
+from tilenet.jobs.setup import make_job
 from tilenet.readers import open_image
 from tilenet.scaling import COUNTED, grid_of_windows, of_percentiles, percentiles, sample_pixels
 
@@ -137,6 +140,20 @@ def test_a_divisor_of_which_no_finite_pixels_come_is_refused_before_the_run(tmp_
             channels=[0, 1],
         )
     assert not (tmp_path / "m.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"method": "percentile", "low": 99, "high": 1}, "percentiles 99 and 1: give two from 0 to 100"),
+        ({"method": "percentile", "low": 1}, "cannot be used .KeyError: 'high'"),
+        ({"method": "linear", "divide": 0}, "cannot divide by 0"),
+        ({"method": "sqrt"}, "method 'sqrt' is none of"),
+    ],
+)
+def test_a_rule_that_suits_no_pixels_is_refused_when_a_run_is_planned(rule, said):
+    with pytest.raises(TilenetError, match=said):
+        make_job(np.ones((20, 30)), Bright(), Options(scaling=rule))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float32", "float64"])

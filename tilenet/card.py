@@ -219,10 +219,14 @@ def parse_scaling(text: Mapping[str, Any] | str) -> Mapping[str, Any]:
     names = {"none": (), "linear": ("subtract", "divide"), "percentile": ("low", "high")}.get(method)
     try:
         values = [float(n) for n in numbers.split(",")] if numbers else []
-        if names is None or len(values) != len(names):
+        if names is None or len(values) != len(names) or not all(map(isfinite, values)):
             raise ValueError
     except ValueError as error:
         raise SettingsError(f"scaling {text!r}: give linear:SUBTRACT,DIVIDE, percentile:LOW,HIGH, or none") from error
+    if method == "percentile" and not 0 <= values[0] < values[1] <= 100:
+        raise SettingsError(f"scaling {text!r}: give two percentiles from 0 to 100, the lower one first")
+    if method == "linear" and values[1] == 0:
+        raise SettingsError(f"scaling {text!r}: a scaling cannot divide by 0. Give another number")
     return {"method": method, **dict(zip(names, values, strict=True))}
 
 

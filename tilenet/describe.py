@@ -71,6 +71,8 @@ def _unfinished(file: str) -> dict[str, Any] | None:
     from tilenet.store.metadata import MAKING
 
     kind, path, target = {"kind": "mask, not complete"}, Path(file.rstrip("/").removesuffix(MAKING)), None
+    if not path.name:  # the folder that the command runs in
+        return None
     if path.parent.name == LABELS:
         with suppress(TilenetError):
             target = open_target(path.parent.parent)

@@ -151,7 +151,7 @@ def verify(
             return found
         with job, machine.threads(job.record["threads"]):
             predictor = job.predictor(Scaling.from_json(mask.info["scaling"]))
-            boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
+            boxes = list(_windows(mask, job.plan, windows, _generator(seed)))
             if not boxes:
                 found.not_recomputed = "there is no tissue, and all of the mask is background"
             for done, box in enumerate(boxes, start=1):
@@ -201,6 +201,13 @@ def _obstacle(mask: AnyMask, image: Any, model: Any) -> str:
     except SettingsError:
         return f"the mask was made with device {device}, which this machine does not have"
     return ""
+
+
+def _generator(seed: int) -> np.random.Generator:
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"seed {seed!r}: give a whole number, 0 at least") from error
 
 
 def _damage(out: Path) -> Verification:

@@ -81,6 +81,10 @@ def read_image_list(
         _check_name(item.name, shown(item.image), "Give a .csv list with a column name")
         # In a case-insensitive folder, one mask would silently replace the other.
         if (other := first.setdefault(item.name.casefold(), item)) is not item:
+            if other.image == item.image and other.name == item.name:
+                raise SettingsError(
+                    f"{shown(item.image)}: is named twice. Name it once, or give a .csv list with a column name"
+                )
             raise SettingsError(
                 f"{shown(other.image)} and {shown(item.image)}: both would be {item.name}.zarr. "
                 f"Give a .csv list with a column name"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,13 @@ cluster_options = with_options(
     click.option("--tls-cert", help="The certificate of this client."),
     click.option("--tls-key", help="The key of this client."),
 )
+
+
+def refuse_with_shard(options: Mapping[str, Any]) -> None:
+    """Raise if one mask is to be divided both among processes without a leader and among workers, which need time."""
+    given = [f"--{way}" for way in WAYS if options[way] is not None]
+    if given and options["shard"] is not None:
+        raise SettingsError(f"--shard and {given[0]}: workers share the blocks by themselves. Leave one of them out")
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
 @click.option("--image", help="The image, if it is no longer where it was.")
 @click.option("--model", "-m", help="The model, if it is no longer where it was.")
 @click.option("--windows", type=click.IntRange(0), default=8, show_default=True, help="Windows to recompute.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the windows.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses the windows.")
 @JSON
 @QUIET
 def verify(

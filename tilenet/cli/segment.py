@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli.cluster import cluster_of, cluster_options
+from tilenet.cli.cluster import cluster_of, cluster_options, refuse_with_shard
 from tilenet.cli.options import JSON, OVERVIEW, QUIET, SHARE, image_options, objects_options
 from tilenet.cli.output import label_names, profile_of, profile_rows, progress_bar, remarks, show
 from tilenet.errors import SettingsError
@@ -54,6 +54,7 @@ def segment(
     from tilenet import api, machine
     from tilenet.pictures import files, overlays
 
+    refuse_with_shard(options)
     place = _place(out, options)
     picture = files.overview_beside(place, options["into"]) if overview else None
     if picture:

@@ -217,7 +217,7 @@ def match(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     """Return the pairs of files by stem; two files are one pair, whatever their names."""
     for path in (prediction, truth):
         if not file_of(path).exists():
-            raise ImageNotFound(f"{path}: no such file or folder")
+            raise ImageNotFound(f"{path}: no such file or folder. Check the path")
     if not (_is_folder_of_files(prediction) and _is_folder_of_files(truth)):
         return {truth.name: (prediction, truth)}
     found, true = files_by_stem(prediction), files_by_stem(truth)

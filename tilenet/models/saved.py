@@ -58,8 +58,8 @@ def find_model(model: str | Path) -> Path:
     if not path.is_file():
         names = ", ".join(packaged_models())
         raise ModelNotFound(
-            f"{model}: no such model. Give a .safetensors or .pt file, or a packaged name: {names}. Runs also take "
-            "MODULE:FUNCTION"
+            f"{str(model) or repr('')}: no such model. Give a .safetensors or .pt file, or a packaged name: {names}. "
+            "Runs also take MODULE:FUNCTION"
         )
     return path
 
