@@ -143,6 +143,8 @@ def test_the_command_prints_a_table_and_options_that_segment_takes(tmp_path, til
     assert "Mpx/s" in out
     assert "default" in out
     assert "all 60000 px take less than a minute; reading" in out
+    hurried = tilenet_command(*command[:-1], 0)[1]
+    assert "more; give more --seconds\nthe defaults, beside which nothing was tried: --tile 64 " in hurried
     code, out, _ = tilenet_command(*command, "--json")
     found = json.loads(out)
     assert code == 0

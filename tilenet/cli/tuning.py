@@ -67,9 +67,10 @@ def _rows(found: Tuning, best: str) -> list[str]:
         numbers = f"{trial.px_per_s / 1e6:>8.3f} {gigabytes(trial.n_bytes):>9}"
         rows.append(f"{sides_text(s.tile):>15} {s.batch:>6} {s.threads:>8} {s.engine:>7} {numbers}{note}")
     if found.left_out:
-        rows.append(f"not tried for want of time: {found.left_out} more; give --seconds")
+        rows.append(f"not tried for want of time: {found.left_out} more; give more --seconds")
     if found.best is found.trials[0]:
-        rows.append(f"the defaults are as fast as any: {best}")
+        alone = found.left_out and len(found.trials) == 1
+        rows.append(f"the defaults, {'beside which nothing was tried' if alone else 'as fast as any'}: {best}")
     else:
         rows.append(f"give: {best}  ({found.gain:.2f} times as fast as the defaults, run in turn with them)")
     took = f"about {time_text(found.seconds)}" if found.seconds >= 60 else "less than a minute"
