@@ -66,6 +66,7 @@ BAD = [
     (["info", "/"], "has no zarr metadata"),
     (["verify", "{d}/none.zarr", "--seed", "-1"], "-1 is not in the range x>=0"),
     (["evaluate", "{d}/none", "{d}/none"], "none: no such file or folder. Check the path"),
+    (["batch", "", "-o", "{d}/masks"], "one of the images is an empty path. Give a path"),
     (["batch", "{d}/slide.tif", "{d}/slide.tif", "-o", "{d}/masks"], "slide.tif: is named twice. Name it once, or"),
     ([*SMALL, "--mpp", "0,5"], "'0,5' is not a valid float. Write 0.5, with a point"),
     ([*SMALL, "--objects", "--least-depth", "0,5"], "Write 0.5, with a point"),

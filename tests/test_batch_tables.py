@@ -78,6 +78,8 @@ def test_a_rule_that_cannot_be_followed_is_refused_before_work(slides, tmp_path)
     masks = tmp_path / "masks"
     with pytest.raises(SettingsError, match="positive 'dab': give a stain or channel"):
         tilenet.batch(slides, masks, positive="dab", **COUNTING)
+    with pytest.raises(SettingsError, match="positive 1: give a stain or channel"):
+        tilenet.batch(slides, masks, positive=1, **COUNTING)
     for plain, said in (
         ({"objects": True}, r"for tables and polygons\. Ask for tables or polygons, too"),
         ({"table": True}, "for objects: ask for them, too"),

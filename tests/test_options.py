@@ -134,6 +134,12 @@ def test_units_of_memory_are_powers_of_1000_and_with_an_i_of_1024(said, count):
     assert Options(memory=said).memory == count
 
 
+@pytest.mark.parametrize("device", [["cpu"], 1.5])
+def test_a_device_of_another_type_than_text_is_refused(network, device):
+    with pytest.raises(SettingsError, match=re.escape(f"device {device!r} is none of auto, cpu, cuda")):
+        tilenet.segment(IMAGE, model=network, device=device)
+
+
 def test_more_memory_than_there_is_anywhere_is_enough(network):
     options = Options(memory="9" * 400 + "GB", tile=16)
     assert tilenet.segment(IMAGE, model=network, memory=options.memory, tile=16).shape == IMAGE.shape

@@ -12,7 +12,16 @@ from stub import Threshold
 from workers import recorded_as
 
 import tilenet
-from tilenet.errors import ANEW, REPAIR, ModelNotFound, OutputError, OutputIncomplete, OutputMismatch, VerifyFailed
+from tilenet.errors import (
+    ANEW,
+    REPAIR,
+    ModelNotFound,
+    OutputError,
+    OutputIncomplete,
+    OutputMismatch,
+    SettingsError,
+    VerifyFailed,
+)
 from tilenet.sizes import plan_tiles
 from tilenet.store import Store
 from tilenet.verification import Verification, border_windows
@@ -72,6 +81,13 @@ def test_of_objects_it_is_said_why_no_window_is_recomputed_if_windows_are_asked_
     tilenet.segment(IMAGE, tmp_path / "o.zarr", model=network, tile=128, objects=True)
     assert "objects depend on more" in tilenet.verify(tmp_path / "o.zarr", IMAGE, model=network).not_recomputed
     assert tilenet.verify(tmp_path / "o.zarr", windows=0) == tilenet.verification.Verification()
+
+
+@pytest.mark.parametrize("wrong", [{"windows": -1}, {"windows": 1.5}, {"windows": "a"}, {"seed": -1}, {"seed": None}])
+def test_what_is_no_count_is_refused(out, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(SettingsError, match=re.escape(f"{name} {value!r}: give a whole number, 0 at least")):
+        tilenet.verify(out, IMAGE, **wrong)
 
 
 def test_windows_straddle_every_border_of_tiles_before_any_twice(network):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,13 @@ def verify(
     ------
     OutputNotFound, OutputIncomplete, OutputError
         If there is no complete mask that tilenet wrote.
+    SettingsError
+        If `windows` or `seed` is no whole number, or below 0.
     OutputMismatch
         If image or model are not those that made the mask. If given, they are compared even if no window can be.
     """
     check_local(out)
+    _refuse_other_than_counts(windows=windows, seed=seed)
     found = _damage(Path(out))
     if found.damage:  # windows in damaged files might not even be readable
         return found
@@ -151,7 +155,7 @@ def verify(
             return found
         with job, machine.threads(job.record["threads"]):
             predictor = job.predictor(Scaling.from_json(mask.info["scaling"]))
-            boxes = list(_windows(mask, job.plan, windows, _generator(seed)))
+            boxes = list(_windows(mask, job.plan, windows, np.random.default_rng(seed)))
             if not boxes:
                 found.not_recomputed = "there is no tissue, and all of the mask is background"
             for done, box in enumerate(boxes, start=1):
@@ -203,11 +207,10 @@ def _obstacle(mask: AnyMask, image: Any, model: Any) -> str:
     return ""
 
 
-def _generator(seed: int) -> np.random.Generator:
-    try:
-        return np.random.default_rng(seed)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"seed {seed!r}: give a whole number, 0 at least") from error
+def _refuse_other_than_counts(**numbers: Any) -> None:
+    for name, number in numbers.items():
+        if not hasattr(number, "__index__") or index(number) < 0:
+            raise SettingsError(f"{name} {number!r}: give a whole number, 0 at least")
 
 
 def _damage(out: Path) -> Verification:

@@ -103,6 +103,8 @@ def _refuse_shared_regions(items: Sequence[BatchItem], tissue: Any) -> None:
 
 def _items_of(image: str, plain: BatchItem) -> Iterator[BatchItem]:
     path = Path(image)
+    if not image:
+        raise SettingsError("one of the images is an empty path. Give a path, a pattern or a list")
     if is_address(image):
         yield _item(image, plain)
     elif path.suffix.lower() in (".csv", ".txt") and not path.exists() and not glob.has_magic(image):

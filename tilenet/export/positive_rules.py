@@ -25,7 +25,7 @@ def parse_positive(positive: str) -> tuple[str, float]:
     >>> parse_positive("dab > 0.2")
     ('dab', 0.2)
     """
-    said = re.fullmatch(rf"\s*(\S.*?)\s*>\s*({NUMBER})\s*", positive, re.IGNORECASE)
+    said = re.fullmatch(rf"\s*(\S.*?)\s*>\s*({NUMBER})\s*", str(positive), re.IGNORECASE)
     if not said:
         raise SettingsError(
             f"positive {positive!r}: give a stain or channel, >, and a number with a point, in quotes, as 'dab>0.2'"
