@@ -115,7 +115,7 @@ METADATA = {
 @cache
 def bomb_gzip(size):
     out = io.BytesIO()
-    with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=1) as file:
+    with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=9) as file:
         for _ in range(size // 2**24):
             file.write(bytes(2**24))
     return out.getvalue()
