@@ -156,7 +156,8 @@ def test_sides_of_a_plan_are_whole_numbers_of_any_kind(network):
     ):
         with pytest.raises(SettingsError, match=said):
             tilenet.plan_tiles((64, 64), network.footprint, **sizes)
-    assert tilenet.plan_tiles((64, 64), network.footprint, batch=np.int64(3)).batch == 3
+    for batch in (np.int64(3), 3.0):  # as segment takes them
+        assert tilenet.plan_tiles((64, 64), network.footprint, batch=batch).batch == 3
 
 
 @pytest.mark.parametrize("shard", ["1/2", (1.0, 2), 1, (1, 2, 3)])

@@ -85,12 +85,14 @@ def batch(
         the columns of the table as measurements. Those written with another rule, area or columns are written anew.
     min_area : str or float, optional
         Count nothing smaller than this, such as ``"20um2"``, ``"80px"`` of the mask, or ``"20um3"`` of objects of
-        volumes, and leave it out of polygons, which those of volumes do not allow; the tables still list all.
+        volumes; the tables still list all. Polygons leave it out, too; those of volumes, which are outlines in planes,
+        cannot, and are refused with it.
     positive : str, optional
         A rule such as ``"dab>0.2"``, as for `tilenet.write_table`: the tables say which objects are positive, and
-        ``counts.csv`` how many. A table made with another rule is written anew.
+        ``counts.csv`` how many; polygons have the classes Positive and Negative. A table made with another rule is
+        written anew.
     shapes, intensities, stains : bool
-        As for `tilenet.write_table`. A table that lacks these columns is written anew.
+        As for `tilenet.write_table` and `tilenet.write_geojson`. A table that lacks these columns is written anew.
     objects : bool
         Number objects instead of writing classes, as `segment` does, one image after the other.
     shard : (int, int), optional

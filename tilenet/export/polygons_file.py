@@ -70,7 +70,7 @@ def write_polygons(
 
 
 class PolygonsFile:
-    """The file itself; to make one raises if it must not be written there, or polygons have no such areas or shapes."""
+    """The file itself; refused if it must not be written there, or if its polygons have no such areas or shapes."""
 
     def __init__(self, polygons: Polygons, mask: AnyMask, image: Any, *, replace: bool, shapes: bool) -> None:
         self._mask, self._polygons = mask, polygons

@@ -137,7 +137,10 @@ class AnyMask:
         return self.read(0, index)
 
     def read(self, level: int, index: Any) -> NDArray[Any]:
-        """Return pixels of a level, by integers and slices with positive steps; in a folder, by arrays, too."""
+        """Return pixels of a level, by integers and slices; `BlocksFailed` if one of its files is damaged or lost.
+
+        Steps of slices are positive. A mask in a folder takes arrays of integers or booleans, too.
+        """
         try:
             return np.asarray(self.levels[level][index])
         except Replaced as error:
