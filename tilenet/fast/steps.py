@@ -74,7 +74,7 @@ def takes_bands(block: ConvBlock | UpBlock, pool_size: Sequence[int]) -> bool:
     inner = block.conv_block if isinstance(block, UpBlock) else block
     if not pools_by_two(pool_size) or not (inner is block or isinstance(block.up, nn.ConvTranspose2d)):
         return False
-    # Without compiled convolutions, nor if it pads zeros, or uses Winograd's method, which has strips of its own.
+    # Without compiled ones, also not if it pads zeros, or uses Winograd's method, which has strips of its own.
     return find_instructions() != 0 or not any(
         layer.padding or _kind(layer.weight) is WinogradConvolution for layer in layers_of(inner)
     )
