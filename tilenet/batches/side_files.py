@@ -201,7 +201,7 @@ def polygons_beside(mask: Path) -> Path:
 
 
 def _rule(said: Mapping[str, Any]) -> str:
-    """Return as text those options by which objects are chosen and described that were given; nothing if none was."""
+    """Return as text which options that choose or describe objects were given; empty if none was."""
     given = {name: value for name, value in said.items() if value}
     return json.dumps(given) if given else ""
 

@@ -20,7 +20,7 @@ DESCRIPTION = 0x010E
 
 
 def check_picture_place(out: str | Path, *, replace: bool, image: Any = None, mask: Any = None) -> None:
-    """Raise if a picture must not be put at `out`, as `check_file_place`, or its name is not that of a picture."""
+    """Raise as `check_file_place` if a picture must not be put at `out`, or if its name is not that of a picture."""
     out = Path(out)
     _kind(out)
     check_file_place(out, replace=replace, is_ours=is_picture_of_ours, kind="a picture", image=image, mask=mask)

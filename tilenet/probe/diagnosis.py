@@ -20,7 +20,7 @@ SIDES = {2: (64, 256), 3: (32, 96)}
 
 
 def remedy(call: Call, footprint: Footprint, shape: Sequence[int]) -> str:
-    """Return what to give to a network that does not take an input of a shape (N, C, *n), a sentence; empty if unknown.
+    """Return in a sentence what to give to a network that takes no input of a shape (N, C, *n); empty if unknown.
 
     `call` passes a float32 array through the network; the footprint is what the user says of it.
     """

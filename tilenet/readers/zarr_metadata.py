@@ -37,7 +37,7 @@ class Folder(ABC):
         """Return a subfolder; the path must not lead out of this folder."""
 
     def leads_out(self, path: str) -> bool:
-        """Return whether a path below the folder leads out of it through a link, of which an address has none."""
+        """Return whether a path below the folder leads out of it through a link; below an address are none."""
         return False
 
     @abstractmethod

@@ -200,7 +200,7 @@ def _say_pending(store: Store, pending: list[int]) -> str:
 
 
 def run_lacking(store: Store, pending: list[int]) -> str:
-    """Return that the shares of a divided store that have pending blocks are to be run, as text."""
+    """Return in words which shares of a divided store to run: those that have pending blocks."""
     lacking = _lacking(store, pending)
     they_are = "it is" if len(lacking) == 1 else "they are"
     return f"Run {_named(lacking, store)}, unless {they_are} at work"
