@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from tilenet.plan import Plan, tile_of
 from tilenet.readers.planes import LITTER
 from tilenet.runner import Predictor
 from tilenet.scaling import Scaling
+from tilenet.sizes import whole_number
 from tilenet.store import AnyMask, Store
 from tilenet.store.metadata import foreign_entries
 
@@ -145,7 +145,7 @@ def verify(
         If image or model are not those that made the mask. If given, they are compared even if no window can be.
     """
     check_local(out)
-    _refuse_other_than_counts(windows=windows, seed=seed)
+    windows, seed = whole_number(windows, "windows", 0), whole_number(seed, "seed", 0)
     found = _damage(Path(out))
     if found.damage:  # windows in damaged files might not even be readable
         return found
@@ -205,12 +205,6 @@ def _obstacle(mask: AnyMask, image: Any, model: Any) -> str:
     except SettingsError:
         return f"the mask was made with device {device}, which this machine does not have"
     return ""
-
-
-def _refuse_other_than_counts(**numbers: Any) -> None:
-    for name, number in numbers.items():
-        if not hasattr(number, "__index__") or index(number) < 0:
-            raise SettingsError(f"{name} {number!r}: give a whole number, 0 at least")
 
 
 def _damage(out: Path) -> Verification:
