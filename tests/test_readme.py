@@ -153,6 +153,7 @@ def valid_network():
 def what_the_pages_name(tmp_path, monkeypatch):
     """Return the names that the blocks use, in a folder with the files that they read."""
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)  # one network in 700 has a pixel so close to a tie that a loop of one's own decides otherwise
     plane = np.random.default_rng(0).integers(0, 255, (96, 128), np.uint8)
     with tifffile.TiffWriter("slide.svs") as slide:
         for step in (1, 2):
