@@ -144,15 +144,24 @@ def test_a_batch_whose_image_is_gone_counts_whole_pixels_and_warns(slide, tmp_pa
     assert "s.zarr: areas and densities are those of whole pixels of the mask, the last of which" in caplog.text
 
 
-def test_what_lies_wholly_beyond_the_image_has_no_area_and_a_place_on_its_border(tmp_path):
-    pixels = np.zeros((101, 101), np.uint8)
-    pixels[40:60, 97:], pixels[20:30, 20:30] = 200, 200
+@pytest.mark.parametrize("how", [{}, {"objects": True}], ids=str)
+def test_what_lies_wholly_beyond_the_image_is_left_out_of_tables_and_polygons_and_said(tmp_path, caplog, how):
+    pixels = np.zeros((301, 101), np.uint8)
+    pixels[2:290, 97:], pixels[20:90, 20:60] = 200, 200
     # Column 25 of the second level begins at 100, and holds 4; column 17 of the mask begins at 102.
     write_pyramid(tmp_path / "s.tif", pixels, step=4, um=(UM, UM), tile=32)
-    tilenet.segment(tmp_path / "s.tif", tmp_path / "m.zarr", model=Threshold(), mpp=3.0)
-    write_table(tmp_path / "m.zarr", tmp_path / "m.csv")
-    (_, line) = lines_of(tmp_path / "m.csv")
-    assert (line["area_um2"], line["x"], line["right"]) == ("0.0", "101", "101") and int(line["area_px"]) > 0
+    mask = tilenet.segment(tmp_path / "s.tif", tmp_path / "m.zarr", model=Threshold(), mpp=3.0, **how)
+    assert np.asarray(mask)[:, 17].any() and not np.asarray(mask)[:, 16].any()
+    polygons = tilenet.write_geojson(tmp_path / "m.zarr", tmp_path / "m.geojson")
+    assert caplog.text.count("m.zarr: 1 of its outlines lie") == 1
+    found = write_table(tmp_path / "m.zarr", tmp_path / "m.csv", geojson=tmp_path / "beside.geojson")
+    assert caplog.text.count("m.zarr: 1 of its outlines lie") == 2
+    assert polygons.features == found.outlined.features == found.counts and found.counts.total() == 1
+    assert (tmp_path / "beside.geojson").read_bytes() == (tmp_path / "m.geojson").read_bytes()
+    (line,), (polygon,) = lines_of(tmp_path / "m.csv"), polygons_of(tmp_path / "m.geojson").values()
+    assert float(line["area_um2"]) == polygon.area * UM**2 > 0
+    assert int(line["area_px"]) == found.area_px.total() == (np.asarray(mask)[:, :16] > 0).sum()
+    assert read_table(tmp_path / "m.zarr", tmp_path / "m.csv") == replace(found, outlined=None)
 
 
 def test_volumes_at_a_coarser_pixel_size_are_those_on_the_image(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,8 @@ from tilenet.export.intensities import Intensities, Measurements
 from tilenet.export.placement import MaskPlacement
 from tilenet.export.shapes import Progress, Shape, shapes_of
 from tilenet.store import AnyMask
+
+LOG = logging.getLogger("tilenet")
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,24 @@ class Measuring:
         return [*(COLUMNS if self.forms else ()), *(self.bright.columns() if self.bright else ())]
 
     def shapes(self, progress: Progress | None) -> Iterator[MeasuredShape]:
-        """Yield the shapes of the mask, see `shapes_of`."""
-        return (MeasuredShape(shape, self) for shape in shapes_of(self.mask, progress))
+        """Yield the shapes of the mask, see `shapes_of`, but those of which nothing lies in the image."""
+        every = (MeasuredShape(shape, self) for shape in shapes_of(self.mask, progress))
+        return self._in_image(every) if self.grid.has_pixels_outside(self.mask.shape) else every
+
+    def _in_image(self, shapes: Iterator[MeasuredShape]) -> Iterator[MeasuredShape]:
+        """Yield the shapes that are somewhere in the image; say how many are not."""
+        outside = 0
+        for shape in shapes:
+            if shape.extent[1]:
+                yield shape
+            else:
+                outside += 1
+        if outside:
+            LOG.warning(
+                "%s: %d of its outlines lie in a row or column beyond the image, where a coarser level is rounded up, "
+                "and are left out",
+                *(self.mask.path, outside),
+            )
 
 
 class MeasuredShape:

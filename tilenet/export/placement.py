@@ -69,6 +69,10 @@ class MaskPlacement:
         y, x = self.end.tolist()
         return min(height, y), min(width, x)
 
+    def has_pixels_outside(self, shape: Sequence[int]) -> bool:
+        """Return whether the last row or column of a mask of a shape lies beyond the image altogether."""
+        return self.end is not None and bool((self.end <= np.array(shape[-2:]) - 1).any())
+
     def plane_share(self, z: int) -> float:
         """Return which share of a plane of the mask, counted from the first of the image, lies in the image."""
         return 1.0 if self.depth is None else float(min(max(self.depth - z, Fraction(0)), Fraction(1)))
