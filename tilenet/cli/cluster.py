@@ -36,7 +36,10 @@ def refuse_with_shard(options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def cluster_of(options: dict[str, Any]) -> Iterator[Any]:
-    """Remove the cluster options from `options`, and yield a Dask client, or None if none of them was given."""
+    """Remove the cluster options from `options`, and yield a Dask client, or None if none of them was given.
+
+    Without a client, objects are found in as many processes as the network has threads.
+    """
     workers, scheduler, cluster = (options.pop(name) for name in WAYS)
     files = [options.pop(name) for name in TLS]
     if sum(way is not None for way in (workers, scheduler, cluster)) > 1:
@@ -44,7 +47,11 @@ def cluster_of(options: dict[str, Any]) -> Iterator[Any]:
     if any(files) and not (all(files) and scheduler):
         raise SettingsError("--tls-ca-file, --tls-cert and --tls-key go together, with --scheduler")
     if (workers, scheduler, cluster) == (None, None, None):
-        yield None
+        from tilenet import machine
+        from tilenet.workers.processes import several_processes
+
+        with several_processes(options.get("threads") or machine.current_threads()):
+            yield None
         return
     from tilenet.workers import clusters
     from tilenet.workers.cluster_file import Tls

@@ -8,7 +8,8 @@ component again that extends over many of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -22,19 +23,25 @@ from numpy.typing import NDArray
 from tilenet.decide import ObjectRule
 from tilenet.geometry import Box, boxes_of, ceil_div, round_up
 from tilenet.instances.components import BYTES_PER_PIXEL, MARGIN, Recent, View, find_objects
-from tilenet.jobs.compute import Progress
 from tilenet.store import Mask, Share, Store, can_resume, open_mask
 from tilenet.store.guarded_files import Stamp, stamp_of
 from tilenet.store.journal import MERGED
 from tilenet.store.layout import Layout
 from tilenet.store.metadata import OWN, read_root
-from tilenet.workers.distributed import map_in_order
+from tilenet.workers.processes import map_in_processes, most_processes
 
 if TYPE_CHECKING:
     from distributed import Client
 
+    from tilenet.jobs.compute import Progress
+
+# The place of each pixel's object, 0 for none; and how many objects begin here that are not deep enough.
+Places = tuple[NDArray[np.unsignedinteger[Any]], int]
 # Most pixels that are labelled at once, and a side that is not halved for that, by number of axes.
 PIECES = {2: (2**22, 256), 3: (2**23, 48)}
+# Least bytes of memory for each of several processes, what it takes to begin with, and pixels that are worth the second
+# that it takes to start them.
+EACH, PROCESS, WORTH = 900_000_000, 150_000_000, 2**23
 # Part of the memory that large components kept for the next blocks may take.
 KEPT = 0.25
 
@@ -78,17 +85,37 @@ def find_places(
     """
     pending, recents = list(store.pending(among=among)), dict[tuple[int, ...], Recent]()
     box, dtype = partial(store.layout.box, 0), store.layout.mask_dtype
-    tasks = (PlacesTask(depths, box(index), memory, dtype, recents) for index in pending)
+    tasks = [PlacesTask(depths, box(index), memory, dtype, recents) for index in pending]
     total = sum(box(index).size for index in (range(store.layout.n_blocks(0)) if among is None else among))
-    done = total - sum(box(index).size for index in pending)
+    done = total - sum(task.box.size for task in tasks)
     left_out = 0
-    for index, (places, more) in zip(pending, map_in_order(client, PlacesTask.places, tasks), strict=True):
-        store.write(index, {"mask": places})
-        left_out += more
-        done += places.size
-        if progress:
-            progress(done, total)
+    with closing(_found(tasks, memory, client)) as found:
+        for index, (places, more) in zip(pending, found, strict=True):
+            store.write(index, {"mask": places})
+            left_out += more
+            done += places.size
+            if progress:
+                progress(done, total)
     return left_out if len(pending) == store.layout.n_blocks(0) else None
+
+
+def _found(tasks: Sequence[PlacesTask], memory: int, client: Client | None) -> Generator[Places]:
+    """Yield what each task finds: on the workers of a client, in several processes if they are allowed, or here."""
+    count = n_processes(sum(task.box.size for task in tasks), len(tasks), memory)
+    if client is not None:
+        from tilenet.workers.distributed import map_in_order  # it imports PyTorch, which processes do not need
+
+        yield from map_in_order(client, PlacesTask.places, tasks)
+    elif count > 1:
+        there = partial(_places_in_process, memory=memory // count - PROCESS)
+        yield from map_in_processes(there, tasks, count, otherwise=PlacesTask.places)
+    else:
+        yield from map(PlacesTask.places, tasks)
+
+
+def n_processes(pixels: int, blocks: int, memory: int) -> int:
+    """Return in how many processes the objects of some blocks are found."""
+    return 1 if pixels < WORTH else max(1, min(most_processes(), blocks, memory // EACH))
 
 
 @dataclass(frozen=True)
@@ -103,7 +130,8 @@ class PlacesTask:
     # Data type of the places.
     dtype: str
     # For each plane, the large component that was separated last. Shared by the blocks that one process computes
-    # without a client, and kept only for the planes of one block, as far as they fit; a worker begins with none.
+    # without a client, and kept only for the planes of one block, as far as they fit; a worker of a client begins with
+    # none.
     recents: dict[tuple[int, ...], Recent] = field(default_factory=dict, compare=False)
 
     def _forget_other_planes(self) -> None:
@@ -112,7 +140,7 @@ class PlacesTask:
             if not all(a <= p < b for a, p, b in zip(self.box.start, plane, self.box.stop, strict=False)):
                 del self.recents[plane]
 
-    def places(self) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
+    def places(self) -> Places:
         """Return the place of each pixel's object, 0 for none; and how many that begin here are not deep enough."""
         self._forget_other_planes()
         left_out = 0
@@ -140,6 +168,14 @@ class PlacesTask:
             if sum(recent.n_bytes for recent in self.recents.values()) > KEPT * self.memory:
                 del self.recents[plane]
         return places, left_out
+
+
+# The large components that a process of `map_in_processes` keeps; it ends with the step.
+_recents_here: dict[tuple[int, ...], Recent] = {}
+
+
+def _places_in_process(task: PlacesTask, *, memory: int) -> Places:
+    return replace(task, memory=memory, recents=_recents_here).places()
 
 
 @lru_cache(maxsize=1)

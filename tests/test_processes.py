@@ -1,0 +1,133 @@
+"""Objects that are found in several processes of one machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from blobs import blobs
+from stub import Bright
+
+from tilenet.cli.cluster import cluster_of
+from tilenet.jobs.options import Options
+from tilenet.jobs.request import Request
+from tilenet.runs import numbering, object_places
+from tilenet.runs.object_places import EACH, WORTH, n_processes
+from tilenet.store import open_mask
+from tilenet.workers.processes import map_in_processes, most_processes, several_processes
+
+NOBODY = dict.fromkeys(("workers", "scheduler", "cluster", "tls_ca_file", "tls_cert", "tls_key"))
+
+
+def fails(item):
+    raise AssertionError(f"{item} was not to be done here")
+
+
+def test_processes_return_what_this_one_would_in_order():
+    items = [-3, 2.5, -1, 0, 4, -9]
+    assert list(map_in_processes(abs, items, 2, otherwise=fails)) == [3, 2.5, 1, 0, 4, 9]
+
+
+def test_what_fails_in_a_process_is_done_here():
+    assert list(map_in_processes(int, ["1", "two", "3"], 2, otherwise=len)) == [1, 3, 3]
+
+
+def test_if_a_process_is_killed_all_that_is_left_is_done_here():
+    found = list(map_in_processes(os._exit, [1, 2, 3, 4, 5, 6, 7], 2, otherwise=str))
+    assert found == ["1", "2", "3", "4", "5", "6", "7"]
+
+
+def test_an_error_that_happens_here_too_is_raised():
+    with pytest.raises(ValueError, match="two"):
+        list(map_in_processes(int, ["1", "two"], 2, otherwise=int))
+
+
+def test_work_that_is_not_wanted_any_more_is_stopped():
+    made = map_in_processes(time.sleep, [0] + [600] * 9, 1, otherwise=fails)
+    next(made)
+    begun = time.monotonic()
+    made.close()
+    assert time.monotonic() - begun < 300
+
+
+ENDLESS = """
+import os, sys, time
+from tilenet.workers.processes import map_in_processes
+if __name__ == "__main__":
+    items = ["__import__('os').getpid()"] + ["__import__('time').sleep(600)"] * 9
+    made = map_in_processes(eval, items, 1, otherwise=abs)
+    print(next(made), flush=True)
+    next(made)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_end_with_the_one_that_began_them(number):
+    parent = subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, text=True)
+    child = Path("/proc", parent.stdout.readline().strip())
+    assert child.exists()
+    parent.send_signal(number)
+    parent.wait(60)
+    parent.stdout.close()
+    begun = time.monotonic()
+    while child.exists() and time.monotonic() < begun + 60:
+        time.sleep(0.02)
+    assert not child.exists()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "blocks", "memory", "count"),
+    [
+        (WORTH, 9, 8 * EACH, 3),
+        (WORTH, 2, 8 * EACH, 2),
+        (WORTH, 9, 2 * EACH, 2),
+        (WORTH, 9, EACH - 1, 1),
+        (WORTH - 1, 9, 8 * EACH, 1),
+    ],
+)
+def test_processes_are_as_many_as_allowed_as_blocks_and_as_memory_is_for_if_it_is_worth_it(
+    pixels, blocks, memory, count
+):
+    assert n_processes(pixels, blocks, memory) == 1
+    with several_processes(3):
+        assert n_processes(pixels, blocks, memory) == count
+    assert n_processes(pixels, blocks, memory) == 1
+
+
+def test_a_command_allows_as_many_processes_as_threads_unless_it_has_workers():
+    with cluster_of({"threads": 7, **NOBODY}) as client:
+        assert client is None and most_processes() == 7
+    with cluster_of({"threads": None, **NOBODY}):
+        assert most_processes() >= 1
+    assert most_processes() == 1
+
+
+@pytest.fixture(name="wanted")
+def a_wish(tmp_path, monkeypatch):
+    """Return what is wanted of a slide of many blocks, one of whose components extends over most of them."""
+    slide = blobs((300, 350), seed=3, coarse=3)
+    slide[150:155] = slide[:, 150:155] = slide.max()
+    tifffile.imwrite(tmp_path / "slide.tif", slide, tile=(64, 64))
+    monkeypatch.setattr(object_places, "PIECES", {2: (128**2, 64)})
+    monkeypatch.setattr(object_places, "WORTH", 0)
+    return Request(tmp_path / "slide.tif", Bright(), Options(tile=64, block=64, output="objects"))
+
+
+@pytest.mark.parametrize("share", [10**9, 110 * 200**2])
+def test_several_processes_find_the_objects_that_one_finds(wanted, tmp_path, monkeypatch, share):
+    # With the smaller share, only this process has the memory for the component that extends over many blocks.
+    numbering.store_objects(tmp_path / "one.zarr", wanted)
+    monkeypatch.setattr(object_places, "PROCESS", 2 * 10**9 - share)
+    here, found_in = [], object_places.PlacesTask.places
+    monkeypatch.setattr(object_places.PlacesTask, "places", lambda task: here.append(task.box) or found_in(task))
+    with several_processes(2):
+        numbering.store_objects(tmp_path / "two.zarr", wanted)
+    one, two = (open_mask(tmp_path / name) for name in ("one.zarr", "two.zarr"))
+    assert one[...].max() > 30 and np.array_equal(one[...], two[...])
+    assert one.info == two.info
+    assert bool(here) == (share < 10**9)
