@@ -13,6 +13,7 @@ import tifffile
 from blobs import blobs
 from stub import Bright
 
+from tilenet import machine
 from tilenet.cli.cluster import cluster_of
 from tilenet.jobs.options import Options
 from tilenet.jobs.request import Request
@@ -100,10 +101,10 @@ def test_processes_are_as_many_as_allowed_as_blocks_and_as_memory_is_for_if_it_i
 
 
 def test_a_command_allows_as_many_processes_as_threads_unless_it_has_workers():
-    with cluster_of({"threads": 7, **NOBODY}) as client:
-        assert client is None and most_processes() == 7
-    with cluster_of({"threads": None, **NOBODY}):
-        assert most_processes() >= 1
+    with machine.threads(5):
+        for given, allowed in ((None, 5), (3, 3), (7, 5)):
+            with cluster_of({"threads": given, **NOBODY}) as client:
+                assert client is None and most_processes() == allowed
     assert most_processes() == 1
 
 

@@ -183,7 +183,7 @@ def segment(
         Return numbered objects (1..n) instead of classes, see `tilenet.objects`; its `spacing` is the
         image's pixel size, if known. If the network runs plane by plane, objects are found in each plane
         separately. With `out`, images may have any size, and ``OUT.making`` keeps what a killed run
-        has found.
+        has found. They are found in this process, or by the workers of `client`.
     least_depth : float, optional
         With `objects`: objects with no pixel of at least this depth, 0 to 1, are dropped as uncertain;
         default 0.75; see `tilenet.objects`.

@@ -38,7 +38,7 @@ def refuse_with_shard(options: Mapping[str, Any]) -> None:
 def cluster_of(options: dict[str, Any]) -> Iterator[Any]:
     """Remove the cluster options from `options`, and yield a Dask client, or None if none of them was given.
 
-    Without a client, objects are found in as many processes as the network has threads.
+    Without a client, objects are found in as many processes as the network has threads, if there are as many cores.
     """
     workers, scheduler, cluster = (options.pop(name) for name in WAYS)
     files = [options.pop(name) for name in TLS]
@@ -50,7 +50,8 @@ def cluster_of(options: dict[str, Any]) -> Iterator[Any]:
         from tilenet import machine
         from tilenet.workers.processes import several_processes
 
-        with several_processes(options.get("threads") or machine.current_threads()):
+        cores = machine.current_threads()
+        with several_processes(min(cores, options.get("threads") or cores)):
             yield None
         return
     from tilenet.workers import clusters
