@@ -24,6 +24,8 @@ also inherits from the builtin exception that users would expect to catch.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 WINDOWS = os.name == "nt"
@@ -49,6 +51,17 @@ def one_line(error: BaseException) -> str:
     """
     said = " ".join(str(error).split())
     return f"{type(error).__name__}: {said[:160]}" if said else type(error).__name__
+
+
+@contextmanager
+def closed_on_error(*opened: Any) -> Iterator[None]:
+    """Close what a function has opened if it fails, also by Ctrl-C: its caller gets nothing that it could close."""
+    try:
+        yield
+    except BaseException:
+        for each in opened:
+            each.close()
+        raise
 
 
 class TilenetError(Exception):

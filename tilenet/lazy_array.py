@@ -22,7 +22,7 @@ from uuid import uuid4
 import numpy as np
 
 from tilenet.arguments import known_options
-from tilenet.errors import ImageError, SettingsError, one_line
+from tilenet.errors import ImageError, SettingsError, closed_on_error, one_line
 from tilenet.footprint import Footprint
 from tilenet.geometry import ceil_div
 from tilenet.jobs.job import Job
@@ -107,11 +107,8 @@ def lazy(
             "tasks. Give lazy the array from before that; segment takes it as it is"
         )
     job = make_job(image, model, Options(**settings, output=output, batch=1), footprint=footprint)
-    try:
+    with closed_on_error(job):
         tiles = Tiles(_portable(job, model), job.resolve_scaling(), uuid4().hex)
-    except BaseException:
-        job.close()
-        raise
     if job.owns_image:
         weakref.finalize(tiles, job.image.close)
     return _dask_array(tiles, chunks)

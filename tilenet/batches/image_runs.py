@@ -16,7 +16,16 @@ from tilenet.address import shown
 from tilenet.batches.image_list import BatchItem
 from tilenet.batches.side_files import SideFiles
 from tilenet.batches.summary import Result, file_of, remark_sizes, write_summary
-from tilenet.errors import DeviceLost, DiskFault, EnvironmentFault, OutputLocked, OutputMismatch, TilenetError, one_line
+from tilenet.errors import (
+    DeviceLost,
+    DiskFault,
+    EnvironmentFault,
+    OutputLocked,
+    OutputMismatch,
+    TilenetError,
+    closed_on_error,
+    one_line,
+)
 from tilenet.export.totals import Measured
 from tilenet.export.totals_table import write_counts
 from tilenet.footprint import Footprint
@@ -207,13 +216,9 @@ class BatchRun:
         if store.complete:  # another process was quicker, or only tidying was left
             job.close()
             return store, "skipped"
-        try:
+        with closed_on_error(store, job):
             # In this process, `run_job` skips the background.
             report = Report(skipped=skip_background(job, store, store.layout.tissue_map) if self._client else 0)
-        except BaseException:
-            store.close()
-            job.close()
-            raise
         return PendingOutput(task_of(store, job, request), store, job, name=item.name, report=report), ""
 
     def _make_side_files(self, item: BatchItem, mask: Path) -> None:

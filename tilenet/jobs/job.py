@@ -213,13 +213,9 @@ class Job:
         return numerics_of(self.network, self.record["engine"], self.device)
 
     def remark_other_bits(self, store: Store, name: str | Path) -> None:
-        """Say so if a store, shown as `name`, was begun where the last bits may be others; on error, close the job."""
-        try:
-            if predictors.is_network(self.network):  # what a function computes with is not known
-                remark_other_bits(store, self.numerics, name)
-        except BaseException:
-            self.close()
-            raise
+        """Say so if a store, shown as `name`, was begun where the last bits may be others."""
+        if predictors.is_network(self.network):  # what a function computes with is not known
+            remark_other_bits(store, self.numerics, name)
 
 
 def identity_of(network: Any, card: ModelCard, footprint: Footprint) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet import machine
-from tilenet.errors import ImageError, OutputMismatch, SettingsError, TilenetError
+from tilenet.errors import ImageError, OutputMismatch, SettingsError, TilenetError, closed_on_error
 from tilenet.footprint import Footprint
 from tilenet.jobs.image_times import remark_written_since
 from tilenet.jobs.job import Job, identity_of
@@ -77,12 +77,9 @@ class Request:
             self.refuse_another_model(info, name)
             self._refuse(info, {**info, "record": {**info["record"], **self._backend(options), **stated}}, name)
             raise
-        try:
+        with closed_on_error(job):
             here = job.info(scaling)
             self._refuse(info, {**here, "record": {**here["record"], **stated}}, name)
-        except BaseException:
-            job.close()
-            raise
         return job
 
     def refuse_another_image(self, info: Mapping[str, Any], name: str | Path) -> None:
@@ -115,22 +112,15 @@ class Request:
     def job_for(self, store: Store, *, network_done: bool = False) -> Job:
         """Return the job of a store opened for resuming, where the network may be done; on error, close the store."""
         job_like = self.job_like_complete if store.complete or network_done else self.job_like
-        try:
+        with closed_on_error(store):
             return job_like(store.info, store.path)
-        except BaseException:
-            store.close()
-            raise
 
     def job_to_fill(self, store: Store) -> Job:
         """Do the same for a store whose blocks are to be computed here: say so if these may not fit those it has."""
         job = self.job_for(store)
-        try:
+        with closed_on_error(job, store):
             if not store.complete:
                 remark_other_version(store)
                 remark_written_since(store, job.image.name)
                 job.remark_other_bits(store, store.path)
-        except BaseException:
-            job.close()
-            store.close()
-            raise
         return job

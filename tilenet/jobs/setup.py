@@ -11,7 +11,7 @@ from tilenet import machine
 from tilenet.bands import Demand
 from tilenet.card import ModelCard, parse_scaling
 from tilenet.decide import Decision
-from tilenet.errors import ModelError, SettingsError
+from tilenet.errors import ModelError, SettingsError, closed_on_error
 from tilenet.footprint import Footprint
 from tilenet.geometry import Box
 from tilenet.jobs.job import RESIDENT, Job
@@ -57,12 +57,8 @@ def make_job(
     owns_image = not isinstance(source, Image)
     if isinstance(source, str | Path) and (is_ours(Path(source)) or is_tiff_mask(source)):
         LOG.warning("%s: is a mask that tilenet wrote, and is segmented like any image", source)
-    try:
+    with closed_on_error(*([opened] if owns_image else [])):
         job = _make_job(opened, found, options, footprint=footprint, target=target)
-    except BaseException:
-        if owns_image:
-            opened.close()
-        raise
     if options.memory is not None:
         _remark_memory(job, options, options.memory)
     return replace(job, owns_image=owns_image)

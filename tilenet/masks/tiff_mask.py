@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tilenet import store
 from tilenet.address import check_local
-from tilenet.errors import BlocksFailed, ImageError, OutputError, OutputIncomplete, SettingsError
+from tilenet.errors import BlocksFailed, ImageError, OutputError, OutputIncomplete, SettingsError, closed_on_error
 from tilenet.geometry import Box, boxes_of
 from tilenet.masks.protected import check_file_place
 from tilenet.readers import open_image
@@ -133,13 +133,10 @@ class TiffMask(AnyMask):
             self._image = open_image(path)  # first, because it refuses damaged and malicious files
         except (ImageError, SettingsError):
             raise not_ours(path) from None
-        try:
+        with closed_on_error(self._image):
             self.layout, self.info = _read_description(path)
             self._refuse_changed_info()
             self.levels = self._open_levels()
-        except BaseException:
-            self._image.close()
-            raise
 
     def _open_levels(self) -> tuple[TiffLevel, ...]:
         shapes = self.layout.levels

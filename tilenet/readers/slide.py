@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tilenet.errors import ImageError
+from tilenet.errors import ImageError, closed_on_error
 from tilenet.geometry import Box
 from tilenet.readers.axes import AxisMap
 from tilenet.readers.cache import PieceCache
@@ -44,11 +44,8 @@ class OpenSlides:
             pass
         # No other thread reads from it until this region is read. The old one closes itself when nobody reads from it.
         anew = self._open(self._path)
-        try:
+        with closed_on_error(anew):
             region = anew.read_region(at, level, size)
-        except BaseException:
-            anew.close()
-            raise
         self.slide = anew
         return region
 
@@ -65,11 +62,8 @@ class SlideImage(ChunkedImage):
         with as_image_errors(f"{path}: cannot be read by OpenSlide", DAMAGED):
             with needing(path, kind="a slide", library="OpenSlide", extra="slide"):
                 self._opened = OpenSlides(path)
-            try:
+            with closed_on_error(self):
                 self._read_metadata()
-            except BaseException:
-                self.close()
-                raise
 
     def _read_metadata(self) -> None:
         slide = self._opened.slide

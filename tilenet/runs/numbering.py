@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilenet.decide import ObjectRule
-from tilenet.errors import ANEW, OutputIncomplete, OutputMismatch
+from tilenet.errors import ANEW, OutputIncomplete, OutputMismatch, closed_on_error
 from tilenet.instances.linking import linked
 from tilenet.jobs.compute import Lost, Progress, finish, remark_lost
 from tilenet.jobs.mismatch import remark_other_version
@@ -157,12 +157,9 @@ def _number(
     found = _fill_places(making / PLACES, depths, request, client, progress)
     numbering = _numbered(depths, found)
     store = store or _create(out, request, depths, numbering, overwrite=overwrite)
-    try:
+    with closed_on_error(store):  # the caller may not know it
         remark_other_version(store)  # than the one that ran the network
         _write_numbers(store, found.places, numbering)
-    except BaseException:
-        store.close()  # the caller may not know it
-        raise
     return store
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tilenet.address import check_local
-from tilenet.errors import ANEW, OutputError, OutputExists, SettingsError
+from tilenet.errors import ANEW, OutputError, OutputExists, SettingsError, closed_on_error
 from tilenet.jobs.compute import Progress, fill_store
 from tilenet.jobs.image_times import note_image
 from tilenet.jobs.job import Job
@@ -90,16 +90,10 @@ def create_store(
 ) -> tuple[Store, Job]:
     """Create a store, with the lease of the whole or of one share of it."""
     job = request.new_job()
-    try:
+    with closed_on_error(job):
         store = Store.create(out, *job.described(), overwrite=overwrite, share=share, facts=request.facts)
-        try:
+        with closed_on_error(store):
             note_image(store, job.image.name)
-        except BaseException:
-            store.close()
-            raise
-    except BaseException:
-        job.close()
-        raise
     return store, job
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from tilenet.errors import ANEW, OutputError
+from tilenet.errors import ANEW, OutputError, closed_on_error
 from tilenet.store.blocks import Blocks
 from tilenet.store.build import build
 from tilenet.store.damage import Damage, blocks_lost, find_damage
@@ -74,7 +73,7 @@ class OpenedStore:
                 if not damage and is_listed(path, store.layout):
                     return store
             store = cls._leased(path, Lease.take(path / OWN, path))
-            with store._closed_on_error():
+            with closed_on_error(store):
                 # Another process may have repaired it before this one got the lease.
                 store._take_up(damage if stamp_of(path) == stamp else None)
             return store
@@ -105,7 +104,7 @@ class OpenedStore:
             if store.complete:  # completed by another process just now
                 store.close()
             else:
-                with store._closed_on_error():
+                with closed_on_error(store):
                     store.log(SHARE, share=list(share))
         return store
 
@@ -199,15 +198,6 @@ class OpenedStore:
         lease, self._lease = self._lease, None
         if lease:
             lease.release()
-
-    @contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
-        """Release the lease on any error: the caller gets no store that it could close."""
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
 
     def _held(self) -> Lease | Joined:
         if self._lease is None:

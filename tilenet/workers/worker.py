@@ -21,7 +21,7 @@ from typing import Any
 
 from tilenet import machine
 from tilenet.decide import Arrays
-from tilenet.errors import DeviceLost, EnvironmentFault, OutputLocked, TilenetError, first_line
+from tilenet.errors import DeviceLost, EnvironmentFault, OutputLocked, TilenetError, closed_on_error, first_line
 from tilenet.footprint import Footprint
 from tilenet.jobs.job import Job
 from tilenet.jobs.request import Request
@@ -87,7 +87,8 @@ class OpenTask:
         task = self._task
         model = _network(task.model) if isinstance(task.model, str) else task.model
         job = Request(task.image, model, footprint=task.footprint).job_like(self.store.info, task.out)
-        job.remark_other_bits(self.store, f"{task.out} (on {socket.gethostname()})")
+        with closed_on_error(job):
+            job.remark_other_bits(self.store, f"{task.out} (on {socket.gethostname()})")
         return job
 
     @cached_property
