@@ -94,11 +94,13 @@ def test_a_float64_network_that_is_run_in_float32_may_take_it(network):
 
 
 def test_of_a_tile_done_in_bands_only_a_band_is_in_memory(network):
-    plain, fast = (demand_of(network, "fp32", 1, engine=engine, device="cpu") for engine in ("plain", "fast"))
+    plain, fast = (
+        demand_of(network, network.footprint, "fp32", 1, engine=engine, device="cpu") for engine in ("plain", "fast")
+    )
     assert fast.of((400, 400)) < 0.7 * plain.of((400, 400))
     assert fast.of((4000, 4000)) < 0.2 * plain.of((4000, 4000))
     padded = tilenet.UNet(depth=2, wf=3, padding=True)
-    assert demand_of(padded, "fp32", 1, engine="fast", device="cpu") == plain
+    assert demand_of(padded, padded.footprint, "fp32", 1, engine="fast", device="cpu") == plain
 
 
 def test_people_hear_of_convolutions_that_were_not_compiled_and_outputs_say_which_were_used(
@@ -114,7 +116,8 @@ def test_people_hear_of_convolutions_that_were_not_compiled_and_outputs_say_whic
 
 
 def test_a_predictor_that_does_not_say_what_it_needs_gets_the_default():
-    assert demand_of(lambda batch: batch, "fp32", 1, engine="plain", device="cpu") == DEFAULT_DEMAND
+    pointwise = tilenet.Footprint.same(2, reach=0)
+    assert demand_of(lambda batch: batch, pointwise, "fp32", 1, engine="plain", device="cpu") == DEFAULT_DEMAND
 
 
 def test_a_gpu_computes_by_cudnn_without_tf32_or_tuning_and_leaves_what_the_caller_had():
@@ -257,7 +260,10 @@ def test_memory_that_does_not_hold_the_network_is_a_fault_of_the_machine(network
 def test_a_pass_on_frames_needs_less_than_the_plain_one():
     network = tilenet.UNet(depth=5, wf=6)
     for precision in ("fp32", "bf16"):
-        plain, fast = (demand_of(network, precision, 3, engine=engine, device="cuda") for engine in ("plain", "fast"))
+        plain, fast = (
+            demand_of(network, network.footprint, precision, 3, engine=engine, device="cuda")
+            for engine in ("plain", "fast")
+        )
         assert fast.axis is None
         assert 0.4 < fast.of((1000, 1000)) / plain.of((1000, 1000)) < 0.7
 

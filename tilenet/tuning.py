@@ -187,7 +187,7 @@ class _Search:
         job = self._job
         engine = "plain" if setting.engine == "plain" else job.record["engine"]
         precision, device = job.record["precision"], job.record["device"]
-        demand = demand_of(job.network, precision, job.image.n_channels, engine=engine, device=device)
+        demand = demand_of(job.network, job.footprint, precision, job.image.n_channels, engine=engine, device=device)
         plan = plan_tiles(
             job.plan.shape,
             job.footprint,

@@ -104,7 +104,7 @@ def _make_job(
     inside = placed_in(target, opened, taken.resolution) if target else {}
     answer = ask(network, footprint, taken.image.n_channels)
     card = card.completed(answer.outputs)
-    device, precision, engine, demand = _backend_of(network, options, taken.image.n_channels)
+    device, precision, engine, demand = _backend_of(network, footprint, options, taken.image.n_channels)
     part = find_roi(options.roi, taken.image.box_shape, name=taken.image.name)
     plan = _plan(part, footprint, options, demand)
     if plan.largest_batch > 1 and answer.repeats:
@@ -175,7 +175,7 @@ def _search(options: Options, opened: Image, taken: NetworkInput, footprint: Foo
     return search
 
 
-def _backend_of(network: Any, options: Options, n_channels: int) -> tuple[Any, str, str, Demand]:
+def _backend_of(network: Any, footprint: Footprint, options: Options, n_channels: int) -> tuple[Any, str, str, Demand]:
     """Return device, precision and engine of a network, and the memory that a forward pass needs."""
     name = options.device or "auto"
     if not predictors.is_network(network):
@@ -190,7 +190,7 @@ def _backend_of(network: Any, options: Options, n_channels: int) -> tuple[Any, s
     if (options.probability_dtype, device.type) == ("float64", "mps"):
         raise SettingsError("probability_dtype float64: not on mps. Use --device cpu, or --probability-dtype float32")
     engine = predictors.find_engine(options.engine or "auto", network, device=device, precision=precision)
-    demand = demand_of(network, precision, n_channels, engine=engine, device=device.type)
+    demand = demand_of(network, footprint, precision, n_channels, engine=engine, device=device.type)
     return device, precision, engine, demand
 
 

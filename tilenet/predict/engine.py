@@ -101,8 +101,9 @@ class SteppedUNet:
 def accelerate(network: nn.Module) -> FastPath | None:
     """Return the fast path of a network, or None if there is none, or (with a warning) if its logits differ.
 
-    The network is in eval mode, on the device where it will run. There is a fast path for a 2-D float32 `UNet` on a
-    CPU, and on a Hopper GPU with Triton for a 2-D `UNet` of 16 channels or more that neither pads nor interpolates.
+    The network is a copy of the caller's, in eval mode, on the device where it will run. There is a fast path for a 2-D
+    float32 `UNet` on a CPU, and on a Hopper GPU with Triton for a 2-D `UNet` of 16 channels or more that neither pads
+    nor interpolates.
     """
     if not isinstance(network, UNet) or network.training:
         return None
@@ -112,6 +113,7 @@ def accelerate(network: nn.Module) -> FastPath | None:
     if not is_as_built(network):
         LOG.warning("the fast path cannot be had where layers of a U-Net were changed: the plain one is used")
         return None
+    network.footprint = network.footprint  # kept: to walk all layers again takes as long as a small tile
     lengths = (axis.legal_at_least(axis.smallest + 32) for axis in network.footprint.axes)
     x = torch.rand(1, network.in_channels, *lengths, generator=torch.Generator().manual_seed(0))
     return _tried(_in_steps if weight.device.type == "cpu" else _on_frames, network, x.to(weight.device))

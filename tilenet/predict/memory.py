@@ -7,6 +7,7 @@ from torch import nn
 from tilenet.bands import Demand, band_pixels, can_band, pools_by_two
 from tilenet.decide import Decision
 from tilenet.fast import steps
+from tilenet.footprint import Footprint
 from tilenet.predict.predictors import PRECISIONS
 from tilenet.sizes import DEFAULT_DEMAND
 from tilenet.unet import UNet
@@ -15,7 +16,9 @@ from tilenet.unet import UNet
 LOGIT_BYTES, MASK_BYTES = 8, 2
 
 
-def demand_of(network: object, precision: str, channels: int, *, engine: str, device: str) -> Demand:
+def demand_of(
+    network: object, footprint: Footprint, precision: str, channels: int, *, engine: str, device: str
+) -> Demand:
     """Return how much memory a forward pass, and the decision on its logits, need.
 
     A U-Net's memory peaks in its last block. There the joined skip (twice the first block's channels), a convolution
@@ -33,8 +36,7 @@ def demand_of(network: object, precision: str, channels: int, *, engine: str, de
 
     if engine == "fast" and device != "cpu":
         return Demand(12 * network.n_classes + passed(3.75))
-    # No footprint follows from the layers of some networks, but of none that has a fast path.
-    if engine == "fast" and can_band(row := network.footprint.axes[0]):
+    if engine == "fast" and can_band(row := footprint.axes[0]):
         return Demand(decided, passed(3.5 if pools_by_two(network.pool_size) else 5), row, band_pixels(wide))
     return Demand(decided + passed(7.5))
 
