@@ -1,5 +1,6 @@
 """Command lines that are refused: in one line, with exit code 2, before anything is written."""
 
+import click
 import numpy as np
 import pytest
 import tifffile
@@ -8,6 +9,7 @@ from skimage.io import imsave
 from small_work import a_folder  # noqa: F401
 
 import tilenet
+from tilenet.cli.main import cli
 
 SMALL = ["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "-m", "{d}/small.safetensors"]
 BAD = [
@@ -71,6 +73,7 @@ BAD = [
     ([*SMALL, "--mpp", "0,5"], "'0,5' is not a valid float. Write 0.5, with a point"),
     ([*SMALL, "--objects", "--least-depth", "0,5"], "Write 0.5, with a point"),
     ([*SMALL, "--channels", "0,1"], "such as --channels 0"),
+    (["tune", "{d}/slide.tif", "--seconds", "nan"], "'--seconds': nan is not a finite number. Give one"),
 ]
 
 
@@ -87,3 +90,18 @@ def test_bad_input_gives_one_line_exit_2_and_nothing_written(work, tilenet_comma
     assert err.startswith("tilenet: error: ")
     assert words in err
     assert sorted(work.rglob("*")) == before
+
+
+def test_no_option_of_any_command_takes_a_number_that_is_not_finite():
+    numbers = [
+        option
+        for command in cli.commands.values()
+        for option in command.params
+        if isinstance(option.type, click.types.FloatParamType)
+    ]
+    assert len(numbers) > 20
+    for option in numbers:
+        for number in ("nan", "-nan", "inf", "-inf", "1e999"):
+            with pytest.raises(click.BadParameter):
+                option.type.convert(number, option, None)
+        assert option.type.convert("0.5", option, None) == 0.5

@@ -20,7 +20,7 @@ import click
 
 import tilenet
 from tilenet.cli import batch, export, pictures, plan, segment, training, tuning
-from tilenet.cli.options import AXES, JSON, NUMBERS, PIXEL_SIZE, QUIET
+from tilenet.cli.options import AXES, JSON, NUMBERS, PIXEL_SIZE, QUIET, Finite
 from tilenet.cli.output import plain, print_nothing_more, progress_bar, reader_has_gone, remarks, say, show, tell
 from tilenet.errors import TilenetError, first_line, refuse_windows
 from tilenet.interrupts import Interrupted, interruptible
@@ -117,7 +117,7 @@ def verify(
 @click.option("--padding/--no-padding", default=None, help="Whether the network pads its convolutions with zeros.")
 @click.option("--pooling", type=click.Choice(["max", "avg"]), help="[default: max]")
 @click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: none]")
-@click.option("--pixel-size", type=float, help="Micrometres per pixel of the training images.")
+@click.option("--pixel-size", type=Finite(), help="Micrometres per pixel of the training images.")
 @click.option("--classes", help="Names of the outputs, commas between them.")
 @click.option("--mask-of-class", type=NUMBERS, help="Mask value of each output.")
 @click.option("--colors", help="Colours of mask values, such as 1=00c864,2=ffd600.  [default: from a palette]")

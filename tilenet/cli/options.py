@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 from importlib import import_module
+from math import isfinite
 from typing import Any
 
 import click
@@ -24,6 +25,21 @@ class Parsed(click.ParamType[Any]):
             return getattr(import_module(f"tilenet.{self._module}"), self._function)(value)
         except SettingsError as error:
             self.fail(str(error), param, ctx)
+
+
+class Finite(click.types.FloatParamType):
+    """A number other than inf and nan, which float() takes, and which would compare with limits as nobody expects."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number of a text."""
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value} is not a finite number. Give one", param, ctx)
+        return number
+
+
+class FiniteRange(Finite, click.FloatRange):
+    """Such a number between limits."""
 
 
 PART = Parsed("Y0:Y1,X0:X1", "region", "parse_roi")
@@ -64,7 +80,7 @@ image_options = with_options(
     ),
     click.option("--level", type=int, help="Pyramid level, 0 the finest.  [default: by --mpp]"),
     click.option(
-        "--mpp", type=float, help="Micrometres per pixel the network sees.  [default: the model's, else level 0]"
+        "--mpp", type=Finite(), help="Micrometres per pixel the network sees.  [default: the model's, else level 0]"
     ),
     AXES,
     PIXEL_SIZE,
@@ -98,7 +114,7 @@ image_options = with_options(
         "--engine", help="auto (the fastest with the same logits), plain, or fast (else an error).  [default: auto]"
     ),
     click.option("--scaling", help="none, linear:SUBTRACT,DIVIDE or percentile:LOW,HIGH.  [default: the model's]"),
-    click.option("--threshold", type=float, help="For a model of one output.  [default: the model's, or 0.5]"),
+    click.option("--threshold", type=Finite(), help="For a model of one output.  [default: the model's, or 0.5]"),
     click.option("--output", type=click.Choice(["mask", "both"]), help="both adds probabilities.  [default: mask]"),
     click.option(
         "--probability-dtype", type=click.Choice(["float16", "float32", "float64"]), help="[default: float32]"
@@ -118,12 +134,12 @@ objects_options = with_options(
     click.option("--objects", is_flag=True, help="Number the objects, 1..n, instead of writing classes."),
     click.option(
         "--least-depth",
-        type=click.FloatRange(0, 1),
+        type=FiniteRange(0, 1),
         help="With --objects: leave out objects that are nowhere this deep, 0 to 1.  [default: 0.75]",
     ),
     click.option(
         "--link",
-        type=float,
+        type=Finite(),
         help="With --objects, a stack and a 2-D model: join objects of neighbouring planes whose overlap (IoU) is at "
         "least this, such as 0.25.  [default: none]",
     ),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tilenet.cli.options import JSON, image_options
+from tilenet.cli.options import JSON, FiniteRange, image_options
 from tilenet.cli.output import remarks, show, time_text
 from tilenet.geometry import sides_text
 from tilenet.sizes import gigabytes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("image")
 @image_options
 @click.option(
-    "--seconds", type=click.FloatRange(0), default=60, show_default=True, help="Start no new trial after this time."
+    "--seconds", type=FiniteRange(0), default=60, show_default=True, help="Start no new trial after this time."
 )
 @JSON
 def tune(image: str, seconds: float, as_json: bool, **options: Any) -> None:

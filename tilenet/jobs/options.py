@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from inspect import Parameter
+from math import isfinite
 from numbers import Real
 from operator import index
 from typing import Any, Literal, TypedDict, get_args
@@ -111,7 +112,7 @@ class Options:
     def __post_init__(self) -> None:
         """Convert numbers and sequences of any kind to plain Python ones; refuse values that no run accepts."""
         for option in fields(self):
-            if isinstance(value := getattr(self, option.name), str) and not value:
+            if isinstance(value := getattr(self, option.name), str | Mapping) and not value:
                 raise SettingsError(f"{option.name} is empty. Give a value, or leave it out")
         put = partial(object.__setattr__, self)  # the class is frozen
         for name in ("tile", "block", "channels"):
@@ -226,6 +227,6 @@ def _of_kind(value: Any, name: str, kind: type, what: str) -> Any:
     """Return a number or a text of a kind, None for None; a number of NumPy's, which JSON cannot hold, as Python's."""
     if value is None:
         return None
-    if not isinstance(value, kind) or isinstance(value, bool) or value != value:  # NaN
+    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, Real) and not isfinite(value)):
         raise SettingsError(f"{name} {value!r}: give {what}")
     return value if isinstance(value, str | int | float) else float(value)  # type: ignore[arg-type]

@@ -34,7 +34,8 @@ def parse_pixel_size(value: Any) -> tuple[float, ...]:
     """
     given: Any = value.split(",") if isinstance(value, str) else value
     try:
-        sizes = tuple(map(float, given)) if hasattr(given, "__len__") else (float(given),)
+        each = tuple(given) if hasattr(given, "__len__") else (given,)
+        sizes = () if any(isinstance(size, bool) for size in each) else tuple(map(float, each))
     except (TypeError, ValueError):
         sizes = ()
     if not 1 <= len(sizes) <= len(SPACE) or not all(SMALLEST <= n <= LARGEST for n in sizes):
