@@ -87,7 +87,7 @@ def names(file: str) -> list[str]:
     return (HERE / file).read_text().split()
 
 
-def score_pairs(network: UNet, folder: Path, stems: list[str]) -> dict[str, float]:
+def score_pairs(network: UNet, folder: Path, stems: list[str]) -> dict[str, float | None]:
     """Score a network on some pairs of a folder, comparing its objects with instance labels.
 
     Counts are summed over the images; ``mean_ap`` is the mean of the images' values.
@@ -115,11 +115,11 @@ def score_pairs(network: UNet, folder: Path, stems: list[str]) -> dict[str, floa
     }
 
 
-def scores_by_kind(model: UNet, data: Path, stems: list[str]) -> dict[str, dict[str, float]]:
+def scores_by_kind(model: UNet, data: Path, stems: list[str]) -> dict[str, dict[str, float | None]]:
     """Return the scores of all images together, and of each kind."""
     by_kind = {kind or "all": [s for s in stems if s.startswith(kind)] for kind in ("", *KINDS)}
     scores = {kind: score_pairs(model, data, some) for kind, some in by_kind.items()}
-    return {kind: {k: round(v, 3) for k, v in values.items()} for kind, values in scores.items()}
+    return {kind: {k: v and round(v, 3) for k, v in values.items()} for kind, values in scores.items()}
 
 
 def show(p: Progress) -> None:

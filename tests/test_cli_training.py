@@ -97,6 +97,17 @@ def test_bad_data_are_refused_by_file_name(data, tilenet_command, break_it, word
     assert not (data / "m.safetensors").exists()
 
 
+def test_a_precision_that_is_undefined_is_printed_as_a_dash_and_is_null_in_json(tmp_path, tilenet_command):
+    tifffile.imwrite(tmp_path / "found.tif", np.zeros((20, 20), np.uint8))
+    tifffile.imwrite(tmp_path / "true.tif", np.kron([[0, 1], [2, 0]], np.ones((10, 10), int)).astype(np.uint8))
+    line = "evaluate", tmp_path / "found.tif", tmp_path / "true.tif"
+    code, out, err = tilenet_command(*line)
+    assert (code, err) == (0, "") and ["precision", "-"] in map(str.split, out.splitlines())
+    assert ["recall", "0.0000"] in map(str.split, out.splitlines())
+    _, out, _ = tilenet_command(*line, "--json")
+    assert json.loads(out)["objects"]["0.5"] == {"f1": 0.0, "precision": None, "recall": 0.0}
+
+
 def test_the_help_names_every_option_of_the_recipe_and_its_default(tilenet_command):
     _, out, _ = tilenet_command("train", "--help")
     text = " ".join(out.split())

@@ -162,6 +162,15 @@ def test_thinned_borders_agree_with_scikit_image():
     assert not metrics.thin_borders(np.zeros((3, 3), int)).any()
 
 
+def test_precision_of_nothing_found_and_recall_of_nothing_to_find_are_undefined():
+    nothing = np.zeros_like(TRUTH)
+    missed, false = (metrics.count_objects(*of)[0.5] for of in ((nothing, TRUTH), (PREDICTION, nothing)))
+    assert (missed.precision, missed.recall, missed.f1) == (None, 0, 0)
+    assert (false.precision, false.recall, false.f1) == (0, None, 0)
+    both = missed + metrics.count_objects(TRUTH, TRUTH)[0.5]
+    assert (both.precision, both.recall) == (1, 0.5)
+
+
 def test_nothing_to_find_and_nothing_found_is_perfect():
     empty = np.zeros((3, 3), int)
     assert metrics.mean_average_precision(empty, empty) == 1

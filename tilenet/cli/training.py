@@ -203,6 +203,6 @@ def _rows(scores: dict[str, Any], indent: str = "", meanings: Mapping[str, str] 
         if isinstance(value, dict):
             rows += [f"{indent}{name}{meaning}", *_rows(value, indent + "  ")]
         else:
-            said = f"{value:.4f}" if isinstance(value, float) else value
+            said = f"{value:.4f}" if isinstance(value, float) else "-" if value is None else value
             rows.append(f"{indent}{name:<24} {said}{meaning}")
     return rows

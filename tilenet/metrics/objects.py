@@ -40,14 +40,14 @@ class ObjectCounts(AddableCounts):
     iou_sum: float = 0.0
 
     @property
-    def precision(self) -> float:
-        """Share of the predicted objects that have a partner."""
-        return ratio(self.matched, self.matched + self.only_prediction)
+    def precision(self) -> float | None:
+        """Share of the predicted objects that have a partner; None if none was predicted."""
+        return _share(self.matched, self.only_prediction)
 
     @property
-    def recall(self) -> float:
-        """Share of the true objects that were found."""
-        return ratio(self.matched, self.matched + self.only_truth)
+    def recall(self) -> float | None:
+        """Share of the true objects that were found; None if there are none."""
+        return _share(self.matched, self.only_truth)
 
     @property
     def f1(self) -> float:
@@ -63,6 +63,10 @@ class ObjectCounts(AddableCounts):
     def panoptic_quality(self) -> float:
         """Mean IoU of the matched pairs times F1."""
         return ratio(self.iou_sum, self.matched + (self.only_prediction + self.only_truth) / 2)
+
+
+def _share(part: int, rest: int) -> float | None:
+    return part / (part + rest) if part or rest else None
 
 
 def count_objects(
