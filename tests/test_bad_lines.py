@@ -1,5 +1,7 @@
 """Command lines that are refused: in one line, with exit code 2, before anything is written."""
 
+import os
+
 import click
 import numpy as np
 import pytest
@@ -105,3 +107,37 @@ def test_no_option_of_any_command_takes_a_number_that_is_not_finite():
             with pytest.raises(click.BadParameter):
                 option.type.convert(number, option, None)
         assert option.type.convert("0.5", option, None) == 0.5
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "args",
+    [
+        [*SMALL, "--tissue", "{d}/pipe.geojson"],
+        [*SMALL, "--tissue", "{d}/pipe.png"],
+        [*SMALL, "--cluster", "{d}/pipe.yaml"],
+        [*SMALL, "--scheduler", "{d}/pipe.json"],
+        ["segment", "{d}/pipe.tif", "-o", "{d}/o.zarr"],
+        ["segment", "{d}/slide.tif", "-o", "{d}/o.zarr", "-m", "{d}/pipe.safetensors"],
+        ["batch", "{d}/pipe.csv", "-o", "{d}/masks"],
+        ["batch", "{d}/pipe.txt", "-o", "{d}/masks"],
+        ["batch", "{d}/within.csv", "-o", "{d}/masks", "-m", "{d}/small.safetensors", "--objects", "--csv"],
+        ["export", "{d}/mask.zarr", "--csv", "{d}/m.csv", "--within", "{d}/pipe.geojson"],
+        ["export", "{d}/mask.zarr", "--geojson", "{d}/pipe.geojson", "--overwrite"],
+        ["overlay", "{d}/slide.tif", "{d}/mask.zarr", "--out", "{d}/o.png", "--table", "{d}/pipe.csv"],
+        ["evaluate", "{d}/pipe.tif", "{d}/slide.tif"],
+        ["verify", "{d}/pipe.tif"],
+        ["info", "{d}/pipe.tif"],
+        ["convert", "{d}/pipe.pth", "-o", "{d}/m.safetensors"],
+    ],
+    ids=lambda args: " ".join(word for word in args if "pipe" in word or word[:1].isalpha()),
+)
+def test_a_pipe_is_refused_by_its_name_and_not_waited_for(work, tilenet_command, args):
+    for ending in ("geojson", "png", "yaml", "json", "tif", "safetensors", "csv", "txt", "pth"):
+        os.mkfifo(work / f"pipe.{ending}")
+    (work / "within.csv").write_text("image,within\nslide.tif,pipe.geojson\n")
+    model = tilenet.load_model(work / "small.safetensors")
+    tilenet.segment(work / "slide.tif", work / "mask.zarr", model=model, objects=True)
+    code, out, err = tilenet_command(*(a.format(d=work) for a in args))
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert f"{work}/pipe." in err

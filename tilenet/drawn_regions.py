@@ -19,7 +19,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely import MultiPolygon
 
-from tilenet.errors import SettingsError, first_line
+from tilenet.errors import SettingsError, first_line, refuse_special_file
 
 # In a table, between the names of the regions of one shape.
 BETWEEN = "; "
@@ -140,6 +140,7 @@ def _classes(path: Path, features: Sequence[dict[str, Any]], *, named: bool) -> 
 def _features(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """Return the features of a file, and whether `tilenet.write_geojson` wrote it."""
     how = "In QuPath, select the annotations, and use File > Export objects as GeoJSON, not compressed"
+    refuse_special_file(path)
     try:
         held = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:

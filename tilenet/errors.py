@@ -26,6 +26,7 @@ also inherits from the builtin exception that users would expect to catch.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 WINDOWS = os.name == "nt"
@@ -158,3 +159,9 @@ def refuse_windows() -> None:
     """Refuse to run on Windows, before anything is done."""
     if WINDOWS:
         raise SettingsError("Windows cannot sync folders, so no mask can be written safely there. Use Linux, or WSL2")
+
+
+def refuse_special_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a pipe, a device or a socket, which might be read for ever; a missing file and a folder are left alone."""
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise SettingsError(f"{path}: is a pipe, a device or a socket, and no file. Write it to a file, and give that")

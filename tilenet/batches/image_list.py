@@ -15,7 +15,7 @@ from typing import Any
 from tilenet.address import file_of, is_address, last_name, shown
 from tilenet.card import parse_scaling
 from tilenet.drawn_regions import Drawn, read_regions
-from tilenet.errors import SettingsError
+from tilenet.errors import SettingsError, refuse_special_file
 from tilenet.export.intensities import Intensities
 from tilenet.jobs.options import Options, parse_channels, parse_sides, parse_tissue
 from tilenet.models.saved import packaged_models
@@ -25,6 +25,8 @@ from tilenet.tissue.regions import names_regions
 
 # Endings that are removed as well as the last one: slide.ome.tif is the slide "slide".
 INNER = (".ome",)
+# Endings of lists.
+LISTS = (".csv", ".txt")
 # Columns of a list that are options, and the functions that parse their text.
 COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "level": int,
@@ -107,7 +109,10 @@ def _items_of(image: str, plain: BatchItem) -> Iterator[BatchItem]:
         raise SettingsError("one of the images is an empty path. Give a path, a pattern or a list")
     if is_address(image):
         yield _item(image, plain)
-    elif path.suffix.lower() in (".csv", ".txt") and not path.exists() and not glob.has_magic(image):
+        return
+    if path.suffix.lower() in LISTS:
+        refuse_special_file(path)
+    if path.suffix.lower() in LISTS and not path.exists() and not glob.has_magic(image):
         raise SettingsError(f"{image}: no such list. Check its path")
     elif path.suffix.lower() == ".csv" and path.is_file():
         yield from _not_none(path, _read_csv(path, plain))

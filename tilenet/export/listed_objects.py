@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tilenet.errors import OutputMismatch, SettingsError
+from tilenet.errors import OutputMismatch, SettingsError, refuse_special_file
 from tilenet.export.areas import cut_size, least_of, pixel_sizes
 from tilenet.export.outlines import regions
 from tilenet.export.placement import MaskPlacement
@@ -83,6 +83,7 @@ def read_listed(mask: AnyMask, listing: Listing, grid: MaskPlacement) -> Listed:
 def _lines(listing: Listing) -> Iterator[dict[str, str]]:
     """Yield the lines of a table of objects, which name their object, and all or none their size and what it is."""
     table = listing.table
+    refuse_special_file(table)
     try:
         file = table.open(newline="", encoding="utf-8-sig", errors="replace")
     except OSError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilenet.errors import SettingsError
+from tilenet.errors import SettingsError, refuse_special_file
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -51,6 +51,7 @@ def read_description(path: str | Path) -> tuple[str, dict[str, Any], dict[str, i
     """Return the checked type, arguments, adapt and TLS entries of a cluster file."""
     import yaml
 
+    refuse_special_file(path)
     try:
         found = yaml.load(Path(path).read_text(), Loader=_loader())
     except OSError as error:
