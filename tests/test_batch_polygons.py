@@ -14,6 +14,7 @@ from stub import Bright, Bright3D
 import tilenet
 from tilenet.errors import SettingsError
 from tilenet.export import shapes
+from tilenet.export.table import write_table
 
 POLYGONS = {"model": Bright(), "objects": True, "polygons": True, "threads": 1}
 
@@ -99,6 +100,23 @@ def test_polygons_replace_no_file_of_somebody_else_and_no_regions_of_the_batch(s
         (result,) = tilenet.batch(tmp_path / f"{listed}.csv", masks, table=True, **POLYGONS)
         assert result.status == "failed" and f"a.geojson: {said}" in result.error
     assert drawn.read_bytes() == ours and not (masks / "a.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    "other", [{"min_area": "30px"}, {"shapes": True}, {"kind": "annotation"}, {"positive": "0>150"}], ids=str
+)
+@pytest.mark.parametrize("beside_table", [False, True])
+def test_polygons_that_an_export_wrote_with_other_options_are_written_anew(slides, tmp_path, other, beside_table):
+    masks = tmp_path / "masks"
+    tilenet.batch(slides[0], masks, **POLYGONS)
+    own = (masks / "a.geojson").read_bytes()
+    if beside_table and "kind" not in other:
+        write_table(masks / "a.zarr", tmp_path / "t.csv", geojson=masks / "a.geojson", overwrite=True, **other)
+    else:
+        tilenet.write_geojson(masks / "a.zarr", masks / "a.geojson", overwrite=True, **other)
+    assert (masks / "a.geojson").read_bytes() != own
+    tilenet.batch(slides[0], masks, **POLYGONS)
+    assert (masks / "a.geojson").read_bytes() == own
 
 
 def test_what_polygons_of_volumes_cannot_have_is_refused_before_work(tmp_path):

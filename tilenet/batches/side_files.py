@@ -16,7 +16,7 @@ from tilenet.export.areas import pixels_of_area
 from tilenet.export.descriptors import COLUMNS as FORMS
 from tilenet.export.intensities import Intensities
 from tilenet.export.listed_objects import Listing
-from tilenet.export.polygons_file import Polygons, check_polygons_place, write_polygons
+from tilenet.export.polygons_file import Polygons, check_polygons_place, rule_text, write_polygons
 from tilenet.export.polygons_file import rule_of as rule_of_polygons
 from tilenet.export.positive_rules import STAINS, is_judged_by
 from tilenet.export.table import is_table, read_table, write_table
@@ -129,7 +129,7 @@ class SideFiles:
         """Return the polygons if they are missing, older than the mask, or were written with other options."""
         out = polygons_beside(mask)
         said = {"positive": item.positive, "min_area": self.min_area, **asdict(self.columns)}
-        rule = _rule(said)
+        rule = rule_text(**said)
         if not _is_older(out, mask) and rule_of_polygons(out) == rule:
             return None
         return Polygons(out.absolute(), min_area=self.min_area, beside_table=self.table, rule=rule)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tilenet.arguments import known_options
 from tilenet.export.intensities import Intensities
-from tilenet.export.polygons_file import Kind, Polygons, write_polygons
+from tilenet.export.polygons_file import Kind, Polygons, rule_text, write_polygons
 from tilenet.export.shapes import Progress
 from tilenet.export.totals import Outlined
 
@@ -83,9 +83,10 @@ def write_geojson(
     ...     tilenet.write_geojson(folder + "/mask.zarr", folder + "/mask.geojson").vertices
     0
     """
+    measured = {"shapes": shapes, "intensities": intensities, "stains": stains, "positive": positive}
     return write_polygons(
         mask,
-        Polygons(Path(out).absolute(), kind, min_area),
+        Polygons(Path(out).absolute(), kind, min_area, rule=rule_text(kind=kind, min_area=min_area, **measured)),
         image=image,
         pixel_size=pixel_size,
         intensities=Intensities(channels=intensities, stains=stains, positive=positive),

@@ -41,7 +41,7 @@ class Polygons:
     min_area: str | float | None = None
     # Whether there is also a table, which has those shapes of volumes that their polygons lack.
     beside_table: bool = False
-    # What `rule_of` will return of the file.
+    # What `rule_of` will return of the file: a `rule_text`.
     rule: str = ""
 
     def __post_init__(self) -> None:
@@ -130,6 +130,15 @@ def is_polygons(path: Path) -> bool:
     """Return whether a file is one of polygons that tilenet wrote."""
     with path.open("rb") as file:
         return file.read(len(HEAD)) == HEAD
+
+
+def rule_text(*, kind: Kind = "detection", **options: Any) -> str:
+    """Return as text which options decide what is in a file of polygons; empty if none was given.
+
+    A batch knows by it polygons that were written with other options, by itself or by `write_geojson`.
+    """
+    given = {name: value for name, value in options.items() if value} | ({} if kind == KINDS[0] else {"kind": kind})
+    return json.dumps(given, sort_keys=True) if given else ""
 
 
 def rule_of(path: Path) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace as with_fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tilenet.export.areas import MinimumSize, least_of
 from tilenet.export.intensities import Intensities
 from tilenet.export.measuring import MeasuredShape, Measuring
 from tilenet.export.placement import MaskPlacement, find_grid, is_full
-from tilenet.export.polygons_file import Polygons, PolygonsFile
+from tilenet.export.polygons_file import Polygons, PolygonsFile, rule_text
 from tilenet.export.shapes import Progress, check_export_place, open_placed
 from tilenet.export.table_lines import COLUMNS, lines_of
 from tilenet.export.table_rows import Rows
@@ -136,7 +137,8 @@ def write_table(
         if counts is not None:
             check_counts_place(Path(counts), opened, replace=overwrite, table=out, image=image)
         tally, least = Tally(opened, out, grid, drawn, positive=bool(positive)), least_of(opened, min_area)
-        polygons = _polygons_beside(geojson, opened, image, min_area=min_area, replace=overwrite, shapes=shapes)
+        measured = {"shapes": shapes, "intensities": intensities, "stains": stains, "positive": positive}
+        polygons = _polygons_beside(geojson, opened, image, measured, min_area=min_area, replace=overwrite)
         if polygons:
             refuse_protected(polygons.found.path, regions=within)
         measuring = Measuring.begin(opened, grid, image, bright, shapes=shapes)
@@ -165,17 +167,18 @@ def _polygons_beside(
     geojson: str | PathLike[str] | Polygons | None,
     mask: AnyMask,
     image: Any,
+    measured: Mapping[str, Any],
     *,
     min_area: str | float | None,
     replace: bool,
-    shapes: bool,
 ) -> PolygonsFile | None:
     """Return the file of polygons to write beside a table, if there is to be one."""
     if geojson is None:
         return None
     if not isinstance(geojson, Polygons):
         geojson = Polygons(Path(geojson).absolute(), min_area=min_area, beside_table=True)
-    return PolygonsFile(geojson, mask, image, replace=replace, shapes=shapes)
+    rule = rule_text(kind=geojson.kind, min_area=geojson.min_area, **measured)
+    return PolygonsFile(with_fields(geojson, rule=rule), mask, image, replace=replace, shapes=measured["shapes"])
 
 
 def read_table(
