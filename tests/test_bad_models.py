@@ -261,6 +261,14 @@ def test_the_weights_that_these_damages_start_from_are_sound(tmp_path):
     assert torch.equal(load_model(tmp_path / "w.pth").last.weight, state()["last.weight"])
 
 
+@pytest.mark.parametrize("color", [[1, 2, 3], "ff0000", [1, 2, 3, 256]], ids=str)
+def test_colours_that_cannot_be_are_refused_with_an_example_that_can(color):
+    with pytest.raises(ModelError, match="red, green, blue and alpha, 0 to 255") as caught:
+        ModelCard(colors={"1": color})
+    assert str(caught.value).endswith("such as {'1': [0, 200, 100, 255]}")
+    assert ModelCard(colors={"1": [0, 200, 100, 255]}).colors
+
+
 def test_a_folder_a_pipe_and_a_device_are_no_models(commands, work, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):

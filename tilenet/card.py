@@ -63,7 +63,9 @@ RULES: dict[str, Callable[[Any], bool]] = {
     "colors": _is_colors,
     "pixel_size": lambda value: value is None or (_is_number(value) and value > 0),
 }
-
+# What an error asks for.
+CORRECT = "Correct the card"
+WANTED = {"colors": "Give red, green, blue and alpha, 0 to 255, by mask value, such as {'1': [0, 200, 100, 255]}"}
 
 # Classes that say how deep inside an object a pixel lies, the deepest last: those of `tilenet train --targets depth`.
 DEPTH_CLASSES = ("background", "rim", "body", "centre")
@@ -120,7 +122,7 @@ class ModelCard:
         object.__setattr__(self, "scaling", parse_scaling(self.scaling))
         for name, is_right in RULES.items():
             if not is_right(value := getattr(self, name)):
-                raise ModelError(f"model card: {name} cannot be {str(value)[:60]!r}. Correct the card")
+                raise ModelError(f"model card: {name} cannot be {str(value)[:60]!r}. {WANTED.get(name, CORRECT)}")
         if self.output not in OUTPUTS:
             raise ModelError(f"model card: output {self.output!r} is none of {', '.join(OUTPUTS)}. Correct the card")
         if any(v not in MASK_VALUES for v in self.mask_of_class):
